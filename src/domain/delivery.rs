@@ -1,0 +1,215 @@
+//! One event for one endpoint: its keys, its states, its attempts.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{DisabledReason, EndpointNumber, Position, Timestamp};
+
+/// Names a delivery: an event goes to an endpoint at most once at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryKey {
+    pub event: Position,
+    pub endpoint: EndpointNumber,
+}
+
+/// A pending delivery's place in its lane: by due time, then by acceptance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DueKey {
+    pub due: Timestamp,
+    pub event: Position,
+}
+
+/// What a pending delivery has behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Attempts ever made.
+    pub attempts: u32,
+    /// Attempts made in this retry series: since acceptance or the last redrive.
+    pub attempts_in_series: u32,
+    pub series_started: Timestamp,
+    /// What brought about the next attempt.
+    pub trigger: Trigger,
+}
+
+/// What brought about an attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trigger {
+    /// The event was accepted.
+    #[default]
+    Publish,
+    /// The retry policy.
+    Retry,
+    /// `POST /v1/deliveries/{id}/retry`.
+    Manual,
+    /// A dead letter was redriven.
+    Redrive,
+    /// The event was replayed.
+    Replay,
+}
+
+impl Trigger {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Retry => "retry",
+            Self::Manual => "manual",
+            Self::Redrive => "redrive",
+            Self::Replay => "replay",
+        }
+    }
+}
+
+/// A delivery is in exactly one state. Legal moves: pending to any other; any other back to pending, by an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryState {
+    Pending,
+    Delivered,
+    Dead(DeadReason),
+    Cancelled,
+}
+
+impl DeliveryState {
+    /// The API's word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Dead(_) => "dead",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why a delivery was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DeadReason {
+    AttemptsExhausted,
+    MaxAge,
+    Gone,
+    Refused,
+    EndpointDeleted,
+    EndpointDisabled,
+    BlockedAddress,
+    Expired,
+}
+
+impl DeadReason {
+    pub const ALL: [Self; 8] = [
+        Self::AttemptsExhausted,
+        Self::MaxAge,
+        Self::Gone,
+        Self::Refused,
+        Self::EndpointDeleted,
+        Self::EndpointDisabled,
+        Self::BlockedAddress,
+        Self::Expired,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AttemptsExhausted => "attemptsExhausted",
+            Self::MaxAge => "maxAge",
+            Self::Gone => "gone",
+            Self::Refused => "refused",
+            Self::EndpointDeleted => "endpointDeleted",
+            Self::EndpointDisabled => "endpointDisabled",
+            Self::BlockedAddress => "blockedAddress",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// What went wrong with an attempt, in few words that are safe as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ErrorClass {
+    Dns,
+    Connect,
+    Tls,
+    Timeout,
+    Reset,
+    /// A status that is not 2xx.
+    Status,
+    BlockedAddress,
+    /// Reply headers above their bound.
+    ResponseTooLarge,
+    /// Not HTTP.
+    Protocol,
+    /// Our own request could not be built (for instance a URL that no longer parses).
+    Request,
+}
+
+impl ErrorClass {
+    pub const ALL: [Self; 10] = [
+        Self::Dns,
+        Self::Connect,
+        Self::Tls,
+        Self::Timeout,
+        Self::Reset,
+        Self::Status,
+        Self::BlockedAddress,
+        Self::ResponseTooLarge,
+        Self::Protocol,
+        Self::Request,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Status => "status",
+            Self::BlockedAddress => "blockedAddress",
+            Self::ResponseTooLarge => "responseTooLarge",
+            Self::Protocol => "protocol",
+            Self::Request => "request",
+        }
+    }
+}
+
+/// What an attempt's result means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Delivered,
+    /// Try again as the policy says.
+    Retry,
+    /// Try again, not before this long; and hold the whole lane for it.
+    RetryAfter(Duration),
+    /// Never try this delivery again.
+    Refused(DeadReason),
+    /// Never try this delivery again, and disable the endpoint.
+    Gone(DisabledReason),
+}
+
+/// What happens to a delivery after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Delivered,
+    RetryAt(Timestamp),
+    Dead(DeadReason),
+}
+
+/// One HTTP try of a delivery, as it is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// From 1, over all series.
+    pub number: u32,
+    pub trigger: Trigger,
+    pub started_at: Timestamp,
+    pub duration: Duration,
+    pub status: Option<u16>,
+    /// Class and words; `None` for a success.
+    pub error: Option<(ErrorClass, Box<str>)>,
+    /// The reply's body, capped.
+    pub reply: Bytes,
+    pub next: Next,
+}
+
+/// Where an attempt is recorded.
+pub type AttemptRef = Position;

@@ -1,0 +1,148 @@
+//! An endpoint: a registered subscriber URL with its policy.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{DeadReason, EndpointId, EndpointNumber, Pattern, Position, Tenant, Timestamp};
+
+/// Requests per time, with what may go out at once after a quiet spell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests per `per`, at least 1.
+    pub limit: u32,
+    pub per: Duration,
+    /// At least 1.
+    pub burst: u32,
+}
+
+/// In which order an endpoint's deliveries go out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordering {
+    #[default]
+    None,
+    /// One at a time per ordering key, in order of acceptance.
+    Key,
+    /// One at a time, in order of acceptance.
+    Endpoint,
+}
+
+/// The body that the endpoint receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Standard,
+}
+
+/// How the endpoint's requests are signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SignaturePreset {
+    #[default]
+    Standard,
+}
+
+/// When a failed delivery is tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RetryPolicy {
+    Exponential {
+        initial: Duration,
+        /// At least 1.0.
+        multiplier: f64,
+        max_interval: Duration,
+        /// Including the first.
+        max_attempts: u32,
+        /// From the start of the series (acceptance, redrive).
+        max_age: Duration,
+        /// Part of the interval by which it may be longer or shorter, 0.0 to 1.0.
+        jitter: f64,
+    },
+    /// One retry after each of these; nothing after the last.
+    Schedule(Vec<Duration>),
+}
+
+/// A signing secret: raw key bytes. Deliberately without a `Debug` that shows them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub bytes: Vec<u8>,
+    /// `None` for the current secret; a rotated one signs until then.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Why the daemon (not the operator) stopped sending to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DisabledReason {
+    /// The receiver answered 410.
+    Gone,
+    /// It failed without one success for the configured time.
+    Failing,
+    /// It asked for it with `webhook-delivery: disable`.
+    Requested,
+}
+
+impl DisabledReason {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Failing => "failing",
+            Self::Requested => "requested",
+        }
+    }
+
+    /// The reason of the delivery whose reply disabled the endpoint.
+    #[must_use]
+    pub fn dead_reason(self) -> DeadReason {
+        match self {
+            Self::Gone => DeadReason::Gone,
+            Self::Failing | Self::Requested => DeadReason::EndpointDisabled,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EndpointStatus {
+    #[default]
+    Active,
+    Paused,
+    Disabled {
+        reason: DisabledReason,
+        at: Timestamp,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    pub number: EndpointNumber,
+    pub id: EndpointId,
+    pub tenant: Tenant,
+    /// Canonical form of the URL, as parsed.
+    pub url: Box<str>,
+    pub description: Box<str>,
+    /// Empty means every type.
+    pub event_types: Vec<Pattern>,
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    pub rate_limit: Option<RateLimit>,
+    /// Requests at once, at least 1.
+    pub max_in_flight: u32,
+    pub timeout: Duration,
+    pub ordering: Ordering,
+    pub retry: RetryPolicy,
+    pub format: Format,
+    pub signature: SignaturePreset,
+    /// The current secret first, then those in their overlap.
+    pub secrets: Vec<Secret>,
+    /// Whether deliveries continue the event's `traceparent`.
+    pub trace: bool,
+    /// A JSON object, as text.
+    pub metadata: Option<Box<str>>,
+    pub status: EndpointStatus,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// Position of the record that made it what it is; an update names the revision that it read.
+    pub revision: Position,
+}

@@ -1,0 +1,29 @@
+//! The words of the program and their legal transitions.
+//!
+//! Owns: events, endpoints, deliveries, attempts, verdicts, records, positions and times, as plain values. Must never
+//! know async, I/O, serde, clocks or randomness. What can be said with these types is legal; what is illegal does not
+//! parse.
+
+pub mod delivery;
+pub mod endpoint;
+pub mod event;
+pub mod ids;
+pub mod key;
+pub mod names;
+pub mod record;
+pub mod time;
+
+pub use delivery::{
+    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Next, Progress, Trigger,
+    Verdict,
+};
+pub use endpoint::{
+    DisabledReason, Endpoint, EndpointStatus, Format, Ordering, RateLimit, RetryPolicy, Secret,
+    SignaturePreset,
+};
+pub use event::{Event, Expected};
+pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
+pub use key::{ApiKey, Role};
+pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, StreamName, Tenant};
+pub use record::{Idempotency, Record};
+pub use time::{Now, Timestamp};

@@ -1,0 +1,107 @@
+//! Names that clients choose, checked once when they are parsed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::limits;
+
+/// A name that does not follow its rule; `rule` says what would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidName {
+    pub what: &'static str,
+    pub rule: &'static str,
+}
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} must be {}", self.what, self.rule)
+    }
+}
+
+impl std::error::Error for InvalidName {}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $legal:path) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Box<str>);
+
+        impl $name {
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                if $legal(text) { Ok(Self(text.into())) } else { Err(InvalidName { what: $what, rule: $rule }) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+fn is_event_type(text: &str) -> bool {
+    text.len() <= limits::EVENT_TYPE_BYTES_MAX && text.split('.').all(is_word)
+}
+
+fn is_pattern(text: &str) -> bool {
+    text.len() <= limits::EVENT_TYPE_BYTES_MAX
+        && text.split('.').all(|word| word == "*" || word == "#" || is_word(word))
+}
+
+fn is_tenant(text: &str) -> bool {
+    text.len() <= limits::NAME_BYTES_MAX && !text.is_empty() && text.split('.').all(is_word)
+}
+
+fn is_printable(text: &str) -> bool {
+    !text.is_empty() && text.len() <= limits::NAME_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
+fn is_version(text: &str) -> bool {
+    text.len() <= 32 && text.split('.').all(is_word)
+}
+
+name!(
+    /// What kind of event this is: dot-separated words, for example `order.paid`.
+    EventType, "event type", "dot-separated words of [A-Za-z0-9_-], at most 255 bytes", is_event_type
+);
+name!(
+    /// A topic pattern with RabbitMQ's semantics: `*` is exactly one word, `#` is zero or more.
+    Pattern, "topic pattern", "dot-separated words of [A-Za-z0-9_-], `*` or `#`, at most 255 bytes", is_pattern
+);
+name!(
+    /// Whose event or endpoint this is. Nothing crosses from one tenant to another.
+    Tenant, "tenant", "dot-separated words of [A-Za-z0-9_-], at most 255 bytes", is_tenant
+);
+name!(
+    /// The subject of a stream of events, for example `order-42`.
+    StreamName, "stream", "1 to 255 bytes without control characters", is_printable
+);
+name!(
+    /// Events with the same ordering key reach an endpoint with `ordering: key` one after the other.
+    OrderingKey, "ordering key", "1 to 255 bytes without control characters", is_printable
+);
+name!(
+    /// The version of an event's schema, for example `1.0`.
+    EventVersion, "version", "dot-separated words of [A-Za-z0-9_-], at most 32 bytes", is_version
+);
+
+impl Tenant {
+    /// The tenant of requests that do not name one.
+    pub const DEFAULT: &'static str = "default";
+    /// The reserved tenant of operator events.
+    pub const OPERATOR: &'static str = "balto";
+}

@@ -1,0 +1,4 @@
+//! Balto: a webhook delivery engine in one binary.
+
+pub mod domain;
+pub mod limits;

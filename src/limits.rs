@@ -1,0 +1,112 @@
+//! Every bound of the program in one place, with its relations to the others checked at compile time.
+//!
+//! Owns: maximum sizes ("bound"), maximum counts at once ("limit"). What an operator may change is only a default
+//! here; the configuration carries the value in force. Must never know any other module.
+
+use std::time::Duration;
+
+// ---- ingest ----------------------------------------------------------------------------------------------------
+
+/// Default bound of one event's request body, in bytes (`ingest.max_event_bytes`).
+pub const EVENT_BYTES_DEFAULT: usize = 256 * 1024;
+/// Hard bound of one event's request body, in bytes; the configuration cannot exceed it.
+pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
+/// Most events in one batch request.
+pub const BATCH_EVENTS_MAX: usize = 1_000;
+/// Bound of a batch request's body, in bytes.
+pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bound of any other request body, in bytes.
+pub const REQUEST_BYTES_MAX: usize = 256 * 1024;
+/// Longest event type, in bytes (RabbitMQ's bound of a routing key).
+pub const EVENT_TYPE_BYTES_MAX: usize = 255;
+/// Longest id that a publisher may choose, in bytes.
+pub const EVENT_ID_BYTES_MAX: usize = 64;
+/// Longest tenant, stream and ordering key, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Bound of an event's or endpoint's `metadata`, in bytes of JSON.
+pub const METADATA_BYTES_MAX: usize = 16 * 1024;
+/// Default bound of event bytes that wait for their commit (admission).
+pub const ADMISSION_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+/// Default limit of events that wait for their commit (admission).
+pub const ADMISSION_EVENTS_DEFAULT: usize = 100_000;
+
+// ---- endpoints -------------------------------------------------------------------------------------------------
+
+/// Most topic patterns of one endpoint.
+pub const PATTERNS_MAX: usize = 256;
+/// Most custom headers of one endpoint.
+pub const HEADERS_MAX: usize = 50;
+/// Longest custom header value, in bytes.
+pub const HEADER_VALUE_BYTES_MAX: usize = 4_096;
+/// Longest URL of an endpoint, in bytes.
+pub const URL_BYTES_MAX: usize = 2_048;
+/// Live secrets of one endpoint: the current one and those in their overlap.
+pub const SECRETS_MAX: usize = 10;
+/// Shortest and longest HMAC key, in bytes (Standard Webhooks).
+pub const SECRET_BYTES_MIN: usize = 24;
+/// See [`SECRET_BYTES_MIN`].
+pub const SECRET_BYTES_MAX: usize = 64;
+/// Most requests at once to one endpoint that its policy may ask for.
+pub const IN_FLIGHT_PER_ENDPOINT_MAX: u32 = 1_000;
+/// Most attempts that a retry policy may ask for.
+pub const ATTEMPTS_MAX: u32 = 100;
+/// Most positions of attempts that are kept per delivery; older ones drop out of the list, never out of the count.
+pub const ATTEMPTS_KEPT_MAX: usize = 128;
+
+// ---- delivery --------------------------------------------------------------------------------------------------
+
+/// Default limit of requests at once over all endpoints (`delivery.max_in_flight`).
+pub const IN_FLIGHT_DEFAULT: usize = 1_024;
+/// Keys that a lane holds in memory; the rest of its backlog stays on disk.
+pub const LANE_WINDOW_MAX: usize = 128;
+/// A lane asks for more when its window falls below this.
+pub const LANE_WINDOW_LOW: usize = 48;
+/// Bytes of a receiver's reply that are read and kept with the attempt.
+pub const REPLY_BYTES_MAX: usize = 16 * 1024;
+/// Longest wait that a receiver's `Retry-After` can ask for.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of events held in memory between acceptance and first send.
+pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+// ---- store -----------------------------------------------------------------------------------------------------
+
+/// Most records in one group commit.
+pub const COMMIT_RECORDS_MAX: usize = 8_192;
+/// Bound of one group commit, in bytes.
+pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A frame is closed when it has reached this many bytes, so that one record can be read back cheaply.
+pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
+/// Bound of one frame, in bytes: one all-or-none append must fit.
+pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A segment is sealed when it has reached this many bytes.
+pub const SEGMENT_BYTES_TARGET: u64 = 64 * 1024 * 1024;
+/// Bound of a value in sled, in bytes: above a quarter of its segment it writes un-synced blob files.
+pub const STATE_VALUE_BYTES_MAX: usize = 100_000;
+/// Rows that may change between two checkpoints.
+pub const CHECKPOINT_ROWS_MAX: usize = 4_000;
+/// Time between two checkpoints when little happens.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// sled's page cache, in bytes.
+pub const STATE_CACHE_BYTES: u64 = 48 * 1024 * 1024;
+
+// ---- queries ---------------------------------------------------------------------------------------------------
+
+/// Most items on one page of a list.
+pub const PAGE_ITEMS_MAX: usize = 250;
+/// Items on one page of a list when the client does not say.
+pub const PAGE_ITEMS_DEFAULT: usize = 50;
+/// Index entries that one query step may look at before it yields the state to others.
+pub const SCAN_ENTRIES_MAX: usize = 10_000;
+/// Deliveries that one redrive, purge, cancel or replay record names.
+pub const BULK_DELIVERIES_MAX: usize = 1_000;
+
+const _: () = assert!(EVENT_BYTES_MAX >= EVENT_BYTES_DEFAULT);
+const _: () = assert!(FRAME_BYTES_MAX >= BATCH_BYTES_MAX + COMMIT_RECORDS_MAX); // an all-or-none batch fits one frame
+const _: () = assert!(COMMIT_BYTES_MAX >= 4 * EVENT_BYTES_MAX); // a commit always holds several events
+const _: () = assert!(COMMIT_RECORDS_MAX >= BATCH_EVENTS_MAX);
+const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
+const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
+const _: () = assert!(STATE_VALUE_BYTES_MAX < 512 * 1024 / 4); // below sled's blob threshold
+const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

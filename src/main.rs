@@ -1,0 +1,5 @@
+//! The `balto` command.
+
+fn main() -> anyhow::Result<()> {
+    anyhow::bail!("the command line is not built yet")
+}
