@@ -1,5 +1,7 @@
 //! Balto: a webhook delivery engine in one binary.
 
+pub mod codec;
 pub mod domain;
 pub mod engine;
 pub mod limits;
+pub mod projections;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use crate::projections::reads::{Cursor, Filter};
+
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, EndpointNumber, Event, EventId, EventType,
     EventVersion, Expected, Idempotency, OrderingKey, Position, StreamName, Tenant, Timestamp, Trigger,
@@ -160,32 +162,6 @@ pub struct DeadLetterDetail {
     pub letter: DeadLetterView,
     pub event: Arc<Event>,
     pub attempts: Vec<Arc<Attempt>>,
-}
-
-/// Filters of every list; each list documents which of them it reads. Times bound the acceptance of the event (for
-/// dead letters: the death), `since` inclusive, `until` exclusive.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    pub tenant: Option<Tenant>,
-    pub endpoint: Option<EndpointNumber>,
-    pub event: Option<Position>,
-    pub event_type: Option<EventType>,
-    pub stream: Option<StreamName>,
-    /// An event's status word.
-    pub event_status: Option<&'static str>,
-    /// A delivery's state word (`pending`, `delivered`, `dead`, `cancelled`).
-    pub delivery_state: Option<&'static str>,
-    pub reason: Option<DeadReason>,
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
-}
-
-/// Where a page starts: everything listed is strictly older than this. Opaque to clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    pub position: Position,
-    /// Second part for lists of deliveries: endpoints below this one, of the event at `position`, are still to come.
-    pub endpoint: EndpointNumber,
 }
 
 /// One page, newest first. A page may hold fewer than asked for although `next` says that there is more.

@@ -1,0 +1,43 @@
+//! How many deliveries wait, per endpoint (`L`) and in all.
+
+use super::rows::{Key, Rows, endpoint_at};
+use crate::codec::{Reader, put_varint};
+use crate::domain::EndpointNumber;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lane {
+    pub pending: u64,
+    /// Of `pending`: behind another delivery of the same ordering key.
+    pub waiting: u64,
+    pub dead: u64,
+}
+
+pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
+    rows.get(&Key::new(b'L').endpoint(endpoint).0).map_or_else(Lane::default, |value| decode(&value))
+}
+
+fn decode(value: &[u8]) -> Lane {
+    let mut reader = Reader::new(value);
+    let mut number = || reader.varint().unwrap_or(0);
+    Lane { pending: number(), waiting: number(), dead: number() }
+}
+
+pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, change: impl FnOnce(&mut Lane)) {
+    let mut counters = lane(rows, endpoint);
+    change(&mut counters);
+    let mut value = Vec::with_capacity(12);
+    for number in [counters.pending, counters.waiting, counters.dead] {
+        put_varint(&mut value, number);
+    }
+    rows.put(&Key::new(b'L').endpoint(endpoint).0, value);
+}
+
+/// Counters of all endpoints, by number.
+pub fn all(rows: &dyn Rows) -> Vec<(EndpointNumber, Lane)> {
+    let mut list = Vec::new();
+    rows.scan(b"L", b"M", &mut |key, value| {
+        list.push((endpoint_at(key, 1), decode(value)));
+        std::ops::ControlFlow::Continue(())
+    });
+    list
+}

@@ -1,0 +1,414 @@
+//! The fold: what one journal record does to the rows, and what lanes have to hear about it.
+
+use std::collections::HashMap;
+
+use super::dead::Letter;
+use super::pages::{Blocks, EventEntry, StateEntry};
+use super::pending::{Detail, OrderHash, Row};
+use super::{Rows, counters, dead, idempotency, pages, pending, stats, streams};
+use crate::domain::{
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, Event, Next, Ordering, Position,
+    Progress, Record, Timestamp, Trigger,
+};
+use crate::limits;
+
+/// What changed for a lane. `at` is the position of the record that says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneChange {
+    /// The delivery may be sent from `key.due` on.
+    Due { endpoint: EndpointNumber, key: DueKey, progress: Progress, at: Position },
+    /// This place in the lane is empty: the delivery ended, moved or was cancelled.
+    Settled { endpoint: EndpointNumber, key: DueKey, at: Position },
+}
+
+/// Deliveries by state, over all endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub pending: u64,
+    pub dead: u64,
+    /// Events accepted since the journal began.
+    pub events: u64,
+}
+
+/// The fold's own memory beside the rows: derived from records as well, bounded by the number of endpoints.
+#[derive(Debug, Default)]
+pub struct Fold {
+    orderings: HashMap<EndpointNumber, Ordering>,
+    blocks: Blocks,
+    /// Position of the last checkpoint; names the blocks that are written until the next.
+    checkpoint: u64,
+    pub totals: Totals,
+}
+
+/// FNV-1a: stable for ever, because it is stored.
+#[must_use]
+pub fn order_hash(key: &str) -> OrderHash {
+    key.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The queue of all deliveries of an endpoint with strict order.
+const WHOLE_ENDPOINT: OrderHash = 0;
+
+impl Fold {
+    /// A fold that goes on after a checkpoint.
+    #[must_use]
+    pub fn resume(checkpoint: Position, totals: Totals) -> Self {
+        Self { checkpoint: checkpoint.0, totals, ..Self::default() }
+    }
+
+    /// Tells the ordering of an endpoint that is known from before the checkpoint.
+    pub fn know_endpoint(&mut self, endpoint: EndpointNumber, ordering: Ordering) {
+        self.orderings.insert(endpoint, ordering);
+    }
+
+    /// To be called when everything up to `position` has been checkpointed.
+    pub fn on_checkpoint(&mut self, position: Position) {
+        self.checkpoint = position.0;
+        self.blocks.close();
+    }
+
+    /// Applies one record. Lane changes are appended to `changes`; those of a freshly accepted event for endpoints
+    /// without an order are left out when `announced` says that the lanes have heard of them already.
+    pub fn apply(
+        &mut self,
+        rows: &mut dyn Rows,
+        position: Position,
+        record: &Record,
+        announced: bool,
+        changes: &mut Vec<LaneChange>,
+    ) {
+        let mut step = Step { fold: self, rows, position, changes };
+        match record {
+            Record::EventAccepted(event) => step.accept(event, announced),
+            Record::AttemptFinished { delivery, due, attempt } => step.finish(*delivery, *due, attempt),
+            Record::EndpointPut(endpoint) => {
+                step.fold.orderings.insert(endpoint.number, endpoint.ordering);
+            }
+            Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::DeliveriesRevived { deliveries, trigger, at } => {
+                for delivery in deliveries {
+                    step.revive(*delivery, *trigger, *at);
+                }
+            }
+            Record::DeliveriesCancelled { deliveries, at } => {
+                for delivery in deliveries {
+                    step.give_up(*delivery, DeliveryState::Cancelled, *at);
+                }
+            }
+            Record::DeliveriesDied { deliveries, reason, at } => {
+                for delivery in deliveries {
+                    step.give_up(*delivery, DeliveryState::Dead(*reason), *at);
+                }
+            }
+            Record::DeadLettersPurged { deliveries, at } => {
+                for delivery in deliveries {
+                    step.purge(*delivery, *at);
+                }
+            }
+            Record::RequestAnswered { idempotency, .. } => {
+                idempotency::remember(step.rows, step.fold.checkpoint, idempotency, position);
+            }
+        }
+    }
+}
+
+/// One record being applied.
+struct Step<'a> {
+    fold: &'a mut Fold,
+    rows: &'a mut dyn Rows,
+    position: Position,
+    changes: &'a mut Vec<LaneChange>,
+}
+
+/// What is known of a pending delivery's place.
+struct Place {
+    due: Timestamp,
+    /// Whether a lane may send it (it has a `D` row).
+    sendable: bool,
+    row: Row,
+}
+
+impl Step<'_> {
+    fn accept(&mut self, event: &Event, announced: bool) {
+        self.fold.totals.events += 1;
+        let entry = EventEntry {
+            position: self.position,
+            accepted_at: event.accepted_at,
+            first_due: event.first_due(),
+            tenant: event.tenant.as_str().into(),
+            event_type: event.event_type.as_str().into(),
+            stream: event.stream.as_ref().map(|(name, _)| name.as_str().into()),
+            order: order_hash(ordering_key(event)),
+            targets: event.targets.clone(),
+        };
+        self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
+        if let Some((stream, version)) = &event.stream {
+            streams::advance(self.rows, &event.tenant, stream, *version, event.accepted_at, self.position);
+        }
+        for idempotency in &event.idempotency {
+            idempotency::remember(self.rows, self.fold.checkpoint, idempotency, self.position);
+        }
+        let progress = Progress {
+            attempts: 0,
+            attempts_in_series: 0,
+            series_started: entry.first_due,
+            trigger: Trigger::Publish,
+        };
+        for endpoint in &event.targets {
+            let delivery = DeliveryKey { event: self.position, endpoint: *endpoint };
+            let order = self.order(*endpoint, entry.order);
+            self.add(delivery, entry.first_due, Row { progress, order }, announced && order.is_none());
+        }
+    }
+
+    fn order(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
+        match self.fold.orderings.get(&endpoint).copied().unwrap_or_default() {
+            Ordering::None => None,
+            Ordering::Key => Some(key),
+            Ordering::Endpoint => Some(WHOLE_ENDPOINT),
+        }
+    }
+
+    /// A delivery becomes pending.
+    fn add(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
+        self.fold.totals.pending += 1;
+        let sendable = match row.order {
+            None => true,
+            Some(order) => pending::enqueue(self.rows, delivery, order, due, &row),
+        };
+        counters::change(self.rows, delivery.endpoint, |lane| {
+            lane.pending += 1;
+            lane.waiting += u64::from(!sendable);
+        });
+        if sendable {
+            self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, &row, announced);
+        }
+    }
+
+    fn make_due(&mut self, endpoint: EndpointNumber, key: DueKey, row: &Row, announced: bool) {
+        pending::put_due(self.rows, endpoint, key, row);
+        if !announced {
+            self.changes.push(LaneChange::Due { endpoint, key, progress: row.progress, at: self.position });
+        }
+    }
+
+    /// Takes a pending delivery out of its places and lets the next of its queue through.
+    fn remove(&mut self, delivery: DeliveryKey, place: &Place) {
+        self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
+        let key = DueKey { due: place.due, event: delivery.event };
+        if place.sendable {
+            self.unmake_due(delivery.endpoint, key);
+        }
+        counters::change(self.rows, delivery.endpoint, |lane| {
+            lane.pending = lane.pending.saturating_sub(1);
+            lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
+        });
+        pending::remove_detail(self.rows, delivery);
+        if let Some(order) = place.row.order {
+            pending::dequeue(self.rows, delivery, order);
+            if place.sendable {
+                self.let_next_through(delivery.endpoint, order);
+            }
+        }
+    }
+
+    fn unmake_due(&mut self, endpoint: EndpointNumber, key: DueKey) {
+        pending::remove_due(self.rows, endpoint, key);
+        self.changes.push(LaneChange::Settled { endpoint, key, at: self.position });
+    }
+
+    fn let_next_through(&mut self, endpoint: EndpointNumber, order: OrderHash) {
+        if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
+            row.order = Some(order);
+            counters::change(self.rows, endpoint, |lane| lane.waiting = lane.waiting.saturating_sub(1));
+            self.make_due(endpoint, key, &row, false);
+        }
+    }
+
+    /// Where a delivery is pending; `None` when it is not.
+    fn place(&self, delivery: DeliveryKey) -> Option<Place> {
+        let state = pages::state_of(self.rows, delivery);
+        if state.as_ref().is_some_and(|entry| entry.state != DeliveryState::Pending) {
+            return None;
+        }
+        let event = pages::event(self.rows, delivery.event)?;
+        if state.is_none() && !event.targets.contains(&delivery.endpoint) {
+            return None;
+        }
+        let due = pending::detail(self.rows, delivery).map_or(event.first_due, |detail| detail.due);
+        if let Some(row) =
+            pending::due_row(self.rows, delivery.endpoint, DueKey { due, event: delivery.event })
+        {
+            return Some(Place { due, sendable: true, row });
+        }
+        let waiting = [event.order, WHOLE_ENDPOINT].into_iter().find_map(|order| {
+            pending::queued(self.rows, delivery, order).map(|(due, row)| (due, row, order))
+        });
+        let (due, row, order) = waiting?;
+        Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
+    }
+
+    /// A late result does not overwrite a cancel: without its due row an attempt changes nothing but the statistics.
+    fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
+        let key = DueKey { due, event: delivery.event };
+        stats::change(self.rows, delivery.endpoint, attempt.started_at, |hour| {
+            hour.count_attempt(attempt.duration);
+            hour.delivered += u64::from(attempt.next == Next::Delivered);
+            hour.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
+        });
+        let Some(row) = pending::due_row(self.rows, delivery.endpoint, key) else { return };
+        let mut detail = self.detail(delivery, &row, due);
+        detail.last_status = attempt.status;
+        detail.progress.attempts += 1;
+        detail.progress.attempts_in_series += 1;
+        if detail.attempts.len() == limits::ATTEMPTS_KEPT_MAX {
+            detail.attempts.remove(0);
+        }
+        detail.attempts.push(self.position);
+        let finished_at = attempt.started_at.plus(attempt.duration);
+        let place = Place { due, sendable: true, row };
+        match attempt.next {
+            Next::RetryAt(at) => {
+                detail.progress.trigger = Trigger::Retry;
+                self.move_to(delivery, key, at, &mut detail, row.order);
+            }
+            Next::Delivered => {
+                self.remove(delivery, &place);
+                self.settle(delivery, DeliveryState::Delivered, finished_at, &detail);
+            }
+            Next::Dead(reason) => {
+                self.remove(delivery, &place);
+                self.die(delivery, reason, finished_at, &detail);
+            }
+        }
+    }
+
+    fn detail(&self, delivery: DeliveryKey, row: &Row, due: Timestamp) -> Detail {
+        let fresh = row.progress.attempts == 0 && row.progress.trigger == Trigger::Publish;
+        let known = if fresh { None } else { pending::detail(self.rows, delivery) };
+        known.unwrap_or(Detail { due, last_status: None, progress: row.progress, attempts: Vec::new() })
+    }
+
+    /// A pending delivery gets another due time.
+    fn move_to(
+        &mut self,
+        delivery: DeliveryKey,
+        old: DueKey,
+        due: Timestamp,
+        detail: &mut Detail,
+        order: Option<OrderHash>,
+    ) {
+        self.unmake_due(delivery.endpoint, old);
+        detail.due = due;
+        pending::put_detail(self.rows, delivery, detail);
+        let key = DueKey { due, event: delivery.event };
+        self.make_due(delivery.endpoint, key, &Row { progress: detail.progress, order }, false);
+    }
+
+    fn settle(&mut self, delivery: DeliveryKey, state: DeliveryState, at: Timestamp, detail: &Detail) {
+        let death = if matches!(state, DeliveryState::Dead(_)) { self.position } else { Position(0) };
+        let entry = StateEntry {
+            delivery,
+            state,
+            at,
+            death,
+            last_status: detail.last_status,
+            attempts_made: detail.progress.attempts,
+            attempts: detail.attempts.clone(),
+        };
+        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
+    }
+
+    fn die(&mut self, delivery: DeliveryKey, reason: DeadReason, at: Timestamp, detail: &Detail) {
+        self.settle(delivery, DeliveryState::Dead(reason), at, detail);
+        self.fold.totals.dead += 1;
+        counters::change(self.rows, delivery.endpoint, |lane| lane.dead += 1);
+        if let Some(event) = pages::event(self.rows, delivery.event) {
+            let letter = Letter {
+                delivery,
+                death: self.position,
+                died_at: at,
+                reason,
+                tenant: event.tenant,
+                event_type: event.event_type,
+            };
+            dead::put(self.rows, &letter);
+        }
+    }
+
+    /// Ends a pending delivery without an attempt.
+    fn give_up(&mut self, delivery: DeliveryKey, state: DeliveryState, at: Timestamp) {
+        let Some(place) = self.place(delivery) else { return };
+        let detail = self.detail(delivery, &place.row, place.due);
+        self.remove(delivery, &place);
+        match state {
+            DeliveryState::Dead(reason) => self.die(delivery, reason, at, &detail),
+            DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {
+                self.settle(delivery, state, at, &detail);
+            }
+        }
+    }
+
+    fn revive(&mut self, delivery: DeliveryKey, trigger: Trigger, at: Timestamp) {
+        if let Some(place) = self.place(delivery) {
+            if place.sendable {
+                let mut detail = self.detail(delivery, &place.row, place.due);
+                detail.progress.attempts_in_series = 0;
+                detail.progress.series_started = at;
+                detail.progress.trigger = trigger;
+                let old = DueKey { due: place.due, event: delivery.event };
+                self.move_to(delivery, old, at, &mut detail, place.row.order);
+            }
+            return;
+        }
+        let Some(event) = pages::event(self.rows, delivery.event) else { return };
+        let before = pages::state_of(self.rows, delivery);
+        if let Some(entry) = &before {
+            self.forget_death(entry);
+        }
+        let attempts_made = before.as_ref().map_or(0, |entry| entry.attempts_made);
+        let progress =
+            Progress { attempts: attempts_made, attempts_in_series: 0, series_started: at, trigger };
+        let detail = Detail {
+            due: at,
+            last_status: before.as_ref().and_then(|entry| entry.last_status),
+            progress,
+            attempts: before.map(|entry| entry.attempts).unwrap_or_default(),
+        };
+        let empty = Detail { attempts: Vec::new(), ..detail.clone() };
+        self.settle(delivery, DeliveryState::Pending, at, &empty);
+        pending::put_detail(self.rows, delivery, &detail);
+        let order = self.order(delivery.endpoint, event.order);
+        self.add(delivery, at, Row { progress, order }, false);
+    }
+
+    fn forget_death(&mut self, entry: &StateEntry) {
+        if matches!(entry.state, DeliveryState::Dead(_)) {
+            dead::remove(self.rows, entry.death, entry.delivery);
+            self.fold.totals.dead = self.fold.totals.dead.saturating_sub(1);
+            counters::change(self.rows, entry.delivery.endpoint, |lane| {
+                lane.dead = lane.dead.saturating_sub(1)
+            });
+        }
+    }
+
+    fn purge(&mut self, delivery: DeliveryKey, at: Timestamp) {
+        let Some(entry) = pages::state_of(self.rows, delivery) else { return };
+        if !matches!(entry.state, DeliveryState::Dead(_)) {
+            return;
+        }
+        self.forget_death(&entry);
+        let cancelled = StateEntry { state: DeliveryState::Cancelled, at, death: Position(0), ..entry };
+        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &cancelled);
+    }
+}
+
+/// Events without an ordering key are ordered by their id: each for itself.
+fn ordering_key(event: &Event) -> &str {
+    match (&event.ordering_key, &event.stream) {
+        (Some(key), _) => key.as_str(),
+        (None, Some((stream, _))) => stream.as_str(),
+        (None, None) => event.id.as_str(),
+    }
+}

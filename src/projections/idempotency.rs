@@ -1,0 +1,66 @@
+//! Requests that were answered (`I`), and when that may be forgotten (`J`).
+
+use std::ops::ControlFlow;
+
+use super::rows::{Key, Rows, u64_at};
+use crate::codec::{Malformed, Reader, put_varint};
+use crate::domain::{Idempotency, Position, Timestamp};
+
+const HOUR_MILLIS: u64 = 3_600_000;
+
+/// An earlier request: where its answer is, and what it asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub position: Position,
+    pub fingerprint: [u8; 16],
+    pub expires_at: Option<Timestamp>,
+}
+
+fn key(scope: &[u8; 16]) -> Vec<u8> {
+    Key::new(b'I').bytes(scope).0
+}
+
+pub fn known(rows: &dyn Rows, scope: &[u8; 16]) -> Option<Known> {
+    let value = rows.get(&key(scope))?;
+    let read = || -> Result<Known, Malformed> {
+        let mut reader = Reader::new(&value);
+        let position = Position(reader.varint()?);
+        let expires_at = Some(reader.varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
+        let fingerprint = reader.array::<16>()?;
+        Ok(Known { position, fingerprint, expires_at })
+    };
+    read().ok()
+}
+
+pub fn remember(rows: &mut dyn Rows, checkpoint: u64, idempotency: &Idempotency, position: Position) {
+    let mut value = Vec::with_capacity(32);
+    put_varint(&mut value, position.0);
+    put_varint(&mut value, idempotency.expires_at.map_or(0, Timestamp::millis));
+    value.extend_from_slice(&idempotency.fingerprint);
+    rows.put(&key(&idempotency.scope), value);
+    if let Some(at) = idempotency.expires_at {
+        let hour = Key::new(b'J').u64(at.millis() / HOUR_MILLIS).u64(checkpoint).0;
+        rows.append(&hour, &idempotency.scope);
+    }
+}
+
+/// Forgets one block of requests that expired before `now`. Gives whether there was one.
+pub fn forget_expired(rows: &mut dyn Rows, now: Timestamp) -> bool {
+    let mut block = None;
+    let to = Key::new(b'J').u64(now.millis() / HOUR_MILLIS).0;
+    rows.scan(b"J", &to, &mut |key, value| {
+        debug_assert!(u64_at(key, 1) < now.millis() / HOUR_MILLIS);
+        block = Some((key.to_vec(), value.to_vec()));
+        ControlFlow::Break(())
+    });
+    let Some((block_key, scopes)) = block else { return false };
+    for scope in scopes.chunks_exact(16) {
+        let scope: [u8; 16] = scope.try_into().expect("chunks of 16");
+        // The same scope may have been used again after it expired.
+        if known(rows, &scope).is_some_and(|known| known.expires_at.is_some_and(|at| at <= now)) {
+            rows.remove(&key(&scope));
+        }
+    }
+    rows.remove(&block_key);
+    true
+}

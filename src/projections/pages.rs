@@ -1,0 +1,245 @@
+//! The index of events (`E`) and of delivery states (`O`), written as blocks per checkpoint instead of a row per event.
+//!
+//! A page covers [`PAGE_POSITIONS`] journal positions. What a checkpoint adds to a page is one block (or several, when
+//! a block grows past its bound). Reading a page merges its blocks in order; of several entries for one delivery the
+//! last counts.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use super::pending::{OrderHash, positions, put_positions};
+use super::rows::{Key, Rows, after_prefix};
+use crate::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::domain::{DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
+use crate::limits;
+
+/// Journal positions per page.
+pub const PAGE_POSITIONS: u64 = 256;
+
+/// A block is closed when it has reached this many bytes.
+const BLOCK_BYTES_TARGET: usize = 32 * 1024;
+/// The largest entry: an event with a thousand targets and the longest names.
+const ENTRY_BYTES_MAX: usize = 64 * 1024;
+const _: () = assert!(BLOCK_BYTES_TARGET + ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
+
+/// What lists need to know of an event without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventEntry {
+    pub position: Position,
+    pub accepted_at: Timestamp,
+    pub first_due: Timestamp,
+    pub tenant: Box<str>,
+    pub event_type: Box<str>,
+    pub stream: Option<Box<str>>,
+    pub order: OrderHash,
+    pub targets: Vec<EndpointNumber>,
+}
+
+impl EventEntry {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(96);
+        put_varint(&mut out, self.position.0);
+        put_varint(&mut out, self.accepted_at.millis());
+        put_varint(&mut out, self.first_due.millis());
+        put_bytes(&mut out, self.tenant.as_bytes());
+        put_bytes(&mut out, self.event_type.as_bytes());
+        put_bytes(&mut out, self.stream.as_deref().unwrap_or("").as_bytes());
+        out.extend_from_slice(&self.order.to_be_bytes());
+        put_varint(&mut out, self.targets.len() as u64);
+        for target in &self.targets {
+            put_varint(&mut out, u64::from(target.0));
+        }
+        out
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let position = Position(reader.varint()?);
+        let accepted_at = Timestamp::from_millis(reader.varint()?);
+        let first_due = Timestamp::from_millis(reader.varint()?);
+        let tenant = reader.str()?.into();
+        let event_type = reader.str()?.into();
+        let stream = Some(reader.str()?).filter(|name| !name.is_empty()).map(Into::into);
+        let order = reader.u64()?;
+        let count = reader.varint()?;
+        let mut targets = Vec::new();
+        for _ in 0..count {
+            targets.push(EndpointNumber(reader.varint_u32()?));
+        }
+        Ok(Self { position, accepted_at, first_due, tenant, event_type, stream, order, targets })
+    }
+}
+
+/// A change of a delivery's state: how it ended, or that it is pending again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateEntry {
+    pub delivery: DeliveryKey,
+    pub state: DeliveryState,
+    pub at: Timestamp,
+    /// For dead ones: position of the record that says so.
+    pub death: Position,
+    pub last_status: Option<u16>,
+    pub attempts_made: u32,
+    /// Positions of its attempts, oldest first; empty when pending again (then `P` has them).
+    pub attempts: Vec<Position>,
+}
+
+impl StateEntry {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(40);
+        put_varint(&mut out, self.delivery.event.0);
+        put_varint(&mut out, u64::from(self.delivery.endpoint.0));
+        out.push(state_code(self.state));
+        put_varint(&mut out, self.at.millis());
+        put_varint(&mut out, self.death.0);
+        put_varint(&mut out, u64::from(self.last_status.unwrap_or(0)));
+        put_varint(&mut out, u64::from(self.attempts_made));
+        put_positions(&mut out, &self.attempts);
+        out
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let event = Position(reader.varint()?);
+        let endpoint = EndpointNumber(reader.varint_u32()?);
+        Ok(Self {
+            delivery: DeliveryKey { event, endpoint },
+            state: state(reader.u8()?)?,
+            at: Timestamp::from_millis(reader.varint()?),
+            death: Position(reader.varint()?),
+            last_status: Some(reader.varint_u16()?).filter(|status| *status != 0),
+            attempts_made: reader.varint_u32()?,
+            attempts: positions(reader)?,
+        })
+    }
+}
+
+fn state_code(state: DeliveryState) -> u8 {
+    match state {
+        DeliveryState::Pending => 0,
+        DeliveryState::Delivered => 1,
+        DeliveryState::Cancelled => 2,
+        DeliveryState::Dead(reason) => 16 + reason_code(reason),
+    }
+}
+
+fn state(code: u8) -> Result<DeliveryState, Malformed> {
+    match code {
+        0 => Ok(DeliveryState::Pending),
+        1 => Ok(DeliveryState::Delivered),
+        2 => Ok(DeliveryState::Cancelled),
+        16.. => reason(code - 16).map(DeliveryState::Dead),
+        _ => Err(Malformed),
+    }
+}
+
+/// Codes are positions in [`DeadReason::ALL`], whose order is part of the layout.
+#[must_use]
+pub fn reason_code(reason: DeadReason) -> u8 {
+    let index = DeadReason::ALL.iter().position(|known| *known == reason);
+    u8::try_from(index.expect("every reason is in ALL")).expect("few reasons")
+}
+
+/// Reads what [`reason_code`] wrote.
+///
+/// # Errors
+/// For a code that no reason has.
+pub fn reason(code: u8) -> Result<DeadReason, Malformed> {
+    DeadReason::ALL.get(usize::from(code)).copied().ok_or(Malformed)
+}
+
+/// Where the next entry of a page goes, since the last checkpoint.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    chunks: HashMap<(u8, u64), u16>,
+}
+
+impl Blocks {
+    /// To be called at each checkpoint: later entries go to new blocks.
+    pub fn close(&mut self) {
+        self.chunks.clear();
+    }
+
+    fn append(&mut self, rows: &mut dyn Rows, tag: u8, checkpoint: u64, position: Position, entry: &[u8]) {
+        let page = position.0 / PAGE_POSITIONS;
+        let chunk = self.chunks.entry((tag, page)).or_insert(0);
+        let key = Key::new(tag).u64(page).u64(checkpoint).u16(*chunk).0;
+        if rows.append(&key, entry) >= BLOCK_BYTES_TARGET {
+            *chunk += 1;
+        }
+    }
+
+    pub fn add_event(&mut self, rows: &mut dyn Rows, checkpoint: u64, entry: &EventEntry) {
+        self.append(rows, b'E', checkpoint, entry.position, &entry.encode());
+    }
+
+    pub fn add_state(&mut self, rows: &mut dyn Rows, checkpoint: u64, entry: &StateEntry) {
+        self.append(rows, b'O', checkpoint, entry.delivery.event, &entry.encode());
+    }
+}
+
+fn entries<T>(
+    rows: &dyn Rows,
+    tag: u8,
+    page: u64,
+    decode: fn(&mut Reader<'_>) -> Result<T, Malformed>,
+) -> Vec<T> {
+    let prefix = Key::new(tag).u64(page).0;
+    let mut list = Vec::new();
+    rows.scan(&prefix, &after_prefix(&prefix), &mut |_, value| {
+        let mut reader = Reader::new(value);
+        while !reader.is_empty() {
+            match decode(&mut reader) {
+                Ok(entry) => list.push(entry),
+                Err(Malformed) => break,
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    list
+}
+
+/// The page's events, in order.
+pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
+    entries(rows, b'E', page, EventEntry::decode)
+}
+
+/// The last state entry of each of the page's deliveries; one without an entry is pending since acceptance.
+pub fn states(rows: &dyn Rows, page: u64) -> HashMap<DeliveryKey, StateEntry> {
+    entries(rows, b'O', page, StateEntry::decode).into_iter().map(|entry| (entry.delivery, entry)).collect()
+}
+
+/// The entry of one event.
+pub fn event(rows: &dyn Rows, position: Position) -> Option<EventEntry> {
+    events(rows, position.0 / PAGE_POSITIONS).into_iter().find(|entry| entry.position == position)
+}
+
+/// The last state entry of one delivery.
+pub fn state_of(rows: &dyn Rows, delivery: DeliveryKey) -> Option<StateEntry> {
+    let page = entries(rows, b'O', delivery.event.0 / PAGE_POSITIONS, StateEntry::decode);
+    page.into_iter().rfind(|entry| entry.delivery == delivery)
+}
+
+/// The last page at or below `page` that has events.
+pub fn page_at_or_below(rows: &dyn Rows, page: u64) -> Option<u64> {
+    let mut found = None;
+    let to = Key::new(b'E').u64(page).u64(u64::MAX).u64(u64::MAX).0;
+    rows.scan_back(b"E", &to, &mut |key, _| {
+        found = Some(super::rows::u64_at(key, 1));
+        ControlFlow::Break(())
+    });
+    found
+}
+
+/// Forgets the index of a page whose events are all gone from the journal.
+pub fn remove_page(rows: &mut dyn Rows, page: u64) {
+    for tag in [b'E', b'O'] {
+        let prefix = Key::new(tag).u64(page).0;
+        let mut keys = Vec::new();
+        rows.scan(&prefix, &after_prefix(&prefix), &mut |key, _| {
+            keys.push(key.to_vec());
+            ControlFlow::Continue(())
+        });
+        for key in keys {
+            rows.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Pending deliveries: the due index (`D`), their detail (`P`) and the queues behind an ordering key (`W`).
+//!
+//! Invariant: a pending delivery has exactly one row that says when it is due: in `D` when a lane may send it, only in
+//! `W` when it waits behind another delivery of its ordering key.
+
+use std::ops::ControlFlow;
+
+use super::rows::{Key, Rows, after_prefix, u64_at};
+use crate::codec::{Malformed, Reader, put_varint};
+use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Position, Progress, Timestamp, Trigger};
+
+/// Hash of an ordering key; endpoints with strict order have one for all. Two keys with the same hash only wait for
+/// each other needlessly.
+pub type OrderHash = u64;
+
+/// Value of a `D` row; a `W` row has the due time before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub progress: Progress,
+    /// Set when the delivery stands in a queue of `W`.
+    pub order: Option<OrderHash>,
+}
+
+impl Row {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, u64::from(self.progress.attempts));
+        put_varint(out, u64::from(self.progress.attempts_in_series));
+        put_varint(out, self.progress.series_started.millis());
+        out.push(trigger_code(self.progress.trigger));
+        if let Some(order) = self.order {
+            out.extend_from_slice(&order.to_be_bytes());
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let progress = Progress {
+            attempts: reader.varint_u32()?,
+            attempts_in_series: reader.varint_u32()?,
+            series_started: Timestamp::from_millis(reader.varint()?),
+            trigger: trigger(reader.u8()?)?,
+        };
+        let order = if reader.is_empty() { None } else { Some(reader.u64()?) };
+        Ok(Self { progress, order })
+    }
+}
+
+fn trigger_code(trigger: Trigger) -> u8 {
+    match trigger {
+        Trigger::Publish => 0,
+        Trigger::Retry => 1,
+        Trigger::Manual => 2,
+        Trigger::Redrive => 3,
+        Trigger::Replay => 4,
+    }
+}
+
+fn trigger(code: u8) -> Result<Trigger, Malformed> {
+    match code {
+        0 => Ok(Trigger::Publish),
+        1 => Ok(Trigger::Retry),
+        2 => Ok(Trigger::Manual),
+        3 => Ok(Trigger::Redrive),
+        4 => Ok(Trigger::Replay),
+        _ => Err(Malformed),
+    }
+}
+
+/// Value of a `P` row: only deliveries that were tried, or revived, have one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detail {
+    pub due: Timestamp,
+    pub last_status: Option<u16>,
+    pub progress: Progress,
+    /// Positions of its attempts, oldest first.
+    pub attempts: Vec<Position>,
+}
+
+impl Detail {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(32 + 9 * self.attempts.len());
+        put_varint(&mut out, self.due.millis());
+        put_varint(&mut out, u64::from(self.last_status.unwrap_or(0)));
+        put_positions(&mut out, &self.attempts);
+        Row { progress: self.progress, order: None }.encode(&mut out);
+        out
+    }
+
+    fn decode(value: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(value);
+        let due = Timestamp::from_millis(reader.varint()?);
+        let last_status = Some(reader.varint_u16()?).filter(|status| *status != 0);
+        let attempts = positions(&mut reader)?;
+        let progress = Row::decode(&mut reader)?.progress;
+        Ok(Self { due, last_status, progress, attempts })
+    }
+}
+
+/// Positions as their differences.
+pub fn put_positions(out: &mut Vec<u8>, positions: &[Position]) {
+    put_varint(out, positions.len() as u64);
+    let mut before = 0;
+    for position in positions {
+        put_varint(out, position.0 - before);
+        before = position.0;
+    }
+}
+
+/// Reads what [`put_positions`] wrote.
+///
+/// # Errors
+/// When the bytes end early.
+pub fn positions(reader: &mut Reader<'_>) -> Result<Vec<Position>, Malformed> {
+    let count = reader.varint()?;
+    let mut list = Vec::new();
+    let mut before = 0_u64;
+    for _ in 0..count {
+        before = before.checked_add(reader.varint()?).ok_or(Malformed)?;
+        list.push(Position(before));
+    }
+    Ok(list)
+}
+
+fn due_key(endpoint: EndpointNumber, key: DueKey) -> Vec<u8> {
+    Key::new(b'D').endpoint(endpoint).time(key.due).position(key.event).0
+}
+
+fn detail_key(delivery: DeliveryKey) -> Vec<u8> {
+    Key::new(b'P').position(delivery.event).endpoint(delivery.endpoint).0
+}
+
+fn queue_prefix(endpoint: EndpointNumber, order: OrderHash) -> Vec<u8> {
+    Key::new(b'W').endpoint(endpoint).u64(order).0
+}
+
+fn queue_key(delivery: DeliveryKey, order: OrderHash) -> Vec<u8> {
+    Key::new(b'W').endpoint(delivery.endpoint).u64(order).position(delivery.event).0
+}
+
+/// The due row, when the delivery is sendable at this due time.
+pub fn due_row(rows: &dyn Rows, endpoint: EndpointNumber, key: DueKey) -> Option<Row> {
+    rows.get(&due_key(endpoint, key)).and_then(|value| Row::decode(&mut Reader::new(&value)).ok())
+}
+
+/// Makes a delivery sendable. It must not be.
+pub fn put_due(rows: &mut dyn Rows, endpoint: EndpointNumber, key: DueKey, row: &Row) {
+    let mut value = Vec::with_capacity(24);
+    row.encode(&mut value);
+    rows.put_new(&due_key(endpoint, key), value);
+}
+
+pub fn remove_due(rows: &mut dyn Rows, endpoint: EndpointNumber, key: DueKey) {
+    rows.remove(&due_key(endpoint, key));
+}
+
+pub fn detail(rows: &dyn Rows, delivery: DeliveryKey) -> Option<Detail> {
+    rows.get(&detail_key(delivery)).and_then(|value| Detail::decode(&value).ok())
+}
+
+pub fn put_detail(rows: &mut dyn Rows, delivery: DeliveryKey, detail: &Detail) {
+    rows.put(&detail_key(delivery), detail.encode());
+}
+
+pub fn remove_detail(rows: &mut dyn Rows, delivery: DeliveryKey) {
+    rows.remove(&detail_key(delivery));
+}
+
+/// Puts a delivery at its place in its queue. Gives whether nothing else stands there, so that it may be sent.
+pub fn enqueue(
+    rows: &mut dyn Rows,
+    delivery: DeliveryKey,
+    order: OrderHash,
+    due: Timestamp,
+    row: &Row,
+) -> bool {
+    let alone = super::rows::first_with(rows, &queue_prefix(delivery.endpoint, order)).is_none();
+    let mut value = Vec::with_capacity(32);
+    put_varint(&mut value, due.millis());
+    row.encode(&mut value);
+    rows.put_new(&queue_key(delivery, order), value);
+    alone
+}
+
+pub fn dequeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash) {
+    rows.remove(&queue_key(delivery, order));
+}
+
+/// A delivery's place in a queue: its due time and row.
+pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Option<(Timestamp, Row)> {
+    let value = rows.get(&queue_key(delivery, order))?;
+    let mut reader = Reader::new(&value);
+    let due = Timestamp::from_millis(reader.varint().ok()?);
+    Some((due, Row::decode(&mut reader).ok()?))
+}
+
+/// The first delivery of a queue, with its due time.
+pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -> Option<(DueKey, Row)> {
+    let (key, value) = super::rows::first_with(rows, &queue_prefix(endpoint, order))?;
+    let mut reader = Reader::new(&value);
+    let due = Timestamp::from_millis(reader.varint().ok()?);
+    let row = Row::decode(&mut reader).ok()?;
+    Some((DueKey { due, event: Position(u64_at(&key, 13)) }, row))
+}
+
+/// One read of a lane's backlog: sendable deliveries after `after`, in lane order, and whether that is all.
+pub fn refill(
+    rows: &dyn Rows,
+    endpoint: EndpointNumber,
+    after: Option<DueKey>,
+    limit: usize,
+) -> (Vec<(DueKey, Progress)>, bool) {
+    let prefix = Key::new(b'D').endpoint(endpoint).0;
+    let from = after.map_or_else(
+        || prefix.clone(),
+        |key| {
+            let mut from = due_key(endpoint, key);
+            from.push(0);
+            from
+        },
+    );
+    let mut entries = Vec::new();
+    let mut exhausted = true;
+    rows.scan(&from, &after_prefix(&prefix), &mut |key, value| {
+        if entries.len() == limit {
+            exhausted = false;
+            return ControlFlow::Break(());
+        }
+        let due = DueKey { due: Timestamp::from_millis(u64_at(key, 5)), event: Position(u64_at(key, 13)) };
+        if let Ok(row) = Row::decode(&mut Reader::new(value)) {
+            entries.push((due, row.progress));
+        }
+        ControlFlow::Continue(())
+    });
+    (entries, exhausted)
+}
+
+/// Up to `limit` pending deliveries of an endpoint: sendable ones first, then those that wait in queues.
+pub fn of_endpoint(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
+    let mut found = std::collections::BTreeSet::new();
+    for (tag, offset) in [(b'D', 13), (b'W', 13)] {
+        let prefix = Key::new(tag).endpoint(endpoint).0;
+        rows.scan(&prefix, &after_prefix(&prefix), &mut |key, _| {
+            if found.len() == limit {
+                return ControlFlow::Break(());
+            }
+            found.insert(DeliveryKey { event: Position(u64_at(key, offset)), endpoint });
+            ControlFlow::Continue(())
+        });
+    }
+    found.into_iter().collect()
+}

@@ -1,0 +1,328 @@
+//! Read models: what lists and single views need, from the rows alone.
+//!
+//! Each list step looks at a bounded number of entries and says where to go on, so that no reader holds the state.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use super::dead::Letter;
+use super::pages::{EventEntry, PAGE_POSITIONS, StateEntry};
+use super::{Rows, dead, pages, pending};
+use crate::domain::{
+    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, Position, StreamName, Tenant,
+    Timestamp,
+};
+use crate::limits;
+
+/// Filters of every list; each list documents which of them it reads. Times bound the acceptance of the event (for
+/// dead letters: the death), `since` inclusive, `until` exclusive.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub tenant: Option<Tenant>,
+    pub endpoint: Option<EndpointNumber>,
+    pub event: Option<Position>,
+    pub event_type: Option<EventType>,
+    pub stream: Option<StreamName>,
+    /// An event's status word.
+    pub event_status: Option<&'static str>,
+    /// A delivery's state word (`pending`, `delivered`, `dead`, `cancelled`).
+    pub delivery_state: Option<&'static str>,
+    pub reason: Option<DeadReason>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+}
+
+impl Filter {
+    fn wants_event(&self, event: &EventEntry) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*event.tenant)
+            && self.event_type.as_ref().is_none_or(|kind| kind.as_str() == &*event.event_type)
+            && self.stream.as_ref().is_none_or(|stream| Some(stream.as_str()) == event.stream.as_deref())
+            && self.event.is_none_or(|position| position == event.position)
+            && self.wants_time(event.accepted_at)
+    }
+
+    fn wants_time(&self, at: Timestamp) -> bool {
+        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
+    }
+
+    fn wants_letter(&self, letter: &Letter) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*letter.tenant)
+            && self.event_type.as_ref().is_none_or(|kind| kind.as_str() == &*letter.event_type)
+            && self.endpoint.is_none_or(|endpoint| endpoint == letter.delivery.endpoint)
+            && self.reason.is_none_or(|reason| reason == letter.reason)
+            && self.wants_time(letter.died_at)
+    }
+}
+
+/// Where a page starts: everything listed is strictly older than this. Opaque to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    pub position: Position,
+    /// Second part for lists of deliveries: endpoints below this one, of the event at `position`, are still to come.
+    pub endpoint: EndpointNumber,
+    /// Third part, for dead letters: `position` is the death, this the event.
+    pub event: Position,
+}
+
+impl Cursor {
+    /// For lists that need the position alone.
+    #[must_use]
+    pub fn at(position: Position) -> Self {
+        Self { position, endpoint: EndpointNumber(0), event: Position(0) }
+    }
+}
+
+/// One step of a list: what it found, and where to go on when there may be more.
+#[derive(Clone, Debug)]
+pub struct Found<T> {
+    pub items: Vec<T>,
+    pub next: Option<Cursor>,
+}
+
+/// What is known of one delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeliveryFacts {
+    pub key: DeliveryKey,
+    pub state: DeliveryState,
+    pub accepted_at: Timestamp,
+    pub tenant: Box<str>,
+    pub event_type: Box<str>,
+    pub attempts_made: u32,
+    /// Oldest first.
+    pub attempts: Vec<Position>,
+    /// When pending.
+    pub due: Option<Timestamp>,
+    /// When not.
+    pub settled_at: Option<Timestamp>,
+    pub last_status: Option<u16>,
+}
+
+fn facts(rows: &dyn Rows, event: &EventEntry, key: DeliveryKey, state: Option<&StateEntry>) -> DeliveryFacts {
+    let mut facts = DeliveryFacts {
+        key,
+        state: DeliveryState::Pending,
+        accepted_at: event.accepted_at,
+        tenant: event.tenant.clone(),
+        event_type: event.event_type.clone(),
+        attempts_made: 0,
+        attempts: Vec::new(),
+        due: Some(event.first_due),
+        settled_at: None,
+        last_status: None,
+    };
+    match state.filter(|entry| entry.state != DeliveryState::Pending) {
+        Some(entry) => {
+            facts.state = entry.state;
+            facts.attempts_made = entry.attempts_made;
+            facts.attempts.clone_from(&entry.attempts);
+            facts.due = None;
+            facts.settled_at = Some(entry.at);
+            facts.last_status = entry.last_status;
+        }
+        None => {
+            if let Some(detail) = pending::detail(rows, key) {
+                facts.attempts_made = detail.progress.attempts;
+                facts.attempts = detail.attempts;
+                facts.due = Some(detail.due);
+                facts.last_status = detail.last_status;
+            }
+        }
+    }
+    facts
+}
+
+/// One delivery; `None` when there is none of that key.
+pub fn delivery(rows: &dyn Rows, key: DeliveryKey) -> Option<DeliveryFacts> {
+    let event = pages::event(rows, key.event)?;
+    let state = pages::state_of(rows, key);
+    if state.is_none() && !event.targets.contains(&key.endpoint) {
+        return None;
+    }
+    Some(facts(rows, &event, key, state.as_ref()))
+}
+
+/// All endpoints that an event goes to: its targets and those that it was replayed to, ascending.
+fn endpoints(event: &EventEntry, states: &HashMap<DeliveryKey, StateEntry>) -> Vec<EndpointNumber> {
+    let mut list = event.targets.clone();
+    list.extend(states.keys().filter(|key| key.event == event.position).map(|key| key.endpoint));
+    list.sort_unstable();
+    list.dedup();
+    list
+}
+
+/// All deliveries of one event, by endpoint.
+pub fn deliveries_of(rows: &dyn Rows, position: Position) -> Vec<DeliveryFacts> {
+    let Some(event) = pages::event(rows, position) else { return Vec::new() };
+    let states = pages::states(rows, position.0 / PAGE_POSITIONS);
+    let key = |endpoint| DeliveryKey { event: position, endpoint };
+    endpoints(&event, &states)
+        .into_iter()
+        .map(|endpoint| facts(rows, &event, key(endpoint), states.get(&key(endpoint))))
+        .collect()
+}
+
+/// Visits pages from the newest below `after` on, until `visit` breaks or the budget of entries is spent; gives the
+/// first position that was not visited.
+fn walk(
+    rows: &dyn Rows,
+    below: u64,
+    mut visit: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> ControlFlow<()>,
+) -> Option<u64> {
+    let mut looked_at = 0;
+    let mut page = pages::page_at_or_below(rows, below.checked_sub(1)? / PAGE_POSITIONS);
+    while let Some(current) = page {
+        let states = pages::states(rows, current);
+        for event in pages::events(rows, current).iter().rev().filter(|event| event.position.0 < below) {
+            looked_at += 1 + event.targets.len();
+            if visit(event, &states).is_break() {
+                return Some(event.position.0);
+            }
+        }
+        if looked_at >= limits::SCAN_ENTRIES_MAX {
+            return Some(current * PAGE_POSITIONS);
+        }
+        page = current.checked_sub(1).and_then(|below| pages::page_at_or_below(rows, below));
+    }
+    None
+}
+
+/// Positions of events, newest first. Filters: tenant, event_type, stream, event_status, since, until. `status` says
+/// an event's status word from the states of its deliveries.
+pub fn events(
+    rows: &dyn Rows,
+    filter: &Filter,
+    after: Option<Cursor>,
+    limit: usize,
+    status: fn(&mut dyn Iterator<Item = DeliveryState>) -> &'static str,
+) -> Found<Position> {
+    let mut items = Vec::new();
+    let stopped = walk(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), |event, states| {
+        if filter.since.is_some_and(|since| event.accepted_at < since) {
+            // Acceptance times follow positions: everything older is too old as well.
+            return ControlFlow::Break(());
+        }
+        if !filter.wants_event(event) {
+            return ControlFlow::Continue(());
+        }
+        let word = || {
+            let keys = endpoints(event, states).into_iter();
+            let key = |endpoint| DeliveryKey { event: event.position, endpoint };
+            status(&mut keys.map(|endpoint| {
+                states.get(&key(endpoint)).map_or(DeliveryState::Pending, |entry| entry.state)
+            }))
+        };
+        if filter.event_status.is_none_or(|wanted| wanted == word()) {
+            items.push(event.position);
+        }
+        if items.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let full = items.len() > limit;
+    items.truncate(limit);
+    let next = if full { items.last().copied() } else { resume_below(rows, filter, stopped) };
+    Found { items, next: next.map(Cursor::at) }
+}
+
+/// Where a list that stopped without being full goes on: nowhere, when it stopped because the rest is too old.
+fn resume_below(rows: &dyn Rows, filter: &Filter, stopped: Option<u64>) -> Option<Position> {
+    let below = Position(stopped?);
+    let too_old = pages::event(rows, below)
+        .is_some_and(|event| filter.since.is_some_and(|since| event.accepted_at < since));
+    if too_old { None } else { Some(below) }
+}
+
+/// Deliveries, newest event first, and of one event the highest endpoint first. Filters: tenant, endpoint, event,
+/// event_type, delivery_state, since, until.
+pub fn deliveries(
+    rows: &dyn Rows,
+    filter: &Filter,
+    after: Option<Cursor>,
+    limit: usize,
+) -> Found<DeliveryFacts> {
+    let mut items: Vec<DeliveryFacts> = Vec::new();
+    let mut below = after.map_or(u64::MAX, |cursor| cursor.position.0.saturating_add(1));
+    if let Some(event) = filter.event {
+        below = below.min(event.0 + 1);
+    }
+    let stopped = walk(rows, below, |event, states| {
+        let too_old = filter.since.is_some_and(|since| event.accepted_at < since)
+            || filter.event.is_some_and(|wanted| event.position < wanted);
+        if too_old {
+            return ControlFlow::Break(());
+        }
+        if !filter.wants_event(event) {
+            return ControlFlow::Continue(());
+        }
+        for endpoint in endpoints(event, states).into_iter().rev() {
+            let passed = after.is_some_and(|at| at.position == event.position && endpoint >= at.endpoint);
+            if passed || filter.endpoint.is_some_and(|wanted| wanted != endpoint) {
+                continue;
+            }
+            let key = DeliveryKey { event: event.position, endpoint };
+            let state = states.get(&key);
+            let word = state.map_or(DeliveryState::Pending, |entry| entry.state).as_str();
+            if filter.delivery_state.is_none_or(|wanted| wanted == word) {
+                items.push(facts(rows, event, key, state));
+            }
+            if items.len() > limit {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    let full = items.len() > limit;
+    items.truncate(limit);
+    let next = if full {
+        items.last().map(|facts| Cursor { endpoint: facts.key.endpoint, ..Cursor::at(facts.key.event) })
+    } else {
+        let done = filter.event.is_some_and(|wanted| stopped.is_none_or(|at| at <= wanted.0));
+        let rest = if done { None } else { resume_below(rows, filter, stopped) };
+        // Everything of the event at the cursor is still to come: no endpoint has this number.
+        rest.and_then(|at| at.0.checked_sub(1))
+            .map(|at| Cursor { endpoint: EndpointNumber(u32::MAX), ..Cursor::at(Position(at)) })
+    };
+    Found { items, next }
+}
+
+/// Dead letters, newest death first. Filters: tenant, endpoint, event_type, reason, since, until (of the death).
+pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
+    let mut items = Vec::new();
+    let mut looked_at = 0;
+    let mut next = None;
+    let before =
+        after.map(|cursor| (cursor.position, DeliveryKey { event: cursor.event, endpoint: cursor.endpoint }));
+    let mut complete = true;
+    dead::newest_first(rows, before, &mut |letter| {
+        if items.len() == limit || looked_at == limits::SCAN_ENTRIES_MAX {
+            complete = false;
+            return ControlFlow::Break(());
+        }
+        looked_at += 1;
+        let DeliveryKey { event, endpoint } = letter.delivery;
+        next = Some(Cursor { position: letter.death, endpoint, event });
+        if filter.wants_letter(&letter) {
+            items.push(letter);
+        }
+        ControlFlow::Continue(())
+    });
+    Found { items, next: next.filter(|_| !complete) }
+}
+
+/// The dead letter of a delivery.
+pub fn dead_letter(rows: &dyn Rows, key: DeliveryKey) -> Option<(DeliveryFacts, DeadReason, Timestamp)> {
+    let facts = delivery(rows, key)?;
+    match facts.state {
+        DeliveryState::Dead(reason) => {
+            let at = facts.settled_at?;
+            Some((facts, reason, at))
+        }
+        DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => None,
+    }
+}
+
+/// The oldest pending delivery of an endpoint that a lane may send, by due time.
+pub fn oldest_pending(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Timestamp> {
+    let (first, _) = pending::refill(rows, endpoint, None, 1);
+    let (key, progress) = first.first()?;
+    let event = pages::event(rows, key.event);
+    Some(event.map_or(progress.series_started, |event| event.accepted_at))
+}

@@ -1,0 +1,155 @@
+//! The ordered map that projections are kept in, and how their keys are written.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use crate::domain::{EndpointNumber, Position, Timestamp};
+
+/// What a visit of one row says about going on.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
+/// Rows in key order. An implementation that can fail remembers the failure and answers as if the row were missing;
+/// its owner looks at the failure before it trusts anything.
+pub trait Rows {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
+    fn put(&mut self, key: &[u8], value: Vec<u8>);
+    /// As `put`, for a key that is known to be absent: if it is removed before the next checkpoint, nothing of it is
+    /// ever written.
+    fn put_new(&mut self, key: &[u8], value: Vec<u8>);
+    /// Appends to the row's value (or starts it) and gives the new length.
+    fn append(&mut self, key: &[u8], bytes: &[u8]) -> usize;
+    fn remove(&mut self, key: &[u8]);
+    /// Visits `from..to` in ascending order.
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>);
+    /// Visits `from..to` in descending order.
+    fn scan_back(&self, from: &[u8], to: &[u8], visit: Visit<'_>);
+}
+
+/// The first row with this prefix.
+pub fn first_with(rows: &dyn Rows, prefix: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut found = None;
+    rows.scan(prefix, &after_prefix(prefix), &mut |key, value| {
+        found = Some((key.to_vec(), value.to_vec()));
+        ControlFlow::Break(())
+    });
+    found
+}
+
+/// The smallest key that is above every key with this prefix.
+#[must_use]
+pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    unreachable!("every key starts with a tag below 255")
+}
+
+/// Builds keys: a tag, then big-endian numbers, so that byte order is number order.
+#[derive(Clone, Debug)]
+pub struct Key(pub Vec<u8>);
+
+impl Key {
+    #[must_use]
+    pub fn new(tag: u8) -> Self {
+        let mut bytes = Vec::with_capacity(28);
+        bytes.push(tag);
+        Self(bytes)
+    }
+
+    #[must_use]
+    pub fn u16(mut self, value: u16) -> Self {
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+
+    #[must_use]
+    pub fn u64(mut self, value: u64) -> Self {
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+
+    #[must_use]
+    pub fn endpoint(mut self, endpoint: EndpointNumber) -> Self {
+        self.0.extend_from_slice(&endpoint.0.to_be_bytes());
+        self
+    }
+
+    #[must_use]
+    pub fn position(self, position: Position) -> Self {
+        self.u64(position.0)
+    }
+
+    #[must_use]
+    pub fn time(self, time: Timestamp) -> Self {
+        self.u64(time.millis())
+    }
+
+    #[must_use]
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+}
+
+/// The number at `offset` of a key that [`Key`] built.
+///
+/// # Panics
+/// When the key is shorter: keys are ours.
+#[must_use]
+pub fn u64_at(key: &[u8], offset: usize) -> u64 {
+    u64::from_be_bytes(key[offset..offset + 8].try_into().expect("eight bytes"))
+}
+
+/// See [`u64_at`].
+///
+/// # Panics
+/// When the key is shorter: keys are ours.
+#[must_use]
+pub fn endpoint_at(key: &[u8], offset: usize) -> EndpointNumber {
+    EndpointNumber(u32::from_be_bytes(key[offset..offset + 4].try_into().expect("four bytes")))
+}
+
+/// Rows in memory only.
+impl Rows for BTreeMap<Vec<u8>, Vec<u8>> {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        Self::get(self, key).cloned()
+    }
+
+    fn put(&mut self, key: &[u8], value: Vec<u8>) {
+        self.insert(key.to_vec(), value);
+    }
+
+    fn put_new(&mut self, key: &[u8], value: Vec<u8>) {
+        self.insert(key.to_vec(), value);
+    }
+
+    fn append(&mut self, key: &[u8], bytes: &[u8]) -> usize {
+        let value = self.entry(key.to_vec()).or_default();
+        value.extend_from_slice(bytes);
+        value.len()
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        Self::remove(self, key);
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
+        for (key, value) in self.range(from.to_vec()..to.to_vec()) {
+            if visit(key, value).is_break() {
+                return;
+            }
+        }
+    }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
+        for (key, value) in self.range(from.to_vec()..to.to_vec()).rev() {
+            if visit(key, value).is_break() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What happened at an endpoint, by the hour (`T`).
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use super::rows::{Key, Rows};
+use crate::codec::{Reader, put_varint};
+use crate::domain::{EndpointNumber, Timestamp};
+
+const HOUR_MILLIS: u64 = 3_600_000;
+
+/// Upper ends of the latency classes, in milliseconds; the last class is open.
+pub const LATENCY_CLASSES: [u64; 24] = [
+    1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1_000, 1_500, 2_000, 5_000, 10_000,
+    20_000, 60_000,
+];
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hour {
+    pub attempts: u64,
+    pub delivered: u64,
+    pub dead: u64,
+    /// Attempts by latency class.
+    pub latency: [u64; 25],
+}
+
+impl Hour {
+    fn decode(value: &[u8]) -> Self {
+        let mut reader = Reader::new(value);
+        let mut number = || reader.varint().unwrap_or(0);
+        let mut hour = Self { attempts: number(), delivered: number(), dead: number(), latency: [0; 25] };
+        for class in &mut hour.latency {
+            *class = number();
+        }
+        hour
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(48);
+        for number in [self.attempts, self.delivered, self.dead].iter().chain(&self.latency) {
+            put_varint(&mut out, *number);
+        }
+        out
+    }
+
+    /// One attempt that took this long.
+    pub fn count_attempt(&mut self, duration: Duration) {
+        self.attempts += 1;
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        self.latency[LATENCY_CLASSES.partition_point(|end| *end < millis)] += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.attempts += other.attempts;
+        self.delivered += other.delivered;
+        self.dead += other.dead;
+        for (class, more) in self.latency.iter_mut().zip(other.latency) {
+            *class += more;
+        }
+    }
+
+    /// The upper end, in milliseconds, of the class in which this part (0.0 to 1.0) of the attempts ends.
+    #[must_use]
+    pub fn percentile(&self, part: f64) -> Option<u64> {
+        let total: u64 = self.latency.iter().sum();
+        if total == 0 {
+            return None;
+        }
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rank"
+        )]
+        let rank = ((total as f64 * part).ceil() as u64).max(1);
+        let mut seen = 0;
+        for (class, count) in self.latency.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                return Some(LATENCY_CLASSES.get(class).copied().unwrap_or(120_000));
+            }
+        }
+        None
+    }
+}
+
+fn key(endpoint: EndpointNumber, hour: u64) -> Vec<u8> {
+    Key::new(b'T').endpoint(endpoint).u64(hour).0
+}
+
+pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, at: Timestamp, change: impl FnOnce(&mut Hour)) {
+    let key = key(endpoint, at.millis() / HOUR_MILLIS);
+    let mut hour = rows.get(&key).map_or_else(Hour::default, |value| Hour::decode(&value));
+    change(&mut hour);
+    rows.put(&key, hour.encode());
+}
+
+/// The sum over the hours that the window touches.
+pub fn window(rows: &dyn Rows, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
+    let mut sum = Hour::default();
+    let from = key(endpoint, since.millis() / HOUR_MILLIS);
+    let to = key(endpoint, until.millis() / HOUR_MILLIS + 1);
+    rows.scan(&from, &to, &mut |_, value| {
+        sum.add(&Hour::decode(value));
+        ControlFlow::Continue(())
+    });
+    sum
+}
