@@ -1,227 +1,173 @@
 //! The engine: decide, commit, then act.
 //!
-//! Owns tasks, clock and channels; hands out one cheap handle, [`Engine`]. Must never know wire formats.
+//! Owns tasks, clock and channels; hands out one cheap handle, [`Engine`]. Must never know wire formats. What a request
+//! asks is answered by [`queries`], what it changes by [`commands`]; deliveries are driven by [`dispatcher`], one attempt
+//! is made by [`delivery`].
 
+pub mod clock;
+mod commands;
+mod delivery;
+mod dispatcher;
+mod operator;
+mod payloads;
+mod queries;
 pub mod types;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::{
-    ApiKey, DeliveryKey, Endpoint, EndpointId, EndpointNumber, EventId, Idempotency, KeyId, Now, Position,
-    Tenant, Timestamp, Trigger,
-};
-use types::{
-    Accepted, Answer, ChangeError, Cursor, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView,
-    EndpointStats, EventDraft, EventView, Filter, LaneView, Page, PublishError, Remembered, Scope,
-    Unavailable,
-};
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use crate::courier::Courier;
+use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now, RetryPolicy};
+use crate::metrics::Metrics;
+use crate::rules::verdict::RefusedStatuses;
+use crate::store::Outbox;
+use clock::Clock;
+use types::Scope;
+
+pub use dispatcher::Dispatcher;
+
+/// What can change while running.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Requests at once over all endpoints.
+    pub max_in_flight: usize,
+    /// An endpoint without one success for this long is disabled.
+    pub disable_after: Duration,
+    pub refused_statuses: RefusedStatuses,
+    pub breaker_failures: u32,
+    pub breaker_probe_initial: Duration,
+    pub breaker_probe_max: Duration,
+    /// Retry policy of endpoints that do not name one; the API shows it.
+    pub retry: RetryPolicy,
+}
 
 /// The handle that everything outside holds.
 #[derive(Clone)]
 pub struct Engine {
-    _inner: Arc<()>,
+    shared: Arc<Shared>,
 }
 
-#[expect(
-    unused_variables,
-    clippy::unused_async,
-    reason = "signatures first: the API is written against them"
-)]
+struct Shared {
+    outbox: Outbox,
+    courier: Courier,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    settings: ArcSwap<Settings>,
+    signals: mpsc::UnboundedSender<dispatcher::Signal>,
+}
+
 impl Engine {
+    /// The handle and the task that delivers, which the caller runs.
+    #[must_use]
+    pub fn new(
+        opened: crate::store::Opened,
+        courier: Courier,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+    ) -> (Self, Dispatcher) {
+        let (signals, inbox) = mpsc::unbounded_channel();
+        let shared =
+            Shared { outbox: opened.outbox, courier, clock, metrics, settings: ArcSwap::from_pointee(settings), signals };
+        let engine = Self { shared: Arc::new(shared) };
+        let dispatcher = Dispatcher::new(engine.clone(), opened.notices, inbox);
+        (engine, dispatcher)
+    }
+
+    fn outbox(&self) -> &Outbox {
+        &self.shared.outbox
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        self.shared.settings.load_full()
+    }
+
+    /// Takes over new settings; lanes hear of them with their next turn.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.shared.settings.store(Arc::new(settings));
+        self.signal(dispatcher::Signal::Reconfigured);
+    }
+
+    /// The dispatcher ends only after everyone who could signal has.
+    fn signal(&self, signal: dispatcher::Signal) {
+        if self.shared.signals.send(signal).is_err() {
+            tracing::debug!("a signal came after the dispatcher had ended");
+        }
+    }
+
+    /// The courier, so that a reload can change its policy.
+    #[must_use]
+    pub fn courier(&self) -> &Courier {
+        &self.shared.courier
+    }
+
     /// Both clocks.
+    #[must_use]
     pub fn now(&self) -> Now {
-        unimplemented!()
+        self.shared.clock.now()
     }
+
+    #[must_use]
     pub fn new_endpoint_id(&self) -> EndpointId {
-        unimplemented!()
+        self.new_id("ep_").parse().expect("a ULID is made of letters and digits")
     }
+
+    #[must_use]
     pub fn new_key_id(&self) -> KeyId {
-        unimplemented!()
+        self.new_id("key_").parse().expect("a ULID is made of letters and digits")
     }
+
+    fn new_id(&self, prefix: &str) -> String {
+        let random = u128::from_be_bytes(self.random_bytes::<16>());
+        format!("{prefix}{}", ulid::Ulid::from_parts(self.now().wall.millis(), random))
+    }
+
     /// `N` bytes from the system's random source.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness: nothing that needs secrets can go on then.
+    #[must_use]
     pub fn random_bytes<const N: usize>(&self) -> [u8; N] {
-        unimplemented!()
+        clock::random_bytes()
     }
 
-    // ---- events
-    pub async fn publish(&self, draft: EventDraft) -> Result<Accepted, PublishError> {
-        unimplemented!()
-    }
-    /// Each event stands alone; results in order.
-    pub async fn publish_batch(&self, drafts: Vec<EventDraft>) -> Vec<Result<Accepted, PublishError>> {
-        unimplemented!()
-    }
-    /// A chosen id is looked up in `tenant`.
-    pub async fn event(
-        &self,
-        scope: &Scope,
-        tenant: &Tenant,
-        id: &EventId,
-    ) -> Result<Option<EventView>, Unavailable> {
-        unimplemented!()
-    }
-    /// Filters: tenant, event_type, stream, event_status, since, until.
-    pub async fn events(
-        &self,
-        scope: &Scope,
-        filter: Filter,
-        after: Option<Cursor>,
-        limit: usize,
-    ) -> Result<Page<EventView>, Unavailable> {
-        unimplemented!()
-    }
-    /// To these endpoints, or (when `None`) to those that it matches now. Gives the number of deliveries.
-    pub async fn replay_event(
-        &self,
-        scope: &Scope,
-        tenant: &Tenant,
-        id: &EventId,
-        endpoints: Option<Vec<EndpointId>>,
-    ) -> Result<u64, ChangeError> {
-        unimplemented!()
-    }
-
-    // ---- endpoints (all synchronous reads come from memory)
     pub fn endpoint(&self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
-        unimplemented!()
-    }
-    /// Newest first. `status` is `active`, `paused` or `disabled`.
-    pub fn endpoints(
-        &self,
-        scope: &Scope,
-        tenant: Option<&Tenant>,
-        status: Option<&str>,
-        after: Option<Cursor>,
-        limit: usize,
-    ) -> Page<Arc<Endpoint>> {
-        unimplemented!()
-    }
-    /// `endpoint.number` and `.revision` are set by the engine. The answer is remembered in the same commit.
-    pub async fn create_endpoint(
-        &self,
-        endpoint: Endpoint,
-        answer: Option<(Idempotency, Answer)>,
-    ) -> Result<Arc<Endpoint>, ChangeError> {
-        unimplemented!()
-    }
-    /// Replaces it when its revision is still `endpoint.revision`, else [`ChangeError::Conflict`].
-    pub async fn update_endpoint(&self, endpoint: Endpoint) -> Result<Arc<Endpoint>, ChangeError> {
-        unimplemented!()
-    }
-    pub async fn delete_endpoint(&self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
-        unimplemented!()
-    }
-    pub async fn endpoint_stats(
-        &self,
-        endpoint: EndpointNumber,
-        since: Timestamp,
-        until: Timestamp,
-    ) -> Result<EndpointStats, Unavailable> {
-        unimplemented!()
-    }
-    pub async fn lane(&self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
-        unimplemented!()
-    }
-    /// Replays what the log holds of the endpoint's tenant between the times; gives the number of deliveries.
-    pub async fn replay_endpoint(
-        &self,
-        endpoint: &Endpoint,
-        since: Timestamp,
-        until: Option<Timestamp>,
-        event_types: &[crate::domain::Pattern],
-        only_undelivered: bool,
-    ) -> Result<u64, ChangeError> {
-        unimplemented!()
-    }
-    /// Judges a URL as it will be judged when it is connected to; gives its canonical form, or why it is forbidden.
-    pub async fn check_url(&self, url: &str) -> Result<Box<str>, String> {
-        unimplemented!()
+        let found = self.outbox().directory(|directory| directory.endpoint_by_id(id).cloned());
+        found.filter(|endpoint| scope.covers(&endpoint.tenant))
     }
 
-    // ---- deliveries and dead letters
-    /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
-    pub async fn deliveries(
-        &self,
-        scope: &Scope,
-        filter: Filter,
-        after: Option<Cursor>,
-        limit: usize,
-    ) -> Result<Page<DeliveryView>, Unavailable> {
-        unimplemented!()
-    }
-    pub async fn delivery(
-        &self,
-        scope: &Scope,
-        key: DeliveryKey,
-    ) -> Result<Option<DeliveryDetail>, Unavailable> {
-        unimplemented!()
-    }
-    /// Due now, in a new retry series; for pending, dead, delivered and cancelled ones.
-    pub async fn retry_delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
-        unimplemented!()
-    }
-    /// Pending ones only.
-    pub async fn cancel_delivery(
-        &self,
-        scope: &Scope,
-        key: DeliveryKey,
-    ) -> Result<DeliveryView, ChangeError> {
-        unimplemented!()
-    }
-    /// Filters: tenant, endpoint, event_type, reason, since, until (of the death).
-    pub async fn dead_letters(
-        &self,
-        scope: &Scope,
-        filter: Filter,
-        after: Option<Cursor>,
-        limit: usize,
-    ) -> Result<Page<DeadLetterView>, Unavailable> {
-        unimplemented!()
-    }
-    pub async fn dead_letter(
-        &self,
-        scope: &Scope,
-        key: DeliveryKey,
-    ) -> Result<Option<DeadLetterDetail>, Unavailable> {
-        unimplemented!()
-    }
-    pub async fn redrive(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
-        unimplemented!()
-    }
-    pub async fn purge(&self, scope: &Scope, key: DeliveryKey) -> Result<(), ChangeError> {
-        unimplemented!()
-    }
-    pub async fn redrive_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
-        unimplemented!()
-    }
-    pub async fn purge_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
-        unimplemented!()
-    }
-
-    // ---- keys and idempotent requests
-    /// The key whose secret has this SHA-256, compared in constant time by construction (lookup by hash).
+    /// The key whose secret has this SHA-256: looking up a hash gives nothing away about secrets.
+    #[must_use]
     pub fn key_by_hash(&self, hash: &[u8; 32]) -> Option<Arc<ApiKey>> {
-        unimplemented!()
+        self.outbox().directory(|directory| directory.key_by_hash(hash).cloned())
     }
+
+    /// By id, which is the order of creation.
+    #[must_use]
     pub fn keys(&self) -> Vec<Arc<ApiKey>> {
-        unimplemented!()
+        self.outbox().directory(|directory| directory.keys().cloned().collect())
     }
-    pub async fn create_key(
-        &self,
-        key: ApiKey,
-        answer: Option<(Idempotency, Answer)>,
-    ) -> Result<(), Unavailable> {
-        unimplemented!()
+
+    /// Judges a URL as it will be judged when it is connected to; gives its canonical form, or why it is forbidden.
+    ///
+    /// # Errors
+    /// The reason, in words for the client.
+    pub async fn check_url(&self, url: &str) -> Result<Box<str>, String> {
+        self.shared.courier.check_url(url).await.map_err(|forbidden| forbidden.to_string())
     }
-    pub async fn delete_key(&self, id: &KeyId) -> Result<(), ChangeError> {
-        unimplemented!()
-    }
-    /// What an earlier request with the same scope and key was answered (requests other than events).
-    pub async fn remembered(&self, idempotency: &Idempotency) -> Result<Remembered, Unavailable> {
-        unimplemented!()
-    }
-    pub async fn remember(&self, idempotency: Idempotency, answer: Answer) -> Result<(), Unavailable> {
-        unimplemented!()
+
+    /// Judges a custom header.
+    ///
+    /// # Errors
+    /// The reason, in words for the client.
+    pub fn check_header(&self, name: &str, value: &str) -> Result<(), String> {
+        crate::courier::body::validate_header(name, value).map_err(|reason| reason.to_string())
     }
 }

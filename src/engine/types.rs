@@ -1,11 +1,11 @@
 //! What callers hand to the engine and what they get back. Plain values; the HTTP shape is the API's business.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 pub use crate::projections::reads::{Cursor, Filter};
+pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable};
 
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, EndpointNumber, Event, EventId, EventType,
@@ -21,80 +21,6 @@ impl Scope {
     pub fn covers(&self, tenant: &Tenant) -> bool {
         self.0.as_ref().is_none_or(|own| own == tenant)
     }
-}
-
-/// An event as its publisher posted it, checked at the door.
-#[derive(Clone, Debug)]
-pub struct EventDraft {
-    pub id: Option<EventId>,
-    pub tenant: Tenant,
-    pub event_type: EventType,
-    pub version: EventVersion,
-    /// `None`: the time of acceptance.
-    pub timestamp: Option<Timestamp>,
-    pub stream: Option<StreamName>,
-    pub expected: Expected,
-    /// `None`: the stream's name.
-    pub ordering_key: Option<OrderingKey>,
-    pub deliver_at: Option<Timestamp>,
-    pub metadata: Option<Bytes>,
-    /// Sorted by name.
-    pub attributes: Vec<(Box<str>, Box<str>)>,
-    pub data: Bytes,
-    /// From the request's `Idempotency-Key`.
-    pub idempotency: Option<Idempotency>,
-    /// Hash of the event as posted; it is what a chosen id is compared by.
-    pub fingerprint: [u8; 16],
-    /// This endpoint alone, whatever its patterns (test events).
-    pub only: Option<EndpointNumber>,
-}
-
-/// An event that is on disk.
-#[derive(Clone, Debug)]
-pub struct Accepted {
-    pub event: Arc<Event>,
-    pub position: Position,
-    /// An earlier request with the same key or id was answered with this event.
-    pub duplicate: bool,
-}
-
-/// Why nothing was accepted. Nothing of a refused request is stored.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    #[error("the stream's version is {}, not what was expected", actual.map_or_else(|| "none".to_owned(), |v| v.to_string()))]
-    VersionConflict { expected: Expected, actual: Option<u64> },
-    #[error("the same idempotency key or event id was used with another body")]
-    IdempotencyMismatch,
-    #[error(transparent)]
-    Store(#[from] Unavailable),
-}
-
-/// The outbox cannot take or answer anything now.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
-    /// Too much waits for its commit already.
-    #[error("too many events wait for their commit; try again in {} s", retry_after.as_secs().max(1))]
-    Overloaded { retry_after: Duration },
-    #[error("the disk is full")]
-    DiskFull,
-    #[error("the daemon is shutting down")]
-    Stopping,
-    #[error("the store failed: {0}")]
-    Failed(Arc<str>),
-}
-
-/// Why a change to something that exists was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChangeError {
-    #[error("not found")]
-    NotFound,
-    /// Someone else changed it in between: read again and repeat.
-    #[error("it was changed by someone else meanwhile")]
-    Conflict,
-    #[error("{0}")]
-    NotAllowed(&'static str),
-    #[error(transparent)]
-    Store(#[from] Unavailable),
 }
 
 /// An answer to be remembered for its idempotency key.

@@ -2,7 +2,7 @@
 
 use super::rows::{Key, Rows, endpoint_at};
 use crate::codec::{Reader, put_varint};
-use crate::domain::EndpointNumber;
+use crate::domain::{EndpointNumber, Timestamp};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lane {
@@ -10,6 +10,8 @@ pub struct Lane {
     /// Of `pending`: behind another delivery of the same ordering key.
     pub waiting: u64,
     pub dead: u64,
+    /// Start of the first attempt that failed since the last success.
+    pub failing_since: Option<Timestamp>,
 }
 
 pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
@@ -19,14 +21,20 @@ pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
 fn decode(value: &[u8]) -> Lane {
     let mut reader = Reader::new(value);
     let mut number = || reader.varint().unwrap_or(0);
-    Lane { pending: number(), waiting: number(), dead: number() }
+    Lane {
+        pending: number(),
+        waiting: number(),
+        dead: number(),
+        failing_since: Some(number()).filter(|millis| *millis != 0).map(Timestamp::from_millis),
+    }
 }
 
 pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, change: impl FnOnce(&mut Lane)) {
     let mut counters = lane(rows, endpoint);
     change(&mut counters);
     let mut value = Vec::with_capacity(12);
-    for number in [counters.pending, counters.waiting, counters.dead] {
+    let failing_since = counters.failing_since.map_or(0, Timestamp::millis);
+    for number in [counters.pending, counters.waiting, counters.dead, failing_since] {
         put_varint(&mut value, number);
     }
     rows.put(&Key::new(b'L').endpoint(endpoint).0, value);

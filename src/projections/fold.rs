@@ -7,7 +7,7 @@ use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row};
 use super::{Rows, counters, dead, idempotency, pages, pending, stats, streams};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, Event, Next, Ordering, Position,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next, Ordering, Position,
     Progress, Record, Timestamp, Trigger,
 };
 use crate::limits;
@@ -84,6 +84,9 @@ impl Fold {
             Record::AttemptFinished { delivery, due, attempt } => step.finish(*delivery, *due, attempt),
             Record::EndpointPut(endpoint) => {
                 step.fold.orderings.insert(endpoint.number, endpoint.ordering);
+                if endpoint.status == EndpointStatus::Active {
+                    counters::change(step.rows, endpoint.number, |lane| lane.failing_since = None);
+                }
             }
             Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
@@ -257,6 +260,7 @@ impl Step<'_> {
             hour.delivered += u64::from(attempt.next == Next::Delivered);
             hour.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
         });
+        self.note_health(delivery.endpoint, attempt);
         let Some(row) = pending::due_row(self.rows, delivery.endpoint, key) else { return };
         let mut detail = self.detail(delivery, &row, due);
         detail.last_status = attempt.status;
@@ -281,6 +285,14 @@ impl Step<'_> {
                 self.remove(delivery, &place);
                 self.die(delivery, reason, finished_at, &detail);
             }
+        }
+    }
+
+    fn note_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
+        let before = counters::lane(self.rows, endpoint).failing_since;
+        let now = if attempt.error.is_none() { None } else { before.or(Some(attempt.started_at)) };
+        if now != before {
+            counters::change(self.rows, endpoint, |lane| lane.failing_since = now);
         }
     }
 

@@ -1,0 +1,106 @@
+//! Endpoints and keys, in memory: what every request and every commit needs to know at once.
+//!
+//! A projection of the journal, like the rest of the state; written by the writer alone, after its commits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Record};
+
+#[derive(Debug, Default)]
+pub struct Directory {
+    endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
+    by_id: HashMap<EndpointId, EndpointNumber>,
+    /// Ids of deleted endpoints, which old deliveries still name.
+    deleted: HashMap<EndpointNumber, EndpointId>,
+    keys: BTreeMap<KeyId, Arc<ApiKey>>,
+    keys_by_hash: HashMap<[u8; 32], KeyId>,
+    last_number: u32,
+}
+
+impl Directory {
+    /// Takes in one record; most say nothing about endpoints or keys.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::EndpointPut(endpoint) => {
+                self.last_number = self.last_number.max(endpoint.number.0);
+                self.by_id.insert(endpoint.id.clone(), endpoint.number);
+                self.endpoints.insert(endpoint.number, endpoint.clone());
+            }
+            Record::EndpointDeleted { endpoint, .. } => {
+                if let Some(gone) = self.endpoints.remove(endpoint) {
+                    self.by_id.remove(&gone.id);
+                    self.deleted.insert(*endpoint, gone.id.clone());
+                }
+            }
+            Record::KeyPut(key) => {
+                self.keys_by_hash.insert(key.hash, key.id.clone());
+                self.keys.insert(key.id.clone(), key.clone());
+            }
+            Record::KeyDeleted { id, .. } => {
+                if let Some(gone) = self.keys.remove(id) {
+                    self.keys_by_hash.remove(&gone.hash);
+                }
+            }
+            Record::EventAccepted(_)
+            | Record::AttemptFinished { .. }
+            | Record::DeliveriesRevived { .. }
+            | Record::DeliveriesCancelled { .. }
+            | Record::DeliveriesDied { .. }
+            | Record::DeadLettersPurged { .. }
+            | Record::RequestAnswered { .. } => {}
+        }
+    }
+
+    /// Takes in the last word on an endpoint that is no more.
+    pub fn apply_deleted(&mut self, record: &Record) {
+        if let Record::EndpointPut(endpoint) = record {
+            self.last_number = self.last_number.max(endpoint.number.0);
+            self.deleted.insert(endpoint.number, endpoint.id.clone());
+        }
+    }
+
+    #[must_use]
+    pub fn next_number(&self) -> EndpointNumber {
+        EndpointNumber(self.last_number + 1)
+    }
+
+    #[must_use]
+    pub fn endpoint(&self, number: EndpointNumber) -> Option<&Arc<Endpoint>> {
+        self.endpoints.get(&number)
+    }
+
+    #[must_use]
+    pub fn endpoint_by_id(&self, id: &EndpointId) -> Option<&Arc<Endpoint>> {
+        self.by_id.get(id).and_then(|number| self.endpoints.get(number))
+    }
+
+    /// The id of an endpoint, also of a deleted one.
+    #[must_use]
+    pub fn id_of(&self, number: EndpointNumber) -> Option<&EndpointId> {
+        self.endpoints.get(&number).map(|endpoint| &endpoint.id).or_else(|| self.deleted.get(&number))
+    }
+
+    /// By number, which is the order of creation.
+    pub fn endpoints(&self) -> impl DoubleEndedIterator<Item = &Arc<Endpoint>> {
+        self.endpoints.values()
+    }
+
+    pub fn deleted_endpoints(&self) -> impl Iterator<Item = EndpointNumber> + '_ {
+        self.deleted.keys().copied()
+    }
+
+    #[must_use]
+    pub fn key_by_hash(&self, hash: &[u8; 32]) -> Option<&Arc<ApiKey>> {
+        self.keys_by_hash.get(hash).and_then(|id| self.keys.get(id))
+    }
+
+    #[must_use]
+    pub fn key(&self, id: &KeyId) -> Option<&Arc<ApiKey>> {
+        self.keys.get(id)
+    }
+
+    pub fn keys(&self) -> impl DoubleEndedIterator<Item = &Arc<ApiKey>> {
+        self.keys.values()
+    }
+}

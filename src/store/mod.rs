@@ -1,0 +1,17 @@
+//! What survives a crash: the journal, which is the truth, and the state that is derived from it.
+//!
+//! Owns bytes on disk and the two threads that write them. Must never know HTTP. Reading order: [`codec`] (the layout
+//! of a record), [`journal`] (frames, segments, durability), [`writer`] (what is appended and why not), [`state`] (the
+//! rows in sled), [`outbox`] (both behind one handle).
+
+pub mod codec;
+pub mod directory;
+pub mod disk;
+pub mod journal;
+pub mod outbox;
+pub mod recent;
+pub mod state;
+pub mod types;
+pub mod writer;
+
+pub use outbox::{Admission, Health, Notice, OpenError, Opened, Outbox};

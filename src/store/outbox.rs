@@ -1,0 +1,608 @@
+//! The outbox: journal and state behind one handle, each owned by its own thread.
+//!
+//! Owns the data directory (lock, format stamp), the two threads and their channels. Order of things after a commit:
+//! the state's channel first, then the lanes', then the answers; so a question that follows an answer finds a state
+//! that has it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+
+use super::directory::Directory;
+use super::disk::RealDisk;
+use super::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport};
+use super::recent::Prepared;
+use super::state::{State, StateError};
+use super::types::Unavailable;
+use super::writer::{Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit, stands_alone, weight};
+use crate::domain::{Position, StreamName, Tenant, Timestamp};
+use crate::limits;
+use crate::projections::{LaneChange, idempotency, streams};
+
+/// Records that the state may be behind the journal before the writer waits for it.
+const STATE_LAG_MAX: u64 = 100_000;
+/// Pause between two tries to write what has to be written on a full disk.
+const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
+/// Format of the data directory, in the file of this name.
+const FORMAT_FILE: &str = "FORMAT";
+const FORMAT: &str = "balto data directory, format 1\n";
+
+/// What the engine hears from the outbox.
+#[derive(Debug)]
+pub enum Notice {
+    /// A group is on disk.
+    Committed(Arc<Committed>),
+    /// The state says what changed for lanes.
+    Lanes(Vec<LaneChange>),
+}
+
+/// Why a data directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path}: {error}")]
+    Io { path: String, error: std::io::Error },
+    #[error("the data directory {0} is in use by another process")]
+    Locked(String),
+    #[error("{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}")]
+    Foreign { path: String, found: String },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// What opening found and did.
+#[derive(Debug)]
+pub struct Opened {
+    pub outbox: Outbox,
+    pub notices: async_mpsc::Receiver<Notice>,
+    pub journal: OpenReport,
+    /// Why the state had to be rebuilt from the journal.
+    pub rebuilt: Option<String>,
+    pub replayed: u64,
+}
+
+/// How long a commit took and what was in it, for metrics.
+pub type CommitObserver = Box<dyn Fn(usize, Duration) + Send>;
+
+/// Bounds of what may wait for its commit.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    pub bytes: usize,
+    pub commands: usize,
+}
+
+enum StateMessage {
+    Committed(Arc<Committed>),
+    Read(Box<dyn FnOnce(&State) + Send>),
+    Stop,
+}
+
+/// Cheap handle.
+#[derive(Clone)]
+pub struct Outbox {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Outbox")
+    }
+}
+
+struct Inner {
+    writer: mpsc::Sender<Unit>,
+    state: mpsc::Sender<StateMessage>,
+    reader: JournalReader,
+    directory: Arc<RwLock<Directory>>,
+    admission: Admission,
+    waiting: Arc<Waiting>,
+    applied: Arc<AtomicU64>,
+    health: watch::Receiver<Health>,
+    threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
+    stopping: Arc<std::sync::atomic::AtomicBool>,
+    _lock: File,
+}
+
+/// What waits for its commit.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: AtomicUsize,
+    commands: AtomicUsize,
+}
+
+/// Whether the outbox can make anything durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    #[default]
+    Good,
+    /// It recovers by itself when space returns.
+    DiskFull,
+    /// The process has to end; the next start recovers.
+    Failed(Arc<str>),
+}
+
+impl Outbox {
+    /// Opens the data directory, replays what the state has not applied, and starts the threads.
+    ///
+    /// # Errors
+    /// When the directory is foreign, locked by another process, or its journal cannot be read. A state that is damaged
+    /// or missing is no error: it is rebuilt.
+    pub fn open(
+        path: &Path,
+        admission: Admission,
+        source: Box<dyn Source>,
+        observer: CommitObserver,
+    ) -> Result<Opened, OpenError> {
+        let lock = claim(path)?;
+        let disk = RealDisk::open(&path.join("journal")).map_err(|error| io(path, error))?;
+        let (journal, report) = Journal::open(Arc::new(disk), Default::default())?;
+        let (state, rebuilt, replayed) = open_state(path, &journal)?;
+        let directory = Arc::new(RwLock::new(directory(&state)));
+        let reader = journal.reader();
+        let applied = Arc::new(AtomicU64::new(state.applied().0));
+        let waiting = Arc::new(Waiting::default());
+        let stopping = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (health_sender, health) = watch::channel(Health::Good);
+        let health_sender = Arc::new(health_sender);
+        let (writer, units) = mpsc::channel();
+        let (state_sender, messages) = mpsc::channel();
+        let (notice_sender, notices) = async_mpsc::channel(1_024);
+        let writer_thread = WriterThread {
+            committer: Committer::new(journal, directory.clone(), source),
+            units,
+            carried: Vec::new(),
+            state: state_sender.clone(),
+            notices: notice_sender.clone(),
+            waiting: waiting.clone(),
+            applied: applied.clone(),
+            health: health_sender.clone(),
+            stopping: stopping.clone(),
+            observer,
+        };
+        let state_thread = StateThread {
+            state,
+            messages,
+            notices: notice_sender,
+            applied: applied.clone(),
+            health: health_sender,
+            last_checkpoint: Instant::now(),
+        };
+        let threads = (spawn("balto-writer", move || writer_thread.run())?, spawn("balto-state", move || state_thread.run())?);
+        let inner = Inner {
+            writer,
+            state: state_sender,
+            reader,
+            directory,
+            admission,
+            waiting,
+            applied,
+            health,
+            threads: Mutex::new(Some(threads)),
+            stopping,
+            _lock: lock,
+        };
+        Ok(Opened { outbox: Self { inner: Arc::new(inner) }, notices, journal: report, rebuilt, replayed })
+    }
+
+    /// Commits a unit; the outcomes are in the order of its commands.
+    ///
+    /// # Errors
+    /// When nothing of it was committed.
+    pub async fn submit(&self, mut unit: Unit) -> Result<Vec<Outcome>, Unavailable> {
+        self.admit(&unit)?;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            unit.reply = Some(reply);
+            self.send(unit)?;
+            match answer.await {
+                Ok(Ok(outcomes)) => return Ok(outcomes),
+                Ok(Err(Refusal::DiskFull)) => return Err(Unavailable::DiskFull),
+                Ok(Err(Refusal::Failed(reason))) => return Err(Unavailable::Failed(reason)),
+                Ok(Err(Refusal::Stale(commands))) => {
+                    unit = Unit { commands, prepared: Prepared::default(), reply: None };
+                    unit.prepared = self.prepare(&unit).await?;
+                }
+                Err(_) => return Err(Unavailable::Stopping),
+            }
+        }
+    }
+
+    /// Commits a unit that nobody waits for, as soon as it can be: an attempt's outcome.
+    pub fn record(&self, unit: Unit) {
+        if self.send(unit).is_err() {
+            tracing::debug!("an outcome came after the writer had stopped; the attempt will be made again");
+        }
+    }
+
+    fn send(&self, unit: Unit) -> Result<(), Unavailable> {
+        let (commands, bytes) = weight(&unit);
+        self.inner.waiting.commands.fetch_add(commands, Ordering::Relaxed);
+        self.inner.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.inner.writer.send(unit).map_err(|_| Unavailable::Stopping)
+    }
+
+    fn admit(&self, unit: &Unit) -> Result<(), Unavailable> {
+        match &*self.inner.health.borrow() {
+            Health::Good => {}
+            Health::DiskFull => return Err(Unavailable::DiskFull),
+            Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
+        }
+        let (commands, bytes) = weight(unit);
+        let waiting = &self.inner.waiting;
+        let full = waiting.commands.load(Ordering::Relaxed) + commands > self.inner.admission.commands
+            || waiting.bytes.load(Ordering::Relaxed) + bytes > self.inner.admission.bytes;
+        if full { Err(Unavailable::Overloaded { retry_after: Duration::from_secs(1) }) } else { Ok(()) }
+    }
+
+    /// What the state knows about the streams and keys of a unit.
+    ///
+    /// # Errors
+    /// When the outbox has stopped.
+    pub async fn prepare(&self, unit: &Unit) -> Result<Prepared, Unavailable> {
+        let mut scopes = Vec::new();
+        let mut names: Vec<(Tenant, StreamName)> = Vec::new();
+        for draft in unit.commands.iter().filter_map(super::writer::Command::draft) {
+            scopes.extend(draft.idempotency.iter().map(|idempotency| idempotency.scope));
+            scopes.extend(draft.chosen().map(|idempotency| idempotency.scope));
+            names.extend(draft.stream.iter().map(|stream| (draft.tenant.clone(), stream.clone())));
+        }
+        if scopes.is_empty() && names.is_empty() {
+            return Ok(Prepared::default());
+        }
+        self.read(move |state| {
+            let rows = state.rows();
+            let scopes = scopes.into_iter().filter_map(|scope| Some((scope, idempotency::known(rows, &scope)?)));
+            let scopes = scopes.collect();
+            let streams = names
+                .into_iter()
+                .filter_map(|(tenant, name)| {
+                    let head = streams::head(rows, &tenant, &name)?;
+                    Some(((tenant, name), head.version))
+                })
+                .collect();
+            Prepared { as_of: state.applied(), scopes, streams }
+        })
+        .await
+    }
+
+    /// Asks the state. It has applied everything that was answered before.
+    ///
+    /// # Errors
+    /// When the outbox has stopped.
+    pub async fn read<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&State) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let (sender, answer) = oneshot::channel();
+        let ask = Box::new(move |state: &State| {
+            // The asker may have gone; then nobody wants the answer.
+            let _gone = sender.send(question(state)).is_err();
+        });
+        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| Unavailable::Stopping)?;
+        answer.await.map_err(|_| Unavailable::Stopping)
+    }
+
+    #[must_use]
+    pub fn journal(&self) -> &JournalReader {
+        &self.inner.reader
+    }
+
+    /// Runs with the directory locked for reading: be quick, and do not wait for anything.
+    pub fn directory<R>(&self, look: impl FnOnce(&Directory) -> R) -> R {
+        look(&self.inner.directory.read().expect("no holder of this lock panics"))
+    }
+
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health.clone()
+    }
+
+    /// Commands and bytes that wait for their commit.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.inner.waiting.commands.load(Ordering::Relaxed), self.inner.waiting.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Records that the state has not applied yet.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.inner.reader.last_position().0.saturating_sub(self.inner.applied.load(Ordering::Relaxed))
+    }
+
+    /// Writes what waits, checkpoints, and ends both threads. Blocks.
+    pub fn stop(&self) {
+        let Some((writer, state)) = self.inner.threads.lock().expect("no holder panics").take() else { return };
+        self.inner.stopping.store(true, Ordering::SeqCst);
+        let wake = Unit { commands: Vec::new(), prepared: Prepared::default(), reply: None };
+        if self.inner.writer.send(wake).is_err() || writer.join().is_err() {
+            tracing::error!("the writer had ended before it was told to");
+        }
+        if self.inner.state.send(StateMessage::Stop).is_err() || state.join().is_err() {
+            tracing::error!("the state's thread had ended before it was told to");
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|error| OpenError::Io { path: name.to_owned(), error })
+}
+
+fn io(path: &Path, error: std::io::Error) -> OpenError {
+    OpenError::Io { path: path.display().to_string(), error }
+}
+
+/// Creates or checks the directory, its stamp and its lock.
+fn claim(path: &Path) -> Result<File, OpenError> {
+    std::fs::create_dir_all(path).map_err(|error| io(path, error))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("LOCK"))
+        .map_err(|error| io(path, error))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::Locked(path.display().to_string())),
+        Err(std::fs::TryLockError::Error(error)) => return Err(io(path, error)),
+    }
+    let stamp = path.join(FORMAT_FILE);
+    match std::fs::read_to_string(&stamp) {
+        Ok(found) if found == FORMAT => {}
+        Ok(found) => return Err(OpenError::Foreign { path: path.display().to_string(), found }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let foreign = path.join("journal").exists() || path.join("state").exists();
+            if foreign {
+                return Err(OpenError::Foreign { path: path.display().to_string(), found: "nothing".to_owned() });
+            }
+            std::fs::write(&stamp, FORMAT).map_err(|error| io(&stamp, error))?;
+            File::open(&stamp).and_then(|file| file.sync_all()).map_err(|error| io(&stamp, error))?;
+            File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| io(path, error))?;
+        }
+        Err(error) => return Err(io(&stamp, error)),
+    }
+    Ok(lock)
+}
+
+/// Opens the state, or moves it aside and starts a new one; then replays.
+fn open_state(path: &Path, journal: &Journal) -> Result<(State, Option<String>, u64), OpenError> {
+    let directory = path.join("state");
+    let end = journal.last_position();
+    let (mut state, rebuilt) = match State::open(&directory, end) {
+        Ok(state) if state.applied() == Position(0) && end > Position(0) => {
+            (state, Some("the state is missing".to_owned()))
+        }
+        Ok(state) => (state, None),
+        Err(error) => {
+            let aside = aside(&directory);
+            tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
+            std::fs::rename(&directory, &aside).map_err(|error| io(&aside, error))?;
+            (State::open(&directory, end)?, Some(error.to_string()))
+        }
+    };
+    let replayed = replay(&mut state, journal, end)?;
+    Ok((state, rebuilt, replayed))
+}
+
+fn aside(directory: &Path) -> PathBuf {
+    (1..)
+        .map(|number| directory.with_extension(format!("damaged-{number}")))
+        .find(|candidate| !candidate.exists())
+        .expect("some number is free")
+}
+
+fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, OpenError> {
+    let mut replayed = 0;
+    let mut changes = Vec::new();
+    let mut reported = Instant::now();
+    for frame in journal.reader().frames_from(state.applied().next()) {
+        for (position, record) in frame? {
+            if position <= state.applied() {
+                continue;
+            }
+            state.apply(position, &record, false, &mut changes);
+            changes.clear();
+            replayed += 1;
+            if state.is_full() {
+                state.checkpoint(Timestamp::default())?;
+            }
+        }
+        if reported.elapsed() > Duration::from_secs(1) {
+            reported = Instant::now();
+            tracing::info!(position = state.applied().0, of = end.0, "replaying the journal");
+        }
+    }
+    state.checkpoint(Timestamp::default())?;
+    Ok(replayed)
+}
+
+fn directory(state: &State) -> Directory {
+    let mut directory = Directory::default();
+    for record in state.deleted_endpoints() {
+        directory.apply_deleted(&record);
+    }
+    for record in state.directory_records() {
+        directory.apply(&record);
+    }
+    directory
+}
+
+struct WriterThread {
+    committer: Committer,
+    units: mpsc::Receiver<Unit>,
+    /// Taken out of the channel, to be committed first.
+    carried: Vec<Unit>,
+    state: mpsc::Sender<StateMessage>,
+    notices: async_mpsc::Sender<Notice>,
+    waiting: Arc<Waiting>,
+    applied: Arc<AtomicU64>,
+    health: Arc<watch::Sender<Health>>,
+    stopping: Arc<std::sync::atomic::AtomicBool>,
+    observer: CommitObserver,
+}
+
+impl WriterThread {
+    fn run(mut self) {
+        loop {
+            self.wait_for_the_state();
+            let Some(group) = self.next_group() else { return };
+            let started = Instant::now();
+            let result = self.committer.commit(group);
+            if let Some(committed) = &result.committed {
+                (self.observer)(committed.records.len(), started.elapsed());
+            }
+            if !self.publish(result) {
+                return;
+            }
+        }
+    }
+
+    /// Units until a bound is reached or nothing more waits. `None` when it is time to stop.
+    fn next_group(&mut self) -> Option<Vec<Unit>> {
+        let mut group: Vec<Unit> = Vec::new();
+        let (mut commands, mut bytes) = (0, 0);
+        let mut carried = std::mem::take(&mut self.carried).into_iter();
+        loop {
+            let next = match carried.next() {
+                Some(unit) => Some(unit),
+                None if group.is_empty() && !self.stopping.load(Ordering::SeqCst) => self.units.recv().ok(),
+                None => self.units.try_recv().ok(),
+            };
+            let Some(unit) = next else { break };
+            let alone = stands_alone(&unit);
+            let (more_commands, more_bytes) = weight(&unit);
+            let full = commands + more_commands > limits::COMMIT_RECORDS_MAX
+                || bytes + more_bytes > limits::COMMIT_BYTES_MAX;
+            if !group.is_empty() && (alone || full) {
+                self.carried.push(unit);
+                break;
+            }
+            commands += more_commands;
+            bytes += more_bytes;
+            group.push(unit);
+            if alone {
+                break;
+            }
+        }
+        self.carried.extend(carried);
+        self.waiting.commands.fetch_sub(commands, Ordering::Relaxed);
+        self.waiting.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if group.is_empty() { None } else { Some(group) }
+    }
+
+    /// Tells what was committed, in order. Gives whether to go on.
+    fn publish(&mut self, result: GroupResult) -> bool {
+        if let Some(committed) = result.committed {
+            self.set_health(Health::Good);
+            if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
+                self.set_health(Health::Failed("the state's thread has ended".into()));
+            }
+            if self.notices.blocking_send(Notice::Committed(committed)).is_err() {
+                tracing::debug!("nobody listens to commits any more");
+            }
+        }
+        for (reply, outcome) in result.replies {
+            // A client that went away does not wait for its answer.
+            let _gone = reply.send(outcome).is_err();
+        }
+        match result.failure {
+            None => true,
+            Some(AppendError::DiskFull) => {
+                self.set_health(Health::DiskFull);
+                let (commands, bytes) = result.unwritten.iter().map(weight).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+                self.waiting.commands.fetch_add(commands, Ordering::Relaxed);
+                self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.carried.splice(0..0, result.unwritten);
+                std::thread::sleep(FULL_DISK_PAUSE);
+                !self.stopping.load(Ordering::SeqCst)
+            }
+            Some(error) => {
+                tracing::error!(%error, "the journal failed; nothing is acknowledged any more");
+                self.set_health(Health::Failed(error.to_string().into()));
+                false
+            }
+        }
+    }
+
+    fn set_health(&self, health: Health) {
+        self.health.send_if_modified(|current| {
+            let failed = matches!(current, Health::Failed(_));
+            let changed = !failed && *current != health;
+            if changed {
+                tracing::warn!(?health, "the outbox's health changed");
+                *current = health;
+            }
+            changed
+        });
+    }
+
+    /// Bounds the memory that committed, not yet applied records hold.
+    fn wait_for_the_state(&self) {
+        while self.committer.journal().last_position().0.saturating_sub(self.applied.load(Ordering::Relaxed))
+            > STATE_LAG_MAX
+        {
+            if matches!(&*self.health.borrow(), Health::Failed(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+struct StateThread {
+    state: State,
+    messages: mpsc::Receiver<StateMessage>,
+    notices: async_mpsc::Sender<Notice>,
+    applied: Arc<AtomicU64>,
+    health: Arc<watch::Sender<Health>>,
+    last_checkpoint: Instant,
+}
+
+impl StateThread {
+    fn run(mut self) {
+        loop {
+            let wait = limits::CHECKPOINT_INTERVAL.saturating_sub(self.last_checkpoint.elapsed());
+            match self.messages.recv_timeout(wait) {
+                Ok(StateMessage::Committed(committed)) => self.apply(&committed),
+                Ok(StateMessage::Read(question)) => question(&self.state),
+                Ok(StateMessage::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    self.checkpoint();
+                    return;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            if self.state.is_full() || self.last_checkpoint.elapsed() >= limits::CHECKPOINT_INTERVAL {
+                self.checkpoint();
+            }
+        }
+    }
+
+    fn apply(&mut self, committed: &Committed) {
+        let mut changes = Vec::new();
+        for (position, record) in &committed.records {
+            self.state.apply(*position, record, true, &mut changes);
+        }
+        self.applied.store(self.state.applied().0, Ordering::Relaxed);
+        if !changes.is_empty() && self.notices.blocking_send(Notice::Lanes(changes)).is_err() {
+            tracing::debug!("nobody listens to lane changes any more");
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        self.last_checkpoint = Instant::now();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        if let Err(error) = self.state.checkpoint(now) {
+            tracing::error!(%error, "a checkpoint failed");
+            self.health.send_replace(Health::Failed(error.to_string().into()));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The state: rows derived from the journal, with the position that they reflect.
+//!
+//! Owns the overlay and the fold; is owned by one thread. May be lost at any time: it is rebuilt from the journal.
+//! Invariant: applying every record after [`State::applied`] in order gives the state of the journal's end.
+
+mod base;
+mod overlay;
+
+use std::path::Path;
+
+use base::Base;
+use overlay::Overlay;
+
+use super::codec;
+use crate::codec::{Reader, put_varint};
+use crate::domain::{EndpointNumber, KeyId, Position, Record, Timestamp};
+use crate::limits;
+use crate::projections::fold::Totals;
+use crate::projections::{Fold, LaneChange, Rows, idempotency};
+
+/// What is wrong with the state. All of it is mended by a rebuild from the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("state: {0}")]
+    Sled(sled::Error),
+    #[error("state: {0}")]
+    Io(std::io::Error),
+    #[error("state: {0}")]
+    Damaged(&'static str),
+}
+
+/// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
+const CURSOR: &[u8] = b"A";
+/// Version of the layout of all rows; another one means a rebuild.
+const LAYOUT: u64 = 1;
+/// Rows of endpoints (`C`, number) and keys (`K`, id): the encoded record that made them what they are.
+const ENDPOINTS: u8 = b'C';
+const KEYS: u8 = b'K';
+
+#[derive(Debug)]
+pub struct State {
+    rows: Overlay,
+    fold: Fold,
+    applied: Position,
+    checkpointed: Position,
+}
+
+impl State {
+    /// Opens the state in `directory`. `journal_end` is the last position of the journal: a state that claims more than
+    /// the journal holds is damaged.
+    ///
+    /// # Errors
+    /// When the directory has to be moved aside and rebuilt.
+    pub fn open(directory: &Path, journal_end: Position) -> Result<Self, StateError> {
+        let base = Base::open(directory)?;
+        let cursor = base.get(CURSOR);
+        let (applied, totals) = match cursor {
+            None if base.is_empty() => (Position(0), Totals::default()),
+            None => return Err(StateError::Damaged("rows without the position that they reflect")),
+            Some(value) => read_cursor(&value).ok_or(StateError::Damaged("unknown layout"))?,
+        };
+        if applied > journal_end {
+            return Err(StateError::Damaged("it reflects records that the journal does not have"));
+        }
+        let mut state = Self {
+            rows: Overlay::new(base),
+            fold: Fold::resume(applied, totals),
+            applied,
+            checkpointed: applied,
+        };
+        for record in state.directory_records() {
+            if let Record::EndpointPut(endpoint) = record {
+                state.fold.know_endpoint(endpoint.number, endpoint.ordering);
+            }
+        }
+        Ok(state)
+    }
+
+    #[must_use]
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.fold.totals
+    }
+
+    #[must_use]
+    pub fn rows(&self) -> &dyn Rows {
+        &self.rows
+    }
+
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.rows.base().size_bytes()
+    }
+
+    /// Applies the next record. See [`Fold::apply`] for `announced` and `changes`.
+    pub fn apply(&mut self, position: Position, record: &Record, announced: bool, changes: &mut Vec<LaneChange>) {
+        assert!(position > self.applied, "record {position} comes after {}", self.applied);
+        self.fold.apply(&mut self.rows, position, record, announced, changes);
+        self.keep_directory(record);
+        self.applied = position;
+    }
+
+    fn keep_directory(&mut self, record: &Record) {
+        let mut encoded = || {
+            let mut bytes = Vec::new();
+            codec::encode(record, &mut bytes);
+            bytes
+        };
+        match record {
+            Record::EndpointPut(endpoint) => self.rows.put(&endpoint_key(endpoint.number), encoded()),
+            Record::EndpointDeleted { endpoint, .. } => {
+                // The last word on it stays, behind a tombstone, so that old deliveries can name it.
+                if let Some(last) = self.rows.get(&endpoint_key(*endpoint)) {
+                    self.rows.put(&deleted_key(*endpoint), last);
+                    self.rows.remove(&endpoint_key(*endpoint));
+                }
+            }
+            Record::KeyPut(key) => self.rows.put(&key_key(&key.id), encoded()),
+            Record::KeyDeleted { id, .. } => self.rows.remove(&key_key(id)),
+            Record::EventAccepted(_)
+            | Record::AttemptFinished { .. }
+            | Record::DeliveriesRevived { .. }
+            | Record::DeliveriesCancelled { .. }
+            | Record::DeliveriesDied { .. }
+            | Record::DeadLettersPurged { .. }
+            | Record::RequestAnswered { .. } => {}
+        }
+    }
+
+    /// The records that made the live endpoints and keys what they are.
+    #[must_use]
+    pub fn directory_records(&self) -> Vec<Record> {
+        self.decoded(&[ENDPOINTS]).into_iter().chain(self.decoded(&[KEYS])).collect()
+    }
+
+    /// The last records of endpoints that were deleted.
+    #[must_use]
+    pub fn deleted_endpoints(&self) -> Vec<Record> {
+        self.decoded(&[b'c'])
+    }
+
+    fn decoded(&self, prefix: &[u8]) -> Vec<Record> {
+        let mut records = Vec::new();
+        let end = crate::projections::rows::after_prefix(prefix);
+        self.rows.scan(prefix, &end, &mut |_, value| {
+            if let Ok(record) = codec::decode(value) {
+                records.push(record);
+            }
+            std::ops::ControlFlow::Continue(())
+        });
+        records
+    }
+
+    /// Whether enough has changed that a checkpoint should not wait for its time.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.rows.changed() >= limits::CHECKPOINT_ROWS_MAX
+    }
+
+    /// Whether anything was applied since the last checkpoint.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.applied > self.checkpointed
+    }
+
+    /// Writes what changed, with the position that it reflects, as one atomic batch.
+    ///
+    /// # Errors
+    /// When sled or the disk failed; the state must not be used any more.
+    pub fn checkpoint(&mut self, now: Timestamp) -> Result<(), StateError> {
+        if !self.is_dirty() {
+            return Ok(());
+        }
+        idempotency::forget_expired(&mut self.rows, now);
+        let mut cursor = Vec::new();
+        let Totals { pending, dead, events } = self.fold.totals;
+        for number in [LAYOUT, self.applied.0, pending, dead, events] {
+            put_varint(&mut cursor, number);
+        }
+        self.rows.put(CURSOR, cursor);
+        self.rows.checkpoint()?;
+        self.fold.on_checkpoint(self.applied);
+        self.checkpointed = self.applied;
+        Ok(())
+    }
+}
+
+fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
+    [&[ENDPOINTS][..], &number.0.to_be_bytes()].concat()
+}
+
+fn deleted_key(number: EndpointNumber) -> Vec<u8> {
+    [&b"c"[..], &number.0.to_be_bytes()].concat()
+}
+
+fn key_key(id: &KeyId) -> Vec<u8> {
+    [&[KEYS][..], id.as_str().as_bytes()].concat()
+}
+
+fn read_cursor(value: &[u8]) -> Option<(Position, Totals)> {
+    let mut reader = Reader::new(value);
+    if reader.get_varint().ok()? != LAYOUT {
+        return None;
+    }
+    let applied = Position(reader.get_varint().ok()?);
+    let totals = Totals {
+        pending: reader.get_varint().ok()?,
+        dead: reader.get_varint().ok()?,
+        events: reader.get_varint().ok()?,
+    };
+    Some((applied, totals))
+}

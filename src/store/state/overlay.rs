@@ -1,0 +1,227 @@
+//! Rows in memory over rows in sled: the settle window.
+//!
+//! Owns what has changed since the last checkpoint. A row that comes and goes between two checkpoints is never
+//! written. Invariant: sled only ever holds the rows of one position; a checkpoint is one atomic batch.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::iter::Peekable;
+use std::ops::ControlFlow;
+
+use crate::projections::Rows;
+use crate::projections::rows::Visit;
+
+use super::base::Base;
+
+#[derive(Debug)]
+enum Slot {
+    Value {
+        bytes: Vec<u8>,
+        /// The base has no such row, so that removing this one leaves nothing to be done.
+        fresh: bool,
+    },
+    Removed,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    base: Base,
+    rows: BTreeMap<Vec<u8>, Slot>,
+}
+
+impl Overlay {
+    pub(crate) fn new(base: Base) -> Self {
+        Self { base, rows: BTreeMap::new() }
+    }
+
+    pub(crate) fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Rows that changed since the last checkpoint.
+    pub(crate) fn changed(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Writes everything that changed, in one atomic batch, and makes it durable.
+    pub(crate) fn checkpoint(&mut self) -> Result<(), super::StateError> {
+        let changes = std::mem::take(&mut self.rows).into_iter().map(|(key, slot)| match slot {
+            Slot::Value { bytes, .. } => (key, Some(bytes)),
+            Slot::Removed => (key, None),
+        });
+        self.base.write(changes)
+    }
+
+    fn merged<'a, I>(
+        base: I,
+        mut over: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Slot)>>,
+        before: fn(&[u8], &[u8]) -> bool,
+        visit: Visit<'_>,
+    ) where
+        I: Iterator<Item = (sled::IVec, sled::IVec)>,
+    {
+        let mut base = base.peekable();
+        loop {
+            let take_over = match (base.peek(), over.peek()) {
+                (None, None) => return,
+                (None, Some(_)) => true,
+                (Some(_), None) => false,
+                (Some((below, _)), Some((above, _))) => {
+                    if above.as_slice() == below.as_ref() {
+                        base.next();
+                        true
+                    } else {
+                        before(above, below)
+                    }
+                }
+            };
+            let flow = if take_over {
+                match over.next() {
+                    Some((key, Slot::Value { bytes, .. })) => visit(key, bytes),
+                    Some((_, Slot::Removed)) | None => ControlFlow::Continue(()),
+                }
+            } else {
+                base.next().map_or(ControlFlow::Continue(()), |(key, value)| visit(&key, &value))
+            };
+            if flow.is_break() {
+                return;
+            }
+        }
+    }
+}
+
+impl Rows for Overlay {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        match self.rows.get(key) {
+            Some(Slot::Value { bytes, .. }) => Some(bytes.clone()),
+            Some(Slot::Removed) => None,
+            None => self.base.get(key),
+        }
+    }
+
+    fn put(&mut self, key: &[u8], value: Vec<u8>) {
+        match self.rows.get_mut(key) {
+            Some(Slot::Value { bytes, .. }) => *bytes = value,
+            Some(slot @ Slot::Removed) => *slot = Slot::Value { bytes: value, fresh: false },
+            None => {
+                self.rows.insert(key.to_vec(), Slot::Value { bytes: value, fresh: false });
+            }
+        }
+    }
+
+    fn put_new(&mut self, key: &[u8], value: Vec<u8>) {
+        match self.rows.entry(key.to_vec()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Slot::Value { bytes: value, fresh: true });
+            }
+            Entry::Occupied(mut occupied) => {
+                let fresh = matches!(occupied.get(), Slot::Value { fresh: true, .. });
+                occupied.insert(Slot::Value { bytes: value, fresh });
+            }
+        }
+    }
+
+    fn append(&mut self, key: &[u8], more: &[u8]) -> usize {
+        if let Some(Slot::Value { bytes, .. }) = self.rows.get_mut(key) {
+            bytes.extend_from_slice(more);
+            return bytes.len();
+        }
+        let mut bytes = self.get(key).unwrap_or_default();
+        bytes.extend_from_slice(more);
+        let length = bytes.len();
+        self.put(key, bytes);
+        length
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        match self.rows.entry(key.to_vec()) {
+            Entry::Occupied(occupied) if matches!(occupied.get(), Slot::Value { fresh: true, .. }) => {
+                occupied.remove();
+            }
+            Entry::Occupied(mut occupied) => {
+                occupied.insert(Slot::Removed);
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(Slot::Removed);
+            }
+        }
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
+        let over = self.rows.range(from.to_vec()..to.to_vec()).peekable();
+        Self::merged(self.base.range(from, to), over, |a, b| a < b, visit);
+    }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
+        let over = self.rows.range(from.to_vec()..to.to_vec()).rev().peekable();
+        Self::merged(self.base.range_back(from, to), over, |a, b| a > b, visit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Random operations and checkpoints against a plain map.
+    #[test]
+    fn an_overlay_answers_as_a_plain_map_would() {
+        for seed in 1..60_u64 {
+            let directory = tempfile::tempdir().unwrap();
+            let mut overlay = Overlay::new(Base::open(directory.path()).unwrap());
+            let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+            let mut state = seed;
+            let mut random = move |below: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % below
+            };
+            for step in 0..400 {
+                let key = vec![b'K', random(40) as u8];
+                let value = vec![random(256) as u8; 3];
+                match random(12) {
+                    0..4 if !model.contains_key(&key) => {
+                        overlay.put_new(&key, value.clone());
+                        model.insert(key, value);
+                    }
+                    0..6 => {
+                        overlay.put(&key, value.clone());
+                        model.insert(key, value);
+                    }
+                    6..9 => {
+                        overlay.remove(&key);
+                        model.remove(&key);
+                    }
+                    9 => {
+                        let length = overlay.append(&key, &value);
+                        assert_eq!(length, Rows::append(&mut model, &key, &value), "seed {seed} step {step}");
+                    }
+                    10 => assert_eq!(overlay.get(&key), model.get(&key).cloned(), "seed {seed} step {step}"),
+                    _ => overlay.checkpoint().unwrap(),
+                }
+                let collect = |back: bool| {
+                    let mut list = Vec::new();
+                    let mut visit = |key: &[u8], value: &[u8]| {
+                        list.push((key.to_vec(), value.to_vec()));
+                        ControlFlow::Continue(())
+                    };
+                    if back { overlay.scan_back(b"K", b"L", &mut visit) } else { overlay.scan(b"K", b"L", &mut visit) }
+                    list
+                };
+                let expected: Vec<_> = model.clone().into_iter().collect();
+                assert_eq!(collect(false), expected, "seed {seed} step {step}");
+                assert_eq!(collect(true), expected.into_iter().rev().collect::<Vec<_>>(), "seed {seed} step {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_and_goes_between_checkpoints_is_never_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut overlay = Overlay::new(Base::open(directory.path()).unwrap());
+        overlay.put_new(b"K1", vec![1]);
+        overlay.remove(b"K1");
+        assert_eq!(overlay.changed(), 0);
+    }
+}

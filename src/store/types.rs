@@ -1,0 +1,116 @@
+//! What goes into the outbox and what it answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::domain::{
+    EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position, StreamName,
+    Tenant, Timestamp,
+};
+
+/// An event as its publisher posted it, checked at the door.
+#[derive(Clone, Debug)]
+pub struct EventDraft {
+    pub id: Option<EventId>,
+    pub tenant: Tenant,
+    pub event_type: EventType,
+    pub version: EventVersion,
+    /// `None`: the time of acceptance.
+    pub timestamp: Option<Timestamp>,
+    pub stream: Option<StreamName>,
+    pub expected: Expected,
+    /// `None`: the stream's name.
+    pub ordering_key: Option<OrderingKey>,
+    pub deliver_at: Option<Timestamp>,
+    pub metadata: Option<Bytes>,
+    /// Sorted by name.
+    pub attributes: Vec<(Box<str>, Box<str>)>,
+    pub data: Bytes,
+    /// From the request's `Idempotency-Key`.
+    pub idempotency: Option<Idempotency>,
+    /// Hash of the event as posted; it is what a chosen id is compared by.
+    pub fingerprint: [u8; 16],
+    /// This endpoint alone, whatever its patterns (test events).
+    pub only: Option<EndpointNumber>,
+}
+
+impl EventDraft {
+    /// A chosen id is remembered like an idempotency key, for as long as the event is kept.
+    #[must_use]
+    pub fn chosen(&self) -> Option<Idempotency> {
+        let id = self.id.as_ref()?;
+        Some(Idempotency { scope: chosen_scope(&self.tenant, id), fingerprint: self.fingerprint, expires_at: None })
+    }
+
+    /// Whether it can only be judged with what the state knows.
+    #[must_use]
+    pub fn needs_preparation(&self) -> bool {
+        self.stream.is_some() || self.id.is_some() || self.idempotency.is_some()
+    }
+}
+
+/// Under which a chosen id is remembered.
+#[must_use]
+pub fn chosen_scope(tenant: &Tenant, id: &EventId) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for part in ["chosen-id", tenant.as_str(), id.as_str()] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let digest: [u8; 32] = hasher.finalize().into();
+    let mut scope = [0; 16];
+    scope.copy_from_slice(&digest[..16]);
+    scope
+}
+
+/// An event that is on disk.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    pub event: Arc<Event>,
+    pub position: Position,
+    /// An earlier request with the same key or id was answered with this event.
+    pub duplicate: bool,
+}
+
+/// Why nothing was accepted. Nothing of a refused request is stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    #[error("the stream's version is {}, not what was expected", actual.map_or_else(|| "none".to_owned(), |v| v.to_string()))]
+    VersionConflict { expected: Expected, actual: Option<u64> },
+    #[error("the same idempotency key or event id was used with another body")]
+    IdempotencyMismatch,
+    #[error(transparent)]
+    Store(#[from] Unavailable),
+}
+
+/// The outbox cannot take or answer anything now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Too much waits for its commit already.
+    #[error("too many events wait for their commit; try again in {} s", retry_after.as_secs().max(1))]
+    Overloaded { retry_after: Duration },
+    #[error("the disk is full")]
+    DiskFull,
+    #[error("the daemon is shutting down")]
+    Stopping,
+    #[error("the store failed: {0}")]
+    Failed(Arc<str>),
+}
+
+/// Why a change to something that exists was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    #[error("not found")]
+    NotFound,
+    /// Someone else changed it in between: read again and repeat.
+    #[error("it was changed by someone else meanwhile")]
+    Conflict,
+    #[error("{0}")]
+    NotAllowed(&'static str),
+    #[error(transparent)]
+    Store(#[from] Unavailable),
+}
+

@@ -1,0 +1,432 @@
+//! The writer: judges every append, commits groups of them, tells what was committed. There is exactly one.
+//!
+//! Owns the journal, the matcher and what the last commits said. Invariants: nothing is answered, told to the state or
+//! told to the lanes before the `fdatasync` of the frame that it rests on; position order is commit order. Being alone
+//! it needs no transactions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use tokio::sync::oneshot;
+use ulid::Ulid;
+
+use super::directory::Directory;
+use super::journal::{AppendError, Journal};
+use super::recent::{Prepared, Recent};
+use super::types::{Accepted, EventDraft};
+use crate::domain::{
+    DueKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, Ordering, Position, Progress, Record,
+    StreamName, Tenant, Timestamp, Trigger,
+};
+use crate::limits;
+use crate::projections::LaneChange;
+use crate::projections::idempotency::Known;
+use crate::rules::append::{Judged, judge_idempotency, judge_version};
+use crate::rules::matching::Matcher;
+
+/// One thing to be committed.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Publish(Box<EventDraft>),
+    /// A new endpoint has number 0; a change names the revision that it rests on.
+    PutEndpoint(Box<Endpoint>),
+    DeleteEndpoint { endpoint: EndpointNumber, at: Timestamp },
+    /// A record that needs no judgement.
+    Record(Record),
+}
+
+impl Command {
+    /// The event that it would publish.
+    #[must_use]
+    pub fn draft(&self) -> Option<&EventDraft> {
+        match self {
+            Self::Publish(draft) => Some(draft),
+            Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
+        }
+    }
+}
+
+/// What became of a command.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    Accepted(Accepted),
+    /// An earlier event with the same key or id is here.
+    Duplicate(Position),
+    Mismatch,
+    VersionConflict { expected: Expected, actual: Option<u64> },
+    Endpoint(Arc<Endpoint>),
+    Written(Position),
+    /// Someone else changed the endpoint meanwhile, or deleted it.
+    Conflict,
+}
+
+/// Why nothing of a unit was committed.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It was prepared too long ago; prepare it again.
+    Stale(Vec<Command>),
+    DiskFull,
+    Failed(Arc<str>),
+}
+
+pub type UnitReply = oneshot::Sender<Result<Vec<Outcome>, Refusal>>;
+
+/// Commands that are judged in order, with nothing between them.
+#[derive(Debug)]
+pub struct Unit {
+    pub commands: Vec<Command>,
+    pub prepared: Prepared,
+    /// `None`: nobody waits, and it has to be written as soon as it can be.
+    pub reply: Option<UnitReply>,
+}
+
+impl Unit {
+    fn changes_directory(&self) -> bool {
+        self.commands.iter().any(|command| match command {
+            Command::PutEndpoint(_)
+            | Command::DeleteEndpoint { .. }
+            | Command::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
+            Command::Publish(_) | Command::Record(_) => false,
+        })
+    }
+}
+
+/// A group that is on disk.
+#[derive(Debug)]
+pub struct Committed {
+    pub records: Vec<(Position, Record)>,
+    /// What the lanes of endpoints without an order have to hear of freshly accepted events.
+    pub announced: Vec<LaneChange>,
+}
+
+/// Where the writer gets the time and chance from.
+pub trait Source: Send {
+    fn now(&mut self) -> Timestamp;
+    fn random(&mut self) -> u128;
+}
+
+/// The judging and committing, without its thread.
+pub struct Committer {
+    journal: Journal,
+    directory: Arc<RwLock<Directory>>,
+    matcher: Matcher,
+    recent: Recent,
+    source: Box<dyn Source>,
+    last_time: Timestamp,
+    last_ulid: Ulid,
+}
+
+/// What a group has decided and not yet committed.
+#[derive(Default)]
+struct Staged {
+    records: Vec<Record>,
+    /// Where the next record will stand.
+    next: Position,
+    scopes: HashMap<[u8; 16], Known>,
+    streams: HashMap<(Tenant, StreamName), (u64, Position)>,
+    announced: Vec<LaneChange>,
+}
+
+impl Staged {
+    fn push(&mut self, record: Record) -> Position {
+        let position = self.next;
+        self.records.push(record);
+        self.next = position.next();
+        position
+    }
+}
+
+/// What happened to a group.
+pub struct GroupResult {
+    /// `None` when nothing had to be written.
+    pub committed: Option<Arc<Committed>>,
+    pub replies: Vec<(UnitReply, Result<Vec<Outcome>, Refusal>)>,
+    /// Units that nobody waits for and that could not be written: to be tried again.
+    pub unwritten: Vec<Unit>,
+    pub failure: Option<AppendError>,
+}
+
+impl Committer {
+    /// `applied` is what the state had applied when the directory was read from it; nothing newer is known.
+    pub fn new(
+        journal: Journal,
+        directory: Arc<RwLock<Directory>>,
+        source: Box<dyn Source>,
+    ) -> Self {
+        let mut matcher = Matcher::default();
+        for endpoint in read(&directory).endpoints() {
+            matcher.insert(endpoint);
+        }
+        let recent = Recent::new(journal.last_position());
+        Self {
+            journal,
+            directory,
+            matcher,
+            recent,
+            source,
+            last_time: Timestamp::default(),
+            last_ulid: Ulid::nil(),
+        }
+    }
+
+    /// Judges the units in order and commits them with one `fdatasync`.
+    pub fn commit(&mut self, units: Vec<Unit>) -> GroupResult {
+        self.last_time = self.last_time.max(self.source.now()).max(self.journal.last_time());
+        let mut staged = Staged { next: self.journal.last_position().next(), ..Staged::default() };
+        let mut judged = Vec::with_capacity(units.len());
+        let mut bounds = Vec::with_capacity(units.len());
+        for unit in units {
+            let start = staged.records.len();
+            let mut unit = unit;
+            let verdict = self.judge_unit(&mut unit, &mut staged);
+            if staged.records.len() > start {
+                bounds.push(start..staged.records.len());
+            }
+            judged.push((unit, verdict));
+        }
+        if staged.records.is_empty() {
+            let replies = judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
+            return GroupResult { committed: None, replies, unwritten: Vec::new(), failure: None };
+        }
+        let units: Vec<&[Record]> = bounds.into_iter().map(|bound| &staged.records[bound]).collect();
+        match self.journal.append(self.last_time, &units) {
+            Ok(_) => self.finish(staged, judged),
+            Err(error) => fail(error, judged),
+        }
+    }
+
+    fn judge_unit(&mut self, unit: &mut Unit, staged: &mut Staged) -> Result<Vec<Outcome>, Refusal> {
+        if !self.recent.covers(unit.prepared.as_of) && needs_preparation(unit) {
+            return Err(Refusal::Stale(std::mem::take(&mut unit.commands)));
+        }
+        Ok(unit.commands.iter().map(|command| self.judge(command, &unit.prepared, staged)).collect())
+    }
+
+    fn judge(&mut self, command: &Command, prepared: &Prepared, staged: &mut Staged) -> Outcome {
+        match command {
+            Command::Publish(draft) => self.publish(draft, prepared, staged),
+            Command::PutEndpoint(endpoint) => self.put_endpoint(endpoint, staged),
+            Command::DeleteEndpoint { endpoint, at } => {
+                if read(&self.directory).endpoint(*endpoint).is_none() {
+                    return Outcome::Conflict;
+                }
+                Outcome::Written(staged.push(Record::EndpointDeleted { endpoint: *endpoint, at: *at }))
+            }
+            Command::Record(record) => {
+                let position = staged.push(record.clone());
+                if let Record::RequestAnswered { idempotency, .. } = record {
+                    staged.scopes.insert(idempotency.scope, known(idempotency, position));
+                }
+                Outcome::Written(position)
+            }
+        }
+    }
+
+    fn put_endpoint(&mut self, endpoint: &Endpoint, staged: &mut Staged) -> Outcome {
+        let directory = read(&self.directory);
+        let mut endpoint = endpoint.clone();
+        if endpoint.number == EndpointNumber(0) {
+            endpoint.number = directory.next_number();
+        } else if directory.endpoint(endpoint.number).map(|current| current.revision) != Some(endpoint.revision) {
+            return Outcome::Conflict;
+        }
+        endpoint.revision = staged.next;
+        let endpoint = Arc::new(endpoint);
+        staged.push(Record::EndpointPut(endpoint.clone()));
+        Outcome::Endpoint(endpoint)
+    }
+
+    fn publish(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut Staged) -> Outcome {
+        let mut idempotency: Vec<Idempotency> = draft.idempotency.iter().cloned().collect();
+        idempotency.extend(draft.chosen());
+        for wanted in &idempotency {
+            let found = staged
+                .scopes
+                .get(&wanted.scope)
+                .or_else(|| self.recent.scope(&wanted.scope))
+                .or_else(|| prepared.scopes.get(&wanted.scope));
+            match judge_idempotency(found, &wanted.fingerprint, self.last_time) {
+                Judged::Fresh => {}
+                Judged::Duplicate(position) => return Outcome::Duplicate(position),
+                Judged::Mismatch(_) => return Outcome::Mismatch,
+            }
+        }
+        let stream = match self.next_version(draft, prepared, staged) {
+            Ok(stream) => stream,
+            Err(conflict) => return conflict,
+        };
+        let event = Arc::new(self.event(draft, stream, idempotency));
+        let position = staged.push(Record::EventAccepted(event.clone()));
+        for answered in &event.idempotency {
+            staged.scopes.insert(answered.scope, known(answered, position));
+        }
+        if let Some((stream, version)) = &event.stream {
+            staged.streams.insert((event.tenant.clone(), stream.clone()), (*version, position));
+        }
+        self.announce(&event, position, &mut staged.announced);
+        Outcome::Accepted(Accepted { event, position, duplicate: false })
+    }
+
+    fn next_version(
+        &self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &Staged,
+    ) -> Result<Option<(StreamName, u64)>, Outcome> {
+        let Some(stream) = &draft.stream else { return Ok(None) };
+        let name = (draft.tenant.clone(), stream.clone());
+        let actual = staged
+            .streams
+            .get(&name)
+            .map(|(version, _)| *version)
+            .or_else(|| self.recent.stream(&name))
+            .or_else(|| prepared.streams.get(&name).copied());
+        judge_version(draft.expected, actual)
+            .map(|version| Some((stream.clone(), version)))
+            .map_err(|conflict| Outcome::VersionConflict { expected: conflict.expected, actual: conflict.actual })
+    }
+
+    fn event(&mut self, draft: &EventDraft, stream: Option<(StreamName, u64)>, idempotency: Vec<Idempotency>) -> Event {
+        let targets = match draft.only {
+            Some(endpoint) => vec![endpoint],
+            None => self.matcher.targets(&draft.tenant, &draft.event_type),
+        };
+        Event {
+            id: draft.id.clone().unwrap_or_else(|| self.next_id()),
+            tenant: draft.tenant.clone(),
+            event_type: draft.event_type.clone(),
+            version: draft.version.clone(),
+            timestamp: draft.timestamp.unwrap_or(self.last_time),
+            accepted_at: self.last_time,
+            stream,
+            ordering_key: draft.ordering_key.clone(),
+            deliver_at: draft.deliver_at,
+            metadata: draft.metadata.clone(),
+            attributes: draft.attributes.clone(),
+            data: draft.data.clone(),
+            targets,
+            idempotency,
+        }
+    }
+
+    /// ULIDs that follow commit order: a fresh random part each millisecond, counted up within it.
+    fn next_id(&mut self) -> EventId {
+        let millis = self.last_time.millis();
+        self.last_ulid = match self.last_ulid.increment() {
+            Some(next) if self.last_ulid.timestamp_ms() == millis => next,
+            // Half of the range stays free, so that counting up within the millisecond cannot run out.
+            _ => Ulid::from_parts(millis, self.source.random() >> 49),
+        };
+        format!("evt_{}", self.last_ulid).parse().expect("a ULID is made of letters and digits")
+    }
+
+    fn announce(&self, event: &Event, position: Position, announced: &mut Vec<LaneChange>) {
+        let directory = read(&self.directory);
+        let due = event.first_due();
+        for target in &event.targets {
+            let ordered =
+                directory.endpoint(*target).is_some_and(|endpoint| endpoint.ordering != Ordering::None);
+            if !ordered {
+                let progress =
+                    Progress { attempts: 0, attempts_in_series: 0, series_started: due, trigger: Trigger::Publish };
+                let key = DueKey { due, event: position };
+                announced.push(LaneChange::Due { endpoint: *target, key, progress, at: position });
+            }
+        }
+    }
+
+    fn finish(
+        &mut self,
+        staged: Staged,
+        judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>,
+    ) -> GroupResult {
+        for (scope, known) in staged.scopes {
+            self.recent.put_scope(scope, known);
+        }
+        for (name, (version, position)) in staged.streams {
+            self.recent.put_stream(name, version, position);
+        }
+        let first = staged.next.0 - staged.records.len() as u64;
+        let records: Vec<_> = (first..).map(Position).zip(staged.records).collect();
+        for (_, record) in &records {
+            self.keep_directory(record);
+        }
+        let committed = Arc::new(Committed { records, announced: staged.announced });
+        let replies = judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
+        GroupResult { committed: Some(committed), replies, unwritten: Vec::new(), failure: None }
+    }
+
+    fn keep_directory(&mut self, record: &Record) {
+        let number = match record {
+            Record::EndpointPut(endpoint) => endpoint.number,
+            Record::EndpointDeleted { endpoint, .. } => *endpoint,
+            Record::KeyPut(_) | Record::KeyDeleted { .. } => EndpointNumber(0),
+            _ => return,
+        };
+        if let Some(old) = read(&self.directory).endpoint(number) {
+            self.matcher.remove(old.number, &old.tenant);
+        }
+        if let Record::EndpointPut(endpoint) = record {
+            self.matcher.insert(endpoint);
+        }
+        self.directory.write().expect("no holder of this lock panics").apply(record);
+    }
+
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    pub fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+}
+
+fn read(directory: &RwLock<Directory>) -> std::sync::RwLockReadGuard<'_, Directory> {
+    directory.read().expect("no holder of this lock panics")
+}
+
+fn known(idempotency: &Idempotency, position: Position) -> Known {
+    Known { position, fingerprint: idempotency.fingerprint, expires_at: idempotency.expires_at }
+}
+
+fn needs_preparation(unit: &Unit) -> bool {
+    unit.commands.iter().any(|command| match command {
+        Command::Publish(draft) => draft.needs_preparation(),
+        Command::PutEndpoint(_) | Command::DeleteEndpoint { .. } | Command::Record(_) => false,
+    })
+}
+
+fn fail(error: AppendError, judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>) -> GroupResult {
+    let refusal = || match &error {
+        AppendError::DiskFull => Refusal::DiskFull,
+        other => Refusal::Failed(other.to_string().into()),
+    };
+    let mut replies = Vec::new();
+    let mut unwritten = Vec::new();
+    for (mut unit, _) in judged {
+        match unit.reply.take() {
+            Some(reply) => replies.push((reply, Err(refusal()))),
+            None => unwritten.push(unit),
+        }
+    }
+    GroupResult { committed: None, replies, unwritten, failure: Some(error) }
+}
+
+/// Where a group ends: a unit that changes the directory is judged against it, so it stands alone.
+#[must_use]
+pub fn stands_alone(unit: &Unit) -> bool {
+    unit.changes_directory()
+}
+
+/// Bytes that a unit brings to its group, roughly.
+#[must_use]
+pub fn weight(unit: &Unit) -> (usize, usize) {
+    let bytes = unit.commands.iter().map(|command| match command {
+        Command::Publish(draft) => draft.data.len() + 256,
+        Command::PutEndpoint(_) => 4096,
+        Command::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
+        Command::DeleteEndpoint { .. } | Command::Record(_) => 64,
+    });
+    (unit.commands.len(), bytes.sum::<usize>().min(limits::FRAME_BYTES_MAX))
+}
