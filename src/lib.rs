@@ -1,4 +1,6 @@
 //! Balto: a webhook delivery engine in one binary.
 
+pub mod codec;
 pub mod domain;
 pub mod limits;
+pub mod store;
