@@ -406,7 +406,7 @@ fn get_tagged<T: Copy>(
 ) -> Result<T, CodecError> {
     let found = r.get_u8()?;
     let value = all.iter().copied().find(|value| tag(*value) == found);
-    value.ok_or(CodecError::UnknownValue { what, found: u64::from(found) })
+    value.ok_or_else(|| CodecError::UnknownValue { what, found: u64::from(found) })
 }
 
 fn trigger_tag(trigger: Trigger) -> u8 {

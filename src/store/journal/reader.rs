@@ -39,6 +39,9 @@ pub(super) struct Entry {
     pub(super) version: u64,
 }
 
+/// A segment and where the next one starts.
+type Found = (Arc<Segment>, Option<Position>);
+
 pub(super) struct Shared {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) list: RwLock<Vec<Entry>>,
@@ -113,7 +116,7 @@ impl Shared {
     }
 
     /// Finds and opens; starts over when a rewrite took the file away in between.
-    fn open_at(&self, position: Position) -> Result<Option<(Arc<Segment>, Option<Position>)>, ReadError> {
+    fn open_at(&self, position: Position) -> Result<Option<Found>, ReadError> {
         loop {
             let Some((entry, upper)) = self.find(position) else { return Ok(None) };
             match self.open(entry, upper) {
