@@ -300,3 +300,33 @@ fn a_crash_keeps_every_synced_record() {
         assert_eq!(verify(&after).unwrap().damage, [], "seed {seed}");
     }
 }
+
+/// The n-th operation of each kind fails, for every n until the whole run goes through.
+#[test]
+fn any_single_failure_of_the_disk_loses_nothing_that_was_acknowledged() {
+    use Operation::{Append, Create, Remove, Rename, SyncData, SyncDir, Truncate};
+    for operation in [Append, SyncData, Create, Rename, Remove, SyncDir, Truncate] {
+        for errno in [Fault::EIO, Fault::ENOSPC] {
+            for skip in 0..80 {
+                let story = format!("{operation:?} {errno} after {skip}");
+                let disk = MemoryDisk::new();
+                let (mut journal, _) = open(&disk);
+                disk.inject(Fault { operation, errno, skip, count: 1 });
+                for _ in 0..60 {
+                    let number = journal.next_position().0;
+                    drop(journal.append(at(1_000 + number), &[vec![record(number)]]));
+                }
+                for (first, _) in journal.reader().sealed_segments().into_iter().take(2) {
+                    drop(journal.rewrite_segment(first, &mut |position, _| position.0 > 20));
+                }
+                let last = journal.reader().last_position().0;
+                disk.clear_faults();
+                let (journal, report) = open(&disk.crash(skip));
+                assert_eq!(report.damage, [], "{story}");
+                let found = all(&journal);
+                let missing = (21..=last).find(|number| !found.contains(number));
+                assert_eq!(missing, None, "{story}: {found:?}");
+            }
+        }
+    }
+}
