@@ -2,6 +2,7 @@
 
 pub mod codec;
 pub mod domain;
-pub mod engine;
 pub mod limits;
 pub mod projections;
+pub mod rules;
+pub mod store;

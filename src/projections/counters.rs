@@ -20,7 +20,7 @@ pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
 
 fn decode(value: &[u8]) -> Lane {
     let mut reader = Reader::new(value);
-    let mut number = || reader.varint().unwrap_or(0);
+    let mut number = || reader.get_varint().unwrap_or(0);
     Lane {
         pending: number(),
         waiting: number(),

@@ -40,10 +40,10 @@ fn decode(key: &[u8], value: &[u8]) -> Result<Letter, Malformed> {
     Ok(Letter {
         death: Position(u64_at(key, 1)),
         delivery: DeliveryKey { event: Position(u64_at(key, 9)), endpoint: endpoint_at(key, 17) },
-        died_at: Timestamp::from_millis(reader.varint()?),
-        reason: reason(reader.u8()?)?,
-        tenant: reader.str()?.into(),
-        event_type: reader.str()?.into(),
+        died_at: Timestamp::from_millis(reader.get_varint()?),
+        reason: reason(reader.get_u8()?)?,
+        tenant: reader.get_str()?.into(),
+        event_type: reader.get_str()?.into(),
     })
 }
 
@@ -56,6 +56,6 @@ pub fn newest_first(
     let to = before.map_or_else(|| vec![b'X' + 1], |(death, delivery)| key(death, delivery));
     rows.scan_back(b"X", &to, &mut |key, value| match decode(key, value) {
         Ok(letter) => visit(letter),
-        Err(Malformed) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Continue(()),
     });
 }

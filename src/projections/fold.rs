@@ -7,8 +7,8 @@ use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row};
 use super::{Rows, counters, dead, idempotency, pages, pending, stats, streams};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next, Ordering, Position,
-    Progress, Record, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next,
+    Ordering, Position, Progress, Record, Timestamp, Trigger,
 };
 use crate::limits;
 

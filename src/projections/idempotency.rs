@@ -24,9 +24,9 @@ pub fn known(rows: &dyn Rows, scope: &[u8; 16]) -> Option<Known> {
     let value = rows.get(&key(scope))?;
     let read = || -> Result<Known, Malformed> {
         let mut reader = Reader::new(&value);
-        let position = Position(reader.varint()?);
-        let expires_at = Some(reader.varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
-        let fingerprint = reader.array::<16>()?;
+        let position = Position(reader.get_varint()?);
+        let expires_at = Some(reader.get_varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
+        let fingerprint = reader.get_array::<16>()?;
         Ok(Known { position, fingerprint, expires_at })
     };
     read().ok()

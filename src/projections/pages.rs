@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use super::pending::{OrderHash, positions, put_positions};
 use super::rows::{Key, Rows, after_prefix};
-use crate::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::codec::{Malformed, Reader, put_bytes, put_u16, put_u64, put_varint};
 use crate::domain::{DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
 use crate::limits;
 
@@ -44,7 +44,7 @@ impl EventEntry {
         put_bytes(&mut out, self.tenant.as_bytes());
         put_bytes(&mut out, self.event_type.as_bytes());
         put_bytes(&mut out, self.stream.as_deref().unwrap_or("").as_bytes());
-        out.extend_from_slice(&self.order.to_be_bytes());
+        put_u64(&mut out, self.order);
         put_varint(&mut out, self.targets.len() as u64);
         for target in &self.targets {
             put_varint(&mut out, u64::from(target.0));
@@ -53,17 +53,17 @@ impl EventEntry {
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let position = Position(reader.varint()?);
-        let accepted_at = Timestamp::from_millis(reader.varint()?);
-        let first_due = Timestamp::from_millis(reader.varint()?);
-        let tenant = reader.str()?.into();
-        let event_type = reader.str()?.into();
-        let stream = Some(reader.str()?).filter(|name| !name.is_empty()).map(Into::into);
-        let order = reader.u64()?;
-        let count = reader.varint()?;
+        let position = Position(reader.get_varint()?);
+        let accepted_at = Timestamp::from_millis(reader.get_varint()?);
+        let first_due = Timestamp::from_millis(reader.get_varint()?);
+        let tenant = reader.get_str()?.into();
+        let event_type = reader.get_str()?.into();
+        let stream = Some(reader.get_str()?).filter(|name| !name.is_empty()).map(Into::into);
+        let order = reader.get_u64()?;
+        let count = reader.get_varint()?;
         let mut targets = Vec::new();
         for _ in 0..count {
-            targets.push(EndpointNumber(reader.varint_u32()?));
+            targets.push(EndpointNumber(reader.get_varint_u32()?));
         }
         Ok(Self { position, accepted_at, first_due, tenant, event_type, stream, order, targets })
     }
@@ -91,22 +91,22 @@ impl StateEntry {
         out.push(state_code(self.state));
         put_varint(&mut out, self.at.millis());
         put_varint(&mut out, self.death.0);
-        put_varint(&mut out, u64::from(self.last_status.unwrap_or(0)));
+        put_u16(&mut out, self.last_status.unwrap_or(0));
         put_varint(&mut out, u64::from(self.attempts_made));
         put_positions(&mut out, &self.attempts);
         out
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let event = Position(reader.varint()?);
-        let endpoint = EndpointNumber(reader.varint_u32()?);
+        let event = Position(reader.get_varint()?);
+        let endpoint = EndpointNumber(reader.get_varint_u32()?);
         Ok(Self {
             delivery: DeliveryKey { event, endpoint },
-            state: state(reader.u8()?)?,
-            at: Timestamp::from_millis(reader.varint()?),
-            death: Position(reader.varint()?),
-            last_status: Some(reader.varint_u16()?).filter(|status| *status != 0),
-            attempts_made: reader.varint_u32()?,
+            state: state(reader.get_u8()?)?,
+            at: Timestamp::from_millis(reader.get_varint()?),
+            death: Position(reader.get_varint()?),
+            last_status: Some(reader.get_u16()?).filter(|status| *status != 0),
+            attempts_made: reader.get_varint_u32()?,
             attempts: positions(reader)?,
         })
     }
@@ -127,7 +127,7 @@ fn state(code: u8) -> Result<DeliveryState, Malformed> {
         1 => Ok(DeliveryState::Delivered),
         2 => Ok(DeliveryState::Cancelled),
         16.. => reason(code - 16).map(DeliveryState::Dead),
-        _ => Err(Malformed),
+        _ => Err(Malformed::Number),
     }
 }
 
@@ -143,7 +143,7 @@ pub fn reason_code(reason: DeadReason) -> u8 {
 /// # Errors
 /// For a code that no reason has.
 pub fn reason(code: u8) -> Result<DeadReason, Malformed> {
-    DeadReason::ALL.get(usize::from(code)).copied().ok_or(Malformed)
+    DeadReason::ALL.get(usize::from(code)).copied().ok_or(Malformed::Number)
 }
 
 /// Where the next entry of a page goes, since the last checkpoint.
@@ -189,7 +189,7 @@ fn entries<T>(
         while !reader.is_empty() {
             match decode(&mut reader) {
                 Ok(entry) => list.push(entry),
-                Err(Malformed) => break,
+                Err(_) => break,
             }
         }
         ControlFlow::Continue(())

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use super::rows::{Key, Rows, after_prefix, u64_at};
-use crate::codec::{Malformed, Reader, put_varint};
+use crate::codec::{Malformed, Reader, put_u16, put_u64, put_varint};
 use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Position, Progress, Timestamp, Trigger};
 
 /// Hash of an ordering key; endpoints with strict order have one for all. Two keys with the same hash only wait for
@@ -28,18 +28,18 @@ impl Row {
         put_varint(out, self.progress.series_started.millis());
         out.push(trigger_code(self.progress.trigger));
         if let Some(order) = self.order {
-            out.extend_from_slice(&order.to_be_bytes());
+            put_u64(out, order);
         }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let progress = Progress {
-            attempts: reader.varint_u32()?,
-            attempts_in_series: reader.varint_u32()?,
-            series_started: Timestamp::from_millis(reader.varint()?),
-            trigger: trigger(reader.u8()?)?,
+            attempts: reader.get_varint_u32()?,
+            attempts_in_series: reader.get_varint_u32()?,
+            series_started: Timestamp::from_millis(reader.get_varint()?),
+            trigger: trigger(reader.get_u8()?)?,
         };
-        let order = if reader.is_empty() { None } else { Some(reader.u64()?) };
+        let order = if reader.is_empty() { None } else { Some(reader.get_u64()?) };
         Ok(Self { progress, order })
     }
 }
@@ -61,7 +61,7 @@ fn trigger(code: u8) -> Result<Trigger, Malformed> {
         2 => Ok(Trigger::Manual),
         3 => Ok(Trigger::Redrive),
         4 => Ok(Trigger::Replay),
-        _ => Err(Malformed),
+        _ => Err(Malformed::Number),
     }
 }
 
@@ -79,7 +79,7 @@ impl Detail {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(32 + 9 * self.attempts.len());
         put_varint(&mut out, self.due.millis());
-        put_varint(&mut out, u64::from(self.last_status.unwrap_or(0)));
+        put_u16(&mut out, self.last_status.unwrap_or(0));
         put_positions(&mut out, &self.attempts);
         Row { progress: self.progress, order: None }.encode(&mut out);
         out
@@ -87,8 +87,8 @@ impl Detail {
 
     fn decode(value: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(value);
-        let due = Timestamp::from_millis(reader.varint()?);
-        let last_status = Some(reader.varint_u16()?).filter(|status| *status != 0);
+        let due = Timestamp::from_millis(reader.get_varint()?);
+        let last_status = Some(reader.get_u16()?).filter(|status| *status != 0);
         let attempts = positions(&mut reader)?;
         let progress = Row::decode(&mut reader)?.progress;
         Ok(Self { due, last_status, progress, attempts })
@@ -110,11 +110,11 @@ pub fn put_positions(out: &mut Vec<u8>, positions: &[Position]) {
 /// # Errors
 /// When the bytes end early.
 pub fn positions(reader: &mut Reader<'_>) -> Result<Vec<Position>, Malformed> {
-    let count = reader.varint()?;
+    let count = reader.get_varint()?;
     let mut list = Vec::new();
     let mut before = 0_u64;
     for _ in 0..count {
-        before = before.checked_add(reader.varint()?).ok_or(Malformed)?;
+        before = before.checked_add(reader.get_varint()?).ok_or(Malformed::Number)?;
         list.push(Position(before));
     }
     Ok(list)
@@ -188,7 +188,7 @@ pub fn dequeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash) {
 pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Option<(Timestamp, Row)> {
     let value = rows.get(&queue_key(delivery, order))?;
     let mut reader = Reader::new(&value);
-    let due = Timestamp::from_millis(reader.varint().ok()?);
+    let due = Timestamp::from_millis(reader.get_varint().ok()?);
     Some((due, Row::decode(&mut reader).ok()?))
 }
 
@@ -196,7 +196,7 @@ pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Optio
 pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -> Option<(DueKey, Row)> {
     let (key, value) = super::rows::first_with(rows, &queue_prefix(endpoint, order))?;
     let mut reader = Reader::new(&value);
-    let due = Timestamp::from_millis(reader.varint().ok()?);
+    let due = Timestamp::from_millis(reader.get_varint().ok()?);
     let row = Row::decode(&mut reader).ok()?;
     Some((DueKey { due, event: Position(u64_at(&key, 13)) }, row))
 }

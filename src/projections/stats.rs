@@ -27,7 +27,7 @@ pub struct Hour {
 impl Hour {
     fn decode(value: &[u8]) -> Self {
         let mut reader = Reader::new(value);
-        let mut number = || reader.varint().unwrap_or(0);
+        let mut number = || reader.get_varint().unwrap_or(0);
         let mut hour = Self { attempts: number(), delivered: number(), dead: number(), latency: [0; 25] };
         for class in &mut hour.latency {
             *class = number();

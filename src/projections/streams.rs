@@ -23,10 +23,10 @@ pub fn head(rows: &dyn Rows, tenant: &Tenant, stream: &StreamName) -> Option<Hea
     let read = || -> Result<Head, Malformed> {
         let mut reader = Reader::new(&value);
         Ok(Head {
-            version: reader.varint()?,
-            first_at: Timestamp::from_millis(reader.varint()?),
-            last_at: Timestamp::from_millis(reader.varint()?),
-            last: Position(reader.varint()?),
+            version: reader.get_varint()?,
+            first_at: Timestamp::from_millis(reader.get_varint()?),
+            last_at: Timestamp::from_millis(reader.get_varint()?),
+            last: Position(reader.get_varint()?),
         })
     };
     read().ok()

@@ -15,11 +15,15 @@ use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use super::directory::Directory;
 use super::disk::RealDisk;
-use super::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport};
+use super::journal::{
+    AppendError, Journal, JournalError, JournalOptions, JournalReader, OpenReport, ReadError,
+};
 use super::recent::Prepared;
 use super::state::{State, StateError};
 use super::types::Unavailable;
-use super::writer::{Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit, stands_alone, weight};
+use super::writer::{
+    Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit, stands_alone, weight,
+};
 use crate::domain::{Position, StreamName, Tenant, Timestamp};
 use crate::limits;
 use crate::projections::{LaneChange, idempotency, streams};
@@ -48,10 +52,14 @@ pub enum OpenError {
     Io { path: String, error: std::io::Error },
     #[error("the data directory {0} is in use by another process")]
     Locked(String),
-    #[error("{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}")]
+    #[error(
+        "{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}"
+    )]
     Foreign { path: String, found: String },
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Read(ReadError),
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -136,12 +144,13 @@ impl Outbox {
     pub fn open(
         path: &Path,
         admission: Admission,
-        source: Box<dyn Source>,
+        mut source: Box<dyn Source>,
         observer: CommitObserver,
     ) -> Result<Opened, OpenError> {
         let lock = claim(path)?;
-        let disk = RealDisk::open(&path.join("journal")).map_err(|error| io(path, error))?;
-        let (journal, report) = Journal::open(Arc::new(disk), Default::default())?;
+        let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
+        let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
+        let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
         let (state, rebuilt, replayed) = open_state(path, &journal)?;
         let directory = Arc::new(RwLock::new(directory(&state)));
         let reader = journal.reader();
@@ -173,7 +182,10 @@ impl Outbox {
             health: health_sender,
             last_checkpoint: Instant::now(),
         };
-        let threads = (spawn("balto-writer", move || writer_thread.run())?, spawn("balto-state", move || state_thread.run())?);
+        let threads = (
+            spawn("balto-writer", move || writer_thread.run())?,
+            spawn("balto-state", move || state_thread.run())?,
+        );
         let inner = Inner {
             writer,
             state: state_sender,
@@ -257,7 +269,8 @@ impl Outbox {
         }
         self.read(move |state| {
             let rows = state.rows();
-            let scopes = scopes.into_iter().filter_map(|scope| Some((scope, idempotency::known(rows, &scope)?)));
+            let scopes =
+                scopes.into_iter().filter_map(|scope| Some((scope, idempotency::known(rows, &scope)?)));
             let scopes = scopes.collect();
             let streams = names
                 .into_iter()
@@ -306,7 +319,10 @@ impl Outbox {
     /// Commands and bytes that wait for their commit.
     #[must_use]
     pub fn waiting(&self) -> (usize, usize) {
-        (self.inner.waiting.commands.load(Ordering::Relaxed), self.inner.waiting.bytes.load(Ordering::Relaxed))
+        (
+            self.inner.waiting.commands.load(Ordering::Relaxed),
+            self.inner.waiting.bytes.load(Ordering::Relaxed),
+        )
     }
 
     /// Records that the state has not applied yet.
@@ -317,7 +333,9 @@ impl Outbox {
 
     /// Writes what waits, checkpoints, and ends both threads. Blocks.
     pub fn stop(&self) {
-        let Some((writer, state)) = self.inner.threads.lock().expect("no holder panics").take() else { return };
+        let Some((writer, state)) = self.inner.threads.lock().expect("no holder panics").take() else {
+            return;
+        };
         self.inner.stopping.store(true, Ordering::SeqCst);
         let wake = Unit { commands: Vec::new(), prepared: Prepared::default(), reply: None };
         if self.inner.writer.send(wake).is_err() || writer.join().is_err() {
@@ -361,7 +379,10 @@ fn claim(path: &Path) -> Result<File, OpenError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let foreign = path.join("journal").exists() || path.join("state").exists();
             if foreign {
-                return Err(OpenError::Foreign { path: path.display().to_string(), found: "nothing".to_owned() });
+                return Err(OpenError::Foreign {
+                    path: path.display().to_string(),
+                    found: "nothing".to_owned(),
+                });
             }
             std::fs::write(&stamp, FORMAT).map_err(|error| io(&stamp, error))?;
             File::open(&stamp).and_then(|file| file.sync_all()).map_err(|error| io(&stamp, error))?;
@@ -375,7 +396,7 @@ fn claim(path: &Path) -> Result<File, OpenError> {
 /// Opens the state, or moves it aside and starts a new one; then replays.
 fn open_state(path: &Path, journal: &Journal) -> Result<(State, Option<String>, u64), OpenError> {
     let directory = path.join("state");
-    let end = journal.last_position();
+    let end = journal.reader().last_position();
     let (mut state, rebuilt) = match State::open(&directory, end) {
         Ok(state) if state.applied() == Position(0) && end > Position(0) => {
             (state, Some("the state is missing".to_owned()))
@@ -404,10 +425,15 @@ fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, Op
     let mut changes = Vec::new();
     let mut reported = Instant::now();
     for frame in journal.reader().frames_from(state.applied().next()) {
-        for (position, record) in frame? {
-            if position <= state.applied() {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
+                tracing::error!(%error, "records of the journal are lost; everything else goes on");
                 continue;
             }
+            Err(error @ ReadError::Io(_)) => return Err(OpenError::Read(error)),
+        };
+        for (position, record) in frame {
             state.apply(position, &record, false, &mut changes);
             changes.clear();
             replayed += 1;
@@ -517,7 +543,8 @@ impl WriterThread {
             None => true,
             Some(AppendError::DiskFull) => {
                 self.set_health(Health::DiskFull);
-                let (commands, bytes) = result.unwritten.iter().map(weight).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+                let (commands, bytes) =
+                    result.unwritten.iter().map(weight).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
                 self.waiting.commands.fetch_add(commands, Ordering::Relaxed);
                 self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
                 self.carried.splice(0..0, result.unwritten);
@@ -546,7 +573,8 @@ impl WriterThread {
 
     /// Bounds the memory that committed, not yet applied records hold.
     fn wait_for_the_state(&self) {
-        while self.committer.journal().last_position().0.saturating_sub(self.applied.load(Ordering::Relaxed))
+        while (self.committer.journal().next_position().0 - 1)
+            .saturating_sub(self.applied.load(Ordering::Relaxed))
             > STATE_LAG_MAX
         {
             if matches!(&*self.health.borrow(), Health::Failed(_)) {

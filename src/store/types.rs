@@ -7,8 +7,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::domain::{
-    EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position, StreamName,
-    Tenant, Timestamp,
+    EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
+    StreamName, Tenant, Timestamp,
 };
 
 /// An event as its publisher posted it, checked at the door.
@@ -42,7 +42,11 @@ impl EventDraft {
     #[must_use]
     pub fn chosen(&self) -> Option<Idempotency> {
         let id = self.id.as_ref()?;
-        Some(Idempotency { scope: chosen_scope(&self.tenant, id), fingerprint: self.fingerprint, expires_at: None })
+        Some(Idempotency {
+            scope: chosen_scope(&self.tenant, id),
+            fingerprint: self.fingerprint,
+            expires_at: None,
+        })
     }
 
     /// Whether it can only be judged with what the state knows.
@@ -113,4 +117,3 @@ pub enum ChangeError {
     #[error(transparent)]
     Store(#[from] Unavailable),
 }
-

@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use ulid::Ulid;
 
 use super::directory::Directory;
-use super::journal::{AppendError, Journal};
+use super::journal::{AppendError, EncodedUnit, Journal};
 use super::recent::{Prepared, Recent};
 use super::types::{Accepted, EventDraft};
 use crate::domain::{
-    DueKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, Ordering, Position, Progress, Record,
-    StreamName, Tenant, Timestamp, Trigger,
+    DueKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, Ordering, Position, Progress,
+    Record, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::LaneChange;
@@ -30,7 +30,10 @@ pub enum Command {
     Publish(Box<EventDraft>),
     /// A new endpoint has number 0; a change names the revision that it rests on.
     PutEndpoint(Box<Endpoint>),
-    DeleteEndpoint { endpoint: EndpointNumber, at: Timestamp },
+    DeleteEndpoint {
+        endpoint: EndpointNumber,
+        at: Timestamp,
+    },
     /// A record that needs no judgement.
     Record(Record),
 }
@@ -53,7 +56,10 @@ pub enum Outcome {
     /// An earlier event with the same key or id is here.
     Duplicate(Position),
     Mismatch,
-    VersionConflict { expected: Expected, actual: Option<u64> },
+    VersionConflict {
+        expected: Expected,
+        actual: Option<u64>,
+    },
     Endpoint(Arc<Endpoint>),
     Written(Position),
     /// Someone else changed the endpoint meanwhile, or deleted it.
@@ -148,16 +154,12 @@ pub struct GroupResult {
 
 impl Committer {
     /// `applied` is what the state had applied when the directory was read from it; nothing newer is known.
-    pub fn new(
-        journal: Journal,
-        directory: Arc<RwLock<Directory>>,
-        source: Box<dyn Source>,
-    ) -> Self {
+    pub fn new(journal: Journal, directory: Arc<RwLock<Directory>>, source: Box<dyn Source>) -> Self {
         let mut matcher = Matcher::default();
         for endpoint in read(&directory).endpoints() {
             matcher.insert(endpoint);
         }
-        let recent = Recent::new(journal.last_position());
+        let recent = Recent::new(Position(journal.next_position().0 - 1));
         Self {
             journal,
             directory,
@@ -172,7 +174,7 @@ impl Committer {
     /// Judges the units in order and commits them with one `fdatasync`.
     pub fn commit(&mut self, units: Vec<Unit>) -> GroupResult {
         self.last_time = self.last_time.max(self.source.now()).max(self.journal.last_time());
-        let mut staged = Staged { next: self.journal.last_position().next(), ..Staged::default() };
+        let mut staged = Staged { next: self.journal.next_position(), ..Staged::default() };
         let mut judged = Vec::with_capacity(units.len());
         let mut bounds = Vec::with_capacity(units.len());
         for unit in units {
@@ -185,11 +187,13 @@ impl Committer {
             judged.push((unit, verdict));
         }
         if staged.records.is_empty() {
-            let replies = judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
+            let replies =
+                judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
             return GroupResult { committed: None, replies, unwritten: Vec::new(), failure: None };
         }
-        let units: Vec<&[Record]> = bounds.into_iter().map(|bound| &staged.records[bound]).collect();
-        match self.journal.append(self.last_time, &units) {
+        let units: Vec<_> =
+            bounds.into_iter().map(|bound| EncodedUnit::new(&staged.records[bound])).collect();
+        match self.journal.append_encoded(self.last_time, &units) {
             Ok(_) => self.finish(staged, judged),
             Err(error) => fail(error, judged),
         }
@@ -227,7 +231,9 @@ impl Committer {
         let mut endpoint = endpoint.clone();
         if endpoint.number == EndpointNumber(0) {
             endpoint.number = directory.next_number();
-        } else if directory.endpoint(endpoint.number).map(|current| current.revision) != Some(endpoint.revision) {
+        } else if directory.endpoint(endpoint.number).map(|current| current.revision)
+            != Some(endpoint.revision)
+        {
             return Outcome::Conflict;
         }
         endpoint.revision = staged.next;
@@ -281,12 +287,17 @@ impl Committer {
             .map(|(version, _)| *version)
             .or_else(|| self.recent.stream(&name))
             .or_else(|| prepared.streams.get(&name).copied());
-        judge_version(draft.expected, actual)
-            .map(|version| Some((stream.clone(), version)))
-            .map_err(|conflict| Outcome::VersionConflict { expected: conflict.expected, actual: conflict.actual })
+        judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version))).map_err(
+            |conflict| Outcome::VersionConflict { expected: conflict.expected, actual: conflict.actual },
+        )
     }
 
-    fn event(&mut self, draft: &EventDraft, stream: Option<(StreamName, u64)>, idempotency: Vec<Idempotency>) -> Event {
+    fn event(
+        &mut self,
+        draft: &EventDraft,
+        stream: Option<(StreamName, u64)>,
+        idempotency: Vec<Idempotency>,
+    ) -> Event {
         let targets = match draft.only {
             Some(endpoint) => vec![endpoint],
             None => self.matcher.targets(&draft.tenant, &draft.event_type),
@@ -327,19 +338,19 @@ impl Committer {
             let ordered =
                 directory.endpoint(*target).is_some_and(|endpoint| endpoint.ordering != Ordering::None);
             if !ordered {
-                let progress =
-                    Progress { attempts: 0, attempts_in_series: 0, series_started: due, trigger: Trigger::Publish };
+                let progress = Progress {
+                    attempts: 0,
+                    attempts_in_series: 0,
+                    series_started: due,
+                    trigger: Trigger::Publish,
+                };
                 let key = DueKey { due, event: position };
                 announced.push(LaneChange::Due { endpoint: *target, key, progress, at: position });
             }
         }
     }
 
-    fn finish(
-        &mut self,
-        staged: Staged,
-        judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>,
-    ) -> GroupResult {
+    fn finish(&mut self, staged: Staged, judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>) -> GroupResult {
         for (scope, known) in staged.scopes {
             self.recent.put_scope(scope, known);
         }
@@ -375,10 +386,6 @@ impl Committer {
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.journal
-    }
-
-    pub fn journal_mut(&mut self) -> &mut Journal {
-        &mut self.journal
     }
 }
 

@@ -63,7 +63,11 @@ impl Base {
         }
     }
 
-    pub(crate) fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = (sled::IVec, sled::IVec)> + use<> {
+    pub(crate) fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> impl Iterator<Item = (sled::IVec, sled::IVec)> + use<> {
         self.db.range(from.to_vec()..to.to_vec()).map_while(Result::ok)
     }
 

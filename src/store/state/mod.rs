@@ -97,7 +97,13 @@ impl State {
     }
 
     /// Applies the next record. See [`Fold::apply`] for `announced` and `changes`.
-    pub fn apply(&mut self, position: Position, record: &Record, announced: bool, changes: &mut Vec<LaneChange>) {
+    pub fn apply(
+        &mut self,
+        position: Position,
+        record: &Record,
+        announced: bool,
+        changes: &mut Vec<LaneChange>,
+    ) {
         assert!(position > self.applied, "record {position} comes after {}", self.applied);
         self.fold.apply(&mut self.rows, position, record, announced, changes);
         self.keep_directory(record);
@@ -105,7 +111,7 @@ impl State {
     }
 
     fn keep_directory(&mut self, record: &Record) {
-        let mut encoded = || {
+        let encoded = || {
             let mut bytes = Vec::new();
             codec::encode(record, &mut bytes);
             bytes

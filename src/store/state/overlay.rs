@@ -206,12 +206,20 @@ mod tests {
                         list.push((key.to_vec(), value.to_vec()));
                         ControlFlow::Continue(())
                     };
-                    if back { overlay.scan_back(b"K", b"L", &mut visit) } else { overlay.scan(b"K", b"L", &mut visit) }
+                    if back {
+                        overlay.scan_back(b"K", b"L", &mut visit)
+                    } else {
+                        overlay.scan(b"K", b"L", &mut visit)
+                    }
                     list
                 };
                 let expected: Vec<_> = model.clone().into_iter().collect();
                 assert_eq!(collect(false), expected, "seed {seed} step {step}");
-                assert_eq!(collect(true), expected.into_iter().rev().collect::<Vec<_>>(), "seed {seed} step {step}");
+                assert_eq!(
+                    collect(true),
+                    expected.into_iter().rev().collect::<Vec<_>>(),
+                    "seed {seed} step {step}"
+                );
             }
         }
     }

@@ -1,0 +1,73 @@
+//! Whether an event may be appended: optimistic concurrency and idempotency.
+
+use crate::domain::{Expected, Position, Timestamp};
+use crate::projections::idempotency::Known;
+
+/// The stream is not at the version that the publisher expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionConflict {
+    pub expected: Expected,
+    /// `None`: the stream does not exist.
+    pub actual: Option<u64>,
+}
+
+/// The version of the next event of a stream that is at `actual`; versions are dense from 1.
+///
+/// # Errors
+/// When the publisher expected another version.
+pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, VersionConflict> {
+    let agrees = match expected {
+        Expected::Any => true,
+        Expected::NoStream => actual.is_none(),
+        Expected::Version(version) => actual == Some(version),
+    };
+    if agrees { Ok(actual.unwrap_or(0) + 1) } else { Err(VersionConflict { expected, actual }) }
+}
+
+/// What an idempotency key or a chosen id says about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    Fresh,
+    /// The same request was answered with the record at this position.
+    Duplicate(Position),
+    /// Another request was.
+    Mismatch(Position),
+}
+
+/// An expired record counts for nothing.
+#[must_use]
+pub fn judge_idempotency(found: Option<&Known>, fingerprint: &[u8; 16], now: Timestamp) -> Judged {
+    match found.filter(|known| known.expires_at.is_none_or(|at| at > now)) {
+        None => Judged::Fresh,
+        Some(known) if known.fingerprint == *fingerprint => Judged::Duplicate(known.position),
+        Some(known) => Judged::Mismatch(known.position),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_dense_and_conflicts_carry_both_numbers() {
+        assert_eq!(judge_version(Expected::Any, None), Ok(1));
+        assert_eq!(judge_version(Expected::Any, Some(6)), Ok(7));
+        assert_eq!(judge_version(Expected::NoStream, None), Ok(1));
+        assert_eq!(judge_version(Expected::Version(6), Some(6)), Ok(7));
+        for (expected, actual) in
+            [(Expected::NoStream, Some(1)), (Expected::Version(6), None), (Expected::Version(6), Some(7))]
+        {
+            assert_eq!(judge_version(expected, actual), Err(VersionConflict { expected, actual }));
+        }
+    }
+
+    #[test]
+    fn a_key_answers_for_its_own_request_until_it_expires() {
+        let at = Timestamp::from_millis;
+        let known = Known { position: Position(5), fingerprint: [1; 16], expires_at: Some(at(100)) };
+        assert_eq!(judge_idempotency(None, &[1; 16], at(0)), Judged::Fresh);
+        assert_eq!(judge_idempotency(Some(&known), &[1; 16], at(99)), Judged::Duplicate(Position(5)));
+        assert_eq!(judge_idempotency(Some(&known), &[2; 16], at(99)), Judged::Mismatch(Position(5)));
+        assert_eq!(judge_idempotency(Some(&known), &[2; 16], at(100)), Judged::Fresh);
+    }
+}

@@ -1,0 +1,50 @@
+//! Every decision that a person could argue about, as pure functions.
+//!
+//! Owns: what may be appended ([`append`]), who gets an event ([`matching`]), what a reply means ([`verdict`]), when the
+//! next attempt is ([`retry`]), when an endpoint is given up ([`health`]), how a request is signed ([`signature`]) and
+//! what an event's deliveries amount to ([`event_status`]). Must never know async, I/O, serde, clocks or randomness.
+
+pub mod append;
+pub mod event_status;
+pub mod health;
+pub mod matching;
+pub mod retry;
+pub mod signature;
+pub mod verdict;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::domain::{
+        Endpoint, EndpointNumber, EndpointStatus, Format, Ordering, Position, RetryPolicy, SignaturePreset,
+        Timestamp,
+    };
+
+    /// An endpoint that differs from others in what matching looks at.
+    pub(crate) fn endpoint(number: u32, tenant: &str, patterns: &[String]) -> Endpoint {
+        Endpoint {
+            number: EndpointNumber(number),
+            id: format!("ep_{number}").parse().unwrap(),
+            tenant: tenant.parse().unwrap(),
+            url: "https://example.com/".into(),
+            description: "".into(),
+            event_types: patterns.iter().map(|pattern| pattern.parse().unwrap()).collect(),
+            headers: Vec::new(),
+            rate_limit: None,
+            max_in_flight: 16,
+            timeout: Duration::from_secs(15),
+            ordering: Ordering::None,
+            retry: RetryPolicy::Schedule(Vec::new()),
+            format: Format::Standard,
+            signature: SignaturePreset::Standard,
+            secrets: Vec::new(),
+            trace: false,
+            metadata: None,
+            status: EndpointStatus::Active,
+            created_at: Timestamp::default(),
+            updated_at: Timestamp::default(),
+            revision: Position(0),
+        }
+    }
+}

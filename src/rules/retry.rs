@@ -1,0 +1,151 @@
+//! When the next attempt of a delivery is, if any.
+
+use std::time::Duration;
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff;
+
+use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, Timestamp, Verdict};
+use crate::limits;
+
+/// What happens after an attempt that ended at `finished_at`. `progress` is what was before the attempt.
+#[must_use]
+pub fn next(
+    policy: &RetryPolicy,
+    delivery: DeliveryKey,
+    progress: &Progress,
+    verdict: Verdict,
+    finished_at: Timestamp,
+) -> Next {
+    let held = match verdict {
+        Verdict::Delivered => return Next::Delivered,
+        Verdict::Refused(reason) => return Next::Dead(reason),
+        Verdict::Gone(reason) => return Next::Dead(reason.dead_reason()),
+        Verdict::Retry => Duration::ZERO,
+        Verdict::RetryAfter(wait) => wait.min(limits::RETRY_AFTER_MAX),
+    };
+    let failed = progress.attempts_in_series + 1;
+    match policy {
+        RetryPolicy::Schedule(intervals) => match intervals.get(failed as usize - 1) {
+            Some(interval) => Next::RetryAt(finished_at.plus((*interval).max(held))),
+            None => Next::Dead(DeadReason::AttemptsExhausted),
+        },
+        RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {
+            if failed >= *max_attempts {
+                return Next::Dead(DeadReason::AttemptsExhausted);
+            }
+            let interval = interval(*initial, *multiplier, *max_interval, failed);
+            let spread = spread(interval, *jitter, delivery, progress.attempts + 1);
+            let at = finished_at.plus(spread.max(held));
+            if at > progress.series_started.plus(*max_age) {
+                return Next::Dead(DeadReason::MaxAge);
+            }
+            Next::RetryAt(at)
+        }
+    }
+}
+
+/// The interval after the `failed`-th failure, by the `backoff` crate's policy without its randomness.
+fn interval(initial: Duration, multiplier: f64, max_interval: Duration, failed: u32) -> Duration {
+    let mut policy = ExponentialBackoffBuilder::new()
+        .with_initial_interval(initial.min(max_interval))
+        .with_multiplier(multiplier)
+        .with_max_interval(max_interval)
+        .with_randomization_factor(0.0)
+        .with_max_elapsed_time(None)
+        .build();
+    (0..failed.min(limits::ATTEMPTS_MAX)).filter_map(|_| policy.next_backoff()).last().unwrap_or(initial)
+}
+
+/// The interval, longer or shorter by up to the part that `jitter` says. The same attempt always gets the same.
+fn spread(interval: Duration, jitter: f64, delivery: DeliveryKey, attempt: u32) -> Duration {
+    let mut hash =
+        delivery.event.0 ^ (u64::from(delivery.endpoint.0) << 32) ^ u64::from(attempt).rotate_left(17);
+    // SplitMix64's finisher.
+    hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 31;
+    let part = f64::from((hash >> 32) as u32) / f64::from(u32::MAX);
+    interval.mul_f64((1.0 + jitter.clamp(0.0, 1.0) * (2.0 * part - 1.0)).max(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{EndpointNumber, Position, Trigger};
+
+    const KEY: DeliveryKey = DeliveryKey { event: Position(7), endpoint: EndpointNumber(3) };
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn after(failed: u32, started: u64) -> Progress {
+        let series_started = Timestamp::from_millis(started);
+        Progress { attempts: failed, attempts_in_series: failed, series_started, trigger: Trigger::Retry }
+    }
+
+    fn policy(jitter: f64) -> RetryPolicy {
+        RetryPolicy::Exponential {
+            initial: Duration::from_secs(5),
+            multiplier: 3.0,
+            max_interval: 6 * HOUR,
+            max_attempts: 12,
+            max_age: 72 * HOUR,
+            jitter,
+        }
+    }
+
+    #[test]
+    fn intervals_grow_up_to_their_bound_and_attempts_end() {
+        let now = Timestamp::from_millis(1_000_000);
+        let mut seconds = Vec::new();
+        for failed in 0..11 {
+            match next(&policy(0.0), KEY, &after(failed, 1_000_000), Verdict::Retry, now) {
+                Next::RetryAt(at) => seconds.push(at.since(now).as_secs()),
+                other => panic!("{other:?} after {failed}"),
+            }
+        }
+        assert_eq!(seconds, [5, 15, 45, 135, 405, 1_215, 3_645, 10_935, 21_600, 21_600, 21_600]);
+        let last = next(&policy(0.0), KEY, &after(11, 1_000_000), Verdict::Retry, now);
+        assert_eq!(last, Next::Dead(DeadReason::AttemptsExhausted));
+    }
+
+    #[test]
+    fn jitter_is_reproducible_and_stays_within_its_part() {
+        let now = Timestamp::from_millis(0);
+        let mut seen = std::collections::BTreeSet::new();
+        for event in 0..1_000 {
+            let key = DeliveryKey { event: Position(event), ..KEY };
+            let first = next(&policy(0.2), key, &after(0, 0), Verdict::Retry, now);
+            assert_eq!(first, next(&policy(0.2), key, &after(0, 0), Verdict::Retry, now));
+            let Next::RetryAt(at) = first else { panic!("{first:?}") };
+            assert!((4_000..=6_000).contains(&at.millis()), "{at:?}");
+            seen.insert(at);
+        }
+        assert!(seen.len() > 500, "{} different of 1000", seen.len());
+    }
+
+    #[test]
+    fn retry_after_is_never_undercut_and_age_ends_the_series() {
+        let now = Timestamp::from_millis(0);
+        let wait = Verdict::RetryAfter(Duration::from_secs(600));
+        let Next::RetryAt(at) = next(&policy(1.0), KEY, &after(0, 0), wait, now) else { panic!() };
+        assert!(at >= Timestamp::from_millis(600_000), "{at:?}");
+        let old = Timestamp::from_millis(0).plus(72 * HOUR);
+        assert_eq!(
+            next(&policy(0.0), KEY, &after(1, 0), Verdict::Retry, old),
+            Next::Dead(DeadReason::MaxAge)
+        );
+    }
+
+    #[test]
+    fn a_schedule_ends_after_its_last_entry() {
+        let policy = RetryPolicy::Schedule(vec![Duration::from_secs(1), Duration::from_secs(9)]);
+        let now = Timestamp::from_millis(0);
+        let at = |millis| Next::RetryAt(Timestamp::from_millis(millis));
+        assert_eq!(next(&policy, KEY, &after(0, 0), Verdict::Retry, now), at(1_000));
+        assert_eq!(next(&policy, KEY, &after(1, 0), Verdict::Retry, now), at(9_000));
+        let dead = Next::Dead(DeadReason::AttemptsExhausted);
+        assert_eq!(next(&policy, KEY, &after(2, 0), Verdict::Retry, now), dead);
+        assert_eq!(next(&policy, KEY, &after(2, 0), Verdict::Delivered, now), Next::Delivered);
+    }
+}

@@ -1,0 +1,649 @@
+//! The bytes of a record: a public promise.
+//!
+//! Owns: the layout of [`Record`] on disk. Tags are never reused and a layout, once released, is never changed: a
+//! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
+//! never a panic, and never reserves more memory than the bytes themselves could fill.
+//!
+//! A record is a tag byte, a layout version byte (1), and its fields in this order:
+//!
+//! | tag | record | fields |
+//! |---|---|---|
+//! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, next |
+//! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision |
+//! | 4 | `EndpointDeleted` | endpoint, at |
+//! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
+//! | 6 | `KeyDeleted` | id, at |
+//! | 7 | `DeliveriesRevived` | deliveries, trigger, at |
+//! | 8 | `DeliveriesCancelled` | deliveries, at |
+//! | 9 | `DeliveriesDied` | deliveries, reason, at |
+//! | 10 | `DeadLettersPurged` | deliveries, at |
+//! | 11 | `RequestAnswered` | idempotency, status, body |
+//!
+//! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
+//! count; `?` is a byte 0 or 1 before the value; a duration is varint seconds and varint nanoseconds; an HTTP status is a `u16` and a
+//! float its bits as a `u64`, both little-endian; an idempotency is scope and fingerprint (16 bytes each) and an
+//! expiry?. Enumerations are one byte, listed at their `*_tag` function.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_u64, put_varint};
+use crate::domain::{
+    ApiKey, Attempt, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
+    ErrorClass, Event, Format, Idempotency, InvalidName, Next, Ordering, Position, RateLimit, Record,
+    RetryPolicy, Role, Secret, SignaturePreset, Timestamp, Trigger,
+};
+
+/// Version of the layouts below.
+const LAYOUT: u8 = 1;
+
+const EVENT_ACCEPTED: u8 = 1;
+const ATTEMPT_FINISHED: u8 = 2;
+const ENDPOINT_PUT: u8 = 3;
+const ENDPOINT_DELETED: u8 = 4;
+const KEY_PUT: u8 = 5;
+const KEY_DELETED: u8 = 6;
+const DELIVERIES_REVIVED: u8 = 7;
+const DELIVERIES_CANCELLED: u8 = 8;
+const DELIVERIES_DIED: u8 = 9;
+const DEAD_LETTERS_PURGED: u8 = 10;
+const REQUEST_ANSWERED: u8 = 11;
+
+/// Bytes that are not a record of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    #[error("record is malformed: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("record has the unknown tag {0}; was it written by a newer version?")]
+    UnknownTag(u8),
+    #[error("record {tag} has layout {found}, at most {known} is known; was it written by a newer version?")]
+    UnknownLayout { tag: u8, found: u8, known: u8 },
+    #[error("{found} is no {what}")]
+    UnknownValue { what: &'static str, found: u64 },
+    #[error("record holds an illegal name: {0}")]
+    Name(#[from] InvalidName),
+}
+
+/// Appends the record's bytes to `out`.
+pub fn encode(record: &Record, out: &mut Vec<u8>) {
+    let tag = record_tag(record);
+    put_u8(out, tag);
+    put_u8(out, LAYOUT);
+    match record {
+        Record::EventAccepted(event) => put_event(out, event),
+        Record::AttemptFinished { delivery, due, attempt } => {
+            put_delivery(out, *delivery);
+            put_time(out, *due);
+            put_attempt(out, attempt);
+        }
+        Record::EndpointPut(endpoint) => put_endpoint(out, endpoint),
+        Record::EndpointDeleted { endpoint, at } => {
+            put_varint(out, u64::from(endpoint.0));
+            put_time(out, *at);
+        }
+        Record::KeyPut(key) => put_key(out, key),
+        Record::KeyDeleted { id, at } => {
+            put_text(out, id.as_str());
+            put_time(out, *at);
+        }
+        Record::DeliveriesRevived { deliveries, trigger, at } => {
+            put_list(out, deliveries, |out, key| put_delivery(out, *key));
+            put_u8(out, trigger_tag(*trigger));
+            put_time(out, *at);
+        }
+        Record::DeliveriesCancelled { deliveries, at } | Record::DeadLettersPurged { deliveries, at } => {
+            put_list(out, deliveries, |out, key| put_delivery(out, *key));
+            put_time(out, *at);
+        }
+        Record::DeliveriesDied { deliveries, reason, at } => {
+            put_list(out, deliveries, |out, key| put_delivery(out, *key));
+            put_u8(out, dead_reason_tag(*reason));
+            put_time(out, *at);
+        }
+        Record::RequestAnswered { idempotency, status, body } => {
+            put_idempotency(out, idempotency);
+            put_u16(out, *status);
+            put_bytes(out, body);
+        }
+    }
+}
+
+/// Reads one record; the bytes must end with it.
+pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
+    let mut reader = Reader::new(bytes);
+    let r = &mut reader;
+    let tag = r.get_u8()?;
+    if !(EVENT_ACCEPTED..=REQUEST_ANSWERED).contains(&tag) {
+        return Err(CodecError::UnknownTag(tag));
+    }
+    let found = r.get_u8()?;
+    if found != LAYOUT {
+        return Err(CodecError::UnknownLayout { tag, found, known: LAYOUT });
+    }
+    let record = match tag {
+        EVENT_ACCEPTED => Record::EventAccepted(Arc::new(get_event(r)?)),
+        ATTEMPT_FINISHED => Record::AttemptFinished {
+            delivery: get_delivery(r)?,
+            due: get_time(r)?,
+            attempt: Arc::new(get_attempt(r)?),
+        },
+        ENDPOINT_PUT => Record::EndpointPut(Arc::new(get_endpoint(r)?)),
+        ENDPOINT_DELETED => Record::EndpointDeleted { endpoint: get_number(r)?, at: get_time(r)? },
+        KEY_PUT => Record::KeyPut(Arc::new(get_key(r)?)),
+        KEY_DELETED => Record::KeyDeleted { id: get_name(r)?, at: get_time(r)? },
+        DELIVERIES_REVIVED => Record::DeliveriesRevived {
+            deliveries: get_deliveries(r)?,
+            trigger: get_trigger(r)?,
+            at: get_time(r)?,
+        },
+        DELIVERIES_CANCELLED => {
+            Record::DeliveriesCancelled { deliveries: get_deliveries(r)?, at: get_time(r)? }
+        }
+        DELIVERIES_DIED => Record::DeliveriesDied {
+            deliveries: get_deliveries(r)?,
+            reason: get_dead_reason(r)?,
+            at: get_time(r)?,
+        },
+        DEAD_LETTERS_PURGED => Record::DeadLettersPurged { deliveries: get_deliveries(r)?, at: get_time(r)? },
+        REQUEST_ANSWERED => Record::RequestAnswered {
+            idempotency: get_idempotency(r)?,
+            status: r.get_u16()?,
+            body: Arc::from(r.get_bytes()?),
+        },
+        other => return Err(CodecError::UnknownTag(other)),
+    };
+    reader.finish()?;
+    Ok(record)
+}
+
+fn record_tag(record: &Record) -> u8 {
+    match record {
+        Record::EventAccepted(_) => EVENT_ACCEPTED,
+        Record::AttemptFinished { .. } => ATTEMPT_FINISHED,
+        Record::EndpointPut(_) => ENDPOINT_PUT,
+        Record::EndpointDeleted { .. } => ENDPOINT_DELETED,
+        Record::KeyPut(_) => KEY_PUT,
+        Record::KeyDeleted { .. } => KEY_DELETED,
+        Record::DeliveriesRevived { .. } => DELIVERIES_REVIVED,
+        Record::DeliveriesCancelled { .. } => DELIVERIES_CANCELLED,
+        Record::DeliveriesDied { .. } => DELIVERIES_DIED,
+        Record::DeadLettersPurged { .. } => DEAD_LETTERS_PURGED,
+        Record::RequestAnswered { .. } => REQUEST_ANSWERED,
+    }
+}
+
+// ---- parts shared by several records ---------------------------------------------------------------------------
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_bytes(out, text.as_bytes());
+}
+
+fn get_text(r: &mut Reader<'_>) -> Result<Box<str>, CodecError> {
+    Ok(r.get_str()?.into())
+}
+
+/// Names are parsed again: what is illegal to say does not enter through the disk either.
+fn get_name<T: FromStr<Err = InvalidName>>(r: &mut Reader<'_>) -> Result<T, CodecError> {
+    Ok(r.get_str()?.parse()?)
+}
+
+fn put_time(out: &mut Vec<u8>, time: Timestamp) {
+    put_varint(out, time.millis());
+}
+
+fn get_time(r: &mut Reader<'_>) -> Result<Timestamp, CodecError> {
+    let millis = r.get_varint()?;
+    let time = Timestamp::from_millis(millis);
+    if time.millis() == millis {
+        Ok(time)
+    } else {
+        Err(CodecError::UnknownValue { what: "time", found: millis })
+    }
+}
+
+fn put_duration(out: &mut Vec<u8>, duration: Duration) {
+    put_varint(out, duration.as_secs());
+    put_varint(out, u64::from(duration.subsec_nanos()));
+}
+
+fn get_duration(r: &mut Reader<'_>) -> Result<Duration, CodecError> {
+    let seconds = r.get_varint()?;
+    let nanos = r.get_varint_u32()?;
+    if nanos >= 1_000_000_000 {
+        return Err(CodecError::UnknownValue { what: "part of a second", found: u64::from(nanos) });
+    }
+    Ok(Duration::new(seconds, nanos))
+}
+
+fn get_number(r: &mut Reader<'_>) -> Result<EndpointNumber, CodecError> {
+    Ok(EndpointNumber(r.get_varint_u32()?))
+}
+
+fn get_bool(r: &mut Reader<'_>) -> Result<bool, CodecError> {
+    match r.get_u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        found => Err(CodecError::UnknownValue { what: "flag", found: u64::from(found) }),
+    }
+}
+
+fn put_option<T>(out: &mut Vec<u8>, value: Option<&T>, put: impl FnOnce(&mut Vec<u8>, &T)) {
+    put_u8(out, u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+fn get_option<'a, T>(
+    r: &mut Reader<'a>,
+    get: impl FnOnce(&mut Reader<'a>) -> Result<T, CodecError>,
+) -> Result<Option<T>, CodecError> {
+    if get_bool(r)? { get(r).map(Some) } else { Ok(None) }
+}
+
+fn put_list<T>(out: &mut Vec<u8>, items: &[T], mut put: impl FnMut(&mut Vec<u8>, &T)) {
+    put_varint(out, items.len() as u64);
+    for item in items {
+        put(out, item);
+    }
+}
+
+/// Bytes that an item takes at least are below its size in memory, so the list grows as it is read instead of being
+/// reserved: memory follows the input.
+fn get_list<'a, T>(
+    r: &mut Reader<'a>,
+    item_bytes_min: usize,
+    mut get: impl FnMut(&mut Reader<'a>) -> Result<T, CodecError>,
+) -> Result<Vec<T>, CodecError> {
+    let count = r.get_count(item_bytes_min)?;
+    let mut items = Vec::with_capacity(count.min(64));
+    for _ in 0..count {
+        items.push(get(r)?);
+    }
+    Ok(items)
+}
+
+fn put_pair(out: &mut Vec<u8>, (name, value): &(Box<str>, Box<str>)) {
+    put_text(out, name);
+    put_text(out, value);
+}
+
+fn get_pair(r: &mut Reader<'_>) -> Result<(Box<str>, Box<str>), CodecError> {
+    Ok((get_text(r)?, get_text(r)?))
+}
+
+fn put_delivery(out: &mut Vec<u8>, key: DeliveryKey) {
+    put_varint(out, key.event.0);
+    put_varint(out, u64::from(key.endpoint.0));
+}
+
+fn get_delivery(r: &mut Reader<'_>) -> Result<DeliveryKey, CodecError> {
+    Ok(DeliveryKey { event: Position(r.get_varint()?), endpoint: get_number(r)? })
+}
+
+fn get_deliveries(r: &mut Reader<'_>) -> Result<Vec<DeliveryKey>, CodecError> {
+    get_list(r, 2, get_delivery)
+}
+
+fn put_idempotency(out: &mut Vec<u8>, idempotency: &Idempotency) {
+    out.extend_from_slice(&idempotency.scope);
+    out.extend_from_slice(&idempotency.fingerprint);
+    put_option(out, idempotency.expires_at.as_ref(), |out, at| put_time(out, *at));
+}
+
+fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecError> {
+    Ok(Idempotency {
+        scope: r.get_array()?,
+        fingerprint: r.get_array()?,
+        expires_at: get_option(r, get_time)?,
+    })
+}
+
+// ---- events ----------------------------------------------------------------------------------------------------
+
+fn put_event(out: &mut Vec<u8>, event: &Event) {
+    put_text(out, event.id.as_str());
+    put_text(out, event.tenant.as_str());
+    put_text(out, event.event_type.as_str());
+    put_text(out, event.version.as_str());
+    put_time(out, event.timestamp);
+    put_time(out, event.accepted_at);
+    put_option(out, event.stream.as_ref(), |out, (name, version)| {
+        put_text(out, name.as_str());
+        put_varint(out, *version);
+    });
+    put_option(out, event.ordering_key.as_ref(), |out, key| put_text(out, key.as_str()));
+    put_option(out, event.deliver_at.as_ref(), |out, at| put_time(out, *at));
+    put_option(out, event.metadata.as_ref(), |out, metadata| put_bytes(out, metadata));
+    put_list(out, &event.attributes, put_pair);
+    put_bytes(out, &event.data);
+    put_list(out, &event.targets, |out, number| put_varint(out, u64::from(number.0)));
+    put_list(out, &event.idempotency, put_idempotency);
+}
+
+fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
+    Ok(Event {
+        id: get_name(r)?,
+        tenant: get_name(r)?,
+        event_type: get_name(r)?,
+        version: get_name(r)?,
+        timestamp: get_time(r)?,
+        accepted_at: get_time(r)?,
+        stream: get_option(r, |r| Ok((get_name(r)?, r.get_varint()?)))?,
+        ordering_key: get_option(r, get_name)?,
+        deliver_at: get_option(r, get_time)?,
+        metadata: get_option(r, |r| Ok(Bytes::copy_from_slice(r.get_bytes()?)))?,
+        attributes: get_list(r, 2, get_pair)?,
+        data: Bytes::copy_from_slice(r.get_bytes()?),
+        targets: get_list(r, 1, get_number)?,
+        idempotency: get_list(r, 33, get_idempotency)?,
+    })
+}
+
+// ---- attempts --------------------------------------------------------------------------------------------------
+
+fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
+    put_varint(out, u64::from(attempt.number));
+    put_u8(out, trigger_tag(attempt.trigger));
+    put_time(out, attempt.started_at);
+    put_duration(out, attempt.duration);
+    put_option(out, attempt.status.as_ref(), |out, status| put_u16(out, *status));
+    put_option(out, attempt.error.as_ref(), |out, (class, text)| {
+        put_u8(out, error_class_tag(*class));
+        put_text(out, text);
+    });
+    put_bytes(out, &attempt.reply);
+    put_next(out, attempt.next);
+}
+
+fn get_attempt(r: &mut Reader<'_>) -> Result<Attempt, CodecError> {
+    Ok(Attempt {
+        number: r.get_varint_u32()?,
+        trigger: get_trigger(r)?,
+        started_at: get_time(r)?,
+        duration: get_duration(r)?,
+        status: get_option(r, |r| Ok(r.get_u16()?))?,
+        error: get_option(r, |r| Ok((get_error_class(r)?, get_text(r)?)))?,
+        reply: Bytes::copy_from_slice(r.get_bytes()?),
+        next: get_next(r)?,
+    })
+}
+
+/// 1 delivered, 2 retry at (time), 3 dead (reason).
+fn put_next(out: &mut Vec<u8>, next: Next) {
+    match next {
+        Next::Delivered => put_u8(out, 1),
+        Next::RetryAt(at) => {
+            put_u8(out, 2);
+            put_time(out, at);
+        }
+        Next::Dead(reason) => {
+            put_u8(out, 3);
+            put_u8(out, dead_reason_tag(reason));
+        }
+    }
+}
+
+fn get_next(r: &mut Reader<'_>) -> Result<Next, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(Next::Delivered),
+        2 => Ok(Next::RetryAt(get_time(r)?)),
+        3 => Ok(Next::Dead(get_dead_reason(r)?)),
+        found => Err(CodecError::UnknownValue { what: "next step", found: u64::from(found) }),
+    }
+}
+
+/// Looks a tag up in the values that have one: the tags are written down once, in their `*_tag` function.
+fn get_tagged<T: Copy>(
+    r: &mut Reader<'_>,
+    what: &'static str,
+    all: &[T],
+    tag: impl Fn(T) -> u8,
+) -> Result<T, CodecError> {
+    let found = r.get_u8()?;
+    let value = all.iter().copied().find(|value| tag(*value) == found);
+    value.ok_or_else(|| CodecError::UnknownValue { what, found: u64::from(found) })
+}
+
+fn trigger_tag(trigger: Trigger) -> u8 {
+    match trigger {
+        Trigger::Publish => 1,
+        Trigger::Retry => 2,
+        Trigger::Manual => 3,
+        Trigger::Redrive => 4,
+        Trigger::Replay => 5,
+    }
+}
+
+fn get_trigger(r: &mut Reader<'_>) -> Result<Trigger, CodecError> {
+    use Trigger::{Manual, Publish, Redrive, Replay, Retry};
+    get_tagged(r, "trigger", &[Publish, Retry, Manual, Redrive, Replay], trigger_tag)
+}
+
+fn dead_reason_tag(reason: DeadReason) -> u8 {
+    match reason {
+        DeadReason::AttemptsExhausted => 1,
+        DeadReason::MaxAge => 2,
+        DeadReason::Gone => 3,
+        DeadReason::Refused => 4,
+        DeadReason::EndpointDeleted => 5,
+        DeadReason::EndpointDisabled => 6,
+        DeadReason::BlockedAddress => 7,
+        DeadReason::Expired => 8,
+    }
+}
+
+fn get_dead_reason(r: &mut Reader<'_>) -> Result<DeadReason, CodecError> {
+    get_tagged(r, "dead-letter reason", &DeadReason::ALL, dead_reason_tag)
+}
+
+fn error_class_tag(class: ErrorClass) -> u8 {
+    match class {
+        ErrorClass::Dns => 1,
+        ErrorClass::Connect => 2,
+        ErrorClass::Tls => 3,
+        ErrorClass::Timeout => 4,
+        ErrorClass::Reset => 5,
+        ErrorClass::Status => 6,
+        ErrorClass::BlockedAddress => 7,
+        ErrorClass::ResponseTooLarge => 8,
+        ErrorClass::Protocol => 9,
+        ErrorClass::Request => 10,
+    }
+}
+
+fn get_error_class(r: &mut Reader<'_>) -> Result<ErrorClass, CodecError> {
+    get_tagged(r, "error class", &ErrorClass::ALL, error_class_tag)
+}
+
+// ---- endpoints and keys ----------------------------------------------------------------------------------------
+
+fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
+    put_varint(out, u64::from(endpoint.number.0));
+    put_text(out, endpoint.id.as_str());
+    put_text(out, endpoint.tenant.as_str());
+    put_text(out, &endpoint.url);
+    put_text(out, &endpoint.description);
+    put_list(out, &endpoint.event_types, |out, pattern| put_text(out, pattern.as_str()));
+    put_list(out, &endpoint.headers, put_pair);
+    put_option(out, endpoint.rate_limit.as_ref(), |out, rate| {
+        put_varint(out, u64::from(rate.limit));
+        put_duration(out, rate.per);
+        put_varint(out, u64::from(rate.burst));
+    });
+    put_varint(out, u64::from(endpoint.max_in_flight));
+    put_duration(out, endpoint.timeout);
+    put_u8(out, ordering_tag(endpoint.ordering));
+    put_retry(out, &endpoint.retry);
+    put_u8(out, format_tag(endpoint.format));
+    put_u8(out, signature_tag(endpoint.signature));
+    put_list(out, &endpoint.secrets, |out, secret| {
+        put_bytes(out, &secret.bytes);
+        put_option(out, secret.expires_at.as_ref(), |out, at| put_time(out, *at));
+    });
+    put_u8(out, u8::from(endpoint.trace));
+    put_option(out, endpoint.metadata.as_ref(), |out, metadata| put_text(out, metadata));
+    put_status(out, endpoint.status);
+    put_time(out, endpoint.created_at);
+    put_time(out, endpoint.updated_at);
+    put_varint(out, endpoint.revision.0);
+}
+
+fn get_endpoint(r: &mut Reader<'_>) -> Result<Endpoint, CodecError> {
+    Ok(Endpoint {
+        number: get_number(r)?,
+        id: get_name(r)?,
+        tenant: get_name(r)?,
+        url: get_text(r)?,
+        description: get_text(r)?,
+        event_types: get_list(r, 1, get_name)?,
+        headers: get_list(r, 2, get_pair)?,
+        rate_limit: get_option(r, |r| {
+            Ok(RateLimit { limit: r.get_varint_u32()?, per: get_duration(r)?, burst: r.get_varint_u32()? })
+        })?,
+        max_in_flight: r.get_varint_u32()?,
+        timeout: get_duration(r)?,
+        ordering: get_tagged(
+            r,
+            "ordering",
+            &[Ordering::None, Ordering::Key, Ordering::Endpoint],
+            ordering_tag,
+        )?,
+        retry: get_retry(r)?,
+        format: get_tagged(r, "format", &[Format::Standard], format_tag)?,
+        signature: get_tagged(r, "signature preset", &[SignaturePreset::Standard], signature_tag)?,
+        secrets: get_list(r, 2, |r| {
+            Ok(Secret { bytes: r.get_bytes()?.to_vec(), expires_at: get_option(r, get_time)? })
+        })?,
+        trace: get_bool(r)?,
+        metadata: get_option(r, get_text)?,
+        status: get_status(r)?,
+        created_at: get_time(r)?,
+        updated_at: get_time(r)?,
+        revision: Position(r.get_varint()?),
+    })
+}
+
+fn ordering_tag(ordering: Ordering) -> u8 {
+    match ordering {
+        Ordering::None => 1,
+        Ordering::Key => 2,
+        Ordering::Endpoint => 3,
+    }
+}
+
+fn format_tag(format: Format) -> u8 {
+    match format {
+        Format::Standard => 1,
+    }
+}
+
+fn signature_tag(signature: SignaturePreset) -> u8 {
+    match signature {
+        SignaturePreset::Standard => 1,
+    }
+}
+
+/// 1 exponential (initial, multiplier, longest interval, attempts, age, jitter), 2 schedule (durations).
+fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
+    match retry {
+        RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {
+            put_u8(out, 1);
+            put_duration(out, *initial);
+            put_u64(out, multiplier.to_bits());
+            put_duration(out, *max_interval);
+            put_varint(out, u64::from(*max_attempts));
+            put_duration(out, *max_age);
+            put_u64(out, jitter.to_bits());
+        }
+        RetryPolicy::Schedule(delays) => {
+            put_u8(out, 2);
+            put_list(out, delays, |out, delay| put_duration(out, *delay));
+        }
+    }
+}
+
+fn get_retry(r: &mut Reader<'_>) -> Result<RetryPolicy, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(RetryPolicy::Exponential {
+            initial: get_duration(r)?,
+            multiplier: f64::from_bits(r.get_u64()?),
+            max_interval: get_duration(r)?,
+            max_attempts: r.get_varint_u32()?,
+            max_age: get_duration(r)?,
+            jitter: f64::from_bits(r.get_u64()?),
+        }),
+        2 => Ok(RetryPolicy::Schedule(get_list(r, 2, get_duration)?)),
+        found => Err(CodecError::UnknownValue { what: "retry policy", found: u64::from(found) }),
+    }
+}
+
+/// 1 active, 2 paused, 3 disabled (reason, time).
+fn put_status(out: &mut Vec<u8>, status: EndpointStatus) {
+    match status {
+        EndpointStatus::Active => put_u8(out, 1),
+        EndpointStatus::Paused => put_u8(out, 2),
+        EndpointStatus::Disabled { reason, at } => {
+            put_u8(out, 3);
+            put_u8(out, disabled_reason_tag(reason));
+            put_time(out, at);
+        }
+    }
+}
+
+fn get_status(r: &mut Reader<'_>) -> Result<EndpointStatus, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(EndpointStatus::Active),
+        2 => Ok(EndpointStatus::Paused),
+        3 => {
+            use DisabledReason::{Failing, Gone, Requested};
+            let all = [Gone, Failing, Requested];
+            let reason = get_tagged(r, "disabled reason", &all, disabled_reason_tag)?;
+            Ok(EndpointStatus::Disabled { reason, at: get_time(r)? })
+        }
+        found => Err(CodecError::UnknownValue { what: "endpoint status", found: u64::from(found) }),
+    }
+}
+
+fn disabled_reason_tag(reason: DisabledReason) -> u8 {
+    match reason {
+        DisabledReason::Gone => 1,
+        DisabledReason::Failing => 2,
+        DisabledReason::Requested => 3,
+    }
+}
+
+fn put_key(out: &mut Vec<u8>, key: &ApiKey) {
+    put_text(out, key.id.as_str());
+    put_u8(out, role_tag(key.role));
+    put_option(out, key.tenant.as_ref(), |out, tenant| put_text(out, tenant.as_str()));
+    put_text(out, &key.description);
+    out.extend_from_slice(&key.hash);
+    put_time(out, key.created_at);
+}
+
+fn get_key(r: &mut Reader<'_>) -> Result<ApiKey, CodecError> {
+    Ok(ApiKey {
+        id: get_name(r)?,
+        role: get_tagged(r, "role", &[Role::Admin, Role::Publisher, Role::Viewer], role_tag)?,
+        tenant: get_option(r, get_name)?,
+        description: get_text(r)?,
+        hash: r.get_array()?,
+        created_at: get_time(r)?,
+    })
+}
+
+fn role_tag(role: Role) -> u8 {
+    match role {
+        Role::Admin => 1,
+        Role::Publisher => 2,
+        Role::Viewer => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Promises of the record codec: round trips, golden bytes, hostile bytes.
+
+use super::*;
+
+fn time(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn full_event() -> Event {
+    Event {
+        id: "evt_1".parse().unwrap(),
+        tenant: "default".parse().unwrap(),
+        event_type: "order.paid".parse().unwrap(),
+        version: "1.0".parse().unwrap(),
+        timestamp: time(1_700_000_000_000),
+        accepted_at: time(1_700_000_000_001),
+        stream: Some(("order-42".parse().unwrap(), 7)),
+        ordering_key: Some("customer 9".parse().unwrap()),
+        deliver_at: Some(time(300)),
+        metadata: Some(Bytes::from_static(b"{}")),
+        attributes: vec![("traceparent".into(), "00-ab".into())],
+        data: Bytes::from_static(b"{\"a\":1}"),
+        targets: vec![EndpointNumber(1), EndpointNumber(u32::MAX)],
+        idempotency: vec![
+            Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at: Some(Timestamp::MAX) },
+            Idempotency { scope: [3; 16], fingerprint: [4; 16], expires_at: None },
+        ],
+    }
+}
+
+fn bare_event() -> Event {
+    Event {
+        stream: None,
+        ordering_key: None,
+        deliver_at: None,
+        metadata: None,
+        attributes: vec![],
+        data: Bytes::from_static(b"1"),
+        targets: vec![],
+        idempotency: vec![],
+        ..full_event()
+    }
+}
+
+fn attempt(next: Next) -> Attempt {
+    Attempt {
+        number: 3,
+        trigger: Trigger::Retry,
+        started_at: time(500),
+        duration: Duration::new(2, 5_000_000),
+        status: Some(503),
+        error: Some((ErrorClass::Status, "503 from receiver".into())),
+        reply: Bytes::from_static(b"busy"),
+        next,
+    }
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint {
+        number: EndpointNumber(4),
+        id: "ep_a".parse().unwrap(),
+        tenant: "acme".parse().unwrap(),
+        url: "https://example.com/".into(),
+        description: "d".into(),
+        event_types: vec!["order.*".parse().unwrap()],
+        headers: vec![("x-a".into(), "b".into())],
+        rate_limit: Some(RateLimit { limit: 10, per: Duration::from_secs(1), burst: 5 }),
+        max_in_flight: 8,
+        timeout: Duration::from_secs(15),
+        ordering: Ordering::Key,
+        retry: RetryPolicy::Exponential {
+            initial: Duration::from_secs(5),
+            multiplier: 2.0,
+            max_interval: Duration::from_secs(60),
+            max_attempts: 12,
+            max_age: Duration::from_secs(86_400),
+            jitter: 0.25,
+        },
+        format: Format::Standard,
+        signature: SignaturePreset::Standard,
+        secrets: vec![Secret { bytes: vec![9; 24], expires_at: None }],
+        trace: true,
+        metadata: Some("{}".into()),
+        status: EndpointStatus::Disabled { reason: DisabledReason::Failing, at: time(9) },
+        created_at: time(1),
+        updated_at: time(2),
+        revision: Position(77),
+    }
+}
+
+fn key() -> ApiKey {
+    ApiKey {
+        id: "key_1".parse().unwrap(),
+        role: Role::Publisher,
+        tenant: Some("acme".parse().unwrap()),
+        description: "ci".into(),
+        hash: [7; 32],
+        created_at: time(5),
+    }
+}
+
+fn keys() -> Vec<DeliveryKey> {
+    (1..4).map(|n| DeliveryKey { event: Position(n * 100), endpoint: EndpointNumber(n as u32) }).collect()
+}
+
+/// Every variant of every type that a record can hold, at least once.
+fn samples() -> Vec<Record> {
+    let at = time(1_000);
+    let delivery = DeliveryKey { event: Position(300), endpoint: EndpointNumber(2) };
+    let finished = |attempt| Record::AttemptFinished { delivery, due: time(400), attempt: Arc::new(attempt) };
+    let mut all = vec![
+        Record::EventAccepted(Arc::new(full_event())),
+        Record::EventAccepted(Arc::new(bare_event())),
+        finished(Attempt { status: None, error: None, ..attempt(Next::Delivered) }),
+        finished(attempt(Next::RetryAt(time(99)))),
+        Record::EndpointPut(Arc::new(endpoint())),
+        Record::EndpointDeleted { endpoint: EndpointNumber(4), at },
+        Record::KeyPut(Arc::new(key())),
+        Record::KeyPut(Arc::new(ApiKey { tenant: None, role: Role::Admin, ..key() })),
+        Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, ..key() })),
+        Record::KeyDeleted { id: "key_1".parse().unwrap(), at },
+        Record::DeliveriesCancelled { deliveries: keys(), at },
+        Record::DeadLettersPurged { deliveries: vec![], at },
+        Record::RequestAnswered {
+            idempotency: Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at: Some(at) },
+            status: 201,
+            body: Arc::from(&b"{}"[..]),
+        },
+    ];
+    for reason in DeadReason::ALL {
+        all.push(finished(attempt(Next::Dead(reason))));
+        all.push(Record::DeliveriesDied { deliveries: keys(), reason, at });
+    }
+    for class in ErrorClass::ALL {
+        all.push(finished(Attempt { error: Some((class, "x".into())), ..attempt(Next::Delivered) }));
+    }
+    for trigger in [Trigger::Publish, Trigger::Retry, Trigger::Manual, Trigger::Redrive, Trigger::Replay] {
+        all.push(Record::DeliveriesRevived { deliveries: keys(), trigger, at });
+    }
+    let disabled = |reason| EndpointStatus::Disabled { reason, at };
+    for status in [
+        EndpointStatus::Active,
+        EndpointStatus::Paused,
+        disabled(DisabledReason::Gone),
+        disabled(DisabledReason::Requested),
+    ] {
+        all.push(Record::EndpointPut(Arc::new(Endpoint { status, ..endpoint() })));
+    }
+    for ordering in [Ordering::None, Ordering::Endpoint] {
+        let retry = RetryPolicy::Schedule(vec![Duration::from_millis(1), Duration::MAX]);
+        let bare = Endpoint { ordering, retry, rate_limit: None, metadata: None, trace: false, ..endpoint() };
+        all.push(Record::EndpointPut(Arc::new(bare)));
+    }
+    all
+}
+
+fn encoded(record: &Record) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(record, &mut out);
+    out
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn every_record_comes_back_as_it_was() {
+    for record in samples() {
+        assert_eq!(decode(&encoded(&record)).as_ref(), Ok(&record));
+    }
+}
+
+#[test]
+fn a_record_cut_short_or_followed_by_bytes_is_refused() {
+    for record in samples() {
+        let bytes = encoded(&record);
+        for end in 0..bytes.len() {
+            assert!(decode(&bytes[..end]).is_err(), "{record:?} cut at {end}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(decode(&longer), Err(CodecError::Malformed(Malformed::Trailing(1))), "{record:?}");
+    }
+}
+
+#[test]
+fn a_changed_byte_never_panics_and_what_decodes_encodes_to_the_same_bytes() {
+    for record in samples() {
+        let mut bytes = encoded(&record);
+        for at in 0..bytes.len() {
+            let before = bytes[at];
+            for value in [before ^ 1, before ^ 0x80, 0, 0x7f, 0xff, before.wrapping_add(1)] {
+                bytes[at] = value;
+                if let Ok(other) = decode(&bytes) {
+                    assert_eq!(encoded(&other), bytes, "{record:?} with {value} at {at}");
+                }
+            }
+            bytes[at] = before;
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(tag in 0..14_u8, rest: Vec<u8>) {
+        let mut bytes = vec![tag, LAYOUT];
+        bytes.extend(rest);
+        drop(decode(&bytes));
+    }
+}
+
+#[test]
+fn unknown_tags_and_layouts_are_named() {
+    assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
+    assert_eq!(decode(&[12, 1]), Err(CodecError::UnknownTag(12)));
+    assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
+}
+
+/// These bytes are on people's disks. A test that fails here means a new layout version, never a new expectation.
+#[test]
+fn golden_bytes_of_each_tag() {
+    let golden = include_str!("golden.txt");
+    let mut seen = std::collections::BTreeSet::new();
+    let all = samples();
+    let first_of_each = all.iter().filter(|record| seen.insert(record_tag(record)));
+    let lines: Vec<String> = first_of_each.map(|record| hex(&encoded(record))).collect();
+    assert_eq!(seen.len(), usize::from(REQUEST_ANSWERED), "a tag has no sample");
+    assert_eq!(lines, golden.lines().collect::<Vec<_>>(), "\n{}\n", lines.join("\n"));
+}

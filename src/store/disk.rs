@@ -1,0 +1,155 @@
+//! The seam between the journal and a file system.
+//!
+//! Owns: a flat directory of append-only files, real or in memory. Must never know what is in them. A name is a plain
+//! file name, without a path. What counts as durable: a file's bytes after [`DiskFile::sync_data`] has returned `Ok`,
+//! a name (created, renamed, removed) after [`Disk::sync_dir`] has.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod memory;
+
+pub use memory::{Fault, MemoryDisk, Operation};
+
+/// An open file. Appending and truncating is for one owner; reading is for anyone, at the same time.
+pub trait DiskFile: Send + Sync {
+    /// Writes all of `bytes` at the end. After an error any part of them may have been written.
+    fn append(&self, bytes: &[u8]) -> io::Result<()>;
+    /// Returns when everything written is on disk. After an error nothing is known about what was written since the
+    /// last success, and a later success proves nothing about it.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    fn len(&self) -> io::Result<u64>;
+    fn truncate(&self, length: u64) -> io::Result<()>;
+
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A directory of files.
+pub trait Disk: Send + Sync + 'static {
+    /// Names of all files, in any order.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Makes a new, empty file; an error when the name is taken.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading and appending.
+    fn open_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading.
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Replaces `to` if it exists; atomic.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes creations, renames and removals durable.
+    fn sync_dir(&self) -> io::Result<()>;
+}
+
+/// Whether an error says that there is no room (or no quota) left.
+#[must_use]
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// A directory of the operating system.
+#[derive(Clone, Debug)]
+pub struct RealDisk {
+    root: PathBuf,
+}
+
+impl RealDisk {
+    /// Creates the directory when it is missing.
+    pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = root.into();
+        if !root.is_dir() {
+            std::fs::create_dir_all(&root)?;
+            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        Ok(Self { root })
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn open(&self, name: &str, options: &OpenOptions) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(options.open(self.root.join(name))?)))
+    }
+}
+
+impl Disk for RealDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.root)? {
+            let entry = entry?;
+            // A name that is not UTF-8 is none of ours.
+            if let (true, Ok(name)) = (entry.file_type()?.is_file(), entry.file_name().into_string()) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(name, OpenOptions::new().read(true).append(true).create_new(true))
+    }
+
+    fn open_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(name, OpenOptions::new().read(true).append(true))
+    }
+
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(name, OpenOptions::new().read(true))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.root.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.root)?.sync_all()
+    }
+}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.0).write_all(bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+}

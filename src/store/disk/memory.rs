@@ -1,0 +1,393 @@
+//! A disk in memory that can lose power and fail on demand.
+//!
+//! Owns: for each file the bytes as written and the bytes as synced, and the same for the directory's names. A crash
+//! leaves what was synced plus a random, possibly torn part of the rest. Chance comes from the seed alone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Disk, DiskFile};
+
+/// Unit in which a power cut tears a write.
+const SECTOR_BYTES: usize = 512;
+
+/// What a [`Fault`] strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Append,
+    SyncData,
+    Read,
+    Truncate,
+    Create,
+    Rename,
+    Remove,
+    SyncDir,
+}
+
+/// An error to come: `skip` operations of the kind succeed, the next `count` fail with `errno`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub operation: Operation,
+    pub errno: i32,
+    pub skip: u64,
+    pub count: u64,
+}
+
+impl Fault {
+    pub const EIO: i32 = 5;
+    pub const ENOSPC: i32 = 28;
+
+    /// The next operation of the kind fails, once.
+    #[must_use]
+    pub fn once(operation: Operation, errno: i32) -> Self {
+        Self { operation, errno, skip: 0, count: 1 }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Image {
+    written: Vec<u8>,
+    durable: Vec<u8>,
+    /// A sync has failed: as on Linux, the pages count as clean, and later syncs succeed without writing them.
+    sync_lies: bool,
+}
+
+type SharedImage = Arc<Mutex<Image>>;
+
+enum NameChange {
+    Create(String, SharedImage),
+    Rename(String, String),
+    Remove(String),
+}
+
+impl NameChange {
+    fn apply(&self, names: &mut BTreeMap<String, SharedImage>) {
+        match self {
+            Self::Create(name, image) => {
+                names.insert(name.clone(), Arc::clone(image));
+            }
+            Self::Rename(from, to) => {
+                if let Some(image) = names.remove(from) {
+                    names.insert(to.clone(), image);
+                }
+            }
+            Self::Remove(name) => {
+                names.remove(name);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Directory {
+    names: BTreeMap<String, SharedImage>,
+    names_durable: BTreeMap<String, SharedImage>,
+    /// Changes since the last directory sync, in order.
+    changes: Vec<NameChange>,
+    faults: Vec<Fault>,
+    bytes_max: Option<u64>,
+    syncs: u64,
+}
+
+impl Directory {
+    fn check(&mut self, operation: Operation) -> io::Result<()> {
+        for fault in self.faults.iter_mut().filter(|fault| fault.operation == operation && fault.count > 0) {
+            if fault.skip > 0 {
+                fault.skip -= 1;
+            } else {
+                fault.count -= 1;
+                return Err(io::Error::from_raw_os_error(fault.errno));
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: NameChange) {
+        change.apply(&mut self.names);
+        self.changes.push(change);
+    }
+
+    fn find(&self, name: &str) -> io::Result<SharedImage> {
+        self.names.get(name).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn bytes_used(&self) -> u64 {
+        self.names.values().map(|image| lock(image).written.len() as u64).sum()
+    }
+}
+
+/// See the module.
+#[derive(Clone, Default)]
+pub struct MemoryDisk {
+    directory: Arc<Mutex<Directory>>,
+}
+
+impl MemoryDisk {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cuts the power. The result is the disk after the restart; handles of this one do not reach it.
+    #[must_use]
+    pub fn crash(&self, seed: u64) -> Self {
+        let directory = lock(&self.directory);
+        let mut chance = Chance(seed);
+        let mut names = directory.names_durable.clone();
+        let kept = chance.below(directory.changes.len() + 1);
+        for change in &directory.changes[..kept] {
+            change.apply(&mut names);
+        }
+        let after = |image: &SharedImage, chance: &mut Chance| {
+            let image = lock(image);
+            let bytes = torn(&image.durable, &image.written, chance);
+            Arc::new(Mutex::new(Image { durable: bytes.clone(), written: bytes, sync_lies: false }))
+        };
+        let names: BTreeMap<_, _> =
+            names.iter().map(|(name, image)| (name.clone(), after(image, &mut chance))).collect();
+        let directory = Directory { names_durable: names.clone(), names, ..Directory::default() };
+        Self { directory: Arc::new(Mutex::new(directory)) }
+    }
+
+    pub fn inject(&self, fault: Fault) {
+        lock(&self.directory).faults.push(fault);
+    }
+
+    pub fn clear_faults(&self) {
+        lock(&self.directory).faults.clear();
+    }
+
+    /// Bounds the bytes of all files together; a write beyond it is cut short and fails with ENOSPC.
+    pub fn set_bytes_max(&self, bytes_max: Option<u64>) {
+        lock(&self.directory).bytes_max = bytes_max;
+    }
+
+    /// How many times file data was synced with success.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        lock(&self.directory).syncs
+    }
+
+    #[must_use]
+    pub fn bytes_used(&self) -> u64 {
+        lock(&self.directory).bytes_used()
+    }
+
+    /// The bytes of a file as written.
+    #[must_use]
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        lock(&self.directory).names.get(name).map(|image| lock(image).written.clone())
+    }
+
+    /// Puts a file there, durably: for tests that damage one.
+    pub fn put(&self, name: &str, bytes: &[u8]) {
+        let image = Image { written: bytes.to_vec(), durable: bytes.to_vec(), sync_lies: false };
+        let image = Arc::new(Mutex::new(image));
+        let mut directory = lock(&self.directory);
+        directory.names.insert(name.to_owned(), Arc::clone(&image));
+        directory.names_durable.insert(name.to_owned(), image);
+    }
+
+    fn file(&self, image: SharedImage) -> Arc<dyn DiskFile> {
+        Arc::new(MemoryFile { image, directory: Arc::clone(&self.directory) })
+    }
+}
+
+/// What a power cut leaves of a file: the synced part, and of what was written since a random length of which some
+/// sectors never arrived.
+fn torn(durable: &[u8], written: &[u8], chance: &mut Chance) -> Vec<u8> {
+    let same = durable.iter().zip(written).take_while(|(a, b)| a == b).count();
+    if same < durable.len() {
+        // A truncation (or what was written after it) may or may not have reached the disk.
+        return if chance.below(2) == 0 { durable.to_vec() } else { written.to_vec() };
+    }
+    let end = same + chance.below(written.len() - same + 1);
+    let mut bytes = written[..end].to_vec();
+    if chance.below(2) == 0 {
+        let mut at = same;
+        while at < end {
+            let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(end);
+            match chance.below(4) {
+                0 => bytes[at..next].fill(0),
+                1 => bytes[at..next].iter_mut().for_each(|byte| *byte = chance.next() as u8),
+                _ => {}
+            }
+            at = next;
+        }
+    }
+    bytes
+}
+
+impl Disk for MemoryDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(lock(&self.directory).names.keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut directory = lock(&self.directory);
+        directory.check(Operation::Create)?;
+        if directory.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let image = SharedImage::default();
+        directory.change(NameChange::Create(name.to_owned(), Arc::clone(&image)));
+        Ok(self.file(image))
+    }
+
+    fn open_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open_read(name)
+    }
+
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let image = lock(&self.directory).find(name)?;
+        Ok(self.file(image))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut directory = lock(&self.directory);
+        directory.check(Operation::Rename)?;
+        directory.find(from)?;
+        directory.change(NameChange::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut directory = lock(&self.directory);
+        directory.check(Operation::Remove)?;
+        directory.find(name)?;
+        directory.change(NameChange::Remove(name.to_owned()));
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let mut directory = lock(&self.directory);
+        directory.check(Operation::SyncDir)?;
+        directory.names_durable = directory.names.clone();
+        directory.changes.clear();
+        Ok(())
+    }
+}
+
+struct MemoryFile {
+    image: SharedImage,
+    directory: Arc<Mutex<Directory>>,
+}
+
+impl DiskFile for MemoryFile {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        // Lock order everywhere: directory, then image.
+        let mut directory = lock(&self.directory);
+        if let Err(error) = directory.check(Operation::Append) {
+            // Part of a failed write may well have arrived.
+            lock(&self.image).written.extend_from_slice(&bytes[..bytes.len() / 2]);
+            return Err(error);
+        }
+        if let Some(bytes_max) = directory.bytes_max {
+            let room = bytes_max.saturating_sub(directory.bytes_used());
+            if (bytes.len() as u64) > room {
+                lock(&self.image).written.extend_from_slice(&bytes[..room as usize]);
+                return Err(io::Error::from_raw_os_error(Fault::ENOSPC));
+            }
+        }
+        lock(&self.image).written.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut directory = lock(&self.directory);
+        let mut image = lock(&self.image);
+        if let Err(error) = directory.check(Operation::SyncData) {
+            image.sync_lies = true;
+            return Err(error);
+        }
+        directory.syncs += 1;
+        if !image.sync_lies {
+            let Image { written, durable, .. } = &mut *image;
+            // The usual case only grows: copying the whole image each time would make long simulations quadratic.
+            let (kept, grown) = (durable.len(), written.len());
+            if grown >= kept && written[..kept] == durable[..] {
+                durable.extend_from_slice(&written[kept..]);
+            } else {
+                durable.clone_from(written);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        lock(&self.directory).check(Operation::Read)?;
+        let image = lock(&self.image);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(image.written.len());
+        let count = buffer.len().min(image.written.len() - start);
+        buffer[..count].copy_from_slice(&image.written[start..start + count]);
+        Ok(count)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(lock(&self.image).written.len() as u64)
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        lock(&self.directory).check(Operation::Truncate)?;
+        let length = usize::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        lock(&self.image).written.resize(length, 0);
+        Ok(())
+    }
+}
+
+/// A panic of another thread does not make these maps inconsistent: every change is a single step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// SplitMix64.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_synced_survives_every_crash_and_the_rest_may_not() {
+        let disk = MemoryDisk::new();
+        let file = disk.create("a").unwrap();
+        disk.sync_dir().unwrap();
+        file.append(b"durable").unwrap();
+        file.sync_data().unwrap();
+        file.append(&[7; 2_000]).unwrap();
+        let mut lengths = std::collections::BTreeSet::new();
+        for seed in 0..50 {
+            let after = disk.crash(seed).contents("a").unwrap();
+            assert!(after.starts_with(b"durable"), "seed {seed}");
+            lengths.insert(after.len());
+        }
+        assert!(lengths.len() > 10);
+    }
+
+    #[test]
+    fn a_sync_that_failed_is_not_made_good_by_the_next() {
+        let disk = MemoryDisk::new();
+        let file = disk.create("a").unwrap();
+        disk.sync_dir().unwrap();
+        disk.inject(Fault::once(Operation::SyncData, Fault::EIO));
+        file.append(b"x").unwrap();
+        assert!(file.sync_data().is_err());
+        assert!(file.sync_data().is_ok());
+        assert!((0..50).any(|seed| disk.crash(seed).contents("a").unwrap() != b"x"));
+    }
+}

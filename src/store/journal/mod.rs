@@ -1,0 +1,322 @@
+//! The journal: an append-only log of records, the only truth.
+//!
+//! Owns: the files `journal-<first position>.log`, their order and their durability. One owner writes
+//! ([`Journal`]); anyone reads ([`JournalReader`]). Must never know what a record means, read a clock or roll dice.
+//!
+//! Invariants: positions rise densely as they are assigned and never change; an append returns only after its bytes
+//! are synced, and readers see it only then; after a write or sync error nothing more is appended, because a sync that
+//! failed once proves nothing when it succeeds later (a full disk is the exception: what was not synced is cut off
+//! again). What is not whole at the end of the last file was never acknowledged and is cut at the next start. Damage
+//! anywhere else costs the frame that it hit, and is reported.
+
+mod cache;
+mod frame;
+mod open;
+mod reader;
+mod rewrite;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub use open::{JournalError, OpenReport, VerifyReport, verify};
+pub use reader::{Frames, JournalReader, ReadError, RecordsAt};
+pub use rewrite::{RewriteError, RewriteReport};
+
+use crate::codec::varint_len;
+use crate::domain::{Position, Record, Timestamp};
+use crate::limits;
+use crate::store::codec;
+use crate::store::disk::is_disk_full;
+use frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
+use reader::{Entry, Shared, write};
+use segment::{Segment, file_name};
+
+/// Longest varint delta in front of a record of an append.
+const DELTA_BYTES: usize = 1;
+
+#[derive(Clone, Copy, Debug)]
+pub struct JournalOptions {
+    /// A random number for files made from now on: keeps payload bytes from passing for frames.
+    pub salt: u32,
+    pub segment_bytes: u64,
+    pub frame_bytes: usize,
+    /// Bound of the blocks that readers keep, in bytes.
+    pub cache_bytes: usize,
+}
+
+impl JournalOptions {
+    #[must_use]
+    pub fn new(salt: u32) -> Self {
+        Self {
+            salt,
+            segment_bytes: limits::SEGMENT_BYTES_TARGET,
+            frame_bytes: limits::FRAME_BYTES_TARGET,
+            cache_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// What kind of damage it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DamageCause {
+    /// Both copies of a file's header.
+    FileHeader,
+    /// Bytes in which no frame can be found.
+    Unreadable,
+    /// A frame's body does not match its checksum or its header.
+    Body,
+    /// Frames that should be there are not.
+    Missing,
+}
+
+/// A damaged place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// First position of the segment, as in its file name.
+    pub segment: Position,
+    /// Bytes of the file; empty where frames are missing.
+    pub bytes: Range<u64>,
+    /// First and last position lost (in a rewritten segment: at most these). `None` when no record is.
+    pub positions: Option<(Position, Position)>,
+    pub cause: DamageCause,
+}
+
+/// Why an append was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Nothing was appended; the journal remains usable.
+    #[error("the disk is full")]
+    DiskFull,
+    /// Nothing was appended; the journal remains usable.
+    #[error("a unit of {bytes} bytes does not fit a frame of {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    /// Whether it was appended is decided at the next start. The journal takes no more.
+    #[error("the journal cannot be written: {0}")]
+    Io(#[source] io::Error),
+    #[error("the journal has failed before and must be opened again")]
+    Poisoned,
+}
+
+/// Encoded records that are appended all or none.
+#[derive(Clone, Debug, Default)]
+pub struct EncodedUnit {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl EncodedUnit {
+    #[must_use]
+    pub fn new(records: &[Record]) -> Self {
+        let mut unit = Self::default();
+        for record in records {
+            unit.push(record);
+        }
+        unit
+    }
+
+    pub fn push(&mut self, record: &Record) {
+        codec::encode(record, &mut self.bytes);
+        self.ends.push(self.bytes.len());
+    }
+
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+
+    /// Bytes that it takes in a frame's body, at most.
+    #[must_use]
+    pub fn frame_bytes(&self) -> usize {
+        self.iter().map(|record| DELTA_BYTES + varint_len(record.len() as u64) + record.len()).sum()
+    }
+}
+
+/// The single writer.
+pub struct Journal {
+    shared: Arc<Shared>,
+    options: JournalOptions,
+    active: Option<Arc<Segment>>,
+    /// Durable length of the active file.
+    end: u64,
+    next: Position,
+    /// Time of the last commit.
+    time: Timestamp,
+    poisoned: bool,
+    buffer: Vec<u8>,
+}
+
+impl Journal {
+    #[must_use]
+    pub fn reader(&self) -> JournalReader {
+        JournalReader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Position that the next record will get.
+    #[must_use]
+    pub fn next_position(&self) -> Position {
+        self.next
+    }
+
+    /// Time of the last commit: the next is never earlier.
+    #[must_use]
+    pub fn last_time(&self) -> Timestamp {
+        self.time
+    }
+
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    /// Encodes and appends; see [`Self::append_encoded`].
+    pub fn append(
+        &mut self,
+        commit_time: Timestamp,
+        units: &[Vec<Record>],
+    ) -> Result<Range<Position>, AppendError> {
+        let units: Vec<_> = units.iter().map(|records| EncodedUnit::new(records)).collect();
+        self.append_encoded(commit_time, &units)
+    }
+
+    /// Appends all units with one write and one sync; returns the first position and the one after the last. A unit
+    /// lies in one frame, so that it survives whole or not at all. A commit time earlier than the last is raised to it.
+    pub fn append_encoded(
+        &mut self,
+        commit_time: Timestamp,
+        units: &[EncodedUnit],
+    ) -> Result<Range<Position>, AppendError> {
+        if self.poisoned {
+            return Err(AppendError::Poisoned);
+        }
+        let bytes_max = limits::FRAME_BYTES_MAX;
+        if let Some(bytes) = units.iter().map(EncodedUnit::frame_bytes).find(|bytes| *bytes > bytes_max) {
+            return Err(AppendError::TooLarge { bytes, bytes_max });
+        }
+        let count: usize = units.iter().map(EncodedUnit::records).sum();
+        let range = self.next..Position(self.next.0 + count as u64);
+        if count == 0 {
+            return Ok(range);
+        }
+        let time = commit_time.max(self.time);
+        let segment = match &self.active {
+            Some(active) if self.end < self.options.segment_bytes => Arc::clone(active),
+            _ => self.roll(time)?,
+        };
+        let frames = self.lay_out(&segment, time, units, &range);
+        self.write_and_sync(&segment)?;
+        self.end += self.buffer.len() as u64;
+        segment.publish(&frames, self.end);
+        if let Some(entry) = write(&self.shared.list).last_mut() {
+            entry.bytes = self.end;
+        }
+        self.time = time;
+        self.next = range.end;
+        self.shared.last.store(range.end.0 - 1, Ordering::Release);
+        Ok(range)
+    }
+
+    /// Puts the units' frames into the buffer.
+    fn lay_out(
+        &mut self,
+        segment: &Segment,
+        time: Timestamp,
+        units: &[EncodedUnit],
+        range: &Range<Position>,
+    ) -> Vec<(u64, FrameHeader)> {
+        self.buffer.clear();
+        self.buffer.shrink_to(2 * limits::COMMIT_BYTES_MAX);
+        let commit = (range.start, Position(range.end.0 - 1));
+        let mut frames = Vec::new();
+        let mut builder = FrameBuilder::default();
+        let mut position = range.start;
+        let mut close = |builder: &mut FrameBuilder, buffer: &mut Vec<u8>| {
+            let offset = self.end + buffer.len() as u64;
+            frames.push((offset, builder.finish(segment.header.salt, time, commit, buffer)));
+        };
+        for unit in units {
+            let grown = builder.body_bytes() + unit.frame_bytes();
+            if !builder.is_empty() && grown > limits::FRAME_BYTES_MAX {
+                close(&mut builder, &mut self.buffer);
+            }
+            for record in unit.iter() {
+                builder.push(position, record);
+                position = position.next();
+            }
+            if builder.body_bytes() >= self.options.frame_bytes {
+                close(&mut builder, &mut self.buffer);
+            }
+        }
+        if !builder.is_empty() {
+            close(&mut builder, &mut self.buffer);
+        }
+        assert_eq!(position, range.end, "every record has its position");
+        frames
+    }
+
+    fn write_and_sync(&mut self, segment: &Segment) -> Result<(), AppendError> {
+        if let Err(error) = segment.file.append(&self.buffer) {
+            if is_disk_full(&error) {
+                let cut = segment.file.truncate(self.end).and_then(|()| segment.file.sync_data());
+                if cut.is_ok() {
+                    return Err(AppendError::DiskFull);
+                }
+            }
+            return Err(self.poison(error));
+        }
+        // A full disk that shows only here is no exception: what the file holds is unknown.
+        segment.file.sync_data().map_err(|error| self.poison(error))
+    }
+
+    fn poison(&mut self, error: io::Error) -> AppendError {
+        self.poisoned = true;
+        AppendError::Io(error)
+    }
+
+    /// Seals the active segment and starts a new one, durable in name and header before anything is put into it.
+    fn roll(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
+        let header = FileHeader { salt: self.options.salt, rewritten: false, first: self.next, time };
+        let name = file_name(self.next);
+        let disk = Arc::clone(&self.shared.disk);
+        let made = disk.create(&name).and_then(|file| {
+            file.append(&header.encode())?;
+            Ok(file)
+        });
+        let file = match made {
+            Ok(file) => file,
+            Err(error) if is_disk_full(&error) => {
+                let removed = match disk.remove(&name) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => Ok(()),
+                };
+                return Err(removed.map_or_else(|error| self.poison(error), |()| AppendError::DiskFull));
+            }
+            Err(error) => return Err(self.poison(error)),
+        };
+        file.sync_data().and_then(|()| disk.sync_dir()).map_err(|error| self.poison(error))?;
+        let end = FILE_HEADER_BYTES as u64;
+        let segment =
+            Arc::new(Segment::new(self.shared.next_id(), file, header, Vec::new(), end, Vec::new()));
+        // The list and the active segment change together, as readers look at both.
+        let mut list = write(&self.shared.list);
+        let mut active = write(&self.shared.active);
+        if let (Some(sealed), Some(entry)) = (self.active.take(), list.last()) {
+            sealed.seal(self.next);
+            self.shared.keep_sealed(*entry, sealed);
+        }
+        list.push(Entry { first: self.next, time, bytes: end, version: 0 });
+        *active = Some(Arc::clone(&segment));
+        self.active = Some(Arc::clone(&segment));
+        self.end = end;
+        Ok(segment)
+    }
+}

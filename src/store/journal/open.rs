@@ -1,0 +1,254 @@
+//! Opening and verifying.
+//!
+//! Owns: what is done with a journal that a crash or a bad disk left behind. Only the last file is read whole at open;
+//! of the sealed ones the headers are. Must never drop a whole frame of an earlier commit.
+
+use std::io;
+use std::sync::Arc;
+
+use super::frame::{Depth, FILE_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader};
+use super::reader::{Entry, Shared, write};
+use super::segment::{
+    DamageSeen, IndexEntry, Segment, Span, Walk, before, file_name, index_frame, parse_file_name,
+    read_file_header, walk,
+};
+use super::{Damage, DamageCause, Journal, JournalOptions};
+use crate::domain::{Position, Timestamp};
+use crate::store::disk::{Disk, DiskFile};
+
+/// Ending of a file that a rewrite has not finished.
+pub(super) const REWRITE_SUFFIX: &str = ".rewrite";
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("the journal cannot be opened: {0}")]
+    Io(#[from] io::Error),
+    #[error("segment {segment} has format {found}; this version knows {known}")]
+    NewerFormat { segment: Position, found: u16, known: u16 },
+}
+
+/// What opening found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    pub segments: usize,
+    /// Zero when the journal is empty.
+    pub last: Position,
+    /// Bytes at the end of the last file that held no finished commit.
+    pub torn_bytes: u64,
+    pub damage: Vec<Damage>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    pub segments: usize,
+    pub frames: u64,
+    pub records: u64,
+    pub bytes: u64,
+    /// As [`OpenReport::torn_bytes`]; left where they are.
+    pub torn_bytes: u64,
+    pub damage: Vec<Damage>,
+}
+
+/// The last file after its scan.
+struct Tail {
+    file: Arc<dyn DiskFile>,
+    header: FileHeader,
+    index: Vec<IndexEntry>,
+    walk: Walk,
+    cut_at: u64,
+    length: u64,
+}
+
+fn names(disk: &dyn Disk) -> Result<Vec<Position>, JournalError> {
+    let mut firsts: Vec<_> = disk.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
+    firsts.sort_unstable();
+    Ok(firsts)
+}
+
+fn known_header(file: &dyn DiskFile, segment: Position) -> Result<Option<FileHeader>, JournalError> {
+    match read_file_header(file, segment)? {
+        FoundHeader::Ours(header) => Ok(Some(header)),
+        FoundHeader::Damaged => Ok(None),
+        FoundHeader::Newer(found) => {
+            Err(JournalError::NewerFormat { segment, found, known: super::frame::FORMAT_VERSION })
+        }
+    }
+}
+
+fn header_damage(segment: Position, bytes: u64, upper: Option<Position>) -> Damage {
+    let positions = upper.map(|upper| (segment, before(upper)));
+    Damage { segment, bytes: 0..bytes, positions, cause: DamageCause::FileHeader }
+}
+
+/// Where the file has to be cut. What has no whole frame behind it is torn. So is damage within the last commit: its
+/// pages reach the disk in any order, and a commit with a hole was never acknowledged. But when bytes follow a last
+/// commit that is complete, a later write was under way, so the last commit was synced, and a hole in it is damage.
+fn cut_at(walk: &Walk, length: u64) -> u64 {
+    let Some(last) = walk.last_frame else { return walk.end };
+    let trailing = length > walk.end;
+    let complete = last.last == last.commit_last;
+    let in_last_commit = |seen: &&DamageSeen| {
+        let touches = |frame: FrameHeader| {
+            frame.commit_first == last.commit_first || frame.last.next() >= last.commit_first
+        };
+        seen.damage.bytes.start < walk.end
+            && seen.damage.cause != DamageCause::Missing
+            && seen.before.map_or(last.commit_first == seen.damage.segment, touches)
+    };
+    match walk.damage.iter().find(in_last_commit) {
+        Some(seen) if !(trailing && complete) => seen.damage.bytes.start,
+        _ => walk.end,
+    }
+}
+
+fn scan_tail(file: Arc<dyn DiskFile>, header: FileHeader) -> Result<Tail, JournalError> {
+    let length = file.len()?;
+    let scan = |end: u64| {
+        let mut index = Vec::new();
+        let span = Span { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper: None };
+        walk(&*file, &header, Depth::Bodies, span, &mut |offset, frame, _| {
+            index_frame(&mut index, offset, frame);
+        })
+        .map(|walk| (walk, index))
+    };
+    let (found, mut index) = scan(length)?;
+    let cut_at = cut_at(&found, length);
+    let mut walk = found;
+    if cut_at < walk.end {
+        (walk, index) = scan(cut_at)?;
+    }
+    walk.damage.retain(|seen| seen.damage.bytes.start < cut_at);
+    Ok(Tail { file, header, index, walk, cut_at, length })
+}
+
+impl Journal {
+    /// Opens the journal in a directory, or starts an empty one. The caller makes sure that nobody else has it open.
+    pub fn open(disk: Arc<dyn Disk>, options: JournalOptions) -> Result<(Self, OpenReport), JournalError> {
+        for name in disk.list()?.iter().filter(|name| name.ends_with(REWRITE_SUFFIX)) {
+            disk.remove(name)?;
+        }
+        let mut firsts = names(&*disk)?;
+        let mut report = OpenReport::default();
+        let mut next = Position(1);
+        let mut time = Timestamp::default();
+        let mut entries = Vec::new();
+        let mut tail = None;
+        while let Some(first) = firsts.pop() {
+            next = next.max(first);
+            let file = disk.open_append(&file_name(first))?;
+            let bytes = file.len()?;
+            if let Some(header) = known_header(&*file, first)? {
+                let scanned = scan_tail(file, header)?;
+                time = scanned.walk.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
+                next = next.max(scanned.walk.last_frame.map_or(first, |frame| frame.last.next()));
+                entries.push(Entry { first, time: header.time, bytes: scanned.cut_at, version: 0 });
+                tail = Some(scanned);
+                break;
+            }
+            if bytes > FILE_HEADER_BYTES as u64 {
+                // How many records it held is unknown; a record takes more than a byte, so no position is given twice.
+                next = Position(next.0.max(first.0 + bytes));
+                report.damage.push(header_damage(first, bytes, Some(next)));
+                entries.push(Entry { first, time: Timestamp::default(), bytes, version: 0 });
+                break;
+            }
+            // A crash came while the file was being made: nothing was ever put into it.
+            disk.remove(&file_name(first))?;
+            report.torn_bytes += bytes;
+        }
+        let mut upper = entries.first().map(|entry| entry.first);
+        for first in firsts.into_iter().rev() {
+            let (entry, damage) = sealed_entry(&*disk, first, upper)?;
+            report.damage.extend(damage);
+            time = time.max(entry.time);
+            entries.push(entry);
+            upper = Some(first);
+        }
+        entries.reverse();
+        fill_unknown_times(&mut entries);
+        report.segments = entries.len();
+        report.last = before(next);
+        disk.sync_dir()?;
+        let shared = Arc::new(Shared::new(disk, entries, before(next), options.cache_bytes));
+        let (active, end) = (None, 0);
+        let buffer = Vec::new();
+        let mut journal = Self { shared, options, active, end, next, time, poisoned: false, buffer };
+        if let Some(tail) = tail {
+            journal.adopt(tail, &mut report)?;
+        }
+        report.damage.sort_by_key(|damage| (damage.segment, damage.bytes.start));
+        Ok((journal, report))
+    }
+
+    fn adopt(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
+        if tail.length > tail.cut_at {
+            tail.file.truncate(tail.cut_at)?;
+            report.torn_bytes += tail.length - tail.cut_at;
+        }
+        // What was read may still be in the page cache only: it must be durable before anyone acts on it.
+        tail.file.sync_data()?;
+        let damage: Vec<_> = tail.walk.damage.into_iter().map(|seen| seen.damage).collect();
+        report.damage.extend(damage.iter().cloned());
+        let id = self.shared.next_id();
+        let segment = Arc::new(Segment::new(id, tail.file, tail.header, tail.index, tail.cut_at, damage));
+        *write(&self.shared.active) = Some(Arc::clone(&segment));
+        self.active = Some(segment);
+        self.end = tail.cut_at;
+        Ok(())
+    }
+}
+
+fn sealed_entry(
+    disk: &dyn Disk,
+    first: Position,
+    upper: Option<Position>,
+) -> Result<(Entry, Option<Damage>), JournalError> {
+    let file = disk.open_read(&file_name(first))?;
+    let bytes = file.len()?;
+    let header = known_header(&*file, first)?;
+    let damage = header.is_none().then(|| header_damage(first, bytes, upper));
+    let time = header.map(|header| header.time).unwrap_or_default();
+    Ok((Entry { first, time, bytes, version: 0 }, damage))
+}
+
+/// Searches by time need rising times: a file whose header is lost takes that of the one before.
+fn fill_unknown_times(entries: &mut [Entry]) {
+    let mut time = Timestamp::default();
+    for entry in entries {
+        entry.time = entry.time.max(time);
+        time = entry.time;
+    }
+}
+
+/// Reads every byte of the journal and lists what is damaged. Changes nothing; not for a journal that is being
+/// written.
+pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, JournalError> {
+    let firsts = names(disk)?;
+    let mut report = VerifyReport { segments: firsts.len(), ..VerifyReport::default() };
+    for (number, first) in firsts.iter().enumerate() {
+        let upper = firsts.get(number + 1).copied();
+        let file = disk.open_read(&file_name(*first))?;
+        let bytes = file.len()?;
+        report.bytes += bytes;
+        let Some(header) = known_header(&*file, *first)? else {
+            if upper.is_none() && bytes <= FILE_HEADER_BYTES as u64 {
+                report.torn_bytes += bytes;
+            } else {
+                report.damage.push(header_damage(*first, bytes, upper));
+            }
+            continue;
+        };
+        let walk = if upper.is_none() {
+            let tail = scan_tail(file, header)?;
+            report.torn_bytes += tail.length - tail.cut_at;
+            tail.walk
+        } else {
+            let span = Span { bytes: FILE_HEADER_BYTES as u64..bytes, first: *first, upper };
+            walk(&*file, &header, Depth::Bodies, span, &mut |_, _, _| {})?
+        };
+        report.frames += walk.frames;
+        report.records += walk.records;
+        report.damage.extend(walk.damage.into_iter().map(|seen| seen.damage));
+    }
+    Ok(report)
+}

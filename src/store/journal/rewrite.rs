@@ -1,0 +1,206 @@
+//! Rewriting a sealed segment without what nobody needs any more.
+//!
+//! Owns: the only way in which records leave the journal. Must never touch the active segment, change a position, or
+//! throw damage away: a damaged segment is refused, so that its damage stays visible.
+
+use std::io;
+use std::sync::Arc;
+
+use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder};
+use super::open::REWRITE_SUFFIX;
+use super::reader::{Entry, Shared, lock, read, write};
+use super::segment::{Segment, file_name};
+use super::{Journal, JournalReader, ReadError};
+use crate::domain::{Position, Record, Timestamp};
+use crate::limits;
+use crate::store::codec;
+use crate::store::disk::DiskFile;
+
+/// Bytes collected before they are written.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    #[error("{0} is not the first position of a sealed segment")]
+    NotSealed(Position),
+    /// The segment is as it was: also when it is damaged.
+    #[error("segment cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// The segment is as it was, or wholly rewritten.
+    #[error("segment cannot be rewritten: {0}")]
+    Io(#[from] io::Error),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RewriteReport {
+    pub kept: u64,
+    pub removed: u64,
+    pub bytes_before: u64,
+    /// Zero when the file is gone.
+    pub bytes_after: u64,
+}
+
+impl Journal {
+    /// See [`JournalReader::rewrite_segment`].
+    pub fn rewrite_segment(
+        &self,
+        first: Position,
+        keep: &mut dyn FnMut(Position, &Record) -> bool,
+    ) -> Result<RewriteReport, RewriteError> {
+        self.reader().rewrite_segment(first, keep)
+    }
+}
+
+impl JournalReader {
+    /// Rewrites the sealed segment with the given first position, without the records that `keep` refuses; an empty
+    /// one is removed. One at a time; appends and reads go on meanwhile, so this can run beside the writer.
+    pub fn rewrite_segment(
+        &self,
+        first: Position,
+        keep: &mut dyn FnMut(Position, &Record) -> bool,
+    ) -> Result<RewriteReport, RewriteError> {
+        let shared = &*self.shared;
+        let _one_at_a_time = lock(&shared.rewriting);
+        let (entry, upper) = sealed(shared, first).ok_or(RewriteError::NotSealed(first))?;
+        let segment = shared.open(entry, Some(upper))?;
+        let name = file_name(first);
+        let temporary = format!("{name}{REWRITE_SUFFIX}");
+        match shared.disk.remove(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let copied = shared.disk.create(&temporary).map_err(RewriteError::from).and_then(|file| {
+            let mut copy = Copy::new(&*file, &segment, entry.time)?;
+            copy.run(&segment, upper, keep)?;
+            file.sync_data()?;
+            Ok(copy.report)
+        });
+        let mut report = match copied {
+            Ok(report) => report,
+            Err(error) => {
+                // Best effort: what stays behind is removed by the next open.
+                drop(shared.disk.remove(&temporary));
+                return Err(error);
+            }
+        };
+        report.bytes_before = entry.bytes;
+        if report.removed == 0 {
+            shared.disk.remove(&temporary)?;
+            report.bytes_after = entry.bytes;
+            return Ok(report);
+        }
+        if report.kept == 0 {
+            report.bytes_after = 0;
+            // Out of the list first: a reader that finds the file missing looks the list up again.
+            write(&shared.list).retain(|other| other.first != first);
+            shared.disk.remove(&temporary)?;
+            shared.disk.remove(&name)?;
+        } else {
+            shared.disk.rename(&temporary, &name)?;
+            if let Some(other) = write(&shared.list).iter_mut().find(|other| other.first == first) {
+                other.version += 1;
+                other.bytes = report.bytes_after;
+            }
+        }
+        shared.disk.sync_dir()?;
+        Ok(report)
+    }
+}
+
+/// The entry of a sealed segment, and where the next one starts. The last file is never sealed.
+fn sealed(shared: &Shared, first: Position) -> Option<(Entry, Position)> {
+    let list = read(&shared.list);
+    let number = list.iter().position(|entry| entry.first == first)?;
+    Some((list[number], list.get(number + 1)?.first))
+}
+
+/// A copy under way.
+struct Copy<'a> {
+    file: &'a dyn DiskFile,
+    header: FileHeader,
+    builder: FrameBuilder,
+    /// Commit time of the frame being built: a frame has one, and searches by time rest on it.
+    time: Timestamp,
+    first: Position,
+    last: Position,
+    buffer: Vec<u8>,
+    report: RewriteReport,
+}
+
+impl<'a> Copy<'a> {
+    fn new(file: &'a dyn DiskFile, segment: &Segment, time: Timestamp) -> io::Result<Self> {
+        let header = FileHeader { rewritten: true, ..segment.header };
+        file.append(&header.encode())?;
+        let report = RewriteReport { bytes_after: FILE_HEADER_BYTES as u64, ..RewriteReport::default() };
+        let (first, last) = (Position(0), Position(0));
+        let (builder, buffer) = (FrameBuilder::default(), Vec::new());
+        Ok(Self { file, header, builder, time, first, last, buffer, report })
+    }
+
+    fn run(
+        &mut self,
+        segment: &Arc<Segment>,
+        upper: Position,
+        keep: &mut dyn FnMut(Position, &Record) -> bool,
+    ) -> Result<(), RewriteError> {
+        refuse_damage(&segment.damage)?;
+        let mut position = segment.header.first;
+        while position < upper {
+            let Some(place) = segment.place(position) else { break };
+            let block = segment.read_block(&place)?;
+            refuse_damage(&block.damage)?;
+            for record in block.records.iter().filter(|record| record.position >= position) {
+                let bytes = block.record_bytes(record);
+                let decoded = codec::decode(bytes)
+                    .map_err(|source| ReadError::Undecodable { position: record.position, source })?;
+                if keep(record.position, &decoded) {
+                    self.push(record.position, record.time, bytes)?;
+                } else {
+                    self.report.removed += 1;
+                }
+            }
+            match place.upper {
+                Some(next) if !place.is_last => position = next,
+                _ => break,
+            }
+        }
+        self.close()?;
+        self.flush()
+    }
+
+    fn push(&mut self, position: Position, time: Timestamp, bytes: &[u8]) -> Result<(), RewriteError> {
+        let full = self.builder.body_bytes() + bytes.len() > limits::FRAME_BYTES_TARGET;
+        if time != self.time || full {
+            self.close()?;
+        }
+        if self.builder.is_empty() {
+            (self.time, self.first) = (time, position);
+        }
+        self.builder.push(position, bytes);
+        self.last = position;
+        self.report.kept += 1;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), RewriteError> {
+        if !self.builder.is_empty() {
+            let commit = (self.first, self.last);
+            self.builder.finish(self.header.salt, self.time, commit, &mut self.buffer);
+        }
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), RewriteError> {
+        self.file.append(&self.buffer)?;
+        self.report.bytes_after += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+fn refuse_damage(damage: &[super::Damage]) -> Result<(), ReadError> {
+    match damage.iter().find_map(|damage| damage.positions) {
+        Some((first, last)) => Err(ReadError::Damaged { first, last }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,332 @@
+//! Promises of the journal: what was acknowledged survives, and damage costs what it hit and is reported.
+
+use super::*;
+use crate::domain::{EndpointNumber, Record};
+use crate::store::disk::{Disk, Fault, MemoryDisk, Operation};
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn record(number: u64) -> Record {
+    Record::EndpointDeleted { endpoint: EndpointNumber(7), at: at(number) }
+}
+
+fn options() -> JournalOptions {
+    JournalOptions { segment_bytes: 2_000, frame_bytes: 100, ..JournalOptions::new(0xfeed) }
+}
+
+fn open(disk: &MemoryDisk) -> (Journal, OpenReport) {
+    Journal::open(Arc::new(disk.clone()), options()).unwrap()
+}
+
+/// One record per commit, saying its own position; commit time 1000 + position / 4.
+fn fill(journal: &mut Journal, count: u64) {
+    for _ in 0..count {
+        let number = journal.next_position().0;
+        journal.append(at(1_000 + number / 4), &[vec![record(number)]]).unwrap();
+    }
+}
+
+fn all(journal: &Journal) -> Vec<u64> {
+    let batches = journal.reader().frames_from(Position(1));
+    let records = batches.filter_map(Result::ok).flatten();
+    records
+        .map(|(position, found)| {
+            assert_eq!(found, record(position.0));
+            position.0
+        })
+        .collect()
+}
+
+#[test]
+fn what_was_appended_is_read_back_before_and_after_a_reopen() {
+    let disk = MemoryDisk::new();
+    let (mut journal, report) = open(&disk);
+    assert_eq!(report, OpenReport::default());
+    fill(&mut journal, 200);
+    for _ in 0..2 {
+        assert!(journal.reader().sealed_segments().len() > 3);
+        assert_eq!(all(&journal), (1..=200).collect::<Vec<_>>());
+        for position in [1, 2, 99, 200] {
+            assert_eq!(journal.reader().read(Position(position)).unwrap(), Some(record(position)));
+        }
+        assert_eq!(journal.reader().read(Position(201)).unwrap(), None);
+        assert_eq!(journal.reader().read(Position(0)).unwrap(), None);
+        for time in 1_000..=1_050 {
+            let found: Vec<_> =
+                journal.reader().positions_at(at(time)).map(|item| item.unwrap().0.0).collect();
+            let first = ((time - 1_000) * 4).max(1);
+            let expected: Vec<_> = (first..(time - 999) * 4).filter(|number| *number <= 200).collect();
+            assert_eq!(found, expected, "commit time {time}");
+        }
+        let (reopened, report) = open(&disk);
+        assert_eq!((report.last, report.torn_bytes, report.damage.len()), (Position(200), 0, 0));
+        journal = reopened;
+    }
+    assert_eq!(verify(&disk).unwrap().records, 200);
+    fill(&mut journal, 1);
+    assert_eq!(journal.last_time(), at(1_050));
+    journal.append(at(5), &[vec![record(202)]]).unwrap();
+    assert_eq!(journal.last_time(), at(1_050), "commit times never go back");
+}
+
+#[test]
+fn units_of_one_commit_share_one_sync_and_get_dense_positions() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 1);
+    let before = disk.syncs();
+    let units: Vec<_> = (0..40).map(|unit| (0..3).map(|n| record(2 + unit * 3 + n)).collect()).collect();
+    assert_eq!(journal.append(at(9_999), &units).unwrap(), Position(2)..Position(122));
+    assert_eq!(disk.syncs(), before + 1);
+    assert_eq!(all(&journal), (1..=121).collect::<Vec<_>>());
+    assert!(verify(&disk).unwrap().frames > 5);
+}
+
+#[test]
+fn a_torn_tail_is_cut_at_every_byte_of_the_last_frame() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 5);
+    let name = file_name(Position(1));
+    let before = disk.contents(&name).unwrap().len();
+    fill(&mut journal, 1);
+    let whole = disk.contents(&name).unwrap();
+    for length in before..whole.len() {
+        let torn = MemoryDisk::new();
+        torn.put(&name, &whole[..length]);
+        let (mut journal, report) = open(&torn);
+        assert_eq!((report.last, report.torn_bytes), (Position(5), (length - before) as u64));
+        assert_eq!(report.damage, []);
+        fill(&mut journal, 2);
+        assert_eq!(all(&journal), (1..=7).collect::<Vec<_>>(), "cut at {length}");
+        assert_eq!(verify(&torn).unwrap().damage, []);
+    }
+}
+
+#[test]
+fn a_hole_in_the_last_commit_is_torn_and_not_damage() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 3);
+    let name = file_name(Position(1));
+    let before = disk.contents(&name).unwrap().len();
+    let units: Vec<_> = (4..60).map(|n| vec![record(n)]).collect();
+    journal.append(at(2_000), &units).unwrap();
+    let mut bytes = disk.contents(&name).unwrap();
+    bytes[before + 3] ^= 1;
+    disk.put(&name, &bytes);
+    let (journal, report) = open(&disk);
+    assert_eq!((report.last, report.torn_bytes), (Position(3), (bytes.len() - before) as u64));
+    assert_eq!(report.damage, []);
+    assert_eq!(all(&journal), [1, 2, 3]);
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 2);
+    let name = file_name(Position(1));
+    let start = disk.contents(&name).unwrap().len();
+    fill(&mut journal, 1);
+    let end = disk.contents(&name).unwrap().len();
+    fill(&mut journal, 60); // several segments: the damaged one is sealed in the second round
+    let last_name = file_name(*journal.reader().sealed_segments().first().map(|(first, _)| first).unwrap());
+    assert_eq!(last_name, name);
+    let whole = disk.contents(&name).unwrap();
+    for only_this_file in [true, false] {
+        for byte in start..end {
+            let damaged = if only_this_file { MemoryDisk::new() } else { disk.crash(0) };
+            let mut bytes = whole.clone();
+            bytes[byte] ^= 1 << (byte % 8);
+            damaged.put(&name, &bytes);
+            let found = verify(&damaged).unwrap().damage;
+            assert_eq!(found.len(), 1, "byte {byte}: {found:?}");
+            assert_eq!(found[0].positions, Some((Position(3), Position(3))));
+            let (journal, report) = open(&damaged);
+            assert_eq!(report.damage.len(), usize::from(only_this_file));
+            let expected: Vec<_> = (1..=report.last.0).filter(|position| *position != 3).collect();
+            assert_eq!(all(&journal), expected, "byte {byte}");
+            assert!(matches!(journal.reader().read(Position(3)), Err(ReadError::Damaged { .. })));
+            assert_eq!(journal.reader().frames_from(Position(1)).filter(Result::is_err).count(), 1);
+        }
+    }
+}
+
+#[test]
+fn one_damaged_copy_of_a_file_header_costs_nothing_and_two_cost_the_segment_loudly() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 60);
+    let name = file_name(Position(1));
+    let mut bytes = disk.contents(&name).unwrap();
+    bytes[13] ^= 1;
+    disk.put(&name, &bytes);
+    assert_eq!(all(&open(&disk).0).len(), 60);
+    bytes[45] ^= 1;
+    disk.put(&name, &bytes);
+    let (journal, report) = open(&disk);
+    let (first, last) = report.damage[0].positions.unwrap();
+    assert_eq!(first, Position(1));
+    assert_eq!(all(&journal), (last.0 + 1..=60).collect::<Vec<_>>());
+    assert!(journal.reader().read(Position(2)).is_err());
+}
+
+#[test]
+fn a_sync_error_poisons_for_good() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 3);
+    disk.inject(Fault::once(Operation::SyncData, Fault::EIO));
+    assert!(matches!(journal.append(at(1), &[vec![record(4)]]), Err(AppendError::Io(_))));
+    assert!(matches!(journal.append(at(1), &[vec![record(4)]]), Err(AppendError::Poisoned)));
+    assert_eq!(journal.reader().last_position(), Position(3), "what is not durable is not shown");
+    assert_eq!(all(&journal), [1, 2, 3]);
+}
+
+#[test]
+fn a_full_disk_is_survived_at_every_amount_of_room() {
+    for room in 0..400 {
+        let disk = MemoryDisk::new();
+        let (mut journal, _) = open(&disk);
+        fill(&mut journal, 20);
+        disk.set_bytes_max(Some(disk.bytes_used() + room));
+        let mut refused = 0;
+        for _ in 0..8 {
+            let number = journal.next_position().0;
+            match journal.append(at(2_000), &[vec![record(number)]]) {
+                Ok(_) => {}
+                Err(AppendError::DiskFull) => refused += 1,
+                Err(error) => panic!("room {room}: {error}"),
+            }
+        }
+        assert!(refused > 0);
+        disk.set_bytes_max(None);
+        fill(&mut journal, 30);
+        let last = journal.reader().last_position().0;
+        drop(journal);
+        let (journal, report) = open(&disk.crash(room));
+        assert_eq!((report.torn_bytes, report.damage.len()), (0, 0));
+        assert_eq!(all(&journal), (1..=last).collect::<Vec<_>>(), "room {room}");
+    }
+}
+
+#[test]
+fn a_rewrite_leaves_gaps_and_positions_and_readers_work_on() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 100);
+    let reader = journal.reader();
+    let sealed = reader.sealed_segments();
+    let (first, second) = (sealed[0].0, sealed[1].0);
+    let size = reader.size_bytes();
+    let report = journal.rewrite_segment(first, &mut |position, _| position.0 % 3 == 0).unwrap();
+    assert!(report.kept > 0 && report.removed > report.kept);
+    assert_eq!(size - reader.size_bytes(), report.bytes_before - report.bytes_after);
+    let expected: Vec<_> = (1..=100).filter(|position| *position >= second.0 || position % 3 == 0).collect();
+    for journal in [journal, open(&disk.crash(1)).0] {
+        assert_eq!(all(&journal), expected);
+        assert_eq!(journal.reader().read(Position(1)).unwrap(), None);
+        assert_eq!(journal.reader().read(Position(3)).unwrap(), Some(record(3)));
+        let found: Vec<_> = journal.reader().positions_at(at(1_000)).map(|item| item.unwrap().0.0).collect();
+        assert_eq!(found, [3]);
+    }
+    assert_eq!(verify(&disk).unwrap().damage, []);
+    let (journal, _) = open(&disk);
+    let report = journal.rewrite_segment(first, &mut |_, _| false).unwrap();
+    assert_eq!(report.bytes_after, 0);
+    assert_eq!(journal.reader().first_position(), second);
+    assert_eq!(all(&journal), (second.0..=100).collect::<Vec<_>>());
+    let active = disk.list().unwrap().into_iter().max().unwrap();
+    let active = segment::parse_file_name(&active).unwrap();
+    let refused = journal.rewrite_segment(active, &mut |_, _| false);
+    assert!(matches!(refused, Err(RewriteError::NotSealed(_))));
+}
+
+#[test]
+fn readers_see_a_growing_dense_prefix_while_the_writer_appends_and_rewrites() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 1);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let reader = journal.reader();
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let last = reader.last_position();
+                    assert_eq!(reader.read(last).unwrap(), Some(record(last.0)));
+                    let seen: Vec<_> = reader.frames_from(Position(1)).flat_map(Result::unwrap).collect();
+                    assert!(seen.last().unwrap().0 >= last);
+                    assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0));
+                }
+            });
+        }
+        for round in 0..30 {
+            fill(&mut journal, 20);
+            let sealed = journal.reader().sealed_segments();
+            if let Some((first, _)) = sealed.get(round / 3) {
+                journal.rewrite_segment(*first, &mut |position, _| position.0 % 2 == 0).unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_crash_keeps_every_synced_record() {
+    for seed in 0..300_u64 {
+        let disk = MemoryDisk::new();
+        let (mut journal, _) = open(&disk);
+        fill(&mut journal, 10 + seed % 40);
+        let durable = journal.reader().last_position().0;
+        // A commit of several frames that never gets its sync.
+        disk.inject(Fault::once(Operation::SyncData, Fault::EIO));
+        let units: Vec<_> = (durable + 1..durable + 80).map(|n| vec![record(n)]).collect();
+        assert!(journal.append(at(3_000), &units).is_err());
+        let mut after = disk.crash(seed);
+        for round in 0..2 {
+            let (mut journal, report) = open(&after);
+            assert_eq!(report.damage, [], "seed {seed}");
+            let found = all(&journal);
+            assert!(found.len() as u64 >= durable, "seed {seed}: {} of {durable}", found.len());
+            assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "seed {seed}");
+            fill(&mut journal, 3);
+            after = after.crash(seed + 1_000 + round);
+        }
+        assert_eq!(verify(&after).unwrap().damage, [], "seed {seed}");
+    }
+}
+
+/// The n-th operation of each kind fails, for every n until the whole run goes through.
+#[test]
+fn any_single_failure_of_the_disk_loses_nothing_that_was_acknowledged() {
+    use Operation::{Append, Create, Remove, Rename, SyncData, SyncDir, Truncate};
+    for operation in [Append, SyncData, Create, Rename, Remove, SyncDir, Truncate] {
+        for errno in [Fault::EIO, Fault::ENOSPC] {
+            for skip in 0..80 {
+                let story = format!("{operation:?} {errno} after {skip}");
+                let disk = MemoryDisk::new();
+                let (mut journal, _) = open(&disk);
+                disk.inject(Fault { operation, errno, skip, count: 1 });
+                for _ in 0..60 {
+                    let number = journal.next_position().0;
+                    drop(journal.append(at(1_000 + number), &[vec![record(number)]]));
+                }
+                for (first, _) in journal.reader().sealed_segments().into_iter().take(2) {
+                    drop(journal.rewrite_segment(first, &mut |position, _| position.0 > 20));
+                }
+                let last = journal.reader().last_position().0;
+                disk.clear_faults();
+                let (journal, report) = open(&disk.crash(skip));
+                assert_eq!(report.damage, [], "{story}");
+                let found = all(&journal);
+                let missing = (21..=last).find(|number| !found.contains(number));
+                assert_eq!(missing, None, "{story}: {found:?}");
+            }
+        }
+    }
+}
