@@ -1,6 +1,7 @@
 //! Balto: a webhook delivery engine in one binary.
 
 pub mod codec;
+pub mod courier;
 pub mod domain;
 pub mod limits;
 pub mod projections;

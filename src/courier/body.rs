@@ -1,0 +1,167 @@
+//! What a subscriber receives: body and headers.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+
+use crate::domain::{Endpoint, Event, Timestamp};
+use crate::limits;
+
+const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
+
+/// The standard body; `data` stands in it byte for byte as it was posted.
+#[must_use]
+pub fn standard_body(event: &Event) -> Bytes {
+    let mut body = String::with_capacity(event.data.len() + 256);
+    // Ids, types, tenants and versions are made of characters that JSON leaves alone.
+    let head = write!(
+        body,
+        r#"{{"id":"{}","type":"{}","timestamp":"{}","version":"{}","tenant":"{}""#,
+        event.id,
+        event.event_type,
+        rfc3339(event.timestamp),
+        event.version,
+        event.tenant
+    );
+    head.expect("writing to a string cannot fail");
+    if let Some((stream, version)) = &event.stream {
+        let name = serde_json::to_string(stream.as_str()).expect("a string is JSON");
+        write!(body, r#","stream":{name},"streamVersion":{version}"#)
+            .expect("writing to a string cannot fail");
+    }
+    body.push_str(r#","data":"#);
+    let mut body = body.into_bytes();
+    body.extend_from_slice(&event.data);
+    body.push(b'}');
+    body.into()
+}
+
+fn rfc3339(at: Timestamp) -> String {
+    let nanos = i128::from(at.millis()) * 1_000_000;
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("timestamps end with year 9999");
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        time.year(),
+        u8::from(time.month()),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second(),
+        time.millisecond()
+    )
+}
+
+/// The headers of one attempt.
+///
+/// # Errors
+/// When a header of the endpoint is no longer legal.
+pub fn standard_headers(
+    endpoint: &Endpoint,
+    event: &Event,
+    attempt: u32,
+    now: Timestamp,
+    signature: &str,
+) -> Result<HeaderMap, String> {
+    let ours = |text: String| HeaderValue::try_from(text).map_err(|error| error.to_string());
+    let mut headers = HeaderMap::with_capacity(8 + endpoint.headers.len());
+    for (name, value) in &endpoint.headers {
+        let name = HeaderName::try_from(&**name).map_err(|error| error.to_string())?;
+        headers.append(name, HeaderValue::try_from(&**value).map_err(|error| error.to_string())?);
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert("webhook-id", ours(event.id.to_string())?);
+    headers.insert("webhook-timestamp", ours(now.seconds().to_string())?);
+    headers.insert("webhook-signature", ours(signature.to_owned())?);
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    headers.insert("balto-attempt", HeaderValue::from(attempt));
+    Ok(headers)
+}
+
+/// Headers that are the sender's own business, or that metadata services take for a permission.
+const RESERVED: [&str; 21] = [
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "upgrade",
+    "te",
+    "trailer",
+    "expect",
+    "user-agent",
+    "accept-encoding",
+    "metadata-flavor",
+    "metadata",
+    "forwarded",
+    "via",
+    "balto-attempt",
+    "tracestate",
+    "baggage",
+    "traceparent",
+];
+const RESERVED_PREFIXES: [&str; 6] =
+    ["proxy-", "webhook-", "ce-", "x-aws-ec2-metadata-token", "x-forwarded-", "balto-"];
+
+/// Judges a custom header of an endpoint.
+///
+/// # Errors
+/// The reason, in words for the client.
+pub fn validate_header(name: &str, value: &str) -> Result<(), &'static str> {
+    if HeaderName::try_from(name).is_err() {
+        return Err("a header name is a token of RFC 9110");
+    }
+    let lower = name.to_ascii_lowercase();
+    if RESERVED.contains(&lower.as_str()) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
+    {
+        return Err("this header cannot be set");
+    }
+    if value.len() > limits::HEADER_VALUE_BYTES_MAX {
+        return Err("a header value has at most 4096 bytes");
+    }
+    if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
+        return Err("a header value is printable ASCII");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_and_malformed_headers_are_refused() {
+        let rows = [
+            ("E1", "a b", "x"),
+            ("E1", "a:b", "x"),
+            ("E1", "", "x"),
+            ("E1", "a\r\nb", "x"),
+            ("E2", "X-A", "a\r\nb"),
+            ("E2", "X-A", "\0"),
+            ("E3", "Host", "x"),
+            ("E3", "Content-Length", "1"),
+            ("E3", "Transfer-Encoding", "chunked"),
+            ("E3", "Connection", "close"),
+            ("E3", "Proxy-Authorization", "x"),
+            ("E3", "Webhook-Id", "x"),
+            ("E3", "ce-type", "x"),
+            ("E4", "Metadata-Flavor", "Google"),
+            ("E4", "X-aws-ec2-metadata-token-ttl-seconds", "1"),
+            ("E4", "X-Forwarded-For", "x"),
+        ];
+        for (row, name, value) in rows {
+            assert!(validate_header(name, value).is_err(), "{row} {name:?}: {value:?}");
+        }
+        assert!(validate_header("X-A", &"x".repeat(4_097)).is_err(), "E2");
+        assert_eq!(validate_header("X-Env", "prod"), Ok(()));
+        assert_eq!(validate_header("Authorization", "Bearer abc"), Ok(()));
+    }
+
+    #[test]
+    fn times_are_rfc_3339_with_milliseconds() {
+        assert_eq!(rfc3339(Timestamp::from_millis(1_773_398_100_007)), "2026-03-13T10:35:00.007Z");
+        assert_eq!(rfc3339(Timestamp::MAX), "9999-12-31T23:59:59.999Z");
+    }
+}
