@@ -1,4 +1,5 @@
 //! Balto: a webhook delivery engine in one binary.
 
+pub mod cli;
 pub mod domain;
 pub mod limits;

@@ -1,0 +1,4 @@
+//! x
+pub(super) async fn run() -> anyhow::Result<()> {
+    Ok(())
+}
