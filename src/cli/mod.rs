@@ -58,7 +58,7 @@ pub struct Cli {
     #[arg(long, global = true)]
     json: bool,
     /// The daemon's API that client commands talk to.
-    #[arg(long, global = true, env = "BALTO_URL", value_name = "URL", default_value = SERVER_DEFAULT)]
+    #[arg(long, global = true, env = "BALTO_URL", hide_env_values = true, value_name = "URL", default_value = SERVER_DEFAULT)]
     server: String,
     #[command(subcommand)]
     command: Command,
