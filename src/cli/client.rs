@@ -1,0 +1,333 @@
+//! The HTTP client of the client commands, and how the daemon's refusals read on a terminal.
+//!
+//! Owns: one request and its answer, within bounds of time and size. Never retries: a command that failed says so, and
+//! whoever typed it decides.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use reqwest::{Method, StatusCode, header};
+use serde::Deserialize;
+use url::Url;
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for a whole answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bound of an answer, in bytes: 250 rows of the largest events fit.
+const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Bound of what is shown of an answer that is not the API's.
+const FOREIGN_CHARACTERS_MAX: usize = 200;
+
+/// Why a request has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "cannot reach {url}: {cause}\n  Is the daemon running there? `balto serve --dev` starts one; BALTO_URL or --server names another."
+    )]
+    Unreachable { url: String, cause: String },
+    #[error("{0}")]
+    Refused(Problem),
+    #[error("{url} answered with more than {ANSWER_BYTES_MAX} bytes")]
+    TooLarge { url: String },
+}
+
+/// RFC 9457 problem details, as far as a person at a terminal can use them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Problem {
+    #[serde(skip)]
+    pub(crate) status: u16,
+    pub(crate) title: String,
+    pub(crate) detail: String,
+    pub(crate) code: String,
+    pub(crate) errors: Vec<Fault>,
+    #[serde(skip)]
+    retry_after: Option<String>,
+}
+
+/// One member of the request that is wrong.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Fault {
+    pub(crate) pointer: String,
+    pub(crate) detail: String,
+}
+
+impl Problem {
+    fn from_answer(status: StatusCode, retry_after: Option<String>, body: &[u8]) -> Self {
+        let mut problem: Self = serde_json::from_slice(body).unwrap_or_else(|_| Self {
+            // Not our API: a proxy, or another service on that port. What it said is the best hint there is.
+            detail: String::from_utf8_lossy(body).trim().chars().take(FOREIGN_CHARACTERS_MAX).collect(),
+            ..Self::default()
+        });
+        if problem.title.is_empty() {
+            problem.title = status.canonical_reason().unwrap_or("refused").to_owned();
+        }
+        problem.status = status.as_u16();
+        problem.retry_after = retry_after;
+        problem
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clean = super::output::clean;
+        write!(f, "{}", clean(&self.title))?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", clean(&self.detail))?;
+        }
+        write!(f, " ({}", self.status)?;
+        if !self.code.is_empty() {
+            write!(f, " {}", clean(&self.code))?;
+        }
+        write!(f, ")")?;
+        for fault in &self.errors {
+            let pointer = if fault.pointer.is_empty() { "(body)" } else { &fault.pointer };
+            write!(f, "\n  {}: {}", clean(pointer), clean(&fault.detail))?;
+        }
+        if self.status == 401 {
+            write!(f, "\n  Set BALTO_API_KEY to a key of this daemon.")?;
+        }
+        if let Some(wait) = &self.retry_after {
+            write!(f, "\n  The daemon asks to try again after: {}", clean(wait))?;
+        }
+        Ok(())
+    }
+}
+
+/// One daemon, and the key to it.
+pub(crate) struct Client {
+    base: Url,
+    key: Option<String>,
+    http: reqwest::Client,
+}
+
+impl Client {
+    pub(crate) fn new(base: &str, key: Option<String>) -> anyhow::Result<Self> {
+        let url: Url = base
+            .parse()
+            .map_err(|error| super::usage(format!("`{base}` is not a URL of a daemon: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
+            return Err(super::usage(format!("`{base}` is not an http or https URL")));
+        }
+        let builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy();
+        // The provider may have been installed before, by the daemon or by another client: then that one serves.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        // Without TLS the machine's certificates are not read at all, so their absence cannot get in the way.
+        let builder = if url.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
+        let http = builder.build().context("cannot set up the HTTP client")?;
+        Ok(Self { base: url, key, http })
+    }
+
+    /// The address of a resource; every segment is encoded on its own.
+    fn url(&self, segments: &[&str], query: &[(&'static str, String)]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        url.set_query(None);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    pub(crate) async fn get(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+    ) -> Result<String, Error> {
+        self.request(Method::GET, self.url(segments, query), None, None).await
+    }
+
+    /// `body` is JSON text; none for actions that take no arguments.
+    pub(crate) async fn post(&self, segments: &[&str], body: Option<String>) -> Result<String, Error> {
+        self.request(Method::POST, self.url(segments, &[]), body, None).await
+    }
+
+    pub(crate) async fn create(
+        &self,
+        segments: &[&str],
+        body: String,
+        idempotency_key: Option<&str>,
+    ) -> Result<String, Error> {
+        self.request(Method::POST, self.url(segments, &[]), Some(body), idempotency_key).await
+    }
+
+    /// `body` is a merge patch (RFC 7386).
+    pub(crate) async fn patch(&self, segments: &[&str], body: String) -> Result<String, Error> {
+        self.request(Method::PATCH, self.url(segments, &[]), Some(body), None).await
+    }
+
+    pub(crate) async fn delete(&self, segments: &[&str]) -> Result<String, Error> {
+        self.request(Method::DELETE, self.url(segments, &[]), None, None).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<String>,
+        idempotency_key: Option<&str>,
+    ) -> Result<String, Error> {
+        let shown = format!("{}{}", url.origin().ascii_serialization(), url.path());
+        let mut request = self.http.request(method, url);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
+        }
+        if let Some(body) = body {
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body);
+        }
+        let unreachable =
+            |error: reqwest::Error| Error::Unreachable { url: shown.clone(), cause: root_cause(&error) };
+        let mut answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status();
+        let retry_after =
+            answer.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
+            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(Error::TooLarge { url: shown });
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if !status.is_success() {
+            return Err(Error::Refused(Problem::from_answer(status, retry_after, &bytes)));
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// The innermost error says what happened ("connection refused"); the outer ones only where.
+fn root_cause(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A server that gives one canned answer to each connection and keeps what it was asked.
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+
+    /// Answers as many connections as there are `answers` (status line and headers, body), then ends with the requests.
+    pub(crate) async fn serve(answers: Vec<(&'static str, String)>) -> (String, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            for (head, body) in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                requests.push(read_request(&mut stream).await);
+                let length = body.len();
+                let answer =
+                    format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+            requests
+        });
+        (url, task)
+    }
+
+    async fn read_request(stream: &mut tokio::net::TcpStream) -> String {
+        let mut request = Vec::new();
+        loop {
+            let mut buffer = [0_u8; 4096];
+            let count = stream.read(&mut buffer).await.unwrap();
+            request.extend_from_slice(&buffer[..count]);
+            let text = String::from_utf8_lossy(&request).into_owned();
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head
+                .lines()
+                .find_map(|line| line.to_lowercase().strip_prefix("content-length: ").map(str::to_owned))
+                .map_or(0, |length| length.parse().unwrap());
+            if count == 0 || body.len() >= length {
+                return text;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_reads_as_title_detail_and_pointers() {
+        let body = r#"{"title":"Validation failed","detail":"2 members are wrong","code":"validation_failed",
+            "errors":[{"pointer":"/type","detail":"has an empty word"},{"pointer":"/id","detail":"is too long"}]}"#;
+        let head = "422 Unprocessable Content\r\ncontent-type: application/problem+json";
+        let (url, _task) = fake::serve(vec![(head, body.to_owned())]).await;
+        let client = Client::new(&url, None).unwrap();
+        let error = client.post(&["v1", "events"], Some("{}".to_owned())).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Validation failed: 2 members are wrong (422 validation_failed)\n  /type: has an empty word\n  /id: is too long"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_foreign_error_page_is_shown_in_part_and_made_harmless() {
+        let page = format!("<html>\x1b[31m{}", "x".repeat(1000));
+        let (url, _task) = fake::serve(vec![("502 Bad Gateway\r\nretry-after: 7", page)]).await;
+        let error = Client::new(&url, None).unwrap().get(&["v1"], &[]).await.unwrap_err().to_string();
+        assert!(error.starts_with("Bad Gateway: <html>\\u{1b}[31mxxx"), "{error}");
+        assert!(error.len() < 400 && error.ends_with("try again after: 7"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_daemon_is_named_with_a_hint() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let client = Client::new(&format!("http://{address}"), None).unwrap();
+        let error = client.get(&["v1", "events"], &[]).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("cannot reach http://{address}/v1/events")), "{error}");
+        assert!(error.contains("BALTO_URL"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_key_and_the_idempotency_key_travel_as_headers() {
+        let (url, task) = fake::serve(vec![("202 Accepted", "{}".to_owned())]).await;
+        let client = Client::new(&url, Some("s3cret".to_owned())).unwrap();
+        client.create(&["v1", "events"], "{\"a\":1}".to_owned(), Some("once")).await.unwrap();
+        let request = task.await.unwrap().remove(0);
+        assert!(request.starts_with("POST /v1/events HTTP/1.1\r\n"), "{request}");
+        for part in ["authorization: Bearer s3cret\r\n", "idempotency-key: once\r\n", "\r\n\r\n{\"a\":1}"] {
+            assert!(request.contains(part), "{part} is missing in {request}");
+        }
+    }
+
+    #[test]
+    fn addresses_keep_the_bases_path_and_encode_their_parts() {
+        let client = Client::new("https://example.com/balto/", None).unwrap();
+        let url = client.url(&["v1", "a b"], &[("type", "x&y".to_owned())]);
+        assert_eq!(url.as_str(), "https://example.com/balto/v1/a%20b?type=x%26y");
+    }
+
+    #[test]
+    fn a_server_that_is_no_http_url_is_wrong_usage() {
+        for wrong in ["localhost:8400", "ftp://h/", "nonsense"] {
+            let error = Client::new(wrong, None).err().unwrap();
+            assert!(error.is::<crate::cli::UsageError>(), "{wrong}: {error}");
+        }
+    }
+}

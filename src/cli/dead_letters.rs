@@ -1,0 +1,178 @@
+//! `balto dead-letters`: what was given up, and whether it is tried again or thrown away.
+//!
+//! Owns: that nothing is redriven or purged wholesale by accident. Without an id, a filter or `--all` there is no request.
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
+
+use super::args::{self, Paging, Query, Window};
+use super::output::{Column, Session};
+use crate::domain::time::Timestamp;
+
+const COLUMNS: &[Column] = &[
+    Column("DELIVERY", &["/deliveryId", "/id"]),
+    Column("REASON", &["/reason"]),
+    Column("TYPE", &["/type", "/eventType", "/event/type"]),
+    Column("EVENT", &["/eventId", "/event/id"]),
+    Column("ENDPOINT", &["/endpointId"]),
+    Column("ATTEMPTS", &["/attempts", "/attemptCount"]),
+    Column("SINCE", &["/diedAt", "/deadAt", "/since", "/at"]),
+    Column("LAST ERROR", &["/lastError"]),
+];
+
+/// Look at dead letters, redrive or purge them.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    balto dead-letters list --reason attemptsExhausted --since 24h\n  \
+    balto dead-letters redrive dlv_01J...\n  \
+    balto dead-letters redrive --endpoint ep_01J...\n  \
+    balto dead-letters purge --type trial.# --until 720h\n  \
+    balto dead-letters redrive --all")]
+pub(crate) enum DeadLettersCommand {
+    /// List dead letters, newest first.
+    List {
+        #[command(flatten)]
+        filter: Box<Filter>,
+        #[command(flatten)]
+        paging: Paging,
+    },
+    /// Show one dead letter: its event, its reason, its attempts.
+    Show {
+        #[arg(value_name = "DELIVERY_ID", value_parser = args::id)]
+        id: String,
+    },
+    /// Deliver again, with the same webhook-id and a new series of attempts.
+    Redrive(Box<Selection>),
+    /// Delete for good.
+    Purge(Box<Selection>),
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct Filter {
+    /// Only of this endpoint.
+    #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
+    endpoint: Option<String>,
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only of events of this type.
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Such as attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress, expired.
+    #[arg(long)]
+    reason: Option<String>,
+    #[command(flatten)]
+    window: Window,
+}
+
+impl Filter {
+    fn query(&self, now: Timestamp) -> Query {
+        let query = Query::default()
+            .with("endpointId", self.endpoint.clone())
+            .with("tenant", self.tenant.clone())
+            .with("type", self.event_type.clone())
+            .with("reason", self.reason.clone());
+        self.window.add_to(query, now)
+    }
+}
+
+/// One dead letter, those of a filter, or all.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// One dead letter.
+    #[arg(value_name = "DELIVERY_ID", value_parser = args::id)]
+    id: Option<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them.
+    #[arg(long)]
+    all: bool,
+}
+
+/// What a selection comes to.
+#[derive(Debug, PartialEq)]
+enum Chosen<'a> {
+    One(&'a str),
+    Matching(Map<String, Value>),
+}
+
+impl Selection {
+    fn chosen(&self, now: Timestamp) -> anyhow::Result<Chosen<'_>> {
+        let filter = self.filter.query(now).into_object();
+        match (&self.id, filter.is_empty(), self.all) {
+            (Some(id), true, false) => Ok(Chosen::One(id)),
+            (Some(_), ..) => Err(super::usage("give either an id, or a filter or --all, not both")),
+            (None, false, true) => Err(super::usage("give either a filter or --all, not both")),
+            (None, true, false) => Err(super::usage("which dead letters? give an id, a filter or --all")),
+            (None, ..) => Ok(Chosen::Matching(filter)),
+        }
+    }
+}
+
+impl DeadLettersCommand {
+    pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
+        let client = &session.client;
+        let now = args::now();
+        match self {
+            Self::List { filter, paging } => {
+                session.list(&["v1", "dead-letters"], filter.query(now), paging, COLUMNS).await
+            }
+            Self::Show { id } => session.show(&client.get(&["v1", "dead-letters", id], &[]).await?),
+            Self::Redrive(selection) => match selection.chosen(now)? {
+                Chosen::One(id) => {
+                    let answer = client.post(&["v1", "dead-letters", id, "redrive"], None).await?;
+                    session.done(&answer, &format!("{id} is being delivered again."))
+                }
+                Chosen::Matching(filter) => {
+                    let body = Value::Object(filter).to_string();
+                    session.show(&client.post(&["v1", "dead-letters", "redrive"], Some(body)).await?)
+                }
+            },
+            Self::Purge(selection) => match selection.chosen(now)? {
+                Chosen::One(id) => {
+                    let answer = client.delete(&["v1", "dead-letters", id]).await?;
+                    session.done(&answer, &format!("{id} is purged."))
+                }
+                Chosen::Matching(filter) => {
+                    let body = Value::Object(filter).to_string();
+                    session.show(&client.post(&["v1", "dead-letters", "purge"], Some(body)).await?)
+                }
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, UsageError};
+    use clap::Parser as _;
+    use serde_json::json;
+
+    fn selection(arguments: &str) -> Box<Selection> {
+        let line = format!("balto dead-letters purge {arguments}");
+        match Cli::parse_from(line.split_whitespace()).command {
+            Command::DeadLetters(DeadLettersCommand::Purge(selection)) => selection,
+            other => panic!("not purge: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_selection_is_one_some_or_expressly_all() {
+        let now = Timestamp::from_millis(1_773_398_100_000);
+        assert_eq!(selection("dlv_1").chosen(now).unwrap(), Chosen::One("dlv_1"));
+        assert_eq!(selection("--all").chosen(now).unwrap(), Chosen::Matching(Map::new()));
+        let filter = selection("--endpoint ep_1 --type a.# --reason gone --tenant t --until 5m");
+        let expected = json!({"endpointId": "ep_1", "tenant": "t", "type": "a.#", "reason": "gone",
+            "until": "2026-03-13T10:30:00.000Z"});
+        let Chosen::Matching(body) = filter.chosen(now).unwrap() else { panic!("one") };
+        assert_eq!(Value::Object(body), expected);
+    }
+
+    #[test]
+    fn nothing_chosen_and_contradictions_are_wrong_usage() {
+        for arguments in ["", "dlv_1 --all", "dlv_1 --type a", "--all --type a"] {
+            let error = selection(arguments).chosen(Timestamp::default()).unwrap_err();
+            assert!(error.is::<UsageError>(), "`{arguments}`: {error}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `balto deliveries`: one event's way to one endpoint, try by try.
+
+use clap::{Args, Subcommand};
+
+use super::args::{self, Paging, Query, Window};
+use super::output::{Column, Session};
+
+const COLUMNS: &[Column] = &[
+    Column("ID", &["/id"]),
+    Column("STATUS", &["/status"]),
+    Column("TYPE", &["/type", "/eventType", "/event/type"]),
+    Column("EVENT", &["/eventId", "/event/id"]),
+    Column("ENDPOINT", &["/endpointId"]),
+    Column("ATTEMPTS", &["/attempts", "/attemptCount"]),
+    Column("NEXT ATTEMPT", &["/nextAttemptAt"]),
+    Column("CODE", &["/lastStatusCode"]),
+    Column("LAST ERROR", &["/lastError"]),
+];
+
+/// Look at deliveries, retry or cancel them.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeliveriesCommand {
+    /// List deliveries, newest first.
+    List(Box<ListArgs>),
+    /// Show one delivery and its attempts.
+    Show {
+        #[arg(value_parser = args::id)]
+        id: String,
+    },
+    /// Try now, without waiting for the next attempt's time.
+    Retry {
+        #[arg(value_parser = args::id)]
+        id: String,
+    },
+    /// Give up a pending delivery.
+    Cancel {
+        #[arg(value_parser = args::id)]
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only to this endpoint.
+    #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
+    endpoint: Option<String>,
+    /// Only of this event.
+    #[arg(long, value_name = "EVENT_ID", value_parser = args::id)]
+    event: Option<String>,
+    #[arg(long)]
+    tenant: Option<String>,
+    /// pending, delivered, dead or cancelled.
+    #[arg(long)]
+    status: Option<String>,
+    /// Only of events of this type.
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    #[command(flatten)]
+    window: Window,
+    #[command(flatten)]
+    paging: Paging,
+}
+
+impl DeliveriesCommand {
+    pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
+        match self {
+            Self::List(list) => {
+                let query = Query::default()
+                    .with("endpointId", list.endpoint.clone())
+                    .with("eventId", list.event.clone())
+                    .with("tenant", list.tenant.clone())
+                    .with("status", list.status.clone())
+                    .with("type", list.event_type.clone());
+                let query = list.window.add_to(query, args::now());
+                session.list(&["v1", "deliveries"], query, &list.paging, COLUMNS).await
+            }
+            Self::Show { id } => session.show(&session.client.get(&["v1", "deliveries", id], &[]).await?),
+            Self::Retry { id } => {
+                let answer = session.client.post(&["v1", "deliveries", id, "retry"], None).await?;
+                session.done(&answer, &format!("{id} is tried now."))
+            }
+            Self::Cancel { id } => {
+                let answer = session.client.post(&["v1", "deliveries", id, "cancel"], None).await?;
+                session.done(&answer, &format!("{id} is cancelled."))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::client::{Client, fake};
+    use crate::cli::output::Session;
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+
+    #[tokio::test]
+    async fn filters_become_the_query_that_the_api_knows() {
+        let (url, task) = fake::serve(vec![("200 OK", r#"{"data":[],"next":null}"#.to_owned())]).await;
+        let arguments = "balto deliveries list --endpoint ep_1 --event evt_1 --status dead --type a.b --limit 5 \
+            --since 2026-01-01T00:00:00Z";
+        let Command::Deliveries(command) = Cli::parse_from(arguments.split_whitespace()).command else {
+            panic!("not deliveries")
+        };
+        command.run(&Session { client: Client::new(&url, None).unwrap(), json: false }).await.unwrap();
+        let request = task.await.unwrap().remove(0);
+        let expected = "GET /v1/deliveries?endpointId=ep_1&eventId=evt_1&status=dead&type=a.b\
+            &since=2026-01-01T00%3A00%3A00Z&limit=5 ";
+        assert!(request.starts_with(expected), "{request}");
+    }
+
+    #[tokio::test]
+    async fn retry_and_cancel_post_to_the_delivery() {
+        let answers = vec![("202 Accepted", String::new()), ("204 No Content", String::new())];
+        let (url, task) = fake::serve(answers).await;
+        for action in ["retry", "cancel"] {
+            let cli = Cli::parse_from(["balto", "deliveries", action, "dlv_1"]);
+            let Command::Deliveries(command) = cli.command else { panic!("not deliveries") };
+            command.run(&Session { client: Client::new(&url, None).unwrap(), json: false }).await.unwrap();
+        }
+        let requests = task.await.unwrap();
+        assert!(requests[0].starts_with("POST /v1/deliveries/dlv_1/retry "), "{}", requests[0]);
+        assert!(requests[1].starts_with("POST /v1/deliveries/dlv_1/cancel "), "{}", requests[1]);
+    }
+}

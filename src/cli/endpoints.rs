@@ -1,0 +1,474 @@
+//! `balto endpoints`: who receives what, how fast and with which secret.
+//!
+//! Owns: how options become an endpoint's members, for creation and for a merge patch. Only options that were given
+//! appear in a request; every default is the daemon's.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use super::args::{self, Paging, Query};
+use super::output::{Column, Session, note};
+
+const COLUMNS: &[Column] = &[
+    Column("ID", &["/id"]),
+    Column("STATUS", &["/status"]),
+    Column("TENANT", &["/tenant"]),
+    Column("URL", &["/url"]),
+    Column("EVENT TYPES", &["/eventTypes"]),
+    Column("DESCRIPTION", &["/description"]),
+];
+
+/// Manage endpoints, the subscriber URLs.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    balto endpoints add https://example.com/hooks --event-types 'order.*,pet.#' --rate 100/1s --max-in-flight 16\n  \
+    balto endpoints update ep_01J... --retry-schedule 5s,5m,30m --header 'X-Env: prod'\n  \
+    balto endpoints update ep_01J... --rate none\n  \
+    balto endpoints rotate-secret ep_01J... --overlap 24h\n  \
+    balto endpoints lane ep_01J...                 why is nothing sent?")]
+pub(crate) enum EndpointsCommand {
+    /// Register a URL; the answer shows the generated secret once.
+    Add {
+        /// Where webhooks are posted to.
+        url: String,
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        options: Box<Options>,
+        /// The signing secret, whsec_...; one is generated without it.
+        #[arg(long, value_name = "WHSEC")]
+        secret: Option<String>,
+    },
+    /// List endpoints, newest first.
+    List {
+        #[arg(long)]
+        tenant: Option<String>,
+        /// active, paused or disabled.
+        #[arg(long)]
+        status: Option<String>,
+        #[command(flatten)]
+        paging: Paging,
+    },
+    /// Show one endpoint.
+    Show(Id),
+    /// Change what is given; everything else stays. `none` removes a rate.
+    Update {
+        #[command(flatten)]
+        id: Id,
+        /// A new URL.
+        #[arg(long)]
+        url: Option<String>,
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// Hold deliveries back; they wait.
+    Pause(Id),
+    /// Deliver again, also after the endpoint was disabled.
+    Resume(Id),
+    /// Show the signing secret.
+    Secret(Id),
+    /// Replace the signing secret; both sign for a while.
+    RotateSecret {
+        #[command(flatten)]
+        id: Id,
+        /// How long the old secret still signs too [default: 24h].
+        #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
+        overlap: Option<String>,
+        /// The new secret, whsec_...; one is generated without it.
+        #[arg(long, value_name = "WHSEC")]
+        secret: Option<String>,
+    },
+    /// Send a test event to this endpoint alone.
+    Test(Id),
+    /// Remove an endpoint; its pending deliveries become dead letters.
+    Rm(Id),
+    /// Outcomes, success rate, latency, backlog.
+    Stats(Id),
+    /// What is waiting, and why.
+    Lane(Id),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Id {
+    #[arg(value_name = "ENDPOINT_ID", value_parser = args::id)]
+    id: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Ordering {
+    None,
+    Key,
+    Endpoint,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Standard,
+    Cloudevents,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Signature {
+    Standard,
+    Stripe,
+    Github,
+}
+
+/// What an endpoint can be told, at creation and later.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    description: Option<String>,
+    /// Topic patterns: * is one word, # any number of them.
+    #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
+    event_types: Vec<String>,
+    /// A header of its own on every request; may be given several times. An update with an empty value removes it.
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// Most requests per time, such as 100/1s.
+    #[arg(long, value_name = "N/DURATION", value_parser = Rate::parse)]
+    rate: Option<Rate>,
+    /// How many requests may go at once after a quiet time, within the rate.
+    #[arg(long, value_name = "N")]
+    burst: Option<u32>,
+    /// Most requests at once.
+    #[arg(long, value_name = "N")]
+    max_in_flight: Option<u32>,
+    /// Longest time of one request.
+    #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
+    timeout: Option<String>,
+    /// none, per ordering key, or strict for the whole endpoint.
+    #[arg(long)]
+    ordering: Option<Ordering>,
+    /// Body format.
+    #[arg(long)]
+    format: Option<Format>,
+    /// Signature scheme.
+    #[arg(long)]
+    signature: Option<Signature>,
+    #[command(flatten)]
+    retry: Retry,
+}
+
+/// Either a fixed schedule, or the figures of an exponential one.
+#[derive(Debug, Default, Args)]
+struct Retry {
+    /// The waits between attempts, one by one.
+    #[arg(long, value_name = "DURATION,...", value_delimiter = ',', value_parser = args::duration_text,
+        conflicts_with_all = ["retry_initial", "retry_multiplier", "retry_max_interval", "max_attempts"])]
+    retry_schedule: Vec<String>,
+    /// The first wait of an exponential backoff.
+    #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
+    retry_initial: Option<String>,
+    /// By how much each wait is longer than the one before.
+    #[arg(long, value_name = "FACTOR")]
+    retry_multiplier: Option<f64>,
+    /// The longest wait.
+    #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
+    retry_max_interval: Option<String>,
+    /// Attempts before a delivery becomes a dead letter.
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+    /// The age at which a delivery becomes a dead letter.
+    #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
+    max_age: Option<String>,
+}
+
+/// Requests per time; `none` takes the limit away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rate {
+    Unlimited,
+    Limited { limit: u32, per: String },
+}
+
+impl Rate {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::Unlimited);
+        }
+        let expected = || format!("`{text}` is not a rate such as 100/1s, nor none");
+        let (limit, per) = text.split_once('/').ok_or_else(expected)?;
+        let limit = limit.parse().map_err(|_| expected())?;
+        // `100/s` is what many people write.
+        let per =
+            if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
+        args::duration(&per).map_err(|_| expected())?;
+        Ok(Self::Limited { limit, per })
+    }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err(format!("`{text}` is not a header such as `X-Env: prod`")),
+    }
+}
+
+fn word(value: &impl ValueEnum) -> Value {
+    value.to_possible_value().map_or(Value::Null, |value| Value::from(value.get_name()))
+}
+
+/// Sets a member when there is a value for it.
+fn set(members: &mut Map<String, Value>, name: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        members.insert(name.to_owned(), value.into());
+    }
+}
+
+fn non_empty(members: Map<String, Value>) -> Option<Value> {
+    (!members.is_empty()).then_some(Value::Object(members))
+}
+
+impl Retry {
+    fn members(&self) -> Option<Value> {
+        let mut members = Map::new();
+        let schedule = (!self.retry_schedule.is_empty()).then(|| self.retry_schedule.clone());
+        set(&mut members, "schedule", schedule);
+        set(&mut members, "initial", self.retry_initial.clone());
+        set(&mut members, "multiplier", self.retry_multiplier);
+        set(&mut members, "maxInterval", self.retry_max_interval.clone());
+        set(&mut members, "maxAttempts", self.max_attempts);
+        set(&mut members, "maxAge", self.max_age.clone());
+        non_empty(members)
+    }
+}
+
+impl Options {
+    fn members(&self) -> Map<String, Value> {
+        let mut members = Map::new();
+        set(&mut members, "description", self.description.clone());
+        let types = (!self.event_types.is_empty()).then(|| self.event_types.clone());
+        set(&mut members, "eventTypes", types);
+        let headers = self.headers.iter().map(|(name, value)| {
+            (name.clone(), if value.is_empty() { Value::Null } else { Value::from(value.as_str()) })
+        });
+        set(&mut members, "headers", non_empty(headers.collect()));
+        set(&mut members, "rateLimit", self.rate_limit());
+        set(&mut members, "maxInFlight", self.max_in_flight);
+        set(&mut members, "timeout", self.timeout.clone());
+        set(&mut members, "ordering", self.ordering.as_ref().map(word));
+        set(&mut members, "format", self.format.as_ref().map(word));
+        set(&mut members, "signature", self.signature.as_ref().map(word));
+        set(&mut members, "retry", self.retry.members());
+        members
+    }
+
+    fn rate_limit(&self) -> Option<Value> {
+        let mut members = Map::new();
+        match &self.rate {
+            Some(Rate::Unlimited) => return Some(Value::Null),
+            Some(Rate::Limited { limit, per }) => {
+                set(&mut members, "limit", Some(*limit));
+                set(&mut members, "per", Some(per.as_str()));
+            }
+            None => {}
+        }
+        set(&mut members, "burst", self.burst);
+        non_empty(members)
+    }
+
+    /// A new endpoint's members: what removes something has nothing to remove.
+    fn creation(&self, url: &str, tenant: Option<&str>, secret: Option<&str>) -> anyhow::Result<Value> {
+        if self.burst.is_some() && !matches!(self.rate, Some(Rate::Limited { .. })) {
+            return Err(super::usage("--burst needs a --rate such as 100/1s"));
+        }
+        if let Some((name, _)) = self.headers.iter().find(|(_, value)| value.is_empty()) {
+            return Err(super::usage(format!("the header {name} has no value")));
+        }
+        let mut members = self.members();
+        members.retain(|_, value| !value.is_null());
+        set(&mut members, "url", Some(url));
+        set(&mut members, "tenant", tenant);
+        set(&mut members, "secret", secret);
+        Ok(Value::Object(members))
+    }
+
+    fn patch(&self, url: Option<&str>) -> anyhow::Result<Value> {
+        let mut members = self.members();
+        set(&mut members, "url", url);
+        non_empty(members).ok_or_else(|| super::usage("nothing to change: give at least one option"))
+    }
+}
+
+impl EndpointsCommand {
+    pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
+        match self {
+            Self::Add { url, tenant, options, secret } => {
+                let body = options.creation(url, tenant.as_deref(), secret.as_deref())?;
+                let answer = session.client.create(&["v1", "endpoints"], body.to_string(), None).await?;
+                session.show(&answer)?;
+                if !session.json && secret.is_none() {
+                    note("Keep the secret: the receiver verifies signatures with it.");
+                }
+                Ok(())
+            }
+            Self::List { tenant, status, paging } => {
+                let query = Query::default().with("tenant", tenant.clone()).with("status", status.clone());
+                session.list(&["v1", "endpoints"], query, paging, COLUMNS).await
+            }
+            Self::Update { id, url, options } => {
+                let body = options.patch(url.as_deref())?.to_string();
+                session.show(&session.client.patch(&["v1", "endpoints", &id.id], body).await?)
+            }
+            Self::RotateSecret { id, overlap, secret } => {
+                let body = rotation(overlap.as_deref(), secret.as_deref());
+                let path = ["v1", "endpoints", &id.id, "secret", "rotate"];
+                session.done(&session.client.post(&path, Some(body)).await?, "The secret is rotated.")
+            }
+            Self::Rm(id) => {
+                let answer = session.client.delete(&["v1", "endpoints", &id.id]).await?;
+                session.done(&answer, &format!("{} is removed.", id.id))
+            }
+            Self::Show(id) => look(session, id, &[]).await,
+            Self::Secret(id) => look(session, id, &["secret"]).await,
+            Self::Stats(id) => look(session, id, &["stats"]).await,
+            Self::Lane(id) => look(session, id, &["lane"]).await,
+            Self::Pause(id) => act(session, id, "pause", "is paused").await,
+            Self::Resume(id) => act(session, id, "resume", "is active").await,
+            Self::Test(id) => act(session, id, "test", "gets a test event").await,
+        }
+    }
+}
+
+async fn look(session: &Session, id: &Id, part: &[&str]) -> anyhow::Result<()> {
+    let path = [&["v1", "endpoints", id.id.as_str()], part].concat();
+    session.show(&session.client.get(&path, &[]).await?)
+}
+
+async fn act(session: &Session, id: &Id, action: &str, words: &str) -> anyhow::Result<()> {
+    let answer = session.client.post(&["v1", "endpoints", &id.id, action], None).await?;
+    session.done(&answer, &format!("{} {words}.", id.id))
+}
+
+fn rotation(overlap: Option<&str>, secret: Option<&str>) -> String {
+    let mut members = Map::new();
+    set(&mut members, "overlap", overlap);
+    set(&mut members, "secret", secret);
+    json!(members).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, UsageError};
+    use clap::Parser as _;
+
+    fn parse(arguments: &[&str]) -> EndpointsCommand {
+        match Cli::parse_from(["balto", "endpoints"].iter().chain(arguments)).command {
+            Command::Endpoints(command) => *command,
+            other => panic!("not endpoints: {other:?}"),
+        }
+    }
+
+    fn creation(arguments: &[&str]) -> anyhow::Result<Value> {
+        match parse(&[&["add"], arguments].concat()) {
+            EndpointsCommand::Add { url, tenant, options, secret } => {
+                options.creation(&url, tenant.as_deref(), secret.as_deref())
+            }
+            other => panic!("not add: {other:?}"),
+        }
+    }
+
+    fn patch(arguments: &[&str]) -> anyhow::Result<Value> {
+        match parse(&[&["update", "ep_1"], arguments].concat()) {
+            EndpointsCommand::Update { url, options, .. } => options.patch(url.as_deref()),
+            other => panic!("not update: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_was_given_is_sent() {
+        assert_eq!(creation(&["https://h/x"]).unwrap(), json!({"url": "https://h/x"}));
+        assert_eq!(patch(&["--timeout", "5s"]).unwrap(), json!({"timeout": "5s"}));
+    }
+
+    #[test]
+    fn every_option_has_its_member() {
+        let body = creation(&[
+            "https://h/x",
+            "--tenant",
+            "acme",
+            "--description",
+            "d",
+            "--event-types",
+            "order.*,pet.#",
+            "--header",
+            "X-Env: prod",
+            "--header",
+            "X-B:2",
+            "--rate",
+            "100/1s",
+            "--burst",
+            "50",
+            "--max-in-flight",
+            "16",
+            "--timeout",
+            "15s",
+            "--ordering",
+            "key",
+            "--format",
+            "cloudevents",
+            "--signature",
+            "github",
+            "--secret",
+            "whsec_x",
+            "--retry-initial",
+            "5s",
+            "--retry-multiplier",
+            "3",
+            "--retry-max-interval",
+            "6h",
+            "--max-attempts",
+            "12",
+            "--max-age",
+            "72h",
+        ]);
+        let expected = json!({"url": "https://h/x", "tenant": "acme", "description": "d",
+            "eventTypes": ["order.*", "pet.#"], "headers": {"X-Env": "prod", "X-B": "2"},
+            "rateLimit": {"limit": 100, "per": "1s", "burst": 50}, "maxInFlight": 16, "timeout": "15s",
+            "ordering": "key", "format": "cloudevents", "signature": "github", "secret": "whsec_x",
+            "retry": {"initial": "5s", "multiplier": 3.0, "maxInterval": "6h", "maxAttempts": 12, "maxAge": "72h"}});
+        assert_eq!(body.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_schedule_replaces_the_exponential_figures() {
+        let body = patch(&["--retry-schedule", "5s,5m,30m"]).unwrap();
+        assert_eq!(body, json!({"retry": {"schedule": ["5s", "5m", "30m"]}}));
+        let both =
+            ["balto", "endpoints", "update", "ep_1", "--retry-schedule", "5s", "--retry-initial", "1s"];
+        assert!(Cli::try_parse_from(both).is_err());
+    }
+
+    #[test]
+    fn a_patch_can_remove_a_rate_and_a_header() {
+        let body = patch(&["--rate", "none", "--header", "X-Env:"]).unwrap();
+        assert_eq!(body, json!({"rateLimit": null, "headers": {"X-Env": null}}));
+        assert_eq!(patch(&["--burst", "5"]).unwrap(), json!({"rateLimit": {"burst": 5}}));
+        assert!(patch(&[]).unwrap_err().is::<UsageError>());
+    }
+
+    #[test]
+    fn creation_refuses_what_only_an_update_can_mean() {
+        assert!(creation(&["https://h/", "--burst", "5"]).unwrap_err().is::<UsageError>());
+        assert!(creation(&["https://h/", "--header", "X-Env:"]).unwrap_err().is::<UsageError>());
+        assert_eq!(creation(&["https://h/", "--rate", "none"]).unwrap(), json!({"url": "https://h/"}));
+    }
+
+    #[test]
+    fn rates_are_a_number_per_time() {
+        assert_eq!(Rate::parse("10/s"), Ok(Rate::Limited { limit: 10, per: "1s".into() }));
+        assert_eq!(Rate::parse("10/5m"), Ok(Rate::Limited { limit: 10, per: "5m".into() }));
+        for wrong in ["10", "/1s", "10/", "x/1s", "10/1y"] {
+            assert!(Rate::parse(wrong).is_err(), "`{wrong}` passed for a rate");
+        }
+    }
+
+    #[test]
+    fn a_rotation_says_only_what_was_asked() {
+        assert_eq!(rotation(None, None), "{}");
+        assert_eq!(rotation(Some("1h"), None), r#"{"overlap":"1h"}"#);
+    }
+}

@@ -1,0 +1,517 @@
+//! A receiver of webhooks on the loopback interface: verifies, reports, answers, and fails on purpose.
+//!
+//! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and reports that wait
+//! to be read are bounded; when nobody reads reports, senders wait. It must never be reachable from another machine.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use clap::Args;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use sha2::Sha256;
+use subtle::ConstantTimeEq as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::args;
+use super::output::{clean, colour, line};
+use crate::domain::time::Timestamp;
+
+/// Bound of a webhook's body, in bytes.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 256;
+/// Reports that wait to be read.
+const REPORTS_MAX: usize = 1_024;
+/// Longest wait for a request's head, and again for its body.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How far a signed timestamp may be from our clock (Standard Webhooks).
+const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(300);
+/// Pause after the system refused a connection, so that a lack of descriptors does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Receive webhooks: verify their signatures, print them, fail on purpose.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    balto listen --port 9000 --secret whsec_...\n  \
+    balto listen --fail-first 3               the first three requests get a 500\n  \
+    balto listen --status 503 --latency 2s    a slow and broken receiver")]
+pub(super) struct ListenArgs {
+    /// Port on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value_t = 9000)]
+    port: u16,
+    /// The endpoint's secret; without it signatures are not checked.
+    #[arg(long, value_name = "WHSEC", env = "BALTO_LISTEN_SECRET", hide_env_values = true)]
+    secret: Option<String>,
+    /// Answer the first N requests with 500.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    fail_first: u32,
+    /// Answer with this status.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
+    status: u16,
+    /// Wait before each answer.
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+    latency: Option<Duration>,
+    /// Print bodies too.
+    #[arg(long)]
+    body: bool,
+}
+
+/// How a receiver behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Port on 127.0.0.1; 0 takes a free one.
+    pub port: u16,
+    /// `whsec_` and base64; none leaves signatures unchecked.
+    pub secret: Option<String>,
+    /// How many requests get a 500 first.
+    pub fail_first: u32,
+    /// Status of every other answer.
+    pub status: u16,
+    /// Wait before each answer.
+    pub latency: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { port: 0, secret: None, fail_first: 0, status: 200, latency: Duration::ZERO }
+    }
+}
+
+/// What the check of a signature came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signed {
+    Ok,
+    Bad(&'static str),
+    Unchecked,
+}
+
+impl fmt::Display for Signed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok => f.write_str("ok"),
+            Self::Bad(reason) => write!(f, "BAD ({reason})"),
+            Self::Unchecked => f.write_str("unchecked"),
+        }
+    }
+}
+
+/// One webhook that came in, and how it was answered.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub at: Timestamp,
+    /// The `balto-attempt` header.
+    pub attempt: Option<String>,
+    /// The `webhook-id` header.
+    pub id: Option<String>,
+    /// The body's `type`.
+    pub event_type: Option<String>,
+    pub signed: Signed,
+    /// The status that it was answered with.
+    pub status: u16,
+    pub body: Bytes,
+}
+
+/// What may change while a receiver runs.
+#[derive(Debug)]
+struct Behaviour {
+    key: Option<Vec<u8>>,
+    failures_left: AtomicU32,
+    status: AtomicU16,
+    latency: Duration,
+}
+
+impl Behaviour {
+    /// The next answer; uses up one of the failures.
+    fn next_status(&self) -> StatusCode {
+        let failing =
+            self.failures_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if failing.is_ok() {
+            return StatusCode::INTERNAL_SERVER_ERROR;
+        }
+        StatusCode::from_u16(self.status.load(Ordering::Relaxed)).unwrap_or(StatusCode::OK)
+    }
+}
+
+/// Why a receiver cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the secret is not `whsec_` followed by base64")]
+    Secret,
+    #[error("cannot listen on 127.0.0.1:{port}: {source}")]
+    Listen { port: u16, source: std::io::Error },
+}
+
+/// A running receiver; dropping it closes its port and its connections.
+#[derive(Debug)]
+pub struct Receiver {
+    address: SocketAddr,
+    reports: mpsc::Receiver<Report>,
+    behaviour: Arc<Behaviour>,
+    acceptor: JoinHandle<()>,
+}
+
+impl Receiver {
+    /// Binds the port and starts to answer.
+    ///
+    /// # Errors
+    /// A secret that is none, or a port that cannot be had.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let key = match &options.secret {
+            Some(secret) => Some(secret_bytes(secret).ok_or(StartError::Secret)?),
+            None => None,
+        };
+        let port = options.port;
+        let failed = |source| StartError::Listen { port, source };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let behaviour = Arc::new(Behaviour {
+            key,
+            failures_left: AtomicU32::new(options.fail_first),
+            status: AtomicU16::new(options.status),
+            latency: options.latency,
+        });
+        let (sender, reports) = mpsc::channel(REPORTS_MAX);
+        let acceptor = tokio::spawn(accept(listener, Arc::clone(&behaviour), sender));
+        Ok(Self { address, reports, behaviour, acceptor })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next webhook; none when the receiver has stopped.
+    pub async fn next(&mut self) -> Option<Report> {
+        self.reports.recv().await
+    }
+
+    /// From now on answers with `status`, and no longer fails on purpose.
+    pub fn answer_with(&self, status: u16) {
+        self.behaviour.failures_left.store(0, Ordering::Relaxed);
+        self.behaviour.status.store(status, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // The acceptor owns the connections' tasks: they end with it.
+        self.acceptor.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, behaviour: Arc<Behaviour>, reports: mpsc::Sender<Report>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        // Finished tasks leave their results behind; take them, or the set grows for ever.
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (behaviour, reports) = (Arc::clone(&behaviour), reports.clone());
+                connections.spawn(async move {
+                    connection(stream, behaviour, reports).await;
+                    drop(slot);
+                });
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, behaviour: Arc<Behaviour>, reports: mpsc::Sender<Report>) {
+    let service = service_fn(move |request| {
+        let (behaviour, reports) = (Arc::clone(&behaviour), reports.clone());
+        async move { Ok::<_, Infallible>(answer(request, &behaviour, &reports).await) }
+    });
+    // A sender that goes away in the middle is its own trouble; what arrived whole has been reported.
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(READ_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .ok();
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    behaviour: &Behaviour,
+    reports: &mpsc::Sender<Report>,
+) -> Response<Empty<Bytes>> {
+    if request.method() != Method::POST {
+        let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+        response.headers_mut().insert("allow", HeaderValue::from_static("POST"));
+        return response;
+    }
+    let (head, body) = request.into_parts();
+    let body = match tokio::time::timeout(READ_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            return empty(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        Ok(Err(_)) => return empty(StatusCode::BAD_REQUEST),
+        Err(_) => return empty(StatusCode::REQUEST_TIMEOUT),
+    };
+    let at = args::now();
+    let status = behaviour.next_status();
+    let report = Report {
+        at,
+        attempt: text(&head.headers, "balto-attempt"),
+        id: text(&head.headers, "webhook-id"),
+        event_type: event_type(&body),
+        signed: check(behaviour.key.as_deref(), &head.headers, &body, at),
+        status: status.as_u16(),
+        body,
+    };
+    tokio::time::sleep(behaviour.latency).await;
+    // Nobody listens any more when the receiver is being dropped: the sender still gets its answer.
+    reports.send(report).await.ok();
+    empty(status)
+}
+
+fn empty(status: StatusCode) -> Response<Empty<Bytes>> {
+    let mut response = Response::new(Empty::new());
+    *response.status_mut() = status;
+    response
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+fn event_type(body: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    value.get("type")?.as_str().map(str::to_owned)
+}
+
+fn secret_bytes(secret: &str) -> Option<Vec<u8>> {
+    BASE64.decode(secret.strip_prefix("whsec_")?).ok().filter(|key| !key.is_empty())
+}
+
+/// Everything that Standard Webhooks asks of a receiver: the headers, a fresh timestamp, one signature that fits.
+fn check(key: Option<&[u8]>, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Signed {
+    let Some(key) = key else { return Signed::Unchecked };
+    let (Some(id), Some(timestamp), Some(signatures)) =
+        (text(headers, "webhook-id"), text(headers, "webhook-timestamp"), text(headers, "webhook-signature"))
+    else {
+        return Signed::Bad("headers missing");
+    };
+    let Ok(seconds) = timestamp.parse::<u64>() else { return Signed::Bad("timestamp unreadable") };
+    if seconds.abs_diff(now.seconds()) > TIMESTAMP_TOLERANCE.as_secs() {
+        return Signed::Bad("timestamp too far from now");
+    }
+    if verify_signature(key, &id, &timestamp, body, &signatures) {
+        Signed::Ok
+    } else {
+        Signed::Bad("no match")
+    }
+}
+
+/// Whether one of the space-separated `v1` signatures is the HMAC-SHA256 of `id.timestamp.body` under `key`.
+fn verify_signature(key: &[u8], id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return false };
+    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+        mac.update(part);
+    }
+    let expected = mac.finalize().into_bytes();
+    signatures
+        .split(' ')
+        .filter_map(|signature| signature.strip_prefix("v1,"))
+        .filter_map(|encoded| BASE64.decode(encoded).ok())
+        .any(|given| bool::from(given.as_slice().ct_eq(expected.as_slice())))
+}
+
+/// One line for people.
+fn sentence(report: &Report, coloured: bool) -> String {
+    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), clean);
+    let signature_colour = match report.signed {
+        Signed::Ok => "32",
+        Signed::Bad(_) => "31",
+        Signed::Unchecked => "33",
+    };
+    let status_colour = if (200..300).contains(&report.status) { "32" } else { "31" };
+    let paint = |text: String, code: &str| if coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
+    format!(
+        "{}  attempt {}  {}  {}  signature {}  answered {}",
+        args::time_of_day(report.at),
+        shown(&report.attempt),
+        shown(&report.event_type),
+        shown(&report.id),
+        paint(report.signed.to_string(), signature_colour),
+        paint(report.status.to_string(), status_colour),
+    )
+}
+
+/// One line for programs.
+fn record(report: &Report) -> String {
+    json!({"at": args::rfc3339(report.at), "attempt": report.attempt, "type": report.event_type, "id": report.id,
+        "signature": report.signed.to_string(), "status": report.status,
+        "body": String::from_utf8_lossy(&report.body)})
+    .to_string()
+}
+
+pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
+    let options = Options {
+        port: args.port,
+        secret: args.secret,
+        fail_first: args.fail_first,
+        status: args.status,
+        latency: args.latency.unwrap_or_default(),
+    };
+    let mut receiver = match Receiver::start(options).await {
+        Ok(receiver) => receiver,
+        Err(error @ StartError::Secret) => return Err(super::usage(error.to_string())),
+        Err(error @ StartError::Listen { .. }) => return Err(error.into()),
+    };
+    super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));
+    let coloured = colour();
+    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+    loop {
+        let report = tokio::select! {
+            report = receiver.next() => report,
+            _ = &mut interrupt => return Ok(()),
+        };
+        let Some(report) = report else { return Ok(()) };
+        line(&if as_json { record(&report) } else { sentence(&report, coloured) })?;
+        if args.body && !as_json {
+            line(&format!("  {}", clean(&String::from_utf8_lossy(&report.body))))?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+    const TIMESTAMP: &str = "1614265330";
+    const BODY: &[u8] = br#"{"test": 2432232314}"#;
+    const SIGNATURE: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+
+    fn headers(signature: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("webhook-id", ID), ("webhook-timestamp", TIMESTAMP), ("webhook-signature", signature)]
+        {
+            headers.insert(name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn the_published_vector_verifies() {
+        let key = secret_bytes(SECRET).unwrap();
+        assert!(verify_signature(&key, ID, TIMESTAMP, BODY, SIGNATURE));
+        let several = format!("v1a,AAAA v1,AAAA {SIGNATURE}");
+        assert!(verify_signature(&key, ID, TIMESTAMP, BODY, &several));
+    }
+
+    #[test]
+    fn anything_changed_does_not_verify() {
+        let key = secret_bytes(SECRET).unwrap();
+        assert!(!verify_signature(&key, "msg_x", TIMESTAMP, BODY, SIGNATURE));
+        assert!(!verify_signature(&key, ID, "1614265331", BODY, SIGNATURE));
+        assert!(!verify_signature(&key, ID, TIMESTAMP, b"{}", SIGNATURE));
+        assert!(!verify_signature(&key[1..], ID, TIMESTAMP, BODY, SIGNATURE));
+        for signatures in ["", "v1,", "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", "v1,g0hM9SsE"] {
+            assert!(!verify_signature(&key, ID, TIMESTAMP, BODY, signatures), "`{signatures}` verified");
+        }
+    }
+
+    #[test]
+    fn the_check_says_why_it_failed() {
+        let key = secret_bytes(SECRET).unwrap();
+        let now = Timestamp::from_millis(1_614_265_330_000);
+        let late = now.plus(TIMESTAMP_TOLERANCE).plus(Duration::from_secs(1));
+        assert_eq!(check(Some(&key), &headers(SIGNATURE), BODY, now), Signed::Ok);
+        assert_eq!(check(None, &headers(SIGNATURE), BODY, now), Signed::Unchecked);
+        assert_eq!(check(Some(&key), &headers("v1,AAAA"), BODY, now), Signed::Bad("no match"));
+        let too_late = check(Some(&key), &headers(SIGNATURE), BODY, late);
+        assert_eq!(too_late, Signed::Bad("timestamp too far from now"));
+        assert_eq!(check(Some(&key), &HeaderMap::new(), BODY, now), Signed::Bad("headers missing"));
+    }
+
+    #[test]
+    fn secrets_have_their_prefix_and_base64() {
+        for wrong in ["", "whsec_", "whsec_!!", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"] {
+            assert!(secret_bytes(wrong).is_none(), "`{wrong}` passed for a secret");
+        }
+    }
+
+    fn client() -> reqwest::Client {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap()
+    }
+
+    /// Signs as a sender would, with the time of now.
+    fn signed(client: &reqwest::Client, url: &str) -> reqwest::RequestBuilder {
+        let seconds = args::now().seconds().to_string();
+        let body = r#"{"id":"evt_1","type":"order.paid"}"#;
+        let mut mac = Hmac::<Sha256>::new_from_slice(&secret_bytes(SECRET).unwrap()).unwrap();
+        mac.update(format!("evt_1.{seconds}.{body}").as_bytes());
+        let signature = format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()));
+        client
+            .post(url)
+            .header("webhook-id", "evt_1")
+            .header("webhook-timestamp", seconds)
+            .header("webhook-signature", signature)
+            .header("balto-attempt", "2")
+            .body(body)
+    }
+
+    #[tokio::test]
+    async fn a_receiver_fails_first_then_answers_and_reports_each_webhook() {
+        let options =
+            Options { secret: Some(SECRET.to_owned()), fail_first: 1, status: 204, ..Options::default() };
+        let mut receiver = Receiver::start(options).await.unwrap();
+        let url = format!("http://{}/hooks", receiver.address());
+        let client = client();
+        let mut answered = Vec::new();
+        for _ in 0..2 {
+            answered.push(signed(&client, &url).send().await.unwrap().status().as_u16());
+        }
+        receiver.answer_with(410);
+        answered.push(client.post(&url).body("not json").send().await.unwrap().status().as_u16());
+        assert_eq!(answered, [500, 204, 410]);
+        for expected in [(Signed::Ok, 500), (Signed::Ok, 204), (Signed::Bad("headers missing"), 410)] {
+            let report = receiver.next().await.unwrap();
+            assert_eq!((report.signed, report.status), expected);
+            if report.signed == Signed::Ok {
+                let line = sentence(&report, false);
+                let tail = format!("attempt 2  order.paid  evt_1  signature ok  answered {}", report.status);
+                assert!(line.ends_with(&tail), "{line}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn other_methods_and_large_bodies_are_refused_and_not_reported() {
+        let mut receiver = Receiver::start(Options::default()).await.unwrap();
+        let url = format!("http://{}/", receiver.address());
+        let client = client();
+        assert_eq!(client.get(&url).send().await.unwrap().status(), 405);
+        let large = client.post(&url).body(vec![b'x'; BODY_BYTES_MAX + 1]).send().await;
+        // The refusal may close the connection before the body is through.
+        assert!(large.is_err() || large.is_ok_and(|answer| answer.status() == 413));
+        assert_eq!(client.post(&url).body("{}").send().await.unwrap().status(), 200);
+        assert_eq!(receiver.next().await.unwrap().body, "{}");
+    }
+}

@@ -1,0 +1,212 @@
+//! The command line: arguments, the HTTP client behind the client commands, and what people see.
+//!
+//! Owns: every argument's name and help text, exit codes (0 done, 1 failed, 2 wrong usage), tables and listings. Client
+//! commands know the daemon only through its HTTP contract. What runs inside this process (the daemon itself, the
+//! store's checks) comes in as a [`Backend`], so this module never depends on how those are built.
+
+mod args;
+mod client;
+mod dead_letters;
+mod deliveries;
+mod demo;
+mod endpoints;
+mod events;
+pub mod listen;
+mod output;
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use client::Client;
+
+/// Where client commands look for the daemon unless `BALTO_URL` or `--server` says otherwise.
+const SERVER_DEFAULT: &str = "http://127.0.0.1:8400";
+
+/// What the daemon's side of the program offers to the command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    /// Runs the daemon until it is told to stop.
+    pub serve: fn(ServeArgs) -> anyhow::Result<ExitCode>,
+    /// Validates a configuration file and reports what is wrong with it.
+    pub check_config: fn(&Path) -> anyhow::Result<ExitCode>,
+    /// Reads a whole store and reports every damaged checksum and broken invariant.
+    pub verify: fn(&Path) -> anyhow::Result<ExitCode>,
+    /// The OpenAPI document as JSON text.
+    pub openapi: fn() -> anyhow::Result<String>,
+}
+
+/// A webhook delivery engine: accepts events, delivers them signed, retries, keeps dead letters.
+#[derive(Debug, Parser)]
+#[command(
+    name = "balto",
+    version,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        balto demo                                   see everything work, in a few seconds\n  \
+        balto serve --dev                            a daemon for development\n  \
+        balto listen --port 9000                     a receiver that prints what it gets\n  \
+        balto endpoints add http://127.0.0.1:9000/   subscribe it\n  \
+        balto send --type order.paid --data '{\"orderId\": 42}'\n\n\
+        Client commands read BALTO_URL and BALTO_API_KEY."
+)]
+pub struct Cli {
+    /// Print JSON instead of tables and listings.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The daemon's API that client commands talk to.
+    #[arg(long, global = true, env = "BALTO_URL", hide_env_values = true, value_name = "URL", default_value = SERVER_DEFAULT)]
+    server: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Serve(ServeArgs),
+    /// A self-contained tour: a daemon, receivers, retries, a dead letter, its redrive.
+    Demo,
+    /// Receive webhooks: verify their signatures, print them, fail on purpose.
+    Listen(listen::ListenArgs),
+    /// Post an event.
+    Send(Box<events::SendArgs>),
+    /// Manage endpoints, the subscriber URLs.
+    #[command(subcommand)]
+    Endpoints(Box<endpoints::EndpointsCommand>),
+    /// Look at events, and replay them.
+    #[command(subcommand)]
+    Events(events::EventsCommand),
+    /// Look at deliveries, retry or cancel them.
+    #[command(subcommand)]
+    Deliveries(deliveries::DeliveriesCommand),
+    /// Look at dead letters, redrive or purge them.
+    #[command(subcommand, name = "dead-letters")]
+    DeadLetters(dead_letters::DeadLettersCommand),
+    /// Validate a configuration file; exit code 2 says where it is wrong.
+    CheckConfig {
+        /// The TOML file.
+        file: PathBuf,
+    },
+    /// Read a whole store and check every checksum and invariant; exit code 1 says what is wrong.
+    Verify {
+        /// The data directory of a daemon that is not running.
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
+    /// Print the OpenAPI 3.1 document of the HTTP API.
+    Openapi,
+}
+
+/// How the daemon was asked to start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[command(
+    after_help = "Environment variables BALTO__SECTION__KEY override the file; flags override both.\n\n\
+    Examples:\n  balto serve --dev\n  balto serve --config /etc/balto/balto.toml"
+)]
+pub struct ServeArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of the store.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// For development, insecure: no API key, http and loopback targets allowed, data in ./balto-data.
+    #[arg(long)]
+    pub dev: bool,
+}
+
+/// Arguments that parse one by one and make no sense together: exit code 2, as for any other wrong usage.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+fn usage(message: impl Into<String>) -> anyhow::Error {
+    UsageError(message.into()).into()
+}
+
+/// Runs the command and reports its failure, if any, on standard error.
+#[must_use]
+pub fn run(backend: &Backend, cli: Cli) -> ExitCode {
+    match dispatch(backend, cli) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error is the last resort: when it is closed there is nobody left to tell.
+            writeln!(io::stderr(), "balto: {error:#}").ok();
+            if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// The reader of our output went away, as `head` does: its choice, not a failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|io_error| io_error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Serve(args) => return (backend.serve)(args),
+        Command::CheckConfig { file } => return (backend.check_config)(&file),
+        Command::Verify { data_dir } => return (backend.verify)(&data_dir),
+        Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
+        Command::Demo => block_on(demo::run())?,
+        Command::Listen(args) => block_on(listen::run(args, cli.json))?,
+        Command::Send(args) => block_on(args.run(&session(&cli.server, cli.json)?))?,
+        Command::Endpoints(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
+        Command::Events(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
+        Command::Deliveries(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
+        Command::DeadLetters(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn session(server: &str, json: bool) -> anyhow::Result<output::Session> {
+    let key = std::env::var("BALTO_API_KEY").ok().filter(|key| !key.is_empty());
+    Ok(output::Session { client: Client::new(server, key)?, json })
+}
+
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    // On the heap: the tour and the list loops hold large states.
+    runtime.block_on(Box::pin(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_argument_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_takes_the_three_flags_of_the_contract() {
+        let cli = Cli::parse_from(["balto", "serve", "--config", "a.toml", "--data-dir", "d", "--dev"]);
+        let Command::Serve(args) = cli.command else { panic!("not serve: {:?}", cli.command) };
+        let expected = ServeArgs { config: Some("a.toml".into()), data_dir: Some("d".into()), dev: true };
+        assert_eq!(args, expected);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure_and_other_errors_are() {
+        let closed = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(is_broken_pipe(&closed));
+        assert!(!is_broken_pipe(&anyhow::anyhow!("no such endpoint")));
+    }
+
+    #[test]
+    fn json_and_server_may_stand_after_the_command() {
+        let cli = Cli::parse_from(["balto", "events", "list", "--json", "--server", "http://h:1"]);
+        assert!(cli.json);
+        assert_eq!(cli.server, "http://h:1");
+    }
+}

@@ -1,0 +1,320 @@
+//! What client commands print: aligned tables for lists, `key: value` listings for one thing, JSON as it came.
+//!
+//! Owns: standard output. Text from the daemon may come from strangers (a receiver's reply, an event's type), so
+//! control characters never reach the terminal. Lists are printed page by page and never held as a whole.
+
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
+
+use anyhow::Context as _;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::args::{Paging, Query};
+use super::client::Client;
+
+/// Longest cell of a table, in characters; JSON output is never cut.
+const CELL_CHARACTERS_MAX: usize = 72;
+
+/// Prints one line; fails when nobody reads any more.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
+
+/// Whether escape sequences for colours would be seen as colours.
+pub(crate) fn colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Text without control characters: what a stranger wrote cannot move the cursor.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
+/// One column of a list: its title, and where its value may stand.
+pub(crate) struct Column(pub(crate) &'static str, pub(crate) &'static [&'static str]);
+
+/// Rows under titles, aligned; columns only ever grow, so that later pages line up with earlier ones.
+struct Table {
+    titles: Vec<String>,
+    widths: Vec<usize>,
+    started: bool,
+}
+
+impl Table {
+    fn new(titles: Vec<String>) -> Self {
+        let widths = titles.iter().map(|title| title.chars().count()).collect();
+        Self { titles, widths, started: false }
+    }
+
+    /// The lines of one page; the first page has the titles on top.
+    fn page(&mut self, rows: &[Vec<String>]) -> Vec<String> {
+        for row in rows {
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let titles = (!self.started).then(|| self.align(&self.titles));
+        self.started = true;
+        titles.into_iter().chain(rows.iter().map(|row| self.align(row))).collect()
+    }
+
+    fn align(&self, row: &[String]) -> String {
+        let cells: Vec<String> =
+            row.iter().zip(&self.widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    }
+}
+
+fn cut(text: String) -> String {
+    if text.chars().count() <= CELL_CHARACTERS_MAX {
+        return text;
+    }
+    text.chars().take(CELL_CHARACTERS_MAX - 1).chain(['…']).collect()
+}
+
+fn cell(row: &Value, column: &Column) -> String {
+    let value = column.1.iter().find_map(|pointer| row.pointer(pointer));
+    let text = match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => clean(text),
+        // A list of names reads well in a cell; a list of things only as its length.
+        Some(Value::Array(items)) if items.iter().all(Value::is_string) && !items.is_empty() => {
+            clean(&items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "))
+        }
+        Some(Value::Array(items)) => items.len().to_string(),
+        Some(other) => clean(&other.to_string()),
+    };
+    cut(text)
+}
+
+/// The members of an object in the order and spelling in which they came.
+struct Members(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+fn raw_text(raw: &RawValue) -> String {
+    match serde_json::from_str::<Value>(raw.get()) {
+        Ok(Value::String(text)) => clean(&text),
+        Ok(Value::Null) => "-".to_owned(),
+        // Line breaks between tokens are layout; inside strings JSON has none.
+        _ => clean(&raw.get().replace(['\n', '\r', '\t'], " ")),
+    }
+}
+
+/// `key: value` lines for an object's plain members, then a table for each member that is a list of objects.
+fn listing(text: &str) -> anyhow::Result<String> {
+    let Members(members) = serde_json::from_str(text).context("the answer is not a JSON object")?;
+    let mut lines = Vec::new();
+    let mut tables = Vec::new();
+    let width = members.iter().map(|(name, _)| name.chars().count() + 1).max().unwrap_or(0);
+    for (name, raw) in &members {
+        match serde_json::from_str::<Vec<Members>>(raw.get()) {
+            Ok(rows) if !rows.is_empty() => tables.push(format!("\n{}:\n{}", clean(name), subtable(&rows))),
+            _ => lines.push(format!("{:<width$} {}", format!("{}:", clean(name)), raw_text(raw))),
+        }
+    }
+    Ok(lines.into_iter().chain(tables).collect::<Vec<_>>().join("\n"))
+}
+
+fn subtable(rows: &[Members]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in rows.iter().flat_map(|row| &row.0) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let text_of = |row: &Members, name: &str| {
+        row.0
+            .iter()
+            .find(|(other, _)| other == name)
+            .map_or_else(|| "-".to_owned(), |(_, raw)| cut(raw_text(raw)))
+    };
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|row| names.iter().map(|name| text_of(row, name)).collect()).collect();
+    let mut table = Table::new(names.iter().map(|name| clean(name)).collect());
+    table.page(&cells).iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+#[derive(serde::Deserialize)]
+struct Page {
+    data: Vec<Box<RawValue>>,
+    #[serde(default)]
+    next: Option<String>,
+}
+
+/// A client command's connection and the way in which it was asked to print.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) json: bool,
+}
+
+impl Session {
+    /// Prints one thing: as it came, or as a listing.
+    pub(crate) fn show(&self, answer: &str) -> anyhow::Result<()> {
+        if self.json {
+            // An answer without a body is still an answer to whoever parses it.
+            line(if answer.trim().is_empty() { "{}" } else { answer.trim_end() })?;
+        } else if !answer.trim().is_empty() {
+            line(&listing(answer)?)?;
+        }
+        Ok(())
+    }
+
+    /// Says what was done when the answer itself says nothing.
+    pub(crate) fn done(&self, answer: &str, words: &str) -> anyhow::Result<()> {
+        if self.json || !answer.trim().is_empty() { self.show(answer) } else { Ok(line(words)?) }
+    }
+
+    /// Prints a list, one page or all of them.
+    pub(crate) async fn list(
+        &self,
+        segments: &[&str],
+        query: Query,
+        paging: &Paging,
+        columns: &[Column],
+    ) -> anyhow::Result<()> {
+        // Whole pages where every row is wanted anyway: fewer requests.
+        let limit = if paging.all { paging.limit.or(Some(250)) } else { paging.limit };
+        let query = query.with("limit", limit.map(|limit| limit.to_string()));
+        let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect());
+        let mut cursor: Option<String> = None;
+        let mut any = false;
+        loop {
+            let mut page_query = query.0.clone();
+            page_query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let text = self.client.get(segments, &page_query).await?;
+            if self.json && !paging.all {
+                return Ok(line(text.trim_end())?);
+            }
+            let page: Page = serde_json::from_str(&text).context("the answer is not a list")?;
+            self.print_page(&page, &mut table, columns, any)?;
+            any |= !page.data.is_empty();
+            cursor = page.next;
+            if cursor.is_none() || !paging.all {
+                break;
+            }
+        }
+        self.print_end(any, cursor.is_some())
+    }
+
+    fn print_page(
+        &self,
+        page: &Page,
+        table: &mut Table,
+        columns: &[Column],
+        any: bool,
+    ) -> anyhow::Result<()> {
+        if self.json {
+            for (index, row) in page.data.iter().enumerate() {
+                line(&format!("{}{}", if index == 0 && !any { "{\"data\":[" } else { "," }, row.get()))?;
+            }
+            return Ok(());
+        }
+        let mut rows = Vec::with_capacity(page.data.len());
+        for raw in &page.data {
+            let row: Value = serde_json::from_str(raw.get()).context("a row of the list is not JSON")?;
+            rows.push(columns.iter().map(|column| cell(&row, column)).collect());
+        }
+        if !rows.is_empty() {
+            line(&table.page(&rows).join("\n"))?;
+        }
+        Ok(())
+    }
+
+    fn print_end(&self, any: bool, more: bool) -> anyhow::Result<()> {
+        match (self.json, any) {
+            (true, true) => line("],\"next\":null}")?,
+            (true, false) => line("{\"data\":[],\"next\":null}")?,
+            (false, true) if more => note("There are more: --all shows them, --limit widens the page."),
+            (false, true) => {}
+            (false, false) => note("Nothing found."),
+        }
+        Ok(())
+    }
+}
+
+/// A remark beside the output, which stays clean for whatever reads it.
+pub(crate) fn note(text: &str) {
+    writeln!(io::stderr(), "{text}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::client::fake;
+
+    #[test]
+    fn tables_align_and_later_pages_have_no_titles() {
+        let mut table = Table::new(vec!["ID".into(), "TYPE".into()]);
+        let first =
+            table.page(&[vec!["evt_1".into(), "a".into()], vec!["evt_22".into(), "order.paid".into()]]);
+        assert_eq!(first, ["ID      TYPE", "evt_1   a", "evt_22  order.paid"]);
+        assert_eq!(table.page(&[vec!["e".into(), "b".into()]]), ["e       b"]);
+    }
+
+    #[test]
+    fn cells_take_the_first_place_that_has_a_value() {
+        let row = serde_json::json!({"event": {"type": "a.b"}, "types": ["x", "y"], "attempts": [{}, {}],
+            "long": "z".repeat(100), "evil": "\u{1b}[2J"});
+        assert_eq!(cell(&row, &Column("T", &["/type", "/event/type"])), "a.b");
+        assert_eq!(cell(&row, &Column("T", &["/types"])), "x y");
+        assert_eq!(cell(&row, &Column("T", &["/attempts"])), "2");
+        assert_eq!(cell(&row, &Column("T", &["/none"])), "-");
+        assert_eq!(cell(&row, &Column("T", &["/evil"])), "\\u{1b}[2J");
+        assert_eq!(cell(&row, &Column("T", &["/long"])).chars().count(), CELL_CHARACTERS_MAX);
+    }
+
+    #[test]
+    fn listings_keep_the_order_and_the_bytes_of_data() {
+        let text = r#"{"type":"order.paid","id":"evt_1","data":{"z":1.0,"a":1e2},"next":null,
+            "attempts":[{"number":1,"error":"refused"},{"number":2,"statusCode":200}]}"#;
+        let expected = "type:     order.paid\nid:       evt_1\ndata:     {\"z\":1.0,\"a\":1e2}\nnext:     -\n\n\
+            attempts:\n  number  error    statusCode\n  1       refused  -\n  2       -        200";
+        assert_eq!(listing(text).unwrap(), expected);
+        assert!(listing("[1]").is_err());
+    }
+
+    #[tokio::test]
+    async fn all_follows_the_cursor_to_the_end() {
+        let answers = vec![
+            ("200 OK", r#"{"data":[{"id":"a"}],"next":"c1"}"#.to_owned()),
+            ("200 OK", r#"{"data":[{"id":"b"}],"next":null}"#.to_owned()),
+        ];
+        let (url, task) = fake::serve(answers).await;
+        let session = Session { client: Client::new(&url, None).unwrap(), json: false };
+        let query = Query::default().with("tenant", Some("acme"));
+        let paging = Paging { limit: None, all: true };
+        session.list(&["v1", "events"], query, &paging, &[Column("ID", &["/id"])]).await.unwrap();
+        let requests = task.await.unwrap();
+        assert!(requests[0].starts_with("GET /v1/events?tenant=acme&limit=250 "), "{}", requests[0]);
+        assert!(
+            requests[1].starts_with("GET /v1/events?tenant=acme&limit=250&cursor=c1 "),
+            "{}",
+            requests[1]
+        );
+    }
+}
