@@ -229,7 +229,12 @@ impl RateLimitInput {
         RateLimit {
             limit: whole(errors, "/rateLimit/limit", self.limit, RATE_MAX),
             per: bounded(errors, "/rateLimit/per", self.per.as_deref(), second, bounds),
-            burst: whole(errors, "/rateLimit/burst", self.burst.unwrap_or(self.limit), RATE_MAX),
+            burst: whole(
+                errors,
+                "/rateLimit/burst",
+                self.burst.unwrap_or(self.limit.clamp(1, RATE_MAX)),
+                RATE_MAX,
+            ),
         }
     }
 }

@@ -5,21 +5,19 @@ use tower::ServiceExt;
 
 use super::*;
 
-fn api(dev: bool) -> Option<Router> {
+fn api() -> Router {
     let config = ApiConfig {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
         defaults: policy::tests::defaults(),
         admin_key_hash: Some(auth::hash_secret("secret")),
-        dev,
+        dev: false,
     };
-    // The integrator replaces this with an engine over an empty directory.
-    let engine = engine()?;
-    Some(router(Api::new(engine, config, Arc::new(|_| ()))))
+    router(Api::new(engine(), config, Arc::new(|_| ())))
 }
 
-fn engine() -> Option<Engine> {
-    None
+fn engine() -> Engine {
+    unimplemented!("an engine over an empty directory")
 }
 
 async fn ask(
@@ -43,8 +41,9 @@ async fn ask(
 }
 
 #[tokio::test]
+#[ignore = "needs an engine, which cannot be made yet; none of its methods is called"]
 async fn bad_requests_are_refused_with_their_problem() {
-    let Some(router) = api(false) else { return };
+    let router = api();
     const JSON: Option<&str> = Some("application/json");
     let large = format!("{{\"type\":\"a\",\"data\":\"{}\"}}", "x".repeat(2000));
     let table: &[(Method, &str, Option<&str>, &str, u16, &str)] = &[
