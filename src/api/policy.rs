@@ -232,7 +232,7 @@ impl RateLimitInput {
             burst: whole(
                 errors,
                 "/rateLimit/burst",
-                self.burst.unwrap_or(self.limit.clamp(1, RATE_MAX)),
+                self.burst.unwrap_or_else(|| self.limit.clamp(1, RATE_MAX)),
                 RATE_MAX,
             ),
         }
