@@ -40,13 +40,16 @@ async fn ask(
     (parts.status.as_u16(), String::from_utf8(body.to_vec()).unwrap(), parts.headers)
 }
 
+/// Method, path, content type, body; then the status and a part of the answer.
+type Case<'a> = (Method, &'a str, Option<&'a str>, &'a str, u16, &'a str);
+
 #[tokio::test]
 #[ignore = "needs an engine, which cannot be made yet; none of its methods is called"]
 async fn bad_requests_are_refused_with_their_problem() {
     let router = api();
     const JSON: Option<&str> = Some("application/json");
     let large = format!("{{\"type\":\"a\",\"data\":\"{}\"}}", "x".repeat(2000));
-    let table: &[(Method, &str, Option<&str>, &str, u16, &str)] = &[
+    let table: &[Case] = &[
         (Method::POST, "/v1/events", JSON, "{", 400, "malformed"),
         (Method::POST, "/v1/events", JSON, "", 400, "malformed"),
         (Method::POST, "/v1/events", JSON, r#"{"type":"a","data":1,"x":1}"#, 422, "/x"),
@@ -85,4 +88,13 @@ async fn bad_requests_are_refused_with_their_problem() {
         assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
         assert_eq!(headers.contains_key(header::ALLOW), *status == 405);
     }
+}
+
+#[tokio::test]
+#[ignore = "needs an engine, which cannot be made yet; none of its methods is called"]
+async fn a_request_without_a_key_is_refused() {
+    let request = axum::http::Request::get("/v1/endpoints").body(Body::empty()).unwrap();
+    let response = api().oneshot(request).await.unwrap();
+    assert_eq!(response.status().as_u16(), 401);
+    assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
 }
