@@ -1,0 +1,275 @@
+//! Reading request bodies: bounded, in time, of the right media type, and into types that name what is wrong.
+//!
+//! What is not JSON is malformed (400). What is JSON but not what the operation takes is invalid (422), with a pointer.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::error::Category;
+
+use super::problem::{FieldError, Problem, pointer};
+
+/// A body must have arrived after this long.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Reads at most `limit` bytes.
+///
+/// # Errors
+/// 413 above `limit`, 408 after [`READ_TIMEOUT`], 400 when the connection ends first.
+pub async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, Problem> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
+        return Err(Problem::PayloadTooLarge { limit });
+    }
+    match tokio::time::timeout(READ_TIMEOUT, collect(body, limit)).await {
+        Ok(result) => result,
+        Err(_) => Err(Problem::RequestTimeout),
+    }
+}
+
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::Malformed("the body ended too early".to_owned()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > limit {
+            return Err(Problem::PayloadTooLarge { limit });
+        }
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else {
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// Which of the `accepted` media types the request has. `charset=utf-8` is the only parameter that is understood.
+///
+/// # Errors
+/// 415 for any other type, and without one.
+pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
+    let refused = || Problem::UnsupportedMediaType { accepted };
+    let value = headers.get(header::CONTENT_TYPE).ok_or_else(refused)?.to_str().map_err(|_| refused())?;
+    let mut parts = value.split(';').map(str::trim);
+    let media = parts.next().unwrap_or_default();
+    let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(refused)?;
+    let understood = |part: &str| {
+        part.is_empty()
+            || part.split_once('=').is_some_and(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("charset")
+                    && value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            })
+    };
+    if parts.all(understood) { Ok(found) } else { Err(refused()) }
+}
+
+/// # Errors
+/// 400 for what is not UTF-8.
+pub fn text(body: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(body)
+        .map_err(|error| Problem::Malformed(format!("not UTF-8 from byte {} on", error.valid_up_to())))
+}
+
+/// # Errors
+/// 400 for what is not JSON, 422 for JSON that is not a `T`, with a pointer to what is wrong.
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    let text = text(body)?;
+    match serde_json::from_str(text) {
+        Ok(value) => Ok(value),
+        Err(error) => Err(explain::<T>(text, &error)),
+    }
+}
+
+/// A body that may be absent; absent is `T`'s default.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_or_default<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, Problem> {
+    if body.is_empty() { Ok(T::default()) } else { parse(body) }
+}
+
+/// The slow path, only for refusals: parses again while keeping track of where it is.
+fn explain<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Problem {
+    if text.trim().is_empty() {
+        return Problem::Malformed("the body is empty; JSON was expected".to_owned());
+    }
+    match error.classify() {
+        Category::Syntax | Category::Eof | Category::Io => Problem::Malformed(format!(
+            "not JSON: {} at line {} column {}",
+            words(error),
+            error.line(),
+            error.column()
+        )),
+        Category::Data => {
+            // What comes after the wrong member may not even be JSON; then that is what is said.
+            if let Err(syntax) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                return Problem::Malformed(format!(
+                    "not JSON: {} at line {} column {}",
+                    words(&syntax),
+                    syntax.line(),
+                    syntax.column()
+                ));
+            }
+            let mut deserializer = serde_json::Deserializer::from_str(text);
+            let traced: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
+            match traced {
+                Ok(_) => Problem::Validation(vec![FieldError::at("", words(error))]),
+                Err(traced) => {
+                    let place = path_pointer(traced.path());
+                    Problem::Validation(vec![located(place, words(traced.inner()))])
+                }
+            }
+        }
+    }
+}
+
+/// As [`parse`], for a value that was put together from JSON.
+///
+/// # Errors
+/// 422 with a pointer.
+pub fn parse_value<T: for<'de> Deserialize<'de>>(value: serde_json::Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|traced| {
+        let place = path_pointer(traced.path());
+        Problem::Validation(vec![located(place, words(traced.inner()))])
+    })
+}
+
+/// serde's words without the place, which is said separately.
+fn words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn path_pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut place = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => place = pointer(&place, &index.to_string()),
+            Segment::Map { key } => place = pointer(&place, key),
+            Segment::Enum { variant } => place = pointer(&place, variant),
+            Segment::Unknown => {}
+        }
+    }
+    place
+}
+
+/// Members that are missing, unknown or there twice are pointed at themselves, not at the object around them.
+fn located(place: String, detail: String) -> FieldError {
+    let named = ["missing field `", "unknown field `", "duplicate field `"]
+        .iter()
+        .find_map(|start| detail.strip_prefix(start))
+        .and_then(|rest| rest.split('`').next());
+    match named {
+        Some(member) if place.rsplit('/').next() != pointer("", member).strip_prefix('/') => {
+            FieldError::at(pointer(&place, member), detail)
+        }
+        _ => FieldError::at(place, detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::super::problem::Place;
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Outer {
+        name: String,
+        inner: Option<Inner>,
+        list: Option<Vec<u32>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Inner {
+        count: u32,
+    }
+
+    #[test]
+    fn what_is_not_json_is_malformed() {
+        for body in [
+            &b""[..],
+            b"  ",
+            b"{",
+            b"{\"name\":",
+            b"{\"name\": \"a\"} x",
+            b"nope",
+            b"\xff\xfe",
+            b"{\"zzz\":1,}",
+        ] {
+            let problem = parse::<Outer>(body).unwrap_err();
+            assert_eq!(problem.status(), 400, "{body:?} gave {problem:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_pointed_at() {
+        for (body, expected) in [
+            (r#"{}"#, "/name"),
+            (r#"{"name": 1}"#, "/name"),
+            (r#"{"name": "a", "zzz": 1}"#, "/zzz"),
+            (r#"{"name": "a", "name": "b"}"#, "/name"),
+            (r#"{"name": "a", "inner": {"count": "x"}}"#, "/inner/count"),
+            (r#"{"name": "a", "inner": {}}"#, "/inner/count"),
+            (r#"{"name": "a", "inner": {"count": 1, "odd/member": 2}}"#, "/inner/odd~1member"),
+            (r#"{"name": "a", "list": [1, -1]}"#, "/list/1"),
+            (r#"[]"#, ""),
+            (r#""text""#, ""),
+        ] {
+            match parse::<Outer>(body.as_bytes()).unwrap_err() {
+                Problem::Validation(errors) => {
+                    assert_eq!(errors[0].place, Place::Pointer(expected.to_owned()), "{body}: {errors:?}");
+                    assert!(!errors[0].detail.contains("line"), "{errors:?}");
+                }
+                other => panic!("{body} gave {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_accepted_media_types_pass() {
+        let headers = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
+            headers
+        };
+        const ACCEPTED: &[&str] = &["application/json"];
+        for good in
+            ["application/json", "Application/JSON; charset=UTF-8", "application/json;charset=\"utf-8\""]
+        {
+            assert_eq!(media_type(&headers(good), ACCEPTED), Ok("application/json"), "{good}");
+        }
+        for bad in
+            ["text/plain", "application/jsonx", "application/json; charset=latin1", "", "multipart/form-data"]
+        {
+            assert_eq!(media_type(&headers(bad), ACCEPTED).unwrap_err().status(), 415, "{bad}");
+        }
+        assert_eq!(media_type(&HeaderMap::new(), ACCEPTED).unwrap_err().status(), 415);
+    }
+
+    #[tokio::test]
+    async fn a_body_above_its_bound_is_refused() {
+        let problem = read(Body::from(vec![b'x'; 11]), &HeaderMap::new(), 10).await.unwrap_err();
+        assert_eq!(problem, Problem::PayloadTooLarge { limit: 10 });
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("99999999999999"));
+        assert_eq!(read(Body::empty(), &headers, 10).await.unwrap_err().status(), 413);
+        assert_eq!(read(Body::from("0123456789"), &HeaderMap::new(), 10).await.unwrap(), "0123456789");
+    }
+}

@@ -1,0 +1,121 @@
+//! The dead-letter queue: reading, redriving and purging, one by one or by filter.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::deliveries::{EndpointFilter, endpoint_filter};
+use super::lists::{self, List};
+use super::problem::{Errors, Problem};
+use super::reply::Reply;
+use super::views::{CountBody, DeadLetterBody, DeadLetterDetailBody, DeliveryBody};
+use super::{Call, body, not_found, text};
+use crate::domain::{DeliveryId, EndpointId};
+use crate::engine::types::Filter;
+
+/// `GET /v1/dead-letters`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let common = call.query.common()?;
+    let (after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
+    let mut filter = Filter {
+        tenant: call.principal.filter(common.tenant)?,
+        event_type: common.event_type,
+        reason: call.query.word("reason", lists::REASONS)?.and_then(lists::reason),
+        since: common.since,
+        until: common.until,
+        ..Filter::default()
+    };
+    match endpoint_filter(call)? {
+        EndpointFilter::All => {}
+        EndpointFilter::One(number) => filter.endpoint = Some(number),
+        EndpointFilter::Unknown => return Ok(lists::nothing()),
+    }
+    let page = call.api.engine.dead_letters(&call.principal.scope, filter, after, limit).await?;
+    let data = page.items.iter().map(DeadLetterBody::new).collect();
+    Ok(lists::answer(&call.path, &call.query, List::DeadLetters, &page, data))
+}
+
+/// `GET /v1/dead-letters/{deliveryId}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("dead letter")?;
+    match call.api.engine.dead_letter(&call.principal.scope, key).await? {
+        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail))),
+        None => Err(not_found("dead letter", &call.id)),
+    }
+}
+
+/// `POST /v1/dead-letters/{deliveryId}/redrive`
+pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("dead letter")?;
+    let view = call.api.engine.redrive(&call.principal.scope, key).await?;
+    Ok(Reply::json(202, &DeliveryBody::new(&view)))
+}
+
+/// `DELETE /v1/dead-letters/{deliveryId}`
+pub async fn purge(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("dead letter")?;
+    call.api.engine.purge(&call.principal.scope, key).await?;
+    Ok(Reply::empty())
+}
+
+/// The list's filters; without any, all dead letters that the key sees.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LettersInput {
+    endpoint_id: Option<String>,
+    tenant: Option<String>,
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    #[schemars(extend("enum" = [
+        "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", null
+    ]))]
+    reason: Option<String>,
+    /// Died at or after this time.
+    #[schemars(extend("format" = "date-time"))]
+    since: Option<String>,
+    /// Died before this time.
+    #[schemars(extend("format" = "date-time"))]
+    until: Option<String>,
+}
+
+/// The filter of a bulk operation. What it names must exist: a mistyped id must not become "all of them".
+fn filter(call: &Call) -> Result<Filter, Problem> {
+    let input: LettersInput = body::parse(&call.body)?;
+    let mut errors = Errors::default();
+    let endpoint = input.endpoint_id.and_then(|id| {
+        let found = id.parse::<EndpointId>().ok();
+        let found = found.and_then(|id| call.api.engine.endpoint(&call.principal.scope, &id));
+        errors.check("/endpointId", found.ok_or_else(|| format!("there is no endpoint `{id}`")))
+    });
+    let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let event_type = input.event_type.and_then(|name| errors.check("/type", name.parse()));
+    let reason = input.reason.and_then(|word| {
+        let reason = lists::reason(&word);
+        errors.check("/reason", reason.ok_or_else(|| format!("must be one of {}", lists::REASONS.join(", "))))
+    });
+    let since = input.since.and_then(|time| errors.check("/since", text::parse_time(&time)));
+    let until = input.until.and_then(|time| errors.check("/until", text::parse_time(&time)));
+    errors.finish()?;
+    Ok(Filter {
+        tenant: call.principal.filter(tenant)?,
+        endpoint: endpoint.map(|endpoint| endpoint.number),
+        event_type,
+        reason,
+        since,
+        until,
+        ..Filter::default()
+    })
+}
+
+/// `POST /v1/dead-letters/redrive`
+pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
+    let filter = filter(call)?;
+    let count = call.api.engine.redrive_matching(&call.principal.scope, filter).await?;
+    Ok(Reply::json(202, &CountBody { count }))
+}
+
+/// `POST /v1/dead-letters/purge`
+pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
+    let filter = filter(call)?;
+    let count = call.api.engine.purge_matching(&call.principal.scope, filter).await?;
+    Ok(Reply::json(202, &CountBody { count }))
+}

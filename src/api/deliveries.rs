@@ -1,0 +1,81 @@
+//! Reading, retrying and cancelling deliveries.
+
+use super::lists::{self, List};
+use super::problem::Problem;
+use super::reply::Reply;
+use super::views::{DeliveryBody, DeliveryDetailBody};
+use super::{Call, not_found};
+use crate::domain::{DeliveryId, EndpointId, EndpointNumber, EventId};
+use crate::engine::types::Filter;
+
+/// `GET /v1/deliveries`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let common = call.query.common()?;
+    let (after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
+    let delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
+    let event_id: Option<EventId> = call.query.get("eventId")?;
+    let lookup = call.principal.tenant(common.tenant.clone())?;
+    let mut filter = Filter {
+        tenant: call.principal.filter(common.tenant)?,
+        event_type: common.event_type,
+        delivery_state,
+        since: common.since,
+        until: common.until,
+        ..Filter::default()
+    };
+    match endpoint_filter(call)? {
+        EndpointFilter::All => {}
+        EndpointFilter::One(number) => filter.endpoint = Some(number),
+        EndpointFilter::Unknown => return Ok(lists::nothing()),
+    }
+    if let Some(id) = event_id {
+        match call.api.engine.event(&call.principal.scope, &lookup, &id).await? {
+            Some(view) => filter.event = Some(view.position),
+            None => return Ok(lists::nothing()),
+        }
+    }
+    let page = call.api.engine.deliveries(&call.principal.scope, filter, after, limit).await?;
+    let data = page.items.iter().map(DeliveryBody::new).collect();
+    Ok(lists::answer(&call.path, &call.query, List::Deliveries, &page, data))
+}
+
+/// What `endpointId` narrows a list to.
+pub enum EndpointFilter {
+    All,
+    One(EndpointNumber),
+    /// There is no such endpoint, so nothing is listed.
+    Unknown,
+}
+
+/// # Errors
+/// 422 when it cannot be an id.
+pub fn endpoint_filter(call: &Call) -> Result<EndpointFilter, Problem> {
+    let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(EndpointFilter::All) };
+    Ok(match call.api.engine.endpoint(&call.principal.scope, &id) {
+        Some(endpoint) => EndpointFilter::One(endpoint.number),
+        None => EndpointFilter::Unknown,
+    })
+}
+
+/// `GET /v1/deliveries/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("delivery")?;
+    match call.api.engine.delivery(&call.principal.scope, key).await? {
+        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail))),
+        None => Err(not_found("delivery", &call.id)),
+    }
+}
+
+/// `POST /v1/deliveries/{id}/retry`
+pub async fn retry(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("delivery")?;
+    let view = call.api.engine.retry_delivery(&call.principal.scope, key).await?;
+    Ok(Reply::json(202, &DeliveryBody::new(&view)))
+}
+
+/// `POST /v1/deliveries/{id}/cancel`
+pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("delivery")?;
+    let view = call.api.engine.cancel_delivery(&call.principal.scope, key).await?;
+    Ok(Reply::json(200, &DeliveryBody::new(&view)))
+}

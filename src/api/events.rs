@@ -1,0 +1,535 @@
+//! Posting and reading events.
+//!
+//! `data` and `metadata` are passed on byte for byte; they are never parsed into a tree. The path of an accepted event
+//! is kept short: one parse, one answer written into one buffer.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use super::idempotency::{self, Once};
+use super::lists::{self, List};
+use super::problem::{Errors, Problem};
+use super::reply::Reply;
+use super::views::{AcceptedBody, CountBody, EventBody};
+use super::{Call, body, not_found, text};
+use crate::domain::{EndpointId, EventId, Expected, Idempotency, Tenant};
+use crate::engine::types::{Accepted, Answer, EventDraft, Filter, PublishError, Remembered};
+use crate::limits;
+
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// An event to be published.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventInput<'a> {
+    /// Dot-separated words, at most 255 bytes.
+    #[serde(rename = "type", borrow)]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    event_type: Cow<'a, str>,
+    /// Any JSON value; subscribers get it byte for byte.
+    #[serde(borrow)]
+    #[schemars(with = "serde_json::Value")]
+    data: &'a RawValue,
+    /// Unique per tenant; a repetition is answered with the first event.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]
+    id: Option<String>,
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    tenant: Option<String>,
+    /// When it happened; without it, when it was accepted.
+    #[schemars(extend("format" = "date-time"))]
+    timestamp: Option<String>,
+    /// Version of the data's schema; `1.0` without it.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    version: Option<String>,
+    /// The subject whose events are numbered from 1.
+    #[schemars(length(min = 1, max = 255))]
+    stream: Option<String>,
+    /// The version that the stream must have; needs `stream`.
+    expected_version: Option<ExpectedVersion>,
+    /// The stream without it.
+    #[schemars(length(min = 1, max = 255))]
+    ordering_key: Option<String>,
+    /// Not before this time.
+    #[schemars(extend("format" = "date-time"))]
+    deliver_at: Option<String>,
+    /// Kept with the event, and not sent.
+    #[serde(borrow)]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    metadata: Option<&'a RawValue>,
+}
+
+/// A number, `"none"` or `"any"`.
+#[derive(Clone, Copy, Debug)]
+struct ExpectedVersion(Expected);
+
+impl<'de> Deserialize<'de> for ExpectedVersion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl Visitor<'_> for Words {
+            type Value = Expected;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a version from 1 on, \"none\" or \"any\"")
+            }
+
+            fn visit_u64<E: de::Error>(self, version: u64) -> Result<Expected, E> {
+                if version == 0 {
+                    return Err(E::custom(
+                        "versions count from 1; \"none\" means that the stream must not exist",
+                    ));
+                }
+                Ok(Expected::Version(version))
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Expected, E> {
+                match word {
+                    "none" => Ok(Expected::NoStream),
+                    "any" => Ok(Expected::Any),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Words).map(Self)
+    }
+}
+
+impl JsonSchema for ExpectedVersion {
+    fn schema_name() -> Cow<'static, str> {
+        "ExpectedVersion".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": ["none", "any"]}]})
+    }
+}
+
+/// Checks an event and makes it ready for the engine. `raw` is the event as it was posted.
+fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
+    let mut errors = Errors::default();
+    let event_type = errors.check("/type", input.event_type.parse());
+    let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
+    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let version = errors.check("/version", input.version.as_deref().unwrap_or("1.0").parse());
+    let timestamp = input.timestamp.and_then(|time| errors.check("/timestamp", text::parse_time(&time)));
+    let deliver_at = input.deliver_at.and_then(|time| errors.check("/deliverAt", text::parse_time(&time)));
+    let has_stream = input.stream.is_some();
+    let stream = input.stream.and_then(|stream| errors.check("/stream", stream.parse()));
+    let ordering_key = input.ordering_key.and_then(|key| errors.check("/orderingKey", key.parse()));
+    if input.expected_version.is_some() && !has_stream {
+        errors.push("/expectedVersion", "needs `stream`");
+    }
+    if let Some(metadata) = input.metadata {
+        if !metadata.get().starts_with('{') {
+            errors.push("/metadata", "must be an object");
+        } else if metadata.get().len() > limits::METADATA_BYTES_MAX {
+            errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
+        }
+    }
+    if tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+        errors.push("/tenant", "the tenant `balto` is reserved");
+    }
+    errors.finish()?;
+    let (Some(event_type), Some(version)) = (event_type, version) else {
+        return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
+    };
+    let tenant = call.principal.tenant(tenant)?;
+    if tenant.as_str() == Tenant::OPERATOR {
+        return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
+    }
+    let fingerprint = if id.is_some() { idempotency::fingerprint(raw) } else { [0; 16] };
+    Ok(EventDraft {
+        id,
+        tenant,
+        event_type,
+        version,
+        timestamp,
+        stream,
+        expected: input.expected_version.map_or(Expected::Any, |expected| expected.0),
+        ordering_key,
+        deliver_at,
+        metadata: input.metadata.map(|metadata| Bytes::copy_from_slice(metadata.get().as_bytes())),
+        attributes: trace_attribute(&call.headers),
+        // Copied: a slice would keep the whole request in memory for as long as the event waits.
+        data: Bytes::copy_from_slice(input.data.get().as_bytes()),
+        idempotency: None,
+        fingerprint,
+        only: None,
+    })
+}
+
+/// The request's `traceparent`, when it has the form of W3C Trace Context section 3.2.
+fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
+    let value = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    match value.filter(|value| is_traceparent(value)) {
+        Some(value) => vec![("traceparent".into(), value.into())],
+        None => Vec::new(),
+    }
+}
+
+fn is_traceparent(value: &str) -> bool {
+    let hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+    let mut parts = value.splitn(5, '-');
+    let (Some(version), Some(trace), Some(parent), Some(flags)) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return false;
+    };
+    let known = hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+    known
+        && value.len() <= 512
+        && hex(trace, 32)
+        && !zero(trace)
+        && hex(parent, 16)
+        && !zero(parent)
+        && hex(flags, 2)
+}
+
+/// The tenant in which the caller's ids are looked up when a request does not name one.
+fn default_tenant(call: &Call) -> &str {
+    call.principal.scope.0.as_ref().map_or(Tenant::DEFAULT, Tenant::as_str)
+}
+
+/// Answers one accepted event.
+pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
+    let body = AcceptedBody::new(accepted, default_tenant(call));
+    let reply = Reply::json(202, &body).with_header("location", &body.status_url);
+    if accepted.duplicate { reply.with_header("idempotent-replayed", "true") } else { reply }
+}
+
+/// `POST /v1/events`
+pub async fn post(call: &Call) -> Result<Reply, Problem> {
+    let input: EventInput<'_> = body::parse(&call.body)?;
+    let mut draft = draft(call, input, &call.body)?;
+    let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
+    draft.idempotency = idempotency;
+    let accepted = call.api.engine.publish(draft).await?;
+    Ok(accepted_reply(call, &accepted))
+}
+
+/// `POST /v1/events/batch`
+pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
+    let key = idempotency::key(&call.headers)?;
+    let (base, _guard) = call.idempotency(default_tenant(call))?;
+    let items = if call.media == NDJSON { ndjson_items(&call.body)? } else { json_items(&call.body)? };
+    let mut drafts = Vec::with_capacity(items.len());
+    let mut places = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        let mut place = item.and_then(|raw| batch_draft(call, raw));
+        if let (Ok(draft), Some(key), Some(base)) = (&mut place, &key, &base) {
+            let scope = idempotency::scope(draft.tenant.as_str(), "POST /v1/events/batch", key, Some(index));
+            draft.idempotency = Some(Idempotency { scope, ..base.clone() });
+        }
+        places.push(place.map(|draft| drafts.push(draft)));
+    }
+    if let Some(base) = base {
+        claim(call, base).await?;
+    }
+    let published = call.api.engine.publish_batch(drafts).await;
+    Ok(batch_reply(call, places, published))
+}
+
+/// Binds the key to this body before anything is published. The events' own idempotency gives their answers again;
+/// this alone notices a second body that has more events than the first.
+async fn claim(call: &Call, base: Idempotency) -> Result<(), Problem> {
+    match call.api.engine.remembered(&base).await? {
+        Remembered::Nothing => {
+            let marker = Answer { status: 202, body: Vec::new().into() };
+            Ok(call.api.engine.remember(base, marker).await?)
+        }
+        Remembered::Same(_) => Ok(()),
+        Remembered::Mismatch => Err(Problem::IdempotencyMismatch),
+    }
+}
+
+fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
+    let limit = call.config.max_event_bytes;
+    if raw.len() > limit {
+        return Err(Problem::PayloadTooLarge { limit });
+    }
+    draft(call, body::parse(raw)?, raw)
+}
+
+type Published = Vec<Result<Accepted, PublishError>>;
+
+fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Published) -> Reply {
+    let mut published = published.into_iter();
+    let mut out = Vec::with_capacity(64 + places.len() * 320);
+    let mut replayed = true;
+    out.extend_from_slice(b"{\"results\":[");
+    for (index, place) in places.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let result = match place {
+            Err(problem) => Err(problem),
+            Ok(()) => match published.next() {
+                Some(result) => result.map_err(Problem::from),
+                None => Err(Problem::Unavailable("the event was not answered".to_owned())),
+            },
+        };
+        match result {
+            Ok(accepted) => {
+                replayed &= accepted.duplicate;
+                let body =
+                    AcceptedBody { status: Some(202), ..AcceptedBody::new(&accepted, default_tenant(call)) };
+                write_item(&mut out, &body);
+            }
+            Err(problem) => {
+                replayed = false;
+                call.api.refused(&problem);
+                write_item(&mut out, &problem);
+            }
+        }
+    }
+    out.extend_from_slice(b"]}");
+    let reply = Reply::bytes(202, out.into());
+    if replayed { reply.with_header("idempotent-replayed", "true") } else { reply }
+}
+
+/// Our own types always serialise into memory; should one not, its place is null and the log says why.
+fn write_item(out: &mut Vec<u8>, item: &impl Serialize) {
+    let start = out.len();
+    if let Err(error) = serde_json::to_writer(&mut *out, item) {
+        tracing::error!(%error, "a batch result could not be serialised");
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+type Items<'a> = Vec<Result<&'a [u8], Problem>>;
+
+fn json_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
+    let input: BatchInput<'_> = body::parse(raw)?;
+    check_count(input.events.count)?;
+    Ok(input.events.items.into_iter().map(|item| Ok(item.get().as_bytes())).collect())
+}
+
+fn ndjson_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
+    let lines = || raw.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    check_count(lines().take(limits::BATCH_EVENTS_MAX + 1).count())?;
+    Ok(lines().map(Ok).collect())
+}
+
+fn check_count(count: usize) -> Result<(), Problem> {
+    if count == 0 {
+        return Err(Problem::invalid("/events", "at least one event is needed"));
+    }
+    if count > limits::BATCH_EVENTS_MAX {
+        return Err(Problem::invalid("/events", format!("at most {} events", limits::BATCH_EVENTS_MAX)));
+    }
+    Ok(())
+}
+
+/// Each event stands alone, so none is looked into while the batch is taken apart.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchInput<'a> {
+    #[serde(borrow)]
+    events: Bounded<'a>,
+}
+
+/// Counts all, and keeps no more than the limit: a body of millions of tiny items costs no memory.
+struct Bounded<'a> {
+    items: Vec<&'a RawValue>,
+    count: usize,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Bounded<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
+        impl<'de> Visitor<'de> for Items {
+            type Value = Bounded<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bounded<'de>, A::Error> {
+                let mut bounded = Bounded { items: Vec::new(), count: 0 };
+                while let Some(item) = list.next_element::<&'de RawValue>()? {
+                    bounded.count += 1;
+                    if bounded.count <= limits::BATCH_EVENTS_MAX {
+                        bounded.items.push(item);
+                    }
+                }
+                Ok(bounded)
+            }
+        }
+        deserializer.deserialize_seq(Items)
+    }
+}
+
+/// For the API document.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "its schema is read, never its value")]
+pub struct BatchSchema<'a> {
+    /// 1 to 1,000; each stands alone.
+    #[schemars(length(min = 1, max = 1000))]
+    events: Vec<EventInput<'a>>,
+}
+
+/// For the API document.
+#[derive(Serialize, JsonSchema)]
+pub struct BatchAnswer {
+    /// In the order of the request: what `POST /v1/events` answers, with `status` 202, or a problem.
+    pub results: Vec<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// `GET /v1/events/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let id: EventId = call.named("event")?;
+    let tenant = call.principal.tenant(call.query.get("tenant")?)?;
+    match call.api.engine.event(&call.principal.scope, &tenant, &id).await? {
+        Some(view) => Ok(Reply::json(200, &EventBody::new(&view))),
+        None => Err(not_found("event", id.as_str())),
+    }
+}
+
+/// `GET /v1/events`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let common = call.query.common()?;
+    let filter = Filter {
+        tenant: call.principal.filter(common.tenant)?,
+        event_type: common.event_type,
+        stream: call.query.get("stream")?,
+        event_status: call.query.word("status", lists::EVENT_STATUSES)?,
+        since: common.since,
+        until: common.until,
+        ..Filter::default()
+    };
+    let (after, limit) = (call.query.cursor(List::Events)?, call.query.limit()?);
+    let page = call.api.engine.events(&call.principal.scope, filter, after, limit).await?;
+    let data = page.items.iter().map(EventBody::new).collect();
+    Ok(lists::answer(&call.path, &call.query, List::Events, &page, data))
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplayInput {
+    /// Without it: the endpoints that the event matches now.
+    #[schemars(length(min = 1, max = 1000))]
+    endpoint_ids: Option<Vec<String>>,
+}
+
+/// `POST /v1/events/{id}/replay`
+pub async fn replay(call: &Call) -> Result<Reply, Problem> {
+    let id: EventId = call.named("event")?;
+    let tenant = call.principal.tenant(call.query.get("tenant")?)?;
+    let input: ReplayInput = body::parse_or_default(&call.body)?;
+    let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
+    let run = match call.once(tenant.as_str()).await? {
+        Once::Again(reply) => return Ok(reply),
+        Once::First(idempotency, guard) => (idempotency, guard),
+    };
+    let engine = &call.api.engine;
+    let count = engine.replay_event(&call.principal.scope, &tenant, &id, endpoints).await?;
+    let reply = Reply::json(202, &CountBody { count });
+    if let Some(idempotency) = run.0 {
+        engine.remember(idempotency, reply.answer()).await?;
+    }
+    Ok(reply)
+}
+
+fn replay_targets(call: &Call, ids: &[String]) -> Result<Vec<EndpointId>, Problem> {
+    let mut errors = Errors::default();
+    if ids.is_empty() || ids.len() > limits::BULK_DELIVERIES_MAX {
+        errors.push("/endpointIds", "1 to 1000 ids, or leave it out for those that the event matches now");
+    }
+    let mut targets = Vec::new();
+    for (index, text) in ids.iter().take(limits::BULK_DELIVERIES_MAX).enumerate() {
+        match text.parse::<EndpointId>() {
+            Ok(id) if call.api.engine.endpoint(&call.principal.scope, &id).is_some() => targets.push(id),
+            _ => errors.push(format!("/endpointIds/{index}"), format!("there is no endpoint `{text}`")),
+        }
+    }
+    errors.finish()?;
+    targets.sort();
+    targets.dedup();
+    Ok(targets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_traceparent_is_kept() {
+        const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+        for (value, good) in [
+            (format!("00-{TRACE}-b7ad6b7169203331-01"), true),
+            (format!("cc-{TRACE}-b7ad6b7169203331-01-what"), true),
+            (format!("00-{TRACE}-b7ad6b7169203331-01-what"), false),
+            (format!("ff-{TRACE}-b7ad6b7169203331-01"), false),
+            (format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)), false),
+            (format!("00-{TRACE}-0000000000000000-01"), false),
+            (format!("00-{}-b7ad6b7169203331-01", TRACE.to_uppercase()), false),
+            ("00".to_owned(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(is_traceparent(&value), good, "{value}");
+        }
+    }
+
+    #[test]
+    fn data_is_taken_byte_for_byte() {
+        let body = br#"{"type":"a.b","data": {"z" :1.0,"a": "\u00e9", "z":2e400} ,"expectedVersion":"none","stream":"s"}"#;
+        let input: EventInput<'_> = body::parse(body).unwrap();
+        assert_eq!(input.data.get(), r#"{"z" :1.0,"a": "\u00e9", "z":2e400}"#);
+        assert_eq!(input.expected_version.unwrap().0, Expected::NoStream);
+        let null: EventInput<'_> = body::parse(br#"{"type":"a","data":null,"deliverAt":null}"#).unwrap();
+        assert_eq!(null.data.get(), "null");
+    }
+
+    #[test]
+    fn wrong_members_of_an_event_are_pointed_at() {
+        for (body, place) in [
+            (r#"{"data":1}"#, "/type"),
+            (r#"{"type":"a"}"#, "/data"),
+            (r#"{"type":1,"data":1}"#, "/type"),
+            (r#"{"type":"a","data":1,"extra":1}"#, "/extra"),
+            (r#"{"type":"a","data":1,"data":2}"#, "/data"),
+            (r#"{"type":"a","data":1,"stream":"s","expectedVersion":"some"}"#, "/expectedVersion"),
+            (r#"{"type":"a","data":1,"stream":"s","expectedVersion":0}"#, "/expectedVersion"),
+            (r#"{"type":"a","data":1,"stream":"s","expectedVersion":-1}"#, "/expectedVersion"),
+        ] {
+            let Err(Problem::Validation(errors)) = body::parse::<EventInput<'_>>(body.as_bytes()) else {
+                panic!("{body} was not invalid")
+            };
+            assert_eq!(
+                errors[0].place,
+                super::super::problem::Place::Pointer(place.to_owned()),
+                "{body} {errors:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_batch_is_taken_apart_without_looking_into_its_events() {
+        let items = json_items(br#"{"events": [{"type": 1}, 7, "x"]}"#).unwrap();
+        assert_eq!(items, vec![Ok(&br#"{"type": 1}"#[..]), Ok(&b"7"[..]), Ok(&br#""x""#[..])]);
+        let lines = ndjson_items(b"{\"a\":1}\r\n\n  \nnot json\n").unwrap();
+        assert_eq!(lines, vec![Ok(&br#"{"a":1}"#[..]), Ok(&b"not json"[..])]);
+    }
+
+    #[test]
+    fn a_batch_without_events_or_with_too_many_is_refused_whole() {
+        let many = |count: usize| format!("{{\"events\":[{}]}}", vec!["1"; count].join(","));
+        assert_eq!(json_items(many(0).as_bytes()).unwrap_err().status(), 422);
+        assert_eq!(json_items(many(1001).as_bytes()).unwrap_err().status(), 422);
+        assert_eq!(json_items(many(1000).as_bytes()).unwrap().len(), 1000);
+        assert_eq!(ndjson_items(b"\n\n").unwrap_err().status(), 422);
+        assert_eq!(ndjson_items("1\n".repeat(1001).as_bytes()).unwrap_err().status(), 422);
+        assert_eq!(json_items(b"{\"events\":[1,]}").unwrap_err().status(), 400);
+        assert_eq!(json_items(b"{\"events\":7}").unwrap_err().status(), 422);
+    }
+}

@@ -1,0 +1,132 @@
+//! API keys. A secret is shown once, when its key is made; only its hash is kept.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::idempotency::Once;
+use super::lists::{self, List};
+use super::problem::{Errors, Problem};
+use super::reply::Reply;
+use super::text::Time;
+use super::{Call, auth, body};
+use crate::domain::{ApiKey, KeyId, Role, Tenant};
+
+const SECRET_BYTES: usize = 32;
+const DESCRIPTION_BYTES_MAX: usize = 1_024;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyInput {
+    /// `admin`, `publisher` or `viewer`.
+    #[schemars(extend("enum" = ["admin", "publisher", "viewer"]))]
+    role: String,
+    /// The key sees this tenant alone; all of them without it.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    tenant: Option<String>,
+    /// At most 1,024 bytes.
+    #[schemars(length(max = 1024))]
+    description: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyBody {
+    pub id: String,
+    pub role: &'static str,
+    pub tenant: Option<String>,
+    pub description: String,
+    pub created_at: Time,
+    /// Only in the answer that makes the key. It is not kept, so a repeated request is answered without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl KeyBody {
+    fn new(key: &ApiKey) -> Self {
+        Self {
+            id: key.id.to_string(),
+            role: key.role.as_str(),
+            tenant: key.tenant.as_ref().map(ToString::to_string),
+            description: key.description.to_string(),
+            created_at: Time(key.created_at),
+            secret: None,
+        }
+    }
+}
+
+fn role(word: &str) -> Result<Role, &'static str> {
+    match word {
+        "admin" => Ok(Role::Admin),
+        "publisher" => Ok(Role::Publisher),
+        "viewer" => Ok(Role::Viewer),
+        _ => Err("must be one of admin, publisher, viewer"),
+    }
+}
+
+/// `POST /v1/keys`
+pub async fn create(call: &Call) -> Result<Reply, Problem> {
+    let input: KeyInput = body::parse(&call.body)?;
+    let mut errors = Errors::default();
+    let role = errors.check("/role", role(&input.role));
+    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let description = input.description.unwrap_or_default();
+    if description.len() > DESCRIPTION_BYTES_MAX {
+        errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
+    }
+    if tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) && role != Some(Role::Viewer)
+    {
+        errors.push("/tenant", "the tenant `balto` is reserved; only a viewer can be bound to it");
+    }
+    errors.finish()?;
+    let (idempotency, _guard) = match call.once(call.principal.scope_text()).await? {
+        Once::Again(reply) => return Ok(reply),
+        Once::First(idempotency, guard) => (idempotency, guard),
+    };
+    let engine = &call.api.engine;
+    let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(engine.random_bytes::<SECRET_BYTES>()));
+    let key = ApiKey {
+        id: engine.new_key_id(),
+        role: role.unwrap_or(Role::Viewer),
+        tenant,
+        description: description.into(),
+        hash: auth::hash_secret(&secret),
+        created_at: engine.now().wall,
+    };
+    let mut body = KeyBody::new(&key);
+    // The remembered answer is on disk, where no key's secret may be.
+    let answer = idempotency.map(|idempotency| (idempotency, Reply::json(201, &body).answer()));
+    body.secret = Some(secret);
+    let location = format!("/v1/keys/{}", key.id);
+    engine.create_key(key, answer).await?;
+    Ok(Reply::json(201, &body).with_header("location", &location).with_header("cache-control", "no-store"))
+}
+
+/// `GET /v1/keys`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let limit = call.query.limit()?;
+    let after = call.query.text("cursor").map(|cursor| lists::decode(List::Keys, cursor)).transpose()?;
+    let mut keys = call.api.engine.keys();
+    keys.retain(|key| after.as_ref().is_none_or(|after| place(key) < *after));
+    keys.sort_by_cached_key(|key| std::cmp::Reverse(place(key)));
+    let more = keys.len() > limit;
+    keys.truncate(limit);
+    let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &place(key)));
+    let data = keys.iter().map(|key| KeyBody::new(key)).collect();
+    Ok(lists::answer_with(&call.path, &call.query, data, next))
+}
+
+/// Where a key is in the list: by creation, then by id.
+fn place(key: &ApiKey) -> Vec<u8> {
+    let mut place = key.created_at.millis().to_be_bytes().to_vec();
+    place.extend_from_slice(key.id.as_str().as_bytes());
+    place
+}
+
+/// `DELETE /v1/keys/{id}`
+pub async fn delete(call: &Call) -> Result<Reply, Problem> {
+    let id: KeyId = call.named("key")?;
+    call.api.engine.delete_key(&id).await?;
+    Ok(Reply::empty())
+}

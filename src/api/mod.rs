@@ -1,0 +1,233 @@
+//! The HTTP API: reads requests, asks the engine, writes answers.
+//!
+//! Owns everything that is HTTP or JSON. Must never know the store. One table (`routes`) makes both the router and the
+//! OpenAPI document, so that the two cannot disagree; [`dispatch`] does for every operation what they have in common.
+
+pub mod auth;
+pub mod body;
+pub mod dead_letters;
+pub mod deliveries;
+pub mod endpoints;
+pub mod events;
+pub mod idempotency;
+pub mod keys;
+pub mod lists;
+pub mod openapi;
+pub mod ops;
+pub mod policy;
+pub mod problem;
+pub mod reply;
+pub mod routes;
+pub mod server;
+pub mod text;
+pub mod views;
+
+use std::future::ready;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, Request, State};
+use axum::http::{HeaderMap, Response};
+use axum::routing::on;
+use bytes::Bytes;
+
+use crate::domain::RetryPolicy;
+use crate::engine::Engine;
+use auth::{Access, Principal};
+use idempotency::{InFlight, Once};
+use lists::Query;
+use problem::Problem;
+use reply::Reply;
+use routes::{ROUTES, Repeat, Route};
+
+/// What an endpoint gets for what its request leaves out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointDefaults {
+    /// 100 ms to 60 s.
+    pub timeout: Duration,
+    pub retry: RetryPolicy,
+    /// 1 to [`crate::limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
+    pub max_in_flight: u32,
+}
+
+/// What the operator can set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiConfig {
+    /// Bound of one event's request body, in bytes; at most [`crate::limits::EVENT_BYTES_MAX`].
+    pub max_event_bytes: usize,
+    /// How long an `Idempotency-Key` is remembered.
+    pub idempotency_ttl: Duration,
+    pub defaults: EndpointDefaults,
+    /// SHA-256 of the configured admin key.
+    pub admin_key_hash: Option<[u8; 32]>,
+    /// No key is needed: every request is the operator's.
+    pub dev: bool,
+}
+
+/// Is told the `code` of every refused request, and of every refused event of a batch.
+pub type OnRefused = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// What all requests share.
+pub struct Api {
+    pub engine: Engine,
+    config: ArcSwap<ApiConfig>,
+    in_flight: InFlight,
+    on_refused: OnRefused,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(engine: Engine, config: ApiConfig, on_refused: OnRefused) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            config: ArcSwap::from_pointee(config),
+            in_flight: InFlight::default(),
+            on_refused,
+        })
+    }
+
+    /// The configuration from the next request on.
+    pub fn reconfigure(&self, config: ApiConfig) {
+        self.config.store(Arc::new(config));
+    }
+
+    #[must_use]
+    pub fn config(&self) -> Arc<ApiConfig> {
+        self.config.load_full()
+    }
+
+    pub(crate) fn refused(&self, problem: &Problem) {
+        (self.on_refused)(problem.code());
+    }
+}
+
+/// One request, authenticated and read.
+pub struct Call {
+    pub api: Arc<Api>,
+    pub config: Arc<ApiConfig>,
+    pub principal: Principal,
+    /// The request's path, as sent.
+    pub path: String,
+    /// The path's parameter; empty when the route has none.
+    pub id: String,
+    pub query: Query,
+    pub headers: HeaderMap,
+    /// The one of the route's media types that the body has.
+    pub media: &'static str,
+    pub body: Bytes,
+}
+
+impl Call {
+    /// The path's parameter as a name or id. What cannot be one does not exist.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn named<T: std::str::FromStr>(&self, what: &str) -> Result<T, Problem> {
+        self.id.parse().map_err(|_| not_found(what, &self.id))
+    }
+}
+
+/// 404 for a thing of this kind.
+#[must_use]
+pub fn not_found(what: &str, id: &str) -> Problem {
+    Problem::NotFound(format!("there is no {what} `{id}`"))
+}
+
+/// The router of the API listener.
+pub fn router(api: Arc<Api>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let handler = move |State(api): State<Arc<Api>>,
+                            params: Result<RawPathParams, RawPathParamsRejection>,
+                            request: Request| dispatch(api, route, params, request);
+        router = router.route(route.path, on(route.verb.filter(), handler));
+    }
+    router
+        .fallback(|| {
+            ready(refuse(Problem::NotFound("there is nothing here; the API is under /v1".to_owned())))
+        })
+        .method_not_allowed_fallback(|| ready(refuse(Problem::MethodNotAllowed)))
+        .with_state(api)
+}
+
+fn refuse(problem: Problem) -> Response<Body> {
+    problem.into_reply().into_response()
+}
+
+/// What every operation has in common: key, role, query, body, idempotency; then its handler.
+async fn dispatch(
+    api: Arc<Api>,
+    route: &'static Route,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+) -> Response<Body> {
+    let reply = match call(Arc::clone(&api), route, params, request).await {
+        Ok(call) => answer(route, &call).await,
+        Err(problem) => Err(problem),
+    };
+    match reply {
+        Ok(reply) => reply.into_response(),
+        Err(problem) => {
+            api.refused(&problem);
+            refuse(problem)
+        }
+    }
+}
+
+async fn call(
+    api: Arc<Api>,
+    route: &'static Route,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    request: Request,
+) -> Result<Call, Problem> {
+    let config = api.config();
+    let (parts, stream) = request.into_parts();
+    let principal = match route.access {
+        Access::Public => Principal::operator(),
+        access => {
+            let principal = auth::authenticate(&api, &config, &parts.headers)?;
+            principal.check(access)?;
+            principal
+        }
+    };
+    let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
+    let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
+    let query = Query::parse(parts.uri.query(), route.query)?;
+    let (media, body) = match &route.body {
+        None => ("", Bytes::new()),
+        Some(spec) if spec.required => {
+            let media = body::media_type(&parts.headers, spec.media)?;
+            (media, body::read(stream, &parts.headers, spec.limit.bytes(&config)).await?)
+        }
+        Some(spec) => {
+            let body = body::read(stream, &parts.headers, spec.limit.bytes(&config)).await?;
+            let media = if body.is_empty() { "" } else { body::media_type(&parts.headers, spec.media)? };
+            (media, body)
+        }
+    };
+    let path = parts.uri.path().to_owned();
+    Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body })
+}
+
+async fn answer(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
+    if route.repeat != Repeat::Remembered {
+        return (route.run)(call).await;
+    }
+    match call.once(call.principal.scope_text()).await? {
+        Once::Again(reply) => Ok(reply),
+        Once::First(idempotency, _guard) => {
+            let reply = (route.run)(call).await?;
+            if let Some(idempotency) = idempotency {
+                call.api.engine.remember(idempotency, reply.answer()).await?;
+            }
+            Ok(reply)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

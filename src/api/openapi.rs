@@ -1,0 +1,273 @@
+//! The OpenAPI 3.1 document, made from the table that the router is made from.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::Call;
+use super::auth::Access;
+use super::lists::{Kind, Param};
+use super::problem::Problem;
+use super::reply::Reply;
+use super::routes::{BodySpec, ROUTES, Repeat, Route, Verb};
+use crate::limits;
+
+/// `GET /v1/openapi.json`
+pub async fn get(_call: &Call) -> Result<Reply, Problem> {
+    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
+    let bytes = DOCUMENT.get_or_init(|| Bytes::from(document().to_string()));
+    Ok(Reply::bytes(200, bytes.clone()))
+}
+
+/// The whole document.
+#[must_use]
+pub fn document() -> Value {
+    let settings = || {
+        SchemaSettings::draft2020_12().with(|settings| {
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+        })
+    };
+    let mut requests = settings().for_deserialize().into_generator();
+    let mut answers = settings().for_serialize().into_generator();
+    let mut paths: Map<String, Value> = Map::new();
+    for route in ROUTES {
+        let item = paths.entry(route.path).or_insert_with(|| json!({}));
+        item[route.verb.as_str()] = operation(route, &mut requests, &mut answers);
+    }
+    let mut schemas = answers.take_definitions(true);
+    schemas.extend(requests.take_definitions(true));
+    schemas.insert("Problem".to_owned(), problem_schema());
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Balto",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "A webhook delivery engine: durable outbox, signed deliveries, retries, dead letters.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    })
+}
+
+fn operation(route: &Route, requests: &mut SchemaGenerator, answers: &mut SchemaGenerator) -> Value {
+    let mut operation = json!({
+        "operationId": route.operation,
+        "summary": route.summary,
+        "tags": [tag(route.path)],
+        "parameters": parameters(route),
+        "responses": responses(route, answers),
+        "security": if route.access == Access::Public { json!([]) } else { json!([{"key": []}]) },
+    });
+    if route.access != Access::Public {
+        operation["description"] = format!("Roles: {}.", route.access.roles().join(", ")).into();
+    }
+    if let Some(spec) = &route.body {
+        operation["requestBody"] = request_body(spec, requests);
+    }
+    operation
+}
+
+fn tag(path: &str) -> &str {
+    let rest = path.strip_prefix("/v1/").unwrap_or(path);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
+    let schema = (spec.schema)(generator);
+    let content: Map<String, Value> = spec
+        .media
+        .iter()
+        .map(|media| {
+            let lines = media.ends_with("ndjson");
+            let schema = if lines { json!({"type": "string"}) } else { schema.clone() };
+            ((*media).to_owned(), json!({"schema": schema}))
+        })
+        .collect();
+    json!({"required": spec.required, "content": content})
+}
+
+fn parameters(route: &Route) -> Vec<Value> {
+    let mut parameters = Vec::new();
+    for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+        parameters.push(json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}));
+    }
+    parameters.extend(route.query.iter().map(query_parameter));
+    if route.repeat != Repeat::Plain {
+        parameters.push(json!({
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "A repetition with the same key and body is answered as the first request was.",
+            "schema": {
+                "type": "string", "minLength": 1, "maxLength": limits::IDEMPOTENCY_KEY_BYTES_MAX,
+                "pattern": "^[!#-~]+$",
+            },
+        }));
+    }
+    parameters
+}
+
+fn query_parameter(param: &Param) -> Value {
+    let schema = match param.kind {
+        Kind::Text => json!({"type": "string"}),
+        Kind::Time => json!({"type": "string", "format": "date-time"}),
+        Kind::Limit => json!({
+            "type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT,
+        }),
+        Kind::Word(words) => json!({"type": "string", "enum": words}),
+    };
+    json!({"name": param.name, "in": "query", "description": param.about, "schema": schema})
+}
+
+/// The statuses of refusals that an operation can give.
+fn refusals(route: &Route) -> Vec<(u16, &'static str)> {
+    let mut list = Vec::new();
+    let secured = route.access != Access::Public;
+    let has_id = route.path.contains('{');
+    let writes = route.verb != Verb::Get;
+    if route.body.is_some() || route.repeat != Repeat::Plain {
+        list.push((400, "The request is malformed"));
+    }
+    if secured {
+        list.push((401, "No valid API key"));
+        list.push((403, "The API key does not allow this"));
+    }
+    if has_id {
+        list.push((404, "Not found"));
+    }
+    list.push((405, "The method is not allowed"));
+    if writes {
+        list.push((409, "Conflict"));
+    }
+    if route.body.is_some() {
+        list.push((408, "The body did not arrive in time"));
+        list.push((413, "The body is too large"));
+        list.push((415, "The media type is not supported"));
+    }
+    // Every operation refuses query parameters that it does not know.
+    list.push((422, "The request is well-formed but not valid"));
+    if secured {
+        list.push((429, "Too many requests"));
+        list.push((503, "The service cannot answer now"));
+    }
+    if writes {
+        list.push((507, "The disk is full"));
+    }
+    list
+}
+
+fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
+    let mut responses = Map::new();
+    let mut success = json!({"description": route.summary});
+    if let Some(schema) = route.answer {
+        success["content"] = json!({"application/json": {"schema": schema(generator)}});
+    }
+    if let Some(headers) = success_headers(route) {
+        success["headers"] = headers;
+    }
+    responses.insert(route.status.to_string(), success);
+    for (status, description) in refusals(route) {
+        let mut refusal = json!({
+            "description": description,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        });
+        let header = |text: &str| json!({"schema": {"type": text}});
+        match status {
+            401 => refusal["headers"] = json!({"WWW-Authenticate": header("string")}),
+            405 => refusal["headers"] = json!({"Allow": header("string")}),
+            429 | 503 | 507 => refusal["headers"] = json!({"Retry-After": header("integer")}),
+            _ => {}
+        }
+        responses.insert(status.to_string(), refusal);
+    }
+    Value::Object(responses)
+}
+
+fn success_headers(route: &Route) -> Option<Value> {
+    let text = json!({"schema": {"type": "string"}});
+    if route.query.iter().any(|param| matches!(param.kind, Kind::Limit)) {
+        return Some(json!({"Link": text, "Balto-Position": {"schema": {"type": "integer"}}}));
+    }
+    (route.repeat != Repeat::Plain).then(|| json!({"Location": text, "Idempotent-Replayed": text}))
+}
+
+fn problem_schema() -> Value {
+    json!({
+        "type": "object",
+        "description": "RFC 9457 problem details.",
+        "required": ["type", "title", "status", "detail", "code"],
+        "properties": {
+            "type": {"type": "string", "examples": ["urn:balto:problem:validation_failed"]},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "code": {"type": "string", "description": "Stable."},
+            "errors": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["detail"],
+                    "properties": {
+                        "pointer": {"type": "string"},
+                        "parameter": {"type": "string"},
+                        "header": {"type": "string"},
+                        "detail": {"type": "string"},
+                    },
+                },
+            },
+            "expected": {"type": ["integer", "string"]},
+            "actual": {"type": ["integer", "null"]},
+            "limit": {"type": "integer"},
+            "accepted": {"type": "array", "items": {"type": "string"}},
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                members.values().for_each(|member| references(member, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_route_is_in_the_document_and_every_reference_leads_somewhere() {
+        let document = document();
+        for route in ROUTES {
+            let operation = &document["paths"][route.path][route.verb.as_str()];
+            assert_eq!(operation["operationId"], route.operation);
+            assert!(operation["responses"][route.status.to_string()].is_object(), "{}", route.operation);
+        }
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(!found.is_empty());
+        for reference in found {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+        }
+    }
+
+    #[test]
+    fn operation_ids_are_unique() {
+        let mut ids: Vec<_> = ROUTES.iter().map(|route| route.operation).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), ROUTES.len());
+    }
+}

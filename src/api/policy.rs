@@ -1,0 +1,664 @@
+//! An endpoint's members: as a request writes them, as they are checked, and as an answer shows them.
+//!
+//! One type reads a creation and a change: a change is the present members with the merge patch applied.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::EndpointDefaults;
+use super::problem::{Errors, pointer};
+use super::text::{Time, format_duration, parse_duration};
+use crate::domain::{
+    Endpoint, EndpointStatus, Format, Ordering, Pattern, RateLimit, RetryPolicy, SignaturePreset,
+};
+use crate::limits;
+
+/// Most requests per time, and burst, of a rate.
+const RATE_MAX: u64 = 1_000_000;
+/// Longest text of a description, in bytes.
+const DESCRIPTION_BYTES_MAX: usize = 1_024;
+/// Longest interval between two attempts.
+const INTERVAL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Longest age of a retry series.
+const AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Most steps of a retry schedule.
+const SCHEDULE_MAX: usize = 100;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
+const SECRET_PREFIX: &str = "whsec_";
+
+/// What a request says of an endpoint. Members that are absent or null have their defaults.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EndpointInput {
+    /// Where deliveries are posted to; at most 2,048 bytes.
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: Option<String>,
+    /// `default` without it. Cannot be changed.
+    pub tenant: Option<String>,
+    /// At most 1,024 bytes.
+    #[schemars(length(max = 1024))]
+    pub description: Option<String>,
+    /// Topic patterns: `*` is one word, `#` any number of them. All types without it.
+    #[schemars(length(min = 1, max = 256))]
+    pub event_types: Option<Vec<String>>,
+    /// At most 50; those that carry the delivery itself are refused.
+    pub headers: Option<BTreeMap<String, String>>,
+    pub rate_limit: Option<RateLimitInput>,
+    /// Requests at once.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_in_flight: Option<u64>,
+    /// Of one attempt, 100ms to 60s.
+    pub timeout: Option<String>,
+    /// `none`, `key` or `endpoint`.
+    #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
+    pub ordering: Option<String>,
+    pub retry: Option<RetryInput>,
+    /// `standard`.
+    #[schemars(extend("enum" = ["standard", null]))]
+    pub format: Option<String>,
+    /// `standard`.
+    #[schemars(extend("enum" = ["standard", null]))]
+    pub signature: Option<String>,
+    /// `whsec_` and base64 of 24 to 64 bytes; generated without it. Changed by `secret/rotate` only.
+    pub secret: Option<String>,
+    /// Whether deliveries continue the event's `traceparent`.
+    pub trace: Option<bool>,
+    /// Any object, at most 16 KiB.
+    pub metadata: Option<Map<String, Value>>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimitInput {
+    /// Requests per `per`.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    limit: u64,
+    /// 1ms to 24h; `1s` without it.
+    per: Option<String>,
+    /// What may go out at once after a quiet spell; `limit` without it.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    burst: Option<u64>,
+}
+
+/// Either `schedule` alone, or the others.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetryInput {
+    /// Before the first retry, 1ms to 30d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    multiplier: Option<f64>,
+    /// `initial` to 30d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_interval: Option<String>,
+    /// With the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    max_attempts: Option<u64>,
+    /// 1s to 365d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_age: Option<String>,
+    /// Part of the interval by which it varies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    jitter: Option<f64>,
+    /// The waits before each retry, 1 to 100 of 0s to 30d.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 100))]
+    schedule: Option<Vec<String>>,
+}
+
+/// What can be checked without asking anyone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub description: Box<str>,
+    pub event_types: Vec<Pattern>,
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    pub rate_limit: Option<RateLimit>,
+    pub max_in_flight: u32,
+    pub timeout: Duration,
+    pub ordering: Ordering,
+    pub retry: RetryPolicy,
+    pub format: Format,
+    pub signature: SignaturePreset,
+    pub trace: bool,
+    pub metadata: Option<Box<str>>,
+}
+
+impl EndpointInput {
+    /// Checks everything but `url`, `tenant` and `secret`. What is wrong is noted in `errors`, and the value is then
+    /// of no use. `check_header` says why a header cannot be one of ours.
+    pub fn settings(
+        &self,
+        defaults: &EndpointDefaults,
+        check_header: impl Fn(&str, &str) -> Result<(), String>,
+        errors: &mut Errors,
+    ) -> Settings {
+        let description = self.description.as_deref().unwrap_or_default();
+        if description.len() > DESCRIPTION_BYTES_MAX {
+            errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
+        }
+        let in_flight_max = u64::from(limits::IN_FLIGHT_PER_ENDPOINT_MAX);
+        let in_flight = self.max_in_flight.unwrap_or_else(|| u64::from(defaults.max_in_flight));
+        only(errors, "/format", self.format.as_deref());
+        only(errors, "/signature", self.signature.as_deref());
+        Settings {
+            description: description.into(),
+            event_types: patterns(self.event_types.as_deref(), "/eventTypes", errors),
+            headers: self.headers(check_header, errors),
+            rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
+            max_in_flight: whole(errors, "/maxInFlight", in_flight, in_flight_max),
+            timeout: bounded(
+                errors,
+                "/timeout",
+                self.timeout.as_deref(),
+                defaults.timeout,
+                (Duration::from_millis(100), Duration::from_secs(60)),
+            ),
+            ordering: self.ordering(errors),
+            retry: match &self.retry {
+                Some(retry) => retry.check(&defaults.retry, errors),
+                None => defaults.retry.clone(),
+            },
+            format: Format::Standard,
+            signature: SignaturePreset::Standard,
+            trace: self.trace.unwrap_or(false),
+            metadata: self.metadata(errors),
+        }
+    }
+
+    fn ordering(&self, errors: &mut Errors) -> Ordering {
+        match self.ordering.as_deref() {
+            None | Some("none") => Ordering::None,
+            Some("key") => Ordering::Key,
+            Some("endpoint") => Ordering::Endpoint,
+            Some(_) => {
+                errors.push("/ordering", "must be one of none, key, endpoint");
+                Ordering::None
+            }
+        }
+    }
+
+    fn metadata(&self, errors: &mut Errors) -> Option<Box<str>> {
+        let metadata = self.metadata.as_ref().filter(|metadata| !metadata.is_empty())?;
+        let text = errors.check("/metadata", serde_json::to_string(metadata))?;
+        if text.len() > limits::METADATA_BYTES_MAX {
+            errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
+        }
+        Some(text.into())
+    }
+
+    fn headers(
+        &self,
+        check_header: impl Fn(&str, &str) -> Result<(), String>,
+        errors: &mut Errors,
+    ) -> Vec<(Box<str>, Box<str>)> {
+        let Some(headers) = &self.headers else { return Vec::new() };
+        if headers.len() > limits::HEADERS_MAX {
+            errors.push("/headers", format!("at most {} headers", limits::HEADERS_MAX));
+        }
+        let mut checked: Vec<(Box<str>, Box<str>)> = Vec::new();
+        for (name, value) in headers {
+            let place = pointer("/headers", name);
+            if value.len() > limits::HEADER_VALUE_BYTES_MAX {
+                errors.push(place.as_str(), format!("at most {} bytes", limits::HEADER_VALUE_BYTES_MAX));
+            }
+            if checked.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+                errors.push(place.as_str(), "the header is there twice");
+            }
+            errors.check(&place, check_header(name, value));
+            checked.push((name.as_str().into(), value.as_str().into()));
+        }
+        checked
+    }
+}
+
+impl RateLimitInput {
+    fn check(&self, errors: &mut Errors) -> RateLimit {
+        let second = Duration::from_secs(1);
+        let bounds = (Duration::from_millis(1), DAY);
+        RateLimit {
+            limit: whole(errors, "/rateLimit/limit", self.limit, RATE_MAX),
+            per: bounded(errors, "/rateLimit/per", self.per.as_deref(), second, bounds),
+            burst: whole(
+                errors,
+                "/rateLimit/burst",
+                self.burst.unwrap_or_else(|| self.limit.clamp(1, RATE_MAX)),
+                RATE_MAX,
+            ),
+        }
+    }
+}
+
+impl RetryInput {
+    fn check(&self, defaults: &RetryPolicy, errors: &mut Errors) -> RetryPolicy {
+        if let Some(schedule) = &self.schedule {
+            return self.check_schedule(schedule, errors);
+        }
+        let (mut initial, mut multiplier, mut max_interval, mut max_attempts, mut max_age, mut jitter) =
+            (Duration::from_secs(5), 3.0, 6 * HOUR, 12, 72 * HOUR, 0.2);
+        if let RetryPolicy::Exponential {
+            initial: i,
+            multiplier: m,
+            max_interval: mi,
+            max_attempts: ma,
+            max_age: a,
+            jitter: j,
+        } = defaults
+        {
+            (initial, multiplier, max_interval, max_attempts, max_age, jitter) = (*i, *m, *mi, *ma, *a, *j);
+        }
+        let shortest = Duration::from_millis(1);
+        let initial =
+            bounded(errors, "/retry/initial", self.initial.as_deref(), initial, (shortest, INTERVAL_MAX));
+        // A default that the given `initial` exceeds grows with it.
+        let max_interval = max_interval.max(initial);
+        let attempts = self.max_attempts.unwrap_or_else(|| u64::from(max_attempts));
+        RetryPolicy::Exponential {
+            initial,
+            multiplier: fraction(
+                errors,
+                "/retry/multiplier",
+                self.multiplier.unwrap_or(multiplier),
+                (1.0, 100.0),
+            ),
+            max_interval: bounded(
+                errors,
+                "/retry/maxInterval",
+                self.max_interval.as_deref(),
+                max_interval,
+                (initial, INTERVAL_MAX),
+            ),
+            max_attempts: whole(errors, "/retry/maxAttempts", attempts, u64::from(limits::ATTEMPTS_MAX)),
+            max_age: bounded(
+                errors,
+                "/retry/maxAge",
+                self.max_age.as_deref(),
+                max_age,
+                (Duration::from_secs(1), AGE_MAX),
+            ),
+            jitter: fraction(errors, "/retry/jitter", self.jitter.unwrap_or(jitter), (0.0, 1.0)),
+        }
+    }
+
+    fn check_schedule(&self, schedule: &[String], errors: &mut Errors) -> RetryPolicy {
+        let alone = self.initial.is_none()
+            && self.multiplier.is_none()
+            && self.max_interval.is_none()
+            && self.max_attempts.is_none()
+            && self.max_age.is_none()
+            && self.jitter.is_none();
+        if !alone {
+            errors.push("/retry", "`schedule` stands alone");
+        }
+        if schedule.is_empty() || schedule.len() > SCHEDULE_MAX {
+            errors.push("/retry/schedule", format!("1 to {SCHEDULE_MAX} durations"));
+        }
+        let mut steps = Vec::new();
+        for (index, text) in schedule.iter().take(SCHEDULE_MAX).enumerate() {
+            let place = format!("/retry/schedule/{index}");
+            let bounds = (Duration::ZERO, INTERVAL_MAX);
+            steps.push(bounded(errors, &place, Some(text), Duration::ZERO, bounds));
+        }
+        RetryPolicy::Schedule(steps)
+    }
+}
+
+/// Topic patterns; empty for all types.
+pub fn patterns(texts: Option<&[String]>, place: &str, errors: &mut Errors) -> Vec<Pattern> {
+    let Some(texts) = texts else { return Vec::new() };
+    if texts.is_empty() || texts.len() > limits::PATTERNS_MAX {
+        errors.push(place, format!("1 to {} patterns, or leave it out for all types", limits::PATTERNS_MAX));
+    }
+    let mut patterns = Vec::new();
+    for (index, text) in texts.iter().take(limits::PATTERNS_MAX).enumerate() {
+        patterns.extend(errors.check(&format!("{place}/{index}"), text.parse()));
+    }
+    patterns
+}
+
+/// A duration within bounds, both inclusive; `default` without a text.
+pub fn bounded(
+    errors: &mut Errors,
+    place: &str,
+    text: Option<&str>,
+    default: Duration,
+    (min, max): (Duration, Duration),
+) -> Duration {
+    let Some(text) = text else { return default };
+    let Some(duration) = errors.check(place, parse_duration(text)) else { return default };
+    if duration < min || duration > max {
+        errors.push(place, format!("must be {} to {}", format_duration(min), format_duration(max)));
+    }
+    duration
+}
+
+fn whole(errors: &mut Errors, place: &str, value: u64, max: u64) -> u32 {
+    if value == 0 || value > max {
+        errors.push(place, format!("must be 1 to {max}"));
+    }
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn fraction(errors: &mut Errors, place: &str, value: f64, (min, max): (f64, f64)) -> f64 {
+    if !(min..=max).contains(&value) {
+        errors.push(place, format!("must be {min} to {max}"));
+    }
+    value
+}
+
+fn only(errors: &mut Errors, place: &str, value: Option<&str>) {
+    if value.is_some_and(|value| value != "standard") {
+        errors.push(place, "must be `standard`");
+    }
+}
+
+/// The key of a `whsec_` secret.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_secret(text: &str) -> Result<Vec<u8>, String> {
+    let wrong = || {
+        format!(
+            "must be `whsec_` and the base64 of {} to {} bytes",
+            limits::SECRET_BYTES_MIN,
+            limits::SECRET_BYTES_MAX
+        )
+    };
+    let encoded = text.strip_prefix(SECRET_PREFIX).ok_or_else(wrong)?;
+    let bytes = STANDARD.decode(encoded).map_err(|_| wrong())?;
+    let legal = (limits::SECRET_BYTES_MIN..=limits::SECRET_BYTES_MAX).contains(&bytes.len());
+    if legal { Ok(bytes) } else { Err(wrong()) }
+}
+
+#[must_use]
+pub fn secret_text(bytes: &[u8]) -> String {
+    format!("{SECRET_PREFIX}{}", STANDARD.encode(bytes))
+}
+
+/// An endpoint as answers show it: every member with the value in force.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointBody {
+    pub id: String,
+    pub tenant: String,
+    pub url: String,
+    pub description: String,
+    pub event_types: Vec<String>,
+    pub headers: BTreeMap<String, String>,
+    pub rate_limit: Option<RateLimitInput>,
+    pub max_in_flight: u32,
+    pub timeout: String,
+    pub ordering: &'static str,
+    pub retry: RetryInput,
+    pub format: &'static str,
+    pub signature: &'static str,
+    pub trace: bool,
+    pub metadata: Map<String, Value>,
+    /// `active`, `paused` or `disabled`.
+    pub status: &'static str,
+    pub disabled_reason: Option<&'static str>,
+    pub disabled_at: Option<Time>,
+    pub created_at: Time,
+    pub updated_at: Time,
+    /// Only when the endpoint is created.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl EndpointBody {
+    #[must_use]
+    pub fn new(endpoint: &Endpoint) -> Self {
+        let (status, disabled) = match endpoint.status {
+            EndpointStatus::Active => ("active", None),
+            EndpointStatus::Paused => ("paused", None),
+            EndpointStatus::Disabled { reason, at } => ("disabled", Some((reason, at))),
+        };
+        Self {
+            id: endpoint.id.to_string(),
+            tenant: endpoint.tenant.to_string(),
+            url: endpoint.url.to_string(),
+            description: endpoint.description.to_string(),
+            event_types: if endpoint.event_types.is_empty() {
+                vec!["#".to_owned()]
+            } else {
+                endpoint.event_types.iter().map(ToString::to_string).collect()
+            },
+            headers: endpoint
+                .headers
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect(),
+            rate_limit: endpoint.rate_limit.map(|rate| RateLimitInput {
+                limit: rate.limit.into(),
+                per: Some(format_duration(rate.per)),
+                burst: Some(rate.burst.into()),
+            }),
+            max_in_flight: endpoint.max_in_flight,
+            timeout: format_duration(endpoint.timeout),
+            ordering: match endpoint.ordering {
+                Ordering::None => "none",
+                Ordering::Key => "key",
+                Ordering::Endpoint => "endpoint",
+            },
+            retry: retry_body(&endpoint.retry),
+            format: match endpoint.format {
+                Format::Standard => "standard",
+            },
+            signature: match endpoint.signature {
+                SignaturePreset::Standard => "standard",
+            },
+            trace: endpoint.trace,
+            metadata: metadata_body(endpoint),
+            status,
+            disabled_reason: disabled.map(|(reason, _)| reason.as_str()),
+            disabled_at: disabled.map(|(_, at)| Time(at)),
+            created_at: Time(endpoint.created_at),
+            updated_at: Time(endpoint.updated_at),
+            secret: None,
+        }
+    }
+
+    /// The members that a request may write, for a merge patch to be applied to.
+    #[must_use]
+    pub fn into_input(self) -> EndpointInput {
+        EndpointInput {
+            url: Some(self.url),
+            tenant: Some(self.tenant),
+            description: Some(self.description),
+            event_types: Some(self.event_types),
+            headers: Some(self.headers),
+            rate_limit: self.rate_limit,
+            max_in_flight: Some(self.max_in_flight.into()),
+            timeout: Some(self.timeout),
+            ordering: Some(self.ordering.to_owned()),
+            retry: Some(self.retry),
+            format: Some(self.format.to_owned()),
+            signature: Some(self.signature.to_owned()),
+            secret: None,
+            trace: Some(self.trace),
+            metadata: Some(self.metadata),
+        }
+    }
+}
+
+fn metadata_body(endpoint: &Endpoint) -> Map<String, Value> {
+    endpoint.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+fn retry_body(policy: &RetryPolicy) -> RetryInput {
+    match policy {
+        RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {
+            RetryInput {
+                initial: Some(format_duration(*initial)),
+                multiplier: Some(*multiplier),
+                max_interval: Some(format_duration(*max_interval)),
+                max_attempts: Some(u64::from(*max_attempts)),
+                max_age: Some(format_duration(*max_age)),
+                jitter: Some(*jitter),
+                schedule: None,
+            }
+        }
+        RetryPolicy::Schedule(steps) => RetryInput {
+            schedule: Some(steps.iter().map(|step| format_duration(*step)).collect()),
+            ..RetryInput::default()
+        },
+    }
+}
+
+/// RFC 7396, with one rule of our own: a patch that says `schedule` replaces an exponential policy, and the reverse,
+/// because the two cannot be mixed.
+pub fn merge(target: &mut Value, patch: &Value) {
+    if let Some(change) = patch.get("retry").and_then(Value::as_object)
+        && let Some(present) = target.get_mut("retry")
+        && change.contains_key("schedule") != present.get("schedule").is_some()
+    {
+        *present = Value::Object(Map::new());
+    }
+    merge_plain(target, patch);
+}
+
+fn merge_plain(target: &mut Value, patch: &Value) {
+    let Value::Object(changes) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(members) = target else { return };
+    for (name, change) in changes {
+        if change.is_null() {
+            members.remove(name);
+        } else {
+            merge_plain(members.entry(name.as_str()).or_insert(Value::Null), change);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::super::body::{parse, parse_value};
+    use super::super::problem::Place;
+    use super::*;
+
+    pub(crate) fn defaults() -> EndpointDefaults {
+        EndpointDefaults {
+            timeout: Duration::from_secs(15),
+            retry: RetryPolicy::Exponential {
+                initial: Duration::from_secs(5),
+                multiplier: 3.0,
+                max_interval: 6 * HOUR,
+                max_attempts: 12,
+                max_age: 72 * HOUR,
+                jitter: 0.2,
+            },
+            max_in_flight: 16,
+        }
+    }
+
+    fn places(input: Value) -> Vec<String> {
+        let input: EndpointInput = match parse(input.to_string().as_bytes()) {
+            Ok(input) => input,
+            Err(problem) => panic!("{problem:?}"),
+        };
+        let mut errors = Errors::default();
+        input.settings(&defaults(), |_, _| Ok(()), &mut errors);
+        let pointers = errors.0.into_iter().map(|error| match error.place {
+            Place::Pointer(pointer) => pointer,
+            other => panic!("{other:?}"),
+        });
+        pointers.collect()
+    }
+
+    #[test]
+    fn every_bad_member_is_pointed_at() {
+        for (input, place) in [
+            (json!({"eventTypes": []}), "/eventTypes"),
+            (json!({"eventTypes": ["a.*", "a b"]}), "/eventTypes/1"),
+            (json!({"eventTypes": ["a..b"]}), "/eventTypes/0"),
+            (json!({"timeout": "99ms"}), "/timeout"),
+            (json!({"timeout": "61s"}), "/timeout"),
+            (json!({"timeout": "soon"}), "/timeout"),
+            (json!({"maxInFlight": 0}), "/maxInFlight"),
+            (json!({"maxInFlight": 1001}), "/maxInFlight"),
+            (json!({"ordering": "strict"}), "/ordering"),
+            (json!({"format": "xml"}), "/format"),
+            (json!({"signature": "stripe"}), "/signature"),
+            (json!({"rateLimit": {"limit": 0}}), "/rateLimit/limit"),
+            (json!({"rateLimit": {"limit": 1, "per": "0s"}}), "/rateLimit/per"),
+            (json!({"rateLimit": {"limit": 1, "burst": 0}}), "/rateLimit/burst"),
+            (json!({"retry": {"multiplier": 0.5}}), "/retry/multiplier"),
+            (json!({"retry": {"jitter": 1.5}}), "/retry/jitter"),
+            (json!({"retry": {"maxAttempts": 101}}), "/retry/maxAttempts"),
+            (json!({"retry": {"maxAge": "0s"}}), "/retry/maxAge"),
+            (json!({"retry": {"initial": "10s", "maxInterval": "5s"}}), "/retry/maxInterval"),
+            (json!({"retry": {"schedule": []}}), "/retry/schedule"),
+            (json!({"retry": {"schedule": ["5s", "x"]}}), "/retry/schedule/1"),
+            (json!({"retry": {"schedule": ["5s"], "jitter": 0.1}}), "/retry"),
+            (json!({"headers": {"A": "1", "a": "2"}}), "/headers/a"),
+            (json!({"metadata": {"x": "y".repeat(17_000)}}), "/metadata"),
+            (json!({"description": "y".repeat(1_025)}), "/description"),
+        ] {
+            assert_eq!(places(input.clone()), [place], "{input}");
+        }
+    }
+
+    #[test]
+    fn all_errors_come_at_once() {
+        assert_eq!(places(json!({"timeout": "x", "maxInFlight": 0, "eventTypes": ["?"]})).len(), 3);
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let input: EndpointInput = parse_value(json!({"url": "x", "retry": {"maxAttempts": 3}})).unwrap();
+        let mut errors = Errors::default();
+        let settings = input.settings(&defaults(), |_, _| Ok(()), &mut errors);
+        assert!(errors.0.is_empty());
+        assert_eq!(settings.timeout, Duration::from_secs(15));
+        assert!(
+            matches!(settings.retry, RetryPolicy::Exponential { max_attempts: 3, max_interval, .. } if max_interval == 6 * HOUR)
+        );
+    }
+
+    #[test]
+    fn a_merge_patch_changes_what_it_names_and_resets_what_it_nulls() {
+        let mut target = json!({"timeout": "3s", "headers": {"a": "1", "b": "2"}, "retry": {"initial": "5s", "jitter": 0.5}});
+        merge(
+            &mut target,
+            &json!({"timeout": null, "headers": {"a": null, "c": "3"}, "retry": {"initial": "6s"}}),
+        );
+        assert_eq!(
+            target,
+            json!({"headers": {"b": "2", "c": "3"}, "retry": {"initial": "6s", "jitter": 0.5}})
+        );
+        merge(&mut target, &json!({"retry": {"schedule": ["1s"]}}));
+        assert_eq!(target["retry"], json!({"schedule": ["1s"]}));
+        merge(&mut target, &json!({"retry": {"maxAttempts": 2}}));
+        assert_eq!(target["retry"], json!({"maxAttempts": 2}));
+    }
+
+    #[test]
+    fn secrets_read_back_and_bad_ones_are_refused() {
+        for length in [24, 32, 64] {
+            let bytes = vec![7; length];
+            assert_eq!(parse_secret(&secret_text(&bytes)), Ok(bytes));
+        }
+        for bad in
+            [secret_text(&[7; 23]), secret_text(&[7; 65]), STANDARD.encode([7; 32]), "whsec_!".to_owned()]
+        {
+            assert!(parse_secret(&bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Every way in which a request is refused, as RFC 9457 problem details with a stable `code`.
+//!
+//! Owns: status, code, title and extension members of every problem, and the mapping from the engine's errors. A new
+//! error of the engine does not compile until it is mapped here.
+
+use std::time::Duration;
+
+use serde::{Serialize, ser::SerializeMap};
+
+use super::reply::Reply;
+use crate::domain::Expected;
+use crate::engine::types::{ChangeError, PublishError, Unavailable};
+
+/// Which part of the request is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A JSON pointer (RFC 6901) into the body.
+    Pointer(String),
+    /// A query parameter.
+    Parameter(String),
+    /// A request header.
+    Header(&'static str),
+}
+
+/// One thing that is wrong with a request that is well-formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    pub place: Place,
+    pub detail: String,
+}
+
+impl FieldError {
+    pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { place: Place::Pointer(pointer.into()), detail: detail.into() }
+    }
+
+    pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { place: Place::Parameter(name.into()), detail: detail.into() }
+    }
+
+    pub fn header(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { place: Place::Header(name), detail: detail.into() }
+    }
+}
+
+impl Serialize for FieldError {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        match &self.place {
+            Place::Pointer(pointer) => map.serialize_entry("pointer", pointer)?,
+            Place::Parameter(name) => map.serialize_entry("parameter", name)?,
+            Place::Header(name) => map.serialize_entry("header", name)?,
+        }
+        map.serialize_entry("detail", &self.detail)?;
+        map.end()
+    }
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The body is not JSON, or not readable.
+    Malformed(String),
+    Unauthorized,
+    Forbidden(String),
+    NotFound(String),
+    MethodNotAllowed,
+    RequestTimeout,
+    VersionConflict {
+        expected: Expected,
+        actual: Option<u64>,
+    },
+    Conflict(String),
+    /// The first request with this `Idempotency-Key` has not been answered yet.
+    RequestInFlight,
+    /// `limit` in bytes.
+    PayloadTooLarge {
+        limit: usize,
+    },
+    UnsupportedMediaType {
+        accepted: &'static [&'static str],
+    },
+    Validation(Vec<FieldError>),
+    IdempotencyMismatch,
+    ForbiddenUrl(String),
+    Overloaded {
+        retry_after: Duration,
+    },
+    Unavailable(String),
+    DiskFull,
+}
+
+impl Problem {
+    /// One wrong member of the body.
+    pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Validation(vec![FieldError::at(pointer, detail)])
+    }
+
+    /// One wrong query parameter.
+    pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Validation(vec![FieldError::parameter(name, detail)])
+    }
+
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Malformed(_) => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden(_) => 403,
+            Self::NotFound(_) => 404,
+            Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
+            Self::VersionConflict { .. } | Self::Conflict(_) | Self::RequestInFlight => 409,
+            Self::PayloadTooLarge { .. } => 413,
+            Self::UnsupportedMediaType { .. } => 415,
+            Self::Validation(_) | Self::IdempotencyMismatch | Self::ForbiddenUrl(_) => 422,
+            Self::Overloaded { .. } => 429,
+            Self::Unavailable(_) => 503,
+            Self::DiskFull => 507,
+        }
+    }
+
+    /// Stable; clients and metrics tell problems apart by it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden(_) => "forbidden",
+            Self::NotFound(_) => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::VersionConflict { .. } => "version_conflict",
+            Self::Conflict(_) => "conflict",
+            Self::RequestInFlight => "request_in_flight",
+            Self::PayloadTooLarge { .. } => "payload_too_large",
+            Self::UnsupportedMediaType { .. } => "unsupported_media_type",
+            Self::Validation(_) => "validation_failed",
+            Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::ForbiddenUrl(_) => "forbidden_url",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Unavailable(_) => "unavailable",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    fn title(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "The request is malformed",
+            Self::Unauthorized => "No valid API key",
+            Self::Forbidden(_) => "The API key does not allow this",
+            Self::NotFound(_) => "Not found",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::RequestTimeout => "The request's body did not arrive in time",
+            Self::VersionConflict { .. } => "The stream has another version",
+            Self::Conflict(_) => "The request conflicts with the present state",
+            Self::RequestInFlight => "The first request with this key is still being answered",
+            Self::PayloadTooLarge { .. } => "The body is too large",
+            Self::UnsupportedMediaType { .. } => "The media type is not supported",
+            Self::Validation(_) => "The request is not valid",
+            Self::IdempotencyMismatch => "The key was used with another body",
+            Self::ForbiddenUrl(_) => "The URL is not allowed",
+            Self::Overloaded { .. } => "Too many requests",
+            Self::Unavailable(_) => "The service cannot answer now",
+            Self::DiskFull => "The disk is full",
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Malformed(detail)
+            | Self::Forbidden(detail)
+            | Self::NotFound(detail)
+            | Self::Conflict(detail)
+            | Self::ForbiddenUrl(detail)
+            | Self::Unavailable(detail) => detail.clone(),
+            Self::Unauthorized => "send `Authorization: Bearer <key>` with a key that exists".to_owned(),
+            Self::MethodNotAllowed => "the `Allow` header names the methods of this resource".to_owned(),
+            Self::RequestTimeout => "send the whole body within 30 s".to_owned(),
+            Self::VersionConflict { expected, actual } => {
+                format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
+            }
+            Self::RequestInFlight => "repeat the request when the first one has been answered".to_owned(),
+            Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
+            Self::UnsupportedMediaType { accepted } => {
+                format!("send `Content-Type: {}`", accepted.join("` or `"))
+            }
+            Self::Validation(errors) => match errors.as_slice() {
+                [one] => one.detail.clone(),
+                many => format!("{} things are wrong; `errors` lists them", many.len()),
+            },
+            Self::IdempotencyMismatch => {
+                "the same Idempotency-Key or event id was used with another body".to_owned()
+            }
+            Self::Overloaded { retry_after } => {
+                format!("too much waits for its commit; try again in {} s", retry_seconds(*retry_after))
+            }
+            Self::DiskFull => "nothing was stored; free space on the data directory's disk".to_owned(),
+        }
+    }
+
+    /// What beside the status says when to come back, in seconds.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Overloaded { retry_after } => Some(retry_seconds(*retry_after)),
+            Self::Unavailable(_) => Some(5),
+            Self::DiskFull => Some(60),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn into_reply(self) -> Reply {
+        let mut reply = Reply::json(self.status(), &self).with_content_type("application/problem+json");
+        if let Some(seconds) = self.retry_after() {
+            reply = reply.with_header("retry-after", &seconds.to_string());
+        }
+        if self == Self::Unauthorized {
+            reply = reply.with_header("www-authenticate", "Bearer");
+        }
+        reply
+    }
+}
+
+fn retry_seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+}
+
+fn expected_text(expected: Expected) -> String {
+    match expected {
+        Expected::Any => "any".to_owned(),
+        Expected::NoStream => "none".to_owned(),
+        Expected::Version(version) => version.to_string(),
+    }
+}
+
+fn actual_text(actual: Option<u64>) -> String {
+    actual.map_or_else(|| "none".to_owned(), |version| version.to_string())
+}
+
+impl Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("type", &format!("urn:balto:problem:{}", self.code()))?;
+        map.serialize_entry("title", self.title())?;
+        map.serialize_entry("status", &self.status())?;
+        map.serialize_entry("detail", &self.detail())?;
+        map.serialize_entry("code", self.code())?;
+        match self {
+            Self::VersionConflict { expected, actual } => {
+                match expected {
+                    Expected::Version(version) => map.serialize_entry("expected", version)?,
+                    word => map.serialize_entry("expected", &expected_text(*word))?,
+                }
+                map.serialize_entry("actual", actual)?;
+            }
+            Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
+            Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
+            Self::Validation(errors) => map.serialize_entry("errors", errors)?,
+            Self::ForbiddenUrl(detail) => {
+                map.serialize_entry("errors", &[FieldError::at("/url", detail.as_str())])?;
+            }
+            _ => {}
+        }
+        map.end()
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(error: Unavailable) -> Self {
+        match error {
+            Unavailable::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            Unavailable::DiskFull => Self::DiskFull,
+            Unavailable::Stopping => Self::Unavailable("the daemon is shutting down".to_owned()),
+            Unavailable::Failed(reason) => {
+                tracing::error!(%reason, "the store failed a request");
+                Self::Unavailable("the store failed; the daemon's log says why".to_owned())
+            }
+        }
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::VersionConflict { expected, actual } => Self::VersionConflict { expected, actual },
+            PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
+            PublishError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotFound => Self::NotFound("there is no such thing".to_owned()),
+            ChangeError::Conflict => {
+                Self::Conflict("it was changed by someone else meanwhile; try again".to_owned())
+            }
+            ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
+            ChangeError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}
+
+/// Collects everything that is wrong with a body before it is refused.
+#[derive(Debug, Default)]
+pub struct Errors(pub Vec<FieldError>);
+
+impl Errors {
+    pub fn push(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.0.push(FieldError::at(pointer, detail));
+    }
+
+    /// The value, or `None` with the error noted.
+    pub fn check<T, E: std::fmt::Display>(&mut self, pointer: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.push(pointer, error.to_string())).ok()
+    }
+
+    pub fn finish(self) -> Result<(), Problem> {
+        if self.0.is_empty() { Ok(()) } else { Err(Problem::Validation(self.0)) }
+    }
+}
+
+/// Appends a member name to a JSON pointer.
+#[must_use]
+pub fn pointer(parent: &str, member: &str) -> String {
+    format!("{parent}/{}", member.replace('~', "~0").replace('/', "~1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_conflict_says_both_versions() {
+        let problem = Problem::VersionConflict { expected: Expected::Version(6), actual: Some(7) };
+        let value = serde_json::to_value(&problem).unwrap();
+        assert_eq!(value["expected"], 6);
+        assert_eq!(value["actual"], 7);
+        assert_eq!(value["code"], "version_conflict");
+        assert_eq!(value["status"], 409);
+        assert_eq!(value["type"], "urn:balto:problem:version_conflict");
+    }
+
+    #[test]
+    fn overload_says_when_to_come_back() {
+        let reply =
+            Problem::from(Unavailable::Overloaded { retry_after: Duration::from_millis(1200) }).into_reply();
+        assert_eq!(reply.status, 429);
+        assert_eq!(reply.header("retry-after"), Some("2"));
+        assert_eq!(Problem::from(Unavailable::Stopping).into_reply().header("retry-after"), Some("5"));
+    }
+
+    #[test]
+    fn a_pointer_escapes_its_members() {
+        assert_eq!(pointer("/a", "b/c~d"), "/a/b~1c~0d");
+    }
+}

@@ -1,0 +1,229 @@
+//! The one table of operations. The router and the OpenAPI document are both made from it.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use axum::routing::MethodFilter;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Value, json};
+
+use super::auth::Access;
+use super::lists::{self, ListBody, Param};
+use super::problem::Problem;
+use super::reply::Reply;
+use super::views::{
+    AcceptedBody, CountBody, DeadLetterBody, DeadLetterDetailBody, DeliveryBody, DeliveryDetailBody,
+    EventBody,
+};
+use super::{ApiConfig, Call, dead_letters, deliveries, endpoints, events, keys, openapi, policy};
+use crate::limits;
+
+/// A handler's answer to come.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Reply, Problem>> + Send + 'a>>;
+/// Describes a type to the API document.
+pub type SchemaOf = fn(&mut SchemaGenerator) -> Value;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Get,
+    Post,
+    Patch,
+    Delete,
+}
+
+impl Verb {
+    #[must_use]
+    pub fn filter(self) -> MethodFilter {
+        match self {
+            Self::Get => MethodFilter::GET,
+            Self::Post => MethodFilter::POST,
+            Self::Patch => MethodFilter::PATCH,
+            Self::Delete => MethodFilter::DELETE,
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Post => "post",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// What happens when a request is repeated with its `Idempotency-Key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// The header has no meaning here.
+    Plain,
+    /// The handler sees to it, together with what it commits.
+    Handled,
+    /// The answer is remembered after the handler is done.
+    Remembered,
+}
+
+/// Which bound a body has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    Event,
+    Batch,
+    Request,
+}
+
+impl Limit {
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(self, config: &ApiConfig) -> usize {
+        match self {
+            Self::Event => config.max_event_bytes,
+            Self::Batch => limits::BATCH_BYTES_MAX,
+            Self::Request => limits::REQUEST_BYTES_MAX,
+        }
+    }
+}
+
+pub struct BodySpec {
+    pub required: bool,
+    pub limit: Limit,
+    pub media: &'static [&'static str],
+    pub schema: SchemaOf,
+}
+
+/// One operation.
+pub struct Route {
+    pub verb: Verb,
+    pub path: &'static str,
+    pub operation: &'static str,
+    pub summary: &'static str,
+    pub access: Access,
+    pub query: &'static [Param],
+    pub body: Option<BodySpec>,
+    pub repeat: Repeat,
+    pub status: u16,
+    pub answer: Option<SchemaOf>,
+    pub run: for<'a> fn(&'a Call) -> Answering<'a>,
+}
+
+const JSON: &[&str] = &["application/json"];
+const JSON_OR_LINES: &[&str] = &["application/json", events::NDJSON];
+const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
+
+fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
+    generator.subschema_for::<T>().to_value()
+}
+
+/// A creation needs its URL; a change does not.
+fn new_endpoint(generator: &mut SchemaGenerator) -> Value {
+    let input = schema::<policy::EndpointInput>(generator);
+    json!({"allOf": [input, {"type": "object", "required": ["url"], "properties": {"url": {"type": "string"}}}]})
+}
+
+fn any_object(_: &mut SchemaGenerator) -> Value {
+    json!({"type": "object"})
+}
+
+const fn json_body(schema: SchemaOf) -> Option<BodySpec> {
+    Some(BodySpec { required: true, limit: Limit::Request, media: JSON, schema })
+}
+
+const fn optional_body(schema: SchemaOf) -> Option<BodySpec> {
+    Some(BodySpec { required: false, limit: Limit::Request, media: JSON, schema })
+}
+
+macro_rules! route {
+    ($verb:ident $path:literal, $operation:literal, $summary:literal, $access:ident, $query:expr, $body:expr,
+     $repeat:ident, $status:literal, $answer:expr, $run:path) => {
+        Route {
+            verb: Verb::$verb,
+            path: $path,
+            operation: $operation,
+            summary: $summary,
+            access: Access::$access,
+            query: $query,
+            body: $body,
+            repeat: Repeat::$repeat,
+            status: $status,
+            answer: $answer,
+            run: {
+                fn run(call: &Call) -> Answering<'_> {
+                    Box::pin($run(call))
+                }
+                run
+            },
+        }
+    };
+}
+
+use lists::NONE;
+
+/// Every operation of the API listener.
+pub static ROUTES: &[Route] = &[
+    route!(Post "/v1/events", "publishEvent", "Publish an event", Publish, NONE,
+        Some(BodySpec { required: true, limit: Limit::Event, media: JSON, schema: schema::<events::EventInput<'static>> }),
+        Handled, 202, Some(schema::<AcceptedBody<'static>>), events::post),
+    route!(Get "/v1/events", "listEvents", "List events, newest first", ReadEvents, lists::EVENTS, None,
+        Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::list),
+    route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 events, each on its own", Publish, NONE,
+        Some(BodySpec { required: true, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<events::BatchSchema<'static>> }),
+        Handled, 202, Some(schema::<events::BatchAnswer>), events::post_batch),
+    route!(Get "/v1/events/{id}", "getEvent", "An event and where it went", ReadEvents, lists::ONE_EVENT, None,
+        Plain, 200, Some(schema::<EventBody<'static>>), events::get),
+    route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again", Admin, lists::ONE_EVENT,
+        optional_body(schema::<events::ReplayInput>), Handled, 202, Some(schema::<CountBody>), events::replay),
+    route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint", Admin, NONE, json_body(new_endpoint),
+        Handled, 201, Some(schema::<policy::EndpointBody>), endpoints::create),
+    route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first", Read, lists::ENDPOINTS, None,
+        Plain, 200, Some(schema::<ListBody<policy::EndpointBody>>), endpoints::list),
+    route!(Get "/v1/endpoints/{id}", "getEndpoint", "An endpoint", Read, NONE, None,
+        Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::get),
+    route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null resets", Admin, NONE,
+        Some(BodySpec { required: true, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<policy::EndpointInput> }),
+        Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::patch),
+    route!(Delete "/v1/endpoints/{id}", "deleteEndpoint", "Delete an endpoint", Admin, NONE, None,
+        Plain, 204, None, endpoints::delete),
+    route!(Post "/v1/endpoints/{id}/pause", "pauseEndpoint", "Hold an endpoint's deliveries", Admin, NONE,
+        optional_body(any_object), Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::pause),
+    route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Let a paused or disabled endpoint go on", Admin, NONE,
+        optional_body(any_object), Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::resume),
+    route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,
+        optional_body(any_object), Handled, 202, Some(schema::<AcceptedBody<'static>>), endpoints::test),
+    route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "The secrets that sign", Admin, NONE, None,
+        Plain, 200, Some(schema::<endpoints::SecretBody>), endpoints::secret),
+    route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Sign with a new secret", Admin, NONE,
+        optional_body(schema::<endpoints::RotateInput>), Remembered, 200, Some(schema::<endpoints::SecretBody>), endpoints::rotate),
+    route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Counts and latencies of a window", Read, lists::WINDOW, None,
+        Plain, 200, Some(schema::<endpoints::StatsBody>), endpoints::stats),
+    route!(Get "/v1/endpoints/{id}/lane", "getEndpointLane", "What waits, and why", Read, NONE, None,
+        Plain, 200, Some(schema::<endpoints::LaneBody>), endpoints::lane),
+    route!(Post "/v1/endpoints/{id}/replay", "replayEndpoint", "Deliver past events to an endpoint", Admin, NONE,
+        json_body(schema::<endpoints::ReplayInput>), Remembered, 202, Some(schema::<CountBody>), endpoints::replay),
+    route!(Get "/v1/deliveries", "listDeliveries", "List deliveries, newest first", ReadEvents, lists::DELIVERIES, None,
+        Plain, 200, Some(schema::<ListBody<DeliveryBody>>), deliveries::list),
+    route!(Get "/v1/deliveries/{id}", "getDelivery", "A delivery and its attempts", ReadEvents, NONE, None,
+        Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::get),
+    route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Try a delivery now", Admin, NONE,
+        optional_body(any_object), Remembered, 202, Some(schema::<DeliveryBody>), deliveries::retry),
+    route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Give a pending delivery up", Admin, NONE,
+        optional_body(any_object), Remembered, 200, Some(schema::<DeliveryBody>), deliveries::cancel),
+    route!(Get "/v1/dead-letters", "listDeadLetters", "List dead letters, newest first", Read, lists::DEAD_LETTERS, None,
+        Plain, 200, Some(schema::<ListBody<DeadLetterBody>>), dead_letters::list),
+    route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters of a filter", Admin, NONE,
+        json_body(schema::<dead_letters::LettersInput>), Remembered, 202, Some(schema::<CountBody>), dead_letters::redrive_matching),
+    route!(Post "/v1/dead-letters/purge", "purgeDeadLetters", "Remove all dead letters of a filter", Admin, NONE,
+        json_body(schema::<dead_letters::LettersInput>), Remembered, 202, Some(schema::<CountBody>), dead_letters::purge_matching),
+    route!(Get "/v1/dead-letters/{deliveryId}", "getDeadLetter", "A dead letter with event and attempts", Read, NONE, None,
+        Plain, 200, Some(schema::<DeadLetterDetailBody<'static>>), dead_letters::get),
+    route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Remove a dead letter", Admin, NONE, None,
+        Plain, 204, None, dead_letters::purge),
+    route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Start a new retry series", Admin, NONE,
+        optional_body(any_object), Remembered, 202, Some(schema::<DeliveryBody>), dead_letters::redrive),
+    route!(Post "/v1/keys", "createKey", "Make an API key", Keys, NONE, json_body(schema::<keys::KeyInput>),
+        Handled, 201, Some(schema::<keys::KeyBody>), keys::create),
+    route!(Get "/v1/keys", "listKeys", "List API keys, newest first", Keys, lists::KEYS, None,
+        Plain, 200, Some(schema::<ListBody<keys::KeyBody>>), keys::list),
+    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Keys, NONE, None, Plain, 204, None, keys::delete),
+    route!(Get "/v1/openapi.json", "getOpenapi", "This document", Public, NONE, None,
+        Plain, 200, Some(any_object), openapi::get),
+];

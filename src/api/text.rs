@@ -1,0 +1,197 @@
+//! Times and durations as the API writes them: RFC 3339 in UTC with milliseconds, and `250ms`, `15s`, `5m`, `72h`, `30d`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::domain::Timestamp;
+
+/// Longest duration that can be written: 3,650 days.
+pub const DURATION_MAX: Duration = Duration::from_secs(3_650 * 24 * 3600);
+
+/// # Errors
+/// What is expected, when `text` is not a whole number with a unit, or is longer than [`DURATION_MAX`].
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a duration is a whole number and a unit: 250ms, 15s, 5m, 72h or 30d".to_owned();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis_per_unit: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    if number.is_empty() {
+        return Err(wrong());
+    }
+    let too_long = || "the duration is longer than 3650d".to_owned();
+    let number: u64 = number.parse().map_err(|_| too_long())?;
+    let millis = number.checked_mul(millis_per_unit).ok_or_else(too_long)?;
+    let duration = Duration::from_millis(millis);
+    if duration > DURATION_MAX { Err(too_long()) } else { Ok(duration) }
+}
+
+/// In the largest of `h`, `m`, `s` and `ms` that says it exactly; below a millisecond rounded up to one.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
+    let millis = duration.as_micros().div_ceil(1_000);
+    match millis {
+        0 => "0s".to_owned(),
+        _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),
+        _ if millis.is_multiple_of(60_000) => format!("{}m", millis / 60_000),
+        _ if millis.is_multiple_of(1_000) => format!("{}s", millis / 1_000),
+        _ => format!("{millis}ms"),
+    }
+}
+
+/// # Errors
+/// What is expected, when `text` is not an RFC 3339 time from 1970 on. Below a millisecond is cut off.
+pub fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let wrong = || "a time is RFC 3339 from 1970 on, for example 2026-03-13T10:35:00.000Z".to_owned();
+    let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| wrong())?;
+    let millis = moment.unix_timestamp_nanos().div_euclid(1_000_000);
+    let millis = u64::try_from(millis).map_err(|_| wrong())?;
+    if millis > Timestamp::MAX.millis() { Err(wrong()) } else { Ok(Timestamp::from_millis(millis)) }
+}
+
+/// `2026-03-13T10:35:00.000Z`. Written by hand: it is on the path of every accepted event.
+fn time_bytes(at: Timestamp) -> [u8; 24] {
+    let millis = at.millis();
+    let (days, rest) = (millis / 86_400_000, millis % 86_400_000);
+    // Howard Hinnant's civil_from_days, for days since 1970-01-01 that are not negative.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_shifted + 2) / 5 + 1;
+    let month = if month_shifted < 10 { month_shifted + 3 } else { month_shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let mut out = *b"0000-00-00T00:00:00.000Z";
+    let mut put = |from: usize, width: usize, mut value: u64| {
+        for index in (from..from + width).rev() {
+            out[index] = b'0' + (value % 10) as u8;
+            value /= 10;
+        }
+    };
+    put(0, 4, year);
+    put(5, 2, month);
+    put(8, 2, day);
+    put(11, 2, rest / 3_600_000);
+    put(14, 2, rest / 60_000 % 60);
+    put(17, 2, rest / 1_000 % 60);
+    put(20, 3, rest % 1_000);
+    out
+}
+
+#[must_use]
+pub fn format_time(at: Timestamp) -> String {
+    time_bytes(at).iter().map(|byte| char::from(*byte)).collect()
+}
+
+/// A time in an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Time(pub Timestamp);
+
+impl Serialize for Time {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = time_bytes(self.0);
+        serializer.serialize_str(std::str::from_utf8(&bytes).unwrap_or_default())
+    }
+}
+
+impl JsonSchema for Time {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
+/// A duration in an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Span(pub Duration);
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_duration(self.0))
+    }
+}
+
+impl JsonSchema for Span {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$", "examples": ["15s"]})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_back_as_they_are_written() {
+        for (text, millis) in [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("72h", 259_200_000)] {
+            let duration = parse_duration(text).unwrap();
+            assert_eq!(duration, Duration::from_millis(millis), "{text}");
+            assert_eq!(format_duration(duration), text);
+        }
+        assert_eq!(parse_duration("30d").unwrap(), Duration::from_secs(30 * 86_400));
+        assert_eq!(parse_duration("0s").unwrap(), Duration::ZERO);
+    }
+
+    #[test]
+    fn bad_durations_are_refused() {
+        for text in
+            ["", "5", "s", "-5s", "1.5s", "5 s", "5S", "1h30m", "99999999999999999999s", "3651d", "٣s"]
+        {
+            assert!(parse_duration(text).is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn times_read_back_as_they_are_written() {
+        for text in [
+            "1970-01-01T00:00:00.000Z",
+            "2024-02-29T23:59:59.999Z",
+            "2026-03-13T10:35:00.000Z",
+            "2100-03-01T00:00:00.001Z",
+        ] {
+            assert_eq!(format_time(parse_time(text).unwrap()), text);
+        }
+        assert_eq!(format_time(Timestamp::MAX), "9999-12-31T23:59:59.999Z");
+        assert_eq!(
+            format_time(parse_time("2026-03-13T11:35:00.1239+01:00").unwrap()),
+            "2026-03-13T10:35:00.123Z"
+        );
+    }
+
+    #[test]
+    fn bad_times_are_refused() {
+        for text in
+            ["", "2026-03-13", "2026-02-30T00:00:00Z", "1969-12-31T23:59:59Z", "2026-03-13T10:35:00", "now"]
+        {
+            assert!(parse_time(text).is_err(), "{text:?} was accepted");
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! What requests change: judged and committed by the writer, answered only then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Engine;
+use super::queries::scoped;
+use super::types::{
+    Accepted, Answer, ChangeError, Cursor, DeliveryView, EventDraft, Filter, PublishError, Scope, Unavailable,
+};
+use crate::domain::{
+    ApiKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Idempotency, KeyId,
+    Pattern, Position, Record, Tenant, Timestamp, Trigger,
+};
+use crate::limits;
+use crate::projections::{pending, reads};
+use crate::rules::event_status::event_status;
+use crate::rules::matching::pattern_matches;
+use crate::store::recent::Prepared;
+use crate::store::writer::{Command, Outcome, Unit};
+
+fn unit(commands: Vec<Command>) -> Unit {
+    Unit { commands, prepared: Prepared::default(), reply: None }
+}
+
+/// The outcomes of commands that are never judged against anything.
+const UNJUDGED: &str = "the writer gives each kind of command its own kinds of outcome";
+
+impl Engine {
+    /// Accepts one event: when this returns, it and its deliveries are on disk.
+    ///
+    /// # Errors
+    /// When nothing was accepted.
+    pub async fn publish(&self, draft: EventDraft) -> Result<Accepted, PublishError> {
+        let mut results = self.publish_batch(vec![draft]).await;
+        results.pop().expect("one result per draft")
+    }
+
+    /// Each event stands alone; results in order.
+    pub async fn publish_batch(&self, drafts: Vec<EventDraft>) -> Vec<Result<Accepted, PublishError>> {
+        let count = drafts.len();
+        let mut unit = unit(drafts.into_iter().map(|draft| Command::Publish(Box::new(draft))).collect());
+        let submitted = async {
+            unit.prepared = self.outbox().prepare(&unit).await?;
+            self.outbox().submit(unit).await
+        };
+        let outcomes = match submitted.await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return (0..count).map(|_| Err(error.clone().into())).collect(),
+        };
+        let mut results = Vec::with_capacity(count);
+        for outcome in outcomes {
+            let result = self.published(outcome).await;
+            self.count_published(&result);
+            results.push(result);
+        }
+        results
+    }
+
+    async fn published(&self, outcome: Outcome) -> Result<Accepted, PublishError> {
+        match outcome {
+            Outcome::Accepted(accepted) => Ok(accepted),
+            Outcome::Duplicate(position) => match self.event_at(position).await? {
+                Some(event) => Ok(Accepted { event, position, duplicate: true }),
+                None => Err(PublishError::IdempotencyMismatch),
+            },
+            Outcome::Mismatch => Err(PublishError::IdempotencyMismatch),
+            Outcome::VersionConflict { expected, actual } => {
+                Err(PublishError::VersionConflict { expected, actual })
+            }
+            Outcome::Endpoint(_) | Outcome::Written(_) | Outcome::Conflict => unreachable!("{UNJUDGED}"),
+        }
+    }
+
+    fn count_published(&self, result: &Result<Accepted, PublishError>) {
+        match result {
+            Ok(accepted) if accepted.duplicate => self.metrics().refused("duplicate"),
+            Ok(_) => self.metrics().accepted(),
+            Err(PublishError::VersionConflict { .. }) => self.metrics().refused("versionConflict"),
+            Err(PublishError::IdempotencyMismatch) => self.metrics().refused("idempotencyMismatch"),
+            Err(PublishError::Store(Unavailable::Overloaded { .. })) => self.metrics().refused("overloaded"),
+            Err(PublishError::Store(_)) => self.metrics().refused("unavailable"),
+        }
+    }
+
+    /// To these endpoints, or (when `None`) to those that it matches now. Gives the number of deliveries.
+    ///
+    /// # Errors
+    /// When the event or an endpoint is unknown in the scope, or nothing could be written.
+    pub async fn replay_event(
+        &self,
+        scope: &Scope,
+        tenant: &Tenant,
+        id: &EventId,
+        endpoints: Option<Vec<EndpointId>>,
+    ) -> Result<u64, ChangeError> {
+        let found = self.find_event(tenant, id).await?.filter(|(_, event)| scope.covers(&event.tenant));
+        let (position, event) = found.ok_or(ChangeError::NotFound)?;
+        let numbers: Vec<EndpointNumber> = match endpoints {
+            Some(ids) => {
+                let find = |id| self.endpoint(scope, id).filter(|endpoint| endpoint.tenant == event.tenant);
+                let found: Option<Vec<_>> = ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
+                found.ok_or(ChangeError::NotFound)?
+            }
+            None => self.outbox().directory(|directory| {
+                let matching = directory.endpoints().filter(|endpoint| {
+                    endpoint.tenant == event.tenant
+                        && (endpoint.event_types.is_empty()
+                            || endpoint.event_types.iter().any(|pattern| pattern_matches(pattern, &event.event_type)))
+                });
+                matching.map(|endpoint| endpoint.number).collect()
+            }),
+        };
+        let deliveries: Vec<_> =
+            numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
+        let count = deliveries.len() as u64;
+        self.revive(deliveries, Trigger::Replay).await?;
+        Ok(count)
+    }
+
+    /// `endpoint.number` and `.revision` are set by the writer. The answer is remembered in the same commit.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn create_endpoint(
+        &self,
+        mut endpoint: Endpoint,
+        answer: Option<(Idempotency, Answer)>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
+        endpoint.number = EndpointNumber(0);
+        self.put_endpoint(endpoint, answer).await
+    }
+
+    /// Replaces it when its revision is still `endpoint.revision`.
+    ///
+    /// # Errors
+    /// [`ChangeError::Conflict`] when it is not.
+    pub async fn update_endpoint(&self, mut endpoint: Endpoint) -> Result<Arc<Endpoint>, ChangeError> {
+        endpoint.updated_at = self.now().wall;
+        self.put_endpoint(endpoint, None).await
+    }
+
+    async fn put_endpoint(
+        &self,
+        endpoint: Endpoint,
+        answer: Option<(Idempotency, Answer)>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
+        let mut commands = vec![Command::PutEndpoint(Box::new(endpoint))];
+        commands.extend(answer.map(|(idempotency, answer)| answered(idempotency, answer)));
+        match self.outbox().submit(unit(commands)).await?.into_iter().next() {
+            Some(Outcome::Endpoint(endpoint)) => Ok(endpoint),
+            Some(Outcome::Conflict) => Err(ChangeError::Conflict),
+            _ => unreachable!("{UNJUDGED}"),
+        }
+    }
+
+    /// Its pending deliveries become dead letters, in the background.
+    ///
+    /// # Errors
+    /// When it is unknown in the scope, or the deletion could not be written.
+    pub async fn delete_endpoint(&self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
+        let endpoint = self.endpoint(scope, id).ok_or(ChangeError::NotFound)?.number;
+        let command = Command::DeleteEndpoint { endpoint, at: self.now().wall };
+        match self.outbox().submit(unit(vec![command])).await?.first() {
+            Some(Outcome::Conflict) => Err(ChangeError::NotFound),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives up what is pending for a deleted endpoint, in bounded steps. Repeating it changes nothing.
+    pub(super) async fn sweep_deleted(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
+        loop {
+            let deliveries = self
+                .outbox()
+                .read(move |state| pending::of_endpoint(state.rows(), endpoint, limits::BULK_DELIVERIES_MAX))
+                .await?;
+            if deliveries.is_empty() {
+                return Ok(());
+            }
+            self.die(deliveries, DeadReason::EndpointDeleted).await?;
+        }
+    }
+
+    pub(super) async fn die(&self, deliveries: Vec<DeliveryKey>, reason: DeadReason) -> Result<(), Unavailable> {
+        let count = deliveries.len() as u64;
+        let record = Record::DeliveriesDied { deliveries, reason, at: self.now().wall };
+        self.write(record).await?;
+        self.metrics().died(reason, count);
+        Ok(())
+    }
+
+    async fn write(&self, record: Record) -> Result<Position, Unavailable> {
+        match self.outbox().submit(unit(vec![Command::Record(record)])).await?.first() {
+            Some(Outcome::Written(position)) => Ok(*position),
+            _ => unreachable!("{UNJUDGED}"),
+        }
+    }
+
+    async fn revive(&self, deliveries: Vec<DeliveryKey>, trigger: Trigger) -> Result<(), Unavailable> {
+        for some in deliveries.chunks(limits::BULK_DELIVERIES_MAX) {
+            let at = self.now().wall;
+            self.write(Record::DeliveriesRevived { deliveries: some.to_vec(), trigger, at }).await?;
+        }
+        Ok(())
+    }
+
+    /// Replays what the log holds of the endpoint's tenant between the times; gives the number of deliveries.
+    ///
+    /// # Errors
+    /// When nothing could be read or written.
+    pub async fn replay_endpoint(
+        &self,
+        endpoint: &Endpoint,
+        since: Timestamp,
+        until: Option<Timestamp>,
+        event_types: &[Pattern],
+        only_undelivered: bool,
+    ) -> Result<u64, ChangeError> {
+        let filter =
+            Filter { tenant: Some(endpoint.tenant.clone()), since: Some(since), until, ..Filter::default() };
+        let patterns = if event_types.is_empty() { &endpoint.event_types } else { event_types };
+        let number = endpoint.number;
+        let mut cursor: Option<Cursor> = None;
+        let mut count = 0;
+        loop {
+            let filter = filter.clone();
+            let found = self
+                .outbox()
+                .read(move |state| {
+                    let rows = state.rows();
+                    let found = reads::events(rows, &filter, cursor, limits::PAGE_ITEMS_MAX, |states| event_status(states));
+                    let known = |at: &Position| reads::delivery(rows, DeliveryKey { event: *at, endpoint: number });
+                    let states: Vec<_> = found.items.iter().map(|at| (*at, known(at).map(|facts| facts.state))).collect();
+                    (states, found.next)
+                })
+                .await?;
+            let mut deliveries = Vec::new();
+            for (position, state) in found.0 {
+                let skip = match state {
+                    Some(DeliveryState::Pending) => true,
+                    Some(DeliveryState::Delivered) => only_undelivered,
+                    Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => false,
+                };
+                if skip {
+                    continue;
+                }
+                let Some(event) = self.event_at(position).await? else { continue };
+                if patterns.is_empty() || patterns.iter().any(|pattern| pattern_matches(pattern, &event.event_type)) {
+                    deliveries.push(DeliveryKey { event: position, endpoint: number });
+                }
+            }
+            count += deliveries.len() as u64;
+            self.revive(deliveries, Trigger::Replay).await?;
+            cursor = found.1;
+            if cursor.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Due now, in a new retry series; for pending, dead, delivered and cancelled ones.
+    ///
+    /// # Errors
+    /// When it is unknown in the scope, its endpoint is gone, or nothing could be written.
+    pub async fn retry_delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
+        self.revive_one(scope, key, Trigger::Manual).await
+    }
+
+    async fn revive_one(&self, scope: &Scope, key: DeliveryKey, trigger: Trigger) -> Result<DeliveryView, ChangeError> {
+        self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
+            return Err(ChangeError::NotAllowed("the endpoint was deleted"));
+        }
+        self.revive(vec![key], trigger).await?;
+        Ok(self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery)
+    }
+
+    /// Pending ones only.
+    ///
+    /// # Errors
+    /// When it is unknown in the scope, not pending, or nothing could be written.
+    pub async fn cancel_delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
+        let detail = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        if detail.delivery.state != DeliveryState::Pending {
+            return Err(ChangeError::NotAllowed("only a pending delivery can be cancelled"));
+        }
+        self.write(Record::DeliveriesCancelled { deliveries: vec![key], at: self.now().wall }).await?;
+        self.metrics().cancelled(1);
+        Ok(self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery)
+    }
+
+    /// # Errors
+    /// When there is no such dead letter in the scope, its endpoint is gone, or nothing could be written.
+    pub async fn redrive(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
+        self.dead_letter(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        self.revive_one(scope, key, Trigger::Redrive).await
+    }
+
+    /// # Errors
+    /// When there is no such dead letter in the scope, or nothing could be written.
+    pub async fn purge(&self, scope: &Scope, key: DeliveryKey) -> Result<(), ChangeError> {
+        self.dead_letter(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        self.write(Record::DeadLettersPurged { deliveries: vec![key], at: self.now().wall }).await?;
+        Ok(())
+    }
+
+    /// Every dead letter that matches when its turn comes, in bounded steps, each step one atomic record. Those whose
+    /// endpoint is gone stay.
+    ///
+    /// # Errors
+    /// When nothing more could be read or written; what was redriven before stays so.
+    pub async fn redrive_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
+        self.for_matching(scope, filter, true, |deliveries, at| Record::DeliveriesRevived {
+            deliveries,
+            trigger: Trigger::Redrive,
+            at,
+        })
+        .await
+    }
+
+    /// # Errors
+    /// When nothing more could be read or written; what was purged before stays so.
+    pub async fn purge_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
+        self.for_matching(scope, filter, false, |deliveries, at| Record::DeadLettersPurged { deliveries, at }).await
+    }
+
+    async fn for_matching(
+        &self,
+        scope: &Scope,
+        filter: Filter,
+        living_endpoints_only: bool,
+        record: fn(Vec<DeliveryKey>, Timestamp) -> Record,
+    ) -> Result<u64, Unavailable> {
+        let Some(filter) = scoped(scope, filter) else { return Ok(0) };
+        let mut cursor = None;
+        let mut count = 0;
+        loop {
+            let filter = filter.clone();
+            let found = self
+                .outbox()
+                .read(move |state| reads::dead_letters(state.rows(), &filter, cursor, limits::BULK_DELIVERIES_MAX))
+                .await?;
+            let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
+            if living_endpoints_only {
+                self.outbox().directory(|directory| {
+                    deliveries.retain(|key| directory.endpoint(key.endpoint).is_some());
+                });
+            }
+            if !deliveries.is_empty() {
+                count += deliveries.len() as u64;
+                // Newest first was how they were found; in order of acceptance is how they go out.
+                deliveries.sort_unstable();
+                self.write(record(deliveries, self.now().wall)).await?;
+            }
+            cursor = found.next;
+            if cursor.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// # Errors
+    /// When it could not be written.
+    pub async fn create_key(&self, key: ApiKey, answer: Option<(Idempotency, Answer)>) -> Result<(), Unavailable> {
+        let mut commands = vec![Command::Record(Record::KeyPut(Arc::new(key)))];
+        commands.extend(answer.map(|(idempotency, answer)| answered(idempotency, answer)));
+        self.outbox().submit(unit(commands)).await.map(drop)
+    }
+
+    /// # Errors
+    /// When it is unknown, or the deletion could not be written.
+    pub async fn delete_key(&self, id: &KeyId) -> Result<(), ChangeError> {
+        if self.outbox().directory(|directory| directory.key(id).is_none()) {
+            return Err(ChangeError::NotFound);
+        }
+        self.write(Record::KeyDeleted { id: id.clone(), at: self.now().wall }).await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it could not be written.
+    pub async fn remember(&self, idempotency: Idempotency, answer: Answer) -> Result<(), Unavailable> {
+        self.outbox().submit(unit(vec![answered(idempotency, answer)])).await.map(drop)
+    }
+
+    /// Ends the outbox after the dispatcher has ended: writes what waits, checkpoints. Blocks.
+    pub fn stop_outbox(&self) {
+        self.outbox().stop();
+    }
+
+    /// How long a client should wait before it tries again, when the outbox is unavailable.
+    pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+}
+
+fn answered(idempotency: Idempotency, answer: Answer) -> Command {
+    Command::Record(Record::RequestAnswered { idempotency, status: answer.status, body: answer.body })
+}

@@ -1,0 +1,198 @@
+//! One attempt, from the lane's decision to its recorded outcome.
+//!
+//! Decide (sign, send, judge), commit (the outcome joins the next group), then tell the lane. Our own trouble (a record
+//! that cannot be read, a shutdown) is never charged as an attempt.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::dispatcher::Signal;
+use crate::courier::{Parcel, Reply, body};
+use crate::domain::{
+    Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, ErrorClass,
+    Event, Next, Now, Progress, Record, Tenant, Verdict,
+};
+use crate::lanes;
+use crate::rules::signature::signature_header;
+use crate::rules::verdict::{ReplyFacts, verdict};
+use crate::rules::retry;
+use crate::store::recent::Prepared;
+use crate::store::writer::{Command, Unit};
+
+/// What a lane wants to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct Assignment {
+    pub(super) endpoint: EndpointNumber,
+    pub(super) key: DueKey,
+    pub(super) progress: Progress,
+    /// Still in memory since its acceptance.
+    pub(super) event: Option<Arc<Event>>,
+}
+
+/// Makes one attempt and tells the dispatcher.
+pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
+    let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
+    let event = match &assignment.event {
+        Some(event) => Some(event.clone()),
+        None => engine.event_at(assignment.key.event).await.unwrap_or(None),
+    };
+    let outcome = match (endpoint, event) {
+        (Some(endpoint), Some(event)) => make(&engine, &assignment, &endpoint, &event).await,
+        (Some(_), None) => {
+            // Its frame is damaged or retention has taken it: nothing can ever be sent.
+            tracing::error!(position = assignment.key.event.0, "the event of a pending delivery cannot be read");
+            let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
+            if let Err(error) = engine.die(vec![delivery], DeadReason::Expired).await {
+                tracing::warn!(%error, "a delivery without its event could not be given up");
+            }
+            lanes::Outcome::Neutral
+        }
+        (None, _) => lanes::Outcome::Neutral,
+    };
+    engine.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
+}
+
+async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) -> lanes::Outcome {
+    let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
+    let started = engine.now();
+    if assignment.progress.attempts == 0 {
+        engine.metrics().first_attempt(started.wall.since(event.accepted_at));
+    }
+    let number = assignment.progress.attempts + 1;
+    let reply = match parcel(endpoint, event, number, started) {
+        Ok(parcel) => engine.shared.courier.send(parcel).await,
+        Err(reason) => Reply::failed(ErrorClass::Request, reason),
+    };
+    let finished = engine.now();
+    let facts = ReplyFacts {
+        outcome: match &reply.outcome {
+            Ok(status) => Ok(*status),
+            Err((class, _)) => Err(*class),
+        },
+        retry_after: reply.retry_after.as_deref(),
+        webhook_delivery: reply.webhook_delivery.as_deref(),
+        received_at: finished.wall,
+    };
+    let verdict = verdict(&facts, &engine.settings().refused_statuses);
+    let next = retry::next(&endpoint.retry, delivery, &assignment.progress, verdict, finished.wall);
+    let attempt = Arc::new(record_of(&assignment.progress, started, reply, next));
+    report(engine, endpoint, event, delivery, &attempt, finished);
+    let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
+    engine.outbox().record(Unit { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply: None });
+    follow_up(engine, endpoint, event, delivery, verdict, next).await;
+    lane_outcome(verdict, &attempt, finished)
+}
+
+fn parcel(endpoint: &Endpoint, event: &Event, number: u32, now: Now) -> Result<Parcel, String> {
+    let body = body::standard_body(event);
+    let signature = signature_header(&endpoint.secrets, now.wall, event.id.as_str(), &body);
+    let headers = body::standard_headers(endpoint, event, number, now.wall, &signature)?;
+    Parcel::new(&endpoint.url, headers, body, endpoint.timeout)
+}
+
+fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Attempt {
+    let status = reply.outcome.as_ref().ok().copied();
+    let error = match reply.outcome {
+        Ok(200..300) => None,
+        Ok(status) => Some((ErrorClass::Status, format!("status {status}").into())),
+        Err((class, words)) => Some((class, words.into())),
+    };
+    Attempt {
+        number: progress.attempts + 1,
+        trigger: progress.trigger,
+        started_at: started.wall,
+        duration: reply.duration,
+        status,
+        error,
+        reply: reply.body,
+        next,
+    }
+}
+
+fn report(engine: &Engine, endpoint: &Endpoint, event: &Event, delivery: DeliveryKey, attempt: &Attempt, finished: Now) {
+    let class = attempt.error.as_ref().map(|(class, _)| *class);
+    engine.metrics().attempt(attempt.status, class, attempt.duration);
+    match attempt.next {
+        Next::Delivered => engine.metrics().delivered(finished.wall.since(event.accepted_at)),
+        Next::Dead(reason) => engine.metrics().died(reason, 1),
+        Next::RetryAt(_) => engine.metrics().retry(),
+    }
+    tracing::debug!(
+        event = %event.id,
+        endpoint = %endpoint.id,
+        delivery = %crate::domain::DeliveryId(delivery),
+        attempt = attempt.number,
+        status = attempt.status,
+        error = class.map(ErrorClass::as_str),
+        milliseconds = u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
+        "attempt"
+    );
+}
+
+/// What an outcome means beyond its delivery.
+async fn follow_up(
+    engine: &Engine,
+    endpoint: &Arc<Endpoint>,
+    event: &Event,
+    delivery: DeliveryKey,
+    verdict: Verdict,
+    next: Next,
+) {
+    if let Verdict::Gone(reason) = verdict {
+        engine.disable(endpoint.number, reason).await;
+    }
+    if let Next::Dead(reason) = next
+        && event.tenant.as_str() != Tenant::OPERATOR
+    {
+        let data = serde_json::json!({
+            "deliveryId": crate::domain::DeliveryId(delivery).to_string(),
+            "eventId": event.id.as_str(), "eventType": event.event_type.as_str(), "tenant": event.tenant.as_str(),
+            "endpointId": endpoint.id.as_str(), "reason": reason.as_str(),
+        });
+        engine.tell_operator("balto.delivery.dead", data.to_string()).await;
+    }
+}
+
+fn lane_outcome(verdict: Verdict, attempt: &Attempt, finished: Now) -> lanes::Outcome {
+    match verdict {
+        Verdict::Delivered | Verdict::Gone(_) => lanes::Outcome::Healthy,
+        Verdict::RetryAfter(wait) => lanes::Outcome::Throttled { until: finished.wall.plus(wait) },
+        Verdict::Retry => match attempt.status {
+            // The receiver is there and says no: that is about this delivery, not about the lane.
+            Some(400..500) => lanes::Outcome::Neutral,
+            Some(_) | None => lanes::Outcome::Failing,
+        },
+        Verdict::Refused(_) => lanes::Outcome::Neutral,
+    }
+}
+
+impl Engine {
+    /// Disables an active endpoint and tells the operator. Someone else's change in between is read again.
+    pub(super) async fn disable(&self, number: EndpointNumber, reason: DisabledReason) {
+        loop {
+            let current = self.outbox().directory(|directory| directory.endpoint(number).cloned());
+            let Some(current) = current else { return };
+            if matches!(current.status, EndpointStatus::Disabled { .. }) {
+                return;
+            }
+            let at = self.now().wall;
+            let mut changed = Endpoint::clone(&current);
+            changed.status = EndpointStatus::Disabled { reason, at };
+            match self.update_endpoint(changed).await {
+                Ok(endpoint) => {
+                    tracing::warn!(endpoint = %endpoint.id, reason = reason.as_str(), "endpoint disabled");
+                    let data = serde_json::json!({
+                        "endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str(), "reason": reason.as_str(),
+                    });
+                    self.tell_operator("balto.endpoint.disabled", data.to_string()).await;
+                    return;
+                }
+                Err(super::types::ChangeError::Conflict) => {}
+                Err(error) => {
+                    tracing::error!(endpoint = %current.id, %error, "an endpoint could not be disabled");
+                    return;
+                }
+            }
+        }
+    }
+}

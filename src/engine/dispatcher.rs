@@ -1,0 +1,395 @@
+//! The delivery loop: hears what was committed, asks the lanes who sends next, starts attempts.
+//!
+//! Owns the lanes, the payloads and every running attempt. Being the only one who touches the lanes it needs no lock.
+//! It never waits for the store, so that the store may wait for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::Engine;
+use super::delivery::{Assignment, attempt};
+use super::payloads::Payloads;
+use super::types::Unavailable;
+use crate::domain::{
+    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Position, Progress,
+    Record, RetryPolicy, Timestamp,
+};
+use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
+use crate::limits;
+use crate::projections::{LaneChange, counters, pending};
+use crate::rules::health;
+use crate::store::writer::Committed;
+use crate::store::{Health, Notice};
+
+/// Between two looks at what nobody else triggers: expiry at disabled endpoints, gauges.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// Notices and signals that are taken in before the lanes are asked again.
+const INTAKE_MAX: usize = 256;
+
+/// What the dispatcher hears beside notices of the store.
+#[derive(Debug)]
+pub enum Signal {
+    Finished { endpoint: EndpointNumber, key: DueKey, outcome: lanes::Outcome },
+    Refilled { endpoint: EndpointNumber, entries: Vec<(DueKey, Progress)>, exhausted: bool, as_of: Position },
+    Explain { endpoint: EndpointNumber, answer: oneshot::Sender<LaneAnswer> },
+    Reconfigured,
+}
+
+/// A lane's report, in words.
+#[derive(Clone, Debug, Default)]
+pub struct LaneAnswer {
+    pub reason: Option<lanes::WaitReason>,
+    pub in_flight: usize,
+    pub next_due: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+impl From<LaneReport> for LaneAnswer {
+    fn from(report: LaneReport) -> Self {
+        Self {
+            reason: report.reason,
+            in_flight: report.in_flight,
+            next_due: report.next_due,
+            until: report.retry_at,
+            circuit: report.circuit.as_str(),
+            consecutive_failures: report.consecutive_failures,
+        }
+    }
+}
+
+pub struct Dispatcher {
+    engine: Engine,
+    lanes: Lanes,
+    payloads: Payloads,
+    notices: mpsc::Receiver<Notice>,
+    signals: mpsc::UnboundedReceiver<Signal>,
+    tasks: JoinSet<()>,
+    health: watch::Receiver<Health>,
+    /// Since when each failing endpoint has had no success.
+    failing_since: HashMap<EndpointNumber, Timestamp>,
+    draining: bool,
+    progress: watch::Sender<u64>,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        engine: Engine,
+        notices: mpsc::Receiver<Notice>,
+        signals: mpsc::UnboundedReceiver<Signal>,
+    ) -> Self {
+        let lanes = Lanes::new(config(&engine));
+        let health = engine.outbox().health();
+        Self {
+            engine,
+            lanes,
+            payloads: Payloads::default(),
+            notices,
+            signals,
+            tasks: JoinSet::new(),
+            health,
+            failing_since: HashMap::new(),
+            draining: false,
+            progress: watch::Sender::new(0),
+        }
+    }
+
+    /// Counts the turns of the loop: a watchdog that sees no new turn knows that the loop hangs.
+    #[must_use]
+    pub fn heartbeat(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    /// Delivers until `stop` says so, then waits for running attempts, at most `drain` long. Attempts that are cut off
+    /// are not charged: they will be made again.
+    ///
+    /// # Errors
+    /// When the store failed: the process has to end.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>, drain: Duration) -> Result<(), Unavailable> {
+        self.start().await?;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.pump();
+            let wakeup = self.lanes.next_wakeup(self.engine.now()).unwrap_or(HOUSEKEEPING_INTERVAL);
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some(notice) = self.notices.recv() => self.on_notice(notice),
+                Some(signal) = self.signals.recv() => self.on_signal(signal),
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => note_panic(&ended),
+                _ = housekeeping.tick() => self.keep_house().await,
+                () = tokio::time::sleep(wakeup) => {}
+                Ok(()) = self.health.changed() => {}
+            }
+            self.take_in();
+            if let Health::Failed(reason) = &*self.health.borrow_and_update() {
+                return Err(Unavailable::Failed(reason.clone()));
+            }
+            self.lanes.hold(self.draining || *self.health.borrow() != Health::Good);
+            self.progress.send_modify(|turns| *turns += 1);
+        }
+        self.drain(drain).await;
+        Ok(())
+    }
+
+    /// Lanes for the endpoints that are known from before.
+    async fn start(&mut self) -> Result<(), Unavailable> {
+        let counted: HashMap<_, _> =
+            self.engine.outbox().read(|state| counters::all(state.rows())).await?.into_iter().collect();
+        let endpoints: Vec<_> = self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        let now = self.engine.now();
+        for endpoint in endpoints {
+            let counted = counted.get(&endpoint.number).copied().unwrap_or_default();
+            let backlog = if counted.pending > 0 { Backlog::OnDisk } else { Backlog::None };
+            self.lanes.on_endpoint(endpoint.number, policy(&endpoint), backlog, now);
+            if let Some(since) = counted.failing_since {
+                self.failing_since.insert(endpoint.number, since);
+            }
+        }
+        let deleted: Vec<_> = self.engine.outbox().directory(|directory| directory.deleted_endpoints().collect());
+        for endpoint in deleted {
+            if counted.get(&endpoint).is_some_and(|lane| lane.pending > 0) {
+                self.sweep(endpoint);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what else has arrived, so that a burst costs one round of questions.
+    fn take_in(&mut self) {
+        for _ in 0..INTAKE_MAX {
+            if let Ok(notice) = self.notices.try_recv() {
+                self.on_notice(notice);
+            } else if let Ok(signal) = self.signals.try_recv() {
+                self.on_signal(signal);
+            } else {
+                break;
+            }
+        }
+        while let Some(ended) = self.tasks.try_join_next() {
+            note_panic(&ended);
+        }
+    }
+
+    fn on_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Committed(committed) => self.on_committed(&committed),
+            Notice::Lanes(changes) => {
+                for change in changes {
+                    self.on_change(change);
+                }
+            }
+        }
+    }
+
+    fn on_committed(&mut self, committed: &Committed) {
+        for (position, record) in &committed.records {
+            match record {
+                Record::EventAccepted(event) => self.payloads.insert(*position, event),
+                Record::EndpointPut(endpoint) => self.on_endpoint(endpoint),
+                Record::EndpointDeleted { endpoint, .. } => {
+                    self.lanes.on_endpoint_removed(*endpoint);
+                    self.failing_since.remove(endpoint);
+                    self.sweep(*endpoint);
+                }
+                Record::AttemptFinished { delivery, attempt, .. } => {
+                    let healthy = attempt.status.is_some_and(|status| (200..300).contains(&status));
+                    self.on_health(delivery.endpoint, healthy, attempt.started_at);
+                }
+                Record::KeyPut(_)
+                | Record::KeyDeleted { .. }
+                | Record::DeliveriesRevived { .. }
+                | Record::DeliveriesCancelled { .. }
+                | Record::DeliveriesDied { .. }
+                | Record::DeadLettersPurged { .. }
+                | Record::RequestAnswered { .. } => {}
+            }
+        }
+        for change in &committed.announced {
+            self.on_change(*change);
+        }
+    }
+
+    fn on_endpoint(&mut self, endpoint: &Endpoint) {
+        if endpoint.status == EndpointStatus::Active {
+            self.failing_since.remove(&endpoint.number);
+        }
+        self.lanes.on_endpoint(endpoint.number, policy(endpoint), Backlog::None, self.engine.now());
+    }
+
+    fn on_change(&mut self, change: LaneChange) {
+        let now = self.engine.now();
+        match change {
+            LaneChange::Due { endpoint, key, progress, at } => self.lanes.on_due(endpoint, key, progress, at, now),
+            LaneChange::Settled { endpoint, key, at } => self.lanes.on_settled(endpoint, key, at, now),
+        }
+    }
+
+    /// An endpoint that has failed without one success for too long is disabled.
+    fn on_health(&mut self, endpoint: EndpointNumber, healthy: bool, at: Timestamp) {
+        if healthy {
+            self.failing_since.remove(&endpoint);
+            return;
+        }
+        let since = *self.failing_since.entry(endpoint).or_insert(at);
+        if health::should_disable(since, self.engine.settings().disable_after, at) {
+            let engine = self.engine.clone();
+            self.tasks.spawn(async move { engine.disable(endpoint, DisabledReason::Failing).await });
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal) {
+        let now = self.engine.now();
+        match signal {
+            Signal::Finished { endpoint, key, outcome } => self.lanes.on_finished(endpoint, key, outcome, now),
+            Signal::Refilled { endpoint, entries, exhausted, as_of } => {
+                self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
+            }
+            Signal::Explain { endpoint, answer } => {
+                let report = self.lanes.explain(endpoint, now).map_or_else(LaneAnswer::default, LaneAnswer::from);
+                // The asker may have gone.
+                let _gone = answer.send(report).is_err();
+            }
+            Signal::Reconfigured => self.lanes.reconfigure(config(&self.engine)),
+        }
+    }
+
+    /// Does what the lanes want done, until they want nothing more now.
+    fn pump(&mut self) {
+        while let Some(action) = self.lanes.next_action(self.engine.now()) {
+            match action {
+                Action::Send { endpoint, key, progress } => {
+                    let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
+                    let assignment = Assignment { endpoint, key, progress, event };
+                    self.tasks.spawn(attempt(self.engine.clone(), assignment));
+                }
+                Action::Refill { endpoint, after, limit } => {
+                    self.tasks.spawn(refill(self.engine.clone(), endpoint, after, limit));
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self, endpoint: EndpointNumber) {
+        let engine = self.engine.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = engine.sweep_deleted(endpoint).await {
+                tracing::warn!(%error, "the deliveries of a deleted endpoint wait for the next start");
+            }
+        });
+    }
+
+    async fn keep_house(&mut self) {
+        let now = self.engine.now();
+        let summary = self.lanes.summary(now);
+        self.engine.metrics().lanes(&summary);
+        if let Ok((totals, size)) = self.engine.outbox().read(|state| (state.totals(), state.size_bytes())).await {
+            let outbox = self.engine.outbox();
+            self.engine.metrics().store(totals.pending, totals.dead, outbox.journal().size_bytes(), size, outbox.lag());
+        }
+        let disabled: Vec<_> = self.engine.outbox().directory(|directory| {
+            let disabled = |endpoint: &&Arc<Endpoint>| matches!(endpoint.status, EndpointStatus::Disabled { .. });
+            directory.endpoints().filter(disabled).cloned().collect()
+        });
+        for endpoint in disabled {
+            self.tasks.spawn(expire(self.engine.clone(), endpoint, now.wall));
+        }
+    }
+
+    async fn drain(&mut self, limit: Duration) {
+        self.draining = true;
+        self.lanes.hold(true);
+        let deadline = tokio::time::Instant::now() + limit;
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                Some(ended) = self.tasks.join_next() => note_panic(&ended),
+                Some(notice) = self.notices.recv() => self.on_notice(notice),
+                Some(_) = self.signals.recv() => {}
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!(attempts = self.tasks.len(), "the drain limit cut off running attempts");
+                    self.tasks.shutdown().await;
+                }
+            }
+        }
+    }
+}
+
+fn note_panic(ended: &Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a task panicked; its delivery waits for the next start");
+    }
+}
+
+fn config(engine: &Engine) -> lanes::LanesConfig {
+    let settings = engine.settings();
+    lanes::LanesConfig {
+        max_in_flight: settings.max_in_flight,
+        breaker: lanes::BreakerConfig {
+            failures_to_open: settings.breaker_failures,
+            probe_initial: settings.breaker_probe_initial,
+            probe_max: settings.breaker_probe_max,
+        },
+    }
+}
+
+fn policy(endpoint: &Endpoint) -> LanePolicy {
+    LanePolicy {
+        rate: endpoint.rate_limit,
+        max_in_flight: endpoint.max_in_flight,
+        ordering: endpoint.ordering,
+        gate: match endpoint.status {
+            EndpointStatus::Active => Gate::Open,
+            EndpointStatus::Paused => Gate::Paused,
+            EndpointStatus::Disabled { .. } => Gate::Disabled,
+        },
+    }
+}
+
+async fn refill(engine: Engine, endpoint: EndpointNumber, after: Option<DueKey>, limit: usize) {
+    let read = engine
+        .outbox()
+        .read(move |state| {
+            let (entries, exhausted) = pending::refill(state.rows(), endpoint, after, limit);
+            Signal::Refilled { endpoint, entries, exhausted, as_of: state.applied() }
+        })
+        .await;
+    if let Ok(signal) = read {
+        engine.signal(signal);
+    }
+}
+
+/// What waits at a disabled endpoint for longer than its policy's age is given up.
+async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
+    let RetryPolicy::Exponential { max_age, .. } = endpoint.retry else { return };
+    let number = endpoint.number;
+    let expired = engine
+        .outbox()
+        .read(move |state| {
+            let (entries, _) = pending::refill(state.rows(), number, None, limits::BULK_DELIVERIES_MAX);
+            let old = entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
+            old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect::<Vec<_>>()
+        })
+        .await
+        .unwrap_or_default();
+    if !expired.is_empty()
+        && let Err(error) = engine.die(expired, DeadReason::EndpointDisabled).await
+    {
+        tracing::warn!(%error, "expired deliveries of a disabled endpoint wait for the next look");
+    }
+}
+
+impl Engine {
+    pub(super) async fn explain(&self, endpoint: EndpointNumber) -> Result<LaneAnswer, Unavailable> {
+        let (answer, report) = oneshot::channel();
+        self.signal(Signal::Explain { endpoint, answer });
+        report.await.map_err(|_| Unavailable::Stopping)
+    }
+}

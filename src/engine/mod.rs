@@ -1,0 +1,173 @@
+//! The engine: decide, commit, then act.
+//!
+//! Owns tasks, clock and channels; hands out one cheap handle, [`Engine`]. Must never know wire formats. What a request
+//! asks is answered by [`queries`], what it changes by [`commands`]; deliveries are driven by [`dispatcher`], one attempt
+//! is made by [`delivery`].
+
+pub mod clock;
+mod commands;
+mod delivery;
+mod dispatcher;
+mod operator;
+mod payloads;
+mod queries;
+pub mod types;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use crate::courier::Courier;
+use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now, RetryPolicy};
+use crate::metrics::Metrics;
+use crate::rules::verdict::RefusedStatuses;
+use crate::store::Outbox;
+use clock::Clock;
+use types::Scope;
+
+pub use dispatcher::Dispatcher;
+
+/// What can change while running.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Requests at once over all endpoints.
+    pub max_in_flight: usize,
+    /// An endpoint without one success for this long is disabled.
+    pub disable_after: Duration,
+    pub refused_statuses: RefusedStatuses,
+    pub breaker_failures: u32,
+    pub breaker_probe_initial: Duration,
+    pub breaker_probe_max: Duration,
+    /// Retry policy of endpoints that do not name one; the API shows it.
+    pub retry: RetryPolicy,
+}
+
+/// The handle that everything outside holds.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    outbox: Outbox,
+    courier: Courier,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    settings: ArcSwap<Settings>,
+    signals: mpsc::UnboundedSender<dispatcher::Signal>,
+}
+
+impl Engine {
+    /// The handle and the task that delivers, which the caller runs.
+    #[must_use]
+    pub fn new(
+        opened: crate::store::Opened,
+        courier: Courier,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+    ) -> (Self, Dispatcher) {
+        let (signals, inbox) = mpsc::unbounded_channel();
+        let shared =
+            Shared { outbox: opened.outbox, courier, clock, metrics, settings: ArcSwap::from_pointee(settings), signals };
+        let engine = Self { shared: Arc::new(shared) };
+        let dispatcher = Dispatcher::new(engine.clone(), opened.notices, inbox);
+        (engine, dispatcher)
+    }
+
+    fn outbox(&self) -> &Outbox {
+        &self.shared.outbox
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        self.shared.settings.load_full()
+    }
+
+    /// Takes over new settings; lanes hear of them with their next turn.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.shared.settings.store(Arc::new(settings));
+        self.signal(dispatcher::Signal::Reconfigured);
+    }
+
+    /// The dispatcher ends only after everyone who could signal has.
+    fn signal(&self, signal: dispatcher::Signal) {
+        if self.shared.signals.send(signal).is_err() {
+            tracing::debug!("a signal came after the dispatcher had ended");
+        }
+    }
+
+    /// The courier, so that a reload can change its policy.
+    #[must_use]
+    pub fn courier(&self) -> &Courier {
+        &self.shared.courier
+    }
+
+    /// Both clocks.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.shared.clock.now()
+    }
+
+    #[must_use]
+    pub fn new_endpoint_id(&self) -> EndpointId {
+        self.new_id("ep_").parse().expect("a ULID is made of letters and digits")
+    }
+
+    #[must_use]
+    pub fn new_key_id(&self) -> KeyId {
+        self.new_id("key_").parse().expect("a ULID is made of letters and digits")
+    }
+
+    fn new_id(&self, prefix: &str) -> String {
+        let random = u128::from_be_bytes(self.random_bytes::<16>());
+        format!("{prefix}{}", ulid::Ulid::from_parts(self.now().wall.millis(), random))
+    }
+
+    /// `N` bytes from the system's random source.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness: nothing that needs secrets can go on then.
+    #[must_use]
+    pub fn random_bytes<const N: usize>(&self) -> [u8; N] {
+        clock::random_bytes()
+    }
+
+    pub fn endpoint(&self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
+        let found = self.outbox().directory(|directory| directory.endpoint_by_id(id).cloned());
+        found.filter(|endpoint| scope.covers(&endpoint.tenant))
+    }
+
+    /// The key whose secret has this SHA-256: looking up a hash gives nothing away about secrets.
+    #[must_use]
+    pub fn key_by_hash(&self, hash: &[u8; 32]) -> Option<Arc<ApiKey>> {
+        self.outbox().directory(|directory| directory.key_by_hash(hash).cloned())
+    }
+
+    /// By id, which is the order of creation.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Arc<ApiKey>> {
+        self.outbox().directory(|directory| directory.keys().cloned().collect())
+    }
+
+    /// Judges a URL as it will be judged when it is connected to; gives its canonical form, or why it is forbidden.
+    ///
+    /// # Errors
+    /// The reason, in words for the client.
+    pub async fn check_url(&self, url: &str) -> Result<Box<str>, String> {
+        self.shared.courier.check_url(url).await.map_err(|forbidden| forbidden.to_string())
+    }
+
+    /// Judges a custom header.
+    ///
+    /// # Errors
+    /// The reason, in words for the client.
+    pub fn check_header(&self, name: &str, value: &str) -> Result<(), String> {
+        crate::courier::body::validate_header(name, value).map_err(|reason| reason.to_string())
+    }
+}

@@ -1,0 +1,385 @@
+//! What requests ask. Answers come from the state (as of a position), the journal (records) and memory (endpoints).
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::types::{
+    Answer, Cursor, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EndpointStats, EventView, Filter,
+    LaneView, Page, Remembered, Scope, Unavailable,
+};
+use crate::domain::{
+    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Idempotency,
+    Position, Record, Tenant, Timestamp,
+};
+use crate::projections::reads::{self, DeliveryFacts, Found};
+use crate::projections::{counters, idempotency, stats};
+use crate::rules::append::{Judged, judge_idempotency};
+use crate::rules::event_status::event_status;
+use crate::store::types::chosen_scope;
+
+/// Steps that one list request may take through the state before it answers with a short page.
+const LIST_STEPS_MAX: usize = 20;
+
+impl Engine {
+    /// A chosen id is looked up in `tenant`.
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn event(&self, scope: &Scope, tenant: &Tenant, id: &EventId) -> Result<Option<EventView>, Unavailable> {
+        let Some((position, event)) = self.find_event(tenant, id).await? else { return Ok(None) };
+        if !scope.covers(&event.tenant) {
+            return Ok(None);
+        }
+        let facts = self.outbox().read(move |state| reads::deliveries_of(state.rows(), position)).await?;
+        Ok(Some(self.event_view(position, event, facts).await))
+    }
+
+    /// A generated id says when it was made, which leads to its frame; a chosen one is remembered.
+    pub(super) async fn find_event(
+        &self,
+        tenant: &Tenant,
+        id: &EventId,
+    ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
+        if let Some(ulid) = id.as_str().strip_prefix("evt_").and_then(|text| ulid::Ulid::from_string(text).ok()) {
+            let found = self.event_of_time(Timestamp::from_millis(ulid.timestamp_ms()), id.clone()).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        let chosen = chosen_scope(tenant, id);
+        let known = self.outbox().read(move |state| idempotency::known(state.rows(), &chosen)).await?;
+        match known {
+            Some(known) => Ok(self.event_at(known.position).await?.map(|event| (known.position, event))),
+            None => Ok(None),
+        }
+    }
+
+    async fn event_of_time(
+        &self,
+        at: Timestamp,
+        id: EventId,
+    ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
+        let reader = self.outbox().journal().clone();
+        self.blocking(move || {
+            reader.records_at(at).into_iter().find_map(|(position, record)| match record {
+                Record::EventAccepted(event) if event.id == id => Some((position, event)),
+                _ => None,
+            })
+        })
+        .await
+    }
+
+    /// Runs file reads off the async threads.
+    async fn blocking<R: Send + 'static>(&self, read: impl FnOnce() -> R + Send + 'static) -> Result<R, Unavailable> {
+        tokio::task::spawn_blocking(read).await.map_err(|_| Unavailable::Stopping)
+    }
+
+    pub(super) async fn record_at(&self, position: Position) -> Result<Option<Record>, Unavailable> {
+        let reader = self.outbox().journal().clone();
+        self.blocking(move || reader.read(position)).await?.map_err(|error| {
+            tracing::error!(%error, %position, "a record cannot be read");
+            Unavailable::Failed(error.to_string().into())
+        })
+    }
+
+    /// The event at a position; `None` when retention has removed it.
+    pub(super) async fn event_at(&self, position: Position) -> Result<Option<Arc<Event>>, Unavailable> {
+        Ok(match self.record_at(position).await? {
+            Some(Record::EventAccepted(event)) => Some(event),
+            _ => None,
+        })
+    }
+
+    async fn attempt_at(&self, position: Position) -> Option<Arc<Attempt>> {
+        match self.record_at(position).await {
+            Ok(Some(Record::AttemptFinished { attempt, .. })) => Some(attempt),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    async fn attempts(&self, facts: &DeliveryFacts) -> Vec<Arc<Attempt>> {
+        let mut attempts = Vec::with_capacity(facts.attempts.len());
+        for position in &facts.attempts {
+            attempts.extend(self.attempt_at(*position).await);
+        }
+        attempts
+    }
+
+    async fn delivery_view(&self, event: &Event, facts: &DeliveryFacts) -> DeliveryView {
+        let last = match facts.attempts.last() {
+            Some(position) if facts.state != DeliveryState::Delivered => self.attempt_at(*position).await,
+            Some(_) | None => None,
+        };
+        let error = last.and_then(|attempt| attempt.error.clone());
+        DeliveryView {
+            key: facts.key,
+            event_id: event.id.clone(),
+            event_type: event.event_type.clone(),
+            tenant: event.tenant.clone(),
+            endpoint_id: self.outbox().directory(|directory| directory.id_of(facts.key.endpoint).cloned()),
+            state: facts.state,
+            created_at: facts.accepted_at,
+            attempts: facts.attempts_made,
+            next_attempt_at: facts.due,
+            settled_at: facts.settled_at,
+            last_status: facts.last_status,
+            last_error: error.map(|(class, words)| format!("{}: {words}", class.as_str()).into()),
+        }
+    }
+
+    async fn event_view(&self, position: Position, event: Arc<Event>, facts: Vec<DeliveryFacts>) -> EventView {
+        let status = event_status(facts.iter().map(|facts| facts.state));
+        let mut deliveries = Vec::with_capacity(facts.len());
+        for facts in &facts {
+            deliveries.push(self.delivery_view(&event, facts).await);
+        }
+        EventView { event, position, status, deliveries }
+    }
+
+    /// Filters: tenant, event_type, stream, event_status, since, until.
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn events(
+        &self,
+        scope: &Scope,
+        filter: Filter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Page<EventView>, Unavailable> {
+        let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
+        let page = self
+            .list(after, limit, move |rows, after, limit| {
+                let status = |states: &mut dyn Iterator<Item = DeliveryState>| event_status(states);
+                let found = reads::events(rows, &filter, after, limit, status);
+                let items = found.items.into_iter().map(|at| (at, reads::deliveries_of(rows, at))).collect();
+                Found { items, next: found.next }
+            })
+            .await?;
+        let mut items = Vec::with_capacity(page.items.len());
+        for (position, facts) in page.items {
+            if let Some(event) = self.event_at(position).await? {
+                items.push(self.event_view(position, event, facts).await);
+            }
+        }
+        Ok(Page { items, next: page.next, as_of: page.as_of })
+    }
+
+    /// Takes bounded steps through the state until the page is full.
+    async fn list<T: Send + 'static>(
+        &self,
+        after: Option<Cursor>,
+        limit: usize,
+        step: impl Fn(&dyn crate::projections::Rows, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
+    ) -> Result<Page<T>, Unavailable> {
+        let mut page = Page { items: Vec::new(), next: after, as_of: Position(0) };
+        for _ in 0..LIST_STEPS_MAX {
+            let (step, after, wanted) = (step.clone(), page.next, limit - page.items.len());
+            let (found, as_of) =
+                self.outbox().read(move |state| (step(state.rows(), after, wanted), state.applied())).await?;
+            page.as_of = as_of;
+            page.items.extend(found.items);
+            page.next = found.next;
+            if page.next.is_none() || page.items.len() >= limit {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    fn empty_page<T>(&self) -> Page<T> {
+        Page { items: Vec::new(), next: None, as_of: self.outbox().journal().last_position() }
+    }
+
+    /// Newest first. `status` is `active`, `paused` or `disabled`.
+    #[must_use]
+    pub fn endpoints(
+        &self,
+        scope: &Scope,
+        tenant: Option<&Tenant>,
+        status: Option<&str>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Page<Arc<Endpoint>> {
+        let wanted = |endpoint: &&Arc<Endpoint>| {
+            scope.covers(&endpoint.tenant)
+                && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
+                && status.is_none_or(|status| status == status_word(&endpoint.status))
+                && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
+        };
+        let mut items: Vec<_> = self.outbox().directory(|directory| {
+            directory.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
+        });
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let last = items.last().filter(|_| more).map(|endpoint| endpoint.number);
+        let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
+        Page { items, next, as_of: self.outbox().journal().last_position() }
+    }
+
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn endpoint_stats(
+        &self,
+        endpoint: EndpointNumber,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<EndpointStats, Unavailable> {
+        self.outbox()
+            .read(move |state| {
+                let hours = stats::window(state.rows(), endpoint, since, until);
+                let lane = counters::lane(state.rows(), endpoint);
+                EndpointStats {
+                    since,
+                    until,
+                    attempts: hours.attempts,
+                    delivered: hours.delivered,
+                    failed_attempts: hours.attempts - hours.delivered,
+                    dead: hours.dead,
+                    latency_p50: hours.percentile(0.50),
+                    latency_p95: hours.percentile(0.95),
+                    latency_p99: hours.percentile(0.99),
+                    backlog: lane.pending,
+                    oldest_pending: reads::oldest_pending(state.rows(), endpoint),
+                }
+            })
+            .await
+    }
+
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn lane(&self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
+        let counted = self.outbox().read(move |state| counters::lane(state.rows(), endpoint)).await?;
+        let report = self.explain(endpoint).await?;
+        let in_flight = report.in_flight as u64;
+        let mut reason = report.reason.map(crate::lanes::WaitReason::as_str);
+        if counted.waiting > 0 && matches!(reason, None | Some("notDue")) {
+            reason = Some(crate::lanes::WaitReason::Ordering.as_str());
+        }
+        Ok(LaneView {
+            reason: reason.filter(|_| counted.pending > 0 || report.reason.is_some()),
+            pending: counted.pending,
+            waiting_for_order: counted.waiting,
+            in_flight,
+            next_due: report.next_due,
+            until: report.until,
+            circuit: report.circuit,
+            consecutive_failures: report.consecutive_failures,
+        })
+    }
+
+    /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn deliveries(
+        &self,
+        scope: &Scope,
+        filter: Filter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Page<DeliveryView>, Unavailable> {
+        let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
+        let page =
+            self.list(after, limit, move |rows, after, limit| reads::deliveries(rows, &filter, after, limit)).await?;
+        let mut items = Vec::with_capacity(page.items.len());
+        for facts in page.items {
+            if let Some(event) = self.event_at(facts.key.event).await? {
+                items.push(self.delivery_view(&event, &facts).await);
+            }
+        }
+        Ok(Page { items, next: page.next, as_of: page.as_of })
+    }
+
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeliveryDetail>, Unavailable> {
+        let facts = self.outbox().read(move |state| reads::delivery(state.rows(), key)).await?;
+        let Some(facts) = facts else { return Ok(None) };
+        let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
+            return Ok(None);
+        };
+        let delivery = self.delivery_view(&event, &facts).await;
+        Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&facts).await }))
+    }
+
+    /// Filters: tenant, endpoint, event_type, reason, since, until (of the death).
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn dead_letters(
+        &self,
+        scope: &Scope,
+        filter: Filter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Page<DeadLetterView>, Unavailable> {
+        let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
+        let page = self
+            .list(after, limit, move |rows, after, limit| {
+                let found = reads::dead_letters(rows, &filter, after, limit);
+                let facts = |letter: crate::projections::dead::Letter| reads::dead_letter(rows, letter.delivery);
+                Found { items: found.items.into_iter().filter_map(facts).collect(), next: found.next }
+            })
+            .await?;
+        let mut items = Vec::with_capacity(page.items.len());
+        for (facts, reason, died_at) in page.items {
+            if let Some(event) = self.event_at(facts.key.event).await? {
+                items.push(DeadLetterView { delivery: self.delivery_view(&event, &facts).await, reason, died_at });
+            }
+        }
+        Ok(Page { items, next: page.next, as_of: page.as_of })
+    }
+
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn dead_letter(&self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeadLetterDetail>, Unavailable> {
+        let found = self.outbox().read(move |state| reads::dead_letter(state.rows(), key)).await?;
+        let Some((facts, reason, died_at)) = found else { return Ok(None) };
+        let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
+            return Ok(None);
+        };
+        let delivery = self.delivery_view(&event, &facts).await;
+        let letter = DeadLetterView { delivery, reason, died_at };
+        Ok(Some(DeadLetterDetail { letter, event, attempts: self.attempts(&facts).await }))
+    }
+
+    /// What an earlier request with the same scope and key was answered (requests other than events).
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn remembered(&self, wanted: &Idempotency) -> Result<Remembered, Unavailable> {
+        let scope = wanted.scope;
+        let known = self.outbox().read(move |state| idempotency::known(state.rows(), &scope)).await?;
+        let position = match judge_idempotency(known.as_ref(), &wanted.fingerprint, self.now().wall) {
+            Judged::Fresh => return Ok(Remembered::Nothing),
+            Judged::Mismatch(_) => return Ok(Remembered::Mismatch),
+            Judged::Duplicate(position) => position,
+        };
+        Ok(match self.record_at(position).await? {
+            Some(Record::RequestAnswered { status, body, .. }) => Remembered::Same(Answer { status, body }),
+            _ => Remembered::Nothing,
+        })
+    }
+}
+
+/// The API's word for an endpoint's status.
+#[must_use]
+pub fn status_word(status: &EndpointStatus) -> &'static str {
+    match status {
+        EndpointStatus::Active => "active",
+        EndpointStatus::Paused => "paused",
+        EndpointStatus::Disabled { .. } => "disabled",
+    }
+}
+
+/// The filter within the scope; `None` when they exclude each other.
+pub(super) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
+    if let Some(own) = &scope.0 {
+        if filter.tenant.as_ref().is_some_and(|tenant| tenant != own) {
+            return None;
+        }
+        filter.tenant = Some(own.clone());
+    }
+    Some(filter)
+}

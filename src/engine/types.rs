@@ -1,0 +1,151 @@
+//! What callers hand to the engine and what they get back. Plain values; the HTTP shape is the API's business.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use crate::projections::reads::{Cursor, Filter};
+pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable};
+
+use crate::domain::{
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, EndpointNumber, Event, EventId, EventType,
+    EventVersion, Expected, Idempotency, OrderingKey, Position, StreamName, Tenant, Timestamp, Trigger,
+};
+
+/// Which tenants a caller may see: `None` is all of them. Everything outside a scope does not exist for its caller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope(pub Option<Tenant>);
+
+impl Scope {
+    #[must_use]
+    pub fn covers(&self, tenant: &Tenant) -> bool {
+        self.0.as_ref().is_none_or(|own| own == tenant)
+    }
+}
+
+/// An answer to be remembered for its idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Arc<[u8]>,
+}
+
+/// What a repeated request finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remembered {
+    Nothing,
+    Same(Answer),
+    /// The key was used with another body.
+    Mismatch,
+}
+
+/// A delivery as the API shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeliveryView {
+    pub key: DeliveryKey,
+    pub event_id: EventId,
+    pub event_type: EventType,
+    pub tenant: Tenant,
+    /// `None` when the endpoint was deleted so long ago that nothing is known of it.
+    pub endpoint_id: Option<EndpointId>,
+    pub state: DeliveryState,
+    pub created_at: Timestamp,
+    pub attempts: u32,
+    /// For pending ones: when the next attempt is due. It may wait longer; the lane says why.
+    pub next_attempt_at: Option<Timestamp>,
+    /// For the others: since when.
+    pub settled_at: Option<Timestamp>,
+    pub last_status: Option<u16>,
+    /// Class and words.
+    pub last_error: Option<Box<str>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct DeliveryDetail {
+    pub delivery: DeliveryView,
+    /// Oldest first; at most [`crate::limits::ATTEMPTS_KEPT_MAX`].
+    pub attempts: Vec<Arc<Attempt>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct EventView {
+    pub event: Arc<Event>,
+    pub position: Position,
+    /// `pending`, `delivered`, `partial`, `failed` or `unmatched`.
+    pub status: &'static str,
+    pub deliveries: Vec<DeliveryView>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetterView {
+    pub delivery: DeliveryView,
+    pub reason: DeadReason,
+    pub died_at: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub struct DeadLetterDetail {
+    pub letter: DeadLetterView,
+    pub event: Arc<Event>,
+    pub attempts: Vec<Arc<Attempt>>,
+}
+
+/// One page, newest first. A page may hold fewer than asked for although `next` says that there is more.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    pub next: Option<Cursor>,
+    /// The journal position that this answer reflects.
+    pub as_of: Position,
+}
+
+/// Statistics of one endpoint over a window of whole hours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointStats {
+    pub since: Timestamp,
+    pub until: Timestamp,
+    pub attempts: u64,
+    pub delivered: u64,
+    pub failed_attempts: u64,
+    pub dead: u64,
+    /// Milliseconds; `None` without an attempt.
+    pub latency_p50: Option<u64>,
+    pub latency_p95: Option<u64>,
+    pub latency_p99: Option<u64>,
+    /// Pending deliveries now.
+    pub backlog: u64,
+    pub oldest_pending: Option<Timestamp>,
+}
+
+/// Why an endpoint's backlog is not moving, and what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaneView {
+    /// `None`: nothing waits.
+    pub reason: Option<&'static str>,
+    pub pending: u64,
+    /// Of `pending`: behind another delivery of the same ordering key.
+    pub waiting_for_order: u64,
+    pub in_flight: u64,
+    pub next_due: Option<Timestamp>,
+    /// When the reason ends by itself.
+    pub until: Option<Timestamp>,
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+/// What one-by-one commands on deliveries did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revival {
+    Retry,
+    Redrive,
+}
+
+impl Revival {
+    #[must_use]
+    pub fn trigger(self) -> Trigger {
+        match self {
+            Self::Retry => Trigger::Manual,
+            Self::Redrive => Trigger::Redrive,
+        }
+    }
+}
