@@ -7,6 +7,7 @@ use std::time::Duration;
 pub struct Timestamp(u64);
 
 impl Timestamp {
+    pub const ZERO: Self = Self(0);
     /// The last moment that can be written as a four-digit year: 9999-12-31T23:59:59.999Z.
     pub const MAX: Self = Self(253_402_300_799_999);
 

@@ -17,12 +17,13 @@ pub fn next(
     verdict: Verdict,
     finished_at: Timestamp,
 ) -> Next {
+    // Never in the same millisecond: a delivery's place in its lane must change when it moves.
     let held = match verdict {
         Verdict::Delivered => return Next::Delivered,
         Verdict::Refused(reason) => return Next::Dead(reason),
         Verdict::Gone(reason) => return Next::Dead(reason.dead_reason()),
-        Verdict::Retry => Duration::ZERO,
-        Verdict::RetryAfter(wait) => wait.min(limits::RETRY_AFTER_MAX),
+        Verdict::Retry => Duration::from_millis(1),
+        Verdict::RetryAfter(wait) => wait.clamp(Duration::from_millis(1), limits::RETRY_AFTER_MAX),
     };
     let failed = progress.attempts_in_series + 1;
     match policy {

@@ -1,0 +1,149 @@
+//! One lane: its window, its slots, its rate, its circuit.
+
+use std::time::Duration;
+
+use super::circuit::{BreakerConfig, Circuit};
+use super::rate::Rate;
+use super::report::{LaneReport, WaitReason};
+use super::window::Window;
+use super::{Backlog, Gate, LanePolicy, Outcome};
+use crate::domain::{DueKey, Now, Progress, Timestamp};
+
+/// Whether a lane can send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    Waits {
+        /// `None`: there is nothing to send.
+        reason: Option<WaitReason>,
+        /// Monotonic; `None`: until something happens.
+        until: Option<Duration>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    policy: LanePolicy,
+    pub(super) window: Window,
+    rate: Option<Rate>,
+    circuit: Circuit,
+    /// By wall clock, as the receiver said it.
+    held_until: Option<Timestamp>,
+    pub(super) asleep_until: Option<Duration>,
+}
+
+impl Lane {
+    pub(super) fn new(policy: LanePolicy, backlog: Backlog) -> Self {
+        let rate = policy.rate.map(Rate::new);
+        Self {
+            policy,
+            window: Window::new(backlog),
+            rate,
+            circuit: Circuit::default(),
+            held_until: None,
+            asleep_until: None,
+        }
+    }
+
+    pub(super) fn change(&mut self, policy: LanePolicy) {
+        if policy.rate != self.policy.rate {
+            self.rate = policy.rate.map(Rate::new);
+        }
+        if policy.gate == Gate::Open && self.policy.gate != Gate::Open {
+            self.circuit = Circuit::default();
+            self.held_until = None;
+        }
+        self.policy = policy;
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.window.in_flight()
+    }
+
+    pub(super) fn has_due(&self, now: Now) -> bool {
+        self.window.first().is_some_and(|(key, _)| key.due <= now.wall)
+    }
+
+    /// Reasons from the widest to the narrowest: the first that holds is the one that an operator can act on.
+    pub(super) fn readiness(&self, now: Now) -> Readiness {
+        let waits = |reason, until| Readiness::Waits { reason: Some(reason), until };
+        let at = |wall: Timestamp| Some(now.monotonic + wall.since(now.wall));
+        let first = self.window.first().map(|(key, _)| key.due);
+        match self.policy.gate {
+            Gate::Open => {}
+            Gate::Paused if self.window.is_idle() => return Readiness::Waits { reason: None, until: None },
+            Gate::Disabled if self.window.is_idle() => return Readiness::Waits { reason: None, until: None },
+            Gate::Paused => return waits(WaitReason::Paused, None),
+            Gate::Disabled => return waits(WaitReason::Disabled, None),
+        }
+        let Some(due) = first else { return Readiness::Waits { reason: None, until: None } };
+        if due > now.wall {
+            return waits(WaitReason::NotDue, at(due));
+        }
+        if let Some(until) = self.held_until.filter(|until| *until > now.wall) {
+            return waits(WaitReason::RetryAfter, at(until));
+        }
+        if let Some(until) = self.circuit.blocks(now.monotonic) {
+            return waits(WaitReason::CircuitOpen, until);
+        }
+        if self.in_flight() >= self.policy.max_in_flight as usize {
+            return waits(WaitReason::InFlightLimit, None);
+        }
+        match self.rate.as_ref().and_then(|rate| rate.denied(now.monotonic)) {
+            Some(until) => waits(WaitReason::Rate, Some(until)),
+            None => Readiness::Ready,
+        }
+    }
+
+    /// Takes the first key of a ready lane; `None` when the rate says no after all, which the lane then knows.
+    pub(super) fn try_send(&mut self, now: Now) -> Option<(DueKey, Progress)> {
+        if let Some(rate) = &mut self.rate
+            && !rate.try_take(now.monotonic)
+        {
+            return None;
+        }
+        let taken = self.window.take_first()?;
+        self.circuit.on_sent(taken.0);
+        Some(taken)
+    }
+
+    /// Gives whether the key was in flight.
+    pub(super) fn on_finished(
+        &mut self,
+        key: DueKey,
+        outcome: Outcome,
+        breaker: &BreakerConfig,
+        now: Now,
+    ) -> bool {
+        if !self.window.on_finished(key) {
+            return false;
+        }
+        match outcome {
+            Outcome::Healthy => self.circuit.on_success(),
+            Outcome::Failing => self.circuit.on_failure(key, breaker, now.monotonic),
+            Outcome::Throttled { until } => {
+                self.circuit.on_success();
+                self.held_until = self.held_until.max(Some(until));
+            }
+            Outcome::Neutral => self.circuit.on_neutral(key),
+        }
+        true
+    }
+
+    pub(super) fn explain(&self, now: Now) -> LaneReport {
+        let (reason, until) = match self.readiness(now) {
+            Readiness::Ready => (None, None),
+            Readiness::Waits { reason, until } => (reason, until),
+        };
+        LaneReport {
+            reason,
+            window: self.window.len(),
+            in_flight: self.in_flight(),
+            next_due: self.window.first().map(|(key, _)| key.due),
+            retry_at: until.map(|until| now.wall.plus(until.saturating_sub(now.monotonic))),
+            circuit: self.circuit.state(),
+            consecutive_failures: self.circuit.failures(),
+            more_on_disk: !self.window.is_complete(),
+        }
+    }
+}

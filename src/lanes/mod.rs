@@ -1,0 +1,296 @@
+//! Who sends next, and why not: the scheduler, without input or output.
+//!
+//! Owns one lane per endpoint: what is due, what is in flight, why it waits. Must never know async, I/O, serde, clocks or
+//! randomness: every call is told the time. Invariants: a lane is a hint, possibly stale, never ahead of the journal; a key
+//! is in flight at most once; no lane is looked at unless something happened to it or its time has come, so that ten
+//! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn.
+
+mod circuit;
+mod lane;
+mod rate;
+mod report;
+mod window;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::domain::{DueKey, EndpointNumber, Now, Ordering, Position, Progress, RateLimit, Timestamp};
+pub use circuit::{BreakerConfig, CircuitState};
+use lane::{Lane, Readiness};
+pub use report::{LaneReport, LanesSummary, WaitReason};
+
+/// What an endpoint's policy says to its lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LanePolicy {
+    pub rate: Option<RateLimit>,
+    /// Requests at once.
+    pub max_in_flight: u32,
+    pub ordering: Ordering,
+    pub gate: Gate,
+}
+
+/// Whether the endpoint wants anything now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    Open,
+    Paused,
+    Disabled,
+}
+
+/// What is known of a lane's backlog when the lane is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backlog {
+    None,
+    /// Something is pending on disk: the lane begins by asking for it.
+    OnDisk,
+}
+
+/// What an attempt says about the receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Healthy,
+    /// It is down or broken: counts for the circuit.
+    Failing,
+    /// It asked to be left alone until then.
+    Throttled {
+        until: Timestamp,
+    },
+    /// Nothing: our own trouble, or a reply that is about the delivery alone.
+    Neutral,
+}
+
+/// What the lanes want done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Send {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+    },
+    /// Read the backlog after this key, in order.
+    Refill {
+        endpoint: EndpointNumber,
+        after: Option<DueKey>,
+        limit: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct LanesConfig {
+    /// Requests at once over all lanes.
+    pub max_in_flight: usize,
+    pub breaker: BreakerConfig,
+}
+
+/// All lanes of this process.
+#[derive(Debug)]
+pub struct Lanes {
+    config: LanesConfig,
+    lanes: HashMap<EndpointNumber, Lane>,
+    /// Lanes that may have something to do now, in turn.
+    ring: VecDeque<EndpointNumber>,
+    in_ring: BTreeSet<EndpointNumber>,
+    /// Lanes that wait for a time, by monotonic time.
+    asleep: BTreeSet<(Duration, EndpointNumber)>,
+    in_flight: usize,
+    held: bool,
+}
+
+impl Lanes {
+    #[must_use]
+    pub fn new(config: LanesConfig) -> Self {
+        Self {
+            config,
+            lanes: HashMap::new(),
+            ring: VecDeque::new(),
+            in_ring: BTreeSet::new(),
+            asleep: BTreeSet::new(),
+            in_flight: 0,
+            held: false,
+        }
+    }
+
+    pub fn reconfigure(&mut self, config: LanesConfig) {
+        self.config = config;
+    }
+
+    /// While held nothing is sent: the store is sick, or the daemon drains.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Makes a lane, or changes its policy. Opening a closed gate also closes the circuit and ends holds.
+    pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, _now: Now) {
+        match self.lanes.get_mut(&endpoint) {
+            Some(lane) => lane.change(policy),
+            None => {
+                self.lanes.insert(endpoint, Lane::new(policy, backlog));
+            }
+        }
+        self.wake(endpoint);
+    }
+
+    pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
+        if let Some(lane) = self.lanes.remove(&endpoint) {
+            self.in_flight -= lane.in_flight();
+            self.forget_sleep(endpoint, lane.asleep_until);
+        }
+    }
+
+    /// A delivery may be sent from `key.due` on: accepted, to be retried, let through or revived. `at` is the position of
+    /// the record that says so.
+    pub fn on_due(
+        &mut self,
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+        at: Position,
+        _now: Now,
+    ) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.window.on_due(key, progress, at);
+            self.wake(endpoint);
+        }
+    }
+
+    /// This place is empty: its outcome is recorded, or it was cancelled or moved.
+    pub fn on_settled(&mut self, endpoint: EndpointNumber, key: DueKey, at: Position, _now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.window.on_settled(key, at);
+            self.wake(endpoint);
+        }
+    }
+
+    /// An attempt ended: its slot is free. Its key is not sent again until its outcome is recorded.
+    pub fn on_finished(&mut self, endpoint: EndpointNumber, key: DueKey, outcome: Outcome, now: Now) {
+        let breaker = self.config.breaker;
+        if let Some(lane) = self.lanes.get_mut(&endpoint)
+            && lane.on_finished(key, outcome, &breaker, now)
+        {
+            self.in_flight -= 1;
+            self.wake(endpoint);
+        }
+    }
+
+    /// The answer to [`Action::Refill`]. `as_of` is the position that it reflects.
+    pub fn on_refilled(
+        &mut self,
+        endpoint: EndpointNumber,
+        entries: Vec<(DueKey, Progress)>,
+        exhausted: bool,
+        as_of: Position,
+        _now: Now,
+    ) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.window.on_refilled(entries, exhausted, as_of);
+            self.wake(endpoint);
+        }
+    }
+
+    /// What to do now; to be asked until there is nothing.
+    #[must_use]
+    pub fn next_action(&mut self, now: Now) -> Option<Action> {
+        self.wake_sleepers(now);
+        // Each lane gets one look per round; one that has sent goes to the back.
+        for _ in 0..self.ring.len() {
+            let endpoint = self.ring.pop_front()?;
+            let Some(lane) = self.lanes.get_mut(&endpoint) else {
+                self.in_ring.remove(&endpoint);
+                continue;
+            };
+            if let Some((after, limit)) = lane.window.wants_refill() {
+                self.ring.push_back(endpoint);
+                return Some(Action::Refill { endpoint, after, limit });
+            }
+            let blocked = self.held || self.in_flight >= self.config.max_in_flight;
+            let mut readiness = lane.readiness(now);
+            if readiness == Readiness::Ready && !blocked {
+                if let Some((key, progress)) = lane.try_send(now) {
+                    self.in_flight += 1;
+                    self.ring.push_back(endpoint);
+                    return Some(Action::Send { endpoint, key, progress });
+                }
+                readiness = lane.readiness(now);
+            }
+            match readiness {
+                Readiness::Ready => self.ring.push_back(endpoint),
+                Readiness::Waits { until, .. } => {
+                    self.in_ring.remove(&endpoint);
+                    self.sleep(endpoint, until);
+                }
+            }
+        }
+        None
+    }
+
+    /// How long until [`Self::next_action`] may have something that it does not have now; `None` when only a call can
+    /// change that.
+    #[must_use]
+    pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
+        self.asleep.first().map(|(until, _)| until.saturating_sub(now.monotonic))
+    }
+
+    /// Why a lane is not sending; `None` when there is no such lane.
+    #[must_use]
+    pub fn explain(&self, endpoint: EndpointNumber, now: Now) -> Option<LaneReport> {
+        let lane = self.lanes.get(&endpoint)?;
+        let mut report = lane.explain(now);
+        if report.reason.is_none() && lane.has_due(now) && self.in_flight >= self.config.max_in_flight {
+            report.reason = Some(WaitReason::GlobalLimit);
+        }
+        Some(report)
+    }
+
+    /// All lanes at a glance. Looks at every lane: for gauges, not for turns.
+    #[must_use]
+    pub fn summary(&self, now: Now) -> LanesSummary {
+        let mut summary = LanesSummary { in_flight: self.in_flight, ..LanesSummary::default() };
+        for endpoint in self.lanes.keys() {
+            let Some(report) = self.explain(*endpoint, now) else { continue };
+            if let Some(reason) = report.reason {
+                summary.waiting[reason as usize] += 1;
+            }
+            let due = report.next_due.filter(|due| *due <= now.wall);
+            summary.oldest_due = match (summary.oldest_due, due) {
+                (Some(oldest), Some(due)) => Some(oldest.min(due)),
+                (oldest, due) => oldest.or(due),
+            };
+        }
+        summary
+    }
+
+    fn wake(&mut self, endpoint: EndpointNumber) {
+        if self.in_ring.insert(endpoint) {
+            self.ring.push_back(endpoint);
+        }
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            let until = lane.asleep_until.take();
+            self.forget_sleep(endpoint, until);
+        }
+    }
+
+    fn forget_sleep(&mut self, endpoint: EndpointNumber, until: Option<Duration>) {
+        if let Some(until) = until {
+            self.asleep.remove(&(until, endpoint));
+        }
+    }
+
+    fn sleep(&mut self, endpoint: EndpointNumber, until: Option<Duration>) {
+        if let (Some(until), Some(lane)) = (until, self.lanes.get_mut(&endpoint)) {
+            lane.asleep_until = Some(until);
+            self.asleep.insert((until, endpoint));
+        }
+    }
+
+    fn wake_sleepers(&mut self, now: Now) {
+        while let Some((until, endpoint)) = self.asleep.first().copied() {
+            if until > now.monotonic {
+                return;
+            }
+            self.wake(endpoint);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! What a lane says of itself.
+
+use super::CircuitState;
+use crate::domain::Timestamp;
+
+/// Why a lane is not sending. Each has a word in the API and a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WaitReason {
+    NotDue,
+    Rate,
+    InFlightLimit,
+    CircuitOpen,
+    RetryAfter,
+    Paused,
+    Disabled,
+    Ordering,
+    GlobalLimit,
+}
+
+impl WaitReason {
+    /// In the order of their discriminants.
+    pub const ALL: [Self; 9] = [
+        Self::NotDue,
+        Self::Rate,
+        Self::InFlightLimit,
+        Self::CircuitOpen,
+        Self::RetryAfter,
+        Self::Paused,
+        Self::Disabled,
+        Self::Ordering,
+        Self::GlobalLimit,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotDue => "notDue",
+            Self::Rate => "rate",
+            Self::InFlightLimit => "inFlightLimit",
+            Self::CircuitOpen => "circuitOpen",
+            Self::RetryAfter => "retryAfter",
+            Self::Paused => "paused",
+            Self::Disabled => "disabled",
+            Self::Ordering => "ordering",
+            Self::GlobalLimit => "globalLimit",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneReport {
+    /// `None`: nothing waits, or it is about to be sent.
+    pub reason: Option<WaitReason>,
+    /// Keys held in memory.
+    pub window: usize,
+    pub in_flight: usize,
+    pub next_due: Option<Timestamp>,
+    /// When the reason ends by itself.
+    pub retry_at: Option<Timestamp>,
+    pub circuit: CircuitState,
+    pub consecutive_failures: u32,
+    pub more_on_disk: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LanesSummary {
+    pub in_flight: usize,
+    /// Lanes by wait reason, in the order of [`WaitReason::ALL`].
+    pub waiting: [u64; 9],
+    /// Due time of the oldest delivery that is due and unsent.
+    pub oldest_due: Option<Timestamp>,
+}

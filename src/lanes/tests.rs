@@ -1,0 +1,364 @@
+//! Lanes against a model store that knows everything, and one promise at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::domain::{Position, Trigger};
+use crate::limits;
+
+const ONE: EndpointNumber = EndpointNumber(1);
+const TWO: EndpointNumber = EndpointNumber(2);
+const FRESH: Progress = Progress {
+    attempts: 0,
+    attempts_in_series: 0,
+    series_started: Timestamp::ZERO,
+    trigger: Trigger::Publish,
+};
+fn lanes(max_in_flight: usize) -> Lanes {
+    Lanes::new(LanesConfig {
+        max_in_flight,
+        breaker: BreakerConfig {
+            failures_to_open: 5,
+            probe_initial: Duration::from_secs(5),
+            probe_max: Duration::from_secs(60),
+        },
+    })
+}
+
+fn policy() -> LanePolicy {
+    LanePolicy { rate: None, max_in_flight: 16, ordering: Ordering::None, gate: Gate::Open }
+}
+
+fn at(millis: u64) -> Now {
+    Now { wall: Timestamp::from_millis(1_000_000 + millis), monotonic: Duration::from_millis(millis) }
+}
+
+fn key(due: u64, event: u64) -> DueKey {
+    DueKey { due: Timestamp::from_millis(1_000_000 + due), event: Position(event) }
+}
+
+fn sends(lanes: &mut Lanes, now: Now) -> Vec<(EndpointNumber, DueKey)> {
+    let mut sent = Vec::new();
+    while let Some(action) = lanes.next_action(now) {
+        if let Action::Send { endpoint, key, .. } = action {
+            sent.push((endpoint, key));
+        }
+    }
+    sent
+}
+
+fn fill(lanes: &mut Lanes, endpoint: EndpointNumber, events: std::ops::Range<u64>) {
+    for event in events {
+        lanes.on_due(endpoint, key(0, event), FRESH, Position(event), at(0));
+    }
+}
+
+#[test]
+fn a_rate_holds_over_a_minute_and_leaves_others_at_full_speed() {
+    let mut lanes = lanes(10_000);
+    let rate = RateLimit { limit: 20, per: Duration::from_secs(1), burst: 5 };
+    lanes.on_endpoint(
+        ONE,
+        LanePolicy { rate: Some(rate), max_in_flight: 1_000, ..policy() },
+        Backlog::None,
+        at(0),
+    );
+    lanes.on_endpoint(TWO, LanePolicy { max_in_flight: 1_000, ..policy() }, Backlog::None, at(0));
+    let mut pending: VecDeque<u64> = (1..=5_000).collect();
+    let (mut per_second, mut other) = (vec![0; 60], 0);
+    let mut millis = 0;
+    while millis < 60_000 {
+        let now = at(millis);
+        while lanes.explain(ONE, now).unwrap().window < 50 {
+            let event = pending.pop_front().unwrap();
+            lanes.on_due(ONE, key(0, event), FRESH, Position(event), now);
+            lanes.on_due(TWO, key(0, event), FRESH, Position(event), now);
+        }
+        for (endpoint, key) in sends(&mut lanes, now) {
+            if endpoint == ONE {
+                per_second[(millis / 1000) as usize] += 1
+            } else {
+                other += 1
+            }
+            lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+            lanes.on_settled(endpoint, key, Position(10_000), now);
+        }
+        assert_eq!(lanes.explain(ONE, now).unwrap().reason, Some(WaitReason::Rate));
+        assert_eq!(sends(&mut lanes, now).iter().filter(|(endpoint, _)| *endpoint == ONE).count(), 0);
+        millis += u64::try_from(lanes.next_wakeup(now).unwrap().as_millis()).unwrap().max(1);
+    }
+    let total: u32 = per_second.iter().sum();
+    assert!((1_195..=1_260).contains(&total), "{total} in a minute at 20/s");
+    assert!(per_second.iter().all(|count| *count <= 25), "{per_second:?}");
+    assert!(other > 1_200, "the other lane sent {other}");
+}
+
+#[test]
+fn turns_are_fair_and_limits_hold() {
+    let mut lanes = lanes(20);
+    lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+    lanes.on_endpoint(TWO, policy(), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..60);
+    fill(&mut lanes, TWO, 100..160);
+    let sent = sends(&mut lanes, at(1));
+    assert_eq!(sent.iter().filter(|(endpoint, _)| *endpoint == ONE).count(), 10, "{sent:?}");
+    assert_eq!(sent.len(), 20);
+    assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, Some(WaitReason::GlobalLimit));
+    for (endpoint, key) in sent {
+        lanes.on_finished(endpoint, key, Outcome::Healthy, at(2));
+    }
+    lanes.reconfigure(LanesConfig { max_in_flight: 1_000, ..lanes.config });
+    assert_eq!(sends(&mut lanes, at(2)).len(), 32);
+    assert_eq!(lanes.explain(ONE, at(2)).unwrap().reason, Some(WaitReason::InFlightLimit));
+}
+
+#[test]
+fn a_receiver_that_is_down_is_probed_and_drained_when_it_is_back() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..50);
+    for (_, key) in sends(&mut lanes, at(1)) {
+        lanes.on_finished(ONE, key, Outcome::Failing, at(1));
+    }
+    let report = lanes.explain(ONE, at(1)).unwrap();
+    assert_eq!((report.reason, report.circuit), (Some(WaitReason::CircuitOpen), CircuitState::Open));
+    assert_eq!(sends(&mut lanes, at(5_000)), []);
+    let probe = sends(&mut lanes, at(5_001));
+    assert_eq!(probe, [(ONE, key(0, 6))], "one probe, the first in line");
+    lanes.on_finished(ONE, probe[0].1, Outcome::Failing, at(5_002));
+    assert_eq!(sends(&mut lanes, at(15_001)), [], "the wait has doubled");
+    let probe = sends(&mut lanes, at(15_002));
+    assert_eq!(probe.len(), 1);
+    assert_eq!(lanes.explain(ONE, at(15_002)).unwrap().circuit, CircuitState::HalfOpen);
+    lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(15_003));
+    let drained: Vec<_> = sends(&mut lanes, at(15_003)).into_iter().map(|(_, key)| key.event.0).collect();
+    assert_eq!(drained, [8, 9, 10, 11, 12]);
+}
+
+#[test]
+fn retry_after_pause_and_disabling_hold_the_lane_and_say_so() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 1, ..policy() }, Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..9);
+    let reason = |lanes: &Lanes, millis| lanes.explain(ONE, at(millis)).unwrap().reason;
+    let first = sends(&mut lanes, at(1))[0].1;
+    lanes.on_finished(ONE, first, Outcome::Throttled { until: at(30_000).wall }, at(2));
+    assert_eq!(sends(&mut lanes, at(29_999)), []);
+    assert_eq!(reason(&lanes, 29_999), Some(WaitReason::RetryAfter));
+    assert_eq!(lanes.next_wakeup(at(29_999)), Some(Duration::from_millis(1)));
+    let second = sends(&mut lanes, at(30_000))[0].1;
+    lanes.on_finished(ONE, second, Outcome::Healthy, at(30_000));
+    for (gate, expected) in [(Gate::Paused, WaitReason::Paused), (Gate::Disabled, WaitReason::Disabled)] {
+        lanes.on_endpoint(ONE, LanePolicy { gate, ..policy() }, Backlog::None, at(30_001));
+        assert_eq!(sends(&mut lanes, at(30_001)), []);
+        assert_eq!(reason(&lanes, 30_001), Some(expected));
+    }
+    lanes.on_endpoint(ONE, policy(), Backlog::None, at(30_002));
+    assert_eq!(sends(&mut lanes, at(30_002)).len(), 6);
+    lanes.on_due(ONE, key(90_000, 99), FRESH, Position(99), at(30_002));
+    assert_eq!(sends(&mut lanes, at(30_003)), []);
+    assert_eq!(reason(&lanes, 30_003), Some(WaitReason::NotDue));
+}
+
+#[test]
+fn nothing_is_sent_while_held() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..4);
+    lanes.hold(true);
+    assert_eq!(sends(&mut lanes, at(1)), []);
+    lanes.hold(false);
+    assert_eq!(sends(&mut lanes, at(1)).len(), 3);
+}
+
+/// The whole truth about one lane: what is pending, since which record.
+#[derive(Default)]
+struct Model {
+    position: u64,
+    pending: BTreeMap<DueKey, Position>,
+    /// Notices on their way to the lanes, in order.
+    notices: VecDeque<(bool, DueKey, Position)>,
+    /// Answers to a refill on their way.
+    refills: VecDeque<(Vec<(DueKey, Progress)>, bool, Position)>,
+    in_flight: BTreeSet<DueKey>,
+    /// Ended attempts whose outcome is not recorded yet.
+    outcomes: VecDeque<DueKey>,
+    sent: u64,
+}
+
+impl Model {
+    fn put(&mut self, key: DueKey) {
+        self.position += 1;
+        self.pending.insert(key, Position(self.position));
+        self.notices.push_back((true, key, Position(self.position)));
+    }
+
+    fn take(&mut self, key: DueKey) {
+        self.position += 1;
+        if self.pending.remove(&key).is_some() {
+            self.notices.push_back((false, key, Position(self.position)));
+        }
+    }
+
+    fn refill(&mut self, after: Option<DueKey>, limit: usize) {
+        let later = self.pending.keys().filter(|key| after.is_none_or(|after| **key > after));
+        let entries: Vec<_> = later.clone().take(limit).map(|key| (*key, FRESH)).collect();
+        let exhausted = later.count() <= limit;
+        self.refills.push_back((entries, exhausted, Position(self.position)));
+    }
+}
+
+/// Every pending key is sent, none twice, none after it was settled, whatever the order in which news arrive.
+#[test]
+fn no_key_is_forgotten_or_sent_twice() {
+    for seed in 1..=400_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut lanes = lanes(1_000);
+        let mut model = Model::default();
+        let mut event = 0;
+        let mut millis = 0;
+        let burst = [1, 40, 400][random(3) as usize];
+        for _ in 0..random(600) {
+            event += 1;
+            model.put(key(random(50), event));
+        }
+        model.notices.clear();
+        let backlog = if model.pending.is_empty() { Backlog::None } else { Backlog::OnDisk };
+        lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 30, ..policy() }, backlog, at(0));
+        for step in 0..4_000_u64 {
+            let last = step >= 2_000;
+            millis += random(5);
+            let now = at(millis);
+            match random(if last { 6 } else { 9 }) {
+                0 => {
+                    if let Some((due, key, position)) = model.notices.pop_front() {
+                        if due {
+                            lanes.on_due(ONE, key, FRESH, position, now)
+                        } else {
+                            lanes.on_settled(ONE, key, position, now)
+                        }
+                    }
+                }
+                1 => {
+                    if let Some((entries, exhausted, as_of)) = model.refills.pop_front() {
+                        lanes.on_refilled(ONE, entries, exhausted, as_of, now);
+                    }
+                }
+                2 | 3 => {
+                    for _ in 0..20 {
+                        match lanes.next_action(now) {
+                            Some(Action::Send { key, .. }) => {
+                                assert!(
+                                    model.in_flight.insert(key),
+                                    "seed {seed} step {step}: {key:?} is in flight twice"
+                                );
+                                assert!(
+                                    !model.outcomes.contains(&key),
+                                    "seed {seed} step {step}: {key:?} is unrecorded"
+                                );
+                                model.sent += 1;
+                            }
+                            Some(Action::Refill { after, limit, .. }) => model.refill(after, limit),
+                            None => break,
+                        }
+                    }
+                }
+                4 => {
+                    while let Some(key) = model.in_flight.pop_first() {
+                        lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                        model.outcomes.push_back(key);
+                    }
+                }
+                5 => {
+                    for _ in 0..random(40) {
+                        let Some(key) = model.outcomes.pop_front() else { break };
+                        if !model.pending.contains_key(&key) {
+                            continue;
+                        }
+                        model.take(key);
+                        if !last && random(4) == 0 {
+                            let due = key.due.millis() - 1_000_000 + 1 + random(60);
+                            model.put(self::key(due, key.event.0));
+                        }
+                    }
+                }
+                6 => {
+                    for _ in 0..random(burst) + 1 {
+                        event += 1;
+                        model.put(key(millis + random(3), event));
+                    }
+                }
+                7 => {
+                    // Cancelled by an operator, wherever it is.
+                    let nth = random(model.pending.len() as u64 + 1) as usize;
+                    if let Some(key) = model.pending.keys().nth(nth).copied() {
+                        model.take(key);
+                    }
+                }
+                _ => {
+                    // Moved to another time by an operator.
+                    let nth = random(model.pending.len() as u64 + 1) as usize;
+                    let old = model.pending.keys().nth(nth).copied();
+                    if let Some(old) = old.filter(|old| old.due != now.wall) {
+                        model.take(old);
+                        model.put(key(millis, old.event.0));
+                    }
+                }
+            }
+        }
+        for _ in 0..2_000 {
+            millis += 50;
+            let now = at(millis);
+            while let Some((due, key, position)) = model.notices.pop_front() {
+                if due {
+                    lanes.on_due(ONE, key, FRESH, position, now)
+                } else {
+                    lanes.on_settled(ONE, key, position, now)
+                }
+            }
+            while let Some((entries, exhausted, as_of)) = model.refills.pop_front() {
+                lanes.on_refilled(ONE, entries, exhausted, as_of, now);
+            }
+            while let Some(action) = lanes.next_action(now) {
+                match action {
+                    Action::Send { key, .. } => {
+                        assert!(model.in_flight.insert(key), "seed {seed}: {key:?} twice")
+                    }
+                    Action::Refill { after, limit, .. } => model.refill(after, limit),
+                }
+            }
+            while let Some(key) = model.in_flight.pop_first() {
+                lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                model.take(key);
+            }
+            while let Some(key) = model.outcomes.pop_front() {
+                model.take(key);
+            }
+        }
+        assert!(model.pending.is_empty(), "seed {seed}: {} keys were forgotten", model.pending.len());
+        let report = lanes.explain(ONE, at(millis)).unwrap();
+        assert_eq!((report.window, report.in_flight), (0, 0), "seed {seed}");
+        let lane = &lanes.lanes[&ONE];
+        assert_eq!(lane.window.remembered(), 0, "seed {seed}: keys are remembered for ever");
+    }
+}
+
+#[test]
+fn ten_thousand_waiting_lanes_cost_a_turn_nothing() {
+    let mut lanes = lanes(100_000);
+    for number in 1..=10_000 {
+        lanes.on_endpoint(EndpointNumber(number), policy(), Backlog::None, at(0));
+        lanes.on_due(EndpointNumber(number), key(100_000, u64::from(number)), FRESH, Position(1), at(0));
+    }
+    assert_eq!(sends(&mut lanes, at(0)), []);
+    assert!(lanes.ring.is_empty(), "nobody waits in the ring");
+    assert_eq!(lanes.next_wakeup(at(0)), Some(Duration::from_secs(100)));
+    assert_eq!(sends(&mut lanes, at(100_000)).len(), 10_000);
+    assert!(limits::LANE_WINDOW_MAX < 10_000);
+}
