@@ -32,37 +32,9 @@ const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// Headers that an endpoint cannot set. To be replaced by the engine's own check.
-fn check_header(name: &str, value: &str) -> Result<(), String> {
-    use axum::http::{HeaderName, HeaderValue};
-    const REFUSED: &[&str] = &[
-        "host",
-        "content-length",
-        "content-type",
-        "transfer-encoding",
-        "connection",
-        "te",
-        "trailer",
-        "upgrade",
-        "keep-alive",
-        "user-agent",
-        "expect",
-        "traceparent",
-        "tracestate",
-        "baggage",
-    ];
-    let lower = name.to_ascii_lowercase();
-    HeaderName::from_bytes(name.as_bytes()).map_err(|_| "not a header name".to_owned())?;
-    HeaderValue::from_str(value).map_err(|_| "not a header value".to_owned())?;
-    let ours = ["webhook-", "balto-", "proxy-"].iter().any(|prefix| lower.starts_with(prefix));
-    if ours || REFUSED.contains(&lower.as_str()) {
-        return Err(format!("`{name}` cannot be set"));
-    }
-    Ok(())
-}
-
 fn settings(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Settings {
-    input.settings(&call.config.defaults, check_header, errors)
+    let check = |name: &str, value: &str| call.api.engine.check_header(name, value);
+    input.settings(&call.config.defaults, check, errors)
 }
 
 /// # Errors

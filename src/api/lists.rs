@@ -126,7 +126,7 @@ impl Query {
     pub fn cursor(&self, list: List) -> Result<Option<Cursor>, Problem> {
         let Some(value) = self.text("cursor") else { return Ok(None) };
         let place = decode(list, value)?;
-        match <[u8; 12]>::try_from(place.as_slice()) {
+        match <[u8; 20]>::try_from(place.as_slice()) {
             Ok(place) => Ok(Some(cursor_at(place))),
             Err(_) => Err(bad_cursor()),
         }
@@ -148,12 +148,11 @@ fn bad_cursor() -> Problem {
     Problem::parameter("cursor", "not a cursor of this list; start without one")
 }
 
-fn cursor_at(place: [u8; 12]) -> Cursor {
-    let [p0, p1, p2, p3, p4, p5, p6, p7, e0, e1, e2, e3] = place;
-    Cursor {
-        position: Position(u64::from_be_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
-        endpoint: EndpointNumber(u32::from_be_bytes([e0, e1, e2, e3])),
-    }
+fn cursor_at(place: [u8; 20]) -> Cursor {
+    let number =
+        |from: usize| place[from..from + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    let endpoint = place[8..12].iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
+    Cursor { position: Position(number(0)), endpoint: EndpointNumber(endpoint), event: Position(number(12)) }
 }
 
 /// The text of a cursor with a place of its own.
@@ -178,6 +177,7 @@ pub fn decode(list: List, text: &str) -> Result<Vec<u8>, Problem> {
 pub fn cursor_text(list: List, cursor: Cursor) -> String {
     let mut place = cursor.position.0.to_be_bytes().to_vec();
     place.extend_from_slice(&cursor.endpoint.0.to_be_bytes());
+    place.extend_from_slice(&cursor.event.0.to_be_bytes());
     encode(list, &place)
 }
 
@@ -312,7 +312,8 @@ impl Query {
 mod tests {
     use super::*;
 
-    const PLACE: Cursor = Cursor { position: Position(0x0102_0304_0506), endpoint: EndpointNumber(7) };
+    const PLACE: Cursor =
+        Cursor { position: Position(0x0102_0304_0506), endpoint: EndpointNumber(7), event: Position(9) };
 
     fn with_cursor(text: &str) -> Query {
         Query { pairs: vec![("cursor", text.to_owned())] }

@@ -9,8 +9,8 @@ use super::types::{
     Accepted, Answer, ChangeError, Cursor, DeliveryView, EventDraft, Filter, PublishError, Scope, Unavailable,
 };
 use crate::domain::{
-    ApiKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Idempotency, KeyId,
-    Pattern, Position, Record, Tenant, Timestamp, Trigger,
+    ApiKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId,
+    Idempotency, KeyId, Pattern, Position, Record, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::{pending, reads};
@@ -99,14 +99,18 @@ impl Engine {
         let numbers: Vec<EndpointNumber> = match endpoints {
             Some(ids) => {
                 let find = |id| self.endpoint(scope, id).filter(|endpoint| endpoint.tenant == event.tenant);
-                let found: Option<Vec<_>> = ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
+                let found: Option<Vec<_>> =
+                    ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
                 found.ok_or(ChangeError::NotFound)?
             }
             None => self.outbox().directory(|directory| {
                 let matching = directory.endpoints().filter(|endpoint| {
                     endpoint.tenant == event.tenant
                         && (endpoint.event_types.is_empty()
-                            || endpoint.event_types.iter().any(|pattern| pattern_matches(pattern, &event.event_type)))
+                            || endpoint
+                                .event_types
+                                .iter()
+                                .any(|pattern| pattern_matches(pattern, &event.event_type)))
                 });
                 matching.map(|endpoint| endpoint.number).collect()
             }),
@@ -181,7 +185,11 @@ impl Engine {
         }
     }
 
-    pub(super) async fn die(&self, deliveries: Vec<DeliveryKey>, reason: DeadReason) -> Result<(), Unavailable> {
+    pub(super) async fn die(
+        &self,
+        deliveries: Vec<DeliveryKey>,
+        reason: DeadReason,
+    ) -> Result<(), Unavailable> {
         let count = deliveries.len() as u64;
         let record = Record::DeliveriesDied { deliveries, reason, at: self.now().wall };
         self.write(record).await?;
@@ -228,9 +236,13 @@ impl Engine {
                 .outbox()
                 .read(move |state| {
                     let rows = state.rows();
-                    let found = reads::events(rows, &filter, cursor, limits::PAGE_ITEMS_MAX, |states| event_status(states));
-                    let known = |at: &Position| reads::delivery(rows, DeliveryKey { event: *at, endpoint: number });
-                    let states: Vec<_> = found.items.iter().map(|at| (*at, known(at).map(|facts| facts.state))).collect();
+                    let found = reads::events(rows, &filter, cursor, limits::PAGE_ITEMS_MAX, |states| {
+                        event_status(states)
+                    });
+                    let known =
+                        |at: &Position| reads::delivery(rows, DeliveryKey { event: *at, endpoint: number });
+                    let states: Vec<_> =
+                        found.items.iter().map(|at| (*at, known(at).map(|facts| facts.state))).collect();
                     (states, found.next)
                 })
                 .await?;
@@ -245,7 +257,9 @@ impl Engine {
                     continue;
                 }
                 let Some(event) = self.event_at(position).await? else { continue };
-                if patterns.is_empty() || patterns.iter().any(|pattern| pattern_matches(pattern, &event.event_type)) {
+                if patterns.is_empty()
+                    || patterns.iter().any(|pattern| pattern_matches(pattern, &event.event_type))
+                {
                     deliveries.push(DeliveryKey { event: position, endpoint: number });
                 }
             }
@@ -266,7 +280,12 @@ impl Engine {
         self.revive_one(scope, key, Trigger::Manual).await
     }
 
-    async fn revive_one(&self, scope: &Scope, key: DeliveryKey, trigger: Trigger) -> Result<DeliveryView, ChangeError> {
+    async fn revive_one(
+        &self,
+        scope: &Scope,
+        key: DeliveryKey,
+        trigger: Trigger,
+    ) -> Result<DeliveryView, ChangeError> {
         self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
         if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
             return Err(ChangeError::NotAllowed("the endpoint was deleted"));
@@ -279,7 +298,11 @@ impl Engine {
     ///
     /// # Errors
     /// When it is unknown in the scope, not pending, or nothing could be written.
-    pub async fn cancel_delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
+    pub async fn cancel_delivery(
+        &self,
+        scope: &Scope,
+        key: DeliveryKey,
+    ) -> Result<DeliveryView, ChangeError> {
         let detail = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
         if detail.delivery.state != DeliveryState::Pending {
             return Err(ChangeError::NotAllowed("only a pending delivery can be cancelled"));
@@ -321,7 +344,8 @@ impl Engine {
     /// # Errors
     /// When nothing more could be read or written; what was purged before stays so.
     pub async fn purge_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
-        self.for_matching(scope, filter, false, |deliveries, at| Record::DeadLettersPurged { deliveries, at }).await
+        self.for_matching(scope, filter, false, |deliveries, at| Record::DeadLettersPurged { deliveries, at })
+            .await
     }
 
     async fn for_matching(
@@ -338,7 +362,9 @@ impl Engine {
             let filter = filter.clone();
             let found = self
                 .outbox()
-                .read(move |state| reads::dead_letters(state.rows(), &filter, cursor, limits::BULK_DELIVERIES_MAX))
+                .read(move |state| {
+                    reads::dead_letters(state.rows(), &filter, cursor, limits::BULK_DELIVERIES_MAX)
+                })
                 .await?;
             let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
             if living_endpoints_only {
@@ -361,7 +387,11 @@ impl Engine {
 
     /// # Errors
     /// When it could not be written.
-    pub async fn create_key(&self, key: ApiKey, answer: Option<(Idempotency, Answer)>) -> Result<(), Unavailable> {
+    pub async fn create_key(
+        &self,
+        key: ApiKey,
+        answer: Option<(Idempotency, Answer)>,
+    ) -> Result<(), Unavailable> {
         let mut commands = vec![Command::Record(Record::KeyPut(Arc::new(key)))];
         commands.extend(answer.map(|(idempotency, answer)| answered(idempotency, answer)));
         self.outbox().submit(unit(commands)).await.map(drop)

@@ -9,13 +9,13 @@ use super::Engine;
 use super::dispatcher::Signal;
 use crate::courier::{Parcel, Reply, body};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, ErrorClass,
-    Event, Next, Now, Progress, Record, Tenant, Verdict,
+    Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
+    ErrorClass, Event, Next, Now, Progress, Record, Tenant, Verdict,
 };
 use crate::lanes;
+use crate::rules::retry;
 use crate::rules::signature::signature_header;
 use crate::rules::verdict::{ReplyFacts, verdict};
-use crate::rules::retry;
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Unit};
 
@@ -40,7 +40,10 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
         (Some(endpoint), Some(event)) => make(&engine, &assignment, &endpoint, &event).await,
         (Some(_), None) => {
             // Its frame is damaged or retention has taken it: nothing can ever be sent.
-            tracing::error!(position = assignment.key.event.0, "the event of a pending delivery cannot be read");
+            tracing::error!(
+                position = assignment.key.event.0,
+                "the event of a pending delivery cannot be read"
+            );
             let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
             if let Err(error) = engine.die(vec![delivery], DeadReason::Expired).await {
                 tracing::warn!(%error, "a delivery without its event could not be given up");
@@ -52,7 +55,12 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
     engine.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
 }
 
-async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) -> lanes::Outcome {
+async fn make(
+    engine: &Engine,
+    assignment: &Assignment,
+    endpoint: &Arc<Endpoint>,
+    event: &Event,
+) -> lanes::Outcome {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let started = engine.now();
     if assignment.progress.attempts == 0 {
@@ -78,7 +86,11 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     let attempt = Arc::new(record_of(&assignment.progress, started, reply, next));
     report(engine, endpoint, event, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
-    engine.outbox().record(Unit { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply: None });
+    engine.outbox().record(Unit {
+        commands: vec![Command::Record(record)],
+        prepared: Prepared::default(),
+        reply: None,
+    });
     follow_up(engine, endpoint, event, delivery, verdict, next).await;
     lane_outcome(verdict, &attempt, finished)
 }
@@ -109,7 +121,14 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Att
     }
 }
 
-fn report(engine: &Engine, endpoint: &Endpoint, event: &Event, delivery: DeliveryKey, attempt: &Attempt, finished: Now) {
+fn report(
+    engine: &Engine,
+    endpoint: &Endpoint,
+    event: &Event,
+    delivery: DeliveryKey,
+    attempt: &Attempt,
+    finished: Now,
+) {
     let class = attempt.error.as_ref().map(|(class, _)| *class);
     engine.metrics().attempt(attempt.status, class, attempt.duration);
     match attempt.next {

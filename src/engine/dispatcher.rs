@@ -15,8 +15,8 @@ use super::delivery::{Assignment, attempt};
 use super::payloads::Payloads;
 use super::types::Unavailable;
 use crate::domain::{
-    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Position, Progress,
-    Record, RetryPolicy, Timestamp,
+    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Position,
+    Progress, Record, RetryPolicy, Timestamp,
 };
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
 use crate::limits;
@@ -32,7 +32,7 @@ const INTAKE_MAX: usize = 256;
 
 /// What the dispatcher hears beside notices of the store.
 #[derive(Debug)]
-pub enum Signal {
+pub(super) enum Signal {
     Finished { endpoint: EndpointNumber, key: DueKey, outcome: lanes::Outcome },
     Refilled { endpoint: EndpointNumber, entries: Vec<(DueKey, Progress)>, exhausted: bool, as_of: Position },
     Explain { endpoint: EndpointNumber, answer: oneshot::Sender<LaneAnswer> },
@@ -41,7 +41,7 @@ pub enum Signal {
 
 /// A lane's report, in words.
 #[derive(Clone, Debug, Default)]
-pub struct LaneAnswer {
+pub(super) struct LaneAnswer {
     pub reason: Option<lanes::WaitReason>,
     pub in_flight: usize,
     pub next_due: Option<Timestamp>,
@@ -123,7 +123,7 @@ impl Dispatcher {
                 Some(notice) = self.notices.recv() => self.on_notice(notice),
                 Some(signal) = self.signals.recv() => self.on_signal(signal),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => note_panic(&ended),
-                _ = housekeeping.tick() => self.keep_house().await,
+                _ = housekeeping.tick() => self.keep_house(),
                 () = tokio::time::sleep(wakeup) => {}
                 Ok(()) = self.health.changed() => {}
             }
@@ -142,7 +142,8 @@ impl Dispatcher {
     async fn start(&mut self) -> Result<(), Unavailable> {
         let counted: HashMap<_, _> =
             self.engine.outbox().read(|state| counters::all(state.rows())).await?.into_iter().collect();
-        let endpoints: Vec<_> = self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        let endpoints: Vec<_> =
+            self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
         let now = self.engine.now();
         for endpoint in endpoints {
             let counted = counted.get(&endpoint.number).copied().unwrap_or_default();
@@ -152,7 +153,8 @@ impl Dispatcher {
                 self.failing_since.insert(endpoint.number, since);
             }
         }
-        let deleted: Vec<_> = self.engine.outbox().directory(|directory| directory.deleted_endpoints().collect());
+        let deleted: Vec<_> =
+            self.engine.outbox().directory(|directory| directory.deleted_endpoints().collect());
         for endpoint in deleted {
             if counted.get(&endpoint).is_some_and(|lane| lane.pending > 0) {
                 self.sweep(endpoint);
@@ -226,7 +228,9 @@ impl Dispatcher {
     fn on_change(&mut self, change: LaneChange) {
         let now = self.engine.now();
         match change {
-            LaneChange::Due { endpoint, key, progress, at } => self.lanes.on_due(endpoint, key, progress, at, now),
+            LaneChange::Due { endpoint, key, progress, at } => {
+                self.lanes.on_due(endpoint, key, progress, at, now)
+            }
             LaneChange::Settled { endpoint, key, at } => self.lanes.on_settled(endpoint, key, at, now),
         }
     }
@@ -247,12 +251,15 @@ impl Dispatcher {
     fn on_signal(&mut self, signal: Signal) {
         let now = self.engine.now();
         match signal {
-            Signal::Finished { endpoint, key, outcome } => self.lanes.on_finished(endpoint, key, outcome, now),
+            Signal::Finished { endpoint, key, outcome } => {
+                self.lanes.on_finished(endpoint, key, outcome, now)
+            }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
             }
             Signal::Explain { endpoint, answer } => {
-                let report = self.lanes.explain(endpoint, now).map_or_else(LaneAnswer::default, LaneAnswer::from);
+                let report =
+                    self.lanes.explain(endpoint, now).map_or_else(LaneAnswer::default, LaneAnswer::from);
                 // The asker may have gone.
                 let _gone = answer.send(report).is_err();
             }
@@ -285,16 +292,14 @@ impl Dispatcher {
         });
     }
 
-    async fn keep_house(&mut self) {
+    fn keep_house(&mut self) {
         let now = self.engine.now();
         let summary = self.lanes.summary(now);
         self.engine.metrics().lanes(&summary);
-        if let Ok((totals, size)) = self.engine.outbox().read(|state| (state.totals(), state.size_bytes())).await {
-            let outbox = self.engine.outbox();
-            self.engine.metrics().store(totals.pending, totals.dead, outbox.journal().size_bytes(), size, outbox.lag());
-        }
+        self.tasks.spawn(measure(self.engine.clone()));
         let disabled: Vec<_> = self.engine.outbox().directory(|directory| {
-            let disabled = |endpoint: &&Arc<Endpoint>| matches!(endpoint.status, EndpointStatus::Disabled { .. });
+            let disabled =
+                |endpoint: &&Arc<Endpoint>| matches!(endpoint.status, EndpointStatus::Disabled { .. });
             directory.endpoints().filter(disabled).cloned().collect()
         });
         for endpoint in disabled {
@@ -366,6 +371,20 @@ async fn refill(engine: Engine, endpoint: EndpointNumber, after: Option<DueKey>,
     }
 }
 
+/// Asks the store for what the gauges show; never the loop itself, which must not wait for the store.
+async fn measure(engine: Engine) {
+    let outbox = engine.outbox();
+    if let Ok((totals, size)) = outbox.read(|state| (state.totals(), state.size_bytes())).await {
+        engine.metrics().store(
+            totals.pending,
+            totals.dead,
+            outbox.journal().size_bytes(),
+            size,
+            outbox.lag(),
+        );
+    }
+}
+
 /// What waits at a disabled endpoint for longer than its policy's age is given up.
 async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
     let RetryPolicy::Exponential { max_age, .. } = endpoint.retry else { return };
@@ -374,7 +393,8 @@ async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
         .outbox()
         .read(move |state| {
             let (entries, _) = pending::refill(state.rows(), number, None, limits::BULK_DELIVERIES_MAX);
-            let old = entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
+            let old =
+                entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
             old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect::<Vec<_>>()
         })
         .await

@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::courier::Courier;
-use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now, RetryPolicy};
+use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now};
 use crate::metrics::Metrics;
 use crate::rules::verdict::RefusedStatuses;
-use crate::store::Outbox;
+use crate::store::{Health, Outbox};
 use clock::Clock;
 use types::Scope;
 
@@ -40,8 +40,6 @@ pub struct Settings {
     pub breaker_failures: u32,
     pub breaker_probe_initial: Duration,
     pub breaker_probe_max: Duration,
-    /// Retry policy of endpoints that do not name one; the API shows it.
-    pub retry: RetryPolicy,
 }
 
 /// The handle that everything outside holds.
@@ -70,8 +68,14 @@ impl Engine {
         settings: Settings,
     ) -> (Self, Dispatcher) {
         let (signals, inbox) = mpsc::unbounded_channel();
-        let shared =
-            Shared { outbox: opened.outbox, courier, clock, metrics, settings: ArcSwap::from_pointee(settings), signals };
+        let shared = Shared {
+            outbox: opened.outbox,
+            courier,
+            clock,
+            metrics,
+            settings: ArcSwap::from_pointee(settings),
+            signals,
+        };
         let engine = Self { shared: Arc::new(shared) };
         let dispatcher = Dispatcher::new(engine.clone(), opened.notices, inbox);
         (engine, dispatcher)
@@ -106,6 +110,12 @@ impl Engine {
     #[must_use]
     pub fn courier(&self) -> &Courier {
         &self.shared.courier
+    }
+
+    /// Whether anything can be made durable.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.outbox().health()
     }
 
     /// Both clocks.

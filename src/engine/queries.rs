@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::types::{
-    Answer, Cursor, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EndpointStats, EventView, Filter,
-    LaneView, Page, Remembered, Scope, Unavailable,
+    Answer, Cursor, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EndpointStats, EventView,
+    Filter, LaneView, Page, Remembered, Scope, Unavailable,
 };
 use crate::domain::{
-    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Idempotency,
-    Position, Record, Tenant, Timestamp,
+    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId,
+    Idempotency, Position, Record, Tenant, Timestamp,
 };
 use crate::projections::reads::{self, DeliveryFacts, Found};
 use crate::projections::{counters, idempotency, stats};
@@ -25,7 +25,12 @@ impl Engine {
     ///
     /// # Errors
     /// When the outbox cannot answer.
-    pub async fn event(&self, scope: &Scope, tenant: &Tenant, id: &EventId) -> Result<Option<EventView>, Unavailable> {
+    pub async fn event(
+        &self,
+        scope: &Scope,
+        tenant: &Tenant,
+        id: &EventId,
+    ) -> Result<Option<EventView>, Unavailable> {
         let Some((position, event)) = self.find_event(tenant, id).await? else { return Ok(None) };
         if !scope.covers(&event.tenant) {
             return Ok(None);
@@ -40,7 +45,9 @@ impl Engine {
         tenant: &Tenant,
         id: &EventId,
     ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
-        if let Some(ulid) = id.as_str().strip_prefix("evt_").and_then(|text| ulid::Ulid::from_string(text).ok()) {
+        if let Some(ulid) =
+            id.as_str().strip_prefix("evt_").and_then(|text| ulid::Ulid::from_string(text).ok())
+        {
             let found = self.event_of_time(Timestamp::from_millis(ulid.timestamp_ms()), id.clone()).await?;
             if found.is_some() {
                 return Ok(found);
@@ -61,8 +68,8 @@ impl Engine {
     ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
         let reader = self.outbox().journal().clone();
         self.blocking(move || {
-            reader.records_at(at).into_iter().find_map(|(position, record)| match record {
-                Record::EventAccepted(event) if event.id == id => Some((position, event)),
+            reader.positions_at(at).find_map(|found| match found {
+                Ok((position, Record::EventAccepted(event))) if event.id == id => Some((position, event)),
                 _ => None,
             })
         })
@@ -70,7 +77,10 @@ impl Engine {
     }
 
     /// Runs file reads off the async threads.
-    async fn blocking<R: Send + 'static>(&self, read: impl FnOnce() -> R + Send + 'static) -> Result<R, Unavailable> {
+    async fn blocking<R: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
         tokio::task::spawn_blocking(read).await.map_err(|_| Unavailable::Stopping)
     }
 
@@ -127,7 +137,12 @@ impl Engine {
         }
     }
 
-    async fn event_view(&self, position: Position, event: Arc<Event>, facts: Vec<DeliveryFacts>) -> EventView {
+    async fn event_view(
+        &self,
+        position: Position,
+        event: Arc<Event>,
+        facts: Vec<DeliveryFacts>,
+    ) -> EventView {
         let status = event_status(facts.iter().map(|facts| facts.state));
         let mut deliveries = Vec::with_capacity(facts.len());
         for facts in &facts {
@@ -280,8 +295,9 @@ impl Engine {
         limit: usize,
     ) -> Result<Page<DeliveryView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
-        let page =
-            self.list(after, limit, move |rows, after, limit| reads::deliveries(rows, &filter, after, limit)).await?;
+        let page = self
+            .list(after, limit, move |rows, after, limit| reads::deliveries(rows, &filter, after, limit))
+            .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for facts in page.items {
             if let Some(event) = self.event_at(facts.key.event).await? {
@@ -293,7 +309,11 @@ impl Engine {
 
     /// # Errors
     /// When the outbox cannot answer.
-    pub async fn delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeliveryDetail>, Unavailable> {
+    pub async fn delivery(
+        &self,
+        scope: &Scope,
+        key: DeliveryKey,
+    ) -> Result<Option<DeliveryDetail>, Unavailable> {
         let facts = self.outbox().read(move |state| reads::delivery(state.rows(), key)).await?;
         let Some(facts) = facts else { return Ok(None) };
         let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
@@ -318,14 +338,19 @@ impl Engine {
         let page = self
             .list(after, limit, move |rows, after, limit| {
                 let found = reads::dead_letters(rows, &filter, after, limit);
-                let facts = |letter: crate::projections::dead::Letter| reads::dead_letter(rows, letter.delivery);
+                let facts =
+                    |letter: crate::projections::dead::Letter| reads::dead_letter(rows, letter.delivery);
                 Found { items: found.items.into_iter().filter_map(facts).collect(), next: found.next }
             })
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for (facts, reason, died_at) in page.items {
             if let Some(event) = self.event_at(facts.key.event).await? {
-                items.push(DeadLetterView { delivery: self.delivery_view(&event, &facts).await, reason, died_at });
+                items.push(DeadLetterView {
+                    delivery: self.delivery_view(&event, &facts).await,
+                    reason,
+                    died_at,
+                });
             }
         }
         Ok(Page { items, next: page.next, as_of: page.as_of })
@@ -333,7 +358,11 @@ impl Engine {
 
     /// # Errors
     /// When the outbox cannot answer.
-    pub async fn dead_letter(&self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeadLetterDetail>, Unavailable> {
+    pub async fn dead_letter(
+        &self,
+        scope: &Scope,
+        key: DeliveryKey,
+    ) -> Result<Option<DeadLetterDetail>, Unavailable> {
         let found = self.outbox().read(move |state| reads::dead_letter(state.rows(), key)).await?;
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
         let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
@@ -365,7 +394,7 @@ impl Engine {
 
 /// The API's word for an endpoint's status.
 #[must_use]
-pub fn status_word(status: &EndpointStatus) -> &'static str {
+fn status_word(status: &EndpointStatus) -> &'static str {
     match status {
         EndpointStatus::Active => "active",
         EndpointStatus::Paused => "paused",

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable};
 
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, EndpointNumber, Event, EventId, EventType,
-    EventVersion, Expected, Idempotency, OrderingKey, Position, StreamName, Tenant, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Position, Tenant,
+    Timestamp, Trigger,
 };
 
 /// Which tenants a caller may see: `None` is all of them. Everything outside a scope does not exist for its caller.

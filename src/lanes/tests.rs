@@ -211,7 +211,7 @@ impl Model {
 /// Every pending key is sent, none twice, none after it was settled, whatever the order in which news arrive.
 #[test]
 fn no_key_is_forgotten_or_sent_twice() {
-    for seed in 1..=400_u64 {
+    for seed in 1..=40_u64 {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut random = move |below: u64| {
             state ^= state << 13;
@@ -313,6 +313,9 @@ fn no_key_is_forgotten_or_sent_twice() {
             }
         }
         for _ in 0..2_000 {
+            if model.pending.is_empty() && model.notices.is_empty() {
+                break;
+            }
             millis += 50;
             let now = at(millis);
             while let Some((due, key, position)) = model.notices.pop_front() {

@@ -1,0 +1,306 @@
+//! The daemon: choosing and ordering the parts; start and shutdown.
+//!
+//! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, running attempts
+//! within the drain limit, then the store writes what waits and checkpoints.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api::{self, Api, ApiConfig, EndpointDefaults};
+use crate::config::Config;
+use crate::courier::guard::EgressPolicy;
+use crate::courier::{Courier, SystemResolver};
+use crate::domain::RetryPolicy;
+use crate::engine::clock::{Clock, SystemSource, random_bytes};
+use crate::engine::{Engine, Settings};
+use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::rules::verdict::RefusedStatuses;
+use crate::store::{Admission, Health, Outbox};
+
+/// What `balto serve` was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    pub config: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
+    pub dev: bool,
+}
+
+/// Exit code after a failure of the store: the supervisor should start again, and recovery begins there.
+const STORE_FAILED: u8 = 74;
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// When it cannot start.
+pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
+    let config = load(options)?;
+    log_to_stderr(&config)?;
+    if options.dev {
+        tracing::warn!("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(options.clone(), config))
+}
+
+fn load(options: &Options) -> anyhow::Result<Config> {
+    let mut config = Config::load(options.config.as_deref(), std::env::vars())?;
+    if let Some(directory) = &options.data_dir {
+        config.store.path.clone_from(directory);
+    }
+    Ok(config)
+}
+
+fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let level: tracing::Level = config.log.level.parse()?;
+    let json =
+        config.log.format == "json" || (config.log.format == "auto" && !std::io::stderr().is_terminal());
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,balto={level}"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let done = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    done.map_err(|error| anyhow::anyhow!("logging: {error}"))
+}
+
+async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
+    let metrics = Arc::new(Metrics::new());
+    let (engine, dispatcher) = open(&options, &config, &metrics)?;
+    let health = engine.health();
+    let api_listener = listen(config.server.api_listen).await?;
+    let ops_listener = listen(config.server.ops_listen).await?;
+    tracing::info!(api = %config.server.api_listen, ops = %config.server.ops_listen, data = %config.store.path.display(), "ready");
+
+    let stop = watch::Sender::new(false);
+    let stopped = |stop: &watch::Sender<bool>| {
+        let mut stop = stop.subscribe();
+        async move {
+            // A sender that is gone means the same.
+            let _gone = stop.wait_for(|stop| *stop).await.is_err();
+        }
+    };
+    let refused = {
+        let metrics = metrics.clone();
+        Arc::new(move |code: &'static str| metrics.refused(code))
+    };
+    let shown = Api::new(engine.clone(), api_config(&options, &config)?, refused);
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(api::server::serve(api_listener, api::router(shown.clone()), stopped(&stop)));
+    let ready = {
+        let (health, stop) = (health.clone(), stop.subscribe());
+        Arc::new(move || match (&*health.borrow(), *stop.borrow()) {
+            (_, true) => Err("draining".to_owned()),
+            (Health::Good, false) => Ok(()),
+            (Health::DiskFull, false) => Err("the disk is full".to_owned()),
+            (Health::Failed(reason), false) => Err(reason.to_string()),
+        })
+    };
+    let shown_metrics = {
+        let metrics = metrics.clone();
+        Arc::new(move || (CONTENT_TYPE, metrics.encode()))
+    };
+    // The ops listener answers until the very end, so that draining can be watched.
+    let mut ops = tokio::task::JoinSet::new();
+    ops.spawn(api::server::serve(
+        ops_listener,
+        api::ops::router(shown_metrics, ready),
+        std::future::pending(),
+    ));
+
+    let mut heartbeat = dispatcher.heartbeat();
+    let mut delivering = tokio::spawn(dispatcher.run(stop.subscribe(), config.delivery.drain_timeout.0));
+    notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = tokio::spawn(async move {
+        while heartbeat.changed().await.is_ok() {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let early = wait_for_the_end(&options, &engine, &shown, &mut delivering).await?;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    while serving.join_next().await.is_some() {}
+    let delivered = match early {
+        Some(ended) => ended,
+        None => delivering.await,
+    };
+    watchdog.abort();
+    let failed = match delivered {
+        Ok(Ok(())) => false,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "delivery ended");
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, "delivery ended");
+            true
+        }
+    };
+    tokio::task::spawn_blocking(move || engine.stop_outbox()).await?;
+    ops.abort_all();
+    let code = if failed { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS };
+    tracing::info!("stopped");
+    Ok(code)
+}
+
+fn open(
+    options: &Options,
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Engine, crate::engine::Dispatcher)> {
+    let admission =
+        Admission { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
+    let observer = {
+        let metrics = metrics.clone();
+        Box::new(move |records, took| metrics.committed(records, took))
+    };
+    let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer)?;
+    if opened.journal.torn_bytes > 0 {
+        tracing::warn!(
+            bytes = opened.journal.torn_bytes,
+            "an unfinished commit was cut from the journal's end"
+        );
+    }
+    for damage in &opened.journal.damage {
+        tracing::error!(?damage, "the journal is damaged; the records named are lost");
+    }
+    tracing::info!(
+        last = opened.journal.last.0,
+        replayed = opened.replayed,
+        rebuilt = opened.rebuilt.as_deref(),
+        "store open"
+    );
+    let courier =
+        Courier::new(policy(options, config), config.delivery.connect_timeout.0, Arc::new(SystemResolver))?;
+    Ok(Engine::new(opened, courier, Clock::default(), metrics.clone(), settings(config)))
+}
+
+/// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.
+async fn wait_for_the_end(
+    options: &Options,
+    engine: &Engine,
+    api: &Arc<Api>,
+    delivering: &mut tokio::task::JoinHandle<Result<(), crate::engine::types::Unavailable>>,
+) -> anyhow::Result<Option<Result<Result<(), crate::engine::types::Unavailable>, tokio::task::JoinError>>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(None),
+            _ = interrupt.recv() => return Ok(None),
+            ended = &mut *delivering => return Ok(Some(ended)),
+            _ = hangup.recv() => {
+                match load(options).and_then(|config| Ok((api_config(options, &config)?, config))) {
+                    Ok((shown, config)) => {
+                        engine.courier().set_policy(policy(options, &config));
+                        engine.reconfigure(settings(&config));
+                        api.reconfigure(shown);
+                        tracing::info!("configuration reloaded; listeners and the data directory stay as they are");
+                    }
+                    Err(error) => tracing::error!(%error, "the new configuration is bad; the old one stays"),
+                }
+            }
+        }
+    }
+}
+
+async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Without a supervisor there is nobody to tell.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::debug!(%error, "the supervisor could not be told");
+    }
+}
+
+fn policy(options: &Options, config: &Config) -> EgressPolicy {
+    let policy = EgressPolicy {
+        allow_http: config.egress.allow_http,
+        allow_networks: config.egress.allow_networks.clone(),
+        deny_networks: config.egress.deny_networks.clone(),
+        allow_ports: config.egress.allow_ports.clone(),
+    };
+    if options.dev { policy.dev() } else { policy }
+}
+
+fn retry(config: &Config) -> RetryPolicy {
+    RetryPolicy::Exponential {
+        initial: config.retry.initial.0,
+        multiplier: config.retry.multiplier,
+        max_interval: config.retry.max_interval.0,
+        max_attempts: config.retry.max_attempts,
+        max_age: config.retry.max_age.0,
+        jitter: config.retry.jitter,
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        max_in_flight: config.delivery.max_in_flight,
+        disable_after: config.delivery.disable_after.0,
+        refused_statuses: RefusedStatuses(config.delivery.refused_statuses.clone()),
+        breaker_failures: config.delivery.breaker_failures,
+        breaker_probe_initial: config.delivery.breaker_probe_initial.0,
+        breaker_probe_max: config.delivery.breaker_probe_max.0,
+    }
+}
+
+fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
+    let admin_key_hash = if options.dev { None } else { Some(api::auth::hash_secret(&admin_key(config)?)) };
+    Ok(ApiConfig {
+        max_event_bytes: config.ingest.max_event_bytes,
+        idempotency_ttl: config.ingest.idempotency_ttl.0,
+        defaults: EndpointDefaults {
+            timeout: config.delivery.timeout.0,
+            retry: retry(config),
+            max_in_flight: config.delivery.max_in_flight_per_endpoint,
+        },
+        admin_key_hash,
+        dev: options.dev,
+    })
+}
+
+/// The configured key, or the one that the first start wrote.
+fn admin_key(config: &Config) -> anyhow::Result<String> {
+    if let Some(key) = &config.auth.admin_key {
+        return Ok(key.0.clone());
+    }
+    if let Some(path) = &config.auth.admin_key_file {
+        return read_key(path);
+    }
+    let path = config.store.path.join("admin.key");
+    if path.exists() {
+        return read_key(&path);
+    }
+    let key =
+        format!("balto_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random_bytes::<32>()));
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{key}")?;
+    file.sync_all()?;
+    tracing::info!(path = %path.display(), "a fresh admin key was written");
+    Ok(key)
+}
+
+fn read_key(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the admin key {}", path.display()))?;
+    let key = text.trim();
+    anyhow::ensure!(key.len() >= 16, "the admin key in {} is shorter than 16 characters", path.display());
+    Ok(key.to_owned())
+}

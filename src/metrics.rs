@@ -1,0 +1,219 @@
+//! Metrics of the daemon, for Prometheus.
+//!
+//! Owns the registry. Base units, one prefix, no label that grows with tenants or endpoints. Every name is described in the
+//! README.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::domain::{DeadReason, ErrorClass};
+use crate::lanes::{LanesSummary, WaitReason};
+
+/// The exposition format that Prometheus 3 accepts.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const COMMIT_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 1.0];
+const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0];
+
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    accepted: IntCounter,
+    refused: IntCounterVec,
+    commit_duration: Histogram,
+    commit_records: Histogram,
+    deliveries: IntCounterVec,
+    dead: IntCounterVec,
+    attempts: IntCounterVec,
+    attempt_duration: Histogram,
+    first_attempt: Histogram,
+    delivered: Histogram,
+    retries: IntCounter,
+    pending: IntGauge,
+    in_flight: IntGauge,
+    dead_letters: IntGauge,
+    oldest_due: IntGauge,
+    lanes: IntGaugeVec,
+    projection_lag: IntGauge,
+    store_bytes: IntGaugeVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// # Panics
+    /// Never: names are ours and each is registered once.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let build = IntGaugeVec::new(Opts::new("balto_build_info", "Version of the daemon."), &["version"]);
+        let build = register(&registry, build);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("registered once");
+        let counter = |name, help| register(&registry, IntCounter::new(name, help));
+        let counters = |name, help, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name, help| register(&registry, IntGauge::new(name, help));
+        let gauges = |name, help, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
+        let histogram = |name, help, buckets: &[f64]| {
+            register(
+                &registry,
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())),
+            )
+        };
+        Self {
+            accepted: counter("balto_events_accepted_total", "Events accepted and durable."),
+            refused: counters("balto_events_refused_total", "Events refused, by reason.", &["reason"]),
+            commit_duration: histogram(
+                "balto_commit_duration_seconds",
+                "Time of a group commit, with its fdatasync.",
+                &COMMIT_BUCKETS,
+            ),
+            commit_records: histogram("balto_commit_records", "Records in a group commit.", &BATCH_BUCKETS),
+            deliveries: counters(
+                "balto_deliveries_total",
+                "Deliveries that ended, by outcome.",
+                &["outcome"],
+            ),
+            dead: counters("balto_deliveries_dead_total", "Deliveries given up, by reason.", &["reason"]),
+            attempts: counters(
+                "balto_attempts_total",
+                "Attempts, by status class and error class.",
+                &["status", "error"],
+            ),
+            attempt_duration: histogram(
+                "balto_attempt_duration_seconds",
+                "Time of an attempt.",
+                &LATENCY_BUCKETS,
+            ),
+            first_attempt: histogram(
+                "balto_accept_to_first_attempt_seconds",
+                "From acceptance to the first attempt's start.",
+                &LATENCY_BUCKETS,
+            ),
+            delivered: histogram(
+                "balto_accept_to_delivered_seconds",
+                "From acceptance to delivery.",
+                &LATENCY_BUCKETS,
+            ),
+            retries: counter("balto_retries_total", "Attempts that failed and will be made again."),
+            pending: gauge("balto_deliveries_pending", "Deliveries that have not ended."),
+            in_flight: gauge("balto_deliveries_in_flight", "Attempts under way."),
+            dead_letters: gauge("balto_dead_letters", "Dead letters."),
+            oldest_due: gauge(
+                "balto_oldest_due_timestamp_seconds",
+                "Due time of the oldest delivery that is due and unsent; 0 when there is none.",
+            ),
+            lanes: gauges("balto_lanes", "Lanes that wait, by reason.", &["reason"]),
+            projection_lag: gauge(
+                "balto_projection_lag_records",
+                "Journal records that the state has not applied.",
+            ),
+            store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
+            registry,
+        }
+    }
+
+    /// The exposition.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut bytes) {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        bytes
+    }
+
+    pub fn accepted(&self) {
+        self.accepted.inc();
+    }
+
+    pub fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
+    }
+
+    pub fn committed(&self, records: usize, duration: Duration) {
+        #[expect(clippy::cast_precision_loss, reason = "a count of records")]
+        self.commit_records.observe(records as f64);
+        self.commit_duration.observe(duration.as_secs_f64());
+    }
+
+    pub fn attempt(&self, status: Option<u16>, error: Option<ErrorClass>, duration: Duration) {
+        let status = match status {
+            Some(100..200) => "1xx",
+            Some(200..300) => "2xx",
+            Some(300..400) => "3xx",
+            Some(400..500) => "4xx",
+            Some(_) => "5xx",
+            None => "none",
+        };
+        self.attempts.with_label_values(&[status, error.map_or("none", ErrorClass::as_str)]).inc();
+        self.attempt_duration.observe(duration.as_secs_f64());
+    }
+
+    pub fn first_attempt(&self, waited: Duration) {
+        self.first_attempt.observe(waited.as_secs_f64());
+    }
+
+    pub fn delivered(&self, took: Duration) {
+        self.deliveries.with_label_values(&["delivered"]).inc();
+        self.delivered.observe(took.as_secs_f64());
+    }
+
+    pub fn died(&self, reason: DeadReason, count: u64) {
+        self.deliveries.with_label_values(&["dead"]).inc_by(count);
+        self.dead.with_label_values(&[reason.as_str()]).inc_by(count);
+    }
+
+    pub fn cancelled(&self, count: u64) {
+        self.deliveries.with_label_values(&["cancelled"]).inc_by(count);
+    }
+
+    pub fn retry(&self) {
+        self.retries.inc();
+    }
+
+    pub fn lanes(&self, summary: &LanesSummary) {
+        for (reason, count) in WaitReason::ALL.iter().zip(summary.waiting) {
+            self.lanes.with_label_values(&[reason.as_str()]).set(signed(count));
+        }
+        self.in_flight.set(signed(summary.in_flight as u64));
+        self.oldest_due.set(signed(summary.oldest_due.map_or(0, crate::domain::Timestamp::seconds)));
+    }
+
+    /// Sizes in bytes, lag in records.
+    pub fn store(&self, pending: u64, dead: u64, journal: u64, state: u64, lag: u64) {
+        self.pending.set(signed(pending));
+        self.dead_letters.set(signed(dead));
+        self.store_bytes.with_label_values(&["journal"]).set(signed(journal));
+        self.store_bytes.with_label_values(&["state"]).set(signed(state));
+        self.projection_lag.set(signed(lag));
+    }
+}
+
+fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("the name is legal");
+    registry.register(Box::new(metric.clone())).expect("registered once");
+    metric
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
