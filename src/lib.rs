@@ -1,4 +1,53 @@
 //! Balto: a webhook delivery engine in one binary.
+//!
+//! Applications post events; each is stored durably and delivered, signed, to every subscriber that asked for it, at least
+//! once, without one bad subscriber slowing another. The outbox is a log, and everything else is a projection of it.
+//!
+//! # Map
+//!
+//! | module | owns | must not know |
+//! |---|---|---|
+//! | [`limits`] | every bound | anything |
+//! | [`codec`] | numbers and byte strings as bytes | what they mean |
+//! | [`domain`] | events, endpoints, deliveries, attempts, records | async, I/O, serde, clocks, randomness |
+//! | [`rules`] | every decision a person could argue about | the same |
+//! | [`lanes`] | who sends next and why not | the same |
+//! | [`projections`] | folds of the journal into ordered rows | the same |
+//! | [`store`] | what survives a crash: journal and state | HTTP |
+//! | [`courier`] | bytes to strangers, behind the address guard | the store |
+//! | [`engine`] | tasks, clock, channels: decide, commit, then act | wire formats |
+//! | [`api`] | HTTP shape, authentication, status codes | the store |
+//! | [`config`], [`metrics`] | what an operator sets and sees | the engine |
+//! | [`daemon`], [`cli`] | choosing and ordering the parts; the command line | |
+//!
+//! Imports point down only: `main, cli -> daemon -> api -> engine -> { store, courier } -> { lanes, rules, projections } ->
+//! domain -> codec, limits` (`tests/tidy.rs` checks it; `rules` reads the rows of `projections`).
+//!
+//! # One event's journey
+//!
+//! 1. [`api`] authenticates, bounds and parses the request into an [`store::types::EventDraft`].
+//! 2. [`store::outbox::Outbox::prepare`] asks the state about its stream and keys; [`store::writer::Committer`] judges it
+//!    (rules in [`rules::append`]), matches it to endpoints ([`rules::matching`]) and appends one record. **It becomes
+//!    durable in [`store::journal::Journal::append_encoded`]**, whose `fdatasync` every answer waits for.
+//! 3. The state ([`store::state::State`]) folds the record ([`projections::fold`]); the lanes hear of it
+//!    ([`lanes::Lanes::on_due`]).
+//! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** The engine's dispatcher starts the attempt; the
+//!    engine's `delivery` module signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`].
+//! 5. The reply is judged in [`rules::verdict`] (**a 429's `Retry-After` is read in
+//!    [`rules::verdict::parse_retry_after`]** and holds the lane through [`lanes::Outcome::Throttled`]);
+//!    [`rules::retry`] says when the next attempt is. The outcome joins the next group commit.
+//! 6. After the last try the delivery rests as a dead letter ([`projections::dead`]) until it is redriven or purged.
+//!
+//! # Invariants
+//!
+//! * Nothing is sent and nothing is answered before the write that it rests on is durable. (An attempt's outcome may wait
+//!   for the next commit: losing it costs one more attempt.)
+//! * One thread writes the journal; one thread touches sled; position order is commit order.
+//! * The state holds the rows of exactly one position: a checkpoint is one atomic batch with its cursor. It may be lost.
+//! * The state has applied a record before any lane hears of a refill that follows it; see [`lanes`] for why that makes
+//!   windows right.
+//! * The dispatcher never waits for the store, because the store may wait for the dispatcher.
+//! * Every collection that outlives a request has a bound.
 
 pub mod api;
 pub mod cli;

@@ -204,9 +204,7 @@ fn judge_name(name: &str, policy: &EgressPolicy) -> Result<(), ForbiddenUrl> {
     let inside =
         |suffix: &&str| name == *suffix || name.strip_suffix(*suffix).is_some_and(|rest| rest.ends_with('.'));
     // Whoever opens networks of their own names hosts in them as they like; the addresses are judged all the same.
-    if policy.allow_networks.is_empty()
-        && (!name.contains('.') || INSIDE_SUFFIXES.iter().any(|suffix| inside(suffix)))
-    {
+    if policy.allow_networks.is_empty() && (!name.contains('.') || INSIDE_SUFFIXES.iter().any(inside)) {
         return Err(ForbiddenUrl("the host is a name inside a private network"));
     }
     Ok(())

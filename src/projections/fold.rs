@@ -388,7 +388,7 @@ impl Step<'_> {
             progress,
             attempts: before.map(|entry| entry.attempts).unwrap_or_default(),
         };
-        let empty = Detail { attempts: Vec::new(), ..detail.clone() };
+        let empty = Detail { attempts: Vec::new(), ..detail };
         self.settle(delivery, DeliveryState::Pending, at, &empty);
         pending::put_detail(self.rows, delivery, &detail);
         let order = self.order(delivery.endpoint, event.order);

@@ -146,7 +146,7 @@ impl State {
     /// The last records of endpoints that were deleted.
     #[must_use]
     pub fn deleted_endpoints(&self) -> Vec<Record> {
-        self.decoded(&[b'c'])
+        self.decoded(b"c")
     }
 
     fn decoded(&self, prefix: &[u8]) -> Vec<Record> {

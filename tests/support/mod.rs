@@ -1,0 +1,219 @@
+//! The real daemon as a child process, and a receiver that remembers what it got.
+
+use std::collections::HashMap;
+use std::net::TcpListener as StdListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// How long anything may take before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+fn free_port() -> u16 {
+    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) struct Daemon {
+    child: Child,
+    pub(crate) api: String,
+    pub(crate) ops: String,
+    client: reqwest::Client,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Daemon {
+    pub(crate) async fn start(data: &Path) -> Self {
+        Self::start_with(data, &["--dev"]).await
+    }
+
+    pub(crate) async fn start_with(data: &Path, flags: &[&str]) -> Self {
+        // Another courier of this process may have installed it before.
+        let _again = rustls::crypto::ring::default_provider().install_default();
+        let (api, ops) = (free_port(), free_port());
+        let child = Command::new(env!("CARGO_BIN_EXE_balto"))
+            .arg("serve")
+            .args(flags)
+            .arg("--data-dir")
+            .arg(data)
+            .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{api}"))
+            .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{ops}"))
+            .stderr(Stdio::inherit())
+            .env("BALTO__LOG__LEVEL", "error")
+            .spawn()
+            .unwrap();
+        let daemon = Self {
+            child,
+            api: format!("http://127.0.0.1:{api}/v1"),
+            ops: format!("http://127.0.0.1:{ops}"),
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !daemon
+            .client
+            .get(format!("{}/readyz", daemon.ops))
+            .send()
+            .await
+            .is_ok_and(|r| r.status() == 200)
+        {
+            assert!(Instant::now() < deadline, "the daemon did not become ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        daemon
+    }
+
+    /// As a crash would: no signal handler runs.
+    pub(crate) fn kill(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+
+    /// Asks it to stop and gives its exit code.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        assert!(killed.success());
+        self.child.wait().unwrap().code()
+    }
+
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, Value, HashMap<String, String>) {
+        let mut request = self.client.request(method.parse().unwrap(), format!("{}{path}", self.api));
+        if !body.is_empty() && !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let reply = request.body(body.to_owned()).send().await.unwrap();
+        let status = reply.status().as_u16();
+        let headers = reply
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
+        let headers = headers.collect();
+        let text = reply.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null), headers)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, body, _) = self.call("GET", path, &[], "").await;
+        assert_eq!(status, 200, "GET {path}: {body}");
+        body
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Value {
+        let (status, answer, _) = self.call("POST", path, &[], body).await;
+        assert!((200..300).contains(&status), "POST {path} {body}: {status} {answer}");
+        answer
+    }
+
+    /// Repeats a GET until the answer is as wanted.
+    pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let body = self.get(path).await;
+            if wanted(&body) {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "GET {path} stays {body}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// One request that a receiver got: headers in lower case, and the body.
+#[derive(Clone, Debug)]
+pub(crate) struct Got {
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: String,
+}
+
+/// Answers every request by a rule, and keeps what it got.
+pub(crate) struct Receiver {
+    pub(crate) url: String,
+    got: Arc<Mutex<Vec<Got>>>,
+}
+
+impl Receiver {
+    /// `rule` gives the whole head and body of the answer to the request with this number (from 0).
+    pub(crate) async fn start(rule: impl Fn(usize, &Got) -> String + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let got: Arc<Mutex<Vec<Got>>> = Arc::default();
+        let (kept, rule) = (got.clone(), Arc::new(rule));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (kept, rule) = (kept.clone(), rule.clone());
+                tokio::spawn(async move {
+                    let mut buffer = Vec::new();
+                    while let Some(request) = next_request(&mut stream, &mut buffer).await {
+                        let number = {
+                            let mut kept = kept.lock().unwrap();
+                            kept.push(request.clone());
+                            kept.len() - 1
+                        };
+                        if stream.write_all(rule(number, &request).as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, got }
+    }
+
+    pub(crate) async fn status(status: u16) -> Self {
+        Self::start(move |_, _| answer(status)).await
+    }
+
+    pub(crate) fn got(&self) -> Vec<Got> {
+        self.got.lock().unwrap().clone()
+    }
+
+    pub(crate) async fn until(&self, count: usize) -> Vec<Got> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.got().len() < count {
+            assert!(Instant::now() < deadline, "only {} of {count} requests came", self.got().len());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.got()
+    }
+}
+
+pub(crate) fn answer(status: u16) -> String {
+    format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n")
+}
+
+async fn next_request(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) -> Option<Got> {
+    loop {
+        if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+            let fields = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+            let headers: HashMap<_, _> =
+                fields.map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
+            let length: usize = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+            if buffer.len() >= end + 4 + length {
+                let body = String::from_utf8_lossy(&buffer[end + 4..end + 4 + length]).into_owned();
+                buffer.drain(..end + 4 + length);
+                return Some(Got { headers, body });
+            }
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What no compiler checks: the layers, the documentation of keys and metrics, the opening of each file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    sources(&root().join("src"), &mut found);
+    assert!(found.len() > 40, "the sources are somewhere else");
+    let name = |path: &Path| path.strip_prefix(root().join("src")).unwrap().display().to_string();
+    found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    for (name, text) in all() {
+        assert!(text.starts_with("//!"), "src/{name} does not open with //!");
+    }
+}
+
+/// A layer, and those that it may import.
+const LAYERS: [(&str, &[&str]); 14] = [
+    ("limits", &[]),
+    ("codec", &[]),
+    ("domain", &["limits"]),
+    ("projections", &["limits", "codec", "domain"]),
+    ("rules", &["limits", "codec", "domain", "projections"]),
+    ("lanes", &["limits", "domain"]),
+    ("metrics", &["domain", "lanes"]),
+    ("config", &["limits"]),
+    ("store", &["limits", "codec", "domain", "projections", "rules"]),
+    ("courier", &["limits", "domain"]),
+    ("engine", &["limits", "domain", "projections", "rules", "lanes", "metrics", "store", "courier"]),
+    ("api", &["limits", "domain", "rules", "engine"]),
+    ("daemon", &["limits", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier"]),
+    ("cli", &["limits", "domain", "rules", "config", "daemon"]),
+];
+
+#[test]
+fn imports_point_down_only() {
+    for (name, text) in all() {
+        let layer = name.split(['/', '.']).next().unwrap();
+        let Some((_, allowed)) = LAYERS.iter().find(|(known, _)| *known == layer) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            for rest in line.split("crate::").skip(1) {
+                let used: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                let known = LAYERS.iter().any(|(known, _)| *known == used);
+                let legal = !known
+                    || used == layer
+                    || allowed.contains(&used.as_str())
+                    || line.trim().starts_with("//");
+                assert!(legal, "src/{name}:{} imports {used}", number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn clocks_and_randomness_are_read_at_the_edges_only() {
+    for (name, text) in all() {
+        let layer = name.split(['/', '.']).next().unwrap();
+        let pure = ["limits", "codec", "domain", "rules", "lanes", "projections"].contains(&layer);
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for forbidden in ["SystemTime::now", "Instant::now", "getrandom", "async fn", "std::fs", "serde"] {
+            assert!(!pure || !code.contains(forbidden), "src/{name} uses {forbidden}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();
+    let names: Vec<_> = source.split('"').filter(|text| text.starts_with("balto_")).collect();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        assert!(readme.contains(name), "README.md does not mention {name}");
+    }
+}
+
+#[test]
+fn nothing_is_allowed_without_a_reason() {
+    for (name, text) in all() {
+        for (number, line) in text.lines().enumerate() {
+            let bare = line.trim_start().starts_with("#[allow(") && !line.contains("reason");
+            assert!(!bare, "src/{name}:{}: {line}", number + 1);
+        }
+    }
+}
