@@ -1,5 +1,7 @@
 //! What no compiler checks: the layers, the documentation of keys and metrics, the opening of each file.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -72,10 +74,11 @@ fn imports_point_down_only() {
 
 #[test]
 fn clocks_and_randomness_are_read_at_the_edges_only() {
-    for (name, text) in all() {
+    for (name, text) in all().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
         let layer = name.split(['/', '.']).next().unwrap();
         let pure = ["limits", "codec", "domain", "rules", "lanes", "projections"].contains(&layer);
         let code = text.split("#[cfg(test)]").next().unwrap();
+        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
         for forbidden in ["SystemTime::now", "Instant::now", "getrandom", "async fn", "std::fs", "serde"] {
             assert!(!pure || !code.contains(forbidden), "src/{name} uses {forbidden}");
         }
