@@ -1,5 +1,7 @@
 //! Promises of the whole daemon: a real process, real sockets, a real disk.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::collections::{HashMap, HashSet};
