@@ -17,10 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::{self, Api, ApiConfig, EndpointDefaults};
-use crate::config::Config;
+use crate::config::{Config, LogFormat, Overrides};
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{Courier, SystemResolver};
-use crate::domain::RetryPolicy;
 use crate::engine::clock::{Clock, SystemSource, random_bytes};
 use crate::engine::{Engine, Settings};
 use crate::metrics::{CONTENT_TYPE, Metrics};
@@ -53,18 +52,20 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 fn load(options: &Options) -> anyhow::Result<Config> {
-    let mut config = Config::load(options.config.as_deref(), std::env::vars())?;
-    if let Some(directory) = &options.data_dir {
-        config.store.path.clone_from(directory);
-    }
-    Ok(config)
+    // Variables that are not UTF-8 cannot be ours.
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let flags = Overrides { data_dir: options.data_dir.clone(), dev: options.dev };
+    Ok(Config::load(options.config.as_deref(), env, flags)?)
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
-    let level: tracing::Level = config.log.level.parse()?;
-    let json =
-        config.log.format == "json" || (config.log.format == "auto" && !std::io::stderr().is_terminal());
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,balto={level}"));
+    let json = match config.log.format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     done.map_err(|error| anyhow::anyhow!("logging: {error}"))
@@ -115,7 +116,7 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
     ));
 
     let mut heartbeat = dispatcher.heartbeat();
-    let mut delivering = tokio::spawn(dispatcher.run(stop.subscribe(), config.delivery.drain_timeout.0));
+    let mut delivering = tokio::spawn(dispatcher.run(stop.subscribe(), config.delivery.drain_timeout));
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(async move {
         while heartbeat.changed().await.is_ok() {
@@ -123,7 +124,7 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
-    let early = wait_for_the_end(&options, &engine, &shown, &mut delivering).await?;
+    let early = wait_for_the_end(&options, &config, &engine, &shown, &mut delivering).await?;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     stop.send_replace(true);
@@ -179,13 +180,14 @@ fn open(
         "store open"
     );
     let courier =
-        Courier::new(policy(options, config), config.delivery.connect_timeout.0, Arc::new(SystemResolver))?;
+        Courier::new(policy(options, config), config.delivery.connect_timeout, Arc::new(SystemResolver))?;
     Ok(Engine::new(opened, courier, Clock::default(), metrics.clone(), settings(config)))
 }
 
 /// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.
 async fn wait_for_the_end(
     options: &Options,
+    running: &Config,
     engine: &Engine,
     api: &Arc<Api>,
     delivering: &mut tokio::task::JoinHandle<Result<(), crate::engine::types::Unavailable>>,
@@ -199,18 +201,27 @@ async fn wait_for_the_end(
             _ = interrupt.recv() => return Ok(None),
             ended = &mut *delivering => return Ok(Some(ended)),
             _ = hangup.recv() => {
-                match load(options).and_then(|config| Ok((api_config(options, &config)?, config))) {
+                match reload(options, running) {
                     Ok((shown, config)) => {
                         engine.courier().set_policy(policy(options, &config));
                         engine.reconfigure(settings(&config));
                         api.reconfigure(shown);
-                        tracing::info!("configuration reloaded; listeners and the data directory stay as they are");
+                        tracing::info!("configuration reloaded");
                     }
                     Err(error) => tracing::error!(%error, "the new configuration is bad; the old one stays"),
                 }
             }
         }
     }
+}
+
+/// The new configuration, when it is good and differs only in what can change while running.
+fn reload(options: &Options, running: &Config) -> anyhow::Result<(ApiConfig, Config)> {
+    let config = load(options)?;
+    if let Err(keys) = running.reloadable_diff(&config) {
+        anyhow::bail!("these keys need a restart: {}", keys.join(", "));
+    }
+    Ok((api_config(options, &config)?, config))
 }
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -229,30 +240,19 @@ fn policy(options: &Options, config: &Config) -> EgressPolicy {
         allow_http: config.egress.allow_http,
         allow_networks: config.egress.allow_networks.clone(),
         deny_networks: config.egress.deny_networks.clone(),
-        allow_ports: config.egress.allow_ports.clone(),
+        allow_ports: config.egress.allow_ports.iter().map(|range| (range.first, range.last)).collect(),
     };
     if options.dev { policy.dev() } else { policy }
-}
-
-fn retry(config: &Config) -> RetryPolicy {
-    RetryPolicy::Exponential {
-        initial: config.retry.initial.0,
-        multiplier: config.retry.multiplier,
-        max_interval: config.retry.max_interval.0,
-        max_attempts: config.retry.max_attempts,
-        max_age: config.retry.max_age.0,
-        jitter: config.retry.jitter,
-    }
 }
 
 fn settings(config: &Config) -> Settings {
     Settings {
         max_in_flight: config.delivery.max_in_flight,
-        disable_after: config.delivery.disable_after.0,
+        disable_after: config.delivery.disable_after,
         refused_statuses: RefusedStatuses(config.delivery.refused_statuses.clone()),
         breaker_failures: config.delivery.breaker_failures,
-        breaker_probe_initial: config.delivery.breaker_probe_initial.0,
-        breaker_probe_max: config.delivery.breaker_probe_max.0,
+        breaker_probe_initial: config.delivery.breaker_probe_initial,
+        breaker_probe_max: config.delivery.breaker_probe_max,
     }
 }
 
@@ -260,11 +260,11 @@ fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
     let admin_key_hash = if options.dev { None } else { Some(api::auth::hash_secret(&admin_key(config)?)) };
     Ok(ApiConfig {
         max_event_bytes: config.ingest.max_event_bytes,
-        idempotency_ttl: config.ingest.idempotency_ttl.0,
+        idempotency_ttl: config.ingest.idempotency_ttl,
         defaults: EndpointDefaults {
-            timeout: config.delivery.timeout.0,
-            retry: retry(config),
-            max_in_flight: config.delivery.max_in_flight_per_endpoint,
+            timeout: config.delivery.timeout,
+            retry: config.retry.policy(),
+            max_in_flight: config.delivery.endpoint_max_in_flight,
         },
         admin_key_hash,
         dev: options.dev,
@@ -273,11 +273,8 @@ fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
 
 /// The configured key, or the one that the first start wrote.
 fn admin_key(config: &Config) -> anyhow::Result<String> {
-    if let Some(key) = &config.auth.admin_key {
-        return Ok(key.0.clone());
-    }
-    if let Some(path) = &config.auth.admin_key_file {
-        return read_key(path);
+    if let Some(key) = config.admin_key()? {
+        return Ok(key.expose().to_owned());
     }
     let path = config.store.path.join("admin.key");
     if path.exists() {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use balto::cli::{self, Backend};
-use balto::{config::Config, daemon, store};
+use balto::{config, daemon, store};
 use clap::Parser as _;
 
 fn main() -> ExitCode {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's answer")]
 fn check_config(path: &Path) -> anyhow::Result<ExitCode> {
-    match Config::load(Some(path), std::env::vars()) {
+    match config::check(path) {
         Ok(_) => {
             println!("{}: good", path.display());
             Ok(ExitCode::SUCCESS)

@@ -44,7 +44,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("rules", &["limits", "codec", "domain", "projections"]),
     ("lanes", &["limits", "domain"]),
     ("metrics", &["domain", "lanes"]),
-    ("config", &["limits"]),
+    ("config", &["limits", "domain"]),
     ("store", &["limits", "codec", "domain", "projections", "rules"]),
     ("courier", &["limits", "domain"]),
     ("engine", &["limits", "domain", "projections", "rules", "lanes", "metrics", "store", "courier"]),
@@ -55,7 +55,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
 
 #[test]
 fn imports_point_down_only() {
-    for (name, text) in all() {
+    for (name, text) in all().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
         let layer = name.split(['/', '.']).next().unwrap();
         let Some((_, allowed)) = LAYERS.iter().find(|(known, _)| *known == layer) else { continue };
         for (number, line) in text.lines().enumerate() {

@@ -4,6 +4,13 @@ use axum::http::{Method, header};
 use tower::ServiceExt;
 
 use super::*;
+use crate::courier::guard::EgressPolicy;
+use crate::courier::{Courier, SystemResolver};
+use crate::engine::Settings;
+use crate::engine::clock::{Clock, SystemSource};
+use crate::metrics::Metrics;
+use crate::rules::verdict::RefusedStatuses;
+use crate::store::{Admission, Outbox};
 
 fn api() -> Router {
     let config = ApiConfig {
@@ -16,8 +23,22 @@ fn api() -> Router {
     router(Api::new(engine(), config, Arc::new(|_| ())))
 }
 
+/// An engine over an empty directory, which goes with the process.
 fn engine() -> Engine {
-    unimplemented!("an engine over an empty directory")
+    let directory = tempfile::tempdir().unwrap().keep();
+    let admission = Admission { bytes: 1 << 26, commands: 10_000 };
+    let opened = Outbox::open(&directory, admission, Box::new(SystemSource), Box::new(|_, _| ())).unwrap();
+    let courier =
+        Courier::new(EgressPolicy::default(), Duration::from_secs(1), Arc::new(SystemResolver)).unwrap();
+    let settings = Settings {
+        max_in_flight: 1,
+        disable_after: Duration::from_secs(60),
+        refused_statuses: RefusedStatuses::default(),
+        breaker_failures: 5,
+        breaker_probe_initial: Duration::from_secs(1),
+        breaker_probe_max: Duration::from_secs(1),
+    };
+    Engine::new(opened, courier, Clock::default(), Arc::new(Metrics::new()), settings).0
 }
 
 async fn ask(
@@ -44,7 +65,6 @@ async fn ask(
 type Case<'a> = (Method, &'a str, Option<&'a str>, &'a str, u16, &'a str);
 
 #[tokio::test]
-#[ignore = "needs an engine, which cannot be made yet; none of its methods is called"]
 async fn bad_requests_are_refused_with_their_problem() {
     let router = api();
     const JSON: Option<&str> = Some("application/json");
@@ -91,7 +111,6 @@ async fn bad_requests_are_refused_with_their_problem() {
 }
 
 #[tokio::test]
-#[ignore = "needs an engine, which cannot be made yet; none of its methods is called"]
 async fn a_request_without_a_key_is_refused() {
     let request = axum::http::Request::get("/v1/endpoints").body(Body::empty()).unwrap();
     let response = api().oneshot(request).await.unwrap();

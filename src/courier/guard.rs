@@ -12,26 +12,15 @@ use super::as_address;
 use crate::limits;
 
 /// What an operator may change about egress.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct EgressPolicy {
     pub allow_http: bool,
     /// Ranges that are opened although they are forbidden by default.
     pub allow_networks: Vec<IpNet>,
     /// Ranges that are forbidden beside the default ones.
     pub deny_networks: Vec<IpNet>,
-    /// Ports below 1024 that may be used; those from 1024 on always may.
-    pub allow_ports: Vec<u16>,
-}
-
-impl Default for EgressPolicy {
-    fn default() -> Self {
-        Self {
-            allow_http: false,
-            allow_networks: Vec::new(),
-            deny_networks: Vec::new(),
-            allow_ports: vec![80, 443],
-        }
-    }
+    /// First and last of each range of ports that may be used. Empty: 80, 443 and everything from 1024 on.
+    pub allow_ports: Vec<(u16, u16)>,
 }
 
 /// An address is forbidden. It says nothing about the address, so that nobody learns what is there.
@@ -127,6 +116,13 @@ impl EgressPolicy {
         if is_public(address) || within(&self.allow_networks) { Ok(()) } else { Err(BlockedAddress) }
     }
 
+    fn allows_port(&self, port: u16) -> bool {
+        if self.allow_ports.is_empty() {
+            return matches!(port, 80 | 443 | 1024..);
+        }
+        self.allow_ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
+    }
+
     fn opens_loopback(&self) -> bool {
         self.judge(IpAddr::V4(Ipv4Addr::LOCALHOST)).is_ok()
             || self.judge(IpAddr::V6(Ipv6Addr::LOCALHOST)).is_ok()
@@ -180,7 +176,7 @@ pub fn judge_url(url: &Url, policy: &EgressPolicy) -> Result<(), ForbiddenUrl> {
         return Err(ForbiddenUrl("a URL with a fragment is not accepted"));
     }
     let port = url.port_or_known_default().unwrap_or(0);
-    if port < 1024 && !policy.allow_ports.contains(&port) {
+    if !policy.allows_port(port) {
         return Err(ForbiddenUrl("the port is not one that policy allows"));
     }
     match url.host() {

@@ -1,0 +1,100 @@
+//! Every configuration key with its bounds: the one table behind the file, the environment, reload and `tests/tidy.rs`.
+//!
+//! Owns: the names of keys, how each is read, and which can change while running. Must never read a file. Invariant:
+//! a field of [`Config`](super::Config) without a line here cannot be set, and fails the test beside the table.
+
+use std::time::Duration;
+
+use super::Config;
+use super::value::Value;
+use crate::limits;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+const MILLIS_100: Duration = Duration::from_millis(100);
+
+/// Whether a changed value takes effect on SIGHUP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Reload,
+    Restart,
+}
+
+/// One key of the configuration.
+pub struct Key {
+    /// `section.key`.
+    pub name: &'static str,
+    pub change: Change,
+    pub(super) set: fn(&mut Config, &Value) -> Result<(), String>,
+    pub(super) same: fn(&Config, &Config) -> bool,
+}
+
+impl Key {
+    /// The environment variable that overrides the file: `BALTO__SECTION__KEY`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("{}{}", super::ENVIRONMENT_PREFIX, self.name.replace('.', "__").to_ascii_uppercase())
+    }
+}
+
+macro_rules! key {
+    ($section:ident . $field:ident, $change:ident, $read:expr) => {
+        Key {
+            name: concat!(stringify!($section), ".", stringify!($field)),
+            change: Change::$change,
+            set: |config, value| {
+                let read: fn(&Value) -> Result<_, String> = $read;
+                config.$section.$field = read(value)?;
+                Ok(())
+            },
+            same: |one, other| one.$section.$field == other.$section.$field,
+        }
+    };
+}
+
+/// All keys, in the order of `config/balto.toml`.
+pub const KEYS: &[Key] = &[
+    key!(server.api_listen, Restart, Value::address),
+    key!(server.ops_listen, Restart, Value::address),
+    key!(auth.admin_key, Restart, |value| value.admin_key().map(Some)),
+    key!(auth.admin_key_file, Restart, |value| value.path().map(Some)),
+    key!(store.kind, Restart, Value::store_kind),
+    key!(store.path, Restart, Value::path),
+    key!(ingest.max_event_bytes, Restart, |value| value.size(64, limits::EVENT_BYTES_MAX)),
+    key!(ingest.idempotency_ttl, Restart, |value| value.duration(SECOND, 30 * DAY)),
+    key!(ingest.admission_bytes, Restart, |value| value.size(2 * limits::BATCH_BYTES_MAX, 16 << 30)),
+    key!(ingest.admission_events, Restart, |value| value.count(limits::BATCH_EVENTS_MAX, 10_000_000)),
+    key!(delivery.timeout, Reload, |value| value.duration(MILLIS_100, MINUTE)),
+    key!(delivery.connect_timeout, Restart, |value| value.duration(MILLIS_100, MINUTE)),
+    key!(delivery.max_in_flight, Restart, |value| value.count(1, 65_536)),
+    key!(delivery.endpoint_max_in_flight, Reload, |value| value.small(1, limits::IN_FLIGHT_PER_ENDPOINT_MAX)),
+    key!(delivery.drain_timeout, Restart, |value| value.duration(Duration::ZERO, HOUR)),
+    key!(delivery.disable_after, Reload, |value| value.duration(SECOND, YEAR)),
+    key!(delivery.refused_statuses, Reload, Value::statuses),
+    key!(delivery.breaker_failures, Restart, |value| value.small(1, 1_000)),
+    key!(delivery.breaker_probe_initial, Restart, |value| value.duration(MILLIS_100, HOUR)),
+    key!(delivery.breaker_probe_max, Restart, |value| value.duration(MILLIS_100, DAY)),
+    key!(retry.initial, Reload, |value| value.duration(Duration::from_millis(1), 30 * DAY)),
+    key!(retry.multiplier, Reload, |value| value.number(1.0, 100.0)),
+    key!(retry.max_interval, Reload, |value| value.duration(Duration::from_millis(1), 30 * DAY)),
+    key!(retry.max_attempts, Reload, |value| value.small(1, limits::ATTEMPTS_MAX)),
+    key!(retry.max_age, Reload, |value| value.duration(SECOND, YEAR)),
+    key!(retry.jitter, Reload, |value| value.number(0.0, 1.0)),
+    key!(egress.allow_http, Reload, Value::switch),
+    key!(egress.allow_networks, Reload, Value::networks),
+    key!(egress.deny_networks, Reload, Value::networks),
+    key!(egress.allow_ports, Reload, Value::ports),
+    key!(retention.events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
+    key!(retention.stream_events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
+    key!(retention.dead_letters, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
+    key!(log.format, Restart, Value::log_format),
+    key!(log.level, Restart, Value::log_level),
+];
+
+/// The key with this name.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}

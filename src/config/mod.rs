@@ -1,0 +1,568 @@
+//! The configuration: defaults, then the file, then the environment, then flags; checked once, before anything starts.
+//!
+//! Owns: every key that an operator may set, its default and its bounds, and errors that name file, line, key and
+//! reason. Must never know who uses a value. Invariants: a [`Config`] that exists is within all bounds; the admin key
+//! appears in no `Debug` and no error.
+
+mod keys;
+#[cfg(test)]
+mod tests;
+pub mod units;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use toml::de::{DeTable, DeValue};
+
+pub use keys::{Change, KEYS, Key};
+use value::Value;
+
+use crate::domain::RetryPolicy;
+use crate::limits;
+
+/// What every environment variable of the configuration begins with.
+pub const ENVIRONMENT_PREFIX: &str = "BALTO__";
+const HOUR: Duration = Duration::from_secs(3_600);
+/// Bound of the configuration file and of the admin key's file, in bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    pub server: Server,
+    pub auth: Auth,
+    pub store: Store,
+    pub ingest: Ingest,
+    pub delivery: Delivery,
+    pub retry: Retry,
+    pub egress: Egress,
+    pub retention: Retention,
+    pub log: Log,
+    /// The `--dev` flag: no key is needed, and what it implies has been set. Not a key.
+    pub dev: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub api_listen: SocketAddr,
+    pub ops_listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Auth {
+    pub admin_key: Option<AdminKey>,
+    pub admin_key_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    Embedded,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    pub kind: StoreKind,
+    pub path: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ingest {
+    pub max_event_bytes: usize,
+    pub idempotency_ttl: Duration,
+    pub admission_bytes: usize,
+    pub admission_events: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    /// Of one attempt, for endpoints that do not set their own.
+    pub timeout: Duration,
+    pub connect_timeout: Duration,
+    /// Requests at once over all endpoints.
+    pub max_in_flight: usize,
+    /// Requests at once to an endpoint that does not set its own.
+    pub endpoint_max_in_flight: u32,
+    pub drain_timeout: Duration,
+    pub disable_after: Duration,
+    /// Status codes after which a delivery is never tried again.
+    pub refused_statuses: Vec<u16>,
+    pub breaker_failures: u32,
+    pub breaker_probe_initial: Duration,
+    pub breaker_probe_max: Duration,
+}
+
+/// The retry policy of endpoints that do not set their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    pub initial: Duration,
+    pub multiplier: f64,
+    pub max_interval: Duration,
+    pub max_attempts: u32,
+    pub max_age: Duration,
+    pub jitter: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Egress {
+    pub allow_http: bool,
+    pub allow_networks: Vec<IpNet>,
+    pub deny_networks: Vec<IpNet>,
+    /// Empty: every port.
+    pub allow_ports: Vec<PortRange>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retention {
+    pub events: Keep,
+    pub stream_events: Keep,
+    pub dead_letters: Keep,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A level, or directives of `tracing_subscriber::EnvFilter`.
+    pub level: String,
+}
+
+/// How long something is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    For(Duration),
+    Forever,
+}
+
+impl Keep {
+    /// `None`: forever.
+    #[must_use]
+    pub fn duration(self) -> Option<Duration> {
+        match self {
+            Self::For(duration) => Some(duration),
+            Self::Forever => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    Text,
+    Json,
+}
+
+/// Ports from `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    /// `443` or `8000-8999`; never port 0.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let range = Self { first: first.parse().ok()?, last: last.parse().ok()? };
+        (range.first > 0 && range.first <= range.last).then_some(range)
+    }
+
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+/// The admin API key. Shows itself to nobody but [`AdminKey::expose`]'s caller.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminKey(String);
+
+impl AdminKey {
+    const RULE: &str = "must be 1 to 256 visible ASCII characters without spaces (the value is not shown)";
+
+    /// `None` when it could not be sent as a bearer token.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let legal = (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        legal.then(|| Self(text.to_owned()))
+    }
+
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Shorter than 16 characters: worth a warning.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.0.len() < 16
+    }
+}
+
+impl fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminKey(..)")
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        Self { api_listen: local(8400), ops_listen: local(8401) }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { kind: StoreKind::Embedded, path: PathBuf::from("/var/lib/balto") }
+    }
+}
+
+impl Default for Ingest {
+    fn default() -> Self {
+        Self {
+            max_event_bytes: limits::EVENT_BYTES_DEFAULT,
+            idempotency_ttl: 24 * HOUR,
+            admission_bytes: limits::ADMISSION_BYTES_DEFAULT,
+            admission_events: limits::ADMISSION_EVENTS_DEFAULT,
+        }
+    }
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(5),
+            max_in_flight: limits::IN_FLIGHT_DEFAULT,
+            endpoint_max_in_flight: 16,
+            drain_timeout: Duration::from_secs(30),
+            disable_after: 5 * 24 * HOUR,
+            refused_statuses: Vec::new(),
+            breaker_failures: 5,
+            breaker_probe_initial: Duration::from_secs(5),
+            breaker_probe_max: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_secs(5),
+            multiplier: 3.0,
+            max_interval: 6 * HOUR,
+            max_attempts: 12,
+            max_age: 72 * HOUR,
+            jitter: 0.2,
+        }
+    }
+}
+
+impl Retry {
+    #[must_use]
+    pub fn policy(&self) -> RetryPolicy {
+        RetryPolicy::Exponential {
+            initial: self.initial,
+            multiplier: self.multiplier,
+            max_interval: self.max_interval,
+            max_attempts: self.max_attempts,
+            max_age: self.max_age,
+            jitter: self.jitter,
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { events: Keep::For(30 * 24 * HOUR), stream_events: Keep::Forever, dead_letters: Keep::Forever }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, level: "info".to_owned() }
+    }
+}
+
+/// What flags say over file and environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    pub data_dir: Option<PathBuf>,
+    /// Allows `http` and loopback targets on every port, and puts data into `./balto-data` unless a path was given.
+    pub dev: bool,
+}
+
+/// Where a value was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `line` from 1; `None` when it is about the whole file.
+    File { path: PathBuf, line: Option<usize> },
+    /// Name of the environment variable.
+    Environment(String),
+    /// Set by a flag, or not set at all.
+    Default,
+}
+
+/// Why a configuration cannot be used, for a person: where, which key, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub origin: Origin,
+    /// `section.key`; `None` when the file cannot be read or is not TOML.
+    pub key: Option<String>,
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::File { path, line: Some(line) } => write!(f, "{}:{line}: ", path.display())?,
+            Origin::File { path, line: None } => write!(f, "{}: ", path.display())?,
+            Origin::Environment(variable) => write!(f, "{variable}: ")?,
+            Origin::Default => {}
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Defaults, overridden by the file, by `BALTO__SECTION__KEY` variables, by flags. Other variables are ignored.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    pub fn load(
+        path: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: Overrides,
+    ) -> Result<Self, ConfigError> {
+        match path {
+            Some(path) => {
+                Self::parse(Some((path, &read_bounded(path).map_err(file_error(path))?)), env, flags)
+            }
+            None => Self::parse(None, env, flags),
+        }
+    }
+
+    /// As [`Config::load`], from the file's text.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    pub fn parse(
+        file: Option<(&Path, &str)>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: Overrides,
+    ) -> Result<Self, ConfigError> {
+        let mut loading = Loading { config: Self::default(), origins: BTreeMap::new() };
+        if let Some((path, text)) = file {
+            loading.read_file(path, text)?;
+        }
+        loading.read_environment(env)?;
+        loading.apply_flags(flags);
+        loading.check_relations()?;
+        Ok(loading.config)
+    }
+
+    /// The admin key, from the configuration or its file; one line break at the file's end is not part of it.
+    /// `None`: neither is set.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no legal key.
+    pub fn admin_key(&self) -> Result<Option<AdminKey>, ConfigError> {
+        let Some(path) = &self.auth.admin_key_file else { return Ok(self.auth.admin_key.clone()) };
+        let error = |reason: String| ConfigError {
+            origin: Origin::File { path: path.clone(), line: None },
+            key: Some("auth.admin_key_file".to_owned()),
+            reason,
+        };
+        let text = read_bounded(path).map_err(|cause| error(format!("cannot be read: {cause}")))?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        AdminKey::parse(text).map(Some).ok_or_else(|| error(AdminKey::RULE.to_owned()))
+    }
+
+    /// What a reload to `new` would change.
+    ///
+    /// # Errors
+    /// The changed keys that need a restart, when there are any; then nothing should be reloaded.
+    pub fn reloadable_diff(&self, new: &Self) -> Result<Vec<&'static str>, Vec<&'static str>> {
+        let changed = KEYS.iter().filter(|key| !(key.same)(self, new));
+        let (reload, restart): (Vec<_>, Vec<_>) = changed.partition(|key| key.change == Change::Reload);
+        let names = |keys: Vec<&'static Key>| keys.into_iter().map(|key| key.name).collect();
+        if restart.is_empty() { Ok(names(reload)) } else { Err(names(restart)) }
+    }
+}
+
+/// Checks a file alone, without environment and flags.
+///
+/// # Errors
+/// The first thing that is wrong, with its place.
+pub fn check(path: &Path) -> Result<(), ConfigError> {
+    Config::load(Some(path), std::iter::empty(), Overrides::default()).map(|_| ())
+}
+
+/// A configuration on its way, with the place where each key was set.
+struct Loading {
+    config: Config,
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+impl Loading {
+    fn read_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let at = |offset: usize| Origin::File { path: path.to_owned(), line: Some(line_of(text, offset)) };
+        let error = |origin, key: &str, reason: &str| ConfigError {
+            origin,
+            key: Some(key.to_owned()),
+            reason: reason.to_owned(),
+        };
+        let table = DeTable::parse(text).map_err(|cause| ConfigError {
+            origin: cause.span().map_or_else(|| at(0), |span| at(span.start)),
+            key: None,
+            reason: cause.message().lines().collect::<Vec<_>>().join("; "),
+        })?;
+        for (section, value) in table.get_ref() {
+            let (name, origin) = (section.get_ref(), at(section.span().start));
+            if !is_section(name) {
+                return Err(error(origin, name, &unknown("section", name)));
+            }
+            let DeValue::Table(entries) = value.get_ref() else {
+                return Err(error(
+                    origin,
+                    name,
+                    &format!("is a section; write [{name}] on a line of its own"),
+                ));
+            };
+            for (entry, value) in entries {
+                let name = format!("{name}.{}", entry.get_ref());
+                let origin = at(entry.span().start);
+                self.set(&name, &Value::from_toml(value.get_ref()), origin)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_environment(&mut self, env: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
+        // Sorted, so that of several errors always the same one is reported.
+        let ours = env.filter(|(variable, _)| variable.starts_with(ENVIRONMENT_PREFIX));
+        for (variable, text) in ours.collect::<BTreeMap<_, _>>() {
+            let name = variable[ENVIRONMENT_PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+            self.set(&name, &Value::Environment(text), Origin::Environment(variable))?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: &Value, origin: Origin) -> Result<(), ConfigError> {
+        let error = |origin, reason| ConfigError { origin, key: Some(name.to_owned()), reason };
+        let Some(key) = keys::find(name) else { return Err(error(origin, unknown("key", name))) };
+        (key.set)(&mut self.config, value).map_err(|reason| error(origin.clone(), reason))?;
+        self.origins.insert(key.name, origin);
+        Ok(())
+    }
+
+    fn apply_flags(&mut self, flags: Overrides) {
+        let config = &mut self.config;
+        if flags.dev {
+            config.dev = true;
+            config.egress.allow_http = true;
+            config.egress.allow_ports.clear();
+            let loopback = [
+                IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+                IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128)),
+            ];
+            for network in loopback {
+                if !config.egress.allow_networks.contains(&network) {
+                    config.egress.allow_networks.push(network);
+                }
+            }
+            if !self.origins.contains_key("store.path") {
+                config.store.path = PathBuf::from("./balto-data");
+            }
+        }
+        if let Some(path) = flags.data_dir {
+            config.store.path = path;
+        }
+    }
+
+    /// What two keys mean together. A default gives way to the value beside it; two values that were both set and do
+    /// not go together are an error at the first one's place.
+    fn check_relations(&mut self) -> Result<(), ConfigError> {
+        let given = |key| self.origins.contains_key(key);
+        let Config { server, auth, delivery, retry, .. } = &mut self.config;
+        if !given("retry.initial") {
+            retry.initial = retry.initial.min(retry.max_interval);
+        } else if !given("retry.max_interval") {
+            retry.max_interval = retry.max_interval.max(retry.initial);
+        }
+        if !given("delivery.breaker_probe_initial") {
+            delivery.breaker_probe_initial = delivery.breaker_probe_initial.min(delivery.breaker_probe_max);
+        } else if !given("delivery.breaker_probe_max") {
+            delivery.breaker_probe_max = delivery.breaker_probe_max.max(delivery.breaker_probe_initial);
+        }
+        // A connect timeout that was not set may exceed the attempt's: the attempt then ends first.
+        let connect_too_long = given("delivery.connect_timeout")
+            && given("delivery.timeout")
+            && delivery.connect_timeout > delivery.timeout;
+        let same_listener = server.api_listen == server.ops_listen && server.api_listen.port() != 0;
+        let two_keys = auth.admin_key.is_some() && auth.admin_key_file.is_some();
+        let probes_wrong = delivery.breaker_probe_initial > delivery.breaker_probe_max;
+        let not_longer = "must not be longer than";
+        let relations = [
+            (same_listener, "server.ops_listen", "server.api_listen", "must differ from"),
+            (two_keys, "auth.admin_key_file", "auth.admin_key", "must not be set beside"),
+            (connect_too_long, "delivery.connect_timeout", "delivery.timeout", not_longer),
+            (probes_wrong, "delivery.breaker_probe_initial", "delivery.breaker_probe_max", not_longer),
+            (retry.initial > retry.max_interval, "retry.initial", "retry.max_interval", not_longer),
+        ];
+        let Some((_, key, other, rule)) = relations.into_iter().find(|(broken, ..)| *broken) else {
+            return Ok(());
+        };
+        let origin = self.origins.get(key).or_else(|| self.origins.get(other));
+        Err(ConfigError {
+            origin: origin.cloned().unwrap_or(Origin::Default),
+            key: Some(key.to_owned()),
+            reason: format!("{rule} {other}"),
+        })
+    }
+}
+
+fn is_section(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.split_once('.').is_some_and(|(section, _)| section == name))
+}
+
+/// Names what would have been right, when something is close.
+fn unknown(what: &str, name: &str) -> String {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let other = KEYS.iter().find(|key| key.name.rsplit('.').next() == Some(last));
+    match other.filter(|_| what == "key") {
+        Some(key) => format!("is not a known key; did you mean {}?", key.name),
+        None => format!("is not a known {what}"),
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ConfigError {
+    let origin = Origin::File { path: path.to_owned(), line: None };
+    move |cause| ConfigError { origin, key: None, reason: format!("cannot be read: {cause}") }
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}

@@ -1,0 +1,204 @@
+//! The configuration's promises.
+
+use super::*;
+
+const FILE: &str = "balto.toml";
+
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::parse(Some((Path::new(FILE), text)), env, Overrides::default())
+}
+
+fn refusal(text: &str) -> String {
+    load(text, &[]).expect_err(text).to_string()
+}
+
+#[test]
+fn the_shipped_file_has_every_key_active_or_as_comment_and_means_the_defaults() {
+    let text = include_str!("../../config/balto.toml");
+    assert_eq!(load(text, &[]).expect("the shipped file is legal"), Config::default());
+    let active: String =
+        text.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n").collect();
+    let table = DeTable::parse(&active).expect("it is TOML with every key active");
+    for key in KEYS {
+        let (section, name) = key.name.split_once('.').expect("a key has a section");
+        let DeValue::Table(entries) = table.get_ref().get(section).expect(section).get_ref() else {
+            panic!("{section}")
+        };
+        assert!(entries.get(name).is_some(), "config/balto.toml lacks {}", key.name);
+    }
+}
+
+#[test]
+fn every_key_changes_something_and_has_a_variable() {
+    let samples: &[(&str, &str)] = &[
+        ("kind", "embedded"),
+        ("admin_key", "k"),
+        ("path", "/x"),
+        ("admin_key_file", "/x"),
+        ("api_listen", "[::1]:0"),
+        ("ops_listen", "0.0.0.0:1"),
+        ("max_event_bytes", "1MiB"),
+        ("admission_bytes", "1GiB"),
+        ("admission_events", "1001"),
+        ("refused_statuses", "400, 413"),
+        ("multiplier", "2"),
+        ("jitter", "0"),
+        ("allow_http", "true"),
+        ("allow_networks", "10.0.0.0/8,::1"),
+        ("deny_networks", "10.0.0.1"),
+        ("allow_ports", "443,8000-8999"),
+        ("events", "forever"),
+        ("stream_events", "1d"),
+        ("dead_letters", "1d"),
+        ("format", "json"),
+        ("level", "info,balto=debug"),
+        ("max_in_flight", "7"),
+        ("endpoint_max_in_flight", "7"),
+        ("breaker_failures", "7"),
+        ("max_attempts", "7"),
+        ("connect_timeout", "14s"),
+        ("disable_after", "7s"),
+        ("max_age", "7s"),
+        ("max_interval", "7s"),
+    ];
+    for key in KEYS {
+        let name = key.name.split_once('.').expect("a key has a section").1;
+        let sample = samples.iter().find(|(sample, _)| *sample == name).map_or("6s", |(_, value)| value);
+        let config = load("", &[(&key.variable(), sample)]).expect(key.name);
+        assert_eq!((key.same)(&config, &Config::default()), name == "kind", "{} took no value", key.name);
+        let others = KEYS.iter().filter(|other| other.name != key.name);
+        assert!(others.into_iter().all(|other| (other.same)(&config, &Config::default())), "{}", key.name);
+    }
+}
+
+#[test]
+fn errors_name_file_line_key_and_reason() {
+    for (text, expected) in [
+        (
+            "\n[delivery]\ntimeout = \"0s\"",
+            "balto.toml:3: delivery.timeout: must be between 100ms and 1m, got \"0s\"",
+        ),
+        (
+            "[delivery]\ntimeout = 15",
+            "balto.toml:2: delivery.timeout: must be a duration such as \"15s\", got 15",
+        ),
+        ("[delivery]\ntimeuot = \"15s\"", "balto.toml:2: delivery.timeuot: is not a known key"),
+        (
+            "[server]\nadmin_key = \"k\"",
+            "balto.toml:2: server.admin_key: is not a known key; did you mean auth.admin_key?",
+        ),
+        ("[serve]\nx = 1", "balto.toml:1: serve: is not a known section"),
+        ("server = 1", "balto.toml:1: server: is a section; write [server] on a line of its own"),
+        (
+            "[egress]\nallow_http = \"true\"",
+            "balto.toml:2: egress.allow_http: must be true or false, got \"true\"",
+        ),
+        (
+            "[egress]\nallow_networks = [\"10.0.0.0/33\"]",
+            "balto.toml:2: egress.allow_networks: must be a list of networks such as \"10.0.0.0/8\", got \"10.0.0.0/33\" in it",
+        ),
+        (
+            "[retry]\njitter = 1.5",
+            "balto.toml:2: retry.jitter: must be a number between 0.0 and 1.0, got 1.5",
+        ),
+        (
+            "[ingest]\nmax_event_bytes = \"2MiB\"",
+            "balto.toml:2: ingest.max_event_bytes: must be between 64B and 1MiB, got \"2MiB\"",
+        ),
+        (
+            "[retry]\ninitial = \"10s\"\nmax_interval = \"5s\"",
+            "balto.toml:2: retry.initial: must not be longer than retry.max_interval",
+        ),
+    ] {
+        assert_eq!(refusal(text), expected);
+    }
+    assert!(refusal("[server]\napi_listen = ").starts_with("balto.toml:2: "));
+    assert!(refusal("[log]\nlevel = \"info\"\nlevel = \"warn\"").starts_with("balto.toml:3: "));
+    assert_eq!(
+        load("", &[("BALTO__DELIVERY__MAX_IN_FLIGHT", "0")]).expect_err("zero").to_string(),
+        "BALTO__DELIVERY__MAX_IN_FLIGHT: delivery.max_in_flight: must be a whole number between 1 and 65536, got 0"
+    );
+    assert!(load("", &[("BALTO__DELIVERY__NONE", "0")]).is_err());
+    let missing = Config::load(Some(Path::new("/none/x.toml")), std::iter::empty(), Overrides::default());
+    assert!(missing.expect_err("missing").to_string().starts_with("/none/x.toml: cannot be read"));
+}
+
+#[test]
+fn numbers_may_be_written_as_toml_allows() {
+    let text = "[delivery]\nmax_in_flight = 2_048\nrefused_statuses = [0x190]\n[egress]\nallow_ports = [443, \"8000-8999\"]";
+    let config = load(text, &[]).expect("legal");
+    assert_eq!((config.delivery.max_in_flight, config.delivery.refused_statuses), (2_048, vec![400]));
+    let ports = config.egress.allow_ports;
+    let allowed = |port| ports.iter().any(|range| range.contains(port));
+    assert!(allowed(443) && allowed(8500) && !allowed(80) && !allowed(9000));
+    let dotted = "delivery.timeout = \"2s\"\nretry = { initial = \"1s\" }";
+    let config = load(dotted, &[]).expect("legal");
+    assert_eq!(
+        (config.delivery.timeout, config.retry.initial),
+        (Duration::from_secs(2), Duration::from_secs(1))
+    );
+}
+
+#[test]
+fn a_default_gives_way_to_the_value_beside_it() {
+    let config = load("[retry]\nmax_interval = \"1s\"\n[delivery]\ntimeout = \"1s\"", &[]).expect("legal");
+    assert_eq!(config.retry.initial, Duration::from_secs(1));
+    let config = load("[retry]\ninitial = \"12h\"", &[]).expect("legal");
+    assert_eq!(config.retry.max_interval, 12 * HOUR);
+}
+
+#[test]
+fn environment_goes_over_file_and_flags_over_both() {
+    let text = "[store]\npath = \"/file\"\n[log]\nlevel = \"warn\"";
+    let env = || [("BALTO__STORE__PATH", "/env"), ("BALTO_URL", "http://x"), ("HOME", "/")];
+    let config = load(text, &env()).expect("legal");
+    assert_eq!((config.store.path.as_path(), config.log.level.as_str()), (Path::new("/env"), "warn"));
+    let flags = Overrides { data_dir: Some("/flag".into()), dev: true };
+    let env = env().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = Config::parse(Some((Path::new(FILE), text)), env, flags).expect("legal");
+    assert_eq!(config.store.path, Path::new("/flag"));
+}
+
+#[test]
+fn dev_allows_http_and_loopback_and_keeps_data_here() {
+    let flags = Overrides { data_dir: None, dev: true };
+    let config = Config::parse(None, std::iter::empty(), flags).expect("legal");
+    assert!(config.dev && config.egress.allow_http && config.egress.allow_ports.is_empty());
+    for address in ["127.0.0.1", "127.9.9.9", "::1"] {
+        let address: IpAddr = address.parse().expect("an address");
+        assert!(config.egress.allow_networks.iter().any(|network| network.contains(&address)), "{address}");
+    }
+    assert_eq!(config.store.path, Path::new("./balto-data"));
+}
+
+#[test]
+fn the_admin_key_is_never_shown() {
+    let config = load("[auth]\nadmin_key = \"hunter2-hunter2\"", &[]).expect("legal");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert_eq!(config.admin_key().expect("set").expect("set").expose(), "hunter2-hunter2");
+    assert!(!refusal("[auth]\nadmin_key = \"hunter2 hunter2\"").contains("hunter2"));
+    assert!(refusal("[auth]\nadmin_key = \"a\"\nadmin_key_file = \"b\"").contains("must not be set beside"));
+}
+
+#[test]
+fn the_admin_key_is_read_from_its_file_without_the_line_break() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "from-a-credential\n").expect("written");
+    let mut config = Config::default();
+    assert_eq!(config.admin_key().expect("none is set"), None);
+    config.auth.admin_key_file = Some(file.path().to_owned());
+    assert_eq!(config.admin_key().expect("read").expect("set").expose(), "from-a-credential");
+    std::fs::write(file.path(), "").expect("written");
+    assert!(config.admin_key().is_err());
+}
+
+#[test]
+fn reload_takes_what_can_change_and_names_what_cannot() {
+    let old = Config::default();
+    assert_eq!(old.reloadable_diff(&old), Ok(vec![]));
+    let mut new = load("[egress]\nallow_http = true\n[retry]\njitter = 0.1", &[]).expect("legal");
+    assert_eq!(old.reloadable_diff(&new), Ok(vec!["retry.jitter", "egress.allow_http"]));
+    new.server.api_listen.set_port(1);
+    assert_eq!(old.reloadable_diff(&new), Err(vec!["server.api_listen"]));
+}
