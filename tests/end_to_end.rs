@@ -271,3 +271,29 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     }
     assert!(acknowledged.len() > 50, "only {} events under load", acknowledged.len());
 }
+
+#[tokio::test]
+async fn the_largest_endpoint_survives_a_checkpoint_and_a_crash() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    let headers: serde_json::Map<_, _> =
+        (0..40).map(|number| (format!("X-Long-{number}"), json!("v".repeat(4_000)))).collect();
+    let made = endpoint(
+        &daemon,
+        &receiver.url,
+        json!({"headers": headers, "rateLimit": {"limit": 9, "per": "1s", "burst": 3}}),
+    )
+    .await;
+    // Longer than a checkpoint waits.
+    tokio::time::sleep(std::time::Duration::from_millis(1_200)).await;
+    daemon.post("/events", r#"{"type":"a","data":1}"#).await;
+    daemon.kill();
+    drop(daemon);
+    let daemon = Daemon::start(data.path()).await;
+    let again = daemon.get(&format!("/endpoints/{}", id(&made))).await;
+    assert_eq!(again["rateLimit"], made["rateLimit"]);
+    daemon.post("/events", r#"{"type":"a","data":2}"#).await;
+    let got = receiver.until(2).await;
+    assert!(got.iter().all(|got| got.headers["x-long-39"].len() == 4_000));
+}

@@ -42,9 +42,9 @@ impl Payloads {
         *targets_left -= 1;
         if *targets_left == 0 {
             self.remove(position);
-            // Mostly the oldest goes first; the rest of the queue is trimmed as it comes up.
-            while self.order.front().is_some_and(|oldest| !self.events.contains_key(oldest)) {
-                self.order.pop_front();
+            // Most places in the queue may be of events that have gone, behind an old one that nobody takes.
+            if self.order.len() > 2 * self.events.len() + 1_024 {
+                self.order.retain(|position| self.events.contains_key(position));
             }
         }
         Some(event)

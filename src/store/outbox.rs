@@ -24,7 +24,7 @@ use super::types::Unavailable;
 use super::writer::{
     Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit, stands_alone, weight,
 };
-use crate::domain::{Position, StreamName, Tenant, Timestamp};
+use crate::domain::{Position, Record, StreamName, Tenant, Timestamp};
 use crate::limits;
 use crate::projections::{LaneChange, idempotency, streams};
 
@@ -152,7 +152,7 @@ impl Outbox {
         let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
         let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
         let (state, rebuilt, replayed) = open_state(path, &journal)?;
-        let directory = Arc::new(RwLock::new(directory(&state)));
+        let directory = Arc::new(RwLock::new(directory(&state, &journal.reader())));
         let reader = journal.reader();
         let applied = Arc::new(AtomicU64::new(state.applied().0));
         let waiting = Arc::new(Waiting::default());
@@ -409,6 +409,9 @@ fn open_state(path: &Path, journal: &Journal) -> Result<(State, Option<String>, 
             (State::open(&directory, end)?, Some(error.to_string()))
         }
     };
+    for record in records(&journal.reader(), state.directory()) {
+        state.know(&record);
+    }
     let replayed = replay(&mut state, journal, end)?;
     Ok((state, rebuilt, replayed))
 }
@@ -450,15 +453,28 @@ fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, Op
     Ok(replayed)
 }
 
-fn directory(state: &State) -> Directory {
+fn directory(state: &State, reader: &JournalReader) -> Directory {
     let mut directory = Directory::default();
-    for record in state.deleted_endpoints() {
+    for record in records(reader, state.deleted_endpoints()) {
         directory.apply_deleted(&record);
     }
-    for record in state.directory_records() {
+    for record in records(reader, state.directory()) {
         directory.apply(&record);
     }
     directory
+}
+
+/// The records at these positions; those that damage has taken are reported and left out.
+fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterator<Item = Record> {
+    // In the order of the journal each of its blocks is read once.
+    positions.sort_unstable();
+    positions.into_iter().filter_map(|position| match reader.read(position) {
+        Ok(record) => record,
+        Err(error) => {
+            tracing::error!(%error, %position, "an endpoint or key is lost");
+            None
+        }
+    })
 }
 
 struct WriterThread {
@@ -607,7 +623,7 @@ impl StateThread {
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            if self.state.is_full() || self.last_checkpoint.elapsed() >= limits::CHECKPOINT_INTERVAL {
+            if self.last_checkpoint.elapsed() >= limits::CHECKPOINT_INTERVAL {
                 self.checkpoint();
             }
         }
@@ -617,6 +633,10 @@ impl StateThread {
         let mut changes = Vec::new();
         for (position, record) in &committed.records {
             self.state.apply(*position, record, true, &mut changes);
+            // Within a large group as well: what one checkpoint writes is bounded.
+            if self.state.is_full() {
+                self.checkpoint();
+            }
         }
         self.applied.store(self.state.applied().0, Ordering::Relaxed);
         if !changes.is_empty() && self.notices.blocking_send(Notice::Lanes(changes)).is_err() {

@@ -11,7 +11,6 @@ use std::path::Path;
 use base::Base;
 use overlay::Overlay;
 
-use super::codec;
 use crate::codec::{Reader, put_varint};
 use crate::domain::{EndpointNumber, KeyId, Position, Record, Timestamp};
 use crate::limits;
@@ -33,7 +32,8 @@ pub enum StateError {
 const CURSOR: &[u8] = b"A";
 /// Version of the layout of all rows; another one means a rebuild.
 const LAYOUT: u64 = 1;
-/// Rows of endpoints (`C`, number) and keys (`K`, id): the encoded record that made them what they are.
+/// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
+/// they are.
 const ENDPOINTS: u8 = b'C';
 const KEYS: u8 = b'K';
 
@@ -62,18 +62,15 @@ impl State {
         if applied > journal_end {
             return Err(StateError::Damaged("it reflects records that the journal does not have"));
         }
-        let mut state = Self {
-            rows: Overlay::new(base),
-            fold: Fold::resume(applied, totals),
-            applied,
-            checkpointed: applied,
-        };
-        for record in state.directory_records() {
-            if let Record::EndpointPut(endpoint) = record {
-                state.fold.know_endpoint(endpoint.number, endpoint.ordering);
-            }
+        let rows = Overlay::new(base);
+        Ok(Self { rows, fold: Fold::resume(applied, totals), applied, checkpointed: applied })
+    }
+
+    /// Tells the fold of an endpoint that the rows know already; to be done before anything is applied.
+    pub fn know(&mut self, record: &Record) {
+        if let Record::EndpointPut(endpoint) = record {
+            self.fold.know_endpoint(endpoint.number, endpoint.ordering);
         }
-        Ok(state)
     }
 
     #[must_use]
@@ -106,18 +103,14 @@ impl State {
     ) {
         assert!(position > self.applied, "record {position} comes after {}", self.applied);
         self.fold.apply(&mut self.rows, position, record, announced, changes);
-        self.keep_directory(record);
+        self.keep_directory(position, record);
         self.applied = position;
     }
 
-    fn keep_directory(&mut self, record: &Record) {
-        let encoded = || {
-            let mut bytes = Vec::new();
-            codec::encode(record, &mut bytes);
-            bytes
-        };
+    fn keep_directory(&mut self, position: Position, record: &Record) {
+        let at = || position.0.to_be_bytes().to_vec();
         match record {
-            Record::EndpointPut(endpoint) => self.rows.put(&endpoint_key(endpoint.number), encoded()),
+            Record::EndpointPut(endpoint) => self.rows.put(&endpoint_key(endpoint.number), at()),
             Record::EndpointDeleted { endpoint, .. } => {
                 // The last word on it stays, behind a tombstone, so that old deliveries can name it.
                 if let Some(last) = self.rows.get(&endpoint_key(*endpoint)) {
@@ -125,7 +118,7 @@ impl State {
                     self.rows.remove(&endpoint_key(*endpoint));
                 }
             }
-            Record::KeyPut(key) => self.rows.put(&key_key(&key.id), encoded()),
+            Record::KeyPut(key) => self.rows.put(&key_key(&key.id), at()),
             Record::KeyDeleted { id, .. } => self.rows.remove(&key_key(id)),
             Record::EventAccepted(_)
             | Record::AttemptFinished { .. }
@@ -137,28 +130,26 @@ impl State {
         }
     }
 
-    /// The records that made the live endpoints and keys what they are.
+    /// Positions of the records that made the live endpoints and keys what they are.
     #[must_use]
-    pub fn directory_records(&self) -> Vec<Record> {
-        self.decoded(&[ENDPOINTS]).into_iter().chain(self.decoded(&[KEYS])).collect()
+    pub fn directory(&self) -> Vec<Position> {
+        self.positions(&[ENDPOINTS]).into_iter().chain(self.positions(&[KEYS])).collect()
     }
 
-    /// The last records of endpoints that were deleted.
+    /// Positions of the last records of endpoints that were deleted.
     #[must_use]
-    pub fn deleted_endpoints(&self) -> Vec<Record> {
-        self.decoded(b"c")
+    pub fn deleted_endpoints(&self) -> Vec<Position> {
+        self.positions(b"c")
     }
 
-    fn decoded(&self, prefix: &[u8]) -> Vec<Record> {
-        let mut records = Vec::new();
+    fn positions(&self, prefix: &[u8]) -> Vec<Position> {
+        let mut positions = Vec::new();
         let end = crate::projections::rows::after_prefix(prefix);
         self.rows.scan(prefix, &end, &mut |_, value| {
-            if let Ok(record) = codec::decode(value) {
-                records.push(record);
-            }
+            positions.extend(value.try_into().map(u64::from_be_bytes).map(Position));
             std::ops::ControlFlow::Continue(())
         });
-        records
+        positions
     }
 
     /// Whether enough has changed that a checkpoint should not wait for its time.
