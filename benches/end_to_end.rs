@@ -1,0 +1,239 @@
+//! Deliveries per second, end to end: Balto (durable, fdatasync before each 202) beside a bare relay that has the same HTTP
+//! in and out and stores nothing; and batch ingest, acknowledged events per second.
+//!
+//! Both run as child processes, in turn, with the same publishers and the same receiver in this process; what counts is the
+//! ratio of the two in one run. Bounded: it ends by itself after a few tens of seconds.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a benchmark that cannot go on ends, and prints what it measured"
+)]
+
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const PUBLISHERS: usize = 64;
+const EVENTS: usize = 20_000;
+const ROUNDS: usize = 3;
+const BATCHES: usize = 200;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    match arguments.iter().position(|argument| argument == "--relay") {
+        Some(at) => runtime.block_on(relay(&arguments[at + 1], &arguments[at + 2])),
+        None => runtime.block_on(measure()),
+    }
+}
+
+/// Takes a body, answers 202, passes the body on. Nothing else.
+async fn relay(port: &str, target: &str) {
+    let _first = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let target = Arc::new(target.to_owned());
+    let handler = move |body: bytes::Bytes| {
+        let (client, target) = (client.clone(), target.clone());
+        async move {
+            tokio::spawn(async move {
+                let request =
+                    client.post(target.as_str()).header("content-type", "application/json").body(body);
+                request.send().await.unwrap().bytes().await.unwrap();
+            });
+            axum::http::StatusCode::ACCEPTED
+        }
+    };
+    let router = axum::Router::new().route("/v1/events", axum::routing::post(handler));
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await.unwrap();
+    balto::api::server::serve(listener, router, std::future::pending()).await;
+}
+
+async fn measure() {
+    let received = Arc::new(AtomicUsize::new(0));
+    let target = receiver(received.clone()).await;
+    println!("| round | bare relay, deliveries/s | balto, deliveries/s | ratio |\n|---|---|---|---|");
+    for round in 1..=ROUNDS {
+        let relay = run_relay(&target, &received).await;
+        let balto = run_balto(&target, &received).await;
+        println!("| {round} | {relay:.0} | {balto:.0} | {:.2} |", balto / relay);
+    }
+    let (matched, unmatched) = (batches(Some(&target)).await, batches(None).await);
+    println!("\nbatch ingest, 500-byte events in batches of 1000, 4 connections, acknowledged events/s:");
+    println!("without an endpoint {unmatched:.0}; with one that is being delivered to {matched:.0}");
+}
+
+/// Counts requests and answers each with 200.
+async fn receiver(received: Arc<AtomicUsize>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            tokio::spawn(count(stream, received.clone()));
+        }
+    });
+    url
+}
+
+async fn count(mut stream: TcpStream, received: Arc<AtomicUsize>) {
+    let mut buffer = Vec::with_capacity(8192);
+    loop {
+        while let Some(length) = message_length(&buffer) {
+            buffer.drain(..length);
+            received.fetch_add(1, Ordering::Relaxed);
+            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+                return;
+            }
+        }
+        if !matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+/// Length of the first whole message in the buffer.
+fn message_length(buffer: &[u8]) -> Option<usize> {
+    let end = buffer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&buffer[..end]).unwrap().to_ascii_lowercase();
+    let length = head
+        .split("content-length: ")
+        .nth(1)
+        .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse().unwrap());
+    (buffer.len() >= end + length).then_some(end + length)
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+async fn run_relay(target: &str, received: &AtomicUsize) -> f64 {
+    let port = free_port();
+    let child =
+        Command::new(std::env::current_exe().unwrap()).args(["--relay", &port.to_string(), target]).spawn();
+    let _child = Ended(child.unwrap());
+    load(port, received).await
+}
+
+fn balto(data: &std::path::Path, port: u16) -> Ended {
+    let child = Command::new(env!("CARGO_BIN_EXE_balto"))
+        .args(["serve", "--dev", "--data-dir"])
+        .arg(data)
+        .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{port}"))
+        .env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0")
+        .env("BALTO__LOG__LEVEL", "error")
+        .spawn();
+    Ended(child.unwrap())
+}
+
+async fn run_balto(target: &str, received: &AtomicUsize) -> f64 {
+    let data = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _child = balto(data.path(), port);
+    subscribe(port, target).await;
+    load(port, received).await
+}
+
+async fn subscribe(port: u16, target: &str) {
+    let mut stream = connect(port).await;
+    post(&mut stream, "/v1/endpoints", &format!(r#"{{"url":"{target}","maxInFlight":64}}"#), 201).await;
+}
+
+async fn connect(port: u16) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
+            stream.set_nodelay(true).unwrap();
+            return stream;
+        }
+        assert!(Instant::now() < deadline, "nobody listens");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) {
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).await.unwrap();
+    let mut buffer = Vec::new();
+    while message_length(&buffer).is_none() {
+        assert!(stream.read_buf(&mut buffer).await.unwrap() > 0, "the connection was closed");
+    }
+    let expected = format!("HTTP/1.1 {status}");
+    assert!(buffer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(&buffer));
+}
+
+fn event() -> String {
+    format!(r#"{{"type":"order.paid","data":{{"note":"{}"}}}}"#, "x".repeat(460))
+}
+
+/// Posts all events one by one over all connections, and waits until each has arrived. Gives deliveries per second.
+async fn load(port: u16, received: &AtomicUsize) -> f64 {
+    let mut streams = Vec::new();
+    for _ in 0..PUBLISHERS {
+        streams.push(connect(port).await);
+    }
+    received.store(0, Ordering::Relaxed);
+    let started = Instant::now();
+    let left = Arc::new(AtomicUsize::new(EVENTS));
+    let mut publishers = tokio::task::JoinSet::new();
+    for mut stream in streams {
+        let left = left.clone();
+        publishers.spawn(async move {
+            let body = event();
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
+                post(&mut stream, "/v1/events", &body, 202).await;
+            }
+        });
+    }
+    while publishers.join_next().await.transpose().unwrap().is_some() {}
+    while received.load(Ordering::Relaxed) < EVENTS {
+        assert!(started.elapsed() < PATIENCE, "{} of {EVENTS} arrived", received.load(Ordering::Relaxed));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    EVENTS as f64 / started.elapsed().as_secs_f64()
+}
+
+/// Acknowledged events per second of batch ingest.
+async fn batches(target: Option<&str>) -> f64 {
+    let data = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _child = balto(data.path(), port);
+    if let Some(target) = target {
+        subscribe(port, target).await;
+    }
+    let body = Arc::new(format!(r#"{{"events":[{}]}}"#, vec![event(); 1_000].join(",")));
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(connect(port).await);
+    }
+    let started = Instant::now();
+    let mut publishers = tokio::task::JoinSet::new();
+    for mut stream in streams {
+        let body = body.clone();
+        publishers.spawn(async move {
+            for _ in 0..BATCHES / 4 {
+                post(&mut stream, "/v1/events/batch", &body, 202).await;
+            }
+        });
+    }
+    while publishers.join_next().await.transpose().unwrap().is_some() {}
+    (BATCHES * 1_000) as f64 / started.elapsed().as_secs_f64()
+}
