@@ -1,6 +1,7 @@
 //! The real daemon as a child process, and a receiver that remembers what it got.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::HashMap;
 use std::net::TcpListener as StdListener;

@@ -1,0 +1,186 @@
+//! What subscribers of other languages say of real deliveries: each is captured at a receiver and put before the
+//! verifiers that exist for Rust, Python and JavaScript. They must accept what the daemon sent, and refuse it when any
+//! signed part of it was changed.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Once;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use support::{Daemon, Got, Receiver};
+
+/// One request to be judged: the scheme that it is read by, and the receiver's key.
+#[derive(Clone, Debug)]
+struct Case {
+    story: String,
+    scheme: &'static str,
+    key: String,
+    got: Got,
+    good: bool,
+}
+
+impl Case {
+    fn good(story: &str, scheme: &'static str, key: &str, got: &Got) -> Self {
+        Self { story: story.to_owned(), scheme, key: key.to_owned(), got: got.clone(), good: true }
+    }
+
+    fn line(&self) -> String {
+        let case = json!({
+            "scheme": self.scheme, "headers": self.got.headers, "body": STANDARD.encode(&self.got.body), "key": self.key,
+        });
+        format!("{case}\n")
+    }
+
+    /// The same request with one thing changed: the body, each header of `signed`, the key.
+    fn tampered(&self, signed: &[&str], other_key: &str) -> Vec<Self> {
+        let refused = |what: &str| Self {
+            story: format!("{}, another {what}", self.story),
+            good: false,
+            ..self.clone()
+        };
+        let mut cases = vec![refused("body"), Self { key: other_key.to_owned(), ..refused("key") }];
+        cases[0].got.body = self.got.body.replacen("order", "0rder", 1);
+        assert_ne!(cases[0].got.body, self.got.body);
+        for header in signed {
+            let mut case = refused(header);
+            let value = case.got.headers.get_mut(*header).unwrap();
+            // The last character of base64 before its padding may carry no information; the one before always does.
+            let at = value.trim_end_matches('=').len() - 2;
+            let other = if value.as_bytes()[at] == b'1' { "2" } else { "1" };
+            value.replace_range(at..=at, other);
+            cases.push(case);
+        }
+        cases
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn run(command: &mut Command, input: &str) -> (bool, String) {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A judge that ends early does not read on; its own words are the better story.
+    let _broken = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&words).into_owned())
+}
+
+/// The verifiers are other people's; without them nothing here is proven, so their absence is a failure.
+fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let (good, words) = run(&mut Command::new(root().join("tests/judges/install")), "");
+        assert!(good, "the judges are not there: run tests/judges/install. It said:\n{words}");
+    });
+}
+
+fn judge(command: &mut Command, cases: &[Case]) -> Vec<Value> {
+    let input: String = cases.iter().map(Case::line).collect();
+    let (good, words) = run(command, &input);
+    let judge = format!("{command:?}");
+    assert!(good, "{judge} failed:\n{words}");
+    let answers: Vec<Value> = words.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), cases.len(), "{judge} said:\n{words}");
+    for (case, answer) in cases.iter().zip(&answers) {
+        assert_eq!(answer["accepted"], case.good, "{}: {judge} says {answer} of {:?}", case.story, case.got);
+    }
+    answers
+}
+
+/// What Python and JavaScript say, with what they read.
+fn judge_all(cases: &[Case]) -> (Vec<Value>, Vec<Value>) {
+    install();
+    let judges = Path::new("tests/judges");
+    let mut python = Command::new(root().join("target/judges/venv/bin/python"));
+    let mut node = Command::new(root().join("target/judges/node"));
+    let python = judge(python.current_dir(root()).arg(judges.join("judge.py")), cases);
+    let node = judge(node.current_dir(root()).arg(judges.join("judge.mjs")), cases);
+    (python, node)
+}
+
+/// The Rust library's word on the same cases.
+fn judge_in_rust(cases: &[Case]) {
+    for case in cases {
+        let mut headers = axum::http::HeaderMap::new();
+        for (name, value) in &case.got.headers {
+            headers.insert(axum::http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+        }
+        let webhook = standardwebhooks::Webhook::new(&case.key).unwrap();
+        let verdict = webhook.verify(case.got.body.as_bytes(), &headers);
+        assert_eq!(verdict.is_ok(), case.good, "{}: {verdict:?}", case.story);
+    }
+}
+
+const OTHER_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const SIGNED: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+
+/// Registers an endpoint, posts one event and gives the endpoint with the captured request.
+async fn delivered(daemon: &Daemon, options: Value, body: &str) -> (Value, Got) {
+    let receiver = Receiver::status(204).await;
+    let mut endpoint = options;
+    endpoint["url"] = json!(receiver.url);
+    let made = daemon.post("/endpoints", &endpoint.to_string()).await;
+    daemon.post("/events", body).await;
+    let got = receiver.until(1).await.remove(0);
+    let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+    let (status, ..) = daemon.call("DELETE", &path, &[], "").await;
+    assert_eq!(status, 204);
+    (made, got)
+}
+
+const EVENT: &str = r#"{"type":"order.paid","data":{ "orderId":42, "note":"\u00e9 é 😀", "sum":1.0e2 }}"#;
+
+#[tokio::test]
+async fn deliveries_verify_in_rust_python_and_javascript() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let mut cases = Vec::new();
+    for length in [0, 24, 25, 26, 64] {
+        let secret = format!("whsec_{}", STANDARD.encode(vec![0xfb; length]));
+        let options = if length == 0 { json!({}) } else { json!({"secret": secret}) };
+        let (made, got) = delivered(&daemon, options, EVENT).await;
+        let secret = made["secret"].as_str().unwrap();
+        let good = Case::good(&format!("a secret of {length} bytes"), "standard", secret, &got);
+        cases.extend(good.tampered(&SIGNED, OTHER_SECRET));
+        cases.push(good);
+    }
+    judge_in_rust(&cases);
+    judge_all(&cases);
+}
+
+#[tokio::test]
+async fn during_a_rotation_both_secrets_verify_and_after_it_the_new_one_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    let made = daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
+    let rotate = format!("/endpoints/{}/secret/rotate", made["id"].as_str().unwrap());
+    let second = daemon.post(&rotate, "").await;
+    daemon.post("/events", EVENT).await;
+    receiver.until(1).await;
+    let third = daemon.post(&rotate, r#"{"overlap":"0s"}"#).await;
+    daemon.post("/events", EVENT).await;
+    let got = receiver.until(2).await;
+    let [first, second, third] = [&made, &second, &third].map(|shown| shown["secret"].as_str().unwrap());
+    let mut cases = vec![
+        Case::good("the old secret", "standard", first, &got[0]),
+        Case::good("the new secret", "standard", second, &got[0]),
+        Case::good("the newest secret", "standard", third, &got[1]),
+    ];
+    // Its overlap began before, and goes on.
+    cases.push(Case::good("the oldest secret, in its overlap", "standard", first, &got[1]));
+    let ended = Case::good("a secret whose overlap ended", "standard", second, &got[1]);
+    cases.push(Case { good: false, ..ended });
+    judge_in_rust(&cases);
+    judge_all(&cases);
+}

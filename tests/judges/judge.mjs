@@ -1,0 +1,66 @@
+// Judges captured requests with the verifiers that receivers in JavaScript use. Input and answers are those of judge.py.
+
+import { createHmac, createPublicKey, timingSafeEqual, verify as verifySignature } from "node:crypto";
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+
+const require = createRequire(new URL("../../target/judges/package.json", import.meta.url));
+const { Webhook } = require("standardwebhooks");
+const Stripe = require("stripe");
+const { HTTP } = require("cloudevents");
+
+const stripeWebhooks = new Stripe("sk_test_never_used").webhooks;
+
+function check(good, why) {
+  if (!good) throw new Error(why);
+}
+
+const schemes = {
+  standard({ headers, body, key }) {
+    new Webhook(key).verify(body.toString(), headers);
+  },
+
+  // No Standard Webhooks library knows `v1a`; Node's own crypto does.
+  ed25519({ headers, body, key }) {
+    const raw = Buffer.from(key.replace(/^whpk_/, ""), "base64");
+    const publicKey = createPublicKey({
+      key: { kty: "OKP", crv: "Ed25519", x: raw.toString("base64url") },
+      format: "jwk",
+    });
+    const signed = Buffer.concat([Buffer.from(`${headers["webhook-id"]}.${headers["webhook-timestamp"]}.`), body]);
+    const signature = headers["webhook-signature"].split(" ").find((part) => part.startsWith("v1a,"));
+    check(signature, "no v1a signature");
+    check(verifySignature(null, signed, publicKey, Buffer.from(signature.slice(4), "base64")), "a wrong signature");
+  },
+
+  stripe({ headers, body, key }) {
+    stripeWebhooks.constructEvent(body, headers["stripe-signature"], key);
+  },
+
+  // As GitHub's documentation has it ("Validating webhook deliveries").
+  github({ headers, body, key }) {
+    const expected = Buffer.from(`sha256=${createHmac("sha256", key).update(body).digest("hex")}`);
+    const given = Buffer.from(headers["x-hub-signature-256"]);
+    check(expected.length === given.length && timingSafeEqual(expected, given), "the digests differ");
+  },
+
+  cloudevent({ headers, body }) {
+    const event = HTTP.toEvent({ headers, body: body.toString() });
+    event.validate();
+    const { data, time, ...attributes } = event.toJSON();
+    return { attributes, data };
+  },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const asked = JSON.parse(line);
+  const verify = schemes[asked.scheme];
+  check(verify, `the scheme ${asked.scheme} is unknown`);
+  let answer;
+  try {
+    answer = { accepted: true, read: verify({ ...asked, body: Buffer.from(asked.body, "base64") }) };
+  } catch (refusal) {
+    answer = { accepted: false, why: String(refusal) };
+  }
+  console.log(JSON.stringify(answer));
+}

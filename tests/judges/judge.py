@@ -1,0 +1,79 @@
+"""Judges captured requests with the verifiers that receivers in Python use.
+
+Reads one JSON object per line: `scheme`, `headers` (names in lower case), `body` (base64) and `key`. Answers each with
+one line: `accepted`, and what was `read` or `why` not.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import sys
+from pathlib import Path
+
+import jsonschema
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from standardwebhooks.webhooks import Webhook
+from stripe import WebhookSignature
+
+INSTALLED = Path(__file__).parents[2] / "target/judges"
+
+
+def cloudevents_schema():
+    """The JSON Schema of the specification, which the npm package carries in its compiled validator."""
+    source = INSTALLED / "node_modules/cloudevents/dist/schema/v1.js"
+    return json.loads(re.search(r'= (\{ "\$schema".*\});\n', source.read_text()).group(1))
+
+
+def standard(headers, body, key):
+    Webhook(key).verify(body, headers)
+
+
+def ed25519(headers, body, key):
+    """No Standard Webhooks library knows `v1a`; a plain ed25519 library does."""
+    public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key.removeprefix("whpk_"), validate=True))
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    signatures = [part[4:] for part in headers["webhook-signature"].split(" ") if part.startswith("v1a,")]
+    assert signatures, "no v1a signature"
+    public.verify(base64.b64decode(signatures[0], validate=True), signed)
+
+
+def stripe(headers, body, key):
+    WebhookSignature.verify_header(body.decode(), headers["stripe-signature"], key, tolerance=300)
+
+
+def github(headers, body, key):
+    """As GitHub's documentation has it ("Validating webhook deliveries")."""
+    expected = "sha256=" + hmac.new(key.encode(), msg=body, digestmod=hashlib.sha256).hexdigest()
+    assert hmac.compare_digest(expected, headers["x-hub-signature-256"]), "the digests differ"
+
+
+def cloudevent(headers, body, key):
+    SCHEMA.validate(json.loads(body))
+    event = from_http_event(HTTPMessage(headers=headers, body=body))
+    attributes = {name: value for name, value in event.get_attributes().items() if name != "time"}
+    return {"attributes": attributes, "data": event.get_data()}
+
+
+SCHEMA = jsonschema.Draft7Validator(
+    cloudevents_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
+)
+SCHEMES = {
+    "standard": standard,
+    "ed25519": ed25519,
+    "stripe": stripe,
+    "github": github,
+    "cloudevent": cloudevent,
+}
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    verify = SCHEMES[asked["scheme"]]
+    try:
+        read = verify(asked["headers"], base64.b64decode(asked["body"]), asked["key"])
+        answer = {"accepted": True, "read": read}
+    except Exception as refusal:  # every library has its own
+        answer = {"accepted": False, "why": f"{type(refusal).__name__}: {str(refusal)[:200]}"}
+    print(json.dumps(answer, default=str))
