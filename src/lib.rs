@@ -57,6 +57,7 @@ pub mod courier;
 pub mod daemon;
 pub mod domain;
 pub mod engine;
+mod knobs;
 pub mod lanes;
 pub mod limits;
 pub mod metrics;

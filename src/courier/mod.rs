@@ -48,6 +48,15 @@ impl Parcel {
     }
 }
 
+#[cfg(test)]
+impl Parcel {
+    /// What a receiver would see.
+    pub(crate) fn contents(&self) -> (&Url, &HeaderMap, &[u8], Duration) {
+        let body = self.request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
+        (self.request.url(), self.request.headers(), body, self.timeout)
+    }
+}
+
 /// What came of a request.
 #[derive(Clone, Debug)]
 pub struct Reply {

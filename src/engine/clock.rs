@@ -5,22 +5,31 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::domain::{Now, Timestamp};
 use crate::store::writer::Source;
 
-/// Reads both clocks of the system.
+/// Both clocks: those of the system, or told ones.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    started: Instant,
+pub enum Clock {
+    System {
+        started: Instant,
+    },
+    #[cfg(test)]
+    #[allow(dead_code, reason = "for simulations")]
+    Told(fn() -> Now),
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { started: Instant::now() }
+        Self::System { started: Instant::now() }
     }
 }
 
 impl Clock {
     #[must_use]
     pub fn now(&self) -> Now {
-        Now { wall: wall(), monotonic: self.started.elapsed() }
+        match self {
+            Self::System { started } => Now { wall: wall(), monotonic: started.elapsed() },
+            #[cfg(test)]
+            Self::Told(now) => now(),
+        }
     }
 }
 

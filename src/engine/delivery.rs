@@ -68,7 +68,7 @@ async fn make(
     }
     let number = assignment.progress.attempts + 1;
     let reply = match parcel(endpoint, event, number, started) {
-        Ok(parcel) => engine.shared.courier.send(parcel).await,
+        Ok(parcel) => carry(engine, parcel).await,
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
     };
     let finished = engine.now();
@@ -93,6 +93,14 @@ async fn make(
     });
     follow_up(engine, endpoint, event, delivery, verdict, next).await;
     lane_outcome(verdict, &attempt, finished)
+}
+
+async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
+    #[cfg(test)]
+    if let Some(receivers) = engine.shared.receivers.get() {
+        return receivers.receive(&parcel).await;
+    }
+    engine.shared.courier.send(parcel).await
 }
 
 fn parcel(endpoint: &Endpoint, event: &Event, number: u32, now: Now) -> Result<Parcel, String> {

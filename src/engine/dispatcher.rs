@@ -313,6 +313,7 @@ impl Dispatcher {
         let deadline = tokio::time::Instant::now() + limit;
         while !self.tasks.is_empty() {
             tokio::select! {
+                biased;
                 Some(ended) = self.tasks.join_next() => note_panic(&ended),
                 Some(notice) = self.notices.recv() => self.on_notice(notice),
                 Some(_) = self.signals.recv() => {}

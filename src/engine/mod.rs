@@ -11,6 +11,8 @@ mod dispatcher;
 mod operator;
 mod payloads;
 mod queries;
+#[cfg(test)]
+mod simulation;
 pub mod types;
 
 use std::sync::Arc;
@@ -55,6 +57,9 @@ struct Shared {
     metrics: Arc<Metrics>,
     settings: ArcSwap<Settings>,
     signals: mpsc::UnboundedSender<dispatcher::Signal>,
+    /// In a simulation parcels go here instead of to the courier.
+    #[cfg(test)]
+    receivers: std::sync::OnceLock<simulation::receivers::Receivers>,
 }
 
 impl Engine {
@@ -75,6 +80,8 @@ impl Engine {
             metrics,
             settings: ArcSwap::from_pointee(settings),
             signals,
+            #[cfg(test)]
+            receivers: std::sync::OnceLock::new(),
         };
         let engine = Self { shared: Arc::new(shared) };
         let dispatcher = Dispatcher::new(engine.clone(), opened.notices, inbox);

@@ -81,6 +81,11 @@ impl Engine {
         &self,
         read: impl FnOnce() -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
+        #[cfg(test)]
+        if let Some(receivers) = self.shared.receivers.get() {
+            receivers.wait_for_the_disk().await;
+            return Ok(read());
+        }
         tokio::task::spawn_blocking(read).await.map_err(|_| Unavailable::Stopping)
     }
 

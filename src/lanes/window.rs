@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Backlog;
 use crate::domain::{DueKey, Position, Progress};
+use crate::knobs::{self, Bug, Knob};
 use crate::limits;
 
 /// A notice that came during a refill.
@@ -40,6 +41,10 @@ enum Sent {
 struct Refilling {
     after: Option<DueKey>,
     log: Vec<Logged>,
+}
+
+fn window_max() -> usize {
+    knobs::bound(Knob::LaneWindowMax, limits::LANE_WINDOW_MAX)
 }
 
 #[derive(Debug)]
@@ -115,7 +120,9 @@ impl Window {
     }
 
     pub(super) fn on_due(&mut self, key: DueKey, progress: Progress, at: Position) {
-        if let Some(refilling) = &mut self.refilling {
+        if let Some(refilling) = &mut self.refilling
+            && !knobs::has(Bug::ForgetDuringRefill)
+        {
             refilling.log.push(Logged::Due(key, progress, at));
         }
         self.insert(key, progress);
@@ -150,7 +157,7 @@ impl Window {
             return;
         }
         self.keys.insert(key, progress);
-        if self.keys.len() > limits::LANE_WINDOW_MAX {
+        if self.keys.len() > window_max() {
             self.keys.pop_last();
             self.beyond = Some(self.keys.last_key_value().map(|(key, _)| *key));
         }
@@ -159,11 +166,13 @@ impl Window {
     /// Where to read on, and how much, when it is time to.
     pub(super) fn wants_refill(&mut self) -> Option<(Option<DueKey>, usize)> {
         let boundary = self.beyond?;
-        if self.refilling.is_some() || self.keys.len() >= limits::LANE_WINDOW_LOW {
+        if self.refilling.is_some()
+            || self.keys.len() >= knobs::bound(Knob::LaneWindowLow, limits::LANE_WINDOW_LOW)
+        {
             return None;
         }
         self.refilling = Some(Refilling { after: boundary, log: Vec::new() });
-        Some((boundary, limits::LANE_WINDOW_MAX - self.keys.len()))
+        Some((boundary, window_max() - self.keys.len()))
     }
 
     pub(super) fn on_refilled(&mut self, entries: Vec<(DueKey, Progress)>, exhausted: bool, as_of: Position) {

@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::domain::{DeadReason, DisabledReason, ErrorClass, Timestamp, Verdict};
+use crate::knobs::{self, Knob};
 use crate::limits;
 
 /// Statuses after which a delivery is given up at once, by configuration.
@@ -51,11 +52,16 @@ pub fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         let seconds = text.parse().unwrap_or(u64::MAX);
-        return Some(Duration::from_secs(seconds).min(limits::RETRY_AFTER_MAX));
+        return Some(Duration::from_secs(seconds).min(wait_max()));
     }
     let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
     let at = Timestamp::from_millis(u64::try_from(date.as_millis()).ok()?);
-    Some(at.since(now).min(limits::RETRY_AFTER_MAX))
+    Some(at.since(now).min(wait_max()))
+}
+
+fn wait_max() -> Duration {
+    let seconds = limits::RETRY_AFTER_MAX.as_secs() as usize;
+    Duration::from_secs(knobs::bound(Knob::RetryAfterSeconds, seconds) as u64)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ pub struct Directory {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
     by_id: HashMap<EndpointId, EndpointNumber>,
     /// Ids of deleted endpoints, which old deliveries still name.
-    deleted: HashMap<EndpointNumber, EndpointId>,
+    deleted: BTreeMap<EndpointNumber, EndpointId>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     last_number: u32,

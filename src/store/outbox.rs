@@ -114,7 +114,8 @@ struct Inner {
     health: watch::Receiver<Health>,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     stopping: Arc<std::sync::atomic::AtomicBool>,
-    _lock: File,
+    /// `None` when the directory is not one of the file system.
+    _lock: Option<File>,
 }
 
 /// What waits for its commit.
@@ -152,6 +153,23 @@ impl Outbox {
         let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
         let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
         let (state, rebuilt, replayed) = open_state(path, &journal)?;
+        let Assembled { outbox, notices, writer, state } =
+            Self::assemble(journal, state, admission, source, observer, Some(lock));
+        let threads =
+            (spawn("balto-writer", move || writer.run())?, spawn("balto-state", move || state.run())?);
+        *outbox.inner.threads.lock().expect("no holder panics") = Some(threads);
+        Ok(Opened { outbox, notices, journal: report, rebuilt, replayed })
+    }
+
+    /// Puts the parts together, without threads: who has them takes their turns, as the threads do.
+    pub(crate) fn assemble(
+        journal: Journal,
+        state: State,
+        admission: Admission,
+        source: Box<dyn Source>,
+        observer: CommitObserver,
+        lock: Option<File>,
+    ) -> Assembled {
         let directory = Arc::new(RwLock::new(directory(&state, &journal.reader())));
         let reader = journal.reader();
         let applied = Arc::new(AtomicU64::new(state.applied().0));
@@ -173,6 +191,7 @@ impl Outbox {
             health: health_sender.clone(),
             stopping: stopping.clone(),
             observer,
+            full_disk_pause: FULL_DISK_PAUSE,
         };
         let state_thread = StateThread {
             state,
@@ -181,11 +200,8 @@ impl Outbox {
             applied: applied.clone(),
             health: health_sender,
             last_checkpoint: Instant::now(),
+            now: system_time,
         };
-        let threads = (
-            spawn("balto-writer", move || writer_thread.run())?,
-            spawn("balto-state", move || state_thread.run())?,
-        );
         let inner = Inner {
             writer,
             state: state_sender,
@@ -195,11 +211,12 @@ impl Outbox {
             waiting,
             applied,
             health,
-            threads: Mutex::new(Some(threads)),
+            threads: Mutex::new(None),
             stopping,
             _lock: lock,
         };
-        Ok(Opened { outbox: Self { inner: Arc::new(inner) }, notices, journal: report, rebuilt, replayed })
+        let outbox = Self { inner: Arc::new(inner) };
+        Assembled { outbox, notices, writer: writer_thread, state: state_thread }
     }
 
     /// Commits a unit; the outcomes are in the order of its commands.
@@ -409,11 +426,16 @@ fn open_state(path: &Path, journal: &Journal) -> Result<(State, Option<String>, 
             (State::open(&directory, end)?, Some(error.to_string()))
         }
     };
+    let replayed = catch_up(&mut state, journal)?;
+    Ok((state, rebuilt, replayed))
+}
+
+/// Applies what the journal has and the state has not; gives how many records that was.
+pub(crate) fn catch_up(state: &mut State, journal: &Journal) -> Result<u64, OpenError> {
     for record in records(&journal.reader(), state.directory()) {
         state.know(&record);
     }
-    let replayed = replay(&mut state, journal, end)?;
-    Ok((state, rebuilt, replayed))
+    replay(state, journal, journal.reader().last_position())
 }
 
 fn aside(directory: &Path) -> PathBuf {
@@ -477,7 +499,15 @@ fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterato
     })
 }
 
-struct WriterThread {
+/// The outbox before its threads run.
+pub(crate) struct Assembled {
+    pub(crate) outbox: Outbox,
+    pub(crate) notices: async_mpsc::Receiver<Notice>,
+    pub(crate) writer: WriterThread,
+    pub(crate) state: StateThread,
+}
+
+pub(crate) struct WriterThread {
     committer: Committer,
     units: mpsc::Receiver<Unit>,
     /// Taken out of the channel, to be committed first.
@@ -489,22 +519,29 @@ struct WriterThread {
     health: Arc<watch::Sender<Health>>,
     stopping: Arc<std::sync::atomic::AtomicBool>,
     observer: CommitObserver,
+    /// How long it waits between two tries on a full disk.
+    full_disk_pause: Duration,
 }
 
 impl WriterThread {
     fn run(mut self) {
         loop {
             self.wait_for_the_state();
-            let Some(group) = self.next_group() else { return };
-            let started = Instant::now();
-            let result = self.committer.commit(group);
-            if let Some(committed) = &result.committed {
-                (self.observer)(committed.records.len(), started.elapsed());
-            }
-            if !self.publish(result) {
+            if !self.turn() {
                 return;
             }
         }
+    }
+
+    /// Commits one group. Gives whether to go on.
+    fn turn(&mut self) -> bool {
+        let Some(group) = self.next_group() else { return false };
+        let started = Instant::now();
+        let result = self.committer.commit(group);
+        if let Some(committed) = &result.committed {
+            (self.observer)(committed.records.len(), started.elapsed());
+        }
+        self.publish(result)
     }
 
     /// Units until a bound is reached or nothing more waits. `None` when it is time to stop.
@@ -547,7 +584,7 @@ impl WriterThread {
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
                 self.set_health(Health::Failed("the state's thread has ended".into()));
             }
-            if self.notices.blocking_send(Notice::Committed(committed)).is_err() {
+            if !tell(&self.notices, Notice::Committed(committed)) {
                 tracing::debug!("nobody listens to commits any more");
             }
         }
@@ -564,7 +601,7 @@ impl WriterThread {
                 self.waiting.commands.fetch_add(commands, Ordering::Relaxed);
                 self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
                 self.carried.splice(0..0, result.unwritten);
-                std::thread::sleep(FULL_DISK_PAUSE);
+                std::thread::sleep(self.full_disk_pause);
                 !self.stopping.load(Ordering::SeqCst)
             }
             Some(error) => {
@@ -601,13 +638,14 @@ impl WriterThread {
     }
 }
 
-struct StateThread {
+pub(crate) struct StateThread {
     state: State,
     messages: mpsc::Receiver<StateMessage>,
     notices: async_mpsc::Sender<Notice>,
     applied: Arc<AtomicU64>,
     health: Arc<watch::Sender<Health>>,
     last_checkpoint: Instant,
+    now: fn() -> Timestamp,
 }
 
 impl StateThread {
@@ -615,9 +653,12 @@ impl StateThread {
         loop {
             let wait = limits::CHECKPOINT_INTERVAL.saturating_sub(self.last_checkpoint.elapsed());
             match self.messages.recv_timeout(wait) {
-                Ok(StateMessage::Committed(committed)) => self.apply(&committed),
-                Ok(StateMessage::Read(question)) => question(&self.state),
-                Ok(StateMessage::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Ok(message) => {
+                    if !self.turn(message) {
+                        return;
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
                     self.checkpoint();
                     return;
                 }
@@ -627,6 +668,19 @@ impl StateThread {
                 self.checkpoint();
             }
         }
+    }
+
+    /// Gives whether to go on.
+    fn turn(&mut self, message: StateMessage) -> bool {
+        match message {
+            StateMessage::Committed(committed) => self.apply(&committed),
+            StateMessage::Read(question) => question(&self.state),
+            StateMessage::Stop => {
+                self.checkpoint();
+                return false;
+            }
+        }
+        true
     }
 
     fn apply(&mut self, committed: &Committed) {
@@ -639,18 +693,71 @@ impl StateThread {
             }
         }
         self.applied.store(self.state.applied().0, Ordering::Relaxed);
-        if !changes.is_empty() && self.notices.blocking_send(Notice::Lanes(changes)).is_err() {
+        if !changes.is_empty() && !tell(&self.notices, Notice::Lanes(changes)) {
             tracing::debug!("nobody listens to lane changes any more");
         }
     }
 
     fn checkpoint(&mut self) {
         self.last_checkpoint = Instant::now();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let now = Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        if let Err(error) = self.state.checkpoint(now) {
+        if let Err(error) = self.state.checkpoint((self.now)()) {
             tracing::error!(%error, "a checkpoint failed");
             self.health.send_replace(Health::Failed(error.to_string().into()));
         }
+    }
+}
+
+fn system_time() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Waits only when the channel is full. Gives whether anybody listens.
+fn tell(notices: &async_mpsc::Sender<Notice>, notice: Notice) -> bool {
+    match notices.try_send(notice) {
+        Ok(()) => true,
+        Err(async_mpsc::error::TrySendError::Closed(_)) => false,
+        Err(async_mpsc::error::TrySendError::Full(notice)) => notices.blocking_send(notice).is_ok(),
+    }
+}
+
+/// The turns of both threads, taken by hand: what a simulation does instead of running them.
+#[cfg(test)]
+#[allow(dead_code, reason = "for simulations")]
+impl WriterThread {
+    pub(crate) fn without_pauses(mut self) -> Self {
+        self.full_disk_pause = Duration::ZERO;
+        self
+    }
+
+    /// Commits what waits, when anything does. Gives whether the writer goes on.
+    pub(crate) fn turn_by_hand(&mut self) -> bool {
+        // Units are counted before they are sent, by the same thread: the receiver below cannot block.
+        self.waiting.commands.load(Ordering::Relaxed) == 0 || self.turn()
+    }
+}
+
+#[cfg(test)]
+#[allow(dead_code, reason = "for simulations")]
+impl StateThread {
+    /// Takes the next message, when there is one. Gives whether there was.
+    pub(crate) fn turn_by_hand(&mut self) -> bool {
+        match self.messages.try_recv() {
+            Ok(message) => self.turn(message),
+            Err(_) => false,
+        }
+    }
+
+    pub(crate) fn with_clock(mut self, now: fn() -> Timestamp) -> Self {
+        self.now = now;
+        self
+    }
+
+    pub(crate) fn checkpoint_by_hand(&mut self) {
+        self.checkpoint();
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 }

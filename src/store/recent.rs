@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::domain::{Position, StreamName, Tenant};
+use crate::knobs::{self, Bug, Knob};
 use crate::projections::idempotency::Known;
 
 /// Entries that are kept.
@@ -47,7 +48,7 @@ impl Recent {
     }
 
     pub(super) fn scope(&self, scope: &[u8; 16]) -> Option<&Known> {
-        self.scopes.get(scope)
+        self.scopes.get(scope).filter(|_| !knobs::has(Bug::ForgetRecentKeys))
     }
 
     pub(super) fn stream(&self, name: &(Tenant, StreamName)) -> Option<u64> {
@@ -67,7 +68,7 @@ impl Recent {
     }
 
     fn trim(&mut self) {
-        while self.order.len() > ENTRIES_MAX {
+        while self.order.len() > knobs::bound(Knob::RecentEntries, ENTRIES_MAX) {
             let Some((position, name)) = self.order.pop_front() else { return };
             self.floor = self.floor.max(position);
             match name {

@@ -23,6 +23,8 @@ pub enum Operation {
     Rename,
     Remove,
     SyncDir,
+    /// Something that is written elsewhere, on the same power supply.
+    Elsewhere,
 }
 
 /// An error to come: `skip` operations of the kind succeed, the next `count` fail with `errno`.
@@ -88,10 +90,25 @@ struct Directory {
     faults: Vec<Fault>,
     bytes_max: Option<u64>,
     syncs: u64,
+    /// Operations until the power fails, and the seed of what is left then.
+    cut: Option<(u64, u64)>,
+    /// What the power cut left: nothing reaches this disk any more.
+    survivor: Option<MemoryDisk>,
 }
 
 impl Directory {
     fn check(&mut self, operation: Operation) -> io::Result<()> {
+        match &mut self.cut {
+            None => {}
+            Some((0, seed)) => {
+                let seed = *seed;
+                if self.survivor.is_none() {
+                    self.survivor = Some(self.crash(seed));
+                }
+                return Err(io::Error::from_raw_os_error(Fault::EIO));
+            }
+            Some((operations, _)) => *operations -= 1,
+        }
         for fault in self.faults.iter_mut().filter(|fault| fault.operation == operation && fault.count > 0) {
             if fault.skip > 0 {
                 fault.skip -= 1;
@@ -101,6 +118,24 @@ impl Directory {
             }
         }
         Ok(())
+    }
+
+    fn crash(&self, seed: u64) -> MemoryDisk {
+        let mut chance = Chance(seed);
+        let mut names = self.names_durable.clone();
+        let kept = chance.below(self.changes.len() + 1);
+        for change in &self.changes[..kept] {
+            change.apply(&mut names);
+        }
+        let after = |image: &SharedImage, chance: &mut Chance| {
+            let image = lock(image);
+            let bytes = torn(&image.durable, &image.written, chance);
+            Arc::new(Mutex::new(Image { durable: bytes.clone(), written: bytes, sync_lies: false }))
+        };
+        let names: BTreeMap<_, _> =
+            names.iter().map(|(name, image)| (name.clone(), after(image, &mut chance))).collect();
+        let directory = Self { names_durable: names.clone(), names, ..Self::default() };
+        MemoryDisk { directory: Arc::new(Mutex::new(directory)) }
     }
 
     fn change(&mut self, change: NameChange) {
@@ -132,22 +167,27 @@ impl MemoryDisk {
     /// Cuts the power. The result is the disk after the restart; handles of this one do not reach it.
     #[must_use]
     pub fn crash(&self, seed: u64) -> Self {
-        let directory = lock(&self.directory);
-        let mut chance = Chance(seed);
-        let mut names = directory.names_durable.clone();
-        let kept = chance.below(directory.changes.len() + 1);
-        for change in &directory.changes[..kept] {
-            change.apply(&mut names);
-        }
-        let after = |image: &SharedImage, chance: &mut Chance| {
-            let image = lock(image);
-            let bytes = torn(&image.durable, &image.written, chance);
-            Arc::new(Mutex::new(Image { durable: bytes.clone(), written: bytes, sync_lies: false }))
-        };
-        let names: BTreeMap<_, _> =
-            names.iter().map(|(name, image)| (name.clone(), after(image, &mut chance))).collect();
-        let directory = Directory { names_durable: names.clone(), names, ..Directory::default() };
-        Self { directory: Arc::new(Mutex::new(directory)) }
+        lock(&self.directory).crash(seed)
+    }
+
+    /// The power fails at the operation that comes after so many others: it and all later ones fail, and what is left is
+    /// in [`Self::survivor`].
+    pub fn cut_power_after(&self, operations: u64, seed: u64) {
+        lock(&self.directory).cut = Some((operations, seed));
+    }
+
+    /// The disk after the restart, once the power has failed.
+    #[must_use]
+    pub fn survivor(&self) -> Option<Self> {
+        lock(&self.directory).survivor.clone()
+    }
+
+    /// Counts a write elsewhere as an operation.
+    ///
+    /// # Errors
+    /// When the power fails, or has failed.
+    pub fn touch(&self) -> io::Result<()> {
+        lock(&self.directory).check(Operation::Elsewhere)
     }
 
     pub fn inject(&self, fault: Fault) {
@@ -296,8 +336,9 @@ impl DiskFile for MemoryFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut directory = lock(&self.directory);
+        let checked = directory.check(Operation::SyncData);
         let mut image = lock(&self.image);
-        if let Err(error) = directory.check(Operation::SyncData) {
+        if let Err(error) = checked {
             image.sync_lies = true;
             return Err(error);
         }

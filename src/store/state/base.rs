@@ -10,6 +10,8 @@
 //!   panic is caught, and the caller rebuilds from the journal.
 //! * Replaced pages are freed only when the thread pins the epoch often: the collector is pushed after each batch.
 //! * Another engine's directory opens as an empty store: a format marker stands beside it.
+//!
+//! Tests may put a map in memory in its place ([`memory::MemoryRows`]).
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,20 +20,115 @@ use std::path::{Path, PathBuf};
 use super::StateError;
 use crate::limits;
 
+#[cfg(test)]
+pub(crate) mod memory;
+
 /// Times that the epoch collector is pushed after a batch: each push frees a bounded number of pages.
 const EPOCH_PUSHES: usize = 64;
 
+/// The rows of one position. There is one kind outside of tests.
 #[derive(Debug)]
-pub(crate) struct Base {
+pub(crate) enum Base {
+    Sled(SledRows),
+    #[cfg(test)]
+    #[allow(dead_code, reason = "for simulations")]
+    Memory(memory::MemoryRows),
+}
+
+/// Rows in key order, from either end.
+#[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
+pub(crate) enum Range {
+    Sled(sled::Iter),
+    #[cfg(test)]
+    Memory(std::vec::IntoIter<(sled::IVec, sled::IVec)>),
+}
+
+impl Iterator for Range {
+    type Item = (sled::IVec, sled::IVec);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Sled(rows) => rows.next()?.ok(),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.next(),
+        }
+    }
+}
+
+impl DoubleEndedIterator for Range {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Sled(rows) => rows.next_back()?.ok(),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.next_back(),
+        }
+    }
+}
+
+impl Base {
+    /// See [`SledRows::open`].
+    pub(crate) fn open(directory: &Path) -> Result<Self, StateError> {
+        SledRows::open(directory).map(Self::Sled)
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Sled(rows) => rows.get(key),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.get(key),
+        }
+    }
+
+    pub(crate) fn range(&self, from: &[u8], to: &[u8]) -> Range {
+        match self {
+            Self::Sled(rows) => Range::Sled(rows.db.range(from.to_vec()..to.to_vec())),
+            #[cfg(test)]
+            Self::Memory(rows) => Range::Memory(rows.range(from, to)),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Sled(rows) => rows.db.is_empty(),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.is_empty(),
+        }
+    }
+
+    /// Applies all changes at once and makes them durable.
+    pub(crate) fn write(
+        &self,
+        changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    ) -> Result<(), StateError> {
+        match self {
+            Self::Sled(rows) => rows.write(changes),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.write(changes),
+        }
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Sled(rows) => rows.size_bytes(),
+            #[cfg(test)]
+            Self::Memory(_) => 0,
+        }
+    }
+}
+
+/// Rows in sled.
+#[derive(Debug)]
+pub(crate) struct SledRows {
     db: sled::Db,
     /// Our own handle of sled's file, for `fdatasync`.
     file: File,
     directory: PathBuf,
 }
 
-impl Base {
+impl SledRows {
     /// Opens or creates the store. An error means that the directory cannot be used as it is.
-    pub(crate) fn open(directory: &Path) -> Result<Self, StateError> {
+    fn open(directory: &Path) -> Result<Self, StateError> {
         std::fs::create_dir_all(directory).map_err(StateError::Io)?;
         remove_torn_snapshots(directory).map_err(StateError::Io)?;
         let config = sled::Config::new()
@@ -53,7 +150,7 @@ impl Base {
 
     /// A read error means damage; it is remembered by the caller through [`Base::get_checked`] at start, and answered
     /// as a missing row here: the state is only derived.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         match self.db.get(key) {
             Ok(value) => value.map(|value| value.to_vec()),
             Err(error) => {
@@ -63,31 +160,8 @@ impl Base {
         }
     }
 
-    pub(crate) fn range(
-        &self,
-        from: &[u8],
-        to: &[u8],
-    ) -> impl Iterator<Item = (sled::IVec, sled::IVec)> + use<> {
-        self.db.range(from.to_vec()..to.to_vec()).map_while(Result::ok)
-    }
-
-    pub(crate) fn range_back(
-        &self,
-        from: &[u8],
-        to: &[u8],
-    ) -> impl Iterator<Item = (sled::IVec, sled::IVec)> + use<> {
-        self.db.range(from.to_vec()..to.to_vec()).rev().map_while(Result::ok)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.db.is_empty()
-    }
-
     /// Applies all changes at once and makes them durable.
-    pub(crate) fn write(
-        &self,
-        changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
-    ) -> Result<(), StateError> {
+    fn write(&self, changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) -> Result<(), StateError> {
         let mut batch = sled::Batch::default();
         for (key, value) in changes {
             match value {
@@ -108,7 +182,7 @@ impl Base {
     }
 
     /// Bytes on disk.
-    pub(crate) fn size_bytes(&self) -> u64 {
+    fn size_bytes(&self) -> u64 {
         std::fs::metadata(self.directory.join("db")).map_or(0, |metadata| metadata.len())
     }
 }

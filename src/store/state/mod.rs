@@ -3,7 +3,7 @@
 //! Owns the overlay and the fold; is owned by one thread. May be lost at any time: it is rebuilt from the journal.
 //! Invariant: applying every record after [`State::applied`] in order gives the state of the journal's end.
 
-mod base;
+pub(crate) mod base;
 mod overlay;
 
 use std::path::Path;
@@ -13,6 +13,7 @@ use overlay::Overlay;
 
 use crate::codec::{Reader, put_varint};
 use crate::domain::{EndpointNumber, KeyId, Position, Record, Timestamp};
+use crate::knobs::{self, Bug, Knob};
 use crate::limits;
 use crate::projections::fold::Totals;
 use crate::projections::{Fold, LaneChange, Rows, idempotency};
@@ -52,7 +53,11 @@ impl State {
     /// # Errors
     /// When the directory has to be moved aside and rebuilt.
     pub fn open(directory: &Path, journal_end: Position) -> Result<Self, StateError> {
-        let base = Base::open(directory)?;
+        Self::over(Base::open(directory)?, journal_end)
+    }
+
+    /// As [`Self::open`], over rows that are open already.
+    pub(crate) fn over(base: Base, journal_end: Position) -> Result<Self, StateError> {
         let cursor = base.get(CURSOR);
         let (applied, totals) = match cursor {
             None if base.is_empty() => (Position(0), Totals::default()),
@@ -155,7 +160,7 @@ impl State {
     /// Whether enough has changed that a checkpoint should not wait for its time.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.rows.changed() >= limits::CHECKPOINT_ROWS_MAX
+        self.rows.changed() >= knobs::bound(Knob::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
     }
 
     /// Whether anything was applied since the last checkpoint.
@@ -177,6 +182,9 @@ impl State {
         let Totals { pending, dead, events } = self.fold.totals;
         for number in [LAYOUT, self.applied.0, pending, dead, events] {
             put_varint(&mut cursor, number);
+        }
+        if knobs::has(Bug::CursorApart) {
+            self.rows.checkpoint()?;
         }
         self.rows.put(CURSOR, cursor);
         self.rows.checkpoint()?;

@@ -155,7 +155,7 @@ impl Rows for Overlay {
 
     fn scan_back(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
         let over = self.rows.range(from.to_vec()..to.to_vec()).rev().peekable();
-        Self::merged(self.base.range_back(from, to), over, |a, b| a > b, visit);
+        Self::merged(self.base.range(from, to).rev(), over, |a, b| a > b, visit);
     }
 }
 

@@ -1,0 +1,79 @@
+//! Bounds that a simulation makes small, so that it meets them often, and bugs that it puts in to see itself catch them.
+//!
+//! Owns what a test has set for its own thread. Outside of tests nothing can be set, and each question is answered while
+//! compiling. Any layer may ask.
+
+#[allow(dead_code, reason = "for simulations")]
+/// A bound that is a constant outside of simulations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Knob {
+    LaneWindowMax,
+    LaneWindowLow,
+    CheckpointRows,
+    RecentEntries,
+    RetryAfterSeconds,
+}
+
+#[allow(dead_code, reason = "for simulations")]
+/// A bug on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Bug {
+    /// The journal says that an append is durable without having synced it.
+    AnswerBeforeFlush,
+    /// What falls due while a lane's refill is under way is not taken down.
+    ForgetDuringRefill,
+    /// A checkpoint writes its position apart from its rows.
+    CursorApart,
+    /// Keys and streams of the last commits are not remembered.
+    ForgetRecentKeys,
+    /// An endpoint with an order lets the next delivery through before the first has ended.
+    LetTwoThrough,
+}
+
+#[cfg(not(test))]
+pub(crate) const fn bound(_: Knob, usual: usize) -> usize {
+    usual
+}
+
+#[cfg(not(test))]
+pub(crate) const fn has(_: Bug) -> bool {
+    false
+}
+
+#[cfg(test)]
+pub(crate) use set::{bound, has};
+
+#[cfg(test)]
+mod set {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use super::{Bug, Knob};
+
+    #[allow(dead_code, reason = "for simulations")]
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Knobs {
+        pub(crate) bounds: BTreeMap<Knob, usize>,
+        pub(crate) bug: Option<Bug>,
+    }
+
+    thread_local! {
+        static KNOBS: RefCell<Knobs> = RefCell::default();
+    }
+
+    #[allow(dead_code, reason = "for simulations")]
+    impl Knobs {
+        /// From now on, for this thread.
+        pub(crate) fn turn(self) {
+            KNOBS.replace(self);
+        }
+    }
+
+    pub(crate) fn bound(knob: Knob, usual: usize) -> usize {
+        KNOBS.with_borrow(|knobs| knobs.bounds.get(&knob).copied().unwrap_or(usual))
+    }
+
+    pub(crate) fn has(bug: Bug) -> bool {
+        KNOBS.with_borrow(|knobs| knobs.bug == Some(bug))
+    }
+}

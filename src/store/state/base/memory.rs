@@ -1,0 +1,84 @@
+//! A map in memory in sled's place, for tests: durable at once, written all or none, and the power can fail at a write.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::StateError;
+
+/// What a write asks before it happens: whether the power holds, and if not, whether the write was still made.
+pub(crate) type Power = Arc<dyn Fn() -> Supply + Send + Sync>;
+
+#[allow(dead_code, reason = "for simulations")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Supply {
+    Holds,
+    /// It fails right before the write.
+    FailsBefore,
+    /// It fails right after the write.
+    FailsAfter,
+}
+
+type Image = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Clones share their rows, as a restart does.
+#[derive(Clone)]
+pub(crate) struct MemoryRows {
+    image: Arc<Mutex<Image>>,
+    power: Power,
+}
+
+impl std::fmt::Debug for MemoryRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MemoryRows")
+    }
+}
+
+#[allow(dead_code, reason = "for simulations")]
+impl MemoryRows {
+    pub(crate) fn new(power: Power) -> Self {
+        Self { image: Arc::default(), power }
+    }
+
+    fn look<R>(&self, look: impl FnOnce(&mut Image) -> R) -> R {
+        look(&mut self.image.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Loses everything.
+    pub(crate) fn clear(&self) {
+        self.look(BTreeMap::clear);
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.look(|image| image.get(key).cloned())
+    }
+
+    pub(super) fn range(&self, from: &[u8], to: &[u8]) -> std::vec::IntoIter<(sled::IVec, sled::IVec)> {
+        let copy = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.as_slice().into(), value.as_slice().into());
+        let rows: Vec<_> = self.look(|image| image.range(from.to_vec()..to.to_vec()).map(copy).collect());
+        rows.into_iter()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.look(|image| image.is_empty())
+    }
+
+    pub(super) fn write(
+        &self,
+        changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    ) -> Result<(), StateError> {
+        let failed = || Err(StateError::Damaged("the power has failed"));
+        let supply = (self.power)();
+        if supply == Supply::FailsBefore {
+            return failed();
+        }
+        self.look(|image| {
+            for (key, value) in changes {
+                match value {
+                    Some(value) => image.insert(key, value),
+                    None => image.remove(&key),
+                };
+            }
+        });
+        if supply == Supply::Holds { Ok(()) } else { failed() }
+    }
+}
