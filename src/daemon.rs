@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::{self, Api, ApiConfig, EndpointDefaults};
-use crate::config::{Config, LogFormat, Overrides};
+use crate::config::{Config, LogFormat, Overrides, SecretsKey};
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{Courier, SystemResolver};
 use crate::engine::clock::{Clock, SystemSource, random_bytes};
@@ -25,6 +25,7 @@ use crate::engine::{Engine, Settings};
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Admission, Health, Outbox};
+use crate::vault::Vault;
 
 /// What `balto serve` was asked for.
 #[derive(Clone, Debug, Default)]
@@ -181,7 +182,11 @@ fn open(
     );
     let courier =
         Courier::new(policy(options, config), config.delivery.connect_timeout, Arc::new(SystemResolver))?;
-    Ok(Engine::new(opened, courier, Clock::default(), metrics.clone(), settings(config)))
+    let key = config.secrets_key()?;
+    let vault = Vault::new(key.as_ref().map(SecretsKey::expose));
+    let made = Engine::new(opened, courier, vault, Clock::default(), metrics.clone(), settings(config));
+    made.0.check_secrets().map_err(anyhow::Error::msg)?;
+    Ok(made)
 }
 
 /// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.

@@ -17,6 +17,7 @@
 //! | [`courier`] | bytes to strangers, behind the address guard | the store |
 //! | [`engine`] | tasks, clock, channels: decide, commit, then act | wire formats |
 //! | [`api`] | HTTP shape, authentication, status codes | the store |
+//! | [`vault`] | encryption at rest | where its key comes from |
 //! | [`config`], [`metrics`] | what an operator sets and sees | the engine |
 //! | [`daemon`], [`cli`] | choosing and ordering the parts; the command line | |
 //!
@@ -64,3 +65,4 @@ pub mod metrics;
 pub mod projections;
 pub mod rules;
 pub mod store;
+pub mod vault;

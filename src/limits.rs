@@ -48,6 +48,12 @@ pub const SECRETS_MAX: usize = 10;
 pub const SECRET_BYTES_MIN: usize = 24;
 /// See [`SECRET_BYTES_MIN`].
 pub const SECRET_BYTES_MAX: usize = 64;
+/// Shortest and longest secret of a signature preset whose secrets are plain text, in bytes.
+pub const SECRET_TEXT_BYTES_MIN: usize = 8;
+/// See [`SECRET_TEXT_BYTES_MIN`].
+pub const SECRET_TEXT_BYTES_MAX: usize = 255;
+/// Longest DNS name (RFC 1035), in bytes.
+pub const DNS_NAME_BYTES_MAX: usize = 253;
 /// Most requests at once to one endpoint that its policy may ask for.
 pub const IN_FLIGHT_PER_ENDPOINT_MAX: u32 = 1_000;
 /// Most attempts that a retry policy may ask for.

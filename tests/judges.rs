@@ -177,10 +177,72 @@ async fn during_a_rotation_both_secrets_verify_and_after_it_the_new_one_alone() 
         Case::good("the new secret", "standard", second, &got[0]),
         Case::good("the newest secret", "standard", third, &got[1]),
     ];
-    // Its overlap began before, and goes on.
-    cases.push(Case::good("the oldest secret, in its overlap", "standard", first, &got[1]));
-    let ended = Case::good("a secret whose overlap ended", "standard", second, &got[1]);
-    cases.push(Case { good: false, ..ended });
+    for ended in [first, second] {
+        let case = Case::good("a secret whose overlap ended", "standard", ended, &got[1]);
+        cases.push(Case { good: false, ..case });
+    }
     judge_in_rust(&cases);
     judge_all(&cases);
+}
+
+#[tokio::test]
+async fn ed25519_signatures_verify_with_the_public_key_that_the_api_shows() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    let body = json!({"url": receiver.url, "secretType": "ed25519"});
+    let made = daemon.post("/endpoints", &body.to_string()).await;
+    assert!(made["secret"].as_str().unwrap().starts_with("whsk_"), "{made}");
+    let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+    let first = daemon.get(&format!("{path}/public-keys")).await["publicKeys"][0]["publicKey"].clone();
+    assert_eq!(first, made["publicKey"]);
+    daemon.post("/events", EVENT).await;
+    receiver.until(1).await;
+    // Rotated to an HMAC key: during the overlap both sign, each read by those who know it.
+    let hmac = daemon.post(&format!("{path}/secret/rotate"), r#"{"secretType":"hmac"}"#).await;
+    daemon.post("/events", EVENT).await;
+    let got = receiver.until(2).await;
+    let other = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=";
+    let public = first.as_str().unwrap();
+    let alone = Case::good("v1a alone", "ed25519", public, &got[0]);
+    let mut cases = alone.tampered(&SIGNED, other);
+    let beside = Case::good("v1a beside v1", "ed25519", public, &got[1]);
+    let v1 = Case::good("v1 beside v1a", "standard", hmac["secret"].as_str().unwrap(), &got[1]);
+    judge_in_rust(std::slice::from_ref(&v1));
+    cases.extend([alone, beside, v1]);
+    judge_all(&cases);
+}
+
+#[tokio::test]
+async fn the_presets_of_stripe_and_github_verify_with_the_secrets_that_receivers_have() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let mut cases = Vec::new();
+    for (preset, header) in [("stripe", "stripe-signature"), ("github", "x-hub-signature-256")] {
+        for secret in [Some("whsec_abc123DEF"), Some("It's a Secret to Everybody"), Some(OTHER_SECRET), None]
+        {
+            let options = json!({"signature": preset, "secret": secret});
+            let (made, got) = delivered(&daemon, options, EVENT).await;
+            assert!(!got.headers.contains_key("webhook-signature"), "{got:?}");
+            let good =
+                Case::good(&format!("{preset} {secret:?}"), preset, made["secret"].as_str().unwrap(), &got);
+            cases.extend(good.tampered(&[header], "another secret"));
+            cases.push(good);
+        }
+    }
+    judge_all(&cases);
+}
+
+#[tokio::test]
+async fn both_secrets_of_a_rotation_verify_for_stripe() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    let body = json!({"url": receiver.url, "signature": "stripe", "secret": "the_first_secret"});
+    let made = daemon.post("/endpoints", &body.to_string()).await;
+    let rotate = format!("/endpoints/{}/secret/rotate", made["id"].as_str().unwrap());
+    daemon.post(&rotate, r#"{"secret":"the_second_secret"}"#).await;
+    daemon.post("/events", EVENT).await;
+    let got = receiver.until(1).await.remove(0);
+    judge_all(&["the_first_secret", "the_second_secret"].map(|key| Case::good(key, "stripe", key, &got)));
 }

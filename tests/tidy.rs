@@ -36,20 +36,27 @@ fn every_file_says_what_it_owns() {
 }
 
 /// A layer, and those that it may import.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     ("limits", &[]),
     ("codec", &[]),
     ("domain", &["limits"]),
     ("projections", &["limits", "codec", "domain"]),
     ("rules", &["limits", "codec", "domain", "projections"]),
     ("lanes", &["limits", "domain"]),
+    ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
     ("config", &["limits", "domain"]),
     ("store", &["limits", "codec", "domain", "projections", "rules"]),
     ("courier", &["limits", "domain"]),
-    ("engine", &["limits", "domain", "projections", "rules", "lanes", "metrics", "store", "courier"]),
+    (
+        "engine",
+        &["limits", "domain", "projections", "rules", "lanes", "metrics", "store", "courier", "vault"],
+    ),
     ("api", &["limits", "domain", "rules", "engine"]),
-    ("daemon", &["limits", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier"]),
+    (
+        "daemon",
+        &["limits", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier", "vault"],
+    ),
     ("cli", &["limits", "domain", "rules", "config", "daemon"]),
 ];
 

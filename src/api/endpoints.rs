@@ -11,21 +11,21 @@ use serde_json::Value;
 use super::idempotency::{self, Once};
 use super::lists::{self, List};
 use super::policy::{self, EndpointBody, EndpointInput, Settings};
-use super::problem::{Errors, Problem};
+use super::problem::{Errors, Problem, pointer};
 use super::reply::Reply;
 use super::text::{self, Time};
 use super::views::CountBody;
 use super::{Call, body, events, not_found};
 use crate::domain::{
-    Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Position, Secret, Tenant, Timestamp,
+    Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Position, Sealed, Secret, SecretKind,
+    SignaturePreset, Tenant, Timestamp,
 };
 use crate::engine::types::{ChangeError, EventDraft, LaneView};
 use crate::limits;
+use crate::rules::signature::{self, SecretError, SigningKey};
 
 /// How often a change is tried again when someone else changed the endpoint in between.
 const CHANGE_TRIES_MAX: usize = 5;
-/// Bytes of a generated secret.
-const SECRET_BYTES: usize = 32;
 /// The type of test events.
 const TEST_TYPE: &str = "balto.test";
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
@@ -54,8 +54,69 @@ fn url_text<'a>(input: &'a EndpointInput, errors: &mut Errors) -> &'a str {
     input.url.as_deref().unwrap_or_default()
 }
 
-fn random_secret(call: &Call) -> Vec<u8> {
-    call.api.engine.random_bytes::<SECRET_BYTES>().to_vec()
+/// The given secret, or one that is to be generated.
+enum Wanted {
+    Given(SigningKey),
+    /// `None`: as the current one.
+    Fresh(Option<SecretKind>),
+}
+
+fn wanted(secret: Option<&str>, kind: Option<&str>, preset: SignaturePreset, errors: &mut Errors) -> Wanted {
+    let kind = policy::secret_type(kind, errors);
+    if kind == Some(SecretKind::Ed25519) && preset != SignaturePreset::Standard {
+        errors.push("/secretType", SecretError::NotSymmetric.to_string());
+    }
+    match (secret, kind) {
+        (Some(_), Some(_)) => errors.push("/secretType", "is for a secret that is generated"),
+        (Some(text), None) => {
+            let parsed = SigningKey::parse(text, preset).map_err(|error| error.to_string());
+            if let Some(key) = errors.check("/secret", parsed) {
+                return Wanted::Given(key);
+            }
+        }
+        (None, _) => {}
+    }
+    Wanted::Fresh(kind)
+}
+
+fn sealed_headers(call: &Call, owner: &EndpointId, settings: &Settings) -> Vec<(Box<str>, Sealed)> {
+    let seal = |(name, value): (&String, &String)| {
+        (name.as_str().into(), call.api.engine.seal_header(owner, name, value))
+    };
+    settings.sensitive_headers.iter().map(seal).collect()
+}
+
+/// What a change leaves of the sensitive headers: those that it neither sets nor nulls.
+fn merged_headers(
+    call: &Call,
+    endpoint: &Endpoint,
+    patch: &Value,
+    settings: &Settings,
+    errors: &mut Errors,
+) -> Vec<(Box<str>, Sealed)> {
+    let change = patch.get("sensitiveHeaders");
+    let named = |name: &str| {
+        let object = change.and_then(Value::as_object);
+        object.is_some_and(|object| object.keys().any(|key| key.eq_ignore_ascii_case(name)))
+    };
+    let all_gone = change.is_some_and(Value::is_null);
+    let mut headers = endpoint.sensitive_headers.clone();
+    headers.retain(|(name, _)| !all_gone && !named(name));
+    for (name, _) in &settings.headers {
+        if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            errors.push(pointer("/headers", name), "the header is in `sensitiveHeaders` too");
+        }
+    }
+    headers.extend(sealed_headers(call, &endpoint.id, settings));
+    headers.sort_by(|one, other| one.0.cmp(&other.0));
+    if headers.len() + settings.headers.len() > limits::HEADERS_MAX {
+        errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
+    }
+    headers
+}
+
+fn cannot_open(error: &impl std::fmt::Display) -> Problem {
+    Problem::Unavailable(format!("the endpoint's secret: {error}"))
 }
 
 /// `POST /v1/endpoints`
@@ -64,8 +125,12 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
     let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
-    let secret = input.secret.as_deref().and_then(|text| errors.check("/secret", policy::parse_secret(text)));
     let settings = settings(call, &input, &mut errors);
+    let wanted =
+        wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
+    if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
+        errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
+    }
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
     call.principal.check_reserved(&tenant)?;
@@ -75,10 +140,16 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     };
     let url = check_url(call, url).await?;
     let now = call.api.engine.now().wall;
-    let secret = secret.unwrap_or_else(|| random_secret(call));
+    let key = match wanted {
+        Wanted::Given(key) => key,
+        Wanted::Fresh(kind) => call.api.engine.new_key(kind.unwrap_or(SecretKind::Hmac)),
+    };
+    let id = call.api.engine.new_endpoint_id();
     let endpoint = Endpoint {
         number: EndpointNumber(0),
-        id: call.api.engine.new_endpoint_id(),
+        sensitive_headers: sealed_headers(call, &id, &settings),
+        secrets: vec![call.api.engine.seal_key(&id, &key)],
+        id,
         tenant,
         url,
         description: settings.description,
@@ -91,7 +162,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         retry: settings.retry,
         format: settings.format,
         signature: settings.signature,
-        secrets: vec![Secret { bytes: secret.clone(), expires_at: None }],
+        handshake: None,
         trace: settings.trace,
         metadata: settings.metadata,
         status: EndpointStatus::Active,
@@ -100,7 +171,8 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         revision: Position(0),
     };
     let mut body = EndpointBody::new(&endpoint);
-    body.secret = Some(policy::secret_text(&secret));
+    body.secret = Some(key.text());
+    body.public_key = key.public_text();
     let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
     let answer = idempotency.map(|idempotency| (idempotency, reply.answer()));
     call.api.engine.create_endpoint(endpoint, answer).await?;
@@ -161,10 +233,18 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
     if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
         errors.push("/tenant", "cannot be changed");
     }
-    if patch.get("secret").is_some() {
-        errors.push("/secret", "is changed by POST secret/rotate");
+    for member in ["secret", "secretType"] {
+        if patch.get(member).is_some() {
+            errors.push(pointer("", member), "is changed by POST secret/rotate");
+        }
     }
     let settings = settings(call, &input, &mut errors);
+    let sensitive_headers = merged_headers(call, endpoint, patch, &settings, &mut errors);
+    for (key, _) in live_keys(call, endpoint)? {
+        if let Err(error) = key.check(settings.signature) {
+            errors.push("/signature", format!("does not fit the present secret, rotate that first: {error}"));
+        }
+    }
     errors.finish()?;
     let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
     Ok(Endpoint {
@@ -172,6 +252,7 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
         description: settings.description,
         event_types: settings.event_types,
         headers: settings.headers,
+        sensitive_headers,
         rate_limit: settings.rate_limit,
         max_in_flight: settings.max_in_flight,
         timeout: settings.timeout,
@@ -274,6 +355,9 @@ pub async fn test(call: &Call) -> Result<Reply, Problem> {
 #[serde(rename_all = "camelCase")]
 pub struct SecretBody {
     pub secret: String,
+    /// Of an ed25519 secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     /// Rotated secrets that still sign.
     pub previous: Vec<PreviousSecret>,
 }
@@ -285,31 +369,67 @@ pub struct PreviousSecret {
     pub expires_at: Option<Time>,
 }
 
-fn secret_body(endpoint: &Endpoint, now: Timestamp) -> SecretBody {
-    let mut live = endpoint.secrets.iter().filter(|secret| secret.expires_at.is_none_or(|at| at > now));
-    SecretBody {
-        secret: live.next().map(|secret| policy::secret_text(&secret.bytes)).unwrap_or_default(),
+type LiveKeys = Vec<(SigningKey, Option<Timestamp>)>;
+
+fn live_keys(call: &Call, endpoint: &Endpoint) -> Result<LiveKeys, Problem> {
+    let now = call.api.engine.now().wall;
+    call.api.engine.live_keys(endpoint, now).map_err(|error| cannot_open(&error))
+}
+
+fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
+    let mut live = live_keys(call, endpoint)?.into_iter();
+    let current = live.next().map(|(key, _)| key);
+    let body = SecretBody {
+        secret: current.as_ref().map(SigningKey::text).unwrap_or_default(),
+        public_key: current.as_ref().and_then(SigningKey::public_text),
         previous: live
-            .map(|secret| PreviousSecret {
-                secret: policy::secret_text(&secret.bytes),
-                expires_at: secret.expires_at.map(Time),
-            })
+            .map(|(key, expires_at)| PreviousSecret { secret: key.text(), expires_at: expires_at.map(Time) })
             .collect(),
-    }
+    };
+    Ok(Reply::json(200, &body).with_header("cache-control", "no-store"))
 }
 
 /// `GET /v1/endpoints/{id}/secret`
 pub async fn secret(call: &Call) -> Result<Reply, Problem> {
-    let endpoint = find_own(call)?;
-    let body = secret_body(&endpoint, call.api.engine.now().wall);
-    Ok(Reply::json(200, &body).with_header("cache-control", "no-store"))
+    secret_reply(call, &*find_own(call)?)
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PublicKeysBody {
+    /// The current one first; empty when no ed25519 key signs.
+    pub public_keys: Vec<PublicKeyBody>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PublicKeyBody {
+    /// `whpk_` and base64.
+    pub public_key: String,
+    /// Of a rotated key: until when it signs too.
+    pub expires_at: Option<Time>,
+}
+
+/// `GET /v1/endpoints/{id}/public-keys`
+pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
+    let endpoint = find(call)?;
+    let keys = live_keys(call, &endpoint)?.into_iter();
+    let public_keys = keys
+        .filter_map(|(key, expires_at)| {
+            Some(PublicKeyBody { public_key: key.public_text()?, expires_at: expires_at.map(Time) })
+        })
+        .collect();
+    Ok(Reply::json(200, &PublicKeysBody { public_keys }))
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RotateInput {
-    /// `whsec_` and base64 of 24 to 64 bytes; generated without it.
+    /// As when an endpoint is created; generated without it.
     secret: Option<String>,
+    /// What is generated: `hmac` or `ed25519`; as the current one without it.
+    #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
+    secret_type: Option<String>,
     /// How long the old one signs too, 0s to 30d; 24h without it.
     overlap: Option<String>,
 }
@@ -317,33 +437,40 @@ pub struct RotateInput {
 /// `POST /v1/endpoints/{id}/secret/rotate`
 pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
     let input: RotateInput = body::parse_or_default(&call.body)?;
+    let now = call.api.engine.now().wall;
+    let changed = change(call, |endpoint| rotated(call, endpoint, &input, now)).await?;
+    secret_reply(call, &changed)
+}
+
+fn rotated(
+    call: &Call,
+    endpoint: &Endpoint,
+    input: &RotateInput,
+    now: Timestamp,
+) -> Result<Endpoint, Problem> {
+    let engine = &call.api.engine;
     let mut errors = Errors::default();
-    let given = input.secret.and_then(|text| errors.check("/secret", policy::parse_secret(&text)));
+    let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
+    let wanted = wanted(secret, kind, endpoint.signature, &mut errors);
     let bounds = (Duration::ZERO, OVERLAP_MAX);
     let overlap = policy::bounded(&mut errors, "/overlap", input.overlap.as_deref(), OVERLAP_DEFAULT, bounds);
     errors.finish()?;
-    let bytes = given.unwrap_or_else(|| random_secret(call));
-    let now = call.api.engine.now().wall;
-    let changed = change(call, |endpoint| {
-        if endpoint.secrets.first().is_some_and(|current| current.bytes == bytes) {
-            return Err(Problem::invalid("/secret", "this is the current secret"));
+    let key = match wanted {
+        Wanted::Given(key) => key,
+        Wanted::Fresh(kind) => {
+            let present = endpoint.secrets.first().map(|secret| secret.kind);
+            let present = present.filter(|kind| *kind != SecretKind::Text);
+            engine.new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
         }
-        let until = now.plus(overlap);
-        let mut secrets = vec![Secret { bytes: bytes.clone(), expires_at: None }];
-        for old in &endpoint.secrets {
-            let expires_at = old.expires_at.unwrap_or(until);
-            if expires_at > now && old.bytes != bytes {
-                secrets.push(Secret { bytes: old.bytes.clone(), expires_at: Some(expires_at) });
-            }
-        }
-        if secrets.len() > limits::SECRETS_MAX {
-            let why = format!("at most {} secrets sign at once; wait until one expires", limits::SECRETS_MAX);
-            return Err(Problem::Conflict(why));
-        }
-        Ok(Endpoint { secrets, ..endpoint.clone() })
-    });
-    let body = secret_body(&*changed.await?, now);
-    Ok(Reply::json(200, &body).with_header("cache-control", "no-store"))
+    };
+    let is_new = |old: &Secret| engine.open_key(&endpoint.id, old).is_ok_and(|old| old == key);
+    if endpoint.secrets.first().is_some_and(is_new) {
+        return Err(Problem::invalid("/secret", "this is the current secret"));
+    }
+    let new = engine.seal_key(&endpoint.id, &key);
+    let secrets = signature::rotate(&endpoint.secrets, new, is_new, overlap, now);
+    let secrets = secrets.map_err(|error| Problem::Conflict(error.to_string()))?;
+    Ok(Endpoint { secrets, ..endpoint.clone() })
 }
 
 #[derive(Serialize, JsonSchema)]

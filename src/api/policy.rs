@@ -5,8 +5,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,7 +13,7 @@ use super::EndpointDefaults;
 use super::problem::{Errors, pointer};
 use super::text::{Time, format_duration, parse_duration};
 use crate::domain::{
-    Endpoint, EndpointStatus, Format, Ordering, Pattern, RateLimit, RetryPolicy, SignaturePreset,
+    Endpoint, EndpointStatus, Format, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind, SignaturePreset,
 };
 use crate::limits;
 
@@ -31,7 +29,6 @@ const AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 const SCHEDULE_MAX: usize = 100;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
-const SECRET_PREFIX: &str = "whsec_";
 
 /// What a request says of an endpoint. Members that are absent or null have their defaults.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -50,6 +47,9 @@ pub struct EndpointInput {
     pub event_types: Option<Vec<String>>,
     /// At most 50; those that carry the delivery itself are refused.
     pub headers: Option<BTreeMap<String, String>>,
+    /// As `headers`, and counted with them; the values are never shown again, and encrypted at rest under
+    /// `secrets.key`. In a change, null removes one and the others stay.
+    pub sensitive_headers: Option<BTreeMap<String, String>>,
     pub rate_limit: Option<RateLimitInput>,
     /// Requests at once.
     #[schemars(range(min = 1, max = 1000))]
@@ -60,14 +60,18 @@ pub struct EndpointInput {
     #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
     pub ordering: Option<String>,
     pub retry: Option<RetryInput>,
-    /// `standard`.
-    #[schemars(extend("enum" = ["standard", null]))]
+    /// `standard`, or `cloudevents` (1.0, structured mode).
+    #[schemars(extend("enum" = ["standard", "cloudevents", null]))]
     pub format: Option<String>,
-    /// `standard`.
-    #[schemars(extend("enum" = ["standard", null]))]
+    /// `standard`: Standard Webhooks. `stripe`: `Stripe-Signature`. `github`: `X-Hub-Signature-256`.
+    #[schemars(extend("enum" = ["standard", "stripe", "github", null]))]
     pub signature: Option<String>,
-    /// `whsec_` and base64 of 24 to 64 bytes; generated without it. Changed by `secret/rotate` only.
+    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; for other signatures also 8 to
+    /// 255 printable ASCII characters. Generated without it. Changed by `secret/rotate` only.
     pub secret: Option<String>,
+    /// What is generated: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
+    #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
+    pub secret_type: Option<String>,
     /// Whether deliveries continue the event's `traceparent`.
     pub trace: Option<bool>,
     /// Any object, at most 16 KiB.
@@ -123,6 +127,8 @@ pub struct Settings {
     pub description: Box<str>,
     pub event_types: Vec<Pattern>,
     pub headers: Vec<(Box<str>, Box<str>)>,
+    /// Those that were given with a value, names in lower case.
+    pub sensitive_headers: BTreeMap<String, String>,
     pub rate_limit: Option<RateLimit>,
     pub max_in_flight: u32,
     pub timeout: Duration,
@@ -149,12 +155,11 @@ impl EndpointInput {
         }
         let in_flight_max = u64::from(limits::IN_FLIGHT_PER_ENDPOINT_MAX);
         let in_flight = self.max_in_flight.unwrap_or_else(|| u64::from(defaults.max_in_flight));
-        only(errors, "/format", self.format.as_deref());
-        only(errors, "/signature", self.signature.as_deref());
         Settings {
             description: description.into(),
             event_types: patterns(self.event_types.as_deref(), "/eventTypes", errors),
-            headers: self.headers(check_header, errors),
+            headers: headers("/headers", self.headers.as_ref(), &check_header, errors),
+            sensitive_headers: self.sensitive_headers(&check_header, errors),
             rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
             max_in_flight: whole(errors, "/maxInFlight", in_flight, in_flight_max),
             timeout: bounded(
@@ -164,28 +169,36 @@ impl EndpointInput {
                 defaults.timeout,
                 (Duration::from_millis(100), Duration::from_secs(60)),
             ),
-            ordering: self.ordering(errors),
+            ordering: word(errors, "/ordering", self.ordering.as_deref(), ORDERINGS),
             retry: match &self.retry {
                 Some(retry) => retry.check(&defaults.retry, errors),
                 None => defaults.retry.clone(),
             },
-            format: Format::Standard,
-            signature: SignaturePreset::Standard,
+            format: word(errors, "/format", self.format.as_deref(), FORMATS),
+            signature: self.signature(errors),
             trace: self.trace.unwrap_or(false),
             metadata: self.metadata(errors),
         }
     }
 
-    fn ordering(&self, errors: &mut Errors) -> Ordering {
-        match self.ordering.as_deref() {
-            None | Some("none") => Ordering::None,
-            Some("key") => Ordering::Key,
-            Some("endpoint") => Ordering::Endpoint,
-            Some(_) => {
-                errors.push("/ordering", "must be one of none, key, endpoint");
-                Ordering::None
+    /// The preset alone, which the secret is read by.
+    pub fn signature(&self, errors: &mut Errors) -> SignaturePreset {
+        word(errors, "/signature", self.signature.as_deref(), SIGNATURES)
+    }
+
+    /// The names in lower case; one name may not be there twice, nor among the plain headers.
+    fn sensitive_headers(
+        &self,
+        check_header: &impl Fn(&str, &str) -> Result<(), String>,
+        errors: &mut Errors,
+    ) -> BTreeMap<String, String> {
+        let checked = headers("/sensitiveHeaders", self.sensitive_headers.as_ref(), check_header, errors);
+        for name in self.headers.iter().flatten().map(|(name, _)| name) {
+            if checked.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+                errors.push(pointer("/sensitiveHeaders", name), "the header is in `headers` too");
             }
         }
+        checked.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
     }
 
     fn metadata(&self, errors: &mut Errors) -> Option<Box<str>> {
@@ -196,30 +209,31 @@ impl EndpointInput {
         }
         Some(text.into())
     }
+}
 
-    fn headers(
-        &self,
-        check_header: impl Fn(&str, &str) -> Result<(), String>,
-        errors: &mut Errors,
-    ) -> Vec<(Box<str>, Box<str>)> {
-        let Some(headers) = &self.headers else { return Vec::new() };
-        if headers.len() > limits::HEADERS_MAX {
-            errors.push("/headers", format!("at most {} headers", limits::HEADERS_MAX));
-        }
-        let mut checked: Vec<(Box<str>, Box<str>)> = Vec::new();
-        for (name, value) in headers {
-            let place = pointer("/headers", name);
-            if value.len() > limits::HEADER_VALUE_BYTES_MAX {
-                errors.push(place.as_str(), format!("at most {} bytes", limits::HEADER_VALUE_BYTES_MAX));
-            }
-            if checked.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
-                errors.push(place.as_str(), "the header is there twice");
-            }
-            errors.check(&place, check_header(name, value));
-            checked.push((name.as_str().into(), value.as_str().into()));
-        }
-        checked
+fn headers(
+    place: &str,
+    given: Option<&BTreeMap<String, String>>,
+    check_header: &impl Fn(&str, &str) -> Result<(), String>,
+    errors: &mut Errors,
+) -> Vec<(Box<str>, Box<str>)> {
+    let Some(given) = given else { return Vec::new() };
+    if given.len() > limits::HEADERS_MAX {
+        errors.push(place, format!("at most {} headers", limits::HEADERS_MAX));
     }
+    let mut checked: Vec<(Box<str>, Box<str>)> = Vec::new();
+    for (name, value) in given {
+        let place = pointer(place, name);
+        if value.len() > limits::HEADER_VALUE_BYTES_MAX {
+            errors.push(place.as_str(), format!("at most {} bytes", limits::HEADER_VALUE_BYTES_MAX));
+        }
+        if checked.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            errors.push(place.as_str(), "the header is there twice");
+        }
+        errors.check(&place, check_header(name, value));
+        checked.push((name.as_str().into(), value.as_str().into()));
+    }
+    checked
 }
 
 impl RateLimitInput {
@@ -356,33 +370,36 @@ fn fraction(errors: &mut Errors, place: &str, value: f64, (min, max): (f64, f64)
     value
 }
 
-fn only(errors: &mut Errors, place: &str, value: Option<&str>) {
-    if value.is_some_and(|value| value != "standard") {
-        errors.push(place, "must be `standard`");
+/// The first is the default.
+type Words<T> = &'static [(&'static str, T)];
+const ORDERINGS: Words<Ordering> =
+    &[("none", Ordering::None), ("key", Ordering::Key), ("endpoint", Ordering::Endpoint)];
+const FORMATS: Words<Format> = &[("standard", Format::Standard), ("cloudevents", Format::CloudEvents)];
+const SIGNATURES: Words<SignaturePreset> = &[
+    ("standard", SignaturePreset::Standard),
+    ("stripe", SignaturePreset::Stripe),
+    ("github", SignaturePreset::Github),
+];
+const SECRET_TYPES: Words<SecretKind> = &[("hmac", SecretKind::Hmac), ("ed25519", SecretKind::Ed25519)];
+
+fn word<T: Copy>(errors: &mut Errors, place: &str, given: Option<&str>, words: Words<T>) -> T {
+    let default = words[0].1;
+    let Some(given) = given else { return default };
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == given) {
+        return *value;
     }
+    let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+    errors.push(place, format!("must be one of {}", all.join(", ")));
+    default
 }
 
-/// The key of a `whsec_` secret.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_secret(text: &str) -> Result<Vec<u8>, String> {
-    let wrong = || {
-        format!(
-            "must be `whsec_` and the base64 of {} to {} bytes",
-            limits::SECRET_BYTES_MIN,
-            limits::SECRET_BYTES_MAX
-        )
-    };
-    let encoded = text.strip_prefix(SECRET_PREFIX).ok_or_else(wrong)?;
-    let bytes = STANDARD.decode(encoded).map_err(|_| wrong())?;
-    let legal = (limits::SECRET_BYTES_MIN..=limits::SECRET_BYTES_MAX).contains(&bytes.len());
-    if legal { Ok(bytes) } else { Err(wrong()) }
+fn word_of<T: PartialEq>(value: T, words: Words<T>) -> &'static str {
+    words.iter().find(|(_, one)| *one == value).map_or("", |(word, _)| word)
 }
 
-#[must_use]
-pub fn secret_text(bytes: &[u8]) -> String {
-    format!("{SECRET_PREFIX}{}", STANDARD.encode(bytes))
+/// What is to be generated; `None` when nothing is said.
+pub fn secret_type(given: Option<&str>, errors: &mut Errors) -> Option<SecretKind> {
+    given.map(|given| word(errors, "/secretType", Some(given), SECRET_TYPES))
 }
 
 /// An endpoint as answers show it: every member with the value in force.
@@ -395,6 +412,8 @@ pub struct EndpointBody {
     pub description: String,
     pub event_types: Vec<String>,
     pub headers: BTreeMap<String, String>,
+    /// The values are not shown.
+    pub sensitive_header_names: Vec<String>,
     pub rate_limit: Option<RateLimitInput>,
     pub max_in_flight: u32,
     pub timeout: String,
@@ -413,6 +432,9 @@ pub struct EndpointBody {
     /// Only when the endpoint is created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
+    /// Of an ed25519 secret, only when the endpoint is created; later under `public-keys`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
 }
 
 impl EndpointBody {
@@ -438,6 +460,11 @@ impl EndpointBody {
                 .iter()
                 .map(|(name, value)| (name.to_string(), value.to_string()))
                 .collect(),
+            sensitive_header_names: endpoint
+                .sensitive_headers
+                .iter()
+                .map(|(name, _)| name.to_string())
+                .collect(),
             rate_limit: endpoint.rate_limit.map(|rate| RateLimitInput {
                 limit: rate.limit.into(),
                 per: Some(format_duration(rate.per)),
@@ -445,18 +472,10 @@ impl EndpointBody {
             }),
             max_in_flight: endpoint.max_in_flight,
             timeout: format_duration(endpoint.timeout),
-            ordering: match endpoint.ordering {
-                Ordering::None => "none",
-                Ordering::Key => "key",
-                Ordering::Endpoint => "endpoint",
-            },
+            ordering: word_of(endpoint.ordering, ORDERINGS),
             retry: retry_body(&endpoint.retry),
-            format: match endpoint.format {
-                Format::Standard => "standard",
-            },
-            signature: match endpoint.signature {
-                SignaturePreset::Standard => "standard",
-            },
+            format: word_of(endpoint.format, FORMATS),
+            signature: word_of(endpoint.signature, SIGNATURES),
             trace: endpoint.trace,
             metadata: metadata_body(endpoint),
             status,
@@ -465,6 +484,7 @@ impl EndpointBody {
             created_at: Time(endpoint.created_at),
             updated_at: Time(endpoint.updated_at),
             secret: None,
+            public_key: None,
         }
     }
 
@@ -477,6 +497,7 @@ impl EndpointBody {
             description: Some(self.description),
             event_types: Some(self.event_types),
             headers: Some(self.headers),
+            sensitive_headers: None,
             rate_limit: self.rate_limit,
             max_in_flight: Some(self.max_in_flight.into()),
             timeout: Some(self.timeout),
@@ -485,6 +506,7 @@ impl EndpointBody {
             format: Some(self.format.to_owned()),
             signature: Some(self.signature.to_owned()),
             secret: None,
+            secret_type: None,
             trace: Some(self.trace),
             metadata: Some(self.metadata),
         }
@@ -595,7 +617,9 @@ pub(crate) mod tests {
             (json!({"maxInFlight": 1001}), "/maxInFlight"),
             (json!({"ordering": "strict"}), "/ordering"),
             (json!({"format": "xml"}), "/format"),
-            (json!({"signature": "stripe"}), "/signature"),
+            (json!({"signature": "svix"}), "/signature"),
+            (json!({"sensitiveHeaders": {"A": "1", "a": "2"}}), "/sensitiveHeaders/a"),
+            (json!({"headers": {"A": "1"}, "sensitiveHeaders": {"a": "2"}}), "/sensitiveHeaders/A"),
             (json!({"rateLimit": {"limit": 0}}), "/rateLimit/limit"),
             (json!({"rateLimit": {"limit": 1, "per": "0s"}}), "/rateLimit/per"),
             (json!({"rateLimit": {"limit": 1, "burst": 0}}), "/rateLimit/burst"),
@@ -647,18 +671,5 @@ pub(crate) mod tests {
         assert_eq!(target["retry"], json!({"schedule": ["1s"]}));
         merge(&mut target, &json!({"retry": {"maxAttempts": 2}}));
         assert_eq!(target["retry"], json!({"maxAttempts": 2}));
-    }
-
-    #[test]
-    fn secrets_read_back_and_bad_ones_are_refused() {
-        for length in [24, 32, 64] {
-            let bytes = vec![7; length];
-            assert_eq!(parse_secret(&secret_text(&bytes)), Ok(bytes));
-        }
-        for bad in
-            [secret_text(&[7; 23]), secret_text(&[7; 65]), STANDARD.encode([7; 32]), "whsec_!".to_owned()]
-        {
-            assert!(parse_secret(&bad).is_err(), "{bad}");
-        }
     }
 }

@@ -191,6 +191,8 @@ pub static ROUTES: &[Route] = &[
         optional_body(any_object), Handled, 202, Some(schema::<AcceptedBody<'static>>), endpoints::test),
     route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "The secrets that sign", Admin, NONE, None,
         Plain, 200, Some(schema::<endpoints::SecretBody>), endpoints::secret),
+    route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "The public keys that verify `v1a`", Read, NONE, None,
+        Plain, 200, Some(schema::<endpoints::PublicKeysBody>), endpoints::public_keys),
     route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Sign with a new secret", Admin, NONE,
         optional_body(schema::<endpoints::RotateInput>), Remembered, 200, Some(schema::<endpoints::SecretBody>), endpoints::rotate),
     route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Counts and latencies of a window", Read, lists::WINDOW, None,

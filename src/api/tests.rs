@@ -38,7 +38,15 @@ fn engine() -> Engine {
         breaker_probe_initial: Duration::from_secs(1),
         breaker_probe_max: Duration::from_secs(1),
     };
-    Engine::new(opened, courier, Clock::default(), Arc::new(Metrics::new()), settings).0
+    Engine::new(
+        opened,
+        courier,
+        crate::vault::Vault::new(None),
+        Clock::default(),
+        Arc::new(Metrics::new()),
+        settings,
+    )
+    .0
 }
 
 async fn ask(

@@ -35,9 +35,12 @@ pub(crate) enum EndpointsCommand {
         tenant: Option<String>,
         #[command(flatten)]
         options: Box<Options>,
-        /// The signing secret, whsec_...; one is generated without it.
-        #[arg(long, value_name = "WHSEC")]
+        /// The signing secret, whsec_... or whsk_...; one is generated without it.
+        #[arg(long, value_name = "SECRET")]
         secret: Option<String>,
+        /// What is generated.
+        #[arg(long, conflicts_with = "secret")]
+        secret_type: Option<SecretType>,
     },
     /// List endpoints, newest first.
     List {
@@ -74,10 +77,15 @@ pub(crate) enum EndpointsCommand {
         /// How long the old secret still signs too [default: 24h].
         #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
         overlap: Option<String>,
-        /// The new secret, whsec_...; one is generated without it.
-        #[arg(long, value_name = "WHSEC")]
+        /// The new secret, whsec_... or whsk_...; one is generated without it.
+        #[arg(long, value_name = "SECRET")]
         secret: Option<String>,
+        /// What is generated [default: as the present one].
+        #[arg(long, conflicts_with = "secret")]
+        secret_type: Option<SecretType>,
     },
+    /// Show the public keys that verify v1a signatures.
+    PublicKeys(Id),
     /// Send a test event to this endpoint alone.
     Test(Id),
     /// Remove an endpoint; its pending deliveries become dead letters.
@@ -114,6 +122,12 @@ enum Signature {
     Github,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SecretType {
+    Hmac,
+    Ed25519,
+}
+
 /// What an endpoint can be told, at creation and later.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {
@@ -125,6 +139,9 @@ pub(crate) struct Options {
     /// A header of its own on every request; may be given several times. An update with an empty value removes it.
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// As --header, but the value is never shown again.
+    #[arg(long = "sensitive-header", value_name = "NAME: VALUE", value_parser = header)]
+    sensitive_headers: Vec<(String, String)>,
     /// Most requests per time, such as 100/1s.
     #[arg(long, value_name = "N/DURATION", value_parser = Rate::parse)]
     rate: Option<Rate>,
@@ -206,6 +223,14 @@ fn header(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// An empty value removes a header.
+fn header_members(headers: &[(String, String)]) -> Option<Value> {
+    let members = headers.iter().map(|(name, value)| {
+        (name.clone(), if value.is_empty() { Value::Null } else { Value::from(value.as_str()) })
+    });
+    non_empty(members.collect())
+}
+
 fn word(value: &impl ValueEnum) -> Value {
     value.to_possible_value().map_or(Value::Null, |value| Value::from(value.get_name()))
 }
@@ -241,10 +266,8 @@ impl Options {
         set(&mut members, "description", self.description.clone());
         let types = (!self.event_types.is_empty()).then(|| self.event_types.clone());
         set(&mut members, "eventTypes", types);
-        let headers = self.headers.iter().map(|(name, value)| {
-            (name.clone(), if value.is_empty() { Value::Null } else { Value::from(value.as_str()) })
-        });
-        set(&mut members, "headers", non_empty(headers.collect()));
+        set(&mut members, "headers", header_members(&self.headers));
+        set(&mut members, "sensitiveHeaders", header_members(&self.sensitive_headers));
         set(&mut members, "rateLimit", self.rate_limit());
         set(&mut members, "maxInFlight", self.max_in_flight);
         set(&mut members, "timeout", self.timeout.clone());
@@ -274,7 +297,9 @@ impl Options {
         if self.burst.is_some() && !matches!(self.rate, Some(Rate::Limited { .. })) {
             return Err(super::usage("--burst needs a --rate such as 100/1s"));
         }
-        if let Some((name, _)) = self.headers.iter().find(|(_, value)| value.is_empty()) {
+        if let Some((name, _)) =
+            self.headers.iter().chain(&self.sensitive_headers).find(|(_, value)| value.is_empty())
+        {
             return Err(super::usage(format!("the header {name} has no value")));
         }
         let mut members = self.members();
@@ -295,8 +320,11 @@ impl Options {
 impl EndpointsCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
-            Self::Add { url, tenant, options, secret } => {
-                let body = options.creation(url, tenant.as_deref(), secret.as_deref())?;
+            Self::Add { url, tenant, options, secret, secret_type } => {
+                let mut body = options.creation(url, tenant.as_deref(), secret.as_deref())?;
+                if let Some(kind) = secret_type {
+                    body["secretType"] = word(kind);
+                }
                 let answer = session.client.create(&["v1", "endpoints"], body.to_string(), None).await?;
                 session.show(&answer)?;
                 if !session.json && secret.is_none() {
@@ -312,8 +340,8 @@ impl EndpointsCommand {
                 let body = options.patch(url.as_deref())?.to_string();
                 session.show(&session.client.patch(&["v1", "endpoints", &id.id], body).await?)
             }
-            Self::RotateSecret { id, overlap, secret } => {
-                let body = rotation(overlap.as_deref(), secret.as_deref());
+            Self::RotateSecret { id, overlap, secret, secret_type } => {
+                let body = rotation(overlap.as_deref(), secret.as_deref(), secret_type.as_ref());
                 let path = ["v1", "endpoints", &id.id, "secret", "rotate"];
                 session.done(&session.client.post(&path, Some(body)).await?, "The secret is rotated.")
             }
@@ -323,6 +351,7 @@ impl EndpointsCommand {
             }
             Self::Show(id) => look(session, id, &[]).await,
             Self::Secret(id) => look(session, id, &["secret"]).await,
+            Self::PublicKeys(id) => look(session, id, &["public-keys"]).await,
             Self::Stats(id) => look(session, id, &["stats"]).await,
             Self::Lane(id) => look(session, id, &["lane"]).await,
             Self::Pause(id) => act(session, id, "pause", "is paused").await,
@@ -342,10 +371,11 @@ async fn act(session: &Session, id: &Id, action: &str, words: &str) -> anyhow::R
     session.done(&answer, &format!("{} {words}.", id.id))
 }
 
-fn rotation(overlap: Option<&str>, secret: Option<&str>) -> String {
+fn rotation(overlap: Option<&str>, secret: Option<&str>, kind: Option<&SecretType>) -> String {
     let mut members = Map::new();
     set(&mut members, "overlap", overlap);
     set(&mut members, "secret", secret);
+    set(&mut members, "secretType", kind.map(word));
     json!(members).to_string()
 }
 
@@ -364,7 +394,7 @@ mod tests {
 
     fn creation(arguments: &[&str]) -> anyhow::Result<Value> {
         match parse(&[&["add"], arguments].concat()) {
-            EndpointsCommand::Add { url, tenant, options, secret } => {
+            EndpointsCommand::Add { url, tenant, options, secret, secret_type: _ } => {
                 options.creation(&url, tenant.as_deref(), secret.as_deref())
             }
             other => panic!("not add: {other:?}"),
@@ -468,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_rotation_says_only_what_was_asked() {
-        assert_eq!(rotation(None, None), "{}");
-        assert_eq!(rotation(Some("1h"), None), r#"{"overlap":"1h"}"#);
+        assert_eq!(rotation(None, None, None), "{}");
+        assert_eq!(rotation(Some("1h"), None, None), r#"{"overlap":"1h"}"#);
     }
 }

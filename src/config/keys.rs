@@ -61,6 +61,8 @@ pub const KEYS: &[Key] = &[
     key!(server.ops_listen, Restart, Value::address),
     key!(auth.admin_key, Restart, |value| value.admin_key().map(Some)),
     key!(auth.admin_key_file, Restart, |value| value.path().map(Some)),
+    key!(secrets.key, Restart, |value| value.secrets_key().map(Some)),
+    key!(secrets.key_file, Restart, |value| value.path().map(Some)),
     key!(store.kind, Restart, Value::store_kind),
     key!(store.path, Restart, Value::path),
     key!(ingest.max_event_bytes, Restart, |value| value.size(64, limits::EVENT_BYTES_MAX)),

@@ -17,6 +17,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::de::{DeTable, DeValue};
 
@@ -36,6 +38,7 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub struct Config {
     pub server: Server,
     pub auth: Auth,
+    pub secrets: Secrets,
     pub store: Store,
     pub ingest: Ingest,
     pub delivery: Delivery,
@@ -57,6 +60,13 @@ pub struct Server {
 pub struct Auth {
     pub admin_key: Option<AdminKey>,
     pub admin_key_file: Option<PathBuf>,
+}
+
+/// The key that secrets and sensitive headers are encrypted under.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Secrets {
+    pub key: Option<SecretsKey>,
+    pub key_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +217,34 @@ impl AdminKey {
 impl fmt::Debug for AdminKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AdminKey(..)")
+    }
+}
+
+/// Bytes of [`SecretsKey`].
+pub const SECRETS_KEY_BYTES: usize = 32;
+
+/// The key for encryption at rest. Shows itself to nobody but [`SecretsKey::expose`]'s caller.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretsKey([u8; SECRETS_KEY_BYTES]);
+
+impl SecretsKey {
+    const RULE: &str = "must be the standard base64 of 32 random bytes (the value is not shown)";
+
+    /// `None` when it is not the base64 of 32 bytes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        STANDARD.decode(text).ok()?.try_into().ok().map(Self)
+    }
+
+    #[must_use]
+    pub fn expose(&self) -> &[u8; SECRETS_KEY_BYTES] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretsKey(..)")
     }
 }
 
@@ -379,15 +417,16 @@ impl Config {
     /// When the file cannot be read or holds no legal key.
     pub fn admin_key(&self) -> Result<Option<AdminKey>, ConfigError> {
         let Some(path) = &self.auth.admin_key_file else { return Ok(self.auth.admin_key.clone()) };
-        let error = |reason: String| ConfigError {
-            origin: Origin::File { path: path.clone(), line: None },
-            key: Some("auth.admin_key_file".to_owned()),
-            reason,
-        };
-        let text = read_bounded(path).map_err(|cause| error(format!("cannot be read: {cause}")))?;
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        AdminKey::parse(text).map(Some).ok_or_else(|| error(AdminKey::RULE.to_owned()))
+        from_file(path, "auth.admin_key_file", AdminKey::RULE, AdminKey::parse).map(Some)
+    }
+
+    /// The key for encryption at rest, likewise.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no legal key.
+    pub fn secrets_key(&self) -> Result<Option<SecretsKey>, ConfigError> {
+        let Some(path) = &self.secrets.key_file else { return Ok(self.secrets.key.clone()) };
+        from_file(path, "secrets.key_file", SecretsKey::RULE, SecretsKey::parse).map(Some)
     }
 
     /// What a reload to `new` would change.
@@ -400,6 +439,24 @@ impl Config {
         let names = |keys: Vec<&'static Key>| keys.into_iter().map(|key| key.name).collect();
         if restart.is_empty() { Ok(names(reload)) } else { Err(names(restart)) }
     }
+}
+
+/// A key in a file of its own; one line break at its end is not part of it.
+fn from_file<T>(
+    path: &Path,
+    key: &str,
+    rule: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, ConfigError> {
+    let error = |reason: String| ConfigError {
+        origin: Origin::File { path: path.to_owned(), line: None },
+        key: Some(key.to_owned()),
+        reason,
+    };
+    let text = read_bounded(path).map_err(|cause| error(format!("cannot be read: {cause}")))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    parse(text).ok_or_else(|| error(rule.to_owned()))
 }
 
 /// Checks a file alone, without environment and flags.
@@ -496,7 +553,7 @@ impl Loading {
     /// not go together are an error at the first one's place.
     fn check_relations(&mut self) -> Result<(), ConfigError> {
         let given = |key| self.origins.contains_key(key);
-        let Config { server, auth, delivery, retry, .. } = &mut self.config;
+        let Config { server, auth, secrets, delivery, retry, .. } = &mut self.config;
         if !given("retry.initial") {
             retry.initial = retry.initial.min(retry.max_interval);
         } else if !given("retry.max_interval") {
@@ -512,12 +569,14 @@ impl Loading {
             && given("delivery.timeout")
             && delivery.connect_timeout > delivery.timeout;
         let same_listener = server.api_listen == server.ops_listen && server.api_listen.port() != 0;
+        let two_secrets_keys = secrets.key.is_some() && secrets.key_file.is_some();
         let two_keys = auth.admin_key.is_some() && auth.admin_key_file.is_some();
         let probes_wrong = delivery.breaker_probe_initial > delivery.breaker_probe_max;
         let not_longer = "must not be longer than";
         let relations = [
             (same_listener, "server.ops_listen", "server.api_listen", "must differ from"),
             (two_keys, "auth.admin_key_file", "auth.admin_key", "must not be set beside"),
+            (two_secrets_keys, "secrets.key_file", "secrets.key", "must not be set beside"),
             (connect_too_long, "delivery.connect_timeout", "delivery.timeout", not_longer),
             (probes_wrong, "delivery.breaker_probe_initial", "delivery.breaker_probe_max", not_longer),
             (retry.initial > retry.max_interval, "retry.initial", "retry.max_interval", not_longer),

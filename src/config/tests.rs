@@ -35,6 +35,8 @@ fn every_key_changes_something_and_has_a_variable() {
         ("kind", "embedded"),
         ("admin_key", "k"),
         ("path", "/x"),
+        ("key", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ("key_file", "/x"),
         ("admin_key_file", "/x"),
         ("api_listen", "[::1]:0"),
         ("ops_listen", "0.0.0.0:1"),
@@ -191,6 +193,32 @@ fn the_admin_key_is_read_from_its_file_without_the_line_break() {
     assert_eq!(config.admin_key().expect("read").expect("set").expose(), "from-a-credential");
     std::fs::write(file.path(), "").expect("written");
     assert!(config.admin_key().is_err());
+}
+
+#[test]
+fn the_key_of_secrets_is_32_bytes_of_base64_and_never_shown() {
+    let good = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
+    let config = load(&format!("[secrets]\nkey = \"{good}\""), &[]).expect("legal");
+    assert!(!format!("{config:?}").contains("c2Vj"));
+    assert_eq!(
+        config.secrets_key().expect("set").expect("set").expose(),
+        b"secret-secret-secret-secret-secr"
+    );
+    for bad in ["", "c2VjcmV0", &good[1..], "hunter2", &format!("{good} "), &good.replace('=', "")] {
+        let refused = refusal(&format!("[secrets]\nkey = \"{bad}\""));
+        assert!(refused.contains("base64 of 32 random bytes"), "{bad}: {refused}");
+        assert!(!refused.contains("c2Vj") && !refused.contains("hunter2"), "{refused}");
+    }
+    let both = refusal(&format!("[secrets]\nkey = \"{good}\"\nkey_file = \"b\""));
+    assert!(both.contains("must not be set beside"), "{both}");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), format!("{good}\n")).expect("written");
+    let mut config = Config::default();
+    assert_eq!(config.secrets_key().expect("none is set"), None);
+    config.secrets.key_file = Some(file.path().to_owned());
+    assert!(config.secrets_key().expect("read").is_some());
+    std::fs::write(file.path(), "short").expect("written");
+    assert!(config.secrets_key().is_err());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
-use super::{AdminKey, Keep, LogFormat, PortRange, StoreKind};
+use super::{AdminKey, Keep, LogFormat, PortRange, SecretsKey, StoreKind};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
@@ -175,6 +175,10 @@ impl Value {
     /// Never quotes the value: it is a secret.
     pub(super) fn admin_key(&self) -> Result<AdminKey, String> {
         self.text().ok().and_then(AdminKey::parse).ok_or_else(|| AdminKey::RULE.to_owned())
+    }
+
+    pub(super) fn secrets_key(&self) -> Result<SecretsKey, String> {
+        self.text().ok().and_then(SecretsKey::parse).ok_or_else(|| SecretsKey::RULE.to_owned())
     }
 
     pub(super) fn networks(&self) -> Result<Vec<IpNet>, String> {

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use crate::domain::{Endpoint, Event, Timestamp};
+use crate::domain::{Endpoint, Event, Format, Timestamp, attribute};
 use crate::limits;
 
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
-/// The standard body; `data` stands in it byte for byte as it was posted.
+/// The standard body (format `standard`); `data` stands in it byte for byte as it was posted.
 #[must_use]
-pub fn standard_body(event: &Event) -> Bytes {
+fn standard_body(event: &Event) -> Bytes {
     let mut body = String::with_capacity(event.data.len() + 256);
     // Ids, types, tenants and versions are made of characters that JSON leaves alone.
     let head = write!(
@@ -37,6 +37,67 @@ pub fn standard_body(event: &Event) -> Bytes {
     body.into()
 }
 
+/// The body in the endpoint's format, and its media type.
+#[must_use]
+pub fn body(endpoint: &Endpoint, event: &Event) -> (Bytes, &'static str) {
+    match endpoint.format {
+        Format::Standard => (standard_body(event), "application/json"),
+        // Some receivers compare this byte for byte.
+        Format::CloudEvents => {
+            (cloudevent_body(endpoint, event), "application/cloudevents+json; charset=utf-8")
+        }
+    }
+}
+
+/// CloudEvents 1.0 in structured mode. An event that was posted as a CloudEvent keeps its id, source and extensions;
+/// others get our id and `/<tenant>` as source.
+fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
+    let mut body = Vec::with_capacity(event.data.len() + 512);
+    let id = event.attribute(attribute::ID).unwrap_or(event.id.as_str());
+    let source =
+        event.attribute(attribute::SOURCE).map_or_else(|| format!("/{}", event.tenant), str::to_owned);
+    body.extend_from_slice(br#"{"specversion":"1.0""#);
+    let mut member = |name: &str, value: &str| {
+        let value = serde_json::to_string(value).expect("a string is JSON");
+        body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes());
+    };
+    member("id", id);
+    member("source", &source);
+    member("type", event.event_type.as_str());
+    member("time", &rfc3339(event.timestamp));
+    member("datacontenttype", event.attribute(attribute::CONTENT_TYPE).unwrap_or("application/json"));
+    let subject = event.stream.as_ref().map(|(name, _)| name.as_str());
+    if let Some(subject) = event.attribute(attribute::SUBJECT).or(subject) {
+        member(attribute::SUBJECT, subject);
+    }
+    if let Some(schema) = event.attribute(attribute::DATA_SCHEMA) {
+        member(attribute::DATA_SCHEMA, schema);
+    }
+    for (name, value) in event.attributes.iter().filter(|(name, _)| leaves(name, endpoint)) {
+        match name.strip_suffix(attribute::NOT_TEXT) {
+            Some(name) => body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes()),
+            None => {
+                let value = serde_json::to_string(value).expect("a string is JSON");
+                body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes());
+            }
+        }
+    }
+    let binary = event.attribute(attribute::BINARY).is_some();
+    body.extend_from_slice(if binary { br#","data_base64":"# } else { br#","data":"# });
+    body.extend_from_slice(&event.data);
+    body.push(b'}');
+    body.into()
+}
+
+/// Whether an attribute goes out as an extension: what has its own place does not, and a trace only as the endpoint wants it.
+fn leaves(name: &str, endpoint: &Endpoint) -> bool {
+    match name {
+        attribute::TRACE_PARENT => endpoint.trace,
+        "tracestate" | "baggage" => false,
+        _ => !attribute::OWN.contains(&name),
+    }
+}
+
 fn rfc3339(at: Timestamp) -> String {
     let nanos = i128::from(at.millis()) * 1_000_000;
     let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("timestamps end with year 9999");
@@ -52,34 +113,35 @@ fn rfc3339(at: Timestamp) -> String {
     )
 }
 
-/// The headers of one attempt.
+/// The headers of one attempt: the endpoint's own, then ours over them.
 ///
 /// # Errors
 /// When a header of the endpoint is no longer legal.
-pub fn standard_headers(
-    endpoint: &Endpoint,
+pub fn headers(
+    own: &[(Box<str>, Box<str>)],
+    media: &'static str,
     event: &Event,
     attempt: u32,
     now: Timestamp,
-    signature: &str,
+    signature: (&'static str, String),
 ) -> Result<HeaderMap, String> {
     let ours = |text: String| HeaderValue::try_from(text).map_err(|error| error.to_string());
-    let mut headers = HeaderMap::with_capacity(8 + endpoint.headers.len());
-    for (name, value) in &endpoint.headers {
+    let mut headers = HeaderMap::with_capacity(8 + own.len());
+    for (name, value) in own {
         let name = HeaderName::try_from(&**name).map_err(|error| error.to_string())?;
         headers.append(name, HeaderValue::try_from(&**value).map_err(|error| error.to_string())?);
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
     headers.insert("webhook-id", ours(event.id.to_string())?);
     headers.insert("webhook-timestamp", ours(now.seconds().to_string())?);
-    headers.insert("webhook-signature", ours(signature.to_owned())?);
+    headers.insert(signature.0, ours(signature.1)?);
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert("balto-attempt", HeaderValue::from(attempt));
     Ok(headers)
 }
 
 /// Headers that are the sender's own business, or that metadata services take for a permission.
-const RESERVED: [&str; 21] = [
+const RESERVED: [&str; 23] = [
     "host",
     "content-length",
     "content-type",
@@ -101,6 +163,8 @@ const RESERVED: [&str; 21] = [
     "tracestate",
     "baggage",
     "traceparent",
+    "stripe-signature",
+    "x-hub-signature-256",
 ];
 const RESERVED_PREFIXES: [&str; 6] =
     ["proxy-", "webhook-", "ce-", "x-aws-ec2-metadata-token", "x-forwarded-", "balto-"];

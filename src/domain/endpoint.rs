@@ -31,13 +31,20 @@ pub enum Ordering {
 pub enum Format {
     #[default]
     Standard,
+    /// CloudEvents 1.0, structured mode.
+    CloudEvents,
 }
 
 /// How the endpoint's requests are signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SignaturePreset {
+    /// Standard Webhooks: `webhook-signature`.
     #[default]
     Standard,
+    /// `Stripe-Signature`.
+    Stripe,
+    /// `X-Hub-Signature-256`.
+    Github,
 }
 
 /// When a failed delivery is tried again.
@@ -59,18 +66,59 @@ pub enum RetryPolicy {
     Schedule(Vec<Duration>),
 }
 
-/// A signing secret: raw key bytes. Deliberately without a `Debug` that shows them.
+/// What a secret is a key of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretKind {
+    /// HMAC-SHA256, written `whsec_`.
+    Hmac,
+    /// Ed25519, written `whsk_`; held as its seed.
+    Ed25519,
+    /// Characters that a signature preset other than the standard one takes as they are.
+    Text,
+}
+
+/// Bytes that whoever finds the disk should not read: encrypted under the operator's key, or plain where there is none.
+/// Deliberately without a `Debug` that shows them.
 #[derive(Clone, PartialEq, Eq)]
+pub enum Sealed {
+    Plain(Box<[u8]>),
+    Encrypted(Box<[u8]>),
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealed(..)")
+    }
+}
+
+/// A signing secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Secret {
-    pub bytes: Vec<u8>,
+    pub kind: SecretKind,
+    pub key: Sealed,
     /// `None` for the current secret; a rotated one signs until then.
     pub expires_at: Option<Timestamp>,
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
+/// The handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery": the receiver is asked before anything is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The DNS name that the sender goes by.
+    pub origin: Box<str>,
+    /// Requests per minute that are asked for, at least 1.
+    pub rate: Option<u32>,
+    /// SHA-256 of the token in the callback's URL, when the receiver may answer later.
+    pub callback: Option<[u8; 32]>,
+    /// Nothing is sent without it.
+    pub consent: Option<Consent>,
+}
+
+/// What a receiver has agreed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consent {
+    pub at: Timestamp,
+    /// Requests per minute, at least 1; `None` is any number.
+    pub rate: Option<u32>,
 }
 
 /// Why the daemon (not the operator) stopped sending to an endpoint.
@@ -126,6 +174,8 @@ pub struct Endpoint {
     /// Empty means every type.
     pub event_types: Vec<Pattern>,
     pub headers: Vec<(Box<str>, Box<str>)>,
+    /// Headers whose values are shown to nobody. Sorted by name.
+    pub sensitive_headers: Vec<(Box<str>, Sealed)>,
     pub rate_limit: Option<RateLimit>,
     /// Requests at once, at least 1.
     pub max_in_flight: u32,
@@ -134,6 +184,7 @@ pub struct Endpoint {
     pub retry: RetryPolicy,
     pub format: Format,
     pub signature: SignaturePreset,
+    pub handshake: Option<Handshake>,
     /// The current secret first, then those in their overlap.
     pub secrets: Vec<Secret>,
     /// Whether deliveries continue the event's `traceparent`.

@@ -33,7 +33,7 @@ pub struct Event {
     pub deliver_at: Option<Timestamp>,
     /// A JSON object, as text.
     pub metadata: Option<Bytes>,
-    /// Attributes beside the body's own: `traceparent`, CloudEvents `source` and extensions. Sorted by name.
+    /// Attributes beside the body's own, see [`attribute`]. Sorted by name.
     pub attributes: Vec<(Box<str>, Box<str>)>,
     /// A JSON value, byte for byte as it was posted.
     pub data: Bytes,
@@ -43,7 +43,29 @@ pub struct Event {
     pub idempotency: Vec<Idempotency>,
 }
 
+/// Names of an event's attributes. Those without a name here are extensions of a CloudEvent, in lower-case letters and
+/// digits; one whose value is a JSON number or boolean ends with [`NOT_TEXT`](attribute::NOT_TEXT).
+pub mod attribute {
+    /// The id that a CloudEvent had; ours is another, since theirs may be anything.
+    pub const ID: &str = "id";
+    pub const SOURCE: &str = "source";
+    pub const SUBJECT: &str = "subject";
+    pub const DATA_SCHEMA: &str = "dataschema";
+    pub const CONTENT_TYPE: &str = "datacontenttype";
+    /// There when the data is a JSON string that holds base64 of bytes.
+    pub const BINARY: &str = "data_base64";
+    pub const TRACE_PARENT: &str = "traceparent";
+    pub const NOT_TEXT: &str = "#";
+    /// Those that are no extensions.
+    pub const OWN: [&str; 6] = [ID, SOURCE, SUBJECT, DATA_SCHEMA, CONTENT_TYPE, BINARY];
+}
+
 impl Event {
+    #[must_use]
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value)
+    }
+
     /// When its deliveries are first due.
     #[must_use]
     pub fn first_due(&self) -> Timestamp {

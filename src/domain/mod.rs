@@ -18,10 +18,10 @@ pub use delivery::{
     Verdict,
 };
 pub use endpoint::{
-    DisabledReason, Endpoint, EndpointStatus, Format, Ordering, RateLimit, RetryPolicy, Secret,
-    SignaturePreset,
+    Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering, RateLimit, RetryPolicy,
+    Sealed, Secret, SecretKind, SignaturePreset,
 };
-pub use event::{Event, Expected};
+pub use event::{Event, Expected, attribute};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, StreamName, Tenant};

@@ -150,7 +150,7 @@ impl Engine {
         answer: Option<(Idempotency, Answer)>,
     ) -> Result<Arc<Endpoint>, ChangeError> {
         let mut commands = vec![Command::PutEndpoint(Box::new(endpoint))];
-        commands.extend(answer.map(|(idempotency, answer)| answered(idempotency, answer)));
+        commands.extend(answer.map(|(idempotency, answer)| self.answered(idempotency, answer)));
         match self.outbox().submit(unit(commands)).await?.into_iter().next() {
             Some(Outcome::Endpoint(endpoint)) => Ok(endpoint),
             Some(Outcome::Conflict) => Err(ChangeError::Conflict),
@@ -393,7 +393,7 @@ impl Engine {
         answer: Option<(Idempotency, Answer)>,
     ) -> Result<(), Unavailable> {
         let mut commands = vec![Command::Record(Record::KeyPut(Arc::new(key)))];
-        commands.extend(answer.map(|(idempotency, answer)| answered(idempotency, answer)));
+        commands.extend(answer.map(|(idempotency, answer)| self.answered(idempotency, answer)));
         self.outbox().submit(unit(commands)).await.map(drop)
     }
 
@@ -410,7 +410,7 @@ impl Engine {
     /// # Errors
     /// When it could not be written.
     pub async fn remember(&self, idempotency: Idempotency, answer: Answer) -> Result<(), Unavailable> {
-        self.outbox().submit(unit(vec![answered(idempotency, answer)])).await.map(drop)
+        self.outbox().submit(unit(vec![self.answered(idempotency, answer)])).await.map(drop)
     }
 
     /// Ends the outbox after the dispatcher has ended: writes what waits, checkpoints. Blocks.
@@ -422,6 +422,9 @@ impl Engine {
     pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 }
 
-fn answered(idempotency: Idempotency, answer: Answer) -> Command {
-    Command::Record(Record::RequestAnswered { idempotency, status: answer.status, body: answer.body })
+impl Engine {
+    fn answered(&self, idempotency: Idempotency, answer: Answer) -> Command {
+        let Answer { status, body } = self.seal_answer(&idempotency, answer);
+        Command::Record(Record::RequestAnswered { idempotency, status, body })
+    }
 }

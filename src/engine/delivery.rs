@@ -14,7 +14,7 @@ use crate::domain::{
 };
 use crate::lanes;
 use crate::rules::retry;
-use crate::rules::signature::signature_header;
+use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Unit};
@@ -67,7 +67,7 @@ async fn make(
         engine.metrics().first_attempt(started.wall.since(event.accepted_at));
     }
     let number = assignment.progress.attempts + 1;
-    let reply = match parcel(endpoint, event, number, started) {
+    let reply = match parcel(engine, endpoint, event, number, started) {
         Ok(parcel) => carry(engine, parcel).await,
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
     };
@@ -103,10 +103,19 @@ async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
     engine.shared.courier.send(parcel).await
 }
 
-fn parcel(endpoint: &Endpoint, event: &Event, number: u32, now: Now) -> Result<Parcel, String> {
-    let body = body::standard_body(event);
-    let signature = signature_header(&endpoint.secrets, now.wall, event.id.as_str(), &body);
-    let headers = body::standard_headers(endpoint, event, number, now.wall, &signature)?;
+fn parcel(
+    engine: &Engine,
+    endpoint: &Endpoint,
+    event: &Event,
+    number: u32,
+    now: Now,
+) -> Result<Parcel, String> {
+    let (body, media) = body::body(endpoint, event);
+    let keys = engine.live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
+    let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
+    let signature = signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body);
+    let own = engine.open_headers(endpoint).map_err(|error| error.to_string())?;
+    let headers = body::headers(&own, media, event, number, now.wall, signature)?;
     Parcel::new(&endpoint.url, headers, body, endpoint.timeout)
 }
 

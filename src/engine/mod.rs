@@ -11,6 +11,7 @@ mod dispatcher;
 mod operator;
 mod payloads;
 mod queries;
+mod secrets;
 #[cfg(test)]
 mod simulation;
 pub mod types;
@@ -26,6 +27,7 @@ use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now};
 use crate::metrics::Metrics;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Health, Outbox};
+use crate::vault::Vault;
 use clock::Clock;
 use types::Scope;
 
@@ -53,6 +55,7 @@ pub struct Engine {
 struct Shared {
     outbox: Outbox,
     courier: Courier,
+    vault: Vault,
     clock: Clock,
     metrics: Arc<Metrics>,
     settings: ArcSwap<Settings>,
@@ -68,6 +71,7 @@ impl Engine {
     pub fn new(
         opened: crate::store::Opened,
         courier: Courier,
+        vault: Vault,
         clock: Clock,
         metrics: Arc<Metrics>,
         settings: Settings,
@@ -76,6 +80,7 @@ impl Engine {
         let shared = Shared {
             outbox: opened.outbox,
             courier,
+            vault,
             clock,
             metrics,
             settings: ArcSwap::from_pointee(settings),

@@ -391,7 +391,9 @@ impl Engine {
             Judged::Duplicate(position) => position,
         };
         Ok(match self.record_at(position).await? {
-            Some(Record::RequestAnswered { status, body, .. }) => Remembered::Same(Answer { status, body }),
+            Some(Record::RequestAnswered { status, body, .. }) => {
+                Remembered::Same(self.open_answer(wanted, Answer { status, body })?)
+            }
             _ => Remembered::Nothing,
         })
     }

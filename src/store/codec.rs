@@ -4,13 +4,13 @@
 //! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
 //! never a panic, and never reserves more memory than the bytes themselves could fill.
 //!
-//! A record is a tag byte, a layout version byte (1), and its fields in this order:
+//! A record is a tag byte, a layout version byte (2 for `EndpointPut`, else 1), and its fields in this order:
 //!
 //! | tag | record | fields |
 //! |---|---|---|
 //! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
 //! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, next |
-//! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision |
+//! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
 //! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
 //! | 6 | `KeyDeleted` | id, at |
@@ -23,7 +23,7 @@
 //! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
 //! count; `?` is a byte 0 or 1 before the value; a duration is varint seconds and varint nanoseconds; an HTTP status is a `u16` and a
 //! float its bits as a `u64`, both little-endian; an idempotency is scope and fingerprint (16 bytes each) and an
-//! expiry?. Enumerations are one byte, listed at their `*_tag` function.
+//! expiry?; a secret is its kind, sealed key and expiry?. Enumerations are one byte, listed at their `*_tag` function.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -33,13 +33,16 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_u64, put_varint};
 use crate::domain::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
-    ErrorClass, Event, Format, Idempotency, InvalidName, Next, Ordering, Position, RateLimit, Record,
-    RetryPolicy, Role, Secret, SignaturePreset, Timestamp, Trigger,
+    ApiKey, Attempt, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber,
+    EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Next, Ordering, Position,
+    RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind, SignaturePreset, Timestamp, Trigger,
 };
 
-/// Version of the layouts below.
+/// Version of the layouts below that have had no other.
 const LAYOUT: u8 = 1;
+/// Version of the layout that endpoints are written in. The first one, which is still read, had secrets of one kind,
+/// in plain bytes, and no options.
+const ENDPOINT_LAYOUT: u8 = 2;
 
 const EVENT_ACCEPTED: u8 = 1;
 const ATTEMPT_FINISHED: u8 = 2;
@@ -72,7 +75,7 @@ pub enum CodecError {
 pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let tag = record_tag(record);
     put_u8(out, tag);
-    put_u8(out, LAYOUT);
+    put_u8(out, layout_of(tag));
     match record {
         Record::EventAccepted(event) => put_event(out, event),
         Record::AttemptFinished { delivery, due, attempt } => {
@@ -121,8 +124,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         return Err(CodecError::UnknownTag(tag));
     }
     let found = r.get_u8()?;
-    if found != LAYOUT {
-        return Err(CodecError::UnknownLayout { tag, found, known: LAYOUT });
+    if !(LAYOUT..=layout_of(tag)).contains(&found) {
+        return Err(CodecError::UnknownLayout { tag, found, known: layout_of(tag) });
     }
     let record = match tag {
         EVENT_ACCEPTED => Record::EventAccepted(Arc::new(get_event(r)?)),
@@ -131,7 +134,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             due: get_time(r)?,
             attempt: Arc::new(get_attempt(r)?),
         },
-        ENDPOINT_PUT => Record::EndpointPut(Arc::new(get_endpoint(r)?)),
+        ENDPOINT_PUT => Record::EndpointPut(Arc::new(get_endpoint(r, found)?)),
         ENDPOINT_DELETED => Record::EndpointDeleted { endpoint: get_number(r)?, at: get_time(r)? },
         KEY_PUT => Record::KeyPut(Arc::new(get_key(r)?)),
         KEY_DELETED => Record::KeyDeleted { id: get_name(r)?, at: get_time(r)? },
@@ -158,6 +161,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     };
     reader.finish()?;
     Ok(record)
+}
+
+fn layout_of(tag: u8) -> u8 {
+    if tag == ENDPOINT_PUT { ENDPOINT_LAYOUT } else { LAYOUT }
 }
 
 fn record_tag(record: &Record) -> u8 {
@@ -482,7 +489,8 @@ fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
     put_u8(out, format_tag(endpoint.format));
     put_u8(out, signature_tag(endpoint.signature));
     put_list(out, &endpoint.secrets, |out, secret| {
-        put_bytes(out, &secret.bytes);
+        put_u8(out, secret_kind_tag(secret.kind));
+        put_sealed(out, &secret.key);
         put_option(out, secret.expires_at.as_ref(), |out, at| put_time(out, *at));
     });
     put_u8(out, u8::from(endpoint.trace));
@@ -491,10 +499,11 @@ fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
     put_time(out, endpoint.created_at);
     put_time(out, endpoint.updated_at);
     put_varint(out, endpoint.revision.0);
+    put_endpoint_options(out, endpoint);
 }
 
-fn get_endpoint(r: &mut Reader<'_>) -> Result<Endpoint, CodecError> {
-    Ok(Endpoint {
+fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, CodecError> {
+    let mut endpoint = Endpoint {
         number: get_number(r)?,
         id: get_name(r)?,
         tenant: get_name(r)?,
@@ -502,6 +511,7 @@ fn get_endpoint(r: &mut Reader<'_>) -> Result<Endpoint, CodecError> {
         description: get_text(r)?,
         event_types: get_list(r, 1, get_name)?,
         headers: get_list(r, 2, get_pair)?,
+        sensitive_headers: Vec::new(),
         rate_limit: get_option(r, |r| {
             Ok(RateLimit { limit: r.get_varint_u32()?, per: get_duration(r)?, burst: r.get_varint_u32()? })
         })?,
@@ -514,17 +524,138 @@ fn get_endpoint(r: &mut Reader<'_>) -> Result<Endpoint, CodecError> {
             ordering_tag,
         )?,
         retry: get_retry(r)?,
-        format: get_tagged(r, "format", &[Format::Standard], format_tag)?,
-        signature: get_tagged(r, "signature preset", &[SignaturePreset::Standard], signature_tag)?,
-        secrets: get_list(r, 2, |r| {
-            Ok(Secret { bytes: r.get_bytes()?.to_vec(), expires_at: get_option(r, get_time)? })
-        })?,
+        format: get_tagged(r, "format", &[Format::Standard, Format::CloudEvents], format_tag)?,
+        signature: get_tagged(
+            r,
+            "signature preset",
+            &[SignaturePreset::Standard, SignaturePreset::Stripe, SignaturePreset::Github],
+            signature_tag,
+        )?,
+        handshake: None,
+        secrets: get_list(r, 2, |r| get_secret(r, layout))?,
         trace: get_bool(r)?,
         metadata: get_option(r, get_text)?,
         status: get_status(r)?,
         created_at: get_time(r)?,
         updated_at: get_time(r)?,
         revision: Position(r.get_varint()?),
+    };
+    if layout > LAYOUT {
+        get_endpoint_options(r, &mut endpoint)?;
+    }
+    Ok(endpoint)
+}
+
+fn get_secret(r: &mut Reader<'_>, layout: u8) -> Result<Secret, CodecError> {
+    if layout == LAYOUT {
+        let key = Sealed::Plain(r.get_bytes()?.into());
+        return Ok(Secret { kind: SecretKind::Hmac, key, expires_at: get_option(r, get_time)? });
+    }
+    use SecretKind::{Ed25519, Hmac, Text};
+    Ok(Secret {
+        kind: get_tagged(r, "kind of secret", &[Hmac, Ed25519, Text], secret_kind_tag)?,
+        key: get_sealed(r)?,
+        expires_at: get_option(r, get_time)?,
+    })
+}
+
+fn secret_kind_tag(kind: SecretKind) -> u8 {
+    match kind {
+        SecretKind::Hmac => 1,
+        SecretKind::Ed25519 => 2,
+        SecretKind::Text => 3,
+    }
+}
+
+/// 1 plain, 2 encrypted; then the bytes.
+fn put_sealed(out: &mut Vec<u8>, sealed: &Sealed) {
+    let (tag, bytes) = match sealed {
+        Sealed::Plain(bytes) => (1, bytes),
+        Sealed::Encrypted(bytes) => (2, bytes),
+    };
+    put_u8(out, tag);
+    put_bytes(out, bytes);
+}
+
+fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(Sealed::Plain(r.get_bytes()?.into())),
+        2 => Ok(Sealed::Encrypted(r.get_bytes()?.into())),
+        found => Err(CodecError::UnknownValue { what: "sealed value", found: u64::from(found) }),
+    }
+}
+
+const OPTION_SENSITIVE_HEADERS: u8 = 1;
+const OPTION_HANDSHAKE: u8 = 2;
+
+/// What few endpoints have, each as a tag and bytes, by ascending tag. A new one needs no new layout: what does not know
+/// it refuses the record.
+fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
+    let mut options: Vec<(u8, Vec<u8>)> = Vec::new();
+    if !endpoint.sensitive_headers.is_empty() {
+        let mut bytes = Vec::new();
+        put_list(&mut bytes, &endpoint.sensitive_headers, |out, (name, value)| {
+            put_text(out, name);
+            put_sealed(out, value);
+        });
+        options.push((OPTION_SENSITIVE_HEADERS, bytes));
+    }
+    if let Some(handshake) = &endpoint.handshake {
+        let mut bytes = Vec::new();
+        put_handshake(&mut bytes, handshake);
+        options.push((OPTION_HANDSHAKE, bytes));
+    }
+    put_list(out, &options, |out, (tag, bytes)| {
+        put_u8(out, *tag);
+        put_bytes(out, bytes);
+    });
+}
+
+fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(), CodecError> {
+    let options = get_list(r, 2, |r| Ok((r.get_u8()?, r.get_bytes()?)))?;
+    let mut last = 0;
+    for (tag, bytes) in options {
+        let unknown = CodecError::UnknownValue { what: "endpoint option here", found: u64::from(tag) };
+        if tag <= last {
+            return Err(unknown);
+        }
+        last = tag;
+        let mut reader = Reader::new(bytes);
+        match tag {
+            OPTION_SENSITIVE_HEADERS => {
+                endpoint.sensitive_headers =
+                    get_list(&mut reader, 3, |r| Ok((get_text(r)?, get_sealed(r)?)))?;
+                if endpoint.sensitive_headers.is_empty() {
+                    return Err(unknown);
+                }
+            }
+            OPTION_HANDSHAKE => endpoint.handshake = Some(get_handshake(&mut reader)?),
+            _ => return Err(unknown),
+        }
+        reader.finish()?;
+    }
+    Ok(())
+}
+
+/// Origin, rate?, callback? (32 bytes), consent? (time, rate?).
+fn put_handshake(out: &mut Vec<u8>, handshake: &Handshake) {
+    let put_rate = |out: &mut Vec<u8>, rate: &u32| put_varint(out, u64::from(*rate));
+    put_text(out, &handshake.origin);
+    put_option(out, handshake.rate.as_ref(), put_rate);
+    put_option(out, handshake.callback.as_ref(), |out, hash| out.extend_from_slice(hash));
+    put_option(out, handshake.consent.as_ref(), |out, consent| {
+        put_time(out, consent.at);
+        put_option(out, consent.rate.as_ref(), put_rate);
+    });
+}
+
+fn get_handshake(r: &mut Reader<'_>) -> Result<Handshake, CodecError> {
+    let get_rate = |r: &mut Reader<'_>| Ok(r.get_varint_u32()?);
+    Ok(Handshake {
+        origin: get_text(r)?,
+        rate: get_option(r, get_rate)?,
+        callback: get_option(r, |r| Ok(r.get_array()?))?,
+        consent: get_option(r, |r| Ok(Consent { at: get_time(r)?, rate: get_option(r, get_rate)? }))?,
     })
 }
 
@@ -539,12 +670,15 @@ fn ordering_tag(ordering: Ordering) -> u8 {
 fn format_tag(format: Format) -> u8 {
     match format {
         Format::Standard => 1,
+        Format::CloudEvents => 2,
     }
 }
 
 fn signature_tag(signature: SignaturePreset) -> u8 {
     match signature {
         SignaturePreset::Standard => 1,
+        SignaturePreset::Stripe => 2,
+        SignaturePreset::Github => 3,
     }
 }
 

@@ -21,6 +21,21 @@ fn free_port() -> u16 {
     StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// The daemon's command on free ports.
+pub(crate) fn serve(data: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
+    command
+        .arg("serve")
+        .args(flags)
+        .arg("--data-dir")
+        .arg(data)
+        .env("BALTO__SERVER__API_LISTEN", "127.0.0.1:0")
+        .env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0")
+        .env("BALTO__LOG__LEVEL", "error")
+        .stderr(Stdio::inherit());
+    command
+}
+
 pub(crate) struct Daemon {
     child: Child,
     pub(crate) api: String,
@@ -40,18 +55,18 @@ impl Daemon {
     }
 
     pub(crate) async fn start_with(data: &Path, flags: &[&str]) -> Self {
+        Self::start_in(data, flags, &[]).await
+    }
+
+    /// With more of the environment.
+    pub(crate) async fn start_in(data: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         // Another courier of this process may have installed it before.
         let _again = rustls::crypto::ring::default_provider().install_default();
         let (api, ops) = (free_port(), free_port());
-        let child = Command::new(env!("CARGO_BIN_EXE_balto"))
-            .arg("serve")
-            .args(flags)
-            .arg("--data-dir")
-            .arg(data)
+        let child = serve(data, flags)
             .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{api}"))
             .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{ops}"))
-            .stderr(Stdio::inherit())
-            .env("BALTO__LOG__LEVEL", "error")
+            .envs(environment.iter().copied())
             .spawn()
             .unwrap();
         let daemon = Self {

@@ -64,6 +64,7 @@ fn endpoint() -> Endpoint {
         description: "d".into(),
         event_types: vec!["order.*".parse().unwrap()],
         headers: vec![("x-a".into(), "b".into())],
+        sensitive_headers: Vec::new(),
         rate_limit: Some(RateLimit { limit: 10, per: Duration::from_secs(1), burst: 5 }),
         max_in_flight: 8,
         timeout: Duration::from_secs(15),
@@ -78,7 +79,12 @@ fn endpoint() -> Endpoint {
         },
         format: Format::Standard,
         signature: SignaturePreset::Standard,
-        secrets: vec![Secret { bytes: vec![9; 24], expires_at: None }],
+        handshake: None,
+        secrets: vec![Secret {
+            kind: SecretKind::Hmac,
+            key: Sealed::Plain([9; 24].into()),
+            expires_at: None,
+        }],
         trace: true,
         metadata: Some("{}".into()),
         status: EndpointStatus::Disabled { reason: DisabledReason::Failing, at: time(9) },
@@ -146,12 +152,36 @@ fn samples() -> Vec<Record> {
     ] {
         all.push(Record::EndpointPut(Arc::new(Endpoint { status, ..endpoint() })));
     }
+    all.extend(endpoints_with_options());
     for ordering in [Ordering::None, Ordering::Endpoint] {
         let retry = RetryPolicy::Schedule(vec![Duration::from_millis(1), Duration::MAX]);
         let bare = Endpoint { ordering, retry, rate_limit: None, metadata: None, trace: false, ..endpoint() };
         all.push(Record::EndpointPut(Arc::new(bare)));
     }
     all
+}
+
+fn endpoints_with_options() -> Vec<Record> {
+    let sealed = Sealed::Encrypted([5; 40].into());
+    let secret = |kind| Secret { kind, key: sealed.clone(), expires_at: Some(time(7)) };
+    let handshake = Handshake { origin: "a.example".into(), rate: None, callback: None, consent: None };
+    let consent = |rate| Some(Consent { at: time(8), rate });
+    let full = Endpoint {
+        sensitive_headers: vec![
+            ("authorization".into(), sealed.clone()),
+            ("x-b".into(), Sealed::Plain([1].into())),
+        ],
+        format: Format::CloudEvents,
+        signature: SignaturePreset::Stripe,
+        handshake: Some(Handshake { consent: consent(None), ..handshake.clone() }),
+        secrets: [SecretKind::Hmac, SecretKind::Ed25519, SecretKind::Text].map(secret).into(),
+        ..endpoint()
+    };
+    let asked = Handshake { rate: Some(1), callback: Some([6; 32]), ..handshake.clone() };
+    let agreed = Handshake { consent: consent(Some(9)), ..handshake };
+    let other = |handshake| Endpoint { handshake: Some(handshake), ..endpoint() };
+    let github = Endpoint { signature: SignaturePreset::Github, ..other(agreed) };
+    [full, github, other(asked)].map(|endpoint| Record::EndpointPut(Arc::new(endpoint))).into()
 }
 
 fn encoded(record: &Record) -> Vec<u8> {
@@ -214,16 +244,39 @@ fn unknown_tags_and_layouts_are_named() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
     assert_eq!(decode(&[12, 1]), Err(CodecError::UnknownTag(12)));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
+    assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));
+    assert_eq!(decode(&[3, 0]), Err(CodecError::UnknownLayout { tag: 3, found: 0, known: 2 }));
 }
 
-/// These bytes are on people's disks. A test that fails here means a new layout version, never a new expectation.
+#[test]
+fn options_of_an_endpoint_are_known_and_in_order() {
+    let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
+    let (count, head) = plain.split_last().unwrap();
+    assert_eq!(*count, 0);
+    for options in [&[1, 3, 0][..], &[1, 0, 0], &[1, 1, 1, 0], &[2, 2, 0, 1, 0], &[1, 2, 0]] {
+        let bytes = [head, options].concat();
+        assert!(decode(&bytes).is_err(), "{options:?}");
+    }
+}
+
+/// These bytes are on people's disks. A test that fails here means a new layout version, and a new line at the end of
+/// the file; never a changed line.
 #[test]
 fn golden_bytes_of_each_tag() {
-    let golden = include_str!("golden.txt");
+    let golden: Vec<_> = include_str!("golden.txt").lines().map(unhex).collect();
     let mut seen = std::collections::BTreeSet::new();
-    let all = samples();
-    let first_of_each = all.iter().filter(|record| seen.insert(record_tag(record)));
-    let lines: Vec<String> = first_of_each.map(|record| hex(&encoded(record))).collect();
+    for record in samples().iter().filter(|record| seen.insert(record_tag(record))) {
+        let lines: Vec<_> = golden.iter().filter(|bytes| bytes[0] == record_tag(record)).collect();
+        for line in &lines {
+            assert_eq!(decode(line).as_ref(), Ok(record), "layout {}", line[1]);
+        }
+        let now = encoded(record);
+        assert_eq!(lines.last().copied(), Some(&now), "\n{}\n", hex(&now));
+    }
     assert_eq!(seen.len(), usize::from(REQUEST_ANSWERED), "a tag has no sample");
-    assert_eq!(lines, golden.lines().collect::<Vec<_>>(), "\n{}\n", lines.join("\n"));
+}
+
+fn unhex(line: &str) -> Vec<u8> {
+    let pairs = line.as_bytes().chunks(2);
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
