@@ -66,3 +66,7 @@ pub mod projections;
 pub mod rules;
 pub mod store;
 pub mod vault;
+
+/// Events are allocated by one thread and freed by another, which is what the C library's allocator is worst at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
