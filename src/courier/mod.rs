@@ -105,6 +105,8 @@ impl Courier {
         let dns = GuardedDns { resolver: resolver.clone(), policy: policy.clone() };
         let client = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
+            // Every attempt is ours to count.
+            .retry(reqwest::retry::never())
             .no_proxy()
             .referer(false)
             .connect_timeout(connect_timeout)

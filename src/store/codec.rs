@@ -71,6 +71,18 @@ pub enum CodecError {
     Name(#[from] InvalidName),
 }
 
+/// Bytes that most records of this content do not exceed.
+#[must_use]
+pub fn size_hint(record: &Record) -> usize {
+    match record {
+        Record::EventAccepted(event) => {
+            256 + event.data.len() + event.metadata.as_ref().map_or(0, bytes::Bytes::len)
+        }
+        Record::AttemptFinished { attempt, .. } => 96 + attempt.reply.len(),
+        _ => 256,
+    }
+}
+
 /// Appends the record's bytes to `out`.
 pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let tag = record_tag(record);

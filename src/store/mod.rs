@@ -9,9 +9,11 @@ pub mod directory;
 pub mod disk;
 pub mod journal;
 pub mod outbox;
+mod queue;
 pub mod recent;
 pub mod state;
 pub mod types;
 pub mod writer;
 
-pub use outbox::{Admission, Health, Notice, OpenError, Opened, Outbox};
+pub use outbox::{Health, Notice, OpenError, Opened, Outbox};
+pub use queue::Admission;

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,18 +18,17 @@ use super::disk::RealDisk;
 use super::journal::{
     AppendError, Journal, JournalError, JournalOptions, JournalReader, OpenReport, ReadError,
 };
+use super::queue::{Admission, UnitQueue};
 use super::recent::Prepared;
 use super::state::{State, StateError};
 use super::types::Unavailable;
-use super::writer::{
-    Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit, stands_alone, weight,
-};
+use super::writer::{Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit};
 use crate::domain::{Position, Record, StreamName, Tenant, Timestamp};
 use crate::limits;
 use crate::projections::{LaneChange, idempotency, streams};
 
 /// Records that the state may be behind the journal before the writer waits for it.
-const STATE_LAG_MAX: u64 = 100_000;
+const STATE_LAG_MAX: u64 = 20_000;
 /// Pause between two tries to write what has to be written on a full disk.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 /// Format of the data directory, in the file of this name.
@@ -78,13 +77,6 @@ pub struct Opened {
 /// How long a commit took and what was in it, for metrics.
 pub type CommitObserver = Box<dyn Fn(usize, Duration) + Send>;
 
-/// Bounds of what may wait for its commit.
-#[derive(Clone, Copy, Debug)]
-pub struct Admission {
-    pub bytes: usize,
-    pub commands: usize,
-}
-
 enum StateMessage {
     Committed(Arc<Committed>),
     Read(Box<dyn FnOnce(&State) + Send>),
@@ -104,25 +96,15 @@ impl std::fmt::Debug for Outbox {
 }
 
 struct Inner {
-    writer: mpsc::Sender<Unit>,
+    queue: Arc<UnitQueue>,
     state: mpsc::Sender<StateMessage>,
     reader: JournalReader,
     directory: Arc<RwLock<Directory>>,
-    admission: Admission,
-    waiting: Arc<Waiting>,
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
-    stopping: Arc<std::sync::atomic::AtomicBool>,
     /// `None` when the directory is not one of the file system.
     _lock: Option<File>,
-}
-
-/// What waits for its commit.
-#[derive(Debug, Default)]
-struct Waiting {
-    bytes: AtomicUsize,
-    commands: AtomicUsize,
 }
 
 /// Whether the outbox can make anything durable.
@@ -173,23 +155,18 @@ impl Outbox {
         let directory = Arc::new(RwLock::new(directory(&state, &journal.reader())));
         let reader = journal.reader();
         let applied = Arc::new(AtomicU64::new(state.applied().0));
-        let waiting = Arc::new(Waiting::default());
-        let stopping = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let queue = Arc::new(UnitQueue::new(admission));
         let (health_sender, health) = watch::channel(Health::Good);
         let health_sender = Arc::new(health_sender);
-        let (writer, units) = mpsc::channel();
         let (state_sender, messages) = mpsc::channel();
         let (notice_sender, notices) = async_mpsc::channel(1_024);
         let writer_thread = WriterThread {
             committer: Committer::new(journal, directory.clone(), source),
-            units,
-            carried: Vec::new(),
+            queue: queue.clone(),
             state: state_sender.clone(),
             notices: notice_sender.clone(),
-            waiting: waiting.clone(),
             applied: applied.clone(),
             health: health_sender.clone(),
-            stopping: stopping.clone(),
             observer,
             full_disk_pause: FULL_DISK_PAUSE,
         };
@@ -203,16 +180,13 @@ impl Outbox {
             now: system_time,
         };
         let inner = Inner {
-            writer,
+            queue,
             state: state_sender,
             reader,
             directory,
-            admission,
-            waiting,
             applied,
             health,
             threads: Mutex::new(None),
-            stopping,
             _lock: lock,
         };
         let outbox = Self { inner: Arc::new(inner) };
@@ -224,11 +198,15 @@ impl Outbox {
     /// # Errors
     /// When nothing of it was committed.
     pub async fn submit(&self, mut unit: Unit) -> Result<Vec<Outcome>, Unavailable> {
-        self.admit(&unit)?;
+        match &*self.inner.health.borrow() {
+            Health::Good => {}
+            Health::DiskFull => return Err(Unavailable::DiskFull),
+            Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
+        }
         loop {
             let (reply, answer) = oneshot::channel();
             unit.reply = Some(reply);
-            self.send(unit)?;
+            self.inner.queue.push(unit)?;
             match answer.await {
                 Ok(Ok(outcomes)) => return Ok(outcomes),
                 Ok(Err(Refusal::DiskFull)) => return Err(Unavailable::DiskFull),
@@ -244,29 +222,9 @@ impl Outbox {
 
     /// Commits a unit that nobody waits for, as soon as it can be: an attempt's outcome.
     pub fn record(&self, unit: Unit) {
-        if self.send(unit).is_err() {
+        if self.inner.queue.push(unit).is_err() {
             tracing::debug!("an outcome came after the writer had stopped; the attempt will be made again");
         }
-    }
-
-    fn send(&self, unit: Unit) -> Result<(), Unavailable> {
-        let (commands, bytes) = weight(&unit);
-        self.inner.waiting.commands.fetch_add(commands, Ordering::Relaxed);
-        self.inner.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.inner.writer.send(unit).map_err(|_| Unavailable::Stopping)
-    }
-
-    fn admit(&self, unit: &Unit) -> Result<(), Unavailable> {
-        match &*self.inner.health.borrow() {
-            Health::Good => {}
-            Health::DiskFull => return Err(Unavailable::DiskFull),
-            Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
-        }
-        let (commands, bytes) = weight(unit);
-        let waiting = &self.inner.waiting;
-        let full = waiting.commands.load(Ordering::Relaxed) + commands > self.inner.admission.commands
-            || waiting.bytes.load(Ordering::Relaxed) + bytes > self.inner.admission.bytes;
-        if full { Err(Unavailable::Overloaded { retry_after: Duration::from_secs(1) }) } else { Ok(()) }
     }
 
     /// What the state knows about the streams and keys of a unit.
@@ -336,10 +294,7 @@ impl Outbox {
     /// Commands and bytes that wait for their commit.
     #[must_use]
     pub fn waiting(&self) -> (usize, usize) {
-        (
-            self.inner.waiting.commands.load(Ordering::Relaxed),
-            self.inner.waiting.bytes.load(Ordering::Relaxed),
-        )
+        self.inner.queue.weight()
     }
 
     /// Records that the state has not applied yet.
@@ -353,10 +308,9 @@ impl Outbox {
         let Some((writer, state)) = self.inner.threads.lock().expect("no holder panics").take() else {
             return;
         };
-        self.inner.stopping.store(true, Ordering::SeqCst);
-        let wake = Unit { commands: Vec::new(), prepared: Prepared::default(), reply: None };
-        if self.inner.writer.send(wake).is_err() || writer.join().is_err() {
-            tracing::error!("the writer had ended before it was told to");
+        self.inner.queue.close();
+        if writer.join().is_err() {
+            tracing::error!("the writer panicked");
         }
         if self.inner.state.send(StateMessage::Stop).is_err() || state.join().is_err() {
             tracing::error!("the state's thread had ended before it was told to");
@@ -509,15 +463,11 @@ pub(crate) struct Assembled {
 
 pub(crate) struct WriterThread {
     committer: Committer,
-    units: mpsc::Receiver<Unit>,
-    /// Taken out of the channel, to be committed first.
-    carried: Vec<Unit>,
+    queue: Arc<UnitQueue>,
     state: mpsc::Sender<StateMessage>,
     notices: async_mpsc::Sender<Notice>,
-    waiting: Arc<Waiting>,
     applied: Arc<AtomicU64>,
     health: Arc<watch::Sender<Health>>,
-    stopping: Arc<std::sync::atomic::AtomicBool>,
     observer: CommitObserver,
     /// How long it waits between two tries on a full disk.
     full_disk_pause: Duration,
@@ -527,15 +477,16 @@ impl WriterThread {
     fn run(mut self) {
         loop {
             self.wait_for_the_state();
-            if !self.turn() {
+            let Some(group) = self.queue.next_group() else { return };
+            if !self.commit(group) {
+                self.queue.abandon();
                 return;
             }
         }
     }
 
-    /// Commits one group. Gives whether to go on.
-    fn turn(&mut self) -> bool {
-        let Some(group) = self.next_group() else { return false };
+    /// Gives whether to go on.
+    fn commit(&mut self, group: Vec<Unit>) -> bool {
         let started = Instant::now();
         let result = self.committer.commit(group);
         if let Some(committed) = &result.committed {
@@ -544,41 +495,8 @@ impl WriterThread {
         self.publish(result)
     }
 
-    /// Units until a bound is reached or nothing more waits. `None` when it is time to stop.
-    fn next_group(&mut self) -> Option<Vec<Unit>> {
-        let mut group: Vec<Unit> = Vec::new();
-        let (mut commands, mut bytes) = (0, 0);
-        let mut carried = std::mem::take(&mut self.carried).into_iter();
-        loop {
-            let next = match carried.next() {
-                Some(unit) => Some(unit),
-                None if group.is_empty() && !self.stopping.load(Ordering::SeqCst) => self.units.recv().ok(),
-                None => self.units.try_recv().ok(),
-            };
-            let Some(unit) = next else { break };
-            let alone = stands_alone(&unit);
-            let (more_commands, more_bytes) = weight(&unit);
-            let full = commands + more_commands > limits::COMMIT_RECORDS_MAX
-                || bytes + more_bytes > limits::COMMIT_BYTES_MAX;
-            if !group.is_empty() && (alone || full) {
-                self.carried.push(unit);
-                break;
-            }
-            commands += more_commands;
-            bytes += more_bytes;
-            group.push(unit);
-            if alone {
-                break;
-            }
-        }
-        self.carried.extend(carried);
-        self.waiting.commands.fetch_sub(commands, Ordering::Relaxed);
-        self.waiting.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if group.is_empty() { None } else { Some(group) }
-    }
-
     /// Tells what was committed, in order. Gives whether to go on.
-    fn publish(&mut self, result: GroupResult) -> bool {
+    fn publish(&self, result: GroupResult) -> bool {
         if let Some(committed) = result.committed {
             self.set_health(Health::Good);
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
@@ -596,13 +514,9 @@ impl WriterThread {
             None => true,
             Some(AppendError::DiskFull) => {
                 self.set_health(Health::DiskFull);
-                let (commands, bytes) =
-                    result.unwritten.iter().map(weight).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-                self.waiting.commands.fetch_add(commands, Ordering::Relaxed);
-                self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.carried.splice(0..0, result.unwritten);
+                self.queue.put_back(result.unwritten);
                 std::thread::sleep(self.full_disk_pause);
-                !self.stopping.load(Ordering::SeqCst)
+                !self.queue.is_closed()
             }
             Some(error) => {
                 tracing::error!(%error, "the journal failed; nothing is acknowledged any more");
@@ -732,8 +646,8 @@ impl WriterThread {
 
     /// Commits what waits, when anything does. Gives whether the writer goes on.
     pub(crate) fn turn_by_hand(&mut self) -> bool {
-        // Units are counted before they are sent, by the same thread: the receiver below cannot block.
-        self.waiting.commands.load(Ordering::Relaxed) == 0 || self.turn()
+        let group = self.queue.take();
+        group.is_empty() || self.commit(group)
     }
 }
 

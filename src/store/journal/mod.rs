@@ -112,7 +112,8 @@ pub struct EncodedUnit {
 impl EncodedUnit {
     #[must_use]
     pub fn new(records: &[Record]) -> Self {
-        let mut unit = Self::default();
+        let bytes = records.iter().map(codec::size_hint).sum();
+        let mut unit = Self { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(records.len()) };
         for record in records {
             unit.push(record);
         }

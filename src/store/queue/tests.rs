@@ -1,0 +1,150 @@
+//! Promises of the queue: order, bounds for publishers alone, and an answer for everybody who waits.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::domain::{EndpointNumber, Record, Timestamp};
+use crate::store::recent::Prepared;
+use crate::store::writer::{Command, Outcome, Refusal, UnitReply};
+
+type Answer = oneshot::Receiver<Result<Vec<Outcome>, Refusal>>;
+
+fn queue(commands: usize) -> UnitQueue {
+    UnitQueue::new(Admission { bytes: 10_000_000, commands })
+}
+
+/// Known again by its number.
+fn unit(number: u64, reply: Option<UnitReply>) -> Unit {
+    let record = Record::DeliveriesCancelled { deliveries: Vec::new(), at: Timestamp::from_millis(number) };
+    Unit { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply }
+}
+
+fn outcome(number: u64) -> Unit {
+    unit(number, None)
+}
+
+fn awaited(number: u64) -> (Unit, Answer) {
+    let (reply, answer) = oneshot::channel();
+    (unit(number, Some(reply)), answer)
+}
+
+/// Changes the directory, so it is committed alone.
+fn lonely(number: u64) -> Unit {
+    let at = Timestamp::from_millis(number);
+    let commands = vec![Command::DeleteEndpoint { endpoint: EndpointNumber(1), at }];
+    Unit { commands, prepared: Prepared::default(), reply: None }
+}
+
+fn numbers(group: Option<Vec<Unit>>) -> Vec<u64> {
+    let number = |unit: Unit| match &unit.commands[0] {
+        Command::Record(Record::DeliveriesCancelled { at, .. }) | Command::DeleteEndpoint { at, .. } => {
+            at.millis()
+        }
+        other => panic!("{other:?}"),
+    };
+    group.unwrap_or_default().into_iter().map(number).collect()
+}
+
+#[test]
+fn groups_keep_the_order_and_changes_of_the_directory_stand_alone() {
+    let queue = queue(100);
+    for unit in [outcome(1), outcome(2), lonely(3), lonely(4), outcome(5)] {
+        queue.push(unit).unwrap();
+    }
+    queue.close();
+    let groups: Vec<_> = (0..5).map(|_| numbers(queue.next_group())).collect();
+    assert_eq!(groups, [vec![1, 2], vec![3], vec![4], vec![5], vec![]]);
+    assert_eq!(queue.weight(), (0, 0));
+}
+
+#[test]
+fn publishers_are_refused_at_the_bound_and_outcomes_never() {
+    let queue = queue(2);
+    let (first, _first) = awaited(1);
+    let (second, _second) = awaited(2);
+    let (third, _third) = awaited(3);
+    queue.push(first).unwrap();
+    queue.push(second).unwrap();
+    assert!(matches!(queue.push(third), Err(Unavailable::Overloaded { .. })));
+    queue.push(outcome(4)).unwrap();
+    assert_eq!(numbers(queue.next_group()), [1, 2, 4]);
+    let (again, _again) = awaited(5);
+    queue.push(again).unwrap();
+}
+
+#[test]
+fn a_group_is_bounded() {
+    let queue = queue(1);
+    let many = limits::COMMIT_RECORDS_MAX as u64 + 1;
+    (0..many).for_each(|number| queue.push(outcome(number)).unwrap());
+    assert_eq!(numbers(queue.next_group()).len(), limits::COMMIT_RECORDS_MAX);
+    assert_eq!(numbers(queue.next_group()), [many - 1]);
+}
+
+#[test]
+fn what_could_not_be_written_comes_first_again() {
+    let queue = queue(100);
+    (1..=3).for_each(|number| queue.push(outcome(number)).unwrap());
+    let group = queue.next_group().unwrap();
+    queue.push(outcome(4)).unwrap();
+    queue.put_back(group);
+    assert_eq!(queue.weight().0, 4);
+    assert_eq!(numbers(queue.next_group()), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_closed_queue_gives_what_it_has_and_takes_nothing_more() {
+    let queue = queue(100);
+    queue.push(outcome(1)).unwrap();
+    queue.close();
+    assert!(matches!(queue.push(outcome(2)), Err(Unavailable::Stopping)));
+    assert_eq!(numbers(queue.next_group()), [1]);
+    assert!(queue.next_group().is_none());
+}
+
+#[test]
+fn who_waits_when_the_writer_ends_hears_of_it() {
+    let queue = queue(100);
+    let (unit, answer) = awaited(1);
+    queue.push(unit).unwrap();
+    queue.abandon();
+    assert!(answer.blocking_recv().is_err());
+    assert!(matches!(queue.push(outcome(2)), Err(Unavailable::Stopping)));
+}
+
+#[test]
+fn many_publishers_and_one_writer_lose_nothing() {
+    let queue = Arc::new(queue(100));
+    let writer = std::thread::spawn({
+        let queue = queue.clone();
+        move || {
+            std::iter::from_fn(|| queue.next_group()).map(|group| numbers(Some(group))).collect::<Vec<_>>()
+        }
+    });
+    let publish = |publisher: u64| {
+        let queue = queue.clone();
+        std::thread::spawn(move || {
+            for count in 0..500 {
+                let (unit, _answer) = awaited(publisher * 1_000 + count);
+                queue.push(unit).unwrap();
+                if count % 10 == 0 {
+                    std::thread::yield_now();
+                }
+                while queue.weight().0 > 50 {
+                    std::thread::yield_now();
+                }
+            }
+        })
+    };
+    let publishers: Vec<_> = (0..16).map(publish).collect();
+    publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+    queue.close();
+    let all: Vec<u64> = writer.join().unwrap().concat();
+    for publisher in 0..16 {
+        let own: Vec<u64> = all.iter().copied().filter(|number| number / 1_000 == publisher).collect();
+        let expected: Vec<u64> = (0..500).map(|count| publisher * 1_000 + count).collect();
+        assert_eq!(own, expected);
+    }
+}
