@@ -3,7 +3,6 @@
 //! Owns what a test has set for its own thread. Outside of tests nothing can be set, and each question is answered while
 //! compiling. Any layer may ask.
 
-#[allow(dead_code, reason = "for simulations")]
 /// A bound that is a constant outside of simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Knob {
@@ -14,7 +13,6 @@ pub(crate) enum Knob {
     RetryAfterSeconds,
 }
 
-#[allow(dead_code, reason = "for simulations")]
 /// A bug on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Bug {
@@ -41,7 +39,7 @@ pub(crate) const fn has(_: Bug) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) use set::{bound, has};
+pub(crate) use set::{Knobs, bound, has};
 
 #[cfg(test)]
 mod set {
@@ -50,7 +48,6 @@ mod set {
 
     use super::{Bug, Knob};
 
-    #[allow(dead_code, reason = "for simulations")]
     #[derive(Clone, Debug, Default)]
     pub(crate) struct Knobs {
         pub(crate) bounds: BTreeMap<Knob, usize>,
@@ -61,7 +58,6 @@ mod set {
         static KNOBS: RefCell<Knobs> = RefCell::default();
     }
 
-    #[allow(dead_code, reason = "for simulations")]
     impl Knobs {
         /// From now on, for this thread.
         pub(crate) fn turn(self) {

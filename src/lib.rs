@@ -49,6 +49,10 @@
 //!   windows right.
 //! * The dispatcher never waits for the store, because the store may wait for the dispatcher.
 //! * Every collection that outlives a request has a bound.
+//! * Scheduling and expiry go by a clock that never goes back ([`engine::clock`]), and rows expire by the time of the last
+//!   commit.
+//!
+//! The engine's `simulation` module runs all of this on one thread in a world made from a seed, and breaks it on purpose.
 
 pub mod api;
 pub mod cli;

@@ -67,7 +67,8 @@ async fn make(
         engine.metrics().first_attempt(started.wall.since(event.accepted_at));
     }
     let number = assignment.progress.attempts + 1;
-    let reply = match parcel(engine, endpoint, event, number, started) {
+    let signed_at = Now { wall: engine.civil_time(), ..started };
+    let reply = match parcel(engine, endpoint, event, number, signed_at) {
         Ok(parcel) => carry(engine, parcel).await,
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
     };
@@ -79,7 +80,7 @@ async fn make(
         },
         retry_after: reply.retry_after.as_deref(),
         webhook_delivery: reply.webhook_delivery.as_deref(),
-        received_at: finished.wall,
+        received_at: engine.civil_time(),
     };
     let verdict = verdict(&facts, &engine.settings().refused_statuses);
     let next = retry::next(&endpoint.retry, delivery, &assignment.progress, verdict, finished.wall);

@@ -286,8 +286,17 @@ impl Dispatcher {
     fn sweep(&mut self, endpoint: EndpointNumber) {
         let engine = self.engine.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = engine.sweep_deleted(endpoint).await {
-                tracing::warn!(%error, "the deliveries of a deleted endpoint wait for the next start");
+            loop {
+                match engine.sweep_deleted(endpoint).await {
+                    Ok(()) => return,
+                    Err(Unavailable::DiskFull | Unavailable::Overloaded { .. }) => {
+                        tokio::time::sleep(HOUSEKEEPING_INTERVAL).await;
+                    }
+                    Err(error @ (Unavailable::Stopping | Unavailable::Failed(_))) => {
+                        tracing::warn!(%error, "the deliveries of a deleted endpoint wait for the next start");
+                        return;
+                    }
+                }
             }
         });
     }

@@ -23,7 +23,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::courier::Courier;
-use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now};
+use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now, Timestamp};
 use crate::metrics::Metrics;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Health, Outbox};
@@ -77,6 +77,7 @@ impl Engine {
         settings: Settings,
     ) -> (Self, Dispatcher) {
         let (signals, inbox) = mpsc::unbounded_channel();
+        clock.not_before(opened.last_time);
         let shared = Shared {
             outbox: opened.outbox,
             courier,
@@ -134,6 +135,11 @@ impl Engine {
     #[must_use]
     pub fn now(&self) -> Now {
         self.shared.clock.now()
+    }
+
+    /// What a receiver's clock should show.
+    fn civil_time(&self) -> Timestamp {
+        self.shared.clock.civil()
     }
 
     #[must_use]

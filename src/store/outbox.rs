@@ -72,6 +72,8 @@ pub struct Opened {
     /// Why the state had to be rebuilt from the journal.
     pub rebuilt: Option<String>,
     pub replayed: u64,
+    /// Time of the last commit.
+    pub last_time: Timestamp,
 }
 
 /// How long a commit took and what was in it, for metrics.
@@ -135,12 +137,13 @@ impl Outbox {
         let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
         let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
         let (state, rebuilt, replayed) = open_state(path, &journal)?;
+        let last_time = journal.last_time();
         let Assembled { outbox, notices, writer, state } =
             Self::assemble(journal, state, admission, source, observer, Some(lock));
         let threads =
             (spawn("balto-writer", move || writer.run())?, spawn("balto-state", move || state.run())?);
         *outbox.inner.threads.lock().expect("no holder panics") = Some(threads);
-        Ok(Opened { outbox, notices, journal: report, rebuilt, replayed })
+        Ok(Opened { outbox, notices, journal: report, rebuilt, replayed, last_time })
     }
 
     /// Puts the parts together, without threads: who has them takes their turns, as the threads do.
@@ -177,7 +180,7 @@ impl Outbox {
             applied: applied.clone(),
             health: health_sender,
             last_checkpoint: Instant::now(),
-            now: system_time,
+            time: Timestamp::default(),
         };
         let inner = Inner {
             queue,
@@ -477,12 +480,19 @@ impl WriterThread {
     fn run(mut self) {
         loop {
             self.wait_for_the_state();
-            let Some(group) = self.queue.next_group() else { return };
-            if !self.commit(group) {
+            if !self.turn() {
                 self.queue.abandon();
                 return;
             }
         }
+    }
+
+    /// Gives whether to go on.
+    fn turn(&mut self) -> bool {
+        if self.is_disk_full() && self.queue.is_empty() {
+            return self.look_for_room();
+        }
+        self.queue.next_group().is_some_and(|group| self.commit(group))
     }
 
     /// Gives whether to go on.
@@ -493,6 +503,21 @@ impl WriterThread {
             (self.observer)(committed.records.len(), started.elapsed());
         }
         self.publish(result)
+    }
+
+    fn is_disk_full(&self) -> bool {
+        *self.health.borrow() == Health::DiskFull
+    }
+
+    /// Nothing waits to be written, and nothing more is let in while the disk counts as full: without a look at it that
+    /// would stay so for ever. Gives whether to go on.
+    fn look_for_room(&self) -> bool {
+        if self.committer.journal().has_room() {
+            self.set_health(Health::Good);
+        } else {
+            std::thread::sleep(self.full_disk_pause);
+        }
+        !self.queue.is_closed()
     }
 
     /// Tells what was committed, in order. Gives whether to go on.
@@ -559,7 +584,9 @@ pub(crate) struct StateThread {
     applied: Arc<AtomicU64>,
     health: Arc<watch::Sender<Health>>,
     last_checkpoint: Instant,
-    now: fn() -> Timestamp,
+    /// Of the last commit that was applied. What expires, expires by it: a clock that was ahead for a while and was set
+    /// back must not have made anything forgotten.
+    time: Timestamp,
 }
 
 impl StateThread {
@@ -599,6 +626,7 @@ impl StateThread {
 
     fn apply(&mut self, committed: &Committed) {
         let mut changes = Vec::new();
+        self.time = committed.at;
         for (position, record) in &committed.records {
             self.state.apply(*position, record, true, &mut changes);
             // Within a large group as well: what one checkpoint writes is bounded.
@@ -614,16 +642,11 @@ impl StateThread {
 
     fn checkpoint(&mut self) {
         self.last_checkpoint = Instant::now();
-        if let Err(error) = self.state.checkpoint((self.now)()) {
+        if let Err(error) = self.state.checkpoint(self.time) {
             tracing::error!(%error, "a checkpoint failed");
             self.health.send_replace(Health::Failed(error.to_string().into()));
         }
     }
-}
-
-fn system_time() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Waits only when the channel is full. Gives whether anybody listens.
@@ -637,7 +660,6 @@ fn tell(notices: &async_mpsc::Sender<Notice>, notice: Notice) -> bool {
 
 /// The turns of both threads, taken by hand: what a simulation does instead of running them.
 #[cfg(test)]
-#[allow(dead_code, reason = "for simulations")]
 impl WriterThread {
     pub(crate) fn without_pauses(mut self) -> Self {
         self.full_disk_pause = Duration::ZERO;
@@ -646,13 +668,15 @@ impl WriterThread {
 
     /// Commits what waits, when anything does. Gives whether the writer goes on.
     pub(crate) fn turn_by_hand(&mut self) -> bool {
+        if self.is_disk_full() && self.queue.is_empty() {
+            return self.look_for_room();
+        }
         let group = self.queue.take();
         group.is_empty() || self.commit(group)
     }
 }
 
 #[cfg(test)]
-#[allow(dead_code, reason = "for simulations")]
 impl StateThread {
     /// Takes the next message, when there is one. Gives whether there was.
     pub(crate) fn turn_by_hand(&mut self) -> bool {
@@ -660,11 +684,6 @@ impl StateThread {
             Ok(message) => self.turn(message),
             Err(_) => false,
         }
-    }
-
-    pub(crate) fn with_clock(mut self, now: fn() -> Timestamp) -> Self {
-        self.now = now;
-        self
     }
 
     pub(crate) fn checkpoint_by_hand(&mut self) {

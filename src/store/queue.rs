@@ -128,6 +128,10 @@ impl UnitQueue {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().units.is_empty()
+    }
+
     /// Commands and bytes that wait.
     pub(super) fn weight(&self) -> (usize, usize) {
         let waiting = self.lock();

@@ -15,8 +15,8 @@ use super::journal::{AppendError, EncodedUnit, Journal};
 use super::recent::{Prepared, Recent};
 use super::types::{Accepted, EventDraft};
 use crate::domain::{
-    DueKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, Ordering, Position, Progress,
-    Record, StreamName, Tenant, Timestamp, Trigger,
+    DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, Ordering, Position,
+    Progress, Record, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::LaneChange;
@@ -100,6 +100,8 @@ impl Unit {
 /// A group that is on disk.
 #[derive(Debug)]
 pub struct Committed {
+    /// When, by the clock that nothing in the journal goes behind.
+    pub at: Timestamp,
     pub records: Vec<(Position, Record)>,
     /// What the lanes of endpoints without an order have to hear of freshly accepted events.
     pub announced: Vec<LaneChange>,
@@ -216,6 +218,14 @@ impl Committer {
                 }
                 Outcome::Written(staged.push(Record::EndpointDeleted { endpoint: *endpoint, at: *at }))
             }
+            Command::Record(Record::DeliveriesRevived { deliveries, trigger, at }) => {
+                let (trigger, at) = (*trigger, *at);
+                // Whoever asked did not know yet that an endpoint was gone: nothing would ever end such a delivery.
+                let directory = read(&self.directory);
+                let living = |key: &&DeliveryKey| directory.endpoint(key.endpoint).is_some();
+                let deliveries = deliveries.iter().filter(living).copied().collect();
+                Outcome::Written(staged.push(Record::DeliveriesRevived { deliveries, trigger, at }))
+            }
             Command::Record(record) => {
                 let position = staged.push(record.clone());
                 if let Record::RequestAnswered { idempotency, .. } = record {
@@ -299,7 +309,8 @@ impl Committer {
         idempotency: Vec<Idempotency>,
     ) -> Event {
         let targets = match draft.only {
-            Some(endpoint) => vec![endpoint],
+            Some(endpoint) if read(&self.directory).endpoint(endpoint).is_some() => vec![endpoint],
+            Some(_) => Vec::new(),
             None => self.matcher.targets(&draft.tenant, &draft.event_type),
         };
         Event {
@@ -351,10 +362,15 @@ impl Committer {
     }
 
     fn finish(&mut self, staged: Staged, judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>) -> GroupResult {
-        for (scope, known) in staged.scopes {
+        // Oldest first, as they will be forgotten.
+        let mut scopes: Vec<_> = staged.scopes.into_iter().collect();
+        scopes.sort_unstable_by_key(|(_, known)| known.position);
+        for (scope, known) in scopes {
             self.recent.put_scope(scope, known);
         }
-        for (name, (version, position)) in staged.streams {
+        let mut streams: Vec<_> = staged.streams.into_iter().collect();
+        streams.sort_unstable_by_key(|(_, (_, position))| *position);
+        for (name, (version, position)) in streams {
             self.recent.put_stream(name, version, position);
         }
         let first = staged.next.0 - staged.records.len() as u64;
@@ -362,7 +378,7 @@ impl Committer {
         for (_, record) in &records {
             self.keep_directory(record);
         }
-        let committed = Arc::new(Committed { records, announced: staged.announced });
+        let committed = Arc::new(Committed { at: self.last_time, records, announced: staged.announced });
         let replies = judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
         GroupResult { committed: Some(committed), replies, unwritten: Vec::new(), failure: None }
     }

@@ -1,23 +1,357 @@
-//! Scripted receivers: what a parcel meets instead of the network.
+//! Scripted receivers: what a parcel meets instead of the network, and what they check of each request.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use standardwebhooks::Webhook;
+
+use super::chance::Chance;
+use super::model::LAG_MAX;
+use super::world::{Inner, World, now};
 use crate::courier::{Parcel, Reply};
-use crate::domain::ErrorClass;
+use crate::domain::{
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, RateLimit, Sealed, Timestamp,
+};
+
+/// How a receiver behaves for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    Healthy,
+    Slow,
+    Hangs,
+    Fails,
+    Gone,
+    Throttles,
+    Resets,
+    /// It takes the request, and its answer is lost.
+    Unheard,
+    Any,
+}
+
+impl Manner {
+    pub(super) const ALL: [Self; 9] = [
+        Self::Healthy,
+        Self::Slow,
+        Self::Hangs,
+        Self::Fails,
+        Self::Gone,
+        Self::Throttles,
+        Self::Resets,
+        Self::Unheard,
+        Self::Any,
+    ];
+}
+
+/// A receiver's books.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub(super) manner: Manner,
+    bucket: Option<Bucket>,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Self { manner: Manner::Healthy, bucket: None }
+    }
+}
+
+/// What the rate leaves, as its documentation says it; of one life, as a restart begins anew.
+#[derive(Debug)]
+struct Bucket {
+    rate: RateLimit,
+    life: u32,
+    left: f64,
+    at: Duration,
+}
 
 /// All receivers of a simulated world.
-#[derive(Clone, Debug, Default)]
-pub(in crate::engine) struct Receivers;
+#[derive(Clone, Debug)]
+pub(in crate::engine) struct Receivers {
+    pub(super) world: World,
+}
+
+/// What comes of one request.
+struct Script {
+    wait: Duration,
+    /// The receiver has taken it.
+    takes: bool,
+    outcome: Result<u16, ErrorClass>,
+    retry_after: Option<&'static str>,
+    webhook_delivery: Option<&'static str>,
+}
 
 impl Receivers {
     pub(in crate::engine) async fn receive(&self, parcel: &Parcel) -> Reply {
-        let (url, _, _, timeout) = parcel.contents();
-        tokio::time::sleep(timeout.min(Duration::from_millis(1))).await;
-        Reply::failed(ErrorClass::Connect, format!("nobody is at {url}"))
+        let (url, headers, body, timeout) = parcel.contents();
+        let called = url.path().trim_start_matches('/').to_owned();
+        let endpoint = self.world.with(|inner| inner.model.number_of(&called));
+        let Some(endpoint) = endpoint else {
+            self.world.breaks(format!("an endpoint {called} was sent to and is not durable"));
+            return Reply::failed(ErrorClass::Connect, "a promise is broken".to_owned());
+        };
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let request = Request {
+            endpoint,
+            id: header("webhook-id"),
+            attempt: header("balto-attempt").parse().unwrap_or(0),
+            timestamp: header("webhook-timestamp"),
+            signature: header("webhook-signature"),
+            body,
+        };
+        if !self.world.is_alive() {
+            return Reply::failed(ErrorClass::Connect, "the power has failed".to_owned());
+        }
+        let checked = self.world.with(|inner| request.check(inner));
+        let key = match checked {
+            Ok(key) => key,
+            Err(broken) => {
+                self.world.breaks(format!(
+                    "attempt {} of {} for {endpoint:?}: {broken}",
+                    request.attempt, request.id
+                ));
+                return Reply::failed(ErrorClass::Connect, "a promise is broken".to_owned());
+            }
+        };
+        let script = self.world.with(|inner| {
+            inner.note(format_args!("sent {} to {} attempt {}", key.event, endpoint.0, request.attempt));
+            inner.count("sent");
+            let manner = inner.receivers.entry(endpoint).or_default().manner;
+            draw(&mut inner.chance, manner, timeout)
+        });
+        let _flight = Flight::start(&self.world, key);
+        let started = now().monotonic;
+        tokio::time::sleep(script.wait).await;
+        if script.takes && self.world.is_alive() {
+            self.world.with(|inner| {
+                inner.received.insert(key);
+                inner.note(format_args!("{} took {} ({:?})", endpoint.0, key.event, script.outcome));
+            });
+        }
+        Reply {
+            outcome: script.outcome.map_err(|class| (class, "as scripted".to_owned())),
+            retry_after: script.retry_after.map(ToOwned::to_owned),
+            webhook_delivery: script.webhook_delivery.map(ToOwned::to_owned),
+            body: Bytes::from_static(b"as scripted"),
+            duration: now().monotonic - started,
+        }
     }
 
     /// How long a read of the journal takes.
     pub(in crate::engine) async fn wait_for_the_disk(&self) {
-        tokio::task::yield_now().await;
+        match self.world.chance(|chance| chance.within(0, 9)) {
+            0 => tokio::time::sleep(Duration::from_millis(7)).await,
+            1..4 => tokio::task::yield_now().await,
+            _ => {}
+        }
     }
+}
+
+/// A request that is under way; also one whose task is dropped ends.
+struct Flight {
+    world: World,
+    key: DeliveryKey,
+    life: u32,
+}
+
+impl Flight {
+    fn start(world: &World, key: DeliveryKey) -> Self {
+        let life = world.with(|inner| {
+            inner.in_flight.push(key);
+            inner.life
+        });
+        Self { world: world.clone(), key, life }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.world.with(|inner| {
+            let place = inner.in_flight.iter().position(|key| *key == self.key);
+            if let Some(place) = place.filter(|_| inner.life == self.life) {
+                inner.in_flight.swap_remove(place);
+            }
+        });
+    }
+}
+
+struct Request<'a> {
+    endpoint: EndpointNumber,
+    id: &'a str,
+    attempt: u32,
+    timestamp: &'a str,
+    signature: &'a str,
+    body: &'a [u8],
+}
+
+impl Request<'_> {
+    /// Whether it may have been sent. Gives which delivery it is.
+    fn check(&self, inner: &mut Inner) -> Result<DeliveryKey, String> {
+        let now = now();
+        let known = inner.model.subscriber(self.endpoint).ok_or("nobody has such an endpoint")?;
+        let (endpoint, before) = (known.endpoint.clone(), known.before.clone());
+        let just_changed = now.wall.since(known.changed_at) <= LAG_MAX;
+        let id = self.id.parse().map_err(|_| "no id")?;
+        let event =
+            inner.model.event_by_id(&endpoint.tenant, &id).ok_or("it was sent before it was durable")?;
+        let key = DeliveryKey { event, endpoint: self.endpoint };
+        self.check_contents(&endpoint, &before, &inner.model.events[&event])?;
+        self.check_state(inner, key, now.wall)?;
+        self.check_gate(inner, now.wall)?;
+        self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
+        check_rate(inner, &endpoint, just_changed)?;
+        Ok(key)
+    }
+
+    fn check_contents(
+        &self,
+        endpoint: &Endpoint,
+        before: &[Arc<Endpoint>],
+        event: &Event,
+    ) -> Result<(), String> {
+        let tail = [&event.data[..], b"}"].concat();
+        if !self.body.ends_with(&tail) {
+            return Err("its data are not those that were accepted".to_owned());
+        }
+        let timestamp = self.timestamp.parse().map_err(|_| "no timestamp")?;
+        let verifies = |endpoint: &Endpoint| {
+            let Some(Sealed::Plain(key)) = endpoint.secrets.first().map(|secret| &secret.key) else {
+                return false;
+            };
+            let signed = Webhook::from_bytes(key.to_vec())
+                .and_then(|key| key.sign(self.id, timestamp, self.body))
+                .ok();
+            signed.is_some_and(|signed| self.signature.split(' ').any(|part| part == signed))
+        };
+        if !verifies(endpoint) && !before.iter().any(|before| verifies(before)) {
+            return Err("its signature does not verify".to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_state(&self, inner: &Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
+        let known = inner.model.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
+        if known.touched {
+            return Ok(());
+        }
+        if known.state != DeliveryState::Pending {
+            return Err(format!("it was sent although it is {known:?}"));
+        }
+        if inner.in_flight.contains(&key) {
+            return Err("it is in flight already".to_owned());
+        }
+        if self.attempt != known.attempts + 1 {
+            return Err(format!("{} attempts are recorded", known.attempts));
+        }
+        if known.due > now && !inner.plan.clock_jumps {
+            return Err(format!("it is due at {:?}", known.due));
+        }
+        if !known.sendable {
+            return Err("another delivery of its ordering key is before it".to_owned());
+        }
+        let beside = |other: &&DeliveryKey| {
+            let other = inner.model.deliveries.get(other).filter(|_| other.endpoint == key.endpoint);
+            known.order.is_some()
+                && other.is_some_and(|other| {
+                    other.order == known.order && !other.touched && other.state == DeliveryState::Pending
+                })
+        };
+        match inner.in_flight.iter().find(beside) {
+            Some(other) => Err(format!("{other:?} of the same ordering key is in flight")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_gate(&self, inner: &Inner, now: Timestamp) -> Result<(), String> {
+        match inner.model.is_closed_since(self.endpoint) {
+            Some(since) if now.since(since) > LAG_MAX && !inner.plan.clock_jumps => {
+                Err(format!("the endpoint is closed since {since:?}"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn check_limits(
+        &self,
+        inner: &Inner,
+        endpoint: &Endpoint,
+        before: &[Arc<Endpoint>],
+    ) -> Result<(), String> {
+        let limits = before.iter().map(|before| before.max_in_flight);
+        let limit = limits.fold(endpoint.max_in_flight, u32::max) as usize;
+        let own = inner.in_flight.iter().filter(|key| key.endpoint == self.endpoint).count();
+        // What was sent before a limit was lowered may still be there.
+        if own >= limit && before.is_empty() {
+            return Err(format!("{own} are in flight already, and the limit is {limit}"));
+        }
+        // Those of deleted endpoints, also one that is just being sent, are nobody's any more.
+        let is_living = |endpoint| inner.model.subscriber(endpoint).is_some_and(|known| !known.deleted);
+        let living = |key: &&DeliveryKey| is_living(key.endpoint);
+        if is_living(self.endpoint)
+            && inner.in_flight.iter().filter(living).count() >= inner.plan.max_in_flight
+        {
+            return Err("the global limit is reached".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A token bucket, as the rate is documented; one request of grace, because a read of the journal may stand between the
+/// lane's decision and the request.
+fn check_rate(inner: &mut Inner, endpoint: &Endpoint, just_changed: bool) -> Result<(), String> {
+    let (life, now) = (inner.life, now().monotonic);
+    let receiver = inner.receivers.entry(endpoint.number).or_default();
+    let Some(rate) = endpoint.rate_limit else {
+        receiver.bucket = None;
+        return Ok(());
+    };
+    let full = f64::from(rate.burst) + 1.0;
+    let bucket = match &mut receiver.bucket {
+        Some(bucket) if bucket.life == life && bucket.rate == rate && !just_changed => bucket,
+        other => other.insert(Bucket { rate, life, left: full, at: now }),
+    };
+    let gained = (now - bucket.at).as_secs_f64() * f64::from(rate.limit) / rate.per.as_secs_f64();
+    bucket.left = (bucket.left + gained).min(full) - 1.0;
+    bucket.at = now;
+    if bucket.left < -0.01 { Err(format!("the rate {rate:?} is exceeded")) } else { Ok(()) }
+}
+
+fn draw(chance: &mut Chance, manner: Manner, timeout: Duration) -> Script {
+    let millis = |chance: &mut Chance, high: u64| Duration::from_millis(chance.within(0, high));
+    let wait = millis(chance, 30);
+    let mut script =
+        Script { wait, takes: false, outcome: Ok(500), retry_after: None, webhook_delivery: None };
+    let manner = if manner == Manner::Any { *chance.pick(&Manner::ALL) } else { manner };
+    match manner {
+        Manner::Healthy | Manner::Any => {
+            script.takes = true;
+            script.outcome = Ok(*chance.pick(&[200, 201, 204]));
+        }
+        Manner::Slow => {
+            script.takes = true;
+            script.wait = millis(chance, timeout.as_millis() as u64 - 1);
+            script.outcome = Ok(200);
+        }
+        Manner::Hangs => (script.wait, script.outcome) = (timeout, Err(ErrorClass::Timeout)),
+        Manner::Fails => {
+            script.outcome = Ok(*chance.pick(&[500, 502, 503, 404, 400, 301, 408, 422]));
+            let header = *chance.pick(&[0, 0, 0, 0, 0, 1, 2]);
+            script.webhook_delivery = [None, Some("abort-message"), Some("disable")][header];
+        }
+        Manner::Gone => script.outcome = Ok(*chance.pick(&[410, 500, 500])),
+        Manner::Throttles => {
+            script.outcome = Ok(*chance.pick(&[429, 503]));
+            let lies =
+                ["0", "1", "4", "99999999999999", "-1", "soon", "Sun, 06 Nov 1994 08:49:37 GMT", "1e9"];
+            script.retry_after = Some(*chance.pick(&lies));
+        }
+        Manner::Resets => script.outcome = Err(ErrorClass::Reset),
+        Manner::Unheard => {
+            script.takes = true;
+            let hangs = chance.percent(50);
+            script.outcome = Err(if hangs { ErrorClass::Timeout } else { ErrorClass::Reset });
+            script.wait = if hangs { timeout } else { script.wait };
+        }
+    }
+    script
 }

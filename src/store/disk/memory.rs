@@ -234,15 +234,16 @@ impl MemoryDisk {
     }
 }
 
-/// What a power cut leaves of a file: the synced part, and of what was written since a random length of which some
-/// sectors never arrived.
+/// What a power cut leaves of a file: the synced part, and of what was written since all or a random length, of which
+/// some sectors never arrived.
 fn torn(durable: &[u8], written: &[u8], chance: &mut Chance) -> Vec<u8> {
     let same = durable.iter().zip(written).take_while(|(a, b)| a == b).count();
     if same < durable.len() {
         // A truncation (or what was written after it) may or may not have reached the disk.
         return if chance.below(2) == 0 { durable.to_vec() } else { written.to_vec() };
     }
-    let end = same + chance.below(written.len() - same + 1);
+    let unsynced = written.len() - same;
+    let end = same + if chance.below(3) == 0 { unsynced } else { chance.below(unsynced + 1) };
     let mut bytes = written[..end].to_vec();
     if chance.below(2) == 0 {
         let mut at = same;

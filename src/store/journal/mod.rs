@@ -179,6 +179,12 @@ impl Journal {
         self.poisoned
     }
 
+    /// Whether a disk that was full takes writes again.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        open::has_room(&*self.shared.disk)
+    }
+
     /// Encodes and appends; see [`Self::append_encoded`].
     pub fn append(
         &mut self,

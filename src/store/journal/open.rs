@@ -14,6 +14,7 @@ use super::segment::{
 };
 use super::{Damage, DamageCause, Journal, JournalOptions};
 use crate::domain::{Position, Timestamp};
+use crate::limits;
 use crate::store::disk::{Disk, DiskFile};
 
 /// Ending of a file that a rewrite has not finished.
@@ -137,7 +138,10 @@ impl Journal {
             next = next.max(first);
             let file = disk.open_append(&file_name(first))?;
             let bytes = file.len()?;
-            if let Some(header) = known_header(&*file, first)? {
+            // A file that is shorter than its header never got further, even when the first copy of it can be read: what
+            // would be appended to it would lie where nobody looks.
+            let header = known_header(&*file, first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
+            if let Some(header) = header {
                 let scanned = scan_tail(file, header)?;
                 time = scanned.walk.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
                 next = next.max(scanned.walk.last_frame.map_or(first, |frame| frame.last.next()));
@@ -220,6 +224,17 @@ fn fill_unknown_times(entries: &mut [Entry]) {
     }
 }
 
+/// Whether the disk takes a frame's worth of bytes; nothing of it is kept.
+pub(super) fn has_room(disk: &dyn Disk) -> bool {
+    let name = format!("probe{REWRITE_SUFFIX}");
+    let written = disk.create(&name).and_then(|file| {
+        file.append(&vec![0; limits::FRAME_BYTES_TARGET])?;
+        file.sync_data()
+    });
+    let removed = disk.remove(&name);
+    written.and(removed).is_ok()
+}
+
 /// Reads every byte of the journal and lists what is damaged. Changes nothing; not for a journal that is being
 /// written.
 pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, JournalError> {
@@ -230,7 +245,8 @@ pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, JournalError> {
         let file = disk.open_read(&file_name(*first))?;
         let bytes = file.len()?;
         report.bytes += bytes;
-        let Some(header) = known_header(&*file, *first)? else {
+        let header = known_header(&*file, *first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
+        let Some(header) = header else {
             if upper.is_none() && bytes <= FILE_HEADER_BYTES as u64 {
                 report.torn_bytes += bytes;
             } else {

@@ -31,7 +31,6 @@ const EPOCH_PUSHES: usize = 64;
 pub(crate) enum Base {
     Sled(SledRows),
     #[cfg(test)]
-    #[allow(dead_code, reason = "for simulations")]
     Memory(memory::MemoryRows),
 }
 

@@ -8,7 +8,6 @@ use super::StateError;
 /// What a write asks before it happens: whether the power holds, and if not, whether the write was still made.
 pub(crate) type Power = Arc<dyn Fn() -> Supply + Send + Sync>;
 
-#[allow(dead_code, reason = "for simulations")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Supply {
     Holds,
@@ -33,7 +32,6 @@ impl std::fmt::Debug for MemoryRows {
     }
 }
 
-#[allow(dead_code, reason = "for simulations")]
 impl MemoryRows {
     pub(crate) fn new(power: Power) -> Self {
         Self { image: Arc::default(), power }

@@ -1,0 +1,462 @@
+//! What publishers and operators do, drawn by chance, through the engine's own handle; and what they check of the answers.
+
+use std::time::Duration;
+
+use super::super::Engine;
+use super::super::types::{ChangeError, EventDraft, Filter, PublishError, Scope, Unavailable};
+use super::chance::Chance;
+use super::world::{Inner, Posted, World, wall};
+use crate::domain::{
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
+    Idempotency, Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    Tenant,
+};
+
+const EVERYBODY: Scope = Scope(None);
+
+/// Does one thing; returns when it was answered.
+pub(super) async fn operate(engine: Engine, world: World) {
+    let dice = world.chance(|chance| chance.within(0, 99));
+    match dice {
+        0..55 => publish(&engine, &world).await,
+        55..60 => publish_batch(&engine, &world).await,
+        60..64 => create_endpoint(&engine, &world).await,
+        64..76 => change_endpoint(&engine, &world).await,
+        76..78 => delete_endpoint(&engine, &world).await,
+        78..92 => operate_on_delivery(&engine, &world).await,
+        _ => operate_in_bulk(&engine, &world).await,
+    }
+}
+
+fn tenant(chance: &mut Chance) -> Tenant {
+    let name = if chance.percent(85) { Tenant::DEFAULT } else { "other" };
+    name.parse().expect("a legal tenant")
+}
+
+fn seconds(low: u64, high: u64, chance: &mut Chance) -> Duration {
+    Duration::from_millis(chance.within(low * 1_000, high * 1_000))
+}
+
+fn retry(chance: &mut Chance) -> RetryPolicy {
+    if chance.percent(30) {
+        let count = chance.within(0, 4);
+        return RetryPolicy::Schedule((0..count).map(|_| seconds(0, 8, chance)).collect());
+    }
+    RetryPolicy::Exponential {
+        initial: Duration::from_millis(chance.within(50, 2_000)),
+        multiplier: 2.0,
+        max_interval: Duration::from_secs(8),
+        max_attempts: chance.within(2, 6) as u32,
+        max_age: seconds(15, 90, chance),
+        jitter: 0.2,
+    }
+}
+
+fn rate(chance: &mut Chance) -> Option<RateLimit> {
+    let limit = RateLimit {
+        limit: chance.within(1, 5) as u32,
+        per: Duration::from_secs(1),
+        burst: chance.within(1, 3) as u32,
+    };
+    chance.percent(30).then_some(limit)
+}
+
+fn secret(chance: &mut Chance) -> Secret {
+    let key = (0..24).map(|_| chance.next() as u8).collect();
+    Secret { kind: SecretKind::Hmac, key: Sealed::Plain(key), expires_at: None }
+}
+
+fn patterns(chance: &mut Chance) -> Vec<crate::domain::Pattern> {
+    let choices: [&[&str]; 5] = [&[], &[], &["order.*"], &["order.paid", "user.#"], &["#.paid"]];
+    let patterns = chance.pick(&choices);
+    patterns.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect()
+}
+
+fn new_endpoint(inner: &mut Inner) -> Endpoint {
+    let number = inner.model.endpoints.len() + 1;
+    let orders = inner.plan.orders;
+    let chance = &mut inner.chance;
+    let ordering = [Ordering::None, Ordering::Key, Ordering::Endpoint];
+    let id = format!("ep_{number}_{:x}", chance.next());
+    Endpoint {
+        number: EndpointNumber(0),
+        tenant: tenant(chance),
+        url: format!("http://receiver.test/{id}").into(),
+        id: id.parse().expect("a legal id"),
+        description: "".into(),
+        event_types: patterns(chance),
+        headers: Vec::new(),
+        sensitive_headers: Vec::new(),
+        rate_limit: rate(chance),
+        max_in_flight: chance.within(1, 4) as u32,
+        timeout: seconds(1, 4, chance),
+        ordering: if orders { *chance.pick(&ordering) } else { Ordering::None },
+        retry: retry(chance),
+        format: Format::Standard,
+        signature: SignaturePreset::Standard,
+        secrets: vec![secret(chance)],
+        handshake: None,
+        trace: false,
+        metadata: None,
+        status: EndpointStatus::Active,
+        created_at: wall(),
+        updated_at: wall(),
+        revision: Position(0),
+    }
+}
+
+/// Whether an error is one that the world of now explains.
+fn explains(world: &World, error: &Unavailable) -> bool {
+    world.with(|inner| inner.stopping || inner.failing || inner.sick_until > wall())
+        && !matches!(error, Unavailable::Overloaded { .. })
+}
+
+fn refused(world: &World, what: &str, error: &Unavailable) {
+    if explains(world, error) {
+        world.note(format_args!("{what}: refused: {error}"));
+        world.count("refused");
+    } else {
+        world.breaks(format!("{what} was refused without need: {error}"));
+    }
+}
+
+fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeError>) {
+    match result {
+        Ok(_) => world.note(format_args!("{what}: done")),
+        Err(ChangeError::Store(error)) => refused(world, what, error),
+        Err(error) => world.note(format_args!("{what}: {error}")),
+    }
+}
+
+pub(super) async fn create_endpoint(engine: &Engine, world: &World) {
+    let endpoint = world.with(new_endpoint);
+    let created = engine.create_endpoint(endpoint, None).await;
+    changed(world, "create endpoint", &created);
+    let Ok(created) = created else { return };
+    if !world.is_alive() {
+        return;
+    }
+    let there = world.with(|inner| inner.model.endpoints.contains_key(&created.number));
+    if !there {
+        world.breaks(format!("{} was answered before it was durable", created.id));
+    }
+}
+
+fn any_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
+    let all: Vec<_> = engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+    if all.is_empty() {
+        return None;
+    }
+    Some(Endpoint::clone(world.chance(|chance| chance.pick(&all).clone()).as_ref()))
+}
+
+async fn change_endpoint(engine: &Engine, world: &World) {
+    let Some(mut endpoint) = any_endpoint(engine, world) else { return };
+    let what = world.with(|inner| {
+        let chance = &mut inner.chance;
+        match chance.within(0, 7) {
+            0 | 1 => {
+                endpoint.status = EndpointStatus::Paused;
+                "pause"
+            }
+            2..=4 => {
+                endpoint.status = EndpointStatus::Active;
+                "resume"
+            }
+            5 => {
+                let mut old = std::mem::replace(&mut endpoint.secrets, vec![secret(chance)]);
+                old.truncate(1);
+                for old in &mut old {
+                    old.expires_at = Some(wall().plus(Duration::from_secs(10)));
+                }
+                endpoint.secrets.extend(old);
+                "rotate"
+            }
+            6 => {
+                endpoint.rate_limit = rate(chance);
+                endpoint.max_in_flight = chance.within(1, 4) as u32;
+                "limits"
+            }
+            _ => {
+                endpoint.event_types = patterns(chance);
+                endpoint.retry = retry(chance);
+                "policy"
+            }
+        }
+    });
+    let number = endpoint.number.0;
+    let result = engine.update_endpoint(endpoint).await;
+    changed(world, &format!("{what} {number}"), &result);
+}
+
+async fn delete_endpoint(engine: &Engine, world: &World) {
+    let Some(endpoint) = any_endpoint(engine, world) else { return };
+    let result = engine.delete_endpoint(&EVERYBODY, &endpoint.id).await;
+    changed(world, &format!("delete {}", endpoint.number.0), &result);
+    if result.is_ok() {
+        world.count("endpointsDeleted");
+    }
+}
+
+/// Opens every endpoint that is closed, as an operator does when the trouble is over.
+pub(super) async fn reopen(engine: &Engine, world: &World) {
+    let all: Vec<_> = engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+    for endpoint in all {
+        if endpoint.status != EndpointStatus::Active {
+            let mut endpoint = Endpoint::clone(&endpoint);
+            endpoint.status = EndpointStatus::Active;
+            let number = endpoint.number.0;
+            changed(world, &format!("reopen {number}"), &engine.update_endpoint(endpoint).await);
+        }
+    }
+}
+
+fn hash(text: &str) -> [u8; 16] {
+    let mut chance = Chance::new(crate::projections::fold::order_hash(text));
+    let (high, low) = (chance.next(), chance.next());
+    (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
+}
+
+/// A draft, the number of its idempotency key, and where its stream stood.
+struct Post {
+    draft: EventDraft,
+    key: Option<u64>,
+    head: u64,
+}
+
+fn draw_post(inner: &mut Inner) -> Post {
+    let stream_name = format!("order-{}", inner.chance.within(1, 2));
+    let chance = &mut inner.chance;
+    let key = chance.percent(40).then(|| chance.within(1, 8));
+    let chosen = chance.percent(15).then(|| chance.within(1, 6));
+    // Most repetitions have the same body.
+    let body = match (key, chosen) {
+        (Some(number), _) | (None, Some(number)) if chance.percent(85) => number,
+        _ => chance.within(100, 10_000),
+    };
+    let stream = chance.percent(35).then(|| stream_name.clone());
+    let event_type = *chance.pick(&["order.paid", "order.sent", "user.new"]);
+    let tenant: Tenant = tenant(chance);
+    let head = inner.model.streams.get(&(tenant.to_string(), stream_name)).copied().unwrap_or(0);
+    let expected = match inner.chance.within(0, 5) {
+        0 => Expected::NoStream,
+        1 | 2 => Expected::Version(head.max(1)),
+        _ => Expected::Any,
+    };
+    let chance = &mut inner.chance;
+    let deliver_at = chance.percent(15).then(|| wall().plus(seconds(0, 20, chance)));
+    let lifetime = seconds(5, 120, chance);
+    let fingerprint = hash(&format!("body {body}"));
+    let idempotency = key.map(|key| Idempotency {
+        scope: hash(&format!("{tenant} key {key}")),
+        fingerprint,
+        expires_at: Some(wall().plus(lifetime)),
+    });
+    let draft = EventDraft {
+        id: chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id")),
+        event_type: event_type.parse().expect("a legal type"),
+        version: "1.0".parse().expect("a legal version"),
+        timestamp: None,
+        expected: if stream.is_some() { expected } else { Expected::Any },
+        stream: stream.map(|stream| stream.parse().expect("a legal stream")),
+        ordering_key: chance.percent(30).then(|| chance.pick(&["a", "b"]).parse().expect("a legal key")),
+        deliver_at,
+        metadata: None,
+        attributes: Vec::new(),
+        data: format!("{{\"body\":{body},\"more\":\"{}\"}}", "x".repeat(chance.within(0, 60) as usize))
+            .into(),
+        idempotency,
+        fingerprint,
+        only: None,
+        tenant,
+    };
+    Post { draft, key, head }
+}
+
+async fn publish(engine: &Engine, world: &World) {
+    let post = world.with(draw_post);
+    remember(world, &post);
+    let result = engine.publish(post.draft.clone()).await;
+    check_post(world, &post, &result);
+    // An answer is true at once.
+    if let Ok(accepted) = result
+        && world.is_alive()
+        && world.chance(|chance| chance.percent(20))
+    {
+        match engine.event(&EVERYBODY, &accepted.event.tenant, &accepted.event.id).await {
+            Ok(Some(_)) => world.count("eventsRead"),
+            Ok(None) => world.breaks(format!("{} was accepted and is not found", accepted.event.id)),
+            Err(error) => refused(world, "read", &error),
+        }
+    }
+}
+
+async fn publish_batch(engine: &Engine, world: &World) {
+    let count = world.chance(|chance| chance.within(1, 6));
+    let posts: Vec<_> = (0..count).map(|_| world.with(draw_post)).collect();
+    for post in &posts {
+        remember(world, post);
+    }
+    let results = engine.publish_batch(posts.iter().map(|post| post.draft.clone()).collect()).await;
+    for (post, result) in posts.iter().zip(&results) {
+        check_post(world, post, result);
+    }
+}
+
+fn book(post: &Post) -> Option<u64> {
+    post.key.map(|key| key * 2 + u64::from(post.draft.tenant.as_str() == Tenant::DEFAULT))
+}
+
+fn remember(world: &World, post: &Post) {
+    if let Some(key) = book(post) {
+        world.with(|inner| {
+            let fresh = Posted { answered: None, expires_at: None };
+            inner.posted.entry(key).or_insert(fresh);
+        });
+    }
+}
+
+type Published = Result<super::super::types::Accepted, PublishError>;
+
+fn check_post(world: &World, post: &Post, result: &Published) {
+    if !world.is_alive() {
+        return;
+    }
+    let broken = match result {
+        Ok(accepted) => world.with(|inner| {
+            let what = if accepted.duplicate { "duplicate" } else { "accepted" };
+            inner.count(what);
+            inner.note(format_args!("publish: {what} {} at {}", accepted.event.id, accepted.position));
+            check_accepted(inner, post, accepted)
+        }),
+        Err(PublishError::VersionConflict { actual, .. }) => world.with(|inner| {
+            inner.count("versionConflicts");
+            inner.note(format_args!("publish: conflict at {actual:?}"));
+            check_conflict(inner, post, actual.unwrap_or(0))
+        }),
+        Err(PublishError::IdempotencyMismatch) => {
+            world.count("mismatches");
+            world.note(format_args!("publish: mismatch of {:?} {:?}", post.key, post.draft.id));
+            let named = post.key.is_some() || post.draft.id.is_some();
+            (!named).then(|| "an event without key or id was a repetition of another".to_owned())
+        }
+        Err(PublishError::Store(error)) => return refused(world, "publish", error),
+    };
+    if let Some(broken) = broken {
+        world.breaks(broken);
+    }
+}
+
+fn check_accepted(
+    inner: &mut Inner,
+    post: &Post,
+    accepted: &super::super::types::Accepted,
+) -> Option<String> {
+    let id: EventId = accepted.event.id.clone();
+    let durable = inner.model.events.get(&accepted.position);
+    let Some(durable) = durable.filter(|event| event.id == id).cloned() else {
+        return Some(format!("{id} was answered before it was durable"));
+    };
+    if !accepted.duplicate && durable.data != post.draft.data {
+        return Some(format!("{id} was stored with other data"));
+    }
+    let now = if accepted.duplicate { wall() } else { durable.accepted_at };
+    let scope = post.draft.idempotency.as_ref().map(|idempotency| idempotency.scope);
+    // A repetition that was known by its chosen id alone says nothing about the key.
+    let own = durable.idempotency.iter().find(|known| Some(known.scope) == scope)?;
+    let posted = book(post).and_then(|key| inner.posted.get_mut(&key))?;
+    let valid = posted.expires_at.is_some_and(|at| at > now);
+    if let Some(before) = posted.answered.clone().filter(|before| valid && *before != id) {
+        return Some(format!("one idempotency key was answered with {before} and with {id}"));
+    }
+    *posted = Posted { answered: Some(id), expires_at: own.expires_at };
+    None
+}
+
+/// The stream must have been at that version at some moment between question and answer.
+fn check_conflict(inner: &Inner, post: &Post, actual: u64) -> Option<String> {
+    let stream = post.draft.stream.as_ref()?;
+    let name = (post.draft.tenant.to_string(), stream.to_string());
+    let head = inner.model.streams.get(&name).copied().unwrap_or(0);
+    let possible = (post.head..=head).contains(&actual);
+    let conflicts = match post.draft.expected {
+        Expected::Any => false,
+        Expected::NoStream => actual != 0,
+        Expected::Version(version) => actual != version,
+    };
+    (!possible || !conflicts)
+        .then(|| format!("conflict at {actual} while {stream} went from {} to {head}", post.head))
+}
+
+fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {
+    world.with(|inner| {
+        let all: Vec<_> = inner.model.deliveries.iter().filter(|(_, known)| wanted(known.state)).collect();
+        if all.is_empty() { None } else { Some(*inner.chance.pick(&all).0) }
+    })
+}
+
+async fn operate_on_delivery(engine: &Engine, world: &World) {
+    let dead = |state| matches!(state, DeliveryState::Dead(_));
+    let pending = |state| state == DeliveryState::Pending;
+    let dice = world.chance(|chance| chance.within(0, 9));
+    let key = match dice {
+        0..3 => any_delivery(world, dead),
+        3..6 => any_delivery(world, pending),
+        _ => any_delivery(world, |_| true),
+    };
+    let Some(key) = key else { return };
+    let name = format!("{}/{}", key.event, key.endpoint.0);
+    match dice {
+        0 | 1 => {
+            let result = engine.redrive(&EVERYBODY, key).await;
+            changed(world, &format!("redrive {name}"), &result);
+            world.count("redriven");
+        }
+        2 => changed(world, &format!("purge {name}"), &engine.purge(&EVERYBODY, key).await),
+        3 | 4 => {
+            let result = engine.cancel_delivery(&EVERYBODY, key).await;
+            changed(world, &format!("cancel {name}"), &result);
+            world.count("cancelled");
+        }
+        5 | 6 => changed(world, &format!("retry {name}"), &engine.retry_delivery(&EVERYBODY, key).await),
+        7 => match engine.lane(key.endpoint).await {
+            Ok(lane) => world.note(format_args!("lane {}: {:?}", key.endpoint.0, lane.reason)),
+            Err(error) => refused(world, "lane", &error),
+        },
+        8 => replay(engine, world, key).await,
+        _ => match engine.delivery(&EVERYBODY, key).await {
+            Ok(Some(found)) => world.note(format_args!("delivery {name}: {:?}", found.delivery.state)),
+            Ok(None) => world.breaks(format!("delivery {name} is not found")),
+            Err(error) => refused(world, "delivery", &error),
+        },
+    }
+}
+
+async fn replay(engine: &Engine, world: &World, key: DeliveryKey) {
+    let Some(event) = world.with(|inner| inner.model.events.get(&key.event).cloned()) else { return };
+    let id = engine.outbox().directory(|directory| directory.id_of(key.endpoint).cloned());
+    let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
+    let result = engine.replay_event(&EVERYBODY, &event.tenant, &event.id, chosen).await;
+    changed(world, &format!("replay {}", key.event), &result);
+    world.count("replayed");
+}
+
+async fn operate_in_bulk(engine: &Engine, world: &World) {
+    let filter = Filter::default();
+    match world.chance(|chance| chance.within(0, 5)) {
+        0..3 => {
+            let result = engine.redrive_matching(&EVERYBODY, filter).await.map_err(ChangeError::Store);
+            changed(world, "redrive all", &result);
+        }
+        3 => {
+            let result = engine.purge_matching(&EVERYBODY, filter).await.map_err(ChangeError::Store);
+            changed(world, "purge all", &result);
+        }
+        _ => {
+            let Some(endpoint) = any_endpoint(engine, world) else { return };
+            let since = crate::domain::Timestamp::ZERO;
+            let result = engine.replay_endpoint(&endpoint, since, None, &[], true).await;
+            changed(world, &format!("replay to {}", endpoint.number.0), &result);
+        }
+    }
+}
