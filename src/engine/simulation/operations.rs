@@ -362,8 +362,10 @@ fn check_accepted(
     }
     let now = if accepted.duplicate { wall() } else { durable.accepted_at };
     let scope = post.draft.idempotency.as_ref().map(|idempotency| idempotency.scope);
-    // A repetition that was known by its chosen id alone says nothing about the key.
-    let own = durable.idempotency.iter().find(|known| Some(known.scope) == scope)?;
+    // A repetition that was known by its chosen id alone, or whose key has expired, says nothing about the key.
+    let is_own =
+        |known: &&Idempotency| Some(known.scope) == scope && known.expires_at.is_some_and(|at| at > now);
+    let own = durable.idempotency.iter().find(is_own)?;
     let posted = book(post).and_then(|key| inner.posted.get_mut(&key))?;
     let valid = posted.expires_at.is_some_and(|at| at > now);
     if let Some(before) = posted.answered.clone().filter(|before| valid && *before != id) {
