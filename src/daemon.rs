@@ -172,7 +172,9 @@ fn open(
         );
     }
     for damage in &opened.journal.damage {
-        tracing::error!(?damage, "the journal is damaged; the records named are lost");
+        let (first, last) = damage.positions.map(|(first, last)| (first.0, last.0)).unzip();
+        let (segment, cause) = (damage.segment.0, damage.cause);
+        tracing::error!(first, last, segment, bytes = ?damage.bytes, ?cause, "the journal is damaged; the records named are lost");
     }
     tracing::info!(
         last = opened.journal.last.0,

@@ -4,13 +4,14 @@
 //! that cannot be read, a shutdown) is never charged as an attempt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Engine;
 use super::dispatcher::Signal;
 use crate::courier::{Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
-    ErrorClass, Event, Next, Now, Progress, Record, Tenant, Verdict,
+    ErrorClass, Event, Next, Now, Position, Progress, Record, Tenant, Verdict,
 };
 use crate::lanes;
 use crate::rules::retry;
@@ -29,12 +30,15 @@ pub(super) struct Assignment {
     pub(super) event: Option<Arc<Event>>,
 }
 
+/// How long a delivery waits before its event is read again, when the disk did not answer (or no file descriptor was left).
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
     let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
     let event = match &assignment.event {
         Some(event) => Some(event.clone()),
-        None => engine.event_at(assignment.key.event).await.unwrap_or(None),
+        None => read_event(&engine, assignment.key.event).await,
     };
     let outcome = match (endpoint, event) {
         (Some(endpoint), Some(event)) => make(&engine, &assignment, &endpoint, &event).await,
@@ -53,6 +57,16 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
         (None, _) => lanes::Outcome::Neutral,
     };
     engine.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
+}
+
+/// `None` only when the event is no more.
+async fn read_event(engine: &Engine, position: Position) -> Option<Arc<Event>> {
+    loop {
+        match engine.event_at(position).await {
+            Ok(event) => return event,
+            Err(_) => tokio::time::sleep(UNREADABLE_PAUSE).await,
+        }
+    }
 }
 
 async fn make(

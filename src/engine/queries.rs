@@ -15,6 +15,7 @@ use crate::projections::reads::{self, DeliveryFacts, Found};
 use crate::projections::{counters, idempotency, stats};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
+use crate::store::journal::ReadError;
 use crate::store::types::chosen_scope;
 
 /// Steps that one list request may take through the state before it answers with a short page.
@@ -89,15 +90,22 @@ impl Engine {
         tokio::task::spawn_blocking(read).await.map_err(|_| Unavailable::Stopping)
     }
 
+    /// `None` when there is no such record any more.
     pub(super) async fn record_at(&self, position: Position) -> Result<Option<Record>, Unavailable> {
         let reader = self.outbox().journal().clone();
-        self.blocking(move || reader.read(position)).await?.map_err(|error| {
-            tracing::error!(%error, %position, "a record cannot be read");
-            Unavailable::Failed(error.to_string().into())
-        })
+        match self.blocking(move || reader.read(position)).await? {
+            Ok(record) => Ok(record),
+            Err(error) => {
+                tracing::error!(%error, %position, "a record cannot be read");
+                match error {
+                    ReadError::Damaged { .. } | ReadError::Undecodable { .. } => Ok(None),
+                    ReadError::Io(error) => Err(Unavailable::Failed(error.to_string().into())),
+                }
+            }
+        }
     }
 
-    /// The event at a position; `None` when retention has removed it.
+    /// The event at a position; `None` when retention or damage has taken it.
     pub(super) async fn event_at(&self, position: Position) -> Result<Option<Arc<Event>>, Unavailable> {
         Ok(match self.record_at(position).await? {
             Some(Record::EventAccepted(event)) => Some(event),

@@ -58,6 +58,8 @@ pub enum OpenError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error(transparent)]
     Read(ReadError),
     #[error(transparent)]
     State(#[from] StateError),
@@ -135,8 +137,8 @@ impl Outbox {
         let lock = claim(path)?;
         let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
         let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
-        let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
-        let (state, rebuilt, replayed) = open_state(path, &journal)?;
+        let (mut journal, mut report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
+        let (state, rebuilt, replayed) = open_state(path, &mut journal, &mut report)?;
         let last_time = journal.last_time();
         let Assembled { outbox, notices, writer, state } =
             Self::assemble(journal, state, admission, source, observer, Some(lock));
@@ -368,7 +370,11 @@ fn claim(path: &Path) -> Result<File, OpenError> {
 }
 
 /// Opens the state, or moves it aside and starts a new one; then replays.
-fn open_state(path: &Path, journal: &Journal) -> Result<(State, Option<String>, u64), OpenError> {
+fn open_state(
+    path: &Path,
+    journal: &mut Journal,
+    report: &mut OpenReport,
+) -> Result<(State, Option<String>, u64), OpenError> {
     let directory = path.join("state");
     let end = journal.reader().last_position();
     let (mut state, rebuilt) = match State::open(&directory, end) {
@@ -377,10 +383,14 @@ fn open_state(path: &Path, journal: &Journal) -> Result<(State, Option<String>, 
         }
         Ok(state) => (state, None),
         Err(error) => {
+            if let StateError::Ahead { applied, .. } = error {
+                report.damage.push(journal.lose_until(applied)?);
+                report.last = applied;
+            }
             let aside = aside(&directory);
             tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
             std::fs::rename(&directory, &aside).map_err(|error| io(&aside, error))?;
-            (State::open(&directory, end)?, Some(error.to_string()))
+            (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
         }
     };
     let replayed = catch_up(&mut state, journal)?;
@@ -428,6 +438,7 @@ fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, Op
             tracing::info!(position = state.applied().0, of = end.0, "replaying the journal");
         }
     }
+    state.reach(end);
     state.checkpoint(Timestamp::default())?;
     Ok(replayed)
 }

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod load;
+
 use std::collections::HashMap;
 use std::net::TcpListener as StdListener;
 use std::path::Path;
@@ -16,6 +18,24 @@ use tokio::net::TcpListener;
 
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A number from the environment.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// The seed of a random test: told by `BALTO_TEST_SEED`, or fresh; printed, and shown when the test fails.
+pub(crate) fn seed() -> u64 {
+    let seed = number("BALTO_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    say(&format!("BALTO_TEST_SEED={seed}"));
+    seed
+}
+
+/// For whoever reads the output of the tests.
+#[expect(clippy::print_stdout, reason = "what a test counted, or could not do here")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
 
 fn free_port() -> u16 {
     StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -34,6 +54,27 @@ pub(crate) fn serve(data: &Path, flags: &[&str]) -> Command {
         .env("BALTO__LOG__LEVEL", "error")
         .stderr(Stdio::inherit());
     command
+}
+
+/// Without log lines of failures that a test makes on purpose.
+pub(crate) fn quiet(mut command: Command) -> Command {
+    command.env("BALTO__LOG__LEVEL", "off");
+    command
+}
+
+/// Whether the machine has a program.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// A command under `strace -f`; the tracer stands aside, so that the child is the daemon itself.
+pub(crate) fn traced(command: &Command, options: &[&str]) -> Command {
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-D", "-q"]).args(options).arg(command.get_program()).args(command.get_args());
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    traced.envs(set);
+    traced
 }
 
 pub(crate) struct Daemon {
@@ -60,33 +101,59 @@ impl Daemon {
 
     /// With more of the environment.
     pub(crate) async fn start_in(data: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = serve(data, flags);
+        command.envs(environment.iter().copied());
+        let daemon = Self::spawn(command);
+        daemon.until_ready().await;
+        daemon
+    }
+
+    /// Starts what [`serve`] made, and does not wait.
+    pub(crate) fn spawn(mut command: Command) -> Self {
         // Another courier of this process may have installed it before.
         let _again = rustls::crypto::ring::default_provider().install_default();
         let (api, ops) = (free_port(), free_port());
-        let child = serve(data, flags)
+        let child = command
             .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{api}"))
             .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{ops}"))
-            .envs(environment.iter().copied())
             .spawn()
             .unwrap();
-        let daemon = Self {
+        Self {
             child,
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
-        };
+        }
+    }
+
+    pub(crate) async fn until_ready(&self) {
         let deadline = Instant::now() + PATIENCE;
-        while !daemon
-            .client
-            .get(format!("{}/readyz", daemon.ops))
-            .send()
-            .await
-            .is_ok_and(|r| r.status() == 200)
-        {
+        while !self.is_ready().await {
             assert!(Instant::now() < deadline, "the daemon did not become ready");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        daemon
+    }
+
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.client.get(format!("{}/readyz", self.ops)).send().await.is_ok_and(|reply| reply.status() == 200)
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its exit code, when it ends by itself within that time; else it is killed.
+    pub(crate) async fn ended_within(&mut self, patience: Duration) -> Option<i32> {
+        let deadline = Instant::now() + patience;
+        while self.is_running() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.kill();
+        self.child.wait().unwrap().code()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// As a crash would: no signal handler runs.

@@ -179,6 +179,16 @@ impl Journal {
         self.poisoned
     }
 
+    /// Notes that records up to `last`, once durable, are gone from the end: a new segment begins after them, so that no
+    /// position is given twice.
+    pub(crate) fn lose_until(&mut self, last: Position) -> Result<Damage, AppendError> {
+        let first = self.next;
+        self.next = last.next();
+        let segment = self.roll(self.time)?.header.first;
+        self.shared.last.store(last.0, Ordering::Release);
+        Ok(Damage { segment, bytes: 0..0, positions: Some((first, last)), cause: DamageCause::Missing })
+    }
+
     /// Whether a disk that was full takes writes again.
     #[must_use]
     pub fn has_room(&self) -> bool {

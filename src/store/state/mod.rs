@@ -27,6 +27,9 @@ pub enum StateError {
     Io(std::io::Error),
     #[error("state: {0}")]
     Damaged(&'static str),
+    /// Only durable records are applied, so the journal has lost what lies between.
+    #[error("state: it reflects records up to {applied}, and the journal ends at {journal_end}")]
+    Ahead { applied: Position, journal_end: Position },
 }
 
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
@@ -65,7 +68,7 @@ impl State {
             Some(value) => read_cursor(&value).ok_or(StateError::Damaged("unknown layout"))?,
         };
         if applied > journal_end {
-            return Err(StateError::Damaged("it reflects records that the journal does not have"));
+            return Err(StateError::Ahead { applied, journal_end });
         }
         let rows = Overlay::new(base);
         Ok(Self { rows, fold: Fold::resume(applied, totals), applied, checkpointed: applied })
@@ -155,6 +158,11 @@ impl State {
             std::ops::ControlFlow::Continue(())
         });
         positions
+    }
+
+    /// Everything up to here is applied: damage has taken the records that are missing.
+    pub fn reach(&mut self, end: Position) {
+        self.applied = self.applied.max(end);
     }
 
     /// Whether enough has changed that a checkpoint should not wait for its time.

@@ -1,0 +1,146 @@
+//! What the daemon asks of the operating system, seen and bent by `strace`: the order of sync and answer, kills at exact
+//! calls, and a disk that fails.
+//!
+//! Without `strace` the tests say so and check nothing. `BALTO_TEST_ROUNDS` says how many kills (default 12).
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::json;
+use support::load::{Book, check_held, held, publishers};
+use support::{Daemon, Receiver, has, number, quiet, say, seed, traced};
+
+/// What happened, in order, of a trace with `-y`: the journal written and synced, an answer of 202, a request sent.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Written,
+    Synced,
+    Accepted,
+    Sent,
+}
+
+/// A call that was interrupted by another thread's stands on two lines: it happens at the second.
+fn seen(line: &str) -> Option<Seen> {
+    let journal = line.contains("/journal/journal-");
+    if line.contains("\"HTTP/1.1 202 ") {
+        Some(Seen::Accepted)
+    } else if line.contains("\"POST /hook ") {
+        Some(Seen::Sent)
+    } else if journal && line.contains(" write(") {
+        Some(Seen::Written)
+    } else if (journal && line.contains(" fdatasync(") && line.ends_with("= 0"))
+        || (line.contains("fdatasync resumed") && line.ends_with("= 0"))
+    {
+        Some(Seen::Synced)
+    } else {
+        None
+    }
+}
+
+#[tokio::test]
+async fn every_answer_and_every_request_follows_the_sync_of_its_event() {
+    if !has("strace") {
+        return say("SKIPPED: no strace");
+    }
+    const EVENTS: usize = 20;
+    let data = tempfile::tempdir().unwrap();
+    let trace = data.path().join("trace");
+    let receiver = Receiver::status(200).await;
+    let options =
+        ["-y", "-s", "16", "-e", "trace=fdatasync,write,writev,sendto", "-o", trace.to_str().unwrap()];
+    let mut daemon = Daemon::spawn(traced(&support::serve(&data.path().join("data"), &["--dev"]), &options));
+    daemon.until_ready().await;
+    daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
+    for _ in 0..EVENTS {
+        let accepted = daemon.post("/events", r#"{"type":"a.b","data":1}"#).await;
+        let path = format!("/events/{}", accepted["id"].as_str().unwrap());
+        daemon.until(&path, |event| event["status"] == "delivered").await;
+    }
+    assert_eq!(daemon.terminate(), Some(0));
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let (mut written, mut synced, mut accepted, mut sent) = (0, 0, 0, 0);
+    // The file's header is written first. Then one by one: the endpoint, and for each event itself and its outcome.
+    for what in text.lines().filter_map(seen) {
+        match what {
+            Seen::Written => written += 1,
+            Seen::Synced => synced = written,
+            Seen::Accepted => {
+                accepted += 1;
+                assert!(synced > 2 * accepted, "answer {accepted} came with {synced} writes synced");
+            }
+            Seen::Sent => {
+                sent += 1;
+                assert!(synced > 2 * sent, "request {sent} left with {synced} writes synced");
+            }
+        }
+    }
+    assert_eq!((accepted, sent), (EVENTS, EVENTS), "{text}");
+}
+
+/// Load on a daemon that is being interfered with, until it dies or is killed. What it had acknowledged must hold.
+async fn until_it_dies(
+    data: &Path,
+    book: &Arc<Mutex<Book>>,
+    random: &mut Rng,
+    inject: &str,
+    patience: Duration,
+) -> Option<i32> {
+    let options = ["-e", &format!("inject={inject}"), "-o", "/dev/null"];
+    let mut daemon = Daemon::spawn(traced(&quiet(support::serve(data, &["--dev"])), &options));
+    // It may die before it is ready.
+    while !daemon.is_ready().await && daemon.is_running() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let publishers = publishers(book, &daemon, random);
+    let code = daemon.ended_within(patience).await;
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    let daemon = Daemon::start(data).await;
+    let held = held(&daemon).await;
+    check_held(&book.lock().unwrap(), &held);
+    code
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_any_call_that_changes_the_disk_loses_nothing() {
+    if !has("strace") {
+        return say("SKIPPED: no strace");
+    }
+    let mut random = Rng::with_seed(seed());
+    let data = tempfile::tempdir().unwrap();
+    let book = Arc::<Mutex<Book>>::default();
+    for _ in 0..number("BALTO_TEST_ROUNDS").unwrap_or(12) {
+        let call = ["fdatasync", "fsync", "pwrite64", "openat"][random.usize(0..4)];
+        let which = if call == "openat" { random.u32(20..60) } else { random.u32(1..4) };
+        // Syncs of the journal are many, those at the start and of the state few.
+        let which = if call == "fdatasync" { random.u32(1..60) } else { which };
+        let inject = format!("{call}:signal=KILL:when={which}");
+        // Some calls are not reached in this time; then the kill comes from outside.
+        until_it_dies(data.path(), &book, &mut random, &inject, Duration::from_secs(1)).await;
+    }
+    say(&format!("{} acknowledged, none lost", book.lock().unwrap().accepted.len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failed_sync_nothing_is_acknowledged_and_the_process_ends() {
+    if !has("strace") {
+        return say("SKIPPED: no strace");
+    }
+    let mut random = Rng::with_seed(seed());
+    let data = tempfile::tempdir().unwrap();
+    let book = Arc::<Mutex<Book>>::default();
+    for error in ["EIO", "ENOSPC", "EIO"] {
+        let which = random.u32(4..60);
+        let inject = format!("fdatasync:error={error}:when={which}");
+        let code = until_it_dies(data.path(), &book, &mut random, &inject, support::PATIENCE).await;
+        assert_eq!(code, Some(74), "{error} at sync {which}");
+    }
+    assert!(!book.lock().unwrap().accepted.is_empty());
+}
