@@ -23,8 +23,8 @@ pub enum Access {
     Read,
     /// Changing things and reading secrets.
     Admin,
-    /// Managing keys: an `admin` that is not bound to a tenant.
-    Keys,
+    /// What concerns every tenant, such as keys: an `admin` that is not bound to one.
+    Operator,
 }
 
 impl Access {
@@ -36,7 +36,7 @@ impl Access {
             Self::Publish => &["admin", "publisher"],
             Self::ReadEvents => &["admin", "publisher", "viewer"],
             Self::Read => &["admin", "viewer"],
-            Self::Admin | Self::Keys => &["admin"],
+            Self::Admin | Self::Operator => &["admin"],
         }
     }
 }
@@ -63,9 +63,9 @@ impl Principal {
             Access::Publish => matches!(self.role, Role::Admin | Role::Publisher),
             Access::Read => matches!(self.role, Role::Admin | Role::Viewer),
             Access::Admin => self.role == Role::Admin,
-            Access::Keys => {
+            Access::Operator => {
                 if self.role == Role::Admin && self.scope.0.is_some() {
-                    return Err(Problem::Forbidden("a key bound to a tenant cannot manage keys".to_owned()));
+                    return Err(Problem::Forbidden("a key bound to a tenant cannot do this".to_owned()));
                 }
                 self.role == Role::Admin
             }
@@ -181,14 +181,14 @@ mod tests {
         assert_eq!(bound.tenant(None), Ok(own.clone()));
         assert_eq!(bound.tenant(Some(own)), Ok("acme".parse().unwrap()));
         assert_eq!(bound.tenant(Some("other".parse().unwrap())).unwrap_err().status(), 403);
-        assert_eq!(bound.check(Access::Keys).unwrap_err().status(), 403);
+        assert_eq!(bound.check(Access::Operator).unwrap_err().status(), 403);
         assert_eq!(bound.check_reserved(&"balto".parse().unwrap()).unwrap_err().status(), 403);
         assert_eq!(Principal::operator().tenant(None).unwrap().as_str(), "default");
     }
 
     #[test]
     fn each_role_may_do_what_its_operations_say() {
-        for access in [Access::Publish, Access::ReadEvents, Access::Read, Access::Admin, Access::Keys] {
+        for access in [Access::Publish, Access::ReadEvents, Access::Read, Access::Admin, Access::Operator] {
             for role in [Role::Admin, Role::Publisher, Role::Viewer] {
                 let principal = Principal { role, scope: Scope(None) };
                 assert_eq!(

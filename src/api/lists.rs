@@ -106,6 +106,16 @@ impl Query {
         }
     }
 
+    /// A position: below 2^63.
+    ///
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn number(&self, name: &str) -> Result<Option<u64>, Problem> {
+        let Some(value) = self.text(name) else { return Ok(None) };
+        let number = value.parse::<u64>().ok().filter(|number| *number < 1 << 63);
+        number.map(Some).ok_or_else(|| Problem::parameter(name, "must be a whole number".to_owned()))
+    }
+
     /// Items per page: 1 to [`limits::PAGE_ITEMS_MAX`].
     ///
     /// # Errors
@@ -279,6 +289,10 @@ pub const DEAD_LETTERS: &[Param] = &[
 pub const KEYS: &[Param] = &[LIMIT, CURSOR];
 pub const ONE_EVENT: &[Param] = &[param("tenant", "Where a chosen id is looked up", Kind::Text)];
 pub const WINDOW: &[Param] = &[SINCE, UNTIL];
+pub const BACKUP: &[Param] = &[
+    param("after", "The position that this part comes after: `next` of the one before", Kind::Text),
+    param("until", "The backup's last position: `until` of its first part", Kind::Text),
+];
 pub const NONE: &[Param] = &[];
 
 /// The dead letter's reason of this name.

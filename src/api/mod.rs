@@ -4,6 +4,7 @@
 //! OpenAPI document, so that the two cannot disagree; [`dispatch`] does for every operation what they have in common.
 
 pub mod auth;
+pub mod backup;
 pub mod body;
 pub mod dead_letters;
 pub mod deliveries;

@@ -15,7 +15,7 @@ use super::views::{
     AcceptedBody, CountBody, DeadLetterBody, DeadLetterDetailBody, DeliveryBody, DeliveryDetailBody,
     EventBody,
 };
-use super::{ApiConfig, Call, dead_letters, deliveries, endpoints, events, keys, openapi, policy};
+use super::{ApiConfig, Call, backup, dead_letters, deliveries, endpoints, events, keys, openapi, policy};
 use crate::limits;
 
 /// A handler's answer to come.
@@ -221,11 +221,13 @@ pub static ROUTES: &[Route] = &[
         Plain, 204, None, dead_letters::purge),
     route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Start a new retry series", Admin, NONE,
         optional_body(any_object), Remembered, 202, Some(schema::<DeliveryBody>), dead_letters::redrive),
-    route!(Post "/v1/keys", "createKey", "Make an API key", Keys, NONE, json_body(schema::<keys::KeyInput>),
+    route!(Get "/v1/backup", "getBackup", "A part of a backup of everything, for `balto restore`", Operator, lists::BACKUP, None,
+        Plain, 200, Some(schema::<backup::BackupBody>), backup::part),
+    route!(Post "/v1/keys", "createKey", "Make an API key", Operator, NONE, json_body(schema::<keys::KeyInput>),
         Handled, 201, Some(schema::<keys::KeyBody>), keys::create),
-    route!(Get "/v1/keys", "listKeys", "List API keys, newest first", Keys, lists::KEYS, None,
+    route!(Get "/v1/keys", "listKeys", "List API keys, newest first", Operator, lists::KEYS, None,
         Plain, 200, Some(schema::<ListBody<keys::KeyBody>>), keys::list),
-    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Keys, NONE, None, Plain, 204, None, keys::delete),
+    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Operator, NONE, None, Plain, 204, None, keys::delete),
     route!(Get "/v1/openapi.json", "getOpenapi", "This document", Public, NONE, None,
         Plain, 200, Some(any_object), openapi::get),
 ];

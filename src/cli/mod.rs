@@ -5,6 +5,7 @@
 //! store's checks) comes in as a [`Backend`], so this module never depends on how those are built.
 
 mod args;
+mod backup;
 mod client;
 mod dead_letters;
 mod deliveries;
@@ -35,6 +36,8 @@ pub struct Backend {
     pub check_config: fn(&Path) -> anyhow::Result<ExitCode>,
     /// Reads a whole store and reports every damaged checksum and broken invariant.
     pub verify: fn(&Path) -> anyhow::Result<ExitCode>,
+    /// Makes a data directory (second) from a backup (first).
+    pub restore: fn(&Path, &Path) -> anyhow::Result<ExitCode>,
     /// The OpenAPI document as JSON text.
     pub openapi: fn() -> anyhow::Result<String>,
 }
@@ -97,6 +100,17 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         data_dir: PathBuf,
     },
+    /// Save everything that a running daemon holds.
+    Backup(backup::BackupArgs),
+    /// Make a data directory from a backup.
+    Restore {
+        /// A file that `balto backup` wrote.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The data directory to be made; it is missing or empty.
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
     /// Print the OpenAPI 3.1 document of the HTTP API.
     Openapi,
 }
@@ -152,9 +166,11 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => return (backend.serve)(args),
         Command::CheckConfig { file } => return (backend.check_config)(&file),
         Command::Verify { data_dir } => return (backend.verify)(&data_dir),
+        Command::Restore { from, data_dir } => return (backend.restore)(&from, &data_dir),
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
         Command::Demo => block_on(demo::run())?,
         Command::Listen(args) => block_on(listen::run(args, cli.json))?,
+        Command::Backup(args) => block_on(args.run(&session(&cli.server, cli.json)?))?,
         Command::Send(args) => block_on(args.run(&session(&cli.server, cli.json)?))?,
         Command::Endpoints(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
         Command::Events(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,

@@ -1,6 +1,7 @@
 //! What requests ask. Answers come from the state (as of a position), the journal (records) and memory (endpoints).
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::types::{
@@ -15,11 +16,16 @@ use crate::projections::reads::{self, DeliveryFacts, Found};
 use crate::projections::{counters, idempotency, stats};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
+use crate::store::backup::{self, BackupPart};
 use crate::store::journal::ReadError;
 use crate::store::types::chosen_scope;
 
 /// Steps that one list request may take through the state before it answers with a short page.
 const LIST_STEPS_MAX: usize = 20;
+/// Bytes of a part of a backup, about.
+const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
+/// How long retention waits after a part of a backup was asked for.
+const BACKUP_HOLD: Duration = Duration::from_secs(120);
 
 impl Engine {
     /// A chosen id is looked up in `tenant`.
@@ -384,6 +390,24 @@ impl Engine {
         let delivery = self.delivery_view(&event, &facts).await;
         let letter = DeadLetterView { delivery, reason, died_at };
         Ok(Some(DeadLetterDetail { letter, event, attempts: self.attempts(&facts).await }))
+    }
+
+    /// The part of a backup after a position; see [`backup::part`]. Retention waits while parts are asked for.
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn backup(
+        &self,
+        after: Position,
+        until: Option<Position>,
+    ) -> Result<(BackupPart, Position), Unavailable> {
+        let reader = self.outbox().journal().clone();
+        let last = reader.last_position();
+        let until = until.map_or(last, |until| until.min(last));
+        reader.hold_rewrites(Instant::now() + BACKUP_HOLD);
+        let part = self.blocking(move || backup::part(&reader, after, until, BACKUP_PART_BYTES)).await?;
+        let part = part.map_err(|error| Unavailable::Failed(error.to_string().into()))?;
+        Ok((part, until))
     }
 
     /// What an earlier request with the same scope and key was answered (requests other than events).

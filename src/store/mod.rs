@@ -4,6 +4,7 @@
 //! of a record), [`journal`] (frames, segments, durability), [`writer`] (what is appended and why not), [`state`] (the
 //! rows in sled), [`outbox`] (both behind one handle).
 
+pub mod backup;
 pub mod codec;
 pub mod directory;
 pub mod disk;

@@ -360,13 +360,19 @@ fn claim(path: &Path) -> Result<File, OpenError> {
                     found: "nothing".to_owned(),
                 });
             }
-            std::fs::write(&stamp, FORMAT).map_err(|error| io(&stamp, error))?;
-            File::open(&stamp).and_then(|file| file.sync_all()).map_err(|error| io(&stamp, error))?;
-            File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| io(path, error))?;
+            self::stamp(path).map_err(|error| io(path, error))?;
         }
         Err(error) => return Err(io(&stamp, error)),
     }
     Ok(lock)
+}
+
+/// Says durably that the directory is a data directory of this format.
+pub(super) fn stamp(path: &Path) -> std::io::Result<()> {
+    let stamp = path.join(FORMAT_FILE);
+    std::fs::write(&stamp, FORMAT)?;
+    File::open(&stamp)?.sync_all()?;
+    File::open(path)?.sync_all()
 }
 
 /// Opens the state, or moves it aside and starts a new one; then replays.

@@ -19,7 +19,7 @@ pub(crate) struct Book {
     pub(crate) accepted: BTreeMap<String, String>,
     /// Types that were sent with an idempotency key and not answered: to be asked again.
     pub(crate) unsure: Vec<String>,
-    sent: u64,
+    pub(crate) sent: u64,
 }
 
 /// One request; `None` when it was not answered.

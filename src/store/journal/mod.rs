@@ -13,8 +13,10 @@ mod cache;
 mod frame;
 mod open;
 mod reader;
+mod restore;
 mod rewrite;
 mod segment;
+mod sparse;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +26,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub use open::{JournalError, OpenReport, VerifyReport, verify};
-pub use reader::{Frames, JournalReader, ReadError, RecordsAt};
+pub use reader::{Frames, JournalReader, Raw, RawStep, ReadError, RecordsAt};
+pub use restore::Restorer;
 pub use rewrite::{RewriteError, RewriteReport};
 
 use crate::codec::varint_len;

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use super::cache::Cache;
 use super::frame::FoundHeader;
@@ -50,7 +51,7 @@ pub(super) struct Shared {
     blocks: Mutex<Cache<(u64, u64), Arc<Block>>>,
     pub(super) last: AtomicU64,
     ids: AtomicU64,
-    pub(super) rewriting: Mutex<()>,
+    pub(super) rewriting: Mutex<Option<Instant>>,
 }
 
 // Every change under these locks is a single step, so a panic of another thread leaves nothing half done.
@@ -76,7 +77,7 @@ impl Shared {
             blocks: Mutex::new(Cache::new(cache_bytes)),
             last: AtomicU64::new(last.0),
             ids: AtomicU64::new(0),
-            rewriting: Mutex::new(()),
+            rewriting: Mutex::new(None),
         }
     }
 
@@ -155,6 +156,23 @@ struct Step {
     next: Position,
 }
 
+/// A record as it lies in the journal.
+pub struct Raw {
+    pub position: Position,
+    /// Of its commit.
+    pub time: Timestamp,
+    pub bytes: Vec<u8>,
+}
+
+/// See [`JournalReader::raw_from`].
+pub struct RawStep {
+    pub records: Vec<Raw>,
+    /// First and last positions lost.
+    pub damaged: Vec<(Position, Position)>,
+    /// Where the walk goes on.
+    pub next: Position,
+}
+
 /// Reads records by position or in order. Cheap to clone; usable from any thread while the writer appends.
 #[derive(Clone)]
 pub struct JournalReader {
@@ -208,6 +226,23 @@ impl JournalReader {
             self.shared.open(entry, upper).map_or(entry.first, |segment| segment.start_of(time))
         });
         RecordsAt { reader: self.clone(), time, next: start, ready: VecDeque::new(), ended: false }
+    }
+
+    /// The next records from a position on as bytes, about 64 KB of them, with what is damaged there; `None` at the end.
+    ///
+    /// # Errors
+    /// When the disk cannot be read. Damage is no error.
+    pub fn raw_from(&self, position: Position) -> Result<Option<RawStep>, ReadError> {
+        let Some(step) = self.step(position, false)? else { return Ok(None) };
+        let mut records = Vec::new();
+        if let Some(block) = &step.block {
+            for record in block.records.iter().filter(|record| record.position >= position) {
+                let bytes = block.record_bytes(record).to_vec();
+                records.push(Raw { position: record.position, time: record.time, bytes });
+            }
+        }
+        let damaged = step.damage.iter().filter_map(|damage| damage.positions).collect();
+        Ok(Some(RawStep { records, damaged, next: step.next }))
     }
 
     /// Zero when the journal is empty.

@@ -5,24 +5,24 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder};
+use super::frame::FileHeader;
 use super::open::REWRITE_SUFFIX;
 use super::reader::{Entry, Shared, lock, read, write};
 use super::segment::{Segment, file_name};
+use super::sparse::SparseFile;
 use super::{Journal, JournalReader, ReadError};
-use crate::domain::{Position, Record, Timestamp};
-use crate::limits;
+use crate::domain::{Position, Record};
 use crate::store::codec;
-use crate::store::disk::DiskFile;
-
-/// Bytes collected before they are written.
-const WRITE_BYTES: usize = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
     #[error("{0} is not the first position of a sealed segment")]
     NotSealed(Position),
+    /// To be tried again later.
+    #[error("a backup is being taken")]
+    Held,
     /// The segment is as it was: also when it is damaged.
     #[error("segment cannot be read: {0}")]
     Read(#[from] ReadError),
@@ -52,6 +52,11 @@ impl Journal {
 }
 
 impl JournalReader {
+    /// No rewrite begins before `until`: who reads the whole journal in steps must not see an event and miss its end.
+    pub fn hold_rewrites(&self, until: Instant) {
+        *lock(&self.shared.rewriting) = Some(until);
+    }
+
     /// Rewrites the sealed segment with the given first position, without the records that `keep` refuses; an empty
     /// one is removed. One at a time; appends and reads go on meanwhile, so this can run beside the writer.
     pub fn rewrite_segment(
@@ -60,7 +65,10 @@ impl JournalReader {
         keep: &mut dyn FnMut(Position, &Record) -> bool,
     ) -> Result<RewriteReport, RewriteError> {
         let shared = &*self.shared;
-        let _one_at_a_time = lock(&shared.rewriting);
+        let held_until = lock(&shared.rewriting);
+        if held_until.is_some_and(|until| Instant::now() < until) {
+            return Err(RewriteError::Held);
+        }
         let (entry, upper) = sealed(shared, first).ok_or(RewriteError::NotSealed(first))?;
         let segment = shared.open(entry, Some(upper))?;
         let name = file_name(first);
@@ -70,7 +78,8 @@ impl JournalReader {
             _ => {}
         }
         let copied = shared.disk.create(&temporary).map_err(RewriteError::from).and_then(|file| {
-            let mut copy = Copy::new(&*file, &segment, entry.time)?;
+            let header = FileHeader { rewritten: true, ..segment.header };
+            let mut copy = Copy { file: SparseFile::new(&*file, header)?, report: RewriteReport::default() };
             copy.run(&segment, upper, keep)?;
             file.sync_data()?;
             Ok(copy.report)
@@ -116,27 +125,11 @@ fn sealed(shared: &Shared, first: Position) -> Option<(Entry, Position)> {
 
 /// A copy under way.
 struct Copy<'a> {
-    file: &'a dyn DiskFile,
-    header: FileHeader,
-    builder: FrameBuilder,
-    /// Commit time of the frame being built: a frame has one, and searches by time rest on it.
-    time: Timestamp,
-    first: Position,
-    last: Position,
-    buffer: Vec<u8>,
+    file: SparseFile<'a>,
     report: RewriteReport,
 }
 
-impl<'a> Copy<'a> {
-    fn new(file: &'a dyn DiskFile, segment: &Segment, time: Timestamp) -> io::Result<Self> {
-        let header = FileHeader { rewritten: true, ..segment.header };
-        file.append(&header.encode())?;
-        let report = RewriteReport { bytes_after: FILE_HEADER_BYTES as u64, ..RewriteReport::default() };
-        let (first, last) = (Position(0), Position(0));
-        let (builder, buffer) = (FrameBuilder::default(), Vec::new());
-        Ok(Self { file, header, builder, time, first, last, buffer, report })
-    }
-
+impl Copy<'_> {
     fn run(
         &mut self,
         segment: &Arc<Segment>,
@@ -154,7 +147,8 @@ impl<'a> Copy<'a> {
                 let decoded = codec::decode(bytes)
                     .map_err(|source| ReadError::Undecodable { position: record.position, source })?;
                 if keep(record.position, &decoded) {
-                    self.push(record.position, record.time, bytes)?;
+                    self.file.push(record.position, record.time, bytes)?;
+                    self.report.kept += 1;
                 } else {
                     self.report.removed += 1;
                 }
@@ -164,36 +158,7 @@ impl<'a> Copy<'a> {
                 _ => break,
             }
         }
-        self.close()?;
-        self.flush()
-    }
-
-    fn push(&mut self, position: Position, time: Timestamp, bytes: &[u8]) -> Result<(), RewriteError> {
-        let full = self.builder.body_bytes() + bytes.len() > limits::FRAME_BYTES_TARGET;
-        if time != self.time || full {
-            self.close()?;
-        }
-        if self.builder.is_empty() {
-            (self.time, self.first) = (time, position);
-        }
-        self.builder.push(position, bytes);
-        self.last = position;
-        self.report.kept += 1;
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), RewriteError> {
-        if !self.builder.is_empty() {
-            let commit = (self.first, self.last);
-            self.builder.finish(self.header.salt, self.time, commit, &mut self.buffer);
-        }
-        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<(), RewriteError> {
-        self.file.append(&self.buffer)?;
-        self.report.bytes_after += self.buffer.len() as u64;
-        self.buffer.clear();
+        self.report.bytes_after = self.file.finish()?;
         Ok(())
     }
 }

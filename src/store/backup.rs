@@ -1,0 +1,219 @@
+//! The backup: the journal's records as lines of text, and a data directory made from them.
+//!
+//! Owns the format. It knows nothing of segments, frames or the state, so it outlives them; the bytes of a record are
+//! those of [`super::codec`], which stay readable. A prefix of the journal is consistent by nature: no lock is needed.
+//!
+//! ```text
+//! balto-backup 1
+//! c <position before> <commit time, ms> <position>:<record, base64> ... <CRC-32 of the line so far, hexadecimal>
+//! end <position before> <last position> <CRC-32 of the line so far>
+//! ```
+//!
+//! Each line names the last position of the line before (0 for the first), so that a missing one is noticed; the `end`
+//! line shows that nothing is missing behind. Positions rise, with gaps where retention or damage took records.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead};
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::codec;
+use super::disk::{Disk, RealDisk};
+use super::journal::{JournalReader, Raw, ReadError, Restorer};
+use crate::domain::{Position, Timestamp};
+
+const HEADER: &str = "balto-backup 1";
+/// Bound of a line of a backup that is read, in bytes: a record of the largest event fits, in base64.
+const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A part of a backup.
+#[derive(Debug)]
+pub struct BackupPart {
+    pub text: String,
+    /// Last position in this part: the next one comes after it. `None` when this part ends the backup.
+    pub next: Option<Position>,
+    /// First and last positions that cannot be read any more.
+    pub damaged: Vec<(Position, Position)>,
+}
+
+/// The part after a position, of about `bytes_wanted`. The first is after 0; `until` is the backup's last position.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub fn part(
+    reader: &JournalReader,
+    after: Position,
+    until: Position,
+    bytes_wanted: usize,
+) -> Result<BackupPart, ReadError> {
+    let mut part = BackupPart { text: String::new(), next: None, damaged: Vec::new() };
+    if after == Position(0) {
+        part.text.push_str(HEADER);
+        part.text.push('\n');
+    }
+    let (mut before, mut at) = (after, after.next());
+    while at <= until {
+        let Some(step) = reader.raw_from(at)? else { break };
+        at = step.next;
+        part.damaged.extend(step.damaged.iter().filter(|(first, _)| *first <= until));
+        let records: Vec<_> = step.records.into_iter().filter(|record| record.position <= until).collect();
+        for commit in records.chunk_by(|one, other| one.time == other.time) {
+            before = write_line(&mut part.text, before, commit);
+        }
+        if part.text.len() >= bytes_wanted && before > after && at <= until {
+            part.next = Some(before);
+            return Ok(part);
+        }
+    }
+    let end = format!("end {} {}", before.0, until.0);
+    writeln!(part.text, "{end} {:08x}", crc32fast::hash(end.as_bytes())).expect("a string takes every text");
+    Ok(part)
+}
+
+/// Gives the last position of the line.
+fn write_line(text: &mut String, before: Position, commit: &[Raw]) -> Position {
+    let start = text.len();
+    let (first, last) = (&commit[0], &commit[commit.len() - 1]);
+    let infallible = "a string takes every text";
+    write!(text, "c {} {}", before.0, first.time.millis()).expect(infallible);
+    for record in commit {
+        write!(text, " {}:", record.position.0).expect(infallible);
+        STANDARD.encode_string(&record.bytes, text);
+    }
+    let crc = crc32fast::hash(&text.as_bytes()[start..]);
+    writeln!(text, " {crc:08x}").expect(infallible);
+    last.position
+}
+
+/// Why a backup was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("{0} is not empty: a backup is restored into a new directory")]
+    NotEmpty(String),
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error("the backup cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("this is not a backup, or one of a newer version: it begins with {0:?}")]
+    Foreign(String),
+    #[error("line {line} of the backup is damaged: {what}")]
+    Damaged { line: u64, what: &'static str },
+    #[error("the backup breaks off after line {0}: its last line is missing")]
+    BreaksOff(u64),
+}
+
+/// What was restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    pub records: u64,
+    pub last: Position,
+}
+
+/// Makes a data directory from a backup. The directory's stamp is written last, so that a daemon refuses one that was
+/// restored in part.
+///
+/// # Errors
+/// When the directory is not empty, the backup is not whole, or the disk fails. Then what was written stays, and is no
+/// data directory.
+pub fn restore(backup: &mut dyn BufRead, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+    let failed = |error| RestoreError::Io { path: directory.display().to_string(), error };
+    let is_empty = match std::fs::read_dir(directory) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(failed(error)),
+    };
+    if !is_empty {
+        return Err(RestoreError::NotEmpty(directory.display().to_string()));
+    }
+    let mut lines = Lines { backup, number: 0 };
+    match lines.next()? {
+        Some(line) if line == HEADER => {}
+        line => return Err(RestoreError::Foreign(line.unwrap_or_default().chars().take(40).collect())),
+    }
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(directory.join("journal")).map_err(failed)?);
+    let restored = fill(&mut lines, Restorer::new(disk, salt), directory)?;
+    super::outbox::stamp(directory).map_err(failed)?;
+    Ok(restored)
+}
+
+fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Result<Restored, RestoreError> {
+    let failed = |error| RestoreError::Io { path: directory.display().to_string(), error };
+    let mut restored = Restored::default();
+    let mut time = Timestamp::default();
+    while let Some(line) = lines.next()? {
+        let number = lines.number;
+        let damaged = |what| RestoreError::Damaged { line: number, what };
+        let content = checked(&line).ok_or_else(|| damaged("its checksum does not match"))?;
+        let mut words = content.split(' ');
+        let kind = words.next();
+        if words.next().and_then(number_of) != Some(restored.last.0) {
+            return Err(damaged("a line before it is missing"));
+        }
+        match kind {
+            Some("end") => {
+                let last = words.next().and_then(number_of).map(Position);
+                let last = last.filter(|last| *last >= restored.last).ok_or_else(|| damaged("a bad end"))?;
+                journal.finish(last).map_err(failed)?;
+                return Ok(Restored { last, ..restored });
+            }
+            Some("c") => {}
+            _ => return Err(damaged("neither a commit nor the end")),
+        }
+        let at = words.next().and_then(number_of).map(Timestamp::from_millis);
+        time = at.filter(|at| *at >= time).ok_or_else(|| damaged("a bad time"))?;
+        for word in words {
+            let (position, bytes) = record(word).ok_or_else(|| damaged("a record that cannot be decoded"))?;
+            if position <= restored.last {
+                return Err(damaged("positions do not rise"));
+            }
+            journal.push(position, time, bytes).map_err(failed)?;
+            restored.records += 1;
+            restored.last = position;
+        }
+    }
+    Err(RestoreError::BreaksOff(lines.number))
+}
+
+/// The line without its checksum, when it matches.
+fn checked(line: &str) -> Option<&str> {
+    let (content, crc) = line.rsplit_once(' ')?;
+    (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(content.as_bytes())).then_some(content)
+}
+
+fn number_of(word: &str) -> Option<u64> {
+    // Positions and times stay below, so that one more never overflows.
+    word.parse().ok().filter(|number| *number < u64::MAX / 2)
+}
+
+fn record(word: &str) -> Option<(Position, Vec<u8>)> {
+    let (position, text) = word.split_once(':')?;
+    let bytes = STANDARD.decode(text).ok()?;
+    codec::decode(&bytes).ok()?;
+    Some((Position(number_of(position)?), bytes))
+}
+
+struct Lines<'a> {
+    backup: &'a mut dyn BufRead,
+    number: u64,
+}
+
+impl Lines<'_> {
+    /// Without its line end; `None` at the end, also when the last line has no end.
+    fn next(&mut self) -> Result<Option<String>, RestoreError> {
+        let mut bytes = Vec::new();
+        io::Read::take(&mut *self.backup, LINE_BYTES_MAX).read_until(b'\n', &mut bytes)?;
+        if bytes.pop() != Some(b'\n') {
+            return Ok(None);
+        }
+        self.number += 1;
+        let line = String::from_utf8(bytes);
+        line.map(Some).map_err(|_| RestoreError::Damaged { line: self.number, what: "it is not text" })
+    }
+}
+
+#[cfg(test)]
+mod tests;

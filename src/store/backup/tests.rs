@@ -1,0 +1,134 @@
+//! A backup of a journal with gaps, taken in small parts, and what happens to it on the way.
+
+use super::*;
+use crate::domain::Record;
+use crate::store::disk::MemoryDisk;
+use crate::store::journal::{Journal, JournalOptions};
+
+fn record(number: u64) -> Record {
+    Record::KeyDeleted { id: format!("key_{number}").parse().unwrap(), at: Timestamp::from_millis(number) }
+}
+
+/// Fifty commits of two records; without those whose position is a multiple of seven when `gaps`.
+fn journal(gaps: bool) -> Journal {
+    let options = JournalOptions { segment_bytes: 900, frame_bytes: 100, ..JournalOptions::new(7) };
+    let (mut journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
+    for number in 0..50 {
+        let unit = vec![record(2 * number + 1), record(2 * number + 2)];
+        journal.append(Timestamp::from_millis(1_000 + number / 3), &[unit]).unwrap();
+    }
+    for (first, _) in if gaps { journal.reader().sealed_segments() } else { Vec::new() } {
+        journal.rewrite_segment(first, &mut |position, _| position.0 % 7 != 0).unwrap();
+    }
+    journal
+}
+
+fn whole(reader: &JournalReader, until: Position) -> String {
+    let (mut text, mut after) = (String::new(), Position(0));
+    loop {
+        let part = part(reader, after, until, 300).unwrap();
+        assert!(part.damaged.is_empty());
+        text.push_str(&part.text);
+        match part.next {
+            Some(next) => after = next,
+            None => return text,
+        }
+    }
+}
+
+fn content(reader: &JournalReader) -> Vec<(Position, Timestamp, Vec<u8>)> {
+    let (mut all, mut at) = (Vec::new(), Position(1));
+    while let Some(step) = reader.raw_from(at).unwrap() {
+        all.extend(step.records.into_iter().map(|raw| (raw.position, raw.time, raw.bytes)));
+        at = step.next;
+    }
+    all
+}
+
+fn restored(text: &str) -> Result<(Restored, Journal, tempfile::TempDir), RestoreError> {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let restored = restore(&mut text.as_bytes(), &data, 9)?;
+    let disk = RealDisk::new(data.join("journal")).unwrap();
+    let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(8)).unwrap();
+    assert_eq!((report.damage, report.torn_bytes), (Vec::new(), 0));
+    Ok((restored, journal, directory))
+}
+
+#[test]
+fn what_is_restored_is_what_was_there_with_its_positions_and_times() {
+    for gaps in [false, true] {
+        let journal = journal(gaps);
+        let text = whole(&journal.reader(), Position(100));
+        let (report, mut copy, _directory) = restored(&text).unwrap();
+        let expected = content(&journal.reader());
+        assert_eq!(content(&copy.reader()), expected);
+        assert_eq!(report, Restored { records: expected.len() as u64, last: Position(100) });
+        let next = copy.append(Timestamp::from_millis(1), &[vec![record(1)]]).unwrap();
+        assert_eq!(next.start, Position(101));
+        assert_eq!(copy.last_time(), Timestamp::from_millis(1_016), "time does not go back");
+    }
+}
+
+#[test]
+fn it_ends_where_it_was_told_to() {
+    let (report, copy, _directory) = restored(&whole(&journal(false).reader(), Position(41))).unwrap();
+    assert_eq!(report, Restored { records: 41, last: Position(41) });
+    assert_eq!(content(&copy.reader()).len(), 41);
+}
+
+#[test]
+fn an_empty_journal_has_a_backup_too() {
+    let options = JournalOptions::new(7);
+    let (journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
+    let (report, ..) = restored(&whole(&journal.reader(), Position(0))).unwrap();
+    assert_eq!(report, Restored::default());
+}
+
+#[test]
+fn no_changed_byte_and_no_missing_line_goes_unnoticed() {
+    let text = whole(&journal(true).reader(), Position(100));
+    let lines: Vec<_> = text.lines().collect();
+    for missing in 0..lines.len() {
+        let rest: Vec<_> =
+            lines.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, line)| *line).collect();
+        assert!(restored(&format!("{}\n", rest.join("\n"))).is_err(), "without line {missing}");
+    }
+    for at in (0..text.len()).step_by(37) {
+        let mut bytes = text.clone().into_bytes();
+        bytes[at] ^= 1;
+        let changed = String::from_utf8(bytes).unwrap();
+        assert!(restored(&changed).is_err(), "byte {at} of {changed}");
+    }
+    for end in (0..text.len()).step_by(53) {
+        assert!(restored(&text[..end]).is_err(), "cut at {end}");
+    }
+}
+
+#[test]
+fn a_directory_with_something_in_it_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("keep"), "x").unwrap();
+    let text = whole(&journal(false).reader(), Position(100));
+    let refused = restore(&mut text.as_bytes(), directory.path(), 9);
+    assert!(matches!(refused, Err(RestoreError::NotEmpty(_))));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_is_damaged_is_named() {
+    let disk = MemoryDisk::new();
+    let options = JournalOptions { segment_bytes: 900, frame_bytes: 100, ..JournalOptions::new(7) };
+    let (mut journal, _) = Journal::open(Arc::new(disk.clone()), options).unwrap();
+    for number in 1..=20 {
+        journal.append(Timestamp::from_millis(number), &[vec![record(number)]]).unwrap();
+    }
+    let name = format!("journal-{:020}.log", 1);
+    let mut bytes = disk.contents(&name).unwrap();
+    bytes[64 + 70] ^= 1;
+    disk.put(&name, &bytes);
+    let (journal, _) = Journal::open(Arc::new(disk), options).unwrap();
+    let part = part(&journal.reader(), Position(0), Position(20), usize::MAX).unwrap();
+    assert_eq!(part.damaged, [(Position(1), Position(1))]);
+    assert_eq!(part.next, None);
+}

@@ -1,0 +1,70 @@
+//! Writing a segment whose positions may have gaps: a rewritten or a restored one.
+//!
+//! Owns: which records share a frame there. Syncs nothing; who has the file does.
+
+use std::io;
+
+use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder};
+use crate::domain::{Position, Timestamp};
+use crate::limits;
+use crate::store::disk::DiskFile;
+
+/// Bytes collected before they are written.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+pub(super) struct SparseFile<'a> {
+    file: &'a dyn DiskFile,
+    salt: u32,
+    builder: FrameBuilder,
+    /// Commit time of the frame being built: a frame has one, and searches by time rest on it.
+    time: Timestamp,
+    first: Position,
+    last: Position,
+    buffer: Vec<u8>,
+    written: u64,
+}
+
+impl<'a> SparseFile<'a> {
+    /// `file` is empty.
+    pub(super) fn new(file: &'a dyn DiskFile, header: FileHeader) -> io::Result<Self> {
+        file.append(&header.encode())?;
+        let (first, last) = (Position(0), Position(0));
+        let (builder, buffer, written) = (FrameBuilder::default(), Vec::new(), FILE_HEADER_BYTES as u64);
+        Ok(Self { file, salt: header.salt, builder, time: header.time, first, last, buffer, written })
+    }
+
+    /// Positions must rise.
+    pub(super) fn push(&mut self, position: Position, time: Timestamp, record: &[u8]) -> io::Result<()> {
+        let full = self.builder.body_bytes() + record.len() > limits::FRAME_BYTES_TARGET;
+        if time != self.time || full {
+            self.close()?;
+        }
+        if self.builder.is_empty() {
+            (self.time, self.first) = (time, position);
+        }
+        self.builder.push(position, record);
+        self.last = position;
+        Ok(())
+    }
+
+    /// Writes what is left; gives the length of the file.
+    pub(super) fn finish(&mut self) -> io::Result<u64> {
+        self.close()?;
+        self.flush()?;
+        Ok(self.written)
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        if !self.builder.is_empty() {
+            self.builder.finish(self.salt, self.time, (self.first, self.last), &mut self.buffer);
+        }
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.append(&self.buffer)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! `balto backup` of a daemon at work, and what a daemon answers from what `balto restore` makes of it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+use support::load::{Book, check_held, held, publishers};
+use support::{Daemon, Receiver, answer, seed};
+
+async fn balto(daemon: Option<&Daemon>, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
+    command.args(arguments);
+    if let Some(daemon) = daemon {
+        command.env("BALTO_URL", daemon.api.trim_end_matches("/v1"));
+    }
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+async fn backup(daemon: &Daemon, file: &Path) {
+    let done = balto(Some(daemon), &["backup", "--to", file.to_str().unwrap()]).await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+async fn restore(file: &Path, data: &Path) -> Output {
+    balto(None, &["restore", "--from", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()]).await
+}
+
+/// Everything that the daemon tells about what it holds.
+async fn told(daemon: &Daemon) -> Vec<Value> {
+    let mut all = Vec::new();
+    for list in ["endpoints", "keys", "events", "deliveries", "dead-letters"] {
+        let page = daemon.get(&format!("/{list}?limit=250")).await;
+        for item in page["data"].as_array().unwrap() {
+            let path = format!("/{list}/{}", item["id"].as_str().unwrap());
+            all.push(if list == "keys" { item.clone() } else { daemon.get(&path).await });
+        }
+    }
+    all
+}
+
+/// Some of each: delivered, waiting, dead, redriven; two keys, one of them deleted.
+async fn fill(daemon: &Daemon, receiver: &Receiver) {
+    let retry = json!({"schedule": ["10ms"]});
+    let good = daemon.post("/endpoints", &json!({"url": receiver.url, "retry": retry}).to_string()).await;
+    for number in 0..60 {
+        let at = ["2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"][usize::from(number % 5 == 0)];
+        let event = json!({"type": format!("n.{number}"), "data": {"n": number}, "deliverAt": at});
+        daemon.post("/events", &event.to_string()).await;
+    }
+    for name in ["one", "two"] {
+        let key = daemon.post("/keys", &json!({"role": "viewer", "description": name}).to_string()).await;
+        if name == "two" {
+            let (status, ..) =
+                daemon.call("DELETE", &format!("/keys/{}", key["id"].as_str().unwrap()), &[], "").await;
+            assert_eq!(status, 204);
+        }
+    }
+    let settled = |page: &Value| page["data"].as_array().unwrap().len() == 12;
+    daemon.until("/deliveries?status=pending&limit=250", settled).await;
+    let letters = daemon.get("/dead-letters").await;
+    let letter = letters["data"][0]["id"].as_str().unwrap();
+    daemon.post(&format!("/dead-letters/{letter}/redrive"), "").await;
+    daemon.until("/deliveries?status=pending&limit=250", settled).await;
+    daemon.post(&format!("/endpoints/{}/pause", good["id"].as_str().unwrap()), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_daemon_answers_as_the_one_that_was_saved() {
+    let below = tempfile::tempdir().unwrap();
+    let (file, copy) = (below.path().join("file"), below.path().join("copy"));
+    let daemon = Daemon::start(&below.path().join("data")).await;
+    let receiver = Receiver::start(|_, got| answer(if got.body.contains("7\",") { 500 } else { 200 })).await;
+    fill(&daemon, &receiver).await;
+    backup(&daemon, &file).await;
+    let done = restore(&file, &copy).await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let restored = Daemon::start(&copy).await;
+    let (original, copied) = (told(&daemon).await, told(&restored).await);
+    assert_eq!(original, copied);
+    assert!(original.len() > 120, "{} things", original.len());
+    // Positions go on behind the backup's, and a second restore does not touch what is there.
+    let event = restored.post("/events", r#"{"type":"after","data":1}"#).await;
+    assert!(event["position"].as_u64() > daemon.get("/events?limit=1").await["data"][0]["position"].as_u64());
+    let refused = restore(&file, &copy).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not empty"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_under_load_holds_everything_that_was_acknowledged_before_it() {
+    let below = tempfile::tempdir().unwrap();
+    let (file, copy) = (below.path().join("file"), below.path().join("copy"));
+    let mut random = Rng::with_seed(seed());
+    let mut daemon = Daemon::start(&below.path().join("data")).await;
+    let receiver = Receiver::status(200).await;
+    daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
+    let book = Arc::<Mutex<Book>>::default();
+    let publishers = publishers(&book, &daemon, &mut random);
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let accepted = book.lock().unwrap().accepted.clone();
+    backup(&daemon, &file).await;
+    daemon.kill();
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    assert!(restore(&file, &copy).await.status.success());
+    let restored = Daemon::start(&copy).await;
+    let before = Book { accepted, ..Book::default() };
+    check_held(&before, &held(&restored).await);
+    assert!(before.accepted.len() > 20, "only {} acknowledged", before.accepted.len());
+    restored.until("/deliveries?limit=1&status=pending", |page| page["data"] == json!([])).await;
+}
+
+#[tokio::test]
+async fn a_key_of_a_tenant_gets_no_backup_and_a_bad_file_no_directory() {
+    let below = tempfile::tempdir().unwrap();
+    let data = below.path().join("data");
+    let daemon = Daemon::start_with(&data, &[]).await;
+    let admin = format!("Bearer {}", std::fs::read_to_string(data.join("admin.key")).unwrap().trim());
+    let admin = [("authorization", admin.as_str())];
+    let key = json!({"role": "admin", "tenant": "acme", "description": "x"});
+    let (status, key, _) = daemon.call("POST", "/keys", &admin, &key.to_string()).await;
+    assert_eq!(status, 201, "{key}");
+    let bound = format!("Bearer {}", key["secret"].as_str().unwrap_or_else(|| panic!("{key}")));
+    let (status, problem, _) = daemon.call("GET", "/backup", &[("authorization", &bound)], "").await;
+    assert_eq!((status, problem["code"].as_str()), (403, Some("forbidden")), "{problem}");
+    for query in ["after=-1", "after=x", "until=9223372036854775808", "from=1"] {
+        let (status, problem, _) = daemon.call("GET", &format!("/backup?{query}"), &admin, "").await;
+        assert_eq!(status, 422, "{query}: {problem}");
+    }
+    let (file, copy) = (below.path().join("file"), below.path().join("copy"));
+    std::fs::write(&file, "something else\n").unwrap();
+    let refused = restore(&file, &copy).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("this is not a backup"));
+    assert!(!copy.exists());
+}
