@@ -188,12 +188,13 @@ async fn read_reply(mut response: Response, deadline: tokio::time::Instant) -> R
     }
 }
 
-/// The error and what caused it, outermost first.
+/// The error and what caused it, outermost first; also what an I/O error carries, which its own `source` leaves out.
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {
         let current = next?;
-        next = current.source();
+        let carried = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = carried.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| current.source());
         Some(current)
     })
 }
