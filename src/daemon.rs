@@ -21,6 +21,7 @@ use crate::config::{Config, LogFormat, Overrides, SecretsKey};
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{Courier, SystemResolver};
 use crate::engine::clock::{Clock, SystemSource, random_bytes};
+use crate::engine::retention::{self, Keep};
 use crate::engine::{Engine, Settings};
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::rules::verdict::RefusedStatuses;
@@ -118,6 +119,7 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
 
     let mut heartbeat = dispatcher.heartbeat();
     let mut delivering = tokio::spawn(dispatcher.run(stop.subscribe(), config.delivery.drain_timeout));
+    let retaining = tokio::spawn(retention::run(engine.clone(), keep(&config)));
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(async move {
         while heartbeat.changed().await.is_ok() {
@@ -135,6 +137,7 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
         None => delivering.await,
     };
     watchdog.abort();
+    retaining.abort();
     let failed = match delivered {
         Ok(Ok(())) => false,
         Ok(Err(error)) => {
@@ -250,6 +253,16 @@ fn policy(options: &Options, config: &Config) -> EgressPolicy {
         allow_ports: config.egress.allow_ports.iter().map(|range| (range.first, range.last)).collect(),
     };
     if options.dev { policy.dev() } else { policy }
+}
+
+/// An event stays for as long as a repeated request may ask for it.
+fn keep(config: &Config) -> Keep {
+    let at_least = |keep: Option<Duration>| keep.map(|keep| keep.max(config.ingest.idempotency_ttl));
+    Keep {
+        events: at_least(config.retention.events.duration()),
+        stream_events: at_least(config.retention.stream_events.duration()),
+        dead_letters: config.retention.dead_letters.duration(),
+    }
 }
 
 fn settings(config: &Config) -> Settings {

@@ -35,6 +35,8 @@ pub struct Metrics {
     first_attempt: Histogram,
     delivered: Histogram,
     retries: IntCounter,
+    removed_events: IntCounter,
+    removed_bytes: IntCounter,
     pending: IntGauge,
     in_flight: IntGauge,
     dead_letters: IntGauge,
@@ -111,6 +113,11 @@ impl Metrics {
                 &LATENCY_BUCKETS,
             ),
             retries: counter("balto_retries_total", "Attempts that failed and will be made again."),
+            removed_events: counter("balto_retention_events_total", "Events that retention removed."),
+            removed_bytes: counter(
+                "balto_retention_bytes_total",
+                "Bytes by which retention shrank the journal.",
+            ),
             pending: gauge("balto_deliveries_pending", "Deliveries that have not ended."),
             in_flight: gauge("balto_deliveries_in_flight", "Attempts under way."),
             dead_letters: gauge("balto_dead_letters", "Dead letters."),
@@ -136,6 +143,12 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be encoded");
         }
         bytes
+    }
+
+    /// What one pass of retention removed.
+    pub fn retained(&self, events: u64, bytes: u64) {
+        self.removed_events.inc_by(events);
+        self.removed_bytes.inc_by(bytes);
     }
 
     pub fn accepted(&self) {

@@ -94,6 +94,7 @@ impl Engine {
         id: &EventId,
         endpoints: Option<Vec<EndpointId>>,
     ) -> Result<u64, ChangeError> {
+        let _held = self.outbox().hold_events().await;
         let found = self.find_event(tenant, id).await?.filter(|(_, event)| scope.covers(&event.tenant));
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
         let numbers: Vec<EndpointNumber> = match endpoints {
@@ -231,6 +232,7 @@ impl Engine {
         let mut cursor: Option<Cursor> = None;
         let mut count = 0;
         loop {
+            let _held = self.outbox().hold_events().await;
             let filter = filter.clone();
             let found = self
                 .outbox()
@@ -286,6 +288,7 @@ impl Engine {
         key: DeliveryKey,
         trigger: Trigger,
     ) -> Result<DeliveryView, ChangeError> {
+        let _held = self.outbox().hold_events().await;
         self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
         if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
             return Err(ChangeError::NotAllowed("the endpoint was deleted"));

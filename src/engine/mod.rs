@@ -11,6 +11,7 @@ mod dispatcher;
 mod operator;
 mod payloads;
 mod queries;
+pub mod retention;
 mod secrets;
 #[cfg(test)]
 mod simulation;

@@ -56,8 +56,10 @@ impl Engine {
             id.as_str().strip_prefix("evt_").and_then(|text| ulid::Ulid::from_string(text).ok())
         {
             let found = self.event_of_time(Timestamp::from_millis(ulid.timestamp_ms()), id.clone()).await?;
-            if found.is_some() {
-                return Ok(found);
+            if let Some((position, event)) = found {
+                // The journal may still have what retention has let go.
+                let known = self.outbox().read(move |state| reads::knows(state.rows(), position)).await?;
+                return Ok(known.then_some((position, event)));
             }
         }
         let chosen = chosen_scope(tenant, id);

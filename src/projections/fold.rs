@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::dead::Letter;
 use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row};
-use super::{Rows, counters, dead, idempotency, pages, pending, stats, streams};
+use super::{Rows, counters, dead, idempotency, pages, pending, retention, stats, streams};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next,
     Ordering, Position, Progress, Record, Timestamp, Trigger,
@@ -67,6 +67,17 @@ impl Fold {
     pub fn on_checkpoint(&mut self, position: Position) {
         self.checkpoint = position.0;
         self.blocks.close();
+    }
+
+    /// Forgets events whose time is over; see [`retention::forget`].
+    pub fn forget(
+        &mut self,
+        rows: &mut dyn Rows,
+        cutoffs: retention::Cutoffs,
+        page: u64,
+        pages_max: usize,
+    ) -> retention::Forgotten {
+        retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max)
     }
 
     /// Applies one record. Lane changes are appended to `changes`; those of a freshly accepted event for endpoints

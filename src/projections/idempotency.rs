@@ -44,6 +44,13 @@ pub fn remember(rows: &mut dyn Rows, checkpoint: u64, idempotency: &Idempotency,
     }
 }
 
+/// Forgets a request, when it is still the one at that position.
+pub fn forget(rows: &mut dyn Rows, scope: &[u8; 16], position: Position) {
+    if known(rows, scope).is_some_and(|known| known.position == position) {
+        rows.remove(&key(scope));
+    }
+}
+
 /// Forgets one block of requests that expired before `now`. Gives whether there was one.
 pub fn forget_expired(rows: &mut dyn Rows, now: Timestamp) -> bool {
     let mut block = None;

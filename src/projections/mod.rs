@@ -25,6 +25,7 @@ pub mod idempotency;
 pub mod pages;
 pub mod pending;
 pub mod reads;
+pub mod retention;
 pub mod rows;
 pub mod stats;
 pub mod streams;

@@ -229,7 +229,17 @@ pub fn page_at_or_below(rows: &dyn Rows, page: u64) -> Option<u64> {
     found
 }
 
-/// Forgets the index of a page whose events are all gone from the journal.
+/// The first page at or above `page` that has events.
+pub fn page_at_or_above(rows: &dyn Rows, page: u64) -> Option<u64> {
+    let mut found = None;
+    rows.scan(&Key::new(b'E').u64(page).0, b"F", &mut |key, _| {
+        found = Some(super::rows::u64_at(key, 1));
+        ControlFlow::Break(())
+    });
+    found
+}
+
+/// Forgets the index of a page, and the states of its deliveries.
 pub fn remove_page(rows: &mut dyn Rows, page: u64) {
     for tag in [b'E', b'O'] {
         let prefix = Key::new(tag).u64(page).0;

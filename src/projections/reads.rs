@@ -141,8 +141,16 @@ pub fn delivery(rows: &dyn Rows, key: DeliveryKey) -> Option<DeliveryFacts> {
     Some(facts(rows, &event, key, state.as_ref()))
 }
 
+/// Whether there is an event at this position.
+pub fn knows(rows: &dyn Rows, position: Position) -> bool {
+    pages::event(rows, position).is_some()
+}
+
 /// All endpoints that an event goes to: its targets and those that it was replayed to, ascending.
-fn endpoints(event: &EventEntry, states: &HashMap<DeliveryKey, StateEntry>) -> Vec<EndpointNumber> {
+pub(super) fn endpoints(
+    event: &EventEntry,
+    states: &HashMap<DeliveryKey, StateEntry>,
+) -> Vec<EndpointNumber> {
     let mut list = event.targets.clone();
     list.extend(states.keys().filter(|key| key.event == event.position).map(|key| key.endpoint));
     list.sort_unstable();

@@ -12,6 +12,7 @@ pub mod journal;
 pub mod outbox;
 mod queue;
 pub mod recent;
+pub mod retention;
 pub mod state;
 pub mod types;
 pub mod writer;

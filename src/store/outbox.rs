@@ -84,6 +84,8 @@ pub type CommitObserver = Box<dyn Fn(usize, Duration) + Send>;
 enum StateMessage {
     Committed(Arc<Committed>),
     Read(Box<dyn FnOnce(&State) + Send>),
+    /// Retention's turn: it changes nothing that a record says.
+    Tend(Box<dyn FnOnce(&mut State) + Send>),
     Stop,
 }
 
@@ -107,6 +109,8 @@ struct Inner {
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
+    /// Shared by who makes deliveries pending again, taken by who forgets events.
+    forgetting: tokio::sync::RwLock<()>,
     /// `None` when the directory is not one of the file system.
     _lock: Option<File>,
 }
@@ -192,6 +196,7 @@ impl Outbox {
             applied,
             health,
             threads: Mutex::new(None),
+            forgetting: tokio::sync::RwLock::new(()),
             _lock: lock,
         };
         let outbox = Self { inner: Arc::new(inner) };
@@ -278,6 +283,30 @@ impl Outbox {
             let _gone = sender.send(question(state)).is_err();
         });
         self.inner.state.send(StateMessage::Read(ask)).map_err(|_| Unavailable::Stopping)?;
+        answer.await.map_err(|_| Unavailable::Stopping)
+    }
+
+    /// While it is held no event is forgotten: from looking at one until what is done with it is committed.
+    pub async fn hold_events(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.inner.forgetting.read().await
+    }
+
+    /// While it is held nothing is made pending again.
+    pub(super) async fn hold_forgetting(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.inner.forgetting.write().await
+    }
+
+    /// As [`Self::read`], for what retention changes.
+    pub(super) async fn tend<R: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut State) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let (sender, answer) = oneshot::channel();
+        let task = Box::new(move |state: &mut State| {
+            // As for a question: the asker may have gone.
+            let _gone = sender.send(task(state)).is_err();
+        });
+        self.inner.state.send(StateMessage::Tend(task)).map_err(|_| Unavailable::Stopping)?;
         answer.await.map_err(|_| Unavailable::Stopping)
     }
 
@@ -633,6 +662,7 @@ impl StateThread {
         match message {
             StateMessage::Committed(committed) => self.apply(&committed),
             StateMessage::Read(question) => question(&self.state),
+            StateMessage::Tend(task) => task(&mut self.state),
             StateMessage::Stop => {
                 self.checkpoint();
                 return false;

@@ -445,15 +445,22 @@ fn check_journal(world: &World, reader: &JournalReader) -> Result<(), String> {
         found.extend(frame.map_err(|error| error.to_string())?);
     }
     world.with(|inner| {
-        let known = inner.model.records.len();
-        let lost = inner.model.records.iter().zip(&found).find(|(known, found)| known != found);
-        if let Some(((position, _), _)) = lost {
-            return Err(format!("the record at {position} is not what it was"));
+        let last = inner.model.last();
+        let mut there = found.iter().filter(|(position, _)| *position <= last).peekable();
+        for (position, record) in &inner.model.records {
+            match there.next_if(|(found, _)| found == position) {
+                Some((_, found)) if found == record => {}
+                Some(_) => return Err(format!("the record at {position} is not what it was")),
+                None if inner.model.may_have_left(*position, record) => {
+                    *inner.happened.entry("recordsRemoved").or_default() += 1;
+                }
+                None => return Err(format!("the record at {position} was durable and is not there")),
+            }
         }
-        if found.len() < known {
-            return Err(format!("{known} records were durable, and {} are there", found.len()));
+        if let Some((position, _)) = there.next() {
+            return Err(format!("the record at {position} came from nowhere"));
         }
-        for (position, record) in &found[known..] {
+        for (position, record) in found.iter().filter(|(position, _)| *position > last) {
             inner.note(format_args!("unheard {position} {}", super::brief(record)));
             inner.model.apply(*position, record, wall())?;
             inner.count("unheardRecords");

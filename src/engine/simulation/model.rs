@@ -52,9 +52,40 @@ pub(super) struct Model {
     scopes: BTreeMap<[u8; 16], (Position, Option<Timestamp>)>,
     pub(super) streams: BTreeMap<(String, String), u64>,
     queues: BTreeMap<Queue, BTreeSet<Position>>,
+    /// How long events are kept; the latest time that retention may have seen.
+    pub(super) keep: Option<Duration>,
+    pub(super) latest: Timestamp,
 }
 
 impl Model {
+    /// Whether retention may have taken an event by now.
+    pub(super) fn may_be_gone(&self, position: Position) -> bool {
+        let (Some(keep), Some(event)) = (self.keep, self.events.get(&position)) else { return false };
+        let from = DeliveryKey { event: position, endpoint: EndpointNumber(0) };
+        let to = DeliveryKey { event: position.next(), endpoint: EndpointNumber(0) };
+        let over = |state| matches!(state, DeliveryState::Delivered | DeliveryState::Cancelled);
+        event.accepted_at.plus(keep) <= self.latest
+            && self.deliveries.range(from..to).all(|(_, known)| over(known.state))
+    }
+
+    /// Whether a record may have left the journal.
+    pub(super) fn may_have_left(&self, position: Position, record: &Record) -> bool {
+        let all = |deliveries: &[DeliveryKey]| deliveries.iter().all(|key| self.may_be_gone(key.event));
+        match record {
+            Record::EventAccepted(_) => self.may_be_gone(position),
+            Record::AttemptFinished { delivery, .. } => self.may_be_gone(delivery.event),
+            Record::DeliveriesRevived { deliveries, .. }
+            | Record::DeliveriesCancelled { deliveries, .. }
+            | Record::DeliveriesDied { deliveries, .. }
+            | Record::DeadLettersPurged { deliveries, .. } => all(deliveries),
+            Record::RequestAnswered { .. } => self.keep.is_some(),
+            Record::EndpointPut(_)
+            | Record::EndpointDeleted { .. }
+            | Record::KeyPut(_)
+            | Record::KeyDeleted { .. } => false,
+        }
+    }
+
     pub(super) fn last(&self) -> Position {
         self.records.last().map_or(Position(0), |(position, _)| *position)
     }
@@ -70,6 +101,7 @@ impl Model {
         if position != self.last().next() {
             return Err(format!("position {position} was committed after {}", self.last()));
         }
+        self.latest = self.latest.max(now);
         self.records.push((position, record.clone()));
         match record {
             Record::EventAccepted(event) => self.accept(position, event)?,
@@ -125,7 +157,9 @@ impl Model {
 
     fn accept(&mut self, position: Position, event: &Arc<Event>) -> Result<(), String> {
         let name = (event.tenant.clone(), event.id.clone());
-        if let Some(before) = self.ids.insert(name, position) {
+        if let Some(before) = self.ids.insert(name, position)
+            && !self.may_be_gone(before)
+        {
             return Err(format!("{} is at {before} and at {position}", event.id));
         }
         if self.events.last_key_value().is_some_and(|(_, last)| last.accepted_at > event.accepted_at) {
@@ -135,6 +169,7 @@ impl Model {
             let known = self.scopes.insert(remembered.scope, (position, remembered.expires_at));
             if let Some((before, expires_at)) = known
                 && expires_at.is_none_or(|at| at > event.accepted_at)
+                && !(expires_at.is_none() && self.may_be_gone(before))
             {
                 return Err(format!("one idempotency key made the events at {before} and {position}"));
             }
@@ -277,7 +312,12 @@ impl Model {
         }
         let rows = state.rows();
         for (key, known) in &self.deliveries {
-            let facts = reads::delivery(rows, *key).ok_or_else(|| format!("{key:?} is in no state"))?;
+            let Some(facts) = reads::delivery(rows, *key) else {
+                if self.may_be_gone(key.event) {
+                    continue;
+                }
+                return Err(format!("{key:?} is in no state"));
+            };
             if facts.state != known.state || facts.attempts_made != known.attempts {
                 return Err(format!(
                     "{key:?} is {:?} after {} attempts, not {known:?}",
@@ -286,9 +326,9 @@ impl Model {
             }
         }
         let dead = |known: &&Delivery| matches!(known.state, DeliveryState::Dead(_));
-        let totals =
-            (self.pending().count(), self.deliveries.values().filter(dead).count(), self.events.len());
         let counted = state.totals();
+        let events = if self.keep.is_some() { counted.events as usize } else { self.events.len() };
+        let totals = (self.pending().count(), self.deliveries.values().filter(dead).count(), events);
         if totals != (counted.pending as usize, counted.dead as usize, counted.events as usize) {
             return Err(format!("totals are {counted:?}, not {totals:?}"));
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::Engine;
+use super::super::retention::{self, Keep};
 use super::super::types::{ChangeError, EventDraft, Filter, PublishError, Scope, Unavailable};
 use super::chance::Chance;
 use super::world::{Inner, Posted, World, wall};
@@ -23,7 +24,8 @@ pub(super) async fn operate(engine: Engine, world: World) {
         60..64 => create_endpoint(&engine, &world).await,
         64..76 => change_endpoint(&engine, &world).await,
         76..78 => delete_endpoint(&engine, &world).await,
-        78..92 => operate_on_delivery(&engine, &world).await,
+        78..88 => operate_on_delivery(&engine, &world).await,
+        88..93 => retain(&engine, &world).await,
         _ => operate_in_bulk(&engine, &world).await,
     }
 }
@@ -245,7 +247,8 @@ fn draw_post(inner: &mut Inner) -> Post {
     };
     let chance = &mut inner.chance;
     let deliver_at = chance.percent(15).then(|| wall().plus(seconds(0, 20, chance)));
-    let lifetime = seconds(5, 120, chance);
+    // Retention never takes an event before its key.
+    let lifetime = seconds(4, inner.plan.keep.map_or(120, |keep| keep.as_secs()), chance);
     let fingerprint = hash(&format!("body {body}"));
     let idempotency = key.map(|key| Idempotency {
         scope: hash(&format!("{tenant} key {key}")),
@@ -285,6 +288,7 @@ async fn publish(engine: &Engine, world: &World) {
     {
         match engine.event(&EVERYBODY, &accepted.event.tenant, &accepted.event.id).await {
             Ok(Some(_)) => world.count("eventsRead"),
+            Ok(None) if world.with(|inner| inner.model.may_be_gone(accepted.position)) => {}
             Ok(None) => world.breaks(format!("{} was accepted and is not found", accepted.event.id)),
             Err(error) => refused(world, "read", &error),
         }
@@ -428,6 +432,7 @@ async fn operate_on_delivery(engine: &Engine, world: &World) {
         8 => replay(engine, world, key).await,
         _ => match engine.delivery(&EVERYBODY, key).await {
             Ok(Some(found)) => world.note(format_args!("delivery {name}: {:?}", found.delivery.state)),
+            Ok(None) if world.with(|inner| inner.model.may_be_gone(key.event)) => world.count("forgotten"),
             Ok(None) => world.breaks(format!("delivery {name} is not found")),
             Err(error) => refused(world, "delivery", &error),
         },
@@ -441,6 +446,22 @@ async fn replay(engine: &Engine, world: &World, key: DeliveryKey) {
     let result = engine.replay_event(&EVERYBODY, &event.tenant, &event.id, chosen).await;
     changed(world, &format!("replay {}", key.event), &result);
     world.count("replayed");
+}
+
+async fn retain(engine: &Engine, world: &World) {
+    let Some(keep) = world.plan().keep else { return };
+    let keep = Keep { events: Some(keep), stream_events: Some(keep), dead_letters: Some(keep * 2) };
+    let mut retention = retention::retention(engine, keep);
+    world.with(|inner| inner.model.latest = inner.model.latest.max(engine.now().wall));
+    match retention::pass(engine, keep, &mut retention).await {
+        Ok(pass) => {
+            world.note(format_args!("retention: {pass:?}"));
+            if pass.events > 0 {
+                world.count("retained");
+            }
+        }
+        Err(error) => refused(world, "retention", &error),
+    }
 }
 
 async fn operate_in_bulk(engine: &Engine, world: &World) {

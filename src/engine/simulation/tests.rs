@@ -100,6 +100,8 @@ fn nothing_is_lost_in_any_seed() {
         "diskErrors",
         "clockJumps",
         "refused",
+        "retained",
+        "recordsRemoved",
     ];
     for what in wanted {
         assert!(

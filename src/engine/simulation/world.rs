@@ -83,6 +83,7 @@ pub(super) struct Plan {
     pub(super) orders: bool,
     pub(super) max_in_flight: usize,
     pub(super) segment_bytes: u64,
+    pub(super) keep: Option<Duration>,
     pub(super) bounds: Vec<(crate::knobs::Knob, usize)>,
 }
 
@@ -100,6 +101,7 @@ impl Plan {
             orders: chance.percent(60),
             max_in_flight: *chance.pick(&[1, 3, 20]),
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
+            keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
             bounds: vec![
                 (Knob::LaneWindowMax, window),
                 (Knob::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
@@ -160,10 +162,12 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
         let plan = Plan::draw(&mut chance);
+        let mut model = Model::default();
+        model.keep = plan.keep;
         let inner = Inner {
             chance,
             plan,
-            model: Model::default(),
+            model,
             receivers: BTreeMap::new(),
             received: BTreeSet::new(),
             in_flight: Vec::new(),

@@ -273,6 +273,13 @@ impl JournalReader {
             .collect()
     }
 
+    /// Where the segment begins that is being written.
+    #[must_use]
+    pub fn active_first(&self) -> Position {
+        let active = read(&self.shared.active).as_ref().map(|active| active.header.first);
+        active.unwrap_or_else(|| self.last_position().next())
+    }
+
     fn step(&self, from: Position, keep: bool) -> Result<Option<Step>, ReadError> {
         let last = self.last_position();
         if from > last {

@@ -6,16 +6,18 @@
 pub(crate) mod base;
 mod overlay;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use base::Base;
 use overlay::Overlay;
 
 use crate::codec::{Reader, put_varint};
-use crate::domain::{EndpointNumber, KeyId, Position, Record, Timestamp};
+use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Timestamp};
 use crate::knobs::{self, Bug, Knob};
 use crate::limits;
 use crate::projections::fold::Totals;
+use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::{Fold, LaneChange, Rows, idempotency};
 
 /// What is wrong with the state. All of it is mended by a rebuild from the journal.
@@ -47,6 +49,8 @@ pub struct State {
     fold: Fold,
     applied: Position,
     checkpointed: Position,
+    /// Rows went by retention, without a record.
+    forgot: bool,
 }
 
 impl State {
@@ -71,7 +75,7 @@ impl State {
             return Err(StateError::Ahead { applied, journal_end });
         }
         let rows = Overlay::new(base);
-        Ok(Self { rows, fold: Fold::resume(applied, totals), applied, checkpointed: applied })
+        Ok(Self { rows, fold: Fold::resume(applied, totals), applied, checkpointed: applied, forgot: false })
     }
 
     /// Tells the fold of an endpoint that the rows know already; to be done before anything is applied.
@@ -138,6 +142,46 @@ impl State {
         }
     }
 
+    /// Forgets events whose time is over; see [`retention::forget`](crate::projections::retention::forget).
+    pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
+        let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
+        self.forgot |= forgotten.events > 0;
+        forgotten
+    }
+
+    /// Forgets requests without an expiry, whose events are gone.
+    pub fn forget_requests(&mut self, scopes: &[([u8; 16], Position)]) {
+        for (scope, position) in scopes {
+            idempotency::forget(&mut self.rows, scope, *position);
+            self.forgot = true;
+        }
+    }
+
+    /// Whether anything still rests on a record. What is not needed once is never needed again.
+    pub fn needs(&self, events: &mut KnownEvents, position: Position, record: &Record) -> bool {
+        if position > self.applied {
+            return true;
+        }
+        let of_any = |deliveries: &[DeliveryKey], events: &mut KnownEvents| {
+            deliveries.iter().any(|delivery| events.contains(&self.rows, delivery.event))
+        };
+        match record {
+            Record::EventAccepted(_) => events.contains(&self.rows, position),
+            Record::AttemptFinished { delivery, .. } => events.contains(&self.rows, delivery.event),
+            // Few and small; what came between them was judged by each, and has to be judged so again.
+            Record::EndpointPut(_)
+            | Record::EndpointDeleted { .. }
+            | Record::KeyPut(_)
+            | Record::KeyDeleted { .. } => true,
+            Record::DeliveriesRevived { deliveries, .. }
+            | Record::DeliveriesCancelled { deliveries, .. }
+            | Record::DeliveriesDied { deliveries, .. }
+            | Record::DeadLettersPurged { deliveries, .. } => of_any(deliveries, events),
+            Record::RequestAnswered { idempotency, .. } => idempotency::known(&self.rows, &idempotency.scope)
+                .is_some_and(|known| known.position == position),
+        }
+    }
+
     /// Positions of the records that made the live endpoints and keys what they are.
     #[must_use]
     pub fn directory(&self) -> Vec<Position> {
@@ -174,7 +218,7 @@ impl State {
     /// Whether anything was applied since the last checkpoint.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.applied > self.checkpointed
+        self.applied > self.checkpointed || self.forgot
     }
 
     /// Writes what changed, with the position that it reflects, as one atomic batch.
@@ -198,7 +242,22 @@ impl State {
         self.rows.checkpoint()?;
         self.fold.on_checkpoint(self.applied);
         self.checkpointed = self.applied;
+        self.forgot = false;
         Ok(())
+    }
+}
+
+/// Events that the state knows, by page, as far as they were asked for.
+#[derive(Debug, Default)]
+pub struct KnownEvents {
+    pages: HashMap<u64, Vec<Position>>,
+}
+
+impl KnownEvents {
+    fn contains(&mut self, rows: &Overlay, position: Position) -> bool {
+        let page = retention::page_of(position);
+        let known = self.pages.entry(page).or_insert_with(|| retention::positions(rows, page));
+        known.binary_search(&position).is_ok()
     }
 }
 

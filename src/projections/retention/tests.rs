@@ -1,0 +1,162 @@
+//! What goes, what stays, and what is said of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::*;
+use crate::domain::{Attempt, DeadReason, Event, Next, Record, StreamName, Trigger};
+use crate::projections::{Fold, reads};
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+struct World {
+    rows: Map,
+    fold: Fold,
+    next: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { rows: Map::new(), fold: Fold::default(), next: 1 }
+    }
+
+    fn apply(&mut self, record: &Record) -> Position {
+        let position = Position(self.next);
+        self.fold.apply(&mut self.rows, position, record, false, &mut Vec::new());
+        self.next += 1;
+        position
+    }
+
+    fn event(&mut self, time: u64, targets: &[u32], stream: bool) -> Position {
+        let stream = stream.then(|| ("s".parse::<StreamName>().unwrap(), self.next));
+        let event = Event {
+            id: format!("evt_{}", self.next).parse().unwrap(),
+            tenant: "default".parse().unwrap(),
+            event_type: "a.b".parse().unwrap(),
+            version: "1.0".parse().unwrap(),
+            timestamp: at(time),
+            accepted_at: at(time),
+            stream,
+            ordering_key: None,
+            deliver_at: None,
+            metadata: None,
+            attributes: Vec::new(),
+            data: "1".into(),
+            targets: targets.iter().map(|number| crate::domain::EndpointNumber(*number)).collect(),
+            idempotency: Vec::new(),
+        };
+        self.apply(&Record::EventAccepted(Arc::new(event)))
+    }
+
+    fn attempt(&mut self, event: Position, endpoint: u32, accepted: u64, time: u64, next: Next) -> Position {
+        let delivery = DeliveryKey { event, endpoint: crate::domain::EndpointNumber(endpoint) };
+        let attempt = Attempt {
+            number: 1,
+            trigger: Trigger::Publish,
+            started_at: at(time),
+            duration: std::time::Duration::ZERO,
+            status: Some(200),
+            error: None,
+            reply: Default::default(),
+            next,
+        };
+        self.apply(&Record::AttemptFinished { delivery, due: at(accepted), attempt: Arc::new(attempt) })
+    }
+
+    fn forget(&mut self, events: Option<u64>, stream_events: Option<u64>) -> Forgotten {
+        let cutoffs = Cutoffs { events: events.map(at), stream_events: stream_events.map(at) };
+        self.fold.forget(&mut self.rows, cutoffs, 0, usize::MAX)
+    }
+
+    fn knows(&self, position: Position) -> bool {
+        reads::knows(&self.rows, position)
+    }
+}
+
+#[test]
+fn an_event_goes_when_its_deliveries_ended_before_the_cutoff() {
+    let mut world = World::new();
+    let unmatched = world.event(10, &[], false);
+    let event = world.event(10, &[1, 2], false);
+    let first = world.attempt(event, 1, 10, 20, Next::Delivered);
+    assert_eq!(world.forget(Some(100), None).positions, [unmatched], "one delivery is pending");
+    let second = world.attempt(event, 2, 10, 50, Next::Delivered);
+    assert_eq!(world.forget(Some(50), None).events, 0, "it ended at the cutoff, not before");
+    let forgotten = world.forget(Some(51), None);
+    assert_eq!((forgotten.events, forgotten.positions.len()), (1, 3));
+    assert!([event, first, second].iter().all(|position| forgotten.positions.contains(position)));
+    assert!(!world.knows(event));
+    let key = DeliveryKey { event, endpoint: crate::domain::EndpointNumber(1) };
+    assert!(reads::delivery(&world.rows, key).is_none());
+}
+
+#[test]
+fn what_is_pending_or_dead_stays_whatever_its_age() {
+    let mut world = World::new();
+    let pending = world.event(10, &[1], false);
+    let dead = world.event(10, &[1], false);
+    let retried = world.event(10, &[1], false);
+    world.attempt(dead, 1, 10, 20, Next::Dead(DeadReason::Gone));
+    world.attempt(retried, 1, 10, 20, Next::RetryAt(at(30)));
+    assert_eq!(world.forget(Some(u64::MAX / 2), None).events, 0);
+    assert!([pending, dead, retried].into_iter().all(|position| world.knows(position)));
+    let delivery = DeliveryKey { event: dead, endpoint: crate::domain::EndpointNumber(1) };
+    world.apply(&Record::DeadLettersPurged { deliveries: vec![delivery], at: at(60) });
+    assert_eq!(world.forget(Some(60), None).events, 0, "purged at the cutoff, not before");
+    assert_eq!(world.forget(Some(61), None).events, 1);
+    assert!(!world.knows(dead) && world.knows(pending));
+}
+
+#[test]
+fn a_replayed_delivery_counts_too() {
+    let mut world = World::new();
+    let event = world.event(10, &[], false);
+    let delivery = DeliveryKey { event, endpoint: crate::domain::EndpointNumber(7) };
+    world.apply(&Record::DeliveriesRevived {
+        deliveries: vec![delivery],
+        trigger: Trigger::Replay,
+        at: at(40),
+    });
+    assert_eq!(world.forget(Some(1_000), None).events, 0);
+    world.attempt(event, 7, 40, 50, Next::Delivered);
+    assert_eq!(world.forget(Some(1_000), None).events, 1);
+}
+
+#[test]
+fn streams_have_a_cutoff_of_their_own_and_neighbours_stay_as_they_are() {
+    let mut world = World::new();
+    let (mut plain, mut streamed) = (Vec::new(), Vec::new());
+    for number in 0..2_000 {
+        let event = world.event(10 + number, &[1], number % 2 == 0);
+        world.attempt(event, 1, 10 + number, 10 + number, Next::Delivered);
+        if number % 2 == 0 { streamed.push(event) } else { plain.push(event) }
+    }
+    let before: Vec<_> = streamed.iter().map(|event| reads::deliveries_of(&world.rows, *event)).collect();
+    world.fold.on_checkpoint(Position(world.next - 1));
+    assert_eq!(world.forget(Some(5_000), None).events, 1_000);
+    assert!(plain.iter().all(|event| !world.knows(*event)));
+    let after: Vec<_> = streamed.iter().map(|event| reads::deliveries_of(&world.rows, *event)).collect();
+    assert_eq!(before, after);
+    assert_eq!(world.forget(None, Some(1_010)).events, 500, "those accepted before it");
+    assert_eq!(world.forget(None, None), Forgotten::default());
+}
+
+#[test]
+fn a_step_is_bounded_and_says_where_the_next_begins() {
+    let mut world = World::new();
+    for number in 0..2_000 {
+        world.event(10 + number, &[], false);
+    }
+    let cutoffs = Cutoffs { events: Some(at(5_000)), stream_events: None };
+    let (mut page, mut steps, mut events) = (Some(0), 0, 0);
+    while let Some(from) = page {
+        let step = world.fold.forget(&mut world.rows, cutoffs, from, 2);
+        assert!(step.events <= 512);
+        (page, steps, events) = (step.next, steps + 1, events + step.events);
+    }
+    assert_eq!((steps, events), (4, 2_000));
+}
