@@ -27,6 +27,12 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Bound of an event's or endpoint's `metadata`, in bytes of JSON.
 pub const METADATA_BYTES_MAX: usize = 16 * 1024;
+/// Most attributes of a CloudEvent.
+pub const ATTRIBUTES_MAX: usize = 64;
+/// Longest name of a CloudEvent's extension, in bytes.
+pub const ATTRIBUTE_NAME_BYTES_MAX: usize = 64;
+/// Longest value of a CloudEvent's attribute, in bytes.
+pub const ATTRIBUTE_BYTES_MAX: usize = 2_048;
 /// Default bound of event bytes that wait for their commit (admission).
 pub const ADMISSION_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 /// Default limit of events that wait for their commit (admission).

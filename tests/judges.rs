@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -245,4 +246,113 @@ async fn both_secrets_of_a_rotation_verify_for_stripe() {
     daemon.post("/events", EVENT).await;
     let got = receiver.until(1).await.remove(0);
     judge_all(&["the_first_secret", "the_second_secret"].map(|key| Case::good(key, "stripe", key, &got)));
+}
+
+/// A request that a publisher's SDK made.
+struct Made {
+    story: String,
+    headers: Vec<(String, String)>,
+    body: String,
+    /// What an SDK must read of it in the end.
+    read: Value,
+}
+
+/// Each CloudEvent as Python and as JavaScript post it, in both modes; each with a source of its own.
+fn made(events: &[(Value, Value)]) -> Vec<Made> {
+    let mut cases = Vec::new();
+    for (asked, _) in events {
+        for mode in ["structured", "binary"] {
+            let got = Got { headers: HashMap::new(), body: asked.to_string() };
+            cases.push(Case::good(mode, "make-cloudevent", mode, &got));
+        }
+    }
+    let (python, node) = judge_all(&cases);
+    let mut all = Vec::new();
+    for (judge, answers) in [("Python", python), ("JavaScript", node)] {
+        for (number, (case, answer)) in cases.iter().zip(answers).enumerate() {
+            let (asked, data) = &events[number / 2];
+            let source = format!("https://a.example/{judge}/{number}");
+            let own = |text: &str| text.replace("https://a.example/source", &source);
+            let headers = answer["read"]["headers"].as_object().unwrap().iter();
+            let headers = headers.map(|(name, value)| (name.clone(), own(value.as_str().unwrap())));
+            let body = STANDARD.decode(answer["read"]["body"].as_str().unwrap()).unwrap();
+            let mut attributes = asked["attributes"].clone();
+            attributes["source"] = json!(source);
+            attributes.as_object_mut().unwrap().remove("time");
+            all.push(Made {
+                story: format!("{judge}, {}", case.key),
+                headers: headers.collect(),
+                body: own(&String::from_utf8(body).unwrap()),
+                read: json!({"attributes": attributes, "data": data}),
+            });
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn cloudevents_that_the_sdks_post_are_read_by_the_sdks_as_they_were() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    let endpoint = json!({"url": receiver.url, "format": "cloudevents"});
+    let secret =
+        daemon.post("/endpoints", &endpoint.to_string()).await["secret"].as_str().unwrap().to_owned();
+    let event = |media: &str, data: Value| {
+        let attributes = json!({"specversion": "1.0", "id": "a.1/2", "source": "https://a.example/source",
+            "type": "com.example.order.paid", "subject": "orders/42", "time": "2026-03-13T10:35:00.123+00:00",
+            "datacontenttype": media, "dataschema": "https://a.example/schema", "traceid": "abc", "sequence": "0007"});
+        (json!({"attributes": attributes, "data": data}), data)
+    };
+    let events = [
+        event("application/json", json!({"order": 42, "note": "é 😀"})),
+        event("text/xml", json!("<order/>")),
+    ];
+    let made = made(&events);
+    let mut cases = Vec::new();
+    for made in &made {
+        let headers: Vec<_> =
+            made.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let (status, answer, _) = daemon.call("POST", "/events", &headers, &made.body).await;
+        assert_eq!(status, 202, "{}: {headers:?} {} {answer}", made.story, made.body);
+        let got = receiver.until(cases.len() + 1).await.pop().unwrap();
+        let sent: Value = serde_json::from_str(&got.body).unwrap();
+        assert!(sent["time"].as_str().unwrap().starts_with("2026-03-13T10:35:00.123"), "{sent}");
+        cases.push(Case::good(&made.story, "cloudevent", "", &got));
+    }
+    // The signature is over the CloudEvent as it is sent.
+    let signed: Vec<_> =
+        cases.iter().map(|case| Case { scheme: "standard", key: secret.clone(), ..case.clone() }).collect();
+    judge_in_rust(&signed);
+    cases.extend(signed);
+    let (python, node) = judge_all(&cases);
+    for (made, answers) in made.iter().zip(python.iter().zip(&node)) {
+        assert_eq!((&answers.0["read"], &answers.1["read"]), (&made.read, &made.read), "{}", made.story);
+    }
+}
+
+#[tokio::test]
+async fn our_own_events_are_cloudevents_where_an_endpoint_wants_them() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let event = r#"{"type":"order.paid","tenant":"acme","stream":"order-42","timestamp":"2026-03-13T10:35:00.000Z","data":{"order":1.5}}"#;
+    let options = json!({"format": "cloudevents", "tenant": "acme"});
+    let (_, got) = delivered(&daemon, options, event).await;
+    assert_eq!(got.headers["content-type"], "application/cloudevents+json; charset=utf-8");
+    let good = Case::good("our own event", "cloudevent", "", &got);
+    let broken = |from: &str, to: &str| {
+        let mut case = Case { good: false, story: format!("{from} changed"), ..good.clone() };
+        case.got.body = case.got.body.replacen(from, to, 1);
+        assert_ne!(case.got.body, good.got.body);
+        case
+    };
+    let cases = [
+        good.clone(),
+        broken(r#""source":"/acme""#, r#""source":"""#),
+        broken(r#""type":"order.paid""#, r#""type":7"#),
+    ];
+    let (python, node) = judge_all(&cases);
+    let expected = json!({"attributes": {"specversion": "1.0", "id": got.headers["webhook-id"], "source": "/acme",
+        "type": "order.paid", "subject": "order-42", "datacontenttype": "application/json"}, "data": {"order": 1.5}});
+    assert_eq!((&python[0]["read"], &node[0]["read"]), (&expected, &expected));
 }

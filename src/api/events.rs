@@ -18,7 +18,7 @@ use super::lists::{self, List};
 use super::problem::{Errors, Problem};
 use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
-use super::{Call, body, not_found, text};
+use super::{Call, body, cloudevents, not_found, text};
 use crate::domain::{EndpointId, EventId, Expected, Idempotency, Tenant};
 use crate::engine::types::{Accepted, Answer, EventDraft, Filter, PublishError, Remembered};
 use crate::limits;
@@ -165,7 +165,7 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
 }
 
 /// The request's `traceparent`, when it has the form of W3C Trace Context section 3.2.
-fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
+pub(super) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
     let value = headers.get("traceparent").and_then(|value| value.to_str().ok());
     match value.filter(|value| is_traceparent(value)) {
         Some(value) => vec![("traceparent".into(), value.into())],
@@ -208,25 +208,37 @@ pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
 
 /// `POST /v1/events`
 pub async fn post(call: &Call) -> Result<Reply, Problem> {
-    let input: EventInput<'_> = body::parse(&call.body)?;
-    let mut draft = draft(call, input, &call.body)?;
+    let mut draft = match call.media {
+        cloudevents::BATCHED => return post_batch(call).await,
+        cloudevents::STRUCTURED => cloudevents::structured(call, &call.body)?,
+        cloudevents::BINARY => cloudevents::binary(call)?,
+        _ if call.query.text("tenant").is_some() => {
+            return Err(Problem::parameter("tenant", "is for CloudEvents; others name it in the body"));
+        }
+        _ => draft(call, body::parse(&call.body)?, &call.body)?,
+    };
     let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
     draft.idempotency = idempotency;
     let accepted = call.api.engine.publish(draft).await?;
     Ok(accepted_reply(call, &accepted))
 }
 
-/// `POST /v1/events/batch`
+/// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
 pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
     let key = idempotency::key(&call.headers)?;
     let (base, _guard) = call.idempotency(default_tenant(call))?;
-    let items = if call.media == NDJSON { ndjson_items(&call.body)? } else { json_items(&call.body)? };
+    let items = match call.media {
+        NDJSON => ndjson_items(&call.body)?,
+        cloudevents::BATCHED => cloudevents::batch_items(&call.body)?,
+        _ => json_items(&call.body)?,
+    };
+    let route = format!("POST {}", call.path);
     let mut drafts = Vec::with_capacity(items.len());
     let mut places = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
-        let mut place = item.and_then(|raw| batch_draft(call, raw));
+        let mut place = batch_draft(call, item);
         if let (Ok(draft), Some(key), Some(base)) = (&mut place, &key, &base) {
-            let scope = idempotency::scope(draft.tenant.as_str(), "POST /v1/events/batch", key, Some(index));
+            let scope = idempotency::scope(draft.tenant.as_str(), &route, key, Some(index));
             draft.idempotency = Some(Idempotency { scope, ..base.clone() });
         }
         places.push(place.map(|draft| drafts.push(draft)));
@@ -256,6 +268,9 @@ fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
     if raw.len() > limit {
         return Err(Problem::PayloadTooLarge { limit });
     }
+    if call.media == cloudevents::BATCHED {
+        return cloudevents::structured(call, raw);
+    }
     draft(call, body::parse(raw)?, raw)
 }
 
@@ -264,7 +279,7 @@ type Published = Vec<Result<Accepted, PublishError>>;
 fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Published) -> Reply {
     let mut published = published.into_iter();
     let mut out = Vec::with_capacity(64 + places.len() * 320);
-    let mut replayed = true;
+    let mut replayed = !places.is_empty();
     out.extend_from_slice(b"{\"results\":[");
     for (index, place) in places.into_iter().enumerate() {
         if index > 0 {
@@ -306,18 +321,18 @@ fn write_item(out: &mut Vec<u8>, item: &impl Serialize) {
     }
 }
 
-type Items<'a> = Vec<Result<&'a [u8], Problem>>;
+type Items<'a> = Vec<&'a [u8]>;
 
 fn json_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
     let input: BatchInput<'_> = body::parse(raw)?;
     check_count(input.events.count)?;
-    Ok(input.events.items.into_iter().map(|item| Ok(item.get().as_bytes())).collect())
+    Ok(input.events.items.into_iter().map(|item| item.get().as_bytes()).collect())
 }
 
 fn ndjson_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
     let lines = || raw.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
     check_count(lines().take(limits::BATCH_EVENTS_MAX + 1).count())?;
-    Ok(lines().map(Ok).collect())
+    Ok(lines().collect())
 }
 
 fn check_count(count: usize) -> Result<(), Problem> {
@@ -339,9 +354,9 @@ struct BatchInput<'a> {
 }
 
 /// Counts all, and keeps no more than the limit: a body of millions of tiny items costs no memory.
-struct Bounded<'a> {
-    items: Vec<&'a RawValue>,
-    count: usize,
+pub(super) struct Bounded<'a> {
+    pub(super) items: Vec<&'a RawValue>,
+    pub(super) count: usize,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Bounded<'a> {
@@ -516,9 +531,9 @@ mod tests {
     #[test]
     fn a_batch_is_taken_apart_without_looking_into_its_events() {
         let items = json_items(br#"{"events": [{"type": 1}, 7, "x"]}"#).unwrap();
-        assert_eq!(items, vec![Ok(&br#"{"type": 1}"#[..]), Ok(&b"7"[..]), Ok(&br#""x""#[..])]);
+        assert_eq!(items, vec![&br#"{"type": 1}"#[..], &b"7"[..], &br#""x""#[..]]);
         let lines = ndjson_items(b"{\"a\":1}\r\n\n  \nnot json\n").unwrap();
-        assert_eq!(lines, vec![Ok(&br#"{"a":1}"#[..]), Ok(&b"not json"[..])]);
+        assert_eq!(lines, vec![&br#"{"a":1}"#[..], &b"not json"[..]]);
     }
 
     #[test]

@@ -288,6 +288,7 @@ pub const DEAD_LETTERS: &[Param] = &[
 ];
 pub const KEYS: &[Param] = &[LIMIT, CURSOR];
 pub const ONE_EVENT: &[Param] = &[param("tenant", "Where a chosen id is looked up", Kind::Text)];
+pub const PUBLISH: &[Param] = &[param("tenant", "Of CloudEvents; others name it in the body", Kind::Text)];
 pub const WINDOW: &[Param] = &[SINCE, UNTIL];
 pub const BACKUP: &[Param] = &[
     param("after", "The position that this part comes after: `next` of the one before", Kind::Text),

@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod backup;
 pub mod body;
+pub mod cloudevents;
 pub mod dead_letters;
 pub mod deliveries;
 pub mod endpoints;
@@ -43,7 +44,7 @@ use idempotency::{InFlight, Once};
 use lists::Query;
 use problem::Problem;
 use reply::Reply;
-use routes::{ROUTES, Repeat, Route};
+use routes::{BodySpec, ROUTES, Repeat, Route};
 
 /// What an endpoint gets for what its request leaves out.
 #[derive(Clone, Debug, PartialEq)]
@@ -201,17 +202,25 @@ async fn call(
     let (media, body) = match &route.body {
         None => ("", Bytes::new()),
         Some(spec) if spec.required => {
-            let media = body::media_type(&parts.headers, spec.media)?;
-            (media, body::read(stream, &parts.headers, spec.limit.bytes(&config)).await?)
+            let media = media_type(&parts.headers, spec)?;
+            (media, body::read(stream, &parts.headers, spec.limit.bytes(&config, media)).await?)
         }
         Some(spec) => {
-            let body = body::read(stream, &parts.headers, spec.limit.bytes(&config)).await?;
+            let body = body::read(stream, &parts.headers, spec.limit.bytes(&config, "")).await?;
             let media = if body.is_empty() { "" } else { body::media_type(&parts.headers, spec.media)? };
             (media, body)
         }
     };
     let path = parts.uri.path().to_owned();
     Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body })
+}
+
+/// What takes CloudEvents takes them in binary mode too, where the media type is that of the data.
+fn media_type(headers: &HeaderMap, spec: &BodySpec) -> Result<&'static str, Problem> {
+    if spec.media.contains(&cloudevents::STRUCTURED) && cloudevents::is_binary(headers) {
+        return Ok(cloudevents::BINARY);
+    }
+    body::media_type(headers, spec.media)
 }
 
 async fn answer(route: &'static Route, call: &Call) -> Result<Reply, Problem> {

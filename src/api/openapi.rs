@@ -7,12 +7,12 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::Call;
 use super::auth::Access;
 use super::lists::{Kind, Param};
 use super::problem::Problem;
 use super::reply::Reply;
 use super::routes::{BodySpec, ROUTES, Repeat, Route, Verb};
+use super::{Call, cloudevents, events};
 use crate::limits;
 
 /// `GET /v1/openapi.json`
@@ -87,8 +87,14 @@ fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
         .media
         .iter()
         .map(|media| {
-            let lines = media.ends_with("ndjson");
-            let schema = if lines { json!({"type": "string"}) } else { schema.clone() };
+            let schema = match *media {
+                events::NDJSON => json!({"type": "string"}),
+                cloudevents::STRUCTURED => cloudevents::schema(),
+                cloudevents::BATCHED => json!({
+                    "type": "array", "maxItems": limits::BATCH_EVENTS_MAX, "items": cloudevents::schema(),
+                }),
+                _ => schema.clone(),
+            };
             ((*media).to_owned(), json!({"schema": schema}))
         })
         .collect();

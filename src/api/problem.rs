@@ -3,6 +3,7 @@
 //! Owns: status, code, title and extension members of every problem, and the mapping from the engine's errors. A new
 //! error of the engine does not compile until it is mapped here.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Serialize, ser::SerializeMap};
@@ -19,7 +20,7 @@ pub enum Place {
     /// A query parameter.
     Parameter(String),
     /// A request header.
-    Header(&'static str),
+    Header(Cow<'static, str>),
 }
 
 /// One thing that is wrong with a request that is well-formed.
@@ -38,8 +39,8 @@ impl FieldError {
         Self { place: Place::Parameter(name.into()), detail: detail.into() }
     }
 
-    pub fn header(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { place: Place::Header(name), detail: detail.into() }
+    pub fn header(name: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        Self { place: Place::Header(name.into()), detail: detail.into() }
     }
 }
 

@@ -15,7 +15,9 @@ use super::views::{
     AcceptedBody, CountBody, DeadLetterBody, DeadLetterDetailBody, DeliveryBody, DeliveryDetailBody,
     EventBody,
 };
-use super::{ApiConfig, Call, backup, dead_letters, deliveries, endpoints, events, keys, openapi, policy};
+use super::{
+    ApiConfig, Call, backup, cloudevents, dead_letters, deliveries, endpoints, events, keys, openapi, policy,
+};
 use crate::limits;
 
 /// A handler's answer to come.
@@ -75,8 +77,9 @@ pub enum Limit {
 impl Limit {
     /// In bytes.
     #[must_use]
-    pub fn bytes(self, config: &ApiConfig) -> usize {
+    pub fn bytes(self, config: &ApiConfig, media: &str) -> usize {
         match self {
+            Self::Event if media == cloudevents::BATCHED => limits::BATCH_BYTES_MAX,
             Self::Event => config.max_event_bytes,
             Self::Batch => limits::BATCH_BYTES_MAX,
             Self::Request => limits::REQUEST_BYTES_MAX,
@@ -107,6 +110,7 @@ pub struct Route {
 }
 
 const JSON: &[&str] = &["application/json"];
+const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
 const JSON_OR_LINES: &[&str] = &["application/json", events::NDJSON];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 
@@ -118,6 +122,11 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
 fn new_endpoint(generator: &mut SchemaGenerator) -> Value {
     let input = schema::<policy::EndpointInput>(generator);
     json!({"allOf": [input, {"type": "object", "required": ["url"], "properties": {"url": {"type": "string"}}}]})
+}
+
+/// One event's answer, or that of a batch.
+fn published(generator: &mut SchemaGenerator) -> Value {
+    json!({"anyOf": [schema::<AcceptedBody<'static>>(generator), schema::<events::BatchAnswer>(generator)]})
 }
 
 fn any_object(_: &mut SchemaGenerator) -> Value {
@@ -160,9 +169,10 @@ use lists::NONE;
 
 /// Every operation of the API listener.
 pub static ROUTES: &[Route] = &[
-    route!(Post "/v1/events", "publishEvent", "Publish an event", Publish, NONE,
-        Some(BodySpec { required: true, limit: Limit::Event, media: JSON, schema: schema::<events::EventInput<'static>> }),
-        Handled, 202, Some(schema::<AcceptedBody<'static>>), events::post),
+    route!(Post "/v1/events", "publishEvent", "Publish an event, ours or a CloudEvent in structured, batched or binary mode",
+        Publish, lists::PUBLISH,
+        Some(BodySpec { required: true, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<events::EventInput<'static>> }),
+        Handled, 202, Some(published), events::post),
     route!(Get "/v1/events", "listEvents", "List events, newest first", ReadEvents, lists::EVENTS, None,
         Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::list),
     route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 events, each on its own", Publish, NONE,

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::text::{Span, Time};
-use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, EventId, Next};
+use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, EventId, Next, attribute};
 use crate::engine::types::{
     Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView,
 };
@@ -96,9 +97,9 @@ pub struct EventBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<&'a RawValue>,
-    /// `traceparent`, and what a CloudEvent has beside the members here.
+    /// `traceparent`, and what a CloudEvent has beside the members here. `data_base64` is true when `data` is base64.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub attributes: BTreeMap<&'a str, &'a str>,
+    pub attributes: BTreeMap<&'a str, Value>,
     /// As it was posted.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
@@ -151,13 +152,20 @@ pub struct LetterEventBody<'a> {
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub attributes: BTreeMap<&'a str, &'a str>,
+    pub attributes: BTreeMap<&'a str, Value>,
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
 }
 
-fn attributes(event: &Event) -> BTreeMap<&str, &str> {
-    event.attributes.iter().map(|(name, value)| (&**name, &**value)).collect()
+/// Each as the JSON value that it was.
+fn attributes(event: &Event) -> BTreeMap<&str, Value> {
+    let shown = |(name, value): &'_ (Box<str>, Box<str>)| match name.strip_suffix(attribute::NOT_TEXT) {
+        Some(_) => serde_json::from_str(value).unwrap_or_default(),
+        None if **name == *attribute::BINARY => Value::Bool(true),
+        None => Value::from(&**value),
+    };
+    let names = event.attributes.iter().map(|(name, _)| name.trim_end_matches(attribute::NOT_TEXT));
+    names.zip(event.attributes.iter().map(shown)).collect()
 }
 
 /// Stored JSON, shown without being read.

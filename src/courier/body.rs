@@ -64,7 +64,8 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     member("id", id);
     member("source", &source);
     member("type", event.event_type.as_str());
-    member("time", &rfc3339(event.timestamp));
+    let time = event.attribute(attribute::TIME).map_or_else(|| rfc3339(event.timestamp), str::to_owned);
+    member("time", &time);
     member("datacontenttype", event.attribute(attribute::CONTENT_TYPE).unwrap_or("application/json"));
     let subject = event.stream.as_ref().map(|(name, _)| name.as_str());
     if let Some(subject) = event.attribute(attribute::SUBJECT).or(subject) {

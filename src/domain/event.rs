@@ -52,18 +52,25 @@ pub mod attribute {
     pub const SUBJECT: &str = "subject";
     pub const DATA_SCHEMA: &str = "dataschema";
     pub const CONTENT_TYPE: &str = "datacontenttype";
+    /// The time as it was written, when that says more than the event's timestamp.
+    pub const TIME: &str = "time";
     /// There when the data is a JSON string that holds base64 of bytes.
     pub const BINARY: &str = "data_base64";
     pub const TRACE_PARENT: &str = "traceparent";
     pub const NOT_TEXT: &str = "#";
     /// Those that are no extensions.
-    pub const OWN: [&str; 6] = [ID, SOURCE, SUBJECT, DATA_SCHEMA, CONTENT_TYPE, BINARY];
+    pub const OWN: [&str; 7] = [ID, SOURCE, SUBJECT, TIME, DATA_SCHEMA, CONTENT_TYPE, BINARY];
+
+    #[must_use]
+    pub fn find<'a>(attributes: &'a [(Box<str>, Box<str>)], name: &str) -> Option<&'a str> {
+        attributes.iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value)
+    }
 }
 
 impl Event {
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes.iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value)
+        attribute::find(&self.attributes, name)
     }
 
     /// When its deliveries are first due.

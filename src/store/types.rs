@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{
     EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
-    StreamName, Tenant, Timestamp,
+    StreamName, Tenant, Timestamp, attribute,
 };
 
 /// An event as its publisher posted it, checked at the door.
@@ -38,29 +38,35 @@ pub struct EventDraft {
 }
 
 impl EventDraft {
-    /// A chosen id is remembered like an idempotency key, for as long as the event is kept.
+    /// A chosen id is remembered like an idempotency key, for as long as the event is kept; so are source and id of
+    /// a CloudEvent.
     #[must_use]
     pub fn chosen(&self) -> Option<Idempotency> {
-        let id = self.id.as_ref()?;
-        Some(Idempotency {
-            scope: chosen_scope(&self.tenant, id),
-            fingerprint: self.fingerprint,
-            expires_at: None,
-        })
+        let attribute = |name| attribute::find(&self.attributes, name);
+        let scope = match (&self.id, attribute(attribute::SOURCE), attribute(attribute::ID)) {
+            (Some(id), _, _) => chosen_scope(&self.tenant, id),
+            (None, Some(source), Some(id)) => scope(&["cloudevent", self.tenant.as_str(), source, id]),
+            (None, _, _) => return None,
+        };
+        Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
     }
 
     /// Whether it can only be judged with what the state knows.
     #[must_use]
     pub fn needs_preparation(&self) -> bool {
-        self.stream.is_some() || self.id.is_some() || self.idempotency.is_some()
+        self.stream.is_some() || self.idempotency.is_some() || self.chosen().is_some()
     }
 }
 
 /// Under which a chosen id is remembered.
 #[must_use]
 pub fn chosen_scope(tenant: &Tenant, id: &EventId) -> [u8; 16] {
+    scope(&["chosen-id", tenant.as_str(), id.as_str()])
+}
+
+fn scope(parts: &[&str]) -> [u8; 16] {
     let mut hasher = Sha256::new();
-    for part in ["chosen-id", tenant.as_str(), id.as_str()] {
+    for part in parts {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part.as_bytes());
     }

@@ -1,7 +1,7 @@
 """Judges captured requests with the verifiers that receivers in Python use.
 
 Reads one JSON object per line: `scheme`, `headers` (names in lower case), `body` (base64) and `key`. Answers each with
-one line: `accepted`, and what was `read` or `why` not.
+one line: `accepted`, and what was `read` or `why` not. Also makes CloudEvents, as publishers do.
 """
 
 import base64
@@ -10,10 +10,17 @@ import hmac
 import json
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import jsonschema
-from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from cloudevents.core.bindings.http import (
+    HTTPMessage,
+    from_http_event,
+    to_binary_event,
+    to_structured_event,
+)
+from cloudevents.core.v1.event import CloudEvent
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from standardwebhooks.webhooks import Webhook
 from stripe import WebhookSignature
@@ -57,6 +64,16 @@ def cloudevent(headers, body, key):
     return {"attributes": attributes, "data": event.get_data()}
 
 
+def make_cloudevent(headers, body, key):
+    """Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names."""
+    asked = json.loads(body)
+    if "time" in asked["attributes"]:
+        asked["attributes"]["time"] = datetime.fromisoformat(asked["attributes"]["time"])
+    event = CloudEvent(attributes=asked["attributes"], data=asked["data"])
+    made = {"binary": to_binary_event, "structured": to_structured_event}[key](event)
+    return {"headers": made.headers, "body": base64.b64encode(made.body).decode()}
+
+
 SCHEMA = jsonschema.Draft7Validator(
     cloudevents_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
 )
@@ -66,6 +83,7 @@ SCHEMES = {
     "stripe": stripe,
     "github": github,
     "cloudevent": cloudevent,
+    "make-cloudevent": make_cloudevent,
 }
 
 for line in sys.stdin:
