@@ -130,12 +130,11 @@ async fn retry_after_holds_the_lane_for_seconds_and_until_dates_and_is_capped() 
         let receiver = Receiver::start(move |_, _| reply.clone()).await;
         let kind = format!("row.{number}");
         let (endpoint, event) = posted(&daemon, &receiver.url, &kind).await;
-        receiver.until(1).await;
+        let delivery = daemon.until(&event, |event| event["deliveries"][0]["attempts"] == 1).await;
         // What comes later waits too: it is the endpoint that is held, not the delivery.
         daemon.post("/events", &json!({"type": kind, "data": 2}).to_string()).await;
         let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "retryAfter").await;
         let until = lane["until"].as_str().unwrap();
-        let delivery = daemon.until(&event, |event| event["deliveries"][0]["attempts"] == 1).await;
         for moment in [until, delivery["deliveries"][0]["nextAttemptAt"].as_str().unwrap()] {
             let moment = humantime(moment);
             let off = moment.abs_diff_from(SystemTime::now() + wait);
