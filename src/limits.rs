@@ -94,6 +94,8 @@ pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
 pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A segment is sealed when it has reached this many bytes.
 pub const SEGMENT_BYTES_TARGET: u64 = 64 * 1024 * 1024;
+/// Zeros that are written behind the end of the active segment at once, so that most commits do not make it grow.
+pub const SEGMENT_ROOM_BYTES: usize = 1024 * 1024;
 /// Bound of a value in sled, in bytes: above a quarter of its segment it writes un-synced blob files.
 pub const STATE_VALUE_BYTES_MAX: usize = 100_000;
 /// Rows that may change between two checkpoints.
@@ -118,6 +120,7 @@ const _: () = assert!(EVENT_BYTES_MAX >= EVENT_BYTES_DEFAULT);
 const _: () = assert!(FRAME_BYTES_MAX >= BATCH_BYTES_MAX + COMMIT_RECORDS_MAX); // an all-or-none batch fits one frame
 const _: () = assert!(COMMIT_BYTES_MAX >= 4 * EVENT_BYTES_MAX); // a commit always holds several events
 const _: () = assert!(COMMIT_RECORDS_MAX >= BATCH_EVENTS_MAX);
+const _: () = assert!(SEGMENT_ROOM_BYTES as u64 <= SEGMENT_BYTES_TARGET / 8); // room is little beside what it is for
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
 const _: () = assert!(STATE_VALUE_BYTES_MAX < 512 * 1024 / 4); // below sled's blob threshold

@@ -32,7 +32,7 @@ fn seen(line: &str) -> Option<Seen> {
         Some(Seen::Accepted)
     } else if line.contains("\"POST /hook ") {
         Some(Seen::Sent)
-    } else if journal && line.contains(" write(") {
+    } else if journal && line.contains(" pwrite64(") {
         Some(Seen::Written)
     } else if (journal && line.contains(" fdatasync(") && line.ends_with("= 0"))
         || (line.contains("fdatasync resumed") && line.ends_with("= 0"))
@@ -53,7 +53,7 @@ async fn every_answer_and_every_request_follows_the_sync_of_its_event() {
     let trace = data.path().join("trace");
     let receiver = Receiver::status(200).await;
     let options =
-        ["-y", "-s", "16", "-e", "trace=fdatasync,write,writev,sendto", "-o", trace.to_str().unwrap()];
+        ["-y", "-s", "16", "-e", "trace=fdatasync,pwrite64,write,writev,sendto", "-o", trace.to_str().unwrap()];
     let mut daemon = Daemon::spawn(traced(&support::serve(&data.path().join("data"), &["--dev"]), &options));
     daemon.until_ready().await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;

@@ -1,11 +1,11 @@
 //! The seam between the journal and a file system.
 //!
-//! Owns: a flat directory of append-only files, real or in memory. Must never know what is in them. A name is a plain
+//! Owns: a flat directory of files, real or in memory. Must never know what is in them. A name is a plain
 //! file name, without a path. What counts as durable: a file's bytes after [`DiskFile::sync_data`] has returned `Ok`,
 //! a name (created, renamed, removed) after [`Disk::sync_dir`] has.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +14,11 @@ mod memory;
 
 pub use memory::{Fault, MemoryDisk, Operation};
 
-/// An open file. Appending and truncating is for one owner; reading is for anyone, at the same time.
+/// An open file. Writing and truncating is for one owner; reading is for anyone, at the same time.
 pub trait DiskFile: Send + Sync {
-    /// Writes all of `bytes` at the end. After an error any part of them may have been written.
-    fn append(&self, bytes: &[u8]) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`, which is not behind the end. After an error any part of them may have been
+    /// written.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Returns when everything written is on disk. After an error nothing is known about what was written since the
     /// last success, and a later success proves nothing about it.
     fn sync_data(&self) -> io::Result<()>;
@@ -37,8 +38,8 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Makes a new, empty file; an error when the name is taken.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Opens an existing file for reading and appending.
-    fn open_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading and writing.
+    fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading.
     fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Replaces `to` if it exists; atomic.
@@ -97,11 +98,11 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.open(name, OpenOptions::new().read(true).append(true).create_new(true))
+        self.open(name, OpenOptions::new().read(true).write(true).create_new(true))
     }
 
-    fn open_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.open(name, OpenOptions::new().read(true).append(true))
+    fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(name, OpenOptions::new().read(true).write(true))
     }
 
     fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -124,8 +125,8 @@ impl Disk for RealDisk {
 struct RealFile(File);
 
 impl DiskFile for RealFile {
-    fn append(&self, bytes: &[u8]) -> io::Result<()> {
-        (&self.0).write_all(bytes)
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {

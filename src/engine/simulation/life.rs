@@ -90,7 +90,7 @@ impl Life {
             (Chance::new(inner.chance.next()), inner.plan.clone())
         });
         let mut options = JournalOptions::new(7);
-        options.segment_bytes = plan.segment_bytes;
+        (options.segment_bytes, options.room_bytes) = (plan.segment_bytes, plan.room_bytes);
         let (journal, report) =
             Journal::open(Arc::new(world.disk()), options).map_err(|error| error.to_string())?;
         if report.torn_bytes > 0 {
@@ -329,7 +329,7 @@ impl Life {
                     self.world.count("fullDisks");
                 }
                 3 => self.break_disk(&disk, Operation::SyncData),
-                _ => self.break_disk(&disk, Operation::Append),
+                _ => self.break_disk(&disk, Operation::Write),
             }
         }
         if plan.clock_jumps {

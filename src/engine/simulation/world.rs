@@ -83,6 +83,7 @@ pub(super) struct Plan {
     pub(super) orders: bool,
     pub(super) max_in_flight: usize,
     pub(super) segment_bytes: u64,
+    pub(super) room_bytes: usize,
     pub(super) keep: Option<Duration>,
     pub(super) bounds: Vec<(crate::knobs::Knob, usize)>,
 }
@@ -101,6 +102,7 @@ impl Plan {
             orders: chance.percent(60),
             max_in_flight: *chance.pick(&[1, 3, 20]),
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
+            room_bytes: *chance.pick(&[0, 500, 4_000]),
             keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
             bounds: vec![
                 (Knob::LaneWindowMax, window),

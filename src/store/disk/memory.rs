@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile};
@@ -15,7 +16,7 @@ const SECTOR_BYTES: usize = 512;
 /// What a [`Fault`] strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    Append,
+    Write,
     SyncData,
     Read,
     Truncate,
@@ -51,8 +52,81 @@ impl Fault {
 struct Image {
     written: Vec<u8>,
     durable: Vec<u8>,
+    /// Where the two may differ.
+    unsynced: Range<usize>,
     /// A sync has failed: as on Linux, the pages count as clean, and later syncs succeed without writing them.
     sync_lies: bool,
+}
+
+impl Image {
+    /// A file that is on disk as it was written.
+    fn synced(bytes: Vec<u8>) -> Self {
+        Self { durable: bytes.clone(), written: bytes, ..Self::default() }
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.written.len(), "nothing is written behind the end");
+        let inside = bytes.len().min(self.written.len() - offset);
+        self.written[offset..offset + inside].copy_from_slice(&bytes[..inside]);
+        self.written.extend_from_slice(&bytes[inside..]);
+        self.changed(offset..offset + bytes.len());
+    }
+
+    fn truncate(&mut self, length: usize) {
+        let before = self.written.len();
+        self.written.resize(length, 0);
+        self.changed(length.min(before)..length.max(before));
+    }
+
+    fn changed(&mut self, bytes: Range<usize>) {
+        if self.unsynced.is_empty() {
+            self.unsynced = bytes;
+        } else {
+            self.unsynced = self.unsynced.start.min(bytes.start)..self.unsynced.end.max(bytes.end);
+        }
+    }
+
+    fn sync(&mut self) {
+        // Only what has changed: copying the whole image each time would make long simulations quadratic.
+        let Range { start, end } = std::mem::take(&mut self.unsynced);
+        self.durable.resize(self.written.len(), 0);
+        let end = end.min(self.written.len());
+        if start < end {
+            self.durable[start..end].copy_from_slice(&self.written[start..end]);
+        }
+    }
+
+    /// What a power cut leaves: the synced part, and of what was written since all or a random length, of which some
+    /// sectors never arrived.
+    fn torn(&self, chance: &mut Chance) -> Vec<u8> {
+        let Self { written, durable, unsynced, .. } = self;
+        if written.len() < durable.len() {
+            // The truncation (or what was written after it) may or may not have reached the disk.
+            return if chance.below(2) == 0 { durable.clone() } else { written.clone() };
+        }
+        let most = unsynced.end.min(written.len()).saturating_sub(unsynced.start);
+        let arrived = if chance.below(3) == 0 { most } else { chance.below(most + 1) };
+        let arrived = unsynced.start + arrived;
+        let mut bytes = durable.clone();
+        bytes.resize(arrived.max(durable.len()), 0);
+        bytes[unsynced.start..arrived].copy_from_slice(&written[unsynced.start..arrived]);
+        if chance.below(2) == 0 {
+            let mut at = unsynced.start;
+            while at < arrived {
+                let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(arrived);
+                match chance.below(4) {
+                    0 => {
+                        let before = durable.iter().skip(at).copied().chain(std::iter::repeat(0));
+                        bytes[at..next].iter_mut().zip(before).for_each(|(byte, before)| *byte = before);
+                    }
+                    1 => bytes[at..next].iter_mut().for_each(|byte| *byte = chance.next() as u8),
+                    _ => {}
+                }
+                at = next;
+            }
+        }
+        bytes
+    }
 }
 
 type SharedImage = Arc<Mutex<Image>>;
@@ -128,9 +202,8 @@ impl Directory {
             change.apply(&mut names);
         }
         let after = |image: &SharedImage, chance: &mut Chance| {
-            let image = lock(image);
-            let bytes = torn(&image.durable, &image.written, chance);
-            Arc::new(Mutex::new(Image { durable: bytes.clone(), written: bytes, sync_lies: false }))
+            let left = lock(image).torn(chance);
+            Arc::new(Mutex::new(Image::synced(left)))
         };
         let names: BTreeMap<_, _> =
             names.iter().map(|(name, image)| (name.clone(), after(image, &mut chance))).collect();
@@ -222,8 +295,7 @@ impl MemoryDisk {
 
     /// Puts a file there, durably: for tests that damage one.
     pub fn put(&self, name: &str, bytes: &[u8]) {
-        let image = Image { written: bytes.to_vec(), durable: bytes.to_vec(), sync_lies: false };
-        let image = Arc::new(Mutex::new(image));
+        let image = Arc::new(Mutex::new(Image::synced(bytes.to_vec())));
         let mut directory = lock(&self.directory);
         directory.names.insert(name.to_owned(), Arc::clone(&image));
         directory.names_durable.insert(name.to_owned(), image);
@@ -232,32 +304,6 @@ impl MemoryDisk {
     fn file(&self, image: SharedImage) -> Arc<dyn DiskFile> {
         Arc::new(MemoryFile { image, directory: Arc::clone(&self.directory) })
     }
-}
-
-/// What a power cut leaves of a file: the synced part, and of what was written since all or a random length, of which
-/// some sectors never arrived.
-fn torn(durable: &[u8], written: &[u8], chance: &mut Chance) -> Vec<u8> {
-    let same = durable.iter().zip(written).take_while(|(a, b)| a == b).count();
-    if same < durable.len() {
-        // A truncation (or what was written after it) may or may not have reached the disk.
-        return if chance.below(2) == 0 { durable.to_vec() } else { written.to_vec() };
-    }
-    let unsynced = written.len() - same;
-    let end = same + if chance.below(3) == 0 { unsynced } else { chance.below(unsynced + 1) };
-    let mut bytes = written[..end].to_vec();
-    if chance.below(2) == 0 {
-        let mut at = same;
-        while at < end {
-            let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(end);
-            match chance.below(4) {
-                0 => bytes[at..next].fill(0),
-                1 => bytes[at..next].iter_mut().for_each(|byte| *byte = chance.next() as u8),
-                _ => {}
-            }
-            at = next;
-        }
-    }
-    bytes
 }
 
 impl Disk for MemoryDisk {
@@ -276,7 +322,7 @@ impl Disk for MemoryDisk {
         Ok(self.file(image))
     }
 
-    fn open_append(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+    fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.open_read(name)
     }
 
@@ -316,23 +362,21 @@ struct MemoryFile {
 }
 
 impl DiskFile for MemoryFile {
-    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let offset = usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         // Lock order everywhere: directory, then image.
         let mut directory = lock(&self.directory);
-        if let Err(error) = directory.check(Operation::Append) {
+        if let Err(error) = directory.check(Operation::Write) {
             // Part of a failed write may well have arrived.
-            lock(&self.image).written.extend_from_slice(&bytes[..bytes.len() / 2]);
+            lock(&self.image).write(offset, &bytes[..bytes.len() / 2]);
             return Err(error);
         }
-        if let Some(bytes_max) = directory.bytes_max {
-            let room = bytes_max.saturating_sub(directory.bytes_used());
-            if (bytes.len() as u64) > room {
-                lock(&self.image).written.extend_from_slice(&bytes[..room as usize]);
-                return Err(io::Error::from_raw_os_error(Fault::ENOSPC));
-            }
-        }
-        lock(&self.image).written.extend_from_slice(bytes);
-        Ok(())
+        let room = directory.bytes_max.map_or(u64::MAX, |most| most.saturating_sub(directory.bytes_used()));
+        let mut image = lock(&self.image);
+        let grown = (offset + bytes.len()).saturating_sub(image.written.len());
+        let refused = grown.saturating_sub(usize::try_from(room).unwrap_or(usize::MAX));
+        image.write(offset, &bytes[..bytes.len() - refused]);
+        if refused == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(Fault::ENOSPC)) }
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -345,14 +389,7 @@ impl DiskFile for MemoryFile {
         }
         directory.syncs += 1;
         if !image.sync_lies {
-            let Image { written, durable, .. } = &mut *image;
-            // The usual case only grows: copying the whole image each time would make long simulations quadratic.
-            let (kept, grown) = (durable.len(), written.len());
-            if grown >= kept && written[..kept] == durable[..] {
-                durable.extend_from_slice(&written[kept..]);
-            } else {
-                durable.clone_from(written);
-            }
+            image.sync();
         }
         Ok(())
     }
@@ -373,7 +410,7 @@ impl DiskFile for MemoryFile {
     fn truncate(&self, length: u64) -> io::Result<()> {
         lock(&self.directory).check(Operation::Truncate)?;
         let length = usize::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        lock(&self.image).written.resize(length, 0);
+        lock(&self.image).truncate(length);
         Ok(())
     }
 }
@@ -409,9 +446,9 @@ mod tests {
         let disk = MemoryDisk::new();
         let file = disk.create("a").unwrap();
         disk.sync_dir().unwrap();
-        file.append(b"durable").unwrap();
+        file.write_at(0, b"durable").unwrap();
         file.sync_data().unwrap();
-        file.append(&[7; 2_000]).unwrap();
+        file.write_at(7, &[7; 2_000]).unwrap();
         let mut lengths = std::collections::BTreeSet::new();
         for seed in 0..50 {
             let after = disk.crash(seed).contents("a").unwrap();
@@ -422,12 +459,31 @@ mod tests {
     }
 
     #[test]
+    fn of_what_is_overwritten_a_crash_leaves_the_old_or_the_new_and_nothing_moves() {
+        let disk = MemoryDisk::new();
+        let file = disk.create("a").unwrap();
+        disk.sync_dir().unwrap();
+        file.write_at(0, &[1; 4_000]).unwrap();
+        file.sync_data().unwrap();
+        file.write_at(1_000, &[2; 2_000]).unwrap();
+        let mut kept = std::collections::BTreeSet::new();
+        for seed in 0..50 {
+            let after = disk.crash(seed).contents("a").unwrap();
+            assert_eq!(after.len(), 4_000, "seed {seed}");
+            let untouched = after[..1_000].iter().chain(&after[3_000..]).all(|byte| *byte == 1);
+            assert!(untouched, "seed {seed}");
+            kept.insert(after.iter().filter(|byte| **byte == 1).count());
+        }
+        assert!(kept.len() > 10 && kept.contains(&2_000), "{kept:?}");
+    }
+
+    #[test]
     fn a_sync_that_failed_is_not_made_good_by_the_next() {
         let disk = MemoryDisk::new();
         let file = disk.create("a").unwrap();
         disk.sync_dir().unwrap();
         disk.inject(Fault::once(Operation::SyncData, Fault::EIO));
-        file.append(b"x").unwrap();
+        file.write_at(0, b"x").unwrap();
         assert!(file.sync_data().is_err());
         assert!(file.sync_data().is_ok());
         assert!((0..50).any(|seed| disk.crash(seed).contents("a").unwrap() != b"x"));

@@ -33,6 +33,8 @@
 //! | 48..56 | first position of the commit (the write and fsync) that the frame belongs to |
 //! | 56..64 | last position of that commit |
 //!
+//! Behind the last frame of the file that is being written there may be zeros: room for frames to come.
+//!
 //! Body: per record a varint position delta (to the record before; 0 for the first), a varint length, and the record.
 
 use std::io;
@@ -57,6 +59,13 @@ const WALK_BYTES: usize = 8 * 1024;
 
 const _: () = assert!(RESYNC_BYTES > FRAME_HEADER_BYTES && WALK_BYTES > FRAME_HEADER_BYTES);
 const _: () = assert!(limits::FRAME_BYTES_MAX < u32::MAX as usize);
+
+/// Whether the bytes from an offset on, as far as there are any, are how a frame begins.
+pub(super) fn begins_frame<R: ReadAt + ?Sized>(source: &R, offset: u64) -> io::Result<bool> {
+    let mut bytes = [0; FRAME_MAGIC.len()];
+    let count = source.read_at(offset, &mut bytes)?;
+    Ok(count > 0 && FRAME_MAGIC.starts_with(&bytes[..count]))
+}
 
 fn checksum(salt: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(salt);

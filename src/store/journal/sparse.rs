@@ -27,7 +27,7 @@ pub(super) struct SparseFile<'a> {
 impl<'a> SparseFile<'a> {
     /// `file` is empty.
     pub(super) fn new(file: &'a dyn DiskFile, header: FileHeader) -> io::Result<Self> {
-        file.append(&header.encode())?;
+        file.write_at(0, &header.encode())?;
         let (first, last) = (Position(0), Position(0));
         let (builder, buffer, written) = (FrameBuilder::default(), Vec::new(), FILE_HEADER_BYTES as u64);
         Ok(Self { file, salt: header.salt, builder, time: header.time, first, last, buffer, written })
@@ -62,7 +62,7 @@ impl<'a> SparseFile<'a> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.append(&self.buffer)?;
+        self.file.write_at(self.written, &self.buffer)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())

@@ -13,11 +13,17 @@ fn record(number: u64) -> Record {
 }
 
 fn options() -> JournalOptions {
-    JournalOptions { segment_bytes: 2_000, frame_bytes: 100, ..JournalOptions::new(0xfeed) }
+    JournalOptions { segment_bytes: 2_000, room_bytes: 0, frame_bytes: 100, ..JournalOptions::new(0xfeed) }
 }
 
 fn open(disk: &MemoryDisk) -> (Journal, OpenReport) {
     Journal::open(Arc::new(disk.clone()), options()).unwrap()
+}
+
+/// As [`open`], with room of some size or other behind the end.
+fn open_with_room(disk: &MemoryDisk, number: u64) -> (Journal, OpenReport) {
+    let room_bytes = [0, 300, 5_000][number as usize % 3];
+    Journal::open(Arc::new(disk.clone()), JournalOptions { room_bytes, ..options() }).unwrap()
 }
 
 /// One record per commit, saying its own position; commit time 1000 + position / 4.
@@ -124,6 +130,30 @@ fn a_hole_in_the_last_commit_is_torn_and_not_damage() {
 }
 
 #[test]
+fn a_hole_in_the_last_commit_is_damage_when_a_later_one_has_begun() {
+    for room in 0..3 {
+        let disk = MemoryDisk::new();
+        let (mut journal, _) = open_with_room(&disk, room);
+        fill(&mut journal, 3);
+        let units: Vec<_> = (4..40).map(|n| vec![record(n)]).collect();
+        journal.append(at(2_000), &units).unwrap();
+        let end = journal.end as usize;
+        fill(&mut journal, 1);
+        let name = file_name(Position(1));
+        let mut bytes = disk.contents(&name).unwrap();
+        // Of the later commit only the beginning has arrived; the first frame of the one before has rotted.
+        bytes[end + 10..journal.end as usize].fill(0);
+        let frames = bytes.windows(4).enumerate().filter(|(_, four)| four == b"BLTF").map(|(at, _)| at);
+        let first = frames.collect::<Vec<_>>()[3];
+        bytes[first + 70] ^= 1;
+        disk.put(&name, &bytes);
+        let (journal, report) = open_with_room(&disk, room);
+        assert_eq!((report.last, report.damage.len()), (Position(39), 1), "room {room}: {report:?}");
+        assert_eq!(all(&journal).last(), Some(&39));
+    }
+}
+
+#[test]
 fn a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
@@ -187,11 +217,40 @@ fn a_sync_error_poisons_for_good() {
 }
 
 #[test]
+fn room_behind_the_end_is_neither_torn_nor_damaged_and_is_written_to() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open_with_room(&disk, 2);
+    let mut grown = 0;
+    for round in 1..=200 {
+        let before = disk.bytes_used();
+        fill(&mut journal, 1);
+        grown += u64::from(disk.bytes_used() > before);
+        if round % 7 == 0 {
+            let found = verify(&disk).unwrap();
+            assert_eq!((found.torn_bytes, found.damage), (0, Vec::new()), "round {round}");
+            drop(journal);
+            let (again, report) = open_with_room(&disk.crash(round), round);
+            assert_eq!((report.last.0, report.torn_bytes, report.damage), (round, 0, Vec::new()));
+            assert_eq!(all(&again), (1..=round).collect::<Vec<_>>());
+            journal = open_with_room(&disk, 2).0;
+        }
+    }
+    let sealed = journal.reader().sealed_segments();
+    assert!(sealed.len() > 2 && grown < 20, "{grown} of 200 commits made a file grow");
+    // A sealed file has none.
+    for (first, bytes) in sealed {
+        assert_eq!(disk.contents(&file_name(first)).unwrap().len() as u64, bytes);
+    }
+}
+
+#[test]
 fn a_full_disk_is_survived_at_every_amount_of_room() {
     for room in 0..400 {
         let disk = MemoryDisk::new();
-        let (mut journal, _) = open(&disk);
+        let (mut journal, _) = open_with_room(&disk, room);
         fill(&mut journal, 20);
+        // The room that the file has is no longer there for the taking: a new segment begins.
+        journal.lose_until(Position(20)).unwrap();
         disk.set_bytes_max(Some(disk.bytes_used() + room));
         let mut refused = 0;
         for _ in 0..8 {
@@ -282,9 +341,9 @@ fn readers_see_a_growing_dense_prefix_while_the_writer_appends_and_rewrites() {
 
 #[test]
 fn a_crash_keeps_every_synced_record() {
-    for seed in 0..300_u64 {
+    for seed in 0..600_u64 {
         let disk = MemoryDisk::new();
-        let (mut journal, _) = open(&disk);
+        let (mut journal, _) = open_with_room(&disk, seed);
         fill(&mut journal, 10 + seed % 40);
         let durable = journal.reader().last_position().0;
         // A commit of several frames that never gets its sync.
@@ -293,7 +352,7 @@ fn a_crash_keeps_every_synced_record() {
         assert!(journal.append(at(3_000), &units).is_err());
         let mut after = disk.crash(seed);
         for round in 0..2 {
-            let (mut journal, report) = open(&after);
+            let (mut journal, report) = open_with_room(&after, seed / 3);
             assert_eq!(report.damage, [], "seed {seed}");
             let found = all(&journal);
             assert!(found.len() as u64 >= durable, "seed {seed}: {} of {durable}", found.len());
@@ -308,13 +367,13 @@ fn a_crash_keeps_every_synced_record() {
 /// The n-th operation of each kind fails, for every n until the whole run goes through.
 #[test]
 fn any_single_failure_of_the_disk_loses_nothing_that_was_acknowledged() {
-    use Operation::{Append, Create, Remove, Rename, SyncData, SyncDir, Truncate};
-    for operation in [Append, SyncData, Create, Rename, Remove, SyncDir, Truncate] {
+    use Operation::{Create, Remove, Rename, SyncData, SyncDir, Truncate, Write};
+    for operation in [Write, SyncData, Create, Rename, Remove, SyncDir, Truncate] {
         for errno in [Fault::EIO, Fault::ENOSPC] {
             for skip in 0..80 {
                 let story = format!("{operation:?} {errno} after {skip}");
                 let disk = MemoryDisk::new();
-                let (mut journal, _) = open(&disk);
+                let (mut journal, _) = open_with_room(&disk, skip);
                 disk.inject(Fault { operation, errno, skip, count: 1 });
                 for _ in 0..60 {
                     let number = journal.next_position().0;
