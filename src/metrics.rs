@@ -29,8 +29,12 @@ pub struct Metrics {
     commit_duration: Histogram,
     commit_records: Histogram,
     deliveries: IntCounterVec,
+    /// Of `deliveries`: looked up once, since there is one per event.
+    deliveries_delivered: IntCounter,
     dead: IntCounterVec,
     attempts: IntCounterVec,
+    /// Of `attempts`, likewise: those that were answered with 2xx.
+    attempts_succeeded: IntCounter,
     attempt_duration: Histogram,
     first_attempt: Histogram,
     delivered: Histogram,
@@ -77,6 +81,13 @@ impl Metrics {
                 Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())),
             )
         };
+        let deliveries =
+            counters("balto_deliveries_total", "Deliveries that ended, by outcome.", &["outcome"]);
+        let attempts = counters(
+            "balto_attempts_total",
+            "Attempts, by status class and error class.",
+            &["status", "error"],
+        );
         Self {
             accepted: counter("balto_events_accepted_total", "Events accepted and durable."),
             refused: counters("balto_events_refused_total", "Events refused, by reason.", &["reason"]),
@@ -86,17 +97,11 @@ impl Metrics {
                 &COMMIT_BUCKETS,
             ),
             commit_records: histogram("balto_commit_records", "Records in a group commit.", &BATCH_BUCKETS),
-            deliveries: counters(
-                "balto_deliveries_total",
-                "Deliveries that ended, by outcome.",
-                &["outcome"],
-            ),
+            deliveries_delivered: deliveries.with_label_values(&["delivered"]),
+            deliveries,
             dead: counters("balto_deliveries_dead_total", "Deliveries given up, by reason.", &["reason"]),
-            attempts: counters(
-                "balto_attempts_total",
-                "Attempts, by status class and error class.",
-                &["status", "error"],
-            ),
+            attempts_succeeded: attempts.with_label_values(&["2xx", "none"]),
+            attempts,
             attempt_duration: histogram(
                 "balto_attempt_duration_seconds",
                 "Time of an attempt.",
@@ -165,7 +170,12 @@ impl Metrics {
         self.commit_duration.observe(duration.as_secs_f64());
     }
 
+    /// `error` is `None` for an answer of 2xx, and for no other.
     pub fn attempt(&self, status: Option<u16>, error: Option<ErrorClass>, duration: Duration) {
+        self.attempt_duration.observe(duration.as_secs_f64());
+        if error.is_none() {
+            return self.attempts_succeeded.inc();
+        }
         let status = match status {
             Some(100..200) => "1xx",
             Some(200..300) => "2xx",
@@ -175,7 +185,6 @@ impl Metrics {
             None => "none",
         };
         self.attempts.with_label_values(&[status, error.map_or("none", ErrorClass::as_str)]).inc();
-        self.attempt_duration.observe(duration.as_secs_f64());
     }
 
     pub fn first_attempt(&self, waited: Duration) {
@@ -183,7 +192,7 @@ impl Metrics {
     }
 
     pub fn delivered(&self, took: Duration) {
-        self.deliveries.with_label_values(&["delivered"]).inc();
+        self.deliveries_delivered.inc();
         self.delivered.observe(took.as_secs_f64());
     }
 

@@ -52,8 +52,15 @@ async fn every_answer_and_every_request_follows_the_sync_of_its_event() {
     let data = tempfile::tempdir().unwrap();
     let trace = data.path().join("trace");
     let receiver = Receiver::status(200).await;
-    let options =
-        ["-y", "-s", "16", "-e", "trace=fdatasync,pwrite64,write,writev,sendto", "-o", trace.to_str().unwrap()];
+    let options = [
+        "-y",
+        "-s",
+        "16",
+        "-e",
+        "trace=fdatasync,pwrite64,write,writev,sendto",
+        "-o",
+        trace.to_str().unwrap(),
+    ];
     let mut daemon = Daemon::spawn(traced(&support::serve(&data.path().join("data"), &["--dev"]), &options));
     daemon.until_ready().await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;

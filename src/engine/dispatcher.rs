@@ -4,11 +4,13 @@
 //! It never waits for the store, so that the store may wait for it.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Engine;
 use super::delivery::{Assignment, attempt};
@@ -74,7 +76,7 @@ pub struct Dispatcher {
     /// Since when each failing endpoint has had no success.
     failing_since: HashMap<EndpointNumber, Timestamp>,
     draining: bool,
-    progress: watch::Sender<u64>,
+    heartbeat: watch::Sender<()>,
 }
 
 impl Dispatcher {
@@ -95,14 +97,14 @@ impl Dispatcher {
             health,
             failing_since: HashMap::new(),
             draining: false,
-            progress: watch::Sender::new(0),
+            heartbeat: watch::Sender::new(()),
         }
     }
 
-    /// Counts the turns of the loop: a watchdog that sees no new turn knows that the loop hangs.
+    /// Changes about once a second for as long as the loop turns: a watchdog that sees nothing knows that it hangs.
     #[must_use]
-    pub fn heartbeat(&self) -> watch::Receiver<u64> {
-        self.progress.subscribe()
+    pub fn heartbeat(&self) -> watch::Receiver<()> {
+        self.heartbeat.subscribe()
     }
 
     /// Delivers until `stop` says so, then waits for running attempts, at most `drain` long. Attempts that are cut off
@@ -114,25 +116,35 @@ impl Dispatcher {
         self.start().await?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What is seldom ready stays in place over all turns: to make it anew each time costs more than the turn.
+        let mut stopped = pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
+        let mut sick = pin!(changed(self.health.clone()));
+        let mut alarm = pin!(tokio::time::sleep(HOUSEKEEPING_INTERVAL));
         loop {
             self.pump();
-            let wakeup = self.lanes.next_wakeup(self.engine.now()).unwrap_or(HOUSEKEEPING_INTERVAL);
+            if let Some(wakeup) = self.lanes.next_wakeup(self.engine.now()) {
+                let wakeup = Instant::now() + wakeup;
+                // One that comes too early does no harm.
+                if alarm.is_elapsed() || wakeup < alarm.deadline() {
+                    alarm.as_mut().reset(wakeup);
+                }
+            }
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = &mut stopped => break,
                 Some(notice) = self.notices.recv() => self.on_notice(notice),
                 Some(signal) = self.signals.recv() => self.on_signal(signal),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => note_panic(&ended),
                 _ = housekeeping.tick() => self.keep_house(),
-                () = tokio::time::sleep(wakeup) => {}
-                Ok(()) = self.health.changed() => {}
+                () = &mut alarm, if !alarm.is_elapsed() => {}
+                health = &mut sick => sick.set(changed(health)),
             }
             self.take_in();
-            if let Health::Failed(reason) = &*self.health.borrow_and_update() {
-                return Err(Unavailable::Failed(reason.clone()));
+            let health = self.health.borrow().clone();
+            if let Health::Failed(reason) = health {
+                return Err(Unavailable::Failed(reason));
             }
-            self.lanes.hold(self.draining || *self.health.borrow() != Health::Good);
-            self.progress.send_modify(|turns| *turns += 1);
+            self.lanes.hold(self.draining || health != Health::Good);
         }
         self.drain(drain).await;
         Ok(())
@@ -269,7 +281,8 @@ impl Dispatcher {
 
     /// Does what the lanes want done, until they want nothing more now.
     fn pump(&mut self) {
-        while let Some(action) = self.lanes.next_action(self.engine.now()) {
+        let now = self.engine.now();
+        while let Some(action) = self.lanes.next_action(now) {
             match action {
                 Action::Send { endpoint, key, progress } => {
                     let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
@@ -302,6 +315,7 @@ impl Dispatcher {
     }
 
     fn keep_house(&mut self) {
+        self.heartbeat.send_replace(());
         let now = self.engine.now();
         let summary = self.lanes.summary(now);
         self.engine.metrics().lanes(&summary);
@@ -319,7 +333,7 @@ impl Dispatcher {
     async fn drain(&mut self, limit: Duration) {
         self.draining = true;
         self.lanes.hold(true);
-        let deadline = tokio::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         while !self.tasks.is_empty() {
             tokio::select! {
                 biased;
@@ -332,6 +346,14 @@ impl Dispatcher {
                 }
             }
         }
+    }
+}
+
+/// The receiver, once there is something new; never, when nobody can say anything any more.
+async fn changed(mut health: watch::Receiver<Health>) -> watch::Receiver<Health> {
+    match health.changed().await {
+        Ok(()) => health,
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -191,6 +191,9 @@ impl Lanes {
     #[must_use]
     pub fn next_action(&mut self, now: Now) -> Option<Action> {
         self.wake_sleepers(now);
+        if self.held || self.in_flight >= self.config.max_in_flight {
+            return None;
+        }
         // Each lane gets one look per round; one that has sent goes to the back.
         for _ in 0..self.ring.len() {
             let endpoint = self.ring.pop_front()?;
@@ -202,9 +205,8 @@ impl Lanes {
                 self.ring.push_back(endpoint);
                 return Some(Action::Refill { endpoint, after, limit });
             }
-            let blocked = self.held || self.in_flight >= self.config.max_in_flight;
             let mut readiness = lane.readiness(now);
-            if readiness == Readiness::Ready && !blocked {
+            if readiness == Readiness::Ready {
                 if let Some((key, progress)) = lane.try_send(now) {
                     self.in_flight += 1;
                     self.ring.push_back(endpoint);
