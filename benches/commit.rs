@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use balto::domain::{Event, Record, Timestamp};
 use balto::store::disk::RealDisk;
-use balto::store::journal::{EncodedUnit, Journal, JournalOptions};
+use balto::store::journal::{Journal, JournalOptions};
 use bytes::Bytes;
 
 const EVENT_BYTES: usize = 700;
@@ -44,9 +44,9 @@ fn main() -> anyhow::Result<()> {
         let start = Instant::now();
         while start.elapsed() < RUN {
             let commit = Instant::now();
-            let units: Vec<_> = (0..batch).map(|_| EncodedUnit::new(std::slice::from_ref(&record))).collect();
+            let units: Vec<_> = (0..batch).map(|_| std::slice::from_ref(&record)).collect();
             let now = Timestamp::from_millis(start.elapsed().as_millis() as u64);
-            journal.append_encoded(now, &units)?;
+            journal.append(now, &units)?;
             times.push(commit.elapsed());
         }
         let seconds = start.elapsed().as_secs_f64();

@@ -29,7 +29,7 @@
 //! 1. [`api`] authenticates, bounds and parses the request into an [`store::types::EventDraft`].
 //! 2. [`store::outbox::Outbox::prepare`] asks the state about its stream and keys; [`store::writer::Committer`] judges it
 //!    (rules in [`rules::append`]), matches it to endpoints ([`rules::matching`]) and appends one record. **It becomes
-//!    durable in [`store::journal::Journal::append_encoded`]**, whose `fdatasync` every answer waits for.
+//!    durable in [`store::journal::Journal::append`]**, whose `fdatasync` every answer waits for.
 //! 3. The state ([`store::state::State`]) folds the record ([`projections::fold`]); the lanes hear of it
 //!    ([`lanes::Lanes::on_due`]).
 //! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** The engine's dispatcher starts the attempt; the

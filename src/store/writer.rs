@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use ulid::Ulid;
 
 use super::directory::Directory;
-use super::journal::{AppendError, EncodedUnit, Journal};
+use super::journal::{AppendError, Journal};
 use super::recent::{Prepared, Recent};
 use super::types::{Accepted, EventDraft};
 use crate::domain::{
@@ -193,9 +193,8 @@ impl Committer {
                 judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
             return GroupResult { committed: None, replies, unwritten: Vec::new(), failure: None };
         }
-        let units: Vec<_> =
-            bounds.into_iter().map(|bound| EncodedUnit::new(&staged.records[bound])).collect();
-        match self.journal.append_encoded(self.last_time, &units) {
+        let units: Vec<_> = bounds.into_iter().map(|bound| &staged.records[bound]).collect();
+        match self.journal.append(self.last_time, &units) {
             Ok(_) => self.finish(staged, judged),
             Err(error) => fail(error, judged),
         }

@@ -108,43 +108,35 @@ pub enum AppendError {
     Poisoned,
 }
 
-/// Encoded records that are appended all or none.
-#[derive(Clone, Debug, Default)]
-pub struct EncodedUnit {
+/// The records of one append as bytes, one behind the other. A unit is appended all or none.
+#[derive(Default)]
+struct Encoded {
     bytes: Vec<u8>,
-    ends: Vec<usize>,
+    records: Vec<Range<usize>>,
+    /// Of each unit: its records, and the bytes that it takes in a frame's body, at most.
+    units: Vec<(Range<usize>, usize)>,
 }
 
-impl EncodedUnit {
-    #[must_use]
-    pub fn new(records: &[Record]) -> Self {
-        let bytes = records.iter().map(codec::size_hint).sum();
-        let mut unit = Self { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(records.len()) };
-        for record in records {
-            unit.push(record);
+impl Encoded {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(2 * limits::COMMIT_BYTES_MAX);
+        self.records.clear();
+        self.units.clear();
+    }
+
+    fn push(&mut self, unit: &[Record]) {
+        let first = self.records.len();
+        let mut frame_bytes = 0;
+        self.bytes.reserve(unit.iter().map(codec::size_hint).sum());
+        for record in unit {
+            let start = self.bytes.len();
+            codec::encode(record, &mut self.bytes);
+            let length = self.bytes.len() - start;
+            frame_bytes += DELTA_BYTES + varint_len(length as u64) + length;
+            self.records.push(start..self.bytes.len());
         }
-        unit
-    }
-
-    pub fn push(&mut self, record: &Record) {
-        codec::encode(record, &mut self.bytes);
-        self.ends.push(self.bytes.len());
-    }
-
-    #[must_use]
-    pub fn records(&self) -> usize {
-        self.ends.len()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
-    }
-
-    /// Bytes that it takes in a frame's body, at most.
-    #[must_use]
-    pub fn frame_bytes(&self) -> usize {
-        self.iter().map(|record| DELTA_BYTES + varint_len(record.len() as u64) + record.len()).sum()
+        self.units.push((first..self.records.len(), frame_bytes));
     }
 }
 
@@ -163,6 +155,8 @@ pub struct Journal {
     poisoned: bool,
     /// Bytes that a full disk did not take the last time.
     refused: usize,
+    encoded: Encoded,
+    /// What is written next: frames, and room behind them.
     buffer: Vec<u8>,
 }
 
@@ -205,32 +199,26 @@ impl Journal {
         open::has_room(&*self.shared.disk, self.refused.max(limits::FRAME_BYTES_TARGET))
     }
 
-    /// Encodes and appends; see [`Self::append_encoded`].
-    pub fn append(
-        &mut self,
-        commit_time: Timestamp,
-        units: &[Vec<Record>],
-    ) -> Result<Range<Position>, AppendError> {
-        let units: Vec<_> = units.iter().map(|records| EncodedUnit::new(records)).collect();
-        self.append_encoded(commit_time, &units)
-    }
-
     /// Appends all units with one write and one sync; returns the first position and the one after the last. A unit
     /// lies in one frame, so that it survives whole or not at all. A commit time earlier than the last is raised to it.
-    pub fn append_encoded(
+    pub fn append<U: AsRef<[Record]>>(
         &mut self,
         commit_time: Timestamp,
-        units: &[EncodedUnit],
+        units: &[U],
     ) -> Result<Range<Position>, AppendError> {
         if self.poisoned {
             return Err(AppendError::Poisoned);
         }
-        let bytes_max = limits::FRAME_BYTES_MAX;
-        if let Some(bytes) = units.iter().map(EncodedUnit::frame_bytes).find(|bytes| *bytes > bytes_max) {
-            return Err(AppendError::TooLarge { bytes, bytes_max });
+        self.encoded.clear();
+        for unit in units {
+            self.encoded.push(unit.as_ref());
         }
-        let count: usize = units.iter().map(EncodedUnit::records).sum();
-        let range = self.next..Position(self.next.0 + count as u64);
+        let bytes_max = limits::FRAME_BYTES_MAX;
+        if let Some((_, bytes)) = self.encoded.units.iter().find(|(_, bytes)| *bytes > bytes_max) {
+            return Err(AppendError::TooLarge { bytes: *bytes, bytes_max });
+        }
+        let count = self.encoded.records.len() as u64;
+        let range = self.next..Position(self.next.0 + count);
         if count == 0 {
             return Ok(range);
         }
@@ -239,7 +227,7 @@ impl Journal {
             Some(active) if self.end < self.options.segment_bytes => Arc::clone(active),
             _ => self.roll(time)?,
         };
-        let frames = self.lay_out(&segment, time, units, &range);
+        let frames = self.lay_out(&segment, time, &range);
         self.write_with_room(&segment)?;
         self.sync(&segment)?;
         self.end += self.buffer.len() as u64;
@@ -258,7 +246,6 @@ impl Journal {
         &mut self,
         segment: &Segment,
         time: Timestamp,
-        units: &[EncodedUnit],
         range: &Range<Position>,
     ) -> Vec<(u64, FrameHeader)> {
         self.buffer.clear();
@@ -271,13 +258,13 @@ impl Journal {
             let offset = self.end + buffer.len() as u64;
             frames.push((offset, builder.finish(segment.header.salt, time, commit, buffer)));
         };
-        for unit in units {
-            let grown = builder.body_bytes() + unit.frame_bytes();
+        for (records, bytes) in &self.encoded.units {
+            let grown = builder.body_bytes() + bytes;
             if !builder.is_empty() && grown > limits::FRAME_BYTES_MAX {
                 close(&mut builder, &mut self.buffer);
             }
-            for record in unit.iter() {
-                builder.push(position, record);
+            for record in &self.encoded.records[records.clone()] {
+                builder.push(position, &self.encoded.bytes[record.clone()]);
                 position = position.next();
             }
             if builder.body_bytes() >= self.options.frame_bytes {

@@ -12,7 +12,7 @@ use super::segment::{
     DamageSeen, IndexEntry, Segment, Span, Walk, before, file_name, index_frame, parse_file_name,
     read_file_header, walk,
 };
-use super::{Damage, DamageCause, Journal, JournalOptions};
+use super::{Damage, DamageCause, Encoded, Journal, JournalOptions};
 use crate::domain::{Position, Timestamp};
 use crate::limits;
 use crate::store::disk::{Disk, DiskFile};
@@ -193,10 +193,19 @@ impl Journal {
         report.last = before(next);
         disk.sync_dir()?;
         let shared = Arc::new(Shared::new(disk, entries, before(next), options.cache_bytes));
-        let (active, end, room_end) = (None, 0, 0);
-        let (poisoned, refused, buffer) = (false, 0, Vec::new());
-        let mut journal =
-            Self { shared, options, active, end, room_end, next, time, poisoned, refused, buffer };
+        let mut journal = Self {
+            shared,
+            options,
+            active: None,
+            end: 0,
+            room_end: 0,
+            next,
+            time,
+            poisoned: false,
+            refused: 0,
+            encoded: Encoded::default(),
+            buffer: Vec::new(),
+        };
         if let Some(tail) = tail {
             journal.adopt(tail, &mut report)?;
         }

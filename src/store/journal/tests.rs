@@ -83,7 +83,7 @@ fn units_of_one_commit_share_one_sync_and_get_dense_positions() {
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 1);
     let before = disk.syncs();
-    let units: Vec<_> = (0..40).map(|unit| (0..3).map(|n| record(2 + unit * 3 + n)).collect()).collect();
+    let units: Vec<Vec<_>> = (0..40).map(|unit| (0..3).map(|n| record(2 + unit * 3 + n)).collect()).collect();
     assert_eq!(journal.append(at(9_999), &units).unwrap(), Position(2)..Position(122));
     assert_eq!(disk.syncs(), before + 1);
     assert_eq!(all(&journal), (1..=121).collect::<Vec<_>>());
