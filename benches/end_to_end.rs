@@ -10,19 +10,20 @@
     reason = "a benchmark that cannot go on ends, and prints what it measured"
 )]
 
-use std::process::{Child, Command};
+mod support;
+
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use support::{Ended, PATIENCE, balto, connect, cpu, event, free_port, get, post, receiver, subscribe};
+use tokio::net::TcpListener;
 
 const PUBLISHERS: usize = 64;
 const EVENTS: usize = 50_000;
 const ROUNDS: usize = 3;
 const BATCHES: usize = 200;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -72,59 +73,6 @@ async fn measure() {
     println!("without an endpoint {unmatched:.0}; with one that is being delivered to {matched:.0}");
 }
 
-/// Counts requests and answers each with 200.
-async fn receiver(received: Arc<AtomicUsize>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/hook", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            stream.set_nodelay(true).unwrap();
-            tokio::spawn(count(stream, received.clone()));
-        }
-    });
-    url
-}
-
-async fn count(mut stream: TcpStream, received: Arc<AtomicUsize>) {
-    let mut buffer = Vec::with_capacity(8192);
-    loop {
-        while let Some(length) = message_length(&buffer) {
-            buffer.drain(..length);
-            received.fetch_add(1, Ordering::Relaxed);
-            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.is_err() {
-                return;
-            }
-        }
-        if !matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
-            return;
-        }
-    }
-}
-
-/// Length of the first whole message in the buffer.
-fn message_length(buffer: &[u8]) -> Option<usize> {
-    let end = buffer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
-    let head = std::str::from_utf8(&buffer[..end]).unwrap().to_ascii_lowercase();
-    let length = head
-        .split("content-length: ")
-        .nth(1)
-        .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse().unwrap());
-    (buffer.len() >= end + length).then_some(end + length)
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
 /// What a round gave.
 struct Speed {
     /// Deliveries per second.
@@ -141,29 +89,11 @@ impl std::fmt::Display for Speed {
     }
 }
 
-/// Processor time that a process has used, in microseconds (the kernel counts hundredths of a second).
-fn cpu(process: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10_000.0
-}
-
 async fn run_relay(target: &str, received: &AtomicUsize) -> Speed {
     let port = free_port();
     let child =
         Command::new(std::env::current_exe().unwrap()).args(["--relay", &port.to_string(), target]).spawn();
     load(port, &Ended(child.unwrap()), received).await
-}
-
-fn balto(data: &std::path::Path, port: u16, ops: u16) -> Ended {
-    let child = Command::new(env!("CARGO_BIN_EXE_balto"))
-        .args(["serve", "--dev", "--data-dir"])
-        .arg(data)
-        .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{port}"))
-        .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{ops}"))
-        .env("BALTO__LOG__LEVEL", "error")
-        .spawn();
-    Ended(child.unwrap())
 }
 
 /// Deliveries per second, and the mean number of records in a group commit.
@@ -179,50 +109,6 @@ async fn run_balto(target: &str, received: &AtomicUsize) -> (Speed, f64) {
         line.unwrap().parse().unwrap()
     };
     (speed, value("balto_commit_records_sum") / value("balto_commit_records_count"))
-}
-
-async fn get(port: u16, path: &str) -> String {
-    let mut stream = connect(port).await;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
-async fn subscribe(port: u16, target: &str) {
-    let mut stream = connect(port).await;
-    post(&mut stream, "/v1/endpoints", &format!(r#"{{"url":"{target}","maxInFlight":64}}"#), 201).await;
-}
-
-async fn connect(port: u16) -> TcpStream {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
-            stream.set_nodelay(true).unwrap();
-            return stream;
-        }
-        assert!(Instant::now() < deadline, "nobody listens");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) {
-    let length = body.len();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
-    );
-    stream.write_all((head + body).as_bytes()).await.unwrap();
-    let mut buffer = Vec::new();
-    while message_length(&buffer).is_none() {
-        assert!(stream.read_buf(&mut buffer).await.unwrap() > 0, "the connection was closed");
-    }
-    let expected = format!("HTTP/1.1 {status}");
-    assert!(buffer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(&buffer));
-}
-
-fn event() -> String {
-    format!(r#"{{"type":"order.paid","data":{{"note":"{}"}}}}"#, "x".repeat(460))
 }
 
 /// Posts all events one by one over all connections, and waits until each has arrived.

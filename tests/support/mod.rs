@@ -206,6 +206,20 @@ impl Daemon {
         answer
     }
 
+    /// The answer, when the daemon lived to give one.
+    pub(crate) async fn try_post(&self, path: &str, body: &str) -> Option<Value> {
+        let request =
+            self.client.post(format!("{}{path}", self.api)).header("content-type", "application/json");
+        let reply = request.body(body.to_owned()).send().await.ok()?;
+        let success = reply.status().is_success();
+        serde_json::from_str(&reply.text().await.ok()?).ok().filter(|_| success)
+    }
+
+    /// What `/metrics` says.
+    pub(crate) async fn metrics(&self) -> String {
+        self.client.get(format!("{}/metrics", self.ops)).send().await.unwrap().text().await.unwrap()
+    }
+
     /// Repeats a GET until the answer is as wanted.
     pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
@@ -269,10 +283,14 @@ impl Receiver {
         self.got.lock().unwrap().clone()
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.got.lock().unwrap().len()
+    }
+
     pub(crate) async fn until(&self, count: usize) -> Vec<Got> {
         let deadline = Instant::now() + PATIENCE;
-        while self.got().len() < count {
-            assert!(Instant::now() < deadline, "only {} of {count} requests came", self.got().len());
+        while self.count() < count {
+            assert!(Instant::now() < deadline, "only {} of {count} requests came", self.count());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.got()

@@ -1,0 +1,171 @@
+//! What benchmarks share: the daemon as a child process, a receiver that counts, and publishers with as little of their
+//! own as can be.
+
+#![allow(dead_code, reason = "each benchmark uses its part")]
+
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Counts requests and answers each with 200.
+pub(crate) async fn receiver(received: Arc<AtomicUsize>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            tokio::spawn(count(stream, received.clone()));
+        }
+    });
+    url
+}
+
+pub(crate) async fn count(mut stream: TcpStream, received: Arc<AtomicUsize>) {
+    let mut buffer = Vec::with_capacity(8192);
+    loop {
+        while let Some(length) = message_length(&buffer) {
+            buffer.drain(..length);
+            received.fetch_add(1, Ordering::Relaxed);
+            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+                return;
+            }
+        }
+        if !matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+/// Length of the first whole message in the buffer.
+pub(crate) fn message_length(buffer: &[u8]) -> Option<usize> {
+    let end = buffer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&buffer[..end]).unwrap().to_ascii_lowercase();
+    let length = head
+        .split("content-length: ")
+        .nth(1)
+        .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse().unwrap());
+    (buffer.len() >= end + length).then_some(end + length)
+}
+
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) struct Ended(pub(crate) Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// Processor time that a process has used, in microseconds (the kernel counts hundredths of a second).
+pub(crate) fn cpu(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10_000.0
+}
+
+pub(crate) fn balto(data: &std::path::Path, port: u16, ops: u16) -> Ended {
+    let child = Command::new(env!("CARGO_BIN_EXE_balto"))
+        .args(["serve", "--dev", "--data-dir"])
+        .arg(data)
+        .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{port}"))
+        .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{ops}"))
+        .env("BALTO__LOG__LEVEL", "error")
+        .spawn();
+    Ended(child.unwrap())
+}
+
+pub(crate) async fn get(port: u16, path: &str) -> String {
+    let mut stream = connect(port).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+pub(crate) async fn subscribe(port: u16, target: &str) {
+    let mut stream = connect(port).await;
+    post(&mut stream, "/v1/endpoints", &format!(r#"{{"url":"{target}","maxInFlight":64}}"#), 201).await;
+}
+
+pub(crate) async fn connect(port: u16) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
+            stream.set_nodelay(true).unwrap();
+            return stream;
+        }
+        assert!(Instant::now() < deadline, "nobody listens");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) {
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).await.unwrap();
+    let mut buffer = Vec::new();
+    while message_length(&buffer).is_none() {
+        assert!(stream.read_buf(&mut buffer).await.unwrap() > 0, "the connection was closed");
+    }
+    let expected = format!("HTTP/1.1 {status}");
+    assert!(buffer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(&buffer));
+}
+
+pub(crate) fn event() -> String {
+    format!(r#"{{"type":"order.paid","data":{{"note":"{}"}}}}"#, "x".repeat(460))
+}
+
+/// A receiver whose answer each request gets by its body; `None` leaves it without one.
+pub(crate) async fn answering(
+    listener: TcpListener,
+    answer: impl Fn(&[u8]) -> Option<u16> + Send + Sync + 'static,
+) {
+    let answer = Arc::new(answer);
+    while let Ok((mut stream, _)) = listener.accept().await {
+        stream.set_nodelay(true).unwrap();
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let mut buffer = Vec::with_capacity(8192);
+            loop {
+                while let Some(length) = message_length(&buffer) {
+                    let Some(status) = answer(&buffer[..length]) else { return std::future::pending().await };
+                    buffer.drain(..length);
+                    let head = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
+                    if stream.write_all(head.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+                if !matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// The number in an event's data, as it stands in a delivered body.
+pub(crate) fn number(request: &[u8]) -> u64 {
+    let text = std::str::from_utf8(request).unwrap();
+    let (_, rest) = text.split_once(r#""number":"#).unwrap();
+    rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+/// A field of `/proc/<process>/status`, in MiB.
+pub(crate) fn memory(process: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() / 1024
+}
