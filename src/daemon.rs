@@ -67,7 +67,12 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         LogFormat::Text => false,
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)?;
+    let directives = match config.log.level.as_str() {
+        // What libraries say of every connection and every page would drown the line for each attempt.
+        level @ ("debug" | "trace") => format!("info,balto={level}"),
+        other => other.to_owned(),
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     done.map_err(|error| anyhow::anyhow!("logging: {error}"))

@@ -166,7 +166,7 @@ impl Value {
         let text = self.text()?;
         if text.is_empty() || tracing_subscriber::EnvFilter::try_new(text).is_err() {
             return Err(format!(
-                "must be error, warn, info, debug, trace, or such directives as \"info,balto=debug\", got {self}"
+                "must be error, warn, info, debug, trace, or such directives as \"info,hyper=debug\", got {self}"
             ));
         }
         Ok(text.to_owned())
