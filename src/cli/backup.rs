@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Deserialize;
 
-use super::output::{Session, note};
+use super::output::{Progress, Session, note};
 
 /// Save everything that a running daemon holds.
 #[derive(Debug, Args)]
@@ -62,12 +62,14 @@ async fn fetch(session: &Session, path: &Path) -> anyhow::Result<Vec<Range>> {
     let failed = || format!("cannot write {}", path.display());
     let mut file = File::create(path).with_context(failed)?;
     let (mut query, mut damaged) = (Vec::new(), Vec::new());
+    let mut progress = Progress::default();
     loop {
         let answer = session.client.get(&["v1", "backup"], &query).await?;
         let part: Part = serde_json::from_str(&answer).context("the answer is not a part of a backup")?;
         file.write_all(part.text.as_bytes()).with_context(failed)?;
         damaged.extend(part.damaged);
         let Some(next) = part.next else { break };
+        progress.show(&format!("position {next} of {}", part.until));
         query = vec![("after", next.to_string()), ("until", part.until.to_string())];
     }
     file.sync_all().with_context(failed)?;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use reqwest::{Method, StatusCode, header};
+use reqwest::{RequestBuilder, StatusCode, header};
 use serde::Deserialize;
 use url::Url;
 
@@ -15,6 +15,8 @@ use url::Url;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a whole answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// As [`ANSWER_TIMEOUT`], for what works through everything that a filter finds.
+const BULK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Bound of an answer, in bytes: 250 rows of the largest events fit.
 const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Bound of what is shown of an answer that is not the API's.
@@ -52,6 +54,8 @@ pub(crate) struct Problem {
 #[serde(default)]
 pub(crate) struct Fault {
     pub(crate) pointer: String,
+    /// Of the query; then `pointer` says nothing more.
+    pub(crate) parameter: Option<String>,
     pub(crate) detail: String,
 }
 
@@ -84,8 +88,12 @@ impl fmt::Display for Problem {
         }
         write!(f, ")")?;
         for fault in &self.errors {
-            let pointer = if fault.pointer.is_empty() { "(body)" } else { &fault.pointer };
-            write!(f, "\n  {}: {}", clean(pointer), clean(&fault.detail))?;
+            let place = match (&fault.parameter, fault.pointer.as_str()) {
+                (Some(name), _) => name,
+                (None, "") => "(body)",
+                (None, pointer) => pointer,
+            };
+            write!(f, "\n  {}: {}", clean(place), clean(&fault.detail))?;
         }
         if self.status == 401 {
             write!(f, "\n  Set BALTO_API_KEY to a key of this daemon.")?;
@@ -143,12 +151,28 @@ impl Client {
         segments: &[&str],
         query: &[(&'static str, String)],
     ) -> Result<String, Error> {
-        self.request(Method::GET, self.url(segments, query), None, None).await
+        self.request(self.http.get(self.url(segments, query))).await
     }
 
     /// `body` is JSON text; none for actions that take no arguments.
     pub(crate) async fn post(&self, segments: &[&str], body: Option<String>) -> Result<String, Error> {
-        self.request(Method::POST, self.url(segments, &[]), body, None).await
+        self.request(with_json(self.http.post(self.url(segments, &[])), body)).await
+    }
+
+    /// As [`Self::post`], to a resource that needs a query to be found.
+    pub(crate) async fn post_to(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+        body: String,
+    ) -> Result<String, Error> {
+        self.request(with_json(self.http.post(self.url(segments, query)), Some(body))).await
+    }
+
+    /// As [`Self::post`], for work that may take long.
+    pub(crate) async fn post_bulk(&self, segments: &[&str], body: String) -> Result<String, Error> {
+        let request = self.http.post(self.url(segments, &[])).timeout(BULK_TIMEOUT);
+        self.request(with_json(request, Some(body))).await
     }
 
     pub(crate) async fn create(
@@ -157,39 +181,35 @@ impl Client {
         body: String,
         idempotency_key: Option<&str>,
     ) -> Result<String, Error> {
-        self.request(Method::POST, self.url(segments, &[]), Some(body), idempotency_key).await
+        let mut request = self.http.post(self.url(segments, &[]));
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
+        }
+        self.request(with_json(request, Some(body))).await
     }
 
     /// `body` is a merge patch (RFC 7386).
     pub(crate) async fn patch(&self, segments: &[&str], body: String) -> Result<String, Error> {
-        self.request(Method::PATCH, self.url(segments, &[]), Some(body), None).await
+        self.request(with_json(self.http.patch(self.url(segments, &[])), Some(body))).await
     }
 
     pub(crate) async fn delete(&self, segments: &[&str]) -> Result<String, Error> {
-        self.request(Method::DELETE, self.url(segments, &[]), None, None).await
+        self.request(self.http.delete(self.url(segments, &[]))).await
     }
 
-    async fn request(
-        &self,
-        method: Method,
-        url: Url,
-        body: Option<String>,
-        idempotency_key: Option<&str>,
-    ) -> Result<String, Error> {
-        let shown = format!("{}{}", url.origin().ascii_serialization(), url.path());
-        let mut request = self.http.request(method, url);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key);
-        }
-        if let Some(key) = idempotency_key {
-            request = request.header("idempotency-key", key);
-        }
-        if let Some(body) = body {
-            request = request.header(header::CONTENT_TYPE, "application/json").body(body);
-        }
-        let unreachable =
-            |error: reqwest::Error| Error::Unreachable { url: shown.clone(), cause: root_cause(&error) };
-        let mut answer = request.send().await.map_err(unreachable)?;
+    async fn request(&self, request: RequestBuilder) -> Result<String, Error> {
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
+        let failed = |shown: String, error: &reqwest::Error| Error::Unreachable {
+            url: shown,
+            cause: root_cause(error),
+        };
+        let request = request.build().map_err(|error| failed(self.base.to_string(), &error))?;
+        let shown = format!("{}{}", request.url().origin().ascii_serialization(), request.url().path());
+        let unreachable = |error: reqwest::Error| failed(shown.clone(), &error);
+        let mut answer = self.http.execute(request).await.map_err(unreachable)?;
         let status = answer.status();
         let retry_after =
             answer.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -204,6 +224,13 @@ impl Client {
             return Err(Error::Refused(Problem::from_answer(status, retry_after, &bytes)));
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+fn with_json(request: RequestBuilder, body: Option<String>) -> RequestBuilder {
+    match body {
+        Some(body) => request.header(header::CONTENT_TYPE, "application/json").body(body),
+        None => request,
     }
 }
 

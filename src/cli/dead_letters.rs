@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::args::{self, Paging, Query, Window};
-use super::output::{Column, Session};
+use super::deliveries::ATTEMPTS;
+use super::output::{Column, Session, busy};
 use crate::domain::time::Timestamp;
 
 const COLUMNS: &[Column] = &[
@@ -26,7 +27,7 @@ const COLUMNS: &[Column] = &[
     balto dead-letters list --reason attemptsExhausted --since 24h\n  \
     balto dead-letters redrive dlv_01J...\n  \
     balto dead-letters redrive --endpoint ep_01J...\n  \
-    balto dead-letters purge --type trial.# --until 720h\n  \
+    balto dead-letters purge --type trial.ended --until 720h\n  \
     balto dead-letters redrive --all")]
 pub(crate) enum DeadLettersCommand {
     /// List dead letters, newest first.
@@ -116,7 +117,10 @@ impl DeadLettersCommand {
             Self::List { filter, paging } => {
                 session.list(&["v1", "dead-letters"], filter.query(now), paging, COLUMNS).await
             }
-            Self::Show { id } => session.show(&client.get(&["v1", "dead-letters", id], &[]).await?),
+            Self::Show { id } => {
+                let answer = client.get(&["v1", "dead-letters", id], &[]).await?;
+                session.show_with(&answer, ("attempts", ATTEMPTS))
+            }
             Self::Redrive(selection) => match selection.chosen(now)? {
                 Chosen::One(id) => {
                     let answer = client.post(&["v1", "dead-letters", id, "redrive"], None).await?;
@@ -124,7 +128,8 @@ impl DeadLettersCommand {
                 }
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
-                    session.show(&client.post(&["v1", "dead-letters", "redrive"], Some(body)).await?)
+                    let work = client.post_bulk(&["v1", "dead-letters", "redrive"], body);
+                    session.show(&busy("redriving", work).await?)
                 }
             },
             Self::Purge(selection) => match selection.chosen(now)? {
@@ -134,7 +139,8 @@ impl DeadLettersCommand {
                 }
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
-                    session.show(&client.post(&["v1", "dead-letters", "purge"], Some(body)).await?)
+                    let work = client.post_bulk(&["v1", "dead-letters", "purge"], body);
+                    session.show(&busy("purging", work).await?)
                 }
             },
         }

@@ -17,6 +17,18 @@ const COLUMNS: &[Column] = &[
     Column("LAST ERROR", &["/lastError"]),
 ];
 
+/// Of one delivery.
+pub(super) const ATTEMPTS: &[Column] = &[
+    Column("NUMBER", &["/number"]),
+    Column("TRIGGER", &["/trigger"]),
+    Column("STARTED", &["/startedAt"]),
+    Column("TOOK", &["/duration"]),
+    Column("CODE", &["/statusCode"]),
+    Column("ERROR", &["/error"]),
+    Column("REPLY", &["/responseBody"]),
+    Column("NEXT ATTEMPT", &["/nextAttemptAt"]),
+];
+
 /// Look at deliveries, retry or cancel them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeliveriesCommand {
@@ -74,7 +86,10 @@ impl DeliveriesCommand {
                 let query = list.window.add_to(query, args::now());
                 session.list(&["v1", "deliveries"], query, &list.paging, COLUMNS).await
             }
-            Self::Show { id } => session.show(&session.client.get(&["v1", "deliveries", id], &[]).await?),
+            Self::Show { id } => {
+                let answer = session.client.get(&["v1", "deliveries", id], &[]).await?;
+                session.show_with(&answer, ("attempts", ATTEMPTS))
+            }
             Self::Retry { id } => {
                 let answer = session.client.post(&["v1", "deliveries", id, "retry"], None).await?;
                 session.done(&answer, &format!("{id} is tried now."))

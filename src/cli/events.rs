@@ -24,6 +24,18 @@ const COLUMNS: &[Column] = &[
     Column("TIMESTAMP", &["/timestamp"]),
 ];
 
+/// Of one event.
+const DELIVERIES: &[Column] = &[
+    Column("ID", &["/id"]),
+    Column("ENDPOINT", &["/endpointId"]),
+    Column("STATUS", &["/status"]),
+    Column("REASON", &["/reason"]),
+    Column("ATTEMPTS", &["/attempts"]),
+    Column("NEXT ATTEMPT", &["/nextAttemptAt"]),
+    Column("CODE", &["/lastStatusCode"]),
+    Column("LAST ERROR", &["/lastError"]),
+];
+
 /// Post an event.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -156,11 +168,17 @@ pub(crate) enum EventsCommand {
     Show {
         #[arg(value_parser = args::id)]
         id: String,
+        /// Where an id that the publisher chose is looked up [default: default].
+        #[arg(long)]
+        tenant: Option<String>,
     },
     /// Deliver an event again: to the endpoints that match it now, or to those given.
     Replay {
         #[arg(value_parser = args::id)]
         id: String,
+        /// Where an id that the publisher chose is looked up [default: default].
+        #[arg(long)]
+        tenant: Option<String>,
         /// Only to this endpoint; may be given several times.
         #[arg(long = "endpoint", value_name = "ENDPOINT_ID", value_parser = args::id)]
         endpoints: Vec<String>,
@@ -198,10 +216,15 @@ impl EventsCommand {
                 let query = list.window.add_to(query, args::now());
                 session.list(&["v1", "events"], query, &list.paging, COLUMNS).await
             }
-            Self::Show { id } => session.show(&session.client.get(&["v1", "events", id], &[]).await?),
-            Self::Replay { id, endpoints } => {
-                let body = replay_body(endpoints);
-                let answer = session.client.post(&["v1", "events", id, "replay"], Some(body)).await?;
+            Self::Show { id, tenant } => {
+                let query = Query::default().with("tenant", tenant.clone());
+                let answer = session.client.get(&["v1", "events", id], &query.0).await?;
+                session.show_with(&answer, ("deliveries", DELIVERIES))
+            }
+            Self::Replay { id, tenant, endpoints } => {
+                let query = Query::default().with("tenant", tenant.clone());
+                let path = ["v1", "events", id, "replay"];
+                let answer = session.client.post_to(&path, &query.0, replay_body(endpoints)).await?;
                 session.done(&answer, &format!("{id} is being delivered again."))
             }
         }

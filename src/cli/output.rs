@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -125,19 +126,42 @@ fn raw_text(raw: &RawValue) -> String {
     }
 }
 
-/// `key: value` lines for an object's plain members, then a table for each member that is a list of objects.
-fn listing(text: &str) -> anyhow::Result<String> {
+/// A member that is a list of things, and how it is shown.
+type Shown<'a> = (&'a str, &'a [Column]);
+
+/// `key: value` lines for an object's plain members, then a table for each member that is a list of objects: as it is
+/// `shown`, else with all that its objects have.
+fn listing(text: &str, shown: Option<Shown<'_>>) -> anyhow::Result<String> {
     let Members(members) = serde_json::from_str(text).context("the answer is not a JSON object")?;
     let mut lines = Vec::new();
     let mut tables = Vec::new();
     let width = members.iter().map(|(name, _)| name.chars().count() + 1).max().unwrap_or(0);
     for (name, raw) in &members {
+        if let Some((_, columns)) = shown.filter(|(wanted, _)| wanted == name) {
+            let rows: Vec<Value> = serde_json::from_str(raw.get()).context("the answer has no list")?;
+            if !rows.is_empty() {
+                tables.push(format!("\n{}:\n{}", clean(name), columned(&rows, columns)));
+            }
+            continue;
+        }
         match serde_json::from_str::<Vec<Members>>(raw.get()) {
             Ok(rows) if !rows.is_empty() => tables.push(format!("\n{}:\n{}", clean(name), subtable(&rows))),
             _ => lines.push(format!("{:<width$} {}", format!("{}:", clean(name)), raw_text(raw))),
         }
     }
     Ok(lines.into_iter().chain(tables).collect::<Vec<_>>().join("\n"))
+}
+
+/// Leaves out columns in which no row has anything.
+fn columned(rows: &[Value], columns: &[Column]) -> String {
+    let cells: Vec<Vec<String>> =
+        columns.iter().map(|column| rows.iter().map(|row| cell(row, column)).collect()).collect();
+    let told = |index: &usize| cells[*index].iter().any(|cell| !["", "-"].contains(&cell.as_str()));
+    let told: Vec<usize> = (0..columns.len()).filter(told).collect();
+    let mut table = Table::new(told.iter().map(|index| columns[*index].0.to_owned()).collect());
+    let rows: Vec<Vec<String>> =
+        (0..rows.len()).map(|row| told.iter().map(|column| cells[*column][row].clone()).collect()).collect();
+    table.page(&rows).iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn subtable(rows: &[Members]) -> String {
@@ -175,11 +199,20 @@ pub(crate) struct Session {
 impl Session {
     /// Prints one thing: as it came, or as a listing.
     pub(crate) fn show(&self, answer: &str) -> anyhow::Result<()> {
+        self.show_as(answer, None)
+    }
+
+    /// As [`Self::show`], with chosen columns for one member.
+    pub(crate) fn show_with(&self, answer: &str, shown: Shown<'_>) -> anyhow::Result<()> {
+        self.show_as(answer, Some(shown))
+    }
+
+    fn show_as(&self, answer: &str, shown: Option<Shown<'_>>) -> anyhow::Result<()> {
         if self.json {
             // An answer without a body is still an answer to whoever parses it.
             line(if answer.trim().is_empty() { "{}" } else { answer.trim_end() })?;
         } else if !answer.trim().is_empty() {
-            line(&listing(answer)?)?;
+            line(&listing(answer, shown)?)?;
         }
         Ok(())
     }
@@ -257,6 +290,43 @@ impl Session {
     }
 }
 
+/// One line on a terminal that is written over as work goes on, and gone when it is dropped. Shows nothing elsewhere.
+#[derive(Default)]
+pub(crate) struct Progress {
+    width: usize,
+}
+
+impl Progress {
+    pub(crate) fn show(&mut self, text: &str) {
+        if io::stderr().is_terminal() {
+            let width = text.chars().count();
+            write!(io::stderr(), "\r{text:<pad$}", pad = self.width).ok();
+            self.width = width;
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.width > 0 {
+            write!(io::stderr(), "\r{:<width$}\r", "", width = self.width).ok();
+        }
+    }
+}
+
+/// Waits for an answer, and says how long already.
+pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut progress = Progress::default();
+    for seconds in 1_u64.. {
+        match tokio::time::timeout(Duration::from_secs(1), &mut work).await {
+            Ok(answer) => return answer,
+            Err(_) => progress.show(&format!("{words}, {seconds} s so far")),
+        }
+    }
+    unreachable!("seconds do not end")
+}
+
 /// A remark beside the output, which stays clean for whatever reads it.
 pub(crate) fn note(text: &str) {
     writeln!(io::stderr(), "{text}").ok();
@@ -294,8 +364,11 @@ mod tests {
             "attempts":[{"number":1,"error":"refused"},{"number":2,"statusCode":200}]}"#;
         let expected = "type:     order.paid\nid:       evt_1\ndata:     {\"z\":1.0,\"a\":1e2}\nnext:     -\n\n\
             attempts:\n  number  error    statusCode\n  1       refused  -\n  2       -        200";
-        assert_eq!(listing(text).unwrap(), expected);
-        assert!(listing("[1]").is_err());
+        assert_eq!(listing(text, None).unwrap(), expected);
+        let columns = [Column("NUMBER", &["/number"]), Column("REPLY", &["/responseBody"])];
+        let chosen = listing(text, Some(("attempts", &columns))).unwrap();
+        assert!(chosen.ends_with("attempts:\n  NUMBER\n  1\n  2"), "{chosen}");
+        assert!(listing("[1]", None).is_err());
     }
 
     #[tokio::test]
