@@ -7,7 +7,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -25,7 +25,7 @@ use crate::engine::retention::{self, Keep};
 use crate::engine::{Engine, Settings};
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::rules::verdict::RefusedStatuses;
-use crate::store::{Admission, Health, Outbox};
+use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
 
 /// What `balto serve` was asked for.
@@ -47,7 +47,7 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let config = load(options)?;
     log_to_stderr(&config)?;
     if options.dev {
-        tracing::warn!("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
+        announce("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(options.clone(), config))
@@ -78,15 +78,34 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
     done.map_err(|error| anyhow::anyhow!("logging: {error}"))
 }
 
+/// What whoever starts the daemon has to know: also where the log leaves warnings out.
+fn announce(text: &str) {
+    if tracing::enabled!(tracing::Level::WARN) {
+        tracing::warn!("{text}");
+    } else {
+        // When standard error is closed there is nobody to tell.
+        writeln!(std::io::stderr(), "balto: {text}").ok();
+    }
+}
+
 async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::new());
-    let (engine, dispatcher) = open(&options, &config, &metrics)?;
-    let health = engine.health();
-    let api_listener = listen(config.server.api_listen).await?;
-    let ops_listener = listen(config.server.ops_listen).await?;
-    tracing::info!(api = %config.server.api_listen, ops = %config.server.ops_listen, data = %config.store.path.display(), "ready");
-
     let stop = watch::Sender::new(false);
+    let store = Arc::new(OnceLock::new());
+    // The ops listener answers from before recovery until the very end, so that both can be watched.
+    let ops_listener = listen(config.server.ops_listen).await?;
+    let ops_address = ops_listener.local_addr()?;
+    let mut ops = tokio::task::JoinSet::new();
+    let router = ops_router(&metrics, &store, &stop, config.store.path.clone());
+    ops.spawn(api::server::serve(ops_listener, router, std::future::pending()));
+
+    let (engine, dispatcher) = open(&options, &config, &metrics)?;
+    let shown_config = api_config(&options, &config)?;
+    let api_listener = listen(config.server.api_listen).await?;
+    store.get_or_init(|| engine.health());
+    let api_address = api_listener.local_addr()?;
+    tracing::info!(api = %api_address, ops = %ops_address, data = %config.store.path.display(), "ready");
+
     let stopped = |stop: &watch::Sender<bool>| {
         let mut stop = stop.subscribe();
         async move {
@@ -98,29 +117,9 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
         let metrics = metrics.clone();
         Arc::new(move |code: &'static str| metrics.refused(code))
     };
-    let shown = Api::new(engine.clone(), api_config(&options, &config)?, refused);
+    let shown = Api::new(engine.clone(), shown_config, refused);
     let mut serving = tokio::task::JoinSet::new();
     serving.spawn(api::server::serve(api_listener, api::router(shown.clone()), stopped(&stop)));
-    let ready = {
-        let (health, stop) = (health.clone(), stop.subscribe());
-        Arc::new(move || match (&*health.borrow(), *stop.borrow()) {
-            (_, true) => Err("draining".to_owned()),
-            (Health::Good, false) => Ok(()),
-            (Health::DiskFull, false) => Err("the disk is full".to_owned()),
-            (Health::Failed(reason), false) => Err(reason.to_string()),
-        })
-    };
-    let shown_metrics = {
-        let metrics = metrics.clone();
-        Arc::new(move || (CONTENT_TYPE, metrics.encode()))
-    };
-    // The ops listener answers until the very end, so that draining can be watched.
-    let mut ops = tokio::task::JoinSet::new();
-    ops.spawn(api::server::serve(
-        ops_listener,
-        api::ops::router(shown_metrics, ready),
-        std::future::pending(),
-    ));
 
     let mut heartbeat = dispatcher.heartbeat();
     let mut delivering = tokio::spawn(dispatcher.run(stop.subscribe(), config.delivery.drain_timeout));
@@ -161,6 +160,34 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
+/// `store` is empty until recovery is done.
+fn ops_router(
+    metrics: &Arc<Metrics>,
+    store: &Arc<OnceLock<watch::Receiver<Health>>>,
+    stop: &watch::Sender<bool>,
+    directory: PathBuf,
+) -> axum::Router {
+    let (store, stop) = (store.clone(), stop.subscribe());
+    let ready = Arc::new(move || match (store.get().map(|health| health.borrow().clone()), *stop.borrow()) {
+        (_, true) => Err("draining".to_owned()),
+        (None, false) => Err("recovering".to_owned()),
+        (Some(Health::Good), false) => Ok(()),
+        (Some(Health::DiskFull), false) => Err("the disk is full".to_owned()),
+        (Some(Health::Failed(reason)), false) => Err(reason.to_string()),
+    });
+    let (metrics, is_ready) = (metrics.clone(), ready.clone());
+    let shown = Arc::new(move || {
+        metrics.look(is_ready().is_ok(), free_bytes(&directory));
+        (CONTENT_TYPE, metrics.encode())
+    });
+    api::ops::router(shown, ready)
+}
+
+/// What an unprivileged process may still write to the disk that holds `directory`.
+fn free_bytes(directory: &Path) -> u64 {
+    rustix::fs::statvfs(directory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 fn open(
     options: &Options,
     config: &Config,
@@ -170,7 +197,10 @@ fn open(
         Admission { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
     let observer = {
         let metrics = metrics.clone();
-        Box::new(move |records, took| metrics.committed(records, took))
+        Arc::new(move |written, took| match written {
+            Written::Commit { records } => metrics.committed(records, took),
+            Written::Checkpoint => metrics.checkpointed(took),
+        })
     };
     let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer)?;
     if opened.journal.torn_bytes > 0 {
@@ -315,7 +345,7 @@ fn admin_key(config: &Config) -> anyhow::Result<String> {
         .with_context(|| format!("cannot write {}", path.display()))?;
     writeln!(file, "{key}")?;
     file.sync_all()?;
-    tracing::info!(path = %path.display(), "a fresh admin key was written");
+    announce(&format!("a fresh admin key was written to {}", path.display()));
     Ok(key)
 }
 

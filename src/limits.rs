@@ -113,6 +113,10 @@ pub const PAGE_ITEMS_MAX: usize = 250;
 pub const PAGE_ITEMS_DEFAULT: usize = 50;
 /// Index entries that one query step may look at before it yields the state to others.
 pub const SCAN_ENTRIES_MAX: usize = 10_000;
+/// Steps after which a list request answers with what it has, if it has anything.
+pub const LIST_STEPS_MAX: usize = 20;
+/// How long a list request looks for its first item before it answers with an empty page and a cursor.
+pub const LIST_SEARCH_MAX: Duration = Duration::from_secs(5);
 /// Deliveries that one redrive, purge, cancel or replay record names.
 pub const BULK_DELIVERIES_MAX: usize = 1_000;
 

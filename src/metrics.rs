@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::domain::{DeadReason, ErrorClass};
@@ -19,15 +19,19 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const LATENCY_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const COMMIT_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 1.0];
+const WAIT_BUCKETS: [f64; 10] = [0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0];
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0];
 
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
+    ready: IntGauge,
     accepted: IntCounter,
+    duplicates: IntCounter,
     refused: IntCounterVec,
     commit_duration: Histogram,
     commit_records: Histogram,
+    checkpoint_duration: Histogram,
     deliveries: IntCounterVec,
     /// Of `deliveries`: looked up once, since there is one per event.
     deliveries_delivered: IntCounter,
@@ -38,7 +42,8 @@ pub struct Metrics {
     attempt_duration: Histogram,
     first_attempt: Histogram,
     delivered: Histogram,
-    retries: IntCounter,
+    retry_wait: Histogram,
+    rate_wait: Counter,
     removed_events: IntCounter,
     removed_bytes: IntCounter,
     pending: IntGauge,
@@ -48,6 +53,7 @@ pub struct Metrics {
     lanes: IntGaugeVec,
     projection_lag: IntGauge,
     store_bytes: IntGaugeVec,
+    disk_free: IntGauge,
 }
 
 impl Default for Metrics {
@@ -60,6 +66,7 @@ impl Metrics {
     /// # Panics
     /// Never: names are ours and each is registered once.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a list of metrics, one after the other")]
     pub fn new() -> Self {
         let registry = Registry::new();
         let build = IntGaugeVec::new(Opts::new("balto_build_info", "Version of the daemon."), &["version"]);
@@ -89,14 +96,28 @@ impl Metrics {
             &["status", "error"],
         );
         Self {
+            ready: gauge("balto_ready", "1 while requests can be answered, else 0; /readyz says why."),
             accepted: counter("balto_events_accepted_total", "Events accepted and durable."),
-            refused: counters("balto_events_refused_total", "Events refused, by reason.", &["reason"]),
+            duplicates: counter(
+                "balto_events_duplicate_total",
+                "Posted events that were answered with an earlier one.",
+            ),
+            refused: counters(
+                "balto_events_refused_total",
+                "Posts of events, and events of batches, that were refused, by the problem's code.",
+                &["reason"],
+            ),
             commit_duration: histogram(
                 "balto_commit_duration_seconds",
                 "Time of a group commit, with its fdatasync.",
                 &COMMIT_BUCKETS,
             ),
             commit_records: histogram("balto_commit_records", "Records in a group commit.", &BATCH_BUCKETS),
+            checkpoint_duration: histogram(
+                "balto_checkpoint_duration_seconds",
+                "Time of writing the state's changes to disk.",
+                &COMMIT_BUCKETS,
+            ),
             deliveries_delivered: deliveries.with_label_values(&["delivered"]),
             deliveries,
             dead: counters("balto_deliveries_dead_total", "Deliveries given up, by reason.", &["reason"]),
@@ -109,15 +130,26 @@ impl Metrics {
             ),
             first_attempt: histogram(
                 "balto_accept_to_first_attempt_seconds",
-                "From acceptance to the first attempt's start.",
+                "From acceptance, or deliverAt, to the start of the first attempt.",
                 &LATENCY_BUCKETS,
             ),
             delivered: histogram(
                 "balto_accept_to_delivered_seconds",
-                "From acceptance to delivery.",
+                "From acceptance, or deliverAt, to delivery; without what was replayed, retried by hand or redriven.",
                 &LATENCY_BUCKETS,
             ),
-            retries: counter("balto_retries_total", "Attempts that failed and will be made again."),
+            retry_wait: histogram(
+                "balto_retry_wait_seconds",
+                "From a failed attempt to when the next one is due.",
+                &WAIT_BUCKETS,
+            ),
+            rate_wait: register(
+                &registry,
+                Counter::new(
+                    "balto_rate_wait_seconds_total",
+                    "Time for which lanes were held by their endpoint's rate.",
+                ),
+            ),
             removed_events: counter("balto_retention_events_total", "Events that retention removed."),
             removed_bytes: counter(
                 "balto_retention_bytes_total",
@@ -136,6 +168,7 @@ impl Metrics {
                 "Journal records that the state has not applied.",
             ),
             store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
+            disk_free: gauge("balto_disk_free_bytes", "Bytes that are free on the data directory's disk."),
             registry,
         }
     }
@@ -156,8 +189,18 @@ impl Metrics {
         self.removed_bytes.inc_by(bytes);
     }
 
+    /// As of this moment: what is only asked for when somebody looks.
+    pub fn look(&self, ready: bool, disk_free: u64) {
+        self.ready.set(i64::from(ready));
+        self.disk_free.set(signed(disk_free));
+    }
+
     pub fn accepted(&self) {
         self.accepted.inc();
+    }
+
+    pub fn duplicate(&self) {
+        self.duplicates.inc();
     }
 
     pub fn refused(&self, reason: &str) {
@@ -168,6 +211,10 @@ impl Metrics {
         #[expect(clippy::cast_precision_loss, reason = "a count of records")]
         self.commit_records.observe(records as f64);
         self.commit_duration.observe(duration.as_secs_f64());
+    }
+
+    pub fn checkpointed(&self, duration: Duration) {
+        self.checkpoint_duration.observe(duration.as_secs_f64());
     }
 
     /// `error` is `None` for an answer of 2xx, and for no other.
@@ -191,9 +238,13 @@ impl Metrics {
         self.first_attempt.observe(waited.as_secs_f64());
     }
 
-    pub fn delivered(&self, took: Duration) {
+    /// `took` is `None` for a delivery whose time since acceptance says nothing: it was replayed, retried by hand or
+    /// redriven.
+    pub fn delivered(&self, took: Option<Duration>) {
         self.deliveries_delivered.inc();
-        self.delivered.observe(took.as_secs_f64());
+        if let Some(took) = took {
+            self.delivered.observe(took.as_secs_f64());
+        }
     }
 
     pub fn died(&self, reason: DeadReason, count: u64) {
@@ -205,8 +256,12 @@ impl Metrics {
         self.deliveries.with_label_values(&["cancelled"]).inc_by(count);
     }
 
-    pub fn retry(&self) {
-        self.retries.inc();
+    pub fn retry(&self, wait: Duration) {
+        self.retry_wait.observe(wait.as_secs_f64());
+    }
+
+    pub fn rate_waited(&self, time: Duration) {
+        self.rate_wait.inc_by(time.as_secs_f64());
     }
 
     pub fn lanes(&self, summary: &LanesSummary) {

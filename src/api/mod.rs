@@ -37,14 +37,15 @@ use axum::http::{HeaderMap, Response};
 use axum::routing::on;
 use bytes::Bytes;
 
-use crate::domain::RetryPolicy;
+use crate::domain::{RetryPolicy, Tenant};
 use crate::engine::Engine;
+use crate::engine::types::ChangeError;
 use auth::{Access, Principal};
 use idempotency::{InFlight, Once};
 use lists::Query;
 use problem::Problem;
 use reply::Reply;
-use routes::{BodySpec, ROUTES, Repeat, Route};
+use routes::{BodySpec, Need, ROUTES, Repeat, Route};
 
 /// What an endpoint gets for what its request leaves out.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +71,7 @@ pub struct ApiConfig {
     pub dev: bool,
 }
 
-/// Is told the `code` of every refused request, and of every refused event of a batch.
+/// Is told the `code` of every refused post of events, and of every refused event of a batch.
 pub type OnRefused = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 /// What all requests share.
@@ -131,6 +132,27 @@ impl Call {
     pub fn named<T: std::str::FromStr>(&self, what: &str) -> Result<T, Problem> {
         self.id.parse().map_err(|_| not_found(what, &self.id))
     }
+
+    /// Why a change to the thing that the path names was refused.
+    #[must_use]
+    pub fn refused(&self, error: ChangeError, what: &str) -> Problem {
+        match error {
+            ChangeError::NotFound => not_found(what, &self.id),
+            other => other.into(),
+        }
+    }
+
+    /// 404 for the event that the path names. A generated id is found in any tenant that the caller sees, a chosen one in
+    /// its own alone: whoever sees several has to say which.
+    #[must_use]
+    pub fn no_such_event(&self, tenant: &Tenant) -> Problem {
+        let hint = if self.principal.scope.0.is_none() && self.query.text("tenant").is_none() {
+            "; one with an id that was chosen is looked up with `?tenant=`"
+        } else {
+            ""
+        };
+        Problem::NotFound(format!("there is no event `{}` in the tenant `{tenant}`{hint}", self.id))
+    }
 }
 
 /// 404 for a thing of this kind.
@@ -174,7 +196,9 @@ async fn dispatch(
     match reply {
         Ok(reply) => reply.into_response(),
         Err(problem) => {
-            api.refused(&problem);
+            if route.access == Access::Publish {
+                api.refused(&problem);
+            }
             refuse(problem)
         }
     }
@@ -201,18 +225,32 @@ async fn call(
     let query = Query::parse(parts.uri.query(), route.query)?;
     let (media, body) = match &route.body {
         None => ("", Bytes::new()),
-        Some(spec) if spec.required => {
-            let media = media_type(&parts.headers, spec)?;
-            (media, body::read(stream, &parts.headers, spec.limit.bytes(&config, media)).await?)
-        }
-        Some(spec) => {
-            let body = body::read(stream, &parts.headers, spec.limit.bytes(&config, "")).await?;
-            let media = if body.is_empty() { "" } else { body::media_type(&parts.headers, spec.media)? };
-            (media, body)
-        }
+        Some(spec) => read_body(&config, spec, &parts.headers, stream).await?,
     };
     let path = parts.uri.path().to_owned();
     Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body })
+}
+
+/// The body, and the one of its operation's media types that it has.
+async fn read_body(
+    config: &ApiConfig,
+    spec: &BodySpec,
+    headers: &HeaderMap,
+    stream: Body,
+) -> Result<(&'static str, Bytes), Problem> {
+    if spec.need == Need::Required {
+        let media = media_type(headers, spec)?;
+        return Ok((media, body::read(stream, headers, spec.limit.bytes(config, media)).await?));
+    }
+    let body = body::read(stream, headers, spec.limit.bytes(config, "")).await?;
+    if body.is_empty() {
+        return Ok(("", body));
+    }
+    let media = body::media_type(headers, spec.media)?;
+    if spec.need == Need::Nothing {
+        let body::Nothing {} = body::parse(&body)?;
+    }
+    Ok((media, body))
 }
 
 /// What takes CloudEvents takes them in binary mode too, where the media type is that of the data.

@@ -27,7 +27,7 @@ fn api() -> Router {
 fn engine() -> Engine {
     let directory = tempfile::tempdir().unwrap().keep();
     let admission = Admission { bytes: 1 << 26, commands: 10_000 };
-    let opened = Outbox::open(&directory, admission, Box::new(SystemSource), Box::new(|_, _| ())).unwrap();
+    let opened = Outbox::open(&directory, admission, Box::new(SystemSource), Arc::new(|_, _| ())).unwrap();
     let courier =
         Courier::new(EgressPolicy::default(), Duration::from_secs(1), Arc::new(SystemResolver)).unwrap();
     let settings = Settings {

@@ -74,19 +74,17 @@ impl Engine {
 
     fn count_published(&self, result: &Result<Accepted, PublishError>) {
         match result {
-            Ok(accepted) if accepted.duplicate => self.metrics().refused("duplicate"),
+            Ok(accepted) if accepted.duplicate => self.metrics().duplicate(),
             Ok(_) => self.metrics().accepted(),
-            Err(PublishError::VersionConflict { .. }) => self.metrics().refused("versionConflict"),
-            Err(PublishError::IdempotencyMismatch) => self.metrics().refused("idempotencyMismatch"),
-            Err(PublishError::Store(Unavailable::Overloaded { .. })) => self.metrics().refused("overloaded"),
-            Err(PublishError::Store(_)) => self.metrics().refused("unavailable"),
+            // Counted at the door, with what is refused before it comes here.
+            Err(_) => {}
         }
     }
 
     /// To these endpoints, or (when `None`) to those that it matches now. Gives the number of deliveries.
     ///
     /// # Errors
-    /// When the event or an endpoint is unknown in the scope, or nothing could be written.
+    /// When the event is unknown in the scope, an endpoint is not one of its tenant, or nothing could be written.
     pub async fn replay_event(
         &self,
         scope: &Scope,
@@ -102,7 +100,7 @@ impl Engine {
                 let find = |id| self.endpoint(scope, id).filter(|endpoint| endpoint.tenant == event.tenant);
                 let found: Option<Vec<_>> =
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
-                found.ok_or(ChangeError::NotFound)?
+                found.ok_or(ChangeError::NotAllowed("an endpoint is not one of the event's tenant"))?
             }
             None => self.outbox().directory(|directory| {
                 let matching = directory.endpoints().filter(|endpoint| {
@@ -191,10 +189,21 @@ impl Engine {
         deliveries: Vec<DeliveryKey>,
         reason: DeadReason,
     ) -> Result<(), Unavailable> {
-        let count = deliveries.len() as u64;
-        let record = Record::DeliveriesDied { deliveries, reason, at: self.now().wall };
+        let record = Record::DeliveriesDied { deliveries: deliveries.clone(), reason, at: self.now().wall };
         self.write(record).await?;
-        self.metrics().died(reason, count);
+        self.metrics().died(reason, deliveries.len() as u64);
+        // Whoever deletes an endpoint knows what becomes of its deliveries.
+        if reason == DeadReason::EndpointDeleted || !self.has_operator() {
+            return Ok(());
+        }
+        for delivery in deliveries {
+            let endpoint =
+                self.outbox().directory(|directory| directory.endpoint(delivery.endpoint).cloned());
+            let event = self.event_at(delivery.event).await?;
+            if let Some(endpoint) = endpoint {
+                self.tell_dead(&endpoint, delivery, event.as_deref(), reason).await;
+            }
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::dispatcher::Signal;
 use crate::courier::{Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
-    ErrorClass, Event, Next, Now, Position, Progress, Record, Tenant, Verdict,
+    ErrorClass, Event, Next, Now, Position, Progress, Record, Verdict,
 };
 use crate::lanes;
 use crate::rules::retry;
@@ -77,8 +77,8 @@ async fn make(
 ) -> lanes::Outcome {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let started = engine.now();
-    if assignment.progress.attempts == 0 {
-        engine.metrics().first_attempt(started.wall.since(event.accepted_at));
+    if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
+        engine.metrics().first_attempt(started.wall.since(event.first_due()));
     }
     let number = assignment.progress.attempts + 1;
     let signed_at = Now { wall: engine.civil_time(), ..started };
@@ -99,7 +99,7 @@ async fn make(
     let verdict = verdict(&facts, &engine.settings().refused_statuses);
     let next = retry::next(&endpoint.retry, delivery, &assignment.progress, verdict, finished.wall);
     let attempt = Arc::new(record_of(&assignment.progress, started, reply, next));
-    report(engine, endpoint, event, delivery, &attempt, finished);
+    report(engine, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
     engine.outbox().record(Unit {
         commands: vec![Command::Record(record)],
@@ -153,10 +153,16 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Att
     }
 }
 
+/// Whether the delivery has been on its way since its event was accepted, and not set going again by somebody.
+fn is_first_series(progress: &Progress, event: &Event) -> bool {
+    progress.series_started == event.first_due()
+}
+
 fn report(
     engine: &Engine,
     endpoint: &Endpoint,
     event: &Event,
+    progress: &Progress,
     delivery: DeliveryKey,
     attempt: &Attempt,
     finished: Now,
@@ -164,9 +170,12 @@ fn report(
     let class = attempt.error.as_ref().map(|(class, _)| *class);
     engine.metrics().attempt(attempt.status, class, attempt.duration);
     match attempt.next {
-        Next::Delivered => engine.metrics().delivered(finished.wall.since(event.accepted_at)),
+        Next::Delivered => {
+            let took = finished.wall.since(event.first_due());
+            engine.metrics().delivered(is_first_series(progress, event).then_some(took));
+        }
         Next::Dead(reason) => engine.metrics().died(reason, 1),
-        Next::RetryAt(_) => engine.metrics().retry(),
+        Next::RetryAt(at) => engine.metrics().retry(at.since(finished.wall)),
     }
     tracing::debug!(
         event = %event.id,
@@ -192,28 +201,22 @@ async fn follow_up(
     if let Verdict::Gone(reason) = verdict {
         engine.disable(endpoint.number, reason).await;
     }
-    if let Next::Dead(reason) = next
-        && event.tenant.as_str() != Tenant::OPERATOR
-    {
-        let data = serde_json::json!({
-            "deliveryId": crate::domain::DeliveryId(delivery).to_string(),
-            "eventId": event.id.as_str(), "eventType": event.event_type.as_str(), "tenant": event.tenant.as_str(),
-            "endpointId": endpoint.id.as_str(), "reason": reason.as_str(),
-        });
-        engine.tell_operator("balto.delivery.dead", data.to_string()).await;
+    if let Next::Dead(reason) = next {
+        engine.tell_dead(endpoint, delivery, Some(event), reason).await;
     }
 }
 
 fn lane_outcome(verdict: Verdict, attempt: &Attempt, finished: Now) -> lanes::Outcome {
     match verdict {
-        Verdict::Delivered | Verdict::Gone(_) => lanes::Outcome::Healthy,
+        Verdict::Delivered => lanes::Outcome::Healthy,
         Verdict::RetryAfter(wait) => lanes::Outcome::Throttled { until: finished.wall.plus(wait) },
         Verdict::Retry => match attempt.status {
             // The receiver is there and says no: that is about this delivery, not about the lane.
             Some(400..500) => lanes::Outcome::Neutral,
             Some(_) | None => lanes::Outcome::Failing,
         },
-        Verdict::Refused(_) => lanes::Outcome::Neutral,
+        // About the delivery alone; one that is gone is disabled, which says more than its lane could.
+        Verdict::Refused(_) | Verdict::Gone(_) => lanes::Outcome::Neutral,
     }
 }
 
@@ -232,10 +235,7 @@ impl Engine {
             match self.update_endpoint(changed).await {
                 Ok(endpoint) => {
                     tracing::warn!(endpoint = %endpoint.id, reason = reason.as_str(), "endpoint disabled");
-                    let data = serde_json::json!({
-                        "endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str(), "reason": reason.as_str(),
-                    });
-                    self.tell_operator("balto.endpoint.disabled", data.to_string()).await;
+                    self.tell_disabled(&endpoint, reason).await;
                     return;
                 }
                 Err(super::types::ChangeError::Conflict) => {}

@@ -264,7 +264,10 @@ impl Dispatcher {
         let now = self.engine.now();
         match signal {
             Signal::Finished { endpoint, key, outcome } => {
-                self.lanes.on_finished(endpoint, key, outcome, now)
+                if let Some(turn) = self.lanes.on_finished(endpoint, key, outcome, now) {
+                    let engine = self.engine.clone();
+                    self.tasks.spawn(async move { engine.tell_turn(endpoint, turn).await });
+                }
             }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
@@ -319,6 +322,7 @@ impl Dispatcher {
         let now = self.engine.now();
         let summary = self.lanes.summary(now);
         self.engine.metrics().lanes(&summary);
+        self.engine.metrics().rate_waited(self.lanes.take_rate_waited());
         self.tasks.spawn(measure(self.engine.clone()));
         let disabled: Vec<_> = self.engine.outbox().directory(|directory| {
             let disabled =

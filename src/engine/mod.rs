@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::courier::Courier;
-use crate::domain::{ApiKey, Endpoint, EndpointId, KeyId, Now, Timestamp};
+use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Now, Timestamp};
 use crate::metrics::Metrics;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Health, Outbox};
@@ -170,6 +170,15 @@ impl Engine {
     pub fn endpoint(&self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
         let found = self.outbox().directory(|directory| directory.endpoint_by_id(id).cloned());
         found.filter(|endpoint| scope.covers(&endpoint.tenant))
+    }
+
+    /// What deliveries know an endpoint by, also a deleted one: a filter by it finds what was left behind.
+    #[must_use]
+    pub fn endpoint_number(&self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
+        self.outbox().directory(|directory| {
+            let visible = directory.endpoint_by_id(id).is_none_or(|endpoint| scope.covers(&endpoint.tenant));
+            directory.number_of(id).filter(|_| visible)
+        })
     }
 
     /// The key whose secret has this SHA-256: looking up a hash gives nothing away about secrets.

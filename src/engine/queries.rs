@@ -9,9 +9,10 @@ use super::types::{
     Filter, LaneView, Page, Remembered, Scope, Unavailable,
 };
 use crate::domain::{
-    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId,
-    Idempotency, Position, Record, Tenant, Timestamp,
+    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, ErrorClass, Event,
+    EventId, Idempotency, Position, Record, Tenant, Timestamp,
 };
+use crate::limits;
 use crate::projections::reads::{self, DeliveryFacts, Found};
 use crate::projections::{counters, idempotency, stats};
 use crate::rules::append::{Judged, judge_idempotency};
@@ -20,8 +21,6 @@ use crate::store::backup::{self, BackupPart};
 use crate::store::journal::ReadError;
 use crate::store::types::chosen_scope;
 
-/// Steps that one list request may take through the state before it answers with a short page.
-const LIST_STEPS_MAX: usize = 20;
 /// Bytes of a part of a backup, about.
 const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
 /// How long retention waits after a part of a backup was asked for.
@@ -142,6 +141,10 @@ impl Engine {
             Some(_) | None => None,
         };
         let error = last.and_then(|attempt| attempt.error.clone());
+        let words = |(class, words): (ErrorClass, Box<str>)| match class {
+            ErrorClass::Status => words, // it names itself
+            other => format!("{}: {words}", other.as_str()).into(),
+        };
         DeliveryView {
             key: facts.key,
             event_id: event.id.clone(),
@@ -154,7 +157,7 @@ impl Engine {
             next_attempt_at: facts.due,
             settled_at: facts.settled_at,
             last_status: facts.last_status,
-            last_error: error.map(|(class, words)| format!("{}: {words}", class.as_str()).into()),
+            last_error: error.map(words),
         }
     }
 
@@ -201,7 +204,8 @@ impl Engine {
         Ok(Page { items, next: page.next, as_of: page.as_of })
     }
 
-    /// Takes bounded steps through the state until the page is full.
+    /// Takes bounded steps through the state until the page is full. What it has found is answered after a number of them;
+    /// an empty page that is not the last comes only when looking for the first item took too long.
     async fn list<T: Send + 'static>(
         &self,
         after: Option<Cursor>,
@@ -209,14 +213,17 @@ impl Engine {
         step: impl Fn(&dyn crate::projections::Rows, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
     ) -> Result<Page<T>, Unavailable> {
         let mut page = Page { items: Vec::new(), next: after, as_of: Position(0) };
-        for _ in 0..LIST_STEPS_MAX {
+        let started = self.now().monotonic;
+        for steps in 1.. {
             let (step, after, wanted) = (step.clone(), page.next, limit - page.items.len());
             let (found, as_of) =
                 self.outbox().read(move |state| (step(state.rows(), after, wanted), state.applied())).await?;
             page.as_of = as_of;
             page.items.extend(found.items);
             page.next = found.next;
-            if page.next.is_none() || page.items.len() >= limit {
+            let short = !page.items.is_empty() && steps >= limits::LIST_STEPS_MAX;
+            let late = self.now().monotonic - started >= limits::LIST_SEARCH_MAX;
+            if page.next.is_none() || page.items.len() >= limit || short || late {
                 break;
             }
         }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::circuit::{BreakerConfig, Circuit};
+use super::circuit::{BreakerConfig, Circuit, CircuitState};
 use super::rate::Rate;
 use super::report::{LaneReport, WaitReason};
 use super::window::Window;
-use super::{Backlog, Gate, LanePolicy, Outcome};
+use super::{Backlog, Gate, LanePolicy, Outcome, Turn};
 use crate::domain::{DueKey, Now, Progress, Timestamp};
 
 /// Whether a lane can send.
@@ -29,18 +29,22 @@ pub(super) struct Lane {
     circuit: Circuit,
     /// By wall clock, as the receiver said it.
     held_until: Option<Timestamp>,
+    /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
+    troubled: bool,
     pub(super) asleep_until: Option<Duration>,
 }
 
 impl Lane {
     pub(super) fn new(policy: LanePolicy, backlog: Backlog) -> Self {
         let rate = policy.rate.map(Rate::new);
+        let troubled = policy.gate == Gate::Disabled;
         Self {
             policy,
             window: Window::new(backlog),
             rate,
             circuit: Circuit::default(),
             held_until: None,
+            troubled,
             asleep_until: None,
         }
     }
@@ -53,6 +57,7 @@ impl Lane {
             self.circuit = Circuit::default();
             self.held_until = None;
         }
+        self.troubled |= policy.gate == Gate::Disabled;
         self.policy = policy;
     }
 
@@ -107,27 +112,33 @@ impl Lane {
         Some(taken)
     }
 
-    /// Gives whether the key was in flight.
-    pub(super) fn on_finished(
+    /// What an attempt says about the receiver.
+    pub(super) fn on_outcome(
         &mut self,
         key: DueKey,
         outcome: Outcome,
         breaker: &BreakerConfig,
         now: Now,
-    ) -> bool {
-        if !self.window.on_finished(key) {
-            return false;
-        }
+    ) -> Option<Turn> {
         match outcome {
-            Outcome::Healthy => self.circuit.on_success(),
-            Outcome::Failing => self.circuit.on_failure(key, breaker, now.monotonic),
+            Outcome::Healthy => {
+                self.circuit.on_success();
+                return std::mem::take(&mut self.troubled).then_some(Turn::Recovered);
+            }
+            Outcome::Failing => {
+                self.circuit.on_failure(key, breaker, now.monotonic);
+                if self.circuit.state() != CircuitState::Closed && !self.troubled {
+                    self.troubled = true;
+                    return Some(Turn::Failing);
+                }
+            }
             Outcome::Throttled { until } => {
                 self.circuit.on_success();
                 self.held_until = self.held_until.max(Some(until));
             }
             Outcome::Neutral => self.circuit.on_neutral(key),
         }
-        true
+        None
     }
 
     pub(super) fn explain(&self, now: Now) -> LaneReport {

@@ -59,6 +59,15 @@ pub enum Outcome {
     Neutral,
 }
 
+/// What an outcome changed about a receiver: worth telling somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Its circuit opened.
+    Failing,
+    /// It took a delivery, after its circuit had opened or its endpoint had been disabled.
+    Recovered,
+}
+
 /// What the lanes want done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -94,6 +103,8 @@ pub struct Lanes {
     asleep: BTreeSet<(Duration, EndpointNumber)>,
     in_flight: usize,
     held: bool,
+    /// For how long lanes were held by their rate, since it was last asked.
+    rate_waited: Duration,
 }
 
 impl Lanes {
@@ -107,6 +118,7 @@ impl Lanes {
             asleep: BTreeSet::new(),
             in_flight: 0,
             held: false,
+            rate_waited: Duration::ZERO,
         }
     }
 
@@ -162,14 +174,22 @@ impl Lanes {
     }
 
     /// An attempt ended: its slot is free. Its key is not sent again until its outcome is recorded.
-    pub fn on_finished(&mut self, endpoint: EndpointNumber, key: DueKey, outcome: Outcome, now: Now) {
+    pub fn on_finished(
+        &mut self,
+        endpoint: EndpointNumber,
+        key: DueKey,
+        outcome: Outcome,
+        now: Now,
+    ) -> Option<Turn> {
         let breaker = self.config.breaker;
-        if let Some(lane) = self.lanes.get_mut(&endpoint)
-            && lane.on_finished(key, outcome, &breaker, now)
-        {
-            self.in_flight -= 1;
-            self.wake(endpoint);
+        let lane = self.lanes.get_mut(&endpoint)?;
+        if !lane.window.on_finished(key) {
+            return None;
         }
+        let turn = lane.on_outcome(key, outcome, &breaker, now);
+        self.in_flight -= 1;
+        self.wake(endpoint);
+        turn
     }
 
     /// The answer to [`Action::Refill`]. `as_of` is the position that it reflects.
@@ -213,6 +233,9 @@ impl Lanes {
                     return Some(Action::Send { endpoint, key, progress });
                 }
                 readiness = lane.readiness(now);
+                if let Readiness::Waits { reason: Some(WaitReason::Rate), until: Some(until) } = readiness {
+                    self.rate_waited += until.saturating_sub(now.monotonic);
+                }
             }
             match readiness {
                 Readiness::Ready => self.ring.push_back(endpoint),
@@ -241,6 +264,11 @@ impl Lanes {
             report.reason = Some(WaitReason::GlobalLimit);
         }
         Some(report)
+    }
+
+    /// For how long lanes were held by their rate, since this was last asked.
+    pub fn take_rate_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.rate_waited)
     }
 
     /// All lanes at a glance. Looks at every lane: for gauges, not for turns.

@@ -86,6 +86,9 @@ fn a_rate_holds_over_a_minute_and_leaves_others_at_full_speed() {
         assert_eq!(sends(&mut lanes, now).iter().filter(|(endpoint, _)| *endpoint == ONE).count(), 0);
         millis += u64::try_from(lanes.next_wakeup(now).unwrap().as_millis()).unwrap().max(1);
     }
+    let waited = lanes.take_rate_waited().as_secs();
+    assert!((55..=60).contains(&waited), "held for {waited} s of 60");
+    assert_eq!(lanes.take_rate_waited(), Duration::ZERO, "it was asked for just now");
     let total: u32 = per_second.iter().sum();
     assert!((1_195..=1_260).contains(&total), "{total} in a minute at 20/s");
     assert!(per_second.iter().all(|count| *count <= 25), "{per_second:?}");
@@ -132,6 +135,33 @@ fn a_receiver_that_is_down_is_probed_and_drained_when_it_is_back() {
     lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(15_003));
     let drained: Vec<_> = sends(&mut lanes, at(15_003)).into_iter().map(|(_, key)| key.event.0).collect();
     assert_eq!(drained, [8, 9, 10, 11, 12]);
+}
+
+#[test]
+fn trouble_and_its_end_are_told_once_each() {
+    let mut lanes = lanes(100);
+    let open = LanePolicy { max_in_flight: 1, ..policy() };
+    lanes.on_endpoint(ONE, open.clone(), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..50);
+    let mut millis = 0;
+    let mut turn = |lanes: &mut Lanes, outcome: Outcome| {
+        millis += 100_000; // longer than any probe waits
+        let sent = sends(lanes, at(millis));
+        lanes.on_finished(ONE, sent[0].1, outcome, at(millis))
+    };
+    let told: Vec<_> = (0..7).map(|_| turn(&mut lanes, Outcome::Failing)).collect();
+    assert_eq!(told, [None, None, None, None, Some(Turn::Failing), None, None]);
+    assert_eq!(
+        turn(&mut lanes, Outcome::Throttled { until: Timestamp::ZERO }),
+        None,
+        "alive is not yet well"
+    );
+    assert_eq!(turn(&mut lanes, Outcome::Healthy), Some(Turn::Recovered));
+    assert_eq!(turn(&mut lanes, Outcome::Healthy), None);
+    lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Disabled, ..open }, Backlog::None, at(0));
+    lanes.on_endpoint(ONE, open, Backlog::None, at(0));
+    assert_eq!(turn(&mut lanes, Outcome::Neutral), None);
+    assert_eq!(turn(&mut lanes, Outcome::Healthy), Some(Turn::Recovered), "it had been disabled");
 }
 
 #[test]

@@ -194,6 +194,24 @@ fn walk(
     None
 }
 
+/// Where a walk may begin and still see everything that was accepted before `until`: acceptance times follow positions, so
+/// whatever is newer need not be looked at.
+fn start(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
+    let Some(until) = until else { return below };
+    // Pages below `low` begin before `until`, those from `high` on do not.
+    let (mut low, mut high) = (0, below.div_ceil(PAGE_POSITIONS));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let page = pages::page_at_or_above(rows, middle).filter(|page| *page < high);
+        let first = page.and_then(|page| pages::events(rows, page).into_iter().next());
+        match (page, first) {
+            (Some(page), Some(event)) if event.accepted_at < until => low = page + 1,
+            _ => high = middle,
+        }
+    }
+    below.min(low * PAGE_POSITIONS)
+}
+
 /// Positions of events, newest first. Filters: tenant, event_type, stream, event_status, since, until. `status` says
 /// an event's status word from the states of its deliveries.
 pub fn events(
@@ -204,7 +222,8 @@ pub fn events(
     status: fn(&mut dyn Iterator<Item = DeliveryState>) -> &'static str,
 ) -> Found<Position> {
     let mut items = Vec::new();
-    let stopped = walk(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), |event, states| {
+    let below = start(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
+    let stopped = walk(rows, below, |event, states| {
         if filter.since.is_some_and(|since| event.accepted_at < since) {
             // Acceptance times follow positions: everything older is too old as well.
             return ControlFlow::Break(());
@@ -251,6 +270,7 @@ pub fn deliveries(
     if let Some(event) = filter.event {
         below = below.min(event.0 + 1);
     }
+    let below = start(rows, below, filter.until);
     let stopped = walk(rows, below, |event, states| {
         let too_old = filter.since.is_some_and(|since| event.accepted_at < since)
             || filter.event.is_some_and(|wanted| event.position < wanted);
@@ -333,4 +353,137 @@ pub fn oldest_pending(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Times
     let (key, progress) = first.first()?;
     let event = pages::event(rows, key.event);
     Some(event.map_or(progress.series_started, |event| event.accepted_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::pages::Blocks;
+    use super::*;
+
+    type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    /// Rows, and beside them what a list should find.
+    struct World {
+        rows: Map,
+        blocks: Blocks,
+        random: fastrand::Rng,
+        events: Vec<(EventEntry, &'static str)>,
+    }
+
+    impl World {
+        fn new(seed: u64) -> Self {
+            let random = fastrand::Rng::with_seed(seed);
+            let mut world = Self { rows: Map::new(), blocks: Blocks::default(), random, events: Vec::new() };
+            for _ in 0..world.random.usize(1..1_500) {
+                world.accept();
+            }
+            world
+        }
+
+        fn accept(&mut self) {
+            let random = &mut self.random;
+            let (position, at) = self.events.last().map_or((1, 1_000), |(event, _)| {
+                (event.position.0 + random.u64(1..4), event.accepted_at.millis())
+            });
+            let at = Timestamp::from_millis(at + random.u64(0..3));
+            let entry = EventEntry {
+                position: Position(position),
+                accepted_at: at,
+                first_due: at,
+                tenant: "default".into(),
+                event_type: if random.u8(..) < 64 { "rare".into() } else { "common".into() },
+                stream: None,
+                order: 0,
+                targets: vec![EndpointNumber(1)],
+            };
+            self.blocks.add_event(&mut self.rows, 0, &entry);
+            let pending = random.u8(..) < 6;
+            if !pending {
+                let state = StateEntry {
+                    delivery: DeliveryKey { event: entry.position, endpoint: EndpointNumber(1) },
+                    state: DeliveryState::Delivered,
+                    at,
+                    death: Position(0),
+                    last_status: Some(200),
+                    attempts_made: 1,
+                    attempts: Vec::new(),
+                };
+                self.blocks.add_state(&mut self.rows, 0, &state);
+            }
+            self.events.push((entry, if pending { "pending" } else { "delivered" }));
+        }
+
+        fn filter(&mut self) -> Filter {
+            let last = self.events.last().map_or(0, |(event, _)| event.accepted_at.millis());
+            let mut when =
+                || self.random.bool().then(|| Timestamp::from_millis(self.random.u64(900..last + 100)));
+            let (since, until) = (when(), when());
+            Filter {
+                since,
+                until,
+                event_type: self.random.bool().then(|| "rare".parse().unwrap()),
+                event_status: self.random.bool().then_some("pending"),
+                ..Filter::default()
+            }
+        }
+
+        fn expected(&self, filter: &Filter) -> Vec<u64> {
+            let wanted = |(event, status): &&(EventEntry, &'static str)| {
+                filter.wants_event(event) && filter.event_status.is_none_or(|wanted| wanted == *status)
+            };
+            self.events.iter().rev().filter(wanted).map(|(event, _)| event.position.0).collect()
+        }
+
+        /// Follows a list to its end; `meanwhile` happens after each page.
+        fn follow(
+            &mut self,
+            filter: &Filter,
+            limit: usize,
+            mut meanwhile: impl FnMut(&mut Self),
+        ) -> Vec<u64> {
+            let (mut listed, mut cursor) = (Vec::new(), None);
+            let status = |states: &mut dyn Iterator<Item = DeliveryState>| match states.next() {
+                Some(DeliveryState::Pending) => "pending",
+                _ => "delivered",
+            };
+            loop {
+                let found = events(&self.rows, filter, cursor, limit, status);
+                assert!(found.items.len() <= limit);
+                listed.extend(found.items.iter().map(|position| position.0));
+                cursor = found.next;
+                if cursor.is_none() {
+                    return listed;
+                }
+                meanwhile(self);
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_has_what_was_there_once_each_while_events_come_and_old_ones_go() {
+        let seed =
+            std::env::var("BALTO_TEST_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
+        for seed in seed..seed.saturating_add(40) {
+            let mut world = World::new(seed);
+            let (filter, limit) = (world.filter(), world.random.usize(1..60));
+            let expected = world.expected(&filter);
+            let listed = world.follow(&filter, limit, World::accept);
+            let story = format!("BALTO_TEST_SEED={seed}: {filter:?}, {limit} a page");
+            assert_eq!(listed, expected, "{story}, events come meanwhile");
+
+            let mut gone = 0;
+            let expected = world.expected(&filter);
+            let listed = world.follow(&filter, limit, |world| {
+                pages::remove_page(&mut world.rows, gone);
+                gone += 1;
+            });
+            let kept = |list: &[u64]| -> Vec<u64> {
+                list.iter().copied().filter(|at| *at >= gone * PAGE_POSITIONS).collect()
+            };
+            assert_eq!(kept(&listed), kept(&expected), "{story}, old events go meanwhile");
+            assert!(listed.windows(2).all(|two| two[0] > two[1]), "{story}: {listed:?}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Record}
 #[derive(Debug, Default)]
 pub struct Directory {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
+    /// Also of deleted endpoints: their deliveries are still asked for.
     by_id: HashMap<EndpointId, EndpointNumber>,
     /// Ids of deleted endpoints, which old deliveries still name.
     deleted: BTreeMap<EndpointNumber, EndpointId>,
@@ -29,7 +30,6 @@ impl Directory {
             }
             Record::EndpointDeleted { endpoint, .. } => {
                 if let Some(gone) = self.endpoints.remove(endpoint) {
-                    self.by_id.remove(&gone.id);
                     self.deleted.insert(*endpoint, gone.id.clone());
                 }
             }
@@ -56,6 +56,7 @@ impl Directory {
     pub fn apply_deleted(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
             self.last_number = self.last_number.max(endpoint.number.0);
+            self.by_id.insert(endpoint.id.clone(), endpoint.number);
             self.deleted.insert(endpoint.number, endpoint.id.clone());
         }
     }
@@ -73,6 +74,12 @@ impl Directory {
     #[must_use]
     pub fn endpoint_by_id(&self, id: &EndpointId) -> Option<&Arc<Endpoint>> {
         self.by_id.get(id).and_then(|number| self.endpoints.get(number))
+    }
+
+    /// The number of an endpoint, also of a deleted one.
+    #[must_use]
+    pub fn number_of(&self, id: &EndpointId) -> Option<EndpointNumber> {
+        self.by_id.get(id).copied()
     }
 
     /// The id of an endpoint, also of a deleted one.

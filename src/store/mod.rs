@@ -17,5 +17,5 @@ pub mod state;
 pub mod types;
 pub mod writer;
 
-pub use outbox::{Health, Notice, OpenError, Opened, Outbox};
+pub use outbox::{Health, Notice, OpenError, Opened, Outbox, Written};
 pub use queue::Admission;

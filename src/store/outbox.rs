@@ -78,8 +78,17 @@ pub struct Opened {
     pub last_time: Timestamp,
 }
 
-/// How long a commit took and what was in it, for metrics.
-pub type CommitObserver = Box<dyn Fn(usize, Duration) + Send>;
+/// What was written, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// A group of so many records, made durable.
+    Commit { records: usize },
+    /// The state's changes.
+    Checkpoint,
+}
+
+/// Is told what was written and how long it took.
+pub type Observer = Arc<dyn Fn(Written, Duration) + Send + Sync>;
 
 enum StateMessage {
     Committed(Arc<Committed>),
@@ -136,7 +145,7 @@ impl Outbox {
         path: &Path,
         admission: Admission,
         mut source: Box<dyn Source>,
-        observer: CommitObserver,
+        observer: Observer,
     ) -> Result<Opened, OpenError> {
         let lock = claim(path)?;
         let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
@@ -158,7 +167,7 @@ impl Outbox {
         state: State,
         admission: Admission,
         source: Box<dyn Source>,
-        observer: CommitObserver,
+        observer: Observer,
         lock: Option<File>,
     ) -> Assembled {
         let directory = Arc::new(RwLock::new(directory(&state, &journal.reader())));
@@ -176,7 +185,7 @@ impl Outbox {
             notices: notice_sender.clone(),
             applied: applied.clone(),
             health: health_sender.clone(),
-            observer,
+            observer: observer.clone(),
             full_disk_pause: FULL_DISK_PAUSE,
         };
         let state_thread = StateThread {
@@ -185,6 +194,7 @@ impl Outbox {
             notices: notice_sender,
             applied: applied.clone(),
             health: health_sender,
+            observer,
             last_checkpoint: Instant::now(),
             time: Timestamp::default(),
         };
@@ -517,7 +527,7 @@ pub(crate) struct WriterThread {
     notices: async_mpsc::Sender<Notice>,
     applied: Arc<AtomicU64>,
     health: Arc<watch::Sender<Health>>,
-    observer: CommitObserver,
+    observer: Observer,
     /// How long it waits between two tries on a full disk.
     full_disk_pause: Duration,
 }
@@ -546,7 +556,7 @@ impl WriterThread {
         let started = Instant::now();
         let result = self.committer.commit(group);
         if let Some(committed) = &result.committed {
-            (self.observer)(committed.records.len(), started.elapsed());
+            (self.observer)(Written::Commit { records: committed.records.len() }, started.elapsed());
         }
         self.publish(result)
     }
@@ -629,6 +639,7 @@ pub(crate) struct StateThread {
     notices: async_mpsc::Sender<Notice>,
     applied: Arc<AtomicU64>,
     health: Arc<watch::Sender<Health>>,
+    observer: Observer,
     last_checkpoint: Instant,
     /// Of the last commit that was applied. What expires, expires by it: a clock that was ahead for a while and was set
     /// back must not have made anything forgotten.
@@ -689,9 +700,12 @@ impl StateThread {
 
     fn checkpoint(&mut self) {
         self.last_checkpoint = Instant::now();
-        if let Err(error) = self.state.checkpoint(self.time) {
-            tracing::error!(%error, "a checkpoint failed");
-            self.health.send_replace(Health::Failed(error.to_string().into()));
+        match self.state.checkpoint(self.time) {
+            Ok(()) => (self.observer)(Written::Checkpoint, self.last_checkpoint.elapsed()),
+            Err(error) => {
+                tracing::error!(%error, "a checkpoint failed");
+                self.health.send_replace(Health::Failed(error.to_string().into()));
+            }
         }
     }
 }

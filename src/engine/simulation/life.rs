@@ -113,7 +113,7 @@ impl Life {
         world.note(format_args!("life begins at {end}, {replayed} replayed, {} torn", report.torn_bytes));
         let admission = Admission { bytes: 1 << 24, commands: 10_000 };
         let source = Box::new(SimulatedSource(chance));
-        let assembled = Outbox::assemble(journal, state, admission, source, Box::new(|_, _| ()), None);
+        let assembled = Outbox::assemble(journal, state, admission, source, Arc::new(|_, _| ()), None);
         Ok(Self::start(world, assembled, reader, last_time))
     }
 
