@@ -2,13 +2,18 @@
 //!
 //! What is not JSON is malformed (400). What is JSON but not what the operation takes is invalid (422), with a pointer.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 
 use super::problem::{FieldError, Problem, pointer};
@@ -50,24 +55,26 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
-/// Which of the `accepted` media types the request has. `charset=utf-8` is the only parameter that is understood.
+/// Which of the `accepted` media types the request has. A charset other than UTF-8 is another type; other parameters say
+/// nothing about JSON (RFC 8259, section 11).
 ///
 /// # Errors
-/// 415 for any other type, and without one.
+/// 415 for any other type, without one, and for a body that is encoded.
 pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
     let refused = || Problem::UnsupportedMediaType { accepted };
     let value = headers.get(header::CONTENT_TYPE).ok_or_else(refused)?.to_str().map_err(|_| refused())?;
     let mut parts = value.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
     let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(refused)?;
-    let understood = |part: &str| {
-        part.is_empty()
-            || part.split_once('=').is_some_and(|(name, value)| {
-                name.trim().eq_ignore_ascii_case("charset")
-                    && value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
-            })
-    };
-    if parts.all(understood) { Ok(found) } else { Err(refused()) }
+    let other_charset = parts.filter_map(|part| part.split_once('=')).any(|(name, value)| {
+        name.trim().eq_ignore_ascii_case("charset")
+            && !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+    });
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Problem::UnsupportedContentEncoding);
+    }
+    if other_charset { Err(refused()) } else { Ok(found) }
 }
 
 /// # Errors
@@ -77,14 +84,55 @@ pub fn text(body: &[u8]) -> Result<&str, Problem> {
         .map_err(|error| Problem::Malformed(format!("not UTF-8 from byte {} on", error.valid_up_to())))
 }
 
+/// What is read from a JSON object alone: serde's own structs would take an array of their members, too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+/// For a member that is an object, absent or null.
+///
+/// # Errors
+/// For anything else.
+pub fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Option::<Object<T>>::deserialize(deserializer).map(|object| object.map(|Object(value)| value))
+}
+
+/// Any JSON value.
+///
 /// # Errors
 /// 400 for what is not JSON, 422 for JSON that is not a `T`, with a pointer to what is wrong.
-pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+pub fn parse_any<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     let text = text(body)?;
     match serde_json::from_str(text) {
         Ok(value) => Ok(value),
         Err(error) => Err(explain::<T>(text, &error)),
     }
+}
+
+/// A JSON object.
+///
+/// # Errors
+/// As [`parse_any`].
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    parse_any(body).map(|Object(value)| value)
 }
 
 /// A body that may be absent; absent is `T`'s default.
@@ -94,6 +142,11 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
 pub fn parse_or_default<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, Problem> {
     if body.is_empty() { Ok(T::default()) } else { parse(body) }
 }
+
+/// The body of an operation that takes no arguments: none, or an object without members.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
 
 /// The slow path, only for refusals: parses again while keeping track of where it is.
 fn explain<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Problem {
@@ -141,13 +194,12 @@ pub fn parse_value<T: for<'de> Deserialize<'de>>(value: serde_json::Value) -> Re
     })
 }
 
-/// serde's words without the place, which is said separately.
+/// serde's words without the place, which is said separately, and without names of Rust's types.
 fn words(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
+    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    text.replace("expected u64", "expected a whole number from 0 on")
+        .replace("expected f64", "expected a number")
 }
 
 fn path_pointer(path: &serde_path_to_error::Path) -> String {
@@ -190,6 +242,7 @@ mod tests {
     #[expect(dead_code, reason = "only parsed")]
     struct Outer {
         name: String,
+        #[serde(default, deserialize_with = "object")]
         inner: Option<Inner>,
         list: Option<Vec<u32>>,
     }
@@ -250,9 +303,13 @@ mod tests {
             headers
         };
         const ACCEPTED: &[&str] = &["application/json"];
-        for good in
-            ["application/json", "Application/JSON; charset=UTF-8", "application/json;charset=\"utf-8\""]
-        {
+        for good in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/json;charset=\"utf-8\"",
+            "application/json; version=1; q=\"a\"",
+            "application/json;",
+        ] {
             assert_eq!(media_type(&headers(good), ACCEPTED), Ok("application/json"), "{good}");
         }
         for bad in
@@ -261,6 +318,27 @@ mod tests {
             assert_eq!(media_type(&headers(bad), ACCEPTED).unwrap_err().status(), 415, "{bad}");
         }
         assert_eq!(media_type(&HeaderMap::new(), ACCEPTED).unwrap_err().status(), 415);
+        let mut encoded = headers("application/json");
+        encoded.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        assert_eq!(media_type(&encoded, ACCEPTED), Err(Problem::UnsupportedContentEncoding));
+        encoded.insert(header::CONTENT_ENCODING, HeaderValue::from_static("identity"));
+        assert_eq!(media_type(&encoded, ACCEPTED), Ok("application/json"));
+    }
+
+    #[test]
+    fn an_array_of_members_is_no_object() {
+        for (body, place) in [
+            (r#"["a", null, null]"#, ""),
+            (r#"{"name": "a", "inner": [1]}"#, "/inner"),
+            (r#"{"name": "a", "inner": "x"}"#, "/inner"),
+        ] {
+            let Problem::Validation(errors) = parse::<Outer>(body.as_bytes()).unwrap_err() else {
+                panic!("{body} was not invalid")
+            };
+            assert_eq!(errors[0].place, Place::Pointer(place.to_owned()), "{body}: {errors:?}");
+            assert!(errors[0].detail.ends_with("expected an object"), "{errors:?}");
+        }
+        assert!(parse::<Outer>(br#"{"name": "a", "inner": null}"#).is_ok());
     }
 
     #[tokio::test]

@@ -229,7 +229,7 @@ fn data_of(media: Option<&str>, raw: &Bytes) -> Result<(Bytes, bool), Problem> {
         return Ok((Bytes::new(), false));
     }
     if media.ends_with("/json") || media.ends_with("+json") {
-        let json: &RawValue = body::parse(raw)?;
+        let json: &RawValue = body::parse_any(raw)?;
         return Ok((Bytes::copy_from_slice(json.get().as_bytes()), false));
     }
     let is_text = media.starts_with("text/") || media.ends_with("/xml") || media.ends_with("+xml");
@@ -439,7 +439,7 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
 /// # Errors
 /// When it is no array, or has too many.
 pub fn batch_items(raw: &[u8]) -> Result<Vec<&[u8]>, Problem> {
-    let items: events::Bounded<'_> = body::parse(raw)?;
+    let items: events::Bounded<'_> = body::parse_any(raw)?;
     if items.count > limits::BATCH_EVENTS_MAX {
         return Err(Problem::invalid("", format!("at most {} events", limits::BATCH_EVENTS_MAX)));
     }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::deliveries::{EndpointFilter, endpoint_filter};
+use super::deliveries::endpoint_filter;
 use super::lists::{self, List};
 use super::problem::{Errors, Problem};
 use super::reply::Reply;
@@ -24,10 +24,8 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
         until: common.until,
         ..Filter::default()
     };
-    match endpoint_filter(call)? {
-        EndpointFilter::All => {}
-        EndpointFilter::One(number) => filter.endpoint = Some(number),
-        EndpointFilter::Unknown => return Ok(lists::nothing()),
+    if !endpoint_filter(call, &mut filter)? {
+        return Ok(lists::nothing());
     }
     let page = call.api.engine.dead_letters(&call.principal.scope, filter, after, limit).await?;
     let data = page.items.iter().map(DeadLetterBody::new).collect();
@@ -46,14 +44,16 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 /// `POST /v1/dead-letters/{deliveryId}/redrive`
 pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
-    let view = call.api.engine.redrive(&call.principal.scope, key).await?;
+    let redriven = call.api.engine.redrive(&call.principal.scope, key).await;
+    let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
     Ok(Reply::json(202, &DeliveryBody::new(&view)))
 }
 
 /// `DELETE /v1/dead-letters/{deliveryId}`
 pub async fn purge(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
-    call.api.engine.purge(&call.principal.scope, key).await?;
+    let purged = call.api.engine.purge(&call.principal.scope, key).await;
+    purged.map_err(|error| call.refused(error, "dead letter"))?;
     Ok(Reply::empty())
 }
 
@@ -83,7 +83,7 @@ fn filter(call: &Call) -> Result<Filter, Problem> {
     let mut errors = Errors::default();
     let endpoint = input.endpoint_id.and_then(|id| {
         let found = id.parse::<EndpointId>().ok();
-        let found = found.and_then(|id| call.api.engine.endpoint(&call.principal.scope, &id));
+        let found = found.and_then(|id| call.api.engine.endpoint_number(&call.principal.scope, &id));
         errors.check("/endpointId", found.ok_or_else(|| format!("there is no endpoint `{id}`")))
     });
     let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
@@ -94,10 +94,13 @@ fn filter(call: &Call) -> Result<Filter, Problem> {
     });
     let since = input.since.and_then(|time| errors.check("/since", text::parse_time(&time)));
     let until = input.until.and_then(|time| errors.check("/until", text::parse_time(&time)));
+    if since > until && until.is_some() {
+        errors.push("/until", lists::UNTIL_BEFORE_SINCE);
+    }
     errors.finish()?;
     Ok(Filter {
         tenant: call.principal.filter(tenant)?,
-        endpoint: endpoint.map(|endpoint| endpoint.number),
+        endpoint,
         event_type,
         reason,
         since,

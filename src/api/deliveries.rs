@@ -5,7 +5,7 @@ use super::problem::Problem;
 use super::reply::Reply;
 use super::views::{DeliveryBody, DeliveryDetailBody};
 use super::{Call, not_found};
-use crate::domain::{DeliveryId, EndpointId, EndpointNumber, EventId};
+use crate::domain::{DeliveryId, EndpointId, EventId};
 use crate::engine::types::Filter;
 
 /// `GET /v1/deliveries`
@@ -23,10 +23,8 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
         until: common.until,
         ..Filter::default()
     };
-    match endpoint_filter(call)? {
-        EndpointFilter::All => {}
-        EndpointFilter::One(number) => filter.endpoint = Some(number),
-        EndpointFilter::Unknown => return Ok(lists::nothing()),
+    if !endpoint_filter(call, &mut filter)? {
+        return Ok(lists::nothing());
     }
     if let Some(id) = event_id {
         match call.api.engine.event(&call.principal.scope, &lookup, &id).await? {
@@ -39,22 +37,15 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     Ok(lists::answer(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// What `endpointId` narrows a list to.
-pub enum EndpointFilter {
-    All,
-    One(EndpointNumber),
-    /// There is no such endpoint, so nothing is listed.
-    Unknown,
-}
-
+/// Narrows a list to what `endpointId` names, also when it was deleted. Gives whether there was ever such an endpoint: else
+/// nothing is listed.
+///
 /// # Errors
 /// 422 when it cannot be an id.
-pub fn endpoint_filter(call: &Call) -> Result<EndpointFilter, Problem> {
-    let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(EndpointFilter::All) };
-    Ok(match call.api.engine.endpoint(&call.principal.scope, &id) {
-        Some(endpoint) => EndpointFilter::One(endpoint.number),
-        None => EndpointFilter::Unknown,
-    })
+pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem> {
+    let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(true) };
+    filter.endpoint = call.api.engine.endpoint_number(&call.principal.scope, &id);
+    Ok(filter.endpoint.is_some())
 }
 
 /// `GET /v1/deliveries/{id}`
@@ -69,13 +60,15 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 /// `POST /v1/deliveries/{id}/retry`
 pub async fn retry(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
-    let view = call.api.engine.retry_delivery(&call.principal.scope, key).await?;
+    let retried = call.api.engine.retry_delivery(&call.principal.scope, key).await;
+    let view = retried.map_err(|error| call.refused(error, "delivery"))?;
     Ok(Reply::json(202, &DeliveryBody::new(&view)))
 }
 
 /// `POST /v1/deliveries/{id}/cancel`
 pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
-    let view = call.api.engine.cancel_delivery(&call.principal.scope, key).await?;
+    let cancelled = call.api.engine.cancel_delivery(&call.principal.scope, key).await;
+    let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
     Ok(Reply::json(200, &DeliveryBody::new(&view)))
 }

@@ -173,7 +173,9 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let mut body = EndpointBody::new(&endpoint);
     body.secret = Some(key.text());
     body.public_key = key.public_text();
-    let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
+    let reply = Reply::json(201, &body)
+        .with_header("location", &format!("/v1/endpoints/{}", endpoint.id))
+        .with_header("cache-control", "no-store");
     let answer = idempotency.map(|idempotency| (idempotency, reply.answer()));
     call.api.engine.create_endpoint(endpoint, answer).await?;
     Ok(reply)
@@ -208,7 +210,7 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 
 /// `PATCH /v1/endpoints/{id}`
 pub async fn patch(call: &Call) -> Result<Reply, Problem> {
-    let patch: Value = body::parse(&call.body)?;
+    let patch: Value = body::parse_any(&call.body)?;
     if !patch.is_object() {
         return Err(Problem::invalid("", "a merge patch of an endpoint is an object"));
     }

@@ -18,9 +18,9 @@ use super::lists::{self, List};
 use super::problem::{Errors, Problem};
 use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
-use super::{Call, body, cloudevents, not_found, text};
+use super::{Call, body, cloudevents, text};
 use crate::domain::{EndpointId, EventId, Expected, Idempotency, Tenant};
-use crate::engine::types::{Accepted, Answer, EventDraft, Filter, PublishError, Remembered};
+use crate::engine::types::{Accepted, Answer, ChangeError, EventDraft, Filter, PublishError, Remembered};
 use crate::limits;
 
 pub const NDJSON: &str = "application/x-ndjson";
@@ -406,7 +406,7 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let tenant = call.principal.tenant(call.query.get("tenant")?)?;
     match call.api.engine.event(&call.principal.scope, &tenant, &id).await? {
         Some(view) => Ok(Reply::json(200, &EventBody::new(&view))),
-        None => Err(not_found("event", id.as_str())),
+        None => Err(call.no_such_event(&tenant)),
     }
 }
 
@@ -447,7 +447,12 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
         Once::First(idempotency, guard) => (idempotency, guard),
     };
     let engine = &call.api.engine;
-    let count = engine.replay_event(&call.principal.scope, &tenant, &id, endpoints).await?;
+    let count = match engine.replay_event(&call.principal.scope, &tenant, &id, endpoints).await {
+        Err(ChangeError::NotFound) => return Err(call.no_such_event(&tenant)),
+        // Known before, so they are of another tenant than the event, or were deleted just now.
+        Err(ChangeError::NotAllowed(why)) => return Err(Problem::invalid("/endpointIds", why)),
+        other => other?,
+    };
     let reply = Reply::json(202, &CountBody { count });
     if let Some(idempotency) = run.0 {
         engine.remember(idempotency, reply.answer()).await?;

@@ -127,6 +127,6 @@ fn place(key: &ApiKey) -> Vec<u8> {
 /// `DELETE /v1/keys/{id}`
 pub async fn delete(call: &Call) -> Result<Reply, Problem> {
     let id: KeyId = call.named("key")?;
-    call.api.engine.delete_key(&id).await?;
+    call.api.engine.delete_key(&id).await.map_err(|error| call.refused(error, "key"))?;
     Ok(Reply::empty())
 }

@@ -38,8 +38,10 @@ pub struct Param {
 /// What a query parameter holds.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    Text,
+    /// A regular expression, and the longest text in bytes.
+    Text(&'static str, usize),
     Time,
+    Position,
     Limit,
     Word(&'static [&'static str]),
 }
@@ -232,13 +234,21 @@ const fn param(name: &'static str, about: &'static str, kind: Kind) -> Param {
     Param { name, about, kind }
 }
 
-pub const TENANT: Param = param("tenant", "Only this tenant", Kind::Text);
-pub const TYPE: Param = param("type", "Only this event type", Kind::Text);
+/// Why a window is refused.
+pub const UNTIL_BEFORE_SINCE: &str = "must not be before `since`";
+
+/// Dot-separated words.
+pub const WORDS: &str = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$";
+const NAME: Kind = Kind::Text(WORDS, limits::NAME_BYTES_MAX);
+pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
+
+pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
+pub const TYPE: Param = param("type", "Only this event type", NAME);
 pub const SINCE: Param = param("since", "From this time on", Kind::Time);
 pub const UNTIL: Param = param("until", "Before this time", Kind::Time);
 pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; 50 without it", Kind::Limit);
-pub const CURSOR: Param = param("cursor", "`next` of the page before", Kind::Text);
-pub const ENDPOINT: Param = param("endpointId", "Only this endpoint", Kind::Text);
+pub const CURSOR: Param = param("cursor", "`next` of the page before", Kind::Text("^[A-Za-z0-9_-]+$", 128));
+pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also when it was deleted", ID);
 pub const EVENT_STATUSES: &[&str] = &["pending", "delivered", "partial", "failed", "unmatched"];
 pub const ENDPOINT_STATUSES: &[&str] = &["active", "paused", "disabled"];
 pub const DELIVERY_STATUSES: &[&str] = &["pending", "delivered", "dead", "cancelled"];
@@ -256,7 +266,7 @@ pub const REASONS: &[&str] = &[
 pub const EVENTS: &[Param] = &[
     TENANT,
     TYPE,
-    param("stream", "Only this stream", Kind::Text),
+    param("stream", "Only this stream", Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX)),
     param("status", "Only events in this state", Kind::Word(EVENT_STATUSES)),
     SINCE,
     UNTIL,
@@ -267,7 +277,7 @@ pub const ENDPOINTS: &[Param] =
     &[TENANT, param("status", "Only endpoints in this state", Kind::Word(ENDPOINT_STATUSES)), LIMIT, CURSOR];
 pub const DELIVERIES: &[Param] = &[
     ENDPOINT,
-    param("eventId", "Only this event", Kind::Text),
+    param("eventId", "Only this event", ID),
     TENANT,
     param("status", "Only deliveries in this state", Kind::Word(DELIVERY_STATUSES)),
     TYPE,
@@ -287,12 +297,13 @@ pub const DEAD_LETTERS: &[Param] = &[
     CURSOR,
 ];
 pub const KEYS: &[Param] = &[LIMIT, CURSOR];
-pub const ONE_EVENT: &[Param] = &[param("tenant", "Where a chosen id is looked up", Kind::Text)];
-pub const PUBLISH: &[Param] = &[param("tenant", "Of CloudEvents; others name it in the body", Kind::Text)];
+pub const ONE_EVENT: &[Param] =
+    &[param("tenant", "Where a chosen id is looked up; `default` without it", NAME)];
+pub const PUBLISH: &[Param] = &[param("tenant", "Of CloudEvents; others name it in the body", NAME)];
 pub const WINDOW: &[Param] = &[SINCE, UNTIL];
 pub const BACKUP: &[Param] = &[
-    param("after", "The position that this part comes after: `next` of the one before", Kind::Text),
-    param("until", "The backup's last position: `until` of its first part", Kind::Text),
+    param("after", "The position that this part comes after: `next` of the one before", Kind::Position),
+    param("until", "The backup's last position: `until` of its first part", Kind::Position),
 ];
 pub const NONE: &[Param] = &[];
 
@@ -314,12 +325,20 @@ impl Query {
     /// # Errors
     /// 422 that names the parameter.
     pub fn common(&self) -> Result<Common, Problem> {
-        Ok(Common {
-            tenant: self.get("tenant")?,
-            event_type: self.get("type")?,
-            since: self.time("since")?,
-            until: self.time("until")?,
-        })
+        let (since, until) = self.window()?;
+        Ok(Common { tenant: self.get("tenant")?, event_type: self.get("type")?, since, until })
+    }
+
+    /// `since` and `until`. An empty window lists nothing; one that ends before it begins is a mistake.
+    ///
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn window(&self) -> Result<(Option<Timestamp>, Option<Timestamp>), Problem> {
+        let (since, until) = (self.time("since")?, self.time("until")?);
+        if until.is_some() && since > until {
+            return Err(Problem::parameter("until", UNTIL_BEFORE_SINCE));
+        }
+        Ok((since, until))
     }
 }
 

@@ -8,10 +8,10 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::auth::Access;
-use super::lists::{Kind, Param};
+use super::lists::{self, Kind, Param};
 use super::problem::Problem;
 use super::reply::Reply;
-use super::routes::{BodySpec, ROUTES, Repeat, Route, Verb};
+use super::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
 use super::{Call, cloudevents, events};
 use crate::limits;
 
@@ -98,20 +98,22 @@ fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
             ((*media).to_owned(), json!({"schema": schema}))
         })
         .collect();
-    json!({"required": spec.required, "content": content})
+    json!({"required": spec.need == Need::Required, "content": content})
 }
 
 fn parameters(route: &Route) -> Vec<Value> {
     let mut parameters = Vec::new();
     for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-        parameters.push(json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}));
+        let schema = schema_of(lists::ID);
+        parameters.push(json!({"name": name, "in": "path", "required": true, "schema": schema}));
     }
     parameters.extend(route.query.iter().map(query_parameter));
     if route.repeat != Repeat::Plain {
         parameters.push(json!({
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A repetition with the same key and body is answered as the first request was.",
+            "description": "A repetition with the same key and body is answered as the first request was, with \
+                `Idempotent-Replayed: true`; of a posted event's answer, `duplicate` alone differs: it says true.",
             "schema": {
                 "type": "string", "minLength": 1, "maxLength": limits::IDEMPOTENCY_KEY_BYTES_MAX,
                 "pattern": "^[!#-~]+$",
@@ -122,15 +124,22 @@ fn parameters(route: &Route) -> Vec<Value> {
 }
 
 fn query_parameter(param: &Param) -> Value {
-    let schema = match param.kind {
-        Kind::Text => json!({"type": "string"}),
+    let schema = schema_of(param.kind);
+    json!({"name": param.name, "in": "query", "description": param.about, "schema": schema})
+}
+
+fn schema_of(kind: Kind) -> Value {
+    match kind {
+        Kind::Text(pattern, bytes) => {
+            json!({"type": "string", "pattern": pattern, "minLength": 1, "maxLength": bytes})
+        }
         Kind::Time => json!({"type": "string", "format": "date-time"}),
+        Kind::Position => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
         Kind::Limit => json!({
             "type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT,
         }),
         Kind::Word(words) => json!({"type": "string", "enum": words}),
-    };
-    json!({"name": param.name, "in": "query", "description": param.about, "schema": schema})
+    }
 }
 
 /// The statuses of refusals that an operation can give.
@@ -179,6 +188,9 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
     if let Some(headers) = success_headers(route) {
         success["headers"] = headers;
     }
+    if let Some(links) = links(route) {
+        success["links"] = links;
+    }
     responses.insert(route.status.to_string(), success);
     for (status, description) in refusals(route) {
         let mut refusal = json!({
@@ -195,6 +207,23 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
         responses.insert(status.to_string(), refusal);
     }
     Value::Object(responses)
+}
+
+/// Where the answer's ids lead: every operation on one thing of the kind that this operation makes.
+fn links(route: &Route) -> Option<Value> {
+    let (below, id) = match route.operation {
+        "publishEvent" => ("/v1/events/{id}", "$response.body#/id"),
+        "createEndpoint" => ("/v1/endpoints/{id}", "$response.body#/id"),
+        "createKey" => ("/v1/keys/{id}", "$response.body#/id"),
+        "getEvent" => ("/v1/deliveries/{id}", "$response.body#/deliveries/0/id"),
+        _ => return None,
+    };
+    let on_one = ROUTES.iter().filter(|route| route.path.starts_with(below));
+    let link = |route: &Route| {
+        let link = json!({"operationId": route.operation, "parameters": {"id": id}});
+        (route.operation.to_owned(), link)
+    };
+    Some(Value::Object(on_one.map(link).collect()))
 }
 
 fn success_headers(route: &Route) -> Option<Value> {
@@ -220,11 +249,11 @@ fn problem_schema() -> Value {
                 "type": "array",
                 "items": {
                     "type": "object",
-                    "required": ["detail"],
+                    "required": ["pointer", "detail"],
                     "properties": {
-                        "pointer": {"type": "string"},
-                        "parameter": {"type": "string"},
-                        "header": {"type": "string"},
+                        "pointer": {"type": "string", "description": "Into the body; or the name of a parameter or header."},
+                        "parameter": {"type": "string", "description": "What is wrong is this query parameter."},
+                        "header": {"type": "string", "description": "What is wrong is this header."},
                         "detail": {"type": "string"},
                     },
                 },

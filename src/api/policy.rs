@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::EndpointDefaults;
+use super::body::object;
 use super::problem::{Errors, pointer};
 use super::text::{Time, format_duration, parse_duration};
 use crate::domain::{
@@ -50,6 +51,7 @@ pub struct EndpointInput {
     /// As `headers`, and counted with them; the values are never shown again, and encrypted at rest under
     /// `secrets.key`. In a change, null removes one and the others stay.
     pub sensitive_headers: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "object")]
     pub rate_limit: Option<RateLimitInput>,
     /// Requests at once.
     #[schemars(range(min = 1, max = 1000))]
@@ -59,6 +61,7 @@ pub struct EndpointInput {
     /// `none`, `key` or `endpoint`.
     #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
     pub ordering: Option<String>,
+    #[serde(default, deserialize_with = "object")]
     pub retry: Option<RetryInput>,
     /// `standard`, or `cloudevents` (1.0, structured mode).
     #[schemars(extend("enum" = ["standard", "cloudevents", null]))]

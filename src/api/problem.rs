@@ -12,7 +12,8 @@ use super::reply::Reply;
 use crate::domain::Expected;
 use crate::engine::types::{ChangeError, PublishError, Unavailable};
 
-/// Which part of the request is wrong.
+/// Which part of the request is wrong. Every error has a `pointer`, so that a client may look at that alone; where it does
+/// not point into the body, another member says where the name stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A JSON pointer (RFC 6901) into the body.
@@ -46,11 +47,17 @@ impl FieldError {
 
 impl Serialize for FieldError {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2))?;
+        let mut map = serializer.serialize_map(None)?;
         match &self.place {
             Place::Pointer(pointer) => map.serialize_entry("pointer", pointer)?,
-            Place::Parameter(name) => map.serialize_entry("parameter", name)?,
-            Place::Header(name) => map.serialize_entry("header", name)?,
+            Place::Parameter(name) => {
+                map.serialize_entry("pointer", &pointer("", name))?;
+                map.serialize_entry("parameter", name)?;
+            }
+            Place::Header(name) => {
+                map.serialize_entry("pointer", &pointer("", name))?;
+                map.serialize_entry("header", name)?;
+            }
         }
         map.serialize_entry("detail", &self.detail)?;
         map.end()
@@ -81,6 +88,8 @@ pub enum Problem {
     UnsupportedMediaType {
         accepted: &'static [&'static str],
     },
+    /// A compressed body.
+    UnsupportedContentEncoding,
     Validation(Vec<FieldError>),
     IdempotencyMismatch,
     ForbiddenUrl(String),
@@ -113,7 +122,7 @@ impl Problem {
             Self::RequestTimeout => 408,
             Self::VersionConflict { .. } | Self::Conflict(_) | Self::RequestInFlight => 409,
             Self::PayloadTooLarge { .. } => 413,
-            Self::UnsupportedMediaType { .. } => 415,
+            Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
             Self::Validation(_) | Self::IdempotencyMismatch | Self::ForbiddenUrl(_) => 422,
             Self::Overloaded { .. } => 429,
             Self::Unavailable(_) => 503,
@@ -136,6 +145,7 @@ impl Problem {
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UnsupportedMediaType { .. } => "unsupported_media_type",
+            Self::UnsupportedContentEncoding => "unsupported_content_encoding",
             Self::Validation(_) => "validation_failed",
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::ForbiddenUrl(_) => "forbidden_url",
@@ -158,6 +168,7 @@ impl Problem {
             Self::RequestInFlight => "The first request with this key is still being answered",
             Self::PayloadTooLarge { .. } => "The body is too large",
             Self::UnsupportedMediaType { .. } => "The media type is not supported",
+            Self::UnsupportedContentEncoding => "The content coding is not supported",
             Self::Validation(_) => "The request is not valid",
             Self::IdempotencyMismatch => "The key was used with another body",
             Self::ForbiddenUrl(_) => "The URL is not allowed",
@@ -186,6 +197,7 @@ impl Problem {
             Self::UnsupportedMediaType { accepted } => {
                 format!("send `Content-Type: {}`", accepted.join("` or `"))
             }
+            Self::UnsupportedContentEncoding => "send the body as it is, without Content-Encoding".to_owned(),
             Self::Validation(errors) => match errors.as_slice() {
                 [one] => one.detail.clone(),
                 many => format!("{} things are wrong; `errors` lists them", many.len()),
@@ -216,10 +228,12 @@ impl Problem {
         if let Some(seconds) = self.retry_after() {
             reply = reply.with_header("retry-after", &seconds.to_string());
         }
-        if self == Self::Unauthorized {
-            reply = reply.with_header("www-authenticate", "Bearer");
+        match self {
+            Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
+            // RFC 9110, section 15.5.16: what would have been accepted.
+            Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
+            _ => reply,
         }
-        reply
     }
 }
 
@@ -294,7 +308,7 @@ impl From<PublishError> for Problem {
 impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         match error {
-            ChangeError::NotFound => Self::NotFound("there is no such thing".to_owned()),
+            ChangeError::NotFound => Self::NotFound("it is not there any more".to_owned()),
             ChangeError::Conflict => {
                 Self::Conflict("it was changed by someone else meanwhile; try again".to_owned())
             }

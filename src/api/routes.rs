@@ -16,7 +16,8 @@ use super::views::{
     EventBody,
 };
 use super::{
-    ApiConfig, Call, backup, cloudevents, dead_letters, deliveries, endpoints, events, keys, openapi, policy,
+    ApiConfig, Call, backup, body, cloudevents, dead_letters, deliveries, endpoints, events, keys, openapi,
+    policy,
 };
 use crate::limits;
 
@@ -87,8 +88,17 @@ impl Limit {
     }
 }
 
+/// Whether a request has a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Required,
+    Optional,
+    /// There is nothing to say: no body, or `{}`.
+    Nothing,
+}
+
 pub struct BodySpec {
-    pub required: bool,
+    pub need: Need,
     pub limit: Limit,
     pub media: &'static [&'static str],
     pub schema: SchemaOf,
@@ -134,12 +144,19 @@ fn any_object(_: &mut SchemaGenerator) -> Value {
 }
 
 const fn json_body(schema: SchemaOf) -> Option<BodySpec> {
-    Some(BodySpec { required: true, limit: Limit::Request, media: JSON, schema })
+    Some(BodySpec { need: Need::Required, limit: Limit::Request, media: JSON, schema })
 }
 
 const fn optional_body(schema: SchemaOf) -> Option<BodySpec> {
-    Some(BodySpec { required: false, limit: Limit::Request, media: JSON, schema })
+    Some(BodySpec { need: Need::Optional, limit: Limit::Request, media: JSON, schema })
 }
+
+const NO_ARGUMENTS: Option<BodySpec> = Some(BodySpec {
+    need: Need::Nothing,
+    limit: Limit::Request,
+    media: JSON,
+    schema: schema::<body::Nothing>,
+});
 
 macro_rules! route {
     ($verb:ident $path:literal, $operation:literal, $summary:literal, $access:ident, $query:expr, $body:expr,
@@ -171,12 +188,12 @@ use lists::NONE;
 pub static ROUTES: &[Route] = &[
     route!(Post "/v1/events", "publishEvent", "Publish an event, ours or a CloudEvent in structured, batched or binary mode",
         Publish, lists::PUBLISH,
-        Some(BodySpec { required: true, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<events::EventInput<'static>> }),
+        Some(BodySpec { need: Need::Required, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<events::EventInput<'static>> }),
         Handled, 202, Some(published), events::post),
     route!(Get "/v1/events", "listEvents", "List events, newest first", ReadEvents, lists::EVENTS, None,
         Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::list),
     route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 events, each on its own", Publish, NONE,
-        Some(BodySpec { required: true, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<events::BatchSchema<'static>> }),
+        Some(BodySpec { need: Need::Required, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<events::BatchSchema<'static>> }),
         Handled, 202, Some(schema::<events::BatchAnswer>), events::post_batch),
     route!(Get "/v1/events/{id}", "getEvent", "An event and where it went", ReadEvents, lists::ONE_EVENT, None,
         Plain, 200, Some(schema::<EventBody<'static>>), events::get),
@@ -189,16 +206,16 @@ pub static ROUTES: &[Route] = &[
     route!(Get "/v1/endpoints/{id}", "getEndpoint", "An endpoint", Read, NONE, None,
         Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::get),
     route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null resets", Admin, NONE,
-        Some(BodySpec { required: true, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<policy::EndpointInput> }),
+        Some(BodySpec { need: Need::Required, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<policy::EndpointInput> }),
         Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::patch),
     route!(Delete "/v1/endpoints/{id}", "deleteEndpoint", "Delete an endpoint", Admin, NONE, None,
         Plain, 204, None, endpoints::delete),
     route!(Post "/v1/endpoints/{id}/pause", "pauseEndpoint", "Hold an endpoint's deliveries", Admin, NONE,
-        optional_body(any_object), Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::pause),
+        NO_ARGUMENTS, Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::pause),
     route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Let a paused or disabled endpoint go on", Admin, NONE,
-        optional_body(any_object), Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::resume),
+        NO_ARGUMENTS, Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::resume),
     route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,
-        optional_body(any_object), Handled, 202, Some(schema::<AcceptedBody<'static>>), endpoints::test),
+        NO_ARGUMENTS, Handled, 202, Some(schema::<AcceptedBody<'static>>), endpoints::test),
     route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "The secrets that sign", Admin, NONE, None,
         Plain, 200, Some(schema::<endpoints::SecretBody>), endpoints::secret),
     route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "The public keys that verify `v1a`", Read, NONE, None,
@@ -216,9 +233,9 @@ pub static ROUTES: &[Route] = &[
     route!(Get "/v1/deliveries/{id}", "getDelivery", "A delivery and its attempts", ReadEvents, NONE, None,
         Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::get),
     route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Try a delivery now", Admin, NONE,
-        optional_body(any_object), Remembered, 202, Some(schema::<DeliveryBody>), deliveries::retry),
+        NO_ARGUMENTS, Remembered, 202, Some(schema::<DeliveryBody>), deliveries::retry),
     route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Give a pending delivery up", Admin, NONE,
-        optional_body(any_object), Remembered, 200, Some(schema::<DeliveryBody>), deliveries::cancel),
+        NO_ARGUMENTS, Remembered, 200, Some(schema::<DeliveryBody>), deliveries::cancel),
     route!(Get "/v1/dead-letters", "listDeadLetters", "List dead letters, newest first", Read, lists::DEAD_LETTERS, None,
         Plain, 200, Some(schema::<ListBody<DeadLetterBody>>), dead_letters::list),
     route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters of a filter", Admin, NONE,
@@ -230,7 +247,7 @@ pub static ROUTES: &[Route] = &[
     route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Remove a dead letter", Admin, NONE, None,
         Plain, 204, None, dead_letters::purge),
     route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Start a new retry series", Admin, NONE,
-        optional_body(any_object), Remembered, 202, Some(schema::<DeliveryBody>), dead_letters::redrive),
+        NO_ARGUMENTS, Remembered, 202, Some(schema::<DeliveryBody>), dead_letters::redrive),
     route!(Get "/v1/backup", "getBackup", "A part of a backup of everything, for `balto restore`", Operator, lists::BACKUP, None,
         Plain, 200, Some(schema::<backup::BackupBody>), backup::part),
     route!(Post "/v1/keys", "createKey", "Make an API key", Operator, NONE, json_body(schema::<keys::KeyInput>),

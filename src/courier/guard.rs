@@ -146,9 +146,13 @@ pub fn parse_target(raw: &str, policy: &EgressPolicy) -> Result<Url, ForbiddenUr
     if raw.chars().any(|c| c.is_control() || c == '\\') || raw.trim() != raw {
         return Err(ForbiddenUrl("a URL has no control characters, no backslashes and no spaces around it"));
     }
-    let scheme = raw.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
-    if !matches!(scheme.as_deref(), Some("http" | "https")) {
-        return Err(ForbiddenUrl("the scheme must be https"));
+    let Some((scheme, _)) = raw.split_once(':') else {
+        return Err(ForbiddenUrl("this is not an absolute URL such as https://example.com/hooks"));
+    };
+    if !["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) {
+        let rule =
+            if policy.allow_http { "the scheme must be https or http" } else { "the scheme must be https" };
+        return Err(ForbiddenUrl(rule));
     }
     let authority = raw.split_once("://").map(|(_, rest)| rest);
     if authority.is_none_or(|rest| rest.starts_with('/')) {
