@@ -7,14 +7,13 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Once;
+use std::path::Path;
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use support::judges::{install, python, root, run};
 use support::{Daemon, Got, Receiver};
 
 /// One request to be judged: the scheme that it is read by, and the receiver's key.
@@ -62,29 +61,6 @@ impl Case {
     }
 }
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn run(command: &mut Command, input: &str) -> (bool, String) {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A judge that ends early does not read on; its own words are the better story.
-    let _broken = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    let words = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&words).into_owned())
-}
-
-/// The verifiers are other people's; without them nothing here is proven, so their absence is a failure.
-fn install() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let (good, words) = run(&mut Command::new(root().join("tests/judges/install")), "");
-        assert!(good, "the judges are not there: run tests/judges/install. It said:\n{words}");
-    });
-}
-
 fn judge(command: &mut Command, cases: &[Case]) -> Vec<Value> {
     let input: String = cases.iter().map(Case::line).collect();
     let (good, words) = run(command, &input);
@@ -102,9 +78,9 @@ fn judge(command: &mut Command, cases: &[Case]) -> Vec<Value> {
 fn judge_all(cases: &[Case]) -> (Vec<Value>, Vec<Value>) {
     install();
     let judges = Path::new("tests/judges");
-    let mut python = Command::new(root().join("target/judges/venv/bin/python"));
+    let mut python = python("python");
     let mut node = Command::new(root().join("target/judges/node"));
-    let python = judge(python.current_dir(root()).arg(judges.join("judge.py")), cases);
+    let python = judge(python.arg(judges.join("judge.py")), cases);
     let node = judge(node.current_dir(root()).arg(judges.join("judge.mjs")), cases);
     (python, node)
 }
