@@ -61,9 +61,13 @@ pub async fn purge(call: &Call) -> Result<Reply, Problem> {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LettersInput {
+    /// Also of a deleted endpoint.
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))]
     endpoint_id: Option<String>,
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     tenant: Option<String>,
     #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     event_type: Option<String>,
     #[schemars(extend("enum" = [
         "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", null
@@ -92,8 +96,8 @@ fn filter(call: &Call) -> Result<Filter, Problem> {
         let reason = lists::reason(&word);
         errors.check("/reason", reason.ok_or_else(|| format!("must be one of {}", lists::REASONS.join(", "))))
     });
-    let since = input.since.and_then(|time| errors.check("/since", text::parse_time(&time)));
-    let until = input.until.and_then(|time| errors.check("/until", text::parse_time(&time)));
+    let since = input.since.and_then(|time| errors.check("/since", text::parse_bound(&time)));
+    let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
     if since > until && until.is_some() {
         errors.push("/until", lists::UNTIL_BEFORE_SINCE);
     }

@@ -433,6 +433,7 @@ pub struct RotateInput {
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     secret_type: Option<String>,
     /// How long the old one signs too, 0s to 30d; 24h without it.
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     overlap: Option<String>,
 }
 
@@ -505,12 +506,13 @@ pub struct LatencyBody {
 pub async fn stats(call: &Call) -> Result<Reply, Problem> {
     let endpoint = find(call)?;
     let now = call.api.engine.now().wall;
-    let until = call.query.time("until")?.unwrap_or(now);
+    let (since, until) = call.query.window()?;
+    let until = until.unwrap_or(now);
     let window_start =
         Timestamp::from_millis(until.since(Timestamp::default().plus(STATS_WINDOW)).as_millis() as u64);
-    let since = call.query.time("since")?.unwrap_or(window_start);
-    if since >= until {
-        return Err(Problem::parameter("since", "must be before `until`"));
+    let since = since.unwrap_or(window_start);
+    if since > until {
+        return Err(Problem::parameter("since", "must not be after `until`, which is now without it"));
     }
     let stats = call.api.engine.endpoint_stats(endpoint.number, since, until).await?;
     let span = |millis: Option<u64>| millis.map(|millis| text::Span(Duration::from_millis(millis)));
@@ -579,7 +581,10 @@ pub struct ReplayInput {
     #[schemars(extend("format" = "date-time"))]
     until: Option<String>,
     /// Topic patterns; those of the endpoint without it.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(
+        length(min = 1, max = 256),
+        inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
+    )]
     event_types: Option<Vec<String>>,
     /// Only events that were not delivered to this endpoint.
     only_undelivered: Option<bool>,
@@ -590,12 +595,12 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let endpoint = find_own(call)?;
     let input: ReplayInput = body::parse(&call.body)?;
     let mut errors = Errors::default();
-    let since = errors.check("/since", text::parse_time(&input.since));
-    let until = input.until.and_then(|time| errors.check("/until", text::parse_time(&time)));
+    let since = errors.check("/since", text::parse_bound(&input.since));
+    let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
     if let (Some(since), Some(until)) = (since, until)
-        && since >= until
+        && since > until
     {
-        errors.push("/until", "must be after `since`");
+        errors.push("/until", lists::UNTIL_BEFORE_SINCE);
     }
     let patterns = policy::patterns(input.event_types.as_deref(), "/eventTypes", &mut errors);
     errors.finish()?;

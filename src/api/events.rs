@@ -386,6 +386,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Bounded<'a> {
 
 /// For the API document.
 #[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "its schema is read, never its value")]
 pub struct BatchSchema<'a> {
     /// 1 to 1,000; each stands alone.
@@ -432,7 +433,10 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReplayInput {
     /// Without it: the endpoints that the event matches now.
-    #[schemars(length(min = 1, max = 1000))]
+    #[schemars(
+        length(min = 1, max = 1000),
+        inner(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))
+    )]
     endpoint_ids: Option<Vec<String>>,
 }
 

@@ -93,7 +93,7 @@ impl Query {
     /// 422 that names the parameter.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
         let Some(value) = self.text(name) else { return Ok(None) };
-        text::parse_time(value).map(Some).map_err(|error| Problem::parameter(name, error))
+        text::parse_bound(value).map(Some).map_err(|error| Problem::parameter(name, error))
     }
 
     /// One of these words.

@@ -39,12 +39,16 @@ pub struct EndpointInput {
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,
     /// `default` without it. Cannot be changed.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub tenant: Option<String>,
     /// At most 1,024 bytes.
     #[schemars(length(max = 1024))]
     pub description: Option<String>,
     /// Topic patterns: `*` is one word, `#` any number of them. All types without it.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(
+        length(min = 1, max = 256),
+        inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
+    )]
     pub event_types: Option<Vec<String>>,
     /// At most 50; those that carry the delivery itself are refused.
     pub headers: Option<BTreeMap<String, String>>,
@@ -57,6 +61,7 @@ pub struct EndpointInput {
     #[schemars(range(min = 1, max = 1000))]
     pub max_in_flight: Option<u64>,
     /// Of one attempt, 100ms to 60s.
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub timeout: Option<String>,
     /// `none`, `key` or `endpoint`.
     #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
@@ -88,6 +93,7 @@ pub struct RateLimitInput {
     #[schemars(range(min = 1, max = 1_000_000))]
     limit: u64,
     /// 1ms to 24h; `1s` without it.
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     per: Option<String>,
     /// What may go out at once after a quiet spell; `limit` without it.
     #[schemars(range(min = 1, max = 1_000_000))]
@@ -100,12 +106,14 @@ pub struct RateLimitInput {
 pub struct RetryInput {
     /// Before the first retry, 1ms to 30d.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     initial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     multiplier: Option<f64>,
     /// `initial` to 30d.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     max_interval: Option<String>,
     /// With the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +121,7 @@ pub struct RetryInput {
     max_attempts: Option<u64>,
     /// 1s to 365d.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     max_age: Option<String>,
     /// Part of the interval by which it varies.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +129,7 @@ pub struct RetryInput {
     jitter: Option<f64>,
     /// The waits before each retry, 1 to 100 of 0s to 30d.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 100))]
+    #[schemars(length(min = 1, max = 100), inner(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$")))]
     schedule: Option<Vec<String>>,
 }
 

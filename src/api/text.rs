@@ -60,6 +60,17 @@ pub fn parse_time(text: &str) -> Result<Timestamp, String> {
     if millis > Timestamp::MAX.millis() { Err(wrong()) } else { Ok(Timestamp::from_millis(millis)) }
 }
 
+/// The end of a window, which may lie before everything: what was before 1970 counts as 1970.
+///
+/// # Errors
+/// As [`parse_time`], for what is not RFC 3339.
+pub fn parse_bound(text: &str) -> Result<Timestamp, String> {
+    match OffsetDateTime::parse(text, &Rfc3339) {
+        Ok(moment) if moment < OffsetDateTime::UNIX_EPOCH => Ok(Timestamp::ZERO),
+        Ok(_) | Err(_) => parse_time(text),
+    }
+}
+
 /// `2026-03-13T10:35:00.000Z`. Written by hand: it is on the path of every accepted event.
 fn time_bytes(at: Timestamp) -> [u8; 24] {
     let millis = at.millis();
@@ -193,5 +204,11 @@ mod tests {
         {
             assert!(parse_time(text).is_err(), "{text:?} was accepted");
         }
+        assert_eq!(
+            parse_bound("0001-01-01T00:00:00Z"),
+            Ok(Timestamp::ZERO),
+            "the zero time of some languages"
+        );
+        assert!(parse_bound("yesterday").is_err());
     }
 }

@@ -9,18 +9,24 @@ use super::types::{
     Accepted, Answer, ChangeError, Cursor, DeliveryView, EventDraft, Filter, PublishError, Scope, Unavailable,
 };
 use crate::domain::{
-    ApiKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId,
+    ApiKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, EventType,
     Idempotency, KeyId, Pattern, Position, Record, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::{pending, reads};
-use crate::rules::event_status::event_status;
 use crate::rules::matching::pattern_matches;
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Outcome, Unit};
 
 fn unit(commands: Vec<Command>) -> Unit {
     Unit { commands, prepared: Prepared::default(), reply: None }
+}
+
+/// No patterns match every type.
+fn matches_any(patterns: &[Pattern], event_type: &str) -> bool {
+    let parsed = event_type.parse::<EventType>();
+    patterns.is_empty()
+        || parsed.is_ok_and(|kind| patterns.iter().any(|pattern| pattern_matches(pattern, &kind)))
 }
 
 /// The outcomes of commands that are never judged against anything.
@@ -246,37 +252,28 @@ impl Engine {
             let found = self
                 .outbox()
                 .read(move |state| {
-                    let rows = state.rows();
-                    let found = reads::events(rows, &filter, cursor, limits::PAGE_ITEMS_MAX, |states| {
-                        event_status(states)
-                    });
-                    let known =
-                        |at: &Position| reads::delivery(rows, DeliveryKey { event: *at, endpoint: number });
-                    let states: Vec<_> =
-                        found.items.iter().map(|at| (*at, known(at).map(|facts| facts.state))).collect();
-                    (states, found.next)
+                    reads::past(state.rows(), &filter, number, cursor, limits::BULK_DELIVERIES_MAX)
                 })
                 .await?;
-            let mut deliveries = Vec::new();
-            for (position, state) in found.0 {
-                let skip = match state {
-                    Some(DeliveryState::Pending) => true,
-                    Some(DeliveryState::Delivered) => only_undelivered,
-                    Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => false,
+            let wanted = |past: &reads::Past| {
+                let open = match past.state {
+                    Some(DeliveryState::Pending) => false,
+                    Some(DeliveryState::Delivered) => !only_undelivered,
+                    Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
                 };
-                if skip {
-                    continue;
-                }
-                let Some(event) = self.event_at(position).await? else { continue };
-                if patterns.is_empty()
-                    || patterns.iter().any(|pattern| pattern_matches(pattern, &event.event_type))
-                {
-                    deliveries.push(DeliveryKey { event: position, endpoint: number });
-                }
-            }
+                open && matches_any(patterns, &past.event_type)
+            };
+            let mut deliveries: Vec<_> = found
+                .items
+                .iter()
+                .filter(|past| wanted(past))
+                .map(|past| DeliveryKey { event: past.position, endpoint: number })
+                .collect();
+            // Newest first was how they were found; in order of acceptance is how they go out.
+            deliveries.sort_unstable();
             count += deliveries.len() as u64;
             self.revive(deliveries, Trigger::Replay).await?;
-            cursor = found.1;
+            cursor = found.next;
             if cursor.is_none() {
                 return Ok(count);
             }

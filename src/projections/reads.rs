@@ -212,6 +212,33 @@ fn start(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
     below.min(low * PAGE_POSITIONS)
 }
 
+/// What `take` makes of events, newest first. Filters: tenant, event_type, stream, since, until.
+fn listed<T>(
+    rows: &dyn Rows,
+    filter: &Filter,
+    after: Option<Cursor>,
+    limit: usize,
+    mut take: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> Option<T>,
+) -> Found<T> {
+    let mut items = Vec::new();
+    let below = start(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
+    let stopped = walk(rows, below, |event, states| {
+        if filter.since.is_some_and(|since| event.accepted_at < since) {
+            // Acceptance times follow positions: everything older is too old as well.
+            return ControlFlow::Break(());
+        }
+        if filter.wants_event(event) {
+            items.extend(take(event, states).map(|item| (event.position, item)));
+        }
+        if items.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let full = items.len() > limit;
+    items.truncate(limit);
+    let next =
+        if full { items.last().map(|(position, _)| *position) } else { resume_below(rows, filter, stopped) };
+    Found { items: items.into_iter().map(|(_, item)| item).collect(), next: next.map(Cursor::at) }
+}
+
 /// Positions of events, newest first. Filters: tenant, event_type, stream, event_status, since, until. `status` says
 /// an event's status word from the states of its deliveries.
 pub fn events(
@@ -221,16 +248,7 @@ pub fn events(
     limit: usize,
     status: fn(&mut dyn Iterator<Item = DeliveryState>) -> &'static str,
 ) -> Found<Position> {
-    let mut items = Vec::new();
-    let below = start(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
-    let stopped = walk(rows, below, |event, states| {
-        if filter.since.is_some_and(|since| event.accepted_at < since) {
-            // Acceptance times follow positions: everything older is too old as well.
-            return ControlFlow::Break(());
-        }
-        if !filter.wants_event(event) {
-            return ControlFlow::Continue(());
-        }
+    listed(rows, filter, after, limit, |event, states| {
         let word = || {
             let keys = endpoints(event, states).into_iter();
             let key = |endpoint| DeliveryKey { event: event.position, endpoint };
@@ -238,15 +256,32 @@ pub fn events(
                 states.get(&key(endpoint)).map_or(DeliveryState::Pending, |entry| entry.state)
             }))
         };
-        if filter.event_status.is_none_or(|wanted| wanted == word()) {
-            items.push(event.position);
-        }
-        if items.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    let full = items.len() > limit;
-    items.truncate(limit);
-    let next = if full { items.last().copied() } else { resume_below(rows, filter, stopped) };
-    Found { items, next: next.map(Cursor::at) }
+        filter.event_status.is_none_or(|wanted| wanted == word()).then_some(event.position)
+    })
+}
+
+/// An event of the past, and what has become of it at one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    pub position: Position,
+    pub event_type: Box<str>,
+    /// `None` when it was never to go there.
+    pub state: Option<DeliveryState>,
+}
+
+/// Events as one endpoint sees them, newest first. Filters: tenant, event_type, stream, since, until.
+pub fn past(
+    rows: &dyn Rows,
+    filter: &Filter,
+    endpoint: EndpointNumber,
+    after: Option<Cursor>,
+    limit: usize,
+) -> Found<Past> {
+    listed(rows, filter, after, limit, |event, states| {
+        let known = states.get(&DeliveryKey { event: event.position, endpoint }).map(|entry| entry.state);
+        let fresh = event.targets.contains(&endpoint).then_some(DeliveryState::Pending);
+        Some(Past { position: event.position, event_type: event.event_type.clone(), state: known.or(fresh) })
+    })
 }
 
 /// Where a list that stopped without being full goes on: nowhere, when it stopped because the rest is too old.
