@@ -216,9 +216,11 @@ impl Daemon {
         serde_json::from_str(&reply.text().await.ok()?).ok().filter(|_| success)
     }
 
-    /// What `/metrics` says.
+    /// The text of `/metrics`.
     pub(crate) async fn metrics(&self) -> String {
-        self.client.get(format!("{}/metrics", self.ops)).send().await.unwrap().text().await.unwrap()
+        let reply = self.client.get(format!("{}/metrics", self.ops)).send().await.unwrap();
+        assert_eq!(reply.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+        reply.text().await.unwrap()
     }
 
     /// Repeats a GET until the answer is as wanted.
