@@ -95,7 +95,7 @@ impl Metrics {
             "Attempts, by status class and error class.",
             &["status", "error"],
         );
-        Self {
+        let made = Self {
             ready: gauge("balto_ready", "1 while requests can be answered, else 0; /readyz says why."),
             accepted: counter("balto_events_accepted_total", "Events accepted and durable."),
             duplicates: counter(
@@ -170,6 +170,22 @@ impl Metrics {
             store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
             disk_free: gauge("balto_disk_free_bytes", "Bytes that are free on the data directory's disk."),
             registry,
+        };
+        made.begin_at_zero();
+        made
+    }
+
+    /// A counter that first appears with a value looks as if it had always had it: what alerts watch is there from the
+    /// start.
+    fn begin_at_zero(&self) {
+        for reason in DeadReason::ALL {
+            self.dead.with_label_values(&[reason.as_str()]);
+        }
+        for outcome in ["dead", "cancelled"] {
+            self.deliveries.with_label_values(&[outcome]);
+        }
+        for reason in ["overloaded", "unavailable", "disk_full"] {
+            self.refused.with_label_values(&[reason]);
         }
     }
 
