@@ -17,15 +17,21 @@ use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 
 use super::problem::{FieldError, Problem, pointer};
+use crate::limits;
 
 /// A body must have arrived after this long.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of a refused request's body that are still taken in, and thrown away: more than any body that is accepted.
+const DISCARD_BYTES_MAX: usize = 2 * limits::BATCH_BYTES_MAX;
+/// How long for.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads at most `limit` bytes.
 ///
 /// # Errors
 /// 413 above `limit`, 408 after [`READ_TIMEOUT`], 400 when the connection ends first.
-pub async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, Problem> {
+pub async fn read(body: &mut Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, Problem> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
         return Err(Problem::PayloadTooLarge { limit });
@@ -36,7 +42,23 @@ pub async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<Bytes
     }
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// Takes in what is left of a refused request's body, within bounds: a connection that is closed over bytes which nobody
+/// has read is reset, and the client may never see why it was refused.
+pub async fn discard(body: &mut Body) {
+    let rest = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Late or too long: it is reset after all.
+    tokio::time::timeout(DISCARD_TIMEOUT, rest).await.ok();
+}
+
+async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -343,11 +365,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_above_its_bound_is_refused() {
-        let problem = read(Body::from(vec![b'x'; 11]), &HeaderMap::new(), 10).await.unwrap_err();
+        let problem = read(&mut Body::from(vec![b'x'; 11]), &HeaderMap::new(), 10).await.unwrap_err();
         assert_eq!(problem, Problem::PayloadTooLarge { limit: 10 });
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("99999999999999"));
-        assert_eq!(read(Body::empty(), &headers, 10).await.unwrap_err().status(), 413);
-        assert_eq!(read(Body::from("0123456789"), &HeaderMap::new(), 10).await.unwrap(), "0123456789");
+        assert_eq!(read(&mut Body::empty(), &headers, 10).await.unwrap_err().status(), 413);
+        assert_eq!(read(&mut Body::from("0123456789"), &HeaderMap::new(), 10).await.unwrap(), "0123456789");
     }
 }

@@ -592,8 +592,8 @@ pub struct ReplayInput {
 
 /// `POST /v1/endpoints/{id}/replay`
 pub async fn replay(call: &Call) -> Result<Reply, Problem> {
-    let endpoint = find_own(call)?;
     let input: ReplayInput = body::parse(&call.body)?;
+    let endpoint = find_own(call)?;
     let mut errors = Errors::default();
     let since = errors.check("/since", text::parse_bound(&input.since));
     let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));

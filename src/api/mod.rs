@@ -33,6 +33,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response};
 use axum::routing::on;
 use bytes::Bytes;
@@ -189,9 +190,13 @@ async fn dispatch(
     params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
 ) -> Response<Body> {
-    let reply = match call(Arc::clone(&api), route, params, request).await {
+    let (parts, mut body) = request.into_parts();
+    let reply = match call(Arc::clone(&api), route, params, parts, &mut body).await {
         Ok(call) => answer(route, &call).await,
-        Err(problem) => Err(problem),
+        Err(problem) => {
+            body::discard(&mut body).await;
+            Err(problem)
+        }
     };
     match reply {
         Ok(reply) => reply.into_response(),
@@ -208,10 +213,10 @@ async fn call(
     api: Arc<Api>,
     route: &'static Route,
     params: Result<RawPathParams, RawPathParamsRejection>,
-    request: Request,
+    parts: Parts,
+    body: &mut Body,
 ) -> Result<Call, Problem> {
     let config = api.config();
-    let (parts, stream) = request.into_parts();
     let principal = match route.access {
         Access::Public => Principal::operator(),
         access => {
@@ -225,7 +230,7 @@ async fn call(
     let query = Query::parse(parts.uri.query(), route.query)?;
     let (media, body) = match &route.body {
         None => ("", Bytes::new()),
-        Some(spec) => read_body(&config, spec, &parts.headers, stream).await?,
+        Some(spec) => read_body(&config, spec, &parts.headers, body).await?,
     };
     let path = parts.uri.path().to_owned();
     Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body })
@@ -236,7 +241,7 @@ async fn read_body(
     config: &ApiConfig,
     spec: &BodySpec,
     headers: &HeaderMap,
-    stream: Body,
+    stream: &mut Body,
 ) -> Result<(&'static str, Bytes), Problem> {
     if spec.need == Need::Required {
         let media = media_type(headers, spec)?;

@@ -169,7 +169,7 @@ impl EndpointInput {
         let in_flight = self.max_in_flight.unwrap_or_else(|| u64::from(defaults.max_in_flight));
         Settings {
             description: description.into(),
-            event_types: patterns(self.event_types.as_deref(), "/eventTypes", errors),
+            event_types: self.event_types(errors),
             headers: headers("/headers", self.headers.as_ref(), &check_header, errors),
             sensitive_headers: self.sensitive_headers(&check_header, errors),
             rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
@@ -191,6 +191,12 @@ impl EndpointInput {
             trace: self.trace.unwrap_or(false),
             metadata: self.metadata(errors),
         }
+    }
+
+    /// All types are shown as `#`, and kept as no pattern, whichever way they were told.
+    fn event_types(&self, errors: &mut Errors) -> Vec<Pattern> {
+        let patterns = patterns(self.event_types.as_deref(), "/eventTypes", errors);
+        if matches!(patterns.as_slice(), [all] if all.as_str() == "#") { Vec::new() } else { patterns }
     }
 
     /// The preset alone, which the secret is read by.

@@ -221,9 +221,7 @@ impl Engine {
             page.as_of = as_of;
             page.items.extend(found.items);
             page.next = found.next;
-            let short = !page.items.is_empty() && steps >= limits::LIST_STEPS_MAX;
-            let late = self.now().monotonic - started >= limits::LIST_SEARCH_MAX;
-            if page.next.is_none() || page.items.len() >= limit || short || late {
+            if is_done(&page, limit, steps, self.now().monotonic - started) {
                 break;
             }
         }
@@ -440,6 +438,12 @@ impl Engine {
     }
 }
 
+/// Whether a list is answered with what it has found, after so many steps and so long.
+fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> bool {
+    let short = !page.items.is_empty() && steps >= limits::LIST_STEPS_MAX;
+    page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
+}
+
 /// The API's word for an endpoint's status.
 #[must_use]
 fn status_word(status: &EndpointStatus) -> &'static str {
@@ -459,4 +463,22 @@ pub(super) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
         filter.tenant = Some(own.clone());
     }
     Some(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_page_is_not_answered_while_there_is_more_and_time_to_look() {
+        let more = Some(Cursor::at(Position(9)));
+        let soon = Duration::from_millis(1);
+        let page = |items: usize, next| Page { items: vec![(); items], next, as_of: Position(0) };
+        assert!(!is_done(&page(0, more), 50, limits::LIST_STEPS_MAX * 100, soon), "nothing is found yet");
+        assert!(!is_done(&page(1, more), 50, limits::LIST_STEPS_MAX - 1, soon), "the page can be filled");
+        assert!(is_done(&page(1, more), 50, limits::LIST_STEPS_MAX, soon), "something is found");
+        assert!(is_done(&page(50, more), 50, 1, soon), "it is full");
+        assert!(is_done(&page(0, None), 50, 1, soon), "that was all");
+        assert!(is_done(&page(0, more), 50, 1, limits::LIST_SEARCH_MAX), "it took too long");
+    }
 }

@@ -163,10 +163,15 @@ impl Daemon {
         let _reaped = self.child.wait();
     }
 
+    pub(crate) fn signal(&self, name: &str) {
+        let sent =
+            Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// Asks it to stop and gives its exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
-        let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
-        assert!(killed.success());
+        self.signal("TERM");
         self.child.wait().unwrap().code()
     }
 
@@ -214,6 +219,12 @@ impl Daemon {
         let reply = request.body(body.to_owned()).send().await.ok()?;
         let success = reply.status().is_success();
         serde_json::from_str(&reply.text().await.ok()?).ok().filter(|_| success)
+    }
+
+    /// Status and text of a GET on the ops listener.
+    pub(crate) async fn ops(&self, path: &str) -> (u16, String) {
+        let reply = self.client.get(format!("{}{path}", self.ops)).send().await.unwrap();
+        (reply.status().as_u16(), reply.text().await.unwrap())
     }
 
     /// The text of `/metrics`.

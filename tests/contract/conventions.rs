@@ -1,0 +1,279 @@
+//! What holds for every resource: lists, times, ids, idempotency, the two listeners.
+
+use serde_json::{Value, json};
+
+use super::support::{Daemon, Receiver};
+use super::{endpoint, is_problem, list, publish, settled, text};
+
+async fn refused(daemon: &Daemon, path: &str, parameter: &str) {
+    let (status, problem, _) = daemon.call("GET", path, &[], "").await;
+    is_problem(&(status, problem.clone()), 422, "validation_failed", path);
+    assert_eq!(problem["errors"][0]["parameter"], parameter, "{path}: {problem}");
+    assert_eq!(problem["errors"][0]["pointer"], format!("/{parameter}"), "{path}: {problem}");
+}
+
+#[tokio::test]
+async fn bad_values_of_parameters_are_named() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for resource in ["/events", "/endpoints", "/deliveries", "/dead-letters", "/keys"] {
+        for limit in ["0", "251", "-1", "x", "1.5", ""] {
+            refused(&daemon, &format!("{resource}?limit={limit}"), "limit").await;
+        }
+        for cursor in ["", "zz", "AQE", "!"] {
+            refused(&daemon, &format!("{resource}?cursor={cursor}"), "cursor").await;
+        }
+        let (status, ..) = daemon.call("GET", &format!("{resource}?limit=250"), &[], "").await;
+        assert_eq!(status, 200, "{resource}");
+    }
+    for resource in ["/events", "/deliveries", "/dead-letters"] {
+        for (query, parameter) in [
+            ("since=yesterday", "since"),
+            ("until=2026-02-30T00:00:00Z", "until"),
+            ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "until"),
+            ("type=a..b", "type"),
+            ("tenant=a%20b", "tenant"),
+        ] {
+            refused(&daemon, &format!("{resource}?{query}"), parameter).await;
+        }
+        let empty = "since=2026-01-01T00:00:00Z&until=2026-01-01T00:00:00Z";
+        assert_eq!(list(&daemon.get(&format!("{resource}?{empty}")).await).len(), 0);
+        // What a client writes whose times begin with year one.
+        assert_eq!(list(&daemon.get(&format!("{resource}?since=0001-01-01T00:00:00Z")).await).len(), 0);
+    }
+    for path in ["/events?status=x", "/endpoints?status=x", "/deliveries?status=x", "/dead-letters?reason=x"]
+    {
+        refused(&daemon, path, if path.contains("reason") { "reason" } else { "status" }).await;
+    }
+}
+
+#[tokio::test]
+async fn lists_are_newest_first_and_their_links_lead_through_all_of_them() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let empty = daemon.get("/events").await;
+    assert_eq!(empty, json!({"data": [], "next": null}));
+    let events: Vec<_> = (0..60).map(|number| json!({"type": "a", "data": number})).collect();
+    daemon.post("/events/batch", &json!({"events": events}).to_string()).await;
+    assert_eq!(list(&daemon.get("/events").await).len(), 50, "the default");
+
+    let (mut path, mut seen) = ("/events?limit=7&type=a".to_owned(), Vec::new());
+    loop {
+        let (status, page, headers) = daemon.call("GET", &path, &[], "").await;
+        assert_eq!(status, 200, "{page}");
+        seen.extend(list(&page).iter().map(|event| event["data"].as_u64().unwrap()));
+        // What comes meanwhile belongs to no page that is still to come.
+        publish(&daemon, json!({"type": "a", "data": 1_000})).await;
+        match (page["next"].as_str(), headers.get("link")) {
+            (Some(next), Some(link)) => {
+                let target = link.strip_prefix("</v1").and_then(|link| link.strip_suffix(">; rel=\"next\""));
+                path = target.unwrap_or_else(|| panic!("{link}")).to_owned();
+                assert!(path.contains(next) && path.contains("type=a") && path.contains("limit=7"), "{path}");
+            }
+            (None, None) => break,
+            other => panic!("`next` and Link do not agree: {other:?}"),
+        }
+    }
+    assert_eq!(seen, (0..60).rev().collect::<Vec<_>>());
+
+    let cursor = text(&daemon.get("/events?limit=1").await, "next");
+    refused(&daemon, &format!("/deliveries?cursor={cursor}"), "cursor").await;
+}
+
+#[tokio::test]
+async fn each_list_ends_without_an_empty_page() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(410).await;
+    for _ in 0..3 {
+        endpoint(&daemon, &receiver, json!({})).await;
+        daemon.post("/keys", r#"{"role":"viewer"}"#).await;
+    }
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    daemon.until("/dead-letters", |letters| list(letters).len() == 3).await;
+    for resource in ["/endpoints?", "/deliveries?", "/dead-letters?", "/keys?"] {
+        let (mut pages, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = daemon.get(&format!("{resource}limit=1{cursor}")).await;
+            pages.push(list(&page).len());
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(pages, [1, 1, 1], "{resource}");
+    }
+    let id = text(&event, "id");
+    assert_eq!(list(&daemon.get(&format!("/deliveries?eventId={id}&limit=250")).await).len(), 3);
+}
+
+/// Most of a long list does not match: the page is looked for as far as it takes.
+#[tokio::test]
+async fn what_is_rare_is_found_behind_many_others() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let rare = publish(&daemon, json!({"type": "rare", "data": 1})).await;
+    let batch = json!({"events": vec![json!({"type": "common", "data": 1}); 1_000]}).to_string();
+    // More than one step looks at.
+    for _ in 0..24 {
+        daemon.post("/events/batch", &batch).await;
+    }
+    let page = daemon.get("/events?type=rare&limit=1").await;
+    assert_eq!((list(&page).len(), &page["data"][0]["id"]), (1, &rare["id"]), "{page}");
+    let none = daemon.get("/events?status=pending&limit=1").await;
+    assert_eq!(none, json!({"data": [], "next": null}));
+}
+
+#[tokio::test]
+async fn times_ids_and_durations_are_written_as_promised() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    let made = endpoint(&daemon, &receiver, json!({"timeout": "1500ms"})).await;
+    let event =
+        publish(&daemon, json!({"type": "a", "data": 1, "timestamp": "2026-03-13T11:35:00.1239+01:00"}))
+            .await;
+    assert_eq!(event["timestamp"], "2026-03-13T10:35:00.123Z");
+    let delivery = settled(&daemon, &event).await;
+    let key = daemon.post("/keys", r#"{"role":"viewer"}"#).await;
+    for (value, prefix) in [(&event, "evt_"), (&made, "ep_"), (&delivery, "dlv_"), (&key, "key_")] {
+        assert!(text(value, "id").starts_with(prefix), "{value}");
+    }
+    let utc = |text: &str| text.len() == 24 && text.as_bytes()[19] == b'.' && text.ends_with('Z');
+    for (value, name) in [(&made, "createdAt"), (&delivery, "createdAt"), (&key, "createdAt")] {
+        assert!(utc(&text(value, name)), "{value}");
+    }
+    assert_eq!(made["timeout"], "1500ms");
+    let duration = text(&delivery["attempts"][0], "duration");
+    assert!(duration.ends_with("ms") || duration.ends_with('s'), "{delivery}");
+    // Ids are ULIDs in commit order.
+    let second = publish(&daemon, json!({"type": "a", "data": 2})).await;
+    assert!(text(&second, "id") > text(&event, "id") && text(&event, "id").len() == 30, "{event} {second}");
+}
+
+/// A key gives the first answer again, refuses another body, and is one tenant's and one route's.
+#[tokio::test]
+async fn every_post_that_creates_has_idempotency_keys() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    let made = endpoint(&daemon, &receiver, json!({})).await;
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    let delivery = settled(&daemon, &event).await;
+    let endpoint_path = format!("/endpoints/{}", text(&made, "id"));
+    let hook = json!({"url": receiver.url}).to_string();
+    let posts = [
+        ("/events".to_owned(), r#"{"type":"b","data":1}"#.to_owned(), 202),
+        (
+            "/events/batch".to_owned(),
+            r#"{"events":[{"type":"b","data":1},{"type":"c","data":2}]}"#.to_owned(),
+            202,
+        ),
+        ("/endpoints".to_owned(), hook, 201),
+        ("/keys".to_owned(), r#"{"role":"viewer"}"#.to_owned(), 201),
+        (format!("{endpoint_path}/test"), "{}".to_owned(), 202),
+        (format!("{endpoint_path}/secret/rotate"), r#"{"overlap":"1h"}"#.to_owned(), 200),
+        (format!("{endpoint_path}/replay"), r#"{"since":"2026-01-01T00:00:00Z"}"#.to_owned(), 202),
+        (format!("/events/{}/replay", text(&event, "id")), "{}".to_owned(), 202),
+        (format!("/deliveries/{}/retry", text(&delivery, "id")), "{}".to_owned(), 202),
+        ("/dead-letters/redrive".to_owned(), "{}".to_owned(), 202),
+        ("/dead-letters/purge".to_owned(), "{}".to_owned(), 202),
+    ];
+    let key = [("idempotency-key", "one-key")];
+    let mut firsts = Vec::new();
+    for (path, body, status) in &posts {
+        let (got, first, headers) = daemon.call("POST", path, &key, body).await;
+        assert_eq!((got, headers.get("idempotent-replayed")), (*status, None), "{path}: {first}");
+        firsts.push((first, headers.get("location").cloned()));
+    }
+    daemon.kill();
+    let daemon = Daemon::start(data.path()).await;
+    for ((path, body, status), (first, location)) in posts.iter().zip(firsts) {
+        let (got, again, headers) = daemon.call("POST", path, &key, body).await;
+        let replayed = headers.get("idempotent-replayed").map(String::as_str);
+        assert_eq!((got, replayed), (*status, Some("true")), "{path}: {again}");
+        assert_eq!(headers.get("location"), location.as_ref(), "{path}");
+        assert_eq!(again, as_repeated(path, first), "{path}");
+        let other = body.replacen('{', "{ ", 1);
+        let (got, problem, _) = daemon.call("POST", path, &key, &other).await;
+        is_problem(&(got, problem), 422, "idempotency_mismatch", path);
+    }
+}
+
+/// What a repeated answer may differ in: `duplicate` says so, and a key's secret is shown once.
+fn as_repeated(path: &str, mut first: Value) -> Value {
+    match path {
+        "/events/batch" => {
+            for result in first["results"].as_array_mut().unwrap() {
+                result["duplicate"] = json!(true);
+            }
+        }
+        "/keys" => drop(first.as_object_mut().unwrap().remove("secret").expect("it was shown once")),
+        _ if first.get("duplicate").is_some() => first["duplicate"] = json!(true),
+        _ => {}
+    }
+    first
+}
+
+#[tokio::test]
+async fn an_idempotency_key_is_its_tenants_and_of_a_bounded_form() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let key = [("idempotency-key", "k")];
+    let (_, first, _) = daemon.call("POST", "/events", &key, r#"{"type":"a","data":1}"#).await;
+    let elsewhere = r#"{"type":"a","data":2,"tenant":"other"}"#;
+    let (status, other, _) = daemon.call("POST", "/events", &key, elsewhere).await;
+    assert_eq!(status, 202, "another tenant has keys of its own: {other}");
+    assert_ne!(other["id"], first["id"]);
+    let long = "k".repeat(256);
+    for bad in ["", "\"", long.as_str()] {
+        let answer =
+            daemon.call("POST", "/events", &[("idempotency-key", bad)], r#"{"type":"a","data":1}"#).await;
+        is_problem(&(answer.0, answer.1), 400, "malformed", bad);
+    }
+}
+
+/// However many ask at once with one key, one event comes of it.
+#[tokio::test]
+async fn while_the_first_request_is_in_flight_another_is_409_or_gets_its_answer() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let key = [("idempotency-key", "k")];
+    let posts = (0..40).map(|_| daemon.call("POST", "/events", &key, r#"{"type":"a","data":1}"#));
+    let mut ids = std::collections::HashSet::new();
+    for (status, answer, _) in futures_util::future::join_all(posts).await {
+        match status {
+            202 => drop(ids.insert(text(&answer, "id"))),
+            _ => is_problem(&(status, answer), 409, "request_in_flight", "a second request"),
+        }
+    }
+    assert_eq!((ids.len(), list(&daemon.get("/events").await).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_head_is_a_get_without_its_body_and_an_id_may_be_percent_encoded() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    let id = text(&event, "id");
+    let (status, body, headers) = daemon.call("HEAD", &format!("/events/{id}"), &[], "").await;
+    assert_eq!((status, body, headers["content-type"].as_str()), (200, Value::Null, "application/json"));
+    let encoded = id.replacen('_', "%5F", 1);
+    assert_eq!(daemon.get(&format!("/events/{encoded}")).await["id"], id.as_str());
+}
+
+#[tokio::test]
+async fn the_ops_listener_has_metrics_and_health_and_the_api_has_not() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for path in ["/healthz", "/readyz"] {
+        let (status, body) = daemon.ops(path).await;
+        assert_eq!((status, body.as_str()), (200, r#"{"status":"ok"}"#), "{path}");
+    }
+    assert!(daemon.metrics().await.contains("balto_build_info"));
+    for path in ["/v1/events", "/", "/metrics/"] {
+        assert_eq!(daemon.ops(path).await.0, 404, "{path}");
+    }
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        let (status, ..) = daemon.call("GET", &format!("/..{path}"), &[], "").await;
+        assert_eq!(status, 404, "{path} on the API");
+    }
+}

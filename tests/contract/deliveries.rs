@@ -1,0 +1,202 @@
+//! Deliveries, their attempts, and the dead-letter queue.
+
+use serde_json::{Value, json};
+
+use super::support::{Daemon, Receiver, answer};
+use super::{endpoint, is_problem, list, publish, settled, text};
+
+#[tokio::test]
+async fn a_delivery_shows_each_attempt_with_all_its_members() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let reply = "HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nbusy";
+    let receiver =
+        Receiver::start(move |number, _| if number == 0 { reply.to_owned() } else { answer(204) }).await;
+    endpoint(&daemon, &receiver, json!({})).await;
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    let delivery = settled(&daemon, &event).await;
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!((&delivery["status"], attempts.len()), (&json!("delivered"), 2), "{delivery}");
+    let members = [
+        "number",
+        "startedAt",
+        "duration",
+        "statusCode",
+        "errorClass",
+        "error",
+        "responseBody",
+        "nextAttemptAt",
+        "trigger",
+    ];
+    for attempt in attempts {
+        for member in members {
+            assert!(attempt.get(member).is_some(), "no `{member}` in {attempt}");
+        }
+    }
+    let shown = |index: usize| {
+        ["number", "statusCode", "errorClass", "responseBody", "trigger"]
+            .map(|name| attempts[index][name].clone())
+    };
+    assert_eq!(shown(0), [json!(1), json!(503), json!("status"), json!("busy"), json!("publish")]);
+    assert_eq!(shown(1), [json!(2), json!(204), Value::Null, json!(""), json!("retry")]);
+    assert!(attempts[0]["nextAttemptAt"].is_string() && attempts[1]["nextAttemptAt"].is_null(), "{delivery}");
+}
+
+#[tokio::test]
+async fn deliveries_are_found_by_every_filter() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let (good, bad) = (Receiver::status(200).await, Receiver::status(500).await);
+    let first = endpoint(&daemon, &good, json!({"eventTypes": ["a"]})).await;
+    endpoint(&daemon, &bad, json!({"eventTypes": ["a", "b"]})).await;
+    endpoint(&daemon, &good, json!({"tenant": "acme"})).await;
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    publish(&daemon, json!({"type": "b", "data": 1})).await;
+    publish(&daemon, json!({"type": "a", "data": 1, "tenant": "acme", "deliverAt": "2100-01-01T00:00:00Z"}))
+        .await;
+    daemon.until("/deliveries?status=pending", |found| list(found).len() == 1).await;
+    let (event, first) = (text(&event, "id"), text(&first, "id"));
+    let rows = [
+        (String::new(), 4),
+        (format!("eventId={event}"), 2),
+        (format!("endpointId={first}"), 1),
+        (format!("endpointId={first}&status=dead"), 0),
+        ("status=dead".to_owned(), 2),
+        ("status=delivered".to_owned(), 1),
+        ("status=cancelled".to_owned(), 0),
+        ("tenant=acme".to_owned(), 1),
+        ("type=b".to_owned(), 1),
+        ("since=2026-01-01T00:00:00Z&until=2100-01-01T00:00:00Z".to_owned(), 4),
+        ("until=2026-01-01T00:00:00Z".to_owned(), 0),
+        ("eventId=evt_nope".to_owned(), 0),
+    ];
+    for (query, expected) in rows {
+        let found = daemon.get(&format!("/deliveries?{query}")).await;
+        assert_eq!(list(&found).len(), expected, "{query}: {found}");
+    }
+}
+
+#[tokio::test]
+async fn a_pending_delivery_is_tried_at_once_or_cancelled_and_an_ended_one_cannot_be_cancelled() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    endpoint(&daemon, &receiver, json!({})).await;
+    let later = json!({"type": "a", "data": 1, "deliverAt": "2100-01-01T00:00:00Z"});
+    let mut deliveries = Vec::new();
+    for _ in 0..2 {
+        let event = publish(&daemon, later.clone()).await;
+        let shown = daemon.get(&format!("/events/{}", text(&event, "id"))).await;
+        deliveries.push(format!("/deliveries/{}", text(&shown["deliveries"][0], "id")));
+    }
+    let (status, retried, _) = daemon.call("POST", &format!("{}/retry", deliveries[0]), &[], "").await;
+    assert_eq!((status, &retried["status"]), (202, &json!("pending")), "{retried}");
+    let done = daemon.until(&deliveries[0], |delivery| delivery["status"] == "delivered").await;
+    assert_eq!(done["attempts"][0]["trigger"], "manual", "{done}");
+    let (status, cancelled, _) = daemon.call("POST", &format!("{}/cancel", deliveries[1]), &[], "").await;
+    assert_eq!((status, &cancelled["status"]), (200, &json!("cancelled")), "{cancelled}");
+    for delivery in &deliveries {
+        let (status, problem, _) = daemon.call("POST", &format!("{delivery}/cancel"), &[], "").await;
+        is_problem(&(status, problem), 409, "conflict", delivery);
+    }
+    assert_eq!(receiver.got().len(), 1);
+}
+
+#[tokio::test]
+async fn a_dead_letter_shows_its_event_and_goes_out_again_under_its_id() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::start(|number, _| answer(if number < 2 { 500 } else { 200 })).await;
+    endpoint(&daemon, &receiver, json!({})).await;
+    let event = publish(&daemon, json!({"type": "a.b", "data": {"x": 1}, "metadata": {"m": 1}})).await;
+    let delivery = settled(&daemon, &event).await;
+    let letter = daemon.get("/dead-letters").await["data"][0].clone();
+    assert_eq!((&letter["deliveryId"], &letter["reason"]), (&delivery["id"], &json!("attemptsExhausted")));
+    let path = format!("/dead-letters/{}", text(&letter, "deliveryId"));
+    let shown = daemon.get(&path).await;
+    assert_eq!((&shown["event"]["data"], &shown["event"]["id"]), (&json!({"x": 1}), &event["id"]), "{shown}");
+    assert_eq!(
+        (shown["attempts"].as_array().unwrap().len(), &shown["reason"]),
+        (2, &letter["reason"]),
+        "{shown}"
+    );
+    let (status, redriven, _) = daemon.call("POST", &format!("{path}/redrive"), &[], "").await;
+    assert_eq!((status, &redriven["status"]), (202, &json!("pending")), "{redriven}");
+    let done = settled(&daemon, &event).await;
+    let numbers: Vec<_> =
+        done["attempts"].as_array().unwrap().iter().map(|attempt| attempt["number"].clone()).collect();
+    assert_eq!(
+        (numbers, &done["attempts"][2]["trigger"]),
+        (vec![json!(1), json!(2), json!(3)], &json!("redrive"))
+    );
+    assert_eq!(receiver.got()[2].headers["webhook-id"], text(&event, "id"));
+    for (method, path) in [("GET", path.clone()), ("POST", format!("{path}/redrive")), ("DELETE", path)] {
+        let (status, problem, _) = daemon.call(method, &path, &[], "").await;
+        is_problem(&(status, problem), 404, "not_found", method);
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
+    let data = tempfile::tempdir().unwrap();
+    let refused =
+        [("BALTO__DELIVERY__REFUSED_STATUSES", "418"), ("BALTO__DELIVERY__BREAKER_FAILURES", "1000")];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &refused).await;
+    let (tired, teapot) = (Receiver::status(500).await, Receiver::status(418).await);
+    let first = endpoint(&daemon, &tired, json!({"eventTypes": ["a"]})).await;
+    endpoint(&daemon, &teapot, json!({"eventTypes": ["b"]})).await;
+    endpoint(&daemon, &teapot, json!({"tenant": "acme"})).await;
+    for event in [
+        json!({"type": "a"}),
+        json!({"type": "a"}),
+        json!({"type": "b"}),
+        json!({"type": "b", "tenant": "acme"}),
+    ] {
+        let mut event = event;
+        event["data"] = json!(1);
+        publish(&daemon, event).await;
+    }
+    daemon.until("/dead-letters", |letters| list(letters).len() == 4).await;
+    let filters = [
+        (json!({"endpointId": first["id"]}), 2),
+        (json!({"tenant": "acme"}), 1),
+        (json!({"type": "b"}), 2),
+        (json!({"reason": "refused"}), 2),
+        (json!({"reason": "attemptsExhausted", "tenant": "acme"}), 0),
+        (json!({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}), 0),
+        (json!({"since": "2026-01-02T00:00:00Z"}), 4),
+        (json!({}), 4),
+    ];
+    for (filter, expected) in &filters {
+        let query: Vec<_> = filter
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, value)| format!("{name}={}", value.as_str().unwrap()))
+            .collect();
+        let found = daemon.get(&format!("/dead-letters?{}", query.join("&"))).await;
+        assert_eq!(list(&found).len(), *expected, "{filter}: {found}");
+        let (status, redriven, _) =
+            daemon.call("POST", "/dead-letters/redrive", &[], &filter.to_string()).await;
+        assert_eq!((status, &redriven), (202, &json!({"count": expected})), "{filter}");
+        daemon.until("/dead-letters", |letters| list(letters).len() == 4).await;
+    }
+    for (filter, pointer) in [
+        (json!({"endpointId": "ep_mistyped"}), "/endpointId"),
+        (json!({"reason": "boredom"}), "/reason"),
+        (json!({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}), "/until"),
+        (json!({"type": "a.#"}), "/type"),
+        (json!({"limit": 1}), "/limit"),
+    ] {
+        for path in ["/dead-letters/redrive", "/dead-letters/purge"] {
+            let (status, problem, _) = daemon.call("POST", path, &[], &filter.to_string()).await;
+            is_problem(&(status, problem.clone()), 422, "validation_failed", &filter.to_string());
+            assert_eq!(problem["errors"][0]["pointer"], pointer, "{filter}: {problem}");
+        }
+    }
+    let letter = text(&daemon.get("/dead-letters?type=b&tenant=default").await["data"][0], "deliveryId");
+    assert_eq!(daemon.call("DELETE", &format!("/dead-letters/{letter}"), &[], "").await.0, 204);
+    assert_eq!(daemon.get(&format!("/deliveries/{letter}")).await["status"], "cancelled");
+    assert_eq!(daemon.post("/dead-letters/purge", r#"{"tenant":"default"}"#).await["count"], 2);
+    assert_eq!(list(&daemon.get("/dead-letters").await).len(), 1, "acme's is left");
+}

@@ -1,0 +1,171 @@
+//! Keys, operator events, readiness and shutdown.
+
+use serde_json::{Value, json};
+
+use super::support::{Daemon, Receiver, answer};
+use super::{ADMIN, call_as, endpoint, is_problem, key, keyed, list, publish, text};
+
+#[tokio::test]
+async fn a_keys_secret_is_shown_once_and_its_end_is_the_end_of_its_answers() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let body = r#"{"role":"publisher","tenant":"acme","description":"ci"}"#;
+    let (status, made) = call_as(&daemon, ADMIN, "POST", "/keys", body).await;
+    let secret = text(&made, "secret");
+    assert_eq!(
+        (status, &made["role"], &made["tenant"]),
+        (201, &json!("publisher"), &json!("acme")),
+        "{made}"
+    );
+    let (_, listed) = call_as(&daemon, ADMIN, "GET", "/keys", "").await;
+    assert!(!listed.to_string().contains(&secret) && listed["data"][0]["id"] == made["id"], "{listed}");
+    let (status, event) = call_as(&daemon, &secret, "POST", "/events", r#"{"type":"a","data":1}"#).await;
+    assert_eq!((status, &event["tenant"]), (202, &json!("acme")), "a bound key's own tenant is its default");
+    let path = format!("/keys/{}", text(&made, "id"));
+    assert_eq!(call_as(&daemon, ADMIN, "DELETE", &path, "").await.0, 204);
+    is_problem(&call_as(&daemon, ADMIN, "DELETE", &path, "").await, 404, "not_found", "twice");
+    is_problem(&call_as(&daemon, &secret, "GET", "/events", "").await, 401, "unauthorized", "a deleted key");
+    let bound = key(&daemon, "admin", Some("acme")).await;
+    for method in ["GET", "POST"] {
+        let answer = call_as(&daemon, &bound, method, "/keys", r#"{"role":"admin"}"#).await;
+        is_problem(&answer, 403, "forbidden", "a bound key makes no keys");
+    }
+    let on_disk =
+        std::process::Command::new("grep").arg("-rlF").arg(&secret).arg(data.path()).output().unwrap();
+    assert!(on_disk.stdout.is_empty(), "the secret is on disk: {on_disk:?}");
+}
+
+/// The operator's receiver, and what it has been told: type and data.
+async fn told(operator: &Receiver, count: usize) -> Vec<(String, Value)> {
+    let read = |got: super::support::Got| {
+        let body: Value = serde_json::from_str(&got.body).unwrap();
+        assert_eq!(body["tenant"], "balto", "{body}");
+        (text(&body, "type"), body["data"].clone())
+    };
+    operator.until(count).await.into_iter().map(read).collect()
+}
+
+#[tokio::test]
+async fn the_operator_is_told_of_failing_disabled_and_recovered_endpoints_and_of_dead_deliveries() {
+    let data = tempfile::tempdir().unwrap();
+    let breaker =
+        [("BALTO__DELIVERY__BREAKER_FAILURES", "2"), ("BALTO__DELIVERY__BREAKER_PROBE_INITIAL", "100ms")];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &breaker).await;
+    let operator = Receiver::status(204).await;
+    endpoint(&daemon, &operator, json!({"tenant": "balto", "ordering": "endpoint"})).await;
+    // Fails twice, which kills the first and opens the circuit; takes the second; is gone with the third; is well again.
+    let receiver = Receiver::start(|number, _| answer([500, 500, 200, 410, 200][number.min(4)])).await;
+    let made = endpoint(&daemon, &receiver, json!({"maxInFlight": 1})).await;
+    let id = text(&made, "id");
+    let about = json!({"endpointId": id, "tenant": "default"});
+    let first = publish(&daemon, json!({"type": "a.b", "data": 1})).await;
+    let mut events = told(&operator, 2).await;
+    events.sort_by(|one, other| one.0.cmp(&other.0));
+    let dead = &events[0].1;
+    assert_eq!(events[0].0, "balto.delivery.dead");
+    assert_eq!(
+        (&dead["eventId"], &dead["eventType"], &dead["endpointId"], &dead["reason"], &dead["tenant"]),
+        (&first["id"], &json!("a.b"), &made["id"], &json!("attemptsExhausted"), &json!("default"))
+    );
+    assert_eq!(events[1], ("balto.endpoint.failing".to_owned(), about.clone()));
+
+    publish(&daemon, json!({"type": "a.b", "data": 2})).await;
+    assert_eq!(told(&operator, 3).await[2], ("balto.endpoint.recovered".to_owned(), about.clone()));
+
+    publish(&daemon, json!({"type": "a.b", "data": 3})).await;
+    let mut events = told(&operator, 5).await.split_off(3);
+    events.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!((events[0].0.as_str(), &events[0].1["reason"]), ("balto.delivery.dead", &json!("gone")));
+    let disabled = json!({"endpointId": id, "tenant": "default", "reason": "gone"});
+    assert_eq!(events[1], ("balto.endpoint.disabled".to_owned(), disabled));
+
+    daemon.post(&format!("/endpoints/{id}/resume"), "").await;
+    publish(&daemon, json!({"type": "a.b", "data": 4})).await;
+    assert_eq!(told(&operator, 6).await[5], ("balto.endpoint.recovered".to_owned(), about));
+}
+
+#[tokio::test]
+async fn what_a_disabled_endpoint_keeps_too_long_dies_and_the_operator_is_told() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let operator = Receiver::status(204).await;
+    endpoint(&daemon, &operator, json!({"tenant": "balto", "eventTypes": ["balto.delivery.*"]})).await;
+    let gone = Receiver::status(410).await;
+    let policy = json!({"retry": {"initial": "10ms", "maxInterval": "20ms", "maxAge": "1s"}});
+    let made = endpoint(&daemon, &gone, policy).await;
+    publish(&daemon, json!({"type": "a", "data": 1})).await;
+    daemon.until(&format!("/endpoints/{}", text(&made, "id")), |shown| shown["status"] == "disabled").await;
+    let kept = publish(&daemon, json!({"type": "a", "data": 2})).await;
+    let events = told(&operator, 2).await;
+    assert_eq!(
+        (&events[0].1["reason"], &events[1].1["reason"]),
+        (&json!("gone"), &json!("endpointDisabled"))
+    );
+    assert_eq!(events[1].1["eventId"], kept["id"], "{events:?}");
+    assert_eq!(list(&daemon.get("/dead-letters?reason=endpointDisabled").await).len(), 1);
+}
+
+#[tokio::test]
+async fn the_reserved_tenant_is_the_operators_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    let hook = json!({"url": receiver.url, "tenant": "balto"}).to_string();
+    let made = call_as(&daemon, ADMIN, "POST", "/endpoints", &hook).await;
+    assert_eq!(made.0, 201, "{made:?}");
+    let event = r#"{"type":"a","data":1,"tenant":"balto"}"#;
+    is_problem(
+        &call_as(&daemon, ADMIN, "POST", "/events", event).await,
+        422,
+        "validation_failed",
+        "nobody posts there",
+    );
+    let other = key(&daemon, "admin", Some("acme")).await;
+    is_problem(
+        &call_as(&daemon, &other, "POST", "/endpoints", &hook).await,
+        403,
+        "forbidden",
+        "another's key",
+    );
+    let bound = json!({"role": "admin", "tenant": "balto"}).to_string();
+    is_problem(
+        &call_as(&daemon, ADMIN, "POST", "/keys", &bound).await,
+        422,
+        "validation_failed",
+        "an admin there",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_lets_running_attempts_end_says_so_and_exits_with_zero() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(data.path()).await;
+    let (entered, inside) = std::sync::mpsc::channel();
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let (entered, gate) = (std::sync::Mutex::new(entered), std::sync::Mutex::new(gate));
+    let receiver = Receiver::start(move |_, _| {
+        entered.lock().unwrap().send(()).unwrap();
+        tokio::task::block_in_place(|| gate.lock().unwrap().recv()).ok();
+        answer(200)
+    });
+    let receiver = receiver.await;
+    endpoint(&daemon, &receiver, json!({})).await;
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    tokio::task::spawn_blocking(move || inside.recv().unwrap()).await.unwrap();
+    daemon.signal("TERM");
+    let deadline = std::time::Instant::now() + super::support::PATIENCE;
+    loop {
+        let (status, words) = daemon.ops("/readyz").await;
+        if status == 503 {
+            assert_eq!(words, r#"{"status":"unavailable","reason":"draining"}"#);
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "readiness stays {status} {words}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    release.send(()).unwrap();
+    assert_eq!(daemon.ended_within(super::support::PATIENCE).await, Some(0));
+    let daemon = Daemon::start(data.path()).await;
+    let shown = daemon.get(&format!("/events/{}", text(&event, "id"))).await;
+    assert_eq!((&shown["status"], receiver.got().len()), (&json!("delivered"), 1), "{shown}");
+}
