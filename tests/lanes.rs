@@ -171,8 +171,8 @@ async fn ordering_says_how_many_stand_behind_others() {
     for key in ["k1", "k1", "k2", "k1"] {
         daemon.post("/events", &json!({"type": "a", "data": 1, "orderingKey": key}).to_string()).await;
     }
-    let report =
-        daemon.until(&lane, |report| report["inFlight"] == 2 && report["reason"] == "ordering").await;
+    daemon.until(&lane, |report| report["inFlight"] == 2).await;
+    let report = waits(&daemon, &lane, "ordering").await;
     assert_eq!((&report["pending"], &report["waitingForOrder"]), (&json!(4), &json!(2)), "{report}");
 }
 

@@ -3,7 +3,7 @@
 //! Owns the lanes, the payloads and every running attempt. Being the only one who touches the lanes it needs no lock.
 //! It never waits for the store, so that the store may wait for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +35,23 @@ const INTAKE_MAX: usize = 256;
 /// What the dispatcher hears beside notices of the store.
 #[derive(Debug)]
 pub(super) enum Signal {
-    Finished { endpoint: EndpointNumber, key: DueKey, outcome: lanes::Outcome },
-    Refilled { endpoint: EndpointNumber, entries: Vec<(DueKey, Progress)>, exhausted: bool, as_of: Position },
-    Explain { endpoint: EndpointNumber, answer: oneshot::Sender<LaneAnswer> },
+    Finished {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        outcome: lanes::Outcome,
+    },
+    Refilled {
+        endpoint: EndpointNumber,
+        entries: Vec<(DueKey, Progress)>,
+        exhausted: bool,
+        as_of: Position,
+    },
+    Explain {
+        endpoint: EndpointNumber,
+        answer: oneshot::Sender<LaneAnswer>,
+    },
+    /// Endpoints of which some deliveries stand behind others, as of the last look.
+    Behind(HashSet<EndpointNumber>),
     Reconfigured,
 }
 
@@ -75,6 +89,8 @@ pub struct Dispatcher {
     health: watch::Receiver<Health>,
     /// Since when each failing endpoint has had no success.
     failing_since: HashMap<EndpointNumber, Timestamp>,
+    /// For the gauges: what lanes do not know. At most one for each endpoint.
+    behind: HashSet<EndpointNumber>,
     draining: bool,
     heartbeat: watch::Sender<()>,
 }
@@ -96,6 +112,7 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             health,
             failing_since: HashMap::new(),
+            behind: HashSet::new(),
             draining: false,
             heartbeat: watch::Sender::new(()),
         }
@@ -278,6 +295,7 @@ impl Dispatcher {
                 // The asker may have gone.
                 let _gone = answer.send(report).is_err();
             }
+            Signal::Behind(endpoints) => self.behind = endpoints,
             Signal::Reconfigured => self.lanes.reconfigure(config(&self.engine)),
         }
     }
@@ -320,7 +338,7 @@ impl Dispatcher {
     fn keep_house(&mut self) {
         self.heartbeat.send_replace(());
         let now = self.engine.now();
-        let summary = self.lanes.summary(now);
+        let summary = self.lanes.summary(&self.behind, now);
         self.engine.metrics().lanes(&summary);
         self.engine.metrics().rate_waited(self.lanes.take_rate_waited());
         self.tasks.spawn(measure(self.engine.clone()));
@@ -410,6 +428,16 @@ async fn refill(engine: Engine, endpoint: EndpointNumber, after: Option<DueKey>,
 /// Asks the store for what the gauges show; never the loop itself, which must not wait for the store.
 async fn measure(engine: Engine) {
     let outbox = engine.outbox();
+    // Counting behind an order looks at every endpoint: not where none has one.
+    let ordered = outbox.directory(|directory| {
+        directory.endpoints().any(|endpoint| endpoint.ordering != crate::domain::Ordering::None)
+    });
+    let counted =
+        if ordered { outbox.read(|state| counters::all(state.rows())).await } else { Ok(Vec::new()) };
+    if let Ok(counted) = counted {
+        let behind = counted.into_iter().filter(|(_, lane)| lane.waiting > 0).map(|(number, _)| number);
+        engine.signal(Signal::Behind(behind.collect()));
+    }
     if let Ok((totals, size)) = outbox.read(|state| (state.totals(), state.size_bytes())).await {
         engine.metrics().store(
             totals.pending,

@@ -12,6 +12,7 @@ use crate::domain::{
     Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, ErrorClass, Event,
     EventId, Idempotency, Position, Record, Tenant, Timestamp,
 };
+use crate::lanes::{WaitReason, with_order};
 use crate::limits;
 use crate::projections::reads::{self, DeliveryFacts, Found};
 use crate::projections::{counters, idempotency, stats};
@@ -293,12 +294,9 @@ impl Engine {
         let counted = self.outbox().read(move |state| counters::lane(state.rows(), endpoint)).await?;
         let report = self.explain(endpoint).await?;
         let in_flight = report.in_flight as u64;
-        let mut reason = report.reason.map(crate::lanes::WaitReason::as_str);
-        if counted.waiting > 0 && matches!(reason, None | Some("notDue")) {
-            reason = Some(crate::lanes::WaitReason::Ordering.as_str());
-        }
+        let reason = with_order(report.reason, counted.waiting > 0);
         Ok(LaneView {
-            reason: reason.filter(|_| counted.pending > 0 || report.reason.is_some()),
+            reason: reason.map(WaitReason::as_str),
             pending: counted.pending,
             waiting_for_order: counted.waiting,
             in_flight,

@@ -11,13 +11,13 @@ mod rate;
 mod report;
 mod window;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use crate::domain::{DueKey, EndpointNumber, Now, Ordering, Position, Progress, RateLimit, Timestamp};
 pub use circuit::{BreakerConfig, CircuitState};
 use lane::{Lane, Readiness};
-pub use report::{LaneReport, LanesSummary, WaitReason};
+pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
 
 /// What an endpoint's policy says to its lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -271,13 +271,14 @@ impl Lanes {
         std::mem::take(&mut self.rate_waited)
     }
 
-    /// All lanes at a glance. Looks at every lane: for gauges, not for turns.
+    /// All lanes at a glance. Looks at every lane: for gauges, not for turns. `behind` are the endpoints of which some
+    /// deliveries stand behind others.
     #[must_use]
-    pub fn summary(&self, now: Now) -> LanesSummary {
+    pub fn summary(&self, behind: &HashSet<EndpointNumber>, now: Now) -> LanesSummary {
         let mut summary = LanesSummary { in_flight: self.in_flight, ..LanesSummary::default() };
         for endpoint in self.lanes.keys() {
             let Some(report) = self.explain(*endpoint, now) else { continue };
-            if let Some(reason) = report.reason {
+            if let Some(reason) = with_order(report.reason, behind.contains(endpoint)) {
                 summary.waiting[reason as usize] += 1;
             }
             let due = report.next_due.filter(|due| *due <= now.wall);

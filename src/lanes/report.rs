@@ -47,6 +47,16 @@ impl WaitReason {
     }
 }
 
+/// The reason when some of the endpoint's deliveries stand `behind` others. Lanes never see those, so they think that there
+/// is nothing to send, or that the next is not due.
+#[must_use]
+pub fn with_order(reason: Option<WaitReason>, behind: bool) -> Option<WaitReason> {
+    match reason {
+        None | Some(WaitReason::NotDue) if behind => Some(WaitReason::Ordering),
+        other => other,
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneReport {
     /// `None`: nothing waits, or it is about to be sent.
