@@ -389,6 +389,9 @@ fn the_demo_runs_in_under_a_minute_and_leaves_nothing_behind() {
     ] {
         assert!(out.contains(told), "`{told}` is not told:\n{out}");
     }
+    for counted in ["balto_events_accepted_total 3", r#"balto_deliveries_total{outcome="delivered"} 4"#] {
+        assert!(out.contains(counted), "`{counted}` is not told:\n{out}");
+    }
     assert!(!out.contains('\u{1b}'), "colours where nobody sees them: {out}");
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "it left files behind");
 }
