@@ -356,3 +356,59 @@ async fn our_own_events_are_cloudevents_where_an_endpoint_wants_them() {
         "type": "order.paid", "subject": "order-42", "datacontenttype": "application/json"}, "data": {"order": 1.5}});
     assert_eq!((&python[0]["read"], &node[0]["read"]), (&expected, &expected));
 }
+
+/// What a publisher sends, put to the SDKs of OpenTelemetry as a receiver would; and what Balto made of it, likewise.
+#[tokio::test]
+async fn traces_go_on_as_the_sdks_of_opentelemetry_read_them() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    daemon.post("/endpoints", &json!({"url": receiver.url, "trace": true}).to_string()).await;
+    const TRACE: &str = "12345678901234567890123456789012";
+    const SPAN: &str = "1234567890123456";
+    let vectors = [
+        (format!("00-{TRACE}-{SPAN}-00"), true),
+        (format!("00-{TRACE}-{SPAN}-01"), true),
+        (format!("00-{TRACE}-{SPAN}-02"), true),
+        (format!("00-{TRACE}-{SPAN}-03"), true),
+        (format!("cc-{TRACE}-{SPAN}-01"), true),
+        (format!("cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like"), true),
+        (format!("cc-{TRACE}-{SPAN}-01.what-the-future-will-be-like"), false),
+        (format!("00-{TRACE}-{SPAN}-01-what-the-future-will-be-like"), false),
+        (format!("00-{TRACE}-{SPAN}-01."), false),
+        (format!("ff-{TRACE}-{SPAN}-01"), false),
+        (format!("0-{TRACE}-{SPAN}-01"), false),
+        (format!("00-{}-{SPAN}-01", "0".repeat(32)), false),
+        (format!("00-{TRACE}-{}-01", "0".repeat(16)), false),
+        (format!("00-{TRACE}3-{SPAN}-01"), false),
+        (format!("00-{TRACE}-{SPAN}7-01"), false),
+        (format!("00-{TRACE}-{SPAN}-1"), false),
+        (format!("00-.{}-{SPAN}-01", &TRACE[1..]), false),
+    ];
+    let case = |story: String, good: bool, got: Got| Case { good, ..Case::good(&story, "trace", "", &got) };
+    let mut asked = Vec::new();
+    let mut sent = Vec::new();
+    for (number, (vector, good)) in vectors.iter().enumerate() {
+        let headers = HashMap::from([("traceparent".to_owned(), vector.clone())]);
+        asked.push(case(format!("{vector} as it came"), *good, Got { headers, body: String::new() }));
+        let body = r#"{"type":"a","data":1}"#;
+        let (status, ..) = daemon.call("POST", "/events", &[("traceparent", vector)], body).await;
+        assert_eq!(status, 202, "{vector}");
+        let got = receiver.until(number + 1).await.pop().unwrap();
+        sent.push(case(format!("{vector} as it was sent on"), *good, got));
+    }
+    let (python, node) = judge_all(&[asked, sent].concat());
+    let count = vectors.len();
+    for answers in [&python, &node] {
+        let mut spans = vec![json!(SPAN)];
+        for (before, after) in
+            answers[..count].iter().zip(&answers[count..]).filter(|(one, _)| one["accepted"] == true)
+        {
+            let (before, after) = (&before["read"], &after["read"]);
+            assert_eq!((&before["trace"], &before["flags"]), (&after["trace"], &after["flags"]));
+            assert!(!spans.contains(&after["span"]), "{after}");
+            spans.push(after["span"].clone());
+        }
+        assert_eq!(spans.len(), 7);
+    }
+}

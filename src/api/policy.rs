@@ -72,7 +72,7 @@ pub struct EndpointInput {
     /// What is generated: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
-    /// Whether deliveries continue the event's `traceparent`.
+    /// Whether deliveries continue the event's `traceparent`, each attempt as a span of its own.
     pub trace: Option<bool>,
     /// Any object, at most 16 KiB.
     pub metadata: Option<Map<String, Value>>,

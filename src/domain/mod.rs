@@ -12,6 +12,7 @@ pub mod key;
 pub mod names;
 pub mod record;
 pub mod time;
+pub mod trace;
 
 pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Next, Progress, Trigger,
@@ -27,3 +28,4 @@ pub use key::{ApiKey, Role};
 pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, StreamName, Tenant};
 pub use record::{Idempotency, Record};
 pub use time::{Now, Timestamp};
+pub use trace::TraceParent;

@@ -11,12 +11,12 @@ use super::dispatcher::Signal;
 use crate::courier::{Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
-    ErrorClass, Event, Next, Now, Position, Progress, Record, Tenant, Verdict,
+    ErrorClass, Event, Next, Now, Position, Progress, Record, Tenant, Verdict, attribute,
 };
 use crate::lanes;
-use crate::rules::retry;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
+use crate::rules::{retry, trace};
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Unit};
 
@@ -82,7 +82,7 @@ async fn make(
     }
     let number = assignment.progress.attempts + 1;
     let signed_at = Now { wall: engine.civil_time(), ..started };
-    let reply = match parcel(engine, endpoint, event, number, signed_at) {
+    let reply = match parcel(engine, endpoint, event, delivery, number, signed_at) {
         Ok(parcel) => carry(engine, parcel).await,
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
     };
@@ -122,15 +122,20 @@ fn parcel(
     engine: &Engine,
     endpoint: &Endpoint,
     event: &Event,
+    delivery: DeliveryKey,
     number: u32,
     now: Now,
 ) -> Result<Parcel, String> {
     let (body, media) = body::body(endpoint, event);
     let keys = engine.live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
     let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
-    let signature = signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body);
+    let mut ours = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
+    if endpoint.trace {
+        let parent = trace::traceparent(event, delivery, number);
+        ours.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
+    }
     let own = engine.open_headers(endpoint).map_err(|error| error.to_string())?;
-    let headers = body::headers(&own, media, event, number, now.wall, signature)?;
+    let headers = body::headers(&own, media, event, number, now.wall, ours)?;
     Parcel::new(&endpoint.url, headers, body, endpoint.timeout)
 }
 

@@ -8,6 +8,8 @@ const require = createRequire(new URL("../../target/judges/package.json", import
 const { Webhook } = require("standardwebhooks");
 const Stripe = require("stripe");
 const { CloudEvent, HTTP } = require("cloudevents");
+const { ROOT_CONTEXT, defaultTextMapGetter, trace } = require("@opentelemetry/api");
+const { W3CTraceContextPropagator } = require("@opentelemetry/core");
 
 const stripeWebhooks = new Stripe("sk_test_never_used").webhooks;
 
@@ -49,6 +51,13 @@ const schemes = {
     event.validate();
     const { data, time, ...attributes } = event.toJSON();
     return { attributes, data };
+  },
+
+  trace({ headers }) {
+    const context = new W3CTraceContextPropagator().extract(ROOT_CONTEXT, headers, defaultTextMapGetter);
+    const span = trace.getSpanContext(context);
+    check(span, "no trace to go on with");
+    return { trace: span.traceId, span: span.spanId, flags: span.traceFlags };
   },
 
   // Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names.

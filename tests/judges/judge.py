@@ -22,6 +22,8 @@ from cloudevents.core.bindings.http import (
 )
 from cloudevents.core.v1.event import CloudEvent
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from standardwebhooks.webhooks import Webhook
 from stripe import WebhookSignature
 
@@ -64,6 +66,16 @@ def cloudevent(headers, body, key):
     return {"attributes": attributes, "data": event.get_data()}
 
 
+def trace(headers, body, key):
+    span = get_current_span(TraceContextTextMapPropagator().extract(headers)).get_span_context()
+    assert span.is_valid, "no trace to go on with"
+    return {
+        "trace": format_trace_id(span.trace_id),
+        "span": format_span_id(span.span_id),
+        "flags": int(span.trace_flags),
+    }
+
+
 def make_cloudevent(headers, body, key):
     """Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names."""
     asked = json.loads(body)
@@ -83,6 +95,7 @@ SCHEMES = {
     "stripe": stripe,
     "github": github,
     "cloudevent": cloudevent,
+    "trace": trace,
     "make-cloudevent": make_cloudevent,
 }
 
