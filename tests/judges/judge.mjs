@@ -17,6 +17,12 @@ function check(good, why) {
   if (!good) throw new Error(why);
 }
 
+function readEvent(event) {
+  event.validate();
+  const { data, time, ...attributes } = event.toJSON();
+  return { attributes, data };
+}
+
 const schemes = {
   standard({ headers, body, key }) {
     new Webhook(key).verify(body.toString(), headers);
@@ -47,10 +53,11 @@ const schemes = {
   },
 
   cloudevent({ headers, body }) {
-    const event = HTTP.toEvent({ headers, body: body.toString() });
-    event.validate();
-    const { data, time, ...attributes } = event.toJSON();
-    return { attributes, data };
+    return readEvent(HTTP.toEvent({ headers, body: body.toString() }));
+  },
+
+  "cloudevents-batch"({ headers, body }) {
+    return HTTP.toEvent({ headers, body: body.toString() }).map(readEvent);
   },
 
   trace({ headers }) {
