@@ -39,6 +39,7 @@ pub struct Metrics {
     first_attempt: Histogram,
     delivered: Histogram,
     retries: IntCounter,
+    handshakes: IntCounterVec,
     removed_events: IntCounter,
     removed_bytes: IntCounter,
     pending: IntGauge,
@@ -118,6 +119,7 @@ impl Metrics {
                 &LATENCY_BUCKETS,
             ),
             retries: counter("balto_retries_total", "Attempts that failed and will be made again."),
+            handshakes: counters("balto_handshakes_total", "Requests for consent, by outcome.", &["outcome"]),
             removed_events: counter("balto_retention_events_total", "Events that retention removed."),
             removed_bytes: counter(
                 "balto_retention_bytes_total",
@@ -207,6 +209,11 @@ impl Metrics {
 
     pub fn retry(&self) {
         self.retries.inc();
+    }
+
+    /// `agreed` or `refused`.
+    pub fn handshake(&self, outcome: &str) {
+        self.handshakes.with_label_values(&[outcome]).inc();
     }
 
     pub fn lanes(&self, summary: &LanesSummary) {

@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use crate::domain::{Endpoint, Event, Format, Timestamp, TraceParent, attribute};
+use crate::domain::{Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute};
 use crate::limits;
 
+/// Who sends, in the words of a handshake.
+pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
 /// The standard body (format `standard`); `data` stands in it byte for byte as it was posted.
@@ -142,6 +144,29 @@ pub fn headers(
     }
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert("balto-attempt", HeaderValue::from(attempt));
+    Ok(headers)
+}
+
+/// The headers of a request for consent (HTTP 1.1 Web Hooks, section 4.1). The endpoint's own are not among them: whoever
+/// has not agreed yet has no use for credentials.
+///
+/// # Errors
+/// When the callback's URL cannot be a header.
+pub fn handshake_headers(
+    origin: &SenderName,
+    rate: Option<u32>,
+    callback: Option<&str>,
+) -> Result<HeaderMap, String> {
+    let value = |text: &str| HeaderValue::try_from(text).map_err(|error| error.to_string());
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(REQUEST_ORIGIN, value(origin.as_str())?);
+    if let Some(callback) = callback {
+        headers.insert("webhook-request-callback", value(callback)?);
+    }
+    if let Some(rate) = rate {
+        headers.insert("webhook-request-rate", HeaderValue::from(rate));
+    }
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     Ok(headers)
 }
 

@@ -19,13 +19,13 @@ pub use delivery::{
     Verdict,
 };
 pub use endpoint::{
-    Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering, RateLimit, RetryPolicy,
-    Sealed, Secret, SecretKind, SignaturePreset,
+    Asked, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering, RateLimit,
+    RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
 pub use event::{Event, Expected, attribute};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
-pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, StreamName, Tenant};
+pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant};
 pub use record::{Idempotency, Record};
 pub use time::{Now, Timestamp};
 pub use trace::TraceParent;

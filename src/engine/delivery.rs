@@ -16,7 +16,7 @@ use crate::domain::{
 use crate::lanes;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
-use crate::rules::{retry, trace};
+use crate::rules::{handshake, retry, trace};
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Unit};
 
@@ -33,13 +33,24 @@ pub(super) struct Assignment {
 /// How long a delivery waits before its event is read again, when the disk did not answer (or no file descriptor was left).
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a delivery waits that must not be sent, although its lane thinks so.
+const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
+
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
-    let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
     let event = match &assignment.event {
         Some(event) => Some(event.clone()),
         None => read_event(&engine, assignment.key.event).await,
     };
+    // Last of all: what is true now is what counts.
+    let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
+    if endpoint.as_ref().is_some_and(|endpoint| !handshake::allows(endpoint)) {
+        // The lane will have heard in a moment that the receiver has to be asked anew.
+        tokio::time::sleep(DISALLOWED_PAUSE).await;
+        let Assignment { endpoint, key, progress, .. } = assignment;
+        engine.signal(Signal::Returned { endpoint, key, progress });
+        return;
+    }
     let outcome = match (endpoint, event) {
         (Some(endpoint), Some(event)) => make(&engine, &assignment, &endpoint, &event).await,
         (Some(_), None) => {
@@ -110,7 +121,7 @@ async fn make(
     lane_outcome(verdict, &attempt, finished)
 }
 
-async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
+pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
     #[cfg(test)]
     if let Some(receivers) = engine.shared.receivers.get() {
         return receivers.receive(&parcel).await;
@@ -133,6 +144,9 @@ fn parcel(
     if endpoint.trace {
         let parent = trace::traceparent(event, delivery, number);
         ours.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
+    }
+    if let Some(handshake) = &endpoint.handshake {
+        ours.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
     }
     let own = engine.open_headers(endpoint).map_err(|error| error.to_string())?;
     let headers = body::headers(&own, media, event, number, now.wall, ours)?;

@@ -3,7 +3,7 @@
 //! Owns the lanes, the payloads and every running attempt. Being the only one who touches the lanes it needs no lock.
 //! It never waits for the store, so that the store may wait for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,11 @@ use crate::domain::{
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
 use crate::limits;
 use crate::projections::{LaneChange, counters, pending};
-use crate::rules::health;
+use crate::rules::{handshake, health};
 use crate::store::writer::Committed;
 use crate::store::{Health, Notice};
 
-/// Between two looks at what nobody else triggers: expiry at disabled endpoints, gauges.
+/// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Notices and signals that are taken in before the lanes are asked again.
 const INTAKE_MAX: usize = 256;
@@ -35,9 +35,31 @@ const INTAKE_MAX: usize = 256;
 /// What the dispatcher hears beside notices of the store.
 #[derive(Debug)]
 pub(super) enum Signal {
-    Finished { endpoint: EndpointNumber, key: DueKey, outcome: lanes::Outcome },
-    Refilled { endpoint: EndpointNumber, entries: Vec<(DueKey, Progress)>, exhausted: bool, as_of: Position },
-    Explain { endpoint: EndpointNumber, answer: oneshot::Sender<LaneAnswer> },
+    Finished {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        outcome: lanes::Outcome,
+    },
+    Refilled {
+        endpoint: EndpointNumber,
+        entries: Vec<(DueKey, Progress)>,
+        exhausted: bool,
+        as_of: Position,
+    },
+    /// Nothing was sent.
+    Returned {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+    },
+    /// A request for consent is over.
+    Asked {
+        endpoint: EndpointNumber,
+    },
+    Explain {
+        endpoint: EndpointNumber,
+        answer: oneshot::Sender<LaneAnswer>,
+    },
     Reconfigured,
 }
 
@@ -75,6 +97,8 @@ pub struct Dispatcher {
     health: watch::Receiver<Health>,
     /// Since when each failing endpoint has had no success.
     failing_since: HashMap<EndpointNumber, Timestamp>,
+    /// Those that are being asked for consent; at most [`limits::HANDSHAKES_MAX`].
+    asking: HashSet<EndpointNumber>,
     draining: bool,
     heartbeat: watch::Sender<()>,
 }
@@ -96,6 +120,7 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             health,
             failing_since: HashMap::new(),
+            asking: HashSet::new(),
             draining: false,
             heartbeat: watch::Sender::new(()),
         }
@@ -144,10 +169,15 @@ impl Dispatcher {
             if let Health::Failed(reason) = health {
                 return Err(Unavailable::Failed(reason));
             }
-            self.lanes.hold(self.draining || health != Health::Good);
+            self.lanes.hold(self.is_held());
         }
         self.drain(drain).await;
         Ok(())
+    }
+
+    /// Nothing is sent that could not be recorded.
+    fn is_held(&self) -> bool {
+        self.draining || *self.health.borrow() != Health::Good
     }
 
     /// Lanes for the endpoints that are known from before.
@@ -235,6 +265,16 @@ impl Dispatcher {
             self.failing_since.remove(&endpoint.number);
         }
         self.lanes.on_endpoint(endpoint.number, policy(endpoint), Backlog::None, self.engine.now());
+        if handshake::next_request(endpoint).is_some_and(|at| at <= self.engine.now().wall) {
+            self.ask(endpoint.number);
+        }
+    }
+
+    fn ask(&mut self, endpoint: EndpointNumber) {
+        let room = self.asking.len() < limits::HANDSHAKES_MAX;
+        if room && !self.is_held() && self.asking.insert(endpoint) {
+            self.tasks.spawn(super::handshake::ask(self.engine.clone(), endpoint));
+        }
     }
 
     fn on_change(&mut self, change: LaneChange) {
@@ -265,6 +305,12 @@ impl Dispatcher {
         match signal {
             Signal::Finished { endpoint, key, outcome } => {
                 self.lanes.on_finished(endpoint, key, outcome, now)
+            }
+            Signal::Returned { endpoint, key, progress } => {
+                self.lanes.on_returned(endpoint, key, progress, now)
+            }
+            Signal::Asked { endpoint } => {
+                self.asking.remove(&endpoint);
             }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
@@ -320,13 +366,19 @@ impl Dispatcher {
         let summary = self.lanes.summary(now);
         self.engine.metrics().lanes(&summary);
         self.tasks.spawn(measure(self.engine.clone()));
-        let disabled: Vec<_> = self.engine.outbox().directory(|directory| {
-            let disabled =
-                |endpoint: &&Arc<Endpoint>| matches!(endpoint.status, EndpointStatus::Disabled { .. });
-            directory.endpoints().filter(disabled).cloned().collect()
+        let (closed, due) = self.engine.outbox().directory(|directory| {
+            let closed = directory.endpoints().filter(|endpoint| waits_in_vain(endpoint).is_some());
+            let is_due = |endpoint: &&Arc<Endpoint>| {
+                handshake::next_request(endpoint).is_some_and(|at| at <= now.wall)
+            };
+            let due = directory.endpoints().filter(is_due).map(|endpoint| endpoint.number);
+            (closed.cloned().collect::<Vec<_>>(), due.collect::<Vec<_>>())
         });
-        for endpoint in disabled {
+        for endpoint in closed {
             self.tasks.spawn(expire(self.engine.clone(), endpoint, now.wall));
+        }
+        for endpoint in due {
+            self.ask(endpoint);
         }
     }
 
@@ -379,10 +431,11 @@ fn config(engine: &Engine) -> lanes::LanesConfig {
 
 fn policy(endpoint: &Endpoint) -> LanePolicy {
     LanePolicy {
-        rate: endpoint.rate_limit,
+        rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight,
         ordering: endpoint.ordering,
         gate: match endpoint.status {
+            EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
             EndpointStatus::Active => Gate::Open,
             EndpointStatus::Paused => Gate::Paused,
             EndpointStatus::Disabled { .. } => Gate::Disabled,
@@ -417,9 +470,24 @@ async fn measure(engine: Engine) {
     }
 }
 
-/// What waits at a disabled endpoint for longer than its policy's age is given up.
+/// Why what waits at an endpoint is given up when it is too old: nothing is tried there, so no retry would end it.
+/// A paused endpoint is the operator's to let go on.
+fn waits_in_vain(endpoint: &Endpoint) -> Option<DeadReason> {
+    match endpoint.status {
+        EndpointStatus::Disabled { .. } => Some(DeadReason::EndpointDisabled),
+        EndpointStatus::Active if !handshake::allows(endpoint) => Some(DeadReason::MaxAge),
+        EndpointStatus::Active | EndpointStatus::Paused => None,
+    }
+}
+
+/// What waits in vain for longer than its policy's age is given up.
 async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
-    let RetryPolicy::Exponential { max_age, .. } = endpoint.retry else { return };
+    let (RetryPolicy::Exponential { max_age, .. }, Some(reason)) =
+        (&endpoint.retry, waits_in_vain(&endpoint))
+    else {
+        return;
+    };
+    let max_age = *max_age;
     let number = endpoint.number;
     let expired = engine
         .outbox()
@@ -432,9 +500,9 @@ async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
         .await
         .unwrap_or_default();
     if !expired.is_empty()
-        && let Err(error) = engine.die(expired, DeadReason::EndpointDisabled).await
+        && let Err(error) = engine.die(expired, reason).await
     {
-        tracing::warn!(%error, "expired deliveries of a disabled endpoint wait for the next look");
+        tracing::warn!(%error, "expired deliveries of a closed endpoint wait for the next look");
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Gate {
     Open,
     Paused,
     Disabled,
+    /// The receiver has not agreed to be sent to.
+    Handshake,
 }
 
 /// What is known of a lane's backlog when the lane is made.
@@ -166,6 +168,16 @@ impl Lanes {
         let breaker = self.config.breaker;
         if let Some(lane) = self.lanes.get_mut(&endpoint)
             && lane.on_finished(key, outcome, &breaker, now)
+        {
+            self.in_flight -= 1;
+            self.wake(endpoint);
+        }
+    }
+
+    /// What was to be sent was not, through nobody's fault: the key is due as it was before.
+    pub fn on_returned(&mut self, endpoint: EndpointNumber, key: DueKey, progress: Progress, _now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint)
+            && lane.on_returned(key, progress)
         {
             self.in_flight -= 1;
             self.wake(endpoint);
