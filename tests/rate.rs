@@ -1,7 +1,5 @@
 //! An endpoint's rate, as its receiver sees it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 mod support;
 
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,6 @@
 //! Ten thousand dead letters, redriven by a filter: each goes out again and none is forgotten, also when the process is
 //! killed in the middle.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 mod support;
 
 use std::collections::HashMap;
