@@ -24,6 +24,7 @@ use crate::engine::clock::{Clock, SystemSource, random_bytes};
 use crate::engine::retention::{self, Keep};
 use crate::engine::{Engine, Settings};
 use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
@@ -308,6 +309,15 @@ fn settings(config: &Config) -> Settings {
         breaker_failures: config.delivery.breaker_failures,
         breaker_probe_initial: config.delivery.breaker_probe_initial,
         breaker_probe_max: config.delivery.breaker_probe_max,
+        asking: AskingPolicy {
+            initial: config.handshake.retry_initial,
+            max_interval: config.handshake.retry_max_interval,
+        },
+        callback_base: config
+            .server
+            .public_url
+            .as_deref()
+            .map(|url| api::handshakes::callback_base(url).into()),
     }
 }
 
@@ -320,6 +330,8 @@ fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
             timeout: config.delivery.timeout,
             retry: config.retry.policy(),
             max_in_flight: config.delivery.endpoint_max_in_flight,
+            origin: config.handshake.origin.clone(),
+            callbacks: config.server.public_url.is_some(),
         },
         admin_key_hash,
         dev: options.dev,

@@ -26,6 +26,8 @@ pub(crate) enum Bug {
     ForgetRecentKeys,
     /// An endpoint with an order lets the next delivery through before the first has ended.
     LetTwoThrough,
+    /// Deliveries do not wait for their receiver's consent.
+    SendUnasked,
 }
 
 #[cfg(not(test))]

@@ -34,6 +34,8 @@
 //!    ([`lanes::Lanes::on_due`]).
 //! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** The engine's dispatcher starts the attempt; the
 //!    engine's `delivery` module signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`].
+//!    A receiver that has to agree first is asked by the engine's `handshake` module; its lane waits for that
+//!    ([`rules::handshake`]).
 //! 5. The reply is judged in [`rules::verdict`] (**a 429's `Retry-After` is read in
 //!    [`rules::verdict::parse_retry_after`]** and holds the lane through [`lanes::Outcome::Throttled`]);
 //!    [`rules::retry`] says when the next attempt is. The outcome joins the next group commit.

@@ -60,6 +60,10 @@ pub const SECRET_TEXT_BYTES_MIN: usize = 8;
 pub const SECRET_TEXT_BYTES_MAX: usize = 255;
 /// Longest DNS name (RFC 1035), in bytes.
 pub const DNS_NAME_BYTES_MAX: usize = 253;
+/// Callback URLs of one endpoint's handshake that are good at once: those of its last requests.
+pub const CALLBACKS_MAX: usize = 16;
+/// Handshakes at once, over all endpoints. They are not counted among the deliveries.
+pub const HANDSHAKES_MAX: usize = 256;
 /// Most requests at once to one endpoint that its policy may ask for.
 pub const IN_FLIGHT_PER_ENDPOINT_MAX: u32 = 1_000;
 /// Most attempts that a retry policy may ask for.

@@ -44,6 +44,7 @@ pub struct Metrics {
     delivered: Histogram,
     retry_wait: Histogram,
     rate_wait: Counter,
+    handshakes: IntCounterVec,
     removed_events: IntCounter,
     removed_bytes: IntCounter,
     pending: IntGauge,
@@ -150,6 +151,7 @@ impl Metrics {
                     "Time for which lanes were held by their endpoint's rate.",
                 ),
             ),
+            handshakes: counters("balto_handshakes_total", "Requests for consent, by outcome.", &["outcome"]),
             removed_events: counter("balto_retention_events_total", "Events that retention removed."),
             removed_bytes: counter(
                 "balto_retention_bytes_total",
@@ -278,6 +280,11 @@ impl Metrics {
 
     pub fn rate_waited(&self, time: Duration) {
         self.rate_wait.inc_by(time.as_secs_f64());
+    }
+
+    /// `agreed` or `refused`.
+    pub fn handshake(&self, outcome: &str) {
+        self.handshakes.with_label_values(&[outcome]).inc();
     }
 
     pub fn lanes(&self, summary: &LanesSummary) {

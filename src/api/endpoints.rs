@@ -22,6 +22,7 @@ use crate::domain::{
 };
 use crate::engine::types::{ChangeError, EventDraft, LaneView};
 use crate::limits;
+use crate::rules::handshake;
 use crate::rules::signature::{self, SecretError, SigningKey};
 
 /// How often a change is tried again when someone else changed the endpoint in between.
@@ -162,7 +163,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         retry: settings.retry,
         format: settings.format,
         signature: settings.signature,
-        handshake: None,
+        handshake: settings.handshake,
         trace: settings.trace,
         metadata: settings.metadata,
         status: EndpointStatus::Active,
@@ -249,8 +250,10 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
     }
     errors.finish()?;
     let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
+    let same_url = url == endpoint.url;
     Ok(Endpoint {
         url,
+        handshake: handshake::changed(endpoint.handshake.as_ref(), settings.handshake, same_url),
         description: settings.description,
         event_types: settings.event_types,
         headers: settings.headers,
@@ -269,7 +272,7 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
 }
 
 /// Reads, decides and writes; again when someone else wrote in between.
-async fn change(
+pub async fn change(
     call: &Call,
     decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send,
 ) -> Result<Arc<Endpoint>, Problem> {
@@ -306,23 +309,36 @@ pub async fn delete(call: &Call) -> Result<Reply, Problem> {
     Ok(Reply::empty())
 }
 
+/// # Errors
+/// 409 for an endpoint that has to be resumed first.
+pub fn conflict_unless_active(endpoint: &Endpoint) -> Result<(), Problem> {
+    let status = match endpoint.status {
+        EndpointStatus::Active => return Ok(()),
+        EndpointStatus::Paused => "paused",
+        EndpointStatus::Disabled { .. } => "disabled",
+    };
+    Err(Problem::Conflict(format!("the endpoint is {status}; resume it first")))
+}
+
 /// `POST /v1/endpoints/{id}/pause`
 pub async fn pause(call: &Call) -> Result<Reply, Problem> {
-    let changed = change(call, |endpoint| match endpoint.status {
-        EndpointStatus::Disabled { .. } => {
-            Err(Problem::Conflict("the endpoint is disabled; resume it first".to_owned()))
+    let changed = change(call, |endpoint| {
+        if endpoint.status != EndpointStatus::Paused {
+            conflict_unless_active(endpoint)?;
         }
-        EndpointStatus::Active | EndpointStatus::Paused => {
-            Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
-        }
+        Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
     });
     Ok(Reply::json(200, &EndpointBody::new(&*changed.await?)))
 }
 
-/// `POST /v1/endpoints/{id}/resume`
+/// `POST /v1/endpoints/{id}/resume`. A receiver that has not agreed is asked at once.
 pub async fn resume(call: &Call) -> Result<Reply, Problem> {
-    let changed =
-        change(call, |endpoint| Ok(Endpoint { status: EndpointStatus::Active, ..endpoint.clone() }));
+    let changed = change(call, |endpoint| {
+        let pending = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
+        let anew = pending.filter(|_| endpoint.status != EndpointStatus::Active).map(handshake::asked_anew);
+        let handshake = anew.or_else(|| endpoint.handshake.clone());
+        Ok(Endpoint { status: EndpointStatus::Active, handshake, ..endpoint.clone() })
+    });
     Ok(Reply::json(200, &EndpointBody::new(&*changed.await?)))
 }
 

@@ -11,6 +11,7 @@ pub mod dead_letters;
 pub mod deliveries;
 pub mod endpoints;
 pub mod events;
+pub mod handshakes;
 pub mod idempotency;
 pub mod keys;
 pub mod lists;
@@ -38,7 +39,7 @@ use axum::http::{HeaderMap, Response};
 use axum::routing::on;
 use bytes::Bytes;
 
-use crate::domain::{RetryPolicy, Tenant};
+use crate::domain::{RetryPolicy, SenderName, Tenant};
 use crate::engine::Engine;
 use crate::engine::types::ChangeError;
 use auth::{Access, Principal};
@@ -56,6 +57,10 @@ pub struct EndpointDefaults {
     pub retry: RetryPolicy,
     /// 1 to [`crate::limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
     pub max_in_flight: u32,
+    /// What we go by in a handshake that does not say.
+    pub origin: Option<SenderName>,
+    /// Whether receivers can call back.
+    pub callbacks: bool,
 }
 
 /// What the operator can set.

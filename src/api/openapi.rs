@@ -148,6 +148,8 @@ fn refusals(route: &Route) -> Vec<(u16, &'static str)> {
     let secured = route.access != Access::Public;
     let has_id = route.path.contains('{');
     let writes = route.verb != Verb::Get;
+    // A callback commits something, by whichever method it comes.
+    let commits = writes || (!secured && has_id);
     if route.body.is_some() || route.repeat != Repeat::Plain {
         list.push((400, "The request is malformed"));
     }
@@ -169,11 +171,11 @@ fn refusals(route: &Route) -> Vec<(u16, &'static str)> {
     }
     // Every operation refuses query parameters that it does not know.
     list.push((422, "The request is well-formed but not valid"));
-    if secured {
+    if secured || commits {
         list.push((429, "Too many requests"));
         list.push((503, "The service cannot answer now"));
     }
-    if writes {
+    if commits {
         list.push((507, "The disk is full"));
     }
     list

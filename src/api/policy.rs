@@ -14,9 +14,11 @@ use super::body::object;
 use super::problem::{Errors, pointer};
 use super::text::{Time, format_duration, parse_duration};
 use crate::domain::{
-    Endpoint, EndpointStatus, Format, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind, SignaturePreset,
+    Endpoint, EndpointStatus, Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind,
+    SignaturePreset,
 };
 use crate::limits;
+use crate::rules::handshake::next_request;
 
 /// Most requests per time, and burst, of a rate.
 const RATE_MAX: u64 = 1_000_000;
@@ -80,10 +82,49 @@ pub struct EndpointInput {
     /// What is generated: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
-    /// Whether deliveries continue the event's `traceparent`.
+    /// Asks the receiver, by CloudEvents' "HTTP 1.1 Web Hooks", before anything is sent to it. Nobody is asked without it.
+    pub handshake: Option<HandshakeInput>,
+    /// Whether deliveries continue the event's `traceparent`, each attempt as a span of its own.
     pub trace: Option<bool>,
     /// Any object, at most 16 KiB.
     pub metadata: Option<Map<String, Value>>,
+}
+
+/// What a receiver is asked for. Changing the URL, `origin` or `rate` asks again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HandshakeInput {
+    /// The DNS name that we go by, sent as `WebHook-Request-Origin` with the request and with each delivery;
+    /// `handshake.origin` of the configuration without it.
+    #[schemars(length(min = 1, max = 253))]
+    origin: Option<String>,
+    /// Requests per minute that are asked for (`WebHook-Request-Rate`). None without it.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    rate: Option<u64>,
+    /// Whether the receiver may agree later, at a URL that it is shown (`WebHook-Request-Callback`); needs
+    /// `server.public_url` in the configuration.
+    callback: Option<bool>,
+}
+
+/// What an endpoint's receiver was asked for, and what it said.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HandshakeBody {
+    pub origin: String,
+    pub rate: Option<u32>,
+    pub callback: bool,
+    /// `pending`: nothing is sent. `consented`.
+    pub status: &'static str,
+    pub consented_at: Option<Time>,
+    /// Requests per minute that the receiver agreed to; null for any.
+    pub allowed_rate: Option<u32>,
+    /// How often it has been asked, since it was last asked anew.
+    pub requests: u32,
+    pub last_request_at: Option<Time>,
+    /// What came of the last request.
+    pub last_answer: Option<String>,
+    /// Null when no request is to come: it has agreed, or the endpoint is not active.
+    pub next_request_at: Option<Time>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -148,6 +189,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     pub format: Format,
     pub signature: SignaturePreset,
+    /// In which nobody has been asked yet.
+    pub handshake: Option<Handshake>,
     pub trace: bool,
     pub metadata: Option<Box<str>>,
 }
@@ -188,6 +231,7 @@ impl EndpointInput {
             },
             format: word(errors, "/format", self.format.as_deref(), FORMATS),
             signature: self.signature(errors),
+            handshake: self.handshake.as_ref().and_then(|handshake| handshake.check(defaults, errors)),
             trace: self.trace.unwrap_or(false),
             metadata: self.metadata(errors),
         }
@@ -252,6 +296,55 @@ fn headers(
         checked.push((name.as_str().into(), value.as_str().into()));
     }
     checked
+}
+
+impl HandshakeInput {
+    fn check(&self, defaults: &EndpointDefaults, errors: &mut Errors) -> Option<Handshake> {
+        const ORIGIN: &str = "/handshake/origin";
+        let origin = match self.origin.as_deref().map(str::to_ascii_lowercase) {
+            Some(given) => errors.check(ORIGIN, given.parse()),
+            None => defaults.origin.clone().or_else(|| {
+                errors.push(ORIGIN, "is needed, because `handshake.origin` is not configured");
+                None
+            }),
+        };
+        let rate = self.rate.map(|rate| whole(errors, "/handshake/rate", rate, RATE_MAX));
+        let callback = self.callback.unwrap_or(false);
+        if callback && !defaults.callbacks {
+            errors.push(
+                "/handshake/callback",
+                "is not possible, because `server.public_url` is not configured",
+            );
+        }
+        Some(Handshake::new(origin?, rate, callback))
+    }
+}
+
+impl HandshakeBody {
+    fn new(handshake: &Handshake, endpoint: &Endpoint) -> Self {
+        let (consent, asked) = (handshake.consent, handshake.asked.as_ref());
+        Self {
+            origin: handshake.origin.to_string(),
+            rate: handshake.rate,
+            callback: handshake.callback,
+            status: if consent.is_some() { "consented" } else { "pending" },
+            consented_at: consent.map(|consent| Time(consent.at)),
+            allowed_rate: consent.and_then(|consent| consent.rate),
+            requests: asked.map_or(0, |asked| asked.count),
+            last_request_at: asked.map(|asked| Time(asked.at)),
+            last_answer: asked.map(|asked| asked.answer.to_string()),
+            // One that was never made is due since the endpoint has been there.
+            next_request_at: next_request(endpoint).map(|at| Time(at.max(endpoint.created_at))),
+        }
+    }
+
+    fn into_input(self) -> HandshakeInput {
+        HandshakeInput {
+            origin: Some(self.origin),
+            rate: self.rate.map(u64::from),
+            callback: Some(self.callback),
+        }
+    }
 }
 
 impl RateLimitInput {
@@ -439,6 +532,7 @@ pub struct EndpointBody {
     pub retry: RetryInput,
     pub format: &'static str,
     pub signature: &'static str,
+    pub handshake: Option<HandshakeBody>,
     pub trace: bool,
     pub metadata: Map<String, Value>,
     /// `active`, `paused` or `disabled`.
@@ -494,6 +588,7 @@ impl EndpointBody {
             retry: retry_body(&endpoint.retry),
             format: word_of(endpoint.format, FORMATS),
             signature: word_of(endpoint.signature, SIGNATURES),
+            handshake: endpoint.handshake.as_ref().map(|handshake| HandshakeBody::new(handshake, endpoint)),
             trace: endpoint.trace,
             metadata: metadata_body(endpoint),
             status,
@@ -525,6 +620,7 @@ impl EndpointBody {
             signature: Some(self.signature.to_owned()),
             secret: None,
             secret_type: None,
+            handshake: self.handshake.map(HandshakeBody::into_input),
             trace: Some(self.trace),
             metadata: Some(self.metadata),
         }
@@ -605,6 +701,8 @@ pub(crate) mod tests {
                 jitter: 0.2,
             },
             max_in_flight: 16,
+            origin: None,
+            callbacks: false,
         }
     }
 
@@ -636,6 +734,19 @@ pub(crate) mod tests {
             (json!({"ordering": "strict"}), "/ordering"),
             (json!({"format": "xml"}), "/format"),
             (json!({"signature": "svix"}), "/signature"),
+            (json!({"handshake": {}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": ""}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "a_b.example"}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "https://a.example"}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "a.example."}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "-a.example"}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "é.example"}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "*"}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": format!("{}.example", "x".repeat(64))}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "a.".repeat(126) + "ab"}}), "/handshake/origin"),
+            (json!({"handshake": {"origin": "a.example", "rate": 0}}), "/handshake/rate"),
+            (json!({"handshake": {"origin": "a.example", "rate": 1_000_001}}), "/handshake/rate"),
+            (json!({"handshake": {"origin": "a.example", "callback": true}}), "/handshake/callback"),
             (json!({"sensitiveHeaders": {"A": "1", "a": "2"}}), "/sensitiveHeaders/a"),
             (json!({"headers": {"A": "1"}, "sensitiveHeaders": {"a": "2"}}), "/sensitiveHeaders/A"),
             (json!({"rateLimit": {"limit": 0}}), "/rateLimit/limit"),

@@ -16,8 +16,8 @@ use super::views::{
     EventBody,
 };
 use super::{
-    ApiConfig, Call, backup, body, cloudevents, dead_letters, deliveries, endpoints, events, keys, openapi,
-    policy,
+    ApiConfig, Call, backup, body, cloudevents, dead_letters, deliveries, endpoints, events, handshakes,
+    keys, openapi, policy,
 };
 use crate::limits;
 
@@ -214,6 +214,12 @@ pub static ROUTES: &[Route] = &[
         NO_ARGUMENTS, Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::pause),
     route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Let a paused or disabled endpoint go on", Admin, NONE,
         NO_ARGUMENTS, Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::resume),
+    route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Forget what the receiver said and ask it again at once", Admin, NONE,
+        NO_ARGUMENTS, Plain, 202, Some(schema::<policy::EndpointBody>), handshakes::ask),
+    route!(Get "/v1/handshakes/{token}", "openHandshake", "A receiver agrees to be sent to, by opening its callback", Public, NONE, None,
+        Plain, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
+    route!(Post "/v1/handshakes/{token}", "grantHandshake", "A receiver agrees to be sent to, with `WebHook-Allowed-Rate` or without", Public, NONE, None,
+        Plain, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
     route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,
         NO_ARGUMENTS, Handled, 202, Some(schema::<AcceptedBody<'static>>), endpoints::test),
     route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "The secrets that sign", Admin, NONE, None,

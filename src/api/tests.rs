@@ -9,6 +9,7 @@ use crate::courier::{Courier, SystemResolver};
 use crate::engine::Settings;
 use crate::engine::clock::{Clock, SystemSource};
 use crate::metrics::Metrics;
+use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Admission, Outbox};
 
@@ -37,6 +38,8 @@ fn engine() -> Engine {
         breaker_failures: 5,
         breaker_probe_initial: Duration::from_secs(1),
         breaker_probe_max: Duration::from_secs(1),
+        asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(1) },
+        callback_base: None,
     };
     Engine::new(
         opened,

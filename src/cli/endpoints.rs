@@ -86,6 +86,8 @@ pub(crate) enum EndpointsCommand {
     },
     /// Show the public keys that verify v1a signatures.
     PublicKeys(Id),
+    /// Forget what the receiver said to being sent to, and ask it again at once.
+    Handshake(Id),
     /// Send a test event to this endpoint alone.
     Test(Id),
     /// Remove an endpoint; its pending deliveries become dead letters.
@@ -163,6 +165,19 @@ pub(crate) struct Options {
     /// Signature scheme.
     #[arg(long)]
     signature: Option<Signature>,
+    /// Ask the receiver before anything is sent to it (CloudEvents web hooks), as this DNS name; default is the
+    /// daemon's, none asks nobody.
+    #[arg(long, value_name = "ORIGIN")]
+    handshake: Option<String>,
+    /// Requests per minute that the receiver is asked for.
+    #[arg(long, value_name = "N")]
+    handshake_rate: Option<u32>,
+    /// Whether the receiver may agree later, at a URL that it is shown.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    handshake_callback: Option<bool>,
+    /// Whether deliveries go on with the event's trace.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    trace: Option<bool>,
     #[command(flatten)]
     retry: Retry,
 }
@@ -274,8 +289,22 @@ impl Options {
         set(&mut members, "ordering", self.ordering.as_ref().map(word));
         set(&mut members, "format", self.format.as_ref().map(word));
         set(&mut members, "signature", self.signature.as_ref().map(word));
+        set(&mut members, "handshake", self.handshake());
+        set(&mut members, "trace", self.trace);
         set(&mut members, "retry", self.retry.members());
         members
+    }
+
+    fn handshake(&self) -> Option<Value> {
+        let mut members = Map::new();
+        match self.handshake.as_deref() {
+            Some("none") => return Some(Value::Null),
+            Some("default") | None => {}
+            Some(origin) => set(&mut members, "origin", Some(origin)),
+        }
+        set(&mut members, "rate", self.handshake_rate);
+        set(&mut members, "callback", self.handshake_callback);
+        (self.handshake.is_some() || !members.is_empty()).then_some(Value::Object(members))
     }
 
     fn rate_limit(&self) -> Option<Value> {
@@ -356,6 +385,7 @@ impl EndpointsCommand {
             Self::Lane(id) => look(session, id, &["lane"]).await,
             Self::Pause(id) => act(session, id, "pause", "is paused").await,
             Self::Resume(id) => act(session, id, "resume", "is active").await,
+            Self::Handshake(id) => act(session, id, "handshake", "is asked again").await,
             Self::Test(id) => act(session, id, "test", "gets a test event").await,
         }
     }
@@ -440,6 +470,12 @@ mod tests {
             "key",
             "--format",
             "cloudevents",
+            "--handshake",
+            "events.example.com",
+            "--handshake-rate",
+            "120",
+            "--handshake-callback",
+            "--trace",
             "--signature",
             "github",
             "--secret",
@@ -458,7 +494,8 @@ mod tests {
         let expected = json!({"url": "https://h/x", "tenant": "acme", "description": "d",
             "eventTypes": ["order.*", "pet.#"], "headers": {"X-Env": "prod", "X-B": "2"},
             "rateLimit": {"limit": 100, "per": "1s", "burst": 50}, "maxInFlight": 16, "timeout": "15s",
-            "ordering": "key", "format": "cloudevents", "signature": "github", "secret": "whsec_x",
+            "ordering": "key", "format": "cloudevents", "trace": true,
+            "handshake": {"origin": "events.example.com", "rate": 120, "callback": true}, "signature": "github", "secret": "whsec_x",
             "retry": {"initial": "5s", "multiplier": 3.0, "maxInterval": "6h", "maxAttempts": 12, "maxAge": "72h"}});
         assert_eq!(body.unwrap(), expected);
     }
@@ -477,6 +514,10 @@ mod tests {
         let body = patch(&["--rate", "none", "--header", "X-Env:"]).unwrap();
         assert_eq!(body, json!({"rateLimit": null, "headers": {"X-Env": null}}));
         assert_eq!(patch(&["--burst", "5"]).unwrap(), json!({"rateLimit": {"burst": 5}}));
+        assert_eq!(patch(&["--handshake", "none"]).unwrap(), json!({"handshake": null}));
+        assert_eq!(patch(&["--handshake-rate", "5"]).unwrap(), json!({"handshake": {"rate": 5}}));
+        let body = patch(&["--handshake", "default", "--trace", "false"]).unwrap();
+        assert_eq!(body, json!({"handshake": {}, "trace": false}));
         assert!(patch(&[]).unwrap_err().is::<UsageError>());
     }
 

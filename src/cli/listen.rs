@@ -255,6 +255,11 @@ async fn answer(
     behaviour: &Behaviour,
     reports: &mpsc::Sender<Report>,
 ) -> Response<Empty<Bytes>> {
+    if request.method() == Method::OPTIONS
+        && let Some(origin) = request.headers().get("webhook-request-origin")
+    {
+        return agreement(origin.clone());
+    }
     if request.method() != Method::POST {
         let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
         response.headers_mut().insert("allow", HeaderValue::from_static("POST"));
@@ -284,6 +289,16 @@ async fn answer(
     // Nobody listens any more when the receiver is being dropped: the sender still gets its answer.
     reports.send(report).await.ok();
     empty(status)
+}
+
+/// Whoever asks, by the handshake of CloudEvents' web hooks, may send at any rate.
+fn agreement(origin: HeaderValue) -> Response<Empty<Bytes>> {
+    let mut response = empty(StatusCode::OK);
+    let headers = response.headers_mut();
+    headers.insert("webhook-allowed-origin", origin);
+    headers.insert("webhook-allowed-rate", HeaderValue::from_static("*"));
+    headers.insert("allow", HeaderValue::from_static("POST"));
+    response
 }
 
 fn empty(status: StatusCode) -> Response<Empty<Bytes>> {
@@ -508,6 +523,11 @@ mod tests {
         let url = format!("http://{}/", receiver.address());
         let client = client();
         assert_eq!(client.get(&url).send().await.unwrap().status(), 405);
+        let ask = || client.request(Method::OPTIONS, &url);
+        assert_eq!(ask().send().await.unwrap().status(), 405, "a preflight of a browser is not for us");
+        let agreed = ask().header("webhook-request-origin", "a.example").send().await.unwrap();
+        assert_eq!(agreed.headers()["webhook-allowed-origin"], "a.example");
+        assert_eq!(agreed.headers()["webhook-allowed-rate"], "*");
         let large = client.post(&url).body(vec![b'x'; BODY_BYTES_MAX + 1]).send().await;
         // The refusal may close the connection before the body is through.
         assert!(large.is_err() || large.is_ok_and(|answer| answer.status() == 413));

@@ -59,6 +59,7 @@ macro_rules! key {
 pub const KEYS: &[Key] = &[
     key!(server.api_listen, Restart, Value::address),
     key!(server.ops_listen, Restart, Value::address),
+    key!(server.public_url, Reload, |value| value.base_url().map(Some)),
     key!(auth.admin_key, Restart, |value| value.admin_key().map(Some)),
     key!(auth.admin_key_file, Restart, |value| value.path().map(Some)),
     key!(secrets.key, Restart, |value| value.secrets_key().map(Some)),
@@ -89,6 +90,9 @@ pub const KEYS: &[Key] = &[
     key!(egress.allow_networks, Reload, Value::networks),
     key!(egress.deny_networks, Reload, Value::networks),
     key!(egress.allow_ports, Reload, Value::ports),
+    key!(handshake.origin, Reload, |value| value.origin().map(Some)),
+    key!(handshake.retry_initial, Reload, |value| value.duration(MILLIS_100, DAY)),
+    key!(handshake.retry_max_interval, Reload, |value| value.duration(MILLIS_100, 30 * DAY)),
     key!(retention.events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(retention.stream_events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(retention.dead_letters, Restart, |value| value.keep(MINUTE, 100 * YEAR)),

@@ -25,7 +25,7 @@ use toml::de::{DeTable, DeValue};
 pub use keys::{Change, KEYS, Key};
 use value::Value;
 
-use crate::domain::RetryPolicy;
+use crate::domain::{RetryPolicy, SenderName};
 use crate::limits;
 
 /// What every environment variable of the configuration begins with.
@@ -44,6 +44,7 @@ pub struct Config {
     pub delivery: Delivery,
     pub retry: Retry,
     pub egress: Egress,
+    pub handshake: Handshake,
     pub retention: Retention,
     pub log: Log,
     /// The `--dev` flag: no key is needed, and what it implies has been set. Not a key.
@@ -54,6 +55,8 @@ pub struct Config {
 pub struct Server {
     pub api_listen: SocketAddr,
     pub ops_listen: SocketAddr,
+    /// How the API is reached from outside, without a slash at the end.
+    pub public_url: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -124,6 +127,15 @@ pub struct Egress {
     pub deny_networks: Vec<IpNet>,
     /// Empty: every port.
     pub allow_ports: Vec<PortRange>,
+}
+
+/// How receivers are asked whether they want to be sent to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Handshake {
+    /// For endpoints that do not say.
+    pub origin: Option<SenderName>,
+    pub retry_initial: Duration,
+    pub retry_max_interval: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -251,7 +263,7 @@ impl fmt::Debug for SecretsKey {
 impl Default for Server {
     fn default() -> Self {
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-        Self { api_listen: local(8400), ops_listen: local(8401) }
+        Self { api_listen: local(8400), ops_listen: local(8401), public_url: None }
     }
 }
 
@@ -313,6 +325,12 @@ impl Retry {
             max_age: self.max_age,
             jitter: self.jitter,
         }
+    }
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self { origin: None, retry_initial: Duration::from_secs(60), retry_max_interval: 6 * HOUR }
     }
 }
 
@@ -531,6 +549,8 @@ impl Loading {
             config.dev = true;
             config.egress.allow_http = true;
             config.egress.allow_ports.clear();
+            config.handshake.origin.get_or_insert_with(|| "localhost".parse().expect("a DNS name"));
+            config.server.public_url.get_or_insert_with(|| format!("http://{}", config.server.api_listen));
             let loopback = [
                 IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
                 IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128)),
@@ -553,7 +573,7 @@ impl Loading {
     /// not go together are an error at the first one's place.
     fn check_relations(&mut self) -> Result<(), ConfigError> {
         let given = |key| self.origins.contains_key(key);
-        let Config { server, auth, secrets, delivery, retry, .. } = &mut self.config;
+        let Config { server, auth, secrets, delivery, retry, handshake, dev, .. } = &mut self.config;
         if !given("retry.initial") {
             retry.initial = retry.initial.min(retry.max_interval);
         } else if !given("retry.max_interval") {
@@ -564,6 +584,11 @@ impl Loading {
         } else if !given("delivery.breaker_probe_max") {
             delivery.breaker_probe_max = delivery.breaker_probe_max.max(delivery.breaker_probe_initial);
         }
+        if !given("handshake.retry_initial") {
+            handshake.retry_initial = handshake.retry_initial.min(handshake.retry_max_interval);
+        } else if !given("handshake.retry_max_interval") {
+            handshake.retry_max_interval = handshake.retry_max_interval.max(handshake.retry_initial);
+        }
         // A connect timeout that was not set may exceed the attempt's: the attempt then ends first.
         let connect_too_long = given("delivery.connect_timeout")
             && given("delivery.timeout")
@@ -571,6 +596,10 @@ impl Loading {
         let same_listener = server.api_listen == server.ops_listen && server.api_listen.port() != 0;
         let two_secrets_keys = secrets.key.is_some() && secrets.key_file.is_some();
         let two_keys = auth.admin_key.is_some() && auth.admin_key_file.is_some();
+        // Whoever reads a callback's URL on its way can agree in the receiver's place.
+        let public_url_plain =
+            !*dev && server.public_url.as_ref().is_some_and(|url| url.starts_with("http:"));
+        let asks_wrong = handshake.retry_initial > handshake.retry_max_interval;
         let probes_wrong = delivery.breaker_probe_initial > delivery.breaker_probe_max;
         let not_longer = "must not be longer than";
         let relations = [
@@ -580,6 +609,8 @@ impl Loading {
             (connect_too_long, "delivery.connect_timeout", "delivery.timeout", not_longer),
             (probes_wrong, "delivery.breaker_probe_initial", "delivery.breaker_probe_max", not_longer),
             (retry.initial > retry.max_interval, "retry.initial", "retry.max_interval", not_longer),
+            (asks_wrong, "handshake.retry_initial", "handshake.retry_max_interval", not_longer),
+            (public_url_plain, "server.public_url", "--dev", "must be https without"),
         ];
         let Some((_, key, other, rule)) = relations.into_iter().find(|(broken, ..)| *broken) else {
             return Ok(());

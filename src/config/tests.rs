@@ -40,6 +40,9 @@ fn every_key_changes_something_and_has_a_variable() {
         ("admin_key_file", "/x"),
         ("api_listen", "[::1]:0"),
         ("ops_listen", "0.0.0.0:1"),
+        ("public_url", "https://webhooks.example.com/balto/"),
+        ("origin", "Webhooks.example.com"),
+        ("retry_max_interval", "7h"),
         ("max_event_bytes", "1MiB"),
         ("admission_bytes", "1GiB"),
         ("admission_events", "1001"),
@@ -172,6 +175,51 @@ fn dev_allows_http_and_loopback_and_keeps_data_here() {
         assert!(config.egress.allow_networks.iter().any(|network| network.contains(&address)), "{address}");
     }
     assert_eq!(config.store.path, Path::new("./balto-data"));
+    assert_eq!(config.handshake.origin.map(|origin| origin.to_string()).as_deref(), Some("localhost"));
+    assert_eq!(config.server.public_url.as_deref(), Some("http://127.0.0.1:8400"));
+}
+
+#[test]
+fn the_public_url_is_a_base_and_secret_on_its_way() {
+    let base = |url: &str| {
+        load(&format!("[server]\npublic_url = \"{url}\""), &[])
+            .map(|config| config.server.public_url.unwrap())
+    };
+    for (url, kept) in [
+        ("https://a.example", "https://a.example"),
+        ("https://a.example/", "https://a.example"),
+        ("HTTPS://A.example:8443/balto/", "https://a.example:8443/balto"),
+    ] {
+        assert_eq!(base(url).as_deref(), Ok(kept));
+    }
+    for url in [
+        "",
+        "a.example",
+        "/x",
+        "ftp://a.example",
+        "https://u:p@a.example",
+        "https://a.example/?x",
+        "https://a.example/#x",
+    ] {
+        assert!(base(url).is_err_and(|error| error.reason.contains("must be a URL such as")), "{url}");
+    }
+    let plain = base("http://a.example").expect_err("plain");
+    assert_eq!(plain.to_string(), "balto.toml:2: server.public_url: must be https without --dev");
+    for origin in ["", "a b", "https://a.example", "a.example.", "*"] {
+        assert!(
+            refusal(&format!("[handshake]\norigin = \"{origin}\"")).contains("must be a DNS name"),
+            "{origin}"
+        );
+    }
+    let config =
+        load("[handshake]\norigin = \"Events.Example\"\nretry_initial = \"12h\"", &[]).expect("legal");
+    assert_eq!(config.handshake.origin.map(|origin| origin.to_string()).as_deref(), Some("events.example"));
+    assert_eq!(config.handshake.retry_max_interval, 12 * HOUR, "a default gives way");
+    let wrong = refusal("[handshake]\nretry_initial = \"2m\"\nretry_max_interval = \"1m\"");
+    assert_eq!(
+        wrong,
+        "balto.toml:2: handshake.retry_initial: must not be longer than handshake.retry_max_interval"
+    );
 }
 
 #[test]

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::de::DeValue;
+use url::Url;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
 use super::{AdminKey, Keep, LogFormat, PortRange, SecretsKey, StoreKind};
+use crate::domain::SenderName;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
@@ -137,6 +139,24 @@ impl Value {
     pub(super) fn address(&self) -> Result<SocketAddr, String> {
         let expected = || format!("must be an IP address and port such as \"127.0.0.1:8400\", got {self}");
         self.text().map_err(|_| expected())?.parse().map_err(|_| expected())
+    }
+
+    /// Where something is reached: scheme, host, and perhaps port and path; given back without a slash at the end.
+    pub(super) fn base_url(&self) -> Result<String, String> {
+        let expected = || format!("must be a URL such as \"https://webhooks.example.com\", got {self}");
+        let text = self.text().map_err(|_| expected())?;
+        let url = Url::parse(text).map_err(|_| expected())?;
+        let bare = url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        let legal = matches!(url.scheme(), "http" | "https") && url.has_host() && bare;
+        legal.then(|| url.as_str().trim_end_matches('/').to_owned()).ok_or_else(expected)
+    }
+
+    pub(super) fn origin(&self) -> Result<SenderName, String> {
+        let expected = || format!("must be a DNS name such as \"webhooks.example.com\", got {self}");
+        self.text().map_err(|_| expected())?.to_ascii_lowercase().parse().map_err(|_| expected())
     }
 
     pub(super) fn path(&self) -> Result<PathBuf, String> {

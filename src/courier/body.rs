@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use crate::domain::{Endpoint, Event, Format, Timestamp, attribute};
+use crate::domain::{Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute};
 use crate::limits;
 
+/// Who sends, in the words of a handshake.
+pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
 /// The standard body (format `standard`); `data` stands in it byte for byte as it was posted.
@@ -74,7 +76,7 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     if let Some(schema) = event.attribute(attribute::DATA_SCHEMA) {
         member(attribute::DATA_SCHEMA, schema);
     }
-    for (name, value) in event.attributes.iter().filter(|(name, _)| leaves(name, endpoint)) {
+    for (name, value) in event.attributes.iter().filter(|(name, value)| leaves(name, value, endpoint)) {
         match name.strip_suffix(attribute::NOT_TEXT) {
             Some(name) => body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes()),
             None => {
@@ -90,10 +92,11 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     body.into()
 }
 
-/// Whether an attribute goes out as an extension: what has its own place does not, and a trace only as the endpoint wants it.
-fn leaves(name: &str, endpoint: &Endpoint) -> bool {
-    match name {
-        attribute::TRACE_PARENT => endpoint.trace,
+/// Whether an attribute goes out as an extension: what has its own place does not, and a trace only as the endpoint wants
+/// it. As an extension it names where the trace was when the event began, not this attempt.
+fn leaves(name: &str, value: &str, endpoint: &Endpoint) -> bool {
+    match name.trim_end_matches(attribute::NOT_TEXT) {
+        attribute::TRACE_PARENT => endpoint.trace && TraceParent::parse(value).is_some(),
         "tracestate" | "baggage" => false,
         _ => !attribute::OWN.contains(&name),
     }
@@ -114,7 +117,8 @@ fn rfc3339(at: Timestamp) -> String {
     )
 }
 
-/// The headers of one attempt: the endpoint's own, then ours over them.
+/// The headers of one attempt: the endpoint's own, then ours over them. `more` are those of ours that differ from
+/// endpoint to endpoint, the signature among them.
 ///
 /// # Errors
 /// When a header of the endpoint is no longer legal.
@@ -124,7 +128,7 @@ pub fn headers(
     event: &Event,
     attempt: u32,
     now: Timestamp,
-    signature: (&'static str, String),
+    more: Vec<(&'static str, String)>,
 ) -> Result<HeaderMap, String> {
     let ours = |text: String| HeaderValue::try_from(text).map_err(|error| error.to_string());
     let mut headers = HeaderMap::with_capacity(8 + own.len());
@@ -135,9 +139,34 @@ pub fn headers(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
     headers.insert("webhook-id", ours(event.id.to_string())?);
     headers.insert("webhook-timestamp", ours(now.seconds().to_string())?);
-    headers.insert(signature.0, ours(signature.1)?);
+    for (name, value) in more {
+        headers.insert(name, ours(value)?);
+    }
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert("balto-attempt", HeaderValue::from(attempt));
+    Ok(headers)
+}
+
+/// The headers of a request for consent (HTTP 1.1 Web Hooks, section 4.1). The endpoint's own are not among them: whoever
+/// has not agreed yet has no use for credentials.
+///
+/// # Errors
+/// When the callback's URL cannot be a header.
+pub fn handshake_headers(
+    origin: &SenderName,
+    rate: Option<u32>,
+    callback: Option<&str>,
+) -> Result<HeaderMap, String> {
+    let value = |text: &str| HeaderValue::try_from(text).map_err(|error| error.to_string());
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(REQUEST_ORIGIN, value(origin.as_str())?);
+    if let Some(callback) = callback {
+        headers.insert("webhook-request-callback", value(callback)?);
+    }
+    if let Some(rate) = rate {
+        headers.insert("webhook-request-rate", HeaderValue::from(rate));
+    }
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     Ok(headers)
 }
 

@@ -46,10 +46,25 @@ impl Parcel {
         *request.body_mut() = Some(body.into());
         Ok(Self { request, timeout })
     }
+
+    /// A request for consent, which has no body.
+    ///
+    /// # Errors
+    /// When the URL does not parse any more.
+    pub fn options(url: &str, headers: HeaderMap, timeout: Duration) -> Result<Self, String> {
+        let mut parcel = Self::new(url, headers, Bytes::new(), timeout)?;
+        *parcel.request.method_mut() = Method::OPTIONS;
+        *parcel.request.body_mut() = None;
+        Ok(parcel)
+    }
 }
 
 #[cfg(test)]
 impl Parcel {
+    pub(crate) fn is_options(&self) -> bool {
+        self.request.method() == Method::OPTIONS
+    }
+
     /// What a receiver would see.
     pub(crate) fn contents(&self) -> (&Url, &HeaderMap, &[u8], Duration) {
         let body = self.request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
@@ -64,6 +79,9 @@ pub struct Reply {
     pub outcome: Result<u16, (ErrorClass, String)>,
     pub retry_after: Option<String>,
     pub webhook_delivery: Option<String>,
+    /// `WebHook-Allowed-Origin` and `WebHook-Allowed-Rate`; of several lines all, as one (RFC 9110, section 5.3).
+    pub allowed_origin: Option<String>,
+    pub allowed_rate: Option<String>,
     /// At most [`limits::REPLY_BYTES_MAX`] bytes, as they came.
     pub body: Bytes,
     pub duration: Duration,
@@ -77,6 +95,8 @@ impl Reply {
             outcome: Err((class, words)),
             retry_after: None,
             webhook_delivery: None,
+            allowed_origin: None,
+            allowed_rate: None,
             body: Bytes::new(),
             duration: Duration::ZERO,
         }
@@ -166,6 +186,8 @@ async fn read_reply(mut response: Response, deadline: tokio::time::Instant) -> R
     let header =
         |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
     let (retry_after, webhook_delivery) = (header("retry-after"), header("webhook-delivery"));
+    let (allowed_origin, allowed_rate) =
+        (whole_header(&response, "webhook-allowed-origin"), whole_header(&response, "webhook-allowed-rate"));
     if status == 101 {
         return Reply::failed(ErrorClass::Protocol, "the receiver switched protocols".to_owned());
     }
@@ -183,9 +205,18 @@ async fn read_reply(mut response: Response, deadline: tokio::time::Instant) -> R
         outcome: Ok(status),
         retry_after,
         webhook_delivery,
+        allowed_origin,
+        allowed_rate,
         body: body.freeze(),
         duration: Duration::ZERO,
     }
+}
+
+/// All lines of a header, as one.
+fn whole_header(response: &Response, name: &str) -> Option<String> {
+    let lines = response.headers().get_all(name).iter();
+    let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
 }
 
 /// The error and what caused it, outermost first; also what an I/O error carries, which its own `source` leaves out.

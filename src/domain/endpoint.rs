@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{DeadReason, EndpointId, EndpointNumber, Pattern, Position, Tenant, Timestamp};
+use super::{DeadReason, EndpointId, EndpointNumber, Pattern, Position, SenderName, Tenant, Timestamp};
 
 /// Requests per time, with what may go out at once after a quiet spell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,14 +103,33 @@ pub struct Secret {
 /// The handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery": the receiver is asked before anything is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handshake {
-    /// The DNS name that the sender goes by.
-    pub origin: Box<str>,
+    /// What the sender goes by.
+    pub origin: SenderName,
     /// Requests per minute that are asked for, at least 1.
     pub rate: Option<u32>,
-    /// SHA-256 of the token in the callback's URL, when the receiver may answer later.
-    pub callback: Option<[u8; 32]>,
+    /// Whether the receiver may answer later, at a URL of ours.
+    pub callback: bool,
     /// Nothing is sent without it.
     pub consent: Option<Consent>,
+    /// The last request, and what came of it.
+    pub asked: Option<Asked>,
+    /// SHA-256 of the tokens in the callback URLs that are good, oldest first: those of the last requests, at most
+    /// [`limits::CALLBACKS_MAX`](crate::limits::CALLBACKS_MAX), and none once there is a consent.
+    pub callbacks: Vec<[u8; 32]>,
+}
+
+impl Handshake {
+    /// One in which nobody has been asked yet.
+    #[must_use]
+    pub fn new(origin: SenderName, rate: Option<u32>, callback: bool) -> Self {
+        Self { origin, rate, callback, consent: None, asked: None, callbacks: Vec::new() }
+    }
+
+    /// Whether an answer to the one would be an answer to the other.
+    #[must_use]
+    pub fn asks_as(&self, other: &Self) -> bool {
+        self.origin == other.origin && self.rate == other.rate
+    }
 }
 
 /// What a receiver has agreed to.
@@ -119,6 +138,21 @@ pub struct Consent {
     pub at: Timestamp,
     /// Requests per minute, at least 1; `None` is any number.
     pub rate: Option<u32>,
+}
+
+/// Requests for consent, as far as they have gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// When the first of these requests was made.
+    pub since: Timestamp,
+    /// How many there were, at least 1.
+    pub count: u32,
+    /// When the last was made.
+    pub at: Timestamp,
+    /// What came of it, in words.
+    pub answer: Box<str>,
+    /// When the next one is due, as long as there is no consent.
+    pub next_at: Timestamp,
 }
 
 /// Why the daemon (not the operator) stopped sending to an endpoint.

@@ -12,18 +12,20 @@ pub mod key;
 pub mod names;
 pub mod record;
 pub mod time;
+pub mod trace;
 
 pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Next, Progress, Trigger,
     Verdict,
 };
 pub use endpoint::{
-    Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering, RateLimit, RetryPolicy,
-    Sealed, Secret, SecretKind, SignaturePreset,
+    Asked, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering, RateLimit,
+    RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
 pub use event::{Event, Expected, attribute};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
-pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, StreamName, Tenant};
+pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant};
 pub use record::{Idempotency, Record};
 pub use time::{Now, Timestamp};
+pub use trace::TraceParent;

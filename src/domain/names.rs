@@ -70,6 +70,16 @@ fn is_printable(text: &str) -> bool {
     !text.is_empty() && text.len() <= limits::NAME_BYTES_MAX && !text.chars().any(char::is_control)
 }
 
+fn is_sender_name(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    text.len() <= limits::DNS_NAME_BYTES_MAX && text.split('.').all(label)
+}
+
 fn is_version(text: &str) -> bool {
     text.len() <= 32 && text.split('.').all(is_word)
 }
@@ -97,6 +107,11 @@ name!(
 name!(
     /// The version of an event's schema, for example `1.0`.
     EventVersion, "version", "dot-separated words of [A-Za-z0-9_-], at most 32 bytes", is_version
+);
+
+name!(
+    /// The DNS name that a sender goes by in the handshake of web hooks. DNS tells no cases apart; this is the lower one.
+    SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name
 );
 
 impl Tenant {

@@ -149,7 +149,7 @@ impl Engine {
         self.put_endpoint(endpoint, None).await
     }
 
-    async fn put_endpoint(
+    pub(super) async fn put_endpoint(
         &self,
         endpoint: Endpoint,
         answer: Option<(Idempotency, Answer)>,

@@ -11,12 +11,12 @@ use super::dispatcher::Signal;
 use crate::courier::{Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
-    ErrorClass, Event, Next, Now, Position, Progress, Record, Verdict,
+    ErrorClass, Event, Next, Now, Position, Progress, Record, Verdict, attribute,
 };
 use crate::lanes;
-use crate::rules::retry;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
+use crate::rules::{handshake, retry, trace};
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Unit};
 
@@ -33,13 +33,24 @@ pub(super) struct Assignment {
 /// How long a delivery waits before its event is read again, when the disk did not answer (or no file descriptor was left).
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a delivery waits that must not be sent, although its lane thinks so.
+const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
+
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
-    let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
     let event = match &assignment.event {
         Some(event) => Some(event.clone()),
         None => read_event(&engine, assignment.key.event).await,
     };
+    // Last of all: what is true now is what counts.
+    let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
+    if endpoint.as_ref().is_some_and(|endpoint| !handshake::allows(endpoint)) {
+        // The lane will have heard in a moment that the receiver has to be asked anew.
+        tokio::time::sleep(DISALLOWED_PAUSE).await;
+        let Assignment { endpoint, key, progress, .. } = assignment;
+        engine.signal(Signal::Returned { endpoint, key, progress });
+        return;
+    }
     let outcome = match (endpoint, event) {
         (Some(endpoint), Some(event)) => make(&engine, &assignment, &endpoint, &event).await,
         (Some(_), None) => {
@@ -82,7 +93,7 @@ async fn make(
     }
     let number = assignment.progress.attempts + 1;
     let signed_at = Now { wall: engine.civil_time(), ..started };
-    let reply = match parcel(engine, endpoint, event, number, signed_at) {
+    let reply = match parcel(engine, endpoint, event, delivery, number, signed_at) {
         Ok(parcel) => carry(engine, parcel).await,
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
     };
@@ -110,7 +121,7 @@ async fn make(
     lane_outcome(verdict, &attempt, finished)
 }
 
-async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
+pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
     #[cfg(test)]
     if let Some(receivers) = engine.shared.receivers.get() {
         return receivers.receive(&parcel).await;
@@ -122,15 +133,23 @@ fn parcel(
     engine: &Engine,
     endpoint: &Endpoint,
     event: &Event,
+    delivery: DeliveryKey,
     number: u32,
     now: Now,
 ) -> Result<Parcel, String> {
     let (body, media) = body::body(endpoint, event);
     let keys = engine.live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
     let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
-    let signature = signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body);
+    let mut ours = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
+    if endpoint.trace {
+        let parent = trace::traceparent(event, delivery, number);
+        ours.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
+    }
+    if let Some(handshake) = &endpoint.handshake {
+        ours.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
+    }
     let own = engine.open_headers(endpoint).map_err(|error| error.to_string())?;
-    let headers = body::headers(&own, media, event, number, now.wall, signature)?;
+    let headers = body::headers(&own, media, event, number, now.wall, ours)?;
     Parcel::new(&endpoint.url, headers, body, endpoint.timeout)
 }
 

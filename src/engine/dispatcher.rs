@@ -23,11 +23,11 @@ use crate::domain::{
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
 use crate::limits;
 use crate::projections::{LaneChange, counters, pending};
-use crate::rules::health;
+use crate::rules::{handshake, health};
 use crate::store::writer::Committed;
 use crate::store::{Health, Notice};
 
-/// Between two looks at what nobody else triggers: expiry at disabled endpoints, gauges.
+/// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Notices and signals that are taken in before the lanes are asked again.
 const INTAKE_MAX: usize = 256;
@@ -45,6 +45,16 @@ pub(super) enum Signal {
         entries: Vec<(DueKey, Progress)>,
         exhausted: bool,
         as_of: Position,
+    },
+    /// Nothing was sent.
+    Returned {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+    },
+    /// A request for consent is over.
+    Asked {
+        endpoint: EndpointNumber,
     },
     Explain {
         endpoint: EndpointNumber,
@@ -91,6 +101,8 @@ pub struct Dispatcher {
     failing_since: HashMap<EndpointNumber, Timestamp>,
     /// For the gauges: what lanes do not know. At most one for each endpoint.
     behind: HashSet<EndpointNumber>,
+    /// Those that are being asked for consent; at most [`limits::HANDSHAKES_MAX`].
+    asking: HashSet<EndpointNumber>,
     draining: bool,
     heartbeat: watch::Sender<()>,
 }
@@ -113,6 +125,7 @@ impl Dispatcher {
             health,
             failing_since: HashMap::new(),
             behind: HashSet::new(),
+            asking: HashSet::new(),
             draining: false,
             heartbeat: watch::Sender::new(()),
         }
@@ -161,10 +174,15 @@ impl Dispatcher {
             if let Health::Failed(reason) = health {
                 return Err(Unavailable::Failed(reason));
             }
-            self.lanes.hold(self.draining || health != Health::Good);
+            self.lanes.hold(self.is_held());
         }
         self.drain(drain).await;
         Ok(())
+    }
+
+    /// Nothing is sent that could not be recorded.
+    fn is_held(&self) -> bool {
+        self.draining || *self.health.borrow() != Health::Good
     }
 
     /// Lanes for the endpoints that are known from before.
@@ -252,6 +270,16 @@ impl Dispatcher {
             self.failing_since.remove(&endpoint.number);
         }
         self.lanes.on_endpoint(endpoint.number, policy(endpoint), Backlog::None, self.engine.now());
+        if handshake::next_request(endpoint).is_some_and(|at| at <= self.engine.now().wall) {
+            self.ask(endpoint.number);
+        }
+    }
+
+    fn ask(&mut self, endpoint: EndpointNumber) {
+        let room = self.asking.len() < limits::HANDSHAKES_MAX;
+        if room && !self.is_held() && self.asking.insert(endpoint) {
+            self.tasks.spawn(super::handshake::ask(self.engine.clone(), endpoint));
+        }
     }
 
     fn on_change(&mut self, change: LaneChange) {
@@ -285,6 +313,12 @@ impl Dispatcher {
                     let engine = self.engine.clone();
                     self.tasks.spawn(async move { engine.tell_turn(endpoint, turn).await });
                 }
+            }
+            Signal::Returned { endpoint, key, progress } => {
+                self.lanes.on_returned(endpoint, key, progress, now)
+            }
+            Signal::Asked { endpoint } => {
+                self.asking.remove(&endpoint);
             }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
@@ -342,13 +376,19 @@ impl Dispatcher {
         self.engine.metrics().lanes(&summary);
         self.engine.metrics().rate_waited(self.lanes.take_rate_waited());
         self.tasks.spawn(measure(self.engine.clone()));
-        let disabled: Vec<_> = self.engine.outbox().directory(|directory| {
-            let disabled =
-                |endpoint: &&Arc<Endpoint>| matches!(endpoint.status, EndpointStatus::Disabled { .. });
-            directory.endpoints().filter(disabled).cloned().collect()
+        let (closed, due) = self.engine.outbox().directory(|directory| {
+            let closed = directory.endpoints().filter(|endpoint| waits_in_vain(endpoint).is_some());
+            let is_due = |endpoint: &&Arc<Endpoint>| {
+                handshake::next_request(endpoint).is_some_and(|at| at <= now.wall)
+            };
+            let due = directory.endpoints().filter(is_due).map(|endpoint| endpoint.number);
+            (closed.cloned().collect::<Vec<_>>(), due.collect::<Vec<_>>())
         });
-        for endpoint in disabled {
+        for endpoint in closed {
             self.tasks.spawn(expire(self.engine.clone(), endpoint, now.wall));
+        }
+        for endpoint in due {
+            self.ask(endpoint);
         }
     }
 
@@ -401,10 +441,11 @@ fn config(engine: &Engine) -> lanes::LanesConfig {
 
 fn policy(endpoint: &Endpoint) -> LanePolicy {
     LanePolicy {
-        rate: endpoint.rate_limit,
+        rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight,
         ordering: endpoint.ordering,
         gate: match endpoint.status {
+            EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
             EndpointStatus::Active => Gate::Open,
             EndpointStatus::Paused => Gate::Paused,
             EndpointStatus::Disabled { .. } => Gate::Disabled,
@@ -449,9 +490,24 @@ async fn measure(engine: Engine) {
     }
 }
 
-/// What waits at a disabled endpoint for longer than its policy's age is given up.
+/// Why what waits at an endpoint is given up when it is too old: nothing is tried there, so no retry would end it.
+/// A paused endpoint is the operator's to let go on.
+fn waits_in_vain(endpoint: &Endpoint) -> Option<DeadReason> {
+    match endpoint.status {
+        EndpointStatus::Disabled { .. } => Some(DeadReason::EndpointDisabled),
+        EndpointStatus::Active if !handshake::allows(endpoint) => Some(DeadReason::MaxAge),
+        EndpointStatus::Active | EndpointStatus::Paused => None,
+    }
+}
+
+/// What waits in vain for longer than its policy's age is given up.
 async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
-    let RetryPolicy::Exponential { max_age, .. } = endpoint.retry else { return };
+    let (RetryPolicy::Exponential { max_age, .. }, Some(reason)) =
+        (&endpoint.retry, waits_in_vain(&endpoint))
+    else {
+        return;
+    };
+    let max_age = *max_age;
     let number = endpoint.number;
     let expired = engine
         .outbox()
@@ -464,9 +520,9 @@ async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
         .await
         .unwrap_or_default();
     if !expired.is_empty()
-        && let Err(error) = engine.die(expired, DeadReason::EndpointDisabled).await
+        && let Err(error) = engine.die(expired, reason).await
     {
-        tracing::warn!(%error, "expired deliveries of a disabled endpoint wait for the next look");
+        tracing::warn!(%error, "expired deliveries of a closed endpoint wait for the next look");
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! Owns tasks, clock and channels; hands out one cheap handle, [`Engine`]. Must never know wire formats. What a request
 //! asks is answered by [`queries`], what it changes by [`commands`]; deliveries are driven by [`dispatcher`], one attempt
-//! is made by [`delivery`].
+//! is made by [`delivery`], one request for consent by [`handshake`].
 
 pub mod clock;
 mod commands;
 mod delivery;
 mod dispatcher;
+mod handshake;
 mod operator;
 mod payloads;
 mod queries;
@@ -26,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use crate::courier::Courier;
 use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Now, Timestamp};
 use crate::metrics::Metrics;
+use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Health, Outbox};
 use crate::vault::Vault;
@@ -45,6 +47,9 @@ pub struct Settings {
     pub breaker_failures: u32,
     pub breaker_probe_initial: Duration,
     pub breaker_probe_max: Duration,
+    pub asking: AskingPolicy,
+    /// What the URL of a handshake's callback begins with; endpoint and token follow. `None`: nobody can be called back.
+    pub callback_base: Option<Arc<str>>,
 }
 
 /// The handle that everything outside holds.
@@ -164,6 +169,10 @@ impl Engine {
     /// When the operating system has no randomness: nothing that needs secrets can go on then.
     #[must_use]
     pub fn random_bytes<const N: usize>(&self) -> [u8; N] {
+        #[cfg(test)]
+        if let Some(receivers) = self.shared.receivers.get() {
+            return receivers.random_bytes();
+        }
         clock::random_bytes()
     }
 

@@ -76,10 +76,12 @@ impl Lane {
         let first = self.window.first().map(|(key, _)| key.due);
         match self.policy.gate {
             Gate::Open => {}
-            Gate::Paused if self.window.is_idle() => return Readiness::Waits { reason: None, until: None },
-            Gate::Disabled if self.window.is_idle() => return Readiness::Waits { reason: None, until: None },
+            Gate::Paused | Gate::Disabled | Gate::Handshake if self.window.is_idle() => {
+                return Readiness::Waits { reason: None, until: None };
+            }
             Gate::Paused => return waits(WaitReason::Paused, None),
             Gate::Disabled => return waits(WaitReason::Disabled, None),
+            Gate::Handshake => return waits(WaitReason::Handshake, None),
         }
         let Some(due) = first else { return Readiness::Waits { reason: None, until: None } };
         if due > now.wall {
@@ -139,6 +141,15 @@ impl Lane {
             Outcome::Neutral => self.circuit.on_neutral(key),
         }
         None
+    }
+
+    /// Gives whether the key was in flight.
+    pub(super) fn on_returned(&mut self, key: DueKey, progress: Progress) -> bool {
+        let returned = self.window.on_returned(key, progress);
+        if returned {
+            self.circuit.on_neutral(key);
+        }
+        returned
     }
 
     pub(super) fn explain(&self, now: Now) -> LaneReport {

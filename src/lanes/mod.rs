@@ -35,6 +35,8 @@ pub enum Gate {
     Open,
     Paused,
     Disabled,
+    /// The receiver has not agreed to be sent to.
+    Handshake,
 }
 
 /// What is known of a lane's backlog when the lane is made.
@@ -190,6 +192,16 @@ impl Lanes {
         self.in_flight -= 1;
         self.wake(endpoint);
         turn
+    }
+
+    /// What was to be sent was not, through nobody's fault: the key is due as it was before.
+    pub fn on_returned(&mut self, endpoint: EndpointNumber, key: DueKey, progress: Progress, _now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint)
+            && lane.on_returned(key, progress)
+        {
+            self.in_flight -= 1;
+            self.wake(endpoint);
+        }
     }
 
     /// The answer to [`Action::Refill`]. `as_of` is the position that it reflects.

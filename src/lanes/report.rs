@@ -15,11 +15,12 @@ pub enum WaitReason {
     Disabled,
     Ordering,
     GlobalLimit,
+    Handshake,
 }
 
 impl WaitReason {
     /// In the order of their discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotDue,
         Self::Rate,
         Self::InFlightLimit,
@@ -29,6 +30,7 @@ impl WaitReason {
         Self::Disabled,
         Self::Ordering,
         Self::GlobalLimit,
+        Self::Handshake,
     ];
 
     #[must_use]
@@ -43,6 +45,7 @@ impl WaitReason {
             Self::Disabled => "disabled",
             Self::Ordering => "ordering",
             Self::GlobalLimit => "globalLimit",
+            Self::Handshake => "handshake",
         }
     }
 }
@@ -76,7 +79,7 @@ pub struct LaneReport {
 pub struct LanesSummary {
     pub in_flight: usize,
     /// Lanes by wait reason, in the order of [`WaitReason::ALL`].
-    pub waiting: [u64; 9],
+    pub waiting: [u64; WaitReason::ALL.len()],
     /// Due time of the oldest delivery that is due and unsent.
     pub oldest_due: Option<Timestamp>,
 }

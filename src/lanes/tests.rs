@@ -240,6 +240,41 @@ impl Model {
     }
 }
 
+#[test]
+fn without_consent_nothing_is_sent_and_with_it_what_waited() {
+    let mut lanes = lanes(100);
+    let gate = |gate| LanePolicy { gate, ..policy() };
+    lanes.on_endpoint(ONE, gate(Gate::Handshake), Backlog::None, at(0));
+    assert_eq!(lanes.explain(ONE, at(0)).unwrap().reason, None, "nothing waits");
+    fill(&mut lanes, ONE, 1..4);
+    assert_eq!(sends(&mut lanes, at(1_000_000)), []);
+    let report = lanes.explain(ONE, at(1_000_000)).unwrap();
+    assert_eq!((report.reason, report.retry_at), (Some(WaitReason::Handshake), None));
+    assert_eq!(lanes.summary(&HashSet::new(), at(1_000_000)).waiting[WaitReason::Handshake as usize], 1);
+    lanes.on_endpoint(ONE, gate(Gate::Open), Backlog::None, at(1_000_001));
+    assert_eq!(sends(&mut lanes, at(1_000_001)).len(), 3);
+}
+
+#[test]
+fn what_comes_back_unsent_is_due_again_at_its_place_unless_it_is_over() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 2, ..policy() }, Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..4);
+    assert_eq!(sends(&mut lanes, at(1)), [(ONE, key(0, 1)), (ONE, key(0, 2))]);
+    lanes.on_settled(ONE, key(0, 2), Position(9), at(1));
+    for event in [1, 2] {
+        lanes.on_returned(ONE, key(0, event), FRESH, at(1));
+        // Once more changes nothing.
+        lanes.on_returned(ONE, key(0, event), FRESH, at(1));
+    }
+    assert_eq!(lanes.explain(ONE, at(1)).unwrap().in_flight, 0);
+    assert_eq!(
+        sends(&mut lanes, at(1)),
+        [(ONE, key(0, 1)), (ONE, key(0, 3))],
+        "the second was cancelled meanwhile"
+    );
+}
+
 /// Every pending key is sent, none twice, none after it was settled, whatever the order in which news arrive.
 #[test]
 #[expect(clippy::too_many_lines, reason = "one table of random operations reads better in one piece")]
@@ -304,6 +339,12 @@ fn no_key_is_forgotten_or_sent_twice() {
                 }
                 4 => {
                     while let Some(key) = model.in_flight.pop_first() {
+                        if random(8) == 0 {
+                            // Nothing was sent after all.
+                            lanes.on_returned(ONE, key, FRESH, now);
+                            model.sent -= 1;
+                            continue;
+                        }
                         lanes.on_finished(ONE, key, Outcome::Healthy, now);
                         model.outcomes.push_back(key);
                     }

@@ -119,6 +119,17 @@ impl Window {
         true
     }
 
+    /// No attempt was made, so no outcome will be recorded: the key stands where it stood. Gives whether it was in flight.
+    pub(super) fn on_returned(&mut self, key: DueKey, progress: Progress) -> bool {
+        if self.sent.get(&key) != Some(&Sent::InFlight) {
+            return self.on_finished(key);
+        }
+        self.sent.remove(&key);
+        self.in_flight -= 1;
+        self.insert(key, progress);
+        true
+    }
+
     pub(super) fn on_due(&mut self, key: DueKey, progress: Progress, at: Position) {
         if let Some(refilling) = &mut self.refilling
             && !knobs::has(Bug::ForgetDuringRefill)

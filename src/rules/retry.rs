@@ -47,7 +47,7 @@ pub fn next(
 }
 
 /// The interval after the `failed`-th failure, by the `backoff` crate's policy without its randomness.
-fn interval(initial: Duration, multiplier: f64, max_interval: Duration, failed: u32) -> Duration {
+pub(super) fn interval(initial: Duration, multiplier: f64, max_interval: Duration, failed: u32) -> Duration {
     let mut policy = ExponentialBackoffBuilder::new()
         .with_initial_interval(initial.min(max_interval))
         .with_multiplier(multiplier)

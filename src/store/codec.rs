@@ -33,7 +33,7 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_u64, put_varint};
 use crate::domain::{
-    ApiKey, Attempt, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber,
+    ApiKey, Asked, Attempt, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber,
     EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Next, Ordering, Position,
     RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind, SignaturePreset, Timestamp, Trigger,
 };
@@ -598,6 +598,7 @@ fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
 }
 
 const OPTION_SENSITIVE_HEADERS: u8 = 1;
+/// What it holds was settled before any endpoint could have one.
 const OPTION_HANDSHAKE: u8 = 2;
 
 /// What few endpoints have, each as a tag and bytes, by ascending tag. A new one needs no new layout: what does not know
@@ -649,25 +650,38 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
     Ok(())
 }
 
-/// Origin, rate?, callback? (32 bytes), consent? (time, rate?).
+/// Origin, rate?, callback, consent? (time, rate?), asked? (since, count, at, answer, next at), callbacks (32 bytes each).
 fn put_handshake(out: &mut Vec<u8>, handshake: &Handshake) {
     let put_rate = |out: &mut Vec<u8>, rate: &u32| put_varint(out, u64::from(*rate));
-    put_text(out, &handshake.origin);
+    put_text(out, handshake.origin.as_str());
     put_option(out, handshake.rate.as_ref(), put_rate);
-    put_option(out, handshake.callback.as_ref(), |out, hash| out.extend_from_slice(hash));
+    put_u8(out, u8::from(handshake.callback));
     put_option(out, handshake.consent.as_ref(), |out, consent| {
         put_time(out, consent.at);
         put_option(out, consent.rate.as_ref(), put_rate);
     });
+    put_option(out, handshake.asked.as_ref(), |out, asked| {
+        put_time(out, asked.since);
+        put_varint(out, u64::from(asked.count));
+        put_time(out, asked.at);
+        put_text(out, &asked.answer);
+        put_time(out, asked.next_at);
+    });
+    put_list(out, &handshake.callbacks, |out, hash| out.extend_from_slice(hash));
 }
 
 fn get_handshake(r: &mut Reader<'_>) -> Result<Handshake, CodecError> {
     let get_rate = |r: &mut Reader<'_>| Ok(r.get_varint_u32()?);
     Ok(Handshake {
-        origin: get_text(r)?,
+        origin: get_name(r)?,
         rate: get_option(r, get_rate)?,
-        callback: get_option(r, |r| Ok(r.get_array()?))?,
+        callback: get_bool(r)?,
         consent: get_option(r, |r| Ok(Consent { at: get_time(r)?, rate: get_option(r, get_rate)? }))?,
+        asked: get_option(r, |r| {
+            let (since, count, at) = (get_time(r)?, r.get_varint_u32()?, get_time(r)?);
+            Ok(Asked { since, count, at, answer: get_text(r)?, next_at: get_time(r)? })
+        })?,
+        callbacks: get_list(r, 32, |r| Ok(r.get_array()?))?,
     })
 }
 

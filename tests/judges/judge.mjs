@@ -8,11 +8,19 @@ const require = createRequire(new URL("../../target/judges/package.json", import
 const { Webhook } = require("standardwebhooks");
 const Stripe = require("stripe");
 const { CloudEvent, HTTP } = require("cloudevents");
+const { ROOT_CONTEXT, defaultTextMapGetter, trace } = require("@opentelemetry/api");
+const { W3CTraceContextPropagator } = require("@opentelemetry/core");
 
 const stripeWebhooks = new Stripe("sk_test_never_used").webhooks;
 
 function check(good, why) {
   if (!good) throw new Error(why);
+}
+
+function readEvent(event) {
+  event.validate();
+  const { data, time, ...attributes } = event.toJSON();
+  return { attributes, data };
 }
 
 const schemes = {
@@ -45,10 +53,18 @@ const schemes = {
   },
 
   cloudevent({ headers, body }) {
-    const event = HTTP.toEvent({ headers, body: body.toString() });
-    event.validate();
-    const { data, time, ...attributes } = event.toJSON();
-    return { attributes, data };
+    return readEvent(HTTP.toEvent({ headers, body: body.toString() }));
+  },
+
+  "cloudevents-batch"({ headers, body }) {
+    return HTTP.toEvent({ headers, body: body.toString() }).map(readEvent);
+  },
+
+  trace({ headers }) {
+    const context = new W3CTraceContextPropagator().extract(ROOT_CONTEXT, headers, defaultTextMapGetter);
+    const span = trace.getSpanContext(context);
+    check(span, "no trace to go on with");
+    return { trace: span.traceId, span: span.spanId, flags: span.traceFlags };
   },
 
   // Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names.

@@ -22,6 +22,8 @@ from cloudevents.core.bindings.http import (
 )
 from cloudevents.core.v1.event import CloudEvent
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from standardwebhooks.webhooks import Webhook
 from stripe import WebhookSignature
 
@@ -64,6 +66,27 @@ def cloudevent(headers, body, key):
     return {"attributes": attributes, "data": event.get_data()}
 
 
+def cloudevents_batch(headers, body, key):
+    """The SDK has no batches: each event of one is a structured one."""
+    assert headers["content-type"] == "application/cloudevents-batch+json", "no batch"
+    one = {"content-type": "application/cloudevents+json"}
+    return [cloudevent(one, json.dumps(event).encode(), key) for event in json.loads(body)]
+
+
+def cloudevent_schema(headers, body, key):
+    SCHEMA.validate(json.loads(body))
+
+
+def trace(headers, body, key):
+    span = get_current_span(TraceContextTextMapPropagator().extract(headers)).get_span_context()
+    assert span.is_valid, "no trace to go on with"
+    return {
+        "trace": format_trace_id(span.trace_id),
+        "span": format_span_id(span.span_id),
+        "flags": int(span.trace_flags),
+    }
+
+
 def make_cloudevent(headers, body, key):
     """Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names."""
     asked = json.loads(body)
@@ -74,6 +97,8 @@ def make_cloudevent(headers, body, key):
     return {"headers": made.headers, "body": base64.b64encode(made.body).decode()}
 
 
+# Formats without their library would be passed over in silence.
+assert {"uri", "uri-reference", "date-time"} <= set(jsonschema.Draft7Validator.FORMAT_CHECKER.checkers)
 SCHEMA = jsonschema.Draft7Validator(
     cloudevents_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
 )
@@ -83,6 +108,9 @@ SCHEMES = {
     "stripe": stripe,
     "github": github,
     "cloudevent": cloudevent,
+    "cloudevents-batch": cloudevents_batch,
+    "cloudevent-schema": cloudevent_schema,
+    "trace": trace,
     "make-cloudevent": make_cloudevent,
 }
 

@@ -123,7 +123,12 @@ impl Daemon {
             child,
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
-            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            // The daemon closes idle connections after 10 s, which a test that waits for a judge does not hear of.
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .pool_idle_timeout(Duration::from_secs(5))
+                .build()
+                .unwrap(),
         }
     }
 
@@ -248,9 +253,11 @@ impl Daemon {
     }
 }
 
-/// One request that a receiver got: headers in lower case, and the body.
-#[derive(Clone, Debug)]
+/// One request that a receiver got: method and target as they were sent, headers in lower case, and the body.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Got {
+    pub(crate) method: String,
+    pub(crate) target: String,
     pub(crate) headers: HashMap<String, String>,
     pub(crate) body: String,
 }
@@ -319,6 +326,8 @@ async fn next_request(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) 
     loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+            let mut line = head.lines().next().unwrap_or_default().split(' ').map(ToOwned::to_owned);
+            let (method, target) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
             let fields = head.lines().skip(1).filter_map(|line| line.split_once(": "));
             let headers: HashMap<_, _> =
                 fields.map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
@@ -326,7 +335,7 @@ async fn next_request(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) 
             if buffer.len() >= end + 4 + length {
                 let body = String::from_utf8_lossy(&buffer[end + 4..end + 4 + length]).into_owned();
                 buffer.drain(..end + 4 + length);
-                return Some(Got { headers, body });
+                return Some(Got { method, target, headers, body });
             }
         }
         if stream.read_buf(buffer).await.ok()? == 0 {

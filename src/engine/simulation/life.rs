@@ -14,12 +14,13 @@ use super::super::types::Unavailable;
 use super::super::{Engine, Settings};
 use super::chance::Chance;
 use super::operations;
-use super::receivers::{Manner, Receivers};
+use super::receivers::{CALLBACK_BASE, Manner, Receivers};
 use super::world::{self, World, wall};
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{Courier, SystemResolver};
 use crate::domain::{Position, Timestamp};
 use crate::metrics::Metrics;
+use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::disk::{Fault, MemoryDisk, Operation};
 use crate::store::journal::{Journal, JournalOptions, JournalReader};
@@ -129,6 +130,8 @@ impl Life {
             breaker_failures: 3,
             breaker_probe_initial: Duration::from_secs(1),
             breaker_probe_max: Duration::from_secs(6),
+            asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(8) },
+            callback_base: Some(CALLBACK_BASE.into()),
         };
         let (engine, dispatcher) =
             Engine::new(opened, courier(), Vault::new(None), world::clock(), metrics(), settings);

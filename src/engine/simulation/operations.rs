@@ -9,9 +9,11 @@ use super::chance::Chance;
 use super::world::{Inner, Posted, World, wall};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
-    Idempotency, Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
-    Tenant,
+    Handshake, Idempotency, Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
+    SignaturePreset, Tenant,
 };
+
+use crate::rules::handshake::asked_anew;
 
 const EVERYBODY: Scope = Scope(None);
 
@@ -22,7 +24,8 @@ pub(super) async fn operate(engine: Engine, world: World) {
         0..55 => publish(&engine, &world).await,
         55..60 => publish_batch(&engine, &world).await,
         60..64 => create_endpoint(&engine, &world).await,
-        64..76 => change_endpoint(&engine, &world).await,
+        64..73 => change_endpoint(&engine, &world).await,
+        73..76 => call_back(&engine, &world).await,
         76..78 => delete_endpoint(&engine, &world).await,
         78..88 => operate_on_delivery(&engine, &world).await,
         88..93 => retain(&engine, &world).await,
@@ -63,6 +66,13 @@ fn rate(chance: &mut Chance) -> Option<RateLimit> {
     chance.percent(30).then_some(limit)
 }
 
+fn handshake(chance: &mut Chance) -> Option<Handshake> {
+    let origin = "balto.test".parse().expect("a DNS name");
+    let rate = *chance.pick(&[None, Some(120), Some(1_200)]);
+    let callback = chance.percent(60);
+    chance.percent(40).then(|| Handshake::new(origin, rate, callback))
+}
+
 fn secret(chance: &mut Chance) -> Secret {
     let key = (0..24).map(|_| chance.next() as u8).collect();
     Secret { kind: SecretKind::Hmac, key: Sealed::Plain(key), expires_at: None }
@@ -97,7 +107,7 @@ fn new_endpoint(inner: &mut Inner) -> Endpoint {
         format: Format::Standard,
         signature: SignaturePreset::Standard,
         secrets: vec![secret(chance)],
-        handshake: None,
+        handshake: handshake(chance),
         trace: false,
         metadata: None,
         status: EndpointStatus::Active,
@@ -156,7 +166,7 @@ async fn change_endpoint(engine: &Engine, world: &World) {
     let Some(mut endpoint) = any_endpoint(engine, world) else { return };
     let what = world.with(|inner| {
         let chance = &mut inner.chance;
-        match chance.within(0, 7) {
+        match chance.within(0, 9) {
             0 | 1 => {
                 endpoint.status = EndpointStatus::Paused;
                 "pause"
@@ -175,6 +185,25 @@ async fn change_endpoint(engine: &Engine, world: &World) {
                 "rotate"
             }
             6 => {
+                // Somewhere else, or only once more.
+                let moves = chance.percent(60);
+                if moves {
+                    endpoint.url = format!("http://receiver.test/{}?{}", endpoint.id, chance.next()).into();
+                }
+                let fresh =
+                    |known: &Handshake| Handshake::new(known.origin.clone(), known.rate, known.callback);
+                endpoint.handshake = match endpoint.handshake.as_ref() {
+                    Some(known) if moves => Some(fresh(known)),
+                    Some(known) => Some(asked_anew(known)),
+                    None => None,
+                };
+                "move"
+            }
+            7 => {
+                endpoint.handshake = handshake(chance);
+                "handshake"
+            }
+            8 => {
                 endpoint.rate_limit = rate(chance);
                 endpoint.max_in_flight = chance.within(1, 4) as u32;
                 "limits"
@@ -189,6 +218,43 @@ async fn change_endpoint(engine: &Engine, world: &World) {
     let number = endpoint.number.0;
     let result = engine.update_endpoint(endpoint).await;
     changed(world, &format!("{what} {number}"), &result);
+}
+
+/// A receiver agrees by a callback, or somebody tries one that is not good.
+async fn call_back(engine: &Engine, world: &World) {
+    let drawn = world.with(|inner| {
+        let forged = inner.chance.percent(20);
+        let at = inner.chance.next() as usize % inner.callbacks.len().max(1);
+        let mut callback = inner.callbacks.get(at)?.clone();
+        if forged {
+            callback.token = callback.token.chars().rev().collect();
+        }
+        Some((at, callback, forged))
+    });
+    let Some((at, callback, forged)) = drawn else { return };
+    let result = engine.grant(&callback.endpoint, &callback.token, Some("600")).await;
+    changed(world, "call back", &result);
+    if result.is_err() || !world.is_alive() {
+        return;
+    }
+    world.count("calledBack");
+    let broken = world.with(|inner| {
+        let known = inner.model.number_of(callback.endpoint.as_str());
+        let known = known.and_then(|number| inner.model.subscriber(number));
+        let agreed =
+            |endpoint: &Endpoint| endpoint.handshake.as_ref().is_some_and(|known| known.consent.is_some());
+        let durable =
+            known.is_some_and(|known| agreed(&known.endpoint) || known.before.iter().any(|one| agreed(one)));
+        let used = std::mem::replace(&mut inner.callbacks[at].used, true);
+        if forged || used {
+            Some(format!("a callback was good that was forged ({forged}) or used ({used})"))
+        } else {
+            (!durable).then(|| "a receiver was told that it had agreed before that was durable".to_owned())
+        }
+    });
+    if let Some(broken) = broken {
+        world.breaks(broken);
+    }
 }
 
 async fn delete_endpoint(engine: &Engine, world: &World) {
@@ -207,6 +273,10 @@ pub(super) async fn reopen(engine: &Engine, world: &World) {
         if endpoint.status != EndpointStatus::Active {
             let mut endpoint = Endpoint::clone(&endpoint);
             endpoint.status = EndpointStatus::Active;
+            endpoint.handshake = endpoint.handshake.map(|known| match known.consent {
+                Some(_) => known,
+                None => asked_anew(&known),
+            });
             let number = endpoint.number.0;
             changed(world, &format!("reopen {number}"), &engine.update_endpoint(endpoint).await);
         }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use standardwebhooks::Webhook;
 
 use super::chance::Chance;
 use super::model::LAG_MAX;
-use super::world::{Inner, World, now};
+use super::world::{Callback, Inner, World, now};
 use crate::courier::{Parcel, Reply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, RateLimit, Sealed, Timestamp,
@@ -43,16 +44,20 @@ impl Manner {
     ];
 }
 
+/// What the URLs of callbacks begin with.
+pub(super) const CALLBACK_BASE: &str = "http://balto.test/v1/handshakes/";
+
 /// A receiver's books.
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub(super) manner: Manner,
-    bucket: Option<Bucket>,
+    /// For the endpoint's own rate, and for the one that the receiver has agreed to.
+    buckets: [Option<Bucket>; 2],
 }
 
 impl Default for Receiver {
     fn default() -> Self {
-        Self { manner: Manner::Healthy, bucket: None }
+        Self { manner: Manner::Healthy, buckets: [None, None] }
     }
 }
 
@@ -91,12 +96,18 @@ impl Receivers {
             return Reply::failed(ErrorClass::Connect, "a promise is broken".to_owned());
         };
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if parcel.is_options() {
+            let asked = (header("webhook-request-origin"), header("webhook-request-callback"));
+            return self.be_asked(endpoint, url.as_str(), asked, timeout).await;
+        }
         let request = Request {
             endpoint,
             id: header("webhook-id"),
             attempt: header("balto-attempt").parse().unwrap_or(0),
             timestamp: header("webhook-timestamp"),
             signature: header("webhook-signature"),
+            origin: header("webhook-request-origin"),
+            url: url.as_str(),
             body,
         };
         if !self.world.is_alive() {
@@ -132,9 +143,42 @@ impl Receivers {
             outcome: script.outcome.map_err(|class| (class, "as scripted".to_owned())),
             retry_after: script.retry_after.map(ToOwned::to_owned),
             webhook_delivery: script.webhook_delivery.map(ToOwned::to_owned),
+            allowed_origin: None,
+            allowed_rate: None,
             body: Bytes::from_static(b"as scripted"),
             duration: now().monotonic - started,
         }
+    }
+
+    /// Answers a request for consent, or checks that it should never have been made.
+    async fn be_asked(
+        &self,
+        endpoint: EndpointNumber,
+        url: &str,
+        (origin, callback): (&str, &str),
+        timeout: Duration,
+    ) -> Reply {
+        let failed = |class| Reply::failed(class, "as scripted".to_owned());
+        if !self.world.is_alive() {
+            return failed(ErrorClass::Connect);
+        }
+        if let Err(broken) = self.world.with(|inner| check_asked(inner, endpoint, url, origin, callback)) {
+            self.world.breaks(format!("{endpoint:?} was asked for consent: {broken}"));
+            return failed(ErrorClass::Connect);
+        }
+        let (wait, reply) = self.world.with(|inner| {
+            inner.count("asked");
+            inner.note(format_args!("asked {} at {url}", endpoint.0));
+            let manner = inner.receivers.entry(endpoint).or_default().manner;
+            draw_answer(&mut inner.chance, manner, origin, timeout)
+        });
+        tokio::time::sleep(wait).await;
+        reply
+    }
+
+    /// From the seed, as everything else.
+    pub(in crate::engine) fn random_bytes<const N: usize>(&self) -> [u8; N] {
+        self.world.chance(|chance| std::array::from_fn(|_| chance.next() as u8))
     }
 
     /// How long a read of the journal takes.
@@ -181,6 +225,8 @@ struct Request<'a> {
     attempt: u32,
     timestamp: &'a str,
     signature: &'a str,
+    origin: &'a str,
+    url: &'a str,
     body: &'a [u8],
 }
 
@@ -198,8 +244,9 @@ impl Request<'_> {
         self.check_contents(&endpoint, &before, &inner.model.events[&event])?;
         self.check_state(inner, key, now.wall)?;
         self.check_gate(inner, now.wall)?;
+        self.check_consent(&endpoint, if just_changed { &before } else { &[] })?;
         self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
-        check_rate(inner, &endpoint, just_changed)?;
+        check_rates(inner, &endpoint, just_changed)?;
         Ok(key)
     }
 
@@ -271,6 +318,23 @@ impl Request<'_> {
         }
     }
 
+    /// Whoever stands at this URL has agreed, where it has to.
+    fn check_consent(&self, endpoint: &Arc<Endpoint>, before: &[Arc<Endpoint>]) -> Result<(), String> {
+        let agrees = |known: &Arc<Endpoint>| {
+            *known.url == *self.url
+                && match &known.handshake {
+                    None => self.origin.is_empty(),
+                    Some(handshake) => {
+                        handshake.consent.is_some() && handshake.origin.as_str() == self.origin
+                    }
+                }
+        };
+        if agrees(endpoint) || before.iter().any(agrees) {
+            return Ok(());
+        }
+        Err(format!("{} has not agreed to {:?}: {:?}", self.url, self.origin, endpoint.handshake))
+    }
+
     fn check_limits(
         &self,
         inner: &Inner,
@@ -296,17 +360,32 @@ impl Request<'_> {
     }
 }
 
+fn check_rates(inner: &mut Inner, endpoint: &Endpoint, just_changed: bool) -> Result<(), String> {
+    let allowed = endpoint.handshake.as_ref().and_then(|handshake| handshake.consent?.rate);
+    let allowed = allowed.map(|limit| RateLimit { limit, per: Duration::from_secs(60), burst: 1 });
+    let life = inner.life;
+    let buckets = &mut inner.receivers.entry(endpoint.number).or_default().buckets;
+    for (rate, bucket) in [endpoint.rate_limit, allowed].into_iter().zip(buckets) {
+        check_rate(rate, bucket, life, just_changed)?;
+    }
+    Ok(())
+}
+
 /// A token bucket, as the rate is documented; one request of grace, because a read of the journal may stand between the
 /// lane's decision and the request.
-fn check_rate(inner: &mut Inner, endpoint: &Endpoint, just_changed: bool) -> Result<(), String> {
-    let (life, now) = (inner.life, now().monotonic);
-    let receiver = inner.receivers.entry(endpoint.number).or_default();
-    let Some(rate) = endpoint.rate_limit else {
-        receiver.bucket = None;
+fn check_rate(
+    rate: Option<RateLimit>,
+    bucket: &mut Option<Bucket>,
+    life: u32,
+    just_changed: bool,
+) -> Result<(), String> {
+    let now = now().monotonic;
+    let Some(rate) = rate else {
+        *bucket = None;
         return Ok(());
     };
     let full = f64::from(rate.burst) + 1.0;
-    let bucket = match &mut receiver.bucket {
+    let bucket = match bucket {
         Some(bucket) if bucket.life == life && bucket.rate == rate && !just_changed => bucket,
         other => other.insert(Bucket { rate, life, left: full, at: now }),
     };
@@ -314,6 +393,56 @@ fn check_rate(inner: &mut Inner, endpoint: &Endpoint, just_changed: bool) -> Res
     bucket.left = (bucket.left + gained).min(full) - 1.0;
     bucket.at = now;
     if bucket.left < -0.01 { Err(format!("the rate {rate:?} is exceeded")) } else { Ok(()) }
+}
+
+/// Only who wants to be asked is asked, where it stands, and a callback that is shown is good.
+fn check_asked(
+    inner: &mut Inner,
+    endpoint: EndpointNumber,
+    url: &str,
+    origin: &str,
+    callback: &str,
+) -> Result<(), String> {
+    let known = inner.model.subscriber(endpoint).ok_or("nobody has such an endpoint")?;
+    let (id, token) = match callback.strip_prefix(CALLBACK_BASE).and_then(|end| end.rsplit_once('.')) {
+        Some((id, token)) => (id, token),
+        None if callback.is_empty() => ("", ""),
+        None => return Err(format!("{callback} leads nowhere")),
+    };
+    let hash: [u8; 32] = Sha256::digest(token).into();
+    let mut versions = std::iter::once(&known.endpoint).chain(&known.before);
+    let fits = versions.any(|known| {
+        let pending = known.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
+        pending.is_some_and(|handshake| {
+            *known.url == *url
+                && handshake.origin.as_str() == origin
+                && (token.is_empty() || handshake.callbacks.contains(&hash))
+        })
+    });
+    if !fits {
+        return Err(format!("not as it is: {:?} {callback}", known.endpoint));
+    }
+    if !token.is_empty() {
+        let endpoint = id.parse().map_err(|_| "no id")?;
+        inner.callbacks.push(Callback { endpoint, token: token.to_owned(), used: false });
+    }
+    Ok(())
+}
+
+fn draw_answer(chance: &mut Chance, manner: Manner, origin: &str, timeout: Duration) -> (Duration, Reply) {
+    let script = draw(chance, manner, timeout);
+    let mut reply = Reply::failed(ErrorClass::Reset, "as scripted".to_owned());
+    reply.outcome = script.outcome.map_err(|class| (class, "as scripted".to_owned()));
+    reply.retry_after = script.retry_after.map(ToOwned::to_owned);
+    if script.takes && reply.outcome.is_ok() {
+        let upper = origin.to_uppercase();
+        reply.allowed_origin = Some((*chance.pick(&[origin, "*", &upper])).to_owned());
+        let rates = [None, Some("*"), Some("90"), Some("600"), Some("3000")];
+        reply.allowed_rate = chance.pick(&rates).map(ToOwned::to_owned);
+    } else if chance.percent(30) {
+        reply.allowed_origin = Some((*chance.pick(&["other.example", "", "*, *"])).to_owned());
+    }
+    (script.wait, reply)
 }
 
 fn draw(chance: &mut Chance, manner: Manner, timeout: Duration) -> Script {

@@ -100,6 +100,8 @@ fn nothing_is_lost_in_any_seed() {
         "diskErrors",
         "clockJumps",
         "refused",
+        "asked",
+        "calledBack",
         "retained",
         "recordsRemoved",
     ];
@@ -150,6 +152,11 @@ fn a_checkpoint_apart_from_its_position_is_caught() {
 #[test]
 fn forgotten_keys_of_the_last_commits_are_caught() {
     caught(Bug::ForgetRecentKeys);
+}
+
+#[test]
+fn a_delivery_without_consent_is_caught() {
+    caught(Bug::SendUnasked);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::super::clock::Clock;
 use super::chance::Chance;
 use super::model::Model;
 use super::receivers::Receiver;
-use crate::domain::{DeliveryKey, EndpointNumber, EventId, Now, Timestamp};
+use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, EventId, Now, Timestamp};
 use crate::store::disk::MemoryDisk;
 use crate::store::state::base::memory::{MemoryRows, Supply};
 
@@ -122,6 +122,15 @@ pub(super) struct Posted {
     pub(super) expires_at: Option<Timestamp>,
 }
 
+/// The end of a callback's URL.
+#[derive(Clone, Debug)]
+pub(super) struct Callback {
+    pub(super) endpoint: EndpointId,
+    pub(super) token: String,
+    /// Somebody has agreed by it.
+    pub(super) used: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) chance: Chance,
@@ -133,6 +142,8 @@ pub(super) struct Inner {
     /// What is with receivers now, with the life in which it was sent.
     pub(super) in_flight: Vec<DeliveryKey>,
     pub(super) posted: BTreeMap<u64, Posted>,
+    /// Callbacks that receivers were shown, used or not.
+    pub(super) callbacks: Vec<Callback>,
     pub(super) life: u32,
     pub(super) stopping: bool,
     /// Requests may be refused until then: the disk is full, or was just now.
@@ -174,6 +185,7 @@ impl World {
             received: BTreeSet::new(),
             in_flight: Vec::new(),
             posted: BTreeMap::new(),
+            callbacks: Vec::new(),
             life: 0,
             stopping: false,
             sick_until: Timestamp::ZERO,

@@ -164,7 +164,7 @@ fn samples() -> Vec<Record> {
 fn endpoints_with_options() -> Vec<Record> {
     let sealed = Sealed::Encrypted([5; 40].into());
     let secret = |kind| Secret { kind, key: sealed.clone(), expires_at: Some(time(7)) };
-    let handshake = Handshake { origin: "a.example".into(), rate: None, callback: None, consent: None };
+    let handshake = Handshake::new("a.example".parse().unwrap(), None, false);
     let consent = |rate| Some(Consent { at: time(8), rate });
     let full = Endpoint {
         sensitive_headers: vec![
@@ -177,11 +177,19 @@ fn endpoints_with_options() -> Vec<Record> {
         secrets: [SecretKind::Hmac, SecretKind::Ed25519, SecretKind::Text].map(secret).into(),
         ..endpoint()
     };
-    let asked = Handshake { rate: Some(1), callback: Some([6; 32]), ..handshake.clone() };
     let agreed = Handshake { consent: consent(Some(9)), ..handshake };
     let other = |handshake| Endpoint { handshake: Some(handshake), ..endpoint() };
     let github = Endpoint { signature: SignaturePreset::Github, ..other(agreed) };
-    [full, github, other(asked)].map(|endpoint| Record::EndpointPut(Arc::new(endpoint))).into()
+    [full, github, other(pending_handshake())].map(|endpoint| Record::EndpointPut(Arc::new(endpoint))).into()
+}
+
+fn pending_handshake() -> Handshake {
+    let answer = "status 405: no WebHook-Allowed-Origin".into();
+    Handshake {
+        asked: Some(Asked { since: time(1), count: 300, at: time(2), answer, next_at: time(500) }),
+        callbacks: vec![[6; 32], [7; 32]],
+        ..Handshake::new("events.example.com".parse().unwrap(), Some(120), true)
+    }
 }
 
 fn encoded(record: &Record) -> Vec<u8> {
@@ -256,6 +264,29 @@ fn options_of_an_endpoint_are_known_and_in_order() {
     for options in [&[1, 3, 0][..], &[1, 0, 0], &[1, 1, 1, 0], &[2, 2, 0, 1, 0], &[1, 2, 0]] {
         let bytes = [head, options].concat();
         assert!(decode(&bytes).is_err(), "{options:?}");
+    }
+}
+
+/// As in `golden.txt`: these bytes stay as they are.
+#[test]
+fn golden_bytes_of_a_handshake() {
+    let consented = Handshake {
+        consent: Some(Consent { at: time(8), rate: Some(9) }),
+        callbacks: Vec::new(),
+        ..pending_handshake()
+    };
+    let origin = "126576656e74732e6578616d706c652e636f6d";
+    let asked = "0101ac020225737461747573203430353a206e6f20576562486f6f6b2d416c6c6f7765642d4f726967696ef403";
+    let hashes = format!("02{}{}", "06".repeat(32), "07".repeat(32));
+    for (handshake, golden) in [
+        (pending_handshake(), format!("{origin}01780100{asked}{hashes}")),
+        (consented, format!("{origin}01780101080109{asked}00")),
+        (Handshake::new("a".parse().unwrap(), None, false), "01610000000000".to_owned()),
+    ] {
+        let mut bytes = Vec::new();
+        put_handshake(&mut bytes, &handshake);
+        assert_eq!(hex(&bytes), golden);
+        assert_eq!(get_handshake(&mut Reader::new(&unhex(&golden))), Ok(handshake));
     }
 }
 

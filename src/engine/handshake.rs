@@ -1,0 +1,172 @@
+//! The handshake: asks receivers that have to agree before anything is sent to them, and takes their answers.
+//!
+//! An answer is committed before the lane opens; a callback's token is committed, as a hash, before the request that
+//! shows it leaves. A request that a crash cuts off is made again.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::Engine;
+use super::delivery::carry;
+use super::dispatcher::Signal;
+use super::types::ChangeError;
+use crate::courier::{Parcel, Reply, body};
+use crate::domain::{
+    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake,
+};
+use crate::rules::handshake::{self, AnswerFacts};
+use crate::rules::health;
+use crate::rules::verdict::parse_retry_after;
+
+/// Of a token, which is shown in hexadecimal.
+const TOKEN_BYTES: usize = 32;
+
+/// Asks once and tells the dispatcher when that is over.
+pub(super) async fn ask(engine: Engine, number: EndpointNumber) {
+    if let Err(error) = engine.ask(number).await {
+        tracing::warn!(endpoint = number.0, %error, "a handshake waits for its next turn");
+    }
+    engine.signal(Signal::Asked { endpoint: number });
+}
+
+impl Engine {
+    async fn ask(&self, number: EndpointNumber) -> Result<(), ChangeError> {
+        let Some((endpoint, callback)) = self.ready_to_ask(number).await? else { return Ok(()) };
+        let Some(asked) = &endpoint.handshake else { return Ok(()) };
+        let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref());
+        let parcel = headers.and_then(|headers| Parcel::options(&endpoint.url, headers, endpoint.timeout));
+        let reply = match parcel {
+            Ok(parcel) => carry(self, parcel).await,
+            Err(reason) => Reply::failed(ErrorClass::Request, reason),
+        };
+        self.take_answer(&endpoint, asked, &reply).await
+    }
+
+    /// The endpoint as it is to be asked, and the callback's URL, whose token is durable from now on.
+    async fn ready_to_ask(
+        &self,
+        number: EndpointNumber,
+    ) -> Result<Option<(Arc<Endpoint>, Option<String>)>, ChangeError> {
+        let Some(endpoint) = self.outbox().directory(|directory| directory.endpoint(number).cloned()) else {
+            return Ok(None);
+        };
+        let now = self.now().wall;
+        let is_due = |endpoint: &Endpoint| handshake::next_request(endpoint).is_some_and(|at| at <= now);
+        if !is_due(&endpoint) {
+            return Ok(None);
+        }
+        let wanted = endpoint.handshake.as_ref().is_some_and(|handshake| handshake.callback);
+        let base = self.settings().callback_base.clone().filter(|_| wanted);
+        let Some(base) = base else { return Ok(Some((endpoint, None))) };
+        let token: String =
+            self.random_bytes::<TOKEN_BYTES>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let url = format!("{base}{}.{token}", endpoint.id);
+        let changed = self.change_handshake(number, |current| {
+            let pending = current.handshake.as_ref().filter(|_| is_due(current))?;
+            Some(handshake::with_callback(pending, hash(&token)))
+        });
+        Ok(changed.await?.map(|endpoint| (endpoint, Some(url))))
+    }
+
+    /// Commits what came of a request. It counts for what was asked; when that has changed meanwhile, or the receiver
+    /// has agreed by callback, it is nobody's answer any more.
+    async fn take_answer(
+        &self,
+        endpoint: &Endpoint,
+        asked: &Handshake,
+        reply: &Reply,
+    ) -> Result<(), ChangeError> {
+        let outcome = match &reply.outcome {
+            Ok(status) => Ok(*status),
+            Err((class, words)) => Err((*class, words.as_str())),
+        };
+        let facts = AnswerFacts {
+            outcome,
+            allowed_origin: reply.allowed_origin.as_deref(),
+            allowed_rate: reply.allowed_rate.as_deref(),
+        };
+        let judged = handshake::judge(asked, &facts);
+        self.metrics().handshake(if judged.is_ok() { "agreed" } else { "refused" });
+        let now = self.now().wall;
+        let settings = self.settings();
+        let date = self.civil_time();
+        let wait = reply.retry_after.as_deref().filter(|_| matches!(outcome, Ok(429 | 503)));
+        let wait = wait.and_then(|text| parse_retry_after(text, date));
+        let changed = self.change_handshake(endpoint.number, |current| {
+            let present = current.handshake.as_ref()?;
+            let same = current.url == endpoint.url && present.asks_as(asked) && present.consent.is_none();
+            same.then(|| handshake::answered(present, judged.clone(), &settings.asking, wait, now))
+        });
+        let Some(changed) = changed.await? else { return Ok(()) };
+        tracing::info!(endpoint = %changed.id, answer = judged.as_ref().map_or_else(String::as_str, |_| "agreed"), "handshake");
+        if judged.is_err() && changed.status == EndpointStatus::Active {
+            let since =
+                changed.handshake.as_ref().and_then(|handshake| Some(handshake.asked.as_ref()?.since));
+            let in_vain = |since| health::should_disable(since, settings.disable_after, now);
+            if outcome == Ok(410) {
+                self.disable(changed.number, DisabledReason::Gone).await;
+            } else if since.is_some_and(in_vain) {
+                self.disable(changed.number, DisabledReason::Failing).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// A receiver agrees by callback. `allowed_rate` is the header of that name.
+    ///
+    /// # Errors
+    /// [`ChangeError::NotFound`] for a token that is none, or is good no more: which of the two is not said.
+    /// [`ChangeError::NotAllowed`] for a rate that is none; the token stays good.
+    pub async fn grant(
+        &self,
+        id: &EndpointId,
+        token: &str,
+        allowed_rate: Option<&str>,
+    ) -> Result<(), ChangeError> {
+        let endpoint = self.outbox().directory(|directory| directory.endpoint_by_id(id).cloned());
+        let endpoint = endpoint.ok_or(ChangeError::NotFound)?;
+        let shown = hash(token);
+        let find = |current: &Endpoint| {
+            let handshake = current.handshake.as_ref()?;
+            let good = handshake.callbacks.iter().any(|known| bool::from(known.ct_eq(&shown)));
+            good.then(|| handshake.clone())
+        };
+        let requested = find(&endpoint).ok_or(ChangeError::NotFound)?.rate;
+        let rate = handshake::allowed_rate(allowed_rate, requested).map_err(ChangeError::NotAllowed)?;
+        let now = self.now().wall;
+        let changed = self.change_handshake(endpoint.number, |current| {
+            // Who is asked for another rate has new callbacks.
+            find(current).map(|present| handshake::agreed_to(present, rate, now))
+        });
+        let changed = changed.await?.ok_or(ChangeError::NotFound)?;
+        self.metrics().handshake("agreed");
+        tracing::info!(endpoint = %changed.id, "a receiver agreed by callback");
+        Ok(())
+    }
+
+    /// Changes an endpoint's handshake, as often as somebody else changes the endpoint in between; `None` when there is
+    /// nothing to change. The time of the operator's last change stays.
+    async fn change_handshake(
+        &self,
+        number: EndpointNumber,
+        change: impl Fn(&Endpoint) -> Option<Handshake>,
+    ) -> Result<Option<Arc<Endpoint>>, ChangeError> {
+        loop {
+            let current = self.outbox().directory(|directory| directory.endpoint(number).cloned());
+            let Some(current) = current else { return Ok(None) };
+            let Some(handshake) = change(&current) else { return Ok(None) };
+            let changed = Endpoint { handshake: Some(handshake), ..Endpoint::clone(&current) };
+            match self.put_endpoint(changed, None).await {
+                Ok(endpoint) => return Ok(Some(endpoint)),
+                Err(ChangeError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
