@@ -83,6 +83,7 @@ pub struct EndpointInput {
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
     /// Asks the receiver, by CloudEvents' "HTTP 1.1 Web Hooks", before anything is sent to it. Nobody is asked without it.
+    #[serde(default, deserialize_with = "object")]
     pub handshake: Option<HandshakeInput>,
     /// Whether deliveries continue the event's `traceparent`, each attempt as a span of its own.
     pub trace: Option<bool>,
