@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::api::{self, Api, ApiConfig, EndpointDefaults};
 use crate::config::{Config, LogFormat, Overrides, SecretsKey};
 use crate::courier::guard::EgressPolicy;
-use crate::courier::{Courier, SystemResolver};
+use crate::courier::{Courier, CourierSettings, Proxy, SystemResolver, tls};
 use crate::engine::clock::{Clock, SystemSource, random_bytes};
 use crate::engine::retention::{self, Keep};
 use crate::engine::{Engine, Settings};
@@ -105,6 +105,7 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
     let api_listener = listen(config.server.api_listen).await?;
     store.get_or_init(|| engine.health());
     let api_address = api_listener.local_addr()?;
+    engine.courier().set_listening(vec![api_address.port(), ops_address.port()]);
     tracing::info!(api = %api_address, ops = %ops_address, data = %config.store.path.display(), "ready");
 
     let stopped = |stop: &watch::Sender<bool>| {
@@ -221,8 +222,7 @@ fn open(
         rebuilt = opened.rebuilt.as_deref(),
         "store open"
     );
-    let courier =
-        Courier::new(policy(options, config), config.delivery.connect_timeout, Arc::new(SystemResolver))?;
+    let courier = Courier::new(courier_settings(options, config)?).map_err(anyhow::Error::msg)?;
     let key = config.secrets_key()?;
     let vault = Vault::new(key.as_ref().map(SecretsKey::expose));
     let made = Engine::new(opened, courier, vault, Clock::default(), metrics.clone(), settings(config));
@@ -247,13 +247,8 @@ async fn wait_for_the_end(
             _ = interrupt.recv() => return Ok(None),
             ended = &mut *delivering => return Ok(Some(ended)),
             _ = hangup.recv() => {
-                match reload(options, running) {
-                    Ok((shown, config)) => {
-                        engine.courier().set_policy(policy(options, &config));
-                        engine.reconfigure(settings(&config));
-                        api.reconfigure(shown);
-                        tracing::info!("configuration reloaded");
-                    }
+                match reload(options, running, engine, api) {
+                    Ok(()) => tracing::info!("configuration reloaded"),
                     Err(error) => tracing::error!(%error, "the new configuration is bad; the old one stays"),
                 }
             }
@@ -261,13 +256,17 @@ async fn wait_for_the_end(
     }
 }
 
-/// The new configuration, when it is good and differs only in what can change while running.
-fn reload(options: &Options, running: &Config) -> anyhow::Result<(ApiConfig, Config)> {
+/// Takes over the new configuration, when it is good and differs only in what can change while running.
+fn reload(options: &Options, running: &Config, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> {
     let config = load(options)?;
     if let Err(keys) = running.reloadable_diff(&config) {
         anyhow::bail!("these keys need a restart: {}", keys.join(", "));
     }
-    Ok((api_config(options, &config)?, config))
+    let shown = api_config(options, &config)?;
+    engine.courier().reconfigure(courier_settings(options, &config)?).map_err(anyhow::Error::msg)?;
+    engine.reconfigure(settings(&config));
+    api.reconfigure(shown);
+    Ok(())
 }
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -291,6 +290,20 @@ fn policy(options: &Options, config: &Config) -> EgressPolicy {
     if options.dev { policy.dev() } else { policy }
 }
 
+/// Reads the files that the configuration names, and those of the machine.
+fn courier_settings(options: &Options, config: &Config) -> anyhow::Result<CourierSettings> {
+    let egress = &config.egress;
+    let roots =
+        tls::roots(egress.ca_file.as_deref()).map_err(|error| anyhow::anyhow!("egress.ca_file: {error}"))?;
+    Ok(CourierSettings {
+        policy: policy(options, config),
+        connect_timeout: config.delivery.connect_timeout,
+        roots: Arc::new(roots),
+        proxy: egress.proxy.as_ref().and_then(|proxy| Proxy::new(proxy.expose())),
+        resolver: Arc::new(SystemResolver::new(&egress.nameservers).context("DNS cannot be set up")?),
+    })
+}
+
 /// An event stays for as long as a repeated request may ask for it.
 fn keep(config: &Config) -> Keep {
     let at_least = |keep: Option<Duration>| keep.map(|keep| keep.max(config.ingest.idempotency_ttl));
@@ -304,6 +317,7 @@ fn keep(config: &Config) -> Keep {
 fn settings(config: &Config) -> Settings {
     Settings {
         max_in_flight: config.delivery.max_in_flight,
+        host_max_in_flight: config.egress.host_max_in_flight,
         disable_after: config.delivery.disable_after,
         refused_statuses: RefusedStatuses(config.delivery.refused_statuses.clone()),
         breaker_failures: config.delivery.breaker_failures,

@@ -64,6 +64,12 @@ pub const DNS_NAME_BYTES_MAX: usize = 253;
 pub const CALLBACKS_MAX: usize = 16;
 /// Handshakes at once, over all endpoints. They are not counted among the deliveries.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Bound of an endpoint's client certificate with its chain, in bytes of PEM.
+pub const CLIENT_CERTIFICATE_BYTES_MAX: usize = 32 * 1024;
+/// Most certificates in that chain.
+pub const CLIENT_CERTIFICATES_MAX: usize = 8;
+/// Bound of its private key, in bytes of PEM.
+pub const CLIENT_KEY_BYTES_MAX: usize = 16 * 1024;
 /// Most requests at once to one endpoint that its policy may ask for.
 pub const IN_FLIGHT_PER_ENDPOINT_MAX: u32 = 1_000;
 /// Most attempts that a retry policy may ask for.
@@ -75,6 +81,24 @@ pub const ATTEMPTS_KEPT_MAX: usize = 128;
 
 /// Default limit of requests at once over all endpoints (`delivery.max_in_flight`).
 pub const IN_FLIGHT_DEFAULT: usize = 1_024;
+/// Default limit of requests at once to one host and port (`egress.host_max_in_flight`): half of all.
+pub const HOST_IN_FLIGHT_DEFAULT: usize = 512;
+/// A lookup of a host's addresses ends after this long, before an attempt.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same when an endpoint is saved: a client waits for the answer, and the host may come up later.
+pub const DNS_TIMEOUT_AT_SAVE: Duration = Duration::from_secs(2);
+/// Names whose addresses are remembered for as long as they say.
+pub const DNS_CACHE_NAMES_MAX: u64 = 4_096;
+/// Addresses of a host that are tried; all of them are judged.
+pub const ADDRESSES_TRIED_MAX: usize = 8;
+/// Idle connections that are kept to one host and port.
+pub const IDLE_CONNECTIONS_PER_HOST_MAX: usize = 512;
+/// Endpoints with a client certificate whose connections are kept at once.
+pub const CLIENTS_WITH_CERTIFICATE_MAX: usize = 256;
+/// Bound of a reply's head, in bytes: status line and headers, of a receiver or a proxy.
+pub const REPLY_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Engines that an event may pass through; one more is taken for a loop.
+pub const HOPS_MAX: u32 = 8;
 /// Keys that a lane holds in memory; the rest of its backlog stays on disk.
 pub const LANE_WINDOW_MAX: usize = 128;
 /// A lane asks for more when its window falls below this.
@@ -129,6 +153,8 @@ const _: () = assert!(FRAME_BYTES_MAX >= BATCH_BYTES_MAX + COMMIT_RECORDS_MAX); 
 const _: () = assert!(COMMIT_BYTES_MAX >= 4 * EVENT_BYTES_MAX); // a commit always holds several events
 const _: () = assert!(COMMIT_RECORDS_MAX >= BATCH_EVENTS_MAX);
 const _: () = assert!(SEGMENT_ROOM_BYTES as u64 <= SEGMENT_BYTES_TARGET / 8); // room is little beside what it is for
+const _: () = assert!(2 * HOST_IN_FLIGHT_DEFAULT <= IN_FLIGHT_DEFAULT); // one host never takes more than half
+const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
 const _: () = assert!(STATE_VALUE_BYTES_MAX < 512 * 1024 / 4); // below sled's blob threshold

@@ -4,8 +4,7 @@ use axum::http::{Method, header};
 use tower::ServiceExt;
 
 use super::*;
-use crate::courier::guard::EgressPolicy;
-use crate::courier::{Courier, SystemResolver};
+use crate::courier::{Courier, CourierSettings};
 use crate::engine::Settings;
 use crate::engine::clock::{Clock, SystemSource};
 use crate::metrics::Metrics;
@@ -29,10 +28,10 @@ fn engine() -> Engine {
     let directory = tempfile::tempdir().unwrap().keep();
     let admission = Admission { bytes: 1 << 26, commands: 10_000 };
     let opened = Outbox::open(&directory, admission, Box::new(SystemSource), Arc::new(|_, _| ())).unwrap();
-    let courier =
-        Courier::new(EgressPolicy::default(), Duration::from_secs(1), Arc::new(SystemResolver)).unwrap();
+    let courier = Courier::new(CourierSettings::for_tests()).unwrap();
     let settings = Settings {
         max_in_flight: 1,
+        host_max_in_flight: 0,
         disable_after: Duration::from_secs(60),
         refused_statuses: RefusedStatuses::default(),
         breaker_failures: 5,

@@ -21,6 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::de::{DeTable, DeValue};
+use url::Url;
 
 pub use keys::{Change, KEYS, Key};
 use value::Value;
@@ -120,13 +121,20 @@ pub struct Retry {
     pub jitter: f64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Egress {
     pub allow_http: bool,
     pub allow_networks: Vec<IpNet>,
     pub deny_networks: Vec<IpNet>,
-    /// Empty: every port.
+    /// Empty: 80, 443, and from 1024 on all but those of well-known services of other protocols.
     pub allow_ports: Vec<PortRange>,
+    /// Requests at once to one host and port, over all endpoints; 0 is no limit.
+    pub host_max_in_flight: usize,
+    /// Certificate authorities that are trusted beside those of the machine.
+    pub ca_file: Option<PathBuf>,
+    pub proxy: Option<ProxyUrl>,
+    /// Empty: those of the machine.
+    pub nameservers: Vec<SocketAddr>,
 }
 
 /// How receivers are asked whether they want to be sent to.
@@ -197,6 +205,34 @@ impl PortRange {
     #[must_use]
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
+    }
+}
+
+/// Where a proxy is, and what it is told. Shows itself to nobody but [`ProxyUrl::expose`]'s caller: it may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(Url);
+
+impl ProxyUrl {
+    const RULE: &str =
+        "must be http://host:port, with user:password@ where it asks for them (the value is not shown)";
+
+    /// `None` when it is anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let url = Url::parse(text).ok()?;
+        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        (url.scheme() == "http" && url.has_host() && bare).then_some(Self(url))
+    }
+
+    #[must_use]
+    pub fn expose(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProxyUrl(..)")
     }
 }
 
@@ -334,6 +370,21 @@ impl Default for Handshake {
     }
 }
 
+impl Default for Egress {
+    fn default() -> Self {
+        Self {
+            allow_http: false,
+            allow_networks: Vec::new(),
+            deny_networks: Vec::new(),
+            allow_ports: Vec::new(),
+            host_max_in_flight: limits::HOST_IN_FLIGHT_DEFAULT,
+            ca_file: None,
+            proxy: None,
+            nameservers: Vec::new(),
+        }
+    }
+}
+
 impl Default for Retention {
     fn default() -> Self {
         Self { events: Keep::For(30 * 24 * HOUR), stream_events: Keep::Forever, dead_letters: Keep::Forever }
@@ -350,7 +401,7 @@ impl Default for Log {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     pub data_dir: Option<PathBuf>,
-    /// Allows `http` and loopback targets on every port, and puts data into `./balto-data` unless a path was given.
+    /// Allows `http` and loopback targets on the default ports, and puts data into `./balto-data` unless a path was given.
     pub dev: bool,
 }
 

@@ -14,7 +14,7 @@ use toml::de::DeValue;
 use url::Url;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
-use super::{AdminKey, Keep, LogFormat, PortRange, SecretsKey, StoreKind};
+use super::{AdminKey, Keep, LogFormat, PortRange, ProxyUrl, SecretsKey, StoreKind};
 use crate::domain::SenderName;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -209,6 +209,21 @@ impl Value {
                 .ok()
                 .or_else(address)
                 .ok_or_else(|| format!("must be a list of networks such as \"10.0.0.0/8\", got {item} in it"))
+        })
+    }
+
+    /// Never quotes the value: it may hold a password.
+    pub(super) fn proxy(&self) -> Result<ProxyUrl, String> {
+        self.text().ok().and_then(ProxyUrl::parse).ok_or_else(|| ProxyUrl::RULE.to_owned())
+    }
+
+    pub(super) fn nameservers(&self) -> Result<Vec<SocketAddr>, String> {
+        self.list(|item| {
+            let text = item.text()?;
+            let alone = || text.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, 53));
+            text.parse::<SocketAddr>().ok().or_else(alone).ok_or_else(|| {
+                format!("must be a list of addresses such as \"10.0.0.53\" or \"10.0.0.53:5353\", got {item} in it")
+            })
         })
     }
 

@@ -3,48 +3,83 @@
 //! Owns the HTTP client, its timeouts and caps, the address guard and the body formats. Must never know the store. Every
 //! attempt ends within its timeout and holds at most [`limits::REPLY_BYTES_MAX`] bytes of reply. No redirect is
 //! followed, no ambient proxy is used, nothing is decompressed.
+//!
+//! Connections are pooled by scheme, host and port. A pool lives as long as the settings that it was made under: a reload
+//! drops it with all its connections, so that none outlives the policy that allowed it. Endpoints with a client
+//! certificate have a pool each.
 
 pub mod body;
+mod connect;
 pub mod guard;
+mod own;
 mod resolver;
+pub mod tls;
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use reqwest::header::HeaderMap;
-use reqwest::{Client, Method, Request, Response, Url};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response};
+use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::client::legacy::{Client as Pool, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::RootCertStore;
+use tokio::time::timeout_at;
+use url::Url;
 
-use crate::domain::ErrorClass;
+use crate::domain::{EndpointNumber, ErrorClass};
 use crate::limits;
-use guard::{BlockedAddress, EgressPolicy, ForbiddenUrl};
-use resolver::{DnsError, GuardedDns};
+pub use connect::Proxy;
+use connect::{ConnectError, Connector, PROGRESS, Progress, Wiring};
+use guard::{EgressPolicy, ForbiddenUrl, Guard};
 pub use resolver::{Resolver, SystemResolver};
+use tls::Identity;
 
 /// Idle connections are kept this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long saving an endpoint waits for its host to resolve.
-const SAVE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One request.
 #[derive(Debug)]
 pub struct Parcel {
-    request: Request,
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Bytes,
     timeout: Duration,
+    identity: Option<Identity>,
 }
 
 impl Parcel {
+    /// A `POST`.
+    ///
     /// # Errors
     /// When the URL does not parse any more.
     pub fn new(url: &str, headers: HeaderMap, body: Bytes, timeout: Duration) -> Result<Self, String> {
         let url = Url::parse(url).map_err(|error| error.to_string())?;
-        let mut request = Request::new(Method::POST, url);
-        *request.headers_mut() = headers;
-        *request.body_mut() = Some(body.into());
-        Ok(Self { request, timeout })
+        Ok(Self { method: Method::POST, url, headers, body, timeout, identity: None })
+    }
+
+
+    /// Over connections that present this certificate, and are used for nothing else.
+    #[must_use]
+    pub fn with_identity(self, identity: Option<Identity>) -> Self {
+        Self { identity, ..self }
+    }
+
+    fn request(self) -> Result<Request<Full<Bytes>>, ForbiddenUrl> {
+        let mut request = Request::new(Full::new(self.body));
+        *request.method_mut() = self.method;
+        *request.uri_mut() = guard::request_uri(&self.url)?;
+        *request.headers_mut() = self.headers;
+        request.headers_mut().entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        Ok(request)
     }
 
     /// A request for consent, which has no body.
@@ -52,24 +87,32 @@ impl Parcel {
     /// # Errors
     /// When the URL does not parse any more.
     pub fn options(url: &str, headers: HeaderMap, timeout: Duration) -> Result<Self, String> {
-        let mut parcel = Self::new(url, headers, Bytes::new(), timeout)?;
-        *parcel.request.method_mut() = Method::OPTIONS;
-        *parcel.request.body_mut() = None;
-        Ok(parcel)
+        Ok(Self { method: Method::OPTIONS, ..Self::new(url, headers, Bytes::new(), timeout)? })
     }
 }
 
 #[cfg(test)]
 impl Parcel {
     pub(crate) fn is_options(&self) -> bool {
-        self.request.method() == Method::OPTIONS
+        self.method == Method::OPTIONS
     }
 
     /// What a receiver would see.
     pub(crate) fn contents(&self) -> (&Url, &HeaderMap, &[u8], Duration) {
-        let body = self.request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
-        (self.request.url(), self.request.headers(), body, self.timeout)
+        (&self.url, &self.headers, &self.body, self.timeout)
     }
+}
+
+/// Host and port of a URL, by which requests to one receiver are counted.
+#[must_use]
+pub fn destination(url: &str) -> String {
+    let parsed = Url::parse(url).ok();
+    let destination = parsed.as_ref().and_then(|url| {
+        let host = url.host_str()?;
+        Some(format!("{}:{}", host.strip_suffix('.').unwrap_or(host), url.port_or_known_default()?))
+    });
+    // Not reached: what is stored was parsed.
+    destination.unwrap_or_else(|| url.to_owned())
 }
 
 /// What came of a request.
@@ -103,85 +146,199 @@ impl Reply {
     }
 }
 
+type Client = Pool<Connector, Full<Bytes>>;
+
+/// What a courier works by.
+#[derive(Clone)]
+pub struct CourierSettings {
+    pub policy: EgressPolicy,
+    /// From the first packet to the end of the TLS handshake.
+    pub connect_timeout: Duration,
+    pub roots: Arc<RootCertStore>,
+    /// Every connection goes through it.
+    pub proxy: Option<Proxy>,
+    pub resolver: Arc<dyn Resolver>,
+}
+
+#[cfg(test)]
+impl CourierSettings {
+    /// The default policy, trusting nobody, with the machine's resolver.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            policy: EgressPolicy::default(),
+            connect_timeout: Duration::from_secs(1),
+            roots: Arc::new(RootCertStore::empty()),
+            proxy: None,
+            resolver: Arc::new(SystemResolver::new(&[]).expect("a resolver can be built")),
+        }
+    }
+}
+
 /// Sends parcels. Cheap to clone.
 #[derive(Clone)]
 pub struct Courier {
-    client: Client,
-    resolver: Arc<dyn Resolver>,
-    policy: Arc<ArcSwap<EgressPolicy>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    guard: Arc<Guard>,
+    outfit: ArcSwap<Outfit>,
+}
+
+/// What a reload replaces, with all connections that were made by it.
+struct Outfit {
+    settings: CourierSettings,
+    guard: Arc<Guard>,
+    plain: Client,
+    /// Connections resolve and judge as this does.
+    wiring: Arc<Wiring>,
+    certified: Mutex<Certified>,
+}
+
+/// The pools of endpoints that have a client certificate, with the turn of their last use.
+#[derive(Default)]
+struct Certified {
+    pools: HashMap<(EndpointNumber, [u8; 32]), (Client, u64)>,
+    turn: u64,
+}
+
+impl Outfit {
+    fn new(settings: CourierSettings, guard: Arc<Guard>) -> Result<Self, String> {
+        let wiring = Arc::new(wiring(&settings, &guard, None)?);
+        let plain = pool(wiring.clone());
+        Ok(Self { settings, guard, plain, wiring, certified: Mutex::default() })
+    }
+
+    /// The pool of this identity, which is made when it is not there; the one that was used least recently makes room.
+    fn client(&self, identity: Option<&Identity>) -> Result<Client, String> {
+        let Some(identity) = identity else { return Ok(self.plain.clone()) };
+        let name = identity.name();
+        let mut certified = self.certified.lock().unwrap_or_else(PoisonError::into_inner);
+        certified.turn += 1;
+        let turn = certified.turn;
+        if let Some((client, used)) = certified.pools.get_mut(&name) {
+            *used = turn;
+            return Ok(client.clone());
+        }
+        let client = pool(Arc::new(wiring(&self.settings, &self.guard, Some(identity))?));
+        if certified.pools.len() >= limits::CLIENTS_WITH_CERTIFICATE_MAX {
+            let oldest = certified.pools.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| *name);
+            oldest.map(|name| certified.pools.remove(&name));
+        }
+        certified.pools.insert(name, (client.clone(), turn));
+        Ok(client)
+    }
+}
+
+fn wiring(
+    settings: &CourierSettings,
+    guard: &Arc<Guard>,
+    identity: Option<&Identity>,
+) -> Result<Wiring, String> {
+    Ok(Wiring {
+        guard: guard.clone(),
+        resolver: settings.resolver.clone(),
+        proxy: settings.proxy.clone(),
+        tls: Arc::new(tls::client_config(settings.roots.clone(), identity)?),
+        timeout: settings.connect_timeout,
+    })
+}
+
+fn pool(wiring: Arc<Wiring>) -> Client {
+    Pool::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(limits::IDLE_CONNECTIONS_PER_HOST_MAX)
+        .http1_max_buf_size(limits::REPLY_HEAD_BYTES_MAX)
+        // A request of which not one byte has left, because an idle connection turned out to be closed.
+        .retry_canceled_requests(true)
+        .build(Connector(wiring))
 }
 
 impl Courier {
     /// # Errors
-    /// When the HTTP client cannot be built (for instance without any trusted root).
-    pub fn new(
-        policy: EgressPolicy,
-        connect_timeout: Duration,
-        resolver: Arc<dyn Resolver>,
-    ) -> Result<Self, reqwest::Error> {
-        // Another courier of this process has installed the same provider before.
-        let _again = rustls::crypto::ring::default_provider().install_default().is_err();
-        let policy = Arc::new(ArcSwap::from_pointee(policy));
-        let dns = GuardedDns { resolver: resolver.clone(), policy: policy.clone() };
-        let client = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            // Every attempt is ours to count.
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .connect_timeout(connect_timeout)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true)
-            .dns_resolver(Arc::new(dns))
-            .build()?;
-        Ok(Self { client, resolver, policy })
+    /// When the machine does not give what is needed.
+    pub fn new(settings: CourierSettings) -> Result<Self, String> {
+        let guard = Guard::new(settings.policy.clone());
+        let guard =
+            Arc::new(guard.map_err(|error| format!("this machine's addresses cannot be read: {error}"))?);
+        let outfit = Outfit::new(settings, guard.clone())?;
+        Ok(Self { shared: Arc::new(Shared { guard, outfit: ArcSwap::from_pointee(outfit) }) })
     }
 
-    /// Connections that are made from now on follow this policy. Pooled ones were made to addresses that the policy of
-    /// their time allowed; they are judged again by URL before each request.
-    pub fn set_policy(&self, policy: EgressPolicy) {
-        self.policy.store(Arc::new(policy));
+    /// From now on everything goes by these settings, over connections that were made under them.
+    ///
+    /// # Errors
+    /// When they cannot be used; those of before stay in force.
+    pub fn reconfigure(&self, settings: CourierSettings) -> Result<(), String> {
+        let policy = settings.policy.clone();
+        let outfit = Outfit::new(settings, self.shared.guard.clone())?;
+        self.shared.guard.set_policy(policy);
+        self.shared.outfit.store(Arc::new(outfit));
+        Ok(())
     }
 
-    /// Judges a URL when an endpoint is saved; gives its canonical form. A host that does not resolve is accepted.
+    /// The ports that this daemon listens on: nothing is ever sent to them at this machine.
+    pub fn set_listening(&self, ports: Vec<u16>) {
+        self.shared.guard.set_listening(ports);
+    }
+
+    /// Judges a URL when an endpoint is saved; gives its canonical form. A host that does not resolve is accepted: it is
+    /// judged whenever it is sent to.
     ///
     /// # Errors
     /// When policy forbids the URL, or an address that its host has.
     pub async fn check_url(&self, url: &str) -> Result<Box<str>, ForbiddenUrl> {
-        let policy = self.policy.load_full();
-        let url = guard::parse_target(url, &policy)?;
-        if guard::literal_address(&url).is_none() {
-            let host = url.host_str().unwrap_or_default().to_owned();
-            let looked_up = tokio::time::timeout(SAVE_LOOKUP_TIMEOUT, self.resolver.lookup(host)).await;
-            for address in looked_up.ok().and_then(Result::ok).unwrap_or_default() {
-                policy.judge(address).map_err(|BlockedAddress| ForbiddenUrl::ADDRESS)?;
-            }
+        let url = self.shared.guard.parse(url)?;
+        match self.shared.outfit.load_full().wiring.probe(&url).await {
+            Err(ConnectError::Forbidden(forbidden)) => Err(forbidden),
+            _ => Ok(url.as_str().into()),
         }
-        Ok(url.as_str().into())
     }
 
     /// Makes one attempt; never longer than the parcel's timeout, whatever the receiver does.
     pub async fn send(&self, parcel: Parcel) -> Reply {
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + parcel.timeout;
-        if let Err(forbidden) = guard::judge_url(parcel.request.url(), &self.policy.load()) {
-            return Reply::failed(ErrorClass::BlockedAddress, forbidden.to_string());
-        }
-        let mut reply = match tokio::time::timeout_at(deadline, self.client.execute(parcel.request)).await {
-            Err(_) => Reply::failed(ErrorClass::Timeout, "no reply within the timeout".to_owned()),
-            Ok(Err(error)) => {
-                let (class, words) = classify(&error);
-                Reply::failed(class, words)
-            }
-            Ok(Ok(response)) => read_reply(response, deadline).await,
+        let mut reply = match self.request(parcel, deadline).await {
+            Ok(response) => read_reply(response, deadline).await,
+            Err((class, words)) => Reply::failed(class, words),
         };
         reply.duration = started.elapsed();
         reply
     }
+
+    async fn request(
+        &self,
+        parcel: Parcel,
+        deadline: tokio::time::Instant,
+    ) -> Result<Response<Incoming>, (ErrorClass, String)> {
+        // A connection may be there already, which nobody would judge again.
+        let forbidden = |error: ForbiddenUrl| (ErrorClass::BlockedAddress, error.to_string());
+        self.shared.guard.judge_url(&parcel.url).map_err(forbidden)?;
+        let client = self.shared.outfit.load().client(parcel.identity.as_ref());
+        let client = client.map_err(|reason| (ErrorClass::Request, reason))?;
+        let mut request = parcel.request().map_err(forbidden)?;
+        let captured = capture_connection(&mut request);
+        let progress = Progress::default();
+        let response = PROGRESS.scope(progress.clone(), client.request(request));
+        match timeout_at(deadline, response).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => {
+                let connected = captured.connection_metadata().is_some();
+                Err(match progress.timed_out().filter(|_| !connected) {
+                    Some(error) => (error.class(), error.to_string()),
+                    None => (ErrorClass::Timeout, "no reply within the timeout".to_owned()),
+                })
+            }
+        }
+    }
 }
 
 /// The status line decides; a body that never ends or breaks off changes nothing.
-async fn read_reply(mut response: Response, deadline: tokio::time::Instant) -> Reply {
+async fn read_reply(mut response: Response<Incoming>, deadline: tokio::time::Instant) -> Reply {
     let status = response.status().as_u16();
     let header =
         |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
@@ -193,12 +350,13 @@ async fn read_reply(mut response: Response, deadline: tokio::time::Instant) -> R
     }
     let mut body = BytesMut::new();
     while body.len() < limits::REPLY_BYTES_MAX {
-        match tokio::time::timeout_at(deadline, response.chunk()).await {
-            Ok(Ok(Some(chunk))) => {
+        match timeout_at(deadline, response.body_mut().frame()).await {
+            Ok(Some(Ok(frame))) => {
+                let chunk = frame.into_data().unwrap_or_default(); // trailers are read past
                 let room = limits::REPLY_BYTES_MAX - body.len();
                 body.extend_from_slice(&chunk[..chunk.len().min(room)]);
             }
-            Ok(Ok(None) | Err(_)) | Err(_) => break,
+            Ok(Some(Err(_)) | None) | Err(_) => break,
         }
     }
     Reply {
@@ -213,7 +371,7 @@ async fn read_reply(mut response: Response, deadline: tokio::time::Instant) -> R
 }
 
 /// All lines of a header, as one.
-fn whole_header(response: &Response, name: &str) -> Option<String> {
+fn whole_header(response: &Response<Incoming>, name: &str) -> Option<String> {
     let lines = response.headers().get_all(name).iter();
     let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     (!lines.is_empty()).then(|| lines.join(", "))
@@ -224,7 +382,7 @@ fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (d
     let mut next = Some(error);
     std::iter::from_fn(move || {
         let current = next?;
-        let carried = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let carried = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = carried.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| current.source());
         Some(current)
     })
@@ -239,41 +397,22 @@ fn words(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// A class, and words that say nothing about forbidden addresses.
-fn classify(error: &reqwest::Error) -> (ErrorClass, String) {
-    let io_kind = find::<std::io::Error>(error).map(std::io::Error::kind);
-    let class = if find::<BlockedAddress>(error).is_some() {
-        return (ErrorClass::BlockedAddress, BlockedAddress.to_string());
-    } else if find::<DnsError>(error).is_some() {
-        ErrorClass::Dns
-    } else if find::<rustls::Error>(error).is_some() {
-        ErrorClass::Tls
-    } else if error.is_timeout() {
-        ErrorClass::Timeout
-    } else if error.is_connect() {
-        ErrorClass::Connect
-    } else if let Some(hyper) = find::<hyper::Error>(error) {
-        if hyper.is_parse_too_large() {
-            ErrorClass::ResponseTooLarge
-        } else if hyper.is_parse() {
-            ErrorClass::Protocol
-        } else {
-            ErrorClass::Reset
-        }
-    } else if io_kind.is_some() {
-        ErrorClass::Reset
-    } else {
-        ErrorClass::Protocol
+fn classify(error: &ClientError) -> (ErrorClass, String) {
+    if let Some(error) = find::<ConnectError>(error) {
+        return (error.class(), error.to_string());
+    }
+    // Some complaints about a client certificate come only after the handshake.
+    if let Some(error) = find::<rustls::Error>(error) {
+        return (ErrorClass::Tls, tls::words(error));
+    }
+    let class = match find::<hyper::Error>(error) {
+        Some(hyper) if hyper.is_parse_too_large() => ErrorClass::ResponseTooLarge,
+        Some(hyper) if hyper.is_parse() => ErrorClass::Protocol,
+        Some(_) => ErrorClass::Reset,
+        None if find::<io::Error>(error).is_some() => ErrorClass::Reset,
+        None => ErrorClass::Protocol,
     };
     (class, words(error))
-}
-
-/// The address, when the host is one.
-pub(crate) fn as_address(host: &url::Host<&str>) -> Option<IpAddr> {
-    match host {
-        url::Host::Ipv4(address) => Some(IpAddr::V4(*address)),
-        url::Host::Ipv6(address) => Some(IpAddr::V6(*address)),
-        url::Host::Domain(_) => None,
-    }
 }
 
 #[cfg(test)]

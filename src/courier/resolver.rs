@@ -1,61 +1,107 @@
-//! Names to addresses, each of them judged: a connection is only ever made to an address that came through here.
+//! Names to addresses.
+//!
+//! Owns: how the system's configuration is asked. Must never judge: whoever asks hands every address to the guard. A lookup
+//! holds no thread, so one that hangs costs nobody else anything.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup_ip::LookupIp;
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver, system_conf};
 
-use super::guard::EgressPolicy;
+use crate::limits;
 
-/// A name could not be resolved.
-#[derive(Debug, thiserror::Error)]
-#[error("the host name cannot be resolved")]
-pub(super) struct DnsError(#[source] Option<io::Error>);
+/// A name server that has said nothing for this long is asked once more, within [`limits::DNS_TIMEOUT`].
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Tries after the first.
+const TRIES_AGAIN: usize = 1;
+/// How long it may be remembered that a name has no address: whoever mends it should not wait for longer.
+const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(10);
+/// How long an address may be remembered, whatever its time to live says.
+const POSITIVE_TTL_MAX: Duration = Duration::from_secs(300);
 
 /// Seam for tests and simulations.
 #[async_trait]
 pub trait Resolver: Send + Sync {
-    /// All addresses of a host.
+    /// All addresses of a host. Whoever asks sets the deadline.
     ///
     /// # Errors
     /// When the resolver fails; no answer is no address.
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>>;
 }
 
-/// The system's resolver.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemResolver;
+/// The hosts file, then DNS. Both configurations are read when it is made.
+pub struct SystemResolver {
+    hosts: Hosts,
+    dns: TokioResolver,
+}
+
+impl SystemResolver {
+    /// Asks these name servers; without any, those of `/etc/resolv.conf`.
+    ///
+    /// # Errors
+    /// When the resolver cannot be set up.
+    pub fn new(nameservers: &[SocketAddr]) -> io::Result<Self> {
+        let (config, mut options) =
+            if nameservers.is_empty() { system() } else { (told(nameservers), ResolverOpts::default()) };
+        options.timeout = options.timeout.min(TRY_TIMEOUT);
+        options.attempts = TRIES_AGAIN;
+        options.cache_size = limits::DNS_CACHE_NAMES_MAX;
+        options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
+        options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
+        // Done here, so that a name in the file is not asked for elsewhere too.
+        options.use_hosts_file = ResolveHosts::Never;
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let dns = builder.with_options(options).build().map_err(io::Error::other)?;
+        Ok(Self { hosts: Hosts::from_system().unwrap_or_default(), dns })
+    }
+
+    fn in_hosts_file(&self, name: &Name) -> Vec<IpAddr> {
+        let kinds = [RecordType::A, RecordType::AAAA];
+        let found = kinds.map(|kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind)));
+        found.into_iter().flatten().flat_map(LookupIp::from).collect()
+    }
+}
 
 #[async_trait]
 impl Resolver for SystemResolver {
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>> {
-        Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect())
+        let name = Name::from_ascii(&host).map_err(io::Error::other)?;
+        let known = self.in_hosts_file(&name);
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        match self.dns.lookup_ip(name).await {
+            Ok(found) => Ok(found.into_iter().collect()),
+            Err(error) if error.is_no_records_found() => Ok(Vec::new()),
+            Err(NetError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 }
 
-/// Resolves once, judges every address, and fails closed: one forbidden address forbids the host.
-pub(super) struct GuardedDns {
-    pub(super) resolver: Arc<dyn Resolver>,
-    pub(super) policy: Arc<ArcSwap<EgressPolicy>>,
+/// As the C library does, a machine without configuration asks itself.
+fn system() -> (ResolverConfig, ResolverOpts) {
+    system_conf::read_system_conf().unwrap_or_else(|error| {
+        tracing::warn!(%error, "/etc/resolv.conf cannot be used; 127.0.0.1 is asked for addresses");
+        (told(&[SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)]), ResolverOpts::default())
+    })
 }
 
-impl Resolve for GuardedDns {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (resolver, policy) = (self.resolver.clone(), self.policy.load_full());
-        Box::pin(async move {
-            let addresses = match resolver.lookup(name.as_str().to_owned()).await {
-                Ok(addresses) if addresses.is_empty() => return Err(DnsError(None).into()),
-                Ok(addresses) => addresses,
-                Err(error) => return Err(DnsError(Some(error)).into()),
-            };
-            for address in &addresses {
-                policy.judge(*address)?;
-            }
-            let sockets: Addrs = Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
-            Ok(sockets)
-        })
-    }
+fn told(nameservers: &[SocketAddr]) -> ResolverConfig {
+    let servers = nameservers.iter().map(|server| {
+        let mut config = NameServerConfig::udp_and_tcp(server.ip());
+        for connection in &mut config.connections {
+            connection.port = server.port();
+        }
+        config
+    });
+    ResolverConfig::from_name_servers(servers.collect())
 }

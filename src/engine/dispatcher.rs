@@ -16,6 +16,7 @@ use super::Engine;
 use super::delivery::{Assignment, attempt};
 use super::payloads::Payloads;
 use super::types::Unavailable;
+use crate::courier::destination;
 use crate::domain::{
     DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Position,
     Progress, Record, RetryPolicy, Timestamp,
@@ -431,6 +432,7 @@ fn config(engine: &Engine) -> lanes::LanesConfig {
     let settings = engine.settings();
     lanes::LanesConfig {
         max_in_flight: settings.max_in_flight,
+        host_max_in_flight: settings.host_max_in_flight,
         breaker: lanes::BreakerConfig {
             failures_to_open: settings.breaker_failures,
             probe_initial: settings.breaker_probe_initial,
@@ -450,6 +452,7 @@ fn policy(endpoint: &Endpoint) -> LanePolicy {
             EndpointStatus::Paused => Gate::Paused,
             EndpointStatus::Disabled { .. } => Gate::Disabled,
         },
+        host: destination(&endpoint.url).into(),
     }
 }
 

@@ -41,6 +41,8 @@ pub use dispatcher::Dispatcher;
 pub struct Settings {
     /// Requests at once over all endpoints.
     pub max_in_flight: usize,
+    /// Requests at once to one host and port over all endpoints; 0 is no limit.
+    pub host_max_in_flight: usize,
     /// An endpoint without one success for this long is disabled.
     pub disable_after: Duration,
     pub refused_statuses: RefusedStatuses,

@@ -1,8 +1,10 @@
 //! One lane: its window, its slots, its rate, its circuit.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::circuit::{BreakerConfig, Circuit, CircuitState};
+use super::host::Place;
 use super::rate::Rate;
 use super::report::{LaneReport, WaitReason};
 use super::window::Window;
@@ -32,6 +34,7 @@ pub(super) struct Lane {
     /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
     troubled: bool,
     pub(super) asleep_until: Option<Duration>,
+    pub(super) place: Place,
 }
 
 impl Lane {
@@ -46,6 +49,7 @@ impl Lane {
             held_until: None,
             troubled,
             asleep_until: None,
+            place: Place::None,
         }
     }
 
@@ -59,6 +63,10 @@ impl Lane {
         }
         self.troubled |= policy.gate == Gate::Disabled;
         self.policy = policy;
+    }
+
+    pub(super) fn host(&self) -> &Arc<str> {
+        &self.policy.host
     }
 
     pub(super) fn in_flight(&self) -> usize {

@@ -3,19 +3,23 @@
 //! Owns one lane per endpoint: what is due, what is in flight, why it waits. Must never know async, I/O, serde, clocks or
 //! randomness: every call is told the time. Invariants: a lane is a hint, possibly stale, never ahead of the journal; a key
 //! is in flight at most once; no lane is looked at unless something happened to it or its time has come, so that ten
-//! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn.
+//! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn; those whose
+//! host has no room stand in its line, and nobody overtakes them.
 
 mod circuit;
+mod host;
 mod lane;
 mod rate;
 mod report;
 mod window;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{DueKey, EndpointNumber, Now, Ordering, Position, Progress, RateLimit, Timestamp};
 pub use circuit::{BreakerConfig, CircuitState};
+use host::{Hosts, Place};
 use lane::{Lane, Readiness};
 pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
 
@@ -27,6 +31,8 @@ pub struct LanePolicy {
     pub max_in_flight: u32,
     pub ordering: Ordering,
     pub gate: Gate,
+    /// Host and port, by which lanes share [`LanesConfig::host_max_in_flight`].
+    pub host: Arc<str>,
 }
 
 /// Whether the endpoint wants anything now.
@@ -90,6 +96,8 @@ pub enum Action {
 pub struct LanesConfig {
     /// Requests at once over all lanes.
     pub max_in_flight: usize,
+    /// Requests at once to one host over all lanes; 0 is no limit.
+    pub host_max_in_flight: usize,
     pub breaker: BreakerConfig,
 }
 
@@ -98,6 +106,7 @@ pub struct LanesConfig {
 pub struct Lanes {
     config: LanesConfig,
     lanes: HashMap<EndpointNumber, Lane>,
+    hosts: Hosts,
     /// Lanes that may have something to do now, in turn.
     ring: VecDeque<EndpointNumber>,
     in_ring: BTreeSet<EndpointNumber>,
@@ -115,6 +124,7 @@ impl Lanes {
         Self {
             config,
             lanes: HashMap::new(),
+            hosts: Hosts::new(config.host_max_in_flight),
             ring: VecDeque::new(),
             in_ring: BTreeSet::new(),
             asleep: BTreeSet::new(),
@@ -126,6 +136,10 @@ impl Lanes {
 
     pub fn reconfigure(&mut self, config: LanesConfig) {
         self.config = config;
+        self.hosts.set_limit(config.host_max_in_flight);
+        for host in self.hosts.waited_for() {
+            self.promise(&host);
+        }
     }
 
     /// While held nothing is sent: the store is sick, or the daemon drains.
@@ -136,6 +150,15 @@ impl Lanes {
     /// Makes a lane, or changes its policy. Opening a closed gate also closes the circuit and ends holds.
     pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, _now: Now) {
         match self.lanes.get_mut(&endpoint) {
+            Some(lane) if lane.host() != &policy.host => {
+                // Its requests under way count for the new host now: it is the same receiver that takes its time.
+                let (old, requests, place) = (lane.host().clone(), lane.in_flight(), lane.place);
+                self.hosts.leave(&old, endpoint, requests, place);
+                self.hosts.add(&policy.host, requests);
+                lane.place = Place::None;
+                lane.change(policy);
+                self.promise(&old);
+            }
             Some(lane) => lane.change(policy),
             None => {
                 self.lanes.insert(endpoint, Lane::new(policy, backlog));
@@ -148,6 +171,8 @@ impl Lanes {
         if let Some(lane) = self.lanes.remove(&endpoint) {
             self.in_flight -= lane.in_flight();
             self.forget_sleep(endpoint, lane.asleep_until);
+            self.hosts.leave(lane.host(), endpoint, lane.in_flight(), lane.place);
+            self.promise(lane.host());
         }
     }
 
@@ -189,7 +214,10 @@ impl Lanes {
             return None;
         }
         let turn = lane.on_outcome(key, outcome, &breaker, now);
+        let host = lane.host().clone();
         self.in_flight -= 1;
+        self.hosts.remove(&host, 1);
+        self.promise(&host);
         self.wake(endpoint);
         turn
     }
@@ -227,7 +255,9 @@ impl Lanes {
             return None;
         }
         // Each lane gets one look per round; one that has sent goes to the back.
-        for _ in 0..self.ring.len() {
+        let mut looks = self.ring.len();
+        while looks > 0 {
+            looks -= 1;
             let endpoint = self.ring.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&endpoint) else {
                 self.in_ring.remove(&endpoint);
@@ -239,7 +269,13 @@ impl Lanes {
             }
             let mut readiness = lane.readiness(now);
             if readiness == Readiness::Ready {
+                let host = lane.host().clone();
+                if !self.hosts.admits(&host, endpoint, &mut lane.place) {
+                    self.in_ring.remove(&endpoint);
+                    continue;
+                }
                 if let Some((key, progress)) = lane.try_send(now) {
+                    self.hosts.on_sent(&host, &mut lane.place);
                     self.in_flight += 1;
                     self.ring.push_back(endpoint);
                     return Some(Action::Send { endpoint, key, progress });
@@ -252,8 +288,14 @@ impl Lanes {
             match readiness {
                 Readiness::Ready => self.ring.push_back(endpoint),
                 Readiness::Waits { until, .. } => {
+                    let host = lane.host().clone();
+                    let promised = self.hosts.give_up(&host, &mut lane.place);
                     self.in_ring.remove(&endpoint);
                     self.sleep(endpoint, until);
+                    if promised {
+                        self.promise(&host);
+                        looks = self.ring.len(); // whoever has the turn now stands at the end
+                    }
                 }
             }
         }
@@ -272,7 +314,8 @@ impl Lanes {
     pub fn explain(&self, endpoint: EndpointNumber, now: Now) -> Option<LaneReport> {
         let lane = self.lanes.get(&endpoint)?;
         let mut report = lane.explain(now);
-        if report.reason.is_none() && lane.has_due(now) && self.in_flight >= self.config.max_in_flight {
+        let full = self.in_flight >= self.config.max_in_flight || self.hosts.is_full(lane.host());
+        if report.reason.is_none() && lane.has_due(now) && full {
             report.reason = Some(WaitReason::GlobalLimit);
         }
         Some(report)
@@ -309,6 +352,16 @@ impl Lanes {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             let until = lane.asleep_until.take();
             self.forget_sleep(endpoint, until);
+        }
+    }
+
+    /// Keeps what is free at a host for those in line, and wakes them.
+    fn promise(&mut self, host: &Arc<str>) {
+        while let Some(next) = self.hosts.next_promise(host) {
+            if let Some(lane) = self.lanes.get_mut(&next) {
+                lane.place = Place::Promised;
+            }
+            self.wake(next);
         }
     }
 

@@ -16,6 +16,7 @@ const FRESH: Progress = Progress {
 fn lanes(max_in_flight: usize) -> Lanes {
     Lanes::new(LanesConfig {
         max_in_flight,
+        host_max_in_flight: 0,
         breaker: BreakerConfig {
             failures_to_open: 5,
             probe_initial: Duration::from_secs(5),
@@ -25,7 +26,13 @@ fn lanes(max_in_flight: usize) -> Lanes {
 }
 
 fn policy() -> LanePolicy {
-    LanePolicy { rate: None, max_in_flight: 16, ordering: Ordering::None, gate: Gate::Open }
+    LanePolicy {
+        rate: None,
+        max_in_flight: 16,
+        ordering: Ordering::None,
+        gate: Gate::Open,
+        host: "a.example:443".into(),
+    }
 }
 
 fn at(millis: u64) -> Now {
@@ -112,6 +119,172 @@ fn turns_are_fair_and_limits_hold() {
     lanes.reconfigure(LanesConfig { max_in_flight: 1_000, ..lanes.config });
     assert_eq!(sends(&mut lanes, at(2)).len(), 32);
     assert_eq!(lanes.explain(ONE, at(2)).unwrap().reason, Some(WaitReason::InFlightLimit));
+}
+
+/// Ends the oldest request that is under way, and gives what is sent instead.
+fn next_turn(
+    lanes: &mut Lanes,
+    under_way: &mut VecDeque<(EndpointNumber, DueKey)>,
+    now: Now,
+) -> Vec<EndpointNumber> {
+    let (endpoint, key) = under_way.pop_front().unwrap();
+    lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+    lanes.on_settled(endpoint, key, Position(1_000_000), now);
+    let sent = sends(lanes, now);
+    under_way.extend(&sent);
+    sent.into_iter().map(|(endpoint, _)| endpoint).collect()
+}
+
+#[test]
+fn lanes_of_one_host_share_its_limit_in_turn_and_leave_other_hosts_alone() {
+    let mut lanes = lanes(1_000);
+    lanes.reconfigure(LanesConfig { host_max_in_flight: 4, ..lanes.config });
+    let many = 30;
+    for number in 1..=many {
+        lanes.on_endpoint(EndpointNumber(number), policy(), Backlog::None, at(0));
+    }
+    // The first has a hundred times as much as the others.
+    fill(&mut lanes, ONE, 1..101);
+    for number in 2..=many {
+        fill(&mut lanes, EndpointNumber(number), 200..205);
+    }
+    let elsewhere = EndpointNumber(99);
+    lanes.on_endpoint(
+        elsewhere,
+        LanePolicy { host: "b.example:443".into(), ..policy() },
+        Backlog::None,
+        at(0),
+    );
+    fill(&mut lanes, elsewhere, 1..4);
+
+    let sent = sends(&mut lanes, at(1));
+    assert_eq!(sent.iter().filter(|(endpoint, _)| *endpoint == elsewhere).count(), 3, "{sent:?}");
+    let mut under_way: VecDeque<_> =
+        sent.into_iter().filter(|(endpoint, _)| *endpoint != elsewhere).collect();
+    assert_eq!(under_way.len(), 4, "the host's limit");
+    assert_eq!(lanes.explain(EndpointNumber(20), at(1)).unwrap().reason, Some(WaitReason::GlobalLimit));
+    assert_eq!(lanes.explain(elsewhere, at(1)).unwrap().reason, None);
+    assert!(lanes.ring.iter().all(|endpoint| *endpoint == elsewhere), "those in line cost a turn nothing");
+
+    // As one ends, the next in line goes: in 29 turns each of the others has had exactly one.
+    let mut turns: Vec<EndpointNumber> = under_way.iter().map(|(endpoint, _)| *endpoint).collect();
+    while turns.len() < 5 * many as usize {
+        let sent = next_turn(&mut lanes, &mut under_way, at(2));
+        assert_eq!(sent.len(), 1, "one slot, one request");
+        turns.extend(sent);
+        // A newcomer with work that is due long since does not overtake those in line.
+        if turns.len() == 50 {
+            lanes.on_endpoint(EndpointNumber(77), policy(), Backlog::None, at(2));
+            fill(&mut lanes, EndpointNumber(77), 1..2);
+        }
+    }
+    for round in turns.chunks(many as usize).take(1) {
+        let different: BTreeSet<_> = round.iter().collect();
+        assert_eq!(
+            different.len(),
+            round.len(),
+            "a lane was served twice before another was served: {round:?}"
+        );
+    }
+    let newcomer = turns.iter().position(|endpoint| *endpoint == EndpointNumber(77)).unwrap();
+    assert!((50 + 25..=50 + 35).contains(&newcomer), "the newcomer came at {newcomer}");
+    let count = |number| turns.iter().filter(|endpoint| **endpoint == EndpointNumber(number)).count();
+    assert!((2..=many).all(|number| count(number) >= 4), "{turns:?}");
+}
+
+#[test]
+fn a_slot_of_a_host_is_never_lost() {
+    let mut lanes = lanes(1_000);
+    lanes.reconfigure(LanesConfig { host_max_in_flight: 1, ..lanes.config });
+    let three = EndpointNumber(3);
+    for endpoint in [ONE, TWO, three] {
+        lanes.on_endpoint(endpoint, policy(), Backlog::None, at(0));
+        fill(&mut lanes, endpoint, 1..3);
+    }
+    let [(endpoint, first)] = sends(&mut lanes, at(1))[..] else { panic!("one slot") };
+    assert_eq!(endpoint, ONE);
+    // The next in line does not want its turn any more: the one behind it has it.
+    lanes.on_endpoint(TWO, LanePolicy { gate: Gate::Paused, ..policy() }, Backlog::None, at(1));
+    lanes.on_finished(ONE, first, Outcome::Healthy, at(2));
+    let [(endpoint, second)] = sends(&mut lanes, at(2))[..] else { panic!("one slot") };
+    assert_eq!(endpoint, three);
+    // Its lane goes while its request is under way, and the next one leads elsewhere meanwhile.
+    lanes.on_endpoint(ONE, LanePolicy { host: "b.example:443".into(), ..policy() }, Backlog::None, at(2));
+    assert_eq!(sends(&mut lanes, at(2)).len(), 1, "the other host has room");
+    lanes.on_endpoint(TWO, policy(), Backlog::None, at(2));
+    assert_eq!(sends(&mut lanes, at(2)), []);
+    lanes.on_endpoint_removed(three);
+    let [(endpoint, _)] = sends(&mut lanes, at(3))[..] else { panic!("one slot") };
+    assert_eq!(endpoint, TWO);
+    lanes.on_finished(three, second, Outcome::Healthy, at(3));
+    assert_eq!(sends(&mut lanes, at(3)), [], "a request of a lane that has gone frees nothing twice");
+    // Without a limit all that waits goes.
+    lanes.reconfigure(LanesConfig { host_max_in_flight: 0, ..lanes.config });
+    assert_eq!(sends(&mut lanes, at(4)).len(), 1, "all that is left");
+    for endpoint in [ONE, TWO] {
+        lanes.on_endpoint_removed(endpoint);
+    }
+    assert_eq!(lanes.hosts.known(), 0, "hosts are forgotten");
+}
+
+/// Whatever happens to lanes, their hosts' counts stay true and nothing that could be sent is left.
+#[test]
+fn hosts_are_counted_right_through_a_random_life() {
+    for seed in 1..=60_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut lanes = lanes(1_000);
+        let mut limit = 2;
+        lanes.reconfigure(LanesConfig { host_max_in_flight: limit, ..lanes.config });
+        let mut under_way: Vec<(EndpointNumber, DueKey)> = Vec::new();
+        for step in 0..3_000_u64 {
+            let now = at(step);
+            let endpoint = EndpointNumber(1 + random(8) as u32);
+            match random(12) {
+                0 => lanes.on_endpoint_removed(endpoint),
+                1 => {
+                    limit = 1 + random(4) as usize;
+                    lanes.reconfigure(LanesConfig { host_max_in_flight: limit, ..lanes.config });
+                }
+                2 | 3 => {
+                    let host = ["a", "b", "c"][random(3) as usize].into();
+                    let gate = if random(3) == 0 { Gate::Paused } else { Gate::Open };
+                    let policy = LanePolicy { host, gate, max_in_flight: 3, ..policy() };
+                    lanes.on_endpoint(endpoint, policy, Backlog::None, now);
+                }
+                4..=7 => lanes.on_due(endpoint, key(step, step + 1), FRESH, Position(step + 1), now),
+                _ if !under_way.is_empty() => {
+                    let (endpoint, key) = under_way.swap_remove(random(under_way.len() as u64) as usize);
+                    lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+                    lanes.on_settled(endpoint, key, Position(step + 1), now);
+                }
+                _ => {}
+            }
+            under_way.extend(sends(&mut lanes, now));
+            for host in ["a", "b", "c"] {
+                let here = lanes.lanes.values().filter(|lane| &**lane.host() == host);
+                let (mut in_flight, mut ready) = (0, 0);
+                for lane in here {
+                    in_flight += lane.in_flight();
+                    ready += usize::from(lane.readiness(now) == Readiness::Ready);
+                }
+                assert_eq!(
+                    lanes.hosts.is_full(host),
+                    in_flight >= limit,
+                    "seed {seed} step {step} host {host}"
+                );
+                assert!(
+                    ready == 0 || in_flight >= limit,
+                    "seed {seed} step {step}: {ready} wait at {host} for nothing"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -16,8 +16,7 @@ use super::chance::Chance;
 use super::operations;
 use super::receivers::{CALLBACK_BASE, Manner, Receivers};
 use super::world::{self, World, wall};
-use crate::courier::guard::EgressPolicy;
-use crate::courier::{Courier, SystemResolver};
+use crate::courier::{Courier, CourierSettings};
 use crate::domain::{Position, Timestamp};
 use crate::metrics::Metrics;
 use crate::rules::handshake::AskingPolicy;
@@ -125,6 +124,7 @@ impl Life {
         let opened = Opened { outbox, notices, journal, rebuilt: None, replayed: 0, last_time };
         let settings = Settings {
             max_in_flight: world.plan().max_in_flight,
+            host_max_in_flight: world.plan().host_max_in_flight,
             disable_after: Duration::from_secs(40),
             refused_statuses: RefusedStatuses(vec![422]),
             breaker_failures: 3,
@@ -475,10 +475,7 @@ fn check_journal(world: &World, reader: &JournalReader) -> Result<(), String> {
 /// Never used: parcels go to the receivers.
 fn courier() -> Courier {
     static COURIER: OnceLock<Courier> = OnceLock::new();
-    let made = || {
-        Courier::new(EgressPolicy::default(), Duration::from_secs(1), Arc::new(SystemResolver))
-            .expect("a client can be built")
-    };
+    let made = || Courier::new(CourierSettings::for_tests()).expect("a client can be built");
     COURIER.get_or_init(made).clone()
 }
 

@@ -351,12 +351,15 @@ impl Request<'_> {
         // Those of deleted endpoints, also one that is just being sent, are nobody's any more.
         let is_living = |endpoint| inner.model.subscriber(endpoint).is_some_and(|known| !known.deleted);
         let living = |key: &&DeliveryKey| is_living(key.endpoint);
-        if is_living(self.endpoint)
-            && inner.in_flight.iter().filter(living).count() >= inner.plan.max_in_flight
-        {
-            return Err("the global limit is reached".to_owned());
+        if !is_living(self.endpoint) {
+            return Ok(());
         }
-        Ok(())
+        let all = inner.in_flight.iter().filter(living).count();
+        match (inner.plan.max_in_flight, inner.plan.host_max_in_flight) {
+            (limit, _) if all >= limit => Err("the global limit is reached".to_owned()),
+            (_, limit) if limit > 0 && all >= limit => Err("the host's limit is reached".to_owned()),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -82,6 +82,8 @@ pub(super) struct Plan {
     pub(super) late_notices: bool,
     pub(super) orders: bool,
     pub(super) max_in_flight: usize,
+    /// All endpoints are at one host.
+    pub(super) host_max_in_flight: usize,
     pub(super) segment_bytes: u64,
     pub(super) room_bytes: usize,
     pub(super) keep: Option<Duration>,
@@ -101,6 +103,7 @@ impl Plan {
             late_notices: chance.percent(50),
             orders: chance.percent(60),
             max_in_flight: *chance.pick(&[1, 3, 20]),
+            host_max_in_flight: *chance.pick(&[0, 1, 2, 20]),
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
             room_bytes: *chance.pick(&[0, 500, 4_000]),
             keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),

@@ -1,0 +1,423 @@
+//! Connections: the one place where a socket to a receiver is opened.
+//!
+//! Owns: the way from a host's name to a stream that HTTP can be spoken on, in order: resolve once, judge every address,
+//! connect to judged ones, go through the proxy if there is one, TLS. The host's name is kept for TLS and for `Host`; it
+//! is never resolved a second time. Anything that goes wrong on the way ends it.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hyper::Uri;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use url::{Host, Url};
+
+use super::guard::{BlockedAddress, ForbiddenUrl, Guard, Judged, LOOPBACK, is_localhost};
+use super::resolver::Resolver;
+use super::{find, tls};
+use crate::domain::ErrorClass;
+use crate::limits;
+
+/// How long one address has before the next one is tried beside it (RFC 8305).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Why there is no connection. The words are the same whether an address refused, was silent, or has no route: a record
+/// of attempts is no port scanner.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error(transparent)]
+    Forbidden(#[from] ForbiddenUrl),
+    #[error("{0}")]
+    Dns(&'static str),
+    #[error("no connection could be made")]
+    Unreachable,
+    #[error("the egress proxy cannot be reached")]
+    ProxyUnreachable,
+    #[error("the egress proxy refused the connection (status {0})")]
+    ProxyRefused(u16),
+    #[error("{0}")]
+    Tls(String),
+}
+
+impl From<BlockedAddress> for ConnectError {
+    fn from(blocked: BlockedAddress) -> Self {
+        Self::Forbidden(blocked.into())
+    }
+}
+
+impl ConnectError {
+    pub(super) fn class(&self) -> ErrorClass {
+        match self {
+            Self::Forbidden(_) => ErrorClass::BlockedAddress,
+            Self::Dns(_) => ErrorClass::Dns,
+            Self::Unreachable | Self::ProxyUnreachable | Self::ProxyRefused(_) => ErrorClass::Connect,
+            Self::Tls(_) => ErrorClass::Tls,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+enum Step {
+    Resolving = 1,
+    Connecting = 2,
+    Proxying = 3,
+    Securing = 4,
+}
+
+/// How far a connection has come: whichever deadline ends it, the record says the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress(Arc<AtomicU8>);
+
+tokio::task_local! {
+    /// Of the request that a connection is made for. One that is finished in the background, because another became
+    /// free meanwhile, has none.
+    pub(super) static PROGRESS: Progress;
+}
+
+impl Progress {
+    fn reach(&self, step: Step) {
+        self.0.store(step as u8, Ordering::Relaxed);
+    }
+
+    /// What to say when time is over; `None` when no connection had to be made.
+    pub(super) fn timed_out(&self) -> Option<ConnectError> {
+        let reached = self.0.load(Ordering::Relaxed);
+        let steps = [Step::Resolving, Step::Connecting, Step::Proxying, Step::Securing];
+        Some(match steps.into_iter().find(|step| *step as u8 == reached)? {
+            Step::Resolving => DNS_SILENT,
+            Step::Connecting => ConnectError::Unreachable,
+            Step::Proxying => ConnectError::ProxyUnreachable,
+            Step::Securing => ConnectError::Tls("the TLS handshake did not end in time".to_owned()),
+        })
+    }
+}
+
+const DNS_SILENT: ConnectError = ConnectError::Dns("the name servers did not answer in time");
+const DNS_EMPTY: ConnectError = ConnectError::Dns("the host name has no address");
+const DNS_FAILED: ConnectError = ConnectError::Dns("the name servers could not resolve the host name");
+
+/// A proxy that every request goes through, by `CONNECT`.
+#[derive(Clone)]
+pub struct Proxy {
+    host: Host,
+    port: u16,
+    /// The value of `Proxy-Authorization`.
+    authorization: Option<String>,
+}
+
+impl Proxy {
+    /// From `http://host:port`, with user and password where the proxy asks for them. `None` without a host.
+    #[must_use]
+    pub fn new(url: &Url) -> Option<Self> {
+        let host = url.host()?.to_owned();
+        let authorization = (!url.username().is_empty() || url.password().is_some()).then(|| {
+            let decoded = |text| percent_decode_str(text).collect::<Vec<u8>>();
+            let pair = [decoded(url.username()), b":".to_vec(), decoded(url.password().unwrap_or_default())];
+            format!("Basic {}", STANDARD.encode(pair.concat()))
+        });
+        Some(Self { host, port: url.port_or_known_default()?, authorization })
+    }
+}
+
+/// Makes the connections of one pool.
+#[derive(Clone)]
+pub(super) struct Connector(pub(super) Arc<Wiring>);
+
+pub(super) struct Wiring {
+    pub(super) guard: Arc<Guard>,
+    pub(super) resolver: Arc<dyn Resolver>,
+    pub(super) proxy: Option<Proxy>,
+    pub(super) tls: Arc<ClientConfig>,
+    /// From the first packet to the end of the TLS handshake.
+    pub(super) timeout: Duration,
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<Wire>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, target: Uri) -> Self::Future {
+        let wiring = self.0.clone();
+        Box::pin(async move { wiring.connect(&target).await.map(TokioIo::new) })
+    }
+}
+
+/// Where a connection goes.
+struct Target {
+    host: Host,
+    port: u16,
+    secure: bool,
+}
+
+impl Target {
+    fn new(uri: &Uri) -> Option<Self> {
+        let secure = uri.scheme_str() == Some("https");
+        let host = Host::parse(uri.host()?).ok()?;
+        Some(Self { host, port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }), secure })
+    }
+}
+
+impl Wiring {
+    async fn connect(&self, uri: &Uri) -> Result<Wire, ConnectError> {
+        // Not reached: every URI is made from a URL that was judged.
+        let target = Target::new(uri).ok_or(ForbiddenUrl("the URL cannot be requested"))?;
+        let progress = PROGRESS.try_with(Progress::clone).unwrap_or_default();
+        progress.reach(Step::Resolving);
+        let addresses = match &self.proxy {
+            None => self.resolve(&target.host, target.port, limits::DNS_TIMEOUT).await?,
+            Some(proxy) => {
+                // Names are the proxy's to resolve, and to judge.
+                self.guard.judge_host(&target.host, target.port)?;
+                self.resolve_proxy(proxy).await?
+            }
+        };
+        let opened = timeout(self.timeout, self.open(&target, addresses, &progress)).await;
+        opened.unwrap_or_else(|_| Err(progress.timed_out().unwrap_or(ConnectError::Unreachable)))
+    }
+
+    /// What connecting to the URL would find out about its host's addresses, without connecting.
+    pub(super) async fn probe(&self, url: &Url) -> Result<(), ConnectError> {
+        let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else { return Ok(()) };
+        if self.proxy.is_some() {
+            return self.guard.judge_host(&host, port).map(drop).map_err(Into::into);
+        }
+        self.resolve(&host.to_owned(), port, limits::DNS_TIMEOUT_AT_SAVE).await.map(drop)
+    }
+
+    /// Every address of the host; one that is forbidden forbids the host, because whoever answers for it may say
+    /// anything.
+    async fn resolve(&self, host: &Host, port: u16, patience: Duration) -> Result<Vec<Judged>, ConnectError> {
+        if let Some(literal) = self.guard.judge_host(host, port)? {
+            return Ok(vec![literal]);
+        }
+        let name = host.to_string();
+        if is_localhost(&name) {
+            let judged = LOOPBACK.map(|address| self.guard.judge(SocketAddr::new(address, port)));
+            let open: Vec<_> = judged.into_iter().flatten().collect();
+            return if open.is_empty() { Err(BlockedAddress.into()) } else { Ok(open) };
+        }
+        let addresses = self.lookup(name, patience).await?;
+        let judged = addresses.into_iter().map(|address| self.guard.judge(SocketAddr::new(address, port)));
+        Ok(judged.collect::<Result<_, _>>()?)
+    }
+
+    /// Never empty.
+    async fn lookup(&self, name: String, patience: Duration) -> Result<Vec<IpAddr>, ConnectError> {
+        match timeout(patience, self.resolver.lookup(name)).await {
+            Err(_) => Err(DNS_SILENT),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(DNS_EMPTY),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(DNS_SILENT),
+            Ok(Err(_)) => Err(DNS_FAILED),
+            Ok(Ok(addresses)) if addresses.is_empty() => Err(DNS_EMPTY),
+            Ok(Ok(addresses)) => Ok(addresses),
+        }
+    }
+
+    /// The operator named the proxy: it may be anywhere.
+    async fn resolve_proxy(&self, proxy: &Proxy) -> Result<Vec<Judged>, ConnectError> {
+        let addresses = match &proxy.host {
+            Host::Ipv4(address) => vec![IpAddr::V4(*address)],
+            Host::Ipv6(address) => vec![IpAddr::V6(*address)],
+            Host::Domain(name) if is_localhost(name) => LOOPBACK.to_vec(),
+            Host::Domain(name) => self
+                .lookup(name.clone(), limits::DNS_TIMEOUT)
+                .await
+                .map_err(|_| ConnectError::ProxyUnreachable)?,
+        };
+        Ok(addresses
+            .into_iter()
+            .map(|address| Judged::by_operator(SocketAddr::new(address, proxy.port)))
+            .collect())
+    }
+
+    async fn open(
+        &self,
+        target: &Target,
+        addresses: Vec<Judged>,
+        progress: &Progress,
+    ) -> Result<Wire, ConnectError> {
+        let stream = match &self.proxy {
+            None => {
+                progress.reach(Step::Connecting);
+                dial(addresses).await.ok_or(ConnectError::Unreachable)?
+            }
+            Some(proxy) => {
+                progress.reach(Step::Proxying);
+                let stream = dial(addresses).await.ok_or(ConnectError::ProxyUnreachable)?;
+                tunnel(stream, proxy, target).await?
+            }
+        };
+        if !target.secure {
+            return Ok(Wire::Plain(stream));
+        }
+        progress.reach(Step::Securing);
+        self.secure(stream, &target.host).await.map(|stream| Wire::Secure(Box::new(stream)))
+    }
+
+    async fn secure(&self, stream: TcpStream, host: &Host) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let name = match host {
+            Host::Ipv4(address) => Ok(ServerName::from(IpAddr::V4(*address))),
+            Host::Ipv6(address) => Ok(ServerName::from(IpAddr::V6(*address))),
+            // The dot at the end is no part of a name in a certificate.
+            Host::Domain(name) => ServerName::try_from(name.strip_suffix('.').unwrap_or(name).to_owned()),
+        };
+        let unnameable = |_| ConnectError::Tls("the host's name can be in no certificate".to_owned());
+        let connector = TlsConnector::from(self.tls.clone());
+        connector.connect(name.map_err(unnameable)?, stream).await.map_err(|error| {
+            ConnectError::Tls(match find::<rustls::Error>(&error) {
+                Some(error) => tls::words(error),
+                None => "the connection broke off during the TLS handshake".to_owned(),
+            })
+        })
+    }
+}
+
+/// Connects to the first address that answers: the next one is tried when the one before has failed, or has said nothing
+/// for a while. Families take turns, so that a broken one does not stand in the way of the other.
+async fn dial(addresses: Vec<Judged>) -> Option<TcpStream> {
+    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|judged| judged.address().is_ipv6());
+    let (mut four, mut six) = (four.into_iter(), six.into_iter());
+    let mut turns = std::iter::from_fn(|| Some([four.next(), six.next()]))
+        .take_while(|pair| pair.iter().any(Option::is_some))
+        .flatten()
+        .flatten()
+        .take(limits::ADDRESSES_TRIED_MAX)
+        .collect::<Vec<_>>()
+        .into_iter();
+    let mut trying = FuturesUnordered::new();
+    loop {
+        match turns.next() {
+            Some(judged) => trying.push(TcpStream::connect(judged.address())),
+            None if trying.is_empty() => return None,
+            None => {}
+        }
+        tokio::select! {
+            Some(tried) = trying.next() => if let Ok(stream) = tried {
+                // A connection without it is slower and no worse.
+                let _slower = stream.set_nodelay(true).is_err();
+                return Some(stream);
+            },
+            () = sleep(HEAD_START), if turns.len() > 0 => {}
+        }
+    }
+}
+
+/// Asks the proxy for a way to the target, by name.
+async fn tunnel(mut stream: TcpStream, proxy: &Proxy, target: &Target) -> Result<TcpStream, ConnectError> {
+    let authority = format!("{}:{}", target.host, target.port);
+    let authorization = proxy.authorization.as_ref();
+    let authorization =
+        authorization.map(|value| format!("proxy-authorization: {value}\r\n")).unwrap_or_default();
+    let request = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n{authorization}\r\n");
+    let broken = |_: io::Error| ConnectError::ProxyUnreachable;
+    stream.write_all(request.as_bytes()).await.map_err(broken)?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        // Whoever connects speaks first, so that nothing may follow the head; a longer one is none of a proxy's.
+        if head.len() >= limits::REPLY_HEAD_BYTES_MAX || head.windows(4).any(|four| four == b"\r\n\r\n") {
+            return Err(ConnectError::ProxyUnreachable);
+        }
+        if stream.read_buf(&mut head).await.map_err(broken)? == 0 {
+            return Err(ConnectError::ProxyUnreachable);
+        }
+    }
+    match status(&head) {
+        Some(200..300) => Ok(stream),
+        // What the proxy tried for us and did not get.
+        Some(502..=504) => Err(ConnectError::Unreachable),
+        Some(status) => Err(ConnectError::ProxyRefused(status)),
+        None => Err(ConnectError::ProxyUnreachable),
+    }
+}
+
+fn status(head: &[u8]) -> Option<u16> {
+    let line = std::str::from_utf8(head.split(|byte| *byte == b'\r').next()?).ok()?;
+    let (version, rest) = line.split_once(' ')?;
+    let status = rest.get(..3).filter(|_| version.starts_with("HTTP/1."))?;
+    status.parse().ok()
+}
+
+/// A stream that HTTP is spoken on.
+pub(super) enum Wire {
+    Plain(TcpStream),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+/// The same call on whichever stream it is.
+macro_rules! forward {
+    ($wire:ident, $call:ident($($argument:expr),*)) => {
+        match $wire.get_mut() {
+            Wire::Plain(stream) => Pin::new(stream).$call($($argument),*),
+            Wire::Secure(stream) => Pin::new(stream).$call($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        forward!(self, poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Secure(stream) => stream.is_write_vectored(),
+        }
+    }
+}
