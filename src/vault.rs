@@ -1,4 +1,4 @@
-//! Encryption at rest: secrets and sensitive header values under the operator's key.
+//! Encryption at rest: secrets, sensitive header values and private keys under the operator's key.
 //!
 //! Owns: the key, and the layout of encrypted bytes: a version byte (1), the key's id (first 4 bytes of its SHA-256), a
 //! random nonce of 24 bytes, and XChaCha20-Poly1305's output. Each value is bound to its endpoint and its use, so that
@@ -36,6 +36,8 @@ pub enum Place<'a> {
     Secret(&'a EndpointId),
     /// With the header's name in lower case.
     Header(&'a EndpointId, &'a str),
+    /// The private key of its client certificate.
+    ClientKey(&'a EndpointId),
     /// A remembered answer, by the scope of its idempotency.
     Answer(&'a [u8; 16]),
 }
@@ -45,6 +47,7 @@ impl Place<'_> {
         match self {
             Self::Secret(owner) => format!("{owner} secret").into_bytes(),
             Self::Header(owner, name) => format!("{owner} header {name}").into_bytes(),
+            Self::ClientKey(owner) => format!("{owner} client key").into_bytes(),
             Self::Answer(scope) => [b"answer ", &scope[..]].concat(),
         }
     }
@@ -108,6 +111,9 @@ impl Vault {
         for (name, value) in &endpoint.sensitive_headers {
             self.open(value, Place::Header(&endpoint.id, name))?;
         }
+        if let Some(certificate) = &endpoint.client_certificate {
+            self.open(&certificate.key, Place::ClientKey(&endpoint.id))?;
+        }
         Ok(())
     }
 }
@@ -130,7 +136,9 @@ mod tests {
         assert!(!bytes.windows(8).any(|window| window == b"a secret"));
         assert_eq!(vault.open(&sealed, Place::Secret(&owner("ep_1"))), Ok(b"a secret".to_vec()));
         let (one, two) = (owner("ep_1"), owner("ep_2"));
-        for place in [Place::Secret(&two), Place::Header(&one, "a"), Place::Answer(&[0; 16])] {
+        for place in
+            [Place::Secret(&two), Place::Header(&one, "a"), Place::ClientKey(&one), Place::Answer(&[0; 16])]
+        {
             assert_eq!(vault.open(&sealed, place), Err(VaultError::Damaged));
         }
     }

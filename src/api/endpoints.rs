@@ -17,10 +17,10 @@ use super::text::{self, Time};
 use super::views::CountBody;
 use super::{Call, body, events, not_found};
 use crate::domain::{
-    Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Position, Sealed, Secret, SecretKind,
-    SignaturePreset, Tenant, Timestamp,
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Position, Sealed,
+    Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
-use crate::engine::types::{ChangeError, EventDraft, LaneView};
+use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView};
 use crate::limits;
 use crate::rules::handshake;
 use crate::rules::signature::{self, SecretError, SigningKey};
@@ -116,6 +116,23 @@ fn merged_headers(
     headers
 }
 
+/// The client certificate that a request gives, checked. Its key is sealed for this endpoint.
+fn client_certificate(
+    call: &Call,
+    owner: &EndpointId,
+    input: &EndpointInput,
+    errors: &mut Errors,
+) -> Option<ClientCertificate> {
+    let input = input.client_certificate.as_ref()?;
+    let checked = call.api.engine.client_certificate(owner, &input.certificate, &input.key);
+    checked
+        .map_err(|error| match error {
+            IdentityError::Certificate(detail) => errors.push("/clientCertificate/certificate", detail),
+            IdentityError::Key(detail) => errors.push("/clientCertificate/key", detail),
+        })
+        .ok()
+}
+
 fn cannot_open(error: &impl std::fmt::Display) -> Problem {
     Problem::Unavailable(format!("the endpoint's secret: {error}"))
 }
@@ -129,6 +146,8 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let settings = settings(call, &input, &mut errors);
     let wanted =
         wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
+    let id = call.api.engine.new_endpoint_id();
+    let client_certificate = client_certificate(call, &id, &input, &mut errors);
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
     }
@@ -145,7 +164,6 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         Wanted::Given(key) => key,
         Wanted::Fresh(kind) => call.api.engine.new_key(kind.unwrap_or(SecretKind::Hmac)),
     };
-    let id = call.api.engine.new_endpoint_id();
     let endpoint = Endpoint {
         number: EndpointNumber(0),
         sensitive_headers: sealed_headers(call, &id, &settings),
@@ -164,6 +182,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         format: settings.format,
         signature: settings.signature,
         handshake: settings.handshake,
+        client_certificate,
         trace: settings.trace,
         metadata: settings.metadata,
         status: EndpointStatus::Active,
@@ -243,6 +262,10 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
     }
     let settings = settings(call, &input, &mut errors);
     let sensitive_headers = merged_headers(call, endpoint, patch, &settings, &mut errors);
+    let client_certificate = match patch.get("clientCertificate") {
+        None => endpoint.client_certificate.clone(),
+        Some(_) => client_certificate(call, &endpoint.id, &input, &mut errors),
+    };
     for (key, _) in live_keys(call, endpoint)? {
         if let Err(error) = key.check(settings.signature) {
             errors.push("/signature", format!("does not fit the present secret, rotate that first: {error}"));
@@ -265,6 +288,7 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
         retry: settings.retry,
         format: settings.format,
         signature: settings.signature,
+        client_certificate,
         trace: settings.trace,
         metadata: settings.metadata,
         ..endpoint.clone()

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::idempotency::{self, Once};
 use super::lists::{self, List};
-use super::problem::{Errors, Problem};
+use super::problem::{Errors, FieldError, Problem};
 use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
 use super::{Call, body, cloudevents, text};
@@ -164,6 +164,34 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
     })
 }
 
+/// How many engines the request's events came through (`balto-hops`, which deliveries carry).
+///
+/// # Errors
+/// 422 for what is no count, and for a count that only a loop explains.
+fn hops(headers: &HeaderMap) -> Result<u32, Problem> {
+    let mut values = headers.get_all(attribute::HOPS).iter();
+    let (first, second) = (values.next(), values.next());
+    let Some(value) = first else { return Ok(0) };
+    let digits = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let count = value.to_str().ok().filter(digits).filter(|_| second.is_none());
+    let Some(count) = count else {
+        let wrong = FieldError::header(attribute::HOPS, "must be one whole number");
+        return Err(Problem::Validation(vec![wrong]));
+    };
+    match count.parse() {
+        Ok(hops) if hops <= limits::HOPS_MAX => Ok(hops),
+        _ => Err(Problem::LoopDetected { limit: limits::HOPS_MAX }),
+    }
+}
+
+/// Keeps the count with the event, so that its deliveries carry it on.
+fn mark(draft: &mut EventDraft, hops: u32) {
+    if hops > 0 {
+        draft.attributes.push((attribute::HOPS.into(), hops.to_string().into()));
+        draft.attributes.sort();
+    }
+}
+
 /// The request's `traceparent`, when there is one and it can be read.
 pub(super) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
     let mut values = headers.get_all(attribute::TRACE_PARENT).iter();
@@ -188,6 +216,7 @@ pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
 
 /// `POST /v1/events`
 pub async fn post(call: &Call) -> Result<Reply, Problem> {
+    let hops = hops(&call.headers)?;
     let mut draft = match call.media {
         cloudevents::BATCHED => return post_batch(call).await,
         cloudevents::STRUCTURED => cloudevents::structured(call, &call.body)?,
@@ -197,6 +226,7 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
         }
         _ => draft(call, body::parse(&call.body)?, &call.body)?,
     };
+    mark(&mut draft, hops);
     let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
     draft.idempotency = idempotency;
     let accepted = call.api.engine.publish(draft).await?;
@@ -205,6 +235,7 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
 
 /// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
 pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
+    let hops = hops(&call.headers)?;
     let key = idempotency::key(&call.headers)?;
     let (base, _guard) = call.idempotency(default_tenant(call))?;
     let items = match call.media {
@@ -217,6 +248,9 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
     let mut places = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
         let mut place = batch_draft(call, item);
+        if let Ok(draft) = &mut place {
+            mark(draft, hops);
+        }
         if let (Ok(draft), Some(key), Some(base)) = (&mut place, &key, &base) {
             let scope = idempotency::scope(draft.tenant.as_str(), &route, key, Some(index));
             draft.idempotency = Some(Idempotency { scope, ..base.clone() });
@@ -480,6 +514,27 @@ mod tests {
             assert_eq!(attribute::find(&attributes, attribute::TRACE_PARENT), kept, "{values:?}");
             assert_eq!(attributes.len(), usize::from(kept.is_some()));
         }
+    }
+
+    #[test]
+    fn hops_are_one_number_and_more_than_the_limit_is_a_loop() {
+        let read = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(attribute::HOPS, value.parse().unwrap());
+            }
+            hops(&headers).map_err(|problem| problem.code())
+        };
+        assert_eq!(read(&[]), Ok(0));
+        assert_eq!(read(&["1"]), Ok(1));
+        assert_eq!(read(&["8"]), Ok(limits::HOPS_MAX));
+        for many in ["9", "4294967296", "99999999999999999999999999"] {
+            assert_eq!(read(&[many]), Err("loop_detected"), "{many}");
+        }
+        for junk in ["", "-1", "+1", "1.0", "one", "1,2", "0x1", "1 1"] {
+            assert_eq!(read(&[junk]), Err("validation_failed"), "{junk:?}");
+        }
+        assert_eq!(read(&["1", "1"]), Err("validation_failed"));
     }
 
     #[test]

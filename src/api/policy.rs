@@ -3,19 +3,21 @@
 //! One type reads a creation and a change: a change is the present members with the merge patch applied.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::EndpointDefaults;
 use super::body::object;
 use super::problem::{Errors, pointer};
 use super::text::{Time, format_duration, parse_duration};
 use crate::domain::{
-    Endpoint, EndpointStatus, Format, Handshake, Ordering, Pattern, RateLimit, RetryPolicy, SecretKind,
-    SignaturePreset,
+    ClientCertificate, Endpoint, EndpointStatus, Format, Handshake, Ordering, Pattern, RateLimit,
+    RetryPolicy, SecretKind, SignaturePreset,
 };
 use crate::limits;
 use crate::rules::handshake::next_request;
@@ -82,6 +84,8 @@ pub struct EndpointInput {
     /// What is generated: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
+    /// What connections of this endpoint present in TLS (https only); never shown again. Null removes it.
+    pub client_certificate: Option<ClientCertificateInput>,
     /// Asks the receiver, by CloudEvents' "HTTP 1.1 Web Hooks", before anything is sent to it. Nobody is asked without it.
     #[serde(default, deserialize_with = "object")]
     pub handshake: Option<HandshakeInput>,
@@ -140,6 +144,23 @@ pub struct RateLimitInput {
     /// What may go out at once after a quiet spell; `limit` without it.
     #[schemars(range(min = 1, max = 1_000_000))]
     burst: Option<u64>,
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientCertificateInput {
+    /// PEM: the certificate, then those that lead to its authority.
+    #[schemars(length(min = 1, max = 32_768))]
+    pub certificate: String,
+    /// PEM: its private key, without a passphrase.
+    #[schemars(length(min = 1, max = 16_384))]
+    pub key: String,
+}
+
+impl fmt::Debug for ClientCertificateInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientCertificateInput(..)")
+    }
 }
 
 /// Either `schedule` alone, or the others.
@@ -534,6 +555,7 @@ pub struct EndpointBody {
     pub format: &'static str,
     pub signature: &'static str,
     pub handshake: Option<HandshakeBody>,
+    pub client_certificate: Option<ClientCertificateBody>,
     pub trace: bool,
     pub metadata: Map<String, Value>,
     /// `active`, `paused` or `disabled`.
@@ -548,6 +570,28 @@ pub struct EndpointBody {
     /// Of an ed25519 secret, only when the endpoint is created; later under `public-keys`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+}
+
+/// What may be known of a client certificate.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificateBody {
+    /// Distinguished name (RFC 4514).
+    pub subject: String,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+    pub expires_at: Time,
+}
+
+impl ClientCertificateBody {
+    fn new(certificate: &ClientCertificate) -> Self {
+        let own = certificate.chain.first().map(|bytes| &**bytes).unwrap_or_default();
+        Self {
+            subject: certificate.subject.to_string(),
+            fingerprint: Sha256::digest(own).iter().map(|byte| format!("{byte:02x}")).collect(),
+            expires_at: Time(certificate.expires_at),
+        }
+    }
 }
 
 impl EndpointBody {
@@ -590,6 +634,7 @@ impl EndpointBody {
             format: word_of(endpoint.format, FORMATS),
             signature: word_of(endpoint.signature, SIGNATURES),
             handshake: endpoint.handshake.as_ref().map(|handshake| HandshakeBody::new(handshake, endpoint)),
+            client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
             metadata: metadata_body(endpoint),
             status,
@@ -622,6 +667,7 @@ impl EndpointBody {
             secret: None,
             secret_type: None,
             handshake: self.handshake.map(HandshakeBody::into_input),
+            client_certificate: None,
             trace: Some(self.trace),
             metadata: Some(self.metadata),
         }

@@ -93,6 +93,10 @@ pub enum Problem {
     Validation(Vec<FieldError>),
     IdempotencyMismatch,
     ForbiddenUrl(String),
+    /// The event came through more engines than anybody lines up.
+    LoopDetected {
+        limit: u32,
+    },
     Overloaded {
         retry_after: Duration,
     },
@@ -123,7 +127,10 @@ impl Problem {
             Self::VersionConflict { .. } | Self::Conflict(_) | Self::RequestInFlight => 409,
             Self::PayloadTooLarge { .. } => 413,
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
-            Self::Validation(_) | Self::IdempotencyMismatch | Self::ForbiddenUrl(_) => 422,
+            Self::Validation(_)
+            | Self::IdempotencyMismatch
+            | Self::ForbiddenUrl(_)
+            | Self::LoopDetected { .. } => 422,
             Self::Overloaded { .. } => 429,
             Self::Unavailable(_) => 503,
             Self::DiskFull => 507,
@@ -149,6 +156,7 @@ impl Problem {
             Self::Validation(_) => "validation_failed",
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::ForbiddenUrl(_) => "forbidden_url",
+            Self::LoopDetected { .. } => "loop_detected",
             Self::Overloaded { .. } => "overloaded",
             Self::Unavailable(_) => "unavailable",
             Self::DiskFull => "disk_full",
@@ -172,6 +180,7 @@ impl Problem {
             Self::Validation(_) => "The request is not valid",
             Self::IdempotencyMismatch => "The key was used with another body",
             Self::ForbiddenUrl(_) => "The URL is not allowed",
+            Self::LoopDetected { .. } => "The event goes in a circle",
             Self::Overloaded { .. } => "Too many requests",
             Self::Unavailable(_) => "The service cannot answer now",
             Self::DiskFull => "The disk is full",
@@ -205,6 +214,9 @@ impl Problem {
             Self::IdempotencyMismatch => {
                 "the same Idempotency-Key or event id was used with another body".to_owned()
             }
+            Self::LoopDetected { limit } => {
+                format!("it came through more than {limit} engines, by its header `balto-hops`")
+            }
             Self::Overloaded { retry_after } => {
                 format!("too much waits for its commit; try again in {} s", retry_seconds(*retry_after))
             }
@@ -232,6 +244,8 @@ impl Problem {
             Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
             // RFC 9110, section 15.5.16: what would have been accepted.
             Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
+            // An engine that delivers here gives the delivery up at once.
+            Self::LoopDetected { .. } => reply.with_header("webhook-delivery", "abort-message"),
             _ => reply,
         }
     }
@@ -270,6 +284,7 @@ impl Serialize for Problem {
                 map.serialize_entry("actual", actual)?;
             }
             Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
+            Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
             Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
             Self::Validation(errors) => map.serialize_entry("errors", errors)?,
             Self::ForbiddenUrl(detail) => {

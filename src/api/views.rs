@@ -97,7 +97,8 @@ pub struct EventBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<&'a RawValue>,
-    /// `traceparent`, and what a CloudEvent has beside the members here. `data_base64` is true when `data` is base64.
+    /// `traceparent`, `balto-hops` (how many engines it came through), and what a CloudEvent has beside the members here.
+    /// `data_base64` is true when `data` is base64.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<&'a str, Value>,
     /// As it was posted.

@@ -178,6 +178,15 @@ pub(crate) struct Options {
     /// Whether deliveries go on with the event's trace.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     trace: Option<bool>,
+    /// A PEM file with the certificate, and those that lead to its authority, that connections present in TLS.
+    #[arg(long, value_name = "FILE", value_parser = text_of, requires = "client_key")]
+    client_certificate: Option<String>,
+    /// A PEM file with its private key, without a passphrase.
+    #[arg(long, value_name = "FILE", value_parser = text_of, requires = "client_certificate")]
+    client_key: Option<String>,
+    /// An update takes the client certificate away.
+    #[arg(long, conflicts_with = "client_certificate")]
+    no_client_certificate: bool,
     #[command(flatten)]
     retry: Retry,
 }
@@ -238,6 +247,11 @@ fn header(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// The text of a file.
+fn text_of(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
 /// An empty value removes a header.
 fn header_members(headers: &[(String, String)]) -> Option<Value> {
     let members = headers.iter().map(|(name, value)| {
@@ -292,6 +306,7 @@ impl Options {
         set(&mut members, "handshake", self.handshake());
         set(&mut members, "trace", self.trace);
         set(&mut members, "retry", self.retry.members());
+        set(&mut members, "clientCertificate", self.client_certificate());
         members
     }
 
@@ -305,6 +320,13 @@ impl Options {
         set(&mut members, "rate", self.handshake_rate);
         set(&mut members, "callback", self.handshake_callback);
         (self.handshake.is_some() || !members.is_empty()).then_some(Value::Object(members))
+    }
+
+    fn client_certificate(&self) -> Option<Value> {
+        match (&self.client_certificate, &self.client_key) {
+            (Some(certificate), Some(key)) => Some(json!({"certificate": certificate, "key": key})),
+            _ => self.no_client_certificate.then_some(Value::Null),
+        }
     }
 
     fn rate_limit(&self) -> Option<Value> {

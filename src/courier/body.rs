@@ -144,6 +144,7 @@ pub fn headers(
     }
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert("balto-attempt", HeaderValue::from(attempt));
+    headers.insert(attribute::HOPS, HeaderValue::from(event.hops().saturating_add(1)));
     Ok(headers)
 }
 
@@ -170,8 +171,8 @@ pub fn handshake_headers(
     Ok(headers)
 }
 
-/// Headers that are the sender's own business, or that metadata services take for a permission.
-const RESERVED: [&str; 23] = [
+/// Headers that are the sender's own business, that metadata services take for a permission, or that change the method.
+const RESERVED: [&str; 25] = [
     "host",
     "content-length",
     "content-type",
@@ -189,7 +190,9 @@ const RESERVED: [&str; 23] = [
     "metadata",
     "forwarded",
     "via",
-    "balto-attempt",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
     "tracestate",
     "baggage",
     "traceparent",

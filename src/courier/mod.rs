@@ -66,7 +66,6 @@ impl Parcel {
         Ok(Self { method: Method::POST, url, headers, body, timeout, identity: None })
     }
 
-
     /// Over connections that present this certificate, and are used for nothing else.
     #[must_use]
     pub fn with_identity(self, identity: Option<Identity>) -> Self {

@@ -91,7 +91,7 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Chain and key as [`ClientCertificate`] checked them, both in DER.
+    /// Chain and key as [`CheckedCertificate`] checked them, both in DER.
     #[must_use]
     pub fn new(owner: EndpointNumber, chain: &[Box<[u8]>], key: Vec<u8>) -> Self {
         let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
@@ -111,7 +111,7 @@ impl Identity {
 }
 
 /// A client certificate that was checked: it parses, it is not over, and the key is its own.
-pub struct ClientCertificate {
+pub struct CheckedCertificate {
     /// Its own certificate first, in DER.
     pub chain: Vec<Box<[u8]>>,
     /// In DER.
@@ -121,44 +121,44 @@ pub struct ClientCertificate {
     pub expires_at: Timestamp,
 }
 
-impl fmt::Debug for ClientCertificate {
+impl fmt::Debug for CheckedCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClientCertificate({})", self.subject)
+        write!(f, "CheckedCertificate({})", self.subject)
     }
 }
 
 /// Which of the two texts is wrong, and how.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ClientCertificateError {
+pub enum IdentityError {
     #[error("{0}")]
     Certificate(String),
     #[error("{0}")]
     Key(String),
 }
 
-impl ClientCertificate {
+impl CheckedCertificate {
     /// From PEM: the certificate with its chain, and its private key (PKCS #8, PKCS #1 or SEC 1).
     ///
     /// # Errors
     /// What is wrong with which of them; never a word of their contents.
-    pub fn parse(certificate: &str, key: &str, now: Timestamp) -> Result<Self, ClientCertificateError> {
-        let chain = parse_chain(certificate).map_err(ClientCertificateError::Certificate)?;
-        let key = parse_key(key).map_err(ClientCertificateError::Key)?;
+    pub fn parse(certificate: &str, key: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        let chain = parse_chain(certificate).map_err(IdentityError::Certificate)?;
+        let key = parse_key(key).map_err(IdentityError::Key)?;
         let checked = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider());
         if let Err(error) = checked {
             return Err(match error {
                 rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                    ClientCertificateError::Key("does not belong to the first certificate".to_owned())
+                    IdentityError::Key("does not belong to the first certificate".to_owned())
                 }
-                rustls::Error::InvalidCertificate(_) => ClientCertificateError::Certificate(
-                    "is not a certificate of version 3 (X.509)".to_owned(),
-                ),
-                _ => ClientCertificateError::Key("is of a kind that is not supported".to_owned()),
+                rustls::Error::InvalidCertificate(_) => {
+                    IdentityError::Certificate("is not a certificate of version 3 (X.509)".to_owned())
+                }
+                _ => IdentityError::Key("is of a kind that is not supported".to_owned()),
             });
         }
-        let (subject, expires_at) = facts(&chain[0]).map_err(ClientCertificateError::Certificate)?;
+        let (subject, expires_at) = facts(&chain[0]).map_err(IdentityError::Certificate)?;
         if expires_at <= now {
-            return Err(ClientCertificateError::Certificate("has expired".to_owned()));
+            return Err(IdentityError::Certificate("has expired".to_owned()));
         }
         let chain = chain.iter().map(|certificate| Box::from(certificate.as_ref())).collect();
         Ok(Self { chain, key: key.secret_der().to_vec(), subject, expires_at })

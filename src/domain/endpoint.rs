@@ -100,6 +100,18 @@ pub struct Secret {
     pub expires_at: Option<Timestamp>,
 }
 
+/// What an endpoint's connections present in TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate and those that lead from it to its authority, each in DER.
+    pub chain: Vec<Box<[u8]>>,
+    /// Its private key, in DER.
+    pub key: Sealed,
+    /// Whom it names (RFC 4514).
+    pub subject: Box<str>,
+    pub expires_at: Timestamp,
+}
+
 /// The handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery": the receiver is asked before anything is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handshake {
@@ -219,6 +231,7 @@ pub struct Endpoint {
     pub format: Format,
     pub signature: SignaturePreset,
     pub handshake: Option<Handshake>,
+    pub client_certificate: Option<ClientCertificate>,
     /// The current secret first, then those in their overlap.
     pub secrets: Vec<Secret>,
     /// Whether deliveries continue the event's `traceparent`.

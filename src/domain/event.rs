@@ -57,9 +57,11 @@ pub mod attribute {
     /// There when the data is a JSON string that holds base64 of bytes.
     pub const BINARY: &str = "data_base64";
     pub const TRACE_PARENT: &str = "traceparent";
+    /// How many engines it came through; there from the first on. No extension has a hyphen in its name.
+    pub const HOPS: &str = "balto-hops";
     pub const NOT_TEXT: &str = "#";
     /// Those that are no extensions.
-    pub const OWN: [&str; 7] = [ID, SOURCE, SUBJECT, TIME, DATA_SCHEMA, CONTENT_TYPE, BINARY];
+    pub const OWN: [&str; 8] = [ID, SOURCE, SUBJECT, TIME, DATA_SCHEMA, CONTENT_TYPE, BINARY, HOPS];
 
     #[must_use]
     pub fn find<'a>(attributes: &'a [(Box<str>, Box<str>)], name: &str) -> Option<&'a str> {
@@ -71,6 +73,12 @@ impl Event {
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&str> {
         attribute::find(&self.attributes, name)
+    }
+
+    /// How many engines it came through before this one.
+    #[must_use]
+    pub fn hops(&self) -> u32 {
+        self.attribute(attribute::HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0)
     }
 
     /// When its deliveries are first due.

@@ -19,8 +19,8 @@ pub use delivery::{
     Verdict,
 };
 pub use endpoint::{
-    Asked, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering, RateLimit,
-    RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
+    RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
 pub use event::{Event, Expected, attribute};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};

@@ -150,7 +150,8 @@ fn parcel(
     }
     let own = engine.open_headers(endpoint).map_err(|error| error.to_string())?;
     let headers = body::headers(&own, media, event, number, now.wall, ours)?;
-    Parcel::new(&endpoint.url, headers, body, endpoint.timeout)
+    let identity = engine.identity(endpoint).map_err(|error| error.to_string())?;
+    Ok(Parcel::new(&endpoint.url, headers, body, endpoint.timeout)?.with_identity(identity))
 }
 
 fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Attempt {

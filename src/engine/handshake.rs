@@ -35,9 +35,12 @@ impl Engine {
     async fn ask(&self, number: EndpointNumber) -> Result<(), ChangeError> {
         let Some((endpoint, callback)) = self.ready_to_ask(number).await? else { return Ok(()) };
         let Some(asked) = &endpoint.handshake else { return Ok(()) };
-        let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref());
-        let parcel = headers.and_then(|headers| Parcel::options(&endpoint.url, headers, endpoint.timeout));
-        let reply = match parcel {
+        let parcel = || {
+            let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref())?;
+            let identity = self.identity(&endpoint).map_err(|error| error.to_string())?;
+            Ok(Parcel::options(&endpoint.url, headers, endpoint.timeout)?.with_identity(identity))
+        };
+        let reply = match parcel() {
             Ok(parcel) => carry(self, parcel).await,
             Err(reason) => Reply::failed(ErrorClass::Request, reason),
         };

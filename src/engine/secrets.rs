@@ -1,8 +1,12 @@
-//! Secrets and sensitive headers: sealed before they are committed, opened only to sign, to send and to be shown once.
+//! Secrets, sensitive headers and private keys: sealed before they are committed, opened only to sign, to send and to be
+//! shown once.
 
 use super::Engine;
 use super::types::{Answer, Unavailable};
-use crate::domain::{Endpoint, EndpointId, Idempotency, Sealed, Secret, SecretKind, Timestamp};
+use crate::courier::tls::{CheckedCertificate, Identity, IdentityError};
+use crate::domain::{
+    ClientCertificate, Endpoint, EndpointId, Idempotency, Sealed, Secret, SecretKind, Timestamp,
+};
 use crate::rules::signature::{SigningKey, is_live};
 use crate::vault::{ENCRYPTED, NONCE_BYTES, Place, VaultError};
 
@@ -61,6 +65,33 @@ impl Engine {
             headers.push((name.clone(), String::from_utf8(bytes).map_err(|_| VaultError::Damaged)?.into()));
         }
         Ok(headers)
+    }
+
+    /// A client certificate from PEM, checked, with its key ready to be stored.
+    ///
+    /// # Errors
+    /// Which of the two is wrong, and how.
+    pub fn client_certificate(
+        &self,
+        owner: &EndpointId,
+        certificate: &str,
+        key: &str,
+    ) -> Result<ClientCertificate, IdentityError> {
+        let checked = CheckedCertificate::parse(certificate, key, self.now().wall)?;
+        let nonce = self.random_bytes::<NONCE_BYTES>();
+        Ok(ClientCertificate {
+            chain: checked.chain,
+            key: self.shared.vault.seal(&checked.key, Place::ClientKey(owner), nonce),
+            subject: checked.subject.into(),
+            expires_at: checked.expires_at,
+        })
+    }
+
+    /// Who the endpoint's connections say that they are.
+    pub(super) fn identity(&self, endpoint: &Endpoint) -> Result<Option<Identity>, VaultError> {
+        let Some(certificate) = &endpoint.client_certificate else { return Ok(None) };
+        let key = self.shared.vault.open(&certificate.key, Place::ClientKey(&endpoint.id))?;
+        Ok(Some(Identity::new(endpoint.number, &certificate.chain, key)))
     }
 
     /// Whether every endpoint's secrets can be opened: better to refuse the start than to send nothing later.

@@ -42,6 +42,7 @@ mod tests {
             format: Format::Standard,
             signature: SignaturePreset::Standard,
             handshake: None,
+            client_certificate: None,
             secrets: Vec::new(),
             trace: false,
             metadata: None,

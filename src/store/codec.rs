@@ -33,9 +33,10 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_u64, put_varint};
 use crate::domain::{
-    ApiKey, Asked, Attempt, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber,
-    EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Next, Ordering, Position,
-    RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind, SignaturePreset, Timestamp, Trigger,
+    ApiKey, Asked, Attempt, ClientCertificate, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint,
+    EndpointNumber, EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Next,
+    Ordering, Position, RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind, SignaturePreset,
+    Timestamp, Trigger,
 };
 
 /// Version of the layouts below that have had no other.
@@ -544,6 +545,7 @@ fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, CodecError> 
             signature_tag,
         )?,
         handshake: None,
+        client_certificate: None,
         secrets: get_list(r, 2, |r| get_secret(r, layout))?,
         trace: get_bool(r)?,
         metadata: get_option(r, get_text)?,
@@ -600,6 +602,7 @@ fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
 const OPTION_SENSITIVE_HEADERS: u8 = 1;
 /// What it holds was settled before any endpoint could have one.
 const OPTION_HANDSHAKE: u8 = 2;
+const OPTION_CLIENT_CERTIFICATE: u8 = 3;
 
 /// What few endpoints have, each as a tag and bytes, by ascending tag. A new one needs no new layout: what does not know
 /// it refuses the record.
@@ -617,6 +620,11 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         let mut bytes = Vec::new();
         put_handshake(&mut bytes, handshake);
         options.push((OPTION_HANDSHAKE, bytes));
+    }
+    if let Some(certificate) = &endpoint.client_certificate {
+        let mut bytes = Vec::new();
+        put_client_certificate(&mut bytes, certificate);
+        options.push((OPTION_CLIENT_CERTIFICATE, bytes));
     }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
@@ -643,6 +651,9 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 }
             }
             OPTION_HANDSHAKE => endpoint.handshake = Some(get_handshake(&mut reader)?),
+            OPTION_CLIENT_CERTIFICATE => {
+                endpoint.client_certificate = Some(get_client_certificate(&mut reader)?);
+            }
             _ => return Err(unknown),
         }
         reader.finish()?;
@@ -682,6 +693,23 @@ fn get_handshake(r: &mut Reader<'_>) -> Result<Handshake, CodecError> {
             Ok(Asked { since, count, at, answer: get_text(r)?, next_at: get_time(r)? })
         })?,
         callbacks: get_list(r, 32, |r| Ok(r.get_array()?))?,
+    })
+}
+
+/// Certificates (bytes), sealed key, subject, expiry.
+fn put_client_certificate(out: &mut Vec<u8>, certificate: &ClientCertificate) {
+    put_list(out, &certificate.chain, |out, bytes| put_bytes(out, bytes));
+    put_sealed(out, &certificate.key);
+    put_text(out, &certificate.subject);
+    put_time(out, certificate.expires_at);
+}
+
+fn get_client_certificate(r: &mut Reader<'_>) -> Result<ClientCertificate, CodecError> {
+    Ok(ClientCertificate {
+        chain: get_list(r, 1, |r| Ok(r.get_bytes()?.into()))?,
+        key: get_sealed(r)?,
+        subject: get_text(r)?,
+        expires_at: get_time(r)?,
     })
 }
 

@@ -108,6 +108,7 @@ fn new_endpoint(inner: &mut Inner) -> Endpoint {
         signature: SignaturePreset::Standard,
         secrets: vec![secret(chance)],
         handshake: handshake(chance),
+        client_certificate: None,
         trace: false,
         metadata: None,
         status: EndpointStatus::Active,

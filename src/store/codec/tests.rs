@@ -80,6 +80,7 @@ fn endpoint() -> Endpoint {
         format: Format::Standard,
         signature: SignaturePreset::Standard,
         handshake: None,
+        client_certificate: None,
         secrets: vec![Secret {
             kind: SecretKind::Hmac,
             key: Sealed::Plain([9; 24].into()),
@@ -180,7 +181,16 @@ fn endpoints_with_options() -> Vec<Record> {
     let agreed = Handshake { consent: consent(Some(9)), ..handshake };
     let other = |handshake| Endpoint { handshake: Some(handshake), ..endpoint() };
     let github = Endpoint { signature: SignaturePreset::Github, ..other(agreed) };
-    [full, github, other(pending_handshake())].map(|endpoint| Record::EndpointPut(Arc::new(endpoint))).into()
+    let pending = other(pending_handshake());
+    let certificate = ClientCertificate {
+        chain: vec![[1, 2].into(), [3].into()],
+        key: sealed,
+        subject: "CN=balto".into(),
+        expires_at: time(9),
+    };
+    let certified = Endpoint { client_certificate: Some(certificate.clone()), ..pending.clone() };
+    let alone = Endpoint { client_certificate: Some(certificate), ..endpoint() };
+    [full, github, pending, certified, alone].map(|endpoint| Record::EndpointPut(Arc::new(endpoint))).into()
 }
 
 fn pending_handshake() -> Handshake {
@@ -261,7 +271,7 @@ fn options_of_an_endpoint_are_known_and_in_order() {
     let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
     let (count, head) = plain.split_last().unwrap();
     assert_eq!(*count, 0);
-    for options in [&[1, 3, 0][..], &[1, 0, 0], &[1, 1, 1, 0], &[2, 2, 0, 1, 0], &[1, 2, 0]] {
+    for options in [&[1, 4, 0][..], &[1, 3, 0], &[1, 0, 0], &[1, 1, 1, 0], &[2, 2, 0, 1, 0], &[1, 2, 0]] {
         let bytes = [head, options].concat();
         assert!(decode(&bytes).is_err(), "{options:?}");
     }
@@ -305,6 +315,17 @@ fn golden_bytes_of_each_tag() {
         assert_eq!(lines.last().copied(), Some(&now), "\n{}\n", hex(&now));
     }
     assert_eq!(seen.len(), usize::from(REQUEST_ANSWERED), "a tag has no sample");
+}
+
+/// As [`golden_bytes_of_each_tag`]: an option's bytes never change, and a new one gets a new tag.
+#[test]
+fn golden_bytes_of_options() {
+    let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
+    let alone = encoded(endpoints_with_options().last().unwrap());
+    // Everything before the options is the same, but for their count.
+    assert_eq!(alone[..plain.len() - 1], plain[..plain.len() - 1]);
+    let certificate = format!("01033a0202010201030228{}08434e3d62616c746f09", "05".repeat(40));
+    assert_eq!(hex(&alone[plain.len() - 1..]), certificate);
 }
 
 fn unhex(line: &str) -> Vec<u8> {
