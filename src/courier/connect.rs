@@ -336,14 +336,19 @@ async fn tunnel(mut stream: TcpStream, proxy: &Proxy, target: &Target) -> Result
     let broken = |_: io::Error| ConnectError::ProxyUnreachable;
     stream.write_all(request.as_bytes()).await.map_err(broken)?;
     let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        // Whoever connects speaks first, so that nothing may follow the head; a longer one is none of a proxy's.
-        if head.len() >= limits::REPLY_HEAD_BYTES_MAX || head.windows(4).any(|four| four == b"\r\n\r\n") {
+    let end = loop {
+        if let Some(at) = head.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if head.len() >= limits::REPLY_HEAD_BYTES_MAX
+            || stream.read_buf(&mut head).await.map_err(broken)? == 0
+        {
             return Err(ConnectError::ProxyUnreachable);
         }
-        if stream.read_buf(&mut head).await.map_err(broken)? == 0 {
-            return Err(ConnectError::ProxyUnreachable);
-        }
+    };
+    // Whoever connects speaks first: what follows the head was never the target's.
+    if head.len() > end {
+        return Err(ConnectError::ProxyUnreachable);
     }
     match status(&head) {
         Some(200..300) => Ok(stream),

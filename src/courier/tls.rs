@@ -233,6 +233,7 @@ pub(super) fn words(error: &rustls::Error) -> String {
         .to_owned(),
         E::AlertReceived(alert) => alert_words(*alert),
         E::PeerIncompatible(_) => "the receiver offers no version or cipher of TLS that is safe".to_owned(),
+        E::PeerMisbehaved(_) => "the receiver breaks the rules of TLS".to_owned(),
         E::InvalidMessage(_) | E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
             "what the receiver sends is not TLS".to_owned()
         }

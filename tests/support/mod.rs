@@ -82,6 +82,8 @@ pub(crate) struct Daemon {
     child: Child,
     pub(crate) api: String,
     pub(crate) ops: String,
+    /// What calls that bring no key of their own present.
+    pub(crate) key: Option<String>,
     client: reqwest::Client,
 }
 
@@ -123,6 +125,7 @@ impl Daemon {
             child,
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
+            key: None,
             // The daemon closes idle connections after 10 s, which a test that waits for a judge does not hear of.
             client: reqwest::Client::builder()
                 .no_proxy()
@@ -194,6 +197,11 @@ impl Daemon {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        if let Some(key) =
+            self.key.as_ref().filter(|_| !headers.iter().any(|(name, _)| *name == "authorization"))
+        {
+            request = request.bearer_auth(key);
+        }
         let reply = request.body(body.to_owned()).send().await.unwrap();
         let status = reply.status().as_u16();
         let headers = reply
@@ -253,9 +261,11 @@ impl Daemon {
     }
 }
 
-/// One request that a receiver got: method and target as they were sent, headers in lower case, and the body.
+/// One request that a receiver got: its first line, method and target in it as they were sent, headers in lower case,
+/// and the body.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Got {
+    pub(crate) line: String,
     pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: HashMap<String, String>,
@@ -322,12 +332,16 @@ pub(crate) fn answer(status: u16) -> String {
     format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n")
 }
 
-async fn next_request(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) -> Option<Got> {
+pub(crate) async fn next_request(
+    stream: &mut (impl tokio::io::AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+) -> Option<Got> {
     loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
-            let mut line = head.lines().next().unwrap_or_default().split(' ').map(ToOwned::to_owned);
-            let (method, target) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
+            let line = head.lines().next().unwrap_or_default().to_owned();
+            let mut words = line.split(' ').map(ToOwned::to_owned);
+            let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             let fields = head.lines().skip(1).filter_map(|line| line.split_once(": "));
             let headers: HashMap<_, _> =
                 fields.map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).collect();
@@ -335,7 +349,7 @@ async fn next_request(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) 
             if buffer.len() >= end + 4 + length {
                 let body = String::from_utf8_lossy(&buffer[end + 4..end + 4 + length]).into_owned();
                 buffer.drain(..end + 4 + length);
-                return Some(Got { method, target, headers, body });
+                return Some(Got { line, method, target, headers, body });
             }
         }
         if stream.read_buf(buffer).await.ok()? == 0 {

@@ -1,0 +1,182 @@
+//! Certificates of every kind, and a receiver that speaks TLS and remembers what it saw.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+
+use crate::support::{answer, next_request};
+
+/// An authority of the test's own.
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate with its key.
+pub(crate) struct Certificate {
+    pub(crate) pem: String,
+    pub(crate) key_pem: String,
+    der: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Certificate {
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.serialize_der().into())
+    }
+
+    pub(crate) fn key_der(&self) -> &[u8] {
+        self.key.serialized_der()
+    }
+
+    pub(crate) fn der(&self) -> &[u8] {
+        &self.der
+    }
+}
+
+pub(crate) fn params(names: &[&str]) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names.clone()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, names.first().cloned().unwrap_or_default());
+    params
+}
+
+/// Over since long ago.
+pub(crate) fn expired(mut params: CertificateParams) -> CertificateParams {
+    params.not_before = date_time_ymd(2001, 1, 1);
+    params.not_after = date_time_ymd(2002, 1, 1);
+    params
+}
+
+/// Begins in a far future.
+pub(crate) fn early(mut params: CertificateParams) -> CertificateParams {
+    params.not_before = date_time_ymd(2990, 1, 1);
+    params.not_after = date_time_ymd(2999, 1, 1);
+    params
+}
+
+fn certificate(issued: &rcgen::Certificate, key: KeyPair) -> Certificate {
+    Certificate { pem: issued.pem(), key_pem: key.serialize_pem(), der: issued.der().clone(), key }
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut params = params(&[]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        Arc::new(roots)
+    }
+
+    pub(crate) fn issue(&self, params: &CertificateParams) -> Certificate {
+        let key = KeyPair::generate().unwrap();
+        let issued = params.signed_by(&key, &self.0).unwrap();
+        certificate(&issued, key)
+    }
+}
+
+pub(crate) fn self_signed(params: &CertificateParams) -> Certificate {
+    let key = KeyPair::generate().unwrap();
+    let issued = params.self_signed(&key).unwrap();
+    certificate(&issued, key)
+}
+
+/// One request that came over TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// Which connection it came over, from 0.
+    pub(crate) connection: usize,
+    pub(crate) server_name: Option<String>,
+    pub(crate) protocol: Option<Vec<u8>>,
+    pub(crate) offered: Vec<Vec<u8>>,
+    /// The certificate that the client presented.
+    pub(crate) client: Option<Vec<u8>>,
+    pub(crate) line: String,
+    pub(crate) host: String,
+}
+
+/// A receiver that speaks TLS at 127.0.0.1 and answers 200.
+pub(crate) struct Secure {
+    pub(crate) address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+/// Whether a receiver asks its clients who they are.
+pub(crate) enum Clients<'a> {
+    Unasked,
+    Signed(&'a Authority),
+}
+
+impl Secure {
+    pub(crate) async fn start(own: &Certificate, clients: Clients<'_>) -> Self {
+        let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = match clients {
+            Clients::Unasked => builder.with_no_client_auth(),
+            Clients::Signed(authority) => {
+                let provider = Arc::new(default_provider());
+                let verifier = WebPkiClientVerifier::builder_with_provider(authority.roots(), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let mut config = builder.with_single_cert(vec![own.der.clone()], own.key()).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let (kept, connections) = (seen.clone(), AtomicUsize::new(0));
+        let config = Arc::new(config);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = connections.fetch_add(1, Ordering::SeqCst);
+                let (kept, config) = (kept.clone(), config.clone());
+                tokio::spawn(async move {
+                    let hello =
+                        tokio_rustls::LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+                    let Ok(start) = hello.await else { return };
+                    let offered =
+                        start.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
+                    let Ok(mut stream) = start.into_stream(config).await else { return };
+                    let session = stream.get_ref().1;
+                    let first = Seen {
+                        connection,
+                        server_name: session.server_name().map(str::to_owned),
+                        protocol: session.alpn_protocol().map(<[u8]>::to_vec),
+                        offered,
+                        client: session.peer_certificates().map(|chain| chain[0].to_vec()),
+                        line: String::new(),
+                        host: String::new(),
+                    };
+                    let mut buffer = Vec::new();
+                    while let Some(request) = next_request(&mut stream, &mut buffer).await {
+                        let (line, host) = (request.line, request.headers["host"].clone());
+                        kept.lock().unwrap().push(Seen { line, host, ..first.clone() });
+                        if stream.write_all(answer(200).as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, seen }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}

@@ -1,0 +1,322 @@
+//! A world to send into: resolvers and name servers that say what a test wants, sockets that remember who came.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use balto::courier::guard::EgressPolicy;
+use balto::courier::{Courier, CourierSettings, Parcel, Proxy, Reply, Resolver};
+use balto::domain::ErrorClass;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::support::{Daemon, Got, PATIENCE, answer, next_request};
+
+pub(crate) const BLOCKED: &str = "the host has an address that policy forbids";
+pub(crate) const KEY: &str = "an-admin-key-that-is-long-enough-for-any-bound";
+
+pub(crate) fn networks(texts: &[&str]) -> Vec<ipnet::IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// Plain HTTP, and these networks beside the public Internet.
+pub(crate) fn open(allowed: &[&str]) -> EgressPolicy {
+    EgressPolicy { allow_http: true, allow_networks: networks(allowed), ..EgressPolicy::default() }
+}
+
+/// A resolver that is a function.
+pub(crate) struct By<F>(pub(crate) F);
+
+#[async_trait]
+impl<F: Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync> Resolver for By<F> {
+    async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>> {
+        (self.0)(&host)
+    }
+}
+
+/// Nobody should ask it.
+pub(crate) fn unasked() -> Arc<dyn Resolver> {
+    Arc::new(By(|host: &str| panic!("{host} was asked for")))
+}
+
+pub(crate) fn always(addresses: &[&str]) -> Arc<dyn Resolver> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    Arc::new(By(move |_: &str| Ok(addresses.clone())))
+}
+
+pub(crate) fn settings(policy: EgressPolicy, resolver: Arc<dyn Resolver>) -> CourierSettings {
+    CourierSettings {
+        policy,
+        connect_timeout: Duration::from_secs(5),
+        roots: Arc::new(rustls::RootCertStore::empty()),
+        proxy: None,
+        resolver,
+    }
+}
+
+pub(crate) fn courier(policy: EgressPolicy, resolver: Arc<dyn Resolver>) -> Courier {
+    Courier::new(settings(policy, resolver)).unwrap()
+}
+
+/// Through a proxy at this port of this machine.
+pub(crate) fn proxied(policy: EgressPolicy, proxy: &str) -> CourierSettings {
+    let proxy = Proxy::new(&proxy.parse().unwrap());
+    CourierSettings { proxy, ..settings(policy, unasked()) }
+}
+
+pub(crate) fn parcel(url: &str, timeout: Duration) -> Parcel {
+    Parcel::new(url, hyper::HeaderMap::new(), Bytes::from_static(b"{}"), timeout).unwrap()
+}
+
+pub(crate) async fn send(courier: &Courier, url: &str) -> Reply {
+    courier.send(parcel(url, PATIENCE)).await
+}
+
+pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {
+    match &reply.outcome {
+        Err((class, words)) => (*class, words),
+        Ok(status) => panic!("status {status} instead of a failure"),
+    }
+}
+
+/// A receiver at every address of this machine, which answers with the address that it was reached at.
+pub(crate) struct Ears {
+    pub(crate) port: u16,
+    /// Where each connection arrived.
+    heard: Arc<Mutex<Vec<IpAddr>>>,
+}
+
+impl Ears {
+    pub(crate) async fn open() -> Self {
+        let listener = match TcpListener::bind("[::]:0").await {
+            Ok(both) => both,
+            Err(_) => TcpListener::bind("0.0.0.0:0").await.unwrap(),
+        };
+        let port = listener.local_addr().unwrap().port();
+        let heard: Arc<Mutex<Vec<IpAddr>>> = Arc::default();
+        let kept = heard.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let Ok(at) = stream.local_addr() else { continue };
+                let at = at.ip().to_canonical();
+                kept.lock().unwrap().push(at);
+                tokio::spawn(async move {
+                    let mut buffer = Vec::new();
+                    while next_request(&mut stream, &mut buffer).await.is_some() {
+                        let body = at.to_string();
+                        let reply = format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                        if stream.write_all(reply.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, heard }
+    }
+
+    pub(crate) fn heard(&self) -> Vec<IpAddr> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+/// What a name server under test says of a name.
+#[derive(Clone, Debug)]
+pub(crate) enum Says {
+    Addresses(Vec<&'static str>),
+    Alias(String),
+    NoSuchName,
+    Failure,
+    Nothing,
+    Silence,
+    Noise,
+}
+
+/// A name server on UDP.
+pub(crate) struct Names {
+    pub(crate) address: SocketAddr,
+    asked: Arc<Mutex<HashMap<(String, u16), usize>>>,
+}
+
+const A: u16 = 1;
+const AAAA: u16 = 28;
+const CNAME: u16 = 5;
+
+impl Names {
+    /// `rule` is given a name in lower case, and how often its addresses of this kind were asked for before.
+    pub(crate) async fn start(rule: impl Fn(&str, usize) -> Says + Send + Sync + 'static) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let asked: Arc<Mutex<HashMap<(String, u16), usize>>> = Arc::default();
+        let counts = asked.clone();
+        tokio::spawn(async move {
+            let mut query = [0; 1_500];
+            while let Ok((length, from)) = socket.recv_from(&mut query).await {
+                let Some((name, kind, end)) = question(&query[..length]) else { continue };
+                let before = {
+                    let mut counts = counts.lock().unwrap();
+                    let count = counts.entry((name.clone(), kind)).or_default();
+                    *count += 1;
+                    *count - 1
+                };
+                if let Some(reply) = reply(&query[..end], kind, &rule(&name, before)) {
+                    let _unsent = socket.send_to(&reply, from).await.is_err();
+                }
+            }
+        });
+        Self { address, asked }
+    }
+
+    /// How often the IPv4 addresses of a name were asked for.
+    pub(crate) fn asked(&self, name: &str) -> usize {
+        self.asked.lock().unwrap().get(&(name.to_owned(), A)).copied().unwrap_or_default()
+    }
+}
+
+/// Name, type, and where the question ends (RFC 1035, section 4.1.2).
+fn question(query: &[u8]) -> Option<(String, u16, usize)> {
+    let (mut at, mut labels) = (12, Vec::new());
+    loop {
+        let length = usize::from(*query.get(at)?);
+        at += 1;
+        if length == 0 {
+            break;
+        }
+        labels.push(String::from_utf8_lossy(query.get(at..at + length)?).to_ascii_lowercase());
+        at += length;
+    }
+    let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
+    Some((labels.join("."), kind, at + 4))
+}
+
+fn reply(question: &[u8], kind: u16, says: &Says) -> Option<Vec<u8>> {
+    let (code, records): (u8, Vec<(u16, Vec<u8>)>) = match says {
+        Says::Silence => return None,
+        Says::Noise => return Some([&question[..2], &[0xff; 40]].concat()),
+        Says::NoSuchName => (3, Vec::new()),
+        Says::Failure => (2, Vec::new()),
+        Says::Nothing => (0, Vec::new()),
+        Says::Alias(target) => {
+            let labels = target
+                .split('.')
+                .flat_map(|label| std::iter::once(u8::try_from(label.len()).unwrap()).chain(label.bytes()));
+            (0, vec![(CNAME, labels.chain([0]).collect())])
+        }
+        Says::Addresses(addresses) => {
+            let of_kind = addresses.iter().filter_map(|text| match text.parse().unwrap() {
+                IpAddr::V4(four) => (kind == A).then(|| (A, four.octets().to_vec())),
+                IpAddr::V6(six) => (kind == AAAA).then(|| (AAAA, six.octets().to_vec())),
+            });
+            (0, of_kind.collect())
+        }
+    };
+    let mut out = question.to_vec();
+    out[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+    out[6..12].copy_from_slice(&[0, u8::try_from(records.len()).unwrap(), 0, 0, 0, 0]);
+    for (kind, data) in records {
+        out.extend([0xc0, 12]);
+        out.extend(kind.to_be_bytes());
+        // Of the Internet, and not to be remembered.
+        out.extend([0, 1, 0, 0, 0, 0]);
+        out.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        out.extend(data);
+    }
+    Some(out)
+}
+
+/// The real daemon with the default policy, but for what the environment says.
+pub(crate) async fn strict(data: &Path, environment: &[(&str, &str)]) -> Daemon {
+    let all = [&[("BALTO__AUTH__ADMIN_KEY", KEY)], environment].concat();
+    let mut daemon = Daemon::start_in(data, &[], &all).await;
+    daemon.key = Some(KEY.to_owned());
+    daemon
+}
+
+/// What saving an endpoint with this URL is answered: the URL that was kept, or the refusal's detail.
+pub(crate) async fn save(daemon: &Daemon, url: &str) -> Result<String, String> {
+    let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &json!({"url": url}).to_string()).await;
+    let text = |member: &str| answer[member].as_str().unwrap_or_default().to_owned();
+    match status {
+        201 => Ok(text("url")),
+        422 => Err(text("detail")),
+        _ => panic!("saving {url:?} was answered {answer}"),
+    }
+}
+
+/// An endpoint that gets events of this type and gives up after the first attempt.
+pub(crate) async fn endpoint(daemon: &Daemon, url: &str, kind: &str) -> Value {
+    let body = json!({"url": url, "eventTypes": [kind], "retry": {"maxAttempts": 1}, "timeout": "5s"});
+    daemon.post("/endpoints", &body.to_string()).await
+}
+
+/// Posts an event of this type, and gives its only delivery with its attempts once it has come to its end.
+pub(crate) async fn delivered(daemon: &Daemon, kind: &str) -> Value {
+    let event = daemon.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
+    let path = format!("/events/{}", event["id"].as_str().unwrap());
+    let done = daemon
+        .until(&path, |event| {
+            event["deliveries"].as_array().unwrap().iter().all(|d| d["status"] != "pending")
+        })
+        .await;
+    daemon.get(&format!("/deliveries/{}", done["deliveries"][0]["id"].as_str().unwrap())).await
+}
+
+/// Waits for a condition.
+pub(crate) async fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A proxy that keeps what it was asked for, and answers by a rule; what goes through it is answered 200 by itself.
+pub(crate) struct FakeProxy {
+    pub(crate) url: String,
+    asked: Arc<Mutex<Vec<Got>>>,
+}
+
+impl FakeProxy {
+    /// `rule` gives the status of the answer to a `CONNECT` for this authority.
+    pub(crate) async fn start(rule: impl Fn(&str) -> u16 + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked: Arc<Mutex<Vec<Got>>> = Arc::default();
+        let (kept, rule) = (asked.clone(), Arc::new(rule));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (kept, rule) = (kept.clone(), rule.clone());
+                tokio::spawn(async move {
+                    let mut buffer = Vec::new();
+                    while let Some(request) = next_request(&mut stream, &mut buffer).await {
+                        let target =
+                            request.line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+                        let reply = match target {
+                            Some(target) => format!("HTTP/1.1 {} x\r\n\r\n", rule(target)),
+                            None => answer(200),
+                        };
+                        kept.lock().unwrap().push(request);
+                        if stream.write_all(reply.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, asked }
+    }
+
+    pub(crate) fn asked(&self) -> Vec<Got> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.asked().into_iter().map(|request| request.line).collect()
+    }
+}
