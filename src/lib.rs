@@ -33,7 +33,8 @@
 //! 3. The state ([`store::state::State`]) folds the record ([`projections::fold`]); the lanes hear of it
 //!    ([`lanes::Lanes::on_due`]).
 //! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** The engine's dispatcher starts the attempt; the
-//!    engine's `delivery` module signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`].
+//!    engine's `delivery` module signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`]. Where it may
+//!    go is said in [`courier::guard`]; the one place where a socket to a receiver is opened is the courier's `connect`.
 //!    A receiver that has to agree first is asked by the engine's `handshake` module; its lane waits for that
 //!    ([`rules::handshake`]).
 //! 5. The reply is judged in [`rules::verdict`] (**a 429's `Retry-After` is read in
@@ -50,6 +51,8 @@
 //! * The state has applied a record before any lane hears of a refill that follows it; see [`lanes`] for why that makes
 //!   windows right.
 //! * The dispatcher never waits for the store, because the store may wait for the dispatcher.
+//! * No endpoint delays another but through the limits that they share, of all requests at once and of those to one host;
+//!   turns are fair in both.
 //! * Every collection that outlives a request has a bound.
 //! * Scheduling and expiry go by a clock that never goes back ([`engine::clock`]), and rows expire by the time of the last
 //!   commit.

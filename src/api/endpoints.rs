@@ -133,6 +133,14 @@ fn client_certificate(
         .ok()
 }
 
+/// A certificate that would never be presented is a mistake.
+fn check_secure(certificate: Option<&ClientCertificate>, url: &str, errors: &mut Errors) {
+    let secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    if certificate.is_some() && !secure {
+        errors.push("/clientCertificate", "is presented in TLS only: the URL must be https");
+    }
+}
+
 fn cannot_open(error: &impl std::fmt::Display) -> Problem {
     Problem::Unavailable(format!("the endpoint's secret: {error}"))
 }
@@ -148,6 +156,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
     let id = call.api.engine.new_endpoint_id();
     let client_certificate = client_certificate(call, &id, &input, &mut errors);
+    check_secure(client_certificate.as_ref(), url, &mut errors);
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
     }
@@ -266,6 +275,7 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
         None => endpoint.client_certificate.clone(),
         Some(_) => client_certificate(call, &endpoint.id, &input, &mut errors),
     };
+    check_secure(client_certificate.as_ref(), url, &mut errors);
     for (key, _) in live_keys(call, endpoint)? {
         if let Err(error) = key.check(settings.signature) {
             errors.push("/signature", format!("does not fit the present secret, rotate that first: {error}"));

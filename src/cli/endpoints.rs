@@ -467,6 +467,31 @@ mod tests {
     }
 
     #[test]
+    fn a_client_certificate_is_read_from_its_files_and_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name).display().to_string();
+        for name in ["certificate", "key"] {
+            std::fs::write(file(name), name).unwrap();
+        }
+        let (certificate, key) = (file("certificate"), file("key"));
+        let both = ["--client-certificate", certificate.as_str(), "--client-key", key.as_str()];
+        let member = json!({"certificate": "certificate", "key": "key"});
+        assert_eq!(creation(&[&["https://h/"], &both[..]].concat()).unwrap()["clientCertificate"], member);
+        assert_eq!(patch(&both).unwrap(), json!({"clientCertificate": member}));
+        assert_eq!(patch(&["--no-client-certificate"]).unwrap(), json!({"clientCertificate": null}));
+        let missing = file("nothing");
+        for wrong in [
+            vec!["--client-certificate", certificate.as_str()],
+            vec!["--client-certificate", missing.as_str(), "--client-key", key.as_str()],
+        ] {
+            assert!(
+                Cli::try_parse_from([&["balto", "endpoints", "update", "ep_1"], &wrong[..]].concat())
+                    .is_err()
+            );
+        }
+    }
+
+    #[test]
     fn every_option_has_its_member() {
         let body = creation(&[
             "https://h/x",

@@ -182,12 +182,8 @@ impl EgressPolicy {
         self
     }
 
-    /// Judges an address by the networks alone.
-    ///
-    /// # Errors
-    /// When nothing may be sent to the address.
-    pub fn judge(&self, address: IpAddr) -> Result<(), BlockedAddress> {
-        let address = address.to_canonical();
+    /// Judges an address by the networks alone; one that is IPv4 in IPv6 form comes as IPv4.
+    fn judge(&self, address: IpAddr) -> Result<(), BlockedAddress> {
         let within = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
         if METADATA.contains(&address) || within(&self.deny_networks) {
             return Err(BlockedAddress);

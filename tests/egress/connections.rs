@@ -279,10 +279,17 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
         let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
         assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!(pointer)), "{answer}");
     }
-    // With its chain, in whatever order texts come around it.
+    let plain = json!({"url": "http://127.0.0.1:54321/", "clientCertificate": {"certificate": certificate, "key": key}});
+    let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &plain.to_string()).await;
+    assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
+    // With its chain, and text around them.
     let chain = format!("a comment\n{certificate}{}", authority.pem());
     let body = json!({"url": url, "clientCertificate": {"certificate": chain, "key": key}});
-    daemon.post("/endpoints", &body.to_string()).await;
+    let made = daemon.post("/endpoints", &body.to_string()).await;
+    let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+    let plain = json!({"url": "http://127.0.0.1:54321/"});
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], &plain.to_string()).await;
+    assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
 }
 
 /// A port of this machine at which connections get no answer: its queue of those that nobody accepts is full.

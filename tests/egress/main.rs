@@ -149,7 +149,7 @@ fn every_row_of_the_tables_has_its_test() {
                 source.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
             without_breaks.contains(&case) || rows_of_tests(source).any(|named| named == *row)
         };
-        let found = sources.iter().any(|source| is_named(source));
+        let found = sources.iter().any(is_named);
         assert!(found, "no case and no test is named {row}");
         if let Row::But(why) = standing {
             parts += 1;
