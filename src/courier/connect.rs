@@ -8,8 +8,8 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -85,7 +85,15 @@ enum Step {
 
 /// How far a connection has come: whichever deadline ends it, the record says the same.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Progress(Arc<AtomicU8>);
+pub(super) struct Progress(Arc<Reached>);
+
+#[derive(Debug, Default)]
+struct Reached {
+    step: AtomicU8,
+    /// What the receiver said about the handshake after it seemed to be done. Whoever waits for a reply may see no more
+    /// than that the connection has gone.
+    complaint: OnceLock<String>,
+}
 
 tokio::task_local! {
     /// Of the request that a connection is made for. One that is finished in the background, because another became
@@ -95,12 +103,17 @@ tokio::task_local! {
 
 impl Progress {
     fn reach(&self, step: Step) {
-        self.0.store(step as u8, Ordering::Relaxed);
+        self.0.step.store(step as u8, Ordering::Relaxed);
+    }
+
+    /// What the receiver did not like about TLS.
+    pub(super) fn complaint(&self) -> Option<ConnectError> {
+        self.0.complaint.get().cloned().map(ConnectError::Tls)
     }
 
     /// What to say when time is over; `None` when no connection had to be made.
     pub(super) fn timed_out(&self) -> Option<ConnectError> {
-        let reached = self.0.load(Ordering::Relaxed);
+        let reached = self.0.step.load(Ordering::Relaxed);
         let steps = [Step::Resolving, Step::Connecting, Step::Proxying, Step::Securing];
         Some(match steps.into_iter().find(|step| *step as u8 == reached)? {
             Step::Resolving => DNS_SILENT,
@@ -275,7 +288,8 @@ impl Wiring {
             return Ok(Wire::Plain(stream));
         }
         progress.reach(Step::Securing);
-        self.secure(stream, &target.host).await.map(|stream| Wire::Secure(Box::new(stream)))
+        let stream = Box::new(self.secure(stream, &target.host).await?);
+        Ok(Wire::Secure(stream, progress.clone()))
     }
 
     async fn secure(&self, stream: TcpStream, host: &Host) -> Result<TlsStream<TcpStream>, ConnectError> {
@@ -369,7 +383,7 @@ fn status(head: &[u8]) -> Option<u16> {
 /// A stream that HTTP is spoken on.
 pub(super) enum Wire {
     Plain(TcpStream),
-    Secure(Box<TlsStream<TcpStream>>),
+    Secure(Box<TlsStream<TcpStream>>, Progress),
 }
 
 impl Connection for Wire {
@@ -383,7 +397,7 @@ macro_rules! forward {
     ($wire:ident, $call:ident($($argument:expr),*)) => {
         match $wire.get_mut() {
             Wire::Plain(stream) => Pin::new(stream).$call($($argument),*),
-            Wire::Secure(stream) => Pin::new(stream).$call($($argument),*),
+            Wire::Secure(stream, _) => Pin::new(stream).$call($($argument),*),
         }
     };
 }
@@ -394,7 +408,17 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        forward!(self, poll_read(cx, buffer))
+        let (stream, progress) = match self.get_mut() {
+            Self::Plain(stream) => return Pin::new(stream).poll_read(cx, buffer),
+            Self::Secure(stream, progress) => (stream, progress),
+        };
+        let read = Pin::new(stream).poll_read(cx, buffer);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(error) = find::<rustls::Error>(error)
+        {
+            progress.0.complaint.get_or_init(|| tls::words(error));
+        }
+        read
     }
 }
 
@@ -422,7 +446,7 @@ impl AsyncWrite for Wire {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Secure(stream) => stream.is_write_vectored(),
+            Self::Secure(stream, _) => stream.is_write_vectored(),
         }
     }
 }

@@ -324,7 +324,10 @@ impl Courier {
         let response = PROGRESS.scope(progress.clone(), client.request(request));
         match timeout_at(deadline, response).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(classify(&error)),
+            Ok(Err(error)) => Err(match progress.complaint() {
+                Some(complaint) => (complaint.class(), complaint.to_string()),
+                None => classify(&error),
+            }),
             Err(_) => {
                 let connected = captured.connection_metadata().is_some();
                 Err(match progress.timed_out().filter(|_| !connected) {
@@ -400,7 +403,7 @@ fn classify(error: &ClientError) -> (ErrorClass, String) {
     if let Some(error) = find::<ConnectError>(error) {
         return (error.class(), error.to_string());
     }
-    // Some complaints about a client certificate come only after the handshake.
+    // Over a connection that was made for an earlier request.
     if let Some(error) = find::<rustls::Error>(error) {
         return (ErrorClass::Tls, tls::words(error));
     }
