@@ -94,8 +94,9 @@ impl Plan {
     pub(super) fn draw(chance: &mut Chance) -> Self {
         use crate::knobs::Knob;
         let window = chance.within(2, 6) as usize;
+        let operations = chance.within(15, 60);
         Self {
-            operations: chance.within(15, 60),
+            operations,
             endpoints: chance.within(1, 4),
             crashes: chance.percent(80),
             disk_faults: chance.percent(25),
@@ -103,7 +104,7 @@ impl Plan {
             late_notices: chance.percent(50),
             orders: chance.percent(60),
             max_in_flight: *chance.pick(&[1, 3, 20]),
-            host_max_in_flight: *chance.pick(&[0, 1, 2, 20]),
+            host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
             room_bytes: *chance.pick(&[0, 500, 4_000]),
             keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
