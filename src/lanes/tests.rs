@@ -331,7 +331,7 @@ fn trouble_and_its_end_are_told_once_each() {
     );
     assert_eq!(turn(&mut lanes, Outcome::Healthy), Some(Turn::Recovered));
     assert_eq!(turn(&mut lanes, Outcome::Healthy), None);
-    lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Disabled, ..open }, Backlog::None, at(0));
+    lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Disabled, ..open.clone() }, Backlog::None, at(0));
     lanes.on_endpoint(ONE, open, Backlog::None, at(0));
     assert_eq!(turn(&mut lanes, Outcome::Neutral), None);
     assert_eq!(turn(&mut lanes, Outcome::Healthy), Some(Turn::Recovered), "it had been disabled");
