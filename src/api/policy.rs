@@ -85,6 +85,7 @@ pub struct EndpointInput {
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
     /// What connections of this endpoint present in TLS (https only); never shown again. Null removes it.
+    #[serde(default, deserialize_with = "object")]
     pub client_certificate: Option<ClientCertificateInput>,
     /// Asks the receiver, by CloudEvents' "HTTP 1.1 Web Hooks", before anything is sent to it. Nobody is asked without it.
     #[serde(default, deserialize_with = "object")]
