@@ -340,6 +340,29 @@ async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_ar
     assert_eq!(ears.heard().len(), 1, "{:?}", ears.heard());
 }
 
+/// `localhost` is this machine's loopback, of which that is sent to which is open; no resolver is asked.
+#[tokio::test]
+async fn a16_localhost_is_what_is_open_of_loopback() {
+    let ears = Ears::open().await;
+    for (allowed, arrives) in
+        [("127.0.0.0/8", true), ("::1/128", true), ("127.0.0.1/32", true), ("10.0.0.0/8", false)]
+    {
+        if allowed == "::1/128" && !ears.six {
+            continue;
+        }
+        let courier = courier(open(&[allowed]), unasked());
+        for host in ["localhost", "LOCALHOST.", "hooks.localhost"] {
+            let url = format!("http://{host}:{}/", ears.port);
+            let reply = send(&courier, &url).await;
+            assert_eq!(
+                (reply.outcome.is_ok(), courier.check_url(&url).await.is_ok()),
+                (arrives, arrives),
+                "{allowed} {host}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn b19_the_daemon_knows_its_own_ports() {
     let data = tempfile::tempdir().unwrap();

@@ -182,7 +182,7 @@ async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
 async fn no_connection_of_ten_thousand_random_urls_and_answers_reaches_a_forbidden_address() {
     let seed = seed();
     let rounds = number("BALTO_TEST_ROUNDS").unwrap_or(10_000);
-    let ears = Ears::open().await;
+    let ears = Ears::closing().await;
     let own: Vec<IpAddr> = if_addrs::get_if_addrs().unwrap().iter().map(|interface| interface.ip()).collect();
     let answers = Answers::default();
     let mut settings = settings(policy(), Arc::new(By(resolver(&answers))));

@@ -88,15 +88,26 @@ pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {
 /// A receiver at every address of this machine, which answers with the address that it was reached at.
 pub(crate) struct Ears {
     pub(crate) port: u16,
+    /// Whether this machine has IPv6.
+    pub(crate) six: bool,
     /// Where each connection arrived.
     heard: Arc<Mutex<Vec<IpAddr>>>,
 }
 
 impl Ears {
     pub(crate) async fn open() -> Self {
-        let listener = match TcpListener::bind("[::]:0").await {
-            Ok(both) => both,
-            Err(_) => TcpListener::bind("0.0.0.0:0").await.unwrap(),
+        Self::answering("").await
+    }
+
+    /// Each connection for one request, so that many hosts cost no more than few.
+    pub(crate) async fn closing() -> Self {
+        Self::answering("connection: close\r\n").await
+    }
+
+    async fn answering(header: &'static str) -> Self {
+        let (listener, six) = match TcpListener::bind("[::]:0").await {
+            Ok(both) => (both, true),
+            Err(_) => (TcpListener::bind("0.0.0.0:0").await.unwrap(), false),
         };
         let port = listener.local_addr().unwrap().port();
         let heard: Arc<Mutex<Vec<IpAddr>>> = Arc::default();
@@ -110,15 +121,16 @@ impl Ears {
                     let mut buffer = Vec::new();
                     while next_request(&mut stream, &mut buffer).await.is_some() {
                         let body = at.to_string();
-                        let reply = format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                        if stream.write_all(reply.as_bytes()).await.is_err() {
+                        let reply =
+                            format!("HTTP/1.1 200 x\r\n{header}content-length: {}\r\n\r\n{body}", body.len());
+                        if stream.write_all(reply.as_bytes()).await.is_err() || !header.is_empty() {
                             return;
                         }
                     }
                 });
             }
         });
-        Self { port, heard }
+        Self { port, six, heard }
     }
 
     pub(crate) fn heard(&self) -> Vec<IpAddr> {
