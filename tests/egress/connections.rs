@@ -13,7 +13,7 @@ use crate::certificates::{Authority, Certificate, Clients, Secure, early, expire
 use crate::support::{Daemon, PATIENCE, Receiver, quiet, serve};
 use crate::world::{
     FakeProxy, Names, Says, always, courier, delivered, endpoint, failure, open, parcel, proxied, send,
-    settings, strict,
+    settings, strict, until,
 };
 
 const LOOPBACK: &str = "127.0.0.0/8";
@@ -190,6 +190,14 @@ async fn d5_endpoints_with_client_certificates_share_no_connection() {
     daemon.post("/endpoints", &with_certificate(&url("e"), "e", &stranger).to_string()).await;
     let delivery = delivered(&daemon, "e").await;
     assert_eq!(delivery["attempts"][0]["error"], "the receiver did not accept the client certificate");
+
+    // A receiver that is asked first sees it, too.
+    let mut asking = with_certificate(&url("f"), "f", &second);
+    asking["handshake"] = json!({"origin": "events.example.com"});
+    daemon.post("/endpoints", &asking.to_string()).await;
+    let asked = || receiver.seen().into_iter().find(|one| one.line.starts_with("OPTIONS /f "));
+    until("the handshake", || asked().is_some()).await;
+    assert_eq!(asked().unwrap().client.as_deref(), Some(second.der()));
 
     // Kept over a crash, sealed on disk, and gone when it is taken away.
     daemon.kill();
