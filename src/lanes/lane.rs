@@ -23,12 +23,22 @@ pub(super) enum Readiness {
     },
 }
 
+/// What was last heard of a receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Nothing, in this life of the process.
+    Nothing,
+    Answer,
+    Failure,
+}
+
 #[derive(Debug)]
 pub(super) struct Lane {
     policy: LanePolicy,
     pub(super) window: Window,
     rate: Option<Rate>,
     circuit: Circuit,
+    pub(super) heard: Heard,
     /// By wall clock, as the receiver said it.
     held_until: Option<Timestamp>,
     /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
@@ -46,6 +56,7 @@ impl Lane {
             window: Window::new(backlog),
             rate,
             circuit: Circuit::default(),
+            heard: Heard::Nothing,
             held_until: None,
             troubled,
             asleep_until: None,
@@ -130,6 +141,13 @@ impl Lane {
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
+        self.heard = match outcome {
+            Outcome::Healthy | Outcome::Throttled { .. } => Heard::Answer,
+            Outcome::Failing => Heard::Failure,
+            // It says no to this delivery, or it was our own trouble.
+            Outcome::Neutral if self.heard == Heard::Failure => Heard::Failure,
+            Outcome::Neutral => Heard::Answer,
+        };
         match outcome {
             Outcome::Healthy => {
                 self.circuit.on_success();

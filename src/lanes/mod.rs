@@ -20,8 +20,13 @@ use std::time::Duration;
 use crate::domain::{DueKey, EndpointNumber, Now, Ordering, Position, Progress, RateLimit, Timestamp};
 pub use circuit::{BreakerConfig, CircuitState};
 use host::{Hosts, Place};
-use lane::{Lane, Readiness};
+use lane::{Heard, Lane, Readiness};
 pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
+
+/// One part in so many of the slots over all lanes is kept for receivers that answer.
+const KEPT_PART: usize = 8;
+/// With fewer slots to keep than this none is: an operator who allows few requests at once means the number.
+const KEPT_MIN: usize = 8;
 
 /// What an endpoint's policy says to its lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,7 +273,7 @@ impl Lanes {
                 return Some(Action::Refill { endpoint, after, limit });
             }
             let mut readiness = lane.readiness(now);
-            if readiness == Readiness::Ready {
+            if readiness == Readiness::Ready && has_slot(&self.config, self.in_flight, lane) {
                 let host = lane.host().clone();
                 if !self.hosts.admits(&host, endpoint, &mut lane.place) {
                     self.in_ring.remove(&endpoint);
@@ -314,7 +319,7 @@ impl Lanes {
     pub fn explain(&self, endpoint: EndpointNumber, now: Now) -> Option<LaneReport> {
         let lane = self.lanes.get(&endpoint)?;
         let mut report = lane.explain(now);
-        let full = self.in_flight >= self.config.max_in_flight || self.hosts.is_full(lane.host());
+        let full = !has_slot(&self.config, self.in_flight, lane) || self.hosts.is_full(lane.host());
         if report.reason.is_none() && lane.has_due(now) && full {
             report.reason = Some(WaitReason::GlobalLimit);
         }
@@ -386,6 +391,21 @@ impl Lanes {
             self.wake(endpoint);
         }
     }
+}
+
+/// Whether the limit over all lanes leaves a slot for this one. The last slots are not for lanes whose receiver has just
+/// failed, the very last not for those of which nothing is known, and each lane has to leave more than it holds: however
+/// many receivers hang, one that answers finds a slot now, not when their time is over.
+fn has_slot(config: &LanesConfig, in_flight: usize, lane: &Lane) -> bool {
+    let free = config.max_in_flight.saturating_sub(in_flight);
+    let kept = config.max_in_flight / KEPT_PART;
+    let kept = if kept < KEPT_MIN { 0 } else { kept };
+    let left = match lane.heard {
+        Heard::Failure => 0,
+        Heard::Nothing => free.saturating_sub(kept / 2),
+        Heard::Answer => free,
+    };
+    free > kept || lane.in_flight() < left
 }
 
 #[cfg(test)]

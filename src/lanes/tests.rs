@@ -102,6 +102,84 @@ fn a_rate_holds_over_a_minute_and_leaves_others_at_full_speed() {
     assert!(other > 1_200, "the other lane sent {other}");
 }
 
+/// Gives the sends of each lane.
+fn counted(sent: &[(EndpointNumber, DueKey)]) -> BTreeMap<EndpointNumber, usize> {
+    sent.iter().fold(BTreeMap::new(), |mut counts, (endpoint, _)| {
+        *counts.entry(*endpoint).or_default() += 1;
+        counts
+    })
+}
+
+/// Whether one more delivery of a lane, and nothing else, is sent and answered at once.
+fn answered(lanes: &mut Lanes, endpoint: EndpointNumber, event: u64, now: Now) -> bool {
+    lanes.on_due(endpoint, key(0, event), FRESH, Position(event), now);
+    let sent = sends(lanes, now);
+    let only = counted(&sent) == BTreeMap::from([(endpoint, 1)]);
+    for (endpoint, key) in sent.into_iter().filter(|(sender, _)| *sender == endpoint) {
+        lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+    }
+    only
+}
+
+#[test]
+fn however_many_receivers_hang_one_that_answers_finds_a_slot() {
+    for hanging in [1, 2, 63, 64, 65, 100, 300, 1_000, 1_024, 5_000] {
+        let mut lanes = lanes(1_024);
+        for endpoint in 0..=hanging {
+            lanes.on_endpoint(EndpointNumber(endpoint), policy(), Backlog::None, at(0));
+        }
+        let well = EndpointNumber(0);
+        assert!(answered(&mut lanes, well, 1, at(0)));
+        for endpoint in 1..=hanging {
+            let first = 1_000_000 + u64::from(endpoint) * 100;
+            fill(&mut lanes, EndpointNumber(endpoint), first..first + 40);
+        }
+        let hung = sends(&mut lanes, at(1));
+        // From the first moment, when nobody knows yet that they hang; and it never has to wait for one of them.
+        for event in 2..100 {
+            assert!(answered(&mut lanes, well, event, at(1)), "beside {hanging} that hang");
+        }
+        if hanging >= 64 {
+            let report = lanes.explain(EndpointNumber(hanging), at(1)).unwrap();
+            assert_eq!(report.reason, Some(WaitReason::GlobalLimit), "{hanging}");
+        }
+        // One that nobody has heard of yet, too, unless too many like it came before.
+        if hanging < 1_000 {
+            let new = EndpointNumber(hanging + 1);
+            lanes.on_endpoint(new, policy(), Backlog::None, at(1));
+            assert!(answered(&mut lanes, new, 100, at(1)), "a new one beside {hanging} that hang");
+        }
+        // Their first ones time out: the rest of them gets no further than the slots that are kept.
+        for (endpoint, key) in hung {
+            lanes.on_finished(endpoint, key, Outcome::Failing, at(15_000));
+        }
+        let again = sends(&mut lanes, at(15_000));
+        assert!(again.len() <= 1_024 - 64, "{} of {hanging}", again.len());
+        assert!(answered(&mut lanes, well, 101, at(15_000)), "{hanging}");
+    }
+}
+
+#[test]
+fn without_receivers_that_fail_few_slots_stay_unused() {
+    let mut lanes = lanes(1_024);
+    for endpoint in 0..10 {
+        let many = LanePolicy { max_in_flight: 1_000, ..policy() };
+        lanes.on_endpoint(EndpointNumber(endpoint), many, Backlog::None, at(0));
+        assert!(answered(&mut lanes, EndpointNumber(endpoint), u64::from(endpoint) + 1, at(0)));
+    }
+    for endpoint in 0..10 {
+        let first = u64::from(endpoint + 1) * 1_000;
+        fill(&mut lanes, EndpointNumber(endpoint), first..first + 120);
+    }
+    let counts: Vec<_> = counted(&sends(&mut lanes, at(1))).into_values().collect();
+    // Each holds what an eleventh would find.
+    assert!(counts.len() == 10 && counts.iter().all(|count| (93..=94).contains(count)), "{counts:?}");
+    let mut small = self::lanes(20);
+    small.on_endpoint(ONE, LanePolicy { max_in_flight: 100, ..policy() }, Backlog::None, at(0));
+    fill(&mut small, ONE, 1..100);
+    assert_eq!(sends(&mut small, at(1)).len(), 20, "of so few none is kept");
+}
+
 #[test]
 fn turns_are_fair_and_limits_hold() {
     let mut lanes = lanes(20);
