@@ -63,10 +63,11 @@ fn load(options: &Options) -> anyhow::Result<Config> {
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let terminal = std::io::stderr().is_terminal();
     let json = match config.log.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
+        LogFormat::Auto => !terminal,
     };
     let directives = match config.log.level.as_str() {
         // What libraries say of every connection and every page would drown the line for each attempt.
@@ -74,7 +75,8 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         other => other.to_owned(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     let done = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     done.map_err(|error| anyhow::anyhow!("logging: {error}"))
 }

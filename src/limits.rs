@@ -105,6 +105,12 @@ pub const LANE_WINDOW_MAX: usize = 128;
 pub const LANE_WINDOW_LOW: usize = 48;
 /// Bytes of a receiver's reply that are read and kept with the attempt.
 pub const REPLY_BYTES_MAX: usize = 16 * 1024;
+/// Bytes that are read from a receiver for one request, whatever they are: status lines, headers, chunks, padding.
+pub const REPLY_WIRE_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that are kept of the words about an attempt that failed; a receiver's certificate can make them long.
+pub const ERROR_BYTES_MAX: usize = 512;
+/// Bytes that are kept of the `Location` of a redirect, which is shown and never followed.
+pub const LOCATION_BYTES_MAX: usize = 256;
 /// Longest wait that a receiver's `Retry-After` can ask for.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of events held in memory between acceptance and first send.
@@ -158,4 +164,7 @@ const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
 const _: () = assert!(STATE_VALUE_BYTES_MAX < 512 * 1024 / 4); // below sled's blob threshold
+// The largest head, and a body that comes in chunks of one byte, six on the wire, are read to what is kept of them.
+const _: () = assert!(REPLY_WIRE_BYTES_MAX >= 2 * REPLY_HEAD_BYTES_MAX + 6 * REPLY_BYTES_MAX);
+const _: () = assert!(LOCATION_BYTES_MAX < ERROR_BYTES_MAX); // it stands in those words
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

@@ -55,6 +55,12 @@ impl Principal {
         Self { role: Role::Admin, scope: Scope(None) }
     }
 
+    /// Whether it is the operator's own key: what comes from inside the operator's network is not for tenants.
+    #[must_use]
+    pub fn sees_inside(&self) -> bool {
+        self.scope.0.is_none()
+    }
+
     /// # Errors
     /// [`Problem::Forbidden`] when the role is not enough.
     pub fn check(&self, access: Access) -> Result<(), Problem> {

@@ -36,7 +36,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
     match call.api.engine.dead_letter(&call.principal.scope, key).await? {
-        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail))),
+        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, &call.principal))),
         None => Err(not_found("dead letter", &call.id)),
     }
 }

@@ -52,7 +52,7 @@ pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
     match call.api.engine.delivery(&call.principal.scope, key).await? {
-        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail))),
+        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, &call.principal))),
         None => Err(not_found("delivery", &call.id)),
     }
 }

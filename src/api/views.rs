@@ -1,14 +1,16 @@
 //! What the API shows of events, deliveries, attempts and dead letters.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::auth::Principal;
 use super::text::{Span, Time};
-use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, EventId, Next, attribute};
+use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, EventId, Network, Next, attribute};
 use crate::engine::types::{
     Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView,
 };
@@ -251,13 +253,15 @@ pub struct AttemptBody {
     pub status_code: Option<u16>,
     pub error_class: Option<&'static str>,
     pub error: Option<String>,
-    /// The first bytes of the receiver's reply, as text.
-    pub response_body: String,
+    /// The first bytes of the receiver's reply, as text. Null where they came from inside the operator's network and the
+    /// key is bound to a tenant.
+    pub response_body: Option<String>,
     pub next_attempt_at: Option<Time>,
 }
 
 impl AttemptBody {
-    fn new(attempt: &Attempt) -> Self {
+    fn new(attempt: &Attempt, reader: &Principal) -> Self {
+        let shown = attempt.network == Network::Public || reader.sees_inside();
         Self {
             number: attempt.number,
             trigger: attempt.trigger.as_str(),
@@ -266,7 +270,7 @@ impl AttemptBody {
             status_code: attempt.status,
             error_class: attempt.error.as_ref().map(|(class, _)| class.as_str()),
             error: attempt.error.as_ref().map(|(_, words)| words.to_string()),
-            response_body: String::from_utf8_lossy(&attempt.reply).into_owned(),
+            response_body: shown.then(|| String::from_utf8_lossy(&attempt.reply).into_owned()),
             next_attempt_at: match attempt.next {
                 Next::RetryAt(at) => Some(Time(at)),
                 Next::Delivered | Next::Dead(_) => None,
@@ -275,8 +279,8 @@ impl AttemptBody {
     }
 }
 
-fn attempts(list: &[std::sync::Arc<Attempt>]) -> Vec<AttemptBody> {
-    list.iter().map(|attempt| AttemptBody::new(attempt)).collect()
+fn attempts(list: &[Arc<Attempt>], reader: &Principal) -> Vec<AttemptBody> {
+    list.iter().map(|attempt| AttemptBody::new(attempt, reader)).collect()
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -290,8 +294,8 @@ pub struct DeliveryDetailBody {
 
 impl DeliveryDetailBody {
     #[must_use]
-    pub fn new(detail: &DeliveryDetail) -> Self {
-        Self { common: DeliveryCommon::new(&detail.delivery), attempts: attempts(&detail.attempts) }
+    pub fn new(detail: &DeliveryDetail, reader: &Principal) -> Self {
+        Self { common: DeliveryCommon::new(&detail.delivery), attempts: attempts(&detail.attempts, reader) }
     }
 }
 
@@ -326,14 +330,14 @@ pub struct DeadLetterDetailBody<'a> {
 
 impl<'a> DeadLetterDetailBody<'a> {
     #[must_use]
-    pub fn new(detail: &'a DeadLetterDetail) -> Self {
+    pub fn new(detail: &'a DeadLetterDetail, reader: &Principal) -> Self {
         let letter = DeadLetterBody::new(&detail.letter);
         let event = &*detail.event;
         Self {
             delivery_id: letter.delivery_id,
             died_at: letter.died_at,
             common: letter.delivery.common,
-            attempts: attempts(&detail.attempts),
+            attempts: attempts(&detail.attempts, reader),
             event: LetterEventBody {
                 id: event.id.as_str(),
                 event_type: event.event_type.as_str(),
@@ -354,4 +358,38 @@ impl<'a> DeadLetterDetailBody<'a> {
 #[derive(Serialize, JsonSchema)]
 pub struct CountBody {
     pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Role, Timestamp, Trigger};
+    use crate::engine::types::Scope;
+
+    #[test]
+    fn f13_a_tenant_reads_replies_of_the_public_network_only() {
+        let tenant = Principal { role: Role::Admin, scope: Scope(Some("acme".parse().unwrap())) };
+        let viewer = Principal { role: Role::Viewer, scope: Scope(None) };
+        for (network, reader, shown) in [
+            (Network::Public, &tenant, true),
+            (Network::Internal, &tenant, false),
+            (Network::Public, &Principal::operator(), true),
+            (Network::Internal, &Principal::operator(), true),
+            (Network::Internal, &viewer, true),
+        ] {
+            let attempt = Attempt {
+                number: 1,
+                trigger: Trigger::Publish,
+                started_at: Timestamp::ZERO,
+                duration: std::time::Duration::ZERO,
+                status: Some(200),
+                error: None,
+                reply: "secret".into(),
+                network,
+                next: Next::Delivered,
+            };
+            let body = AttemptBody::new(&attempt, reader).response_body;
+            assert_eq!(body.as_deref(), shown.then_some("secret"), "{network:?} {reader:?}");
+        }
+    }
 }

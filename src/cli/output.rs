@@ -28,11 +28,15 @@ pub(crate) fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Text without control characters: what a stranger wrote cannot move the cursor.
+/// Text without control characters: what a stranger wrote cannot move the cursor, nor turn round what stands beside it.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    let moves = |c: char| c.is_control() || turns(c);
+    text.chars().map(|c| if moves(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// Characters of Unicode that break lines or change the direction of the text around them.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// One column of a list: its title, and where its value may stand.

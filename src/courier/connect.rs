@@ -18,7 +18,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hyper::Uri;
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use rustls::ClientConfig;
@@ -30,10 +29,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
-use super::guard::{BlockedAddress, ForbiddenUrl, Guard, Judged, LOOPBACK, is_localhost};
+use super::guard::{self, BlockedAddress, ForbiddenUrl, Guard, Judged, LOOPBACK, is_localhost};
+use super::metered::Metered;
 use super::resolver::Resolver;
 use super::{find, tls};
-use crate::domain::ErrorClass;
+use crate::domain::{ErrorClass, Network};
 use crate::limits;
 
 /// How long one address has before the next one is tried beside it (RFC 8305).
@@ -165,7 +165,7 @@ pub(super) struct Wiring {
 }
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Wire>;
+    type Response = TokioIo<Metered<Wire>>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -175,7 +175,11 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, target: Uri) -> Self::Future {
         let wiring = self.0.clone();
-        Box::pin(async move { wiring.connect(&target).await.map(TokioIo::new) })
+        Box::pin(async move {
+            let wire = wiring.connect(&target).await?;
+            let network = wiring.network(&wire);
+            Ok(TokioIo::new(Metered::new(wire, network)))
+        })
     }
 }
 
@@ -210,6 +214,12 @@ impl Wiring {
         };
         let opened = timeout(self.timeout, self.open(&target, addresses, &progress)).await;
         opened.unwrap_or_else(|_| Err(progress.timed_out().unwrap_or(ConnectError::Unreachable)))
+    }
+
+    /// Where the receiver is. Where a proxy leads to is for the proxy to judge.
+    fn network(&self, wire: &Wire) -> Network {
+        let remote = wire.remote().filter(|_| self.proxy.is_none());
+        remote.map_or(Network::Public, |address| guard::network(address.ip()))
     }
 
     /// What connecting to the URL would find out about its host's addresses, without connecting.
@@ -386,9 +396,13 @@ pub(super) enum Wire {
     Secure(Box<TlsStream<TcpStream>>, Progress),
 }
 
-impl Connection for Wire {
-    fn connected(&self) -> Connected {
-        Connected::new()
+impl Wire {
+    fn remote(&self) -> Option<SocketAddr> {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Secure(stream, _) => stream.get_ref().0,
+        };
+        stream.peer_addr().ok()
     }
 }
 

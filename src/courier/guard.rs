@@ -22,6 +22,7 @@ use ipnet::{IpNet, Ipv4Net};
 use url::{Host, Url};
 
 use super::own::OwnAddresses;
+use crate::domain::Network;
 use crate::limits;
 
 /// What an operator may change about egress.
@@ -146,6 +147,11 @@ fn is_public(address: IpAddr) -> bool {
             global && !FORBIDDEN_V6.iter().any(|range| in_v6(v6, *range))
         }
     }
+}
+
+/// Where an address lies, whoever may send to it.
+pub(super) fn network(address: IpAddr) -> Network {
+    if is_public(address.to_canonical()) { Network::Public } else { Network::Internal }
 }
 
 /// The IPv4 address that an IPv6 one leads to through a translator or a tunnel: compatible, translated, NAT64, 6to4, Teredo.
@@ -373,4 +379,24 @@ pub(super) fn request_uri(url: &Url) -> Result<Uri, ForbiddenUrl> {
         && uri.port_u16() == url.port()
         && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     if same { Ok(uri) } else { Err(ForbiddenUrl("the URL cannot be requested")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f13_what_an_operator_has_opened_is_no_public_network() {
+        for (address, network) in [
+            ("8.8.8.8", Network::Public),
+            ("2606:4700:4700::1111", Network::Public),
+            ("::ffff:8.8.8.8", Network::Public),
+            ("10.0.0.1", Network::Internal),
+            ("::ffff:10.0.0.1", Network::Internal),
+            ("127.0.0.1", Network::Internal),
+            ("fd00::1", Network::Internal),
+        ] {
+            assert_eq!(super::network(address.parse().unwrap()), network, "{address}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The courier: bytes to strangers.
 //!
 //! Owns the HTTP client, its timeouts and caps, the address guard and the body formats. Must never know the store. Every
-//! attempt ends within its timeout and holds at most [`limits::REPLY_BYTES_MAX`] bytes of reply. No redirect is
-//! followed, no ambient proxy is used, nothing is decompressed.
+//! attempt ends within its timeout, reads at most [`limits::REPLY_WIRE_BYTES_MAX`] bytes and holds at most
+//! [`limits::REPLY_BYTES_MAX`] of a reply's body. No redirect is followed, no ambient proxy is used, nothing is decompressed.
 //!
 //! Connections are pooled by scheme, host and port. A pool lives as long as the settings that it was made under: a reload
 //! drops it with all its connections, so that none outlives the policy that allowed it. Endpoints with a client
@@ -11,6 +11,7 @@
 pub mod body;
 mod connect;
 pub mod guard;
+mod metered;
 mod own;
 mod resolver;
 pub mod tls;
@@ -25,20 +26,21 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response};
-use hyper_util::client::legacy::connect::capture_connection;
+use hyper::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
 use hyper_util::client::legacy::{Client as Pool, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 use tokio::time::timeout_at;
 use url::Url;
 
-use crate::domain::{EndpointNumber, ErrorClass};
+use crate::domain::{EndpointNumber, ErrorClass, Network};
 use crate::limits;
 pub use connect::Proxy;
 use connect::{ConnectError, Connector, PROGRESS, Progress, Wiring};
 use guard::{EgressPolicy, ForbiddenUrl, Guard};
+use metered::TooMuch;
 pub use resolver::{Resolver, SystemResolver};
 use tls::Identity;
 
@@ -117,29 +119,40 @@ pub fn destination(url: &str) -> String {
 /// What came of a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The status, or what went wrong before there was one.
+    /// The status, or why there is none that can be believed.
     pub outcome: Result<u16, (ErrorClass, String)>,
     pub retry_after: Option<String>,
     pub webhook_delivery: Option<String>,
     /// `WebHook-Allowed-Origin` and `WebHook-Allowed-Rate`; of several lines all, as one (RFC 9110, section 5.3).
     pub allowed_origin: Option<String>,
     pub allowed_rate: Option<String>,
+    /// Where a redirect points to: at most [`limits::LOCATION_BYTES_MAX`] bytes, for people to read.
+    pub location: Option<String>,
     /// At most [`limits::REPLY_BYTES_MAX`] bytes, as they came.
     pub body: Bytes,
+    pub network: Network,
     pub duration: Duration,
 }
 
 impl Reply {
-    /// A request that never left.
+    /// Nothing came back.
     #[must_use]
     pub fn failed(class: ErrorClass, words: String) -> Self {
+        Self::new(Err((class, cut(words, limits::ERROR_BYTES_MAX))))
+    }
+
+    /// Nothing but its outcome.
+    #[must_use]
+    pub fn new(outcome: Result<u16, (ErrorClass, String)>) -> Self {
         Self {
-            outcome: Err((class, words)),
+            outcome,
             retry_after: None,
             webhook_delivery: None,
             allowed_origin: None,
             allowed_rate: None,
+            location: None,
             body: Bytes::new(),
+            network: Network::Public,
             duration: Duration::ZERO,
         }
     }
@@ -301,7 +314,7 @@ impl Courier {
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + parcel.timeout;
         let mut reply = match self.request(parcel, deadline).await {
-            Ok(response) => read_reply(response, deadline).await,
+            Ok((response, connection)) => read_reply(response, &connection, deadline).await,
             Err((class, words)) => Reply::failed(class, words),
         };
         reply.duration = started.elapsed();
@@ -312,7 +325,7 @@ impl Courier {
         &self,
         parcel: Parcel,
         deadline: tokio::time::Instant,
-    ) -> Result<Response<Incoming>, (ErrorClass, String)> {
+    ) -> Result<(Response<Incoming>, CaptureConnection), (ErrorClass, String)> {
         // A connection may be there already, which nobody would judge again.
         let forbidden = |error: ForbiddenUrl| (ErrorClass::BlockedAddress, error.to_string());
         self.shared.guard.judge_url(&parcel.url).map_err(forbidden)?;
@@ -323,7 +336,7 @@ impl Courier {
         let progress = Progress::default();
         let response = PROGRESS.scope(progress.clone(), client.request(request));
         match timeout_at(deadline, response).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => Ok((response, captured)),
             Ok(Err(error)) => Err(match progress.complaint() {
                 Some(complaint) => (complaint.class(), complaint.to_string()),
                 None => classify(&error),
@@ -339,16 +352,32 @@ impl Courier {
     }
 }
 
-/// The status line decides; a body that never ends or breaks off changes nothing.
-async fn read_reply(mut response: Response<Incoming>, deadline: tokio::time::Instant) -> Reply {
+/// The status line decides: a body that never ends, breaks off or is longer than what is kept changes nothing. What is
+/// not HTTP is no answer, though, neither in the head nor in the body, as far as it is read.
+async fn read_reply(
+    mut response: Response<Incoming>,
+    connection: &CaptureConnection,
+    deadline: tokio::time::Instant,
+) -> Reply {
     let status = response.status().as_u16();
     let header =
         |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    let (retry_after, webhook_delivery) = (header("retry-after"), header("webhook-delivery"));
-    let (allowed_origin, allowed_rate) =
-        (whole_header(&response, "webhook-allowed-origin"), whole_header(&response, "webhook-allowed-rate"));
-    if status == 101 {
-        return Reply::failed(ErrorClass::Protocol, "the receiver switched protocols".to_owned());
+    let mut reply = Reply {
+        retry_after: header("retry-after"),
+        webhook_delivery: header("webhook-delivery"),
+        allowed_origin: whole_header(&response, "webhook-allowed-origin"),
+        allowed_rate: whole_header(&response, "webhook-allowed-rate"),
+        location: header("location").map(|place| cut(place, limits::LOCATION_BYTES_MAX)),
+        network: response.extensions().get().copied().unwrap_or_default(),
+        ..Reply::new(Ok(status))
+    };
+    let contradiction = contradiction(&response);
+    if contradiction.is_some() || announces_what_cannot_be(&response) {
+        // Where this reply ends is a matter of opinion: it must not be the next one's.
+        connection.connection_metadata().as_ref().map(Connected::poison);
+    }
+    if let Some(words) = contradiction {
+        return Reply { network: reply.network, ..Reply::failed(ErrorClass::Protocol, words.to_owned()) };
     }
     let mut body = BytesMut::new();
     while body.len() < limits::REPLY_BYTES_MAX {
@@ -358,18 +387,16 @@ async fn read_reply(mut response: Response<Incoming>, deadline: tokio::time::Ins
                 let room = limits::REPLY_BYTES_MAX - body.len();
                 body.extend_from_slice(&chunk[..chunk.len().min(room)]);
             }
+            Ok(Some(Err(error))) if is_malformed(&error) => {
+                let words = format!("status {status}, then no HTTP: {}", words(&error));
+                reply.outcome = Reply::failed(ErrorClass::Protocol, words).outcome;
+                break;
+            }
             Ok(Some(Err(_)) | None) | Err(_) => break,
         }
     }
-    Reply {
-        outcome: Ok(status),
-        retry_after,
-        webhook_delivery,
-        allowed_origin,
-        allowed_rate,
-        body: body.freeze(),
-        duration: Duration::ZERO,
-    }
+    reply.body = body.freeze();
+    reply
 }
 
 /// All lines of a header, as one.
@@ -377,6 +404,38 @@ fn whole_header(response: &Response<Incoming>, name: &str) -> Option<String> {
     let lines = response.headers().get_all(name).iter();
     let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     (!lines.is_empty()).then(|| lines.join(", "))
+}
+
+/// Heads that say two things at once, or what nobody asked for.
+fn contradiction(response: &Response<Incoming>) -> Option<&'static str> {
+    let has = |name| response.headers().contains_key(name);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        Some("the receiver switched protocols")
+    } else if has(CONTENT_LENGTH) && has(TRANSFER_ENCODING) {
+        // RFC 9112, section 6.3: this ought to be handled as an error.
+        Some("the reply has both a content-length and a transfer-encoding")
+    } else {
+        None
+    }
+}
+
+/// A body where there can be none: it is not read, and may come when the next reply is expected.
+fn announces_what_cannot_be(response: &Response<Incoming>) -> bool {
+    let length = response.headers().get(CONTENT_LENGTH);
+    matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        && (length.is_some_and(|length| length != "0") || response.headers().contains_key(TRANSFER_ENCODING))
+}
+
+/// Whether a body was not framed as HTTP says, rather than broken off.
+fn is_malformed(error: &hyper::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput};
+    find::<io::Error>(error).is_some_and(|error| matches!(error.kind(), InvalidData | InvalidInput))
+}
+
+fn cut(mut text: String, bytes_max: usize) -> String {
+    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or_default());
+    text
 }
 
 /// The error and what caused it, outermost first; also what an I/O error carries, which its own `source` leaves out.
@@ -407,12 +466,16 @@ fn classify(error: &ClientError) -> (ErrorClass, String) {
     if let Some(error) = find::<rustls::Error>(error) {
         return (ErrorClass::Tls, tls::words(error));
     }
-    let class = match find::<hyper::Error>(error) {
+    let hyper = chain(error).filter_map(|error| error.downcast_ref::<hyper::Error>()).last();
+    let class = match hyper {
+        _ if find::<TooMuch>(error).is_some() => ErrorClass::ResponseTooLarge,
+        _ if find::<io::Error>(error).is_some() => ErrorClass::Reset,
         Some(hyper) if hyper.is_parse_too_large() => ErrorClass::ResponseTooLarge,
-        Some(hyper) if hyper.is_parse() => ErrorClass::Protocol,
-        Some(_) => ErrorClass::Reset,
-        None if find::<io::Error>(error).is_some() => ErrorClass::Reset,
-        None => ErrorClass::Protocol,
+        Some(hyper) if hyper.is_incomplete_message() || hyper.is_canceled() || hyper.is_closed() => {
+            ErrorClass::Reset
+        }
+        // What cannot be read, and what came before it was asked for.
+        Some(_) | None => ErrorClass::Protocol,
     };
     (class, words(error))
 }

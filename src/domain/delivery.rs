@@ -173,6 +173,15 @@ impl ErrorClass {
     }
 }
 
+/// Where the receiver's address lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    #[default]
+    Public,
+    /// Not in the public Internet: it can be reached because the operator has opened its range.
+    Internal,
+}
+
 /// What an attempt's result means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -208,6 +217,8 @@ pub struct Attempt {
     pub error: Option<(ErrorClass, Box<str>)>,
     /// The reply's body, capped.
     pub reply: Bytes,
+    /// Where the reply came from: a tenant must not read the operator's network through its webhooks.
+    pub network: Network,
     pub next: Next,
 }
 

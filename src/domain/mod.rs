@@ -15,8 +15,8 @@ pub mod time;
 pub mod trace;
 
 pub use delivery::{
-    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Next, Progress, Trigger,
-    Verdict,
+    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Network, Next, Progress,
+    Trigger, Verdict,
 };
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,

@@ -158,7 +158,7 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Att
     let status = reply.outcome.as_ref().ok().copied();
     let error = match reply.outcome {
         Ok(200..300) => None,
-        Ok(status) => Some((ErrorClass::Status, format!("status {status}").into())),
+        Ok(status) => Some((ErrorClass::Status, words_of(status, reply.location.as_deref()).into())),
         Err((class, words)) => Some((class, words.into())),
     };
     Attempt {
@@ -169,6 +169,7 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Att
         status,
         error,
         reply: reply.body,
+        network: reply.network,
         next,
     }
 }
@@ -176,6 +177,13 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Att
 /// Whether the delivery has been on its way since its event was accepted, and not set going again by somebody.
 fn is_first_series(progress: &Progress, event: &Event) -> bool {
     progress.series_started == event.first_due()
+}
+
+fn words_of(status: u16, location: Option<&str>) -> String {
+    match (status, location) {
+        (300..400, Some(place)) => format!("status {status}: redirects are not followed (to {place})"),
+        _ => format!("status {status}"),
+    }
 }
 
 fn report(

@@ -4,12 +4,12 @@
 //! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
 //! never a panic, and never reserves more memory than the bytes themselves could fill.
 //!
-//! A record is a tag byte, a layout version byte (2 for `EndpointPut`, else 1), and its fields in this order:
+//! A record is a tag byte, a layout version byte (2 for `AttemptFinished` and `EndpointPut`, else 1), and its fields in this order:
 //!
 //! | tag | record | fields |
 //! |---|---|---|
 //! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
-//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, next |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
 //! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
@@ -34,13 +34,15 @@ use bytes::Bytes;
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_u64, put_varint};
 use crate::domain::{
     ApiKey, Asked, Attempt, ClientCertificate, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint,
-    EndpointNumber, EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Next,
-    Ordering, Position, RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind, SignaturePreset,
-    Timestamp, Trigger,
+    EndpointNumber, EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Network,
+    Next, Ordering, Position, RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind,
+    SignaturePreset, Timestamp, Trigger,
 };
 
 /// Version of the layouts below that have had no other.
 const LAYOUT: u8 = 1;
+/// Version of the layout that attempts are written in. The first one, which is still read, did not say the network.
+const ATTEMPT_LAYOUT: u8 = 2;
 /// Version of the layout that endpoints are written in. The first one, which is still read, had secrets of one kind,
 /// in plain bytes, and no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -145,7 +147,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         ATTEMPT_FINISHED => Record::AttemptFinished {
             delivery: get_delivery(r)?,
             due: get_time(r)?,
-            attempt: Arc::new(get_attempt(r)?),
+            attempt: Arc::new(get_attempt(r, found)?),
         },
         ENDPOINT_PUT => Record::EndpointPut(Arc::new(get_endpoint(r, found)?)),
         ENDPOINT_DELETED => Record::EndpointDeleted { endpoint: get_number(r)?, at: get_time(r)? },
@@ -177,7 +179,11 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
 }
 
 fn layout_of(tag: u8) -> u8 {
-    if tag == ENDPOINT_PUT { ENDPOINT_LAYOUT } else { LAYOUT }
+    match tag {
+        ATTEMPT_FINISHED => ATTEMPT_LAYOUT,
+        ENDPOINT_PUT => ENDPOINT_LAYOUT,
+        _ => LAYOUT,
+    }
 }
 
 fn record_tag(record: &Record) -> u8 {
@@ -377,10 +383,11 @@ fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
         put_text(out, text);
     });
     put_bytes(out, &attempt.reply);
+    put_u8(out, network_tag(attempt.network));
     put_next(out, attempt.next);
 }
 
-fn get_attempt(r: &mut Reader<'_>) -> Result<Attempt, CodecError> {
+fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
     Ok(Attempt {
         number: r.get_varint_u32()?,
         trigger: get_trigger(r)?,
@@ -389,6 +396,7 @@ fn get_attempt(r: &mut Reader<'_>) -> Result<Attempt, CodecError> {
         status: get_option(r, |r| Ok(r.get_u16()?))?,
         error: get_option(r, |r| Ok((get_error_class(r)?, get_text(r)?)))?,
         reply: Bytes::copy_from_slice(r.get_bytes()?),
+        network: if layout < ATTEMPT_LAYOUT { Network::Public } else { get_network(r)? },
         next: get_next(r)?,
     })
 }
@@ -442,6 +450,17 @@ fn trigger_tag(trigger: Trigger) -> u8 {
 fn get_trigger(r: &mut Reader<'_>) -> Result<Trigger, CodecError> {
     use Trigger::{Manual, Publish, Redrive, Replay, Retry};
     get_tagged(r, "trigger", &[Publish, Retry, Manual, Redrive, Replay], trigger_tag)
+}
+
+fn network_tag(network: Network) -> u8 {
+    match network {
+        Network::Public => 1,
+        Network::Internal => 2,
+    }
+}
+
+fn get_network(r: &mut Reader<'_>) -> Result<Network, CodecError> {
+    get_tagged(r, "network", &[Network::Public, Network::Internal], network_tag)
 }
 
 fn dead_reason_tag(reason: DeadReason) -> u8 {

@@ -140,13 +140,13 @@ impl Receivers {
             });
         }
         Reply {
-            outcome: script.outcome.map_err(|class| (class, "as scripted".to_owned())),
             retry_after: script.retry_after.map(ToOwned::to_owned),
             webhook_delivery: script.webhook_delivery.map(ToOwned::to_owned),
             allowed_origin: None,
             allowed_rate: None,
             body: Bytes::from_static(b"as scripted"),
             duration: now().monotonic - started,
+            ..Reply::new(script.outcome.map_err(|class| (class, "as scripted".to_owned())))
         }
     }
 

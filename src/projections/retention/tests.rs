@@ -62,6 +62,7 @@ impl World {
             status: Some(200),
             error: None,
             reply: Default::default(),
+            network: Default::default(),
             next,
         };
         self.apply(&Record::AttemptFinished { delivery, due: at(accepted), attempt: Arc::new(attempt) })

@@ -51,6 +51,7 @@ fn attempt(next: Next) -> Attempt {
         status: Some(503),
         error: Some((ErrorClass::Status, "503 from receiver".into())),
         reply: Bytes::from_static(b"busy"),
+        network: Network::Public,
         next,
     }
 }
@@ -120,6 +121,7 @@ fn samples() -> Vec<Record> {
         Record::EventAccepted(Arc::new(bare_event())),
         finished(Attempt { status: None, error: None, ..attempt(Next::Delivered) }),
         finished(attempt(Next::RetryAt(time(99)))),
+        finished(Attempt { network: Network::Internal, ..attempt(Next::Delivered) }),
         Record::EndpointPut(Arc::new(endpoint())),
         Record::EndpointDeleted { endpoint: EndpointNumber(4), at },
         Record::KeyPut(Arc::new(key())),
@@ -262,6 +264,7 @@ fn unknown_tags_and_layouts_are_named() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
     assert_eq!(decode(&[12, 1]), Err(CodecError::UnknownTag(12)));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
+    assert_eq!(decode(&[2, 3]), Err(CodecError::UnknownLayout { tag: 2, found: 3, known: 2 }));
     assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));
     assert_eq!(decode(&[3, 0]), Err(CodecError::UnknownLayout { tag: 3, found: 0, known: 2 }));
 }

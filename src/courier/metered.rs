@@ -1,0 +1,128 @@
+//! A stream that hears only so much for each request.
+//!
+//! A receiver may send informational replies, empty lines or padding without end, and what reads them may not come to look
+//! at a clock while there is more to read: four such receivers stood a whole daemon still, longer than their timeouts. So
+//! the bytes are counted where they come in, whatever they are. Writing begins a new count: HTTP/1.1 writes only requests.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::domain::Network;
+use crate::limits;
+
+/// A receiver said more than any reply that is read needs.
+#[derive(Debug, thiserror::Error)]
+#[error("the receiver sent more than {} bytes without an end", limits::REPLY_WIRE_BYTES_MAX)]
+pub(super) struct TooMuch;
+
+pub(super) struct Metered<S> {
+    stream: S,
+    /// Where the other end is.
+    network: Network,
+    left: usize,
+}
+
+impl<S> Metered<S> {
+    pub(super) fn new(stream: S, network: Network) -> Self {
+        Self { stream, network, left: limits::REPLY_WIRE_BYTES_MAX }
+    }
+
+    fn on_written(&mut self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.left = limits::REPLY_WIRE_BYTES_MAX;
+        }
+    }
+}
+
+impl<S> Connection for Metered<S> {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.network)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::Error::other(TooMuch)));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        // The last read may go over it, by no more than the reader's buffer.
+        self.left = self.left.saturating_sub(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.on_written(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.on_written(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    async fn read(stream: &mut Metered<tokio::io::DuplexStream>, bytes: usize) -> io::Result<usize> {
+        stream.read_exact(&mut vec![0; bytes]).await
+    }
+
+    #[tokio::test]
+    async fn each_request_is_answered_by_so_many_bytes_and_no_more() {
+        const MAX: usize = limits::REPLY_WIRE_BYTES_MAX;
+        let (near, mut far) = duplex(4 * MAX);
+        let mut stream = Metered::new(near, Network::Public);
+        far.write_all(&vec![0; 3 * MAX + 1]).await.unwrap();
+        for _ in 0..2 {
+            read(&mut stream, MAX).await.unwrap();
+            stream.write_all(b"the next request").await.unwrap();
+        }
+        read(&mut stream, MAX).await.unwrap();
+        for _ in 0..2 {
+            let error = read(&mut stream, 1).await.unwrap_err();
+            assert!(error.get_ref().unwrap().is::<TooMuch>(), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_stays_the_end() {
+        let (near, far) = duplex(10);
+        drop(far);
+        let mut stream = Metered::new(near, Network::Internal);
+        assert_eq!(read(&mut stream, 1).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
