@@ -2,7 +2,7 @@
 //!
 //! Each row of tables A to G has its id in the name of a test or of a case, with its expected outcome beside it. [`ROWS`]
 //! names them all; a row, or a part of one, that is not tested says why there. Rows of table F (replies) are in
-//! `tests/receivers.rs`.
+//! `tests/receivers`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod chaos;
 pub(crate) mod judges;
 pub(crate) mod load;
 
