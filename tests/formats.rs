@@ -6,8 +6,12 @@ mod support;
 
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use support::{Daemon, Receiver};
+use support::{Daemon, PATIENCE, Receiver};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 const HMAC: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const ED25519: &str =
@@ -167,4 +171,151 @@ async fn a_key_that_comes_later_opens_what_was_stored_without_one() {
     let daemon = Daemon::start_in(data.path(), &["--dev"], &[("BALTO__SECRETS__KEY", STORE_KEY)]).await;
     let path = format!("/endpoints/{}/secret", made["id"].as_str().unwrap());
     assert_eq!(daemon.get(&path).await["secret"], HMAC);
+}
+
+/// One request as it came over the wire, head and body; answered with 204.
+async fn raw_request(listener: &TcpListener) -> (String, Vec<u8>) {
+    let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let mut bytes = Vec::new();
+    loop {
+        stream.read_buf(&mut bytes).await.unwrap();
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        if bytes.len() == end + 4 + length.parse::<usize>().unwrap() {
+            stream.write_all(b"HTTP/1.1 204 x\r\nconnection: close\r\n\r\n").await.unwrap();
+            return (head, bytes.split_off(end + 4));
+        }
+    }
+}
+
+/// The values of all header lines with this name, untrimmed.
+fn lines_of(head: &str, name: &str) -> Vec<String> {
+    let fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+    fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).collect()
+}
+
+/// Several verifiers read the first line of a header only, Python's fails on a second space, C#'s on an element without a
+/// comma, Rust's and JavaScript's on a body that is no text or no JSON: see the traps of Standard Webhooks.
+#[tokio::test]
+async fn trap_what_is_signed_stands_once_and_plain_on_the_wire() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let made = daemon.post("/endpoints", &json!({"url": url, "headers": {"X-Own": "1"}}).to_string()).await;
+    let rotate = format!("/endpoints/{}/secret/rotate", made["id"].as_str().unwrap());
+    let mut versions = vec!["v1"];
+    let cloudevent = r#"{"specversion":"1.0","id":"a.1 / 2","source":"/s","type":"a","data":{"é":1}}"#;
+    let rows = [
+        (None, r#"{"type":"a","data":{"e":"\u00e9","raw":"é 😀"}}"#),
+        (None, r#"{"type":"a","data":[1.0,1e2],"id":"Chosen_by-me-9"}"#),
+        (Some("application/cloudevents+json"), cloudevent),
+        (None, r#"{"type":"a","data":null}"#),
+    ];
+    for round in 0..10 {
+        let (media, event) = rows[round % rows.len()];
+        let event =
+            if round < rows.len() { event.to_owned() } else { event.replace("Chosen", &format!("{round}")) };
+        let event = event.replace("a.1", &format!("a.{round}"));
+        let headers: Vec<_> = media.map(|media| ("content-type", media)).into_iter().collect();
+        let (status, accepted, _) = daemon.call("POST", "/events", &headers, &event).await;
+        assert_eq!(status, 202, "{event}: {accepted}");
+        let (head, body) = raw_request(&listener).await;
+        let field = |name: &str| {
+            let lines = lines_of(&head, name);
+            assert_eq!(lines.len(), 1, "{name} in {head}");
+            let value = lines[0].strip_prefix(' ').unwrap();
+            assert_eq!(value, value.trim(), "{name} in {head}");
+            value.to_owned()
+        };
+        let id = field("webhook-id");
+        assert_eq!(id, accepted["id"]);
+        assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)), "{id}");
+        let timestamp = field("webhook-timestamp");
+        assert!(
+            timestamp.len() == 10 && timestamp.parse::<u32>().unwrap().to_string() == timestamp,
+            "{timestamp}"
+        );
+        let signature = field("webhook-signature");
+        let signatures: Vec<_> = signature.split(' ').map(|part| part.split_once(',').unwrap()).collect();
+        let signed: Vec<_> = signatures.iter().map(|(version, _)| *version).collect();
+        assert_eq!(signed, versions, "the current key stands first: {signature}");
+        for (version, encoded) in signatures {
+            let bytes = STANDARD.decode(encoded).unwrap();
+            assert_eq!(bytes.len(), if version == "v1" { 32 } else { 64 }, "{signature}");
+        }
+        for name in ["host", "content-type", "content-length", "user-agent", "balto-attempt", "x-own"] {
+            field(name);
+        }
+        assert_eq!(lines_of(&head, "transfer-encoding"), [""; 0]);
+        serde_json::from_slice::<Value>(std::str::from_utf8(&body).unwrap().as_bytes()).unwrap();
+        if round < 9 {
+            let (kind, version) = if round % 2 == 0 { ("ed25519", "v1a") } else { ("hmac", "v1") };
+            daemon.post(&rotate, &json!({"secretType": kind}).to_string()).await;
+            versions.insert(0, version);
+        }
+    }
+    assert_eq!(versions.len(), 10, "the most that can be live");
+}
+
+/// JavaScript, Go, Java and Rust read standard, padded base64 only.
+#[tokio::test]
+async fn trap_secrets_and_public_keys_are_shown_in_padded_standard_base64() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let strict = |text: &Value, prefix: &str| STANDARD.decode(text.as_str()?.strip_prefix(prefix)?).ok();
+    for round in 0..16 {
+        for (kind, prefix, length) in [("hmac", "whsec_", 24..=64), ("ed25519", "whsk_", 64..=64)] {
+            let made = daemon.post("/endpoints", &json!({"url": URL, "secretType": kind}).to_string()).await;
+            let bytes = strict(&made["secret"], prefix).unwrap_or_else(|| panic!("round {round}: {made}"));
+            assert!(length.contains(&bytes.len()), "{made}");
+            let public = strict(&made["publicKey"], "whpk_");
+            assert_eq!(public.map(|bytes| bytes.len()), (kind == "ed25519").then_some(32), "{made}");
+        }
+    }
+}
+
+/// The id is a part of what is signed, joined by dots.
+#[tokio::test]
+async fn trap_an_id_with_a_dot_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for id in ["a.b", ".", "a b", "a\tb", "", "é", "a/b", "a,b"] {
+        let event = json!({"type": "a", "data": 1, "id": id});
+        assert_eq!(refused(&daemon, "POST", "/events", &event).await, ["/id"], "{id:?}");
+    }
+}
+
+/// Python, Rust and C# read bodies as UTF-8: what is no text is refused at the door, or goes out in base64.
+#[tokio::test]
+async fn trap_a_body_is_always_text() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(204).await;
+    let made = daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = async |headers: &[(&str, &str)], body: &[u8]| {
+        let mut request = client.post(format!("{}/events", daemon.api)).body(body.to_vec());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap().status().as_u16()
+    };
+    let json = ("content-type", "application/json");
+    for bad in [&b"\xff"[..], b"\xc3\x28", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80"] {
+        let body = [&br#"{"type":"a","data":""#[..], bad, br#""}"#].concat();
+        assert_eq!(post(&[json], &body).await, 400, "{bad:?}");
+    }
+    let binary = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "a")];
+    let octets = [&binary[..], &[("content-type", "application/octet-stream")]].concat();
+    assert_eq!(post(&octets, b"\xff\xfe\0").await, 202);
+    let got = receiver.until(1).await.remove(0);
+    assert!(got.body.ends_with(r#""data":"//4A"}"#), "{}", got.body);
+    let webhook = standardwebhooks::Webhook::new(made["secret"].as_str().unwrap()).unwrap();
+    let mut headers = axum::http::HeaderMap::new();
+    for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        headers.insert(name, got.headers[name].parse().unwrap());
+    }
+    webhook.verify(got.body.as_bytes(), &headers).unwrap();
 }

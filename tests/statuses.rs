@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use support::{Daemon, Receiver, answer};
@@ -94,23 +95,28 @@ async fn an_operator_is_told_of_an_endpoint_that_is_gone_and_can_let_it_go_on() 
     let operator = Receiver::status(204).await;
     let watch = json!({"url": operator.url, "tenant": "balto", "eventTypes": ["balto.endpoint.disabled"]});
     daemon.post("/endpoints", &watch.to_string()).await;
-    let receiver = Receiver::start(|number, _| answer(if number == 0 { 410 } else { 200 })).await;
-    let (endpoint, event) = posted(&daemon, &receiver.url, "a").await;
-    let told: Value = serde_json::from_str(&operator.until(1).await[0].body).unwrap();
-    assert_eq!((&told["type"], &told["tenant"]), (&json!("balto.endpoint.disabled"), &json!("balto")));
-    let id = endpoint.rsplit('/').next().unwrap();
-    assert_eq!(told["data"], json!({"endpointId": id, "tenant": "default", "reason": "gone"}));
-    let shown = daemon.get(&endpoint).await;
-    assert_eq!((&shown["status"], &shown["disabledReason"]), (&json!("disabled"), &json!("gone")));
-    assert!(shown["disabledAt"].is_string(), "{shown}");
-    assert_eq!(settled(&daemon, &event).await["reason"], "gone");
-    // Nothing more goes there, and what comes meanwhile waits, until an operator lets it go on.
-    daemon.post("/events", r#"{"type":"a","data":2}"#).await;
-    let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["pending"] == 1).await;
-    assert_eq!((&lane["reason"], receiver.got().len()), (&json!("disabled"), 1), "{lane}");
-    let resumed = daemon.post(&format!("{endpoint}/resume"), "").await;
-    assert_eq!((&resumed["status"], &resumed["disabledReason"]), (&json!("active"), &Value::Null));
-    assert!(receiver.until(2).await[1].body.contains(r#""data":2"#));
+    let asks = with_header(500, "webhook-delivery: disable");
+    let rows = [("a", answer(410), "gone", "gone"), ("b", asks, "requested", "endpointDisabled")];
+    for (number, (kind, reply, why, dead)) in rows.into_iter().enumerate() {
+        let receiver =
+            Receiver::start(move |number, _| if number == 0 { reply.clone() } else { answer(200) }).await;
+        let (endpoint, event) = posted(&daemon, &receiver.url, kind).await;
+        let told: Value = serde_json::from_str(&operator.until(number + 1).await[number].body).unwrap();
+        assert_eq!((&told["type"], &told["tenant"]), (&json!("balto.endpoint.disabled"), &json!("balto")));
+        let id = endpoint.rsplit('/').next().unwrap();
+        assert_eq!(told["data"], json!({"endpointId": id, "tenant": "default", "reason": why}));
+        let shown = daemon.get(&endpoint).await;
+        assert_eq!((&shown["status"], &shown["disabledReason"]), (&json!("disabled"), &json!(why)));
+        assert!(shown["disabledAt"].is_string(), "{shown}");
+        assert_eq!(settled(&daemon, &event).await["reason"], dead);
+        // Nothing more goes there, and what comes meanwhile waits, until an operator lets it go on.
+        daemon.post("/events", &json!({"type": kind, "data": 2}).to_string()).await;
+        let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["pending"] == 1).await;
+        assert_eq!((&lane["reason"], receiver.got().len()), (&json!("disabled"), 1), "{lane}");
+        let resumed = daemon.post(&format!("{endpoint}/resume"), "").await;
+        assert_eq!((&resumed["status"], &resumed["disabledReason"]), (&json!("active"), &Value::Null));
+        assert!(receiver.until(2).await[1].body.contains(r#""data":2"#));
+    }
 }
 
 #[tokio::test]
@@ -142,6 +148,33 @@ async fn retry_after_holds_the_lane_for_seconds_and_until_dates_and_is_capped() 
         }
         assert_eq!(receiver.got().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn after_the_wait_that_a_receiver_asked_for_its_lane_goes_on_and_others_never_waited() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let times: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let noted = times.clone();
+    let busy = Receiver::start(move |number, _| {
+        noted.lock().unwrap().push(Instant::now());
+        if number == 0 { with_header(429, "retry-after: 4") } else { answer(200) }
+    });
+    let (busy, other) = (busy.await, Receiver::status(200).await);
+    let (endpoint, first) = posted(&daemon, &busy.url, "busy").await;
+    daemon.until(&first, |event| event["deliveries"][0]["attempts"] == 1).await;
+    let second = daemon.post("/events", r#"{"type":"busy","data":2}"#).await;
+    let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "retryAfter").await;
+    assert_eq!(lane["pending"], 2, "{lane}");
+    // By the policy the second try was due after some milliseconds, and the second event at once.
+    let (_, free) = posted(&daemon, &other.url, "free").await;
+    assert_eq!(settled(&daemon, &free).await["status"], "delivered");
+    assert_eq!(busy.got().len(), 1);
+    for event in [first, format!("/events/{}", second["id"].as_str().unwrap())] {
+        assert_eq!(settled(&daemon, &event).await["status"], "delivered");
+    }
+    let times = times.lock().unwrap();
+    assert!(times.len() == 3 && times[1] - times[0] >= Duration::from_secs(4), "{times:?}");
 }
 
 /// Seconds since 1970 of an RFC 3339 time in UTC.
