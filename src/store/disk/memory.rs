@@ -19,6 +19,8 @@ pub enum Operation {
     Write,
     SyncData,
     Read,
+    List,
+    Open,
     Truncate,
     Create,
     Rename,
@@ -164,6 +166,7 @@ struct Directory {
     faults: Vec<Fault>,
     bytes_max: Option<u64>,
     syncs: u64,
+    struck: u64,
     /// Operations until the power fails, and the seed of what is left then.
     cut: Option<(u64, u64)>,
     /// What the power cut left: nothing reaches this disk any more.
@@ -188,6 +191,7 @@ impl Directory {
                 fault.skip -= 1;
             } else {
                 fault.count -= 1;
+                self.struck += 1;
                 return Err(io::Error::from_raw_os_error(fault.errno));
             }
         }
@@ -282,6 +286,12 @@ impl MemoryDisk {
         lock(&self.directory).syncs
     }
 
+    /// How many operations an injected fault has struck.
+    #[must_use]
+    pub fn struck(&self) -> u64 {
+        lock(&self.directory).struck
+    }
+
     #[must_use]
     pub fn bytes_used(&self) -> u64 {
         lock(&self.directory).bytes_used()
@@ -308,7 +318,9 @@ impl MemoryDisk {
 
 impl Disk for MemoryDisk {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(lock(&self.directory).names.keys().cloned().collect())
+        let mut directory = lock(&self.directory);
+        directory.check(Operation::List)?;
+        Ok(directory.names.keys().cloned().collect())
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -327,7 +339,9 @@ impl Disk for MemoryDisk {
     }
 
     fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let image = lock(&self.directory).find(name)?;
+        let mut directory = lock(&self.directory);
+        directory.check(Operation::Open)?;
+        let image = directory.find(name)?;
         Ok(self.file(image))
     }
 

@@ -11,7 +11,7 @@
 //! | 0..4 | `BLTJ` |
 //! | 4..8 | CRC of bytes 8..32 (not salted: the salt is in there) |
 //! | 8..10 | format version, 1 |
-//! | 10..12 | flags: 1 = rewritten, so positions may be missing |
+//! | 10..12 | flags: 1 = rewritten, so positions may be missing between its frames |
 //! | 12..16 | salt |
 //! | 16..24 | first position that the file could hold |
 //! | 24..32 | commit time of the commit that made the file, ms; no frame in it is earlier |
@@ -26,7 +26,7 @@
 //! | 12..16 | CRC of the body |
 //! | 16..18 | format version, 1 |
 //! | 18..20 | zero |
-//! | 20..24 | record count, at least 1 |
+//! | 20..24 | record count; 0 in a note |
 //! | 24..32 | first position |
 //! | 32..40 | last position |
 //! | 40..48 | commit time, ms, never less than the frame before |
@@ -36,6 +36,9 @@
 //! Behind the last frame of the file that is being written there may be zeros: room for frames to come.
 //!
 //! Body: per record a varint position delta (to the record before; 0 for the first), a varint length, and the record.
+//!
+//! A note is a frame without records: the positions that it names were taken out on purpose. A rewritten file whose last
+//! record is not the last before the next file ends with one, so that a file that breaks off, or is missing, is noticed.
 
 use std::io;
 use std::ops::Range;
@@ -150,11 +153,29 @@ pub(super) struct FrameHeader {
 }
 
 impl FrameHeader {
+    /// Says that the positions from `first` to `last` were taken out.
+    pub(super) fn note(first: Position, last: Position, time: Timestamp, salt: u32) -> Self {
+        Self {
+            body_bytes: 0,
+            body_crc: checksum(salt, &[]),
+            count: 0,
+            first,
+            last,
+            time,
+            commit_first: first,
+            commit_last: last,
+        }
+    }
+
+    pub(super) fn is_note(&self) -> bool {
+        self.count == 0
+    }
+
     pub(super) fn frame_bytes(&self) -> u64 {
         FRAME_HEADER_BYTES as u64 + u64::from(self.body_bytes)
     }
 
-    fn encode(self, salt: u32) -> [u8; FRAME_HEADER_BYTES] {
+    pub(super) fn encode(self, salt: u32) -> [u8; FRAME_HEADER_BYTES] {
         let mut bytes = [0; FRAME_HEADER_BYTES];
         bytes[0..4].copy_from_slice(FRAME_MAGIC);
         bytes[8..12].copy_from_slice(&self.body_bytes.to_le_bytes());
@@ -186,7 +207,7 @@ impl FrameHeader {
             commit_first: Position(u64_at(bytes, 48)),
             commit_last: Position(u64_at(bytes, 56)),
         })?;
-        (header.count > 0 && header.first <= header.last).then_some(header)
+        (header.is_note() == (header.body_bytes == 0) && header.first <= header.last).then_some(header)
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::frame::{Depth, FILE_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader, begins_frame};
-use super::reader::{Entry, Shared, write};
+use super::reader::{Entry, Shared, missing_before, write};
 use super::segment::{
     DamageSeen, IndexEntry, Segment, Span, Walk, before, file_name, index_frame, parse_file_name,
     read_file_header, walk,
@@ -77,6 +77,12 @@ fn known_header(file: &dyn DiskFile, segment: Position) -> Result<Option<FileHea
             Err(JournalError::NewerFormat { segment, found, known: super::frame::FORMAT_VERSION })
         }
     }
+}
+
+/// How many records an unreadable last file held is unknown; a record takes more than a byte, so no position from here on
+/// was given.
+fn unknown_end(first: Position, bytes: u64) -> Position {
+    Position(first.0 + bytes)
 }
 
 fn header_damage(segment: Position, bytes: u64, upper: Option<Position>) -> Damage {
@@ -169,8 +175,7 @@ impl Journal {
                 break;
             }
             if bytes > FILE_HEADER_BYTES as u64 {
-                // How many records it held is unknown; a record takes more than a byte, so no position is given twice.
-                next = Position(next.0.max(first.0 + bytes));
+                next = next.max(unknown_end(first, bytes));
                 report.damage.push(header_damage(first, bytes, Some(next)));
                 entries.push(Entry { first, time: Timestamp::default(), bytes, version: 0 });
                 break;
@@ -188,6 +193,7 @@ impl Journal {
             upper = Some(first);
         }
         entries.reverse();
+        report.damage.extend(entries.first().and_then(|entry| missing_before(entry.first, Position(1))));
         fill_unknown_times(&mut entries);
         report.segments = entries.len();
         report.last = before(next);
@@ -271,6 +277,7 @@ pub(super) fn has_room(disk: &dyn Disk, bytes: usize) -> bool {
 pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, JournalError> {
     let firsts = names(disk)?;
     let mut report = VerifyReport { segments: firsts.len(), ..VerifyReport::default() };
+    report.damage.extend(firsts.first().and_then(|first| missing_before(*first, Position(1))));
     for (number, first) in firsts.iter().enumerate() {
         let upper = firsts.get(number + 1).copied();
         let file = disk.open_read(&file_name(*first))?;
@@ -281,7 +288,8 @@ pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, JournalError> {
             if upper.is_none() && bytes <= FILE_HEADER_BYTES as u64 {
                 report.torn_bytes += bytes;
             } else {
-                report.damage.push(header_damage(*first, bytes, upper));
+                let upper = upper.unwrap_or_else(|| unknown_end(*first, bytes));
+                report.damage.push(header_damage(*first, bytes, Some(upper)));
             }
             continue;
         };

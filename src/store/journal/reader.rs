@@ -182,10 +182,13 @@ pub struct JournalReader {
 impl JournalReader {
     /// The record at a position; `None` when there is none (not yet, or no longer).
     pub fn read(&self, position: Position) -> Result<Option<Record>, ReadError> {
-        if position > self.last_position() || position < self.first_position() {
+        if position > self.last_position() || position == Position(0) {
             return Ok(None);
         }
         let Some((segment, _)) = self.shared.open_at(position)? else { return Ok(None) };
+        if position < segment.header.first {
+            return Err(ReadError::Damaged { first: Position(1), last: before(segment.header.first) });
+        }
         let mut damage = segment.damage.clone();
         if let Some(place) = segment.place(position) {
             let block = self.shared.block(&segment, &place, true)?;
@@ -251,12 +254,6 @@ impl JournalReader {
         Position(self.shared.last.load(Ordering::Acquire))
     }
 
-    /// First position that may still be there.
-    #[must_use]
-    pub fn first_position(&self) -> Position {
-        read(&self.shared.list).first().map_or(Position(1), |entry| entry.first)
-    }
-
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         read(&self.shared.list).iter().map(|entry| entry.bytes).sum()
@@ -296,6 +293,9 @@ impl JournalReader {
             }
             Err(error) => return Err(error),
         };
+        if let Some(missing) = missing_before(segment.header.first, from) {
+            return Ok(Some(Step { block: None, damage: vec![missing], next: segment.header.first }));
+        }
         let segment_end = upper.unwrap_or_else(|| last.next());
         let Some(place) = segment.place(from) else {
             let damage = segment.damage.clone();
@@ -319,6 +319,12 @@ impl JournalReader {
 fn decode(block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
     codec::decode(block.record_bytes(record))
         .map_err(|source| ReadError::Undecodable { position: record.position, source })
+}
+
+/// The journal begins with position 1: a first file that begins later misses one before it.
+pub(super) fn missing_before(first: Position, from: Position) -> Option<Damage> {
+    let positions = Some((from, before(first)));
+    (from < first).then_some(Damage { segment: first, bytes: 0..0, positions, cause: DamageCause::Missing })
 }
 
 fn damage_errors(damage: &[Damage]) -> impl Iterator<Item = ReadError> {

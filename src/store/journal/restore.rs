@@ -14,6 +14,8 @@ use crate::store::disk::Disk;
 pub struct Restorer {
     disk: Arc<dyn Disk>,
     salt: u32,
+    /// Where the file being collected begins.
+    first: Position,
     /// Records of the file being collected.
     records: Vec<(Position, Timestamp, Vec<u8>)>,
     bytes: u64,
@@ -23,7 +25,7 @@ pub struct Restorer {
 impl Restorer {
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, salt: u32) -> Self {
-        Self { disk, salt, records: Vec::new(), bytes: 0, time: Timestamp::default() }
+        Self { disk, salt, first: Position(1), records: Vec::new(), bytes: 0, time: Timestamp::default() }
     }
 
     /// Positions must rise, times must not fall.
@@ -34,7 +36,7 @@ impl Restorer {
         self.bytes += record.len() as u64;
         self.time = time;
         self.records.push((position, time, record));
-        if self.bytes >= limits::SEGMENT_BYTES_TARGET { self.seal() } else { Ok(()) }
+        if self.bytes >= limits::SEGMENT_BYTES_TARGET { self.seal(position.next()) } else { Ok(()) }
     }
 
     /// Ends with a fresh segment behind `last`, so that no position up to it is given again.
@@ -42,25 +44,29 @@ impl Restorer {
     /// # Errors
     /// When the disk fails.
     pub fn finish(mut self, last: Position) -> io::Result<()> {
-        self.seal()?;
-        self.write(FileHeader { salt: self.salt, rewritten: false, first: last.next(), time: self.time })?;
+        self.seal(last.next())?;
+        let header = FileHeader { salt: self.salt, rewritten: false, first: last.next(), time: self.time };
+        self.write(header, last.next())?;
         self.disk.sync_dir()
     }
 
-    fn seal(&mut self) -> io::Result<()> {
-        let Some((first, time, _)) = self.records.first() else { return Ok(()) };
-        let header = FileHeader { salt: self.salt, rewritten: true, first: *first, time: *time };
-        self.write(header)
+    /// What was collected becomes the file of the positions before `upper`.
+    fn seal(&mut self, upper: Position) -> io::Result<()> {
+        if self.first == upper {
+            return Ok(());
+        }
+        let time = self.records.first().map_or(self.time, |(_, time, _)| *time);
+        self.write(FileHeader { salt: self.salt, rewritten: true, first: self.first, time }, upper)
     }
 
-    fn write(&mut self, header: FileHeader) -> io::Result<()> {
+    fn write(&mut self, header: FileHeader, upper: Position) -> io::Result<()> {
         let file = self.disk.create(&file_name(header.first))?;
         let mut sparse = SparseFile::new(&*file, header)?;
         for (position, time, record) in self.records.drain(..) {
             sparse.push(position, time, &record)?;
         }
-        sparse.finish()?;
-        self.bytes = 0;
+        sparse.finish(upper)?;
+        (self.first, self.bytes) = (upper, 0);
         file.sync_data()
     }
 }

@@ -1,13 +1,14 @@
 //! Rewriting a sealed segment without what nobody needs any more.
 //!
 //! Owns: the only way in which records leave the journal. Must never touch the active segment, change a position, or
-//! throw damage away: a damaged segment is refused, so that its damage stays visible.
+//! throw damage away: a damaged segment is refused, so that its damage stays visible. A segment of which nothing is left
+//! stays as a note, because a file that is not there is damage; notes that follow each other become one.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::frame::FileHeader;
+use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader};
 use super::open::REWRITE_SUFFIX;
 use super::reader::{Entry, Shared, lock, read, write};
 use super::segment::{Segment, file_name};
@@ -15,6 +16,7 @@ use super::sparse::SparseFile;
 use super::{Journal, JournalReader, ReadError};
 use crate::domain::{Position, Record};
 use crate::store::codec;
+use crate::store::disk::DiskFile;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
@@ -40,6 +42,9 @@ pub struct RewriteReport {
     pub bytes_after: u64,
 }
 
+/// Length of a file that holds a note and nothing else. No record is so short that a file with one could have it.
+const NOTE_FILE_BYTES: u64 = (FILE_HEADER_BYTES + FRAME_HEADER_BYTES) as u64;
+
 impl Journal {
     /// See [`JournalReader::rewrite_segment`].
     pub fn rewrite_segment(
@@ -57,8 +62,8 @@ impl JournalReader {
         *lock(&self.shared.rewriting) = Some(until);
     }
 
-    /// Rewrites the sealed segment with the given first position, without the records that `keep` refuses; an empty
-    /// one is removed. One at a time; appends and reads go on meanwhile, so this can run beside the writer.
+    /// Rewrites the sealed segment with the given first position, without the records that `keep` refuses. One at a time;
+    /// appends and reads go on meanwhile, so this can run beside the writer.
     pub fn rewrite_segment(
         &self,
         first: Position,
@@ -71,49 +76,82 @@ impl JournalReader {
         }
         let (entry, upper) = sealed(shared, first).ok_or(RewriteError::NotSealed(first))?;
         let segment = shared.open(entry, Some(upper))?;
-        let name = file_name(first);
-        let temporary = format!("{name}{REWRITE_SUFFIX}");
-        match shared.disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let copied = shared.disk.create(&temporary).map_err(RewriteError::from).and_then(|file| {
-            let header = FileHeader { rewritten: true, ..segment.header };
-            let mut copy = Copy { file: SparseFile::new(&*file, header)?, report: RewriteReport::default() };
+        let header = FileHeader { rewritten: true, ..segment.header };
+        let mut report = write_beside(shared, header, |file| {
+            let mut copy = Copy { file: SparseFile::new(file, header)?, report: RewriteReport::default() };
             copy.run(&segment, upper, keep)?;
-            file.sync_data()?;
             Ok(copy.report)
-        });
-        let mut report = match copied {
-            Ok(report) => report,
-            Err(error) => {
-                // Best effort: what stays behind is removed by the next open.
-                drop(shared.disk.remove(&temporary));
-                return Err(error);
-            }
-        };
+        })?;
         report.bytes_before = entry.bytes;
         if report.removed == 0 {
-            shared.disk.remove(&temporary)?;
+            shared.disk.remove(&temporary(first))?;
             report.bytes_after = entry.bytes;
             return Ok(report);
         }
-        if report.kept == 0 {
+        put_in_place(shared, first, report.bytes_after)?;
+        if report.kept == 0 && join_notes(shared, first, upper)? {
             report.bytes_after = 0;
-            // Out of the list first: a reader that finds the file missing looks the list up again.
-            write(&shared.list).retain(|other| other.first != first);
-            shared.disk.remove(&temporary)?;
-            shared.disk.remove(&name)?;
-        } else {
-            shared.disk.rename(&temporary, &name)?;
-            if let Some(other) = write(&shared.list).iter_mut().find(|other| other.first == first) {
-                other.version += 1;
-                other.bytes = report.bytes_after;
-            }
         }
         shared.disk.sync_dir()?;
         Ok(report)
     }
+}
+
+fn temporary(first: Position) -> String {
+    format!("{}{REWRITE_SUFFIX}", file_name(first))
+}
+
+/// Writes the file with this header anew, beside the one that there is, and syncs it.
+fn write_beside<R>(
+    shared: &Shared,
+    header: FileHeader,
+    write: impl FnOnce(&dyn DiskFile) -> Result<R, RewriteError>,
+) -> Result<R, RewriteError> {
+    let temporary = temporary(header.first);
+    match shared.disk.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let written = shared.disk.create(&temporary).map_err(RewriteError::from).and_then(|file| {
+        let written = write(&*file)?;
+        file.sync_data()?;
+        Ok(written)
+    });
+    if written.is_err() {
+        // Best effort: what stays behind is removed by the next open.
+        drop(shared.disk.remove(&temporary));
+    }
+    written
+}
+
+/// Readers that have the old file open go on with it.
+fn put_in_place(shared: &Shared, first: Position, bytes: u64) -> io::Result<()> {
+    shared.disk.rename(&temporary(first), &file_name(first))?;
+    if let Some(entry) = write(&shared.list).iter_mut().find(|entry| entry.first == first) {
+        entry.version += 1;
+        entry.bytes = bytes;
+    }
+    Ok(())
+}
+
+/// When the segment before holds nothing but a note, it takes over this one's positions, and this one's file goes. A
+/// crash in between leaves both, and both are right.
+fn join_notes(shared: &Shared, first: Position, upper: Position) -> Result<bool, RewriteError> {
+    let before = {
+        let list = read(&shared.list);
+        let number = list.iter().position(|entry| entry.first == first);
+        number.and_then(|number| list.get(number.checked_sub(1)?).copied())
+    };
+    let Some(before) = before.filter(|before| before.bytes == NOTE_FILE_BYTES) else { return Ok(false) };
+    let segment = shared.open(before, Some(first))?;
+    write_beside(shared, segment.header, |file| Ok(SparseFile::new(file, segment.header)?.finish(upper)?))?;
+    put_in_place(shared, before.first, NOTE_FILE_BYTES)?;
+    // Durable before what it stands for goes; and out of the list first: a reader that finds a file missing looks the
+    // list up again.
+    shared.disk.sync_dir()?;
+    write(&shared.list).retain(|entry| entry.first != first);
+    shared.disk.remove(&file_name(first))?;
+    Ok(true)
 }
 
 /// The entry of a sealed segment, and where the next one starts. The last file is never sealed.
@@ -158,7 +196,7 @@ impl Copy<'_> {
                 _ => break,
             }
         }
-        self.report.bytes_after = self.file.finish()?;
+        self.report.bytes_after = self.file.finish(upper)?;
         Ok(())
     }
 }

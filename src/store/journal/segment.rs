@@ -121,7 +121,9 @@ pub(super) fn walk<R: ReadAt + ?Sized>(
         }
         expected = last.next();
         if let Item::Frame { offset, header } = item {
-            on_frame(offset, &header, scanner.body());
+            if !header.is_note() {
+                on_frame(offset, &header, scanner.body());
+            }
             walk.end = offset + header.frame_bytes();
             walk.last_frame = Some(header);
             walk.frames += 1;
@@ -132,7 +134,7 @@ pub(super) fn walk<R: ReadAt + ?Sized>(
     let end = span.bytes.end;
     let tail = match pending {
         Some(bytes) => Some(lost(bytes, expected, last, DamageCause::Unreadable)),
-        None if span.upper.is_some() && last >= expected && !header.rewritten => {
+        None if span.upper.is_some() && last >= expected => {
             Some(lost(end..end, expected, last, DamageCause::Missing))
         }
         None => None,

@@ -1,10 +1,11 @@
 //! Writing a segment whose positions may have gaps: a rewritten or a restored one.
 //!
-//! Owns: which records share a frame there. Syncs nothing; who has the file does.
+//! Owns: which records share a frame there, and the note at its end. Syncs nothing; who has the file does.
 
 use std::io;
 
-use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder};
+use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
+use super::segment::before;
 use crate::domain::{Position, Timestamp};
 use crate::limits;
 use crate::store::disk::DiskFile;
@@ -19,7 +20,8 @@ pub(super) struct SparseFile<'a> {
     /// Commit time of the frame being built: a frame has one, and searches by time rest on it.
     time: Timestamp,
     first: Position,
-    last: Position,
+    /// After the last record.
+    next: Position,
     buffer: Vec<u8>,
     written: u64,
 }
@@ -28,9 +30,9 @@ impl<'a> SparseFile<'a> {
     /// `file` is empty.
     pub(super) fn new(file: &'a dyn DiskFile, header: FileHeader) -> io::Result<Self> {
         file.write_at(0, &header.encode())?;
-        let (first, last) = (Position(0), Position(0));
         let (builder, buffer, written) = (FrameBuilder::default(), Vec::new(), FILE_HEADER_BYTES as u64);
-        Ok(Self { file, salt: header.salt, builder, time: header.time, first, last, buffer, written })
+        let FileHeader { salt, first, time, .. } = header;
+        Ok(Self { file, salt, builder, time, first, next: first, buffer, written })
     }
 
     /// Positions must rise.
@@ -43,20 +45,25 @@ impl<'a> SparseFile<'a> {
             (self.time, self.first) = (time, position);
         }
         self.builder.push(position, record);
-        self.last = position;
+        self.next = position.next();
         Ok(())
     }
 
-    /// Writes what is left; gives the length of the file.
-    pub(super) fn finish(&mut self) -> io::Result<u64> {
+    /// Writes what is left, and a note when positions before `upper`, where the next file begins, are not there; gives
+    /// the length of the file.
+    pub(super) fn finish(&mut self, upper: Position) -> io::Result<u64> {
         self.close()?;
+        if self.next < upper {
+            let note = FrameHeader::note(self.next, before(upper), self.time, self.salt);
+            self.buffer.extend_from_slice(&note.encode(self.salt));
+        }
         self.flush()?;
         Ok(self.written)
     }
 
     fn close(&mut self) -> io::Result<()> {
         if !self.builder.is_empty() {
-            self.builder.finish(self.salt, self.time, (self.first, self.last), &mut self.buffer);
+            self.builder.finish(self.salt, self.time, (self.first, before(self.next)), &mut self.buffer);
         }
         if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
     }

@@ -20,9 +20,11 @@ fn open(disk: &MemoryDisk) -> (Journal, OpenReport) {
     Journal::open(Arc::new(disk.clone()), options()).unwrap()
 }
 
+const ROOMS: [usize; 3] = [0, 300, 5_000];
+
 /// As [`open`], with room of some size or other behind the end.
 fn open_with_room(disk: &MemoryDisk, number: u64) -> (Journal, OpenReport) {
-    let room_bytes = [0, 300, 5_000][number as usize % 3];
+    let room_bytes = ROOMS[number as usize % 3];
     Journal::open(Arc::new(disk.clone()), JournalOptions { room_bytes, ..options() }).unwrap()
 }
 
@@ -295,8 +297,7 @@ fn a_rewrite_leaves_gaps_and_positions_and_readers_work_on() {
     assert_eq!(verify(&disk).unwrap().damage, []);
     let (journal, _) = open(&disk);
     let report = journal.rewrite_segment(first, &mut |_, _| false).unwrap();
-    assert_eq!(report.bytes_after, 0);
-    assert_eq!(journal.reader().first_position(), second);
+    assert_eq!((report.kept, report.bytes_after), (0, 128), "a note stays");
     assert_eq!(all(&journal), (second.0..=100).collect::<Vec<_>>());
     let active = disk.list().unwrap().into_iter().max().unwrap();
     let active = segment::parse_file_name(&active).unwrap();
@@ -364,32 +365,172 @@ fn a_crash_keeps_every_synced_record() {
     }
 }
 
-/// The n-th operation of each kind fails, for every n until the whole run goes through.
+/// Appends, rewrites, reads and opens again, whatever fails; gives the last position that was acknowledged.
+fn work_on(disk: &MemoryDisk, number: u64) -> u64 {
+    let mut acknowledged = 0;
+    for _ in 0..2 {
+        let options = JournalOptions { room_bytes: ROOMS[number as usize % 3], ..options() };
+        let Ok((mut journal, _)) = Journal::open(Arc::new(disk.clone()), options) else { continue };
+        for _ in 0..40 {
+            let number = journal.next_position().0;
+            if journal.append(at(1_000 + number), &[vec![record(number)]]).is_ok() {
+                acknowledged = number;
+            }
+        }
+        let sealed = journal.reader().sealed_segments();
+        for (number, (first, _)) in sealed.into_iter().take(3).enumerate() {
+            // Two are dropped, so that their notes become one, and one is thinned out.
+            let keep = |position: u64| number == 2 && (position > 30 || position.is_multiple_of(2));
+            drop(journal.rewrite_segment(first, &mut |position, _| keep(position.0)));
+        }
+        for frame in journal.reader().frames_from(Position(1)).filter_map(Result::ok) {
+            assert!(frame.iter().all(|(position, found)| *found == record(position.0)));
+        }
+    }
+    acknowledged
+}
+
+/// What may be gone after [`work_on`]: what the first three segments held.
+const PERHAPS_REWRITTEN: u64 = 90;
+
+/// The n-th operation of each kind fails, alone or with all that follow, for every n until the whole run goes through.
 #[test]
-fn any_single_failure_of_the_disk_loses_nothing_that_was_acknowledged() {
-    use Operation::{Create, Remove, Rename, SyncData, SyncDir, Truncate, Write};
-    for operation in [Write, SyncData, Create, Rename, Remove, SyncDir, Truncate] {
-        for errno in [Fault::EIO, Fault::ENOSPC] {
-            for skip in 0..80 {
-                let story = format!("{operation:?} {errno} after {skip}");
+fn whichever_operation_of_the_disk_fails_nothing_that_was_acknowledged_is_lost() {
+    use Operation::{Create, List, Open, Read, Remove, Rename, SyncData, SyncDir, Truncate, Write};
+    for operation in [Write, SyncData, Read, List, Open, Create, Rename, Remove, SyncDir, Truncate] {
+        for (errno, count) in
+            [(Fault::EIO, 1), (Fault::ENOSPC, 1), (Fault::EIO, u64::MAX), (Fault::ENOSPC, u64::MAX)]
+        {
+            let mut skip = 0;
+            loop {
+                let story = format!("{operation:?} {errno} after {skip}, {count} times");
                 let disk = MemoryDisk::new();
-                let (mut journal, _) = open_with_room(&disk, skip);
-                disk.inject(Fault { operation, errno, skip, count: 1 });
-                for _ in 0..60 {
-                    let number = journal.next_position().0;
-                    drop(journal.append(at(1_000 + number), &[vec![record(number)]]));
-                }
-                for (first, _) in journal.reader().sealed_segments().into_iter().take(2) {
-                    drop(journal.rewrite_segment(first, &mut |position, _| position.0 > 20));
-                }
-                let last = journal.reader().last_position().0;
+                disk.inject(Fault { operation, errno, skip, count });
+                let acknowledged = work_on(&disk, skip);
+                let struck = disk.struck() > 0;
                 disk.clear_faults();
                 let (journal, report) = open(&disk.crash(skip));
                 assert_eq!(report.damage, [], "{story}");
                 let found = all(&journal);
-                let missing = (21..=last).find(|number| !found.contains(number));
+                let missing = (PERHAPS_REWRITTEN..=acknowledged).find(|number| !found.contains(number));
                 assert_eq!(missing, None, "{story}: {found:?}");
+                assert_eq!(verify(&disk.crash(skip)).unwrap().damage, [], "{story}");
+                if !struck {
+                    break;
+                }
+                skip += 1;
             }
+            assert!(skip > 0 || operation == Truncate, "{operation:?} is never done");
+        }
+    }
+}
+
+#[test]
+fn dropped_segments_leave_one_note_between_them_and_are_no_damage() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 300);
+    let sealed: Vec<_> = journal.reader().sealed_segments().into_iter().map(|(first, _)| first).collect();
+    assert!(sealed.len() > 7);
+    // In this order, so that a note meets one before it and one behind it.
+    for dropped in [2, 5, 3, 4, 0] {
+        journal.rewrite_segment(sealed[dropped], &mut |_, _| false).unwrap();
+        let gone = |position: &u64| {
+            let files = journal.reader().sealed_segments();
+            let at = sealed.partition_point(|first| first.0 <= *position) - 1;
+            let note = files.iter().rfind(|(first, _)| first.0 <= *position).unwrap();
+            at < 6 && at != 1 && note.1 == 128
+        };
+        let expected: Vec<_> = (1..=300).filter(|position| !gone(position)).collect();
+        for journal in [&journal, &open(&disk.crash(dropped as u64)).0] {
+            assert_eq!(all(journal), expected, "after {dropped}");
+            assert_eq!(journal.reader().frames_from(Position(1)).filter(Result::is_err).count(), 0);
+        }
+        assert_eq!(verify(&disk).unwrap().damage, []);
+    }
+    let notes = journal.reader().sealed_segments().iter().filter(|(_, bytes)| *bytes == 128).count();
+    assert_eq!(
+        notes, 3,
+        "of the first, the third and fourth and fifth, and of the sixth, which came before those"
+    );
+}
+
+/// Sealed files of each kind: as written, rewritten, a note in the middle and at the beginning.
+fn with_every_kind_of_file() -> (MemoryDisk, Vec<u64>) {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 300);
+    let sealed: Vec<_> = journal.reader().sealed_segments().into_iter().map(|(first, _)| first).collect();
+    for dropped in [0, 3] {
+        journal.rewrite_segment(sealed[dropped], &mut |_, _| false).unwrap();
+    }
+    for thinned in [2, 4] {
+        journal.rewrite_segment(sealed[thinned], &mut |position, _| position.0 % 3 == 0).unwrap();
+    }
+    let there = all(&journal);
+    (disk, there)
+}
+
+/// What is not there any more is named, by the check, by the reader and (when it is asked for alone) by each read.
+fn every_loss_is_named(disk: &MemoryDisk, there: &[u64], story: &str) {
+    let named = verify(disk).unwrap().damage;
+    let (journal, report) = open(disk);
+    let left = all(&journal);
+    assert!(left.iter().all(|position| there.contains(position)), "{story}: {left:?}");
+    let read: Vec<_> = journal.reader().frames_from(Position(1)).filter_map(Result::err).collect();
+    for position in there.iter().filter(|position| !left.contains(position)) {
+        let holds = |range: Option<(Position, Position)>| {
+            range.is_some_and(|(first, last)| (first.0..=last.0).contains(position))
+        };
+        let at_open = report.damage.iter().any(|damage| holds(damage.positions));
+        let in_check = named.iter().any(|damage| holds(damage.positions));
+        let in_walk = read.iter().any(|error| match error {
+            ReadError::Damaged { first, last } => holds(Some((*first, *last))),
+            _ => false,
+        });
+        assert!(in_check, "{story}: the check does not name {position}: {named:?}");
+        // What the last file has lost is known to open alone.
+        assert!(in_walk || at_open, "{story}: nobody reads of {position}: {read:?}");
+    }
+    let (again, _) = open(disk);
+    assert_eq!(all(&again), left, "{story}: opened twice");
+}
+
+#[test]
+fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
+    let (disk, there) = with_every_kind_of_file();
+    let names: Vec<_> = disk.list().unwrap();
+    // The last file is known to the state alone.
+    let sealed = &names[..names.len() - 1];
+    let changed = |change: &dyn Fn(&MemoryDisk)| {
+        let damaged = disk.crash(0);
+        change(&damaged);
+        damaged
+    };
+    for (number, name) in sealed.iter().enumerate() {
+        let bytes = disk.contents(name).unwrap();
+        let without = changed(&|disk| Disk::remove(disk, name).unwrap());
+        every_loss_is_named(&without, &there, &format!("{name} removed"));
+        assert!(!verify(&without).unwrap().damage.is_empty(), "{name} removed");
+        for length in (0..bytes.len()).step_by(16) {
+            let cut = changed(&|disk| disk.put(name, &bytes[..length]));
+            every_loss_is_named(&cut, &there, &format!("{name} cut at {length}"));
+            assert!(!verify(&cut).unwrap().damage.is_empty(), "{name} cut at {length}");
+        }
+        for start in (0..bytes.len()).step_by(256) {
+            let mut zeroed = bytes.clone();
+            zeroed[start..bytes.len().min(start + 512)].fill(0);
+            let zeroed = changed(&|disk| disk.put(name, &zeroed));
+            every_loss_is_named(&zeroed, &there, &format!("{name} zeroed at {start}"));
+            assert!(!verify(&zeroed).unwrap().damage.is_empty(), "{name} zeroed at {start}");
+        }
+        for other in &names[number + 1..] {
+            let swapped = changed(&|disk| {
+                let (one, two) = (disk.contents(name).unwrap(), disk.contents(other).unwrap());
+                disk.put(name, &two);
+                disk.put(other, &one);
+            });
+            every_loss_is_named(&swapped, &there, &format!("{name} swapped with {other}"));
         }
     }
 }
