@@ -36,7 +36,7 @@ pub struct Totals {
 pub struct Fold {
     orderings: HashMap<EndpointNumber, Ordering>,
     blocks: Blocks,
-    /// Position of the last checkpoint; names the blocks that are written until the next.
+    /// How many checkpoints there have been; names the blocks that are written until the next.
     checkpoint: u64,
     pub totals: Totals,
 }
@@ -52,10 +52,10 @@ pub fn order_hash(key: &str) -> OrderHash {
 const WHOLE_ENDPOINT: OrderHash = 0;
 
 impl Fold {
-    /// A fold that goes on after a checkpoint.
+    /// A fold that goes on after so many checkpoints.
     #[must_use]
-    pub fn resume(checkpoint: Position, totals: Totals) -> Self {
-        Self { checkpoint: checkpoint.0, totals, ..Self::default() }
+    pub fn resume(checkpoints: u64, totals: Totals) -> Self {
+        Self { checkpoint: checkpoints, totals, ..Self::default() }
     }
 
     /// Tells the ordering of an endpoint that is known from before the checkpoint.
@@ -63,10 +63,15 @@ impl Fold {
         self.orderings.insert(endpoint, ordering);
     }
 
-    /// To be called when everything up to `position` has been checkpointed.
-    pub fn on_checkpoint(&mut self, position: Position) {
-        self.checkpoint = position.0;
+    /// To be called when everything so far has been checkpointed.
+    pub fn on_checkpoint(&mut self) {
+        self.checkpoint += 1;
         self.blocks.close();
+    }
+
+    #[must_use]
+    pub fn checkpoints(&self) -> u64 {
+        self.checkpoint
     }
 
     /// Forgets events whose time is over; see [`retention::forget`].
@@ -305,9 +310,14 @@ impl Step<'_> {
 
     fn note_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
         let before = counters::lane(self.rows, endpoint).failing_since;
-        let now = if attempt.error.is_none() { None } else { before.or(Some(attempt.started_at)) };
-        if now != before {
-            counters::change(self.rows, endpoint, |lane| lane.failing_since = now);
+        if attempt.error.is_none() {
+            let position = self.position;
+            counters::change(self.rows, endpoint, |lane| {
+                lane.failing_since = None;
+                lane.last_success = position;
+            });
+        } else if before.is_none() {
+            counters::change(self.rows, endpoint, |lane| lane.failing_since = Some(attempt.started_at));
         }
     }
 

@@ -95,6 +95,19 @@ pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, at: Timestamp, chan
     rows.put(&key, hour.encode());
 }
 
+/// Forgets the hours before. Gives whether there were any.
+pub fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber, before: Timestamp) -> bool {
+    let mut keys = Vec::new();
+    rows.scan(&key(endpoint, 0), &key(endpoint, before.millis() / HOUR_MILLIS), &mut |key, _| {
+        keys.push(key.to_vec());
+        ControlFlow::Continue(())
+    });
+    for key in &keys {
+        rows.remove(key);
+    }
+    !keys.is_empty()
+}
+
 /// The sum over the hours that the window touches.
 pub fn window(rows: &dyn Rows, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
     let mut sum = Hour::default();

@@ -11,11 +11,13 @@ use super::journal::{JournalReader, ReadError, RewriteError};
 use super::outbox::Outbox;
 use super::state::{KnownEvents, State, StateError};
 use super::types::Unavailable;
-use crate::domain::{Position, Record, Timestamp};
+use crate::domain::{EndpointNumber, Position, Record, Timestamp};
 use crate::projections::retention::{Cutoffs, Forgotten};
 
 /// Pages that the state's thread looks at in one go.
 const PAGES_PER_STEP: usize = 16;
+/// Endpoints whose statistics the state's thread looks at in one go.
+const ENDPOINTS_PER_STEP: usize = 200;
 /// Pause between two steps, so that the state's thread has time for others.
 const STEP_PAUSE: Duration = Duration::from_millis(2);
 /// A segment is rewritten when at least this part of its records (one in so many) is needed no more.
@@ -73,7 +75,11 @@ impl Retention {
             return Ok(pass);
         }
         self.look_at_the_list();
-        pass.events = self.forget(self.policy.cutoffs(now)).await?;
+        let cutoffs = self.policy.cutoffs(now);
+        pass.events = self.forget(cutoffs).await?;
+        if let Some(before) = cutoffs.events {
+            self.forget_hours(before).await?;
+        }
         // What leaves the journal has left the durable state before.
         self.outbox.tend(|state| state.checkpoint(Timestamp::default())).await?.map_err(failed)?;
         for (first, upper) in self.worth_a_look() {
@@ -110,6 +116,17 @@ impl Retention {
             tokio::time::sleep(STEP_PAUSE).await;
         }
         Ok(events)
+    }
+
+    /// Statistics stay as long as the events that they count.
+    async fn forget_hours(&self, before: Timestamp) -> Result<(), Unavailable> {
+        let mut next = Some(EndpointNumber(0));
+        while let Some(from) = next {
+            next =
+                self.outbox.tend(move |state| state.forget_hours(before, from, ENDPOINTS_PER_STEP)).await?;
+            tokio::time::sleep(STEP_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Knows the segments that there are now.

@@ -137,7 +137,7 @@ fn streams_have_a_cutoff_of_their_own_and_neighbours_stay_as_they_are() {
         if number % 2 == 0 { streamed.push(event) } else { plain.push(event) }
     }
     let before: Vec<_> = streamed.iter().map(|event| reads::deliveries_of(&world.rows, *event)).collect();
-    world.fold.on_checkpoint(Position(world.next - 1));
+    world.fold.on_checkpoint();
     assert_eq!(world.forget(Some(5_000), None).events, 1_000);
     assert!(plain.iter().all(|event| !world.knows(*event)));
     let after: Vec<_> = streamed.iter().map(|event| reads::deliveries_of(&world.rows, *event)).collect();
@@ -160,4 +160,25 @@ fn a_step_is_bounded_and_says_where_the_next_begins() {
         (page, steps, events) = (step.next, steps + 1, events + step.events);
     }
     assert_eq!((steps, events), (4, 2_000));
+}
+
+#[test]
+fn what_happens_after_a_page_was_written_anew_is_the_last_word_on_it() {
+    let mut world = World::new();
+    let targets: Vec<_> = (1..=250).collect();
+    world.event(10, &[], false);
+    let events: Vec<_> = (0..12).map(|_| world.event(10, &targets, false)).collect();
+    for event in &events {
+        for target in &targets {
+            world.attempt(*event, *target, 10, 20, Next::Dead(DeadReason::Gone));
+        }
+    }
+    world.fold.on_checkpoint();
+    // More than one block, then a checkpoint at the position of the one before.
+    assert_eq!(world.forget(Some(100), None).events, 1);
+    world.fold.on_checkpoint();
+    let last = DeliveryKey { event: events[11], endpoint: crate::domain::EndpointNumber(250) };
+    world.apply(&Record::DeadLettersPurged { deliveries: vec![last], at: at(60) });
+    let known = reads::delivery(&world.rows, last).unwrap();
+    assert_eq!(known.state, DeliveryState::Cancelled);
 }

@@ -13,12 +13,12 @@ use base::Base;
 use overlay::Overlay;
 
 use crate::codec::{Reader, put_varint};
-use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Timestamp};
+use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Timestamp};
 use crate::knobs::{self, Bug, Knob};
 use crate::limits;
 use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
-use crate::projections::{Fold, LaneChange, Rows, idempotency};
+use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, stats, streams};
 
 /// What is wrong with the state. All of it is mended by a rebuild from the journal.
 #[derive(Debug, thiserror::Error)]
@@ -37,11 +37,24 @@ pub enum StateError {
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
 const CURSOR: &[u8] = b"A";
 /// Version of the layout of all rows; another one means a rebuild.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 /// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
 /// they are.
 const ENDPOINTS: u8 = b'C';
 const KEYS: u8 = b'K';
+
+/// What the rows reflect: records up to a position, and what was forgotten without a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    pub applied: Position,
+    pub totals: Totals,
+    /// Checkpoints so far.
+    checkpoints: u64,
+    /// Requests that expired until then may be gone.
+    pub expired_until: Timestamp,
+    /// Events that were over by these may be gone.
+    pub cutoffs: Cutoffs,
+}
 
 #[derive(Debug)]
 pub struct State {
@@ -51,6 +64,8 @@ pub struct State {
     checkpointed: Position,
     /// Rows went by retention, without a record.
     forgot: bool,
+    expired_until: Timestamp,
+    cutoffs: Cutoffs,
 }
 
 impl State {
@@ -65,17 +80,17 @@ impl State {
 
     /// As [`Self::open`], over rows that are open already.
     pub(crate) fn over(base: Base, journal_end: Position) -> Result<Self, StateError> {
-        let cursor = base.get(CURSOR);
-        let (applied, totals) = match cursor {
-            None if base.is_empty() => (Position(0), Totals::default()),
+        let cursor = match base.get(CURSOR) {
+            None if base.is_empty() => Cursor::default(),
             None => return Err(StateError::Damaged("rows without the position that they reflect")),
-            Some(value) => read_cursor(&value).ok_or(StateError::Damaged("unknown layout"))?,
+            Some(value) => Cursor::read(&value).ok_or(StateError::Damaged("unknown layout"))?,
         };
+        let Cursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
         if applied > journal_end {
             return Err(StateError::Ahead { applied, journal_end });
         }
-        let rows = Overlay::new(base);
-        Ok(Self { rows, fold: Fold::resume(applied, totals), applied, checkpointed: applied, forgot: false })
+        let (rows, fold) = (Overlay::new(base), Fold::resume(checkpoints, totals));
+        Ok(Self { rows, fold, applied, checkpointed: applied, forgot: false, expired_until, cutoffs })
     }
 
     /// Tells the fold of an endpoint that the rows know already; to be done before anything is applied.
@@ -146,7 +161,25 @@ impl State {
     pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
         let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
         self.forgot |= forgotten.events > 0;
+        self.cutoffs.events = self.cutoffs.events.max(cutoffs.events);
+        self.cutoffs.stream_events = self.cutoffs.stream_events.max(cutoffs.stream_events);
         forgotten
+    }
+
+    /// Forgets the statistics of the hours before, of up to `endpoints_max` endpoints from `from` on; gives where the
+    /// next step begins.
+    pub fn forget_hours(
+        &mut self,
+        before: Timestamp,
+        from: EndpointNumber,
+        endpoints_max: usize,
+    ) -> Option<EndpointNumber> {
+        let mut endpoints = counters::from(&self.rows, from, endpoints_max + 1);
+        let next = if endpoints.len() > endpoints_max { endpoints.pop() } else { None };
+        for endpoint in endpoints {
+            self.forgot |= stats::forget(&mut self.rows, endpoint, before);
+        }
+        next
     }
 
     /// Forgets requests without an expiry, whose events are gone.
@@ -166,8 +199,13 @@ impl State {
             deliveries.iter().any(|delivery| events.contains(&self.rows, delivery.event))
         };
         match record {
-            Record::EventAccepted(_) => events.contains(&self.rows, position),
-            Record::AttemptFinished { delivery, .. } => events.contains(&self.rows, delivery.event),
+            Record::EventAccepted(event) => {
+                events.contains(&self.rows, position) || self.rests_on(event, position)
+            }
+            Record::AttemptFinished { delivery, .. } => {
+                events.contains(&self.rows, delivery.event)
+                    || counters::lane(&self.rows, delivery.endpoint).last_success == position
+            }
             // Few and small; what came between them was judged by each, and has to be judged so again.
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
@@ -180,6 +218,20 @@ impl State {
             Record::RequestAnswered { idempotency, .. } => idempotency::known(&self.rows, &idempotency.scope)
                 .is_some_and(|known| known.position == position),
         }
+    }
+
+    /// Whether a stream's version or an answered request rests on an event that is forgotten itself.
+    fn rests_on(&self, event: &Event, position: Position) -> bool {
+        let head = event.stream.as_ref().and_then(|(stream, _)| {
+            streams::head(&self.rows, &event.tenant, stream).filter(|head| head.last == position)
+        });
+        let remembered = || {
+            let expiring = event.idempotency.iter().filter(|idempotency| idempotency.expires_at.is_some());
+            let mut known =
+                expiring.filter_map(|idempotency| idempotency::known(&self.rows, &idempotency.scope));
+            known.any(|known| known.position == position)
+        };
+        head.is_some() || remembered()
     }
 
     /// Positions of the records that made the live endpoints and keys what they are.
@@ -215,6 +267,18 @@ impl State {
         self.rows.changed() >= knobs::bound(Knob::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
     }
 
+    /// What a checkpoint would say now.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        Cursor {
+            applied: self.applied,
+            totals: self.fold.totals,
+            checkpoints: self.fold.checkpoints(),
+            expired_until: self.expired_until,
+            cutoffs: self.cutoffs,
+        }
+    }
+
     /// Whether anything was applied since the last checkpoint.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
@@ -230,17 +294,13 @@ impl State {
             return Ok(());
         }
         idempotency::forget_expired(&mut self.rows, now);
-        let mut cursor = Vec::new();
-        let Totals { pending, dead, events } = self.fold.totals;
-        for number in [LAYOUT, self.applied.0, pending, dead, events] {
-            put_varint(&mut cursor, number);
-        }
+        self.expired_until = self.expired_until.max(now);
+        self.fold.on_checkpoint();
         if knobs::has(Bug::CursorApart) {
             self.rows.checkpoint()?;
         }
-        self.rows.put(CURSOR, cursor);
+        self.rows.put(CURSOR, self.cursor().write());
         self.rows.checkpoint()?;
-        self.fold.on_checkpoint(self.applied);
         self.checkpointed = self.applied;
         self.forgot = false;
         Ok(())
@@ -273,16 +333,45 @@ fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
 }
 
-fn read_cursor(value: &[u8]) -> Option<(Position, Totals)> {
-    let mut reader = Reader::new(value);
-    if reader.get_varint().ok()? != LAYOUT {
-        return None;
+impl Cursor {
+    fn write(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(48);
+        let Totals { pending, dead, events } = self.totals;
+        // Nothing is over by time zero.
+        let millis = |cutoff: Option<Timestamp>| cutoff.map_or(0, Timestamp::millis);
+        let numbers = [
+            LAYOUT,
+            self.applied.0,
+            pending,
+            dead,
+            events,
+            self.checkpoints,
+            self.expired_until.millis(),
+            millis(self.cutoffs.events),
+            millis(self.cutoffs.stream_events),
+        ];
+        for number in numbers {
+            put_varint(&mut value, number);
+        }
+        value
     }
-    let applied = Position(reader.get_varint().ok()?);
-    let totals = Totals {
-        pending: reader.get_varint().ok()?,
-        dead: reader.get_varint().ok()?,
-        events: reader.get_varint().ok()?,
-    };
-    Some((applied, totals))
+
+    /// `None` when it is of another layout.
+    fn read(value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(value);
+        let mut number = || reader.get_varint().ok();
+        if number()? != LAYOUT {
+            return None;
+        }
+        let applied = Position(number()?);
+        let totals = Totals { pending: number()?, dead: number()?, events: number()? };
+        let checkpoints = number()?;
+        let mut time = || number().map(Timestamp::from_millis);
+        let expired_until = time()?;
+        let cutoffs = Cutoffs {
+            events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
+            stream_events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
+        };
+        Some(Self { applied, totals, checkpoints, expired_until, cutoffs })
+    }
 }
