@@ -44,6 +44,24 @@ pub(crate) const fn has(_: Bug) -> bool {
 pub(crate) use set::{Knobs, bound, has};
 
 #[cfg(test)]
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
+}
+
+/// The seed of a random test: `BALTO_TEST_SEED`, or a fresh one. Its failure has to name it.
+#[cfg(test)]
+pub(crate) fn seed() -> u64 {
+    number("BALTO_TEST_SEED").unwrap_or_else(|| fastrand::u64(..))
+}
+
+/// How often a random test is to be repeated: `BALTO_TEST_ROUNDS`, or so many times.
+#[cfg(test)]
+pub(crate) fn rounds(usual: u64) -> u64 {
+    number("BALTO_TEST_ROUNDS").unwrap_or(usual)
+}
+
+#[cfg(test)]
 mod set {
     use std::cell::RefCell;
     use std::collections::BTreeMap;

@@ -130,12 +130,14 @@ pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const SEGMENT_BYTES_TARGET: u64 = 64 * 1024 * 1024;
 /// Zeros that are written behind the end of the active segment at once, so that most commits do not make it grow.
 pub const SEGMENT_ROOM_BYTES: usize = 1024 * 1024;
-/// Bound of a value in sled, in bytes: above a quarter of its segment it writes un-synced blob files.
+/// Bound of a value in sled, in bytes. Leaves with more than its segments allow become un-synced blob files.
 pub const STATE_VALUE_BYTES_MAX: usize = 100_000;
 /// Rows that may change between two checkpoints.
 pub const CHECKPOINT_ROWS_MAX: usize = 4_000;
 /// Time between two checkpoints when little happens.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Below this length sled's file is never copied to a fresh one, in bytes.
+pub const STATE_COPY_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// sled's page cache, in bytes.
 pub const STATE_CACHE_BYTES: u64 = 48 * 1024 * 1024;
 
@@ -163,7 +165,6 @@ const _: () = assert!(2 * HOST_IN_FLIGHT_DEFAULT <= IN_FLIGHT_DEFAULT); // one h
 const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
-const _: () = assert!(STATE_VALUE_BYTES_MAX < 512 * 1024 / 4); // below sled's blob threshold
 // The largest head, and a body that comes in chunks of one byte, six on the wire, are read to what is kept of them.
 const _: () = assert!(REPLY_WIRE_BYTES_MAX >= 2 * REPLY_HEAD_BYTES_MAX + 6 * REPLY_BYTES_MAX);
 const _: () = assert!(LOCATION_BYTES_MAX < ERROR_BYTES_MAX); // it stands in those words

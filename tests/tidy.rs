@@ -93,6 +93,16 @@ fn clocks_and_randomness_are_read_at_the_edges_only() {
 }
 
 #[test]
+fn sled_is_opened_and_written_in_one_file() {
+    for (name, text) in all() {
+        for forbidden in ["sled::Config", "sled::Db", "sled::Batch", "sled::Tree", "sled::open"] {
+            let contained = name.starts_with("store/state/base") || !text.contains(forbidden);
+            assert!(contained, "src/{name} uses {forbidden}");
+        }
+    }
+}
+
+#[test]
 fn every_metric_is_documented() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();

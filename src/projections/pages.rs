@@ -17,7 +17,7 @@ use crate::limits;
 pub const PAGE_POSITIONS: u64 = 256;
 
 /// A block is closed when it has reached this many bytes.
-const BLOCK_BYTES_TARGET: usize = 32 * 1024;
+const BLOCK_BYTES_TARGET: usize = 8 * 1024;
 /// The largest entry: an event with a thousand targets and the longest names.
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
 const _: () = assert!(BLOCK_BYTES_TARGET + ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);

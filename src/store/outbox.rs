@@ -4,7 +4,9 @@
 //! the state's channel first, then the lanes', then the answers; so a question that follows an answer finds a state
 //! that has it.
 
+use std::collections::VecDeque;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
@@ -195,6 +197,7 @@ impl Outbox {
             applied: applied.clone(),
             health: health_sender,
             observer,
+            held: VecDeque::new(),
             last_checkpoint: Instant::now(),
             time: Timestamp::default(),
         };
@@ -289,8 +292,11 @@ impl Outbox {
     ) -> Result<R, Unavailable> {
         let (sender, answer) = oneshot::channel();
         let ask = Box::new(move |state: &State| {
-            // The asker may have gone; then nobody wants the answer.
-            let _gone = sender.send(question(state)).is_err();
+            let answer = question(state);
+            // What rests on rows that could not be read is no answer. The asker may have gone; then nobody wants it.
+            if state.failure().is_none() {
+                let _gone = sender.send(answer).is_err();
+            }
         });
         self.inner.state.send(StateMessage::Read(ask)).map_err(|_| Unavailable::Stopping)?;
         answer.await.map_err(|_| Unavailable::Stopping)
@@ -408,9 +414,11 @@ fn claim(path: &Path) -> Result<File, OpenError> {
 
 /// Says durably that the directory is a data directory of this format.
 pub(super) fn stamp(path: &Path) -> std::io::Result<()> {
-    let stamp = path.join(FORMAT_FILE);
-    std::fs::write(&stamp, FORMAT)?;
-    File::open(&stamp)?.sync_all()?;
+    // Under another name first: half a stamp would be a foreign one.
+    let fresh = path.join(FORMAT_FILE).with_extension("new");
+    std::fs::write(&fresh, FORMAT)?;
+    File::open(&fresh)?.sync_all()?;
+    std::fs::rename(&fresh, path.join(FORMAT_FILE))?;
     File::open(path)?.sync_all()
 }
 
@@ -427,14 +435,14 @@ fn open_state(
             (state, Some("the state is missing".to_owned()))
         }
         Ok(state) => (state, None),
+        Err(error) if error.is_of_the_system() => return Err(error.into()),
         Err(error) => {
             if let StateError::Ahead { applied, .. } = error {
                 report.damage.push(journal.lose_until(applied)?);
                 report.last = applied;
             }
-            let aside = aside(&directory);
+            let aside = move_aside(&directory).map_err(|error| io(&directory, error))?;
             tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
-            std::fs::rename(&directory, &aside).map_err(|error| io(&aside, error))?;
             (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
         }
     };
@@ -450,11 +458,15 @@ pub(crate) fn catch_up(state: &mut State, journal: &Journal) -> Result<u64, Open
     replay(state, journal, journal.reader().last_position())
 }
 
-fn aside(directory: &Path) -> PathBuf {
-    (1..)
-        .map(|number| directory.with_extension(format!("damaged-{number}")))
-        .find(|candidate| !candidate.exists())
-        .expect("some number is free")
+/// One is kept, for whoever wants to know what was wrong with it.
+fn move_aside(directory: &Path) -> std::io::Result<PathBuf> {
+    let aside = directory.with_extension("damaged");
+    match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::rename(directory, &aside)?;
+    Ok(aside)
 }
 
 fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, OpenError> {
@@ -640,6 +652,8 @@ pub(crate) struct StateThread {
     applied: Arc<AtomicU64>,
     health: Arc<watch::Sender<Health>>,
     observer: Observer,
+    /// What came while the disk was full.
+    held: VecDeque<StateMessage>,
     last_checkpoint: Instant,
     /// Of the last commit that was applied. What expires, expires by it: a clock that was ahead for a while and was set
     /// back must not have made anything forgotten.
@@ -647,66 +661,142 @@ pub(crate) struct StateThread {
 }
 
 impl StateThread {
+    /// sled panics over some damage. The journal has everything, so whatever panics here is mended by a rebuild.
     fn run(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.take_turns())).is_err() {
+            self.fail("the state's thread panicked");
+        }
+    }
+
+    fn take_turns(&mut self) {
         loop {
             let wait = limits::CHECKPOINT_INTERVAL.saturating_sub(self.last_checkpoint.elapsed());
-            match self.messages.recv_timeout(wait) {
-                Ok(message) => {
-                    if !self.turn(message) {
-                        return;
-                    }
-                }
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    self.checkpoint();
-                    return;
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-            }
-            if self.last_checkpoint.elapsed() >= limits::CHECKPOINT_INTERVAL {
-                self.checkpoint();
+            let message = match self.held.pop_front() {
+                Some(message) => Ok(message),
+                None => self.messages.recv_timeout(wait),
+            };
+            let goes_on = match message {
+                Ok(message) => self.turn(message),
+                Err(mpsc::RecvTimeoutError::Disconnected) => self.turn(StateMessage::Stop),
+                Err(mpsc::RecvTimeoutError::Timeout) => true,
+            };
+            let is_time = self.last_checkpoint.elapsed() >= limits::CHECKPOINT_INTERVAL;
+            if !goes_on || (is_time && !self.checkpoint()) {
+                return;
             }
         }
     }
 
     /// Gives whether to go on.
     fn turn(&mut self, message: StateMessage) -> bool {
-        match message {
+        let goes_on = match message {
             StateMessage::Committed(committed) => self.apply(&committed),
-            StateMessage::Read(question) => question(&self.state),
-            StateMessage::Tend(task) => task(&mut self.state),
-            StateMessage::Stop => {
-                self.checkpoint();
-                return false;
+            StateMessage::Read(question) => {
+                question(&self.state);
+                true
             }
+            StateMessage::Tend(task) => {
+                task(&mut self.state);
+                true
+            }
+            StateMessage::Stop => {
+                if let Err(error) = self.state.checkpoint(self.time) {
+                    tracing::warn!(%error, "the last checkpoint failed; the next start replays what it misses");
+                }
+                false
+            }
+        };
+        match self.state.failure().map(ToOwned::to_owned) {
+            Some(reason) => self.fail(&reason),
+            None => goes_on,
         }
-        true
     }
 
-    fn apply(&mut self, committed: &Committed) {
+    /// The state cannot be trusted any more: the process ends, and the next start rebuilds it. Never goes on.
+    fn fail(&self, reason: &str) -> bool {
+        tracing::error!(reason, "the state failed; it will be rebuilt from the journal at the next start");
+        self.state.mark_unreadable();
+        self.health.send_replace(Health::Failed(reason.into()));
+        false
+    }
+
+    /// Gives whether to go on.
+    fn apply(&mut self, committed: &Committed) -> bool {
         let mut changes = Vec::new();
         self.time = committed.at;
         for (position, record) in &committed.records {
             self.state.apply(*position, record, true, &mut changes);
             // Within a large group as well: what one checkpoint writes is bounded.
-            if self.state.is_full() {
-                self.checkpoint();
+            if self.state.is_full() && !self.checkpoint() {
+                return false;
             }
         }
         self.applied.store(self.state.applied().0, Ordering::Relaxed);
         if !changes.is_empty() && !tell(&self.notices, Notice::Lanes(changes)) {
             tracing::debug!("nobody listens to lane changes any more");
         }
+        true
     }
 
-    fn checkpoint(&mut self) {
-        self.last_checkpoint = Instant::now();
-        match self.state.checkpoint(self.time) {
-            Ok(()) => (self.observer)(Written::Checkpoint, self.last_checkpoint.elapsed()),
-            Err(error) => {
-                tracing::error!(%error, "a checkpoint failed");
-                self.health.send_replace(Health::Failed(error.to_string().into()));
+    /// Gives whether to go on.
+    fn checkpoint(&mut self) -> bool {
+        let started = Instant::now();
+        let written = self.state.checkpoint(self.time);
+        self.last_checkpoint = started;
+        match written {
+            Ok(()) => {
+                (self.observer)(Written::Checkpoint, started.elapsed());
+                true
+            }
+            Err(error) if error.is_disk_full() => self.wait_for_room(),
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    /// The process ends; the next start replays what is missing. Never goes on.
+    fn give_up(&self, error: &StateError) -> bool {
+        tracing::error!(%error, "a checkpoint failed");
+        self.health.send_replace(Health::Failed(error.to_string().into()));
+        false
+    }
+
+    /// Until the disk has room again nothing is answered, and what is committed meanwhile is kept for later; the writer
+    /// bounds how much that is. Nothing can be lost by it: the journal has everything. Gives whether to go on.
+    fn wait_for_room(&mut self) -> bool {
+        tracing::warn!("the disk is too full for a checkpoint of the state");
+        self.change_health(&Health::Good, Health::DiskFull);
+        let mut tried = Instant::now();
+        loop {
+            match self.messages.recv_timeout(FULL_DISK_PAUSE.saturating_sub(tried.elapsed())) {
+                Ok(message @ StateMessage::Committed(_)) => self.held.push_back(message),
+                // Who asked hears that there is no answer.
+                Ok(StateMessage::Read(_) | StateMessage::Tend(_)) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(StateMessage::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+            }
+            if tried.elapsed() < FULL_DISK_PAUSE {
+                continue;
+            }
+            tried = Instant::now();
+            match self.state.reopen().and_then(|()| self.state.checkpoint(self.time)) {
+                Ok(()) => break,
+                Err(error) if error.is_disk_full() => {}
+                Err(error) => return self.give_up(&error),
             }
         }
+        tracing::warn!("the disk has room for the state again");
+        // The writer finds out by itself whether it has room, too.
+        self.change_health(&Health::DiskFull, Health::Good);
+        true
+    }
+
+    fn change_health(&self, from: &Health, to: Health) {
+        self.health.send_if_modified(|health| {
+            let changes = health == from;
+            if changes {
+                *health = to;
+            }
+            changes
+        });
     }
 }
 
@@ -748,7 +838,8 @@ impl StateThread {
     }
 
     pub(crate) fn checkpoint_by_hand(&mut self) {
-        self.checkpoint();
+        // The world sees by itself that the power has failed.
+        let _goes_on = self.checkpoint();
     }
 
     pub(crate) fn state(&self) -> &State {

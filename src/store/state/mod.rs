@@ -7,6 +7,7 @@ pub(crate) mod base;
 mod overlay;
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 
 use base::Base;
@@ -19,6 +20,7 @@ use crate::limits;
 use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, stats, streams};
+use crate::store::disk::is_disk_full;
 
 /// What is wrong with the state. All of it is mended by a rebuild from the journal.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,35 @@ pub enum StateError {
     #[error("state: it reflects records up to {applied}, and the journal ends at {journal_end}")]
     Ahead { applied: Position, journal_end: Position },
 }
+
+impl StateError {
+    fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Sled(sled::Error::Io(error)) | Self::Io(error) => Some(error),
+            Self::Sled(_) | Self::Damaged(_) | Self::Ahead { .. } => None,
+        }
+    }
+
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        self.io().is_some_and(is_disk_full)
+    }
+
+    /// Whether the fault lies with the system around it, so that nothing is gained by a rebuild.
+    #[must_use]
+    pub fn is_of_the_system(&self) -> bool {
+        let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        let of_the_system = |error: &io::Error| {
+            is_disk_full(error)
+                || denied.contains(&error.kind())
+                || error.raw_os_error().is_some_and(|code| OPEN_FILES_ERRORS.contains(&code))
+        };
+        self.io().is_some_and(of_the_system)
+    }
+}
+
+/// `ENFILE` and `EMFILE`, which have no kind of their own.
+const OPEN_FILES_ERRORS: [i32; 2] = [23, 24];
 
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
 const CURSOR: &[u8] = b"A";
@@ -118,6 +149,17 @@ impl State {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.rows.base().size_bytes()
+    }
+
+    /// Why rows could not be read: then no answer from them is to be trusted, not even one that was given.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.rows.base().failure()
+    }
+
+    /// Says on disk that the state has to be rebuilt.
+    pub fn mark_unreadable(&self) {
+        self.rows.base().mark_unreadable();
     }
 
     /// Applies the next record. See [`Fold::apply`] for `announced` and `changes`.
@@ -285,11 +327,15 @@ impl State {
         self.applied > self.checkpointed || self.forgot
     }
 
-    /// Writes what changed, with the position that it reflects, as one atomic batch.
+    /// Writes what changed, with the position that it reflects, as one atomic batch; and copies the store when it has
+    /// grown too much.
     ///
     /// # Errors
-    /// When sled or the disk failed; the state must not be used any more.
+    /// When sled or the disk failed; the state must not be used any more, unless [`Self::reopen`] mends it.
     pub fn checkpoint(&mut self, now: Timestamp) -> Result<(), StateError> {
+        if self.failure().is_some() {
+            return Err(StateError::Damaged("a row could not be read"));
+        }
         if !self.is_dirty() {
             return Ok(());
         }
@@ -303,7 +349,23 @@ impl State {
         self.rows.checkpoint()?;
         self.checkpointed = self.applied;
         self.forgot = false;
+        self.rows.base_mut().copy_when_grown()?;
         Ok(())
+    }
+
+    /// After a checkpoint that failed because the disk was full: opens the rows again. What changed since is still in
+    /// memory, and the next checkpoint writes it.
+    ///
+    /// # Errors
+    /// When they cannot be opened, or are not those of the last checkpoint or of the failed one.
+    pub fn reopen(&mut self) -> Result<(), StateError> {
+        self.rows.base_mut().reopen()?;
+        let found = self.rows.base().get(CURSOR).and_then(|value| Cursor::read(&value)).unwrap_or_default();
+        if [self.checkpointed, self.applied].contains(&found.applied) {
+            Ok(())
+        } else {
+            Err(StateError::Damaged("it went back when it was opened again"))
+        }
     }
 }
 

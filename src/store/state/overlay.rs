@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use crate::projections::Rows;
 use crate::projections::rows::Visit;
 
-use super::base::Base;
+use super::base::{Base, Change};
 
 #[derive(Debug)]
 enum Slot {
@@ -44,13 +44,23 @@ impl Overlay {
         self.rows.len()
     }
 
-    /// Writes everything that changed, in one atomic batch, and makes it durable.
+    pub(crate) fn base_mut(&mut self) -> &mut Base {
+        &mut self.base
+    }
+
+    /// Writes everything that changed, in one atomic batch, and makes it durable. After an error everything is still here.
     pub(crate) fn checkpoint(&mut self) -> Result<(), super::StateError> {
-        let changes = std::mem::take(&mut self.rows).into_iter().map(|(key, slot)| match slot {
-            Slot::Value { bytes, .. } => (key, Some(bytes)),
-            Slot::Removed => (key, None),
+        let changes = self.rows.iter().map(|(key, slot)| {
+            let change = match slot {
+                Slot::Value { bytes, fresh: true } => Change::New(bytes),
+                Slot::Value { bytes, fresh: false } => Change::Put(bytes),
+                Slot::Removed => Change::Remove,
+            };
+            (key.as_slice(), change)
         });
-        self.base.write(changes)
+        self.base.write(changes)?;
+        self.rows.clear();
+        Ok(())
     }
 
     fn merged<'a, I>(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::StateError;
+use super::{Change, StateError};
 
 /// What a write asks before it happens: whether the power holds, and if not, whether the write was still made.
 pub(crate) type Power = Arc<dyn Fn() -> Supply + Send + Sync>;
@@ -60,9 +60,9 @@ impl MemoryRows {
         self.look(|image| image.is_empty())
     }
 
-    pub(super) fn write(
+    pub(super) fn write<'a>(
         &self,
-        changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+        changes: impl Iterator<Item = (&'a [u8], Change<'a>)>,
     ) -> Result<(), StateError> {
         let failed = || Err(StateError::Damaged("the power has failed"));
         let supply = (self.power)();
@@ -70,11 +70,15 @@ impl MemoryRows {
             return failed();
         }
         self.look(|image| {
-            for (key, value) in changes {
-                match value {
-                    Some(value) => image.insert(key, value),
-                    None => image.remove(&key),
-                };
+            for (key, change) in changes {
+                match change {
+                    Change::New(value) => {
+                        let before = image.insert(key.to_vec(), value.to_vec());
+                        assert!(before.is_none(), "row {key:?} is new and was there");
+                    }
+                    Change::Put(value) => drop(image.insert(key.to_vec(), value.to_vec())),
+                    Change::Remove => drop(image.remove(key)),
+                }
             }
         });
         if supply == Supply::Holds { Ok(()) } else { failed() }
