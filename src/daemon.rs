@@ -206,7 +206,7 @@ fn open(
             Written::Checkpoint => metrics.checkpointed(took),
         })
     };
-    let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer)?;
+    let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer, &mut |_| ())?;
     if opened.journal.torn_bytes > 0 {
         tracing::warn!(
             bytes = opened.journal.torn_bytes,

@@ -43,8 +43,9 @@ pub(crate) const fn has(_: Bug) -> bool {
 #[cfg(test)]
 pub(crate) use set::{Knobs, bound, has};
 
+/// A number from the environment.
 #[cfg(test)]
-fn number(name: &str) -> Option<u64> {
+pub(crate) fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }

@@ -27,7 +27,9 @@ fn api() -> Router {
 fn engine() -> Engine {
     let directory = tempfile::tempdir().unwrap().keep();
     let admission = Admission { bytes: 1 << 26, commands: 10_000 };
-    let opened = Outbox::open(&directory, admission, Box::new(SystemSource), Arc::new(|_, _| ())).unwrap();
+    let opened =
+        Outbox::open(&directory, admission, Box::new(SystemSource), Arc::new(|_, _| ()), &mut |_| ())
+            .unwrap();
     let courier = Courier::new(CourierSettings::for_tests()).unwrap();
     let settings = Settings {
         max_in_flight: 1,

@@ -13,7 +13,7 @@ use crate::domain::{
     Idempotency, KeyId, Pattern, Position, Record, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
-use crate::projections::{pending, reads};
+use crate::projections::reads;
 use crate::rules::matching::pattern_matches;
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Outcome, Unit};
@@ -179,10 +179,8 @@ impl Engine {
     /// Gives up what is pending for a deleted endpoint, in bounded steps. Repeating it changes nothing.
     pub(super) async fn sweep_deleted(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
         loop {
-            let deliveries = self
-                .outbox()
-                .read(move |state| pending::of_endpoint(state.rows(), endpoint, limits::BULK_DELIVERIES_MAX))
-                .await?;
+            let deliveries =
+                self.outbox().read(move |state| state.pending(endpoint, limits::BULK_DELIVERIES_MAX)).await?;
             if deliveries.is_empty() {
                 return Ok(());
             }
@@ -251,9 +249,7 @@ impl Engine {
             let filter = filter.clone();
             let found = self
                 .outbox()
-                .read(move |state| {
-                    reads::past(state.rows(), &filter, number, cursor, limits::BULK_DELIVERIES_MAX)
-                })
+                .read(move |state| state.past(&filter, number, cursor, limits::BULK_DELIVERIES_MAX))
                 .await?;
             let wanted = |past: &reads::Past| {
                 let open = match past.state {
@@ -371,9 +367,7 @@ impl Engine {
             let filter = filter.clone();
             let found = self
                 .outbox()
-                .read(move |state| {
-                    reads::dead_letters(state.rows(), &filter, cursor, limits::BULK_DELIVERIES_MAX)
-                })
+                .read(move |state| state.dead_letters(&filter, cursor, limits::BULK_DELIVERIES_MAX))
                 .await?;
             let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
             if living_endpoints_only {

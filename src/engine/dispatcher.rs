@@ -23,7 +23,7 @@ use crate::domain::{
 };
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
 use crate::limits;
-use crate::projections::{LaneChange, counters, pending};
+use crate::projections::LaneChange;
 use crate::rules::{handshake, health};
 use crate::store::writer::Committed;
 use crate::store::{Health, Notice};
@@ -189,7 +189,7 @@ impl Dispatcher {
     /// Lanes for the endpoints that are known from before.
     async fn start(&mut self) -> Result<(), Unavailable> {
         let counted: HashMap<_, _> =
-            self.engine.outbox().read(|state| counters::all(state.rows())).await?.into_iter().collect();
+            self.engine.outbox().read(|state| state.lanes()).await?.into_iter().collect();
         let endpoints: Vec<_> =
             self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
         let now = self.engine.now();
@@ -460,7 +460,7 @@ async fn refill(engine: Engine, endpoint: EndpointNumber, after: Option<DueKey>,
     let read = engine
         .outbox()
         .read(move |state| {
-            let (entries, exhausted) = pending::refill(state.rows(), endpoint, after, limit);
+            let (entries, exhausted) = state.sendable(endpoint, after, limit);
             Signal::Refilled { endpoint, entries, exhausted, as_of: state.applied() }
         })
         .await;
@@ -476,8 +476,7 @@ async fn measure(engine: Engine) {
     let ordered = outbox.directory(|directory| {
         directory.endpoints().any(|endpoint| endpoint.ordering != crate::domain::Ordering::None)
     });
-    let counted =
-        if ordered { outbox.read(|state| counters::all(state.rows())).await } else { Ok(Vec::new()) };
+    let counted = if ordered { outbox.read(|state| state.lanes()).await } else { Ok(Vec::new()) };
     if let Ok(counted) = counted {
         let behind = counted.into_iter().filter(|(_, lane)| lane.waiting > 0).map(|(number, _)| number);
         engine.signal(Signal::Behind(behind.collect()));
@@ -515,7 +514,7 @@ async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
     let expired = engine
         .outbox()
         .read(move |state| {
-            let (entries, _) = pending::refill(state.rows(), number, None, limits::BULK_DELIVERIES_MAX);
+            let (entries, _) = state.sendable(number, None, limits::BULK_DELIVERIES_MAX);
             let old =
                 entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
             old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect::<Vec<_>>()

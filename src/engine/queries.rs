@@ -14,10 +14,10 @@ use crate::domain::{
 };
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
-use crate::projections::reads::{self, DeliveryFacts, Found};
-use crate::projections::{counters, idempotency, stats};
+use crate::projections::reads::{DeliveryFacts, Found};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
+use crate::store::ReadModel;
 use crate::store::backup::{self, BackupPart};
 use crate::store::journal::ReadError;
 use crate::store::types::chosen_scope;
@@ -42,7 +42,7 @@ impl Engine {
         if !scope.covers(&event.tenant) {
             return Ok(None);
         }
-        let facts = self.outbox().read(move |state| reads::deliveries_of(state.rows(), position)).await?;
+        let facts = self.outbox().read(move |state| state.deliveries_of(position)).await?;
         Ok(Some(self.event_view(position, event, facts).await))
     }
 
@@ -58,12 +58,15 @@ impl Engine {
             let found = self.event_of_time(Timestamp::from_millis(ulid.timestamp_ms()), id.clone()).await?;
             if let Some((position, event)) = found {
                 // The journal may still have what retention has let go.
-                let known = self.outbox().read(move |state| reads::knows(state.rows(), position)).await?;
+                let known = self.outbox().read(move |state| state.knows(position)).await?;
                 return Ok(known.then_some((position, event)));
             }
         }
         let chosen = chosen_scope(tenant, id);
-        let known = self.outbox().read(move |state| idempotency::known(state.rows(), &chosen)).await?;
+        let known = self
+            .outbox()
+            .read(move |state| state.request(&chosen).filter(|known| state.knows(known.position)))
+            .await?;
         match known {
             Some(known) => Ok(self.event_at(known.position).await?.map(|event| (known.position, event))),
             None => Ok(None),
@@ -189,10 +192,9 @@ impl Engine {
     ) -> Result<Page<EventView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
         let page = self
-            .list(after, limit, move |rows, after, limit| {
-                let status = |states: &mut dyn Iterator<Item = DeliveryState>| event_status(states);
-                let found = reads::events(rows, &filter, after, limit, status);
-                let items = found.items.into_iter().map(|at| (at, reads::deliveries_of(rows, at))).collect();
+            .list(after, limit, move |state, after, limit| {
+                let found = state.events(&filter, after, limit);
+                let items = found.items.into_iter().map(|at| (at, state.deliveries_of(at))).collect();
                 Found { items, next: found.next }
             })
             .await?;
@@ -211,14 +213,14 @@ impl Engine {
         &self,
         after: Option<Cursor>,
         limit: usize,
-        step: impl Fn(&dyn crate::projections::Rows, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
+        step: impl Fn(&dyn ReadModel, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
     ) -> Result<Page<T>, Unavailable> {
         let mut page = Page { items: Vec::new(), next: after, as_of: Position(0) };
         let started = self.now().monotonic;
         for steps in 1.. {
             let (step, after, wanted) = (step.clone(), page.next, limit - page.items.len());
             let (found, as_of) =
-                self.outbox().read(move |state| (step(state.rows(), after, wanted), state.applied())).await?;
+                self.outbox().read(move |state| (step(state, after, wanted), state.applied())).await?;
             page.as_of = as_of;
             page.items.extend(found.items);
             page.next = found.next;
@@ -269,8 +271,8 @@ impl Engine {
     ) -> Result<EndpointStats, Unavailable> {
         self.outbox()
             .read(move |state| {
-                let hours = stats::window(state.rows(), endpoint, since, until);
-                let lane = counters::lane(state.rows(), endpoint);
+                let hours = state.statistics(endpoint, since, until);
+                let lane = state.lane(endpoint);
                 EndpointStats {
                     since,
                     until,
@@ -282,7 +284,7 @@ impl Engine {
                     latency_p95: hours.percentile(0.95),
                     latency_p99: hours.percentile(0.99),
                     backlog: lane.pending,
-                    oldest_pending: reads::oldest_pending(state.rows(), endpoint),
+                    oldest_pending: state.oldest_pending(endpoint),
                 }
             })
             .await
@@ -291,7 +293,7 @@ impl Engine {
     /// # Errors
     /// When the outbox cannot answer.
     pub async fn lane(&self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
-        let counted = self.outbox().read(move |state| counters::lane(state.rows(), endpoint)).await?;
+        let counted = self.outbox().read(move |state| state.lane(endpoint)).await?;
         let report = self.explain(endpoint).await?;
         let in_flight = report.in_flight as u64;
         let reason = with_order(report.reason, counted.waiting > 0);
@@ -320,7 +322,7 @@ impl Engine {
     ) -> Result<Page<DeliveryView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
         let page = self
-            .list(after, limit, move |rows, after, limit| reads::deliveries(rows, &filter, after, limit))
+            .list(after, limit, move |state, after, limit| state.deliveries(&filter, after, limit))
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for facts in page.items {
@@ -338,7 +340,7 @@ impl Engine {
         scope: &Scope,
         key: DeliveryKey,
     ) -> Result<Option<DeliveryDetail>, Unavailable> {
-        let facts = self.outbox().read(move |state| reads::delivery(state.rows(), key)).await?;
+        let facts = self.outbox().read(move |state| state.delivery(key)).await?;
         let Some(facts) = facts else { return Ok(None) };
         let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
             return Ok(None);
@@ -360,10 +362,9 @@ impl Engine {
     ) -> Result<Page<DeadLetterView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(self.empty_page()) };
         let page = self
-            .list(after, limit, move |rows, after, limit| {
-                let found = reads::dead_letters(rows, &filter, after, limit);
-                let facts =
-                    |letter: crate::projections::dead::Letter| reads::dead_letter(rows, letter.delivery);
+            .list(after, limit, move |state, after, limit| {
+                let found = state.dead_letters(&filter, after, limit);
+                let facts = |letter: crate::projections::dead::Letter| state.dead_letter(letter.delivery);
                 Found { items: found.items.into_iter().filter_map(facts).collect(), next: found.next }
             })
             .await?;
@@ -387,7 +388,7 @@ impl Engine {
         scope: &Scope,
         key: DeliveryKey,
     ) -> Result<Option<DeadLetterDetail>, Unavailable> {
-        let found = self.outbox().read(move |state| reads::dead_letter(state.rows(), key)).await?;
+        let found = self.outbox().read(move |state| state.dead_letter(key)).await?;
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
         let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
             return Ok(None);
@@ -421,7 +422,7 @@ impl Engine {
     /// When the outbox cannot answer.
     pub async fn remembered(&self, wanted: &Idempotency) -> Result<Remembered, Unavailable> {
         let scope = wanted.scope;
-        let known = self.outbox().read(move |state| idempotency::known(state.rows(), &scope)).await?;
+        let known = self.outbox().read(move |state| state.request(&scope)).await?;
         let position = match judge_idempotency(known.as_ref(), &wanted.fingerprint, self.now().wall) {
             Judged::Fresh => return Ok(Remembered::Nothing),
             Judged::Mismatch(_) => return Ok(Remembered::Mismatch),

@@ -272,7 +272,9 @@ impl Step<'_> {
         Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
     }
 
-    /// A late result does not overwrite a cancel: without its due row an attempt changes nothing but the statistics.
+    /// A late result does not overwrite a cancel: of a delivery that is not pending with this due time an attempt changes
+    /// nothing but the statistics. Whether it was its turn in its queue does not matter: a journal from which retention
+    /// has taken what stood before it says otherwise than the whole one.
     fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
         stats::change(self.rows, delivery.endpoint, attempt.started_at, |hour| {
@@ -281,8 +283,12 @@ impl Step<'_> {
             hour.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
         });
         self.note_health(delivery.endpoint, attempt);
-        let Some(row) = pending::due_row(self.rows, delivery.endpoint, key) else { return };
-        let mut detail = self.detail(delivery, &row, due);
+        let place = match pending::due_row(self.rows, delivery.endpoint, key) {
+            Some(row) => Some(Place { due, sendable: true, row }),
+            None => self.place(delivery).filter(|place| place.due == due),
+        };
+        let Some(place) = place else { return };
+        let mut detail = self.detail(delivery, &place.row, due);
         detail.last_status = attempt.status;
         detail.progress.attempts += 1;
         detail.progress.attempts_in_series += 1;
@@ -291,11 +297,10 @@ impl Step<'_> {
         }
         detail.attempts.push(self.position);
         let finished_at = attempt.started_at.plus(attempt.duration);
-        let place = Place { due, sendable: true, row };
         match attempt.next {
             Next::RetryAt(at) => {
                 detail.progress.trigger = Trigger::Retry;
-                self.move_to(delivery, key, at, &mut detail, row.order);
+                self.move_to(delivery, &place, at, &mut detail);
             }
             Next::Delivered => {
                 self.remove(delivery, &place);
@@ -328,19 +333,16 @@ impl Step<'_> {
     }
 
     /// A pending delivery gets another due time.
-    fn move_to(
-        &mut self,
-        delivery: DeliveryKey,
-        old: DueKey,
-        due: Timestamp,
-        detail: &mut Detail,
-        order: Option<OrderHash>,
-    ) {
-        self.unmake_due(delivery.endpoint, old);
+    fn move_to(&mut self, delivery: DeliveryKey, place: &Place, due: Timestamp, detail: &mut Detail) {
         detail.due = due;
         pending::put_detail(self.rows, delivery, detail);
-        let key = DueKey { due, event: delivery.event };
-        self.make_due(delivery.endpoint, key, &Row { progress: detail.progress, order }, false);
+        let row = Row { progress: detail.progress, order: place.row.order };
+        if place.sendable {
+            self.unmake_due(delivery.endpoint, DueKey { due: place.due, event: delivery.event });
+            self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
+        } else if let Some(order) = row.order {
+            pending::requeue(self.rows, delivery, order, due, &row);
+        }
     }
 
     fn settle(&mut self, delivery: DeliveryKey, state: DeliveryState, at: Timestamp, detail: &Detail) {
@@ -389,15 +391,11 @@ impl Step<'_> {
 
     fn revive(&mut self, delivery: DeliveryKey, trigger: Trigger, at: Timestamp) {
         if let Some(place) = self.place(delivery) {
-            if place.sendable {
-                let mut detail = self.detail(delivery, &place.row, place.due);
-                detail.progress.attempts_in_series = 0;
-                detail.progress.series_started = at;
-                detail.progress.trigger = trigger;
-                let old = DueKey { due: place.due, event: delivery.event };
-                self.move_to(delivery, old, at, &mut detail, place.row.order);
-            }
-            return;
+            let mut detail = self.detail(delivery, &place.row, place.due);
+            detail.progress.attempts_in_series = 0;
+            detail.progress.series_started = at;
+            detail.progress.trigger = trigger;
+            return self.move_to(delivery, &place, at, &mut detail);
         }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
         let before = pages::state_of(self.rows, delivery);

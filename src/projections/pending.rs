@@ -173,11 +173,20 @@ pub fn enqueue(
     row: &Row,
 ) -> bool {
     let alone = super::rows::first_with(rows, &queue_prefix(delivery.endpoint, order)).is_none();
+    rows.put_new(&queue_key(delivery, order), queue_value(due, row));
+    alone
+}
+
+/// Changes what a delivery that waits in its queue will be due by.
+pub fn requeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash, due: Timestamp, row: &Row) {
+    rows.put(&queue_key(delivery, order), queue_value(due, row));
+}
+
+fn queue_value(due: Timestamp, row: &Row) -> Vec<u8> {
     let mut value = Vec::with_capacity(32);
     put_varint(&mut value, due.millis());
     row.encode(&mut value);
-    rows.put_new(&queue_key(delivery, order), value);
-    alone
+    value
 }
 
 pub fn dequeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash) {

@@ -6,11 +6,14 @@
 
 pub mod backup;
 pub mod codec;
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod directory;
 pub mod disk;
 pub mod journal;
 pub mod outbox;
 mod queue;
+pub mod read_model;
 pub mod recent;
 pub mod retention;
 pub mod state;
@@ -19,3 +22,4 @@ pub mod writer;
 
 pub use outbox::{Health, Notice, OpenError, Opened, Outbox, Written};
 pub use queue::Admission;
+pub use read_model::ReadModel;

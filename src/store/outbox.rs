@@ -21,13 +21,14 @@ use super::journal::{
     AppendError, Journal, JournalError, JournalOptions, JournalReader, OpenReport, ReadError,
 };
 use super::queue::{Admission, UnitQueue};
+use super::read_model::ReadModel;
 use super::recent::Prepared;
 use super::state::{State, StateError};
 use super::types::Unavailable;
 use super::writer::{Committed, Committer, GroupResult, Outcome, Refusal, Source, Unit};
 use crate::domain::{Position, Record, StreamName, Tenant, Timestamp};
 use crate::limits;
-use crate::projections::{LaneChange, idempotency, streams};
+use crate::projections::LaneChange;
 
 /// Records that the state may be behind the journal before the writer waits for it.
 const STATE_LAG_MAX: u64 = 20_000;
@@ -92,6 +93,18 @@ pub enum Written {
 /// Is told what was written and how long it took.
 pub type Observer = Arc<dyn Fn(Written, Duration) + Send + Sync>;
 
+/// How far some long work on the journal's records has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub at: Position,
+    pub of: Position,
+    /// Records that it has looked at.
+    pub records: u64,
+}
+
+/// Hears of progress, some hundred times a second.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
+
 enum StateMessage {
     Committed(Arc<Committed>),
     Read(Box<dyn FnOnce(&State) + Send>),
@@ -148,12 +161,13 @@ impl Outbox {
         admission: Admission,
         mut source: Box<dyn Source>,
         observer: Observer,
+        progress: OnProgress<'_>,
     ) -> Result<Opened, OpenError> {
         let lock = claim(path)?;
         let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
         let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
         let (mut journal, mut report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
-        let (state, rebuilt, replayed) = open_state(path, &mut journal, &mut report)?;
+        let (state, rebuilt, replayed) = open_state(path, &mut journal, &mut report, progress)?;
         let last_time = journal.last_time();
         let Assembled { outbox, notices, writer, state } =
             Self::assemble(journal, state, admission, source, observer, Some(lock));
@@ -266,14 +280,12 @@ impl Outbox {
             return Ok(Prepared::default());
         }
         self.read(move |state| {
-            let rows = state.rows();
-            let scopes =
-                scopes.into_iter().filter_map(|scope| Some((scope, idempotency::known(rows, &scope)?)));
+            let scopes = scopes.into_iter().filter_map(|scope| Some((scope, state.request(&scope)?)));
             let scopes = scopes.collect();
             let streams = names
                 .into_iter()
                 .filter_map(|(tenant, name)| {
-                    let head = streams::head(rows, &tenant, &name)?;
+                    let head = state.stream(&tenant, &name)?;
                     Some(((tenant, name), head.version))
                 })
                 .collect();
@@ -288,7 +300,7 @@ impl Outbox {
     /// When the outbox has stopped.
     pub async fn read<R: Send + 'static>(
         &self,
-        question: impl FnOnce(&State) -> R + Send + 'static,
+        question: impl FnOnce(&dyn ReadModel) -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
         let (sender, answer) = oneshot::channel();
         let ask = Box::new(move |state: &State| {
@@ -423,10 +435,11 @@ pub(super) fn stamp(path: &Path) -> std::io::Result<()> {
 }
 
 /// Opens the state, or moves it aside and starts a new one; then replays.
-fn open_state(
+pub(crate) fn open_state(
     path: &Path,
     journal: &mut Journal,
     report: &mut OpenReport,
+    progress: OnProgress<'_>,
 ) -> Result<(State, Option<String>, u64), OpenError> {
     let directory = path.join("state");
     let end = journal.reader().last_position();
@@ -446,16 +459,20 @@ fn open_state(
             (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
         }
     };
-    let replayed = catch_up(&mut state, journal)?;
+    let replayed = catch_up(&mut state, journal, progress)?;
     Ok((state, rebuilt, replayed))
 }
 
 /// Applies what the journal has and the state has not; gives how many records that was.
-pub(crate) fn catch_up(state: &mut State, journal: &Journal) -> Result<u64, OpenError> {
+pub(crate) fn catch_up(
+    state: &mut State,
+    journal: &Journal,
+    progress: OnProgress<'_>,
+) -> Result<u64, OpenError> {
     for record in records(&journal.reader(), state.directory()) {
         state.know(&record);
     }
-    replay(state, journal, journal.reader().last_position())
+    replay(state, &journal.reader(), journal.reader().last_position(), progress)
 }
 
 /// One is kept, for whoever wants to know what was wrong with it.
@@ -469,11 +486,15 @@ fn move_aside(directory: &Path) -> std::io::Result<PathBuf> {
     Ok(aside)
 }
 
-fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, OpenError> {
+fn replay(
+    state: &mut State,
+    reader: &JournalReader,
+    end: Position,
+    progress: OnProgress<'_>,
+) -> Result<u64, OpenError> {
     let mut replayed = 0;
     let mut changes = Vec::new();
-    let mut reported = Instant::now();
-    for frame in journal.reader().frames_from(state.applied().next()) {
+    for frame in reader.frames_from(state.applied().next()) {
         let frame = match frame {
             Ok(frame) => frame,
             Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
@@ -490,10 +511,7 @@ fn replay(state: &mut State, journal: &Journal, end: Position) -> Result<u64, Op
                 state.checkpoint(Timestamp::default())?;
             }
         }
-        if reported.elapsed() > Duration::from_secs(1) {
-            reported = Instant::now();
-            tracing::info!(position = state.applied().0, of = end.0, "replaying the journal");
-        }
+        progress(Progress { at: state.applied(), of: end, records: replayed });
     }
     state.reach(end);
     state.checkpoint(Timestamp::default())?;

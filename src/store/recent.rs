@@ -47,12 +47,15 @@ impl Recent {
         as_of >= self.floor
     }
 
-    pub(super) fn scope(&self, scope: &[u8; 16]) -> Option<&Known> {
-        self.scopes.get(scope).filter(|_| !knobs::has(Bug::ForgetRecentKeys))
+    /// What was committed since `as_of`. About what was before, the state has the last word: it may have forgotten it.
+    pub(super) fn scope(&self, scope: &[u8; 16], as_of: Position) -> Option<&Known> {
+        let known = self.scopes.get(scope).filter(|known| known.position > as_of);
+        known.filter(|_| !knobs::has(Bug::ForgetRecentKeys))
     }
 
-    pub(super) fn stream(&self, name: &(Tenant, StreamName)) -> Option<u64> {
-        self.streams.get(name).map(|(version, _)| *version)
+    /// As [`Self::scope`].
+    pub(super) fn stream(&self, name: &(Tenant, StreamName), as_of: Position) -> Option<u64> {
+        self.streams.get(name).filter(|(_, position)| *position > as_of).map(|(version, _)| *version)
     }
 
     pub(super) fn put_scope(&mut self, scope: [u8; 16], known: Known) {

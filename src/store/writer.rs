@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use ulid::Ulid;
@@ -162,15 +163,9 @@ impl Committer {
             matcher.insert(endpoint);
         }
         let recent = Recent::new(Position(journal.next_position().0 - 1));
-        Self {
-            journal,
-            directory,
-            matcher,
-            recent,
-            source,
-            last_time: Timestamp::default(),
-            last_ulid: Ulid::nil(),
-        }
+        // Later than the last commit of the life before, so that ids rise although their random parts begin anew.
+        let last_time = journal.last_time().plus(Duration::from_millis(1));
+        Self { journal, directory, matcher, recent, source, last_time, last_ulid: Ulid::nil() }
     }
 
     /// Judges the units in order and commits them with one `fdatasync`.
@@ -258,7 +253,7 @@ impl Committer {
             let found = staged
                 .scopes
                 .get(&wanted.scope)
-                .or_else(|| self.recent.scope(&wanted.scope))
+                .or_else(|| self.recent.scope(&wanted.scope, prepared.as_of))
                 .or_else(|| prepared.scopes.get(&wanted.scope));
             match judge_idempotency(found, &wanted.fingerprint, self.last_time) {
                 Judged::Fresh => {}
@@ -294,7 +289,7 @@ impl Committer {
             .streams
             .get(&name)
             .map(|(version, _)| *version)
-            .or_else(|| self.recent.stream(&name))
+            .or_else(|| self.recent.stream(&name, prepared.as_of))
             .or_else(|| prepared.streams.get(&name).copied());
         judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version))).map_err(
             |conflict| Outcome::VersionConflict { expected: conflict.expected, actual: conflict.actual },

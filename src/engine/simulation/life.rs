@@ -108,8 +108,8 @@ impl Life {
         let end = reader.last_position();
         let mut state =
             State::over(Base::Memory(world.rows.clone()), end).map_err(|error| error.to_string())?;
-        let replayed = catch_up(&mut state, &journal).map_err(|error| error.to_string())?;
-        world.with(|inner| inner.model.compare(&state))?;
+        let replayed = catch_up(&mut state, &journal, &mut |_| ()).map_err(|error| error.to_string())?;
+        world.with(|inner| inner.model.compare(&state, wall()))?;
         world.note(format_args!("life begins at {end}, {replayed} replayed, {} torn", report.torn_bytes));
         let admission = Admission { bytes: 1 << 24, commands: 10_000 };
         let source = Box::new(SimulatedSource(chance));
@@ -390,7 +390,7 @@ impl Life {
         if self.is_over() && (self.writer_ended || !self.world.is_alive()) {
             return End::PowerCut;
         }
-        if let Err(broken) = self.world.with(|inner| inner.model.compare(self.state.state())) {
+        if let Err(broken) = self.world.with(|inner| inner.model.compare(self.state.state(), wall())) {
             self.world.breaks(broken);
         }
         self.world.count("stops");

@@ -135,7 +135,7 @@ fn live_through(world: &World) -> Result<(), String> {
 /// The books of the model and of the receivers agree.
 fn check_end(world: &World) -> Result<(), String> {
     world.with(|inner| {
-        for (key, known) in &inner.model.deliveries {
+        for (key, known) in &inner.model.oracle.deliveries {
             match known.state {
                 DeliveryState::Pending => return Err(format!("{key:?} is still pending")),
                 DeliveryState::Delivered if !inner.received.contains(key) => {

@@ -1,32 +1,20 @@
-//! What the journal means, told a second time and as simply as possible.
+//! What an onlooker makes of every commit: whether it could have been, and what lanes may do after it.
 //!
-//! Owns a plain map of everything that was ever committed. It shares no code with the fold, the rows or the lanes, and is
-//! what all of them are compared with.
+//! Owns the promises about single records (positions, ids, keys, versions, targets) and what is known of subscribers. What
+//! deliveries have come to is the oracle's, with which each state is compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Next, Ordering,
-    Position, Record, Tenant, Timestamp,
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Position, Record,
+    Tenant, Timestamp,
 };
-use crate::projections::{counters, pending, reads};
 use crate::rules::matching::pattern_matches;
+use crate::store::conformance::compare::{Moment, compare};
+use crate::store::conformance::oracle::{Delivery, Oracle};
 use crate::store::state::State;
-
-#[derive(Clone, Debug)]
-pub(super) struct Delivery {
-    pub(super) state: DeliveryState,
-    pub(super) due: Timestamp,
-    pub(super) attempts: u32,
-    /// An operator or a deletion has had a hand in it: lanes may lag behind that.
-    pub(super) touched: bool,
-    /// The queue that it stands in.
-    pub(super) order: Option<String>,
-    /// A lane may send it.
-    pub(super) sendable: bool,
-}
 
 #[derive(Debug)]
 pub(super) struct Subscriber {
@@ -40,18 +28,16 @@ pub(super) struct Subscriber {
 /// How long a lane may lag behind a change of its endpoint.
 pub(super) const LAG_MAX: Duration = Duration::from_secs(3);
 
-type Queue = (EndpointNumber, String);
-
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) records: Vec<(Position, Record)>,
-    pub(super) events: BTreeMap<Position, Arc<Event>>,
-    pub(super) deliveries: BTreeMap<DeliveryKey, Delivery>,
+    pub(super) oracle: Oracle,
+    /// An operator or a deletion has had a hand in these: lanes may lag behind that.
+    touched: BTreeSet<DeliveryKey>,
     pub(super) endpoints: BTreeMap<EndpointNumber, Subscriber>,
     ids: BTreeMap<(Tenant, EventId), Position>,
     scopes: BTreeMap<[u8; 16], (Position, Option<Timestamp>)>,
     pub(super) streams: BTreeMap<(String, String), u64>,
-    queues: BTreeMap<Queue, BTreeSet<Position>>,
     /// How long events are kept; the latest time that retention may have seen.
     pub(super) keep: Option<Duration>,
     pub(super) latest: Timestamp,
@@ -60,12 +46,10 @@ pub(super) struct Model {
 impl Model {
     /// Whether retention may have taken an event by now.
     pub(super) fn may_be_gone(&self, position: Position) -> bool {
-        let (Some(keep), Some(event)) = (self.keep, self.events.get(&position)) else { return false };
-        let from = DeliveryKey { event: position, endpoint: EndpointNumber(0) };
-        let to = DeliveryKey { event: position.next(), endpoint: EndpointNumber(0) };
+        let (Some(keep), Some(event)) = (self.keep, self.oracle.events.get(&position)) else { return false };
         let over = |state| matches!(state, DeliveryState::Delivered | DeliveryState::Cancelled);
         event.accepted_at.plus(keep) <= self.latest
-            && self.deliveries.range(from..to).all(|(_, known)| over(known.state))
+            && self.oracle.of_event(position).all(|(_, known)| over(known.state))
     }
 
     /// Whether a record may have left the journal.
@@ -105,19 +89,6 @@ impl Model {
         self.records.push((position, record.clone()));
         match record {
             Record::EventAccepted(event) => self.accept(position, event)?,
-            Record::AttemptFinished { delivery, due, attempt } => {
-                let pending = |known: &&mut Delivery| {
-                    known.state == DeliveryState::Pending && known.due == *due && known.sendable
-                };
-                if let Some(known) = self.deliveries.get_mut(delivery).filter(pending) {
-                    known.attempts += 1;
-                    match attempt.next {
-                        Next::RetryAt(at) => known.due = at,
-                        Next::Delivered => self.settle(*delivery, DeliveryState::Delivered),
-                        Next::Dead(reason) => self.settle(*delivery, DeliveryState::Dead(reason)),
-                    }
-                }
-            }
             Record::EndpointPut(endpoint) => self.put_endpoint(endpoint, now)?,
             Record::EndpointDeleted { endpoint, .. } => {
                 let known = self.endpoints.get_mut(endpoint).filter(|known| !known.deleted);
@@ -125,34 +96,28 @@ impl Model {
                 known.deleted = true;
                 known.changed_at = now;
             }
-            Record::DeliveriesRevived { deliveries, at, .. } => {
-                for delivery in deliveries {
-                    self.revive(*delivery, *at);
-                }
-            }
-            Record::DeliveriesCancelled { deliveries, .. } => {
-                for delivery in deliveries {
-                    self.give_up(*delivery, DeliveryState::Cancelled);
-                }
-            }
-            Record::DeliveriesDied { deliveries, reason, .. } => {
-                for delivery in deliveries {
-                    self.give_up(*delivery, DeliveryState::Dead(*reason));
-                }
+            Record::DeliveriesRevived { deliveries, .. } => self.touch(deliveries, |_| true),
+            Record::DeliveriesCancelled { deliveries, .. } | Record::DeliveriesDied { deliveries, .. } => {
+                self.touch(deliveries, |state| state == DeliveryState::Pending);
             }
             Record::DeadLettersPurged { deliveries, .. } => {
-                for delivery in deliveries {
-                    if let Some(known) = self.deliveries.get_mut(delivery)
-                        && matches!(known.state, DeliveryState::Dead(_))
-                    {
-                        known.state = DeliveryState::Cancelled;
-                        known.touched = true;
-                    }
-                }
+                self.touch(deliveries, |state| matches!(state, DeliveryState::Dead(_)));
             }
-            Record::KeyPut(_) | Record::KeyDeleted { .. } | Record::RequestAnswered { .. } => {}
+            Record::AttemptFinished { .. }
+            | Record::KeyPut(_)
+            | Record::KeyDeleted { .. }
+            | Record::RequestAnswered { .. } => {}
         }
+        self.oracle.apply(position, record);
         Ok(())
+    }
+
+    /// Those that there are (or, when there are none yet, will be) and that the record changes.
+    fn touch(&mut self, deliveries: &[DeliveryKey], changes: fn(DeliveryState) -> bool) {
+        let changed = deliveries
+            .iter()
+            .filter(|key| self.oracle.deliveries.get(key).is_none_or(|known| changes(known.state)));
+        self.touched.extend(changed);
     }
 
     fn accept(&mut self, position: Position, event: &Arc<Event>) -> Result<(), String> {
@@ -162,7 +127,8 @@ impl Model {
         {
             return Err(format!("{} is at {before} and at {position}", event.id));
         }
-        if self.events.last_key_value().is_some_and(|(_, last)| last.accepted_at > event.accepted_at) {
+        let last = self.oracle.events.last_key_value();
+        if last.is_some_and(|(_, last)| last.accepted_at > event.accepted_at) {
             return Err(format!("{} was accepted before the event before it", event.id));
         }
         for remembered in &event.idempotency {
@@ -193,11 +159,6 @@ impl Model {
         if wanted != event.targets {
             return Err(format!("{} goes to {:?}, not to {wanted:?}", event.id, event.targets));
         }
-        self.events.insert(position, event.clone());
-        for endpoint in wanted {
-            let key = DeliveryKey { event: position, endpoint };
-            self.add(key, event.first_due(), 0, false);
-        }
         Ok(())
     }
 
@@ -220,70 +181,12 @@ impl Model {
         Ok(())
     }
 
-    /// A delivery becomes pending.
-    fn add(&mut self, key: DeliveryKey, due: Timestamp, attempts: u32, touched: bool) {
-        let event = &self.events[&key.event];
-        let order = match self.endpoints.get(&key.endpoint).map(|known| known.endpoint.ordering) {
-            Some(Ordering::Endpoint) => Some(String::new()),
-            Some(Ordering::Key) => Some(match (&event.ordering_key, &event.stream) {
-                (Some(key), _) => key.to_string(),
-                (None, Some((stream, _))) => stream.to_string(),
-                (None, None) => event.id.to_string(),
-            }),
-            Some(Ordering::None) | None => None,
-        };
-        let sendable = order.as_ref().is_none_or(|order| {
-            let queue = self.queues.entry((key.endpoint, order.clone())).or_default();
-            queue.insert(key.event);
-            queue.len() == 1
-        });
-        let state = DeliveryState::Pending;
-        self.deliveries.insert(key, Delivery { state, due, attempts, touched, order, sendable });
-    }
-
-    /// A pending delivery ends; the next of its queue is let through.
-    fn settle(&mut self, key: DeliveryKey, state: DeliveryState) {
-        let Some(known) = self.deliveries.get_mut(&key) else { return };
-        let (order, sendable) = (known.order.take(), known.sendable);
-        (known.state, known.sendable) = (state, false);
-        let Some(order) = order else { return };
-        let queue = self.queues.entry((key.endpoint, order)).or_default();
-        queue.remove(&key.event);
-        if let Some(event) = queue.first().copied().filter(|_| sendable)
-            && let Some(head) = self.deliveries.get_mut(&DeliveryKey { event, ..key })
-        {
-            head.sendable = true;
-        }
-    }
-
-    fn give_up(&mut self, key: DeliveryKey, state: DeliveryState) {
-        if let Some(known) = self.deliveries.get_mut(&key)
-            && known.state == DeliveryState::Pending
-        {
-            known.touched = true;
-            self.settle(key, state);
-        }
-    }
-
-    fn revive(&mut self, key: DeliveryKey, at: Timestamp) {
-        match self.deliveries.get_mut(&key) {
-            Some(known) if known.state == DeliveryState::Pending => {
-                known.touched = true;
-                if known.sendable {
-                    known.due = at;
-                }
-            }
-            Some(known) => {
-                let attempts = known.attempts;
-                self.add(key, at, attempts, true);
-            }
-            None if self.events.contains_key(&key.event) => self.add(key, at, 0, true),
-            None => {}
-        }
-    }
-
     pub(super) fn pending(&self) -> impl Iterator<Item = (&DeliveryKey, &Delivery)> {
-        self.deliveries.iter().filter(|(_, known)| known.state == DeliveryState::Pending)
+        self.oracle.deliveries.iter().filter(|(_, known)| known.state == DeliveryState::Pending)
+    }
+
+    pub(super) fn is_touched(&self, key: DeliveryKey) -> bool {
+        self.touched.contains(&key)
     }
 
     pub(super) fn subscriber(&self, endpoint: EndpointNumber) -> Option<&Subscriber> {
@@ -302,63 +205,15 @@ impl Model {
         self.ids.get(&(tenant.clone(), id.clone())).copied()
     }
 
-    /// Every row that a state shows, against this.
+    /// Everything that a state can be asked.
     ///
     /// # Errors
     /// What differs.
-    pub(super) fn compare(&self, state: &State) -> Result<(), String> {
-        if state.applied() != self.last() {
-            return Err(format!("the state stands at {}, the journal at {}", state.applied(), self.last()));
-        }
-        let rows = state.rows();
-        for (key, known) in &self.deliveries {
-            let Some(facts) = reads::delivery(rows, *key) else {
-                if self.may_be_gone(key.event) {
-                    continue;
-                }
-                return Err(format!("{key:?} is in no state"));
-            };
-            if facts.state != known.state || facts.attempts_made != known.attempts {
-                return Err(format!(
-                    "{key:?} is {:?} after {} attempts, not {known:?}",
-                    facts.state, facts.attempts_made
-                ));
-            }
-        }
-        let dead = |known: &&Delivery| matches!(known.state, DeliveryState::Dead(_));
-        let counted = state.totals();
-        let events = if self.keep.is_some() { counted.events as usize } else { self.events.len() };
-        let totals = (self.pending().count(), self.deliveries.values().filter(dead).count(), events);
-        if totals != (counted.pending as usize, counted.dead as usize, counted.events as usize) {
-            return Err(format!("totals are {counted:?}, not {totals:?}"));
-        }
-        for endpoint in self.endpoints.keys() {
-            self.compare_lane(state, *endpoint)?;
-        }
-        Ok(())
-    }
-
-    fn compare_lane(&self, state: &State, endpoint: EndpointNumber) -> Result<(), String> {
-        let rows = state.rows();
-        let own: Vec<_> = self.pending().filter(|(key, _)| key.endpoint == endpoint).collect();
-        let mut sendable: Vec<_> = own
-            .iter()
-            .filter(|(_, known)| known.sendable)
-            .map(|(key, known)| (known.due, key.event, known.attempts))
-            .collect();
-        sendable.sort_unstable();
-        let (entries, _) = pending::refill(rows, endpoint, None, usize::MAX);
-        let found: Vec<_> =
-            entries.iter().map(|(key, progress)| (key.due, key.event, progress.attempts)).collect();
-        if found != sendable {
-            return Err(format!("the lane of {endpoint:?} holds {found:?}, not {sendable:?}"));
-        }
-        let counted = counters::lane(rows, endpoint);
-        let waiting = own.len() - sendable.len();
-        if (counted.pending as usize, counted.waiting as usize) != (own.len(), waiting) {
-            return Err(format!("{endpoint:?} counts {counted:?}, not {} and {waiting}", own.len()));
-        }
-        Ok(())
+    pub(super) fn compare(&self, state: &State, now: Timestamp) -> Result<(), String> {
+        let mut oracle = self.oracle.clone();
+        let all = self.oracle.events.keys().copied();
+        oracle.forgotten = all.filter(|position| self.may_be_gone(*position)).collect();
+        compare(&oracle, state, Moment { now, rebuilt: self.keep.is_some(), limit: 7 })
     }
 
     /// What an endpoint that nobody has touched for a while must be doing.

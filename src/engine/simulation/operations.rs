@@ -428,7 +428,7 @@ fn check_accepted(
     accepted: &super::super::types::Accepted,
 ) -> Option<String> {
     let id: EventId = accepted.event.id.clone();
-    let durable = inner.model.events.get(&accepted.position);
+    let durable = inner.model.oracle.events.get(&accepted.position);
     let Some(durable) = durable.filter(|event| event.id == id).cloned() else {
         return Some(format!("{id} was answered before it was durable"));
     };
@@ -467,7 +467,8 @@ fn check_conflict(inner: &Inner, post: &Post, actual: u64) -> Option<String> {
 
 fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {
     world.with(|inner| {
-        let all: Vec<_> = inner.model.deliveries.iter().filter(|(_, known)| wanted(known.state)).collect();
+        let all: Vec<_> =
+            inner.model.oracle.deliveries.iter().filter(|(_, known)| wanted(known.state)).collect();
         if all.is_empty() { None } else { Some(*inner.chance.pick(&all).0) }
     })
 }
@@ -511,7 +512,7 @@ async fn operate_on_delivery(engine: &Engine, world: &World) {
 }
 
 async fn replay(engine: &Engine, world: &World, key: DeliveryKey) {
-    let Some(event) = world.with(|inner| inner.model.events.get(&key.event).cloned()) else { return };
+    let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
     let id = engine.outbox().directory(|directory| directory.id_of(key.endpoint).cloned());
     let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
     let result = engine.replay_event(&EVERYBODY, &event.tenant, &event.id, chosen).await;

@@ -241,7 +241,7 @@ impl Request<'_> {
         let event =
             inner.model.event_by_id(&endpoint.tenant, &id).ok_or("it was sent before it was durable")?;
         let key = DeliveryKey { event, endpoint: self.endpoint };
-        self.check_contents(&endpoint, &before, &inner.model.events[&event])?;
+        self.check_contents(&endpoint, &before, &inner.model.oracle.events[&event])?;
         self.check_state(inner, key, now.wall)?;
         self.check_gate(inner, now.wall)?;
         self.check_consent(&endpoint, if just_changed { &before } else { &[] })?;
@@ -277,8 +277,8 @@ impl Request<'_> {
     }
 
     fn check_state(&self, inner: &Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
-        let known = inner.model.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
-        if known.touched {
+        let known = inner.model.oracle.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
+        if inner.model.is_touched(key) {
             return Ok(());
         }
         if known.state != DeliveryState::Pending {
@@ -287,8 +287,8 @@ impl Request<'_> {
         if inner.in_flight.contains(&key) {
             return Err("it is in flight already".to_owned());
         }
-        if self.attempt != known.attempts + 1 {
-            return Err(format!("{} attempts are recorded", known.attempts));
+        if self.attempt != known.progress.attempts + 1 {
+            return Err(format!("{} attempts are recorded", known.progress.attempts));
         }
         if known.due > now && !inner.plan.clock_jumps {
             return Err(format!("it is due at {:?}", known.due));
@@ -297,11 +297,11 @@ impl Request<'_> {
             return Err("another delivery of its ordering key is before it".to_owned());
         }
         let beside = |other: &&DeliveryKey| {
-            let other = inner.model.deliveries.get(other).filter(|_| other.endpoint == key.endpoint);
-            known.order.is_some()
-                && other.is_some_and(|other| {
-                    other.order == known.order && !other.touched && other.state == DeliveryState::Pending
-                })
+            let touched = inner.model.is_touched(**other) || other.endpoint != key.endpoint;
+            let other = inner.model.oracle.deliveries.get(other).filter(|_| !touched);
+            known.queue.is_some()
+                && other
+                    .is_some_and(|other| other.queue == known.queue && other.state == DeliveryState::Pending)
         };
         match inner.in_flight.iter().find(beside) {
             Some(other) => Err(format!("{other:?} of the same ordering key is in flight")),

@@ -137,12 +137,7 @@ impl State {
     }
 
     #[must_use]
-    pub fn totals(&self) -> Totals {
-        self.fold.totals
-    }
-
-    #[must_use]
-    pub fn rows(&self) -> &dyn Rows {
+    pub(super) fn rows(&self) -> &dyn Rows {
         &self.rows
     }
 

@@ -1,0 +1,109 @@
+//! One suite for every store: random work, and after it every question that can be asked, beside the oracle.
+//!
+//! A store of another kind passes when it implements [`Store`] and the tests at the end of this file run over it. Work is
+//! what the engine does (publish with keys and streams, change endpoints, finish attempts, revive, cancel, purge) and what
+//! befalls it: stops, kills, power cuts, a lost state, retention. Everything comes from the seed.
+
+pub(crate) mod compare;
+mod disk;
+mod memory;
+pub(crate) mod oracle;
+mod work;
+
+use std::sync::Arc;
+
+use crate::domain::{ApiKey, Endpoint, Position, Record, Timestamp};
+use crate::store::ReadModel;
+use crate::store::retention::RetentionPolicy;
+use crate::store::writer::{Command, Outcome};
+
+/// What befalls a store, before it is opened again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Stopped,
+    /// The process ends at once.
+    Killed,
+    /// The process ends, and with it what was not synced; chance decides over the rest.
+    PowerCut(u64),
+    /// Its state is gone; the journal is there.
+    StateLost,
+}
+
+/// A store under test.
+pub(crate) trait Store {
+    /// Each unit's commands are judged in order, with nothing between them; several units may share a commit.
+    fn submit(&mut self, units: Vec<Vec<Command>>) -> Vec<Vec<Outcome>>;
+    /// Asks what reflects everything that was answered.
+    fn ask(&mut self, question: &mut dyn FnMut(&dyn ReadModel) -> Result<(), String>) -> Result<(), String>;
+    /// A record, or `None` when retention has taken it.
+    fn record(&mut self, position: Position) -> Option<Record>;
+    /// Positions and records of the commits of a time.
+    fn records_at(&mut self, time: Timestamp) -> Vec<(Position, Record)>;
+    fn endpoints(&mut self) -> Vec<Arc<Endpoint>>;
+    fn keys(&mut self) -> Vec<Arc<ApiKey>>;
+    /// What its clock shows from now on.
+    fn tell_time(&mut self, now: Timestamp);
+    fn checkpoint(&mut self);
+    /// One pass.
+    fn retain(&mut self, policy: RetentionPolicy);
+    /// Ends and is opened again.
+    fn end(&mut self, end: End);
+}
+
+/// Runs the seeds of a test; a failure names its seed and what was done.
+fn passes(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> Box<dyn Store>) {
+    let first = crate::knobs::number("BALTO_TEST_SEED");
+    let seeds = first.map_or_else(|| 1..=crate::knobs::rounds(seeds), |seed| seed..=seed);
+    let mut happened = std::collections::BTreeMap::new();
+    for seed in seeds {
+        let mut work = work::Work::new(seed, make(seed));
+        let broken = work.run().err();
+        if let Some(broken) = broken {
+            let done = work.done();
+            panic!(
+                "seed {seed}: {broken}\n{done}\nseed {seed}: {broken}\nreplay: BALTO_TEST_SEED={seed} cargo test --lib {name}"
+            );
+        }
+        for (what, count) in work.happened() {
+            *happened.entry(what).or_insert(0) += count;
+        }
+    }
+    // A run that never met these shows nothing.
+    let wanted = [
+        "Accepted",
+        "Duplicate",
+        "Mismatch",
+        "VersionConflict",
+        "Endpoint",
+        "Conflict",
+        "Written",
+        "Stopped",
+        "Killed",
+        "PowerCut",
+        "StateLost",
+        "checkpoints",
+        "retained",
+    ];
+    for what in wanted.iter().chain(also) {
+        assert!(first.is_some() || happened.contains_key(what), "no seed met {what}: {happened:?}");
+    }
+}
+
+#[test]
+fn the_oracle_conforms() {
+    passes("the_oracle_conforms", 20, &[], |_| Box::new(memory::MemoryStore::default()));
+}
+
+#[test]
+fn a_store_on_a_disk_in_memory_conforms() {
+    passes("a_store_on_a_disk_in_memory_conforms", 24, &["removed"], |seed| {
+        Box::new(disk::DiskStore::in_memory(seed))
+    });
+}
+
+#[test]
+fn the_store_of_files_and_sled_conforms() {
+    passes("the_store_of_files_and_sled_conforms", 8, &["removed"], |seed| {
+        Box::new(disk::DiskStore::in_files(seed))
+    });
+}

@@ -1,0 +1,510 @@
+//! What a journal means, told a second time and as simply as possible.
+//!
+//! Owns plain maps of everything that was ever committed. It shares no code with the fold, the rows or the lists: each
+//! answer is worked out from all that there is, every time it is asked for. What is compared with it is right when it
+//! answers the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::{
+    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next, Ordering,
+    Position, Progress, Record, StreamName, Tenant, Timestamp, Trigger,
+};
+use crate::limits;
+use crate::projections::counters::Lane;
+use crate::projections::dead::Letter;
+use crate::projections::fold::Totals;
+use crate::projections::idempotency::Known;
+use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
+use crate::projections::stats::{Hour, LATENCY_CLASSES};
+use crate::projections::streams::Head;
+use crate::rules::event_status::event_status;
+use crate::store::read_model::{DeadLetter, ReadModel};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Delivery {
+    pub(crate) state: DeliveryState,
+    /// When it is or was due last.
+    pub(crate) due: Timestamp,
+    pub(crate) progress: Progress,
+    pub(crate) attempts: Vec<Position>,
+    pub(crate) last_status: Option<u16>,
+    /// When it ended, and by which record.
+    pub(crate) settled: Option<(Timestamp, Position)>,
+    /// The queue that it stands in.
+    pub(crate) queue: Option<String>,
+    /// Pending, and a lane may send it.
+    pub(crate) sendable: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Health {
+    failing_since: Option<Timestamp>,
+    last_success: Position,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Oracle {
+    pub(crate) last: Position,
+    pub(crate) events: BTreeMap<Position, Arc<Event>>,
+    pub(crate) deliveries: BTreeMap<DeliveryKey, Delivery>,
+    orderings: BTreeMap<EndpointNumber, Ordering>,
+    health: BTreeMap<EndpointNumber, Health>,
+    attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
+    pub(crate) requests: BTreeMap<[u8; 16], Known>,
+    pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
+    /// Events that are not shown any more.
+    pub(crate) forgotten: BTreeSet<Position>,
+    /// Statistics of the hours before are not shown any more.
+    pub(crate) hours_from: Timestamp,
+}
+
+impl Oracle {
+    /// Takes in the next record.
+    pub(crate) fn apply(&mut self, position: Position, record: &Record) {
+        self.last = position;
+        match record {
+            Record::EventAccepted(event) => self.accept(position, event),
+            Record::AttemptFinished { delivery, due, attempt } => {
+                self.finish(position, *delivery, *due, attempt);
+            }
+            Record::EndpointPut(endpoint) => {
+                self.orderings.insert(endpoint.number, endpoint.ordering);
+                if endpoint.status == EndpointStatus::Active {
+                    self.health.entry(endpoint.number).or_default().failing_since = None;
+                }
+            }
+            Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::DeliveriesRevived { deliveries, trigger, at } => {
+                deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
+            }
+            Record::DeliveriesCancelled { deliveries, at } => {
+                deliveries.iter().for_each(|key| {
+                    self.settle_pending(*key, DeliveryState::Cancelled, *at, position);
+                });
+            }
+            Record::DeliveriesDied { deliveries, reason, at } => {
+                deliveries.iter().for_each(|key| {
+                    self.settle_pending(*key, DeliveryState::Dead(*reason), *at, position);
+                });
+            }
+            Record::DeadLettersPurged { deliveries, at } => {
+                for key in deliveries {
+                    if let Some(known) = self.deliveries.get_mut(key)
+                        && matches!(known.state, DeliveryState::Dead(_))
+                    {
+                        known.state = DeliveryState::Cancelled;
+                        known.settled = Some((*at, position));
+                    }
+                }
+            }
+            Record::RequestAnswered { idempotency, .. } => self.remember(position, idempotency),
+        }
+    }
+
+    fn accept(&mut self, position: Position, event: &Arc<Event>) {
+        for idempotency in &event.idempotency {
+            self.remember(position, idempotency);
+        }
+        if let Some((stream, version)) = &event.stream {
+            let at = event.accepted_at;
+            let first = Head { version: *version, first_at: at, last_at: at, last: position };
+            let head = self.streams.entry((event.tenant.clone(), stream.clone())).or_insert(first);
+            (head.version, head.last_at, head.last) = (*version, at, position);
+        }
+        self.events.insert(position, event.clone());
+        let due = event.first_due();
+        let progress =
+            Progress { attempts: 0, attempts_in_series: 0, series_started: due, trigger: Trigger::Publish };
+        for endpoint in &event.targets {
+            let key = DeliveryKey { event: position, endpoint: *endpoint };
+            self.add(key, due, progress, Vec::new(), None);
+        }
+    }
+
+    fn remember(&mut self, position: Position, idempotency: &crate::domain::Idempotency) {
+        let crate::domain::Idempotency { scope, fingerprint, expires_at } = *idempotency;
+        self.requests.insert(scope, Known { position, fingerprint, expires_at });
+    }
+
+    /// The queue that a delivery would stand in now.
+    fn queue(&self, key: DeliveryKey) -> Option<String> {
+        let event = &self.events[&key.event];
+        match self.orderings.get(&key.endpoint).copied().unwrap_or_default() {
+            Ordering::None => None,
+            Ordering::Endpoint => Some("the whole endpoint".to_owned()),
+            Ordering::Key => {
+                let stream = event.stream.as_ref().map(|(name, _)| name.as_str());
+                let own = event.ordering_key.as_ref().map(crate::domain::OrderingKey::as_str);
+                Some(format!("key {}", own.or(stream).unwrap_or(event.id.as_str())))
+            }
+        }
+    }
+
+    /// Others of a queue, pending all.
+    fn queued(&self, endpoint: EndpointNumber, queue: &str) -> impl Iterator<Item = DeliveryKey> {
+        let stands = move |(key, known): &(&DeliveryKey, &Delivery)| {
+            key.endpoint == endpoint && known.queue.as_deref() == Some(queue)
+        };
+        self.deliveries.iter().filter(stands).map(|(key, _)| *key)
+    }
+
+    /// A delivery becomes pending.
+    fn add(
+        &mut self,
+        key: DeliveryKey,
+        due: Timestamp,
+        progress: Progress,
+        attempts: Vec<Position>,
+        last_status: Option<u16>,
+    ) {
+        let queue = self.queue(key);
+        let sendable = queue.as_ref().is_none_or(|queue| self.queued(key.endpoint, queue).next().is_none());
+        let state = DeliveryState::Pending;
+        let settled = None;
+        let delivery = Delivery { state, due, progress, attempts, last_status, settled, queue, sendable };
+        self.deliveries.insert(key, delivery);
+    }
+
+    fn finish(&mut self, position: Position, key: DeliveryKey, due: Timestamp, attempt: &Arc<Attempt>) {
+        self.attempts.push((key.endpoint, attempt.clone()));
+        let health = self.health.entry(key.endpoint).or_default();
+        if attempt.error.is_none() {
+            *health = Health { failing_since: None, last_success: position };
+        } else {
+            health.failing_since.get_or_insert(attempt.started_at);
+        }
+        // Of one that ended or moved there is nothing to be finished.
+        let Some(known) = self.deliveries.get_mut(&key) else { return };
+        if known.state != DeliveryState::Pending || known.due != due {
+            return;
+        }
+        known.progress.attempts += 1;
+        known.progress.attempts_in_series += 1;
+        known.last_status = attempt.status;
+        known.attempts.push(position);
+        let surplus = known.attempts.len().saturating_sub(limits::ATTEMPTS_KEPT_MAX);
+        known.attempts.drain(..surplus);
+        let ended = attempt.started_at.plus(attempt.duration);
+        match attempt.next {
+            Next::RetryAt(at) => (known.due, known.progress.trigger) = (at, Trigger::Retry),
+            Next::Delivered => self.settle_pending(key, DeliveryState::Delivered, ended, position),
+            Next::Dead(reason) => self.settle_pending(key, DeliveryState::Dead(reason), ended, position),
+        }
+    }
+
+    /// A pending delivery ends; the next of its queue may go, when it was its turn.
+    fn settle_pending(&mut self, key: DeliveryKey, state: DeliveryState, at: Timestamp, position: Position) {
+        let Some(known) = self.deliveries.get_mut(&key) else { return };
+        if known.state != DeliveryState::Pending {
+            return;
+        }
+        (known.state, known.settled) = (state, Some((at, position)));
+        let was_its_turn = std::mem::take(&mut known.sendable);
+        if let Some(queue) = known.queue.take().filter(|_| was_its_turn) {
+            let next = self.queued(key.endpoint, &queue).min();
+            if let Some(next) = next.and_then(|next| self.deliveries.get_mut(&next)) {
+                next.sendable = true;
+            }
+        }
+    }
+
+    fn revive(&mut self, key: DeliveryKey, trigger: Trigger, at: Timestamp) {
+        if !self.events.contains_key(&key.event) {
+            return;
+        }
+        let known = self.deliveries.get(&key).cloned();
+        let attempts = known.as_ref().map_or(0, |known| known.progress.attempts);
+        let progress = Progress { attempts, attempts_in_series: 0, series_started: at, trigger };
+        match known {
+            Some(known) if known.state == DeliveryState::Pending => {
+                if let Some(known) = self.deliveries.get_mut(&key) {
+                    (known.due, known.progress) = (at, progress);
+                }
+            }
+            Some(known) => self.add(key, at, progress, known.attempts, known.last_status),
+            None => self.add(key, at, progress, Vec::new(), None),
+        }
+    }
+
+    /// Whether retention may let an event go by these: `None` keeps it for ever.
+    pub(crate) fn is_over(
+        &self,
+        position: Position,
+        events: Option<Timestamp>,
+        stream_events: Option<Timestamp>,
+    ) -> bool {
+        let event = &self.events[&position];
+        let cutoff = if event.stream.is_some() { stream_events } else { events };
+        let ended = |known: &Delivery, cutoff| match known.state {
+            DeliveryState::Delivered | DeliveryState::Cancelled => {
+                known.settled.is_some_and(|(at, _)| at < cutoff)
+            }
+            DeliveryState::Pending | DeliveryState::Dead(_) => false,
+        };
+        cutoff.is_some_and(|cutoff| {
+            event.accepted_at < cutoff && self.of_event(position).all(|(_, known)| ended(known, cutoff))
+        })
+    }
+
+    pub(crate) fn of_event(&self, event: Position) -> impl Iterator<Item = (&DeliveryKey, &Delivery)> {
+        let first = |event| DeliveryKey { event, endpoint: EndpointNumber(0) };
+        self.deliveries.range(first(event)..first(event.next()))
+    }
+
+    fn shown(&self) -> impl DoubleEndedIterator<Item = (Position, &Arc<Event>)> {
+        let shown = |(position, _): &(&Position, &Arc<Event>)| !self.forgotten.contains(position);
+        self.events.iter().filter(shown).map(|(position, event)| (*position, event))
+    }
+
+    fn facts(&self, key: DeliveryKey, known: &Delivery) -> DeliveryFacts {
+        let event = &self.events[&key.event];
+        let is_pending = known.state == DeliveryState::Pending;
+        DeliveryFacts {
+            key,
+            state: known.state,
+            accepted_at: event.accepted_at,
+            tenant: event.tenant.as_str().into(),
+            event_type: event.event_type.as_str().into(),
+            attempts_made: known.progress.attempts,
+            attempts: known.attempts.clone(),
+            due: is_pending.then_some(known.due),
+            settled_at: known.settled.map(|(at, _)| at).filter(|_| !is_pending),
+            last_status: known.last_status,
+        }
+    }
+
+    fn letters(&self) -> Vec<Letter> {
+        let letter = |(key, known): (&DeliveryKey, &Delivery)| {
+            let DeliveryState::Dead(reason) = known.state else { return None };
+            let ((died_at, death), event) = (known.settled?, &self.events[&key.event]);
+            Some(Letter {
+                delivery: *key,
+                death,
+                died_at,
+                reason,
+                tenant: event.tenant.as_str().into(),
+                event_type: event.event_type.as_str().into(),
+            })
+        };
+        let mut letters: Vec<_> = self.deliveries.iter().filter_map(letter).collect();
+        letters.sort_by_key(|letter| std::cmp::Reverse((letter.death, letter.delivery)));
+        letters
+    }
+
+    fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {
+        let Filter { tenant, event: wanted, event_type, stream, since, until, .. } = filter;
+        tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
+            && wanted.is_none_or(|wanted| wanted == position)
+            && event_type.as_ref().is_none_or(|wanted| *wanted == event.event_type)
+            && stream
+                .as_ref()
+                .is_none_or(|wanted| event.stream.as_ref().is_some_and(|(stream, _)| stream == wanted))
+            && since.is_none_or(|since| event.accepted_at >= since)
+            && until.is_none_or(|until| event.accepted_at < until)
+    }
+}
+
+/// The page of a whole list that comes after what a cursor says.
+fn page<T: Clone>(all: Vec<T>, after: Option<Cursor>, limit: usize, cursor: fn(&T) -> Cursor) -> Found<T> {
+    let is_older = |item: &T| {
+        after.is_none_or(|after| {
+            let order = |cursor: Cursor| (cursor.position, cursor.event, cursor.endpoint);
+            order(cursor(item)) < order(after)
+        })
+    };
+    let rest: Vec<_> = all.into_iter().filter(is_older).collect();
+    let items: Vec<_> = rest.iter().take(limit).cloned().collect();
+    let next = items.last().map(cursor).filter(|_| rest.len() > limit);
+    Found { items, next }
+}
+
+impl ReadModel for Oracle {
+    fn applied(&self) -> Position {
+        self.last
+    }
+
+    fn totals(&self) -> Totals {
+        let count = |wanted: fn(DeliveryState) -> bool| {
+            self.deliveries.values().filter(|known| wanted(known.state)).count() as u64
+        };
+        Totals {
+            pending: count(|state| state == DeliveryState::Pending),
+            dead: count(|state| matches!(state, DeliveryState::Dead(_))),
+            events: self.events.len() as u64,
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn lane(&self, endpoint: EndpointNumber) -> Lane {
+        let count = |wanted: fn(&Delivery) -> bool| {
+            let own = self.deliveries.iter().filter(|(key, _)| key.endpoint == endpoint);
+            own.filter(|(_, known)| wanted(known)).count() as u64
+        };
+        let health = self.health.get(&endpoint).cloned().unwrap_or_default();
+        Lane {
+            pending: count(|known| known.state == DeliveryState::Pending),
+            waiting: count(|known| known.state == DeliveryState::Pending && !known.sendable),
+            dead: count(|known| matches!(known.state, DeliveryState::Dead(_))),
+            failing_since: health.failing_since,
+            last_success: health.last_success,
+        }
+    }
+
+    fn lanes(&self) -> Vec<(EndpointNumber, Lane)> {
+        let of_deliveries = self.deliveries.keys().map(|key| key.endpoint);
+        let all: BTreeSet<_> = of_deliveries.chain(self.health.keys().copied()).collect();
+        all.into_iter().map(|endpoint| (endpoint, self.lane(endpoint))).collect()
+    }
+
+    fn sendable(
+        &self,
+        endpoint: EndpointNumber,
+        after: Option<DueKey>,
+        limit: usize,
+    ) -> (Vec<(DueKey, Progress)>, bool) {
+        let own = self.deliveries.iter().filter(|(key, known)| key.endpoint == endpoint && known.sendable);
+        let mut all: Vec<_> = own
+            .map(|(key, known)| (DueKey { due: known.due, event: key.event }, known.progress))
+            .filter(|(key, _)| after.is_none_or(|after| *key > after))
+            .collect();
+        all.sort_by_key(|(key, _)| *key);
+        let is_all = all.len() <= limit;
+        all.truncate(limit);
+        (all, is_all)
+    }
+
+    fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
+        let own = self
+            .deliveries
+            .iter()
+            .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
+        own.map(|(key, _)| *key).take(limit).collect()
+    }
+
+    fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {
+        let first = self.sendable(endpoint, None, 1).0.first().map(|(key, _)| key.event)?;
+        Some(self.events[&first].accepted_at)
+    }
+
+    fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
+        let hour = |at: Timestamp| at.millis() / u64::try_from(HOUR.as_millis()).expect("an hour");
+        let within = |at: Timestamp| {
+            (hour(since)..=hour(until)).contains(&hour(at)) && hour(at) >= hour(self.hours_from)
+        };
+        let mut sum = Hour::default();
+        for (other, attempt) in &self.attempts {
+            if *other == endpoint && within(attempt.started_at) {
+                sum.attempts += 1;
+                sum.delivered += u64::from(attempt.next == Next::Delivered);
+                sum.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
+                let millis = attempt.duration.as_millis();
+                let class = LATENCY_CLASSES.iter().position(|end| u128::from(*end) >= millis);
+                sum.latency[class.unwrap_or(LATENCY_CLASSES.len())] += 1;
+            }
+        }
+        sum
+    }
+
+    fn knows(&self, event: Position) -> bool {
+        self.events.contains_key(&event) && !self.forgotten.contains(&event)
+    }
+
+    fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts> {
+        let known = self.deliveries.get(&key).filter(|_| self.knows(key.event))?;
+        Some(self.facts(key, known))
+    }
+
+    fn deliveries_of(&self, event: Position) -> Vec<DeliveryFacts> {
+        let all = self.of_event(event).filter(|_| self.knows(event));
+        all.map(|(key, known)| self.facts(*key, known)).collect()
+    }
+
+    fn dead_letter(&self, key: DeliveryKey) -> Option<DeadLetter> {
+        let facts = self.delivery(key)?;
+        let DeliveryState::Dead(reason) = facts.state else { return None };
+        let at = facts.settled_at?;
+        Some((facts, reason, at))
+    }
+
+    fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
+        let status = |position| event_status(self.of_event(position).map(|(_, known)| known.state));
+        let wanted = self.shown().rev().filter(|(position, event)| {
+            Self::wants_event(filter, *position, event)
+                && filter.event_status.is_none_or(|wanted| wanted == status(*position))
+        });
+        let all = wanted.map(|(position, _)| position).collect();
+        page(all, after, limit, |position| Cursor::at(*position))
+    }
+
+    fn past(
+        &self,
+        filter: &Filter,
+        endpoint: EndpointNumber,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Found<Past> {
+        let wanted =
+            self.shown().rev().filter(|(position, event)| Self::wants_event(filter, *position, event));
+        let past = |(position, event): (Position, &Arc<Event>)| Past {
+            position,
+            event_type: event.event_type.as_str().into(),
+            state: self.deliveries.get(&DeliveryKey { event: position, endpoint }).map(|known| known.state),
+        };
+        page(wanted.map(past).collect(), after, limit, |past| Cursor::at(past.position))
+    }
+
+    fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts> {
+        let mut all = Vec::new();
+        for (position, event) in self.shown().rev() {
+            if !Self::wants_event(filter, position, event) {
+                continue;
+            }
+            let of_event: Vec<_> = self.of_event(position).collect();
+            for (key, known) in of_event.into_iter().rev() {
+                if filter.endpoint.is_none_or(|wanted| wanted == key.endpoint)
+                    && filter.delivery_state.is_none_or(|wanted| wanted == known.state.as_str())
+                {
+                    all.push(self.facts(*key, known));
+                }
+            }
+        }
+        page(all, after, limit, |facts| Cursor {
+            endpoint: facts.key.endpoint,
+            ..Cursor::at(facts.key.event)
+        })
+    }
+
+    fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
+        let wanted = |letter: &Letter| {
+            filter.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.tenant)
+                && filter.event_type.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.event_type)
+                && filter.endpoint.is_none_or(|wanted| wanted == letter.delivery.endpoint)
+                && filter.reason.is_none_or(|wanted| wanted == letter.reason)
+                && filter.since.is_none_or(|since| letter.died_at >= since)
+                && filter.until.is_none_or(|until| letter.died_at < until)
+        };
+        let all = self.letters().into_iter().filter(wanted).collect();
+        page(all, after, limit, |letter| Cursor {
+            position: letter.death,
+            endpoint: letter.delivery.endpoint,
+            event: letter.delivery.event,
+        })
+    }
+
+    fn request(&self, scope: &[u8; 16]) -> Option<Known> {
+        self.requests.get(scope).copied()
+    }
+
+    fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
+        self.streams.get(&(tenant.clone(), stream.clone())).copied()
+    }
+}
