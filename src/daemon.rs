@@ -3,6 +3,9 @@
 //! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, running attempts
 //! within the drain limit, then the store writes what waits and checkpoints.
 
+mod progress;
+mod verify;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -28,6 +31,9 @@ use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
+use progress::Meter;
+
+pub use verify::verify;
 
 /// What `balto serve` was asked for.
 #[derive(Clone, Debug, Default)]
@@ -206,7 +212,11 @@ fn open(
             Written::Checkpoint => metrics.checkpointed(took),
         })
     };
-    let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer, &mut |_| ())?;
+    let mut meter = Meter::of_the_daemon("reading the journal");
+    let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer, &mut |at| {
+        meter.on(at);
+    })?;
+    drop(meter);
     if opened.journal.torn_bytes > 0 {
         tracing::warn!(
             bytes = opened.journal.torn_bytes,

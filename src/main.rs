@@ -14,7 +14,7 @@ fn main() -> ExitCode {
             daemon::serve(&daemon::Options { config: args.config, data_dir: args.data_dir, dev: args.dev })
         },
         check_config,
-        verify,
+        verify: |config, directory| daemon::verify(config, &directory),
         restore,
         openapi: || Ok(serde_json::to_string_pretty(&balto::api::openapi::document())?),
     };
@@ -47,18 +47,4 @@ fn restore(backup: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
         directory.display()
     );
     Ok(ExitCode::SUCCESS)
-}
-
-#[expect(clippy::print_stdout, reason = "a command's answer")]
-fn verify(directory: &Path) -> anyhow::Result<ExitCode> {
-    let disk = store::disk::RealDisk::new(directory.join("journal"))?;
-    let report = store::journal::verify(&disk)?;
-    println!(
-        "{} segments, {} frames, {} records, {} bytes",
-        report.segments, report.frames, report.records, report.bytes
-    );
-    for damage in &report.damage {
-        println!("damaged: {damage:?}");
-    }
-    Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

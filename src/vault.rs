@@ -18,6 +18,17 @@ pub const NONCE_BYTES: usize = 24;
 pub const ENCRYPTED: u8 = 1;
 const ID_BYTES: usize = 4;
 const HEAD_BYTES: usize = 1 + ID_BYTES + NONCE_BYTES;
+/// Bytes of Poly1305's tag, at the end.
+const TAG_BYTES: usize = 16;
+const _: () = assert!(ID_BYTES == 4); // which `key_id` spells out
+
+/// The id of the key that bytes are encrypted under; `None` when they are no encrypted value.
+#[must_use]
+pub fn key_id(encrypted: &[u8]) -> Option<[u8; ID_BYTES]> {
+    let (head, hidden) = encrypted.split_at_checked(HEAD_BYTES)?;
+    let is_whole = head[0] == ENCRYPTED && hidden.len() >= TAG_BYTES;
+    is_whole.then(|| [head[1], head[2], head[3], head[4]])
+}
 
 /// Why a value cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

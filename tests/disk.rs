@@ -101,7 +101,7 @@ fn damage(data: &Path, random: &mut Rng) -> String {
 /// Positions that are named as lost, by the check of the journal or by the log of the start.
 fn named(data: &Path, log: &Path) -> Vec<RangeInclusive<u64>> {
     let disk = RealDisk::new(data.join("journal")).unwrap();
-    let damage = journal::verify(&disk).unwrap().damage;
+    let damage = journal::verify(&disk, &mut |_| ()).unwrap().damage;
     let checked =
         damage.into_iter().filter_map(|damage| damage.positions).map(|(first, last)| first.0..=last.0);
     let log = fs::read_to_string(log).unwrap();

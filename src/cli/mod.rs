@@ -34,8 +34,8 @@ pub struct Backend {
     pub serve: fn(ServeArgs) -> anyhow::Result<ExitCode>,
     /// Validates a configuration file and reports what is wrong with it.
     pub check_config: fn(&Path) -> anyhow::Result<ExitCode>,
-    /// Reads a whole store and reports every damaged checksum and broken invariant.
-    pub verify: fn(&Path) -> anyhow::Result<ExitCode>,
+    /// Reads a whole store (second) and reports what is wrong with it; a configuration file (first) has the secrets' key.
+    pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<ExitCode>,
     /// Makes a data directory (second) from a backup (first).
     pub restore: fn(&Path, &Path) -> anyhow::Result<ExitCode>,
     /// The OpenAPI document as JSON text.
@@ -94,11 +94,18 @@ enum Command {
         /// The TOML file.
         file: PathBuf,
     },
-    /// Read a whole store and check every checksum and invariant; exit code 1 says what is wrong.
+    /// Read a whole store and check every checksum and invariant; exit code 1 says what is wrong. Nothing is changed.
+    #[command(
+        after_help = "The journal is read whole, and the state is compared with one that is made from it below the \
+        directory for temporary files (TMPDIR): have twice the state's room there."
+    )]
     Verify {
         /// The data directory of a daemon that is not running.
         #[arg(long, value_name = "DIR")]
         data_dir: PathBuf,
+        /// Configuration file (TOML), for the key that secrets are encrypted with.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Save everything that a running daemon holds.
     Backup(backup::BackupArgs),
@@ -165,7 +172,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(args) => return (backend.serve)(args),
         Command::CheckConfig { file } => return (backend.check_config)(&file),
-        Command::Verify { data_dir } => return (backend.verify)(&data_dir),
+        Command::Verify { data_dir, config } => return (backend.verify)(config, data_dir),
         Command::Restore { from, data_dir } => return (backend.restore)(&from, &data_dir),
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
         Command::Demo => block_on(demo::run())?,

@@ -22,7 +22,7 @@ pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
     rows.get(&Key::new(b'L').endpoint(endpoint).0).map_or_else(Lane::default, |value| decode(&value))
 }
 
-fn decode(value: &[u8]) -> Lane {
+pub(super) fn decode(value: &[u8]) -> Lane {
     let mut reader = Reader::new(value);
     let mut number = || reader.get_varint().unwrap_or(0);
     Lane {

@@ -16,14 +16,22 @@ pub struct Known {
     pub expires_at: Option<Timestamp>,
 }
 
+/// Under which the requests are kept that expire at this time.
+pub(super) fn hour_of(at: Timestamp) -> u64 {
+    at.millis() / HOUR_MILLIS
+}
+
 fn key(scope: &[u8; 16]) -> Vec<u8> {
     Key::new(b'I').bytes(scope).0
 }
 
 pub fn known(rows: &dyn Rows, scope: &[u8; 16]) -> Option<Known> {
-    let value = rows.get(&key(scope))?;
+    decode(&rows.get(&key(scope))?)
+}
+
+pub(super) fn decode(value: &[u8]) -> Option<Known> {
     let read = || -> Result<Known, Malformed> {
-        let mut reader = Reader::new(&value);
+        let mut reader = Reader::new(value);
         let position = Position(reader.get_varint()?);
         let expires_at = Some(reader.get_varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
         let fingerprint = reader.get_array::<16>()?;
@@ -39,7 +47,7 @@ pub fn remember(rows: &mut dyn Rows, checkpoint: u64, idempotency: &Idempotency,
     value.extend_from_slice(&idempotency.fingerprint);
     rows.put(&key(&idempotency.scope), value);
     if let Some(at) = idempotency.expires_at {
-        let hour = Key::new(b'J').u64(at.millis() / HOUR_MILLIS).u64(checkpoint).0;
+        let hour = Key::new(b'J').u64(hour_of(at)).u64(checkpoint).0;
         rows.append(&hour, &idempotency.scope);
     }
 }
@@ -54,9 +62,9 @@ pub fn forget(rows: &mut dyn Rows, scope: &[u8; 16], position: Position) {
 /// Forgets one block of requests that expired before `now`. Gives whether there was one.
 pub fn forget_expired(rows: &mut dyn Rows, now: Timestamp) -> bool {
     let mut block = None;
-    let to = Key::new(b'J').u64(now.millis() / HOUR_MILLIS).0;
+    let to = Key::new(b'J').u64(hour_of(now)).0;
     rows.scan(b"J", &to, &mut |key, value| {
-        debug_assert!(u64_at(key, 1) < now.millis() / HOUR_MILLIS);
+        debug_assert!(u64_at(key, 1) < hour_of(now));
         block = Some((key.to_vec(), value.to_vec()));
         ControlFlow::Break(())
     });

@@ -18,6 +18,7 @@
 //! | `L` | endpoint | [`counters::Lane`] | how many deliveries wait |
 //! | `T` | endpoint, hour | [`stats::Hour`] | what happened in that hour |
 
+pub mod audit;
 pub mod counters;
 pub mod dead;
 pub mod fold;

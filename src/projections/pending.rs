@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use super::rows::{Key, Rows, after_prefix, u64_at};
+use super::rows::{Key, Rows, after_prefix, endpoint_at, u64_at};
 use crate::codec::{Malformed, Reader, put_u16, put_u64, put_varint};
 use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Position, Progress, Timestamp, Trigger};
 
@@ -256,4 +256,26 @@ pub fn of_endpoint(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> V
         });
     }
     found.into_iter().collect()
+}
+
+/// Whether the value of a `D` row says that the delivery stands in a queue.
+pub(super) fn is_ordered(value: &[u8]) -> bool {
+    Row::decode(&mut Reader::new(value)).is_ok_and(|row| row.order.is_some())
+}
+
+/// Whether the delivery of a `D` row stands in the queue that the row names.
+pub(super) fn has_queue(rows: &dyn Rows, due_key: &[u8]) -> bool {
+    let delivery = DeliveryKey { endpoint: endpoint_at(due_key, 1), event: Position(u64_at(due_key, 13)) };
+    let row = rows.get(due_key).and_then(|value| Row::decode(&mut Reader::new(&value)).ok());
+    let order = row.and_then(|row| row.order);
+    order.is_some_and(|order| queued(rows, delivery, order).is_some())
+}
+
+/// Whether the delivery of a `W` row may be sent.
+pub(super) fn is_first(rows: &dyn Rows, queue_key: &[u8], value: &[u8]) -> bool {
+    let (endpoint, event) = (endpoint_at(queue_key, 1), Position(u64_at(queue_key, 13)));
+    let queued_due = Reader::new(value).get_varint().ok().map(Timestamp::from_millis);
+    let moved_to = detail(rows, DeliveryKey { event, endpoint }).map(|detail| detail.due);
+    let is_due = |due| due_row(rows, endpoint, DueKey { due, event }).is_some();
+    queued_due.is_some_and(is_due) || moved_to.is_some_and(is_due)
 }

@@ -27,7 +27,12 @@ pub struct Forgotten {
     pub next: Option<u64>,
 }
 
-fn is_over(event: &EventEntry, states: &HashMap<DeliveryKey, StateEntry>, cutoffs: Cutoffs) -> bool {
+/// Whether all that became of an event is older than its cutoff.
+pub(super) fn is_over(
+    event: &EventEntry,
+    states: &HashMap<DeliveryKey, StateEntry>,
+    cutoffs: Cutoffs,
+) -> bool {
     let cutoff = if event.stream.is_some() { cutoffs.stream_events } else { cutoffs.events };
     let Some(cutoff) = cutoff.filter(|cutoff| event.accepted_at < *cutoff) else { return false };
     reads::endpoints(event, states).into_iter().all(|endpoint| {

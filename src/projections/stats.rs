@@ -25,7 +25,7 @@ pub struct Hour {
 }
 
 impl Hour {
-    fn decode(value: &[u8]) -> Self {
+    pub(super) fn decode(value: &[u8]) -> Self {
         let mut reader = Reader::new(value);
         let mut number = || reader.get_varint().unwrap_or(0);
         let mut hour = Self { attempts: number(), delivered: number(), dead: number(), latency: [0; 25] };
@@ -41,6 +41,14 @@ impl Hour {
             put_varint(&mut out, *number);
         }
         out
+    }
+
+    /// Whether everything that another counts is counted here.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.attempts >= other.attempts
+            && self.delivered >= other.delivered
+            && self.dead >= other.dead
+            && self.latency.iter().zip(other.latency).all(|(own, other)| *own >= other)
     }
 
     /// One attempt that took this long.
@@ -84,12 +92,17 @@ impl Hour {
     }
 }
 
+/// The hour that a time belongs to.
+pub(super) fn hour_of(at: Timestamp) -> u64 {
+    at.millis() / HOUR_MILLIS
+}
+
 fn key(endpoint: EndpointNumber, hour: u64) -> Vec<u8> {
     Key::new(b'T').endpoint(endpoint).u64(hour).0
 }
 
 pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, at: Timestamp, change: impl FnOnce(&mut Hour)) {
-    let key = key(endpoint, at.millis() / HOUR_MILLIS);
+    let key = key(endpoint, hour_of(at));
     let mut hour = rows.get(&key).map_or_else(Hour::default, |value| Hour::decode(&value));
     change(&mut hour);
     rows.put(&key, hour.encode());
@@ -98,7 +111,7 @@ pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, at: Timestamp, chan
 /// Forgets the hours before. Gives whether there were any.
 pub fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber, before: Timestamp) -> bool {
     let mut keys = Vec::new();
-    rows.scan(&key(endpoint, 0), &key(endpoint, before.millis() / HOUR_MILLIS), &mut |key, _| {
+    rows.scan(&key(endpoint, 0), &key(endpoint, hour_of(before)), &mut |key, _| {
         keys.push(key.to_vec());
         ControlFlow::Continue(())
     });
@@ -111,8 +124,8 @@ pub fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber, before: Timestamp) 
 /// The sum over the hours that the window touches.
 pub fn window(rows: &dyn Rows, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
     let mut sum = Hour::default();
-    let from = key(endpoint, since.millis() / HOUR_MILLIS);
-    let to = key(endpoint, until.millis() / HOUR_MILLIS + 1);
+    let from = key(endpoint, hour_of(since));
+    let to = key(endpoint, hour_of(until) + 1);
     rows.scan(&from, &to, &mut |_, value| {
         sum.add(&Hour::decode(value));
         ControlFlow::Continue(())

@@ -19,9 +19,12 @@ fn key(tenant: &Tenant, stream: &StreamName) -> Vec<u8> {
 }
 
 pub fn head(rows: &dyn Rows, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
-    let value = rows.get(&key(tenant, stream))?;
+    decode(&rows.get(&key(tenant, stream))?)
+}
+
+pub(super) fn decode(value: &[u8]) -> Option<Head> {
     let read = || -> Result<Head, Malformed> {
-        let mut reader = Reader::new(&value);
+        let mut reader = Reader::new(value);
         Ok(Head {
             version: reader.get_varint()?,
             first_at: Timestamp::from_millis(reader.get_varint()?),

@@ -74,6 +74,12 @@ impl RealDisk {
         Ok(Self { root })
     }
 
+    /// A directory that is there.
+    #[must_use]
+    pub fn existing(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -119,6 +125,65 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.root)?.sync_all()
+    }
+}
+
+/// A directory that is only read. Whoever opens a journal mends what a crash has left (cuts a torn end off, removes what
+/// was not finished); through this it sees it mended, and nothing changes.
+#[derive(Clone, Debug)]
+pub struct ReadOnly(pub RealDisk);
+
+impl Disk for ReadOnly {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+
+    fn create(&self, _: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open_read(name)
+    }
+
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(ReadOnlyFile(self.0.open_read(name)?)))
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct ReadOnlyFile(Arc<dyn DiskFile>);
+
+impl DiskFile for ReadOnlyFile {
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_at(offset, buffer)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn truncate(&self, _: u64) -> io::Result<()> {
+        Ok(())
     }
 }
 

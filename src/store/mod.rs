@@ -12,14 +12,17 @@ pub mod directory;
 pub mod disk;
 pub mod journal;
 pub mod outbox;
+pub mod progress;
 mod queue;
 pub mod read_model;
 pub mod recent;
 pub mod retention;
 pub mod state;
 pub mod types;
+pub mod verify;
 pub mod writer;
 
 pub use outbox::{Health, Notice, OpenError, Opened, Outbox, Written};
+pub use progress::Progress;
 pub use queue::Admission;
 pub use read_model::ReadModel;

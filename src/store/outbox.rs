@@ -20,6 +20,7 @@ use super::disk::RealDisk;
 use super::journal::{
     AppendError, Journal, JournalError, JournalOptions, JournalReader, OpenReport, ReadError,
 };
+use super::progress::{OnProgress, Progress};
 use super::queue::{Admission, UnitQueue};
 use super::read_model::ReadModel;
 use super::recent::Prepared;
@@ -35,8 +36,8 @@ const STATE_LAG_MAX: u64 = 20_000;
 /// Pause between two tries to write what has to be written on a full disk.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 /// Format of the data directory, in the file of this name.
-const FORMAT_FILE: &str = "FORMAT";
-const FORMAT: &str = "balto data directory, format 1\n";
+pub(super) const FORMAT_FILE: &str = "FORMAT";
+pub(super) const FORMAT: &str = "balto data directory, format 1\n";
 
 /// What the engine hears from the outbox.
 #[derive(Debug)]
@@ -92,18 +93,6 @@ pub enum Written {
 
 /// Is told what was written and how long it took.
 pub type Observer = Arc<dyn Fn(Written, Duration) + Send + Sync>;
-
-/// How far some long work on the journal's records has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    pub at: Position,
-    pub of: Position,
-    /// Records that it has looked at.
-    pub records: u64,
-}
-
-/// Hears of progress, some hundred times a second.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
 
 enum StateMessage {
     Committed(Arc<Committed>),
@@ -511,14 +500,14 @@ fn replay(
                 state.checkpoint(Timestamp::default())?;
             }
         }
-        progress(Progress { at: state.applied(), of: end, records: replayed });
+        progress(Progress { at: state.applied().0, of: end.0 });
     }
     state.reach(end);
     state.checkpoint(Timestamp::default())?;
     Ok(replayed)
 }
 
-fn directory(state: &State, reader: &JournalReader) -> Directory {
+pub(super) fn directory(state: &State, reader: &JournalReader) -> Directory {
     let mut directory = Directory::default();
     for record in records(reader, state.deleted_endpoints()) {
         directory.apply_deleted(&record);

@@ -213,6 +213,8 @@ impl Model {
         let mut oracle = self.oracle.clone();
         let all = self.oracle.events.keys().copied();
         oracle.forgotten = all.filter(|position| self.may_be_gone(*position)).collect();
+        // A clock that was set back has made nothing unexpired.
+        let now = now.max(self.latest);
         compare(&oracle, state, Moment { now, rebuilt: self.keep.is_some(), limit: 7 })
     }
 

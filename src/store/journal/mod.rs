@@ -92,6 +92,26 @@ pub struct Damage {
     pub cause: DamageCause,
 }
 
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.positions {
+            Some((first, last)) if first == last => write!(f, "position {first} is lost")?,
+            Some((first, last)) => write!(f, "positions {first} to {last} are lost")?,
+            None => f.write_str("no record is lost")?,
+        }
+        let cause = match self.cause {
+            DamageCause::FileHeader => {
+                "both copies of the file's header are damaged, or it is another file's"
+            }
+            DamageCause::Unreadable => "no frame can be found there",
+            DamageCause::Body => "a frame does not match its checksum",
+            DamageCause::Missing => "frames that have to be there are not",
+        };
+        let Range { start, end } = self.bytes;
+        write!(f, " ({}, bytes {start} to {end}: {cause})", file_name(self.segment))
+    }
+}
+
 /// Why an append was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {

@@ -16,6 +16,7 @@ use super::{Damage, DamageCause, Encoded, Journal, JournalOptions};
 use crate::domain::{Position, Timestamp};
 use crate::limits;
 use crate::store::disk::{Disk, DiskFile};
+use crate::store::progress::{OnProgress, Progress};
 
 /// Ending of a file that a rewrite has not finished.
 pub(super) const REWRITE_SUFFIX: &str = ".rewrite";
@@ -274,15 +275,19 @@ pub(super) fn has_room(disk: &dyn Disk, bytes: usize) -> bool {
 
 /// Reads every byte of the journal and lists what is damaged. Changes nothing; not for a journal that is being
 /// written.
-pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, JournalError> {
+pub fn verify(disk: &dyn Disk, progress: OnProgress<'_>) -> Result<VerifyReport, JournalError> {
     let firsts = names(disk)?;
     let mut report = VerifyReport { segments: firsts.len(), ..VerifyReport::default() };
+    let lengths: Result<Vec<u64>, _> =
+        firsts.iter().map(|first| disk.open_read(&file_name(*first))?.len()).collect();
+    let all = lengths?.iter().sum();
     report.damage.extend(firsts.first().and_then(|first| missing_before(*first, Position(1))));
     for (number, first) in firsts.iter().enumerate() {
         let upper = firsts.get(number + 1).copied();
         let file = disk.open_read(&file_name(*first))?;
         let bytes = file.len()?;
         report.bytes += bytes;
+        progress(Progress { at: report.bytes, of: all });
         let header = known_header(&*file, *first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
         let Some(header) = header else {
             if upper.is_none() && bytes <= FILE_HEADER_BYTES as u64 {

@@ -72,7 +72,7 @@ fn what_was_appended_is_read_back_before_and_after_a_reopen() {
         assert_eq!((report.last, report.torn_bytes, report.damage.len()), (Position(200), 0, 0));
         journal = reopened;
     }
-    assert_eq!(verify(&disk).unwrap().records, 200);
+    assert_eq!(verify(&disk, &mut |_| ()).unwrap().records, 200);
     fill(&mut journal, 1);
     assert_eq!(journal.last_time(), at(1_050));
     journal.append(at(5), &[vec![record(202)]]).unwrap();
@@ -89,7 +89,7 @@ fn units_of_one_commit_share_one_sync_and_get_dense_positions() {
     assert_eq!(journal.append(at(9_999), &units).unwrap(), Position(2)..Position(122));
     assert_eq!(disk.syncs(), before + 1);
     assert_eq!(all(&journal), (1..=121).collect::<Vec<_>>());
-    assert!(verify(&disk).unwrap().frames > 5);
+    assert!(verify(&disk, &mut |_| ()).unwrap().frames > 5);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_torn_tail_is_cut_at_every_byte_of_the_last_frame() {
         assert_eq!(report.damage, []);
         fill(&mut journal, 2);
         assert_eq!(all(&journal), (1..=7).collect::<Vec<_>>(), "cut at {length}");
-        assert_eq!(verify(&torn).unwrap().damage, []);
+        assert_eq!(verify(&torn, &mut |_| ()).unwrap().damage, []);
     }
 }
 
@@ -174,7 +174,7 @@ fn a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported() {
             let mut bytes = whole.clone();
             bytes[byte] ^= 1 << (byte % 8);
             damaged.put(&name, &bytes);
-            let found = verify(&damaged).unwrap().damage;
+            let found = verify(&damaged, &mut |_| ()).unwrap().damage;
             assert_eq!(found.len(), 1, "byte {byte}: {found:?}");
             assert_eq!(found[0].positions, Some((Position(3), Position(3))));
             let (journal, report) = open(&damaged);
@@ -228,7 +228,7 @@ fn room_behind_the_end_is_neither_torn_nor_damaged_and_is_written_to() {
         fill(&mut journal, 1);
         grown += u64::from(disk.bytes_used() > before);
         if round % 7 == 0 {
-            let found = verify(&disk).unwrap();
+            let found = verify(&disk, &mut |_| ()).unwrap();
             assert_eq!((found.torn_bytes, found.damage), (0, Vec::new()), "round {round}");
             drop(journal);
             let (again, report) = open_with_room(&disk.crash(round), round);
@@ -294,7 +294,7 @@ fn a_rewrite_leaves_gaps_and_positions_and_readers_work_on() {
         let found: Vec<_> = journal.reader().positions_at(at(1_000)).map(|item| item.unwrap().0.0).collect();
         assert_eq!(found, [3]);
     }
-    assert_eq!(verify(&disk).unwrap().damage, []);
+    assert_eq!(verify(&disk, &mut |_| ()).unwrap().damage, []);
     let (journal, _) = open(&disk);
     let report = journal.rewrite_segment(first, &mut |_, _| false).unwrap();
     assert_eq!((report.kept, report.bytes_after), (0, 128), "a note stays");
@@ -361,7 +361,7 @@ fn a_crash_keeps_every_synced_record() {
             fill(&mut journal, 3);
             after = after.crash(seed + 1_000 + round);
         }
-        assert_eq!(verify(&after).unwrap().damage, [], "seed {seed}");
+        assert_eq!(verify(&after, &mut |_| ()).unwrap().damage, [], "seed {seed}");
     }
 }
 
@@ -414,7 +414,7 @@ fn whichever_operation_of_the_disk_fails_nothing_that_was_acknowledged_is_lost()
                 let found = all(&journal);
                 let missing = (PERHAPS_REWRITTEN..=acknowledged).find(|number| !found.contains(number));
                 assert_eq!(missing, None, "{story}: {found:?}");
-                assert_eq!(verify(&disk.crash(skip)).unwrap().damage, [], "{story}");
+                assert_eq!(verify(&disk.crash(skip), &mut |_| ()).unwrap().damage, [], "{story}");
                 if !struck {
                     break;
                 }
@@ -446,7 +446,7 @@ fn dropped_segments_leave_one_note_between_them_and_are_no_damage() {
             assert_eq!(all(journal), expected, "after {dropped}");
             assert_eq!(journal.reader().frames_from(Position(1)).filter(Result::is_err).count(), 0);
         }
-        assert_eq!(verify(&disk).unwrap().damage, []);
+        assert_eq!(verify(&disk, &mut |_| ()).unwrap().damage, []);
     }
     let notes = journal.reader().sealed_segments().iter().filter(|(_, bytes)| *bytes == 128).count();
     assert_eq!(
@@ -473,7 +473,7 @@ fn with_every_kind_of_file() -> (MemoryDisk, Vec<u64>) {
 
 /// What is not there any more is named, by the check, by the reader and (when it is asked for alone) by each read.
 fn every_loss_is_named(disk: &MemoryDisk, there: &[u64], story: &str) {
-    let named = verify(disk).unwrap().damage;
+    let named = verify(disk, &mut |_| ()).unwrap().damage;
     let (journal, report) = open(disk);
     let left = all(&journal);
     assert!(left.iter().all(|position| there.contains(position)), "{story}: {left:?}");
@@ -511,18 +511,18 @@ fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
         let bytes = disk.contents(name).unwrap();
         let without = changed(&|disk| Disk::remove(disk, name).unwrap());
         every_loss_is_named(&without, &there, &format!("{name} removed"));
-        assert!(!verify(&without).unwrap().damage.is_empty(), "{name} removed");
+        assert!(!verify(&without, &mut |_| ()).unwrap().damage.is_empty(), "{name} removed");
         for length in (0..bytes.len()).step_by(16) {
             let cut = changed(&|disk| disk.put(name, &bytes[..length]));
             every_loss_is_named(&cut, &there, &format!("{name} cut at {length}"));
-            assert!(!verify(&cut).unwrap().damage.is_empty(), "{name} cut at {length}");
+            assert!(!verify(&cut, &mut |_| ()).unwrap().damage.is_empty(), "{name} cut at {length}");
         }
         for start in (0..bytes.len()).step_by(256) {
             let mut zeroed = bytes.clone();
             zeroed[start..bytes.len().min(start + 512)].fill(0);
             let zeroed = changed(&|disk| disk.put(name, &zeroed));
             every_loss_is_named(&zeroed, &there, &format!("{name} zeroed at {start}"));
-            assert!(!verify(&zeroed).unwrap().damage.is_empty(), "{name} zeroed at {start}");
+            assert!(!verify(&zeroed, &mut |_| ()).unwrap().damage.is_empty(), "{name} zeroed at {start}");
         }
         for other in &names[number + 1..] {
             let swapped = changed(&|disk| {

@@ -149,12 +149,16 @@ impl Base {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Sled(rows) => rows.sum.rows == 0,
+            Self::Sled(rows) => rows.sum.rows,
             #[cfg(test)]
-            Self::Memory(rows) => rows.is_empty(),
+            Self::Memory(rows) => rows.len(),
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Why something could not be read. From then on nothing that was answered is to be trusted.

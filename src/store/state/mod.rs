@@ -17,6 +17,7 @@ use crate::codec::{Reader, put_varint};
 use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Timestamp};
 use crate::knobs::{self, Bug, Knob};
 use crate::limits;
+use crate::projections::audit::{self, Terms};
 use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, stats, streams};
@@ -72,7 +73,11 @@ const LAYOUT: u64 = 2;
 /// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
 /// they are.
 const ENDPOINTS: u8 = b'C';
+const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
+/// Tags of all rows: the cursor's, these, those of [`projections`](crate::projections), and the one that
+/// [`base`] has for itself.
+const TAGS: &[u8] = b"ACcKDPWEOXSIJLT0";
 
 /// What the rows reflect: records up to a position, and what was forgotten without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +149,12 @@ impl State {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.rows.base().size_bytes()
+    }
+
+    /// Rows of the last checkpoint.
+    #[must_use]
+    pub fn rows_kept(&self) -> u64 {
+        self.rows.base().len()
     }
 
     /// Why rows could not be read: then no answer from them is to be trusted, not even one that was given.
@@ -280,7 +291,7 @@ impl State {
     /// Positions of the last records of endpoints that were deleted.
     #[must_use]
     pub fn deleted_endpoints(&self) -> Vec<Position> {
-        self.positions(b"c")
+        self.positions(&[DELETED])
     }
 
     fn positions(&self, prefix: &[u8]) -> Vec<Position> {
@@ -302,6 +313,37 @@ impl State {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.rows.changed() >= knobs::bound(Knob::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
+    }
+
+    /// Compares it with one that was folded from the journal anew; tells each difference. `gaps` says that retention has
+    /// taken records from the journal. Gives how many rows were looked at.
+    pub fn audit(
+        &self,
+        folded: &Self,
+        gaps: bool,
+        differs: &mut dyn FnMut(String),
+        looked_at: &mut dyn FnMut(u64),
+    ) -> u64 {
+        let Cursor { totals, expired_until, cutoffs, .. } = self.cursor();
+        let meant = folded.cursor().totals;
+        let events_differ = totals.events != meant.events && !(gaps && totals.events > meant.events);
+        if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
+            differs(format!("it counts {totals:?}, and the journal says {meant:?}"));
+        }
+        for prefix in [[ENDPOINTS], [DELETED], [KEYS]] {
+            let (kept, meant) = (self.positions(&prefix), folded.positions(&prefix));
+            if kept != meant {
+                let what = if prefix == [KEYS] { "keys" } else { "endpoints" };
+                differs(format!("{what} rest on the records {kept:?}, and the journal says {meant:?}"));
+            }
+        }
+        for tag in (0..u8::MAX).filter(|tag| !TAGS.contains(tag)) {
+            if let Some((key, _)) = crate::projections::rows::first_with(&self.rows, &[tag]) {
+                differs(format!("there are rows of the unknown kind {tag}, for instance {key:?}"));
+            }
+        }
+        let terms = Terms { cutoffs, expired_until, gaps };
+        audit::audit(&self.rows, &folded.rows, &terms, differs, looked_at)
     }
 
     /// What a checkpoint would say now.
@@ -383,7 +425,7 @@ fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
 }
 
 fn deleted_key(number: EndpointNumber) -> Vec<u8> {
-    [&b"c"[..], &number.0.to_be_bytes()].concat()
+    [&[DELETED][..], &number.0.to_be_bytes()].concat()
 }
 
 fn key_key(id: &KeyId) -> Vec<u8> {

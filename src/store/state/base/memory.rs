@@ -56,8 +56,8 @@ impl MemoryRows {
         rows.into_iter()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.look(|image| image.is_empty())
+    pub(super) fn len(&self) -> u64 {
+        self.look(|image| image.len() as u64)
     }
 
     pub(super) fn write<'a>(

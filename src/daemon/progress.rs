@@ -1,0 +1,122 @@
+//! Progress of long work, as people see it: on a terminal a line that is written over, elsewhere lines of the log.
+//!
+//! Owns how often and in which words. It shows on standard error, which is where the log goes, too.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use crate::store::Progress;
+
+/// Time between two changes of the line on a terminal.
+const LINE_INTERVAL: Duration = Duration::from_millis(100);
+/// Time before the first line of the log, and between two.
+const LOG_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Where it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Terminal,
+    Log,
+    /// A command whose output nobody watches.
+    Nowhere,
+}
+
+/// Shows one piece of work.
+pub(super) struct Meter {
+    place: Place,
+    what: &'static str,
+    /// When the work began, and where.
+    began: Option<(Instant, u64)>,
+    shown: Option<Instant>,
+}
+
+impl Meter {
+    /// For the daemon: on a terminal, or in the log.
+    pub(super) fn of_the_daemon(what: &'static str) -> Self {
+        let place = if io::stderr().is_terminal() { Place::Terminal } else { Place::Log };
+        Self { place, what, began: None, shown: None }
+    }
+
+    /// For a command: on a terminal.
+    pub(super) fn of_a_command(what: &'static str) -> Self {
+        let place = if io::stderr().is_terminal() { Place::Terminal } else { Place::Nowhere };
+        Self { place, what, began: None, shown: None }
+    }
+
+    pub(super) fn on(&mut self, progress: Progress) {
+        let now = Instant::now();
+        let (began, from) = *self.began.get_or_insert((now, progress.at));
+        let interval = if self.place == Place::Terminal { LINE_INTERVAL } else { LOG_INTERVAL };
+        if now.duration_since(self.shown.unwrap_or(began)) < interval {
+            return;
+        }
+        self.shown = Some(now);
+        let pace = Pace::new(progress, from, now.duration_since(began));
+        match self.place {
+            Place::Terminal => write(&format!("\r\x1b[2K{}: {}", self.what, pace.words(progress))),
+            Place::Log => tracing::info!(
+                at = progress.at,
+                of = progress.of,
+                per_second = pace.per_second,
+                seconds_left = pace.seconds_left,
+                "{}",
+                self.what
+            ),
+            Place::Nowhere => {}
+        }
+    }
+}
+
+impl Drop for Meter {
+    /// What comes after it begins on a clean line.
+    fn drop(&mut self) {
+        if self.place == Place::Terminal && self.shown.is_some() {
+            write("\r\x1b[2K");
+        }
+    }
+}
+
+fn write(text: &str) {
+    // Nobody can be told that nobody can be told.
+    io::stderr().lock().write_all(text.as_bytes()).ok();
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pace {
+    per_second: u64,
+    /// `None` while it stands still.
+    seconds_left: Option<u64>,
+}
+
+impl Pace {
+    fn new(progress: Progress, from: u64, time: Duration) -> Self {
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+        let per_second = progress.at.saturating_sub(from).saturating_mul(1_000) / millis;
+        let left = progress.of.saturating_sub(progress.at);
+        Self { per_second, seconds_left: left.checked_div(per_second) }
+    }
+
+    fn words(self, progress: Progress) -> String {
+        let Progress { at, of } = progress;
+        let percent = at.saturating_mul(100).checked_div(of).unwrap_or(100).min(100);
+        let left = self.seconds_left.map_or_else(String::new, |seconds| format!(", {seconds} s left"));
+        format!("{at} of {of} ({percent} %), {}/s{left}", self.per_second)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_says_how_fast_and_how_long_it_will_take() {
+        let progress = Progress { at: 3_000, of: 10_000 };
+        let pace = Pace::new(progress, 1_000, Duration::from_secs(2));
+        assert_eq!(pace, Pace { per_second: 1_000, seconds_left: Some(7) });
+        assert_eq!(pace.words(progress), "3000 of 10000 (30 %), 1000/s, 7 s left");
+        let standing = Pace::new(progress, 3_000, Duration::ZERO);
+        assert_eq!(standing.words(progress), "3000 of 10000 (30 %), 0/s");
+        let nothing = Progress::default();
+        assert_eq!(Pace::new(nothing, 0, Duration::ZERO).words(nothing), "0 of 0 (100 %), 0/s");
+    }
+}

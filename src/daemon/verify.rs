@@ -1,0 +1,120 @@
+//! `balto verify`: what the check of a data directory found, in words.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use super::Options;
+use super::progress::Meter;
+use crate::config::SecretsKey;
+use crate::domain::{Endpoint, Sealed};
+use crate::store::verify::{Problems, Report, Stage, StateFound, VerifyError, verify as check};
+use crate::vault::{Vault, key_id};
+
+/// Checks the data directory of a daemon that is not running. The configuration is asked for the key of the secrets alone.
+///
+/// # Errors
+/// When it cannot be checked.
+#[expect(clippy::print_stdout, reason = "a command's answer")]
+pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<ExitCode> {
+    let options = Options { config, data_dir: Some(directory.to_owned()), dev: false };
+    let key = super::load(&options)?.secrets_key()?;
+    let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
+    let mut report = run(directory, scratch.path())?;
+    let secrets = Secrets::look_at(&report.endpoints, key.as_ref(), &mut report.problems);
+    println!("{}", in_words(&report));
+    println!("{}", secrets.in_words(key.is_some()));
+    for problem in &report.problems.told {
+        println!("PROBLEM {problem}");
+    }
+    let count = report.problems.count;
+    if count > report.problems.told.len() as u64 {
+        println!("PROBLEM and so on, {count} in all");
+    }
+    println!("{}", if count == 0 { "good" } else { "NOT good" });
+    Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
+    let mut meter: Option<(Stage, Meter)> = None;
+    check(directory, scratch, &mut |stage, progress| {
+        if meter.as_ref().is_none_or(|(current, _)| *current != stage) {
+            let what = match stage {
+                Stage::Bytes => "bytes of the journal",
+                Stage::Records => "records, folded anew",
+                Stage::Rows => "rows of the state",
+            };
+            meter = Some((stage, Meter::of_a_command(what)));
+        }
+        if let Some((_, meter)) = &mut meter {
+            meter.on(progress);
+        }
+    })
+}
+
+fn in_words(report: &Report) -> String {
+    let journal = &report.journal;
+    let mut words = format!(
+        "journal: {} segments, {} frames, {} records, {} bytes, up to position {}",
+        journal.segments, journal.frames, journal.records, journal.bytes, report.last
+    );
+    if journal.torn_bytes > 0 {
+        let torn = journal.torn_bytes;
+        words.push_str(&format!(
+            "\njournal: {torn} bytes of an unfinished commit at its end, which the next start cuts off"
+        ));
+    }
+    words.push_str("\nstate: ");
+    words.push_str(&match report.state {
+        StateFound::Missing => "none; the next start makes it from the journal".to_owned(),
+        StateFound::NotCompared => "not compared with the journal".to_owned(),
+        StateFound::Compared { applied, rows } => {
+            format!("{rows} entries compared with the journal up to position {applied}")
+        }
+    });
+    words
+}
+
+/// How the secrets of endpoints are kept.
+#[derive(Debug, Default)]
+struct Secrets {
+    plain: u64,
+    /// By the id of the key that they are encrypted under.
+    sealed: BTreeMap<[u8; 4], u64>,
+}
+
+impl Secrets {
+    /// With the key each is opened; without it their form is looked at.
+    fn look_at(endpoints: &[Arc<Endpoint>], key: Option<&SecretsKey>, problems: &mut Problems) -> Self {
+        let mut found = Self::default();
+        for endpoint in endpoints {
+            let keys = endpoint.secrets.iter().map(|secret| &secret.key);
+            for value in keys.chain(endpoint.sensitive_headers.iter().map(|(_, value)| value)) {
+                match value {
+                    Sealed::Plain(_) => found.plain += 1,
+                    Sealed::Encrypted(bytes) => match key_id(bytes) {
+                        Some(id) => *found.sealed.entry(id).or_default() += 1,
+                        None => problems.add(format!("a secret of endpoint {} is damaged", endpoint.id)),
+                    },
+                }
+            }
+            if let Some(Err(error)) = key.map(|key| Vault::new(Some(key.expose())).check(endpoint)) {
+                problems.add(format!("a secret of endpoint {} cannot be opened: {error}", endpoint.id));
+            }
+        }
+        found
+    }
+
+    fn in_words(&self, with_key: bool) -> String {
+        let mut words = format!("secrets: {} plain", self.plain);
+        for (id, count) in &self.sealed {
+            let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let opened = if with_key { "opened" } else { "not opened: no key was given" };
+            words.push_str(&format!(", {count} encrypted under key {id} ({opened})"));
+        }
+        words
+    }
+}

@@ -1,0 +1,11 @@
+//! How far long work has come, for whoever shows it.
+
+/// So much of so much. What is counted (positions, bytes, rows) is known to whoever asked for the work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub at: u64,
+    pub of: u64,
+}
+
+/// Hears of progress, up to some hundred times a second.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
