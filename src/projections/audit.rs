@@ -151,6 +151,9 @@ impl Audit<'_> {
         let (kept, folded) = (pages::events(self.kept, page), pages::events(self.folded, page));
         let (states, folded_states) = (pages::states(self.kept, page), pages::states(self.folded, page));
         self.saw((kept.len() + states.len()) as u64);
+        for pair in kept.windows(2).filter(|pair| pair[0].position >= pair[1].position) {
+            self.say(format!("event {} is listed twice, or out of order", pair[1].position));
+        }
         let known: HashMap<Position, &EventEntry> =
             kept.iter().map(|event| (event.position, event)).collect();
         let meant: HashMap<Position, &EventEntry> =
@@ -220,7 +223,7 @@ impl Audit<'_> {
     }
 
     fn requests(&mut self) {
-        self.each(b'I', |audit, _, kept, folded| {
+        self.each(b'I', |audit, key, kept, folded| {
             let known = (kept.and_then(idempotency::decode), folded.and_then(idempotency::decode));
             let is_meant = match known {
                 (Some(kept), Some(folded)) => kept == folded,
@@ -235,6 +238,13 @@ impl Audit<'_> {
                 let position = known.0.or(known.1).map_or(Position(0), |known| known.position);
                 let what = format!("a request that was answered with record {position}");
                 audit.say(difference(&what, kept.is_some(), folded.is_some()));
+            }
+            // Of later ones it is seen below.
+            let expires_at = known.0.and_then(|known| known.expires_at);
+            let overdue = expires_at
+                .filter(|at| idempotency::hour_of(*at) < idempotency::hour_of(audit.terms.expired_until));
+            if overdue.is_some_and(|at| !idempotency::is_to_expire(audit.kept, &key[1..], at)) {
+                audit.say("a request that was answered would be remembered for ever".to_owned());
             }
         });
     }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::rows::{Key, Rows, u64_at};
+use super::rows::{Key, Rows, after_prefix, u64_at};
 use crate::codec::{Malformed, Reader, put_varint};
 use crate::domain::{Idempotency, Position, Timestamp};
 
@@ -19,6 +19,17 @@ pub struct Known {
 /// Under which the requests are kept that expire at this time.
 pub(super) fn hour_of(at: Timestamp) -> u64 {
     at.millis() / HOUR_MILLIS
+}
+
+/// Whether it is noted that a request expires at this time.
+pub(super) fn is_to_expire(rows: &dyn Rows, scope: &[u8], at: Timestamp) -> bool {
+    let prefix = Key::new(b'J').u64(hour_of(at)).0;
+    let mut found = false;
+    rows.scan(&prefix, &after_prefix(&prefix), &mut |_, scopes| {
+        found |= scopes.chunks(scope.len()).any(|known| known == scope);
+        if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    found
 }
 
 fn key(scope: &[u8; 16]) -> Vec<u8> {

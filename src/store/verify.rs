@@ -312,3 +312,6 @@ impl Walk<'_> {
 fn version_of(state: &State, tenant: &Tenant, stream: &StreamName) -> u64 {
     super::ReadModel::stream(state, tenant, stream).map_or(0, |head| head.version)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,12 +11,13 @@ use super::{End, Store};
 use crate::domain::{ApiKey, Endpoint, Position, Record, Timestamp};
 use crate::store::disk::{Disk, MemoryDisk, RealDisk};
 use crate::store::journal::{Journal, JournalOptions};
-use crate::store::outbox::{Assembled, StateThread, WriterThread, catch_up, open_state};
+use crate::store::outbox::{Assembled, StateThread, WriterThread, catch_up, open_state, stamp};
 use crate::store::recent::Prepared;
 use crate::store::retention::{Retention, RetentionPolicy};
 use crate::store::state::State;
 use crate::store::state::base::Base;
 use crate::store::state::base::memory::{MemoryRows, Supply};
+use crate::store::verify::verify;
 use crate::store::writer::{Command, Outcome, Source, Unit};
 use crate::store::{Admission, Notice, Outbox, ReadModel};
 
@@ -101,6 +102,16 @@ impl DiskStore {
         Self::over(Medium::Files { below, number: 0 }, seed)
     }
 
+    /// Ends it, and gives the directory that it leaves behind, within one that goes with the first.
+    pub(super) fn into_directory(mut self) -> (tempfile::TempDir, PathBuf) {
+        self.end(End::Stopped);
+        let directory = self.medium.directory();
+        match self.medium {
+            Medium::Files { below, .. } => (below, directory),
+            Medium::Memory { .. } => panic!("it lies in memory"),
+        }
+    }
+
     fn over(medium: Medium, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let segment_bytes = random.choice([700, 4_000, 1 << 20]).expect("three");
@@ -123,6 +134,7 @@ impl DiskStore {
             Medium::Memory { disk, .. } => Arc::new(disk.clone()),
             Medium::Files { .. } => {
                 std::fs::create_dir_all(&directory).expect("a directory can be made");
+                stamp(&directory).expect("a directory can be stamped");
                 Arc::new(RealDisk::new(directory.join("journal")).expect("a journal can be made"))
             }
         };
@@ -262,5 +274,21 @@ impl Store for DiskStore {
         }
         self.parts = None;
         self.open();
+    }
+
+    fn verify(&mut self) -> Result<(), String> {
+        let Medium::Files { below, .. } = &self.medium else { return Ok(()) };
+        let (copied, scratch) = (below.path().join("copy"), below.path().join("scratch"));
+        copy(&self.medium.directory(), &copied);
+        std::fs::create_dir_all(&scratch).expect("a directory can be made");
+        let report = verify(&copied, &scratch, &mut |_, _| ());
+        for directory in [copied, scratch] {
+            std::fs::remove_dir_all(directory).expect("a directory can be removed");
+        }
+        match report {
+            Ok(report) if report.problems.count == 0 => Ok(()),
+            Ok(report) => Err(format!("verify finds {:#?}", report.problems)),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }

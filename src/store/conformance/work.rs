@@ -24,9 +24,11 @@ const BEGINNING: u64 = 2_000_000_000_000;
 /// Steps between two comparisons of everything.
 const STEPS_PER_CHECK: u32 = 10;
 
-pub(super) struct Work {
+pub(super) struct Work<S> {
     random: fastrand::Rng,
-    store: Box<dyn Store>,
+    pub(super) store: S,
+    /// Whether retention takes passes.
+    pub(super) retains: bool,
     oracle: MemoryStore,
     now: Timestamp,
     /// Retention has taken records.
@@ -38,11 +40,12 @@ pub(super) struct Work {
     happened: BTreeMap<&'static str, u64>,
 }
 
-impl Work {
-    pub(super) fn new(seed: u64, store: Box<dyn Store>) -> Self {
+impl<S: Store> Work<S> {
+    pub(super) fn new(seed: u64, store: S) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             store,
+            retains: true,
             oracle: MemoryStore::default(),
             now: Timestamp::from_millis(BEGINNING),
             retained: false,
@@ -132,7 +135,9 @@ impl Work {
                 Ok(())
             }
             90..94 => {
-                self.retain();
+                if self.retains {
+                    self.retain();
+                }
                 Ok(())
             }
             _ => self.end(),
@@ -402,6 +407,7 @@ impl Work {
         self.store.end(end);
         // The first commit of a life is later than the last of the one before.
         self.pass(Duration::from_millis(1));
+        self.store.verify()?;
         self.check()
     }
 
