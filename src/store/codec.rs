@@ -74,6 +74,14 @@ pub enum CodecError {
     Name(#[from] InvalidName),
 }
 
+impl CodecError {
+    /// Whether the record is one of a version that knows more.
+    #[must_use]
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::UnknownTag(_) | Self::UnknownLayout { .. })
+    }
+}
+
 /// Bytes that most records of this content do not exceed.
 #[must_use]
 pub fn size_hint(record: &Record) -> usize {

@@ -65,6 +65,9 @@ pub enum OpenError {
     Append(#[from] AppendError),
     #[error(transparent)]
     Read(ReadError),
+    /// To go on without it would be to lose it.
+    #[error("a newer version has written to this data directory: {0}")]
+    Newer(ReadError),
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -486,6 +489,9 @@ fn replay(
     for frame in reader.frames_from(state.applied().next()) {
         let frame = match frame {
             Ok(frame) => frame,
+            Err(error @ ReadError::Undecodable { source, .. }) if source.is_newer() => {
+                return Err(OpenError::Newer(error));
+            }
             Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
                 tracing::error!(%error, "records of the journal are lost; everything else goes on");
                 continue;
@@ -853,3 +859,6 @@ impl StateThread {
         &self.state
     }
 }
+
+#[cfg(test)]
+mod tests;

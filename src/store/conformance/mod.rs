@@ -113,10 +113,10 @@ fn the_oracle_conforms() {
 
 #[test]
 fn a_store_on_a_disk_in_memory_conforms() {
-    passes("a_store_on_a_disk_in_memory_conforms", 24, &["removed"], |seed| disk::DiskStore::in_memory(seed));
+    passes("a_store_on_a_disk_in_memory_conforms", 24, &["removed"], disk::DiskStore::in_memory);
 }
 
 #[test]
 fn the_store_of_files_and_sled_conforms() {
-    passes("the_store_of_files_and_sled_conforms", 8, &["removed"], |seed| disk::DiskStore::in_files(seed));
+    passes("the_store_of_files_and_sled_conforms", 8, &["removed"], disk::DiskStore::in_files);
 }

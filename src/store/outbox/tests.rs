@@ -1,0 +1,146 @@
+//! Opening what an earlier life, another version or an accident has left; and what ends a life.
+
+use super::*;
+use crate::domain::KeyId;
+use crate::store::codec;
+use crate::store::conformance::data_directory;
+use crate::store::journal::Restorer;
+
+struct Clock(u64);
+
+impl Source for Clock {
+    fn now(&mut self) -> Timestamp {
+        self.0 += 1;
+        Timestamp::from_millis(self.0)
+    }
+
+    fn random(&mut self) -> u128 {
+        7
+    }
+}
+
+fn open(path: &Path) -> Result<Opened, OpenError> {
+    open_and_watch(path, &mut |_| ())
+}
+
+fn open_and_watch(path: &Path, progress: OnProgress<'_>) -> Result<Opened, OpenError> {
+    let admission = Admission { bytes: 1 << 20, commands: 1_000 };
+    let source = Box::new(Clock(3_000_000_000_000));
+    Outbox::open(path, admission, source, Arc::new(|_, _| ()), progress)
+}
+
+fn record(number: u64) -> Record {
+    let id: KeyId = format!("key_{number}").parse().unwrap();
+    Record::KeyDeleted { id, at: Timestamp::from_millis(number) }
+}
+
+#[test]
+fn a_record_of_a_newer_version_stops_the_start() {
+    let (mut tag, mut layout) = (Vec::new(), Vec::new());
+    for bytes in [&mut tag, &mut layout] {
+        codec::encode(&record(1), bytes);
+    }
+    tag[0] = 200;
+    layout[1] = 99;
+    for newer in [tag, layout] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::new(directory.path().join("journal")).unwrap());
+        let mut journal = Restorer::new(disk, 1);
+        for number in 1..5 {
+            let mut bytes = Vec::new();
+            codec::encode(&record(number), &mut bytes);
+            let bytes = if number == 3 { newer.clone() } else { bytes };
+            journal.push(Position(number), Timestamp::from_millis(number), bytes).unwrap();
+        }
+        journal.finish(Position(4)).unwrap();
+        stamp(directory.path()).unwrap();
+        for _ in 0..2 {
+            let refused = open(directory.path());
+            assert!(matches!(refused, Err(OpenError::Newer(_))), "{refused:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rebuild_says_how_far_it_is_and_keeps_one_damaged_state() {
+    let (_below, directory) = data_directory(9, true);
+    for round in 0..3 {
+        std::fs::write(directory.join("state/db"), "damaged").unwrap();
+        let mut heard = Vec::new();
+        let opened = open_and_watch(&directory, &mut |progress| heard.push(progress)).unwrap();
+        assert!(opened.rebuilt.is_some() && opened.replayed > 0, "round {round}");
+        let last = opened.outbox.journal().last_position().0;
+        assert!(heard.windows(2).all(|pair| pair[0].at <= pair[1].at), "{heard:?}");
+        assert!(heard.iter().all(|progress| progress.of == last && progress.at <= last));
+        // Behind the last record there may be positions of which retention has taken the records.
+        assert!(heard.last().is_some_and(|progress| progress.at > last / 2), "{heard:?} of {last}");
+        opened.outbox.stop();
+        drop(opened);
+        let aside: Vec<_> = std::fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("state"))
+            .collect();
+        assert_eq!(aside.len(), 2, "{aside:?}");
+        let again = open(&directory).unwrap();
+        assert_eq!((again.rebuilt, again.replayed), (None, 0));
+        again.outbox.stop();
+    }
+}
+
+#[test]
+fn half_a_stamp_is_no_stamp_and_no_obstacle() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("FORMAT.new"), "balto da").unwrap();
+    open(directory.path()).unwrap().outbox.stop();
+    assert_eq!(std::fs::read_to_string(directory.path().join(FORMAT_FILE)).unwrap(), FORMAT);
+}
+
+#[test]
+fn a_directory_is_opened_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = open(directory.path()).unwrap();
+    assert!(matches!(open(directory.path()), Err(OpenError::Locked(_))));
+    first.outbox.stop();
+    drop(first);
+    open(directory.path()).unwrap().outbox.stop();
+}
+
+#[tokio::test]
+async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path()).unwrap();
+    let unit = |number| Unit {
+        commands: vec![super::super::writer::Command::Record(record(number))],
+        prepared: Prepared::default(),
+        reply: None,
+    };
+    for number in 0..5 {
+        opened.outbox.submit(unit(number)).await.unwrap();
+    }
+    let mut health = opened.outbox.health();
+    let panicked = opened.outbox.tend(|_: &mut State| panic!("as sled does over some damage")).await;
+    assert_eq!(panicked, Err(Unavailable::Stopping));
+    health.wait_for(|health| matches!(health, Health::Failed(_))).await.unwrap();
+    assert!(matches!(opened.outbox.submit(unit(6)).await, Err(Unavailable::Failed(_))));
+    opened.outbox.stop();
+    drop(opened);
+    let again = open(directory.path()).unwrap();
+    assert!(again.rebuilt.is_some() && again.replayed == 5, "{:?} {}", again.rebuilt, again.replayed);
+    again.outbox.stop();
+}
+
+#[test]
+fn what_the_system_refuses_is_no_damage() {
+    let of = |error: std::io::Error| StateError::Io(error).is_of_the_system();
+    for code in [28, 122, 13, 30, 23, 24] {
+        assert!(of(std::io::Error::from_raw_os_error(code)), "{code}");
+        let in_sled = StateError::Sled(sled::Error::Io(std::io::Error::from_raw_os_error(code)));
+        assert!(in_sled.is_of_the_system(), "{code} within sled");
+    }
+    assert!(!of(std::io::Error::from_raw_os_error(5)), "what cannot be read is damaged");
+    assert!(!StateError::Damaged("x").is_of_the_system());
+    let ahead = StateError::Ahead { applied: Position(2), journal_end: Position(1) };
+    assert!(!ahead.is_of_the_system());
+    assert!(StateError::Io(std::io::Error::from_raw_os_error(28)).is_disk_full());
+}
