@@ -8,6 +8,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -207,27 +208,40 @@ impl Drop for Small {
     }
 }
 
-#[tokio::test]
-async fn a_full_disk_refuses_and_recovers_by_itself() {
-    let below = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(below.path().join("small")) else {
-        return say("SKIPPED: this machine mounts no tmpfs");
-    };
+/// How a disk is filled, and with what it is tried.
+struct Filling {
+    /// Bytes that are left free.
+    free: u64,
+    /// Bytes of an event's data.
+    event_bytes: usize,
+}
+
+/// Fills the disk but for some bytes.
+fn fill_up(below: &Path, free: u64) -> PathBuf {
+    let ballast = below.join("ballast");
+    let mut file = fs::File::create(&ballast).unwrap();
+    while file.write_all(&[1; 4_096]).is_ok() {}
+    let length = file.metadata().unwrap().len();
+    file.set_len(length.saturating_sub(free)).unwrap();
+    ballast
+}
+
+async fn refuses_and_recovers(small: &Small, filling: Filling) {
     let data = small.0.join("data");
-    let ballast = small.0.join("ballast");
     let receiver = Receiver::status(200).await;
     let daemon = Daemon::start_in(&data, &["--dev"], &[("BALTO__LOG__LEVEL", "off")]).await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
-    fs::write(&ballast, vec![1; 11 << 20]).unwrap();
-    let event = json!({"type": "a.b", "data": "x".repeat(100_000)}).to_string();
-    let mut accepted = Vec::new();
+    let event = json!({"type": "a.b", "data": "x".repeat(filling.event_bytes)}).to_string();
+    let mut accepted = vec![daemon.post("/events", &event).await["id"].as_str().unwrap().to_owned()];
+    let ballast = fill_up(&small.0, filling.free);
+    let deadline = std::time::Instant::now() + support::PATIENCE;
     let refusal = loop {
         let (status, answer, headers) = daemon.call("POST", "/events", &[], &event).await;
         if status != 202 {
             break (status, answer, headers);
         }
         accepted.push(answer["id"].as_str().unwrap().to_owned());
-        assert!(accepted.len() < 200, "the disk never fills");
+        assert!(std::time::Instant::now() < deadline, "the disk never fills");
     };
     assert_eq!((refusal.0, refusal.1["code"].as_str()), (507, Some("disk_full")), "{}", refusal.1);
     assert!(refusal.2.contains_key("retry-after"));
@@ -253,4 +267,25 @@ async fn a_full_disk_refuses_and_recovers_by_itself() {
     }
     assert_eq!(accepted, held, "what is held is what was acknowledged");
     assert_eq!(accepted, sent, "what was sent is what was acknowledged");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_recovers_by_itself() {
+    let below = tempfile::tempdir().unwrap();
+    let Some(small) = Small::mount(below.path().join("small")) else {
+        return say("SKIPPED: this machine mounts no tmpfs");
+    };
+    refuses_and_recovers(&small, Filling { free: 4 << 20, event_bytes: 100_000 }).await;
+}
+
+/// The journal has room within its file, the state has none anywhere: it is the first to find out.
+#[tokio::test]
+async fn a_disk_too_full_for_the_state_refuses_and_recovers_by_itself() {
+    let below = tempfile::tempdir().unwrap();
+    for free in [0, 4_096, 20_000] {
+        let Some(small) = Small::mount(below.path().join(free.to_string())) else {
+            return say("SKIPPED: this machine mounts no tmpfs");
+        };
+        refuses_and_recovers(&small, Filling { free, event_bytes: 10 }).await;
+    }
 }

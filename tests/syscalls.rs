@@ -98,7 +98,18 @@ async fn until_it_dies(
     inject: &str,
     patience: Duration,
 ) -> Option<i32> {
-    let options = ["-e", &format!("inject={inject}"), "-o", "/dev/null"];
+    until_it_dies_of(data, book, random, &["-e", &format!("inject={inject}")], patience).await
+}
+
+/// As [`until_it_dies`], with options for the tracer.
+async fn until_it_dies_of(
+    data: &Path,
+    book: &Arc<Mutex<Book>>,
+    random: &mut Rng,
+    options: &[&str],
+    patience: Duration,
+) -> Option<i32> {
+    let options = [options, &["-o", "/dev/null"]].concat();
     let mut daemon = Daemon::spawn(traced(&quiet(support::serve(data, &["--dev"])), &options));
     // It may die before it is ready.
     while !daemon.is_ready().await && daemon.is_running() {
@@ -148,6 +159,38 @@ async fn after_a_failed_sync_nothing_is_acknowledged_and_the_process_ends() {
         let inject = format!("fdatasync:error={error}:when={which}");
         let code = until_it_dies(data.path(), &book, &mut random, &inject, support::PATIENCE).await;
         assert_eq!(code, Some(74), "{error} at sync {which}");
+    }
+    assert!(!book.lock().unwrap().accepted.is_empty());
+}
+
+/// Errors on one file alone, whichever call it is: the journal's, or the state's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failed_write_to_journal_or_state_the_process_ends_and_the_next_start_has_everything() {
+    if !has("strace") {
+        return say("SKIPPED: no strace");
+    }
+    let mut random = Rng::with_seed(seed());
+    let data = tempfile::tempdir().unwrap();
+    let book = Arc::<Mutex<Book>>::default();
+    Daemon::start(data.path()).await.post("/events", r#"{"type":"n.0","data":1}"#).await;
+    for (file, call) in [
+        ("journal/journal-00000000000000000001.log", "pwrite64"),
+        ("state/db", "pwrite64"),
+        ("state/db", "fdatasync"),
+        ("journal/journal-00000000000000000001.log", "pread64"),
+    ] {
+        let path = data.path().join(file);
+        let which = if call == "pread64" { 1 } else { random.u32(1..4) };
+        let inject = format!("inject={call}:error=EIO:when={which}");
+        let options = ["-P", path.to_str().unwrap(), "-e", &inject];
+        let code = until_it_dies_of(data.path(), &book, &mut random, &options, support::PATIENCE).await;
+        // What cannot be read stops the start; what cannot be written, the process, or (what it replays) the start.
+        let expected: &[i32] = match (file, call) {
+            (_, "pread64") => &[1],
+            ("state/db", _) => &[1, 74],
+            _ => &[74],
+        };
+        assert!(code.is_some_and(|code| expected.contains(&code)), "{code:?}: {call} {which} of {file}");
     }
     assert!(!book.lock().unwrap().accepted.is_empty());
 }

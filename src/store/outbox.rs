@@ -131,6 +131,52 @@ struct Inner {
     _lock: Option<File>,
 }
 
+/// What the disk can be too full for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Journal,
+    State,
+}
+
+/// The outbox's health, which both threads know a part of.
+struct HealthCell {
+    sender: watch::Sender<Health>,
+    /// Whether the disk is full, for the journal and for the state.
+    full: Mutex<[bool; 2]>,
+}
+
+impl HealthCell {
+    fn is_full_for(&self, part: Part) -> bool {
+        self.full.lock().expect("no holder panics")[part as usize]
+    }
+
+    fn set_full(&self, part: Part, is_full: bool) {
+        let mut full = self.full.lock().expect("no holder panics");
+        full[part as usize] = is_full;
+        self.turn_to(if full.contains(&true) { Health::DiskFull } else { Health::Good });
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(&*self.sender.borrow(), Health::Failed(_))
+    }
+
+    /// For good: the first reason is the one that counts.
+    fn fail(&self, reason: &str) {
+        self.turn_to(Health::Failed(reason.into()));
+    }
+
+    fn turn_to(&self, health: Health) {
+        self.sender.send_if_modified(|current| {
+            let changed = !matches!(current, Health::Failed(_)) && *current != health;
+            if changed {
+                tracing::warn!(?health, "the outbox's health changed");
+                *current = health;
+            }
+            changed
+        });
+    }
+}
+
 /// Whether the outbox can make anything durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -183,7 +229,7 @@ impl Outbox {
         let applied = Arc::new(AtomicU64::new(state.applied().0));
         let queue = Arc::new(UnitQueue::new(admission));
         let (health_sender, health) = watch::channel(Health::Good);
-        let health_sender = Arc::new(health_sender);
+        let health_sender = Arc::new(HealthCell { sender: health_sender, full: Mutex::default() });
         let (state_sender, messages) = mpsc::channel();
         let (notice_sender, notices) = async_mpsc::channel(1_024);
         let writer_thread = WriterThread {
@@ -302,8 +348,17 @@ impl Outbox {
                 let _gone = sender.send(answer).is_err();
             }
         });
-        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| Unavailable::Stopping)?;
-        answer.await.map_err(|_| Unavailable::Stopping)
+        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| self.why_not())?;
+        answer.await.map_err(|_| self.why_not())
+    }
+
+    /// Why the state gives no answer.
+    fn why_not(&self) -> Unavailable {
+        match &*self.inner.health.borrow() {
+            Health::Good => Unavailable::Stopping,
+            Health::DiskFull => Unavailable::DiskFull,
+            Health::Failed(reason) => Unavailable::Failed(reason.clone()),
+        }
     }
 
     /// While it is held no event is forgotten: from looking at one until what is done with it is committed.
@@ -326,8 +381,8 @@ impl Outbox {
             // As for a question: the asker may have gone.
             let _gone = sender.send(task(state)).is_err();
         });
-        self.inner.state.send(StateMessage::Tend(task)).map_err(|_| Unavailable::Stopping)?;
-        answer.await.map_err(|_| Unavailable::Stopping)
+        self.inner.state.send(StateMessage::Tend(task)).map_err(|_| self.why_not())?;
+        answer.await.map_err(|_| self.why_not())
     }
 
     #[must_use]
@@ -551,7 +606,7 @@ pub(crate) struct WriterThread {
     state: mpsc::Sender<StateMessage>,
     notices: async_mpsc::Sender<Notice>,
     applied: Arc<AtomicU64>,
-    health: Arc<watch::Sender<Health>>,
+    health: Arc<HealthCell>,
     observer: Observer,
     /// How long it waits between two tries on a full disk.
     full_disk_pause: Duration,
@@ -587,14 +642,14 @@ impl WriterThread {
     }
 
     fn is_disk_full(&self) -> bool {
-        *self.health.borrow() == Health::DiskFull
+        self.health.is_full_for(Part::Journal)
     }
 
     /// Nothing waits to be written, and nothing more is let in while the disk counts as full: without a look at it that
     /// would stay so for ever. Gives whether to go on.
     fn look_for_room(&self) -> bool {
         if self.committer.journal().has_room() {
-            self.set_health(Health::Good);
+            self.health.set_full(Part::Journal, false);
         } else {
             std::thread::sleep(self.full_disk_pause);
         }
@@ -604,12 +659,21 @@ impl WriterThread {
     /// Tells what was committed, in order. Gives whether to go on.
     fn publish(&self, result: GroupResult) -> bool {
         if let Some(committed) = result.committed {
-            self.set_health(Health::Good);
+            self.health.set_full(Part::Journal, false);
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
-                self.set_health(Health::Failed("the state's thread has ended".into()));
+                self.health.fail("the state's thread has ended");
             }
             if !tell(&self.notices, Notice::Committed(committed)) {
                 tracing::debug!("nobody listens to commits any more");
+            }
+        }
+        // Who is refused and looks at the health then sees why.
+        match &result.failure {
+            None => {}
+            Some(AppendError::DiskFull) => self.health.set_full(Part::Journal, true),
+            Some(error) => {
+                tracing::error!(%error, "the journal failed; nothing is acknowledged any more");
+                self.health.fail(&error.to_string());
             }
         }
         for (reply, outcome) in result.replies {
@@ -619,29 +683,12 @@ impl WriterThread {
         match result.failure {
             None => true,
             Some(AppendError::DiskFull) => {
-                self.set_health(Health::DiskFull);
                 self.queue.put_back(result.unwritten);
                 std::thread::sleep(self.full_disk_pause);
                 !self.queue.is_closed()
             }
-            Some(error) => {
-                tracing::error!(%error, "the journal failed; nothing is acknowledged any more");
-                self.set_health(Health::Failed(error.to_string().into()));
-                false
-            }
+            Some(_) => false,
         }
-    }
-
-    fn set_health(&self, health: Health) {
-        self.health.send_if_modified(|current| {
-            let failed = matches!(current, Health::Failed(_));
-            let changed = !failed && *current != health;
-            if changed {
-                tracing::warn!(?health, "the outbox's health changed");
-                *current = health;
-            }
-            changed
-        });
     }
 
     /// Bounds the memory that committed, not yet applied records hold.
@@ -650,7 +697,8 @@ impl WriterThread {
             .saturating_sub(self.applied.load(Ordering::Relaxed))
             > STATE_LAG_MAX
         {
-            if matches!(&*self.health.borrow(), Health::Failed(_)) {
+            // A state that waits for room is not waited for at the end.
+            if self.health.has_failed() || self.queue.is_closed() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -663,7 +711,7 @@ pub(crate) struct StateThread {
     messages: mpsc::Receiver<StateMessage>,
     notices: async_mpsc::Sender<Notice>,
     applied: Arc<AtomicU64>,
-    health: Arc<watch::Sender<Health>>,
+    health: Arc<HealthCell>,
     observer: Observer,
     /// What came while the disk was full.
     held: VecDeque<StateMessage>,
@@ -729,7 +777,7 @@ impl StateThread {
     fn fail(&self, reason: &str) -> bool {
         tracing::error!(reason, "the state failed; it will be rebuilt from the journal at the next start");
         self.state.mark_unreadable();
-        self.health.send_replace(Health::Failed(reason.into()));
+        self.health.fail(reason);
         false
     }
 
@@ -769,7 +817,7 @@ impl StateThread {
     /// The process ends; the next start replays what is missing. Never goes on.
     fn give_up(&self, error: &StateError) -> bool {
         tracing::error!(%error, "a checkpoint failed");
-        self.health.send_replace(Health::Failed(error.to_string().into()));
+        self.health.fail(&error.to_string());
         false
     }
 
@@ -777,7 +825,7 @@ impl StateThread {
     /// bounds how much that is. Nothing can be lost by it: the journal has everything. Gives whether to go on.
     fn wait_for_room(&mut self) -> bool {
         tracing::warn!("the disk is too full for a checkpoint of the state");
-        self.change_health(&Health::Good, Health::DiskFull);
+        self.health.set_full(Part::State, true);
         let mut tried = Instant::now();
         loop {
             match self.messages.recv_timeout(FULL_DISK_PAUSE.saturating_sub(tried.elapsed())) {
@@ -797,19 +845,8 @@ impl StateThread {
             }
         }
         tracing::warn!("the disk has room for the state again");
-        // The writer finds out by itself whether it has room, too.
-        self.change_health(&Health::DiskFull, Health::Good);
+        self.health.set_full(Part::State, false);
         true
-    }
-
-    fn change_health(&self, from: &Health, to: Health) {
-        self.health.send_if_modified(|health| {
-            let changes = health == from;
-            if changes {
-                *health = to;
-            }
-            changes
-        });
     }
 }
 

