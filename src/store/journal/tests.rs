@@ -534,3 +534,23 @@ fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
         }
     }
 }
+
+/// The bytes of a file as it is appended to, of one that was rewritten, and of one of which a note is left: a public
+/// promise, never to be changed.
+#[test]
+fn the_bytes_of_files_are_those_of_format_1() {
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    journal.append(at(1_000), &[vec![record(1), record(2)], vec![record(3)]]).unwrap();
+    let appended = disk.contents(&file_name(Position(1))).unwrap();
+    fill(&mut journal, 200);
+    let sealed = journal.reader().sealed_segments();
+    journal.rewrite_segment(sealed[0].0, &mut |position, _| position.0 < 3).unwrap();
+    journal.rewrite_segment(sealed[1].0, &mut |_, _| false).unwrap();
+    let rewritten = [sealed[0], sealed[1]].map(|(first, _)| disk.contents(&file_name(first)).unwrap());
+    let [thinned, noted] = rewritten;
+    let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let found: Vec<_> = [appended, thinned, noted].into_iter().map(hex).collect();
+    let golden: Vec<_> = include_str!("golden.txt").lines().collect();
+    assert_eq!(found, golden);
+}
