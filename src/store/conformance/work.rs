@@ -286,6 +286,7 @@ impl<S: Store> Work<S> {
             format: Format::Standard,
             signature: SignaturePreset::Standard,
             handshake: None,
+            client_certificate: None,
             secrets: Vec::new(),
             trace: false,
             metadata: None,
@@ -354,6 +355,7 @@ impl<S: Store> Work<S> {
             status: if error.is_some() { self.random.choice([None, Some(500)]).flatten() } else { Some(200) },
             error,
             reply: Bytes::from_static(b"reply"),
+            network: Default::default(),
             next,
         };
         let record = Record::AttemptFinished { delivery: key, due, attempt: Arc::new(attempt) };
