@@ -28,6 +28,36 @@ pub(crate) enum Bug {
     LetTwoThrough,
     /// Deliveries do not wait for their receiver's consent.
     SendUnasked,
+    /// What a crash left half written at the journal's end stays before what is written next.
+    KeepTornTail,
+    /// A frame's body counts as sound whatever its checksum says.
+    IgnoreChecksums,
+    /// The first record of a life gets the position of the last one of the life before.
+    GivePositionTwice,
+    /// Retention takes the events of pending deliveries, too.
+    DropNeeded,
+    /// A segment that retention has emptied leaves nothing behind.
+    LeaveNoNote,
+    /// Scheduling goes by a clock that somebody has set back.
+    TrustWallClock,
+    /// A key is free again when an attempt has ended, not when its outcome is recorded.
+    ForgetUnrecorded,
+    /// A receiver that asks to be left alone is not.
+    IgnoreRetryAfter,
+    /// A receiver that is down is not probed but hammered.
+    NeverOpenCircuit,
+    /// Twice the burst of a rate goes out at once.
+    DoubleBurst,
+    /// A delivery that is revived begins to count its attempts anew.
+    ForgetAttempts,
+    /// A delivery that has ended keeps its place in its lane, and ends again.
+    SettleTwice,
+    /// Versions of streams are not dense.
+    SkipVersion,
+    /// Rows of the state are not added up when it is opened.
+    TrustRows,
+    /// Idempotency keys are forgotten before they have expired.
+    ForgetTooEarly,
 }
 
 #[cfg(not(test))]
@@ -48,6 +78,15 @@ pub(crate) use set::{Knobs, bound, has};
 pub(crate) fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
+}
+
+/// A test that fails while the bug is in.
+#[cfg(test)]
+pub(crate) fn fails_with(bug: Bug, test: fn()) {
+    Knobs { bug: Some(bug), ..Knobs::default() }.turn();
+    let failed = std::panic::catch_unwind(test).is_err();
+    Knobs::default().turn();
+    assert!(failed, "{bug:?} is in the code, and the test passes");
 }
 
 /// The seed of a random test: `BALTO_TEST_SEED`, or a fresh one. Its failure has to name it.

@@ -10,6 +10,7 @@ use super::report::{LaneReport, WaitReason};
 use super::window::Window;
 use super::{Backlog, Gate, LanePolicy, Outcome, Turn};
 use crate::domain::{DueKey, Now, Progress, Timestamp};
+use crate::knobs::{self, Bug};
 
 /// Whether a lane can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +163,9 @@ impl Lane {
             }
             Outcome::Throttled { until } => {
                 self.circuit.on_success();
-                self.held_until = self.held_until.max(Some(until));
+                if !knobs::has(Bug::IgnoreRetryAfter) {
+                    self.held_until = self.held_until.max(Some(until));
+                }
             }
             Outcome::Neutral => self.circuit.on_neutral(key),
         }

@@ -12,6 +12,7 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
 use crate::domain::RateLimit;
+use crate::knobs::{self, Bug};
 
 /// Time as the lane was last told it.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +61,8 @@ pub(super) struct Rate {
 impl Rate {
     pub(super) fn new(limit: RateLimit) -> Self {
         let interval = (limit.per / limit.limit.max(1)).max(Duration::from_nanos(1));
-        let burst = NonZeroU32::new(limit.burst).unwrap_or(NonZeroU32::MIN);
+        let times = if knobs::has(Bug::DoubleBurst) { 2 } else { 1 };
+        let burst = NonZeroU32::new(limit.burst.saturating_mul(times)).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(interval).expect("the interval is not zero").allow_burst(burst);
         let clock = ToldClock::default();
         Self { limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock, denied_until: None }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::domain::{Position, Trigger};
+use crate::knobs::{Bug, fails_with};
 
 const ONE: EndpointNumber = EndpointNumber(1);
 const TWO: EndpointNumber = EndpointNumber(2);
@@ -688,4 +689,12 @@ fn ten_thousand_waiting_lanes_cost_a_turn_nothing() {
     assert!(lanes.ring.is_empty(), "nobody waits in the ring");
     assert_eq!(lanes.next_wakeup(at(0)), Some(Duration::from_secs(100)));
     assert_eq!(sends(&mut lanes, at(100_000)).len(), 10_000);
+}
+
+#[test]
+fn bugs_that_are_put_in_are_caught() {
+    fails_with(Bug::NeverOpenCircuit, a_receiver_that_is_down_is_probed_and_drained_when_it_is_back);
+    fails_with(Bug::ForgetUnrecorded, no_key_is_forgotten_or_sent_twice);
+    fails_with(Bug::ForgetDuringRefill, no_key_is_forgotten_or_sent_twice);
+    fails_with(Bug::IgnoreRetryAfter, retry_after_pause_and_disabling_hold_the_lane_and_say_so);
 }

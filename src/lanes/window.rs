@@ -105,9 +105,8 @@ impl Window {
     pub(super) fn on_finished(&mut self, key: DueKey) -> bool {
         match self.sent.get(&key).copied() {
             None | Some(Sent::Unrecorded) => return false,
-            Some(Sent::InFlight) => {
-                self.sent.insert(key, Sent::Unrecorded);
-            }
+            Some(Sent::InFlight) if knobs::has(Bug::ForgetUnrecorded) => drop(self.sent.remove(&key)),
+            Some(Sent::InFlight) => drop(self.sent.insert(key, Sent::Unrecorded)),
             Some(Sent::Settled { again }) => {
                 self.sent.remove(&key);
                 if let Some(progress) = again {

@@ -220,7 +220,7 @@ impl Step<'_> {
     fn remove(&mut self, delivery: DeliveryKey, place: &Place) {
         self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
         let key = DueKey { due: place.due, event: delivery.event };
-        if place.sendable {
+        if place.sendable && !knobs::has(Bug::SettleTwice) {
             self.unmake_due(delivery.endpoint, key);
         }
         counters::change(self.rows, delivery.endpoint, |lane| {
@@ -402,7 +402,8 @@ impl Step<'_> {
         if let Some(entry) = &before {
             self.forget_death(entry);
         }
-        let attempts_made = before.as_ref().map_or(0, |entry| entry.attempts_made);
+        let kept = before.as_ref().filter(|_| !knobs::has(Bug::ForgetAttempts));
+        let attempts_made = kept.map_or(0, |entry| entry.attempts_made);
         let progress =
             Progress { attempts: attempts_made, attempts_in_series: 0, series_started: at, trigger };
         let detail = Detail {

@@ -9,10 +9,11 @@ use standardwebhooks::Webhook;
 
 use super::chance::Chance;
 use super::model::LAG_MAX;
-use super::world::{Callback, Inner, World, now};
+use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, now};
 use crate::courier::{Parcel, Reply};
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, RateLimit, Sealed, Timestamp,
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
+    Timestamp,
 };
 
 /// How a receiver behaves for a while.
@@ -53,11 +54,24 @@ pub(super) struct Receiver {
     pub(super) manner: Manner,
     /// For the endpoint's own rate, and for the one that the receiver has agreed to.
     buckets: [Option<Bucket>; 2],
+    /// It has asked to be left alone.
+    asked: Option<Asked>,
 }
+
+/// That a receiver asked to be left alone, in this life: when, and until when.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    life: u32,
+    at: Now,
+    until: Duration,
+}
+
+/// Between a lane's decision and its request there may be a read of the journal.
+const DECIDED_BEFORE: Duration = Duration::from_millis(20);
 
 impl Default for Receiver {
     fn default() -> Self {
-        Self { manner: Manner::Healthy, buckets: [None, None] }
+        Self { manner: Manner::Healthy, buckets: [None, None], asked: None }
     }
 }
 
@@ -138,6 +152,9 @@ impl Receivers {
                 inner.received.insert(key);
                 inner.note(format_args!("{} took {} ({:?})", endpoint.0, key.event, script.outcome));
             });
+        }
+        if matches!(script.outcome, Ok(429 | 503)) {
+            self.world.with(|inner| note_request_to_wait(inner, endpoint, script.retry_after));
         }
         Reply {
             retry_after: script.retry_after.map(ToOwned::to_owned),
@@ -244,6 +261,7 @@ impl Request<'_> {
         self.check_contents(&endpoint, &before, &inner.model.oracle.events[&event])?;
         self.check_state(inner, key, now.wall)?;
         self.check_gate(inner, now.wall)?;
+        self.check_wish(inner, now)?;
         self.check_consent(&endpoint, if just_changed { &before } else { &[] })?;
         self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
         check_rates(inner, &endpoint, just_changed)?;
@@ -276,7 +294,7 @@ impl Request<'_> {
         Ok(())
     }
 
-    fn check_state(&self, inner: &Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
+    fn check_state(&self, inner: &mut Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
         let known = inner.model.oracle.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
         if inner.model.is_touched(key) {
             return Ok(());
@@ -289,6 +307,9 @@ impl Request<'_> {
         }
         if self.attempt != known.progress.attempts + 1 {
             return Err(format!("{} attempts are recorded", known.progress.attempts));
+        }
+        if !inner.attempts.insert((inner.life, key, self.attempt)) {
+            return Err("this attempt was made before".to_owned());
         }
         if known.due > now && !inner.plan.clock_jumps {
             return Err(format!("it is due at {:?}", known.due));
@@ -335,6 +356,21 @@ impl Request<'_> {
         Err(format!("{} has not agreed to {:?}: {:?}", self.url, self.origin, endpoint.handshake))
     }
 
+    /// A receiver that asked to be left alone is.
+    fn check_wish(&self, inner: &Inner, now: Now) -> Result<(), String> {
+        let asked = inner.receivers.get(&self.endpoint).and_then(|receiver| receiver.asked);
+        let Some(asked) = asked.filter(|asked| asked.life == inner.life) else { return Ok(()) };
+        let known = inner.model.subscriber(self.endpoint);
+        // Who opens an endpoint again ends the wait.
+        let changed = known.is_none_or(|known| known.changed_at >= asked.at.wall);
+        let within = now.monotonic > asked.at.monotonic + DECIDED_BEFORE
+            && now.monotonic + Duration::from_millis(1) < asked.until;
+        if within && !changed && !inner.plan.clock_jumps {
+            return Err(format!("it had asked to be left alone until {:?}", asked.until));
+        }
+        Ok(())
+    }
+
     fn check_limits(
         &self,
         inner: &Inner,
@@ -372,6 +408,18 @@ fn check_rates(inner: &mut Inner, endpoint: &Endpoint, just_changed: bool) -> Re
         check_rate(rate, bucket, life, just_changed)?;
     }
     Ok(())
+}
+
+/// What the rules make of `Retry-After`: whole seconds, up to a bound; the dates that are scripted lie in the past.
+fn note_request_to_wait(inner: &mut Inner, endpoint: EndpointNumber, retry_after: Option<&str>) {
+    let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let Some(text) = retry_after.filter(is_number) else { return };
+    let seconds = text.parse::<u64>().unwrap_or(u64::MAX).min(RETRY_AFTER_SECONDS);
+    let (life, at) = (inner.life, now());
+    let until = at.monotonic + Duration::from_secs(seconds);
+    let receiver = inner.receivers.entry(endpoint).or_default();
+    let before = receiver.asked.filter(|asked| asked.life == life && asked.until > until);
+    receiver.asked = before.or(Some(Asked { life, at, until }));
 }
 
 /// A token bucket, as the rate is documented; one request of grace, because a read of the journal may stand between the

@@ -163,3 +163,63 @@ fn a_delivery_without_consent_is_caught() {
 fn two_deliveries_of_one_ordering_key_at_once_are_caught() {
     caught(Bug::LetTwoThrough);
 }
+
+#[test]
+fn a_torn_tail_that_stays_is_caught() {
+    caught(Bug::KeepTornTail);
+}
+
+#[test]
+fn checksums_that_do_not_count_are_caught() {
+    caught(Bug::IgnoreChecksums);
+}
+
+#[test]
+fn a_position_that_is_given_twice_is_caught() {
+    caught(Bug::GivePositionTwice);
+}
+
+#[test]
+fn a_needed_record_that_retention_takes_is_caught() {
+    caught(Bug::DropNeeded);
+}
+
+#[test]
+fn an_emptied_segment_that_leaves_nothing_behind_is_caught() {
+    caught(Bug::LeaveNoNote);
+}
+
+#[test]
+fn a_clock_that_goes_back_is_caught() {
+    caught(Bug::TrustWallClock);
+}
+
+#[test]
+fn a_receiver_that_is_not_left_alone_is_caught() {
+    caught(Bug::IgnoreRetryAfter);
+}
+
+#[test]
+fn twice_the_burst_is_caught() {
+    caught(Bug::DoubleBurst);
+}
+
+#[test]
+fn attempts_that_a_redrive_forgets_are_caught() {
+    caught(Bug::ForgetAttempts);
+}
+
+#[test]
+fn a_delivery_that_ends_twice_is_caught() {
+    caught(Bug::SettleTwice);
+}
+
+#[test]
+fn versions_with_gaps_are_caught() {
+    caught(Bug::SkipVersion);
+}
+
+#[test]
+fn keys_that_are_forgotten_too_early_are_caught() {
+    caught(Bug::ForgetTooEarly);
+}

@@ -17,6 +17,8 @@ use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, EventId, Now, Times
 use crate::store::disk::MemoryDisk;
 use crate::store::state::base::memory::{MemoryRows, Supply};
 
+/// Longest wait that a receiver's `Retry-After` can ask for.
+pub(super) const RETRY_AFTER_SECONDS: u64 = 20;
 /// When every simulation begins: 2033-05-18T03:33:20Z.
 const BEGINNING: u64 = 2_000_000_000_000;
 
@@ -113,7 +115,7 @@ impl Plan {
                 (Knob::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
                 (Knob::CheckpointRows, *chance.pick(&[5, 40, 4_000])),
                 (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
-                (Knob::RetryAfterSeconds, 20),
+                (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
             ],
         }
     }
@@ -145,6 +147,8 @@ pub(super) struct Inner {
     pub(super) received: BTreeSet<DeliveryKey>,
     /// What is with receivers now, with the life in which it was sent.
     pub(super) in_flight: Vec<DeliveryKey>,
+    /// Attempts that receivers have seen, by the life in which they were made.
+    pub(super) attempts: BTreeSet<(u32, DeliveryKey, u32)>,
     pub(super) posted: BTreeMap<u64, Posted>,
     /// Callbacks that receivers were shown, used or not.
     pub(super) callbacks: Vec<Callback>,
@@ -188,6 +192,7 @@ impl World {
             receivers: BTreeMap::new(),
             received: BTreeSet::new(),
             in_flight: Vec::new(),
+            attempts: BTreeSet::new(),
             posted: BTreeMap::new(),
             callbacks: Vec::new(),
             life: 0,

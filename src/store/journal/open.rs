@@ -14,6 +14,7 @@ use super::segment::{
 };
 use super::{Damage, DamageCause, Encoded, Journal, JournalOptions};
 use crate::domain::{Position, Timestamp};
+use crate::knobs::{self, Bug};
 use crate::limits;
 use crate::store::disk::{Disk, DiskFile};
 use crate::store::progress::{OnProgress, Progress};
@@ -170,7 +171,9 @@ impl Journal {
             if let Some(header) = header {
                 let scanned = scan_tail(file, header)?;
                 time = scanned.walk.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
-                next = next.max(scanned.walk.last_frame.map_or(first, |frame| frame.last.next()));
+                let after =
+                    |last: Position| if knobs::has(Bug::GivePositionTwice) { last } else { last.next() };
+                next = next.max(scanned.walk.last_frame.map_or(first, |frame| after(frame.last)));
                 entries.push(Entry { first, time: header.time, bytes: scanned.cut_at, version: 0 });
                 tail = Some(scanned);
                 break;
@@ -222,20 +225,21 @@ impl Journal {
 
     fn adopt(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
         self.room_end = tail.room_end;
-        if tail.length > tail.cut_at {
-            tail.file.truncate(tail.cut_at)?;
-            self.room_end = tail.cut_at;
-            report.torn_bytes += tail.length - tail.cut_at;
+        let cut_at = if knobs::has(Bug::KeepTornTail) { tail.length } else { tail.cut_at };
+        if tail.length > cut_at {
+            tail.file.truncate(cut_at)?;
+            self.room_end = cut_at;
+            report.torn_bytes += tail.length - cut_at;
         }
         // What was read may still be in the page cache only: it must be durable before anyone acts on it.
         tail.file.sync_data()?;
         let damage: Vec<_> = tail.walk.damage.into_iter().map(|seen| seen.damage).collect();
         report.damage.extend(damage.iter().cloned());
         let id = self.shared.next_id();
-        let segment = Arc::new(Segment::new(id, tail.file, tail.header, tail.index, tail.cut_at, damage));
+        let segment = Arc::new(Segment::new(id, tail.file, tail.header, tail.index, cut_at, damage));
         *write(&self.shared.active) = Some(Arc::clone(&segment));
         self.active = Some(segment);
-        self.end = tail.cut_at;
+        self.end = cut_at;
         Ok(())
     }
 }

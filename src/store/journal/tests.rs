@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::{EndpointNumber, Record};
+use crate::knobs::{Bug, fails_with};
 use crate::store::disk::{Disk, Fault, MemoryDisk, Operation};
 
 fn at(millis: u64) -> Timestamp {
@@ -553,4 +554,16 @@ fn the_bytes_of_files_are_those_of_format_1() {
     let found: Vec<_> = [appended, thinned, noted].into_iter().map(hex).collect();
     let golden: Vec<_> = include_str!("golden.txt").lines().collect();
     assert_eq!(found, golden);
+}
+
+#[test]
+fn bugs_that_are_put_in_are_caught() {
+    fails_with(Bug::LeaveNoNote, dropped_segments_leave_one_note_between_them_and_are_no_damage);
+    fails_with(
+        Bug::IgnoreChecksums,
+        a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported,
+    );
+    fails_with(Bug::KeepTornTail, a_torn_tail_is_cut_at_every_byte_of_the_last_frame);
+    fails_with(Bug::GivePositionTwice, what_was_appended_is_read_back_before_and_after_a_reopen);
+    fails_with(Bug::AnswerBeforeFlush, a_crash_keeps_every_synced_record);
 }

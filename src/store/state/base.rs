@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use super::StateError;
 use crate::codec::{Reader, put_varint};
+use crate::knobs::{self, Bug};
 use crate::limits;
 
 #[cfg(test)]
@@ -319,7 +320,7 @@ impl Store {
         }
         let nothing = sum == Sum::default();
         match said {
-            Some(said) if said == sum => Ok(sum),
+            Some(said) if said == sum || knobs::has(Bug::TrustRows) => Ok(sum),
             None if nothing => Ok(sum),
             Some(_) => Err(StateError::Damaged("its rows do not add up to what it says")),
             None => Err(StateError::Damaged("it does not say what its rows add up to")),

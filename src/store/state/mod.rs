@@ -247,6 +247,7 @@ impl State {
             deliveries.iter().any(|delivery| events.contains(&self.rows, delivery.event))
         };
         match record {
+            Record::EventAccepted(_) if knobs::has(Bug::DropNeeded) => false,
             Record::EventAccepted(event) => {
                 events.contains(&self.rows, position) || self.rests_on(event, position)
             }
@@ -376,7 +377,8 @@ impl State {
         if !self.is_dirty() {
             return Ok(());
         }
-        idempotency::forget_expired(&mut self.rows, now);
+        let over = if knobs::has(Bug::ForgetTooEarly) { Timestamp::MAX } else { now };
+        idempotency::forget_expired(&mut self.rows, over);
         self.expired_until = self.expired_until.max(now);
         self.fold.on_checkpoint();
         if knobs::has(Bug::CursorApart) {

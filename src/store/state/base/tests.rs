@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::knobs::fails_with;
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -295,4 +296,9 @@ fn it_can_be_closed_and_opened_again_and_goes_on() {
         rows.reopen().unwrap();
         assert_eq!(read(&rows), growing.model);
     }
+}
+
+#[test]
+fn bugs_that_are_put_in_are_caught() {
+    fails_with(Bug::TrustRows, a_store_without_its_sum_or_with_another_is_refused);
 }
