@@ -47,7 +47,10 @@
 //! * Nothing is sent and nothing is answered before the write that it rests on is durable. (An attempt's outcome may wait
 //!   for the next commit: losing it costs one more attempt.)
 //! * One thread writes the journal; one thread touches sled; position order is commit order.
-//! * The state holds the rows of exactly one position: a checkpoint is one atomic batch with its cursor. It may be lost.
+//! * The state holds the rows of exactly one position: a checkpoint is one atomic batch with its cursor. It may be lost:
+//!   folding the journal anew gives it again, and `balto verify` ([`store::verify`]) shows that it does.
+//! * Nothing leaves the journal while anything rests on it; what has left it leaves a note, so that nothing else can be
+//!   missing unnoticed.
 //! * The state has applied a record before any lane hears of a refill that follows it; see [`lanes`] for why that makes
 //!   windows right.
 //! * The dispatcher never waits for the store, because the store may wait for the dispatcher.
@@ -58,6 +61,8 @@
 //!   commit.
 //!
 //! The engine's `simulation` module runs all of this on one thread in a world made from a seed, and breaks it on purpose.
+//! The store's `conformance` module asks every store, and an oracle of plain maps, the same questions
+//! ([`store::ReadModel`]).
 
 pub mod api;
 pub mod cli;
