@@ -88,6 +88,9 @@ async fn every_answer_and_every_request_follows_the_sync_of_its_event() {
         }
     }
     assert_eq!((accepted, sent), (EVENTS, EVENTS), "{text}");
+    // sled itself never syncs its file: each checkpoint does.
+    let of_the_state = |line: &&str| line.contains("fdatasync(") && line.contains("/state/db>");
+    assert!(text.lines().any(|line| of_the_state(&line)), "no checkpoint of the state was synced: {text}");
 }
 
 /// Load on a daemon that is being interfered with, until it dies or is killed. What it had acknowledged must hold.

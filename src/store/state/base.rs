@@ -430,6 +430,7 @@ impl SledRows {
 
     fn reopen(&mut self) -> Result<(), StateError> {
         self.store = None;
+        finish_copying(&self.directory).map_err(StateError::Io)?;
         let store = Store::open(&self.directory)?;
         self.sum = store.add_up()?;
         self.store = Some(store);
@@ -450,6 +451,8 @@ impl SledRows {
         if let Err(error) = self.copy() {
             // The old one is as it was.
             tracing::warn!(%error, "the state could not be copied to a fresh file; it goes on in the old one");
+            // Best effort: what stays behind is removed by the next copy, or opening.
+            drop(remove(&beside(&self.directory, "copying")));
             self.copy_at_bytes = size + limits::STATE_COPY_BYTES_MIN;
             return Ok(false);
         }
