@@ -220,11 +220,16 @@ impl Lanes {
         }
         let turn = lane.on_outcome(key, outcome, &breaker, now);
         let host = lane.host().clone();
-        self.in_flight -= 1;
-        self.hosts.remove(&host, 1);
-        self.promise(&host);
-        self.wake(endpoint);
+        self.free_slot(endpoint, &host);
         turn
+    }
+
+    /// A request of the lane to this host is over.
+    fn free_slot(&mut self, endpoint: EndpointNumber, host: &Arc<str>) {
+        self.in_flight -= 1;
+        self.hosts.remove(host, 1);
+        self.promise(host);
+        self.wake(endpoint);
     }
 
     /// What was to be sent was not, through nobody's fault: the key is due as it was before.
@@ -232,8 +237,8 @@ impl Lanes {
         if let Some(lane) = self.lanes.get_mut(&endpoint)
             && lane.on_returned(key, progress)
         {
-            self.in_flight -= 1;
-            self.wake(endpoint);
+            let host = lane.host().clone();
+            self.free_slot(endpoint, &host);
         }
     }
 

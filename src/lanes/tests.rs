@@ -306,6 +306,20 @@ fn a_slot_of_a_host_is_never_lost() {
     assert_eq!(lanes.hosts.known(), 0, "hosts are forgotten");
 }
 
+#[test]
+fn a_slot_of_a_host_comes_back_with_what_was_not_sent() {
+    let mut lanes = lanes(1_000);
+    lanes.reconfigure(LanesConfig { host_max_in_flight: 1, ..lanes.config });
+    for endpoint in [ONE, TWO] {
+        lanes.on_endpoint(endpoint, policy(), Backlog::None, at(0));
+        fill(&mut lanes, endpoint, 1..3);
+    }
+    for round in 0..6 {
+        let [(endpoint, key)] = sends(&mut lanes, at(1))[..] else { panic!("one slot in round {round}") };
+        lanes.on_returned(endpoint, key, FRESH, at(1));
+    }
+}
+
 /// Whatever happens to lanes, their hosts' counts stay true and nothing that could be sent is left.
 #[test]
 fn hosts_are_counted_right_through_a_random_life() {

@@ -423,7 +423,8 @@ impl Life {
                 break;
             }
             if tokio::time::Instant::now() > deadline {
-                self.world.breaks(self.what_is_held());
+                let held = self.what_is_held().await;
+                self.world.breaks(held);
                 return End::Killed;
             }
         }
@@ -433,11 +434,18 @@ impl Life {
         }
     }
 
-    fn what_is_held(&self) -> String {
+    async fn what_is_held(&self) -> String {
         let held = self.world.with(|inner| {
             inner.model.pending().take(5).map(|(key, known)| format!("{key:?} {known:?}")).collect::<Vec<_>>()
         });
-        format!("held for ever: {} requests unanswered, pending {held:?}", self.clients.len())
+        let mut lanes = Vec::new();
+        let endpoints: Vec<_> = self.world.with(|inner| inner.model.endpoints.keys().copied().collect());
+        for endpoint in endpoints {
+            let asked = tokio::time::timeout(Duration::from_secs(1), self.engine.explain(endpoint)).await;
+            lanes.push((endpoint.0, asked));
+        }
+        let requests = self.clients.len();
+        format!("held for ever: {requests} requests unanswered, lanes {lanes:?}, pending {held:?}")
     }
 }
 
