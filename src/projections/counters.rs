@@ -34,12 +34,10 @@ pub(super) fn decode(value: &[u8]) -> Lane {
     }
 }
 
-pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, change: impl FnOnce(&mut Lane)) {
-    let mut counters = lane(rows, endpoint);
-    change(&mut counters);
+pub(super) fn put(rows: &mut dyn Rows, endpoint: EndpointNumber, counters: &Lane) {
     let mut value = Vec::with_capacity(16);
     let failing_since = counters.failing_since.map_or(0, Timestamp::millis);
-    let Lane { pending, waiting, dead, last_success, .. } = counters;
+    let Lane { pending, waiting, dead, last_success, .. } = *counters;
     for number in [pending, waiting, dead, failing_since, last_success.0] {
         put_varint(&mut value, number);
     }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::counters::Lane;
 use super::dead::Letter;
 use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row};
-use super::{Rows, counters, dead, idempotency, pages, pending, retention, stats, streams};
+use super::tallies::Tallies;
+use super::{Rows, dead, idempotency, pages, pending, retention, streams};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next,
     Ordering, Position, Progress, Record, Timestamp, Trigger,
@@ -36,6 +38,7 @@ pub struct Totals {
 pub struct Fold {
     orderings: HashMap<EndpointNumber, Ordering>,
     blocks: Blocks,
+    tallies: Tallies,
     /// How many checkpoints there have been; names the blocks that are written until the next.
     checkpoint: u64,
     pub totals: Totals,
@@ -69,6 +72,16 @@ impl Fold {
         self.blocks.close();
     }
 
+    /// To be called after a group of records, before anybody reads counters.
+    pub fn write_tallies(&mut self, rows: &mut dyn Rows) {
+        self.tallies.write(rows);
+    }
+
+    #[must_use]
+    pub fn has_written_tallies(&self) -> bool {
+        self.tallies.are_written()
+    }
+
     #[must_use]
     pub fn checkpoints(&self) -> u64 {
         self.checkpoint
@@ -85,7 +98,7 @@ impl Fold {
         retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max)
     }
 
-    /// Applies one record. Lane changes are appended to `changes`; those of a freshly accepted event for endpoints
+    /// Applies one record; [`Self::write_tallies`] has to follow, at once or after further records. Lane changes are appended to `changes`; those of a freshly accepted event for endpoints
     /// without an order are left out when `announced` says that the lanes have heard of them already.
     pub fn apply(
         &mut self,
@@ -102,7 +115,7 @@ impl Fold {
             Record::EndpointPut(endpoint) => {
                 step.fold.orderings.insert(endpoint.number, endpoint.ordering);
                 if endpoint.status == EndpointStatus::Active {
-                    counters::change(step.rows, endpoint.number, |lane| lane.failing_since = None);
+                    step.lane(endpoint.number).failing_since = None;
                 }
             }
             Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
@@ -150,6 +163,10 @@ struct Place {
 }
 
 impl Step<'_> {
+    fn lane(&mut self, endpoint: EndpointNumber) -> &mut Lane {
+        self.fold.tallies.lane(self.rows, endpoint)
+    }
+
     fn accept(&mut self, event: &Event, announced: bool) {
         self.fold.totals.events += 1;
         let entry = EventEntry {
@@ -200,10 +217,9 @@ impl Step<'_> {
                 alone || knobs::has(Bug::LetTwoThrough)
             }
         };
-        counters::change(self.rows, delivery.endpoint, |lane| {
-            lane.pending += 1;
-            lane.waiting += u64::from(!sendable);
-        });
+        let lane = self.lane(delivery.endpoint);
+        lane.pending += 1;
+        lane.waiting += u64::from(!sendable);
         if sendable {
             self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, &row, announced);
         }
@@ -223,10 +239,9 @@ impl Step<'_> {
         if place.sendable && !knobs::has(Bug::SettleTwice) {
             self.unmake_due(delivery.endpoint, key);
         }
-        counters::change(self.rows, delivery.endpoint, |lane| {
-            lane.pending = lane.pending.saturating_sub(1);
-            lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
-        });
+        let lane = self.lane(delivery.endpoint);
+        lane.pending = lane.pending.saturating_sub(1);
+        lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
         pending::remove_detail(self.rows, delivery);
         if let Some(order) = place.row.order {
             pending::dequeue(self.rows, delivery, order);
@@ -244,7 +259,8 @@ impl Step<'_> {
     fn let_next_through(&mut self, endpoint: EndpointNumber, order: OrderHash) {
         if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
             row.order = Some(order);
-            counters::change(self.rows, endpoint, |lane| lane.waiting = lane.waiting.saturating_sub(1));
+            let lane = self.lane(endpoint);
+            lane.waiting = lane.waiting.saturating_sub(1);
             self.make_due(endpoint, key, &row, false);
         }
     }
@@ -277,11 +293,10 @@ impl Step<'_> {
     /// has taken what stood before it says otherwise than the whole one.
     fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
-        stats::change(self.rows, delivery.endpoint, attempt.started_at, |hour| {
-            hour.count_attempt(attempt.duration);
-            hour.delivered += u64::from(attempt.next == Next::Delivered);
-            hour.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
-        });
+        let hour = self.fold.tallies.hour(self.rows, delivery.endpoint, attempt.started_at);
+        hour.count_attempt(attempt.duration);
+        hour.delivered += u64::from(attempt.next == Next::Delivered);
+        hour.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
         self.note_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
             Some(row) => Some(Place { due, sendable: true, row }),
@@ -314,15 +329,13 @@ impl Step<'_> {
     }
 
     fn note_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
-        let before = counters::lane(self.rows, endpoint).failing_since;
+        let position = self.position;
+        let lane = self.lane(endpoint);
         if attempt.error.is_none() {
-            let position = self.position;
-            counters::change(self.rows, endpoint, |lane| {
-                lane.failing_since = None;
-                lane.last_success = position;
-            });
-        } else if before.is_none() {
-            counters::change(self.rows, endpoint, |lane| lane.failing_since = Some(attempt.started_at));
+            lane.failing_since = None;
+            lane.last_success = position;
+        } else {
+            lane.failing_since.get_or_insert(attempt.started_at);
         }
     }
 
@@ -362,7 +375,7 @@ impl Step<'_> {
     fn die(&mut self, delivery: DeliveryKey, reason: DeadReason, at: Timestamp, detail: &Detail) {
         self.settle(delivery, DeliveryState::Dead(reason), at, detail);
         self.fold.totals.dead += 1;
-        counters::change(self.rows, delivery.endpoint, |lane| lane.dead += 1);
+        self.lane(delivery.endpoint).dead += 1;
         if let Some(event) = pages::event(self.rows, delivery.event) {
             let letter = Letter {
                 delivery,
@@ -423,9 +436,8 @@ impl Step<'_> {
         if matches!(entry.state, DeliveryState::Dead(_)) {
             dead::remove(self.rows, entry.death, entry.delivery);
             self.fold.totals.dead = self.fold.totals.dead.saturating_sub(1);
-            counters::change(self.rows, entry.delivery.endpoint, |lane| {
-                lane.dead = lane.dead.saturating_sub(1)
-            });
+            let lane = self.lane(entry.delivery.endpoint);
+            lane.dead = lane.dead.saturating_sub(1);
         }
     }
 

@@ -30,6 +30,7 @@ pub mod retention;
 pub mod rows;
 pub mod stats;
 pub mod streams;
+mod tallies;
 
 pub use fold::{Fold, LaneChange};
 pub use rows::Rows;

@@ -101,11 +101,12 @@ fn key(endpoint: EndpointNumber, hour: u64) -> Vec<u8> {
     Key::new(b'T').endpoint(endpoint).u64(hour).0
 }
 
-pub fn change(rows: &mut dyn Rows, endpoint: EndpointNumber, at: Timestamp, change: impl FnOnce(&mut Hour)) {
-    let key = key(endpoint, hour_of(at));
-    let mut hour = rows.get(&key).map_or_else(Hour::default, |value| Hour::decode(&value));
-    change(&mut hour);
-    rows.put(&key, hour.encode());
+pub(super) fn hour(rows: &dyn Rows, endpoint: EndpointNumber, hour: u64) -> Hour {
+    rows.get(&key(endpoint, hour)).map_or_else(Hour::default, |value| Hour::decode(&value))
+}
+
+pub(super) fn put(rows: &mut dyn Rows, endpoint: EndpointNumber, hour: u64, counts: &Hour) {
+    rows.put(&key(endpoint, hour), counts.encode());
 }
 
 /// Forgets the hours before. Gives whether there were any.

@@ -792,6 +792,7 @@ impl StateThread {
                 return false;
             }
         }
+        self.state.end_group();
         self.applied.store(self.state.applied().0, Ordering::Relaxed);
         if !changes.is_empty() && !tell(&self.notices, Notice::Lanes(changes)) {
             tracing::debug!("nobody listens to lane changes any more");

@@ -279,6 +279,7 @@ impl Walk<'_> {
                 self.before += 1;
                 self.look_at(position, &record, folded);
                 folded.apply(position, &record, false, &mut changes);
+                folded.end_group();
                 changes.clear();
                 if folded.is_full() {
                     folded.checkpoint(Timestamp::ZERO).map_err(VerifyError::Scratch)?;

@@ -27,6 +27,7 @@ impl World {
     fn apply(&mut self, record: &Record) -> Position {
         let position = Position(self.next);
         self.fold.apply(&mut self.rows, position, record, false, &mut Vec::new());
+        self.fold.write_tallies(&mut self.rows);
         self.next += 1;
         position
     }

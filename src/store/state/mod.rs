@@ -143,6 +143,7 @@ impl State {
 
     #[must_use]
     pub(super) fn rows(&self) -> &dyn Rows {
+        debug_assert!(self.fold.has_written_tallies(), "a group of records has not been ended");
         &self.rows
     }
 
@@ -168,7 +169,8 @@ impl State {
         self.rows.base().mark_unreadable();
     }
 
-    /// Applies the next record. See [`Fold::apply`] for `announced` and `changes`.
+    /// Applies the next record of a group; [`Self::end_group`] or a checkpoint comes before anything is read. See
+    /// [`Fold::apply`] for `announced` and `changes`.
     pub fn apply(
         &mut self,
         position: Position,
@@ -180,6 +182,10 @@ impl State {
         self.fold.apply(&mut self.rows, position, record, announced, changes);
         self.keep_directory(position, record);
         self.applied = position;
+    }
+
+    pub fn end_group(&mut self) {
+        self.fold.write_tallies(&mut self.rows);
     }
 
     fn keep_directory(&mut self, position: Position, record: &Record) {
@@ -377,6 +383,7 @@ impl State {
         if !self.is_dirty() {
             return Ok(());
         }
+        self.end_group();
         let over = if knobs::has(Bug::ForgetTooEarly) { Timestamp::MAX } else { now };
         idempotency::forget_expired(&mut self.rows, over);
         self.expired_until = self.expired_until.max(now);
