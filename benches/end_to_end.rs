@@ -52,7 +52,13 @@ async fn relay(port: &str, target: &str) {
     };
     let router = axum::Router::new().route("/v1/events", axum::routing::post(handler));
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await.unwrap();
-    balto::api::server::serve(listener, router, std::future::pending()).await;
+    let bounds = balto::api::server::Bounds {
+        seats: balto::api::seats::Seats::new(4_096),
+        header_timeout: Duration::from_secs(30),
+        answer_timeout: Duration::from_secs(30),
+        on_shortage: Arc::new(|| ()),
+    };
+    balto::api::server::serve(listener, router, bounds, std::future::pending()).await;
 }
 
 async fn measure() {

@@ -1,7 +1,9 @@
 //! The daemon: choosing and ordering the parts; start and shutdown.
 //!
 //! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, running attempts
-//! within the drain limit, then the store writes what waits and checkpoints.
+//! within the drain limit, then the store writes what waits and checkpoints. A second signal ends the waiting.
+
+mod descriptors;
 
 mod progress;
 mod verify;
@@ -16,16 +18,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use base64::Engine as _;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
+use crate::api::auth::AdminKey;
+use crate::api::seats::Seats;
+use crate::api::server::Bounds;
 use crate::api::{self, Api, ApiConfig, EndpointDefaults};
 use crate::config::{Config, LogFormat, Overrides, SecretsKey};
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{Courier, CourierSettings, Proxy, SystemResolver, tls};
 use crate::engine::clock::{Clock, SystemSource, random_bytes};
 use crate::engine::retention::{self, Keep};
-use crate::engine::{Engine, Settings};
+use crate::engine::types::Unavailable;
+use crate::engine::{Engine, Run, Settings};
+use crate::limits;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
@@ -43,6 +51,8 @@ pub struct Options {
     pub dev: bool,
 }
 
+/// Time of a request's headers, and of an answer, at the ops listener.
+const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Exit code after a failure of the store: the supervisor should start again, and recovery begins there.
 const STORE_FAILED: u8 = 74;
 
@@ -51,13 +61,19 @@ const STORE_FAILED: u8 = 74;
 /// # Errors
 /// When it cannot start.
 pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
-    let config = load(options)?;
+    let (config, lowered) = load_to_fit(options)?;
     log_to_stderr(&config)?;
+    if let Some(lowered) = lowered {
+        tracing::warn!("{lowered}");
+    }
     if options.dev {
         announce("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(options.clone(), config))
+    let ended = runtime.block_on(run(options.clone(), config));
+    // Whoever still waits for a name server is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 fn load(options: &Options) -> anyhow::Result<Config> {
@@ -66,6 +82,13 @@ fn load(options: &Options) -> anyhow::Result<Config> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let flags = Overrides { data_dir: options.data_dir.clone(), dev: options.dev };
     Ok(Config::load(options.config.as_deref(), env, flags)?)
+}
+
+/// As it was configured, and as there are file descriptors for it. Says what was lowered.
+fn load_to_fit(options: &Options) -> anyhow::Result<(Config, Option<String>)> {
+    let mut config = load(options)?;
+    let lowered = descriptors::fit(&mut config, descriptors::available()).map_err(anyhow::Error::msg)?;
+    Ok((config, lowered))
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
@@ -98,59 +121,62 @@ fn announce(text: &str) {
 }
 
 async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
+    // From here on a reload that comes too early waits; by default it would end the process.
+    let hangup = signal(SignalKind::hangup())?;
+    notify(&[sd_notify::NotifyState::Status("recovering")]);
     let metrics = Arc::new(Metrics::new());
-    let stop = watch::Sender::new(false);
-    let store = Arc::new(OnceLock::new());
+    let told = watch::Sender::new(Run::On);
+    let started = Arc::new(OnceLock::new());
+    let seats = Seats::new(config.server.max_connections);
     // The ops listener answers from before recovery until the very end, so that both can be watched.
     let ops_listener = listen(config.server.ops_listen).await?;
     let ops_address = ops_listener.local_addr()?;
-    let mut ops = tokio::task::JoinSet::new();
-    let router = ops_router(&metrics, &store, &stop, config.store.path.clone());
-    ops.spawn(api::server::serve(ops_listener, router, std::future::pending()));
+    let mut ops = JoinSet::new();
+    let router = ops_router(&metrics, &started, &told, &seats, config.store.path.clone());
+    ops.spawn(api::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
 
     let (engine, dispatcher) = open(&options, &config, &metrics)?;
     let shown_config = api_config(&options, &config)?;
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        hangup,
+    };
     let api_listener = listen(config.server.api_listen).await?;
-    store.get_or_init(|| engine.health());
+    let engine = started.get_or_init(|| engine).clone();
     let api_address = api_listener.local_addr()?;
     engine.courier().set_listening(vec![api_address.port(), ops_address.port()]);
     tracing::info!(api = %api_address, ops = %ops_address, data = %config.store.path.display(), "ready");
 
-    let stopped = |stop: &watch::Sender<bool>| {
-        let mut stop = stop.subscribe();
-        async move {
-            // A sender that is gone means the same.
-            let _gone = stop.wait_for(|stop| *stop).await.is_err();
-        }
-    };
-    let refused = {
-        let metrics = metrics.clone();
-        Arc::new(move |code: &'static str| metrics.refused(code))
-    };
-    let shown = Api::new(engine.clone(), shown_config, refused);
-    let mut serving = tokio::task::JoinSet::new();
-    serving.spawn(api::server::serve(api_listener, api::router(shown.clone()), stopped(&stop)));
+    let api = Api::new(engine.clone(), shown_config, metrics.clone());
+    let mut serving = JoinSet::new();
+    let bounds = bounds(&config, seats, &started);
+    serving.spawn(api::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
 
-    let mut heartbeat = dispatcher.heartbeat();
-    let mut delivering = tokio::spawn(dispatcher.run(stop.subscribe(), config.delivery.drain_timeout));
+    let beating = tokio::spawn(beat(dispatcher.heartbeat(), || notify(&[sd_notify::NotifyState::Watchdog])));
+    let mut delivering = tokio::spawn(dispatcher.run(told.subscribe(), config.delivery.drain_timeout));
     let retaining = tokio::spawn(retention::run(engine.clone(), keep(&config)));
-    notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = tokio::spawn(async move {
-        while heartbeat.changed().await.is_ok() {
-            notify(&[sd_notify::NotifyState::Watchdog]);
-            tokio::time::sleep(Duration::from_secs(1)).await;
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("serving")]);
+    let early = signals.until_the_end(&options, &config, &engine, &api, &mut delivering).await;
+    notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("draining")]);
+    tracing::info!("stopping");
+    told.send_replace(Run::Draining);
+    let mut drained = std::pin::pin!(async {
+        end_serving(serving, told.subscribe()).await;
+        match early {
+            Some(ended) => ended,
+            None => delivering.await,
         }
     });
-    let early = wait_for_the_end(&options, &config, &engine, &shown, &mut delivering).await?;
-    notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("stopping");
-    stop.send_replace(true);
-    while serving.join_next().await.is_some() {}
-    let delivered = match early {
-        Some(ended) => ended,
-        None => delivering.await,
+    let delivered = tokio::select! {
+        delivered = &mut drained => delivered,
+        () = signals.end() => {
+            tracing::warn!("told to stop again: nothing is waited for any more");
+            told.send_replace(Run::Cut);
+            drained.await
+        }
     };
-    watchdog.abort();
+    beating.abort();
     retaining.abort();
     let failed = match delivered {
         Ok(Ok(())) => false,
@@ -170,27 +196,103 @@ async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// `store` is empty until recovery is done.
+/// Is ready when nothing more is to be begun.
+fn stopping(told: &watch::Sender<Run>) -> impl Future<Output = ()> + Send + use<> {
+    let mut told = told.subscribe();
+    // A sender that is gone means the same.
+    async move { drop(told.wait_for(|run| *run != Run::On).await) }
+}
+
+/// Lets the requests that are being answered end, unless nothing is waited for any more.
+async fn end_serving(mut serving: JoinSet<()>, mut told: watch::Receiver<Run>) {
+    let ended = async { while serving.join_next().await.is_some() {} };
+    tokio::select! {
+        () = ended => {}
+        _ = told.wait_for(|run| *run == Run::Cut) => {}
+    }
+}
+
+/// Tells the supervisor that the delivery loop turns, at most once a second. A loop that hangs says nothing.
+async fn beat(mut heartbeat: watch::Receiver<()>, tell: impl Fn()) {
+    while heartbeat.changed().await.is_ok() {
+        tell();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn bounds(config: &Config, seats: Arc<Seats>, started: &Started) -> Bounds {
+    Bounds {
+        seats,
+        header_timeout: config.server.header_timeout,
+        answer_timeout: config.server.answer_timeout,
+        on_shortage: on_shortage(started),
+    }
+}
+
+fn ops_bounds(started: &Started) -> Bounds {
+    Bounds {
+        seats: Seats::new(limits::OPS_CONNECTIONS_MAX),
+        header_timeout: OPS_TIMEOUT,
+        answer_timeout: OPS_TIMEOUT,
+        on_shortage: on_shortage(started),
+    }
+}
+
+fn on_shortage(started: &Started) -> Arc<dyn Fn() + Send + Sync> {
+    let started = started.clone();
+    Arc::new(move || {
+        if let Some(engine) = started.get() {
+            engine.courier().on_shortage();
+        }
+    })
+}
+
+/// Empty until recovery is done.
+type Started = Arc<OnceLock<Engine>>;
+
 fn ops_router(
     metrics: &Arc<Metrics>,
-    store: &Arc<OnceLock<watch::Receiver<Health>>>,
-    stop: &watch::Sender<bool>,
+    started: &Started,
+    told: &watch::Sender<Run>,
+    seats: &Arc<Seats>,
     directory: PathBuf,
 ) -> axum::Router {
-    let (store, stop) = (store.clone(), stop.subscribe());
-    let ready = Arc::new(move || match (store.get().map(|health| health.borrow().clone()), *stop.borrow()) {
-        (_, true) => Err("draining".to_owned()),
-        (None, false) => Err("recovering".to_owned()),
-        (Some(Health::Good), false) => Ok(()),
-        (Some(Health::DiskFull), false) => Err("the disk is full".to_owned()),
-        (Some(Health::Failed(reason)), false) => Err(reason.to_string()),
+    let (started, told, seats) = (started.clone(), told.subscribe(), seats.clone());
+    let ready = Arc::new(move || match (*told.borrow(), started.get()) {
+        (Run::Draining | Run::Cut, _) => Err("draining".to_owned()),
+        (Run::On, None) => Err("recovering".to_owned()),
+        (Run::On, Some(engine)) => works(engine),
     });
     let (metrics, is_ready) = (metrics.clone(), ready.clone());
     let shown = Arc::new(move || {
         metrics.look(is_ready().is_ok(), free_bytes(&directory));
+        metrics.connections(seats.taken(), seats.take_displaced());
         (CONTENT_TYPE, metrics.encode())
     });
     api::ops::router(shown, ready)
+}
+
+/// Whether anything can be made durable, else why not.
+fn works(engine: &Engine) -> Result<(), String> {
+    let silence = engine.disk_silence();
+    match &*engine.health().borrow() {
+        Health::Good if silence > limits::DISK_SILENCE_MAX => {
+            Err(format!("the disk has not answered for {} s", silence.as_secs()))
+        }
+        Health::Good => Ok(()),
+        Health::DiskFull => Err("the disk is full".to_owned()),
+        Health::Failed(reason) => Err(reason.to_string()),
+    }
+}
+
+impl api::Observer for Metrics {
+    fn refused(&self, code: &'static str) {
+        self.refused(code);
+    }
+
+    fn authentication_refused(&self, reason: &'static str) {
+        self.authentication_refused(reason);
+    }
 }
 
 /// What an unprivileged process may still write to the disk that holds `directory`.
@@ -242,35 +344,65 @@ fn open(
     Ok(made)
 }
 
-/// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.
-async fn wait_for_the_end(
-    options: &Options,
-    running: &Config,
-    engine: &Engine,
-    api: &Arc<Api>,
-    delivering: &mut tokio::task::JoinHandle<Result<(), crate::engine::types::Unavailable>>,
-) -> anyhow::Result<Option<Result<Result<(), crate::engine::types::Unavailable>, tokio::task::JoinError>>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    loop {
+/// How the delivery loop ended.
+type Delivered = Result<Result<(), Unavailable>, tokio::task::JoinError>;
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// SIGTERM or SIGINT.
+    async fn end(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => return Ok(None),
-            _ = interrupt.recv() => return Ok(None),
-            ended = &mut *delivering => return Ok(Some(ended)),
-            _ = hangup.recv() => {
-                match reload(options, running, engine, api) {
-                    Ok(()) => tracing::info!("configuration reloaded"),
-                    Err(error) => tracing::error!(%error, "the new configuration is bad; the old one stays"),
-                }
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.
+    async fn until_the_end(
+        &mut self,
+        options: &Options,
+        running: &Config,
+        engine: &Engine,
+        api: &Arc<Api>,
+        delivering: &mut tokio::task::JoinHandle<Result<(), Unavailable>>,
+    ) -> Option<Delivered> {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return None,
+                _ = self.interrupt.recv() => return None,
+                ended = &mut *delivering => return Some(ended),
+                _ = self.hangup.recv() => on_hangup(options, running, engine, api),
             }
         }
     }
 }
 
+/// Does what SIGHUP asks for; tells the log and the supervisor.
+fn on_hangup(options: &Options, running: &Config, engine: &Engine, api: &Arc<Api>) {
+    if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
+        notify(&[sd_notify::NotifyState::Reloading, now]);
+    }
+    let said = match reload(options, running, engine, api) {
+        Ok(()) => {
+            tracing::info!("configuration reloaded");
+            "serving".to_owned()
+        }
+        Err(error) => {
+            tracing::error!(%error, "the new configuration is bad; the old one stays");
+            format!("serving; the new configuration is bad: {error}").replace('\n', " ")
+        }
+    };
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
+}
+
 /// Takes over the new configuration, when it is good and differs only in what can change while running.
 fn reload(options: &Options, running: &Config, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> {
-    let config = load(options)?;
+    let (config, _) = load_to_fit(options)?;
     if let Err(keys) = running.reloadable_diff(&config) {
         anyhow::bail!("these keys need a restart: {}", keys.join(", "));
     }
@@ -326,7 +458,9 @@ fn keep(config: &Config) -> Keep {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+/// What the configuration says to the engine.
+#[must_use]
+pub fn settings(config: &Config) -> Settings {
     Settings {
         max_in_flight: config.delivery.max_in_flight,
         host_max_in_flight: config.egress.host_max_in_flight,
@@ -347,8 +481,12 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
-    let admin_key_hash = if options.dev { None } else { Some(api::auth::hash_secret(&admin_key(config)?)) };
+/// What the configuration says to the API. Without `--dev` and a configured key the first start writes one.
+///
+/// # Errors
+/// When the admin key cannot be read or written.
+pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
+    let admin_key = if options.dev { None } else { Some(AdminKey::new(&admin_key(config)?)) };
     Ok(ApiConfig {
         max_event_bytes: config.ingest.max_event_bytes,
         idempotency_ttl: config.ingest.idempotency_ttl,
@@ -359,7 +497,9 @@ fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
             origin: config.handshake.origin.clone(),
             callbacks: config.server.public_url.is_some(),
         },
-        admin_key_hash,
+        body_timeout: config.server.body_timeout,
+        max_body_bytes: config.server.max_body_bytes,
+        admin_key,
         dev: options.dev,
     })
 }
@@ -393,4 +533,32 @@ fn read_key(path: &Path) -> anyhow::Result<String> {
     let key = text.trim();
     anyhow::ensure!(key.len() >= 16, "the admin key in {} is shorter than 16 characters", path.display());
     Ok(key.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_hangs_is_not_said_to_turn() {
+        let turns = watch::Sender::new(());
+        let told = Arc::new(AtomicU32::new(0));
+        let count = told.clone();
+        let beating = tokio::spawn(beat(turns.subscribe(), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }));
+        for _ in 0..100 {
+            turns.send_replace(());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let while_turning = told.load(Ordering::Relaxed);
+        assert!((9..=11).contains(&while_turning), "told {while_turning} times in 10 s");
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        let then = told.load(Ordering::Relaxed);
+        assert!(then <= while_turning + 1, "an hour without a turn, and {} times told", then - while_turning);
+        drop(turns);
+        beating.await.expect("it ends with the loop");
+    }
 }

@@ -57,6 +57,8 @@
 //! * No endpoint delays another but through the limits that they share, of all requests at once and of those to one host;
 //!   turns are fair in both.
 //! * Every collection that outlives a request has a bound.
+//! * A receiver is charged with what it did: not with a stop of ours, a standstill of the process or its want of file
+//!   descriptors.
 //! * Scheduling and expiry go by a clock that never goes back ([`engine::clock`]), and rows expire by the time of the last
 //!   commit.
 //!

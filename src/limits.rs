@@ -38,6 +38,32 @@ pub const ADMISSION_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 /// Default limit of events that wait for their commit (admission).
 pub const ADMISSION_EVENTS_DEFAULT: usize = 100_000;
 
+/// Deepest nesting of `data` and `metadata`: every receiver's parser can take it.
+pub const JSON_DEPTH_MAX: usize = 100;
+
+// ---- server ----------------------------------------------------------------------------------------------------
+
+/// Default limit of connections to the API at once (`server.max_connections`).
+pub const CONNECTIONS_DEFAULT: usize = 4_096;
+/// Limit of connections to the ops listener at once.
+pub const OPS_CONNECTIONS_MAX: usize = 64;
+/// Bound of a request's line and headers, and of what a connection reads ahead, in bytes.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Default bound of the request bodies that are held at once (`server.max_body_bytes`), in bytes.
+pub const BODY_BYTES_DEFAULT: usize = 128 * 1024 * 1024;
+/// Reads that are answered at once; the others wait their turn.
+pub const READS_MAX: usize = 32;
+/// File descriptors that are left for the store, the listeners and the resolver.
+pub const DESCRIPTORS_RESERVED: usize = 64;
+/// Addresses whose wrong keys are counted one by one; further ones are counted together.
+pub const FAILING_ADDRESSES_MAX: usize = 4_096;
+/// Wrong keys that an address may send at once before it is held off.
+pub const FAILURES_BURST: u32 = 300;
+/// One more wrong key after each of these.
+pub const FAILURES_INTERVAL: Duration = Duration::from_secs(1);
+/// A key of at least this many characters cannot be guessed, and is judged however many wrong ones came before.
+pub const GUESSABLE_KEY_BYTES: usize = 32;
+
 // ---- endpoints -------------------------------------------------------------------------------------------------
 
 /// Most topic patterns of one endpoint.
@@ -124,6 +150,14 @@ pub const COMMIT_RECORDS_MAX: usize = 8_192;
 pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A frame is closed when it has reached this many bytes, so that one record can be read back cheaply.
 pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
+/// Outcomes that wait for their commit before no further attempt begins.
+pub const OUTCOMES_MAX: usize = 50_000;
+/// The same in bytes: replies are kept with them.
+pub const OUTCOME_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A disk that has not answered for this long makes the daemon unready.
+pub const DISK_SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Bound of committed events that the state and the delivery loop have not taken in, in bytes.
+pub const UNAPPLIED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bound of one frame, in bytes: one all-or-none append must fit.
 pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A segment is sealed when it has reached this many bytes.
@@ -145,6 +179,8 @@ pub const STATE_CACHE_BYTES: u64 = 48 * 1024 * 1024;
 
 /// Most items on one page of a list.
 pub const PAGE_ITEMS_MAX: usize = 250;
+/// A page is closed early when its events have reached this many bytes.
+pub const PAGE_BYTES_TARGET: usize = 2 * 1024 * 1024;
 /// Items on one page of a list when the client does not say.
 pub const PAGE_ITEMS_DEFAULT: usize = 50;
 /// Index entries that one query step may look at before it yields the state to others.
@@ -168,4 +204,6 @@ const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two fu
 // The largest head, and a body that comes in chunks of one byte, six on the wire, are read to what is kept of them.
 const _: () = assert!(REPLY_WIRE_BYTES_MAX >= 2 * REPLY_HEAD_BYTES_MAX + 6 * REPLY_BYTES_MAX);
 const _: () = assert!(LOCATION_BYTES_MAX < ERROR_BYTES_MAX); // it stands in those words
+const _: () = assert!(BODY_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can be read
+const _: () = assert!(UNAPPLIED_BYTES_MAX >= 2 * COMMIT_BYTES_MAX); // the next group is written while one is applied
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

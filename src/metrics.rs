@@ -29,6 +29,7 @@ pub struct Metrics {
     accepted: IntCounter,
     duplicates: IntCounter,
     refused: IntCounterVec,
+    door: Door,
     commit_duration: Histogram,
     commit_records: Histogram,
     checkpoint_duration: Histogram,
@@ -55,6 +56,33 @@ pub struct Metrics {
     projection_lag: IntGauge,
     store_bytes: IntGaugeVec,
     disk_free: IntGauge,
+}
+
+/// Who comes in.
+#[derive(Clone)]
+struct Door {
+    authentications_refused: IntCounterVec,
+    connections: IntGauge,
+    connections_displaced: IntCounter,
+}
+
+impl Door {
+    fn new(registry: &Registry) -> Self {
+        let refused = Opts::new(
+            "balto_authentications_refused_total",
+            "Requests refused for their key: missing, wrong, or too many wrong ones from its address.",
+        );
+        let connections = IntGauge::new("balto_api_connections", "Connections to the API.");
+        let displaced = IntCounter::new(
+            "balto_api_connections_displaced_total",
+            "Idle connections to the API that gave way to new ones at the limit.",
+        );
+        Self {
+            authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
+            connections: register(registry, connections),
+            connections_displaced: register(registry, displaced),
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -108,6 +136,7 @@ impl Metrics {
                 "Posts of events, and events of batches, that were refused, by the problem's code.",
                 &["reason"],
             ),
+            door: Door::new(&registry),
             commit_duration: histogram(
                 "balto_commit_duration_seconds",
                 "Time of a group commit, with its fdatasync.",
@@ -223,6 +252,17 @@ impl Metrics {
 
     pub fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
+    }
+
+    /// `missing`, `wrong` or `tooMany` keys.
+    pub fn authentication_refused(&self, reason: &str) {
+        self.door.authentications_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// Connections now, and how many have given way since this was told last.
+    pub fn connections(&self, now: usize, displaced: u64) {
+        self.door.connections.set(signed(now as u64));
+        self.door.connections_displaced.inc_by(displaced);
     }
 
     pub fn committed(&self, records: usize, duration: Duration) {

@@ -1,6 +1,11 @@
 //! Who calls, and what that caller may do.
 //!
 //! Keys are compared by their SHA-256: the configured admin key in constant time, the others by looking up their hash.
+//! Generated keys cannot be guessed, and neither can an admin key of [`limits::GUESSABLE_KEY_BYTES`] or more: they are
+//! judged always, so that nobody can lock them out. A shorter admin key is not judged from an address that has sent too
+//! many wrong ones.
+
+use std::net::IpAddr;
 
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
@@ -9,6 +14,7 @@ use subtle::ConstantTimeEq;
 use super::{Api, ApiConfig, problem::Problem};
 use crate::domain::{Role, Tenant};
 use crate::engine::types::Scope;
+use crate::limits;
 
 /// What an operation needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,21 +129,55 @@ impl Principal {
     }
 }
 
+/// The configured admin key, as far as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminKey {
+    hash: [u8; 32],
+    can_be_guessed: bool,
+}
+
+impl AdminKey {
+    #[must_use]
+    pub fn new(secret: &str) -> Self {
+        Self { hash: hash_secret(secret), can_be_guessed: secret.len() < limits::GUESSABLE_KEY_BYTES }
+    }
+}
+
 /// # Errors
-/// [`Problem::Unauthorized`] without a key that exists.
-pub fn authenticate(api: &Api, config: &ApiConfig, headers: &HeaderMap) -> Result<Principal, Problem> {
+/// [`Problem::Unauthorized`] without a key that exists; [`Problem::TooManyWrongKeys`] when there were too many before.
+pub fn authenticate(
+    api: &Api,
+    config: &ApiConfig,
+    headers: &HeaderMap,
+    from: IpAddr,
+) -> Result<Principal, Problem> {
     if config.dev {
         return Ok(Principal::operator());
     }
-    let secret = bearer(headers).ok_or(Problem::Unauthorized)?;
+    let Some(secret) = bearer(headers) else {
+        api.observer.authentication_refused("missing");
+        return Err(Problem::Unauthorized);
+    };
+    let now = api.engine.now().monotonic;
     let hash = hash_secret(secret);
-    if let Some(admin) = &config.admin_key_hash
-        && bool::from(admin.ct_eq(&hash))
-    {
+    if let Some(key) = api.engine.key_by_hash(&hash) {
+        return Ok(Principal { role: key.role, scope: Scope(key.tenant.clone()) });
+    }
+    let judged =
+        config.admin_key.as_ref().filter(|key| !key.can_be_guessed || api.failures.wait(from, now).is_none());
+    if judged.is_some_and(|key| bool::from(key.hash.ct_eq(&hash))) {
         return Ok(Principal::operator());
     }
-    let key = api.engine.key_by_hash(&hash).ok_or(Problem::Unauthorized)?;
-    Ok(Principal { role: key.role, scope: Scope(key.tenant.clone()) })
+    match api.failures.note(from, now) {
+        None => {
+            api.observer.authentication_refused("wrong");
+            Err(Problem::Unauthorized)
+        }
+        Some(retry_after) => {
+            api.observer.authentication_refused("tooMany");
+            Err(Problem::TooManyWrongKeys { retry_after })
+        }
+    }
 }
 
 /// SHA-256 of a key's secret, as it is stored.

@@ -4,10 +4,11 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use schemars::JsonSchema;
@@ -15,58 +16,75 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::{FieldError, Problem, pointer};
 use crate::limits;
 
-/// A body must have arrived after this long.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// A request that finds no room may try again after this long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Bytes of a refused request's body that are still taken in, and thrown away: more than any body that is accepted.
-const DISCARD_BYTES_MAX: usize = 2 * limits::BATCH_BYTES_MAX;
-/// How long for.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Room for the bodies of all requests that are under way.
+pub struct Room(Arc<Semaphore>);
+
+impl Room {
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Bytes that have arrived take room, not bytes that are announced: those cost a client nothing.
+    fn take(&self, bytes: usize, taken: &mut Option<OwnedSemaphorePermit>) -> Result<(), Problem> {
+        let overloaded = Problem::Overloaded { retry_after: RETRY_AFTER };
+        let count = u32::try_from(bytes).map_err(|_| overloaded.clone())?;
+        let more = self.0.clone().try_acquire_many_owned(count).map_err(|_| overloaded)?;
+        match taken {
+            Some(taken) => taken.merge(more),
+            None => *taken = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// A body, and the room that it takes for as long as it is held.
+pub type Held = (Bytes, Option<OwnedSemaphorePermit>);
 
 /// Reads at most `limit` bytes.
 ///
 /// # Errors
-/// 413 above `limit`, 408 after [`READ_TIMEOUT`], 400 when the connection ends first.
-pub async fn read(body: &mut Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, Problem> {
+/// 413 above `limit`, 408 after `timeout`, 400 when the connection ends first, 415 for an encoded body, 429 without room.
+pub async fn read(
+    body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    timeout: Duration,
+    room: &Room,
+) -> Result<Held, Problem> {
+    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(Problem::UnsupportedContentEncoding);
+    }
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
         return Err(Problem::PayloadTooLarge { limit });
     }
-    match tokio::time::timeout(READ_TIMEOUT, collect(body, limit)).await {
+    match tokio::time::timeout(timeout, collect(body, limit, room)).await {
         Ok(result) => result,
         Err(_) => Err(Problem::RequestTimeout),
     }
 }
 
-/// Takes in what is left of a refused request's body, within bounds: a connection that is closed over bytes which nobody
-/// has read is reset, and the client may never see why it was refused.
-pub async fn discard(body: &mut Body) {
-    let rest = async {
-        let mut seen = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            seen += frame.data_ref().map_or(0, Bytes::len);
-            if seen > DISCARD_BYTES_MAX {
-                return;
-            }
-        }
-    };
-    // Late or too long: it is reset after all.
-    tokio::time::timeout(DISCARD_TIMEOUT, rest).await.ok();
-}
-
-async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, Problem> {
+async fn collect(mut body: Body, limit: usize, room: &Room) -> Result<Held, Problem> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
+    let mut taken = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Problem::Malformed("the body ended too early".to_owned()))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + rest.len() + data.len() > limit {
             return Err(Problem::PayloadTooLarge { limit });
         }
+        room.take(data.len(), &mut taken)?;
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
@@ -74,14 +92,14 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, Problem> {
             rest.extend_from_slice(&data);
         }
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok((if rest.is_empty() { first } else { rest.freeze() }, taken))
 }
 
 /// Which of the `accepted` media types the request has. A charset other than UTF-8 is another type; other parameters say
 /// nothing about JSON (RFC 8259, section 11).
 ///
 /// # Errors
-/// 415 for any other type, without one, and for a body that is encoded.
+/// 415 for any other type, and without one.
 pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
     let refused = || Problem::UnsupportedMediaType { accepted };
     let value = headers.get(header::CONTENT_TYPE).ok_or_else(refused)?.to_str().map_err(|_| refused())?;
@@ -92,10 +110,6 @@ pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Res
         name.trim().eq_ignore_ascii_case("charset")
             && !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
     });
-    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
-    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(Problem::UnsupportedContentEncoding);
-    }
     if other_charset { Err(refused()) } else { Ok(found) }
 }
 
@@ -216,6 +230,31 @@ pub fn parse_value<T: for<'de> Deserialize<'de>>(value: serde_json::Value) -> Re
     })
 }
 
+/// Checks how deeply JSON is nested. `json` is JSON already.
+///
+/// # Errors
+/// In words, above [`limits::JSON_DEPTH_MAX`].
+pub fn check_depth(json: &str) -> Result<(), String> {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    if deepest <= limits::JSON_DEPTH_MAX {
+        return Ok(());
+    }
+    Err(format!("nested {deepest} levels deep; at most {}", limits::JSON_DEPTH_MAX))
+}
+
 /// serde's words without the place, which is said separately, and without names of Rust's types.
 fn words(error: &serde_json::Error) -> String {
     let text = error.to_string();
@@ -254,8 +293,6 @@ fn located(place: String, detail: String) -> FieldError {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::super::problem::Place;
     use super::*;
 
@@ -340,11 +377,6 @@ mod tests {
             assert_eq!(media_type(&headers(bad), ACCEPTED).unwrap_err().status(), 415, "{bad}");
         }
         assert_eq!(media_type(&HeaderMap::new(), ACCEPTED).unwrap_err().status(), 415);
-        let mut encoded = headers("application/json");
-        encoded.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        assert_eq!(media_type(&encoded, ACCEPTED), Err(Problem::UnsupportedContentEncoding));
-        encoded.insert(header::CONTENT_ENCODING, HeaderValue::from_static("identity"));
-        assert_eq!(media_type(&encoded, ACCEPTED), Ok("application/json"));
     }
 
     #[test]
@@ -363,13 +395,53 @@ mod tests {
         assert!(parse::<Outer>(br#"{"name": "a", "inner": null}"#).is_ok());
     }
 
+    #[test]
+    fn depth_counts_what_is_nested_and_not_what_is_written() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(check_depth(&nested(limits::JSON_DEPTH_MAX)), Ok(()));
+        assert!(check_depth(&nested(limits::JSON_DEPTH_MAX + 1)).is_err());
+        assert!(check_depth(&nested(100_000)).is_err());
+        let wide = format!("[{}]", vec!["{\"a\":[]}"; 1_000].join(","));
+        let text = format!(r#"{{"\\":"\"{}","a\\\"{{":"\\"}}"#, "[{".repeat(1_000));
+        serde_json::from_str::<serde_json::Value>(&text).expect("it is JSON");
+        for shallow in ["null", "\"\"", &wide, &text] {
+            assert_eq!(check_depth(shallow), Ok(()), "{shallow}");
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(5);
+
     #[tokio::test]
     async fn a_body_above_its_bound_is_refused() {
-        let problem = read(&mut Body::from(vec![b'x'; 11]), &HeaderMap::new(), 10).await.unwrap_err();
+        let room = Room::new(1_000);
+        let read = |body, headers| read(body, headers, 10, SOON, &room);
+        let none = HeaderMap::new();
+        let problem = read(Body::from(vec![b'x'; 11]), &none).await.unwrap_err();
         assert_eq!(problem, Problem::PayloadTooLarge { limit: 10 });
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("99999999999999"));
-        assert_eq!(read(&mut Body::empty(), &headers, 10).await.unwrap_err().status(), 413);
-        assert_eq!(read(&mut Body::from("0123456789"), &HeaderMap::new(), 10).await.unwrap(), "0123456789");
+        assert_eq!(read(Body::empty(), &headers).await.unwrap_err().status(), 413);
+        assert_eq!(read(Body::from("0123456789"), &none).await.unwrap().0, "0123456789");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_beside_the_other_bodies_is_refused_until_they_are_gone() {
+        let room = Room::new(15);
+        let none = HeaderMap::new();
+        let first = read(Body::from("0123456789"), &none, 10, SOON, &room).await.unwrap();
+        let problem = read(Body::from("0123456789"), &none, 10, SOON, &room).await.unwrap_err();
+        assert_eq!(problem, Problem::Overloaded { retry_after: RETRY_AFTER });
+        drop(first);
+        assert!(read(Body::from("0123456789"), &none, 10, SOON, &room).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_encoded_body_is_refused_unread() {
+        for (encoding, refused) in [("gzip", true), ("identity, br", true), ("Identity", false)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+            let result = read(Body::from("{}"), &headers, 10, SOON, &Room::new(10)).await;
+            assert_eq!(result.err(), refused.then_some(Problem::UnsupportedContentEncoding), "{encoding}");
+        }
     }
 }

@@ -403,6 +403,8 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
     let event_type = parts.read(&mut errors, "type", true, str::parse);
     let (timestamp, written) = time(&mut parts, &mut errors);
     let ordering_key = ordering_key(&parts, &mut errors);
+    let depth = std::str::from_utf8(&parts.data).map_or(Ok(()), body::check_depth);
+    errors.check(if parts.in_headers { "" } else { "/data" }, depth);
     let own = [(attribute::ID, id), (attribute::SOURCE, source), (attribute::TIME, written)];
     let attributes = kept(call, &mut parts, own, &mut errors);
     errors.finish()?;

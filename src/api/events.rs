@@ -1,7 +1,8 @@
 //! Posting and reading events.
 //!
-//! `data` and `metadata` are passed on byte for byte; they are never parsed into a tree. The path of an accepted event
-//! is kept short: one parse, one answer written into one buffer.
+//! `data` and `metadata` are passed on byte for byte, whatever JSON they hold: members that are there twice, numbers that
+//! no machine has, halves of surrogate pairs. They are never parsed into a tree; only their depth is bounded. The path of
+//! an accepted event is kept short: one parse, one answer written into one buffer.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -125,7 +126,9 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
     if input.expected_version.is_some() && !has_stream {
         errors.push("/expectedVersion", "needs `stream`");
     }
+    errors.check("/data", body::check_depth(input.data.get()));
     if let Some(metadata) = input.metadata {
+        errors.check("/metadata", body::check_depth(metadata.get()));
         if !metadata.get().starts_with('{') {
             errors.push("/metadata", "must be an object");
         } else if metadata.get().len() > limits::METADATA_BYTES_MAX {
@@ -261,7 +264,20 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
         claim(call, base).await?;
     }
     let published = call.api.engine.publish_batch(drafts).await;
+    refused_whole(&published)?;
     Ok(batch_reply(call, places, published))
+}
+
+/// When nothing could be taken at all, the whole request is to be sent again later, and its answer says when.
+fn refused_whole(published: &Published) -> Result<(), Problem> {
+    let refusal = |result: &Result<Accepted, PublishError>| match result {
+        Err(PublishError::Store(unavailable)) => Some(unavailable.clone()),
+        _ => None,
+    };
+    match published.iter().map(refusal).collect::<Option<Vec<_>>>().and_then(|mut refusals| refusals.pop()) {
+        Some(unavailable) => Err(unavailable.into()),
+        None => Ok(()),
+    }
 }
 
 /// Binds the key to this body before anything is published. The events' own idempotency gives their answers again;

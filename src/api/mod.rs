@@ -11,6 +11,7 @@ pub mod dead_letters;
 pub mod deliveries;
 pub mod endpoints;
 pub mod events;
+mod failures;
 pub mod handshakes;
 pub mod idempotency;
 pub mod keys;
@@ -21,11 +22,14 @@ pub mod policy;
 pub mod problem;
 pub mod reply;
 pub mod routes;
+pub mod seats;
 pub mod server;
+mod socket;
 pub mod text;
 pub mod views;
 
 use std::future::ready;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,20 +38,24 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response};
 use axum::routing::on;
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::{RetryPolicy, SenderName, Tenant};
 use crate::engine::Engine;
 use crate::engine::types::ChangeError;
-use auth::{Access, Principal};
+use crate::limits;
+use auth::{Access, AdminKey, Principal};
+use body::{Held, Room};
+use failures::Failures;
 use idempotency::{InFlight, Once};
 use lists::Query;
 use problem::Problem;
 use reply::Reply;
 use routes::{BodySpec, Need, ROUTES, Repeat, Route};
+use server::{GoodKey, Peer};
 
 /// What an endpoint gets for what its request leaves out.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,31 +79,45 @@ pub struct ApiConfig {
     /// How long an `Idempotency-Key` is remembered.
     pub idempotency_ttl: Duration,
     pub defaults: EndpointDefaults,
-    /// SHA-256 of the configured admin key.
-    pub admin_key_hash: Option<[u8; 32]>,
+    /// Time in which a request's body has to arrive.
+    pub body_timeout: Duration,
+    /// Bound of the request bodies that are held at once, in bytes. Not changed while running.
+    pub max_body_bytes: usize,
+    pub admin_key: Option<AdminKey>,
     /// No key is needed: every request is the operator's.
     pub dev: bool,
 }
 
-/// Is told the `code` of every refused post of events, and of every refused event of a batch.
-pub type OnRefused = Arc<dyn Fn(&'static str) + Send + Sync>;
+/// Is told what was refused.
+pub trait Observer: Send + Sync {
+    /// The `code` of a refused post of events, or of a refused event of a batch.
+    fn refused(&self, code: &'static str);
+    /// `missing`, `wrong` or `tooMany` keys.
+    fn authentication_refused(&self, reason: &'static str);
+}
 
 /// What all requests share.
 pub struct Api {
     pub engine: Engine,
     config: ArcSwap<ApiConfig>,
     in_flight: InFlight,
-    on_refused: OnRefused,
+    failures: Failures,
+    room: Room,
+    reads: Arc<Semaphore>,
+    observer: Arc<dyn Observer>,
 }
 
 impl Api {
     #[must_use]
-    pub fn new(engine: Engine, config: ApiConfig, on_refused: OnRefused) -> Arc<Self> {
+    pub fn new(engine: Engine, config: ApiConfig, observer: Arc<dyn Observer>) -> Arc<Self> {
         Arc::new(Self {
             engine,
+            room: Room::new(config.max_body_bytes),
             config: ArcSwap::from_pointee(config),
             in_flight: InFlight::default(),
-            on_refused,
+            failures: Failures::default(),
+            reads: Arc::new(Semaphore::new(limits::READS_MAX)),
+            observer,
         })
     }
 
@@ -110,7 +132,7 @@ impl Api {
     }
 
     pub(crate) fn refused(&self, problem: &Problem) {
-        (self.on_refused)(problem.code());
+        self.observer.refused(problem.code());
     }
 }
 
@@ -128,6 +150,8 @@ pub struct Call {
     /// The one of the route's media types that the body has.
     pub media: &'static str,
     pub body: Bytes,
+    /// The body's share of what all bodies may take.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
@@ -195,15 +219,15 @@ async fn dispatch(
     params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
 ) -> Response<Body> {
-    let (parts, mut body) = request.into_parts();
-    let reply = match call(Arc::clone(&api), route, params, parts, &mut body).await {
-        Ok(call) => answer(route, &call).await,
-        Err(problem) => {
-            body::discard(&mut body).await;
-            Err(problem)
+    let mut has_good_key = false;
+    let reply = match call(Arc::clone(&api), route, params, request).await {
+        Ok(call) => {
+            has_good_key = route.access != Access::Public;
+            if route.is_read() { read(route, &call).await } else { answer(route, &call).await }
         }
+        Err(problem) => Err(problem),
     };
-    match reply {
+    let mut response = match reply {
         Ok(reply) => reply.into_response(),
         Err(problem) => {
             if route.access == Access::Publish {
@@ -211,21 +235,33 @@ async fn dispatch(
             }
             refuse(problem)
         }
+    };
+    if has_good_key {
+        response.extensions_mut().insert(GoodKey);
     }
+    response
+}
+
+/// A read has its turn until its answer is written: answers may be large, and their readers slow.
+async fn read(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
+    let turn = call.api.reads.clone().acquire_owned().await.ok();
+    Ok(answer(route, call).await?.holding(turn))
 }
 
 async fn call(
     api: Arc<Api>,
     route: &'static Route,
     params: Result<RawPathParams, RawPathParamsRejection>,
-    parts: Parts,
-    body: &mut Body,
+    request: Request,
 ) -> Result<Call, Problem> {
     let config = api.config();
+    let (parts, stream) = request.into_parts();
     let principal = match route.access {
         Access::Public => Principal::operator(),
         access => {
-            let principal = auth::authenticate(&api, &config, &parts.headers)?;
+            let from =
+                parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+            let principal = auth::authenticate(&api, &config, &parts.headers, from)?;
             principal.check(access)?;
             principal
         }
@@ -233,34 +269,37 @@ async fn call(
     let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
     let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
     let query = Query::parse(parts.uri.query(), route.query)?;
-    let (media, body) = match &route.body {
-        None => ("", Bytes::new()),
-        Some(spec) => read_body(&config, spec, &parts.headers, body).await?,
+    let (media, (body, room)) = match &route.body {
+        None => ("", (Bytes::new(), None)),
+        Some(spec) => read_body(&api, &config, spec, &parts.headers, stream).await?,
     };
     let path = parts.uri.path().to_owned();
-    Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body })
+    Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body, _room: room })
 }
 
 /// The body, and the one of its operation's media types that it has.
 async fn read_body(
+    api: &Api,
     config: &ApiConfig,
     spec: &BodySpec,
     headers: &HeaderMap,
-    stream: &mut Body,
-) -> Result<(&'static str, Bytes), Problem> {
+    stream: Body,
+) -> Result<(&'static str, Held), Problem> {
+    let read =
+        |media| body::read(stream, headers, spec.limit.bytes(config, media), config.body_timeout, &api.room);
     if spec.need == Need::Required {
         let media = media_type(headers, spec)?;
-        return Ok((media, body::read(stream, headers, spec.limit.bytes(config, media)).await?));
+        return Ok((media, read(media).await?));
     }
-    let body = body::read(stream, headers, spec.limit.bytes(config, "")).await?;
-    if body.is_empty() {
-        return Ok(("", body));
+    let held = read("").await?;
+    if held.0.is_empty() {
+        return Ok(("", held));
     }
     let media = body::media_type(headers, spec.media)?;
     if spec.need == Need::Nothing {
-        let body::Nothing {} = body::parse(&body)?;
+        let body::Nothing {} = body::parse(&held.0)?;
     }
-    Ok((media, body))
+    Ok((media, held))
 }
 
 /// What takes CloudEvents takes them in binary mode too, where the media type is that of the data.

@@ -70,6 +70,10 @@ pub enum Problem {
     /// The body is not JSON, or not readable.
     Malformed(String),
     Unauthorized,
+    /// From this address, lately.
+    TooManyWrongKeys {
+        retry_after: Duration,
+    },
     Forbidden(String),
     NotFound(String),
     MethodNotAllowed,
@@ -131,7 +135,7 @@ impl Problem {
             | Self::IdempotencyMismatch
             | Self::ForbiddenUrl(_)
             | Self::LoopDetected { .. } => 422,
-            Self::Overloaded { .. } => 429,
+            Self::Overloaded { .. } | Self::TooManyWrongKeys { .. } => 429,
             Self::Unavailable(_) => 503,
             Self::DiskFull => 507,
         }
@@ -143,6 +147,7 @@ impl Problem {
         match self {
             Self::Malformed(_) => "malformed",
             Self::Unauthorized => "unauthorized",
+            Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
             Self::Forbidden(_) => "forbidden",
             Self::NotFound(_) => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -167,6 +172,7 @@ impl Problem {
         match self {
             Self::Malformed(_) => "The request is malformed",
             Self::Unauthorized => "No valid API key",
+            Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
             Self::Forbidden(_) => "The API key does not allow this",
             Self::NotFound(_) => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
@@ -196,8 +202,12 @@ impl Problem {
             | Self::ForbiddenUrl(detail)
             | Self::Unavailable(detail) => detail.clone(),
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a key that exists".to_owned(),
+            Self::TooManyWrongKeys { retry_after } => format!(
+                "too many requests with wrong keys came from this address; try again in {} s",
+                retry_seconds(*retry_after)
+            ),
             Self::MethodNotAllowed => "the `Allow` header names the methods of this resource".to_owned(),
-            Self::RequestTimeout => "send the whole body within 30 s".to_owned(),
+            Self::RequestTimeout => "send the whole body in time".to_owned(),
             Self::VersionConflict { expected, actual } => {
                 format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
             }
@@ -218,7 +228,7 @@ impl Problem {
                 format!("it came through more than {limit} engines, by its header `balto-hops`")
             }
             Self::Overloaded { retry_after } => {
-                format!("too much waits for its commit; try again in {} s", retry_seconds(*retry_after))
+                format!("too much waits already; try again in {} s", retry_seconds(*retry_after))
             }
             Self::DiskFull => "nothing was stored; free space on the data directory's disk".to_owned(),
         }
@@ -227,7 +237,9 @@ impl Problem {
     /// What beside the status says when to come back, in seconds.
     fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::Overloaded { retry_after } => Some(retry_seconds(*retry_after)),
+            Self::Overloaded { retry_after } | Self::TooManyWrongKeys { retry_after } => {
+                Some(retry_seconds(*retry_after))
+            }
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
             _ => None,
@@ -242,6 +254,8 @@ impl Problem {
         }
         match self {
             Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
+            // Whoever goes on has to connect again.
+            Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
             // RFC 9110, section 15.5.16: what would have been accepted.
             Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
             // An engine that delivers here gives the delivery up at once.

@@ -63,6 +63,15 @@ impl Reply {
         self.headers.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.to_str().ok())
     }
 
+    /// Keeps something for as long as the body has not been written.
+    #[must_use]
+    pub fn holding(mut self, turn: impl Send + 'static) -> Self {
+        if !self.body.is_empty() {
+            self.body = Bytes::from_owner(Holding { body: self.body, _turn: turn });
+        }
+        self
+    }
+
     #[must_use]
     pub fn answer(&self) -> Answer {
         Answer { status: self.status, body: Arc::from(self.body.as_ref()) }
@@ -92,6 +101,17 @@ impl Reply {
             response.headers_mut().append(name, value);
         }
         response
+    }
+}
+
+struct Holding<T> {
+    body: Bytes,
+    _turn: T,
+}
+
+impl<T> AsRef<[u8]> for Holding<T> {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 

@@ -119,6 +119,14 @@ pub struct Route {
     pub run: for<'a> fn(&'a Call) -> Answering<'a>,
 }
 
+impl Route {
+    /// Whether its answers are bounded in number; one that waits for something must not be.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.verb == Verb::Get && self.access != Access::Public
+    }
+}
+
 const JSON: &[&str] = &["application/json"];
 const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
 const JSON_OR_LINES: &[&str] = &["application/json", events::NDJSON];

@@ -17,10 +17,19 @@ fn api() -> Router {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
         defaults: policy::tests::defaults(),
-        admin_key_hash: Some(auth::hash_secret("secret")),
+        body_timeout: Duration::from_secs(5),
+        max_body_bytes: 1 << 20,
+        admin_key: Some(AdminKey::new("secret")),
         dev: false,
     };
-    router(Api::new(engine(), config, Arc::new(|_| ())))
+    router(Api::new(engine(), config, Arc::new(Nobody)))
+}
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn refused(&self, _: &'static str) {}
+    fn authentication_refused(&self, _: &'static str) {}
 }
 
 /// An engine over an empty directory, which goes with the process.

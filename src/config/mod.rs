@@ -58,6 +58,11 @@ pub struct Server {
     pub ops_listen: SocketAddr,
     /// How the API is reached from outside, without a slash at the end.
     pub public_url: Option<String>,
+    pub max_connections: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub answer_timeout: Duration,
+    pub max_body_bytes: usize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -299,7 +304,16 @@ impl fmt::Debug for SecretsKey {
 impl Default for Server {
     fn default() -> Self {
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-        Self { api_listen: local(8400), ops_listen: local(8401), public_url: None }
+        Self {
+            api_listen: local(8400),
+            ops_listen: local(8401),
+            public_url: None,
+            max_connections: limits::CONNECTIONS_DEFAULT,
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(30),
+            max_body_bytes: limits::BODY_BYTES_DEFAULT,
+        }
     }
 }
 

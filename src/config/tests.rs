@@ -43,6 +43,8 @@ fn every_key_changes_something_and_has_a_variable() {
         ("public_url", "https://webhooks.example.com/balto/"),
         ("origin", "Webhooks.example.com"),
         ("retry_max_interval", "7h"),
+        ("max_connections", "17"),
+        ("max_body_bytes", "1GiB"),
         ("max_event_bytes", "1MiB"),
         ("admission_bytes", "1GiB"),
         ("admission_events", "1001"),
@@ -131,6 +133,16 @@ fn errors_name_file_line_key_and_reason() {
     assert!(load("", &[("BALTO__DELIVERY__NONE", "0")]).is_err());
     let missing = Config::load(Some(Path::new("/none/x.toml")), std::iter::empty(), Overrides::default());
     assert!(missing.expect_err("missing").to_string().starts_with("/none/x.toml: cannot be read"));
+}
+
+#[test]
+fn a_level_of_the_log_that_nobody_can_read_is_refused() {
+    for level in
+        ["", "info,\u{fffd}", "\u{e9}=debug", "balto=\u{fffd}debug", "info,a\u{fffd}b=\u{fffd}=\u{fffd}"]
+    {
+        let refused = refusal(&format!("[log]\nlevel = \"{level}\""));
+        assert!(refused.starts_with("balto.toml:2: log.level: must be error, warn"), "{level}: {refused}");
+    }
 }
 
 #[test]

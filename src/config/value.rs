@@ -184,7 +184,9 @@ impl Value {
 
     pub(super) fn log_level(&self) -> Result<String, String> {
         let text = self.text()?;
-        if text.is_empty() || tracing_subscriber::EnvFilter::try_new(text).is_err() {
+        // Its parser panics on what is not ASCII.
+        let is_readable = !text.is_empty() && text.is_ascii();
+        if !is_readable || tracing_subscriber::EnvFilter::try_new(text).is_err() {
             return Err(format!(
                 "must be error, warn, info, debug, trace, or such directives as \"info,hyper=debug\", got {self}"
             ));

@@ -32,7 +32,7 @@ use url::{Host, Url};
 use super::guard::{self, BlockedAddress, ForbiddenUrl, Guard, Judged, LOOPBACK, is_localhost};
 use super::metered::Metered;
 use super::resolver::Resolver;
-use super::{find, tls};
+use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
 use crate::limits;
 
@@ -49,6 +49,9 @@ pub(super) enum ConnectError {
     Dns(&'static str),
     #[error("no connection could be made")]
     Unreachable,
+    /// There is no file descriptor left for one: the receiver has nothing to do with it.
+    #[error("this process can open no further connection")]
+    Exhausted,
     #[error("the egress proxy cannot be reached")]
     ProxyUnreachable,
     #[error("the egress proxy refused the connection (status {0})")]
@@ -68,7 +71,9 @@ impl ConnectError {
         match self {
             Self::Forbidden(_) => ErrorClass::BlockedAddress,
             Self::Dns(_) => ErrorClass::Dns,
-            Self::Unreachable | Self::ProxyUnreachable | Self::ProxyRefused(_) => ErrorClass::Connect,
+            Self::Unreachable | Self::Exhausted | Self::ProxyUnreachable | Self::ProxyRefused(_) => {
+                ErrorClass::Connect
+            }
             Self::Tls(_) => ErrorClass::Tls,
         }
     }
@@ -212,8 +217,9 @@ impl Wiring {
                 self.resolve_proxy(proxy).await?
             }
         };
-        let opened = timeout(self.timeout, self.open(&target, addresses, &progress)).await;
-        opened.unwrap_or_else(|_| Err(progress.timed_out().unwrap_or(ConnectError::Unreachable)))
+        let patience = std::pin::pin!(awake(self.timeout));
+        let opened = within(patience, self.open(&target, addresses, &progress)).await;
+        opened.unwrap_or_else(|| Err(progress.timed_out().unwrap_or(ConnectError::Unreachable)))
     }
 
     /// Where the receiver is. Where a proxy leads to is for the proxy to judge.
@@ -254,6 +260,7 @@ impl Wiring {
             Err(_) => Err(DNS_SILENT),
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(DNS_EMPTY),
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(DNS_SILENT),
+            Ok(Err(error)) if is_exhausted(&error) => Err(ConnectError::Exhausted),
             Ok(Err(_)) => Err(DNS_FAILED),
             Ok(Ok(addresses)) if addresses.is_empty() => Err(DNS_EMPTY),
             Ok(Ok(addresses)) => Ok(addresses),
@@ -266,10 +273,12 @@ impl Wiring {
             Host::Ipv4(address) => vec![IpAddr::V4(*address)],
             Host::Ipv6(address) => vec![IpAddr::V6(*address)],
             Host::Domain(name) if is_localhost(name) => LOOPBACK.to_vec(),
-            Host::Domain(name) => self
-                .lookup(name.clone(), limits::DNS_TIMEOUT)
-                .await
-                .map_err(|_| ConnectError::ProxyUnreachable)?,
+            Host::Domain(name) => {
+                self.lookup(name.clone(), limits::DNS_TIMEOUT).await.map_err(|error| match error {
+                    ConnectError::Exhausted => error,
+                    _ => ConnectError::ProxyUnreachable,
+                })?
+            }
         };
         Ok(addresses
             .into_iter()
@@ -286,11 +295,11 @@ impl Wiring {
         let stream = match &self.proxy {
             None => {
                 progress.reach(Step::Connecting);
-                dial(addresses).await.ok_or(ConnectError::Unreachable)?
+                dial(addresses, ConnectError::Unreachable).await?
             }
             Some(proxy) => {
                 progress.reach(Step::Proxying);
-                let stream = dial(addresses).await.ok_or(ConnectError::ProxyUnreachable)?;
+                let stream = dial(addresses, ConnectError::ProxyUnreachable).await?;
                 tunnel(stream, proxy, target).await?
             }
         };
@@ -322,7 +331,7 @@ impl Wiring {
 
 /// Connects to the first address that answers: the next one is tried when the one before has failed, or has said nothing
 /// for a while. Families take turns, so that a broken one does not stand in the way of the other.
-async fn dial(addresses: Vec<Judged>) -> Option<TcpStream> {
+async fn dial(addresses: Vec<Judged>, unreachable: ConnectError) -> Result<TcpStream, ConnectError> {
     let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|judged| judged.address().is_ipv6());
     let (mut four, mut six) = (four.into_iter(), six.into_iter());
     let mut turns = std::iter::from_fn(|| Some([four.next(), six.next()]))
@@ -333,17 +342,22 @@ async fn dial(addresses: Vec<Judged>) -> Option<TcpStream> {
         .collect::<Vec<_>>()
         .into_iter();
     let mut trying = FuturesUnordered::new();
+    let mut exhausted = false;
     loop {
         match turns.next() {
             Some(judged) => trying.push(TcpStream::connect(judged.address())),
-            None if trying.is_empty() => return None,
+            None if trying.is_empty() && exhausted => return Err(ConnectError::Exhausted),
+            None if trying.is_empty() => return Err(unreachable),
             None => {}
         }
         tokio::select! {
-            Some(tried) = trying.next() => if let Ok(stream) = tried {
-                // A connection without it is slower and no worse.
-                let _slower = stream.set_nodelay(true).is_err();
-                return Some(stream);
+            Some(tried) = trying.next() => match tried {
+                Ok(stream) => {
+                    // A connection without it is slower and no worse.
+                    let _slower = stream.set_nodelay(true).is_err();
+                    return Ok(stream);
+                }
+                Err(error) => exhausted |= is_exhausted(&error),
             },
             () = sleep(HEAD_START), if turns.len() > 0 => {}
         }

@@ -19,6 +19,7 @@ pub mod tls;
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,6 @@ use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_
 use hyper_util::client::legacy::{Client as Pool, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
-use tokio::time::timeout_at;
 use url::Url;
 
 use crate::domain::{EndpointNumber, ErrorClass, Network};
@@ -46,6 +46,11 @@ use tls::Identity;
 
 /// Idle connections are kept this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A timer that is late by more than this was not late by itself: the process stood still.
+const AWAKE_STEP: Duration = Duration::from_secs(1);
+/// File descriptors are not looked for more often than this.
+const SHORTAGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One request.
 #[derive(Debug)]
@@ -158,6 +163,16 @@ impl Reply {
     }
 }
 
+/// The process can open no further connection: the parcel was not sent, and the receiver is not to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted;
+
+/// Why there was no response.
+enum Failure {
+    Exhausted,
+    Attempt(ErrorClass, String),
+}
+
 type Client = Pool<Connector, Full<Bytes>>;
 
 /// What a courier works by.
@@ -195,6 +210,8 @@ pub struct Courier {
 struct Shared {
     guard: Arc<Guard>,
     outfit: ArcSwap<Outfit>,
+    /// When file descriptors were last short.
+    shortage: Mutex<Option<Instant>>,
 }
 
 /// What a reload replaces, with all connections that were made by it.
@@ -276,7 +293,8 @@ impl Courier {
         let guard =
             Arc::new(guard.map_err(|error| format!("this machine's addresses cannot be read: {error}"))?);
         let outfit = Outfit::new(settings, guard.clone())?;
-        Ok(Self { shared: Arc::new(Shared { guard, outfit: ArcSwap::from_pointee(outfit) }) })
+        let outfit = ArcSwap::from_pointee(outfit);
+        Ok(Self { shared: Arc::new(Shared { guard, outfit, shortage: Mutex::default() }) })
     }
 
     /// From now on everything goes by these settings, over connections that were made under them.
@@ -309,47 +327,100 @@ impl Courier {
         }
     }
 
+    /// There is no file descriptor left: the connections that are kept for later requests are given up.
+    pub fn on_shortage(&self) {
+        let mut shortage = self.shared.shortage.lock().unwrap_or_else(PoisonError::into_inner);
+        if shortage.is_some_and(|last| last.elapsed() < SHORTAGE_INTERVAL) {
+            return;
+        }
+        *shortage = Some(Instant::now());
+        self.shared.outfit.rcu(|outfit| {
+            Outfit::new(outfit.settings.clone(), self.shared.guard.clone())
+                .map_or_else(|_| outfit.clone(), Arc::new)
+        });
+    }
+
     /// Makes one attempt; never longer than the parcel's timeout, whatever the receiver does.
-    pub async fn send(&self, parcel: Parcel) -> Reply {
+    ///
+    /// # Errors
+    /// When no connection could be opened for want of file descriptors: no attempt was made.
+    pub async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
         let started = Instant::now();
-        let deadline = tokio::time::Instant::now() + parcel.timeout;
-        let mut reply = match self.request(parcel, deadline).await {
-            Ok((response, connection)) => read_reply(response, &connection, deadline).await,
-            Err((class, words)) => Reply::failed(class, words),
+        let mut patience = pin!(awake(parcel.timeout));
+        let mut reply = match self.request(parcel, patience.as_mut()).await {
+            Ok((response, connection)) => read_reply(response, &connection, patience).await,
+            Err(Failure::Attempt(class, words)) => Reply::failed(class, words),
+            Err(Failure::Exhausted) => {
+                self.on_shortage();
+                return Err(Exhausted);
+            }
         };
         reply.duration = started.elapsed();
-        reply
+        Ok(reply)
     }
 
     async fn request(
         &self,
         parcel: Parcel,
-        deadline: tokio::time::Instant,
-    ) -> Result<(Response<Incoming>, CaptureConnection), (ErrorClass, String)> {
+        patience: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(Response<Incoming>, CaptureConnection), Failure> {
         // A connection may be there already, which nobody would judge again.
-        let forbidden = |error: ForbiddenUrl| (ErrorClass::BlockedAddress, error.to_string());
+        let forbidden = |error: ForbiddenUrl| Failure::Attempt(ErrorClass::BlockedAddress, error.to_string());
         self.shared.guard.judge_url(&parcel.url).map_err(forbidden)?;
         let client = self.shared.outfit.load().client(parcel.identity.as_ref());
-        let client = client.map_err(|reason| (ErrorClass::Request, reason))?;
+        let client = client.map_err(|reason| Failure::Attempt(ErrorClass::Request, reason))?;
         let mut request = parcel.request().map_err(forbidden)?;
         let captured = capture_connection(&mut request);
         let progress = Progress::default();
         let response = PROGRESS.scope(progress.clone(), client.request(request));
-        match timeout_at(deadline, response).await {
-            Ok(Ok(response)) => Ok((response, captured)),
-            Ok(Err(error)) => Err(match progress.complaint() {
+        let (class, words) = match within(patience, response).await {
+            Some(Ok(response)) => return Ok((response, captured)),
+            Some(Err(error)) if matches!(find(&error), Some(ConnectError::Exhausted)) => {
+                return Err(Failure::Exhausted);
+            }
+            Some(Err(error)) => match progress.complaint() {
                 Some(complaint) => (complaint.class(), complaint.to_string()),
                 None => classify(&error),
-            }),
-            Err(_) => {
+            },
+            None => {
                 let connected = captured.connection_metadata().is_some();
-                Err(match progress.timed_out().filter(|_| !connected) {
+                match progress.timed_out().filter(|_| !connected) {
                     Some(error) => (error.class(), error.to_string()),
                     None => (ErrorClass::Timeout, "no reply within the timeout".to_owned()),
-                })
+                }
             }
+        };
+        Err(Failure::Attempt(class, words))
+    }
+}
+
+/// Waits for so long while this process runs. Time in which it was stopped, or the machine slept, is not the receiver's.
+async fn awake(mut left: Duration) {
+    while !left.is_zero() {
+        let step = left.min(AWAKE_STEP);
+        let started = tokio::time::Instant::now();
+        tokio::time::sleep(step).await;
+        if started.elapsed() < step + AWAKE_STEP {
+            left -= step;
         }
     }
+}
+
+/// What comes of it, unless patience ends first.
+async fn within<T>(patience: Pin<&mut impl Future<Output = ()>>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = patience => None,
+    }
+}
+
+/// Whether it failed because this process, or this machine, has no file descriptor left.
+fn is_exhausted(error: &(dyn StdError + 'static)) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    let code = |error: &(dyn StdError + 'static)| error.downcast_ref::<io::Error>()?.raw_os_error();
+    chain(error).filter_map(code).any(|code| matches!(code, ENFILE | EMFILE))
 }
 
 /// The status line decides: a body that never ends, breaks off or is longer than what is kept changes nothing. What is
@@ -357,7 +428,7 @@ impl Courier {
 async fn read_reply(
     mut response: Response<Incoming>,
     connection: &CaptureConnection,
-    deadline: tokio::time::Instant,
+    mut patience: Pin<&mut impl Future<Output = ()>>,
 ) -> Reply {
     let status = response.status().as_u16();
     let header =
@@ -381,18 +452,18 @@ async fn read_reply(
     }
     let mut body = BytesMut::new();
     while body.len() < limits::REPLY_BYTES_MAX {
-        match timeout_at(deadline, response.body_mut().frame()).await {
-            Ok(Some(Ok(frame))) => {
+        match within(patience.as_mut(), response.body_mut().frame()).await {
+            Some(Some(Ok(frame))) => {
                 let chunk = frame.into_data().unwrap_or_default(); // trailers are read past
                 let room = limits::REPLY_BYTES_MAX - body.len();
                 body.extend_from_slice(&chunk[..chunk.len().min(room)]);
             }
-            Ok(Some(Err(error))) if is_malformed(&error) => {
+            Some(Some(Err(error))) if is_malformed(&error) => {
                 let words = format!("status {status}, then no HTTP: {}", words(&error));
                 reply.outcome = Reply::failed(ErrorClass::Protocol, words).outcome;
                 break;
             }
-            Ok(Some(Err(_)) | None) | Err(_) => break,
+            Some(Some(Err(_)) | None) | None => break,
         }
     }
     reply.body = body.freeze();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::dispatcher::Signal;
-use crate::courier::{Parcel, Reply, body};
+use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
     ErrorClass, Event, Next, Now, Position, Progress, Record, Verdict, attribute,
@@ -35,6 +35,8 @@ const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a delivery waits that must not be sent, although its lane thinks so.
 const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
+/// How long a delivery waits before it asks again for a connection that could not be opened.
+const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
@@ -87,15 +89,20 @@ async fn make(
     event: &Event,
 ) -> lanes::Outcome {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
-    let started = engine.now();
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
-        engine.metrics().first_attempt(started.wall.since(event.first_due()));
+        engine.metrics().first_attempt(engine.now().wall.since(event.first_due()));
     }
     let number = assignment.progress.attempts + 1;
-    let signed_at = Now { wall: engine.civil_time(), ..started };
-    let reply = match parcel(engine, endpoint, event, delivery, number, signed_at) {
-        Ok(parcel) => carry(engine, parcel).await,
-        Err(reason) => Reply::failed(ErrorClass::Request, reason),
+    let (started, reply) = loop {
+        let started = engine.now();
+        let signed_at = Now { wall: engine.civil_time(), ..started };
+        match parcel(engine, endpoint, event, delivery, number, signed_at) {
+            Err(reason) => break (started, Reply::failed(ErrorClass::Request, reason)),
+            Ok(parcel) => match carry(engine, parcel).await {
+                Ok(reply) => break (started, reply),
+                Err(Exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+            },
+        }
     };
     let finished = engine.now();
     let facts = ReplyFacts {
@@ -121,10 +128,10 @@ async fn make(
     lane_outcome(verdict, &attempt, finished)
 }
 
-pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Reply {
+pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Result<Reply, Exhausted> {
     #[cfg(test)]
     if let Some(receivers) = engine.shared.receivers.get() {
-        return receivers.receive(&parcel).await;
+        return Ok(receivers.receive(&parcel).await);
     }
     engine.shared.courier.send(parcel).await
 }

@@ -90,6 +90,16 @@ impl From<LaneReport> for LaneAnswer {
     }
 }
 
+/// What the delivery loop is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Run {
+    On,
+    /// Start nothing more; let running attempts end.
+    Draining,
+    /// Let nothing end.
+    Cut,
+}
+
 pub struct Dispatcher {
     engine: Engine,
     lanes: Lanes,
@@ -138,17 +148,18 @@ impl Dispatcher {
         self.heartbeat.subscribe()
     }
 
-    /// Delivers until `stop` says so, then waits for running attempts, at most `drain` long. Attempts that are cut off
-    /// are not charged: they will be made again.
+    /// Delivers until it is told to stop, then waits for running attempts, at most `drain` long. Attempts that are cut
+    /// off are not charged: they will be made again.
     ///
     /// # Errors
     /// When the store failed: the process has to end.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>, drain: Duration) -> Result<(), Unavailable> {
+    pub async fn run(mut self, told: watch::Receiver<Run>, drain: Duration) -> Result<(), Unavailable> {
         self.start().await?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // What is seldom ready stays in place over all turns: to make it anew each time costs more than the turn.
-        let mut stopped = pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
+        let mut until = told.clone();
+        let mut stopped = pin!(async move { drop(until.wait_for(|run| *run != Run::On).await) });
         let mut sick = pin!(changed(self.health.clone()));
         let mut alarm = pin!(tokio::time::sleep(HOUSEKEEPING_INTERVAL));
         loop {
@@ -177,13 +188,13 @@ impl Dispatcher {
             }
             self.lanes.hold(self.is_held());
         }
-        self.drain(drain).await;
+        self.drain(drain, told).await;
         Ok(())
     }
 
     /// Nothing is sent that could not be recorded.
     fn is_held(&self) -> bool {
-        self.draining || *self.health.borrow() != Health::Good
+        self.draining || self.engine.outbox().is_behind() || *self.health.borrow() != Health::Good
     }
 
     /// Lanes for the endpoints that are known from before.
@@ -393,23 +404,35 @@ impl Dispatcher {
         }
     }
 
-    async fn drain(&mut self, limit: Duration) {
+    async fn drain(&mut self, limit: Duration, mut told: watch::Receiver<Run>) {
         self.draining = true;
         self.lanes.hold(true);
         let deadline = Instant::now() + limit;
+        let mut turn = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         while !self.tasks.is_empty() {
             tokio::select! {
                 biased;
+                () = cut(&mut told) => self.cut_off().await,
+                () = tokio::time::sleep_until(deadline) => self.cut_off().await,
                 Some(ended) = self.tasks.join_next() => note_panic(&ended),
                 Some(notice) = self.notices.recv() => self.on_notice(notice),
                 Some(_) = self.signals.recv() => {}
-                () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!(attempts = self.tasks.len(), "the drain limit cut off running attempts");
-                    self.tasks.shutdown().await;
+                _ = turn.tick() => {
+                    self.heartbeat.send_replace(());
                 }
             }
         }
     }
+
+    async fn cut_off(&mut self) {
+        tracing::warn!(attempts = self.tasks.len(), "running attempts are cut off; they will be made again");
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Is ready when nothing may be waited for any more. A sender that is gone means the same.
+async fn cut(told: &mut watch::Receiver<Run>) {
+    drop(told.wait_for(|run| *run == Run::Cut).await);
 }
 
 /// The receiver, once there is something new; never, when nobody can say anything any more.

@@ -12,7 +12,7 @@ use super::Engine;
 use super::delivery::carry;
 use super::dispatcher::Signal;
 use super::types::ChangeError;
-use crate::courier::{Parcel, Reply, body};
+use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
     DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake,
 };
@@ -41,7 +41,10 @@ impl Engine {
             Ok(Parcel::options(&endpoint.url, headers, endpoint.timeout)?.with_identity(identity))
         };
         let reply = match parcel() {
-            Ok(parcel) => carry(self, parcel).await,
+            Ok(parcel) => match carry(self, parcel).await {
+                Ok(reply) => reply,
+                Err(Exhausted) => return Ok(()), // it is due still, and asked for again
+            },
             Err(reason) => Reply::failed(ErrorClass::Request, reason),
         };
         self.take_answer(&endpoint, asked, &reply).await

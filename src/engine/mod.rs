@@ -34,7 +34,7 @@ use crate::vault::Vault;
 use clock::Clock;
 use types::Scope;
 
-pub use dispatcher::Dispatcher;
+pub use dispatcher::{Dispatcher, Run};
 
 /// What can change while running.
 #[derive(Clone, Debug)]
@@ -137,6 +137,12 @@ impl Engine {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.outbox().health()
+    }
+
+    /// For how long the disk has not answered; zero when it does.
+    #[must_use]
+    pub fn disk_silence(&self) -> Duration {
+        self.outbox().busy_for()
     }
 
     /// Both clocks.

@@ -199,12 +199,19 @@ impl Engine {
             })
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
-        for (position, facts) in page.items {
+        let (mut bytes, mut next) = (0, page.next);
+        let last = page.items.len();
+        for (number, (position, facts)) in page.items.into_iter().enumerate() {
             if let Some(event) = self.event_at(position).await? {
+                bytes += event_bytes(&event);
                 items.push(self.event_view(position, event, facts).await);
             }
+            if bytes >= limits::PAGE_BYTES_TARGET && number + 1 < last {
+                next = Some(Cursor::at(position));
+                break;
+            }
         }
-        Ok(Page { items, next: page.next, as_of: page.as_of })
+        Ok(Page { items, next, as_of: page.as_of })
     }
 
     /// Takes bounded steps through the state until the page is full. What it has found is answered after a number of them;
@@ -441,6 +448,11 @@ impl Engine {
 fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> bool {
     let short = !page.items.is_empty() && steps >= limits::LIST_STEPS_MAX;
     page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
+}
+
+/// What an event brings to a page, about.
+fn event_bytes(event: &Event) -> usize {
+    event.data.len() + event.metadata.as_ref().map_or(0, bytes::Bytes::len) + 256 * (1 + event.targets.len())
 }
 
 /// The API's word for an endpoint's status.

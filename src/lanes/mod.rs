@@ -117,11 +117,16 @@ pub struct Lanes {
     in_ring: BTreeSet<EndpointNumber>,
     /// Lanes that wait for a time, by monotonic time.
     asleep: BTreeSet<(Duration, EndpointNumber)>,
+    /// The time of day at the start of monotonic time, when it was last looked at.
+    origin: Timestamp,
     in_flight: usize,
     held: bool,
     /// For how long lanes were held by their rate, since it was last asked.
     rate_waited: Duration,
 }
+
+/// A clock that has been set by more than this is noticed.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
 
 impl Lanes {
     #[must_use]
@@ -133,6 +138,7 @@ impl Lanes {
             ring: VecDeque::new(),
             in_ring: BTreeSet::new(),
             asleep: BTreeSet::new(),
+            origin: Timestamp::ZERO,
             in_flight: 0,
             held: false,
             rate_waited: Duration::ZERO,
@@ -388,7 +394,20 @@ impl Lanes {
         }
     }
 
+    /// What waits for a time of day sleeps for as long as it is until then. When the clock is set, or the machine slept, it
+    /// is another length.
+    fn notice_clock(&mut self, now: Now) {
+        let origin = now.wall.minus(now.monotonic);
+        if origin.since(self.origin).max(self.origin.since(origin)) > CLOCK_STEP {
+            self.origin = origin;
+            while let Some((_, endpoint)) = self.asleep.first().copied() {
+                self.wake(endpoint);
+            }
+        }
+    }
+
     fn wake_sleepers(&mut self, now: Now) {
+        self.notice_clock(now);
         while let Some((until, endpoint)) = self.asleep.first().copied() {
             if until > now.monotonic {
                 return;

@@ -61,6 +61,27 @@ fn fill(lanes: &mut Lanes, endpoint: EndpointNumber, events: std::ops::Range<u64
 }
 
 #[test]
+fn what_is_due_at_a_time_of_day_goes_then_also_when_the_clock_is_set() {
+    let hour = Duration::from_secs(3_600);
+    let mut lanes = lanes(10);
+    lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+    for (event, hours) in [(1, 1), (2, 3)] {
+        lanes.on_due(ONE, key(hours * 3_600_000, event), FRESH, Position(event), at(0));
+    }
+    assert_eq!(sends(&mut lanes, at(0)), []);
+    // Two hours by the clock, and one second in truth.
+    let set = Now { wall: at(1_000).wall.plus(2 * hour), ..at(1_000) };
+    assert_eq!(sends(&mut lanes, set), [(ONE, key(3_600_000, 1))]);
+    let wakeup = lanes.next_wakeup(set).unwrap();
+    assert_eq!(
+        wakeup,
+        hour - Duration::from_secs(1),
+        "it sleeps until the second, by the clock as it stands now"
+    );
+    assert_eq!(sends(&mut lanes, set.plus(wakeup)), [(ONE, key(3 * 3_600_000, 2))]);
+}
+
+#[test]
 fn a_rate_holds_over_a_minute_and_leaves_others_at_full_speed() {
     let mut lanes = lanes(10_000);
     let rate = RateLimit { limit: 20, per: Duration::from_secs(1), burst: 5 };

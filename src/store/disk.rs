@@ -55,10 +55,20 @@ pub fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether an error says that no further file can be opened, by this process or by any.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+}
+
 /// A directory of the operating system.
 #[derive(Clone, Debug)]
 pub struct RealDisk {
     root: PathBuf,
+    /// Held open: names can be made durable also when no further file can be opened.
+    directory: Arc<File>,
 }
 
 impl RealDisk {
@@ -71,13 +81,13 @@ impl RealDisk {
                 File::open(parent)?.sync_all()?;
             }
         }
-        Ok(Self { root })
+        Self::existing(root)
     }
 
     /// A directory that is there.
-    #[must_use]
-    pub fn existing(root: PathBuf) -> Self {
-        Self { root }
+    pub fn existing(root: PathBuf) -> io::Result<Self> {
+        let directory = Arc::new(File::open(&root)?);
+        Ok(Self { root, directory })
     }
 
     #[must_use]
@@ -124,7 +134,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.root)?.sync_all()
+        self.directory.sync_all()
     }
 }
 

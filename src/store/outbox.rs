@@ -124,6 +124,7 @@ struct Inner {
     directory: Arc<RwLock<Directory>>,
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
+    busy: Busy,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     /// Shared by who makes deliveries pending again, taken by who forgets events.
     forgetting: tokio::sync::RwLock<()>,
@@ -176,6 +177,9 @@ impl HealthCell {
         });
     }
 }
+
+/// Since when the writer has been at the disk, or has waited for the state.
+type Busy = Arc<Mutex<Option<Instant>>>;
 
 /// Whether the outbox can make anything durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -230,6 +234,7 @@ impl Outbox {
         let queue = Arc::new(UnitQueue::new(admission));
         let (health_sender, health) = watch::channel(Health::Good);
         let health_sender = Arc::new(HealthCell { sender: health_sender, full: Mutex::default() });
+        let busy = Busy::default();
         let (state_sender, messages) = mpsc::channel();
         let (notice_sender, notices) = async_mpsc::channel(1_024);
         let writer_thread = WriterThread {
@@ -240,6 +245,7 @@ impl Outbox {
             applied: applied.clone(),
             health: health_sender.clone(),
             observer: observer.clone(),
+            busy: busy.clone(),
             full_disk_pause: FULL_DISK_PAUSE,
         };
         let state_thread = StateThread {
@@ -260,6 +266,7 @@ impl Outbox {
             directory,
             applied,
             health,
+            busy,
             threads: Mutex::new(None),
             forgetting: tokio::sync::RwLock::new(()),
             _lock: lock,
@@ -398,6 +405,19 @@ impl Outbox {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.inner.health.clone()
+    }
+
+    /// For how long the writer has been kept from its work by a disk that does not answer; zero when it is not.
+    #[must_use]
+    pub fn busy_for(&self) -> Duration {
+        let since = *self.inner.busy.lock().expect("no holder of this lock panics");
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Whether so many outcomes wait for their commit that no further attempt should begin.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.inner.queue.is_behind()
     }
 
     /// Commands and bytes that wait for their commit.
@@ -608,6 +628,7 @@ pub(crate) struct WriterThread {
     applied: Arc<AtomicU64>,
     health: Arc<HealthCell>,
     observer: Observer,
+    busy: Busy,
     /// How long it waits between two tries on a full disk.
     full_disk_pause: Duration,
 }
@@ -615,7 +636,9 @@ pub(crate) struct WriterThread {
 impl WriterThread {
     fn run(mut self) {
         loop {
+            self.set_busy(true);
             self.wait_for_the_state();
+            self.set_busy(false);
             if !self.turn() {
                 self.queue.abandon();
                 return;
@@ -634,11 +657,17 @@ impl WriterThread {
     /// Gives whether to go on.
     fn commit(&mut self, group: Vec<Unit>) -> bool {
         let started = Instant::now();
+        self.set_busy(true);
         let result = self.committer.commit(group);
+        self.set_busy(false);
         if let Some(committed) = &result.committed {
             (self.observer)(Written::Commit { records: committed.records.len() }, started.elapsed());
         }
         self.publish(result)
+    }
+
+    fn set_busy(&self, busy: bool) {
+        *self.busy.lock().expect("no holder of this lock panics") = busy.then(Instant::now);
     }
 
     fn is_disk_full(&self) -> bool {
@@ -693,9 +722,9 @@ impl WriterThread {
 
     /// Bounds the memory that committed, not yet applied records hold.
     fn wait_for_the_state(&self) {
-        while (self.committer.journal().next_position().0 - 1)
-            .saturating_sub(self.applied.load(Ordering::Relaxed))
-            > STATE_LAG_MAX
+        let last = self.committer.journal().next_position().0 - 1;
+        while last.saturating_sub(self.applied.load(Ordering::Relaxed)) > STATE_LAG_MAX
+            || self.committer.unapplied().bytes() > limits::UNAPPLIED_BYTES_MAX
         {
             // A state that waits for room is not waited for at the end.
             if self.health.has_failed() || self.queue.is_closed() {

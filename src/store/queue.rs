@@ -29,7 +29,7 @@ pub struct Admission {
     pub commands: usize,
 }
 
-/// Units that somebody waits for are bounded by admission; outcomes by the number of attempts that run at once.
+/// Units that somebody waits for are bounded by admission; outcomes because no attempt begins while too many of them wait.
 #[derive(Debug)]
 pub(super) struct UnitQueue {
     admission: Admission,
@@ -44,6 +44,8 @@ struct Waiting {
     awaited: usize,
     commands: usize,
     bytes: usize,
+    /// Units that nobody waits for, and their bytes.
+    outcomes: (usize, usize),
     /// The writer sleeps until this many awaited units are here; with 0, until there is any unit.
     wanted: Option<usize>,
     /// Awaited units of the group before.
@@ -56,7 +58,12 @@ impl Waiting {
         let (commands, bytes) = weight(unit);
         self.commands += commands;
         self.bytes += bytes;
-        self.awaited += usize::from(unit.reply.is_some());
+        if unit.reply.is_some() {
+            self.awaited += 1;
+        } else {
+            self.outcomes.0 += 1;
+            self.outcomes.1 += bytes;
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -66,7 +73,7 @@ impl Waiting {
     /// Units until a bound is reached or nothing more waits. A unit that changes the directory stands alone.
     fn take(&mut self) -> Vec<Unit> {
         let mut group = Vec::with_capacity(self.units.len());
-        let (mut commands, mut bytes, mut awaited) = (0, 0, 0);
+        let (mut commands, mut bytes, mut awaited, mut outcomes) = (0, 0, 0, (0, 0));
         while let Some(unit) = self.units.front() {
             let alone = stands_alone(unit);
             let (more_commands, more_bytes) = weight(unit);
@@ -77,7 +84,11 @@ impl Waiting {
             }
             commands += more_commands;
             bytes += more_bytes;
-            awaited += usize::from(unit.reply.is_some());
+            if unit.reply.is_some() {
+                awaited += 1;
+            } else {
+                outcomes = (outcomes.0 + 1, outcomes.1 + more_bytes);
+            }
             group.extend(self.units.pop_front());
             if alone {
                 break;
@@ -86,6 +97,7 @@ impl Waiting {
         self.commands -= commands;
         self.bytes -= bytes;
         self.awaited -= awaited;
+        self.outcomes = (self.outcomes.0 - outcomes.0, self.outcomes.1 - outcomes.1);
         self.crowd = awaited;
         group
     }
@@ -136,6 +148,12 @@ impl UnitQueue {
     pub(super) fn weight(&self) -> (usize, usize) {
         let waiting = self.lock();
         (waiting.commands, waiting.bytes)
+    }
+
+    /// Whether so many outcomes wait that no further attempt should begin.
+    pub(super) fn is_behind(&self) -> bool {
+        let (count, bytes) = self.lock().outcomes;
+        count > limits::OUTCOMES_MAX || bytes > limits::OUTCOME_BYTES_MAX
     }
 
     /// No further unit is taken; the writer gets what is here, and then nothing.

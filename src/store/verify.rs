@@ -102,7 +102,7 @@ pub fn verify(
     if !is_stamped(path, &mut report.problems).map_err(failed)? {
         return Ok(report);
     }
-    let disk = ReadOnly(RealDisk::existing(path.join("journal")));
+    let disk = ReadOnly(RealDisk::existing(path.join("journal")).map_err(failed)?);
     let checked = journal::verify(&disk, &mut |at| progress(Stage::Bytes, at));
     match checked.and_then(|found| {
         let (journal, _) = Journal::open(Arc::new(disk) as Arc<dyn Disk>, JournalOptions::new(0))?;

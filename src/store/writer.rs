@@ -5,12 +5,14 @@
 //! it needs no transactions.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
+use super::codec;
 use super::directory::Directory;
 use super::journal::{AppendError, Journal};
 use super::recent::{Prepared, Recent};
@@ -106,6 +108,35 @@ pub struct Committed {
     pub records: Vec<(Position, Record)>,
     /// What the lanes of endpoints without an order have to hear of freshly accepted events.
     pub announced: Vec<LaneChange>,
+    /// Counts for as long as anybody holds the group.
+    _held: Held,
+}
+
+/// Bytes of the groups that the state or the delivery loop has not taken in yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unapplied(Arc<AtomicUsize>);
+
+impl Unapplied {
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(AtomicOrdering::Relaxed)
+    }
+
+    fn hold(&self, bytes: usize) -> Held {
+        self.0.fetch_add(bytes, AtomicOrdering::Relaxed);
+        Held { all: self.clone(), bytes }
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    all: Unapplied,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.0.fetch_sub(self.bytes, AtomicOrdering::Relaxed);
+    }
 }
 
 /// Where the writer gets the time and chance from.
@@ -123,6 +154,7 @@ pub struct Committer {
     source: Box<dyn Source>,
     last_time: Timestamp,
     last_ulid: Ulid,
+    unapplied: Unapplied,
 }
 
 /// What a group has decided and not yet committed.
@@ -165,7 +197,16 @@ impl Committer {
         let recent = Recent::new(Position(journal.next_position().0 - 1));
         // Later than the last commit of the life before, so that ids rise although their random parts begin anew.
         let last_time = journal.last_time().plus(Duration::from_millis(1));
-        Self { journal, directory, matcher, recent, source, last_time, last_ulid: Ulid::nil() }
+        Self {
+            journal,
+            directory,
+            matcher,
+            recent,
+            source,
+            last_time,
+            last_ulid: Ulid::nil(),
+            unapplied: Unapplied::default(),
+        }
     }
 
     /// Judges the units in order and commits them with one `fdatasync`.
@@ -372,7 +413,13 @@ impl Committer {
         for (_, record) in &records {
             self.keep_directory(record);
         }
-        let committed = Arc::new(Committed { at: self.last_time, records, announced: staged.announced });
+        let bytes = records.iter().map(|(_, record)| codec::size_hint(record)).sum();
+        let committed = Arc::new(Committed {
+            at: self.last_time,
+            records,
+            announced: staged.announced,
+            _held: self.unapplied.hold(bytes),
+        });
         let replies = judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
         GroupResult { committed: Some(committed), replies, unwritten: Vec::new(), failure: None }
     }
@@ -396,6 +443,10 @@ impl Committer {
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    pub(crate) fn unapplied(&self) -> &Unapplied {
+        &self.unapplied
     }
 }
 

@@ -346,7 +346,7 @@ async fn d6_whether_an_address_refuses_is_silent_or_has_no_route_is_not_told() {
     }
     // The attempt's own deadline comes before the connection's: nothing else is said.
     let patient = crate::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
-    let reply = patient.send(parcel(&rows[1].1, Duration::from_millis(300))).await;
+    let reply = patient.send(parcel(&rows[1].1, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE));
 }
 
@@ -382,7 +382,7 @@ async fn d7_a_handshake_that_stalls_ends_at_its_deadline() {
     const STALLED: (ErrorClass, &str) = (ErrorClass::Tls, "the TLS handshake did not end in time");
     assert_eq!(failure(&send(&Courier::new(quick).unwrap(), &url).await), STALLED);
     let patient = courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
-    let reply = patient.send(parcel(&url, Duration::from_millis(300))).await;
+    let reply = patient.send(parcel(&url, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), STALLED);
     held.abort();
 }
@@ -555,7 +555,7 @@ async fn clients_with_certificates_are_bounded() {
     let as_endpoint = async |number: u32| {
         let identity = Identity::new(EndpointNumber(number), &[own.der().into()], own.key_der().to_vec());
         let parcel = parcel(&url, PATIENCE).with_identity(Some(identity));
-        assert_eq!(courier.send(parcel).await.outcome, Ok(200));
+        assert_eq!(courier.send(parcel).await.unwrap().outcome, Ok(200));
         receiver.seen().last().unwrap().connection
     };
     let first = as_endpoint(0).await;
@@ -566,4 +566,26 @@ async fn clients_with_certificates_are_bounded() {
     as_endpoint(most).await;
     assert_eq!(as_endpoint(0).await, first, "it was used since the others were");
     assert_ne!(as_endpoint(1).await, first + 1, "the one that was used longest ago made room");
+}
+
+#[tokio::test]
+async fn when_file_descriptors_are_short_kept_connections_are_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let courier = crate::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let answer = async |stream: &mut TcpStream| {
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0, "the connection was not used again");
+        stream.write_all(b"HTTP/1.1 204 x\r\n\r\n").await.unwrap();
+    };
+    let (first, mut kept) = tokio::join!(send(&courier, &url), async {
+        let mut stream = listener.accept().await.unwrap().0;
+        answer(&mut stream).await;
+        stream
+    });
+    let (second, ()) = tokio::join!(send(&courier, &url), answer(&mut kept));
+    assert_eq!((first.outcome, second.outcome), (Ok(204), Ok(204)));
+    courier.on_shortage();
+    // Long before an idle connection is given up anyway.
+    let closed = tokio::time::timeout(Duration::from_secs(10), kept.read(&mut [0; 1])).await;
+    assert_eq!(closed.expect("it is still kept").unwrap(), 0);
 }

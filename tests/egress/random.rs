@@ -168,7 +168,7 @@ async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
         return tally;
     };
     tally.sent = 1;
-    let reply = courier.send(parcel).await;
+    let reply = courier.send(parcel).await.unwrap();
     if let Ok(200) = reply.outcome {
         tally.arrived = 1;
         let at: IpAddr = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();

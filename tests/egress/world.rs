@@ -75,7 +75,7 @@ pub(crate) fn parcel(url: &str, timeout: Duration) -> Parcel {
 }
 
 pub(crate) async fn send(courier: &Courier, url: &str) -> Reply {
-    courier.send(parcel(url, PATIENCE)).await
+    courier.send(parcel(url, PATIENCE)).await.unwrap()
 }
 
 pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {

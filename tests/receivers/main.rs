@@ -40,5 +40,5 @@ async fn send_body(courier: &Courier, url: &str, id: &str, body: &[u8], timeout:
     let mut headers = HeaderMap::new();
     headers.insert("webhook-id", id.parse().unwrap());
     let parcel = Parcel::new(url, headers, body.to_vec().into(), timeout).unwrap();
-    courier.send(parcel).await
+    courier.send(parcel).await.unwrap()
 }

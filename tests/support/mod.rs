@@ -6,11 +6,13 @@
 pub(crate) mod chaos;
 pub(crate) mod judges;
 pub(crate) mod load;
+pub(crate) mod raw;
 
 use std::collections::HashMap;
 use std::net::TcpListener as StdListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// How long anything may take before a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A number from the environment.
 pub(crate) fn number(name: &str) -> Option<u64> {
@@ -39,8 +41,21 @@ pub(crate) fn say(text: &str) {
     println!("{text}");
 }
 
+/// Ports below those that the system gives to connections: one of these might be taken before the daemon listens.
+const PORTS: std::ops::Range<u32> = 10_000..32_000;
+
+/// A port that nobody listens on, another one at each call.
 fn free_port() -> u16 {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    // Another process that looks for ports at the same time begins elsewhere.
+    let first = std::process::id().wrapping_mul(101);
+    loop {
+        let turn = first.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
+        let port = (PORTS.start + turn % (PORTS.end - PORTS.start)) as u16;
+        if StdListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The daemon's command on free ports.
@@ -72,11 +87,59 @@ pub(crate) fn has(program: &str) -> bool {
 
 /// A command under `strace -f`; the tracer stands aside, so that the child is the daemon itself.
 pub(crate) fn traced(command: &Command, options: &[&str]) -> Command {
-    let mut traced = Command::new("strace");
-    traced.args(["-f", "-D", "-q"]).args(options).arg(command.get_program()).args(command.get_args());
-    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
-    traced.envs(set);
-    traced
+    behind(&[&["strace", "-f", "-D", "-q"], options].concat(), command)
+}
+
+/// `strace` on what a daemon that runs already does to one file, until this is dropped.
+pub(crate) struct Interference(Child);
+
+impl Interference {
+    /// `None` where it cannot be.
+    pub(crate) async fn with(daemon: &Daemon, file: &Path, options: &[&str]) -> Option<Self> {
+        if !has("strace") {
+            return None;
+        }
+        assert!(file.is_file(), "{} is not there", file.display());
+        let mut strace = Command::new("strace");
+        strace
+            .args(["-f", "-q", "-o", "/dev/null", "-p", &daemon.pid().to_string(), "-P"])
+            .arg(file)
+            .args(options);
+        let mut attached = Self(strace.stderr(Stdio::null()).spawn().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while !is_traced(daemon.pid()) {
+            if attached.0.try_wait().unwrap().is_some() {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "strace does not take hold");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Some(attached)
+    }
+}
+
+/// Whether every thread of a process is traced.
+fn is_traced(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let statuses =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    statuses.into_iter().all(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+impl Drop for Interference {
+    fn drop(&mut self) {
+        // Told to, it lets go of what it holds; killed, it would not.
+        let _told = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _gone = self.0.wait();
+    }
+}
+
+/// The same command with another in front, which becomes it.
+pub(crate) fn behind(wrapper: &[&str], command: &Command) -> Command {
+    let mut wrapped = Command::new(wrapper[0]);
+    wrapped.args(&wrapper[1..]).arg(command.get_program()).args(command.get_args());
+    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    wrapped
 }
 
 pub(crate) struct Daemon {
@@ -127,10 +190,12 @@ impl Daemon {
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
             key: None,
-            // The daemon closes idle connections after 10 s, which a test that waits for a judge does not hear of.
+            // The daemon closes idle connections after 30 s, which a test that waits for a judge does not hear of.
             client: reqwest::Client::builder()
                 .no_proxy()
                 .pool_idle_timeout(Duration::from_secs(5))
+                // What hangs fails.
+                .timeout(2 * PATIENCE)
                 .build()
                 .unwrap(),
         }
@@ -162,6 +227,32 @@ impl Daemon {
         self.child.wait().unwrap().code()
     }
 
+    /// Sends it a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Where the API listens, for whoever speaks HTTP in their own way.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.api.strip_prefix("http://").and_then(|rest| rest.strip_suffix("/v1")).unwrap().parse().unwrap()
+    }
+
+    /// A line of `/proc/<pid>/status`, in KiB.
+    pub(crate) fn kibibytes(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:"))).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
+    /// The sum of a metric over its labels that contain `labels`; 0 when there is none yet.
+    pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.metrics().await;
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        let ours = lines.filter(|(what, _)| what.split('{').next() == Some(name) && what.contains(labels));
+        ours.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -170,12 +261,6 @@ impl Daemon {
     pub(crate) fn kill(&mut self) {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
-    }
-
-    pub(crate) fn signal(&self, name: &str) {
-        let sent =
-            Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
-        assert!(sent.success());
     }
 
     /// Asks it to stop and gives its exit code.

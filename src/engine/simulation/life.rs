@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::super::types::Unavailable;
-use super::super::{Engine, Settings};
+use super::super::{Engine, Run, Settings};
 use super::chance::Chance;
 use super::operations;
 use super::receivers::{CALLBACK_BASE, Manner, Receivers};
@@ -73,7 +73,7 @@ pub(super) struct Life {
     /// Told by the writer, not heard yet.
     held: VecDeque<Notice>,
     dispatcher: JoinHandle<Result<(), Unavailable>>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Run>,
     clients: JoinSet<()>,
     writer_ended: bool,
 }
@@ -137,7 +137,7 @@ impl Life {
             Engine::new(opened, courier(), Vault::new(None), world::clock(), metrics(), settings);
         let receivers = Receivers { world: world.clone() };
         engine.shared.receivers.set(receivers).expect("set once");
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Run::On);
         let drain = Duration::from_millis(world.chance(|chance| chance.within(0, 3_000)));
         Self {
             world: world.clone(),
@@ -375,7 +375,7 @@ impl Life {
     async fn stop(&mut self) -> End {
         self.world.note(format_args!("told to stop"));
         self.world.with(|inner| inner.stopping = true);
-        self.stop.send_replace(true);
+        self.stop.send_replace(Run::Draining);
         while !self.dispatcher.is_finished() && !self.writer_ended && self.world.is_alive() {
             self.work().await;
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -34,7 +34,7 @@ use crate::codec::varint_len;
 use crate::domain::{Position, Record, Timestamp};
 use crate::limits;
 use crate::store::codec;
-use crate::store::disk::is_disk_full;
+use crate::store::disk::{DiskFile, is_disk_full, is_out_of_descriptors};
 use frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
 use reader::{Entry, Shared, write};
 use segment::{Segment, file_name};
@@ -243,10 +243,7 @@ impl Journal {
             return Ok(range);
         }
         let time = commit_time.max(self.time);
-        let segment = match &self.active {
-            Some(active) if self.end < self.options.segment_bytes => Arc::clone(active),
-            _ => self.roll(time)?,
-        };
+        let segment = self.segment_for(time)?;
         let frames = self.lay_out(&segment, time, &range);
         self.write_with_room(&segment)?;
         self.sync(&segment)?;
@@ -349,19 +346,56 @@ impl Journal {
         AppendError::Io(error)
     }
 
-    /// Seals the active segment and starts a new one, durable in name and header before anything is put into it.
-    fn roll(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
-        // A sealed file ends with its last frame.
-        if let Some(active) = self.active.clone().filter(|_| self.room_end > self.end) {
-            self.give_room_back(&active).map_err(|error| self.poison(error))?;
+    /// The segment that the next append goes to. One that has reached its target goes on growing while no further file
+    /// can be opened.
+    fn segment_for(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
+        let Some(active) = self.active.clone() else { return self.roll(time) };
+        if self.end < self.options.segment_bytes {
+            return Ok(active);
         }
-        let header = FileHeader { salt: self.options.salt, rewritten: false, first: self.next, time };
-        let name = file_name(self.next);
+        self.end_room()?;
+        let header = self.next_header(time);
+        match self.make_file(&header) {
+            Err(error) if is_out_of_descriptors(&error) => Ok(active),
+            made => self.start(header, made),
+        }
+    }
+
+    /// Seals the active segment and starts a new one.
+    fn roll(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
+        self.end_room()?;
+        let header = self.next_header(time);
+        let made = self.make_file(&header);
+        self.start(header, made)
+    }
+
+    /// A sealed file ends with its last frame.
+    fn end_room(&mut self) -> Result<(), AppendError> {
+        match self.active.clone().filter(|_| self.room_end > self.end) {
+            Some(active) => self.give_room_back(&active).map_err(|error| self.poison(error)),
+            None => Ok(()),
+        }
+    }
+
+    fn next_header(&self, time: Timestamp) -> FileHeader {
+        FileHeader { salt: self.options.salt, rewritten: false, first: self.next, time }
+    }
+
+    fn make_file(&self, header: &FileHeader) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.shared.disk.create(&file_name(header.first))?;
+        file.write_at(0, &header.encode())?;
+        Ok(file)
+    }
+
+    /// Seals the active segment and starts one in a file that was just made, durable in name and header before anything
+    /// is put into it.
+    fn start(
+        &mut self,
+        header: FileHeader,
+        made: io::Result<Arc<dyn DiskFile>>,
+    ) -> Result<Arc<Segment>, AppendError> {
+        let name = file_name(header.first);
         let disk = Arc::clone(&self.shared.disk);
-        let made = disk.create(&name).and_then(|file| {
-            file.write_at(0, &header.encode())?;
-            Ok(file)
-        });
         let file = match made {
             Ok(file) => file,
             Err(error) if is_disk_full(&error) => {
@@ -384,7 +418,7 @@ impl Journal {
             sealed.seal(self.next);
             self.shared.keep_sealed(*entry, sealed);
         }
-        list.push(Entry { first: self.next, time, bytes: end, version: 0 });
+        list.push(Entry { first: header.first, time: header.time, bytes: end, version: 0 });
         *active = Some(Arc::clone(&segment));
         self.active = Some(Arc::clone(&segment));
         (self.end, self.room_end) = (end, end);

@@ -223,18 +223,23 @@ impl Journal {
         Ok((journal, report))
     }
 
+    /// Goes on in the last file, unless there is damage in it: what came to lie behind could change what the damage looks
+    /// like (a frame whose end is missing would swallow it). Then the next append begins another file.
     fn adopt(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
+        let damage: Vec<_> = tail.walk.damage.into_iter().map(|seen| seen.damage).collect();
         self.room_end = tail.room_end;
         let cut_at = if knobs::has(Bug::KeepTornTail) { tail.length } else { tail.cut_at };
-        if tail.length > cut_at {
+        if tail.length > cut_at || !damage.is_empty() {
             tail.file.truncate(cut_at)?;
             self.room_end = cut_at;
             report.torn_bytes += tail.length - cut_at;
         }
         // What was read may still be in the page cache only: it must be durable before anyone acts on it.
         tail.file.sync_data()?;
-        let damage: Vec<_> = tail.walk.damage.into_iter().map(|seen| seen.damage).collect();
         report.damage.extend(damage.iter().cloned());
+        if !damage.is_empty() {
+            return Ok(());
+        }
         let id = self.shared.next_id();
         let segment = Arc::new(Segment::new(id, tail.file, tail.header, tail.index, cut_at, damage));
         *write(&self.shared.active) = Some(Arc::clone(&segment));

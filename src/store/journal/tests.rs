@@ -1,7 +1,7 @@
 //! Promises of the journal: what was acknowledged survives, and damage costs what it hit and is reported.
 
 use super::*;
-use crate::domain::{EndpointNumber, Record};
+use crate::domain::{EndpointNumber, Idempotency, Record};
 use crate::knobs::{Bug, fails_with};
 use crate::store::disk::{Disk, Fault, MemoryDisk, Operation};
 
@@ -244,6 +244,50 @@ fn room_behind_the_end_is_neither_torn_nor_damaged_and_is_written_to() {
     for (first, bytes) in sealed {
         assert_eq!(disk.contents(&file_name(first)).unwrap().len() as u64, bytes);
     }
+}
+
+/// Found by fuzzing: a frame that claims more than is left of it swallowed what was appended later.
+#[test]
+fn what_is_appended_after_damage_stays_whatever_the_damage_looks_like() {
+    let disk = MemoryDisk::new();
+    let options = JournalOptions { segment_bytes: 1 << 20, ..options() };
+    let open = || Journal::open(Arc::new(disk.clone()), options).unwrap();
+    let (mut journal, _) = open();
+    fill(&mut journal, 3);
+    let before = disk.contents(&file_name(Position(1))).unwrap().len();
+    let body = vec![7; 4_000].into();
+    let idempotency = Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at: None };
+    journal.append(at(2_000), &[vec![Record::RequestAnswered { idempotency, status: 200, body }]]).unwrap();
+    fill(&mut journal, 2);
+    let mut bytes = disk.contents(&file_name(Position(1))).unwrap();
+    bytes.drain(before + 200..before + 3_900);
+    disk.put(&file_name(Position(1)), &bytes);
+    let (mut journal, report) = open();
+    assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+    fill(&mut journal, 100);
+    let held = all(&journal);
+    assert_eq!(held, [1, 2, 3].into_iter().chain(5..=106).collect::<Vec<_>>());
+    drop(journal);
+    let (journal, report) = open();
+    assert_eq!((all(&journal), report.last, report.torn_bytes), (held, Position(106), 0));
+}
+
+#[test]
+fn a_segment_grows_on_while_no_further_file_can_be_opened() {
+    const EMFILE: i32 = 24;
+    let disk = MemoryDisk::new();
+    let (mut journal, _) = open(&disk);
+    fill(&mut journal, 20);
+    let before = journal.reader().sealed_segments().len();
+    disk.inject(Fault { operation: Operation::Create, errno: EMFILE, skip: 0, count: u64::MAX });
+    fill(&mut journal, 40);
+    assert_eq!(journal.reader().sealed_segments().len(), before, "a segment was begun without a file");
+    disk.clear_faults();
+    fill(&mut journal, 20);
+    assert!(journal.reader().sealed_segments().len() > before, "no segment is begun any more");
+    assert_eq!(all(&journal), (1..=80).collect::<Vec<_>>());
+    let (journal, report) = open(&disk.crash(1));
+    assert_eq!((all(&journal), report.damage), ((1..=80).collect::<Vec<_>>(), vec![]));
 }
 
 #[test]

@@ -148,3 +148,24 @@ fn many_publishers_and_one_writer_lose_nothing() {
         assert_eq!(own, expected);
     }
 }
+
+#[test]
+fn too_many_outcomes_are_seen_until_they_are_taken() {
+    let queue = queue(10);
+    for number in 0..limits::OUTCOMES_MAX as u64 {
+        queue.push(outcome(number)).unwrap();
+    }
+    assert!(!queue.is_behind());
+    queue.push(outcome(0)).unwrap();
+    assert!(queue.is_behind());
+    let (unit, _answer) = awaited(1);
+    assert!(queue.push(unit).is_err(), "publishers are bounded as before");
+    while !queue.is_empty() {
+        queue.take();
+    }
+    assert!(!queue.is_behind());
+    queue.put_back(vec![outcome(1), outcome(2)]);
+    assert_eq!(queue.lock().outcomes, (2, 128));
+    queue.take();
+    assert_eq!(queue.lock().outcomes, (0, 0));
+}

@@ -1,0 +1,252 @@
+//! Places for connections: a limit, and who gives way at it.
+//!
+//! Owns which connections wait for a request. At the limit a new connection takes the place of the one that has waited
+//! longest, so that whoever opens many and says nothing keeps nobody out; those on which a good key was shown go last. A
+//! connection whose request is being answered keeps its place.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// The places of one listener.
+pub struct Seats {
+    limit: usize,
+    places: Mutex<Places>,
+    /// A place was given back, or one more connection waits.
+    changed: Notify,
+    displaced: AtomicU64,
+}
+
+#[derive(Default)]
+struct Places {
+    taken: usize,
+    last_ticket: u64,
+    /// In the order in which they give way.
+    waiting: BTreeMap<Rank, Arc<Notify>>,
+}
+
+/// Whether a good key was shown, and a ticket: they rise, so of two the lower has waited longer.
+type Rank = (bool, u64);
+
+/// A connection's place; it is given back when this is dropped.
+pub(super) struct Seat {
+    seats: Arc<Seats>,
+    leave: Arc<Notify>,
+    /// 0 while a request is being answered.
+    ticket: AtomicU64,
+    /// The answer is made, and may not have been written yet.
+    answered: AtomicBool,
+    /// A good key was shown.
+    is_known: AtomicBool,
+}
+
+impl Seats {
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            places: Mutex::default(),
+            changed: Notify::new(),
+            displaced: AtomicU64::new(0),
+        })
+    }
+
+    /// Connections now.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.lock().taken
+    }
+
+    /// Connections that have given way since this was asked last.
+    pub fn take_displaced(&self) -> u64 {
+        self.displaced.swap(0, Ordering::Relaxed)
+    }
+
+    /// A place, once there is one.
+    pub(super) async fn take(self: &Arc<Self>) -> Seat {
+        let mut asked = false;
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.try_take() {
+                let seat = Seat {
+                    seats: self.clone(),
+                    leave: Arc::default(),
+                    ticket: AtomicU64::new(0),
+                    answered: AtomicBool::new(false),
+                    is_known: AtomicBool::new(false),
+                };
+                seat.wait();
+                return seat;
+            }
+            // One at a time: whoever was asked to leave takes a moment to do so.
+            asked = asked || self.displace();
+            changed.await;
+        }
+    }
+
+    fn try_take(&self) -> bool {
+        let mut places = self.lock();
+        let free = places.taken < self.limit;
+        places.taken += usize::from(free);
+        free
+    }
+
+    /// Asks the connection that has waited longest to leave. Gives whether there was one.
+    fn displace(&self) -> bool {
+        let leaves = self.lock().waiting.pop_first();
+        self.ask(leaves)
+    }
+
+    /// The same among those on which no good key was shown.
+    pub(super) fn displace_stranger(&self) -> bool {
+        let mut places = self.lock();
+        let is_stranger = places.waiting.first_key_value().is_some_and(|((is_known, _), _)| !is_known);
+        let leaves = if is_stranger { places.waiting.pop_first() } else { None };
+        drop(places);
+        self.ask(leaves)
+    }
+
+    fn ask(&self, leaves: Option<(Rank, Arc<Notify>)>) -> bool {
+        let Some((_, leave)) = leaves else { return false };
+        self.displaced.fetch_add(1, Ordering::Relaxed);
+        leave.notify_one();
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// From now on it waits for a request.
+    pub(super) fn wait(&self) {
+        let mut places = self.seats.lock();
+        places.last_ticket += 1;
+        let ticket = places.last_ticket;
+        places.waiting.remove(&self.rank(self.ticket.swap(ticket, Ordering::Relaxed)));
+        places.waiting.insert(self.rank(ticket), self.leave.clone());
+        drop(places);
+        self.seats.changed.notify_waiters();
+    }
+
+    fn rank(&self, ticket: u64) -> Rank {
+        (self.is_known.load(Ordering::Relaxed), ticket)
+    }
+
+    /// A request has come. Gives whether it may be answered: the connection may just have been asked to leave.
+    pub(super) fn begin(&self) -> bool {
+        self.answered.store(false, Ordering::Relaxed);
+        let ticket = self.ticket.swap(0, Ordering::Relaxed);
+        ticket == 0 || self.seats.lock().waiting.remove(&self.rank(ticket)).is_some()
+    }
+
+    /// The answer is made; once everything is written the connection waits again.
+    pub(super) fn answered(&self, with_good_key: bool) {
+        self.is_known.fetch_or(with_good_key, Ordering::Relaxed);
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Everything that there was to write is written.
+    pub(super) fn written(&self) {
+        if self.answered.swap(false, Ordering::Relaxed) {
+            self.wait();
+        }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.ticket.load(Ordering::Relaxed) != 0
+    }
+
+    /// Returns when the connection has to leave.
+    pub(super) async fn left(&self) {
+        self.leave.notified().await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut places = self.seats.lock();
+        places.waiting.remove(&self.rank(self.ticket.load(Ordering::Relaxed)));
+        places.taken -= 1;
+        drop(places);
+        self.seats.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_longest_waiting_gives_way_and_whoever_is_being_answered_stays() {
+        let seats = Seats::new(3);
+        let first = seats.take().await;
+        let second = seats.take().await;
+        let third = seats.take().await;
+        assert!(first.begin(), "a request came on the first");
+        let mut fourth = std::pin::pin!(seats.take());
+        assert!(fourth.as_mut().now_or_never().is_none(), "there was a fourth place");
+        assert!(
+            second.left().now_or_never().is_some(),
+            "the second has waited longest and was not asked to leave"
+        );
+        assert!(first.left().now_or_never().is_none() && third.left().now_or_never().is_none());
+        assert!(!second.begin(), "a request that comes now is not answered");
+        assert!(fourth.as_mut().now_or_never().is_none(), "it took a place that nobody has left");
+        assert!(third.left().now_or_never().is_none(), "two were asked to leave for one");
+        drop(second);
+        assert!(fourth.now_or_never().is_some());
+        assert_eq!((seats.taken(), seats.take_displaced(), seats.take_displaced()), (2, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_shown_a_good_key_gives_way_last() {
+        let seats = Seats::new(2);
+        let known = seats.take().await;
+        assert!(known.begin());
+        known.answered(true);
+        known.written();
+        let silent = seats.take().await;
+        assert!(seats.displace_stranger());
+        assert!(silent.left().now_or_never().is_some() && known.left().now_or_never().is_none());
+        assert!(!seats.displace_stranger(), "nobody is a stranger any more");
+        assert!(seats.displace());
+        assert!(known.left().now_or_never().is_some());
+        drop(known);
+        drop(silent);
+        assert_eq!((seats.taken(), seats.displace()), (0, false));
+    }
+
+    #[tokio::test]
+    async fn a_new_one_waits_while_all_are_being_answered() {
+        let seats = Seats::new(1);
+        let only = seats.take().await;
+        assert!(only.begin());
+        let mut next = std::pin::pin!(seats.take());
+        assert!(next.as_mut().now_or_never().is_none());
+        only.answered(false);
+        assert!(next.as_mut().now_or_never().is_none(), "the answer is not written yet");
+        only.written();
+        assert!(next.as_mut().now_or_never().is_none());
+        assert!(only.left().now_or_never().is_some(), "it waits again, and gives way");
+        drop(only);
+        assert!(next.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_follows_in_the_same_bytes_keeps_its_place() {
+        let seats = Seats::new(1);
+        let only = seats.take().await;
+        assert!(only.begin());
+        only.answered(false);
+        assert!(only.begin(), "the second came before the first answer was written");
+        only.written();
+        assert!(!only.is_waiting() && !seats.displace());
+    }
+}

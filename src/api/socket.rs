@@ -1,0 +1,122 @@
+//! A connection's bytes: an answer has to be taken in time, and the end is one that the client can read.
+//!
+//! Owns the deadline of what is being written, which hyper does not have, and the lingering close: a client that is
+//! refused while it is still sending would lose the refusal, if what it sends met a closed socket.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use super::seats::Seat;
+
+/// How long what a client still sends is thrown away after our last word.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes that are thrown away at a time.
+const LINGER_BYTES: usize = 16 * 1024;
+
+pub(super) struct Socket {
+    stream: TcpStream,
+    seat: Arc<Seat>,
+    answer_timeout: Duration,
+    /// Set when a write could not go on, until everything is written.
+    blocked: Option<Pin<Box<Sleep>>>,
+    /// Set after our last word.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream, seat: Arc<Seat>, answer_timeout: Duration) -> Self {
+        Self { stream, seat, answer_timeout, blocked: None, lingering: None }
+    }
+
+    /// A write that waits, waits within the deadline. What goes out in between does not extend it.
+    fn in_time(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            return written;
+        }
+        let timeout = self.answer_timeout;
+        let deadline = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(deadline.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the answer was not taken in time")))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.in_time(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.in_time(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper flushes once it has nothing more to write.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.blocked = None;
+        self.seat.written();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER_TIMEOUT)));
+            self.seat.wait();
+        }
+        let mut bytes = [0; LINGER_BYTES];
+        // As often as hyper reads before it lets others go on.
+        for _ in 0..16 {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    let over =
+                        self.lingering.as_mut().is_none_or(|over| over.as_mut().poll(context).is_ready());
+                    return if over { Poll::Ready(Ok(())) } else { Poll::Pending };
+                }
+            }
+        }
+        // A client that never stops sending is stopped by the clock as well.
+        if self.lingering.as_mut().is_none_or(|over| over.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Ok(()));
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

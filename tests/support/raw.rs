@@ -1,0 +1,88 @@
+//! A client that sends whatever bytes it is told to.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::PATIENCE;
+
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+/// One answer of a server.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Raw {
+    pub(crate) async fn connect(to: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(to).await.unwrap())
+    }
+
+    pub(crate) fn over(stream: TcpStream) -> Self {
+        Self { stream, unread: Vec::new() }
+    }
+
+    /// Gives whether everything could be sent.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).await.is_ok()
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) async fn half_close(&mut self) {
+        let _gone = self.stream.shutdown().await;
+    }
+
+    /// The next answer, a `100 Continue` as well. `None` when the server ends the connection instead.
+    pub(crate) async fn answer(&mut self) -> Option<Answered> {
+        tokio::time::timeout(PATIENCE, self.read_answer())
+            .await
+            .expect("the server neither answers nor closes")
+    }
+
+    async fn read_answer(&mut self) -> Option<Answered> {
+        let end = loop {
+            if let Some(end) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            self.more().await?;
+        };
+        let head = String::from_utf8(self.unread.drain(..end).collect()).unwrap().to_ascii_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.map_or(0, |length| length.parse().unwrap());
+        while self.unread.len() < length {
+            self.more().await?;
+        }
+        let body = String::from_utf8(self.unread.drain(..length).collect()).unwrap();
+        Some(Answered { status, head, body })
+    }
+
+    async fn more(&mut self) -> Option<()> {
+        match self.stream.read_buf(&mut self.unread).await {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(()),
+        }
+    }
+
+    /// Whether the server ends the connection within that time, whatever it says before.
+    pub(crate) async fn is_closed_within(&mut self, patience: Duration) -> bool {
+        let closed = async { while self.more().await.is_some() {} };
+        tokio::time::timeout(patience, closed).await.is_ok()
+    }
+}
+
+/// A whole request.
+pub(crate) fn post(path: &str, headers: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
