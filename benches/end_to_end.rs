@@ -17,6 +17,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::{Request, Uri};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use support::{Ended, PATIENCE, balto, connect, cpu, event, free_port, get, post, receiver, subscribe};
 use tokio::net::TcpListener;
 
@@ -36,16 +41,15 @@ fn main() {
 
 /// Takes a body, answers 202, passes the body on. Nothing else.
 async fn relay(port: &str, target: &str) {
-    let _first = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let target = Arc::new(target.to_owned());
-    let handler = move |body: bytes::Bytes| {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let target: Uri = target.parse().unwrap();
+    let handler = move |body: Bytes| {
         let (client, target) = (client.clone(), target.clone());
         async move {
             tokio::spawn(async move {
-                let request =
-                    client.post(target.as_str()).header("content-type", "application/json").body(body);
-                request.send().await.unwrap().bytes().await.unwrap();
+                let request = Request::post(target).header("content-type", "application/json");
+                let reply = client.request(request.body(Full::new(body)).unwrap()).await.unwrap();
+                reply.into_body().collect().await.unwrap();
             });
             axum::http::StatusCode::ACCEPTED
         }

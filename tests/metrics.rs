@@ -81,8 +81,11 @@ async fn the_metrics_count_what_happened_once_each() {
     let batch = r#"{"events":[{"type":"a b","data":1},{"type":"c","data":1}]}"#;
     assert_eq!(daemon.call("POST", "/events/batch", &[], batch).await.0, 202);
     until(&daemon, r#"balto_deliveries_dead_total{reason="gone"}"#, |value| value == 1.0).await;
-    daemon.post(&format!("/endpoints/{}/resume", made["id"].as_str().unwrap()), "").await;
-    let letters = daemon.get("/dead-letters").await;
+    // A metric is counted when something is known, which is before it is committed.
+    let endpoint = format!("/endpoints/{}", made["id"].as_str().unwrap());
+    daemon.until(&endpoint, |endpoint| endpoint["status"] == "disabled").await;
+    daemon.post(&format!("{endpoint}/resume"), "").await;
+    let letters = daemon.until("/dead-letters", |letters| letters["data"][0].is_object()).await;
     let letter = letters["data"][0]["deliveryId"].as_str().unwrap();
     daemon.post(&format!("/dead-letters/{letter}/redrive"), "").await;
     let metrics =
