@@ -377,7 +377,7 @@ fn check_value(parts: &Parts, name: &str, value: &str, errors: &mut Errors) {
 fn time(parts: &mut Parts, errors: &mut Errors) -> (Option<Timestamp>, Option<String>) {
     let read = |written: &str| text::parse_time(written).map(|at| (at, written.to_owned()));
     let Some((at, written)) = parts.read(errors, attribute::TIME, false, read) else { return (None, None) };
-    (Some(at), Some(written).filter(|written| *written != text::format_time(at)))
+    (Some(at), Some(written).filter(|written| written != at.rfc3339().as_str()))
 }
 
 /// `partitionkey` (a documented extension) is what we call an ordering key. It stays an extension too.

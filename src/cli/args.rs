@@ -9,8 +9,8 @@ use clap::Args;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
 
+use crate::api::text::parse_duration;
 use crate::domain::time::Timestamp;
 
 /// The wall clock, read at the edge of a command.
@@ -19,43 +19,14 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::default().plus(elapsed)
 }
 
-/// RFC 3339, UTC, milliseconds: how the API writes times.
-pub(crate) fn rfc3339(timestamp: Timestamp) -> String {
-    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    date_time(timestamp).format(&format).unwrap_or_default()
-}
-
 /// The time of day, UTC, for lines that scroll by.
 pub(crate) fn time_of_day(timestamp: Timestamp) -> String {
-    let format = format_description!("[hour]:[minute]:[second].[subsecond digits:3]");
-    date_time(timestamp).format(&format).unwrap_or_default()
-}
-
-fn date_time(timestamp: Timestamp) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp.millis()) * 1_000_000)
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
-}
-
-/// A duration as the API writes it: a whole number and `ms`, `s`, `m`, `h` or `d`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || format!("`{text}` is not a duration such as 250ms, 15s, 5m, 72h or 30d");
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
-    let (digits, unit) = text.split_at(unit_at);
-    let number: u64 = digits.parse().map_err(|_| expected())?;
-    let millis_per_unit = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(expected()),
-    };
-    number.checked_mul(millis_per_unit).map(Duration::from_millis).ok_or_else(expected)
+    timestamp.rfc3339().as_str()[11..23].to_owned()
 }
 
 /// A duration that travels to the API as it was typed.
 pub(crate) fn duration_text(text: &str) -> Result<String, String> {
-    duration(text).map(|_| text.to_owned())
+    parse_duration(text).map(|_| text.to_owned())
 }
 
 /// An id becomes a part of a path: anything but its own alphabet (`..` above all) could name another resource.
@@ -78,7 +49,7 @@ pub(crate) enum Moment {
 
 impl Moment {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        if let Ok(duration) = duration(text) {
+        if let Ok(duration) = parse_duration(text) {
             return Ok(Self::Relative(duration));
         }
         OffsetDateTime::parse(text, &Rfc3339)
@@ -92,7 +63,7 @@ impl Moment {
             Self::Absolute(text) => text.clone(),
             Self::Relative(duration) => {
                 let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-                rfc3339(Timestamp::from_millis(now.millis().saturating_sub(millis)))
+                Timestamp::from_millis(now.millis().saturating_sub(millis)).rfc3339().to_string()
             }
         }
     }
@@ -101,7 +72,7 @@ impl Moment {
     pub(crate) fn after(&self, now: Timestamp) -> String {
         match self {
             Self::Absolute(text) => text.clone(),
-            Self::Relative(duration) => rfc3339(now.plus(*duration)),
+            Self::Relative(duration) => now.plus(*duration).rfc3339().to_string(),
         }
     }
 }
@@ -156,20 +127,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_have_a_number_and_a_unit() {
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
-        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
-        assert_eq!(duration("72h"), Ok(Duration::from_secs(72 * 3600)));
-        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));
-        for wrong in
-            ["", "5", "s", "-5s", "1.5s", "5 s", "5w", "99999999999999999999s", "18446744073709551615d"]
-        {
-            assert!(duration(wrong).is_err(), "`{wrong}` passed for a duration");
-        }
-    }
-
-    #[test]
     fn ids_cannot_leave_their_path() {
         assert_eq!(id("evt_01J-x"), Ok("evt_01J-x".to_owned()));
         for wrong in ["", "..", "a/b", "a?b", "a b", "ä"] {
@@ -180,7 +137,7 @@ mod tests {
     #[test]
     fn moments_count_back_or_forward_from_now() {
         let now = Timestamp::from_millis(1_773_398_100_000);
-        assert_eq!(rfc3339(now), "2026-03-13T10:35:00.000Z");
+        assert_eq!(now.rfc3339().as_str(), "2026-03-13T10:35:00.000Z");
         assert_eq!(time_of_day(now), "10:35:00.000");
         let relative = Moment::parse("5m").unwrap();
         assert_eq!(relative.before(now), "2026-03-13T10:30:00.000Z");

@@ -30,6 +30,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::args;
 use super::output::{clean, colour, line};
+use crate::api::text::parse_duration;
 use crate::domain::time::Timestamp;
 
 /// Bound of a webhook's body, in bytes.
@@ -65,7 +66,7 @@ pub(super) struct ListenArgs {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
     status: u16,
     /// Wait before each answer.
-    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     latency: Option<Duration>,
     /// Print bodies too.
     #[arg(long)]
@@ -376,7 +377,7 @@ fn sentence(report: &Report, coloured: bool) -> String {
 
 /// One line for programs.
 fn record(report: &Report) -> String {
-    json!({"at": args::rfc3339(report.at), "attempt": report.attempt, "type": report.event_type, "id": report.id,
+    json!({"at": report.at.rfc3339().as_str(), "attempt": report.attempt, "type": report.event_type, "id": report.id,
         "signature": report.signed.to_string(), "status": report.status,
         "body": String::from_utf8_lossy(&report.body)})
     .to_string()
