@@ -69,8 +69,19 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     if options.dev {
         announce("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(run(options.clone(), config));
+    let started = Started::default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_park({
+            let started = started.clone();
+            move || {
+                if let Some(engine) = started.get() {
+                    engine.on_idle();
+                }
+            }
+        })
+        .build()?;
+    let ended = runtime.block_on(run(options.clone(), config, started));
     // Whoever still waits for a name server is not waited for.
     runtime.shutdown_background();
     ended
@@ -120,13 +131,12 @@ fn announce(text: &str) {
     }
 }
 
-async fn run(options: Options, config: Config) -> anyhow::Result<ExitCode> {
+async fn run(options: Options, config: Config, started: Started) -> anyhow::Result<ExitCode> {
     // From here on a reload that comes too early waits; by default it would end the process.
     let hangup = signal(SignalKind::hangup())?;
     notify(&[sd_notify::NotifyState::Status("recovering")]);
     let metrics = Arc::new(Metrics::new());
     let told = watch::Sender::new(Run::On);
-    let started = Arc::new(OnceLock::new());
     let seats = Seats::new(config.server.max_connections);
     // The ops listener answers from before recovery until the very end, so that both can be watched.
     let ops_listener = listen(config.server.ops_listen).await?;

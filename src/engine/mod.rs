@@ -102,6 +102,11 @@ impl Engine {
         (engine, dispatcher)
     }
 
+    /// A thread of the runtime has nothing to do.
+    pub fn on_idle(&self) {
+        self.outbox().on_idle();
+    }
+
     fn outbox(&self) -> &Outbox {
         &self.shared.outbox
     }

@@ -1,8 +1,9 @@
 //! What waits for the writer.
 //!
 //! Owns when a group is closed: at once for the first publisher, and a little later when many publish at the same time,
-//! so that they share one `fdatasync`. Units that nobody waits for give a group time to find company. The writer is
-//! woken when its group is complete, not once per unit.
+//! so that they share one `fdatasync`: until they are all likely to be there, which is when nobody in this process has
+//! anything else to do. Units that nobody waits for give a group time to find company. The writer is woken when its group
+//! is complete, not once per unit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -14,8 +15,10 @@ use crate::limits;
 
 /// An outcome that nobody waits for waits this long for company.
 const OUTCOME_LINGER: Duration = Duration::from_millis(3);
-/// A group that follows a crowd waits this long for its own.
-const CROWD_LINGER: Duration = Duration::from_micros(200);
+/// A group that follows a crowd waits this long for its own,
+const CROWD_LINGER: Duration = Duration::from_micros(400);
+/// and not this long when there is nothing else to do.
+const IDLE_LINGER: Duration = Duration::from_micros(100);
 /// So many publishers in one group are a crowd.
 const CROWD_MIN: usize = 8;
 
@@ -33,6 +36,7 @@ pub struct Admission {
 #[derive(Debug)]
 pub(super) struct UnitQueue {
     admission: Admission,
+    crowd_linger: Duration,
     waiting: Mutex<Waiting>,
     wake: Condvar,
 }
@@ -48,6 +52,8 @@ struct Waiting {
     outcomes: (usize, usize),
     /// The writer sleeps until this many awaited units are here; with 0, until there is any unit.
     wanted: Option<usize>,
+    /// From when on it does not wait for a crowd that nobody is left to join.
+    idle_from: Option<Instant>,
     /// Awaited units of the group before.
     crowd: usize,
     closed: bool,
@@ -105,7 +111,7 @@ impl Waiting {
 
 impl UnitQueue {
     pub(super) fn new(admission: Admission) -> Self {
-        Self { admission, waiting: Mutex::default(), wake: Condvar::new() }
+        Self { admission, crowd_linger: CROWD_LINGER, waiting: Mutex::default(), wake: Condvar::new() }
     }
 
     /// Takes the unit, unless the writer has ended, or somebody waits for it and too much waits already.
@@ -156,6 +162,16 @@ impl UnitQueue {
         count > limits::OUTCOMES_MAX || bytes > limits::OUTCOME_BYTES_MAX
     }
 
+    /// A thread has nothing to do, which the next commit would change: a group that has waited long enough waits no longer.
+    pub(super) fn on_idle(&self) {
+        let mut waiting = self.lock();
+        if waiting.idle_from.is_some_and(|from| from <= Instant::now()) {
+            waiting.wanted = None;
+            drop(waiting);
+            self.wake.notify_one();
+        }
+    }
+
     /// No further unit is taken; the writer gets what is here, and then nothing.
     pub(super) fn close(&self) {
         self.lock().closed = true;
@@ -189,7 +205,9 @@ impl UnitQueue {
             waiting = self.linger(waiting, 1, OUTCOME_LINGER);
         }
         if waiting.crowd >= CROWD_MIN {
-            waiting = self.linger(waiting, usize::MAX, CROWD_LINGER);
+            waiting.idle_from = Some(Instant::now() + IDLE_LINGER);
+            waiting = self.linger(waiting, usize::MAX, self.crowd_linger);
+            waiting.idle_from = None;
         }
         Some(waiting.take())
     }

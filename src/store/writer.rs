@@ -78,7 +78,9 @@ pub enum Refusal {
     Failed(Arc<str>),
 }
 
-pub type UnitReply = oneshot::Sender<Result<Vec<Outcome>, Refusal>>;
+pub type UnitReply = oneshot::Sender<Answer>;
+/// What became of a unit.
+pub type Answer = Result<Vec<Outcome>, Refusal>;
 
 /// Commands that are judged in order, with nothing between them.
 #[derive(Debug)]
@@ -181,7 +183,7 @@ impl Staged {
 pub struct GroupResult {
     /// `None` when nothing had to be written.
     pub committed: Option<Arc<Committed>>,
-    pub replies: Vec<(UnitReply, Result<Vec<Outcome>, Refusal>)>,
+    pub replies: Vec<(UnitReply, Answer)>,
     /// Units that nobody waits for and that could not be written: to be tried again.
     pub unwritten: Vec<Unit>,
     pub failure: Option<AppendError>,

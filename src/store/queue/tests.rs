@@ -75,6 +75,34 @@ fn publishers_are_refused_at_the_bound_and_outcomes_never() {
 }
 
 #[test]
+fn a_group_that_follows_a_crowd_waits_for_its_own_until_nobody_has_anything_else_to_do() {
+    let queue = UnitQueue { crowd_linger: Duration::from_secs(3_600), ..queue(100) };
+    let push = |number| {
+        let (unit, answer) = awaited(number);
+        queue.push(unit).unwrap();
+        answer
+    };
+    let crowd: Vec<_> = (0..CROWD_MIN as u64).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), CROWD_MIN);
+    drop(crowd);
+    std::thread::scope(|scope| {
+        let _first = push(1);
+        let writer = scope.spawn(|| numbers(queue.next_group()));
+        while queue.lock().wanted != Some(usize::MAX) {
+            std::thread::yield_now();
+        }
+        let _second = push(2);
+        assert!(!writer.is_finished());
+        while !writer.is_finished() {
+            queue.on_idle();
+        }
+        assert_eq!(writer.join().unwrap(), [1, 2]);
+    });
+    let _third = push(3);
+    assert_eq!(numbers(queue.next_group()), [3], "two are no crowd");
+}
+
+#[test]
 fn a_group_is_bounded() {
     let queue = queue(1);
     let many = limits::COMMIT_RECORDS_MAX as u64 + 1;
