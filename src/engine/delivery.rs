@@ -105,6 +105,9 @@ async fn make(
         }
     };
     let finished = engine.now();
+    let revision = engine
+        .outbox()
+        .directory(|directory| directory.endpoint(endpoint.number).map(|known| known.revision));
     let facts = ReplyFacts {
         outcome: match &reply.outcome {
             Ok(status) => Ok(*status),
@@ -125,7 +128,7 @@ async fn make(
         reply: None,
     });
     follow_up(engine, endpoint, event, delivery, verdict, next).await;
-    lane_outcome(verdict, &attempt, finished)
+    lane_outcome(verdict, &attempt, finished, revision.unwrap_or(endpoint.revision))
 }
 
 pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Result<Reply, Exhausted> {
@@ -241,10 +244,11 @@ async fn follow_up(
     }
 }
 
-fn lane_outcome(verdict: Verdict, attempt: &Attempt, finished: Now) -> lanes::Outcome {
+/// `revision` is the endpoint's at that time.
+fn lane_outcome(verdict: Verdict, attempt: &Attempt, finished: Now, revision: Position) -> lanes::Outcome {
     match verdict {
         Verdict::Delivered => lanes::Outcome::Healthy,
-        Verdict::RetryAfter(wait) => lanes::Outcome::Throttled { until: finished.wall.plus(wait) },
+        Verdict::RetryAfter(wait) => lanes::Outcome::Throttled { until: finished.wall.plus(wait), revision },
         Verdict::Retry => match attempt.status {
             // The receiver is there and says no: that is about this delivery, not about the lane.
             Some(400..500) => lanes::Outcome::Neutral,

@@ -476,6 +476,7 @@ fn policy(endpoint: &Endpoint) -> LanePolicy {
             EndpointStatus::Disabled { .. } => Gate::Disabled,
         },
         host: destination(&endpoint.url).into(),
+        revision: endpoint.revision,
     }
 }
 

@@ -9,7 +9,7 @@ use super::rate::Rate;
 use super::report::{LaneReport, WaitReason};
 use super::window::Window;
 use super::{Backlog, Gate, LanePolicy, Outcome, Turn};
-use crate::domain::{DueKey, Now, Progress, Timestamp};
+use crate::domain::{DueKey, Now, Position, Progress, Timestamp};
 use crate::knobs::{self, Bug};
 
 /// Whether a lane can send.
@@ -33,6 +33,25 @@ pub(super) enum Heard {
     Failure,
 }
 
+/// The receiver asked to be left alone.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    /// By wall clock, as the receiver said it.
+    until: Timestamp,
+    /// The endpoint's when it was asked for: only a later one ends it.
+    revision: Position,
+}
+
+impl Hold {
+    /// Of two the longer, and the later.
+    fn and(self, other: Option<Self>) -> Self {
+        other.map_or(self, |other| Self {
+            until: self.until.max(other.until),
+            revision: self.revision.max(other.revision),
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Lane {
     policy: LanePolicy,
@@ -40,8 +59,7 @@ pub(super) struct Lane {
     rate: Option<Rate>,
     circuit: Circuit,
     pub(super) heard: Heard,
-    /// By wall clock, as the receiver said it.
-    held_until: Option<Timestamp>,
+    hold: Option<Hold>,
     /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
     troubled: bool,
     pub(super) asleep_until: Option<Duration>,
@@ -58,7 +76,7 @@ impl Lane {
             rate,
             circuit: Circuit::default(),
             heard: Heard::Nothing,
-            held_until: None,
+            hold: None,
             troubled,
             asleep_until: None,
             place: Place::None,
@@ -71,7 +89,7 @@ impl Lane {
         }
         if policy.gate == Gate::Open && self.policy.gate != Gate::Open {
             self.circuit = Circuit::default();
-            self.held_until = None;
+            self.hold = self.hold.filter(|hold| hold.revision >= policy.revision);
         }
         self.troubled |= policy.gate == Gate::Disabled;
         self.policy = policy;
@@ -107,8 +125,8 @@ impl Lane {
         if due > now.wall {
             return waits(WaitReason::NotDue, at(due));
         }
-        if let Some(until) = self.held_until.filter(|until| *until > now.wall) {
-            return waits(WaitReason::RetryAfter, at(until));
+        if let Some(hold) = self.hold.filter(|hold| hold.until > now.wall) {
+            return waits(WaitReason::RetryAfter, at(hold.until));
         }
         if let Some(until) = self.circuit.blocks(now.monotonic) {
             return waits(WaitReason::CircuitOpen, until);
@@ -161,10 +179,10 @@ impl Lane {
                     return Some(Turn::Failing);
                 }
             }
-            Outcome::Throttled { until } => {
+            Outcome::Throttled { until, revision } => {
                 self.circuit.on_success();
                 if !knobs::has(Bug::IgnoreRetryAfter) {
-                    self.held_until = self.held_until.max(Some(until));
+                    self.hold = Some(Hold { until, revision }.and(self.hold));
                 }
             }
             Outcome::Neutral => self.circuit.on_neutral(key),

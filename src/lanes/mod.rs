@@ -38,6 +38,8 @@ pub struct LanePolicy {
     pub gate: Gate,
     /// Host and port, by which lanes share [`LanesConfig::host_max_in_flight`].
     pub host: Arc<str>,
+    /// Of the endpoint that says all this.
+    pub revision: Position,
 }
 
 /// Whether the endpoint wants anything now.
@@ -67,6 +69,8 @@ pub enum Outcome {
     /// It asked to be left alone until then.
     Throttled {
         until: Timestamp,
+        /// The endpoint's when it asked. Who opened it by then has not ended this wait, even if the lane hears of that later.
+        revision: Position,
     },
     /// Nothing: our own trouble, or a reply that is about the delivery alone.
     Neutral,
@@ -158,7 +162,7 @@ impl Lanes {
         self.held = held;
     }
 
-    /// Makes a lane, or changes its policy. Opening a closed gate also closes the circuit and ends holds.
+    /// Makes a lane, or changes its policy. Opening a closed gate also closes the circuit and ends the holds from before.
     pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, _now: Now) {
         match self.lanes.get_mut(&endpoint) {
             Some(lane) if lane.host() != &policy.host => {

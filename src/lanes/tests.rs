@@ -33,7 +33,12 @@ fn policy() -> LanePolicy {
         ordering: Ordering::None,
         gate: Gate::Open,
         host: "a.example:443".into(),
+        revision: Position(1),
     }
+}
+
+fn throttled(until: Timestamp) -> Outcome {
+    Outcome::Throttled { until, revision: policy().revision }
 }
 
 fn at(millis: u64) -> Now {
@@ -438,11 +443,7 @@ fn trouble_and_its_end_are_told_once_each() {
     };
     let told: Vec<_> = (0..7).map(|_| turn(&mut lanes, Outcome::Failing)).collect();
     assert_eq!(told, [None, None, None, None, Some(Turn::Failing), None, None]);
-    assert_eq!(
-        turn(&mut lanes, Outcome::Throttled { until: Timestamp::ZERO }),
-        None,
-        "alive is not yet well"
-    );
+    assert_eq!(turn(&mut lanes, throttled(Timestamp::ZERO)), None, "alive is not yet well");
     assert_eq!(turn(&mut lanes, Outcome::Healthy), Some(Turn::Recovered));
     assert_eq!(turn(&mut lanes, Outcome::Healthy), None);
     lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Disabled, ..open.clone() }, Backlog::None, at(0));
@@ -458,7 +459,7 @@ fn retry_after_pause_and_disabling_hold_the_lane_and_say_so() {
     fill(&mut lanes, ONE, 1..9);
     let reason = |lanes: &Lanes, millis| lanes.explain(ONE, at(millis)).unwrap().reason;
     let first = sends(&mut lanes, at(1))[0].1;
-    lanes.on_finished(ONE, first, Outcome::Throttled { until: at(30_000).wall }, at(2));
+    lanes.on_finished(ONE, first, throttled(at(30_000).wall), at(2));
     assert_eq!(sends(&mut lanes, at(29_999)), []);
     assert_eq!(reason(&lanes, 29_999), Some(WaitReason::RetryAfter));
     assert_eq!(lanes.next_wakeup(at(29_999)), Some(Duration::from_millis(1)));
@@ -474,6 +475,28 @@ fn retry_after_pause_and_disabling_hold_the_lane_and_say_so() {
     lanes.on_due(ONE, key(90_000, 99), FRESH, Position(99), at(30_002));
     assert_eq!(sends(&mut lanes, at(30_003)), []);
     assert_eq!(reason(&lanes, 30_003), Some(WaitReason::NotDue));
+}
+
+#[test]
+fn opening_ends_the_wait_that_was_asked_for_before_it_and_not_the_one_after() {
+    let changed = |gate, revision| LanePolicy { gate, revision: Position(revision), ..policy() };
+    // The endpoint is paused by record 2 and opened by record 3; the lane hears of both after the answer.
+    for (asked_at, held) in [(1, false), (2, false), (3, true), (4, true)] {
+        let mut lanes = lanes(100);
+        lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+        fill(&mut lanes, ONE, 1..3);
+        let sent = sends(&mut lanes, at(1));
+        let outcome = Outcome::Throttled { until: at(30_000).wall, revision: Position(asked_at) };
+        lanes.on_finished(ONE, sent[0].1, outcome, at(2));
+        // One that asked for less before does not shorten it.
+        let shorter = Outcome::Throttled { until: at(10).wall, revision: Position(1) };
+        lanes.on_finished(ONE, sent[1].1, shorter, at(2));
+        fill(&mut lanes, ONE, 3..4);
+        lanes.on_endpoint(ONE, changed(Gate::Paused, 2), Backlog::None, at(3));
+        lanes.on_endpoint(ONE, changed(Gate::Open, 3), Backlog::None, at(3));
+        assert_eq!(sends(&mut lanes, at(29_999)).is_empty(), held, "asked for at revision {asked_at}");
+        assert_eq!(sends(&mut lanes, at(30_000)).is_empty(), !held, "asked for at revision {asked_at}");
+    }
 }
 
 #[test]
