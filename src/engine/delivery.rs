@@ -53,8 +53,8 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
         engine.signal(Signal::Returned { endpoint, key, progress });
         return;
     }
-    let outcome = match (endpoint, event) {
-        (Some(endpoint), Some(event)) => make(&engine, &assignment, &endpoint, &event).await,
+    match (endpoint, event) {
+        (Some(endpoint), Some(event)) => return make(&engine, &assignment, &endpoint, &event).await,
         (Some(_), None) => {
             // Its frame is damaged or retention has taken it: nothing can ever be sent.
             tracing::error!(
@@ -65,10 +65,13 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
             if let Err(error) = engine.die(vec![delivery], DeadReason::Expired).await {
                 tracing::warn!(%error, "a delivery without its event could not be given up");
             }
-            lanes::Outcome::Neutral
         }
-        (None, _) => lanes::Outcome::Neutral,
-    };
+        (None, _) => {}
+    }
+    finish(&engine, &assignment, lanes::Outcome::Neutral);
+}
+
+fn finish(engine: &Engine, assignment: &Assignment, outcome: lanes::Outcome) {
     engine.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
 }
 
@@ -82,12 +85,7 @@ async fn read_event(engine: &Engine, position: Position) -> Option<Arc<Event>> {
     }
 }
 
-async fn make(
-    engine: &Engine,
-    assignment: &Assignment,
-    endpoint: &Arc<Endpoint>,
-    event: &Event,
-) -> lanes::Outcome {
+async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
         engine.metrics().first_attempt(engine.now().wall.since(event.first_due()));
@@ -105,9 +103,6 @@ async fn make(
         }
     };
     let finished = engine.now();
-    let revision = engine
-        .outbox()
-        .directory(|directory| directory.endpoint(endpoint.number).map(|known| known.revision));
     let facts = ReplyFacts {
         outcome: match &reply.outcome {
             Ok(status) => Ok(*status),
@@ -127,8 +122,15 @@ async fn make(
         prepared: Prepared::default(),
         reply: None,
     });
-    follow_up(engine, endpoint, event, delivery, verdict, next).await;
-    lane_outcome(verdict, &attempt, finished, revision.unwrap_or(endpoint.revision))
+    if let Verdict::Gone(reason) = verdict {
+        // Before its slot is free: nothing more is to go there.
+        engine.disable(endpoint.number, reason).await;
+    }
+    finish(engine, assignment, lane_outcome(engine, endpoint, verdict, &attempt, finished));
+    if let Next::Dead(reason) = next {
+        // After its lane was told: what it says of the receiver does not wait for a commit.
+        engine.tell_dead(endpoint, delivery, Some(event), reason).await;
+    }
 }
 
 pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Result<Reply, Exhausted> {
@@ -227,28 +229,21 @@ fn report(
     );
 }
 
-/// What an outcome means beyond its delivery.
-async fn follow_up(
+fn lane_outcome(
     engine: &Engine,
-    endpoint: &Arc<Endpoint>,
-    event: &Event,
-    delivery: DeliveryKey,
+    endpoint: &Endpoint,
     verdict: Verdict,
-    next: Next,
-) {
-    if let Verdict::Gone(reason) = verdict {
-        engine.disable(endpoint.number, reason).await;
-    }
-    if let Next::Dead(reason) = next {
-        engine.tell_dead(endpoint, delivery, Some(event), reason).await;
-    }
-}
-
-/// `revision` is the endpoint's at that time.
-fn lane_outcome(verdict: Verdict, attempt: &Attempt, finished: Now, revision: Position) -> lanes::Outcome {
+    attempt: &Attempt,
+    finished: Now,
+) -> lanes::Outcome {
     match verdict {
         Verdict::Delivered => lanes::Outcome::Healthy,
-        Verdict::RetryAfter(wait) => lanes::Outcome::Throttled { until: finished.wall.plus(wait), revision },
+        Verdict::RetryAfter(wait) => {
+            // As it is now: who has opened it since the request was sent was before the answer.
+            let known = engine.outbox().directory(|directory| directory.endpoint(endpoint.number).cloned());
+            let revision = known.map_or(endpoint.revision, |known| known.revision);
+            lanes::Outcome::Throttled { until: finished.wall.plus(wait), revision }
+        }
         Verdict::Retry => match attempt.status {
             // The receiver is there and says no: that is about this delivery, not about the lane.
             Some(400..500) => lanes::Outcome::Neutral,

@@ -17,7 +17,7 @@ use super::operations;
 use super::receivers::{CALLBACK_BASE, Manner, Receivers};
 use super::world::{self, World, wall};
 use crate::courier::{Courier, CourierSettings};
-use crate::domain::{Position, Timestamp};
+use crate::domain::{Position, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
@@ -240,6 +240,11 @@ impl Life {
                 .note(format_args!("committed {position} {}", crate::engine::simulation::brief(record)));
             if let Err(broken) = self.world.with(|inner| inner.model.apply(*position, record, wall())) {
                 self.world.breaks(broken);
+            }
+            if let Record::EventAccepted(event) = record
+                && event.tenant.as_str() == Tenant::OPERATOR
+            {
+                self.world.count("told");
             }
         }
     }
@@ -491,3 +496,5 @@ fn metrics() -> Arc<Metrics> {
     static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
     METRICS.get_or_init(|| Arc::new(Metrics::new())).clone()
 }
+
+mod tests;

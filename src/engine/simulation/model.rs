@@ -121,6 +121,9 @@ impl Model {
     }
 
     fn accept(&mut self, position: Position, event: &Arc<Event>) -> Result<(), String> {
+        if tells_of_itself(event) {
+            return Err(format!("{} tells the operator what came of telling the operator", event.id));
+        }
         let name = (event.tenant.clone(), event.id.clone());
         if let Some(before) = self.ids.insert(name, position)
             && !self.may_be_gone(before)
@@ -224,4 +227,13 @@ impl Model {
         let closed = known.deleted || known.endpoint.status != EndpointStatus::Active;
         closed.then_some(known.changed_at)
     }
+}
+
+/// Whether an event for the operator is about the operator's own deliveries: it would be the next to fail. That one of the
+/// operator's endpoints is disabled is said, once.
+fn tells_of_itself(event: &Event) -> bool {
+    let own = format!("\"tenant\":\"{}\"", Tenant::OPERATOR);
+    event.tenant.as_str() == Tenant::OPERATOR
+        && event.event_type.as_str() != "balto.endpoint.disabled"
+        && event.data.windows(own.len()).any(|part| part == own.as_bytes())
 }

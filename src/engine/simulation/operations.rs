@@ -84,15 +84,15 @@ fn patterns(chance: &mut Chance) -> Vec<crate::domain::Pattern> {
     patterns.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect()
 }
 
-fn new_endpoint(inner: &mut Inner) -> Endpoint {
+pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     let number = inner.model.endpoints.len() + 1;
-    let orders = inner.plan.orders;
+    let (orders, operators) = (inner.plan.orders, inner.plan.operator && number == 2);
     let chance = &mut inner.chance;
     let ordering = [Ordering::None, Ordering::Key, Ordering::Endpoint];
     let id = format!("ep_{number}_{:x}", chance.next());
     Endpoint {
         number: EndpointNumber(0),
-        tenant: tenant(chance),
+        tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant(chance) },
         url: format!("http://receiver.test/{id}").into(),
         id: id.parse().expect("a legal id"),
         description: "".into(),
@@ -291,13 +291,13 @@ fn hash(text: &str) -> [u8; 16] {
 }
 
 /// A draft, the number of its idempotency key, and where its stream stood.
-struct Post {
-    draft: EventDraft,
+pub(super) struct Post {
+    pub(super) draft: EventDraft,
     key: Option<u64>,
     head: u64,
 }
 
-fn draw_post(inner: &mut Inner) -> Post {
+pub(super) fn draw_post(inner: &mut Inner) -> Post {
     let stream_name = format!("order-{}", inner.chance.within(1, 2));
     let chance = &mut inner.chance;
     let key = chance.percent(40).then(|| chance.within(1, 8));

@@ -25,6 +25,8 @@ pub(super) enum Manner {
     Fails,
     Gone,
     Throttles,
+    /// It asks to be left alone for four seconds, and that only when a test says so.
+    Asks,
     Resets,
     /// It takes the request, and its answer is lost.
     Unheard,
@@ -525,6 +527,7 @@ fn draw(chance: &mut Chance, manner: Manner, timeout: Duration) -> Script {
                 ["0", "1", "4", "99999999999999", "-1", "soon", "Sun, 06 Nov 1994 08:49:37 GMT", "1e9"];
             script.retry_after = Some(*chance.pick(&lies));
         }
+        Manner::Asks => (script.outcome, script.retry_after) = (Ok(429), Some("4")),
         Manner::Resets => script.outcome = Err(ErrorClass::Reset),
         Manner::Unheard => {
             script.takes = true;

@@ -80,6 +80,7 @@ fn nothing_is_lost_in_any_seed() {
     let wanted = [
         "sent",
         "accepted",
+        "told",
         "duplicate",
         "versionConflicts",
         "mismatches",

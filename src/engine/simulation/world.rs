@@ -83,6 +83,8 @@ pub(super) struct Plan {
     /// Notices of the writer may come after those of the state.
     pub(super) late_notices: bool,
     pub(super) orders: bool,
+    /// The operator wants to be told what happens.
+    pub(super) operator: bool,
     pub(super) max_in_flight: usize,
     /// All endpoints are at one host.
     pub(super) host_max_in_flight: usize,
@@ -105,6 +107,7 @@ impl Plan {
             clock_jumps: chance.percent(15),
             late_notices: chance.percent(50),
             orders: chance.percent(60),
+            operator: operations.is_multiple_of(3),
             max_in_flight: *chance.pick(&[1, 3, 20]),
             host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
