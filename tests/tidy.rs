@@ -122,3 +122,24 @@ fn nothing_is_allowed_without_a_reason() {
         }
     }
 }
+
+#[test]
+fn every_bug_that_is_put_in_has_its_test_and_its_row() {
+    let knobs = fs::read_to_string(root().join("src/knobs.rs")).unwrap();
+    let listed = knobs.split("enum Bug {").nth(1).unwrap().split("\n}").next().unwrap();
+    let bugs: Vec<_> = listed.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
+    assert!(bugs.len() >= 10, "{bugs:?}");
+    let (tests, code): (Vec<_>, Vec<_>) = all().into_iter().partition(|(name, _)| name.ends_with("tests.rs"));
+    for bug in &bugs {
+        let named = |files: &[(String, String)], ends: &[&str]| {
+            let names: Vec<_> = ends.iter().map(|end| format!("Bug::{bug}{end}")).collect();
+            files.iter().any(|(_, text)| names.iter().any(|name| text.contains(name)))
+        };
+        assert!(named(&code, &[")"]), "{bug} is nowhere in the code");
+        assert!(named(&tests, &[")", ","]), "no test has to fail with {bug}");
+    }
+    let proof = fs::read_to_string(root().join("docs/proof.md")).unwrap();
+    let table = proof.split("| bug | caught by |").nth(1).unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).count();
+    assert_eq!(rows, bugs.len(), "docs/proof.md does not list them all");
+}

@@ -260,7 +260,8 @@ impl Request<'_> {
         let event =
             inner.model.event_by_id(&endpoint.tenant, &id).ok_or("it was sent before it was durable")?;
         let key = DeliveryKey { event, endpoint: self.endpoint };
-        self.check_contents(&endpoint, &before, &inner.model.oracle.events[&event])?;
+        let accepted = inner.model.oracle.events.get(&event).ok_or("it should never have been accepted")?;
+        self.check_contents(&endpoint, &before, accepted)?;
         self.check_state(inner, key, now.wall)?;
         self.check_gate(inner, now.wall)?;
         self.check_wish(inner, now)?;
