@@ -83,6 +83,6 @@ pub mod rules;
 pub mod store;
 pub mod vault;
 
-/// Events are allocated by one thread and freed by another, which is what the C library's allocator is worst at.
+/// Most of what is allocated is freed by another thread; with this allocator it does not stay resident for it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

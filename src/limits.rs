@@ -172,8 +172,8 @@ pub const CHECKPOINT_ROWS_MAX: usize = 4_000;
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// Below this length sled's file is never copied to a fresh one, in bytes.
 pub const STATE_COPY_BYTES_MIN: u64 = 256 * 1024 * 1024;
-/// sled's page cache, in bytes.
-pub const STATE_CACHE_BYTES: u64 = 48 * 1024 * 1024;
+/// sled's page cache, in bytes of pages as they lie on disk. In memory they take three to five times as much.
+pub const STATE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 // ---- queries ---------------------------------------------------------------------------------------------------
 
