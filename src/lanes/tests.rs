@@ -429,6 +429,33 @@ fn a_receiver_that_is_down_is_probed_and_drained_when_it_is_back() {
     assert_eq!(drained, [8, 9, 10, 11, 12]);
 }
 
+/// By due time: what was accepted is due then, what was tried is due when its retry is.
+#[test]
+fn after_an_outage_the_backlog_goes_out_in_order_of_acceptance_and_what_was_tried_at_its_retry_time() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
+    for event in 1..=20 {
+        let accepted = 100 * event;
+        lanes.on_due(ONE, key(accepted, event), FRESH, Position(event), at(accepted));
+    }
+    for (_, tried) in sends(&mut lanes, at(2_000)) {
+        let event = tried.event.0;
+        lanes.on_finished(ONE, tried, Outcome::Failing, at(2_000));
+        lanes.on_settled(ONE, tried, Position(100 + event), at(2_000));
+        let again = Progress { attempts: 1, attempts_in_series: 1, trigger: Trigger::Retry, ..FRESH };
+        // Spread as jitter does it: the last of them is due first, in the midst of the others.
+        lanes.on_due(ONE, key(1_555 - event, event), again, Position(100 + event), at(2_000));
+    }
+    let mut drained = Vec::new();
+    for step in 0..20 {
+        for (_, sent) in sends(&mut lanes, at(7_001 + step)) {
+            drained.push(sent.event.0);
+            lanes.on_finished(ONE, sent, Outcome::Healthy, at(7_001 + step));
+        }
+    }
+    assert_eq!(drained, [6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 5, 4, 3, 2, 1, 16, 17, 18, 19, 20]);
+}
+
 #[test]
 fn trouble_and_its_end_are_told_once_each() {
     let mut lanes = lanes(100);
