@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::api::text::parse_duration;
+use crate::config::units::parse_duration;
 use crate::domain::time::Timestamp;
 
 /// The wall clock, read at the edge of a command.
@@ -24,9 +24,15 @@ pub(crate) fn time_of_day(timestamp: Timestamp) -> String {
     timestamp.rfc3339().as_str()[11..23].to_owned()
 }
 
+/// A duration as the API writes it: a whole number and `ms`, `s`, `m`, `h` or `d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .ok_or_else(|| format!("`{text}` is not a duration such as 250ms, 15s, 5m, 72h or 30d"))
+}
+
 /// A duration that travels to the API as it was typed.
 pub(crate) fn duration_text(text: &str) -> Result<String, String> {
-    parse_duration(text).map(|_| text.to_owned())
+    duration(text).map(|_| text.to_owned())
 }
 
 /// An id becomes a part of a path: anything but its own alphabet (`..` above all) could name another resource.
@@ -49,7 +55,7 @@ pub(crate) enum Moment {
 
 impl Moment {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        if let Ok(duration) = parse_duration(text) {
+        if let Ok(duration) = duration(text) {
             return Ok(Self::Relative(duration));
         }
         OffsetDateTime::parse(text, &Rfc3339)

@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 
 use super::args::{self, Paging, Query};
 use super::output::{Column, Session, note};
-use crate::api::text::parse_duration;
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -234,7 +233,7 @@ impl Rate {
         // `100/s` is what many people write.
         let per =
             if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
-        parse_duration(&per).map_err(|_| expected())?;
+        args::duration(&per).map_err(|_| expected())?;
         Ok(Self::Limited { limit, per })
     }
 }

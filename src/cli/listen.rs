@@ -30,7 +30,6 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::args;
 use super::output::{clean, colour, line};
-use crate::api::text::parse_duration;
 use crate::domain::time::Timestamp;
 
 /// Bound of a webhook's body, in bytes.
@@ -66,7 +65,7 @@ pub(super) struct ListenArgs {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
     status: u16,
     /// Wait before each answer.
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     latency: Option<Duration>,
     /// Print bodies too.
     #[arg(long)]
