@@ -4,43 +4,39 @@
 //! within the drain limit, then the store writes what waits and checkpoints. A second signal ends the waiting.
 
 mod descriptors;
-
 mod progress;
+mod settings;
 mod verify;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use base64::Engine as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::api::auth::AdminKey;
 use crate::api::seats::Seats;
 use crate::api::server::Bounds;
-use crate::api::{self, Api, ApiConfig, EndpointDefaults};
-use crate::config::{Config, LogFormat, Overrides, SecretsKey};
-use crate::courier::guard::EgressPolicy;
-use crate::courier::{Courier, CourierSettings, Proxy, SystemResolver, tls};
-use crate::engine::clock::{Clock, SystemSource, random_bytes};
-use crate::engine::retention::{self, Keep};
+use crate::api::{self, Api};
+use crate::config::{Config, LogFormat, SecretsKey};
+use crate::courier::Courier;
+use crate::engine::clock::{Clock, SystemSource};
+use crate::engine::retention;
 use crate::engine::types::Unavailable;
-use crate::engine::{Engine, Run, Settings};
+use crate::engine::{Engine, Run};
 use crate::limits;
 use crate::metrics::{CONTENT_TYPE, Metrics};
-use crate::rules::handshake::AskingPolicy;
-use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
 use progress::Meter;
+use settings::{courier_settings, keep, load_to_fit};
 
+pub use settings::{api_config, settings};
 pub use verify::verify;
 
 /// What `balto serve` was asked for.
@@ -51,8 +47,18 @@ pub struct Options {
     pub dev: bool,
 }
 
+/// What the daemon was started with.
+struct Setup {
+    options: Options,
+    config: Config,
+    /// File descriptors that there were for it.
+    descriptors: usize,
+}
+
 /// Time of a request's headers, and of an answer, at the ops listener.
 const OPS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever is told again to stop waits this long for the store's last writes.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Exit code after a failure of the store: the supervisor should start again, and recovery begins there.
 const STORE_FAILED: u8 = 74;
 
@@ -61,7 +67,8 @@ const STORE_FAILED: u8 = 74;
 /// # Errors
 /// When it cannot start.
 pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
-    let (config, lowered) = load_to_fit(options)?;
+    let descriptors = descriptors::available();
+    let (config, lowered) = load_to_fit(options, descriptors)?;
     log_to_stderr(&config)?;
     if let Some(lowered) = lowered {
         tracing::warn!("{lowered}");
@@ -81,25 +88,11 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
             }
         })
         .build()?;
-    let ended = runtime.block_on(run(options.clone(), config, started));
+    let setup = Setup { options: options.clone(), config, descriptors };
+    let ended = runtime.block_on(run(setup, started));
     // Whoever still waits for a name server is not waited for.
     runtime.shutdown_background();
     ended
-}
-
-fn load(options: &Options) -> anyhow::Result<Config> {
-    // Variables that are not UTF-8 cannot be ours.
-    let env = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let flags = Overrides { data_dir: options.data_dir.clone(), dev: options.dev };
-    Ok(Config::load(options.config.as_deref(), env, flags)?)
-}
-
-/// As it was configured, and as there are file descriptors for it. Says what was lowered.
-fn load_to_fit(options: &Options) -> anyhow::Result<(Config, Option<String>)> {
-    let mut config = load(options)?;
-    let lowered = descriptors::fit(&mut config, descriptors::available()).map_err(anyhow::Error::msg)?;
-    Ok((config, lowered))
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
@@ -131,7 +124,8 @@ fn announce(text: &str) {
     }
 }
 
-async fn run(options: Options, config: Config, started: Started) -> anyhow::Result<ExitCode> {
+async fn run(setup: Setup, started: Started) -> anyhow::Result<ExitCode> {
+    let Setup { options, config, .. } = &setup;
     // From here on a reload that comes too early waits; by default it would end the process.
     let hangup = signal(SignalKind::hangup())?;
     notify(&[sd_notify::NotifyState::Status("recovering")]);
@@ -145,8 +139,8 @@ async fn run(options: Options, config: Config, started: Started) -> anyhow::Resu
     let router = ops_router(&metrics, &started, &told, &seats, config.store.path.clone());
     ops.spawn(api::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
 
-    let (engine, dispatcher) = open(&options, &config, &metrics)?;
-    let shown_config = api_config(&options, &config)?;
+    let (engine, dispatcher) = open(options, config, &metrics)?;
+    let shown_config = api_config(options, config)?;
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
@@ -160,14 +154,14 @@ async fn run(options: Options, config: Config, started: Started) -> anyhow::Resu
 
     let api = Api::new(engine.clone(), shown_config, metrics.clone());
     let mut serving = JoinSet::new();
-    let bounds = bounds(&config, seats, &started);
+    let bounds = bounds(config, seats, &started);
     serving.spawn(api::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
 
     let beating = tokio::spawn(beat(dispatcher.heartbeat(), || notify(&[sd_notify::NotifyState::Watchdog])));
     let mut delivering = tokio::spawn(dispatcher.run(told.subscribe(), config.delivery.drain_timeout));
-    let retaining = tokio::spawn(retention::run(engine.clone(), keep(&config)));
+    let retaining = tokio::spawn(retention::run(engine.clone(), keep(config)));
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("serving")]);
-    let early = signals.until_the_end(&options, &config, &engine, &api, &mut delivering).await;
+    let early = signals.until_the_end(&setup, &engine, &api, &mut delivering).await;
     notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("draining")]);
     tracing::info!("stopping");
     told.send_replace(Run::Draining);
@@ -199,9 +193,19 @@ async fn run(options: Options, config: Config, started: Started) -> anyhow::Resu
             true
         }
     };
-    tokio::task::spawn_blocking(move || engine.stop_outbox()).await?;
+    let mut stopped = tokio::task::spawn_blocking(move || engine.stop_outbox());
+    let unanswered = tokio::select! {
+        stopped = &mut stopped => {
+            stopped?;
+            false
+        }
+        () = signals.end_and(STORE_PATIENCE) => {
+            tracing::error!("the disk does not answer, and is not waited for; what was acknowledged is on it");
+            true
+        }
+    };
     ops.abort_all();
-    let code = if failed { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS };
+    let code = if failed || unanswered { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS };
     tracing::info!("stopped");
     Ok(code)
 }
@@ -372,11 +376,16 @@ impl Signals {
         }
     }
 
+    /// The same, and some time more.
+    async fn end_and(&mut self, more: Duration) {
+        self.end().await;
+        tokio::time::sleep(more).await;
+    }
+
     /// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.
     async fn until_the_end(
         &mut self,
-        options: &Options,
-        running: &Config,
+        setup: &Setup,
         engine: &Engine,
         api: &Arc<Api>,
         delivering: &mut tokio::task::JoinHandle<Result<(), Unavailable>>,
@@ -386,18 +395,18 @@ impl Signals {
                 _ = self.terminate.recv() => return None,
                 _ = self.interrupt.recv() => return None,
                 ended = &mut *delivering => return Some(ended),
-                _ = self.hangup.recv() => on_hangup(options, running, engine, api),
+                _ = self.hangup.recv() => on_hangup(setup, engine, api),
             }
         }
     }
 }
 
 /// Does what SIGHUP asks for; tells the log and the supervisor.
-fn on_hangup(options: &Options, running: &Config, engine: &Engine, api: &Arc<Api>) {
+fn on_hangup(setup: &Setup, engine: &Engine, api: &Arc<Api>) {
     if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
         notify(&[sd_notify::NotifyState::Reloading, now]);
     }
-    let said = match reload(options, running, engine, api) {
+    let said = match reload(setup, engine, api) {
         Ok(()) => {
             tracing::info!("configuration reloaded");
             "serving".to_owned()
@@ -411,9 +420,10 @@ fn on_hangup(options: &Options, running: &Config, engine: &Engine, api: &Arc<Api
 }
 
 /// Takes over the new configuration, when it is good and differs only in what can change while running.
-fn reload(options: &Options, running: &Config, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> {
-    let (config, _) = load_to_fit(options)?;
-    if let Err(keys) = running.reloadable_diff(&config) {
+fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> {
+    let options = &setup.options;
+    let (config, _) = load_to_fit(options, setup.descriptors)?;
+    if let Err(keys) = setup.config.reloadable_diff(&config) {
         anyhow::bail!("these keys need a restart: {}", keys.join(", "));
     }
     let shown = api_config(options, &config)?;
@@ -432,117 +442,6 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::debug!(%error, "the supervisor could not be told");
     }
-}
-
-fn policy(options: &Options, config: &Config) -> EgressPolicy {
-    let policy = EgressPolicy {
-        allow_http: config.egress.allow_http,
-        allow_networks: config.egress.allow_networks.clone(),
-        deny_networks: config.egress.deny_networks.clone(),
-        allow_ports: config.egress.allow_ports.iter().map(|range| (range.first, range.last)).collect(),
-    };
-    if options.dev { policy.dev() } else { policy }
-}
-
-/// Reads the files that the configuration names, and those of the machine.
-fn courier_settings(options: &Options, config: &Config) -> anyhow::Result<CourierSettings> {
-    let egress = &config.egress;
-    let roots =
-        tls::roots(egress.ca_file.as_deref()).map_err(|error| anyhow::anyhow!("egress.ca_file: {error}"))?;
-    Ok(CourierSettings {
-        policy: policy(options, config),
-        connect_timeout: config.delivery.connect_timeout,
-        roots: Arc::new(roots),
-        proxy: egress.proxy.as_ref().and_then(|proxy| Proxy::new(proxy.expose())),
-        resolver: Arc::new(SystemResolver::new(&egress.nameservers).context("DNS cannot be set up")?),
-    })
-}
-
-/// An event stays for as long as a repeated request may ask for it.
-fn keep(config: &Config) -> Keep {
-    let at_least = |keep: Option<Duration>| keep.map(|keep| keep.max(config.ingest.idempotency_ttl));
-    Keep {
-        events: at_least(config.retention.events.duration()),
-        stream_events: at_least(config.retention.stream_events.duration()),
-        dead_letters: config.retention.dead_letters.duration(),
-    }
-}
-
-/// What the configuration says to the engine.
-#[must_use]
-pub fn settings(config: &Config) -> Settings {
-    Settings {
-        max_in_flight: config.delivery.max_in_flight,
-        host_max_in_flight: config.egress.host_max_in_flight,
-        disable_after: config.delivery.disable_after,
-        refused_statuses: RefusedStatuses(config.delivery.refused_statuses.clone()),
-        breaker_failures: config.delivery.breaker_failures,
-        breaker_probe_initial: config.delivery.breaker_probe_initial,
-        breaker_probe_max: config.delivery.breaker_probe_max,
-        asking: AskingPolicy {
-            initial: config.handshake.retry_initial,
-            max_interval: config.handshake.retry_max_interval,
-        },
-        callback_base: config
-            .server
-            .public_url
-            .as_deref()
-            .map(|url| api::handshakes::callback_base(url).into()),
-    }
-}
-
-/// What the configuration says to the API. Without `--dev` and a configured key the first start writes one.
-///
-/// # Errors
-/// When the admin key cannot be read or written.
-pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
-    let admin_key = if options.dev { None } else { Some(AdminKey::new(&admin_key(config)?)) };
-    Ok(ApiConfig {
-        max_event_bytes: config.ingest.max_event_bytes,
-        idempotency_ttl: config.ingest.idempotency_ttl,
-        defaults: EndpointDefaults {
-            timeout: config.delivery.timeout,
-            retry: config.retry.policy(),
-            max_in_flight: config.delivery.endpoint_max_in_flight,
-            origin: config.handshake.origin.clone(),
-            callbacks: config.server.public_url.is_some(),
-        },
-        body_timeout: config.server.body_timeout,
-        max_body_bytes: config.server.max_body_bytes,
-        admin_key,
-        dev: options.dev,
-    })
-}
-
-/// The configured key, or the one that the first start wrote.
-fn admin_key(config: &Config) -> anyhow::Result<String> {
-    if let Some(key) = config.admin_key()? {
-        return Ok(key.expose().to_owned());
-    }
-    let path = config.store.path.join("admin.key");
-    if path.exists() {
-        return read_key(&path);
-    }
-    let key =
-        format!("balto_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random_bytes::<32>()));
-    let mut file = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    writeln!(file, "{key}")?;
-    file.sync_all()?;
-    announce(&format!("a fresh admin key was written to {}", path.display()));
-    Ok(key)
-}
-
-fn read_key(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the admin key {}", path.display()))?;
-    let key = text.trim();
-    anyhow::ensure!(key.len() >= 16, "the admin key in {} is shorter than 16 characters", path.display());
-    Ok(key.to_owned())
 }
 
 #[cfg(test)]

@@ -240,6 +240,9 @@ async fn a_storm_of_reloads_with_good_and_bad_files_disturbs_nobody() {
         () = publish => {}
         () = storm => {}
     }
+    // The limit of open files that counts is that of the start.
+    let fewer = ["--pid", &daemon.pid().to_string(), "--nofile=250:250"];
+    assert!(std::process::Command::new("prlimit").args(fewer).status().unwrap().success());
     // And the last good one is what holds, a bad one after it changes nothing.
     for (allow_http, status) in [(false, 422), (true, 201), (false, 422)] {
         write_config(&config, &good(allow_http));

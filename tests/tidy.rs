@@ -143,3 +143,43 @@ fn every_bug_that_is_put_in_has_its_test_and_its_row() {
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).count();
     assert_eq!(rows, bugs.len(), "docs/proof.md does not list them all");
 }
+
+/// Names of tests and modules in a test target: a file, or a directory of them.
+fn names_of(target: &Path) -> Vec<String> {
+    let files = match fs::read_dir(target) {
+        Ok(files) => files.map(|file| file.unwrap().path()).collect(),
+        Err(_) => vec![target.with_extension("rs")],
+    };
+    let mut names = Vec::new();
+    for file in files {
+        let module = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        let tests = text.split("\nfn ").chain(text.split("\nasync fn ")).skip(1);
+        names.extend(tests.filter_map(|rest| Some(format!("{module}::{}", rest.split_once('(')?.0))));
+    }
+    names
+}
+
+/// `target::test`, and `cargo test --test target filter`: what docs/proof.md names is there.
+#[test]
+fn the_tests_that_the_proof_names_exist() {
+    let proof = fs::read_to_string(root().join("docs/proof.md")).unwrap();
+    let mut seen = 0;
+    for text in proof.split('`').skip(1).step_by(2) {
+        let words: Vec<_> = text.split(' ').skip_while(|word| *word != "--test").skip(1).collect();
+        let (target, filter) = match (text.split_once("::"), words.as_slice()) {
+            (_, [target, filter, ..]) => (*target, *filter),
+            (Some((target, rest)), []) => (target, rest),
+            _ => continue,
+        };
+        let target = root().join("tests").join(target);
+        if !target.is_dir() && !target.with_extension("rs").is_file() {
+            assert!(words.is_empty(), "docs/proof.md runs {text}");
+            continue; // a module of the crate
+        }
+        seen += 1;
+        let found = names_of(&target).iter().any(|name| name.contains(filter));
+        assert!(found || filter.starts_with('-'), "docs/proof.md names {text}");
+    }
+    assert!(seen > 20, "it names only {seen}");
+}

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 
 use super::Options;
 use super::progress::Meter;
+use super::settings::load;
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
 use crate::store::verify::{Problems, Report, Stage, StateFound, VerifyError, verify as check};
@@ -21,7 +22,7 @@ use crate::vault::{Vault, key_id};
 #[expect(clippy::print_stdout, reason = "a command's answer")]
 pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<ExitCode> {
     let options = Options { config, data_dir: Some(directory.to_owned()), dev: false };
-    let key = super::load(&options)?.secrets_key()?;
+    let key = load(&options)?.secrets_key()?;
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
     let mut report = run(directory, scratch.path())?;
     let secrets = Secrets::look_at(&report.endpoints, key.as_ref(), &mut report.problems);

@@ -1,0 +1,151 @@
+//! What the configuration says to each part.
+//!
+//! Owns reading it, and the files that it names; nothing else in the daemon knows a key.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+
+use super::{Options, announce, descriptors};
+use crate::api::auth::AdminKey;
+use crate::api::{self, ApiConfig, EndpointDefaults};
+use crate::config::{Config, Overrides};
+use crate::courier::guard::EgressPolicy;
+use crate::courier::{CourierSettings, Proxy, SystemResolver, tls};
+use crate::engine::Settings;
+use crate::engine::clock::random_bytes;
+use crate::engine::retention::Keep;
+use crate::rules::handshake::AskingPolicy;
+use crate::rules::verdict::RefusedStatuses;
+
+/// As it was configured.
+pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
+    // Variables that are not UTF-8 cannot be ours.
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let flags = Overrides { data_dir: options.data_dir.clone(), dev: options.dev };
+    Ok(Config::load(options.config.as_deref(), env, flags)?)
+}
+
+/// As it was configured, and as there are file descriptors for it. Says what was lowered.
+pub(super) fn load_to_fit(options: &Options, descriptors: usize) -> anyhow::Result<(Config, Option<String>)> {
+    let mut config = load(options)?;
+    let lowered = descriptors::fit(&mut config, descriptors).map_err(anyhow::Error::msg)?;
+    Ok((config, lowered))
+}
+
+fn policy(options: &Options, config: &Config) -> EgressPolicy {
+    let policy = EgressPolicy {
+        allow_http: config.egress.allow_http,
+        allow_networks: config.egress.allow_networks.clone(),
+        deny_networks: config.egress.deny_networks.clone(),
+        allow_ports: config.egress.allow_ports.iter().map(|range| (range.first, range.last)).collect(),
+    };
+    if options.dev { policy.dev() } else { policy }
+}
+
+/// Reads the files that the configuration names, and those of the machine.
+pub(super) fn courier_settings(options: &Options, config: &Config) -> anyhow::Result<CourierSettings> {
+    let egress = &config.egress;
+    let roots =
+        tls::roots(egress.ca_file.as_deref()).map_err(|error| anyhow::anyhow!("egress.ca_file: {error}"))?;
+    Ok(CourierSettings {
+        policy: policy(options, config),
+        connect_timeout: config.delivery.connect_timeout,
+        roots: Arc::new(roots),
+        proxy: egress.proxy.as_ref().and_then(|proxy| Proxy::new(proxy.expose())),
+        resolver: Arc::new(SystemResolver::new(&egress.nameservers).context("DNS cannot be set up")?),
+    })
+}
+
+/// An event stays for as long as a repeated request may ask for it.
+pub(super) fn keep(config: &Config) -> Keep {
+    let at_least = |keep: Option<Duration>| keep.map(|keep| keep.max(config.ingest.idempotency_ttl));
+    Keep {
+        events: at_least(config.retention.events.duration()),
+        stream_events: at_least(config.retention.stream_events.duration()),
+        dead_letters: config.retention.dead_letters.duration(),
+    }
+}
+
+/// What the configuration says to the engine.
+#[must_use]
+pub fn settings(config: &Config) -> Settings {
+    Settings {
+        max_in_flight: config.delivery.max_in_flight,
+        host_max_in_flight: config.egress.host_max_in_flight,
+        disable_after: config.delivery.disable_after,
+        refused_statuses: RefusedStatuses(config.delivery.refused_statuses.clone()),
+        breaker_failures: config.delivery.breaker_failures,
+        breaker_probe_initial: config.delivery.breaker_probe_initial,
+        breaker_probe_max: config.delivery.breaker_probe_max,
+        asking: AskingPolicy {
+            initial: config.handshake.retry_initial,
+            max_interval: config.handshake.retry_max_interval,
+        },
+        callback_base: config
+            .server
+            .public_url
+            .as_deref()
+            .map(|url| api::handshakes::callback_base(url).into()),
+    }
+}
+
+/// What the configuration says to the API. Without `--dev` and a configured key the first start writes one.
+///
+/// # Errors
+/// When the admin key cannot be read or written.
+pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
+    let admin_key = if options.dev { None } else { Some(AdminKey::new(&admin_key(config)?)) };
+    Ok(ApiConfig {
+        max_event_bytes: config.ingest.max_event_bytes,
+        idempotency_ttl: config.ingest.idempotency_ttl,
+        defaults: EndpointDefaults {
+            timeout: config.delivery.timeout,
+            retry: config.retry.policy(),
+            max_in_flight: config.delivery.endpoint_max_in_flight,
+            origin: config.handshake.origin.clone(),
+            callbacks: config.server.public_url.is_some(),
+        },
+        body_timeout: config.server.body_timeout,
+        max_body_bytes: config.server.max_body_bytes,
+        admin_key,
+        dev: options.dev,
+    })
+}
+
+/// The configured key, or the one that the first start wrote.
+fn admin_key(config: &Config) -> anyhow::Result<String> {
+    if let Some(key) = config.admin_key()? {
+        return Ok(key.expose().to_owned());
+    }
+    let path = config.store.path.join("admin.key");
+    if path.exists() {
+        return read_key(&path);
+    }
+    let key =
+        format!("balto_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random_bytes::<32>()));
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{key}")?;
+    file.sync_all()?;
+    announce(&format!("a fresh admin key was written to {}", path.display()));
+    Ok(key)
+}
+
+fn read_key(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the admin key {}", path.display()))?;
+    let key = text.trim();
+    anyhow::ensure!(key.len() >= 16, "the admin key in {} is shorter than 16 characters", path.display());
+    Ok(key.to_owned())
+}
