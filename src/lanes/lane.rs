@@ -33,22 +33,39 @@ pub(super) enum Heard {
     Failure,
 }
 
-/// The receiver asked to be left alone.
-#[derive(Clone, Copy, Debug)]
-struct Hold {
-    /// By wall clock, as the receiver said it.
-    until: Timestamp,
-    /// The endpoint's when it was asked for: only a later one ends it.
-    revision: Position,
+/// The receiver asked to be left alone, by wall clock, as it said it. Only a later revision of the endpoint than the one
+/// of then ends that.
+#[derive(Clone, Copy, Debug, Default)]
+struct Holds {
+    /// Asked for by what the lane knows of: whatever it hears next is later.
+    known: Option<Timestamp>,
+    /// Asked for by a revision that the lane has yet to hear of, which does not end it and may end the other.
+    ahead: Option<(Timestamp, Position)>,
 }
 
-impl Hold {
-    /// Of two the longer, and the later.
-    fn and(self, other: Option<Self>) -> Self {
-        other.map_or(self, |other| Self {
-            until: self.until.max(other.until),
-            revision: self.revision.max(other.revision),
-        })
+impl Holds {
+    fn add(&mut self, until: Timestamp, revision: Position, known: Position) {
+        if revision <= known {
+            self.known = self.known.max(Some(until));
+        } else {
+            let (other, at) = self.ahead.unwrap_or((until, revision));
+            self.ahead = Some((until.max(other), revision.max(at)));
+        }
+    }
+
+    /// The lane hears of this revision, which opens its gate or does not.
+    fn hear(&mut self, revision: Position, opens: bool) {
+        if opens {
+            self.known = None;
+            self.ahead = self.ahead.filter(|(_, at)| *at >= revision);
+        }
+        if let Some((until, _)) = self.ahead.take_if(|(_, at)| *at <= revision) {
+            self.known = self.known.max(Some(until));
+        }
+    }
+
+    fn until(&self) -> Option<Timestamp> {
+        self.known.max(self.ahead.map(|(until, _)| until))
     }
 }
 
@@ -59,7 +76,7 @@ pub(super) struct Lane {
     rate: Option<Rate>,
     circuit: Circuit,
     pub(super) heard: Heard,
-    hold: Option<Hold>,
+    holds: Holds,
     /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
     troubled: bool,
     pub(super) asleep_until: Option<Duration>,
@@ -76,7 +93,7 @@ impl Lane {
             rate,
             circuit: Circuit::default(),
             heard: Heard::Nothing,
-            hold: None,
+            holds: Holds::default(),
             troubled,
             asleep_until: None,
             place: Place::None,
@@ -87,10 +104,11 @@ impl Lane {
         if policy.rate != self.policy.rate {
             self.rate = policy.rate.map(Rate::new);
         }
-        if policy.gate == Gate::Open && self.policy.gate != Gate::Open {
+        let opens = policy.gate == Gate::Open && self.policy.gate != Gate::Open;
+        if opens {
             self.circuit = Circuit::default();
-            self.hold = self.hold.filter(|hold| hold.revision >= policy.revision);
         }
+        self.holds.hear(policy.revision, opens);
         self.troubled |= policy.gate == Gate::Disabled;
         self.policy = policy;
     }
@@ -125,8 +143,8 @@ impl Lane {
         if due > now.wall {
             return waits(WaitReason::NotDue, at(due));
         }
-        if let Some(hold) = self.hold.filter(|hold| hold.until > now.wall) {
-            return waits(WaitReason::RetryAfter, at(hold.until));
+        if let Some(until) = self.holds.until().filter(|until| *until > now.wall) {
+            return waits(WaitReason::RetryAfter, at(until));
         }
         if let Some(until) = self.circuit.blocks(now.monotonic) {
             return waits(WaitReason::CircuitOpen, until);
@@ -182,7 +200,7 @@ impl Lane {
             Outcome::Throttled { until, revision } => {
                 self.circuit.on_success();
                 if !knobs::has(Bug::IgnoreRetryAfter) {
-                    self.hold = Some(Hold { until, revision }.and(self.hold));
+                    self.holds.add(until, revision, self.policy.revision);
                 }
             }
             Outcome::Neutral => self.circuit.on_neutral(key),

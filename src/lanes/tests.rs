@@ -526,6 +526,34 @@ fn opening_ends_the_wait_that_was_asked_for_before_it_and_not_the_one_after() {
     }
 }
 
+/// A long wait, ended by an operator who opens the endpoint again; a short one, asked for right after that and heard of
+/// before it, does not prolong the long one.
+#[test]
+fn a_wait_that_is_over_does_not_live_on_in_a_later_one() {
+    let changed = |gate, revision| LanePolicy { gate, revision: Position(revision), ..policy() };
+    for long_first in [true, false] {
+        let mut lanes = lanes(100);
+        lanes.on_endpoint(ONE, changed(Gate::Open, 5), Backlog::None, at(0));
+        fill(&mut lanes, ONE, 1..3);
+        let sent = sends(&mut lanes, at(1));
+        let long = Outcome::Throttled { until: at(86_400_000).wall, revision: Position(5) };
+        let short = Outcome::Throttled { until: at(1_000).wall, revision: Position(7) };
+        let outcomes = if long_first { [long, short] } else { [short, long] };
+        lanes.on_finished(ONE, sent[0].1, outcomes[0], at(2));
+        lanes.on_finished(ONE, sent[1].1, outcomes[1], at(2));
+        fill(&mut lanes, ONE, 3..5);
+        assert_eq!(sends(&mut lanes, at(1_000)), [], "the lane has not heard of the opening yet");
+        lanes.on_endpoint(ONE, changed(Gate::Paused, 6), Backlog::None, at(3));
+        lanes.on_endpoint(ONE, changed(Gate::Open, 7), Backlog::None, at(3));
+        assert_eq!(sends(&mut lanes, at(999)), [], "the short wait came after the opening");
+        assert_eq!(
+            sends(&mut lanes, at(1_000)).len(),
+            2,
+            "the long wait was ended, long first: {long_first}"
+        );
+    }
+}
+
 #[test]
 fn nothing_is_sent_while_held() {
     let mut lanes = lanes(100);
