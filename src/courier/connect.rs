@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -24,7 +24,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
@@ -217,7 +217,7 @@ impl Wiring {
                 self.resolve_proxy(proxy).await?
             }
         };
-        let patience = std::pin::pin!(awake(self.timeout));
+        let patience = pin!(awake(self.timeout));
         let opened = within(patience, self.open(&target, addresses, &progress)).await;
         opened.unwrap_or_else(|| Err(progress.timed_out().unwrap_or(ConnectError::Unreachable)))
     }
@@ -256,14 +256,14 @@ impl Wiring {
 
     /// Never empty.
     async fn lookup(&self, name: String, patience: Duration) -> Result<Vec<IpAddr>, ConnectError> {
-        match timeout(patience, self.resolver.lookup(name)).await {
-            Err(_) => Err(DNS_SILENT),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(DNS_EMPTY),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(DNS_SILENT),
-            Ok(Err(error)) if is_exhausted(&error) => Err(ConnectError::Exhausted),
-            Ok(Err(_)) => Err(DNS_FAILED),
-            Ok(Ok(addresses)) if addresses.is_empty() => Err(DNS_EMPTY),
-            Ok(Ok(addresses)) => Ok(addresses),
+        match within(pin!(awake(patience)), self.resolver.lookup(name)).await {
+            None => Err(DNS_SILENT),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(DNS_EMPTY),
+            Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(DNS_SILENT),
+            Some(Err(error)) if is_exhausted(&error) => Err(ConnectError::Exhausted),
+            Some(Err(_)) => Err(DNS_FAILED),
+            Some(Ok(addresses)) if addresses.is_empty() => Err(DNS_EMPTY),
+            Some(Ok(addresses)) => Ok(addresses),
         }
     }
 

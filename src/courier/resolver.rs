@@ -82,9 +82,19 @@ impl Resolver for SystemResolver {
             Ok(found) => Ok(found.into_iter().collect()),
             Err(error) if error.is_no_records_found() => Ok(Vec::new()),
             Err(NetError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => Err(io::Error::other(error)),
+            Err(error) => Err(of_the_system(error)),
         }
     }
+}
+
+/// What the operating system said, where it said something: the resolver's error names it in words only, and whether the
+/// process or a name server is at fault hangs on it.
+fn of_the_system(error: NetError) -> io::Error {
+    let code = match &error {
+        NetError::Io(inner) => inner.raw_os_error(),
+        _ => None,
+    };
+    code.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
 }
 
 /// As the C library does, a machine without configuration asks itself.
@@ -104,4 +114,19 @@ fn told(nameservers: &[SocketAddr]) -> ResolverConfig {
         config
     });
     ResolverConfig::from_name_servers(servers.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::is_exhausted;
+    use super::*;
+
+    #[test]
+    fn a_want_of_file_descriptors_is_told_apart_from_name_servers_that_do_not_answer() {
+        let of = |code| of_the_system(NetError::from(io::Error::from_raw_os_error(code)));
+        assert!(is_exhausted(&of(24)) && is_exhausted(&of(23)), "ours, not the name server's");
+        assert_eq!(of(111).kind(), io::ErrorKind::ConnectionRefused);
+        assert!(!is_exhausted(&of(111)));
+        assert!(!is_exhausted(&of_the_system(NetError::NoConnections)));
+    }
 }

@@ -231,6 +231,33 @@ async fn c8_a_resolver_that_hangs_ends_the_attempt_at_the_dns_deadline() {
     assert_eq!(started.elapsed(), Duration::from_secs(2));
 }
 
+/// Cannot say, once it is told to.
+struct Stopped(Arc<tokio::sync::Barrier>);
+
+#[async_trait]
+impl Resolver for Stopped {
+    async fn lookup(&self, _host: String) -> io::Result<Vec<IpAddr>> {
+        self.0.wait().await;
+        self.0.wait().await;
+        Err(io::ErrorKind::Other.into())
+    }
+}
+
+/// As after SIGSTOP, or when the machine slept: the answer had no chance to come in.
+#[tokio::test(start_paused = true)]
+async fn c8_time_in_which_the_process_stood_still_is_not_the_name_servers() {
+    let barrier = Arc::new(tokio::sync::Barrier::new(2));
+    let courier = courier(open(&[PUBLIC]), Arc::new(Stopped(barrier.clone())));
+    let sending = tokio::spawn(async move {
+        courier.send(parcel("http://a.example/", Duration::from_secs(60))).await.unwrap()
+    });
+    barrier.wait().await;
+    tokio::time::advance(Duration::from_secs(30)).await;
+    barrier.wait().await;
+    let failed = (ErrorClass::Dns, "the name servers could not resolve the host name");
+    assert_eq!(failure(&sending.await.unwrap()), failed);
+}
+
 /// A hundred lookups that hang hold nothing that another one needs.
 #[tokio::test]
 async fn c8_lookups_that_hang_delay_nobody_else() {
