@@ -125,6 +125,9 @@ pub const CLIENTS_WITH_CERTIFICATE_MAX: usize = 256;
 pub const REPLY_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Engines that an event may pass through; one more is taken for a loop.
 pub const HOPS_MAX: u32 = 8;
+/// Closed endpoints that are looked at per second for what has waited there for too long: each costs the state a scan of up
+/// to [`BULK_DELIVERIES_MAX`] rows. When there are more they take turns.
+pub const CLOSED_LOOKED_AT_MAX: usize = 16;
 /// Keys that a lane holds in memory; the rest of its backlog stays on disk.
 pub const LANE_WINDOW_MAX: usize = 128;
 /// A lane asks for more when its window falls below this.

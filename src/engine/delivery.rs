@@ -35,8 +35,8 @@ const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a delivery waits that must not be sent, although its lane thinks so.
 const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
-/// How long a delivery waits before it asks again for a connection that could not be opened.
-const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+/// How long whoever found no file descriptor for a connection waits before asking for one again.
+pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
@@ -48,10 +48,7 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
     let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
     if endpoint.as_ref().is_some_and(|endpoint| !handshake::allows(endpoint)) {
         // The lane will have heard in a moment that the receiver has to be asked anew.
-        tokio::time::sleep(DISALLOWED_PAUSE).await;
-        let Assignment { endpoint, key, progress, .. } = assignment;
-        engine.signal(Signal::Returned { endpoint, key, progress });
-        return;
+        return give_back(&engine, &assignment, DISALLOWED_PAUSE).await;
     }
     match (endpoint, event) {
         (Some(endpoint), Some(event)) => return make(&engine, &assignment, &endpoint, &event).await,
@@ -71,6 +68,13 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
     finish(&engine, &assignment, lanes::Outcome::Neutral);
 }
 
+/// Nothing was sent: after a pause the delivery is its lane's again, as it was.
+async fn give_back(engine: &Engine, assignment: &Assignment, pause: Duration) {
+    tokio::time::sleep(pause).await;
+    let Assignment { endpoint, key, progress, .. } = *assignment;
+    engine.signal(Signal::Returned { endpoint, key, progress });
+}
+
 fn finish(engine: &Engine, assignment: &Assignment, outcome: lanes::Outcome) {
     engine.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
 }
@@ -87,21 +91,20 @@ async fn read_event(engine: &Engine, position: Position) -> Option<Arc<Event>> {
 
 async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
-    if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
-        engine.metrics().first_attempt(engine.now().wall.since(event.first_due()));
-    }
     let number = assignment.progress.attempts + 1;
-    let (started, reply) = loop {
-        let started = engine.now();
-        let signed_at = Now { wall: engine.civil_time(), ..started };
-        match parcel(engine, endpoint, event, delivery, number, signed_at) {
-            Err(reason) => break (started, Reply::failed(ErrorClass::Request, reason)),
-            Ok(parcel) => match carry(engine, parcel).await {
-                Ok(reply) => break (started, reply),
-                Err(Exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
-            },
-        }
+    let started = engine.now();
+    let signed_at = Now { wall: engine.civil_time(), ..started };
+    let reply = match parcel(engine, endpoint, event, delivery, number, signed_at) {
+        Err(reason) => Reply::failed(ErrorClass::Request, reason),
+        Ok(parcel) => match carry(engine, parcel).await {
+            Ok(reply) => reply,
+            // What was read of the endpoint may be true no more by then: its lane decides anew.
+            Err(Exhausted) => return give_back(engine, assignment, EXHAUSTED_PAUSE).await,
+        },
     };
+    if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
+        engine.metrics().first_attempt(started.wall.since(event.first_due()));
+    }
     let finished = engine.now();
     let facts = ReplyFacts {
         outcome: match &reply.outcome {
@@ -136,7 +139,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
 pub(super) async fn carry(engine: &Engine, parcel: Parcel) -> Result<Reply, Exhausted> {
     #[cfg(test)]
     if let Some(receivers) = engine.shared.receivers.get() {
-        return Ok(receivers.receive(&parcel).await);
+        return receivers.receive(&parcel).await;
     }
     engine.shared.courier.send(parcel).await
 }

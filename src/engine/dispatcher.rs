@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::Engine;
@@ -114,6 +114,12 @@ pub struct Dispatcher {
     behind: HashSet<EndpointNumber>,
     /// Those that are being asked for consent; at most [`limits::HANDSHAKES_MAX`].
     asking: HashSet<EndpointNumber>,
+    /// Who asks the store for the gauges, and who gives up what waits in vain. One at a time of each: while the store
+    /// hangs no second one joins the first, and what was submitted once is not submitted again.
+    measuring: Option<AbortHandle>,
+    expiring: Option<AbortHandle>,
+    /// The closed endpoint that was last looked at.
+    looked_at: EndpointNumber,
     draining: bool,
     heartbeat: watch::Sender<()>,
 }
@@ -137,6 +143,9 @@ impl Dispatcher {
             failing_since: HashMap::new(),
             behind: HashSet::new(),
             asking: HashSet::new(),
+            measuring: None,
+            expiring: None,
+            looked_at: EndpointNumber(0),
             draining: false,
             heartbeat: watch::Sender::new(()),
         }
@@ -387,7 +396,9 @@ impl Dispatcher {
         let summary = self.lanes.summary(&self.behind, now);
         self.engine.metrics().lanes(&summary);
         self.engine.metrics().rate_waited(self.lanes.take_rate_waited());
-        self.tasks.spawn(measure(self.engine.clone()));
+        if is_over(self.measuring.as_ref()) {
+            self.measuring = Some(self.tasks.spawn(measure(self.engine.clone())));
+        }
         let (closed, due) = self.engine.outbox().directory(|directory| {
             let closed = directory.endpoints().filter(|endpoint| waits_in_vain(endpoint).is_some());
             let is_due = |endpoint: &&Arc<Endpoint>| {
@@ -396,8 +407,12 @@ impl Dispatcher {
             let due = directory.endpoints().filter(is_due).map(|endpoint| endpoint.number);
             (closed.cloned().collect::<Vec<_>>(), due.collect::<Vec<_>>())
         });
-        for endpoint in closed {
-            self.tasks.spawn(expire(self.engine.clone(), endpoint, now.wall));
+        if !self.is_held() && is_over(self.expiring.as_ref()) {
+            let closed = in_turn(closed, self.looked_at);
+            if let Some(last) = closed.last() {
+                self.looked_at = last.number;
+                self.expiring = Some(self.tasks.spawn(expire_all(self.engine.clone(), closed, now.wall)));
+            }
         }
         for endpoint in due {
             self.ask(endpoint);
@@ -526,10 +541,26 @@ fn waits_in_vain(endpoint: &Endpoint) -> Option<DeadReason> {
     }
 }
 
+fn is_over(task: Option<&AbortHandle>) -> bool {
+    task.is_none_or(AbortHandle::is_finished)
+}
+
+/// Of the closed endpoints those whose turn it is: by number, from the first after the one that was looked at last.
+fn in_turn(mut closed: Vec<Arc<Endpoint>>, last: EndpointNumber) -> Vec<Arc<Endpoint>> {
+    closed.sort_unstable_by_key(|endpoint| (endpoint.number <= last, endpoint.number));
+    closed.truncate(limits::CLOSED_LOOKED_AT_MAX);
+    closed
+}
+
+async fn expire_all(engine: Engine, closed: Vec<Arc<Endpoint>>, now: Timestamp) {
+    for endpoint in closed {
+        expire(&engine, &endpoint, now).await;
+    }
+}
+
 /// What waits in vain for longer than its policy's age is given up.
-async fn expire(engine: Engine, endpoint: Arc<Endpoint>, now: Timestamp) {
-    let (RetryPolicy::Exponential { max_age, .. }, Some(reason)) =
-        (&endpoint.retry, waits_in_vain(&endpoint))
+async fn expire(engine: &Engine, endpoint: &Endpoint, now: Timestamp) {
+    let (RetryPolicy::Exponential { max_age, .. }, Some(reason)) = (&endpoint.retry, waits_in_vain(endpoint))
     else {
         return;
     };
@@ -557,5 +588,30 @@ impl Engine {
         let (answer, report) = oneshot::channel();
         self.signal(Signal::Explain { endpoint, answer });
         report.await.map_err(|_| Unavailable::Stopping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Tenant;
+
+    #[test]
+    fn closed_endpoints_take_turns_so_that_each_is_looked_at_and_few_at_a_time() {
+        let endpoint = |number| Arc::new(crate::rules::tests::endpoint(number, Tenant::DEFAULT, &[]));
+        let most = u32::try_from(limits::CLOSED_LOOKED_AT_MAX).unwrap();
+        let closed: Vec<_> = (1..=2 * most + 3).rev().map(endpoint).collect();
+        let (mut last, mut looked_at) = (EndpointNumber(0), Vec::new());
+        for _ in 0..3 {
+            let turn = in_turn(closed.clone(), last);
+            assert_eq!(turn.len(), limits::CLOSED_LOOKED_AT_MAX);
+            last = turn.last().unwrap().number;
+            looked_at.extend(turn.iter().map(|endpoint| endpoint.number.0));
+        }
+        let expected: Vec<_> = (1..=2 * most + 3).chain(1..=most - 3).collect();
+        assert_eq!(looked_at, expected, "in order, and then again from the first");
+        // The one that was last has been opened meanwhile.
+        assert_eq!(in_turn(vec![endpoint(1), endpoint(9)], EndpointNumber(4))[0].number.0, 9);
+        assert!(in_turn(Vec::new(), last).is_empty());
     }
 }

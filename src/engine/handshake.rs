@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::Engine;
-use super::delivery::carry;
+use super::delivery::{EXHAUSTED_PAUSE, carry};
 use super::dispatcher::Signal;
 use super::types::ChangeError;
 use crate::courier::{Exhausted, Parcel, Reply, body};
@@ -40,14 +40,27 @@ impl Engine {
             let identity = self.identity(&endpoint).map_err(|error| error.to_string())?;
             Ok(Parcel::options(&endpoint.url, headers, endpoint.timeout)?.with_identity(identity))
         };
-        let reply = match parcel() {
-            Ok(parcel) => match carry(self, parcel).await {
-                Ok(reply) => reply,
-                Err(Exhausted) => return Ok(()), // it is due still, and asked for again
-            },
-            Err(reason) => Reply::failed(ErrorClass::Request, reason),
+        let reply = loop {
+            match parcel() {
+                Ok(parcel) => match carry(self, parcel).await {
+                    Ok(reply) => break reply,
+                    // The same request again, with the same callback: one that nobody was shown must push out none that
+                    // somebody was.
+                    Err(Exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+                },
+                Err(reason) => break Reply::failed(ErrorClass::Request, reason),
+            }
+            if !self.is_unchanged(&endpoint) {
+                return Ok(()); // if it is due still, it is asked for as it is now
+            }
         };
         self.take_answer(&endpoint, asked, &reply).await
+    }
+
+    fn is_unchanged(&self, endpoint: &Endpoint) -> bool {
+        self.outbox().directory(|directory| {
+            directory.endpoint(endpoint.number).is_some_and(|now| now.revision == endpoint.revision)
+        })
     }
 
     /// The endpoint as it is to be asked, and the callback's URL, whose token is durable from now on.

@@ -15,7 +15,7 @@ pub mod trace;
 pub mod verdict;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use crate::domain::{

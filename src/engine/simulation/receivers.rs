@@ -10,7 +10,7 @@ use standardwebhooks::Webhook;
 use super::chance::Chance;
 use super::model::LAG_MAX;
 use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, now};
-use crate::courier::{Parcel, Reply};
+use crate::courier::{Exhausted, Parcel, Reply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
     Timestamp,
@@ -103,7 +103,17 @@ struct Script {
 }
 
 impl Receivers {
-    pub(in crate::engine) async fn receive(&self, parcel: &Parcel) -> Reply {
+    /// # Errors
+    /// When a test says that no file descriptor is left.
+    pub(in crate::engine) async fn receive(&self, parcel: &Parcel) -> Result<Reply, Exhausted> {
+        if self.world.with(|inner| inner.exhausted) {
+            self.world.count("exhausted");
+            return Err(Exhausted);
+        }
+        Ok(self.answer(parcel).await)
+    }
+
+    async fn answer(&self, parcel: &Parcel) -> Reply {
         let (url, headers, body, timeout) = parcel.contents();
         let called = url.path().trim_start_matches('/').to_owned();
         let endpoint = self.world.with(|inner| inner.model.number_of(&called));

@@ -162,6 +162,8 @@ pub(super) struct Inner {
     /// The disk fails for good in this life.
     pub(super) failing: bool,
     pub(super) healed: bool,
+    /// No connection can be opened.
+    pub(super) exhausted: bool,
     pub(super) happened: BTreeMap<&'static str, u64>,
     pub(super) trace: String,
     pub(super) broken: Option<String>,
@@ -203,6 +205,7 @@ impl World {
             sick_until: Timestamp::ZERO,
             failing: false,
             healed: false,
+            exhausted: false,
             happened: BTreeMap::new(),
             trace: String::new(),
             broken: None,
