@@ -14,6 +14,7 @@ use balto::courier::{Resolver, SystemResolver};
 use balto::domain::ErrorClass;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Notify;
 
 use crate::support::{Daemon, PATIENCE, answer, has, next_request, quiet, say, serve};
 use crate::world::{
@@ -231,14 +232,18 @@ async fn c8_a_resolver_that_hangs_ends_the_attempt_at_the_dns_deadline() {
     assert_eq!(started.elapsed(), Duration::from_secs(2));
 }
 
-/// Cannot say, once it is told to.
-struct Stopped(Arc<tokio::sync::Barrier>);
+/// Says that it is asked, and cannot say anything else once it is told to.
+#[derive(Default)]
+struct Stopped {
+    asked: Notify,
+    told: Notify,
+}
 
 #[async_trait]
 impl Resolver for Stopped {
     async fn lookup(&self, _host: String) -> io::Result<Vec<IpAddr>> {
-        self.0.wait().await;
-        self.0.wait().await;
+        self.asked.notify_one();
+        self.told.notified().await;
         Err(io::ErrorKind::Other.into())
     }
 }
@@ -246,14 +251,18 @@ impl Resolver for Stopped {
 /// As after SIGSTOP, or when the machine slept: the answer had no chance to come in.
 #[tokio::test(start_paused = true)]
 async fn c8_time_in_which_the_process_stood_still_is_not_the_name_servers() {
-    let barrier = Arc::new(tokio::sync::Barrier::new(2));
-    let courier = courier(open(&[PUBLIC]), Arc::new(Stopped(barrier.clone())));
+    let stopped = Arc::new(Stopped::default());
+    let courier = courier(open(&[PUBLIC]), stopped.clone());
     let sending = tokio::spawn(async move {
         courier.send(parcel("http://a.example/", Duration::from_secs(60))).await.unwrap()
     });
-    barrier.wait().await;
+    stopped.asked.notified().await;
     tokio::time::advance(Duration::from_secs(30)).await;
-    barrier.wait().await;
+    // Whoever waits sees that it is late before the answer is there.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    stopped.told.notify_one();
     let failed = (ErrorClass::Dns, "the name servers could not resolve the host name");
     assert_eq!(failure(&sending.await.unwrap()), failed);
 }
