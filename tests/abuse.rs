@@ -386,9 +386,7 @@ async fn sixty_four_posts_with_one_key_make_one_event_also_when_the_process_is_k
 /// Sets the process's limit of open files to what it has open now and some more.
 fn allow_descriptors(daemon: &Daemon, more: usize) {
     let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
-    let limit = format!("--nofile={}:", open + more);
-    let set = Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit]).status().unwrap();
-    assert!(set.success());
+    daemon.limit_descriptors(open + more);
 }
 
 /// Time on a processor so far.

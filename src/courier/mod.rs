@@ -49,6 +49,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A timer that is late by more than this was not late by itself: the process stood still.
 const AWAKE_STEP: Duration = Duration::from_secs(1);
+/// What the system says when this machine, or this process, has no file descriptor left.
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
 /// File descriptors are not looked for more often than this.
 const SHORTAGE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -418,8 +421,6 @@ async fn within<T>(patience: Pin<&mut impl Future<Output = ()>>, work: impl Futu
 
 /// Whether it failed because this process, or this machine, has no file descriptor left.
 fn is_exhausted(error: &(dyn StdError + 'static)) -> bool {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
     let code = |error: &(dyn StdError + 'static)| error.downcast_ref::<io::Error>()?.raw_os_error();
     chain(error).filter_map(code).any(|code| matches!(code, ENFILE | EMFILE))
 }

@@ -5,17 +5,21 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::runtime::{RuntimeProvider, TokioRuntimeProvider};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
-use hickory_resolver::{Hosts, TokioResolver, system_conf};
+use hickory_resolver::{Hosts, system_conf};
 
+use super::{EMFILE, is_exhausted};
 use crate::limits;
 
 /// A name server that has said nothing for this long is asked once more, within [`limits::DNS_TIMEOUT`].
@@ -40,7 +44,56 @@ pub trait Resolver: Send + Sync {
 /// The hosts file, then DNS. Both configurations are read when it is made.
 pub struct SystemResolver {
     hosts: Hosts,
-    dns: TokioResolver,
+    dns: hickory_resolver::Resolver<Sockets>,
+    shortages: Arc<AtomicU64>,
+}
+
+/// The sockets that name servers are asked over. Counts how often there was no file descriptor for one: a lookup that fails
+/// for that says only that it found no connection, or that the other family of addresses has none. One that failed for
+/// another reason meanwhile is taken for one of them, and made again.
+#[derive(Clone, Default)]
+struct Sockets {
+    tokio: TokioRuntimeProvider,
+    shortages: Arc<AtomicU64>,
+}
+
+type Opening<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+
+impl Sockets {
+    fn counted<T: 'static>(&self, opening: Opening<T>) -> Opening<T> {
+        let shortages = self.shortages.clone();
+        Box::pin(async move {
+            let opened = opening.await;
+            if opened.as_ref().is_err_and(|error| is_exhausted(error)) {
+                shortages.fetch_add(1, Ordering::Relaxed);
+            }
+            opened
+        })
+    }
+}
+
+impl RuntimeProvider for Sockets {
+    type Handle = <TokioRuntimeProvider as RuntimeProvider>::Handle;
+    type Timer = <TokioRuntimeProvider as RuntimeProvider>::Timer;
+    type Udp = <TokioRuntimeProvider as RuntimeProvider>::Udp;
+    type Tcp = <TokioRuntimeProvider as RuntimeProvider>::Tcp;
+
+    fn create_handle(&self) -> Self::Handle {
+        self.tokio.create_handle()
+    }
+
+    fn connect_tcp(
+        &self,
+        server: SocketAddr,
+        from: Option<SocketAddr>,
+        patience: Option<Duration>,
+    ) -> Opening<Self::Tcp> {
+        self.counted(self.tokio.connect_tcp(server, from, patience))
+    }
+
+    fn bind_udp(&self, from: SocketAddr, server: SocketAddr) -> Opening<Self::Udp> {
+        self.counted(self.tokio.bind_udp(from, server))
+    }
 }
 
 impl SystemResolver {
@@ -58,9 +111,11 @@ impl SystemResolver {
         options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
         // Done here, so that a name in the file is not asked for elsewhere too.
         options.use_hosts_file = ResolveHosts::Never;
-        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let sockets = Sockets::default();
+        let shortages = sockets.shortages.clone();
+        let builder = hickory_resolver::Resolver::builder_with_config(config, sockets);
         let dns = builder.with_options(options).build().map_err(io::Error::other)?;
-        Ok(Self { hosts: Hosts::from_system().unwrap_or_default(), dns })
+        Ok(Self { hosts: Hosts::from_system().unwrap_or_default(), dns, shortages })
     }
 
     fn in_hosts_file(&self, name: &Name) -> Vec<IpAddr> {
@@ -78,23 +133,17 @@ impl Resolver for SystemResolver {
         if !known.is_empty() {
             return Ok(known);
         }
+        let shortages = self.shortages.load(Ordering::Relaxed);
         match self.dns.lookup_ip(name).await {
             Ok(found) => Ok(found.into_iter().collect()),
+            Err(_) if self.shortages.load(Ordering::Relaxed) != shortages => {
+                Err(io::Error::from_raw_os_error(EMFILE))
+            }
             Err(error) if error.is_no_records_found() => Ok(Vec::new()),
             Err(NetError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => Err(of_the_system(error)),
+            Err(error) => Err(io::Error::other(error)),
         }
     }
-}
-
-/// What the operating system said, where it said something: the resolver's error names it in words only, and whether the
-/// process or a name server is at fault hangs on it.
-fn of_the_system(error: NetError) -> io::Error {
-    let code = match &error {
-        NetError::Io(inner) => inner.raw_os_error(),
-        _ => None,
-    };
-    code.map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
 }
 
 /// As the C library does, a machine without configuration asks itself.
@@ -114,19 +163,4 @@ fn told(nameservers: &[SocketAddr]) -> ResolverConfig {
         config
     });
     ResolverConfig::from_name_servers(servers.collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::is_exhausted;
-    use super::*;
-
-    #[test]
-    fn a_want_of_file_descriptors_is_told_apart_from_name_servers_that_do_not_answer() {
-        let of = |code| of_the_system(NetError::from(io::Error::from_raw_os_error(code)));
-        assert!(is_exhausted(&of(24)) && is_exhausted(&of(23)), "ours, not the name server's");
-        assert_eq!(of(111).kind(), io::ErrorKind::ConnectionRefused);
-        assert!(!is_exhausted(&of(111)));
-        assert!(!is_exhausted(&of_the_system(NetError::NoConnections)));
-    }
 }

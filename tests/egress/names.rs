@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 
+use crate::support::raw::{Raw, post};
 use crate::support::{Daemon, PATIENCE, answer, has, next_request, quiet, say, serve};
 use crate::world::{
     BLOCKED, By, Ears, KEY, Names, Says, courier, delivered, endpoint, failure, open, parcel, save, send,
@@ -265,6 +266,36 @@ async fn c8_time_in_which_the_process_stood_still_is_not_the_name_servers() {
     stopped.told.notify_one();
     let failed = (ErrorClass::Dns, "the name servers could not resolve the host name");
     assert_eq!(failure(&sending.await.unwrap()), failed);
+}
+
+/// A lookup needs a socket, too: that there is none for it says nothing about the name.
+#[tokio::test]
+async fn c8_a_lookup_that_finds_no_file_descriptor_is_made_again_and_not_charged() {
+    let names = Names::start(|_, _| Says::Addresses(vec![OUTSIDE])).await;
+    let ears = Ears::open().await;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon_asking(data.path(), &names).await;
+    endpoint(&daemon, &format!("http://good.example:{}/", ears.port), "a.b").await;
+    // Over a connection that is there already.
+    let mut publisher = Raw::connect(daemon.address()).await;
+    let key = format!("authorization: Bearer {}\r\n", daemon.key.as_ref().unwrap());
+    let mut publish = async |kind: &str| {
+        publisher
+            .send(post("/v1/events", &key, &json!({"type": kind, "data": 1}).to_string()).as_bytes())
+            .await;
+        assert_eq!(publisher.answer().await.unwrap().status, 202);
+    };
+    publish("for.nobody").await;
+    // What becomes free is of no use either.
+    daemon.limit_descriptors(3);
+    let asked = names.asked("good.example");
+    publish("a.b").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((names.asked("good.example"), ears.heard()), (asked, Vec::new()), "it had a descriptor");
+    daemon.limit_descriptors(1_000);
+    let ended = |page: &serde_json::Value| page["data"][0]["status"] != "pending";
+    let delivery = daemon.until("/deliveries?limit=1", ended).await["data"][0].clone();
+    assert_eq!((&delivery["status"], &delivery["attempts"]), (&json!("delivered"), &json!(1)), "{delivery}");
 }
 
 /// A hundred lookups that hang hold nothing that another one needs.

@@ -253,6 +253,13 @@ impl Daemon {
         ours.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
+    /// From now on the process opens no file whose number would be this or more.
+    pub(crate) fn limit_descriptors(&self, limit: usize) {
+        let limit = format!("--nofile={limit}:");
+        let set = Command::new("prlimit").args(["--pid", &self.pid().to_string(), &limit]).status().unwrap();
+        assert!(set.success());
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
