@@ -151,6 +151,14 @@ pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const COMMIT_RECORDS_MAX: usize = 8_192;
 /// Bound of one group commit, in bytes.
 pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most deliveries that the events of one request begin; what would begin more is refused.
+pub const REQUEST_TARGETS_MAX: usize = 1_000_000;
+/// A group commit is closed when its events begin this many deliveries, or more.
+pub const COMMIT_TARGETS: usize = 250_000;
+/// Most bytes of an event's record beside what its publisher posted, without its targets.
+pub const EVENT_RECORD_BYTES_MAX: usize = 2_048;
+/// Most bytes of a target in its event's record: a varint of 32 bits.
+pub const TARGET_RECORD_BYTES_MAX: usize = 5;
 /// A frame is closed when it has reached this many bytes, so that one record can be read back cheaply.
 pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
 /// Outcomes that wait for their commit before no further attempt begins.
@@ -196,7 +204,13 @@ pub const LIST_SEARCH_MAX: Duration = Duration::from_secs(5);
 pub const BULK_DELIVERIES_MAX: usize = 1_000;
 
 const _: () = assert!(EVENT_BYTES_MAX >= EVENT_BYTES_DEFAULT);
-const _: () = assert!(FRAME_BYTES_MAX >= BATCH_BYTES_MAX + COMMIT_RECORDS_MAX); // an all-or-none batch fits one frame
+// An all-or-none batch fits one frame, whatever its events match.
+const _: () = assert!(
+    FRAME_BYTES_MAX
+        >= BATCH_BYTES_MAX
+            + BATCH_EVENTS_MAX * EVENT_RECORD_BYTES_MAX
+            + REQUEST_TARGETS_MAX * TARGET_RECORD_BYTES_MAX
+);
 const _: () = assert!(COMMIT_BYTES_MAX >= 4 * EVENT_BYTES_MAX); // a commit always holds several events
 const _: () = assert!(COMMIT_RECORDS_MAX >= BATCH_EVENTS_MAX);
 const _: () = assert!(SEGMENT_ROOM_BYTES as u64 <= SEGMENT_BYTES_TARGET / 8); // room is little beside what it is for

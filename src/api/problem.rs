@@ -11,6 +11,7 @@ use serde::{Serialize, ser::SerializeMap};
 use super::reply::Reply;
 use crate::domain::Expected;
 use crate::engine::types::{ChangeError, PublishError, Unavailable};
+use crate::limits;
 
 /// Which part of the request is wrong. Every error has a `pointer`, so that a client may look at that alone; where it does
 /// not point into the body, another member says where the name stands.
@@ -101,6 +102,11 @@ pub enum Problem {
     LoopDetected {
         limit: u32,
     },
+    /// The request's events match too many endpoints together; `limit` in deliveries. What is refused is to be sent in
+    /// another request.
+    TooManyDeliveries {
+        limit: usize,
+    },
     Overloaded {
         retry_after: Duration,
     },
@@ -135,7 +141,7 @@ impl Problem {
             | Self::IdempotencyMismatch
             | Self::ForbiddenUrl(_)
             | Self::LoopDetected { .. } => 422,
-            Self::Overloaded { .. } | Self::TooManyWrongKeys { .. } => 429,
+            Self::Overloaded { .. } | Self::TooManyDeliveries { .. } | Self::TooManyWrongKeys { .. } => 429,
             Self::Unavailable(_) => 503,
             Self::DiskFull => 507,
         }
@@ -162,6 +168,7 @@ impl Problem {
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::ForbiddenUrl(_) => "forbidden_url",
             Self::LoopDetected { .. } => "loop_detected",
+            Self::TooManyDeliveries { .. } => "too_many_deliveries",
             Self::Overloaded { .. } => "overloaded",
             Self::Unavailable(_) => "unavailable",
             Self::DiskFull => "disk_full",
@@ -187,6 +194,7 @@ impl Problem {
             Self::IdempotencyMismatch => "The key was used with another body",
             Self::ForbiddenUrl(_) => "The URL is not allowed",
             Self::LoopDetected { .. } => "The event goes in a circle",
+            Self::TooManyDeliveries { .. } => "The request's events go to too many endpoints",
             Self::Overloaded { .. } => "Too many requests",
             Self::Unavailable(_) => "The service cannot answer now",
             Self::DiskFull => "The disk is full",
@@ -227,6 +235,9 @@ impl Problem {
             Self::LoopDetected { limit } => {
                 format!("it came through more than {limit} engines, by its header `balto-hops`")
             }
+            Self::TooManyDeliveries { limit } => format!(
+                "the events of one request begin at most {limit} deliveries; send this one again in another request"
+            ),
             Self::Overloaded { retry_after } => {
                 format!("too much waits already; try again in {} s", retry_seconds(*retry_after))
             }
@@ -240,6 +251,8 @@ impl Problem {
             Self::Overloaded { retry_after } | Self::TooManyWrongKeys { retry_after } => {
                 Some(retry_seconds(*retry_after))
             }
+            // Another request can bring it at once.
+            Self::TooManyDeliveries { .. } => Some(1),
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
             _ => None,
@@ -299,6 +312,7 @@ impl Serialize for Problem {
             }
             Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
             Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
+            Self::TooManyDeliveries { limit } => map.serialize_entry("limit", limit)?,
             Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
             Self::Validation(errors) => map.serialize_entry("errors", errors)?,
             Self::ForbiddenUrl(detail) => {
@@ -329,6 +343,7 @@ impl From<PublishError> for Problem {
         match error {
             PublishError::VersionConflict { expected, actual } => Self::VersionConflict { expected, actual },
             PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
+            PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
             PublishError::Store(unavailable) => unavailable.into(),
         }
     }
@@ -394,6 +409,10 @@ mod tests {
         assert_eq!(reply.status, 429);
         assert_eq!(reply.header("retry-after"), Some("2"));
         assert_eq!(Problem::from(Unavailable::Stopping).into_reply().header("retry-after"), Some("5"));
+        let wide = Problem::from(PublishError::TooManyTargets);
+        assert!(wide.detail().contains("at most 1000000 deliveries"), "{}", wide.detail());
+        let reply = wide.into_reply();
+        assert_eq!((reply.status, reply.header("retry-after")), (429, Some("1")));
     }
 
     #[test]

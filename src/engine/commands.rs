@@ -74,6 +74,7 @@ impl Engine {
             Outcome::VersionConflict { expected, actual } => {
                 Err(PublishError::VersionConflict { expected, actual })
             }
+            Outcome::TooManyTargets => Err(PublishError::TooManyTargets),
             Outcome::Endpoint(_) | Outcome::Written(_) | Outcome::Conflict => unreachable!("{UNJUDGED}"),
         }
     }

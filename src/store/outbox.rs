@@ -716,10 +716,10 @@ impl WriterThread {
             }
         }
         self.answer(result.replies);
+        self.queue.put_back(result.unwritten);
         match result.failure {
             None => true,
             Some(AppendError::DiskFull) => {
-                self.queue.put_back(result.unwritten);
                 std::thread::sleep(self.full_disk_pause);
                 !self.queue.is_closed()
             }

@@ -92,6 +92,8 @@ pub enum PublishError {
     VersionConflict { expected: Expected, actual: Option<u64> },
     #[error("the same idempotency key or event id was used with another body")]
     IdempotencyMismatch,
+    #[error("the request's events match too many endpoints together")]
+    TooManyTargets,
     #[error(transparent)]
     Store(#[from] Unavailable),
 }

@@ -63,6 +63,8 @@ pub enum Outcome {
         expected: Expected,
         actual: Option<u64>,
     },
+    /// With it the unit would begin more than [`limits::REQUEST_TARGETS_MAX`] deliveries.
+    TooManyTargets,
     Endpoint(Arc<Endpoint>),
     Written(Position),
     /// Someone else changed the endpoint meanwhile, or deleted it.
@@ -168,9 +170,35 @@ struct Staged {
     scopes: HashMap<[u8; 16], Known>,
     streams: HashMap<(Tenant, StreamName), (u64, Position)>,
     announced: Vec<LaneChange>,
+    /// Deliveries that the group begins.
+    targets: usize,
+    /// Deliveries that the unit that is being judged begins.
+    unit_targets: usize,
+    /// That unit has had an event refused for its deliveries: what comes behind it must not overtake it.
+    unit_is_full: bool,
 }
 
 impl Staged {
+    fn begin_unit(&mut self) {
+        self.unit_targets = 0;
+        self.unit_is_full = false;
+    }
+
+    /// Whether an event with so many targets still has room in its unit; counts it when it has.
+    fn takes(&mut self, targets: usize) -> bool {
+        self.unit_is_full |= self.unit_targets + targets > limits::REQUEST_TARGETS_MAX;
+        if self.unit_is_full {
+            return false;
+        }
+        self.unit_targets += targets;
+        self.targets += targets;
+        true
+    }
+
+    fn is_full(&self) -> bool {
+        self.targets >= limits::COMMIT_TARGETS
+    }
+
     fn push(&mut self, record: Record) -> Position {
         let position = self.next;
         self.records.push(record);
@@ -184,7 +212,8 @@ pub struct GroupResult {
     /// `None` when nothing had to be written.
     pub committed: Option<Arc<Committed>>,
     pub replies: Vec<(UnitReply, Answer)>,
-    /// Units that nobody waits for and that could not be written: to be tried again.
+    /// Units to be taken again before all others: those for which the group had no room, and, when it could not be
+    /// written, those that nobody waits for.
     pub unwritten: Vec<Unit>,
     pub failure: Option<AppendError>,
 }
@@ -211,15 +240,17 @@ impl Committer {
         }
     }
 
-    /// Judges the units in order and commits them with one `fdatasync`.
+    /// Judges the units in order and commits them with one `fdatasync`. What many endpoints get fills a group early.
     pub fn commit(&mut self, units: Vec<Unit>) -> GroupResult {
         self.last_time = self.last_time.max(self.source.now()).max(self.journal.last_time());
         let mut staged = Staged { next: self.journal.next_position(), ..Staged::default() };
         let mut judged = Vec::with_capacity(units.len());
         let mut bounds = Vec::with_capacity(units.len());
-        for unit in units {
+        let mut units = units.into_iter();
+        while !staged.is_full()
+            && let Some(mut unit) = units.next()
+        {
             let start = staged.records.len();
-            let mut unit = unit;
             let verdict = self.judge_unit(&mut unit, &mut staged);
             if staged.records.len() > start {
                 bounds.push(start..staged.records.len());
@@ -231,10 +262,10 @@ impl Committer {
                 judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
             return GroupResult { committed: None, replies, unwritten: Vec::new(), failure: None };
         }
-        let units: Vec<_> = bounds.into_iter().map(|bound| &staged.records[bound]).collect();
-        match self.journal.append(self.last_time, &units) {
-            Ok(_) => self.finish(staged, judged),
-            Err(error) => fail(error, judged),
+        let written: Vec<_> = bounds.into_iter().map(|bound| &staged.records[bound]).collect();
+        match self.journal.append(self.last_time, &written) {
+            Ok(_) => GroupResult { unwritten: units.collect(), ..self.finish(staged, judged) },
+            Err(error) => fail(error, judged.into_iter().map(|(unit, _)| unit).chain(units)),
         }
     }
 
@@ -242,6 +273,7 @@ impl Committer {
         if !self.recent.covers(unit.prepared.as_of) && needs_preparation(unit) {
             return Err(Refusal::Stale(std::mem::take(&mut unit.commands)));
         }
+        staged.begin_unit();
         Ok(unit.commands.iter().map(|command| self.judge(command, &unit.prepared, staged)).collect())
     }
 
@@ -309,6 +341,9 @@ impl Committer {
             Err(conflict) => return conflict,
         };
         let event = Arc::new(self.event(draft, stream, idempotency));
+        if !staged.takes(event.targets.len()) {
+            return Outcome::TooManyTargets;
+        }
         let position = staged.push(Record::EventAccepted(event.clone()));
         for answered in &event.idempotency {
             staged.scopes.insert(answered.scope, known(answered, position));
@@ -415,7 +450,8 @@ impl Committer {
         for (_, record) in &records {
             self.keep_directory(record);
         }
-        let bytes = records.iter().map(|(_, record)| codec::size_hint(record)).sum();
+        let bytes = records.iter().map(|(_, record)| codec::size_hint(record)).sum::<usize>()
+            + staged.targets * size_of::<LaneChange>();
         let committed = Arc::new(Committed {
             at: self.last_time,
             records,
@@ -467,14 +503,14 @@ fn needs_preparation(unit: &Unit) -> bool {
     })
 }
 
-fn fail(error: AppendError, judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>) -> GroupResult {
+fn fail(error: AppendError, units: impl Iterator<Item = Unit>) -> GroupResult {
     let refusal = || match &error {
         AppendError::DiskFull => Refusal::DiskFull,
         other => Refusal::Failed(other.to_string().into()),
     };
     let mut replies = Vec::new();
     let mut unwritten = Vec::new();
-    for (mut unit, _) in judged {
+    for mut unit in units {
         match unit.reply.take() {
             Some(reply) => replies.push((reply, Err(refusal()))),
             None => unwritten.push(unit),
@@ -500,3 +536,6 @@ pub fn weight(unit: &Unit) -> (usize, usize) {
     });
     (unit.commands.len(), bytes.sum::<usize>().min(limits::FRAME_BYTES_MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -415,6 +415,9 @@ fn check_post(world: &World, post: &Post, result: &Published) {
             let named = post.key.is_some() || post.draft.id.is_some();
             (!named).then(|| "an event without key or id was a repetition of another".to_owned())
         }
+        Err(PublishError::TooManyTargets) => {
+            Some("a single event was said to match too many endpoints".to_owned())
+        }
         Err(PublishError::Store(error)) => return refused(world, "publish", error),
     };
     if let Some(broken) = broken {

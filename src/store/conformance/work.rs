@@ -493,6 +493,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Duplicate(_) => "Duplicate",
         Outcome::Mismatch => "Mismatch",
         Outcome::VersionConflict { .. } => "VersionConflict",
+        Outcome::TooManyTargets => "TooManyTargets",
         Outcome::Endpoint(_) => "Endpoint",
         Outcome::Written(_) => "Written",
         Outcome::Conflict => "Conflict",

@@ -1,0 +1,130 @@
+//! What many endpoints get: a bound for a request's events together, and for what one group holds in memory.
+
+use super::*;
+use crate::domain::KeyId;
+use crate::rules::tests as examples;
+use crate::store::disk::MemoryDisk;
+use crate::store::journal::JournalOptions;
+
+/// Endpoints that each event goes to.
+const ENDPOINTS: usize = 2_000;
+
+struct Clock;
+
+impl Source for Clock {
+    fn now(&mut self) -> Timestamp {
+        Timestamp::from_millis(3_000_000_000_000)
+    }
+
+    fn random(&mut self) -> u128 {
+        7
+    }
+}
+
+fn committer(disk: &MemoryDisk) -> Committer {
+    let (journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
+    let mut directory = Directory::default();
+    for number in 1..=ENDPOINTS {
+        let endpoint = examples::endpoint(number.try_into().unwrap(), Tenant::DEFAULT, &[]);
+        directory.apply(&Record::EndpointPut(Arc::new(endpoint)));
+    }
+    Committer::new(journal, Arc::new(RwLock::new(directory)), Box::new(Clock))
+}
+
+fn draft(only: Option<EndpointNumber>) -> Command {
+    Command::Publish(Box::new(EventDraft {
+        id: None,
+        tenant: Tenant::DEFAULT.parse().unwrap(),
+        event_type: "order.paid".parse().unwrap(),
+        version: "1.0".parse().unwrap(),
+        timestamp: None,
+        stream: None,
+        expected: Expected::Any,
+        ordering_key: None,
+        deliver_at: None,
+        metadata: None,
+        attributes: Vec::new(),
+        data: "{}".into(),
+        idempotency: None,
+        fingerprint: [0; 16],
+        only,
+    }))
+}
+
+fn unit(commands: Vec<Command>, reply: Option<UnitReply>) -> Unit {
+    Unit { commands, prepared: Prepared::default(), reply }
+}
+
+#[test]
+fn what_would_begin_too_many_deliveries_is_refused_alone_and_nothing_fails() {
+    let mut committer = committer(&MemoryDisk::new());
+    let fit = limits::REQUEST_TARGETS_MAX / ENDPOINTS;
+    let (reply, _answer) = oneshot::channel();
+    let mut commands = vec![draft(None); fit + 1];
+    commands.push(draft(Some(EndpointNumber(1))));
+    let id: KeyId = "key_1".parse().unwrap();
+    let other = Command::Record(Record::KeyDeleted { id, at: Timestamp::from_millis(1) });
+
+    let mut result = committer.commit(vec![unit(commands, Some(reply)), unit(vec![other], None)]);
+
+    assert!(result.failure.is_none(), "{:?}", result.failure);
+    let outcomes = result.replies.pop().unwrap().1.unwrap();
+    assert_eq!(outcomes.len(), fit + 2);
+    assert!(outcomes[..fit].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
+    assert!(matches!(outcomes[fit], Outcome::TooManyTargets), "{:?}", outcomes[fit]);
+    assert!(matches!(outcomes[fit + 1], Outcome::TooManyTargets), "it overtakes the one before it");
+    let committed = result.committed.unwrap();
+    assert_eq!((committed.records.len(), committed.announced.len()), (fit, fit * ENDPOINTS));
+    let least = fit * ENDPOINTS * size_of::<LaneChange>();
+    assert!(committer.unapplied().bytes() > least, "{} of {least}", committer.unapplied().bytes());
+    drop(committed);
+    assert_eq!(committer.unapplied().bytes(), 0);
+
+    let next = committer.commit(result.unwritten);
+    assert_eq!(next.committed.unwrap().records.len(), 1, "the unit behind it goes on");
+    let again = committer.commit(vec![unit(vec![draft(None)], None)]);
+    assert_eq!(again.committed.unwrap().announced.len(), ENDPOINTS, "and so does the refused event alone");
+}
+
+#[test]
+fn a_group_whose_events_go_to_many_endpoints_is_closed_early_and_the_rest_keeps_its_order() {
+    let mut committer = committer(&MemoryDisk::new());
+    let fit = limits::COMMIT_TARGETS.div_ceil(ENDPOINTS);
+    let event = |number: u64| {
+        let mut command = draft(None);
+        if let Command::Publish(draft) = &mut command {
+            draft.timestamp = Some(Timestamp::from_millis(number));
+        }
+        unit(vec![command], None)
+    };
+    let count = 2 * fit + 3;
+    let mut waiting: Vec<_> = (0..count as u64).map(event).collect();
+    let (mut sizes, mut seen) = (Vec::new(), Vec::new());
+    while !waiting.is_empty() {
+        let result = committer.commit(waiting);
+        let committed = result.committed.unwrap();
+        sizes.push(committed.records.len());
+        for (_, record) in &committed.records {
+            let Record::EventAccepted(event) = record else { panic!("{record:?}") };
+            seen.push(event.timestamp.millis());
+        }
+        waiting = result.unwritten;
+    }
+    assert_eq!(sizes, [fit, fit, 3]);
+    assert_eq!(seen, (0..count as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_full_disk_refuses_also_those_whom_a_group_had_no_room_for() {
+    let disk = MemoryDisk::new();
+    let mut committer = committer(&disk);
+    disk.set_bytes_max(Some(0));
+    let fit = limits::COMMIT_TARGETS.div_ceil(ENDPOINTS);
+    let (reply, _answer) = oneshot::channel();
+    let mut units: Vec<_> = (0..fit).map(|_| unit(vec![draft(None)], None)).collect();
+    units.push(unit(vec![draft(None)], Some(reply)));
+    let mut result = committer.commit(units);
+    assert!(matches!(result.failure, Some(AppendError::DiskFull)), "{:?}", result.failure);
+    assert_eq!(result.unwritten.len(), fit);
+    assert!(matches!(result.replies.pop(), Some((_, Err(Refusal::DiskFull)))));
+}
