@@ -644,13 +644,20 @@ pub(crate) struct WriterThread {
 }
 
 impl WriterThread {
+    /// However it ends, nobody waits for it any longer.
     fn run(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.take_turns())).is_err() {
+            self.health.fail("the writer panicked");
+        }
+        self.queue.abandon();
+    }
+
+    fn take_turns(&mut self) {
         loop {
             self.set_busy(true);
             self.wait_for_the_state();
             self.set_busy(false);
             if !self.turn() {
-                self.queue.abandon();
                 return;
             }
         }

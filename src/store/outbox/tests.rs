@@ -130,6 +130,49 @@ async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
     again.outbox.stop();
 }
 
+/// Panics from the second time on that it is asked for.
+struct Broken(Clock);
+
+impl Source for Broken {
+    fn now(&mut self) -> Timestamp {
+        assert!(self.0.now().millis() < 3_000_000_000_002, "as a mistake of the writer would");
+        Timestamp::from_millis(3_000_000_000_000)
+    }
+
+    fn random(&mut self) -> u128 {
+        7
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_the_writer_ends_the_life_and_nobody_waits_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let admission = Admission { bytes: 1 << 20, commands: 1_000 };
+    let source = Box::new(Broken(Clock(3_000_000_000_000)));
+    let path = directory.path();
+    let opened = Outbox::open(path, admission, source, Arc::new(|_, _| ()), &mut |_| ()).unwrap();
+    let unit = |number| Unit {
+        commands: vec![super::super::writer::Command::Record(record(number))],
+        prepared: Prepared::default(),
+        reply: None,
+    };
+    let outbox = &opened.outbox;
+    outbox.submit(unit(1)).await.unwrap();
+    // The second is in the writer's hands when it panics; the third comes when it is gone.
+    let lost = tokio::time::timeout(Duration::from_secs(60), outbox.submit(unit(2))).await;
+    assert!(lost.expect("an answer").is_err());
+    let mut health = outbox.health();
+    let failed = health.wait_for(|health| matches!(health, Health::Failed(_)));
+    let failed = tokio::time::timeout(Duration::from_secs(60), failed).await;
+    assert!(failed.expect("the health tells").is_ok());
+    assert!(matches!(outbox.submit(unit(3)).await, Err(Unavailable::Failed(_))));
+    outbox.stop();
+    drop(opened);
+    let again = open(path).unwrap();
+    assert_eq!(again.outbox.journal().last_position(), Position(1));
+    again.outbox.stop();
+}
+
 #[test]
 fn what_the_system_refuses_is_no_damage() {
     let of = |error: std::io::Error| StateError::Io(error).is_of_the_system();
