@@ -43,6 +43,26 @@ pub struct Event {
     pub idempotency: Vec<Idempotency>,
 }
 
+/// Bytes of an event beside what has a length of its own: its members, and what it takes to keep it somewhere.
+const OVERHEAD_BYTES: usize = 512;
+
+const _: () = assert!(OVERHEAD_BYTES >= size_of::<Event>() + 2 * size_of::<Idempotency>());
+
+/// Bytes that an event made of these holds in memory, about, without its targets. Every bound of what waits, is kept or
+/// goes to a page weighs by this.
+#[must_use]
+pub fn weigh(
+    names: &[&str],
+    metadata: Option<&Bytes>,
+    attributes: &[(Box<str>, Box<str>)],
+    data: &Bytes,
+) -> usize {
+    let names: usize = names.iter().map(|name| name.len()).sum();
+    let pair = size_of::<(Box<str>, Box<str>)>();
+    let attributes: usize = attributes.iter().map(|(name, value)| pair + name.len() + value.len()).sum();
+    OVERHEAD_BYTES + names + metadata.map_or(0, Bytes::len) + attributes + data.len()
+}
+
 /// Names of an event's attributes. Those without a name here are extensions of a CloudEvent, in lower-case letters and
 /// digits; one whose value is a JSON number or boolean ends with [`NOT_TEXT`](attribute::NOT_TEXT).
 pub mod attribute {
@@ -73,6 +93,17 @@ impl Event {
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&str> {
         attribute::find(&self.attributes, name)
+    }
+
+    /// Bytes that it holds in memory, about; see [`weigh`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let stream = self.stream.as_ref().map_or("", |(stream, _)| stream.as_str());
+        let ordering_key = self.ordering_key.as_ref().map_or("", OrderingKey::as_str);
+        let (id, tenant, event_type) = (self.id.as_str(), self.tenant.as_str(), self.event_type.as_str());
+        let names = [id, tenant, event_type, self.version.as_str(), stream, ordering_key];
+        weigh(&names, self.metadata.as_ref(), &self.attributes, &self.data)
+            + size_of_val(self.targets.as_slice())
     }
 
     /// How many engines it came through before this one.

@@ -6,18 +6,11 @@ use std::sync::Arc;
 use crate::domain::{Event, Position};
 use crate::limits;
 
-/// Bytes that an event holds beside its data.
-const EVENT_OVERHEAD_BYTES: usize = 512;
-
 #[derive(Debug, Default)]
 pub(super) struct Payloads {
     events: HashMap<Position, (Arc<Event>, usize)>,
     order: VecDeque<Position>,
     bytes: usize,
-}
-
-fn weight(event: &Event) -> usize {
-    EVENT_OVERHEAD_BYTES + event.data.len()
 }
 
 impl Payloads {
@@ -26,7 +19,7 @@ impl Payloads {
         if event.targets.is_empty() {
             return;
         }
-        self.bytes += weight(event);
+        self.bytes += event.weight();
         self.events.insert(position, (event.clone(), event.targets.len()));
         self.order.push_back(position);
         while self.bytes > limits::PAYLOAD_CACHE_BYTES_MAX {
@@ -52,7 +45,69 @@ impl Payloads {
 
     fn remove(&mut self, position: Position) {
         if let Some((event, _)) = self.events.remove(&position) {
-            self.bytes -= weight(&event);
+            self.bytes -= event.weight();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::{EndpointNumber, Tenant, Timestamp};
+
+    fn event() -> Event {
+        Event {
+            id: "evt_1".parse().unwrap(),
+            tenant: Tenant::DEFAULT.parse().unwrap(),
+            event_type: "order.paid".parse().unwrap(),
+            version: "1.0".parse().unwrap(),
+            timestamp: Timestamp::default(),
+            accepted_at: Timestamp::default(),
+            stream: None,
+            ordering_key: None,
+            deliver_at: None,
+            metadata: None,
+            attributes: Vec::new(),
+            data: Bytes::from_static(b"{}"),
+            targets: vec![EndpointNumber(1)],
+            idempotency: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn all_that_an_event_holds_counts_towards_the_bound() {
+        let large = 16 * 1024;
+        let text: Box<str> = "x".repeat(large).into();
+        let name = "x".repeat(limits::NAME_BYTES_MAX);
+        let own = size_of::<Event>();
+        let variants = [
+            (own + large, Event { data: vec![b'1'; large].into(), ..event() }),
+            (own + large, Event { metadata: Some(vec![b' '; large].into()), ..event() }),
+            (own + large, Event { attributes: vec![(text.clone(), "a".into())], ..event() }),
+            (own + large, Event { attributes: vec![("a".into(), text)], ..event() }),
+            (own + 4 * large, Event { targets: vec![EndpointNumber(1); large], ..event() }),
+            (
+                own + 2 * name.len(),
+                Event {
+                    stream: Some((name.parse().unwrap(), 1)),
+                    ordering_key: Some(name.parse().unwrap()),
+                    ..event()
+                },
+            ),
+            (own, event()),
+        ];
+        for (least, event) in variants {
+            let event = Arc::new(event);
+            let fit = limits::PAYLOAD_CACHE_BYTES_MAX / least;
+            let mut payloads = Payloads::default();
+            for position in 0..=fit as u64 {
+                payloads.insert(Position(position), &event);
+            }
+            assert!(payloads.events.len() <= fit, "{} of at least {least} bytes", payloads.events.len());
+            assert!(payloads.take(Position(0)).is_none(), "the oldest goes first");
+            assert!(payloads.take(Position(fit as u64)).is_some());
         }
     }
 }

@@ -450,9 +450,9 @@ fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> b
     page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
 }
 
-/// What an event brings to a page, about.
+/// What an event brings to a page, about: itself, and a word on each of its deliveries.
 fn event_bytes(event: &Event) -> usize {
-    event.data.len() + event.metadata.as_ref().map_or(0, bytes::Bytes::len) + 256 * (1 + event.targets.len())
+    event.weight() + 256 * event.targets.len()
 }
 
 /// The API's word for an endpoint's status.

@@ -86,9 +86,7 @@ impl CodecError {
 #[must_use]
 pub fn size_hint(record: &Record) -> usize {
     match record {
-        Record::EventAccepted(event) => {
-            256 + event.data.len() + event.metadata.as_ref().map_or(0, bytes::Bytes::len)
-        }
+        Record::EventAccepted(event) => event.weight(),
         Record::AttemptFinished { attempt, .. } => 96 + attempt.reply.len(),
         _ => 256,
     }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{
     EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
-    StreamName, Tenant, Timestamp, attribute,
+    StreamName, Tenant, Timestamp, attribute, weigh,
 };
 
 /// An event as its publisher posted it, checked at the door.
@@ -49,6 +49,17 @@ impl EventDraft {
             (None, _, _) => return None,
         };
         Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
+    }
+
+    /// Bytes that it holds in memory, about; see [`weigh`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let id = self.id.as_ref().map_or("", EventId::as_str);
+        let stream = self.stream.as_ref().map_or("", StreamName::as_str);
+        let ordering_key = self.ordering_key.as_ref().map_or("", OrderingKey::as_str);
+        let (tenant, event_type) = (self.tenant.as_str(), self.event_type.as_str());
+        let names = [id, tenant, event_type, self.version.as_str(), stream, ordering_key];
+        weigh(&names, self.metadata.as_ref(), &self.attributes, &self.data)
     }
 
     /// Whether it can only be judged with what the state knows.

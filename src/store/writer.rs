@@ -529,7 +529,7 @@ pub fn stands_alone(unit: &Unit) -> bool {
 #[must_use]
 pub fn weight(unit: &Unit) -> (usize, usize) {
     let bytes = unit.commands.iter().map(|command| match command {
-        Command::Publish(draft) => draft.data.len() + 256,
+        Command::Publish(draft) => draft.weight(),
         Command::PutEndpoint(_) => 4096,
         Command::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
         Command::DeleteEndpoint { .. } | Command::Record(_) => 64,

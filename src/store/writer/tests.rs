@@ -128,3 +128,14 @@ fn a_full_disk_refuses_also_those_whom_a_group_had_no_room_for() {
     assert_eq!(result.unwritten.len(), fit);
     assert!(matches!(result.replies.pop(), Some((_, Err(Refusal::DiskFull)))));
 }
+
+#[test]
+fn all_that_an_event_holds_counts_while_it_waits() {
+    let Command::Publish(plain) = draft(None) else { unreachable!() };
+    let of = |draft: EventDraft| weight(&unit(vec![Command::Publish(Box::new(draft))], None)).1;
+    let bare = of(EventDraft::clone(&plain));
+    let metadata = Some(vec![b' '; 10_000].into());
+    let attributes = vec![("a".into(), "x".repeat(10_000).into())];
+    assert!(of(EventDraft { metadata, ..EventDraft::clone(&plain) }) >= bare + 10_000);
+    assert!(of(EventDraft { attributes, ..*plain }) >= bare + 10_000);
+}
