@@ -61,8 +61,8 @@ pub const FAILING_ADDRESSES_MAX: usize = 4_096;
 pub const FAILURES_BURST: u32 = 300;
 /// One more wrong key after each of these.
 pub const FAILURES_INTERVAL: Duration = Duration::from_secs(1);
-/// A key of at least this many characters cannot be guessed, and is judged however many wrong ones came before.
-pub const GUESSABLE_KEY_BYTES: usize = 32;
+/// A key of at least this many bytes cannot be guessed, and is judged however many wrong ones came before.
+pub const UNGUESSABLE_KEY_BYTES_MIN: usize = 32;
 
 // ---- endpoints -------------------------------------------------------------------------------------------------
 

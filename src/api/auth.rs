@@ -1,7 +1,7 @@
 //! Who calls, and what that caller may do.
 //!
 //! Keys are compared by their SHA-256: the configured admin key in constant time, the others by looking up their hash.
-//! Generated keys cannot be guessed, and neither can an admin key of [`limits::GUESSABLE_KEY_BYTES`] or more: they are
+//! Generated keys cannot be guessed, and neither can an admin key of [`limits::UNGUESSABLE_KEY_BYTES_MIN`] or more: they are
 //! judged always, so that nobody can lock them out. A shorter admin key is not judged from an address that has sent too
 //! many wrong ones.
 
@@ -139,7 +139,7 @@ pub struct AdminKey {
 impl AdminKey {
     #[must_use]
     pub fn new(secret: &str) -> Self {
-        Self { hash: hash_secret(secret), can_be_guessed: secret.len() < limits::GUESSABLE_KEY_BYTES }
+        Self { hash: hash_secret(secret), can_be_guessed: secret.len() < limits::UNGUESSABLE_KEY_BYTES_MIN }
     }
 }
 

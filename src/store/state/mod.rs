@@ -21,7 +21,7 @@ use crate::projections::audit::{self, Terms};
 use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, stats, streams};
-use crate::store::disk::is_disk_full;
+use crate::store::disk::{is_disk_full, is_out_of_descriptors};
 
 /// What is wrong with the state. All of it is mended by a rebuild from the journal.
 #[derive(Debug, thiserror::Error)]
@@ -55,16 +55,11 @@ impl StateError {
     pub fn is_of_the_system(&self) -> bool {
         let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
         let of_the_system = |error: &io::Error| {
-            is_disk_full(error)
-                || denied.contains(&error.kind())
-                || error.raw_os_error().is_some_and(|code| OPEN_FILES_ERRORS.contains(&code))
+            is_disk_full(error) || is_out_of_descriptors(error) || denied.contains(&error.kind())
         };
         self.io().is_some_and(of_the_system)
     }
 }
-
-/// `ENFILE` and `EMFILE`, which have no kind of their own.
-const OPEN_FILES_ERRORS: [i32; 2] = [23, 24];
 
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
 const CURSOR: &[u8] = b"A";
