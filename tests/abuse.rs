@@ -527,8 +527,13 @@ async fn whoever_tries_keys_is_held_off_and_locks_nobody_out() {
     // 300 at once, and one more each second that this took.
     let judged = statuses[&401];
     assert!((200..400).contains(&judged) && statuses[&429] == 1_000 - judged, "{statuses:?}");
-    let (status, ..) = list_with(&attacker, &daemon, admin).await;
-    assert_eq!(status, 429, "a key that can be guessed was judged after a thousand guesses");
+    // A second may end just before the key is shown, not ten times.
+    let mut held_off = false;
+    for _ in 0..10 {
+        list_with(&attacker, &daemon, "Bearer guess").await;
+        held_off |= list_with(&attacker, &daemon, admin).await.0 == 429;
+    }
+    assert!(held_off, "a key that can be guessed was judged after a thousand guesses");
     for client in [&client_at(66), &client_at(1)] {
         assert_eq!(list_with(client, &daemon, &generated).await.0, 200, "a good key is locked out");
     }

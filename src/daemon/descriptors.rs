@@ -19,7 +19,8 @@ pub(super) fn available() -> usize {
 }
 
 /// Lowers what is configured to what fits: half of what is there for connections of clients, a quarter for requests in
-/// flight, and a quarter for connections to receivers that are kept for later. Gives what was lowered, in words.
+/// flight. Connections to receivers that are kept for later take of the rest, and are given up when there is none. Gives
+/// what was lowered, in words.
 ///
 /// # Errors
 /// In words, when there are too few for anything.
