@@ -6,6 +6,7 @@
 mod descriptors;
 mod progress;
 mod settings;
+mod supervisor;
 mod verify;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -35,6 +36,7 @@ use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
 use progress::Meter;
 use settings::{courier_settings, keep, load_to_fit};
+use supervisor::{Supervisor, Word};
 
 pub use settings::{api_config, settings};
 pub use verify::verify;
@@ -89,7 +91,9 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         })
         .build()?;
     let setup = Setup { options: options.clone(), config, descriptors };
-    let ended = runtime.block_on(run(setup, started));
+    let (supervisor, telling) = Supervisor::new()?;
+    let ended = runtime.block_on(run(setup, started, supervisor));
+    telling.end();
     // Whoever still waits for a name server is not waited for.
     runtime.shutdown_background();
     ended
@@ -124,11 +128,11 @@ fn announce(text: &str) {
     }
 }
 
-async fn run(setup: Setup, started: Started) -> anyhow::Result<ExitCode> {
+async fn run(setup: Setup, started: Started, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let Setup { options, config, .. } = &setup;
     // From here on a reload that comes too early waits; by default it would end the process.
     let hangup = signal(SignalKind::hangup())?;
-    notify(&[sd_notify::NotifyState::Status("recovering")]);
+    supervisor.tell(Word::Recovering);
     let metrics = Arc::new(Metrics::new());
     let told = watch::Sender::new(Run::On);
     let seats = Seats::new(config.server.max_connections);
@@ -157,12 +161,19 @@ async fn run(setup: Setup, started: Started) -> anyhow::Result<ExitCode> {
     let bounds = bounds(config, seats, &started);
     serving.spawn(api::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
 
-    let beating = tokio::spawn(beat(dispatcher.heartbeat(), || notify(&[sd_notify::NotifyState::Watchdog])));
+    let beating = tokio::spawn(beat(dispatcher.heartbeat(), {
+        let supervisor = supervisor.clone();
+        move || supervisor.tell(Word::Alive)
+    }));
     let mut delivering = tokio::spawn(dispatcher.run(told.subscribe(), config.delivery.drain_timeout));
     let retaining = tokio::spawn(retention::run(engine.clone(), keep(config)));
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("serving")]);
-    let early = signals.until_the_end(&setup, &engine, &api, &mut delivering).await;
-    notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("draining")]);
+    supervisor.tell(Word::Ready(None));
+    let on_hangup = || {
+        supervisor.tell(Word::Reloading);
+        supervisor.tell(Word::Ready(on_hangup(&setup, &engine, &api).err()));
+    };
+    let early = signals.until_the_end(on_hangup, &mut delivering).await;
+    supervisor.tell(Word::Stopping);
     tracing::info!("stopping");
     told.send_replace(Run::Draining);
     let mut drained = std::pin::pin!(async {
@@ -382,12 +393,10 @@ impl Signals {
         tokio::time::sleep(more).await;
     }
 
-    /// Waits for a signal that ends the daemon; reloads on SIGHUP. Gives the delivery loop's end when that came first.
+    /// Waits for a signal that ends the daemon; does on SIGHUP what is said. Gives the delivery loop's end when that came first.
     async fn until_the_end(
         &mut self,
-        setup: &Setup,
-        engine: &Engine,
-        api: &Arc<Api>,
+        on_hangup: impl Fn(),
         delivering: &mut tokio::task::JoinHandle<Result<(), Unavailable>>,
     ) -> Option<Delivered> {
         loop {
@@ -395,28 +404,20 @@ impl Signals {
                 _ = self.terminate.recv() => return None,
                 _ = self.interrupt.recv() => return None,
                 ended = &mut *delivering => return Some(ended),
-                _ = self.hangup.recv() => on_hangup(setup, engine, api),
+                _ = self.hangup.recv() => on_hangup(),
             }
         }
     }
 }
 
-/// Does what SIGHUP asks for; tells the log and the supervisor.
-fn on_hangup(setup: &Setup, engine: &Engine, api: &Arc<Api>) {
-    if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
-        notify(&[sd_notify::NotifyState::Reloading, now]);
+/// Does what SIGHUP asks for; tells the log. The error says why nothing changed.
+fn on_hangup(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> Result<(), String> {
+    let reloaded = reload(setup, engine, api);
+    match &reloaded {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(error) => tracing::error!(%error, "the new configuration is bad; the old one stays"),
     }
-    let said = match reload(setup, engine, api) {
-        Ok(()) => {
-            tracing::info!("configuration reloaded");
-            "serving".to_owned()
-        }
-        Err(error) => {
-            tracing::error!(%error, "the new configuration is bad; the old one stays");
-            format!("serving; the new configuration is bad: {error}").replace('\n', " ")
-        }
-    };
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&said)]);
+    reloaded.map_err(|error| error.to_string())
 }
 
 /// Takes over the new configuration, when it is good and differs only in what can change while running.
@@ -435,13 +436,6 @@ fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> 
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-}
-
-/// Without a supervisor there is nobody to tell.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(false, states) {
-        tracing::debug!(%error, "the supervisor could not be told");
-    }
 }
 
 #[cfg(test)]

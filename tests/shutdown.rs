@@ -366,6 +366,30 @@ async fn the_supervisor_hears_when_it_is_ready_turning_reloading_and_stopping() 
     assert_eq!(daemon.ended_within(PATIENCE).await, Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_that_does_not_read_holds_nothing_up() {
+    let below = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(below.path());
+    let flood = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    flood.set_nonblocking(true).unwrap();
+    while flood.send_to(b"STATUS=nothing more fits", &supervisor.path).is_ok() {}
+    let mut command = support::serve(&below.path().join("data"), &["--dev"]);
+    command.env("NOTIFY_SOCKET", &supervisor.path).env("BALTO__LOG__LEVEL", "off");
+    let mut daemon = Daemon::spawn(command);
+    let deadline = Instant::now() + PATIENCE;
+    while readiness(&daemon).await.is_none_or(|(status, _)| status != 200) {
+        assert!(Instant::now() < deadline, "the daemon waits for its supervisor");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // More words than can wait for it.
+    for _ in 0..20 {
+        daemon.signal("HUP");
+        assert_eq!(daemon.call("POST", "/events", &[], EVENT).await.0, 202);
+    }
+    daemon.signal("TERM");
+    assert_eq!(daemon.ended_within(PATIENCE).await, Some(0));
+}
+
 /// The unit that is shipped: what it may do to the machine, as systemd itself judges it.
 #[test]
 fn the_unit_is_hardened() {
