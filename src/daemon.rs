@@ -204,17 +204,7 @@ async fn run(setup: Setup, started: Started, supervisor: Supervisor) -> anyhow::
             true
         }
     };
-    let mut stopped = tokio::task::spawn_blocking(move || engine.stop_outbox());
-    let unanswered = tokio::select! {
-        stopped = &mut stopped => {
-            stopped?;
-            false
-        }
-        () = signals.end_and(STORE_PATIENCE) => {
-            tracing::error!("the disk does not answer, and is not waited for; what was acknowledged is on it");
-            true
-        }
-    };
+    let unanswered = !signals.store_stops(engine).await;
     ops.abort_all();
     let code = if failed || unanswered { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS };
     tracing::info!("stopped");
@@ -391,6 +381,18 @@ impl Signals {
     async fn end_and(&mut self, more: Duration) {
         self.end().await;
         tokio::time::sleep(more).await;
+    }
+
+    /// The store writes what waits. Gives whether it did: whoever is told again to stop waits no longer for the disk.
+    async fn store_stops(&mut self, engine: Engine) -> bool {
+        let mut stopping = tokio::task::spawn_blocking(move || engine.stop_outbox());
+        tokio::select! {
+            stopped = &mut stopping => stopped.is_ok(),
+            () = self.end_and(STORE_PATIENCE) => {
+                tracing::error!("the disk does not answer, and is not waited for; what was acknowledged is on it");
+                false
+            }
+        }
     }
 
     /// Waits for a signal that ends the daemon; does on SIGHUP what is said. Gives the delivery loop's end when that came first.
