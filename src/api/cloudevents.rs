@@ -20,6 +20,7 @@ use super::{Call, body, events, idempotency, text};
 use crate::domain::{EventType, Expected, OrderingKey, Tenant, Timestamp, attribute};
 use crate::engine::types::EventDraft;
 use crate::limits;
+use crate::rules::append::Judged;
 
 pub const STRUCTURED: &str = "application/cloudevents+json";
 pub const BATCHED: &str = "application/cloudevents-batch+json";
@@ -433,6 +434,7 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
         event_type,
         data,
         only: None,
+        namesake: Judged::Fresh,
     })
 }
 

@@ -14,7 +14,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let (after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
     let delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
     let event_id: Option<EventId> = call.query.get("eventId")?;
-    let lookup = call.principal.tenant(common.tenant.clone())?;
+    let (scope, lookup) = call.event_scope()?;
     let mut filter = Filter {
         tenant: call.principal.filter(common.tenant)?,
         event_type: common.event_type,
@@ -27,7 +27,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
         return Ok(lists::nothing());
     }
     if let Some(id) = event_id {
-        match call.api.engine.event(&call.principal.scope, &lookup, &id).await? {
+        match call.api.engine.event(&scope, &lookup, &id).await? {
             Some(view) => filter.event = Some(view.position),
             None => return Ok(lists::nothing()),
         }

@@ -22,6 +22,7 @@ use crate::domain::{
 };
 use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView};
 use crate::limits;
+use crate::rules::append::Judged;
 use crate::rules::handshake;
 use crate::rules::signature::{self, SecretError, SigningKey};
 
@@ -398,6 +399,7 @@ pub async fn test(call: &Call) -> Result<Reply, Problem> {
         idempotency,
         fingerprint: idempotency::fingerprint(&call.body),
         only: Some(endpoint.number),
+        namesake: Judged::Fresh,
     };
     let accepted = call.api.engine.publish(draft).await?;
     Ok(events::accepted_reply(call, &accepted))

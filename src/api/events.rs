@@ -23,6 +23,7 @@ use super::{Call, body, cloudevents, text};
 use crate::domain::{EndpointId, EventId, Expected, Idempotency, Tenant, TraceParent, attribute};
 use crate::engine::types::{Accepted, Answer, ChangeError, EventDraft, Filter, PublishError, Remembered};
 use crate::limits;
+use crate::rules::append::Judged;
 
 pub const NDJSON: &str = "application/x-ndjson";
 
@@ -164,6 +165,7 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
         idempotency: None,
         fingerprint,
         only: None,
+        namesake: Judged::Fresh,
     })
 }
 
@@ -434,8 +436,8 @@ pub struct BatchAnswer {
 /// `GET /v1/events/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let id: EventId = call.named("event")?;
-    let tenant = call.principal.tenant(call.query.get("tenant")?)?;
-    match call.api.engine.event(&call.principal.scope, &tenant, &id).await? {
+    let (scope, tenant) = call.event_scope()?;
+    match call.api.engine.event(&scope, &tenant, &id).await? {
         Some(view) => Ok(Reply::json(200, &EventBody::new(&view))),
         None => Err(call.no_such_event(&tenant)),
     }
@@ -473,7 +475,7 @@ pub struct ReplayInput {
 /// `POST /v1/events/{id}/replay`
 pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let id: EventId = call.named("event")?;
-    let tenant = call.principal.tenant(call.query.get("tenant")?)?;
+    let (scope, tenant) = call.event_scope()?;
     let input: ReplayInput = body::parse_or_default(&call.body)?;
     let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
     let run = match call.once(tenant.as_str()).await? {
@@ -481,7 +483,7 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
         Once::First(idempotency, guard) => (idempotency, guard),
     };
     let engine = &call.api.engine;
-    let count = match engine.replay_event(&call.principal.scope, &tenant, &id, endpoints).await {
+    let count = match engine.replay_event(&scope, &tenant, &id, endpoints).await {
         Err(ChangeError::NotFound) => return Err(call.no_such_event(&tenant)),
         // Known before, so they are of another tenant than the event, or were deleted just now.
         Err(ChangeError::NotAllowed(why)) => return Err(Problem::invalid("/endpointIds", why)),

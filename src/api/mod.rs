@@ -45,7 +45,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::{RetryPolicy, SenderName, Tenant};
 use crate::engine::Engine;
-use crate::engine::types::ChangeError;
+use crate::engine::types::{ChangeError, Scope};
 use crate::limits;
 use auth::{Access, AdminKey, Principal};
 use body::{Held, Room};
@@ -172,8 +172,18 @@ impl Call {
         }
     }
 
-    /// 404 for the event that the path names. A generated id is found in any tenant that the caller sees, a chosen one in
-    /// its own alone: whoever sees several has to say which.
+    /// Where an event is looked up by its id: one that the daemon gave in the tenant that is named, else in all that the key
+    /// may see; one that was chosen in the tenant that is named, else in the key's own, else in `default`.
+    ///
+    /// # Errors
+    /// 422 when the tenant is none, 403 when the key is bound to another.
+    pub fn event_scope(&self) -> Result<(Scope, Tenant), Problem> {
+        let named: Option<Tenant> = self.query.get("tenant")?;
+        let scope = Scope(self.principal.filter(named.clone())?);
+        Ok((scope, self.principal.tenant(named)?))
+    }
+
+    /// 404 for the event that the path names.
     #[must_use]
     pub fn no_such_event(&self, tenant: &Tenant) -> Problem {
         let hint = if self.principal.scope.0.is_none() && self.query.text("tenant").is_none() {

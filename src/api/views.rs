@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 
 use super::auth::Principal;
 use super::text::{Span, Time};
-use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, EventId, Network, Next, attribute};
+use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, Network, Next, attribute};
 use crate::engine::types::{
-    Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView,
+    Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView, is_chosen,
 };
 
 /// The answer to a posted event.
@@ -63,19 +63,14 @@ impl<'a> AcceptedBody<'a> {
     }
 }
 
-/// Where the event can be read. A chosen id is only unique in its tenant, so the address may have to name it.
+/// Where the event can be read. A chosen id is unique in its tenant only, so the address may have to name it.
 #[must_use]
 pub fn event_url(event: &Event, default_tenant: &str) -> String {
-    if is_generated(&event.id) || event.tenant.as_str() == default_tenant {
-        format!("/v1/events/{}", event.id)
-    } else {
+    if event.tenant.as_str() != default_tenant && is_chosen(event) {
         format!("/v1/events/{}?tenant={}", event.id, event.tenant)
+    } else {
+        format!("/v1/events/{}", event.id)
     }
-}
-
-/// `evt_` and a ULID.
-fn is_generated(id: &EventId) -> bool {
-    id.as_str().strip_prefix("evt_").is_some_and(|ulid| ulid.len() == 26)
 }
 
 #[derive(Serialize, JsonSchema)]

@@ -16,6 +16,7 @@ use crate::limits;
 use crate::projections::reads;
 use crate::rules::matching::pattern_matches;
 use crate::store::recent::Prepared;
+use crate::store::types::generated_at;
 use crate::store::writer::{Command, Outcome, Unit};
 
 fn unit(commands: Vec<Command>) -> Unit {
@@ -43,10 +44,11 @@ impl Engine {
     }
 
     /// Each event stands alone; results in order.
-    pub async fn publish_batch(&self, drafts: Vec<EventDraft>) -> Vec<Result<Accepted, PublishError>> {
+    pub async fn publish_batch(&self, mut drafts: Vec<EventDraft>) -> Vec<Result<Accepted, PublishError>> {
         let count = drafts.len();
-        let mut unit = unit(drafts.into_iter().map(|draft| Command::Publish(Box::new(draft))).collect());
         let submitted = async {
+            self.look_for_namesakes(&mut drafts).await?;
+            let mut unit = unit(drafts.into_iter().map(|draft| Command::Publish(Box::new(draft))).collect());
             unit.prepared = self.outbox().prepare(&unit).await?;
             self.outbox().submit(unit).await
         };
@@ -61,6 +63,23 @@ impl Engine {
             results.push(result);
         }
         results
+    }
+
+    /// A chosen id may be one that the daemon has given to another event of the tenant. Nobody knows such an id before
+    /// its event is in the journal, so that what the journal says here is the last word.
+    async fn look_for_namesakes(&self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
+        let shaped = |draft: &&mut EventDraft| draft.id.as_ref().and_then(generated_at).is_some();
+        let shaped: Vec<_> = drafts.iter_mut().filter(shaped).collect();
+        if shaped.is_empty() {
+            return Ok(());
+        }
+        let ids = shaped.iter().filter_map(|draft| draft.id.clone()).collect();
+        for (draft, found) in shaped.into_iter().zip(self.generated_events(ids).await?) {
+            if let Some((position, event)) = found.filter(|(_, event)| event.tenant == draft.tenant) {
+                draft.namesake = draft.judge_namesake(position, &event);
+            }
+        }
+        Ok(())
     }
 
     async fn published(&self, outcome: Outcome) -> Result<Accepted, PublishError> {
@@ -100,7 +119,7 @@ impl Engine {
         endpoints: Option<Vec<EndpointId>>,
     ) -> Result<u64, ChangeError> {
         let _held = self.outbox().hold_events().await;
-        let found = self.find_event(tenant, id).await?.filter(|(_, event)| scope.covers(&event.tenant));
+        let found = self.find_event(scope, tenant, id).await?;
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
         let numbers: Vec<EndpointNumber> = match endpoints {
             Some(ids) => {

@@ -17,6 +17,7 @@ use crate::domain::{
     DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointNumber, Event, Expected, Tenant,
 };
 use crate::lanes::Turn;
+use crate::rules::append::Judged;
 
 impl Engine {
     /// A receiver's lane turned.
@@ -83,6 +84,7 @@ impl Engine {
             idempotency: None,
             fingerprint: [0; 16],
             only: None,
+            namesake: Judged::Fresh,
         };
         if let Err(error) = self.publish(draft).await {
             tracing::warn!(%error, "an operator event could not be published");

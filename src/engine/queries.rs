@@ -19,8 +19,8 @@ use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
 use crate::store::ReadModel;
 use crate::store::backup::{self, BackupPart};
-use crate::store::journal::ReadError;
-use crate::store::types::chosen_scope;
+use crate::store::journal::{JournalReader, ReadError};
+use crate::store::types::{chosen_scope, generated_at, is_chosen};
 
 /// Bytes of a part of a backup, about.
 const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
@@ -28,7 +28,7 @@ const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
 const BACKUP_HOLD: Duration = Duration::from_secs(120);
 
 impl Engine {
-    /// A chosen id is looked up in `tenant`.
+    /// A chosen id is looked up in `tenant`, one that the daemon gave everywhere in the scope.
     ///
     /// # Errors
     /// When the outbox cannot answer.
@@ -38,54 +38,44 @@ impl Engine {
         tenant: &Tenant,
         id: &EventId,
     ) -> Result<Option<EventView>, Unavailable> {
-        let Some((position, event)) = self.find_event(tenant, id).await? else { return Ok(None) };
-        if !scope.covers(&event.tenant) {
-            return Ok(None);
-        }
+        let Some((position, event)) = self.find_event(scope, tenant, id).await? else { return Ok(None) };
         let facts = self.outbox().read(move |state| state.deliveries_of(position)).await?;
         Ok(Some(self.event_view(position, event, facts).await))
     }
 
-    /// A generated id says when it was made, which leads to its frame; a chosen one is remembered.
+    /// The event that was posted with the id, else the one to which the daemon gave it.
     pub(super) async fn find_event(
         &self,
+        scope: &Scope,
         tenant: &Tenant,
         id: &EventId,
     ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
-        if let Some(ulid) =
-            id.as_str().strip_prefix("evt_").and_then(|text| ulid::Ulid::from_string(text).ok())
-        {
-            let found = self.event_of_time(Timestamp::from_millis(ulid.timestamp_ms()), id.clone()).await?;
-            if let Some((position, event)) = found {
-                // The journal may still have what retention has let go.
-                let known = self.outbox().read(move |state| state.knows(position)).await?;
-                return Ok(known.then_some((position, event)));
-            }
-        }
         let chosen = chosen_scope(tenant, id);
         let known = self
             .outbox()
             .read(move |state| state.request(&chosen).filter(|known| state.knows(known.position)))
             .await?;
-        match known {
-            Some(known) => Ok(self.event_at(known.position).await?.map(|event| (known.position, event))),
-            None => Ok(None),
-        }
+        let found = match known {
+            Some(known) => self.event_at(known.position).await?.map(|event| (known.position, event)),
+            None => self.generated_events(vec![id.clone()]).await?.pop().flatten(),
+        };
+        Ok(found.filter(|(_, event)| scope.covers(&event.tenant)))
     }
 
-    async fn event_of_time(
+    /// For each id the event to which the daemon gave it.
+    pub(super) async fn generated_events(
         &self,
-        at: Timestamp,
-        id: EventId,
-    ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
+        ids: Vec<EventId>,
+    ) -> Result<Vec<Option<(Position, Arc<Event>)>>, Unavailable> {
         let reader = self.outbox().journal().clone();
-        self.blocking(move || {
-            reader.positions_at(at).find_map(|found| match found {
-                Ok((position, Record::EventAccepted(event))) if event.id == id => Some((position, event)),
-                _ => None,
-            })
-        })
-        .await
+        let found: Vec<_> =
+            self.blocking(move || ids.iter().map(|id| generated_event(&reader, id)).collect()).await?;
+        // The journal may still have what retention has let go.
+        let known = move |state: &dyn ReadModel| {
+            let known = |found: Option<(Position, _)>| found.filter(|(position, _)| state.knows(*position));
+            found.into_iter().map(known).collect()
+        };
+        self.outbox().read(known).await
     }
 
     /// Runs file reads off the async threads.
@@ -474,6 +464,16 @@ pub(super) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
         filter.tenant = Some(own.clone());
     }
     Some(filter)
+}
+
+/// The id says when it was made, which leads to its frame.
+fn generated_event(reader: &JournalReader, id: &EventId) -> Option<(Position, Arc<Event>)> {
+    reader.positions_at(generated_at(id)?).find_map(|found| match found {
+        Ok((position, Record::EventAccepted(event))) if event.id == *id && !is_chosen(&event) => {
+            Some((position, event))
+        }
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 pub use crate::courier::tls::IdentityError;
 pub use crate::projections::reads::{Cursor, Filter};
-pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable};
+pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable, is_chosen};
 
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Position, Tenant,

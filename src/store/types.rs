@@ -10,6 +10,7 @@ use crate::domain::{
     EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
     StreamName, Tenant, Timestamp, attribute, weigh,
 };
+use crate::rules::append::Judged;
 
 /// An event as its publisher posted it, checked at the door.
 #[derive(Clone, Debug)]
@@ -35,6 +36,9 @@ pub struct EventDraft {
     pub fingerprint: [u8; 16],
     /// This endpoint alone, whatever its patterns (test events).
     pub only: Option<EndpointNumber>,
+    /// What an earlier event to which the daemon gave the chosen id says about this one; nothing, until the journal is
+    /// asked.
+    pub namesake: Judged,
 }
 
 impl EventDraft {
@@ -49,6 +53,17 @@ impl EventDraft {
             (None, _, _) => return None,
         };
         Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
+    }
+
+    /// What follows from an event of the same tenant to which the daemon gave the chosen id. It was posted without an id,
+    /// so its fingerprint is that of other bytes: what it says is compared.
+    #[must_use]
+    pub fn judge_namesake(&self, position: Position, event: &Event) -> Judged {
+        let is_the_same = self.event_type == event.event_type
+            && self.version == event.version
+            && self.data == event.data
+            && self.stream.as_ref() == event.stream.as_ref().map(|(stream, _)| stream);
+        if is_the_same { Judged::Duplicate(position) } else { Judged::Mismatch(position) }
     }
 
     /// Bytes that it holds in memory, about; see [`weigh`].
@@ -66,6 +81,22 @@ impl EventDraft {
     #[must_use]
     pub fn needs_preparation(&self) -> bool {
         self.stream.is_some() || self.idempotency.is_some() || self.chosen().is_some()
+    }
+}
+
+/// When an id was made, when it is of the shape of those that the daemon makes: `evt_` and a ULID.
+#[must_use]
+pub fn generated_at(id: &EventId) -> Option<Timestamp> {
+    let ulid = ulid::Ulid::from_string(id.as_str().strip_prefix("evt_")?).ok()?;
+    Some(Timestamp::from_millis(ulid.timestamp_ms()))
+}
+
+/// Whether the publisher chose the event's id, which is then unique in its tenant only.
+#[must_use]
+pub fn is_chosen(event: &Event) -> bool {
+    !event.idempotency.is_empty() && {
+        let scope = chosen_scope(&event.tenant, &event.id);
+        event.idempotency.iter().any(|known| known.scope == scope)
     }
 }
 

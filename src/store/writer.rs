@@ -243,6 +243,8 @@ impl Committer {
     /// Judges the units in order and commits them with one `fdatasync`. What many endpoints get fills a group early.
     pub fn commit(&mut self, units: Vec<Unit>) -> GroupResult {
         self.last_time = self.last_time.max(self.source.now()).max(self.journal.last_time());
+        // Whoever has seen an id of an earlier group cannot guess the next ones, and choose one of them before.
+        self.last_ulid = Ulid(self.last_ulid.0 + (self.source.random() >> 64));
         let mut staged = Staged { next: self.journal.next_position(), ..Staged::default() };
         let mut judged = Vec::with_capacity(units.len());
         let mut bounds = Vec::with_capacity(units.len());
@@ -322,6 +324,11 @@ impl Committer {
     }
 
     fn publish(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut Staged) -> Outcome {
+        match draft.namesake {
+            Judged::Fresh => {}
+            Judged::Duplicate(position) => return Outcome::Duplicate(position),
+            Judged::Mismatch(_) => return Outcome::Mismatch,
+        }
         let mut idempotency: Vec<Idempotency> = draft.idempotency.iter().cloned().collect();
         idempotency.extend(draft.chosen());
         for wanted in &idempotency {
@@ -408,7 +415,7 @@ impl Committer {
         let millis = self.last_time.millis();
         self.last_ulid = match self.last_ulid.increment() {
             Some(next) if self.last_ulid.timestamp_ms() == millis => next,
-            // Half of the range stays free, so that counting up within the millisecond cannot run out.
+            // Half of the range stays free, so that going up within the millisecond cannot run out.
             _ => Ulid::from_parts(millis, self.source.random() >> 49),
         };
         format!("evt_{}", self.last_ulid).parse().expect("a ULID is made of letters and digits")

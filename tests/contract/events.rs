@@ -56,6 +56,58 @@ async fn type_and_data_alone_are_needed_and_the_rest_has_its_defaults() {
     publish(&daemon, nulls).await;
 }
 
+/// Such an id may come from another engine, or be one of our own.
+#[tokio::test]
+async fn an_id_that_the_daemon_gave_cannot_be_chosen_for_another_event_of_the_tenant() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let first = publish(&daemon, json!({"type": "a.b", "data": {"n": 1}, "tenant": "acme"})).await;
+    let id = text(&first, "id");
+    let id = id.as_str();
+    let again = json!({"type": "a.b", "data": {"n": 1}, "tenant": "acme", "id": id});
+    let repeated = publish(&daemon, again).await;
+    assert_eq!((&repeated["duplicate"], &repeated["position"]), (&json!(true), &first["position"]));
+    for other in [json!({"type": "a.b", "data": {"n": 2}}), json!({"type": "a.c", "data": {"n": 1}})] {
+        let mut body = other;
+        body["tenant"] = "acme".into();
+        body["id"] = id.into();
+        let (status, answer, _) = daemon.call("POST", "/events", &[], &body.to_string()).await;
+        is_problem(&(status, answer), 422, "idempotency_mismatch", "another event has it");
+        let batch = json!({"events": [body, {"type": "x", "data": 0}]}).to_string();
+        let (status, answer, _) = daemon.call("POST", "/events/batch", &[], &batch).await;
+        let statuses: Vec<_> = (0..2).map(|n| answer["results"][n]["status"].as_u64().unwrap()).collect();
+        assert_eq!((status, statuses), (202, vec![422, 202]), "{answer}");
+    }
+    // Ids are unique within a tenant: another one may choose it, and each finds its own.
+    let theirs =
+        publish(&daemon, json!({"type": "a.b", "data": "theirs", "tenant": "other", "id": id})).await;
+    assert_eq!((&theirs["duplicate"], &theirs["id"]), (&json!(false), &json!(id)), "{theirs}");
+    assert_eq!(text(&theirs, "statusUrl"), format!("/v1/events/{id}?tenant=other"));
+    for (query, tenant, data) in [
+        ("", "acme", json!({"n": 1})),
+        ("?tenant=acme", "acme", json!({"n": 1})),
+        ("?tenant=other", "other", json!("theirs")),
+    ] {
+        let shown = daemon.get(&format!("/events/{id}{query}")).await;
+        assert_eq!((&shown["tenant"], &shown["data"]), (&json!(tenant), &data), "{query}: {shown}");
+    }
+    let (status, answer, _) = daemon.call("GET", &format!("/events/{id}?tenant=third"), &[], "").await;
+    is_problem(&(status, answer), 404, "not_found", "it is of another tenant");
+    // One of another engine, of now and of later, is as good as any other.
+    for foreign in ["evt_01JP7CZ1X0AAAAAAAAAAAAAAAA", "evt_7ZZZZZZZZZZZZZZZZZZZZZZZZZ"] {
+        let event = json!({"type": "a", "data": 1, "tenant": "acme", "id": foreign});
+        let posted = publish(&daemon, event.clone()).await;
+        assert_eq!((&posted["duplicate"], &posted["id"]), (&json!(false), &json!(foreign)), "{posted}");
+        assert_eq!(publish(&daemon, event).await["duplicate"], true);
+        let url = text(&posted, "statusUrl");
+        assert_eq!(
+            daemon.get(url.strip_prefix("/v1").unwrap()).await["position"],
+            posted["position"],
+            "{url}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn what_breaks_a_rule_is_pointed_at() {
     let data = tempfile::tempdir().unwrap();

@@ -13,6 +13,7 @@ use crate::domain::{
     SignaturePreset, Tenant,
 };
 
+use crate::rules::append::Judged;
 use crate::rules::handshake::asked_anew;
 
 const EVERYBODY: Scope = Scope(None);
@@ -326,8 +327,12 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
         fingerprint,
         expires_at: Some(wall().plus(lifetime)),
     });
+    let events = &inner.model.oracle.events;
+    let earlier = chance.percent(3).then(|| chance.within(0, events.len() as u64) as usize);
+    let earlier = earlier.and_then(|number| events.values().nth(number)).map(|event| event.id.clone());
+    let chosen = chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id"));
     let draft = EventDraft {
-        id: chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id")),
+        id: earlier.or(chosen),
         event_type: event_type.parse().expect("a legal type"),
         version: "1.0".parse().expect("a legal version"),
         timestamp: None,
@@ -342,6 +347,7 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
         idempotency,
         fingerprint,
         only: None,
+        namesake: Judged::Fresh,
         tenant,
     };
     Post { draft, key, head }
@@ -437,6 +443,12 @@ fn check_accepted(
     };
     if !accepted.duplicate && durable.data != post.draft.data {
         return Some(format!("{id} was stored with other data"));
+    }
+    let namesake = inner.model.oracle.events.iter().find(|(position, event)| {
+        **position < accepted.position && event.id == id && event.tenant == durable.tenant
+    });
+    if let Some((other, _)) = namesake.filter(|(position, _)| !inner.model.may_be_gone(**position)) {
+        return Some(format!("{id} is at {other} and at {}", accepted.position));
     }
     let now = if accepted.duplicate { wall() } else { durable.accepted_at };
     let scope = post.draft.idempotency.as_ref().map(|idempotency| idempotency.scope);

@@ -15,6 +15,7 @@ use crate::domain::{
     EndpointStatus, ErrorClass, EventId, Expected, Format, Idempotency, Next, Ordering, Position, Record,
     RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
 };
+use crate::rules::append::Judged;
 use crate::store::retention::RetentionPolicy;
 use crate::store::types::EventDraft;
 use crate::store::writer::{Command, Outcome};
@@ -243,6 +244,7 @@ impl<S: Store> Work<S> {
             }),
             fingerprint: [body; 16],
             only: self.percent(5).then(|| EndpointNumber(self.random.u32(1..6))),
+            namesake: Judged::Fresh,
         }
     }
 

@@ -48,11 +48,43 @@ fn draft(only: Option<EndpointNumber>) -> Command {
         idempotency: None,
         fingerprint: [0; 16],
         only,
+        namesake: Judged::Fresh,
     }))
 }
 
 fn unit(commands: Vec<Command>, reply: Option<UnitReply>) -> Unit {
     Unit { commands, prepared: Prepared::default(), reply }
+}
+
+#[test]
+fn whoever_knows_an_id_cannot_tell_the_next_ones() {
+    struct Chance(u128);
+    impl Source for Chance {
+        fn now(&mut self) -> Timestamp {
+            Clock.now()
+        }
+
+        fn random(&mut self) -> u128 {
+            self.0 += 1;
+            self.0 << 80
+        }
+    }
+    let mut committer = committer(&MemoryDisk::new());
+    committer.source = Box::new(Chance(0));
+    let mut last = Ulid::nil();
+    for _ in 0..100 {
+        let (reply, _answer) = oneshot::channel();
+        let mut result = committer.commit(vec![unit(vec![draft(None); 2], Some(reply))]);
+        let outcomes = result.replies.pop().unwrap().1.unwrap();
+        let ids = outcomes.iter().map(|outcome| match outcome {
+            Outcome::Accepted(accepted) => Ulid::from_string(&accepted.event.id.as_str()[4..]).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        let ids: Vec<_> = ids.collect();
+        assert!(ids[0].0 - last.0 > 1 << 15, "{} can be told from {last}", ids[0]);
+        assert!(ids[1] > ids[0], "within a group they go up");
+        last = ids[1];
+    }
 }
 
 #[test]
