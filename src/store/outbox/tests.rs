@@ -1,10 +1,11 @@
 //! Opening what an earlier life, another version or an accident has left; and what ends a life.
 
 use super::*;
-use crate::domain::KeyId;
+use crate::domain::{KeyId, Position, Record};
 use crate::store::codec;
 use crate::store::conformance::data_directory;
 use crate::store::journal::Restorer;
+use crate::store::state::StateError;
 
 struct Clock(u64);
 
@@ -128,6 +129,32 @@ async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
     let again = open(directory.path()).unwrap();
     assert!(again.rebuilt.is_some() && again.replayed == 5, "{:?} {}", again.rebuilt, again.replayed);
     again.outbox.stop();
+}
+
+#[tokio::test]
+async fn a_state_that_does_not_come_back_from_its_disk_is_seen_while_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(directory.path()).unwrap();
+    let outbox = opened.outbox.clone();
+    outbox.read(|_| ()).await.unwrap();
+    let until = async |is_right: fn(Duration) -> bool| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while !is_right(outbox.busy_for()) {
+            assert!(std::time::Instant::now() < deadline, "busy for {:?}", outbox.busy_for());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    until(|busy| busy.is_zero()).await;
+    let (answer, wait) = mpsc::channel::<()>();
+    let asking = tokio::spawn({
+        let outbox = outbox.clone();
+        async move { outbox.read(move |_| drop(wait.recv())).await }
+    });
+    until(|busy| busy > Duration::from_millis(50)).await;
+    answer.send(()).unwrap();
+    asking.await.unwrap().unwrap();
+    until(|busy| busy.is_zero()).await;
+    outbox.stop();
 }
 
 /// Panics from the second time on that it is asked for.

@@ -1,0 +1,196 @@
+//! Opening a data directory: its lock and stamp, its state or a new one, and what the state has not applied yet.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::domain::{Position, Record, Timestamp};
+use crate::store::directory::Directory;
+use crate::store::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
+use crate::store::progress::{OnProgress, Progress};
+use crate::store::state::{State, StateError};
+
+/// Format of the data directory, in the file of this name.
+pub(in crate::store) const FORMAT_FILE: &str = "FORMAT";
+pub(in crate::store) const FORMAT: &str = "balto data directory, format 1\n";
+
+/// Why a data directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path}: {error}")]
+    Io { path: String, error: std::io::Error },
+    #[error("the data directory {0} is in use by another process")]
+    Locked(String),
+    #[error(
+        "{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}"
+    )]
+    Foreign { path: String, found: String },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error(transparent)]
+    Read(ReadError),
+    /// To go on without it would be to lose it.
+    #[error("a newer version has written to this data directory: {0}")]
+    Newer(ReadError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+pub(super) fn io(path: &Path, error: std::io::Error) -> OpenError {
+    OpenError::Io { path: path.display().to_string(), error }
+}
+
+/// Creates or checks the directory, its stamp and its lock.
+pub(super) fn claim(path: &Path) -> Result<File, OpenError> {
+    std::fs::create_dir_all(path).map_err(|error| io(path, error))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("LOCK"))
+        .map_err(|error| io(path, error))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::Locked(path.display().to_string())),
+        Err(std::fs::TryLockError::Error(error)) => return Err(io(path, error)),
+    }
+    let stamp = path.join(FORMAT_FILE);
+    match std::fs::read_to_string(&stamp) {
+        Ok(found) if found == FORMAT => {}
+        Ok(found) => return Err(OpenError::Foreign { path: path.display().to_string(), found }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let foreign = path.join("journal").exists() || path.join("state").exists();
+            if foreign {
+                return Err(OpenError::Foreign {
+                    path: path.display().to_string(),
+                    found: "nothing".to_owned(),
+                });
+            }
+            self::stamp(path).map_err(|error| io(path, error))?;
+        }
+        Err(error) => return Err(io(&stamp, error)),
+    }
+    Ok(lock)
+}
+
+/// Says durably that the directory is a data directory of this format.
+pub(in crate::store) fn stamp(path: &Path) -> std::io::Result<()> {
+    // Under another name first: half a stamp would be a foreign one.
+    let fresh = path.join(FORMAT_FILE).with_extension("new");
+    std::fs::write(&fresh, FORMAT)?;
+    File::open(&fresh)?.sync_all()?;
+    std::fs::rename(&fresh, path.join(FORMAT_FILE))?;
+    File::open(path)?.sync_all()
+}
+
+/// Opens the state, or moves it aside and starts a new one; then replays.
+pub(crate) fn open_state(
+    path: &Path,
+    journal: &mut Journal,
+    report: &mut OpenReport,
+    progress: OnProgress<'_>,
+) -> Result<(State, Option<String>, u64), OpenError> {
+    let directory = path.join("state");
+    let end = journal.reader().last_position();
+    let (mut state, rebuilt) = match State::open(&directory, end) {
+        Ok(state) if state.applied() == Position(0) && end > Position(0) => {
+            (state, Some("the state is missing".to_owned()))
+        }
+        Ok(state) => (state, None),
+        Err(error) if error.is_of_the_system() => return Err(error.into()),
+        Err(error) => {
+            if let StateError::Ahead { applied, .. } = error {
+                report.damage.push(journal.lose_until(applied)?);
+                report.last = applied;
+            }
+            let aside = move_aside(&directory).map_err(|error| io(&directory, error))?;
+            tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
+            (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
+        }
+    };
+    let replayed = catch_up(&mut state, journal, progress)?;
+    Ok((state, rebuilt, replayed))
+}
+
+/// Applies what the journal has and the state has not; gives how many records that was.
+pub(crate) fn catch_up(
+    state: &mut State,
+    journal: &Journal,
+    progress: OnProgress<'_>,
+) -> Result<u64, OpenError> {
+    for record in records(&journal.reader(), state.directory()) {
+        state.know(&record);
+    }
+    replay(state, &journal.reader(), journal.reader().last_position(), progress)
+}
+
+/// One is kept, for whoever wants to know what was wrong with it.
+fn move_aside(directory: &Path) -> std::io::Result<PathBuf> {
+    let aside = directory.with_extension("damaged");
+    match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::rename(directory, &aside)?;
+    Ok(aside)
+}
+
+fn replay(
+    state: &mut State,
+    reader: &JournalReader,
+    end: Position,
+    progress: OnProgress<'_>,
+) -> Result<u64, OpenError> {
+    let mut replayed = 0;
+    let mut changes = Vec::new();
+    for frame in reader.frames_from(state.applied().next()) {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error @ ReadError::Undecodable { source, .. }) if source.is_newer() => {
+                return Err(OpenError::Newer(error));
+            }
+            Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
+                tracing::error!(%error, "records of the journal are lost; everything else goes on");
+                continue;
+            }
+            Err(error @ ReadError::Io(_)) => return Err(OpenError::Read(error)),
+        };
+        for (position, record) in frame {
+            state.apply(position, &record, false, &mut changes);
+            changes.clear();
+            replayed += 1;
+            if state.is_full() {
+                state.checkpoint(Timestamp::default())?;
+            }
+        }
+        progress(Progress { at: state.applied().0, of: end.0 });
+    }
+    state.reach(end);
+    state.checkpoint(Timestamp::default())?;
+    Ok(replayed)
+}
+
+pub(in crate::store) fn directory(state: &State, reader: &JournalReader) -> Directory {
+    let mut directory = Directory::default();
+    for record in records(reader, state.deleted_endpoints()) {
+        directory.apply_deleted(&record);
+    }
+    for record in records(reader, state.directory()) {
+        directory.apply(&record);
+    }
+    directory
+}
+
+/// The records at these positions; those that damage has taken are reported and left out.
+fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterator<Item = Record> {
+    // In the order of the journal each of its blocks is read once.
+    positions.sort_unstable();
+    positions.into_iter().filter_map(|position| match reader.read(position) {
+        Ok(record) => record,
+        Err(error) => {
+            tracing::error!(%error, %position, "an endpoint or key is lost");
+            None
+        }
+    })
+}
