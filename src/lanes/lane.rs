@@ -76,6 +76,8 @@ pub(super) struct Lane {
     rate: Option<Rate>,
     circuit: Circuit,
     pub(super) heard: Heard,
+    /// It stands in line for a slot.
+    pub(super) in_line: bool,
     holds: Holds,
     /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
     troubled: bool,
@@ -93,6 +95,7 @@ impl Lane {
             rate,
             circuit: Circuit::default(),
             heard: Heard::Nothing,
+            in_line: false,
             holds: Holds::default(),
             troubled,
             asleep_until: None,

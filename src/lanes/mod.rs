@@ -4,13 +4,15 @@
 //! randomness: every call is told the time. Invariants: a lane is a hint, possibly stale, never ahead of the journal; a key
 //! is in flight at most once; no lane is looked at unless something happened to it or its time has come, so that ten
 //! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn; those whose
-//! host has no room stand in its line, and nobody overtakes them.
+//! host has no room stand in its line, and nobody overtakes them; those that have to leave the last slots to others stand in
+//! a line, too.
 
 mod circuit;
 mod host;
 mod lane;
 mod rate;
 mod report;
+mod slots;
 mod window;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -20,13 +22,9 @@ use std::time::Duration;
 use crate::domain::{DueKey, EndpointNumber, Now, Ordering, Position, Progress, RateLimit, Timestamp};
 pub use circuit::{BreakerConfig, CircuitState};
 use host::{Hosts, Place};
-use lane::{Heard, Lane, Readiness};
+use lane::{Lane, Readiness};
 pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
-
-/// One part in so many of the slots over all lanes is kept for receivers that answer.
-const KEPT_PART: usize = 8;
-/// With fewer slots to keep than this none is: an operator who allows few requests at once means the number.
-const KEPT_MIN: usize = 8;
+use slots::Slots;
 
 /// What an endpoint's policy says to its lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +114,7 @@ pub struct Lanes {
     config: LanesConfig,
     lanes: HashMap<EndpointNumber, Lane>,
     hosts: Hosts,
+    slots: Slots,
     /// Lanes that may have something to do now, in turn.
     ring: VecDeque<EndpointNumber>,
     in_ring: BTreeSet<EndpointNumber>,
@@ -123,7 +122,6 @@ pub struct Lanes {
     asleep: BTreeSet<(Duration, EndpointNumber)>,
     /// The time of day at the start of monotonic time, when it was last looked at.
     origin: Timestamp,
-    in_flight: usize,
     held: bool,
     /// For how long lanes were held by their rate, since it was last asked.
     rate_waited: Duration,
@@ -139,11 +137,11 @@ impl Lanes {
             config,
             lanes: HashMap::new(),
             hosts: Hosts::new(config.host_max_in_flight),
+            slots: Slots::new(config.max_in_flight),
             ring: VecDeque::new(),
             in_ring: BTreeSet::new(),
             asleep: BTreeSet::new(),
             origin: Timestamp::ZERO,
-            in_flight: 0,
             held: false,
             rate_waited: Duration::ZERO,
         }
@@ -152,6 +150,7 @@ impl Lanes {
     pub fn reconfigure(&mut self, config: LanesConfig) {
         self.config = config;
         self.hosts.set_limit(config.host_max_in_flight);
+        self.slots.set_max(config.max_in_flight);
         for host in self.hosts.waited_for() {
             self.promise(&host);
         }
@@ -184,7 +183,7 @@ impl Lanes {
 
     pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
         if let Some(lane) = self.lanes.remove(&endpoint) {
-            self.in_flight -= lane.in_flight();
+            self.slots.give_back(lane.in_flight());
             self.forget_sleep(endpoint, lane.asleep_until);
             self.hosts.leave(lane.host(), endpoint, lane.in_flight(), lane.place);
             self.promise(lane.host());
@@ -236,7 +235,7 @@ impl Lanes {
 
     /// A request of the lane to this host is over.
     fn free_slot(&mut self, endpoint: EndpointNumber, host: &Arc<str>) {
-        self.in_flight -= 1;
+        self.slots.give_back(1);
         self.hosts.remove(host, 1);
         self.promise(host);
         self.wake(endpoint);
@@ -271,9 +270,26 @@ impl Lanes {
     #[must_use]
     pub fn next_action(&mut self, now: Now) -> Option<Action> {
         self.wake_sleepers(now);
-        if self.held || self.in_flight >= self.config.max_in_flight {
+        if self.held {
             return None;
         }
+        // Those in line for a slot are called one by one, in turn with the others, for as long as there are slots for them.
+        loop {
+            let called = self.slots.call();
+            if let Some(endpoint) = called {
+                self.leave_line(endpoint);
+            }
+            if self.slots.is_full() {
+                return None;
+            }
+            let action = self.take_turns(now);
+            if action.is_some() || called.is_none() {
+                return action;
+            }
+        }
+    }
+
+    fn take_turns(&mut self, now: Now) -> Option<Action> {
         // Each lane gets one look per round; one that has sent goes to the back.
         let mut looks = self.ring.len();
         while looks > 0 {
@@ -288,7 +304,15 @@ impl Lanes {
                 return Some(Action::Refill { endpoint, after, limit });
             }
             let mut readiness = lane.readiness(now);
-            if readiness == Readiness::Ready && has_slot(&self.config, self.in_flight, lane) {
+            if readiness == Readiness::Ready && !self.slots.admit(lane) {
+                if self.slots.line_up(endpoint, lane) {
+                    self.in_ring.remove(&endpoint);
+                } else {
+                    self.ring.push_back(endpoint);
+                }
+                continue;
+            }
+            if readiness == Readiness::Ready {
                 let host = lane.host().clone();
                 if !self.hosts.admits(&host, endpoint, &mut lane.place) {
                     self.in_ring.remove(&endpoint);
@@ -296,7 +320,7 @@ impl Lanes {
                 }
                 if let Some((key, progress)) = lane.try_send(now) {
                     self.hosts.on_sent(&host, &mut lane.place);
-                    self.in_flight += 1;
+                    self.slots.take();
                     self.ring.push_back(endpoint);
                     return Some(Action::Send { endpoint, key, progress });
                 }
@@ -334,7 +358,7 @@ impl Lanes {
     pub fn explain(&self, endpoint: EndpointNumber, now: Now) -> Option<LaneReport> {
         let lane = self.lanes.get(&endpoint)?;
         let mut report = lane.explain(now);
-        let full = !has_slot(&self.config, self.in_flight, lane) || self.hosts.is_full(lane.host());
+        let full = !self.slots.admit(lane) || self.hosts.is_full(lane.host());
         if report.reason.is_none() && lane.has_due(now) && full {
             report.reason = Some(WaitReason::GlobalLimit);
         }
@@ -350,7 +374,7 @@ impl Lanes {
     /// deliveries stand behind others.
     #[must_use]
     pub fn summary(&self, behind: &HashSet<EndpointNumber>, now: Now) -> LanesSummary {
-        let mut summary = LanesSummary { in_flight: self.in_flight, ..LanesSummary::default() };
+        let mut summary = LanesSummary { in_flight: self.slots.taken(), ..LanesSummary::default() };
         for endpoint in self.lanes.keys() {
             let Some(report) = self.explain(*endpoint, now) else { continue };
             if let Some(reason) = with_order(report.reason, behind.contains(endpoint)) {
@@ -372,6 +396,14 @@ impl Lanes {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             let until = lane.asleep_until.take();
             self.forget_sleep(endpoint, until);
+        }
+    }
+
+    /// There may be a slot for it again.
+    fn leave_line(&mut self, endpoint: EndpointNumber) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.in_line = false;
+            self.wake(endpoint);
         }
     }
 
@@ -419,21 +451,6 @@ impl Lanes {
             self.wake(endpoint);
         }
     }
-}
-
-/// Whether the limit over all lanes leaves a slot for this one. The last slots are not for lanes whose receiver has just
-/// failed, the very last not for those of which nothing is known, and each lane has to leave more than it holds: however
-/// many receivers hang, one that answers finds a slot now, not when their time is over.
-fn has_slot(config: &LanesConfig, in_flight: usize, lane: &Lane) -> bool {
-    let free = config.max_in_flight.saturating_sub(in_flight);
-    let kept = config.max_in_flight / KEPT_PART;
-    let kept = if kept < KEPT_MIN { 0 } else { kept };
-    let left = match lane.heard {
-        Heard::Failure => 0,
-        Heard::Nothing => free.saturating_sub(kept / 2),
-        Heard::Answer => free,
-    };
-    free > kept || lane.in_flight() < left
 }
 
 #[cfg(test)]

@@ -187,6 +187,40 @@ fn however_many_receivers_hang_one_that_answers_finds_a_slot() {
 }
 
 #[test]
+fn who_has_to_leave_the_last_slots_to_others_waits_in_line_and_costs_their_turns_nothing() {
+    let (mut lanes, count) = (lanes(64), 5_000);
+    for endpoint in (1..=count).map(EndpointNumber) {
+        lanes.on_endpoint(endpoint, policy(), Backlog::None, at(0));
+        lanes.on_due(endpoint, key(0, u64::from(endpoint.0)), FRESH, Position(1), at(0));
+        for (endpoint, key) in sends(&mut lanes, at(0)) {
+            lanes.on_finished(endpoint, key, Outcome::Failing, at(0));
+        }
+        assert_eq!(sends(&mut lanes, at(0)), []);
+    }
+    for endpoint in (1..=count).map(EndpointNumber) {
+        lanes.on_due(endpoint, key(1, 10_000 + u64::from(endpoint.0)), FRESH, Position(1), at(1));
+    }
+    let mut running: VecDeque<_> = sends(&mut lanes, at(1)).into();
+    assert_eq!(running.len(), 64 - 8, "the kept ones stay free");
+    assert!(lanes.ring.is_empty(), "{} stand in the ring and are looked at in each turn", lanes.ring.len());
+    let well = EndpointNumber(0);
+    lanes.on_endpoint(well, policy(), Backlog::None, at(1));
+    assert!(answered(&mut lanes, well, 1, at(1)));
+    // Each slot that is given back goes to the next in line, whatever else happens to those who wait.
+    let mut order = Vec::new();
+    while let Some((endpoint, key)) = running.pop_front() {
+        order.push(endpoint);
+        lanes.on_settled(EndpointNumber(count), self::key(7, 7), Position(1), at(1));
+        lanes.on_finished(endpoint, key, Outcome::Failing, at(1));
+        let next = sends(&mut lanes, at(1));
+        assert!(next.len() == 1 || order.len() + running.len() == count as usize, "{next:?}");
+        running.extend(next);
+        assert!(lanes.ring.len() <= 1);
+    }
+    assert!(order == (1..=count).map(EndpointNumber).collect::<Vec<_>>(), "somebody was overtaken");
+}
+
+#[test]
 fn without_receivers_that_fail_few_slots_stay_unused() {
     let mut lanes = lanes(1_024);
     for endpoint in 0..10 {

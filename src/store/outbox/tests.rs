@@ -148,11 +148,11 @@ async fn a_state_that_does_not_come_back_from_its_disk_is_seen_while_nothing_is_
     let (answer, wait) = mpsc::channel::<()>();
     let asking = tokio::spawn({
         let outbox = outbox.clone();
-        async move { outbox.read(move |_| drop(wait.recv())).await }
+        async move { outbox.read(move |_| wait.recv().is_ok()).await }
     });
     until(|busy| busy > Duration::from_millis(50)).await;
     answer.send(()).unwrap();
-    asking.await.unwrap().unwrap();
+    assert!(asking.await.unwrap().unwrap());
     until(|busy| busy.is_zero()).await;
     outbox.stop();
 }
