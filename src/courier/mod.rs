@@ -33,6 +33,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
 use hyper_util::client::legacy::{Client as Pool, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustix::io::Errno;
 use rustls::RootCertStore;
 use url::Url;
 
@@ -50,9 +51,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A timer that is late by more than this was not late by itself: the process stood still.
 const AWAKE_STEP: Duration = Duration::from_secs(1);
-/// What the system says when this machine, or this process, has no file descriptor left.
-const ENFILE: i32 = 23;
-const EMFILE: i32 = 24;
 /// File descriptors are not looked for more often than this.
 const SHORTAGE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -422,8 +420,8 @@ async fn within<T>(patience: Pin<&mut impl Future<Output = ()>>, work: impl Futu
 
 /// Whether it failed because this process, or this machine, has no file descriptor left.
 fn is_exhausted(error: &(dyn StdError + 'static)) -> bool {
-    let code = |error: &(dyn StdError + 'static)| error.downcast_ref::<io::Error>()?.raw_os_error();
-    chain(error).filter_map(code).any(|code| matches!(code, ENFILE | EMFILE))
+    let code = |error: &(dyn StdError + 'static)| Errno::from_io_error(error.downcast_ref::<io::Error>()?);
+    chain(error).filter_map(code).any(|code| matches!(code, Errno::NFILE | Errno::MFILE))
 }
 
 /// The status line decides: a body that never ends, breaks off or is longer than what is kept changes nothing. What is

@@ -18,8 +18,9 @@ use hickory_resolver::net::runtime::{RuntimeProvider, TokioRuntimeProvider};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, system_conf};
+use rustix::io::Errno;
 
-use super::{EMFILE, is_exhausted};
+use super::is_exhausted;
 use crate::limits;
 
 /// A name server that has said nothing for this long is asked once more, within [`limits::DNS_TIMEOUT`].
@@ -136,9 +137,7 @@ impl Resolver for SystemResolver {
         let shortages = self.shortages.load(Ordering::Relaxed);
         match self.dns.lookup_ip(name).await {
             Ok(found) => Ok(found.into_iter().collect()),
-            Err(_) if self.shortages.load(Ordering::Relaxed) != shortages => {
-                Err(io::Error::from_raw_os_error(EMFILE))
-            }
+            Err(_) if self.shortages.load(Ordering::Relaxed) != shortages => Err(Errno::MFILE.into()),
             Err(error) if error.is_no_records_found() => Ok(Vec::new()),
             Err(NetError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
             Err(error) => Err(io::Error::other(error)),

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 mod memory;
 
 pub use memory::{Fault, MemoryDisk, Operation};
@@ -58,9 +60,7 @@ pub fn is_disk_full(error: &io::Error) -> bool {
 /// Whether an error says that no further file can be opened, by this process or by any.
 #[must_use]
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+    matches!(Errno::from_io_error(error), Some(Errno::NFILE | Errno::MFILE))
 }
 
 /// A directory of the operating system.
