@@ -44,9 +44,13 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 /// `POST /v1/dead-letters/{deliveryId}/redrive`
 pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
-    let redriven = call.api.engine.redrive(&call.principal.scope, key).await;
-    let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
-    Ok(Reply::json(202, &DeliveryBody::new(&view)))
+    call.once(call.principal.scope_text(), async |idempotency| {
+        let keyed = DeliveryBody::keyed(idempotency);
+        let redriven = call.api.engine.redrive(&call.principal.scope, key, keyed).await;
+        let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
+        Ok(DeliveryBody::reply(&view))
+    })
+    .await
 }
 
 /// `DELETE /v1/dead-letters/{deliveryId}`
@@ -116,13 +120,19 @@ fn filter(call: &Call) -> Result<Filter, Problem> {
 /// `POST /v1/dead-letters/redrive`
 pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
     let filter = filter(call)?;
-    let count = call.api.engine.redrive_matching(&call.principal.scope, filter).await?;
-    Ok(Reply::json(202, &CountBody { count }))
+    call.once(call.principal.scope_text(), async |key| {
+        let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
+        Ok(CountBody::reply(call.api.engine.redrive_matching(scope, filter, keyed).await?))
+    })
+    .await
 }
 
 /// `POST /v1/dead-letters/purge`
 pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
     let filter = filter(call)?;
-    let count = call.api.engine.purge_matching(&call.principal.scope, filter).await?;
-    Ok(Reply::json(202, &CountBody { count }))
+    call.once(call.principal.scope_text(), async |key| {
+        let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
+        Ok(CountBody::reply(call.api.engine.purge_matching(scope, filter, keyed).await?))
+    })
+    .await
 }

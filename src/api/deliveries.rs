@@ -60,15 +60,23 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 /// `POST /v1/deliveries/{id}/retry`
 pub async fn retry(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
-    let retried = call.api.engine.retry_delivery(&call.principal.scope, key).await;
-    let view = retried.map_err(|error| call.refused(error, "delivery"))?;
-    Ok(Reply::json(202, &DeliveryBody::new(&view)))
+    call.once(call.principal.scope_text(), async |idempotency| {
+        let keyed = DeliveryBody::keyed(idempotency);
+        let retried = call.api.engine.retry_delivery(&call.principal.scope, key, keyed).await;
+        let view = retried.map_err(|error| call.refused(error, "delivery"))?;
+        Ok(DeliveryBody::reply(&view))
+    })
+    .await
 }
 
 /// `POST /v1/deliveries/{id}/cancel`
 pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
-    let cancelled = call.api.engine.cancel_delivery(&call.principal.scope, key).await;
-    let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
-    Ok(Reply::json(200, &DeliveryBody::new(&view)))
+    call.once(call.principal.scope_text(), async |idempotency| {
+        let keyed = DeliveryBody::keyed(idempotency);
+        let cancelled = call.api.engine.cancel_delivery(&call.principal.scope, key, keyed).await;
+        let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
+        Ok(DeliveryBody::reply(&view))
+    })
+    .await
 }

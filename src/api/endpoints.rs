@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::idempotency::{self, Once};
+use super::idempotency;
 use super::lists::{self, List};
 use super::policy::{self, EndpointBody, EndpointInput, Settings};
 use super::problem::{Errors, Problem, pointer};
@@ -17,10 +17,10 @@ use super::text::{self, Time};
 use super::views::CountBody;
 use super::{Call, body, events, not_found};
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Position, Sealed,
-    Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Idempotency, Position,
+    Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
-use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView};
+use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView, Remember};
 use crate::limits;
 use crate::rules::append::Judged;
 use crate::rules::handshake;
@@ -164,11 +164,27 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
     call.principal.check_reserved(&tenant)?;
-    let (idempotency, _guard) = match call.once(tenant.as_str()).await? {
-        Once::Again(reply) => return Ok(reply),
-        Once::First(idempotency, guard) => (idempotency, guard),
-    };
-    let url = check_url(call, url).await?;
+    let url = url.to_owned();
+    let scope = tenant.to_string();
+    call.once(&scope, async |key| {
+        register(call, New { id, tenant, url, settings, wanted, client_certificate }, key).await
+    })
+    .await
+}
+
+/// What an endpoint is made of once its request has been checked.
+struct New {
+    id: EndpointId,
+    tenant: Tenant,
+    url: String,
+    settings: Settings,
+    wanted: Wanted,
+    client_certificate: Option<ClientCertificate>,
+}
+
+async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Result<Reply, Problem> {
+    let New { id, tenant, url, settings, wanted, client_certificate } = new;
+    let url = check_url(call, &url).await?;
     let now = call.api.engine.now().wall;
     let key = match wanted {
         Wanted::Given(key) => key,
@@ -206,8 +222,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let reply = Reply::json(201, &body)
         .with_header("location", &format!("/v1/endpoints/{}", endpoint.id))
         .with_header("cache-control", "no-store");
-    let answer = idempotency.map(|idempotency| (idempotency, reply.answer()));
-    call.api.engine.create_endpoint(endpoint, answer).await?;
+    call.api.engine.create_endpoint(endpoint, reply.remembered(idempotency)).await?;
     Ok(reply)
 }
 
@@ -247,7 +262,7 @@ pub async fn patch(call: &Call) -> Result<Reply, Problem> {
     for _ in 0..CHANGE_TRIES_MAX {
         let endpoint = find_own(call)?;
         let changed = apply(call, &endpoint, &patch).await?;
-        if let Some(written) = write(call, endpoint, changed).await? {
+        if let Some(written) = write(call, endpoint, changed, None).await? {
             return Ok(Reply::json(200, &EndpointBody::new(&written)));
         }
     }
@@ -314,7 +329,7 @@ pub async fn change(
     for _ in 0..CHANGE_TRIES_MAX {
         let endpoint = find_own(call)?;
         let changed = decide(&endpoint)?;
-        if let Some(written) = write(call, endpoint, changed).await? {
+        if let Some(written) = write(call, endpoint, changed, None).await? {
             return Ok(written);
         }
     }
@@ -326,12 +341,13 @@ async fn write(
     call: &Call,
     endpoint: Arc<Endpoint>,
     mut changed: Endpoint,
+    remember: Option<Remember>,
 ) -> Result<Option<Arc<Endpoint>>, Problem> {
     if changed == *endpoint {
         return Ok(Some(endpoint));
     }
     changed.updated_at = call.api.engine.now().wall;
-    match call.api.engine.update_endpoint(changed).await {
+    match call.api.engine.update_endpoint(changed, remember).await {
         Err(ChangeError::Conflict) => Ok(None),
         other => Ok(Some(other?)),
     }
@@ -493,8 +509,18 @@ pub struct RotateInput {
 pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
     let input: RotateInput = body::parse_or_default(&call.body)?;
     let now = call.api.engine.now().wall;
-    let changed = change(call, |endpoint| rotated(call, endpoint, &input, now)).await?;
-    secret_reply(call, &changed)
+    call.once(call.principal.scope_text(), async |key| {
+        for _ in 0..CHANGE_TRIES_MAX {
+            let endpoint = find_own(call)?;
+            let changed = rotated(call, &endpoint, &input, now)?;
+            let reply = secret_reply(call, &changed)?;
+            if write(call, endpoint, changed, reply.remembered(key.clone())).await?.is_some() {
+                return Ok(reply);
+            }
+        }
+        Err(ChangeError::Conflict.into())
+    })
+    .await
 }
 
 fn rotated(
@@ -658,6 +684,10 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     errors.finish()?;
     let since = since.unwrap_or_default();
     let only_undelivered = input.only_undelivered.unwrap_or(false);
-    let count = call.api.engine.replay_endpoint(&endpoint, since, until, &patterns, only_undelivered).await?;
-    Ok(Reply::json(202, &CountBody { count }))
+    call.once(call.principal.scope_text(), async |key| {
+        let (engine, keyed) = (&call.api.engine, CountBody::keyed(key));
+        let replay = engine.replay_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
+        Ok(CountBody::reply(replay.await?))
+    })
+    .await
 }

@@ -14,14 +14,16 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::idempotency::{self, Once};
+use super::idempotency;
 use super::lists::{self, List};
 use super::problem::{Errors, FieldError, Problem};
 use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
 use super::{Call, body, cloudevents, text};
 use crate::domain::{EndpointId, EventId, Expected, Idempotency, Tenant, TraceParent, attribute};
-use crate::engine::types::{Accepted, Answer, ChangeError, EventDraft, Filter, PublishError, Remembered};
+use crate::engine::types::{
+    Accepted, Answer, ChangeError, EventDraft, Filter, PublishError, Remember, Remembered,
+};
 use crate::limits;
 use crate::rules::append::Judged;
 
@@ -287,8 +289,8 @@ fn refused_whole(published: &Published) -> Result<(), Problem> {
 async fn claim(call: &Call, base: Idempotency) -> Result<(), Problem> {
     match call.api.engine.remembered(&base).await? {
         Remembered::Nothing => {
-            let marker = Answer { status: 202, body: Vec::new().into() };
-            Ok(call.api.engine.remember(base, marker).await?)
+            let answer = Answer { status: 202, body: Vec::new().into() };
+            Ok(call.api.engine.remember(Remember { idempotency: base, answer }).await?)
         }
         Remembered::Same(_) => Ok(()),
         Remembered::Mismatch => Err(Problem::IdempotencyMismatch),
@@ -478,22 +480,17 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let (scope, tenant) = call.event_scope()?;
     let input: ReplayInput = body::parse_or_default(&call.body)?;
     let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
-    let run = match call.once(tenant.as_str()).await? {
-        Once::Again(reply) => return Ok(reply),
-        Once::First(idempotency, guard) => (idempotency, guard),
-    };
-    let engine = &call.api.engine;
-    let count = match engine.replay_event(&scope, &tenant, &id, endpoints).await {
-        Err(ChangeError::NotFound) => return Err(call.no_such_event(&tenant)),
-        // Known before, so they are of another tenant than the event, or were deleted just now.
-        Err(ChangeError::NotAllowed(why)) => return Err(Problem::invalid("/endpointIds", why)),
-        other => other?,
-    };
-    let reply = Reply::json(202, &CountBody { count });
-    if let Some(idempotency) = run.0 {
-        engine.remember(idempotency, reply.answer()).await?;
-    }
-    Ok(reply)
+    call.once(tenant.as_str(), async |key| {
+        let keyed = CountBody::keyed(key);
+        match call.api.engine.replay_event(&scope, &tenant, &id, endpoints, keyed).await {
+            Ok(count) => Ok(CountBody::reply(count)),
+            Err(ChangeError::NotFound) => Err(call.no_such_event(&tenant)),
+            // Known before, so they are of another tenant than the event, or were deleted just now.
+            Err(ChangeError::NotAllowed(why)) => Err(Problem::invalid("/endpointIds", why)),
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await
 }
 
 fn replay_targets(call: &Call, ids: &[String]) -> Result<Vec<EndpointId>, Problem> {

@@ -47,7 +47,9 @@ pub async fn grant(call: &Call) -> Result<Reply, Problem> {
         Err(ChangeError::NotAllowed(detail)) => {
             Err(Problem::Validation(vec![FieldError::header(ALLOWED_RATE, detail)]))
         }
-        Err(error @ (ChangeError::Conflict | ChangeError::Store(_))) => Err(error.into()),
+        Err(error @ (ChangeError::Conflict | ChangeError::Repeated | ChangeError::Store(_))) => {
+            Err(error.into())
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! `Idempotency-Key`: the first answer again for the same request, a refusal for another one.
 //!
 //! A key lives in its tenant and route. While the first request is being answered, a second one is refused (409) and
-//! not made to wait. The engine remembers answers across restarts.
+//! not made to wait. The engine remembers answers across restarts, each in the commit of what the request did. The same
+//! request is the same bytes: to compare what JSON says would need a canonical form, in which numbers that no machine has
+//! and members that are there twice would have to be the same or not.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -112,14 +114,6 @@ fn truncate(hash: &[u8]) -> [u8; 16] {
     out
 }
 
-/// What a request with a key goes on with.
-pub enum Once<'a> {
-    /// It was answered before.
-    Again(Reply),
-    /// It is the first one (or has no key). The guard is held until the answer is remembered.
-    First(Option<Idempotency>, Option<InFlightGuard<'a>>),
-}
-
 impl Call {
     /// The request's idempotency in `tenant`, and its place among those in flight.
     ///
@@ -138,18 +132,25 @@ impl Call {
         Ok((Some(idempotency), Some(guard)))
     }
 
-    /// As [`Self::idempotency`], and looks up whether the request was answered before.
+    /// Does what a request asks, unless it was answered before: then it is answered so again. `act` commits the answer
+    /// together with what it does.
     ///
     /// # Errors
-    /// Also 422 when the key was used with another body.
-    pub async fn once(&self, tenant: &str) -> Result<Once<'_>, Problem> {
-        let (idempotency, guard) = self.idempotency(tenant)?;
-        let Some(idempotency) = idempotency else { return Ok(Once::First(None, None)) };
-        match self.api.engine.remembered(&idempotency).await? {
-            Remembered::Nothing => Ok(Once::First(Some(idempotency), guard)),
-            Remembered::Same(answer) => Ok(Once::Again(Reply::again(&answer, &self.path))),
-            Remembered::Mismatch => Err(Problem::IdempotencyMismatch),
+    /// As [`Self::idempotency`], 422 when the key was used with another body, and those of `act`.
+    pub async fn once(
+        &self,
+        tenant: &str,
+        act: impl AsyncFnOnce(Option<Idempotency>) -> Result<Reply, Problem>,
+    ) -> Result<Reply, Problem> {
+        let (idempotency, _guard) = self.idempotency(tenant)?;
+        if let Some(idempotency) = &idempotency {
+            match self.api.engine.remembered(idempotency).await? {
+                Remembered::Nothing => {}
+                Remembered::Same(answer) => return Ok(Reply::again(&answer, &self.path)),
+                Remembered::Mismatch => return Err(Problem::IdempotencyMismatch),
+            }
         }
+        act(idempotency).await
     }
 }
 

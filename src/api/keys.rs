@@ -5,13 +5,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::idempotency::Once;
 use super::lists::{self, List};
 use super::problem::{Errors, Problem};
 use super::reply::Reply;
 use super::text::Time;
 use super::{Call, auth, body};
-use crate::domain::{ApiKey, KeyId, Role, Tenant};
+use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant};
 
 const SECRET_BYTES: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 1_024;
@@ -80,26 +79,33 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
         errors.push("/tenant", "the tenant `balto` is reserved; only a viewer can be bound to it");
     }
     errors.finish()?;
-    let (idempotency, _guard) = match call.once(call.principal.scope_text()).await? {
-        Once::Again(reply) => return Ok(reply),
-        Once::First(idempotency, guard) => (idempotency, guard),
-    };
+    let (role, description) = (role.unwrap_or(Role::Viewer), description.into());
+    call.once(call.principal.scope_text(), async |key| make(call, role, tenant, description, key).await).await
+}
+
+async fn make(
+    call: &Call,
+    role: Role,
+    tenant: Option<Tenant>,
+    description: Box<str>,
+    idempotency: Option<Idempotency>,
+) -> Result<Reply, Problem> {
     let engine = &call.api.engine;
     let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(engine.random_bytes::<SECRET_BYTES>()));
     let key = ApiKey {
         id: engine.new_key_id(),
-        role: role.unwrap_or(Role::Viewer),
+        role,
         tenant,
-        description: description.into(),
+        description,
         hash: auth::hash_secret(&secret),
         created_at: engine.now().wall,
     };
     let mut body = KeyBody::new(&key);
     // The remembered answer is on disk, where no key's secret may be.
-    let answer = idempotency.map(|idempotency| (idempotency, Reply::json(201, &body).answer()));
+    let remember = Reply::json(201, &body).remembered(idempotency);
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
-    engine.create_key(key, answer).await?;
+    engine.create_key(key, remember).await?;
     Ok(Reply::json(201, &body).with_header("location", &location).with_header("cache-control", "no-store"))
 }
 

@@ -50,11 +50,11 @@ use crate::limits;
 use auth::{Access, AdminKey, Principal};
 use body::{Held, Room};
 use failures::Failures;
-use idempotency::{InFlight, Once};
+use idempotency::InFlight;
 use lists::Query;
 use problem::Problem;
 use reply::Reply;
-use routes::{BodySpec, Need, ROUTES, Repeat, Route};
+use routes::{BodySpec, Need, ROUTES, Route};
 use server::{GoodKey, Peer};
 
 /// What an endpoint gets for what its request leaves out.
@@ -233,7 +233,7 @@ async fn dispatch(
     let reply = match call(Arc::clone(&api), route, params, request).await {
         Ok(call) => {
             has_good_key = route.access != Access::Public;
-            if route.is_read() { read(route, &call).await } else { answer(route, &call).await }
+            if route.is_read() { read(route, &call).await } else { (route.run)(&call).await }
         }
         Err(problem) => Err(problem),
     };
@@ -255,7 +255,7 @@ async fn dispatch(
 /// A read has its turn until its answer is written: answers may be large, and their readers slow.
 async fn read(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
     let turn = call.api.reads.clone().acquire_owned().await.ok();
-    Ok(answer(route, call).await?.holding(turn))
+    Ok((route.run)(call).await?.holding(turn))
 }
 
 async fn call(
@@ -318,22 +318,6 @@ fn media_type(headers: &HeaderMap, spec: &BodySpec) -> Result<&'static str, Prob
         return Ok(cloudevents::BINARY);
     }
     body::media_type(headers, spec.media)
-}
-
-async fn answer(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
-    if route.repeat != Repeat::Remembered {
-        return (route.run)(call).await;
-    }
-    match call.once(call.principal.scope_text()).await? {
-        Once::Again(reply) => Ok(reply),
-        Once::First(idempotency, _guard) => {
-            let reply = (route.run)(call).await?;
-            if let Some(idempotency) = idempotency {
-                call.api.engine.remember(idempotency, reply.answer()).await?;
-            }
-            Ok(reply)
-        }
-    }
 }
 
 #[cfg(test)]

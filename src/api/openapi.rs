@@ -112,7 +112,7 @@ fn parameters(route: &Route) -> Vec<Value> {
         parameters.push(json!({
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A repetition with the same key and body is answered as the first request was, with \
+            "description": "A repetition with the same key and the same body, byte for byte, is answered as the first request was, with \
                 `Idempotent-Replayed: true`; of a posted event's answer, `duplicate` alone differs: it says true.",
             "schema": {
                 "type": "string", "minLength": 1, "maxLength": limits::IDEMPOTENCY_KEY_BYTES_MAX,

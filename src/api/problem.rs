@@ -230,7 +230,8 @@ impl Problem {
                 many => format!("{} things are wrong; `errors` lists them", many.len()),
             },
             Self::IdempotencyMismatch => {
-                "the same Idempotency-Key or event id was used with another body".to_owned()
+                "the same Idempotency-Key or event id was used with another body; bodies are compared byte for byte, so repeat exactly what was sent"
+                    .to_owned()
             }
             Self::LoopDetected { limit } => {
                 format!("it came through more than {limit} engines, by its header `balto-hops`")
@@ -251,8 +252,8 @@ impl Problem {
             Self::Overloaded { retry_after } | Self::TooManyWrongKeys { retry_after } => {
                 Some(retry_seconds(*retry_after))
             }
-            // Another request can bring it at once.
-            Self::TooManyDeliveries { .. } => Some(1),
+            // Another request can bring it at once, and the first one is answered as soon as the disk has it.
+            Self::TooManyDeliveries { .. } | Self::RequestInFlight => Some(1),
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
             _ => None,
@@ -357,6 +358,7 @@ impl From<ChangeError> for Problem {
                 Self::Conflict("it was changed by someone else meanwhile; try again".to_owned())
             }
             ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
+            ChangeError::Repeated => Self::RequestInFlight,
             ChangeError::Store(unavailable) => unavailable.into(),
         }
     }

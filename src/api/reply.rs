@@ -7,7 +7,8 @@ use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::engine::types::Answer;
+use crate::domain::Idempotency;
+use crate::engine::types::{Answer, Remember};
 
 /// What a handler answers.
 #[derive(Clone, Debug)]
@@ -75,6 +76,12 @@ impl Reply {
     #[must_use]
     pub fn answer(&self) -> Answer {
         Answer { status: self.status, body: Arc::from(self.body.as_ref()) }
+    }
+
+    /// This answer, to be given again to whoever comes with the key.
+    #[must_use]
+    pub fn remembered(&self, idempotency: Option<Idempotency>) -> Option<Remember> {
+        Some(Remember { idempotency: idempotency?, answer: self.answer() })
     }
 
     /// An earlier answer, given again. `path` is where the request went: a created thing lives below it.

@@ -9,10 +9,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::auth::Principal;
+use super::reply::Reply;
 use super::text::{Span, Time};
-use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, Network, Next, attribute};
+use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, Idempotency, Network, Next, attribute};
 use crate::engine::types::{
-    Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView, is_chosen,
+    Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView, Keyed, is_chosen,
 };
 
 /// The answer to a posted event.
@@ -233,6 +234,19 @@ impl DeliveryBody {
     pub fn new(view: &DeliveryView) -> Self {
         Self { common: DeliveryCommon::new(view), attempts: view.attempts }
     }
+
+    /// 202 for what is pending again, 200 for what has ended.
+    #[must_use]
+    pub fn reply(view: &DeliveryView) -> Reply {
+        let status = if view.state == DeliveryState::Pending { 202 } else { 200 };
+        Reply::json(status, &Self::new(view))
+    }
+
+    /// As [`CountBody::keyed`].
+    #[must_use]
+    pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<DeliveryView>> {
+        Some(Keyed { idempotency: idempotency?, answer: |view| Self::reply(view).answer() })
+    }
 }
 
 /// One HTTP try.
@@ -353,6 +367,20 @@ impl<'a> DeadLetterDetailBody<'a> {
 #[derive(Serialize, JsonSchema)]
 pub struct CountBody {
     pub count: u64,
+}
+
+impl CountBody {
+    /// 202.
+    #[must_use]
+    pub fn reply(count: u64) -> Reply {
+        Reply::json(202, &Self { count })
+    }
+
+    /// What is to be answered so, again for whoever comes with the same key.
+    #[must_use]
+    pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<u64>> {
+        Some(Keyed { idempotency: idempotency?, answer: |count| Self::reply(*count).answer() })
+    }
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::Engine;
 use super::queries::scoped;
 use super::types::{
-    Accepted, Answer, ChangeError, Cursor, DeliveryView, EventDraft, Filter, PublishError, Scope, Unavailable,
+    Accepted, Answer, ChangeError, Cursor, DeliveryView, EventDraft, Filter, Keyed, PublishError, Remember,
+    Scope, Unavailable,
 };
 use crate::domain::{
     ApiKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, EventType,
-    Idempotency, KeyId, Pattern, Position, Record, Tenant, Timestamp, Trigger,
+    KeyId, Pattern, Position, Record, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::reads;
@@ -28,6 +29,10 @@ fn matches_any(patterns: &[Pattern], event_type: &str) -> bool {
     let parsed = event_type.parse::<EventType>();
     patterns.is_empty()
         || parsed.is_ok_and(|kind| patterns.iter().any(|pattern| pattern_matches(pattern, &kind)))
+}
+
+fn revived(deliveries: Vec<DeliveryKey>, trigger: Trigger, at: Timestamp) -> Command {
+    Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
 }
 
 /// The outcomes of commands that are never judged against anything.
@@ -107,7 +112,7 @@ impl Engine {
         }
     }
 
-    /// To these endpoints, or (when `None`) to those that it matches now. Gives the number of deliveries.
+    /// To these endpoints, or (when `None`) to those that it matches now, all in one commit. Gives the number of deliveries.
     ///
     /// # Errors
     /// When the event is unknown in the scope, an endpoint is not one of its tenant, or nothing could be written.
@@ -117,6 +122,7 @@ impl Engine {
         tenant: &Tenant,
         id: &EventId,
         endpoints: Option<Vec<EndpointId>>,
+        keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
         let _held = self.outbox().hold_events().await;
         let found = self.find_event(scope, tenant, id).await?;
@@ -143,7 +149,10 @@ impl Engine {
         let deliveries: Vec<_> =
             numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
         let count = deliveries.len() as u64;
-        self.revive(deliveries, Trigger::Replay).await?;
+        let at = self.now().wall;
+        let steps = deliveries.chunks(limits::BULK_DELIVERIES_MAX);
+        let commands = steps.map(|some| revived(some.to_vec(), Trigger::Replay, at)).collect();
+        self.commit(commands, keyed.map(|keyed| keyed.answered(&count))).await?;
         Ok(count)
     }
 
@@ -154,31 +163,33 @@ impl Engine {
     pub async fn create_endpoint(
         &self,
         mut endpoint: Endpoint,
-        answer: Option<(Idempotency, Answer)>,
+        remember: Option<Remember>,
     ) -> Result<Arc<Endpoint>, ChangeError> {
         endpoint.number = EndpointNumber(0);
-        self.put_endpoint(endpoint, answer).await
+        self.put_endpoint(endpoint, remember).await
     }
 
-    /// Replaces it when its revision is still `endpoint.revision`.
+    /// Replaces it when its revision is still `endpoint.revision`. The answer is remembered in the same commit.
     ///
     /// # Errors
     /// [`ChangeError::Conflict`] when it is not.
-    pub async fn update_endpoint(&self, mut endpoint: Endpoint) -> Result<Arc<Endpoint>, ChangeError> {
+    pub async fn update_endpoint(
+        &self,
+        mut endpoint: Endpoint,
+        remember: Option<Remember>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
         endpoint.updated_at = self.now().wall;
-        self.put_endpoint(endpoint, None).await
+        self.put_endpoint(endpoint, remember).await
     }
 
     pub(super) async fn put_endpoint(
         &self,
         endpoint: Endpoint,
-        answer: Option<(Idempotency, Answer)>,
+        remember: Option<Remember>,
     ) -> Result<Arc<Endpoint>, ChangeError> {
-        let mut commands = vec![Command::PutEndpoint(Box::new(endpoint))];
-        commands.extend(answer.map(|(idempotency, answer)| self.answered(idempotency, answer)));
-        match self.outbox().submit(unit(commands)).await?.into_iter().next() {
+        let commands = vec![Command::PutEndpoint(Box::new(endpoint))];
+        match self.commit(commands, remember).await?.into_iter().next() {
             Some(Outcome::Endpoint(endpoint)) => Ok(endpoint),
-            Some(Outcome::Conflict) => Err(ChangeError::Conflict),
             _ => unreachable!("{UNJUDGED}"),
         }
     }
@@ -238,18 +249,33 @@ impl Engine {
         }
     }
 
-    async fn revive(&self, deliveries: Vec<DeliveryKey>, trigger: Trigger) -> Result<(), Unavailable> {
-        for some in deliveries.chunks(limits::BULK_DELIVERIES_MAX) {
-            let at = self.now().wall;
-            self.write(Record::DeliveriesRevived { deliveries: some.to_vec(), trigger, at }).await?;
+    /// Commits all of it, with the answer that the request gets when it is repeated, or nothing. Without commands and
+    /// answer there is nothing to do.
+    async fn commit(
+        &self,
+        mut commands: Vec<Command>,
+        remember: Option<Remember>,
+    ) -> Result<Vec<Outcome>, ChangeError> {
+        commands.extend(remember.map(|remember| self.answered(remember)));
+        if commands.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(())
+        let mut unit = unit(commands);
+        unit.prepared = self.outbox().prepare(&unit).await?;
+        let outcomes = self.outbox().submit(unit).await?;
+        match outcomes.first() {
+            Some(Outcome::Conflict) => Err(ChangeError::Conflict),
+            Some(Outcome::Duplicate(_) | Outcome::Mismatch) => Err(ChangeError::Repeated),
+            _ => Ok(outcomes),
+        }
     }
 
-    /// Replays what the log holds of the endpoint's tenant between the times; gives the number of deliveries.
+    /// Replays what the log holds of the endpoint's tenant between the times; gives the number of deliveries. Bounded
+    /// steps, each one commit, the answer in the last one: who repeats a request that broke off begins anew, and may
+    /// replay what was replayed and delivered before that. What still waits is left alone.
     ///
     /// # Errors
-    /// When nothing could be read or written.
+    /// When nothing could be read or written; what was replayed before stays so.
     pub async fn replay_endpoint(
         &self,
         endpoint: &Endpoint,
@@ -257,6 +283,7 @@ impl Engine {
         until: Option<Timestamp>,
         event_types: &[Pattern],
         only_undelivered: bool,
+        keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
         let filter =
             Filter { tenant: Some(endpoint.tenant.clone()), since: Some(since), until, ..Filter::default() };
@@ -288,8 +315,11 @@ impl Engine {
             // Newest first was how they were found; in order of acceptance is how they go out.
             deliveries.sort_unstable();
             count += deliveries.len() as u64;
-            self.revive(deliveries, Trigger::Replay).await?;
             cursor = found.next;
+            let command =
+                (!deliveries.is_empty()).then(|| revived(deliveries, Trigger::Replay, self.now().wall));
+            let last = keyed.clone().filter(|_| cursor.is_none());
+            self.commit(command.into_iter().collect(), last.map(|keyed| keyed.answered(&count))).await?;
             if cursor.is_none() {
                 return Ok(count);
             }
@@ -300,8 +330,13 @@ impl Engine {
     ///
     /// # Errors
     /// When it is unknown in the scope, its endpoint is gone, or nothing could be written.
-    pub async fn retry_delivery(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
-        self.revive_one(scope, key, Trigger::Manual).await
+    pub async fn retry_delivery(
+        &self,
+        scope: &Scope,
+        key: DeliveryKey,
+        keyed: Option<Keyed<DeliveryView>>,
+    ) -> Result<DeliveryView, ChangeError> {
+        self.revive_one(scope, key, Trigger::Manual, keyed).await
     }
 
     async fn revive_one(
@@ -309,14 +344,23 @@ impl Engine {
         scope: &Scope,
         key: DeliveryKey,
         trigger: Trigger,
+        keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
         let _held = self.outbox().hold_events().await;
-        self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        let found = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
         if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
             return Err(ChangeError::NotAllowed("the endpoint was deleted"));
         }
-        self.revive(vec![key], trigger).await?;
-        Ok(self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery)
+        // What it is once this is committed, whatever ends an attempt until then: so the answer is known before.
+        let at = self.now().wall;
+        let view = DeliveryView {
+            state: DeliveryState::Pending,
+            next_attempt_at: Some(at),
+            settled_at: None,
+            ..found.delivery
+        };
+        self.commit(vec![revived(vec![key], trigger, at)], keyed.map(|keyed| keyed.answered(&view))).await?;
+        Ok(view)
     }
 
     /// Pending ones only.
@@ -327,21 +371,41 @@ impl Engine {
         &self,
         scope: &Scope,
         key: DeliveryKey,
+        keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
-        let detail = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
-        if detail.delivery.state != DeliveryState::Pending {
-            return Err(ChangeError::NotAllowed("only a pending delivery can be cancelled"));
+        const TOO_LATE: ChangeError = ChangeError::NotAllowed("only a pending delivery can be cancelled");
+        let found = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
+        if found.state != DeliveryState::Pending {
+            return Err(TOO_LATE);
         }
-        self.write(Record::DeliveriesCancelled { deliveries: vec![key], at: self.now().wall }).await?;
+        let at = self.now().wall;
+        let view = DeliveryView {
+            state: DeliveryState::Cancelled,
+            next_attempt_at: None,
+            settled_at: Some(at),
+            ..found
+        };
+        let record = Record::DeliveriesCancelled { deliveries: vec![key], at };
+        self.commit(vec![Command::Record(record)], keyed.map(|keyed| keyed.answered(&view))).await?;
+        // An attempt may have ended it in between, and what has ended is not cancelled.
+        let now = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
+        if now.state != DeliveryState::Cancelled {
+            return Err(TOO_LATE);
+        }
         self.metrics().cancelled(1);
-        Ok(self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery)
+        Ok(view)
     }
 
     /// # Errors
     /// When there is no such dead letter in the scope, its endpoint is gone, or nothing could be written.
-    pub async fn redrive(&self, scope: &Scope, key: DeliveryKey) -> Result<DeliveryView, ChangeError> {
+    pub async fn redrive(
+        &self,
+        scope: &Scope,
+        key: DeliveryKey,
+        keyed: Option<Keyed<DeliveryView>>,
+    ) -> Result<DeliveryView, ChangeError> {
         self.dead_letter(scope, key).await?.ok_or(ChangeError::NotFound)?;
-        self.revive_one(scope, key, Trigger::Redrive).await
+        self.revive_one(scope, key, Trigger::Redrive, keyed).await
     }
 
     /// # Errors
@@ -352,25 +416,35 @@ impl Engine {
         Ok(())
     }
 
-    /// Every dead letter that matches when its turn comes, in bounded steps, each step one atomic record. Those whose
-    /// endpoint is gone stay.
+    /// Every dead letter that matches when its turn comes, in bounded steps, each one commit, the answer in the last one.
+    /// Those whose endpoint is gone stay. Who repeats a request that broke off goes on with the letters that are left, and
+    /// hears their number.
     ///
     /// # Errors
     /// When nothing more could be read or written; what was redriven before stays so.
-    pub async fn redrive_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
-        self.for_matching(scope, filter, true, |deliveries, at| Record::DeliveriesRevived {
-            deliveries,
-            trigger: Trigger::Redrive,
-            at,
-        })
-        .await
+    pub async fn redrive_matching(
+        &self,
+        scope: &Scope,
+        filter: Filter,
+        keyed: Option<Keyed<u64>>,
+    ) -> Result<u64, ChangeError> {
+        let record = |deliveries, at| Record::DeliveriesRevived { deliveries, trigger: Trigger::Redrive, at };
+        self.for_matching(scope, filter, true, record, keyed).await
     }
+
+    /// As [`Self::redrive_matching`], but for good, and whether their endpoints are there or not.
+    ///
 
     /// # Errors
     /// When nothing more could be read or written; what was purged before stays so.
-    pub async fn purge_matching(&self, scope: &Scope, filter: Filter) -> Result<u64, Unavailable> {
-        self.for_matching(scope, filter, false, |deliveries, at| Record::DeadLettersPurged { deliveries, at })
-            .await
+    pub async fn purge_matching(
+        &self,
+        scope: &Scope,
+        filter: Filter,
+        keyed: Option<Keyed<u64>>,
+    ) -> Result<u64, ChangeError> {
+        let record = |deliveries, at| Record::DeadLettersPurged { deliveries, at };
+        self.for_matching(scope, filter, false, record, keyed).await
     }
 
     async fn for_matching(
@@ -379,7 +453,8 @@ impl Engine {
         filter: Filter,
         living_endpoints_only: bool,
         record: fn(Vec<DeliveryKey>, Timestamp) -> Record,
-    ) -> Result<u64, Unavailable> {
+        keyed: Option<Keyed<u64>>,
+    ) -> Result<u64, ChangeError> {
         let Some(filter) = scoped(scope, filter) else { return Ok(0) };
         let mut cursor = None;
         let mut count = 0;
@@ -395,13 +470,14 @@ impl Engine {
                     deliveries.retain(|key| directory.endpoint(key.endpoint).is_some());
                 });
             }
-            if !deliveries.is_empty() {
-                count += deliveries.len() as u64;
-                // Newest first was how they were found; in order of acceptance is how they go out.
-                deliveries.sort_unstable();
-                self.write(record(deliveries, self.now().wall)).await?;
-            }
+            count += deliveries.len() as u64;
+            // Newest first was how they were found; in order of acceptance is how they go out.
+            deliveries.sort_unstable();
             cursor = found.next;
+            let command =
+                (!deliveries.is_empty()).then(|| Command::Record(record(deliveries, self.now().wall)));
+            let last = keyed.clone().filter(|_| cursor.is_none());
+            self.commit(command.into_iter().collect(), last.map(|keyed| keyed.answered(&count))).await?;
             if cursor.is_none() {
                 return Ok(count);
             }
@@ -410,14 +486,8 @@ impl Engine {
 
     /// # Errors
     /// When it could not be written.
-    pub async fn create_key(
-        &self,
-        key: ApiKey,
-        answer: Option<(Idempotency, Answer)>,
-    ) -> Result<(), Unavailable> {
-        let mut commands = vec![Command::Record(Record::KeyPut(Arc::new(key)))];
-        commands.extend(answer.map(|(idempotency, answer)| self.answered(idempotency, answer)));
-        self.outbox().submit(unit(commands)).await.map(drop)
+    pub async fn create_key(&self, key: ApiKey, remember: Option<Remember>) -> Result<(), ChangeError> {
+        self.commit(vec![Command::Record(Record::KeyPut(Arc::new(key)))], remember).await.map(drop)
     }
 
     /// # Errors
@@ -430,10 +500,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Binds a key to its request before that does anything.
+    ///
     /// # Errors
     /// When it could not be written.
-    pub async fn remember(&self, idempotency: Idempotency, answer: Answer) -> Result<(), Unavailable> {
-        self.outbox().submit(unit(vec![self.answered(idempotency, answer)])).await.map(drop)
+    pub async fn remember(&self, remember: Remember) -> Result<(), ChangeError> {
+        self.commit(Vec::new(), Some(remember)).await.map(drop)
     }
 
     /// Ends the outbox after the dispatcher has ended: writes what waits, checkpoints. Blocks.
@@ -446,7 +518,7 @@ impl Engine {
 }
 
 impl Engine {
-    fn answered(&self, idempotency: Idempotency, answer: Answer) -> Command {
+    fn answered(&self, Remember { idempotency, answer }: Remember) -> Command {
         let Answer { status, body } = self.seal_answer(&idempotency, answer);
         Command::Record(Record::RequestAnswered { idempotency, status, body })
     }

@@ -269,7 +269,7 @@ impl Engine {
             let at = self.now().wall;
             let mut changed = Endpoint::clone(&current);
             changed.status = EndpointStatus::Disabled { reason, at };
-            match self.update_endpoint(changed).await {
+            match self.update_endpoint(changed, None).await {
                 Ok(endpoint) => {
                     tracing::warn!(endpoint = %endpoint.id, reason = reason.as_str(), "endpoint disabled");
                     self.tell_disabled(&endpoint, reason).await;

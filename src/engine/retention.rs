@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Engine;
-use super::types::{Filter, Scope, Unavailable};
+use super::types::{ChangeError, Filter, Scope};
 use crate::store::retention::{Pass, Retention, RetentionPolicy};
 
 /// Longest and shortest pause between two passes.
@@ -52,11 +52,11 @@ pub(super) async fn pass(
     engine: &Engine,
     keep: Keep,
     retention: &mut Retention,
-) -> Result<Pass, Unavailable> {
+) -> Result<Pass, ChangeError> {
     let now = engine.now().wall;
     if let Some(age) = keep.dead_letters {
         let over = Filter { until: Some(now.minus(age)), ..Filter::default() };
-        engine.purge_matching(&Scope(None), over).await?;
+        engine.purge_matching(&Scope(None), over, None).await?;
     }
-    retention.pass(now).await
+    Ok(retention.pass(now).await?)
 }

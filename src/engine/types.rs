@@ -7,8 +7,8 @@ pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable, is_chosen};
 
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Position, Tenant,
-    Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Idempotency,
+    Position, Tenant, Timestamp, Trigger,
 };
 
 /// Which tenants a caller may see: `None` is all of them. Everything outside a scope does not exist for its caller.
@@ -27,6 +27,28 @@ impl Scope {
 pub struct Answer {
     pub status: u16,
     pub body: Arc<[u8]>,
+}
+
+/// The key of a request, and how what it did is answered: the answer is remembered in the commit of what it does, so that
+/// a crash leaves both or neither.
+#[derive(Clone, Debug)]
+pub struct Keyed<T> {
+    pub idempotency: Idempotency,
+    pub answer: fn(&T) -> Answer,
+}
+
+impl<T> Keyed<T> {
+    #[must_use]
+    pub fn answered(self, done: &T) -> Remember {
+        Remember { answer: (self.answer)(done), idempotency: self.idempotency }
+    }
+}
+
+/// What a request with this key is answered when it comes again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remember {
+    pub idempotency: Idempotency,
+    pub answer: Answer,
 }
 
 /// What a repeated request finds.

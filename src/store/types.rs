@@ -164,6 +164,9 @@ pub enum ChangeError {
     Conflict,
     #[error("{0}")]
     NotAllowed(&'static str),
+    /// An earlier request with the same key was committed in between: what it was answered is remembered now.
+    #[error("a request with the same key was answered meanwhile")]
+    Repeated,
     #[error(transparent)]
     Store(#[from] Unavailable),
 }

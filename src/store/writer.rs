@@ -50,13 +50,22 @@ impl Command {
             Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
         }
     }
+
+    /// The request whose answer it remembers.
+    #[must_use]
+    pub fn answered(&self) -> Option<&Idempotency> {
+        match self {
+            Self::Record(Record::RequestAnswered { idempotency, .. }) => Some(idempotency),
+            Self::Publish(_) | Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
+        }
+    }
 }
 
 /// What became of a command.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     Accepted(Accepted),
-    /// An earlier event with the same key or id is here.
+    /// An earlier event with the same key or id is here, or the answer of an earlier request with the same key.
     Duplicate(Position),
     Mismatch,
     VersionConflict {
@@ -67,7 +76,7 @@ pub enum Outcome {
     TooManyTargets,
     Endpoint(Arc<Endpoint>),
     Written(Position),
-    /// Someone else changed the endpoint meanwhile, or deleted it.
+    /// Someone else changed the endpoint meanwhile, or deleted it; or a command before this one in its unit had a conflict.
     Conflict,
 }
 
@@ -276,7 +285,40 @@ impl Committer {
             return Err(Refusal::Stale(std::mem::take(&mut unit.commands)));
         }
         staged.begin_unit();
-        Ok(unit.commands.iter().map(|command| self.judge(command, &unit.prepared, staged)).collect())
+        if let Some(repeated) = self.judge_request(unit, staged) {
+            return Ok(vec![repeated; unit.commands.len()]);
+        }
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(unit.commands.len());
+        for command in &unit.commands {
+            // What rests on a change that was refused is not done: above all, no answer is remembered for it.
+            let outcome = match outcomes.last() {
+                Some(Outcome::Conflict) => Outcome::Conflict,
+                _ => self.judge(command, &unit.prepared, staged),
+            };
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// A unit that remembers a request's answer does what the request asks. When the request was answered before, nothing
+    /// of it is done again; this is what became of it then.
+    fn judge_request(&self, unit: &Unit, staged: &Staged) -> Option<Outcome> {
+        let idempotency = unit.commands.iter().find_map(Command::answered)?;
+        self.repeated(idempotency, &unit.prepared, staged)
+    }
+
+    /// What an earlier request with the same key or id makes of one; `None` when there was none.
+    fn repeated(&self, wanted: &Idempotency, prepared: &Prepared, staged: &Staged) -> Option<Outcome> {
+        let found = staged
+            .scopes
+            .get(&wanted.scope)
+            .or_else(|| self.recent.scope(&wanted.scope, prepared.as_of))
+            .or_else(|| prepared.scopes.get(&wanted.scope));
+        match judge_idempotency(found, &wanted.fingerprint, self.last_time) {
+            Judged::Fresh => None,
+            Judged::Duplicate(position) => Some(Outcome::Duplicate(position)),
+            Judged::Mismatch(_) => Some(Outcome::Mismatch),
+        }
     }
 
     fn judge(&mut self, command: &Command, prepared: &Prepared, staged: &mut Staged) -> Outcome {
@@ -331,17 +373,9 @@ impl Committer {
         }
         let mut idempotency: Vec<Idempotency> = draft.idempotency.iter().cloned().collect();
         idempotency.extend(draft.chosen());
-        for wanted in &idempotency {
-            let found = staged
-                .scopes
-                .get(&wanted.scope)
-                .or_else(|| self.recent.scope(&wanted.scope, prepared.as_of))
-                .or_else(|| prepared.scopes.get(&wanted.scope));
-            match judge_idempotency(found, &wanted.fingerprint, self.last_time) {
-                Judged::Fresh => {}
-                Judged::Duplicate(position) => return Outcome::Duplicate(position),
-                Judged::Mismatch(_) => return Outcome::Mismatch,
-            }
+        if let Some(repeated) = idempotency.iter().find_map(|wanted| self.repeated(wanted, prepared, staged))
+        {
+            return repeated;
         }
         let stream = match self.next_version(draft, prepared, staged) {
             Ok(stream) => stream,
@@ -506,7 +540,8 @@ fn known(idempotency: &Idempotency, position: Position) -> Known {
 fn needs_preparation(unit: &Unit) -> bool {
     unit.commands.iter().any(|command| match command {
         Command::Publish(draft) => draft.needs_preparation(),
-        Command::PutEndpoint(_) | Command::DeleteEndpoint { .. } | Command::Record(_) => false,
+        Command::PutEndpoint(_) | Command::DeleteEndpoint { .. } => false,
+        Command::Record(_) => command.answered().is_some(),
     })
 }
 

@@ -194,6 +194,7 @@ async fn every_post_that_creates_has_idempotency_keys() {
         assert_eq!(again, as_repeated(path, first), "{path}");
         let other = body.replacen('{', "{ ", 1);
         let (got, problem, _) = daemon.call("POST", path, &key, &other).await;
+        assert!(text(&problem, "detail").contains("byte for byte"), "{problem}");
         is_problem(&(got, problem), 422, "idempotency_mismatch", path);
     }
 }
@@ -239,10 +240,13 @@ async fn while_the_first_request_is_in_flight_another_is_409_or_gets_its_answer(
     let key = [("idempotency-key", "k")];
     let posts = (0..40).map(|_| daemon.call("POST", "/events", &key, r#"{"type":"a","data":1}"#));
     let mut ids = std::collections::HashSet::new();
-    for (status, answer, _) in futures_util::future::join_all(posts).await {
+    for (status, answer, headers) in futures_util::future::join_all(posts).await {
         match status {
             202 => drop(ids.insert(text(&answer, "id"))),
-            _ => is_problem(&(status, answer), 409, "request_in_flight", "a second request"),
+            _ => {
+                is_problem(&(status, answer), 409, "request_in_flight", "a second request");
+                assert_eq!(headers.get("retry-after").map(String::as_str), Some("1"));
+            }
         }
     }
     assert_eq!((ids.len(), list(&daemon.get("/events").await).len()), (1, 1));

@@ -102,6 +102,44 @@ async fn a_pending_delivery_is_tried_at_once_or_cancelled_and_an_ended_one_canno
     assert_eq!(receiver.got().len(), 1);
 }
 
+/// What is done to a delivery is answered with what the delivery then is, and so again for the same key, whatever comes
+/// of it later.
+#[tokio::test]
+async fn what_is_done_to_a_delivery_is_answered_with_what_it_is_then() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(500).await;
+    let made = endpoint(&daemon, &receiver, json!({})).await;
+    let dead = settled(&daemon, &publish(&daemon, json!({"type": "a", "data": 1})).await).await;
+    daemon.post(&format!("/endpoints/{}/pause", text(&made, "id")), "").await;
+    let (delivery, letter) =
+        (format!("/deliveries/{}", text(&dead, "id")), format!("/dead-letters/{}", text(&dead, "id")));
+    let steps = [
+        (format!("{letter}/redrive"), 202, "pending"),
+        (format!("{delivery}/retry"), 202, "pending"),
+        (format!("{delivery}/cancel"), 200, "cancelled"),
+    ];
+    let key = [("idempotency-key", "k")];
+    let mut answers = Vec::new();
+    for (path, status, word) in &steps {
+        let (got, answer, _) = daemon.call("POST", path, &key, "").await;
+        assert_eq!((got, &answer["status"]), (*status, &json!(word)), "{path}: {answer}");
+        let mut shown = daemon.get(&delivery).await;
+        shown["attempts"] = json!(2);
+        assert_eq!(answer, shown, "{path}");
+        answers.push(answer);
+    }
+    for ((path, status, _), first) in steps.iter().zip(answers) {
+        let (got, again, headers) = daemon.call("POST", path, &key, "").await;
+        assert_eq!(
+            (got, &again, headers["idempotent-replayed"].as_str()),
+            (*status, &first, "true"),
+            "{path}"
+        );
+    }
+    assert_eq!(daemon.get(&delivery).await["status"], "cancelled", "a repetition did it again");
+}
+
 #[tokio::test]
 async fn a_dead_letter_shows_its_event_and_goes_out_again_under_its_id() {
     let data = tempfile::tempdir().unwrap();

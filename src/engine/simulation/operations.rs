@@ -218,7 +218,7 @@ async fn change_endpoint(engine: &Engine, world: &World) {
         }
     });
     let number = endpoint.number.0;
-    let result = engine.update_endpoint(endpoint).await;
+    let result = engine.update_endpoint(endpoint, None).await;
     changed(world, &format!("{what} {number}"), &result);
 }
 
@@ -280,7 +280,7 @@ pub(super) async fn reopen(engine: &Engine, world: &World) {
                 None => asked_anew(&known),
             });
             let number = endpoint.number.0;
-            changed(world, &format!("reopen {number}"), &engine.update_endpoint(endpoint).await);
+            changed(world, &format!("reopen {number}"), &engine.update_endpoint(endpoint, None).await);
         }
     }
 }
@@ -501,17 +501,20 @@ async fn operate_on_delivery(engine: &Engine, world: &World) {
     let name = format!("{}/{}", key.event, key.endpoint.0);
     match dice {
         0 | 1 => {
-            let result = engine.redrive(&EVERYBODY, key).await;
+            let result = engine.redrive(&EVERYBODY, key, None).await;
             changed(world, &format!("redrive {name}"), &result);
             world.count("redriven");
         }
         2 => changed(world, &format!("purge {name}"), &engine.purge(&EVERYBODY, key).await),
         3 | 4 => {
-            let result = engine.cancel_delivery(&EVERYBODY, key).await;
+            let result = engine.cancel_delivery(&EVERYBODY, key, None).await;
             changed(world, &format!("cancel {name}"), &result);
             world.count("cancelled");
         }
-        5 | 6 => changed(world, &format!("retry {name}"), &engine.retry_delivery(&EVERYBODY, key).await),
+        5 | 6 => {
+            let result = engine.retry_delivery(&EVERYBODY, key, None).await;
+            changed(world, &format!("retry {name}"), &result);
+        }
         7 => match engine.lane(key.endpoint).await {
             Ok(lane) => world.note(format_args!("lane {}: {:?}", key.endpoint.0, lane.reason)),
             Err(error) => refused(world, "lane", &error),
@@ -530,7 +533,7 @@ async fn replay(engine: &Engine, world: &World, key: DeliveryKey) {
     let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
     let id = engine.outbox().directory(|directory| directory.id_of(key.endpoint).cloned());
     let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
-    let result = engine.replay_event(&EVERYBODY, &event.tenant, &event.id, chosen).await;
+    let result = engine.replay_event(&EVERYBODY, &event.tenant, &event.id, chosen, None).await;
     changed(world, &format!("replay {}", key.event), &result);
     world.count("replayed");
 }
@@ -540,14 +543,12 @@ async fn retain(engine: &Engine, world: &World) {
     let keep = Keep { events: Some(keep), stream_events: Some(keep), dead_letters: Some(keep * 2) };
     let mut retention = retention::retention(engine, keep);
     world.with(|inner| inner.model.latest = inner.model.latest.max(engine.now().wall));
-    match retention::pass(engine, keep, &mut retention).await {
-        Ok(pass) => {
-            world.note(format_args!("retention: {pass:?}"));
-            if pass.events > 0 {
-                world.count("retained");
-            }
-        }
-        Err(error) => refused(world, "retention", &error),
+    let result = retention::pass(engine, keep, &mut retention).await;
+    changed(world, "retention", &result);
+    let Ok(pass) = result else { return };
+    world.note(format_args!("retention: {pass:?}"));
+    if pass.events > 0 {
+        world.count("retained");
     }
 }
 
@@ -555,17 +556,17 @@ async fn operate_in_bulk(engine: &Engine, world: &World) {
     let filter = Filter::default();
     match world.chance(|chance| chance.within(0, 5)) {
         0..3 => {
-            let result = engine.redrive_matching(&EVERYBODY, filter).await.map_err(ChangeError::Store);
+            let result = engine.redrive_matching(&EVERYBODY, filter, None).await;
             changed(world, "redrive all", &result);
         }
         3 => {
-            let result = engine.purge_matching(&EVERYBODY, filter).await.map_err(ChangeError::Store);
+            let result = engine.purge_matching(&EVERYBODY, filter, None).await;
             changed(world, "purge all", &result);
         }
         _ => {
             let Some(endpoint) = any_endpoint(engine, world) else { return };
             let since = crate::domain::Timestamp::ZERO;
-            let result = engine.replay_endpoint(&endpoint, since, None, &[], true).await;
+            let result = engine.replay_endpoint(&endpoint, since, None, &[], true, None).await;
             changed(world, &format!("replay to {}", endpoint.number.0), &result);
         }
     }

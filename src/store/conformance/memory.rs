@@ -47,6 +47,29 @@ impl MemoryStore {
         position
     }
 
+    /// What a request was answered before is not done again, and what follows a conflict is not done at all.
+    fn judge_unit(&mut self, unit: Vec<Command>) -> Vec<Outcome> {
+        let request = unit.iter().find_map(Command::answered).cloned();
+        if let Some(repeated) = request.and_then(|request| self.repeated(&request)) {
+            return vec![repeated; unit.len()];
+        }
+        let mut conflict = false;
+        let judge = |command| {
+            let outcome = if conflict { Outcome::Conflict } else { self.judge(command) };
+            conflict |= matches!(outcome, Outcome::Conflict);
+            outcome
+        };
+        unit.into_iter().map(judge).collect()
+    }
+
+    fn repeated(&self, request: &Idempotency) -> Option<Outcome> {
+        let is_free = self.free_again.contains(&request.scope);
+        let known = self.oracle.requests.get(&request.scope).filter(|_| !is_free);
+        let known = known.filter(|known| known.expires_at.is_none_or(|at| at > self.now))?;
+        let is_same = known.fingerprint == request.fingerprint;
+        Some(if is_same { Outcome::Duplicate(known.position) } else { Outcome::Mismatch })
+    }
+
     fn judge(&mut self, command: Command) -> Outcome {
         match command {
             Command::Publish(draft) => self.publish(&draft),
@@ -81,16 +104,8 @@ impl MemoryStore {
 
     fn publish(&mut self, draft: &EventDraft) -> Outcome {
         let requests: Vec<Idempotency> = draft.idempotency.iter().cloned().chain(draft.chosen()).collect();
-        for request in &requests {
-            let is_free = self.free_again.contains(&request.scope);
-            let known = self.oracle.requests.get(&request.scope).filter(|_| !is_free);
-            match known.filter(|known| known.expires_at.is_none_or(|at| at > self.now)) {
-                Some(known) if known.fingerprint == request.fingerprint => {
-                    return Outcome::Duplicate(known.position);
-                }
-                Some(_) => return Outcome::Mismatch,
-                None => {}
-            }
+        if let Some(repeated) = requests.iter().find_map(|request| self.repeated(request)) {
+            return repeated;
         }
         let stream = draft.stream.clone().map(|stream| {
             let head = self.oracle.streams.get(&(draft.tenant.clone(), stream.clone()));
@@ -154,8 +169,7 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn submit(&mut self, units: Vec<Vec<Command>>) -> Vec<Vec<Outcome>> {
-        let judge = |unit: Vec<Command>| unit.into_iter().map(|command| self.judge(command)).collect();
-        units.into_iter().map(judge).collect()
+        units.into_iter().map(|unit| self.judge_unit(unit)).collect()
     }
 
     fn ask(&mut self, question: &mut dyn FnMut(&dyn ReadModel) -> Result<(), String>) -> Result<(), String> {

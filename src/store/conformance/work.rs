@@ -118,10 +118,14 @@ impl<S: Store> Work<S> {
                 self.submit(vec![vec![Command::DeleteEndpoint { endpoint, at: self.now }]])
             }
             44..48 => {
-                let unit = vec![Command::Record(self.key_or_answer())];
+                let unit = vec![Command::Record(self.key())];
                 self.submit(vec![unit])
             }
-            48..76 => {
+            48..54 => {
+                let units = (0..self.random.u32(1..3)).map(|_| self.request()).collect();
+                self.submit(units)
+            }
+            54..76 => {
                 let units = (0..self.random.u32(1..6)).filter_map(|_| self.attempt()).collect();
                 self.submit(units)
             }
@@ -299,28 +303,39 @@ impl<S: Store> Work<S> {
         }))
     }
 
-    fn key_or_answer(&mut self) -> Record {
+    fn key(&mut self) -> Record {
         let id = format!("key_{}", self.random.u32(0..4)).parse().expect("a legal id");
-        match self.random.u32(0..3) {
-            0 => Record::KeyPut(Arc::new(ApiKey {
-                id,
-                role: Role::Viewer,
-                tenant: None,
-                description: "".into(),
-                hash: [self.random.u8(..); 32],
-                created_at: self.now,
-            })),
-            1 => Record::KeyDeleted { id, at: self.now },
-            _ => Record::RequestAnswered {
-                idempotency: Idempotency {
-                    scope: [self.random.u8(20..24); 16],
-                    fingerprint: [1; 16],
-                    expires_at: Some(self.now.plus(Duration::from_millis(self.random.u64(1..20_000_000)))),
-                },
-                status: 201,
-                body: Arc::from(&b"{}"[..]),
-            },
+        if self.percent(40) {
+            return Record::KeyDeleted { id, at: self.now };
         }
+        Record::KeyPut(Arc::new(ApiKey {
+            id,
+            role: Role::Viewer,
+            tenant: None,
+            description: "".into(),
+            hash: [self.random.u8(..); 32],
+            created_at: self.now,
+        }))
+    }
+
+    /// What a request with a key does, and its answer; most repetitions are of the same request.
+    fn request(&mut self) -> Vec<Command> {
+        let mut unit = match self.random.u32(0..4) {
+            0 => vec![self.put_endpoint()],
+            1 => vec![Command::Record(self.key())],
+            2 => vec![Command::Record(self.in_bulk()), Command::Record(self.in_bulk())],
+            _ => Vec::new(),
+        };
+        unit.push(Command::Record(Record::RequestAnswered {
+            idempotency: Idempotency {
+                scope: [self.random.u8(20..26); 16],
+                fingerprint: [u8::from(self.percent(20)); 16],
+                expires_at: Some(self.now.plus(Duration::from_millis(self.random.u64(1..20_000_000)))),
+            },
+            status: 201,
+            body: Arc::from(&b"{}"[..]),
+        }));
+        unit
     }
 
     /// A delivery whose event is not forgotten: nobody hears of the others any more.

@@ -118,6 +118,54 @@ fn what_would_begin_too_many_deliveries_is_refused_alone_and_nothing_fails() {
     assert_eq!(again.committed.unwrap().announced.len(), ENDPOINTS, "and so does the refused event alone");
 }
 
+fn answer(scope: u8, fingerprint: u8) -> Command {
+    Command::Record(Record::RequestAnswered {
+        idempotency: Idempotency { scope: [scope; 16], fingerprint: [fingerprint; 16], expires_at: None },
+        status: 201,
+        body: Arc::from(&b"{}"[..]),
+    })
+}
+
+/// What became of a unit, and how many records it brought.
+fn committed(committer: &mut Committer, commands: Vec<Command>) -> (Vec<Outcome>, usize) {
+    let (reply, _answer) = oneshot::channel();
+    let mut result = committer.commit(vec![unit(commands, Some(reply))]);
+    let outcomes = result.replies.pop().unwrap().1.unwrap();
+    (outcomes, result.committed.map_or(0, |committed| committed.records.len()))
+}
+
+#[test]
+fn what_a_request_does_is_committed_with_its_answer_and_once() {
+    let mut committer = committer(&MemoryDisk::new());
+    let new = || Command::PutEndpoint(Box::new(examples::endpoint(0, Tenant::DEFAULT, &[])));
+    let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 1)]);
+    let [Outcome::Endpoint(_), Outcome::Written(answered)] = outcomes[..] else { panic!("{outcomes:?}") };
+    assert_eq!(records, 2);
+
+    let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 1)]);
+    assert!(matches!(outcomes[..], [Outcome::Duplicate(one), _] if one == answered), "{outcomes:?}");
+    assert_eq!(records, 0, "it was done twice");
+    let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 2)]);
+    assert!(matches!(outcomes[..], [Outcome::Mismatch, _]), "{outcomes:?}");
+    assert_eq!(records, 0, "another request was done under its key");
+}
+
+#[test]
+fn no_answer_is_remembered_for_what_was_refused() {
+    let mut committer = committer(&MemoryDisk::new());
+    let changed = |revision: u64| {
+        let endpoint = examples::endpoint(1, Tenant::DEFAULT, &[]);
+        Command::PutEndpoint(Box::new(Endpoint { revision: Position(revision), ..endpoint }))
+    };
+    let known = read(&committer.directory).endpoint(EndpointNumber(1)).unwrap().revision.0;
+    let (outcomes, records) = committed(&mut committer, vec![changed(known + 1), answer(1, 1)]);
+    assert!(matches!(outcomes[..], [Outcome::Conflict, Outcome::Conflict]), "{outcomes:?}");
+    assert_eq!(records, 0);
+    let (outcomes, records) = committed(&mut committer, vec![changed(known), answer(1, 1)]);
+    assert!(matches!(outcomes[..], [Outcome::Endpoint(_), Outcome::Written(_)]), "{outcomes:?}");
+    assert_eq!(records, 2);
+}
+
 #[test]
 fn a_group_whose_events_go_to_many_endpoints_is_closed_early_and_the_rest_keeps_its_order() {
     let mut committer = committer(&MemoryDisk::new());

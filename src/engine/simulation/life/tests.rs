@@ -4,9 +4,10 @@
 
 use super::*;
 use crate::domain::{
-    DisabledReason, Endpoint, EndpointNumber, EndpointStatus, Handshake, Ordering, RetryPolicy, Tenant,
+    ApiKey, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, Handshake,
+    Idempotency, Ordering, RetryPolicy, Role, Tenant,
 };
-use crate::engine::types::EventDraft;
+use crate::engine::types::{Answer, ChangeError, EventDraft, Filter, Keyed, Remember, Remembered, Scope};
 use crate::lanes::WaitReason;
 
 /// An endpoint of this tenant that wants all, and of which the first attempt is the last.
@@ -97,7 +98,7 @@ async fn who_is_paused_while_no_file_descriptor_is_left_is_not_sent_to() {
     let paused = async move {
         let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
         let status = EndpointStatus::Paused;
-        engine.update_endpoint(Endpoint { status, ..Endpoint::clone(&known) }).await
+        engine.update_endpoint(Endpoint { status, ..Endpoint::clone(&known) }, None).await
     };
     see_through(&mut life, paused).await.unwrap();
     life.run_for(Duration::from_secs(2)).await;
@@ -186,4 +187,147 @@ async fn a_state_that_hangs_gathers_no_tasks() {
     life.run_for(Duration::from_secs(5)).await;
     assert_eq!(died(&world), 1, "it goes on when the state does");
     assert!(!world.is_broken());
+}
+
+/// What a request with a key may ask for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Act {
+    CreateEndpoint,
+    ChangeEndpoint,
+    CreateKey,
+    Retry,
+    Cancel,
+    Redrive,
+    ReplayEvent,
+    ReplayEndpoint,
+    RedriveAll,
+    PurgeAll,
+}
+
+impl Act {
+    const ALL: [Self; 10] = [
+        Self::CreateEndpoint,
+        Self::ChangeEndpoint,
+        Self::CreateKey,
+        Self::Retry,
+        Self::Cancel,
+        Self::Redrive,
+        Self::ReplayEvent,
+        Self::ReplayEndpoint,
+        Self::RedriveAll,
+        Self::PurgeAll,
+    ];
+}
+
+fn keyed<T>() -> Keyed<T> {
+    let idempotency = Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at: None };
+    Keyed { idempotency, answer: |_| Answer { status: 202, body: Arc::from(&b"{}"[..]) } }
+}
+
+/// A paused endpoint, and a delivery to it: pending, or dead.
+async fn with_delivery(life: &mut Life, is_dead: bool) -> DeliveryKey {
+    let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
+    let endpoint = subscribe_with(life, Tenant::DEFAULT, paused).await;
+    let (engine, draft) = (life.engine.clone(), draft(&life.world));
+    let event = see_through(life, async move { engine.publish(draft).await }).await.unwrap().position;
+    let delivery = DeliveryKey { event, endpoint };
+    if is_dead {
+        let engine = life.engine.clone();
+        let died = async move { engine.die(vec![delivery], DeadReason::AttemptsExhausted).await };
+        see_through(life, died).await.unwrap();
+    }
+    delivery
+}
+
+/// As a handler does it: unless it was answered before.
+async fn request(engine: Engine, act: Act, new: Endpoint, delivery: DeliveryKey) -> Result<(), ChangeError> {
+    let all = Scope(None);
+    let remember: Remember = keyed().answered(&());
+    match engine.remembered(&remember.idempotency).await? {
+        Remembered::Nothing => {}
+        Remembered::Same(answer) if answer == remember.answer => return Ok(()),
+        other => panic!("{act:?} is remembered as {other:?}"),
+    }
+    let known =
+        engine.outbox().directory(|directory| directory.endpoint(delivery.endpoint).cloned()).unwrap();
+    match act {
+        Act::CreateEndpoint => engine.create_endpoint(new, Some(remember)).await.map(drop),
+        Act::ChangeEndpoint => {
+            let changed = Endpoint { description: "changed".into(), ..Endpoint::clone(&known) };
+            engine.update_endpoint(changed, Some(remember)).await.map(drop)
+        }
+        Act::CreateKey => {
+            let id = engine.new_key_id();
+            let (created_at, description) = (engine.now().wall, "".into());
+            let role = Role::Viewer;
+            let key = ApiKey { id, role, tenant: None, description, hash: [3; 32], created_at };
+            engine.create_key(key, Some(remember)).await
+        }
+        Act::Retry => engine.retry_delivery(&all, delivery, Some(keyed())).await.map(drop),
+        Act::Cancel => engine.cancel_delivery(&all, delivery, Some(keyed())).await.map(drop),
+        Act::Redrive => engine.redrive(&all, delivery, Some(keyed())).await.map(drop),
+        Act::ReplayEvent => {
+            let event = engine.event_at(delivery.event).await?.unwrap();
+            engine.replay_event(&all, &event.tenant, &event.id, None, Some(keyed())).await.map(drop)
+        }
+        Act::ReplayEndpoint => {
+            let since = Timestamp::ZERO;
+            engine.replay_endpoint(&known, since, None, &[], false, Some(keyed())).await.map(drop)
+        }
+        Act::RedriveAll => engine.redrive_matching(&all, Filter::default(), Some(keyed())).await.map(drop),
+        Act::PurgeAll => engine.purge_matching(&all, Filter::default(), Some(keyed())).await.map(drop),
+    }
+}
+
+/// Runs a life on a runtime of its own, and puts what is left of the disk there for the next one.
+fn live<T>(world: &World, seed: u64, life: impl AsyncFnOnce(&mut Life) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let done = runtime.unwrap().block_on(async {
+        let mut begun = Life::begin(world).unwrap();
+        let done = life(&mut begun).await;
+        world::end_life();
+        done
+    });
+    let disk = world.disk();
+    world.set_disk(disk.survivor().unwrap_or_else(|| disk.crash(seed)));
+    done
+}
+
+/// The power fails at each operation of the disk in turn, until it is only after the answer that it does.
+#[test]
+fn whenever_the_power_fails_a_request_that_is_repeated_with_its_key_is_done_once() {
+    for act in Act::ALL {
+        let mut cuts = 0;
+        for operations in 0.. {
+            world::begin_time();
+            let world = World::new(1);
+            let new = Endpoint { handshake: None, ..world.with(operations::new_endpoint) };
+            let is_dead = !matches!(act, Act::Retry | Act::Cancel);
+            let (delivery, before, answered) = live(&world, operations, async |life| {
+                let delivery = with_delivery(life, is_dead).await;
+                let before = world.with(|inner| inner.model.last());
+                world.disk().cut_power_after(operations, operations);
+                let asked = tokio::spawn(request(life.engine.clone(), act, new.clone(), delivery));
+                life.run_for(Duration::from_millis(500)).await;
+                (delivery, before, asked.is_finished() && asked.await.unwrap().is_ok())
+            });
+            let again = live(&world, operations, async |life| {
+                let again = request(life.engine.clone(), act, new.clone(), delivery);
+                see_through(life, again).await
+            });
+            again.unwrap_or_else(|error| panic!("{act:?} after {operations} operations, again: {error}"));
+            let done = world.with(|inner| {
+                let since = inner.model.records.iter().filter(|(position, _)| *position > before);
+                since.map(|(_, record)| record.clone()).collect::<Vec<_>>()
+            });
+            let is_once = matches!(&done[..], [_, Record::RequestAnswered { .. }]);
+            assert!(is_once, "{act:?} after {operations} operations of the disk: {done:#?}");
+            assert!(!world.is_broken());
+            if answered {
+                break;
+            }
+            cuts += 1;
+        }
+        assert!(cuts > 0, "the power never failed before {act:?} was answered");
+    }
 }
