@@ -20,7 +20,7 @@ use crate::domain::{
     ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Idempotency, Position,
     Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
-use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView, Remember};
+use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView, RefusedUrl, Remember};
 use crate::limits;
 use crate::rules::append::Judged;
 use crate::rules::handshake;
@@ -40,9 +40,12 @@ fn settings(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Settings
 }
 
 /// # Errors
-/// `forbidden_url` for what policy refuses.
+/// `validation_failed` for what is no URL, `forbidden_url` for what policy refuses.
 async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
-    call.api.engine.check_url(url).await.map_err(Problem::ForbiddenUrl)
+    call.api.engine.check_url(url).await.map_err(|refused| match refused {
+        RefusedUrl::NoUrl(detail) => Problem::invalid("/url", detail),
+        RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
+    })
 }
 
 fn url_text<'a>(input: &'a EndpointInput, errors: &mut Errors) -> &'a str {

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
-use super::guard::{self, BlockedAddress, ForbiddenUrl, Guard, Judged, LOOPBACK, is_localhost};
+use super::guard::{self, BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
 use super::metered::Metered;
 use super::resolver::Resolver;
 use super::{awake, find, is_exhausted, tls, within};
@@ -44,7 +44,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error(transparent)]
-    Forbidden(#[from] ForbiddenUrl),
+    Forbidden(#[from] RefusedUrl),
     #[error("{0}")]
     Dns(&'static str),
     #[error("no connection could be made")]
@@ -206,7 +206,7 @@ impl Target {
 impl Wiring {
     async fn connect(&self, uri: &Uri) -> Result<Wire, ConnectError> {
         // Not reached: every URI is made from a URL that was judged.
-        let target = Target::new(uri).ok_or(ForbiddenUrl("the URL cannot be requested"))?;
+        let target = Target::new(uri).ok_or(RefusedUrl::NoUrl("the URL cannot be requested"))?;
         let progress = PROGRESS.try_with(Progress::clone).unwrap_or_default();
         progress.reach(Step::Resolving);
         let addresses = match &self.proxy {
@@ -246,8 +246,9 @@ impl Wiring {
         let name = host.to_string();
         if is_localhost(&name) {
             let judged = LOOPBACK.map(|address| self.guard.judge(SocketAddr::new(address, port)));
-            let open: Vec<_> = judged.into_iter().flatten().collect();
-            return if open.is_empty() { Err(BlockedAddress.into()) } else { Ok(open) };
+            let open: Vec<_> = judged.into_iter().filter_map(Result::ok).collect();
+            let [first, _] = judged;
+            return if open.is_empty() { first.map(|_| open).map_err(Into::into) } else { Ok(open) };
         }
         let addresses = self.lookup(name, patience).await?;
         let judged = addresses.into_iter().map(|address| self.guard.judge(SocketAddr::new(address, port)));

@@ -38,19 +38,33 @@ pub struct EgressPolicy {
     pub allow_ports: Vec<(u16, u16)>,
 }
 
-/// An address is forbidden. It says nothing about the address, so that nobody learns what is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the host has an address that policy forbids")]
-pub struct BlockedAddress;
+/// An address is forbidden. It says nothing about the address, so that nobody learns what is there: one of our own ports is
+/// called so only where its neighbours could be sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockedAddress {
+    Forbidden,
+    OwnPort,
+}
 
 /// Why a URL is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ForbiddenUrl(pub &'static str);
+pub enum RefusedUrl {
+    /// It is none that anybody could be sent to by.
+    #[error("{0}")]
+    NoUrl(&'static str),
+    /// Policy forbids it.
+    #[error("{0}")]
+    Forbidden(&'static str),
+}
 
-impl From<BlockedAddress> for ForbiddenUrl {
-    fn from(_: BlockedAddress) -> Self {
-        Self("the host has an address that policy forbids")
+impl From<BlockedAddress> for RefusedUrl {
+    fn from(blocked: BlockedAddress) -> Self {
+        Self::Forbidden(match blocked {
+            BlockedAddress::Forbidden => "the host has an address that policy forbids",
+            BlockedAddress::OwnPort => {
+                "balto itself listens on this port, so its deliveries would come back to it; give the port that the receiver listens on"
+            }
+        })
     }
 }
 
@@ -192,7 +206,7 @@ impl EgressPolicy {
     fn judge(&self, address: IpAddr) -> Result<(), BlockedAddress> {
         let within = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
         if METADATA.contains(&address) || within(&self.deny_networks) {
-            return Err(BlockedAddress);
+            return Err(BlockedAddress::Forbidden);
         }
         // Whoever opens a translator's network has not opened what is behind it.
         if let IpAddr::V6(v6) = address
@@ -200,7 +214,11 @@ impl EgressPolicy {
         {
             self.judge(IpAddr::V4(behind))?;
         }
-        if is_public(address) || within(&self.allow_networks) { Ok(()) } else { Err(BlockedAddress) }
+        if is_public(address) || within(&self.allow_networks) {
+            Ok(())
+        } else {
+            Err(BlockedAddress::Forbidden)
+        }
     }
 
     fn allows_port(&self, port: u16) -> bool {
@@ -224,20 +242,20 @@ impl EgressPolicy {
         self.allow_networks.iter().any(beyond)
     }
 
-    fn judge_scheme(&self, scheme: &str) -> Result<(), ForbiddenUrl> {
+    fn judge_scheme(&self, scheme: &str) -> Result<(), RefusedUrl> {
         match (scheme, self.allow_http) {
             ("https", _) | ("http", true) => Ok(()),
-            (_, true) => Err(ForbiddenUrl("the scheme must be https or http")),
-            (_, false) => Err(ForbiddenUrl("the scheme must be https")),
+            (_, true) => Err(RefusedUrl::Forbidden("the scheme must be https or http")),
+            (_, false) => Err(RefusedUrl::Forbidden("the scheme must be https")),
         }
     }
 
-    fn judge_name(&self, name: &str) -> Result<(), ForbiddenUrl> {
+    fn judge_name(&self, name: &str) -> Result<(), RefusedUrl> {
         let name = name.strip_suffix('.').unwrap_or(name);
         if name.len() > limits::DNS_NAME_BYTES_MAX
             || name.split('.').any(|label| label.is_empty() || label.len() > 63)
         {
-            return Err(ForbiddenUrl("the host is not a legal name"));
+            return Err(RefusedUrl::NoUrl("the host is not a legal name"));
         }
         if is_localhost(name) && self.opens_loopback() {
             return Ok(());
@@ -247,7 +265,7 @@ impl EgressPolicy {
         };
         let inside = !name.contains('.') || INSIDE_SUFFIXES.iter().any(ends);
         if METADATA_NAMES.contains(&name) || is_localhost(name) || inside && !self.opens_inside_names() {
-            return Err(ForbiddenUrl("the host is a name inside a private network"));
+            return Err(RefusedUrl::Forbidden("the host is a name inside a private network"));
         }
         Ok(())
     }
@@ -293,11 +311,13 @@ impl Guard {
     pub(super) fn judge(&self, target: SocketAddr) -> Result<Judged, BlockedAddress> {
         let address = target.ip().to_canonical();
         let interface = address.is_unspecified() || self.own.contains(address);
-        let here = interface || address.is_loopback();
-        if here && self.listening.load().contains(&target.port()) || interface && !address.is_loopback() {
-            return Err(BlockedAddress);
+        if interface && !address.is_loopback() {
+            return Err(BlockedAddress::Forbidden);
         }
         self.policy.load().judge(address)?;
+        if address.is_loopback() && self.listening.load().contains(&target.port()) {
+            return Err(BlockedAddress::OwnPort);
+        }
         Ok(Judged(SocketAddr::new(address, target.port())))
     }
 
@@ -305,24 +325,24 @@ impl Guard {
     ///
     /// # Errors
     /// When policy forbids it, or it is not an absolute URL.
-    pub(super) fn parse(&self, raw: &str) -> Result<Url, ForbiddenUrl> {
+    pub(super) fn parse(&self, raw: &str) -> Result<Url, RefusedUrl> {
         if raw.len() > limits::URL_BYTES_MAX {
-            return Err(ForbiddenUrl("a URL has at most 2048 bytes"));
+            return Err(RefusedUrl::NoUrl("a URL has at most 2048 bytes"));
         }
         if raw.chars().any(|c| c.is_control() || c == '\\') || raw.trim() != raw {
-            return Err(ForbiddenUrl(
+            return Err(RefusedUrl::NoUrl(
                 "a URL has no control characters, no backslashes and no spaces around it",
             ));
         }
-        let (scheme, rest) = raw.split_once(':').ok_or(ForbiddenUrl("this is not an absolute URL"))?;
+        let (scheme, rest) = raw.split_once(':').ok_or(RefusedUrl::NoUrl("this is not an absolute URL"))?;
         self.policy.load().judge_scheme(&scheme.to_ascii_lowercase())?;
         // The parser would mend both.
         if rest.strip_prefix("//").is_none_or(|host| host.starts_with('/')) {
-            return Err(ForbiddenUrl("the URL needs a host after ://"));
+            return Err(RefusedUrl::NoUrl("the URL needs a host after ://"));
         }
-        let url = Url::parse(raw).map_err(|_| ForbiddenUrl("this is not an absolute URL"))?;
+        let url = Url::parse(raw).map_err(|_| RefusedUrl::NoUrl("this is not an absolute URL"))?;
         if url.as_str().len() > limits::URL_BYTES_MAX {
-            return Err(ForbiddenUrl("a URL has at most 2048 bytes, percent-encoded"));
+            return Err(RefusedUrl::NoUrl("a URL has at most 2048 bytes, percent-encoded"));
         }
         self.judge_url(&url)?;
         request_uri(&url)?;
@@ -333,20 +353,20 @@ impl Guard {
     ///
     /// # Errors
     /// When policy forbids it.
-    pub(super) fn judge_url(&self, url: &Url) -> Result<(), ForbiddenUrl> {
+    pub(super) fn judge_url(&self, url: &Url) -> Result<(), RefusedUrl> {
         let policy = self.policy.load();
         policy.judge_scheme(url.scheme())?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(ForbiddenUrl("a URL with a user name or password is not accepted"));
+            return Err(RefusedUrl::Forbidden("a URL with a user name or password is not accepted"));
         }
         if url.fragment().is_some() {
-            return Err(ForbiddenUrl("a URL with a fragment is not accepted"));
+            return Err(RefusedUrl::Forbidden("a URL with a fragment is not accepted"));
         }
         let port = url.port_or_known_default().unwrap_or(0);
         if !policy.allows_port(port) {
-            return Err(ForbiddenUrl("the port is not one that policy allows"));
+            return Err(RefusedUrl::Forbidden("the port is not one that policy allows"));
         }
-        let host = url.host().ok_or(ForbiddenUrl("the URL needs a host"))?;
+        let host = url.host().ok_or(RefusedUrl::NoUrl("the URL needs a host"))?;
         self.judge_host(&host, port).map(drop)
     }
 
@@ -358,7 +378,7 @@ impl Guard {
         &self,
         host: &Host<S>,
         port: u16,
-    ) -> Result<Option<Judged>, ForbiddenUrl> {
+    ) -> Result<Option<Judged>, RefusedUrl> {
         let address = match host {
             Host::Domain(name) => return self.policy.load().judge_name(name.as_ref()).map(|()| None),
             Host::Ipv4(address) => IpAddr::V4(*address),
@@ -372,13 +392,13 @@ impl Guard {
 ///
 /// # Errors
 /// When they do not.
-pub(super) fn request_uri(url: &Url) -> Result<Uri, ForbiddenUrl> {
-    let uri: Uri = url.as_str().parse().map_err(|_| ForbiddenUrl("the URL cannot be requested"))?;
+pub(super) fn request_uri(url: &Url) -> Result<Uri, RefusedUrl> {
+    let uri: Uri = url.as_str().parse().map_err(|_| RefusedUrl::NoUrl("the URL cannot be requested"))?;
     let same = uri.scheme_str() == Some(url.scheme())
         && uri.host() == url.host_str()
         && uri.port_u16() == url.port()
         && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    if same { Ok(uri) } else { Err(ForbiddenUrl("the URL cannot be requested")) }
+    if same { Ok(uri) } else { Err(RefusedUrl::NoUrl("the URL cannot be requested")) }
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use crate::domain::{EndpointNumber, ErrorClass, Network};
 use crate::limits;
 pub use connect::Proxy;
 use connect::{ConnectError, Connector, PROGRESS, Progress, Wiring};
-use guard::{EgressPolicy, ForbiddenUrl, Guard};
+use guard::{EgressPolicy, Guard, RefusedUrl};
 use metered::TooMuch;
 pub use resolver::{Resolver, SystemResolver};
 use tls::Identity;
@@ -81,7 +81,7 @@ impl Parcel {
         Self { identity, ..self }
     }
 
-    fn request(self) -> Result<Request<Full<Bytes>>, ForbiddenUrl> {
+    fn request(self) -> Result<Request<Full<Bytes>>, RefusedUrl> {
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = guard::request_uri(&self.url)?;
@@ -321,7 +321,7 @@ impl Courier {
     ///
     /// # Errors
     /// When policy forbids the URL, or an address that its host has.
-    pub async fn check_url(&self, url: &str) -> Result<Box<str>, ForbiddenUrl> {
+    pub async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
         let url = self.shared.guard.parse(url)?;
         match self.shared.outfit.load_full().wiring.probe(&url).await {
             Err(ConnectError::Forbidden(forbidden)) => Err(forbidden),
@@ -368,7 +368,7 @@ impl Courier {
         patience: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(Response<Incoming>, CaptureConnection), Failure> {
         // A connection may be there already, which nobody would judge again.
-        let forbidden = |error: ForbiddenUrl| Failure::Attempt(ErrorClass::BlockedAddress, error.to_string());
+        let forbidden = |error: RefusedUrl| Failure::Attempt(ErrorClass::BlockedAddress, error.to_string());
         self.shared.guard.judge_url(&parcel.url).map_err(forbidden)?;
         let client = self.shared.outfit.load().client(parcel.identity.as_ref());
         let client = client.map_err(|reason| Failure::Attempt(ErrorClass::Request, reason))?;

@@ -32,7 +32,7 @@ use crate::rules::verdict::RefusedStatuses;
 use crate::store::{Health, Outbox};
 use crate::vault::Vault;
 use clock::Clock;
-use types::Scope;
+use types::{RefusedUrl, Scope};
 
 pub use dispatcher::{Dispatcher, Run};
 
@@ -219,8 +219,8 @@ impl Engine {
     ///
     /// # Errors
     /// The reason, in words for the client.
-    pub async fn check_url(&self, url: &str) -> Result<Box<str>, String> {
-        self.shared.courier.check_url(url).await.map_err(|forbidden| forbidden.to_string())
+    pub async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        self.shared.courier.check_url(url).await
     }
 
     /// Judges a custom header.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub use crate::courier::guard::RefusedUrl;
 pub use crate::courier::tls::IdentityError;
 pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable, is_chosen};

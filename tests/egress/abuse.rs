@@ -10,7 +10,9 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 
 use crate::support::{Daemon, Receiver, answer, next_request};
-use crate::world::{BLOCKED, courier, delivered, endpoint, failure, open, save, send, unasked, until};
+use crate::world::{
+    BLOCKED, OWN_PORT, courier, delivered, endpoint, failure, open, save, send, unasked, until,
+};
 
 /// A receiver that answers when it is let, and counts how many requests it has at once.
 struct Victim {
@@ -131,7 +133,7 @@ async fn g5_test_sends_have_the_same_guard_and_the_same_limit() {
     until("the last test", || victim.answered.load(Ordering::SeqCst) == sent).await;
     assert!(victim.most.load(Ordering::SeqCst) <= LIMIT, "{:?}", victim.most);
     let own = save(&daemon, &daemon.api).await;
-    assert_eq!(own, Err(BLOCKED.to_owned()));
+    assert_eq!(own, Err(OWN_PORT.to_owned()));
     // A host that is forbidden since: its test is blocked like any other delivery.
     let (closed, data) = (Receiver::status(200).await, tempfile::tempdir().unwrap());
     let daemon = Daemon::start(data.path()).await;
@@ -191,7 +193,7 @@ async fn g2_an_engine_that_delivers_to_itself_under_another_name_stops_by_the_co
     let daemon = Daemon::start(data.path()).await;
     // By its own address it cannot be one.
     let own = format!("{}/events", daemon.api);
-    assert_eq!(save(&daemon, &own).await, Err(BLOCKED.to_owned()));
+    assert_eq!(save(&daemon, &own).await, Err(OWN_PORT.to_owned()));
     let elsewhere = transforming(own).await;
     endpoint(&daemon, &elsewhere, "a").await;
     daemon.post("/events", r#"{"type":"a","data":1}"#).await;

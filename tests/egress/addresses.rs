@@ -4,8 +4,8 @@ use balto::domain::ErrorClass;
 
 use crate::support::Receiver;
 use crate::world::{
-    BLOCKED, Ears, FakeProxy, courier, delivered, endpoint, failure, open, proxied, save, send, strict,
-    unasked,
+    BLOCKED, Ears, FakeProxy, OWN_PORT, courier, delivered, endpoint, failure, open, proxied, save, send,
+    strict, unasked,
 };
 
 /// What becomes of a URL that is saved under the default policy with `egress.allow_http`.
@@ -330,14 +330,26 @@ async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_ar
     courier.set_listening(vec![ears.port]);
     for host in ["127.0.0.1", "127.1.2.3", "[::1]", "localhost", "[::ffff:127.0.0.1]"] {
         let url = format!("http://{host}:{}/", ears.port);
-        assert!(courier.check_url(&url).await.is_err(), "{host} at save");
+        let saved = courier.check_url(&url).await.map_err(|refused| refused.to_string());
+        assert_eq!(saved, Err(OWN_PORT.to_owned()), "{host} at save");
         assert_eq!(
             failure(&send(&courier, &url).await),
-            (ErrorClass::BlockedAddress, BLOCKED),
+            (ErrorClass::BlockedAddress, OWN_PORT),
             "{host} at send"
         );
     }
     assert_eq!(ears.heard().len(), 1, "{:?}", ears.heard());
+}
+
+/// Whoever may not send to loopback at all does not hear which of its ports are ours.
+#[tokio::test]
+async fn b19_where_loopback_is_closed_our_own_port_is_like_any_other() {
+    let courier = crate::world::courier(open(&[]), unasked());
+    courier.set_listening(vec![8400]);
+    for port in [8400, 8399] {
+        let saved = courier.check_url(&format!("https://127.0.0.1:{port}/")).await;
+        assert_eq!(saved.map_err(|refused| refused.to_string()), Err(BLOCKED.to_owned()), "{port}");
+    }
 }
 
 /// `localhost` is this machine's loopback, of which that is sent to which is open; no resolver is asked.
@@ -370,7 +382,8 @@ async fn b19_the_daemon_knows_its_own_ports() {
     for own in [&daemon.api, &format!("{}/healthz", daemon.ops)] {
         for host in ["127.0.0.1", "localhost", "[::1]", "127.8.8.8", "0.0.0.0"] {
             let url = own.replace("127.0.0.1", host);
-            assert_eq!(save(&daemon, &url).await, Err(BLOCKED.to_owned()), "{url}");
+            let why = if host == "0.0.0.0" { BLOCKED } else { OWN_PORT };
+            assert_eq!(save(&daemon, &url).await, Err(why.to_owned()), "{url}");
         }
     }
 }

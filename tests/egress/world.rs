@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use crate::support::{Daemon, Got, PATIENCE, answer, next_request};
 
 pub(crate) const BLOCKED: &str = "the host has an address that policy forbids";
+pub(crate) const OWN_PORT: &str = "balto itself listens on this port, so its deliveries would come back to it; give the port that the receiver listens on";
 pub(crate) const KEY: &str = "an-admin-key-that-is-long-enough-for-any-bound";
 
 pub(crate) fn networks(texts: &[&str]) -> Vec<ipnet::IpNet> {
