@@ -66,6 +66,42 @@ async fn structured_events_keep_attributes_extensions_and_data() {
     assert_eq!(sent, expected);
 }
 
+/// Null would be a value. The standard format has its member `data` always.
+#[tokio::test]
+async fn an_event_without_data_leaves_without_data() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let (receiver, standard) = (Receiver::status(204).await, Receiver::status(204).await);
+    daemon.post("/endpoints", &json!({"url": receiver.url, "format": "cloudevents"}).to_string()).await;
+    daemon.post("/endpoints", &json!({"url": standard.url}).to_string()).await;
+    let bare = r#"{"specversion":"1.0","id":"1","source":"/s","type":"a"}"#;
+    let typed = r#"{"specversion":"1.0","id":"2","source":"/s","type":"a","datacontenttype":"text/plain"}"#;
+    let null = r#"{"specversion":"1.0","id":"3","source":"/s","type":"a","data":null}"#;
+    let head =
+        |id: &'static str| [("ce-specversion", "1.0"), ("ce-id", id), ("ce-source", "/s"), ("ce-type", "a")];
+    let (in_headers, typed_headers) = (head("4"), [&head("5")[..], &[("content-type", "text/xml")]].concat());
+    let structured = [("content-type", "application/cloudevents+json")];
+    let rows: [(&[(&str, &str)], &str, Option<&str>, bool); 5] = [
+        (&structured, bare, None, false),
+        (&structured, typed, Some("text/plain"), false),
+        (&structured, null, Some("application/json"), true),
+        (&in_headers, "", None, false),
+        (&typed_headers, "", Some("text/xml"), false),
+    ];
+    for (number, (headers, body, media, has_data)) in rows.into_iter().enumerate() {
+        let kept = accepted(&daemon, headers, body).await;
+        assert_eq!(kept.get("data"), Some(&json!(null)), "{kept}");
+        let got = receiver.until(number + 1).await.remove(number);
+        let sent: Value = serde_json::from_str(&got.body).unwrap();
+        assert_eq!(sent.get("data"), has_data.then_some(&json!(null)), "{sent}");
+        assert_eq!(sent.get("datacontenttype").and_then(Value::as_str), media, "{sent}");
+        assert_eq!(sent.get("data_base64"), None, "{sent}");
+        let got = standard.until(number + 1).await.remove(number);
+        let sent: Value = serde_json::from_str(&got.body).unwrap();
+        assert_eq!(sent.get("data"), Some(&json!(null)), "{sent}");
+    }
+}
+
 #[tokio::test]
 async fn binary_events_have_their_attributes_in_headers_and_any_data() {
     let data = tempfile::tempdir().unwrap();
@@ -77,8 +113,7 @@ async fn binary_events_have_their_attributes_in_headers_and_any_data() {
         (Some("application/x+JSON"), "[1]", "\"data\":[1]"),
         (Some("text/xml; charset=utf-8"), "<a b=\"c\"/>", r#""data":"<a b=\"c\"/>""#),
         (Some("application/octet-stream"), "abc", "\"data_base64\":\"YWJj\""),
-        (Some("application/json"), "", "\"data\":null"),
-        (None, "", "\"data\":null"),
+        (Some("application/json"), "null", "\"data\":null"),
     ];
     for (number, (media, body, sent)) in rows.into_iter().enumerate() {
         let id = format!("id-{number}");

@@ -66,7 +66,7 @@ fn scalar(json: &str) -> Option<Scalar> {
 /// A CloudEvent taken apart: context attributes by name, and its data.
 struct Parts {
     attributes: Vec<(String, Scalar)>,
-    /// A JSON value.
+    /// A JSON value; empty when there is none.
     data: Bytes,
     /// The data is a JSON string of base64.
     binary: bool,
@@ -416,7 +416,7 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
     if tenant.as_str() == Tenant::OPERATOR {
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
     }
-    let data = if parts.data.is_empty() { Bytes::from_static(b"null") } else { parts.data };
+    let said: &[u8] = if parts.data.is_empty() { b"null" } else { &parts.data };
     Ok(EventDraft {
         id: None,
         tenant,
@@ -430,9 +430,9 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
         attributes,
         idempotency: None,
         // Which of two events with one id and source is meant is said by what they say.
-        fingerprint: idempotency::fingerprint(&[event_type.as_str().as_bytes(), b" ", &data].concat()),
+        fingerprint: idempotency::fingerprint(&[event_type.as_str().as_bytes(), b" ", said].concat()),
         event_type,
-        data,
+        data: parts.data,
         only: None,
         namesake: Judged::Fresh,
     })

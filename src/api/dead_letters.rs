@@ -61,7 +61,7 @@ pub async fn purge(call: &Call) -> Result<Reply, Problem> {
     Ok(Reply::empty())
 }
 
-/// The list's filters; without any, all dead letters that the key sees.
+/// The list's filters; without any, all dead letters that the key sees, of every tenant when it is bound to none.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LettersInput {
@@ -86,8 +86,7 @@ pub struct LettersInput {
 }
 
 /// The filter of a bulk operation. What it names must exist: a mistyped id must not become "all of them".
-fn filter(call: &Call) -> Result<Filter, Problem> {
-    let input: LettersInput = body::parse(&call.body)?;
+fn filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     let mut errors = Errors::default();
     let endpoint = input.endpoint_id.and_then(|id| {
         let found = id.parse::<EndpointId>().ok();
@@ -119,7 +118,7 @@ fn filter(call: &Call) -> Result<Filter, Problem> {
 
 /// `POST /v1/dead-letters/redrive`
 pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
-    let filter = filter(call)?;
+    let filter = filter(call, body::parse_or_default(&call.body)?)?;
     call.once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
         Ok(CountBody::reply(call.api.engine.redrive_matching(scope, filter, keyed).await?))
@@ -127,9 +126,9 @@ pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
     .await
 }
 
-/// `POST /v1/dead-letters/purge`
+/// `POST /v1/dead-letters/purge`. There is no undoing it, so "all" has to be written: the route takes no empty body.
 pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
-    let filter = filter(call)?;
+    let filter = filter(call, body::parse(&call.body)?)?;
     call.once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
         Ok(CountBody::reply(call.api.engine.purge_matching(scope, filter, keyed).await?))

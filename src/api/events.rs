@@ -138,7 +138,9 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
             errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
         }
     }
-    if tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+    // For a key of one tenant it is another's, like any that is not its own.
+    let is_free = call.principal.scope.0.is_none();
+    if is_free && tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
         errors.push("/tenant", "the tenant `balto` is reserved");
     }
     errors.finish()?;

@@ -9,7 +9,7 @@ use super::lists::{self, List};
 use super::problem::{Errors, Problem};
 use super::reply::Reply;
 use super::text::Time;
-use super::{Call, auth, body};
+use super::{Call, auth, body, not_found};
 use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant};
 
 const SECRET_BYTES: usize = 32;
@@ -18,10 +18,10 @@ const DESCRIPTION_BYTES_MAX: usize = 1_024;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyInput {
-    /// `admin`, `publisher` or `viewer`.
+    /// `admin`: everything. `publisher`: posts events, and reads events and deliveries. `viewer`: reads all but secrets.
     #[schemars(extend("enum" = ["admin", "publisher", "viewer"]))]
     role: String,
-    /// The key sees this tenant alone; all of them without it.
+    /// The key sees this tenant alone, and posts to no other; without it, all of them.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     tenant: Option<String>,
     /// At most 1,024 bytes.
@@ -128,6 +128,13 @@ fn place(key: &ApiKey) -> Vec<u8> {
     let mut place = key.created_at.millis().to_be_bytes().to_vec();
     place.extend_from_slice(key.id.as_str().as_bytes());
     place
+}
+
+/// `GET /v1/keys/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let id: KeyId = call.named("key")?;
+    let key = call.api.engine.key(&id).ok_or_else(|| not_found("key", &call.id))?;
+    Ok(Reply::json(200, &KeyBody::new(&key)))
 }
 
 /// `DELETE /v1/keys/{id}`

@@ -244,8 +244,8 @@ pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
 
 pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
 pub const TYPE: Param = param("type", "Only this event type", NAME);
-pub const SINCE: Param = param("since", "From this time on", Kind::Time);
-pub const UNTIL: Param = param("until", "Before this time", Kind::Time);
+const SINCE: Param = param("since", "Of events accepted at or after this time", Kind::Time);
+const UNTIL: Param = param("until", "Of events accepted before this time", Kind::Time);
 pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; 50 without it", Kind::Limit);
 pub const CURSOR: Param = param("cursor", "`next` of the page before", Kind::Text("^[A-Za-z0-9_-]+$", 128));
 pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also when it was deleted", ID);
@@ -291,8 +291,8 @@ pub const DEAD_LETTERS: &[Param] = &[
     TENANT,
     TYPE,
     param("reason", "Only letters that died of this", Kind::Word(REASONS)),
-    SINCE,
-    UNTIL,
+    param("since", "Died at or after this time", Kind::Time),
+    param("until", "Died before this time", Kind::Time),
     LIMIT,
     CURSOR,
 ];
@@ -300,7 +300,10 @@ pub const KEYS: &[Param] = &[LIMIT, CURSOR];
 pub const ONE_EVENT: &[Param] =
     &[param("tenant", "Where a chosen id is looked up; `default` without it", NAME)];
 pub const PUBLISH: &[Param] = &[param("tenant", "Of CloudEvents; others name it in the body", NAME)];
-pub const WINDOW: &[Param] = &[SINCE, UNTIL];
+pub const WINDOW: &[Param] = &[
+    param("since", "Attempts of this hour and those after it; the last 24 hours without it", Kind::Time),
+    param("until", "Attempts before this time, or in its hour; now without it", Kind::Time),
+];
 pub const BACKUP: &[Param] = &[
     param("after", "The position that this part comes after: `next` of the one before", Kind::Position),
     param("until", "The backup's last position: `until` of its first part", Kind::Position),

@@ -12,7 +12,8 @@ use crate::limits;
 pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
-/// The standard body (format `standard`); `data` stands in it byte for byte as it was posted.
+/// The standard body (format `standard`); `data` stands in it byte for byte as it was posted. It is always there: receivers
+/// read it without asking.
 #[must_use]
 fn standard_body(event: &Event) -> Bytes {
     let mut body = String::with_capacity(event.data.len() + 256);
@@ -34,7 +35,7 @@ fn standard_body(event: &Event) -> Bytes {
     }
     body.push_str(r#","data":"#);
     let mut body = body.into_bytes();
-    body.extend_from_slice(&event.data);
+    body.extend_from_slice(if event.data.is_empty() { b"null" } else { &event.data });
     body.push(b'}');
     body.into()
 }
@@ -52,7 +53,7 @@ pub fn body(endpoint: &Endpoint, event: &Event) -> (Bytes, &'static str) {
 }
 
 /// CloudEvents 1.0 in structured mode. An event that was posted as a CloudEvent keeps its id, source and extensions;
-/// others get our id and `/<tenant>` as source.
+/// others get our id and `/<tenant>` as source. Where there was no data there is none: null would be a value (section 3.1).
 fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     let mut body = Vec::with_capacity(event.data.len() + 512);
     let id = event.attribute(attribute::ID).unwrap_or(event.id.as_str());
@@ -68,7 +69,10 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     member("type", event.event_type.as_str());
     let time = event.timestamp.rfc3339();
     member("time", event.attribute(attribute::TIME).unwrap_or(time.as_str()));
-    member("datacontenttype", event.attribute(attribute::CONTENT_TYPE).unwrap_or("application/json"));
+    let media = Some("application/json").filter(|_| !event.data.is_empty());
+    if let Some(media) = event.attribute(attribute::CONTENT_TYPE).or(media) {
+        member("datacontenttype", media);
+    }
     let subject = event.stream.as_ref().map(|(name, _)| name.as_str());
     if let Some(subject) = event.attribute(attribute::SUBJECT).or(subject) {
         member(attribute::SUBJECT, subject);
@@ -85,9 +89,11 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
             }
         }
     }
-    let binary = event.attribute(attribute::BINARY).is_some();
-    body.extend_from_slice(if binary { br#","data_base64":"# } else { br#","data":"# });
-    body.extend_from_slice(&event.data);
+    if !event.data.is_empty() {
+        let binary = event.attribute(attribute::BINARY).is_some();
+        body.extend_from_slice(if binary { br#","data_base64":"# } else { br#","data":"# });
+        body.extend_from_slice(&event.data);
+    }
     body.push(b'}');
     body.into()
 }

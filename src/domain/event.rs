@@ -35,7 +35,7 @@ pub struct Event {
     pub metadata: Option<Bytes>,
     /// Attributes beside the body's own, see [`attribute`]. Sorted by name.
     pub attributes: Vec<(Box<str>, Box<str>)>,
-    /// A JSON value, byte for byte as it was posted.
+    /// A JSON value, byte for byte as it was posted; empty when there was none, as in a CloudEvent without data.
     pub data: Bytes,
     /// The endpoints that it was fanned out to when it was accepted.
     pub targets: Vec<EndpointNumber>,

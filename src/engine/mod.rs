@@ -209,6 +209,11 @@ impl Engine {
         self.outbox().directory(|directory| directory.key_by_hash(hash).cloned())
     }
 
+    #[must_use]
+    pub fn key(&self, id: &KeyId) -> Option<Arc<ApiKey>> {
+        self.outbox().directory(|directory| directory.key(id).cloned())
+    }
+
     /// By id, which is the order of creation.
     #[must_use]
     pub fn keys(&self) -> Vec<Arc<ApiKey>> {

@@ -174,6 +174,36 @@ async fn a_dead_letter_shows_its_event_and_goes_out_again_under_its_id() {
     }
 }
 
+/// Nothing to say is all of them where that can be mended, and nothing at all where it cannot.
+#[tokio::test]
+async fn all_dead_letters_are_redriven_without_a_body_and_purged_only_expressly() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(500).await;
+    let made = endpoint(&daemon, &receiver, json!({})).await;
+    settled(&daemon, &publish(&daemon, json!({"type": "a", "data": 1})).await).await;
+    let (status, problem, _) = daemon.call("POST", "/dead-letters/purge", &[], "").await;
+    is_problem(&(status, problem), 415, "unsupported_media_type", "a purge without a word");
+    let typed = [("content-type", "application/json")];
+    let (status, problem, _) = daemon.call("POST", "/dead-letters/purge", &typed, "").await;
+    is_problem(&(status, problem), 400, "malformed", "a purge without a word, typed");
+    assert_eq!(list(&daemon.get("/dead-letters").await).len(), 1);
+    for headers in [&[][..], &[("content-type", "application/json")]] {
+        let (status, answer, _) = daemon.call("POST", "/dead-letters/redrive", headers, "").await;
+        assert_eq!((status, answer), (202, json!({"count": 1})));
+        daemon.until("/dead-letters", |letters| !list(letters).is_empty()).await;
+    }
+    assert_eq!(daemon.post("/dead-letters/purge", "{}").await, json!({"count": 1}));
+    let id = text(&made, "id");
+    for act in ["pause", "resume", "test", "secret/rotate"] {
+        for headers in [&[][..], &[("content-type", "application/json")]] {
+            let (status, answer, _) =
+                daemon.call("POST", &format!("/endpoints/{id}/{act}"), headers, "").await;
+            assert!((200..300).contains(&status), "{act}: {answer}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn dead_letters_are_found_redriven_and_purged_by_every_filter() {
     let data = tempfile::tempdir().unwrap();

@@ -105,6 +105,45 @@ async fn what_a_disabled_endpoint_keeps_too_long_dies_and_the_operator_is_told()
     assert_eq!(list(&daemon.get("/dead-letters?reason=endpointDisabled").await).len(), 1);
 }
 
+/// A new key is found where its answer says, without its secret, by the operator alone.
+#[tokio::test]
+async fn a_key_is_where_its_location_says() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let admin = format!("Bearer {ADMIN}");
+    let body = r#"{"role":"viewer","tenant":"acme","description":"d"}"#;
+    let (status, mut made, headers) = daemon.call("POST", "/keys", &[("authorization", &admin)], body).await;
+    assert_eq!(status, 201, "{made}");
+    let path = headers["location"].strip_prefix("/v1").unwrap();
+    let secret = made.as_object_mut().unwrap().remove("secret").unwrap();
+    assert_eq!(call_as(&daemon, ADMIN, "GET", path, "").await, (200, made));
+    let answer = call_as(&daemon, secret.as_str().unwrap(), "GET", path, "").await;
+    is_problem(&answer, 403, "forbidden", "a key of a tenant");
+    assert_eq!(call_as(&daemon, ADMIN, "DELETE", path, "").await.0, 204);
+    is_problem(&call_as(&daemon, ADMIN, "GET", path, "").await, 404, "not_found", "a deleted key");
+}
+
+/// Own events are those of the tenants that a publisher may post to: its own, or all.
+#[tokio::test]
+async fn a_publisher_reads_what_it_may_post_to() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    for tenant in ["acme", "other"] {
+        let event = json!({"type": "a", "data": 1, "tenant": tenant}).to_string();
+        assert_eq!(call_as(&daemon, ADMIN, "POST", "/events", &event).await.0, 202);
+    }
+    for (tenant, seen) in [(Some("acme"), 1), (None, 2)] {
+        let publisher = key(&daemon, "publisher", tenant).await;
+        let (status, events) = call_as(&daemon, &publisher, "GET", "/events", "").await;
+        assert_eq!((status, list(&events).len()), (200, seen), "{tenant:?}");
+    }
+    let bound = key(&daemon, "publisher", Some("acme")).await;
+    for tenant in ["other", "balto"] {
+        let event = json!({"type": "a", "data": 1, "tenant": tenant}).to_string();
+        is_problem(&call_as(&daemon, &bound, "POST", "/events", &event).await, 403, "forbidden", tenant);
+    }
+}
+
 #[tokio::test]
 async fn the_reserved_tenant_is_the_operators_alone() {
     let data = tempfile::tempdir().unwrap();
