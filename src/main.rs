@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use balto::cli::{self, Backend};
+use balto::courier::tls;
 use balto::{config, daemon, engine, store};
 use clap::Parser as _;
 
@@ -23,13 +24,19 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's answer")]
 fn check_config(path: &Path) -> anyhow::Result<ExitCode> {
-    match config::check(path) {
-        Ok(_) => {
+    let authorities = |config: config::Config| {
+        let read = tls::roots(config.egress.ca_file.as_deref());
+        read.map(drop).map_err(|error| format!("{}: egress.ca_file: {error}", path.display()))
+    };
+    match config::check(path).map_err(|errors| errors.to_string()).and_then(authorities) {
+        Ok(()) => {
             println!("{}: good", path.display());
             Ok(ExitCode::SUCCESS)
         }
-        Err(error) => {
-            eprintln!("balto: {error}");
+        Err(errors) => {
+            for error in errors.lines() {
+                eprintln!("balto: {error}");
+            }
             Ok(ExitCode::from(2))
         }
     }

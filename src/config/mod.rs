@@ -434,7 +434,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     pub origin: Origin,
-    /// `section.key`; `None` when the file cannot be read or is not TOML.
+    /// `section.key`; `None` when the configuration file cannot be read or is not TOML.
     pub key: Option<String>,
     pub reason: String,
 }
@@ -456,20 +456,31 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Everything that is wrong with a configuration, in the order of file and environment; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
 impl Config {
     /// Defaults, overridden by the file, by `BALTO__SECTION__KEY` variables, by flags. Other variables are ignored.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its place.
+    /// All that is wrong, with its places.
     pub fn load(
         path: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
         flags: Overrides,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, ConfigErrors> {
         match path {
-            Some(path) => {
-                Self::parse(Some((path, &read_bounded(path).map_err(file_error(path))?)), env, flags)
-            }
+            Some(path) => Self::parse(Some((path, &read_file(path)?)), env, flags),
             None => Self::parse(None, env, flags),
         }
     }
@@ -477,20 +488,13 @@ impl Config {
     /// As [`Config::load`], from the file's text.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its place.
+    /// All that is wrong, with its places.
     pub fn parse(
         file: Option<(&Path, &str)>,
         env: impl Iterator<Item = (String, String)>,
         flags: Overrides,
-    ) -> Result<Self, ConfigError> {
-        let mut loading = Loading { config: Self::default(), origins: BTreeMap::new() };
-        if let Some((path, text)) = file {
-            loading.read_file(path, text)?;
-        }
-        loading.read_environment(env)?;
-        loading.apply_flags(flags);
-        loading.check_relations()?;
-        Ok(loading.config)
+    ) -> Result<Self, ConfigErrors> {
+        Loading::read(file, env, flags).end()
     }
 
     /// The admin key, from the configuration or its file; one line break at the file's end is not part of it.
@@ -531,81 +535,130 @@ fn from_file<T>(
     rule: &str,
     parse: impl Fn(&str) -> Option<T>,
 ) -> Result<T, ConfigError> {
-    let error = |reason: String| ConfigError {
-        origin: Origin::File { path: path.to_owned(), line: None },
-        key: Some(key.to_owned()),
-        reason,
-    };
-    let text = read_bounded(path).map_err(|cause| error(format!("cannot be read: {cause}")))?;
+    let error = |reason: String| ConfigError { origin: Origin::Default, key: Some(key.to_owned()), reason };
+    let text = read_bounded(path).map_err(|cause| error(unreadable(path, &cause)))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
-    parse(text).ok_or_else(|| error(rule.to_owned()))
+    parse(text).ok_or_else(|| error(format!("what is in {} {rule}", path.display())))
 }
 
-/// Checks a file alone, without environment and flags.
+/// Checks a file alone, without environment and flags, and the files that it names.
 ///
 /// # Errors
-/// The first thing that is wrong, with its place.
-pub fn check(path: &Path) -> Result<(), ConfigError> {
-    Config::load(Some(path), std::iter::empty(), Overrides::default()).map(|_| ())
+/// All that is wrong, with its places.
+pub fn check(path: &Path) -> Result<Config, ConfigErrors> {
+    let text = read_file(path)?;
+    let mut loading = Loading::read(Some((path, &text)), std::iter::empty(), Overrides::default());
+    loading.check_files();
+    loading.end()
 }
 
-/// A configuration on its way, with the place where each key was set.
+/// A configuration on its way, with the place where each key was set, and what was wrong so far.
+#[derive(Default)]
 struct Loading {
     config: Config,
     origins: BTreeMap<&'static str, Origin>,
+    errors: Vec<ConfigError>,
 }
 
 impl Loading {
-    fn read_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
-        let at = |offset: usize| Origin::File { path: path.to_owned(), line: Some(line_of(text, offset)) };
-        let error = |origin, key: &str, reason: &str| ConfigError {
-            origin,
-            key: Some(key.to_owned()),
-            reason: reason.to_owned(),
-        };
-        let table = DeTable::parse(text).map_err(|cause| ConfigError {
-            origin: cause.span().map_or_else(|| at(0), |span| at(span.start)),
-            key: None,
-            reason: cause.message().lines().collect::<Vec<_>>().join("; "),
-        })?;
-        for (section, value) in table.get_ref() {
-            let (name, origin) = (section.get_ref(), at(section.span().start));
-            if !is_section(name) {
-                return Err(error(origin, name, &unknown("section", name)));
-            }
-            let DeValue::Table(entries) = value.get_ref() else {
-                return Err(error(
-                    origin,
-                    name,
-                    &format!("is a section; write [{name}] on a line of its own"),
-                ));
-            };
-            for (entry, value) in entries {
-                let name = format!("{name}.{}", entry.get_ref());
-                let origin = at(entry.span().start);
-                self.set(&name, &Value::from_toml(value.get_ref()), origin)?;
-            }
+    fn read(
+        file: Option<(&Path, &str)>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: Overrides,
+    ) -> Self {
+        let mut loading = Self::default();
+        if let Some((path, text)) = file {
+            loading.read_file(path, text);
         }
-        Ok(())
+        loading.read_environment(env);
+        loading.apply_flags(flags);
+        // What was not understood is not there, and would be missed in what it should go with.
+        if loading.errors.is_empty() {
+            loading.check_relations();
+        }
+        loading
     }
 
-    fn read_environment(&mut self, env: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
-        // Sorted, so that of several errors always the same one is reported.
+    fn end(self) -> Result<Config, ConfigErrors> {
+        if self.errors.is_empty() { Ok(self.config) } else { Err(ConfigErrors(self.errors)) }
+    }
+
+    fn wrong(&mut self, origin: Origin, key: &str, reason: impl Into<String>) {
+        self.errors.push(ConfigError { origin, key: Some(key.to_owned()), reason: reason.into() });
+    }
+
+    fn read_file(&mut self, path: &Path, text: &str) {
+        let at = |offset: usize| Origin::File { path: path.to_owned(), line: Some(line_of(text, offset)) };
+        let (table, mut causes) = DeTable::parse_recoverable(text);
+        causes.sort_by_key(|cause| cause.span().map(|span| span.start));
+        for cause in causes {
+            let start = cause.span().map_or(0, |span| span.start);
+            let words = cause.message().lines().collect::<Vec<_>>().join("; ");
+            // A word that begins like `inf` or `nan`: the parser does not think of text.
+            let hint = if words.contains("invalid float") { "; text stands in quotes" } else { "" };
+            let reason = format!("not TOML at column {}: {words}{hint}", column_of(text, start));
+            self.errors.push(ConfigError { origin: at(start), key: None, reason });
+        }
+        // What its parser has mended is not what was meant.
+        if !self.errors.is_empty() {
+            return;
+        }
+        // By their places, whatever order the table has.
+        let mut entries = Vec::new();
+        for (section, value) in table.get_ref() {
+            let (name, start) = (section.get_ref(), section.span().start);
+            match value.get_ref() {
+                _ if !is_section(name) => self.wrong(at(start), name, unknown("section", name)),
+                DeValue::Table(table) => entries.extend(table.iter().map(|(entry, value)| {
+                    (entry.span().start, format!("{name}.{}", entry.get_ref()), value.get_ref())
+                })),
+                _ => {
+                    let reason = format!("is a section; write [{name}] on a line of its own");
+                    self.wrong(at(start), name, reason);
+                }
+            }
+        }
+        for (start, name, value) in entries {
+            self.set(&name, &Value::from_toml(value), at(start));
+        }
+        self.errors.sort_by_key(|error| match error.origin {
+            Origin::File { line, .. } => line,
+            Origin::Environment(_) | Origin::Default => None,
+        });
+    }
+
+    fn read_environment(&mut self, env: impl Iterator<Item = (String, String)>) {
+        // Sorted, so that errors are always in the same order.
         let ours = env.filter(|(variable, _)| variable.starts_with(ENVIRONMENT_PREFIX));
         for (variable, text) in ours.collect::<BTreeMap<_, _>>() {
             let name = variable[ENVIRONMENT_PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
-            self.set(&name, &Value::Environment(text), Origin::Environment(variable))?;
+            self.set(&name, &Value::Environment(text), Origin::Environment(variable));
         }
-        Ok(())
     }
 
-    fn set(&mut self, name: &str, value: &Value, origin: Origin) -> Result<(), ConfigError> {
-        let error = |origin, reason| ConfigError { origin, key: Some(name.to_owned()), reason };
-        let Some(key) = keys::find(name) else { return Err(error(origin, unknown("key", name))) };
-        (key.set)(&mut self.config, value).map_err(|reason| error(origin.clone(), reason))?;
-        self.origins.insert(key.name, origin);
-        Ok(())
+    fn set(&mut self, name: &str, value: &Value, origin: Origin) {
+        let Some(key) = keys::find(name) else { return self.wrong(origin, name, unknown("key", name)) };
+        match (key.set)(&mut self.config, value) {
+            Ok(()) => drop(self.origins.insert(key.name, origin)),
+            Err(reason) => self.wrong(origin, name, reason),
+        }
+    }
+
+    /// Whether the files that keys name can be used. The daemon finds out when it starts; this is before.
+    fn check_files(&mut self) {
+        let config = &self.config;
+        let authorities = config.egress.ca_file.as_ref().map(|path| (path, read_bounded(path)));
+        let checked = [
+            ("auth.admin_key_file", config.admin_key().err().map(|error| error.reason)),
+            ("secrets.key_file", config.secrets_key().err().map(|error| error.reason)),
+            ("egress.ca_file", authorities.and_then(|(path, read)| Some(unreadable(path, &read.err()?)))),
+        ];
+        for (key, reason) in checked {
+            if let (Some(origin), Some(reason)) = (self.origins.get(key).cloned(), reason) {
+                self.wrong(origin, key, reason);
+            }
+        }
     }
 
     fn apply_flags(&mut self, flags: Overrides) {
@@ -636,7 +689,7 @@ impl Loading {
 
     /// What two keys mean together. A default gives way to the value beside it; two values that were both set and do
     /// not go together are an error at the first one's place.
-    fn check_relations(&mut self) -> Result<(), ConfigError> {
+    fn check_relations(&mut self) {
         let given = |key| self.origins.contains_key(key);
         let Config { server, auth, secrets, delivery, retry, handshake, dev, .. } = &mut self.config;
         if !given("retry.initial") {
@@ -677,15 +730,10 @@ impl Loading {
             (asks_wrong, "handshake.retry_initial", "handshake.retry_max_interval", not_longer),
             (public_url_plain, "server.public_url", "--dev", "must be https without"),
         ];
-        let Some((_, key, other, rule)) = relations.into_iter().find(|(broken, ..)| *broken) else {
-            return Ok(());
-        };
-        let origin = self.origins.get(key).or_else(|| self.origins.get(other));
-        Err(ConfigError {
-            origin: origin.cloned().unwrap_or(Origin::Default),
-            key: Some(key.to_owned()),
-            reason: format!("{rule} {other}"),
-        })
+        for (_, key, other, rule) in relations.into_iter().filter(|(broken, ..)| *broken) {
+            let origin = self.origins.get(key).or_else(|| self.origins.get(other));
+            self.wrong(origin.cloned().unwrap_or(Origin::Default), key, format!("{rule} {other}"));
+        }
     }
 }
 
@@ -707,9 +755,22 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
 }
 
-fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ConfigError {
-    let origin = Origin::File { path: path.to_owned(), line: None };
-    move |cause| ConfigError { origin, key: None, reason: format!("cannot be read: {cause}") }
+/// In characters, from 1.
+fn column_of(text: &str, offset: usize) -> usize {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    let line = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    String::from_utf8_lossy(line).chars().count() + 1
+}
+
+fn read_file(path: &Path) -> Result<String, ConfigErrors> {
+    read_bounded(path).map_err(|cause| {
+        let origin = Origin::File { path: path.to_owned(), line: None };
+        ConfigErrors(vec![ConfigError { origin, key: None, reason: format!("cannot be read: {cause}") }])
+    })
+}
+
+fn unreadable(path: &Path, cause: &io::Error) -> String {
+    format!("{} cannot be read: {cause}", path.display())
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {

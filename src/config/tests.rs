@@ -4,7 +4,7 @@ use super::*;
 
 const FILE: &str = "balto.toml";
 
-fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Config::parse(Some((Path::new(FILE), text)), env, Overrides::default())
 }
@@ -136,6 +136,65 @@ fn errors_name_file_line_key_and_reason() {
 }
 
 #[test]
+fn all_that_is_wrong_is_told_at_once_in_the_order_of_its_places() {
+    let text = "[retry]\njitter = 7.0\n\n[nope]\nx = 1\n[delivery]\ntimeout = 15\nmax_in_flight = 0\n[log]\nlevel = \"info\"";
+    let env = [("BALTO__LOG__FORMAT", "xml"), ("BALTO__EGRESS__ALLOW_HTTP", "yes")];
+    let errors = load(text, &env).expect_err("wrong all over");
+    let places: Vec<_> = errors.0.iter().map(|error| error.key.as_deref().unwrap_or_default()).collect();
+    let expected = [
+        "retry.jitter",
+        "nope",
+        "delivery.timeout",
+        "delivery.max_in_flight",
+        "egress.allow_http",
+        "log.format",
+    ];
+    assert_eq!(places, expected, "{errors}");
+    assert_eq!(errors.to_string().lines().count(), expected.len());
+    let relations = "[auth]\nadmin_key = \"a\"\nadmin_key_file = \"b\"\n[retry]\ninitial = \"10s\"\nmax_interval = \"5s\"";
+    assert_eq!(load(relations, &[]).expect_err("two").0.len(), 2);
+}
+
+#[test]
+fn what_is_not_toml_is_told_with_line_and_column() {
+    let errors = load("[log]\nlevel = info\n[server\nx", &[]).expect_err("no TOML");
+    let told = errors.to_string();
+    assert!(told.starts_with("balto.toml:2: not TOML at column 9: "), "{told}");
+    assert!(told.contains("balto.toml:3: not TOML at column "), "{told}");
+    assert!(errors.0.iter().all(|error| error.key.is_none()), "what is mended is not looked at: {told}");
+    assert!(refusal("[server]\napi_listen = ").starts_with("balto.toml:2: not TOML at column 14"));
+}
+
+#[test]
+fn a_check_looks_at_the_files_that_keys_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let check = |text: &str| {
+        std::fs::write(path(FILE), text).expect("written");
+        check(&path(FILE)).map_err(|errors| errors.to_string())
+    };
+    std::fs::write(path("good"), "a-key\n").expect("written");
+    std::fs::write(path("bad"), "two words").expect("written");
+    let named = |section: &str, key: &str, name: &str| format!("[{section}]\n{key} = {:?}\n", path(name));
+    assert!(check(&named("auth", "admin_key_file", "good")).is_ok());
+    let all = [
+        named("auth", "admin_key_file", "none"),
+        named("secrets", "key_file", "good"),
+        named("egress", "ca_file", "."),
+    ];
+    let told = check(&all.concat()).expect_err("none of them");
+    let lines: Vec<_> = told.lines().collect();
+    assert!(
+        lines[0].contains("balto.toml:2: auth.admin_key_file: ") && lines[0].contains("cannot be read"),
+        "{told}"
+    );
+    assert!(lines[1].contains("balto.toml:4: secrets.key_file: what is in "), "{told}");
+    assert!(lines[2].contains("balto.toml:6: egress.ca_file: ") && lines.len() == 3, "{told}");
+    let told = check(&named("auth", "admin_key_file", "bad")).expect_err("no key");
+    assert!(!told.contains("two words"), "{told}");
+}
+
+#[test]
 fn a_level_of_the_log_that_nobody_can_read_is_refused() {
     for level in
         ["", "info,\u{fffd}", "\u{e9}=debug", "balto=\u{fffd}debug", "info,a\u{fffd}b=\u{fffd}=\u{fffd}"]
@@ -217,7 +276,7 @@ fn the_public_url_is_a_base_and_secret_on_its_way() {
         "https://a.example/?x",
         "https://a.example/#x",
     ] {
-        assert!(base(url).is_err_and(|error| error.reason.contains("must be a URL such as")), "{url}");
+        assert!(base(url).is_err_and(|error| error.to_string().contains("must be a URL such as")), "{url}");
     }
     let plain = base("http://a.example").expect_err("plain");
     assert_eq!(plain.to_string(), "balto.toml:2: server.public_url: must be https without --dev");

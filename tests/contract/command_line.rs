@@ -321,6 +321,18 @@ fn a_bad_configuration_stops_the_start_with_file_line_key_and_reason() {
         assert!(code != 0 && started.contains(place), "{text}: {started}");
         assert!(!directory.path().join("d").exists(), "{text}: it made a data directory");
     }
+    let several = "[retry]\njitter = 7.0\n[auth]\nadmin_key_file = \"none\"\n[nope]\n";
+    std::fs::write(&file, several).unwrap();
+    let (code, words) = run(&["check-config", "balto.toml"], &[]);
+    let lines: Vec<_> = words.lines().collect();
+    assert_eq!((code, lines.len()), (2, 3), "{words}");
+    for (line, place) in lines.iter().zip([
+        "balto.toml:2: retry.jitter",
+        "balto.toml:5: nope",
+        "balto.toml:4: auth.admin_key_file",
+    ]) {
+        assert!(line.contains(place), "{words}");
+    }
     std::fs::write(&file, "[log]\nlevel = \"info\"\n").unwrap();
     assert_eq!(run(&["check-config", "balto.toml"], &[]).0, 0);
     let variable = [("BALTO__RETRY__JITTER", "7")];
