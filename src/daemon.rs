@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod progress;
+mod restore;
 mod settings;
 mod supervisor;
 mod verify;
@@ -38,6 +39,7 @@ use progress::Meter;
 use settings::{courier_settings, keep, load_to_fit};
 use supervisor::{Supervisor, Word};
 
+pub use restore::restore;
 pub use settings::{api_config, settings};
 pub use verify::verify;
 

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use balto::cli::{self, Backend};
 use balto::courier::tls;
-use balto::{config, daemon, engine, store};
+use balto::{config, daemon};
 use clap::Parser as _;
 
 fn main() -> ExitCode {
@@ -16,7 +15,7 @@ fn main() -> ExitCode {
         },
         check_config,
         verify: |config, directory| daemon::verify(config, &directory),
-        restore,
+        restore: daemon::restore,
         openapi: || Ok(serde_json::to_string_pretty(&balto::api::openapi::document())?),
     };
     cli::run(&backend, cli::Cli::parse())
@@ -40,18 +39,4 @@ fn check_config(path: &Path) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(2))
         }
     }
-}
-
-#[expect(clippy::print_stdout, reason = "a command's answer")]
-fn restore(backup: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
-    let file = std::fs::File::open(backup).with_context(|| format!("cannot read {}", backup.display()))?;
-    let salt = u32::from_le_bytes(engine::clock::random_bytes());
-    let restored = store::backup::restore(&mut std::io::BufReader::new(file), directory, salt)?;
-    println!(
-        "{} records, up to position {}, are in {}",
-        restored.records,
-        restored.last,
-        directory.display()
-    );
-    Ok(ExitCode::SUCCESS)
 }

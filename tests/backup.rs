@@ -23,9 +23,11 @@ async fn balto(daemon: Option<&Daemon>, arguments: &[&str]) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-async fn backup(daemon: &Daemon, file: &Path) {
+/// What it says.
+async fn backup(daemon: &Daemon, file: &Path) -> String {
     let done = balto(Some(daemon), &["backup", "--to", file.to_str().unwrap()]).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
 }
 
 async fn restore(file: &Path, data: &Path) -> Output {
@@ -116,6 +118,35 @@ async fn a_backup_under_load_holds_everything_that_was_acknowledged_before_it() 
     check_held(&before, &held(&restored).await);
     assert!(before.accepted.len() > 20, "only {} acknowledged", before.accepted.len());
     restored.until("/deliveries?limit=1&status=pending", |page| page["data"] == json!([])).await;
+}
+
+#[tokio::test]
+async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
+    let below = tempfile::tempdir().unwrap();
+    let file = below.path().join("file");
+    let daemon = Daemon::start(&below.path().join("data")).await;
+    let position = |event: &Value| event["position"].as_u64().unwrap();
+    let first = daemon.post("/events", r#"{"type":"a","data":1}"#).await;
+    let said = backup(&daemon, &file).await;
+    let bytes = std::fs::read(&file).unwrap();
+    let told = format!(
+        "{}: {} bytes, everything up to position {}\n",
+        file.display(),
+        bytes.len(),
+        position(&first)
+    );
+    assert_eq!(said, told);
+    let second = daemon.post("/events", r#"{"type":"a","data":2}"#).await;
+    let again = ["backup", "--to", file.to_str().unwrap()];
+    let refused = balto(Some(&daemon), &again).await;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && words.contains("--force"), "{words}");
+    assert_eq!(std::fs::read(&file).unwrap(), bytes, "it was replaced");
+    let forced = balto(Some(&daemon), &[&again[..], &["--force", "--json"]].concat()).await;
+    let answer: Value = serde_json::from_slice(&forced.stdout).unwrap();
+    let length = std::fs::metadata(&file).unwrap().len();
+    let expected = json!({"path": file.to_str().unwrap(), "bytes": length, "position": position(&second)});
+    assert_eq!(answer, expected);
 }
 
 #[tokio::test]

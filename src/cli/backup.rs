@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::output::{Progress, Session, note};
 
@@ -18,9 +19,21 @@ use super::output::{Progress, Session, note};
     Example:\n  balto backup --to balto-$(date +%F).backup"
 )]
 pub(crate) struct BackupArgs {
-    /// The file; it is replaced when the backup is whole.
+    /// The file; it is there when the backup is whole, and not before.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
+    /// Replace the file when there is one already.
+    #[arg(long)]
+    force: bool,
+}
+
+/// What has been fetched.
+#[derive(Default)]
+struct Fetched {
+    bytes: u64,
+    /// Everything up to this position is in it.
+    position: u64,
+    damaged: Vec<Range>,
 }
 
 #[derive(Deserialize)]
@@ -40,8 +53,13 @@ struct Range {
 impl BackupArgs {
     pub(crate) async fn run(self, session: &Session) -> anyhow::Result<()> {
         let name = self.to.file_name().context("--to names no file")?;
+        anyhow::ensure!(
+            self.force || !self.to.exists(),
+            "{} is there already; name another file, or replace it with --force",
+            self.to.display()
+        );
         let partial = self.to.with_file_name(format!("{}.partial", name.to_string_lossy()));
-        let damaged = fetch(session, &partial).await?;
+        let Fetched { bytes, position, damaged } = fetch(session, &partial).await?;
         fs::rename(&partial, &self.to).with_context(|| format!("cannot rename {}", partial.display()))?;
         let directory = self.to.parent().filter(|parent| !parent.as_os_str().is_empty());
         File::open(directory.unwrap_or_else(|| Path::new("."))).and_then(|directory| directory.sync_all())?;
@@ -53,25 +71,30 @@ impl BackupArgs {
             "the journal is damaged; what can be read is in {}",
             self.to.display()
         );
-        Ok(())
+        let path = self.to.display().to_string();
+        let words = format!("{path}: {bytes} bytes, everything up to position {position}");
+        let answer = json!({"path": path, "bytes": bytes, "position": position});
+        session.done(&if session.json { answer.to_string() } else { String::new() }, &words)
     }
 }
 
-/// Writes all parts durably; gives what is damaged.
-async fn fetch(session: &Session, path: &Path) -> anyhow::Result<Vec<Range>> {
+/// Writes all parts durably.
+async fn fetch(session: &Session, path: &Path) -> anyhow::Result<Fetched> {
     let failed = || format!("cannot write {}", path.display());
     let mut file = File::create(path).with_context(failed)?;
-    let (mut query, mut damaged) = (Vec::new(), Vec::new());
+    let (mut query, mut fetched) = (Vec::new(), Fetched::default());
     let mut progress = Progress::default();
     loop {
         let answer = session.client.get(&["v1", "backup"], &query).await?;
         let part: Part = serde_json::from_str(&answer).context("the answer is not a part of a backup")?;
         file.write_all(part.text.as_bytes()).with_context(failed)?;
-        damaged.extend(part.damaged);
+        fetched.bytes += part.text.len() as u64;
+        fetched.position = part.until;
+        fetched.damaged.extend(part.damaged);
         let Some(next) = part.next else { break };
         progress.show(&format!("position {next} of {}", part.until));
         query = vec![("after", next.to_string()), ("until", part.until.to_string())];
     }
     file.sync_all().with_context(failed)?;
-    Ok(damaged)
+    Ok(fetched)
 }

@@ -69,6 +69,8 @@ impl Problem {
         if problem.title.is_empty() {
             problem.title = status.canonical_reason().unwrap_or("refused").to_owned();
         }
+        // What the API calls by its parameter is an option here.
+        problem.detail = problem.detail.replace("`?tenant=`", "`--tenant`");
         problem.status = status.as_u16();
         problem.retry_after = retry_after;
         problem

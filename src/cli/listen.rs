@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -397,11 +399,13 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
     };
     super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));
     let coloured = colour();
-    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     loop {
         let report = tokio::select! {
             report = receiver.next() => report,
-            _ = &mut interrupt => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
         };
         let Some(report) = report else { return Ok(()) };
         line(&if as_json { record(&report) } else { sentence(&report, coloured) })?;

@@ -159,7 +159,7 @@ async fn failures_say_what_to_do_and_exit_with_one_and_wrong_usage_with_two() {
     let daemon = keyed(data.path()).await;
     let url = daemon.api.strip_suffix("/v1").unwrap();
     let list = ["events", "list"];
-    let rows: [(&str, &str, &[&str], i32, &str); 14] = [
+    let rows: [(&str, &str, &[&str], i32, &str); 15] = [
         (url, ADMIN, &list, 0, "Nothing found."),
         (url, "", &list, 1, "BALTO_API_KEY"),
         (url, "wrong", &list, 1, "401 unauthorized"),
@@ -167,6 +167,7 @@ async fn failures_say_what_to_do_and_exit_with_one_and_wrong_usage_with_two() {
         ("nonsense", "", &list, 2, "not a URL"),
         (url, ADMIN, &["events", "list", "--status", "x"], 1, "status: must be one of pending"),
         (url, ADMIN, &["events", "show", "evt_nope"], 1, "404 not_found"),
+        (url, ADMIN, &["events", "show", "chosen"], 1, "is looked up with `--tenant`"),
         (url, ADMIN, &["send", "--type", "a b"], 1, "/type: event type must be"),
         (url, ADMIN, &["send", "--type", "a", "--data", "{"], 2, "--data is not JSON"),
         (url, ADMIN, &["send"], 2, "--type"),
@@ -356,6 +357,17 @@ fn listen(arguments: &[&str]) -> (Running, BufReader<std::process::ChildStdout>,
     let url = first.split_whitespace().find(|word| word.starts_with("http")).unwrap().to_owned();
     let lines = BufReader::new(child.stdout.take().unwrap());
     (Running(child), lines, url)
+}
+
+/// To be stopped is not to fail, by whichever signal.
+#[tokio::test]
+async fn listen_ends_with_zero_when_it_is_told_to_stop() {
+    for signal in ["-TERM", "-INT"] {
+        let (mut running, _lines, _url) = listen(&[]);
+        let sent = Command::new("kill").arg(signal).arg(running.0.id().to_string()).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(running.0.wait().unwrap().code(), Some(0), "{signal}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,53 @@
+//! `balto restore`: a data directory from a backup, with progress by the bytes that were read.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use super::progress::Meter;
+use crate::engine::clock;
+use crate::store::{Progress, backup};
+
+/// A file that shows how far it has been read.
+struct Watched {
+    file: File,
+    meter: Meter,
+    progress: Progress,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.progress.at += read as u64;
+        self.meter.on(self.progress);
+        Ok(read)
+    }
+}
+
+/// Makes a data directory from a backup, and says what is in it.
+///
+/// # Errors
+/// When the directory is not empty, the backup is not whole, or something cannot be read or written.
+#[expect(clippy::print_stdout, reason = "a command's answer")]
+pub fn restore(from: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
+    let unreadable = || format!("cannot read {}", from.display());
+    let file = File::open(from).with_context(unreadable)?;
+    let of = file.metadata().with_context(unreadable)?.len();
+    let watched = Watched { file, meter: Meter::of_a_command("restoring"), progress: Progress { at: 0, of } };
+    let salt = u32::from_le_bytes(clock::random_bytes());
+    let mut lines = BufReader::new(watched);
+    let restored = backup::restore(&mut lines, directory, salt);
+    // Its line on the terminal goes before anything else is said.
+    drop(lines);
+    let restored = restored?;
+    println!(
+        "{} records, up to position {}, are in {}",
+        restored.records,
+        restored.last,
+        directory.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
