@@ -236,6 +236,28 @@ async fn a_batch_is_answered_in_order_and_takes_lines_too() {
     }
 }
 
+/// A batch that goes to so many that one commit would not hold it: what still fits is taken, the rest says what to do.
+#[tokio::test]
+async fn an_event_that_begins_too_many_deliveries_with_those_before_it_is_refused_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    // 1,000 events for 1,001 endpoints are more than a million deliveries. None of them is ever sent.
+    for _ in 0..1_001 {
+        let wide = json!({"url": "http://127.0.0.1:9999/", "eventTypes": ["wide"]});
+        daemon.post("/endpoints", &wide.to_string()).await;
+    }
+    let wide = json!({"type": "wide", "data": 1, "deliverAt": "2999-01-01T00:00:00Z"});
+    let batch = json!({"events": vec![wide.clone(); 1_000]}).to_string();
+    let answer = daemon.post("/events/batch", &batch).await;
+    let mut results = answer["results"].as_array().unwrap().clone();
+    let last = results.pop().unwrap();
+    assert!(results.iter().all(|result| result["status"] == 202 && result["deliveries"] == 1_001));
+    is_problem(&(429, last.clone()), 429, "too_many_deliveries", "the event that does not fit");
+    assert_eq!(last["limit"], 1_000_000, "{last}");
+    assert_eq!(daemon.post("/events", &wide.to_string()).await["deliveries"], 1_001, "alone it is taken");
+    assert!(daemon.metric("balto_events_refused_total", "too_many_deliveries").await >= 1.0);
+}
+
 #[tokio::test]
 async fn events_are_found_by_every_filter() {
     let data = tempfile::tempdir().unwrap();
