@@ -279,7 +279,12 @@ fn configuration(bytes: &[u8]) {
                 "a key is shown"
             );
         }
-        Err(error) => assert!(!error.reason.is_empty() && !error.to_string().is_empty()),
+        Err(errors) => {
+            assert!(
+                !errors.0.is_empty() && errors.0.iter().all(|error| !error.reason.is_empty()),
+                "{errors}"
+            );
+        }
     }
 }
 

@@ -81,7 +81,8 @@ async fn an_event_without_data_leaves_without_data() {
         |id: &'static str| [("ce-specversion", "1.0"), ("ce-id", id), ("ce-source", "/s"), ("ce-type", "a")];
     let (in_headers, typed_headers) = (head("4"), [&head("5")[..], &[("content-type", "text/xml")]].concat());
     let structured = [("content-type", "application/cloudevents+json")];
-    let rows: [(&[(&str, &str)], &str, Option<&str>, bool); 5] = [
+    type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, Option<&'a str>, bool);
+    let rows: [Row<'_>; 5] = [
         (&structured, bare, None, false),
         (&structured, typed, Some("text/plain"), false),
         (&structured, null, Some("application/json"), true),

@@ -434,7 +434,6 @@ impl Engine {
 
     /// As [`Self::redrive_matching`], but for good, and whether their endpoints are there or not.
     ///
-
     /// # Errors
     /// When nothing more could be read or written; what was purged before stays so.
     pub async fn purge_matching(
