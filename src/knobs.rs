@@ -42,6 +42,8 @@ pub(crate) enum Bug {
     TrustWallClock,
     /// A key is free again when an attempt has ended, not when its outcome is recorded.
     ForgetUnrecorded,
+    /// A delivery that is moved while its attempt is under way is tried at once beside it.
+    SendBesideItself,
     /// A receiver that asks to be left alone is not.
     IgnoreRetryAfter,
     /// A receiver that is down is not probed but hammered.

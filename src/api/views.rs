@@ -191,7 +191,8 @@ pub struct DeliveryCommon {
     pub tenant: String,
     /// Null when the endpoint was deleted long ago.
     pub endpoint_id: Option<String>,
-    /// `pending`, `delivered`, `dead` or `cancelled`.
+    /// `pending`, `delivered`, `dead` or `cancelled`. An attempt that is under way when a delivery is cancelled or given up
+    /// goes on; when it succeeds, the delivery is `delivered` after all.
     pub status: &'static str,
     /// Why it is dead.
     pub reason: Option<&'static str>,

@@ -71,6 +71,9 @@ fn in_words(report: &Report) -> String {
     words.push_str("\nstate: ");
     words.push_str(&match report.state {
         StateFound::Missing => "none; the next start makes it from the journal".to_owned(),
+        StateFound::Earlier => {
+            "of an earlier version; the next start makes it anew from the journal".to_owned()
+        }
         StateFound::NotCompared => "not compared with the journal".to_owned(),
         StateFound::Compared { applied, rows } => {
             format!("{rows} entries compared with the journal up to position {applied}")

@@ -61,7 +61,8 @@ impl Trigger {
     }
 }
 
-/// A delivery is in exactly one state. Legal moves: pending to any other; any other back to pending, by an operator.
+/// A delivery is in exactly one state. Legal moves: pending to any other; any other back to pending, by an operator; any other
+/// to delivered, when the attempt that was under way as it ended succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
     Pending,

@@ -363,7 +363,7 @@ impl Engine {
         Ok(view)
     }
 
-    /// Pending ones only.
+    /// Pending ones only. An attempt that is under way goes on; when it succeeds, the delivery is delivered after all.
     ///
     /// # Errors
     /// When it is unknown in the scope, not pending, or nothing could be written.

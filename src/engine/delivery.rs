@@ -10,8 +10,8 @@ use super::Engine;
 use super::dispatcher::Signal;
 use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
-    ErrorClass, Event, Next, Now, Position, Progress, Record, Verdict, attribute,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, DueKey, Endpoint, EndpointNumber,
+    EndpointStatus, ErrorClass, Event, Next, Now, Position, Progress, Record, Timestamp, Verdict, attribute,
 };
 use crate::lanes;
 use crate::rules::signature::{SigningKey, signature_header};
@@ -65,7 +65,8 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
         }
         (None, _) => {}
     }
-    finish(&engine, &assignment, lanes::Outcome::Neutral);
+    // Nothing will be recorded; what was given up has left its place by then.
+    give_back(&engine, &assignment, DISALLOWED_PAUSE).await;
 }
 
 /// Nothing was sent: after a pause the delivery is its lane's again, as it was.
@@ -130,8 +131,11 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
         engine.disable(endpoint.number, reason).await;
     }
     finish(engine, assignment, lane_outcome(engine, endpoint, verdict, &attempt, finished));
-    if let Next::Dead(reason) = next {
+    if let Next::Dead(reason) = next
         // After its lane was told: what it says of the receiver does not wait for a commit.
+        && engine.ends_by(delivery, assignment.key.due, reason).await
+    {
+        engine.metrics().died(reason, 1);
         engine.tell_dead(endpoint, delivery, Some(event), reason).await;
     }
 }
@@ -217,7 +221,8 @@ fn report(
             let took = finished.wall.since(event.first_due());
             engine.metrics().delivered(is_first_series(progress, event).then_some(took));
         }
-        Next::Dead(reason) => engine.metrics().died(reason, 1),
+        // It may have been set going again meanwhile.
+        Next::Dead(_) => {}
         Next::RetryAt(at) => engine.metrics().retry(at.since(finished.wall)),
     }
     tracing::debug!(
@@ -258,6 +263,16 @@ fn lane_outcome(
 }
 
 impl Engine {
+    /// Whether a delivery ends, or has ended, by an attempt that was sent under this due time, and not otherwise before it.
+    async fn ends_by(&self, delivery: DeliveryKey, due: Timestamp, reason: DeadReason) -> bool {
+        let facts = self.outbox().read(move |state| state.delivery(delivery)).await;
+        facts.ok().flatten().is_some_and(|facts| match facts.state {
+            DeliveryState::Pending => facts.due == Some(due),
+            DeliveryState::Dead(found) => found == reason,
+            DeliveryState::Delivered | DeliveryState::Cancelled => false,
+        })
+    }
+
     /// Disables an active endpoint and tells the operator. Someone else's change in between is read again.
     pub(super) async fn disable(&self, number: EndpointNumber, reason: DisabledReason) {
         loop {

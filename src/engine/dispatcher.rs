@@ -310,6 +310,7 @@ impl Dispatcher {
                 self.lanes.on_due(endpoint, key, progress, at, now)
             }
             LaneChange::Settled { endpoint, key, at } => self.lanes.on_settled(endpoint, key, at, now),
+            LaneChange::Recorded { endpoint, key } => self.lanes.on_recorded(endpoint, key, now),
         }
     }
 

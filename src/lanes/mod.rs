@@ -1,7 +1,7 @@
 //! Who sends next, and why not: the scheduler, without input or output.
 //!
 //! Owns one lane per endpoint: what is due, what is in flight, why it waits. Must never know async, I/O, serde, clocks or
-//! randomness: every call is told the time. Invariants: a lane is a hint, possibly stale, never ahead of the journal; a key
+//! randomness: every call is told the time. Invariants: a lane is a hint, possibly stale, never ahead of the journal; a delivery
 //! is in flight at most once; no lane is looked at unless something happened to it or its time has come, so that ten
 //! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn; those whose
 //! host has no room stand in its line, and nobody overtakes them; those that have to leave the last slots to others stand in
@@ -206,7 +206,7 @@ impl Lanes {
         }
     }
 
-    /// This place is empty: its outcome is recorded, or it was cancelled or moved.
+    /// This place is empty: the delivery ended, or was moved.
     pub fn on_settled(&mut self, endpoint: EndpointNumber, key: DueKey, at: Position, _now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             lane.window.on_settled(key, at);
@@ -214,7 +214,15 @@ impl Lanes {
         }
     }
 
-    /// An attempt ended: its slot is free. Its key is not sent again until its outcome is recorded.
+    /// The outcome of the attempt that was sent under this key is recorded, and what came of it was told before.
+    pub fn on_recorded(&mut self, endpoint: EndpointNumber, key: DueKey, _now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.window.on_recorded(key);
+            self.wake(endpoint);
+        }
+    }
+
+    /// An attempt ended: its slot is free. Its delivery is not sent again until the outcome is recorded.
     pub fn on_finished(
         &mut self,
         endpoint: EndpointNumber,

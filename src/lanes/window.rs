@@ -8,7 +8,9 @@
 //!   is newer than the refill's position is applied on top of it.
 //! * Notices about one key come in order, but may lag behind a refill. A late one is about a key that is here, or was
 //!   sent, or is beyond the boundary: in each case it changes nothing.
-//! * Keys in flight, or sent and not yet recorded, are never taken in again.
+//! * A delivery has one attempt at a time. While one is under way, or over and not yet recorded, its delivery is not taken in
+//!   again under any key: where it stands meanwhile is kept beside the attempt ([`Flight::next`]), and it goes on from there.
+//!   Of such a delivery the notices say everything, so refills and what was logged during them say nothing about it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -24,16 +26,26 @@ enum Logged {
     Settled(DueKey, Position),
 }
 
-/// Where a sent key is.
+/// An attempt of a delivery, from its start until it is over and its outcome is recorded.
+#[derive(Debug)]
+struct Flight {
+    /// Under which it was sent.
+    key: DueKey,
+    is_over: bool,
+    place: Place,
+    /// Where the delivery stands, since it left the place that it was sent from.
+    next: Option<(DueKey, Progress)>,
+}
+
+/// The place that an attempt was sent from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    InFlight,
-    /// In flight, but its place is empty already: recorded, cancelled or moved. It may have come back to the same place.
-    Settled {
-        again: Option<Progress>,
-    },
-    /// Its attempt ended; its outcome is not recorded yet.
-    Unrecorded,
+enum Place {
+    /// The delivery stands there, as far as is known.
+    Taken,
+    /// The delivery was moved or ended meanwhile, by something else than this attempt.
+    Left,
+    /// The attempt's outcome is recorded.
+    Recorded,
 }
 
 /// A refill that is under way.
@@ -50,7 +62,8 @@ fn window_max() -> usize {
 #[derive(Debug)]
 pub(super) struct Window {
     keys: BTreeMap<DueKey, Progress>,
-    sent: HashMap<DueKey, Sent>,
+    /// At most one for each delivery: those in flight, and those whose outcome waits for its commit.
+    flights: HashMap<Position, Flight>,
     in_flight: usize,
     /// `None`: everything is in memory. `Some(boundary)`: what is after it is on disk (all, when it is `None`).
     beyond: Option<Option<DueKey>>,
@@ -63,7 +76,7 @@ impl Window {
             Backlog::None => None,
             Backlog::OnDisk => Some(None),
         };
-        Self { keys: BTreeMap::new(), sent: HashMap::new(), in_flight: 0, beyond, refilling: None }
+        Self { keys: BTreeMap::new(), flights: HashMap::new(), in_flight: 0, beyond, refilling: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -78,10 +91,10 @@ impl Window {
         self.beyond.is_none()
     }
 
-    /// Keys that were sent and are not settled.
+    /// Attempts that are under way or not recorded.
     #[cfg(test)]
     pub(super) fn remembered(&self) -> usize {
-        self.sent.len()
+        self.flights.len()
     }
 
     /// Nothing is here and nothing is on disk.
@@ -96,37 +109,52 @@ impl Window {
     /// The first key is now in flight.
     pub(super) fn take_first(&mut self) -> Option<(DueKey, Progress)> {
         let (key, progress) = self.keys.pop_first()?;
-        self.sent.insert(key, Sent::InFlight);
+        // A refill may know already where it has moved to.
+        let moved = self.keys.keys().find(|other| other.event == key.event).copied();
+        let next = moved.and_then(|moved| self.keys.remove_entry(&moved));
+        self.flights.insert(key.event, Flight { key, is_over: false, place: Place::Taken, next });
         self.in_flight += 1;
         Some((key, progress))
     }
 
+    /// The attempt that was sent under a key, when it is not over yet.
+    fn under_way(&mut self, key: DueKey) -> Option<&mut Flight> {
+        self.flights.get_mut(&key.event).filter(|flight| flight.key == key && !flight.is_over)
+    }
+
     /// An attempt ended. Gives whether the key was in flight.
     pub(super) fn on_finished(&mut self, key: DueKey) -> bool {
-        match self.sent.get(&key).copied() {
-            None | Some(Sent::Unrecorded) => return false,
-            Some(Sent::InFlight) if knobs::has(Bug::ForgetUnrecorded) => drop(self.sent.remove(&key)),
-            Some(Sent::InFlight) => drop(self.sent.insert(key, Sent::Unrecorded)),
-            Some(Sent::Settled { again }) => {
-                self.sent.remove(&key);
-                if let Some(progress) = again {
-                    self.insert(key, progress);
-                }
-            }
+        let Some(flight) = self.under_way(key) else { return false };
+        flight.is_over = true;
+        if knobs::has(Bug::ForgetUnrecorded) {
+            flight.place = Place::Recorded;
         }
         self.in_flight -= 1;
+        self.land(key.event);
         true
     }
 
-    /// No attempt was made, so no outcome will be recorded: the key stands where it stood. Gives whether it was in flight.
+    /// No attempt was made, so no outcome will be recorded: the delivery stands where it stood. Gives whether it was in
+    /// flight.
     pub(super) fn on_returned(&mut self, key: DueKey, progress: Progress) -> bool {
-        if self.sent.get(&key) != Some(&Sent::InFlight) {
-            return self.on_finished(key);
-        }
-        self.sent.remove(&key);
+        let Some(flight) = self.under_way(key) else { return false };
+        let stands = if flight.place == Place::Taken { Some((key, progress)) } else { flight.next };
+        self.flights.remove(&key.event);
         self.in_flight -= 1;
-        self.insert(key, progress);
+        if let Some((key, progress)) = stands {
+            self.insert(key, progress);
+        }
         true
+    }
+
+    /// An attempt that is over and recorded holds its delivery no longer.
+    fn land(&mut self, event: Position) {
+        let landed = |flight: &Flight| flight.is_over && flight.place == Place::Recorded;
+        if self.flights.get(&event).is_some_and(landed)
+            && let Some(Flight { next: Some((key, progress)), .. }) = self.flights.remove(&event)
+        {
+            self.insert(key, progress);
+        }
     }
 
     pub(super) fn on_due(&mut self, key: DueKey, progress: Progress, at: Position) {
@@ -135,7 +163,13 @@ impl Window {
         {
             refilling.log.push(Logged::Due(key, progress, at));
         }
-        self.insert(key, progress);
+        match self.flights.get_mut(&key.event) {
+            // It tells late of what was sent.
+            Some(flight) if flight.key == key && flight.place == Place::Taken => {}
+            Some(_) if knobs::has(Bug::SendBesideItself) => self.insert(key, progress),
+            Some(flight) => flight.next = Some((key, progress)),
+            None => self.insert(key, progress),
+        }
     }
 
     pub(super) fn on_settled(&mut self, key: DueKey, at: Position) {
@@ -143,26 +177,23 @@ impl Window {
             refilling.log.push(Logged::Settled(key, at));
         }
         self.keys.remove(&key);
-        match self.sent.get(&key) {
-            Some(Sent::Unrecorded) => {
-                self.sent.remove(&key);
+        if let Some(flight) = self.flights.get_mut(&key.event) {
+            flight.next = flight.next.filter(|(next, _)| *next != key);
+            if flight.key == key && flight.place == Place::Taken {
+                flight.place = Place::Left;
             }
-            Some(Sent::InFlight | Sent::Settled { .. }) => {
-                self.sent.insert(key, Sent::Settled { again: None });
-            }
-            None => {}
+        }
+    }
+
+    /// The outcome of the attempt that was sent under this key is recorded; what came of it was told before.
+    pub(super) fn on_recorded(&mut self, key: DueKey) {
+        if let Some(flight) = self.flights.get_mut(&key.event).filter(|flight| flight.key == key) {
+            flight.place = Place::Recorded;
+            self.land(key.event);
         }
     }
 
     fn insert(&mut self, key: DueKey, progress: Progress) {
-        match self.sent.get_mut(&key) {
-            Some(Sent::Settled { again }) => {
-                *again = Some(progress);
-                return;
-            }
-            Some(Sent::InFlight | Sent::Unrecorded) => return,
-            None => {}
-        }
         if self.beyond.is_some_and(|boundary| boundary.is_none_or(|boundary| key > boundary)) {
             return;
         }
@@ -194,13 +225,15 @@ impl Window {
         self.beyond =
             if exhausted { None } else { entries.last().map_or(self.beyond, |(key, _)| Some(Some(*key))) };
         for (key, progress) in entries {
-            if !self.sent.contains_key(&key) {
+            if !self.flights.contains_key(&key.event) {
                 self.keys.insert(key, progress);
             }
         }
         for notice in log {
             match notice {
-                Logged::Due(key, progress, at) if at > as_of => self.insert(key, progress),
+                Logged::Due(key, progress, at) if at > as_of && !self.flights.contains_key(&key.event) => {
+                    self.insert(key, progress);
+                }
                 Logged::Settled(key, at) if at > as_of => {
                     self.keys.remove(&key);
                 }

@@ -22,6 +22,8 @@ pub enum LaneChange {
     Due { endpoint: EndpointNumber, key: DueKey, progress: Progress, at: Position },
     /// This place in the lane is empty: the delivery ended, moved or was cancelled.
     Settled { endpoint: EndpointNumber, key: DueKey, at: Position },
+    /// The outcome of the attempt that was sent under this key is recorded; what changed by it was told before.
+    Recorded { endpoint: EndpointNumber, key: DueKey },
 }
 
 /// Deliveries by state, over all endpoints.
@@ -288,9 +290,10 @@ impl Step<'_> {
         Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
     }
 
-    /// A late result does not overwrite a cancel: of a delivery that is not pending with this due time an attempt changes
-    /// nothing but the statistics. Whether it was its turn in its queue does not matter: a journal from which retention
-    /// has taken what stood before it says otherwise than the whole one.
+    /// Every request that was made is in the record of its delivery. When the delivery was moved or ended while this one was
+    /// under way, whoever did that has decided what becomes of it, with one exception: a success makes it delivered, for
+    /// the receiver has it. Whether it was its turn in its queue does not matter: a journal from which retention has taken
+    /// what stood before it says otherwise than the whole one.
     fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
         let hour = self.fold.tallies.hour(self.rows, delivery.endpoint, attempt.started_at);
@@ -300,32 +303,57 @@ impl Step<'_> {
         self.note_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
             Some(row) => Some(Place { due, sendable: true, row }),
-            None => self.place(delivery).filter(|place| place.due == due),
+            None => self.place(delivery),
         };
-        let Some(place) = place else { return };
-        let mut detail = self.detail(delivery, &place.row, due);
+        match place {
+            Some(place) => self.finish_pending(delivery, due, attempt, &place),
+            None => self.finish_ended(delivery, attempt),
+        }
+        self.changes.push(LaneChange::Recorded { endpoint: delivery.endpoint, key });
+    }
+
+    fn finish_pending(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt, place: &Place) {
+        let mut detail = self.detail(delivery, &place.row, place.due);
         detail.last_status = attempt.status;
         detail.progress.attempts += 1;
-        detail.progress.attempts_in_series += 1;
-        if detail.attempts.len() == limits::ATTEMPTS_KEPT_MAX {
-            detail.attempts.remove(0);
-        }
-        detail.attempts.push(self.position);
+        keep_attempt(&mut detail.attempts, self.position);
         let finished_at = attempt.started_at.plus(attempt.duration);
+        let is_moved = place.due != due;
         match attempt.next {
-            Next::RetryAt(at) => {
-                detail.progress.trigger = Trigger::Retry;
-                self.move_to(delivery, &place, at, &mut detail);
-            }
             Next::Delivered => {
-                self.remove(delivery, &place);
+                self.remove(delivery, place);
                 self.settle(delivery, DeliveryState::Delivered, finished_at, &detail);
             }
+            // It counts in no series: the one that it was made in is over.
+            Next::RetryAt(_) | Next::Dead(_) if is_moved => {
+                self.move_to(delivery, place, place.due, &mut detail);
+            }
+            Next::RetryAt(at) => {
+                detail.progress.attempts_in_series += 1;
+                detail.progress.trigger = Trigger::Retry;
+                self.move_to(delivery, place, at, &mut detail);
+            }
             Next::Dead(reason) => {
-                self.remove(delivery, &place);
+                self.remove(delivery, place);
                 self.die(delivery, reason, finished_at, &detail);
             }
         }
+    }
+
+    /// The delivery ended while the attempt was under way.
+    fn finish_ended(&mut self, delivery: DeliveryKey, attempt: &Attempt) {
+        let ended = pages::state_of(self.rows, delivery);
+        let Some(mut entry) = ended.filter(|entry| entry.state != DeliveryState::Pending) else { return };
+        entry.last_status = attempt.status;
+        entry.attempts_made += 1;
+        keep_attempt(&mut entry.attempts, self.position);
+        if attempt.next == Next::Delivered && entry.state != DeliveryState::Delivered {
+            self.forget_death(&entry);
+            entry.state = DeliveryState::Delivered;
+            entry.at = attempt.started_at.plus(attempt.duration);
+            entry.death = Position(0);
+        }
+        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
     }
 
     fn note_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
@@ -450,6 +478,14 @@ impl Step<'_> {
         let cancelled = StateEntry { state: DeliveryState::Cancelled, at, death: Position(0), ..entry };
         self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &cancelled);
     }
+}
+
+/// Notes where one more attempt is recorded; the oldest gives way.
+fn keep_attempt(attempts: &mut Vec<Position>, position: Position) {
+    if attempts.len() == limits::ATTEMPTS_KEPT_MAX {
+        attempts.remove(0);
+    }
+    attempts.push(position);
 }
 
 /// Events without an ordering key are ordered by their id: each for itself.

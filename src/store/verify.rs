@@ -57,6 +57,8 @@ pub enum StateFound {
     /// There is none: the next start makes one from the journal.
     #[default]
     Missing,
+    /// An earlier version wrote it: the next start makes one from the journal.
+    Earlier,
     /// It could not be looked at, or the journal could not.
     NotCompared,
     Compared {
@@ -214,6 +216,10 @@ fn open_copy(state: &Path, copy: &Path, report: &mut Report) -> Result<Option<St
                 "journal: positions {} to {applied} were durable once and are not there",
                 journal_end.next()
             ));
+            Ok(None)
+        }
+        Err(StateError::Earlier(_)) => {
+            report.state = StateFound::Earlier;
             Ok(None)
         }
         Err(error) if error.is_of_the_system() => Err(VerifyError::Scratch(error)),

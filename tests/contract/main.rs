@@ -14,6 +14,7 @@ mod deliveries;
 mod endpoints;
 mod events;
 mod operation;
+mod outcomes;
 mod refusals;
 mod subscriber;
 

@@ -309,12 +309,6 @@ impl Request<'_> {
 
     fn check_state(&self, inner: &mut Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
         let known = inner.model.oracle.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
-        if inner.model.is_touched(key) {
-            return Ok(());
-        }
-        if known.state != DeliveryState::Pending {
-            return Err(format!("it was sent although it is {known:?}"));
-        }
         if inner.in_flight.contains(&key) {
             return Err("it is in flight already".to_owned());
         }
@@ -323,6 +317,12 @@ impl Request<'_> {
         }
         if !inner.attempts.insert((inner.life, key, self.attempt)) {
             return Err("this attempt was made before".to_owned());
+        }
+        if inner.model.is_touched(key) {
+            return Ok(());
+        }
+        if known.state != DeliveryState::Pending {
+            return Err(format!("it was sent although it is {known:?}"));
         }
         if known.due > now && !inner.plan.clock_jumps {
             return Err(format!("it is due at {:?}", known.due));

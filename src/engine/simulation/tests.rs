@@ -206,6 +206,11 @@ fn twice_the_burst_is_caught() {
 }
 
 #[test]
+fn a_delivery_that_is_tried_beside_itself_is_caught() {
+    caught(Bug::SendBesideItself);
+}
+
+#[test]
 fn attempts_that_a_redrive_forgets_are_caught() {
     caught(Bug::ForgetAttempts);
 }

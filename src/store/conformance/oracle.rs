@@ -179,22 +179,32 @@ impl Oracle {
         } else {
             health.failing_since.get_or_insert(attempt.started_at);
         }
-        // Of one that ended or moved there is nothing to be finished.
         let Some(known) = self.deliveries.get_mut(&key) else { return };
-        if known.state != DeliveryState::Pending || known.due != due {
-            return;
-        }
         known.progress.attempts += 1;
-        known.progress.attempts_in_series += 1;
         known.last_status = attempt.status;
         known.attempts.push(position);
         let surplus = known.attempts.len().saturating_sub(limits::ATTEMPTS_KEPT_MAX);
         known.attempts.drain(..surplus);
         let ended = attempt.started_at.plus(attempt.duration);
-        match attempt.next {
-            Next::RetryAt(at) => (known.due, known.progress.trigger) = (at, Trigger::Retry),
-            Next::Delivered => self.settle_pending(key, DeliveryState::Delivered, ended, position),
-            Next::Dead(reason) => self.settle_pending(key, DeliveryState::Dead(reason), ended, position),
+        let is_moved = known.due != due;
+        match (known.state, attempt.next) {
+            (DeliveryState::Pending, Next::Delivered) => {
+                self.settle_pending(key, DeliveryState::Delivered, ended, position);
+            }
+            (DeliveryState::Pending, Next::RetryAt(_) | Next::Dead(_)) if is_moved => {}
+            (DeliveryState::Pending, Next::RetryAt(at)) => {
+                known.progress.attempts_in_series += 1;
+                (known.due, known.progress.trigger) = (at, Trigger::Retry);
+            }
+            (DeliveryState::Pending, Next::Dead(reason)) => {
+                self.settle_pending(key, DeliveryState::Dead(reason), ended, position);
+            }
+            (DeliveryState::Delivered, _) => {}
+            // The receiver has it, whatever was decided meanwhile.
+            (_, Next::Delivered) => {
+                (known.state, known.settled) = (DeliveryState::Delivered, Some((ended, position)));
+            }
+            (DeliveryState::Dead(_) | DeliveryState::Cancelled, Next::RetryAt(_) | Next::Dead(_)) => {}
         }
     }
 

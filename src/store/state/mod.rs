@@ -32,6 +32,9 @@ pub enum StateError {
     Io(std::io::Error),
     #[error("state: {0}")]
     Damaged(&'static str),
+    /// Nothing is wrong with it.
+    #[error("state: an earlier version wrote it, in layout {0}")]
+    Earlier(u64),
     /// Only durable records are applied, so the journal has lost what lies between.
     #[error("state: it reflects records up to {applied}, and the journal ends at {journal_end}")]
     Ahead { applied: Position, journal_end: Position },
@@ -41,7 +44,7 @@ impl StateError {
     fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Sled(sled::Error::Io(error)) | Self::Io(error) => Some(error),
-            Self::Sled(_) | Self::Damaged(_) | Self::Ahead { .. } => None,
+            Self::Sled(_) | Self::Damaged(_) | Self::Earlier(_) | Self::Ahead { .. } => None,
         }
     }
 
@@ -63,8 +66,8 @@ impl StateError {
 
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
 const CURSOR: &[u8] = b"A";
-/// Version of the layout of all rows; another one means a rebuild.
-const LAYOUT: u64 = 2;
+/// Version of the layout of all rows and of what the fold makes of records; another one means a rebuild.
+const LAYOUT: u64 = 3;
 /// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
 /// they are.
 const ENDPOINTS: u8 = b'C';
@@ -114,7 +117,13 @@ impl State {
         let cursor = match base.get(CURSOR) {
             None if base.is_empty() => Cursor::default(),
             None => return Err(StateError::Damaged("rows without the position that they reflect")),
-            Some(value) => Cursor::read(&value).ok_or(StateError::Damaged("unknown layout"))?,
+            Some(value) => match Cursor::read(&value) {
+                Some(cursor) => cursor,
+                None => match Reader::new(&value).get_varint() {
+                    Ok(layout) if (1..LAYOUT).contains(&layout) => return Err(StateError::Earlier(layout)),
+                    Ok(_) | Err(_) => return Err(StateError::Damaged("unknown layout")),
+                },
+            },
         };
         let Cursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
         if applied > journal_end {

@@ -1,0 +1,207 @@
+//! What becomes of a delivery is told truly: also when somebody acts on it while its attempt is under way.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+
+use super::support::{Daemon, Got, PATIENCE, answer, next_request};
+use super::{list, publish, text};
+
+/// A receiver that answers when the test says so, with the status that it says, one request after the other.
+struct Held {
+    url: String,
+    got: Arc<Mutex<Vec<Got>>>,
+    answers: mpsc::UnboundedSender<u16>,
+}
+
+impl Held {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let (answers, next) = mpsc::unbounded_channel();
+        let (got, next) = (Arc::<Mutex<Vec<Got>>>::default(), Arc::new(AsyncMutex::new(next)));
+        let kept = got.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (kept, next) = (kept.clone(), next.clone());
+                tokio::spawn(async move {
+                    let mut buffer = Vec::new();
+                    while let Some(request) = next_request(&mut stream, &mut buffer).await {
+                        kept.lock().unwrap().push(request);
+                        let Some(status) = next.lock().await.recv().await else { return };
+                        stream.write_all(answer(status).as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        Self { url, got, answers }
+    }
+
+    fn answer(&self, status: u16) {
+        self.answers.send(status).unwrap();
+    }
+
+    async fn until(&self, count: usize) -> Vec<Got> {
+        let all = async {
+            while self.got.lock().unwrap().len() < count {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("no request number {count}"));
+        self.got.lock().unwrap().clone()
+    }
+}
+
+/// A daemon, a receiver, and the path of a delivery whose first attempt is under way there.
+struct UnderWay {
+    _data: tempfile::TempDir,
+    daemon: Daemon,
+    receiver: Held,
+    endpoint: String,
+    event: String,
+    delivery: String,
+}
+
+impl UnderWay {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(data.path()).await;
+        let receiver = Held::start().await;
+        let body = json!({"url": receiver.url, "retry": {"schedule": ["1h"]}}).to_string();
+        let endpoint = text(&daemon.post("/endpoints", &body).await, "id");
+        let event = text(&publish(&daemon, json!({"type": "a", "data": 1})).await, "id");
+        receiver.until(1).await;
+        let shown = daemon.get(&format!("/events/{event}")).await;
+        let delivery = format!("/deliveries/{}", text(&shown["deliveries"][0], "id"));
+        Self { _data: data, daemon, receiver, endpoint, event, delivery }
+    }
+
+    async fn act(&self, what: &str) {
+        let path = match what {
+            "replay" => format!("/events/{}/replay", self.event),
+            "delete" => {
+                let gone =
+                    self.daemon.call("DELETE", &format!("/endpoints/{}", self.endpoint), &[], "").await;
+                assert_eq!(gone.0, 204);
+                self.daemon.until(&self.delivery, |delivery| delivery["status"] == "dead").await;
+                return;
+            }
+            "redrive" => format!("{}/redrive", self.delivery.replace("deliveries", "dead-letters")),
+            _ => format!("{}/{what}", self.delivery),
+        };
+        self.daemon.post(&path, if what == "replay" { "{}" } else { "" }).await;
+    }
+
+    /// The delivery, once it has this status and so many attempts.
+    async fn until(&self, status: &str, attempts: usize) -> Value {
+        let is_so = |delivery: &Value| {
+            delivery["status"] == status && delivery["attempts"].as_array().unwrap().len() == attempts
+        };
+        self.daemon.until(&self.delivery, is_so).await
+    }
+
+    /// Nothing is sent any more: what is published next is the next that comes. Its answer is a success.
+    async fn is_quiet(&self, before: usize) {
+        let next = text(&publish(&self.daemon, json!({"type": "next", "data": 1})).await, "id");
+        let got = self.receiver.until(before + 1).await;
+        assert_eq!(got[before].headers["webhook-id"], next);
+        self.receiver.answer(200);
+    }
+}
+
+fn each(delivery: &Value, member: &str) -> Vec<Value> {
+    delivery["attempts"].as_array().unwrap().iter().map(|attempt| attempt[member].clone()).collect()
+}
+
+#[tokio::test]
+async fn what_is_set_going_while_its_attempt_is_under_way_waits_for_it_and_counts_it() {
+    for (action, trigger) in [("retry", "manual"), ("replay", "replay")] {
+        let world = UnderWay::start().await;
+        world.act(action).await;
+        world.receiver.answer(500);
+        world.receiver.until(2).await;
+        world.receiver.answer(200);
+        let done = world.until("delivered", 2).await;
+        assert_eq!(each(&done, "number"), [1, 2], "{action}: {done}");
+        assert_eq!(each(&done, "trigger"), ["publish", trigger], "{action}: {done}");
+        assert_eq!(each(&done, "statusCode"), [500, 200], "{action}: {done}");
+        assert_eq!(done["attemptCount"], 2, "{action}: {done}");
+        let got = world.receiver.until(2).await;
+        let numbers: Vec<_> = got.iter().map(|got| got.headers["balto-attempt"].as_str()).collect();
+        assert_eq!(numbers, ["1", "2"], "{action}");
+        world.is_quiet(2).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_going_while_its_attempt_is_under_way_is_done_when_that_succeeds() {
+    for action in ["retry", "replay"] {
+        let world = UnderWay::start().await;
+        world.act(action).await;
+        // However often.
+        world.act(action).await;
+        world.receiver.answer(200);
+        let done = world.until("delivered", 1).await;
+        assert_eq!(each(&done, "trigger"), ["publish"], "{action}: {done}");
+        world.is_quiet(1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_series_counts_no_attempt_of_the_one_before() {
+    let world = UnderWay::start().await;
+    world.act("retry").await;
+    world.receiver.answer(500);
+    world.receiver.until(2).await;
+    world.receiver.answer(500);
+    // The schedule has one retry: the second attempt is the first of its series.
+    let waits = world.until("pending", 2).await;
+    assert!(each(&waits, "nextAttemptAt")[1].is_string(), "{waits}");
+}
+
+#[tokio::test]
+async fn a_cancelled_delivery_stays_cancelled_unless_its_attempt_under_way_succeeds() {
+    for (status, ends) in [(500, "cancelled"), (200, "delivered")] {
+        let world = UnderWay::start().await;
+        world.act("cancel").await;
+        world.receiver.answer(status);
+        let done = world.until(ends, 1).await;
+        assert_eq!((&done["lastStatusCode"], &done["attemptCount"]), (&json!(status), &json!(1)), "{done}");
+        assert!(done["settledAt"].is_string(), "{done}");
+        let event = if status == 200 { "delivered" } else { "failed" };
+        assert_eq!(world.daemon.get(&format!("/events/{}", world.event)).await["status"], event);
+        world.is_quiet(1).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_cancelled_and_set_going_again_meanwhile_goes_on_behind_its_attempt() {
+    let world = UnderWay::start().await;
+    for action in ["cancel", "retry", "cancel", "retry"] {
+        world.act(action).await;
+    }
+    world.receiver.answer(500);
+    let got = world.receiver.until(2).await;
+    assert_eq!(got[1].headers["balto-attempt"], "2");
+    world.receiver.answer(200);
+    let done = world.until("delivered", 2).await;
+    assert_eq!(each(&done, "number"), [1, 2], "{done}");
+    world.is_quiet(2).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_whose_attempt_under_way_succeeds_is_delivered() {
+    for (status, ends) in [(500, "dead"), (200, "delivered")] {
+        let world = UnderWay::start().await;
+        world.act("delete").await;
+        world.receiver.answer(status);
+        let done = world.until(ends, 1).await;
+        let reason = if status == 200 { Value::Null } else { json!("endpointDeleted") };
+        assert_eq!(done["reason"], reason, "{done}");
+        let letters = world.daemon.get("/dead-letters").await;
+        assert_eq!(list(&letters).len(), usize::from(status != 200), "{letters}");
+    }
+}
