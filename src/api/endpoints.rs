@@ -566,7 +566,10 @@ pub struct StatsBody {
     pub attempts: u64,
     pub delivered: u64,
     pub failed_attempts: u64,
+    /// Given up, by an attempt or without one; what was redriven since counts, too.
     pub dead: u64,
+    /// Cancelled while pending.
+    pub cancelled: u64,
     /// Successful part of the attempts, 0 to 1; null without one.
     pub success_rate: Option<f64>,
     pub latency: LatencyBody,
@@ -605,6 +608,7 @@ pub async fn stats(call: &Call) -> Result<Reply, Problem> {
         delivered: stats.delivered,
         failed_attempts: stats.failed_attempts,
         dead: stats.dead,
+        cancelled: stats.cancelled,
         success_rate: (stats.attempts > 0)
             .then(|| stats.attempts.saturating_sub(stats.failed_attempts) as f64 / stats.attempts as f64),
         latency: LatencyBody {

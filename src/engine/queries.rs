@@ -277,6 +277,7 @@ impl Engine {
                     delivered: hours.delivered,
                     failed_attempts: hours.attempts - hours.delivered,
                     dead: hours.dead,
+                    cancelled: hours.cancelled,
                     latency_p50: hours.percentile(0.50),
                     latency_p95: hours.percentile(0.95),
                     latency_p99: hours.percentile(0.99),

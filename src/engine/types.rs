@@ -130,6 +130,7 @@ pub struct EndpointStats {
     pub delivered: u64,
     pub failed_attempts: u64,
     pub dead: u64,
+    pub cancelled: u64,
     /// Milliseconds; `None` without an attempt.
     pub latency_p50: Option<u64>,
     pub latency_p95: Option<u64>,

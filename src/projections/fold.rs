@@ -6,6 +6,7 @@ use super::counters::Lane;
 use super::dead::Letter;
 use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row};
+use super::stats::Hour;
 use super::tallies::Tallies;
 use super::{Rows, dead, idempotency, pages, pending, retention, streams};
 use crate::domain::{
@@ -169,6 +170,10 @@ impl Step<'_> {
         self.fold.tallies.lane(self.rows, endpoint)
     }
 
+    fn hour(&mut self, endpoint: EndpointNumber, at: Timestamp) -> &mut Hour {
+        self.fold.tallies.hour(self.rows, endpoint, at)
+    }
+
     fn accept(&mut self, event: &Event, announced: bool) {
         self.fold.totals.events += 1;
         let entry = EventEntry {
@@ -296,10 +301,9 @@ impl Step<'_> {
     /// what stood before it says otherwise than the whole one.
     fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
-        let hour = self.fold.tallies.hour(self.rows, delivery.endpoint, attempt.started_at);
+        let hour = self.hour(delivery.endpoint, attempt.started_at);
         hour.count_attempt(attempt.duration);
         hour.delivered += u64::from(attempt.next == Next::Delivered);
-        hour.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
         self.note_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
             Some(row) => Some(Place { due, sendable: true, row }),
@@ -404,6 +408,7 @@ impl Step<'_> {
         self.settle(delivery, DeliveryState::Dead(reason), at, detail);
         self.fold.totals.dead += 1;
         self.lane(delivery.endpoint).dead += 1;
+        self.hour(delivery.endpoint, at).dead += 1;
         if let Some(event) = pages::event(self.rows, delivery.event) {
             let letter = Letter {
                 delivery,
@@ -426,6 +431,7 @@ impl Step<'_> {
             DeliveryState::Dead(reason) => self.die(delivery, reason, at, &detail),
             DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {
                 self.settle(delivery, state, at, &detail);
+                self.hour(delivery.endpoint, at).cancelled += 1;
             }
         }
     }

@@ -15,11 +15,14 @@ pub const LATENCY_CLASSES: [u64; 24] = [
     20_000, 60_000,
 ];
 
+/// Attempts and their successes are counted in the hour in which they began, other ends of deliveries in that of the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hour {
     pub attempts: u64,
     pub delivered: u64,
+    /// By an attempt or without one.
     pub dead: u64,
+    pub cancelled: u64,
     /// Attempts by latency class.
     pub latency: [u64; 25],
 }
@@ -28,7 +31,8 @@ impl Hour {
     pub(super) fn decode(value: &[u8]) -> Self {
         let mut reader = Reader::new(value);
         let mut number = || reader.get_varint().unwrap_or(0);
-        let mut hour = Self { attempts: number(), delivered: number(), dead: number(), latency: [0; 25] };
+        let (attempts, delivered, dead, cancelled) = (number(), number(), number(), number());
+        let mut hour = Self { attempts, delivered, dead, cancelled, latency: [0; 25] };
         for class in &mut hour.latency {
             *class = number();
         }
@@ -37,7 +41,7 @@ impl Hour {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(48);
-        for number in [self.attempts, self.delivered, self.dead].iter().chain(&self.latency) {
+        for number in [self.attempts, self.delivered, self.dead, self.cancelled].iter().chain(&self.latency) {
             put_varint(&mut out, *number);
         }
         out
@@ -48,6 +52,7 @@ impl Hour {
         self.attempts >= other.attempts
             && self.delivered >= other.delivered
             && self.dead >= other.dead
+            && self.cancelled >= other.cancelled
             && self.latency.iter().zip(other.latency).all(|(own, other)| *own >= other)
     }
 
@@ -62,6 +67,7 @@ impl Hour {
         self.attempts += other.attempts;
         self.delivered += other.delivered;
         self.dead += other.dead;
+        self.cancelled += other.cancelled;
         for (class, more) in self.latency.iter_mut().zip(other.latency) {
             *class += more;
         }

@@ -7,8 +7,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
-use super::support::{Daemon, Got, PATIENCE, answer, next_request};
-use super::{list, publish, text};
+use super::support::{Daemon, Got, PATIENCE, Receiver, answer, next_request};
+use super::{endpoint, list, publish, text};
 
 /// A receiver that answers when the test says so, with the status that it says, one request after the other.
 struct Held {
@@ -204,4 +204,30 @@ async fn a_dead_letter_whose_attempt_under_way_succeeds_is_delivered() {
         let letters = world.daemon.get("/dead-letters").await;
         assert_eq!(list(&letters).len(), usize::from(status != 200), "{letters}");
     }
+}
+
+#[tokio::test]
+async fn statistics_count_every_end_of_a_delivery_also_without_an_attempt() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(410).await;
+    let endpoint = endpoint(&daemon, &receiver, json!({"retry": {"maxAge": "1s", "maxAttempts": 2}})).await;
+    let stats = format!("/endpoints/{}/stats", text(&endpoint, "id"));
+    // Gone by an attempt, which disables the endpoint; the next is too old by the clock, another is cancelled.
+    publish(&daemon, json!({"type": "a", "data": 1})).await;
+    daemon.until("/dead-letters?reason=gone", |letters| list(letters).len() == 1).await;
+    publish(&daemon, json!({"type": "a", "data": 2})).await;
+    let later = json!({"type": "a", "data": 3, "deliverAt": "2100-01-01T00:00:00Z"});
+    let cancelled = publish(&daemon, later).await;
+    let shown = daemon.get(&format!("/events/{}", text(&cancelled, "id"))).await;
+    daemon.post(&format!("/deliveries/{}/cancel", text(&shown["deliveries"][0], "id")), "").await;
+    daemon.until("/dead-letters?reason=endpointDisabled", |letters| list(letters).len() == 1).await;
+    let counted = daemon.get(&stats).await;
+    let counts = ["attempts", "delivered", "failedAttempts", "dead", "cancelled", "backlog"];
+    assert_eq!(counts.map(|name| counted[name].as_u64().unwrap()), [1, 0, 1, 2, 1, 0], "{counted}");
+    // What is purged had been counted when it died; what is redriven and dies again dies twice.
+    daemon.post("/dead-letters/purge", r#"{"reason":"gone"}"#).await;
+    daemon.post("/dead-letters/redrive", r#"{"reason":"endpointDisabled"}"#).await;
+    let counted = daemon.until(&stats, |stats| stats["dead"] == 3).await;
+    assert_eq!((&counted["cancelled"], &counted["attempts"]), (&json!(1), &json!(1)), "{counted}");
 }

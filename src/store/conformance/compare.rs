@@ -182,7 +182,7 @@ fn statistics(
 
 fn is_part(part: &Hour, of: &Hour) -> bool {
     let numbers = |hour: &Hour| {
-        let mut all = vec![hour.attempts, hour.delivered, hour.dead];
+        let mut all = vec![hour.attempts, hour.delivered, hour.dead, hour.cancelled];
         all.extend(hour.latency);
         all
     };

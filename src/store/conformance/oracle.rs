@@ -56,6 +56,8 @@ pub(crate) struct Oracle {
     orderings: BTreeMap<EndpointNumber, Ordering>,
     health: BTreeMap<EndpointNumber, Health>,
     attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
+    /// What ended otherwise than delivered.
+    ends: Vec<(EndpointNumber, Timestamp, DeliveryState)>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Events that are not shown any more.
@@ -215,6 +217,9 @@ impl Oracle {
             return;
         }
         (known.state, known.settled) = (state, Some((at, position)));
+        if state != DeliveryState::Delivered {
+            self.ends.push((key.endpoint, at, state));
+        }
         let was_its_turn = std::mem::take(&mut known.sendable);
         if let Some(queue) = known.queue.take().filter(|_| was_its_turn) {
             let next = self.queued(key.endpoint, &queue).min();
@@ -415,11 +420,14 @@ impl ReadModel for Oracle {
             if *other == endpoint && within(attempt.started_at) {
                 sum.attempts += 1;
                 sum.delivered += u64::from(attempt.next == Next::Delivered);
-                sum.dead += u64::from(matches!(attempt.next, Next::Dead(_)));
                 let millis = attempt.duration.as_millis();
                 let class = LATENCY_CLASSES.iter().position(|end| u128::from(*end) >= millis);
                 sum.latency[class.unwrap_or(LATENCY_CLASSES.len())] += 1;
             }
+        }
+        for (_, _, state) in self.ends.iter().filter(|(other, at, _)| *other == endpoint && within(*at)) {
+            sum.dead += u64::from(matches!(state, DeliveryState::Dead(_)));
+            sum.cancelled += u64::from(*state == DeliveryState::Cancelled);
         }
         sum
     }
