@@ -191,7 +191,7 @@ pub struct DeliveryCommon {
     pub tenant: String,
     /// Null when the endpoint was deleted long ago.
     pub endpoint_id: Option<String>,
-    /// `pending`, `delivered`, `dead` or `cancelled`. An attempt that is under way when a delivery is cancelled or given up
+    /// `pending`, `delivered`, `dead` or `cancelled`, which a purged dead letter is, too. An attempt that is under way when a delivery is cancelled or given up
     /// goes on; when it succeeds, the delivery is `delivered` after all.
     pub status: &'static str,
     /// Why it is dead.
@@ -210,7 +210,10 @@ impl DeliveryCommon {
     fn new(view: &DeliveryView) -> Self {
         let reason = match view.state {
             DeliveryState::Dead(reason) => Some(reason.as_str()),
-            DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => None,
+            DeliveryState::Pending
+            | DeliveryState::Delivered
+            | DeliveryState::Cancelled
+            | DeliveryState::Purged => None,
         };
         Self {
             id: DeliveryId(view.key).to_string(),

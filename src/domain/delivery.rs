@@ -69,6 +69,8 @@ pub enum DeliveryState {
     Delivered,
     Dead(DeadReason),
     Cancelled,
+    /// It was dead, and an operator has purged its dead letter: only a replay of the event sends it again.
+    Purged,
 }
 
 impl DeliveryState {
@@ -79,7 +81,7 @@ impl DeliveryState {
             Self::Pending => "pending",
             Self::Delivered => "delivered",
             Self::Dead(_) => "dead",
-            Self::Cancelled => "cancelled",
+            Self::Cancelled | Self::Purged => "cancelled",
         }
     }
 }

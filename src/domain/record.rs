@@ -40,7 +40,7 @@ pub enum Record {
         at: Timestamp,
     },
     /// These deliveries are pending again, from now on, in a new retry series; those that never existed are created.
-    /// Pending ones become due now.
+    /// Pending ones become due now. A redrive is of dead ones alone, and nothing but a replay brings back purged ones.
     DeliveriesRevived {
         deliveries: Vec<DeliveryKey>,
         trigger: Trigger,
@@ -57,7 +57,7 @@ pub enum Record {
         reason: DeadReason,
         at: Timestamp,
     },
-    /// These dead letters were purged: they end as cancelled.
+    /// These dead letters were purged.
     DeadLettersPurged {
         deliveries: Vec<DeliveryKey>,
         at: Timestamp,

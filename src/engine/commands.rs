@@ -35,6 +35,10 @@ fn revived(deliveries: Vec<DeliveryKey>, trigger: Trigger, at: Timestamp) -> Com
     Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
 }
 
+const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint was deleted");
+const PURGED: ChangeError =
+    ChangeError::NotAllowed("its dead letter was purged; a replay of the event sends it again");
+
 /// The outcomes of commands that are never judged against anything.
 const UNJUDGED: &str = "the writer gives each kind of command its own kinds of outcome";
 
@@ -124,6 +128,7 @@ impl Engine {
         endpoints: Option<Vec<EndpointId>>,
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
+        let _alone = self.shared.acting.lock().await;
         let _held = self.outbox().hold_events().await;
         let found = self.find_event(scope, tenant, id).await?;
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
@@ -199,6 +204,7 @@ impl Engine {
     /// # Errors
     /// When it is unknown in the scope, or the deletion could not be written.
     pub async fn delete_endpoint(&self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
+        let _alone = self.shared.acting.lock().await;
         let endpoint = self.endpoint(scope, id).ok_or(ChangeError::NotFound)?.number;
         let command = Command::DeleteEndpoint { endpoint, at: self.now().wall };
         match self.outbox().submit(unit(vec![command])).await?.first() {
@@ -292,6 +298,10 @@ impl Engine {
         let mut cursor: Option<Cursor> = None;
         let mut count = 0;
         loop {
+            let _alone = self.shared.acting.lock().await;
+            if self.outbox().directory(|directory| directory.endpoint(number).is_none()) {
+                return Err(DELETED);
+            }
             let _held = self.outbox().hold_events().await;
             let filter = filter.clone();
             let found = self
@@ -301,7 +311,8 @@ impl Engine {
             let wanted = |past: &reads::Past| {
                 let open = match past.state {
                     Some(DeliveryState::Pending) => false,
-                    Some(DeliveryState::Delivered) => !only_undelivered,
+                    // Nobody wants what was purged; all there is, is all there is.
+                    Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
                     Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
                 };
                 open && matches_any(patterns, &past.event_type)
@@ -329,7 +340,7 @@ impl Engine {
     /// Due now, in a new retry series; for pending, dead, delivered and cancelled ones.
     ///
     /// # Errors
-    /// When it is unknown in the scope, its endpoint is gone, or nothing could be written.
+    /// When it is unknown in the scope, was purged, its endpoint is gone, or nothing could be written.
     pub async fn retry_delivery(
         &self,
         scope: &Scope,
@@ -346,10 +357,17 @@ impl Engine {
         trigger: Trigger,
         keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
+        let _alone = self.shared.acting.lock().await;
         let _held = self.outbox().hold_events().await;
         let found = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        match found.delivery.state {
+            DeliveryState::Dead(_) => {}
+            _ if trigger == Trigger::Redrive => return Err(ChangeError::NotFound),
+            DeliveryState::Purged => return Err(PURGED),
+            DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {}
+        }
         if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
-            return Err(ChangeError::NotAllowed("the endpoint was deleted"));
+            return Err(DELETED);
         }
         // What it is once this is committed, whatever ends an attempt until then: so the answer is known before.
         let at = self.now().wall;
@@ -374,6 +392,7 @@ impl Engine {
         keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
         const TOO_LATE: ChangeError = ChangeError::NotAllowed("only a pending delivery can be cancelled");
+        let _alone = self.shared.acting.lock().await;
         let found = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
         if found.state != DeliveryState::Pending {
             return Err(TOO_LATE);
@@ -404,20 +423,20 @@ impl Engine {
         key: DeliveryKey,
         keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
-        self.dead_letter(scope, key).await?.ok_or(ChangeError::NotFound)?;
         self.revive_one(scope, key, Trigger::Redrive, keyed).await
     }
 
     /// # Errors
     /// When there is no such dead letter in the scope, or nothing could be written.
     pub async fn purge(&self, scope: &Scope, key: DeliveryKey) -> Result<(), ChangeError> {
+        let _alone = self.shared.acting.lock().await;
         self.dead_letter(scope, key).await?.ok_or(ChangeError::NotFound)?;
         self.write(Record::DeadLettersPurged { deliveries: vec![key], at: self.now().wall }).await?;
         Ok(())
     }
 
     /// Every dead letter that matches when its turn comes, in bounded steps, each one commit, the answer in the last one.
-    /// Those whose endpoint is gone stay. Who repeats a request that broke off goes on with the letters that are left, and
+    /// Those whose endpoint is gone stay, and do not count. Who repeats a request that broke off goes on with the letters that are left, and
     /// hears their number.
     ///
     /// # Errors
@@ -458,6 +477,7 @@ impl Engine {
         let mut cursor = None;
         let mut count = 0;
         loop {
+            let _alone = self.shared.acting.lock().await;
             let filter = filter.clone();
             let found = self
                 .outbox()

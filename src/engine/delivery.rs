@@ -269,7 +269,7 @@ impl Engine {
         facts.ok().flatten().is_some_and(|facts| match facts.state {
             DeliveryState::Pending => facts.due == Some(due),
             DeliveryState::Dead(found) => found == reason,
-            DeliveryState::Delivered | DeliveryState::Cancelled => false,
+            DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => false,
         })
     }
 

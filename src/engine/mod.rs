@@ -68,6 +68,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     settings: ArcSwap<Settings>,
     signals: mpsc::UnboundedSender<dispatcher::Signal>,
+    /// Taken by whoever acts on deliveries, from looking at them until what is done with them is committed.
+    acting: tokio::sync::Mutex<()>,
     /// In a simulation parcels go here instead of to the courier.
     #[cfg(test)]
     receivers: std::sync::OnceLock<simulation::receivers::Receivers>,
@@ -94,6 +96,7 @@ impl Engine {
             metrics,
             settings: ArcSwap::from_pointee(settings),
             signals,
+            acting: tokio::sync::Mutex::default(),
             #[cfg(test)]
             receivers: std::sync::OnceLock::new(),
         };

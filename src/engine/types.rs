@@ -9,7 +9,7 @@ pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, U
 
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Idempotency,
-    Position, Tenant, Timestamp, Trigger,
+    Position, Tenant, Timestamp,
 };
 
 /// Which tenants a caller may see: `None` is all of them. Everything outside a scope does not exist for its caller.
@@ -154,21 +154,4 @@ pub struct LaneView {
     pub until: Option<Timestamp>,
     pub circuit: &'static str,
     pub consecutive_failures: u32,
-}
-
-/// What one-by-one commands on deliveries did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Revival {
-    Retry,
-    Redrive,
-}
-
-impl Revival {
-    #[must_use]
-    pub fn trigger(self) -> Trigger {
-        match self {
-            Self::Retry => Trigger::Manual,
-            Self::Redrive => Trigger::Redrive,
-        }
-    }
 }

@@ -429,7 +429,10 @@ impl Step<'_> {
         self.remove(delivery, &place);
         match state {
             DeliveryState::Dead(reason) => self.die(delivery, reason, at, &detail),
-            DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {
+            DeliveryState::Pending
+            | DeliveryState::Delivered
+            | DeliveryState::Cancelled
+            | DeliveryState::Purged => {
                 self.settle(delivery, state, at, &detail);
                 self.hour(delivery.endpoint, at).cancelled += 1;
             }
@@ -438,6 +441,9 @@ impl Step<'_> {
 
     fn revive(&mut self, delivery: DeliveryKey, trigger: Trigger, at: Timestamp) {
         if let Some(place) = self.place(delivery) {
+            if trigger == Trigger::Redrive {
+                return;
+            }
             let mut detail = self.detail(delivery, &place.row, place.due);
             detail.progress.attempts_in_series = 0;
             detail.progress.series_started = at;
@@ -446,6 +452,9 @@ impl Step<'_> {
         }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
         let before = pages::state_of(self.rows, delivery);
+        if !brings_back(trigger, before.as_ref().map(|entry| entry.state)) {
+            return;
+        }
         if let Some(entry) = &before {
             self.forget_death(entry);
         }
@@ -481,8 +490,18 @@ impl Step<'_> {
             return;
         }
         self.forget_death(&entry);
-        let cancelled = StateEntry { state: DeliveryState::Cancelled, at, death: Position(0), ..entry };
-        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &cancelled);
+        let purged = StateEntry { state: DeliveryState::Purged, at, death: Position(0), ..entry };
+        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &purged);
+    }
+}
+
+/// Whether what has ended like this (`None`: what never was) becomes pending again. Whoever wanted that has looked before, and
+/// others may have acted in between.
+fn brings_back(trigger: Trigger, state: Option<DeliveryState>) -> bool {
+    match trigger {
+        Trigger::Redrive => matches!(state, Some(DeliveryState::Dead(_))),
+        Trigger::Manual | Trigger::Publish | Trigger::Retry => state != Some(DeliveryState::Purged),
+        Trigger::Replay => true,
     }
 }
 

@@ -117,6 +117,7 @@ fn state_code(state: DeliveryState) -> u8 {
         DeliveryState::Pending => 0,
         DeliveryState::Delivered => 1,
         DeliveryState::Cancelled => 2,
+        DeliveryState::Purged => 3,
         DeliveryState::Dead(reason) => 16 + reason_code(reason),
     }
 }
@@ -126,6 +127,7 @@ fn state(code: u8) -> Result<DeliveryState, Malformed> {
         0 => Ok(DeliveryState::Pending),
         1 => Ok(DeliveryState::Delivered),
         2 => Ok(DeliveryState::Cancelled),
+        3 => Ok(DeliveryState::Purged),
         16.. => reason(code - 16).map(DeliveryState::Dead),
         _ => Err(Malformed::Number),
     }

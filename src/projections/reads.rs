@@ -378,7 +378,10 @@ pub fn dead_letter(rows: &dyn Rows, key: DeliveryKey) -> Option<(DeliveryFacts, 
             let at = facts.settled_at?;
             Some((facts, reason, at))
         }
-        DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => None,
+        DeliveryState::Pending
+        | DeliveryState::Delivered
+        | DeliveryState::Cancelled
+        | DeliveryState::Purged => None,
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn is_over(
     let Some(cutoff) = cutoff.filter(|cutoff| event.accepted_at < *cutoff) else { return false };
     reads::endpoints(event, states).into_iter().all(|endpoint| {
         states.get(&DeliveryKey { event: event.position, endpoint }).is_some_and(|entry| match entry.state {
-            DeliveryState::Delivered | DeliveryState::Cancelled => entry.at < cutoff,
+            DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => entry.at < cutoff,
             DeliveryState::Pending | DeliveryState::Dead(_) => false,
         })
     })

@@ -10,7 +10,7 @@ pub fn event_status(states: impl Iterator<Item = DeliveryState>) -> &'static str
         match state {
             DeliveryState::Pending => return "pending",
             DeliveryState::Delivered => delivered += 1,
-            DeliveryState::Dead(_) | DeliveryState::Cancelled => {}
+            DeliveryState::Dead(_) | DeliveryState::Cancelled | DeliveryState::Purged => {}
         }
         all += 1;
     }

@@ -1,5 +1,6 @@
 //! What becomes of a delivery is told truly: also when somebody acts on it while its attempt is under way.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
 use super::support::{Daemon, Got, PATIENCE, Receiver, answer, next_request};
-use super::{endpoint, list, publish, text};
+use super::{endpoint, is_problem, list, publish, text};
 
 /// A receiver that answers when the test says so, with the status that it says, one request after the other.
 struct Held {
@@ -230,4 +231,133 @@ async fn statistics_count_every_end_of_a_delivery_also_without_an_attempt() {
     daemon.post("/dead-letters/redrive", r#"{"reason":"endpointDisabled"}"#).await;
     let counted = daemon.until(&stats, |stats| stats["dead"] == 3).await;
     assert_eq!((&counted["cancelled"], &counted["attempts"]), (&json!(1), &json!(1)), "{counted}");
+}
+
+/// A daemon with so many dead letters, whose receiver gives this answer from now on.
+struct Refused {
+    _data: tempfile::TempDir,
+    daemon: Daemon,
+    receiver: Receiver,
+    answer: Arc<AtomicU16>,
+    endpoint: String,
+    deliveries: Vec<String>,
+}
+
+impl Refused {
+    async fn start(count: usize) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(data.path()).await;
+        let status = Arc::new(AtomicU16::new(400));
+        let asked = status.clone();
+        let receiver = Receiver::start(move |_, _| answer(asked.load(Ordering::SeqCst))).await;
+        let body = json!({"retry": {"maxAttempts": 1}, "maxInFlight": 64});
+        let endpoint = text(&endpoint(&daemon, &receiver, body).await, "id");
+        let events: Vec<_> = (0..count).map(|number| json!({"type": "a", "data": number})).collect();
+        daemon.post("/events/batch", &json!({"events": events}).to_string()).await;
+        let letters = daemon.until("/dead-letters?limit=250", |all| list(all).len() == count).await;
+        let deliveries = list(&letters).iter().map(|letter| text(letter, "deliveryId")).collect();
+        status.store(200, Ordering::SeqCst);
+        Self { _data: data, daemon, receiver, answer: status, endpoint, deliveries }
+    }
+
+    async fn refused(&self, path: &str, status: u16, code: &str, word: &str) {
+        let (found, problem, _) = self.daemon.call("POST", path, &[], "").await;
+        is_problem(&(found, problem.clone()), status, code, path);
+        assert!(text(&problem, "detail").contains(word), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_purged_dead_letter_comes_back_by_a_replay_of_its_event_and_by_nothing_else() {
+    let world = Refused::start(1).await;
+    let (daemon, id) = (&world.daemon, &world.deliveries[0]);
+    assert_eq!(daemon.call("DELETE", &format!("/dead-letters/{id}"), &[], "").await.0, 204);
+    assert_eq!(daemon.call("DELETE", &format!("/dead-letters/{id}"), &[], "").await.0, 404, "once");
+    world.refused(&format!("/deliveries/{id}/retry"), 409, "conflict", "purged").await;
+    world.refused(&format!("/deliveries/{id}/cancel"), 409, "conflict", "pending").await;
+    world.refused(&format!("/dead-letters/{id}/redrive"), 404, "not_found", id).await;
+    for bulk in ["redrive", "purge"] {
+        assert_eq!(daemon.post(&format!("/dead-letters/{bulk}"), "{}").await["count"], 0, "{bulk}");
+    }
+    let replay = format!("/endpoints/{}/replay", world.endpoint);
+    let undelivered = json!({"since": "2026-01-01T00:00:00Z", "onlyUndelivered": true}).to_string();
+    assert_eq!(daemon.post(&replay, &undelivered).await["count"], 0);
+    let shown = daemon.get(&format!("/deliveries/{id}")).await;
+    assert_eq!((&shown["status"], &shown["attemptCount"]), (&json!("cancelled"), &json!(1)), "{shown}");
+    assert_eq!(daemon.get(&format!("/events/{}", text(&shown, "eventId"))).await["status"], "failed");
+    let replayed = daemon.post(&format!("/events/{}/replay", text(&shown, "eventId")), "{}").await;
+    assert_eq!(replayed["count"], 1);
+    let done = daemon.until(&format!("/deliveries/{id}"), |shown| shown["status"] == "delivered").await;
+    assert_eq!(each(&done, "number"), [1, 2], "{done}");
+}
+
+#[tokio::test]
+async fn of_dead_letters_that_are_redriven_and_purged_at_once_each_is_one_of_both() {
+    let world = Refused::start(60).await;
+    let daemon = &world.daemon;
+    let one = |path: String, method: &'static str| async move {
+        let (status, _, _) = daemon.call(method, &path, &[], "").await;
+        assert!([202, 204, 404, 409].contains(&status), "{method} {path}: {status}");
+        usize::from(status < 300)
+    };
+    // Each by itself first, in both ways at the same time; what is left then by filters.
+    let singly = world.deliveries[..30].iter().map(|id| async move {
+        let path = format!("/dead-letters/{id}");
+        let retried = one(format!("/deliveries/{id}/retry"), "POST");
+        let (redriven, purged, retried) =
+            tokio::join!(one(format!("{path}/redrive"), "POST"), one(path, "DELETE"), retried);
+        assert!(redriven + purged <= 1, "{id} was redriven and purged");
+        (id, purged == 1, redriven + retried > 0)
+    });
+    for (id, purged, revived) in futures_util::future::join_all(singly).await {
+        let end = if purged { "cancelled" } else { "delivered" };
+        assert!(purged != revived, "{id} was purged: {purged}, set going: {revived}");
+        daemon.until(&format!("/deliveries/{id}"), |shown| shown["status"] == end).await;
+    }
+    let (redriven, purged) =
+        tokio::join!(daemon.post("/dead-letters/redrive", "{}"), daemon.post("/dead-letters/purge", "{}"));
+    let (redriven, purged) = (redriven["count"].as_u64().unwrap(), purged["count"].as_u64().unwrap());
+    assert_eq!(redriven + purged, 30, "{redriven} redriven, {purged} purged");
+    daemon.until("/deliveries?status=pending", |all| list(all).is_empty()).await;
+    assert_eq!(list(&daemon.get("/dead-letters").await).len(), 0);
+    let ended = async |status: &str| {
+        let mut all = Vec::new();
+        for id in &world.deliveries[30..] {
+            all.push(daemon.get(&format!("/deliveries/{id}")).await["status"] == status);
+        }
+        all.into_iter().filter(|is_so| *is_so).count() as u64
+    };
+    assert_eq!((ended("delivered").await, ended("cancelled").await), (redriven, purged));
+}
+
+#[tokio::test]
+async fn what_cannot_be_redriven_is_refused_and_does_not_count() {
+    let world = Refused::start(3).await;
+    let daemon = &world.daemon;
+    let (first, endpoint) = (&world.deliveries[0], format!("/endpoints/{}", world.endpoint));
+    // At a disabled endpoint they wait, as everything does that is published for it, until it goes on.
+    world.answer.store(410, Ordering::SeqCst);
+    publish(daemon, json!({"type": "last", "data": 1})).await;
+    daemon.until(&endpoint, |shown| shown["status"] == "disabled").await;
+    world.answer.store(400, Ordering::SeqCst);
+    assert_eq!(daemon.post("/dead-letters/redrive", r#"{"type":"a"}"#).await["count"], 3);
+    assert_eq!(list(&daemon.get("/deliveries?status=pending").await).len(), 3);
+    assert_eq!(daemon.get(&format!("{endpoint}/lane")).await["reason"], "disabled");
+    assert_eq!(world.receiver.count(), 4, "nothing more was sent");
+    daemon.post(&format!("{endpoint}/resume"), "").await;
+    daemon.until("/dead-letters?type=a", |all| list(all).len() == 3).await;
+    // Of a deleted one they stay what they are.
+    assert_eq!(daemon.call("DELETE", &endpoint, &[], "").await.0, 204);
+    world
+        .refused(&format!("/dead-letters/{first}/redrive"), 409, "conflict", "the endpoint was deleted")
+        .await;
+    world.refused(&format!("/deliveries/{first}/retry"), 409, "conflict", "the endpoint was deleted").await;
+    assert_eq!(daemon.post("/dead-letters/redrive", "{}").await["count"], 0);
+    assert_eq!(list(&daemon.get("/dead-letters").await).len(), 4);
+    let replayed = daemon.post(&format!("/events/{}/replay", event_of(daemon, first).await), "{}").await;
+    assert_eq!(replayed["count"], 0);
+}
+
+async fn event_of(daemon: &Daemon, delivery: &str) -> String {
+    text(&daemon.get(&format!("/deliveries/{delivery}")).await, "eventId")
 }

@@ -143,7 +143,7 @@ fn check_end(world: &World) -> Result<(), String> {
                 }
                 DeliveryState::Delivered => *inner.happened.entry("delivered").or_default() += 1,
                 DeliveryState::Dead(_) => *inner.happened.entry("dead").or_default() += 1,
-                DeliveryState::Cancelled => {}
+                DeliveryState::Cancelled | DeliveryState::Purged => {}
             }
         }
         Ok(())

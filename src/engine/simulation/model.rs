@@ -47,7 +47,7 @@ impl Model {
     /// Whether retention may have taken an event by now.
     pub(super) fn may_be_gone(&self, position: Position) -> bool {
         let (Some(keep), Some(event)) = (self.keep, self.oracle.events.get(&position)) else { return false };
-        let over = |state| matches!(state, DeliveryState::Delivered | DeliveryState::Cancelled);
+        let over = |state| !matches!(state, DeliveryState::Pending | DeliveryState::Dead(_));
         event.accepted_at.plus(keep) <= self.latest
             && self.oracle.of_event(position).all(|(_, known)| over(known.state))
     }

@@ -181,5 +181,5 @@ fn what_happens_after_a_page_was_written_anew_is_the_last_word_on_it() {
     let last = DeliveryKey { event: events[11], endpoint: crate::domain::EndpointNumber(250) };
     world.apply(&Record::DeadLettersPurged { deliveries: vec![last], at: at(60) });
     let known = reads::delivery(&world.rows, last).unwrap();
-    assert_eq!(known.state, DeliveryState::Cancelled);
+    assert_eq!(known.state, DeliveryState::Purged);
 }

@@ -100,7 +100,7 @@ impl Oracle {
                     if let Some(known) = self.deliveries.get_mut(key)
                         && matches!(known.state, DeliveryState::Dead(_))
                     {
-                        known.state = DeliveryState::Cancelled;
+                        known.state = DeliveryState::Purged;
                         known.settled = Some((*at, position));
                     }
                 }
@@ -206,7 +206,10 @@ impl Oracle {
             (_, Next::Delivered) => {
                 (known.state, known.settled) = (DeliveryState::Delivered, Some((ended, position)));
             }
-            (DeliveryState::Dead(_) | DeliveryState::Cancelled, Next::RetryAt(_) | Next::Dead(_)) => {}
+            (
+                DeliveryState::Dead(_) | DeliveryState::Cancelled | DeliveryState::Purged,
+                Next::RetryAt(_) | Next::Dead(_),
+            ) => {}
         }
     }
 
@@ -234,6 +237,12 @@ impl Oracle {
             return;
         }
         let known = self.deliveries.get(&key).cloned();
+        let state = known.as_ref().map(|known| known.state);
+        if trigger == Trigger::Redrive && !matches!(state, Some(DeliveryState::Dead(_)))
+            || trigger == Trigger::Manual && state == Some(DeliveryState::Purged)
+        {
+            return;
+        }
         let attempts = known.as_ref().map_or(0, |known| known.progress.attempts);
         let progress = Progress { attempts, attempts_in_series: 0, series_started: at, trigger };
         match known {
@@ -257,7 +266,7 @@ impl Oracle {
         let event = &self.events[&position];
         let cutoff = if event.stream.is_some() { stream_events } else { events };
         let ended = |known: &Delivery, cutoff| match known.state {
-            DeliveryState::Delivered | DeliveryState::Cancelled => {
+            DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => {
                 known.settled.is_some_and(|(at, _)| at < cutoff)
             }
             DeliveryState::Pending | DeliveryState::Dead(_) => false,
