@@ -225,6 +225,7 @@ impl Engine {
         }
     }
 
+    /// Of at most [`limits::BULK_DELIVERIES_MAX`]; the operator is told of each, in one further commit.
     pub(super) async fn die(
         &self,
         deliveries: Vec<DeliveryKey>,
@@ -233,18 +234,18 @@ impl Engine {
         let record = Record::DeliveriesDied { deliveries: deliveries.clone(), reason, at: self.now().wall };
         self.write(record).await?;
         self.metrics().died(reason, deliveries.len() as u64);
-        // Whoever deletes an endpoint knows what becomes of its deliveries.
-        if reason == DeadReason::EndpointDeleted || !self.has_operator() {
+        if !self.has_operator() {
             return Ok(());
         }
+        let mut words = Vec::new();
         for delivery in deliveries {
-            let endpoint =
-                self.outbox().directory(|directory| directory.endpoint(delivery.endpoint).cloned());
-            let event = self.event_at(delivery.event).await?;
-            if let Some(endpoint) = endpoint {
-                self.tell_dead(&endpoint, delivery, event.as_deref(), reason).await;
+            // It may have ended otherwise just before.
+            if self.ends_by(delivery, None, reason).await {
+                let event = self.event_at(delivery.event).await?;
+                words.extend(self.words_on_death(delivery, event.as_deref(), reason));
             }
         }
+        self.tell_dead(&words).await;
         Ok(())
     }
 

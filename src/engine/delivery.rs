@@ -133,10 +133,11 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     finish(engine, assignment, lane_outcome(engine, endpoint, verdict, &attempt, finished));
     if let Next::Dead(reason) = next
         // After its lane was told: what it says of the receiver does not wait for a commit.
-        && engine.ends_by(delivery, assignment.key.due, reason).await
+        && engine.ends_by(delivery, Some(assignment.key.due), reason).await
     {
         engine.metrics().died(reason, 1);
-        engine.tell_dead(endpoint, delivery, Some(event), reason).await;
+        let words = engine.words_on_death(delivery, Some(event), reason);
+        engine.tell_dead(words.as_slice()).await;
     }
 }
 
@@ -263,11 +264,17 @@ fn lane_outcome(
 }
 
 impl Engine {
-    /// Whether a delivery ends, or has ended, by an attempt that was sent under this due time, and not otherwise before it.
-    async fn ends_by(&self, delivery: DeliveryKey, due: Timestamp, reason: DeadReason) -> bool {
+    /// Whether a delivery has died of this reason, or will in a moment, by the outcome of an attempt that was sent under this
+    /// due time.
+    pub(super) async fn ends_by(
+        &self,
+        delivery: DeliveryKey,
+        due: Option<Timestamp>,
+        reason: DeadReason,
+    ) -> bool {
         let facts = self.outbox().read(move |state| state.delivery(delivery)).await;
         facts.ok().flatten().is_some_and(|facts| match facts.state {
-            DeliveryState::Pending => facts.due == Some(due),
+            DeliveryState::Pending => due.is_some() && facts.due == due,
             DeliveryState::Dead(found) => found == reason,
             DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => false,
         })

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use super::Engine;
 use super::types::EventDraft;
 use crate::domain::{
-    DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointNumber, Event, Expected, Tenant,
+    DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber, Event,
+    Expected, Tenant,
 };
 use crate::lanes::Turn;
 use crate::rules::append::Judged;
@@ -29,33 +30,44 @@ impl Engine {
             Turn::Recovered => "balto.endpoint.recovered",
         };
         let data = json!({"endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str()});
-        self.tell_operator(event_type, &data).await;
+        self.tell_operator(event_type, &[data]).await;
     }
 
     pub(super) async fn tell_disabled(&self, endpoint: &Endpoint, reason: DisabledReason) {
         let data = json!({
             "endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str(), "reason": reason.as_str(),
         });
-        self.tell_operator("balto.endpoint.disabled", &data).await;
+        self.tell_operator("balto.endpoint.disabled", &[data]).await;
     }
 
-    /// `event` is `None` when it cannot be read any more.
-    pub(super) async fn tell_dead(
+    /// What is said of a delivery that was given up, or `None` when nothing is. `event` is `None` when it cannot be read any
+    /// more.
+    pub(super) fn words_on_death(
         &self,
-        endpoint: &Endpoint,
         delivery: DeliveryKey,
         event: Option<&Event>,
         reason: DeadReason,
-    ) {
-        if is_operators(&endpoint.tenant) {
-            return;
-        }
-        let data = json!({
-            "deliveryId": DeliveryId(delivery).to_string(), "endpointId": endpoint.id.as_str(),
-            "eventId": event.map(|event| event.id.as_str()), "eventType": event.map(|event| event.event_type.as_str()),
-            "tenant": endpoint.tenant.as_str(), "reason": reason.as_str(),
+    ) -> Option<Value> {
+        let number = delivery.endpoint;
+        let (id, tenant) = self.outbox().directory(|directory| {
+            let tenant = directory.endpoint(number).map(|endpoint| endpoint.tenant.clone());
+            (directory.id_of(number).cloned(), tenant)
         });
-        self.tell_operator("balto.delivery.dead", &data).await;
+        // Of a deleted endpoint the event says whose it was.
+        let tenant = tenant.or_else(|| event.map(|event| event.tenant.clone()))?;
+        (!is_operators(&tenant)).then(|| {
+            json!({
+                "deliveryId": DeliveryId(delivery).to_string(), "endpointId": id.as_ref().map(EndpointId::as_str),
+                "eventId": event.map(|event| event.id.as_str()),
+                "eventType": event.map(|event| event.event_type.as_str()),
+                "tenant": tenant.as_str(), "reason": reason.as_str(),
+            })
+        })
+    }
+
+    /// One event for each, all in one commit: whoever gives up many does it in bounded steps.
+    pub(super) async fn tell_dead(&self, deaths: &[Value]) {
+        self.tell_operator("balto.delivery.dead", deaths).await;
     }
 
     /// Whether anybody could want operator events.
@@ -64,11 +76,11 @@ impl Engine {
             .directory(|directory| directory.endpoints().any(|endpoint| is_operators(&endpoint.tenant)))
     }
 
-    async fn tell_operator(&self, event_type: &str, data: &Value) {
-        if !self.has_operator() {
+    async fn tell_operator(&self, event_type: &str, all: &[Value]) {
+        if all.is_empty() || !self.has_operator() {
             return;
         }
-        let draft = EventDraft {
+        let draft = |data: &Value| EventDraft {
             id: None,
             tenant: Tenant::OPERATOR.parse().expect("a legal tenant"),
             event_type: event_type.parse().expect("operator event types are ours"),
@@ -86,8 +98,10 @@ impl Engine {
             only: None,
             namesake: Judged::Fresh,
         };
-        if let Err(error) = self.publish(draft).await {
-            tracing::warn!(%error, "an operator event could not be published");
+        for published in self.publish_batch(all.iter().map(draft).collect()).await {
+            if let Err(error) = published {
+                tracing::warn!(%error, "an operator event could not be published");
+            }
         }
     }
 }

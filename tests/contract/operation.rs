@@ -145,6 +145,35 @@ async fn a_publisher_reads_what_it_may_post_to() {
 }
 
 #[tokio::test]
+async fn the_operator_is_told_of_each_delivery_that_dies_with_its_endpoint() {
+    // More than die in one step.
+    const PENDING: usize = 1_003;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let operator = Receiver::status(204).await;
+    endpoint(&daemon, &operator, json!({"tenant": "balto", "maxInFlight": 64})).await;
+    let receiver = Receiver::status(200).await;
+    let made = text(&endpoint(&daemon, &receiver, json!({"tenant": "acme"})).await, "id");
+    daemon.post(&format!("/endpoints/{made}/pause"), "").await;
+    let events: Vec<_> =
+        (0..PENDING).map(|number| json!({"type": "a", "data": number, "tenant": "acme"})).collect();
+    let mut waiting = std::collections::BTreeSet::new();
+    for some in events.chunks(1_000) {
+        let posted = daemon.post("/events/batch", &json!({"events": some}).to_string()).await;
+        waiting.extend(posted["results"].as_array().unwrap().iter().map(|result| text(result, "id")));
+    }
+    assert_eq!(daemon.call("DELETE", &format!("/endpoints/{made}"), &[], "").await.0, 204);
+    for (event_type, dead) in told(&operator, PENDING).await {
+        assert_eq!(event_type, "balto.delivery.dead");
+        let about = ["endpointId", "tenant", "reason", "eventType"].map(|name| text(&dead, name));
+        assert_eq!(about, [&*made, "acme", "endpointDeleted", "a"], "{dead}");
+        assert!(waiting.remove(&text(&dead, "eventId")), "told of twice, or of another: {dead}");
+    }
+    assert_eq!(waiting.len(), 0);
+    daemon.until("/deliveries?status=pending", |all| list(all).is_empty()).await;
+}
+
+#[tokio::test]
 async fn the_reserved_tenant_is_the_operators_alone() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
