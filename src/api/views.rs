@@ -103,7 +103,9 @@ pub struct EventBody<'a> {
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
     pub position: u64,
-    /// `pending`, `delivered`, `partial`, `failed` or `unmatched`.
+    /// `pending` while any delivery is; then `delivered` when every endpoint that it was meant for has it, `partial` when
+    /// some have, `failed` when none has, whether its delivery was given up or cancelled; `unmatched` when it was meant for
+    /// none.
     pub status: &'static str,
     pub deliveries: Vec<DeliveryBody>,
 }

@@ -1,4 +1,9 @@
-//! What an event's deliveries amount to.
+//! What an event's deliveries amount to: who has it, of those that it was meant for.
+//!
+//! A delivery that was cancelled is one that its endpoint did not get, like one that was given up. So an event of which all
+//! are cancelled is `failed`: of the five words it is the one that is true, since no endpoint has it and none will get it.
+//! Refused: to leave cancelled ones out. Then an event that nobody got would be `unmatched`, which says that nobody wanted
+//! it, and one that half of its endpoints got would be `delivered`.
 
 use crate::domain::DeliveryState;
 
@@ -29,16 +34,21 @@ mod tests {
 
     #[test]
     fn the_status_sums_up_the_deliveries() {
-        use DeliveryState::{Cancelled, Delivered, Pending};
+        use DeliveryState::{Cancelled, Delivered, Pending, Purged};
         let dead = DeliveryState::Dead(DeadReason::Gone);
-        let cases: [(&[DeliveryState], &str); 7] = [
+        let cases: [(&[DeliveryState], &str); 12] = [
             (&[], "unmatched"),
             (&[Delivered, Pending], "pending"),
             (&[dead, Pending], "pending"),
             (&[Delivered, Delivered], "delivered"),
             (&[Delivered, dead], "partial"),
             (&[dead, Cancelled], "failed"),
+            (&[dead, Delivered, Cancelled], "partial"),
             (&[Cancelled], "failed"),
+            (&[Cancelled, Cancelled], "failed"),
+            (&[Cancelled, Delivered], "partial"),
+            (&[Cancelled, Pending], "pending"),
+            (&[Purged, Delivered], "partial"),
         ];
         for (states, expected) in cases {
             assert_eq!(event_status(states.iter().copied()), expected, "{states:?}");

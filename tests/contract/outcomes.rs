@@ -361,3 +361,31 @@ async fn what_cannot_be_redriven_is_refused_and_does_not_count() {
 async fn event_of(daemon: &Daemon, delivery: &str) -> String {
     text(&daemon.get(&format!("/deliveries/{delivery}")).await, "eventId")
 }
+
+#[tokio::test]
+async fn the_status_of_an_event_says_who_has_it() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    for _ in 0..2 {
+        endpoint(&daemon, &receiver, json!({})).await;
+    }
+    let later = json!({"type": "a", "data": 1, "deliverAt": "2100-01-01T00:00:00Z"});
+    for (cancelled, expected) in [(2, "failed"), (1, "partial"), (0, "delivered")] {
+        let event = format!("/events/{}", text(&publish(&daemon, later.clone()).await, "id"));
+        let shown = daemon.get(&event).await;
+        assert_eq!(shown["status"], "pending");
+        for (number, delivery) in shown["deliveries"].as_array().unwrap().iter().enumerate() {
+            let act = if number < cancelled { "cancel" } else { "retry" };
+            daemon.post(&format!("/deliveries/{}/{act}", text(delivery, "id")), "").await;
+        }
+        daemon.until(&event, |shown| shown["status"] == expected).await;
+        let found = daemon.get(&format!("/events?status={expected}")).await;
+        assert_eq!(list(&found).len(), 1, "{found}");
+    }
+    let nobodys = publish(&daemon, json!({"type": "a", "data": 1, "tenant": "nobody"})).await;
+    assert_eq!(
+        daemon.get(&format!("/events/{}?tenant=nobody", text(&nobodys, "id"))).await["status"],
+        "unmatched"
+    );
+}
