@@ -11,6 +11,7 @@ pub(crate) enum Knob {
     CheckpointRows,
     RecentEntries,
     RetryAfterSeconds,
+    AttemptSecondsMax,
 }
 
 /// A bug on purpose.

@@ -189,6 +189,53 @@ async fn keys_are_forgotten_after_their_time_and_not_before() {
     assert_eq!(publish().await, (second, true));
 }
 
+#[tokio::test]
+async fn what_waits_for_longer_than_its_event_is_kept_expires_and_what_is_planned_for_later_does_not() {
+    let below = tempfile::tempdir().unwrap();
+    let clock = clock_or_skip!(below.path());
+    // Kept for so short a time, retention looks at it every few seconds.
+    let keep = [("BALTO__RETENTION__EVENTS", "1m"), ("BALTO__INGEST__IDEMPOTENCY_TTL", "1m")];
+    let daemon = clock.start(&below.path().join("data"), &keep).await;
+    let receiver = Receiver::start(|_, got| answer(if got.body.contains("fails") { 500 } else { 200 })).await;
+    let operator = Receiver::status(204).await;
+    daemon.post("/endpoints", &json!({"url": operator.url, "tenant": "balto"}).to_string()).await;
+    let policy = json!({"url": receiver.url, "retry": {"schedule": ["300h"]}}).to_string();
+    let id = daemon.post("/endpoints", &policy).await["id"].as_str().unwrap().to_owned();
+    let publish = async |more: Value| {
+        let mut event = json!({"type": "a.b", "data": 1});
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let event = daemon.post("/events", &event.to_string()).await;
+        let path = format!("/events/{}", event["id"].as_str().unwrap());
+        let shown = daemon.get(&path).await;
+        format!("/deliveries/{}", shown["deliveries"][0]["id"].as_str().unwrap())
+    };
+    let retried = publish(json!({"data": "fails"})).await;
+    daemon.until(&retried, |shown| shown["attemptCount"] == 1).await;
+    daemon.post(&format!("/endpoints/{id}/pause"), "").await;
+    let waits = publish(json!({})).await;
+    let scheduled = publish(json!({"deliverAt": rfc3339(now() + 300 * HOUR)})).await;
+    let streamed = publish(json!({"stream": "s-1"})).await;
+    clock.set(5 * HOUR);
+    let dead = daemon.until(&waits, |shown| shown["status"] == "dead").await;
+    assert_eq!((&dead["reason"], &dead["attemptCount"]), (&json!("expired"), &json!(0)), "{dead}");
+    let letters = daemon.get("/dead-letters?reason=expired").await;
+    assert_eq!(letters["data"].as_array().unwrap().len(), 1, "{letters}");
+    let told = operator.until(1).await;
+    assert!(told[0].body.contains("\"reason\":\"expired\""), "{told:?}");
+    for (pending, why) in [
+        (&retried, "its retry is planned for later"),
+        (&scheduled, "it is not due yet"),
+        (&streamed, "events of streams are kept for ever"),
+    ] {
+        assert_eq!(daemon.get(pending).await["status"], "pending", "{why}");
+    }
+    // It is a dead letter like any other.
+    daemon.post(&format!("{}/redrive", waits.replace("deliveries", "dead-letters")), "").await;
+    daemon.post(&format!("/endpoints/{id}/resume"), "").await;
+    daemon.until(&waits, |shown| shown["status"] == "delivered").await;
+    daemon.until(&streamed, |shown| shown["status"] == "delivered").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_a_clock_that_never_rests_costs_nothing() {
     let below = tempfile::tempdir().unwrap();

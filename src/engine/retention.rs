@@ -1,14 +1,25 @@
-//! Retention as the daemon runs it: dead letters that nobody wants any more are purged, then the store takes its pass.
+//! Retention as the daemon runs it: what has waited for too long becomes a dead letter, dead letters that nobody wants any
+//! more are purged, then the store takes its pass.
+//!
+//! A delivery keeps its event for as long as it is pending, and at an endpoint that is paused, or that fails by a schedule
+//! without an age, nothing else would ever end it. So one that has been due for longer than its event is kept has expired.
+//! One that is to be tried at a later time has not, however old it is.
 
 use std::time::Duration;
 
 use super::Engine;
-use super::types::{ChangeError, Filter, Scope};
+use super::types::{ChangeError, Filter, Scope, Unavailable};
+use crate::domain::{DeadReason, Timestamp};
+use crate::knobs::{self, Knob};
+use crate::limits;
+use crate::projections::retention::Cutoffs;
 use crate::store::retention::{Pass, Retention, RetentionPolicy};
 
 /// Longest and shortest pause between two passes.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
 const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// Longer than an attempt takes: one that is under way, and began in time, is let end.
+const ATTEMPT_SECONDS_MAX: usize = 300;
 
 /// How long things are kept; `None`: for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,9 +65,26 @@ pub(super) async fn pass(
     retention: &mut Retention,
 ) -> Result<Pass, ChangeError> {
     let now = engine.now().wall;
+    expire(engine, keep, now).await?;
     if let Some(age) = keep.dead_letters {
         let over = Filter { until: Some(now.minus(age)), ..Filter::default() };
         engine.purge_matching(&Scope(None), over, None).await?;
     }
     Ok(retention.pass(now).await?)
+}
+
+/// Gives up what has been due for too long, in bounded steps.
+async fn expire(engine: &Engine, keep: Keep, now: Timestamp) -> Result<(), Unavailable> {
+    let grace = Duration::from_secs(knobs::bound(Knob::AttemptSecondsMax, ATTEMPT_SECONDS_MAX) as u64);
+    let before = |keep: Option<Duration>| keep.map(|keep| now.minus(keep + grace));
+    let cutoffs = Cutoffs { events: before(keep.events), stream_events: before(keep.stream_events) };
+    let mut page = Some(0);
+    while let Some(from) = page {
+        let overdue = engine.outbox().read(move |state| state.overdue(cutoffs, from)).await?;
+        for some in overdue.deliveries.chunks(limits::BULK_DELIVERIES_MAX) {
+            engine.die(some.to_vec(), DeadReason::Expired).await?;
+        }
+        page = overdue.next;
+    }
+    Ok(())
 }

@@ -1,13 +1,18 @@
 //! Forgetting events whose time is over.
 //!
 //! Owns: when an event may go. It goes whole, with the states of its deliveries, and only when all of them have ended
-//! and none is a dead letter; what is pending or dead is kept for as long as it is that.
+//! and none is a dead letter; what is pending or dead is kept for as long as it is that. So that nothing is pending for
+//! ever, what has been due for longer than its event is kept is found here, too ([`overdue`]).
 
 use std::collections::HashMap;
 
 use super::pages::{self, Blocks, EventEntry, PAGE_POSITIONS, StateEntry};
-use super::{Rows, reads};
+use super::{Rows, pending, reads};
 use crate::domain::{DeliveryKey, DeliveryState, Position, Timestamp};
+use crate::limits;
+
+/// Pages in one step of looking for what is overdue.
+const OVERDUE_PAGES_MAX: usize = 16;
 
 /// What ended before these may go; `None` keeps it for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,14 +32,35 @@ pub struct Forgotten {
     pub next: Option<u64>,
 }
 
+/// A step through the pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overdue {
+    pub deliveries: Vec<DeliveryKey>,
+    /// As [`Forgotten::next`].
+    pub next: Option<u64>,
+}
+
+impl Cutoffs {
+    /// That of an event that is older than it.
+    fn of(self, event: &EventEntry) -> Option<Timestamp> {
+        let cutoff = if event.stream.is_some() { self.stream_events } else { self.events };
+        cutoff.filter(|cutoff| event.accepted_at < *cutoff)
+    }
+
+    /// Whether these events, and with them all that follow, are too young for any. Acceptance times follow positions.
+    fn are_before(self, events: &[EventEntry]) -> bool {
+        let latest = self.events.max(self.stream_events);
+        events.first().is_none_or(|first| latest.is_none_or(|latest| first.accepted_at >= latest))
+    }
+}
+
 /// Whether all that became of an event is older than its cutoff.
 pub(super) fn is_over(
     event: &EventEntry,
     states: &HashMap<DeliveryKey, StateEntry>,
     cutoffs: Cutoffs,
 ) -> bool {
-    let cutoff = if event.stream.is_some() { cutoffs.stream_events } else { cutoffs.events };
-    let Some(cutoff) = cutoff.filter(|cutoff| event.accepted_at < *cutoff) else { return false };
+    let Some(cutoff) = cutoffs.of(event) else { return false };
     reads::endpoints(event, states).into_iter().all(|endpoint| {
         states.get(&DeliveryKey { event: event.position, endpoint }).is_some_and(|entry| match entry.state {
             DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => entry.at < cutoff,
@@ -57,9 +83,7 @@ pub fn forget(
     for _ in 0..pages_max {
         let Some(page) = next else { return forgotten };
         let events = pages::events(rows, page);
-        // Acceptance times follow positions.
-        let latest = cutoffs.events.max(cutoffs.stream_events);
-        if events.first().is_none_or(|first| latest.is_none_or(|latest| first.accepted_at >= latest)) {
+        if cutoffs.are_before(&events) {
             return forgotten;
         }
         forget_page(rows, blocks, checkpoint, cutoffs, page, events, &mut forgotten);
@@ -99,6 +123,37 @@ fn forget_page(
     }
     forgotten.events += over.len() as u64;
     forgotten.positions.extend(over.iter().map(|event| event.position));
+}
+
+/// Deliveries that are pending although they were due before the cutoff of their event, on some pages from `page` on. What
+/// will be tried again later is not due.
+pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
+    let mut overdue = Overdue::default();
+    let mut next = pages::page_at_or_above(rows, page);
+    for _ in 0..OVERDUE_PAGES_MAX {
+        let Some(page) = next.filter(|_| overdue.deliveries.len() < limits::BULK_DELIVERIES_MAX) else {
+            break;
+        };
+        let events = pages::events(rows, page);
+        if cutoffs.are_before(&events) {
+            return overdue;
+        }
+        let states = pages::states(rows, page);
+        for event in &events {
+            let Some(cutoff) = cutoffs.of(event) else { continue };
+            let keys = reads::endpoints(event, &states).into_iter();
+            overdue.deliveries.extend(
+                keys.map(|endpoint| DeliveryKey { event: event.position, endpoint })
+                    .filter(|key| states.get(key).is_none_or(|entry| entry.state == DeliveryState::Pending))
+                    .filter(|key| {
+                        pending::detail(rows, *key).map_or(event.first_due, |detail| detail.due) < cutoff
+                    }),
+            );
+        }
+        next = pages::page_at_or_above(rows, page + 1);
+    }
+    overdue.next = next;
+    overdue
 }
 
 /// The positions of a page's events.

@@ -13,6 +13,7 @@ use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
 use crate::projections::pending;
 use crate::projections::reads::{self, Cursor, DeliveryFacts, Filter, Found, Past};
+use crate::projections::retention::{self, Cutoffs, Overdue};
 use crate::projections::stats::{self, Hour};
 use crate::projections::streams::{self, Head};
 use crate::rules::event_status::event_status;
@@ -47,6 +48,9 @@ pub trait ReadModel {
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp>;
     /// The sum over the hours that the window touches.
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour;
+
+    /// See [`retention::overdue`].
+    fn overdue(&self, cutoffs: Cutoffs, page: u64) -> Overdue;
 
     /// Whether there is an event at this position.
     fn knows(&self, event: Position) -> bool;
@@ -114,6 +118,10 @@ impl ReadModel for State {
 
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
         stats::window(self.rows(), endpoint, since, until)
+    }
+
+    fn overdue(&self, cutoffs: Cutoffs, page: u64) -> Overdue {
+        retention::overdue(self.rows(), cutoffs, page)
     }
 
     fn knows(&self, event: Position) -> bool {

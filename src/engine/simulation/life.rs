@@ -17,7 +17,7 @@ use super::operations;
 use super::receivers::{CALLBACK_BASE, Manner, Receivers};
 use super::world::{self, World, wall};
 use crate::courier::{Courier, CourierSettings};
-use crate::domain::{Position, Record, Tenant, Timestamp};
+use crate::domain::{DeadReason, Position, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
@@ -245,6 +245,9 @@ impl Life {
                 && event.tenant.as_str() == Tenant::OPERATOR
             {
                 self.world.count("told");
+            }
+            if let Record::DeliveriesDied { reason: DeadReason::Expired, .. } = record {
+                self.world.count("expired");
             }
         }
     }

@@ -488,17 +488,28 @@ fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<Deli
     })
 }
 
+/// Often one that is with its receiver now, if there is any.
+fn under_way(world: &World) -> Option<DeliveryKey> {
+    world.with(|inner| {
+        let chosen = !inner.in_flight.is_empty() && inner.chance.percent(60);
+        chosen.then(|| *inner.chance.pick(&inner.in_flight))
+    })
+}
+
 async fn operate_on_delivery(engine: &Engine, world: &World) {
     let dead = |state| matches!(state, DeliveryState::Dead(_));
     let pending = |state| state == DeliveryState::Pending;
     let dice = world.chance(|chance| chance.within(0, 9));
     let key = match dice {
         0..3 => any_delivery(world, dead),
-        3..6 => any_delivery(world, pending),
+        3..6 => under_way(world).or_else(|| any_delivery(world, pending)),
         _ => any_delivery(world, |_| true),
     };
     let Some(key) = key else { return };
     let name = format!("{}/{}", key.event, key.endpoint.0);
+    if world.with(|inner| inner.in_flight.contains(&key)) {
+        world.count("actedUponUnderWay");
+    }
     match dice {
         0 | 1 => {
             let result = engine.redrive(&EVERYBODY, key, None).await;

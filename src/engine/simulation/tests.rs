@@ -89,6 +89,7 @@ fn nothing_is_lost_in_any_seed() {
         "redriven",
         "replayed",
         "cancelled",
+        "actedUponUnderWay",
         "endpointsDeleted",
         "eventsRead",
         "powerCuts",
@@ -104,6 +105,7 @@ fn nothing_is_lost_in_any_seed() {
         "asked",
         "calledBack",
         "retained",
+        "expired",
         "recordsRemoved",
     ];
     for what in wanted {

@@ -119,6 +119,7 @@ impl Plan {
                 (Knob::CheckpointRows, *chance.pick(&[5, 40, 4_000])),
                 (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
                 (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
+                (Knob::AttemptSecondsMax, 6),
             ],
         }
     }

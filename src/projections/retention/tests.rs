@@ -148,6 +148,47 @@ fn streams_have_a_cutoff_of_their_own_and_neighbours_stay_as_they_are() {
 }
 
 #[test]
+fn overdue_is_what_is_pending_and_was_due_before_the_cutoff() {
+    let mut world = World::new();
+    let key = |event, endpoint| DeliveryKey { event, endpoint: crate::domain::EndpointNumber(endpoint) };
+    let overdue = |world: &World, events: Option<u64>, streams: Option<u64>| {
+        let cutoffs = Cutoffs { events: events.map(at), stream_events: streams.map(at) };
+        super::overdue(&world.rows, cutoffs, 0).deliveries
+    };
+    let (first, streamed) = (world.event(10, &[1, 2, 3, 4], false), world.event(11, &[1], true));
+    world.attempt(first, 1, 10, 20, Next::RetryAt(at(500)));
+    world.attempt(first, 2, 10, 20, Next::Delivered);
+    world.attempt(first, 3, 10, 20, Next::Dead(DeadReason::Gone));
+    world.event(90, &[1], false);
+    assert_eq!(overdue(&world, None, None), []);
+    assert_eq!(overdue(&world, Some(10), Some(11)), [], "at the cutoff is not before it");
+    assert_eq!(overdue(&world, Some(50), None), [key(first, 4)], "the first is due at 500");
+    assert_eq!(overdue(&world, None, Some(50)), [key(streamed, 1)]);
+    assert_eq!(overdue(&world, Some(60), Some(50)), [key(first, 4), key(streamed, 1)]);
+    let deliveries = vec![key(first, 2), key(first, 4)];
+    world.apply(&Record::DeliveriesRevived { deliveries, trigger: Trigger::Replay, at: at(70) });
+    assert_eq!(overdue(&world, Some(60), None), [], "they have been due since 70");
+    assert_eq!(overdue(&world, Some(71), None), [key(first, 2), key(first, 4)]);
+}
+
+#[test]
+fn looking_for_what_is_overdue_is_bounded_and_says_where_it_goes_on() {
+    let mut world = World::new();
+    for _ in 0..6_000 {
+        world.event(10, &[1], false);
+    }
+    let (mut page, mut found) = (Some(0), Vec::new());
+    while let Some(from) = page {
+        let cutoffs = Cutoffs { events: Some(at(20)), stream_events: None };
+        let step = super::overdue(&world.rows, cutoffs, from);
+        assert!(step.deliveries.len() < limits::BULK_DELIVERIES_MAX + PAGE_POSITIONS as usize);
+        found.extend(step.deliveries.iter().map(|key| key.event.0));
+        page = step.next;
+    }
+    assert_eq!(found, (1..=6_000).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_step_is_bounded_and_says_where_the_next_begins() {
     let mut world = World::new();
     for number in 0..2_000 {

@@ -12,6 +12,7 @@ use crate::domain::{
 use crate::limits::PAGE_ITEMS_MAX;
 use crate::projections::counters::Lane;
 use crate::projections::reads::{Cursor, Filter, Found};
+use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
 use crate::store::ReadModel;
 
@@ -47,6 +48,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
         lane(oracle, found, endpoint, moment)?;
         statistics(oracle, found, endpoint, moment)?;
     }
+    overdue(oracle, found, moment)?;
     same("endpoints with counters", &with_counters(oracle), &with_counters(found))?;
     totals(oracle, found, moment)?;
     for (number, filter) in filters(oracle).into_iter().enumerate() {
@@ -176,6 +178,25 @@ fn statistics(
         if !(moment.rebuilt && is_part(&counted, &expected)) {
             same(&format!("what {endpoint:?} did {back} hours ago"), &expected, &counted)?;
         }
+    }
+    Ok(())
+}
+
+fn overdue(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
+    let hours = |hours: u64| Some(moment.now.minus(Duration::from_secs(hours * 3_600)));
+    for (events, stream_events) in [(None, None), (hours(0), None), (hours(1), hours(3)), (None, hours(2))] {
+        let cutoffs = Cutoffs { events, stream_events };
+        let (mut all, mut page) = (Vec::new(), Some(0));
+        while let Some(from) = page {
+            let step = found.overdue(cutoffs, from);
+            all.extend(step.deliveries);
+            if step.next.is_some_and(|next| next <= from) {
+                return Err(format!("what is overdue goes on at {:?} after {from}", step.next));
+            }
+            page = step.next;
+        }
+        all.sort_unstable();
+        same(&format!("what is overdue by {cutoffs:?}"), &oracle.overdue(cutoffs, 0).deliveries, &all)?;
     }
     Ok(())
 }

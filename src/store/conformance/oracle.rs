@@ -18,6 +18,7 @@ use crate::projections::dead::Letter;
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::Known;
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
+use crate::projections::retention::{Cutoffs, Overdue};
 use crate::projections::stats::{Hour, LATENCY_CLASSES};
 use crate::projections::streams::Head;
 use crate::rules::event_status::event_status;
@@ -439,6 +440,17 @@ impl ReadModel for Oracle {
             sum.cancelled += u64::from(*state == DeliveryState::Cancelled);
         }
         sum
+    }
+
+    fn overdue(&self, cutoffs: Cutoffs, _: u64) -> Overdue {
+        let is_overdue = |(key, known): &(&DeliveryKey, &Delivery)| {
+            let event = &self.events[&key.event];
+            let cutoff = if event.stream.is_some() { cutoffs.stream_events } else { cutoffs.events };
+            let pending = known.state == DeliveryState::Pending;
+            pending && cutoff.is_some_and(|cutoff| event.accepted_at < cutoff && known.due < cutoff)
+        };
+        let deliveries = self.deliveries.iter().filter(is_overdue).map(|(key, _)| *key).collect();
+        Overdue { deliveries, next: None }
     }
 
     fn knows(&self, event: Position) -> bool {
