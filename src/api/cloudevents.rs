@@ -17,10 +17,9 @@ use serde_json::{Value, json};
 
 use super::problem::{Errors, FieldError, Place, Problem, pointer};
 use super::{Call, body, events, idempotency, text};
-use crate::domain::{EventType, Expected, OrderingKey, Tenant, Timestamp, attribute};
+use crate::domain::{EventType, OrderingKey, Tenant, Timestamp, attribute};
 use crate::engine::types::EventDraft;
 use crate::limits;
-use crate::rules::append::Judged;
 
 pub const STRUCTURED: &str = "application/cloudevents+json";
 pub const BATCHED: &str = "application/cloudevents-batch+json";
@@ -418,23 +417,12 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
     }
     let said: &[u8] = if parts.data.is_empty() { b"null" } else { &parts.data };
     Ok(EventDraft {
-        id: None,
-        tenant,
-        version: "1.0".parse().map_err(|_| Problem::Unavailable("the version does not parse".to_owned()))?,
         timestamp,
-        stream: None,
-        expected: Expected::Any,
         ordering_key,
-        deliver_at: None,
-        metadata: None,
         attributes,
-        idempotency: None,
         // Which of two events with one id and source is meant is said by what they say.
         fingerprint: idempotency::fingerprint(&[event_type.as_str().as_bytes(), b" ", said].concat()),
-        event_type,
-        data: parts.data,
-        only: None,
-        namesake: Judged::Fresh,
+        ..EventDraft::new(tenant, event_type, parts.data)
     })
 }
 

@@ -17,12 +17,11 @@ use super::text::{self, Time};
 use super::views::CountBody;
 use super::{Call, body, events, not_found};
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Expected, Idempotency, Position,
-    Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Idempotency, Position, Sealed,
+    Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView, RefusedUrl, Remember};
 use crate::limits;
-use crate::rules::append::Judged;
 use crate::rules::handshake;
 use crate::rules::signature::{self, SecretError, SigningKey};
 
@@ -402,23 +401,12 @@ pub async fn test(call: &Call) -> Result<Reply, Problem> {
     let (idempotency, _guard) = call.idempotency(endpoint.tenant.as_str())?;
     let unreachable = || Problem::Unavailable("the test event's names do not parse".to_owned());
     let data = format!("{{\"endpointId\":\"{}\",\"message\":\"This is a test event.\"}}", endpoint.id);
+    let event_type = TEST_TYPE.parse().map_err(|_| unreachable())?;
     let draft = EventDraft {
-        id: None,
-        tenant: endpoint.tenant.clone(),
-        event_type: TEST_TYPE.parse().map_err(|_| unreachable())?,
-        version: "1.0".parse().map_err(|_| unreachable())?,
-        timestamp: None,
-        stream: None,
-        expected: Expected::Any,
-        ordering_key: None,
-        deliver_at: None,
-        metadata: None,
-        attributes: Vec::new(),
-        data: Bytes::from(data),
         idempotency,
         fingerprint: idempotency::fingerprint(&call.body),
         only: Some(endpoint.number),
-        namesake: Judged::Fresh,
+        ..EventDraft::new(endpoint.tenant.clone(), event_type, Bytes::from(data))
     };
     let accepted = call.api.engine.publish(draft).await?;
     Ok(events::accepted_reply(call, &accepted))

@@ -20,12 +20,13 @@ use super::problem::{Errors, FieldError, Problem};
 use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
 use super::{Call, body, cloudevents, text};
-use crate::domain::{EndpointId, EventId, Expected, Idempotency, Tenant, TraceParent, attribute};
+use crate::domain::{
+    EndpointId, EventId, EventVersion, Expected, Idempotency, Tenant, TraceParent, attribute,
+};
 use crate::engine::types::{
     Accepted, Answer, ChangeError, EventDraft, Filter, PublishError, Remember, Remembered,
 };
 use crate::limits;
-use crate::rules::append::Judged;
 
 pub const NDJSON: &str = "application/x-ndjson";
 
@@ -120,7 +121,10 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
     let event_type = errors.check("/type", input.event_type.parse());
     let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
-    let version = errors.check("/version", input.version.as_deref().unwrap_or("1.0").parse());
+    let version = match input.version {
+        Some(version) => errors.check("/version", version.parse()),
+        None => Some(EventVersion::default()),
+    };
     let timestamp = input.timestamp.and_then(|time| errors.check("/timestamp", text::parse_time(&time)));
     let deliver_at = input.deliver_at.and_then(|time| errors.check("/deliverAt", text::parse_time(&time)));
     let has_stream = input.stream.is_some();
@@ -152,10 +156,10 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
     }
     let fingerprint = if id.is_some() { idempotency::fingerprint(raw) } else { [0; 16] };
+    // Copied: a slice would keep the whole request in memory for as long as the event waits.
+    let data = Bytes::copy_from_slice(input.data.get().as_bytes());
     Ok(EventDraft {
         id,
-        tenant,
-        event_type,
         version,
         timestamp,
         stream,
@@ -164,12 +168,8 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
         deliver_at,
         metadata: input.metadata.map(|metadata| Bytes::copy_from_slice(metadata.get().as_bytes())),
         attributes: trace_attribute(&call.headers),
-        // Copied: a slice would keep the whole request in memory for as long as the event waits.
-        data: Bytes::copy_from_slice(input.data.get().as_bytes()),
-        idempotency: None,
         fingerprint,
-        only: None,
-        namesake: Judged::Fresh,
+        ..EventDraft::new(tenant, event_type, data)
     })
 }
 

@@ -114,6 +114,13 @@ name!(
     SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name
 );
 
+/// That of an event whose publisher says none.
+impl Default for EventVersion {
+    fn default() -> Self {
+        Self("1.0".into())
+    }
+}
+
 impl Tenant {
     /// The tenant of requests that do not name one.
     pub const DEFAULT: &'static str = "default";

@@ -14,11 +14,9 @@ use serde_json::{Value, json};
 use super::Engine;
 use super::types::EventDraft;
 use crate::domain::{
-    DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber, Event,
-    Expected, Tenant,
+    DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber, Event, Tenant,
 };
 use crate::lanes::Turn;
-use crate::rules::append::Judged;
 
 impl Engine {
     /// A receiver's lane turned.
@@ -80,23 +78,12 @@ impl Engine {
         if all.is_empty() || !self.has_operator() {
             return;
         }
-        let draft = |data: &Value| EventDraft {
-            id: None,
-            tenant: Tenant::OPERATOR.parse().expect("a legal tenant"),
-            event_type: event_type.parse().expect("operator event types are ours"),
-            version: "1.0".parse().expect("a legal version"),
-            timestamp: None,
-            stream: None,
-            expected: Expected::Any,
-            ordering_key: None,
-            deliver_at: None,
-            metadata: None,
-            attributes: Vec::new(),
-            data: data.to_string().into(),
-            idempotency: None,
-            fingerprint: [0; 16],
-            only: None,
-            namesake: Judged::Fresh,
+        let draft = |data: &Value| {
+            EventDraft::new(
+                Tenant::OPERATOR.parse().expect("a legal tenant"),
+                event_type.parse().expect("operator event types are ours"),
+                data.to_string().into(),
+            )
         };
         for published in self.publish_batch(all.iter().map(draft).collect()).await {
             if let Err(error) = published {

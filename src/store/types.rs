@@ -42,6 +42,29 @@ pub struct EventDraft {
 }
 
 impl EventDraft {
+    /// What says only what every event says.
+    #[must_use]
+    pub fn new(tenant: Tenant, event_type: EventType, data: Bytes) -> Self {
+        Self {
+            id: None,
+            tenant,
+            event_type,
+            version: EventVersion::default(),
+            timestamp: None,
+            stream: None,
+            expected: Expected::Any,
+            ordering_key: None,
+            deliver_at: None,
+            metadata: None,
+            attributes: Vec::new(),
+            data,
+            idempotency: None,
+            fingerprint: [0; 16],
+            only: None,
+            namesake: Judged::Fresh,
+        }
+    }
+
     /// A chosen id is remembered like an idempotency key, for as long as the event is kept; so are source and id of
     /// a CloudEvent.
     #[must_use]

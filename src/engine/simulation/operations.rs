@@ -13,7 +13,6 @@ use crate::domain::{
     SignaturePreset, Tenant,
 };
 
-use crate::rules::append::Judged;
 use crate::rules::handshake::asked_anew;
 
 const EVERYBODY: Scope = Scope(None);
@@ -331,24 +330,17 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
     let earlier = chance.percent(3).then(|| chance.within(0, events.len() as u64) as usize);
     let earlier = earlier.and_then(|number| events.values().nth(number)).map(|event| event.id.clone());
     let chosen = chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id"));
+    let event_type = event_type.parse().expect("a legal type");
+    let data = format!("{{\"body\":{body},\"more\":\"{}\"}}", "x".repeat(chance.within(0, 60) as usize));
     let draft = EventDraft {
         id: earlier.or(chosen),
-        event_type: event_type.parse().expect("a legal type"),
-        version: "1.0".parse().expect("a legal version"),
-        timestamp: None,
         expected: if stream.is_some() { expected } else { Expected::Any },
         stream: stream.map(|stream| stream.parse().expect("a legal stream")),
         ordering_key: chance.percent(30).then(|| chance.pick(&["a", "b"]).parse().expect("a legal key")),
         deliver_at,
-        metadata: None,
-        attributes: Vec::new(),
-        data: format!("{{\"body\":{body},\"more\":\"{}\"}}", "x".repeat(chance.within(0, 60) as usize))
-            .into(),
         idempotency,
         fingerprint,
-        only: None,
-        namesake: Judged::Fresh,
-        tenant,
+        ..EventDraft::new(tenant, event_type, data.into())
     };
     Post { draft, key, head }
 }

@@ -15,7 +15,6 @@ use crate::domain::{
     EndpointStatus, ErrorClass, EventId, Expected, Format, Idempotency, Next, Ordering, Position, Record,
     RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
 };
-use crate::rules::append::Judged;
 use crate::store::retention::RetentionPolicy;
 use crate::store::types::EventDraft;
 use crate::store::writer::{Command, Outcome};
@@ -226,21 +225,17 @@ impl<S: Store> Work<S> {
         let lifetime = Duration::from_millis(self.random.u64(1..30_000_000));
         let later = Duration::from_millis(self.random.u64(0..8_000_000));
         let kind = self.random.choice(["order.paid", "order.sent", "user.new"]).expect("three");
+        let kind = kind.parse().expect("a legal type");
         let tenant = self.random.choice(["default", "default", "other"]).expect("three");
+        let tenant = tenant.parse().expect("a legal tenant");
         let data = format!("{{\"body\":{body},\"more\":\"{}\"}}", "x".repeat(self.random.usize(0..120)));
         EventDraft {
             id: chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id")),
-            tenant: tenant.parse().expect("a legal tenant"),
-            event_type: kind.parse().expect("a legal type"),
-            version: "1.0".parse().expect("a legal version"),
-            timestamp: None,
             expected: if stream.is_some() { expected } else { Expected::Any },
             stream: stream.map(|number| format!("stream-{number}").parse().expect("a legal stream")),
             ordering_key: self.percent(30).then(|| "a".parse().expect("a legal key")),
             deliver_at: self.percent(20).then(|| self.now.plus(later)),
             metadata: self.percent(10).then(|| Bytes::from_static(b"{}")),
-            attributes: Vec::new(),
-            data: data.into(),
             idempotency: key.map(|key| Idempotency {
                 scope: [key; 16],
                 fingerprint: [body; 16],
@@ -248,7 +243,7 @@ impl<S: Store> Work<S> {
             }),
             fingerprint: [body; 16],
             only: self.percent(5).then(|| EndpointNumber(self.random.u32(1..6))),
-            namesake: Judged::Fresh,
+            ..EventDraft::new(tenant, kind, data.into())
         }
     }
 

@@ -32,24 +32,8 @@ fn committer(disk: &MemoryDisk) -> Committer {
 }
 
 fn draft(only: Option<EndpointNumber>) -> Command {
-    Command::Publish(Box::new(EventDraft {
-        id: None,
-        tenant: Tenant::DEFAULT.parse().unwrap(),
-        event_type: "order.paid".parse().unwrap(),
-        version: "1.0".parse().unwrap(),
-        timestamp: None,
-        stream: None,
-        expected: Expected::Any,
-        ordering_key: None,
-        deliver_at: None,
-        metadata: None,
-        attributes: Vec::new(),
-        data: "{}".into(),
-        idempotency: None,
-        fingerprint: [0; 16],
-        only,
-        namesake: Judged::Fresh,
-    }))
+    let (tenant, event_type) = (Tenant::DEFAULT.parse().unwrap(), "order.paid".parse().unwrap());
+    Command::Publish(Box::new(EventDraft { only, ..EventDraft::new(tenant, event_type, "{}".into()) }))
 }
 
 fn unit(commands: Vec<Command>, reply: Option<UnitReply>) -> Unit {
