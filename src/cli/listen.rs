@@ -397,10 +397,10 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
         Err(error @ StartError::Secret) => return Err(super::usage(error.to_string())),
         Err(error @ StartError::Listen { .. }) => return Err(error.into()),
     };
-    super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));
-    let coloured = colour();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));
+    let coloured = colour();
     loop {
         let report = tokio::select! {
             report = receiver.next() => report,
