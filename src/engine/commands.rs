@@ -75,7 +75,8 @@ impl Engine {
     }
 
     /// A chosen id may be one that the daemon has given to another event of the tenant. Nobody knows such an id before
-    /// its event is in the journal, so that what the journal says here is the last word.
+    /// its event is in the journal, so that what the journal says here is the last word; also of an event that retention
+    /// has let go, because a state that is made anew would know both.
     async fn look_for_namesakes(&self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
         let shaped = |draft: &&mut EventDraft| draft.id.as_ref().and_then(generated_at).is_some();
         let shaped: Vec<_> = drafts.iter_mut().filter(shaped).collect();

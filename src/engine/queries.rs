@@ -57,25 +57,28 @@ impl Engine {
             .await?;
         let found = match known {
             Some(known) => self.event_at(known.position).await?.map(|event| (known.position, event)),
-            None => self.generated_events(vec![id.clone()]).await?.pop().flatten(),
+            None => self.known(self.generated_events(vec![id.clone()]).await?.pop().flatten()).await?,
         };
         Ok(found.filter(|(_, event)| scope.covers(&event.tenant)))
     }
 
-    /// For each id the event to which the daemon gave it.
+    /// Nothing, when it is an event that retention has let go: the journal may still have it.
+    async fn known(
+        &self,
+        found: Option<(Position, Arc<Event>)>,
+    ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
+        let Some((position, event)) = found else { return Ok(None) };
+        let known = self.outbox().read(move |state| state.knows(position)).await?;
+        Ok(known.then_some((position, event)))
+    }
+
+    /// For each id the event to which the daemon gave it, for as long as the journal has it.
     pub(super) async fn generated_events(
         &self,
         ids: Vec<EventId>,
     ) -> Result<Vec<Option<(Position, Arc<Event>)>>, Unavailable> {
         let reader = self.outbox().journal().clone();
-        let found: Vec<_> =
-            self.blocking(move || ids.iter().map(|id| generated_event(&reader, id)).collect()).await?;
-        // The journal may still have what retention has let go.
-        let known = move |state: &dyn ReadModel| {
-            let known = |found: Option<(Position, _)>| found.filter(|(position, _)| state.knows(*position));
-            found.into_iter().map(known).collect()
-        };
-        self.outbox().read(known).await
+        self.blocking(move || ids.iter().map(|id| generated_event(&reader, id)).collect()).await
     }
 
     /// Runs file reads off the async threads.
