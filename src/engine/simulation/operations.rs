@@ -436,12 +436,6 @@ fn check_accepted(
     if !accepted.duplicate && durable.data != post.draft.data {
         return Some(format!("{id} was stored with other data"));
     }
-    let namesake = inner.model.oracle.events.iter().find(|(position, event)| {
-        **position < accepted.position && event.id == id && event.tenant == durable.tenant
-    });
-    if let Some((other, _)) = namesake.filter(|(position, _)| !inner.model.may_be_gone(**position)) {
-        return Some(format!("{id} is at {other} and at {}", accepted.position));
-    }
     let now = if accepted.duplicate { wall() } else { durable.accepted_at };
     let scope = post.draft.idempotency.as_ref().map(|idempotency| idempotency.scope);
     // A repetition that was known by its chosen id alone, or whose key has expired, says nothing about the key.
