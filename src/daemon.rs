@@ -389,7 +389,12 @@ impl Signals {
     async fn store_stops(&mut self, engine: Engine) -> bool {
         let mut stopping = tokio::task::spawn_blocking(move || engine.stop_outbox());
         tokio::select! {
-            stopped = &mut stopping => stopped.is_ok(),
+            stopped = &mut stopping => {
+                if let Err(error) = &stopped {
+                    tracing::error!(%error, "the store did not stop");
+                }
+                stopped.is_ok()
+            }
             () = self.end_and(STORE_PATIENCE) => {
                 tracing::error!("the disk does not answer, and is not waited for; what was acknowledged is on it");
                 false

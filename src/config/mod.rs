@@ -34,6 +34,8 @@ pub const ENVIRONMENT_PREFIX: &str = "BALTO__";
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Bound of the configuration file and of the admin key's file, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Of what is no TOML so many places are told: the parser finds one behind each other.
+const SYNTAX_ERRORS_TOLD_MAX: usize = 20;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
@@ -592,7 +594,8 @@ impl Loading {
         let at = |offset: usize| Origin::File { path: path.to_owned(), line: Some(line_of(text, offset)) };
         let (table, mut causes) = DeTable::parse_recoverable(text);
         causes.sort_by_key(|cause| cause.span().map(|span| span.start));
-        for cause in causes {
+        let untold = causes.len().saturating_sub(SYNTAX_ERRORS_TOLD_MAX);
+        for cause in causes.into_iter().take(SYNTAX_ERRORS_TOLD_MAX) {
             let start = cause.span().map_or(0, |span| span.start);
             let words = cause.message().lines().collect::<Vec<_>>().join("; ");
             // A word that begins like `inf` or `nan`: the parser does not think of text.
@@ -600,11 +603,18 @@ impl Loading {
             let reason = format!("not TOML at column {}: {words}{hint}", column_of(text, start));
             self.errors.push(ConfigError { origin: at(start), key: None, reason });
         }
+        if untold > 0 {
+            let reason = format!("and {untold} more places that are not TOML");
+            self.errors.push(ConfigError {
+                origin: Origin::File { path: path.to_owned(), line: None },
+                key: None,
+                reason,
+            });
+        }
         // What its parser has mended is not what was meant.
         if !self.errors.is_empty() {
             return;
         }
-        // By their places, whatever order the table has.
         let mut entries = Vec::new();
         for (section, value) in table.get_ref() {
             let (name, start) = (section.get_ref(), section.span().start);
@@ -622,6 +632,7 @@ impl Loading {
         for (start, name, value) in entries {
             self.set(&name, &Value::from_toml(value), at(start));
         }
+        // By their places, whatever order the table has.
         self.errors.sort_by_key(|error| match error.origin {
             Origin::File { line, .. } => line,
             Origin::Environment(_) | Origin::Default => None,

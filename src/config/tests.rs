@@ -353,3 +353,11 @@ fn reload_takes_what_can_change_and_names_what_cannot() {
     new.server.api_listen.set_port(1);
     assert_eq!(old.reloadable_diff(&new), Err(vec!["server.api_listen"]));
 }
+
+#[test]
+fn of_what_is_no_toml_at_all_the_first_places_are_told_and_how_many_more() {
+    let errors = load(&"=\n".repeat(4_000), &[]).expect_err("garbage").to_string();
+    let lines: Vec<_> = errors.lines().collect();
+    assert_eq!(lines.len(), SYNTAX_ERRORS_TOLD_MAX + 1, "{errors}");
+    assert!(lines[0].contains(":1: ") && lines[SYNTAX_ERRORS_TOLD_MAX].contains("more places"), "{errors}");
+}

@@ -3,6 +3,8 @@
 //! Telling waits while the supervisor does not read its socket. A thread of its own does that waiting: neither requests nor
 //! deliveries ever stand still for it. Of what it cannot tell in time the rest is dropped.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +30,8 @@ pub(super) enum Word {
 #[derive(Clone)]
 pub(super) struct Supervisor {
     words: SyncSender<Word>,
+    /// Whether the word waits that it is alive. One of them is enough, and leaves room for the others.
+    alive_waits: Arc<AtomicBool>,
 }
 
 /// Its thread, which ends when the last handle is gone.
@@ -38,16 +42,25 @@ impl Supervisor {
     /// When there can be no thread.
     pub(super) fn new() -> std::io::Result<(Self, Telling)> {
         let (words, waiting) = sync_channel(WAITING_MAX);
-        let thread = std::thread::Builder::new()
-            .name("balto-supervisor".to_owned())
-            .spawn(move || tell_all(&waiting))?;
-        Ok((Self { words }, Telling(thread)))
+        let alive_waits = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("balto-supervisor".to_owned()).spawn({
+            let alive_waits = alive_waits.clone();
+            move || tell_all(&waiting, &alive_waits)
+        })?;
+        Ok((Self { words, alive_waits }, Telling(thread)))
     }
 
     /// Never waits.
     pub(super) fn tell(&self, word: Word) {
+        let is_alive = matches!(word, Word::Alive);
+        if is_alive && self.alive_waits.swap(true, Ordering::Relaxed) {
+            return;
+        }
         if self.words.try_send(word).is_err() {
             tracing::debug!("the supervisor does not listen");
+            if is_alive {
+                self.alive_waits.store(false, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -62,8 +75,11 @@ impl Telling {
     }
 }
 
-fn tell_all(words: &Receiver<Word>) {
+fn tell_all(words: &Receiver<Word>, alive_waits: &AtomicBool) {
     for word in words {
+        if matches!(word, Word::Alive) {
+            alive_waits.store(false, Ordering::Relaxed);
+        }
         if let Err(error) = tell(&word) {
             tracing::debug!(%error, "the supervisor could not be told");
         }

@@ -16,6 +16,7 @@ use crate::domain::{
 use crate::limits;
 use crate::projections::reads;
 use crate::rules::matching::pattern_matches;
+use crate::store::ReadModel;
 use crate::store::recent::Prepared;
 use crate::store::types::generated_at;
 use crate::store::writer::{Command, Outcome, Unit};
@@ -216,38 +217,52 @@ impl Engine {
 
     /// Gives up what is pending for a deleted endpoint, in bounded steps. Repeating it changes nothing.
     pub(super) async fn sweep_deleted(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
-        loop {
-            let deliveries =
-                self.outbox().read(move |state| state.pending(endpoint, limits::BULK_DELIVERIES_MAX)).await?;
-            if deliveries.is_empty() {
-                return Ok(());
-            }
-            self.die(deliveries, DeadReason::EndpointDeleted).await?;
-        }
+        let pending = move |state: &dyn ReadModel| {
+            let deliveries = state.pending(endpoint, limits::BULK_DELIVERIES_MAX);
+            let is_swept = deliveries.is_empty();
+            (deliveries, is_swept)
+        };
+        while !self.give_up(DeadReason::EndpointDeleted, pending).await? {}
+        Ok(())
     }
 
-    /// Of at most [`limits::BULK_DELIVERIES_MAX`]; the operator is told of each, in one further commit.
-    pub(super) async fn die(
+    /// Makes dead letters of the pending deliveries that are found, a bounded number; gives what was found beside them.
+    /// Nobody acts on them between the look and the commit. The operator is told of each, in one further commit.
+    pub(super) async fn give_up<R: Send + 'static>(
         &self,
-        deliveries: Vec<DeliveryKey>,
         reason: DeadReason,
-    ) -> Result<(), Unavailable> {
-        let record = Record::DeliveriesDied { deliveries: deliveries.clone(), reason, at: self.now().wall };
-        self.write(record).await?;
-        self.metrics().died(reason, deliveries.len() as u64);
-        if !self.has_operator() {
-            return Ok(());
+        find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let (deliveries, found) = {
+            let _alone = self.shared.acting.lock().await;
+            let (deliveries, found) = self.outbox().read(find).await?;
+            for some in deliveries.chunks(limits::BULK_DELIVERIES_MAX) {
+                let at = self.now().wall;
+                self.write(Record::DeliveriesDied { deliveries: some.to_vec(), reason, at }).await?;
+            }
+            (deliveries, found)
+        };
+        if deliveries.is_empty() {
+            return Ok(found);
         }
-        let mut words = Vec::new();
-        for delivery in deliveries {
-            // It may have ended otherwise just before.
-            if self.ends_by(delivery, None, reason).await {
-                let event = self.event_at(delivery.event).await?;
+        // An attempt may have ended one just before.
+        let dead = move |state: &dyn ReadModel| -> Vec<_> {
+            let is_dead = |key: &DeliveryKey| {
+                state.delivery(*key).is_some_and(|facts| facts.state == DeliveryState::Dead(reason))
+            };
+            deliveries.into_iter().filter(is_dead).collect()
+        };
+        let dead = self.outbox().read(dead).await?;
+        self.metrics().died(reason, dead.len() as u64);
+        if self.has_operator() {
+            let mut words = Vec::new();
+            for delivery in dead {
+                let event = self.event_at(delivery.event).await.unwrap_or_default();
                 words.extend(self.words_on_death(delivery, event.as_deref(), reason));
             }
+            self.tell_dead(&words).await;
         }
-        self.tell_dead(&words).await;
-        Ok(())
+        Ok(found)
     }
 
     async fn write(&self, record: Record) -> Result<Position, Unavailable> {
@@ -371,7 +386,8 @@ impl Engine {
         if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
             return Err(DELETED);
         }
-        // What it is once this is committed, whatever ends an attempt until then: so the answer is known before.
+        // What it is once this is committed: so the answer is known before, and can be committed with it. A redrive alone may
+        // find that an attempt under way has just delivered it, which is what it was for.
         let at = self.now().wall;
         let view = DeliveryView {
             state: DeliveryState::Pending,
@@ -385,6 +401,9 @@ impl Engine {
 
     /// Pending ones only. An attempt that is under way goes on; when it succeeds, the delivery is delivered after all.
     ///
+    /// The answer is remembered in a commit of its own, once it is known: an attempt may have ended the delivery in between,
+    /// and what has ended is not cancelled. Whoever repeats the request after a crash in between finds it cancelled.
+    ///
     /// # Errors
     /// When it is unknown in the scope, not pending, or nothing could be written.
     pub async fn cancel_delivery(
@@ -395,25 +414,24 @@ impl Engine {
     ) -> Result<DeliveryView, ChangeError> {
         const TOO_LATE: ChangeError = ChangeError::NotAllowed("only a pending delivery can be cancelled");
         let _alone = self.shared.acting.lock().await;
-        let found = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
-        if found.state != DeliveryState::Pending {
+        let before = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery.state;
+        match before {
+            DeliveryState::Pending => {
+                let at = self.now().wall;
+                self.write(Record::DeliveriesCancelled { deliveries: vec![key], at }).await?;
+            }
+            // Maybe by an earlier try of this request, which was not answered.
+            DeliveryState::Cancelled if keyed.is_some() => {}
+            _ => return Err(TOO_LATE),
+        }
+        let view = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
+        if view.state != DeliveryState::Cancelled {
             return Err(TOO_LATE);
         }
-        let at = self.now().wall;
-        let view = DeliveryView {
-            state: DeliveryState::Cancelled,
-            next_attempt_at: None,
-            settled_at: Some(at),
-            ..found
-        };
-        let record = Record::DeliveriesCancelled { deliveries: vec![key], at };
-        self.commit(vec![Command::Record(record)], keyed.map(|keyed| keyed.answered(&view))).await?;
-        // An attempt may have ended it in between, and what has ended is not cancelled.
-        let now = self.delivery(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
-        if now.state != DeliveryState::Cancelled {
-            return Err(TOO_LATE);
+        if before == DeliveryState::Pending {
+            self.metrics().cancelled(1);
         }
-        self.metrics().cancelled(1);
+        self.commit(Vec::new(), keyed.map(|keyed| keyed.answered(&view))).await?;
         Ok(view)
     }
 
@@ -438,8 +456,8 @@ impl Engine {
     }
 
     /// Every dead letter that matches when its turn comes, in bounded steps, each one commit, the answer in the last one.
-    /// Those whose endpoint is gone stay, and do not count. Who repeats a request that broke off goes on with the letters that are left, and
-    /// hears their number.
+    /// Those whose endpoint is gone stay, and do not count. Who repeats a request that broke off goes on with the letters that
+    /// are left, and hears their number.
     ///
     /// # Errors
     /// When nothing more could be read or written; what was redriven before stays so.

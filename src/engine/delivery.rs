@@ -59,7 +59,8 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
                 "the event of a pending delivery cannot be read"
             );
             let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
-            if let Err(error) = engine.die(vec![delivery], DeadReason::Expired).await {
+            let given_up = engine.give_up(DeadReason::Expired, move |_| (vec![delivery], ())).await;
+            if let Err(error) = given_up {
                 tracing::warn!(%error, "a delivery without its event could not be given up");
             }
         }
@@ -133,7 +134,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     finish(engine, assignment, lane_outcome(engine, endpoint, verdict, &attempt, finished));
     if let Next::Dead(reason) = next
         // After its lane was told: what it says of the receiver does not wait for a commit.
-        && engine.ends_by(delivery, Some(assignment.key.due), reason).await
+        && engine.ends_by(delivery, assignment.key.due, reason).await
     {
         engine.metrics().died(reason, 1);
         let words = engine.words_on_death(delivery, Some(event), reason);
@@ -264,17 +265,12 @@ fn lane_outcome(
 }
 
 impl Engine {
-    /// Whether a delivery has died of this reason, or will in a moment, by the outcome of an attempt that was sent under this
-    /// due time.
-    pub(super) async fn ends_by(
-        &self,
-        delivery: DeliveryKey,
-        due: Option<Timestamp>,
-        reason: DeadReason,
-    ) -> bool {
+    /// Whether a delivery has died of this reason, or will in a moment, by the outcome of the attempt that was sent under
+    /// this due time.
+    pub(super) async fn ends_by(&self, delivery: DeliveryKey, due: Timestamp, reason: DeadReason) -> bool {
         let facts = self.outbox().read(move |state| state.delivery(delivery)).await;
         facts.ok().flatten().is_some_and(|facts| match facts.state {
-            DeliveryState::Pending => due.is_some() && facts.due == due,
+            DeliveryState::Pending => facts.due == Some(due),
             DeliveryState::Dead(found) => found == reason,
             DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => false,
         })

@@ -26,7 +26,7 @@ use crate::limits;
 use crate::projections::LaneChange;
 use crate::rules::{handshake, health};
 use crate::store::writer::Committed;
-use crate::store::{Health, Notice};
+use crate::store::{Health, Notice, ReadModel};
 
 /// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -567,19 +567,12 @@ async fn expire(engine: &Engine, endpoint: &Endpoint, now: Timestamp) {
     };
     let max_age = *max_age;
     let number = endpoint.number;
-    let expired = engine
-        .outbox()
-        .read(move |state| {
-            let (entries, _) = state.sendable(number, None, limits::BULK_DELIVERIES_MAX);
-            let old =
-                entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
-            old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect::<Vec<_>>()
-        })
-        .await
-        .unwrap_or_default();
-    if !expired.is_empty()
-        && let Err(error) = engine.die(expired, reason).await
-    {
+    let expired = move |state: &dyn ReadModel| {
+        let (entries, _) = state.sendable(number, None, limits::BULK_DELIVERIES_MAX);
+        let old = entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
+        (old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect(), ())
+    };
+    if let Err(error) = engine.give_up(reason, expired).await {
         tracing::warn!(%error, "expired deliveries of a closed endpoint wait for the next look");
     }
 }

@@ -52,29 +52,9 @@ impl Payloads {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::domain::{EndpointNumber, Tenant, Timestamp};
-
-    fn event() -> Event {
-        Event {
-            id: "evt_1".parse().unwrap(),
-            tenant: Tenant::DEFAULT.parse().unwrap(),
-            event_type: "order.paid".parse().unwrap(),
-            version: "1.0".parse().unwrap(),
-            timestamp: Timestamp::default(),
-            accepted_at: Timestamp::default(),
-            stream: None,
-            ordering_key: None,
-            deliver_at: None,
-            metadata: None,
-            attributes: Vec::new(),
-            data: Bytes::from_static(b"{}"),
-            targets: vec![EndpointNumber(1)],
-            idempotency: Vec::new(),
-        }
-    }
+    use crate::domain::EndpointNumber;
+    use crate::rules::tests::event;
 
     #[test]
     fn all_that_an_event_holds_counts_towards_the_bound() {

@@ -1,5 +1,6 @@
 //! What requests ask. Answers come from the state (as of a position), the journal (records) and memory (endpoints).
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,9 @@ const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
 /// How long retention waits after a part of a backup was asked for.
 const BACKUP_HOLD: Duration = Duration::from_secs(120);
 
+/// An event and where it is.
+type FoundEvent = (Position, Arc<Event>);
+
 impl Engine {
     /// A chosen id is looked up in `tenant`, one that the daemon gave everywhere in the scope.
     ///
@@ -49,7 +53,7 @@ impl Engine {
         scope: &Scope,
         tenant: &Tenant,
         id: &EventId,
-    ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
+    ) -> Result<Option<FoundEvent>, Unavailable> {
         let chosen = chosen_scope(tenant, id);
         let known = self
             .outbox()
@@ -63,10 +67,7 @@ impl Engine {
     }
 
     /// Nothing, when it is an event that retention has let go: the journal may still have it.
-    async fn known(
-        &self,
-        found: Option<(Position, Arc<Event>)>,
-    ) -> Result<Option<(Position, Arc<Event>)>, Unavailable> {
+    async fn known(&self, found: Option<FoundEvent>) -> Result<Option<FoundEvent>, Unavailable> {
         let Some((position, event)) = found else { return Ok(None) };
         let known = self.outbox().read(move |state| state.knows(position)).await?;
         Ok(known.then_some((position, event)))
@@ -76,9 +77,10 @@ impl Engine {
     pub(super) async fn generated_events(
         &self,
         ids: Vec<EventId>,
-    ) -> Result<Vec<Option<(Position, Arc<Event>)>>, Unavailable> {
+    ) -> Result<Vec<Option<FoundEvent>>, Unavailable> {
         let reader = self.outbox().journal().clone();
-        self.blocking(move || ids.iter().map(|id| generated_event(&reader, id)).collect()).await
+        let found = self.blocking(move || find_generated(&reader, &ids)).await?;
+        found.map_err(|error| Unavailable::Failed(error.to_string().into()))
     }
 
     /// Runs file reads off the async threads.
@@ -470,19 +472,68 @@ pub(super) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
     Some(filter)
 }
 
-/// The id says when it was made, which leads to its frame.
-fn generated_event(reader: &JournalReader, id: &EventId) -> Option<(Position, Arc<Event>)> {
-    reader.positions_at(generated_at(id)?).find_map(|found| match found {
-        Ok((position, Record::EventAccepted(event))) if event.id == *id && !is_chosen(&event) => {
-            Some((position, event))
+/// An id says when it was made, which leads to its frame. Each moment is looked at once, however many ids are of it.
+///
+/// # Errors
+/// When the disk cannot be read. What is damaged is not there.
+fn find_generated(reader: &JournalReader, ids: &[EventId]) -> std::io::Result<Vec<Option<FoundEvent>>> {
+    let mut wanted: BTreeMap<Timestamp, HashMap<&EventId, Vec<usize>>> = BTreeMap::new();
+    for (number, id) in ids.iter().enumerate() {
+        if let Some(at) = generated_at(id) {
+            wanted.entry(at).or_default().entry(id).or_default().push(number);
         }
-        _ => None,
-    })
+    }
+    let mut found = vec![None; ids.len()];
+    for (at, mut ids) in wanted {
+        let mut records = reader.positions_at(at);
+        while !ids.is_empty()
+            && let Some(record) = records.next()
+        {
+            match record {
+                Ok((position, Record::EventAccepted(event))) if !is_chosen(&event) => {
+                    for number in ids.remove(&event.id).unwrap_or_default() {
+                        found[number] = Some((position, event.clone()));
+                    }
+                }
+                Err(ReadError::Io(error)) => return Err(error),
+                Ok(_) | Err(ReadError::Damaged { .. } | ReadError::Undecodable { .. }) => {}
+            }
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::disk::{Fault, MemoryDisk, Operation};
+    use crate::store::journal::{Journal, JournalOptions};
+
+    #[test]
+    fn generated_ids_lead_to_their_events_and_a_sick_disk_is_no_answer() {
+        let disk = MemoryDisk::new();
+        let (mut journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
+        let millis = 1_700_000_000_000;
+        let id = |number: u128| -> EventId {
+            format!("evt_{}", ulid::Ulid::from_parts(millis, number)).parse().unwrap()
+        };
+        let event = |number| {
+            Record::EventAccepted(Arc::new(Event { id: id(number), ..crate::rules::tests::event() }))
+        };
+        let records: Vec<_> = (1..=3).map(event).collect();
+        journal.append(Timestamp::from_millis(millis), &[&records]).unwrap();
+        let reader = journal.reader();
+        let chosen: EventId = "chosen".parse().unwrap();
+        let ids = [id(3), id(9), chosen, id(1), id(3)];
+        let found = find_generated(&reader, &ids).unwrap();
+        let positions: Vec<_> = found.iter().map(|found| found.as_ref().map(|(at, _)| at.0)).collect();
+        assert_eq!(positions, [Some(3), None, None, Some(1), Some(3)]);
+        drop(journal);
+        // Nothing of it is in memory yet.
+        let (journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
+        disk.inject(Fault { operation: Operation::Read, errno: Fault::EIO, skip: 0, count: u64::MAX });
+        assert!(find_generated(&journal.reader(), &ids).is_err());
+    }
 
     #[test]
     fn an_empty_page_is_not_answered_while_there_is_more_and_time_to_look() {

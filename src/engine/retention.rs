@@ -11,8 +11,8 @@ use super::Engine;
 use super::types::{ChangeError, Filter, Scope, Unavailable};
 use crate::domain::{DeadReason, Timestamp};
 use crate::knobs::{self, Knob};
-use crate::limits;
 use crate::projections::retention::Cutoffs;
+use crate::store::ReadModel;
 use crate::store::retention::{Pass, Retention, RetentionPolicy};
 
 /// Longest and shortest pause between two passes.
@@ -80,11 +80,11 @@ async fn expire(engine: &Engine, keep: Keep, now: Timestamp) -> Result<(), Unava
     let cutoffs = Cutoffs { events: before(keep.events), stream_events: before(keep.stream_events) };
     let mut page = Some(0);
     while let Some(from) = page {
-        let overdue = engine.outbox().read(move |state| state.overdue(cutoffs, from)).await?;
-        for some in overdue.deliveries.chunks(limits::BULK_DELIVERIES_MAX) {
-            engine.die(some.to_vec(), DeadReason::Expired).await?;
-        }
-        page = overdue.next;
+        let overdue = move |state: &dyn ReadModel| {
+            let overdue = state.overdue(cutoffs, from);
+            (overdue.deliveries, overdue.next)
+        };
+        page = engine.give_up(DeadReason::Expired, overdue).await?;
     }
     Ok(())
 }

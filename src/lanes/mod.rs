@@ -184,6 +184,7 @@ impl Lanes {
     pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
         if let Some(lane) = self.lanes.remove(&endpoint) {
             self.slots.give_back(lane.in_flight());
+            self.slots.leave(endpoint, &lane);
             self.forget_sleep(endpoint, lane.asleep_until);
             self.hosts.leave(lane.host(), endpoint, lane.in_flight(), lane.place);
             self.promise(lane.host());
@@ -313,10 +314,16 @@ impl Lanes {
             }
             let mut readiness = lane.readiness(now);
             if readiness == Readiness::Ready && !self.slots.admit(lane) {
+                let host = lane.host().clone();
+                let promised = self.hosts.give_up(&host, &mut lane.place);
                 if self.slots.line_up(endpoint, lane) {
                     self.in_ring.remove(&endpoint);
                 } else {
                     self.ring.push_back(endpoint);
+                }
+                if promised {
+                    self.promise(&host);
+                    looks = self.ring.len(); // whoever has the turn now stands at the end
                 }
                 continue;
             }

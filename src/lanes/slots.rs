@@ -75,6 +75,14 @@ impl Slots {
         true
     }
 
+    /// The lane is no more.
+    pub(super) fn leave(&mut self, endpoint: EndpointNumber, lane: &Lane) {
+        if lane.in_line {
+            self.failing.retain(|other| *other != endpoint);
+            self.unknown.retain(|other| *other != endpoint);
+        }
+    }
+
     /// The next one in line for whom there may be a slot again; it has left the line.
     pub(super) fn call(&mut self) -> Option<EndpointNumber> {
         let (free, kept) = (self.free(), self.kept());

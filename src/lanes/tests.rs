@@ -222,6 +222,143 @@ fn who_has_to_leave_the_last_slots_to_others_waits_in_line_and_costs_their_turns
 }
 
 #[test]
+fn who_has_to_leave_the_last_slots_to_others_keeps_no_place_at_its_host() {
+    let mut lanes = lanes(64);
+    lanes.reconfigure(LanesConfig { host_max_in_flight: 1, ..lanes.config });
+    let at_host = |name: &str| LanePolicy { host: name.into(), ..policy() };
+    let (failing, well) = (ONE, TWO);
+    for endpoint in [failing, well] {
+        lanes.on_endpoint(endpoint, at_host("shared"), Backlog::None, at(0));
+    }
+    let over = |lanes: &mut Lanes, endpoint, key, outcome| {
+        lanes.on_finished(endpoint, key, outcome, at(0));
+        lanes.on_recorded(endpoint, key, at(0));
+    };
+    for (endpoint, event, outcome) in [(failing, 1, Outcome::Failing), (well, 2, Outcome::Healthy)] {
+        fill(&mut lanes, endpoint, event..event + 1);
+        let sent = sends(&mut lanes, at(0));
+        assert_eq!(sent, [(endpoint, key(0, event))]);
+        over(&mut lanes, endpoint, sent[0].1, outcome);
+    }
+    // The good one has the host's only place; the failing one is next, then the good one again.
+    for (endpoint, event) in [(well, 3), (failing, 4), (well, 5)] {
+        fill(&mut lanes, endpoint, event..event + 1);
+        assert_eq!(sends(&mut lanes, at(0)).len(), usize::from(event == 3));
+    }
+    for number in (100..200).map(EndpointNumber) {
+        lanes.on_endpoint(number, at_host(&number.0.to_string()), Backlog::None, at(0));
+        fill(&mut lanes, number, u64::from(number.0)..u64::from(number.0) + 1);
+    }
+    let hanging = sends(&mut lanes, at(1)).len();
+    assert!(hanging > 50, "{hanging}");
+    over(&mut lanes, well, key(0, 3), Outcome::Healthy);
+    assert_eq!(
+        sends(&mut lanes, at(1)),
+        [(well, key(0, 5))],
+        "a place is kept for one that may not be sent to"
+    );
+}
+
+/// Lanes that come, go, pause, change hosts, fail and recover, under limits that change.
+#[test]
+#[expect(clippy::too_many_lines, reason = "one life, told in one piece")]
+fn nobody_is_forgotten_in_a_line_or_waits_while_there_are_slots_for_all() {
+    for seed in 1..=20 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let limit = |hosts: usize, all: usize| LanesConfig {
+            max_in_flight: all,
+            host_max_in_flight: hosts,
+            breaker: BreakerConfig {
+                failures_to_open: u32::MAX,
+                probe_initial: Duration::from_secs(5),
+                probe_max: Duration::from_secs(60),
+            },
+        };
+        let hosts = random.usize(0..4) * 3;
+        let mut lanes = Lanes::new(limit(hosts, 64));
+        let policy_at = |host: u32, gate| LanePolicy {
+            host: host.to_string().into(),
+            max_in_flight: 3,
+            gate,
+            ..policy()
+        };
+        let (mut there, mut made, mut event) = (Vec::new(), 0, 0);
+        let mut flying: Vec<(EndpointNumber, DueKey)> = Vec::new();
+        let mut waiting: BTreeMap<Position, EndpointNumber> = BTreeMap::new();
+        for step in 0..2_000 {
+            let now = at(step);
+            match random.u32(0..12) {
+                0 if there.len() < 150 => {
+                    made += 1;
+                    there.push(EndpointNumber(made));
+                    let policy = policy_at(random.u32(0..20), Gate::Open);
+                    lanes.on_endpoint(EndpointNumber(made), policy, Backlog::None, now);
+                }
+                1..=3 if !there.is_empty() => {
+                    let endpoint = *random.choice(&there).unwrap();
+                    for _ in 0..3 {
+                        event += 1;
+                        lanes.on_due(endpoint, key(step, event), FRESH, Position(event), now);
+                        waiting.insert(Position(event), endpoint);
+                    }
+                }
+                4 if random.u32(0..30) == 0 && !there.is_empty() => {
+                    let gone = there.swap_remove(random.usize(..there.len()));
+                    lanes.on_endpoint_removed(gone);
+                    flying.retain(|(endpoint, _)| *endpoint != gone);
+                    waiting.retain(|_, endpoint| *endpoint != gone);
+                }
+                5 if random.u32(0..10) == 0 && !there.is_empty() => {
+                    let gate = *random.choice(&[Gate::Open, Gate::Paused]).unwrap();
+                    let endpoint = *random.choice(&there).unwrap();
+                    lanes.on_endpoint(endpoint, policy_at(random.u32(0..20), gate), Backlog::None, now);
+                }
+                6 if random.u32(0..50) == 0 => lanes.reconfigure(limit(hosts, 64 + random.usize(0..3) * 40)),
+                _ => {
+                    flying.extend(sends(&mut lanes, now));
+                    assert_eq!(flying.len(), lanes.slots.taken(), "seed {seed}");
+                    let free = lanes.config.max_in_flight.saturating_sub(flying.len());
+                    let waits = |lane: &&Lane| {
+                        lane.readiness(now) == Readiness::Ready && !lanes.hosts.is_full(lane.host())
+                    };
+                    let idle = lanes.lanes.values().filter(waits).count();
+                    assert!(
+                        idle == 0 || free <= lanes.config.max_in_flight / 8,
+                        "seed {seed}, step {step}: {idle} lanes wait, and {free} slots are free"
+                    );
+                    for _ in 0..random.usize(0..4).min(flying.len()) {
+                        let (endpoint, key) = flying.swap_remove(random.usize(..flying.len()));
+                        let outcomes =
+                            [Outcome::Healthy, Outcome::Neutral, Outcome::Failing, Outcome::Failing];
+                        let outcome = outcomes[(endpoint.0 as usize + random.usize(0..6)) % 4];
+                        end(&mut lanes, endpoint, key, outcome, now);
+                        waiting.remove(&key.event);
+                    }
+                }
+            }
+        }
+        let last = at(5_000);
+        for endpoint in there {
+            lanes.on_endpoint(endpoint, policy_at(endpoint.0 % 20, Gate::Open), Backlog::None, last);
+        }
+        loop {
+            flying.extend(sends(&mut lanes, last));
+            let Some((endpoint, key)) = flying.pop() else { break };
+            end(&mut lanes, endpoint, key, Outcome::Failing, last);
+            waiting.remove(&key.event);
+        }
+        assert!(waiting.is_empty(), "seed {seed}: {} deliveries are forgotten", waiting.len());
+    }
+}
+
+/// An attempt is over, recorded, and was the last.
+fn end(lanes: &mut Lanes, endpoint: EndpointNumber, key: DueKey, outcome: Outcome, now: Now) {
+    lanes.on_finished(endpoint, key, outcome, now);
+    lanes.on_settled(endpoint, key, Position(u64::MAX), now);
+    lanes.on_recorded(endpoint, key, now);
+}
+
+#[test]
 fn without_receivers_that_fail_few_slots_stay_unused() {
     let mut lanes = lanes(1_024);
     for endpoint in 0..10 {

@@ -18,10 +18,32 @@ pub mod verdict;
 pub(crate) mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
+
     use crate::domain::{
-        Endpoint, EndpointNumber, EndpointStatus, Format, Ordering, Position, RetryPolicy, SignaturePreset,
-        Timestamp,
+        Endpoint, EndpointNumber, EndpointStatus, Event, Format, Ordering, Position, RetryPolicy,
+        SignaturePreset, Tenant, Timestamp,
     };
+
+    /// An event to one endpoint, with nothing that it need not have.
+    pub(crate) fn event() -> Event {
+        Event {
+            id: "evt_1".parse().unwrap(),
+            tenant: Tenant::DEFAULT.parse().unwrap(),
+            event_type: "order.paid".parse().unwrap(),
+            version: "1.0".parse().unwrap(),
+            timestamp: Timestamp::default(),
+            accepted_at: Timestamp::default(),
+            stream: None,
+            ordering_key: None,
+            deliver_at: None,
+            metadata: None,
+            attributes: Vec::new(),
+            data: Bytes::from_static(b"{}"),
+            targets: vec![EndpointNumber(1)],
+            idempotency: Vec::new(),
+        }
+    }
 
     /// An endpoint that differs from others in what matching looks at.
     pub(crate) fn endpoint(number: u32, tenant: &str, patterns: &[String]) -> Endpoint {

@@ -84,7 +84,7 @@ pub(in crate::store) fn stamp(path: &Path) -> std::io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Opens the state, or moves it aside and starts a new one; then replays.
+/// Opens the state, or moves it aside (of an earlier layout: removes it) and starts a new one; then replays.
 pub(crate) fn open_state(
     path: &Path,
     journal: &mut Journal,
@@ -104,8 +104,13 @@ pub(crate) fn open_state(
                 report.damage.push(journal.lose_until(applied)?);
                 report.last = applied;
             }
-            let aside = move_aside(&directory).map_err(|error| io(&directory, error))?;
-            tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
+            if matches!(error, StateError::Earlier(_)) {
+                std::fs::remove_dir_all(&directory).map_err(|error| io(&directory, error))?;
+                tracing::info!(%error, "making the state anew from the journal");
+            } else {
+                let aside = move_aside(&directory).map_err(|error| io(&directory, error))?;
+                tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
+            }
             (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
         }
     };

@@ -119,10 +119,7 @@ impl State {
             None => return Err(StateError::Damaged("rows without the position that they reflect")),
             Some(value) => match Cursor::read(&value) {
                 Some(cursor) => cursor,
-                None => match Reader::new(&value).get_varint() {
-                    Ok(layout) if (1..LAYOUT).contains(&layout) => return Err(StateError::Earlier(layout)),
-                    Ok(_) | Err(_) => return Err(StateError::Damaged("unknown layout")),
-                },
+                None => return Err(of_another_layout(&value, journal_end)),
             },
         };
         let Cursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
@@ -445,6 +442,16 @@ fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
 }
 
+/// Why a cursor of another layout cannot be used. In each it begins with the layout and the position.
+fn of_another_layout(cursor: &[u8], journal_end: Position) -> StateError {
+    let mut reader = Reader::new(cursor);
+    match (reader.get_varint(), reader.get_varint().map(Position)) {
+        (Ok(1..LAYOUT), Ok(applied)) if applied > journal_end => StateError::Ahead { applied, journal_end },
+        (Ok(layout @ 1..LAYOUT), Ok(_)) => StateError::Earlier(layout),
+        _ => StateError::Damaged("unknown layout"),
+    }
+}
+
 impl Cursor {
     fn write(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(48);
@@ -485,5 +492,24 @@ impl Cursor {
             stream_events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
         };
         Some(Self { applied, totals, checkpoints, expired_until, cutoffs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::put_varint;
+
+    #[test]
+    fn a_state_of_an_earlier_layout_still_shows_that_the_journal_has_lost_its_end() {
+        let cursor = |layout, applied| {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, layout);
+            put_varint(&mut bytes, applied);
+            of_another_layout(&bytes, Position(9))
+        };
+        assert!(matches!(cursor(LAYOUT - 1, 9), StateError::Earlier(layout) if layout == LAYOUT - 1));
+        assert!(matches!(cursor(LAYOUT - 1, 10), StateError::Ahead { applied: Position(10), .. }));
+        assert!(matches!(cursor(LAYOUT + 1, 9), StateError::Damaged(_)));
     }
 }

@@ -4,9 +4,10 @@
 
 use super::*;
 use crate::domain::{
-    ApiKey, DeadReason, DeliveryKey, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, Handshake,
-    Idempotency, Ordering, RetryPolicy, Role, Tenant,
+    ApiKey, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
+    Handshake, Idempotency, Ordering, RetryPolicy, Role, Tenant,
 };
+use crate::engine::retention;
 use crate::engine::types::{Answer, ChangeError, EventDraft, Filter, Keyed, Remember, Remembered, Scope};
 use crate::lanes::WaitReason;
 
@@ -233,7 +234,8 @@ async fn with_delivery(life: &mut Life, is_dead: bool) -> DeliveryKey {
     let delivery = DeliveryKey { event, endpoint };
     if is_dead {
         let engine = life.engine.clone();
-        let died = async move { engine.die(vec![delivery], DeadReason::AttemptsExhausted).await };
+        let died =
+            async move { engine.give_up(DeadReason::AttemptsExhausted, move |_| (vec![delivery], ())).await };
         see_through(life, died).await.unwrap();
     }
     delivery
@@ -330,4 +332,88 @@ fn whenever_the_power_fails_a_request_that_is_repeated_with_its_key_is_done_once
         }
         assert!(cuts > 0, "the power never failed before {act:?} was answered");
     }
+}
+
+/// Everything goes on but the writer.
+async fn without_the_writer(life: &mut Life, time: Duration) {
+    let end = tokio::time::Instant::now() + time;
+    while tokio::time::Instant::now() < end {
+        life.take_states_turns();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_that_came_too_late_is_not_remembered_as_done() {
+    world::begin_time();
+    let world = World::new(1);
+    let mut life = Life::begin(&world).unwrap();
+    let endpoint = subscribe(&mut life, Tenant::DEFAULT).await;
+    world.with(|inner| inner.receivers.entry(endpoint).or_default().manner = Manner::Healthy);
+    let (engine, draft) = (life.engine.clone(), draft(&world));
+    let published = tokio::spawn(async move { engine.publish(draft).await });
+    tokio::task::yield_now().await;
+    life.take_writers_turn();
+    life.hear_held();
+    // The receiver answers, and what came of the attempt waits for its commit.
+    without_the_writer(&mut life, Duration::from_secs(2)).await;
+    let delivery = DeliveryKey { event: published.await.unwrap().unwrap().position, endpoint };
+    assert_eq!(world.with(|inner| inner.happened["sent"]), 1);
+    assert_eq!(life.engine.outbox().waiting().0, 1, "the outcome waits");
+    let engine = life.engine.clone();
+    let cancelled =
+        tokio::spawn(async move { engine.cancel_delivery(&Scope(None), delivery, Some(keyed())).await });
+    without_the_writer(&mut life, Duration::from_millis(100)).await;
+    life.run_for(Duration::from_millis(500)).await;
+    assert!(matches!(cancelled.await.unwrap(), Err(ChangeError::NotAllowed(_))));
+    let engine = life.engine.clone();
+    let seen = async move {
+        let now = engine.delivery(&Scope(None), delivery).await?.expect("it is there").delivery.state;
+        Ok::<_, Unavailable>((now, engine.remembered(&keyed::<()>().idempotency).await?))
+    };
+    let (now, remembered) = see_through(&mut life, seen).await.unwrap();
+    assert_eq!(now, DeliveryState::Delivered);
+    assert!(
+        matches!(remembered, Remembered::Nothing),
+        "it is said to be cancelled from now on: {remembered:?}"
+    );
+    assert!(!world.is_broken());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_retried_while_retention_looks_does_not_expire() {
+    world::begin_time();
+    let world = World::new(1);
+    let mut life = Life::begin(&world).unwrap();
+    let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
+    let endpoint = subscribe_with(&mut life, Tenant::DEFAULT, paused).await;
+    // More than one step of retention has.
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        let (engine, drafts) = (life.engine.clone(), vec![draft(&world); 500]);
+        let published = see_through(&mut life, async move { engine.publish_batch(drafts).await }).await;
+        events.extend(published.into_iter().map(|accepted| accepted.unwrap().position));
+    }
+    life.run_for(Duration::from_secs(2_000)).await;
+    let engine = life.engine.clone();
+    let passing = tokio::spawn(async move {
+        let keep = retention::Keep { events: Some(Duration::from_secs(60)), ..Default::default() };
+        retention::pass(&engine, keep, &mut retention::retention(&engine, keep)).await
+    });
+    // It has looked, and the first deaths wait for their commit.
+    while life.engine.outbox().waiting().0 == 0 {
+        tokio::task::yield_now().await;
+        life.take_states_turns();
+    }
+    let delivery = DeliveryKey { event: events[1_005], endpoint };
+    let engine = life.engine.clone();
+    let retrying = tokio::spawn(async move { engine.retry_delivery(&Scope(None), delivery, None).await });
+    without_the_writer(&mut life, Duration::from_millis(100)).await;
+    life.run_for(Duration::from_secs(5)).await;
+    assert!(retrying.await.unwrap().is_ok() && passing.await.unwrap().is_ok());
+    let engine = life.engine.clone();
+    let seen = async move { engine.delivery(&Scope(None), delivery).await };
+    let now = see_through(&mut life, seen).await.unwrap().unwrap().delivery.state;
+    assert_eq!(now, DeliveryState::Pending, "its retry was accepted");
+    assert!(!world.is_broken());
 }
