@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -147,6 +148,23 @@ async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
     let length = std::fs::metadata(&file).unwrap().len();
     let expected = json!({"path": file.to_str().unwrap(), "bytes": length, "position": position(&second)});
     assert_eq!(answer, expected);
+}
+
+/// Payloads and, without a key for them, secrets are in both.
+#[tokio::test]
+async fn nobody_else_may_read_a_data_directory_or_a_backup() {
+    let below = tempfile::tempdir().unwrap();
+    let (data, copy, file) =
+        (below.path().join("data"), below.path().join("copy"), below.path().join("file"));
+    let daemon = Daemon::start(&data).await;
+    // One that was left behind by another who broke off.
+    std::fs::write(below.path().join("file.partial"), "").unwrap();
+    assert!(balto(Some(&daemon), &["backup", "--to", file.to_str().unwrap()]).await.status.success());
+    assert!(restore(&file, &copy).await.status.success());
+    for (path, mode) in [(data, 0o700), (copy, 0o700), (file, 0o600)] {
+        let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{} has mode {found:o}", path.display());
+    }
 }
 
 #[tokio::test]

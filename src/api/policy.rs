@@ -67,7 +67,8 @@ pub struct EndpointInput {
     /// Of one attempt, 100ms to 60s.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub timeout: Option<String>,
-    /// `none`, `key` or `endpoint`.
+    /// `none`, `key` or `endpoint`. It counts for events that are accepted from then on; what waits keeps the order that it
+    /// was accepted under. An event that is to be delivered later (`deliverAt`) holds up those behind it in its order.
     #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
     pub ordering: Option<String>,
     #[serde(default, deserialize_with = "object")]

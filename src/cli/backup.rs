@@ -1,7 +1,8 @@
 //! `balto backup`: everything that a running daemon holds, into one file.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -82,6 +83,8 @@ impl BackupArgs {
 async fn fetch(session: &Session, path: &Path) -> anyhow::Result<Fetched> {
     let failed = || format!("cannot write {}", path.display());
     let mut file = File::create(path).with_context(failed)?;
+    // Payloads are in it, and secrets that no key encrypts.
+    file.set_permissions(Permissions::from_mode(0o600)).with_context(failed)?;
     let (mut query, mut fetched) = (Vec::new(), Fetched::default());
     let mut progress = Progress::default();
     loop {

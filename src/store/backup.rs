@@ -21,7 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::codec;
-use super::disk::{Disk, RealDisk};
+use super::disk::{Disk, RealDisk, create_private};
 use super::journal::{JournalReader, Raw, ReadError, Restorer};
 use crate::domain::{Position, Timestamp};
 
@@ -133,7 +133,7 @@ pub fn restore(backup: &mut dyn BufRead, directory: &Path, salt: u32) -> Result<
         Some(line) if line == HEADER => {}
         line => return Err(RestoreError::Foreign(line.unwrap_or_default().chars().take(40).collect())),
     }
-    std::fs::create_dir_all(directory).map_err(failed)?;
+    create_private(directory).map_err(failed)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(directory.join("journal")).map_err(failed)?);
     let restored = fill(&mut lines, Restorer::new(disk, salt), directory)?;
     super::outbox::stamp(directory).map_err(failed)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::{Position, Record, Timestamp};
 use crate::store::directory::Directory;
+use crate::store::disk::create_private;
 use crate::store::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
 use crate::store::progress::{OnProgress, Progress};
 use crate::store::state::{State, StateError};
@@ -43,7 +44,7 @@ pub(super) fn io(path: &Path, error: std::io::Error) -> OpenError {
 
 /// Creates or checks the directory, its stamp and its lock.
 pub(super) fn claim(path: &Path) -> Result<File, OpenError> {
-    std::fs::create_dir_all(path).map_err(|error| io(path, error))?;
+    create_private(path).map_err(|error| io(path, error))?;
     let lock = File::options()
         .create(true)
         .truncate(false)
