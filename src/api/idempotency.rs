@@ -1,7 +1,8 @@
 //! `Idempotency-Key`: the first answer again for the same request, a refusal for another one.
 //!
 //! A key lives in its tenant and route. While the first request is being answered, a second one is refused (409) and
-//! not made to wait. The engine remembers answers across restarts, each in the commit of what the request did. The same
+//! not made to wait. The engine remembers answers across restarts, each in the commit of what the request did (a
+//! cancellation, which can be repeated, right behind it). The same
 //! request is the same bytes: to compare what JSON says would need a canonical form, in which numbers that no machine has
 //! and members that are there twice would have to be the same or not.
 
@@ -133,7 +134,7 @@ impl Call {
     }
 
     /// Does what a request asks, unless it was answered before: then it is answered so again. `act` commits the answer
-    /// together with what it does.
+    /// together with what it does, or behind what may be done twice.
     ///
     /// # Errors
     /// As [`Self::idempotency`], 422 when the key was used with another body, and those of `act`.

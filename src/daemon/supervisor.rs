@@ -66,7 +66,7 @@ impl Supervisor {
 }
 
 impl Telling {
-    /// Waits until the last word is told, but not for ever.
+    /// Waits until the last word is told, but not for ever: a thread can be joined without a limit only, so it is looked at.
     pub(super) fn end(self) {
         let since = Instant::now();
         while !self.0.is_finished() && since.elapsed() < LAST_WORD_MAX {
