@@ -23,9 +23,7 @@ use super::{Call, body, cloudevents, text};
 use crate::domain::{
     EndpointId, EventId, EventVersion, Expected, Idempotency, Tenant, TraceParent, attribute,
 };
-use crate::engine::types::{
-    Accepted, Answer, ChangeError, EventDraft, Filter, PublishError, Remember, Remembered,
-};
+use crate::engine::types::{Accepted, ChangeError, EventDraft, Filter, Published};
 use crate::limits;
 
 pub const NDJSON: &str = "application/x-ndjson";
@@ -266,37 +264,8 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
         }
         places.push(place.map(|draft| drafts.push(draft)));
     }
-    if let Some(base) = base {
-        claim(call, base).await?;
-    }
-    let published = call.api.engine.publish_batch(drafts).await;
-    refused_whole(&published)?;
+    let published = call.api.engine.publish_batch(drafts, base).await?;
     Ok(batch_reply(call, places, published))
-}
-
-/// When nothing could be taken at all, the whole request is to be sent again later, and its answer says when.
-fn refused_whole(published: &Published) -> Result<(), Problem> {
-    let refusal = |result: &Result<Accepted, PublishError>| match result {
-        Err(PublishError::Store(unavailable)) => Some(unavailable.clone()),
-        _ => None,
-    };
-    match published.iter().map(refusal).collect::<Option<Vec<_>>>().and_then(|mut refusals| refusals.pop()) {
-        Some(unavailable) => Err(unavailable.into()),
-        None => Ok(()),
-    }
-}
-
-/// Binds the key to this body before anything is published. The events' own idempotency gives their answers again;
-/// this alone notices a second body that has more events than the first.
-async fn claim(call: &Call, base: Idempotency) -> Result<(), Problem> {
-    match call.api.engine.remembered(&base).await? {
-        Remembered::Nothing => {
-            let answer = Answer { status: 202, body: Vec::new().into() };
-            Ok(call.api.engine.remember(Remember { idempotency: base, answer }).await?)
-        }
-        Remembered::Same(_) => Ok(()),
-        Remembered::Mismatch => Err(Problem::IdempotencyMismatch),
-    }
 }
 
 fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
@@ -310,12 +279,12 @@ fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
     draft(call, body::parse(raw)?, raw)
 }
 
-type Published = Vec<Result<Accepted, PublishError>>;
-
 fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Published) -> Reply {
-    let mut published = published.into_iter();
+    // What is wrong with an item in itself is said again to every repetition.
+    let are_good = !places.is_empty() && places.iter().all(Result::is_ok);
+    let replayed = published.is_old() && (published.repeated || are_good);
+    let mut results = published.results.into_iter();
     let mut out = Vec::with_capacity(64 + places.len() * 320);
-    let mut replayed = !places.is_empty();
     out.extend_from_slice(b"{\"results\":[");
     for (index, place) in places.into_iter().enumerate() {
         if index > 0 {
@@ -323,20 +292,18 @@ fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Publish
         }
         let result = match place {
             Err(problem) => Err(problem),
-            Ok(()) => match published.next() {
+            Ok(()) => match results.next() {
                 Some(result) => result.map_err(Problem::from),
                 None => Err(Problem::Unavailable("the event was not answered".to_owned())),
             },
         };
         match result {
             Ok(accepted) => {
-                replayed &= accepted.duplicate;
                 let body =
                     AcceptedBody { status: Some(202), ..AcceptedBody::new(&accepted, default_tenant(call)) };
                 write_item(&mut out, &body);
             }
             Err(problem) => {
-                replayed = false;
                 call.api.refused(&problem);
                 write_item(&mut out, &problem);
             }

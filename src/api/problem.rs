@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Serialize, ser::SerializeMap};
 
 use super::reply::Reply;
-use crate::domain::Expected;
+use crate::domain::{Expected, Rejection};
 use crate::engine::types::{ChangeError, PublishError, Unavailable};
 use crate::limits;
 
@@ -79,9 +79,10 @@ pub enum Problem {
     NotFound(String),
     MethodNotAllowed,
     RequestTimeout,
-    VersionConflict {
-        expected: Expected,
-        actual: Option<u64>,
+    /// `repeated`: an earlier request with the same key was told so.
+    Rejected {
+        rejection: Rejection,
+        repeated: bool,
     },
     Conflict(String),
     /// The first request with this `Idempotency-Key` has not been answered yet.
@@ -134,10 +135,13 @@ impl Problem {
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
-            Self::VersionConflict { .. } | Self::Conflict(_) | Self::RequestInFlight => 409,
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. }
+            | Self::Conflict(_)
+            | Self::RequestInFlight => 409,
             Self::PayloadTooLarge { .. } => 413,
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
             Self::Validation(_)
+            | Self::Rejected { rejection: Rejection::IdTaken, .. }
             | Self::IdempotencyMismatch
             | Self::ForbiddenUrl(_)
             | Self::LoopDetected { .. } => 422,
@@ -158,14 +162,16 @@ impl Problem {
             Self::NotFound(_) => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
-            Self::VersionConflict { .. } => "version_conflict",
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "version_conflict",
             Self::Conflict(_) => "conflict",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UnsupportedMediaType { .. } => "unsupported_media_type",
             Self::UnsupportedContentEncoding => "unsupported_content_encoding",
             Self::Validation(_) => "validation_failed",
-            Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::Rejected { rejection: Rejection::IdTaken, .. } | Self::IdempotencyMismatch => {
+                "idempotency_mismatch"
+            }
             Self::ForbiddenUrl(_) => "forbidden_url",
             Self::LoopDetected { .. } => "loop_detected",
             Self::TooManyDeliveries { .. } => "too_many_deliveries",
@@ -184,7 +190,10 @@ impl Problem {
             Self::NotFound(_) => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request's body did not arrive in time",
-            Self::VersionConflict { .. } => "The stream has another version",
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => {
+                "The stream has another version"
+            }
+            Self::Rejected { rejection: Rejection::IdTaken, .. } => "The event id was used with another body",
             Self::Conflict(_) => "The request conflicts with the present state",
             Self::RequestInFlight => "The first request with this key is still being answered",
             Self::PayloadTooLarge { .. } => "The body is too large",
@@ -216,7 +225,7 @@ impl Problem {
             ),
             Self::MethodNotAllowed => "the `Allow` header names the methods of this resource".to_owned(),
             Self::RequestTimeout => "send the whole body in time".to_owned(),
-            Self::VersionConflict { expected, actual } => {
+            Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
                 format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
             }
             Self::RequestInFlight => "repeat the request when the first one has been answered".to_owned(),
@@ -229,8 +238,12 @@ impl Problem {
                 [one] => one.detail.clone(),
                 many => format!("{} things are wrong; `errors` lists them", many.len()),
             },
+            Self::Rejected { rejection: Rejection::IdTaken, .. } => {
+                "an event with the same id was posted with another body; bodies are compared byte for byte, so repeat exactly what was sent"
+                    .to_owned()
+            }
             Self::IdempotencyMismatch => {
-                "the same Idempotency-Key or event id was used with another body; bodies are compared byte for byte, so repeat exactly what was sent"
+                "the same Idempotency-Key was used with another body; bodies are compared byte for byte, so repeat exactly what was sent"
                     .to_owned()
             }
             Self::LoopDetected { limit } => {
@@ -267,6 +280,7 @@ impl Problem {
             reply = reply.with_header("retry-after", &seconds.to_string());
         }
         match self {
+            Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
             Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
             // Whoever goes on has to connect again.
             Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
@@ -304,7 +318,7 @@ impl Serialize for Problem {
         map.serialize_entry("detail", &self.detail())?;
         map.serialize_entry("code", self.code())?;
         match self {
-            Self::VersionConflict { expected, actual } => {
+            Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
                 match expected {
                     Expected::Version(version) => map.serialize_entry("expected", version)?,
                     word => map.serialize_entry("expected", &expected_text(*word))?,
@@ -342,7 +356,7 @@ impl From<Unavailable> for Problem {
 impl From<PublishError> for Problem {
     fn from(error: PublishError) -> Self {
         match error {
-            PublishError::VersionConflict { expected, actual } => Self::VersionConflict { expected, actual },
+            PublishError::Rejected { rejection, repeated } => Self::Rejected { rejection, repeated },
             PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
             PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
             PublishError::Store(unavailable) => unavailable.into(),
@@ -395,7 +409,8 @@ mod tests {
 
     #[test]
     fn a_version_conflict_says_both_versions() {
-        let problem = Problem::VersionConflict { expected: Expected::Version(6), actual: Some(7) };
+        let rejection = Rejection::VersionConflict { expected: Expected::Version(6), actual: Some(7) };
+        let problem = Problem::Rejected { rejection, repeated: false };
         let value = serde_json::to_value(&problem).unwrap();
         assert_eq!(value["expected"], 6);
         assert_eq!(value["actual"], 7);

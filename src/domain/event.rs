@@ -17,6 +17,16 @@ pub enum Expected {
     Version(u64),
 }
 
+/// Why an event is not accepted, for good: who repeats the request with its key hears the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The stream is not at the version that the publisher expected; `actual` is `None` when it does not exist.
+    #[error("the stream's version is {}, not what was expected", actual.map_or_else(|| "none".to_owned(), |v| v.to_string()))]
+    VersionConflict { expected: Expected, actual: Option<u64> },
+    #[error("another event of the tenant has the id that it chose")]
+    IdTaken,
+}
+
 /// An accepted event with the endpoints that it goes to. Its position is that of its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

@@ -22,7 +22,7 @@ pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
     RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
-pub use event::{Event, Expected, attribute, weigh};
+pub use event::{Event, Expected, Rejection, attribute, weigh};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, KeyId, Timestamp, Trigger,
+    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, KeyId, Rejection, Timestamp,
+    Trigger,
 };
 
 /// Remembers that a request was answered: a hash of its scope and key, and a hash of its body.
@@ -67,5 +68,10 @@ pub enum Record {
         idempotency: Idempotency,
         status: u16,
         body: Arc<[u8]>,
+    },
+    /// An event that came with a key was not accepted; a repetition of it is not either.
+    EventRejected {
+        idempotency: Idempotency,
+        rejection: Rejection,
     },
 }

@@ -278,7 +278,8 @@ impl Dispatcher {
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }
                 | Record::DeadLettersPurged { .. }
-                | Record::RequestAnswered { .. } => {}
+                | Record::RequestAnswered { .. }
+                | Record::EventRejected { .. } => {}
             }
         }
         for change in &committed.announced {

@@ -1,9 +1,11 @@
 //! The engine: decide, commit, then act.
 //!
 //! Owns tasks, clock and channels; hands out one cheap handle, [`Engine`]. Must never know wire formats. What a request
-//! asks is answered by [`queries`], what it changes by [`commands`]; deliveries are driven by [`dispatcher`], one attempt
-//! is made by [`delivery`], one request for consent by [`handshake`].
+//! asks is answered by [`queries`]; events are accepted by [`publishing`], other changes made by [`commands`] and, where they
+//! are of many deliveries, [`bulk`]; deliveries are driven by [`dispatcher`], one attempt is made by [`delivery`], one
+//! request for consent by [`handshake`].
 
+mod bulk;
 pub mod clock;
 mod commands;
 mod delivery;
@@ -11,6 +13,7 @@ mod dispatcher;
 mod handshake;
 mod operator;
 mod payloads;
+mod publishing;
 mod queries;
 pub mod retention;
 mod secrets;
@@ -108,6 +111,11 @@ impl Engine {
     /// A thread of the runtime has nothing to do.
     pub fn on_idle(&self) {
         self.outbox().on_idle();
+    }
+
+    /// Ends the outbox after the dispatcher has ended: writes what waits, checkpoints. Blocks.
+    pub fn stop_outbox(&self) {
+        self.outbox().stop();
     }
 
     fn outbox(&self) -> &Outbox {

@@ -85,10 +85,13 @@ impl Engine {
                 data.to_string().into(),
             )
         };
-        for published in self.publish_batch(all.iter().map(draft).collect()).await {
-            if let Err(error) = published {
-                tracing::warn!(%error, "an operator event could not be published");
-            }
+        let published = self.publish_batch(all.iter().map(draft).collect(), None).await;
+        let errors = published.map_or_else(
+            |error| vec![error],
+            |published| published.results.into_iter().filter_map(Result::err).collect(),
+        );
+        for error in errors {
+            tracing::warn!(%error, "operator events could not be published");
         }
     }
 }

@@ -52,6 +52,26 @@ pub struct Remember {
     pub answer: Answer,
 }
 
+/// What became of the events of one request, in order.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// The key that they came with was bound to this request before.
+    pub repeated: bool,
+    pub results: Vec<Result<Accepted, PublishError>>,
+}
+
+impl Published {
+    /// Whether everything in it was said before.
+    #[must_use]
+    pub fn is_old(&self) -> bool {
+        self.results.iter().all(|result| match result {
+            Ok(accepted) => accepted.duplicate,
+            Err(PublishError::Rejected { repeated, .. }) => *repeated,
+            Err(_) => false,
+        })
+    }
+}
+
 /// What a repeated request finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remembered {

@@ -142,7 +142,7 @@ impl Fold {
                     step.purge(*delivery, *at);
                 }
             }
-            Record::RequestAnswered { idempotency, .. } => {
+            Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 idempotency::remember(step.rows, step.fold.checkpoint, idempotency, position);
             }
         }

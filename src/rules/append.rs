@@ -1,29 +1,21 @@
 //! Whether an event may be appended: optimistic concurrency and idempotency.
 
-use crate::domain::{Expected, Position, Timestamp};
+use crate::domain::{Expected, Position, Rejection, Timestamp};
 use crate::knobs::{self, Bug};
 use crate::projections::idempotency::Known;
-
-/// The stream is not at the version that the publisher expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VersionConflict {
-    pub expected: Expected,
-    /// `None`: the stream does not exist.
-    pub actual: Option<u64>,
-}
 
 /// The version of the next event of a stream that is at `actual`; versions are dense from 1.
 ///
 /// # Errors
 /// When the publisher expected another version.
-pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, VersionConflict> {
+pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, Rejection> {
     let agrees = match expected {
         Expected::Any => true,
         Expected::NoStream => actual.is_none(),
         Expected::Version(version) => actual == Some(version),
     };
     let step = if knobs::has(Bug::SkipVersion) { 2 } else { 1 };
-    if agrees { Ok(actual.unwrap_or(0) + step) } else { Err(VersionConflict { expected, actual }) }
+    if agrees { Ok(actual.unwrap_or(0) + step) } else { Err(Rejection::VersionConflict { expected, actual }) }
 }
 
 /// What an idempotency key or a chosen id says about a request.
@@ -59,7 +51,7 @@ mod tests {
         for (expected, actual) in
             [(Expected::NoStream, Some(1)), (Expected::Version(6), None), (Expected::Version(6), Some(7))]
         {
-            assert_eq!(judge_version(expected, actual), Err(VersionConflict { expected, actual }));
+            assert_eq!(judge_version(expected, actual), Err(Rejection::VersionConflict { expected, actual }));
         }
     }
 

@@ -19,6 +19,7 @@
 //! | 9 | `DeliveriesDied` | deliveries, reason, at |
 //! | 10 | `DeadLettersPurged` | deliveries, at |
 //! | 11 | `RequestAnswered` | idempotency, status, body |
+//! | 13 | `EventRejected` | idempotency, rejection (with what was expected? and actual?) |
 //!
 //! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
 //! count; `?` is a byte 0 or 1 before the value; a duration is varint seconds and varint nanoseconds; an HTTP status is a `u16` and a
@@ -34,9 +35,9 @@ use bytes::Bytes;
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_u64, put_varint};
 use crate::domain::{
     ApiKey, Asked, Attempt, ClientCertificate, Consent, DeadReason, DeliveryKey, DisabledReason, Endpoint,
-    EndpointNumber, EndpointStatus, ErrorClass, Event, Format, Handshake, Idempotency, InvalidName, Network,
-    Next, Ordering, Position, RateLimit, Record, RetryPolicy, Role, Sealed, Secret, SecretKind,
-    SignaturePreset, Timestamp, Trigger,
+    EndpointNumber, EndpointStatus, ErrorClass, Event, Expected, Format, Handshake, Idempotency, InvalidName,
+    Network, Next, Ordering, Position, RateLimit, Record, Rejection, RetryPolicy, Role, Sealed, Secret,
+    SecretKind, SignaturePreset, Timestamp, Trigger,
 };
 
 /// Version of the layouts below that have had no other.
@@ -58,6 +59,7 @@ const DELIVERIES_CANCELLED: u8 = 8;
 const DELIVERIES_DIED: u8 = 9;
 const DEAD_LETTERS_PURGED: u8 = 10;
 const REQUEST_ANSWERED: u8 = 11;
+const EVENT_REJECTED: u8 = 13;
 
 /// Bytes that are not a record of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -133,6 +135,10 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_u16(out, *status);
             put_bytes(out, body);
         }
+        Record::EventRejected { idempotency, rejection } => {
+            put_idempotency(out, idempotency);
+            put_rejection(out, *rejection);
+        }
     }
 }
 
@@ -141,7 +147,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
     let r = &mut reader;
     let tag = r.get_u8()?;
-    if !(EVENT_ACCEPTED..=REQUEST_ANSWERED).contains(&tag) {
+    if !(EVENT_ACCEPTED..=EVENT_REJECTED).contains(&tag) {
         return Err(CodecError::UnknownTag(tag));
     }
     let found = r.get_u8()?;
@@ -178,6 +184,9 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             status: r.get_u16()?,
             body: Arc::from(r.get_bytes()?),
         },
+        EVENT_REJECTED => {
+            Record::EventRejected { idempotency: get_idempotency(r)?, rejection: get_rejection(r)? }
+        }
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -205,6 +214,7 @@ fn record_tag(record: &Record) -> u8 {
         Record::DeliveriesDied { .. } => DELIVERIES_DIED,
         Record::DeadLettersPurged { .. } => DEAD_LETTERS_PURGED,
         Record::RequestAnswered { .. } => REQUEST_ANSWERED,
+        Record::EventRejected { .. } => EVENT_REJECTED,
     }
 }
 
@@ -333,6 +343,47 @@ fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecError> {
         fingerprint: r.get_array()?,
         expires_at: get_option(r, get_time)?,
     })
+}
+
+/// 1: a version conflict, with what was expected (0 any, 1 none, 2 a version) and the actual version?; 2: the id is taken.
+fn put_rejection(out: &mut Vec<u8>, rejection: Rejection) {
+    match rejection {
+        Rejection::VersionConflict { expected, actual } => {
+            put_u8(out, 1);
+            match expected {
+                Expected::Any => put_u8(out, 0),
+                Expected::NoStream => put_u8(out, 1),
+                Expected::Version(version) => {
+                    put_u8(out, 2);
+                    put_varint(out, version);
+                }
+            }
+            put_option(out, actual.as_ref(), |out, version| put_varint(out, *version));
+        }
+        Rejection::IdTaken => put_u8(out, 2),
+    }
+}
+
+fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
+    match r.get_u8()? {
+        1 => {
+            let expected = match r.get_u8()? {
+                0 => Expected::Any,
+                1 => Expected::NoStream,
+                2 => Expected::Version(r.get_varint()?),
+                found => {
+                    return Err(CodecError::UnknownValue {
+                        what: "expected version",
+                        found: u64::from(found),
+                    });
+                }
+            };
+            let actual = get_option(r, |r| Ok(r.get_varint()?))?;
+            Ok(Rejection::VersionConflict { expected, actual })
+        }
+        2 => Ok(Rejection::IdTaken),
+        found => Err(CodecError::UnknownValue { what: "rejection", found: u64::from(found) }),
+    }
 }
 
 // ---- events ----------------------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ impl Directory {
             | Record::DeliveriesCancelled { .. }
             | Record::DeliveriesDied { .. }
             | Record::DeadLettersPurged { .. }
-            | Record::RequestAnswered { .. } => {}
+            | Record::RequestAnswered { .. }
+            | Record::EventRejected { .. } => {}
         }
     }
 

@@ -227,8 +227,8 @@ impl Outbox {
             scopes.extend(draft.chosen().map(|idempotency| idempotency.scope));
             names.extend(draft.stream.iter().map(|stream| (draft.tenant.clone(), stream.clone())));
         }
-        let answered = unit.commands.iter().filter_map(super::writer::Command::answered);
-        scopes.extend(answered.map(|idempotency| idempotency.scope));
+        let requests = unit.commands.iter().filter_map(super::writer::Command::request);
+        scopes.extend(requests.map(|idempotency| idempotency.scope));
         if scopes.is_empty() && names.is_empty() {
             return Ok(Prepared::default());
         }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{
     EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
-    StreamName, Tenant, Timestamp, attribute, weigh,
+    Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
 };
 use crate::rules::append::Judged;
 
@@ -150,12 +150,13 @@ pub struct Accepted {
     pub duplicate: bool,
 }
 
-/// Why nothing was accepted. Nothing of a refused request is stored.
+/// Why nothing was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    #[error("the stream's version is {}, not what was expected", actual.map_or_else(|| "none".to_owned(), |v| v.to_string()))]
-    VersionConflict { expected: Expected, actual: Option<u64> },
-    #[error("the same idempotency key or event id was used with another body")]
+    /// `repeated`: an earlier request with the same key was told so.
+    #[error("{rejection}")]
+    Rejected { rejection: Rejection, repeated: bool },
+    #[error("the same idempotency key was used with another body")]
     IdempotencyMismatch,
     #[error("the request's events match too many endpoints together")]
     TooManyTargets,

@@ -18,8 +18,8 @@ use super::journal::{AppendError, Journal};
 use super::recent::{Prepared, Recent};
 use super::types::{Accepted, EventDraft};
 use crate::domain::{
-    DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, Ordering, Position,
-    Progress, Record, StreamName, Tenant, Timestamp, Trigger,
+    DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Idempotency, Ordering, Position, Progress,
+    Record, Rejection, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::LaneChange;
@@ -37,6 +37,9 @@ pub enum Command {
         endpoint: EndpointNumber,
         at: Timestamp,
     },
+    /// First in its unit: binds a key to the request whose events follow. When it was bound to another one, none of them
+    /// is published.
+    Claim(Idempotency),
     /// A record that needs no judgement.
     Record(Record),
 }
@@ -47,15 +50,17 @@ impl Command {
     pub fn draft(&self) -> Option<&EventDraft> {
         match self {
             Self::Publish(draft) => Some(draft),
-            Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
+            Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => None,
         }
     }
 
-    /// The request whose answer it remembers.
+    /// The request that it claims, or whose answer it remembers.
     #[must_use]
-    pub fn answered(&self) -> Option<&Idempotency> {
+    pub fn request(&self) -> Option<&Idempotency> {
         match self {
-            Self::Record(Record::RequestAnswered { idempotency, .. }) => Some(idempotency),
+            Self::Claim(idempotency) | Self::Record(Record::RequestAnswered { idempotency, .. }) => {
+                Some(idempotency)
+            }
             Self::Publish(_) | Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
         }
     }
@@ -65,13 +70,12 @@ impl Command {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     Accepted(Accepted),
-    /// An earlier event with the same key or id is here, or the answer of an earlier request with the same key.
+    /// An earlier event with the same key or id is here, or what an earlier request with the same key came to.
     Duplicate(Position),
+    /// The key is another request's.
     Mismatch,
-    VersionConflict {
-        expected: Expected,
-        actual: Option<u64>,
-    },
+    /// When the event came with a key, that is remembered.
+    Rejected(Rejection),
     /// With it the unit would begin more than [`limits::REQUEST_TARGETS_MAX`] deliveries.
     TooManyTargets,
     Endpoint(Arc<Endpoint>),
@@ -108,7 +112,7 @@ impl Unit {
             Command::PutEndpoint(_)
             | Command::DeleteEndpoint { .. }
             | Command::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
-            Command::Publish(_) | Command::Record(_) => false,
+            Command::Publish(_) | Command::Claim(_) | Command::Record(_) => false,
         })
     }
 }
@@ -214,6 +218,13 @@ impl Staged {
         self.next = position.next();
         position
     }
+
+    /// As [`Self::push`]; the record is what the request came to.
+    fn remember(&mut self, idempotency: &Idempotency, record: Record) -> Position {
+        let position = self.push(record);
+        self.scopes.insert(idempotency.scope, known(idempotency, position));
+        position
+    }
 }
 
 /// What happened to a group.
@@ -301,10 +312,13 @@ impl Committer {
     }
 
     /// A unit that remembers a request's answer does what the request asks. When the request was answered before, nothing
-    /// of it is done again; this is what became of it then.
+    /// of it is done again; this is what became of it then. Events whose request was claimed before are each judged by
+    /// their own keys: some may have been left for another time.
     fn judge_request(&self, unit: &Unit, staged: &Staged) -> Option<Outcome> {
-        let idempotency = unit.commands.iter().find_map(Command::answered)?;
-        self.repeated(idempotency, &unit.prepared, staged)
+        let idempotency = unit.commands.iter().find_map(Command::request)?;
+        let is_claim = matches!(unit.commands.first(), Some(Command::Claim(_)));
+        let repeated = self.repeated(idempotency, &unit.prepared, staged);
+        repeated.filter(|repeated| !is_claim || matches!(repeated, Outcome::Mismatch))
     }
 
     /// What an earlier request with the same key or id makes of one; `None` when there was none.
@@ -314,11 +328,7 @@ impl Committer {
             .get(&wanted.scope)
             .or_else(|| self.recent.scope(&wanted.scope, prepared.as_of))
             .or_else(|| prepared.scopes.get(&wanted.scope));
-        match judge_idempotency(found, &wanted.fingerprint, self.last_time) {
-            Judged::Fresh => None,
-            Judged::Duplicate(position) => Some(Outcome::Duplicate(position)),
-            Judged::Mismatch(_) => Some(Outcome::Mismatch),
-        }
+        repetition(judge_idempotency(found, &wanted.fingerprint, self.last_time))
     }
 
     fn judge(&mut self, command: &Command, prepared: &Prepared, staged: &mut Staged) -> Outcome {
@@ -339,13 +349,18 @@ impl Committer {
                 let deliveries = deliveries.iter().filter(living).copied().collect();
                 Outcome::Written(staged.push(Record::DeliveriesRevived { deliveries, trigger, at }))
             }
-            Command::Record(record) => {
-                let position = staged.push(record.clone());
-                if let Record::RequestAnswered { idempotency, .. } = record {
-                    staged.scopes.insert(idempotency.scope, known(idempotency, position));
-                }
-                Outcome::Written(position)
+            Command::Claim(idempotency) => {
+                self.repeated(idempotency, prepared, staged).unwrap_or_else(|| {
+                    let body = Arc::from(&[][..]);
+                    let claimed =
+                        Record::RequestAnswered { idempotency: idempotency.clone(), status: 202, body };
+                    Outcome::Written(staged.remember(idempotency, claimed))
+                })
             }
+            Command::Record(record) => Outcome::Written(match command.request() {
+                Some(idempotency) => staged.remember(idempotency, record.clone()),
+                None => staged.push(record.clone()),
+            }),
         }
     }
 
@@ -366,21 +381,32 @@ impl Committer {
     }
 
     fn publish(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut Staged) -> Outcome {
-        match draft.namesake {
-            Judged::Fresh => {}
-            Judged::Duplicate(position) => return Outcome::Duplicate(position),
-            Judged::Mismatch(_) => return Outcome::Mismatch,
-        }
-        let mut idempotency: Vec<Idempotency> = draft.idempotency.iter().cloned().collect();
-        idempotency.extend(draft.chosen());
-        if let Some(repeated) = idempotency.iter().find_map(|wanted| self.repeated(wanted, prepared, staged))
-        {
+        let key = draft.idempotency.as_ref();
+        if let Some(repeated) = key.and_then(|key| self.repeated(key, prepared, staged)) {
             return repeated;
+        }
+        let outcome = self.publish_fresh(draft, prepared, staged);
+        if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, key) {
+            let rejected = Record::EventRejected { idempotency: key.clone(), rejection: *rejection };
+            staged.remember(key, rejected);
+        }
+        outcome
+    }
+
+    /// An event whose key, when it has one, has not been seen.
+    fn publish_fresh(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut Staged) -> Outcome {
+        let chosen = draft.chosen();
+        let by_id = chosen.as_ref().and_then(|chosen| self.repeated(chosen, prepared, staged));
+        match by_id.or_else(|| repetition(draft.namesake)) {
+            None => {}
+            Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
+            Some(duplicate) => return duplicate,
         }
         let stream = match self.next_version(draft, prepared, staged) {
             Ok(stream) => stream,
-            Err(conflict) => return conflict,
+            Err(rejection) => return Outcome::Rejected(rejection),
         };
+        let idempotency = draft.idempotency.iter().cloned().chain(chosen).collect();
         let event = Arc::new(self.event(draft, stream, idempotency));
         if !staged.takes(event.targets.len()) {
             return Outcome::TooManyTargets;
@@ -401,7 +427,7 @@ impl Committer {
         draft: &EventDraft,
         prepared: &Prepared,
         staged: &Staged,
-    ) -> Result<Option<(StreamName, u64)>, Outcome> {
+    ) -> Result<Option<(StreamName, u64)>, Rejection> {
         let Some(stream) = &draft.stream else { return Ok(None) };
         let name = (draft.tenant.clone(), stream.clone());
         let actual = staged
@@ -410,9 +436,7 @@ impl Committer {
             .map(|(version, _)| *version)
             .or_else(|| self.recent.stream(&name, prepared.as_of))
             .or_else(|| prepared.streams.get(&name).copied());
-        judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version))).map_err(
-            |conflict| Outcome::VersionConflict { expected: conflict.expected, actual: conflict.actual },
-        )
+        judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version)))
     }
 
     fn event(
@@ -537,11 +561,19 @@ fn known(idempotency: &Idempotency, position: Position) -> Known {
     Known { position, fingerprint: idempotency.fingerprint, expires_at: idempotency.expires_at }
 }
 
+fn repetition(judged: Judged) -> Option<Outcome> {
+    match judged {
+        Judged::Fresh => None,
+        Judged::Duplicate(position) => Some(Outcome::Duplicate(position)),
+        Judged::Mismatch(_) => Some(Outcome::Mismatch),
+    }
+}
+
 fn needs_preparation(unit: &Unit) -> bool {
     unit.commands.iter().any(|command| match command {
         Command::Publish(draft) => draft.needs_preparation(),
         Command::PutEndpoint(_) | Command::DeleteEndpoint { .. } => false,
-        Command::Record(_) => command.answered().is_some(),
+        Command::Claim(_) | Command::Record(_) => command.request().is_some(),
     })
 }
 
@@ -574,7 +606,7 @@ pub fn weight(unit: &Unit) -> (usize, usize) {
         Command::Publish(draft) => draft.weight(),
         Command::PutEndpoint(_) => 4096,
         Command::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
-        Command::DeleteEndpoint { .. } | Command::Record(_) => 64,
+        Command::DeleteEndpoint { .. } | Command::Claim(_) | Command::Record(_) => 64,
     });
     (unit.commands.len(), bytes.sum::<usize>().min(limits::FRAME_BYTES_MAX))
 }

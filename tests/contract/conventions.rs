@@ -214,6 +214,48 @@ fn as_repeated(path: &str, mut first: Value) -> Value {
     first
 }
 
+/// What was refused is refused again in the same words, and never accepted behind what was accepted after it.
+#[tokio::test]
+async fn what_was_refused_with_a_key_is_refused_again() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(data.path()).await;
+    publish(&daemon, json!({"type": "a", "data": 0, "id": "taken"})).await;
+    let conflict = |version: u32| json!({"type": "a", "data": 1, "stream": "s", "expectedVersion": version});
+    let batch = json!({"events": [
+        conflict(1), {"type": "a", "data": 2, "stream": "s"}, {"type": "a", "data": 3, "id": "taken"}, {"type": "."},
+    ]});
+    // Each of the two conflicts would be none a moment later.
+    let posts = [("/events/batch", batch.to_string(), 202), ("/events", conflict(2).to_string(), 409)];
+    let key = [("idempotency-key", "k")];
+    let mut firsts = Vec::new();
+    for (path, body, status) in &posts {
+        let (got, first, headers) = daemon.call("POST", path, &key, body).await;
+        assert_eq!((got, headers.get("idempotent-replayed")), (*status, None), "{path}: {first}");
+        firsts.push(first);
+    }
+    let of = |results: &Value, member: &str| -> Vec<Value> {
+        results["results"].as_array().unwrap().iter().map(|result| result[member].clone()).collect()
+    };
+    assert_eq!(of(&firsts[0], "status"), [409, 202, 422, 422]);
+    let codes =
+        [json!("version_conflict"), Value::Null, json!("idempotency_mismatch"), json!("validation_failed")];
+    assert_eq!(of(&firsts[0], "code"), codes);
+    publish(&daemon, json!({"type": "a", "data": 4, "stream": "s"})).await;
+    daemon.kill();
+    let daemon = Daemon::start(data.path()).await;
+    for ((path, body, status), mut first) in posts.iter().zip(firsts) {
+        let (got, again, headers) = daemon.call("POST", path, &key, body).await;
+        assert_eq!((got, headers["idempotent-replayed"].as_str()), (*status, "true"), "{path}: {again}");
+        if let Some(accepted) = first.pointer_mut("/results/1/duplicate") {
+            *accepted = json!(true);
+        }
+        assert_eq!(again, first, "{path}");
+        let answer = daemon.call("POST", path, &key, &body.replacen('{', "{ ", 1)).await;
+        is_problem(&(answer.0, answer.1), 422, "idempotency_mismatch", path);
+    }
+    assert_eq!(list(&daemon.get("/events?stream=s").await).len(), 2, "a refused event was accepted");
+}
+
 #[tokio::test]
 async fn an_idempotency_key_is_its_tenants_and_of_a_bounded_form() {
     let data = tempfile::tempdir().unwrap();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Position, Record,
-    Tenant, Timestamp,
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Idempotency,
+    Position, Record, Tenant, Timestamp,
 };
 use crate::rules::matching::pattern_matches;
 use crate::store::conformance::compare::{Moment, compare};
@@ -62,7 +62,7 @@ impl Model {
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. } => all(deliveries),
-            Record::RequestAnswered { .. } => self.keep.is_some(),
+            Record::RequestAnswered { .. } | Record::EventRejected { .. } => self.keep.is_some(),
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
@@ -107,6 +107,7 @@ impl Model {
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}
+            Record::EventRejected { idempotency, .. } => self.answer(position, idempotency, now)?,
         }
         self.oracle.apply(position, record);
         Ok(())
@@ -135,13 +136,7 @@ impl Model {
             return Err(format!("{} was accepted before the event before it", event.id));
         }
         for remembered in &event.idempotency {
-            let known = self.scopes.insert(remembered.scope, (position, remembered.expires_at));
-            if let Some((before, expires_at)) = known
-                && expires_at.is_none_or(|at| at > event.accepted_at)
-                && !(expires_at.is_none() && self.may_be_gone(before))
-            {
-                return Err(format!("one idempotency key made the events at {before} and {position}"));
-            }
+            self.answer(position, remembered, event.accepted_at)?;
         }
         if let Some((stream, version)) = &event.stream {
             let head = self.streams.entry((event.tenant.to_string(), stream.to_string())).or_insert(0);
@@ -163,6 +158,19 @@ impl Model {
             return Err(format!("{} goes to {:?}, not to {wanted:?}", event.id, event.targets));
         }
         Ok(())
+    }
+
+    /// A key is answered by one record until it expires.
+    fn answer(&mut self, position: Position, key: &Idempotency, now: Timestamp) -> Result<(), String> {
+        match self.scopes.insert(key.scope, (position, key.expires_at)) {
+            Some((before, expires_at))
+                if expires_at.is_none_or(|at| at > now)
+                    && !(expires_at.is_none() && self.may_be_gone(before)) =>
+            {
+                Err(format!("one idempotency key was answered by the records {before} and {position}"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn put_endpoint(&mut self, endpoint: &Arc<Endpoint>, now: Timestamp) -> Result<(), String> {

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::super::Engine;
 use super::super::retention::{self, Keep};
-use super::super::types::{ChangeError, EventDraft, Filter, PublishError, Scope, Unavailable};
+use super::super::types::{Accepted, ChangeError, EventDraft, Filter, PublishError, Scope, Unavailable};
 use super::chance::Chance;
 use super::world::{Inner, Posted, World, wall};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
-    Handshake, Idempotency, Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
-    SignaturePreset, Tenant,
+    Handshake, Idempotency, Ordering, Position, RateLimit, Record, Rejection, RetryPolicy, Sealed, Secret,
+    SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 
 use crate::rules::handshake::asked_anew;
@@ -370,9 +370,18 @@ async fn publish_batch(engine: &Engine, world: &World) {
     for post in &posts {
         remember(world, post);
     }
-    let results = engine.publish_batch(posts.iter().map(|post| post.draft.clone()).collect()).await;
-    for (post, result) in posts.iter().zip(&results) {
-        check_post(world, post, result);
+    let drafts = posts.iter().map(|post| post.draft.clone()).collect();
+    match engine.publish_batch(drafts, None).await {
+        Ok(published) => {
+            for (post, result) in posts.iter().zip(&published.results) {
+                check_post(world, post, result);
+            }
+        }
+        Err(error) => {
+            for post in &posts {
+                check_post(world, post, &Err(error.clone()));
+            }
+        }
     }
 }
 
@@ -389,9 +398,7 @@ fn remember(world: &World, post: &Post) {
     }
 }
 
-type Published = Result<super::super::types::Accepted, PublishError>;
-
-fn check_post(world: &World, post: &Post, result: &Published) {
+fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError>) {
     if !world.is_alive() {
         return;
     }
@@ -402,16 +409,15 @@ fn check_post(world: &World, post: &Post, result: &Published) {
             inner.note(format_args!("publish: {what} {} at {}", accepted.event.id, accepted.position));
             check_accepted(inner, post, accepted)
         }),
-        Err(PublishError::VersionConflict { actual, .. }) => world.with(|inner| {
-            inner.count("versionConflicts");
-            inner.note(format_args!("publish: conflict at {actual:?}"));
-            check_conflict(inner, post, actual.unwrap_or(0))
+        Err(PublishError::Rejected { rejection, repeated }) => world.with(|inner| {
+            inner.count(if *repeated { "rejectedAgain" } else { "rejected" });
+            inner.note(format_args!("publish: {rejection:?}, repeated: {repeated}"));
+            check_rejected(inner, post, *rejection, *repeated)
         }),
         Err(PublishError::IdempotencyMismatch) => {
             world.count("mismatches");
-            world.note(format_args!("publish: mismatch of {:?} {:?}", post.key, post.draft.id));
-            let named = post.key.is_some() || post.draft.id.is_some();
-            (!named).then(|| "an event without key or id was a repetition of another".to_owned())
+            world.note(format_args!("publish: mismatch of {:?}", post.key));
+            post.key.is_none().then(|| "an event without a key was a repetition of another".to_owned())
         }
         Err(PublishError::TooManyTargets) => {
             Some("a single event was said to match too many endpoints".to_owned())
@@ -423,11 +429,7 @@ fn check_post(world: &World, post: &Post, result: &Published) {
     }
 }
 
-fn check_accepted(
-    inner: &mut Inner,
-    post: &Post,
-    accepted: &super::super::types::Accepted,
-) -> Option<String> {
+fn check_accepted(inner: &mut Inner, post: &Post, accepted: &Accepted) -> Option<String> {
     let id: EventId = accepted.event.id.clone();
     let durable = inner.model.oracle.events.get(&accepted.position);
     let Some(durable) = durable.filter(|event| event.id == id).cloned() else {
@@ -441,14 +443,55 @@ fn check_accepted(
     // A repetition that was known by its chosen id alone, or whose key has expired, says nothing about the key.
     let is_own =
         |known: &&Idempotency| Some(known.scope) == scope && known.expires_at.is_some_and(|at| at > now);
-    let own = durable.idempotency.iter().find(is_own)?;
+    let own = durable.idempotency.iter().find(is_own)?.clone();
+    keep_answer(inner, post, id.to_string(), own.expires_at, now)
+}
+
+/// A key that has not expired is answered as it was before.
+fn keep_answer(
+    inner: &mut Inner,
+    post: &Post,
+    answer: String,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<String> {
     let posted = book(post).and_then(|key| inner.posted.get_mut(&key))?;
     let valid = posted.expires_at.is_some_and(|at| at > now);
-    if let Some(before) = posted.answered.clone().filter(|before| valid && *before != id) {
-        return Some(format!("one idempotency key was answered with {before} and with {id}"));
+    if let Some(before) = posted.answered.clone().filter(|before| valid && *before != answer) {
+        return Some(format!("one idempotency key was answered with {before} and with {answer}"));
     }
-    *posted = Posted { answered: Some(id), expires_at: own.expires_at };
+    *posted = Posted { answered: Some(answer), expires_at };
     None
+}
+
+/// What came with a key is rejected by a durable record; what did not, as the stream and the ids were just now.
+fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated: bool) -> Option<String> {
+    if !repeated {
+        let wrong = match rejection {
+            Rejection::VersionConflict { actual, .. } => check_conflict(inner, post, actual.unwrap_or(0)),
+            Rejection::IdTaken => {
+                post.draft.id.is_none().then(|| "the id of an event that chose none is taken".to_owned())
+            }
+        };
+        if wrong.is_some() {
+            return wrong;
+        }
+    }
+    let Some(key) = &post.draft.idempotency else {
+        return repeated.then(|| "an event without a key was rejected again".to_owned());
+    };
+    let own = inner.model.records.iter().rev().find_map(|(_, record)| match record {
+        Record::EventRejected { idempotency, rejection } if idempotency.scope == key.scope => {
+            Some((idempotency.expires_at, *rejection))
+        }
+        _ => None,
+    });
+    match own {
+        Some((expires_at, durable)) if durable == rejection => {
+            keep_answer(inner, post, format!("{rejection:?}"), expires_at, wall())
+        }
+        _ => Some(format!("{rejection:?} was answered before it was durable")),
+    }
 }
 
 /// The stream must have been at that version at some moment between question and answer.

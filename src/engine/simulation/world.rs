@@ -13,7 +13,7 @@ use super::super::clock::Clock;
 use super::chance::Chance;
 use super::model::Model;
 use super::receivers::Receiver;
-use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, EventId, Now, Timestamp};
+use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
 use crate::store::disk::MemoryDisk;
 use crate::store::state::base::memory::{MemoryRows, Supply};
 
@@ -128,7 +128,8 @@ impl Plan {
 /// A request that a publisher may repeat.
 #[derive(Clone, Debug)]
 pub(super) struct Posted {
-    pub(super) answered: Option<EventId>,
+    /// The event's id, or why there is none.
+    pub(super) answered: Option<String>,
     pub(super) expires_at: Option<Timestamp>,
 }
 

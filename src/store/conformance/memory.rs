@@ -7,7 +7,7 @@ use super::oracle::Oracle;
 use super::{End, Store};
 use crate::domain::{
     ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, KeyId, Position,
-    Record, Timestamp,
+    Record, Rejection, Timestamp,
 };
 use crate::rules::matching::pattern_matches;
 use crate::store::ReadModel;
@@ -49,9 +49,12 @@ impl MemoryStore {
 
     /// What a request was answered before is not done again, and what follows a conflict is not done at all.
     fn judge_unit(&mut self, unit: Vec<Command>) -> Vec<Outcome> {
-        let request = unit.iter().find_map(Command::answered).cloned();
-        if let Some(repeated) = request.and_then(|request| self.repeated(&request)) {
-            return vec![repeated; unit.len()];
+        let request = unit.iter().find_map(Command::request).cloned();
+        let is_claim = matches!(unit[..], [Command::Claim(_), ..]);
+        match request.and_then(|request| self.repeated(&request)) {
+            Some(Outcome::Duplicate(_)) if is_claim => {}
+            Some(repeated) => return vec![repeated; unit.len()],
+            None => {}
         }
         let mut conflict = false;
         let judge = |command| {
@@ -84,6 +87,14 @@ impl MemoryStore {
                 deliveries.retain(|key: &DeliveryKey| self.endpoints.contains_key(&key.endpoint));
                 Outcome::Written(self.write(Record::DeliveriesRevived { deliveries, trigger, at }))
             }
+            Command::Claim(request) => self.repeated(&request).unwrap_or_else(|| {
+                let body = Arc::from(&[][..]);
+                Outcome::Written(self.write(Record::RequestAnswered {
+                    idempotency: request,
+                    status: 202,
+                    body,
+                }))
+            }),
             Command::Record(record) => Outcome::Written(self.write(record)),
         }
     }
@@ -103,10 +114,23 @@ impl MemoryStore {
     }
 
     fn publish(&mut self, draft: &EventDraft) -> Outcome {
-        let requests: Vec<Idempotency> = draft.idempotency.iter().cloned().chain(draft.chosen()).collect();
-        if let Some(repeated) = requests.iter().find_map(|request| self.repeated(request)) {
+        if let Some(repeated) = draft.idempotency.as_ref().and_then(|key| self.repeated(key)) {
             return repeated;
         }
+        let outcome = self.publish_fresh(draft);
+        if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, &draft.idempotency) {
+            self.write(Record::EventRejected { idempotency: key.clone(), rejection: *rejection });
+        }
+        outcome
+    }
+
+    fn publish_fresh(&mut self, draft: &EventDraft) -> Outcome {
+        match draft.chosen().and_then(|chosen| self.repeated(&chosen)) {
+            Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
+            Some(duplicate) => return duplicate,
+            None => {}
+        }
+        let requests: Vec<Idempotency> = draft.idempotency.iter().cloned().chain(draft.chosen()).collect();
         let stream = draft.stream.clone().map(|stream| {
             let head = self.oracle.streams.get(&(draft.tenant.clone(), stream.clone()));
             (stream, head.map(|head| head.version))
@@ -118,7 +142,8 @@ impl MemoryStore {
                 Expected::Version(version) => *actual == Some(version),
             };
             if !agrees {
-                return Outcome::VersionConflict { expected: draft.expected, actual: *actual };
+                let (expected, actual) = (draft.expected, *actual);
+                return Outcome::Rejected(Rejection::VersionConflict { expected, actual });
             }
         }
         let position = self.oracle.last.next();

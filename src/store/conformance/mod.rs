@@ -91,6 +91,7 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "Duplicate",
         "Mismatch",
         "VersionConflict",
+        "IdTaken",
         "Endpoint",
         "Conflict",
         "Written",

@@ -106,7 +106,9 @@ impl Oracle {
                     }
                 }
             }
-            Record::RequestAnswered { idempotency, .. } => self.remember(position, idempotency),
+            Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
+                self.remember(position, idempotency);
+            }
         }
     }
 

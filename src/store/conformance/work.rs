@@ -13,7 +13,7 @@ use super::{End, Store};
 use crate::domain::{
     ApiKey, Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
     EndpointStatus, ErrorClass, EventId, Expected, Format, Idempotency, Next, Ordering, Position, Record,
-    RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
+    Rejection, RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
 };
 use crate::store::retention::RetentionPolicy;
 use crate::store::types::EventDraft;
@@ -208,7 +208,17 @@ impl<S: Store> Work<S> {
     }
 
     fn posts(&mut self) -> Vec<Command> {
-        (0..self.random.u32(1..4)).map(|_| Command::Publish(Box::new(self.post()))).collect()
+        let claim = self.percent(20).then(|| Command::Claim(self.request_key()));
+        let count = self.random.u32(1..4);
+        claim.into_iter().chain((0..count).map(|_| Command::Publish(Box::new(self.post())))).collect()
+    }
+
+    fn request_key(&mut self) -> Idempotency {
+        Idempotency {
+            scope: [self.random.u8(20..26); 16],
+            fingerprint: [u8::from(self.percent(20)); 16],
+            expires_at: Some(self.now.plus(Duration::from_millis(self.random.u64(1..20_000_000)))),
+        }
     }
 
     fn post(&mut self) -> EventDraft {
@@ -322,11 +332,7 @@ impl<S: Store> Work<S> {
             _ => Vec::new(),
         };
         unit.push(Command::Record(Record::RequestAnswered {
-            idempotency: Idempotency {
-                scope: [self.random.u8(20..26); 16],
-                fingerprint: [u8::from(self.percent(20)); 16],
-                expires_at: Some(self.now.plus(Duration::from_millis(self.random.u64(1..20_000_000)))),
-            },
+            idempotency: self.request_key(),
             status: 201,
             body: Arc::from(&b"{}"[..]),
         }));
@@ -486,7 +492,9 @@ impl<S: Store> Work<S> {
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. } => deliveries.iter().all(|key| gone(&key.event)),
-            Record::RequestAnswered { idempotency, .. } => !remembered(&idempotency.scope),
+            Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
+                !remembered(&idempotency.scope)
+            }
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
@@ -504,7 +512,8 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Accepted(_) => "Accepted",
         Outcome::Duplicate(_) => "Duplicate",
         Outcome::Mismatch => "Mismatch",
-        Outcome::VersionConflict { .. } => "VersionConflict",
+        Outcome::Rejected(Rejection::VersionConflict { .. }) => "VersionConflict",
+        Outcome::Rejected(Rejection::IdTaken) => "IdTaken",
         Outcome::TooManyTargets => "TooManyTargets",
         Outcome::Endpoint(_) => "Endpoint",
         Outcome::Written(_) => "Written",
@@ -520,10 +529,7 @@ fn is_same(one: &Outcome, other: &Outcome) -> bool {
         (Outcome::Duplicate(one), Outcome::Duplicate(other))
         | (Outcome::Written(one), Outcome::Written(other)) => one == other,
         (Outcome::Endpoint(one), Outcome::Endpoint(other)) => one == other,
-        (
-            Outcome::VersionConflict { expected, actual },
-            Outcome::VersionConflict { expected: other, actual: found },
-        ) => (expected, actual) == (other, found),
+        (Outcome::Rejected(one), Outcome::Rejected(other)) => one == other,
         (Outcome::Mismatch, Outcome::Mismatch) | (Outcome::Conflict, Outcome::Conflict) => true,
         _ => false,
     }
@@ -553,6 +559,7 @@ fn brief(command: &Command) -> String {
                 attempt.next
             )
         }
+        Command::Claim(request) => format!("claim {}", request.scope[0]),
         Command::Record(record) => format!("{record:?}"),
     }
 }

@@ -208,7 +208,8 @@ impl State {
             | Record::DeliveriesCancelled { .. }
             | Record::DeliveriesDied { .. }
             | Record::DeadLettersPurged { .. }
-            | Record::RequestAnswered { .. } => {}
+            | Record::RequestAnswered { .. }
+            | Record::EventRejected { .. } => {}
         }
     }
 
@@ -271,8 +272,10 @@ impl State {
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. } => of_any(deliveries, events),
-            Record::RequestAnswered { idempotency, .. } => idempotency::known(&self.rows, &idempotency.scope)
-                .is_some_and(|known| known.position == position),
+            Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
+                idempotency::known(&self.rows, &idempotency.scope)
+                    .is_some_and(|known| known.position == position)
+            }
         }
     }
 

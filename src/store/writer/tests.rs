@@ -1,7 +1,7 @@
 //! What many endpoints get: a bound for a request's events together, and for what one group holds in memory.
 
 use super::*;
-use crate::domain::KeyId;
+use crate::domain::{Expected, KeyId};
 use crate::rules::tests as examples;
 use crate::store::disk::MemoryDisk;
 use crate::store::journal::JournalOptions;
@@ -131,6 +131,47 @@ fn what_a_request_does_is_committed_with_its_answer_and_once() {
     assert_eq!(records, 0, "it was done twice");
     let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 2)]);
     assert!(matches!(outcomes[..], [Outcome::Mismatch, _]), "{outcomes:?}");
+    assert_eq!(records, 0, "another request was done under its key");
+}
+
+#[test]
+fn the_events_of_a_claimed_request_are_each_judged_once_and_those_of_another_not_at_all() {
+    let mut committer = committer(&MemoryDisk::new());
+    let key = |scope: u8, fingerprint: u8| Idempotency {
+        scope: [scope; 16],
+        fingerprint: [fingerprint; 16],
+        expires_at: None,
+    };
+    let event = |expected, fingerprint| {
+        let Command::Publish(mut draft) = draft(Some(EndpointNumber(1))) else { unreachable!() };
+        draft.stream = Some("s".parse().unwrap());
+        draft.expected = expected;
+        draft.idempotency = Some(key(2, fingerprint));
+        Command::Publish(draft)
+    };
+    let request = |fingerprint| {
+        vec![Command::Claim(key(1, fingerprint)), event(Expected::Version(1), fingerprint), draft(None)]
+    };
+    let (outcomes, records) = committed(&mut committer, request(1));
+    let [Outcome::Written(claimed), Outcome::Rejected(rejection), Outcome::Accepted(_)] = outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!(rejection, Rejection::VersionConflict { expected: Expected::Version(1), actual: None });
+    assert_eq!(records, 3, "the rejection is on disk before it is answered");
+
+    let (outcomes, records) = committed(&mut committer, vec![event(Expected::Any, 3)]);
+    assert!(matches!(outcomes[..], [Outcome::Mismatch]), "{outcomes:?}");
+    assert_eq!(records, 0);
+    let (outcomes, _) = committed(&mut committer, request(1));
+    let [Outcome::Duplicate(again), Outcome::Duplicate(rejected), Outcome::Accepted(_)] = outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!((again, rejected), (claimed, claimed.next()), "what has no key of its own is new");
+    let (outcomes, records) = committed(&mut committer, request(2));
+    assert!(
+        matches!(outcomes[..], [Outcome::Mismatch, Outcome::Mismatch, Outcome::Mismatch]),
+        "{outcomes:?}"
+    );
     assert_eq!(records, 0, "another request was done under its key");
 }
 

@@ -71,11 +71,11 @@ async fn a_receiver_that_asks_at_a_last_attempt_is_left_alone_before_the_operato
     world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Asks);
     let draft = draft(&world);
     let engine = life.engine.clone();
-    let published = tokio::spawn(async move { engine.publish_batch(vec![draft.clone(), draft]).await });
+    let published = tokio::spawn(async move { engine.publish_batch(vec![draft.clone(), draft], None).await });
     tokio::task::yield_now().await;
     life.take_writers_turn();
     life.hear_held();
-    assert!(published.await.unwrap().iter().all(Result::is_ok));
+    assert!(published.await.unwrap().unwrap().results.iter().all(Result::is_ok));
     // Nothing is durable from here on, so nobody can be told that the first delivery is dead.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lane = life.engine.explain(number).await.unwrap();
@@ -391,8 +391,8 @@ async fn what_is_retried_while_retention_looks_does_not_expire() {
     let mut events = Vec::new();
     for _ in 0..3 {
         let (engine, drafts) = (life.engine.clone(), vec![draft(&world); 500]);
-        let published = see_through(&mut life, async move { engine.publish_batch(drafts).await }).await;
-        events.extend(published.into_iter().map(|accepted| accepted.unwrap().position));
+        let published = see_through(&mut life, async move { engine.publish_batch(drafts, None).await }).await;
+        events.extend(published.unwrap().results.into_iter().map(|accepted| accepted.unwrap().position));
     }
     life.run_for(Duration::from_secs(2_000)).await;
     let engine = life.engine.clone();
