@@ -218,7 +218,7 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
         updated_at: now,
         revision: Position(0),
     };
-    let mut body = EndpointBody::new(&endpoint);
+    let mut body = shown(call, &endpoint);
     body.secret = Some(key.text());
     body.public_key = key.public_text();
     let reply = Reply::json(201, &body)
@@ -226,6 +226,11 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
         .with_header("cache-control", "no-store");
     call.api.engine.create_endpoint(endpoint, reply.remembered(idempotency)).await?;
     Ok(reply)
+}
+
+/// With what is in force now.
+pub fn shown(call: &Call, endpoint: &Endpoint) -> EndpointBody {
+    EndpointBody::new(endpoint, &call.config.defaults)
 }
 
 fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
@@ -246,13 +251,13 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
     let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
     let page = call.api.engine.endpoints(&call.principal.scope, tenant.as_ref(), status, after, limit);
-    let data = page.items.iter().map(|endpoint| EndpointBody::new(endpoint)).collect();
+    let data = page.items.iter().map(|endpoint| shown(call, endpoint)).collect();
     Ok(lists::answer(&call.path, &call.query, List::Endpoints, &page, data))
 }
 
 /// `GET /v1/endpoints/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    Ok(Reply::json(200, &EndpointBody::new(&*find(call)?)))
+    Ok(Reply::json(200, &shown(call, &*find(call)?)))
 }
 
 /// `PATCH /v1/endpoints/{id}`
@@ -265,14 +270,14 @@ pub async fn patch(call: &Call) -> Result<Reply, Problem> {
         let endpoint = find_own(call)?;
         let changed = apply(call, &endpoint, &patch).await?;
         if let Some(written) = write(call, endpoint, changed, None).await? {
-            return Ok(Reply::json(200, &EndpointBody::new(&written)));
+            return Ok(Reply::json(200, &shown(call, &written)));
         }
     }
     Err(ChangeError::Conflict.into())
 }
 
 async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
-    let present = EndpointBody::new(endpoint).into_input();
+    let present = shown(call, endpoint).into_input(endpoint);
     let mut value = serde_json::to_value(present)
         .map_err(|_| Problem::Unavailable("the endpoint cannot be shown".to_owned()))?;
     policy::merge(&mut value, patch);
@@ -381,7 +386,7 @@ pub async fn pause(call: &Call) -> Result<Reply, Problem> {
         }
         Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
     });
-    Ok(Reply::json(200, &EndpointBody::new(&*changed.await?)))
+    Ok(Reply::json(200, &shown(call, &*changed.await?)))
 }
 
 /// `POST /v1/endpoints/{id}/resume`. A receiver that has not agreed is asked at once.
@@ -392,7 +397,7 @@ pub async fn resume(call: &Call) -> Result<Reply, Problem> {
         let handshake = anew.or_else(|| endpoint.handshake.clone());
         Ok(Endpoint { status: EndpointStatus::Active, handshake, ..endpoint.clone() })
     });
-    Ok(Reply::json(200, &EndpointBody::new(&*changed.await?)))
+    Ok(Reply::json(200, &shown(call, &*changed.await?)))
 }
 
 /// `POST /v1/endpoints/{id}/test`

@@ -1,8 +1,7 @@
 //! The handshake of web hooks as the API has it: asking again, and the callbacks by which receivers agree.
 
 use super::Call;
-use super::endpoints::{change, conflict_unless_active};
-use super::policy::EndpointBody;
+use super::endpoints::{change, conflict_unless_active, shown};
 use super::problem::{FieldError, Problem};
 use super::reply::Reply;
 use crate::domain::{Endpoint, EndpointId};
@@ -28,7 +27,7 @@ pub async fn ask(call: &Call) -> Result<Reply, Problem> {
         conflict_unless_active(endpoint)?;
         Ok(Endpoint { handshake: Some(handshake::asked_anew(present)), ..endpoint.clone() })
     });
-    Ok(Reply::json(202, &EndpointBody::new(&*changed.await?)))
+    Ok(Reply::json(202, &shown(call, &*changed.await?)))
 }
 
 /// `GET` and `POST /v1/handshakes/{token}`. What was never good is answered as what is no longer.

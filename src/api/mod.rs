@@ -43,7 +43,7 @@ use axum::routing::on;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::domain::{RetryPolicy, SenderName, Tenant};
+use crate::domain::{PolicyDefaults, SenderName, Tenant};
 use crate::engine::Engine;
 use crate::engine::types::{ChangeError, Scope};
 use crate::limits;
@@ -60,11 +60,7 @@ use server::{GoodKey, Peer};
 /// What an endpoint gets for what its request leaves out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointDefaults {
-    /// 100 ms to 60 s.
-    pub timeout: Duration,
-    pub retry: RetryPolicy,
-    /// 1 to [`crate::limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
-    pub max_in_flight: u32,
+    pub policy: PolicyDefaults,
     /// What we go by in a handshake that does not say.
     pub origin: Option<SenderName>,
     /// Whether receivers can call back.

@@ -61,7 +61,7 @@ pub struct EndpointInput {
     pub sensitive_headers: Option<BTreeMap<String, String>>,
     #[serde(default, deserialize_with = "object")]
     pub rate_limit: Option<RateLimitInput>,
-    /// Requests at once.
+    /// Requests at once. Without it, or with null, what the configuration says at the time; so with `timeout` and `retry`.
     #[schemars(range(min = 1, max = 1000))]
     pub max_in_flight: Option<u64>,
     /// Of one attempt, 100ms to 60s.
@@ -207,10 +207,10 @@ pub struct Settings {
     /// Those that were given with a value, names in lower case.
     pub sensitive_headers: BTreeMap<String, String>,
     pub rate_limit: Option<RateLimit>,
-    pub max_in_flight: u32,
-    pub timeout: Duration,
+    pub max_in_flight: Option<u32>,
+    pub timeout: Option<Duration>,
     pub ordering: Ordering,
-    pub retry: RetryPolicy,
+    pub retry: Option<RetryPolicy>,
     pub format: Format,
     pub signature: SignaturePreset,
     /// In which nobody has been asked yet.
@@ -233,26 +233,19 @@ impl EndpointInput {
             errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
         }
         let in_flight_max = u64::from(limits::IN_FLIGHT_PER_ENDPOINT_MAX);
-        let in_flight = self.max_in_flight.unwrap_or_else(|| u64::from(defaults.max_in_flight));
         Settings {
             description: description.into(),
             event_types: self.event_types(errors),
             headers: headers("/headers", self.headers.as_ref(), &check_header, errors),
             sensitive_headers: self.sensitive_headers(&check_header, errors),
             rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
-            max_in_flight: whole(errors, "/maxInFlight", in_flight, in_flight_max),
-            timeout: bounded(
-                errors,
-                "/timeout",
-                self.timeout.as_deref(),
-                defaults.timeout,
-                (Duration::from_millis(100), Duration::from_secs(60)),
-            ),
+            max_in_flight: self.max_in_flight.map(|most| whole(errors, "/maxInFlight", most, in_flight_max)),
+            timeout: self.timeout.as_deref().map(|text| {
+                let bounds = (Duration::from_millis(100), Duration::from_secs(60));
+                bounded(errors, "/timeout", Some(text), defaults.policy.timeout, bounds)
+            }),
             ordering: word(errors, "/ordering", self.ordering.as_deref(), ORDERINGS),
-            retry: match &self.retry {
-                Some(retry) => retry.check(&defaults.retry, errors),
-                None => defaults.retry.clone(),
-            },
+            retry: self.retry.as_ref().map(|retry| retry.check(&defaults.policy.retry, errors)),
             format: word(errors, "/format", self.format.as_deref(), FORMATS),
             signature: self.signature(errors),
             handshake: self.handshake.as_ref().and_then(|handshake| handshake.check(defaults, errors)),
@@ -598,7 +591,8 @@ impl ClientCertificateBody {
 
 impl EndpointBody {
     #[must_use]
-    pub fn new(endpoint: &Endpoint) -> Self {
+    pub fn new(endpoint: &Endpoint, defaults: &EndpointDefaults) -> Self {
+        let defaults = &defaults.policy;
         let (status, disabled) = match endpoint.status {
             EndpointStatus::Active => ("active", None),
             EndpointStatus::Paused => ("paused", None),
@@ -629,10 +623,10 @@ impl EndpointBody {
                 per: Some(format_duration(rate.per)),
                 burst: Some(rate.burst.into()),
             }),
-            max_in_flight: endpoint.max_in_flight,
-            timeout: format_duration(endpoint.timeout),
+            max_in_flight: endpoint.max_in_flight(defaults),
+            timeout: format_duration(endpoint.timeout(defaults)),
             ordering: word_of(endpoint.ordering, ORDERINGS),
-            retry: retry_body(&endpoint.retry),
+            retry: retry_body(endpoint.retry(defaults)),
             format: word_of(endpoint.format, FORMATS),
             signature: word_of(endpoint.signature, SIGNATURES),
             handshake: endpoint.handshake.as_ref().map(|handshake| HandshakeBody::new(handshake, endpoint)),
@@ -649,9 +643,10 @@ impl EndpointBody {
         }
     }
 
-    /// The members that a request may write, for a merge patch to be applied to.
+    /// The members that a request may write, for a merge patch to be applied to. What the endpoint does not say itself is
+    /// not among them.
     #[must_use]
-    pub fn into_input(self) -> EndpointInput {
+    pub fn into_input(self, endpoint: &Endpoint) -> EndpointInput {
         EndpointInput {
             url: Some(self.url),
             tenant: Some(self.tenant),
@@ -660,10 +655,10 @@ impl EndpointBody {
             headers: Some(self.headers),
             sensitive_headers: None,
             rate_limit: self.rate_limit,
-            max_in_flight: Some(self.max_in_flight.into()),
-            timeout: Some(self.timeout),
+            max_in_flight: endpoint.max_in_flight.map(u64::from),
+            timeout: endpoint.timeout.map(format_duration),
             ordering: Some(self.ordering.to_owned()),
-            retry: Some(self.retry),
+            retry: endpoint.retry.as_ref().map(retry_body),
             format: Some(self.format.to_owned()),
             signature: Some(self.signature.to_owned()),
             secret: None,
@@ -737,19 +732,22 @@ pub(crate) mod tests {
     use super::super::body::{parse, parse_value};
     use super::super::problem::Place;
     use super::*;
+    use crate::domain::PolicyDefaults;
 
     pub(crate) fn defaults() -> EndpointDefaults {
         EndpointDefaults {
-            timeout: Duration::from_secs(15),
-            retry: RetryPolicy::Exponential {
-                initial: Duration::from_secs(5),
-                multiplier: 3.0,
-                max_interval: 6 * HOUR,
-                max_attempts: 12,
-                max_age: 72 * HOUR,
-                jitter: 0.2,
+            policy: PolicyDefaults {
+                timeout: Duration::from_secs(15),
+                retry: RetryPolicy::Exponential {
+                    initial: Duration::from_secs(5),
+                    multiplier: 3.0,
+                    max_interval: 6 * HOUR,
+                    max_attempts: 12,
+                    max_age: 72 * HOUR,
+                    jitter: 0.2,
+                },
+                max_in_flight: 16,
             },
-            max_in_flight: 16,
             origin: None,
             callbacks: false,
         }
@@ -828,9 +826,9 @@ pub(crate) mod tests {
         let mut errors = Errors::default();
         let settings = input.settings(&defaults(), |_, _| Ok(()), &mut errors);
         assert!(errors.0.is_empty());
-        assert_eq!(settings.timeout, Duration::from_secs(15));
+        assert_eq!((settings.timeout, settings.max_in_flight), (None, None));
         assert!(
-            matches!(settings.retry, RetryPolicy::Exponential { max_attempts: 3, max_interval, .. } if max_interval == 6 * HOUR)
+            matches!(settings.retry, Some(RetryPolicy::Exponential { max_attempts: 3, max_interval, .. }) if max_interval == 6 * HOUR)
         );
     }
 

@@ -49,6 +49,7 @@ fn engine() -> Engine {
         breaker_probe_initial: Duration::from_secs(1),
         breaker_probe_max: Duration::from_secs(1),
         asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(1) },
+        defaults: super::policy::tests::defaults().policy,
         callback_base: None,
     };
     Engine::new(

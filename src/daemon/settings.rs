@@ -17,6 +17,7 @@ use crate::api::{self, ApiConfig, EndpointDefaults};
 use crate::config::{Config, Overrides};
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{CourierSettings, Proxy, SystemResolver, tls};
+use crate::domain::PolicyDefaults;
 use crate::engine::Settings;
 use crate::engine::clock::random_bytes;
 use crate::engine::retention::Keep;
@@ -88,11 +89,20 @@ pub fn settings(config: &Config) -> Settings {
             initial: config.handshake.retry_initial,
             max_interval: config.handshake.retry_max_interval,
         },
+        defaults: policy_defaults(config),
         callback_base: config
             .server
             .public_url
             .as_deref()
             .map(|url| api::handshakes::callback_base(url).into()),
+    }
+}
+
+fn policy_defaults(config: &Config) -> PolicyDefaults {
+    PolicyDefaults {
+        max_in_flight: config.delivery.endpoint_max_in_flight,
+        timeout: config.delivery.timeout,
+        retry: config.retry.policy(),
     }
 }
 
@@ -106,9 +116,7 @@ pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfi
         max_event_bytes: config.ingest.max_event_bytes,
         idempotency_ttl: config.ingest.idempotency_ttl,
         defaults: EndpointDefaults {
-            timeout: config.delivery.timeout,
-            retry: config.retry.policy(),
-            max_in_flight: config.delivery.endpoint_max_in_flight,
+            policy: policy_defaults(config),
             origin: config.handshake.origin.clone(),
             callbacks: config.server.public_url.is_some(),
         },

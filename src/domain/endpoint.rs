@@ -209,6 +209,16 @@ pub enum EndpointStatus {
     },
 }
 
+/// What the operator has set for endpoints that do not say it themselves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyDefaults {
+    /// 1 to [`limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
+    pub max_in_flight: u32,
+    /// 100 ms to 60 s.
+    pub timeout: Duration,
+    pub retry: RetryPolicy,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     pub number: EndpointNumber,
@@ -223,11 +233,11 @@ pub struct Endpoint {
     /// Headers whose values are shown to nobody. Sorted by name.
     pub sensitive_headers: Vec<(Box<str>, Sealed)>,
     pub rate_limit: Option<RateLimit>,
-    /// Requests at once, at least 1.
-    pub max_in_flight: u32,
-    pub timeout: Duration,
+    /// Requests at once, at least 1; `None` here, in `timeout` and in `retry`: as [`PolicyDefaults`] say at the time.
+    pub max_in_flight: Option<u32>,
+    pub timeout: Option<Duration>,
     pub ordering: Ordering,
-    pub retry: RetryPolicy,
+    pub retry: Option<RetryPolicy>,
     pub format: Format,
     pub signature: SignaturePreset,
     pub handshake: Option<Handshake>,
@@ -243,4 +253,21 @@ pub struct Endpoint {
     pub updated_at: Timestamp,
     /// Position of the record that made it what it is; an update names the revision that it read.
     pub revision: Position,
+}
+
+impl Endpoint {
+    #[must_use]
+    pub fn max_in_flight(&self, defaults: &PolicyDefaults) -> u32 {
+        self.max_in_flight.unwrap_or(defaults.max_in_flight)
+    }
+
+    #[must_use]
+    pub fn timeout(&self, defaults: &PolicyDefaults) -> Duration {
+        self.timeout.unwrap_or(defaults.timeout)
+    }
+
+    #[must_use]
+    pub fn retry<'a>(&'a self, defaults: &'a PolicyDefaults) -> &'a RetryPolicy {
+        self.retry.as_ref().unwrap_or(&defaults.retry)
+    }
 }

@@ -20,7 +20,7 @@ pub use delivery::{
 };
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
-    RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    PolicyDefaults, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
 pub use event::{Event, Expected, Rejection, attribute, weigh};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};

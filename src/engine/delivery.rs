@@ -117,8 +117,10 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
         webhook_delivery: reply.webhook_delivery.as_deref(),
         received_at: engine.civil_time(),
     };
-    let verdict = verdict(&facts, &engine.settings().refused_statuses);
-    let next = retry::next(&endpoint.retry, delivery, &assignment.progress, verdict, finished.wall);
+    let settings = engine.settings();
+    let verdict = verdict(&facts, &settings.refused_statuses);
+    let policy = endpoint.retry(&settings.defaults);
+    let next = retry::next(policy, delivery, &assignment.progress, verdict, finished.wall);
     let attempt = Arc::new(record_of(&assignment.progress, started, reply, next));
     report(engine, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
@@ -172,7 +174,8 @@ fn parcel(
     let own = engine.open_headers(endpoint).map_err(|error| error.to_string())?;
     let headers = body::headers(&own, media, event, number, now.wall, ours)?;
     let identity = engine.identity(endpoint).map_err(|error| error.to_string())?;
-    Ok(Parcel::new(&endpoint.url, headers, body, endpoint.timeout)?.with_identity(identity))
+    let timeout = endpoint.timeout(&engine.settings().defaults);
+    Ok(Parcel::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
 }
 
 fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Attempt {

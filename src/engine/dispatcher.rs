@@ -18,8 +18,8 @@ use super::payloads::Payloads;
 use super::types::Unavailable;
 use crate::courier::destination;
 use crate::domain::{
-    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Position,
-    Progress, Record, RetryPolicy, Timestamp,
+    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
+    PolicyDefaults, Position, Progress, Record, RetryPolicy, Timestamp,
 };
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
 use crate::limits;
@@ -216,7 +216,7 @@ impl Dispatcher {
         for endpoint in endpoints {
             let counted = counted.get(&endpoint.number).copied().unwrap_or_default();
             let backlog = if counted.pending > 0 { Backlog::OnDisk } else { Backlog::None };
-            self.lanes.on_endpoint(endpoint.number, policy(&endpoint), backlog, now);
+            self.lanes.on_endpoint(endpoint.number, self.policy(&endpoint), backlog, now);
             if let Some(since) = counted.failing_since {
                 self.failing_since.insert(endpoint.number, since);
             }
@@ -291,10 +291,15 @@ impl Dispatcher {
         if endpoint.status == EndpointStatus::Active {
             self.failing_since.remove(&endpoint.number);
         }
-        self.lanes.on_endpoint(endpoint.number, policy(endpoint), Backlog::None, self.engine.now());
+        let policy = self.policy(endpoint);
+        self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, self.engine.now());
         if handshake::next_request(endpoint).is_some_and(|at| at <= self.engine.now().wall) {
             self.ask(endpoint.number);
         }
+    }
+
+    fn policy(&self, endpoint: &Endpoint) -> LanePolicy {
+        policy(endpoint, &self.engine.settings().defaults)
     }
 
     fn ask(&mut self, endpoint: EndpointNumber) {
@@ -353,7 +358,17 @@ impl Dispatcher {
                 let _gone = answer.send(report).is_err();
             }
             Signal::Behind(endpoints) => self.behind = endpoints,
-            Signal::Reconfigured => self.lanes.reconfigure(config(&self.engine)),
+            Signal::Reconfigured => self.reconfigure(),
+        }
+    }
+
+    fn reconfigure(&mut self) {
+        self.lanes.reconfigure(config(&self.engine));
+        let endpoints: Vec<_> =
+            self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        for endpoint in endpoints {
+            let policy = self.policy(&endpoint);
+            self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, self.engine.now());
         }
     }
 
@@ -481,10 +496,10 @@ fn config(engine: &Engine) -> lanes::LanesConfig {
     }
 }
 
-fn policy(endpoint: &Endpoint) -> LanePolicy {
+fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePolicy {
     LanePolicy {
         rate: handshake::rate(endpoint),
-        max_in_flight: endpoint.max_in_flight,
+        max_in_flight: endpoint.max_in_flight(defaults),
         ordering: endpoint.ordering,
         gate: match endpoint.status {
             EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
@@ -562,11 +577,12 @@ async fn expire_all(engine: Engine, closed: Vec<Arc<Endpoint>>, now: Timestamp) 
 
 /// What waits in vain for longer than its policy's age is given up.
 async fn expire(engine: &Engine, endpoint: &Endpoint, now: Timestamp) {
-    let (RetryPolicy::Exponential { max_age, .. }, Some(reason)) = (&endpoint.retry, waits_in_vain(endpoint))
+    let settings = engine.settings();
+    let (&RetryPolicy::Exponential { max_age, .. }, Some(reason)) =
+        (endpoint.retry(&settings.defaults), waits_in_vain(endpoint))
     else {
         return;
     };
-    let max_age = *max_age;
     let number = endpoint.number;
     let expired = move |state: &dyn ReadModel| {
         let (entries, _) = state.sendable(number, None, limits::BULK_DELIVERIES_MAX);

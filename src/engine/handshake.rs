@@ -38,7 +38,8 @@ impl Engine {
         let parcel = || {
             let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref())?;
             let identity = self.identity(&endpoint).map_err(|error| error.to_string())?;
-            Ok(Parcel::options(&endpoint.url, headers, endpoint.timeout)?.with_identity(identity))
+            let timeout = endpoint.timeout(&self.settings().defaults);
+            Ok(Parcel::options(&endpoint.url, headers, timeout)?.with_identity(identity))
         };
         let reply = loop {
             match parcel() {

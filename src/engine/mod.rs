@@ -28,7 +28,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::courier::Courier;
-use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Now, Timestamp};
+use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Now, PolicyDefaults, Timestamp};
 use crate::metrics::Metrics;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
@@ -53,6 +53,7 @@ pub struct Settings {
     pub breaker_probe_initial: Duration,
     pub breaker_probe_max: Duration,
     pub asking: AskingPolicy,
+    pub defaults: PolicyDefaults,
     /// What the URL of a handshake's callback begins with; endpoint and token follow. `None`: nobody can be called back.
     pub callback_base: Option<Arc<str>>,
 }

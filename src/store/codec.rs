@@ -571,10 +571,10 @@ fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
         put_duration(out, rate.per);
         put_varint(out, u64::from(rate.burst));
     });
-    put_varint(out, u64::from(endpoint.max_in_flight));
-    put_duration(out, endpoint.timeout);
+    put_varint(out, endpoint.max_in_flight.map_or(0, u64::from));
+    put_duration(out, endpoint.timeout.unwrap_or_default());
     put_u8(out, ordering_tag(endpoint.ordering));
-    put_retry(out, &endpoint.retry);
+    put_retry(out, endpoint.retry.as_ref().unwrap_or(&NO_RETRY));
     put_u8(out, format_tag(endpoint.format));
     put_u8(out, signature_tag(endpoint.signature));
     put_list(out, &endpoint.secrets, |out, secret| {
@@ -604,15 +604,15 @@ fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, CodecError> 
         rate_limit: get_option(r, |r| {
             Ok(RateLimit { limit: r.get_varint_u32()?, per: get_duration(r)?, burst: r.get_varint_u32()? })
         })?,
-        max_in_flight: r.get_varint_u32()?,
-        timeout: get_duration(r)?,
+        max_in_flight: Some(r.get_varint_u32()?),
+        timeout: Some(get_duration(r)?),
         ordering: get_tagged(
             r,
             "ordering",
             &[Ordering::None, Ordering::Key, Ordering::Endpoint],
             ordering_tag,
         )?,
-        retry: get_retry(r)?,
+        retry: Some(get_retry(r)?),
         format: get_tagged(r, "format", &[Format::Standard, Format::CloudEvents], format_tag)?,
         signature: get_tagged(
             r,
@@ -679,6 +679,11 @@ const OPTION_SENSITIVE_HEADERS: u8 = 1;
 /// What it holds was settled before any endpoint could have one.
 const OPTION_HANDSHAKE: u8 = 2;
 const OPTION_CLIENT_CERTIFICATE: u8 = 3;
+/// Flags of what the endpoint leaves to the configuration: 1 requests at once, 2 timeout, 4 retry. Their fields are empty.
+const OPTION_LEFT_OPEN: u8 = 4;
+
+/// In the field of a policy that is left open.
+const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
 
 /// What few endpoints have, each as a tag and bytes, by ascending tag. A new one needs no new layout: what does not know
 /// it refuses the record.
@@ -701,6 +706,12 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         let mut bytes = Vec::new();
         put_client_certificate(&mut bytes, certificate);
         options.push((OPTION_CLIENT_CERTIFICATE, bytes));
+    }
+    let left_open = u8::from(endpoint.max_in_flight.is_none())
+        | u8::from(endpoint.timeout.is_none()) << 1
+        | u8::from(endpoint.retry.is_none()) << 2;
+    if left_open != 0 {
+        options.push((OPTION_LEFT_OPEN, vec![left_open]));
     }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
@@ -730,11 +741,27 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
             OPTION_CLIENT_CERTIFICATE => {
                 endpoint.client_certificate = Some(get_client_certificate(&mut reader)?);
             }
+            OPTION_LEFT_OPEN => leave_open(reader.get_u8()?, endpoint).ok_or(unknown)?,
             _ => return Err(unknown),
         }
         reader.finish()?;
     }
     Ok(())
+}
+
+/// `None` for flags that say nothing, or something of fields that are not empty.
+fn leave_open(flags: u8, endpoint: &mut Endpoint) -> Option<()> {
+    let is_known = (1..8).contains(&flags);
+    if flags & 1 != 0 {
+        endpoint.max_in_flight.take().filter(|most| *most == 0)?;
+    }
+    if flags & 2 != 0 {
+        endpoint.timeout.take().filter(Duration::is_zero)?;
+    }
+    if flags & 4 != 0 {
+        endpoint.retry.take().filter(|retry| *retry == NO_RETRY)?;
+    }
+    is_known.then_some(())
 }
 
 /// Origin, rate?, callback, consent? (time, rate?), asked? (since, count, at, answer, next at), callbacks (32 bytes each).

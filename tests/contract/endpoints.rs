@@ -290,3 +290,51 @@ async fn the_past_is_replayed_to_an_endpoint_that_is_younger() {
     daemon.until("/events?status=pending", |events| list(events).is_empty()).await;
     assert_eq!(replay(json!({"onlyUndelivered": false})).await, 5);
 }
+
+/// What an endpoint does not say itself is the configuration's, also after that has changed.
+#[tokio::test]
+async fn a_reload_reaches_the_endpoints_that_leave_their_policy_to_the_configuration() {
+    let below = tempfile::tempdir().unwrap();
+    let file = below.path().join("balto.toml");
+    let configure = |in_flight: u32, timeout: &str, attempts: u32| {
+        let text = format!(
+            "[delivery]\nendpoint_max_in_flight = {in_flight}\ntimeout = \"{timeout}\"\n[retry]\nmax_attempts = {attempts}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    configure(7, "9s", 5);
+    let daemon =
+        Daemon::start_with(&below.path().join("data"), &["--dev", "--config", file.to_str().unwrap()]).await;
+    let receiver = Receiver::status(500).await;
+    let open = endpoint(&daemon, &receiver, json!({"retry": null})).await;
+    let own = endpoint(
+        &daemon,
+        &receiver,
+        json!({"maxInFlight": 3, "timeout": "4s", "retry": {"maxAttempts": 2}, "eventTypes": ["none"]}),
+    )
+    .await;
+    let path = |endpoint: &Value| format!("/endpoints/{}", text(endpoint, "id"));
+    let policy = |endpoint: &Value| {
+        (
+            endpoint["maxInFlight"].clone(),
+            endpoint["timeout"].clone(),
+            endpoint["retry"]["maxAttempts"].clone(),
+        )
+    };
+    assert_eq!(policy(&open), (json!(7), json!("9s"), json!(5)));
+    // A change of something else does not make it the endpoint's own.
+    let (status, changed, _) = daemon.call("PATCH", &path(&open), &[], r#"{"description": "x"}"#).await;
+    assert_eq!((status, policy(&changed)), (200, policy(&open)));
+    configure(8, "10s", 1);
+    daemon.signal("HUP");
+    let new = (json!(8), json!("10s"), json!(1));
+    daemon.until(&path(&open), |shown| policy(shown) == new).await;
+    assert_eq!(policy(&daemon.get(&path(&own)).await), policy(&own));
+    let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
+    let delivery = settled(&daemon, &event).await;
+    assert_eq!((&delivery["status"], delivery["attempts"].as_array().unwrap().len()), (&json!("dead"), 1));
+    // And what is its own can be given back.
+    let back = r#"{"maxInFlight": null, "timeout": null, "retry": null}"#;
+    let (status, changed, _) = daemon.call("PATCH", &path(&own), &[], back).await;
+    assert_eq!((status, policy(&changed)), (200, new));
+}

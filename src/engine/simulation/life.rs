@@ -131,6 +131,7 @@ impl Life {
             breaker_probe_initial: Duration::from_secs(1),
             breaker_probe_max: Duration::from_secs(6),
             asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(8) },
+            defaults: operations::policy_defaults(),
             callback_base: Some(CALLBACK_BASE.into()),
         };
         let (engine, dispatcher) =

@@ -9,8 +9,8 @@ use super::chance::Chance;
 use super::world::{Inner, Posted, World, wall};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
-    Handshake, Idempotency, Ordering, Position, RateLimit, Record, Rejection, RetryPolicy, Sealed, Secret,
-    SecretKind, SignaturePreset, Tenant, Timestamp,
+    Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record, Rejection, RetryPolicy,
+    Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 
 use crate::rules::handshake::asked_anew;
@@ -42,19 +42,37 @@ fn seconds(low: u64, high: u64, chance: &mut Chance) -> Duration {
     Duration::from_millis(chance.within(low * 1_000, high * 1_000))
 }
 
-fn retry(chance: &mut Chance) -> RetryPolicy {
+/// What some endpoints leave to it.
+pub(super) fn policy_defaults() -> PolicyDefaults {
+    PolicyDefaults {
+        max_in_flight: 2,
+        timeout: Duration::from_secs(2),
+        retry: RetryPolicy::Schedule(vec![Duration::from_secs(1); 4]),
+    }
+}
+
+fn in_flight(chance: &mut Chance) -> Option<u32> {
+    Some(chance.within(1, 4) as u32).filter(|most| *most != 2)
+}
+
+fn timeout(chance: &mut Chance) -> Option<Duration> {
+    Some(seconds(1, 4, chance)).filter(|timeout| *timeout > Duration::from_secs(2))
+}
+
+fn retry(chance: &mut Chance) -> Option<RetryPolicy> {
     if chance.percent(30) {
         let count = chance.within(0, 4);
-        return RetryPolicy::Schedule((0..count).map(|_| seconds(0, 8, chance)).collect());
+        let steps: Vec<_> = (0..count).map(|_| seconds(0, 8, chance)).collect();
+        return Some(RetryPolicy::Schedule(steps)).filter(|_| count < 4);
     }
-    RetryPolicy::Exponential {
+    Some(RetryPolicy::Exponential {
         initial: Duration::from_millis(chance.within(50, 2_000)),
         multiplier: 2.0,
         max_interval: Duration::from_secs(8),
         max_attempts: chance.within(2, 6) as u32,
         max_age: seconds(15, 90, chance),
         jitter: 0.2,
-    }
+    })
 }
 
 fn rate(chance: &mut Chance) -> Option<RateLimit> {
@@ -100,8 +118,8 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         headers: Vec::new(),
         sensitive_headers: Vec::new(),
         rate_limit: rate(chance),
-        max_in_flight: chance.within(1, 4) as u32,
-        timeout: seconds(1, 4, chance),
+        max_in_flight: in_flight(chance),
+        timeout: timeout(chance),
         ordering: if orders { *chance.pick(&ordering) } else { Ordering::None },
         retry: retry(chance),
         format: Format::Standard,
@@ -206,7 +224,7 @@ async fn change_endpoint(engine: &Engine, world: &World) {
             }
             8 => {
                 endpoint.rate_limit = rate(chance);
-                endpoint.max_in_flight = chance.within(1, 4) as u32;
+                endpoint.max_in_flight = in_flight(chance);
                 "limits"
             }
             _ => {

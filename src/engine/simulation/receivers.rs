@@ -9,6 +9,7 @@ use standardwebhooks::Webhook;
 
 use super::chance::Chance;
 use super::model::LAG_MAX;
+use super::operations::policy_defaults;
 use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, now};
 use crate::courier::{Exhausted, Parcel, Reply};
 use crate::domain::{
@@ -390,8 +391,9 @@ impl Request<'_> {
         endpoint: &Endpoint,
         before: &[Arc<Endpoint>],
     ) -> Result<(), String> {
-        let limits = before.iter().map(|before| before.max_in_flight);
-        let limit = limits.fold(endpoint.max_in_flight, u32::max) as usize;
+        let defaults = policy_defaults();
+        let limits = before.iter().map(|before| before.max_in_flight(&defaults));
+        let limit = limits.fold(endpoint.max_in_flight(&defaults), u32::max) as usize;
         let own = inner.in_flight.iter().filter(|key| key.endpoint == self.endpoint).count();
         // What was sent before a limit was lowered may still be there.
         if own >= limit && before.is_empty() {

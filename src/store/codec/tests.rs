@@ -67,17 +67,17 @@ fn endpoint() -> Endpoint {
         headers: vec![("x-a".into(), "b".into())],
         sensitive_headers: Vec::new(),
         rate_limit: Some(RateLimit { limit: 10, per: Duration::from_secs(1), burst: 5 }),
-        max_in_flight: 8,
-        timeout: Duration::from_secs(15),
+        max_in_flight: Some(8),
+        timeout: Some(Duration::from_secs(15)),
         ordering: Ordering::Key,
-        retry: RetryPolicy::Exponential {
+        retry: Some(RetryPolicy::Exponential {
             initial: Duration::from_secs(5),
             multiplier: 2.0,
             max_interval: Duration::from_secs(60),
             max_attempts: 12,
             max_age: Duration::from_secs(86_400),
             jitter: 0.25,
-        },
+        }),
         format: Format::Standard,
         signature: SignaturePreset::Standard,
         handshake: None,
@@ -165,7 +165,7 @@ fn samples() -> Vec<Record> {
     }
     all.extend(endpoints_with_options());
     for ordering in [Ordering::None, Ordering::Endpoint] {
-        let retry = RetryPolicy::Schedule(vec![Duration::from_millis(1), Duration::MAX]);
+        let retry = Some(RetryPolicy::Schedule(vec![Duration::from_millis(1), Duration::MAX]));
         let bare = Endpoint { ordering, retry, rate_limit: None, metadata: None, trace: false, ..endpoint() };
         all.push(Record::EndpointPut(Arc::new(bare)));
     }
@@ -200,7 +200,11 @@ fn endpoints_with_options() -> Vec<Record> {
     };
     let certified = Endpoint { client_certificate: Some(certificate.clone()), ..pending.clone() };
     let alone = Endpoint { client_certificate: Some(certificate), ..endpoint() };
-    [full, github, pending, certified, alone].map(|endpoint| Record::EndpointPut(Arc::new(endpoint))).into()
+    let open = Endpoint { max_in_flight: None, timeout: None, retry: None, ..endpoint() };
+    let partly = Endpoint { retry: None, ..certified.clone() };
+    [full, github, pending, certified, partly, open, alone]
+        .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
+        .into()
 }
 
 fn pending_handshake() -> Handshake {
@@ -282,7 +286,17 @@ fn options_of_an_endpoint_are_known_and_in_order() {
     let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
     let (count, head) = plain.split_last().unwrap();
     assert_eq!(*count, 0);
-    for options in [&[1, 4, 0][..], &[1, 3, 0], &[1, 0, 0], &[1, 1, 1, 0], &[2, 2, 0, 1, 0], &[1, 2, 0]] {
+    for options in [
+        &[1, 5, 0][..],
+        &[1, 4, 1, 0],
+        &[1, 4, 1, 1],
+        &[1, 4, 1, 8],
+        &[1, 3, 0],
+        &[1, 0, 0],
+        &[1, 1, 1, 0],
+        &[2, 2, 0, 1, 0],
+        &[1, 2, 0],
+    ] {
         let bytes = [head, options].concat();
         assert!(decode(&bytes).is_err(), "{options:?}");
     }
@@ -337,6 +351,8 @@ fn golden_bytes_of_options() {
     assert_eq!(alone[..plain.len() - 1], plain[..plain.len() - 1]);
     let certificate = format!("01033a0202010201030228{}08434e3d62616c746f09", "05".repeat(40));
     assert_eq!(hex(&alone[plain.len() - 1..]), certificate);
+    let open = encoded(&endpoints_with_options()[5]);
+    assert_eq!(hex(&open[open.len() - 4..]), "01040107");
 }
 
 fn unhex(line: &str) -> Vec<u8> {

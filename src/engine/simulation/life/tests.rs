@@ -26,9 +26,9 @@ async fn subscribe_with(
         tenant: tenant.parse().unwrap(),
         event_types: Vec::new(),
         rate_limit: None,
-        max_in_flight: 1,
+        max_in_flight: Some(1),
         ordering: Ordering::None,
-        retry: RetryPolicy::Schedule(Vec::new()),
+        retry: Some(RetryPolicy::Schedule(Vec::new())),
         handshake: None,
         ..drawn
     });
@@ -145,7 +145,8 @@ async fn one_that_waits_in_vain(life: &mut Life) {
         max_age: Duration::from_secs(10),
         jitter: 0.0,
     };
-    let number = subscribe_with(life, Tenant::DEFAULT, |endpoint| Endpoint { retry, ..endpoint }).await;
+    let number =
+        subscribe_with(life, Tenant::DEFAULT, |endpoint| Endpoint { retry: Some(retry), ..endpoint }).await;
     life.world.with(|inner| inner.exhausted = true);
     let (engine, draft) = (life.engine.clone(), draft(&life.world));
     see_through(life, async move { engine.publish(draft).await }).await.unwrap();
