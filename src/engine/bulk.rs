@@ -7,21 +7,14 @@ use super::commands::{DELETED, revived};
 use super::queries::scoped;
 use super::types::{ChangeError, Cursor, Filter, Keyed, Scope, Unavailable};
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, EventType,
-    Pattern, Record, Tenant, Timestamp, Trigger,
+    DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Record,
+    Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::reads;
-use crate::rules::matching::pattern_matches;
+use crate::rules::matching::want;
 use crate::store::ReadModel;
 use crate::store::writer::Command;
-
-/// No patterns match every type.
-fn matches_any(patterns: &[Pattern], event_type: &str) -> bool {
-    let parsed = event_type.parse::<EventType>();
-    patterns.is_empty()
-        || parsed.is_ok_and(|kind| patterns.iter().any(|pattern| pattern_matches(pattern, &kind)))
-}
 
 impl Engine {
     /// To these endpoints, or (when `None`) to those that it matches now, all in one commit. Gives the number of deliveries.
@@ -49,12 +42,7 @@ impl Engine {
             }
             None => self.outbox().directory(|directory| {
                 let matching = directory.endpoints().filter(|endpoint| {
-                    endpoint.tenant == event.tenant
-                        && (endpoint.event_types.is_empty()
-                            || endpoint
-                                .event_types
-                                .iter()
-                                .any(|pattern| pattern_matches(pattern, &event.event_type)))
+                    endpoint.tenant == event.tenant && want(&endpoint.event_types, &event.event_type)
                 });
                 matching.map(|endpoint| endpoint.number).collect()
             }),
@@ -108,7 +96,7 @@ impl Engine {
                     Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
                     Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
                 };
-                open && matches_any(patterns, &past.event_type)
+                open && past.event_type.parse().is_ok_and(|event_type| want(patterns, &event_type))
             };
             let mut deliveries: Vec<_> = found
                 .items

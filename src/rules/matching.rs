@@ -7,7 +7,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::domain::{Endpoint, EndpointNumber, EventType, Pattern, Tenant};
 
-/// `*` is exactly one word, `#` zero or more. The plain definition; [`Matcher`] must agree with it.
+/// Whether an endpoint with these patterns wants events of this type; without any it wants all. The plain definition;
+/// [`Matcher`] must agree with it.
+#[must_use]
+pub fn want(patterns: &[Pattern], event_type: &EventType) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| pattern_matches(pattern, event_type))
+}
+
+/// `*` is exactly one word, `#` zero or more.
 #[must_use]
 pub fn pattern_matches(pattern: &Pattern, event_type: &EventType) -> bool {
     let words: Vec<&str> = event_type.as_str().split('.').collect();
@@ -242,11 +249,7 @@ mod tests {
                 let mut expected: Vec<_> = model
                     .values()
                     .filter(|endpoint| endpoint.tenant == tenant)
-                    .filter(|endpoint| {
-                        let patterns = &endpoint.event_types;
-                        patterns.is_empty()
-                            || patterns.iter().any(|pattern| pattern_matches(pattern, &event_type))
-                    })
+                    .filter(|endpoint| want(&endpoint.event_types, &event_type))
                     .map(|endpoint| endpoint.number)
                     .collect();
                 expected.sort_unstable();

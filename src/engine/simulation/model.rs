@@ -11,7 +11,7 @@ use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Idempotency,
     Position, Record, Tenant, Timestamp,
 };
-use crate::rules::matching::pattern_matches;
+use crate::rules::matching::want;
 use crate::store::conformance::compare::{Moment, compare};
 use crate::store::conformance::oracle::{Delivery, Oracle};
 use crate::store::state::State;
@@ -146,11 +146,9 @@ impl Model {
             *head = *version;
         }
         let wants = |known: &&Subscriber| {
-            let types = &known.endpoint.event_types;
             !known.deleted
                 && known.endpoint.tenant == event.tenant
-                && (types.is_empty()
-                    || types.iter().any(|pattern| pattern_matches(pattern, &event.event_type)))
+                && want(&known.endpoint.event_types, &event.event_type)
         };
         let wanted: Vec<_> =
             self.endpoints.values().filter(wants).map(|known| known.endpoint.number).collect();

@@ -9,7 +9,7 @@ use crate::domain::{
     ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, KeyId, Position,
     Record, Rejection, Timestamp,
 };
-use crate::rules::matching::pattern_matches;
+use crate::rules::matching::want;
 use crate::store::ReadModel;
 use crate::store::retention::RetentionPolicy;
 use crate::store::types::{Accepted, EventDraft};
@@ -181,12 +181,7 @@ impl MemoryStore {
     fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
         let wants = |endpoint: &&Arc<Endpoint>| match draft.only {
             Some(only) => endpoint.number == only,
-            None => {
-                let types = &endpoint.event_types;
-                endpoint.tenant == draft.tenant
-                    && (types.is_empty()
-                        || types.iter().any(|pattern| pattern_matches(pattern, &draft.event_type)))
-            }
+            None => endpoint.tenant == draft.tenant && want(&endpoint.event_types, &draft.event_type),
         };
         self.endpoints.values().filter(wants).map(|endpoint| endpoint.number).collect()
     }
