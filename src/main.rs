@@ -23,17 +23,13 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's answer")]
 fn check_config(path: &Path) -> anyhow::Result<ExitCode> {
-    let authorities = |config: config::Config| {
-        let read = tls::roots(config.egress.ca_file.as_deref());
-        read.map(drop).map_err(|error| format!("{}: egress.ca_file: {error}", path.display()))
-    };
-    match config::check(path).map_err(|errors| errors.to_string()).and_then(authorities) {
-        Ok(()) => {
+    match config::check(path, |authorities| tls::roots(Some(authorities)).map(drop)) {
+        Ok(_) => {
             println!("{}: good", path.display());
             Ok(ExitCode::SUCCESS)
         }
         Err(errors) => {
-            for error in errors.lines() {
+            for error in errors.0 {
                 eprintln!("balto: {error}");
             }
             Ok(ExitCode::from(2))

@@ -544,14 +544,15 @@ fn from_file<T>(
     parse(text).ok_or_else(|| error(format!("what is in {} {rule}", path.display())))
 }
 
-/// Checks a file alone, without environment and flags, and the files that it names.
+/// Checks a file alone, without environment and flags, and the files that it names. `authorities` says what is wrong with
+/// a file of certificate authorities.
 ///
 /// # Errors
 /// All that is wrong, with its places.
-pub fn check(path: &Path) -> Result<Config, ConfigErrors> {
+pub fn check(path: &Path, authorities: impl Fn(&Path) -> Result<(), String>) -> Result<Config, ConfigErrors> {
     let text = read_file(path)?;
     let mut loading = Loading::read(Some((path, &text)), std::iter::empty(), Overrides::default());
-    loading.check_files();
+    loading.check_files(authorities);
     loading.end()
 }
 
@@ -657,13 +658,12 @@ impl Loading {
     }
 
     /// Whether the files that keys name can be used. The daemon finds out when it starts; this is before.
-    fn check_files(&mut self) {
+    fn check_files(&mut self, authorities: impl Fn(&Path) -> Result<(), String>) {
         let config = &self.config;
-        let authorities = config.egress.ca_file.as_ref().map(|path| (path, read_bounded(path)));
         let checked = [
             ("auth.admin_key_file", config.admin_key().err().map(|error| error.reason)),
             ("secrets.key_file", config.secrets_key().err().map(|error| error.reason)),
-            ("egress.ca_file", authorities.and_then(|(path, read)| Some(unreadable(path, &read.err()?)))),
+            ("egress.ca_file", config.egress.ca_file.as_deref().and_then(|path| authorities(path).err())),
         ];
         for (key, reason) in checked {
             if let (Some(origin), Some(reason)) = (self.origins.get(key).cloned(), reason) {

@@ -322,15 +322,17 @@ fn a_bad_configuration_stops_the_start_with_file_line_key_and_reason() {
         assert!(code != 0 && started.contains(place), "{text}: {started}");
         assert!(!directory.path().join("d").exists(), "{text}: it made a data directory");
     }
-    let several = "[retry]\njitter = 7.0\n[auth]\nadmin_key_file = \"none\"\n[nope]\n";
+    std::fs::write(directory.path().join("empty.pem"), "").unwrap();
+    let several = "[retry]\njitter = 7.0\n[auth]\nadmin_key_file = \"none\"\n[nope]\n[egress]\nca_file = \"empty.pem\"\n";
     std::fs::write(&file, several).unwrap();
     let (code, words) = run(&["check-config", "balto.toml"], &[]);
     let lines: Vec<_> = words.lines().collect();
-    assert_eq!((code, lines.len()), (2, 3), "{words}");
+    assert_eq!((code, lines.len()), (2, 4), "{words}");
     for (line, place) in lines.iter().zip([
         "balto.toml:2: retry.jitter",
         "balto.toml:5: nope",
         "balto.toml:4: auth.admin_key_file",
+        "balto.toml:7: egress.ca_file: empty.pem: there is no certificate",
     ]) {
         assert!(line.contains(place), "{words}");
     }
