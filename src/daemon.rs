@@ -51,6 +51,15 @@ pub struct Options {
     pub dev: bool,
 }
 
+/// What a command that works on files has found or done, for people and for programs.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// Lines without the last one's end.
+    pub words: String,
+    pub json: serde_json::Value,
+    pub is_good: bool,
+}
+
 /// What the daemon was started with.
 struct Setup {
     options: Options,

@@ -1,6 +1,5 @@
 //! The `balto` command: parses the command line, hands it what the daemon offers, and ends with its exit code.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use balto::cli::{self, Backend};
@@ -13,26 +12,12 @@ fn main() -> ExitCode {
         serve: |args| {
             daemon::serve(&daemon::Options { config: args.config, data_dir: args.data_dir, dev: args.dev })
         },
-        check_config,
+        check_config: |file| {
+            config::check(file, |authorities| tls::roots(Some(authorities)).map(drop)).map(drop)
+        },
         verify: |config, directory| daemon::verify(config, &directory),
         restore: daemon::restore,
         openapi: || Ok(serde_json::to_string_pretty(&balto::api::openapi::document())?),
     };
     cli::run(&backend, cli::Cli::parse())
-}
-
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's answer")]
-fn check_config(path: &Path) -> anyhow::Result<ExitCode> {
-    match config::check(path, |authorities| tls::roots(Some(authorities)).map(drop)) {
-        Ok(_) => {
-            println!("{}: good", path.display());
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(errors) => {
-            for error in errors.0 {
-                eprintln!("balto: {error}");
-            }
-            Ok(ExitCode::from(2))
-        }
-    }
 }

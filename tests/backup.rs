@@ -148,6 +148,13 @@ async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
     let length = std::fs::metadata(&file).unwrap().len();
     let expected = json!({"path": file.to_str().unwrap(), "bytes": length, "position": position(&second)});
     assert_eq!(answer, expected);
+    let copy = below.path().join("copy");
+    let (from, to) = (file.to_str().unwrap(), copy.to_str().unwrap());
+    let restored = balto(None, &["restore", "--from", from, "--data-dir", to, "--json"]).await;
+    let answer: Value = serde_json::from_slice(&restored.stdout).unwrap();
+    let records = answer["records"].as_u64().unwrap();
+    assert!(records >= 2, "{answer}");
+    assert_eq!(answer, json!({"path": to, "records": records, "position": position(&second)}));
 }
 
 /// Payloads and, without a key for them, secrets are in both.

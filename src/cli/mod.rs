@@ -12,6 +12,7 @@ mod deliveries;
 mod demo;
 mod endpoints;
 mod events;
+mod files;
 pub mod listen;
 mod output;
 
@@ -22,6 +23,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::ConfigErrors;
+use crate::daemon::Findings;
 use client::Client;
 
 /// Where client commands look for the daemon unless `BALTO_URL` or `--server` says otherwise.
@@ -33,11 +36,11 @@ pub struct Backend {
     /// Runs the daemon until it is told to stop.
     pub serve: fn(ServeArgs) -> anyhow::Result<ExitCode>,
     /// Validates a configuration file and reports what is wrong with it.
-    pub check_config: fn(&Path) -> anyhow::Result<ExitCode>,
+    pub check_config: fn(&Path) -> Result<(), ConfigErrors>,
     /// Reads a whole store (second) and reports what is wrong with it; a configuration file (first) has the secrets' key.
-    pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<ExitCode>,
+    pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<Findings>,
     /// Makes a data directory (second) from a backup (first).
-    pub restore: fn(&Path, &Path) -> anyhow::Result<ExitCode>,
+    pub restore: fn(&Path, &Path) -> anyhow::Result<Findings>,
     /// The OpenAPI document as JSON text.
     pub openapi: fn() -> anyhow::Result<String>,
 }
@@ -170,10 +173,21 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
+        Command::Serve(_) | Command::Demo if cli.json => {
+            return Err(usage(
+                "--json is for commands that print an answer: not for `serve` (log.format is) and not for `demo`",
+            ));
+        }
         Command::Serve(args) => return (backend.serve)(args),
-        Command::CheckConfig { file } => return (backend.check_config)(&file),
-        Command::Verify { data_dir, config } => return (backend.verify)(config, data_dir),
-        Command::Restore { from, data_dir } => return (backend.restore)(&from, &data_dir),
+        Command::CheckConfig { file } => {
+            return Ok(files::checked(&file, (backend.check_config)(&file), cli.json)?);
+        }
+        Command::Verify { data_dir, config } => {
+            return Ok(files::found(&(backend.verify)(config, data_dir)?, cli.json)?);
+        }
+        Command::Restore { from, data_dir } => {
+            return Ok(files::found(&(backend.restore)(&from, &data_dir)?, cli.json)?);
+        }
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
         Command::Demo => block_on(demo::run())?,
         Command::Listen(args) => block_on(listen::run(args, cli.json))?,

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
-use std::process::ExitCode;
 
 use anyhow::Context as _;
+use serde_json::json;
 
+use super::Findings;
 use super::progress::Meter;
 use crate::engine::clock;
 use crate::store::{Progress, backup};
@@ -31,8 +32,7 @@ impl Read for Watched {
 ///
 /// # Errors
 /// When the directory is not empty, the backup is not whole, or something cannot be read or written.
-#[expect(clippy::print_stdout, reason = "a command's answer")]
-pub fn restore(from: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
+pub fn restore(from: &Path, directory: &Path) -> anyhow::Result<Findings> {
     let unreadable = || format!("cannot read {}", from.display());
     let file = File::open(from).with_context(unreadable)?;
     let of = file.metadata().with_context(unreadable)?.len();
@@ -42,12 +42,9 @@ pub fn restore(from: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
     let restored = backup::restore(&mut lines, directory, salt);
     // Its line on the terminal goes before anything else is said.
     drop(lines);
-    let restored = restored?;
-    println!(
-        "{} records, up to position {}, are in {}",
-        restored.records,
-        restored.last,
-        directory.display()
-    );
-    Ok(ExitCode::SUCCESS)
+    let backup::Restored { records, last } = restored?;
+    let path = directory.display().to_string();
+    let words = format!("{records} records, up to position {last}, are in {path}");
+    let json = json!({"path": path, "records": records, "position": last.0});
+    Ok(Findings { words, json, is_good: true })
 }

@@ -1,42 +1,41 @@
-//! `balto verify`: what the check of a data directory found, in words.
+//! `balto verify`: what the check of a data directory found, in words and as JSON.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use serde_json::{Value, json};
 
-use super::Options;
 use super::progress::Meter;
 use super::settings::load;
+use super::{Findings, Options};
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
-use crate::store::verify::{Problems, Report, Stage, StateFound, VerifyError, verify as check};
+use crate::store::verify::{Problem, Problems, Report, Stage, StateFound, VerifyError, verify as check};
 use crate::vault::{Vault, key_id};
 
 /// Checks the data directory of a daemon that is not running. The configuration is asked for the key of the secrets alone.
 ///
 /// # Errors
 /// When it cannot be checked.
-#[expect(clippy::print_stdout, reason = "a command's answer")]
-pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<ExitCode> {
+pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findings> {
     let options = Options { config, data_dir: Some(directory.to_owned()), dev: false };
     let key = load(&options)?.secrets_key()?;
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
     let mut report = run(directory, scratch.path())?;
     let secrets = Secrets::look_at(&report.endpoints, key.as_ref(), &mut report.problems);
-    println!("{}", in_words(&report));
-    println!("{}", secrets.in_words(key.is_some()));
-    for problem in &report.problems.told {
-        println!("PROBLEM {problem}");
-    }
-    let count = report.problems.count;
-    if count > report.problems.told.len() as u64 {
-        println!("PROBLEM and so on, {count} in all");
-    }
-    println!("{}", if count == 0 { "good" } else { "NOT good" });
-    Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let words = [in_words(&report), secrets.in_words(key.is_some()), problems_in_words(&report.problems)];
+    let json = json!({
+        "ok": report.problems.count == 0,
+        "path": directory.display().to_string(),
+        "journal": journal_as_json(&report),
+        "state": state_as_json(report.state),
+        "secrets": secrets.as_json(key.is_some()),
+        "problems": problems_as_json(&report.problems),
+        "problemCount": report.problems.count,
+    });
+    Ok(Findings { words: words.join("\n"), json, is_good: report.problems.count == 0 })
 }
 
 fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
@@ -82,6 +81,41 @@ fn in_words(report: &Report) -> String {
     words
 }
 
+fn problems_in_words(problems: &Problems) -> String {
+    let mut lines: Vec<_> =
+        problems.told.iter().map(|problem| format!("PROBLEM {}", problem.words)).collect();
+    if problems.count > problems.told.len() as u64 {
+        lines.push(format!("PROBLEM and so on, {} in all", problems.count));
+    }
+    lines.push(if problems.count == 0 { "good" } else { "NOT good" }.to_owned());
+    lines.join("\n")
+}
+
+fn journal_as_json(report: &Report) -> Value {
+    let journal = &report.journal;
+    json!({"segments": journal.segments, "frames": journal.frames, "records": journal.records,
+        "bytes": journal.bytes, "tornBytes": journal.torn_bytes, "position": report.last.0})
+}
+
+fn state_as_json(state: StateFound) -> Value {
+    match state {
+        StateFound::Missing => json!({"found": "missing"}),
+        StateFound::Earlier => json!({"found": "earlier"}),
+        StateFound::NotCompared => json!({"found": "notCompared"}),
+        StateFound::Compared { applied, rows } => {
+            json!({"found": "compared", "position": applied.0, "rows": rows})
+        }
+    }
+}
+
+fn problems_as_json(problems: &Problems) -> Vec<Value> {
+    let one = |problem: &Problem| {
+        let (first, last) = problem.positions.map(|(first, last)| (first.0, last.0)).unzip();
+        json!({"reason": problem.words, "firstPosition": first, "lastPosition": last})
+    };
+    problems.told.iter().map(one).collect()
+}
+
 /// How the secrets of endpoints are kept.
 #[derive(Debug, Default)]
 struct Secrets {
@@ -115,10 +149,20 @@ impl Secrets {
     fn in_words(&self, with_key: bool) -> String {
         let mut words = format!("secrets: {} plain", self.plain);
         for (id, count) in &self.sealed {
-            let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let id = hexadecimal(id);
             let opened = if with_key { "opened" } else { "not opened: no key was given" };
             words.push_str(&format!(", {count} encrypted under key {id} ({opened})"));
         }
         words
     }
+
+    fn as_json(&self, with_key: bool) -> Value {
+        let sealed = self.sealed.iter();
+        let sealed = sealed.map(|(id, count)| json!({"key": hexadecimal(id), "count": count}));
+        json!({"plain": self.plain, "encrypted": sealed.collect::<Vec<_>>(), "opened": with_key})
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

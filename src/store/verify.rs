@@ -34,19 +34,31 @@ pub enum VerifyError {
     Scratch(StateError),
 }
 
-/// What is wrong, in words.
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub words: String,
+    /// First and last position that it is about, where it is about some.
+    pub positions: Option<(Position, Position)>,
+}
+
+/// All that is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
-    pub told: Vec<String>,
+    pub told: Vec<Problem>,
     /// With those that are not told.
     pub count: u64,
 }
 
 impl Problems {
-    pub fn add(&mut self, problem: String) {
+    pub fn add(&mut self, words: String) {
+        self.add_at(None, words);
+    }
+
+    fn add_at(&mut self, positions: Option<(Position, Position)>, words: String) {
         self.count += 1;
         if self.told.len() < PROBLEMS_TOLD_MAX {
-            self.told.push(problem);
+            self.told.push(Problem { words, positions });
         }
     }
 }
@@ -112,7 +124,7 @@ pub fn verify(
     }) {
         Ok((found, journal)) => {
             for damage in &found.damage {
-                report.problems.add(format!("journal: {damage}"));
+                report.problems.add_at(damage.positions, format!("journal: {damage}"));
             }
             report.journal = found;
             check_state(path, scratch, &journal.reader(), &mut report, progress)?;
@@ -212,10 +224,10 @@ fn open_copy(state: &Path, copy: &Path, report: &mut Report) -> Result<Option<St
     match State::open(copy, report.last) {
         Ok(kept) => Ok(Some(kept)),
         Err(StateError::Ahead { applied, journal_end }) => {
-            report.problems.add(format!(
-                "journal: positions {} to {applied} were durable once and are not there",
-                journal_end.next()
-            ));
+            let first = journal_end.next();
+            let words =
+                format!("journal: positions {first} to {applied} were durable once and are not there");
+            report.problems.add_at(Some((first, applied)), words);
             Ok(None)
         }
         Err(StateError::Earlier(_)) => {
@@ -270,8 +282,8 @@ impl Walk<'_> {
                 Ok(frame) => frame,
                 // Known from the check of the bytes.
                 Err(ReadError::Damaged { .. }) => continue,
-                Err(error @ ReadError::Undecodable { .. }) => {
-                    self.problems.add(format!("journal: {error}"));
+                Err(error @ ReadError::Undecodable { position, .. }) => {
+                    self.problems.add_at(Some((position, position)), format!("journal: {error}"));
                     continue;
                 }
                 Err(error @ ReadError::Io(_)) => return Err(error.into()),
@@ -300,17 +312,20 @@ impl Walk<'_> {
     /// What no commit may have broken.
     fn look_at(&mut self, position: Position, record: &Record, folded: &State) {
         let Record::EventAccepted(event) = record else { return };
+        let here = Some((position, position));
         if event.accepted_at < self.accepted_at {
-            self.problems.add(format!("journal: event {position} was accepted before the one before it"));
+            let words = format!("journal: event {position} was accepted before the one before it");
+            self.problems.add_at(here, words);
         }
         self.accepted_at = self.accepted_at.max(event.accepted_at);
         if let Some((stream, version)) = &event.stream {
             let before = version_of(folded, &event.tenant, stream);
             // Retention may have taken what came before.
             if *version <= before || (before + 1 != *version && position.0 == self.before) {
-                self.problems.add(format!(
+                let words = format!(
                     "journal: event {position} is version {version} of stream {stream}, which was at {before}"
-                ));
+                );
+                self.problems.add_at(here, words);
             }
         }
     }

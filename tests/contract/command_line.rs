@@ -345,6 +345,72 @@ fn a_bad_configuration_stops_the_start_with_file_line_key_and_reason() {
     assert_eq!(run(&["check-config", shipped], &[]).0, 0, "the file that we ship");
 }
 
+#[tokio::test]
+async fn what_is_found_in_files_is_told_as_json_too_with_the_same_exit_codes() {
+    let below = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(BALTO).args(arguments).arg("--json").current_dir(&below).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    };
+    std::fs::write(below.path().join("good.toml"), "[log]\nlevel = \"info\"\n").unwrap();
+    std::fs::write(below.path().join("bad.toml"), "[retry]\njitter = 7.0\n[nope]\n").unwrap();
+    let good = run(&["check-config", "good.toml"]);
+    assert_eq!((good.code, good.json()), (0, json!({"ok": true, "errors": []})));
+    let bad = run(&["check-config", "bad.toml"]);
+    let reason = |at: usize| bad.json()["errors"][at]["reason"].clone();
+    let errors = json!([
+        {"file": "bad.toml", "line": 2, "key": "retry.jitter", "reason": reason(0)},
+        {"file": "bad.toml", "line": 3, "key": "nope", "reason": "is not a known section"},
+    ]);
+    assert_eq!((bad.code, bad.json()), (2, json!({"ok": false, "errors": errors})));
+    assert!(text(&bad.json()["errors"][0], "reason").contains("between 0.0 and 1.0"), "{}", bad.out);
+    assert_eq!(bad.err, "", "it is told twice");
+    let missing = run(&["check-config", "none.toml"]).json()["errors"][0].clone();
+    assert_eq!((&missing["line"], &missing["key"]), (&Value::Null, &Value::Null), "{missing}");
+
+    let mut daemon = Daemon::start(&below.path().join("data")).await;
+    let event = daemon.post("/events", r#"{"type":"a.b","data":"something-long-enough-to-find"}"#).await;
+    // What is damaged at the very end would be an unfinished commit.
+    daemon.post("/events", r#"{"type":"a.b","data":1}"#).await;
+    assert_eq!(daemon.terminate(), Some(0));
+    let verify = ["verify", "--data-dir", "data"];
+    let sound = run(&verify);
+    let found = sound.json();
+    assert_eq!((sound.code, &found["ok"], &found["problems"]), (0, &json!(true), &json!([])), "{found}");
+    assert!(found["journal"]["records"].as_u64() >= Some(1), "{found}");
+    assert_eq!(
+        (&found["state"]["found"], &found["state"]["position"]),
+        (&json!("compared"), &found["journal"]["position"])
+    );
+    assert_eq!(found["secrets"], json!({"plain": 0, "encrypted": [], "opened": false}));
+    let file = below.path().join(format!("data/journal/journal-{:020}.log", 1));
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.windows(9).position(|window| window == b"something").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let damaged = run(&verify);
+    let found = damaged.json();
+    assert_eq!((damaged.code, &found["ok"]), (1, &json!(false)), "{found}");
+    let problem = &found["problems"][0];
+    let position = event["position"].as_u64();
+    assert!(problem["firstPosition"].as_u64() <= position, "{found}");
+    assert!(problem["lastPosition"].as_u64() >= position, "{found}");
+    assert!(text(problem, "reason").contains("does not match its checksum"), "{found}");
+    assert_eq!(
+        found["problemCount"].as_u64(),
+        Some(found["problems"].as_array().unwrap().len() as u64),
+        "{found}"
+    );
+
+    for silent in [&["demo"][..], &["serve", "--dev"]] {
+        let refused = run(silent);
+        assert_eq!((refused.code, refused.out.as_str()), (2, ""), "{silent:?}");
+        assert!(refused.err.contains("--json"), "{silent:?}: {}", refused.err);
+    }
+    assert!(!below.path().join("balto-data").exists(), "it was started all the same");
+}
+
 /// A `balto listen` on a free port, and its URL.
 fn listen(arguments: &[&str]) -> (Running, BufReader<std::process::ChildStdout>, String) {
     let mut child = Command::new(BALTO)

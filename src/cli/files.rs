@@ -1,0 +1,45 @@
+//! What commands say that work on files in this process: a configuration, a data directory, a backup.
+//!
+//! Owns words, JSON and exit codes of the answers; the work itself is done by the [`super::Backend`].
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::output::{line, note};
+use crate::config::{ConfigError, ConfigErrors, Origin};
+use crate::daemon::Findings;
+
+/// 0 when all is good, else 1.
+pub(super) fn found(findings: &Findings, as_json: bool) -> io::Result<ExitCode> {
+    if as_json {
+        line(&findings.json.to_string())?;
+    } else {
+        line(&findings.words)?;
+    }
+    Ok(if findings.is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// 0 when the file is good, else 2.
+pub(super) fn checked(file: &Path, checked: Result<(), ConfigErrors>, as_json: bool) -> io::Result<ExitCode> {
+    let errors = checked.err().map_or_else(Vec::new, |errors| errors.0);
+    if as_json {
+        let told: Vec<_> = errors.iter().map(error).collect();
+        line(&json!({"ok": told.is_empty(), "errors": told}).to_string())?;
+    } else if errors.is_empty() {
+        line(&format!("{}: good", file.display()))?;
+    } else {
+        errors.iter().for_each(|error| note(&format!("balto: {error}")));
+    }
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+fn error(error: &ConfigError) -> Value {
+    let (file, line) = match &error.origin {
+        Origin::File { path, line } => (Some(path.display().to_string()), *line),
+        Origin::Environment(_) | Origin::Default => (None, None),
+    };
+    json!({"file": file, "line": line, "key": error.key, "reason": error.reason})
+}
