@@ -117,7 +117,7 @@ enum Command {
         /// A file that `balto backup` wrote.
         #[arg(long, value_name = "FILE")]
         from: PathBuf,
-        /// The data directory to be made; it is missing or empty.
+        /// The data directory to be made: one that is missing or empty, or that an earlier restore did not finish.
         #[arg(long, value_name = "DIR")]
         data_dir: PathBuf,
     },

@@ -12,7 +12,9 @@
 //! Each line names the last position of the line before (0 for the first), so that a missing one is noticed; the `end`
 //! line shows that nothing is missing behind. Positions rise, with gaps where retention or damage took records.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::fs::DirEntry;
 use std::io::{self, BufRead};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +23,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::codec;
-use super::disk::{Disk, RealDisk, create_private};
+use super::disk::{RealDisk, create_private};
 use super::journal::{JournalReader, Raw, ReadError, Restorer};
+use super::outbox;
 use crate::domain::{Position, Timestamp};
 
 const HEADER: &str = "balto-backup 1";
@@ -93,6 +96,8 @@ fn write_line(text: &mut String, before: Position, commit: &[Raw]) -> Position {
 pub enum RestoreError {
     #[error("{0} is not empty: a backup is restored into a new directory")]
     NotEmpty(String),
+    #[error("the directory {0} is in use by another process")]
+    Locked(String),
     #[error("{path}: {error}")]
     Io { path: String, error: io::Error },
     #[error("the backup cannot be read: {0}")]
@@ -112,36 +117,99 @@ pub struct Restored {
     pub last: Position,
 }
 
-/// Makes a data directory from a backup. The directory's stamp is written last, so that a daemon refuses one that was
-/// restored in part.
+/// Makes a data directory from a backup, where nothing is or where a restoring broke off. Until its stamp is there, which
+/// is the last that is written, a daemon refuses the directory.
 ///
 /// # Errors
-/// When the directory is not empty, the backup is not whole, or the disk fails. Then what was written stays, and is no
-/// data directory.
+/// When the directory is in use or holds something, the backup is not whole, or the disk fails. Then everything is as it
+/// was before.
 pub fn restore(backup: &mut dyn BufRead, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
-    let failed = |error| RestoreError::Io { path: directory.display().to_string(), error };
-    let is_empty = match std::fs::read_dir(directory) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-        Err(error) => return Err(failed(error)),
-    };
-    if !is_empty {
-        return Err(RestoreError::NotEmpty(directory.display().to_string()));
-    }
     let mut lines = Lines { backup, number: 0 };
     match lines.next()? {
         Some(line) if line == HEADER => {}
         line => return Err(RestoreError::Foreign(line.unwrap_or_default().chars().take(40).collect())),
     }
-    create_private(directory).map_err(failed)?;
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(directory.join("journal")).map_err(failed)?);
-    let restored = fill(&mut lines, Restorer::new(disk, salt), directory)?;
-    super::outbox::stamp(directory).map_err(failed)?;
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    // The directory itself first.
+    let missing: Vec<_> = directory.ancestors().take_while(is_missing).collect();
+    let restored = create_private(directory)
+        .map_err(|error| io(directory, error))
+        .and_then(|()| restore_into(&mut lines, directory, salt));
+    if restored.is_err() {
+        for made in missing {
+            // Only when nothing is in it.
+            std::fs::remove_dir(made).ok();
+        }
+    }
+    restored
+}
+
+fn restore_into(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+    check_free(directory)?;
+    let lock = outbox::lock(directory).map_err(|error| io(directory, error))?;
+    let _lock = lock.ok_or_else(|| RestoreError::Locked(directory.display().to_string()))?;
+    // Whoever had the lock until now may have been quicker.
+    check_free(directory)?;
+    let restored = make(lines, directory, salt);
+    if restored.is_err() {
+        // The error that is told is the first one; what cannot be removed now is known for ours the next time.
+        undo(directory).ok();
+    }
+    restored
+}
+
+fn make(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+    let failed = |error| io(directory, error);
+    remove_journal(directory).map_err(failed)?;
+    outbox::begin_stamp(directory).map_err(failed)?;
+    let disk = RealDisk::new(directory.join(outbox::JOURNAL)).map_err(failed)?;
+    let restored = fill(lines, Restorer::new(Arc::new(disk), salt), directory)?;
+    outbox::stamp(directory).map_err(failed)?;
     Ok(restored)
 }
 
+/// In this order: a stamp without a journal would be that of an empty store.
+fn undo(directory: &Path) -> io::Result<()> {
+    let begun = directory.join(outbox::STAMP_BEGUN_FILE);
+    match std::fs::rename(directory.join(outbox::FORMAT_FILE), &begun) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    remove_journal(directory)?;
+    std::fs::remove_file(begun)?;
+    std::fs::remove_file(directory.join(outbox::LOCK_FILE))
+}
+
+/// Whether there is nothing but what a restoring leaves that broke off.
+fn check_free(directory: &Path) -> Result<(), RestoreError> {
+    let entries = std::fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let names: Vec<_> =
+        entries.map_err(|error| io(directory, error))?.iter().map(DirEntry::file_name).collect();
+    let is_ours = |name: &OsString| match name.to_str() {
+        Some(outbox::STAMP_BEGUN_FILE | outbox::LOCK_FILE) => true,
+        Some(outbox::JOURNAL) => names.iter().any(|other| other == outbox::STAMP_BEGUN_FILE),
+        _ => false,
+    };
+    if names.iter().all(is_ours) {
+        Ok(())
+    } else {
+        Err(RestoreError::NotEmpty(directory.display().to_string()))
+    }
+}
+
+fn remove_journal(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory.join(outbox::JOURNAL)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn io(directory: &Path, error: io::Error) -> RestoreError {
+    RestoreError::Io { path: directory.display().to_string(), error }
+}
+
 fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Result<Restored, RestoreError> {
-    let failed = |error| RestoreError::Io { path: directory.display().to_string(), error };
+    let failed = |error| io(directory, error);
     let mut restored = Restored::default();
     let mut time = Timestamp::default();
     while let Some(line) = lines.next()? {

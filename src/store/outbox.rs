@@ -39,7 +39,9 @@ pub use opening::OpenError;
 #[cfg(test)]
 pub(crate) use opening::catch_up;
 pub(crate) use opening::open_state;
-pub(super) use opening::{FORMAT, FORMAT_FILE, directory, stamp};
+pub(super) use opening::{
+    FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE, STAMP_BEGUN_FILE, begin_stamp, directory, lock, stamp,
+};
 pub(crate) use threads::{StateThread, WriterThread};
 
 /// What the engine hears from the outbox.
@@ -126,7 +128,7 @@ impl Outbox {
     ) -> Result<Opened, OpenError> {
         let lock = claim(path)?;
         let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
-        let disk = RealDisk::new(path.join("journal")).map_err(|error| io(path, error))?;
+        let disk = RealDisk::new(path.join(JOURNAL)).map_err(|error| io(path, error))?;
         let (mut journal, mut report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
         let (state, rebuilt, replayed) = open_state(path, &mut journal, &mut report, progress)?;
         let last_time = journal.last_time();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::directory::Directory;
 use super::disk::{Disk, ReadOnly, RealDisk};
 use super::journal::{self, Journal, JournalError, JournalOptions, JournalReader, ReadError, VerifyReport};
-use super::outbox::{FORMAT, FORMAT_FILE, directory};
+use super::outbox::{FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE, directory};
 use super::progress::{OnProgress, Progress};
 use super::state::{State, StateError};
 use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
@@ -116,7 +116,7 @@ pub fn verify(
     if !is_stamped(path, &mut report.problems).map_err(failed)? {
         return Ok(report);
     }
-    let disk = ReadOnly(RealDisk::existing(path.join("journal")).map_err(failed)?);
+    let disk = ReadOnly(RealDisk::existing(path.join(JOURNAL)).map_err(failed)?);
     let checked = journal::verify(&disk, &mut |at| progress(Stage::Bytes, at));
     match checked.and_then(|found| {
         let (journal, _) = Journal::open(Arc::new(disk) as Arc<dyn Disk>, JournalOptions::new(0))?;
@@ -138,7 +138,7 @@ pub fn verify(
 /// Shared: a daemon cannot start meanwhile, and another check can.
 fn lock(path: &Path) -> Result<Option<File>, VerifyError> {
     let failed = |error| VerifyError::Io { path: path.display().to_string(), error };
-    let lock = match File::open(path.join("LOCK")) {
+    let lock = match File::open(path.join(LOCK_FILE)) {
         Ok(lock) => lock,
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => return Ok(None),
         Err(error) => return Err(failed(error)),

@@ -115,6 +115,85 @@ fn a_directory_with_something_in_it_is_left_alone() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 
+/// Names of everything below a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn after_a_failure_everything_is_as_it_was_and_the_next_try_succeeds() {
+    let text = whole(&journal(false).reader(), Position(100));
+    let half = &text[..text.len() / 2];
+    let below = tempfile::tempdir().unwrap();
+    // Missing with the one above it, and empty.
+    for (path, kept) in [("a/b", None), ("empty", Some("empty"))] {
+        let data = below.path().join(path);
+        if kept.is_some() {
+            std::fs::create_dir(&data).unwrap();
+        }
+        let failed = restore(&mut half.as_bytes(), &data, 9);
+        assert!(
+            matches!(failed, Err(RestoreError::Damaged { .. } | RestoreError::BreaksOff(_))),
+            "{failed:?}"
+        );
+        assert_eq!(names(below.path()), kept.into_iter().collect::<Vec<_>>(), "{path}");
+        assert!(kept.is_none() || names(&data).is_empty(), "{path}: {:?}", names(&data));
+        restore(&mut text.as_bytes(), &data, 9).unwrap();
+        assert_eq!(names(&data), ["FORMAT", "LOCK", "journal"]);
+        std::fs::remove_dir_all(below.path().join(path.split('/').next().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
+    let text = whole(&journal(false).reader(), Position(100));
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path();
+    let make = |names: &[&str]| {
+        std::fs::remove_dir_all(data).unwrap();
+        std::fs::create_dir(data).unwrap();
+        for name in names {
+            match *name {
+                "journal" => {
+                    std::fs::create_dir(data.join(name)).unwrap();
+                    std::fs::write(data.join("journal/journal-00000000000000000001.log"), "half").unwrap();
+                }
+                _ => std::fs::write(data.join(name), "").unwrap(),
+            }
+        }
+    };
+    for left in [&["LOCK"][..], &["FORMAT.new", "LOCK"], &["FORMAT.new", "LOCK", "journal"]] {
+        make(left);
+        let restored =
+            restore(&mut text.as_bytes(), data, 9).unwrap_or_else(|error| panic!("{left:?}: {error}"));
+        assert_eq!(restored, Restored { records: 100, last: Position(100) }, "{left:?}");
+        assert_eq!(names(data), ["FORMAT", "LOCK", "journal"], "{left:?}");
+    }
+    for other in [
+        &["LOCK", "journal"][..],
+        &["FORMAT", "LOCK", "journal"],
+        &["FORMAT", "FORMAT.new", "LOCK", "journal"],
+        &["FORMAT.new", "journal", "keep"],
+        &["FORMAT.new", "state"],
+    ] {
+        make(other);
+        let refused = restore(&mut text.as_bytes(), data, 9);
+        assert!(matches!(refused, Err(RestoreError::NotEmpty(_))), "{other:?}: {refused:?}");
+        assert_eq!(names(data), other, "it was touched");
+    }
+    // Another process is just about to fill it.
+    make(&[]);
+    let _lock = outbox::lock(data).unwrap().unwrap();
+    let refused = restore(&mut text.as_bytes(), data, 9);
+    assert!(matches!(refused, Err(RestoreError::Locked(_))), "{refused:?}");
+    assert_eq!(names(data), ["LOCK"]);
+}
+
 #[test]
 fn what_is_damaged_is_named() {
     let disk = MemoryDisk::new();

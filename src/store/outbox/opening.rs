@@ -10,9 +10,15 @@ use crate::store::journal::{AppendError, Journal, JournalError, JournalReader, O
 use crate::store::progress::{OnProgress, Progress};
 use crate::store::state::{State, StateError};
 
+/// Where the journal is in the data directory.
+pub(in crate::store) const JOURNAL: &str = "journal";
 /// Format of the data directory, in the file of this name.
 pub(in crate::store) const FORMAT_FILE: &str = "FORMAT";
 pub(in crate::store) const FORMAT: &str = "balto data directory, format 1\n";
+/// The same of a directory that is being made.
+pub(in crate::store) const STAMP_BEGUN_FILE: &str = "FORMAT.new";
+/// Whoever uses the directory has it locked.
+pub(in crate::store) const LOCK_FILE: &str = "LOCK";
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,23 +51,14 @@ pub(super) fn io(path: &Path, error: std::io::Error) -> OpenError {
 /// Creates or checks the directory, its stamp and its lock.
 pub(super) fn claim(path: &Path) -> Result<File, OpenError> {
     create_private(path).map_err(|error| io(path, error))?;
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path.join("LOCK"))
-        .map_err(|error| io(path, error))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::Locked(path.display().to_string())),
-        Err(std::fs::TryLockError::Error(error)) => return Err(io(path, error)),
-    }
+    let lock = lock(path).map_err(|error| io(path, error))?;
+    let lock = lock.ok_or_else(|| OpenError::Locked(path.display().to_string()))?;
     let stamp = path.join(FORMAT_FILE);
     match std::fs::read_to_string(&stamp) {
         Ok(found) if found == FORMAT => {}
         Ok(found) => return Err(OpenError::Foreign { path: path.display().to_string(), found }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let foreign = path.join("journal").exists() || path.join("state").exists();
+            let foreign = path.join(JOURNAL).exists() || path.join("state").exists();
             if foreign {
                 return Err(OpenError::Foreign {
                     path: path.display().to_string(),
@@ -75,13 +72,29 @@ pub(super) fn claim(path: &Path) -> Result<File, OpenError> {
     Ok(lock)
 }
 
+/// The lock of a data directory, for as long as the file is open; `None` when another process has it.
+pub(in crate::store) fn lock(path: &Path) -> std::io::Result<Option<File>> {
+    let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK_FILE))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Says durably that the directory is being made, and is no data directory yet.
+pub(in crate::store) fn begin_stamp(path: &Path) -> std::io::Result<()> {
+    let fresh = path.join(STAMP_BEGUN_FILE);
+    std::fs::write(&fresh, FORMAT)?;
+    File::open(&fresh)?.sync_all()?;
+    File::open(path)?.sync_all()
+}
+
 /// Says durably that the directory is a data directory of this format.
 pub(in crate::store) fn stamp(path: &Path) -> std::io::Result<()> {
     // Under another name first: half a stamp would be a foreign one.
-    let fresh = path.join(FORMAT_FILE).with_extension("new");
-    std::fs::write(&fresh, FORMAT)?;
-    File::open(&fresh)?.sync_all()?;
-    std::fs::rename(&fresh, path.join(FORMAT_FILE))?;
+    begin_stamp(path)?;
+    std::fs::rename(path.join(STAMP_BEGUN_FILE), path.join(FORMAT_FILE))?;
     File::open(path)?.sync_all()
 }
 
