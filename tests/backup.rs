@@ -6,7 +6,7 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 use support::load::{Book, check_held, held, publishers};
 use support::{Daemon, Receiver, answer, seed};
+use tokio::net::TcpListener;
 
 async fn balto(daemon: Option<&Daemon>, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
@@ -155,6 +156,47 @@ async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
     let records = answer["records"].as_u64().unwrap();
     assert!(records >= 2, "{answer}");
     assert_eq!(answer, json!({"path": to, "records": records, "position": position(&second)}));
+}
+
+#[tokio::test]
+async fn a_backup_that_breaks_off_leaves_no_file() {
+    let below = tempfile::tempdir().unwrap();
+    let file = below.path().join("file");
+    // A daemon that says nothing, until it says something else.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    for ending in ["-TERM", "-INT", "reset"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
+        command.args(["backup", "--to", file.to_str().unwrap()]).stderr(Stdio::piped());
+        let running = command.env("BALTO_URL", format!("http://{address}")).spawn().unwrap();
+        let (connection, _) = silent.accept().await.unwrap();
+        assert!(below.path().join("file.partial").exists(), "{ending}: nothing was begun");
+        match ending {
+            "reset" => drop(connection),
+            signal => {
+                let id = running.id().to_string();
+                assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+            }
+        }
+        let ended = tokio::task::spawn_blocking(move || running.wait_with_output().unwrap()).await.unwrap();
+        let words = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{ending}: {words}");
+        assert_eq!(std::fs::read_dir(below.path()).unwrap().count(), 0, "{ending}: {words}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_backup_has_left_stands_in_nobodys_way() {
+    let below = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&below.path().join("data")).await;
+    let (file, partial, other) =
+        (below.path().join("file"), below.path().join("file.partial"), below.path().join("other"));
+    std::fs::write(&other, "not ours").unwrap();
+    std::os::unix::fs::symlink(&other, &partial).unwrap();
+    backup(&daemon, &file).await;
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("balto-backup 1\n"));
+    assert!(std::fs::symlink_metadata(&file).unwrap().is_file() && !partial.exists());
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "not ours", "it was written through the link");
 }
 
 /// Payloads and, without a key for them, secrets are in both.

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::client::Client;
 use super::listen::{Options, Receiver, Report, Signed};
 use super::output::{clean, colour, line};
+use super::stop::Stop;
 
 /// Longest time of the whole tour.
 const TOUR_MAX: Duration = Duration::from_secs(60);
@@ -44,6 +45,7 @@ const LEDGER_ATTEMPTS: usize = 3;
 /// # Errors
 /// The first expectation that was not met, with the end of the daemon's log where it helps.
 pub(super) async fn run() -> anyhow::Result<()> {
+    let mut stop = Stop::new()?;
     let tour = async {
         let mut stage = Stage::set().await?;
         let outcome = stage.play().await;
@@ -54,7 +56,7 @@ pub(super) async fn run() -> anyhow::Result<()> {
     };
     tokio::select! {
         outcome = timeout(TOUR_MAX, tour) => outcome.context("the tour took longer than a minute")?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        () = stop.told() => bail!("interrupted"),
     }
 }
 

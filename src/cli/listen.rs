@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -26,12 +25,12 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::args;
 use super::output::{clean, colour, line};
+use super::stop::Stop;
 use crate::domain::time::Timestamp;
 
 /// Bound of a webhook's body, in bytes.
@@ -397,15 +396,13 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
         Err(error @ StartError::Secret) => return Err(super::usage(error.to_string())),
         Err(error @ StartError::Listen { .. }) => return Err(error.into()),
     };
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut stop = Stop::new()?;
     super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));
     let coloured = colour();
     loop {
         let report = tokio::select! {
             report = receiver.next() => report,
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            () = stop.told() => return Ok(()),
         };
         let Some(report) = report else { return Ok(()) };
         line(&if as_json { record(&report) } else { sentence(&report, coloured) })?;

@@ -15,6 +15,7 @@ mod events;
 mod files;
 pub mod listen;
 mod output;
+mod stop;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

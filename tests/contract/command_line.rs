@@ -488,6 +488,23 @@ fn the_demo_runs_in_under_a_minute_and_leaves_nothing_behind() {
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "it left files behind");
 }
 
+#[test]
+fn the_demo_leaves_nothing_behind_when_it_is_told_to_stop() {
+    for signal in ["-TERM", "-INT"] {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut command = Command::new(BALTO);
+        command.arg("demo").env("TMPDIR", temporary.path()).stdout(Stdio::piped());
+        let mut running = Running(command.spawn().unwrap());
+        let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("A daemon starts")));
+        let sent = Command::new("kill").arg(signal).arg(running.0.id().to_string()).status().unwrap();
+        assert!(sent.success());
+        std::thread::spawn(move || lines.for_each(drop));
+        assert_eq!(running.0.wait().unwrap().code(), Some(1), "{signal}");
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{signal}: it left files behind");
+    }
+}
+
 /// The commands are taken from the README, so that they cannot rot there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readmes_five_commands_show_a_delivery() {
