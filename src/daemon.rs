@@ -16,7 +16,6 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -148,7 +147,7 @@ async fn run(setup: Setup, started: Started, supervisor: Supervisor) -> anyhow::
     let told = watch::Sender::new(Run::On);
     let seats = Seats::new(config.server.max_connections);
     // The ops listener answers from before recovery until the very end, so that both can be watched.
-    let ops_listener = listen(config.server.ops_listen).await?;
+    let ops_listener = listen(config.server.ops_listen, "server.ops_listen").await?;
     let ops_address = ops_listener.local_addr()?;
     let mut ops = JoinSet::new();
     let router = ops_router(&metrics, &started, &told, &seats, config.store.path.clone());
@@ -161,7 +160,7 @@ async fn run(setup: Setup, started: Started, supervisor: Supervisor) -> anyhow::
         interrupt: signal(SignalKind::interrupt())?,
         hangup,
     };
-    let api_listener = listen(config.server.api_listen).await?;
+    let api_listener = listen(config.server.api_listen, "server.api_listen").await?;
     let engine = started.get_or_init(|| engine).clone();
     let api_address = api_listener.local_addr()?;
     engine.courier().set_listening(vec![api_address.port(), ops_address.port()]);
@@ -452,8 +451,14 @@ fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+/// `key` is where the address was configured.
+async fn listen(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{address} is in use by another process: stop that one, or choose another address with {key}"
+        ),
+        _ => anyhow::Error::new(error).context(format!("cannot listen on {address} ({key})")),
+    })
 }
 
 #[cfg(test)]

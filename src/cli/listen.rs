@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -154,8 +155,12 @@ impl Behaviour {
 pub enum StartError {
     #[error("the secret is not `whsec_` followed by base64")]
     Secret,
-    #[error("cannot listen on 127.0.0.1:{port}: {source}")]
-    Listen { port: u16, source: std::io::Error },
+    #[error(
+        "127.0.0.1:{0} is in use by another process: stop that one, or choose another port with --port (0 takes a free one)"
+    )]
+    Taken(u16),
+    #[error("cannot listen on 127.0.0.1:{port}: {error}")]
+    Listen { port: u16, error: io::Error },
 }
 
 /// A running receiver; dropping it closes its port and its connections.
@@ -178,7 +183,10 @@ impl Receiver {
             None => None,
         };
         let port = options.port;
-        let failed = |source| StartError::Listen { port, source };
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::AddrInUse => StartError::Taken(port),
+            _ => StartError::Listen { port, error },
+        };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let behaviour = Arc::new(Behaviour {
@@ -394,7 +402,7 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
     let mut receiver = match Receiver::start(options).await {
         Ok(receiver) => receiver,
         Err(error @ StartError::Secret) => return Err(super::usage(error.to_string())),
-        Err(error @ StartError::Listen { .. }) => return Err(error.into()),
+        Err(error @ (StartError::Taken(_) | StartError::Listen { .. })) => return Err(error.into()),
     };
     let mut stop = Stop::new()?;
     super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));

@@ -438,6 +438,32 @@ async fn listen_ends_with_zero_when_it_is_told_to_stop() {
     }
 }
 
+#[test]
+fn a_port_that_is_taken_is_said_once_with_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let said = |arguments: &[&str], key: &str| {
+        let mut command = Command::new(BALTO);
+        command.args(arguments).env("BALTO__SERVER__API_LISTEN", "127.0.0.1:0");
+        command.env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0").env("BALTO__LOG__LEVEL", "error");
+        command.env("BALTO__".to_owned() + key, address.to_string());
+        let output = command.current_dir(&data).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
+    };
+    let in_use = format!("balto: {address} is in use by another process: stop that one, or choose another");
+    assert_eq!(
+        said(&["listen", "--port", &address.port().to_string()], "NONE"),
+        format!("{in_use} port with --port (0 takes a free one)")
+    );
+    for (key, name) in
+        [("SERVER__API_LISTEN", "server.api_listen"), ("SERVER__OPS_LISTEN", "server.ops_listen")]
+    {
+        assert_eq!(said(&["serve", "--dev"], key), format!("{in_use} address with {name}"));
+    }
+}
+
 #[tokio::test]
 async fn listen_verifies_prints_and_fails_on_purpose() {
     let data = tempfile::tempdir().unwrap();
