@@ -303,9 +303,6 @@ fn headers(
     let mut checked: Vec<(Box<str>, Box<str>)> = Vec::new();
     for (name, value) in given {
         let place = pointer(place, name);
-        if value.len() > limits::HEADER_VALUE_BYTES_MAX {
-            errors.push(place.as_str(), format!("at most {} bytes", limits::HEADER_VALUE_BYTES_MAX));
-        }
         if checked.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
             errors.push(place.as_str(), "the header is there twice");
         }

@@ -199,20 +199,20 @@ const RESERVED_PREFIXES: [&str; 6] =
 ///
 /// # Errors
 /// The reason, in words for the client.
-pub fn validate_header(name: &str, value: &str) -> Result<(), &'static str> {
+pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
     if HeaderName::try_from(name).is_err() {
-        return Err("a header name is a token of RFC 9110");
+        return Err("a header name is a token of RFC 9110".to_owned());
     }
     let lower = name.to_ascii_lowercase();
     if RESERVED.contains(&lower.as_str()) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
     {
-        return Err("this header cannot be set");
+        return Err("this header cannot be set".to_owned());
     }
     if value.len() > limits::HEADER_VALUE_BYTES_MAX {
-        return Err("a header value has at most 4096 bytes");
+        return Err(format!("a header value has at most {} bytes", limits::HEADER_VALUE_BYTES_MAX));
     }
     if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
-        return Err("a header value is printable ASCII");
+        return Err("a header value is printable ASCII".to_owned());
     }
     Ok(())
 }

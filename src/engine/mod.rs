@@ -245,6 +245,6 @@ impl Engine {
     /// # Errors
     /// The reason, in words for the client.
     pub fn check_header(&self, name: &str, value: &str) -> Result<(), String> {
-        crate::courier::body::validate_header(name, value).map_err(|reason| reason.to_string())
+        crate::courier::body::validate_header(name, value)
     }
 }

@@ -90,6 +90,12 @@ async fn what_breaks_a_rule_is_pointed_at_and_nothing_is_kept() {
         (json!({"retry": {"zz": 2}}), "validation_failed", "/retry/zz"),
         (json!({"secret": "whsec_c2hvcnQ="}), "validation_failed", "/secret"),
         (json!({"headers": {"Host": "x"}}), "validation_failed", "/headers/Host"),
+        (json!({"headers": {"X-A": "x".repeat(4_097)}}), "validation_failed", "/headers/X-A"),
+        (
+            json!({"sensitiveHeaders": {"X-A": "x".repeat(4_097)}}),
+            "validation_failed",
+            "/sensitiveHeaders/X-A",
+        ),
         (json!({"status": "paused"}), "validation_failed", "/status"),
         (json!({"id": "ep_x"}), "validation_failed", "/id"),
     ];
@@ -100,6 +106,8 @@ async fn what_breaks_a_rule_is_pointed_at_and_nothing_is_kept() {
         let (status, problem, _) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
         is_problem(&(status, problem.clone()), 422, code, &body.to_string());
         assert_eq!(problem["errors"][0]["pointer"], pointer, "{body}: {problem}");
+        let told = problem["errors"].as_array().unwrap();
+        assert_eq!(told.len(), 1, "one fault, and more errors than one: {problem}");
     }
     let (_, problem, _) = daemon.call("POST", "/endpoints", &[], r#"{"url":"nope"}"#).await;
     assert!(text(&problem, "detail").contains("not an absolute URL"), "{problem}");
