@@ -22,6 +22,27 @@ const COMMIT_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005
 const WAIT_BUCKETS: [f64; 10] = [0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0];
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0];
 
+/// Codes of the problems that a post of events can meet.
+const REFUSALS: [&str; 17] = [
+    "disk_full",
+    "forbidden",
+    "idempotency_mismatch",
+    "loop_detected",
+    "malformed",
+    "overloaded",
+    "payload_too_large",
+    "request_in_flight",
+    "request_timeout",
+    "too_many_deliveries",
+    "too_many_wrong_keys",
+    "unauthorized",
+    "unavailable",
+    "unsupported_content_encoding",
+    "unsupported_media_type",
+    "validation_failed",
+    "version_conflict",
+];
+
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -206,8 +227,8 @@ impl Metrics {
         made
     }
 
-    /// A counter that first appears with a value looks as if it had always had it: what alerts watch is there from the
-    /// start.
+    /// A counter that first appears with a value looks as if it had always had it, and no rate shows it: whatever label a
+    /// series can have, it is there from the start.
     fn begin_at_zero(&self) {
         for reason in DeadReason::ALL {
             self.dead.with_label_values(&[reason.as_str()]);
@@ -215,8 +236,26 @@ impl Metrics {
         for outcome in ["dead", "cancelled"] {
             self.deliveries.with_label_values(&[outcome]);
         }
-        for reason in ["overloaded", "unavailable", "disk_full"] {
+        for class in ErrorClass::ALL {
+            let statuses: &[_] = if class == ErrorClass::Status { &["3xx", "4xx", "5xx"] } else { &["none"] };
+            for status in statuses {
+                self.attempts.with_label_values(&[status, class.as_str()]);
+            }
+        }
+        for reason in REFUSALS {
             self.refused.with_label_values(&[reason]);
+        }
+        for reason in ["missing", "wrong", "tooMany"] {
+            self.door.authentications_refused.with_label_values(&[reason]);
+        }
+        for outcome in ["agreed", "refused"] {
+            self.handshakes.with_label_values(&[outcome]);
+        }
+        for reason in WaitReason::ALL {
+            self.lanes.with_label_values(&[reason.as_str()]);
+        }
+        for part in ["journal", "state"] {
+            self.store_bytes.with_label_values(&[part]);
         }
     }
 

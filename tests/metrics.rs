@@ -15,6 +15,12 @@ fn value(metrics: &str, sample: &str) -> Option<f64> {
     line.rsplit_once(' ')?.1.parse().ok()
 }
 
+/// Names and labels.
+fn samples(metrics: &str) -> BTreeSet<&str> {
+    let lines = metrics.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect()
+}
+
 /// The metrics, once a sample has come to a value that is wanted.
 async fn until(daemon: &Daemon, sample: &str, wanted: impl Fn(f64) -> bool) -> String {
     let deadline = Instant::now() + PATIENCE;
@@ -66,6 +72,20 @@ async fn prometheus_reads_the_metrics_and_finds_nothing_to_mend() {
 async fn the_metrics_count_what_happened_once_each() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
+    let fresh = daemon.metrics().await;
+    for (name, labels) in [
+        ("balto_authentications_refused_total", r#"reason="missing""#),
+        ("balto_authentications_refused_total", r#"reason="wrong""#),
+        ("balto_authentications_refused_total", r#"reason="tooMany""#),
+        ("balto_handshakes_total", r#"outcome="agreed""#),
+        ("balto_handshakes_total", r#"outcome="refused""#),
+        ("balto_events_refused_total", r#"reason="disk_full""#),
+        ("balto_deliveries_dead_total", r#"reason="attemptsExhausted""#),
+        ("balto_attempts_total", r#"error="dns",status="none""#),
+        ("balto_lanes", r#"reason="circuitOpen""#),
+    ] {
+        assert_eq!(value(&fresh, &format!("{name}{{{labels}}}")), Some(0.0), "{name} {labels} in\n{fresh}");
+    }
     let receiver = Receiver::start(|number, _| answer([500, 410, 200, 200][number.min(3)])).await;
     let endpoint = json!({"url": receiver.url, "maxInFlight": 1, "retry": {"schedule": ["10ms"]}, "ordering": "endpoint"});
     let made = daemon.post("/endpoints", &endpoint.to_string()).await;
@@ -115,6 +135,8 @@ async fn the_metrics_count_what_happened_once_each() {
         None,
         "a read is no event"
     );
+    let appeared: Vec<_> = samples(&metrics).difference(&samples(&fresh)).copied().collect();
+    assert!(appeared.is_empty(), "their first count cannot be seen as a rise: {appeared:?}");
     // Looked at once a second.
     for sample in
         ["balto_disk_free_bytes", r#"balto_store_bytes{part="journal"}"#, "process_resident_memory_bytes"]
