@@ -289,13 +289,25 @@ async fn id_and_source_name_an_event_for_as_long_as_it_is_kept() {
     let other = post(json!({"data": {"n": 2}}), "/events", &[]).await;
     assert_eq!(other.0, 422, "another event under the same id and source");
     for (path, media, status) in [
-        ("/events?tenant=balto", STRUCTURED, 403),
+        ("/events?tenant=balto", STRUCTURED, 422),
         ("/events?tenant=a%20b", STRUCTURED, 422),
         ("/events?tenant=acme", ("content-type", "application/json"), 422),
     ] {
         let (got, problem, _) = daemon.call("POST", path, &[media], &event().to_string()).await;
         assert_eq!(got, status, "{path}: {problem}");
     }
+    // As an event of ours says it, with the place where it stands.
+    let reserved = "the tenant `balto` is reserved";
+    let wrong = json!([{"pointer": "/tenant", "parameter": "tenant", "detail": reserved}]);
+    let (_, problem, _) =
+        daemon.call("POST", "/events?tenant=balto", &[STRUCTURED], &event().to_string()).await;
+    assert_eq!(problem["errors"], wrong, "{problem}");
+    let batch = json!([event()]).to_string();
+    let (status, answer, _) = daemon.call("POST", "/events?tenant=balto", &[BATCHED], &batch).await;
+    assert_eq!((status, &answer["results"][0]["errors"]), (202, &wrong), "{answer}");
+    let ours = json!({"type": "a", "data": 1, "tenant": "balto"}).to_string();
+    let (status, problem, _) = daemon.call("POST", "/events", &[], &ours).await;
+    assert_eq!((status, &problem["detail"]), (422, &json!(reserved)), "{problem}");
 }
 
 #[tokio::test]

@@ -407,11 +407,17 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
     errors.check(if parts.in_headers { "" } else { "/data" }, depth);
     let own = [(attribute::ID, id), (attribute::SOURCE, source), (attribute::TIME, written)];
     let attributes = kept(call, &mut parts, own, &mut errors);
+    let named: Option<Tenant> = call.query.get("tenant")?;
+    // For a key of one tenant it is another's, like any that is not its own.
+    let is_free = call.principal.scope.0.is_none();
+    if is_free && named.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+        errors.0.push(FieldError::parameter("tenant", "the tenant `balto` is reserved"));
+    }
     errors.finish()?;
     let Some(event_type): Option<EventType> = event_type else {
         return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
     };
-    let tenant = call.principal.tenant(call.query.get("tenant")?)?;
+    let tenant = call.principal.tenant(named)?;
     if tenant.as_str() == Tenant::OPERATOR {
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
     }

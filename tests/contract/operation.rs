@@ -190,6 +190,12 @@ async fn the_reserved_tenant_is_the_operators_alone() {
     );
     let other = key(&daemon, "admin", Some("acme")).await;
     is_problem(
+        &call_as(&daemon, &other, "POST", "/events", event).await,
+        403,
+        "forbidden",
+        "another's key that posts",
+    );
+    is_problem(
         &call_as(&daemon, &other, "POST", "/endpoints", &hook).await,
         403,
         "forbidden",
