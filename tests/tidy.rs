@@ -28,6 +28,11 @@ fn all() -> Vec<(String, String)> {
     found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
 }
 
+/// A module's tests, in a file or in a directory beside it.
+fn is_test(name: &str) -> bool {
+    name.ends_with("tests.rs") || name.contains("/tests/")
+}
+
 #[test]
 fn every_file_says_what_it_owns() {
     for (name, text) in all() {
@@ -62,7 +67,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
 
 #[test]
 fn imports_point_down_only() {
-    for (name, text) in all().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
+    for (name, text) in all().into_iter().filter(|(name, _)| !is_test(name)) {
         let layer = name.split(['/', '.']).next().unwrap();
         let Some((_, allowed)) = LAYERS.iter().find(|(known, _)| *known == layer) else { continue };
         for (number, line) in text.lines().enumerate() {
@@ -81,7 +86,7 @@ fn imports_point_down_only() {
 
 #[test]
 fn clocks_and_randomness_are_read_at_the_edges_only() {
-    for (name, text) in all().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
+    for (name, text) in all().into_iter().filter(|(name, _)| !is_test(name)) {
         let layer = name.split(['/', '.']).next().unwrap();
         let pure = ["limits", "codec", "domain", "rules", "lanes", "projections"].contains(&layer);
         let code = text.split("#[cfg(test)]").next().unwrap();
@@ -129,7 +134,7 @@ fn every_bug_that_is_put_in_has_its_test_and_its_row() {
     let listed = knobs.split("enum Bug {").nth(1).unwrap().split("\n}").next().unwrap();
     let bugs: Vec<_> = listed.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
     assert!(bugs.len() >= 10, "{bugs:?}");
-    let (tests, code): (Vec<_>, Vec<_>) = all().into_iter().partition(|(name, _)| name.ends_with("tests.rs"));
+    let (tests, code): (Vec<_>, Vec<_>) = all().into_iter().partition(|(name, _)| is_test(name));
     for bug in &bugs {
         let named = |files: &[(String, String)], ends: &[&str]| {
             let names: Vec<_> = ends.iter().map(|end| format!("Bug::{bug}{end}")).collect();
