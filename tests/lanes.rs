@@ -122,11 +122,36 @@ async fn retry_after_says_until_when_the_receiver_wants_peace() {
     let receiver = Receiver::start(move |_, _| busy.to_owned()).await;
     let lane = lane(&daemon, &receiver.url, "a", json!({})).await;
     post(&daemon, "a", 1).await;
-    receiver.until(1).await;
+    // The one that was answered so waits for that, too; and then what comes later.
+    for _ in 0..2 {
+        let report = waits(&daemon, &lane, "retryAfter").await;
+        assert!((1_700..=1_800).contains(&seconds_ahead(&report["until"])), "{report}");
+        assert_eq!((&report["circuit"], receiver.got().len()), (&json!("closed"), 1), "{report}");
+        post(&daemon, "a", 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_retry_by_hand_waits_for_the_peace_that_the_receiver_wants_until_somebody_ends_it() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let busy = "HTTP/1.1 503 x\r\nretry-after: 1800\r\ncontent-length: 0\r\n\r\n".to_owned();
+    let receiver =
+        Receiver::start(move |number, _| if number == 0 { busy.clone() } else { answer(200) }).await;
+    let lane = lane(&daemon, &receiver.url, "a", json!({})).await;
     post(&daemon, "a", 1).await;
+    waits(&daemon, &lane, "retryAfter").await;
+    let pending = daemon.get("/deliveries").await["data"][0]["id"].clone();
+    let delivery = format!("/deliveries/{}", pending.as_str().unwrap());
+    assert_eq!(daemon.post(&format!("{delivery}/retry"), "").await["status"], "pending");
+    let endpoint = lane.strip_suffix("/lane").unwrap();
+    daemon.post(&format!("{endpoint}/resume"), "").await;
     let report = waits(&daemon, &lane, "retryAfter").await;
-    assert!((1_700..=1_800).contains(&seconds_ahead(&report["until"])), "{report}");
-    assert_eq!((&report["circuit"], receiver.got().len()), (&json!("closed"), 1), "{report}");
+    assert_eq!(receiver.got().len(), 1, "it is active already, so nothing was opened: {report}");
+    for step in ["pause", "resume"] {
+        daemon.post(&format!("{endpoint}/{step}"), "").await;
+    }
+    daemon.until(&delivery, |delivery| delivery["status"] == "delivered").await;
 }
 
 #[tokio::test]

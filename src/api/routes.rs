@@ -244,7 +244,7 @@ pub static ROUTES: &[Route] = &[
         Plain, 200, Some(schema::<ListBody<DeliveryBody>>), deliveries::list),
     route!(Get "/v1/deliveries/{id}", "getDelivery", "A delivery and its attempts", ReadEvents, NONE, None,
         Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::get),
-    route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Try a delivery now", Admin, NONE,
+    route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Make a delivery due now", Admin, NONE,
         NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), deliveries::retry),
     route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Give a pending delivery up", Admin, NONE,
         NO_ARGUMENTS, Answered, 200, Some(schema::<DeliveryBody>), deliveries::cancel),

@@ -39,7 +39,7 @@ pub(crate) enum DeliveriesCommand {
         #[arg(value_parser = args::id)]
         id: String,
     },
-    /// Try now, without waiting for the next attempt's time.
+    /// Make it due now: it goes as soon as its endpoint's lane lets it.
     Retry {
         #[arg(value_parser = args::id)]
         id: String,

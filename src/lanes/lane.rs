@@ -143,11 +143,12 @@ impl Lane {
             Gate::Handshake => return waits(WaitReason::Handshake, None),
         }
         let Some(due) = first else { return Readiness::Waits { reason: None, until: None } };
+        // Also of what is due later because the receiver asked for it.
+        if let Some(until) = self.holds.until().filter(|until| *until > now.wall && *until >= due) {
+            return waits(WaitReason::RetryAfter, at(until));
+        }
         if due > now.wall {
             return waits(WaitReason::NotDue, at(due));
-        }
-        if let Some(until) = self.holds.until().filter(|until| *until > now.wall) {
-            return waits(WaitReason::RetryAfter, at(until));
         }
         if let Some(until) = self.circuit.blocks(now.monotonic) {
             return waits(WaitReason::CircuitOpen, until);

@@ -523,6 +523,32 @@ fn retry_after_pause_and_disabling_hold_the_lane_and_say_so() {
     assert_eq!(reason(&lanes, 30_003), Some(WaitReason::NotDue));
 }
 
+/// Until then nothing could be sent, so the wish is the reason, even when it is why the delivery is due no sooner.
+#[test]
+fn a_lone_delivery_waits_for_its_receivers_wish_and_one_that_is_due_after_it_for_its_time() {
+    for (due, expected, until) in [
+        (2, WaitReason::RetryAfter, 30_000),
+        (29_000, WaitReason::RetryAfter, 30_000),
+        (30_000, WaitReason::RetryAfter, 30_000),
+        (30_001, WaitReason::NotDue, 30_001),
+    ] {
+        let mut lanes = lanes(100);
+        lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+        fill(&mut lanes, ONE, 1..2);
+        let first = sends(&mut lanes, at(1))[0].1;
+        lanes.on_finished(ONE, first, throttled(at(30_000).wall), at(2));
+        lanes.on_settled(ONE, first, Position(2), at(2));
+        lanes.on_due(ONE, key(due, 1), FRESH, Position(2), at(2));
+        lanes.on_recorded(ONE, first, at(2));
+        assert_eq!(sends(&mut lanes, at(3)), [], "due at {due}");
+        let report = lanes.explain(ONE, at(3)).unwrap();
+        assert_eq!((report.reason, report.retry_at), (Some(expected), Some(at(until).wall)), "due at {due}");
+        assert_eq!(lanes.next_wakeup(at(3)), Some(Duration::from_millis(until - 3)), "due at {due}");
+        assert_eq!(sends(&mut lanes, at(until - 1)), [], "due at {due}");
+        assert_eq!(sends(&mut lanes, at(until)), [(ONE, key(due, 1))]);
+    }
+}
+
 #[test]
 fn opening_ends_the_wait_that_was_asked_for_before_it_and_not_the_one_after() {
     let changed = |gate, revision| LanePolicy { gate, revision: Position(revision), ..policy() };
