@@ -31,6 +31,26 @@ fn statuses(answers: &[Answered]) -> Vec<u16> {
     answers.iter().map(|answer| answer.status).collect()
 }
 
+/// Whoever is refused is told so as everywhere, also when nobody could be asked for an answer.
+fn are_problems(answers: &[Answered], name: &str) {
+    for answer in answers.iter().filter(|answer| answer.status >= 400) {
+        let head = &answer.head;
+        assert!(head.contains("\r\ncontent-type: application/problem+json\r\n"), "{name}: {head}");
+        assert!(head.contains("\r\ndate: "), "{name}: {head}");
+        let problem: Value =
+            serde_json::from_str(&answer.body).unwrap_or_else(|_| panic!("{name}: {answer:?}"));
+        assert_eq!(problem["status"], answer.status, "{name}");
+        let code = match answer.status {
+            400 => "malformed",
+            404 => "not_found",
+            414 => "uri_too_long",
+            431 => "headers_too_large",
+            other => panic!("{name}: {other}"),
+        };
+        assert_eq!(problem["code"], code, "{name}");
+    }
+}
+
 /// A request with these header lines and this body, and behind it one that must never be answered.
 fn smuggling(headers: &str, body: &str) -> String {
     format!(
@@ -118,6 +138,7 @@ async fn no_request_hides_in_another() {
     for (name, headers, body, status) in rows {
         let answers = answers(&daemon, smuggling(headers, body).as_bytes()).await;
         assert_eq!(statuses(&answers), [*status], "{name}: {answers:#?}");
+        are_problems(&answers, name);
     }
     let accepted = rows.iter().filter(|(.., status)| *status == 202).count();
     assert_eq!(held(&daemon).await, accepted, "a refused event was kept");
@@ -163,7 +184,18 @@ async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
     for (name, bytes, status) in rows {
         let answers = answers(&daemon, bytes).await;
         assert_eq!(statuses(&answers), [*status], "{name}: {answers:#?}");
+        are_problems(&answers, name);
     }
+    // Also when it comes after requests that were answered.
+    let good = "GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n";
+    let late = answers(&daemon, format!("{good}{good}nothing like that\r\n\r\n").as_bytes()).await;
+    assert_eq!(statuses(&late), [200, 200, 400], "{late:#?}");
+    are_problems(&late, "after two that are good");
+    // Longer than a URI can be and no longer than the headers may be, or both: that depends on how it arrives.
+    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(65_540));
+    let long = answers(&daemon, long.as_bytes()).await;
+    assert!([[414], [431]].iter().any(|status| statuses(&long) == status), "{long:#?}");
+    are_problems(&long, "a URL that is a little too long");
     let newer = answers(&daemon, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     assert_eq!(statuses(&newer), [0_u16; 0], "HTTP/2 cannot be answered: {newer:#?}");
     let old = answers(&daemon, b"GET /v1/events HTTP/1.0\r\n\r\n").await;

@@ -26,6 +26,7 @@ pub mod seats;
 pub mod server;
 mod socket;
 pub mod text;
+mod unasked;
 pub mod views;
 
 use std::future::ready;

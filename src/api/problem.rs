@@ -91,6 +91,10 @@ pub enum Problem {
     PayloadTooLarge {
         limit: usize,
     },
+    /// The request's line is longer than it may be.
+    UriTooLong,
+    /// Its headers are more, or larger, than they may be.
+    HeadersTooLarge,
     UnsupportedMediaType {
         accepted: &'static [&'static str],
     },
@@ -139,6 +143,7 @@ impl Problem {
             | Self::Conflict(_)
             | Self::RequestInFlight => 409,
             Self::PayloadTooLarge { .. } => 413,
+            Self::UriTooLong => 414,
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
             Self::Validation(_)
             | Self::Rejected { rejection: Rejection::IdTaken, .. }
@@ -146,6 +151,7 @@ impl Problem {
             | Self::ForbiddenUrl(_)
             | Self::LoopDetected { .. } => 422,
             Self::Overloaded { .. } | Self::TooManyDeliveries { .. } | Self::TooManyWrongKeys { .. } => 429,
+            Self::HeadersTooLarge => 431,
             Self::Unavailable(_) => 503,
             Self::DiskFull => 507,
         }
@@ -166,6 +172,8 @@ impl Problem {
             Self::Conflict(_) => "conflict",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
             Self::UnsupportedMediaType { .. } => "unsupported_media_type",
             Self::UnsupportedContentEncoding => "unsupported_content_encoding",
             Self::Validation(_) => "validation_failed",
@@ -197,6 +205,8 @@ impl Problem {
             Self::Conflict(_) => "The request conflicts with the present state",
             Self::RequestInFlight => "The first request with this key is still being answered",
             Self::PayloadTooLarge { .. } => "The body is too large",
+            Self::UriTooLong => "The URI is too long",
+            Self::HeadersTooLarge => "The headers are too large",
             Self::UnsupportedMediaType { .. } => "The media type is not supported",
             Self::UnsupportedContentEncoding => "The content coding is not supported",
             Self::Validation(_) => "The request is not valid",
@@ -230,6 +240,11 @@ impl Problem {
             }
             Self::RequestInFlight => "repeat the request when the first one has been answered".to_owned(),
             Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
+            Self::UriTooLong => "send a shorter path and query".to_owned(),
+            Self::HeadersTooLarge => format!(
+                "send fewer or shorter headers: at most {} bytes are accepted, with the request's line",
+                limits::HEADER_BYTES_MAX
+            ),
             Self::UnsupportedMediaType { accepted } => {
                 format!("send `Content-Type: {}`", accepted.join("` or `"))
             }

@@ -1,7 +1,8 @@
 //! A connection's bytes: an answer has to be taken in time, and the end is one that the client can read.
 //!
 //! Owns the deadline of what is being written, which hyper does not have, and the lingering close: a client that is
-//! refused while it is still sending would lose the refusal, if what it sends met a closed socket.
+//! refused while it is still sending would lose the refusal, if what it sends met a closed socket. What hyper answers by
+//! itself says more here than it would say ([`super::unasked`]).
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::seats::Seat;
+use super::unasked::Refusal;
 
 /// How long what a client still sends is thrown away after our last word.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +26,8 @@ pub(super) struct Socket {
     stream: TcpStream,
     seat: Arc<Seat>,
     answer_timeout: Duration,
+    /// Set while this is written in place of what hyper would say.
+    refusal: Option<Refusal>,
     /// Set when a write could not go on, until everything is written.
     blocked: Option<Pin<Box<Sleep>>>,
     /// Set after our last word.
@@ -32,7 +36,7 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, seat: Arc<Seat>, answer_timeout: Duration) -> Self {
-        Self { stream, seat, answer_timeout, blocked: None, lingering: None }
+        Self { stream, seat, answer_timeout, refusal: None, blocked: None, lingering: None }
     }
 
     /// A write that waits, waits within the deadline. What goes out in between does not extend it.
@@ -62,13 +66,8 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.in_time(context, written)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -76,7 +75,19 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        let Self { stream, seat, refusal, .. } = &mut *self;
+        // No request has begun: nobody but hyper can have said this.
+        if refusal.is_none() && seat.is_waiting() {
+            *refusal = Refusal::instead_of(parts);
+        }
+        let stream = Pin::new(stream);
+        let written = match refusal {
+            Some(refusal) => refusal.poll_write(stream, context),
+            None => stream.poll_write_vectored(context, parts),
+        };
+        if written.is_ready() {
+            self.refusal = None;
+        }
         self.in_time(context, written)
     }
 
