@@ -460,6 +460,7 @@ fn made_up() -> Vec<Record> {
             trigger: Trigger::Redrive,
             at,
         },
+        Record::DeliveriesReordered { deliveries: vec![delivery(3), delivery(4)], at },
         Record::DeliveriesCancelled { deliveries: vec![delivery(4)], at },
         Record::DeliveriesDied { deliveries: vec![delivery(3)], reason: DeadReason::MaxAge, at },
         Record::DeadLettersPurged { deliveries: vec![delivery(3)], at },

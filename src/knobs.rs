@@ -12,6 +12,7 @@ pub(crate) enum Knob {
     RecentEntries,
     RetryAfterSeconds,
     AttemptSecondsMax,
+    BulkDeliveries,
 }
 
 /// A bug on purpose.
@@ -27,6 +28,8 @@ pub(crate) enum Bug {
     ForgetRecentKeys,
     /// An endpoint with an order lets the next delivery through before the first has ended.
     LetTwoThrough,
+    /// A delivery that a change of ordering takes out of its queue lets nobody through there.
+    StrandQueue,
     /// Deliveries do not wait for their receiver's consent.
     SendUnasked,
     /// What a crash left half written at the journal's end stays before what is written next.

@@ -128,6 +128,9 @@ pub const HOPS_MAX: u32 = 8;
 /// Closed endpoints that are looked at per second for what has waited there for too long: each costs the state a scan of up
 /// to [`BULK_DELIVERIES_MAX`] rows. When there are more they take turns.
 pub const CLOSED_LOOKED_AT_MAX: usize = 16;
+/// Rows of the state that are looked at per second for what is due and stands behind others of its order. When there are
+/// more, they take turns.
+pub const BEHIND_LOOKED_AT_MAX: usize = 5_000;
 /// Keys that a lane holds in memory; the rest of its backlog stays on disk.
 pub const LANE_WINDOW_MAX: usize = 128;
 /// A lane asks for more when its window falls below this.

@@ -63,6 +63,11 @@ pub enum Record {
         deliveries: Vec<DeliveryKey>,
         at: Timestamp,
     },
+    /// These deliveries, where they are pending, were put where their endpoint's ordering of then wants them.
+    DeliveriesReordered {
+        deliveries: Vec<DeliveryKey>,
+        at: Timestamp,
+    },
     /// A request other than an event was answered; a repetition of it gets the same answer.
     RequestAnswered {
         idempotency: Idempotency,

@@ -10,7 +10,9 @@ use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Record,
     Tenant, Timestamp, Trigger,
 };
+use crate::knobs::{self, Knob};
 use crate::limits;
+use crate::projections::pending::Misplaced;
 use crate::projections::reads;
 use crate::rules::matching::want;
 use crate::store::ReadModel;
@@ -195,6 +197,35 @@ impl Engine {
         };
         while !self.give_up(DeadReason::EndpointDeleted, pending).await? {}
         Ok(())
+    }
+
+    /// Puts what is pending for an endpoint where its ordering of now wants it: pass after pass, in bounded steps, each one
+    /// commit, until one finds nothing. Repeating it changes nothing.
+    pub(super) async fn put_in_order(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
+        let limit = knobs::bound(Knob::BulkDeliveries, limits::BULK_DELIVERIES_MAX);
+        loop {
+            let (mut after, mut is_done) = (None, true);
+            loop {
+                let known = self
+                    .outbox()
+                    .directory(|directory| directory.endpoint(endpoint).map(|known| known.ordering));
+                let Some(ordering) = known else { return Ok(()) };
+                let look = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
+                let Misplaced { deliveries, next } = self.outbox().read(look).await?;
+                if !deliveries.is_empty() {
+                    is_done = false;
+                    let at = self.now().wall;
+                    self.write(Record::DeliveriesReordered { deliveries, at }).await?;
+                }
+                if next.is_none() {
+                    break;
+                }
+                after = next;
+            }
+            if is_done {
+                return Ok(());
+            }
+        }
     }
 
     /// Makes dead letters of the pending deliveries that are found, a bounded number; gives what was found beside them.

@@ -14,11 +14,12 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::delivery::{Assignment, attempt};
+use super::gauges::{Behind, measure};
 use super::payloads::Payloads;
 use super::types::Unavailable;
 use crate::courier::destination;
 use crate::domain::{
-    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus,
+    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Ordering,
     PolicyDefaults, Position, Progress, Record, RetryPolicy, Timestamp,
 };
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
@@ -61,8 +62,8 @@ pub(super) enum Signal {
         endpoint: EndpointNumber,
         answer: oneshot::Sender<LaneAnswer>,
     },
-    /// Endpoints of which some deliveries stand behind others, as of the last look.
-    Behind(HashSet<EndpointNumber>),
+    /// What stands behind others, as of the last look.
+    Behind(Behind),
     Reconfigured,
 }
 
@@ -110,8 +111,13 @@ pub struct Dispatcher {
     health: watch::Receiver<Health>,
     /// Since when each failing endpoint has had no success.
     failing_since: HashMap<EndpointNumber, Timestamp>,
-    /// For the gauges: what lanes do not know. At most one for each endpoint.
-    behind: HashSet<EndpointNumber>,
+    /// For the gauges: what lanes do not know.
+    behind: Behind,
+    /// What was last heard of each endpoint's ordering.
+    orderings: HashMap<EndpointNumber, Ordering>,
+    /// Who puts what is pending into the order of its endpoint: of those that changed theirs, and of all since the start.
+    reordering: HashMap<EndpointNumber, AbortHandle>,
+    reordering_all: Option<AbortHandle>,
     /// Those that are being asked for consent; at most [`limits::HANDSHAKES_MAX`].
     asking: HashSet<EndpointNumber>,
     /// Who asks the store for the gauges, and who gives up what waits in vain. One at a time of each: while the store
@@ -141,7 +147,10 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             health,
             failing_since: HashMap::new(),
-            behind: HashSet::new(),
+            behind: Behind::default(),
+            orderings: HashMap::new(),
+            reordering: HashMap::new(),
+            reordering_all: None,
             asking: HashSet::new(),
             measuring: None,
             expiring: None,
@@ -213,14 +222,26 @@ impl Dispatcher {
         let endpoints: Vec<_> =
             self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
         let now = self.engine.now();
+        let mut backlogs = Vec::new();
         for endpoint in endpoints {
             let counted = counted.get(&endpoint.number).copied().unwrap_or_default();
             let backlog = if counted.pending > 0 { Backlog::OnDisk } else { Backlog::None };
             self.lanes.on_endpoint(endpoint.number, self.policy(&endpoint), backlog, now);
+            self.orderings.insert(endpoint.number, endpoint.ordering);
+            if backlog == Backlog::OnDisk {
+                backlogs.push(endpoint.number);
+            }
             if let Some(since) = counted.failing_since {
                 self.failing_since.insert(endpoint.number, since);
             }
         }
+        // Whoever changed an ordering may have been cut short by the end of the last life.
+        let engine = self.engine.clone();
+        self.reordering_all = Some(self.tasks.spawn(async move {
+            for endpoint in backlogs {
+                see_through(engine.clone(), endpoint, Chore::Reorder).await;
+            }
+        }));
         let deleted: Vec<_> =
             self.engine.outbox().directory(|directory| directory.deleted_endpoints().collect());
         for endpoint in deleted {
@@ -266,6 +287,7 @@ impl Dispatcher {
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);
                     self.failing_since.remove(endpoint);
+                    self.orderings.remove(endpoint);
                     self.sweep(*endpoint);
                 }
                 Record::AttemptFinished { delivery, attempt, .. } => {
@@ -278,6 +300,7 @@ impl Dispatcher {
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }
                 | Record::DeadLettersPurged { .. }
+                | Record::DeliveriesReordered { .. }
                 | Record::RequestAnswered { .. }
                 | Record::EventRejected { .. } => {}
             }
@@ -293,6 +316,10 @@ impl Dispatcher {
         }
         let policy = self.policy(endpoint);
         self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, self.engine.now());
+        let before = self.orderings.insert(endpoint.number, endpoint.ordering);
+        if before.is_some_and(|before| before != endpoint.ordering) {
+            self.reorder(endpoint.number);
+        }
         if handshake::next_request(endpoint).is_some_and(|at| at <= self.engine.now().wall) {
             self.ask(endpoint.number);
         }
@@ -357,7 +384,7 @@ impl Dispatcher {
                 // The asker may have gone.
                 let _gone = answer.send(report).is_err();
             }
-            Signal::Behind(endpoints) => self.behind = endpoints,
+            Signal::Behind(behind) => self.behind = behind,
             Signal::Reconfigured => self.reconfigure(),
         }
     }
@@ -390,31 +417,26 @@ impl Dispatcher {
     }
 
     fn sweep(&mut self, endpoint: EndpointNumber) {
-        let engine = self.engine.clone();
-        self.tasks.spawn(async move {
-            loop {
-                match engine.sweep_deleted(endpoint).await {
-                    Ok(()) => return,
-                    Err(Unavailable::DiskFull | Unavailable::Overloaded { .. }) => {
-                        tokio::time::sleep(HOUSEKEEPING_INTERVAL).await;
-                    }
-                    Err(error @ (Unavailable::Stopping | Unavailable::Failed(_))) => {
-                        tracing::warn!(%error, "the deliveries of a deleted endpoint wait for the next start");
-                        return;
-                    }
-                }
-            }
-        });
+        self.tasks.spawn(see_through(self.engine.clone(), endpoint, Chore::Sweep));
+    }
+
+    /// Its ordering may be another than what is pending stands in. One that does the same already begins anew.
+    fn reorder(&mut self, endpoint: EndpointNumber) {
+        let task = self.tasks.spawn(see_through(self.engine.clone(), endpoint, Chore::Reorder));
+        if let Some(before) = self.reordering.insert(endpoint, task) {
+            before.abort();
+        }
     }
 
     fn keep_house(&mut self) {
         self.heartbeat.send_replace(());
         let now = self.engine.now();
-        let summary = self.lanes.summary(&self.behind, now);
+        let summary = self.lanes.summary(&self.behind.oldest_due, now);
         self.engine.metrics().lanes(&summary);
         self.engine.metrics().rate_waited(self.lanes.take_rate_waited());
+        self.reordering.retain(|_, task| !task.is_finished());
         if is_over(self.measuring.as_ref()) {
-            self.measuring = Some(self.tasks.spawn(measure(self.engine.clone())));
+            self.measuring = Some(self.tasks.spawn(measure(self.engine.clone(), self.behind.clone())));
         }
         let (closed, due) = self.engine.outbox().directory(|directory| {
             let closed = directory.endpoints().filter(|endpoint| waits_in_vain(endpoint).is_some());
@@ -439,6 +461,8 @@ impl Dispatcher {
     async fn drain(&mut self, limit: Duration, mut told: watch::Receiver<Run>) {
         self.draining = true;
         self.lanes.hold(true);
+        // The next start goes on with it.
+        self.reordering.values().chain(&self.reordering_all).for_each(AbortHandle::abort);
         let deadline = Instant::now() + limit;
         let mut turn = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         while !self.tasks.is_empty() {
@@ -500,7 +524,6 @@ fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePolicy {
     LanePolicy {
         rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight(defaults),
-        ordering: endpoint.ordering,
         gate: match endpoint.status {
             EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
             EndpointStatus::Active => Gate::Open,
@@ -509,6 +532,35 @@ fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePolicy {
         },
         host: destination(&endpoint.url).into(),
         revision: endpoint.revision,
+    }
+}
+
+/// What is done to all that is pending for an endpoint, in the background and in bounded steps. Repeating it changes nothing.
+#[derive(Clone, Copy, Debug)]
+enum Chore {
+    /// The endpoint was deleted: it becomes dead letters.
+    Sweep,
+    /// It is put where the endpoint's ordering wants it.
+    Reorder,
+}
+
+/// Goes on until it is done, also through a full disk and too much else to do.
+async fn see_through(engine: Engine, endpoint: EndpointNumber, chore: Chore) {
+    loop {
+        let done = match chore {
+            Chore::Sweep => engine.sweep_deleted(endpoint).await,
+            Chore::Reorder => engine.put_in_order(endpoint).await,
+        };
+        match done {
+            Ok(()) => return,
+            Err(Unavailable::DiskFull | Unavailable::Overloaded { .. }) => {
+                tokio::time::sleep(HOUSEKEEPING_INTERVAL).await;
+            }
+            Err(error @ (Unavailable::Stopping | Unavailable::Failed(_))) => {
+                tracing::warn!(%error, ?chore, endpoint = endpoint.0, "what is pending there waits for the next start");
+                return;
+            }
+        }
     }
 }
 
@@ -522,29 +574,6 @@ async fn refill(engine: Engine, endpoint: EndpointNumber, after: Option<DueKey>,
         .await;
     if let Ok(signal) = read {
         engine.signal(signal);
-    }
-}
-
-/// Asks the store for what the gauges show; never the loop itself, which must not wait for the store.
-async fn measure(engine: Engine) {
-    let outbox = engine.outbox();
-    // Counting behind an order looks at every endpoint: not where none has one.
-    let ordered = outbox.directory(|directory| {
-        directory.endpoints().any(|endpoint| endpoint.ordering != crate::domain::Ordering::None)
-    });
-    let counted = if ordered { outbox.read(|state| state.lanes()).await } else { Ok(Vec::new()) };
-    if let Ok(counted) = counted {
-        let behind = counted.into_iter().filter(|(_, lane)| lane.waiting > 0).map(|(number, _)| number);
-        engine.signal(Signal::Behind(behind.collect()));
-    }
-    if let Ok((totals, size)) = outbox.read(|state| (state.totals(), state.size_bytes())).await {
-        engine.metrics().store(
-            totals.pending,
-            totals.dead,
-            outbox.journal().size_bytes(),
-            size,
-            outbox.lag(),
-        );
     }
 }
 

@@ -10,6 +10,7 @@ pub mod clock;
 mod commands;
 mod delivery;
 mod dispatcher;
+mod gauges;
 mod handshake;
 mod operator;
 mod payloads;

@@ -15,11 +15,11 @@ mod report;
 mod slots;
 mod window;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::{DueKey, EndpointNumber, Now, Ordering, Position, Progress, RateLimit, Timestamp};
+use crate::domain::{DueKey, EndpointNumber, Now, Position, Progress, RateLimit, Timestamp};
 pub use circuit::{BreakerConfig, CircuitState};
 use host::{Hosts, Place};
 use lane::{Lane, Readiness};
@@ -32,7 +32,6 @@ pub struct LanePolicy {
     pub rate: Option<RateLimit>,
     /// Requests at once.
     pub max_in_flight: u32,
-    pub ordering: Ordering,
     pub gate: Gate,
     /// Host and port, by which lanes share [`LanesConfig::host_max_in_flight`].
     pub host: Arc<str>,
@@ -386,20 +385,18 @@ impl Lanes {
     }
 
     /// All lanes at a glance. Looks at every lane: for gauges, not for turns. `behind` are the endpoints of which some
-    /// deliveries stand behind others.
+    /// deliveries stand behind others, with the due time of the oldest of those that is due.
     #[must_use]
-    pub fn summary(&self, behind: &HashSet<EndpointNumber>, now: Now) -> LanesSummary {
+    pub fn summary(&self, behind: &HashMap<EndpointNumber, Option<Timestamp>>, now: Now) -> LanesSummary {
         let mut summary = LanesSummary { in_flight: self.slots.taken(), ..LanesSummary::default() };
         for endpoint in self.lanes.keys() {
             let Some(report) = self.explain(*endpoint, now) else { continue };
-            if let Some(reason) = with_order(report.reason, behind.contains(endpoint)) {
+            if let Some(reason) = with_order(report.reason, behind.contains_key(endpoint)) {
                 summary.waiting[reason as usize] += 1;
             }
             let due = report.next_due.filter(|due| *due <= now.wall);
-            summary.oldest_due = match (summary.oldest_due, due) {
-                (Some(oldest), Some(due)) => Some(oldest.min(due)),
-                (oldest, due) => oldest.or(due),
-            };
+            let due_behind = behind.get(endpoint).copied().flatten();
+            summary.oldest_due = summary.oldest_due.into_iter().chain(due).chain(due_behind).min();
         }
         summary
     }

@@ -34,7 +34,6 @@ fn policy() -> LanePolicy {
     LanePolicy {
         rate: None,
         max_in_flight: 16,
-        ordering: Ordering::None,
         gate: Gate::Open,
         host: "a.example:443".into(),
         revision: Position(1),
@@ -620,9 +619,35 @@ fn without_consent_nothing_is_sent_and_with_it_what_waited() {
     assert_eq!(sends(&mut lanes, at(1_000_000)), []);
     let report = lanes.explain(ONE, at(1_000_000)).unwrap();
     assert_eq!((report.reason, report.retry_at), (Some(WaitReason::Handshake), None));
-    assert_eq!(lanes.summary(&HashSet::new(), at(1_000_000)).waiting[WaitReason::Handshake as usize], 1);
+    assert_eq!(lanes.summary(&HashMap::new(), at(1_000_000)).waiting[WaitReason::Handshake as usize], 1);
     lanes.on_endpoint(ONE, gate(Gate::Open), Backlog::None, at(1_000_001));
     assert_eq!(sends(&mut lanes, at(1_000_001)).len(), 3);
+}
+
+#[test]
+fn what_is_due_behind_an_order_counts_as_due() {
+    let mut lanes = lanes(100);
+    for endpoint in [ONE, TWO] {
+        lanes.on_endpoint(endpoint, policy(), Backlog::None, at(0));
+    }
+    // The head of the one waits for its retry; the other is closed, and nothing is due there.
+    lanes.on_due(ONE, key(9_000, 1), FRESH, Position(1), at(0));
+    lanes.on_endpoint(TWO, LanePolicy { gate: Gate::Paused, ..policy() }, Backlog::None, at(0));
+    let oldest = |behind: &[(EndpointNumber, Option<u64>)], millis| {
+        let behind = behind.iter().map(|(endpoint, due)| (*endpoint, due.map(|millis| key(millis, 1).due)));
+        lanes.summary(&behind.collect(), at(millis)).oldest_due
+    };
+    let due = |millis| Some(key(millis, 1).due);
+    assert_eq!(oldest(&[], 5_000), None);
+    assert_eq!(oldest(&[(ONE, None)], 5_000), None, "nothing behind it is due");
+    assert_eq!(oldest(&[(ONE, Some(4_000))], 5_000), due(4_000));
+    assert_eq!(
+        oldest(&[(ONE, Some(4_000)), (TWO, Some(3_000))], 5_000),
+        due(3_000),
+        "also where it is paused"
+    );
+    assert_eq!(oldest(&[(ONE, Some(9_500))], 9_600), due(9_000), "the head is older");
+    assert_eq!(oldest(&[(EndpointNumber(3), Some(1))], 5_000), None, "that endpoint was deleted");
 }
 
 #[test]

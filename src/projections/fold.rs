@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::counters::Lane;
 use super::dead::Letter;
 use super::pages::{Blocks, EventEntry, StateEntry};
-use super::pending::{Detail, OrderHash, Row};
+use super::pending::{Detail, OrderHash, Row, WHOLE_ENDPOINT};
 use super::stats::Hour;
 use super::tallies::Tallies;
 use super::{Rows, dead, idempotency, pages, pending, retention, streams};
@@ -53,9 +53,6 @@ pub fn order_hash(key: &str) -> OrderHash {
     key.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
-
-/// The queue of all deliveries of an endpoint with strict order.
-const WHOLE_ENDPOINT: OrderHash = 0;
 
 impl Fold {
     /// A fold that goes on after so many checkpoints.
@@ -142,6 +139,11 @@ impl Fold {
                     step.purge(*delivery, *at);
                 }
             }
+            Record::DeliveriesReordered { deliveries, .. } => {
+                for delivery in deliveries {
+                    step.reorder(*delivery);
+                }
+            }
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 idempotency::remember(step.rows, step.fold.checkpoint, idempotency, position);
             }
@@ -217,18 +219,23 @@ impl Step<'_> {
     /// A delivery becomes pending.
     fn add(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
         self.fold.totals.pending += 1;
+        self.lane(delivery.endpoint).pending += 1;
+        self.take_place(delivery, due, &row, announced);
+    }
+
+    /// A pending delivery is put into its lane, or into its queue behind what stands there.
+    fn take_place(&mut self, delivery: DeliveryKey, due: Timestamp, row: &Row, announced: bool) {
         let sendable = match row.order {
             None => true,
             Some(order) => {
-                let alone = pending::enqueue(self.rows, delivery, order, due, &row);
+                let alone = pending::enqueue(self.rows, delivery, order, due, row);
                 alone || knobs::has(Bug::LetTwoThrough)
             }
         };
-        let lane = self.lane(delivery.endpoint);
-        lane.pending += 1;
-        lane.waiting += u64::from(!sendable);
         if sendable {
-            self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, &row, announced);
+            self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, row, announced);
+        } else {
+            self.lane(delivery.endpoint).waiting += 1;
         }
     }
 
@@ -239,22 +246,26 @@ impl Step<'_> {
         }
     }
 
-    /// Takes a pending delivery out of its places and lets the next of its queue through.
+    /// A delivery is pending no more.
     fn remove(&mut self, delivery: DeliveryKey, place: &Place) {
         self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
+        let lane = self.lane(delivery.endpoint);
+        lane.pending = lane.pending.saturating_sub(1);
+        pending::remove_detail(self.rows, delivery);
+        self.leave_place(delivery, place);
+        self.let_next_through(delivery.endpoint, place);
+    }
+
+    /// Takes a pending delivery out of its lane and its queue.
+    fn leave_place(&mut self, delivery: DeliveryKey, place: &Place) {
         let key = DueKey { due: place.due, event: delivery.event };
         if place.sendable && !knobs::has(Bug::SettleTwice) {
             self.unmake_due(delivery.endpoint, key);
         }
         let lane = self.lane(delivery.endpoint);
-        lane.pending = lane.pending.saturating_sub(1);
         lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
-        pending::remove_detail(self.rows, delivery);
         if let Some(order) = place.row.order {
             pending::dequeue(self.rows, delivery, order);
-            if place.sendable {
-                self.let_next_through(delivery.endpoint, order);
-            }
         }
     }
 
@@ -263,7 +274,9 @@ impl Step<'_> {
         self.changes.push(LaneChange::Settled { endpoint, key, at: self.position });
     }
 
-    fn let_next_through(&mut self, endpoint: EndpointNumber, order: OrderHash) {
+    /// Where a delivery was that could be sent, the next of its queue can be.
+    fn let_next_through(&mut self, endpoint: EndpointNumber, left: &Place) {
+        let Some(order) = left.row.order.filter(|_| left.sendable) else { return };
         if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
             row.order = Some(order);
             let lane = self.lane(endpoint);
@@ -436,6 +449,20 @@ impl Step<'_> {
                 self.settle(delivery, state, at, &detail);
                 self.hour(delivery.endpoint, at).cancelled += 1;
             }
+        }
+    }
+
+    /// Puts a pending delivery where its endpoint's ordering of now wants it. Its due time and its attempts stay.
+    fn reorder(&mut self, delivery: DeliveryKey) {
+        let Some(place) = self.place(delivery) else { return };
+        let Some(event) = pages::event(self.rows, delivery.event) else { return };
+        let order = self.order(delivery.endpoint, event.order);
+        if order != place.row.order {
+            self.leave_place(delivery, &place);
+            if !knobs::has(Bug::StrandQueue) {
+                self.let_next_through(delivery.endpoint, &place);
+            }
+            self.take_place(delivery, place.due, &Row { order, ..place.row }, false);
         }
     }
 

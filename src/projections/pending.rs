@@ -5,13 +5,21 @@
 
 use std::ops::ControlFlow;
 
+use super::pages;
 use super::rows::{Key, Rows, after_prefix, endpoint_at, u64_at};
 use crate::codec::{Malformed, Reader, put_u16, put_u64, put_varint};
-use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Position, Progress, Timestamp, Trigger};
+use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Timestamp, Trigger};
+use crate::limits;
 
 /// Hash of an ordering key; endpoints with strict order have one for all. Two keys with the same hash only wait for
 /// each other needlessly.
 pub type OrderHash = u64;
+
+/// The queue of all deliveries of an endpoint with strict order.
+pub const WHOLE_ENDPOINT: OrderHash = 0;
+
+/// Deliveries of one queue that are looked at for one that waits and is due.
+const QUEUE_LOOKED_AT_MAX: usize = 64;
 
 /// Value of a `D` row; a `W` row has the due time before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,6 +266,134 @@ pub fn of_endpoint(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> V
     found.into_iter().collect()
 }
 
+/// Where a look at all places of an endpoint goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot(Vec<u8>);
+
+/// A step through the places of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Misplaced {
+    /// By acceptance.
+    pub deliveries: Vec<DeliveryKey>,
+    /// Where the next step begins; `None` at the end.
+    pub next: Option<Spot>,
+}
+
+/// Up to `limit` pending deliveries of an endpoint that stand elsewhere than this ordering wants them. Rows that stand where
+/// they should are passed over where that can be told from their keys, else at most [`limits::SCAN_ENTRIES_MAX`] in a step.
+pub fn misplaced(
+    rows: &dyn Rows,
+    endpoint: EndpointNumber,
+    ordering: Ordering,
+    after: Option<Spot>,
+    limit: usize,
+) -> Misplaced {
+    let (lane, queues) = (Key::new(b'D').endpoint(endpoint).0, Key::new(b'W').endpoint(endpoint).0);
+    let strict = queue_prefix(endpoint, WHOLE_ENDPOINT);
+    // Of a delivery that stands in a queue the row of the queue is found.
+    let ranges = match ordering {
+        Ordering::None => vec![(queues.clone(), after_prefix(&queues))],
+        Ordering::Key => vec![(lane.clone(), after_prefix(&lane)), (strict.clone(), after_prefix(&strict))],
+        Ordering::Endpoint => {
+            vec![(lane.clone(), after_prefix(&lane)), (after_prefix(&strict), after_prefix(&queues))]
+        }
+    };
+    let is_misplaced = |key: &[u8], value: &[u8]| match (key[0], ordering) {
+        (b'D', _) => Row::decode(&mut Reader::new(value)).is_ok_and(|row| row.order.is_none()),
+        // There are keys with that hash.
+        (_, Ordering::Key) => {
+            pages::event(rows, Position(u64_at(key, 13))).is_some_and(|event| event.order != WHOLE_ENDPOINT)
+        }
+        (_, Ordering::None | Ordering::Endpoint) => true,
+    };
+    let (mut misplaced, mut looked_at) = (Misplaced::default(), 0);
+    let begin = after.map(|Spot(key)| key).unwrap_or_default();
+    for (from, to) in ranges {
+        let from = from.max(begin.clone());
+        if misplaced.next.is_some() || from >= to {
+            continue;
+        }
+        rows.scan(&from, &to, &mut |key, value| {
+            if misplaced.deliveries.len() == limit || looked_at == limits::SCAN_ENTRIES_MAX {
+                misplaced.next = Some(Spot(key.to_vec()));
+                return ControlFlow::Break(());
+            }
+            looked_at += 1;
+            if is_misplaced(key, value) {
+                misplaced.deliveries.push(DeliveryKey { event: Position(u64_at(key, 13)), endpoint });
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    misplaced.deliveries.sort_unstable();
+    misplaced
+}
+
+/// A step through the queues of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DueBehind {
+    /// Due time of the oldest one that was found.
+    pub oldest: Option<Timestamp>,
+    /// How many rows it took.
+    pub looked_at: usize,
+    /// The queue that the next step begins with; `None` at the end.
+    pub next: Option<OrderHash>,
+}
+
+/// Looks behind the deliveries of an endpoint that may be sent, from a queue on: in each queue for the first one that waits
+/// there and is due, among its first [`QUEUE_LOOKED_AT_MAX`]. A step ends before the next queue once it has looked at `limit`
+/// rows.
+pub fn due_behind(
+    rows: &dyn Rows,
+    endpoint: EndpointNumber,
+    from: OrderHash,
+    now: Timestamp,
+    limit: usize,
+) -> DueBehind {
+    let end = after_prefix(&Key::new(b'W').endpoint(endpoint).0);
+    let mut from = queue_prefix(endpoint, from);
+    let mut behind = DueBehind::default();
+    loop {
+        // Nothing stands behind another where there is only one.
+        let (mut last, mut shared) = (None, None);
+        rows.scan(&from, &end, &mut |key, _| {
+            let order = u64_at(key, 5);
+            if last == Some(order) {
+                shared = last;
+                return ControlFlow::Break(());
+            }
+            if behind.looked_at >= limit {
+                behind.next = Some(order);
+                return ControlFlow::Break(());
+            }
+            behind.looked_at += 1;
+            last = Some(order);
+            ControlFlow::Continue(())
+        });
+        let Some(order) = shared else { return behind };
+        let queue = queue_prefix(endpoint, order);
+        let end_of_queue = after_prefix(&queue);
+        let mut looked_at = 0;
+        rows.scan(&queue, &end_of_queue, &mut |key, value| {
+            looked_at += 1;
+            let due = Reader::new(value).get_varint().map(Timestamp::from_millis);
+            if let Ok(due) = due
+                && due <= now
+                && !is_first(rows, key, value)
+            {
+                behind.oldest = Some(behind.oldest.map_or(due, |oldest| oldest.min(due)));
+                return ControlFlow::Break(());
+            }
+            if looked_at == QUEUE_LOOKED_AT_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        behind.looked_at += looked_at;
+        if end_of_queue >= end {
+            return behind;
+        }
+        from = end_of_queue;
+    }
+}
+
 /// Whether the value of a `D` row says that the delivery stands in a queue.
 pub(super) fn is_ordered(value: &[u8]) -> bool {
     Row::decode(&mut Reader::new(value)).is_ok_and(|row| row.order.is_some())
@@ -279,3 +415,6 @@ pub(super) fn is_first(rows: &dyn Rows, queue_key: &[u8], value: &[u8]) -> bool 
     let is_due = |due| due_row(rows, endpoint, DueKey { due, event }).is_some();
     queued_due.is_some_and(is_due) || moved_to.is_some_and(is_due)
 }
+
+#[cfg(test)]
+mod tests;

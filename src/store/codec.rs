@@ -19,6 +19,7 @@
 //! | 9 | `DeliveriesDied` | deliveries, reason, at |
 //! | 10 | `DeadLettersPurged` | deliveries, at |
 //! | 11 | `RequestAnswered` | idempotency, status, body |
+//! | 12 | `DeliveriesReordered` | deliveries, at |
 //! | 13 | `EventRejected` | idempotency, rejection (with what was expected? and actual?) |
 //!
 //! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
@@ -59,6 +60,7 @@ const DELIVERIES_CANCELLED: u8 = 8;
 const DELIVERIES_DIED: u8 = 9;
 const DEAD_LETTERS_PURGED: u8 = 10;
 const REQUEST_ANSWERED: u8 = 11;
+const DELIVERIES_REORDERED: u8 = 12;
 const EVENT_REJECTED: u8 = 13;
 
 /// Bytes that are not a record of ours.
@@ -121,7 +123,9 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_u8(out, trigger_tag(*trigger));
             put_time(out, *at);
         }
-        Record::DeliveriesCancelled { deliveries, at } | Record::DeadLettersPurged { deliveries, at } => {
+        Record::DeliveriesCancelled { deliveries, at }
+        | Record::DeadLettersPurged { deliveries, at }
+        | Record::DeliveriesReordered { deliveries, at } => {
             put_list(out, deliveries, |out, key| put_delivery(out, *key));
             put_time(out, *at);
         }
@@ -184,6 +188,9 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             status: r.get_u16()?,
             body: Arc::from(r.get_bytes()?),
         },
+        DELIVERIES_REORDERED => {
+            Record::DeliveriesReordered { deliveries: get_deliveries(r)?, at: get_time(r)? }
+        }
         EVENT_REJECTED => {
             Record::EventRejected { idempotency: get_idempotency(r)?, rejection: get_rejection(r)? }
         }
@@ -214,6 +221,7 @@ fn record_tag(record: &Record) -> u8 {
         Record::DeliveriesDied { .. } => DELIVERIES_DIED,
         Record::DeadLettersPurged { .. } => DEAD_LETTERS_PURGED,
         Record::RequestAnswered { .. } => REQUEST_ANSWERED,
+        Record::DeliveriesReordered { .. } => DELIVERIES_REORDERED,
         Record::EventRejected { .. } => EVENT_REJECTED,
     }
 }

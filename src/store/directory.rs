@@ -48,6 +48,7 @@ impl Directory {
             | Record::DeliveriesCancelled { .. }
             | Record::DeliveriesDied { .. }
             | Record::DeadLettersPurged { .. }
+            | Record::DeliveriesReordered { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. } => {}
         }

@@ -5,13 +5,14 @@
 //! oracle of the tests from plain maps; one suite asks both (`conformance`).
 
 use crate::domain::{
-    DeadReason, DeliveryKey, DueKey, EndpointNumber, Position, Progress, StreamName, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, StreamName, Tenant,
+    Timestamp,
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
-use crate::projections::pending;
+use crate::projections::pending::{self, DueBehind, Misplaced, OrderHash, Spot};
 use crate::projections::reads::{self, Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::retention::{self, Cutoffs, Overdue};
 use crate::projections::stats::{self, Hour};
@@ -44,6 +45,22 @@ pub trait ReadModel {
     ) -> (Vec<(DueKey, Progress)>, bool);
     /// Some of what is pending for an endpoint, sendable or not.
     fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey>;
+    /// See [`pending::misplaced`].
+    fn misplaced(
+        &self,
+        endpoint: EndpointNumber,
+        ordering: Ordering,
+        after: Option<Spot>,
+        limit: usize,
+    ) -> Misplaced;
+    /// See [`pending::due_behind`].
+    fn due_behind(
+        &self,
+        endpoint: EndpointNumber,
+        from: OrderHash,
+        now: Timestamp,
+        limit: usize,
+    ) -> DueBehind;
     /// Acceptance of the event that a lane would send first.
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp>;
     /// The sum over the hours that the window touches.
@@ -110,6 +127,26 @@ impl ReadModel for State {
 
     fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
         pending::of_endpoint(self.rows(), endpoint, limit)
+    }
+
+    fn misplaced(
+        &self,
+        endpoint: EndpointNumber,
+        ordering: Ordering,
+        after: Option<Spot>,
+        limit: usize,
+    ) -> Misplaced {
+        pending::misplaced(self.rows(), endpoint, ordering, after, limit)
+    }
+
+    fn due_behind(
+        &self,
+        endpoint: EndpointNumber,
+        from: OrderHash,
+        now: Timestamp,
+        limit: usize,
+    ) -> DueBehind {
+        pending::due_behind(self.rows(), endpoint, from, now, limit)
     }
 
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {

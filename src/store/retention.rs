@@ -231,7 +231,8 @@ fn has_its_event(
         Record::DeliveriesRevived { deliveries, .. }
         | Record::DeliveriesCancelled { deliveries, .. }
         | Record::DeliveriesDied { deliveries, .. }
-        | Record::DeadLettersPurged { deliveries, .. } => deliveries,
+        | Record::DeadLettersPurged { deliveries, .. }
+        | Record::DeliveriesReordered { deliveries, .. } => deliveries,
         _ => &[],
     };
     for delivery in deliveries {

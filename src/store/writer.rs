@@ -341,13 +341,15 @@ impl Committer {
                 }
                 Outcome::Written(staged.push(Record::EndpointDeleted { endpoint: *endpoint, at: *at }))
             }
+            // Whoever asked did not know yet that an endpoint was gone: nothing would ever end such a delivery.
             Command::Record(Record::DeliveriesRevived { deliveries, trigger, at }) => {
-                let (trigger, at) = (*trigger, *at);
-                // Whoever asked did not know yet that an endpoint was gone: nothing would ever end such a delivery.
-                let directory = read(&self.directory);
-                let living = |key: &&DeliveryKey| directory.endpoint(key.endpoint).is_some();
-                let deliveries = deliveries.iter().filter(living).copied().collect();
+                let (deliveries, trigger, at) = (self.living(deliveries), *trigger, *at);
                 Outcome::Written(staged.push(Record::DeliveriesRevived { deliveries, trigger, at }))
+            }
+            // The same, and nobody would know its ordering any more.
+            Command::Record(Record::DeliveriesReordered { deliveries, at }) => {
+                let (deliveries, at) = (self.living(deliveries), *at);
+                Outcome::Written(staged.push(Record::DeliveriesReordered { deliveries, at }))
             }
             Command::Claim(idempotency) => {
                 self.repeated(idempotency, prepared, staged).unwrap_or_else(|| {
@@ -362,6 +364,13 @@ impl Committer {
                 None => staged.push(record.clone()),
             }),
         }
+    }
+
+    /// Those whose endpoint is there.
+    fn living(&self, deliveries: &[DeliveryKey]) -> Vec<DeliveryKey> {
+        let directory = read(&self.directory);
+        let living = |key: &&DeliveryKey| directory.endpoint(key.endpoint).is_some();
+        deliveries.iter().filter(living).copied().collect()
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint, staged: &mut Staged) -> Outcome {

@@ -76,6 +76,8 @@ pub(super) struct Life {
     stop: watch::Sender<Run>,
     clients: JoinSet<()>,
     writer_ended: bool,
+    /// Deliveries were put elsewhere by a change of ordering, and the state was not looked at since.
+    reordered: bool,
 }
 
 impl Life {
@@ -153,6 +155,7 @@ impl Life {
             stop,
             clients: JoinSet::new(),
             writer_ended: false,
+            reordered: false,
         }
     }
 
@@ -230,6 +233,9 @@ impl Life {
         while let Ok(notice) = self.told.try_recv() {
             if let Notice::Committed(committed) = &notice {
                 self.note_committed(committed);
+                let is_reorder =
+                    |(_, record): &(_, Record)| matches!(record, Record::DeliveriesReordered { .. });
+                self.reordered |= committed.records.iter().any(is_reorder);
             }
             if late { self.held.push_back(notice) } else { self.hear(notice) }
         }
@@ -250,6 +256,9 @@ impl Life {
             if let Record::DeliveriesDied { reason: DeadReason::Expired, .. } = record {
                 self.world.count("expired");
             }
+            if let Record::DeliveriesReordered { .. } = record {
+                self.world.count("reordered");
+            }
         }
     }
 
@@ -264,8 +273,20 @@ impl Life {
             while let Ok(notice) = self.told.try_recv() {
                 self.hear(notice);
             }
+            self.look_at_order();
         }
         any
+    }
+
+    /// Between two steps of a change of ordering its lanes are what they should be, too.
+    fn look_at_order(&mut self) {
+        let state = self.state.state();
+        if self.reordered && self.world.with(|inner| inner.model.last()) == state.applied() {
+            self.reordered = false;
+            if let Err(broken) = self.world.with(|inner| inner.model.compare(state, wall())) {
+                self.world.breaks(broken);
+            }
+        }
     }
 
     fn hear_held(&mut self) {

@@ -34,6 +34,8 @@ pub(super) struct Model {
     pub(super) oracle: Oracle,
     /// An operator or a deletion has had a hand in these: lanes may lag behind that.
     touched: BTreeSet<DeliveryKey>,
+    /// When they were last put elsewhere because of their endpoint's ordering: maybe beside others, while they were under way.
+    reordered: BTreeMap<DeliveryKey, Timestamp>,
     pub(super) endpoints: BTreeMap<EndpointNumber, Subscriber>,
     ids: BTreeMap<(Tenant, EventId), Position>,
     scopes: BTreeMap<[u8; 16], (Position, Option<Timestamp>)>,
@@ -61,7 +63,8 @@ impl Model {
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. } => all(deliveries),
+            | Record::DeadLettersPurged { deliveries, .. }
+            | Record::DeliveriesReordered { deliveries, .. } => all(deliveries),
             Record::RequestAnswered { .. } | Record::EventRejected { .. } => self.keep.is_some(),
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
@@ -102,6 +105,9 @@ impl Model {
             }
             Record::DeadLettersPurged { deliveries, .. } => {
                 self.touch(deliveries, |state| matches!(state, DeliveryState::Dead(_)));
+            }
+            Record::DeliveriesReordered { deliveries, .. } => {
+                self.reordered.extend(deliveries.iter().map(|key| (*key, now)));
             }
             Record::AttemptFinished { .. }
             | Record::KeyPut(_)
@@ -196,6 +202,10 @@ impl Model {
 
     pub(super) fn is_touched(&self, key: DeliveryKey) -> bool {
         self.touched.contains(&key)
+    }
+
+    pub(super) fn reordered(&self, key: DeliveryKey) -> Option<Timestamp> {
+        self.reordered.get(&key).copied()
     }
 
     pub(super) fn subscriber(&self, endpoint: EndpointNumber) -> Option<&Subscriber> {

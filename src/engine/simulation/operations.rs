@@ -23,8 +23,9 @@ pub(super) async fn operate(engine: Engine, world: World) {
     match dice {
         0..55 => publish(&engine, &world).await,
         55..60 => publish_batch(&engine, &world).await,
-        60..64 => create_endpoint(&engine, &world).await,
-        64..73 => change_endpoint(&engine, &world).await,
+        60..63 => create_endpoint(&engine, &world).await,
+        63..67 => change_ordering(&engine, &world).await,
+        67..73 => change_endpoint(&engine, &world).await,
         73..76 => call_back(&engine, &world).await,
         76..78 => delete_endpoint(&engine, &world).await,
         78..88 => operate_on_delivery(&engine, &world).await,
@@ -84,6 +85,10 @@ fn rate(chance: &mut Chance) -> Option<RateLimit> {
     chance.percent(30).then_some(limit)
 }
 
+fn ordering(chance: &mut Chance) -> Ordering {
+    *chance.pick(&[Ordering::None, Ordering::Key, Ordering::Endpoint])
+}
+
 fn handshake(chance: &mut Chance) -> Option<Handshake> {
     let origin = "balto.test".parse().expect("a DNS name");
     let rate = *chance.pick(&[None, Some(120), Some(1_200)]);
@@ -106,7 +111,6 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     let number = inner.model.endpoints.len() + 1;
     let (orders, operators) = (inner.plan.orders, inner.plan.operator && number == 2);
     let chance = &mut inner.chance;
-    let ordering = [Ordering::None, Ordering::Key, Ordering::Endpoint];
     let id = format!("ep_{number}_{:x}", chance.next());
     Endpoint {
         number: EndpointNumber(0),
@@ -120,7 +124,7 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         rate_limit: rate(chance),
         max_in_flight: in_flight(chance),
         timeout: timeout(chance),
-        ordering: if orders { *chance.pick(&ordering) } else { Ordering::None },
+        ordering: if orders { ordering(chance) } else { Ordering::None },
         retry: retry(chance),
         format: Format::Standard,
         signature: SignaturePreset::Standard,
@@ -237,6 +241,25 @@ async fn change_endpoint(engine: &Engine, world: &World) {
     let number = endpoint.number.0;
     let result = engine.update_endpoint(endpoint, None).await;
     changed(world, &format!("{what} {number}"), &result);
+}
+
+/// Of an endpoint that something is pending for; sometimes whoever does it thinks again at once.
+async fn change_ordering(engine: &Engine, world: &World) {
+    loop {
+        let drawn = world.with(|inner| {
+            let pending: Vec<_> = inner.model.pending().map(|(key, _)| key.endpoint).collect();
+            let is_wanted = inner.plan.orders && !pending.is_empty();
+            is_wanted.then(|| (*inner.chance.pick(&pending), ordering(&mut inner.chance)))
+        });
+        let Some((number, ordering)) = drawn else { return };
+        let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned());
+        let Some(known) = known else { return };
+        let result = engine.update_endpoint(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
+        changed(world, &format!("order {} by {ordering:?}", number.0), &result);
+        if world.chance(|chance| chance.percent(70)) {
+            return;
+        }
+    }
 }
 
 /// A receiver agrees by a callback, or somebody tries one that is not good.

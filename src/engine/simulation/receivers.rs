@@ -328,11 +328,15 @@ impl Request<'_> {
         if known.due > now && !inner.plan.clock_jumps {
             return Err(format!("it is due at {:?}", known.due));
         }
-        if !known.sendable {
+        let just_reordered =
+            inner.model.reordered(key).is_some_and(|at| now.since(at) <= LAG_MAX || inner.plan.clock_jumps);
+        if !known.sendable && !just_reordered {
             return Err("another delivery of its ordering key is before it".to_owned());
         }
         let beside = |other: &&DeliveryKey| {
-            let touched = inner.model.is_touched(**other) || other.endpoint != key.endpoint;
+            let touched = inner.model.is_touched(**other)
+                || inner.model.reordered(**other).is_some()
+                || other.endpoint != key.endpoint;
             let other = inner.model.oracle.deliveries.get(other).filter(|_| !touched);
             known.queue.is_some()
                 && other

@@ -107,6 +107,7 @@ fn nothing_is_lost_in_any_seed() {
         "calledBack",
         "retained",
         "expired",
+        "reordered",
         "recordsRemoved",
     ];
     for what in wanted {
@@ -166,6 +167,11 @@ fn a_delivery_without_consent_is_caught() {
 #[test]
 fn two_deliveries_of_one_ordering_key_at_once_are_caught() {
     caught(Bug::LetTwoThrough);
+}
+
+#[test]
+fn a_queue_that_is_stranded_by_a_change_of_ordering_is_caught() {
+    caught(Bug::StrandQueue);
 }
 
 #[test]

@@ -120,6 +120,7 @@ impl Plan {
                 (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
                 (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
                 (Knob::AttemptSecondsMax, 6),
+                (Knob::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
             ],
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::oracle::Oracle;
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EventType, Position, Progress,
+    DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EventType, Ordering, Position, Progress,
     StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
@@ -131,7 +131,63 @@ fn lane(
         }
     }
     let oldest = all.first().map(|(key, _)| oracle.events[&key.event].accepted_at);
-    same(&format!("the oldest of {endpoint:?}"), &oldest, &found.oldest_pending(endpoint))
+    same(&format!("the oldest of {endpoint:?}"), &oldest, &found.oldest_pending(endpoint))?;
+    misplaced(oracle, found, endpoint)?;
+    due_behind(oracle, found, endpoint, &all, moment)
+}
+
+/// What stands elsewhere than an ordering wants it, whichever it is.
+fn misplaced(oracle: &Oracle, found: &dyn ReadModel, endpoint: EndpointNumber) -> Result<(), String> {
+    for ordering in [Ordering::None, Ordering::Key, Ordering::Endpoint] {
+        let expected = oracle.misplaced(endpoint, ordering, None, usize::MAX).deliveries;
+        for limit in [1, 3, usize::MAX] {
+            let (mut all, mut after) = (Vec::new(), None);
+            loop {
+                let step = found.misplaced(endpoint, ordering, after, limit);
+                all.extend(step.deliveries);
+                after = step.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            all.sort_unstable();
+            same(&format!("what {ordering:?} finds misplaced at {endpoint:?}"), &expected, &all)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is due and stands behind those that a lane may send, which are known.
+fn due_behind(
+    oracle: &Oracle,
+    found: &dyn ReadModel,
+    endpoint: EndpointNumber,
+    sendable: &[(DueKey, Progress)],
+    moment: Moment,
+) -> Result<(), String> {
+    let mut oracle = oracle.clone();
+    for (key, known) in oracle.deliveries.iter_mut().filter(|(key, _)| key.endpoint == endpoint) {
+        known.sendable = sendable.iter().any(|(other, _)| other.event == key.event);
+    }
+    for now in [moment.now, moment.now.plus(Duration::from_secs(3_600))] {
+        let expected = oracle.due_behind(endpoint, 0, now, usize::MAX).oldest;
+        for limit in [1, 5, usize::MAX] {
+            let (mut oldest, mut next) = (None, Some(0));
+            while let Some(from) = next {
+                let step = found.due_behind(endpoint, from, now, limit);
+                if step.next.is_some_and(|next| next <= from) {
+                    return Err(format!(
+                        "a look behind {endpoint:?} goes on at {:?} after {from}",
+                        step.next
+                    ));
+                }
+                oldest = oldest.into_iter().chain(step.oldest).min();
+                next = step.next;
+            }
+            same(&format!("what is due behind others at {endpoint:?}"), &expected, &oldest)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a lane has to hold. When a state was rebuilt without what had been first in a queue, another may have come first

@@ -87,6 +87,10 @@ impl MemoryStore {
                 deliveries.retain(|key: &DeliveryKey| self.endpoints.contains_key(&key.endpoint));
                 Outcome::Written(self.write(Record::DeliveriesRevived { deliveries, trigger, at }))
             }
+            Command::Record(Record::DeliveriesReordered { mut deliveries, at }) => {
+                deliveries.retain(|key: &DeliveryKey| self.endpoints.contains_key(&key.endpoint));
+                Outcome::Written(self.write(Record::DeliveriesReordered { deliveries, at }))
+            }
             Command::Claim(request) => self.repeated(&request).unwrap_or_else(|| {
                 let body = Arc::from(&[][..]);
                 Outcome::Written(self.write(Record::RequestAnswered {

@@ -17,6 +17,7 @@ use crate::projections::counters::Lane;
 use crate::projections::dead::Letter;
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::Known;
+use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::retention::{Cutoffs, Overdue};
 use crate::projections::stats::{Hour, LATENCY_CLASSES};
@@ -106,6 +107,9 @@ impl Oracle {
                     }
                 }
             }
+            Record::DeliveriesReordered { deliveries, .. } => {
+                deliveries.iter().for_each(|key| self.reorder(*key));
+            }
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 self.remember(position, idempotency);
             }
@@ -139,8 +143,12 @@ impl Oracle {
 
     /// The queue that a delivery would stand in now.
     fn queue(&self, key: DeliveryKey) -> Option<String> {
+        self.queue_by(self.orderings.get(&key.endpoint).copied().unwrap_or_default(), key)
+    }
+
+    fn queue_by(&self, ordering: Ordering, key: DeliveryKey) -> Option<String> {
         let event = &self.events[&key.event];
-        match self.orderings.get(&key.endpoint).copied().unwrap_or_default() {
+        match ordering {
             Ordering::None => None,
             Ordering::Endpoint => Some("the whole endpoint".to_owned()),
             Ordering::Key => {
@@ -226,12 +234,27 @@ impl Oracle {
         if state != DeliveryState::Delivered {
             self.ends.push((key.endpoint, at, state));
         }
+        self.leave_queue(key);
+    }
+
+    fn leave_queue(&mut self, key: DeliveryKey) {
+        let Some(known) = self.deliveries.get_mut(&key) else { return };
         let was_its_turn = std::mem::take(&mut known.sendable);
         if let Some(queue) = known.queue.take().filter(|_| was_its_turn) {
             let next = self.queued(key.endpoint, &queue).min();
             if let Some(next) = next.and_then(|next| self.deliveries.get_mut(&next)) {
                 next.sendable = true;
             }
+        }
+    }
+
+    /// A pending delivery that stands in another queue than it would now goes there: the last one there, unless that queue
+    /// is empty.
+    fn reorder(&mut self, key: DeliveryKey) {
+        let known = self.deliveries.get(&key).filter(|known| known.state == DeliveryState::Pending).cloned();
+        if let Some(known) = known.filter(|known| known.queue != self.queue(key)) {
+            self.leave_queue(key);
+            self.add(key, known.due, known.progress, known.attempts, known.last_status);
         }
     }
 
@@ -415,6 +438,32 @@ impl ReadModel for Oracle {
             .iter()
             .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
         own.map(|(key, _)| *key).take(limit).collect()
+    }
+
+    fn misplaced(
+        &self,
+        endpoint: EndpointNumber,
+        ordering: Ordering,
+        _: Option<Spot>,
+        _: usize,
+    ) -> Misplaced {
+        let own = self
+            .deliveries
+            .iter()
+            .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
+        let misplaced = own.filter(|(key, known)| known.queue != self.queue_by(ordering, **key));
+        Misplaced { deliveries: misplaced.map(|(key, _)| *key).collect(), next: None }
+    }
+
+    fn due_behind(&self, endpoint: EndpointNumber, _: OrderHash, now: Timestamp, _: usize) -> DueBehind {
+        let mut first = BTreeMap::new();
+        for (key, known) in &self.deliveries {
+            let waits = known.state == DeliveryState::Pending && !known.sendable && known.due <= now;
+            if key.endpoint == endpoint && waits {
+                first.entry(&known.queue).or_insert(known.due);
+            }
+        }
+        DueBehind { oldest: first.into_values().min(), ..DueBehind::default() }
     }
 
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {

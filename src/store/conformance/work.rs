@@ -393,10 +393,11 @@ impl<S: Store> Work<S> {
         deliveries.dedup();
         let trigger = self.random.choice([Trigger::Manual, Trigger::Redrive, Trigger::Replay]);
         let trigger = trigger.expect("three");
-        match self.random.u32(0..6) {
+        match self.random.u32(0..9) {
             0..3 => Record::DeliveriesRevived { deliveries, trigger, at },
-            3 => Record::DeliveriesCancelled { deliveries, at },
-            4 => Record::DeliveriesDied { deliveries, reason: DeadReason::EndpointDeleted, at },
+            3..6 => Record::DeliveriesReordered { deliveries, at },
+            6 => Record::DeliveriesCancelled { deliveries, at },
+            7 => Record::DeliveriesDied { deliveries, reason: DeadReason::EndpointDeleted, at },
             _ => Record::DeadLettersPurged { deliveries, at },
         }
     }
@@ -491,7 +492,8 @@ impl<S: Store> Work<S> {
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. } => deliveries.iter().all(|key| gone(&key.event)),
+            | Record::DeadLettersPurged { deliveries, .. }
+            | Record::DeliveriesReordered { deliveries, .. } => deliveries.iter().all(|key| gone(&key.event)),
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 !remembered(&idempotency.scope)
             }

@@ -208,6 +208,7 @@ impl State {
             | Record::DeliveriesCancelled { .. }
             | Record::DeliveriesDied { .. }
             | Record::DeadLettersPurged { .. }
+            | Record::DeliveriesReordered { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. } => {}
         }
@@ -271,7 +272,8 @@ impl State {
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. } => of_any(deliveries, events),
+            | Record::DeadLettersPurged { deliveries, .. }
+            | Record::DeliveriesReordered { deliveries, .. } => of_any(deliveries, events),
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 idempotency::known(&self.rows, &idempotency.scope)
                     .is_some_and(|known| known.position == position)

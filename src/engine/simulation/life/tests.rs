@@ -9,6 +9,7 @@ use crate::domain::{
 };
 use crate::engine::retention;
 use crate::engine::types::{Answer, ChangeError, EventDraft, Filter, Keyed, Remember, Remembered, Scope};
+use crate::knobs::{Knob, Knobs};
 use crate::lanes::WaitReason;
 
 /// An endpoint of this tenant that wants all, and of which the first attempt is the last.
@@ -378,6 +379,52 @@ async fn a_cancellation_that_came_too_late_is_not_remembered_as_done() {
         matches!(remembered, Remembered::Nothing),
         "it is said to be cancelled from now on: {remembered:?}"
     );
+    assert!(!world.is_broken());
+}
+
+/// How often the journal says that deliveries were put elsewhere.
+fn reorders(world: &World) -> u64 {
+    world.with(|inner| inner.happened.get("reordered").copied().unwrap_or(0))
+}
+
+/// How much is pending at an endpoint, and how much of it behind others.
+async fn counted(life: &mut Life, endpoint: EndpointNumber) -> (u64, u64) {
+    let engine = life.engine.clone();
+    let lane = see_through(life, async move { engine.lane(endpoint).await }).await.unwrap();
+    (lane.pending, lane.waiting_for_order)
+}
+
+#[test]
+fn a_change_of_ordering_that_a_kill_cut_short_is_gone_on_with_at_the_next_start() {
+    Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+    world::begin_time();
+    let world = World::new(1);
+    let endpoint = live(&world, 1, async |life| {
+        let strict =
+            |endpoint| Endpoint { ordering: Ordering::Endpoint, status: EndpointStatus::Paused, ..endpoint };
+        let number = subscribe_with(life, Tenant::DEFAULT, strict).await;
+        let (engine, drafts) = (life.engine.clone(), vec![draft(&world); 5]);
+        see_through(life, async move { engine.publish_batch(drafts, None).await }).await.unwrap();
+        assert_eq!(counted(life, number).await, (5, 4));
+        let known = life.engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
+        let engine = life.engine.clone();
+        let changed = Endpoint { ordering: Ordering::None, ..Endpoint::clone(&known) };
+        tokio::spawn(async move { engine.update_endpoint(changed, None).await });
+        for _ in 0..1_000 {
+            if reorders(&world) > 0 {
+                break;
+            }
+            life.work().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        number
+    });
+    assert_eq!(reorders(&world), 1, "it was not cut short");
+    live(&world, 1, async |life| {
+        life.run_for(Duration::from_secs(1)).await;
+        assert_eq!(counted(life, endpoint).await, (5, 0));
+    });
+    assert_eq!(reorders(&world), 5);
     assert!(!world.is_broken());
 }
 
