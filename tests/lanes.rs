@@ -5,10 +5,15 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use support::{Daemon, PATIENCE, Receiver, answer};
+use support::{Daemon, PATIENCE, Receiver, answer, next_request};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 /// Registers an endpoint for this type of event; gives the path of its lane.
@@ -37,7 +42,7 @@ async fn waits(daemon: &Daemon, lane: &str, reason: &str) -> Value {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !daemon.metrics().await.lines().any(|line| line == wanted) {
         assert!(std::time::Instant::now() < deadline, "/metrics does not come to say {wanted}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     report
 }
@@ -199,6 +204,145 @@ async fn ordering_says_how_many_stand_behind_others() {
     daemon.until(&lane, |report| report["inFlight"] == 2).await;
     let report = waits(&daemon, &lane, "ordering").await;
     assert_eq!((&report["pending"], &report["waitingForOrder"]), (&json!(4), &json!(2)), "{report}");
+}
+
+/// A receiver that fails for what has `head` in it, and an endpoint there whose head waits long for its retry, with three
+/// behind it. Gives the endpoint's path, too.
+async fn with_stuck_head(daemon: &Daemon) -> (Receiver, String) {
+    let receiver = Receiver::start(|_, got| answer(if got.body.contains("head") { 500 } else { 200 })).await;
+    let strict = json!({"ordering": "endpoint", "retry": {"schedule": ["1h"]}});
+    let lane = lane(daemon, &receiver.url, "a", strict).await;
+    for data in ["head", "first", "second", "third"] {
+        daemon.post("/events", &json!({"type": "a", "data": data}).to_string()).await;
+    }
+    receiver.until(1).await;
+    let report = waits(daemon, &lane, "ordering").await;
+    assert_eq!((&report["pending"], &report["waitingForOrder"]), (&json!(4), &json!(3)), "{report}");
+    (receiver, lane.strip_suffix("/lane").unwrap().to_owned())
+}
+
+async fn order(daemon: &Daemon, endpoint: &str, ordering: &str) {
+    let change = json!({"ordering": ordering}).to_string();
+    let (status, answer, _) = daemon.call("PATCH", endpoint, &[], &change).await;
+    assert_eq!((status, &answer["ordering"]), (200, &json!(ordering)), "{answer}");
+}
+
+#[tokio::test]
+async fn what_waits_for_its_order_goes_once_there_is_none() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let (receiver, endpoint) = with_stuck_head(&daemon).await;
+    order(&daemon, &endpoint, "none").await;
+    let got = receiver.until(4).await;
+    let mut bodies: Vec<_> = got[1..].iter().map(|got| got.body.rsplit(':').next().unwrap()).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, [r#""first"}"#, r#""second"}"#, r#""third"}"#]);
+    let lane = format!("{endpoint}/lane");
+    let report = daemon.until(&lane, |report| report["pending"] == 1 && report["reason"] == "notDue").await;
+    assert_eq!(report["waitingForOrder"], 0, "{report}");
+}
+
+/// A receiver that fails until it is mended, and then takes its time: what it took, and how many requests it had at once.
+#[derive(Default)]
+struct Mendable {
+    is_well: AtomicBool,
+    inside: AtomicUsize,
+    most: AtomicUsize,
+    took: Mutex<Vec<String>>,
+}
+
+impl Mendable {
+    async fn start() -> (Arc<Self>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let receiver = Arc::new(Self::default());
+        let own = receiver.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let own = own.clone();
+                tokio::spawn(async move {
+                    let mut buffer = Vec::new();
+                    while let Some(got) = next_request(&mut stream, &mut buffer).await {
+                        let status = own.take(&got.body).await;
+                        if stream.write_all(answer(status).as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        (receiver, url)
+    }
+
+    async fn take(&self, body: &str) -> u16 {
+        if !self.is_well.load(Ordering::SeqCst) {
+            return 500;
+        }
+        let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(inside, Ordering::SeqCst);
+        // Long enough for another to come beside it, if one may.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.took.lock().unwrap().push(body.rsplit(':').next().unwrap().to_owned());
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        200
+    }
+}
+
+#[tokio::test]
+async fn what_was_free_goes_one_by_one_once_there_is_an_order() {
+    let data = tempfile::tempdir().unwrap();
+    let breaker = [
+        ("BALTO__DELIVERY__BREAKER_PROBE_INITIAL", "100ms"),
+        ("BALTO__DELIVERY__BREAKER_PROBE_MAX", "100ms"),
+    ];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &breaker).await;
+    let (receiver, url) = Mendable::start().await;
+    let retry = json!({"retry": {"schedule": vec!["200ms"; 50]}});
+    let lane = lane(&daemon, &url, "a", retry).await;
+    post(&daemon, "a", 5).await;
+    let tried = |report: &Value| report["consecutiveFailures"].as_u64().is_some_and(|count| count >= 5);
+    daemon.until(&lane, tried).await;
+    order(&daemon, lane.strip_suffix("/lane").unwrap(), "endpoint").await;
+    // What was under way when the order came has ended, but for the one that may go.
+    daemon.until(&lane, |report| report["waitingForOrder"] == 4 && report["inFlight"] == 0).await;
+    receiver.is_well.store(true, Ordering::SeqCst);
+    daemon.until(&lane, |report| report["pending"] == 0).await;
+    assert_eq!(*receiver.took.lock().unwrap(), ["0}", "1}", "2}", "3}", "4}"]);
+    assert_eq!(receiver.most.load(Ordering::SeqCst), 1, "several were under way at once");
+}
+
+#[tokio::test]
+async fn what_is_due_behind_a_head_that_waits_for_its_retry_is_late() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let before = OffsetDateTime::now_utc().unix_timestamp();
+    let (receiver, endpoint) = with_stuck_head(&daemon).await;
+    let after = OffsetDateTime::now_utc().unix_timestamp();
+    let is_due = |seconds: f64| (before as f64..=after as f64).contains(&seconds);
+    oldest_due(&daemon, is_due).await;
+    // It keeps its age through a restart, and loses it when what was late has gone.
+    drop(daemon);
+    let daemon = Daemon::start(data.path()).await;
+    oldest_due(&daemon, is_due).await;
+    let deliveries = daemon.get("/deliveries?status=pending").await;
+    let head = deliveries["data"].as_array().unwrap().last().unwrap()["id"].as_str().unwrap().to_owned();
+    daemon.post(&format!("/deliveries/{head}/cancel"), "").await;
+    receiver.until(4).await;
+    daemon.until(&format!("{endpoint}/lane"), |report| report["pending"] == 0).await;
+    oldest_due(&daemon, |seconds| seconds == 0.0).await;
+}
+
+/// Waits until the metric of the oldest due delivery says so.
+async fn oldest_due(daemon: &Daemon, wanted: impl Fn(f64) -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let seconds = daemon.metric("balto_oldest_due_timestamp_seconds", "").await;
+        if wanted(seconds) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "the oldest due time stays {seconds}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

@@ -394,38 +394,47 @@ async fn counted(life: &mut Life, endpoint: EndpointNumber) -> (u64, u64) {
     (lane.pending, lane.waiting_for_order)
 }
 
-#[test]
-fn a_change_of_ordering_that_a_kill_cut_short_is_gone_on_with_at_the_next_start() {
-    Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
-    world::begin_time();
-    let world = World::new(1);
-    let endpoint = live(&world, 1, async |life| {
-        let strict =
-            |endpoint| Endpoint { ordering: Ordering::Endpoint, status: EndpointStatus::Paused, ..endpoint };
-        let number = subscribe_with(life, Tenant::DEFAULT, strict).await;
-        let (engine, drafts) = (life.engine.clone(), vec![draft(&world); 5]);
-        see_through(life, async move { engine.publish_batch(drafts, None).await }).await.unwrap();
-        assert_eq!(counted(life, number).await, (5, 4));
-        let known = life.engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
-        let engine = life.engine.clone();
-        let changed = Endpoint { ordering: Ordering::None, ..Endpoint::clone(&known) };
-        tokio::spawn(async move { engine.update_endpoint(changed, None).await });
-        for _ in 0..1_000 {
-            if reorders(&world) > 0 {
-                break;
-            }
-            life.work().await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
+/// Begins to free five deliveries that wait behind one another, and ends within that; gives their endpoint.
+async fn free_some(life: &mut Life, is_killed: bool) -> EndpointNumber {
+    let strict =
+        |endpoint| Endpoint { ordering: Ordering::Endpoint, status: EndpointStatus::Paused, ..endpoint };
+    let number = subscribe_with(life, Tenant::DEFAULT, strict).await;
+    let (engine, drafts) = (life.engine.clone(), vec![draft(&life.world); 5]);
+    see_through(life, async move { engine.publish_batch(drafts, None).await }).await.unwrap();
+    assert_eq!(counted(life, number).await, (5, 4));
+    let known = life.engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
+    let changed = Endpoint { ordering: Ordering::None, ..Endpoint::clone(&known) };
+    let engine = life.engine.clone();
+    let changing = tokio::spawn(async move { engine.update_endpoint(changed, None).await });
+    for _ in 0..1_000 {
+        if reorders(&life.world) > 0 {
+            break;
         }
-        number
-    });
-    assert_eq!(reorders(&world), 1, "it was not cut short");
-    live(&world, 1, async |life| {
-        life.run_for(Duration::from_secs(1)).await;
-        assert_eq!(counted(life, endpoint).await, (5, 0));
-    });
-    assert_eq!(reorders(&world), 5);
-    assert!(!world.is_broken());
+        life.work().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(changing.await.unwrap().is_ok());
+    if !is_killed {
+        assert_eq!(life.stop().await, End::Stopped);
+    }
+    number
+}
+
+#[test]
+fn a_change_of_ordering_keeps_no_stop_waiting_and_is_gone_on_with_at_the_next_start() {
+    Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+    for is_killed in [true, false] {
+        world::begin_time();
+        let world = World::new(1);
+        let endpoint = live(&world, 1, async |life| free_some(life, is_killed).await);
+        assert!((1..5).contains(&reorders(&world)), "{} of 5 were waited for", reorders(&world));
+        live(&world, 1, async |life| {
+            life.run_for(Duration::from_secs(1)).await;
+            assert_eq!(counted(life, endpoint).await, (5, 0));
+        });
+        assert_eq!(reorders(&world), 5);
+        assert!(!world.is_broken());
+    }
 }
 
 #[tokio::test(start_paused = true)]
