@@ -212,7 +212,7 @@ impl Metrics {
             dead_letters: gauge("balto_dead_letters", "Dead letters."),
             oldest_due: gauge(
                 "balto_oldest_due_timestamp_seconds",
-                "Due time of the oldest delivery that is due and unsent; 0 when there is none.",
+                "Due time of the oldest delivery that is due and unsent, also behind others of its order; 0 when there is none.",
             ),
             lanes: gauges("balto_lanes", "Lanes that wait, by reason.", &["reason"]),
             projection_lag: gauge(

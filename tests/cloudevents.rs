@@ -341,3 +341,29 @@ async fn in_a_batch_each_event_stands_alone() {
     let (_, answer, _) = daemon.call("POST", "/events", &[BATCHED], &too_large).await;
     assert_eq!(answer["results"][0]["status"], 413);
 }
+
+/// In binary mode headers say what the event is, so a request with other ones is another request.
+#[tokio::test]
+async fn a_key_is_bound_to_the_attributes_of_a_binary_event_too() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let post = async |id: &str, more: (&str, &str)| {
+        let headers = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", id),
+            ("ce-source", "/s"),
+            ("ce-type", "a"),
+            ("idempotency-key", "k"),
+            ("content-type", "application/json"),
+            more,
+        ];
+        let (status, answer, headers) = daemon.call("POST", "/events", &headers, r#"{"v":1}"#).await;
+        (status, answer["code"].as_str().map(str::to_owned), headers.contains_key("idempotent-replayed"))
+    };
+    let mismatch = (422, Some("idempotency_mismatch".to_owned()), false);
+    assert_eq!(post("1", ("ce-subject", "x")).await, (202, None, false));
+    assert_eq!(post("2", ("ce-subject", "x")).await, mismatch);
+    assert_eq!(post("1", ("ce-subject", "y")).await, mismatch);
+    // What is not of the event does not count.
+    assert_eq!(post("1", ("ce-subject", "x")).await, (202, None, true));
+}

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -37,6 +37,19 @@ pub fn is_binary(headers: &HeaderMap) -> bool {
     let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let own = media.to_ascii_lowercase().starts_with("application/cloudevents");
     !own && TELLING.iter().any(|name| headers.contains_key(*name))
+}
+
+/// Everything that a request in binary mode says of its event: its `ce-` headers, in order, and its data with their type.
+pub fn said(headers: &HeaderMap, body: &[u8]) -> Vec<u8> {
+    let is_said = |name: &HeaderName| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE;
+    let mut lines: Vec<_> = headers.iter().filter(|(name, _)| is_said(name)).collect();
+    lines.sort_unstable_by_key(|(name, _)| name.as_str());
+    let mut said = Vec::new();
+    for (name, value) in lines {
+        said.extend([name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat());
+    }
+    said.extend(body);
+    said
 }
 
 /// An attribute's value as JSON has it, or a header.

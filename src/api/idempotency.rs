@@ -14,6 +14,7 @@ use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
 
 use super::Call;
+use super::cloudevents;
 use super::problem::Problem;
 use super::reply::Reply;
 use crate::domain::Idempotency;
@@ -130,7 +131,11 @@ impl Call {
         let scope = scope(tenant, &route, &key, None);
         let guard = self.api.in_flight.enter(scope)?;
         let expires_at = Some(self.api.engine.now().wall.plus(self.config.idempotency_ttl));
-        let idempotency = Idempotency { scope, fingerprint: fingerprint(&self.body), expires_at };
+        let fingerprint = match self.media {
+            cloudevents::BINARY => fingerprint(&cloudevents::said(&self.headers, &self.body)),
+            _ => fingerprint(&self.body),
+        };
+        let idempotency = Idempotency { scope, fingerprint, expires_at };
         Ok((Some(idempotency), Some(guard)))
     }
 

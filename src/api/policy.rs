@@ -67,8 +67,9 @@ pub struct EndpointInput {
     /// Of one attempt, 100ms to 60s.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub timeout: Option<String>,
-    /// `none`, `key` or `endpoint`. It counts for events that are accepted from then on; what waits keeps the order that it
-    /// was accepted under. An event that is to be delivered later (`deliverAt`) holds up those behind it in its order.
+    /// `none`, `key` or `endpoint`. A change reaches what is pending, too, soon after it was answered: what has no order any
+    /// more goes at once, and what gets one goes one by one in order of acceptance, behind what may be sent there already.
+    /// An event that is to be delivered later (`deliverAt`) holds up those behind it in its order.
     #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
     pub ordering: Option<String>,
     #[serde(default, deserialize_with = "object")]
@@ -166,7 +167,7 @@ impl fmt::Debug for ClientCertificateInput {
 }
 
 /// Either `schedule` alone, or the others.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryInput {
     /// Before the first retry, 1ms to 30d.
@@ -245,7 +246,11 @@ impl EndpointInput {
                 bounded(errors, "/timeout", Some(text), defaults.policy.timeout, bounds)
             }),
             ordering: word(errors, "/ordering", self.ordering.as_deref(), ORDERINGS),
-            retry: self.retry.as_ref().map(|retry| retry.check(&defaults.policy.retry, errors)),
+            retry: self
+                .retry
+                .as_ref()
+                .filter(|retry| **retry != RetryInput::default())
+                .map(|retry| retry.check(&defaults.policy.retry, errors)),
             format: word(errors, "/format", self.format.as_deref(), FORMATS),
             signature: self.signature(errors),
             handshake: self.handshake.as_ref().and_then(|handshake| handshake.check(defaults, errors)),

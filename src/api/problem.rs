@@ -254,7 +254,7 @@ impl Problem {
                 many => format!("{} things are wrong; `errors` lists them", many.len()),
             },
             Self::Rejected { rejection: Rejection::IdTaken, .. } => {
-                "an event with the same id was posted with another body; bodies are compared byte for byte, so repeat exactly what was sent"
+                "another event with the same id was posted before; whoever repeats one has to send exactly what was sent then"
                     .to_owned()
             }
             Self::IdempotencyMismatch => {

@@ -1,4 +1,4 @@
-//! What changes many deliveries: replays, redrives and purges by filter, and what is given up.
+//! What changes many deliveries: replays, redrives and purges by filter, what is given up, a change of ordering.
 //!
 //! It goes in bounded steps, each one commit, so that nothing else waits for it; the answer of a request is in its last step.
 

@@ -3,7 +3,7 @@
 //! Owns tasks, clock and channels; hands out one cheap handle, [`Engine`]. Must never know wire formats. What a request
 //! asks is answered by [`queries`]; events are accepted by [`publishing`], other changes made by [`commands`] and, where they
 //! are of many deliveries, [`bulk`]; deliveries are driven by [`dispatcher`], one attempt is made by [`delivery`], one
-//! request for consent by [`handshake`].
+//! request for consent by [`handshake`]; [`gauges`] looks up what metrics show of the store.
 
 mod bulk;
 pub mod clock;

@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | `D` | endpoint, due, event | [`pending::Row`] | deliveries that a lane may send, in lane order |
 //! | `P` | event, endpoint | [`pending::Detail`] | what a pending delivery has behind it, once it was tried |
-//! | `W` | endpoint, order hash, event | [`pending::Row`] and due | all pending deliveries of ordered lanes |
+//! | `W` | endpoint, order hash, event | [`pending::Row`] and due | all pending deliveries that stand in a queue, also its first |
 //! | `E` | page, checkpoint, chunk | entries | index of events, in blocks |
 //! | `O` | page, checkpoint, chunk | entries | changes of delivery state, in blocks; the last one counts |
 //! | `X` | death, event, endpoint | [`dead::Letter`] | dead letters, in order of death |

@@ -1,7 +1,8 @@
 //! Pending deliveries: the due index (`D`), their detail (`P`) and the queues behind an ordering key (`W`).
 //!
 //! Invariant: a pending delivery has exactly one row that says when it is due: in `D` when a lane may send it, only in
-//! `W` when it waits behind another delivery of its ordering key.
+//! `W` when it waits behind another delivery of its ordering key. The fold puts it into the queue that its endpoint's
+//! ordering of then wants; when the ordering changes, [`misplaced`] finds what has to be put elsewhere.
 
 use std::ops::ControlFlow;
 

@@ -411,6 +411,10 @@ impl Committer {
             Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
             Some(duplicate) => return duplicate,
         }
+        // Whether its version is right is open until what stands before it has been taken.
+        if staged.unit_is_full {
+            return Outcome::TooManyTargets;
+        }
         let stream = match self.next_version(draft, prepared, staged) {
             Ok(stream) => stream,
             Err(rejection) => return Outcome::Rejected(rejection),
@@ -608,7 +612,7 @@ pub fn stands_alone(unit: &Unit) -> bool {
     unit.changes_directory()
 }
 
-/// Bytes that a unit brings to its group, roughly.
+/// Commands and bytes that a unit brings to its group, roughly. A claim comes with what it claims for, and counts for nothing.
 #[must_use]
 pub fn weight(unit: &Unit) -> (usize, usize) {
     let bytes = unit.commands.iter().map(|command| match command {
@@ -617,7 +621,8 @@ pub fn weight(unit: &Unit) -> (usize, usize) {
         Command::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
         Command::DeleteEndpoint { .. } | Command::Claim(_) | Command::Record(_) => 64,
     });
-    (unit.commands.len(), bytes.sum::<usize>().min(limits::FRAME_BYTES_MAX))
+    let commands = unit.commands.iter().filter(|command| !matches!(command, Command::Claim(_)));
+    (commands.count(), bytes.sum::<usize>().min(limits::FRAME_BYTES_MAX))
 }
 
 #[cfg(test)]

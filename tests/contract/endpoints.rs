@@ -341,6 +341,20 @@ async fn a_reload_reaches_the_endpoints_that_leave_their_policy_to_the_configura
     let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
     let delivery = settled(&daemon, &event).await;
     assert_eq!((&delivery["status"], delivery["attempts"].as_array().unwrap().len()), (&json!("dead"), 1));
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let hanging = daemon.post("/endpoints", &json!({"url": url, "eventTypes": ["hang"]}).to_string()).await;
+    for number in 0..20 {
+        publish(&daemon, json!({"type": "hang", "data": number})).await;
+    }
+    let lane = format!("{}/lane", path(&hanging));
+    daemon.until(&lane, |lane| lane["inFlight"] == 8).await;
+    configure(9, "10s", 1);
+    daemon.signal("HUP");
+    daemon.until(&lane, |lane| lane["inFlight"] == 9).await;
+    let new = (json!(9), json!("10s"), json!(1));
+    let (_, changed, _) = daemon.call("PATCH", &path(&open), &[], r#"{"retry": {}}"#).await;
+    assert_eq!(policy(&changed), new);
     // And what is its own can be given back.
     let back = r#"{"maxInFlight": null, "timeout": null, "retry": null}"#;
     let (status, changed, _) = daemon.call("PATCH", &path(&own), &[], back).await;

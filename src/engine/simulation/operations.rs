@@ -412,12 +412,20 @@ async fn publish_batch(engine: &Engine, world: &World) {
         remember(world, post);
     }
     let drafts = posts.iter().map(|post| post.draft.clone()).collect();
-    match engine.publish_batch(drafts, None).await {
+    // The same bodies in the same order are the same request.
+    let bodies: String = posts.iter().map(|post| format!("{:?} ", post.draft.fingerprint)).collect();
+    let request = world.chance(|chance| chance.percent(50)).then(|| Idempotency {
+        scope: hash(&format!("batch {}", posts.len())),
+        fingerprint: hash(&bodies),
+        expires_at: Some(wall().plus(Duration::from_secs(3))),
+    });
+    match engine.publish_batch(drafts, request).await {
         Ok(published) => {
             for (post, result) in posts.iter().zip(&published.results) {
                 check_post(world, post, result);
             }
         }
+        Err(PublishError::IdempotencyMismatch) => world.count("otherBatches"),
         Err(error) => {
             for post in &posts {
                 check_post(world, post, &Err(error.clone()));

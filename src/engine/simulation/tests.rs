@@ -84,6 +84,7 @@ fn nothing_is_lost_in_any_seed() {
         "duplicate",
         "rejected",
         "rejectedAgain",
+        "otherBatches",
         "mismatches",
         "delivered",
         "dead",

@@ -175,6 +175,40 @@ fn the_events_of_a_claimed_request_are_each_judged_once_and_those_of_another_not
     assert_eq!(records, 0, "another request was done under its key");
 }
 
+/// What there was no room for is in nobody's way, and what follows it is not refused for good.
+#[test]
+fn a_request_that_is_repeated_goes_on_where_there_was_no_more_room() {
+    let mut committer = committer(&MemoryDisk::new());
+    let fit = limits::REQUEST_TARGETS_MAX / ENDPOINTS;
+    let key = |scope: u16| Idempotency {
+        scope: u128::from(scope).to_be_bytes(),
+        fingerprint: [1; 16],
+        expires_at: None,
+    };
+    let event = |number: usize| {
+        let Command::Publish(mut draft) = draft(None) else { unreachable!() };
+        draft.stream = Some("s".parse().unwrap());
+        draft.expected = if number == 0 { Expected::NoStream } else { Expected::Version(number as u64) };
+        draft.idempotency = Some(key(u16::try_from(number).unwrap()));
+        Command::Publish(draft)
+    };
+    let request = || [Command::Claim(key(u16::MAX))].into_iter().chain((0..fit + 3).map(event)).collect();
+    let (outcomes, _) = committed(&mut committer, request());
+    assert!(outcomes[1..=fit].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
+    assert!(outcomes[fit + 1..].iter().all(|outcome| matches!(outcome, Outcome::TooManyTargets)));
+    let (outcomes, records) = committed(&mut committer, request());
+    assert!(outcomes[..=fit].iter().all(|outcome| matches!(outcome, Outcome::Duplicate(_))));
+    assert!(outcomes[fit + 1..].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
+    assert_eq!(records, 3);
+    assert_eq!(committed(&mut committer, request()).1, 0);
+}
+
+#[test]
+fn a_claim_takes_no_room_from_what_it_claims_for() {
+    let claim = Command::Claim(Idempotency { scope: [1; 16], fingerprint: [1; 16], expires_at: None });
+    assert_eq!(weight(&unit(vec![claim, draft(None)], None)).0, 1);
+}
+
 #[test]
 fn no_answer_is_remembered_for_what_was_refused() {
     let mut committer = committer(&MemoryDisk::new());
