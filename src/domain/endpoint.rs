@@ -212,7 +212,7 @@ pub enum EndpointStatus {
 /// What the operator has set for endpoints that do not say it themselves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyDefaults {
-    /// 1 to [`limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
+    /// 1 to [`crate::limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
     pub max_in_flight: u32,
     /// 100 ms to 60 s.
     pub timeout: Duration,
