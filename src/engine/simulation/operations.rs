@@ -536,6 +536,8 @@ fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated
         _ => None,
     });
     match own {
+        // A key that expired while its request waited says nothing.
+        Some((expires_at, _)) if expires_at.is_some_and(|at| at <= wall()) => None,
         Some((expires_at, durable)) if durable == rejection => {
             keep_answer(inner, post, format!("{rejection:?}"), expires_at, wall())
         }
