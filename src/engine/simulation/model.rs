@@ -113,7 +113,8 @@ impl Model {
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}
-            Record::EventRejected { idempotency, .. } => self.answer(position, idempotency, now)?,
+            // The writer's clock does not go back.
+            Record::EventRejected { idempotency, .. } => self.answer(position, idempotency, self.latest)?,
         }
         self.oracle.apply(position, record);
         Ok(())

@@ -328,9 +328,13 @@ impl Request<'_> {
         if known.due > now && !inner.plan.clock_jumps {
             return Err(format!("it is due at {:?}", known.due));
         }
+        // On its way when its place changed, maybe: where it was, it was free to go.
         let just_reordered =
             inner.model.reordered(key).is_some_and(|at| now.since(at) <= LAG_MAX || inner.plan.clock_jumps);
-        if !known.sendable && !just_reordered {
+        if just_reordered {
+            return Ok(());
+        }
+        if !known.sendable {
             return Err("another delivery of its ordering key is before it".to_owned());
         }
         let beside = |other: &&DeliveryKey| {
