@@ -113,7 +113,8 @@ fn parameters(route: &Route) -> Vec<Value> {
             "name": "Idempotency-Key",
             "in": "header",
             "description": "A repetition with the same key and the same body, byte for byte, is answered as the first request was, with \
-                `Idempotent-Replayed: true`; of a posted event's answer, `duplicate` alone differs: it says true.",
+                `Idempotent-Replayed: true`; of a posted event's answer, `duplicate` alone differs: it says true. What could not \
+                be taken at the time (429, 503, 507) is not remembered.",
             "schema": {
                 "type": "string", "minLength": 1, "maxLength": limits::IDEMPOTENCY_KEY_BYTES_MAX,
                 "pattern": "^[!#-~]+$",
@@ -203,6 +204,10 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
         match status {
             401 => refusal["headers"] = json!({"WWW-Authenticate": header("string")}),
             405 => refusal["headers"] = json!({"Allow": header("string")}),
+            // An event that was refused for what is stored is refused again.
+            409 | 422 if route.access == Access::Publish => {
+                refusal["headers"] = json!({"Idempotent-Replayed": header("string")});
+            }
             429 | 503 | 507 => refusal["headers"] = json!({"Retry-After": header("integer")}),
             _ => {}
         }

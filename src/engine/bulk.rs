@@ -203,28 +203,25 @@ impl Engine {
     /// commit, until one finds nothing. Repeating it changes nothing.
     pub(super) async fn put_in_order(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
         let limit = knobs::bound(Knob::BulkDeliveries, limits::BULK_DELIVERIES_MAX);
+        let (mut after, mut is_in_order) = (None, true);
         loop {
-            let (mut after, mut is_done) = (None, true);
-            loop {
-                let known = self
-                    .outbox()
-                    .directory(|directory| directory.endpoint(endpoint).map(|known| known.ordering));
-                let Some(ordering) = known else { return Ok(()) };
-                let look = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
-                let Misplaced { deliveries, next } = self.outbox().read(look).await?;
-                if !deliveries.is_empty() {
-                    is_done = false;
-                    let at = self.now().wall;
-                    self.write(Record::DeliveriesReordered { deliveries, at }).await?;
-                }
-                if next.is_none() {
-                    break;
-                }
-                after = next;
+            let known =
+                self.outbox().directory(|directory| directory.endpoint(endpoint).map(|known| known.ordering));
+            let Some(ordering) = known else { return Ok(()) };
+            let look = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
+            let Misplaced { deliveries, next } = self.outbox().read(look).await?;
+            if !deliveries.is_empty() {
+                is_in_order = false;
+                let at = self.now().wall;
+                self.write(Record::DeliveriesReordered { deliveries, at }).await?;
             }
-            if is_done {
-                return Ok(());
+            if next.is_none() {
+                if is_in_order {
+                    return Ok(());
+                }
+                is_in_order = true;
             }
+            after = next;
         }
     }
 
