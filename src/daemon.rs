@@ -88,21 +88,10 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     if options.dev {
         announce("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
-    let started = Started::default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .on_thread_park({
-            let started = started.clone();
-            move || {
-                if let Some(engine) = started.get() {
-                    engine.on_idle();
-                }
-            }
-        })
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let setup = Setup { options: options.clone(), config, descriptors };
     let (supervisor, telling) = Supervisor::new()?;
-    let ended = runtime.block_on(run(setup, started, supervisor));
+    let ended = runtime.block_on(run(setup, supervisor));
     telling.end();
     // Whoever still waits for a name server is not waited for.
     runtime.shutdown_background();
@@ -138,7 +127,8 @@ fn announce(text: &str) {
     }
 }
 
-async fn run(setup: Setup, started: Started, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
+async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
+    let started = Started::default();
     let Setup { options, config, .. } = &setup;
     // From here on a reload that comes too early waits; by default it would end the process.
     let hangup = signal(SignalKind::hangup())?;

@@ -4,7 +4,6 @@
 //! connect to judged ones, go through the proxy if there is one, TLS. The host's name is kept for TLS and for `Host`; it
 //! is never resolved a second time. Anything that goes wrong on the way ends it.
 
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -17,8 +16,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hyper::Uri;
-use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -30,7 +27,6 @@ use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
 use super::guard::{self, BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
-use super::metered::Metered;
 use super::resolver::Resolver;
 use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
@@ -100,32 +96,26 @@ struct Reached {
     complaint: OnceLock<String>,
 }
 
-tokio::task_local! {
-    /// Of the request that a connection is made for. One that is finished in the background, because another became
-    /// free meanwhile, has none.
-    pub(super) static PROGRESS: Progress;
-}
-
 impl Progress {
     fn reach(&self, step: Step) {
         self.0.step.store(step as u8, Ordering::Relaxed);
     }
 
+    /// What to say when time is over before there is a connection.
+    pub(super) fn timed_out(&self) -> ConnectError {
+        match self.0.step.load(Ordering::Relaxed) {
+            step if step == Step::Resolving as u8 => DNS_SILENT,
+            step if step == Step::Proxying as u8 => ConnectError::ProxyUnreachable,
+            step if step == Step::Securing as u8 => {
+                ConnectError::Tls("the TLS handshake did not end in time".to_owned())
+            }
+            _ => ConnectError::Unreachable,
+        }
+    }
+
     /// What the receiver did not like about TLS.
     pub(super) fn complaint(&self) -> Option<ConnectError> {
         self.0.complaint.get().cloned().map(ConnectError::Tls)
-    }
-
-    /// What to say when time is over; `None` when no connection had to be made.
-    pub(super) fn timed_out(&self) -> Option<ConnectError> {
-        let reached = self.0.step.load(Ordering::Relaxed);
-        let steps = [Step::Resolving, Step::Connecting, Step::Proxying, Step::Securing];
-        Some(match steps.into_iter().find(|step| *step as u8 == reached)? {
-            Step::Resolving => DNS_SILENT,
-            Step::Connecting => ConnectError::Unreachable,
-            Step::Proxying => ConnectError::ProxyUnreachable,
-            Step::Securing => ConnectError::Tls("the TLS handshake did not end in time".to_owned()),
-        })
     }
 }
 
@@ -157,9 +147,6 @@ impl Proxy {
 }
 
 /// Makes the connections of one pool.
-#[derive(Clone)]
-pub(super) struct Connector(pub(super) Arc<Wiring>);
-
 pub(super) struct Wiring {
     pub(super) guard: Arc<Guard>,
     pub(super) resolver: Arc<dyn Resolver>,
@@ -169,45 +156,24 @@ pub(super) struct Wiring {
     pub(super) timeout: Duration,
 }
 
-impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Metered<Wire>>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, target: Uri) -> Self::Future {
-        let wiring = self.0.clone();
-        Box::pin(async move {
-            let wire = wiring.connect(&target).await?;
-            let network = wiring.network(&wire);
-            Ok(TokioIo::new(Metered::new(wire, network)))
-        })
-    }
-}
-
 /// Where a connection goes.
-struct Target {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Target {
     host: Host,
     port: u16,
     secure: bool,
 }
 
 impl Target {
-    fn new(uri: &Uri) -> Option<Self> {
-        let secure = uri.scheme_str() == Some("https");
-        let host = Host::parse(uri.host()?).ok()?;
-        Some(Self { host, port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }), secure })
+    /// `None` for a URL without a host.
+    pub(super) fn new(url: &Url) -> Option<Self> {
+        let secure = url.scheme() == "https";
+        Some(Self { host: url.host()?.to_owned(), port: url.port_or_known_default()?, secure })
     }
 }
 
 impl Wiring {
-    async fn connect(&self, uri: &Uri) -> Result<Wire, ConnectError> {
-        // Not reached: every URI is made from a URL that was judged.
-        let target = Target::new(uri).ok_or(RefusedUrl::NoUrl("the URL cannot be requested"))?;
-        let progress = PROGRESS.try_with(Progress::clone).unwrap_or_default();
+    pub(super) async fn connect(&self, target: &Target, progress: &Progress) -> Result<Wire, ConnectError> {
         progress.reach(Step::Resolving);
         let addresses = match &self.proxy {
             None => self.resolve(&target.host, target.port, limits::DNS_TIMEOUT).await?,
@@ -218,12 +184,12 @@ impl Wiring {
             }
         };
         let patience = pin!(awake(self.timeout));
-        let opened = within(patience, self.open(&target, addresses, &progress)).await;
-        opened.unwrap_or_else(|| Err(progress.timed_out().unwrap_or(ConnectError::Unreachable)))
+        let opened = within(patience, self.open(target, addresses, progress)).await;
+        opened.unwrap_or_else(|| Err(progress.timed_out()))
     }
 
     /// Where the receiver is. Where a proxy leads to is for the proxy to judge.
-    fn network(&self, wire: &Wire) -> Network {
+    pub(super) fn network(&self, wire: &Wire) -> Network {
         let remote = wire.remote().filter(|_| self.proxy.is_none());
         remote.map_or(Network::Public, |address| guard::network(address.ip()))
     }

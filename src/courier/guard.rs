@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use arc_swap::ArcSwap;
 use hyper::Uri;
+use hyper::header::HeaderValue;
 use ipnet::{IpNet, Ipv4Net};
 use url::{Host, Url};
 
@@ -345,7 +346,7 @@ impl Guard {
             return Err(RefusedUrl::NoUrl("a URL has at most 2048 bytes, percent-encoded"));
         }
         self.judge_url(&url)?;
-        request_uri(&url)?;
+        request_line(&url)?;
         Ok(url)
     }
 
@@ -388,17 +389,24 @@ impl Guard {
     }
 }
 
-/// What is put on the wire, and handed to the connector. Two parsers have to agree on what it means.
+/// What is put on the wire: the request's target and its `Host` (RFC 9112, section 3.2). Receivers read them with another
+/// parser than ours: two have to agree on what the URL means.
 ///
 /// # Errors
 /// When they do not.
-pub(super) fn request_uri(url: &Url) -> Result<Uri, RefusedUrl> {
-    let uri: Uri = url.as_str().parse().map_err(|_| RefusedUrl::NoUrl("the URL cannot be requested"))?;
+pub(super) fn request_line(url: &Url) -> Result<(Uri, HeaderValue), RefusedUrl> {
+    const UNUSABLE: RefusedUrl = RefusedUrl::NoUrl("the URL cannot be requested");
+    let uri: Uri = url.as_str().parse().map_err(|_| UNUSABLE)?;
     let same = uri.scheme_str() == Some(url.scheme())
         && uri.host() == url.host_str()
         && uri.port_u16() == url.port()
         && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    if same { Ok(uri) } else { Err(RefusedUrl::NoUrl("the URL cannot be requested")) }
+    let parts = uri.into_parts();
+    let (Some(authority), Some(path), true) = (parts.authority, parts.path_and_query, same) else {
+        return Err(UNUSABLE);
+    };
+    let host = HeaderValue::try_from(authority.as_str()).map_err(|_| UNUSABLE)?;
+    Ok((path.into(), host))
 }
 
 #[cfg(test)]

@@ -8,10 +8,8 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::domain::Network;
 use crate::limits;
 
 /// A receiver said more than any reply that is read needs.
@@ -21,26 +19,18 @@ pub(super) struct TooMuch;
 
 pub(super) struct Metered<S> {
     stream: S,
-    /// Where the other end is.
-    network: Network,
     left: usize,
 }
 
 impl<S> Metered<S> {
-    pub(super) fn new(stream: S, network: Network) -> Self {
-        Self { stream, network, left: limits::REPLY_WIRE_BYTES_MAX }
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, left: limits::REPLY_WIRE_BYTES_MAX }
     }
 
     fn on_written(&mut self, written: &Poll<io::Result<usize>>) {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.left = limits::REPLY_WIRE_BYTES_MAX;
         }
-    }
-}
-
-impl<S> Connection for Metered<S> {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.network)
     }
 }
 
@@ -105,7 +95,7 @@ mod tests {
     async fn each_request_is_answered_by_so_many_bytes_and_no_more() {
         const MAX: usize = limits::REPLY_WIRE_BYTES_MAX;
         let (near, mut far) = duplex(4 * MAX);
-        let mut stream = Metered::new(near, Network::Public);
+        let mut stream = Metered::new(near);
         far.write_all(&vec![0; 3 * MAX + 1]).await.unwrap();
         for _ in 0..2 {
             read(&mut stream, MAX).await.unwrap();
@@ -122,7 +112,7 @@ mod tests {
     async fn the_end_stays_the_end() {
         let (near, far) = duplex(10);
         drop(far);
-        let mut stream = Metered::new(near, Network::Internal);
+        let mut stream = Metered::new(near);
         assert_eq!(read(&mut stream, 1).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -14,6 +14,7 @@ mod connect;
 pub mod guard;
 mod metered;
 mod own;
+mod pool;
 mod resolver;
 pub mod tls;
 
@@ -28,11 +29,8 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
-use hyper_util::client::legacy::{Client as Pool, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustix::io::Errno;
 use rustls::RootCertStore;
 use url::Url;
@@ -40,14 +38,12 @@ use url::Url;
 use crate::domain::{EndpointNumber, ErrorClass, Network};
 use crate::limits;
 pub use connect::Proxy;
-use connect::{ConnectError, Connector, PROGRESS, Progress, Wiring};
+use connect::{ConnectError, Progress, Target, Wiring};
 use guard::{EgressPolicy, Guard, RefusedUrl};
 use metered::TooMuch;
+use pool::{Line, Outgoing, Pool};
 pub use resolver::{Resolver, SystemResolver};
 use tls::Identity;
-
-/// Idle connections are kept this long.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A timer that is late by more than this was not late by itself: the process stood still.
 const AWAKE_STEP: Duration = Duration::from_secs(1);
@@ -81,12 +77,14 @@ impl Parcel {
         Self { identity, ..self }
     }
 
-    fn request(self) -> Result<Request<Full<Bytes>>, RefusedUrl> {
+    fn request(self) -> Result<Outgoing, RefusedUrl> {
+        let (uri, host) = guard::request_line(&self.url)?;
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
-        *request.uri_mut() = guard::request_uri(&self.url)?;
+        *request.uri_mut() = uri;
         *request.headers_mut() = self.headers;
         request.headers_mut().entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        request.headers_mut().insert(HOST, host);
         Ok(request)
     }
 
@@ -175,7 +173,20 @@ enum Failure {
     Attempt(ErrorClass, String),
 }
 
-type Client = Pool<Connector, Full<Bytes>>;
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Exhausted => Self::Exhausted,
+            error => Self::Attempt(error.class(), error.to_string()),
+        }
+    }
+}
+
+impl From<RefusedUrl> for Failure {
+    fn from(error: RefusedUrl) -> Self {
+        ConnectError::from(error).into()
+    }
+}
 
 /// What a courier works by.
 #[derive(Clone)]
@@ -220,7 +231,7 @@ struct Shared {
 struct Outfit {
     settings: CourierSettings,
     guard: Arc<Guard>,
-    plain: Client,
+    plain: Arc<Pool>,
     /// Connections resolve and judge as this does.
     wiring: Arc<Wiring>,
     certified: Mutex<Certified>,
@@ -229,35 +240,35 @@ struct Outfit {
 /// The pools of endpoints that have a client certificate, with the turn of their last use.
 #[derive(Default)]
 struct Certified {
-    pools: HashMap<(EndpointNumber, [u8; 32]), (Client, u64)>,
+    pools: HashMap<(EndpointNumber, [u8; 32]), (Arc<Pool>, u64)>,
     turn: u64,
 }
 
 impl Outfit {
     fn new(settings: CourierSettings, guard: Arc<Guard>) -> Result<Self, String> {
         let wiring = Arc::new(wiring(&settings, &guard, None)?);
-        let plain = pool(wiring.clone());
+        let plain = Pool::new(wiring.clone());
         Ok(Self { settings, guard, plain, wiring, certified: Mutex::default() })
     }
 
     /// The pool of this identity, which is made when it is not there; the one that was used least recently makes room.
-    fn client(&self, identity: Option<&Identity>) -> Result<Client, String> {
+    fn pool(&self, identity: Option<&Identity>) -> Result<Arc<Pool>, String> {
         let Some(identity) = identity else { return Ok(self.plain.clone()) };
         let name = identity.name();
         let mut certified = self.certified.lock().unwrap_or_else(PoisonError::into_inner);
         certified.turn += 1;
         let turn = certified.turn;
-        if let Some((client, used)) = certified.pools.get_mut(&name) {
+        if let Some((pool, used)) = certified.pools.get_mut(&name) {
             *used = turn;
-            return Ok(client.clone());
+            return Ok(pool.clone());
         }
-        let client = pool(Arc::new(wiring(&self.settings, &self.guard, Some(identity))?));
+        let pool = Pool::new(Arc::new(wiring(&self.settings, &self.guard, Some(identity))?));
         if certified.pools.len() >= limits::CLIENTS_WITH_CERTIFICATE_MAX {
             let oldest = certified.pools.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| *name);
             oldest.map(|name| certified.pools.remove(&name));
         }
-        certified.pools.insert(name, (client.clone(), turn));
-        Ok(client)
+        certified.pools.insert(name, (pool.clone(), turn));
+        Ok(pool)
     }
 }
 
@@ -273,18 +284,6 @@ fn wiring(
         tls: Arc::new(tls::client_config(settings.roots.clone(), identity)?),
         timeout: settings.connect_timeout,
     })
-}
-
-fn pool(wiring: Arc<Wiring>) -> Client {
-    Pool::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(limits::IDLE_CONNECTIONS_PER_HOST_MAX)
-        .http1_max_buf_size(limits::REPLY_HEAD_BYTES_MAX)
-        // A request of which not one byte has left, because an idle connection turned out to be closed.
-        .retry_canceled_requests(true)
-        .build(Connector(wiring))
 }
 
 impl Courier {
@@ -350,8 +349,8 @@ impl Courier {
     pub async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
         let started = Instant::now();
         let mut patience = pin!(awake(parcel.timeout));
-        let mut reply = match self.request(parcel, patience.as_mut()).await {
-            Ok((response, connection)) => read_reply(response, &connection, patience).await,
+        let mut reply = match self.exchange(parcel, patience.as_mut()).await {
+            Ok(reply) => reply,
             Err(Failure::Attempt(class, words)) => Reply::failed(class, words),
             Err(Failure::Exhausted) => {
                 self.on_shortage();
@@ -362,38 +361,57 @@ impl Courier {
         Ok(reply)
     }
 
-    async fn request(
+    async fn exchange(
         &self,
         parcel: Parcel,
-        patience: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<(Response<Incoming>, CaptureConnection), Failure> {
+        mut patience: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Reply, Failure> {
         // A connection may be there already, which nobody would judge again.
-        let forbidden = |error: RefusedUrl| Failure::Attempt(ErrorClass::BlockedAddress, error.to_string());
-        self.shared.guard.judge_url(&parcel.url).map_err(forbidden)?;
-        let client = self.shared.outfit.load().client(parcel.identity.as_ref());
-        let client = client.map_err(|reason| Failure::Attempt(ErrorClass::Request, reason))?;
-        let mut request = parcel.request().map_err(forbidden)?;
-        let captured = capture_connection(&mut request);
-        let progress = Progress::default();
-        let response = PROGRESS.scope(progress.clone(), client.request(request));
-        let (class, words) = match within(patience, response).await {
-            Some(Ok(response)) => return Ok((response, captured)),
-            Some(Err(error)) if matches!(find(&error), Some(ConnectError::Exhausted)) => {
-                return Err(Failure::Exhausted);
-            }
-            Some(Err(error)) => match progress.complaint() {
-                Some(complaint) => (complaint.class(), complaint.to_string()),
-                None => classify(&error),
-            },
-            None => {
-                let connected = captured.connection_metadata().is_some();
-                match progress.timed_out().filter(|_| !connected) {
-                    Some(error) => (error.class(), error.to_string()),
-                    None => (ErrorClass::Timeout, "no reply within the timeout".to_owned()),
+        self.shared.guard.judge_url(&parcel.url)?;
+        let target = Target::new(&parcel.url).ok_or(RefusedUrl::NoUrl("the URL needs a host"))?;
+        let pool = self.shared.outfit.load().pool(parcel.identity.as_ref());
+        let pool = pool.map_err(|reason| Failure::Attempt(ErrorClass::Request, reason))?;
+        let mut request = parcel.request()?;
+        loop {
+            let mut line = connection(&pool, &target, patience.as_mut()).await?;
+            let mut failed = match within(patience.as_mut(), line.send(request)).await {
+                Some(Ok(response)) => {
+                    let (reply, is_over) = read_reply(response, &mut line, patience).await;
+                    if is_over {
+                        pool.put(target, line);
+                    }
+                    return Ok(reply);
+                }
+                Some(Err(failed)) => failed,
+                None => {
+                    let words = "no reply within the timeout".to_owned();
+                    return Err(Failure::Attempt(ErrorClass::Timeout, words));
+                }
+            };
+            // An idle connection turned out to be closed.
+            match failed.take_message().filter(|_| line.is_used) {
+                Some(unsent) => request = unsent,
+                None => {
+                    return Err(line.complaint().map_or_else(|| classify(&failed.into_error()), Into::into));
                 }
             }
-        };
-        Err(Failure::Attempt(class, words))
+        }
+    }
+}
+
+/// One that rests, or else a new one.
+async fn connection(
+    pool: &Pool,
+    target: &Target,
+    patience: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Box<Line>, Failure> {
+    if let Some(line) = pool.take(target) {
+        return Ok(line);
+    }
+    let progress = Progress::default();
+    match within(patience, pool.open(target, progress.clone())).await {
+        Some(opened) => Ok(opened?),
+        None => Err(progress.timed_out().into()),
     }
 }
 
@@ -425,12 +443,13 @@ fn is_exhausted(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// The status line decides: a body that never ends, breaks off or is longer than what is kept changes nothing. What is
-/// not HTTP is no answer, though, neither in the head nor in the body, as far as it is read.
+/// not HTTP is no answer, though, neither in the head nor in the body, as far as it is read. Gives also whether it is clear
+/// where the reply ends: what comes after it on the same connection is the next one's.
 async fn read_reply(
     mut response: Response<Incoming>,
-    connection: &CaptureConnection,
+    line: &mut Line,
     mut patience: Pin<&mut impl Future<Output = ()>>,
-) -> Reply {
+) -> (Reply, bool) {
     let status = response.status().as_u16();
     let header =
         |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
@@ -440,20 +459,17 @@ async fn read_reply(
         allowed_origin: whole_header(&response, "webhook-allowed-origin"),
         allowed_rate: whole_header(&response, "webhook-allowed-rate"),
         location: header("location").map(|place| cut(place, limits::LOCATION_BYTES_MAX)),
-        network: response.extensions().get().copied().unwrap_or_default(),
+        network: line.network,
         ..Reply::new(Ok(status))
     };
-    let contradiction = contradiction(&response);
-    if contradiction.is_some() || announces_what_cannot_be(&response) {
-        // Where this reply ends is a matter of opinion: it must not be the next one's.
-        connection.connection_metadata().as_ref().map(Connected::poison);
+    if let Some(words) = contradiction(&response) {
+        let failed = Reply::failed(ErrorClass::Protocol, words.to_owned());
+        return (Reply { network: reply.network, ..failed }, false);
     }
-    if let Some(words) = contradiction {
-        return Reply { network: reply.network, ..Reply::failed(ErrorClass::Protocol, words.to_owned()) };
-    }
+    let is_clear = !announces_what_cannot_be(&response);
     let mut body = BytesMut::new();
     while body.len() < limits::REPLY_BYTES_MAX {
-        match within(patience.as_mut(), response.body_mut().frame()).await {
+        match within(patience.as_mut(), line.drive(response.body_mut().frame())).await {
             Some(Some(Ok(frame))) => {
                 let chunk = frame.into_data().unwrap_or_default(); // trailers are read past
                 let room = limits::REPLY_BYTES_MAX - body.len();
@@ -468,7 +484,7 @@ async fn read_reply(
         }
     }
     reply.body = body.freeze();
-    reply
+    (reply, is_clear)
 }
 
 /// All lines of a header, as one.
@@ -530,26 +546,25 @@ fn words(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// A class, and words that say nothing about forbidden addresses.
-fn classify(error: &ClientError) -> (ErrorClass, String) {
-    if let Some(error) = find::<ConnectError>(error) {
-        return (error.class(), error.to_string());
-    }
-    // Over a connection that was made for an earlier request.
+fn classify(error: &hyper::Error) -> Failure {
     if let Some(error) = find::<rustls::Error>(error) {
-        return (ErrorClass::Tls, tls::words(error));
+        return Failure::Attempt(ErrorClass::Tls, tls::words(error));
     }
-    let hyper = chain(error).filter_map(|error| error.downcast_ref::<hyper::Error>()).last();
-    let class = match hyper {
-        _ if find::<TooMuch>(error).is_some() => ErrorClass::ResponseTooLarge,
-        _ if find::<io::Error>(error).is_some() => ErrorClass::Reset,
-        Some(hyper) if hyper.is_parse_too_large() => ErrorClass::ResponseTooLarge,
-        Some(hyper) if hyper.is_incomplete_message() || hyper.is_canceled() || hyper.is_closed() => {
-            ErrorClass::Reset
-        }
+    // A request that was not sent is cancelled because of what came instead.
+    let cause = chain(error).filter_map(|error| error.downcast_ref::<hyper::Error>()).last().unwrap_or(error);
+    let class = if find::<TooMuch>(error).is_some() || cause.is_parse_too_large() {
+        ErrorClass::ResponseTooLarge
+    } else if find::<io::Error>(error).is_some()
+        || cause.is_incomplete_message()
+        || cause.is_canceled()
+        || cause.is_closed()
+    {
+        ErrorClass::Reset
+    } else {
         // What cannot be read, and what came before it was asked for.
-        Some(_) | None => ErrorClass::Protocol,
+        ErrorClass::Protocol
     };
-    (class, words(error))
+    Failure::Attempt(class, words(error))
 }
 
 #[cfg(test)]

@@ -110,11 +110,6 @@ impl Engine {
         (engine, dispatcher)
     }
 
-    /// A thread of the runtime has nothing to do.
-    pub fn on_idle(&self) {
-        self.outbox().on_idle();
-    }
-
     /// Ends the outbox after the dispatcher has ended: writes what waits, checkpoints. Blocks.
     pub fn stop_outbox(&self) {
         self.outbox().stop();

@@ -323,11 +323,6 @@ impl Outbox {
         self.inner.busy.longest()
     }
 
-    /// A thread of those who submit has nothing to do.
-    pub fn on_idle(&self) {
-        self.inner.queue.on_idle();
-    }
-
     /// Whether so many outcomes wait for their commit that no further attempt should begin.
     #[must_use]
     pub fn is_behind(&self) -> bool {

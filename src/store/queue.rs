@@ -1,9 +1,9 @@
 //! What waits for the writer.
 //!
 //! Owns when a group is closed: at once for the first publisher, and a little later when many publish at the same time,
-//! so that they share one `fdatasync`: until they are all likely to be there, which is when nobody in this process has
-//! anything else to do. Units that nobody waits for give a group time to find company. The writer is woken when its group
-//! is complete, not once per unit.
+//! so that they share one `fdatasync`. It is closed before all of them can be there: what the others still have to do is
+//! done while the disk works, which would else find nobody with anything to do. Units that nobody waits for give a group
+//! time to find company. The writer is woken when its group is complete, not once per unit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -15,10 +15,10 @@ use crate::limits;
 
 /// An outcome that nobody waits for waits this long for company.
 const OUTCOME_LINGER: Duration = Duration::from_millis(3);
-/// A group that follows a crowd waits this long for its own,
-const CROWD_LINGER: Duration = Duration::from_micros(400);
-/// and not this long when there is nothing else to do.
-const IDLE_LINGER: Duration = Duration::from_micros(100);
+/// A group that follows a crowd waits this long for company,
+const CROWD_LINGER: Duration = Duration::from_micros(100);
+/// or until so many publishers are there. With more of them each would pay little less of the `fdatasync`.
+const CROWD_ENOUGH: usize = 16;
 /// So many publishers in one group are a crowd.
 const CROWD_MIN: usize = 8;
 
@@ -52,8 +52,6 @@ struct Waiting {
     outcomes: (usize, usize),
     /// The writer sleeps until this many awaited units are here; with 0, until there is any unit.
     wanted: Option<usize>,
-    /// From when on it does not wait for a crowd that nobody is left to join.
-    idle_from: Option<Instant>,
     /// Awaited units of the group before.
     crowd: usize,
     closed: bool,
@@ -162,16 +160,6 @@ impl UnitQueue {
         count > limits::OUTCOMES_MAX || bytes > limits::OUTCOME_BYTES_MAX
     }
 
-    /// A thread has nothing to do, which the next commit would change: a group that has waited long enough waits no longer.
-    pub(super) fn on_idle(&self) {
-        let mut waiting = self.lock();
-        if waiting.idle_from.is_some_and(|from| from <= Instant::now()) {
-            waiting.wanted = None;
-            drop(waiting);
-            self.wake.notify_one();
-        }
-    }
-
     /// No further unit is taken; the writer gets what is here, and then nothing.
     pub(super) fn close(&self) {
         self.lock().closed = true;
@@ -205,9 +193,7 @@ impl UnitQueue {
             waiting = self.linger(waiting, 1, OUTCOME_LINGER);
         }
         if waiting.crowd >= CROWD_MIN {
-            waiting.idle_from = Some(Instant::now() + IDLE_LINGER);
-            waiting = self.linger(waiting, usize::MAX, self.crowd_linger);
-            waiting.idle_from = None;
+            waiting = self.linger(waiting, CROWD_ENOUGH, self.crowd_linger);
         }
         Some(waiting.take())
     }
@@ -218,7 +204,7 @@ impl UnitQueue {
         self.lock().take()
     }
 
-    /// Sleeps until so many awaited units are here, the group is full, or the time has passed.
+    /// Sleeps until so many awaited units are here, the group is full, or the time has passed. When they are, it does not.
     fn linger<'a>(
         &'a self,
         mut waiting: MutexGuard<'a, Waiting>,
@@ -226,7 +212,7 @@ impl UnitQueue {
         limit: Duration,
     ) -> MutexGuard<'a, Waiting> {
         let deadline = Instant::now() + limit;
-        waiting.wanted = Some(wanted);
+        waiting.wanted = Some(wanted).filter(|wanted| waiting.awaited < *wanted && !waiting.is_full());
         while !waiting.closed && waiting.wanted.is_some() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

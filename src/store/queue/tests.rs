@@ -75,31 +75,41 @@ fn publishers_are_refused_at_the_bound_and_outcomes_never() {
 }
 
 #[test]
-fn a_group_that_follows_a_crowd_waits_for_its_own_until_nobody_has_anything_else_to_do() {
+fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
     let queue = UnitQueue { crowd_linger: Duration::from_secs(3_600), ..queue(100) };
     let push = |number| {
         let (unit, answer) = awaited(number);
         queue.push(unit).unwrap();
         answer
     };
+    let enough = CROWD_ENOUGH as u64;
     let crowd: Vec<_> = (0..CROWD_MIN as u64).map(push).collect();
     assert_eq!(numbers(queue.next_group()).len(), CROWD_MIN);
     drop(crowd);
     std::thread::scope(|scope| {
-        let _first = push(1);
+        let _most: Vec<_> = (1..enough).map(push).collect();
         let writer = scope.spawn(|| numbers(queue.next_group()));
-        while queue.lock().wanted != Some(usize::MAX) {
+        while queue.lock().wanted != Some(CROWD_ENOUGH) {
             std::thread::yield_now();
         }
-        let _second = push(2);
         assert!(!writer.is_finished());
-        while !writer.is_finished() {
-            queue.on_idle();
-        }
-        assert_eq!(writer.join().unwrap(), [1, 2]);
+        let _last = push(enough);
+        assert_eq!(writer.join().unwrap(), (1..=enough).collect::<Vec<_>>());
     });
-    let _third = push(3);
-    assert_eq!(numbers(queue.next_group()), [3], "two are no crowd");
+    let _more: Vec<_> = (0..=enough).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), CROWD_ENOUGH + 1, "whoever is here already comes along");
+    let _few: Vec<_> = (0..enough).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), CROWD_ENOUGH, "enough are here: nothing to wait for");
+    let _another = push(1);
+    let full: Vec<_> = (2..=limits::COMMIT_RECORDS_MAX as u64).collect();
+    full.iter().for_each(|number| queue.push(outcome(*number)).unwrap());
+    assert_eq!(
+        numbers(queue.next_group()).len(),
+        limits::COMMIT_RECORDS_MAX,
+        "a full group waits for nobody"
+    );
+    let _alone = push(2);
+    assert_eq!(numbers(queue.next_group()), [2], "one is no crowd");
 }
 
 #[test]

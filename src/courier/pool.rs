@@ -1,0 +1,183 @@
+//! Connections, in use and at rest.
+//!
+//! Owns every connection that no request is using. One that is in use belongs to its request alone and is driven by the
+//! request's own task, so that nothing else has to be woken to write a request or to read its reply. Nobody waits at one
+//! that rests: whether it is still good is looked at before its next use, and once a second.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+
+use super::connect::{ConnectError, Progress, Target, Wire, Wiring};
+use super::metered::Metered;
+use crate::domain::Network;
+use crate::limits;
+
+/// A connection rests this long at most.
+const REST_MAX: Duration = Duration::from_secs(30);
+/// Between two looks at those that rest.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) type Outgoing = Request<Full<Bytes>>;
+
+/// The connections that were made in one way: under the same settings, with the same certificate.
+pub(super) struct Pool {
+    wiring: Arc<Wiring>,
+    resting: Mutex<Resting>,
+}
+
+#[derive(Default)]
+struct Resting {
+    /// In the order in which they came to rest.
+    lines: HashMap<Target, Vec<(Instant, Box<Line>)>>,
+    /// A task looks after them.
+    attended: bool,
+}
+
+impl Pool {
+    pub(super) fn new(wiring: Arc<Wiring>) -> Arc<Self> {
+        Arc::new(Self { wiring, resting: Mutex::default() })
+    }
+
+    /// The connection that came to rest last and is still good: those that are not needed grow old.
+    pub(super) fn take(&self, target: &Target) -> Option<Box<Line>> {
+        loop {
+            let (_, mut line) = self.lock().lines.get_mut(target)?.pop()?;
+            if line.is_free() {
+                return Some(line);
+            }
+        }
+    }
+
+    /// A new one.
+    pub(super) async fn open(&self, target: &Target, progress: Progress) -> Result<Box<Line>, ConnectError> {
+        let wire = self.wiring.connect(target, &progress).await?;
+        let network = self.wiring.network(&wire);
+        let stream = TokioIo::new(Metered::new(wire));
+        let spoken = http1::Builder::new().max_buf_size(limits::REPLY_HEAD_BYTES_MAX).handshake(stream).await;
+        // Not reached: nothing is said yet.
+        let (sender, http) = spoken.map_err(|_| ConnectError::Unreachable)?;
+        Ok(Box::new(Line { sender: Some(sender), http, ended: false, is_used: false, network, progress }))
+    }
+
+    /// Puts a connection to rest after a reply that was read. One that is not through with it is closed.
+    pub(super) fn put(self: &Arc<Self>, target: Target, mut line: Box<Line>) {
+        if !line.is_ready() && !line.is_free() {
+            return;
+        }
+        line.is_used = true;
+        let mut resting = self.lock();
+        let lines = resting.lines.entry(target).or_default();
+        if lines.len() < limits::IDLE_CONNECTIONS_PER_HOST_MAX {
+            lines.push((Instant::now(), line));
+        }
+        if !std::mem::replace(&mut resting.attended, true) {
+            tokio::spawn(attend(Arc::downgrade(self)));
+        }
+    }
+
+    /// Closes what is no longer good, or has rested for too long. Gives whether any is left; with the last one its
+    /// attendant goes.
+    fn look_after(&self) -> bool {
+        let mut resting = self.lock();
+        let mut gone = Vec::new();
+        resting.lines.retain(|_, lines| {
+            let is_over =
+                |(since, line): &mut (Instant, Box<Line>)| since.elapsed() >= REST_MAX || !line.is_free();
+            gone.extend(lines.extract_if(.., is_over));
+            !lines.is_empty()
+        });
+        resting.attended = !resting.lines.is_empty();
+        let attended = resting.attended;
+        drop(resting);
+        drop(gone);
+        attended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Resting> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn attend(pool: Weak<Pool>) {
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        if !pool.upgrade().is_some_and(|pool| pool.look_after()) {
+            return;
+        }
+    }
+}
+
+/// A connection that HTTP is spoken on. Closed when it is dropped.
+pub(super) struct Line {
+    /// `None` once nothing more is to be sent.
+    sender: Option<SendRequest<Full<Bytes>>>,
+    http: http1::Connection<TokioIo<Metered<Wire>>, Full<Bytes>>,
+    ended: bool,
+    /// It has rested: it may have been closed without anybody having seen it.
+    pub(super) is_used: bool,
+    /// Where the other end is.
+    pub(super) network: Network,
+    progress: Progress,
+}
+
+impl Line {
+    /// What the receiver did not like about TLS, when it said so after the handshake seemed to be done.
+    pub(super) fn complaint(&self) -> Option<ConnectError> {
+        self.progress.complaint()
+    }
+
+    /// Sends a request. What comes back with an error was not sent, not one byte of it.
+    pub(super) async fn send(
+        &mut self,
+        request: Outgoing,
+    ) -> Result<Response<Incoming>, TrySendError<Outgoing>> {
+        let sender = self.sender.as_mut().expect("it is there until the drop");
+        let response = sender.try_send_request(request);
+        self.drive(response).await
+    }
+
+    /// What comes of work that waits for this connection and nothing else.
+    pub(super) async fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            self.turn(cx);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) {
+        // What went wrong is told to whoever waits for a response or its body.
+        self.ended = self.ended || Pin::new(&mut self.http).poll(cx).is_ready();
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.ended && self.sender.as_ref().is_some_and(SendRequest::is_ready)
+    }
+
+    /// Whether it is still open, and nothing has come that nobody asked for. Nobody will be woken when that changes.
+    fn is_free(&mut self) -> bool {
+        self.turn(&mut Context::from_waker(Waker::noop()));
+        self.is_ready()
+    }
+}
+
+impl Drop for Line {
+    /// Says goodbye as far as it goes without waiting (RFC 8446, section 6.1).
+    fn drop(&mut self) {
+        self.sender = None;
+        self.turn(&mut Context::from_waker(Waker::noop()));
+    }
+}
