@@ -9,7 +9,7 @@ use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::support::{answer, next_request};
@@ -113,6 +113,7 @@ pub(crate) struct Seen {
 pub(crate) struct Secure {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    goodbyes: Arc<Mutex<Vec<bool>>>,
 }
 
 /// Whether a receiver asks its clients who they are.
@@ -140,11 +141,13 @@ impl Secure {
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let (kept, connections) = (seen.clone(), AtomicUsize::new(0));
+        let goodbyes: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let ended = goodbyes.clone();
         let config = Arc::new(config);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let connection = connections.fetch_add(1, Ordering::SeqCst);
-                let (kept, config) = (kept.clone(), config.clone());
+                let (kept, ended, config) = (kept.clone(), ended.clone(), config.clone());
                 tokio::spawn(async move {
                     let hello =
                         tokio_rustls::LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
@@ -170,10 +173,17 @@ impl Secure {
                             return;
                         }
                     }
+                    let goodbye = matches!(stream.read(&mut [0; 1]).await, Ok(0));
+                    ended.lock().unwrap().push(goodbye);
                 });
             }
         });
-        Self { address, seen }
+        Self { address, seen, goodbyes }
+    }
+
+    /// Of each connection that has ended after its requests, whether TLS was told so.
+    pub(crate) fn goodbyes(&self) -> Vec<bool> {
+        self.goodbyes.lock().unwrap().clone()
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {

@@ -589,3 +589,21 @@ async fn when_file_descriptors_are_short_kept_connections_are_given_up() {
     let closed = tokio::time::timeout(Duration::from_secs(10), kept.read(&mut [0; 1])).await;
     assert_eq!(closed.expect("it is still kept").unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_connection_that_is_given_up_is_closed_as_tls_wants_it() {
+    let authority = Authority::new("authority");
+    let receiver = Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Unasked).await;
+    let settings =
+        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let courier = Courier::new(settings).unwrap();
+    let url = format!("https://hooks.example:{}/", receiver.address.port());
+    assert_eq!(send(&courier, &url).await.outcome, Ok(200));
+    courier.on_shortage();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while receiver.goodbyes().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "it is still open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(receiver.goodbyes(), [true], "without a close_notify (RFC 8446, section 6.1)");
+}
