@@ -184,7 +184,7 @@ impl Wiring {
             }
         };
         let patience = pin!(awake(self.timeout));
-        let opened = within(patience, self.open(target, addresses, progress)).await;
+        let opened = within(patience, pin!(self.open(target, addresses, progress))).await;
         opened.unwrap_or_else(|| Err(progress.timed_out()))
     }
 
@@ -223,7 +223,7 @@ impl Wiring {
 
     /// Never empty.
     async fn lookup(&self, name: String, patience: Duration) -> Result<Vec<IpAddr>, ConnectError> {
-        match within(pin!(awake(patience)), self.resolver.lookup(name)).await {
+        match within(pin!(awake(patience)), pin!(self.resolver.lookup(name))).await {
             None => Err(DNS_SILENT),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(DNS_EMPTY),
             Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(DNS_SILENT),

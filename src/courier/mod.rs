@@ -20,9 +20,11 @@ pub mod tls;
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -374,7 +376,8 @@ impl Courier {
         let mut request = parcel.request()?;
         loop {
             let mut line = connection(&pool, &target, patience.as_mut()).await?;
-            let mut failed = match within(patience.as_mut(), line.send(request)).await {
+            let sent = within(patience.as_mut(), pin!(line.send(request))).await;
+            let mut failed = match sent {
                 Some(Ok(response)) => {
                     let (reply, is_over) = read_reply(response, &mut line, patience).await;
                     if is_over {
@@ -409,7 +412,9 @@ async fn connection(
         return Ok(line);
     }
     let progress = Progress::default();
-    match within(patience, pool.open(target, progress.clone())).await {
+    // In a box: it is large and rare, and every attempt would keep room for it.
+    let mut opening = Box::pin(pool.open(target, progress.clone()));
+    match within(patience, opening.as_mut()).await {
         Some(opened) => Ok(opened?),
         None => Err(progress.timed_out().into()),
     }
@@ -427,13 +432,16 @@ async fn awake(mut left: Duration) {
     }
 }
 
-/// What comes of it, unless patience ends first.
-async fn within<T>(patience: Pin<&mut impl Future<Output = ()>>, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        done = work => Some(done),
-        () = patience => None,
-    }
+/// What comes of the work, unless patience ends first. Whoever calls has both in place: an async function would hold what
+/// it is given twice.
+fn within<T>(
+    mut patience: Pin<&mut impl Future<Output = ()>>,
+    mut work: Pin<&mut impl Future<Output = T>>,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
+    })
 }
 
 /// Whether it failed because this process, or this machine, has no file descriptor left.
@@ -469,7 +477,9 @@ async fn read_reply(
     let is_clear = !announces_what_cannot_be(&response);
     let mut body = BytesMut::new();
     while body.len() < limits::REPLY_BYTES_MAX {
-        match within(patience.as_mut(), line.drive(response.body_mut().frame())).await {
+        let frame = pin!(response.body_mut().frame());
+        let heard = within(patience.as_mut(), pin!(line.drive(frame))).await;
+        match heard {
             Some(Some(Ok(frame))) => {
                 let chunk = frame.into_data().unwrap_or_default(); // trailers are read past
                 let room = limits::REPLY_BYTES_MAX - body.len();

@@ -144,18 +144,19 @@ impl Line {
         request: Outgoing,
     ) -> Result<Response<Incoming>, TrySendError<Outgoing>> {
         let sender = self.sender.as_mut().expect("it is there until the drop");
-        let response = sender.try_send_request(request);
+        let response = pin!(sender.try_send_request(request));
         self.drive(response).await
     }
 
     /// What comes of work that waits for this connection and nothing else.
-    pub(super) async fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        poll_fn(|cx| {
+    pub(super) fn drive<T>(
+        &mut self,
+        mut work: Pin<&mut impl Future<Output = T>>,
+    ) -> impl Future<Output = T> {
+        poll_fn(move |cx| {
             self.turn(cx);
             work.as_mut().poll(cx)
         })
-        .await
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) {
