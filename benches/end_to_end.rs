@@ -1,5 +1,6 @@
 //! Deliveries per second, end to end: Balto (durable, fdatasync before each 202) beside a bare relay that has the same HTTP
-//! in and out and stores nothing; and batch ingest, acknowledged events per second.
+//! in and out and stores nothing; and batch ingest, acknowledged events per second. The relay's messages are Balto's, head
+//! and body, as one event's publisher and receiver saw them: it reads each event, and answers and sends the same every time.
 //!
 //! Both run as child processes and take short turns, with the same publishers and the same receiver in this process; what
 //! counts is the median of the turns' ratios, since a machine that others use too changes its speed from second to second.
@@ -13,17 +14,20 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::http::{Request, Uri};
+use axum::http::{HeaderMap, HeaderName, Method, Request, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use support::{Ended, PATIENCE, balto, connect, cpu, event, free_port, get, post, receiver, subscribe};
+use support::{
+    Ended, PATIENCE, answering, balto, connect, cpu, event, free_port, get, post, receiver, subscribe,
+};
 use tokio::net::TcpListener;
 
 const PUBLISHERS: usize = 64;
@@ -37,24 +41,33 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     match arguments.iter().position(|argument| argument == "--relay") {
-        Some(at) => runtime.block_on(relay(&arguments[at + 1], &arguments[at + 2])),
+        Some(at) => {
+            let [port, target, heard] = [1, 2, 3].map(|next| &arguments[at + next]);
+            runtime.block_on(relay(port, target, Path::new(heard)));
+        }
         None => runtime.block_on(measure()),
     }
 }
 
-/// Takes a body, answers 202, passes the body on. Nothing else.
-async fn relay(port: &str, target: &str) {
+/// Takes a body, answers 202, sends a request. Nothing else.
+async fn relay(port: &str, target: &str, heard: &Path) {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let target: Uri = target.parse().unwrap();
-    let handler = move |body: Bytes| {
-        let (client, target) = (client.clone(), target.clone());
+    let [answer, delivery] =
+        [ANSWER, DELIVERY].map(|name| message(&std::fs::read(heard.join(name)).unwrap()));
+    let handler = move |_: Bytes| {
+        let (client, target, (headers, body)) = (client.clone(), target.clone(), delivery.clone());
+        let (answer_headers, answer_body) = answer.clone();
         async move {
             tokio::spawn(async move {
-                let request = Request::post(target).header("content-type", "application/json");
-                let reply = client.request(request.body(Full::new(body)).unwrap()).await.unwrap();
+                let mut request = Request::new(Full::new(body));
+                *request.method_mut() = Method::POST;
+                *request.uri_mut() = target;
+                *request.headers_mut() = headers;
+                let reply = client.request(request).await.unwrap();
                 reply.into_body().collect().await.unwrap();
             });
-            axum::http::StatusCode::ACCEPTED
+            (StatusCode::ACCEPTED, answer_headers, answer_body)
         }
     };
     let router = axum::Router::new().route("/v1/events", axum::routing::post(handler));
@@ -68,12 +81,52 @@ async fn relay(port: &str, target: &str) {
     balto::api::server::serve(listener, router, bounds, std::future::pending()).await;
 }
 
+/// What was heard of Balto.
+const ANSWER: &str = "answer";
+const DELIVERY: &str = "delivery";
+
+/// One event through Balto, as its publisher and its receiver hear it.
+async fn hear(heard: &Path) {
+    let data = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _balto = balto(data.path(), port, free_port());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, (told, delivered)) =
+        (format!("http://{}/hook", listener.local_addr().unwrap()), std::sync::mpsc::channel());
+    tokio::spawn(answering(listener, move |request| {
+        told.send(request.to_vec()).unwrap();
+        Some(200)
+    }));
+    subscribe(port, &url).await;
+    let answer = post(&mut connect(port).await, "/v1/events", &event(), 202).await;
+    std::fs::write(heard.join(ANSWER), answer).unwrap();
+    let delivered = tokio::task::spawn_blocking(move || delivered.recv_timeout(PATIENCE)).await.unwrap();
+    std::fs::write(heard.join(DELIVERY), delivered.unwrap()).unwrap();
+}
+
+/// Headers and body, without the headers that the relay's HTTP makes itself.
+fn message(raw: &[u8]) -> (HeaderMap, Bytes) {
+    let text = std::str::from_utf8(raw).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let mut headers = HeaderMap::new();
+    for line in head.lines().skip(1) {
+        let (name, value) = line.split_once(": ").unwrap();
+        if !["host", "date", "content-length"].contains(&name) {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+    }
+    (headers, body.to_owned().into())
+}
+
 async fn measure() {
+    let heard = tempfile::tempdir().unwrap();
+    hear(heard.path()).await;
     let received = Arc::new(AtomicUsize::new(0));
     let target = receiver(received.clone()).await;
     let (relay_port, port, ops) = (free_port(), free_port(), free_port());
     let relay = Command::new(std::env::current_exe().unwrap())
         .args(["--relay", &relay_port.to_string(), &target])
+        .arg(heard.path())
         .spawn();
     let relay = Ended(relay.unwrap());
     let data = tempfile::tempdir().unwrap();

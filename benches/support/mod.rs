@@ -110,7 +110,8 @@ pub(crate) async fn connect(port: u16) -> TcpStream {
     }
 }
 
-pub(crate) async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) {
+/// The answer, head and body.
+pub(crate) async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) -> Vec<u8> {
     let length = body.len();
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
@@ -122,6 +123,7 @@ pub(crate) async fn post(stream: &mut TcpStream, path: &str, body: &str, status:
     }
     let expected = format!("HTTP/1.1 {status}");
     assert!(buffer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(&buffer));
+    buffer
 }
 
 pub(crate) fn event() -> String {

@@ -19,7 +19,7 @@ use super::payloads::Payloads;
 use super::types::Unavailable;
 use crate::courier::destination;
 use crate::domain::{
-    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Ordering,
+    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Now, Ordering,
     PolicyDefaults, Position, Progress, Record, RetryPolicy, Timestamp,
 };
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
@@ -192,8 +192,8 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 () = &mut stopped => break,
-                Some(notice) = self.notices.recv() => self.on_notice(notice),
-                Some(signal) = self.signals.recv() => self.on_signal(signal),
+                Some(notice) = self.notices.recv() => self.on_notice(notice, self.engine.now()),
+                Some(signal) = self.signals.recv() => self.on_signal(signal, self.engine.now()),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => note_panic(&ended),
                 _ = housekeeping.tick() => self.keep_house(),
                 () = &mut alarm, if !alarm.is_elapsed() => {}
@@ -252,13 +252,14 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Takes in what else has arrived, so that a burst costs one round of questions.
+    /// Takes in what else has arrived, so that a burst costs one round of questions, and one look at the clock.
     fn take_in(&mut self) {
+        let now = self.engine.now();
         for _ in 0..INTAKE_MAX {
             if let Ok(notice) = self.notices.try_recv() {
-                self.on_notice(notice);
+                self.on_notice(notice, now);
             } else if let Ok(signal) = self.signals.try_recv() {
-                self.on_signal(signal);
+                self.on_signal(signal, now);
             } else {
                 break;
             }
@@ -268,22 +269,22 @@ impl Dispatcher {
         }
     }
 
-    fn on_notice(&mut self, notice: Notice) {
+    fn on_notice(&mut self, notice: Notice, now: Now) {
         match notice {
-            Notice::Committed(committed) => self.on_committed(&committed),
+            Notice::Committed(committed) => self.on_committed(&committed, now),
             Notice::Lanes(changes) => {
                 for change in changes {
-                    self.on_change(change);
+                    self.on_change(change, now);
                 }
             }
         }
     }
 
-    fn on_committed(&mut self, committed: &Committed) {
+    fn on_committed(&mut self, committed: &Committed, now: Now) {
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),
-                Record::EndpointPut(endpoint) => self.on_endpoint(endpoint),
+                Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);
                     self.failing_since.remove(endpoint);
@@ -306,21 +307,21 @@ impl Dispatcher {
             }
         }
         for change in &committed.announced {
-            self.on_change(*change);
+            self.on_change(*change, now);
         }
     }
 
-    fn on_endpoint(&mut self, endpoint: &Endpoint) {
+    fn on_endpoint(&mut self, endpoint: &Endpoint, now: Now) {
         if endpoint.status == EndpointStatus::Active {
             self.failing_since.remove(&endpoint.number);
         }
         let policy = self.policy(endpoint);
-        self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, self.engine.now());
+        self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
         let before = self.orderings.insert(endpoint.number, endpoint.ordering);
         if before.is_some_and(|before| before != endpoint.ordering) {
             self.reorder(endpoint.number);
         }
-        if handshake::next_request(endpoint).is_some_and(|at| at <= self.engine.now().wall) {
+        if handshake::next_request(endpoint).is_some_and(|at| at <= now.wall) {
             self.ask(endpoint.number);
         }
     }
@@ -336,8 +337,7 @@ impl Dispatcher {
         }
     }
 
-    fn on_change(&mut self, change: LaneChange) {
-        let now = self.engine.now();
+    fn on_change(&mut self, change: LaneChange, now: Now) {
         match change {
             LaneChange::Due { endpoint, key, progress, at } => {
                 self.lanes.on_due(endpoint, key, progress, at, now)
@@ -360,8 +360,7 @@ impl Dispatcher {
         }
     }
 
-    fn on_signal(&mut self, signal: Signal) {
-        let now = self.engine.now();
+    fn on_signal(&mut self, signal: Signal, now: Now) {
         match signal {
             Signal::Finished { endpoint, key, outcome } => {
                 if let Some(turn) = self.lanes.on_finished(endpoint, key, outcome, now) {
@@ -385,17 +384,17 @@ impl Dispatcher {
                 let _gone = answer.send(report).is_err();
             }
             Signal::Behind(behind) => self.behind = behind,
-            Signal::Reconfigured => self.reconfigure(),
+            Signal::Reconfigured => self.reconfigure(now),
         }
     }
 
-    fn reconfigure(&mut self) {
+    fn reconfigure(&mut self, now: Now) {
         self.lanes.reconfigure(config(&self.engine));
         let endpoints: Vec<_> =
             self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
         for endpoint in endpoints {
             let policy = self.policy(&endpoint);
-            self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, self.engine.now());
+            self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
         }
     }
 
@@ -471,7 +470,7 @@ impl Dispatcher {
                 () = cut(&mut told) => self.cut_off().await,
                 () = tokio::time::sleep_until(deadline) => self.cut_off().await,
                 Some(ended) = self.tasks.join_next() => note_panic(&ended),
-                Some(notice) = self.notices.recv() => self.on_notice(notice),
+                Some(notice) = self.notices.recv() => self.on_notice(notice, self.engine.now()),
                 Some(_) = self.signals.recv() => {}
                 _ = turn.tick() => {
                     self.heartbeat.send_replace(());
