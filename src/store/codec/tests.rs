@@ -1,6 +1,11 @@
 //! Promises of the record codec: round trips, golden bytes, hostile bytes.
 
+use super::endpoint::{get_handshake, put_handshake};
 use super::*;
+use crate::domain::{
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
+    RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+};
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
