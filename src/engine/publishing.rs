@@ -26,8 +26,11 @@ impl Engine {
         mut drafts: Vec<EventDraft>,
         request: Option<Idempotency>,
     ) -> Result<Published, PublishError> {
-        self.look_for_namesakes(&mut drafts).await?;
         let has_key = request.is_some();
+        let may_repeat = has_key || drafts.iter().any(EventDraft::may_repeat);
+        // Whoever repeats an event is answered with it: it must not be forgotten in between.
+        let _held = if may_repeat { Some(self.outbox().hold_events().await) } else { None };
+        self.look_for_namesakes(&mut drafts).await?;
         let publish = drafts.into_iter().map(|draft| Command::Publish(Box::new(draft)));
         let commands = request.map(Command::Claim).into_iter().chain(publish).collect();
         let mut outcomes = self.submit(commands).await?.into_iter();

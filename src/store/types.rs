@@ -78,6 +78,12 @@ impl EventDraft {
         Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
     }
 
+    /// Whether it has anything by which it can be another's repetition.
+    #[must_use]
+    pub fn may_repeat(&self) -> bool {
+        self.idempotency.is_some() || self.id.is_some() || !self.attributes.is_empty()
+    }
+
     /// What follows from an event of the same tenant to which the daemon gave the chosen id. It was posted without an id,
     /// so its fingerprint is that of other bytes: what it says is compared.
     #[must_use]

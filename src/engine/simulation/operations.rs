@@ -466,9 +466,7 @@ fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError
         Err(PublishError::IdempotencyMismatch) => {
             world.count("mismatches");
             world.note(format_args!("publish: mismatch of {:?}", post.key));
-            // Retention may have taken the event of a chosen id just before it was to be answered with it.
-            let named = post.key.is_some() || post.draft.id.is_some();
-            (!named).then(|| "an event without key or id was a repetition of another".to_owned())
+            post.key.is_none().then(|| "an event without a key was a repetition of another".to_owned())
         }
         Err(PublishError::TooManyTargets) => {
             Some("a single event was said to match too many endpoints".to_owned())
