@@ -27,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
 use super::guard::{self, BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
+use super::metered::Metered;
 use super::resolver::Resolver;
 use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
@@ -270,6 +271,7 @@ impl Wiring {
                 tunnel(stream, proxy, target).await?
             }
         };
+        let stream = Metered::new(stream);
         if !target.secure {
             return Ok(Wire::Plain(stream));
         }
@@ -278,7 +280,11 @@ impl Wiring {
         Ok(Wire::Secure(stream, progress.clone()))
     }
 
-    async fn secure(&self, stream: TcpStream, host: &Host) -> Result<TlsStream<TcpStream>, ConnectError> {
+    async fn secure(
+        &self,
+        stream: Metered<TcpStream>,
+        host: &Host,
+    ) -> Result<TlsStream<Metered<TcpStream>>, ConnectError> {
         let name = match host {
             Host::Ipv4(address) => Ok(ServerName::from(IpAddr::V4(*address))),
             Host::Ipv6(address) => Ok(ServerName::from(IpAddr::V6(*address))),
@@ -373,8 +379,8 @@ fn status(head: &[u8]) -> Option<u16> {
 
 /// A stream that HTTP is spoken on.
 pub(super) enum Wire {
-    Plain(TcpStream),
-    Secure(Box<TlsStream<TcpStream>>, Progress),
+    Plain(Metered<TcpStream>),
+    Secure(Box<TlsStream<Metered<TcpStream>>>, Progress),
 }
 
 impl Wire {
@@ -383,7 +389,7 @@ impl Wire {
             Self::Plain(stream) => stream,
             Self::Secure(stream, _) => stream.get_ref().0,
         };
-        stream.peer_addr().ok()
+        stream.get_ref().peer_addr().ok()
     }
 }
 

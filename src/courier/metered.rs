@@ -2,7 +2,8 @@
 //!
 //! A receiver may send informational replies, empty lines or padding without end, and what reads them may not come to look
 //! at a clock while there is more to read: four such receivers stood a whole daemon still, longer than their timeouts. So
-//! the bytes are counted where they come in, whatever they are. Writing begins a new count: HTTP/1.1 writes only requests.
+//! the bytes are counted where they come in, whatever they are, below TLS, which has messages of its own that nobody above it
+//! sees. Writing begins a new count: HTTP/1.1 writes only requests, and TLS few and small messages beside them.
 
 use std::io;
 use std::pin::Pin;
@@ -25,6 +26,10 @@ pub(super) struct Metered<S> {
 impl<S> Metered<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, left: limits::REPLY_WIRE_BYTES_MAX }
+    }
+
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
     }
 
     fn on_written(&mut self, written: &Poll<io::Result<usize>>) {

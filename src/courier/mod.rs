@@ -35,6 +35,7 @@ use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSF
 use hyper::{Method, Request, Response, StatusCode};
 use rustix::io::Errno;
 use rustls::RootCertStore;
+use tokio::task::unconstrained;
 use url::Url;
 
 use crate::domain::{EndpointNumber, ErrorClass, Network};
@@ -46,6 +47,9 @@ use metered::TooMuch;
 use pool::{Line, Outgoing, Pool};
 pub use resolver::{Resolver, SystemResolver};
 use tls::Identity;
+
+/// Whoever accepts a request before having read it has this long to read the rest.
+const REST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A timer that is late by more than this was not late by itself: the process stood still.
 const AWAKE_STEP: Duration = Duration::from_secs(1);
@@ -267,10 +271,21 @@ impl Outfit {
         let pool = Pool::new(Arc::new(wiring(&self.settings, &self.guard, Some(identity))?));
         if certified.pools.len() >= limits::CLIENTS_WITH_CERTIFICATE_MAX {
             let oldest = certified.pools.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| *name);
-            oldest.map(|name| certified.pools.remove(&name));
+            if let Some((pool, _)) = oldest.and_then(|name| certified.pools.remove(&name)) {
+                pool.retire();
+            }
         }
         certified.pools.insert(name, (pool.clone(), turn));
         Ok(pool)
+    }
+}
+
+impl Drop for Outfit {
+    /// What is under way still uses its connections, and leaves none behind.
+    fn drop(&mut self) {
+        let certified = std::mem::take(self.certified.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.plain.retire();
+        certified.pools.into_values().for_each(|(pool, _)| pool.retire());
     }
 }
 
@@ -337,6 +352,7 @@ impl Courier {
             return;
         }
         *shortage = Some(Instant::now());
+        drop(shortage);
         self.shared.outfit.rcu(|outfit| {
             Outfit::new(outfit.settings.clone(), self.shared.guard.clone())
                 .map_or_else(|_| outfit.clone(), Arc::new)
@@ -350,22 +366,23 @@ impl Courier {
     /// When no connection could be opened for want of file descriptors: no attempt was made.
     pub async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
         let started = Instant::now();
-        let mut patience = pin!(awake(parcel.timeout));
-        let mut reply = match self.exchange(parcel, patience.as_mut()).await {
-            Ok(reply) => reply,
-            Err(Failure::Attempt(class, words)) => Reply::failed(class, words),
+        let patience = pin!(awake(parcel.timeout));
+        match self.exchange(parcel, started, patience).await {
+            Ok(reply) => Ok(reply),
+            Err(Failure::Attempt(class, words)) => {
+                Ok(Reply { duration: started.elapsed(), ..Reply::failed(class, words) })
+            }
             Err(Failure::Exhausted) => {
                 self.on_shortage();
-                return Err(Exhausted);
+                Err(Exhausted)
             }
-        };
-        reply.duration = started.elapsed();
-        Ok(reply)
+        }
     }
 
     async fn exchange(
         &self,
         parcel: Parcel,
+        started: Instant,
         mut patience: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Reply, Failure> {
         // A connection may be there already, which nobody would judge again.
@@ -379,8 +396,14 @@ impl Courier {
             let sent = within(patience.as_mut(), pin!(line.send(request))).await;
             let mut failed = match sent {
                 Some(Ok(response)) => {
-                    let (reply, is_over) = read_reply(response, &mut line, patience).await;
-                    if is_over {
+                    let (mut reply, is_clear) = read_reply(response, &mut line, patience.as_mut()).await;
+                    reply.duration = started.elapsed();
+                    if matches!(reply.outcome, Ok(200..300)) {
+                        // The word of who has not read it all counts too.
+                        let (rest, read) = (pin!(awake(REST_TIMEOUT)), pin!(line.finish()));
+                        let _read = within(patience, pin!(within(rest, read))).await;
+                    }
+                    if is_clear {
                         pool.put(target, line);
                     }
                     return Ok(reply);
@@ -432,15 +455,15 @@ async fn awake(mut left: Duration) {
     }
 }
 
-/// What comes of the work, unless patience ends first. Whoever calls has both in place: an async function would hold what
-/// it is given twice.
+/// What comes of the work, unless patience ends first. However much the work has done, patience is asked: whoever talks
+/// without end must not stop the clock. Whoever calls has both in place: an async function would hold what it is given twice.
 fn within<T>(
     mut patience: Pin<&mut impl Future<Output = ()>>,
     mut work: Pin<&mut impl Future<Output = T>>,
 ) -> impl Future<Output = Option<T>> {
     poll_fn(move |cx| match work.as_mut().poll(cx) {
         Poll::Ready(done) => Poll::Ready(Some(done)),
-        Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
+        Poll::Pending => pin!(unconstrained(patience.as_mut())).poll(cx).map(|()| None),
     })
 }
 

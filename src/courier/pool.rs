@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,9 +18,9 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::task::unconstrained;
 
 use super::connect::{ConnectError, Progress, Target, Wire, Wiring};
-use super::metered::Metered;
 use crate::domain::Network;
 use crate::limits;
 
@@ -43,6 +43,8 @@ struct Resting {
     lines: HashMap<Target, Vec<(Instant, Box<Line>)>>,
     /// A task looks after them.
     attended: bool,
+    /// Nobody can find this pool any more.
+    retired: bool,
 }
 
 impl Pool {
@@ -64,11 +66,11 @@ impl Pool {
     pub(super) async fn open(&self, target: &Target, progress: Progress) -> Result<Box<Line>, ConnectError> {
         let wire = self.wiring.connect(target, &progress).await?;
         let network = self.wiring.network(&wire);
-        let stream = TokioIo::new(Metered::new(wire));
-        let spoken = http1::Builder::new().max_buf_size(limits::REPLY_HEAD_BYTES_MAX).handshake(stream).await;
+        let builder = http1::Builder::new().max_buf_size(limits::REPLY_HEAD_BYTES_MAX).to_owned();
+        let spoken = builder.handshake(TokioIo::new(wire)).await;
         // Not reached: nothing is said yet.
         let (sender, http) = spoken.map_err(|_| ConnectError::Unreachable)?;
-        Ok(Box::new(Line { sender: Some(sender), http, ended: false, is_used: false, network, progress }))
+        Ok(Box::new(Line { sender: Some(sender), http: Some(http), is_used: false, network, progress }))
     }
 
     /// Puts a connection to rest after a reply that was read. One that is not through with it is closed.
@@ -78,6 +80,9 @@ impl Pool {
         }
         line.is_used = true;
         let mut resting = self.lock();
+        if resting.retired {
+            return;
+        }
         let lines = resting.lines.entry(target).or_default();
         if lines.len() < limits::IDLE_CONNECTIONS_PER_HOST_MAX {
             lines.push((Instant::now(), line));
@@ -89,7 +94,7 @@ impl Pool {
 
     /// Closes what is no longer good, or has rested for too long. Gives whether any is left; with the last one its
     /// attendant goes.
-    fn look_after(&self) -> bool {
+    pub(super) fn look_after(&self) -> bool {
         let mut resting = self.lock();
         let mut gone = Vec::new();
         resting.lines.retain(|_, lines| {
@@ -103,6 +108,15 @@ impl Pool {
         drop(resting);
         drop(gone);
         attended
+    }
+
+    /// Closes what rests, and lets nothing rest any more.
+    pub(super) fn retire(&self) {
+        let mut resting = self.lock();
+        resting.retired = true;
+        let lines = std::mem::take(&mut resting.lines);
+        drop(resting);
+        drop(lines);
     }
 
     fn lock(&self) -> MutexGuard<'_, Resting> {
@@ -123,8 +137,8 @@ async fn attend(pool: Weak<Pool>) {
 pub(super) struct Line {
     /// `None` once nothing more is to be sent.
     sender: Option<SendRequest<Full<Bytes>>>,
-    http: http1::Connection<TokioIo<Metered<Wire>>, Full<Bytes>>,
-    ended: bool,
+    /// `None` once it has ended: by the drop of it those who still wait for something hear of that.
+    http: Option<http1::Connection<TokioIo<Wire>, Full<Bytes>>>,
     /// It has rested: it may have been closed without anybody having seen it.
     pub(super) is_used: bool,
     /// Where the other end is.
@@ -159,19 +173,38 @@ impl Line {
         })
     }
 
+    /// Until the last request has left and its reply is over, or the connection has ended.
+    pub(super) fn finish(&mut self) -> impl Future<Output = ()> {
+        poll_fn(|cx| {
+            self.turn(cx);
+            if self.http.is_none() || self.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
     fn turn(&mut self, cx: &mut Context<'_>) {
         // What went wrong is told to whoever waits for a response or its body.
-        self.ended = self.ended || Pin::new(&mut self.http).poll(cx).is_ready();
+        if self.http.as_mut().is_some_and(|http| Pin::new(http).poll(cx).is_ready()) {
+            self.http = None;
+        }
     }
 
     fn is_ready(&self) -> bool {
-        !self.ended && self.sender.as_ref().is_some_and(SendRequest::is_ready)
+        self.http.is_some() && self.sender.as_ref().is_some_and(SendRequest::is_ready)
     }
 
     /// Whether it is still open, and nothing has come that nobody asked for. Nobody will be woken when that changes.
     fn is_free(&mut self) -> bool {
-        self.turn(&mut Context::from_waker(Waker::noop()));
+        self.glance();
         self.is_ready()
+    }
+
+    /// A turn that waits for nothing. What its task has done before does not count: it would be told that nothing has come.
+    fn glance(&mut self) {
+        let turn = pin!(unconstrained(poll_fn(|cx| {
+            self.turn(cx);
+            Poll::Ready(())
+        })));
+        let _always_ready = turn.poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
@@ -179,6 +212,6 @@ impl Drop for Line {
     /// Says goodbye as far as it goes without waiting (RFC 8446, section 6.1).
     fn drop(&mut self) {
         self.sender = None;
-        self.turn(&mut Context::from_waker(Waker::noop()));
+        self.glance();
     }
 }

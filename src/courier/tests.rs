@@ -1,6 +1,122 @@
 //! What needs no socket; the rest is in `tests/receivers` and `tests/egress`.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+
 use super::*;
+
+/// What comes from it before it is closed.
+fn read_a_bit(stream: &mut TcpStream) -> usize {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.read(&mut [0; 4_096]).unwrap()
+}
+
+/// Sends a request, which is answered on a new connection; the receiver's end of it.
+async fn connect(courier: &Courier, listener: &TcpListener, parcel: Parcel) -> TcpStream {
+    let listener = listener.try_clone().unwrap();
+    let answering = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(read_a_bit(&mut stream) > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        stream
+    });
+    assert_eq!(courier.send(parcel).await.unwrap().outcome, Ok(200));
+    answering.await.unwrap()
+}
+
+/// A courier that may send to this machine, and somebody to send to.
+fn stage() -> (Courier, TcpListener, impl Fn() -> Parcel) {
+    let mut settings = CourierSettings::for_tests();
+    settings.policy.allow_http = true;
+    settings.policy.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let parcel = move || Parcel::new(&url, HeaderMap::new(), Bytes::new(), Duration::from_secs(60)).unwrap();
+    (Courier::new(settings).unwrap(), listener, parcel)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_ends_just_before_it_is_used_again_gives_the_request_back() {
+    let (courier, listener, parcel) = stage();
+    let theirs = connect(&courier, &listener, parcel()).await;
+    let pool = courier.shared.outfit.load().pool(None).unwrap();
+    let mut line = pool.take(&Target::new(&parcel().url).unwrap()).expect("it rests");
+    drop(theirs);
+    tokio::time::sleep(Duration::from_millis(100)).await; // until it must have been heard
+    let sent = tokio::time::timeout(Duration::from_secs(10), line.send(parcel().request().unwrap())).await;
+    let unsent = sent.expect("nobody says anything").expect_err("there is nobody who could answer");
+    assert!(unsent.into_error().is_canceled());
+    // So that the courier sends it again.
+    pool.put(Target::new(&parcel().url).unwrap(), line);
+    connect(&courier, &listener, parcel()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_connections_that_have_ended_are_seen_in_one_look() {
+    const MANY: usize = 200; // more than a task may do at once (tokio's budget is 128)
+    let (courier, listener, parcel) = stage();
+    let accepting = std::thread::spawn(move || {
+        let accepted: Vec<_> = (0..MANY).map(|_| listener.accept().unwrap().0).collect();
+        accepted
+            .into_iter()
+            .map(|mut stream| {
+                assert!(read_a_bit(&mut stream) > 0);
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                stream
+            })
+            .collect::<Vec<_>>()
+    });
+    let sending = (0..MANY).map(|_| {
+        tokio::spawn({
+            let (courier, parcel) = (courier.clone(), parcel());
+            async move { courier.send(parcel).await.unwrap().outcome }
+        })
+    });
+    for sent in sending.collect::<Vec<_>>() {
+        assert_eq!(sent.await.unwrap(), Ok(200));
+    }
+    let pool = courier.shared.outfit.load().pool(None).unwrap();
+    drop(accepting.join().unwrap());
+    tokio::time::sleep(Duration::from_millis(100)).await; // until it must have been heard
+    tokio::spawn(async move { assert!(!pool.look_after(), "some are still kept") }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_under_way_when_descriptors_are_short_keeps_none() {
+    let (courier, listener, parcel) = stage();
+    let under_way = tokio::spawn({
+        let (courier, parcel) = (courier.clone(), parcel());
+        async move { courier.send(parcel).await.unwrap().outcome }
+    });
+    let mut theirs = tokio::task::spawn_blocking(move || {
+        let mut theirs = listener.accept().unwrap().0;
+        assert!(read_a_bit(&mut theirs) > 0);
+        theirs
+    })
+    .await
+    .unwrap();
+    courier.on_shortage();
+    theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+    assert_eq!(under_way.await.unwrap(), Ok(200));
+    let closed = tokio::task::spawn_blocking(move || read_a_bit(&mut theirs));
+    assert_eq!(closed.await.unwrap(), 0);
+}
+
+/// What reads without end uses up what its task may do at once, and the clock is asked all the same.
+#[tokio::test]
+async fn whoever_talks_without_end_does_not_stop_the_clock() {
+    use tokio::task::coop::poll_proceed;
+    let mut turns = 0;
+    let talk = poll_fn(|cx| {
+        while let Poll::Ready(budget) = poll_proceed(cx) {
+            budget.made_progress();
+        }
+        turns += 1;
+        if turns < 1_000_000 { Poll::Pending } else { Poll::Ready(()) }
+    });
+    let patience = pin!(awake(Duration::from_millis(5)));
+    assert_eq!(within(patience, pin!(talk)).await, None);
+}
 
 #[test]
 fn words_about_a_failure_have_a_bound() {
