@@ -29,7 +29,10 @@ fn stage() -> (Courier, TcpListener, impl Fn() -> Parcel) {
     let mut settings = CourierSettings::for_tests();
     settings.policy.allow_http = true;
     settings.policy.allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1_024).unwrap().into_std().unwrap();
+    listener.set_nonblocking(false).unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let parcel = move || Parcel::new(&url, HeaderMap::new(), Bytes::new(), Duration::from_secs(60)).unwrap();
     (Courier::new(settings).unwrap(), listener, parcel)
@@ -84,22 +87,25 @@ async fn all_connections_that_have_ended_are_seen_in_one_look() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_under_way_when_descriptors_are_short_keeps_none() {
     let (courier, listener, parcel) = stage();
-    let under_way = tokio::spawn({
+    let send = || {
         let (courier, parcel) = (courier.clone(), parcel());
-        async move { courier.send(parcel).await.unwrap().outcome }
+        tokio::spawn(async move { courier.send(parcel).await.unwrap().outcome })
+    };
+    let (one, other) = (send(), send());
+    let accepting = tokio::task::spawn_blocking(move || {
+        [(); 2].map(|()| {
+            let mut stream = listener.accept().unwrap().0;
+            assert!(read_a_bit(&mut stream) > 0);
+            stream
+        })
     });
-    let mut theirs = tokio::task::spawn_blocking(move || {
-        let mut theirs = listener.accept().unwrap().0;
-        assert!(read_a_bit(&mut theirs) > 0);
-        theirs
-    })
-    .await
-    .unwrap();
+    let [mut answered, _silent] = accepting.await.unwrap();
     courier.on_shortage();
-    theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
-    assert_eq!(under_way.await.unwrap(), Ok(200));
-    let closed = tokio::task::spawn_blocking(move || read_a_bit(&mut theirs));
+    answered.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+    let closed = tokio::task::spawn_blocking(move || read_a_bit(&mut answered));
     assert_eq!(closed.await.unwrap(), 0);
+    let (ended, _) = futures_util::future::select(one, other).await.factor_first();
+    assert_eq!(ended.unwrap(), Ok(200));
 }
 
 /// What reads without end uses up what its task may do at once, and the clock is asked all the same.
