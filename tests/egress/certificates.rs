@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::{ProducesTickets, WebPkiClientVerifier};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -95,6 +95,52 @@ pub(crate) fn self_signed(params: &CertificateParams) -> Certificate {
     certificate(&issued, key)
 }
 
+/// Makes tickets of any number.
+#[derive(Debug)]
+struct Tickets;
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        1
+    }
+
+    fn encrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        Some(vec![1])
+    }
+
+    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// A receiver that says nothing but so many tickets to come back with, of 50 bytes each, which HTTP never sees.
+pub(crate) async fn floods_with_tickets(own: &Certificate, tickets: usize) -> SocketAddr {
+    let mut config =
+        server_config().with_no_client_auth().with_single_cert(vec![own.der.clone()], own.key()).unwrap();
+    config.ticketer = Arc::new(Tickets);
+    config.send_tls13_tickets = tickets;
+    // Twenty to a record of a thousand bytes, so that none is torn: rustls does not hold many of those.
+    config.max_fragment_size = Some(1_005);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut accepted = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        // Until it is hung up on.
+        while accepted.read(&mut [0; 1_024]).await.is_ok_and(|read| read > 0) {}
+    });
+    address
+}
+
+fn server_config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+    builder.with_safe_default_protocol_versions().unwrap()
+}
+
 /// One request that came over TLS.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
@@ -124,9 +170,7 @@ pub(crate) enum Clients<'a> {
 
 impl Secure {
     pub(crate) async fn start(own: &Certificate, clients: Clients<'_>) -> Self {
-        let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap();
+        let builder = server_config();
         let builder = match clients {
             Clients::Unasked => builder.with_no_client_auth(),
             Clients::Signed(authority) => {

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::certificates::{Authority, Certificate, Clients, Secure, early, expired, params, self_signed};
+use crate::certificates::{
+    Authority, Certificate, Clients, Secure, early, expired, floods_with_tickets, params, self_signed,
+};
 use crate::support::{Daemon, PATIENCE, Receiver, quiet, serve};
 use crate::world::{
     FakeProxy, Names, Says, always, courier, delivered, endpoint, failure, open, parcel, proxied, send,
@@ -606,4 +608,16 @@ async fn a_connection_that_is_given_up_is_closed_as_tls_wants_it() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(receiver.goodbyes(), [true], "without a close_notify (RFC 8446, section 6.1)");
+}
+
+#[tokio::test]
+async fn messages_of_tls_that_http_never_sees_are_counted_too() {
+    let authority = Authority::new("authority");
+    let own = authority.issue(&params(&["hooks.example"]));
+    let settings =
+        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let courier = Courier::new(settings).unwrap();
+    let address = floods_with_tickets(&own, balto::limits::REPLY_WIRE_BYTES_MAX / 25).await;
+    let reply = send(&courier, &format!("https://hooks.example:{}/", address.port())).await;
+    assert_eq!(failure(&reply).0, ErrorClass::ResponseTooLarge, "{reply:?}");
 }
