@@ -2,7 +2,7 @@
 //!
 //! Owns every connection that no request is using. One that is in use belongs to its request alone and is driven by the
 //! request's own task, so that nothing else has to be woken to write a request or to read its reply. Nobody waits at one
-//! that rests: whether it is still good is looked at before its next use, and once a second.
+//! that rests: whether it is still good is looked at once a second, and seen at its next use.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -52,14 +52,10 @@ impl Pool {
         Arc::new(Self { wiring, resting: Mutex::default() })
     }
 
-    /// The connection that came to rest last and is still good: those that are not needed grow old.
+    /// The connection that came to rest last: those that are not needed grow old. It may have been closed meanwhile, which
+    /// is seen when it is used.
     pub(super) fn take(&self, target: &Target) -> Option<Box<Line>> {
-        loop {
-            let (_, mut line) = self.lock().lines.get_mut(target)?.pop()?;
-            if line.is_free() {
-                return Some(line);
-            }
-        }
+        self.lock().lines.get_mut(target)?.pop().map(|(_, line)| line)
     }
 
     /// A new one.
@@ -176,8 +172,10 @@ impl Line {
     /// Until the last request has left and its reply is over, or the connection has ended.
     pub(super) fn finish(&mut self) -> impl Future<Output = ()> {
         poll_fn(|cx| {
-            self.turn(cx);
-            if self.http.is_none() || self.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+            if !self.is_ready() {
+                self.turn(cx);
+            }
+            if self.is_ready() || self.http.is_none() { Poll::Ready(()) } else { Poll::Pending }
         })
     }
 
