@@ -27,7 +27,7 @@ use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
 use super::guard::{self, BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
-use super::metered::Metered;
+use super::metered::{Metered, TooMuch};
 use super::resolver::Resolver;
 use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
@@ -294,9 +294,10 @@ impl Wiring {
         let unnameable = |_| ConnectError::Tls("the host's name can be in no certificate".to_owned());
         let connector = TlsConnector::from(self.tls.clone());
         connector.connect(name.map_err(unnameable)?, stream).await.map_err(|error| {
-            ConnectError::Tls(match find::<rustls::Error>(&error) {
-                Some(error) => tls::words(error),
-                None => "the connection broke off during the TLS handshake".to_owned(),
+            ConnectError::Tls(match (find::<rustls::Error>(&error), find::<TooMuch>(&error)) {
+                (Some(error), _) => tls::words(error),
+                (None, Some(error)) => error.to_string(),
+                (None, None) => "the connection broke off during the TLS handshake".to_owned(),
             })
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns the HTTP client, its timeouts and caps, the address guard and the body formats. Must never know the store. Every
 //! attempt ends within its timeout (of time in which this process runs), reads at most [`limits::REPLY_WIRE_BYTES_MAX`]
-//! bytes and holds at most [`limits::REPLY_BYTES_MAX`] of a reply's body. No redirect is followed, no ambient proxy is used,
+//! bytes after it has written the last of its request, and holds at most [`limits::REPLY_BYTES_MAX`] of a reply's body. No redirect is followed, no ambient proxy is used,
 //! nothing is decompressed.
 //!
 //! Connections are pooled by scheme, host and port. A pool lives as long as the settings that it was made under: a reload
@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::maybe_done;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
@@ -339,7 +340,8 @@ impl Courier {
     /// When policy forbids the URL, or an address that its host has.
     pub async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
         let url = self.shared.guard.parse(url)?;
-        match self.shared.outfit.load_full().wiring.probe(&url).await {
+        let wiring = self.shared.outfit.load().wiring.clone();
+        match wiring.probe(&url).await {
             Err(ConnectError::Forbidden(forbidden)) => Err(forbidden),
             _ => Ok(url.as_str().into()),
         }
@@ -366,7 +368,8 @@ impl Courier {
     /// When no connection could be opened for want of file descriptors: no attempt was made.
     pub async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
         let started = Instant::now();
-        let patience = pin!(awake(parcel.timeout));
+        // Asked again after its end it says the same.
+        let patience = pin!(maybe_done(awake(parcel.timeout)));
         match self.exchange(parcel, started, patience).await {
             Ok(reply) => Ok(reply),
             Err(Failure::Attempt(class, words)) => {

@@ -89,21 +89,26 @@ impl Pool {
     }
 
     /// Closes what is no longer good, or has rested for too long. Gives whether any is left; with the last one its
-    /// attendant goes.
-    pub(super) fn look_after(&self) -> bool {
+    /// attendant goes. What is looked at is nobody's meanwhile: a look may take as long as there is to be read.
+    pub(super) async fn look_after(&self) -> bool {
+        let targets: Vec<_> = self.lock().lines.keys().cloned().collect();
+        for target in targets {
+            let mut lines = self.lock().lines.remove(&target).unwrap_or_default();
+            lines.retain_mut(|(since, line)| since.elapsed() < REST_MAX && line.is_free());
+            self.put_back(target, lines);
+            tokio::task::yield_now().await;
+        }
         let mut resting = self.lock();
-        let mut gone = Vec::new();
-        resting.lines.retain(|_, lines| {
-            let is_over =
-                |(since, line): &mut (Instant, Box<Line>)| since.elapsed() >= REST_MAX || !line.is_free();
-            gone.extend(lines.extract_if(.., is_over));
-            !lines.is_empty()
-        });
         resting.attended = !resting.lines.is_empty();
-        let attended = resting.attended;
-        drop(resting);
-        drop(gone);
-        attended
+        resting.attended
+    }
+
+    /// They came to rest before those that are there by now.
+    fn put_back(&self, target: Target, lines: Vec<(Instant, Box<Line>)>) {
+        let mut resting = self.lock();
+        if !lines.is_empty() && !resting.retired {
+            resting.lines.entry(target).or_default().splice(..0, lines);
+        }
     }
 
     /// Closes what rests, and lets nothing rest any more.
@@ -123,7 +128,8 @@ impl Pool {
 async fn attend(pool: Weak<Pool>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        if !pool.upgrade().is_some_and(|pool| pool.look_after()) {
+        let Some(pool) = pool.upgrade() else { return };
+        if !pool.look_after().await {
             return;
         }
     }
@@ -210,6 +216,8 @@ impl Drop for Line {
     /// Says goodbye as far as it goes without waiting (RFC 8446, section 6.1).
     fn drop(&mut self) {
         self.sender = None;
-        self.glance();
+        if !std::thread::panicking() {
+            self.glance();
+        }
     }
 }

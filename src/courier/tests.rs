@@ -1,4 +1,4 @@
-//! What needs no socket; the rest is in `tests/receivers` and `tests/egress`.
+//! What is seen from within only; the rest is in `tests/receivers` and `tests/egress`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -81,7 +81,7 @@ async fn all_connections_that_have_ended_are_seen_in_one_look() {
     let pool = courier.shared.outfit.load().pool(None).unwrap();
     drop(accepting.join().unwrap());
     tokio::time::sleep(Duration::from_millis(100)).await; // until it must have been heard
-    tokio::spawn(async move { assert!(!pool.look_after(), "some are still kept") }).await.unwrap();
+    tokio::spawn(async move { assert!(!pool.look_after().await, "some are still kept") }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

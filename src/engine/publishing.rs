@@ -27,10 +27,12 @@ impl Engine {
         request: Option<Idempotency>,
     ) -> Result<Published, PublishError> {
         let has_key = request.is_some();
-        let may_repeat = has_key || drafts.iter().any(EventDraft::may_repeat);
-        // Whoever repeats an event is answered with it: it must not be forgotten in between.
-        let _held = if may_repeat { Some(self.outbox().hold_events().await) } else { None };
         self.look_for_namesakes(&mut drafts).await?;
+        let mut kept = Vec::new();
+        if drafts.iter().any(EventDraft::may_repeat) {
+            kept.clone_from(&drafts);
+        }
+        let mut kept = kept.into_iter();
         let publish = drafts.into_iter().map(|draft| Command::Publish(Box::new(draft)));
         let commands = request.map(Command::Claim).into_iter().chain(publish).collect();
         let mut outcomes = self.submit(commands).await?.into_iter();
@@ -42,7 +44,7 @@ impl Engine {
             };
         }
         for outcome in outcomes {
-            let result = self.published(outcome).await;
+            let result = self.published(outcome, kept.next()).await;
             match &result {
                 Ok(accepted) if accepted.duplicate => self.metrics().duplicate(),
                 Ok(_) => self.metrics().accepted(),
@@ -72,22 +74,38 @@ impl Engine {
         Ok(())
     }
 
-    async fn published(&self, outcome: Outcome) -> Result<Accepted, PublishError> {
-        match outcome {
-            Outcome::Accepted(accepted) => Ok(accepted),
-            Outcome::Duplicate(position) => match self.record_at(position).await? {
-                Some(Record::EventAccepted(event)) => Ok(Accepted { event, position, duplicate: true }),
-                Some(Record::EventRejected { rejection, .. }) => {
-                    Err(PublishError::Rejected { rejection, repeated: true })
+    /// What to say of an outcome. The event that it repeats may be forgotten before it is read: then there is none that
+    /// `kept`, the draft, would repeat, and it is judged once more.
+    async fn published(
+        &self,
+        mut outcome: Outcome,
+        mut kept: Option<EventDraft>,
+    ) -> Result<Accepted, PublishError> {
+        loop {
+            let position = match outcome {
+                Outcome::Accepted(accepted) => return Ok(accepted),
+                Outcome::Duplicate(position) => position,
+                Outcome::Mismatch => return Err(PublishError::IdempotencyMismatch),
+                Outcome::Rejected(rejection) => {
+                    return Err(PublishError::Rejected { rejection, repeated: false });
                 }
-                _ => Err(PublishError::IdempotencyMismatch),
-            },
-            Outcome::Mismatch => Err(PublishError::IdempotencyMismatch),
-            Outcome::Rejected(rejection) => Err(PublishError::Rejected { rejection, repeated: false }),
-            Outcome::TooManyTargets => Err(PublishError::TooManyTargets),
-            Outcome::Endpoint(_) | Outcome::Written(_) | Outcome::Conflict => {
-                unreachable!("{UNJUDGED}")
-            }
+                Outcome::TooManyTargets => return Err(PublishError::TooManyTargets),
+                Outcome::Endpoint(_) | Outcome::Written(_) | Outcome::Conflict => {
+                    unreachable!("{UNJUDGED}")
+                }
+            };
+            outcome = match self.record_at(position).await? {
+                Some(Record::EventAccepted(event)) => {
+                    return Ok(Accepted { event, position, duplicate: true });
+                }
+                Some(Record::EventRejected { rejection, .. }) => {
+                    return Err(PublishError::Rejected { rejection, repeated: true });
+                }
+                _ => {
+                    let Some(draft) = kept.take() else { return Err(PublishError::IdempotencyMismatch) };
+                    self.submit(vec![Command::Publish(Box::new(draft))]).await?.pop().expect("one command")
+                }
+            };
         }
     }
 }

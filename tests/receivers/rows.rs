@@ -133,6 +133,18 @@ async fn f8_an_answer_before_the_request_has_ended_is_the_answer_and_its_connect
 }
 
 #[tokio::test]
+async fn f8_an_early_answer_that_does_not_end_ends_with_the_attempts_time() {
+    let receiver = Chaos::with_small_window(&script(|mut talk| async move {
+        talk.first_byte().await;
+        talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n").await;
+        talk.stay().await;
+    }));
+    let body = vec![b'x'; 16 << 20];
+    let reply = send_body(&courier(), &receiver.url, "a", &body, Duration::from_millis(400)).await;
+    assert_eq!(reply.outcome, Ok(200));
+}
+
+#[tokio::test]
 async fn f8_whoever_answers_early_and_reads_on_gets_the_whole_request() {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let receiver = Chaos::with_small_window(&script(|mut talk| async move {
