@@ -4,13 +4,6 @@ use axum::http::{Method, header};
 use tower::ServiceExt;
 
 use super::*;
-use crate::courier::{Courier, CourierSettings};
-use crate::engine::Settings;
-use crate::engine::clock::{Clock, SystemSource};
-use crate::metrics::Metrics;
-use crate::rules::handshake::AskingPolicy;
-use crate::rules::verdict::RefusedStatuses;
-use crate::store::{Admission, Outbox};
 
 fn api() -> Router {
     let config = ApiConfig {
@@ -22,7 +15,7 @@ fn api() -> Router {
         admin_key: Some(AdminKey::new("secret")),
         dev: false,
     };
-    router(Api::new(engine(), config, Arc::new(Nobody)))
+    router(Api::new(crate::engine::tests::engine().0, config, Arc::new(Nobody)))
 }
 
 struct Nobody;
@@ -30,37 +23,6 @@ struct Nobody;
 impl Observer for Nobody {
     fn refused(&self, _: &'static str) {}
     fn authentication_refused(&self, _: &'static str) {}
-}
-
-/// An engine over an empty directory, which goes with the process.
-fn engine() -> Engine {
-    let directory = tempfile::tempdir().unwrap().keep();
-    let admission = Admission { bytes: 1 << 26, commands: 10_000 };
-    let opened =
-        Outbox::open(&directory, admission, Box::new(SystemSource), Arc::new(|_, _| ()), &mut |_| ())
-            .unwrap();
-    let courier = Courier::new(CourierSettings::for_tests()).unwrap();
-    let settings = Settings {
-        max_in_flight: 1,
-        host_max_in_flight: 0,
-        disable_after: Duration::from_secs(60),
-        refused_statuses: RefusedStatuses::default(),
-        breaker_failures: 5,
-        breaker_probe_initial: Duration::from_secs(1),
-        breaker_probe_max: Duration::from_secs(1),
-        asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(1) },
-        defaults: super::policy::tests::defaults().policy,
-        callback_base: None,
-    };
-    Engine::new(
-        opened,
-        courier,
-        crate::vault::Vault::new(None),
-        Clock::default(),
-        Arc::new(Metrics::new()),
-        settings,
-    )
-    .0
 }
 
 async fn ask(

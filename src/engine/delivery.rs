@@ -38,8 +38,24 @@ const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
 /// How long whoever found no file descriptor for a connection waits before asking for one again.
 pub(super) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
+/// An attempt's place in its lane, which is free again should the attempt panic: a defect costs one delivery, which waits for
+/// the next start, and not a lane.
+pub(super) struct Place<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) assignment: &'a Assignment,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            finish(self.engine, self.assignment, lanes::Outcome::Failing);
+        }
+    }
+}
+
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
+    let _place = Place { engine: &engine, assignment: &assignment };
     let event = match &assignment.event {
         Some(event) => Some(event.clone()),
         None => read_event(&engine, assignment.key.event).await,

@@ -633,7 +633,8 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Tenant;
+    use crate::domain::{Tenant, Trigger};
+    use crate::engine::delivery::Place;
 
     #[test]
     fn closed_endpoints_take_turns_so_that_each_is_looked_at_and_few_at_a_time() {
@@ -652,5 +653,26 @@ mod tests {
         // The one that was last has been opened meanwhile.
         assert_eq!(in_turn(vec![endpoint(1), endpoint(9)], EndpointNumber(4))[0].number.0, 9);
         assert!(in_turn(Vec::new(), last).is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_panics_leaves_its_place() {
+        let (engine, mut dispatcher) = crate::engine::tests::engine();
+        let panicking = tokio::spawn(async move {
+            let at = Timestamp::from_millis(1);
+            let key = DueKey { due: at, event: Position(1) };
+            let progress = Progress {
+                attempts: 0,
+                attempts_in_series: 0,
+                series_started: at,
+                trigger: Trigger::Publish,
+            };
+            let assignment = Assignment { endpoint: EndpointNumber(7), key, progress, event: None };
+            let _place = Place { engine: &engine, assignment: &assignment };
+            panic!("on purpose");
+        });
+        assert!(panicking.await.unwrap_err().is_panic());
+        let told = dispatcher.signals.try_recv();
+        assert!(matches!(told, Ok(Signal::Finished { endpoint: EndpointNumber(7), .. })), "{told:?}");
     }
 }

@@ -244,3 +244,6 @@ impl Engine {
         crate::courier::body::validate_header(name, value)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
