@@ -17,7 +17,7 @@ static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// The wall clock that everything is scheduled, accepted and expired by never goes back, and runs on at least as fast as
 /// monotonic time: when somebody sets the system's clock back by hours, nothing waits for hours. It follows a clock that
 /// is set forward, and never stands before the last commit of an earlier life. What strangers compare with their own
-/// clocks goes by [`Clock::civil`].
+/// clocks goes by the second of [`Clock::now_and_civil`].
 #[derive(Clone, Debug)]
 pub struct Clock {
     read: fn() -> Now,
@@ -41,24 +41,24 @@ impl Clock {
 
     #[must_use]
     pub fn now(&self) -> Now {
-        let now = (self.read)();
+        self.now_and_civil().0
+    }
+
+    /// As [`Self::now`], with the wall clock as it stands, right or wrong: for signatures, and for dates that receivers name.
+    #[must_use]
+    pub fn now_and_civil(&self) -> (Now, Timestamp) {
+        let read = (self.read)();
         if knobs::has(Bug::TrustWallClock) {
-            return now;
+            return (read, read.wall);
         }
-        let lead = self.raise(lead(now.wall, now));
-        let wall = u64::try_from(lead.saturating_add(millis(now.monotonic))).unwrap_or(0);
-        Now { wall: Timestamp::from_millis(wall), ..now }
+        let lead = self.raise(lead(read.wall, read));
+        let wall = u64::try_from(lead.saturating_add(millis(read.monotonic))).unwrap_or(0);
+        (Now { wall: Timestamp::from_millis(wall), ..read }, read.wall)
     }
 
     /// From now on it does not stand before `wall`.
     pub fn not_before(&self, wall: Timestamp) {
         self.raise(lead(wall, (self.read)()));
-    }
-
-    /// The wall clock as it stands, right or wrong: for signatures, and for dates that receivers name.
-    #[must_use]
-    pub fn civil(&self) -> Timestamp {
-        (self.read)().wall
     }
 
     fn raise(&self, lead: i64) -> i64 {
@@ -131,10 +131,10 @@ mod tests {
         assert_eq!(read(400_000, 25), 1_000_015, "set back");
         assert_eq!(read(400_500, 525), 1_000_515);
         assert_eq!(read(9_000_000, 530), 9_000_000, "set forward");
-        assert_eq!(clock.civil().millis(), 9_000_000);
+        assert_eq!(clock.now_and_civil().1.millis(), 9_000_000);
         NOW.set((5, 600));
         clock.not_before(Timestamp::from_millis(9_900_000));
         assert_eq!(clock.now().wall.millis(), 9_900_000);
-        assert_eq!(clock.civil().millis(), 5);
+        assert_eq!(clock.now_and_civil().1.millis(), 5);
     }
 }

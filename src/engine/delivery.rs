@@ -110,8 +110,8 @@ async fn read_event(engine: &Engine, position: Position) -> Option<Arc<Event>> {
 async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let number = assignment.progress.attempts + 1;
-    let started = engine.now();
-    let signed_at = Now { wall: engine.civil_time(), ..started };
+    let (started, civil) = engine.now_and_civil();
+    let signed_at = Now { wall: civil, ..started };
     let reply = match parcel(engine, endpoint, event, delivery, number, signed_at) {
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
         Ok(parcel) => match carry(engine, parcel).await {
@@ -123,7 +123,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
         engine.metrics().first_attempt(started.wall.since(event.first_due()));
     }
-    let finished = engine.now();
+    let (finished, received_at) = engine.now_and_civil();
     let facts = ReplyFacts {
         outcome: match &reply.outcome {
             Ok(status) => Ok(*status),
@@ -131,7 +131,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
         },
         retry_after: reply.retry_after.as_deref(),
         webhook_delivery: reply.webhook_delivery.as_deref(),
-        received_at: engine.civil_time(),
+        received_at,
     };
     let settings = engine.settings();
     let verdict = verdict(&facts, &settings.refused_statuses);

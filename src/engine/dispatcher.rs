@@ -406,7 +406,8 @@ impl Dispatcher {
                 Action::Send { endpoint, key, progress } => {
                     let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
                     let assignment = Assignment { endpoint, key, progress, event };
-                    self.tasks.spawn(attempt(self.engine.clone(), assignment));
+                    // In a box: the runtime moves what it is given several times.
+                    self.tasks.spawn(Box::pin(attempt(self.engine.clone(), assignment)));
                 }
                 Action::Refill { endpoint, after, limit } => {
                     self.tasks.spawn(refill(self.engine.clone(), endpoint, after, limit));

@@ -14,7 +14,7 @@ use super::dispatcher::Signal;
 use super::types::ChangeError;
 use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
-    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake,
+    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake, Now,
 };
 use crate::rules::handshake::{self, AnswerFacts};
 use crate::rules::health;
@@ -109,9 +109,8 @@ impl Engine {
         };
         let judged = handshake::judge(asked, &facts);
         self.metrics().handshake(if judged.is_ok() { "agreed" } else { "refused" });
-        let now = self.now().wall;
+        let (Now { wall: now, .. }, date) = self.now_and_civil();
         let settings = self.settings();
-        let date = self.civil_time();
         let wait = reply.retry_after.as_deref().filter(|_| matches!(outcome, Ok(429 | 503)));
         let wait = wait.and_then(|text| parse_retry_after(text, date));
         let changed = self.change_handshake(endpoint.number, |current| {

@@ -164,9 +164,9 @@ impl Engine {
         self.shared.clock.now()
     }
 
-    /// What a receiver's clock should show.
-    fn civil_time(&self) -> Timestamp {
-        self.shared.clock.civil()
+    /// Both clocks, and what a receiver's clock should show at the same time.
+    fn now_and_civil(&self) -> (Now, Timestamp) {
+        self.shared.clock.now_and_civil()
     }
 
     #[must_use]
