@@ -221,8 +221,8 @@ const _: () = assert!(2 * HOST_IN_FLIGHT_DEFAULT <= IN_FLIGHT_DEFAULT); // one h
 const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
-// The largest head, and a body that comes in chunks of one byte, six on the wire, are read to what is kept of them (of what
-// comes in as many records of TLS, half).
+// The largest head, and a body that comes in chunks of one byte, six on the wire, are read to what is kept of them. Where each
+// such chunk is a TLS record of its own, about half of it is: what counts is the status.
 const _: () = assert!(REPLY_WIRE_BYTES_MAX >= 2 * REPLY_HEAD_BYTES_MAX + 6 * REPLY_BYTES_MAX);
 const _: () = assert!(LOCATION_BYTES_MAX < ERROR_BYTES_MAX); // it stands in those words
 const _: () = assert!(BODY_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can be read

@@ -5,7 +5,8 @@ use tower::ServiceExt;
 
 use super::*;
 
-fn api() -> Router {
+/// The directory goes when the second is dropped.
+fn api() -> (Router, tempfile::TempDir) {
     let config = ApiConfig {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
@@ -15,7 +16,8 @@ fn api() -> Router {
         admin_key: Some(AdminKey::new("secret")),
         dev: false,
     };
-    router(Api::new(crate::engine::tests::engine().0, config, Arc::new(Nobody)))
+    let (engine, _, directory) = crate::engine::tests::engine();
+    (router(Api::new(engine, config, Arc::new(Nobody))), directory)
 }
 
 struct Nobody;
@@ -50,7 +52,7 @@ type Case<'a> = (Method, &'a str, Option<&'a str>, &'a str, u16, &'a str);
 
 #[tokio::test]
 async fn bad_requests_are_refused_with_their_problem() {
-    let router = api();
+    let (router, _directory) = api();
     const JSON: Option<&str> = Some("application/json");
     let large = format!("{{\"type\":\"a\",\"data\":\"{}\"}}", "x".repeat(2000));
     let table: &[Case] = &[
@@ -97,7 +99,8 @@ async fn bad_requests_are_refused_with_their_problem() {
 #[tokio::test]
 async fn a_request_without_a_key_is_refused() {
     let request = axum::http::Request::get("/v1/endpoints").body(Body::empty()).unwrap();
-    let response = api().oneshot(request).await.unwrap();
+    let (router, _directory) = api();
+    let response = router.oneshot(request).await.unwrap();
     assert_eq!(response.status().as_u16(), 401);
     assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns the HTTP client, its timeouts and caps, the address guard and the body formats. Must never know the store. Every
 //! attempt ends within its timeout (of time in which this process runs), reads at most [`limits::REPLY_WIRE_BYTES_MAX`]
-//! bytes after it has written the last of its request, and holds at most [`limits::REPLY_BYTES_MAX`] of a reply's body. No redirect is followed, no ambient proxy is used,
-//! nothing is decompressed.
+//! bytes after it has written the last of its request, and holds at most [`limits::REPLY_BYTES_MAX`] of a reply's body.
+//! No redirect is followed, no ambient proxy is used, nothing is decompressed.
 //!
 //! Connections are pooled by scheme, host and port. A pool lives as long as the settings that it was made under: a reload
 //! drops it with all its connections, so that none outlives the policy that allowed it. Endpoints with a client
@@ -417,7 +417,7 @@ impl Courier {
                     return Err(Failure::Attempt(ErrorClass::Timeout, words));
                 }
             };
-            // An idle connection turned out to be closed.
+            // A connection that had rested turned out to be closed.
             match failed.take_message().filter(|_| line.is_used) {
                 Some(unsent) => request = unsent,
                 None => {

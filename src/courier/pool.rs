@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -19,16 +19,18 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::task::unconstrained;
+use tokio::time::Instant;
 
 use super::connect::{ConnectError, Progress, Target, Wire, Wiring};
 use crate::domain::Network;
 use crate::limits;
 
 /// A connection rests this long at most.
-const REST_MAX: Duration = Duration::from_secs(30);
+pub(super) const REST_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at those that rest.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A request on its way out, with its whole body.
 pub(super) type Outgoing = Request<Full<Bytes>>;
 
 /// The connections that were made in one way: under the same settings, with the same certificate.

@@ -108,6 +108,17 @@ async fn what_is_under_way_when_descriptors_are_short_keeps_none() {
     assert_eq!(ended.unwrap(), Ok(200));
 }
 
+#[tokio::test]
+async fn a_connection_rests_so_long_and_no_longer() {
+    let (courier, listener, parcel) = stage();
+    let _theirs = connect(&courier, &listener, parcel()).await;
+    let pool = courier.shared.outfit.load().pool(None).unwrap();
+    assert!(pool.look_after().await, "it is as good as new");
+    tokio::time::pause();
+    tokio::time::advance(pool::REST_MAX).await;
+    assert!(!pool.look_after().await, "it is still kept");
+}
+
 /// What reads without end uses up what its task may do at once, and the clock is asked all the same.
 #[tokio::test]
 async fn whoever_talks_without_end_does_not_stop_the_clock() {

@@ -658,7 +658,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_attempt_that_panics_leaves_its_place() {
-        let (engine, mut dispatcher) = crate::engine::tests::engine();
+        let (engine, mut dispatcher, _directory) = crate::engine::tests::engine();
         let panicking = tokio::spawn(async move {
             let at = Timestamp::from_millis(1);
             let key = DueKey { due: at, event: Position(1) };

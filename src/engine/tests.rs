@@ -6,12 +6,12 @@ use crate::engine::clock::SystemSource;
 use crate::engine::dispatcher::Dispatcher;
 use crate::store::Admission;
 
-/// An engine over an empty directory, which goes with the process.
-pub(crate) fn engine() -> (Engine, Dispatcher) {
-    let directory = tempfile::tempdir().unwrap().keep();
+/// An engine over an empty directory, which goes when the third is dropped.
+pub(crate) fn engine() -> (Engine, Dispatcher, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
     let admission = Admission { bytes: 1 << 26, commands: 10_000 };
     let opened =
-        Outbox::open(&directory, admission, Box::new(SystemSource), Arc::new(|_, _| ()), &mut |_| ())
+        Outbox::open(directory.path(), admission, Box::new(SystemSource), Arc::new(|_, _| ()), &mut |_| ())
             .unwrap();
     let courier = Courier::new(CourierSettings::for_tests()).unwrap();
     let settings = Settings {
@@ -30,5 +30,8 @@ pub(crate) fn engine() -> (Engine, Dispatcher) {
         },
         callback_base: None,
     };
-    Engine::new(opened, courier, Vault::new(None), Clock::default(), Arc::new(Metrics::new()), settings)
+    let metrics = Arc::new(Metrics::new());
+    let (engine, dispatcher) =
+        Engine::new(opened, courier, Vault::new(None), Clock::default(), metrics, settings);
+    (engine, dispatcher, directory)
 }
