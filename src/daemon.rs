@@ -3,6 +3,7 @@
 //! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, running attempts
 //! within the drain limit, then the store writes what waits and checkpoints. A second signal ends the waiting.
 
+mod admin_key;
 mod descriptors;
 mod progress;
 mod restore;
@@ -79,6 +80,7 @@ const STORE_FAILED: u8 = 74;
 /// # Errors
 /// When it cannot start.
 pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
+    make_files_private();
     let descriptors = descriptors::available();
     let (config, lowered) = load_to_fit(options, descriptors)?;
     log_to_stderr(&config)?;
@@ -96,6 +98,11 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     // Whoever still waits for a name server is not waited for.
     runtime.shutdown_background();
     ended
+}
+
+/// From here on, files of this process are accessible to its user alone, also those that libraries make.
+fn make_files_private() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {

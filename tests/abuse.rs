@@ -502,8 +502,9 @@ async fn list_with(
 async fn whoever_tries_keys_is_held_off_and_locks_nobody_out() {
     let data = tempfile::tempdir().unwrap();
     // One that could be guessed, given time.
-    let admin = "Bearer summer-2026";
-    let daemon = Daemon::start_in(data.path(), &[], &[("BALTO__AUTH__ADMIN_KEY", "summer-2026")]).await;
+    let admin = "Bearer summer-2026-summer";
+    let daemon =
+        Daemon::start_in(data.path(), &[], &[("BALTO__AUTH__ADMIN_KEY", "summer-2026-summer")]).await;
     let (status, made, _) =
         daemon.call("POST", "/keys", &[("authorization", admin)], r#"{"role":"viewer"}"#).await;
     assert_eq!(status, 201, "{made}");

@@ -1,9 +1,8 @@
-//! `balto backup`: everything that a running daemon holds, into one file.
+//! `balto backup`: everything that a running daemon holds, into one file or stream.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+mod target;
+
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,16 +11,17 @@ use serde_json::json;
 
 use super::output::{Progress, Session, note};
 use super::stop::Stop;
+use target::{Sink, Target};
 
 /// Save everything that a running daemon holds.
 #[derive(Debug, Args)]
 #[command(
     after_help = "The file has what was accepted before the command began. Secrets in it are encrypted with the \
     daemon's secrets.key, where it has one: keep that key, too.\n\n\
-    Example:\n  balto backup --to balto-$(date +%F).backup"
+    Examples:\n  balto backup --to balto-$(date +%F).backup\n  balto backup --to - | zstd > balto.backup.zst"
 )]
 pub(crate) struct BackupArgs {
-    /// The file; it is there when the backup is whole, and not before.
+    /// The file, which appears when the backup is complete; `-` is standard output, and a FIFO is written to.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
     /// Replace the file when there is one already.
@@ -54,86 +54,44 @@ struct Range {
 
 impl BackupArgs {
     pub(crate) async fn run(self, session: &Session) -> anyhow::Result<()> {
-        let name = self.to.file_name().context("--to names no file")?;
-        anyhow::ensure!(
-            self.force || !self.to.exists(),
-            "{} is there already; name another file, or replace it with --force",
-            self.to.display()
-        );
+        let target = Target::find(&self.to, self.force)?;
+        let on_standard_output = target == Target::StandardOutput;
         let mut stop = Stop::new()?;
-        let mut name = name.to_owned();
-        name.push(".partial");
-        let partial = Partial::create(self.to.with_file_name(name))?;
         let Fetched { bytes, position, damaged } = tokio::select! {
-            fetched = partial.fetch(session) => fetched?,
+            fetched = fetch(session, target) => fetched?,
             () = stop.told() => anyhow::bail!("told to stop; there is no backup"),
         };
-        partial.rename(&self.to)?;
-        let directory = self.to.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(directory.unwrap_or_else(|| Path::new("."))).and_then(|directory| directory.sync_all())?;
         for range in &damaged {
             note(&format!("positions {} to {} are damaged and not in the backup", range.first, range.last));
         }
-        anyhow::ensure!(
-            damaged.is_empty(),
-            "the journal is damaged; what can be read is in {}",
-            self.to.display()
-        );
-        let path = self.to.display().to_string();
+        let path = if on_standard_output { "standard output".into() } else { self.to.display().to_string() };
+        anyhow::ensure!(damaged.is_empty(), "the journal is damaged; what can be read is in {path}");
         let words = format!("{path}: {bytes} bytes, everything up to position {position}");
-        let answer = json!({"path": path, "bytes": bytes, "position": position});
-        session.done(&if session.json { answer.to_string() } else { String::new() }, &words)
-    }
-}
-
-/// The file while it is not whole. It is gone when it is dropped, but not when the process is killed.
-struct Partial {
-    path: PathBuf,
-    file: File,
-}
-
-impl Partial {
-    /// What is left of a backup that broke off makes room. Nobody else may read it: payloads are in it, and secrets that no
-    /// key encrypts.
-    fn create(path: PathBuf) -> anyhow::Result<Self> {
-        let cleared = match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-        let created =
-            cleared.and_then(|()| File::options().write(true).create_new(true).mode(0o600).open(&path));
-        let file = created.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { path, file })
-    }
-
-    /// Writes all parts durably.
-    async fn fetch(&self, session: &Session) -> anyhow::Result<Fetched> {
-        let failed = || format!("cannot write {}", self.path.display());
-        let (mut query, mut fetched) = (Vec::new(), Fetched::default());
-        let mut progress = Progress::default();
-        loop {
-            let answer = session.client.get(&["v1", "backup"], &query).await?;
-            let part: Part = serde_json::from_str(&answer).context("the answer is not a part of a backup")?;
-            (&self.file).write_all(part.text.as_bytes()).with_context(failed)?;
-            fetched.bytes += part.text.len() as u64;
-            fetched.position = part.until;
-            fetched.damaged.extend(part.damaged);
-            let Some(next) = part.next else { break };
-            progress.show(&format!("position {next} of {}", part.until));
-            query = vec![("after", next.to_string()), ("until", part.until.to_string())];
+        let answer = json!({"path": path, "bytes": bytes, "position": position}).to_string();
+        if on_standard_output {
+            note(if session.json { &answer } else { &words });
+            return Ok(());
         }
-        self.file.sync_all().with_context(failed)?;
-        Ok(fetched)
-    }
-
-    fn rename(self, to: &Path) -> anyhow::Result<()> {
-        fs::rename(&self.path, to).with_context(|| format!("cannot rename {}", self.path.display()))
+        session.done(if session.json { &answer } else { "" }, &words)
     }
 }
 
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // It has another name by now, or nobody can be told.
-        fs::remove_file(&self.path).ok();
+/// Writes all parts to the target.
+async fn fetch(session: &Session, target: Target) -> anyhow::Result<Fetched> {
+    let mut sink: Sink = target.open().await?;
+    let (mut query, mut fetched) = (Vec::new(), Fetched::default());
+    let mut progress = Progress::default();
+    loop {
+        let answer = session.client.get(&["v1", "backup"], &query).await?;
+        let part: Part = serde_json::from_str(&answer).context("the answer is not a part of a backup")?;
+        sink.write(&part.text).await?;
+        fetched.bytes += part.text.len() as u64;
+        fetched.position = part.until;
+        fetched.damaged.extend(part.damaged);
+        let Some(next) = part.next else { break };
+        progress.show(&format!("position {next} of {}", part.until));
+        query = vec![("after", next.to_string()), ("until", part.until.to_string())];
     }
+    sink.finish().await?;
+    Ok(fetched)
 }

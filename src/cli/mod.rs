@@ -115,7 +115,7 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Make a data directory from a backup.
     Restore {
-        /// A file that `balto backup` wrote.
+        /// A file that `balto backup` wrote, or a FIFO; `-` is standard input.
         #[arg(long, value_name = "FILE")]
         from: PathBuf,
         /// The data directory to be made: one that is missing or empty, or that an earlier restore did not finish.
@@ -213,7 +213,10 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .build()
         .context("cannot start the asynchronous runtime")?;
     // On the heap: the tour and the list loops hold large states.
-    runtime.block_on(Box::pin(future))
+    let done = runtime.block_on(Box::pin(future));
+    // A write to a pipe that nobody reads must not keep the process.
+    runtime.shutdown_background();
+    done
 }
 
 #[cfg(test)]

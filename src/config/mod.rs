@@ -12,8 +12,10 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -248,24 +250,22 @@ impl fmt::Debug for ProxyUrl {
 pub struct AdminKey(String);
 
 impl AdminKey {
-    const RULE: &str = "must be 1 to 256 visible ASCII characters without spaces (the value is not shown)";
+    /// Fewest characters: fewer can be guessed.
+    pub const CHARACTERS_MIN: usize = 16;
+    pub const RULE: &str =
+        "must be 16 to 256 visible ASCII characters without spaces (the value is not shown)";
 
-    /// `None` when it could not be sent as a bearer token.
+    /// `None` when it is too short, or could not be sent as a bearer token.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let legal = (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let legal = (Self::CHARACTERS_MIN..=256).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_graphic());
         legal.then(|| Self(text.to_owned()))
     }
 
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
-    }
-
-    /// Shorter than 16 characters: worth a warning.
-    #[must_use]
-    pub fn is_short(&self) -> bool {
-        self.0.len() < 16
     }
 }
 
@@ -538,7 +538,7 @@ fn from_file<T>(
     parse: impl Fn(&str) -> Option<T>,
 ) -> Result<T, ConfigError> {
     let error = |reason: String| ConfigError { origin: Origin::Default, key: Some(key.to_owned()), reason };
-    let text = read_bounded(path).map_err(|cause| error(unreadable(path, &cause)))?;
+    let text = read_secret(path).map_err(|cause| error(unreadable(path, &cause)))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     parse(text).ok_or_else(|| error(format!("what is in {} {rule}", path.display())))
@@ -784,10 +784,24 @@ fn unreadable(path: &Path, cause: &io::Error) -> String {
     format!("{} cannot be read: {cause}", path.display())
 }
 
+/// The file's path is the operator's choice, so links, read permissions and other owners are accepted: a Kubernetes secret
+/// and a systemd credential have them.
+fn read_secret(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let found = file.metadata()?;
+    if found.is_file() && found.mode() & 0o002 != 0 {
+        return Err(io::Error::other("every user can write to it; take that permission away with chmod o-w"));
+    }
+    read_to_bound(file)
+}
+
 fn read_bounded(path: &Path) -> io::Result<String> {
-    use std::io::Read as _;
+    read_to_bound(File::open(path)?)
+}
+
+fn read_to_bound(file: File) -> io::Result<String> {
     let mut text = String::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other(format!("it is longer than {FILE_BYTES_MAX} bytes")));
     }

@@ -33,7 +33,7 @@ fn the_shipped_file_has_every_key_active_or_as_comment_and_means_the_defaults() 
 fn every_key_changes_something_and_has_a_variable() {
     let samples: &[(&str, &str)] = &[
         ("kind", "embedded"),
-        ("admin_key", "k"),
+        ("admin_key", "a-key-of-16-letters"),
         ("path", "/x"),
         ("key", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
         ("key_file", "/x"),
@@ -151,7 +151,7 @@ fn all_that_is_wrong_is_told_at_once_in_the_order_of_its_places() {
     ];
     assert_eq!(places, expected, "{errors}");
     assert_eq!(errors.to_string().lines().count(), expected.len());
-    let relations = "[auth]\nadmin_key = \"a\"\nadmin_key_file = \"b\"\n[retry]\ninitial = \"10s\"\nmax_interval = \"5s\"";
+    let relations = "[auth]\nadmin_key = \"a-key-of-16-letters\"\nadmin_key_file = \"b\"\n[retry]\ninitial = \"10s\"\nmax_interval = \"5s\"";
     assert_eq!(load(relations, &[]).expect_err("two").0.len(), 2);
 }
 
@@ -174,7 +174,7 @@ fn a_check_looks_at_the_files_that_keys_name() {
         let authorities = |path: &Path| Err(format!("no authority is in {}", path.display()));
         check(&path(FILE), authorities).map_err(|errors| errors.to_string())
     };
-    std::fs::write(path("good"), "a-key\n").expect("written");
+    std::fs::write(path("good"), "a-key-of-16-letters\n").expect("written");
     std::fs::write(path("bad"), "two words").expect("written");
     let named = |section: &str, key: &str, name: &str| format!("[{section}]\n{key} = {:?}\n", path(name));
     assert!(check(&named("auth", "admin_key_file", "good")).is_ok());
@@ -192,6 +192,9 @@ fn a_check_looks_at_the_files_that_keys_name() {
     assert!(lines[1].contains("balto.toml:4: secrets.key_file: what is in "), "{told}");
     assert!(lines[2].contains("balto.toml:6: egress.ca_file: no authority is in "), "{told}");
     assert_eq!(lines.len(), 3, "{told}");
+    std::fs::write(path("short"), "fifteen-letters\n").expect("written");
+    let told = check(&named("auth", "admin_key_file", "short")).expect_err("too short");
+    assert!(told.contains("16 to 256 visible ASCII characters") && !told.contains("fifteen"), "{told}");
     let told = check(&named("auth", "admin_key_file", "bad")).expect_err("no key");
     assert!(!told.contains("two words"), "{told}");
 }
@@ -301,11 +304,14 @@ fn the_public_url_is_a_base_and_secret_on_its_way() {
 
 #[test]
 fn the_admin_key_is_never_shown() {
-    let config = load("[auth]\nadmin_key = \"hunter2-hunter2\"", &[]).expect("legal");
+    let config = load("[auth]\nadmin_key = \"hunter2-hunter2-hunter2\"", &[]).expect("legal");
     assert!(!format!("{config:?}").contains("hunter2"));
-    assert_eq!(config.admin_key().expect("set").expect("set").expose(), "hunter2-hunter2");
-    assert!(!refusal("[auth]\nadmin_key = \"hunter2 hunter2\"").contains("hunter2"));
-    assert!(refusal("[auth]\nadmin_key = \"a\"\nadmin_key_file = \"b\"").contains("must not be set beside"));
+    assert_eq!(config.admin_key().expect("set").expect("set").expose(), "hunter2-hunter2-hunter2");
+    assert!(!refusal("[auth]\nadmin_key = \"hunter2 hunter2 hunter2\"").contains("hunter2"));
+    assert!(
+        refusal("[auth]\nadmin_key = \"hunter2-hunter2-hunter2\"\nadmin_key_file = \"b\"")
+            .contains("must not be set beside")
+    );
 }
 
 #[test]

@@ -98,6 +98,10 @@ impl Pace {
 
     fn words(self, progress: Progress) -> String {
         let Progress { at, of } = progress;
+        // A stream has no known length.
+        if of == 0 && at > 0 {
+            return format!("{at}, {}/s", self.per_second);
+        }
         let percent = at.saturating_mul(100).checked_div(of).unwrap_or(100).min(100);
         let left = self.seconds_left.map_or_else(String::new, |seconds| format!(", {seconds} s left"));
         format!("{at} of {of} ({percent} %), {}/s{left}", self.per_second)
@@ -116,6 +120,8 @@ mod tests {
         assert_eq!(pace.words(progress), "3000 of 10000 (30 %), 1000/s, 7 s left");
         let standing = Pace::new(progress, 3_000, Duration::ZERO);
         assert_eq!(standing.words(progress), "3000 of 10000 (30 %), 0/s");
+        let stream = Progress { at: 3_000, of: 0 };
+        assert_eq!(Pace::new(stream, 1_000, Duration::from_secs(2)).words(stream), "3000, 1000/s");
         let nothing = Progress::default();
         assert_eq!(Pace::new(nothing, 0, Duration::ZERO).words(nothing), "0 of 0 (100 %), 0/s");
     }

@@ -1,20 +1,20 @@
 //! `balto restore`: a data directory from a backup, with progress by the bytes that were read.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, IsTerminal as _, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::Findings;
 use super::progress::Meter;
+use super::{Findings, make_files_private};
 use crate::engine::clock;
 use crate::store::{Progress, backup};
 
-/// A file that shows how far it has been read.
+/// A backup that shows how far it has been read.
 struct Watched {
-    file: File,
+    file: Box<dyn Read>,
     meter: Meter,
     progress: Progress,
 }
@@ -28,14 +28,27 @@ impl Read for Watched {
     }
 }
 
-/// Makes a data directory from a backup, and says what is in it.
+/// Opens a backup; `-` is standard input. Returns its length, 0 for a stream.
+fn open(from: &Path) -> anyhow::Result<(Box<dyn Read>, u64)> {
+    if from == Path::new("-") {
+        let input = io::stdin();
+        anyhow::ensure!(!input.is_terminal(), "standard input is a terminal: redirect it from a backup");
+        return Ok((Box::new(input), 0));
+    }
+    let unreadable = || format!("cannot read {}", from.display());
+    let file = File::open(from).with_context(unreadable)?;
+    let found = file.metadata().with_context(unreadable)?;
+    anyhow::ensure!(!found.is_dir(), "{} is a directory, not a backup", from.display());
+    Ok((Box::new(file), if found.is_file() { found.len() } else { 0 }))
+}
+
+/// Makes a data directory from a backup, and reports what is in it.
 ///
 /// # Errors
 /// When the directory is not empty, the backup is not whole, or something cannot be read or written.
 pub fn restore(from: &Path, directory: &Path) -> anyhow::Result<Findings> {
-    let unreadable = || format!("cannot read {}", from.display());
-    let file = File::open(from).with_context(unreadable)?;
-    let of = file.metadata().with_context(unreadable)?.len();
+    make_files_private();
+    let (file, of) = open(from)?;
     let watched = Watched { file, meter: Meter::of_a_command("restoring"), progress: Progress { at: 0, of } };
     let salt = u32::from_le_bytes(clock::random_bytes());
     let mut lines = BufReader::new(watched);

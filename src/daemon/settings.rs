@@ -2,16 +2,13 @@
 //!
 //! Owns reading it, and the files that it names; nothing else in the daemon knows a key.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use base64::Engine as _;
 
-use super::{Options, announce, descriptors};
+use super::admin_key::admin_key;
+use super::{Options, descriptors};
 use crate::api::auth::AdminKey;
 use crate::api::{self, ApiConfig, EndpointDefaults};
 use crate::config::{Config, Overrides};
@@ -19,7 +16,6 @@ use crate::courier::guard::EgressPolicy;
 use crate::courier::{CourierSettings, Proxy, SystemResolver, tls};
 use crate::domain::PolicyDefaults;
 use crate::engine::Settings;
-use crate::engine::clock::random_bytes;
 use crate::engine::retention::Keep;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
@@ -111,7 +107,7 @@ fn policy_defaults(config: &Config) -> PolicyDefaults {
 /// # Errors
 /// When the admin key cannot be read or written.
 pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
-    let admin_key = if options.dev { None } else { Some(AdminKey::new(&admin_key(config)?)) };
+    let admin_key = if options.dev { None } else { Some(AdminKey::new(admin_key(config)?.expose())) };
     Ok(ApiConfig {
         max_event_bytes: config.ingest.max_event_bytes,
         idempotency_ttl: config.ingest.idempotency_ttl,
@@ -125,35 +121,4 @@ pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfi
         admin_key,
         dev: options.dev,
     })
-}
-
-/// The configured key, or the one that the first start wrote.
-fn admin_key(config: &Config) -> anyhow::Result<String> {
-    if let Some(key) = config.admin_key()? {
-        return Ok(key.expose().to_owned());
-    }
-    let path = config.store.path.join("admin.key");
-    if path.exists() {
-        return read_key(&path);
-    }
-    let key =
-        format!("balto_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random_bytes::<32>()));
-    let mut file = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    writeln!(file, "{key}")?;
-    file.sync_all()?;
-    announce(&format!("a fresh admin key was written to {}", path.display()));
-    Ok(key)
-}
-
-fn read_key(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the admin key {}", path.display()))?;
-    let key = text.trim();
-    anyhow::ensure!(key.len() >= 16, "the admin key in {} is shorter than 16 characters", path.display());
-    Ok(key.to_owned())
 }

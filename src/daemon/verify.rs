@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::progress::Meter;
 use super::settings::load;
-use super::{Findings, Options};
+use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
 use crate::store::verify::{Problem, Problems, Report, Stage, StateFound, VerifyError, verify as check};
@@ -20,6 +20,7 @@ use crate::vault::{Vault, key_id};
 /// # Errors
 /// When it cannot be checked.
 pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findings> {
+    make_files_private();
     let options = Options { config, data_dir: Some(directory.to_owned()), dev: false };
     let key = load(&options)?.secrets_key()?;
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;

@@ -14,7 +14,6 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs::DirEntry;
 use std::io::{self, BufRead};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,9 +22,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::codec;
-use super::disk::{RealDisk, create_private};
+use super::disk::{RealDisk, content, create_private};
 use super::journal::{JournalReader, Raw, ReadError, Restorer};
 use super::outbox;
+use super::permissions::{self, PermissionError};
 use crate::domain::{Position, Timestamp};
 
 const HEADER: &str = "balto-backup 1";
@@ -98,6 +98,8 @@ pub enum RestoreError {
     NotEmpty(String),
     #[error("the directory {0} is in use by another process")]
     Locked(String),
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
     #[error("{path}: {error}")]
     Io { path: String, error: io::Error },
     #[error("the backup cannot be read: {0}")]
@@ -145,6 +147,7 @@ pub fn restore(backup: &mut dyn BufRead, directory: &Path, salt: u32) -> Result<
 }
 
 fn restore_into(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+    permissions::check(directory)?;
     check_free(directory)?;
     let lock = outbox::lock(directory).map_err(|error| io(directory, error))?;
     let _lock = lock.ok_or_else(|| RestoreError::Locked(directory.display().to_string()))?;
@@ -182,9 +185,7 @@ fn undo(directory: &Path) -> io::Result<()> {
 
 /// Whether there is nothing but what a restoring leaves that broke off.
 fn check_free(directory: &Path) -> Result<(), RestoreError> {
-    let entries = std::fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let names: Vec<_> =
-        entries.map_err(|error| io(directory, error))?.iter().map(DirEntry::file_name).collect();
+    let names = content(directory).map_err(|error| io(directory, error))?;
     let is_ours = |name: &OsString| match name.to_str() {
         Some(outbox::STAMP_BEGUN_FILE | outbox::LOCK_FILE) => true,
         Some(outbox::JOURNAL) => names.iter().any(|other| other == outbox::STAMP_BEGUN_FILE),

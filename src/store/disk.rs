@@ -4,9 +4,10 @@
 //! file name, without a path. What counts as durable: a file's bytes after [`DiskFile::sync_data`] has returned `Ok`,
 //! a name (created, renamed, removed) after [`Disk::sync_dir`] has.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,12 +52,33 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self) -> io::Result<()>;
 }
 
-/// Makes a directory, and those above it, that nobody else may enter. One that is there stays as it is.
+/// Mode of the files: readable and writable by their owner alone.
+pub const PRIVATE: u32 = 0o600;
+/// Directory that `mkfs` makes in the root of an ext2, ext3 or ext4 file system, for the repairs of `fsck`.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Makes a directory, and those above it, that only the owner can enter. An existing directory stays as it is.
 ///
 /// # Errors
 /// When there is something else, or it cannot be made.
 pub fn create_private(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Names of the entries of a directory. The `lost+found` of a fresh file system does not count as content.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn content(directory: &Path) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let made_by_mkfs = entry.file_name() == LOST_AND_FOUND && entry.file_type()?.is_dir();
+        if !made_by_mkfs {
+            names.push(entry.file_name());
+        }
+    }
+    Ok(names)
 }
 
 /// Whether an error says that there is no room (or no quota) left.
@@ -84,7 +106,7 @@ impl RealDisk {
     pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = root.into();
         if !root.is_dir() {
-            std::fs::create_dir_all(&root)?;
+            create_private(&root)?;
             if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 File::open(parent)?.sync_all()?;
             }
@@ -122,7 +144,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.open(name, OpenOptions::new().read(true).write(true).create_new(true))
+        self.open(name, OpenOptions::new().read(true).write(true).create_new(true).mode(PRIVATE))
     }
 
     fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {

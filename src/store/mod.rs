@@ -28,6 +28,7 @@ pub mod directory;
 pub mod disk;
 pub mod journal;
 pub mod outbox;
+mod permissions;
 pub mod progress;
 mod queue;
 pub mod read_model;
@@ -39,6 +40,7 @@ pub mod verify;
 pub mod writer;
 
 pub use outbox::{Health, Notice, OpenError, Opened, Outbox, Written};
+pub use permissions::PermissionError;
 pub use progress::Progress;
 pub use queue::Admission;
 pub use read_model::ReadModel;

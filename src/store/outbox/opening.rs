@@ -1,12 +1,15 @@
 //! Opening a data directory: its lock and stamp, its state or a new one, and what the state has not applied yet.
 
 use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::domain::{Position, Record, Timestamp};
 use crate::store::directory::Directory;
-use crate::store::disk::create_private;
+use crate::store::disk::{PRIVATE, create_private};
 use crate::store::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
+use crate::store::permissions::{self, PermissionError};
 use crate::store::progress::{OnProgress, Progress};
 use crate::store::state::{State, StateError};
 
@@ -27,6 +30,8 @@ pub enum OpenError {
     Io { path: String, error: std::io::Error },
     #[error("the data directory {0} is in use by another process")]
     Locked(String),
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
     #[error(
         "{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}"
     )]
@@ -51,6 +56,7 @@ pub(super) fn io(path: &Path, error: std::io::Error) -> OpenError {
 /// Creates or checks the directory, its stamp and its lock.
 pub(super) fn claim(path: &Path) -> Result<File, OpenError> {
     create_private(path).map_err(|error| io(path, error))?;
+    permissions::check(path)?;
     let lock = lock(path).map_err(|error| io(path, error))?;
     let lock = lock.ok_or_else(|| OpenError::Locked(path.display().to_string()))?;
     let stamp = path.join(FORMAT_FILE);
@@ -74,7 +80,8 @@ pub(super) fn claim(path: &Path) -> Result<File, OpenError> {
 
 /// The lock of a data directory, for as long as the file is open; `None` when another process has it.
 pub(in crate::store) fn lock(path: &Path) -> std::io::Result<Option<File>> {
-    let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK_FILE))?;
+    let mut options = File::options();
+    let lock = options.create(true).truncate(false).write(true).mode(PRIVATE).open(path.join(LOCK_FILE))?;
     match lock.try_lock() {
         Ok(()) => Ok(Some(lock)),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -85,8 +92,9 @@ pub(in crate::store) fn lock(path: &Path) -> std::io::Result<Option<File>> {
 /// Says durably that the directory is being made, and is no data directory yet.
 pub(in crate::store) fn begin_stamp(path: &Path) -> std::io::Result<()> {
     let fresh = path.join(STAMP_BEGUN_FILE);
-    std::fs::write(&fresh, FORMAT)?;
-    File::open(&fresh)?.sync_all()?;
+    let mut file = File::options().create(true).truncate(true).write(true).mode(PRIVATE).open(&fresh)?;
+    file.write_all(FORMAT.as_bytes())?;
+    file.sync_all()?;
     File::open(path)?.sync_all()
 }
 

@@ -33,6 +33,7 @@ use super::StateError;
 use crate::codec::{Reader, put_varint};
 use crate::knobs::{self, Bug};
 use crate::limits;
+use crate::store::disk::create_private;
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -283,7 +284,7 @@ struct Store {
 
 impl Store {
     fn open(directory: &Path) -> Result<Self, StateError> {
-        fs::create_dir_all(directory).map_err(StateError::Io)?;
+        create_private(directory).map_err(StateError::Io)?;
         remove_torn_snapshots(directory).map_err(StateError::Io)?;
         let config = sled::Config::new()
             .path(directory)
