@@ -113,8 +113,16 @@ pub const HOST_IN_FLIGHT_DEFAULT: usize = 512;
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same when an endpoint is saved: a client waits for the answer, and the host may come up later.
 pub const DNS_TIMEOUT_AT_SAVE: Duration = Duration::from_secs(2);
+/// Once a host has addresses of one family, those of the other are waited for this long (RFC 8305, section 3).
+pub const DNS_FAMILY_WAIT: Duration = Duration::from_millis(50);
+/// A name server that is silent for this long is no longer the only one that is asked.
+pub const NAME_SERVER_HEAD_START: Duration = Duration::from_millis(250);
+/// `/etc/hosts` and `/etc/resolv.conf` are looked at for changes no more often than this.
+pub const DNS_FILES_INTERVAL: Duration = Duration::from_secs(2);
 /// Names whose addresses are remembered for as long as they say.
 pub const DNS_CACHE_NAMES_MAX: u64 = 4_096;
+/// Before the next address of a host is tried beside the one before (RFC 8305, section 5).
+pub const CONNECT_HEAD_START: Duration = Duration::from_millis(250);
 /// Addresses of a host that are tried; all of them are judged.
 pub const ADDRESSES_TRIED_MAX: usize = 8;
 /// Idle connections that are kept to one host and port.

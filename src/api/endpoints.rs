@@ -44,6 +44,11 @@ async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
     call.api.engine.check_url(url).await.map_err(|refused| match refused {
         RefusedUrl::NoUrl(detail) => Problem::invalid("/url", detail),
         RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
+        // Tenants are not told which addresses this machine has.
+        RefusedUrl::Blocked(blocked) if call.principal.sees_inside() => {
+            Problem::ForbiddenUrl(blocked.words_for_operator())
+        }
+        RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(blocked.to_string()),
     })
 }
 

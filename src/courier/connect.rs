@@ -7,7 +7,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -26,22 +26,24 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
-use super::guard::{self, BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
+use super::addresses;
+use super::guard::{BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
 use super::metered::{Metered, TooMuch};
 use super::resolver::Resolver;
 use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
 use crate::limits;
 
-/// How long one address has before the next one is tried beside it (RFC 8305).
-const HEAD_START: Duration = Duration::from_millis(250);
-
 /// Why there is no connection. The words are the same whether an address refused, was silent, or has no route: a record
 /// of attempts is no port scanner.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ConnectError {
+    /// The URL itself is forbidden: only another URL or another policy changes that.
     #[error(transparent)]
     Forbidden(#[from] RefusedUrl),
+    /// The host's name has a forbidden address now. Names change, so that a later attempt may succeed.
+    #[error(transparent)]
+    Blocked(#[from] BlockedAddress),
     #[error("{0}")]
     Dns(&'static str),
     #[error("no connection could be made")]
@@ -57,16 +59,10 @@ pub(super) enum ConnectError {
     Tls(String),
 }
 
-impl From<BlockedAddress> for ConnectError {
-    fn from(blocked: BlockedAddress) -> Self {
-        Self::Forbidden(blocked.into())
-    }
-}
-
 impl ConnectError {
     pub(super) fn class(&self) -> ErrorClass {
         match self {
-            Self::Forbidden(_) => ErrorClass::BlockedAddress,
+            Self::Forbidden(_) | Self::Blocked(_) => ErrorClass::BlockedAddress,
             Self::Dns(_) => ErrorClass::Dns,
             Self::Unreachable | Self::Exhausted | Self::ProxyUnreachable | Self::ProxyRefused(_) => {
                 ErrorClass::Connect
@@ -92,6 +88,8 @@ pub(super) struct Progress(Arc<Reached>);
 #[derive(Debug, Default)]
 struct Reached {
     step: AtomicU8,
+    /// There was no file descriptor for one of the addresses.
+    exhausted: AtomicBool,
     /// What the receiver said about the handshake after it seemed to be done. Whoever waits for a reply may see no more
     /// than that the connection has gone.
     complaint: OnceLock<String>,
@@ -102,16 +100,22 @@ impl Progress {
         self.0.step.store(step as u8, Ordering::Relaxed);
     }
 
+    /// The failure of connecting, unless a want of descriptors had a part in it.
+    fn unless_exhausted(&self, error: ConnectError) -> ConnectError {
+        if self.0.exhausted.load(Ordering::Relaxed) { ConnectError::Exhausted } else { error }
+    }
+
     /// What to say when time is over before there is a connection.
     pub(super) fn timed_out(&self) -> ConnectError {
-        match self.0.step.load(Ordering::Relaxed) {
+        let failed = match self.0.step.load(Ordering::Relaxed) {
             step if step == Step::Resolving as u8 => DNS_SILENT,
             step if step == Step::Proxying as u8 => ConnectError::ProxyUnreachable,
             step if step == Step::Securing as u8 => {
-                ConnectError::Tls("the TLS handshake did not end in time".to_owned())
+                return ConnectError::Tls("the TLS handshake did not end in time".to_owned());
             }
             _ => ConnectError::Unreachable,
-        }
+        };
+        self.unless_exhausted(failed)
     }
 
     /// What the receiver did not like about TLS.
@@ -192,7 +196,7 @@ impl Wiring {
     /// Where the receiver is. Where a proxy leads to is for the proxy to judge.
     pub(super) fn network(&self, wire: &Wire) -> Network {
         let remote = wire.remote().filter(|_| self.proxy.is_none());
-        remote.map_or(Network::Public, |address| guard::network(address.ip()))
+        remote.map_or(Network::Public, |address| addresses::network(address.ip()))
     }
 
     /// What connecting to the URL would find out about its host's addresses, without connecting.
@@ -215,7 +219,11 @@ impl Wiring {
             let judged = LOOPBACK.map(|address| self.guard.judge(SocketAddr::new(address, port)));
             let open: Vec<_> = judged.into_iter().filter_map(Result::ok).collect();
             let [first, _] = judged;
-            return if open.is_empty() { first.map(|_| open).map_err(Into::into) } else { Ok(open) };
+            return if open.is_empty() {
+                Ok(first.map(|_| open).map_err(RefusedUrl::from)?)
+            } else {
+                Ok(open)
+            };
         }
         let addresses = self.lookup(name, patience).await?;
         let judged = addresses.into_iter().map(|address| self.guard.judge(SocketAddr::new(address, port)));
@@ -263,11 +271,11 @@ impl Wiring {
         let stream = match &self.proxy {
             None => {
                 progress.reach(Step::Connecting);
-                dial(addresses, ConnectError::Unreachable).await?
+                dial(addresses, ConnectError::Unreachable, progress).await?
             }
             Some(proxy) => {
                 progress.reach(Step::Proxying);
-                let stream = dial(addresses, ConnectError::ProxyUnreachable).await?;
+                let stream = dial(addresses, ConnectError::ProxyUnreachable, progress).await?;
                 tunnel(stream, proxy, target).await?
             }
         };
@@ -303,9 +311,26 @@ impl Wiring {
     }
 }
 
+async fn dial(
+    addresses: Vec<Judged>,
+    unreachable: ConnectError,
+    progress: &Progress,
+) -> Result<TcpStream, ConnectError> {
+    let stream = first_to_connect(addresses, unreachable, progress, TcpStream::connect::<SocketAddr>).await?;
+    // A connection without it is slower and no worse.
+    let _slower = stream.set_nodelay(true).is_err();
+    Ok(stream)
+}
+
 /// Connects to the first address that answers: the next one is tried when the one before has failed, or has said nothing
-/// for a while. Families take turns, so that a broken one does not stand in the way of the other.
-async fn dial(addresses: Vec<Judged>, unreachable: ConnectError) -> Result<TcpStream, ConnectError> {
+/// for a while. Families take turns, so that a broken one does not stand in the way of the other. A want of descriptors for
+/// any address is ours, whatever the other addresses did.
+async fn first_to_connect<S, F: Future<Output = io::Result<S>>>(
+    addresses: Vec<Judged>,
+    unreachable: ConnectError,
+    progress: &Progress,
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<S, ConnectError> {
     let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|judged| judged.address().is_ipv6());
     let (mut four, mut six) = (four.into_iter(), six.into_iter());
     let mut turns = std::iter::from_fn(|| Some([four.next(), six.next()]))
@@ -316,24 +341,22 @@ async fn dial(addresses: Vec<Judged>, unreachable: ConnectError) -> Result<TcpSt
         .collect::<Vec<_>>()
         .into_iter();
     let mut trying = FuturesUnordered::new();
-    let mut exhausted = false;
     loop {
         match turns.next() {
-            Some(judged) => trying.push(TcpStream::connect(judged.address())),
-            None if trying.is_empty() && exhausted => return Err(ConnectError::Exhausted),
-            None if trying.is_empty() => return Err(unreachable),
+            Some(judged) => trying.push(connect(judged.address())),
+            None if trying.is_empty() => return Err(progress.unless_exhausted(unreachable)),
             None => {}
         }
         tokio::select! {
             Some(tried) = trying.next() => match tried {
                 Ok(stream) => {
-                    // A connection without it is slower and no worse.
-                    let _slower = stream.set_nodelay(true).is_err();
+                    progress.0.exhausted.store(false, Ordering::Relaxed);
                     return Ok(stream);
                 }
-                Err(error) => exhausted |= is_exhausted(&error),
+                Err(error) if is_exhausted(&error) => progress.0.exhausted.store(true, Ordering::Relaxed),
+                Err(_) => {}
             },
-            () = sleep(HEAD_START), if turns.len() > 0 => {}
+            () = sleep(limits::CONNECT_HEAD_START), if turns.len() > 0 => {}
         }
     }
 }
@@ -450,5 +473,73 @@ impl AsyncWrite for Wire {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Secure(stream, _) => stream.is_write_vectored(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// What a connector says of an address.
+    #[derive(Clone, Copy, Debug)]
+    enum Says {
+        Open,
+        Refused,
+        NoDescriptor,
+        NoDescriptorInSystem,
+        NoMemory,
+        Silence,
+    }
+
+    /// Connects to one address for each of these, which a test's connector answers for.
+    async fn connect(script: &[Says]) -> Result<(), ConnectError> {
+        let addresses = (1..=script.len())
+            .map(|port| Judged::by_operator(SocketAddr::new(LOOPBACK[0], u16::try_from(port).unwrap())));
+        let connector = |address: SocketAddr| {
+            let says = script[usize::from(address.port()) - 1];
+            async move {
+                let errno = match says {
+                    Says::Open => return Ok(()),
+                    Says::Silence => return std::future::pending().await,
+                    Says::Refused => Errno::CONNREFUSED,
+                    Says::NoDescriptor => Errno::MFILE,
+                    Says::NoDescriptorInSystem => Errno::NFILE,
+                    Says::NoMemory => Errno::NOBUFS,
+                };
+                Err(errno.into())
+            }
+        };
+        let progress = Progress::default();
+        progress.reach(Step::Connecting);
+        let work = first_to_connect(addresses.collect(), ConnectError::Unreachable, &progress, connector);
+        let connected = within(pin!(awake(Duration::from_secs(5))), pin!(work)).await;
+        connected.unwrap_or_else(|| Err(progress.timed_out()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shortage_beside_another_failure_is_not_charged() {
+        use Says::{NoDescriptor, NoDescriptorInSystem, NoMemory, Open, Refused, Silence};
+        for shortage in [NoDescriptor, NoDescriptorInSystem, NoMemory] {
+            for script in [
+                vec![shortage],
+                vec![shortage, Refused],
+                vec![Refused, shortage],
+                vec![Refused, shortage, Refused],
+                vec![shortage, Silence],
+                vec![Silence, shortage],
+                vec![Silence, shortage, Refused],
+            ] {
+                assert_eq!(connect(&script).await, Err(ConnectError::Exhausted), "{script:?}");
+            }
+            for script in [vec![shortage, Open], vec![Open, shortage], vec![Refused, shortage, Open]] {
+                assert_eq!(connect(&script).await, Ok(()), "{script:?}");
+            }
+        }
+        for script in [vec![Refused], vec![Refused, Refused], vec![Silence], vec![Refused, Silence]] {
+            assert_eq!(connect(&script).await, Err(ConnectError::Unreachable), "{script:?}");
+        }
+        assert_eq!(connect(&[Silence, Silence, Open]).await, Ok(()));
     }
 }

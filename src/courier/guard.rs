@@ -4,7 +4,7 @@
 //! form; each address that it leads to is judged when it is connected to, and only a [`Judged`] one can be connected to.
 //! In order, the first that holds:
 //!
-//! 1. A metadata service is refused, in whatever form its address is written: no allow list opens it.
+//! 1. Link-local addresses and metadata services are refused, in every notation: no allow list opens them.
 //! 2. A denied network is refused.
 //! 3. A port that this daemon listens on is refused at every address of this machine: a delivery to ourselves is a loop.
 //! 4. An address of one of this machine's interfaces is refused. Loopback addresses are not meant: they are closed like
@@ -22,8 +22,8 @@ use hyper::header::HeaderValue;
 use ipnet::{IpNet, Ipv4Net};
 use url::{Host, Url};
 
+use super::addresses::{embedded, is_closed_forever, is_public};
 use super::own::OwnAddresses;
-use crate::domain::Network;
 use crate::limits;
 
 /// What an operator may change about egress.
@@ -39,34 +39,46 @@ pub struct EgressPolicy {
     pub allow_ports: Vec<(u16, u16)>,
 }
 
-/// An address is forbidden. It says nothing about the address, so that nobody learns what is there: one of our own ports is
-/// called so only where its neighbours could be sent to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+const BLOCKED: &str = "the host has an address that policy forbids";
+
+/// An address is forbidden. The words are the same for every address, so that a tenant learns nothing about the network:
+/// one of our own ports is called so only where its neighbours could be sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlockedAddress {
+    #[error("{BLOCKED}")]
     Forbidden,
+    /// One of this machine's interfaces.
+    #[error("{BLOCKED}")]
+    OwnAddress,
+    #[error(
+        "balto itself listens on this port, so its deliveries would come back to it; give the port that the receiver listens on"
+    )]
     OwnPort,
+}
+
+impl BlockedAddress {
+    /// The words for a caller who may know this machine's addresses.
+    #[must_use]
+    pub fn words_for_operator(self) -> String {
+        match self {
+            Self::OwnAddress => "the host has an address of this machine, and nothing opens those; to reach a receiver on this machine, use 127.0.0.1 or localhost in the URL, with \"127.0.0.0/8\" in egress.allow_networks".to_owned(),
+            Self::Forbidden | Self::OwnPort => self.to_string(),
+        }
+    }
 }
 
 /// Why a URL is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedUrl {
-    /// It is none that anybody could be sent to by.
+    /// It is not a URL that a request could go to.
     #[error("{0}")]
     NoUrl(&'static str),
     /// Policy forbids it.
     #[error("{0}")]
     Forbidden(&'static str),
-}
-
-impl From<BlockedAddress> for RefusedUrl {
-    fn from(blocked: BlockedAddress) -> Self {
-        Self::Forbidden(match blocked {
-            BlockedAddress::Forbidden => "the host has an address that policy forbids",
-            BlockedAddress::OwnPort => {
-                "balto itself listens on this port, so its deliveries would come back to it; give the port that the receiver listens on"
-            }
-        })
-    }
+    /// Policy forbids an address of its host.
+    #[error(transparent)]
+    Blocked(#[from] BlockedAddress),
 }
 
 /// An address that the guard has let pass. Nothing else makes one, but for that of a proxy.
@@ -84,60 +96,37 @@ impl Judged {
     }
 }
 
-/// Ranges that are not the public Internet. IPv6 is allowed only within 2000::/3, which leaves these inside it.
-const FORBIDDEN_V4: [(Ipv4Addr, u32); 18] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 0, 2, 0), 24),
-    (Ipv4Addr::new(192, 31, 196, 0), 24),
-    (Ipv4Addr::new(192, 52, 193, 0), 24),
-    (Ipv4Addr::new(192, 88, 99, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(192, 175, 48, 0), 24),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(198, 51, 100, 0), 24),
-    (Ipv4Addr::new(203, 0, 113, 0), 24),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
+/// Names of metadata services. A proxy might resolve them where we do not.
+const METADATA_NAMES: [&str; 8] = [
+    "metadata",
+    "metadata.google.internal",
+    "metadata.goog",
+    "metadata.azure.internal",
+    "metadata.tencentyun.com",
+    "api.metadata.cloud.ibm.com",
+    "instance-data",
+    "instance-data.ec2.internal",
 ];
-const FORBIDDEN_V6: [(Ipv6Addr, u32); 4] = [
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
-];
-/// Metadata services: no allow list opens them. The first of them with an IPv4 address is public (Azure).
-const METADATA: [IpAddr; 7] = [
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
-];
-/// Their names, which a proxy might resolve where we do not.
-const METADATA_NAMES: [&str; 5] =
-    ["metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"];
-/// Names that mean something inside, whatever the resolver says.
-const INSIDE_SUFFIXES: [&str; 12] = [
+/// Names inside a private network, whatever the resolver says. No public zone has these endings; `arpa` holds no hosts.
+const INSIDE_SUFFIXES: [&str; 18] = [
+    "arpa",
+    "cluster",
+    "consul",
+    "corp",
+    "default",
+    "docker",
+    "home",
+    "incus",
     "internal",
     "intranet",
-    "private",
-    "corp",
-    "home",
-    "home.arpa",
     "lan",
     "local",
     "localdomain",
     "localhost",
+    "lxd",
+    "nomad",
+    "private",
     "svc",
-    "default",
 ];
 /// Services above port 1023 that speak no HTTP, or HTTP that gives power: databases, caches, container and cluster
 /// control. Nobody receives webhooks there, and a request there can do harm although it is none of theirs.
@@ -145,53 +134,6 @@ const SERVICE_PORTS: [u16; 20] = [
     1433, 1521, 1723, 2049, 2375, 2376, 2379, 2380, 3306, 3389, 5060, 5432, 5984, 6379, 6667, 9042, 10250,
     10255, 11211, 27017,
 ];
-
-fn in_v4(address: Ipv4Addr, (network, bits): (Ipv4Addr, u32)) -> bool {
-    (address.to_bits() ^ network.to_bits()) >> (32 - bits) == 0
-}
-
-fn in_v6(address: Ipv6Addr, (network, bits): (Ipv6Addr, u32)) -> bool {
-    (address.to_bits() ^ network.to_bits()) >> (128 - bits) == 0
-}
-
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !FORBIDDEN_V4.iter().any(|range| in_v4(v4, *range)),
-        IpAddr::V6(v6) => {
-            let global = in_v6(v6, (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3));
-            global && !FORBIDDEN_V6.iter().any(|range| in_v6(v6, *range))
-        }
-    }
-}
-
-/// Where an address lies, whoever may send to it.
-pub(super) fn network(address: IpAddr) -> Network {
-    if is_public(address.to_canonical()) { Network::Public } else { Network::Internal }
-}
-
-/// The IPv4 address that an IPv6 one leads to through a translator or a tunnel: compatible, translated, NAT64, 6to4, Teredo.
-/// Mapped ones are IPv4 already.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the part that is cut off is the other half of the address"
-)]
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let bits = address.to_bits();
-    let low = Ipv4Addr::from_bits(bits as u32);
-    let local_nat64 = (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48);
-    match bits >> 32 {
-        0 if bits > 1 => Some(low),
-        0xffff_0000 | 0x0064_ff9b_0000_0000_0000_0000 => Some(low),
-        _ if in_v6(address, local_nat64) => Some(low),
-        _ if in_v6(address, (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16)) => {
-            Some(Ipv4Addr::from_bits((bits >> 80) as u32))
-        }
-        _ if in_v6(address, (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32)) => {
-            Some(Ipv4Addr::from_bits(!(bits as u32)))
-        }
-        _ => None,
-    }
-}
 
 impl EgressPolicy {
     /// The policy of `--dev`: loopback and plain HTTP are open.
@@ -206,14 +148,14 @@ impl EgressPolicy {
     /// Judges an address by the networks alone; one that is IPv4 in IPv6 form comes as IPv4.
     fn judge(&self, address: IpAddr) -> Result<(), BlockedAddress> {
         let within = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
-        if METADATA.contains(&address) || within(&self.deny_networks) {
+        if is_closed_forever(address) || within(&self.deny_networks) {
             return Err(BlockedAddress::Forbidden);
         }
-        // Whoever opens a translator's network has not opened what is behind it.
-        if let IpAddr::V6(v6) = address
-            && let Some(behind) = embedded(v6)
-        {
-            self.judge(IpAddr::V4(behind))?;
+        // An operator who opens a translator's network has not opened the networks behind it.
+        if let IpAddr::V6(v6) = address {
+            for behind in embedded(v6) {
+                self.judge(IpAddr::V4(behind))?;
+            }
         }
         if is_public(address) || within(&self.allow_networks) {
             Ok(())
@@ -313,7 +255,8 @@ impl Guard {
         let address = target.ip().to_canonical();
         let interface = address.is_unspecified() || self.own.contains(address);
         if interface && !address.is_loopback() {
-            return Err(BlockedAddress::Forbidden);
+            let own = !address.is_unspecified();
+            return Err(if own { BlockedAddress::OwnAddress } else { BlockedAddress::Forbidden });
         }
         self.policy.load().judge(address)?;
         if address.is_loopback() && self.listening.load().contains(&target.port()) {
@@ -346,6 +289,9 @@ impl Guard {
             return Err(RefusedUrl::NoUrl("a URL has at most 2048 bytes, percent-encoded"));
         }
         self.judge_url(&url)?;
+        if let Some(Host::Domain(name)) = url.host() {
+            check_name(name)?;
+        }
         request_line(&url)?;
         Ok(url)
     }
@@ -389,6 +335,23 @@ impl Guard {
     }
 }
 
+/// Refuses names that no resolver or no certificate accepts. Underscores are accepted: names with them resolve, and a
+/// wildcard certificate covers them. URLs that were saved under an earlier rule are still sent to.
+fn check_name(name: &str) -> Result<(), RefusedUrl> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if !name.bytes().all(is_allowed) {
+        return Err(RefusedUrl::NoUrl(
+            "the host name may have only letters, digits, hyphens, underscores and dots",
+        ));
+    }
+    if name.split('.').any(|label| label.starts_with('-') || label.ends_with('-')) {
+        return Err(RefusedUrl::NoUrl(
+            "a label of the host name begins or ends with a hyphen; resolvers and certificates accept no such name",
+        ));
+    }
+    Ok(())
+}
+
 /// What is put on the wire: the request's target and its `Host` (RFC 9112, section 3.2). Receivers read them with another
 /// parser than ours: two have to agree on what the URL means.
 ///
@@ -407,24 +370,4 @@ pub(super) fn request_line(url: &Url) -> Result<(Uri, HeaderValue), RefusedUrl> 
     };
     let host = HeaderValue::try_from(authority.as_str()).map_err(|_| UNUSABLE)?;
     Ok((path.into(), host))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn f13_what_an_operator_has_opened_is_no_public_network() {
-        for (address, network) in [
-            ("8.8.8.8", Network::Public),
-            ("2606:4700:4700::1111", Network::Public),
-            ("::ffff:8.8.8.8", Network::Public),
-            ("10.0.0.1", Network::Internal),
-            ("::ffff:10.0.0.1", Network::Internal),
-            ("127.0.0.1", Network::Internal),
-            ("fd00::1", Network::Internal),
-        ] {
-            assert_eq!(super::network(address.parse().unwrap()), network, "{address}");
-        }
-    }
 }

@@ -9,6 +9,7 @@
 //! drops it with all its connections, so that none outlives the policy that allowed it. Endpoints with a client
 //! certificate have a pool each.
 
+mod addresses;
 pub mod body;
 mod connect;
 pub mod guard;
@@ -144,6 +145,8 @@ pub struct Reply {
     pub body: Bytes,
     pub network: Network,
     pub duration: Duration,
+    /// No request was made, because policy forbids the URL itself: a later attempt cannot succeed either.
+    pub url_is_forbidden: bool,
 }
 
 impl Reply {
@@ -166,6 +169,7 @@ impl Reply {
             body: Bytes::new(),
             network: Network::Public,
             duration: Duration::ZERO,
+            url_is_forbidden: false,
         }
     }
 }
@@ -177,6 +181,7 @@ pub struct Exhausted;
 /// Why there was no response.
 enum Failure {
     Exhausted,
+    Forbidden(RefusedUrl),
     Attempt(ErrorClass, String),
 }
 
@@ -184,6 +189,7 @@ impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Exhausted => Self::Exhausted,
+            ConnectError::Forbidden(refused) => Self::Forbidden(refused),
             error => Self::Attempt(error.class(), error.to_string()),
         }
     }
@@ -191,7 +197,7 @@ impl From<ConnectError> for Failure {
 
 impl From<RefusedUrl> for Failure {
     fn from(error: RefusedUrl) -> Self {
-        ConnectError::from(error).into()
+        Self::Forbidden(error)
     }
 }
 
@@ -343,6 +349,7 @@ impl Courier {
         let wiring = self.shared.outfit.load().wiring.clone();
         match wiring.probe(&url).await {
             Err(ConnectError::Forbidden(forbidden)) => Err(forbidden),
+            Err(ConnectError::Blocked(blocked)) => Err(blocked.into()),
             _ => Ok(url.as_str().into()),
         }
     }
@@ -372,6 +379,10 @@ impl Courier {
         let patience = pin!(maybe_done(awake(parcel.timeout)));
         match self.exchange(parcel, started, patience).await {
             Ok(reply) => Ok(reply),
+            Err(Failure::Forbidden(refused)) => {
+                let failed = Reply::failed(ErrorClass::BlockedAddress, refused.to_string());
+                Ok(Reply { duration: started.elapsed(), url_is_forbidden: true, ..failed })
+            }
             Err(Failure::Attempt(class, words)) => {
                 Ok(Reply { duration: started.elapsed(), ..Reply::failed(class, words) })
             }
@@ -470,10 +481,12 @@ fn within<T>(
     })
 }
 
-/// Whether it failed because this process, or this machine, has no file descriptor left.
+/// Whether it failed because this process, or this machine, has no file descriptor or no memory for sockets left.
 fn is_exhausted(error: &(dyn StdError + 'static)) -> bool {
     let code = |error: &(dyn StdError + 'static)| Errno::from_io_error(error.downcast_ref::<io::Error>()?);
-    chain(error).filter_map(code).any(|code| matches!(code, Errno::NFILE | Errno::MFILE))
+    chain(error)
+        .filter_map(code)
+        .any(|code| matches!(code, Errno::NFILE | Errno::MFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 /// The status line decides: a body that never ends, breaks off or is longer than what is kept changes nothing. What is

@@ -129,6 +129,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
             Ok(status) => Ok(*status),
             Err((class, _)) => Err(*class),
         },
+        url_is_forbidden: reply.url_is_forbidden,
         retry_after: reply.retry_after.as_deref(),
         webhook_delivery: reply.webhook_delivery.as_deref(),
         received_at,

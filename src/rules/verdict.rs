@@ -14,6 +14,8 @@ pub struct RefusedStatuses(pub Vec<u16>);
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyFacts<'a> {
     pub outcome: Result<u16, ErrorClass>,
+    /// Policy forbids the URL itself. A name with a forbidden address is not meant: names change.
+    pub url_is_forbidden: bool,
     /// The header, when there is one.
     pub retry_after: Option<&'a str>,
     /// The header `webhook-delivery`, by which a receiver can end a delivery or its subscription.
@@ -24,11 +26,13 @@ pub struct ReplyFacts<'a> {
 /// 2xx is success and nothing else is.
 #[must_use]
 pub fn verdict(reply: &ReplyFacts<'_>, refused: &RefusedStatuses) -> Verdict {
+    if reply.url_is_forbidden {
+        return Verdict::Refused(DeadReason::BlockedAddress);
+    }
     let status = match reply.outcome {
         Ok(200..300) => return Verdict::Delivered,
         Ok(410) => return Verdict::Gone(DisabledReason::Gone),
         Ok(status) => status,
-        Err(ErrorClass::BlockedAddress) => return Verdict::Refused(DeadReason::BlockedAddress),
         Err(_) => return Verdict::Retry,
     };
     match reply.webhook_delivery.map(str::trim) {
@@ -70,8 +74,13 @@ mod tests {
 
     fn judge(status: u16, retry_after: Option<&str>, header: Option<&str>) -> Verdict {
         let now = Timestamp::from_millis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
-        let facts =
-            ReplyFacts { outcome: Ok(status), retry_after, webhook_delivery: header, received_at: now };
+        let facts = ReplyFacts {
+            outcome: Ok(status),
+            url_is_forbidden: false,
+            retry_after,
+            webhook_delivery: header,
+            received_at: now,
+        };
         verdict(&facts, &RefusedStatuses(vec![422]))
     }
 
@@ -111,16 +120,21 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_address_is_never_tried_again_and_a_network_error_is() {
-        let facts = |class| ReplyFacts {
-            outcome: Err(class),
-            retry_after: None,
-            webhook_delivery: None,
-            received_at: Timestamp::default(),
+    fn forbidden_url_is_final_and_blocked_name_is_retried() {
+        let judge = |class, url_is_forbidden| {
+            let facts = ReplyFacts {
+                outcome: Err(class),
+                url_is_forbidden,
+                retry_after: None,
+                webhook_delivery: None,
+                received_at: Timestamp::default(),
+            };
+            verdict(&facts, &RefusedStatuses::default())
         };
-        let none = RefusedStatuses::default();
         let refused = Verdict::Refused(DeadReason::BlockedAddress);
-        assert_eq!(verdict(&facts(ErrorClass::BlockedAddress), &none), refused);
-        assert_eq!(verdict(&facts(ErrorClass::Timeout), &none), Verdict::Retry);
+        assert_eq!(judge(ErrorClass::BlockedAddress, true), refused);
+        for class in ErrorClass::ALL {
+            assert_eq!(judge(class, false), Verdict::Retry, "{class:?}");
+        }
     }
 }

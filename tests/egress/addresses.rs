@@ -1,6 +1,7 @@
 //! Tables A and B: what a URL may say, and which literal addresses it may name.
 
 use balto::domain::ErrorClass;
+use serde_json::json;
 
 use crate::support::Receiver;
 use crate::world::{
@@ -80,7 +81,29 @@ const PARSING: &[(&str, &str, At)] = &[
     ("A18", "http://kubernetes.default/", Refused),
     ("A18", "http://kubernetes.default.svc/", Refused),
     ("A18", "http://x.internal./", Refused),
+    ("A18", "http://web.service.consul/", Refused),
+    ("A18", "http://web.nomad/", Refused),
+    ("A18", "http://router.home.arpa/", Refused),
+    ("A18", "http://1.0.0.10.in-addr.arpa/", Refused),
+    ("A18", "http://build.docker/", Refused),
+    ("A18", "http://nas.home/", Refused),
+    ("A18", "http://nas.lan/", Refused),
+    ("A18", "http://mail.corp/", Refused),
+    ("A18", "http://x.localdomain/", Refused),
+    ("A18", "http://x.intranet/", Refused),
+    ("A18", "http://x.private/", Refused),
     ("A18", "http://internal.example.com/", Kept("http://internal.example.com/")),
+    ("A18", "http://consul.example.com/", Kept("http://consul.example.com/")),
+    ("A19", "https://trail-.example.com/", Refused),
+    ("A19", "https://-lead.example.com/", Refused),
+    ("A19", "http://-lead.example.com/", Refused),
+    ("A19", "http://example.com-/", Refused),
+    ("A19", "http://a-b.xn--e1afmkfd.example.com/", Kept("http://a-b.xn--e1afmkfd.example.com/")),
+    ("A19", "https://a_b._c.example.com/", Kept("https://a_b._c.example.com/")),
+    ("A19", "http://a!b.example.com/", Refused),
+    ("A19", "http://a(b).example.com/", Refused),
+    ("A19", "https://*.example.com/", Refused),
+    ("A19", "http://a~b.example.com/", Refused),
     ("B8", "http://256.256.256.256/", Refused),
     ("B8", "http://1.2.3.4.5/", Refused),
     ("B8", "http://08.8.8.8/", Refused),
@@ -110,6 +133,23 @@ async fn what_a_url_may_say() {
     // The scheme that is asked for is one that would be taken.
     assert_eq!(save(&daemon, "ftp://example.com/").await, Err("the scheme must be https or http".to_owned()));
     assert_eq!(save(&daemon, "nope").await, Err("this is not an absolute URL".to_owned()));
+}
+
+#[tokio::test]
+async fn impossible_host_names_are_refused_with_the_reason() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = strict(data.path(), &[]).await;
+    for (url, reason) in [
+        ("https://trail-.example.com/", "begins or ends with a hyphen"),
+        ("https://-lead.example.com/", "begins or ends with a hyphen"),
+        ("https://a!b.example.com/", "only letters, digits, hyphens, underscores and dots"),
+    ] {
+        let (status, answer, _) =
+            daemon.call("POST", "/endpoints", &[], &json!({"url": url}).to_string()).await;
+        assert_eq!((status, &answer["code"]), (422, &json!("validation_failed")), "{url}: {answer}");
+        assert_eq!(answer["errors"][0]["pointer"], "/url", "{url}: {answer}");
+        assert!(answer["errors"][0]["detail"].as_str().unwrap().contains(reason), "{url}: {answer}");
+    }
 }
 
 #[tokio::test]
@@ -264,7 +304,7 @@ async fn public_literals_are_kept_and_asked_for() {
     }
 }
 
-/// Metadata services stay closed whatever is opened, in whatever form their address is written.
+/// Metadata services and link-local addresses stay closed whatever is opened, in every notation.
 #[tokio::test]
 async fn b4_b5_b13_no_allow_list_opens_what_hands_out_credentials() {
     let everything = open(&["0.0.0.0/0", "::/0"]);
@@ -284,6 +324,31 @@ async fn b4_b5_b13_no_allow_list_opens_what_hands_out_credentials() {
         "[64:ff9b:1::a9fe:a9fe]",
         "[2002:a9fe:a9fe::1]",
         "[2001:0:4136:e378:8000:63bf:5601:5601]",
+        "[2001:0:a9fe:a9fe:8000:63bf:f7f7:f7f7]",
+        "169.254.0.1",
+        "169.254.0.23",
+        "169.254.42.42",
+        "169.254.170.23",
+        "169.254.255.254",
+        "[::ffff:169.254.170.23]",
+        "[fe80::1]",
+        "[fe80::a9fe:a9fe]",
+        "[febf::1]",
+        "[fd00:ec2::23]",
+        "[fd00:ec2::253]",
+        "[fd00:42::42]",
+        "[fd00:c1::a9fe:a9fe]",
+        "[fd00:a9fe:a9fe::1]",
+        // NAT64 at each length of prefix (RFC 6052, section 2.2).
+        "[64:ff9b:a9fe:a9fe::]",
+        "[64:ff9b:a9:fea9:fe::]",
+        "[64:ff9b:1:a9fe:a9:fe00::]",
+        "[64:ff9b:1:a9:fe:a9fe::]",
+        "[64:ff9b:1:0:a9:fea9:fe00:0]",
+        "[64:ff9b:1::a8:3f81:1000:0]",
+        // ISATAP, in a network of any kind.
+        "[fd00::5efe:a9fe:a9fe]",
+        "[2001:4860:4860::200:5efe:a9fe:a9fe]",
     ];
     for host in closed {
         let url = format!("http://{host}/");
@@ -294,13 +359,25 @@ async fn b4_b5_b13_no_allow_list_opens_what_hands_out_credentials() {
             "{host} at send"
         );
     }
-    for host in ["10.0.0.1", "[64:ff9b::808:808]", "[64:ff9b::a00:1]", "[fd00::99]", "[2002:808:808::1]"] {
+    for host in [
+        "10.0.0.1",
+        "[64:ff9b::808:808]",
+        "[64:ff9b::a00:1]",
+        "[64:ff9b:1:808:8:800::]",
+        "[fd00::99]",
+        "[fd00:ec3::254]",
+        "[fec0::1]",
+        "[2002:808:808::1]",
+    ] {
         assert!(courier.check_url(&format!("http://{host}/")).await.is_ok(), "{host} is opened");
     }
     // Who opens a translator's network has not opened the private networks behind it.
     let translated = crate::world::courier(open(&["64:ff9b::/96"]), unasked());
     assert!(translated.check_url("http://[64:ff9b::808:808]/").await.is_ok());
     assert!(translated.check_url("http://[64:ff9b::a00:1]/").await.is_err());
+    let translated = crate::world::courier(open(&["64:ff9b:1::/48"]), unasked());
+    assert!(translated.check_url("http://[64:ff9b:1:808:8:800::]/").await.is_ok());
+    assert!(translated.check_url("http://[64:ff9b:1:a00:0:100::]/").await.is_err());
 }
 
 #[tokio::test]
@@ -339,6 +416,35 @@ async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_ar
         );
     }
     assert_eq!(ears.heard().len(), 1, "{:?}", ears.heard());
+}
+
+/// An address of this machine's interfaces that can be reached over IPv4.
+fn interface() -> Option<std::net::IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap();
+    interfaces.iter().map(|one| one.ip()).find(|ip| match ip {
+        std::net::IpAddr::V4(four) => !four.is_loopback() && !four.is_link_local(),
+        std::net::IpAddr::V6(_) => false,
+    })
+}
+
+#[tokio::test]
+async fn b19_own_address_is_explained_to_operators_only() {
+    let Some(own) = interface() else {
+        crate::support::say("SKIPPED: this machine has no address beside loopback");
+        return;
+    };
+    let data = tempfile::tempdir().unwrap();
+    let opened = [("BALTO__EGRESS__ALLOW_HTTP", "true"), ("BALTO__EGRESS__ALLOW_NETWORKS", "0.0.0.0/0")];
+    let mut daemon = strict(data.path(), &opened).await;
+    let url = format!("http://{own}:9000/");
+    let words = save(&daemon, &url).await.unwrap_err();
+    for part in ["an address of this machine", "127.0.0.1 or localhost", "egress.allow_networks"] {
+        assert!(words.contains(part), "{words}");
+    }
+    assert!(save(&daemon, "http://127.0.0.1:9000/").await.is_ok(), "the advice works");
+    let key = daemon.post("/keys", &json!({"role": "admin", "tenant": "acme"}).to_string()).await;
+    daemon.key = key["secret"].as_str().map(str::to_owned);
+    assert_eq!(save(&daemon, &url).await, Err(BLOCKED.to_owned()));
 }
 
 /// Whoever may not send to loopback at all does not hear which of its ports are ours.

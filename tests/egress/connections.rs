@@ -20,6 +20,9 @@ use crate::world::{
 
 const LOOPBACK: &str = "127.0.0.0/8";
 const UNREACHABLE: &str = "no connection could be made";
+/// Deadlines of connecting are below a second here, the attempt's own is [`PATIENCE`]: which of the two ended an attempt
+/// shows even on a machine that is busy.
+const LONG: Duration = PATIENCE.checked_div(2).unwrap();
 
 /// The real daemon, which trusts this authority, and for which every name is this machine.
 async fn trusting(data: &Path, authority: &Authority, more: &[(&str, &str)]) -> (Daemon, Names) {
@@ -345,6 +348,7 @@ async fn d6_whether_an_address_refuses_is_silent_or_has_no_route_is_not_told() {
     for (what, url) in &rows {
         let reply = send(&courier, url).await;
         assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE), "{what}");
+        assert!(reply.duration < LONG, "{what}: connect_timeout did not end it: {:?}", reply.duration);
     }
     // The attempt's own deadline comes before the connection's: nothing else is said.
     let patient = crate::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
@@ -382,7 +386,9 @@ async fn d7_a_handshake_that_stalls_ends_at_its_deadline() {
         ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"]))
     };
     const STALLED: (ErrorClass, &str) = (ErrorClass::Tls, "the TLS handshake did not end in time");
-    assert_eq!(failure(&send(&Courier::new(quick).unwrap(), &url).await), STALLED);
+    let reply = send(&Courier::new(quick).unwrap(), &url).await;
+    assert_eq!(failure(&reply), STALLED);
+    assert!(reply.duration < LONG, "connect_timeout did not end it: {:?}", reply.duration);
     let patient = courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
     let reply = patient.send(parcel(&url, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), STALLED);
@@ -523,6 +529,7 @@ async fn d9_a_proxy_that_answers_nonsense_fails_the_attempt() {
             CourierSettings { connect_timeout: Duration::from_millis(500), ..proxied(open(&[]), &url) };
         let reply = send(&Courier::new(quick).unwrap(), "http://hooks.example/").await;
         assert_eq!(failure(&reply), (ErrorClass::Connect, "the egress proxy cannot be reached"), "{what}");
+        assert!(reply.duration < LONG, "{what}: connect_timeout did not end it: {:?}", reply.duration);
     }
 }
 
