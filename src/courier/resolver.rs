@@ -1,36 +1,37 @@
 //! Names to addresses.
 //!
-//! Owns: how the system's configuration is asked. Must never judge: whoever asks hands every address to the guard. A lookup
-//! holds no thread, so one that hangs costs nobody else anything.
+//! Owns: the hosts file and the name servers, in this order. Both configuration files are read again when they change.
+//! Must never judge: the caller hands every address to the guard. A lookup holds no thread, so one that hangs costs
+//! nobody else anything.
+
+mod servers;
+mod watched;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::Hosts;
 use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::{RuntimeProvider, TokioRuntimeProvider};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
-use hickory_resolver::{Hosts, system_conf};
 use rustix::io::Errno;
 
 use super::is_exhausted;
 use crate::limits;
+use servers::NameServers;
+use watched::Watched;
 
-/// A name server that has said nothing for this long is asked once more, within [`limits::DNS_TIMEOUT`].
-const TRY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Tries after the first.
-const TRIES_AGAIN: usize = 1;
-/// How long it may be remembered that a name has no address: whoever mends it should not wait for longer.
-const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(10);
-/// How long an address may be remembered, whatever its time to live says.
-const POSITIVE_TTL_MAX: Duration = Duration::from_secs(300);
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Seam for tests and simulations.
 #[async_trait]
@@ -42,11 +43,20 @@ pub trait Resolver: Send + Sync {
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>>;
 }
 
-/// The hosts file, then DNS. Both configurations are read when it is made.
+/// The hosts file, then DNS.
 pub struct SystemResolver {
-    hosts: Hosts,
-    dns: hickory_resolver::Resolver<Sockets>,
-    shortages: Arc<AtomicU64>,
+    hosts_file: PathBuf,
+    /// `None` when the operator names the servers.
+    resolv_conf: Option<PathBuf>,
+    sockets: Sockets,
+    known: ArcSwap<Known>,
+}
+
+/// What the files said when they were last looked at.
+struct Known {
+    looked_at: Instant,
+    hosts: Watched<Hosts>,
+    servers: Watched<NameServers>,
 }
 
 /// The sockets that name servers are asked over. Counts how often there was no file descriptor for one: a lookup that fails
@@ -103,63 +113,78 @@ impl SystemResolver {
     /// # Errors
     /// When the resolver cannot be set up.
     pub fn new(nameservers: &[SocketAddr]) -> io::Result<Self> {
-        let (config, mut options) =
-            if nameservers.is_empty() { system() } else { (told(nameservers), ResolverOpts::default()) };
-        options.timeout = options.timeout.min(TRY_TIMEOUT);
-        options.attempts = TRIES_AGAIN;
-        options.cache_size = limits::DNS_CACHE_NAMES_MAX;
-        options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
-        options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
-        // Done here, so that a name in the file is not asked for elsewhere too.
-        options.use_hosts_file = ResolveHosts::Never;
-        let sockets = Sockets::default();
-        let shortages = sockets.shortages.clone();
-        let builder = hickory_resolver::Resolver::builder_with_config(config, sockets);
-        let dns = builder.with_options(options).build().map_err(io::Error::other)?;
-        Ok(Self { hosts: Hosts::from_system().unwrap_or_default(), dns, shortages })
+        Self::with_files(nameservers, Path::new(HOSTS), Path::new(RESOLV_CONF))
     }
 
-    fn in_hosts_file(&self, name: &Name) -> Vec<IpAddr> {
-        let kinds = [RecordType::A, RecordType::AAAA];
-        let found = kinds.map(|kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind)));
-        found.into_iter().flatten().flat_map(LookupIp::from).collect()
+    fn with_files(nameservers: &[SocketAddr], hosts_file: &Path, resolv_conf: &Path) -> io::Result<Self> {
+        let sockets = Sockets::default();
+        let hosts = Watched::read(hosts_file, parse_hosts, Arc::default());
+        let told = !nameservers.is_empty();
+        let servers = if told {
+            Watched::fixed(NameServers::told(nameservers, &sockets)?)
+        } else {
+            let local = Arc::new(NameServers::local(&sockets)?);
+            Watched::read(resolv_conf, |text| NameServers::parse(text, &sockets), local)
+        };
+        Ok(Self {
+            hosts_file: hosts_file.to_owned(),
+            resolv_conf: (!told).then(|| resolv_conf.to_owned()),
+            sockets,
+            known: ArcSwap::from_pointee(Known { looked_at: Instant::now(), hosts, servers }),
+        })
     }
+
+    /// The configuration of now: the files are looked at every [`limits::DNS_FILES_INTERVAL`], when a name is looked up.
+    fn known(&self) -> Arc<Known> {
+        let known = self.known.load_full();
+        if known.looked_at.elapsed() < limits::DNS_FILES_INTERVAL {
+            return known;
+        }
+        let parse_servers = |text: &[u8]| NameServers::parse(text, &self.sockets);
+        let servers = match &self.resolv_conf {
+            Some(path) => known.servers.refreshed(path, parse_servers),
+            None => known.servers.clone(),
+        };
+        let hosts = known.hosts.refreshed(&self.hosts_file, parse_hosts);
+        let fresh = Arc::new(Known { looked_at: Instant::now(), hosts, servers });
+        self.known.store(fresh.clone());
+        fresh
+    }
+}
+
+fn parse_hosts(text: &[u8]) -> io::Result<Hosts> {
+    let mut hosts = Hosts::default();
+    hosts.read_hosts_conf(text)?;
+    Ok(hosts)
+}
+
+fn in_hosts_file(hosts: &Hosts, name: &Name) -> Vec<IpAddr> {
+    let kinds = [RecordType::A, RecordType::AAAA];
+    let found = kinds.map(|kind| hosts.lookup_static_host(&Query::query(name.clone(), kind)));
+    found.into_iter().flatten().flat_map(LookupIp::from).collect()
 }
 
 #[async_trait]
 impl Resolver for SystemResolver {
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>> {
         let name = Name::from_ascii(&host).map_err(io::Error::other)?;
-        let known = self.in_hosts_file(&name);
-        if !known.is_empty() {
-            return Ok(known);
+        let known = self.known();
+        let listed = in_hosts_file(&known.hosts.value, &name);
+        if !listed.is_empty() {
+            return Ok(listed);
         }
-        let shortages = self.shortages.load(Ordering::Relaxed);
-        match self.dns.lookup_ip(name).await {
-            Ok(found) => Ok(found.into_iter().collect()),
-            Err(_) if self.shortages.load(Ordering::Relaxed) != shortages => Err(Errno::MFILE.into()),
-            Err(error) if error.is_no_records_found() => Ok(Vec::new()),
-            Err(NetError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => Err(io::Error::other(error)),
-        }
+        let shortages = self.sockets.shortages.load(Ordering::Relaxed);
+        known.servers.value.lookup(&name).await.map_err(|error| {
+            if self.sockets.shortages.load(Ordering::Relaxed) != shortages {
+                return Errno::MFILE.into();
+            }
+            match error {
+                NetError::Timeout => io::ErrorKind::TimedOut.into(),
+                error => io::Error::other(error),
+            }
+        })
     }
 }
 
-/// As the C library does, a machine without configuration asks itself.
-fn system() -> (ResolverConfig, ResolverOpts) {
-    system_conf::read_system_conf().unwrap_or_else(|error| {
-        tracing::warn!(%error, "/etc/resolv.conf cannot be used; 127.0.0.1 is asked for addresses");
-        (told(&[SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)]), ResolverOpts::default())
-    })
-}
-
-fn told(nameservers: &[SocketAddr]) -> ResolverConfig {
-    let servers = nameservers.iter().map(|server| {
-        let mut config = NameServerConfig::udp_and_tcp(server.ip());
-        for connection in &mut config.connections {
-            connection.port = server.port();
-        }
-        config
-    });
-    ResolverConfig::from_name_servers(servers.collect())
-}
+#[cfg(test)]
+mod tests;

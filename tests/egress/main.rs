@@ -10,6 +10,7 @@ mod abuse;
 mod addresses;
 mod certificates;
 mod connections;
+mod dns;
 mod headers;
 mod names;
 mod random;

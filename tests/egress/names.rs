@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 use crate::support::raw::{Raw, post};
 use crate::support::{Daemon, PATIENCE, answer, has, next_request, quiet, say, serve};
 use crate::world::{
-    BLOCKED, By, Ears, KEY, Names, Says, courier, delivered, endpoint, failure, open, parcel, save, send,
-    strict, until,
+    BLOCKED, By, Ears, KEY, Names, Question, Says, courier, delivered, endpoint, failure, open, parcel, save,
+    send, strict, until,
 };
 
 /// 127.16.0.0/12 stands for the public Internet; the rest of loopback is as forbidden as it always is.
@@ -44,10 +44,10 @@ fn says(name: &str, asked: usize) -> Says {
         // C3, C4
         "later.example" if asked == 0 => addresses(&[OUTSIDE]),
         "later.example" => addresses(&[INSIDE]),
+        "mended.example" if asked == 1 => addresses(&["fe80::1"]),
+        "mended.example" => addresses(&[OUTSIDE]),
         "rebinds.example" => addresses(&[if asked.is_multiple_of(2) { OUTSIDE } else { INSIDE }]),
         // C5
-        "four.public.six.private.example" => addresses(&[OUTSIDE, "fd00::1"]),
-        "four.private.six.public.example" => addresses(&[INSIDE, "2606:4700:4700::1111"]),
         "both.example" => addresses(&[OUTSIDE, INSIDE]),
         "both.reversed.example" => addresses(&[INSIDE, OUTSIDE]),
         "many.example" => addresses(&[OUTSIDE, "127.16.0.2", "127.16.0.3", "127.16.0.4", "10.0.0.1"]),
@@ -97,6 +97,19 @@ const ROWS: &[(&str, &str, bool, ErrorClass)] = &[
     ("C7", "noise.example", true, ErrorClass::Dns),
 ];
 
+/// The family that is forbidden answers first, so that the other is waited for.
+fn says_of_family(question: &Question) -> Says {
+    let addresses = |list: &[&'static str]| Says::Addresses(list.to_vec());
+    let late = |list: &[&'static str]| Says::Late(20, Box::new(addresses(list)));
+    match (question.name.as_str(), question.is_for_six()) {
+        ("four.public.six.private.example", true) => addresses(&["fd00::1"]),
+        ("four.public.six.private.example", false) => late(&[OUTSIDE]),
+        ("four.private.six.public.example", true) => late(&["2606:4700:4700::1111"]),
+        ("four.private.six.public.example", false) => addresses(&[INSIDE]),
+        _ => says(&question.name, question.before),
+    }
+}
+
 fn dns(names: &Names) -> Arc<dyn Resolver> {
     Arc::new(SystemResolver::new(&[names.address]).unwrap())
 }
@@ -118,7 +131,7 @@ async fn daemon_asking(data: &Path, names: &Names) -> Daemon {
 
 #[tokio::test]
 async fn answers_are_judged_when_saved_and_when_sent_to() {
-    let names = Names::start(says).await;
+    let names = Names::answering(says_of_family).await;
     let ears = Ears::open().await;
     let data = tempfile::tempdir().unwrap();
     let daemon = daemon_asking(data.path(), &names).await;
@@ -160,11 +173,29 @@ async fn c3_a_name_that_turns_inside_after_it_was_saved_is_blocked_at_send() {
     let daemon = daemon_asking(data.path(), &names).await;
     endpoint(&daemon, &format!("http://later.example:{}/", ears.port), "a").await;
     let delivery = delivered(&daemon, "a").await;
-    assert_eq!((&delivery["status"], &delivery["reason"]), (&json!("dead"), &json!("blockedAddress")));
+    assert_eq!((&delivery["status"], &delivery["reason"]), (&json!("dead"), &json!("attemptsExhausted")));
     let attempt = &delivery["attempts"][0];
     assert_eq!((&attempt["errorClass"], &attempt["error"]), (&json!("blockedAddress"), &json!(BLOCKED)));
     assert_eq!(names.asked("later.example"), 2, "once when it was saved, once when it was sent to");
     assert_eq!(ears.heard(), Vec::<IpAddr>::new());
+}
+
+/// A wrong record for a while costs attempts, not events.
+#[tokio::test]
+async fn c3_blocked_name_is_retried_until_it_is_mended() {
+    let names = Names::start(says).await;
+    let ears = Ears::open().await;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon_asking(data.path(), &names).await;
+    let body = json!({"url": format!("http://mended.example:{}/", ears.port), "eventTypes": ["a"],
+        "retry": {"schedule": ["1s", "1s"]}});
+    daemon.post("/endpoints", &body.to_string()).await;
+    let delivery = delivered(&daemon, "a").await;
+    assert_eq!(delivery["status"], "delivered", "{delivery}");
+    let attempts = delivery["attempts"].as_array().unwrap();
+    let classes: Vec<_> = attempts.iter().map(|attempt| &attempt["errorClass"]).collect();
+    assert_eq!(classes, [&json!("blockedAddress"), &serde_json::Value::Null], "{delivery}");
+    assert_eq!(ears.heard(), [OUTSIDE.parse::<IpAddr>().unwrap()]);
 }
 
 /// Each attempt asks once and connects to what it was told then: there is no second lookup that could say otherwise.
@@ -410,10 +441,11 @@ async fn c10_a_reload_that_closes_a_network_drops_the_connections_into_it() {
     assert!(opened.load(Ordering::SeqCst) > 1, "over a connection that was closed");
 }
 
-/// The daemon in a mount namespace of its own, where `/etc/hosts` says this.
-fn with_hosts(command: &Command, hosts: &Path) -> Command {
+/// The command in a mount namespace of its own, where this file stands for one in `/etc`.
+pub(crate) fn with_file(command: &Command, file: &Path, in_etc: &str) -> Command {
     let mut inside = Command::new("unshare");
-    inside.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(hosts);
+    let script = format!("mount --bind \"$0\" {in_etc} && exec \"$@\"");
+    inside.args(["--mount", "sh", "-c", &script]).arg(file);
     inside.arg(command.get_program()).args(command.get_args());
     inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     inside
@@ -424,7 +456,7 @@ async fn c11_the_hosts_file_is_judged_like_any_answer() {
     let data = tempfile::tempdir().unwrap();
     let hosts = data.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 localhost public.example\n127.16.0.1 other.example\n").unwrap();
-    let trial = with_hosts(&Command::new("true"), &hosts);
+    let trial = with_file(&Command::new("true"), &hosts, "/etc/hosts");
     if !has("unshare") || !quiet(trial).status().is_ok_and(|status| status.success()) {
         say("SKIPPED: a mount namespace cannot be made here");
         return;
@@ -441,7 +473,7 @@ async fn c11_the_hosts_file_is_judged_like_any_answer() {
     drop(daemon);
     let mut command = serve(&store, &[]);
     command.envs(&environment).env("BALTO__AUTH__ADMIN_KEY", key.as_ref().unwrap());
-    let mut daemon = Daemon::spawn(quiet(with_hosts(&command, &hosts)));
+    let mut daemon = Daemon::spawn(quiet(with_file(&command, &hosts, "/etc/hosts")));
     daemon.key = key;
     daemon.until_ready().await;
     let refused = save(&daemon, &format!("http://public.example:{}/", ears.port)).await;

@@ -13,7 +13,7 @@ use balto::courier::{Courier, CourierSettings, Parcel, Proxy, Reply, Resolver};
 use balto::domain::ErrorClass;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::support::{Daemon, Got, PATIENCE, answer, next_request};
@@ -146,15 +146,42 @@ pub(crate) enum Says {
     Alias(String),
     NoSuchName,
     Failure,
+    /// This response code.
+    Code(u8),
+    /// Over UDP that the answer is too long, over TCP the answer.
+    Truncated(Vec<&'static str>),
+    /// The answer after so many milliseconds.
+    Late(u64, Box<Says>),
     Nothing,
     Silence,
     Noise,
 }
 
-/// A name server on UDP.
+/// What a name server is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    /// In lower case.
+    pub(crate) name: String,
+    kind: u16,
+    pub(crate) has_edns: bool,
+    /// How often its addresses of this kind were asked for before.
+    pub(crate) before: usize,
+}
+
+impl Question {
+    pub(crate) fn is_for_six(&self) -> bool {
+        self.kind == AAAA
+    }
+}
+
+type Rule = Arc<dyn Fn(&Question) -> Says + Send + Sync>;
+
+/// A name server on UDP and TCP.
+#[derive(Clone)]
 pub(crate) struct Names {
     pub(crate) address: SocketAddr,
     asked: Arc<Mutex<HashMap<(String, u16), usize>>>,
+    rule: Rule,
 }
 
 const A: u16 = 1;
@@ -164,26 +191,77 @@ const CNAME: u16 = 5;
 impl Names {
     /// `rule` is given a name in lower case, and how often its addresses of this kind were asked for before.
     pub(crate) async fn start(rule: impl Fn(&str, usize) -> Says + Send + Sync + 'static) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        Self::answering(move |question| rule(&question.name, question.before)).await
+    }
+
+    pub(crate) async fn answering(rule: impl Fn(&Question) -> Says + Send + Sync + 'static) -> Self {
+        loop {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            // Another process may have this port of TCP.
+            if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
+                return Self::on(socket, listener, rule);
+            }
+        }
+    }
+
+    pub(crate) fn on(
+        socket: UdpSocket,
+        listener: TcpListener,
+        rule: impl Fn(&Question) -> Says + Send + Sync + 'static,
+    ) -> Self {
         let address = socket.local_addr().unwrap();
-        let asked: Arc<Mutex<HashMap<(String, u16), usize>>> = Arc::default();
-        let counts = asked.clone();
-        tokio::spawn(async move {
-            let mut query = [0; 1_500];
-            while let Ok((length, from)) = socket.recv_from(&mut query).await {
-                let Some((name, kind, end)) = question(&query[..length]) else { continue };
-                let before = {
-                    let mut counts = counts.lock().unwrap();
-                    let count = counts.entry((name.clone(), kind)).or_default();
-                    *count += 1;
-                    *count - 1
-                };
-                if let Some(reply) = reply(&query[..end], kind, &rule(&name, before)) {
+        let names = Self { address, asked: Arc::default(), rule: Arc::new(rule) };
+        tokio::spawn(names.clone().serve_udp(Arc::new(socket)));
+        tokio::spawn(names.clone().serve_tcp(listener));
+        names
+    }
+
+    async fn serve_udp(self, socket: Arc<UdpSocket>) {
+        let mut query = [0; 1_500];
+        while let Ok((length, from)) = socket.recv_from(&mut query).await {
+            let Some((says, question, kind)) = self.says(&query[..length], false) else { continue };
+            let socket = socket.clone();
+            let respond = async move {
+                if let Some(reply) = reply(&question, kind, says, false).await {
                     let _unsent = socket.send_to(&reply, from).await.is_err();
                 }
-            }
-        });
-        Self { address, asked }
+            };
+            // At once, in the order of the questions, unless the rule says otherwise.
+            tokio::spawn(respond);
+        }
+    }
+
+    async fn serve_tcp(self, listener: TcpListener) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let names = self.clone();
+            tokio::spawn(async move {
+                while let Ok(length) = stream.read_u16().await {
+                    let mut query = vec![0; length.into()];
+                    if stream.read_exact(&mut query).await.is_err() {
+                        return;
+                    }
+                    let Some((says, question, kind)) = names.says(&query, true) else { return };
+                    if let Some(reply) = reply(&question, kind, says, true).await {
+                        let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
+                        if stream.write_all(&[&length[..], &reply].concat()).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// What the rule says, with the question as it came and its type.
+    fn says(&self, query: &[u8], over_tcp: bool) -> Option<(Says, Vec<u8>, u16)> {
+        let (name, kind, end) = question(query)?;
+        let mut counts = self.asked.lock().unwrap();
+        let count = counts.entry((name.clone(), kind)).or_default();
+        let has_edns = query[10..12] != [0, 0];
+        let asked = Question { name, kind, has_edns, before: *count };
+        *count += usize::from(!over_tcp);
+        drop(counts);
+        Some(((self.rule)(&asked), query[..end].to_vec(), kind))
     }
 
     /// How often the IPv4 addresses of a name were asked for.
@@ -208,8 +286,16 @@ fn question(query: &[u8]) -> Option<(String, u16, usize)> {
     Some((labels.join("."), kind, at + 4))
 }
 
-fn reply(question: &[u8], kind: u16, says: &Says) -> Option<Vec<u8>> {
-    let (code, records): (u8, Vec<(u16, Vec<u8>)>) = match says {
+async fn reply(question: &[u8], kind: u16, mut says: Says, over_tcp: bool) -> Option<Vec<u8>> {
+    while let Says::Late(milliseconds, inner) = says {
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        says = *inner;
+    }
+    let is_cut = !over_tcp && matches!(says, Says::Truncated(_));
+    let (code, records): (u8, Vec<(u16, Vec<u8>)>) = match &says {
+        Says::Late(..) => return None,
+        Says::Code(code) => (*code, Vec::new()),
+        Says::Truncated(_) if is_cut => (0, Vec::new()),
         Says::Silence => return None,
         Says::Noise => return Some([&question[..2], &[0xff; 40]].concat()),
         Says::NoSuchName => (3, Vec::new()),
@@ -221,7 +307,7 @@ fn reply(question: &[u8], kind: u16, says: &Says) -> Option<Vec<u8>> {
                 .flat_map(|label| std::iter::once(u8::try_from(label.len()).unwrap()).chain(label.bytes()));
             (0, vec![(CNAME, labels.chain([0]).collect())])
         }
-        Says::Addresses(addresses) => {
+        Says::Addresses(addresses) | Says::Truncated(addresses) => {
             let of_kind = addresses.iter().filter_map(|text| match text.parse().unwrap() {
                 IpAddr::V4(four) => (kind == A).then(|| (A, four.octets().to_vec())),
                 IpAddr::V6(six) => (kind == AAAA).then(|| (AAAA, six.octets().to_vec())),
@@ -230,7 +316,7 @@ fn reply(question: &[u8], kind: u16, says: &Says) -> Option<Vec<u8>> {
         }
     };
     let mut out = question.to_vec();
-    out[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+    out[2..4].copy_from_slice(&[if is_cut { 0x83 } else { 0x81 }, 0x80 | code]);
     out[6..12].copy_from_slice(&[0, u8::try_from(records.len()).unwrap(), 0, 0, 0, 0]);
     for (kind, data) in records {
         out.extend([0xc0, 12]);

@@ -1,0 +1,70 @@
+//! Configuration files that change. Name servers are in `tests/egress`.
+
+use super::*;
+
+/// Waits until a name in the hosts file has this address.
+async fn until_listed(resolver: &SystemResolver, name: &str, address: &str) {
+    let address: IpAddr = address.parse().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while in_hosts_file(&resolver.known().hosts.value, &Name::from_ascii(name).unwrap()) != [address] {
+        assert!(Instant::now() < deadline, "{name} does not get {address}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn hosts_file_is_read_again_when_it_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
+    let resolver = SystemResolver::with_files(&["127.0.0.1:1".parse().unwrap()], &hosts, &resolv).unwrap();
+    std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
+    until_listed(&resolver, "a.test", "10.0.0.1").await;
+    // In place, with the same length.
+    std::fs::write(&hosts, "10.0.0.2 a.test\n").unwrap();
+    until_listed(&resolver, "a.test", "10.0.0.2").await;
+    // By another file of the same name.
+    let fresh = directory.path().join("fresh");
+    std::fs::write(&fresh, "10.0.0.3 a.test\n").unwrap();
+    std::fs::rename(&fresh, &hosts).unwrap();
+    until_listed(&resolver, "a.test", "10.0.0.3").await;
+    assert_eq!(resolver.lookup("a.test".to_owned()).await.unwrap(), ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+}
+
+#[tokio::test]
+async fn resolv_conf_is_read_once_it_names_a_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
+    let resolver = SystemResolver::with_files(&[], &hosts, &resolv).unwrap();
+    let servers = || resolver.known().servers.value.clone();
+    let local = servers();
+    let changed = async |from: &Arc<NameServers>| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Arc::ptr_eq(&servers(), from) {
+            assert!(Instant::now() < deadline, "the file is not read");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        servers()
+    };
+    std::fs::write(&resolv, "nameserver 127.0.0.155\nnameserver 127.0.0.156\n").unwrap();
+    let named = changed(&local).await;
+    assert_eq!(named.count(), 2);
+    // An empty file is one that is about to be written: the servers stay.
+    std::fs::write(&resolv, "").unwrap();
+    std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
+    until_listed(&resolver, "a.test", "10.0.0.1").await;
+    assert!(Arc::ptr_eq(&servers(), &named));
+    std::fs::write(&resolv, "nameserver 127.0.0.157\n").unwrap();
+    assert_eq!(changed(&named).await.count(), 1);
+}
+
+#[tokio::test]
+async fn named_servers_do_not_follow_resolv_conf() {
+    let directory = tempfile::tempdir().unwrap();
+    let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
+    let resolver = SystemResolver::with_files(&["127.0.0.1:1".parse().unwrap()], &hosts, &resolv).unwrap();
+    let before = resolver.known().servers.value.clone();
+    std::fs::write(&resolv, "nameserver 127.0.0.155\n").unwrap();
+    std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
+    until_listed(&resolver, "a.test", "10.0.0.1").await;
+    assert!(Arc::ptr_eq(&resolver.known().servers.value, &before));
+}
