@@ -205,6 +205,52 @@ fn the_stripe_header_has_the_time_and_a_signature_for_each_key() {
     assert_eq!(parts[1], format!("v1={expected}"));
 }
 
+/// The current key comes first; GitHub's header has room for its signature alone.
+#[test]
+fn each_preset_signs_with_several_live_keys_in_order() {
+    let keys = [hmac_key(1), hmac_key(2), hmac_key(3)];
+    let header =
+        |preset, keys: &[SigningKey]| signature_header(preset, keys, at(TV1_SECONDS), TV1_ID, TV1_BODY);
+    let alone = |preset| keys.each_ref().map(|key| header(preset, std::slice::from_ref(key)).1);
+    assert_eq!(header(SignaturePreset::Standard, &keys).1, alone(SignaturePreset::Standard).join(" "));
+    let [first, second, third] = alone(SignaturePreset::Github);
+    assert!(first != second && second != third && third != first);
+    assert_eq!(header(SignaturePreset::Github, &keys), ("x-hub-signature-256", first));
+    let stripe = alone(SignaturePreset::Stripe);
+    let start = format!("t={TV1_SECONDS}");
+    let signatures = stripe.each_ref().map(|header| header.strip_prefix(&*start).unwrap());
+    assert_eq!(header(SignaturePreset::Stripe, &keys).1, format!("{start}{}", signatures.concat()));
+    // What a receiver computes by itself, with the text of the secret as it was shown.
+    let mac = |key: &SigningKey, signed: &[u8]| hex(hmac(key.text().as_bytes(), &[signed]).as_ref());
+    assert_eq!(header(SignaturePreset::Github, &keys).1, format!("sha256={}", mac(&keys[0], TV1_BODY)));
+    let signed = [format!("{TV1_SECONDS}.").as_bytes(), TV1_BODY].concat();
+    for (signature, key) in signatures.into_iter().zip(&keys) {
+        assert_eq!(signature, format!(",v1={}", mac(key, &signed)));
+    }
+}
+
+/// Second and third rotations: each newest first, and no key twice.
+#[test]
+fn rotations_put_the_newest_secret_first() {
+    let (now, hour) = (at(1_000), Duration::from_secs(3_600));
+    let mut secrets = vec![secret(1, None)];
+    for byte in 2..=4 {
+        secrets = rotate(&secrets, secret(byte, None), |_| false, hour, now).unwrap();
+        assert_eq!(secrets.len(), byte as usize);
+        assert_eq!((&secrets[0].key, secrets[0].expires_at), (&secret(byte, None).key, None));
+        assert_eq!(secrets[1].key, secret(byte - 1, None).key, "then the one before it");
+        assert!(secrets[1..].iter().all(|old| old.expires_at == Some(now.plus(hour))));
+    }
+    // Back to one that still signs: it is the current one, without an end, and there once.
+    let is_first = |old: &Secret| old.key == secret(1, None).key;
+    let back = rotate(&secrets, secret(1, None), is_first, hour, now).unwrap();
+    assert_eq!(back.len(), 4);
+    assert_eq!(back.iter().filter(|secret| is_first(secret)).count(), 1);
+    assert_eq!(back[0].expires_at, None);
+    // Without an overlap the new one is alone.
+    assert_eq!(rotate(&back, secret(9, None), |_| false, Duration::ZERO, now).unwrap().len(), 1);
+}
+
 #[test]
 fn an_overlap_ends_never_grows_and_holds_so_many() {
     let now = at(1_000);

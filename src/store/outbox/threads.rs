@@ -383,3 +383,6 @@ impl StateThread {
         &self.state
     }
 }
+
+#[cfg(test)]
+mod tests;

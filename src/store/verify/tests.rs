@@ -139,6 +139,30 @@ impl Meaning {
     }
 }
 
+/// Each bit of the number that names the layout: an earlier layout is reported as such, any other as a problem.
+#[test]
+fn changed_layout_of_the_state_is_reported() {
+    let (below, whole) = data_directory(20, false);
+    let cursor = all_rows(&whole)[&b"A"[..]].clone();
+    let mut earlier = 0;
+    for bit in 0..8 {
+        let mut changed = cursor.clone();
+        changed[0] ^= 1 << bit;
+        let damaged = below.path().join("damaged");
+        copy_directory(&whole, &damaged).unwrap();
+        change(&damaged, b"A", Some(&changed));
+        let report = look(&damaged);
+        if report.state == StateFound::Earlier {
+            assert!(changed[0] < cursor[0], "bit {bit}");
+            earlier += 1;
+        } else {
+            assert_ne!(report.problems.count, 0, "bit {bit}: {report:?}");
+        }
+        std::fs::remove_dir_all(&damaged).unwrap();
+    }
+    assert_eq!(earlier, 2, "of layout 3, layouts 1 and 2 are one bit away");
+}
+
 #[test]
 fn every_row_that_is_missing_changed_or_invented_is_found() {
     let seed = crate::knobs::seed();
@@ -170,9 +194,12 @@ fn every_row_that_is_missing_changed_or_invented_is_found() {
                     Some(value) => after.insert(key.clone(), value.clone()),
                     None => after.remove(key),
                 };
-                let told = problems(&damaged);
+                let report = look(&damaged);
+                let told = report.problems.told;
                 let tag = char::from(tag);
-                let harmless = "EOIJLA".contains(tag) && meaning.is_same(&rows, &after);
+                // A cursor that names an earlier layout: the next start makes such a state again, whatever it says.
+                let is_earlier = tag == 'A' && report.state == StateFound::Earlier;
+                let harmless = is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
                 assert!(
                     !told.is_empty() || harmless,
                     "BALTO_TEST_SEED={seed}, directory {directory}, case {number}: nobody sees what was done to {tag} {key:?}"
