@@ -13,6 +13,18 @@ pub(crate) enum Knob {
     RetryAfterSeconds,
     AttemptSecondsMax,
     BulkDeliveries,
+    PagePositions,
+    PageBytes,
+    ListSteps,
+    ScanEntries,
+    RetentionPages,
+    CommitRecords,
+    CommitTargets,
+    Outcomes,
+    PayloadBytes,
+    Handshakes,
+    ClosedLookedAt,
+    BackupBytes,
 }
 
 /// A bug on purpose.

@@ -18,6 +18,11 @@ use crate::rules::matching::want;
 use crate::store::ReadModel;
 use crate::store::writer::Command;
 
+/// Deliveries that one step, which is one record, changes.
+pub(super) fn deliveries_per_step() -> usize {
+    knobs::bound(Knob::BulkDeliveries, limits::BULK_DELIVERIES_MAX)
+}
+
 impl Engine {
     /// To these endpoints, or (when `None`) to those that it matches now, all in one commit. Gives the number of deliveries.
     ///
@@ -53,7 +58,7 @@ impl Engine {
             numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
         let count = deliveries.len() as u64;
         let at = self.now().wall;
-        let steps = deliveries.chunks(limits::BULK_DELIVERIES_MAX);
+        let steps = deliveries.chunks(deliveries_per_step());
         let commands = steps.map(|some| revived(some.to_vec(), Trigger::Replay, at)).collect();
         self.commit(commands, keyed.map(|keyed| keyed.answered(&count))).await?;
         Ok(count)
@@ -89,7 +94,7 @@ impl Engine {
             let filter = filter.clone();
             let found = self
                 .outbox()
-                .read(move |state| state.past(&filter, number, cursor, limits::BULK_DELIVERIES_MAX))
+                .read(move |state| state.past(&filter, number, cursor, deliveries_per_step()))
                 .await?;
             let wanted = |past: &reads::Past| {
                 let open = match past.state {
@@ -166,7 +171,7 @@ impl Engine {
             let filter = filter.clone();
             let found = self
                 .outbox()
-                .read(move |state| state.dead_letters(&filter, cursor, limits::BULK_DELIVERIES_MAX))
+                .read(move |state| state.dead_letters(&filter, cursor, deliveries_per_step()))
                 .await?;
             let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
             if living_endpoints_only {
@@ -191,7 +196,7 @@ impl Engine {
     /// Gives up what is pending for a deleted endpoint, in bounded steps. Repeating it changes nothing.
     pub(super) async fn sweep_deleted(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
         let pending = move |state: &dyn ReadModel| {
-            let deliveries = state.pending(endpoint, limits::BULK_DELIVERIES_MAX);
+            let deliveries = state.pending(endpoint, deliveries_per_step());
             let is_swept = deliveries.is_empty();
             (deliveries, is_swept)
         };
@@ -202,7 +207,7 @@ impl Engine {
     /// Puts what is pending for an endpoint where its ordering of now wants it: pass after pass, in bounded steps, each one
     /// commit, until one finds nothing. Repeating it changes nothing.
     pub(super) async fn put_in_order(&self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
-        let limit = knobs::bound(Knob::BulkDeliveries, limits::BULK_DELIVERIES_MAX);
+        let limit = deliveries_per_step();
         let (mut after, mut is_in_order) = (None, true);
         loop {
             let known =
@@ -232,10 +237,23 @@ impl Engine {
         reason: DeadReason,
         find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
     ) -> Result<R, Unavailable> {
+        self.give_up_if(reason, find, || true).await
+    }
+
+    /// As [`Self::give_up`], unless the reason has gone when the deliveries are found: the look may take long.
+    pub(super) async fn give_up_if<R: Send + 'static>(
+        &self,
+        reason: DeadReason,
+        find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
+        holds: impl Fn() -> bool,
+    ) -> Result<R, Unavailable> {
         let (deliveries, found) = {
             let _alone = self.shared.acting.lock().await;
-            let (deliveries, found) = self.outbox().read(find).await?;
-            for some in deliveries.chunks(limits::BULK_DELIVERIES_MAX) {
+            let (mut deliveries, found) = self.outbox().read(find).await?;
+            if !holds() {
+                deliveries.clear();
+            }
+            for some in deliveries.chunks(deliveries_per_step()) {
                 let at = self.now().wall;
                 self.write(Record::DeliveriesDied { deliveries: some.to_vec(), reason, at }).await?;
             }

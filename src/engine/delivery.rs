@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
-use super::dispatcher::Signal;
+use super::dispatcher::{Signal, gate};
 use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, DueKey, Endpoint, EndpointNumber,
     EndpointStatus, ErrorClass, Event, Next, Now, Position, Progress, Record, Timestamp, Verdict, attribute,
 };
-use crate::lanes;
+use crate::lanes::{self, Gate};
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
-use crate::rules::{handshake, retry, trace};
+use crate::rules::{retry, trace};
 use crate::store::recent::Prepared;
 use crate::store::writer::{Command, Unit};
 
@@ -62,8 +62,8 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
     };
     // Last of all: what is true now is what counts.
     let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
-    if endpoint.as_ref().is_some_and(|endpoint| !handshake::allows(endpoint)) {
-        // The lane will have heard in a moment that the receiver has to be asked anew.
+    if endpoint.as_ref().is_some_and(|endpoint| gate(endpoint) != Gate::Open) {
+        // The lane will have heard in a moment that the endpoint is closed.
         return give_back(&engine, &assignment, DISALLOWED_PAUSE).await;
     }
     match (endpoint, event) {
@@ -148,7 +148,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     });
     if let Verdict::Gone(reason) = verdict {
         // Before its slot is free: nothing more is to go there.
-        engine.disable(endpoint.number, reason).await;
+        engine.disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
     }
     finish(engine, assignment, lane_outcome(engine, endpoint, verdict, &attempt, finished));
     if let Next::Dead(reason) = next
@@ -266,11 +266,15 @@ fn lane_outcome(
     attempt: &Attempt,
     finished: Now,
 ) -> lanes::Outcome {
+    let known = engine.outbox().directory(|directory| directory.endpoint(endpoint.number).cloned());
+    if known.as_ref().is_some_and(|known| known.url != endpoint.url) {
+        // Whatever the URL of before answered, it says nothing about the one of now.
+        return lanes::Outcome::Neutral;
+    }
     match verdict {
         Verdict::Delivered => lanes::Outcome::Healthy,
         Verdict::RetryAfter(wait) => {
             // As it is now: who has opened it since the request was sent was before the answer.
-            let known = engine.outbox().directory(|directory| directory.endpoint(endpoint.number).cloned());
             let revision = known.map_or(endpoint.revision, |known| known.revision);
             lanes::Outcome::Throttled { until: finished.wall.plus(wait), revision }
         }
@@ -296,12 +300,18 @@ impl Engine {
         })
     }
 
-    /// Disables an active endpoint and tells the operator. Someone else's change in between is read again.
-    pub(super) async fn disable(&self, number: EndpointNumber, reason: DisabledReason) {
+    /// Disables an active endpoint and tells the operator, for as long as the reason holds for what it is now: someone
+    /// else's change in between is read again.
+    pub(super) async fn disable(
+        &self,
+        number: EndpointNumber,
+        reason: DisabledReason,
+        holds: impl Fn(&Endpoint) -> bool,
+    ) {
         loop {
             let current = self.outbox().directory(|directory| directory.endpoint(number).cloned());
             let Some(current) = current else { return };
-            if matches!(current.status, EndpointStatus::Disabled { .. }) {
+            if matches!(current.status, EndpointStatus::Disabled { .. }) || !holds(&current) {
                 return;
             }
             let at = self.now().wall;

@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::Engine;
+use super::bulk::deliveries_per_step;
 use super::delivery::{Assignment, attempt};
 use super::gauges::{Behind, measure};
 use super::payloads::Payloads;
@@ -22,6 +23,7 @@ use crate::domain::{
     DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Now, Ordering,
     PolicyDefaults, Position, Progress, Record, RetryPolicy, Timestamp,
 };
+use crate::knobs::{self, Knob};
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
 use crate::limits;
 use crate::projections::LaneChange;
@@ -331,7 +333,7 @@ impl Dispatcher {
     }
 
     fn ask(&mut self, endpoint: EndpointNumber) {
-        let room = self.asking.len() < limits::HANDSHAKES_MAX;
+        let room = self.asking.len() < knobs::bound(Knob::Handshakes, limits::HANDSHAKES_MAX);
         if room && !self.is_held() && self.asking.insert(endpoint) {
             self.tasks.spawn(super::handshake::ask(self.engine.clone(), endpoint));
         }
@@ -356,7 +358,12 @@ impl Dispatcher {
         let since = *self.failing_since.entry(endpoint).or_insert(at);
         if health::should_disable(since, self.engine.settings().disable_after, at) {
             let engine = self.engine.clone();
-            self.tasks.spawn(async move { engine.disable(endpoint, DisabledReason::Failing).await });
+            let known = engine.outbox().directory(|directory| directory.endpoint(endpoint).cloned());
+            let Some(revision) = known.map(|known| known.revision) else { return };
+            self.tasks.spawn(async move {
+                // A change of it, a resume for instance, begins its time anew.
+                engine.disable(endpoint, DisabledReason::Failing, |now| now.revision == revision).await;
+            });
         }
     }
 
@@ -524,14 +531,19 @@ fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePolicy {
     LanePolicy {
         rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight(defaults),
-        gate: match endpoint.status {
-            EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
-            EndpointStatus::Active => Gate::Open,
-            EndpointStatus::Paused => Gate::Paused,
-            EndpointStatus::Disabled { .. } => Gate::Disabled,
-        },
+        gate: gate(endpoint),
         host: destination(&endpoint.url).into(),
         revision: endpoint.revision,
+    }
+}
+
+/// Whether anything may be sent to the endpoint.
+pub(super) fn gate(endpoint: &Endpoint) -> Gate {
+    match endpoint.status {
+        EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
+        EndpointStatus::Active => Gate::Open,
+        EndpointStatus::Paused => Gate::Paused,
+        EndpointStatus::Disabled { .. } => Gate::Disabled,
     }
 }
 
@@ -594,7 +606,7 @@ fn is_over(task: Option<&AbortHandle>) -> bool {
 /// Of the closed endpoints those whose turn it is: by number, from the first after the one that was looked at last.
 fn in_turn(mut closed: Vec<Arc<Endpoint>>, last: EndpointNumber) -> Vec<Arc<Endpoint>> {
     closed.sort_unstable_by_key(|endpoint| (endpoint.number <= last, endpoint.number));
-    closed.truncate(limits::CLOSED_LOOKED_AT_MAX);
+    closed.truncate(knobs::bound(Knob::ClosedLookedAt, limits::CLOSED_LOOKED_AT_MAX));
     closed
 }
 
@@ -614,11 +626,16 @@ async fn expire(engine: &Engine, endpoint: &Endpoint, now: Timestamp) {
     };
     let number = endpoint.number;
     let expired = move |state: &dyn ReadModel| {
-        let (entries, _) = state.sendable(number, None, limits::BULK_DELIVERIES_MAX);
+        let (entries, _) = state.sendable(number, None, deliveries_per_step());
         let old = entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
         (old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect(), ())
     };
-    if let Err(error) = engine.give_up(reason, expired).await {
+    // Who opens the endpoint meanwhile wants them delivered.
+    let still_closed = || {
+        let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned());
+        known.is_some_and(|known| waits_in_vain(&known) == Some(reason))
+    };
+    if let Err(error) = engine.give_up_if(reason, expired, still_closed).await {
         tracing::warn!(%error, "expired deliveries of a closed endpoint wait for the next look");
     }
 }

@@ -42,6 +42,9 @@ impl Engine {
             Ok(Parcel::options(&endpoint.url, headers, timeout)?.with_identity(identity))
         };
         let reply = loop {
+            if !self.is_unchanged(&endpoint) {
+                return Ok(()); // if it is due still, it is asked for as it is now
+            }
             match parcel() {
                 Ok(parcel) => match carry(self, parcel).await {
                     Ok(reply) => break reply,
@@ -50,9 +53,6 @@ impl Engine {
                     Err(Exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                 },
                 Err(reason) => break Reply::failed(ErrorClass::Request, reason),
-            }
-            if !self.is_unchanged(&endpoint) {
-                return Ok(()); // if it is due still, it is asked for as it is now
             }
         };
         self.take_answer(&endpoint, asked, &reply).await
@@ -124,10 +124,11 @@ impl Engine {
             let since =
                 changed.handshake.as_ref().and_then(|handshake| Some(handshake.asked.as_ref()?.since));
             let in_vain = |since| health::should_disable(since, settings.disable_after, now);
+            let is_the_same = |known: &Endpoint| known.revision == changed.revision;
             if outcome == Ok(410) {
-                self.disable(changed.number, DisabledReason::Gone).await;
+                self.disable(changed.number, DisabledReason::Gone, is_the_same).await;
             } else if since.is_some_and(in_vain) {
-                self.disable(changed.number, DisabledReason::Failing).await;
+                self.disable(changed.number, DisabledReason::Failing, is_the_same).await;
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::domain::{Event, Position};
+use crate::knobs::{self, Knob};
 use crate::limits;
 
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ impl Payloads {
         self.bytes += event.weight();
         self.events.insert(position, (event.clone(), event.targets.len()));
         self.order.push_back(position);
-        while self.bytes > limits::PAYLOAD_CACHE_BYTES_MAX {
+        while self.bytes > knobs::bound(Knob::PayloadBytes, limits::PAYLOAD_CACHE_BYTES_MAX) {
             let Some(oldest) = self.order.pop_front() else { return };
             self.remove(oldest);
         }

@@ -13,6 +13,7 @@ use crate::domain::{
     Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, ErrorClass, Event,
     EventId, Idempotency, Position, Record, Tenant, Timestamp,
 };
+use crate::knobs::{self, Knob};
 use crate::lanes::{WaitReason, with_order};
 use crate::limits;
 use crate::projections::reads::{DeliveryFacts, Found};
@@ -43,7 +44,10 @@ impl Engine {
         id: &EventId,
     ) -> Result<Option<EventView>, Unavailable> {
         let Some((position, event)) = self.find_event(scope, tenant, id).await? else { return Ok(None) };
-        let facts = self.outbox().read(move |state| state.deliveries_of(position)).await?;
+        // Retention may have let it go since it was found.
+        let known =
+            self.outbox().read(move |state| state.knows(position).then(|| state.deliveries_of(position)));
+        let Some(facts) = known.await? else { return Ok(None) };
         Ok(Some(self.event_view(position, event, facts).await))
     }
 
@@ -201,7 +205,7 @@ impl Engine {
                 bytes += event_bytes(&event);
                 items.push(self.event_view(position, event, facts).await);
             }
-            if bytes >= limits::PAGE_BYTES_TARGET && number + 1 < last {
+            if bytes >= knobs::bound(Knob::PageBytes, limits::PAGE_BYTES_TARGET) && number + 1 < last {
                 next = Some(Cursor::at(position));
                 break;
             }
@@ -413,8 +417,14 @@ impl Engine {
         let reader = self.outbox().journal().clone();
         let last = reader.last_position();
         let until = until.map_or(last, |until| until.min(last));
-        reader.hold_rewrites(Instant::now() + BACKUP_HOLD);
-        let part = self.blocking(move || backup::part(&reader, after, until, BACKUP_PART_BYTES)).await?;
+        let bytes = knobs::bound(Knob::BackupBytes, BACKUP_PART_BYTES);
+        let part = self
+            .blocking(move || {
+                // A rewrite that is under way is waited for.
+                reader.hold_rewrites(Instant::now() + BACKUP_HOLD);
+                backup::part(&reader, after, until, bytes)
+            })
+            .await?;
         let part = part.map_err(|error| Unavailable::Failed(error.to_string().into()))?;
         Ok((part, until))
     }
@@ -442,7 +452,7 @@ impl Engine {
 
 /// Whether a list is answered with what it has found, after so many steps and so long.
 fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> bool {
-    let short = !page.items.is_empty() && steps >= limits::LIST_STEPS_MAX;
+    let short = !page.items.is_empty() && steps >= knobs::bound(Knob::ListSteps, limits::LIST_STEPS_MAX);
     page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
 }
 

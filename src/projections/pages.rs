@@ -11,10 +11,28 @@ use super::pending::{OrderHash, positions, put_positions};
 use super::rows::{Key, Rows, after_prefix};
 use crate::codec::{Malformed, Reader, put_bytes, put_u16, put_u64, put_varint};
 use crate::domain::{DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
+use crate::knobs::{self, Knob};
 use crate::limits;
 
 /// Journal positions per page.
 pub const PAGE_POSITIONS: u64 = 256;
+
+/// The same; a simulation has smaller pages.
+fn page_positions() -> u64 {
+    knobs::bound(Knob::PagePositions, PAGE_POSITIONS as usize) as u64
+}
+
+/// The page that a position lies on.
+#[must_use]
+pub fn page_of(position: Position) -> u64 {
+    position.0 / page_positions()
+}
+
+/// The first position of a page.
+#[must_use]
+pub fn first_of(page: u64) -> u64 {
+    page * page_positions()
+}
 
 /// A block is closed when it has reached this many bytes.
 const BLOCK_BYTES_TARGET: usize = 8 * 1024;
@@ -161,7 +179,7 @@ impl Blocks {
     }
 
     fn append(&mut self, rows: &mut dyn Rows, tag: u8, checkpoint: u64, position: Position, entry: &[u8]) {
-        let page = position.0 / PAGE_POSITIONS;
+        let page = page_of(position);
         let chunk = self.chunks.entry((tag, page)).or_insert(0);
         let key = Key::new(tag).u64(page).u64(checkpoint).u16(*chunk).0;
         if rows.append(&key, entry) >= BLOCK_BYTES_TARGET {
@@ -211,12 +229,12 @@ pub fn states(rows: &dyn Rows, page: u64) -> HashMap<DeliveryKey, StateEntry> {
 
 /// The entry of one event.
 pub fn event(rows: &dyn Rows, position: Position) -> Option<EventEntry> {
-    events(rows, position.0 / PAGE_POSITIONS).into_iter().find(|entry| entry.position == position)
+    events(rows, page_of(position)).into_iter().find(|entry| entry.position == position)
 }
 
 /// The last state entry of one delivery.
 pub fn state_of(rows: &dyn Rows, delivery: DeliveryKey) -> Option<StateEntry> {
-    let page = entries(rows, b'O', delivery.event.0 / PAGE_POSITIONS, StateEntry::decode);
+    let page = entries(rows, b'O', page_of(delivery.event), StateEntry::decode);
     page.into_iter().rfind(|entry| entry.delivery == delivery)
 }
 

@@ -6,12 +6,13 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::dead::Letter;
-use super::pages::{EventEntry, PAGE_POSITIONS, StateEntry};
+use super::pages::{EventEntry, StateEntry, first_of, page_of};
 use super::{Rows, dead, pages, pending};
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, Position, StreamName, Tenant,
     Timestamp,
 };
+use crate::knobs::{self, Knob};
 use crate::limits;
 
 /// Filters of every list; each list documents which of them it reads. Times bound the acceptance of the event (for
@@ -161,12 +162,16 @@ pub(super) fn endpoints(
 /// All deliveries of one event, by endpoint.
 pub fn deliveries_of(rows: &dyn Rows, position: Position) -> Vec<DeliveryFacts> {
     let Some(event) = pages::event(rows, position) else { return Vec::new() };
-    let states = pages::states(rows, position.0 / PAGE_POSITIONS);
+    let states = pages::states(rows, page_of(position));
     let key = |endpoint| DeliveryKey { event: position, endpoint };
     endpoints(&event, &states)
         .into_iter()
         .map(|endpoint| facts(rows, &event, key(endpoint), states.get(&key(endpoint))))
         .collect()
+}
+
+fn scan_entries() -> usize {
+    knobs::bound(Knob::ScanEntries, limits::SCAN_ENTRIES_MAX)
 }
 
 /// Visits pages from the newest below `after` on, until `visit` breaks or the budget of entries is spent; gives the
@@ -177,7 +182,7 @@ fn walk(
     mut visit: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> ControlFlow<()>,
 ) -> Option<u64> {
     let mut looked_at = 0;
-    let mut page = pages::page_at_or_below(rows, below.checked_sub(1)? / PAGE_POSITIONS);
+    let mut page = pages::page_at_or_below(rows, page_of(Position(below.checked_sub(1)?)));
     while let Some(current) = page {
         let states = pages::states(rows, current);
         for event in pages::events(rows, current).iter().rev().filter(|event| event.position.0 < below) {
@@ -186,8 +191,8 @@ fn walk(
                 return Some(event.position.0);
             }
         }
-        if looked_at >= limits::SCAN_ENTRIES_MAX {
-            return Some(current * PAGE_POSITIONS);
+        if looked_at >= scan_entries() {
+            return Some(first_of(current));
         }
         page = current.checked_sub(1).and_then(|below| pages::page_at_or_below(rows, below));
     }
@@ -199,7 +204,7 @@ fn walk(
 fn start(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
     let Some(until) = until else { return below };
     // Pages below `low` begin before `until`, those from `high` on do not.
-    let (mut low, mut high) = (0, below.div_ceil(PAGE_POSITIONS));
+    let (mut low, mut high) = (0, page_of(Position(below)).saturating_add(1));
     while low < high {
         let middle = low + (high - low) / 2;
         let page = pages::page_at_or_above(rows, middle).filter(|page| *page < high);
@@ -209,7 +214,7 @@ fn start(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
             _ => high = middle,
         }
     }
-    below.min(low * PAGE_POSITIONS)
+    below.min(first_of(low))
 }
 
 /// What `take` makes of events, newest first. Filters: tenant, event_type, stream, since, until.
@@ -355,7 +360,7 @@ pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, lim
         after.map(|cursor| (cursor.position, DeliveryKey { event: cursor.event, endpoint: cursor.endpoint }));
     let mut complete = true;
     dead::newest_first(rows, before, &mut |letter| {
-        if items.len() == limit || looked_at == limits::SCAN_ENTRIES_MAX {
+        if items.len() == limit || looked_at == scan_entries() {
             complete = false;
             return ControlFlow::Break(());
         }
@@ -518,7 +523,7 @@ mod tests {
                 gone += 1;
             });
             let kept = |list: &[u64]| -> Vec<u64> {
-                list.iter().copied().filter(|at| *at >= gone * PAGE_POSITIONS).collect()
+                list.iter().copied().filter(|at| *at >= first_of(gone)).collect()
             };
             assert_eq!(kept(&listed), kept(&expected), "{story}, old events go meanwhile");
             assert!(listed.windows(2).all(|two| two[0] > two[1]), "{story}: {listed:?}");

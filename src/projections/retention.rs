@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::pages::{self, Blocks, EventEntry, PAGE_POSITIONS, StateEntry};
+use super::pages::{self, Blocks, EventEntry, StateEntry};
 use super::{Rows, pending, reads};
 use crate::domain::{DeliveryKey, DeliveryState, Position, Timestamp};
+use crate::knobs::{self, Knob};
 use crate::limits;
 
 /// Pages in one step of looking for what is overdue.
@@ -130,7 +131,7 @@ fn forget_page(
 pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
     let mut overdue = Overdue::default();
     let mut next = pages::page_at_or_above(rows, page);
-    for _ in 0..OVERDUE_PAGES_MAX {
+    for _ in 0..knobs::bound(Knob::RetentionPages, OVERDUE_PAGES_MAX) {
         let Some(page) = next.filter(|_| overdue.deliveries.len() < limits::BULK_DELIVERIES_MAX) else {
             break;
         };
@@ -160,12 +161,6 @@ pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
 #[must_use]
 pub fn positions(rows: &dyn Rows, page: u64) -> Vec<Position> {
     pages::events(rows, page).into_iter().map(|event| event.position).collect()
-}
-
-/// The page that a position lies on.
-#[must_use]
-pub fn page_of(position: Position) -> u64 {
-    position.0 / PAGE_POSITIONS
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::types::Unavailable;
 use super::writer::{Unit, stands_alone, weight};
+use crate::knobs::{self, Knob};
 use crate::limits;
 
 /// An outcome that nobody waits for waits this long for company.
@@ -57,6 +58,10 @@ struct Waiting {
     closed: bool,
 }
 
+fn commit_records() -> usize {
+    knobs::bound(Knob::CommitRecords, limits::COMMIT_RECORDS_MAX)
+}
+
 impl Waiting {
     fn add(&mut self, unit: &Unit) {
         let (commands, bytes) = weight(unit);
@@ -71,7 +76,7 @@ impl Waiting {
     }
 
     fn is_full(&self) -> bool {
-        self.commands >= limits::COMMIT_RECORDS_MAX || self.bytes >= limits::COMMIT_BYTES_MAX
+        self.commands >= commit_records() || self.bytes >= limits::COMMIT_BYTES_MAX
     }
 
     /// Units until a bound is reached or nothing more waits. A unit that changes the directory stands alone.
@@ -81,8 +86,8 @@ impl Waiting {
         while let Some(unit) = self.units.front() {
             let alone = stands_alone(unit);
             let (more_commands, more_bytes) = weight(unit);
-            let full = commands + more_commands > limits::COMMIT_RECORDS_MAX
-                || bytes + more_bytes > limits::COMMIT_BYTES_MAX;
+            let full =
+                commands + more_commands > commit_records() || bytes + more_bytes > limits::COMMIT_BYTES_MAX;
             if !group.is_empty() && (alone || full) {
                 break;
             }
@@ -157,7 +162,7 @@ impl UnitQueue {
     /// Whether so many outcomes wait that no further attempt should begin.
     pub(super) fn is_behind(&self) -> bool {
         let (count, bytes) = self.lock().outcomes;
-        count > limits::OUTCOMES_MAX || bytes > limits::OUTCOME_BYTES_MAX
+        count > knobs::bound(Knob::Outcomes, limits::OUTCOMES_MAX) || bytes > limits::OUTCOME_BYTES_MAX
     }
 
     /// No further unit is taken; the writer gets what is here, and then nothing.

@@ -12,6 +12,7 @@ use super::outbox::Outbox;
 use super::state::{KnownEvents, State, StateError};
 use super::types::Unavailable;
 use crate::domain::{EndpointNumber, Position, Record, Timestamp};
+use crate::knobs::{self, Knob};
 use crate::projections::retention::{Cutoffs, Forgotten};
 
 /// Pages that the state's thread looks at in one go.
@@ -102,9 +103,10 @@ impl Retention {
     async fn forget(&mut self, cutoffs: Cutoffs) -> Result<u64, Unavailable> {
         let (mut events, mut page) = (0, Some(0));
         while let Some(from) = page {
+            let pages = knobs::bound(Knob::RetentionPages, PAGES_PER_STEP);
             let held = self.outbox.hold_forgetting().await;
             let Forgotten { positions, events: count, next } =
-                self.outbox.tend(move |state| state.forget(cutoffs, from, PAGES_PER_STEP)).await?;
+                self.outbox.tend(move |state| state.forget(cutoffs, from, pages)).await?;
             drop(held);
             events += count;
             page = next;
@@ -121,9 +123,9 @@ impl Retention {
     /// Statistics stay as long as the events that they count.
     async fn forget_hours(&self, before: Timestamp) -> Result<(), Unavailable> {
         let mut next = Some(EndpointNumber(0));
+        let most = knobs::bound(Knob::RetentionPages, ENDPOINTS_PER_STEP);
         while let Some(from) = next {
-            next =
-                self.outbox.tend(move |state| state.forget_hours(before, from, ENDPOINTS_PER_STEP)).await?;
+            next = self.outbox.tend(move |state| state.forget_hours(before, from, most)).await?;
             tokio::time::sleep(STEP_PAUSE).await;
         }
         Ok(())

@@ -21,6 +21,7 @@ use crate::domain::{
     DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Idempotency, Ordering, Position, Progress,
     Record, Rejection, StreamName, Tenant, Timestamp, Trigger,
 };
+use crate::knobs::{self, Knob};
 use crate::limits;
 use crate::projections::LaneChange;
 use crate::projections::idempotency::Known;
@@ -209,7 +210,7 @@ impl Staged {
     }
 
     fn is_full(&self) -> bool {
-        self.targets >= limits::COMMIT_TARGETS
+        self.targets >= knobs::bound(Knob::CommitTargets, limits::COMMIT_TARGETS)
     }
 
     fn push(&mut self, record: Record) -> Position {

@@ -3,7 +3,7 @@
 //! Owns the turns of the writer and of the state, which chance takes in the place of threads; everything else runs as it
 //! does in production, on a runtime of one thread whose time is told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::store::disk::{Fault, MemoryDisk, Operation};
-use crate::store::journal::{Journal, JournalOptions, JournalReader};
+use crate::store::journal::{Journal, JournalOptions, JournalReader, verify};
 use crate::store::outbox::{Assembled, StateThread, WriterThread, catch_up};
 use crate::store::state::State;
 use crate::store::state::base::Base;
@@ -72,6 +72,8 @@ pub(super) struct Life {
     heard: mpsc::Sender<Notice>,
     /// Told by the writer, not heard yet.
     held: VecDeque<Notice>,
+    /// Told by the state, not heard yet.
+    held_by_state: VecDeque<Notice>,
     dispatcher: JoinHandle<Result<(), Unavailable>>,
     stop: watch::Sender<Run>,
     clients: JoinSet<()>,
@@ -87,12 +89,15 @@ impl Life {
         world::begin_life();
         let (chance, plan) = world.with(|inner| {
             inner.life += 1;
-            inner.in_flight.clear();
+            (inner.in_flight, inner.held) = (BTreeMap::new(), None);
+            inner.asking.clear();
             (inner.stopping, inner.failing, inner.sick_until) = (false, false, Timestamp::ZERO);
+            (inner.exhausted, inner.unreadable) = (false, false);
             (Chance::new(inner.chance.next()), inner.plan.clone())
         });
         let mut options = JournalOptions::new(7);
         (options.segment_bytes, options.room_bytes) = (plan.segment_bytes, plan.room_bytes);
+        check_files(&world.disk())?;
         let (journal, report) =
             Journal::open(Arc::new(world.disk()), options).map_err(|error| error.to_string())?;
         if report.torn_bytes > 0 {
@@ -151,6 +156,7 @@ impl Life {
             told,
             heard,
             held: VecDeque::new(),
+            held_by_state: VecDeque::new(),
             dispatcher: tokio::spawn(dispatcher.run(stopped, drain)),
             stop,
             clients: JoinSet::new(),
@@ -182,7 +188,8 @@ impl Life {
                     }
                     self.operate();
                 }
-                72..86 => {
+                72 | 73 => self.stall().await,
+                74..86 => {
                     let millis = self.world.chance(|chance| chance.within(1, 40));
                     tokio::time::sleep(Duration::from_millis(millis)).await;
                 }
@@ -262,16 +269,41 @@ impl Life {
         }
     }
 
+    /// The writer, or the state, gets no turn for a while: its disk does not answer.
+    async fn stall(&mut self) {
+        let (writer, millis) = self.world.chance(|chance| (chance.percent(50), chance.within(100, 2_000)));
+        self.world.note(format_args!("{} stalls", if writer { "the writer" } else { "the state" }));
+        self.world.count("stalls");
+        let end = tokio::time::Instant::now() + Duration::from_millis(millis);
+        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.is_broken() {
+            if writer {
+                self.take_states_turns();
+            } else {
+                self.take_writers_turn();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The state has told of its last turn before it begins the next.
+    fn hear_held_by_state(&mut self) {
+        while let Some(notice) = self.held_by_state.pop_front() {
+            self.hear(notice);
+        }
+    }
+
     fn take_states_turns(&mut self) -> bool {
         let count = self.world.chance(|chance| chance.within(1, 8));
         let mut any = false;
         for _ in 0..count {
+            self.hear_held_by_state();
             if !self.state.turn_by_hand() {
                 break;
             }
             any = true;
+            let late = self.world.with(|inner| inner.plan.late_notices && inner.chance.percent(25));
             while let Ok(notice) = self.told.try_recv() {
-                self.hear(notice);
+                if late { self.held_by_state.push_back(notice) } else { self.hear(notice) }
             }
             self.look_at_order();
         }
@@ -349,7 +381,7 @@ impl Life {
         let plan = self.world.plan();
         let disk = self.world.disk();
         if plan.disk_faults {
-            match self.world.chance(|chance| chance.within(0, 4)) {
+            match self.world.chance(|chance| chance.within(0, 6)) {
                 0..3 => {
                     let sick = self.world.with(|inner| {
                         let sick = inner.sick_until != Timestamp::MAX;
@@ -362,8 +394,17 @@ impl Life {
                     self.world.count("fullDisks");
                 }
                 3 => self.break_disk(&disk, Operation::SyncData),
-                _ => self.break_disk(&disk, Operation::Write),
+                4 => self.break_disk(&disk, Operation::Write),
+                _ => self.break_reads(&disk),
             }
+        }
+        if plan.shortages {
+            let exhausted = self.world.with(|inner| {
+                inner.exhausted = !inner.exhausted && !inner.healed;
+                inner.exhausted
+            });
+            self.world.note(format_args!("no file descriptor is left: {exhausted}"));
+            self.world.count("shortages");
         }
         if plan.clock_jumps {
             let millis = self.world.chance(|chance| chance.within(0, 14_400_000)) as i64 - 7_200_000;
@@ -375,6 +416,15 @@ impl Life {
             self.world.note(format_args!("the clock jumps by {millis}"));
             self.world.count("clockJumps");
         }
+    }
+
+    /// Some reads of the journal fail: what needs them waits, and clients are told.
+    fn break_reads(&self, disk: &MemoryDisk) {
+        let count = self.world.chance(|chance| chance.within(1, 6));
+        self.world.with(|inner| inner.unreadable = true);
+        disk.inject(Fault { count, ..Fault::once(Operation::Read, Fault::EIO) });
+        self.world.note(format_args!("the next {count} reads fail"));
+        self.world.count("readErrors");
     }
 
     fn break_disk(&self, disk: &MemoryDisk, operation: Operation) {
@@ -416,6 +466,7 @@ impl Life {
         }
         self.hear_held();
         while self.take_states_turns() {}
+        self.hear_held_by_state();
         self.state.checkpoint_by_hand();
         if self.is_over() && (self.writer_ended || !self.world.is_alive()) {
             return End::PowerCut;
@@ -431,6 +482,7 @@ impl Life {
     async fn drain(&mut self) -> End {
         self.world.with(|inner| {
             inner.healed = true;
+            inner.exhausted = false;
             inner.sick_until = inner.sick_until.min(wall().plus(RECOVERY_MAX));
             inner.receivers.values_mut().for_each(|receiver| receiver.manner = Manner::Healthy);
             inner.note(format_args!("all receivers are well"));
@@ -477,6 +529,12 @@ impl Life {
         let requests = self.clients.len();
         format!("held for ever: {requests} requests unanswered, lanes {lanes:?}, pending {held:?}")
     }
+}
+
+/// Nothing of the journal's files is damaged.
+pub(super) fn check_files(disk: &MemoryDisk) -> Result<(), String> {
+    let found = verify(disk, &mut |_| ()).map_err(|error| error.to_string())?;
+    if found.damage.is_empty() { Ok(()) } else { Err(format!("the journal is damaged: {:?}", found.damage)) }
 }
 
 /// What was durable is there, byte for byte, and what nobody was told of may be.

@@ -12,6 +12,7 @@ mod life;
 mod model;
 mod operations;
 mod tests;
+mod walks;
 mod world;
 
 use std::cell::RefCell;

@@ -32,11 +32,13 @@ pub(super) const LAG_MAX: Duration = Duration::from_secs(3);
 pub(super) struct Model {
     pub(super) records: Vec<(Position, Record)>,
     pub(super) oracle: Oracle,
-    /// An operator or a deletion has had a hand in these: lanes may lag behind that.
-    touched: BTreeSet<DeliveryKey>,
+    /// When an operator or a deletion last had a hand in these: lanes may lag behind that.
+    touched: BTreeMap<DeliveryKey, Timestamp>,
     /// When they were last put elsewhere because of their endpoint's ordering: maybe beside others, while they were under way.
     reordered: BTreeMap<DeliveryKey, Timestamp>,
     pub(super) endpoints: BTreeMap<EndpointNumber, Subscriber>,
+    /// Receivers that were ready to agree, and the URLs at which they were asked.
+    pub(super) agreed: BTreeSet<(EndpointNumber, Box<str>)>,
     ids: BTreeMap<(Tenant, EventId), Position>,
     scopes: BTreeMap<[u8; 16], (Position, Option<Timestamp>)>,
     pub(super) streams: BTreeMap<(String, String), u64>,
@@ -99,12 +101,12 @@ impl Model {
                 known.deleted = true;
                 known.changed_at = now;
             }
-            Record::DeliveriesRevived { deliveries, .. } => self.touch(deliveries, |_| true),
+            Record::DeliveriesRevived { deliveries, .. } => self.touch(deliveries, now, |_| true),
             Record::DeliveriesCancelled { deliveries, .. } | Record::DeliveriesDied { deliveries, .. } => {
-                self.touch(deliveries, |state| state == DeliveryState::Pending);
+                self.touch(deliveries, now, |state| state == DeliveryState::Pending);
             }
             Record::DeadLettersPurged { deliveries, .. } => {
-                self.touch(deliveries, |state| matches!(state, DeliveryState::Dead(_)));
+                self.touch(deliveries, now, |state| matches!(state, DeliveryState::Dead(_)));
             }
             Record::DeliveriesReordered { deliveries, .. } => {
                 self.reordered.extend(deliveries.iter().map(|key| (*key, now)));
@@ -121,11 +123,11 @@ impl Model {
     }
 
     /// Those that there are (or, when there are none yet, will be) and that the record changes.
-    fn touch(&mut self, deliveries: &[DeliveryKey], changes: fn(DeliveryState) -> bool) {
+    fn touch(&mut self, deliveries: &[DeliveryKey], now: Timestamp, changes: fn(DeliveryState) -> bool) {
         let changed = deliveries
             .iter()
             .filter(|key| self.oracle.deliveries.get(key).is_none_or(|known| changes(known.state)));
-        self.touched.extend(changed);
+        self.touched.extend(changed.map(|key| (*key, now)));
     }
 
     fn accept(&mut self, position: Position, event: &Arc<Event>) -> Result<(), String> {
@@ -179,6 +181,13 @@ impl Model {
     }
 
     fn put_endpoint(&mut self, endpoint: &Arc<Endpoint>, now: Timestamp) -> Result<(), String> {
+        let consents = endpoint.handshake.as_ref().is_some_and(|handshake| handshake.consent.is_some());
+        if consents && !self.agreed.contains(&(endpoint.number, endpoint.url.clone())) {
+            return Err(format!(
+                "{} counts as having agreed, and nobody at {} has",
+                endpoint.id, endpoint.url
+            ));
+        }
         match self.endpoints.get_mut(&endpoint.number) {
             Some(known) if known.deleted => return Err(format!("{} came back", endpoint.id)),
             Some(known) => {
@@ -201,8 +210,9 @@ impl Model {
         self.oracle.deliveries.iter().filter(|(_, known)| known.state == DeliveryState::Pending)
     }
 
-    pub(super) fn is_touched(&self, key: DeliveryKey) -> bool {
-        self.touched.contains(&key)
+    /// When an operator last had a hand in it.
+    pub(super) fn touched(&self, key: DeliveryKey) -> Option<Timestamp> {
+        self.touched.get(&key).copied()
     }
 
     pub(super) fn reordered(&self, key: DeliveryKey) -> Option<Timestamp> {
@@ -238,11 +248,34 @@ impl Model {
         compare(&oracle, state, Moment { now, rebuilt: self.keep.is_some(), limit: 7 })
     }
 
-    /// What an endpoint that nobody has touched for a while must be doing.
-    pub(super) fn is_closed_since(&self, endpoint: EndpointNumber) -> Option<Timestamp> {
-        let known = self.endpoints.get(&endpoint)?;
-        let closed = known.deleted || known.endpoint.status != EndpointStatus::Active;
-        closed.then_some(known.changed_at)
+    /// Whether nothing may be sent to the endpoint.
+    pub(super) fn is_closed(&self, endpoint: EndpointNumber) -> bool {
+        let known = self.endpoints.get(&endpoint);
+        known.is_none_or(|known| known.deleted || known.endpoint.status != EndpointStatus::Active)
+    }
+
+    /// Deliveries that a record after this position names.
+    pub(super) fn changed_since(&self, position: Position) -> BTreeSet<DeliveryKey> {
+        let after = self.records.partition_point(|(at, _)| *at <= position);
+        let deliveries = self.records[after..].iter().flat_map(|(at, record)| match record {
+            Record::EventAccepted(event) => {
+                let key = |endpoint: &EndpointNumber| DeliveryKey { event: *at, endpoint: *endpoint };
+                event.targets.iter().map(key).collect()
+            }
+            Record::AttemptFinished { delivery, .. } => vec![*delivery],
+            Record::DeliveriesRevived { deliveries, .. }
+            | Record::DeliveriesCancelled { deliveries, .. }
+            | Record::DeliveriesDied { deliveries, .. }
+            | Record::DeadLettersPurged { deliveries, .. } => deliveries.clone(),
+            Record::DeliveriesReordered { .. }
+            | Record::EndpointPut(_)
+            | Record::EndpointDeleted { .. }
+            | Record::KeyPut(_)
+            | Record::KeyDeleted { .. }
+            | Record::RequestAnswered { .. }
+            | Record::EventRejected { .. } => Vec::new(),
+        });
+        deliveries.collect()
     }
 }
 

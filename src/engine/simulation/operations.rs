@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::super::Engine;
 use super::super::retention::{self, Keep};
-use super::super::types::{Accepted, ChangeError, EventDraft, Filter, PublishError, Scope, Unavailable};
+use super::super::types::{Accepted, ChangeError, EventDraft, PublishError, Scope, Unavailable};
 use super::chance::Chance;
+use super::life::check_files;
+use super::walks;
 use super::world::{Inner, Posted, World, wall};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
@@ -15,22 +17,23 @@ use crate::domain::{
 
 use crate::rules::handshake::asked_anew;
 
-const EVERYBODY: Scope = Scope(None);
+pub(super) static EVERYBODY: Scope = Scope(None);
 
 /// Does one thing; returns when it was answered.
 pub(super) async fn operate(engine: Engine, world: World) {
     let dice = world.chance(|chance| chance.within(0, 99));
     match dice {
-        0..55 => publish(&engine, &world).await,
-        55..60 => publish_batch(&engine, &world).await,
-        60..63 => create_endpoint(&engine, &world).await,
-        63..67 => change_ordering(&engine, &world).await,
-        67..73 => change_endpoint(&engine, &world).await,
-        73..76 => call_back(&engine, &world).await,
-        76..78 => delete_endpoint(&engine, &world).await,
-        78..88 => operate_on_delivery(&engine, &world).await,
-        88..93 => retain(&engine, &world).await,
-        _ => operate_in_bulk(&engine, &world).await,
+        0..48 => publish(&engine, &world).await,
+        48..53 => publish_batch(&engine, &world).await,
+        53..56 => create_endpoint(&engine, &world).await,
+        56..60 => change_ordering(&engine, &world).await,
+        60..68 => change_endpoint(&engine, &world).await,
+        68..71 => call_back(&engine, &world).await,
+        71..73 => delete_endpoint(&engine, &world).await,
+        73..82 => operate_on_delivery(&engine, &world).await,
+        82..90 if world.plan().keep.is_some() => retain(&engine, &world).await,
+        82..94 => walks::operate_in_bulk(&engine, &world).await,
+        _ => walks::walk(&engine, &world).await,
     }
 }
 
@@ -142,11 +145,11 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
 
 /// Whether an error is one that the world of now explains.
 fn explains(world: &World, error: &Unavailable) -> bool {
-    world.with(|inner| inner.stopping || inner.failing || inner.sick_until > wall())
+    world.with(|inner| inner.stopping || inner.failing || inner.unreadable || inner.sick_until > wall())
         && !matches!(error, Unavailable::Overloaded { .. })
 }
 
-fn refused(world: &World, what: &str, error: &Unavailable) {
+pub(super) fn refused(world: &World, what: &str, error: &Unavailable) {
     if explains(world, error) {
         world.note(format_args!("{what}: refused: {error}"));
         world.count("refused");
@@ -155,7 +158,7 @@ fn refused(world: &World, what: &str, error: &Unavailable) {
     }
 }
 
-fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeError>) {
+pub(super) fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeError>) {
     match result {
         Ok(_) => world.note(format_args!("{what}: done")),
         Err(ChangeError::Store(error)) => refused(world, what, error),
@@ -177,7 +180,7 @@ pub(super) async fn create_endpoint(engine: &Engine, world: &World) {
     }
 }
 
-fn any_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
+pub(super) fn any_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
     let all: Vec<_> = engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
     if all.is_empty() {
         return None;
@@ -185,8 +188,21 @@ fn any_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
     Some(Endpoint::clone(world.chance(|chance| chance.pick(&all).clone()).as_ref()))
 }
 
+/// Sometimes one with which something is under way now, if there is any.
+fn busy_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
+    let busy = world.with(|inner| {
+        let sent = inner.in_flight.keys().map(|key| key.endpoint);
+        let busy: Vec<_> = inner.asking.iter().copied().chain(sent).collect();
+        let chosen = !busy.is_empty() && inner.chance.percent(50);
+        chosen.then(|| *inner.chance.pick(&busy))
+    })?;
+    engine.outbox().directory(|directory| directory.endpoint(busy).map(|known| Endpoint::clone(known)))
+}
+
 async fn change_endpoint(engine: &Engine, world: &World) {
-    let Some(mut endpoint) = any_endpoint(engine, world) else { return };
+    let Some(mut endpoint) = busy_endpoint(engine, world).or_else(|| any_endpoint(engine, world)) else {
+        return;
+    };
     let what = world.with(|inner| {
         let chance = &mut inner.chance;
         match chance.within(0, 9) {
@@ -274,6 +290,12 @@ async fn call_back(engine: &Engine, world: &World) {
         Some((at, callback, forged))
     });
     let Some((at, callback, forged)) = drawn else { return };
+    if !forged {
+        world.with(|inner| {
+            let number = inner.model.number_of(callback.endpoint.as_str());
+            inner.model.agreed.extend(number.map(|number| (number, callback.url.as_str().into())));
+        });
+    }
     let result = engine.grant(&callback.endpoint, &callback.token, Some("600")).await;
     changed(world, "call back", &result);
     if result.is_err() || !world.is_alive() {
@@ -571,8 +593,9 @@ fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<Deli
 /// Often one that is with its receiver now, if there is any.
 fn under_way(world: &World) -> Option<DeliveryKey> {
     world.with(|inner| {
-        let chosen = !inner.in_flight.is_empty() && inner.chance.percent(60);
-        chosen.then(|| *inner.chance.pick(&inner.in_flight))
+        let sent: Vec<_> = inner.in_flight.keys().copied().collect();
+        let chosen = !sent.is_empty() && inner.chance.percent(60);
+        chosen.then(|| *inner.chance.pick(&sent))
     })
 }
 
@@ -587,7 +610,7 @@ async fn operate_on_delivery(engine: &Engine, world: &World) {
     };
     let Some(key) = key else { return };
     let name = format!("{}/{}", key.event, key.endpoint.0);
-    if world.with(|inner| inner.in_flight.contains(&key)) {
+    if world.with(|inner| inner.in_flight.contains_key(&key)) {
         world.count("actedUponUnderWay");
     }
     match dice {
@@ -638,27 +661,12 @@ async fn retain(engine: &Engine, world: &World) {
     changed(world, "retention", &result);
     let Ok(pass) = result else { return };
     world.note(format_args!("retention: {pass:?}"));
+    // As a power cut would leave them now.
+    let left = world.disk().crash(world.chance(Chance::next));
+    if let Err(broken) = check_files(&left) {
+        world.breaks(broken);
+    }
     if pass.events > 0 {
         world.count("retained");
-    }
-}
-
-async fn operate_in_bulk(engine: &Engine, world: &World) {
-    let filter = Filter::default();
-    match world.chance(|chance| chance.within(0, 5)) {
-        0..3 => {
-            let result = engine.redrive_matching(&EVERYBODY, filter, None).await;
-            changed(world, "redrive all", &result);
-        }
-        3 => {
-            let result = engine.purge_matching(&EVERYBODY, filter, None).await;
-            changed(world, "purge all", &result);
-        }
-        _ => {
-            let Some(endpoint) = any_endpoint(engine, world) else { return };
-            let since = crate::domain::Timestamp::ZERO;
-            let result = engine.replay_endpoint(&endpoint, since, None, &[], true, None).await;
-            changed(world, &format!("replay to {}", endpoint.number.0), &result);
-        }
     }
 }

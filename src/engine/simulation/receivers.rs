@@ -10,12 +10,13 @@ use standardwebhooks::Webhook;
 use super::chance::Chance;
 use super::model::LAG_MAX;
 use super::operations::policy_defaults;
-use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, now};
+use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now};
 use crate::courier::{Exhausted, Parcel, Reply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
     Timestamp,
 };
+use crate::rules::signature::is_live;
 
 /// How a receiver behaves for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +126,15 @@ impl Receivers {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if parcel.is_options() {
             let asked = (header("webhook-request-origin"), header("webhook-request-callback"));
-            return self.be_asked(endpoint, url.as_str(), asked, timeout).await;
+            let reply = self.be_asked(endpoint, url.as_str(), asked, timeout).await;
+            self.world.with(|inner| inner.asking.remove(&endpoint));
+            return reply;
         }
+        let task = tokio::task::try_id();
+        let held = self.world.with(|inner| inner.held.take_if(|(id, _)| Some(*id) == task));
         let request = Request {
             endpoint,
+            held: held.map_or(Duration::ZERO, |(_, held)| held),
             id: header("webhook-id"),
             attempt: header("balto-attempt").parse().unwrap_or(0),
             timestamp: header("webhook-timestamp"),
@@ -199,8 +205,13 @@ impl Receivers {
         let (wait, reply) = self.world.with(|inner| {
             inner.count("asked");
             inner.note(format_args!("asked {} at {url}", endpoint.0));
+            inner.asking.insert(endpoint);
             let manner = inner.receivers.entry(endpoint).or_default().manner;
-            draw_answer(&mut inner.chance, manner, origin, timeout)
+            let (wait, reply, agrees) = draw_answer(&mut inner.chance, manner, origin, timeout);
+            if agrees {
+                inner.model.agreed.insert((endpoint, url.into()));
+            }
+            (wait, reply)
         });
         tokio::time::sleep(wait).await;
         reply
@@ -213,11 +224,22 @@ impl Receivers {
 
     /// How long a read of the journal takes.
     pub(in crate::engine) async fn wait_for_the_disk(&self) {
-        match self.world.chance(|chance| chance.within(0, 9)) {
-            0 => tokio::time::sleep(Duration::from_millis(7)).await,
-            1..4 => tokio::task::yield_now().await,
+        let (dice, millis) = self.world.with(|inner| {
+            let dice = inner.chance.within(0, 39);
+            (dice, if inner.plan.slow_reads { inner.chance.within(50, 2_000) } else { 7 })
+        });
+        let started = now().monotonic;
+        match dice {
+            0 | 1 => tokio::time::sleep(Duration::from_millis(millis)).await,
+            2..5 => tokio::time::sleep(Duration::from_millis(7)).await,
+            5..16 => tokio::task::yield_now().await,
             _ => {}
         }
+        while self.world.with(|inner| inner.reads_wait) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let held = tokio::task::try_id().map(|task| (task, now().monotonic.saturating_sub(started)));
+        self.world.with(|inner| inner.held = held);
     }
 }
 
@@ -231,7 +253,7 @@ struct Flight {
 impl Flight {
     fn start(world: &World, key: DeliveryKey) -> Self {
         let life = world.with(|inner| {
-            inner.in_flight.push(key);
+            inner.in_flight.insert(key, now().wall);
             inner.life
         });
         Self { world: world.clone(), key, life }
@@ -241,9 +263,8 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.world.with(|inner| {
-            let place = inner.in_flight.iter().position(|key| *key == self.key);
-            if let Some(place) = place.filter(|_| inner.life == self.life) {
-                inner.in_flight.swap_remove(place);
+            if inner.life == self.life {
+                inner.in_flight.remove(&self.key);
             }
         });
     }
@@ -251,6 +272,8 @@ impl Drop for Flight {
 
 struct Request<'a> {
     endpoint: EndpointNumber,
+    /// How long its event was read after its lane had decided to send it.
+    held: Duration,
     id: &'a str,
     attempt: u32,
     timestamp: &'a str,
@@ -272,45 +295,44 @@ impl Request<'_> {
             inner.model.event_by_id(&endpoint.tenant, &id).ok_or("it was sent before it was durable")?;
         let key = DeliveryKey { event, endpoint: self.endpoint };
         let accepted = inner.model.oracle.events.get(&event).ok_or("it should never have been accepted")?;
-        self.check_contents(&endpoint, &before, accepted)?;
+        // As the endpoint is now, however long the event was read.
+        self.check_contents(&endpoint, accepted)?;
+        self.check_consent(&endpoint)?;
+        if inner.model.is_closed(self.endpoint) {
+            return Err("the endpoint is closed".to_owned());
+        }
         self.check_state(inner, key, now.wall)?;
-        self.check_gate(inner, now.wall)?;
         self.check_wish(inner, now)?;
-        self.check_consent(&endpoint, if just_changed { &before } else { &[] })?;
         self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
-        check_rates(inner, &endpoint, just_changed)?;
+        if self.held <= DECIDED_BEFORE {
+            check_rates(inner, &endpoint, just_changed)?;
+        }
         Ok(key)
     }
 
-    fn check_contents(
-        &self,
-        endpoint: &Endpoint,
-        before: &[Arc<Endpoint>],
-        event: &Event,
-    ) -> Result<(), String> {
+    fn check_contents(&self, endpoint: &Endpoint, event: &Event) -> Result<(), String> {
         let tail = [&event.data[..], b"}"].concat();
         if !self.body.ends_with(&tail) {
             return Err("its data are not those that were accepted".to_owned());
         }
         let timestamp = self.timestamp.parse().map_err(|_| "no timestamp")?;
-        let verifies = |endpoint: &Endpoint| {
-            let Some(Sealed::Plain(key)) = endpoint.secrets.first().map(|secret| &secret.key) else {
-                return false;
-            };
-            let signed = Webhook::from_bytes(key.to_vec())
-                .and_then(|key| key.sign(self.id, timestamp, self.body))
-                .ok();
-            signed.is_some_and(|signed| self.signature.split(' ').any(|part| part == signed))
-        };
-        if !verifies(endpoint) && !before.iter().any(|before| verifies(before)) {
-            return Err("its signature does not verify".to_owned());
+        let live = endpoint.secrets.iter().filter(|secret| is_live(secret, civil()));
+        let signed = live.map(|secret| {
+            let Sealed::Plain(key) = &secret.key else { return None };
+            let key = Webhook::from_bytes(key.to_vec()).ok()?;
+            key.sign(self.id, timestamp, self.body).ok()
+        });
+        // One for each key that is live, the current one first.
+        let signed: Option<Vec<_>> = signed.collect();
+        if signed.is_none_or(|signed| signed.join(" ") != self.signature) {
+            return Err(format!("its signatures are not those of its live secrets: {}", self.signature));
         }
         Ok(())
     }
 
     fn check_state(&self, inner: &mut Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
         let known = inner.model.oracle.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
-        if inner.in_flight.contains(&key) {
+        if inner.in_flight.contains_key(&key) {
             return Err("it is in flight already".to_owned());
         }
         if self.attempt != known.progress.attempts + 1 {
@@ -319,7 +341,12 @@ impl Request<'_> {
         if !inner.attempts.insert((inner.life, key, self.attempt)) {
             return Err("this attempt was made before".to_owned());
         }
-        if inner.model.is_touched(key) {
+        let jumps = inner.plan.clock_jumps;
+        let since_sent =
+            |at: Option<Timestamp>, sent: Timestamp| at.is_some_and(|at| jumps || sent.since(at) <= LAG_MAX);
+        // On its way when somebody changed it, maybe.
+        let decided = now.minus(self.held);
+        if since_sent(inner.model.touched(key), decided) {
             return Ok(());
         }
         if known.state != DeliveryState::Pending {
@@ -329,50 +356,35 @@ impl Request<'_> {
             return Err(format!("it is due at {:?}", known.due));
         }
         // On its way when its place changed, maybe: where it was, it was free to go.
-        let just_reordered =
-            inner.model.reordered(key).is_some_and(|at| now.since(at) <= LAG_MAX || inner.plan.clock_jumps);
-        if just_reordered {
+        if since_sent(inner.model.reordered(key), decided) {
             return Ok(());
         }
         if !known.sendable {
             return Err("another delivery of its ordering key is before it".to_owned());
         }
-        let beside = |other: &&DeliveryKey| {
-            let touched = inner.model.is_touched(**other)
-                || inner.model.reordered(**other).is_some()
+        let beside = |(other, sent): &(&DeliveryKey, &Timestamp)| {
+            let changed = since_sent(inner.model.touched(**other), **sent)
+                || since_sent(inner.model.reordered(**other), **sent)
                 || other.endpoint != key.endpoint;
-            let other = inner.model.oracle.deliveries.get(other).filter(|_| !touched);
+            let other = inner.model.oracle.deliveries.get(*other).filter(|_| !changed);
             known.queue.is_some()
                 && other
                     .is_some_and(|other| other.queue == known.queue && other.state == DeliveryState::Pending)
         };
         match inner.in_flight.iter().find(beside) {
-            Some(other) => Err(format!("{other:?} of the same ordering key is in flight")),
+            Some((other, _)) => Err(format!("{other:?} of the same ordering key is in flight")),
             None => Ok(()),
         }
     }
 
-    fn check_gate(&self, inner: &Inner, now: Timestamp) -> Result<(), String> {
-        match inner.model.is_closed_since(self.endpoint) {
-            Some(since) if now.since(since) > LAG_MAX && !inner.plan.clock_jumps => {
-                Err(format!("the endpoint is closed since {since:?}"))
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
     /// Whoever stands at this URL has agreed, where it has to.
-    fn check_consent(&self, endpoint: &Arc<Endpoint>, before: &[Arc<Endpoint>]) -> Result<(), String> {
-        let agrees = |known: &Arc<Endpoint>| {
-            *known.url == *self.url
-                && match &known.handshake {
-                    None => self.origin.is_empty(),
-                    Some(handshake) => {
-                        handshake.consent.is_some() && handshake.origin.as_str() == self.origin
-                    }
-                }
-        };
-        if agrees(endpoint) || before.iter().any(agrees) {
+    fn check_consent(&self, endpoint: &Endpoint) -> Result<(), String> {
+        let agrees = *endpoint.url == *self.url
+            && match &endpoint.handshake {
+                None => self.origin.is_empty(),
+                Some(handshake) => handshake.consent.is_some() && handshake.origin.as_str() == self.origin,
+            };
+        if agrees {
             return Ok(());
         }
         Err(format!("{} has not agreed to {:?}: {:?}", self.url, self.origin, endpoint.handshake))
@@ -385,7 +397,7 @@ impl Request<'_> {
         let known = inner.model.subscriber(self.endpoint);
         // Who opens an endpoint again ends the wait.
         let changed = known.is_none_or(|known| known.changed_at >= asked.at.wall);
-        let within = now.monotonic > asked.at.monotonic + DECIDED_BEFORE
+        let within = now.monotonic > asked.at.monotonic + DECIDED_BEFORE + self.held
             && now.monotonic + Duration::from_millis(1) < asked.until;
         if within && !changed && !inner.plan.clock_jumps {
             return Err(format!("it had asked to be left alone until {:?}", asked.until));
@@ -402,7 +414,7 @@ impl Request<'_> {
         let defaults = policy_defaults();
         let limits = before.iter().map(|before| before.max_in_flight(&defaults));
         let limit = limits.fold(endpoint.max_in_flight(&defaults), u32::max) as usize;
-        let own = inner.in_flight.iter().filter(|key| key.endpoint == self.endpoint).count();
+        let own = inner.in_flight.keys().filter(|key| key.endpoint == self.endpoint).count();
         // What was sent before a limit was lowered may still be there.
         if own >= limit && before.is_empty() {
             return Err(format!("{own} are in flight already, and the limit is {limit}"));
@@ -413,7 +425,7 @@ impl Request<'_> {
         if !is_living(self.endpoint) {
             return Ok(());
         }
-        let all = inner.in_flight.iter().filter(living).count();
+        let all = inner.in_flight.keys().filter(living).count();
         match (inner.plan.max_in_flight, inner.plan.host_max_in_flight) {
             (limit, _) if all >= limit => Err("the global limit is reached".to_owned()),
             (_, limit) if limit > 0 && all >= limit => Err("the host's limit is reached".to_owned()),
@@ -484,31 +496,40 @@ fn check_asked(
         None => return Err(format!("{callback} leads nowhere")),
     };
     let hash: [u8; 32] = Sha256::digest(token).into();
-    let mut versions = std::iter::once(&known.endpoint).chain(&known.before);
-    let fits = versions.any(|known| {
-        let pending = known.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
-        pending.is_some_and(|handshake| {
-            *known.url == *url
-                && handshake.origin.as_str() == origin
-                && (token.is_empty() || handshake.callbacks.contains(&hash))
-        })
+    let pending = known.endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
+    let fits = pending.is_some_and(|handshake| {
+        *known.endpoint.url == *url
+            && handshake.origin.as_str() == origin
+            && (token.is_empty() || handshake.callbacks.contains(&hash))
     });
     if !fits {
         return Err(format!("not as it is: {:?} {callback}", known.endpoint));
     }
     if !token.is_empty() {
         let endpoint = id.parse().map_err(|_| "no id")?;
-        inner.callbacks.push(Callback { endpoint, token: token.to_owned(), used: false });
+        inner.callbacks.push(Callback {
+            endpoint,
+            token: token.to_owned(),
+            url: url.to_owned(),
+            used: false,
+        });
     }
     Ok(())
 }
 
-fn draw_answer(chance: &mut Chance, manner: Manner, origin: &str, timeout: Duration) -> (Duration, Reply) {
+/// After how long the answer comes, the answer, and whether it is consent.
+fn draw_answer(
+    chance: &mut Chance,
+    manner: Manner,
+    origin: &str,
+    timeout: Duration,
+) -> (Duration, Reply, bool) {
     let script = draw(chance, manner, timeout);
     let mut reply = Reply::failed(ErrorClass::Reset, "as scripted".to_owned());
     reply.outcome = script.outcome.map_err(|class| (class, "as scripted".to_owned()));
     reply.retry_after = script.retry_after.map(ToOwned::to_owned);
-    if script.takes && reply.outcome.is_ok() {
+    let agrees = script.takes && reply.outcome.is_ok();
+    if agrees {
         let upper = origin.to_uppercase();
         reply.allowed_origin = Some((*chance.pick(&[origin, "*", &upper])).to_owned());
         let rates = [None, Some("*"), Some("90"), Some("600"), Some("3000")];
@@ -516,7 +537,7 @@ fn draw_answer(chance: &mut Chance, manner: Manner, origin: &str, timeout: Durat
     } else if chance.percent(30) {
         reply.allowed_origin = Some((*chance.pick(&["other.example", "", "*, *"])).to_owned());
     }
-    (script.wait, reply)
+    (script.wait, reply, agrees)
 }
 
 fn draw(chance: &mut Chance, manner: Manner, timeout: Duration) -> Script {

@@ -45,6 +45,11 @@ pub(super) fn now() -> Now {
     CLOCK.with_borrow(Clock::now)
 }
 
+/// As the machine's clock shows it, set back or not.
+pub(super) fn civil() -> Timestamp {
+    read().wall
+}
+
 pub(super) fn wall() -> Timestamp {
     now().wall
 }
@@ -83,6 +88,10 @@ pub(super) struct Plan {
     /// Notices of the writer may come after those of the state.
     pub(super) late_notices: bool,
     pub(super) orders: bool,
+    /// Now and then no connection can be opened, because no file descriptor is left.
+    pub(super) shortages: bool,
+    /// Now and then the journal is read slowly.
+    pub(super) slow_reads: bool,
     /// The operator wants to be told what happens.
     pub(super) operator: bool,
     pub(super) max_in_flight: usize,
@@ -107,6 +116,8 @@ impl Plan {
             clock_jumps: chance.percent(15),
             late_notices: chance.percent(50),
             orders: chance.percent(60),
+            shortages: chance.percent(30),
+            slow_reads: chance.percent(50),
             operator: operations.is_multiple_of(3),
             max_in_flight: *chance.pick(&[1, 3, 20]),
             host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
@@ -116,11 +127,23 @@ impl Plan {
             bounds: vec![
                 (Knob::LaneWindowMax, window),
                 (Knob::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
-                (Knob::CheckpointRows, *chance.pick(&[5, 40, 4_000])),
+                (Knob::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
                 (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
                 (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
                 (Knob::AttemptSecondsMax, 6),
                 (Knob::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
+                (Knob::PagePositions, *chance.pick(&[2, 16, 256])),
+                (Knob::PageBytes, *chance.pick(&[300, 1 << 21])),
+                (Knob::ListSteps, *chance.pick(&[1, 20])),
+                (Knob::ScanEntries, *chance.pick(&[2, 10_000])),
+                (Knob::RetentionPages, *chance.pick(&[1, 16])),
+                (Knob::CommitRecords, *chance.pick(&[1, 3, 8_192])),
+                (Knob::CommitTargets, *chance.pick(&[1, 250_000])),
+                (Knob::Outcomes, *chance.pick(&[1, 50_000])),
+                (Knob::PayloadBytes, *chance.pick(&[1_000, 1 << 25])),
+                (Knob::Handshakes, *chance.pick(&[1, 256])),
+                (Knob::ClosedLookedAt, *chance.pick(&[1, 16])),
+                (Knob::BackupBytes, *chance.pick(&[1, 1 << 22])),
             ],
         }
     }
@@ -139,6 +162,8 @@ pub(super) struct Posted {
 pub(super) struct Callback {
     pub(super) endpoint: EndpointId,
     pub(super) token: String,
+    /// Where the endpoint was when it was shown.
+    pub(super) url: String,
     /// Somebody has agreed by it.
     pub(super) used: bool,
 }
@@ -151,8 +176,14 @@ pub(super) struct Inner {
     pub(super) receivers: BTreeMap<EndpointNumber, Receiver>,
     /// Deliveries to which a receiver has answered 2xx.
     pub(super) received: BTreeSet<DeliveryKey>,
-    /// What is with receivers now, with the life in which it was sent.
-    pub(super) in_flight: Vec<DeliveryKey>,
+    /// What is with receivers now, and since when.
+    pub(super) in_flight: BTreeMap<DeliveryKey, Timestamp>,
+    /// Endpoints that are being asked for consent now.
+    pub(super) asking: BTreeSet<EndpointNumber>,
+    /// Reads of the journal wait for as long as a test says so.
+    pub(super) reads_wait: bool,
+    /// The task whose read of the journal ended last, and how long it took.
+    pub(super) held: Option<(tokio::task::Id, Duration)>,
     /// Attempts that receivers have seen, by the life in which they were made.
     pub(super) attempts: BTreeSet<(u32, DeliveryKey, u32)>,
     pub(super) posted: BTreeMap<u64, Posted>,
@@ -167,6 +198,8 @@ pub(super) struct Inner {
     pub(super) healed: bool,
     /// No connection can be opened.
     pub(super) exhausted: bool,
+    /// Some reads of the journal fail in this life.
+    pub(super) unreadable: bool,
     pub(super) happened: BTreeMap<&'static str, u64>,
     pub(super) trace: String,
     pub(super) broken: Option<String>,
@@ -199,7 +232,10 @@ impl World {
             model,
             receivers: BTreeMap::new(),
             received: BTreeSet::new(),
-            in_flight: Vec::new(),
+            in_flight: BTreeMap::new(),
+            asking: BTreeSet::new(),
+            reads_wait: false,
+            held: None,
             attempts: BTreeSet::new(),
             posted: BTreeMap::new(),
             callbacks: Vec::new(),
@@ -209,6 +245,7 @@ impl World {
             failing: false,
             healed: false,
             exhausted: false,
+            unreadable: false,
             happened: BTreeMap::new(),
             trace: String::new(),
             broken: None,

@@ -181,7 +181,7 @@ fn looking_for_what_is_overdue_is_bounded_and_says_where_it_goes_on() {
     while let Some(from) = page {
         let cutoffs = Cutoffs { events: Some(at(20)), stream_events: None };
         let step = super::overdue(&world.rows, cutoffs, from);
-        assert!(step.deliveries.len() < limits::BULK_DELIVERIES_MAX + PAGE_POSITIONS as usize);
+        assert!(step.deliveries.len() < limits::BULK_DELIVERIES_MAX + pages::PAGE_POSITIONS as usize);
         found.extend(step.deliveries.iter().map(|key| key.event.0));
         page = step.next;
     }

@@ -20,7 +20,7 @@ use crate::limits;
 use crate::projections::audit::{self, Terms};
 use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
-use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, stats, streams};
+use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, stats, streams};
 use crate::store::disk::{is_disk_full, is_out_of_descriptors};
 
 /// What is wrong with the state. All of it is mended by a rebuild from the journal.
@@ -429,7 +429,7 @@ pub struct KnownEvents {
 
 impl KnownEvents {
     fn contains(&mut self, rows: &Overlay, position: Position) -> bool {
-        let page = retention::page_of(position);
+        let page = pages::page_of(position);
         let known = self.pages.entry(page).or_insert_with(|| retention::positions(rows, page));
         known.binary_search(&position).is_ok()
     }

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod windows;
+
 use super::*;
 use crate::domain::{
     ApiKey, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
@@ -152,7 +154,7 @@ async fn one_that_waits_in_vain(life: &mut Life) {
     let (engine, draft) = (life.engine.clone(), draft(&life.world));
     see_through(life, async move { engine.publish(draft).await }).await.unwrap();
     let engine = life.engine.clone();
-    see_through(life, async move { engine.disable(number, DisabledReason::Gone).await }).await;
+    see_through(life, async move { engine.disable(number, DisabledReason::Gone, |_| true).await }).await;
     life.run_for(Duration::from_secs(2)).await;
 }
 

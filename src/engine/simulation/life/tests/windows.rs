@@ -1,0 +1,295 @@
+//! Changes between an await and what follows it, and the same thing done twice.
+
+use super::*;
+use crate::domain::Consent;
+use crate::rules::handshake::asked_anew;
+
+/// Reads every event from the journal: none stays in memory.
+fn without_payloads() {
+    Knobs { bounds: [(Knob::PayloadBytes, 0)].into(), bug: None }.turn();
+}
+
+fn fresh() -> World {
+    world::begin_time();
+    World::new(1)
+}
+
+fn known(life: &Life, number: EndpointNumber) -> Option<Endpoint> {
+    life.engine.outbox().directory(|directory| directory.endpoint(number).map(|known| Endpoint::clone(known)))
+}
+
+/// Changes an endpoint and sees that this is answered.
+async fn change(life: &mut Life, number: EndpointNumber, change: impl FnOnce(Endpoint) -> Endpoint) {
+    let changed = change(known(life, number).unwrap());
+    let engine = life.engine.clone();
+    see_through(life, async move { engine.update_endpoint(changed, None).await }).await.unwrap();
+}
+
+async fn publish(life: &mut Life) -> crate::domain::Position {
+    let (engine, draft) = (life.engine.clone(), draft(&life.world));
+    see_through(life, async move { engine.publish(draft).await }).await.unwrap().position
+}
+
+fn sent(world: &World) -> u64 {
+    world.with(|inner| inner.happened.get("sent").copied().unwrap_or(0))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Change {
+    Url,
+    Secret,
+    Pause,
+    Disable,
+    WithdrawConsent,
+    WantConsent,
+    Delete,
+}
+
+/// While an event is read, an endpoint changes, and that is acknowledged: what is sent then is sent as it is now, or not
+/// at all. The receivers check URL, signature and consent of each request.
+#[tokio::test(start_paused = true)]
+async fn change_during_a_read_holds_for_the_request() {
+    use Change::{Delete, Disable, Pause, Secret, Url, WantConsent, WithdrawConsent};
+    without_payloads();
+    for made in [Url, Secret, Pause, Disable, WithdrawConsent, WantConsent, Delete] {
+        let world = fresh();
+        let mut life = Life::begin(&world).unwrap();
+        let consent = Some(Consent { at: world::wall(), rate: None });
+        let handshake = Handshake::new("balto.test".parse().unwrap(), None, false);
+        let agreed = Handshake { consent, ..handshake.clone() };
+        let number = subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| {
+            let url = endpoint.url.clone();
+            world.with(|inner| inner.model.agreed.insert((EndpointNumber(1), url)));
+            Endpoint { handshake: (made == WithdrawConsent).then_some(agreed), ..endpoint }
+        })
+        .await;
+        assert_eq!(number, EndpointNumber(1));
+        // Nobody agrees again.
+        world.with(|inner| {
+            inner.receivers.entry(number).or_default().manner =
+                if made == WithdrawConsent || made == WantConsent { Manner::Resets } else { Manner::Healthy };
+            inner.reads_wait = true;
+        });
+        publish(&mut life).await;
+        assert_eq!(life.engine.explain(number).await.unwrap().in_flight, 1, "{made:?}: nothing is read");
+        if made == Delete {
+            let (engine, id) = (life.engine.clone(), known(&life, number).unwrap().id);
+            see_through(&mut life, async move { engine.delete_endpoint(&Scope(None), &id).await })
+                .await
+                .unwrap();
+        } else {
+            change(&mut life, number, |endpoint| match made {
+                Url => Endpoint { url: format!("{}?moved", endpoint.url).into(), ..endpoint },
+                Secret => {
+                    let secrets = life_secrets(&world);
+                    Endpoint { secrets, ..endpoint }
+                }
+                Pause => Endpoint { status: EndpointStatus::Paused, ..endpoint },
+                Disable => {
+                    let (reason, at) = (DisabledReason::Gone, world::wall());
+                    Endpoint { status: EndpointStatus::Disabled { reason, at }, ..endpoint }
+                }
+                WithdrawConsent => {
+                    Endpoint { handshake: endpoint.handshake.as_ref().map(asked_anew), ..endpoint }
+                }
+                WantConsent => Endpoint { handshake: Some(handshake), ..endpoint },
+                Delete => unreachable!("deleted above"),
+            })
+            .await;
+        }
+        assert_eq!(sent(&world), 0, "{made:?}: the read has not ended");
+        world.with(|inner| inner.reads_wait = false);
+        life.run_for(Duration::from_secs(5)).await;
+        let broken = world.with(|inner| inner.broken.clone());
+        assert_eq!(broken, None, "{made:?}");
+        assert_eq!(sent(&world), u64::from(made == Url || made == Secret), "{made:?}");
+    }
+    Knobs::default().turn();
+}
+
+fn life_secrets(world: &World) -> Vec<crate::domain::Secret> {
+    world.with(operations::new_endpoint).secrets
+}
+
+/// The receiver of the former URL agrees after the endpoint has moved. The model knows who agreed where.
+#[tokio::test(start_paused = true)]
+async fn consent_of_a_former_url_is_dropped() {
+    let world = fresh();
+    let mut life = Life::begin(&world).unwrap();
+    let handshake = Some(Handshake::new("balto.test".parse().unwrap(), None, false));
+    world.with(|inner| inner.receivers.entry(EndpointNumber(1)).or_default().manner = Manner::Slow);
+    let number =
+        subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| Endpoint { handshake, ..endpoint }).await;
+    assert!(world.with(|inner| inner.asking.contains(&number)), "it was not asked");
+    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+    change(&mut life, number, |endpoint| Endpoint {
+        url: format!("{}?moved", endpoint.url).into(),
+        handshake: endpoint.handshake.as_ref().map(asked_anew),
+        ..endpoint
+    })
+    .await;
+    publish(&mut life).await;
+    life.run_for(Duration::from_secs(20)).await;
+    assert!(known(&life, number).unwrap().handshake.unwrap().consent.is_none());
+    assert_eq!((sent(&world), world.with(|inner| inner.broken.clone())), (0, None));
+}
+
+/// The look for what is too old hangs; meanwhile the operator opens the endpoint, so that it is delivered after all.
+#[tokio::test(start_paused = true)]
+async fn endpoint_that_is_reopened_during_the_look_loses_nothing() {
+    let world = fresh();
+    let mut life = Life::begin(&world).unwrap();
+    one_that_waits_in_vain(&mut life).await;
+    world.with(|inner| inner.exhausted = false);
+    // The state is asked, and does not answer.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let number = EndpointNumber(1);
+    let opened = Endpoint { status: EndpointStatus::Active, ..known(&life, number).unwrap() };
+    let engine = life.engine.clone();
+    let opening = tokio::spawn(async move { engine.update_endpoint(opened, None).await });
+    while !opening.is_finished() {
+        life.take_writers_turn();
+        life.hear_held();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    opening.await.unwrap().unwrap();
+    life.run_for(Duration::from_secs(5)).await;
+    assert_eq!((died(&world), sent(&world)), (0, 1));
+    assert!(!world.is_broken());
+}
+
+/// An endpoint is deleted between two steps of a replay to it, and of a redrive.
+#[tokio::test(start_paused = true)]
+async fn deletion_between_two_steps_ends_the_replay() {
+    Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+    let world = fresh();
+    let mut life = Life::begin(&world).unwrap();
+    let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
+    for _ in 0..5 {
+        publish(&mut life).await;
+    }
+    let number = subscribe_with(&mut life, Tenant::DEFAULT, paused).await;
+    let endpoint = known(&life, number).unwrap();
+    let (engine, id) = (life.engine.clone(), endpoint.id.clone());
+    let replaying = tokio::spawn(async move {
+        engine.replay_endpoint(&endpoint, Timestamp::ZERO, None, &[], false, None).await
+    });
+    // Two of five are durable.
+    while revived(&world) < 2 {
+        tokio::task::yield_now().await;
+        life.take_states_turns();
+        life.take_writers_turn();
+        life.hear_held();
+    }
+    let engine = life.engine.clone();
+    let deleting = tokio::spawn(async move { engine.delete_endpoint(&Scope(None), &id).await });
+    life.run_for(Duration::from_secs(5)).await;
+    assert!(deleting.await.unwrap().is_ok());
+    let ended = replaying.await.unwrap();
+    assert!(matches!(ended, Err(ChangeError::NotAllowed("the endpoint was deleted"))), "{ended:?}");
+    // What was begun until then ends as everything of a deleted endpoint does.
+    let left = world.with(|inner| inner.model.pending().count());
+    assert_eq!(left, 0);
+    assert!(!world.is_broken());
+    Knobs::default().turn();
+}
+
+fn revived(world: &World) -> usize {
+    world.with(|inner| {
+        let revived = |(_, record): &&(Position, Record)| matches!(record, Record::DeliveriesRevived { .. });
+        inner.model.records.iter().filter(revived).count()
+    })
+}
+
+/// The power fails after each step of a bulk operation in turn; repeated, it reaches all.
+#[test]
+fn bulk_operation_cut_between_its_steps_reaches_all_when_repeated() {
+    for act in [Act::ReplayEndpoint, Act::RedriveAll, Act::PurgeAll] {
+        for steps in 1..=4 {
+            Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+            let world = fresh();
+            let new = Endpoint { handshake: None, ..world.with(operations::new_endpoint) };
+            let (first, before) = live(&world, steps, async |life| {
+                let first = with_delivery(life, act != Act::ReplayEndpoint).await;
+                for _ in 0..3 {
+                    let event = publish(life).await;
+                    if act != Act::ReplayEndpoint {
+                        let engine = life.engine.clone();
+                        let delivery = DeliveryKey { event, ..first };
+                        let died = async move {
+                            engine.give_up(DeadReason::AttemptsExhausted, move |_| (vec![delivery], ())).await
+                        };
+                        see_through(life, died).await.unwrap();
+                    } else {
+                        let (engine, delivery) = (life.engine.clone(), DeliveryKey { event, ..first });
+                        let cancelled =
+                            async move { engine.cancel_delivery(&Scope(None), delivery, None).await };
+                        see_through(life, cancelled).await.unwrap();
+                    }
+                }
+                if act == Act::ReplayEndpoint {
+                    let engine = life.engine.clone();
+                    let cancelled = async move { engine.cancel_delivery(&Scope(None), first, None).await };
+                    see_through(life, cancelled).await.unwrap();
+                }
+                let before = world.with(|inner| inner.model.last());
+                let asked = tokio::spawn(request(life.engine.clone(), act, new.clone(), first));
+                while world.with(|inner| inner.model.last()).0 < before.0 + steps && !asked.is_finished() {
+                    life.work().await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                (first, before)
+            });
+            let changed = world.with(|inner| inner.model.changed_since(before).len() as u64);
+            assert!(changed >= steps.min(4), "{act:?}: {changed} after {steps} steps");
+            live(&world, steps, async |life| {
+                let again = request(life.engine.clone(), act, new.clone(), first);
+                see_through(life, again).await.unwrap();
+            });
+            let left = world.with(|inner| {
+                let all = inner.model.oracle.deliveries.values();
+                let is_left = |state| match act {
+                    Act::PurgeAll => state != DeliveryState::Purged,
+                    _ => state != DeliveryState::Pending,
+                };
+                all.filter(|known| is_left(known.state)).count()
+            });
+            assert_eq!(left, 0, "{act:?} after {steps} steps");
+            assert!(!world.is_broken());
+        }
+    }
+    Knobs::default().turn();
+}
+
+/// What a pass has taken, the next one does not find again; and it takes what has become old since.
+#[tokio::test(start_paused = true)]
+async fn second_retention_pass_takes_only_what_is_new() {
+    let world = World::new(1);
+    world::begin_time();
+    world.with(|inner| {
+        inner.plan.keep = Some(Duration::from_secs(60));
+        inner.model.keep = Some(Duration::from_secs(60));
+    });
+    let mut life = Life::begin(&world).unwrap();
+    let number = subscribe(&mut life, Tenant::DEFAULT).await;
+    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Healthy);
+    let keep = retention::Keep { events: Some(Duration::from_secs(60)), ..Default::default() };
+    let mut retention = retention::retention(&life.engine, keep);
+    for events in [3, 2, 0] {
+        for _ in 0..events {
+            publish(&mut life).await;
+        }
+        life.run_for(Duration::from_secs(100)).await;
+        for expected in [events, 0] {
+            let engine = life.engine.clone();
+            let passing = async move {
+                let pass = retention::pass(&engine, keep, &mut retention).await;
+                (pass, retention)
+            };
+            let (pass, again) = see_through(&mut life, passing).await;
+            retention = again;
+            assert_eq!(pass.unwrap().events, expected);
+        }
+    }
+    assert!(!world.is_broken());
+}
