@@ -59,10 +59,13 @@ async fn idle_and_slow_connections_keep_nobody_out() {
             }
         }
     }
-    let open = daemon.metric("balto_api_connections", "").await;
-    assert!(open <= LIMIT as f64, "{open} connections at a limit of {LIMIT}");
-    let displaced = daemon.metric("balto_api_connections_displaced_total", "").await;
-    assert!(displaced >= (SOCKETS - LIMIT) as f64, "only {displaced} gave way");
+    // A connection counts as made before the daemon takes it in: the last ones may still be on their way.
+    until("all but the limit give way", async || {
+        let open = daemon.metric("balto_api_connections", "").await;
+        let displaced = daemon.metric("balto_api_connections_displaced_total", "").await;
+        open <= LIMIT as f64 && displaced >= (SOCKETS - LIMIT) as f64
+    })
+    .await;
     assert!(daemon.kibibytes("VmHWM") < 200 * 1024);
     drop(sockets);
     until("the places are free again", async || daemon.metric("balto_api_connections", "").await <= 1.0)
@@ -190,8 +193,8 @@ async fn publisher(api: String, told: Arc<Told>, stop: tokio::sync::watch::Recei
     }
 }
 
-/// Every sync takes half a second, so that at most a thousand events can wait for one and be written with it. Ten times
-/// as many are offered.
+/// Every sync takes two seconds, so that at most a thousand events can wait for one and be written with it. Ten times as
+/// many are offered, also by publishers on a busy machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_times_the_load_is_refused_and_what_is_accepted_is_delivered() {
     if !has("strace") {
@@ -201,7 +204,7 @@ async fn ten_times_the_load_is_refused_and_what_is_accepted_is_delivered() {
     let receiver = Receiver::status(200).await;
     let mut command = support::serve(data.path(), &["--dev"]);
     command.env("BALTO__INGEST__ADMISSION_EVENTS", "1000").env("BALTO__INGEST__ADMISSION_BYTES", "32MiB");
-    let slow = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=500000", "-o", "/dev/null"];
+    let slow = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=2000000", "-o", "/dev/null"];
     let mut daemon = Daemon::spawn(traced(&command, &slow));
     daemon.until_ready().await;
     daemon.post("/endpoints", &json!({"url": receiver.url, "maxInFlight": 64}).to_string()).await;
@@ -253,20 +256,20 @@ async fn a_state_that_hangs_does_not_fill_the_memory() {
     let publish =
         |data: String| tokio::spawn(publisher(daemon.api.clone(), told.clone(), stopped.clone(), data));
     let publishers: Vec<_> = (0..8).map(|_| publish("x".repeat(100_000))).collect();
+    // 64 MiB, and what the state had taken in before it hung; then nothing more, for as long as anybody looks.
     let (mut accepted, mut since) = (0, Instant::now());
-    while since.elapsed() < Duration::from_secs(2) {
+    until("it takes no more", async || {
         let now = told.accepted.lock().unwrap().len();
+        assert!(now < 5_000, "it takes all that comes");
         if now != accepted {
             (accepted, since) = (now, Instant::now());
         }
-        assert!(accepted < 5_000, "it takes all that comes");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        accepted >= 500 && since.elapsed() > Duration::from_secs(2)
+    })
+    .await;
     until("it is not ready", async || !daemon.is_ready().await).await;
     let peak = daemon.kibibytes("VmHWM") / 1024;
     say(&format!("{accepted} of 100 kB accepted, at most {peak} MiB in memory"));
-    // 64 MiB, and what the state had taken in before it hung.
-    assert!(accepted >= 500, "only {accepted} were accepted");
     assert!(peak < 450, "{peak} MiB");
     stop.send_replace(true);
     drop(interference);
@@ -311,21 +314,32 @@ async fn bodies_that_are_never_finished_take_no_more_room_than_there_is() {
         Daemon::start_in(data.path(), &["--dev"], &[("BALTO__SERVER__MAX_BODY_BYTES", "32MiB")]).await;
     let head = "POST /v1/events/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: 16000000\r\n\r\n";
     let part = vec![b'x'; 15_000_000];
-    let mut refused = 0;
     let mut held = Vec::new();
     for _ in 0..20 {
         let mut raw = Raw::connect(daemon.address()).await;
         raw.send(head.as_bytes()).await;
         assert!(raw.send(&part).await, "it was cut off without a word");
-        if tokio::time::timeout(Duration::from_millis(100), raw.stream.readable()).await.is_ok() {
+        held.push(raw);
+    }
+    // Two fit, and wait for the rest of their bodies.
+    let mut refused = 0;
+    let mut unanswered: Vec<_> = held.iter_mut().collect();
+    until("18 of 20 are refused", async || {
+        let mut silent = Vec::new();
+        for raw in unanswered.drain(..) {
+            if tokio::time::timeout(Duration::from_millis(20), raw.stream.readable()).await.is_err() {
+                silent.push(raw);
+                continue;
+            }
             let answer = raw.answer().await.unwrap();
             assert_eq!(answer.status, 429, "{answer:?}");
             assert!(answer.head.contains("retry-after: "), "{answer:?}");
             refused += 1;
         }
-        held.push(raw);
-    }
-    assert!(refused >= 18, "{refused} of 20 were refused; two fit");
+        unanswered = silent;
+        refused >= 18
+    })
+    .await;
     assert!(daemon.kibibytes("VmHWM") < 250 * 1024, "{} KiB", daemon.kibibytes("VmHWM"));
     drop(held);
     until("there is room again", async || daemon.call("POST", "/events", &[], EVENT).await.0 == 202).await;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use support::load::{Book, check_held, held, publishers};
+use support::load::{Book, accepted, check_held, held, publishers};
 use support::{Daemon, Receiver, answer, say, seed};
 
 const HOUR: i64 = 3_600;
@@ -255,6 +255,7 @@ async fn under_load_a_clock_that_never_rests_costs_nothing() {
         clock.set(random.i64(-12 * HOUR..12 * HOUR));
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
+    accepted(&book, 60).await;
     assert_eq!(daemon.terminate(), Some(0));
     for publisher in publishers {
         publisher.await.unwrap();
@@ -282,7 +283,7 @@ async fn a_process_that_was_stopped_goes_on_where_it_was() {
     let receiver = Receiver::status(200).await;
     // Answers come while the process stands still, and are there when it goes on.
     let endpoint =
-        json!({"url": receiver.url, "timeout": "1s", "maxInFlight": 64, "retry": {"schedule": ["100ms"]}});
+        json!({"url": receiver.url, "timeout": "5s", "maxInFlight": 64, "retry": {"schedule": ["100ms"]}});
     daemon.post("/endpoints", &endpoint.to_string()).await;
     for round in 0..3 {
         let events: Vec<_> = (0..300).map(|number| json!({"type": "a.b", "data": number})).collect();
@@ -302,7 +303,7 @@ async fn a_process_that_was_stopped_goes_on_where_it_was() {
                     .await
             }
         });
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(Duration::from_secs(7)).await;
         daemon.signal("CONT");
         assert_eq!(asking.await.unwrap().unwrap().status(), 202, "whoever asked meanwhile was not answered");
         daemon.until("/deliveries?limit=1&status=pending", |page| page["data"] == json!([])).await;

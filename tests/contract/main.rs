@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod again;
 mod command_line;
 mod conventions;
 mod deliveries;
@@ -15,6 +16,7 @@ mod endpoints;
 mod events;
 mod operation;
 mod outcomes;
+mod pages;
 mod refusals;
 mod subscriber;
 

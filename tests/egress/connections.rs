@@ -320,7 +320,8 @@ impl BlackHole {
         let address = listener.local_addr().unwrap();
         let mut queued = Vec::new();
         loop {
-            match tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            // Long enough for a connection that a busy machine only answers late.
+            match tokio::time::timeout(Duration::from_secs(3), TcpStream::connect(address)).await {
                 Ok(stream) => queued.push(stream.unwrap()),
                 Err(_) => return Self { port: address.port(), _listener: listener, _queued: queued },
             }
@@ -594,8 +595,8 @@ async fn when_file_descriptors_are_short_kept_connections_are_given_up() {
     let (second, ()) = tokio::join!(send(&courier, &url), answer(&mut kept));
     assert_eq!((first.outcome, second.outcome), (Ok(204), Ok(204)));
     courier.on_shortage();
-    // Long before an idle connection is given up anyway.
-    let closed = tokio::time::timeout(Duration::from_secs(10), kept.read(&mut [0; 1])).await;
+    // Before an idle connection is given up anyway.
+    let closed = tokio::time::timeout(PATIENCE, kept.read(&mut [0; 1])).await;
     assert_eq!(closed.expect("it is still kept").unwrap(), 0);
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::Daemon;
+use super::{Daemon, PATIENCE};
 
 /// Publishers at the same time.
 const PUBLISHERS: u32 = 16;
@@ -68,6 +69,19 @@ pub(crate) fn publishers(book: &Arc<Mutex<Book>>, daemon: &Daemon, random: &mut 
     (0..PUBLISHERS)
         .map(|_| tokio::spawn(publisher(book.clone(), daemon.api.clone(), random.fork())))
         .collect()
+}
+
+/// Waits until so many events are acknowledged; gives those that are by then.
+pub(crate) async fn accepted(book: &Mutex<Book>, count: usize) -> BTreeMap<String, String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let accepted = book.lock().unwrap().accepted.clone();
+        if accepted.len() >= count {
+            return accepted;
+        }
+        assert!(Instant::now() < deadline, "only {} of {count} events are acknowledged", accepted.len());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Every event that the daemon holds: type and id.
