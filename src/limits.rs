@@ -131,6 +131,10 @@ pub const IDLE_CONNECTIONS_PER_HOST_MAX: usize = 512;
 pub const CLIENTS_WITH_CERTIFICATE_MAX: usize = 256;
 /// Bound of a reply's head, in bytes: status line and headers, of a receiver or a proxy.
 pub const REPLY_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Most header lines of a reply.
+pub const REPLY_HEADERS_MAX: usize = 256;
+/// How long a receiver has, from the complete head of its reply on, for the reply's body and for the rest of the request.
+pub const REPLY_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Engines that an event may pass through; one more is taken for a loop.
 pub const HOPS_MAX: u32 = 8;
 /// Closed endpoints that are looked at per second for what has waited there for too long: each costs the state a scan of up

@@ -181,7 +181,7 @@ async fn raw_request(listener: &TcpListener) -> (String, Vec<u8>) {
         stream.read_buf(&mut bytes).await.unwrap();
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
         if bytes.len() == end + 4 + length.parse::<usize>().unwrap() {
             stream.write_all(b"HTTP/1.1 204 x\r\nconnection: close\r\n\r\n").await.unwrap();
             return (head, bytes.split_off(end + 4));

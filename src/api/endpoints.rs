@@ -23,6 +23,7 @@ use crate::domain::{
 use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView, RefusedUrl, Remember};
 use crate::limits;
 use crate::rules::handshake;
+use crate::rules::headers::is_secret;
 use crate::rules::signature::{self, SecretError, SigningKey};
 
 /// How often a change is tried again when someone else changed the endpoint in between.
@@ -33,8 +34,17 @@ const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-fn settings(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Settings {
-    let check = |name: &str, value: &str| call.api.engine.check_header(name, value);
+/// Headers that are `kept` as they are were legal when they were saved.
+fn settings(
+    call: &Call,
+    input: &EndpointInput,
+    kept: &[(Box<str>, Box<str>)],
+    errors: &mut Errors,
+) -> Settings {
+    let check = |name: &str, value: &str| {
+        let is_kept = kept.iter().any(|(one, other)| (&**one, &**other) == (name, value));
+        if is_kept { Ok(()) } else { call.api.engine.check_header(name, value) }
+    };
     input.settings(&call.config.defaults, check, errors)
 }
 
@@ -95,7 +105,22 @@ fn sealed_headers(call: &Call, owner: &EndpointId, settings: &Settings) -> Vec<(
     settings.sensitive_headers.iter().map(seal).collect()
 }
 
-/// What a change leaves of the sensitive headers: those that it neither sets nor nulls.
+/// The endpoint as it would be saved today: an earlier version kept credentials among the plain headers.
+fn with_secrets_sealed(call: &Call, endpoint: &Endpoint) -> Endpoint {
+    let mut endpoint = endpoint.clone();
+    let headers = std::mem::take(&mut endpoint.headers);
+    let (secret, plain): (Vec<_>, _) = headers.into_iter().partition(|(name, _)| is_secret(name));
+    endpoint.headers = plain;
+    for (name, value) in secret {
+        let name = name.to_ascii_lowercase();
+        let sealed = call.api.engine.seal_header(&endpoint.id, &name, &value);
+        endpoint.sensitive_headers.push((name.into(), sealed));
+    }
+    endpoint.sensitive_headers.sort_by(|one, other| one.0.cmp(&other.0));
+    endpoint
+}
+
+/// What a change leaves of the sensitive headers: those that it neither sets nor nulls, in either member.
 fn merged_headers(
     call: &Call,
     endpoint: &Endpoint,
@@ -104,10 +129,12 @@ fn merged_headers(
     errors: &mut Errors,
 ) -> Vec<(Box<str>, Sealed)> {
     let change = patch.get("sensitiveHeaders");
-    let named = |name: &str| {
+    let names_in = |change: Option<&Value>, name: &str| {
         let object = change.and_then(Value::as_object);
         object.is_some_and(|object| object.keys().any(|key| key.eq_ignore_ascii_case(name)))
     };
+    let named =
+        |name: &str| names_in(change, name) || (is_secret(name) && names_in(patch.get("headers"), name));
     let all_gone = change.is_some_and(Value::is_null);
     let mut headers = endpoint.sensitive_headers.clone();
     headers.retain(|(name, _)| !all_gone && !named(name));
@@ -159,7 +186,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
     let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
-    let settings = settings(call, &input, &mut errors);
+    let settings = settings(call, &input, &[], &mut errors);
     let wanted =
         wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
     let id = call.api.engine.new_endpoint_id();
@@ -282,6 +309,7 @@ pub async fn patch(call: &Call) -> Result<Reply, Problem> {
 }
 
 async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
+    let endpoint = &with_secrets_sealed(call, endpoint);
     let present = shown(call, endpoint).into_input(endpoint);
     let mut value = serde_json::to_value(present)
         .map_err(|_| Problem::Unavailable("the endpoint cannot be shown".to_owned()))?;
@@ -297,7 +325,7 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
             errors.push(pointer("", member), "is changed by POST secret/rotate");
         }
     }
-    let settings = settings(call, &input, &mut errors);
+    let settings = settings(call, &input, &endpoint.headers, &mut errors);
     let sensitive_headers = merged_headers(call, endpoint, patch, &settings, &mut errors);
     let client_certificate = match patch.get("clientCertificate") {
         None => endpoint.client_certificate.clone(),

@@ -2,7 +2,7 @@
 //!
 //! One type reads a creation and a change: a change is the present members with the merge patch applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::domain::{
 };
 use crate::limits;
 use crate::rules::handshake::next_request;
+use crate::rules::headers::is_secret;
 
 /// Most requests per time, and burst, of a rate.
 const RATE_MAX: u64 = 1_000_000;
@@ -54,7 +55,9 @@ pub struct EndpointInput {
         inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
     )]
     pub event_types: Option<Vec<String>>,
-    /// At most 50; those that carry the delivery itself are refused.
+    /// At most 50; those that carry the delivery itself are refused. Sent with each part of a name capitalized. A header that
+    /// carries a credential by its name (`Authorization`, `Cookie`, `X-Api-Key`, endings such as `-Token`, `-Secret`, `-Key`)
+    /// is kept as one of `sensitiveHeaders`; null removes it from there.
     pub headers: Option<BTreeMap<String, String>>,
     /// As `headers`, and counted with them; the values are never shown again, and encrypted at rest under
     /// `secrets.key`. In a change, null removes one and the others stay.
@@ -234,11 +237,13 @@ impl EndpointInput {
             errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
         }
         let in_flight_max = u64::from(limits::IN_FLIGHT_PER_ENDPOINT_MAX);
+        let given = headers("/headers", self.headers.as_ref(), &check_header, errors);
+        let (secret, plain) = given.into_iter().partition(|(name, _)| is_secret(name));
         Settings {
             description: description.into(),
             event_types: self.event_types(errors),
-            headers: headers("/headers", self.headers.as_ref(), &check_header, errors),
-            sensitive_headers: self.sensitive_headers(&check_header, errors),
+            headers: plain,
+            sensitive_headers: self.sensitive_headers(secret, &check_header, errors),
             rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
             max_in_flight: self.max_in_flight.map(|most| whole(errors, "/maxInFlight", most, in_flight_max)),
             timeout: self.timeout.as_deref().map(|text| {
@@ -270,9 +275,10 @@ impl EndpointInput {
         word(errors, "/signature", self.signature.as_deref(), SIGNATURES)
     }
 
-    /// The names in lower case; one name may not be there twice, nor among the plain headers.
+    /// The names in lower case, with those of `headers` that carry credentials; one name may not be in both members.
     fn sensitive_headers(
         &self,
+        secret: Vec<(Box<str>, Box<str>)>,
         check_header: &impl Fn(&str, &str) -> Result<(), String>,
         errors: &mut Errors,
     ) -> BTreeMap<String, String> {
@@ -282,7 +288,8 @@ impl EndpointInput {
                 errors.push(pointer("/sensitiveHeaders", name), "the header is in `headers` too");
             }
         }
-        checked.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
+        let all = checked.into_iter().chain(secret);
+        all.map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
     }
 
     fn metadata(&self, errors: &mut Errors) -> Option<Box<str>> {
@@ -600,6 +607,7 @@ impl EndpointBody {
             EndpointStatus::Paused => ("paused", None),
             EndpointStatus::Disabled { reason, at } => ("disabled", Some((reason, at))),
         };
+        let plain = endpoint.headers.iter().filter(|(name, _)| !is_secret(name));
         Self {
             id: endpoint.id.to_string(),
             tenant: endpoint.tenant.to_string(),
@@ -610,16 +618,8 @@ impl EndpointBody {
             } else {
                 endpoint.event_types.iter().map(ToString::to_string).collect()
             },
-            headers: endpoint
-                .headers
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.to_string()))
-                .collect(),
-            sensitive_header_names: endpoint
-                .sensitive_headers
-                .iter()
-                .map(|(name, _)| name.to_string())
-                .collect(),
+            headers: plain.map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+            sensitive_header_names: sensitive_header_names(endpoint),
             rate_limit: endpoint.rate_limit.map(|rate| RateLimitInput {
                 limit: rate.limit.into(),
                 per: Some(format_duration(rate.per)),
@@ -671,6 +671,13 @@ impl EndpointBody {
             metadata: Some(self.metadata),
         }
     }
+}
+
+/// With those of an earlier version's plain headers that carry credentials.
+fn sensitive_header_names(endpoint: &Endpoint) -> Vec<String> {
+    let secret = endpoint.headers.iter().map(|(name, _)| name).filter(|name| is_secret(name));
+    let all = endpoint.sensitive_headers.iter().map(|(name, _)| name).chain(secret);
+    all.map(|name| name.to_ascii_lowercase()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn metadata_body(endpoint: &Endpoint) -> Map<String, Value> {

@@ -7,6 +7,11 @@ use super::*;
 
 /// The directory goes when the second is dropped.
 fn api() -> (Router, tempfile::TempDir) {
+    let (router, _, directory) = api_and_engine();
+    (router, directory)
+}
+
+fn api_and_engine() -> (Router, Engine, tempfile::TempDir) {
     let config = ApiConfig {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
@@ -17,7 +22,7 @@ fn api() -> (Router, tempfile::TempDir) {
         dev: false,
     };
     let (engine, _, directory) = crate::engine::tests::engine();
-    (router(Api::new(engine, config, Arc::new(Nobody))), directory)
+    (router(Api::new(engine.clone(), config, Arc::new(Nobody))), engine, directory)
 }
 
 struct Nobody;
@@ -103,4 +108,41 @@ async fn a_request_without_a_key_is_refused() {
     let response = router.oneshot(request).await.unwrap();
     assert_eq!(response.status().as_u16(), 401);
     assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
+}
+
+/// Endpoints that an earlier version saved, with credentials and names that are refused now.
+#[tokio::test]
+async fn credentials_of_earlier_versions_are_hidden() {
+    let (router, engine, _directory) = api_and_engine();
+    let scope = Scope(None);
+    let id: crate::domain::EndpointId = "ep_1".parse().unwrap();
+    let header = |name: &str, value: &str| (name.into(), value.into());
+    let headers = vec![header("Authorization", "Bearer hush"), header("X_Env", "prod")];
+    let saved =
+        crate::domain::Endpoint { headers, retry: None, ..crate::rules::tests::endpoint(0, "default", &[]) };
+    engine.create_endpoint(crate::domain::Endpoint { id: id.clone(), ..saved }, None).await.unwrap();
+    for path in ["/v1/endpoints/ep_1", "/v1/endpoints"] {
+        let (_, shown, _) = ask(&router, Method::GET, path, None, "").await;
+        assert!(
+            !shown.contains("hush") && shown.contains(r#""sensitiveHeaderNames":["authorization"]"#),
+            "{shown}"
+        );
+    }
+    let plain = |engine: &Engine| engine.endpoint(&scope, &id).unwrap().headers.clone();
+    let sealed = |engine: &Engine| -> Vec<_> {
+        let endpoint = engine.endpoint(&scope, &id).unwrap();
+        endpoint.sensitive_headers.iter().map(|(name, _)| name.to_string()).collect()
+    };
+    let patch = async |body: &str| {
+        let (status, answer, _) =
+            ask(&router, Method::PATCH, "/v1/endpoints/ep_1", Some("application/json"), body).await;
+        assert!(status == 200 && !answer.contains("hush"), "{body}: {status} {answer}");
+    };
+    patch(r#"{"description":"d"}"#).await;
+    assert_eq!(
+        (plain(&engine), sealed(&engine)),
+        (vec![header("X_Env", "prod")], vec!["authorization".to_owned()])
+    );
+    patch(r#"{"headers":{"X_Env":null},"sensitiveHeaders":{"Authorization":null}}"#).await;
+    assert_eq!((plain(&engine), sealed(&engine)), (Vec::new(), Vec::new()));
 }

@@ -164,8 +164,9 @@ pub fn handshake_headers(
     Ok(headers)
 }
 
-/// Headers that are the sender's own business, that metadata services take for a permission, or that change the method.
-const RESERVED: [&str; 25] = [
+/// Headers that are the sender's own business, that name the client or the target to servers behind a proxy, that metadata
+/// services take for a permission, or that change the method.
+const RESERVED: [&str; 52] = [
     "host",
     "content-length",
     "content-type",
@@ -177,12 +178,39 @@ const RESERVED: [&str; 25] = [
     "te",
     "trailer",
     "expect",
+    "max-forwards",
     "user-agent",
     "accept-encoding",
-    "metadata-flavor",
     "metadata",
+    "x-google-metadata-request",
     "forwarded",
     "via",
+    "cdn-loop",
+    "client-ip",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-proxyuser-ip",
+    "x-real-ip",
+    "x-real-port",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-remote-user",
+    "remote-addr",
+    "remote-user",
+    "fastly-client-ip",
+    "fly-client-ip",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-host",
+    "x-http-host-override",
+    "x-original-host",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
@@ -192,8 +220,18 @@ const RESERVED: [&str; 25] = [
     "stripe-signature",
     "x-hub-signature-256",
 ];
-const RESERVED_PREFIXES: [&str; 6] =
-    ["proxy-", "webhook-", "ce-", "x-aws-ec2-metadata-token", "x-forwarded-", "balto-"];
+const RESERVED_PREFIXES: [&str; 10] = [
+    "proxy-",
+    "webhook-",
+    "ce-",
+    "metadata-",
+    "x-aws-ec2-metadata-token",
+    "x-aliyun-ecs-metadata-token",
+    "x-forwarded-",
+    "x-envoy-",
+    "cf-connecting-ip",
+    "balto-",
+];
 
 /// Judges a custom header of an endpoint.
 ///
@@ -202,6 +240,10 @@ const RESERVED_PREFIXES: [&str; 6] =
 pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
     if HeaderName::try_from(name).is_err() {
         return Err("a header name is a token of RFC 9110".to_owned());
+    }
+    if name.contains('_') {
+        // `Content_Length` would pass the list below, and be `Content-Length` there.
+        return Err("a header name has no `_`: many servers read it as `-`; write `-`".to_owned());
     }
     let lower = name.to_ascii_lowercase();
     if RESERVED.contains(&lower.as_str()) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
@@ -240,6 +282,8 @@ mod tests {
             ("E4", "Metadata-Flavor", "Google"),
             ("E4", "X-aws-ec2-metadata-token-ttl-seconds", "1"),
             ("E4", "X-Forwarded-For", "x"),
+            ("E4", "Metadata_Flavor", "Google"),
+            ("E3", "Content_Length", "1"),
         ];
         for (row, name, value) in rows {
             assert!(validate_header(name, value).is_err(), "{row} {name:?}: {value:?}");

@@ -8,8 +8,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -29,6 +29,7 @@ use url::{Host, Url};
 use super::addresses;
 use super::guard::{BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_localhost};
 use super::metered::{Metered, TooMuch};
+use super::reply_head::ReplyHead;
 use super::resolver::Resolver;
 use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
@@ -93,6 +94,8 @@ struct Reached {
     /// What the receiver said about the handshake after it seemed to be done. Whoever waits for a reply may see no more
     /// than that the connection has gone.
     complaint: OnceLock<String>,
+    /// What has arrived of the reply to the request that is under way.
+    reply: Mutex<ReplyHead>,
 }
 
 impl Progress {
@@ -121,6 +124,10 @@ impl Progress {
     /// What the receiver did not like about TLS.
     pub(super) fn complaint(&self) -> Option<ConnectError> {
         self.0.complaint.get().cloned().map(ConnectError::Tls)
+    }
+
+    pub(super) fn reply(&self) -> MutexGuard<'_, ReplyHead> {
+        self.0.reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,7 +288,7 @@ impl Wiring {
         };
         let stream = Metered::new(stream);
         if !target.secure {
-            return Ok(Wire::Plain(stream));
+            return Ok(Wire::Plain(stream, progress.clone()));
         }
         progress.reach(Step::Securing);
         let stream = Box::new(self.secure(stream, &target.host).await?);
@@ -366,26 +373,26 @@ async fn tunnel(mut stream: TcpStream, proxy: &Proxy, target: &Target) -> Result
     let authority = format!("{}:{}", target.host, target.port);
     let authorization = proxy.authorization.as_ref();
     let authorization =
-        authorization.map(|value| format!("proxy-authorization: {value}\r\n")).unwrap_or_default();
-    let request = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n{authorization}\r\n");
+        authorization.map(|value| format!("Proxy-Authorization: {value}\r\n")).unwrap_or_default();
+    let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{authorization}\r\n");
     let broken = |_: io::Error| ConnectError::ProxyUnreachable;
     stream.write_all(request.as_bytes()).await.map_err(broken)?;
-    let mut head = Vec::new();
-    let end = loop {
-        if let Some(at) = head.windows(4).position(|four| four == b"\r\n\r\n") {
-            break at + 4;
-        }
-        if head.len() >= limits::REPLY_HEAD_BYTES_MAX
-            || stream.read_buf(&mut head).await.map_err(broken)? == 0
-        {
-            return Err(ConnectError::ProxyUnreachable);
+    let (mut head, mut bytes, mut left) = (ReplyHead::default(), [0; 1024], limits::REPLY_HEAD_BYTES_MAX);
+    let (status, surplus) = loop {
+        let read = stream.read(&mut bytes).await.map_err(broken)?;
+        let end = bytes[..read].iter_mut().position(|byte| {
+            head.read(std::slice::from_mut(byte));
+            head.is_over()
+        });
+        match end {
+            Some(at) => break (head.status(), read - at - 1),
+            None if read == 0 || read >= left => return Err(ConnectError::ProxyUnreachable),
+            None => left -= read,
         }
     };
-    // Whoever connects speaks first: what follows the head was never the target's.
-    if head.len() > end {
-        return Err(ConnectError::ProxyUnreachable);
-    }
-    match status(&head) {
+    match status {
+        // The client of a tunnel speaks first: bytes behind the head were never the target's.
+        Some(200..300) if surplus > 0 => Err(ConnectError::ProxyUnreachable),
         Some(200..300) => Ok(stream),
         // What the proxy tried for us and did not get.
         Some(502..=504) => Err(ConnectError::Unreachable),
@@ -394,23 +401,16 @@ async fn tunnel(mut stream: TcpStream, proxy: &Proxy, target: &Target) -> Result
     }
 }
 
-fn status(head: &[u8]) -> Option<u16> {
-    let line = std::str::from_utf8(head.split(|byte| *byte == b'\r').next()?).ok()?;
-    let (version, rest) = line.split_once(' ')?;
-    let status = rest.get(..3).filter(|_| version.starts_with("HTTP/1."))?;
-    status.parse().ok()
-}
-
 /// A stream that HTTP is spoken on.
 pub(super) enum Wire {
-    Plain(Metered<TcpStream>),
+    Plain(Metered<TcpStream>, Progress),
     Secure(Box<TlsStream<Metered<TcpStream>>>, Progress),
 }
 
 impl Wire {
     fn remote(&self) -> Option<SocketAddr> {
         let stream = match self {
-            Self::Plain(stream) => stream,
+            Self::Plain(stream, _) => stream,
             Self::Secure(stream, _) => stream.get_ref().0,
         };
         stream.get_ref().peer_addr().ok()
@@ -421,7 +421,7 @@ impl Wire {
 macro_rules! forward {
     ($wire:ident, $call:ident($($argument:expr),*)) => {
         match $wire.get_mut() {
-            Wire::Plain(stream) => Pin::new(stream).$call($($argument),*),
+            Wire::Plain(stream, _) => Pin::new(stream).$call($($argument),*),
             Wire::Secure(stream, _) => Pin::new(stream).$call($($argument),*),
         }
     };
@@ -433,17 +433,28 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let (stream, progress) = match self.get_mut() {
-            Self::Plain(stream) => return Pin::new(stream).poll_read(cx, buffer),
-            Self::Secure(stream, progress) => (stream, progress),
-        };
-        let read = Pin::new(stream).poll_read(cx, buffer);
-        if let Poll::Ready(Err(error)) = &read
-            && let Some(error) = find::<rustls::Error>(error)
-        {
-            progress.0.complaint.get_or_init(|| tls::words(error));
+        let wire = self.get_mut();
+        let before = buffer.filled().len();
+        loop {
+            let (read, progress) = match wire {
+                Self::Plain(stream, progress) => (Pin::new(stream).poll_read(cx, buffer), progress),
+                Self::Secure(stream, progress) => (Pin::new(stream).poll_read(cx, buffer), progress),
+            };
+            if let Poll::Ready(Err(error)) = &read
+                && let Some(error) = find::<rustls::Error>(error)
+            {
+                progress.0.complaint.get_or_init(|| tls::words(error));
+            }
+            ready!(read)?;
+            let arrived = &mut buffer.filled_mut()[before..];
+            let is_end = arrived.is_empty();
+            let kept = progress.reply().read(arrived);
+            buffer.set_filled(before + kept);
+            // A read that gives nothing means the end; one of line ends alone is none.
+            if is_end || kept > 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        read
     }
 }
 
@@ -470,7 +481,7 @@ impl AsyncWrite for Wire {
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Plain(stream, _) => stream.is_write_vectored(),
             Self::Secure(stream, _) => stream.is_write_vectored(),
         }
     }

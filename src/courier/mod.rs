@@ -7,7 +7,11 @@
 //!
 //! Connections are pooled by scheme, host and port. A pool lives as long as the settings that it was made under: a reload
 //! drops it with all its connections, so that none outlives the policy that allowed it. Endpoints with a client
-//! certificate have a pool each.
+//! certificate have a pool each. A request on a pooled connection that the receiver ends before a byte of the reply is
+//! sent again, once, on a new connection.
+//!
+//! The status of a reply decides. Its head is read as leniently as other clients read it, and its body, which has
+//! [`limits::REPLY_BODY_TIMEOUT`], changes nothing; an irregular reply ends its connection.
 
 mod addresses;
 pub mod body;
@@ -16,6 +20,7 @@ pub mod guard;
 mod metered;
 mod own;
 mod pool;
+mod reply_head;
 mod resolver;
 pub mod tls;
 
@@ -49,9 +54,6 @@ use metered::TooMuch;
 use pool::{Line, Outgoing, Pool};
 pub use resolver::{Resolver, SystemResolver};
 use tls::Identity;
-
-/// Whoever accepts a request before having read it has this long to read the rest.
-const REST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A timer that is late by more than this was not late by itself: the process stood still.
 const AWAKE_STEP: Duration = Duration::from_secs(1);
@@ -183,6 +185,13 @@ enum Failure {
     Exhausted,
     Forbidden(RefusedUrl),
     Attempt(ErrorClass, String),
+}
+
+impl Failure {
+    /// Whether the receiver ended the connection, with an alert of TLS or without.
+    fn is_end(&self) -> bool {
+        matches!(self, Self::Attempt(ErrorClass::Reset | ErrorClass::Tls, _))
+    }
 }
 
 impl From<ConnectError> for Failure {
@@ -405,18 +414,17 @@ impl Courier {
         let pool = self.shared.outfit.load().pool(parcel.identity.as_ref());
         let pool = pool.map_err(|reason| Failure::Attempt(ErrorClass::Request, reason))?;
         let mut request = parcel.request()?;
+        let mut line = match pool.take(&target) {
+            Some(line) => line,
+            None => open(&pool, &target, patience.as_mut()).await?,
+        };
         loop {
-            let mut line = connection(&pool, &target, patience.as_mut()).await?;
+            // Kept until the receiver answers: a connection that was used before may have been closed meanwhile.
+            let kept = line.is_used.then(|| request.clone());
             let sent = within(patience.as_mut(), pin!(line.send(request))).await;
             let mut failed = match sent {
                 Some(Ok(response)) => {
-                    let (mut reply, is_clear) = read_reply(response, &mut line, patience.as_mut()).await;
-                    reply.duration = started.elapsed();
-                    if matches!(reply.outcome, Ok(200..300)) {
-                        // The word of who has not read it all counts too.
-                        let (rest, read) = (pin!(awake(REST_TIMEOUT)), pin!(line.finish()));
-                        let _read = within(patience, pin!(within(rest, read))).await;
-                    }
+                    let (reply, is_clear) = read_reply(response, &mut line, started, patience).await;
                     if is_clear {
                         pool.put(target, line);
                     }
@@ -428,26 +436,29 @@ impl Courier {
                     return Err(Failure::Attempt(ErrorClass::Timeout, words));
                 }
             };
-            // A connection that had rested turned out to be closed.
-            match failed.take_message().filter(|_| line.is_used) {
-                Some(unsent) => request = unsent,
-                None => {
-                    return Err(line.complaint().map_or_else(|| classify(&failed.into_error()), Into::into));
-                }
+            let unsent = failed.take_message();
+            if let Some(status) = line.status().filter(|_| unsent.is_none()) {
+                // The library refuses what the head says of the body.
+                let reply = Reply { network: line.network, ..Reply::new(Ok(status)) };
+                return Ok(Reply { duration: started.elapsed(), ..reply });
             }
+            let failure = line.complaint().map_or_else(|| classify(&failed.into_error()), Into::into);
+            let is_unanswered = unsent.is_some() || (failure.is_end() && !line.has_reply());
+            let Some(again) = kept.filter(|_| is_unanswered) else { return Err(failure) };
+            tracing::debug!("connection closed by the receiver, sending the request on a new one");
+            request = again;
+            drop(line);
+            line = open(&pool, &target, patience.as_mut()).await?;
         }
     }
 }
 
-/// One that rests, or else a new one.
-async fn connection(
+/// A new connection.
+async fn open(
     pool: &Pool,
     target: &Target,
     patience: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Box<Line>, Failure> {
-    if let Some(line) = pool.take(target) {
-        return Ok(line);
-    }
     let progress = Progress::default();
     // In a box: it is large and rare, and every attempt would keep room for it.
     let mut opening = Box::pin(pool.open(target, progress.clone()));
@@ -489,12 +500,13 @@ fn is_exhausted(error: &(dyn StdError + 'static)) -> bool {
         .any(|code| matches!(code, Errno::NFILE | Errno::MFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
-/// The status line decides: a body that never ends, breaks off or is longer than what is kept changes nothing. What is
-/// not HTTP is no answer, though, neither in the head nor in the body, as far as it is read. Gives also whether it is clear
-/// where the reply ends: what comes after it on the same connection is the next one's.
+/// The status decides: a body that never ends, breaks off, is longer than what is kept or is framed wrongly changes
+/// nothing. Gives also whether it is clear where the reply ends: what comes after it on the same connection is the next
+/// one's.
 async fn read_reply(
     mut response: Response<Incoming>,
     line: &mut Line,
+    started: Instant,
     mut patience: Pin<&mut impl Future<Output = ()>>,
 ) -> (Reply, bool) {
     let status = response.status().as_u16();
@@ -509,30 +521,34 @@ async fn read_reply(
         network: line.network,
         ..Reply::new(Ok(status))
     };
-    if let Some(words) = contradiction(&response) {
-        let failed = Reply::failed(ErrorClass::Protocol, words.to_owned());
-        return (Reply { network: reply.network, ..failed }, false);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let words = "the receiver switched protocols".to_owned();
+        reply.outcome = Err((ErrorClass::Protocol, words));
+        reply.duration = started.elapsed();
+        return (reply, false);
     }
-    let is_clear = !announces_what_cannot_be(&response);
+    let is_clear = line.is_clear() && has_one_length(&response);
+    let mut end = pin!(maybe_done(awake(limits::REPLY_BODY_TIMEOUT)));
+    let mut end = pin!(poll_fn(|cx| match patience.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => end.as_mut().poll(cx),
+    }));
     let mut body = BytesMut::new();
     while body.len() < limits::REPLY_BYTES_MAX {
         let frame = pin!(response.body_mut().frame());
-        let heard = within(patience.as_mut(), pin!(line.drive(frame))).await;
-        match heard {
-            Some(Some(Ok(frame))) => {
-                let chunk = frame.into_data().unwrap_or_default(); // trailers are read past
-                let room = limits::REPLY_BYTES_MAX - body.len();
-                body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            }
-            Some(Some(Err(error))) if is_malformed(&error) => {
-                let words = format!("status {status}, then no HTTP: {}", words(&error));
-                reply.outcome = Reply::failed(ErrorClass::Protocol, words).outcome;
-                break;
-            }
-            Some(Some(Err(_)) | None) | None => break,
-        }
+        let heard = within(end.as_mut(), pin!(line.drive(frame))).await;
+        let Some(Some(Ok(frame))) = heard else { break };
+        let chunk = frame.into_data().unwrap_or_default(); // trailers are read past
+        let room = limits::REPLY_BYTES_MAX - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
+    drop(response);
     reply.body = body.freeze();
+    reply.duration = started.elapsed();
+    if (200..300).contains(&status) {
+        // A receiver that accepts a request before it has read it all may read the rest.
+        let _read = within(end, pin!(line.finish())).await;
+    }
     (reply, is_clear)
 }
 
@@ -543,30 +559,15 @@ fn whole_header(response: &Response<Incoming>, name: &str) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join(", "))
 }
 
-/// Heads that say two things at once, or what nobody asked for.
-fn contradiction(response: &Response<Incoming>) -> Option<&'static str> {
-    let has = |name| response.headers().contains_key(name);
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        Some("the receiver switched protocols")
-    } else if has(CONTENT_LENGTH) && has(TRANSFER_ENCODING) {
-        // RFC 9112, section 6.3: this ought to be handled as an error.
-        Some("the reply has both a content-length and a transfer-encoding")
-    } else {
-        None
-    }
-}
-
-/// A body where there can be none: it is not read, and may come when the next reply is expected.
-fn announces_what_cannot_be(response: &Response<Incoming>) -> bool {
+/// Whether the head says once where the body ends, and the body is read to there. A body that cannot be is not read, and
+/// may come when the next reply is expected. With a length and a transfer coding, readers differ (RFC 9112, section 6.3).
+fn has_one_length(response: &Response<Incoming>) -> bool {
     let length = response.headers().get(CONTENT_LENGTH);
-    matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        && (length.is_some_and(|length| length != "0") || response.headers().contains_key(TRANSFER_ENCODING))
-}
-
-/// Whether a body was not framed as HTTP says, rather than broken off.
-fn is_malformed(error: &hyper::Error) -> bool {
-    use io::ErrorKind::{InvalidData, InvalidInput};
-    find::<io::Error>(error).is_some_and(|error| matches!(error.kind(), InvalidData | InvalidInput))
+    let is_coded = response.headers().contains_key(TRANSFER_ENCODING);
+    if matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return !is_coded && length.is_none_or(|length| length == "0");
+    }
+    !is_coded || length.is_none()
 }
 
 fn cut(mut text: String, bytes_max: usize) -> String {

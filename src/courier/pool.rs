@@ -22,6 +22,7 @@ use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::connect::{ConnectError, Progress, Target, Wire, Wiring};
+use super::reply_head::ReplyHead;
 use crate::domain::Network;
 use crate::limits;
 
@@ -64,8 +65,7 @@ impl Pool {
     pub(super) async fn open(&self, target: &Target, progress: Progress) -> Result<Box<Line>, ConnectError> {
         let wire = self.wiring.connect(target, &progress).await?;
         let network = self.wiring.network(&wire);
-        let builder = http1::Builder::new().max_buf_size(limits::REPLY_HEAD_BYTES_MAX).to_owned();
-        let spoken = builder.handshake(TokioIo::new(wire)).await;
+        let spoken = client().handshake(TokioIo::new(wire)).await;
         // Not reached: nothing is said yet.
         let (sender, http) = spoken.map_err(|_| ConnectError::Unreachable)?;
         Ok(Box::new(Line { sender: Some(sender), http: Some(http), is_used: false, network, progress }))
@@ -137,6 +137,20 @@ async fn attend(pool: Weak<Pool>) {
     }
 }
 
+/// Reads replies as leniently as other clients, since the status decides; a head that needed it spoils the connection
+/// ([`Line::is_clear`]). Names are sent in the case in which receivers' documentation shows them: some compare it.
+fn client() -> http1::Builder {
+    let mut client = http1::Builder::new();
+    client
+        .title_case_headers(true)
+        .max_buf_size(limits::REPLY_HEAD_BYTES_MAX)
+        .max_headers(limits::REPLY_HEADERS_MAX)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true)
+        .ignore_invalid_headers_in_responses(true);
+    client
+}
+
 /// A connection that HTTP is spoken on. Closed when it is dropped.
 pub(super) struct Line {
     /// `None` once nothing more is to be sent.
@@ -156,11 +170,27 @@ impl Line {
         self.progress.complaint()
     }
 
+    /// Whether a byte of the reply to the last request has arrived.
+    pub(super) fn has_reply(&self) -> bool {
+        self.progress.reply().has_begun()
+    }
+
+    /// The status of a reply whose head has arrived, even where the HTTP library refuses what the head says of the body.
+    pub(super) fn status(&self) -> Option<u16> {
+        self.progress.reply().status()
+    }
+
+    /// Whether every reader finds the end of the last reply's head, and its framing, in the same place.
+    pub(super) fn is_clear(&self) -> bool {
+        self.progress.reply().is_regular()
+    }
+
     /// Sends a request. What comes back with an error was not sent, not one byte of it.
     pub(super) async fn send(
         &mut self,
         request: Outgoing,
     ) -> Result<Response<Incoming>, TrySendError<Outgoing>> {
+        *self.progress.reply() = ReplyHead::default();
         let sender = self.sender.as_mut().expect("it is there until the drop");
         let response = pin!(sender.try_send_request(request));
         self.drive(response).await

@@ -1,12 +1,13 @@
 //! Every decision that a person could argue about, as pure functions.
 //!
 //! Owns: what may be appended ([`append`]), who gets an event ([`matching`]), what a reply means ([`verdict`]), when the
-//! next attempt is ([`retry`]), when an endpoint is given up ([`health`]), whether a receiver wants to be sent to ([`handshake`]), how a request is signed ([`signature`]), how
-//! it goes on with a trace ([`trace`]) and what an event's deliveries amount to ([`event_status`]). Must never know async, I/O, serde, clocks or randomness.
+//! next attempt is ([`retry`]), when an endpoint is given up ([`health`]), whether a receiver wants to be sent to ([`handshake`]), how a request is signed ([`signature`]),
+//! which headers carry credentials ([`headers`]), how it goes on with a trace ([`trace`]) and what an event's deliveries amount to ([`event_status`]). Must never know async, I/O, serde, clocks or randomness.
 
 pub mod append;
 pub mod event_status;
 pub mod handshake;
+pub mod headers;
 pub mod health;
 pub mod matching;
 pub mod retry;

@@ -141,6 +141,12 @@ fn server_config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     builder.with_safe_default_protocol_versions().unwrap()
 }
 
+/// Asks no client who it is.
+pub(crate) fn plain_config(own: &Certificate) -> Arc<ServerConfig> {
+    let config = server_config().with_no_client_auth();
+    Arc::new(config.with_single_cert(vec![own.der.clone()], own.key()).unwrap())
+}
+
 /// One request that came over TLS.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {

@@ -14,6 +14,7 @@ mod dns;
 mod headers;
 mod names;
 mod random;
+mod reuse;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;

@@ -7,6 +7,8 @@
 mod support;
 
 mod beside;
+mod closed;
+mod lenient;
 mod malformed;
 mod records;
 mod rows;
@@ -21,14 +23,21 @@ use hyper::header::HeaderMap;
 
 /// As the daemon makes it under `--dev`.
 fn courier() -> Courier {
-    Courier::new(CourierSettings {
+    courier_with(settings())
+}
+
+fn courier_with(settings: CourierSettings) -> Courier {
+    Courier::new(settings).unwrap()
+}
+
+fn settings() -> CourierSettings {
+    CourierSettings {
         policy: EgressPolicy::default().dev(),
         connect_timeout: Duration::from_secs(10),
         roots: Arc::new(rustls::RootCertStore::empty()),
         proxy: None,
         resolver: Arc::new(SystemResolver::new(&[]).unwrap()),
-    })
-    .unwrap()
+    }
 }
 
 /// One attempt; `id` tells it from the others.

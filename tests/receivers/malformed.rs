@@ -22,7 +22,6 @@ type Row = (&'static [u8], Then, Result<u16, ErrorClass>);
 
 const PROTOCOL: Result<u16, ErrorClass> = Err(ErrorClass::Protocol);
 const RESET: Result<u16, ErrorClass> = Err(ErrorClass::Reset);
-const TOO_LARGE: Result<u16, ErrorClass> = Err(ErrorClass::ResponseTooLarge);
 
 /// What the courier makes of the first line.
 const STATUS_LINES: &[Row] = &[
@@ -40,7 +39,7 @@ const STATUS_LINES: &[Row] = &[
     (b"\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 \xff\xfe\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 999 x\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(999)),
-    (b"HTTP/1.1  200 OK\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1   200 OK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b" HTTP/1.1 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1\t200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1 20 OK\r\n\r\n", GoesOn, PROTOCOL),
@@ -49,13 +48,21 @@ const STATUS_LINES: &[Row] = &[
     (b"HTTP/1.1 2e2 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1 099 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1 000 OK\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1 200OK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200\tOK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 O\x01K\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\r\ncontent-length: 0\r\r\n\r\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\ncontent-length: 0\n\n", GoesOn, Ok(200)),
+    (b"HTTP/1 200 OK\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1 abc OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1 200 O\0K\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 O\rK\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1 200 O\rK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/0.9 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.2 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/2.0 200 OK\r\n\r\n", GoesOn, PROTOCOL),
-    (b"http/1.1 200 OK\r\n\r\n", GoesOn, PROTOCOL),
+    (b"http/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"ICY 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"RTSP/1.0 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"POST / HTTP/1.1\r\n\r\n", GoesOn, PROTOCOL),
@@ -65,15 +72,18 @@ const STATUS_LINES: &[Row] = &[
 
 /// What it makes of header fields.
 const HEADERS: &[Row] = &[
-    (b"HTTP/1.1 200 OK\r\na: b\r\n c: d\r\ncontent-length: 0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\n a: b\r\ncontent-length: 0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length : 0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\n: b\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\na(: b\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\n\xc3\xa4: b\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1 200 OK\r\na: b\r\n c: d\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\na: b\r\n\tc\r\n  d\r\ncontent-length:\r\n 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\na: b\n c\ncontent-length: 0\n\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\n a: b\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length \t: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\n: b\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\nno colon\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\nX[Foo]: b\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\n\xc3\xa4: b\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\na: b\0c\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\na: b\rc\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1 200 OK\r\na: b\rc\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\na: b\x01\x7f\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\na: \xff\xfe\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\na:\r\ncontent-length:0\r\n\r\n", GoesOn, Ok(200)),
     (
@@ -88,18 +98,18 @@ const LENGTHS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", Closes, Ok(200)),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 5, 6\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length:\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 0x5\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 5 5\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 1e1\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 5.0\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: \xd9\xa5\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551616\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551615\r\n\r\n", GoesOn, TOO_LARGE),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5, 6\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length:\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 0x5\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5 5\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 1e1\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5.0\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: \xd9\xa5\r\n\r\nhello", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551616\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551615\r\n\r\n", GoesOn, Ok(200)),
 ];
 
 /// What it makes of transfer codings and chunks.
@@ -109,18 +119,10 @@ const CODINGS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n", Closes, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: ChUnKeD\r\n\r\n0\r\n\r\n", GoesOn, Ok(200)),
-    (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (
-        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        GoesOn,
-        PROTOCOL,
-    ),
-    (
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
-        GoesOn,
-        PROTOCOL,
-    ),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\ncontent-length: 5\r\n\r\nhello", GoesOn, PROTOCOL),
+    (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\ncontent-length: 5\r\n\r\nhello", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", Closes, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", Closes, Ok(200)),
     (
@@ -134,24 +136,20 @@ const CODINGS: &[Row] = &[
         Ok(200),
     ),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\ncontent-length: 9\r\n\r\n", GoesOn, Ok(200)),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n 5\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5 5\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\nhello\n0\n\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhelloworld\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;a\n\r\nhello\r\n0\r\n\r\n", GoesOn, PROTOCOL),
-    (
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\nhello\r\n",
-        GoesOn,
-        PROTOCOL,
-    ),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nno colon\r\n\r\n", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: b\0\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n 5\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5 5\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\nhello\n0\n\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhelloworld\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;a\n\r\nhello\r\n0\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\nhello\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nno colon\r\n\r\n", GoesOn, Ok(200)),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: b\0\r\n\r\n", GoesOn, Ok(200)),
 ];
 
 /// What comes after the reply must not become the next one.
@@ -175,7 +173,7 @@ const SURPLUS: &[Row] = &[
     (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 100 x\r\ncontent-length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\n\r\n", GoesOn, PROTOCOL),
     (b"HTTP/1.1 101 x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nhello", GoesOn, PROTOCOL),
-    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 410 x\r\n\r\n", GoesOn, PROTOCOL),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 410 x\r\n\r\n", GoesOn, Ok(200)),
 ];
 
 /// Says the row's bytes to the first request; every later one gets the reply that belongs to it.
@@ -215,22 +213,22 @@ async fn check(rows: &[Row]) {
 }
 
 #[tokio::test]
-async fn status_lines_are_read_strictly() {
+async fn status_lines_are_read_as_curl_reads_them() {
     check(STATUS_LINES).await;
 }
 
 #[tokio::test]
-async fn headers_are_read_strictly() {
+async fn headers_are_read_as_curl_reads_them() {
     check(HEADERS).await;
 }
 
 #[tokio::test]
-async fn lengths_are_read_strictly() {
+async fn odd_lengths_leave_the_status_and_end_the_connection() {
     check(LENGTHS).await;
 }
 
 #[tokio::test]
-async fn transfer_codings_are_read_strictly() {
+async fn odd_codings_leave_the_status_and_end_the_connection() {
     check(CODINGS).await;
 }
 
@@ -273,14 +271,26 @@ async fn replies_stay_with_their_requests_when_many_share_a_pool() {
     );
 }
 
-/// Where a body is announced that cannot be, or announced twice, its bytes might come when the next reply is expected.
+/// Where a body is announced that cannot be, or announced twice, its bytes might come when the next reply is expected. So
+/// might those of a head that another reader, such as a proxy in between, delimits in another place.
 #[tokio::test]
-async fn a_reply_whose_end_is_a_matter_of_opinion_spoils_its_connection() {
+async fn ambiguous_reply_ends_its_connection() {
     let rows = [
         ("204 x\r\ncontent-length: 5\r\n\r\n", 2),
         ("204 x\r\ntransfer-encoding: chunked\r\n\r\n", 2),
         ("304 x\r\ncontent-length: 5\r\n\r\n", 2),
         ("200 x\r\ncontent-length: 0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 2),
+        ("200 x\r\ncontent-length: 0\r\ncontent-length: 1\r\n\r\n", 2),
+        ("200 x\r\ncontent-length: 0, 1\r\n\r\n", 2),
+        ("200 x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 2),
+        ("200 x\r\ncontent-length : 0\r\n\r\n", 2),
+        ("200 x\r\ncontent-length:\r\n 0\r\n\r\n", 2),
+        ("200 x\r\nX[Foo]: b\r\ncontent-length: 0\r\n\r\n", 2),
+        ("200 x\r\na: \u{1}\r\ncontent-length: 0\r\n\r\n", 2),
+        ("200 x\r\na: b\rc\r\ncontent-length: 0\r\n\r\n", 2),
+        ("200 x\r\ncontent-length: 0, 0\r\n\r\n", 1),
+        ("200 x\r\nCONTENT-Length:0\r\n\r\n", 1),
+        ("200\r\ncontent-length: 0\r\n\r\n", 1),
         ("204 x\r\n\r\n", 1),
         ("204 x\r\ncontent-length: 0\r\n\r\n", 1),
         ("304 x\r\n\r\n", 1),

@@ -1,0 +1,287 @@
+//! The head of a reply, byte by byte as it arrives.
+//!
+//! Owns: whether a byte of the reply has arrived, the status of a complete head, and whether the head keeps to the
+//! grammar of RFC 9112. The HTTP library refuses status lines and line ends that other clients accept; those are
+//! rewritten to the form that it reads. Bytes are replaced or removed, never added, and the body is never touched.
+//! Must find the end of a head where the library finds it: at the first empty line after the status line.
+
+use crate::limits;
+
+const VERSION: &[u8] = b"HTTP/1.";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum HeadPart {
+    /// Before the status line, where empty lines are skipped.
+    #[default]
+    StatusLine,
+    /// So many bytes of `HTTP/1.x` have arrived.
+    Version(usize),
+    BeforeCode,
+    Code(u8),
+    Reason,
+    LineStart,
+    Name,
+    Value,
+    Complete,
+    /// Not the head of an HTTP/1 reply: left to the library, which says so.
+    Foreign,
+}
+
+/// Of the reply to one request.
+#[derive(Debug)]
+pub(super) struct ReplyHead {
+    part: HeadPart,
+    code: u16,
+    bytes: usize,
+    lines: usize,
+    after_cr: bool,
+    has_begun: bool,
+    is_regular: bool,
+}
+
+impl Default for ReplyHead {
+    fn default() -> Self {
+        Self {
+            part: HeadPart::StatusLine,
+            code: 0,
+            bytes: 0,
+            lines: 0,
+            after_cr: false,
+            has_begun: false,
+            is_regular: true,
+        }
+    }
+}
+
+impl ReplyHead {
+    /// Whether a byte of the reply has arrived.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Whether every reader delimits the head in the same way. Another reader, such as a proxy in between, may take an
+    /// irregular head for the start of another message.
+    pub(super) fn is_regular(&self) -> bool {
+        self.is_regular
+    }
+
+    /// The final status, once the head is complete and within its bounds.
+    pub(super) fn status(&self) -> Option<u16> {
+        let is_known = self.part == HeadPart::Complete
+            && self.code != 101
+            && self.lines <= limits::REPLY_HEADERS_MAX
+            && self.bytes <= limits::REPLY_HEAD_BYTES_MAX;
+        is_known.then_some(self.code)
+    }
+
+    /// Whether the head is complete, or will never be.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.part, HeadPart::Complete | HeadPart::Foreign)
+    }
+
+    /// Takes the bytes that have arrived and rewrites them in place; returns how many of them are left.
+    pub(super) fn read(&mut self, bytes: &mut [u8]) -> usize {
+        self.has_begun |= !bytes.is_empty();
+        let mut kept = 0;
+        for at in 0..bytes.len() {
+            if self.is_over() {
+                bytes.copy_within(at.., kept);
+                return kept + bytes.len() - at;
+            }
+            if let Some(byte) = self.advance(bytes[at]) {
+                bytes[kept] = byte;
+                kept += 1;
+            }
+        }
+        kept
+    }
+
+    /// The byte that the library reads in the place of this one.
+    fn advance(&mut self, byte: u8) -> Option<u8> {
+        self.bytes += 1;
+        if std::mem::replace(&mut self.after_cr, byte == b'\r') && byte != b'\n' {
+            self.is_regular = false;
+        }
+        match byte {
+            // LF alone ends a line for the library, and a CR elsewhere is an error to it.
+            b'\r' => return None,
+            b'\n' => {
+                self.end_line();
+                return Some(byte);
+            }
+            0 => {
+                self.part = HeadPart::Foreign;
+                return Some(byte);
+            }
+            _ => {}
+        }
+        let (part, read) = self.next(byte);
+        self.part = part;
+        self.is_regular &= read == Some(byte);
+        read
+    }
+
+    /// The part that comes after this byte, and the byte as it is read. A byte that is read as it is may still be
+    /// irregular.
+    fn next(&mut self, byte: u8) -> (HeadPart, Option<u8>) {
+        use HeadPart::{
+            BeforeCode, Code, Complete, Foreign, LineStart, Name, Reason, StatusLine, Value, Version,
+        };
+        let is_text = byte == b'\t' || !byte.is_ascii_control();
+        match self.part {
+            StatusLine if byte.eq_ignore_ascii_case(&VERSION[0]) => (Version(1), Some(VERSION[0])),
+            Version(at) => match VERSION.get(at) {
+                Some(expected) if byte.eq_ignore_ascii_case(expected) => (Version(at + 1), Some(*expected)),
+                None if at == VERSION.len() && matches!(byte, b'0' | b'1') => (Version(at + 1), Some(byte)),
+                None if at > VERSION.len() && byte == b' ' => (BeforeCode, Some(byte)),
+                _ => (Foreign, Some(byte)),
+            },
+            BeforeCode if byte == b' ' => (BeforeCode, None),
+            BeforeCode if matches!(byte, b'1'..=b'9') => {
+                self.code = u16::from(byte - b'0');
+                (Code(1), Some(byte))
+            }
+            Code(digits @ 1..=2) if byte.is_ascii_digit() => {
+                self.code = 10 * self.code + u16::from(byte - b'0');
+                (Code(digits + 1), Some(byte))
+            }
+            Code(3) if !byte.is_ascii_digit() => (Reason, Some(b' ')),
+            Reason => (Reason, Some(if is_text { byte } else { b' ' })),
+            LineStart | Name if is_token(byte) => (Name, Some(byte)),
+            Name if byte == b':' => (Value, Some(byte)),
+            // A folded line, or a name that is no token.
+            LineStart | Name => {
+                self.is_regular = false;
+                (Value, Some(byte))
+            }
+            Value => {
+                self.is_regular &= is_text;
+                (Value, Some(byte))
+            }
+            StatusLine | BeforeCode | Code(_) | Complete | Foreign => (Foreign, Some(byte)),
+        }
+    }
+
+    fn end_line(&mut self) {
+        use HeadPart::{Code, Complete, Foreign, LineStart, Name, Reason, StatusLine, Value};
+        self.part = match self.part {
+            StatusLine => StatusLine,
+            Code(3) | Reason => LineStart,
+            LineStart if matches!(self.code, 100 | 102..=199) => {
+                // An informational reply: the next head follows.
+                *self = Self { has_begun: true, is_regular: self.is_regular, ..Self::default() };
+                StatusLine
+            }
+            LineStart => Complete,
+            Name | Value => {
+                self.lines += 1;
+                self.is_regular &= self.part == Value;
+                LineStart
+            }
+            _ => Foreign,
+        };
+    }
+}
+
+/// A byte of a header name (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes as the library reads them, whether they arrive at once or one by one.
+    fn read(bytes: &[u8]) -> (Vec<u8>, ReplyHead) {
+        let (mut whole, mut head) = (bytes.to_vec(), ReplyHead::default());
+        let kept = head.read(&mut whole);
+        whole.truncate(kept);
+        let (mut pieces, mut other) = (Vec::new(), ReplyHead::default());
+        for byte in bytes {
+            let mut piece = [*byte];
+            let kept = other.read(&mut piece);
+            pieces.extend_from_slice(&piece[..kept]);
+        }
+        assert_eq!(pieces, whole, "{:?}", String::from_utf8_lossy(bytes));
+        assert_eq!(format!("{other:?}"), format!("{head:?}"), "{:?}", String::from_utf8_lossy(bytes));
+        (whole, head)
+    }
+
+    #[test]
+    fn regular_heads_lose_their_carriage_returns_alone() {
+        for (given, expected, status) in [
+            ("HTTP/1.1 200 OK\r\na: b\r\n\r\nbo\rdy\r\n", "HTTP/1.1 200 OK\na: b\n\nbo\rdy\r\n", 200),
+            ("HTTP/1.0 404\r\n\r\n", "HTTP/1.0 404\n\n", 404),
+            ("\r\n\r\nHTTP/1.1 204 \r\n\r\n", "\n\nHTTP/1.1 204 \n\n", 204),
+            (
+                "HTTP/1.1 100 x\r\na: b\r\n\r\nHTTP/1.1 201 x\r\n\r\n",
+                "HTTP/1.1 100 x\na: b\n\nHTTP/1.1 201 x\n\n",
+                201,
+            ),
+            ("HTTP/1.1 200 \u{e9}\n:\n\n", "HTTP/1.1 200 \u{e9}\n:\n\n", 200),
+        ] {
+            let (read, head) = read(given.as_bytes());
+            assert_eq!((String::from_utf8_lossy(&read).as_ref(), head.status()), (expected, Some(status)));
+            assert_eq!(head.is_regular(), !given.contains("\n:"), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn irregular_heads_are_made_legible() {
+        for (given, expected) in [
+            ("http/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\n\n"),
+            ("HTTP/1.1   200   OK\r\n\r\n", "HTTP/1.1 200   OK\n\n"),
+            ("HTTP/1.1 200OK\r\n\r\n", "HTTP/1.1 200 K\n\n"),
+            ("HTTP/1.1 200\tOK\r\n\r\n", "HTTP/1.1 200 OK\n\n"),
+            ("HTTP/1.1 200 O\u{1}\rK\r\n\r\n", "HTTP/1.1 200 O K\n\n"),
+            ("HTTP/1.1 200 OK\r\r\na: b\r\r\n\r\r\n", "HTTP/1.1 200 OK\na: b\n\n"),
+            ("HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n", "HTTP/1.1 200 OK\na: b\n c\n\n"),
+            ("HTTP/1.1 200 OK\r\na : b\r\n\r\n", "HTTP/1.1 200 OK\na : b\n\n"),
+            ("HTTP/1.1 200 OK\r\nno colon\r\n\r\n", "HTTP/1.1 200 OK\nno colon\n\n"),
+            ("HTTP/1.1 200 OK\r\nno\r\n\r\n", "HTTP/1.1 200 OK\nno\n\n"),
+            ("HTTP/1.1 200 OK\r\na: \u{1}\r\n\r\n", "HTTP/1.1 200 OK\na: \u{1}\n\n"),
+        ] {
+            let (read, head) = read(given.as_bytes());
+            assert_eq!((String::from_utf8_lossy(&read).as_ref(), head.status()), (expected, Some(200)));
+            assert!(!head.is_regular(), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_and_open_heads_have_no_status() {
+        for given in [
+            "",
+            "H",
+            "\r\n",
+            "HTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 200 OK\r\na: b\r\n",
+            "HTTP/1.1 20 OK\r\n\r\n",
+            "HTTP/1.1 2000 OK\r\n\r\n",
+            "HTTP/1.1 099 OK\r\n\r\n",
+            "HTTP/1.2 200 OK\r\n\r\n",
+            "HTTP/2 200 OK\r\n\r\n",
+            "HTTP/1.1\t200 OK\r\n\r\n",
+            "ICY 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\na: \0\r\n\r\n",
+            "HTTP/1.1\r\n\r\n",
+            "HTTP/1.1 100 x\r\n\r\nhello",
+            "HTTP/1.1 101 x\r\n\r\n",
+            " HTTP/1.1 200 OK\r\n\r\n",
+        ] {
+            assert_eq!(read(given.as_bytes()).1.status(), None, "{given:?}");
+        }
+        assert!(!read(b"").1.has_begun() && read(b"\r").1.has_begun());
+    }
+
+    #[test]
+    fn heads_beyond_their_bounds_have_no_status() {
+        let lines = |count| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(count));
+        assert_eq!(read(lines(limits::REPLY_HEADERS_MAX).as_bytes()).1.status(), Some(200));
+        assert_eq!(read(lines(limits::REPLY_HEADERS_MAX + 1).as_bytes()).1.status(), None);
+        let long = |bytes: usize| format!("HTTP/1.1 200 OK\r\na: {}\r\n\r\n", "b".repeat(bytes));
+        let rest = long(0).len();
+        assert_eq!(read(long(limits::REPLY_HEAD_BYTES_MAX - rest).as_bytes()).1.status(), Some(200));
+        assert_eq!(read(long(limits::REPLY_HEAD_BYTES_MAX - rest + 1).as_bytes()).1.status(), None);
+    }
+}
