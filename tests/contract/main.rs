@@ -9,6 +9,7 @@
 mod support;
 
 mod again;
+mod changes;
 mod command_line;
 mod conventions;
 mod deliveries;

@@ -1,0 +1,181 @@
+//! An endpoint that changes while a request to it is under way.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
+
+use serde_json::json;
+
+use super::support::{Daemon, Receiver, answer};
+use super::{list, publish, text};
+
+/// A receiver whose first answer waits until the test sends something.
+async fn waits(first: impl Into<String>) -> (Receiver, Sender<()>) {
+    let (go, gate) = channel();
+    let (gate, first) = (Mutex::new(gate), first.into());
+    let receiver = Receiver::start(move |number, _| {
+        if number == 0 {
+            // Another thread serves the other sockets meanwhile.
+            let _gone = tokio::task::block_in_place(|| gate.lock().unwrap().recv());
+            return first.clone();
+        }
+        answer(200)
+    })
+    .await;
+    (receiver, go)
+}
+
+/// An endpoint at `old` moves to `new` while the first request is under way; `go` lets it be answered.
+async fn move_meanwhile(daemon: &Daemon, old: &Receiver, new: &Receiver, go: &Sender<()>) -> String {
+    let made = daemon
+        .post(
+            "/endpoints",
+            &json!({"url": old.url, "maxInFlight": 1, "retry": {"schedule": ["10ms"]}}).to_string(),
+        )
+        .await;
+    let path = format!("/endpoints/{}", text(&made, "id"));
+    publish(daemon, json!({"type": "a.b", "data": 1})).await;
+    old.until(1).await;
+    let (status, moved, _) = daemon.call("PATCH", &path, &[], &json!({"url": new.url}).to_string()).await;
+    assert_eq!(status, 200, "{moved}");
+    go.send(()).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn answer_of_a_former_url_is_no_judgement_of_the_new_one() {
+    let data = tempfile::tempdir().unwrap();
+    let throttled = "HTTP/1.1 429 x\r\nretry-after: 3600\r\ncontent-length: 0\r\n\r\n";
+    for (story, first) in [("gone", answer(410)), ("throttled", throttled.to_owned())] {
+        let daemon = Daemon::start(&data.path().join(story)).await;
+        let (old, go) = waits(first).await;
+        let new = Receiver::status(200).await;
+        let path = move_meanwhile(&daemon, &old, &new, &go).await;
+        // The outcome of the old request is recorded before the next delivery goes out: one at a time.
+        let event = publish(&daemon, json!({"type": "a.b", "data": 2})).await;
+        daemon
+            .until(&format!("/events/{}", text(&event, "id")), |event| event["status"] == "delivered")
+            .await;
+        assert_eq!(daemon.get(&path).await["status"], "active", "{story}");
+        assert!(new.count() >= 1 && old.count() == 1, "{story}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn retry_goes_to_the_new_url_with_the_new_secret() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let (old, go) = waits(answer(500)).await;
+    let new = Receiver::status(200).await;
+    let (release, held) = channel();
+    let path = move_meanwhile(&daemon, &old, &new, &release).await;
+    held.recv().unwrap();
+    // Rotated without an overlap: the key that signed the first attempt signs no other one.
+    let rotated = daemon.post(&format!("{path}/secret/rotate"), r#"{"overlap":"0s"}"#).await;
+    go.send(()).unwrap();
+    let got = new.until(1).await.remove(0);
+    assert_eq!(got.headers["balto-attempt"], "2");
+    let key = standardwebhooks::Webhook::new(rotated["secret"].as_str().unwrap()).unwrap();
+    let headers: std::collections::HashMap<_, _> = got.headers.clone();
+    let signed = key
+        .sign(&headers["webhook-id"], headers["webhook-timestamp"].parse().unwrap(), got.body.as_bytes())
+        .unwrap();
+    assert_eq!(headers["webhook-signature"], signed);
+}
+
+/// Consent counts for the URL, the origin and the rate that it was given for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn consent_given_before_a_change_does_not_count_after_it() {
+    const AGREES: &str =
+        "HTTP/1.1 200 x\r\nwebhook-allowed-origin: *\r\nwebhook-allowed-rate: *\r\ncontent-length: 0\r\n\r\n";
+    let data = tempfile::tempdir().unwrap();
+    let soon =
+        [("BALTO__HANDSHAKE__RETRY_INITIAL", "100ms"), ("BALTO__HANDSHAKE__RETRY_MAX_INTERVAL", "100ms")];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &soon).await;
+    for (story, change) in [
+        ("url", json!({"url": null})),
+        ("origin", json!({"handshake": {"origin": "other.example.com"}})),
+        ("rate", json!({"handshake": {"rate": 7}})),
+    ] {
+        // Every further request for consent is refused.
+        let (go, gate) = channel::<()>();
+        let gate = Mutex::new(gate);
+        let refuses = |got: &super::support::Got| answer(if got.method == "OPTIONS" { 405 } else { 200 });
+        let old = Receiver::start(move |number, got| {
+            if number == 0 {
+                // Another thread serves the other sockets meanwhile.
+                let _gone = tokio::task::block_in_place(|| gate.lock().unwrap().recv());
+                return AGREES.to_owned();
+            }
+            refuses(got)
+        })
+        .await;
+        let new = Receiver::start(move |_, got| refuses(got)).await;
+        let made = daemon
+            .post(
+                "/endpoints",
+                &json!({"url": old.url, "eventTypes": [story], "timeout": "25s",
+                    "handshake": {"origin": "events.example.com", "rate": 120}})
+                .to_string(),
+            )
+            .await;
+        let path = format!("/endpoints/{}", text(&made, "id"));
+        old.until(1).await;
+        let moves = change.get("url").is_some();
+        let change = if moves { json!({"url": new.url}) } else { change };
+        let (status, changed, _) = daemon.call("PATCH", &path, &[], &change.to_string()).await;
+        assert_eq!(status, 200, "{story}: {changed}");
+        go.send(()).unwrap();
+        publish(&daemon, json!({"type": story, "data": 1})).await;
+        // It is asked as it is now, and refuses: twice, so that the first answer has long been judged.
+        if moves {
+            new.until(2).await;
+        } else {
+            old.until(3).await;
+        }
+        let shown = daemon.get(&path).await;
+        assert_eq!(shown["handshake"]["status"], "pending", "{story}: {shown}");
+        daemon.until(&format!("{path}/lane"), |lane| lane["reason"] == "handshake").await;
+        let posts =
+            [&old, &new].map(|receiver| receiver.got().iter().filter(|got| got.method == "POST").count());
+        assert_eq!(posts, [0, 0], "{story}: it was sent to without its consent");
+    }
+}
+
+/// Pauses and deletions between an attempt and its retry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn retry_waits_for_a_pause_and_ends_with_a_deletion() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for deletes in [false, true] {
+        let kind = if deletes { "deleted" } else { "paused" };
+        let (receiver, go) = waits(answer(500)).await;
+        let made = daemon
+            .post(
+                "/endpoints",
+                &json!({"url": receiver.url, "eventTypes": [kind], "retry": {"schedule": ["10ms"]}})
+                    .to_string(),
+            )
+            .await;
+        let path = format!("/endpoints/{}", text(&made, "id"));
+        publish(&daemon, json!({"type": kind, "data": 1})).await;
+        receiver.until(1).await;
+        if deletes {
+            let (status, ..) = daemon.call("DELETE", &path, &[], "").await;
+            assert_eq!(status, 204);
+        } else {
+            daemon.post(&format!("{path}/pause"), "").await;
+        }
+        go.send(()).unwrap();
+        if deletes {
+            let dead = daemon.until("/dead-letters?type=deleted", |page| !list(page).is_empty()).await;
+            assert_eq!(list(&dead)[0]["reason"], "endpointDeleted");
+            assert_eq!(receiver.count(), 1);
+        } else {
+            let settled = |lane: &serde_json::Value| lane["reason"] == "paused" && lane["inFlight"] == 0;
+            daemon.until(&format!("{path}/lane"), settled).await;
+            assert_eq!(receiver.count(), 1);
+            daemon.post(&format!("{path}/resume"), "").await;
+            receiver.until(2).await;
+        }
+    }
+}
