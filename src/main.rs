@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use balto::cli::{self, Backend};
 use balto::courier::tls;
 use balto::{config, daemon};
-use clap::Parser as _;
 
 fn main() -> ExitCode {
     let backend = Backend {
@@ -19,5 +18,5 @@ fn main() -> ExitCode {
         restore: daemon::restore,
         openapi: || Ok(serde_json::to_string_pretty(&balto::api::openapi::document())?),
     };
-    cli::run(&backend, cli::Cli::parse())
+    cli::run(&backend, std::env::args_os())
 }

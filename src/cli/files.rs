@@ -2,18 +2,17 @@
 //!
 //! Owns words, JSON and exit codes of the answers; the work itself is done by the [`super::Backend`].
 
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::output::{line, note};
+use super::output::{OutputError, line, note};
 use crate::config::{ConfigError, ConfigErrors, Origin};
 use crate::daemon::Findings;
 
 /// 0 when all is good, else 1.
-pub(super) fn found(findings: &Findings, as_json: bool) -> io::Result<ExitCode> {
+pub(super) fn found(findings: &Findings, as_json: bool) -> Result<ExitCode, OutputError> {
     if as_json {
         line(&findings.json.to_string())?;
     } else {
@@ -23,7 +22,11 @@ pub(super) fn found(findings: &Findings, as_json: bool) -> io::Result<ExitCode> 
 }
 
 /// 0 when the file is good, else 2.
-pub(super) fn checked(file: &Path, checked: Result<(), ConfigErrors>, as_json: bool) -> io::Result<ExitCode> {
+pub(super) fn checked(
+    file: &Path,
+    checked: Result<(), ConfigErrors>,
+    as_json: bool,
+) -> Result<ExitCode, OutputError> {
     let errors = checked.err().map_or_else(Vec::new, |errors| errors.0);
     if as_json {
         let told: Vec<_> = errors.iter().map(error).collect();

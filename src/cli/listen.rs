@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -413,9 +414,15 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
             () = stop.told() => return Ok(()),
         };
         let Some(report) = report else { return Ok(()) };
-        line(&if as_json { record(&report) } else { sentence(&report, coloured) })?;
+        let mut text = if as_json { record(&report) } else { sentence(&report, coloured) };
         if args.body && !as_json {
-            line(&format!("  {}", clean(&String::from_utf8_lossy(&report.body))))?;
+            text.push_str(&format!("\n  {}", clean(&String::from_utf8_lossy(&report.body))));
+        }
+        // On another thread: while nobody reads the output, a signal still ends the command.
+        let printed = tokio::task::spawn_blocking(move || line(&text));
+        tokio::select! {
+            printed = printed => printed.context("printing failed")??,
+            () = stop.told() => return Ok(()),
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod listen;
 mod output;
 mod stop;
 
-use std::io::{self, Write as _};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::ConfigErrors;
 use crate::daemon::Findings;
 use client::Client;
+use output::OutputError;
 
 /// Where client commands look for the daemon unless `BALTO_URL` or `--server` says otherwise.
 const SERVER_DEFAULT: &str = "http://127.0.0.1:8400";
@@ -153,23 +154,26 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
     UsageError(message.into()).into()
 }
 
-/// Runs the command and reports its failure, if any, on standard error.
+/// Parses the arguments, runs the command and reports its failure, if any, on standard error.
 #[must_use]
-pub fn run(backend: &Backend, cli: Cli) -> ExitCode {
-    match dispatch(backend, cli) {
-        Ok(code) => code,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Standard error is the last resort: when it is closed there is nobody left to tell.
-            writeln!(io::stderr(), "balto: {error:#}").ok();
-            if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+pub fn run(backend: &Backend, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let ended = match Cli::try_parse_from(arguments) {
+        Ok(cli) => dispatch(backend, cli),
+        Err(message) => explained(&message),
+    };
+    ended.unwrap_or_else(|error| {
+        if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed) {
+            return ExitCode::SUCCESS;
         }
-    }
+        output::note(&format!("balto: {error:#}"));
+        if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    })
 }
 
-/// The reader of our output went away, as `head` does: its choice, not a failure.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|io_error| io_error.kind() == io::ErrorKind::BrokenPipe)
+/// Help and version end with 0, wrong usage with 2.
+fn explained(message: &clap::Error) -> anyhow::Result<ExitCode> {
+    output::parser_message(message)?;
+    Ok(if message.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS })
 }
 
 fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
@@ -214,13 +218,15 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .context("cannot start the asynchronous runtime")?;
     // On the heap: the tour and the list loops hold large states.
     let done = runtime.block_on(Box::pin(future));
-    // A write to a pipe that nobody reads must not keep the process.
+    // A write to an output that nobody reads must not keep the process.
     runtime.shutdown_background();
     done
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
     use clap::CommandFactory as _;
 
@@ -238,10 +244,13 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_failure_and_other_errors_are() {
-        let closed = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert!(is_broken_pipe(&closed));
-        assert!(!is_broken_pipe(&anyhow::anyhow!("no such endpoint")));
+    fn closed_output_is_no_failure_and_other_errors_are() {
+        let is_closed = |error: anyhow::Error| error.downcast_ref().is_some_and(OutputError::is_closed);
+        let of = |kind: ErrorKind| OutputError::from(std::io::Error::from(kind));
+        assert!(is_closed(of(ErrorKind::BrokenPipe).into()));
+        assert!(is_closed(anyhow::Error::from(of(ErrorKind::BrokenPipe)).context("the daemon's log")));
+        assert!(!is_closed(of(ErrorKind::StorageFull).into()));
+        assert!(!is_closed(std::io::Error::from(ErrorKind::BrokenPipe).into()), "of another file");
     }
 
     #[test]

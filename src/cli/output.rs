@@ -18,9 +18,34 @@ use super::client::Client;
 /// Longest cell of a table, in characters; JSON output is never cut.
 const CELL_CHARACTERS_MAX: usize = 72;
 
-/// Prints one line; fails when nobody reads any more.
-pub(crate) fn line(text: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{text}")
+/// Standard output did not take a line.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(crate) struct OutputError(#[from] io::Error);
+
+impl OutputError {
+    /// The reader of the output went away, as `head` does: its choice, not a failure.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
+/// Prints one line.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub(crate) fn line(text: &str) -> Result<(), OutputError> {
+    Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// Prints what the parser of the command line says: help and version on standard output, errors on standard error.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub(crate) fn parser_message(message: &clap::Error) -> Result<(), OutputError> {
+    let printed = message.print().and_then(|()| io::stdout().flush());
+    // A closed standard error changes nothing: the exit code tells the failure.
+    if message.use_stderr() { Ok(()) } else { Ok(printed?) }
 }
 
 /// Whether escape sequences for colours would be seen as colours.
