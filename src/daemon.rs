@@ -5,18 +5,20 @@
 
 mod admin_key;
 mod descriptors;
+mod log;
+mod notify;
 mod progress;
 mod restore;
 mod settings;
 mod supervisor;
 mod verify;
 
-use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -25,7 +27,7 @@ use tokio::task::JoinSet;
 use crate::api::seats::Seats;
 use crate::api::server::Bounds;
 use crate::api::{self, Api};
-use crate::config::{Config, LogFormat, SecretsKey};
+use crate::config::{Config, SecretsKey};
 use crate::courier::Courier;
 use crate::engine::clock::{Clock, SystemSource};
 use crate::engine::retention;
@@ -35,7 +37,9 @@ use crate::limits;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
+use log::{LogSink, NOTICE};
 use progress::Meter;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use settings::{courier_settings, keep, load_to_fit};
 use supervisor::{Supervisor, Word};
 
@@ -66,6 +70,8 @@ struct Setup {
     config: Config,
     /// File descriptors that there were for it.
     descriptors: usize,
+    metrics: Arc<Metrics>,
+    log: LogSink,
 }
 
 /// Time of a request's headers, and of an answer, at the ops listener.
@@ -74,24 +80,46 @@ const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Exit code after a failure of the store: the supervisor should start again, and recovery begins there.
 const STORE_FAILED: u8 = 74;
+/// Exit code after a panic that is not contained: `EX_SOFTWARE` of sysexits.h.
+const INTERNAL_ERROR: u8 = 70;
 
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// When it cannot start.
+/// When the configuration is bad, or there can be no log. A failure after that is logged, and told by the exit code.
 pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     make_files_private();
+    // In development a debugger may look.
+    if !options.dev {
+        hide_memory()?;
+    }
     let descriptors = descriptors::available();
     let (config, lowered) = load_to_fit(options, descriptors)?;
-    log_to_stderr(&config)?;
+    let metrics = Arc::new(Metrics::new());
+    let log = LogSink::start(&config, metrics.log_lines_dropped())?;
+    log.end_process_on_panic(INTERNAL_ERROR);
     if let Some(lowered) = lowered {
         tracing::warn!("{lowered}");
     }
     if options.dev {
-        announce("--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
+        tracing::warn!(target: NOTICE, "--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
+    let setup = Setup { options: options.clone(), config, descriptors, metrics, log: log.clone() };
+    let code = run_to_the_end(setup).unwrap_or_else(|error| {
+        log.text(&format!("balto: {error:#}\n"));
+        ExitCode::FAILURE
+    });
+    log.flush();
+    Ok(code)
+}
+
+/// A core dump would hold the keys, and so does the memory that another process of the same user can read.
+fn hide_memory() -> anyhow::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid core dumps (PR_SET_DUMPABLE)")
+}
+
+fn run_to_the_end(setup: Setup) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let setup = Setup { options: options.clone(), config, descriptors };
     let (supervisor, telling) = Supervisor::new()?;
     let ended = runtime.block_on(run(setup, supervisor));
     telling.end();
@@ -105,52 +133,22 @@ fn make_files_private() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
-    let terminal = std::io::stderr().is_terminal();
-    let json = match config.log.format {
-        LogFormat::Json => true,
-        LogFormat::Text => false,
-        LogFormat::Auto => !terminal,
-    };
-    let directives = match config.log.level.as_str() {
-        // What libraries say of every connection and every page would drown the line for each attempt.
-        level @ ("debug" | "trace") => format!("info,balto={level}"),
-        other => other.to_owned(),
-    };
-    let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    let done = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
-    done.map_err(|error| anyhow::anyhow!("logging: {error}"))
-}
-
-/// What whoever starts the daemon has to know: also where the log leaves warnings out.
-fn announce(text: &str) {
-    if tracing::enabled!(tracing::Level::WARN) {
-        tracing::warn!("{text}");
-    } else {
-        // When standard error is closed there is nobody to tell.
-        writeln!(std::io::stderr(), "balto: {text}").ok();
-    }
-}
-
 async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let started = Started::default();
-    let Setup { options, config, .. } = &setup;
+    let Setup { options, config, metrics, log, .. } = &setup;
     // From here on a reload that comes too early waits; by default it would end the process.
     let hangup = signal(SignalKind::hangup())?;
     supervisor.tell(Word::Recovering);
-    let metrics = Arc::new(Metrics::new());
     let told = watch::Sender::new(Run::On);
     let seats = Seats::new(config.server.max_connections);
     // The ops listener answers from before recovery until the very end, so that both can be watched.
     let ops_listener = listen(config.server.ops_listen, "server.ops_listen").await?;
     let ops_address = ops_listener.local_addr()?;
     let mut ops = JoinSet::new();
-    let router = ops_router(&metrics, &started, &told, &seats, config.store.path.clone());
+    let router = ops_router(metrics, &started, &told, &seats, config.store.path.clone());
     ops.spawn(api::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
 
-    let (engine, dispatcher) = open(options, config, &metrics)?;
+    let (engine, dispatcher) = open(options, config, metrics, log)?;
     let shown_config = api_config(options, config)?;
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate())?,
@@ -211,7 +209,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
             true
         }
     };
-    let unanswered = !signals.store_stops(engine).await;
+    let unanswered = !signals.store_stops(engine, failed).await;
     ops.abort_all();
     let code = if failed || unanswered { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS };
     tracing::info!("stopped");
@@ -326,6 +324,7 @@ fn open(
     options: &Options,
     config: &Config,
     metrics: &Arc<Metrics>,
+    log: &LogSink,
 ) -> anyhow::Result<(Engine, crate::engine::Dispatcher)> {
     let admission =
         Admission { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
@@ -336,7 +335,7 @@ fn open(
             Written::Checkpoint => metrics.checkpointed(took),
         })
     };
-    let mut meter = Meter::of_the_daemon("reading the journal");
+    let mut meter = Meter::of_the_daemon("reading the journal", log);
     let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer, &mut |at| {
         meter.on(at);
     })?;
@@ -384,14 +383,15 @@ impl Signals {
         }
     }
 
-    /// The same, and some time more.
-    async fn end_and(&mut self, more: Duration) {
-        self.end().await;
-        tokio::time::sleep(more).await;
-    }
-
-    /// The store writes what waits. Gives whether it did: whoever is told again to stop waits no longer for the disk.
-    async fn store_stops(&mut self, engine: Engine) -> bool {
+    /// The store writes what waits. Gives whether it did. It is not waited for much longer after another signal, or when it
+    /// has failed already.
+    async fn store_stops(&mut self, engine: Engine, failed: bool) -> bool {
+        let patience = async {
+            if !failed {
+                self.end().await;
+            }
+            tokio::time::sleep(STORE_PATIENCE).await;
+        };
         let mut stopping = tokio::task::spawn_blocking(move || engine.stop_outbox());
         tokio::select! {
             stopped = &mut stopping => {
@@ -400,7 +400,7 @@ impl Signals {
                 }
                 stopped.is_ok()
             }
-            () = self.end_and(STORE_PATIENCE) => {
+            () = patience => {
                 tracing::error!("the disk does not answer, and is not waited for; what was acknowledged is on it");
                 false
             }

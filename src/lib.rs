@@ -17,6 +17,7 @@
 //! | [`courier`] | bytes to strangers, behind the address guard | the store |
 //! | [`engine`] | tasks, clock, channels: decide, commit, then act | wire formats |
 //! | [`api`] | HTTP shape, authentication, status codes | the store |
+//! | `panics` | which panics end the process | anything |
 //! | [`vault`] | encryption at rest | where its key comes from |
 //! | [`config`], [`metrics`] | what an operator sets and sees | the engine |
 //! | [`daemon`], [`cli`] | choosing and ordering the parts; the command line | |
@@ -78,6 +79,7 @@ mod knobs;
 pub mod lanes;
 pub mod limits;
 pub mod metrics;
+mod panics;
 pub mod projections;
 pub mod rules;
 pub mod store;

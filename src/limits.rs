@@ -201,6 +201,11 @@ pub const STATE_COPY_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// sled's page cache, in bytes of pages as they lie on disk. In memory they take three to five times as much.
 pub const STATE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
+// ---- log -------------------------------------------------------------------------------------------------------
+
+/// Bound of the log lines that wait for standard error, in bytes. Further lines are dropped and counted.
+pub const LOG_BYTES_MAX: usize = 1024 * 1024;
+
 // ---- queries ---------------------------------------------------------------------------------------------------
 
 /// Most items on one page of a list.

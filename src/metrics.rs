@@ -77,6 +77,7 @@ pub struct Metrics {
     projection_lag: IntGauge,
     store_bytes: IntGaugeVec,
     disk_free: IntGauge,
+    log_lines_dropped: IntCounter,
 }
 
 /// Who comes in.
@@ -221,6 +222,10 @@ impl Metrics {
             ),
             store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
             disk_free: gauge("balto_disk_free_bytes", "Bytes that are free on the data directory's disk."),
+            log_lines_dropped: counter(
+                "balto_log_lines_dropped_total",
+                "Log lines that standard error did not take.",
+            ),
             registry,
         };
         made.begin_at_zero();
@@ -267,6 +272,12 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be encoded");
         }
         bytes
+    }
+
+    /// The counter of log lines that standard error did not take, for the log.
+    #[must_use]
+    pub fn log_lines_dropped(&self) -> IntCounter {
+        self.log_lines_dropped.clone()
     }
 
     /// What one pass of retention removed.

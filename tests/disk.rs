@@ -226,14 +226,24 @@ fn fill_up(below: &Path, free: u64) -> PathBuf {
     ballast
 }
 
+/// The log lies on the same disk, as it often does.
 async fn refuses_and_recovers(small: &Small, filling: Filling) {
     let data = small.0.join("data");
+    let log = small.0.join("log");
     let receiver = Receiver::status(200).await;
-    let daemon = Daemon::start_in(&data, &["--dev"], &[("BALTO__LOG__LEVEL", "off")]).await;
+    let mut command = support::serve(&data, &["--dev"]);
+    let mut appending = fs::File::options().create(true).append(true).open(&log).unwrap();
+    command.env("BALTO__LOG__LEVEL", "info").stderr(appending.try_clone().unwrap());
+    let mut daemon = Daemon::spawn(command);
+    daemon.until_ready().await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
     let event = json!({"type": "a.b", "data": "x".repeat(filling.event_bytes)}).to_string();
     let mut accepted = vec![daemon.post("/events", &event).await["id"].as_str().unwrap().to_owned()];
     let ballast = fill_up(&small.0, filling.free);
+    if filling.free == 0 {
+        // Up to the end of its last block, so that the next line needs room.
+        while appending.write_all(b"\n").is_ok() {}
+    }
     let deadline = std::time::Instant::now() + support::PATIENCE;
     let refusal = loop {
         let (status, answer, headers) = daemon.call("POST", "/events", &[], &event).await;
@@ -267,6 +277,19 @@ async fn refuses_and_recovers(small: &Small, filling: Filling) {
     }
     assert_eq!(accepted, held, "what is held is what was acknowledged");
     assert_eq!(accepted, sent, "what was sent is what was acknowledged");
+    let dropped = daemon.metric("balto_log_lines_dropped_total", "").await;
+    assert_eq!(daemon.terminate(), Some(0));
+    check_log(&fs::read_to_string(&log).unwrap(), dropped);
+}
+
+/// The lines are whole, and say how many are missing.
+fn check_log(log: &str, dropped: f64) {
+    let lines = log.lines().filter(|line| line.ends_with('}'));
+    let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    let reports = lines.iter().filter_map(|line| Some((line["lines"].as_u64()?, line["total"].as_u64()?)));
+    let reported: u64 = reports.map(|(lines, _)| lines).sum();
+    assert_eq!(reported as f64, dropped, "{log}");
+    assert!(lines.iter().any(|line| line["message"] == "stopped"), "{log}");
 }
 
 #[tokio::test]

@@ -41,8 +41,9 @@ fn every_file_says_what_it_owns() {
 }
 
 /// A layer, and those that it may import.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("limits", &[]),
+    ("panics", &[]),
     ("codec", &[]),
     ("domain", &["limits"]),
     ("projections", &["limits", "codec", "domain"]),
@@ -51,16 +52,30 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
     ("config", &["limits", "domain"]),
-    ("store", &["limits", "codec", "domain", "projections", "rules"]),
-    ("courier", &["limits", "domain"]),
+    ("store", &["limits", "panics", "codec", "domain", "projections", "rules"]),
+    ("courier", &["limits", "panics", "domain"]),
     (
         "engine",
-        &["limits", "domain", "projections", "rules", "lanes", "metrics", "store", "courier", "vault"],
+        &[
+            "limits",
+            "panics",
+            "domain",
+            "projections",
+            "rules",
+            "lanes",
+            "metrics",
+            "store",
+            "courier",
+            "vault",
+        ],
     ),
-    ("api", &["limits", "domain", "rules", "engine"]),
+    ("api", &["limits", "panics", "domain", "rules", "engine"]),
     (
         "daemon",
-        &["limits", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier", "vault"],
+        &[
+            "limits", "panics", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier",
+            "vault",
+        ],
     ),
     ("cli", &["limits", "domain", "rules", "config", "daemon"]),
 ];

@@ -28,7 +28,7 @@ use tower::Service as _;
 use super::problem::Problem;
 use super::seats::{Seat, Seats};
 use super::socket::Socket;
-use crate::limits;
+use crate::{limits, panics};
 
 /// Requests that are being answered at shutdown get this long.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,13 +76,15 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
+                panics::test_point("accept");
                 is_short = false;
                 let seat = tokio::select! {
                     () = &mut shutdown => break,
                     seat = bounds.seats.take() => Arc::new(seat),
                 };
                 let connection = Connection { router: router.clone(), seat, peer: Peer(peer) };
-                connections.spawn(connection.run(stream, bounds.clone(), stopped.clone()));
+                // A defect that one client brings about costs that client its connection.
+                connections.spawn(panics::contained(connection.run(stream, bounds.clone(), stopped.clone())));
             }
             // It broke before it was accepted, which says nothing of the next one.
             Err(error) if is_of_one_connection(&error) => {}
@@ -125,6 +127,7 @@ struct Connection {
 
 impl Connection {
     async fn run(self, stream: TcpStream, bounds: Bounds, mut stopped: watch::Receiver<bool>) {
+        panics::test_point("connection");
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::connect::{ConnectError, Progress, Target, Wire, Wiring};
 use super::reply_head::ReplyHead;
 use crate::domain::Network;
-use crate::limits;
+use crate::{limits, panics};
 
 /// A connection rests this long at most.
 pub(super) const REST_MAX: Duration = Duration::from_secs(30);
@@ -96,7 +96,9 @@ impl Pool {
         let targets: Vec<_> = self.lock().lines.keys().cloned().collect();
         for target in targets {
             let mut lines = self.lock().lines.remove(&target).unwrap_or_default();
-            lines.retain_mut(|(since, line)| since.elapsed() < REST_MAX && line.is_free());
+            lines.retain_mut(|(since, line)| {
+                since.elapsed() < REST_MAX && panics::contain(|| line.is_free()).unwrap_or(false)
+            });
             self.put_back(target, lines);
             tokio::task::yield_now().await;
         }
@@ -249,7 +251,8 @@ impl Drop for Line {
     fn drop(&mut self) {
         self.sender = None;
         if !std::thread::panicking() {
-            self.glance();
+            // One that panics is only closed.
+            drop(panics::contain(|| self.glance()));
         }
     }
 }

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::announce;
+use super::log::NOTICE;
 use crate::config::{AdminKey, Config};
 use crate::engine::clock::random_bytes;
 
@@ -102,7 +102,7 @@ fn write(directory: &Path) -> anyhow::Result<AdminKey> {
     let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random_bytes::<32>()));
     let written = replace(directory, &unfinished, &path, &text);
     written.with_context(|| format!("cannot write {}", path.display()))?;
-    announce(&format!("a fresh admin key was written to {}", path.display()));
+    tracing::warn!(target: NOTICE, "a fresh admin key was written to {}", path.display());
     AdminKey::parse(&text).context("a generated key is valid")
 }
 

@@ -1,10 +1,12 @@
 //! Progress of long work, as people see it: on a terminal a line that is written over, elsewhere lines of the log.
 //!
-//! Owns how often and in which words. It shows on standard error, which is where the log goes, too.
+//! Owns how often and in which words. It shows on standard error, which is where the log goes, too. The daemon writes
+//! through the log's buffer: a terminal whose output is stopped must not stop the daemon.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
+use super::log::LogSink;
 use crate::store::Progress;
 
 /// Time between two changes of the line on a terminal.
@@ -13,9 +15,11 @@ const LINE_INTERVAL: Duration = Duration::from_millis(100);
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where it shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    Terminal,
+    /// The daemon's terminal, through the log's buffer.
+    DaemonTerminal(LogSink),
+    /// The terminal of a command.
+    CommandTerminal,
     Log,
     /// A command whose output nobody watches.
     Nowhere,
@@ -32,28 +36,31 @@ pub(super) struct Meter {
 
 impl Meter {
     /// For the daemon: on a terminal, or in the log.
-    pub(super) fn of_the_daemon(what: &'static str) -> Self {
-        let place = if io::stderr().is_terminal() { Place::Terminal } else { Place::Log };
+    pub(super) fn of_the_daemon(what: &'static str, log: &LogSink) -> Self {
+        let terminal = io::stderr().is_terminal();
+        let place = if terminal { Place::DaemonTerminal(log.clone()) } else { Place::Log };
         Self { place, what, began: None, shown: None }
     }
 
     /// For a command: on a terminal.
     pub(super) fn of_a_command(what: &'static str) -> Self {
-        let place = if io::stderr().is_terminal() { Place::Terminal } else { Place::Nowhere };
+        let place = if io::stderr().is_terminal() { Place::CommandTerminal } else { Place::Nowhere };
         Self { place, what, began: None, shown: None }
     }
 
     pub(super) fn on(&mut self, progress: Progress) {
         let now = Instant::now();
         let (began, from) = *self.began.get_or_insert((now, progress.at));
-        let interval = if self.place == Place::Terminal { LINE_INTERVAL } else { LOG_INTERVAL };
+        let interval = if self.place.is_terminal() { LINE_INTERVAL } else { LOG_INTERVAL };
         if now.duration_since(self.shown.unwrap_or(began)) < interval {
             return;
         }
         self.shown = Some(now);
         let pace = Pace::new(progress, from, now.duration_since(began));
-        match self.place {
-            Place::Terminal => write(&format!("\r\x1b[2K{}: {}", self.what, pace.words(progress))),
+        match &self.place {
+            Place::DaemonTerminal(_) | Place::CommandTerminal => {
+                self.place.write(&format!("\r\x1b[2K{}: {}", self.what, pace.words(progress)));
+            }
             Place::Log => tracing::info!(
                 at = progress.at,
                 of = progress.of,
@@ -70,15 +77,25 @@ impl Meter {
 impl Drop for Meter {
     /// What comes after it begins on a clean line.
     fn drop(&mut self) {
-        if self.place == Place::Terminal && self.shown.is_some() {
-            write("\r\x1b[2K");
+        if self.place.is_terminal() && self.shown.is_some() {
+            self.place.write("\r\x1b[2K");
         }
     }
 }
 
-fn write(text: &str) {
-    // Nobody can be told that nobody can be told.
-    io::stderr().lock().write_all(text.as_bytes()).ok();
+impl Place {
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::DaemonTerminal(_) | Self::CommandTerminal)
+    }
+
+    fn write(&self, text: &str) {
+        match self {
+            Self::DaemonTerminal(log) => log.text(text),
+            // A terminal that is gone is no reason to stop.
+            Self::CommandTerminal => drop(io::stderr().lock().write_all(text.as_bytes())),
+            Self::Log | Self::Nowhere => {}
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,15 +1,19 @@
 //! What the supervisor (systemd, over `NOTIFY_SOCKET`) is told.
 //!
 //! Telling waits while the supervisor does not read its socket. A thread of its own does that waiting: neither requests nor
-//! deliveries ever stand still for it. Of what it cannot tell in time the rest is dropped.
+//! deliveries ever stand still for it. Of what it cannot tell in time the rest is dropped. A socket that cannot be reached
+//! is logged once.
 
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sd_notify::NotifyState;
+use super::notify::{self, Notification};
+use crate::panics;
 
 /// Words that wait to be told. A supervisor that is further behind hears no more of them.
 const WAITING_MAX: usize = 16;
@@ -76,29 +80,74 @@ impl Telling {
 }
 
 fn tell_all(words: &Receiver<Word>, alive_waits: &AtomicBool) {
+    let mut socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()).map(NotifySocket::new);
     for word in words {
+        panics::test_point("supervisor");
         if matches!(word, Word::Alive) {
             alive_waits.store(false, Ordering::Relaxed);
         }
-        if let Err(error) = tell(&word) {
-            tracing::debug!(%error, "the supervisor could not be told");
+        // Without a socket there is no supervisor.
+        if let Some(socket) = &mut socket {
+            socket.tell(&word.notifications());
         }
     }
 }
 
-/// Without a supervisor there is nobody to tell.
-fn tell(word: &Word) -> std::io::Result<()> {
-    match word {
-        Word::Recovering => sd_notify::notify(false, &[NotifyState::Status("recovering")]),
-        Word::Ready(None) => sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status("serving")]),
-        Word::Ready(Some(why)) => {
-            let status = format!("serving; the new configuration is bad: {why}").replace('\n', " ");
-            sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(&status)])
+impl Word {
+    fn notifications(&self) -> Vec<Notification> {
+        let status = |text: &str| Notification::Status(text.to_owned());
+        match self {
+            Self::Recovering => vec![status("recovering")],
+            Self::Ready(None) => vec![Notification::Ready, status("serving")],
+            Self::Ready(Some(why)) => {
+                vec![
+                    Notification::Ready,
+                    Notification::Status(format!("serving; the new configuration is bad: {why}")),
+                ]
+            }
+            Self::Alive => vec![Notification::Watchdog],
+            Self::Reloading => vec![Notification::Reloading],
+            Self::Stopping => vec![Notification::Stopping, status("draining")],
         }
-        Word::Alive => sd_notify::notify(false, &[NotifyState::Watchdog]),
-        Word::Reloading => {
-            sd_notify::notify(false, &[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
+    }
+}
+
+/// The supervisor's socket.
+struct NotifySocket {
+    name: OsString,
+    is_reached: bool,
+}
+
+impl NotifySocket {
+    fn new(name: OsString) -> Self {
+        Self { name, is_reached: true }
+    }
+
+    /// Goes on for as long as nobody reads the socket: a supervisor that is busy still has to hear of the start.
+    fn tell(&mut self, notifications: &[Notification]) {
+        loop {
+            match notify::send(&self.name, notifications) {
+                Ok(()) => {
+                    self.is_reached = true;
+                    return;
+                }
+                Err(error) => {
+                    self.warn(&error);
+                    if error.kind() != ErrorKind::WouldBlock {
+                        return;
+                    }
+                }
+            }
         }
-        Word::Stopping => sd_notify::notify(false, &[NotifyState::Stopping, NotifyState::Status("draining")]),
+    }
+
+    /// The first failure is logged as a warning, those that follow at debug.
+    fn warn(&mut self, error: &std::io::Error) {
+        let socket = OsStr::display(&self.name);
+        if std::mem::replace(&mut self.is_reached, false) {
+            tracing::warn!(%error, %socket, "supervisor not reached: check NOTIFY_SOCKET");
+        } else {
+            tracing::debug!(%error, %socket, "supervisor not reached");
+        }
     }
 }

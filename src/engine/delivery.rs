@@ -14,6 +14,7 @@ use crate::domain::{
     EndpointStatus, ErrorClass, Event, Next, Now, Position, Progress, Record, Timestamp, Verdict, attribute,
 };
 use crate::lanes::{self, Gate};
+use crate::panics;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
 use crate::rules::{retry, trace};
@@ -56,6 +57,7 @@ impl Drop for Place<'_> {
 /// Makes one attempt and tells the dispatcher.
 pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
     let _place = Place { engine: &engine, assignment: &assignment };
+    panics::test_point("attempt");
     let event = match &assignment.event {
         Some(event) => Some(event.clone()),
         None => read_event(&engine, assignment.key.event).await,

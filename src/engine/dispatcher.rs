@@ -25,11 +25,11 @@ use crate::domain::{
 };
 use crate::knobs::{self, Knob};
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
-use crate::limits;
 use crate::projections::LaneChange;
 use crate::rules::{handshake, health};
 use crate::store::writer::Committed;
 use crate::store::{Health, Notice, ReadModel};
+use crate::{limits, panics};
 
 /// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -335,7 +335,7 @@ impl Dispatcher {
     fn ask(&mut self, endpoint: EndpointNumber) {
         let room = self.asking.len() < knobs::bound(Knob::Handshakes, limits::HANDSHAKES_MAX);
         if room && !self.is_held() && self.asking.insert(endpoint) {
-            self.tasks.spawn(super::handshake::ask(self.engine.clone(), endpoint));
+            self.tasks.spawn(panics::contained(super::handshake::ask(self.engine.clone(), endpoint)));
         }
     }
 
@@ -413,8 +413,7 @@ impl Dispatcher {
                 Action::Send { endpoint, key, progress } => {
                     let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
                     let assignment = Assignment { endpoint, key, progress, event };
-                    // In a box: the runtime moves what it is given several times.
-                    self.tasks.spawn(Box::pin(attempt(self.engine.clone(), assignment)));
+                    self.tasks.spawn(panics::contained(attempt(self.engine.clone(), assignment)));
                 }
                 Action::Refill { endpoint, after, limit } => {
                     self.tasks.spawn(refill(self.engine.clone(), endpoint, after, limit));
@@ -436,6 +435,7 @@ impl Dispatcher {
     }
 
     fn keep_house(&mut self) {
+        panics::test_point("dispatcher");
         self.heartbeat.send_replace(());
         let now = self.engine.now();
         let summary = self.lanes.summary(&self.behind.oldest_due, now);

@@ -16,6 +16,7 @@ use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
     DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake, Now,
 };
+use crate::panics;
 use crate::rules::handshake::{self, AnswerFacts};
 use crate::rules::health;
 use crate::rules::verdict::parse_retry_after;
@@ -25,10 +26,23 @@ const TOKEN_BYTES: usize = 32;
 
 /// Asks once and tells the dispatcher when that is over.
 pub(super) async fn ask(engine: Engine, number: EndpointNumber) {
+    let _guard = HandshakeGuard { engine: &engine, number };
+    panics::test_point("handshake");
     if let Err(error) = engine.ask(number).await {
         tracing::warn!(endpoint = number.0, %error, "a handshake waits for its next turn");
     }
-    engine.signal(Signal::Asked { endpoint: number });
+}
+
+/// A request under way. However it ends, the endpoint can be asked again.
+struct HandshakeGuard<'a> {
+    engine: &'a Engine,
+    number: EndpointNumber,
+}
+
+impl Drop for HandshakeGuard<'_> {
+    fn drop(&mut self) {
+        self.engine.signal(Signal::Asked { endpoint: self.number });
+    }
 }
 
 impl Engine {

@@ -15,7 +15,6 @@ use crate::domain::{
 };
 use crate::knobs::{self, Knob};
 use crate::lanes::{WaitReason, with_order};
-use crate::limits;
 use crate::projections::reads::{DeliveryFacts, Found};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
@@ -23,6 +22,7 @@ use crate::store::ReadModel;
 use crate::store::backup::{self, BackupPart};
 use crate::store::journal::{JournalReader, ReadError};
 use crate::store::types::{chosen_scope, generated_at, is_chosen};
+use crate::{limits, panics};
 
 /// Bytes of a part of a backup, about.
 const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
@@ -97,7 +97,8 @@ impl Engine {
             receivers.wait_for_the_disk().await;
             return Ok(read());
         }
-        tokio::task::spawn_blocking(read).await.map_err(|_| Unavailable::Stopping)
+        let answer = tokio::task::spawn_blocking(|| panics::contain(read)).await;
+        answer.ok().and_then(Result::ok).ok_or(Unavailable::Stopping)
     }
 
     /// `None` when there is no such record any more.

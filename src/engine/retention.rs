@@ -11,6 +11,7 @@ use super::Engine;
 use super::types::{ChangeError, Filter, Scope, Unavailable};
 use crate::domain::{DeadReason, Timestamp};
 use crate::knobs::{self, Knob};
+use crate::panics;
 use crate::projections::retention::Cutoffs;
 use crate::store::ReadModel;
 use crate::store::retention::{Pass, Retention, RetentionPolicy};
@@ -40,6 +41,7 @@ impl Keep {
 /// Takes passes for ever, or ends at once when everything is kept.
 pub async fn run(engine: Engine, keep: Keep) {
     let Some(pause) = keep.pause() else { return };
+    panics::test_point("retention");
     let mut retention = retention(&engine, keep);
     loop {
         tokio::time::sleep(pause).await;

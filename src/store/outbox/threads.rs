@@ -12,11 +12,11 @@ use tokio::sync::mpsc as async_mpsc;
 use super::health::{Busy, HealthCell, Part};
 use super::{Notice, Observer, StateMessage, Written};
 use crate::domain::Timestamp;
-use crate::limits;
 use crate::store::journal::AppendError;
 use crate::store::queue::UnitQueue;
 use crate::store::state::{State, StateError};
 use crate::store::writer::{Answer, Committed, Committer, GroupResult, Unit, UnitReply};
+use crate::{limits, panics};
 
 /// Records that the state may be behind the journal before the writer waits for it.
 const STATE_LAG_MAX: u64 = 20_000;
@@ -69,7 +69,8 @@ impl WriterThread {
         self.runtime = runtime;
     }
 
-    /// However it ends, nobody waits for it any longer.
+    /// However it ends, nobody waits for it any longer. (A panic ends the daemon before that; other users of the store have
+    /// no such hook.)
     pub(super) fn run(mut self) {
         if catch_unwind(AssertUnwindSafe(|| self.take_turns())).is_err() {
             self.shared.health.fail("the writer panicked");
@@ -79,6 +80,7 @@ impl WriterThread {
 
     fn take_turns(&mut self) {
         loop {
+            panics::test_point("writer");
             self.shared.busy.begin(Part::Journal);
             self.wait_for_the_state();
             self.shared.busy.end(Part::Journal);
@@ -213,13 +215,14 @@ impl StateThread {
 
     /// sled panics over some damage. The journal has everything, so whatever panics here is mended by a rebuild.
     pub(super) fn run(mut self) {
-        if catch_unwind(AssertUnwindSafe(|| self.take_turns())).is_err() {
+        if panics::contain(|| self.take_turns()).is_err() {
             self.fail("the state's thread panicked");
         }
     }
 
     fn take_turns(&mut self) {
         loop {
+            panics::test_point("state");
             let wait = limits::CHECKPOINT_INTERVAL.saturating_sub(self.last_checkpoint.elapsed());
             let message = match self.held.pop_front() {
                 Some(message) => Ok(message),
@@ -267,8 +270,9 @@ impl StateThread {
     /// The state cannot be trusted any more: the process ends, and the next start rebuilds it. Never goes on.
     fn fail(&self, reason: &str) -> bool {
         tracing::error!(reason, "the state failed; it will be rebuilt from the journal at the next start");
-        self.state.mark_unreadable();
+        // First, because a disk that hangs must not keep the process from its end.
         self.shared.health.fail(reason);
+        self.state.mark_unreadable();
         false
     }
 

@@ -25,15 +25,14 @@
 use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::StateError;
 use crate::codec::{Reader, put_varint};
 use crate::knobs::{self, Bug};
-use crate::limits;
 use crate::store::disk::create_private;
+use crate::{limits, panics};
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -294,7 +293,7 @@ impl Store {
             .mode(sled::Mode::HighThroughput);
         let deadline = Instant::now() + CLOSING_MAX;
         let db = loop {
-            match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            match panics::contain(|| config.open()) {
                 Ok(Ok(db)) => break db,
                 Ok(Err(error)) if is_still_closing(&error) && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(10));
