@@ -328,7 +328,7 @@ impl Server {
         let mut config = Config::default();
         config.ingest.max_event_bytes = 4_096;
         let metrics = Arc::new(Metrics::new());
-        let vault = Vault::new(None);
+        let vault = Arc::new(Vault::new([]));
         let (opened, courier) = (opened.expect("it opens"), courier.expect("it is built"));
         let settings = daemon::settings(&config);
         let engine = Engine::new(opened, courier, vault, Clock::default(), metrics.clone(), settings).0;
@@ -689,7 +689,7 @@ fn secret_seeds() -> Vec<Vec<u8>> {
 }
 
 fn vault() -> Vault {
-    Vault::new(Some(&[9; 32]))
+    Vault::new([&[9; 32]])
 }
 
 fn secrets(bytes: &[u8]) {

@@ -29,10 +29,11 @@ use crate::api::server::Bounds;
 use crate::api::{self, Api};
 use crate::config::{Config, SecretsKey};
 use crate::courier::Courier;
-use crate::engine::clock::{Clock, SystemSource};
-use crate::engine::retention;
+use crate::engine::clock::Clock;
+use crate::engine::secrets::SealingSource;
 use crate::engine::types::Unavailable;
 use crate::engine::{Engine, Run};
+use crate::engine::{resealing, retention};
 use crate::limits;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::store::{Admission, Health, Outbox, Written};
@@ -172,6 +173,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     }));
     let mut delivering = tokio::spawn(dispatcher.run(told.subscribe(), config.delivery.drain_timeout));
     let retaining = tokio::spawn(retention::run(engine.clone(), keep(config)));
+    let resealing = tokio::spawn(resealing::run(engine.clone()));
     supervisor.tell(Word::Ready(None));
     let on_hangup = || {
         supervisor.tell(Word::Reloading);
@@ -198,6 +200,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     };
     beating.abort();
     retaining.abort();
+    resealing.abort();
     let failed = match delivered {
         Ok(Ok(())) => false,
         Ok(Err(error)) => {
@@ -335,10 +338,11 @@ fn open(
             Written::Checkpoint => metrics.checkpointed(took),
         })
     };
+    let keys = config.secrets_keys()?;
+    let vault = Arc::new(Vault::new(keys.iter().map(SecretsKey::expose)));
+    let source = Box::new(SealingSource(vault.clone()));
     let mut meter = Meter::of_the_daemon("reading the journal", log);
-    let opened = Outbox::open(&config.store.path, admission, Box::new(SystemSource), observer, &mut |at| {
-        meter.on(at);
-    })?;
+    let opened = Outbox::open(&config.store.path, admission, source, observer, &mut |at| meter.on(at))?;
     drop(meter);
     if opened.journal.torn_bytes > 0 {
         tracing::warn!(
@@ -358,8 +362,6 @@ fn open(
         "store open"
     );
     let courier = Courier::new(courier_settings(options, config)?).map_err(anyhow::Error::msg)?;
-    let key = config.secrets_key()?;
-    let vault = Vault::new(key.as_ref().map(SecretsKey::expose));
     let made = Engine::new(opened, courier, vault, Clock::default(), metrics.clone(), settings(config));
     made.0.check_secrets().map_err(anyhow::Error::msg)?;
     Ok(made)

@@ -74,6 +74,8 @@ pub const HEADERS_MAX: usize = 50;
 pub const HEADER_VALUE_BYTES_MAX: usize = 4_096;
 /// Longest URL of an endpoint, in bytes.
 pub const URL_BYTES_MAX: usize = 2_048;
+/// Keys in `secrets.key`: the one that encrypts, and older ones of a rotation.
+pub const SECRETS_KEYS_MAX: usize = 16;
 /// Live secrets of one endpoint: the current one and those in their overlap.
 pub const SECRETS_MAX: usize = 10;
 /// Shortest and longest HMAC key, in bytes (Standard Webhooks).

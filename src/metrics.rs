@@ -77,6 +77,7 @@ pub struct Metrics {
     projection_lag: IntGauge,
     store_bytes: IntGaugeVec,
     disk_free: IntGauge,
+    endpoints_to_reseal: IntGauge,
     log_lines_dropped: IntCounter,
 }
 
@@ -221,6 +222,10 @@ impl Metrics {
                 "Journal records that the state has not applied.",
             ),
             store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
+            endpoints_to_reseal: gauge(
+                "balto_endpoints_to_reseal",
+                "Endpoints whose secrets are not yet encrypted under the first key.",
+            ),
             disk_free: gauge("balto_disk_free_bytes", "Bytes that are free on the data directory's disk."),
             log_lines_dropped: counter(
                 "balto_log_lines_dropped_total",
@@ -278,6 +283,11 @@ impl Metrics {
     #[must_use]
     pub fn log_lines_dropped(&self) -> IntCounter {
         self.log_lines_dropped.clone()
+    }
+
+    /// Endpoints whose secrets have to be sealed again under the first key.
+    pub fn endpoints_to_reseal(&self, count: u64) {
+        self.endpoints_to_reseal.set(signed(count));
     }
 
     /// What one pass of retention removed.

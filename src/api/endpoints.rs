@@ -98,23 +98,27 @@ fn wanted(secret: Option<&str>, kind: Option<&str>, preset: SignaturePreset, err
     Wanted::Fresh(kind)
 }
 
-fn sealed_headers(call: &Call, owner: &EndpointId, settings: &Settings) -> Vec<(Box<str>, Sealed)> {
-    let seal = |(name, value): (&String, &String)| {
-        (name.as_str().into(), call.api.engine.seal_header(owner, name, value))
-    };
-    settings.sensitive_headers.iter().map(seal).collect()
+/// Plain, as an endpoint has its values until the writer seals them.
+fn sensitive_headers(settings: &Settings) -> Vec<(Box<str>, Sealed)> {
+    let plain =
+        |(name, value): (&String, &String)| (name.as_str().into(), Sealed::Plain(value.as_bytes().into()));
+    settings.sensitive_headers.iter().map(plain).collect()
+}
+
+/// Likewise.
+fn secret_of(key: &SigningKey) -> Secret {
+    Secret { kind: key.kind, key: Sealed::Plain(key.bytes[..].into()), expires_at: None }
 }
 
 /// The endpoint as it would be saved today: an earlier version kept credentials among the plain headers.
-fn with_secrets_sealed(call: &Call, endpoint: &Endpoint) -> Endpoint {
+fn with_secrets_sealed(endpoint: &Endpoint) -> Endpoint {
     let mut endpoint = endpoint.clone();
     let headers = std::mem::take(&mut endpoint.headers);
     let (secret, plain): (Vec<_>, _) = headers.into_iter().partition(|(name, _)| is_secret(name));
     endpoint.headers = plain;
     for (name, value) in secret {
         let name = name.to_ascii_lowercase();
-        let sealed = call.api.engine.seal_header(&endpoint.id, &name, &value);
-        endpoint.sensitive_headers.push((name.into(), sealed));
+        endpoint.sensitive_headers.push((name.into(), Sealed::Plain(value.as_bytes().into())));
     }
     endpoint.sensitive_headers.sort_by(|one, other| one.0.cmp(&other.0));
     endpoint
@@ -122,7 +126,6 @@ fn with_secrets_sealed(call: &Call, endpoint: &Endpoint) -> Endpoint {
 
 /// What a change leaves of the sensitive headers: those that it neither sets nor nulls, in either member.
 fn merged_headers(
-    call: &Call,
     endpoint: &Endpoint,
     patch: &Value,
     settings: &Settings,
@@ -143,7 +146,7 @@ fn merged_headers(
             errors.push(pointer("/headers", name), "the header is in `sensitiveHeaders` too");
         }
     }
-    headers.extend(sealed_headers(call, &endpoint.id, settings));
+    headers.extend(sensitive_headers(settings));
     headers.sort_by(|one, other| one.0.cmp(&other.0));
     if headers.len() + settings.headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
@@ -151,15 +154,10 @@ fn merged_headers(
     headers
 }
 
-/// The client certificate that a request gives, checked. Its key is sealed for this endpoint.
-fn client_certificate(
-    call: &Call,
-    owner: &EndpointId,
-    input: &EndpointInput,
-    errors: &mut Errors,
-) -> Option<ClientCertificate> {
+/// The client certificate that a request gives, checked.
+fn client_certificate(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Option<ClientCertificate> {
     let input = input.client_certificate.as_ref()?;
-    let checked = call.api.engine.client_certificate(owner, &input.certificate, &input.key);
+    let checked = call.api.engine.client_certificate(&input.certificate, &input.key);
     checked
         .map_err(|error| match error {
             IdentityError::Certificate(detail) => errors.push("/clientCertificate/certificate", detail),
@@ -190,7 +188,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let wanted =
         wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
     let id = call.api.engine.new_endpoint_id();
-    let client_certificate = client_certificate(call, &id, &input, &mut errors);
+    let client_certificate = client_certificate(call, &input, &mut errors);
     check_secure(client_certificate.as_ref(), url, &mut errors);
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
@@ -226,8 +224,8 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
     };
     let endpoint = Endpoint {
         number: EndpointNumber(0),
-        sensitive_headers: sealed_headers(call, &id, &settings),
-        secrets: vec![call.api.engine.seal_key(&id, &key)],
+        sensitive_headers: sensitive_headers(&settings),
+        secrets: vec![secret_of(&key)],
         id,
         tenant,
         url,
@@ -309,7 +307,7 @@ pub async fn patch(call: &Call) -> Result<Reply, Problem> {
 }
 
 async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
-    let endpoint = &with_secrets_sealed(call, endpoint);
+    let endpoint = &with_secrets_sealed(endpoint);
     let present = shown(call, endpoint).into_input(endpoint);
     let mut value = serde_json::to_value(present)
         .map_err(|_| Problem::Unavailable("the endpoint cannot be shown".to_owned()))?;
@@ -326,10 +324,10 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
         }
     }
     let settings = settings(call, &input, &endpoint.headers, &mut errors);
-    let sensitive_headers = merged_headers(call, endpoint, patch, &settings, &mut errors);
+    let sensitive_headers = merged_headers(endpoint, patch, &settings, &mut errors);
     let client_certificate = match patch.get("clientCertificate") {
         None => endpoint.client_certificate.clone(),
-        Some(_) => client_certificate(call, &endpoint.id, &input, &mut errors),
+        Some(_) => client_certificate(call, &input, &mut errors),
     };
     check_secure(client_certificate.as_ref(), url, &mut errors);
     for (key, _) in live_keys(call, endpoint)? {
@@ -573,12 +571,13 @@ fn rotated(
             engine.new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
         }
     };
-    let is_new = |old: &Secret| engine.open_key(&endpoint.id, old).is_ok_and(|old| old == key);
+    // Plain, because the ends of its secrets change.
+    let endpoint = &engine.opened(endpoint).map_err(|error| cannot_open(&error))?;
+    let is_new = |old: &Secret| engine.open_key(endpoint, old).is_ok_and(|old| old == key);
     if endpoint.secrets.first().is_some_and(is_new) {
         return Err(Problem::invalid("/secret", "this is the current secret"));
     }
-    let new = engine.seal_key(&endpoint.id, &key);
-    let secrets = signature::rotate(&endpoint.secrets, new, is_new, overlap, now);
+    let secrets = signature::rotate(&endpoint.secrets, secret_of(&key), is_new, overlap, now);
     let secrets = secrets.map_err(|error| Problem::Conflict(error.to_string()))?;
     Ok(Endpoint { secrets, ..endpoint.clone() })
 }

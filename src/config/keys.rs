@@ -67,7 +67,7 @@ pub const KEYS: &[Key] = &[
     key!(server.max_body_bytes, Restart, |value| value.size(2 * limits::BATCH_BYTES_MAX, 64 << 30)),
     key!(auth.admin_key, Restart, |value| value.admin_key().map(Some)),
     key!(auth.admin_key_file, Restart, |value| value.path().map(Some)),
-    key!(secrets.key, Restart, |value| value.secrets_key().map(Some)),
+    key!(secrets.key, Restart, Value::secrets_keys),
     key!(secrets.key_file, Restart, |value| value.path().map(Some)),
     key!(store.kind, Restart, Value::store_kind),
     key!(store.path, Restart, Value::path),

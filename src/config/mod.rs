@@ -75,10 +75,10 @@ pub struct Auth {
     pub admin_key_file: Option<PathBuf>,
 }
 
-/// The key that secrets and sensitive headers are encrypted under.
+/// The keys that secrets and sensitive headers are encrypted under: the first encrypts, all decrypt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Secrets {
-    pub key: Option<SecretsKey>,
+    pub key: Vec<SecretsKey>,
     pub key_file: Option<PathBuf>,
 }
 
@@ -283,7 +283,19 @@ pub const SECRETS_KEY_BYTES: usize = 32;
 pub struct SecretsKey([u8; SECRETS_KEY_BYTES]);
 
 impl SecretsKey {
-    const RULE: &str = "must be the standard base64 of 32 random bytes (the value is not shown)";
+    const RULE: &str =
+        "must be the standard base64 of 32 random bytes, or up to 16 of them (the value is not shown)";
+
+    /// The keys in a file, one on each line; an empty line is ignored.
+    fn parse_lines(text: &str) -> Option<Vec<Self>> {
+        Self::all(text.lines().filter(|line| !line.is_empty()).map(Self::parse))
+    }
+
+    /// `None` when one is invalid, or there are none or too many.
+    fn all(keys: impl Iterator<Item = Option<Self>>) -> Option<Vec<Self>> {
+        let keys = keys.collect::<Option<Vec<_>>>()?;
+        (1..=limits::SECRETS_KEYS_MAX).contains(&keys.len()).then_some(keys)
+    }
 
     /// `None` when it is not the base64 of 32 bytes.
     #[must_use]
@@ -509,13 +521,13 @@ impl Config {
         from_file(path, "auth.admin_key_file", AdminKey::RULE, AdminKey::parse).map(Some)
     }
 
-    /// The key for encryption at rest, likewise.
+    /// The keys for encryption at rest, likewise: the first encrypts, all decrypt. Empty when none is set.
     ///
     /// # Errors
-    /// When the file cannot be read or holds no legal key.
-    pub fn secrets_key(&self) -> Result<Option<SecretsKey>, ConfigError> {
+    /// When the file cannot be read or holds no legal keys.
+    pub fn secrets_keys(&self) -> Result<Vec<SecretsKey>, ConfigError> {
         let Some(path) = &self.secrets.key_file else { return Ok(self.secrets.key.clone()) };
-        from_file(path, "secrets.key_file", SecretsKey::RULE, SecretsKey::parse).map(Some)
+        from_file(path, "secrets.key_file", SecretsKey::RULE, SecretsKey::parse_lines)
     }
 
     /// What a reload to `new` would change.
@@ -662,7 +674,7 @@ impl Loading {
         let config = &self.config;
         let checked = [
             ("auth.admin_key_file", config.admin_key().err().map(|error| error.reason)),
-            ("secrets.key_file", config.secrets_key().err().map(|error| error.reason)),
+            ("secrets.key_file", config.secrets_keys().err().map(|error| error.reason)),
             ("egress.ca_file", config.egress.ca_file.as_deref().and_then(|path| authorities(path).err())),
         ];
         for (key, reason) in checked {
@@ -723,7 +735,7 @@ impl Loading {
             && given("delivery.timeout")
             && delivery.connect_timeout > delivery.timeout;
         let same_listener = server.api_listen == server.ops_listen && server.api_listen.port() != 0;
-        let two_secrets_keys = secrets.key.is_some() && secrets.key_file.is_some();
+        let two_secrets_keys = !secrets.key.is_empty() && secrets.key_file.is_some();
         let two_keys = auth.admin_key.is_some() && auth.admin_key_file.is_some();
         // Whoever reads a callback's URL on its way can agree in the receiver's place.
         let public_url_plain =

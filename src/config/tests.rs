@@ -331,10 +331,7 @@ fn the_key_of_secrets_is_32_bytes_of_base64_and_never_shown() {
     let good = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
     let config = load(&format!("[secrets]\nkey = \"{good}\""), &[]).expect("legal");
     assert!(!format!("{config:?}").contains("c2Vj"));
-    assert_eq!(
-        config.secrets_key().expect("set").expect("set").expose(),
-        b"secret-secret-secret-secret-secr"
-    );
+    assert_eq!(config.secrets_keys().expect("set")[0].expose(), b"secret-secret-secret-secret-secr");
     for bad in ["", "c2VjcmV0", &good[1..], "hunter2", &format!("{good} "), &good.replace('=', "")] {
         let refused = refusal(&format!("[secrets]\nkey = \"{bad}\""));
         assert!(refused.contains("base64 of 32 random bytes"), "{bad}: {refused}");
@@ -345,11 +342,41 @@ fn the_key_of_secrets_is_32_bytes_of_base64_and_never_shown() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), format!("{good}\n")).expect("written");
     let mut config = Config::default();
-    assert_eq!(config.secrets_key().expect("none is set"), None);
+    assert_eq!(config.secrets_keys().expect("none is set"), []);
     config.secrets.key_file = Some(file.path().to_owned());
-    assert!(config.secrets_key().expect("read").is_some());
+    assert_eq!(config.secrets_keys().expect("read").len(), 1);
     std::fs::write(file.path(), "short").expect("written");
-    assert!(config.secrets_key().is_err());
+    assert!(config.secrets_keys().is_err());
+}
+
+#[test]
+fn secrets_keys_are_a_list_in_file_environment_and_key_file() {
+    let (new, old) =
+        ("bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctbmV3LW5ldy0=", "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=");
+    let bytes = |config: &Config| -> Vec<_> {
+        config.secrets_keys().expect("legal").iter().map(|key| *key.expose()).collect()
+    };
+    let expected = [*b"new-new-new-new-new-new-new-new-", *b"secret-secret-secret-secret-secr"];
+    let listed = load(&format!("[secrets]\nkey = [\"{new}\", \"{old}\"]"), &[]).expect("legal");
+    assert_eq!(bytes(&listed), expected);
+    let variable = format!("{new}, {old}");
+    assert_eq!(bytes(&load("", &[("BALTO__SECRETS__KEY", &variable)]).expect("legal")), expected);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let mut config = Config::default();
+    config.secrets.key_file = Some(file.path().to_owned());
+    for text in [format!("{new}\n{old}\n"), format!("{new}\r\n\r\n{old}")] {
+        std::fs::write(file.path(), text).expect("written");
+        assert_eq!(bytes(&config), expected);
+    }
+    for bad in ["", "\n", &format!("{new}\nshort\n"), &format!("{new} {old}"), &format!("{new}\n").repeat(17)]
+    {
+        std::fs::write(file.path(), bad).expect("written");
+        assert!(config.secrets_keys().is_err(), "{bad}");
+    }
+    for bad in ["[]", "[\"short\"]", &format!("[\"{new}\", 1]"), &format!("\"{new},{old}\"")] {
+        let refused = refusal(&format!("[secrets]\nkey = {bad}"));
+        assert!(refused.contains("must be the standard base64") && !refused.contains("bmV3"), "{refused}");
+    }
 }
 
 #[test]

@@ -199,8 +199,17 @@ impl Value {
         self.text().ok().and_then(AdminKey::parse).ok_or_else(|| AdminKey::RULE.to_owned())
     }
 
-    pub(super) fn secrets_key(&self) -> Result<SecretsKey, String> {
-        self.text().ok().and_then(SecretsKey::parse).ok_or_else(|| SecretsKey::RULE.to_owned())
+    /// One, or a list.
+    pub(super) fn secrets_keys(&self) -> Result<Vec<SecretsKey>, String> {
+        let key = |item: &Self| item.text().ok().and_then(SecretsKey::parse);
+        let keys = match self {
+            Self::List(items) => SecretsKey::all(items.iter().map(key)),
+            Self::Environment(text) => {
+                SecretsKey::all(text.split(',').map(|item| SecretsKey::parse(item.trim())))
+            }
+            one => SecretsKey::all(std::iter::once(key(one))),
+        };
+        keys.ok_or_else(|| SecretsKey::RULE.to_owned())
     }
 
     pub(super) fn networks(&self) -> Result<Vec<IpNet>, String> {

@@ -13,7 +13,7 @@ use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
 use crate::store::verify::{Problem, Problems, Report, Stage, StateFound, VerifyError, verify as check};
-use crate::vault::{Vault, key_id};
+use crate::vault::{self, Vault, VaultKeyId};
 
 /// Checks the data directory of a daemon that is not running. The configuration is asked for the key of the secrets alone.
 ///
@@ -22,17 +22,18 @@ use crate::vault::{Vault, key_id};
 pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findings> {
     make_files_private();
     let options = Options { config, data_dir: Some(directory.to_owned()), dev: false };
-    let key = load(&options)?.secrets_key()?;
+    let keys = load(&options)?.secrets_keys()?;
+    let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
     let mut report = run(directory, scratch.path())?;
-    let secrets = Secrets::look_at(&report.endpoints, key.as_ref(), &mut report.problems);
-    let words = [in_words(&report), secrets.in_words(key.is_some()), problems_in_words(&report.problems)];
+    let secrets = Secrets::look_at(&report.endpoints, &vault, &mut report.problems);
+    let words = [in_words(&report), secrets.in_words(&vault), problems_in_words(&report.problems)];
     let json = json!({
         "ok": report.problems.count == 0,
         "path": directory.display().to_string(),
         "journal": journal_as_json(&report),
         "state": state_as_json(report.state),
-        "secrets": secrets.as_json(key.is_some()),
+        "secrets": secrets.as_json(&vault),
         "problems": problems_as_json(&report.problems),
         "problemCount": report.problems.count,
     });
@@ -122,48 +123,59 @@ fn problems_as_json(problems: &Problems) -> Vec<Value> {
 struct Secrets {
     plain: u64,
     /// By the id of the key that they are encrypted under.
-    sealed: BTreeMap<[u8; 4], u64>,
+    sealed: BTreeMap<VaultKeyId, u64>,
+    /// Values that the next start seals again: under an older key, in an earlier layout, or plain although there is a key.
+    outdated: u64,
 }
 
 impl Secrets {
-    /// With the key each is opened; without it their form is looked at.
-    fn look_at(endpoints: &[Arc<Endpoint>], key: Option<&SecretsKey>, problems: &mut Problems) -> Self {
+    /// Values whose key is configured are opened; of others, without any key, the form is looked at.
+    fn look_at(endpoints: &[Arc<Endpoint>], vault: &Vault, problems: &mut Problems) -> Self {
         let mut found = Self::default();
         for endpoint in endpoints {
-            let keys = endpoint.secrets.iter().map(|secret| &secret.key);
-            for value in keys.chain(endpoint.sensitive_headers.iter().map(|(_, value)| value)) {
+            for (_, value) in vault::values(endpoint) {
+                found.outdated += u64::from(!vault.is_current(value));
                 match value {
                     Sealed::Plain(_) => found.plain += 1,
-                    Sealed::Encrypted(bytes) => match key_id(bytes) {
+                    Sealed::Encrypted(bytes) => match vault::key_id(bytes) {
                         Some(id) => *found.sealed.entry(id).or_default() += 1,
                         None => problems.add(format!("a secret of endpoint {} is damaged", endpoint.id)),
                     },
                 }
             }
-            if let Some(Err(error)) = key.map(|key| Vault::new(Some(key.expose())).check(endpoint)) {
+            if vault.sealing_key().is_some()
+                && let Err(error) = vault.check(endpoint)
+            {
                 problems.add(format!("a secret of endpoint {} cannot be opened: {error}", endpoint.id));
             }
         }
         found
     }
 
-    fn in_words(&self, with_key: bool) -> String {
+    fn in_words(&self, vault: &Vault) -> String {
         let mut words = format!("secrets: {} plain", self.plain);
         for (id, count) in &self.sealed {
-            let id = hexadecimal(id);
-            let opened = if with_key { "opened" } else { "not opened: no key was given" };
+            let opened = match vault.sealing_key() {
+                None => "not opened: no key was given",
+                Some(_) if !vault.has_key(*id) => "not opened: this key was not given",
+                Some(first) if first == *id => "opened",
+                Some(_) => "opened; not the first key",
+            };
             words.push_str(&format!(", {count} encrypted under key {id} ({opened})"));
+        }
+        if vault.sealing_key().is_some() && self.outdated > 0 {
+            words.push_str(&format!("; the next start seals {} again under the first key", self.outdated));
         }
         words
     }
 
-    fn as_json(&self, with_key: bool) -> Value {
-        let sealed = self.sealed.iter();
-        let sealed = sealed.map(|(id, count)| json!({"key": hexadecimal(id), "count": count}));
-        json!({"plain": self.plain, "encrypted": sealed.collect::<Vec<_>>(), "opened": with_key})
+    fn as_json(&self, vault: &Vault) -> Value {
+        let sealed = self
+            .sealed
+            .iter()
+            .map(|(id, count)| json!({"key": id.to_string(), "count": count, "opened": vault.has_key(*id)}));
+        let with_key = vault.sealing_key().is_some();
+        json!({"plain": self.plain, "encrypted": sealed.collect::<Vec<_>>(), "opened": with_key,
+            "outdated": if with_key { self.outdated } else { 0 }})
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -23,7 +23,7 @@ const PURGED: ChangeError =
 pub(super) const UNJUDGED: &str = "the writer gives each kind of command its own kinds of outcome";
 
 impl Engine {
-    /// `endpoint.number` and `.revision` are set by the writer. The answer is remembered in the same commit.
+    /// `endpoint.number` and `.revision` are set by the writer, which seals its values, too. The answer is remembered in the same commit.
     ///
     /// # Errors
     /// When it could not be written.
@@ -51,9 +51,10 @@ impl Engine {
 
     pub(super) async fn put_endpoint(
         &self,
-        endpoint: Endpoint,
+        mut endpoint: Endpoint,
         remember: Option<Remember>,
     ) -> Result<Arc<Endpoint>, ChangeError> {
+        self.open_carried(&mut endpoint)?;
         let commands = vec![Command::PutEndpoint(Box::new(endpoint))];
         match self.commit(commands, remember).await?.into_iter().next() {
             Some(Outcome::Endpoint(endpoint)) => Ok(endpoint),

@@ -16,8 +16,9 @@ mod operator;
 mod payloads;
 mod publishing;
 mod queries;
+pub mod resealing;
 pub mod retention;
-mod secrets;
+pub mod secrets;
 #[cfg(test)]
 mod simulation;
 pub mod types;
@@ -68,7 +69,7 @@ pub struct Engine {
 struct Shared {
     outbox: Outbox,
     courier: Courier,
-    vault: Vault,
+    vault: Arc<Vault>,
     clock: Clock,
     metrics: Arc<Metrics>,
     settings: ArcSwap<Settings>,
@@ -86,7 +87,7 @@ impl Engine {
     pub fn new(
         opened: crate::store::Opened,
         courier: Courier,
-        vault: Vault,
+        vault: Arc<Vault>,
         clock: Clock,
         metrics: Arc<Metrics>,
         settings: Settings,

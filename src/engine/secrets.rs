@@ -1,19 +1,42 @@
-//! Secrets, sensitive headers and private keys: sealed before they are committed, opened only to sign, to send and to be
-//! shown once.
+//! Secrets, sensitive headers and private keys: opened only to sign, to send and to be shown once.
+//!
+//! The writer seals them, because they are bound to the revision of their endpoint, which it assigns. An endpoint on its way
+//! to the writer has plain values, and those that it carries from the current one are opened first.
+
+use std::sync::Arc;
 
 use super::Engine;
-use super::types::{Answer, Unavailable};
+use super::clock::{SystemSource, random_bytes};
+use super::types::{Answer, ChangeError, Unavailable};
 use crate::courier::tls::{CheckedCertificate, Identity, IdentityError};
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, Idempotency, Sealed, Secret, SecretKind, Timestamp,
+    ClientCertificate, Endpoint, EndpointNumber, Idempotency, Sealed, Secret, SecretKind, Timestamp,
 };
 use crate::rules::signature::{SigningKey, is_live};
-use crate::vault::{ENCRYPTED, NONCE_BYTES, Place, VaultError};
+use crate::store::writer::Source;
+use crate::vault::{self, Member, NONCE_BYTES, Place, Vault, VaultError};
 
 /// Name and value.
 type Header = (Box<str>, Box<str>);
 /// Bytes of a generated key.
 const KEY_BYTES: usize = 32;
+
+/// Time, chance and encryption for the writer.
+pub struct SealingSource(pub Arc<Vault>);
+
+impl Source for SealingSource {
+    fn now(&mut self) -> Timestamp {
+        SystemSource.now()
+    }
+
+    fn random(&mut self) -> u128 {
+        SystemSource.random()
+    }
+
+    fn seal(&mut self, endpoint: &mut Endpoint) {
+        self.0.seal_endpoint(endpoint, &mut random_bytes);
+    }
+}
 
 impl Engine {
     /// A fresh key of this kind, in the form that the preset's receivers know.
@@ -22,66 +45,74 @@ impl Engine {
         SigningKey { kind, bytes: self.random_bytes::<KEY_BYTES>().to_vec() }
     }
 
-    /// The secret of an endpoint, ready to be stored.
-    #[must_use]
-    pub fn seal_key(&self, owner: &EndpointId, key: &SigningKey) -> Secret {
-        let nonce = self.random_bytes::<NONCE_BYTES>();
-        let sealed = self.shared.vault.seal(&key.bytes, Place::Secret(owner), nonce);
-        Secret { kind: key.kind, key: sealed, expires_at: None }
-    }
-
     /// # Errors
-    /// When it was sealed under a key that is not there.
-    pub fn open_key(&self, owner: &EndpointId, secret: &Secret) -> Result<SigningKey, VaultError> {
-        let bytes = self.shared.vault.open(&secret.key, Place::Secret(owner))?;
-        Ok(SigningKey { kind: secret.kind, bytes })
+    /// When it was sealed under a key that is not configured.
+    pub fn open_key(&self, endpoint: &Endpoint, secret: &Secret) -> Result<SigningKey, VaultError> {
+        let place = Place::Endpoint(endpoint, Member::Secret(secret));
+        Ok(SigningKey { kind: secret.kind, bytes: self.shared.vault.open(&secret.key, place)? })
     }
 
     /// The keys that sign at `now` with their ends, the current one first.
     ///
     /// # Errors
-    /// When one was sealed under a key that is not there.
+    /// When one was sealed under a key that is not configured.
     pub fn live_keys(
         &self,
         endpoint: &Endpoint,
         now: Timestamp,
     ) -> Result<Vec<(SigningKey, Option<Timestamp>)>, VaultError> {
         let live = endpoint.secrets.iter().filter(|secret| is_live(secret, now));
-        live.map(|secret| Ok((self.open_key(&endpoint.id, secret)?, secret.expires_at))).collect()
+        live.map(|secret| Ok((self.open_key(endpoint, secret)?, secret.expires_at))).collect()
     }
 
-    /// The value of a sensitive header, ready to be stored. `name` is in lower case.
-    #[must_use]
-    pub fn seal_header(&self, owner: &EndpointId, name: &str, value: &str) -> Sealed {
-        let nonce = self.random_bytes::<NONCE_BYTES>();
-        self.shared.vault.seal(value.as_bytes(), Place::Header(owner, name), nonce)
+    /// The endpoint with its values plain, to make a changed one from.
+    ///
+    /// # Errors
+    /// When one was sealed under a key that is not configured.
+    pub fn opened(&self, endpoint: &Endpoint) -> Result<Endpoint, VaultError> {
+        let mut opened = endpoint.clone();
+        self.shared.vault.open_endpoint(&mut opened, endpoint)?;
+        Ok(opened)
+    }
+
+    /// Opens what a changed endpoint carries from the current one.
+    pub(super) fn open_carried(&self, changed: &mut Endpoint) -> Result<(), ChangeError> {
+        if vault::values(changed).all(|(_, value)| matches!(value, Sealed::Plain(_))) {
+            return Ok(());
+        }
+        let current = self.outbox().directory(|directory| directory.endpoint(changed.number).cloned());
+        let current = current.filter(|current| current.revision == changed.revision);
+        let current = current.ok_or(ChangeError::Conflict)?;
+        let opened = self.shared.vault.open_endpoint(changed, &current);
+        opened.map_err(|error| {
+            let reason = format!("a secret of endpoint {} cannot be opened: {error}", changed.id);
+            ChangeError::Store(Unavailable::Failed(reason.into()))
+        })
     }
 
     /// The endpoint's own headers with the sensitive ones opened.
     pub(super) fn open_headers(&self, endpoint: &Endpoint) -> Result<Vec<Header>, VaultError> {
         let mut headers = endpoint.headers.clone();
         for (name, value) in &endpoint.sensitive_headers {
-            let bytes = self.shared.vault.open(value, Place::Header(&endpoint.id, name))?;
+            let bytes = self.shared.vault.open(value, Place::Endpoint(endpoint, Member::Header(name)))?;
             headers.push((name.clone(), String::from_utf8(bytes).map_err(|_| VaultError::Damaged)?.into()));
         }
         Ok(headers)
     }
 
-    /// A client certificate from PEM, checked, with its key ready to be stored.
+    /// A client certificate from PEM, checked.
     ///
     /// # Errors
     /// Which of the two is wrong, and how.
     pub fn client_certificate(
         &self,
-        owner: &EndpointId,
         certificate: &str,
         key: &str,
     ) -> Result<ClientCertificate, IdentityError> {
         let checked = CheckedCertificate::parse(certificate, key, self.now().wall)?;
-        let nonce = self.random_bytes::<NONCE_BYTES>();
         Ok(ClientCertificate {
             chain: checked.chain,
-            key: self.shared.vault.seal(&checked.key, Place::ClientKey(owner), nonce),
+            key: Sealed::Plain(checked.key[..].into()),
             subject: checked.subject.into(),
             expires_at: checked.expires_at,
         })
@@ -90,7 +121,8 @@ impl Engine {
     /// Who the endpoint's connections say that they are.
     pub(super) fn identity(&self, endpoint: &Endpoint) -> Result<Option<Identity>, VaultError> {
         let Some(certificate) = &endpoint.client_certificate else { return Ok(None) };
-        let key = self.shared.vault.open(&certificate.key, Place::ClientKey(&endpoint.id))?;
+        let place = Place::Endpoint(endpoint, Member::ClientKey);
+        let key = self.shared.vault.open(&certificate.key, place)?;
         Ok(Some(Identity::new(endpoint.number, &certificate.chain, key)))
     }
 
@@ -124,7 +156,7 @@ impl Engine {
         idempotency: &Idempotency,
         answer: Answer,
     ) -> Result<Answer, Unavailable> {
-        if answer.body.first() != Some(&ENCRYPTED) {
+        if !vault::is_encrypted(&answer.body) {
             return Ok(answer);
         }
         let sealed = Sealed::Encrypted((*answer.body).into());
@@ -132,5 +164,19 @@ impl Engine {
             Ok(body) => Ok(Answer { body: body.into(), ..answer }),
             Err(error) => Err(Unavailable::Failed(format!("a remembered answer: {error}").into())),
         }
+    }
+
+    pub(super) fn sealing_key(&self) -> Option<vault::VaultKeyId> {
+        self.shared.vault.sealing_key()
+    }
+
+    /// Endpoints with a value that is not sealed as a new one would be.
+    pub(super) fn outdated(&self) -> Vec<EndpointNumber> {
+        let vault = &self.shared.vault;
+        let is_outdated =
+            |endpoint: &Endpoint| vault::values(endpoint).any(|(_, value)| !vault.is_current(value));
+        self.outbox().directory(|directory| {
+            directory.endpoints().filter(|endpoint| is_outdated(endpoint)).map(|found| found.number).collect()
+        })
     }
 }

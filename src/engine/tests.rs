@@ -32,6 +32,6 @@ pub(crate) fn engine() -> (Engine, Dispatcher, tempfile::TempDir) {
     };
     let metrics = Arc::new(Metrics::new());
     let (engine, dispatcher) =
-        Engine::new(opened, courier, Vault::new(None), Clock::default(), metrics, settings);
+        Engine::new(opened, courier, Arc::new(Vault::new([])), Clock::default(), metrics, settings);
     (engine, dispatcher, directory)
 }

@@ -311,8 +311,17 @@ impl Walk<'_> {
 
     /// What no commit may have broken.
     fn look_at(&mut self, position: Position, record: &Record, folded: &State) {
-        let Record::EventAccepted(event) = record else { return };
         let here = Some((position, position));
+        if let Record::EndpointPut(found) = record
+            && found.revision != position
+        {
+            let (id, revision) = (&found.id, found.revision);
+            let words = format!(
+                "journal: the record of endpoint {id} at {position} was written for position {revision}"
+            );
+            self.problems.add_at(here, words);
+        }
+        let Record::EventAccepted(event) = record else { return };
         if event.accepted_at < self.accepted_at {
             let words = format!("journal: event {position} was accepted before the one before it");
             self.problems.add_at(here, words);

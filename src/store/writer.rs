@@ -157,10 +157,12 @@ impl Drop for Held {
     }
 }
 
-/// Where the writer gets the time and chance from.
+/// Where the writer gets the time, chance and encryption from.
 pub trait Source: Send {
     fn now(&mut self) -> Timestamp;
     fn random(&mut self) -> u128;
+    /// Seals the plain values of an endpoint, which has its final URL and revision.
+    fn seal(&mut self, _endpoint: &mut Endpoint) {}
 }
 
 /// The judging and committing, without its thread.
@@ -385,6 +387,8 @@ impl Committer {
             return Outcome::Conflict;
         }
         endpoint.revision = staged.next;
+        drop(directory);
+        self.source.seal(&mut endpoint);
         let endpoint = Arc::new(endpoint);
         staged.push(Record::EndpointPut(endpoint.clone()));
         Outcome::Endpoint(endpoint)

@@ -142,7 +142,7 @@ impl Life {
             callback_base: Some(CALLBACK_BASE.into()),
         };
         let (engine, dispatcher) =
-            Engine::new(opened, courier(), Vault::new(None), world::clock(), metrics(), settings);
+            Engine::new(opened, courier(), Arc::new(Vault::new([])), world::clock(), metrics(), settings);
         let receivers = Receivers { world: world.clone() };
         engine.shared.receivers.set(receivers).expect("set once");
         let (stop, stopped) = watch::channel(Run::On);

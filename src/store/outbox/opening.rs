@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::domain::{Position, Record, Timestamp};
+use crate::domain::{EndpointId, Position, Record, Timestamp};
 use crate::store::directory::Directory;
 use crate::store::disk::{PRIVATE, create_private};
 use crate::store::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
@@ -36,6 +36,10 @@ pub enum OpenError {
         "{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}"
     )]
     Foreign { path: String, found: String },
+    #[error(
+        "the record of endpoint {endpoint} at position {position} was written for position {revision}: the journal was edited, restore a backup"
+    )]
+    Displaced { endpoint: EndpointId, position: Position, revision: Position },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
@@ -146,10 +150,29 @@ pub(crate) fn catch_up(
     journal: &Journal,
     progress: OnProgress<'_>,
 ) -> Result<u64, OpenError> {
-    for record in records(&journal.reader(), state.directory()) {
+    for (_, record) in records(&journal.reader(), state.directory()) {
         state.know(&record);
     }
-    replay(state, &journal.reader(), journal.reader().last_position(), progress)
+    let replayed = replay(state, &journal.reader(), journal.reader().last_position(), progress)?;
+    check_revisions(state, &journal.reader())?;
+    Ok(replayed)
+}
+
+/// Values of an endpoint are sealed for its revision, which is the position of its record. A record that was copied to
+/// another position would open as well, so it is refused.
+fn check_revisions(state: &State, reader: &JournalReader) -> Result<(), OpenError> {
+    for (position, record) in records(reader, state.directory()) {
+        if let Record::EndpointPut(found) = &record
+            && found.revision != position
+        {
+            return Err(OpenError::Displaced {
+                endpoint: found.id.clone(),
+                position,
+                revision: found.revision,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// One is kept, for whoever wants to know what was wrong with it.
@@ -200,21 +223,21 @@ fn replay(
 
 pub(in crate::store) fn directory(state: &State, reader: &JournalReader) -> Directory {
     let mut directory = Directory::default();
-    for record in records(reader, state.deleted_endpoints()) {
+    for (_, record) in records(reader, state.deleted_endpoints()) {
         directory.apply_deleted(&record);
     }
-    for record in records(reader, state.directory()) {
+    for (_, record) in records(reader, state.directory()) {
         directory.apply(&record);
     }
     directory
 }
 
 /// The records at these positions; those that damage has taken are reported and left out.
-fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterator<Item = Record> {
+fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterator<Item = (Position, Record)> {
     // In the order of the journal each of its blocks is read once.
     positions.sort_unstable();
     positions.into_iter().filter_map(|position| match reader.read(position) {
-        Ok(record) => record,
+        Ok(record) => Some((position, record?)),
         Err(error) => {
             tracing::error!(%error, %position, "an endpoint or key is lost");
             None
