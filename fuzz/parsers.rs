@@ -492,7 +492,8 @@ fn sample() -> Sample {
     }
     drop(server);
     let directory = tempfile::tempdir().expect("a directory");
-    backup::restore(&mut IoCursor::new(&text), &directory.path().join("data"), 1).expect("it is whole");
+    backup::restore(&mut IoCursor::new(&text), &directory.path().join("data"), 1, backup::Trust::default())
+        .expect("it is whole");
     let disk: Arc<dyn Disk> =
         Arc::new(balto::store::disk::RealDisk::new(directory.path().join("data/journal")).expect("a disk"));
     let (journal, _) = Journal::open(disk, JournalOptions::new(1)).expect("it opens");
@@ -585,7 +586,11 @@ fn journals(bytes: &[u8]) {
 }
 
 fn backup_seeds() -> Vec<Vec<u8>> {
-    vec![SAMPLE.backup.clone().into_bytes(), b"balto-backup 1\nend 0 0 5c7ad6d8\n".to_vec()]
+    vec![
+        SAMPLE.backup.clone().into_bytes(),
+        b"balto-backup 1\nend 0 0 5c7ad6d8\n".to_vec(),
+        b"balto-backup 2 000102030405060708090a0b0c0d0e0f 9c5230e7\nend 0 0 5c7ad6d8 00\n".to_vec(),
+    ]
 }
 
 /// A backup as it is, and once more with checksums that fit, since mutations hardly find those.
@@ -603,7 +608,8 @@ fn backups(bytes: &[u8]) {
     for text in [bytes, &fitting] {
         let directory = tempfile::tempdir().expect("a directory");
         let data = directory.path().join("data");
-        let Ok(restored) = backup::restore(&mut IoCursor::new(text), &data, 1) else { continue };
+        let trust = backup::Trust { keys: &[], unauthenticated: true };
+        let Ok(restored) = backup::restore(&mut IoCursor::new(text), &data, 1, trust) else { continue };
         let disk: Arc<dyn Disk> =
             Arc::new(balto::store::disk::RealDisk::new(data.join("journal")).expect("a disk"));
         let (journal, report) = Journal::open(disk, JournalOptions::new(1)).expect("what was restored opens");

@@ -44,7 +44,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use settings::{courier_settings, keep, load_to_fit};
 use supervisor::{Supervisor, Word};
 
-pub use restore::restore;
+pub use restore::{RestoreKeys, restore};
 pub use settings::{api_config, settings};
 pub use verify::verify;
 
@@ -63,6 +63,8 @@ pub struct Findings {
     pub words: String,
     pub json: serde_json::Value,
     pub is_good: bool,
+    /// A line for standard error.
+    pub remark: Option<String>,
 }
 
 /// What the daemon was started with.

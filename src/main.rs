@@ -15,7 +15,11 @@ fn main() -> ExitCode {
             config::check(file, |authorities| tls::roots(Some(authorities)).map(drop)).map(drop)
         },
         verify: |config, directory| daemon::verify(config, &directory),
-        restore: daemon::restore,
+        restore: |args| {
+            let keys =
+                daemon::RestoreKeys { config: args.config.clone(), unauthenticated: args.unauthenticated };
+            daemon::restore(&args.from, &args.data_dir, &keys)
+        },
         openapi: || Ok(serde_json::to_string_pretty(&balto::api::openapi::document())?),
     };
     cli::run(&backend, std::env::args_os())

@@ -19,6 +19,7 @@ use std::fmt;
 
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind};
@@ -33,6 +34,8 @@ const BOUND_TO_ID: u8 = 1;
 const BOUND_TO_REVISION: u8 = 2;
 const ID_BYTES: usize = 4;
 const HEAD_BYTES: usize = 1 + ID_BYTES + NONCE_BYTES;
+/// What the keys are derived for that authenticate backups.
+const BACKUP_LABEL: &[u8] = b"balto backup authentication";
 /// Bytes of Poly1305's tag, at the end.
 const TAG_BYTES: usize = 16;
 
@@ -197,6 +200,15 @@ fn values_mut(endpoint: &mut Endpoint) -> impl Iterator<Item = &mut Sealed> {
 struct VaultKey {
     id: VaultKeyId,
     cipher: XChaCha20Poly1305,
+    /// Authenticates backups.
+    backup: [u8; KEY_BYTES],
+}
+
+/// A key for another purpose, which tells nothing of the one that it comes from.
+fn derived(key: &[u8; KEY_BYTES], label: &[u8]) -> [u8; KEY_BYTES] {
+    let mut derived = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    derived.update(label);
+    derived.finalize().into_bytes().into()
 }
 
 /// Seals and opens. Without a key it seals nothing.
@@ -211,6 +223,7 @@ impl Vault {
         let key = |key: &[u8; KEY_BYTES]| VaultKey {
             id: VaultKeyId::of(key),
             cipher: XChaCha20Poly1305::new(key.into()),
+            backup: derived(key, BACKUP_LABEL),
         };
         Self { keys: keys.into_iter().map(key).collect() }
     }
@@ -226,10 +239,15 @@ impl Vault {
         self.keys.iter().any(|key| key.id == id)
     }
 
+    /// The keys that authenticate backups with their ids, the first one signs.
+    pub fn backup_keys(&self) -> impl Iterator<Item = (VaultKeyId, [u8; KEY_BYTES])> {
+        self.keys.iter().map(|key| (key.id, key.backup))
+    }
+
     /// `nonce` is random and used once.
     #[must_use]
     pub fn seal(&self, plain: &[u8], place: Place<'_>, nonce: [u8; NONCE_BYTES]) -> Sealed {
-        let Some(VaultKey { id, cipher }) = self.keys.first() else { return Sealed::Plain(plain.into()) };
+        let Some(VaultKey { id, cipher, .. }) = self.keys.first() else { return Sealed::Plain(plain.into()) };
         let payload = Payload { msg: plain, aad: &place.bytes(BOUND_TO_REVISION) };
         let hidden = cipher.encrypt(&XNonce::from(nonce), payload);
         let hidden = hidden.expect("values are far below what the cipher takes");

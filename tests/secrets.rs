@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use support::{Daemon, PATIENCE, Receiver, serve};
 
@@ -188,5 +190,174 @@ async fn resealing_that_is_killed_goes_on_at_the_next_start() {
     let daemon = start(&data, NEW).await;
     for endpoint in endpoints {
         assert_eq!(daemon.get(&format!("/endpoints/{endpoint}/secret")).await["secret"], SECRET);
+    }
+}
+
+/// Takes a backup with both keys of a rotation at hand.
+async fn backup(daemon: &Daemon, file: &Path) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
+    command.args(["backup", "--force", "--to"]).arg(file);
+    command.env("BALTO_URL", daemon.api.trim_end_matches("/v1"));
+    let done = output(command).await;
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    std::fs::read_to_string(file).unwrap()
+}
+
+/// Restores a backup. Returns what it says when it fails, else what it remarks.
+async fn restore(backup: &str, data: &Path, keys: &str, flags: &[&str]) -> Result<String, String> {
+    if data.exists() {
+        std::fs::remove_dir_all(data).unwrap();
+    }
+    let file = data.with_extension("backup");
+    std::fs::write(&file, backup).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
+    command.args(["restore", "--from"]).arg(&file).arg("--data-dir").arg(data).args(flags);
+    if !keys.is_empty() {
+        command.env("BALTO__SECRETS__KEY", keys);
+    }
+    let done = output(command).await;
+    let said = text(&done.stderr);
+    assert_eq!(done.status.success(), data.exists(), "{said}");
+    if done.status.success() { Ok(said) } else { Err(said) }
+}
+
+/// Changes the records of a backup, and makes its CRC-32 right, but not its keyed checksums.
+fn edited(backup: &str, change: impl Fn(u64, &mut Vec<u8>)) -> String {
+    let line = |line: &str| {
+        if !line.starts_with("c ") {
+            return format!("{line}\n");
+        }
+        let words: Vec<_> = line.split(' ').collect();
+        let records = words[3..words.len() - 2].iter().map(|word| {
+            let (position, bytes) = word.split_once(':').unwrap();
+            let mut bytes = STANDARD.decode(bytes).unwrap();
+            change(position.parse().unwrap(), &mut bytes);
+            format!("{position}:{}", STANDARD.encode(bytes))
+        });
+        let content = [words[..3].join(" "), records.collect::<Vec<_>>().join(" ")].join(" ");
+        let crc = crc32fast::hash(content.as_bytes());
+        format!("{content} {crc:08x} {}\n", words[words.len() - 1])
+    };
+    backup.lines().map(line).collect()
+}
+
+/// The record at a position.
+fn record(backup: &str, wanted: u64) -> Vec<u8> {
+    let found = std::cell::RefCell::new(Vec::new());
+    edited(backup, |position, bytes| {
+        if position == wanted {
+            found.borrow_mut().clone_from(bytes);
+        }
+    });
+    assert!(!found.borrow().is_empty(), "no record {wanted}");
+    found.into_inner()
+}
+
+/// Where the first value that is encrypted under the new key begins.
+fn first_value(record: &[u8]) -> usize {
+    let head = [2, 0xa9, 0x4d, 0xdb, 0x8d];
+    record.windows(head.len()).position(|window| window == head).expect("a value under the new key")
+}
+
+#[tokio::test]
+async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, copy) = (directory.path().join("file"), directory.path().join("copy"));
+    let receiver = Receiver::status(200).await;
+    let daemon = start(&directory.path().join("data"), NEW).await;
+    let endpoint = add(&daemon, &receiver).await;
+    // Of the same length.
+    let other = json!({"secret": "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "overlap": "0s"});
+    daemon.post(&format!("/endpoints/{endpoint}/secret/rotate"), &other.to_string()).await;
+    let saved = backup(&daemon, &file).await;
+    let again = backup(&daemon, &file).await;
+    drop(daemon);
+    let (before, after) = (record(&saved, 1), record(&saved, 2));
+    let secret_at = first_value(&after);
+    let secret_bytes = 1 + 4 + 24 + 24 + 16;
+    let old_secret = before[first_value(&before)..][..secret_bytes].to_vec();
+    let edits: [(&str, &dyn Fn(&mut Vec<u8>)); 2] = [
+        ("another URL", &|bytes| {
+            let at = bytes.windows(5).position(|window| window == b"/hook").unwrap();
+            bytes[at..at + 5].copy_from_slice(b"/evil");
+        }),
+        ("the secret from before its rotation", &|bytes| {
+            bytes[secret_at..secret_at + secret_bytes].copy_from_slice(&old_secret);
+        }),
+    ];
+    for (what, edit) in edits {
+        let changed = edited(&saved, |position, bytes| {
+            if position == 2 {
+                edit(bytes)
+            }
+        });
+        let said = restore(&changed, &copy, NEW, &[]).await.unwrap_err();
+        assert!(said.contains("was changed: its keyed checksum"), "{what}: {said}");
+        // Somebody who can write to the disk needs no restore.
+        restore(&changed, &copy, NEW, &["--unauthenticated"]).await.unwrap();
+        let said = refused(&copy, NEW).await;
+        assert!(
+            said.contains(&endpoint) && said.contains("another endpoint, URL or revision"),
+            "{what}: {said}"
+        );
+    }
+    let moved = edited(&saved, |position, bytes| {
+        if position == 2 {
+            bytes.clone_from(&before)
+        }
+    });
+    let said = restore(&moved, &copy, NEW, &["--unauthenticated"]).await.unwrap_err();
+    assert!(said.contains("of another position"), "{said}");
+    // A line of another backup of the same daemon.
+    let (mine, theirs): (Vec<_>, Vec<_>) = (saved.lines().collect(), again.lines().collect());
+    let mixed = [&mine[..1], &theirs[1..2], &mine[2..], &[""]].concat().join("\n");
+    let said = restore(&mixed, &copy, NEW, &[]).await.unwrap_err();
+    assert!(said.contains("line 2 of the backup was changed"), "{said}");
+    // The controls: as it was saved it is restored, with the check and without.
+    for flags in [&[][..], &["--unauthenticated"]] {
+        let said = restore(&saved, &copy, NEW, flags).await.unwrap();
+        assert_eq!(said.contains("is not authenticated"), !flags.is_empty(), "{said}");
+        assert_eq!(edited(&saved, |_, _| ()), saved);
+        let daemon = start(&copy, NEW).await;
+        assert_eq!(daemon.get(&format!("/endpoints/{endpoint}/secret")).await["secret"], other["secret"]);
+    }
+}
+
+#[tokio::test]
+async fn authenticated_backup_needs_its_key_and_cannot_lose_its_checksums() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, copy) = (directory.path().join("file"), directory.path().join("copy"));
+    let daemon = start(&directory.path().join("data"), OLD).await;
+    // More than one part.
+    for _ in 0..24 {
+        daemon.post("/events", &json!({"type": "a", "data": "x".repeat(200_000)}).to_string()).await;
+    }
+    let saved = backup(&daemon, &file).await;
+    let (status, problem, _) = daemon.call("GET", "/backup?after=1", &[], "").await;
+    assert_eq!((status, problem.to_string().contains("is missing")), (422, true), "{problem}");
+    drop(daemon);
+    for keys in ["", NEW] {
+        let said = restore(&saved, &copy, keys, &[]).await.unwrap_err();
+        assert!(said.contains(OLD_ID) && said.contains("--unauthenticated"), "{said}");
+    }
+    // After a rotation the old key still checks.
+    for keys in [OLD.to_owned(), format!("{NEW},{OLD}")] {
+        let said = restore(&saved, &copy, &keys, &[]).await.unwrap();
+        assert_eq!(said, "");
+    }
+    let config = directory.path().join("balto.toml");
+    std::fs::write(&config, format!("[secrets]\nkey = [\"{OLD}\"]\n")).unwrap();
+    restore(&saved, &copy, "", &["--config", config.to_str().unwrap()]).await.unwrap();
+    // As a daemon without a key would have written it.
+    let stripped = saved.lines().map(|line| match line.split_once(' ') {
+        Some(("balto-backup", _)) => "balto-backup 1\n".to_owned(),
+        _ => format!("{}\n", line.rsplit_once(' ').unwrap().0),
+    });
+    let stripped: String = stripped.collect();
+    let said = restore(&stripped, &copy, OLD, &[]).await.unwrap_err();
+    assert!(said.contains("is not authenticated, although a secrets key is configured"), "{said}");
+    for (keys, flags) in [(OLD, &["--unauthenticated"][..]), ("", &[])] {
+        let said = restore(&stripped, &copy, keys, flags).await.unwrap();
+        assert!(said.contains("the backup is not authenticated"), "{said}");
     }
 }

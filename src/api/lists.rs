@@ -307,6 +307,7 @@ pub const WINDOW: &[Param] = &[
 pub const BACKUP: &[Param] = &[
     param("after", "The position that this part comes after: `next` of the one before", Kind::Position),
     param("until", "The backup's last position: `until` of its first part", Kind::Position),
+    param("id", "The backup's id: `id` of its first part, when it has one", Kind::Text("^[0-9a-f]{32}$", 32)),
 ];
 pub const NONE: &[Param] = &[];
 

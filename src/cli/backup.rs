@@ -15,11 +15,9 @@ use target::{Sink, Target};
 
 /// Save everything that a running daemon holds.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "The file has what was accepted before the command began. Secrets in it are encrypted with the \
-    daemon's secrets.key, where it has one: keep that key, too.\n\n\
-    Examples:\n  balto backup --to balto-$(date +%F).backup\n  balto backup --to - | zstd > balto.backup.zst"
-)]
+#[command(after_help = "The file has what was accepted before the command began. With a secrets.key \
+    its secrets are encrypted and the file is authenticated: keep that key, too.\n\n\
+    Examples:\n  balto backup --to balto-$(date +%F).backup\n  balto backup --to - | zstd > balto.backup.zst")]
 pub(crate) struct BackupArgs {
     /// The file, which appears when the backup is complete; `-` is standard output, and a FIFO is written to.
     #[arg(long, value_name = "FILE")]
@@ -40,6 +38,8 @@ struct Fetched {
 
 #[derive(Deserialize)]
 struct Part {
+    /// Of an authenticated backup.
+    id: Option<String>,
     text: String,
     next: Option<u64>,
     until: u64,
@@ -91,6 +91,7 @@ async fn fetch(session: &Session, target: Target) -> anyhow::Result<Fetched> {
         let Some(next) = part.next else { break };
         progress.show(&format!("position {next} of {}", part.until));
         query = vec![("after", next.to_string()), ("until", part.until.to_string())];
+        query.extend(part.id.map(|id| ("id", id)));
     }
     sink.finish().await?;
     Ok(fetched)

@@ -13,6 +13,7 @@ use crate::daemon::Findings;
 
 /// 0 when all is good, else 1.
 pub(super) fn found(findings: &Findings, as_json: bool) -> Result<ExitCode, OutputError> {
+    findings.remark.iter().for_each(|remark| note(&format!("balto: {remark}")));
     if as_json {
         line(&findings.json.to_string())?;
     } else {

@@ -41,8 +41,8 @@ pub struct Backend {
     pub check_config: fn(&Path) -> Result<(), ConfigErrors>,
     /// Reads a whole store (second) and reports what is wrong with it; a configuration file (first) has the secrets' key.
     pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<Findings>,
-    /// Makes a data directory (second) from a backup (first).
-    pub restore: fn(&Path, &Path) -> anyhow::Result<Findings>,
+    /// Makes a data directory from a backup.
+    pub restore: fn(&RestoreArgs) -> anyhow::Result<Findings>,
     /// The OpenAPI document as JSON text.
     pub openapi: fn() -> anyhow::Result<String>,
 }
@@ -115,14 +115,7 @@ enum Command {
     /// Save everything that a running daemon holds.
     Backup(backup::BackupArgs),
     /// Make a data directory from a backup.
-    Restore {
-        /// A file that `balto backup` wrote, or a FIFO; `-` is standard input.
-        #[arg(long, value_name = "FILE")]
-        from: PathBuf,
-        /// The data directory to be made: one that is missing or empty, or that an earlier restore did not finish.
-        #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
-    },
+    Restore(RestoreArgs),
     /// Print the OpenAPI 3.1 document of the HTTP API.
     Openapi,
 }
@@ -143,6 +136,23 @@ pub struct ServeArgs {
     /// For development, insecure: no API key, http and loopback targets allowed, data in ./balto-data.
     #[arg(long)]
     pub dev: bool,
+}
+
+/// What is restored, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct RestoreArgs {
+    /// A file that `balto backup` wrote, or a FIFO; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub from: PathBuf,
+    /// The data directory to be made: one that is missing or empty, or that an earlier restore did not finish.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Configuration file (TOML), for the secrets key that authenticates the backup.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Accept a backup that is not authenticated, or whose key is gone.
+    #[arg(long)]
+    pub unauthenticated: bool,
 }
 
 /// Arguments that parse one by one and make no sense together: exit code 2, as for any other wrong usage.
@@ -190,9 +200,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Verify { data_dir, config } => {
             return Ok(files::found(&(backend.verify)(config, data_dir)?, cli.json)?);
         }
-        Command::Restore { from, data_dir } => {
-            return Ok(files::found(&(backend.restore)(&from, &data_dir)?, cli.json)?);
-        }
+        Command::Restore(args) => return Ok(files::found(&(backend.restore)(&args)?, cli.json)?),
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
         Command::Demo => block_on(demo::run())?,
         Command::Listen(args) => block_on(listen::run(args, cli.json))?,

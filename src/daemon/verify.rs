@@ -37,7 +37,7 @@ pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findi
         "problems": problems_as_json(&report.problems),
         "problemCount": report.problems.count,
     });
-    Ok(Findings { words: words.join("\n"), json, is_good: report.problems.count == 0 })
+    Ok(Findings { words: words.join("\n"), json, is_good: report.problems.count == 0, remark: None })
 }
 
 fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
@@ -175,7 +175,11 @@ impl Secrets {
             .iter()
             .map(|(id, count)| json!({"key": id.to_string(), "count": count, "opened": vault.has_key(*id)}));
         let with_key = vault.sealing_key().is_some();
-        json!({"plain": self.plain, "encrypted": sealed.collect::<Vec<_>>(), "opened": with_key,
-            "outdated": if with_key { self.outdated } else { 0 }})
+        let mut json =
+            json!({"plain": self.plain, "encrypted": sealed.collect::<Vec<_>>(), "opened": with_key});
+        if with_key {
+            json["outdated"] = self.outdated.into();
+        }
+        json
     }
 }

@@ -19,7 +19,7 @@ use crate::projections::reads::{DeliveryFacts, Found};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
 use crate::store::ReadModel;
-use crate::store::backup::{self, BackupPart};
+use crate::store::backup::{self, BackupId, BackupKey, BackupPart, Signing};
 use crate::store::journal::{JournalReader, ReadError};
 use crate::store::types::{chosen_scope, generated_at, is_chosen};
 use crate::{limits, panics};
@@ -406,7 +406,14 @@ impl Engine {
         Ok(Some(DeadLetterDetail { letter, event, attempts: self.attempts(&facts).await }))
     }
 
-    /// The part of a backup after a position; see [`backup::part`]. Retention waits while parts are asked for.
+    /// Whether all parts of a backup need its id.
+    #[must_use]
+    pub fn authenticates_backups(&self) -> bool {
+        self.shared.vault.sealing_key().is_some()
+    }
+
+    /// The part of a backup after a position, and the backup's id when it is authenticated: all parts are asked for with the
+    /// id of the first. See [`backup::part`]. Retention waits while parts are asked for.
     ///
     /// # Errors
     /// When the outbox cannot answer.
@@ -414,20 +421,26 @@ impl Engine {
         &self,
         after: Position,
         until: Option<Position>,
-    ) -> Result<(BackupPart, Position), Unavailable> {
+        id: Option<BackupId>,
+    ) -> Result<(BackupPart, Position, Option<BackupId>), Unavailable> {
         let reader = self.outbox().journal().clone();
         let last = reader.last_position();
         let until = until.map_or(last, |until| until.min(last));
         let bytes = knobs::bound(Knob::BackupBytes, BACKUP_PART_BYTES);
+        let signing = self.shared.vault.backup_keys().next().map(|(key, bytes)| Signing {
+            key: BackupKey::new(key.to_string().into(), bytes),
+            backup: id.unwrap_or_else(|| BackupId(self.random_bytes())),
+        });
+        let id = signing.as_ref().map(|signing| signing.backup);
         let part = self
             .blocking(move || {
                 // A rewrite that is under way is waited for.
                 reader.hold_rewrites(Instant::now() + BACKUP_HOLD);
-                backup::part(&reader, after, until, bytes)
+                backup::part(&reader, after, until, bytes, signing.as_ref())
             })
             .await?;
         let part = part.map_err(|error| Unavailable::Failed(error.to_string().into()))?;
-        Ok((part, until))
+        Ok((part, until, id))
     }
 
     /// What an earlier request with the same scope and key was answered (requests other than events).

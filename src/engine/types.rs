@@ -5,6 +5,7 @@ use std::sync::Arc;
 pub use crate::courier::guard::RefusedUrl;
 pub use crate::courier::tls::IdentityError;
 pub use crate::projections::reads::{Cursor, Filter};
+pub use crate::store::backup::BackupId;
 pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable, is_chosen};
 
 use crate::domain::{

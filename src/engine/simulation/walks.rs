@@ -142,7 +142,7 @@ async fn walk_backup(engine: &Engine, world: &World) {
     let last = world.with(|inner| inner.model.last());
     let (mut after, mut until, mut text) = (Position(0), None, String::new());
     loop {
-        let (part, end) = match engine.backup(after, until).await {
+        let (part, end, _) = match engine.backup(after, until, None).await {
             Ok(found) => found,
             Err(error) => return refused(world, "backup", &error),
         };

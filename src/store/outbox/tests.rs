@@ -62,6 +62,37 @@ fn a_record_of_a_newer_version_stops_the_start() {
     }
 }
 
+/// A data directory whose journal has one endpoint, at position 2 and written for that revision.
+fn with_endpoint(directory: &Path, revision: u64) {
+    let disk = Arc::new(RealDisk::new(directory.join(JOURNAL)).unwrap());
+    let mut journal = Restorer::new(disk, 1);
+    let mut endpoint = crate::rules::tests::endpoint(1, "acme", &[]);
+    endpoint.revision = Position(revision);
+    for (position, record) in [(1, record(1)), (2, Record::EndpointPut(Arc::new(endpoint)))] {
+        let mut bytes = Vec::new();
+        codec::encode(&record, &mut bytes);
+        journal.push(Position(position), Timestamp::from_millis(position), bytes).unwrap();
+    }
+    journal.finish(Position(2)).unwrap();
+    stamp(directory).unwrap();
+}
+
+#[test]
+fn endpoint_record_of_another_position_stops_the_start() {
+    for (revision, refused) in [(2, false), (1, true), (3, true)] {
+        let directory = tempfile::tempdir().unwrap();
+        with_endpoint(directory.path(), revision);
+        let scratch = tempfile::tempdir().unwrap();
+        let report = crate::store::verify::verify(directory.path(), scratch.path(), &mut |_, _| ()).unwrap();
+        let told =
+            report.problems.told.iter().any(|problem| problem.words.contains("was written for position"));
+        assert_eq!(told, refused, "revision {revision}: {:?}", report.problems);
+        let opened = open(directory.path());
+        let displaced = matches!(opened, Err(OpenError::Displaced { .. }));
+        assert_eq!((displaced, opened.is_ok()), (refused, !refused), "revision {revision}: {opened:?}");
+    }
+}
+
 #[test]
 fn a_rebuild_says_how_far_it_is_and_keeps_one_damaged_state() {
     let (_below, directory) = data_directory(9, true);
