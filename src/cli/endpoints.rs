@@ -139,6 +139,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
     /// A header of its own on every request; may be given several times. An update with an empty value removes it.
+    /// Credentials (Authorization, X-Api-Key, ...) are kept as with --sensitive-header.
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
     /// As --header, but the value is never shown again.
