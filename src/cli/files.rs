@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::output::{OutputError, line, note};
+use super::output::{OutputError, json_line, line, note};
 use crate::config::{ConfigError, ConfigErrors, Origin};
 use crate::daemon::Findings;
 
@@ -15,7 +15,7 @@ use crate::daemon::Findings;
 pub(super) fn found(findings: &Findings, as_json: bool) -> Result<ExitCode, OutputError> {
     findings.remark.iter().for_each(|remark| note(&format!("balto: {remark}")));
     if as_json {
-        line(&findings.json.to_string())?;
+        json_line(&findings.json.to_string())?;
     } else {
         line(&findings.words)?;
     }
@@ -31,7 +31,7 @@ pub(super) fn checked(
     let errors = checked.err().map_or_else(Vec::new, |errors| errors.0);
     if as_json {
         let told: Vec<_> = errors.iter().map(error).collect();
-        line(&json!({"ok": told.is_empty(), "errors": told}).to_string())?;
+        json_line(&json!({"ok": told.is_empty(), "errors": told}).to_string())?;
     } else if errors.is_empty() {
         line(&format!("{}: good", file.display()))?;
     } else {

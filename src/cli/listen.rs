@@ -31,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::args;
-use super::output::{clean, colour, line};
+use super::output::{clean, colour, harmless, line};
 use super::stop::Stop;
 use crate::domain::time::Timestamp;
 
@@ -414,7 +414,7 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
             () = stop.told() => return Ok(()),
         };
         let Some(report) = report else { return Ok(()) };
-        let mut text = if as_json { record(&report) } else { sentence(&report, coloured) };
+        let mut text = if as_json { harmless(&record(&report)) } else { sentence(&report, coloured) };
         if args.body && !as_json {
             text.push_str(&format!("\n  {}", clean(&String::from_utf8_lossy(&report.body))));
         }

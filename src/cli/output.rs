@@ -48,6 +48,29 @@ pub(crate) fn parser_message(message: &clap::Error) -> Result<(), OutputError> {
     if message.use_stderr() { Ok(()) } else { Ok(printed?) }
 }
 
+/// Prints JSON; see [`harmless`].
+///
+/// # Errors
+/// As [`line`].
+pub(crate) fn json_line(json: &str) -> Result<(), OutputError> {
+    line(&harmless(json))
+}
+
+/// The same JSON, with `\u` escapes for the characters that move a terminal's cursor or turn its text round. They are legal
+/// within strings alone, where the escape means the same.
+pub(crate) fn harmless(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            '\r' => out.push(' '),
+            c if moves(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// Whether escape sequences for colours would be seen as colours.
 pub(crate) fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
@@ -55,13 +78,17 @@ pub(crate) fn colour() -> bool {
 
 /// Text without control characters: what a stranger wrote cannot move the cursor, nor turn round what stands beside it.
 pub(crate) fn clean(text: &str) -> String {
-    let moves = |c: char| c.is_control() || turns(c);
     text.chars().map(|c| if moves(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
-/// Characters of Unicode that break lines or change the direction of the text around them.
-fn turns(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Control characters, and those of Unicode that break lines, change the direction of the text around them or have no width.
+/// All of them have at most four hexadecimal digits.
+fn moves(c: char) -> bool {
+    let turns = matches!(
+        c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+    );
+    turns || c.is_control()
 }
 
 /// One column of a list: its title, and where its value may stand.
@@ -239,7 +266,7 @@ impl Session {
     fn show_as(&self, answer: &str, shown: Option<Shown<'_>>) -> anyhow::Result<()> {
         if self.json {
             // An answer without a body is still an answer to whoever parses it.
-            line(if answer.trim().is_empty() { "{}" } else { answer.trim_end() })?;
+            json_line(if answer.trim().is_empty() { "{}" } else { answer.trim_end() })?;
         } else if !answer.trim().is_empty() {
             line(&listing(answer, shown)?)?;
         }
@@ -270,7 +297,7 @@ impl Session {
             page_query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
             let text = self.client.get(segments, &page_query).await?;
             if self.json && !paging.all {
-                return Ok(line(text.trim_end())?);
+                return Ok(json_line(text.trim_end())?);
             }
             let page: Page = serde_json::from_str(&text).context("the answer is not a list")?;
             self.print_page(&page, &mut table, columns, any)?;
@@ -292,7 +319,7 @@ impl Session {
     ) -> anyhow::Result<()> {
         if self.json {
             for (index, row) in page.data.iter().enumerate() {
-                line(&format!("{}{}", if index == 0 && !any { "{\"data\":[" } else { "," }, row.get()))?;
+                json_line(&format!("{}{}", if index == 0 && !any { "{\"data\":[" } else { "," }, row.get()))?;
             }
             return Ok(());
         }
@@ -398,6 +425,28 @@ mod tests {
         let chosen = listing(text, Some(("attempts", &columns))).unwrap();
         assert!(chosen.ends_with("attempts:\n  NUMBER\n  1\n  2"), "{chosen}");
         assert!(listing("[1]", None).is_err());
+    }
+
+    #[test]
+    fn printed_json_leaves_the_terminal_alone_and_means_the_same() {
+        let reply: String =
+            (0..=0x2100_u32).chain([0xfeff, 0xffff, 0x1f600]).filter_map(char::from_u32).collect();
+        let json = serde_json::json!({"responseBody": reply, "n": 1.0}).to_string();
+        let printed = harmless(&format!("{json}\r\n"));
+        let shown = printed.trim_end();
+        assert!(
+            !shown
+                .chars()
+                .any(|c| c.is_control() || "\u{202e}\u{2066}\u{61c}\u{200f}\u{2028}\u{feff}".contains(c))
+        );
+        assert!(
+            shown.contains("\\u009b") && shown.contains("\\u007f") && shown.contains("\\u202e"),
+            "{shown}"
+        );
+        let read: Value = serde_json::from_str(shown).unwrap();
+        assert_eq!(read, serde_json::from_str::<Value>(&json).unwrap());
+        let plain = "{\n\t\"é\": \"😀\"\n}";
+        assert_eq!(harmless(plain), plain);
     }
 
     #[tokio::test]
