@@ -83,9 +83,14 @@ pub const SECRET_BYTES_MIN: usize = 24;
 /// See [`SECRET_BYTES_MIN`].
 pub const SECRET_BYTES_MAX: usize = 64;
 /// Shortest and longest secret of a signature preset whose secrets are plain text, in bytes.
-pub const SECRET_TEXT_BYTES_MIN: usize = 8;
+pub const SECRET_TEXT_BYTES_MIN: usize = 16;
 /// See [`SECRET_TEXT_BYTES_MIN`].
 pub const SECRET_TEXT_BYTES_MAX: usize = 255;
+/// Fewest different bytes of a new secret. 16 random hexadecimal digits have fewer once in 27,000 times.
+pub const SECRET_DISTINCT_BYTES_MIN: usize = 6;
+/// Fewest letters and digits of a new secret that belong to no common word.
+pub const SECRET_UNCOMMON_BYTES_MIN: usize = 8;
+const _: () = assert!(SECRET_UNCOMMON_BYTES_MIN < SECRET_TEXT_BYTES_MIN);
 /// Longest DNS name (RFC 1035), in bytes.
 pub const DNS_NAME_BYTES_MAX: usize = 253;
 /// Callback URLs of one endpoint's handshake that are good at once: those of its last requests.

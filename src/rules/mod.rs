@@ -14,6 +14,7 @@ pub mod retry;
 pub mod signature;
 pub mod trace;
 pub mod verdict;
+pub mod weakness;
 
 #[cfg(test)]
 pub(crate) mod tests {

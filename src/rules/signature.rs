@@ -15,6 +15,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use super::weakness;
 use crate::domain::{Secret, SecretKind, SignaturePreset, Timestamp};
 use crate::limits;
 
@@ -42,9 +43,14 @@ pub enum SecretError {
     #[error("whpk_ is a public key; the secret key begins with whsk_")]
     PublicKey,
     #[error(
-        "a secret of this signature preset is 8 to 255 printable ASCII characters without spaces around them"
+        "a secret of this signature preset is {SECRET_TEXT_BYTES_MIN} to {SECRET_TEXT_BYTES_MAX} printable ASCII characters without spaces around them",
+        SECRET_TEXT_BYTES_MIN = limits::SECRET_TEXT_BYTES_MIN, SECRET_TEXT_BYTES_MAX = limits::SECRET_TEXT_BYTES_MAX
     )]
     Text,
+    #[error(
+        "the secret can be guessed: it is constant, repeated, a sequence or made of common words; leave it out for a generated one, or give random bytes"
+    )]
+    Guessable,
     #[error("this signature preset cannot use an ed25519 key")]
     NotSymmetric,
     #[error("at most {SECRETS_MAX} secrets can be live; wait until one expires, or use a shorter overlap", SECRETS_MAX = limits::SECRETS_MAX)]
@@ -66,7 +72,7 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Reads a secret as people hold it. Texts that are no Standard Webhooks key are legal for other presets only.
+    /// Reads a new secret as people hold it. Texts that are no Standard Webhooks key are legal for other presets only.
     ///
     /// # Errors
     /// What the preset expects.
@@ -77,7 +83,7 @@ impl SigningKey {
             Err(_) => Self::parse_text(text)?,
         };
         key.check(preset)?;
-        Ok(key)
+        if weakness::is_guessable(&key.bytes) { Err(SecretError::Guessable) } else { Ok(key) }
     }
 
     fn parse_standard(text: &str) -> Result<Self, SecretError> {

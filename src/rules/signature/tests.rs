@@ -121,7 +121,8 @@ fn trap_the_header_has_single_spaces_whole_elements_and_nothing_else() {
 #[test]
 fn trap_secrets_are_padded_base64_of_the_standard_alphabet() {
     for length in limits::SECRET_BYTES_MIN..=limits::SECRET_BYTES_MAX {
-        let made = SigningKey { kind: SecretKind::Hmac, bytes: vec![0xfb; length] };
+        let bytes = (0..length).map(|at| 0xfb ^ (at * at) as u8).collect();
+        let made = SigningKey { kind: SecretKind::Hmac, bytes };
         let text = made.text();
         assert_eq!((text.len() - HMAC_PREFIX.len()) % 4, 0, "{text}");
         assert!(!text[HMAC_PREFIX.len()..].contains(['-', '_']), "{text}");
@@ -142,6 +143,7 @@ fn trap_the_time_signed_is_whole_seconds_of_the_attempt() {
 #[test]
 fn what_is_no_secret_is_refused_without_being_repeated() {
     let of = |length: usize| SigningKey { kind: SecretKind::Hmac, bytes: vec![0xfb; length] }.text();
+    let zero_key = ed25519_dalek::SigningKey::from_bytes(&[0; 32]).verifying_key();
     let pair = STANDARD.decode(&TV3_KEY[5..]).unwrap();
     let mut halves = pair.clone();
     halves[63] ^= 1;
@@ -162,6 +164,11 @@ fn what_is_no_secret_is_refused_without_being_repeated() {
         (whsk(&pair[..33]), SecretError::KeyLength(33)),
         (whsk(&halves), SecretError::KeyHalves),
         ("whsk_???".to_owned(), SecretError::Base64),
+        (of(24), SecretError::Guessable),
+        (format!("whsec_{}", STANDARD.encode([0; 64])), SecretError::Guessable),
+        (format!("whsec_{}", STANDARD.encode("password-password-password")), SecretError::Guessable),
+        (whsk(&[0; 32]), SecretError::Guessable),
+        (whsk(&[&[0; 32][..], &zero_key.to_bytes()].concat()), SecretError::Guessable),
     ] {
         let refused = SigningKey::parse(&text, SignaturePreset::Standard).unwrap_err();
         assert_eq!(refused, error, "{text}");
@@ -173,14 +180,25 @@ fn what_is_no_secret_is_refused_without_being_repeated() {
 #[test]
 fn other_presets_take_the_secrets_that_their_receivers_have() {
     for preset in [SignaturePreset::Stripe, SignaturePreset::Github] {
-        for text in ["whsec_tooshort", "It's-a-Secret", TV1_SECRET, &"x".repeat(255)] {
+        let long: String = (0..255_usize).map(|at| char::from(b'!' + (at * at % 89) as u8)).collect();
+        for text in ["whsec_abc123DEF456", "It's a Secret to Everybody", TV1_SECRET, &long] {
             assert_eq!(SigningKey::parse(text, preset).unwrap().text(), text);
         }
-        for text in ["", "short", " padded ", "käse-sahne", "two\nlines", &"x".repeat(256)] {
+        for text in [
+            "",
+            "9f86d081884c7d6",
+            " padded-9f86d081884 ",
+            "käse-sahne-9f86d081",
+            "two\nlines-9f86d081",
+            &"x".repeat(256),
+        ] {
             assert_eq!(SigningKey::parse(text, preset), Err(SecretError::Text), "{text:?}");
         }
+        for text in ["passwordpassword", "aaaaaaaaaaaaaaaa", "my-webhook-secret"] {
+            assert_eq!(SigningKey::parse(text, preset), Err(SecretError::Guessable), "{text:?}");
+        }
         assert_eq!(SigningKey::parse(TV3_KEY, preset), Err(SecretError::NotSymmetric));
-        let text = SigningKey::parse("It's-a-Secret", preset).unwrap();
+        let text = SigningKey::parse("It's a Secret to Everybody", preset).unwrap();
         assert_eq!(text.check(SignaturePreset::Standard), Err(SecretError::Prefix));
     }
 }
@@ -196,12 +214,12 @@ fn the_github_vector_comes_out() {
 
 #[test]
 fn the_stripe_header_has_the_time_and_a_signature_for_each_key() {
-    let keys = ["whsec_one_secret", "whsec_another"]
+    let keys = ["whsec_9f86d081884c", "whsec_another_7d659a2f"]
         .map(|text| SigningKey::parse(text, SignaturePreset::Stripe).unwrap());
     let (name, value) = signature_header(SignaturePreset::Stripe, &keys, at(1_700_000_000), "x", b"{}");
     let parts: Vec<_> = value.split(',').collect();
     assert_eq!((name, parts[0], parts.len()), ("stripe-signature", "t=1700000000", 3));
-    let expected = hex(hmac(b"whsec_one_secret", &[b"1700000000.{}"]).as_ref());
+    let expected = hex(hmac(b"whsec_9f86d081884c", &[b"1700000000.{}"]).as_ref());
     assert_eq!(parts[1], format!("v1={expected}"));
 }
 
