@@ -16,6 +16,8 @@ use tokio::net::TcpListener;
 const HMAC: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const ED25519: &str =
     "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
+/// A secret that is no Standard Webhooks key.
+const TEXT: &str = "Quietly-47-otters";
 const PUBLIC: &str = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=";
 const STORE_KEY: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
 const URL: &str = "http://127.0.0.1:9000/";
@@ -45,6 +47,11 @@ async fn bad_secrets_headers_and_presets_are_refused_where_they_stand() {
         (json!({"secretType": "ed25519", "signature": "stripe"}), "/secretType"),
         (json!({"secret": ED25519, "signature": "github"}), "/secret"),
         (json!({"secret": "short", "signature": "github"}), "/secret"),
+        (json!({"secret": "password", "signature": "github"}), "/secret"),
+        (json!({"secret": "passwordpassword", "signature": "github"}), "/secret"),
+        (json!({"secret": "a".repeat(16), "signature": "stripe"}), "/secret"),
+        (json!({"secret": format!("whsec_{}", STANDARD.encode([0; 24]))}), "/secret"),
+        (json!({"secret": format!("whsk_{}", STANDARD.encode([0; 32]))}), "/secret"),
         (json!({"signature": "svix"}), "/signature"),
         (json!({"format": "xml"}), "/format"),
         (json!({"headers": {"Stripe-Signature": "x"}}), "/headers/Stripe-Signature"),
@@ -58,7 +65,7 @@ async fn bad_secrets_headers_and_presets_are_refused_where_they_stand() {
         body["url"] = json!(URL);
         assert_eq!(refused(&daemon, "POST", "/endpoints", &body).await, [place], "{body}");
     }
-    let text = json!({"url": URL, "signature": "github", "secret": "It's a Secret"});
+    let text = json!({"url": URL, "signature": "github", "secret": TEXT});
     let made = daemon.post("/endpoints", &text.to_string()).await;
     let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
     for (patch, place) in [
@@ -73,7 +80,9 @@ async fn bad_secrets_headers_and_presets_are_refused_where_they_stand() {
     let rotate = format!("{path}/secret/rotate");
     for (body, place) in [
         (json!({"secret": ED25519}), "/secret"),
-        (json!({"secret": "It's a Secret"}), "/secret"),
+        (json!({"secret": TEXT}), "/secret"),
+        (json!({"secret": "password"}), "/secret"),
+        (json!({"secret": "my-webhook-secret"}), "/secret"),
         (json!({"secretType": "ed25519"}), "/secretType"),
         (json!({"secretType": "hmac", "secret": HMAC}), "/secretType"),
         (json!({"overlap": "31d"}), "/overlap"),
@@ -134,7 +143,7 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
     let key = [("BALTO__SECRETS__KEY", STORE_KEY)];
     let mut daemon = Daemon::start_in(data.path(), &["--dev"], &key).await;
     let receiver = Receiver::status(200).await;
-    let body = json!({"url": receiver.url, "signature": "github", "secret": "a-secret-in-text",
+    let body = json!({"url": receiver.url, "signature": "github", "secret": TEXT,
         "sensitiveHeaders": {"X-Token": "hush-hush-hush"}});
     let made = daemon.call("POST", "/endpoints", &[("idempotency-key", "k")], &body.to_string()).await;
     assert_eq!(made.0, 201, "{made:?}");
@@ -143,7 +152,7 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
     let path = format!("/endpoints/{}/secret", made.1["id"].as_str().unwrap());
     assert_eq!(daemon.terminate(), Some(0));
     assert!(on_disk(data.path(), "x-token"), "the test looks at the wrong place");
-    for hidden in ["a-secret-in-text", "hush-hush-hush"] {
+    for hidden in [TEXT, "hush-hush-hush"] {
         assert!(!on_disk(data.path(), hidden), "{hidden}");
     }
     let other_key = STORE_KEY.replace("c2Vj", "b3Ro");
@@ -157,7 +166,7 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
         assert!(!output.status.success() && said.contains(words), "{said}");
     }
     let daemon = Daemon::start_in(data.path(), &["--dev"], &key).await;
-    assert_eq!(daemon.get(&path).await["secret"], "a-secret-in-text");
+    assert_eq!(daemon.get(&path).await["secret"], TEXT);
     daemon.post("/events", r#"{"type":"a","data":1}"#).await;
     assert_eq!(receiver.until(1).await[0].headers["x-token"], "hush-hush-hush");
 }
@@ -171,6 +180,43 @@ async fn a_key_that_comes_later_opens_what_was_stored_without_one() {
     let daemon = Daemon::start_in(data.path(), &["--dev"], &[("BALTO__SECRETS__KEY", STORE_KEY)]).await;
     let path = format!("/endpoints/{}/secret", made["id"].as_str().unwrap());
     assert_eq!(daemon.get(&path).await["secret"], HMAC);
+}
+
+/// Who may change the URL must not read at a host of its own what is never shown.
+#[tokio::test]
+async fn write_only_headers_do_not_follow_a_url_elsewhere() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let (first, second) = (Receiver::status(200).await, Receiver::status(200).await);
+    let body = json!({"url": first.url, "headers": {"X-Env": "prod"},
+        "sensitiveHeaders": {"Authorization": "Bearer 7", "X-Key": "hush"}});
+    let path =
+        format!("/endpoints/{}", daemon.post("/endpoints", &body.to_string()).await["id"].as_str().unwrap());
+    let changed = async |patch: Value| {
+        let (status, shown, _) = daemon.call("PATCH", &path, &[], &patch.to_string()).await;
+        assert_eq!(status, 200, "{patch}: {shown}");
+        daemon.post("/events", r#"{"type":"a","data":1}"#).await;
+        shown["sensitiveHeaderNames"].clone()
+    };
+    let both = json!(["authorization", "x-key"]);
+    let elsewhere_on_the_host = first.url.replace("/hook", "/other?a=b");
+    assert_eq!(changed(json!({"url": elsewhere_on_the_host})).await, both);
+    let got = first.until(1).await;
+    assert_eq!(got[0].headers["authorization"], "Bearer 7");
+    // Another port is another receiver.
+    assert_eq!(
+        changed(json!({"url": second.url, "sensitiveHeaders": {"X-Key": "new"}})).await,
+        json!(["x-key"])
+    );
+    let got = second.until(1).await;
+    assert_eq!((got[0].headers.get("authorization"), &*got[0].headers["x-key"]), (None, "new"));
+    assert_eq!(got[0].headers["x-env"], "prod", "what is shown anyway stays");
+    let by_name = second.url.replace("127.0.0.1", "localhost");
+    assert_eq!(changed(json!({"url": by_name})).await, json!([]), "another host");
+    assert!(!second.until(2).await[1].headers.contains_key("x-key"));
+    assert_eq!(changed(json!({"sensitiveHeaders": {"X-Key": "again"}})).await, json!(["x-key"]));
+    let secure = by_name.replace("http:", "https:");
+    assert_eq!(changed(json!({"url": secure})).await, json!([]), "another scheme");
 }
 
 /// One request as it came over the wire, head and body; answered with 204.

@@ -329,6 +329,10 @@ async fn a_receiver_may_agree_later_by_get_or_post_and_each_callback_is_good_onc
                 "{bad:?}: {problem}"
             );
         }
+        // A preview or a scanner looks at a link without opening it.
+        let (status, _, sent) = daemon.call("HEAD", &path, headers, "").await;
+        assert_eq!((status, sent["allow"].as_str()), (405, "GET, POST"));
+        assert_eq!(daemon.get(&endpoint).await["handshake"]["status"], "pending");
         let (status, answer, sent) = daemon.call(method, &path, headers, body).await;
         assert_eq!((status, &answer), (200, &json!({"status": "consented"})), "WH-12 {method} {headers:?}");
         assert_eq!(sent["cache-control"], "no-store");

@@ -47,6 +47,14 @@ impl Access {
     }
 }
 
+/// Who reads an answer: what comes from inside the operator's network is not for tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// A key that is bound to no tenant.
+    Operator,
+    Tenant,
+}
+
 /// The caller of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
@@ -61,10 +69,10 @@ impl Principal {
         Self { role: Role::Admin, scope: Scope(None) }
     }
 
-    /// Whether it is the operator's own key: what comes from inside the operator's network is not for tenants.
+    /// Which side the caller is on, whatever its role.
     #[must_use]
-    pub fn sees_inside(&self) -> bool {
-        self.scope.0.is_none()
+    pub fn audience(&self) -> Audience {
+        if self.scope.0.is_none() { Audience::Operator } else { Audience::Tenant }
     }
 
     /// # Errors

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::problem::{Errors, FieldError, Place, Problem, pointer};
 use super::{Call, body, events, idempotency, text};
-use crate::domain::{EventType, OrderingKey, Tenant, Timestamp, attribute};
+use crate::domain::{OrderingKey, Tenant, Timestamp, attribute};
 use crate::engine::types::EventDraft;
 use crate::limits;
 
@@ -413,7 +413,7 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
     let id = parts.take(&mut errors, attribute::ID, true);
     let source = parts
         .read(&mut errors, attribute::SOURCE, true, |text| check_reference(text).map(|()| text.to_owned()));
-    let event_type = parts.read(&mut errors, "type", true, str::parse);
+    let event_type = parts.read(&mut errors, "type", true, events::posted_type);
     let (timestamp, written) = time(&mut parts, &mut errors);
     let ordering_key = ordering_key(&parts, &mut errors);
     let depth = std::str::from_utf8(&parts.data).map_or(Ok(()), body::check_depth);
@@ -427,7 +427,7 @@ fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft
         errors.0.push(FieldError::parameter("tenant", "the tenant `balto` is reserved"));
     }
     errors.finish()?;
-    let Some(event_type): Option<EventType> = event_type else {
+    let Some(event_type) = event_type else {
         return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
     };
     let tenant = call.principal.tenant(named)?;

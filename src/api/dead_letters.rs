@@ -27,8 +27,9 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     if !endpoint_filter(call, &mut filter)? {
         return Ok(lists::nothing());
     }
+    let audience = call.principal.audience();
     let page = call.api.engine.dead_letters(&call.principal.scope, filter, after, limit).await?;
-    let data = page.items.iter().map(DeadLetterBody::new).collect();
+    let data = page.items.iter().map(|view| DeadLetterBody::new(view, audience)).collect();
     Ok(lists::answer(&call.path, &call.query, List::DeadLetters, &page, data))
 }
 
@@ -36,7 +37,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
     match call.api.engine.dead_letter(&call.principal.scope, key).await? {
-        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, &call.principal))),
+        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("dead letter", &call.id)),
     }
 }
@@ -45,10 +46,10 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
     call.once(call.principal.scope_text(), async |idempotency| {
-        let keyed = DeliveryBody::keyed(idempotency);
+        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
         let redriven = call.api.engine.redrive(&call.principal.scope, key, keyed).await;
         let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
-        Ok(DeliveryBody::reply(&view))
+        Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
     .await
 }

@@ -32,8 +32,9 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
             None => return Ok(lists::nothing()),
         }
     }
+    let audience = call.principal.audience();
     let page = call.api.engine.deliveries(&call.principal.scope, filter, after, limit).await?;
-    let data = page.items.iter().map(DeliveryBody::new).collect();
+    let data = page.items.iter().map(|view| DeliveryBody::new(view, audience)).collect();
     Ok(lists::answer(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
@@ -52,7 +53,7 @@ pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
     match call.api.engine.delivery(&call.principal.scope, key).await? {
-        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, &call.principal))),
+        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("delivery", &call.id)),
     }
 }
@@ -61,10 +62,10 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 pub async fn retry(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
     call.once(call.principal.scope_text(), async |idempotency| {
-        let keyed = DeliveryBody::keyed(idempotency);
+        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
         let retried = call.api.engine.retry_delivery(&call.principal.scope, key, keyed).await;
         let view = retried.map_err(|error| call.refused(error, "delivery"))?;
-        Ok(DeliveryBody::reply(&view))
+        Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
     .await
 }
@@ -73,10 +74,10 @@ pub async fn retry(call: &Call) -> Result<Reply, Problem> {
 pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
     call.once(call.principal.scope_text(), async |idempotency| {
-        let keyed = DeliveryBody::keyed(idempotency);
+        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
         let cancelled = call.api.engine.cancel_delivery(&call.principal.scope, key, keyed).await;
         let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
-        Ok(DeliveryBody::reply(&view))
+        Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
     .await
 }

@@ -8,19 +8,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::auth::Audience;
 use super::idempotency;
 use super::lists::{self, List};
 use super::policy::{self, EndpointBody, EndpointInput, Settings};
 use super::problem::{Errors, Problem, pointer};
 use super::reply::Reply;
 use super::text::{self, Time};
+use super::unique::Patch;
 use super::views::CountBody;
 use super::{Call, body, events, not_found};
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Idempotency, Position, Sealed,
-    Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EventType, Idempotency,
+    Position, Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
-use crate::engine::types::{ChangeError, EventDraft, IdentityError, LaneView, RefusedUrl, Remember};
+use crate::engine::types::{
+    ChangeError, EventDraft, IdentityError, LaneView, RefusedUrl, Remember, is_same_origin,
+};
 use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
@@ -28,8 +32,6 @@ use crate::rules::signature::{self, SecretError, SigningKey};
 
 /// How often a change is tried again when someone else changed the endpoint in between.
 const CHANGE_TRIES_MAX: usize = 5;
-/// The type of test events.
-const TEST_TYPE: &str = "balto.test";
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
@@ -54,11 +56,11 @@ async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
     call.api.engine.check_url(url).await.map_err(|refused| match refused {
         RefusedUrl::NoUrl(detail) => Problem::invalid("/url", detail),
         RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
-        // Tenants are not told which addresses this machine has.
-        RefusedUrl::Blocked(blocked) if call.principal.sees_inside() => {
-            Problem::ForbiddenUrl(blocked.words_for_operator())
-        }
-        RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(blocked.to_string()),
+        RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
+            Audience::Operator => blocked.words_for_operator(),
+            // Tenants are not told which addresses this machine has.
+            Audience::Tenant => blocked.to_string(),
+        }),
     })
 }
 
@@ -124,9 +126,10 @@ fn with_secrets_sealed(endpoint: &Endpoint) -> Endpoint {
     endpoint
 }
 
-/// What a change leaves of the sensitive headers: those that it neither sets nor nulls, in either member.
+/// The sensitive headers after a change. Of those that are `kept` it leaves the ones that it neither sets nor nulls, in
+/// either member.
 fn merged_headers(
-    endpoint: &Endpoint,
+    kept: &[(Box<str>, Sealed)],
     patch: &Value,
     settings: &Settings,
     errors: &mut Errors,
@@ -139,7 +142,7 @@ fn merged_headers(
     let named =
         |name: &str| names_in(change, name) || (is_secret(name) && names_in(patch.get("headers"), name));
     let all_gone = change.is_some_and(Value::is_null);
-    let mut headers = endpoint.sensitive_headers.clone();
+    let mut headers = kept.to_vec();
     headers.retain(|(name, _)| !all_gone && !named(name));
     for (name, _) in &settings.headers {
         if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
@@ -260,7 +263,7 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
 
 /// With what is in force now.
 pub fn shown(call: &Call, endpoint: &Endpoint) -> EndpointBody {
-    EndpointBody::new(endpoint, &call.config.defaults)
+    EndpointBody::new(endpoint, &call.config.defaults, call.principal.audience())
 }
 
 fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
@@ -292,7 +295,7 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 
 /// `PATCH /v1/endpoints/{id}`
 pub async fn patch(call: &Call) -> Result<Reply, Problem> {
-    let patch: Value = body::parse_any(&call.body)?;
+    let Patch(patch) = body::parse_any(&call.body)?;
     if !patch.is_object() {
         return Err(Problem::invalid("", "a merge patch of an endpoint is an object"));
     }
@@ -324,9 +327,15 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
         }
     }
     let settings = settings(call, &input, &endpoint.headers, &mut errors);
-    let sensitive_headers = merged_headers(endpoint, patch, &settings, &mut errors);
+    // Write-only values are for the receiver that they were given for: who may change the URL may not read them elsewhere.
+    let (kept_headers, kept_certificate) = if is_same_origin(url, &endpoint.url) {
+        (endpoint.sensitive_headers.as_slice(), endpoint.client_certificate.clone())
+    } else {
+        (&[][..], None)
+    };
+    let sensitive_headers = merged_headers(kept_headers, patch, &settings, &mut errors);
     let client_certificate = match patch.get("clientCertificate") {
-        None => endpoint.client_certificate.clone(),
+        None => kept_certificate,
         Some(_) => client_certificate(call, &input, &mut errors),
     };
     check_secure(client_certificate.as_ref(), url, &mut errors);
@@ -437,7 +446,7 @@ pub async fn test(call: &Call) -> Result<Reply, Problem> {
     let (idempotency, _guard) = call.idempotency(endpoint.tenant.as_str())?;
     let unreachable = || Problem::Unavailable("the test event's names do not parse".to_owned());
     let data = format!("{{\"endpointId\":\"{}\",\"message\":\"This is a test event.\"}}", endpoint.id);
-    let event_type = TEST_TYPE.parse().map_err(|_| unreachable())?;
+    let event_type = EventType::TEST.parse().map_err(|_| unreachable())?;
     let draft = EventDraft {
         idempotency,
         fingerprint: idempotency::fingerprint(&call.body),
@@ -522,7 +531,7 @@ pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RotateInput {
-    /// As when an endpoint is created; generated without it.
+    /// As when an endpoint is created, with the same rules; generated without it.
     secret: Option<String>,
     /// What is generated: `hmac` or `ed25519`; as the current one without it.
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]

@@ -21,7 +21,8 @@ use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
 use super::{Call, body, cloudevents, text};
 use crate::domain::{
-    EndpointId, EventId, EventVersion, Expected, Idempotency, Tenant, TraceParent, attribute,
+    EndpointId, EventId, EventType, EventVersion, Expected, Idempotency, InvalidName, Tenant, TraceParent,
+    attribute,
 };
 use crate::engine::types::{Accepted, ChangeError, EventDraft, Filter, Published};
 use crate::limits;
@@ -113,10 +114,22 @@ impl JsonSchema for ExpectedVersion {
     }
 }
 
+/// The type of a posted event.
+///
+/// # Errors
+/// For what is no type, and for those of operator events.
+pub(super) fn posted_type(text: &str) -> Result<EventType, String> {
+    let event_type: EventType = text.parse().map_err(|error: InvalidName| error.to_string())?;
+    if event_type.is_reserved() {
+        return Err("types that begin with `balto.` are reserved for operator events".to_owned());
+    }
+    Ok(event_type)
+}
+
 /// Checks an event and makes it ready for the engine. `raw` is the event as it was posted.
 fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
     let mut errors = Errors::default();
-    let event_type = errors.check("/type", input.event_type.parse());
+    let event_type = errors.check("/type", posted_type(&input.event_type));
     let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
     let version = match input.version {
@@ -244,7 +257,8 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
 pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
     let hops = hops(&call.headers)?;
     let key = idempotency::key(&call.headers)?;
-    let (base, _guard) = call.idempotency(default_tenant(call))?;
+    let caller = call.principal.scope_text();
+    let (base, _guard) = call.idempotency(caller)?;
     let items = match call.media {
         NDJSON => ndjson_items(&call.body)?,
         cloudevents::BATCHED => cloudevents::batch_items(&call.body)?,
@@ -259,7 +273,7 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
             mark(draft, hops);
         }
         if let (Ok(draft), Some(key), Some(base)) = (&mut place, &key, &base) {
-            let scope = idempotency::scope(draft.tenant.as_str(), &route, key, Some(index));
+            let scope = idempotency::scope(caller, &route, key, Some(index));
             draft.idempotency = Some(Idempotency { scope, ..base.clone() });
         }
         places.push(place.map(|draft| drafts.push(draft)));
@@ -409,7 +423,7 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let id: EventId = call.named("event")?;
     let (scope, tenant) = call.event_scope()?;
     match call.api.engine.event(&scope, &tenant, &id).await? {
-        Some(view) => Ok(Reply::json(200, &EventBody::new(&view))),
+        Some(view) => Ok(Reply::json(200, &EventBody::new(&view, call.principal.audience()))),
         None => Err(call.no_such_event(&tenant)),
     }
 }
@@ -428,7 +442,8 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     };
     let (after, limit) = (call.query.cursor(List::Events)?, call.query.limit()?);
     let page = call.api.engine.events(&call.principal.scope, filter, after, limit).await?;
-    let data = page.items.iter().map(EventBody::new).collect();
+    let audience = call.principal.audience();
+    let data = page.items.iter().map(|view| EventBody::new(view, audience)).collect();
     Ok(lists::answer(&call.path, &call.query, List::Events, &page, data))
 }
 

@@ -9,6 +9,7 @@ pub mod body;
 pub mod cloudevents;
 pub mod dead_letters;
 pub mod deliveries;
+pub mod disclosure;
 pub mod endpoints;
 pub mod events;
 mod failures;
@@ -27,6 +28,7 @@ pub mod server;
 mod socket;
 pub mod text;
 mod unasked;
+mod unique;
 pub mod views;
 
 use std::future::ready;
@@ -38,8 +40,8 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
-use axum::extract::{RawPathParams, Request, State};
-use axum::http::{HeaderMap, Response};
+use axum::extract::{MatchedPath, RawPathParams, Request, State};
+use axum::http::{HeaderMap, Method, Response};
 use axum::routing::on;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -211,12 +213,17 @@ pub fn router(api: Arc<Api>) -> Router {
         .fallback(|| {
             ready(refuse(Problem::NotFound("there is nothing here; the API is under /v1".to_owned())))
         })
-        .method_not_allowed_fallback(|| ready(refuse(Problem::MethodNotAllowed)))
+        .method_not_allowed_fallback(|path: MatchedPath| ready(refuse_method(path.as_str())))
         .with_state(api)
 }
 
 fn refuse(problem: Problem) -> Response<Body> {
     problem.into_reply().into_response()
+}
+
+/// 405, with the methods of the route's path.
+fn refuse_method(path: &str) -> Response<Body> {
+    Problem::MethodNotAllowed.into_reply().with_header("allow", &routes::methods(path)).into_response()
 }
 
 /// What every operation has in common: key, role, query, body, idempotency; then its handler.
@@ -226,6 +233,9 @@ async fn dispatch(
     params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
 ) -> Response<Body> {
+    if request.method() == Method::HEAD && !route.answers_head() {
+        return refuse_method(route.path);
+    }
     let mut has_good_key = false;
     let reply = match call(Arc::clone(&api), route, params, request).await {
         Ok(call) => {

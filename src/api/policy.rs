@@ -12,9 +12,12 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::EndpointDefaults;
+use super::auth::Audience;
 use super::body::object;
+use super::disclosure;
 use super::problem::{Errors, pointer};
 use super::text::{Time, format_duration, parse_duration};
+use super::unique::members;
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointStatus, Format, Handshake, Ordering, Pattern, RateLimit,
     RetryPolicy, SecretKind, SignaturePreset,
@@ -58,9 +61,12 @@ pub struct EndpointInput {
     /// At most 50; those that carry the delivery itself are refused. Sent with each part of a name capitalized. A header that
     /// carries a credential by its name (`Authorization`, `Cookie`, `X-Api-Key`, endings such as `-Token`, `-Secret`, `-Key`)
     /// is kept as one of `sensitiveHeaders`; null removes it from there.
+    #[serde(default, deserialize_with = "members")]
     pub headers: Option<BTreeMap<String, String>>,
     /// As `headers`, and counted with them; the values are never shown again, and encrypted at rest under
-    /// `secrets.key`. In a change, null removes one and the others stay.
+    /// `secrets.key`. In a change, null removes one and the others stay; a `url` with another scheme, host or port removes
+    /// those that are not given with it.
+    #[serde(default, deserialize_with = "members")]
     pub sensitive_headers: Option<BTreeMap<String, String>>,
     #[serde(default, deserialize_with = "object")]
     pub rate_limit: Option<RateLimitInput>,
@@ -83,13 +89,15 @@ pub struct EndpointInput {
     /// `standard`: Standard Webhooks. `stripe`: `Stripe-Signature`. `github`: `X-Hub-Signature-256`.
     #[schemars(extend("enum" = ["standard", "stripe", "github", null]))]
     pub signature: Option<String>,
-    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; for other signatures also 8 to
-    /// 255 printable ASCII characters. Generated without it. Changed by `secret/rotate` only.
+    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; for other signatures also 16 to
+    /// 255 printable ASCII characters. One that can be guessed (constant, a sequence, common words) is refused. Generated
+    /// without it. Changed by `secret/rotate` only.
     pub secret: Option<String>,
     /// What is generated: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
-    /// What connections of this endpoint present in TLS (https only); never shown again. Null removes it.
+    /// What connections of this endpoint present in TLS (https only); never shown again. Null removes it, and so does a
+    /// `url` with another scheme, host or port, unless it is given with it.
     #[serde(default, deserialize_with = "object")]
     pub client_certificate: Option<ClientCertificateInput>,
     /// Asks the receiver, by CloudEvents' "HTTP 1.1 Web Hooks", before anything is sent to it. Nobody is asked without it.
@@ -132,7 +140,8 @@ pub struct HandshakeBody {
     /// How often it has been asked, since it was last asked anew.
     pub requests: u32,
     pub last_request_at: Option<Time>,
-    /// What came of the last request.
+    /// What came of the last request. Of a receiver inside the operator's network a key that is bound to a tenant sees
+    /// only whether it agreed.
     pub last_answer: Option<String>,
     /// Null when no request is to come: it has agreed, or the endpoint is not active.
     pub next_request_at: Option<Time>,
@@ -347,7 +356,7 @@ impl HandshakeInput {
 }
 
 impl HandshakeBody {
-    fn new(handshake: &Handshake, endpoint: &Endpoint) -> Self {
+    fn new(handshake: &Handshake, endpoint: &Endpoint, audience: Audience) -> Self {
         let (consent, asked) = (handshake.consent, handshake.asked.as_ref());
         Self {
             origin: handshake.origin.to_string(),
@@ -358,7 +367,7 @@ impl HandshakeBody {
             allowed_rate: consent.and_then(|consent| consent.rate),
             requests: asked.map_or(0, |asked| asked.count),
             last_request_at: asked.map(|asked| Time(asked.at)),
-            last_answer: asked.map(|asked| asked.answer.to_string()),
+            last_answer: asked.map(|asked| disclosure::handshake_answer(asked, audience)),
             // One that was never made is due since the endpoint has been there.
             next_request_at: next_request(endpoint).map(|at| Time(at.max(endpoint.created_at))),
         }
@@ -600,7 +609,7 @@ impl ClientCertificateBody {
 
 impl EndpointBody {
     #[must_use]
-    pub fn new(endpoint: &Endpoint, defaults: &EndpointDefaults) -> Self {
+    pub fn new(endpoint: &Endpoint, defaults: &EndpointDefaults, audience: Audience) -> Self {
         let defaults = &defaults.policy;
         let (status, disabled) = match endpoint.status {
             EndpointStatus::Active => ("active", None),
@@ -631,7 +640,7 @@ impl EndpointBody {
             retry: retry_body(endpoint.retry(defaults)),
             format: word_of(endpoint.format, FORMATS),
             signature: word_of(endpoint.signature, SIGNATURES),
-            handshake: endpoint.handshake.as_ref().map(|handshake| HandshakeBody::new(handshake, endpoint)),
+            handshake: endpoint.handshake.as_ref().map(|one| HandshakeBody::new(one, endpoint, audience)),
             client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
             metadata: metadata_body(endpoint),

@@ -63,6 +63,8 @@ pub enum Repeat {
     Plain,
     /// The first answer is given again; the handler sees to it, together with what it commits.
     Answered,
+    /// The first request uses up what it names.
+    Once,
 }
 
 /// Which bound a body has.
@@ -122,6 +124,13 @@ impl Route {
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.verb == Verb::Get && self.access != Access::Public
+    }
+
+    /// Whether `HEAD` is answered as `GET` is, without the body. A link that does something does it when it is opened: what
+    /// merely looks at it (previews, scanners) sends `HEAD`.
+    #[must_use]
+    pub fn answers_head(&self) -> bool {
+        self.verb == Verb::Get && self.repeat != Repeat::Once
     }
 }
 
@@ -190,6 +199,19 @@ macro_rules! route {
 
 use lists::NONE;
 
+/// The methods of a path, as `Allow` lists them.
+#[must_use]
+pub fn methods(path: &str) -> String {
+    let mut methods = Vec::new();
+    for route in ROUTES.iter().filter(|route| route.path == path) {
+        methods.push(route.verb.as_str().to_uppercase());
+        if route.answers_head() {
+            methods.push("HEAD".to_owned());
+        }
+    }
+    methods.join(", ")
+}
+
 /// Every operation of the API listener.
 pub static ROUTES: &[Route] = &[
     route!(Post "/v1/events", "publishEvent", "Publish an event, ours or a CloudEvent in structured, batched or binary mode",
@@ -223,7 +245,7 @@ pub static ROUTES: &[Route] = &[
     route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Forget what the receiver said and ask it again at once", Admin, NONE,
         NO_ARGUMENTS, Plain, 202, Some(schema::<policy::EndpointBody>), handshakes::ask),
     route!(Get "/v1/handshakes/{token}", "openHandshake", "A receiver agrees to be sent to, by opening its callback", Public, NONE, None,
-        Plain, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
+        Once, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
     route!(Post "/v1/handshakes/{token}", "grantHandshake", "A receiver agrees to be sent to, with `WebHook-Allowed-Rate` or without", Public, NONE, None,
         Plain, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
     route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,

@@ -8,12 +8,14 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::auth::Principal;
+use super::auth::Audience;
+use super::disclosure;
 use super::reply::Reply;
 use super::text::{Span, Time};
-use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, Idempotency, Network, Next, attribute};
+use crate::domain::{Attempt, DeliveryId, DeliveryState, Event, Idempotency, Next, attribute};
 use crate::engine::types::{
-    Accepted, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView, Keyed, is_chosen,
+    Accepted, Answer, DeadLetterDetail, DeadLetterView, DeliveryDetail, DeliveryView, EventView, Keyed,
+    generated_at, is_chosen,
 };
 
 /// The answer to a posted event.
@@ -64,10 +66,12 @@ impl<'a> AcceptedBody<'a> {
     }
 }
 
-/// Where the event can be read. A chosen id is unique in its tenant only, so the address may have to name it.
+/// Where the event can be read. A chosen id is unique in its tenant only, so the address may have to name it; one that
+/// looks like a generated id is looked up as such first, so that its address always does.
 #[must_use]
 pub fn event_url(event: &Event, default_tenant: &str) -> String {
-    if event.tenant.as_str() != default_tenant && is_chosen(event) {
+    let is_elsewhere = event.tenant.as_str() != default_tenant || generated_at(&event.id).is_some();
+    if is_elsewhere && is_chosen(event) {
         format!("/v1/events/{}?tenant={}", event.id, event.tenant)
     } else {
         format!("/v1/events/{}", event.id)
@@ -112,12 +116,12 @@ pub struct EventBody<'a> {
 
 impl<'a> EventBody<'a> {
     #[must_use]
-    pub fn new(view: &'a EventView) -> Self {
+    pub fn new(view: &'a EventView, audience: Audience) -> Self {
         let event = &*view.event;
         Self {
             position: view.position.0,
             status: view.status,
-            deliveries: view.deliveries.iter().map(DeliveryBody::new).collect(),
+            deliveries: view.deliveries.iter().map(|view| DeliveryBody::new(view, audience)).collect(),
             id: event.id.as_str(),
             event_type: event.event_type.as_str(),
             tenant: event.tenant.as_str(),
@@ -205,11 +209,13 @@ pub struct DeliveryCommon {
     /// Since when it has not been pending.
     pub settled_at: Option<Time>,
     pub last_status_code: Option<u16>,
+    /// Class and text of the last attempt's failure, as in the attempt's `errorClass` and `error`.
     pub last_error: Option<String>,
 }
 
 impl DeliveryCommon {
-    fn new(view: &DeliveryView) -> Self {
+    fn new(view: &DeliveryView, audience: Audience) -> Self {
+        let failure = view.last_attempt.as_deref().and_then(|last| disclosure::failure(last, audience));
         let reason = match view.state {
             DeliveryState::Dead(reason) => Some(reason.as_str()),
             DeliveryState::Pending
@@ -230,28 +236,32 @@ impl DeliveryCommon {
             next_attempt_at: view.next_attempt_at.map(Time),
             settled_at: view.settled_at.map(Time),
             last_status_code: view.last_status,
-            last_error: view.last_error.as_ref().map(ToString::to_string),
+            last_error: failure.map(|failure| failure.line()),
         }
     }
 }
 
 impl DeliveryBody {
     #[must_use]
-    pub fn new(view: &DeliveryView) -> Self {
-        Self { common: DeliveryCommon::new(view), attempts: view.attempts }
+    pub fn new(view: &DeliveryView, audience: Audience) -> Self {
+        Self { common: DeliveryCommon::new(view, audience), attempts: view.attempts }
     }
 
     /// 202 for what is pending again, 200 for what has ended.
     #[must_use]
-    pub fn reply(view: &DeliveryView) -> Reply {
+    pub fn reply(view: &DeliveryView, audience: Audience) -> Reply {
         let status = if view.state == DeliveryState::Pending { 202 } else { 200 };
-        Reply::json(status, &Self::new(view))
+        Reply::json(status, &Self::new(view, audience))
     }
 
     /// As [`CountBody::keyed`].
     #[must_use]
-    pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<DeliveryView>> {
-        Some(Keyed { idempotency: idempotency?, answer: |view| Self::reply(view).answer() })
+    pub fn keyed(idempotency: Option<Idempotency>, audience: Audience) -> Option<Keyed<DeliveryView>> {
+        let answer: fn(&DeliveryView) -> Answer = match audience {
+            Audience::Operator => |view| Self::reply(view, Audience::Operator).answer(),
+            Audience::Tenant => |view| Self::reply(view, Audience::Tenant).answer(),
+        };
+        Some(Keyed { idempotency: idempotency?, answer })
     }
 }
 
@@ -266,7 +276,10 @@ pub struct AttemptBody {
     pub started_at: Time,
     pub duration: Span,
     pub status_code: Option<u16>,
+    /// Without a reply from inside the operator's network, a key that is bound to a tenant sees `noReply` alone.
     pub error_class: Option<&'static str>,
+    /// What went wrong. Of a receiver inside the operator's network a key that is bound to a tenant sees no more than the
+    /// status.
     pub error: Option<String>,
     /// The first bytes of the receiver's reply, as text. Null where they came from inside the operator's network and the
     /// key is bound to a tenant.
@@ -275,17 +288,17 @@ pub struct AttemptBody {
 }
 
 impl AttemptBody {
-    fn new(attempt: &Attempt, reader: &Principal) -> Self {
-        let shown = attempt.network == Network::Public || reader.sees_inside();
+    fn new(attempt: &Attempt, audience: Audience) -> Self {
+        let failure = disclosure::failure(attempt, audience);
         Self {
             number: attempt.number,
             trigger: attempt.trigger.as_str(),
             started_at: Time(attempt.started_at),
             duration: Span(attempt.duration),
             status_code: attempt.status,
-            error_class: attempt.error.as_ref().map(|(class, _)| class.as_str()),
-            error: attempt.error.as_ref().map(|(_, words)| words.to_string()),
-            response_body: shown.then(|| String::from_utf8_lossy(&attempt.reply).into_owned()),
+            error_class: failure.as_ref().map(|failure| failure.class),
+            error: failure.map(|failure| failure.text.into_owned()),
+            response_body: disclosure::body(attempt, audience),
             next_attempt_at: match attempt.next {
                 Next::RetryAt(at) => Some(Time(at)),
                 Next::Delivered | Next::Dead(_) => None,
@@ -294,8 +307,8 @@ impl AttemptBody {
     }
 }
 
-fn attempts(list: &[Arc<Attempt>], reader: &Principal) -> Vec<AttemptBody> {
-    list.iter().map(|attempt| AttemptBody::new(attempt, reader)).collect()
+fn attempts(list: &[Arc<Attempt>], audience: Audience) -> Vec<AttemptBody> {
+    list.iter().map(|attempt| AttemptBody::new(attempt, audience)).collect()
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -309,8 +322,9 @@ pub struct DeliveryDetailBody {
 
 impl DeliveryDetailBody {
     #[must_use]
-    pub fn new(detail: &DeliveryDetail, reader: &Principal) -> Self {
-        Self { common: DeliveryCommon::new(&detail.delivery), attempts: attempts(&detail.attempts, reader) }
+    pub fn new(detail: &DeliveryDetail, audience: Audience) -> Self {
+        let common = DeliveryCommon::new(&detail.delivery, audience);
+        Self { common, attempts: attempts(&detail.attempts, audience) }
     }
 }
 
@@ -325,8 +339,8 @@ pub struct DeadLetterBody {
 
 impl DeadLetterBody {
     #[must_use]
-    pub fn new(view: &DeadLetterView) -> Self {
-        let mut delivery = DeliveryBody::new(&view.delivery);
+    pub fn new(view: &DeadLetterView, audience: Audience) -> Self {
+        let mut delivery = DeliveryBody::new(&view.delivery, audience);
         delivery.common.reason = Some(view.reason.as_str());
         Self { delivery_id: delivery.common.id.clone(), died_at: Time(view.died_at), delivery }
     }
@@ -345,14 +359,14 @@ pub struct DeadLetterDetailBody<'a> {
 
 impl<'a> DeadLetterDetailBody<'a> {
     #[must_use]
-    pub fn new(detail: &'a DeadLetterDetail, reader: &Principal) -> Self {
-        let letter = DeadLetterBody::new(&detail.letter);
+    pub fn new(detail: &'a DeadLetterDetail, audience: Audience) -> Self {
+        let letter = DeadLetterBody::new(&detail.letter, audience);
         let event = &*detail.event;
         Self {
             delivery_id: letter.delivery_id,
             died_at: letter.died_at,
             common: letter.delivery.common,
-            attempts: attempts(&detail.attempts, reader),
+            attempts: attempts(&detail.attempts, audience),
             event: LetterEventBody {
                 id: event.id.as_str(),
                 event_type: event.event_type.as_str(),
@@ -386,39 +400,5 @@ impl CountBody {
     #[must_use]
     pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<u64>> {
         Some(Keyed { idempotency: idempotency?, answer: |count| Self::reply(*count).answer() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{Role, Timestamp, Trigger};
-    use crate::engine::types::Scope;
-
-    #[test]
-    fn f13_a_tenant_reads_replies_of_the_public_network_only() {
-        let tenant = Principal { role: Role::Admin, scope: Scope(Some("acme".parse().unwrap())) };
-        let viewer = Principal { role: Role::Viewer, scope: Scope(None) };
-        for (network, reader, shown) in [
-            (Network::Public, &tenant, true),
-            (Network::Internal, &tenant, false),
-            (Network::Public, &Principal::operator(), true),
-            (Network::Internal, &Principal::operator(), true),
-            (Network::Internal, &viewer, true),
-        ] {
-            let attempt = Attempt {
-                number: 1,
-                trigger: Trigger::Publish,
-                started_at: Timestamp::ZERO,
-                duration: std::time::Duration::ZERO,
-                status: Some(200),
-                error: None,
-                reply: "secret".into(),
-                network,
-                next: Next::Delivered,
-            };
-            let body = AttemptBody::new(&attempt, reader).response_body;
-            assert_eq!(body.as_deref(), shown.then_some("secret"), "{network:?} {reader:?}");
-        }
     }
 }

@@ -91,6 +91,8 @@ struct Reached {
     step: AtomicU8,
     /// There was no file descriptor for one of the addresses.
     exhausted: AtomicBool,
+    /// One of the receiver's addresses can be reached only because the operator has opened its range.
+    is_internal: AtomicBool,
     /// What the receiver said about the handshake after it seemed to be done. Whoever waits for a reply may see no more
     /// than that the connection has gone.
     complaint: OnceLock<String>,
@@ -106,6 +108,17 @@ impl Progress {
     /// The failure of connecting, unless a want of descriptors had a part in it.
     fn unless_exhausted(&self, error: ConnectError) -> ConnectError {
         if self.0.exhausted.load(Ordering::Relaxed) { ConnectError::Exhausted } else { error }
+    }
+
+    /// Keeps where the addresses are that are about to be connected to.
+    fn lead_to(&self, addresses: &[Judged]) {
+        let is_internal = |judged: &Judged| addresses::network(judged.address().ip()) == Network::Internal;
+        self.0.is_internal.store(addresses.iter().any(is_internal), Ordering::Relaxed);
+    }
+
+    /// Where the receiver is, as far as it is known: a failure from inside is told to operators only.
+    pub(super) fn network(&self) -> Network {
+        if self.0.is_internal.load(Ordering::Relaxed) { Network::Internal } else { Network::Public }
     }
 
     /// What to say when time is over before there is a connection.
@@ -188,7 +201,11 @@ impl Wiring {
     pub(super) async fn connect(&self, target: &Target, progress: &Progress) -> Result<Wire, ConnectError> {
         progress.reach(Step::Resolving);
         let addresses = match &self.proxy {
-            None => self.resolve(&target.host, target.port, limits::DNS_TIMEOUT).await?,
+            None => {
+                let addresses = self.resolve(&target.host, target.port, limits::DNS_TIMEOUT).await?;
+                progress.lead_to(&addresses);
+                addresses
+            }
             Some(proxy) => {
                 // Names are the proxy's to resolve, and to judge.
                 self.guard.judge_host(&target.host, target.port)?;

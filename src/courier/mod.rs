@@ -131,6 +131,13 @@ pub fn destination(url: &str) -> String {
     destination.unwrap_or_else(|| url.to_owned())
 }
 
+/// Whether two URLs have the same scheme, host and port. What is no URL has the origin of nothing.
+#[must_use]
+pub fn is_same_origin(one: &str, other: &str) -> bool {
+    let origin = |text| Url::parse(text).map(|url| url.origin());
+    matches!((origin(one), origin(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 /// What came of a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
@@ -386,14 +393,15 @@ impl Courier {
         let started = Instant::now();
         // Asked again after its end it says the same.
         let patience = pin!(maybe_done(awake(parcel.timeout)));
-        match self.exchange(parcel, started, patience).await {
+        let mut network = Network::Public;
+        match self.exchange(parcel, started, patience, &mut network).await {
             Ok(reply) => Ok(reply),
             Err(Failure::Forbidden(refused)) => {
                 let failed = Reply::failed(ErrorClass::BlockedAddress, refused.to_string());
                 Ok(Reply { duration: started.elapsed(), url_is_forbidden: true, ..failed })
             }
             Err(Failure::Attempt(class, words)) => {
-                Ok(Reply { duration: started.elapsed(), ..Reply::failed(class, words) })
+                Ok(Reply { network, duration: started.elapsed(), ..Reply::failed(class, words) })
             }
             Err(Failure::Exhausted) => {
                 self.on_shortage();
@@ -402,11 +410,13 @@ impl Courier {
         }
     }
 
+    /// `network` is where the receiver is, also when the exchange fails.
     async fn exchange(
         &self,
         parcel: Parcel,
         started: Instant,
         mut patience: Pin<&mut impl Future<Output = ()>>,
+        network: &mut Network,
     ) -> Result<Reply, Failure> {
         // A connection may be there already, which nobody would judge again.
         self.shared.guard.judge_url(&parcel.url)?;
@@ -416,9 +426,10 @@ impl Courier {
         let mut request = parcel.request()?;
         let mut line = match pool.take(&target) {
             Some(line) => line,
-            None => open(&pool, &target, patience.as_mut()).await?,
+            None => open(&pool, &target, patience.as_mut(), network).await?,
         };
         loop {
+            *network = line.network;
             // Kept until the receiver answers: a connection that was used before may have been closed meanwhile.
             let kept = line.is_used.then(|| request.clone());
             let sent = within(patience.as_mut(), pin!(line.send(request))).await;
@@ -448,7 +459,7 @@ impl Courier {
             tracing::debug!("connection closed by the receiver, sending the request on a new one");
             request = again;
             drop(line);
-            line = open(&pool, &target, patience.as_mut()).await?;
+            line = open(&pool, &target, patience.as_mut(), network).await?;
         }
     }
 }
@@ -458,14 +469,14 @@ async fn open(
     pool: &Pool,
     target: &Target,
     patience: Pin<&mut impl Future<Output = ()>>,
+    network: &mut Network,
 ) -> Result<Box<Line>, Failure> {
     let progress = Progress::default();
     // In a box: it is large and rare, and every attempt would keep room for it.
     let mut opening = Box::pin(pool.open(target, progress.clone()));
-    match within(patience, opening.as_mut()).await {
-        Some(opened) => Ok(opened?),
-        None => Err(progress.timed_out().into()),
-    }
+    let opened = within(patience, opening.as_mut()).await;
+    *network = progress.network();
+    Ok(opened.unwrap_or_else(|| Err(progress.timed_out()))?)
 }
 
 /// Waits for so long while this process runs. Time in which it was stopped, or the machine slept, is not the receiver's.

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{DeadReason, EndpointId, EndpointNumber, Pattern, Position, SenderName, Tenant, Timestamp};
+use super::{
+    DeadReason, EndpointId, EndpointNumber, Network, Pattern, Position, SenderName, Tenant, Timestamp,
+};
 
 /// Requests per time, with what may go out at once after a quiet spell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +165,8 @@ pub struct Asked {
     pub at: Timestamp,
     /// What came of it, in words.
     pub answer: Box<str>,
+    /// Where the receiver was: an answer from inside is told to operators only.
+    pub network: Network,
     /// When the next one is due, as long as there is no consent.
     pub next_at: Timestamp,
 }

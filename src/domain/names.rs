@@ -114,6 +114,20 @@ name!(
     SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name
 );
 
+impl EventType {
+    /// The type of test events.
+    pub const TEST: &'static str = "balto.test";
+    /// Where the types of operator events begin.
+    const OPERATOR_PREFIX: &'static str = "balto.";
+
+    /// Whether it is kept for operator events: their subscribers know them by the type. Test events are none, and may come
+    /// from another engine.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.0.starts_with(Self::OPERATOR_PREFIX) && &*self.0 != Self::TEST
+    }
+}
+
 /// That of an event whose publisher says none.
 impl Default for EventVersion {
     fn default() -> Self {

@@ -130,7 +130,9 @@ impl Engine {
         let changed = self.change_handshake(endpoint.number, |current| {
             let present = current.handshake.as_ref()?;
             let same = current.url == endpoint.url && present.asks_as(asked) && present.consent.is_none();
-            same.then(|| handshake::answered(present, judged.clone(), &settings.asking, wait, now))
+            same.then(|| {
+                handshake::answered(present, judged.clone(), reply.network, &settings.asking, wait, now)
+            })
         });
         let Some(changed) = changed.await? else { return Ok(()) };
         tracing::info!(endpoint = %changed.id, answer = judged.as_ref().map_or_else(String::as_str, |_| "agreed"), "handshake");

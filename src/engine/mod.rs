@@ -79,6 +79,9 @@ struct Shared {
     /// In a simulation parcels go here instead of to the courier.
     #[cfg(test)]
     receivers: std::sync::OnceLock<simulation::receivers::Receivers>,
+    /// Reads of the journal by requests.
+    #[cfg(test)]
+    journal_reads: std::sync::atomic::AtomicUsize,
 }
 
 impl Engine {
@@ -105,6 +108,8 @@ impl Engine {
             acting: tokio::sync::Mutex::default(),
             #[cfg(test)]
             receivers: std::sync::OnceLock::new(),
+            #[cfg(test)]
+            journal_reads: std::sync::atomic::AtomicUsize::new(0),
         };
         let engine = Self { shared: Arc::new(shared) };
         let dispatcher = Dispatcher::new(engine.clone(), opened.notices, inbox);
@@ -207,8 +212,8 @@ impl Engine {
     #[must_use]
     pub fn endpoint_number(&self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
         self.outbox().directory(|directory| {
-            let visible = directory.endpoint_by_id(id).is_none_or(|endpoint| scope.covers(&endpoint.tenant));
-            directory.number_of(id).filter(|_| visible)
+            let number = directory.number_of(id)?;
+            directory.tenant_of(number).is_some_and(|tenant| scope.covers(tenant)).then_some(number)
         })
     }
 

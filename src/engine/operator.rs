@@ -47,11 +47,10 @@ impl Engine {
         reason: DeadReason,
     ) -> Option<Value> {
         let number = delivery.endpoint;
-        let (id, tenant) = self.outbox().directory(|directory| {
-            let tenant = directory.endpoint(number).map(|endpoint| endpoint.tenant.clone());
-            (directory.id_of(number).cloned(), tenant)
-        });
-        // Of a deleted endpoint the event says whose it was.
+        let (id, tenant) = self
+            .outbox()
+            .directory(|directory| (directory.id_of(number).cloned(), directory.tenant_of(number).cloned()));
+        // Of an endpoint that is long gone the event says whose it was.
         let tenant = tenant.or_else(|| event.map(|event| event.tenant.clone()))?;
         (!is_operators(&tenant)).then(|| {
             json!({

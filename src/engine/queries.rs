@@ -10,8 +10,8 @@ use super::types::{
     Filter, LaneView, Page, Remembered, Scope, Unavailable,
 };
 use crate::domain::{
-    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, ErrorClass, Event,
-    EventId, Idempotency, Position, Record, Tenant, Timestamp,
+    Attempt, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId,
+    Idempotency, Position, Record, Tenant, Timestamp,
 };
 use crate::knobs::{self, Knob};
 use crate::lanes::{WaitReason, with_order};
@@ -51,30 +51,61 @@ impl Engine {
         Ok(Some(self.event_view(position, event, facts).await))
     }
 
-    /// The event that was posted with the id, else the one to which the daemon gave it.
+    /// The event that was posted with the id in `tenant`, or the one to which the daemon gave it. Where no tenant was named,
+    /// the daemon's own comes first: a publisher that chooses an id of that form must not put its event in the place of
+    /// another tenant's. (In one tenant no two events have the same id.)
     pub(super) async fn find_event(
         &self,
         scope: &Scope,
         tenant: &Tenant,
         id: &EventId,
     ) -> Result<Option<FoundEvent>, Unavailable> {
+        if scope.0.is_none()
+            && let Some(found) = self.generated_event(scope, id).await?
+        {
+            return Ok(Some(found));
+        }
         let chosen = chosen_scope(tenant, id);
         let known = self
             .outbox()
             .read(move |state| state.request(&chosen).filter(|known| state.knows(known.position)))
             .await?;
-        let found = match known {
-            Some(known) => self.event_at(known.position).await?.map(|event| (known.position, event)),
-            None => self.known(self.generated_events(vec![id.clone()]).await?.pop().flatten()).await?,
-        };
-        Ok(found.filter(|(_, event)| scope.covers(&event.tenant)))
+        match known {
+            Some(known) => {
+                let event = self.event_at(known.position).await?;
+                Ok(event
+                    .map(|event| (known.position, event))
+                    .filter(|(_, event)| scope.covers(&event.tenant)))
+            }
+            None if scope.0.is_some() => self.generated_event(scope, id).await,
+            None => Ok(None),
+        }
     }
 
-    /// Nothing, when it is an event that retention has let go: the journal may still have it.
-    async fn known(&self, found: Option<FoundEvent>) -> Result<Option<FoundEvent>, Unavailable> {
-        let Some((position, event)) = found else { return Ok(None) };
+    /// The event to which the daemon gave the id. One that retention has let go is unknown, although the journal may still
+    /// have it.
+    async fn generated_event(&self, scope: &Scope, id: &EventId) -> Result<Option<FoundEvent>, Unavailable> {
+        let Some(at) = generated_at(id) else { return Ok(None) };
+        if let Some(own) = &scope.0
+            && !self.may_have_accepted(own, at).await?
+        {
+            return Ok(None);
+        }
+        let found = self.generated_events(vec![id.clone()]).await?.pop().flatten();
+        let Some((position, event)) = found.filter(|(_, event)| scope.covers(&event.tenant)) else {
+            return Ok(None);
+        };
         let known = self.outbox().read(move |state| state.knows(position)).await?;
         Ok(known.then_some((position, event)))
+    }
+
+    /// Whether the state has an event of the tenant from this millisecond. Without one the journal is not read: how long
+    /// the answer takes must not tell whether another tenant has the event.
+    async fn may_have_accepted(&self, tenant: &Tenant, at: Timestamp) -> Result<bool, Unavailable> {
+        let until = Some(at.plus(Duration::from_millis(1)));
+        let filter = Filter { tenant: Some(tenant.clone()), since: Some(at), until, ..Filter::default() };
+        let page = self.list(None, 1, move |state, after, limit| state.events(&filter, after, limit)).await?;
+        Ok(!page.items.is_empty() || page.next.is_some())
     }
 
     /// For each id the event to which the daemon gave it, for as long as the journal has it.
@@ -92,6 +123,8 @@ impl Engine {
         &self,
         read: impl FnOnce() -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
+        #[cfg(test)]
+        self.shared.journal_reads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         #[cfg(test)]
         if let Some(receivers) = self.shared.receivers.get() {
             receivers.wait_for_the_disk().await;
@@ -140,14 +173,9 @@ impl Engine {
     }
 
     async fn delivery_view(&self, event: &Event, facts: &DeliveryFacts) -> DeliveryView {
-        let last = match facts.attempts.last() {
+        let last_attempt = match facts.attempts.last() {
             Some(position) if facts.state != DeliveryState::Delivered => self.attempt_at(*position).await,
             Some(_) | None => None,
-        };
-        let error = last.and_then(|attempt| attempt.error.clone());
-        let words = |(class, words): (ErrorClass, Box<str>)| match class {
-            ErrorClass::Status => words, // it names itself
-            other => format!("{}: {words}", other.as_str()).into(),
         };
         DeliveryView {
             key: facts.key,
@@ -161,7 +189,7 @@ impl Engine {
             next_attempt_at: facts.due,
             settled_at: facts.settled_at,
             last_status: facts.last_status,
-            last_error: error.map(words),
+            last_attempt,
         }
     }
 
@@ -349,10 +377,9 @@ impl Engine {
         key: DeliveryKey,
     ) -> Result<Option<DeliveryDetail>, Unavailable> {
         let facts = self.outbox().read(move |state| state.delivery(key)).await?;
-        let Some(facts) = facts else { return Ok(None) };
-        let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
-            return Ok(None);
-        };
+        // Another tenant's is unknown before the journal is read: how long the answer takes tells nothing.
+        let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
+        let Some(event) = self.event_at(key.event).await? else { return Ok(None) };
         let delivery = self.delivery_view(&event, &facts).await;
         Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&facts).await }))
     }
@@ -397,10 +424,9 @@ impl Engine {
         key: DeliveryKey,
     ) -> Result<Option<DeadLetterDetail>, Unavailable> {
         let found = self.outbox().read(move |state| state.dead_letter(key)).await?;
+        let found = found.filter(|(facts, ..)| scope.covers_name(&facts.tenant));
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
-        let Some(event) = self.event_at(key.event).await?.filter(|event| scope.covers(&event.tenant)) else {
-            return Ok(None);
-        };
+        let Some(event) = self.event_at(key.event).await? else { return Ok(None) };
         let delivery = self.delivery_view(&event, &facts).await;
         let letter = DeadLetterView { delivery, reason, died_at };
         Ok(Some(DeadLetterDetail { letter, event, attempts: self.attempts(&facts).await }))

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 pub use crate::courier::guard::RefusedUrl;
+pub use crate::courier::is_same_origin;
 pub use crate::courier::tls::IdentityError;
 pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::store::backup::BackupId;
-pub use crate::store::types::{Accepted, ChangeError, EventDraft, PublishError, Unavailable, is_chosen};
+pub use crate::store::types::{
+    Accepted, ChangeError, EventDraft, PublishError, Unavailable, generated_at, is_chosen,
+};
 
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Idempotency,
@@ -20,7 +23,13 @@ pub struct Scope(pub Option<Tenant>);
 impl Scope {
     #[must_use]
     pub fn covers(&self, tenant: &Tenant) -> bool {
-        self.0.as_ref().is_none_or(|own| own == tenant)
+        self.covers_name(tenant.as_str())
+    }
+
+    /// As [`Self::covers`], for a tenant's name.
+    #[must_use]
+    pub fn covers_name(&self, tenant: &str) -> bool {
+        self.0.as_ref().is_none_or(|own| own.as_str() == tenant)
     }
 }
 
@@ -99,8 +108,8 @@ pub struct DeliveryView {
     /// For the others: since when.
     pub settled_at: Option<Timestamp>,
     pub last_status: Option<u16>,
-    /// Class and words.
-    pub last_error: Option<Box<str>>,
+    /// The last attempt, unless the delivery is delivered. How much of it a caller sees is the API's decision.
+    pub last_attempt: Option<Arc<Attempt>>,
 }
 
 #[derive(Clone, Debug)]

@@ -6,12 +6,16 @@
 use std::time::Duration;
 
 use super::retry;
-use crate::domain::{Asked, Consent, Endpoint, EndpointStatus, ErrorClass, Handshake, RateLimit, Timestamp};
+use crate::domain::{
+    Asked, Consent, Endpoint, EndpointStatus, ErrorClass, Handshake, Network, RateLimit, Timestamp,
+};
 use crate::knobs::{self, Bug};
 use crate::limits;
 
 /// The time of the rates that a handshake speaks of.
 const MINUTE: Duration = Duration::from_secs(60);
+/// The text that is kept of an answer by which the receiver agreed.
+pub const AGREED: &str = "agreed";
 /// Factor from one wait between requests to the next.
 const MULTIPLIER: f64 = 2.0;
 
@@ -70,11 +74,13 @@ pub fn allowed_rate(header: Option<&str>, requested: Option<u32>) -> Result<Opti
     }
 }
 
-/// What is known after an answer: `judged` says what it was, `wait` how long the receiver wants to be left alone.
+/// What is known after an answer: `judged` says what it was, `network` where it came from, `wait` how long the receiver wants
+/// to be left alone.
 #[must_use]
 pub fn answered(
     handshake: &Handshake,
     judged: Result<Option<u32>, String>,
+    network: Network,
     policy: &AskingPolicy,
     wait: Option<Duration>,
     at: Timestamp,
@@ -87,10 +93,10 @@ pub fn answered(
     let wait = wait.unwrap_or_default().min(limits::RETRY_AFTER_MAX);
     let next_at = at.plus(interval.max(wait));
     let (answer, agreed) = match judged {
-        Ok(rate) => ("agreed".to_owned(), Some(rate)),
+        Ok(rate) => (AGREED.to_owned(), Some(rate)),
         Err(words) => (words, None),
     };
-    let asked = Some(Asked { since, count, at, answer: answer.into(), next_at });
+    let asked = Some(Asked { since, count, at, answer: answer.into(), network, next_at });
     let asked = Handshake { asked, ..handshake.clone() };
     match agreed {
         Some(rate) => agreed_to(asked, rate, at),
@@ -251,7 +257,7 @@ mod tests {
         let no = || Err("no".to_owned());
         let (mut handshake, mut now, mut waits) = (handshake(None), at(1_000), Vec::new());
         for _ in 0..12 {
-            handshake = answered(&handshake, no(), &POLICY, None, now);
+            handshake = answered(&handshake, no(), Network::Public, &POLICY, None, now);
             let asked = handshake.asked.as_ref().unwrap();
             waits.push(asked.next_at.since(now).as_secs() / 60);
             now = asked.next_at;
@@ -260,7 +266,10 @@ mod tests {
         let asked = handshake.asked.as_ref().unwrap();
         assert_eq!((asked.since, asked.count), (at(1_000), 12));
         let wait = |seconds| Some(Duration::from_secs(seconds));
-        let next = |wait| answered(&self::handshake(None), no(), &POLICY, wait, at(0)).asked.unwrap().next_at;
+        let next = |wait| {
+            let asked = answered(&self::handshake(None), no(), Network::Public, &POLICY, wait, at(0)).asked;
+            asked.unwrap().next_at
+        };
         assert_eq!(next(wait(30)), at(60), "WH-5");
         assert_eq!(next(wait(3_600)), at(3_600), "WH-5");
         assert_eq!(next(wait(u64::MAX)), at(24 * 3_600), "WH-5, but nobody can keep us waiting for ever");
@@ -274,7 +283,7 @@ mod tests {
         }
         let good: Vec<_> = handshake.callbacks.iter().map(|hash| hash[0]).collect();
         assert_eq!(good, (24..40).collect::<Vec<_>>());
-        let agreed = answered(&handshake, Ok(Some(3)), &POLICY, None, at(9));
+        let agreed = answered(&handshake, Ok(Some(3)), Network::Public, &POLICY, None, at(9));
         assert_eq!(agreed.consent, Some(Consent { at: at(9), rate: Some(3) }));
         assert_eq!((agreed.callbacks.len(), &*agreed.asked.unwrap().answer), (0, "agreed"));
         assert_eq!(asked_anew(&handshake).callbacks, handshake.callbacks);
@@ -307,7 +316,8 @@ mod tests {
         assert_eq!((next_request(&one), allows(&one)), (None, true), "no handshake");
         one.handshake = Some(handshake(None));
         assert_eq!((next_request(&one), allows(&one)), (Some(Timestamp::ZERO), false));
-        let refused = answered(&handshake(None), Err("no".to_owned()), &POLICY, None, at(60));
+        let no = Err("no".to_owned());
+        let refused = answered(&handshake(None), no, Network::Public, &POLICY, None, at(60));
         one.handshake = Some(refused);
         assert_eq!(next_request(&one), Some(at(120)));
         one.status = EndpointStatus::Paused;

@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Record};
+use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Record, Tenant};
 
 #[derive(Debug, Default)]
 pub struct Directory {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
     /// Also of deleted endpoints: their deliveries are still asked for.
     by_id: HashMap<EndpointId, EndpointNumber>,
-    /// Ids of deleted endpoints, which old deliveries still name.
-    deleted: BTreeMap<EndpointNumber, EndpointId>,
+    /// Ids of deleted endpoints, which old deliveries still name, and their tenants.
+    deleted: BTreeMap<EndpointNumber, (EndpointId, Tenant)>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     last_number: u32,
@@ -30,7 +30,7 @@ impl Directory {
             }
             Record::EndpointDeleted { endpoint, .. } => {
                 if let Some(gone) = self.endpoints.remove(endpoint) {
-                    self.deleted.insert(*endpoint, gone.id.clone());
+                    self.deleted.insert(*endpoint, (gone.id.clone(), gone.tenant.clone()));
                 }
             }
             Record::KeyPut(key) => {
@@ -59,7 +59,7 @@ impl Directory {
         if let Record::EndpointPut(endpoint) = record {
             self.last_number = self.last_number.max(endpoint.number.0);
             self.by_id.insert(endpoint.id.clone(), endpoint.number);
-            self.deleted.insert(endpoint.number, endpoint.id.clone());
+            self.deleted.insert(endpoint.number, (endpoint.id.clone(), endpoint.tenant.clone()));
         }
     }
 
@@ -87,7 +87,18 @@ impl Directory {
     /// The id of an endpoint, also of a deleted one.
     #[must_use]
     pub fn id_of(&self, number: EndpointNumber) -> Option<&EndpointId> {
-        self.endpoints.get(&number).map(|endpoint| &endpoint.id).or_else(|| self.deleted.get(&number))
+        self.owned(number).map(|(id, _)| id)
+    }
+
+    /// The tenant of an endpoint, also of a deleted one.
+    #[must_use]
+    pub fn tenant_of(&self, number: EndpointNumber) -> Option<&Tenant> {
+        self.owned(number).map(|(_, tenant)| tenant)
+    }
+
+    fn owned(&self, number: EndpointNumber) -> Option<(&EndpointId, &Tenant)> {
+        let live = self.endpoints.get(&number).map(|endpoint| (&endpoint.id, &endpoint.tenant));
+        live.or_else(|| self.deleted.get(&number).map(|(id, tenant)| (id, tenant)))
     }
 
     /// By number, which is the order of creation.

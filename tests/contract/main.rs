@@ -15,6 +15,7 @@ mod conventions;
 mod deliveries;
 mod endpoints;
 mod events;
+mod isolation;
 mod operation;
 mod outcomes;
 mod pages;

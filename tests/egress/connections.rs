@@ -300,9 +300,15 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
     let body = json!({"url": url, "clientCertificate": {"certificate": chain, "key": key}});
     let made = daemon.post("/endpoints", &body.to_string()).await;
     let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
-    let plain = json!({"url": "http://127.0.0.1:54321/"});
     let (status, answer, _) = daemon.call("PATCH", &path, &[], &plain.to_string()).await;
     assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
+    // It is presented to the receiver that it was given for.
+    let beside = json!({"url": format!("{url}beside")});
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], &beside.to_string()).await;
+    assert_eq!((status, answer["clientCertificate"].is_object()), (200, true), "{answer}");
+    let plain = json!({"url": "http://127.0.0.1:54321/"});
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], &plain.to_string()).await;
+    assert_eq!((status, &answer["clientCertificate"]), (200, &Value::Null), "{answer}");
 }
 
 /// A port of this machine at which connections get no answer: its queue of those that nobody accepts is full.

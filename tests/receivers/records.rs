@@ -1,5 +1,6 @@
 //! What the daemon makes of what receivers say: in records, answers, on terminals and in logs.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::support::chaos::{Chaos, says};
+use crate::support::chaos::{Chaos, Talk, says, script};
 use crate::support::{self, Daemon, Receiver};
 use crate::table_f::with_body;
 
@@ -190,6 +191,154 @@ async fn f13_what_the_operators_network_says_is_read_by_the_operator_alone() {
         let shown = ask(publisher, "GET", &format!("/deliveries/{delivery}"), Value::Null).await;
         assert!(!shown.to_string().contains("secret"), "{shown}");
     }
+}
+
+/// Receivers inside the operator's network that give no reply in HTTP, each in another way, and the class that the operator
+/// sees.
+fn without_reply() -> Vec<(&'static str, String, Option<Chaos>)> {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let says_at_once = |bytes: &'static [u8]| {
+        script(move |mut talk: Talk| async move {
+            talk.request().await;
+            talk.send(bytes).await;
+        })
+    };
+    let start = |script| {
+        let receiver = Chaos::start(&script);
+        (receiver.url.clone(), Some(receiver))
+    };
+    let huge: &[u8] =
+        Box::leak(format!("HTTP/1.1 200 x\r\nx: {}\r\n", "x".repeat(200_000)).into_bytes().into());
+    let (ssh, ssh_alive) = start(says_at_once(b"SSH-2.0-OpenSSH_9.6\r\n"));
+    let (hangs_up, hangs_up_alive) = start(says_at_once(b""));
+    let (large, large_alive) = start(says_at_once(huge));
+    let (plain, plain_alive) = start(says_at_once(b"HTTP/1.1 200 x\r\n\r\n"));
+    let (silent, silent_alive) =
+        start(script(|mut talk: Talk| async move { while talk.request().await.is_some() {} }));
+    vec![
+        ("connect", format!("http://{closed}/"), None),
+        ("protocol", ssh, ssh_alive),
+        ("reset", hangs_up, hangs_up_alive),
+        ("responseTooLarge", large, large_alive),
+        ("tls", plain.replace("http:", "https:"), plain_alive),
+        ("timeout", silent, silent_alive),
+    ]
+}
+
+/// A member of every place in which the last failure of the only delivery stands.
+async fn failures(ask: &impl AsyncFn(&str) -> Value, event: &Value, endpoint: &Value) -> BTreeSet<String> {
+    let (event, endpoint) = (id(event), id(endpoint));
+    let mut shown = Vec::new();
+    for path in ["deliveries", "dead-letters"] {
+        let listed = ask(&format!("/{path}?endpointId={endpoint}")).await;
+        let detail = ask(&format!("/{path}/{}", id(&listed["data"][0]))).await;
+        let attempt = &detail["attempts"][0];
+        let line = match attempt["errorClass"].as_str() {
+            Some("status") => attempt["error"].as_str().unwrap().to_owned(),
+            class => format!("{}: {}", class.unwrap(), attempt["error"].as_str().unwrap()),
+        };
+        shown.extend([listed["data"][0]["lastError"].clone(), detail["lastError"].clone(), json!(line)]);
+    }
+    let events = ask("/events?limit=250").await;
+    let listed = events["data"].as_array().unwrap().iter().find(|one| one["id"] == event).unwrap();
+    shown.push(listed["deliveries"][0]["lastError"].clone());
+    shown.push(ask(&format!("/events/{event}")).await["deliveries"][0]["lastError"].clone());
+    shown.into_iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn details_of_failures_inside_are_for_operators() {
+    let data = tempfile::tempdir().unwrap();
+    let admin = "operator-operator-operator-operator";
+    let settings = [
+        ("BALTO__AUTH__ADMIN_KEY", admin),
+        ("BALTO__EGRESS__ALLOW_HTTP", "true"),
+        ("BALTO__EGRESS__ALLOW_NETWORKS", "127.0.0.0/8"),
+    ];
+    let daemon = Daemon::start_in(data.path(), &[], &settings).await;
+    let ask = async |key: &str, method: &str, path: &str, body: &str| {
+        let bearer = format!("Bearer {key}");
+        let (status, answer, _) = daemon.call(method, path, &[("authorization", &bearer)], body).await;
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        answer
+    };
+    let made = ask(admin, "POST", "/keys", r#"{"role":"admin","tenant":"acme"}"#).await;
+    let tenant = made["secret"].as_str().unwrap();
+    let inner = "HTTP/1.1 302 x\r\nlocation: http://10.9.8.7/?token=INSIDE\r\ncontent-length: 0\r\n\r\n";
+    let redirects = Chaos::start(&says(inner));
+    let mut rows = without_reply();
+    rows.push(("status 302", redirects.url.clone(), Some(redirects)));
+    let mut to_tenant = BTreeSet::new();
+    for (number, (class, url, _alive)) in rows.iter().enumerate() {
+        let kind = format!("row.{number}");
+        let hook = json!({"url": url, "eventTypes": [kind], "timeout": "500ms", "retry": {"maxAttempts": 1}});
+        let endpoint = ask(tenant, "POST", "/endpoints", &hook.to_string()).await;
+        let event = ask(tenant, "POST", "/events", &json!({"type": kind, "data": 1}).to_string()).await;
+        let path = format!("/events/{}", id(&event));
+        let deadline = std::time::Instant::now() + support::PATIENCE;
+        while ask(tenant, "GET", &path, "").await["status"] == "pending" {
+            assert!(std::time::Instant::now() < deadline, "{class} {url} stays pending");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let read = |key| async move |path: &str| ask(key, "GET", path, "").await;
+        let operator = failures(&read(admin), &event, &endpoint).await;
+        assert!(operator.iter().all(|line| line.starts_with(class)), "{class}: {operator:?}");
+        let lines = failures(&read(tenant), &event, &endpoint).await;
+        let delivery = ask(tenant, "GET", &path, "").await["deliveries"][0].clone();
+        let retried = ask(tenant, "POST", &format!("/deliveries/{}/retry", id(&delivery)), "").await;
+        assert_eq!(retried["lastError"], delivery["lastError"]);
+        if *class == "status 302" {
+            assert_eq!(Vec::from_iter(lines), ["status 302"]);
+            assert_eq!((&delivery["lastStatusCode"], operator.len()), (&json!(302), 1));
+            assert!(operator.first().unwrap().contains("token=INSIDE"), "{operator:?}");
+        } else {
+            to_tenant.extend(lines);
+        }
+    }
+    assert_eq!(to_tenant.len(), 1, "a tenant tells the ports apart: {to_tenant:?}");
+    assert!(to_tenant.first().unwrap().starts_with("noReply: "), "{to_tenant:?}");
+}
+
+#[tokio::test]
+async fn handshake_answers_from_inside_are_for_operators() {
+    let data = tempfile::tempdir().unwrap();
+    let admin = "operator-operator-operator-operator";
+    let settings = [
+        ("BALTO__AUTH__ADMIN_KEY", admin),
+        ("BALTO__EGRESS__ALLOW_HTTP", "true"),
+        ("BALTO__EGRESS__ALLOW_NETWORKS", "127.0.0.0/8"),
+    ];
+    let daemon = Daemon::start_in(data.path(), &[], &settings).await;
+    let call = async |key: &str, method: &str, path: &str, body: &str| {
+        let bearer = format!("Bearer {key}");
+        daemon.call(method, path, &[("authorization", &bearer)], body).await.1
+    };
+    let made = call(admin, "POST", "/keys", r#"{"role":"admin","tenant":"acme"}"#).await;
+    let tenant = made["secret"].as_str().unwrap();
+    let refuses = Receiver::status(405).await;
+    let mut rows = without_reply();
+    rows.push(("status 405", refuses.url.clone(), None));
+    let mut to_tenant = BTreeSet::new();
+    for (class, url, _alive) in &rows {
+        let hook = json!({"url": url, "timeout": "500ms", "handshake": {"origin": "a.example"}}).to_string();
+        let path = format!("/endpoints/{}", id(&call(tenant, "POST", "/endpoints", &hook).await));
+        let deadline = std::time::Instant::now() + support::PATIENCE;
+        let detail = loop {
+            let shown = call(admin, "GET", &path, "").await["handshake"]["lastAnswer"].clone();
+            if let Some(detail) = shown.as_str() {
+                break detail.to_owned();
+            }
+            assert!(std::time::Instant::now() < deadline, "{class} {url} is not asked");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!(detail.starts_with(class), "{class}: {detail}");
+        let listed =
+            call(tenant, "GET", "/endpoints", "").await["data"][0]["handshake"]["lastAnswer"].clone();
+        let shown = call(tenant, "GET", &path, "").await["handshake"]["lastAnswer"].clone();
+        assert_eq!(shown, listed);
+        to_tenant.insert(shown.as_str().unwrap().to_owned());
+    }
+    assert_eq!(to_tenant.len(), 1, "a tenant tells the ports apart: {to_tenant:?}");
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
-    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
-    Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Network,
+    Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -135,6 +135,8 @@ const OPTION_HANDSHAKE: u8 = 2;
 const OPTION_CLIENT_CERTIFICATE: u8 = 3;
 /// Flags of what the endpoint leaves to the configuration: 1 requests at once, 2 timeout, 4 retry. Their fields are empty.
 const OPTION_LEFT_OPEN: u8 = 4;
+/// The handshake's last answer came from inside the operator's network. No bytes.
+const OPTION_INTERNAL_ANSWER: u8 = 5;
 
 /// In the field of a policy that is left open.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
@@ -167,6 +169,10 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
     if left_open != 0 {
         options.push((OPTION_LEFT_OPEN, vec![left_open]));
     }
+    let asked = endpoint.handshake.as_ref().and_then(|handshake| handshake.asked.as_ref());
+    if asked.is_some_and(|asked| asked.network == Network::Internal) {
+        options.push((OPTION_INTERNAL_ANSWER, Vec::new()));
+    }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
@@ -196,6 +202,10 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
                 endpoint.client_certificate = Some(get_client_certificate(&mut reader)?);
             }
             OPTION_LEFT_OPEN => leave_open(reader.get_u8()?, endpoint).ok_or(unknown)?,
+            OPTION_INTERNAL_ANSWER => {
+                let asked = endpoint.handshake.as_mut().and_then(|handshake| handshake.asked.as_mut());
+                asked.ok_or(unknown)?.network = Network::Internal;
+            }
             _ => return Err(unknown),
         }
         reader.finish()?;
@@ -247,7 +257,8 @@ pub(super) fn get_handshake(r: &mut Reader<'_>) -> Result<Handshake, CodecError>
         consent: get_option(r, |r| Ok(Consent { at: get_time(r)?, rate: get_option(r, get_rate)? }))?,
         asked: get_option(r, |r| {
             let (since, count, at) = (get_time(r)?, r.get_varint_u32()?, get_time(r)?);
-            Ok(Asked { since, count, at, answer: get_text(r)?, next_at: get_time(r)? })
+            let (answer, next_at) = (get_text(r)?, get_time(r)?);
+            Ok(Asked { since, count, at, answer, network: Network::Public, next_at })
         })?,
         callbacks: get_list(r, 32, |r| Ok(r.get_array()?))?,
     })

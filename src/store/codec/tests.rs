@@ -198,6 +198,7 @@ fn endpoints_with_options() -> Vec<Record> {
     let other = |handshake| Endpoint { handshake: Some(handshake), ..endpoint() };
     let github = Endpoint { signature: SignaturePreset::Github, ..other(agreed) };
     let pending = other(pending_handshake());
+    let inside = other(internal_handshake());
     let certificate = ClientCertificate {
         chain: vec![[1, 2].into(), [3].into()],
         key: sealed,
@@ -208,7 +209,7 @@ fn endpoints_with_options() -> Vec<Record> {
     let alone = Endpoint { client_certificate: Some(certificate), ..endpoint() };
     let open = Endpoint { max_in_flight: None, timeout: None, retry: None, ..endpoint() };
     let partly = Endpoint { retry: None, ..certified.clone() };
-    [full, github, pending, certified, partly, open, alone]
+    [full, github, pending, certified, partly, open, inside, alone]
         .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
         .into()
 }
@@ -216,10 +217,23 @@ fn endpoints_with_options() -> Vec<Record> {
 fn pending_handshake() -> Handshake {
     let answer = "status 405: no WebHook-Allowed-Origin".into();
     Handshake {
-        asked: Some(Asked { since: time(1), count: 300, at: time(2), answer, next_at: time(500) }),
+        asked: Some(Asked {
+            since: time(1),
+            count: 300,
+            at: time(2),
+            answer,
+            network: Network::Public,
+            next_at: time(500),
+        }),
         callbacks: vec![[6; 32], [7; 32]],
         ..Handshake::new("events.example.com".parse().unwrap(), Some(120), true)
     }
+}
+
+fn internal_handshake() -> Handshake {
+    let pending = pending_handshake();
+    let asked = pending.asked.clone().map(|asked| Asked { network: Network::Internal, ..asked });
+    Handshake { asked, ..pending }
 }
 
 fn encoded(record: &Record) -> Vec<u8> {
@@ -359,6 +373,8 @@ fn golden_bytes_of_options() {
     assert_eq!(hex(&alone[plain.len() - 1..]), certificate);
     let open = encoded(&endpoints_with_options()[5]);
     assert_eq!(hex(&open[open.len() - 4..]), "01040107");
+    let inside = encoded(&endpoints_with_options()[6]);
+    assert_eq!(hex(&inside[inside.len() - 2..]), "0500");
 }
 
 fn unhex(line: &str) -> Vec<u8> {

@@ -1,0 +1,259 @@
+//! What a key that is bound to one tenant can learn of the others: nothing, not even that something is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::refusals::operations;
+use super::support::{Daemon, PATIENCE, Receiver};
+use super::{ADMIN, call_as, is_problem, key, keyed, list, text};
+
+/// A ULID that the daemon never gave.
+const UNKNOWN: &str = "01AAAAAAAAAAAAAAAAAAAAAAAA";
+/// A delivery of an event that there is not.
+const UNKNOWN_DELIVERY: &str = "dlv_00000000ffffffff000000ff";
+
+/// The ids of one endpoint and of what was sent to it.
+#[derive(Debug)]
+struct Things {
+    endpoint: String,
+    event: String,
+    /// A dead letter.
+    delivery: String,
+}
+
+impl Things {
+    /// One of each for a tenant. A receiver that refuses everything makes the dead letter.
+    async fn make(daemon: &Daemon, receiver: &Receiver, key: &str, kind: &str) -> Self {
+        let hook =
+            json!({"url": receiver.url, "eventTypes": [kind], "retry": {"maxAttempts": 1}}).to_string();
+        let endpoint = text(&call_as(daemon, key, "POST", "/endpoints", &hook).await.1, "id");
+        let event = json!({"type": kind, "data": 1}).to_string();
+        let event = text(&call_as(daemon, key, "POST", "/events", &event).await.1, "id");
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let path = format!("/dead-letters?endpointId={endpoint}");
+        loop {
+            let letters = call_as(daemon, key, "GET", &path, "").await.1;
+            if let Some(letter) = letters["data"].get(0) {
+                return Self { endpoint, event, delivery: text(letter, "deliveryId") };
+            }
+            assert!(std::time::Instant::now() < deadline, "no dead letter: {letters}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    fn unknown() -> Self {
+        let (endpoint, event) = (format!("ep_{UNKNOWN}"), format!("evt_{UNKNOWN}"));
+        Self { endpoint, event, delivery: UNKNOWN_DELIVERY.to_owned() }
+    }
+
+    /// What stands for the id in a path below this, or in a member of this name.
+    fn id(&self, kind: &str) -> String {
+        match kind {
+            "events" | "eventId" => self.event.clone(),
+            "endpoints" | "endpointId" | "endpointIds" => self.endpoint.clone(),
+            "deliveries" | "dead-letters" => self.delivery.clone(),
+            "keys" => format!("key_{}", &self.endpoint["ep_".len()..]),
+            "handshakes" => format!("{}.{}", self.endpoint, "0".repeat(64)),
+            kind => panic!("the test knows no thing of the kind {kind:?}"),
+        }
+    }
+}
+
+/// Method, path and body with an id in them, and the id.
+type Cell = (String, String, String, String);
+
+/// Every place of the API's document in which an id can stand, with this one's.
+fn cells(things: &Things, own_event: &str) -> BTreeMap<String, Cell> {
+    let mut cells = BTreeMap::new();
+    let mut names = BTreeSet::new();
+    for operation in operations() {
+        let kind = operation.path.split('/').nth(1).unwrap();
+        if operation.has_id() {
+            let id = things.id(kind);
+            let cell = (operation.method.clone(), operation.at(&id), operation.body(), id);
+            cells.insert(operation.id.clone(), cell);
+        }
+        for name in operation.parameters.iter().filter(|name| name.ends_with("Id")) {
+            let id = things.id(name);
+            let path = format!("{}?{name}={id}", operation.path);
+            cells.insert(
+                format!("{} {name}", operation.id),
+                (operation.method.clone(), path, String::new(), id),
+            );
+            names.insert(name.clone());
+        }
+        for name in operation.members.keys().filter(|name| name.ends_with("Id") || name.ends_with("Ids")) {
+            let id = things.id(name);
+            let value = if name.ends_with("Ids") { json!([id]) } else { json!(id) };
+            let body = json!({ name: value }).to_string();
+            // A replay to somebody's endpoint is of an event of one's own.
+            let cell = (operation.method.clone(), operation.at(own_event), body, id);
+            cells.insert(format!("{} {name}", operation.id), cell);
+            names.insert(name.clone());
+        }
+    }
+    assert_eq!(
+        Vec::from_iter(names),
+        ["endpointId", "endpointIds", "eventId"],
+        "the test knows all names of ids"
+    );
+    assert!(cells.len() >= 28, "only {} cells", cells.len());
+    cells
+}
+
+/// Status, headers and body, the same for every id of the same length.
+async fn asked(
+    daemon: &Daemon,
+    key: &str,
+    (method, path, body, id): &Cell,
+) -> (u16, BTreeMap<String, String>, String) {
+    let bearer = format!("Bearer {key}");
+    let (status, answer, headers) = daemon.call(method, path, &[("authorization", &bearer)], body).await;
+    let headers = headers.into_iter().filter(|(name, _)| name != "date");
+    let headers = headers.map(|(name, value)| (name, value.replace(id, "ID"))).collect();
+    (status, headers, answer.to_string().replace(id, "ID"))
+}
+
+#[tokio::test]
+async fn foreign_deleted_and_unknown_ids_are_answered_alike() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let receiver = Receiver::status(500).await;
+    let (acme, other) =
+        (key(&daemon, "admin", Some("acme")).await, key(&daemon, "admin", Some("other")).await);
+    let live = Things::make(&daemon, &receiver, &acme, "live").await;
+    let deleted = Things::make(&daemon, &receiver, &acme, "deleted").await;
+    let purged = Things::make(&daemon, &receiver, &acme, "purged").await;
+    let own = Things::make(&daemon, &receiver, &other, "own").await;
+    let own_deleted = Things::make(&daemon, &receiver, &other, "gone").await;
+    for (key, path) in [
+        (&acme, format!("/endpoints/{}", deleted.endpoint)),
+        (&acme, format!("/dead-letters/{}", purged.delivery)),
+        (&other, format!("/endpoints/{}", own_deleted.endpoint)),
+    ] {
+        assert_eq!(call_as(&daemon, key, "DELETE", &path, "").await.0, 204, "{path}");
+    }
+    for role in ["admin", "publisher", "viewer"] {
+        let other = key(&daemon, role, Some("other")).await;
+        let unknown = cells(&Things::unknown(), &own.event);
+        for (story, things) in [("live", &live), ("deleted", &deleted), ("purged", &purged)] {
+            for (operation, cell) in cells(things, &own.event) {
+                let expected = asked(&daemon, &other, &unknown[&operation]).await;
+                let answer = asked(&daemon, &other, &cell).await;
+                assert_eq!(answer, expected, "{operation} of a foreign {story} thing as {role}");
+            }
+        }
+    }
+    // The same requests are good for one's own, also where it was deleted.
+    for (operation, cell) in cells(&own_deleted, &own.event) {
+        let (status, headers, _) = asked(&daemon, &other, &cell).await;
+        match operation.as_str() {
+            "listDeliveries endpointId" | "listDeadLetters endpointId" | "listDeliveries eventId" => {
+                assert!(status == 200 && headers.contains_key("balto-position"), "{operation}: {headers:?}");
+            }
+            "purgeDeadLetters endpointId" | "redriveDeadLetters endpointId" => {
+                assert_eq!(status, 202, "{operation}")
+            }
+            "getEvent" | "getDelivery" => assert_eq!(status, 200, "{operation}"),
+            _ => {}
+        }
+    }
+    let letters = call_as(&daemon, &acme, "GET", "/dead-letters", "").await.1;
+    assert_eq!(list(&letters).len(), 2, "something was done to a foreign thing: {letters}");
+}
+
+/// A publisher that knows another tenant's event id puts its own event beside it.
+#[tokio::test]
+async fn chosen_id_does_not_shadow_a_generated_one() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let receiver = Receiver::status(200).await;
+    for tenant in ["acme", "default"] {
+        let hook = json!({"url": receiver.url, "tenant": tenant}).to_string();
+        assert_eq!(call_as(&daemon, ADMIN, "POST", "/endpoints", &hook).await.0, 201);
+    }
+    let event = r#"{"type":"victim","data":1,"tenant":"acme"}"#;
+    let id = text(&call_as(&daemon, ADMIN, "POST", "/events", event).await.1, "id");
+    let publisher = key(&daemon, "publisher", Some("default")).await;
+    let forged = json!({"type": "forged", "data": 2, "id": id}).to_string();
+    let (status, accepted) = call_as(&daemon, &publisher, "POST", "/events", &forged).await;
+    assert_eq!(status, 202, "an engine takes the ids of the engine before it: {accepted}");
+
+    let types = async |key: &str, path: String| {
+        let (status, shown) = call_as(&daemon, key, "GET", &path, "").await;
+        assert_eq!(status, 200, "{path}: {shown}");
+        let all = shown["data"].as_array().filter(|_| shown["type"].is_null()).cloned();
+        all.unwrap_or_else(|| vec![shown]).iter().map(|one| text(one, "type")).collect::<BTreeSet<_>>()
+    };
+    let only = |name: &str| BTreeSet::from([name.to_owned()]);
+    assert_eq!(types(ADMIN, format!("/events/{id}")).await, only("victim"));
+    assert_eq!(types(ADMIN, format!("/deliveries?eventId={id}")).await, only("victim"));
+    assert_eq!(types(ADMIN, format!("/events/{id}?tenant=default")).await, only("forged"));
+    assert_eq!(types(ADMIN, format!("/deliveries?eventId={id}&tenant=default")).await, only("forged"));
+    assert_eq!(types(&publisher, format!("/events/{id}")).await, only("forged"));
+    let before = receiver.count();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", &format!("/events/{id}/replay"), "").await.0, 202);
+    let got = receiver.until(before.max(2) + 1).await;
+    assert!(got.last().unwrap().body.contains("victim"), "{got:?}");
+    // An event whose chosen id stands alone is found without its tenant, and its address names the tenant all the same.
+    let alone = json!({"type": "alone", "data": 3, "id": format!("evt_{UNKNOWN}")}).to_string();
+    let accepted = call_as(&daemon, ADMIN, "POST", "/events", &alone).await.1;
+    assert_eq!(types(ADMIN, format!("/events/evt_{UNKNOWN}")).await, only("alone"));
+    let address = text(&accepted, "statusUrl");
+    assert_eq!(address, format!("/v1/events/evt_{UNKNOWN}?tenant=default"));
+    assert_eq!(types(ADMIN, address["/v1".len()..].to_owned()).await, only("alone"));
+}
+
+#[tokio::test]
+async fn batch_keys_of_operators_are_their_own() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let publisher = key(&daemon, "publisher", Some("default")).await;
+    let batch = async |key: &str, event: Value| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str()), ("idempotency-key", "nightly-1")];
+        let body = json!({"events": [event]}).to_string();
+        let (status, answer, headers) = daemon.call("POST", "/events/batch", &headers, &body).await;
+        assert_eq!(status, 202, "{answer}");
+        let result = answer["results"][0].clone();
+        (result["status"].clone(), result["id"].clone(), headers.contains_key("idempotent-replayed"))
+    };
+    let theirs = batch(&publisher, json!({"type": "x", "data": 1})).await;
+    let event = json!({"type": "x", "data": 2, "tenant": "default"});
+    let ours = batch(ADMIN, event.clone()).await;
+    assert_eq!((&theirs.0, &ours.0), (&json!(202), &json!(202)));
+    assert_ne!(theirs.1, ours.1);
+    // Each repetition gets its own answer.
+    assert_eq!(batch(ADMIN, event).await, (ours.0, ours.1, true));
+    assert_eq!(batch(&publisher, json!({"type": "x", "data": 1})).await, (theirs.0, theirs.1, true));
+}
+
+#[tokio::test]
+async fn types_of_operator_events_are_reserved() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let tenant = key(&daemon, "publisher", Some("acme")).await;
+    for key in [ADMIN, &tenant] {
+        for name in ["balto.endpoint.disabled", "balto.delivery.dead", "balto.x"] {
+            let event = json!({"type": name, "data": 1}).to_string();
+            let answer = call_as(&daemon, key, "POST", "/events", &event).await;
+            is_problem(&answer, 422, "validation_failed", name);
+            assert_eq!(answer.1["errors"][0]["pointer"], "/type");
+            let batch = format!("{{\"events\":[{event}]}}");
+            let answer = call_as(&daemon, key, "POST", "/events/batch", &batch).await.1;
+            assert_eq!(answer["results"][0]["status"], 422, "{answer}");
+            let bearer = format!("Bearer {key}");
+            let cloud =
+                json!({"specversion": "1.0", "id": "1", "source": "/s", "type": name, "data": 1}).to_string();
+            let headers =
+                [("authorization", bearer.as_str()), ("content-type", "application/cloudevents+json")];
+            let (status, answer, _) = daemon.call("POST", "/events", &headers, &cloud).await;
+            is_problem(&(status, answer), 422, "validation_failed", name);
+        }
+        for name in ["balto.test", "balto", "baltos.x", "x.balto.endpoint"] {
+            let event = json!({"type": name, "data": 1}).to_string();
+            assert_eq!(call_as(&daemon, key, "POST", "/events", &event).await.0, 202, "{name}");
+        }
+    }
+}
