@@ -8,14 +8,19 @@ use super::super::types::{Accepted, ChangeError, EventDraft, PublishError, Scope
 use super::chance::Chance;
 use super::life::check_files;
 use super::walks;
-use super::world::{Inner, Posted, World, wall};
+use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
     Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record, Rejection, RetryPolicy,
     Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 
+use crate::projections::retention::Cutoffs;
 use crate::rules::handshake::asked_anew;
+use crate::store::ReadModel;
+
+/// Longer than an attempt takes: what is due for so much longer than it is kept has expired.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(ATTEMPT_SECONDS_MAX);
 
 pub(super) static EVERYBODY: Scope = Scope(None);
 
@@ -653,14 +658,22 @@ async fn replay(engine: &Engine, world: &World, key: DeliveryKey) {
 }
 
 async fn retain(engine: &Engine, world: &World) {
-    let Some(keep) = world.plan().keep else { return };
-    let keep = Keep { events: Some(keep), stream_events: Some(keep), dead_letters: Some(keep * 2) };
+    let Some(keep_for) = world.plan().keep else { return };
+    let keep =
+        Keep { events: Some(keep_for), stream_events: Some(keep_for), dead_letters: Some(keep_for * 2) };
     let mut retention = retention::retention(engine, keep);
-    world.with(|inner| inner.model.latest = inner.model.latest.max(engine.now().wall));
+    let now = engine.now().wall;
+    let before = Some(now.minus(keep_for + ATTEMPT_GRACE));
+    let cutoffs = Cutoffs { events: before, stream_events: before };
+    let (began, overdue) = world.with(|inner| {
+        inner.model.latest = inner.model.latest.max(now);
+        (inner.model.last(), inner.model.oracle.overdue(cutoffs, 0).deliveries)
+    });
     let result = retention::pass(engine, keep, &mut retention).await;
     changed(world, "retention", &result);
     let Ok(pass) = result else { return };
     world.note(format_args!("retention: {pass:?}"));
+    walks::check_reached(world, "retention", began, overdue.into_iter().collect(), |_, _| true);
     // As a power cut would leave them now.
     let left = world.disk().crash(world.chance(Chance::next));
     if let Err(broken) = check_files(&left) {

@@ -231,7 +231,7 @@ fn replayable(inner: &Inner, endpoint: &Endpoint, only_undelivered: bool) -> BTr
     .collect()
 }
 
-fn check_reached(
+pub(super) fn check_reached(
     world: &World,
     what: &str,
     began: Position,

@@ -19,6 +19,8 @@ use crate::store::state::base::memory::{MemoryRows, Supply};
 
 /// Longest wait that a receiver's `Retry-After` can ask for.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 20;
+/// Longest time that an attempt takes.
+pub(super) const ATTEMPT_SECONDS_MAX: u64 = 6;
 /// When every simulation begins: 2033-05-18T03:33:20Z.
 const BEGINNING: u64 = 2_000_000_000_000;
 
@@ -130,7 +132,7 @@ impl Plan {
                 (Knob::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
                 (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
                 (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
-                (Knob::AttemptSecondsMax, 6),
+                (Knob::AttemptSecondsMax, ATTEMPT_SECONDS_MAX as usize),
                 (Knob::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
                 (Knob::PagePositions, *chance.pick(&[2, 16, 256])),
                 (Knob::PageBytes, *chance.pick(&[300, 1 << 21])),
