@@ -254,9 +254,7 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
     let mut body = shown(call, &endpoint);
     body.secret = Some(key.text());
     body.public_key = key.public_text();
-    let reply = Reply::json(201, &body)
-        .with_header("location", &format!("/v1/endpoints/{}", endpoint.id))
-        .with_header("cache-control", "no-store");
+    let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
     call.api.engine.create_endpoint(endpoint, reply.remembered(idempotency)).await?;
     Ok(reply)
 }
@@ -492,7 +490,7 @@ fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
             .map(|(key, expires_at)| PreviousSecret { secret: key.text(), expires_at: expires_at.map(Time) })
             .collect(),
     };
-    Ok(Reply::json(200, &body).with_header("cache-control", "no-store"))
+    Ok(Reply::json(200, &body))
 }
 
 /// `GET /v1/endpoints/{id}/secret`

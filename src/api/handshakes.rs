@@ -39,9 +39,7 @@ pub async fn grant(call: &Call) -> Result<Reply, Problem> {
     let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     let rate = (!lines.is_empty()).then(|| lines.join(", "));
     match call.api.engine.grant(&id, token, rate.as_deref()).await {
-        Ok(()) => {
-            Ok(Reply::json(200, &Granted { status: "consented" }).with_header("cache-control", "no-store"))
-        }
+        Ok(()) => Ok(Reply::json(200, &Granted { status: "consented" })),
         Err(ChangeError::NotFound) => Err(unknown()),
         Err(ChangeError::NotAllowed(detail)) => {
             Err(Problem::Validation(vec![FieldError::header(ALLOWED_RATE, detail)]))

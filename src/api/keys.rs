@@ -106,7 +106,7 @@ async fn make(
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
     engine.create_key(key, remember).await?;
-    Ok(Reply::json(201, &body).with_header("location", &location).with_header("cache-control", "no-store"))
+    Ok(Reply::json(201, &body).with_header("location", &location))
 }
 
 /// `GET /v1/keys`

@@ -36,6 +36,7 @@ impl Refusal {
         for (name, value) in [
             ("content-type", "application/problem+json"),
             ("x-content-type-options", "nosniff"),
+            ("cache-control", "no-store"),
             ("content-length", &reply.body.len().to_string()),
         ] {
             refusal.extend([name, ": ", value, "\r\n"]);

@@ -48,6 +48,36 @@ async fn bad_values_of_parameters_are_named() {
 }
 
 #[tokio::test]
+async fn no_answer_may_be_cached() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let once = [("idempotency-key", "once")];
+    let url = r#"{"url":"https://no-such-host.invalid/"}"#;
+    let made = daemon.post("/endpoints", url).await;
+    let secret = format!("/endpoints/{}/secret", text(&made, "id"));
+    let rotate = format!("{secret}/rotate");
+    for (method, path, headers, body) in [
+        ("POST", "/endpoints", &once[..], url),
+        ("POST", "/endpoints", &once, url),
+        ("POST", &rotate, &once, ""),
+        ("POST", &rotate, &once, ""),
+        ("GET", &secret, &[], ""),
+        ("POST", "/keys", &once, r#"{"role":"viewer"}"#),
+        ("POST", "/keys", &once, r#"{"role":"viewer"}"#),
+        ("POST", "/events", &[], r#"{"type":"a","data":1}"#),
+        ("GET", "/events", &[], ""),
+        ("GET", "/backup", &[], ""),
+        ("GET", "/openapi.json", &[], ""),
+        ("GET", "/events/evt_none", &[], ""),
+        ("PUT", "/events", &[], ""),
+    ] {
+        let (status, _, headers) = daemon.call(method, path, headers, body).await;
+        let control = headers.get("cache-control").map(String::as_str);
+        assert_eq!(control, Some("no-store"), "{method} {path}: {status}");
+    }
+}
+
+#[tokio::test]
 async fn lists_are_newest_first_and_their_links_lead_through_all_of_them() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
