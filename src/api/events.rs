@@ -19,7 +19,7 @@ use super::lists::{self, List};
 use super::problem::{Errors, FieldError, Problem};
 use super::reply::Reply;
 use super::views::{AcceptedBody, CountBody, EventBody};
-use super::{Call, body, cloudevents, text};
+use super::{Call, body, cloudevents, routes, text};
 use crate::domain::{
     EndpointId, EventId, EventType, EventVersion, Expected, Idempotency, InvalidName, Tenant, TraceParent,
     attribute,
@@ -131,6 +131,9 @@ fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, P
     let mut errors = Errors::default();
     let event_type = errors.check("/type", posted_type(&input.event_type));
     let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
+    if let Some(id) = id.as_ref().map(EventId::as_str).filter(|id| routes::hides_event(id)) {
+        errors.push("/id", format!("`{id}` is not possible, since /v1/events/{id} is another operation"));
+    }
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
     let version = match input.version {
         Some(version) => errors.check("/version", version.parse()),

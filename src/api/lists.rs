@@ -2,6 +2,8 @@
 //!
 //! A cursor is opaque to clients: base64url of a version byte, a byte for the list that it belongs to, and a place.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
@@ -93,7 +95,7 @@ impl Query {
     /// 422 that names the parameter.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
         let Some(value) = self.text(name) else { return Ok(None) };
-        text::parse_bound(value).map(Some).map_err(|error| Problem::parameter(name, error))
+        text::parse_bound(&with_plus(value)).map(Some).map_err(|error| Problem::parameter(name, error))
     }
 
     /// One of these words.
@@ -153,6 +155,14 @@ impl Query {
         }
         query.append_pair("cursor", next);
         format!("<{path}?{}>; rel=\"next\"", query.finish())
+    }
+}
+
+/// In a query an unencoded `+` reads as a space. Before an offset a space can be nothing else.
+fn with_plus(time: &str) -> Cow<'_, str> {
+    match time.rsplit_once(' ') {
+        Some((moment, offset)) if offset.len() == "00:00".len() => Cow::Owned(format!("{moment}+{offset}")),
+        _ => Cow::Borrowed(time),
     }
 }
 
@@ -391,6 +401,37 @@ mod tests {
             assert!(query.limit().is_err(), "{bad:?} was accepted");
         }
         assert_eq!(Query::default().limit(), Ok(50));
+    }
+
+    #[test]
+    fn unencoded_plus_of_an_offset_is_accepted() {
+        let time = |raw: &str| Query::parse(Some(&format!("since={raw}")), EVENTS).unwrap().time("since");
+        let encoded = time("2026-03-13T10:35:00%2B02:00").unwrap();
+        assert_eq!(encoded.unwrap().rfc3339().as_str(), "2026-03-13T08:35:00.000Z");
+        for raw in [
+            "2026-03-13T10:35:00+02:00",
+            "2026-03-13T10:35:00.000+02:00",
+            "2026-03-13T10:35:00%2002:00",
+            "2026-03-13%2010:35:00+02:00",
+            "2026-03-13T03:35:00-05:00",
+        ] {
+            assert_eq!(time(raw), Ok(encoded), "{raw}");
+        }
+        for raw in [
+            "2026-03-13T10:35:00+02:00+02:00",
+            "2026-03-13T10:35:00++02:00",
+            "2026-03-13T10:35:00+25:00",
+            "2026-03-13T10:35:00+0200",
+            "2026-03-13+10:35",
+            "+02:00",
+            "+",
+        ] {
+            assert!(time(raw).is_err(), "{raw} was accepted");
+        }
+        let query = Query::parse(Some("since=2026-03-13T10:35:00+02:00"), EVENTS).unwrap();
+        let link = query.link("/v1/events", "x");
+        let next = link.split(['?', '>']).nth(1).unwrap();
+        assert_eq!(Query::parse(Some(next), EVENTS).unwrap().time("since"), Ok(encoded), "{link}");
     }
 
     #[test]

@@ -134,6 +134,12 @@ impl Route {
     }
 }
 
+/// Whether the path of an event with this id is that of another operation.
+#[must_use]
+pub fn hides_event(id: &str) -> bool {
+    ROUTES.iter().any(|route| route.path.strip_prefix("/v1/events/") == Some(id))
+}
+
 const JSON: &[&str] = &["application/json"];
 const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
 const JSON_OR_LINES: &[&str] = &["application/json", events::NDJSON];
