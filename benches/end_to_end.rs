@@ -77,6 +77,7 @@ async fn relay(port: &str, target: &str, heard: &Path) {
         header_timeout: Duration::from_secs(30),
         answer_timeout: Duration::from_secs(30),
         on_shortage: Arc::new(|| ()),
+        tls: None,
     };
     balto::api::server::serve(listener, router, bounds, std::future::pending()).await;
 }

@@ -4,6 +4,7 @@
 //! within the drain limit, then the store writes what waits and checkpoints. A second signal ends the waiting.
 
 mod admin_key;
+mod certificate;
 mod descriptors;
 mod log;
 mod notify;
@@ -27,7 +28,7 @@ use tokio::task::JoinSet;
 use crate::api::seats::Seats;
 use crate::api::server::Bounds;
 use crate::api::{self, Api};
-use crate::config::{Config, SecretsKey};
+use crate::config::{Config, ConfigError, Origin, SecretsKey, Server};
 use crate::courier::Courier;
 use crate::engine::clock::Clock;
 use crate::engine::secrets::SealingSource;
@@ -38,6 +39,7 @@ use crate::limits;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::store::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
+use certificate::{ListenerCertificate, ListenerTls};
 use log::{LogSink, NOTICE};
 use progress::Meter;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -54,6 +56,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     pub data_dir: Option<PathBuf>,
     pub dev: bool,
+    /// With `dev`: listeners beyond loopback are allowed.
+    pub dev_listen_anywhere: bool,
 }
 
 /// What a command that works on files has found or done, for people and for programs.
@@ -75,6 +79,8 @@ struct Setup {
     descriptors: usize,
     metrics: Arc<Metrics>,
     log: LogSink,
+    /// Of the API listener.
+    tls: Option<ListenerTls>,
 }
 
 /// Time of a request's headers, and of an answer, at the ops listener.
@@ -107,7 +113,7 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     if options.dev {
         tracing::warn!(target: NOTICE, "--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
-    let setup = Setup { options: options.clone(), config, descriptors, metrics, log: log.clone() };
+    let setup = Setup { options: options.clone(), config, descriptors, metrics, log: log.clone(), tls: None };
     let code = run_to_the_end(setup).unwrap_or_else(|error| {
         log.text(&format!("balto: {error:#}\n"));
         ExitCode::FAILURE
@@ -121,7 +127,8 @@ fn hide_memory() -> anyhow::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid core dumps (PR_SET_DUMPABLE)")
 }
 
-fn run_to_the_end(setup: Setup) -> anyhow::Result<ExitCode> {
+fn run_to_the_end(mut setup: Setup) -> anyhow::Result<ExitCode> {
+    setup.tls = listener_certificate(&setup.config.server)?.as_ref().map(ListenerTls::new);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (supervisor, telling) = Supervisor::new()?;
     let ended = runtime.block_on(run(setup, supervisor));
@@ -162,11 +169,12 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let engine = started.get_or_init(|| engine).clone();
     let api_address = api_listener.local_addr()?;
     engine.courier().set_listening(vec![api_address.port(), ops_address.port()]);
+    warn_of_plain_http(&setup, api_address);
     tracing::info!(api = %api_address, ops = %ops_address, data = %config.store.path.display(), "ready");
 
     let api = Api::new(engine.clone(), shown_config, metrics.clone());
     let mut serving = JoinSet::new();
-    let bounds = bounds(config, seats, &started);
+    let bounds = bounds(&setup, seats, &started)?;
     serving.spawn(api::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
 
     let beating = tokio::spawn(beat(dispatcher.heartbeat(), {
@@ -245,13 +253,15 @@ async fn beat(mut heartbeat: watch::Receiver<()>, tell: impl Fn()) {
     }
 }
 
-fn bounds(config: &Config, seats: Arc<Seats>, started: &Started) -> Bounds {
-    Bounds {
+fn bounds(setup: &Setup, seats: Arc<Seats>, started: &Started) -> anyhow::Result<Bounds> {
+    let server = &setup.config.server;
+    Ok(Bounds {
         seats,
-        header_timeout: config.server.header_timeout,
-        answer_timeout: config.server.answer_timeout,
+        header_timeout: server.header_timeout,
+        answer_timeout: server.answer_timeout,
         on_shortage: on_shortage(started),
-    }
+        tls: setup.tls.as_ref().map(ListenerTls::acceptor).transpose()?,
+    })
 }
 
 fn ops_bounds(started: &Started) -> Bounds {
@@ -260,6 +270,7 @@ fn ops_bounds(started: &Started) -> Bounds {
         header_timeout: OPS_TIMEOUT,
         answer_timeout: OPS_TIMEOUT,
         on_shortage: on_shortage(started),
+        tls: None,
     }
 }
 
@@ -445,11 +456,55 @@ fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> 
     if let Err(keys) = setup.config.reloadable_diff(&config) {
         anyhow::bail!("these keys need a restart: {}", keys.join(", "));
     }
+    let certificate = listener_certificate(&config.server)?;
+    if certificate.is_some() != setup.tls.is_some() {
+        anyhow::bail!("turning TLS of the API listener on or off needs a restart");
+    }
     let shown = api_config(options, &config)?;
     engine.courier().reconfigure(courier_settings(options, &config)?).map_err(anyhow::Error::msg)?;
+    if let (Some(tls), Some(certificate)) = (&setup.tls, &certificate) {
+        tls.replace(certificate);
+    }
     engine.reconfigure(settings(&config));
     api.reconfigure(shown);
     Ok(())
+}
+
+fn warn_of_plain_http(setup: &Setup, api: std::net::SocketAddr) {
+    if setup.tls.is_none() && !api.ip().is_loopback() {
+        tracing::warn!(
+            address = %api,
+            "the API speaks plain HTTP beyond loopback: keys can be read on the network; set \
+            server.tls_certificate_file and server.tls_key_file, or listen on 127.0.0.1 behind a proxy that speaks TLS"
+        );
+    }
+}
+
+/// The certificate of the API listener, if it speaks TLS. Tells the log about it.
+fn listener_certificate(server: &Server) -> Result<Option<ListenerCertificate>, ConfigError> {
+    let loaded = ListenerCertificate::load(server)?;
+    if let Some(certificate) = &loaded {
+        let (subject, expires_at) = (&certificate.subject, certificate.expires_at.rfc3339());
+        match certificate.expiry_warning(Clock::default().now().wall) {
+            None => tracing::info!(subject, expires = expires_at.as_str(), "certificate loaded"),
+            Some(warning) => tracing::warn!(subject, "{warning}"),
+        }
+    }
+    Ok(loaded)
+}
+
+/// Whether the API listener's certificate and key can be used; gives a warning when clients will refuse them.
+///
+/// # Errors
+/// Which file is wrong, and how.
+pub fn check_certificate(server: &Server) -> Result<Option<ConfigError>, ConfigError> {
+    let loaded = ListenerCertificate::load(server)?;
+    let warning = loaded.and_then(|certificate| certificate.expiry_warning(Clock::default().now().wall));
+    Ok(warning.map(|reason| ConfigError {
+        origin: Origin::Default,
+        key: Some(certificate::CERTIFICATE_KEY.to_owned()),
+        reason,
+    }))
 }
 
 /// `key` is where the address was configured.

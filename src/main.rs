@@ -9,10 +9,15 @@ use balto::{config, daemon};
 fn main() -> ExitCode {
     let backend = Backend {
         serve: |args| {
-            daemon::serve(&daemon::Options { config: args.config, data_dir: args.data_dir, dev: args.dev })
+            daemon::serve(&daemon::Options {
+                config: args.config,
+                data_dir: args.data_dir,
+                dev: args.dev,
+                dev_listen_anywhere: args.dev_listen_anywhere,
+            })
         },
         check_config: |file| {
-            config::check(file, |authorities| tls::roots(Some(authorities)).map(drop)).map(drop)
+            config::check(file, &|path| tls::roots(Some(path)).map(drop), &daemon::check_certificate)
         },
         verify: |config, directory| daemon::verify(config, &directory),
         restore: |args| {

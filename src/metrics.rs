@@ -23,7 +23,7 @@ const WAIT_BUCKETS: [f64; 10] = [0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_20
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0];
 
 /// Codes of the problems that a post of events can meet.
-const REFUSALS: [&str; 17] = [
+const REFUSALS: [&str; 18] = [
     "disk_full",
     "forbidden",
     "idempotency_mismatch",
@@ -39,6 +39,7 @@ const REFUSALS: [&str; 17] = [
     "unavailable",
     "unsupported_content_encoding",
     "unsupported_media_type",
+    "untrusted_origin",
     "validation_failed",
     "version_conflict",
 ];
@@ -98,7 +99,7 @@ impl Door {
         let connections = IntGauge::new("balto_api_connections", "Connections to the API.");
         let displaced = IntCounter::new(
             "balto_api_connections_displaced_total",
-            "Idle connections to the API that gave way to new ones at the limit.",
+            "Connections to the API, idle or slow to take an answer, that gave way to new ones at the limit.",
         );
         Self {
             authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
@@ -255,7 +256,7 @@ impl Metrics {
         for reason in REFUSALS {
             self.refused.with_label_values(&[reason]);
         }
-        for reason in ["missing", "wrong", "tooMany"] {
+        for reason in ["missing", "wrong", "tooMany", "untrustedOrigin"] {
             self.door.authentications_refused.with_label_values(&[reason]);
         }
         for outcome in ["agreed", "refused"] {
@@ -314,7 +315,7 @@ impl Metrics {
         self.refused.with_label_values(&[reason]).inc();
     }
 
-    /// `missing`, `wrong` or `tooMany` keys.
+    /// `missing`, `wrong` or `tooMany` keys; `untrustedOrigin`.
     pub fn authentication_refused(&self, reason: &str) {
         self.door.authentications_refused.with_label_values(&[reason]).inc();
     }

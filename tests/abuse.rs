@@ -48,7 +48,7 @@ async fn idle_and_slow_connections_keep_nobody_out() {
     for number in 0..SOCKETS {
         let mut raw = Raw::connect(daemon.address()).await;
         if number % 2 == 0 {
-            raw.send(b"POST /v1/events HTTP/1.1\r\nhost: x\r\nx: y").await;
+            raw.send(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\nx: y").await;
         }
         sockets.push(raw);
         if number % 100 == 99 {
@@ -83,13 +83,13 @@ async fn requests_that_do_not_arrive_in_time_are_ended() {
     .await;
     let silent = Raw::connect(daemon.address()).await;
     let mut dripping = Raw::connect(daemon.address()).await;
-    dripping.send(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n").await;
+    dripping.send(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n").await;
     let mut kept = Raw::connect(daemon.address()).await;
     kept.send(post("/v1/events", "", EVENT).as_bytes()).await;
     assert_eq!(kept.answer().await.unwrap().status, 202);
     let mut slow_body = Raw::connect(daemon.address()).await;
     slow_body
-        .send(b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{")
+        .send(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{")
         .await;
     // A byte now and then is no reason to wait longer.
     let started = Instant::now();
@@ -134,7 +134,7 @@ async fn answers_that_are_not_taken_hold_no_turn_for_ever() {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4_096).unwrap();
         let mut raw = Raw::over(socket.connect(daemon.address()).await.unwrap());
-        let request = b"GET /v1/events?limit=250 HTTP/1.1\r\nhost: x\r\n\r\n";
+        let request = b"GET /v1/events?limit=250 HTTP/1.1\r\nhost: localhost\r\n\r\n";
         raw.send(&request.repeat(4)).await;
         readers.push(raw);
     }
@@ -312,7 +312,7 @@ async fn bodies_that_are_never_finished_take_no_more_room_than_there_is() {
     let data = tempfile::tempdir().unwrap();
     let daemon =
         Daemon::start_in(data.path(), &["--dev"], &[("BALTO__SERVER__MAX_BODY_BYTES", "32MiB")]).await;
-    let head = "POST /v1/events/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: 16000000\r\n\r\n";
+    let head = "POST /v1/events/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\ncontent-length: 16000000\r\n\r\n";
     let part = vec![b'x'; 15_000_000];
     let mut held = Vec::new();
     for _ in 0..20 {

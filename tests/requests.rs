@@ -44,6 +44,7 @@ fn are_problems(answers: &[Answered], name: &str) {
             400 => "malformed",
             404 => "not_found",
             414 => "uri_too_long",
+            417 => "expectation_failed",
             431 => "headers_too_large",
             other => panic!("{name}: {other}"),
         };
@@ -54,7 +55,7 @@ fn are_problems(answers: &[Answered], name: &str) {
 /// A request with these header lines and this body, and behind it one that must never be answered.
 fn smuggling(headers: &str, body: &str) -> String {
     format!(
-        "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}\r\n{body}GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n"
+        "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}\r\n{body}GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
     )
 }
 
@@ -152,7 +153,7 @@ async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
     let rows: &[(&str, Vec<u8>, u16)] = &[
         ("nothing that is HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(20), 400),
         ("HTTP/0.9", b"GET /v1/events\r\n\r\n".to_vec(), 400),
-        ("HTTP/3.0", b"GET /v1/events HTTP/3.0\r\nhost: x\r\n\r\n".to_vec(), 400),
+        ("HTTP/3.0", b"GET /v1/events HTTP/3.0\r\nhost: localhost\r\n\r\n".to_vec(), 400),
         ("no host", b"GET /v1/events HTTP/1.1\r\n\r\n".to_vec(), 400),
         (
             "chunks in HTTP/1.0",
@@ -161,12 +162,12 @@ async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
         ),
         (
             "too many headers",
-            format!("GET /v1/events HTTP/1.1\r\nhost: x\r\n{many_headers}\r\n").into_bytes(),
+            format!("GET /v1/events HTTP/1.1\r\nhost: localhost\r\n{many_headers}\r\n").into_bytes(),
             431,
         ),
         (
             "a header that is too long",
-            format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(1 << 20)).into_bytes(),
+            format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(1 << 20)).into_bytes(),
             431,
         ),
         (
@@ -176,10 +177,10 @@ async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
         ),
         (
             "a URL that is too long",
-            format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(1 << 20)).into_bytes(),
+            format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "y".repeat(1 << 20)).into_bytes(),
             431,
         ),
-        ("a tunnel", b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), 404),
+        ("a tunnel", b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(), 404),
     ];
     for (name, bytes, status) in rows {
         let answers = answers(&daemon, bytes).await;
@@ -187,12 +188,12 @@ async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
         are_problems(&answers, name);
     }
     // Also when it comes after requests that were answered.
-    let good = "GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n";
+    let good = "GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let late = answers(&daemon, format!("{good}{good}nothing like that\r\n\r\n").as_bytes()).await;
     assert_eq!(statuses(&late), [200, 200, 400], "{late:#?}");
     are_problems(&late, "after two that are good");
     // Longer than a URI can be and no longer than the headers may be, or both: that depends on how it arrives.
-    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(65_540));
+    let long = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "y".repeat(65_540));
     let long = answers(&daemon, long.as_bytes()).await;
     assert!([[414], [431]].iter().any(|status| statuses(&long) == status), "{long:#?}");
     are_problems(&long, "a URL that is a little too long");
@@ -208,7 +209,7 @@ async fn headers_without_an_end_are_cut_off_while_they_come() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let mut raw = Raw::connect(daemon.address()).await;
-    assert!(raw.send(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n").await);
+    assert!(raw.send(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n").await);
     let mut sent = 0_usize;
     // What is sent after the refusal is thrown away for a moment, so that the refusal can be read; then the end is hard.
     while raw
@@ -229,7 +230,7 @@ async fn a_body_over_the_bound_is_refused_and_the_refusal_can_be_read() {
     let large = "x".repeat(8 << 20);
     let announced = post("/v1/events", "", &large);
     let mut chunked =
-        "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
             .to_owned();
     for _ in 0..128 {
         chunked.push_str(&format!("10000\r\n{}\r\n", &large[..0x10000]));
@@ -260,7 +261,7 @@ async fn a_body_that_does_not_come_as_announced_is_refused() {
     let daemon = Daemon::start(data.path()).await;
     let head = |length: usize| {
         format!(
-            "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+            "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
         )
     };
     let longer = answers(&daemon, format!("{}{EVENT}", head(EVENT.len() + 1)).as_bytes()).await;
@@ -284,7 +285,7 @@ async fn expectations_are_answered_before_the_body() {
     let daemon = Daemon::start(data.path()).await;
     let head = |length: usize| {
         format!(
-            "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+            "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
         )
     };
     let mut raw = Raw::connect(daemon.address()).await;
@@ -295,6 +296,62 @@ async fn expectations_are_answered_before_the_body() {
     let mut raw = Raw::connect(daemon.address()).await;
     raw.send(head(1 << 30).as_bytes()).await;
     assert_eq!(raw.answer().await.unwrap().status, 413, "a body that will not be taken was asked for");
+}
+
+#[tokio::test]
+async fn unknown_expectations_are_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for (expectation, status) in [
+        ("expect: 200-ok\r\n", 417),
+        ("expect: 100-continue, 200-ok\r\n", 417),
+        ("expect: 100-continue\r\nexpect: 200-ok\r\n", 417),
+        ("expect:\r\n", 417),
+        ("", 202),
+    ] {
+        let answers = answers(&daemon, post("/v1/events", expectation, EVENT).as_bytes()).await;
+        assert_eq!(statuses(&answers), [status], "{expectation}: {answers:#?}");
+        are_problems(&answers, expectation);
+    }
+    let continued = answers(&daemon, post("/v1/events", "expect: 100-Continue\r\n", EVENT).as_bytes()).await;
+    assert_eq!(continued.last().unwrap().status, 202, "{continued:#?}");
+    assert_eq!(held(&daemon).await, 2);
+}
+
+/// However the bytes arrive: in one piece, or in many.
+#[tokio::test]
+async fn heads_are_refused_above_exactly_64_kib() {
+    const BOUND: usize = 64 * 1024;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let head = |length: usize| {
+        let start = "GET /v1/events?limit=1 HTTP/1.1\r\nhost: localhost\r\n";
+        // A header is bounded by nothing else, so three of them share the length.
+        let rest = length - start.len() - 3 * "x1: \r\n".len() - "\r\n".len();
+        let parts = [rest / 3, rest / 3, rest - 2 * (rest / 3)];
+        let fields: String =
+            parts.iter().enumerate().map(|(n, part)| format!("x{n}: {}\r\n", "y".repeat(*part))).collect();
+        format!("{start}{fields}\r\n")
+    };
+    for (length, status) in
+        [(BOUND - 1, 200), (BOUND, 200), (BOUND + 1, 431), (70_000, 431), (100_000, 431), (130_000, 431)]
+    {
+        let head = head(length);
+        assert_eq!(head.len(), length);
+        let whole = answers(&daemon, head.as_bytes()).await;
+        assert_eq!(statuses(&whole), [status], "{length} bytes at once");
+        are_problems(&whole, "at once");
+        let mut raw = Raw::connect(daemon.address()).await;
+        for piece in head.as_bytes().chunks(5_000) {
+            if !raw.send(piece).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let answer = raw.answer().await.unwrap();
+        assert_eq!(answer.status, status, "{length} bytes in pieces");
+        assert_eq!(answer.head.contains("connection: close"), status != 200, "{}", answer.head);
+    }
 }
 
 #[tokio::test]
@@ -420,7 +477,7 @@ async fn json_at_its_edges_is_refused_with_its_reason() {
     ];
     for (name, body, status) in rows {
         let head = format!(
-            "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         let answers = answers(&daemon, &[head.as_bytes(), &body].concat()).await;

@@ -157,14 +157,14 @@ async fn clients_that_never_finish_do_not_hold_up_the_end_and_the_others_are_ans
     for number in 0..100 {
         let mut raw = Raw::connect(daemon.address()).await;
         if number % 2 == 0 {
-            raw.send(b"POST /v1/events HTTP/1.1\r\nhost: x\r\nx: y").await;
+            raw.send(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\nx: y").await;
         }
         sockets.push(raw);
     }
     // This one is in the middle of a request.
     let mut busy = Raw::connect(daemon.address()).await;
     let head = format!(
-        "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
         EVENT.len()
     );
     busy.send(head.as_bytes()).await;

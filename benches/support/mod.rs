@@ -86,7 +86,7 @@ pub(crate) fn balto(data: &std::path::Path, port: u16, ops: u16) -> Ended {
 
 pub(crate) async fn get(port: u16, path: &str) -> String {
     let mut stream = connect(port).await;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -114,7 +114,7 @@ pub(crate) async fn connect(port: u16) -> TcpStream {
 pub(crate) async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) -> Vec<u8> {
     let length = body.len();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
     );
     stream.write_all((head + body).as_bytes()).await.unwrap();
     let mut buffer = Vec::new();

@@ -7,10 +7,11 @@
 
 use std::net::IpAddr;
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, header, request};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::browser::Source;
 use super::{Api, ApiConfig, problem::Problem};
 use crate::domain::{Role, Tenant};
 use crate::engine::types::Scope;
@@ -152,24 +153,31 @@ impl AdminKey {
 }
 
 /// # Errors
-/// [`Problem::Unauthorized`] without a key that exists; [`Problem::TooManyWrongKeys`] when there were too many before.
+/// [`Problem::Unauthorized`] without a key that exists; [`Problem::TooManyWrongKeys`] when there were too many before;
+/// [`Problem::UntrustedOrigin`] where no key is needed, for requests that a foreign page may have sent.
 pub fn authenticate(
     api: &Api,
     config: &ApiConfig,
-    headers: &HeaderMap,
+    parts: &request::Parts,
     from: IpAddr,
 ) -> Result<Principal, Problem> {
-    if config.dev {
-        return Ok(Principal::operator());
+    let secret = bearer(&parts.headers);
+    if let Some(site) = &config.keyless {
+        let checked = Source::read(&parts.uri, &parts.headers).and_then(|source| site.check(&source));
+        let Err(reason) = checked else { return Ok(Principal::operator()) };
+        return secret.and_then(|secret| stored(api, &hash_secret(secret))).ok_or_else(|| {
+            api.observer.authentication_refused("untrustedOrigin");
+            Problem::UntrustedOrigin(reason)
+        });
     }
-    let Some(secret) = bearer(headers) else {
+    let Some(secret) = secret else {
         api.observer.authentication_refused("missing");
         return Err(Problem::Unauthorized);
     };
     let now = api.engine.now().monotonic;
     let hash = hash_secret(secret);
-    if let Some(key) = api.engine.key_by_hash(&hash) {
-        return Ok(Principal { role: key.role, scope: Scope(key.tenant.clone()) });
+    if let Some(principal) = stored(api, &hash) {
+        return Ok(principal);
     }
     let judged =
         config.admin_key.as_ref().filter(|key| !key.can_be_guessed || api.failures.wait(from, now).is_none());
@@ -186,6 +194,12 @@ pub fn authenticate(
             Err(Problem::TooManyWrongKeys { retry_after })
         }
     }
+}
+
+/// The caller with a key that was made by `POST /v1/keys`.
+fn stored(api: &Api, hash: &[u8; 32]) -> Option<Principal> {
+    let key = api.engine.key_by_hash(hash)?;
+    Some(Principal { role: key.role, scope: Scope(key.tenant.clone()) })
 }
 
 /// SHA-256 of a key's secret, as it is stored.

@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod backup;
 pub mod body;
+pub mod browser;
 pub mod cloudevents;
 pub mod dead_letters;
 pub mod deliveries;
@@ -52,6 +53,7 @@ use crate::engine::types::{ChangeError, Scope};
 use crate::limits;
 use auth::{Access, AdminKey, Principal};
 use body::{Held, Room};
+use browser::TrustedSite;
 use failures::Failures;
 use idempotency::InFlight;
 use lists::Query;
@@ -83,15 +85,15 @@ pub struct ApiConfig {
     /// Bound of the request bodies that are held at once, in bytes. Not changed while running.
     pub max_body_bytes: usize,
     pub admin_key: Option<AdminKey>,
-    /// No key is needed: every request is the operator's.
-    pub dev: bool,
+    /// Requests without a key that are the operator's (`--dev`); `None`: none are.
+    pub keyless: Option<TrustedSite>,
 }
 
 /// Is told what was refused.
 pub trait Observer: Send + Sync {
     /// The `code` of a refused post of events, or of a refused event of a batch.
     fn refused(&self, code: &'static str);
-    /// `missing`, `wrong` or `tooMany` keys.
+    /// `missing`, `wrong` or `tooMany` keys; `untrustedOrigin` where no key is needed.
     fn authentication_refused(&self, reason: &'static str);
 }
 
@@ -278,7 +280,7 @@ async fn call(
         access => {
             let from =
                 parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
-            let principal = auth::authenticate(&api, &config, &parts.headers, from)?;
+            let principal = auth::authenticate(&api, &config, &parts, from)?;
             principal.check(access)?;
             principal
         }

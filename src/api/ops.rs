@@ -9,6 +9,7 @@ use axum::http::Response;
 use axum::routing::get;
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use super::problem::Problem;
 use super::reply::Reply;
@@ -27,8 +28,9 @@ struct Status {
 
 /// `/metrics`, `/healthz` and `/readyz`.
 pub fn router(metrics: Metrics, ready: Ready) -> Router {
+    let turns = Arc::new(Semaphore::new(1));
     Router::new()
-        .route("/metrics", get(move || std::future::ready(show(&metrics))))
+        .route("/metrics", get(move || show(metrics.clone(), turns.clone())))
         .route("/healthz", get(|| std::future::ready(status(Ok(())))))
         .route("/readyz", get(move || std::future::ready(status(ready()))))
         .fallback(|| std::future::ready(unknown()))
@@ -37,9 +39,21 @@ pub fn router(metrics: Metrics, ready: Ready) -> Router {
         })
 }
 
-fn show(metrics: &Metrics) -> Response<Body> {
-    let (media, body) = metrics();
-    Reply::bytes(200, Bytes::from(body)).with_content_type(media).into_response()
+/// One text is made at a time, and beside the threads that serve: clients that ask without end do not delay probes.
+async fn show(metrics: Metrics, turns: Arc<Semaphore>) -> Response<Body> {
+    let turn = turns.acquire_owned().await;
+    let made = tokio::task::spawn_blocking(move || {
+        let text = metrics();
+        drop(turn);
+        text
+    });
+    match made.await {
+        Ok((media, body)) => Reply::bytes(200, Bytes::from(body)).with_content_type(media).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics failed");
+            Problem::Unavailable("the daemon's log says why".to_owned()).into_reply().into_response()
+        }
+    }
 }
 
 fn status(result: Result<(), String>) -> Response<Body> {
@@ -47,7 +61,7 @@ fn status(result: Result<(), String>) -> Response<Body> {
         Ok(()) => Reply::json(200, &Status { status: "ok", reason: None }),
         Err(reason) => Reply::json(503, &Status { status: "unavailable", reason: Some(reason) }),
     };
-    reply.with_header("cache-control", "no-store").into_response()
+    reply.into_response()
 }
 
 fn unknown() -> Response<Body> {

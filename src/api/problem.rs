@@ -70,12 +70,16 @@ impl Serialize for FieldError {
 pub enum Problem {
     /// The body is not JSON, or not readable.
     Malformed(String),
+    /// Plain HTTP, where TLS is spoken.
+    MissesTls,
     Unauthorized,
     /// From this address, lately.
     TooManyWrongKeys {
         retry_after: Duration,
     },
     Forbidden(String),
+    /// No key is needed, but a foreign page may have sent it.
+    UntrustedOrigin(String),
     NotFound(String),
     MethodNotAllowed,
     RequestTimeout,
@@ -100,6 +104,8 @@ pub enum Problem {
     },
     /// A compressed body.
     UnsupportedContentEncoding,
+    /// An `Expect` other than `100-continue`.
+    ExpectationFailed,
     Validation(Vec<FieldError>),
     IdempotencyMismatch,
     ForbiddenUrl(String),
@@ -133,9 +139,9 @@ impl Problem {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::Malformed(_) => 400,
+            Self::Malformed(_) | Self::MissesTls => 400,
             Self::Unauthorized => 401,
-            Self::Forbidden(_) => 403,
+            Self::Forbidden(_) | Self::UntrustedOrigin(_) => 403,
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
@@ -145,6 +151,7 @@ impl Problem {
             Self::PayloadTooLarge { .. } => 413,
             Self::UriTooLong => 414,
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
+            Self::ExpectationFailed => 417,
             Self::Validation(_)
             | Self::Rejected { rejection: Rejection::IdTaken, .. }
             | Self::IdempotencyMismatch
@@ -162,9 +169,11 @@ impl Problem {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
+            Self::MissesTls => "tls_required",
             Self::Unauthorized => "unauthorized",
             Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
             Self::Forbidden(_) => "forbidden",
+            Self::UntrustedOrigin(_) => "untrusted_origin",
             Self::NotFound(_) => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
@@ -176,6 +185,7 @@ impl Problem {
             Self::HeadersTooLarge => "headers_too_large",
             Self::UnsupportedMediaType { .. } => "unsupported_media_type",
             Self::UnsupportedContentEncoding => "unsupported_content_encoding",
+            Self::ExpectationFailed => "expectation_failed",
             Self::Validation(_) => "validation_failed",
             Self::Rejected { rejection: Rejection::IdTaken, .. } | Self::IdempotencyMismatch => {
                 "idempotency_mismatch"
@@ -192,9 +202,11 @@ impl Problem {
     fn title(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "The request is malformed",
+            Self::MissesTls => "The listener speaks TLS",
             Self::Unauthorized => "No valid API key",
             Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
             Self::Forbidden(_) => "The API key does not allow this",
+            Self::UntrustedOrigin(_) => "A foreign web page may have sent the request",
             Self::NotFound(_) => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request's body did not arrive in time",
@@ -209,6 +221,7 @@ impl Problem {
             Self::HeadersTooLarge => "The headers are too large",
             Self::UnsupportedMediaType { .. } => "The media type is not supported",
             Self::UnsupportedContentEncoding => "The content coding is not supported",
+            Self::ExpectationFailed => "The expectation is not supported",
             Self::Validation(_) => "The request is not valid",
             Self::IdempotencyMismatch => "The key was used with another body",
             Self::ForbiddenUrl(_) => "The URL is not allowed",
@@ -224,10 +237,14 @@ impl Problem {
         match self {
             Self::Malformed(detail)
             | Self::Forbidden(detail)
+            | Self::UntrustedOrigin(detail)
             | Self::NotFound(detail)
             | Self::Conflict(detail)
             | Self::ForbiddenUrl(detail)
             | Self::Unavailable(detail) => detail.clone(),
+            Self::MissesTls => {
+                "send the request with `https://`; a key that was sent in it could be read on its way".to_owned()
+            }
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a key that exists".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
                 "too many requests with wrong keys came from this address; try again in {} s",
@@ -249,6 +266,7 @@ impl Problem {
                 format!("send `Content-Type: {}`", accepted.join("` or `"))
             }
             Self::UnsupportedContentEncoding => "send the body as it is, without Content-Encoding".to_owned(),
+            Self::ExpectationFailed => "send `Expect: 100-continue`, or no `Expect`".to_owned(),
             Self::Validation(errors) => match errors.as_slice() {
                 [one] => one.detail.clone(),
                 many => format!("{} things are wrong; `errors` lists them", many.len()),

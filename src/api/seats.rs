@@ -1,7 +1,8 @@
 //! Places for connections: a limit, and who gives way at it.
 //!
-//! Owns which connections wait for a request. At the limit a new connection takes the place of the one that has waited
-//! longest, so that whoever opens many and says nothing keeps nobody out; those on which a good key was shown go last. A
+//! Owns the order in which connections give way. At the limit a new connection takes the place of the one that has waited
+//! longest: for a request, or for its client to take an answer. So a client that opens many connections and is idle, or
+//! reads slowly, keeps nobody out. Those on which a good key was shown go last, and only between two requests. A
 //! connection whose request is being answered keeps its place.
 
 use std::collections::BTreeMap;
@@ -34,8 +35,10 @@ type Rank = (bool, u64);
 pub(super) struct Seat {
     seats: Arc<Seats>,
     leave: Arc<Notify>,
-    /// 0 while a request is being answered.
+    /// 0 while the connection keeps its place.
     ticket: AtomicU64,
+    /// A request has begun, and its client does not take what is written.
+    stalled: AtomicBool,
     /// The answer is made, and may not have been written yet.
     answered: AtomicBool,
     /// A good key was shown.
@@ -75,6 +78,7 @@ impl Seats {
                     seats: self.clone(),
                     leave: Arc::default(),
                     ticket: AtomicU64::new(0),
+                    stalled: AtomicBool::new(false),
                     answered: AtomicBool::new(false),
                     is_known: AtomicBool::new(false),
                 };
@@ -140,25 +144,48 @@ impl Seat {
     /// A request has come. Gives whether it may be answered: the connection may just have been asked to leave.
     pub(super) fn begin(&self) -> bool {
         self.answered.store(false, Ordering::Relaxed);
+        self.stay()
+    }
+
+    /// From now on it keeps its place. Gives whether it may: it may just have been asked to leave.
+    fn stay(&self) -> bool {
+        self.stalled.store(false, Ordering::Relaxed);
         let ticket = self.ticket.swap(0, Ordering::Relaxed);
         ticket == 0 || self.seats.lock().waiting.remove(&self.rank(ticket)).is_some()
     }
 
+    /// The client does not take what is written to it. Without a good key the connection may have to give way.
+    pub(super) fn stalls(&self) {
+        let gives_way = self.ticket.load(Ordering::Relaxed) != 0;
+        if !gives_way && !self.is_known.load(Ordering::Relaxed) {
+            self.stalled.store(true, Ordering::Relaxed);
+            self.wait();
+        }
+    }
+
     /// The answer is made; once everything is written the connection waits again.
     pub(super) fn answered(&self, with_good_key: bool) {
-        self.is_known.fetch_or(with_good_key, Ordering::Relaxed);
+        if with_good_key {
+            // Its rank changes. When it has been asked to leave, it leaves all the same.
+            self.stay();
+            self.is_known.store(true, Ordering::Relaxed);
+        }
         self.answered.store(true, Ordering::Relaxed);
     }
 
     /// Everything that there was to write is written.
     pub(super) fn written(&self) {
         if self.answered.swap(false, Ordering::Relaxed) {
+            self.stalled.store(false, Ordering::Relaxed);
             self.wait();
+        } else if self.stalled.load(Ordering::Relaxed) {
+            self.stay();
         }
     }
 
+    /// No request has begun.
     pub(super) fn is_waiting(&self) -> bool {
-        self.ticket.load(Ordering::Relaxed) != 0
+        self.ticket.load(Ordering::Relaxed) != 0 && !self.stalled.load(Ordering::Relaxed)
     }
 
     /// Returns when the connection has to leave.
@@ -237,6 +264,48 @@ mod tests {
         assert!(only.left().now_or_never().is_some(), "it waits again, and gives way");
         drop(only);
         assert!(next.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn slow_reader_without_a_key_gives_way() {
+        let seats = Seats::new(1);
+        let slow = seats.take().await;
+        assert!(slow.begin());
+        slow.answered(false);
+        slow.stalls();
+        slow.stalls();
+        assert!(!slow.is_waiting(), "its answer is not written: a shutdown lets it end");
+        let mut next = std::pin::pin!(seats.take());
+        assert!(next.as_mut().now_or_never().is_none());
+        assert!(slow.left().now_or_never().is_some(), "it keeps the place");
+        drop(slow);
+        let next = next.now_or_never().expect("the place is free");
+
+        assert!(next.begin());
+        next.answered(false);
+        next.stalls();
+        next.written();
+        assert!(next.is_waiting(), "the answer was taken after all");
+        assert!(next.begin() && !seats.displace(), "the next request keeps its place");
+        next.stalls();
+        next.answered(true);
+        assert!(!seats.displace(), "a good key was shown meanwhile");
+        next.stalls();
+        assert!(!seats.displace(), "a slow reader with a good key gave way");
+        next.written();
+        assert!(seats.displace());
+        drop(next);
+        assert_eq!((seats.taken(), seats.displace()), (0, false), "a phantom is left");
+    }
+
+    #[tokio::test]
+    async fn interim_response_that_stalls_is_over_when_written() {
+        let seats = Seats::new(1);
+        let only = seats.take().await;
+        assert!(only.begin());
+        only.stalls();
+        only.written();
+        assert!(!only.is_waiting() && !seats.displace(), "its request is being answered");
     }
 
     #[tokio::test]

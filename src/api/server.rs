@@ -1,4 +1,5 @@
-//! The accept loop: HTTP/1.1 connections with bounds on their number, their headers, their answers and their end.
+//! The accept loop: HTTP/1.1 connections, plain or in TLS, with bounds on their number, their handshakes, their headers,
+//! their answers and their end.
 //!
 //! Owns every connection's task; when it returns, none is left. What hyper lets pass and two readers of one request
 //! could understand differently is refused here.
@@ -14,15 +15,18 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, Request, Response, Version, header};
+use axum::http::{HeaderName, HeaderValue, Request, Response, Version, header};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::Service as _;
 
 use super::problem::Problem;
@@ -40,12 +44,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Bounds {
     /// Places for connections.
     pub seats: Arc<Seats>,
-    /// Time of a request's line and headers, and of a connection without a request.
+    /// Time of a TLS handshake, of a request's line and headers, and of a connection without a request.
     pub header_timeout: Duration,
     /// Time in which an answer that does not go out at once has to be taken.
     pub answer_timeout: Duration,
     /// Is called when there is no file descriptor left, again and again until there is one.
     pub on_shortage: Arc<dyn Fn() + Send + Sync>,
+    /// `None`: plain HTTP.
+    pub tls: Option<TlsAcceptor>,
 }
 
 /// Who sent a request, as far as the connection says.
@@ -82,7 +88,8 @@ pub async fn serve(
                     () = &mut shutdown => break,
                     seat = bounds.seats.take() => Arc::new(seat),
                 };
-                let connection = Connection { router: router.clone(), seat, peer: Peer(peer) };
+                let router = router.clone();
+                let connection = Connection { router, seat, peer: Peer(peer), misses_tls: false };
                 // A defect that one client brings about costs that client its connection.
                 connections.spawn(panics::contained(connection.run(stream, bounds.clone(), stopped.clone())));
             }
@@ -123,14 +130,45 @@ struct Connection {
     router: Router,
     seat: Arc<Seat>,
     peer: Peer,
+    /// Plain HTTP came where TLS is spoken.
+    misses_tls: bool,
+}
+
+/// How a connection to a listener with TLS begins.
+enum Opening {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, bounds: Bounds, mut stopped: watch::Receiver<bool>) {
+    async fn run(mut self, stream: TcpStream, bounds: Bounds, mut stopped: watch::Receiver<bool>) {
         panics::test_point("connection");
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
+        let Some(acceptor) = &bounds.tls else { return self.serve(stream, &bounds, stopped).await };
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(bounds.header_timeout, open(acceptor, stream)) => opened,
+            () = self.seat.left() => return,
+            () = has_stopped(&mut stopped) => return,
+        };
+        match opened {
+            Ok(Ok(Opening::Tls(stream))) => self.serve(stream, &bounds, stopped).await,
+            Ok(Ok(Opening::Plain(stream))) => {
+                self.misses_tls = true;
+                self.serve(stream, &bounds, stopped).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, peer = %self.peer.0, "TLS handshake failed"),
+            Err(_) => tracing::debug!(peer = %self.peer.0, "TLS handshake timed out"),
+        }
+    }
+
+    async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin>(
+        &self,
+        stream: S,
+        bounds: &Bounds,
+        mut stopped: watch::Receiver<bool>,
+    ) {
         let seat = self.seat.clone();
         let socket = Socket::new(stream, seat.clone(), bounds.answer_timeout);
         let service = service_fn(|request| self.answer(request));
@@ -142,12 +180,10 @@ impl Connection {
             .half_close(true)
             .serve_connection(TokioIo::new(socket), service);
         let mut connection = std::pin::pin!(connection);
-        // The watched value's guard must not live across an await, and a sender that is gone means the same as a stop.
-        let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };
         let result = tokio::select! {
             result = connection.as_mut() => result,
             () = seat.left() => return,
-            () = stop => {
+            () = has_stopped(&mut stopped) => {
                 if seat.is_waiting() {
                     return;
                 }
@@ -165,7 +201,9 @@ impl Connection {
             return pending().await; // this connection is being dropped
         }
         let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
-        let mut answer = match check(request.version(), request.headers()) {
+        let checked = if self.misses_tls { Err(Problem::MissesTls) } else { check(&request) };
+        let is_refused = checked.is_err();
+        let mut answer = match checked {
             Ok(()) => {
                 let read = read.clone();
                 let mut request = request.map(|body| Body::new(Reading { body, read }));
@@ -174,13 +212,27 @@ impl Connection {
             }
             Err(problem) => problem.into_reply().into_response(),
         };
-        if !read.load(Ordering::Relaxed) {
+        if is_refused || !read.load(Ordering::Relaxed) {
             // What is left of the body is not read, so nothing can follow it.
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         self.seat.answered(answer.extensions().get::<GoodKey>().is_some());
         Ok(answer)
     }
+}
+
+/// Speaks TLS, unless what comes is a request of plain HTTP: that begins with a letter, which no TLS record does.
+async fn open(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<Opening> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0].is_ascii_alphabetic() {
+        return Ok(Opening::Plain(stream));
+    }
+    Ok(Opening::Tls(Box::new(acceptor.accept(stream).await?)))
+}
+
+/// The watched value's guard must not live across an await, and a sender that is gone means the same as a stop.
+async fn has_stopped(stopped: &mut watch::Receiver<bool>) {
+    drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
 /// A request's body that says whether it was read to its end.
@@ -211,8 +263,33 @@ impl HttpBody for Reading {
     }
 }
 
-/// What a proxy in front might have understood in another way (RFC 9112 sections 3.2 and 6.1).
-fn check(version: Version, headers: &HeaderMap) -> Result<(), Problem> {
+/// Bytes of a request's line and headers as they are written without spare spaces. hyper's own bound is that of a buffer,
+/// which takes more when much arrives at once.
+fn head_bytes<T>(request: &Request<T>) -> usize {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len());
+    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n".len();
+    let field =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    line + request.headers().iter().map(field).sum::<usize>() + "\r\n".len()
+}
+
+/// What is too large, not supported, or what a proxy in front might have understood in another way (RFC 9112 sections 3.2
+/// and 6.1).
+fn check<T>(request: &Request<T>) -> Result<(), Problem> {
+    let (version, headers) = (request.version(), request.headers());
+    if head_bytes(request) > limits::HEADER_BYTES_MAX {
+        return Err(Problem::HeadersTooLarge);
+    }
+    // RFC 9110, section 10.1.1: one of HTTP/1.0 has no meaning.
+    let mut expectations = headers.get_all(header::EXPECT).iter();
+    if version == Version::HTTP_11
+        && expectations.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        return Err(Problem::ExpectationFailed);
+    }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let encoding = encodings.next();
     if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -231,9 +308,22 @@ fn check(version: Version, headers: &HeaderMap) -> Result<(), Problem> {
 mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
     use tokio::sync::oneshot;
 
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn bounds(seats: usize, timeout: Duration) -> Bounds {
+        Bounds {
+            seats: Seats::new(seats),
+            header_timeout: timeout,
+            answer_timeout: timeout,
+            on_shortage: Arc::new(|| ()),
+            tls: None,
+        }
+    }
 
     #[tokio::test]
     async fn a_request_in_flight_is_answered_before_the_server_ends() {
@@ -252,12 +342,7 @@ mod tests {
             }),
         );
         let (stop, stopping) = oneshot::channel::<()>();
-        let bounds = Bounds {
-            seats: Seats::new(4),
-            header_timeout: Duration::from_secs(5),
-            answer_timeout: Duration::from_secs(5),
-            on_shortage: Arc::new(|| ()),
-        };
+        let bounds = bounds(4, Duration::from_secs(5));
         let server = tokio::spawn(serve(listener, router, bounds, async {
             stopping.await.ok();
         }));
@@ -270,5 +355,39 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("done"), "{answer}");
         server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn slow_readers_do_not_keep_probes_out() {
+        const SEATS: usize = 8;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let large: Arc<str> = "x".repeat(8 << 20).into();
+        let router = Router::new()
+            .route("/metrics", get(move || std::future::ready(large.to_string())))
+            .route("/readyz", get(|| std::future::ready("ready")));
+        // No deadline helps within the patience of this test.
+        let bounds = bounds(SEATS, 60 * PATIENCE);
+        let seats = bounds.seats.clone();
+        let server = tokio::spawn(serve(listener, router, bounds, pending()));
+        let mut readers = Vec::new();
+        for _ in 0..2 * SEATS {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4_096).unwrap();
+            let mut reader = socket.connect(address).await.unwrap();
+            reader.write_all(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(600)).await.unwrap();
+            reader.read_exact(&mut [0; 16]).await.unwrap();
+            readers.push(reader);
+        }
+        let probe = async {
+            let mut probe = TcpStream::connect(address).await.unwrap();
+            probe.write_all(b"GET /readyz HTTP/1.0\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            probe.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("ready"), "{answer}");
+        };
+        tokio::time::timeout(PATIENCE, probe).await.expect("the probe has no place");
+        assert!(seats.taken() <= SEATS && seats.take_displaced() > 0);
+        server.abort();
     }
 }

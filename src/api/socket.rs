@@ -11,7 +11,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::seats::Seat;
@@ -22,8 +21,8 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are thrown away at a time.
 const LINGER_BYTES: usize = 16 * 1024;
 
-pub(super) struct Socket {
-    stream: TcpStream,
+pub(super) struct Socket<S> {
+    stream: S,
     seat: Arc<Seat>,
     answer_timeout: Duration,
     /// Set while this is written in place of what hyper would say.
@@ -32,30 +31,35 @@ pub(super) struct Socket {
     blocked: Option<Pin<Box<Sleep>>>,
     /// Set after our last word.
     lingering: Option<Pin<Box<Sleep>>>,
+    /// Set when the client has been told that nothing more follows.
+    shut_down: bool,
 }
 
-impl Socket {
-    pub(super) fn new(stream: TcpStream, seat: Arc<Seat>, answer_timeout: Duration) -> Self {
-        Self { stream, seat, answer_timeout, refusal: None, blocked: None, lingering: None }
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    pub(super) fn new(stream: S, seat: Arc<Seat>, answer_timeout: Duration) -> Self {
+        Self { stream, seat, answer_timeout, refusal: None, blocked: None, lingering: None, shut_down: false }
     }
 
     /// A write that waits, waits within the deadline. What goes out in between does not extend it.
-    fn in_time(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn in_time<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             return written;
+        }
+        if self.blocked.is_none() {
+            self.seat.stalls();
         }
         let timeout = self.answer_timeout;
         let deadline = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(deadline.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the answer was not taken in time")))
     }
+
+    fn has_lingered(&mut self, context: &mut Context<'_>) -> bool {
+        self.lingering.as_mut().is_none_or(|over| over.as_mut().poll(context).is_ready())
+    }
 }
 
-impl AsyncRead for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -65,7 +69,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
@@ -97,7 +101,9 @@ impl AsyncWrite for Socket {
 
     /// hyper flushes once it has nothing more to write.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        // TLS keeps records of its own until they are flushed.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        ready!(self.in_time(context, flushed))?;
         self.blocked = None;
         self.seat.written();
         Poll::Ready(Ok(()))
@@ -105,9 +111,17 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
             self.lingering = Some(Box::pin(tokio::time::sleep(LINGER_TIMEOUT)));
             self.seat.wait();
+        }
+        if !self.shut_down {
+            match Pin::new(&mut self.stream).poll_shutdown(context) {
+                Poll::Ready(result) => result?,
+                // TLS has a last message, which the client may not take.
+                Poll::Pending if self.has_lingered(context) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+            self.shut_down = true;
         }
         let mut bytes = [0; LINGER_BYTES];
         // As often as hyper reads before it lets others go on.
@@ -116,15 +130,12 @@ impl AsyncWrite for Socket {
             match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => {
-                    let over =
-                        self.lingering.as_mut().is_none_or(|over| over.as_mut().poll(context).is_ready());
-                    return if over { Poll::Ready(Ok(())) } else { Poll::Pending };
-                }
+                Poll::Pending if self.has_lingered(context) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
             }
         }
         // A client that never stops sending is stopped by the clock as well.
-        if self.lingering.as_mut().is_none_or(|over| over.as_mut().poll(context).is_ready()) {
+        if self.has_lingered(context) {
             return Poll::Ready(Ok(()));
         }
         context.waker().wake_by_ref();

@@ -19,7 +19,7 @@ fn api_and_engine() -> (Router, Engine, tempfile::TempDir) {
         body_timeout: Duration::from_secs(5),
         max_body_bytes: 1 << 20,
         admin_key: Some(AdminKey::new("secret")),
-        dev: false,
+        keyless: None,
     };
     let (engine, _, directory) = crate::engine::tests::engine();
     (router(Api::new(engine.clone(), config, Arc::new(Nobody))), engine, directory)
@@ -77,6 +77,7 @@ async fn bad_requests_are_refused_with_their_problem() {
         (Method::POST, "/v1/events", JSON, r#"{"type":"a","data":1,"metadata":[]}"#, 422, "/metadata"),
         (Method::POST, "/v1/events", JSON, r#"{"type":"a","data":1,"tenant":"balto"}"#, 422, "/tenant"),
         (Method::POST, "/v1/events", JSON, r#"{"type":"a","data":1,"deliverAt":"soon"}"#, 422, "/deliverAt"),
+        (Method::POST, "/v1/events", JSON, r#"{"type":"a","data":1,"id":"batch"}"#, 422, "/v1/events/batch"),
         (Method::POST, "/v1/events", JSON, &large, 413, "\"limit\":1024"),
         (Method::POST, "/v1/events", Some("text/plain"), "{}", 415, "unsupported_media_type"),
         (Method::POST, "/v1/events", None, "{}", 415, "unsupported_media_type"),
@@ -97,6 +98,7 @@ async fn bad_requests_are_refused_with_their_problem() {
         assert_eq!(got, *status, "{method} {path} {body}: {answer}");
         assert!(answer.contains(part), "{method} {path} {body}: {answer}");
         assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!(headers[header::CACHE_CONTROL], "no-store");
         assert_eq!(headers.contains_key(header::ALLOW), *status == 405);
     }
 }

@@ -4,6 +4,7 @@
 //! whoever typed it decides.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,6 +30,12 @@ pub(crate) enum Error {
         "cannot reach {url}: {cause}\n  Is the daemon running there? `balto serve --dev` starts one; BALTO_URL or --server names another."
     )]
     Unreachable { url: String, cause: String },
+    #[error(
+        "{url} cannot be trusted: {cause}\n  BALTO_CA_FILE or --ca-file names a file with the authority that signed its certificate."
+    )]
+    Untrusted { url: String, cause: String },
+    #[error("{url} does not speak TLS; name it with http://")]
+    Plain { url: String },
     #[error("{0}")]
     Refused(Problem),
     #[error("{url} answered with more than {ANSWER_BYTES_MAX} bytes")]
@@ -116,6 +123,11 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(base: &str, key: Option<String>) -> anyhow::Result<Self> {
+        Self::trusting(base, key, None)
+    }
+
+    /// `ca_file` holds certificate authorities that are trusted beside those of the machine.
+    pub(crate) fn trusting(base: &str, key: Option<String>, ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let url: Url = base
             .parse()
             .map_err(|error| super::usage(format!("`{base}` is not a URL of a daemon: {error}")))?;
@@ -130,7 +142,11 @@ impl Client {
         // The provider may have been installed before, by the daemon or by another client: then that one serves.
         rustls::crypto::ring::default_provider().install_default().ok();
         // Without TLS the machine's certificates are not read at all, so their absence cannot get in the way.
-        let builder = if url.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
+        let builder = match ca_file {
+            _ if url.scheme() == "http" => builder.tls_certs_only([]),
+            None => builder,
+            Some(path) => builder.tls_certs_merge(authorities(path)?),
+        };
         let http = builder.build().context("cannot set up the HTTP client")?;
         Ok(Self { base: url, key, http })
     }
@@ -204,10 +220,6 @@ impl Client {
             Some(key) => request.bearer_auth(key),
             None => request,
         };
-        let failed = |shown: String, error: &reqwest::Error| Error::Unreachable {
-            url: shown,
-            cause: root_cause(error),
-        };
         let request = request.build().map_err(|error| failed(self.base.to_string(), &error))?;
         let shown = format!("{}{}", request.url().origin().ascii_serialization(), request.url().path());
         let unreachable = |error: reqwest::Error| failed(shown.clone(), &error);
@@ -227,6 +239,41 @@ impl Client {
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
+}
+
+fn authorities(path: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let shown = path.display();
+    let text = std::fs::read(path).with_context(|| format!("cannot read the authorities in {shown}"))?;
+    let found = reqwest::Certificate::from_pem_bundle(&text)
+        .map_err(|_| anyhow::anyhow!("{shown} is not well-formed PEM"))?;
+    anyhow::ensure!(!found.is_empty(), "there is no certificate in {shown}");
+    Ok(found)
+}
+
+fn failed(url: String, error: &reqwest::Error) -> Error {
+    let cause = root_cause(error);
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(_)) => Error::Untrusted { url, cause },
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            Error::Plain { url }
+        }
+        _ => Error::Unreachable { url, cause },
+    }
+}
+
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // The source of an I/O error is that of the error in it.
+        cause = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 fn with_json(request: RequestBuilder, body: Option<String>) -> RequestBuilder {

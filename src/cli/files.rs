@@ -22,16 +22,26 @@ pub(super) fn found(findings: &Findings, as_json: bool) -> Result<ExitCode, Outp
     Ok(if findings.is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// 0 when the file is good, else 2.
+/// 0 when the file is good, else 2. Warnings do not count.
 pub(super) fn checked(
     file: &Path,
-    checked: Result<(), ConfigErrors>,
+    checked: Result<Vec<ConfigError>, ConfigErrors>,
     as_json: bool,
 ) -> Result<ExitCode, OutputError> {
-    let errors = checked.err().map_or_else(Vec::new, |errors| errors.0);
+    let (warnings, errors) = match checked {
+        Ok(warnings) => (warnings, Vec::new()),
+        Err(errors) => (Vec::new(), errors.0),
+    };
+    if !as_json {
+        warnings.iter().for_each(|warning| note(&format!("balto: warning: {warning}")));
+    }
     if as_json {
         let told: Vec<_> = errors.iter().map(error).collect();
-        json_line(&json!({"ok": told.is_empty(), "errors": told}).to_string())?;
+        let mut answer = json!({"ok": told.is_empty(), "errors": told});
+        if !warnings.is_empty() {
+            answer["warnings"] = warnings.iter().map(error).collect();
+        }
+        json_line(&answer.to_string())?;
     } else if errors.is_empty() {
         line(&format!("{}: good", file.display()))?;
     } else {

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::ConfigErrors;
+use crate::config::{ConfigError, ConfigErrors};
 use crate::daemon::Findings;
 use client::Client;
 use output::OutputError;
@@ -37,8 +37,8 @@ const SERVER_DEFAULT: &str = "http://127.0.0.1:8400";
 pub struct Backend {
     /// Runs the daemon until it is told to stop.
     pub serve: fn(ServeArgs) -> anyhow::Result<ExitCode>,
-    /// Validates a configuration file and reports what is wrong with it.
-    pub check_config: fn(&Path) -> Result<(), ConfigErrors>,
+    /// Validates a configuration file; gives warnings.
+    pub check_config: fn(&Path) -> Result<Vec<ConfigError>, ConfigErrors>,
     /// Reads a whole store (second) and reports what is wrong with it; a configuration file (first) has the secrets' key.
     pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<Findings>,
     /// Makes a data directory from a backup.
@@ -59,7 +59,7 @@ pub struct Backend {
         balto listen --port 9000                     a receiver that prints what it gets\n  \
         balto endpoints add http://127.0.0.1:9000/   subscribe it\n  \
         balto send --type order.paid --data '{\"orderId\": 42}'\n\n\
-        Client commands read BALTO_URL and BALTO_API_KEY."
+        Client commands read BALTO_URL, BALTO_API_KEY and BALTO_CA_FILE."
 )]
 pub struct Cli {
     /// Print JSON instead of tables and listings.
@@ -68,6 +68,9 @@ pub struct Cli {
     /// The daemon's API that client commands talk to.
     #[arg(long, global = true, env = "BALTO_URL", hide_env_values = true, value_name = "URL", default_value = SERVER_DEFAULT)]
     server: String,
+    /// Certificate authorities (PEM) that client commands trust beside those of the machine.
+    #[arg(long, global = true, env = "BALTO_CA_FILE", hide_env_values = true, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -134,8 +137,14 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// For development, insecure: no API key, http and loopback targets allowed, data in ./balto-data.
+    ///
+    /// Requests without a key must name localhost, a loopback address or the host of server.public_url, and must not
+    /// come from a foreign web page.
     #[arg(long)]
     pub dev: bool,
+    /// With --dev: listen on addresses beyond loopback too. Each machine that reaches one has all rights.
+    #[arg(long, requires = "dev")]
+    pub dev_listen_anywhere: bool,
 }
 
 /// What is restored, and where.
@@ -187,6 +196,7 @@ fn explained(message: &clap::Error) -> anyhow::Result<ExitCode> {
 }
 
 fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
+    let session = || session(&cli.server, cli.ca_file.as_deref(), cli.json);
     match cli.command {
         Command::Serve(_) | Command::Demo if cli.json => {
             return Err(usage(
@@ -204,19 +214,19 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
         Command::Demo => block_on(demo::run())?,
         Command::Listen(args) => block_on(listen::run(args, cli.json))?,
-        Command::Backup(args) => block_on(args.run(&session(&cli.server, cli.json)?))?,
-        Command::Send(args) => block_on(args.run(&session(&cli.server, cli.json)?))?,
-        Command::Endpoints(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
-        Command::Events(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
-        Command::Deliveries(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
-        Command::DeadLetters(command) => block_on(command.run(&session(&cli.server, cli.json)?))?,
+        Command::Backup(args) => block_on(args.run(&session()?))?,
+        Command::Send(args) => block_on(args.run(&session()?))?,
+        Command::Endpoints(command) => block_on(command.run(&session()?))?,
+        Command::Events(command) => block_on(command.run(&session()?))?,
+        Command::Deliveries(command) => block_on(command.run(&session()?))?,
+        Command::DeadLetters(command) => block_on(command.run(&session()?))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn session(server: &str, json: bool) -> anyhow::Result<output::Session> {
+fn session(server: &str, ca_file: Option<&Path>, json: bool) -> anyhow::Result<output::Session> {
     let key = std::env::var("BALTO_API_KEY").ok().filter(|key| !key.is_empty());
-    Ok(output::Session { client: Client::new(server, key)?, json })
+    Ok(output::Session { client: Client::trusting(server, key, ca_file)?, json })
 }
 
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -247,8 +257,14 @@ mod tests {
     fn serve_takes_the_three_flags_of_the_contract() {
         let cli = Cli::parse_from(["balto", "serve", "--config", "a.toml", "--data-dir", "d", "--dev"]);
         let Command::Serve(args) = cli.command else { panic!("not serve: {:?}", cli.command) };
-        let expected = ServeArgs { config: Some("a.toml".into()), data_dir: Some("d".into()), dev: true };
+        let expected = ServeArgs {
+            config: Some("a.toml".into()),
+            data_dir: Some("d".into()),
+            dev: true,
+            dev_listen_anywhere: false,
+        };
         assert_eq!(args, expected);
+        assert!(Cli::try_parse_from(["balto", "serve", "--dev-listen-anywhere"]).is_err());
     }
 
     #[test]

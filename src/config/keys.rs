@@ -60,6 +60,8 @@ pub const KEYS: &[Key] = &[
     key!(server.api_listen, Restart, Value::address),
     key!(server.ops_listen, Restart, Value::address),
     key!(server.public_url, Reload, |value| value.base_url().map(Some)),
+    key!(server.tls_certificate_file, Reload, |value| value.path().map(Some)),
+    key!(server.tls_key_file, Reload, |value| value.path().map(Some)),
     key!(server.max_connections, Restart, |value| value.count(16, 1_000_000)),
     key!(server.header_timeout, Restart, |value| value.duration(SECOND, HOUR)),
     key!(server.body_timeout, Restart, |value| value.duration(SECOND, HOUR)),

@@ -62,6 +62,9 @@ pub struct Server {
     pub ops_listen: SocketAddr,
     /// How the API is reached from outside, without a slash at the end.
     pub public_url: Option<String>,
+    /// PEM, its own certificate first. Beside `tls_key_file`; without both the API speaks plain HTTP.
+    pub tls_certificate_file: Option<PathBuf>,
+    pub tls_key_file: Option<PathBuf>,
     pub max_connections: usize,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
@@ -322,6 +325,8 @@ impl Default for Server {
             api_listen: local(8400),
             ops_listen: local(8401),
             public_url: None,
+            tls_certificate_file: None,
+            tls_key_file: None,
             max_connections: limits::CONNECTIONS_DEFAULT,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
@@ -431,6 +436,8 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     /// Allows `http` and loopback targets on the default ports, and puts data into `./balto-data` unless a path was given.
     pub dev: bool,
+    /// With `dev`: listeners beyond loopback are allowed.
+    pub dev_listen_anywhere: bool,
 }
 
 /// Where a value was set.
@@ -556,16 +563,24 @@ fn from_file<T>(
     parse(text).ok_or_else(|| error(format!("what is in {} {rule}", path.display())))
 }
 
-/// Checks a file alone, without environment and flags, and the files that it names. `authorities` says what is wrong with
-/// a file of certificate authorities.
+/// What is wrong with a file of certificate authorities.
+pub type CheckAuthorities<'a> = &'a dyn Fn(&Path) -> Result<(), String>;
+/// What is wrong with the listener's certificate; a warning when it can be used all the same.
+pub type CheckCertificate<'a> = &'a dyn Fn(&Server) -> Result<Option<ConfigError>, ConfigError>;
+
+/// Checks a file alone, without environment and flags, and the files that it names. Gives warnings.
 ///
 /// # Errors
 /// All that is wrong, with its places.
-pub fn check(path: &Path, authorities: impl Fn(&Path) -> Result<(), String>) -> Result<Config, ConfigErrors> {
+pub fn check(
+    path: &Path,
+    authorities: CheckAuthorities<'_>,
+    certificate: CheckCertificate<'_>,
+) -> Result<Vec<ConfigError>, ConfigErrors> {
     let text = read_file(path)?;
     let mut loading = Loading::read(Some((path, &text)), std::iter::empty(), Overrides::default());
-    loading.check_files(authorities);
-    loading.end()
+    let warnings = loading.check_files(authorities, certificate);
+    loading.end().map(|_| warnings)
 }
 
 /// A configuration on its way, with the place where each key was set, and what was wrong so far.
@@ -587,7 +602,11 @@ impl Loading {
             loading.read_file(path, text);
         }
         loading.read_environment(env);
+        let dev_listens_locally = flags.dev && !flags.dev_listen_anywhere;
         loading.apply_flags(flags);
+        if dev_listens_locally {
+            loading.check_dev_listeners();
+        }
         // What was not understood is not there, and would be missed in what it should go with.
         if loading.errors.is_empty() {
             loading.check_relations();
@@ -670,18 +689,32 @@ impl Loading {
     }
 
     /// Whether the files that keys name can be used. The daemon finds out when it starts; this is before.
-    fn check_files(&mut self, authorities: impl Fn(&Path) -> Result<(), String>) {
+    /// Gives warnings.
+    fn check_files(
+        &mut self,
+        authorities: CheckAuthorities<'_>,
+        certificate: CheckCertificate<'_>,
+    ) -> Vec<ConfigError> {
         let config = &self.config;
-        let checked = [
-            ("auth.admin_key_file", config.admin_key().err().map(|error| error.reason)),
-            ("secrets.key_file", config.secrets_keys().err().map(|error| error.reason)),
-            ("egress.ca_file", config.egress.ca_file.as_deref().and_then(|path| authorities(path).err())),
-        ];
-        for (key, reason) in checked {
-            if let (Some(origin), Some(reason)) = (self.origins.get(key).cloned(), reason) {
-                self.wrong(origin, key, reason);
-            }
-        }
+        let authority = config.egress.ca_file.as_deref().and_then(|path| authorities(path).err());
+        let authority = authority.map(|reason| ConfigError {
+            origin: Origin::Default,
+            key: Some("egress.ca_file".to_owned()),
+            reason,
+        });
+        let (shown, warning) = match certificate(&config.server) {
+            Ok(warning) => (None, warning),
+            Err(error) => (Some(error), None),
+        };
+        let placed = |error: ConfigError| {
+            let origin = self.origins.get(error.key.as_deref()?)?.clone();
+            Some(ConfigError { origin, ..error })
+        };
+        let warnings = warning.into_iter().filter_map(placed).collect();
+        let errors = [shown, config.admin_key().err(), config.secrets_keys().err(), authority];
+        let errors: Vec<_> = errors.into_iter().flatten().filter_map(placed).collect();
+        self.errors.extend(errors);
+        warnings
     }
 
     fn apply_flags(&mut self, flags: Overrides) {
@@ -691,7 +724,11 @@ impl Loading {
             config.egress.allow_http = true;
             config.egress.allow_ports.clear();
             config.handshake.origin.get_or_insert_with(|| "localhost".parse().expect("a DNS name"));
-            config.server.public_url.get_or_insert_with(|| format!("http://{}", config.server.api_listen));
+            let scheme = if config.server.tls_certificate_file.is_some() { "https" } else { "http" };
+            config
+                .server
+                .public_url
+                .get_or_insert_with(|| format!("{scheme}://{}", config.server.api_listen));
             let loopback = [
                 IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
                 IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128)),
@@ -707,6 +744,20 @@ impl Loading {
         }
         if let Some(path) = flags.data_dir {
             config.store.path = path;
+        }
+    }
+
+    /// Without a key, each client that reaches the API is the operator; metrics show what it does.
+    fn check_dev_listeners(&mut self) {
+        let Server { api_listen, ops_listen, .. } = self.config.server;
+        for (key, address) in [("server.api_listen", api_listen), ("server.ops_listen", ops_listen)] {
+            if !address.ip().is_loopback() {
+                let origin = self.origins.get(key).cloned().unwrap_or(Origin::Default);
+                let reason = format!(
+                    "{address} is not a loopback address, and --dev asks for no key; use 127.0.0.1, or add --dev-listen-anywhere if each machine that reaches it may have all rights"
+                );
+                self.wrong(origin, key, reason);
+            }
         }
     }
 
@@ -740,11 +791,20 @@ impl Loading {
         // Whoever reads a callback's URL on its way can agree in the receiver's place.
         let public_url_plain =
             !*dev && server.public_url.as_ref().is_some_and(|url| url.starts_with("http:"));
+        let half_certificate = server.tls_certificate_file.is_some() && server.tls_key_file.is_none();
+        let half_key = server.tls_key_file.is_some() && server.tls_certificate_file.is_none();
         let asks_wrong = handshake.retry_initial > handshake.retry_max_interval;
         let probes_wrong = delivery.breaker_probe_initial > delivery.breaker_probe_max;
         let not_longer = "must not be longer than";
         let relations = [
             (same_listener, "server.ops_listen", "server.api_listen", "must differ from"),
+            (
+                half_certificate,
+                "server.tls_certificate_file",
+                "server.tls_key_file",
+                "must be set together with",
+            ),
+            (half_key, "server.tls_key_file", "server.tls_certificate_file", "must be set together with"),
             (two_keys, "auth.admin_key_file", "auth.admin_key", "must not be set beside"),
             (two_secrets_keys, "secrets.key_file", "secrets.key", "must not be set beside"),
             (connect_too_long, "delivery.connect_timeout", "delivery.timeout", not_longer),
@@ -796,9 +856,14 @@ fn unreadable(path: &Path, cause: &io::Error) -> String {
     format!("{} cannot be read: {cause}", path.display())
 }
 
+/// As [`read_bounded`], of a file that no other user may change.
+///
 /// The file's path is the operator's choice, so links, read permissions and other owners are accepted: a Kubernetes secret
 /// and a systemd credential have them.
-fn read_secret(path: &Path) -> io::Result<String> {
+///
+/// # Errors
+/// As [`read_bounded`], and when each user may write to it.
+pub fn read_secret(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     let found = file.metadata()?;
     if found.is_file() && found.mode() & 0o002 != 0 {
@@ -807,7 +872,11 @@ fn read_secret(path: &Path) -> io::Result<String> {
     read_to_bound(file)
 }
 
-fn read_bounded(path: &Path) -> io::Result<String> {
+/// The text of a file that the configuration names.
+///
+/// # Errors
+/// When it cannot be read, is not UTF-8 or is larger than such a file can be.
+pub fn read_bounded(path: &Path) -> io::Result<String> {
     read_to_bound(File::open(path)?)
 }
 

@@ -40,6 +40,8 @@ fn every_key_changes_something_and_has_a_variable() {
         ("admin_key_file", "/x"),
         ("api_listen", "[::1]:0"),
         ("ops_listen", "0.0.0.0:1"),
+        ("tls_certificate_file", "/x"),
+        ("tls_key_file", "/x"),
         ("public_url", "https://webhooks.example.com/balto/"),
         ("origin", "Webhooks.example.com"),
         ("retry_max_interval", "7h"),
@@ -73,13 +75,19 @@ fn every_key_changes_something_and_has_a_variable() {
         ("max_age", "7s"),
         ("max_interval", "7s"),
     ];
+    // Two keys that are set together.
+    let pair =
+        ["TLS_CERTIFICATE_FILE", "TLS_KEY_FILE"].map(|name| (format!("BALTO__SERVER__{name}"), "/base"));
+    let pair = pair.each_ref().map(|(name, value)| (name.as_str(), *value));
+    let base = load("", &pair).expect("a pair");
     for key in KEYS {
         let name = key.name.split_once('.').expect("a key has a section").1;
         let sample = samples.iter().find(|(sample, _)| *sample == name).map_or("6s", |(_, value)| value);
-        let config = load("", &[(&key.variable(), sample)]).expect(key.name);
-        assert_eq!((key.same)(&config, &Config::default()), name == "kind", "{} took no value", key.name);
+        let variable = key.variable();
+        let config = load("", &[&pair[..], &[(&variable, sample)]].concat()).expect(key.name);
+        assert_eq!((key.same)(&config, &base), name == "kind", "{} took no value", key.name);
         let others = KEYS.iter().filter(|other| other.name != key.name);
-        assert!(others.into_iter().all(|other| (other.same)(&config, &Config::default())), "{}", key.name);
+        assert!(others.into_iter().all(|other| (other.same)(&config, &base)), "{}", key.name);
     }
 }
 
@@ -169,10 +177,20 @@ fn what_is_not_toml_is_told_with_line_and_column() {
 fn a_check_looks_at_the_files_that_keys_name() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name);
+    let about = |key: &str, reason: &str| ConfigError {
+        origin: Origin::Default,
+        key: Some(key.to_owned()),
+        reason: reason.to_owned(),
+    };
     let check = |text: &str| {
         std::fs::write(path(FILE), text).expect("written");
         let authorities = |path: &Path| Err(format!("no authority is in {}", path.display()));
-        check(&path(FILE), authorities).map_err(|errors| errors.to_string())
+        let certificate = |server: &Server| match &server.tls_certificate_file {
+            Some(path) if path.ends_with("old") => Ok(Some(about("server.tls_certificate_file", "expired"))),
+            Some(_) => Err(about("server.tls_key_file", "does not match")),
+            None => Ok(None),
+        };
+        check(&path(FILE), &authorities, &certificate).map_err(|errors| errors.to_string())
     };
     std::fs::write(path("good"), "a-key-of-16-letters\n").expect("written");
     std::fs::write(path("bad"), "two words").expect("written");
@@ -197,6 +215,53 @@ fn a_check_looks_at_the_files_that_keys_name() {
     assert!(told.contains("16 to 256 visible ASCII characters") && !told.contains("fifteen"), "{told}");
     let told = check(&named("auth", "admin_key_file", "bad")).expect_err("no key");
     assert!(!told.contains("two words"), "{told}");
+    let pair = |certificate: &str| {
+        named("server", "tls_certificate_file", certificate) + &format!("tls_key_file = {:?}\n", path("key"))
+    };
+    let warnings = check(&pair("old")).expect("good");
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].to_string().ends_with("balto.toml:2: server.tls_certificate_file: expired"));
+    let told = check(&pair("other")).expect_err("not a pair");
+    assert!(told.ends_with("balto.toml:3: server.tls_key_file: does not match"), "{told}");
+}
+
+#[test]
+fn tls_files_are_set_together() {
+    for (one, other) in [("tls_certificate_file", "tls_key_file"), ("tls_key_file", "tls_certificate_file")] {
+        let told = refusal(&format!("[server]\n{one} = \"a.pem\""));
+        let expected = format!("balto.toml:2: server.{one}: must be set together with server.{other}");
+        assert_eq!(told, expected);
+    }
+    assert!(load("[server]\ntls_key_file = \"a\"\ntls_certificate_file = \"b\"", &[]).is_ok());
+}
+
+#[test]
+fn dev_listens_on_loopback_unless_told() {
+    let dev = |text: &str, dev_listen_anywhere| {
+        let flags = Overrides { dev: true, dev_listen_anywhere, ..Overrides::default() };
+        Config::parse(Some((Path::new(FILE), text)), std::iter::empty(), flags)
+    };
+    for (key, address, is_local) in [
+        ("api_listen", "127.0.0.1:8400", true),
+        ("api_listen", "127.8.8.8:8400", true),
+        ("api_listen", "[::1]:8400", true),
+        ("api_listen", "0.0.0.0:8400", false),
+        ("api_listen", "[::]:8400", false),
+        ("api_listen", "192.168.1.5:8400", false),
+        ("api_listen", "[::ffff:127.0.0.1]:8400", false),
+        ("ops_listen", "127.0.0.1:8402", true),
+        ("ops_listen", "0.0.0.0:8401", false),
+    ] {
+        let text = format!("[server]\n{key} = \"{address}\"");
+        let told = dev(&text, false).map_err(|errors| errors.to_string());
+        assert_eq!(told.is_ok(), is_local, "{address}: {told:?}");
+        if let Err(told) = told {
+            assert!(told.starts_with(&format!("balto.toml:2: server.{key}: {address} is not")), "{told}");
+            assert!(told.contains("--dev-listen-anywhere"), "{told}");
+        }
+        assert!(dev(&text, true).is_ok(), "{address}");
+        assert!(load(&text, &[]).is_ok(), "{address} without --dev");
+    }
 }
 
 #[test]
@@ -239,7 +304,7 @@ fn environment_goes_over_file_and_flags_over_both() {
     let env = || [("BALTO__STORE__PATH", "/env"), ("BALTO_URL", "http://x"), ("HOME", "/")];
     let config = load(text, &env()).expect("legal");
     assert_eq!((config.store.path.as_path(), config.log.level.as_str()), (Path::new("/env"), "warn"));
-    let flags = Overrides { data_dir: Some("/flag".into()), dev: true };
+    let flags = Overrides { data_dir: Some("/flag".into()), dev: true, ..Overrides::default() };
     let env = env().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let config = Config::parse(Some((Path::new(FILE), text)), env, flags).expect("legal");
     assert_eq!(config.store.path, Path::new("/flag"));
@@ -247,7 +312,7 @@ fn environment_goes_over_file_and_flags_over_both() {
 
 #[test]
 fn dev_allows_http_and_loopback_and_keeps_data_here() {
-    let flags = Overrides { data_dir: None, dev: true };
+    let flags = Overrides { dev: true, ..Overrides::default() };
     let config = Config::parse(None, std::iter::empty(), flags).expect("legal");
     assert!(config.dev && config.egress.allow_http && config.egress.allow_ports.is_empty());
     for address in ["127.0.0.1", "127.9.9.9", "::1"] {

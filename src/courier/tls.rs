@@ -21,7 +21,9 @@ use x509_cert::der::Decode as _;
 use crate::domain::{EndpointNumber, Timestamp};
 use crate::limits;
 
-fn provider() -> Arc<CryptoProvider> {
+/// The cryptography of all TLS in this process.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
@@ -142,6 +144,18 @@ impl CheckedCertificate {
     /// # Errors
     /// What is wrong with which of them; never a word of their contents.
     pub fn parse(certificate: &str, key: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        let checked = Self::read(certificate, key)?;
+        if checked.expires_at <= now {
+            return Err(IdentityError::Certificate("has expired".to_owned()));
+        }
+        Ok(checked)
+    }
+
+    /// As [`Self::parse`], whether it has expired or not.
+    ///
+    /// # Errors
+    /// What is wrong with which of them; never a word of their contents.
+    pub fn read(certificate: &str, key: &str) -> Result<Self, IdentityError> {
         let chain = parse_chain(certificate).map_err(IdentityError::Certificate)?;
         let key = parse_key(key).map_err(IdentityError::Key)?;
         let checked = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider());
@@ -157,11 +171,20 @@ impl CheckedCertificate {
             });
         }
         let (subject, expires_at) = facts(&chain[0]).map_err(IdentityError::Certificate)?;
-        if expires_at <= now {
-            return Err(IdentityError::Certificate("has expired".to_owned()));
-        }
         let chain = chain.iter().map(|certificate| Box::from(certificate.as_ref())).collect();
         Ok(Self { chain, key: key.secret_der().to_vec(), subject, expires_at })
+    }
+
+    /// What a server shows its clients.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; none that it has not found.
+    pub fn certified_key(&self) -> Result<CertifiedKey, IdentityError> {
+        let wrong = |error: rustls::Error| IdentityError::Key(error.to_string());
+        let chain = self.chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
+        let key = PrivateKeyDer::try_from(self.key.clone())
+            .map_err(|error| IdentityError::Key(error.to_owned()))?;
+        CertifiedKey::from_der(chain, key, &provider()).map_err(wrong)
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use super::admin_key::admin_key;
 use super::{Options, descriptors};
 use crate::api::auth::AdminKey;
+use crate::api::browser::TrustedSite;
 use crate::api::{self, ApiConfig, EndpointDefaults};
 use crate::config::{Config, Overrides};
 use crate::courier::guard::EgressPolicy;
@@ -25,7 +26,11 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
     // Variables that are not UTF-8 cannot be ours.
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let flags = Overrides { data_dir: options.data_dir.clone(), dev: options.dev };
+    let flags = Overrides {
+        data_dir: options.data_dir.clone(),
+        dev: options.dev,
+        dev_listen_anywhere: options.dev_listen_anywhere,
+    };
     Ok(Config::load(options.config.as_deref(), env, flags)?)
 }
 
@@ -119,6 +124,15 @@ pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfi
         body_timeout: config.server.body_timeout,
         max_body_bytes: config.server.max_body_bytes,
         admin_key,
-        dev: options.dev,
+        keyless: options.dev.then(|| trusted_site(options, config)),
     })
+}
+
+fn trusted_site(options: &Options, config: &Config) -> TrustedSite {
+    let server = &config.server;
+    TrustedSite::new(
+        server.tls_certificate_file.is_some(),
+        server.public_url.as_deref(),
+        options.dev_listen_anywhere,
+    )
 }

@@ -21,7 +21,7 @@ use crate::vault::{self, Vault, VaultKeyId};
 /// When it cannot be checked.
 pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findings> {
     make_files_private();
-    let options = Options { config, data_dir: Some(directory.to_owned()), dev: false };
+    let options = Options { config, data_dir: Some(directory.to_owned()), ..Options::default() };
     let keys = load(&options)?.secrets_keys()?;
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
