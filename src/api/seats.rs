@@ -24,8 +24,20 @@ pub struct Seats {
 struct Places {
     taken: usize,
     last_ticket: u64,
+    newcomer: Newcomer,
     /// In the order in which they give way.
     waiting: BTreeMap<Rank, Arc<Notify>>,
+}
+
+/// The connection that waits for a place, of which there is one at most: they are accepted in turn.
+#[derive(Default, PartialEq, Eq)]
+enum Newcomer {
+    #[default]
+    None,
+    /// No connection can give way yet. The next one that can has to.
+    Waits,
+    /// A connection was asked to leave, and takes a moment to do so.
+    IsNext,
 }
 
 /// Whether a good key was shown, and a ticket: they rise, so of two the lower has waited longer.
@@ -69,7 +81,6 @@ impl Seats {
 
     /// A place, once there is one.
     pub(super) async fn take(self: &Arc<Self>) -> Seat {
-        let mut asked = false;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -85,23 +96,30 @@ impl Seats {
                 seat.wait();
                 return seat;
             }
-            // One at a time: whoever was asked to leave takes a moment to do so.
-            asked = asked || self.displace();
             changed.await;
         }
     }
 
+    /// Without a free place it asks one connection to leave, now or as soon as one can.
     fn try_take(&self) -> bool {
         let mut places = self.lock();
-        let free = places.taken < self.limit;
-        places.taken += usize::from(free);
-        free
+        if places.taken < self.limit {
+            places.taken += 1;
+            places.newcomer = Newcomer::None;
+            return true;
+        }
+        if places.newcomer == Newcomer::None {
+            places.newcomer = Newcomer::Waits;
+            self.make_room(&mut places);
+        }
+        false
     }
 
-    /// Asks the connection that has waited longest to leave. Gives whether there was one.
-    fn displace(&self) -> bool {
-        let leaves = self.lock().waiting.pop_first();
-        self.ask(leaves)
+    /// Asks the connection that has waited longest to leave when a new one waits for its place.
+    fn make_room(&self, places: &mut Places) {
+        if places.newcomer == Newcomer::Waits && self.ask(places.waiting.pop_first()) {
+            places.newcomer = Newcomer::IsNext;
+        }
     }
 
     /// The same among those on which no good key was shown.
@@ -133,6 +151,8 @@ impl Seat {
         let ticket = places.last_ticket;
         places.waiting.remove(&self.rank(self.ticket.swap(ticket, Ordering::Relaxed)));
         places.waiting.insert(self.rank(ticket), self.leave.clone());
+        // Before its next request, which may be here already, can begin.
+        self.seats.make_room(&mut places);
         drop(places);
         self.seats.changed.notify_waiters();
     }
@@ -210,6 +230,12 @@ mod tests {
 
     use super::*;
 
+    /// Asks the first in order to leave. Gives whether there was one.
+    fn displace(seats: &Seats) -> bool {
+        let leaves = seats.lock().waiting.pop_first();
+        seats.ask(leaves)
+    }
+
     #[tokio::test]
     async fn the_longest_waiting_gives_way_and_whoever_is_being_answered_stays() {
         let seats = Seats::new(3);
@@ -243,11 +269,11 @@ mod tests {
         assert!(seats.displace_stranger());
         assert!(silent.left().now_or_never().is_some() && known.left().now_or_never().is_none());
         assert!(!seats.displace_stranger(), "nobody is a stranger any more");
-        assert!(seats.displace());
+        assert!(displace(&seats));
         assert!(known.left().now_or_never().is_some());
         drop(known);
         drop(silent);
-        assert_eq!((seats.taken(), seats.displace()), (0, false));
+        assert_eq!((seats.taken(), displace(&seats)), (0, false));
     }
 
     #[tokio::test]
@@ -286,16 +312,16 @@ mod tests {
         next.stalls();
         next.written();
         assert!(next.is_waiting(), "the answer was taken after all");
-        assert!(next.begin() && !seats.displace(), "the next request keeps its place");
+        assert!(next.begin() && !displace(&seats), "the next request keeps its place");
         next.stalls();
         next.answered(true);
-        assert!(!seats.displace(), "a good key was shown meanwhile");
+        assert!(!displace(&seats), "a good key was shown meanwhile");
         next.stalls();
-        assert!(!seats.displace(), "a slow reader with a good key gave way");
+        assert!(!displace(&seats), "a slow reader with a good key gave way");
         next.written();
-        assert!(seats.displace());
+        assert!(displace(&seats));
         drop(next);
-        assert_eq!((seats.taken(), seats.displace()), (0, false), "a phantom is left");
+        assert_eq!((seats.taken(), displace(&seats)), (0, false), "a phantom is left");
     }
 
     #[tokio::test]
@@ -305,7 +331,7 @@ mod tests {
         assert!(only.begin());
         only.stalls();
         only.written();
-        assert!(!only.is_waiting() && !seats.displace(), "its request is being answered");
+        assert!(!only.is_waiting() && !displace(&seats), "its request is being answered");
     }
 
     #[tokio::test]
@@ -316,6 +342,6 @@ mod tests {
         only.answered(false);
         assert!(only.begin(), "the second came before the first answer was written");
         only.written();
-        assert!(!only.is_waiting() && !seats.displace());
+        assert!(!only.is_waiting() && !displace(&seats));
     }
 }
