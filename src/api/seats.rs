@@ -286,6 +286,7 @@ mod tests {
         only.answered(false);
         assert!(next.as_mut().now_or_never().is_none(), "the answer is not written yet");
         only.written();
+        assert!(!only.begin(), "its next request was here already, and kept the new connection out");
         assert!(next.as_mut().now_or_never().is_none());
         assert!(only.left().now_or_never().is_some(), "it waits again, and gives way");
         drop(only);
