@@ -64,7 +64,8 @@ fn open(from: &Path) -> anyhow::Result<(Box<dyn Read>, u64)> {
 /// When the directory is not empty, the backup is not whole, or something cannot be read or written.
 pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::Result<Findings> {
     make_files_private();
-    let options = Options { config: wanted.config.clone(), data_dir: Some(directory.to_owned()), ..Options::default() };
+    let options =
+        Options { config: wanted.config.clone(), data_dir: Some(directory.to_owned()), ..Options::default() };
     let keys = load(&options)?.secrets_keys()?;
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let keys: Vec<_> =
