@@ -12,6 +12,8 @@ use reqwest::{RequestBuilder, StatusCode, header};
 use serde::Deserialize;
 use url::Url;
 
+use crate::courier::tls::install_provider;
+
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a whole answer.
@@ -139,8 +141,7 @@ impl Client {
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
-        // The provider may have been installed before, by the daemon or by another client: then that one serves.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        install_provider();
         // Without TLS the machine's certificates are not read at all, so their absence cannot get in the way.
         let builder = match ca_file {
             _ if url.scheme() == "http" => builder.tls_certs_only([]),

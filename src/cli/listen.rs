@@ -488,7 +488,7 @@ mod tests {
     }
 
     fn client() -> reqwest::Client {
-        rustls::crypto::ring::default_provider().install_default().ok();
+        crate::courier::tls::install_provider();
         reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap()
     }
 

@@ -31,6 +31,7 @@ use super::guard::{BlockedAddress, Guard, Judged, LOOPBACK, RefusedUrl, is_local
 use super::metered::{Metered, TooMuch};
 use super::reply_head::ReplyHead;
 use super::resolver::Resolver;
+use super::tls::ClientCertificate;
 use super::{awake, find, is_exhausted, tls, within};
 use crate::domain::{ErrorClass, Network};
 use crate::limits;
@@ -93,6 +94,8 @@ struct Reached {
     exhausted: AtomicBool,
     /// One of the receiver's addresses can be reached only because the operator has opened its range.
     is_internal: AtomicBool,
+    /// What came of the receiver's request for a client certificate, once the handshake seemed to be done.
+    client: OnceLock<ClientCertificate>,
     /// What the receiver said about the handshake after it seemed to be done. Whoever waits for a reply may see no more
     /// than that the connection has gone.
     complaint: OnceLock<String>,
@@ -308,7 +311,7 @@ impl Wiring {
             return Ok(Wire::Plain(stream, progress.clone()));
         }
         progress.reach(Step::Securing);
-        let stream = Box::new(self.secure(stream, &target.host).await?);
+        let stream = Box::new(self.secure(stream, &target.host, progress).await?);
         Ok(Wire::Secure(stream, progress.clone()))
     }
 
@@ -316,6 +319,7 @@ impl Wiring {
         &self,
         stream: Metered<TcpStream>,
         host: &Host,
+        progress: &Progress,
     ) -> Result<TlsStream<Metered<TcpStream>>, ConnectError> {
         let name = match host {
             Host::Ipv4(address) => Ok(ServerName::from(IpAddr::V4(*address))),
@@ -325,9 +329,12 @@ impl Wiring {
         };
         let unnameable = |_| ConnectError::Tls("the host's name can be in no certificate".to_owned());
         let connector = TlsConnector::from(self.tls.clone());
-        connector.connect(name.map_err(unnameable)?, stream).await.map_err(|error| {
+        let handshake = connector.connect(name.map_err(unnameable)?, stream);
+        let (connected, client) = tls::noting_request(handshake).await;
+        progress.0.client.get_or_init(|| client);
+        connected.map_err(|error| {
             ConnectError::Tls(match (find::<rustls::Error>(&error), find::<TooMuch>(&error)) {
-                (Some(error), _) => tls::words(error),
+                (Some(error), _) => tls::describe(error, client),
                 (None, Some(error)) => error.to_string(),
                 (None, None) => "the connection broke off during the TLS handshake".to_owned(),
             })
@@ -460,7 +467,8 @@ impl AsyncRead for Wire {
             if let Poll::Ready(Err(error)) = &read
                 && let Some(error) = find::<rustls::Error>(error)
             {
-                progress.0.complaint.get_or_init(|| tls::words(error));
+                let client = progress.0.client.get().copied().unwrap_or_default();
+                progress.0.complaint.get_or_init(|| tls::describe(error, client));
             }
             ready!(read)?;
             let arrived = &mut buffer.filled_mut()[before..];

@@ -53,7 +53,7 @@ use guard::{EgressPolicy, Guard, RefusedUrl};
 use metered::TooMuch;
 use pool::{Line, Outgoing, Pool};
 pub use resolver::{Resolver, SystemResolver};
-use tls::Identity;
+use tls::{ClientCertificate, Identity};
 
 /// A timer that is late by more than this was not late by itself: the process stood still.
 const AWAKE_STEP: Duration = Duration::from_secs(1);
@@ -609,7 +609,7 @@ fn words(error: &(dyn StdError + 'static)) -> String {
 /// A class, and words that say nothing about forbidden addresses.
 fn classify(error: &hyper::Error) -> Failure {
     if let Some(error) = find::<rustls::Error>(error) {
-        return Failure::Attempt(ErrorClass::Tls, tls::words(error));
+        return Failure::Attempt(ErrorClass::Tls, tls::describe(error, ClientCertificate::default()));
     }
     // A request that was not sent is cancelled because of what came instead.
     let cause = chain(error).filter_map(|error| error.downcast_ref::<hyper::Error>()).last().unwrap_or(error);

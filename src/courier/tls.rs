@@ -1,31 +1,32 @@
-//! TLS towards receivers: whom we trust, who we are, and what went wrong, in words.
+//! TLS towards receivers: trusted authorities, client certificates, and failures as sentences.
 //!
 //! Owns: the trusted authorities, and client certificates with their checks. Versions below 1.2 are not spoken, and HTTP/1.1
 //! is all that is offered. Revocation is not looked up: that would be a request to an address that a stranger's
 //! certificate names. Must never show a private key.
+
+mod provider;
+mod verifier;
+mod words;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{AlertDescription, CertificateError, ClientConfig, InconsistentKeys, RootCertStore};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
 use sha2::{Digest as _, Sha256};
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode as _;
 
 use crate::domain::{EndpointNumber, Timestamp};
 use crate::limits;
-
-/// The cryptography of all TLS in this process.
-#[must_use]
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
+pub use provider::{install_provider, provider};
+pub(super) use verifier::{ClientCertificate, noting_request};
+use verifier::{NotingResolver, ReceiverVerifier};
+pub(super) use words::describe;
 
 /// The machine's authorities (`SSL_CERT_FILE` and `SSL_CERT_DIR` say where they are, when set), and those of a file
 /// beside them.
@@ -65,16 +66,20 @@ pub(super) fn client_config(
     roots: Arc<RootCertStore>,
     identity: Option<&Identity>,
 ) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder_with_provider(provider())
+    let provider = provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(roots);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ReceiverVerifier { roots, algorithms }));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => builder
             .with_client_auth_cert(identity.chain.clone(), identity.key()?)
             .map_err(|error| error.to_string())?,
     };
+    config.client_auth_cert_resolver = Arc::new(NotingResolver(config.client_auth_cert_resolver));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -235,51 +240,4 @@ fn facts(certificate: &CertificateDer<'_>) -> Result<(String, Timestamp), String
     let end: Duration = parsed.validity().not_after.to_unix_duration();
     let end = Timestamp::from_millis(u64::try_from(end.as_millis()).unwrap_or(u64::MAX));
     Ok((parsed.subject().to_string(), end))
-}
-
-/// What an operator reads. The cases that can be mended are told apart.
-pub(super) fn words(error: &rustls::Error) -> String {
-    use CertificateError as C;
-    use rustls::Error as E;
-    match error {
-        E::InvalidCertificate(certificate) => match certificate {
-            C::Expired | C::ExpiredContext { .. } => "the certificate has expired",
-            C::NotValidYet | C::NotValidYetContext { .. } => "the certificate is not valid yet",
-            C::NotValidForName | C::NotValidForNameContext { .. } => "the certificate is for another name",
-            C::UnknownIssuer => "the certificate is not signed by a known authority",
-            C::Revoked => "the certificate has been revoked",
-            C::BadSignature => "the certificate has a wrong signature",
-            C::InvalidPurpose | C::InvalidPurposeContext { .. } => "the certificate is not one for servers",
-            C::BadEncoding => "the certificate is malformed",
-            _ => return format!("the certificate cannot be used: {certificate}"),
-        }
-        .to_owned(),
-        E::AlertReceived(alert) => alert_words(*alert),
-        E::PeerIncompatible(_) => "the receiver offers no version or cipher of TLS that is safe".to_owned(),
-        E::PeerMisbehaved(_) => "the receiver breaks the rules of TLS".to_owned(),
-        E::InvalidMessage(_) | E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
-            "what the receiver sends is not TLS".to_owned()
-        }
-        other => format!("TLS failed: {other}"),
-    }
-}
-
-fn alert_words(alert: AlertDescription) -> String {
-    use AlertDescription as A;
-    match alert {
-        A::ProtocolVersion | A::InsufficientSecurity => {
-            "the receiver offers no version or cipher of TLS that is safe"
-        }
-        A::CertificateRequired => "the receiver asks for a client certificate",
-        A::BadCertificate
-        | A::UnsupportedCertificate
-        | A::CertificateRevoked
-        | A::CertificateExpired
-        | A::CertificateUnknown
-        | A::UnknownCA
-        | A::AccessDenied => "the receiver did not accept the client certificate",
-        A::UnrecognisedName => "the receiver does not know the host's name",
-        _ => return format!("the receiver refused the TLS handshake ({alert:?})"),
-    }
-    .to_owned()
 }

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use balto::courier::tls::provider;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
-use rustls::crypto::ring::default_provider;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
-use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
+use rustls::{
+    ConfigBuilder, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion, WantsVerifier,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -37,6 +40,13 @@ impl Certificate {
     pub(crate) fn der(&self) -> &[u8] {
         &self.der
     }
+
+    /// Trusts this certificate as `egress.ca_file` does.
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.der.clone()).unwrap();
+        Arc::new(roots)
+    }
 }
 
 pub(crate) fn params(names: &[&str]) -> CertificateParams {
@@ -64,12 +74,21 @@ fn certificate(issued: &rcgen::Certificate, key: KeyPair) -> Certificate {
     Certificate { pem: issued.pem(), key_pem: key.serialize_pem(), der: issued.der().clone(), key }
 }
 
+/// Of the kind that `openssl req -x509` makes.
+pub(crate) fn as_authority(mut params: CertificateParams) -> CertificateParams {
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+}
+
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
-        let mut params = params(&[]);
+        Self::with_key(name, KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn with_key(name: &str, key: KeyPair) -> Self {
+        let mut params = as_authority(params(&[]));
         params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        Self(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -83,7 +102,10 @@ impl Authority {
     }
 
     pub(crate) fn issue(&self, params: &CertificateParams) -> Certificate {
-        let key = KeyPair::generate().unwrap();
+        self.issue_for(params, KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn issue_for(&self, params: &CertificateParams, key: KeyPair) -> Certificate {
         let issued = params.signed_by(&key, &self.0).unwrap();
         certificate(&issued, key)
     }
@@ -137,7 +159,7 @@ pub(crate) async fn floods_with_tickets(own: &Certificate, tickets: usize) -> So
 }
 
 fn server_config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
-    let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+    let builder = ServerConfig::builder_with_provider(provider());
     builder.with_safe_default_protocol_versions().unwrap()
 }
 
@@ -145,6 +167,17 @@ fn server_config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
 pub(crate) fn plain_config(own: &Certificate) -> Arc<ServerConfig> {
     let config = server_config().with_no_client_auth();
     Arc::new(config.with_single_cert(vec![own.der.clone()], own.key()).unwrap())
+}
+
+/// With one version of TLS, and one group for the key exchange when it is given.
+fn narrow_config(
+    version: &'static SupportedProtocolVersion,
+    group: Option<NamedGroup>,
+) -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    let mut provider = CryptoProvider::clone(&provider());
+    provider.kx_groups.retain(|known| group.is_none_or(|group| known.name() == group));
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider));
+    builder.with_protocol_versions(&[version]).unwrap()
 }
 
 /// One request that came over TLS.
@@ -176,12 +209,28 @@ pub(crate) enum Clients<'a> {
 
 impl Secure {
     pub(crate) async fn start(own: &Certificate, clients: Clients<'_>) -> Self {
-        let builder = server_config();
+        Self::serve(server_config(), own, clients).await
+    }
+
+    /// With this version of TLS only, and this group for the key exchange.
+    pub(crate) async fn narrow(
+        version: &'static SupportedProtocolVersion,
+        group: Option<NamedGroup>,
+        own: &Certificate,
+        clients: Clients<'_>,
+    ) -> Self {
+        Self::serve(narrow_config(version, group), own, clients).await
+    }
+
+    async fn serve(
+        builder: ConfigBuilder<ServerConfig, WantsVerifier>,
+        own: &Certificate,
+        clients: Clients<'_>,
+    ) -> Self {
         let builder = match clients {
             Clients::Unasked => builder.with_no_client_auth(),
             Clients::Signed(authority) => {
-                let provider = Arc::new(default_provider());
-                let verifier = WebPkiClientVerifier::builder_with_provider(authority.roots(), provider);
+                let verifier = WebPkiClientVerifier::builder_with_provider(authority.roots(), provider());
                 builder.with_client_cert_verifier(verifier.build().unwrap())
             }
         };

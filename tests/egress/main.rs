@@ -17,6 +17,7 @@ mod random;
 mod reuse;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod world;
 
 use support::say;

@@ -177,8 +177,7 @@ impl Daemon {
 
     /// Starts what [`serve`] made, and does not wait.
     pub(crate) fn spawn(mut command: Command) -> Self {
-        // Another courier of this process may have installed it before.
-        let _again = rustls::crypto::ring::default_provider().install_default();
+        balto::courier::tls::install_provider();
         let (api, ops) = (free_port(), free_port());
         let child = command
             .env("BALTO__SERVER__API_LISTEN", format!("127.0.0.1:{api}"))
