@@ -72,18 +72,18 @@ fn every_kind_of_value_is_sealed_and_opened() {
 fn check_finds_each_kind_of_value_under_another_key() {
     let (old, new) = (Vault::new([&OLD]), Vault::new([&NEW]));
     let under_old = sealed(&old);
-    for index in 0..KINDS.len() {
+    for (index, kind) in KINDS.iter().enumerate() {
         // Alone among values that open: in plain ones, and in ones under the other key.
         let value = values(&under_old).nth(index).unwrap().1.clone();
         for others in [endpoint(), sealed(&new)] {
             let mixed = with(&others, index, value.clone());
             let missing = VaultError::OtherKey(VaultKeyId::of(&OLD));
-            assert_eq!(new.check(&mixed), Err(missing), "{}", KINDS[index]);
-            assert_eq!(Vault::new([&NEW, &OLD]).check(&mixed), Ok(()), "{}", KINDS[index]);
+            assert_eq!(new.check(&mixed), Err(missing), "{kind}");
+            assert_eq!(Vault::new([&NEW, &OLD]).check(&mixed), Ok(()), "{kind}");
         }
         let alone = with(&endpoint(), index, value);
         let missing = VaultError::NoKey(VaultKeyId::of(&OLD));
-        assert_eq!(Vault::new([]).check(&alone), Err(missing), "{}", KINDS[index]);
+        assert_eq!(Vault::new([]).check(&alone), Err(missing), "{kind}");
     }
 }
 
@@ -92,7 +92,8 @@ fn check_finds_each_kind_of_value_in_another_place() {
     let vault = Vault::new([&OLD]);
     let before = sealed(&vault);
     vault.check(&before).unwrap();
-    let changes: [(&str, fn(&mut Endpoint)); 4] = [
+    type Change = fn(&mut Endpoint);
+    let changes: [(&str, Change); 4] = [
         ("URL", |endpoint| endpoint.url = "https://two.example/hook".into()),
         ("revision", |endpoint| endpoint.revision = Position(8)),
         ("tenant", |endpoint| endpoint.tenant = "other".parse().unwrap()),
@@ -101,10 +102,10 @@ fn check_finds_each_kind_of_value_in_another_place() {
     for (what, change) in changes {
         let mut after = endpoint();
         change(&mut after);
-        for index in 0..KINDS.len() {
+        for (index, kind) in KINDS.iter().enumerate() {
             let value = values(&before).nth(index).unwrap().1.clone();
             let moved = with(&after, index, value);
-            assert_eq!(vault.check(&moved), Err(VaultError::Damaged), "{} at another {what}", KINDS[index]);
+            assert_eq!(vault.check(&moved), Err(VaultError::Damaged), "{kind} at another {what}");
         }
     }
 }
@@ -113,11 +114,11 @@ fn check_finds_each_kind_of_value_in_another_place() {
 fn values_cannot_change_places_within_an_endpoint() {
     let vault = Vault::new([&OLD]);
     let endpoint = sealed(&vault);
-    for from in 0..KINDS.len() {
-        for to in (0..KINDS.len()).filter(|to| *to != from) {
+    for (from, kind) in KINDS.iter().enumerate() {
+        for (to, other) in KINDS.iter().enumerate().filter(|(to, _)| *to != from) {
             let value = values(&endpoint).nth(from).unwrap().1.clone();
             let moved = with(&endpoint, to, value);
-            assert_eq!(vault.check(&moved), Err(VaultError::Damaged), "{} as {}", KINDS[from], KINDS[to]);
+            assert_eq!(vault.check(&moved), Err(VaultError::Damaged), "{kind} as {other}");
         }
     }
     let mut longer = endpoint.clone();
