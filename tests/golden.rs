@@ -153,6 +153,9 @@ async fn write_another() {
     let receiver = Receiver::start(|_, got| match got.body.as_str() {
         body if body.contains("refused") => answer(422),
         body if body.contains("fails") => answer(500),
+        body if body.contains("throttled") => {
+            "HTTP/1.1 429 x\r\nretry-after: 86400\r\ncontent-length: 0\r\n\r\n".to_owned()
+        }
         _ => answer(204),
     })
     .await;
@@ -246,4 +249,27 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
     daemon.post(&format!("/endpoints/{id}/secret/rotate"), r#"{"overlap":"0s"}"#).await;
     daemon.post(&format!("/endpoints/{id}/pause"), "").await;
     post(json!({"type": "while.paused", "data": "pending for ever"})).await;
+    fill_lanes(daemon, receiver).await;
+}
+
+/// Endpoints with a hold by `Retry-After`, with a spent rate, and with failures. They are paused, so
+/// that nothing of them is due when the directory is opened years later.
+async fn fill_lanes(daemon: &Daemon, receiver: &Receiver) {
+    for (kind, policy) in [
+        ("throttled", json!({})),
+        ("rated", json!({"rateLimit": {"limit": 1, "per": "24h", "burst": 1}})),
+        ("fails", json!({"retry": {"schedule": ["1h", "1h"]}})),
+    ] {
+        let mut endpoint = json!({"url": receiver.url, "tenant": "lanes", "eventTypes": [kind]});
+        endpoint.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+        let endpoint = daemon.post("/endpoints", &endpoint.to_string()).await;
+        let path = format!("/endpoints/{}", endpoint["id"].as_str().unwrap());
+        for _ in 0..2 {
+            let event = json!({"type": kind, "tenant": "lanes", "data": kind});
+            daemon.post("/events", &event.to_string()).await;
+        }
+        let tried = |lane: &Value| ["retryAfter", "rate", "notDue"].iter().any(|reason| lane["reason"] == *reason);
+        daemon.until(&format!("{path}/lane"), tried).await;
+        daemon.post(&format!("{path}/pause"), "").await;
+    }
 }
