@@ -445,6 +445,8 @@ fn made_up() -> Vec<Record> {
         reply: Bytes::from_static(b"no \xff"),
         network: balto::domain::Network::Public,
         next,
+        hold: None,
+        uptime: Some(Duration::from_secs(60)),
     };
     let finished = |event, number, next| Record::AttemptFinished {
         delivery: delivery(event),

@@ -66,6 +66,10 @@ pub(crate) enum Bug {
     NeverOpenCircuit,
     /// Twice the burst of a rate goes out at once.
     DoubleBurst,
+    /// A restart forgets that receivers asked to be left alone.
+    ForgetHolds,
+    /// After a restart every endpoint has its whole burst again.
+    ForgetRates,
     /// A delivery that is revived begins to count its attempts anew.
     ForgetAttempts,
     /// A delivery that has ended keeps its place in its lane, and ends again.

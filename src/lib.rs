@@ -39,7 +39,7 @@
 //!    A receiver that has to agree first is asked by the engine's `handshake` module; its lane waits for that
 //!    ([`rules::handshake`]).
 //! 5. The reply is judged in [`rules::verdict`] (**a 429's `Retry-After` is read in
-//!    [`rules::verdict::parse_retry_after`]** and holds the lane through [`lanes::Outcome::Throttled`]);
+//!    [`rules::verdict::parse_retry_after`]** and holds the lane through [`lanes::Outcome::Throttled`], and the next life's by [`projections::counters::Lane::hold`]);
 //!    [`rules::retry`] says when the next attempt is. The outcome joins the next group commit.
 //! 6. After the last try the delivery rests as a dead letter ([`projections::dead`]) until it is redriven or purged.
 //!
@@ -57,6 +57,8 @@
 //! * The dispatcher never waits for the store, because the store may wait for the dispatcher.
 //! * No endpoint delays another but through the limits that they share, of all requests at once and of those to one host;
 //!   turns are fair in both.
+//! * A lane's promises to its receiver survive every end of the process: holds, rates ([`domain::Reservation`]), pauses and
+//!   handshakes. Its circuit is deliberately fresh after a start, because what it learned may be out of date by then.
 //! * Every collection that outlives a request has a bound.
 //! * A receiver is charged with what it did: not with a stop of ours, a standstill of the process or its want of file
 //!   descriptors.

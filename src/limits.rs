@@ -164,6 +164,9 @@ pub const ERROR_BYTES_MAX: usize = 512;
 pub const LOCATION_BYTES_MAX: usize = 256;
 /// Longest wait that a receiver's `Retry-After` can ask for.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// What an endpoint reserves of its rate beyond a request, in time, so that not every request needs a
+/// record of its own. A crash costs the endpoint at most that much.
+pub const RATE_RESERVED_AHEAD: Duration = Duration::from_secs(1);
 /// Bytes of events held in memory between acceptance and first send.
 pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 

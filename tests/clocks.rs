@@ -164,6 +164,33 @@ async fn schedules_fall_due_by_the_clock_and_once() {
     assert_eq!((failing.got().len(), punctual.got().len()), (3, 1));
 }
 
+/// Receivers name dates by their own clocks, which stand near the machine's. The time by which
+/// deliveries are scheduled does not go back with it.
+#[tokio::test]
+async fn date_in_retry_after_is_read_by_the_clock_of_the_machine() {
+    let below = tempfile::tempdir().unwrap();
+    let clock = clock_or_skip!(below.path());
+    let daemon = clock.start(&below.path().join("data"), &[]).await;
+    for (offset, wait) in [(0, 600), (-6 * HOUR, 600), (-6 * HOUR, 1_200), (-2 * HOUR, 600)] {
+        clock.set(offset);
+        let date = UNIX_EPOCH + Duration::from_secs(u64::try_from(now() + offset + wait).unwrap());
+        let reply = format!(
+            "HTTP/1.1 429 x\r\nretry-after: {}\r\ncontent-length: 0\r\n\r\n",
+            httpdate::fmt_http_date(date)
+        );
+        let receiver = Receiver::start(move |_, _| reply.clone()).await;
+        let kind = format!("at.{}.{wait}", -offset);
+        let endpoint = json!({"url": receiver.url, "eventTypes": [kind]}).to_string();
+        let endpoint = daemon.post("/endpoints", &endpoint).await;
+        for _ in 0..2 {
+            daemon.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
+        }
+        let lane = format!("/endpoints/{}/lane", endpoint["id"].as_str().unwrap());
+        let held = daemon.until(&lane, |lane| lane["reason"] == "retryAfter").await;
+        assert!(near(seconds(&held["until"]), now() + wait), "clock set by {offset}: {held}");
+    }
+}
+
 #[tokio::test]
 async fn keys_are_forgotten_after_their_time_and_not_before() {
     let below = tempfile::tempdir().unwrap();

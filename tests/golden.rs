@@ -268,7 +268,8 @@ async fn fill_lanes(daemon: &Daemon, receiver: &Receiver) {
             let event = json!({"type": kind, "tenant": "lanes", "data": kind});
             daemon.post("/events", &event.to_string()).await;
         }
-        let tried = |lane: &Value| ["retryAfter", "rate", "notDue"].iter().any(|reason| lane["reason"] == *reason);
+        let tried =
+            |lane: &Value| ["retryAfter", "rate", "notDue"].iter().any(|reason| lane["reason"] == *reason);
         daemon.until(&format!("{path}/lane"), tried).await;
         daemon.post(&format!("{path}/pause"), "").await;
     }

@@ -628,20 +628,24 @@ async fn a_receiver_that_never_agrees_ends_as_one_that_always_fails() {
 }
 
 #[tokio::test]
-async fn what_waits_for_consent_longer_than_its_policy_allows_is_a_dead_letter() {
+async fn waiting_for_consent_is_no_failure_and_ends_by_disabling() {
     let data = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(data.path()).await;
+    let environment = [SOON[0], SOON[1], ("BALTO__DELIVERY__DISABLE_AFTER", "1s")];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
     let target = receiver(|_| answer(405)).await;
     let retry = json!({"retry": {"maxAge": "1s"}});
     let endpoint = register(&daemon, &target.url, "a", json!({}), retry).await;
     let event = post(&daemon, "a").await;
+    // It is older than its policy allows by then, and not given up.
+    daemon.until(&endpoint, |shown| shown["status"] == "disabled").await;
+    assert_eq!(daemon.get("/dead-letters?reason=maxAge").await["data"], json!([]));
+    // Nothing is tried at a disabled endpoint: that ends after the same time.
     daemon.until(&event, |event| event["status"] == "failed").await;
     let letters = daemon.get("/dead-letters").await;
     assert_eq!(
         (&letters["data"][0]["reason"], &letters["data"][0]["attempts"]),
-        (&json!("maxAge"), &json!(0))
+        (&json!("endpointDisabled"), &json!(0))
     );
-    assert_eq!(daemon.get(&endpoint).await["status"], "active");
     assert_eq!(delivered(&target).len(), 0);
 }
 

@@ -211,7 +211,7 @@ struct Retry {
     /// Attempts before a delivery becomes a dead letter.
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
-    /// The age at which a delivery becomes a dead letter.
+    /// The time from its first attempt at which a delivery becomes a dead letter.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     max_age: Option<String>,
 }

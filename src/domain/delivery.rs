@@ -28,8 +28,18 @@ pub struct Progress {
     /// Attempts made in this retry series: since acceptance or the last redrive.
     pub attempts_in_series: u32,
     pub series_started: Timestamp,
+    /// Start of the first attempt of this series that failed: the age of the series counts from it.
+    pub first_attempt: Option<Timestamp>,
     /// What brought about the next attempt.
     pub trigger: Trigger,
+}
+
+impl Progress {
+    /// Of a delivery whose series begins, after so many attempts of earlier ones.
+    #[must_use]
+    pub fn begin(attempts: u32, at: Timestamp, trigger: Trigger) -> Self {
+        Self { attempts, attempts_in_series: 0, series_started: at, first_attempt: None, trigger }
+    }
 }
 
 /// What brought about an attempt.
@@ -207,6 +217,15 @@ pub enum Next {
     Dead(DeadReason),
 }
 
+/// A receiver's `Retry-After`: nothing is sent to its endpoint until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub until: Timestamp,
+    /// The endpoint's revision at the time of the reply. An operator who opened the endpoint later
+    /// has ended the hold; one who opened it before has not.
+    pub revision: Position,
+}
+
 /// One HTTP try of a delivery, as it is recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
@@ -223,6 +242,30 @@ pub struct Attempt {
     /// Where the reply came from: a tenant must not read the operator's network through its webhooks.
     pub network: Network,
     pub next: Next,
+    pub hold: Option<Hold>,
+    /// How long the daemon had been running when the attempt began; `None` in records of versions
+    /// that did not say it.
+    pub uptime: Option<Duration>,
+}
+
+#[cfg(test)]
+impl Attempt {
+    /// A first attempt that failed.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            number: 1,
+            trigger: Trigger::Publish,
+            started_at: Timestamp::ZERO,
+            duration: Duration::ZERO,
+            status: Some(500),
+            error: Some((ErrorClass::Status, "status 500".into())),
+            reply: Bytes::new(),
+            network: Network::Public,
+            next: Next::RetryAt(Timestamp::ZERO),
+            hold: None,
+            uptime: None,
+        }
+    }
 }
 
 /// Where an attempt is recorded.

@@ -17,6 +17,24 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
+/// What an endpoint has reserved of its rate: it is durable before the requests leave that rest on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The endpoint's revision at the time.
+    pub revision: Position,
+    pub rate: RateLimit,
+    /// When the whole burst is available again, if all that is reserved was sent.
+    pub full_at: Timestamp,
+}
+
+impl Reservation {
+    /// Whether it was made after another one of the same endpoint.
+    #[must_use]
+    pub fn is_after(&self, other: &Self) -> bool {
+        (self.revision, self.full_at) > (other.revision, other.full_at)
+    }
+}
+
 /// In which order an endpoint's deliveries go out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ordering {
@@ -59,7 +77,7 @@ pub enum RetryPolicy {
         max_interval: Duration,
         /// Including the first.
         max_attempts: u32,
-        /// From the start of the series (acceptance, redrive).
+        /// From the first attempt of the series: time spent waiting is no failure.
         max_age: Duration,
         /// Part of the interval by which it may be longer or shorter, 0.0 to 1.0.
         jitter: f64,
@@ -260,6 +278,18 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether its receiver has agreed to be sent to, where it has to.
+    #[must_use]
+    pub fn has_consent(&self) -> bool {
+        self.handshake.as_ref().is_none_or(|handshake| handshake.consent.is_some())
+    }
+
+    /// Whether deliveries may be sent to it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.status == EndpointStatus::Active && self.has_consent()
+    }
+
     #[must_use]
     pub fn max_in_flight(&self, defaults: &PolicyDefaults) -> u32 {
         self.max_in_flight.unwrap_or(defaults.max_in_flight)

@@ -15,12 +15,12 @@ pub mod time;
 pub mod trace;
 
 pub use delivery::{
-    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Network, Next, Progress,
-    Trigger, Verdict,
+    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Hold, Network, Next,
+    Progress, Trigger, Verdict,
 };
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
-    PolicyDefaults, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    PolicyDefaults, RateLimit, Reservation, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
 };
 pub use event::{Event, Expected, Rejection, attribute, weigh};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};

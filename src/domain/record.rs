@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, KeyId, Rejection, Timestamp,
-    Trigger,
+    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, KeyId, Rejection, Reservation,
+    Timestamp, Trigger,
 };
 
 /// Remembers that a request was answered: a hash of its scope and key, and a hash of its body.
@@ -73,6 +73,11 @@ pub enum Record {
         idempotency: Idempotency,
         status: u16,
         body: Arc<[u8]>,
+    },
+    /// An endpoint reserved some of its rate.
+    RateReserved {
+        endpoint: EndpointNumber,
+        reservation: Reservation,
     },
     /// An event that came with a key was not accepted; a repetition of it is not either.
     EventRejected {

@@ -11,15 +11,15 @@ use super::dispatcher::{Signal, gate};
 use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, DueKey, Endpoint, EndpointNumber,
-    EndpointStatus, ErrorClass, Event, Next, Now, Position, Progress, Record, Timestamp, Verdict, attribute,
+    EndpointStatus, ErrorClass, Event, Hold, Next, Now, Position, Progress, Record, Timestamp, Verdict,
+    attribute,
 };
 use crate::lanes::{self, Gate};
 use crate::panics;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
 use crate::rules::{retry, trace};
-use crate::store::recent::Prepared;
-use crate::store::writer::{Command, Unit};
+use crate::store::writer::Unit;
 
 /// What a lane wants to be sent.
 #[derive(Clone, Debug)]
@@ -139,20 +139,21 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     let settings = engine.settings();
     let verdict = verdict(&facts, &settings.refused_statuses);
     let policy = endpoint.retry(&settings.defaults);
-    let next = retry::next(policy, delivery, &assignment.progress, verdict, finished.wall);
-    let attempt = Arc::new(record_of(&assignment.progress, started, reply, next));
+    let next = retry::next(policy, delivery, &assignment.progress, verdict, started.wall, finished.wall);
+    let known = engine.outbox().directory(|directory| directory.endpoint(endpoint.number).cloned());
+    // Whatever the URL of before answered, it says nothing about the one of now.
+    let known = known.filter(|known| known.url == endpoint.url);
+    let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
+    let attempt = Arc::new(record_of(&assignment.progress, started, reply, next, hold));
     report(engine, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
-    engine.outbox().record(Unit {
-        commands: vec![Command::Record(record)],
-        prepared: Prepared::default(),
-        reply: None,
-    });
+    engine.outbox().record(Unit::of_record(record));
     if let Verdict::Gone(reason) = verdict {
         // Before its slot is free: nothing more is to go there.
         engine.disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
     }
-    finish(engine, assignment, lane_outcome(engine, endpoint, verdict, &attempt, finished));
+    let outcome = known.map_or(lanes::Outcome::Neutral, |_| lane_outcome(verdict, &attempt));
+    finish(engine, assignment, outcome);
     if let Next::Dead(reason) = next
         // After its lane was told: what it says of the receiver does not wait for a commit.
         && engine.ends_by(delivery, assignment.key.due, reason).await
@@ -197,7 +198,7 @@ fn parcel(
     Ok(Parcel::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
 }
 
-fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Attempt {
+fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: Option<Hold>) -> Attempt {
     let status = reply.outcome.as_ref().ok().copied();
     let error = match reply.outcome {
         Ok(200..300) => None,
@@ -214,7 +215,21 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next) -> Att
         reply: reply.body,
         network: reply.network,
         next,
+        hold,
+        uptime: Some(whole_millis(started.monotonic)),
     }
+}
+
+/// As it is stored.
+fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// How long a reply keeps the lane of the endpoint from sending. `endpoint` is as it is at the reply: an
+/// operator who opened it since the request was sent did so before the reply.
+fn hold(endpoint: &Endpoint, verdict: Verdict, finished: Now) -> Option<Hold> {
+    let Verdict::RetryAfter(wait) = verdict else { return None };
+    Some(Hold { until: finished.wall.plus(wait), revision: endpoint.revision })
 }
 
 /// Whether the delivery has been on its way since its event was accepted, and not set going again by somebody.
@@ -261,26 +276,13 @@ fn report(
     );
 }
 
-fn lane_outcome(
-    engine: &Engine,
-    endpoint: &Endpoint,
-    verdict: Verdict,
-    attempt: &Attempt,
-    finished: Now,
-) -> lanes::Outcome {
-    let known = engine.outbox().directory(|directory| directory.endpoint(endpoint.number).cloned());
-    if known.as_ref().is_some_and(|known| known.url != endpoint.url) {
-        // Whatever the URL of before answered, it says nothing about the one of now.
-        return lanes::Outcome::Neutral;
+fn lane_outcome(verdict: Verdict, attempt: &Attempt) -> lanes::Outcome {
+    if let Some(hold) = attempt.hold {
+        return lanes::Outcome::Throttled(hold);
     }
     match verdict {
         Verdict::Delivered => lanes::Outcome::Healthy,
-        Verdict::RetryAfter(wait) => {
-            // As it is now: who has opened it since the request was sent was before the answer.
-            let revision = known.map_or(endpoint.revision, |known| known.revision);
-            lanes::Outcome::Throttled { until: finished.wall.plus(wait), revision }
-        }
-        Verdict::Retry => match attempt.status {
+        Verdict::Retry | Verdict::RetryAfter(_) => match attempt.status {
             // The receiver is there and says no: that is about this delivery, not about the lane.
             Some(400..500) => lanes::Outcome::Neutral,
             Some(_) | None => lanes::Outcome::Failing,

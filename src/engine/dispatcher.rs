@@ -3,6 +3,7 @@
 //! Owns the lanes, the payloads and every running attempt. Being the only one who touches the lanes it needs no lock.
 //! It never waits for the store, so that the store may wait for it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,14 +21,15 @@ use super::payloads::Payloads;
 use super::types::Unavailable;
 use crate::courier::destination;
 use crate::domain::{
-    DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Now, Ordering,
-    PolicyDefaults, Position, Progress, Record, RetryPolicy, Timestamp,
+    Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Now,
+    Ordering, PolicyDefaults, Position, Progress, Record, Reservation, RetryPolicy, Timestamp,
 };
 use crate::knobs::{self, Knob};
-use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes};
-use crate::projections::LaneChange;
+use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes, Promises};
+use crate::projections::failing::Failing;
+use crate::projections::{LaneChange, counters};
 use crate::rules::{handshake, health};
-use crate::store::writer::Committed;
+use crate::store::writer::{Committed, Unit};
 use crate::store::{Health, Notice, ReadModel};
 use crate::{limits, panics};
 
@@ -111,8 +113,10 @@ pub struct Dispatcher {
     signals: mpsc::UnboundedReceiver<Signal>,
     tasks: JoinSet<()>,
     health: watch::Receiver<Health>,
-    /// Since when each failing endpoint has had no success.
-    failing_since: HashMap<EndpointNumber, Timestamp>,
+    /// Assignments whose reservation is not durable yet; at most one of each endpoint.
+    reserving: HashMap<EndpointNumber, (Reservation, Assignment)>,
+    /// The failures of each endpoint that has had no success since.
+    failing: HashMap<EndpointNumber, Failing>,
     /// For the gauges: what lanes do not know.
     behind: Behind,
     /// What was last heard of each endpoint's ordering.
@@ -148,7 +152,8 @@ impl Dispatcher {
             signals,
             tasks: JoinSet::new(),
             health,
-            failing_since: HashMap::new(),
+            reserving: HashMap::new(),
+            failing: HashMap::new(),
             behind: Behind::default(),
             orderings: HashMap::new(),
             reordering: HashMap::new(),
@@ -219,22 +224,33 @@ impl Dispatcher {
 
     /// Lanes for the endpoints that are known from before.
     async fn start(&mut self) -> Result<(), Unavailable> {
-        let counted: HashMap<_, _> =
-            self.engine.outbox().read(|state| state.lanes()).await?.into_iter().collect();
         let endpoints: Vec<_> =
             self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        let numbers: Vec<_> = endpoints.iter().map(|endpoint| endpoint.number).collect();
+        let known = move |state: &dyn ReadModel| {
+            let reserved =
+                numbers.into_iter().filter_map(|number| Some((number, state.reservation(number)?)));
+            (state.lanes().into_iter().collect(), reserved.collect())
+        };
+        let (counted, reserved): (HashMap<_, counters::Lane>, HashMap<_, _>) =
+            self.engine.outbox().read(known).await?;
         let now = self.engine.now();
         let mut backlogs = Vec::new();
         for endpoint in endpoints {
             let counted = counted.get(&endpoint.number).copied().unwrap_or_default();
             let backlog = if counted.pending > 0 { Backlog::OnDisk } else { Backlog::None };
             self.lanes.on_endpoint(endpoint.number, self.policy(&endpoint), backlog, now);
+            let promises = Promises {
+                held_until: counted.hold.map(|(until, _)| until),
+                reservation: reserved.get(&endpoint.number).copied(),
+            };
+            self.lanes.restore(endpoint.number, promises, now);
             self.orderings.insert(endpoint.number, endpoint.ordering);
             if backlog == Backlog::OnDisk {
                 backlogs.push(endpoint.number);
             }
-            if let Some(since) = counted.failing_since {
-                self.failing_since.insert(endpoint.number, since);
+            if let Some(failing) = counted.failing {
+                self.failing.insert(endpoint.number, failing);
             }
         }
         // Whoever changed an ordering may have been cut short by the end of the last life.
@@ -289,13 +305,15 @@ impl Dispatcher {
                 Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);
-                    self.failing_since.remove(endpoint);
+                    self.failing.remove(endpoint);
                     self.orderings.remove(endpoint);
                     self.sweep(*endpoint);
                 }
                 Record::AttemptFinished { delivery, attempt, .. } => {
-                    let healthy = attempt.status.is_some_and(|status| (200..300).contains(&status));
-                    self.on_health(delivery.endpoint, healthy, attempt.started_at);
+                    self.on_health(delivery.endpoint, attempt);
+                }
+                Record::RateReserved { endpoint, reservation } => {
+                    self.on_reserved(*endpoint, reservation, now);
                 }
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
@@ -315,7 +333,7 @@ impl Dispatcher {
 
     fn on_endpoint(&mut self, endpoint: &Endpoint, now: Now) {
         if endpoint.status == EndpointStatus::Active {
-            self.failing_since.remove(&endpoint.number);
+            self.failing.remove(&endpoint.number);
         }
         let policy = self.policy(endpoint);
         self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
@@ -350,13 +368,14 @@ impl Dispatcher {
     }
 
     /// An endpoint that has failed without one success for too long is disabled.
-    fn on_health(&mut self, endpoint: EndpointNumber, healthy: bool, at: Timestamp) {
-        if healthy {
-            self.failing_since.remove(&endpoint);
+    fn on_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
+        let known = self.failing.remove(&endpoint);
+        if attempt.error.is_none() {
             return;
         }
-        let since = *self.failing_since.entry(endpoint).or_insert(at);
-        if health::should_disable(since, self.engine.settings().disable_after, at) {
+        let failing = Failing::after(known, attempt);
+        self.failing.insert(endpoint, failing);
+        if health::should_disable(&failing, self.engine.settings().disable_after) {
             let engine = self.engine.clone();
             let known = engine.outbox().directory(|directory| directory.endpoint(endpoint).cloned());
             let Some(revision) = known.map(|known| known.revision) else { return };
@@ -410,14 +429,40 @@ impl Dispatcher {
         let now = self.engine.now();
         while let Some(action) = self.lanes.next_action(now) {
             match action {
-                Action::Send { endpoint, key, progress } => {
+                Action::Send { endpoint, key, progress, reservation } => {
                     let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
                     let assignment = Assignment { endpoint, key, progress, event };
-                    self.tasks.spawn(panics::contained(attempt(self.engine.clone(), assignment)));
+                    match reservation {
+                        Some(reservation) => self.reserve(reservation, assignment),
+                        None => self.begin(assignment),
+                    }
                 }
                 Action::Refill { endpoint, after, limit } => {
                     self.tasks.spawn(refill(self.engine.clone(), endpoint, after, limit));
                 }
+            }
+        }
+    }
+
+    fn begin(&mut self, assignment: Assignment) {
+        self.tasks.spawn(panics::contained(attempt(self.engine.clone(), assignment)));
+    }
+
+    /// The attempt begins once its part of the endpoint's rate is durable.
+    fn reserve(&mut self, reservation: Reservation, assignment: Assignment) {
+        let endpoint = assignment.endpoint;
+        self.reserving.insert(endpoint, (reservation, assignment));
+        self.engine.outbox().record(Unit::of_record(Record::RateReserved { endpoint, reservation }));
+    }
+
+    fn on_reserved(&mut self, endpoint: EndpointNumber, reservation: &Reservation, now: Now) {
+        self.lanes.on_reserved(endpoint, reservation, now);
+        if let Entry::Occupied(waiting) = self.reserving.entry(endpoint)
+            && waiting.get().0 == *reservation
+        {
+            let (_, assignment) = waiting.remove();
+            if !self.draining {
+                self.begin(assignment);
             }
         }
     }
@@ -446,7 +491,7 @@ impl Dispatcher {
             self.measuring = Some(self.tasks.spawn(measure(self.engine.clone(), self.behind.clone())));
         }
         let (closed, due) = self.engine.outbox().directory(|directory| {
-            let closed = directory.endpoints().filter(|endpoint| waits_in_vain(endpoint).is_some());
+            let closed = directory.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
             let is_due = |endpoint: &&Arc<Endpoint>| {
                 handshake::next_request(endpoint).is_some_and(|at| at <= now.wall)
             };
@@ -589,12 +634,12 @@ async fn refill(engine: Engine, endpoint: EndpointNumber, after: Option<DueKey>,
     }
 }
 
-/// Why what waits at an endpoint is given up when it is too old: nothing is tried there, so no retry would end it.
-/// A paused endpoint is the operator's to let go on.
-fn waits_in_vain(endpoint: &Endpoint) -> Option<DeadReason> {
+/// Since when nothing is tried at an endpoint, so that no retry ends its deliveries. A paused endpoint is
+/// the operator's to resume, and a receiver may still agree to its handshake: there only retention ends
+/// what waits.
+fn disabled_at(endpoint: &Endpoint) -> Option<Timestamp> {
     match endpoint.status {
-        EndpointStatus::Disabled { .. } => Some(DeadReason::EndpointDisabled),
-        EndpointStatus::Active if !handshake::allows(endpoint) => Some(DeadReason::MaxAge),
+        EndpointStatus::Disabled { at, .. } => Some(at),
         EndpointStatus::Active | EndpointStatus::Paused => None,
     }
 }
@@ -616,26 +661,27 @@ async fn expire_all(engine: Engine, closed: Vec<Arc<Endpoint>>, now: Timestamp) 
     }
 }
 
-/// What waits in vain for longer than its policy's age is given up.
+/// What waits at a disabled endpoint for longer than its policy's age is given up.
 async fn expire(engine: &Engine, endpoint: &Endpoint, now: Timestamp) {
     let settings = engine.settings();
-    let (&RetryPolicy::Exponential { max_age, .. }, Some(reason)) =
-        (endpoint.retry(&settings.defaults), waits_in_vain(endpoint))
+    let (&RetryPolicy::Exponential { max_age, .. }, Some(disabled_at)) =
+        (endpoint.retry(&settings.defaults), disabled_at(endpoint))
     else {
         return;
     };
     let number = endpoint.number;
     let expired = move |state: &dyn ReadModel| {
         let (entries, _) = state.sendable(number, None, deliveries_per_step());
-        let old = entries.into_iter().filter(|(_, progress)| now.since(progress.series_started) > max_age);
+        let since = |progress: &Progress| progress.series_started.max(disabled_at);
+        let old = entries.into_iter().filter(|(_, progress)| now.since(since(progress)) > max_age);
         (old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect(), ())
     };
-    // Who opens the endpoint meanwhile wants them delivered.
+    // An operator who opens the endpoint meanwhile wants them delivered.
     let still_closed = || {
         let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned());
-        known.is_some_and(|known| waits_in_vain(&known) == Some(reason))
+        known.is_some_and(|known| self::disabled_at(&known) == Some(disabled_at))
     };
-    if let Err(error) = engine.give_up_if(reason, expired, still_closed).await {
+    if let Err(error) = engine.give_up_if(DeadReason::EndpointDisabled, expired, still_closed).await {
         tracing::warn!(%error, "expired deliveries of a closed endpoint wait for the next look");
     }
 }
@@ -679,13 +725,9 @@ mod tests {
         let panicking = tokio::spawn(async move {
             let at = Timestamp::from_millis(1);
             let key = DueKey { due: at, event: Position(1) };
-            let progress = Progress {
-                attempts: 0,
-                attempts_in_series: 0,
-                series_started: at,
-                trigger: Trigger::Publish,
-            };
-            let assignment = Assignment { endpoint: EndpointNumber(7), key, progress, event: None };
+            let progress = Progress::begin(0, at, Trigger::Publish);
+            let endpoint = EndpointNumber(7);
+            let assignment = Assignment { endpoint, key, progress, event: None };
             let _place = Place { engine: &engine, assignment: &assignment };
             panic!("on purpose");
         });

@@ -4,6 +4,7 @@
 //! shows it leaves. A request that a crash cuts off is made again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -18,7 +19,6 @@ use crate::domain::{
 };
 use crate::panics;
 use crate::rules::handshake::{self, AnswerFacts};
-use crate::rules::health;
 use crate::rules::verdict::parse_retry_after;
 
 /// Of a token, which is shown in hexadecimal.
@@ -137,13 +137,13 @@ impl Engine {
         let Some(changed) = changed.await? else { return Ok(()) };
         tracing::info!(endpoint = %changed.id, answer = judged.as_ref().map_or_else(String::as_str, |_| "agreed"), "handshake");
         if judged.is_err() && changed.status == EndpointStatus::Active {
-            let since =
-                changed.handshake.as_ref().and_then(|handshake| Some(handshake.asked.as_ref()?.since));
-            let in_vain = |since| health::should_disable(since, settings.disable_after, now);
+            let asked = changed.handshake.as_ref().and_then(|handshake| handshake.asked.as_ref());
+            let asked_for =
+                asked.map_or(Duration::ZERO, |asked| handshake::asked_for(asked, &settings.asking));
             let is_the_same = |known: &Endpoint| known.revision == changed.revision;
             if outcome == Ok(410) {
                 self.disable(changed.number, DisabledReason::Gone, is_the_same).await;
-            } else if since.is_some_and(in_vain) {
+            } else if asked_for >= settings.disable_after {
                 self.disable(changed.number, DisabledReason::Failing, is_the_same).await;
             }
         }

@@ -48,7 +48,7 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Requests at once to one host and port over all endpoints; 0 is no limit.
     pub host_max_in_flight: usize,
-    /// An endpoint without one success for this long is disabled.
+    /// An endpoint that failed over this time without one success is disabled.
     pub disable_after: Duration,
     pub refused_statuses: RefusedStatuses,
     pub breaker_failures: u32,

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::circuit::{BreakerConfig, Circuit, CircuitState};
 use super::host::Place;
-use super::rate::Rate;
+use super::rate::{Leave, Rate};
 use super::report::{LaneReport, WaitReason};
 use super::window::Window;
-use super::{Backlog, Gate, LanePolicy, Outcome, Turn};
-use crate::domain::{DueKey, Now, Position, Progress, Timestamp};
+use super::{Backlog, Gate, LanePolicy, Outcome, Promises, Turn};
+use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
 use crate::knobs::{self, Bug};
 
 /// Whether a lane can send.
@@ -17,7 +17,7 @@ use crate::knobs::{self, Bug};
 pub(super) enum Readiness {
     Ready,
     Waits {
-        /// `None`: there is nothing to send.
+        /// `None`: there is nothing to send, or it is about to be sent.
         reason: Option<WaitReason>,
         /// Monotonic; `None`: until something happens.
         until: Option<Duration>,
@@ -44,7 +44,7 @@ struct Holds {
 }
 
 impl Holds {
-    fn add(&mut self, until: Timestamp, revision: Position, known: Position) {
+    fn add(&mut self, Hold { until, revision }: Hold, known: Position) {
         if revision <= known {
             self.known = self.known.max(Some(until));
         } else {
@@ -73,7 +73,11 @@ impl Holds {
 pub(super) struct Lane {
     policy: LanePolicy,
     pub(super) window: Window,
+    /// Also while the policy has no rate: one that comes back goes on with what was spent.
     rate: Option<Rate>,
+    /// The request whose reservation is not durable yet. Others wait, so that they do not leave in a
+    /// crowd when it is.
+    reserving: Option<(DueKey, Reservation)>,
     circuit: Circuit,
     pub(super) heard: Heard,
     /// It stands in line for a slot.
@@ -93,6 +97,7 @@ impl Lane {
             policy,
             window: Window::new(backlog),
             rate,
+            reserving: None,
             circuit: Circuit::default(),
             heard: Heard::Nothing,
             in_line: false,
@@ -103,9 +108,12 @@ impl Lane {
         }
     }
 
-    pub(super) fn change(&mut self, policy: LanePolicy) {
-        if policy.rate != self.policy.rate {
-            self.rate = policy.rate.map(Rate::new);
+    pub(super) fn change(&mut self, policy: LanePolicy, now: Now) {
+        if let Some(limit) = policy.rate {
+            self.rate = Some(match self.rate.take() {
+                Some(rate) => rate.changed(limit, now),
+                None => Rate::new(limit),
+            });
         }
         let opens = policy.gate == Gate::Open && self.policy.gate != Gate::Open;
         if opens {
@@ -114,6 +122,37 @@ impl Lane {
         self.holds.hear(policy.revision, opens);
         self.troubled |= policy.gate == Gate::Disabled;
         self.policy = policy;
+    }
+
+    pub(super) fn restore(&mut self, promises: Promises, now: Now) {
+        if !knobs::has(Bug::ForgetHolds) {
+            self.holds.known = promises.held_until;
+        }
+        if let Some(Reservation { rate, full_at, .. }) = promises.reservation
+            && !knobs::has(Bug::ForgetRates)
+        {
+            let before = Rate::restored(rate, full_at, now);
+            self.rate = Some(before.changed(self.policy.rate.unwrap_or(rate), now));
+        }
+    }
+
+    pub(super) fn on_reserved(&mut self, reservation: &Reservation, now: Now) {
+        self.reserving = self.reserving.filter(|(_, made)| made != reservation);
+        if let Some(rate) = self.rate.as_mut().filter(|rate| rate.limit() == reservation.rate) {
+            rate.on_reserved(reservation.full_at, now);
+        }
+    }
+
+    /// The wall clock was set, by which reservations are stored.
+    pub(super) fn on_clock_set(&mut self) {
+        if let Some(rate) = &mut self.rate {
+            rate.forget_reserved();
+        }
+    }
+
+    /// The rate that holds now.
+    fn rate(&self) -> Option<&Rate> {
+        self.rate.as_ref().filter(|_| self.policy.rate.is_some())
     }
 
     pub(super) fn host(&self) -> &Arc<str> {
@@ -156,22 +195,29 @@ impl Lane {
         if self.in_flight() >= self.policy.max_in_flight as usize {
             return waits(WaitReason::InFlightLimit, None);
         }
-        match self.rate.as_ref().and_then(|rate| rate.denied(now.monotonic)) {
+        if self.rate().is_some() && self.reserving.is_some() {
+            // In a moment.
+            return Readiness::Waits { reason: None, until: None };
+        }
+        match self.rate().and_then(|rate| rate.denied(now.monotonic)) {
             Some(until) => waits(WaitReason::Rate, Some(until)),
             None => Readiness::Ready,
         }
     }
 
     /// Takes the first key of a ready lane; `None` when the rate says no after all, which the lane then knows.
-    pub(super) fn try_send(&mut self, now: Now) -> Option<(DueKey, Progress)> {
-        if let Some(rate) = &mut self.rate
-            && !rate.try_take(now.monotonic)
+    pub(super) fn try_send(&mut self, now: Now) -> Option<(DueKey, Progress, Option<Reservation>)> {
+        let mut reservation = None;
+        if let (Some(limit), Some(rate)) = (self.policy.rate, &mut self.rate)
+            && let Leave::Unreserved(full_at) = rate.try_take(now)?
         {
-            return None;
+            reservation = Some(Reservation { revision: self.policy.revision, rate: limit, full_at });
         }
-        let taken = self.window.take_first()?;
-        self.circuit.on_sent(taken.0);
-        Some(taken)
+        let (key, progress) = self.window.take_first()?;
+        // Without a rate one may still be on its way.
+        self.reserving = reservation.map(|reservation| (key, reservation)).or(self.reserving);
+        self.circuit.on_sent(key);
+        Some((key, progress, reservation))
     }
 
     /// What an attempt says about the receiver.
@@ -182,8 +228,9 @@ impl Lane {
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
+        self.end_reserving(key);
         self.heard = match outcome {
-            Outcome::Healthy | Outcome::Throttled { .. } => Heard::Answer,
+            Outcome::Healthy | Outcome::Throttled(_) => Heard::Answer,
             Outcome::Failing => Heard::Failure,
             // It says no to this delivery, or it was our own trouble.
             Outcome::Neutral if self.heard == Heard::Failure => Heard::Failure,
@@ -201,10 +248,10 @@ impl Lane {
                     return Some(Turn::Failing);
                 }
             }
-            Outcome::Throttled { until, revision } => {
+            Outcome::Throttled(hold) => {
                 self.circuit.on_success();
                 if !knobs::has(Bug::IgnoreRetryAfter) {
-                    self.holds.add(until, revision, self.policy.revision);
+                    self.holds.add(hold, self.policy.revision);
                 }
             }
             Outcome::Neutral => self.circuit.on_neutral(key),
@@ -217,8 +264,13 @@ impl Lane {
         let returned = self.window.on_returned(key, progress);
         if returned {
             self.circuit.on_neutral(key);
+            self.end_reserving(key);
         }
         returned
+    }
+
+    fn end_reserving(&mut self, key: DueKey) {
+        self.reserving = self.reserving.filter(|(reserving, _)| *reserving != key);
     }
 
     pub(super) fn explain(&self, now: Now) -> LaneReport {

@@ -19,7 +19,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::{DueKey, EndpointNumber, Now, Position, Progress, RateLimit, Timestamp};
+use crate::domain::{
+    DueKey, EndpointNumber, Hold, Now, Position, Progress, RateLimit, Reservation, Timestamp,
+};
 pub use circuit::{BreakerConfig, CircuitState};
 use host::{Hosts, Place};
 use lane::{Lane, Readiness};
@@ -57,18 +59,22 @@ pub enum Backlog {
     OnDisk,
 }
 
+/// What an earlier life of the daemon has promised to a receiver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Promises {
+    /// It asked to be left alone until then.
+    pub held_until: Option<Timestamp>,
+    pub reservation: Option<Reservation>,
+}
+
 /// What an attempt says about the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Healthy,
     /// It is down or broken: counts for the circuit.
     Failing,
-    /// It asked to be left alone until then.
-    Throttled {
-        until: Timestamp,
-        /// The endpoint's when it asked. Who opened it by then has not ended this wait, even if the lane hears of that later.
-        revision: Position,
-    },
+    /// It asked to be left alone.
+    Throttled(Hold),
     /// Nothing: our own trouble, or a reply that is about the delivery alone.
     Neutral,
 }
@@ -89,13 +95,11 @@ pub enum Action {
         endpoint: EndpointNumber,
         key: DueKey,
         progress: Progress,
+        /// Has to be durable before the request leaves.
+        reservation: Option<Reservation>,
     },
     /// Read the backlog after this key, in order.
-    Refill {
-        endpoint: EndpointNumber,
-        after: Option<DueKey>,
-        limit: usize,
-    },
+    Refill { endpoint: EndpointNumber, after: Option<DueKey>, limit: usize },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +165,7 @@ impl Lanes {
     }
 
     /// Makes a lane, or changes its policy. Opening a closed gate also closes the circuit and ends the holds from before.
-    pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, _now: Now) {
+    pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, now: Now) {
         match self.lanes.get_mut(&endpoint) {
             Some(lane) if lane.host() != &policy.host => {
                 // Its requests under way count for the new host now: it is the same receiver that takes its time.
@@ -169,15 +173,31 @@ impl Lanes {
                 self.hosts.leave(&old, endpoint, requests, place);
                 self.hosts.add(&policy.host, requests);
                 lane.place = Place::None;
-                lane.change(policy);
+                lane.change(policy, now);
                 self.promise(&old);
             }
-            Some(lane) => lane.change(policy),
+            Some(lane) => lane.change(policy, now),
             None => {
                 self.lanes.insert(endpoint, Lane::new(policy, backlog));
             }
         }
         self.wake(endpoint);
+    }
+
+    /// What was promised to a lane's receiver before the daemon was started.
+    pub fn restore(&mut self, endpoint: EndpointNumber, promises: Promises, now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.restore(promises, now);
+            self.wake(endpoint);
+        }
+    }
+
+    /// A reservation is durable: what it covers needs no other.
+    pub fn on_reserved(&mut self, endpoint: EndpointNumber, reservation: &Reservation, now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.on_reserved(reservation, now);
+            self.wake(endpoint);
+        }
     }
 
     pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
@@ -332,11 +352,11 @@ impl Lanes {
                     self.in_ring.remove(&endpoint);
                     continue;
                 }
-                if let Some((key, progress)) = lane.try_send(now) {
+                if let Some((key, progress, reservation)) = lane.try_send(now) {
                     self.hosts.on_sent(&host, &mut lane.place);
                     self.slots.take();
                     self.ring.push_back(endpoint);
-                    return Some(Action::Send { endpoint, key, progress });
+                    return Some(Action::Send { endpoint, key, progress, reservation });
                 }
                 readiness = lane.readiness(now);
                 if let Readiness::Waits { reason: Some(WaitReason::Rate), until: Some(until) } = readiness {
@@ -448,6 +468,7 @@ impl Lanes {
         let origin = now.wall.minus(now.monotonic);
         if origin.since(self.origin).max(self.origin.since(origin)) > CLOCK_STEP {
             self.origin = origin;
+            self.lanes.values_mut().for_each(Lane::on_clock_set);
             while let Some((_, endpoint)) = self.asleep.first().copied() {
                 self.wake(endpoint);
             }

@@ -1,6 +1,7 @@
 //! One promise of the lanes at a time; random lives stand in a file of their own.
 
 mod lives;
+mod promises;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,7 @@ const FRESH: Progress = Progress {
     attempts: 0,
     attempts_in_series: 0,
     series_started: Timestamp::ZERO,
+    first_attempt: None,
     trigger: Trigger::Publish,
 };
 
@@ -41,7 +43,7 @@ fn policy() -> LanePolicy {
 }
 
 fn throttled(until: Timestamp) -> Outcome {
-    Outcome::Throttled { until, revision: policy().revision }
+    Outcome::Throttled(Hold { until, revision: policy().revision })
 }
 
 fn at(millis: u64) -> Now {
@@ -55,8 +57,11 @@ fn key(due: u64, event: u64) -> DueKey {
 fn sends(lanes: &mut Lanes, now: Now) -> Vec<(EndpointNumber, DueKey)> {
     let mut sent = Vec::new();
     while let Some(action) = lanes.next_action(now) {
-        if let Action::Send { endpoint, key, .. } = action {
+        if let Action::Send { endpoint, key, reservation, .. } = action {
             sent.push((endpoint, key));
+            if let Some(reservation) = reservation {
+                lanes.on_reserved(endpoint, &reservation, now);
+            }
         }
     }
     sent
@@ -557,10 +562,10 @@ fn opening_ends_the_wait_that_was_asked_for_before_it_and_not_the_one_after() {
         lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..3);
         let sent = sends(&mut lanes, at(1));
-        let outcome = Outcome::Throttled { until: at(30_000).wall, revision: Position(asked_at) };
+        let outcome = Outcome::Throttled(Hold { until: at(30_000).wall, revision: Position(asked_at) });
         lanes.on_finished(ONE, sent[0].1, outcome, at(2));
         // One that asked for less before does not shorten it.
-        let shorter = Outcome::Throttled { until: at(10).wall, revision: Position(1) };
+        let shorter = Outcome::Throttled(Hold { until: at(10).wall, revision: Position(1) });
         lanes.on_finished(ONE, sent[1].1, shorter, at(2));
         fill(&mut lanes, ONE, 3..4);
         lanes.on_endpoint(ONE, changed(Gate::Paused, 2), Backlog::None, at(3));
@@ -580,8 +585,8 @@ fn a_wait_that_is_over_does_not_live_on_in_a_later_one() {
         lanes.on_endpoint(ONE, changed(Gate::Open, 5), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..3);
         let sent = sends(&mut lanes, at(1));
-        let long = Outcome::Throttled { until: at(86_400_000).wall, revision: Position(5) };
-        let short = Outcome::Throttled { until: at(1_000).wall, revision: Position(7) };
+        let long = Outcome::Throttled(Hold { until: at(86_400_000).wall, revision: Position(5) });
+        let short = Outcome::Throttled(Hold { until: at(1_000).wall, revision: Position(7) });
         let outcomes = if long_first { [long, short] } else { [short, long] };
         lanes.on_finished(ONE, sent[0].1, outcomes[0], at(2));
         lanes.on_finished(ONE, sent[1].1, outcomes[1], at(2));
@@ -688,7 +693,7 @@ fn what_is_moved_while_it_is_under_way_waits_for_its_attempt_and_goes_on_with_th
     lanes.on_due(ONE, moved, tried, Position(10), at(6));
     lanes.on_recorded(ONE, first, at(6));
     let again = lanes.next_action(at(7));
-    assert_eq!(again, Some(Action::Send { endpoint: ONE, key: moved, progress: tried }));
+    assert_eq!(again, Some(Action::Send { endpoint: ONE, key: moved, progress: tried, reservation: None }));
     // This time it was cancelled, and the attempt succeeds: nothing is left.
     lanes.on_settled(ONE, moved, Position(11), at(8));
     lanes.on_recorded(ONE, moved, at(9));

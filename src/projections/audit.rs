@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 
+use super::failing::Failing;
 use super::pages::{self, EventEntry, StateEntry};
 use super::retention::{self, Cutoffs};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
@@ -40,6 +41,7 @@ pub fn audit(
     audit.queues();
     audit.exact(b'P');
     audit.exact(b'X');
+    audit.exact(b'R');
     audit.pages();
     audit.streams();
     audit.requests();
@@ -270,9 +272,8 @@ impl Audit<'_> {
             let lane = |value: Option<&[u8]>| value.map(counters::decode).unwrap_or_default();
             let (kept, mut folded) = (lane(kept), lane(folded));
             // Failures that retention took are failures no more.
-            let later = folded.failing_since.is_none() || folded.failing_since >= kept.failing_since;
-            if gaps && kept.failing_since.is_some() && later {
-                folded.failing_since = kept.failing_since;
+            if gaps && is_less_of(folded.failing, kept.failing) {
+                folded.failing = kept.failing;
             }
             if kept != folded {
                 let endpoint = endpoint_at(key, 1).0;
@@ -330,13 +331,18 @@ impl Hours {
     }
 }
 
+/// Whether one may be the other without some of its attempts.
+fn is_less_of(one: Option<Failing>, other: Option<Failing>) -> bool {
+    one.is_none_or(|one| other.is_some_and(|other| one.since >= other.since))
+}
+
 /// Lengths of the keys that have one.
 fn key_bytes(tag: u8) -> Option<usize> {
     match tag {
         b'D' | b'W' | b'X' => Some(21),
         b'P' | b'T' => Some(13),
         b'I' | b'J' => Some(17),
-        b'L' => Some(5),
+        b'L' | b'R' => Some(5),
         _ => None,
     }
 }
@@ -364,6 +370,7 @@ fn describe(key: &[u8]) -> String {
         b'X' => format!("the dead letter of event {} for endpoint {}", event(9), endpoint_at(key, 17).0),
         b'S' => format!("the head of stream {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
         b'T' => format!("what endpoint {} did in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
+        b'R' => format!("what endpoint {} has reserved of its rate", endpoint_at(key, 1).0),
         tag => format!("a row of kind {}", char::from(tag)),
     }
 }

@@ -1,7 +1,9 @@
-//! How many deliveries wait, per endpoint (`L`) and in all.
+//! What is counted and known of each endpoint's lane (`L`): how many deliveries wait, whether its
+//! receiver fails, and until when it asked to be left alone.
 
 use std::ops::ControlFlow;
 
+use super::failing::Failing;
 use super::rows::{Key, Rows, endpoint_at};
 use crate::codec::{Reader, put_varint};
 use crate::domain::{EndpointNumber, Position, Timestamp};
@@ -12,10 +14,14 @@ pub struct Lane {
     /// Of `pending`: behind another delivery of the same ordering key.
     pub waiting: u64,
     pub dead: u64,
-    /// Start of the first attempt that failed since the last success.
-    pub failing_since: Option<Timestamp>,
+    /// Failed attempts since the last success, or since an operator changed or opened the endpoint.
+    pub failing: Option<Failing>,
     /// Position of that success, or zero: its record has to stay, or a rebuild would not know of it.
     pub last_success: Position,
+    /// Until when the receiver asked to be left alone, and the record that says so, which has to stay.
+    pub hold: Option<(Timestamp, Position)>,
+    /// Position of the record that last opened the endpoint: holds of earlier revisions are over.
+    pub opened: Position,
 }
 
 pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
@@ -25,21 +31,31 @@ pub fn lane(rows: &dyn Rows, endpoint: EndpointNumber) -> Lane {
 pub(super) fn decode(value: &[u8]) -> Lane {
     let mut reader = Reader::new(value);
     let mut number = || reader.get_varint().unwrap_or(0);
-    Lane {
+    let mut lane = Lane {
         pending: number(),
         waiting: number(),
         dead: number(),
-        failing_since: Some(number()).filter(|millis| *millis != 0).map(Timestamp::from_millis),
         last_success: Position(number()),
+        opened: Position(number()),
+        hold: Some((Timestamp::from_millis(number()), Position(number()))),
+        failing: None,
+    };
+    lane.hold = lane.hold.filter(|(_, position)| *position != Position(0));
+    if !reader.is_empty() {
+        lane.failing = Failing::decode(&mut reader).ok();
     }
+    lane
 }
 
 pub(super) fn put(rows: &mut dyn Rows, endpoint: EndpointNumber, counters: &Lane) {
     let mut value = Vec::with_capacity(16);
-    let failing_since = counters.failing_since.map_or(0, Timestamp::millis);
-    let Lane { pending, waiting, dead, last_success, .. } = *counters;
-    for number in [pending, waiting, dead, failing_since, last_success.0] {
+    let Lane { pending, waiting, dead, failing, last_success, hold, opened } = *counters;
+    let (until, held_by) = hold.unwrap_or_default();
+    for number in [pending, waiting, dead, last_success.0, opened.0, until.millis(), held_by.0] {
         put_varint(&mut value, number);
+    }
+    if let Some(failing) = failing {
+        failing.encode(&mut value);
     }
     rows.put(&Key::new(b'L').endpoint(endpoint).0, value);
 }

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 
 use super::counters::Lane;
 use super::dead::Letter;
+use super::failing::Failing;
 use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row, WHOLE_ENDPOINT};
+use super::reserved::Reserved;
 use super::stats::Hour;
 use super::tallies::Tallies;
-use super::{Rows, dead, idempotency, pages, pending, retention, streams};
+use super::{Rows, dead, idempotency, pages, pending, reserved, retention, streams};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next,
-    Ordering, Position, Progress, Record, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, EndpointStatus, Event,
+    Next, Ordering, Position, Progress, Record, Timestamp, Trigger,
 };
 use crate::knobs::{self, Bug};
 use crate::limits;
@@ -39,12 +41,25 @@ pub struct Totals {
 /// The fold's own memory beside the rows: derived from records as well, bounded by the number of endpoints.
 #[derive(Debug, Default)]
 pub struct Fold {
-    orderings: HashMap<EndpointNumber, Ordering>,
+    known: HashMap<EndpointNumber, Known>,
     blocks: Blocks,
     tallies: Tallies,
     /// How many checkpoints there have been; names the blocks that are written until the next.
     checkpoint: u64,
     pub totals: Totals,
+}
+
+/// What the fold has to know of an endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    ordering: Ordering,
+    is_open: bool,
+}
+
+impl From<&Endpoint> for Known {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self { ordering: endpoint.ordering, is_open: endpoint.is_open() }
+    }
 }
 
 /// FNV-1a: stable for ever, because it is stored.
@@ -61,9 +76,9 @@ impl Fold {
         Self { checkpoint: checkpoints, totals, ..Self::default() }
     }
 
-    /// Tells the ordering of an endpoint that is known from before the checkpoint.
-    pub fn know_endpoint(&mut self, endpoint: EndpointNumber, ordering: Ordering) {
-        self.orderings.insert(endpoint, ordering);
+    /// Tells of an endpoint that is known from before the checkpoint.
+    pub fn know_endpoint(&mut self, endpoint: &Endpoint) {
+        self.known.insert(endpoint.number, endpoint.into());
     }
 
     /// To be called when everything so far has been checkpointed.
@@ -112,11 +127,10 @@ impl Fold {
         match record {
             Record::EventAccepted(event) => step.accept(event, announced),
             Record::AttemptFinished { delivery, due, attempt } => step.finish(*delivery, *due, attempt),
-            Record::EndpointPut(endpoint) => {
-                step.fold.orderings.insert(endpoint.number, endpoint.ordering);
-                if endpoint.status == EndpointStatus::Active {
-                    step.lane(endpoint.number).failing_since = None;
-                }
+            Record::EndpointPut(endpoint) => step.put_endpoint(endpoint),
+            Record::RateReserved { endpoint, reservation } => {
+                let reserved = Reserved { reservation: *reservation, position };
+                reserved::keep(step.rows, &reserved, *endpoint);
             }
             Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
@@ -176,6 +190,19 @@ impl Step<'_> {
         self.fold.tallies.hour(self.rows, endpoint, at)
     }
 
+    fn put_endpoint(&mut self, endpoint: &Endpoint) {
+        let before = self.fold.known.insert(endpoint.number, endpoint.into());
+        let opens = endpoint.is_open() && before.is_none_or(|before| !before.is_open);
+        let position = self.position;
+        if endpoint.status == EndpointStatus::Active {
+            self.lane(endpoint.number).failing = None;
+        }
+        if opens {
+            let lane = self.lane(endpoint.number);
+            (lane.opened, lane.hold) = (position, None);
+        }
+    }
+
     fn accept(&mut self, event: &Event, announced: bool) {
         self.fold.totals.events += 1;
         let entry = EventEntry {
@@ -195,12 +222,7 @@ impl Step<'_> {
         for idempotency in &event.idempotency {
             idempotency::remember(self.rows, self.fold.checkpoint, idempotency, self.position);
         }
-        let progress = Progress {
-            attempts: 0,
-            attempts_in_series: 0,
-            series_started: entry.first_due,
-            trigger: Trigger::Publish,
-        };
+        let progress = Progress::begin(0, entry.first_due, Trigger::Publish);
         for endpoint in &event.targets {
             let delivery = DeliveryKey { event: self.position, endpoint: *endpoint };
             let order = self.order(*endpoint, entry.order);
@@ -209,7 +231,7 @@ impl Step<'_> {
     }
 
     fn order(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
-        match self.fold.orderings.get(&endpoint).copied().unwrap_or_default() {
+        match self.fold.known.get(&endpoint).copied().unwrap_or_default().ordering {
             Ordering::None => None,
             Ordering::Key => Some(key),
             Ordering::Endpoint => Some(WHOLE_ENDPOINT),
@@ -347,6 +369,7 @@ impl Step<'_> {
             }
             Next::RetryAt(at) => {
                 detail.progress.attempts_in_series += 1;
+                detail.progress.first_attempt.get_or_insert(attempt.started_at);
                 detail.progress.trigger = Trigger::Retry;
                 self.move_to(delivery, place, at, &mut detail);
             }
@@ -377,10 +400,14 @@ impl Step<'_> {
         let position = self.position;
         let lane = self.lane(endpoint);
         if attempt.error.is_none() {
-            lane.failing_since = None;
-            lane.last_success = position;
+            (lane.failing, lane.last_success) = (None, position);
         } else {
-            lane.failing_since.get_or_insert(attempt.started_at);
+            lane.failing = Some(Failing::after(lane.failing, attempt));
+        }
+        if let Some(hold) = attempt.hold.filter(|hold| hold.revision >= lane.opened)
+            && lane.hold.is_none_or(|(until, _)| until < hold.until)
+        {
+            lane.hold = Some((hold.until, position));
         }
     }
 
@@ -472,9 +499,7 @@ impl Step<'_> {
                 return;
             }
             let mut detail = self.detail(delivery, &place.row, place.due);
-            detail.progress.attempts_in_series = 0;
-            detail.progress.series_started = at;
-            detail.progress.trigger = trigger;
+            detail.progress = Progress::begin(detail.progress.attempts, at, trigger);
             return self.move_to(delivery, &place, at, &mut detail);
         }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
@@ -487,8 +512,7 @@ impl Step<'_> {
         }
         let kept = before.as_ref().filter(|_| !knobs::has(Bug::ForgetAttempts));
         let attempts_made = kept.map_or(0, |entry| entry.attempts_made);
-        let progress =
-            Progress { attempts: attempts_made, attempts_in_series: 0, series_started: at, trigger };
+        let progress = Progress::begin(attempts_made, at, trigger);
         let detail = Detail {
             due: at,
             last_status: before.as_ref().and_then(|entry| entry.last_status),

@@ -15,17 +15,20 @@
 //! | `S` | tenant, stream | [`streams::Head`] | version and times of a stream |
 //! | `I` | scope | [`idempotency::Known`] | requests that were answered |
 //! | `J` | hour, checkpoint | scopes | when `I` rows expire |
-//! | `L` | endpoint | [`counters::Lane`] | how many deliveries wait |
+//! | `L` | endpoint | [`counters::Lane`] | how many deliveries wait, the receiver's failures, its `Retry-After` |
+//! | `R` | endpoint | [`reserved::Reserved`] | what is reserved of its rate |
 //! | `T` | endpoint, hour | [`stats::Hour`] | what happened in that hour |
 
 pub mod audit;
 pub mod counters;
 pub mod dead;
+pub mod failing;
 pub mod fold;
 pub mod idempotency;
 pub mod pages;
 pub mod pending;
 pub mod reads;
+pub mod reserved;
 pub mod retention;
 pub mod rows;
 pub mod stats;

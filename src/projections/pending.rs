@@ -36,6 +36,7 @@ impl Row {
         put_varint(out, u64::from(self.progress.attempts));
         put_varint(out, u64::from(self.progress.attempts_in_series));
         put_varint(out, self.progress.series_started.millis());
+        put_varint(out, self.progress.first_attempt.map_or(0, Timestamp::millis));
         out.push(trigger_code(self.progress.trigger));
         if let Some(order) = self.order {
             put_u64(out, order);
@@ -47,6 +48,9 @@ impl Row {
             attempts: reader.get_varint_u32()?,
             attempts_in_series: reader.get_varint_u32()?,
             series_started: Timestamp::from_millis(reader.get_varint()?),
+            first_attempt: Some(reader.get_varint()?)
+                .filter(|millis| *millis != 0)
+                .map(Timestamp::from_millis),
             trigger: trigger(reader.get_u8()?)?,
         };
         let order = if reader.is_empty() { None } else { Some(reader.get_u64()?) };

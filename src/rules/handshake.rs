@@ -104,6 +104,19 @@ pub fn answered(
     }
 }
 
+/// For how long a receiver was asked: by plan, so that time in which nobody could ask (the daemon was
+/// down, the endpoint was paused) does not count.
+#[must_use]
+pub fn asked_for(asked: &Asked, policy: &AskingPolicy) -> Duration {
+    let interval = |count| retry::interval(policy.initial, MULTIPLIER, policy.max_interval, count);
+    let waits = asked.count.saturating_sub(1);
+    // From here on intervals grow no more.
+    let growing = waits.min(limits::ATTEMPTS_MAX);
+    let planned: Duration = (1..=growing).map(interval).sum();
+    let rest = interval(growing).saturating_mul(waits - growing);
+    planned.saturating_add(rest).min(asked.at.since(asked.since))
+}
+
 /// The receiver has agreed. No callback is good any more: who finds one later must not change what was agreed to.
 #[must_use]
 pub fn agreed_to(handshake: Handshake, rate: Option<u32>, at: Timestamp) -> Handshake {
@@ -141,8 +154,7 @@ pub fn changed(present: Option<&Handshake>, wanted: Option<Handshake>, same_url:
 /// Whether anything may be sent to the endpoint, as far as its handshake goes.
 #[must_use]
 pub fn allows(endpoint: &Endpoint) -> bool {
-    let agreed = endpoint.handshake.as_ref().is_none_or(|handshake| handshake.consent.is_some());
-    agreed || knobs::has(Bug::SendUnasked)
+    endpoint.has_consent() || knobs::has(Bug::SendUnasked)
 }
 
 /// When the receiver is asked next; `None` when it is not: it has agreed, or nothing is to be sent anyway.
@@ -273,6 +285,23 @@ mod tests {
         assert_eq!(next(wait(30)), at(60), "WH-5");
         assert_eq!(next(wait(3_600)), at(3_600), "WH-5");
         assert_eq!(next(wait(u64::MAX)), at(24 * 3_600), "WH-5, but nobody can keep us waiting for ever");
+    }
+
+    #[test]
+    fn time_without_requests_is_no_time_of_asking() {
+        let no = || Err("no".to_owned());
+        let mut handshake = answered(&handshake(None), no(), &POLICY, None, at(0));
+        let asked_for = |handshake: &Handshake| super::asked_for(handshake.asked.as_ref().unwrap(), &POLICY);
+        assert_eq!(asked_for(&handshake), Duration::ZERO);
+        // The daemon was down for days.
+        handshake = answered(&handshake, no(), &POLICY, None, at(900_000));
+        assert_eq!(asked_for(&handshake), Duration::from_secs(60));
+        for _ in 0..200 {
+            let next = handshake.asked.as_ref().unwrap().next_at;
+            handshake = answered(&handshake, no(), &POLICY, None, next);
+        }
+        let minutes = (1 + 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256) + 360 * (201 - 9);
+        assert_eq!(asked_for(&handshake), Duration::from_secs(60 * minutes));
     }
 
     #[test]

@@ -2,23 +2,61 @@
 
 use std::time::Duration;
 
-use crate::domain::Timestamp;
+use crate::projections::failing::Failing;
 
-/// Whether an endpoint that has failed since `since` without one success is disabled at `now`.
+/// Failed attempts without which no endpoint is disabled.
+pub const FAILURES_MIN: u32 = 5;
+
+/// Whether an endpoint with these failures, and without a success since the first of them, is
+/// disabled: when it failed over the whole of `after`. One gap between two failures counts for at most
+/// its part of that time, so that the failures lie in different parts of it.
 #[must_use]
-pub fn should_disable(since: Timestamp, after: Duration, now: Timestamp) -> bool {
-    now.since(since) >= after
+pub fn should_disable(failing: &Failing, after: Duration) -> bool {
+    failing.time(after / (FAILURES_MIN - 1)) >= after
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Attempt, Timestamp};
+
+    /// After attempts that failed at these seconds, each in a daemon that runs for so many seconds.
+    fn is_disabled(attempts: &[(u64, u64)]) -> bool {
+        let mut failing = None;
+        for (at, uptime) in attempts {
+            let started_at = Timestamp::from_millis(1_000_000 + at * 1_000);
+            let uptime = Some(Duration::from_secs(*uptime));
+            let attempt = Attempt { started_at, uptime, ..Attempt::for_tests() };
+            failing = Some(Failing::after(failing, &attempt));
+        }
+        should_disable(&failing.unwrap(), Duration::from_secs(100))
+    }
 
     #[test]
-    fn an_endpoint_is_given_up_at_the_limit_and_not_before() {
-        let (since, after) = (Timestamp::from_millis(1_000), Duration::from_secs(10));
-        assert!(!should_disable(since, after, Timestamp::from_millis(10_999)));
-        assert!(should_disable(since, after, Timestamp::from_millis(11_000)));
-        assert!(!should_disable(since, after, Timestamp::from_millis(0)));
+    fn endpoint_is_given_up_at_the_limit_and_not_before() {
+        let every_second = |seconds| (0..=seconds).map(|at| (at, 1_000)).collect::<Vec<_>>();
+        assert!(!is_disabled(&every_second(99)));
+        assert!(is_disabled(&every_second(100)));
+        assert!(is_disabled(&[(0, 0), (25, 25), (50, 50), (75, 75), (100, 100)]));
+    }
+
+    #[test]
+    fn old_failures_alone_are_no_evidence() {
+        assert!(!is_disabled(&[(0, 0), (1, 1), (9_000, 9_000)]), "two events, far apart");
+        assert!(!is_disabled(&[(0, 0), (1, 1), (2, 2), (3, 3), (9_000, 9_000), (9_001, 9_001)]));
+        assert!(!is_disabled(&[(0, 0), (9_000, 9_000), (18_000, 18_000), (27_000, 27_000)]), "four");
+        assert!(is_disabled(&[(0, 0), (900, 900), (1_800, 1_800), (2_700, 2_700), (3_600, 3_600)]));
+    }
+
+    #[test]
+    fn time_in_which_the_daemon_was_down_does_not_count() {
+        let mut attempts: Vec<_> = (0..=50).map(|at| (at, at)).collect();
+        attempts.extend((0..=49).map(|at| (1_000 + at, at)));
+        assert!(!is_disabled(&attempts), "it failed for 99 s");
+        attempts.push((1_050, 50));
+        assert!(is_disabled(&attempts));
+        // A daemon that is started again and again.
+        let restarts: Vec<_> = (0..90).map(|life| (life * 1_000, 1)).collect();
+        assert!(!is_disabled(&restarts));
     }
 }

@@ -8,13 +8,15 @@ use backoff::backoff::Backoff;
 use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, Timestamp, Verdict};
 use crate::limits;
 
-/// What happens after an attempt that ended at `finished_at`. `progress` is what was before the attempt.
+/// What happens after an attempt that was made from `started_at` to `finished_at`. `progress` is what
+/// was before the attempt.
 #[must_use]
 pub fn next(
     policy: &RetryPolicy,
     delivery: DeliveryKey,
     progress: &Progress,
     verdict: Verdict,
+    started_at: Timestamp,
     finished_at: Timestamp,
 ) -> Next {
     // Never in the same millisecond: a delivery's place in its lane must change when it moves.
@@ -38,7 +40,8 @@ pub fn next(
             let interval = interval(*initial, *multiplier, *max_interval, failed);
             let spread = spread(interval, *jitter, delivery, progress.attempts + 1);
             let at = finished_at.plus(spread.max(held));
-            if at > progress.series_started.plus(*max_age) {
+            // What came before the first attempt was waiting, not failing.
+            if at > progress.first_attempt.unwrap_or(started_at).plus(*max_age) {
                 return Next::Dead(DeadReason::MaxAge);
             }
             Next::RetryAt(at)
@@ -80,8 +83,13 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3_600);
 
     fn after(failed: u32, started: u64) -> Progress {
-        let series_started = Timestamp::from_millis(started);
-        Progress { attempts: failed, attempts_in_series: failed, series_started, trigger: Trigger::Retry }
+        let first_attempt = Some(Timestamp::from_millis(started)).filter(|_| failed > 0);
+        Progress {
+            attempts: failed,
+            attempts_in_series: failed,
+            first_attempt,
+            ..Progress::begin(failed, Timestamp::ZERO, Trigger::Retry)
+        }
     }
 
     fn policy(jitter: f64) -> RetryPolicy {
@@ -100,13 +108,13 @@ mod tests {
         let now = Timestamp::from_millis(1_000_000);
         let mut seconds = Vec::new();
         for failed in 0..11 {
-            match next(&policy(0.0), KEY, &after(failed, 1_000_000), Verdict::Retry, now) {
+            match next(&policy(0.0), KEY, &after(failed, 1_000_000), Verdict::Retry, now, now) {
                 Next::RetryAt(at) => seconds.push(at.since(now).as_secs()),
                 other => panic!("{other:?} after {failed}"),
             }
         }
         assert_eq!(seconds, [5, 15, 45, 135, 405, 1_215, 3_645, 10_935, 21_600, 21_600, 21_600]);
-        let last = next(&policy(0.0), KEY, &after(11, 1_000_000), Verdict::Retry, now);
+        let last = next(&policy(0.0), KEY, &after(11, 1_000_000), Verdict::Retry, now, now);
         assert_eq!(last, Next::Dead(DeadReason::AttemptsExhausted));
     }
 
@@ -116,8 +124,8 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for event in 0..1_000 {
             let key = DeliveryKey { event: Position(event), ..KEY };
-            let first = next(&policy(0.2), key, &after(0, 0), Verdict::Retry, now);
-            assert_eq!(first, next(&policy(0.2), key, &after(0, 0), Verdict::Retry, now));
+            let first = next(&policy(0.2), key, &after(0, 0), Verdict::Retry, now, now);
+            assert_eq!(first, next(&policy(0.2), key, &after(0, 0), Verdict::Retry, now, now));
             let Next::RetryAt(at) = first else { panic!("{first:?}") };
             assert!((4_000..=6_000).contains(&at.millis()), "{at:?}");
             seen.insert(at);
@@ -129,11 +137,11 @@ mod tests {
     fn retry_after_is_never_undercut_and_age_ends_the_series() {
         let now = Timestamp::from_millis(0);
         let wait = Verdict::RetryAfter(Duration::from_secs(600));
-        let Next::RetryAt(at) = next(&policy(1.0), KEY, &after(0, 0), wait, now) else { panic!() };
+        let Next::RetryAt(at) = next(&policy(1.0), KEY, &after(0, 0), wait, now, now) else { panic!() };
         assert!(at >= Timestamp::from_millis(600_000), "{at:?}");
         let old = Timestamp::from_millis(0).plus(72 * HOUR);
         assert_eq!(
-            next(&policy(0.0), KEY, &after(1, 0), Verdict::Retry, old),
+            next(&policy(0.0), KEY, &after(1, 0), Verdict::Retry, old, old),
             Next::Dead(DeadReason::MaxAge)
         );
     }
@@ -143,10 +151,51 @@ mod tests {
         let policy = RetryPolicy::Schedule(vec![Duration::from_secs(1), Duration::from_secs(9)]);
         let now = Timestamp::from_millis(0);
         let at = |millis| Next::RetryAt(Timestamp::from_millis(millis));
-        assert_eq!(next(&policy, KEY, &after(0, 0), Verdict::Retry, now), at(1_000));
-        assert_eq!(next(&policy, KEY, &after(1, 0), Verdict::Retry, now), at(9_000));
+        assert_eq!(next(&policy, KEY, &after(0, 0), Verdict::Retry, now, now), at(1_000));
+        assert_eq!(next(&policy, KEY, &after(1, 0), Verdict::Retry, now, now), at(9_000));
         let dead = Next::Dead(DeadReason::AttemptsExhausted);
-        assert_eq!(next(&policy, KEY, &after(2, 0), Verdict::Retry, now), dead);
-        assert_eq!(next(&policy, KEY, &after(2, 0), Verdict::Delivered, now), Next::Delivered);
+        assert_eq!(next(&policy, KEY, &after(2, 0), Verdict::Retry, now, now), dead);
+        assert_eq!(next(&policy, KEY, &after(2, 0), Verdict::Delivered, now, now), Next::Delivered);
+    }
+
+    #[test]
+    fn redriven_delivery_waits_as_after_its_first_failure() {
+        let now = Timestamp::from_millis(1_000_000);
+        let redriven = Progress::begin(11, now, Trigger::Redrive);
+        for (failed, seconds) in [(0, 5), (1, 15), (2, 45)] {
+            let progress = Progress {
+                attempts: 11 + failed,
+                attempts_in_series: failed,
+                first_attempt: Some(now),
+                ..redriven
+            };
+            let next = next(&policy(0.0), KEY, &progress, Verdict::Retry, now, now);
+            assert_eq!(next, Next::RetryAt(now.plus(Duration::from_secs(seconds))), "{failed} failed");
+        }
+        let last = Progress { attempts: 22, attempts_in_series: 11, first_attempt: Some(now), ..redriven };
+        let dead = Next::Dead(DeadReason::AttemptsExhausted);
+        assert_eq!(next(&policy(0.0), KEY, &last, Verdict::Retry, now, now), dead);
+        let schedule = RetryPolicy::Schedule(vec![Duration::from_secs(1), Duration::from_secs(9)]);
+        let next = next(&schedule, KEY, &redriven, Verdict::Retry, now, now);
+        assert_eq!(next, Next::RetryAt(now.plus(Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn age_counts_from_the_first_attempt_of_the_series() {
+        let accepted = Timestamp::ZERO;
+        let paused_until = accepted.plus(1_000 * HOUR);
+        let fresh = Progress::begin(0, accepted, Trigger::Publish);
+        let judge = |progress: &Progress, at| next(&policy(0.0), KEY, progress, Verdict::Retry, at, at);
+        let retry = |at: Timestamp, seconds| Next::RetryAt(at.plus(Duration::from_secs(seconds)));
+        assert_eq!(judge(&fresh, paused_until), retry(paused_until, 5), "waiting is no failure");
+        let tried =
+            Progress { attempts: 1, attempts_in_series: 1, first_attempt: Some(paused_until), ..fresh };
+        let last = paused_until.plus(72 * HOUR).minus(Duration::from_secs(15));
+        assert_eq!(judge(&tried, last), retry(last, 15));
+        let late = last.plus(Duration::from_millis(1));
+        assert_eq!(judge(&tried, late), Next::Dead(DeadReason::MaxAge));
+        // A slow first attempt counts from its start.
+        let slow = next(&policy(0.0), KEY, &fresh, Verdict::Retry, accepted, accepted.plus(72 * HOUR));
+        assert_eq!(slow, Next::Dead(DeadReason::MaxAge));
     }
 }

@@ -4,12 +4,12 @@
 //! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
 //! never a panic, and never reserves more memory than the bytes themselves could fill.
 //!
-//! A record is a tag byte, a layout version byte (2 for `AttemptFinished` and `EndpointPut`, else 1), and its fields in this order:
+//! A record is a tag byte, a layout version byte (3 for `AttemptFinished`, 2 for `EndpointPut`, else 1), and its fields in this order:
 //!
 //! | tag | record | fields |
 //! |---|---|---|
 //! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
-//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds) |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
 //! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
@@ -21,6 +21,7 @@
 //! | 11 | `RequestAnswered` | idempotency, status, body |
 //! | 12 | `DeliveriesReordered` | deliveries, at |
 //! | 13 | `EventRejected` | idempotency, rejection (with what was expected? and actual?) |
+//! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
 //!
 //! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
 //! count; `?` is a byte 0 or 1 before the value; a duration is varint seconds and varint nanoseconds; an HTTP status is a `u16` and a
@@ -37,15 +38,16 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, EndpointNumber, ErrorClass, Event, Expected, Idempotency,
-    InvalidName, Network, Next, Position, Record, Rejection, Role, Timestamp, Trigger,
+    ApiKey, Attempt, DeadReason, DeliveryKey, EndpointNumber, ErrorClass, Event, Expected, Hold, Idempotency,
+    InvalidName, Network, Next, Position, Record, Rejection, Reservation, Role, Timestamp, Trigger,
 };
-use endpoint::{get_endpoint, put_endpoint};
+use endpoint::{get_endpoint, get_rate_limit, put_endpoint, put_rate_limit};
 
 /// Version of the layouts below that have had no other.
 const LAYOUT: u8 = 1;
-/// Version of the layout that attempts are written in. The first one, which is still read, did not say the network.
-const ATTEMPT_LAYOUT: u8 = 2;
+/// Version of the layout that attempts are written in. Earlier ones are still read: the first did not
+/// say the network, and the second neither hold nor uptime.
+const ATTEMPT_LAYOUT: u8 = 3;
 /// Version of the layout that endpoints are written in. The first one, which is still read, had secrets of one kind,
 /// in plain bytes, and no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -63,6 +65,7 @@ const DEAD_LETTERS_PURGED: u8 = 10;
 const REQUEST_ANSWERED: u8 = 11;
 const DELIVERIES_REORDERED: u8 = 12;
 const EVENT_REJECTED: u8 = 13;
+const RATE_RESERVED: u8 = 14;
 
 /// Bytes that are not a record of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,6 +147,12 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_idempotency(out, idempotency);
             put_rejection(out, *rejection);
         }
+        Record::RateReserved { endpoint, reservation } => {
+            put_varint(out, u64::from(endpoint.0));
+            put_varint(out, reservation.revision.0);
+            put_rate_limit(out, &reservation.rate);
+            put_time(out, reservation.full_at);
+        }
     }
 }
 
@@ -152,7 +161,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
     let r = &mut reader;
     let tag = r.get_u8()?;
-    if !(EVENT_ACCEPTED..=EVENT_REJECTED).contains(&tag) {
+    if !(EVENT_ACCEPTED..=RATE_RESERVED).contains(&tag) {
         return Err(CodecError::UnknownTag(tag));
     }
     let found = r.get_u8()?;
@@ -195,6 +204,14 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         EVENT_REJECTED => {
             Record::EventRejected { idempotency: get_idempotency(r)?, rejection: get_rejection(r)? }
         }
+        RATE_RESERVED => Record::RateReserved {
+            endpoint: get_number(r)?,
+            reservation: Reservation {
+                revision: Position(r.get_varint()?),
+                rate: get_rate_limit(r)?,
+                full_at: get_time(r)?,
+            },
+        },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -224,6 +241,7 @@ fn record_tag(record: &Record) -> u8 {
         Record::RequestAnswered { .. } => REQUEST_ANSWERED,
         Record::DeliveriesReordered { .. } => DELIVERIES_REORDERED,
         Record::EventRejected { .. } => EVENT_REJECTED,
+        Record::RateReserved { .. } => RATE_RESERVED,
     }
 }
 
@@ -268,6 +286,14 @@ fn get_duration(r: &mut Reader<'_>) -> Result<Duration, CodecError> {
         return Err(CodecError::UnknownValue { what: "part of a second", found: u64::from(nanos) });
     }
     Ok(Duration::new(seconds, nanos))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn get_millis(r: &mut Reader<'_>) -> Result<Duration, CodecError> {
+    Ok(Duration::from_millis(r.get_varint()?))
 }
 
 fn get_number(r: &mut Reader<'_>) -> Result<EndpointNumber, CodecError> {
@@ -451,6 +477,11 @@ fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     put_bytes(out, &attempt.reply);
     put_u8(out, network_tag(attempt.network));
     put_next(out, attempt.next);
+    put_option(out, attempt.hold.as_ref(), |out, hold| {
+        put_time(out, hold.until);
+        put_varint(out, hold.revision.0);
+    });
+    put_option(out, attempt.uptime.as_ref(), |out, uptime| put_varint(out, millis(*uptime)));
 }
 
 fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
@@ -462,9 +493,15 @@ fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
         status: get_option(r, |r| Ok(r.get_u16()?))?,
         error: get_option(r, |r| Ok((get_error_class(r)?, get_text(r)?)))?,
         reply: Bytes::copy_from_slice(r.get_bytes()?),
-        network: if layout < ATTEMPT_LAYOUT { Network::Public } else { get_network(r)? },
+        network: if layout < 2 { Network::Public } else { get_network(r)? },
         next: get_next(r)?,
+        hold: if layout < 3 { None } else { get_option(r, get_hold)? },
+        uptime: if layout < 3 { None } else { get_option(r, get_millis)? },
     })
+}
+
+fn get_hold(r: &mut Reader<'_>) -> Result<Hold, CodecError> {
+    Ok(Hold { until: get_time(r)?, revision: Position(r.get_varint()?) })
 }
 
 /// 1 delivered, 2 retry at (time), 3 dead (reason).

@@ -50,6 +50,7 @@ impl Directory {
             | Record::DeadLettersPurged { .. }
             | Record::DeliveriesReordered { .. }
             | Record::RequestAnswered { .. }
+            | Record::RateReserved { .. }
             | Record::EventRejected { .. } => {}
         }
     }

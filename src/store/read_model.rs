@@ -5,8 +5,8 @@
 //! oracle of the tests from plain maps; one suite asks both (`conformance`).
 
 use crate::domain::{
-    DeadReason, DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, StreamName, Tenant,
-    Timestamp,
+    DeadReason, DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Reservation, StreamName,
+    Tenant, Timestamp,
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
@@ -14,6 +14,7 @@ use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
 use crate::projections::pending::{self, DueBehind, Misplaced, OrderHash, Spot};
 use crate::projections::reads::{self, Cursor, DeliveryFacts, Filter, Found, Past};
+use crate::projections::reserved;
 use crate::projections::retention::{self, Cutoffs, Overdue};
 use crate::projections::stats::{self, Hour};
 use crate::projections::streams::{self, Head};
@@ -36,6 +37,8 @@ pub trait ReadModel {
     fn lane(&self, endpoint: EndpointNumber) -> Lane;
     /// Of every endpoint that ever had a delivery, by number.
     fn lanes(&self) -> Vec<(EndpointNumber, Lane)>;
+    /// The endpoint's latest reservation of its rate.
+    fn reservation(&self, endpoint: EndpointNumber) -> Option<Reservation>;
     /// What a lane may send, in its order, after a key; and whether that is all.
     fn sendable(
         &self,
@@ -114,6 +117,10 @@ impl ReadModel for State {
 
     fn lanes(&self) -> Vec<(EndpointNumber, Lane)> {
         counters::all(self.rows())
+    }
+
+    fn reservation(&self, endpoint: EndpointNumber) -> Option<Reservation> {
+        reserved::latest(self.rows(), endpoint).map(|latest| latest.reservation)
     }
 
     fn sendable(

@@ -108,6 +108,12 @@ pub struct Unit {
 }
 
 impl Unit {
+    /// A record that nobody waits for.
+    #[must_use]
+    pub fn of_record(record: Record) -> Self {
+        Self { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply: None }
+    }
+
     fn changes_directory(&self) -> bool {
         self.commands.iter().any(|command| match command {
             Command::PutEndpoint(_)
@@ -504,12 +510,7 @@ impl Committer {
             let ordered =
                 directory.endpoint(*target).is_some_and(|endpoint| endpoint.ordering != Ordering::None);
             if !ordered {
-                let progress = Progress {
-                    attempts: 0,
-                    attempts_in_series: 0,
-                    series_started: due,
-                    trigger: Trigger::Publish,
-                };
+                let progress = Progress::begin(0, due, Trigger::Publish);
                 let key = DueKey { due, event: position };
                 announced.push(LaneChange::Due { endpoint: *target, key, progress, at: position });
             }

@@ -376,7 +376,7 @@ impl Life {
         });
     }
 
-    /// The disk falls ill, or the clock is set.
+    /// The disk falls ill, file descriptors run out, or the clock is set.
     fn meddle(&self) {
         let plan = self.world.plan();
         let disk = self.world.disk();

@@ -61,13 +61,18 @@ impl Model {
         let all = |deliveries: &[DeliveryKey]| deliveries.iter().all(|key| self.may_be_gone(key.event));
         match record {
             Record::EventAccepted(_) => self.may_be_gone(position),
-            Record::AttemptFinished { delivery, .. } => self.may_be_gone(delivery.event),
+            Record::AttemptFinished { delivery, .. } => {
+                self.may_be_gone(delivery.event) && !self.oracle.is_rested_on(delivery.endpoint, position)
+            }
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => all(deliveries),
             Record::RequestAnswered { .. } | Record::EventRejected { .. } => self.keep.is_some(),
+            Record::RateReserved { endpoint, .. } => {
+                self.keep.is_some() && !self.oracle.is_rested_on(*endpoint, position)
+            }
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
@@ -112,6 +117,7 @@ impl Model {
                 self.reordered.extend(deliveries.iter().map(|key| (*key, now)));
             }
             Record::AttemptFinished { .. }
+            | Record::RateReserved { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}

@@ -32,7 +32,13 @@ pub(super) async fn operate(engine: Engine, world: World) {
         48..53 => publish_batch(&engine, &world).await,
         53..56 => create_endpoint(&engine, &world).await,
         56..60 => change_ordering(&engine, &world).await,
-        60..68 => change_endpoint(&engine, &world).await,
+        60..68 => {
+            // Often once more at once.
+            change_endpoint(&engine, &world).await;
+            while world.chance(|chance| chance.percent(30)) {
+                change_endpoint(&engine, &world).await;
+            }
+        }
         68..71 => call_back(&engine, &world).await,
         71..73 => delete_endpoint(&engine, &world).await,
         73..82 => operate_on_delivery(&engine, &world).await,

@@ -10,7 +10,7 @@ use standardwebhooks::Webhook;
 use super::chance::Chance;
 use super::model::LAG_MAX;
 use super::operations::policy_defaults;
-use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now};
+use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now, wall};
 use crate::courier::{Exhausted, Parcel, Reply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
@@ -57,7 +57,7 @@ pub(super) const CALLBACK_BASE: &str = "http://balto.test/v1/handshakes/";
 pub(super) struct Receiver {
     pub(super) manner: Manner,
     /// For the endpoint's own rate, and for the one that the receiver has agreed to.
-    buckets: [Option<Bucket>; 2],
+    buckets: [Bucket; 2],
     /// It has asked to be left alone.
     asked: Option<Asked>,
 }
@@ -75,17 +75,15 @@ const DECIDED_BEFORE: Duration = Duration::from_millis(20);
 
 impl Default for Receiver {
     fn default() -> Self {
-        Self { manner: Manner::Healthy, buckets: [None, None], asked: None }
+        Self { manner: Manner::Healthy, buckets: Default::default(), asked: None }
     }
 }
 
-/// What the rate leaves, as its documentation says it; of one life, as a restart begins anew.
-#[derive(Debug)]
+/// What was taken of a rate. Neither a restart nor a change of the endpoint gives it back.
+#[derive(Debug, Default)]
 struct Bucket {
-    rate: RateLimit,
-    life: u32,
-    left: f64,
-    at: Duration,
+    spent: f64,
+    at: Timestamp,
 }
 
 /// All receivers of a simulated world.
@@ -305,7 +303,7 @@ impl Request<'_> {
         self.check_wish(inner, now)?;
         self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
         if self.held <= DECIDED_BEFORE {
-            check_rates(inner, &endpoint, just_changed)?;
+            check_rates(inner, &endpoint, if just_changed { &before } else { &[] })?;
         }
         Ok(key)
     }
@@ -390,8 +388,16 @@ impl Request<'_> {
         Err(format!("{} has not agreed to {:?}: {:?}", self.url, self.origin, endpoint.handshake))
     }
 
-    /// A receiver that asked to be left alone is.
+    /// A receiver that asked to be left alone is, also by the next life of the daemon.
     fn check_wish(&self, inner: &Inner, now: Now) -> Result<(), String> {
+        let held = inner.model.oracle.held_since(self.endpoint);
+        if let Some((until, since)) = held
+            && now.wall > since.plus(LAG_MAX)
+            && now.wall.plus(Duration::from_millis(1)) < until
+            && !inner.plan.clock_jumps
+        {
+            return Err(format!("it had asked at {since:?} to be left alone until {until:?}"));
+        }
         let asked = inner.receivers.get(&self.endpoint).and_then(|receiver| receiver.asked);
         let Some(asked) = asked.filter(|asked| asked.life == inner.life) else { return Ok(()) };
         let known = inner.model.subscriber(self.endpoint);
@@ -434,13 +440,21 @@ impl Request<'_> {
     }
 }
 
-fn check_rates(inner: &mut Inner, endpoint: &Endpoint, just_changed: bool) -> Result<(), String> {
-    let allowed = endpoint.handshake.as_ref().and_then(|handshake| handshake.consent?.rate);
-    let allowed = allowed.map(|limit| RateLimit { limit, per: Duration::from_secs(60), burst: 1 });
-    let life = inner.life;
+/// `before` is what the lane may still go by.
+fn check_rates(inner: &mut Inner, endpoint: &Endpoint, before: &[Arc<Endpoint>]) -> Result<(), String> {
+    let allowed = |endpoint: &Endpoint| {
+        let rate = endpoint.handshake.as_ref().and_then(|handshake| handshake.consent?.rate);
+        rate.map(|limit| RateLimit { limit, per: Duration::from_secs(60), burst: 1 })
+    };
+    let versions: Vec<&Endpoint> =
+        std::iter::once(endpoint).chain(before.iter().map(AsRef::as_ref)).collect();
+    let rates = [
+        versions.iter().map(|version| version.rate_limit).collect::<Vec<_>>(),
+        versions.iter().map(|version| allowed(version)).collect(),
+    ];
     let buckets = &mut inner.receivers.entry(endpoint.number).or_default().buckets;
-    for (rate, bucket) in [endpoint.rate_limit, allowed].into_iter().zip(buckets) {
-        check_rate(rate, bucket, life, just_changed)?;
+    for (rates, bucket) in rates.into_iter().zip(buckets) {
+        check_rate(&rates, bucket)?;
     }
     Ok(())
 }
@@ -457,28 +471,20 @@ fn note_request_to_wait(inner: &mut Inner, endpoint: EndpointNumber, retry_after
     receiver.asked = before.or(Some(Asked { life, at, until }));
 }
 
-/// A token bucket, as the rate is documented; one request of grace, because a read of the journal may stand between the
-/// lane's decision and the request.
-fn check_rate(
-    rate: Option<RateLimit>,
-    bucket: &mut Option<Bucket>,
-    life: u32,
-    just_changed: bool,
-) -> Result<(), String> {
-    let now = now().monotonic;
-    let Some(rate) = rate else {
-        *bucket = None;
-        return Ok(());
+/// A token bucket, as the rate is documented; one request of grace, because a read of the journal, or
+/// the commit of a reservation, may stand between the lane's decision and the request. Of several
+/// rates any may be the one that the lane goes by; one without a limit counts nothing.
+fn check_rate(rates: &[Option<RateLimit>], bucket: &mut Bucket) -> Result<(), String> {
+    let now = wall();
+    let Some(rates) = rates.iter().copied().collect::<Option<Vec<_>>>() else { return Ok(()) };
+    let gained = |rate: &RateLimit| {
+        now.since(bucket.at).as_secs_f64() * f64::from(rate.limit) / rate.per.as_secs_f64()
     };
-    let full = f64::from(rate.burst) + 1.0;
-    let bucket = match bucket {
-        Some(bucket) if bucket.life == life && bucket.rate == rate && !just_changed => bucket,
-        other => other.insert(Bucket { rate, life, left: full, at: now }),
-    };
-    let gained = (now - bucket.at).as_secs_f64() * f64::from(rate.limit) / rate.per.as_secs_f64();
-    bucket.left = (bucket.left + gained).min(full) - 1.0;
+    let burst = rates.iter().map(|rate| rate.burst).max().map_or(0.0, f64::from);
+    let gained = rates.iter().map(gained).fold(0.0, f64::max);
+    bucket.spent = (bucket.spent.min(burst + 1.0) - gained).max(0.0) + 1.0;
     bucket.at = now;
-    if bucket.left < -0.01 { Err(format!("the rate {rate:?} is exceeded")) } else { Ok(()) }
+    if bucket.spent > burst + 1.01 { Err(format!("the rate {rates:?} is exceeded")) } else { Ok(()) }
 }
 
 /// Only who wants to be asked is asked, where it stands, and a callback that is shown is good.

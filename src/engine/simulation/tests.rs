@@ -230,6 +230,16 @@ fn twice_the_burst_is_caught() {
 }
 
 #[test]
+fn restart_that_forgets_holds_is_caught() {
+    caught(Bug::ForgetHolds);
+}
+
+#[test]
+fn restart_that_forgets_rates_is_caught() {
+    caught(Bug::ForgetRates);
+}
+
+#[test]
 fn a_delivery_that_is_tried_beside_itself_is_caught() {
     caught(Bug::SendBesideItself);
 }

@@ -55,17 +55,8 @@ impl World {
 
     fn attempt(&mut self, event: Position, endpoint: u32, accepted: u64, time: u64, next: Next) -> Position {
         let delivery = DeliveryKey { event, endpoint: crate::domain::EndpointNumber(endpoint) };
-        let attempt = Attempt {
-            number: 1,
-            trigger: Trigger::Publish,
-            started_at: at(time),
-            duration: std::time::Duration::ZERO,
-            status: Some(200),
-            error: None,
-            reply: Default::default(),
-            network: Default::default(),
-            next,
-        };
+        let attempt =
+            Attempt { started_at: at(time), status: Some(200), error: None, next, ..Attempt::for_tests() };
         self.apply(&Record::AttemptFinished { delivery, due: at(accepted), attempt: Arc::new(attempt) })
     }
 

@@ -20,11 +20,7 @@ pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
     put_text(out, &endpoint.description);
     put_list(out, &endpoint.event_types, |out, pattern| put_text(out, pattern.as_str()));
     put_list(out, &endpoint.headers, put_pair);
-    put_option(out, endpoint.rate_limit.as_ref(), |out, rate| {
-        put_varint(out, u64::from(rate.limit));
-        put_duration(out, rate.per);
-        put_varint(out, u64::from(rate.burst));
-    });
+    put_option(out, endpoint.rate_limit.as_ref(), put_rate_limit);
     put_varint(out, endpoint.max_in_flight.map_or(0, u64::from));
     put_duration(out, endpoint.timeout.unwrap_or_default());
     put_u8(out, ordering_tag(endpoint.ordering));
@@ -45,6 +41,16 @@ pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
     put_endpoint_options(out, endpoint);
 }
 
+pub(super) fn put_rate_limit(out: &mut Vec<u8>, rate: &RateLimit) {
+    put_varint(out, u64::from(rate.limit));
+    put_duration(out, rate.per);
+    put_varint(out, u64::from(rate.burst));
+}
+
+pub(super) fn get_rate_limit(r: &mut Reader<'_>) -> Result<RateLimit, CodecError> {
+    Ok(RateLimit { limit: r.get_varint_u32()?, per: get_duration(r)?, burst: r.get_varint_u32()? })
+}
+
 pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, CodecError> {
     let mut endpoint = Endpoint {
         number: get_number(r)?,
@@ -55,9 +61,7 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         event_types: get_list(r, 1, get_name)?,
         headers: get_list(r, 2, get_pair)?,
         sensitive_headers: Vec::new(),
-        rate_limit: get_option(r, |r| {
-            Ok(RateLimit { limit: r.get_varint_u32()?, per: get_duration(r)?, burst: r.get_varint_u32()? })
-        })?,
+        rate_limit: get_option(r, get_rate_limit)?,
         max_in_flight: Some(r.get_varint_u32()?),
         timeout: Some(get_duration(r)?),
         ordering: get_tagged(

@@ -96,15 +96,20 @@ fn lane(
     let (expected, counted) = (oracle.lane(endpoint), found.lane(endpoint));
     let of_all = found.lanes().into_iter().find(|(other, _)| *other == endpoint);
     same("a lane alone and among all", &counted, &of_all.map(|(_, lane)| lane).unwrap_or_default())?;
-    let counts = |lane: Lane| (lane.pending, lane.waiting, lane.dead, lane.last_success);
+    let counts =
+        |lane: Lane| (lane.pending, lane.waiting, lane.dead, lane.last_success, lane.hold, lane.opened);
     same(&format!("the counts of {endpoint:?}"), &counts(expected), &counts(counted))?;
     // Failures that retention took are failures no more.
-    let later = || counted.failing_since.is_none() || counted.failing_since >= expected.failing_since;
-    let may_differ = moment.rebuilt && expected.failing_since.is_some() && later();
-    if !may_differ {
-        let what = format!("the health of {endpoint:?}");
-        same(&what, &expected.failing_since, &counted.failing_since)?;
+    let is_less = || match (counted.failing, expected.failing) {
+        (None, _) => true,
+        (Some(counted), Some(expected)) => counted.since >= expected.since,
+        (Some(_), None) => false,
+    };
+    if !(moment.rebuilt && is_less()) {
+        same(&format!("the health of {endpoint:?}"), &expected.failing, &counted.failing)?;
     }
+    let what = format!("the reservation of {endpoint:?}");
+    same(&what, &oracle.reservation(endpoint), &found.reservation(endpoint))?;
     let all = sendable(oracle, found, endpoint, moment)?;
     for limit in [1, 3, usize::MAX] {
         let (mut read, mut after) = (Vec::new(), None);

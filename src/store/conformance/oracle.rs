@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use crate::domain::{
     Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next, Ordering,
-    Position, Progress, Record, StreamName, Tenant, Timestamp, Trigger,
+    Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::projections::counters::Lane;
 use crate::projections::dead::Letter;
+use crate::projections::failing::Failing;
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::Known;
 use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
@@ -24,6 +25,12 @@ use crate::projections::stats::{Hour, LATENCY_CLASSES};
 use crate::projections::streams::Head;
 use crate::rules::event_status::event_status;
 use crate::store::read_model::{DeadLetter, ReadModel};
+
+/// The first of the longest.
+fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
+    let until = holds.iter().map(|(until, _)| *until).max()?;
+    holds.iter().find(|hold| hold.0 == until).copied()
+}
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -43,10 +50,17 @@ pub(crate) struct Delivery {
     pub(crate) sendable: bool,
 }
 
+/// What receivers have answered at an endpoint.
 #[derive(Clone, Debug, Default)]
 struct Health {
-    failing_since: Option<Timestamp>,
+    /// Failed attempts since the last success or the last change of the endpoint, in order of their records.
+    failures: Vec<Arc<Attempt>>,
     last_success: Position,
+    is_open: bool,
+    /// Position of the record that opened the endpoint last.
+    opened: Position,
+    /// Holds that were asked for since, with the record that says so.
+    holds: Vec<(Timestamp, Position)>,
 }
 
 /// See the module.
@@ -58,8 +72,11 @@ pub(crate) struct Oracle {
     orderings: BTreeMap<EndpointNumber, Ordering>,
     health: BTreeMap<EndpointNumber, Health>,
     attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
+    /// When the attempts ended that asked for a hold, by their positions.
+    finished_at: BTreeMap<Position, Timestamp>,
     /// What ended otherwise than delivered.
     ends: Vec<(EndpointNumber, Timestamp, DeliveryState)>,
+    reservations: BTreeMap<EndpointNumber, Vec<(Reservation, Position)>>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Events that are not shown any more.
@@ -79,9 +96,16 @@ impl Oracle {
             }
             Record::EndpointPut(endpoint) => {
                 self.orderings.insert(endpoint.number, endpoint.ordering);
-                if endpoint.status == EndpointStatus::Active {
-                    self.health.entry(endpoint.number).or_default().failing_since = None;
+                let health = self.health.entry(endpoint.number).or_default();
+                let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
+                let is_active = endpoint.status == EndpointStatus::Active;
+                if is_active {
+                    health.failures.clear();
                 }
+                if is_active && agreed && !health.is_open {
+                    (health.opened, health.holds) = (position, Vec::new());
+                }
+                health.is_open = is_active && agreed;
             }
             Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
@@ -113,6 +137,9 @@ impl Oracle {
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 self.remember(position, idempotency);
             }
+            Record::RateReserved { endpoint, reservation } => {
+                self.reservations.entry(*endpoint).or_default().push((*reservation, position));
+            }
         }
     }
 
@@ -128,8 +155,13 @@ impl Oracle {
         }
         self.events.insert(position, event.clone());
         let due = event.first_due();
-        let progress =
-            Progress { attempts: 0, attempts_in_series: 0, series_started: due, trigger: Trigger::Publish };
+        let progress = Progress {
+            attempts: 0,
+            attempts_in_series: 0,
+            series_started: due,
+            first_attempt: None,
+            trigger: Trigger::Publish,
+        };
         for endpoint in &event.targets {
             let key = DeliveryKey { event: position, endpoint: *endpoint };
             self.add(key, due, progress, Vec::new(), None);
@@ -188,9 +220,13 @@ impl Oracle {
         self.attempts.push((key.endpoint, attempt.clone()));
         let health = self.health.entry(key.endpoint).or_default();
         if attempt.error.is_none() {
-            *health = Health { failing_since: None, last_success: position };
+            (health.failures, health.last_success) = (Vec::new(), position);
         } else {
-            health.failing_since.get_or_insert(attempt.started_at);
+            health.failures.push(attempt.clone());
+        }
+        if let Some(hold) = attempt.hold.filter(|hold| hold.revision >= health.opened) {
+            health.holds.push((hold.until, position));
+            self.finished_at.insert(position, attempt.started_at.plus(attempt.duration));
         }
         let Some(known) = self.deliveries.get_mut(&key) else { return };
         known.progress.attempts += 1;
@@ -206,6 +242,9 @@ impl Oracle {
             }
             (DeliveryState::Pending, Next::RetryAt(_) | Next::Dead(_)) if is_moved => {}
             (DeliveryState::Pending, Next::RetryAt(at)) => {
+                if known.progress.attempts_in_series == 0 {
+                    known.progress.first_attempt = Some(attempt.started_at);
+                }
                 known.progress.attempts_in_series += 1;
                 (known.due, known.progress.trigger) = (at, Trigger::Retry);
             }
@@ -270,7 +309,8 @@ impl Oracle {
             return;
         }
         let attempts = known.as_ref().map_or(0, |known| known.progress.attempts);
-        let progress = Progress { attempts, attempts_in_series: 0, series_started: at, trigger };
+        let (attempts_in_series, first_attempt) = (0, None);
+        let progress = Progress { attempts, attempts_in_series, series_started: at, first_attempt, trigger };
         match known {
             Some(known) if known.state == DeliveryState::Pending => {
                 if let Some(known) = self.deliveries.get_mut(&key) {
@@ -305,6 +345,27 @@ impl Oracle {
     pub(crate) fn of_event(&self, event: Position) -> impl Iterator<Item = (&DeliveryKey, &Delivery)> {
         let first = |event| DeliveryKey { event, endpoint: EndpointNumber(0) };
         self.deliveries.range(first(event)..first(event.next()))
+    }
+
+    fn latest_reservation(&self, endpoint: EndpointNumber) -> Option<(Reservation, Position)> {
+        let all = self.reservations.get(&endpoint)?;
+        let place = |made: &(Reservation, Position)| (made.0.revision, made.0.full_at);
+        let latest = all.iter().map(place).max()?;
+        all.iter().find(|made| place(made) == latest).copied()
+    }
+
+    /// Until when a receiver asked to be left alone, and when it did.
+    pub(crate) fn held_since(&self, endpoint: EndpointNumber) -> Option<(Timestamp, Timestamp)> {
+        let (until, position) = longest(&self.health.get(&endpoint)?.holds)?;
+        Some((until, *self.finished_at.get(&position)?))
+    }
+
+    /// Whether the endpoint's hold, its last success or its reservation rests on a record, which has to stay.
+    pub(crate) fn is_rested_on(&self, endpoint: EndpointNumber, position: Position) -> bool {
+        let health = self.health.get(&endpoint).cloned().unwrap_or_default();
+        health.last_success == position
+            || longest(&health.holds).is_some_and(|(_, held_by)| held_by == position)
+            || self.latest_reservation(endpoint).is_some_and(|(_, made_by)| made_by == position)
     }
 
     fn shown(&self) -> impl DoubleEndedIterator<Item = (Position, &Arc<Event>)> {
@@ -404,9 +465,15 @@ impl ReadModel for Oracle {
             pending: count(|known| known.state == DeliveryState::Pending),
             waiting: count(|known| known.state == DeliveryState::Pending && !known.sendable),
             dead: count(|known| matches!(known.state, DeliveryState::Dead(_))),
-            failing_since: health.failing_since,
+            failing: health.failures.iter().fold(None, |known, attempt| Some(Failing::after(known, attempt))),
             last_success: health.last_success,
+            hold: longest(&health.holds),
+            opened: health.opened,
         }
+    }
+
+    fn reservation(&self, endpoint: EndpointNumber) -> Option<Reservation> {
+        self.latest_reservation(endpoint).map(|(reservation, _)| reservation)
     }
 
     fn lanes(&self) -> Vec<(EndpointNumber, Lane)> {

@@ -12,8 +12,8 @@ use super::memory::MemoryStore;
 use super::{End, Store};
 use crate::domain::{
     ApiKey, Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
-    EndpointStatus, ErrorClass, EventId, Expected, Format, Idempotency, Next, Ordering, Position, Record,
-    Rejection, RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
+    EndpointStatus, ErrorClass, EventId, Expected, Format, Hold, Idempotency, Next, Ordering, Position,
+    RateLimit, Record, Rejection, Reservation, RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
 };
 use crate::store::retention::RetentionPolicy;
 use crate::store::types::EventDraft;
@@ -375,9 +375,21 @@ impl<S: Store> Work<S> {
             reply: Bytes::from_static(b"reply"),
             network: Default::default(),
             next,
+            hold: self.hold(),
+            uptime: self
+                .random
+                .choice([None, Some(Duration::from_secs(1)), Some(Duration::from_secs(90_000))])
+                .flatten(),
         };
         let record = Record::AttemptFinished { delivery: key, due, attempt: Arc::new(attempt) };
         Some(vec![Command::Record(record)])
+    }
+
+    /// Of a revision that the endpoint may have had, or will have.
+    fn hold(&mut self) -> Option<Hold> {
+        let until = self.now.plus(Duration::from_secs(self.random.u64(0..7_200)));
+        let revision = Position(self.random.u64(0..self.oracle.oracle.last.0 + 2));
+        self.percent(20).then_some(Hold { until, revision })
     }
 
     fn in_bulk(&mut self) -> Record {
@@ -388,12 +400,23 @@ impl<S: Store> Work<S> {
             let event = any.map_or(Position(1), |key| key.event);
             let stranger = DeliveryKey { event, endpoint: self.endpoint() };
             let key = if self.percent(80) { any } else { Some(stranger) };
-            deliveries.extend(key.filter(|key| self.oracle.oracle.events.contains_key(&key.event)));
+            let oracle = &self.oracle.oracle;
+            let is_known =
+                |event: &Position| oracle.events.contains_key(event) && !oracle.forgotten.contains(event);
+            deliveries.extend(key.filter(|key| is_known(&key.event)));
         }
         deliveries.dedup();
         let trigger = self.random.choice([Trigger::Manual, Trigger::Redrive, Trigger::Replay]);
         let trigger = trigger.expect("three");
-        match self.random.u32(0..9) {
+        match self.random.u32(0..11) {
+            9.. => {
+                let revision = Position(self.random.u64(0..self.oracle.oracle.last.0 + 2));
+                let burst = self.random.u32(1..4);
+                let rate = RateLimit { limit: 3, per: Duration::from_secs(60), burst };
+                let full_at = at.plus(Duration::from_secs(self.random.u64(0..90)));
+                let reservation = Reservation { revision, rate, full_at };
+                Record::RateReserved { endpoint: self.endpoint(), reservation }
+            }
             0..3 => Record::DeliveriesRevived { deliveries, trigger, at },
             3..6 => Record::DeliveriesReordered { deliveries, at },
             6 => Record::DeliveriesCancelled { deliveries, at },
@@ -488,7 +511,10 @@ impl<S: Store> Work<S> {
                 let answers = event.idempotency.iter().any(|request| remembered(&request.scope));
                 gone(&position) && !is_head && !answers
             }
-            Record::AttemptFinished { delivery, .. } => gone(&delivery.event),
+            Record::AttemptFinished { delivery, .. } => {
+                gone(&delivery.event) && !oracle.is_rested_on(delivery.endpoint, position)
+            }
+            Record::RateReserved { endpoint, .. } => !oracle.is_rested_on(*endpoint, position),
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }

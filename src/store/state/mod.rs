@@ -20,7 +20,7 @@ use crate::limits;
 use crate::projections::audit::{self, Terms};
 use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
-use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, stats, streams};
+use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, reserved, stats, streams};
 use crate::store::disk::{is_disk_full, is_out_of_descriptors};
 
 /// What is wrong with the state. All of it is mended by a rebuild from the journal.
@@ -67,7 +67,7 @@ impl StateError {
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
 const CURSOR: &[u8] = b"A";
 /// Version of the layout of all rows and of what the fold makes of records; another one means a rebuild.
-const LAYOUT: u64 = 3;
+const LAYOUT: u64 = 4;
 /// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
 /// they are.
 const ENDPOINTS: u8 = b'C';
@@ -75,7 +75,7 @@ const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
 /// Tags of all rows: the cursor's, these, those of [`projections`](crate::projections), and the one that
 /// [`base`] has for itself.
-const TAGS: &[u8] = b"ACcKDPWEOXSIJLT0";
+const TAGS: &[u8] = b"ACcKDPWEOXSIJLRT0";
 
 /// What the rows reflect: records up to a position, and what was forgotten without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl State {
     /// Tells the fold of an endpoint that the rows know already; to be done before anything is applied.
     pub fn know(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
-            self.fold.know_endpoint(endpoint.number, endpoint.ordering);
+            self.fold.know_endpoint(endpoint);
         }
     }
 
@@ -210,6 +210,7 @@ impl State {
             | Record::DeadLettersPurged { .. }
             | Record::DeliveriesReordered { .. }
             | Record::RequestAnswered { .. }
+            | Record::RateReserved { .. }
             | Record::EventRejected { .. } => {}
         }
     }
@@ -261,8 +262,13 @@ impl State {
                 events.contains(&self.rows, position) || self.rests_on(event, position)
             }
             Record::AttemptFinished { delivery, .. } => {
+                let lane = counters::lane(&self.rows, delivery.endpoint);
                 events.contains(&self.rows, delivery.event)
-                    || counters::lane(&self.rows, delivery.endpoint).last_success == position
+                    || lane.last_success == position
+                    || lane.hold.is_some_and(|(_, held_by)| held_by == position)
+            }
+            Record::RateReserved { endpoint, .. } => {
+                reserved::latest(&self.rows, *endpoint).is_some_and(|latest| latest.position == position)
             }
             // Few and small; what came between them was judged by each, and has to be judged so again.
             Record::EndpointPut(_)

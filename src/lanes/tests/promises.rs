@@ -1,0 +1,408 @@
+//! What a lane promises after a second change, and after a restart.
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn rated(limit: u32, per: Duration, burst: u32, revision: u64) -> LanePolicy {
+    let rate = Some(RateLimit { limit, per, burst });
+    LanePolicy { rate, max_in_flight: 1_000, revision: Position(revision), ..policy() }
+}
+
+/// How many go now, of as many as could.
+fn go(lanes: &mut Lanes, now: Now) -> usize {
+    sends(lanes, now).len()
+}
+
+#[test]
+fn changed_endpoint_keeps_what_was_spent_of_its_rate() {
+    let mut lanes = lanes(1_000);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..100);
+    assert_eq!(go(&mut lanes, at(0)), 5);
+    for revision in 2..6 {
+        lanes.on_endpoint(ONE, rated(1, MINUTE, 5, revision), Backlog::None, at(1_000));
+        assert_eq!(go(&mut lanes, at(1_000)), 0, "revision {revision}");
+    }
+    // Paused and resumed, twice.
+    for revision in [6, 8] {
+        let paused = LanePolicy { gate: Gate::Paused, ..rated(1, MINUTE, 5, revision) };
+        lanes.on_endpoint(ONE, paused, Backlog::None, at(2_000));
+        lanes.on_endpoint(ONE, rated(1, MINUTE, 5, revision + 1), Backlog::None, at(2_000));
+        assert_eq!(go(&mut lanes, at(2_000)), 0);
+    }
+    // Without a rate everything goes; with it again, what was spent of it before counts.
+    assert_eq!(go(&mut lanes, at(60_000)), 1);
+    lanes.on_endpoint(ONE, LanePolicy { revision: Position(10), ..policy() }, Backlog::None, at(60_001));
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 11), Backlog::None, at(60_002));
+    assert_eq!(go(&mut lanes, at(60_002)), 0);
+    assert_eq!(go(&mut lanes, at(120_000)), 1);
+}
+
+#[test]
+fn changed_rate_gives_no_fresh_burst() {
+    let mut lanes = lanes(1_000);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..100);
+    assert_eq!(go(&mut lanes, at(0)), 5);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 8, 2), Backlog::None, at(0));
+    assert_eq!(go(&mut lanes, at(0)), 3, "five of eight are spent");
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 2, 3), Backlog::None, at(0));
+    assert_eq!((go(&mut lanes, at(59_999)), go(&mut lanes, at(60_000))), (0, 1), "no more than all is spent");
+    lanes.on_endpoint(ONE, rated(10, MINUTE, 2, 4), Backlog::None, at(60_000));
+    assert_eq!((go(&mut lanes, at(65_999)), go(&mut lanes, at(66_000))), (0, 1), "ten times as fast");
+    // To and fro.
+    for revision in (5..25).step_by(2) {
+        lanes.on_endpoint(ONE, rated(1, MINUTE, 3, revision), Backlog::None, at(66_000));
+        lanes.on_endpoint(ONE, rated(10, MINUTE, 2, revision + 1), Backlog::None, at(66_000));
+    }
+    assert_eq!(go(&mut lanes, at(66_000)), 0);
+    assert_eq!(go(&mut lanes, at(72_000)), 1);
+}
+
+#[test]
+fn only_one_request_waits_for_its_reservation() {
+    let mut lanes = lanes(1_000);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 3, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..10);
+    let send = |lanes: &mut Lanes, millis| match lanes.next_action(at(millis)) {
+        Some(Action::Send { key, reservation, .. }) => Some((key, reservation.unwrap())),
+        Some(other) => panic!("{other:?}"),
+        None => None,
+    };
+    let (first, reservation) = send(&mut lanes, 0).unwrap();
+    assert_eq!(send(&mut lanes, 10), None);
+    assert_eq!(lanes.explain(ONE, at(10)).unwrap().reason, None, "the next one is about to go");
+    lanes.on_reserved(ONE, &reservation, at(20));
+    let (second, _) = send(&mut lanes, 20).unwrap();
+    assert_eq!(send(&mut lanes, 20), None);
+    // It comes back unsent: its reservation could not be written.
+    lanes.on_returned(ONE, second, FRESH, at(30));
+    assert_eq!(send(&mut lanes, 30).unwrap().0, second);
+    lanes.on_finished(ONE, second, Outcome::Healthy, at(40));
+    lanes.on_finished(ONE, first, Outcome::Healthy, at(40));
+    assert_eq!(send(&mut lanes, 50), None);
+    assert_eq!(lanes.explain(ONE, at(50)).unwrap().reason, Some(WaitReason::Rate));
+}
+
+#[test]
+fn fast_rate_reserves_for_many_requests_at_once() {
+    let mut lanes = lanes(1_000);
+    lanes.on_endpoint(ONE, rated(100, Duration::from_secs(1), 10, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..120);
+    let (mut sent, mut reserved) = (0, 0);
+    for millis in 0..2_000 {
+        while let Some(Action::Send { key, reservation, .. }) = lanes.next_action(at(millis)) {
+            sent += 1;
+            if let Some(reservation) = reservation {
+                reserved += 1;
+                lanes.on_reserved(ONE, &reservation, at(millis));
+            }
+            lanes.on_finished(ONE, key, Outcome::Healthy, at(millis));
+        }
+    }
+    assert_eq!(sent, 119);
+    assert!(reserved <= 3, "{reserved} records for {sent} requests");
+}
+
+#[test]
+fn returned_probe_lets_another_one_go() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..50);
+    for (_, key) in sends(&mut lanes, at(1)) {
+        lanes.on_finished(ONE, key, Outcome::Failing, at(1));
+    }
+    for round in 0..3 {
+        let now = at(6_000 + round);
+        let probe = sends(&mut lanes, now);
+        assert_eq!(probe.len(), 1, "round {round}");
+        assert_eq!(lanes.explain(ONE, now).unwrap().circuit, CircuitState::HalfOpen);
+        lanes.on_returned(ONE, probe[0].1, FRESH, now);
+        assert_eq!(lanes.explain(ONE, now).unwrap().circuit, CircuitState::Open);
+    }
+    // One that fails after all, and another one that is returned, do not confuse the wait.
+    let probe = sends(&mut lanes, at(7_000));
+    lanes.on_finished(ONE, probe[0].1, Outcome::Failing, at(7_000));
+    assert_eq!(go(&mut lanes, at(16_999)), 0);
+    let probe = sends(&mut lanes, at(17_000));
+    lanes.on_returned(ONE, probe[0].1, FRESH, at(17_000));
+    let probe = sends(&mut lanes, at(17_001));
+    lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(17_001));
+    assert_eq!(go(&mut lanes, at(17_001)), 5);
+}
+
+#[test]
+fn second_outage_is_probed_like_the_first() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..100);
+    let mut now = 0;
+    for outage in 0..3 {
+        for (_, key) in sends(&mut lanes, at(now)) {
+            lanes.on_finished(ONE, key, Outcome::Failing, at(now));
+        }
+        assert_eq!(go(&mut lanes, at(now + 4_999)), 0, "outage {outage}");
+        now += 5_000;
+        let probe = sends(&mut lanes, at(now));
+        assert_eq!(probe.len(), 1, "outage {outage}");
+        lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(now));
+    }
+}
+
+#[test]
+fn second_hold_is_ended_by_a_second_opening() {
+    let gate =
+        |gate, revision| LanePolicy { gate, revision: Position(revision), max_in_flight: 1, ..policy() };
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, gate(Gate::Open, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..10);
+    for round in 0..3 {
+        let revision = 1 + 2 * round;
+        let sent = sends(&mut lanes, at(1));
+        let hold = Hold { until: at(86_400_000).wall, revision: Position(revision) };
+        lanes.on_finished(ONE, sent[0].1, Outcome::Throttled(hold), at(1));
+        assert_eq!(go(&mut lanes, at(80_000_000)), 0, "round {round}");
+        lanes.on_endpoint(ONE, gate(Gate::Paused, revision + 1), Backlog::None, at(2));
+        assert_eq!(go(&mut lanes, at(80_000_000)), 0, "round {round}");
+        lanes.on_endpoint(ONE, gate(Gate::Open, revision + 2), Backlog::None, at(3));
+    }
+    assert_eq!(go(&mut lanes, at(4)), 1);
+}
+
+#[test]
+fn hold_survives_a_restart_and_ends_by_an_opening() {
+    for opens in [false, true] {
+        let mut lanes = lanes(100);
+        lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
+        let promises = Promises { held_until: Some(at(30_000).wall), reservation: None };
+        lanes.restore(ONE, promises, at(0));
+        fill(&mut lanes, ONE, 1..4);
+        assert_eq!(go(&mut lanes, at(1)), 0);
+        assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, Some(WaitReason::RetryAfter));
+        for (gate, revision) in [(Gate::Paused, 2), (Gate::Open, 3)].into_iter().filter(|_| opens) {
+            let policy = LanePolicy { gate, revision: Position(revision), ..policy() };
+            lanes.on_endpoint(ONE, policy, Backlog::None, at(2));
+        }
+        assert_eq!(go(&mut lanes, at(29_999)), if opens { 3 } else { 0 });
+        assert_eq!(go(&mut lanes, at(30_000)), if opens { 0 } else { 3 });
+    }
+}
+
+#[test]
+fn idle_endpoint_has_its_whole_burst_after_a_restart() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 1), Backlog::None, at(0));
+    let rate = RateLimit { limit: 1, per: MINUTE, burst: 5 };
+    let reservation = Reservation { revision: Position(1), rate, full_at: at(0).wall };
+    lanes.restore(ONE, Promises { held_until: None, reservation: Some(reservation) }, at(1));
+    fill(&mut lanes, ONE, 1..10);
+    assert_eq!(go(&mut lanes, at(1)), 5);
+}
+
+/// One endpoint with a rate, in lives of the daemon that crash at any moment.
+struct Lives {
+    random: fastrand::Rng,
+    wall: Timestamp,
+    policy: LanePolicy,
+    durable: Option<Reservation>,
+    /// When requests were sent.
+    sent: Vec<u64>,
+    /// How long it could send, as far as its rate allowed.
+    open: Duration,
+}
+
+impl Lives {
+    fn life(&mut self, interval: Duration, lasts: Duration) {
+        let mut now = Now { wall: self.wall, monotonic: Duration::ZERO };
+        let mut lanes = lanes(1_000);
+        lanes.on_endpoint(ONE, self.policy.clone(), Backlog::None, now);
+        lanes.restore(ONE, Promises { held_until: None, reservation: self.durable }, now);
+        let mut event = 0;
+        while now.monotonic < lasts {
+            while lanes.explain(ONE, now).unwrap().window < 20 {
+                event += 1;
+                let key = DueKey { due: Timestamp::ZERO, event: Position(event) };
+                lanes.on_due(ONE, key, FRESH, Position(event), now);
+            }
+            let mut crashed = false;
+            while let Some(Action::Send { key, reservation, .. }) = lanes.next_action(now) {
+                if let Some(reservation) = reservation {
+                    // The crash comes before the commit, between it and the request, or later.
+                    crashed = self.random.u8(0..100) == 0;
+                    if crashed && self.random.bool() {
+                        break;
+                    }
+                    let known = self.durable;
+                    self.durable = Some(reservation)
+                        .filter(|new| known.is_none_or(|known| new.is_after(&known)))
+                        .or(known);
+                    lanes.on_reserved(ONE, &reservation, now);
+                }
+                self.sent.push(now.wall.millis());
+                // Its outcome is recorded, or is lost with the crash.
+                if self.random.u8(0..3) > 0 {
+                    lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                    lanes.on_settled(ONE, key, Position(event), now);
+                    lanes.on_recorded(ONE, key, now);
+                }
+            }
+            if crashed {
+                break;
+            }
+            if self.random.u8(0..40) == 0 {
+                let gate = if self.random.bool() { Gate::Paused } else { Gate::Open };
+                let revision = self.policy.revision.next();
+                self.policy = LanePolicy { gate, revision, ..self.policy.clone() };
+                lanes.on_endpoint(ONE, self.policy.clone(), Backlog::None, now);
+            }
+            let most = u64::try_from((interval / 2).as_millis()).unwrap();
+            let step = Duration::from_millis(self.random.u64(1..most));
+            now = now.plus(step);
+            if self.policy.gate == Gate::Open {
+                self.open += step;
+            }
+        }
+        self.wall = now.wall;
+    }
+}
+
+#[test]
+fn rate_holds_however_often_the_daemon_crashes() {
+    let first = crate::knobs::seed();
+    for seed in (0..crate::knobs::rounds(60)).map(|round| first.wrapping_add(round)) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let interval = Duration::from_millis(random.u64(20..20_000));
+        let burst = random.u32(1..5);
+        let policy = rated(1, interval, burst, 1);
+        let wall = Timestamp::from_millis(1_000_000_000);
+        let mut lives = Lives { random, wall, policy, durable: None, sent: Vec::new(), open: Duration::ZERO };
+        for _ in 0..80 {
+            let lasts = interval.mul_f64(lives.random.f64() * 3.0);
+            lives.life(interval, lasts);
+            let down =
+                interval.mul_f64(lives.random.f64() * if lives.random.u8(0..20) == 0 { 9.0 } else { 0.5 });
+            lives.wall = lives.wall.plus(down);
+        }
+        let interval = u64::try_from(interval.as_millis()).unwrap();
+        for (from, start) in lives.sent.iter().enumerate() {
+            for (to, end) in lives.sent.iter().enumerate().skip(from) {
+                let allowed = u64::from(burst) + (end - start) / interval;
+                let seen = (to - from + 1) as u64;
+                assert!(
+                    seen <= allowed,
+                    "seed {seed}: {seen} within {} ms, burst {burst}, one per {interval} ms",
+                    end - start
+                );
+            }
+        }
+        // Also lives that are shorter than an interval starve nobody, unless they are shorter than what
+        // is reserved ahead.
+        if interval > 1_000 {
+            let expected = lives.open.as_millis() / u128::from(interval);
+            let sent = lives.sent.len() as u128;
+            assert!(sent * 3 >= expected, "seed {seed}: {sent} of {expected}");
+        }
+    }
+}
+
+/// One lane whose receiver, endpoint and store give every kind of trouble, again and again.
+struct Trouble {
+    random: fastrand::Rng,
+    lanes: Lanes,
+    revision: u64,
+    flying: Vec<(DueKey, Option<Reservation>)>,
+    waiting: BTreeSet<Position>,
+}
+
+impl Trouble {
+    fn change(&mut self, gate: Gate, now: Now) {
+        self.revision += 1;
+        let rate = RateLimit { limit: 10, per: Duration::from_secs(1), burst: self.random.u32(1..4) };
+        let rate = Some(rate).filter(|_| self.random.bool());
+        let policy = LanePolicy { gate, rate, revision: Position(self.revision), ..policy() };
+        self.lanes.on_endpoint(ONE, policy, Backlog::None, now);
+    }
+
+    fn send(&mut self, now: Now) {
+        while let Some(action) = self.lanes.next_action(now) {
+            if let Action::Send { key, reservation, .. } = action {
+                self.flying.push((key, reservation));
+            }
+        }
+    }
+
+    /// Something comes of one request. A delivery that was answered is over.
+    fn end(&mut self, now: Now) {
+        let nth = self.random.usize(0..self.flying.len());
+        let (key, reservation) = self.flying.swap_remove(nth);
+        if let Some(reservation) = reservation {
+            if self.random.u8(0..4) == 0 {
+                return self.lanes.on_returned(ONE, key, FRESH, now);
+            }
+            self.lanes.on_reserved(ONE, &reservation, now);
+        }
+        let hold =
+            Hold { until: now.plus(Duration::from_millis(300)).wall, revision: Position(self.revision) };
+        let outcome = match self.random.u8(0..9) {
+            0 | 1 => return self.lanes.on_returned(ONE, key, FRESH, now),
+            2..6 => Outcome::Failing,
+            6 => Outcome::Neutral,
+            7 => Outcome::Throttled(hold),
+            _ => Outcome::Healthy,
+        };
+        self.over(key, outcome, now);
+    }
+
+    fn over(&mut self, key: DueKey, outcome: Outcome, now: Now) {
+        self.lanes.on_finished(ONE, key, outcome, now);
+        self.lanes.on_settled(ONE, key, Position(u64::MAX), now);
+        self.lanes.on_recorded(ONE, key, now);
+        self.waiting.remove(&key.event);
+    }
+}
+
+#[test]
+fn lane_goes_on_after_every_trouble_and_its_repetition() {
+    let first = crate::knobs::seed();
+    for seed in (0..crate::knobs::rounds(60)).map(|round| first.wrapping_add(round)) {
+        let (random, lanes) = (fastrand::Rng::with_seed(seed), lanes(4));
+        let (flying, waiting) = (Vec::new(), BTreeSet::new());
+        let mut trouble = Trouble { random, lanes, revision: 0, flying, waiting };
+        trouble.change(Gate::Open, at(0));
+        let mut millis = 0;
+        for event in 1..600 {
+            millis += trouble.random.u64(0..200);
+            let now = at(millis);
+            match trouble.random.u8(0..10) {
+                0 => trouble.change(Gate::Paused, now),
+                1 | 2 => trouble.change(Gate::Open, now),
+                3..6 => {
+                    trouble.lanes.on_due(ONE, key(millis, event), FRESH, Position(event), now);
+                    trouble.waiting.insert(Position(event));
+                }
+                _ if !trouble.flying.is_empty() => trouble.end(now),
+                _ => {}
+            }
+            trouble.send(now);
+        }
+        // All is well from now on.
+        trouble.change(Gate::Open, at(millis));
+        for _ in 0..trouble.waiting.len() * 4 + 1_000 {
+            millis += 100;
+            for (key, reservation) in std::mem::take(&mut trouble.flying) {
+                if let Some(reservation) = reservation {
+                    trouble.lanes.on_reserved(ONE, &reservation, at(millis));
+                }
+                trouble.over(key, Outcome::Healthy, at(millis));
+            }
+            trouble.send(at(millis));
+        }
+        let report = trouble.lanes.explain(ONE, at(millis));
+        assert!(
+            trouble.waiting.is_empty(),
+            "seed {seed}: {} wait for ever: {report:?}",
+            trouble.waiting.len()
+        );
+    }
+}
