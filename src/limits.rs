@@ -193,7 +193,7 @@ pub const OUTCOME_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A disk that has not answered for this long makes the daemon unready.
 pub const DISK_SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Bound of committed events that the state and the delivery loop have not taken in, in bytes.
-pub const UNAPPLIED_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const UNAPPLIED_BYTES_MAX: usize = 80 * 1024 * 1024;
 /// Bound of one frame, in bytes: one all-or-none append must fit.
 pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A segment is sealed when it has reached this many bytes.
