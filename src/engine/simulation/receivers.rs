@@ -392,7 +392,7 @@ impl Request<'_> {
     fn check_wish(&self, inner: &Inner, now: Now) -> Result<(), String> {
         let held = inner.model.oracle.held_since(self.endpoint);
         if let Some((until, since)) = held
-            && now.wall > since.plus(LAG_MAX)
+            && now.wall > since.plus(LAG_MAX + self.held)
             && now.wall.plus(Duration::from_millis(1)) < until
             && !inner.plan.clock_jumps
         {
