@@ -278,6 +278,7 @@ impl Model {
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
+            | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. } => Vec::new(),
         });
