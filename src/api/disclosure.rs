@@ -94,6 +94,8 @@ mod tests {
             reply: "secret".into(),
             network,
             next: Next::Delivered,
+            hold: None,
+            uptime: None,
         }
     }
 
