@@ -290,15 +290,15 @@ mod tests {
     #[test]
     fn time_without_requests_is_no_time_of_asking() {
         let no = || Err("no".to_owned());
-        let mut handshake = answered(&handshake(None), no(), &POLICY, None, at(0));
+        let mut handshake = answered(&handshake(None), no(), Network::Public, &POLICY, None, at(0));
         let asked_for = |handshake: &Handshake| super::asked_for(handshake.asked.as_ref().unwrap(), &POLICY);
         assert_eq!(asked_for(&handshake), Duration::ZERO);
         // The daemon was down for days.
-        handshake = answered(&handshake, no(), &POLICY, None, at(900_000));
+        handshake = answered(&handshake, no(), Network::Public, &POLICY, None, at(900_000));
         assert_eq!(asked_for(&handshake), Duration::from_secs(60));
         for _ in 0..200 {
             let next = handshake.asked.as_ref().unwrap().next_at;
-            handshake = answered(&handshake, no(), &POLICY, None, next);
+            handshake = answered(&handshake, no(), Network::Public, &POLICY, None, next);
         }
         let minutes = (1 + 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256) + 360 * (201 - 9);
         assert_eq!(asked_for(&handshake), Duration::from_secs(60 * minutes));
