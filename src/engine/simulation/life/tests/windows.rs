@@ -173,6 +173,8 @@ async fn endpoint_that_is_reopened_during_the_look_loses_nothing() {
         let engine = life.engine.clone();
         let disabling = async move { engine.disable(number, DisabledReason::Gone, |_| true).await };
         without_the_state(&mut life, disabling).await;
+        // At a disabled endpoint the age counts from its disabling.
+        life.run_for(Duration::from_millis(9_900)).await;
         // The state is asked for what is too old, and does not answer.
         tokio::time::sleep(Duration::from_secs(5)).await;
         if reopens {
