@@ -276,7 +276,8 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
     let secret_at = first_value(&after);
     let secret_bytes = 1 + 4 + 24 + 24 + 16;
     let old_secret = before[first_value(&before)..][..secret_bytes].to_vec();
-    let edits: [(&str, &dyn Fn(&mut Vec<u8>)); 2] = [
+    type Edit<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let edits: [(&str, Edit); 2] = [
         ("another URL", &|bytes| {
             let at = bytes.windows(5).position(|window| window == b"/hook").unwrap();
             bytes[at..at + 5].copy_from_slice(b"/evil");
