@@ -20,13 +20,13 @@ use async_trait::async_trait;
 use hickory_resolver::Hosts;
 use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::{RuntimeProvider, TokioRuntimeProvider};
+use hickory_resolver::net::runtime::{RuntimeProvider, Spawn, TokioHandle, TokioRuntimeProvider};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use rustix::io::Errno;
 
 use super::is_exhausted;
-use crate::limits;
+use crate::{limits, panics};
 use servers::NameServers;
 use watched::Watched;
 
@@ -83,14 +83,25 @@ impl Sockets {
     }
 }
 
+/// Starts the library's background tasks. A panic over a strange answer costs one lookup, not the
+/// process.
+#[derive(Clone)]
+struct ContainedTasks(TokioHandle);
+
+impl Spawn for ContainedTasks {
+    fn spawn_bg(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn_bg(panics::contained(task));
+    }
+}
+
 impl RuntimeProvider for Sockets {
-    type Handle = <TokioRuntimeProvider as RuntimeProvider>::Handle;
+    type Handle = ContainedTasks;
     type Timer = <TokioRuntimeProvider as RuntimeProvider>::Timer;
     type Udp = <TokioRuntimeProvider as RuntimeProvider>::Udp;
     type Tcp = <TokioRuntimeProvider as RuntimeProvider>::Tcp;
 
     fn create_handle(&self) -> Self::Handle {
-        self.tokio.create_handle()
+        ContainedTasks(self.tokio.create_handle())
     }
 
     fn connect_tcp(
