@@ -93,7 +93,8 @@ fn retry(chance: &mut Chance) -> Option<RetryPolicy> {
 fn rate(chance: &mut Chance) -> Option<RateLimit> {
     let limit = RateLimit {
         limit: chance.within(1, 5) as u32,
-        per: Duration::from_secs(1),
+        // A restart is shorter than the slow ones.
+        per: Duration::from_secs(*chance.pick(&[1, 1, 20])),
         burst: chance.within(1, 3) as u32,
     };
     chance.percent(30).then_some(limit)
