@@ -136,6 +136,42 @@ impl Problem {
         Self::Validation(vec![FieldError::parameter(name, detail)])
     }
 
+    /// A problem with each code, in the order of their statuses, for the reference page.
+    #[must_use]
+    pub fn examples() -> Vec<Self> {
+        let text = String::new;
+        let retry_after = Duration::from_secs(1);
+        let conflict = Rejection::VersionConflict { expected: Expected::NoStream, actual: None };
+        vec![
+            Self::Malformed(text()),
+            Self::MissesTls,
+            Self::Unauthorized,
+            Self::Forbidden(text()),
+            Self::UntrustedOrigin(text()),
+            Self::NotFound(text()),
+            Self::MethodNotAllowed,
+            Self::RequestTimeout,
+            Self::Conflict(text()),
+            Self::Rejected { rejection: conflict, repeated: false },
+            Self::RequestInFlight,
+            Self::PayloadTooLarge { limit: 0 },
+            Self::UriTooLong,
+            Self::UnsupportedMediaType { accepted: &[] },
+            Self::UnsupportedContentEncoding,
+            Self::ExpectationFailed,
+            Self::Validation(Vec::new()),
+            Self::IdempotencyMismatch,
+            Self::ForbiddenUrl(text()),
+            Self::LoopDetected { limit: 0 },
+            Self::Overloaded { retry_after },
+            Self::TooManyDeliveries { limit: 0 },
+            Self::TooManyWrongKeys { retry_after },
+            Self::HeadersTooLarge,
+            Self::Unavailable(text()),
+            Self::DiskFull,
+        ]
+    }
+
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {

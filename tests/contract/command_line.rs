@@ -539,7 +539,8 @@ async fn the_readmes_five_commands_show_a_delivery() {
         return;
     }
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let commands: Vec<_> = readme.lines().filter(|line| line.starts_with("curl ")).collect();
+    let joined = readme.replace("\\\n", " ");
+    let commands: Vec<_> = joined.lines().filter(|line| line.starts_with("curl ")).collect();
     assert_eq!(commands.len(), 5, "{commands:?}");
     assert!(readme.contains("serve --dev") && readme.contains("listen --port 9000"));
     let data = tempfile::tempdir().unwrap();
