@@ -381,7 +381,8 @@ fn readme_is_short_and_pages_keep_their_width() {
         if text.starts_with(GENERATED) || name == "docs/proof.md" {
             continue;
         }
-        for (number, line) in text.lines().enumerate() {
+        // A row of a table cannot be wrapped.
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('|')) {
             assert!(line.chars().count() <= 100, "{name}:{}: over 100 columns", number + 1);
         }
     }
