@@ -58,9 +58,9 @@ fn configuration_reference_equals_the_shipped_file() {
             }
             out.push_str("\n| key | meaning | default | reload |\n|---|---|---|---|\n");
             comment.clear();
-        } else if let Some((name, default)) = active.unwrap_or(line).split_once(" = ").filter(|_| {
-            active.is_some() || !line.starts_with('#')
-        }) {
+        } else if let Some((name, default)) =
+            active.unwrap_or(line).split_once(" = ").filter(|_| active.is_some() || !line.starts_with('#'))
+        {
             let key = KEYS.iter().find(|key| key.name == format!("{section}.{name}")).expect(name);
             let default = if active.is_some() { String::new() } else { format!("`{}`", cell(default)) };
             let reload = if key.change == Change::Reload { "yes" } else { "" };
@@ -112,9 +112,12 @@ fn metrics_reference_equals_the_registry() {
     );
     for one in found.iter().filter(|one| one.name.starts_with("balto_")) {
         let labels: Vec<_> = one.labels.iter().map(|label| format!("`{label}`")).collect();
-        writeln!(out, "| `{}` | {} | {} | {} |", one.name, one.kind, labels.join(", "), cell(&one.help)).unwrap();
+        writeln!(out, "| `{}` | {} | {} | {} |", one.name, one.kind, labels.join(", "), cell(&one.help))
+            .unwrap();
     }
-    out.push_str("\nMetrics with the prefix `process_` describe the process, as in every Prometheus client.\n");
+    out.push_str(
+        "\nMetrics with the prefix `process_` describe the process, as in every Prometheus client.\n",
+    );
     page("metrics.md", &out);
 }
 
@@ -156,7 +159,11 @@ fn type_of(schema: &Value) -> String {
         }
     }
     if let Some(words) = schema["enum"].as_array() {
-        return words.iter().map(|word| format!("`{}`", word.as_str().unwrap_or("null"))).collect::<Vec<_>>().join(", ");
+        return words
+            .iter()
+            .map(|word| format!("`{}`", word.as_str().unwrap_or("null")))
+            .collect::<Vec<_>>()
+            .join(", ");
     }
     match &schema["type"] {
         Value::String(name) if name == "array" => format!("list of {}", type_of(&schema["items"])),
@@ -167,7 +174,8 @@ fn type_of(schema: &Value) -> String {
 }
 
 fn members(schema: &Value, out: &mut String) {
-    let required: Vec<_> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<_> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let Some(properties) = schema["properties"].as_object() else {
         return writeln!(out, "\n{}", type_of(schema)).unwrap();
     };
@@ -181,7 +189,8 @@ fn members(schema: &Value, out: &mut String) {
 
 fn operation(path: &str, verb: &str, operation: &Value, out: &mut String) {
     let text = |name: &str| operation[name].as_str().unwrap_or_default();
-    write!(out, "\n### `{} {path}`\n\n{}. {}\n", verb.to_uppercase(), text("summary"), text("description")).unwrap();
+    write!(out, "\n### `{} {path}`\n\n{}. {}\n", verb.to_uppercase(), text("summary"), text("description"))
+        .unwrap();
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         let place = parameter["in"].as_str().unwrap();
         if place != "path" {
@@ -247,9 +256,11 @@ fn errors_reference_equals_the_problems() {
     let mut codes = Vec::new();
     for problem in Problem::examples() {
         let shown = serde_json::to_value(&problem).unwrap();
-        let repeat = if problem.into_reply().header("retry-after").is_some() { "after `Retry-After`" } else { "" };
+        let repeat =
+            if problem.into_reply().header("retry-after").is_some() { "after `Retry-After`" } else { "" };
         let code = shown["code"].as_str().unwrap().to_owned();
-        writeln!(out, "| {} | `{code}` | {} | {repeat} |", shown["status"], shown["title"].as_str().unwrap()).unwrap();
+        writeln!(out, "| {} | `{code}` | {} | {repeat} |", shown["status"], shown["title"].as_str().unwrap())
+            .unwrap();
         codes.push(code);
     }
     let source = fs::read_to_string(root().join("src/api/problem.rs")).unwrap();
@@ -351,7 +362,9 @@ fn anchor(heading: &str) -> String {
 fn links_between_pages_lead_somewhere() {
     let mut seen = 0;
     for (path, text) in pages() {
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target) {
+        for target in
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
+        {
             if target.starts_with("http") || target.contains(['`', ' ']) {
                 continue;
             }
@@ -403,7 +416,8 @@ fn every_snippet_is_part_of_a_program_that_runs() {
     let folder = root().join("examples/verify");
     let mut programs: Vec<_> = VERIFIERS.iter().map(|(name, ..)| *name).collect();
     programs.push("verify.rs");
-    let programs: Vec<_> = programs.iter().map(|name| fs::read_to_string(folder.join(name)).unwrap()).collect();
+    let programs: Vec<_> =
+        programs.iter().map(|name| fs::read_to_string(folder.join(name)).unwrap()).collect();
     let mut seen = 0;
     for page in ["README.md", "docs/receiving.md"] {
         let text = fs::read_to_string(root().join(page)).unwrap();

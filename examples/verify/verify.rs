@@ -12,7 +12,8 @@ fn verify(secret: &str, headers: &HeaderMap, body: &[u8]) -> bool {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut headers = HeaderMap::new();
-    for (name, value) in ["webhook-id", "webhook-timestamp", "webhook-signature"].iter().zip(&arguments[1..]) {
+    for (name, value) in ["webhook-id", "webhook-timestamp", "webhook-signature"].iter().zip(&arguments[1..])
+    {
         headers.insert(*name, HeaderValue::from_str(value).expect("the header is text"));
     }
     let mut body = Vec::new();
