@@ -156,7 +156,7 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
         assert!(!on_disk(data.path(), hidden), "{hidden}");
     }
     let other_key = STORE_KEY.replace("c2Vj", "b3Ro");
-    for (other, words) in [(other_key.as_str(), "under another key"), ("", "no key is configured")] {
+    for (other, words) in [(other_key.as_str(), "which is not configured"), ("", "no key is configured")] {
         let mut command = support::serve(data.path(), &["--dev"]);
         if !other.is_empty() {
             command.env("BALTO__SECRETS__KEY", other);

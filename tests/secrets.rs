@@ -267,7 +267,7 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
     let daemon = start(&directory.path().join("data"), NEW).await;
     let endpoint = add(&daemon, &receiver).await;
     // Of the same length.
-    let other = json!({"secret": "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "overlap": "0s"});
+    let other = json!({"secret": "whsec_b3RoZXIga2V5IGZvciBhIHJvdGF0aW9u", "overlap": "0s"});
     daemon.post(&format!("/endpoints/{endpoint}/secret/rotate"), &other.to_string()).await;
     let saved = backup(&daemon, &file).await;
     let again = backup(&daemon, &file).await;

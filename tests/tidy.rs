@@ -77,7 +77,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
             "vault",
         ],
     ),
-    ("cli", &["limits", "domain", "rules", "config", "daemon"]),
+    ("cli", &["limits", "domain", "rules", "config", "courier", "daemon"]),
 ];
 
 #[test]
