@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::problem::Problem;
 use super::reply::Reply;
+use crate::panics;
 
 /// Gives the metrics' content type and text.
 pub type Metrics = Arc<dyn Fn() -> (&'static str, Vec<u8>) + Send + Sync>;
@@ -43,14 +44,16 @@ pub fn router(metrics: Metrics, ready: Ready) -> Router {
 async fn show(metrics: Metrics, turns: Arc<Semaphore>) -> Response<Body> {
     let turn = turns.acquire_owned().await;
     let made = tokio::task::spawn_blocking(move || {
-        let text = metrics();
+        let text = panics::contain(|| metrics());
         drop(turn);
         text
     });
-    match made.await {
-        Ok((media, body)) => Reply::bytes(200, Bytes::from(body)).with_content_type(media).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "metrics failed");
+    match made.await.map_err(|error| error.to_string()) {
+        Ok(Ok((media, body))) => {
+            Reply::bytes(200, Bytes::from(body)).with_content_type(media).into_response()
+        }
+        failed => {
+            tracing::error!(?failed, "metrics failed");
             Problem::Unavailable("the daemon's log says why".to_owned()).into_reply().into_response()
         }
     }

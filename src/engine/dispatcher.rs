@@ -370,15 +370,14 @@ impl Dispatcher {
     /// An endpoint that has failed without one success for too long is disabled.
     fn on_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
         let known = self.failing.remove(&endpoint);
-        if attempt.error.is_none() {
+        // Of the endpoint as this loop has heard of it: the directory may be ahead.
+        let Some(revision) = self.lanes.revision(endpoint).filter(|_| attempt.error.is_some()) else {
             return;
-        }
+        };
         let failing = Failing::after(known, attempt);
         self.failing.insert(endpoint, failing);
         if health::should_disable(&failing, self.engine.settings().disable_after) {
             let engine = self.engine.clone();
-            let known = engine.outbox().directory(|directory| directory.endpoint(endpoint).cloned());
-            let Some(revision) = known.map(|known| known.revision) else { return };
             self.tasks.spawn(async move {
                 // A change of it, a resume for instance, begins its time anew.
                 engine.disable(endpoint, DisabledReason::Failing, |now| now.revision == revision).await;
@@ -461,8 +460,13 @@ impl Dispatcher {
             && waiting.get().0 == *reservation
         {
             let (_, assignment) = waiting.remove();
-            if !self.draining {
+            if self.draining {
+                return;
+            }
+            if self.lanes.may_begin(endpoint, now) {
                 self.begin(assignment);
+            } else {
+                self.lanes.on_returned(endpoint, assignment.key, assignment.progress, now);
             }
         }
     }

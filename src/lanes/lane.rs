@@ -143,6 +143,17 @@ impl Lane {
         }
     }
 
+    /// Whether a request that was taken from the window earlier may still leave. A probe may: it is
+    /// the one request of a circuit that is half open.
+    pub(super) fn may_begin(&self, now: Now) -> bool {
+        let is_held = self.holds.until().is_some_and(|until| until > now.wall);
+        !is_held && self.circuit.state() != CircuitState::Open
+    }
+
+    pub(super) fn revision(&self) -> Position {
+        self.policy.revision
+    }
+
     /// The wall clock was set, by which reservations are stored.
     pub(super) fn on_clock_set(&mut self) {
         if let Some(rate) = &mut self.rate {

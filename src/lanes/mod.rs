@@ -200,6 +200,19 @@ impl Lanes {
         }
     }
 
+    /// Whether a request that waited for its reservation may still leave: its receiver may have asked
+    /// to be left alone meanwhile, or failed.
+    #[must_use]
+    pub fn may_begin(&self, endpoint: EndpointNumber, now: Now) -> bool {
+        self.lanes.get(&endpoint).is_some_and(|lane| lane.may_begin(now))
+    }
+
+    /// The revision of the endpoint that its lane goes by; `None` when there is no lane.
+    #[must_use]
+    pub fn revision(&self, endpoint: EndpointNumber) -> Option<Position> {
+        self.lanes.get(&endpoint).map(Lane::revision)
+    }
+
     pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
         if let Some(lane) = self.lanes.remove(&endpoint) {
             self.slots.give_back(lane.in_flight());

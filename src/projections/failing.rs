@@ -51,7 +51,8 @@ impl Failing {
         self.gaps.iter().map(|gaps| gaps.count).sum::<u64>() + 1
     }
 
-    /// The time between the failed attempts. Of each gap at most `gap_max` counts.
+    /// The time between the failed attempts. Of each gap about `gap_max` counts at most: the limit
+    /// applies to the sum of each class, so within a class a long gap may make up for short ones.
     #[must_use]
     pub fn time(&self, gap_max: Duration) -> Duration {
         let most = u64::try_from(gap_max.as_millis()).unwrap_or(u64::MAX);

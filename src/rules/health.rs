@@ -8,8 +8,8 @@ use crate::projections::failing::Failing;
 pub const FAILURES_MIN: u32 = 5;
 
 /// Whether an endpoint with these failures, and without a success since the first of them, is
-/// disabled: when it failed over the whole of `after`. One gap between two failures counts for at most
-/// its part of that time, so that the failures lie in different parts of it.
+/// disabled: when it failed over the whole of `after`. One gap between two failures counts for about
+/// its part of that time at most, so that the failures lie in different parts of it.
 #[must_use]
 pub fn should_disable(failing: &Failing, after: Duration) -> bool {
     failing.time(after / (FAILURES_MIN - 1)) >= after

@@ -19,7 +19,7 @@ const WORLD_WRITE: u32 = 0o002;
 #[derive(Debug, thiserror::Error)]
 pub enum PermissionError {
     #[error(
-        "{path} is writable by every user, who could have placed files in it: check its content, then run: chmod 700 {path}"
+        "{path} is writable by every user, who could have placed files in it: check its content and run `chmod 700 {path}`, or name a directory below it in store.path"
     )]
     WorldWritable { path: String },
     #[error(

@@ -1,7 +1,7 @@
 //! Configuration files that change while the daemon runs.
 //!
-//! Owns: what a file said when it was last read, and how a change is noticed. A missing file is an empty one, so that it is
-//! read once it appears.
+//! Owns: what a file said when it was last read, and how a change is noticed. A file that is missing
+//! or unusable leaves the earlier contents in force, and is read once it can be.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -50,14 +50,20 @@ impl<T> Watched<T> {
 
     /// From the file when it can be used, else `otherwise`.
     pub(super) fn read(path: &Path, parse: impl FnOnce(&[u8]) -> io::Result<T>, otherwise: Arc<T>) -> Self {
+        Self { stamp: None, value: otherwise }.reread(path, parse)
+    }
+
+    fn reread(&self, path: &Path, parse: impl FnOnce(&[u8]) -> io::Result<T>) -> Self {
         // Before the contents: a change between the two is noticed at the next look.
         let stamp = Stamp::of(path);
-        let parsed = fs::read(path).and_then(|text| parse(&text));
-        let value = parsed.map(Arc::new).unwrap_or_else(|error| {
+        let text = fs::read(path);
+        let is_unread = text.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        let value = text.and_then(|text| parse(&text)).map(Arc::new).unwrap_or_else(|error| {
             tracing::warn!(%error, path = %path.display(), "configuration file unusable, keeping the earlier contents");
-            otherwise
+            self.value.clone()
         });
-        Self { stamp, value }
+        // Without a file descriptor, for instance: the next look tries again.
+        Self { stamp: if is_unread { self.stamp } else { stamp }, value }
     }
 
     /// Reads the file again if it has changed. A file that cannot be used any more changes nothing: it is often about to
@@ -67,6 +73,31 @@ impl<T> Watched<T> {
             return self.clone();
         }
         tracing::info!(path = %path.display(), "configuration file changed");
-        Self::read(path, parse, self.value.clone())
+        self.reread(path, parse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_that_cannot_be_read_once_is_read_later() {
+        let below = tempfile::tempdir().unwrap();
+        let path = below.path().join("resolv.conf");
+        let parse = |text: &[u8]| Ok(text.to_vec());
+        fs::write(&path, "before").unwrap();
+        let known = Watched::read(&path, parse, Arc::default());
+        // A directory in its place stands for any failure to read.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let known = known.refreshed(&path, parse);
+        assert_eq!(**known.value, *b"before");
+        assert_ne!(Stamp::of(&path), known.stamp, "the next look tries again");
+        fs::remove_dir(&path).unwrap();
+        let known = known.refreshed(&path, parse);
+        assert_eq!(**known.value, *b"before", "a missing file leaves the earlier contents");
+        fs::write(&path, "after").unwrap();
+        assert_eq!(**known.refreshed(&path, parse).value, *b"after");
     }
 }

@@ -86,6 +86,35 @@ fn only_one_request_waits_for_its_reservation() {
 }
 
 #[test]
+fn reserved_request_stays_when_its_receiver_asks_for_rest() {
+    // Five failures open the circuit.
+    for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
+        let mut lanes = lanes(1_000);
+        lanes.on_endpoint(ONE, rated(1, MINUTE, 10, 1), Backlog::None, at(0));
+        fill(&mut lanes, ONE, 1..10);
+        let send = |lanes: &mut Lanes| match lanes.next_action(at(0)) {
+            Some(Action::Send { key, reservation, .. }) => (key, reservation.unwrap()),
+            other => panic!("{other:?}"),
+        };
+        let mut sent = Vec::new();
+        for _ in 0..5 {
+            let (key, reservation) = send(&mut lanes);
+            lanes.on_reserved(ONE, &reservation, at(0));
+            assert!(lanes.may_begin(ONE, at(0)));
+            sent.push(key);
+        }
+        let (waiting, reservation) = send(&mut lanes);
+        for key in sent {
+            lanes.on_finished(ONE, key, outcome, at(1));
+        }
+        lanes.on_reserved(ONE, &reservation, at(2));
+        assert!(!lanes.may_begin(ONE, at(2)), "{outcome:?}");
+        lanes.on_returned(ONE, waiting, FRESH, at(2));
+        assert_eq!(lanes.explain(ONE, at(2)).unwrap().in_flight, 0);
+    }
+}
+
+#[test]
 fn fast_rate_reserves_for_many_requests_at_once() {
     let mut lanes = lanes(1_000);
     lanes.on_endpoint(ONE, rated(100, Duration::from_secs(1), 10, 1), Backlog::None, at(0));
