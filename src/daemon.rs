@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::api::seats::Seats;
 use crate::api::server::Bounds;
@@ -145,7 +145,8 @@ fn make_files_private() {
 
 async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let started = Started::default();
-    let Setup { options, config, metrics, log, .. } = &setup;
+    let setup = Arc::new(setup);
+    let Setup { options, config, metrics, log, .. } = &*setup;
     // From here on a reload that comes too early waits; by default it would end the process.
     let hangup = signal(SignalKind::hangup())?;
     supervisor.tell(Word::Recovering);
@@ -185,10 +186,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let retaining = tokio::spawn(retention::run(engine.clone(), keep(config)));
     let resealing = tokio::spawn(resealing::run(engine.clone()));
     supervisor.tell(Word::Ready(None));
-    let on_hangup = || {
-        supervisor.tell(Word::Reloading);
-        supervisor.tell(Word::Ready(on_hangup(&setup, &engine, &api).err()));
-    };
+    let on_hangup = || begin_reload(&setup, &engine, &api, &supervisor);
     let early = signals.until_the_end(on_hangup, &mut delivering).await;
     supervisor.tell(Word::Stopping);
     tracing::info!("stopping");
@@ -422,21 +420,40 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal that ends the daemon; does on SIGHUP what is said. Gives the delivery loop's end when that came first.
+    /// Waits for a signal that ends the daemon; begins a reload on SIGHUP, one at a time. A reload
+    /// reads files, which may take for ever: a signal that ends the daemon does not wait for it.
+    /// Gives the delivery loop's end when that came first.
     async fn until_the_end(
         &mut self,
-        on_hangup: impl Fn(),
-        delivering: &mut tokio::task::JoinHandle<Result<(), Unavailable>>,
+        on_hangup: impl Fn() -> JoinHandle<()>,
+        delivering: &mut JoinHandle<Result<(), Unavailable>>,
     ) -> Option<Delivered> {
+        let mut reload: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return None,
                 _ = self.interrupt.recv() => return None,
                 ended = &mut *delivering => return Some(ended),
-                _ = self.hangup.recv() => on_hangup(),
+                _ = async { reload.as_mut()?.await.ok() }, if reload.is_some() => reload = None,
+                _ = self.hangup.recv(), if reload.is_none() => reload = Some(on_hangup()),
             }
         }
     }
+}
+
+/// Beside the loop that waits for signals, since files may take for ever to be read.
+fn begin_reload(
+    setup: &Arc<Setup>,
+    engine: &Engine,
+    api: &Arc<Api>,
+    supervisor: &Supervisor,
+) -> JoinHandle<()> {
+    let (setup, engine, api) = (setup.clone(), engine.clone(), api.clone());
+    let supervisor = supervisor.clone();
+    tokio::task::spawn_blocking(move || {
+        supervisor.tell(Word::Reloading);
+        supervisor.tell(Word::Ready(on_hangup(&setup, &engine, &api).err()));
+    })
 }
 
 /// Does what SIGHUP asks for; tells the log. The error says why nothing changed.

@@ -435,6 +435,15 @@ impl Courier {
             let sent = within(patience.as_mut(), pin!(line.send(request))).await;
             let mut failed = match sent {
                 Some(Ok(response)) => {
+                    // Some servers and proxies say so before they close an idle connection. The
+                    // request may be repeated on a new one (RFC 9110, section 15.5.9).
+                    let is_idle_end = response.status() == StatusCode::REQUEST_TIMEOUT;
+                    if let Some(again) = kept.filter(|_| is_idle_end) {
+                        drop(response);
+                        request = again;
+                        line = open(&pool, &target, patience.as_mut(), network).await?;
+                        continue;
+                    }
                     let (reply, is_clear) = read_reply(response, &mut line, started, patience).await;
                     if is_clear {
                         pool.put(target, line);

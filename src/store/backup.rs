@@ -311,6 +311,9 @@ fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Resul
             Some("end") => {
                 let last = words.next().and_then(number_of).map(Position);
                 let last = last.filter(|last| *last >= restored.last).ok_or_else(|| damaged("a bad end"))?;
+                if lines.next()?.is_some() {
+                    return Err(damaged("something follows the end"));
+                }
                 journal.finish(last).map_err(failed)?;
                 return Ok(Restored { last, ..restored });
             }

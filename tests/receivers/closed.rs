@@ -39,10 +39,20 @@ fn ids(receiver: &Chaos) -> Vec<String> {
     receiver.requests().iter().map(|got| got.headers["webhook-id"].clone()).collect()
 }
 
-/// The ways in which a connection ends without a byte of a reply, and whether the request was read.
+/// The ways in which a connection ends without an answer to its request, and whether the request was
+/// read.
 fn endings() -> Vec<(&'static str, Ending, bool)> {
     vec![
         ("closed before the request", script(|_| async {}), false),
+        (
+            "408 for an idle connection",
+            script(|mut talk| async move {
+                talk.first_byte().await;
+                let reply = "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                talk.send(reply.as_bytes()).await;
+            }),
+            false,
+        ),
         (
             "closed while the request arrives",
             script(|mut talk| async move { talk.first_byte().await }),
