@@ -307,7 +307,7 @@ async fn backup_that_waits_for_a_reader_stops_when_told() {
 }
 
 #[tokio::test]
-async fn key_files_of_secret_mounts_are_read_and_world_writable_ones_refused() {
+async fn secret_mounts_are_read_and_world_writable_keys_refused() {
     let directory = tempfile::tempdir().unwrap();
     // As Kubernetes mounts a secret.
     let mounted = directory.path().join("..data");

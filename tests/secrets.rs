@@ -325,7 +325,7 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
 }
 
 #[tokio::test]
-async fn authenticated_backup_needs_its_key_and_cannot_lose_its_checksums() {
+async fn authenticated_backup_needs_its_key_and_its_checksums() {
     let directory = tempfile::tempdir().unwrap();
     let (file, copy) = (directory.path().join("file"), directory.path().join("copy"));
     let daemon = start(&directory.path().join("data"), OLD).await;

@@ -32,7 +32,7 @@ async fn pausing_and_resuming_twice_is_as_once() {
 }
 
 #[tokio::test]
-async fn second_rotation_signs_with_three_secrets_until_the_overlap_ends() {
+async fn second_rotation_signs_with_three_secrets_for_its_overlap() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;

@@ -69,7 +69,7 @@ async fn large_events_are_listed_once_over_several_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deliveries_and_dead_letters_are_listed_once_over_several_pages() {
+async fn deliveries_and_dead_letters_are_listed_once_over_pages() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     // Of one delivery alone: a receiver that fails would soon be left alone.

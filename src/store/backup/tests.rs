@@ -263,7 +263,7 @@ fn authenticated_backup_is_restored_with_its_key_alone() {
 }
 
 #[test]
-fn no_line_of_an_authenticated_backup_can_be_changed_dropped_or_exchanged() {
+fn authenticated_backup_refuses_every_changed_line() {
     let journal = journal(false);
     let text = whole_signed(&journal.reader(), Position(20), Some(&signing(key("a"), 1)));
     let other = whole_signed(&journal.reader(), Position(20), Some(&signing(key("a"), 2)));

@@ -237,7 +237,7 @@ fn revived(world: &World) -> usize {
 
 /// The power fails after each step of a bulk operation in turn; repeated, it reaches all.
 #[test]
-fn bulk_operation_cut_between_its_steps_reaches_all_when_repeated() {
+fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
     for act in [Act::ReplayEndpoint, Act::RedriveAll, Act::PurgeAll] {
         for steps in 1..=4 {
             Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
