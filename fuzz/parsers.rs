@@ -1,5 +1,5 @@
-//! Everything that reads bytes of others, as functions that must return whatever they are given: shared by `tests/fuzz.rs`
-//! (seeded mutations, in every test run) and `fuzz/` (guided by coverage).
+//! Everything that reads bytes of others, as functions that must return whatever they are given: shared
+//! by `tests/faults/fuzz.rs` (seeded mutations, in every test run) and `fuzz/` (guided by coverage).
 //!
 //! A target panics when a promise is broken: a panic below it, an answer that is none, a value that does not read back as
 //! it was written.

@@ -23,7 +23,7 @@
 //! | [`daemon`], [`cli`] | choosing and ordering the parts; the command line | |
 //!
 //! Imports point down only: `main, cli -> daemon -> api -> engine -> { store, courier } -> { lanes, rules, projections } ->
-//! domain -> codec, limits` (`tests/tidy.rs` checks it; `rules` reads the rows of `projections`).
+//! domain -> codec, limits` (`tests/house/tidy.rs` checks it; `rules` reads the rows of `projections`).
 //!
 //! # One event's journey
 //!

@@ -1,4 +1,5 @@
-//! Every configuration key with its bounds: the one table behind the file, the environment, reload and `tests/tidy.rs`.
+//! Every configuration key with its bounds: the one table behind the file, the environment, reload
+//! and `tests/house/tidy.rs`.
 //!
 //! Owns: the names of keys, how each is read, and which can change while running. Must never read a file. Invariant:
 //! a field of [`Config`](super::Config) without a line here cannot be set, and fails the test beside the table.

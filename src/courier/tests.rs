@@ -1,4 +1,4 @@
-//! What is seen from within only; the rest is in `tests/receivers` and `tests/egress`.
+//! What is seen from within only; the rest is in `tests/delivery`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

@@ -10,16 +10,22 @@ mod support;
 
 mod again;
 mod changes;
+mod cloudevents;
 mod command_line;
 mod conventions;
 mod deliveries;
 mod endpoints;
 mod events;
+mod formats;
+mod handshake;
 mod isolation;
+mod listener;
 mod operation;
 mod outcomes;
 mod pages;
 mod refusals;
+mod requests;
+mod secrets;
 mod subscriber;
 
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Configuration files that change. Name servers are in `tests/egress`.
+//! Configuration files that change. Name servers are in `tests/delivery/egress`.
 
 use super::*;
 

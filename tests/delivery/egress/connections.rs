@@ -1,0 +1,637 @@
+//! Table D: connections, TLS, client certificates and proxies.
+
+use std::path::Path;
+use std::time::Duration;
+
+use balto::courier::{Courier, CourierSettings};
+use balto::domain::ErrorClass;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::certificates::{
+    Authority, Certificate, Clients, Secure, early, expired, floods_with_tickets, params, self_signed,
+};
+use super::world::{
+    FakeProxy, Names, Says, always, courier, delivered, endpoint, failure, open, parcel, proxied, send,
+    settings, strict, until,
+};
+use crate::support::{Daemon, PATIENCE, Receiver, quiet, serve};
+
+const LOOPBACK: &str = "127.0.0.0/8";
+const UNREACHABLE: &str = "no connection could be made";
+/// Deadlines of connecting are below a second here, the attempt's own is [`PATIENCE`]: which of the two ended an attempt
+/// shows even on a machine that is busy.
+const LONG: Duration = PATIENCE.checked_div(2).unwrap();
+
+/// The real daemon, which trusts this authority, and for which every name is this machine.
+async fn trusting(data: &Path, authority: &Authority, more: &[(&str, &str)]) -> (Daemon, Names) {
+    let names = Names::start(|_, _| Says::Addresses(vec!["127.0.0.1"])).await;
+    let file = data.join("ca.pem");
+    std::fs::write(&file, authority.pem()).unwrap();
+    let server = names.address.to_string();
+    let own = [
+        ("BALTO__EGRESS__CA_FILE", file.to_str().unwrap()),
+        ("BALTO__EGRESS__ALLOW_NETWORKS", LOOPBACK),
+        ("BALTO__EGRESS__NAMESERVERS", &server),
+    ];
+    (strict(&data.join("data"), &[&own, more].concat()).await, names)
+}
+
+#[tokio::test]
+async fn d1_d3_d4_certificates_are_judged_by_the_hosts_name_and_the_record_says_what_is_wrong() {
+    let data = tempfile::tempdir().unwrap();
+    let (authority, stranger) = (Authority::new("authority"), Authority::new("stranger"));
+    let (daemon, _names) = trusting(data.path(), &authority, &[]).await;
+    let name = ["hooks.example"];
+    let rows: [(&str, &str, Certificate, &str); 8] = [
+        ("D3", "hooks.example", authority.issue(&params(&name)), ""),
+        (
+            "D1",
+            "hooks.example",
+            self_signed(&params(&name)),
+            "the certificate is not signed by a known authority",
+        ),
+        (
+            "D1",
+            "hooks.example",
+            stranger.issue(&params(&name)),
+            "the certificate is not signed by a known authority",
+        ),
+        ("D1", "hooks.example", authority.issue(&expired(params(&name))), "the certificate has expired"),
+        ("D1", "hooks.example", authority.issue(&early(params(&name))), "the certificate is not valid yet"),
+        ("D1", "other.example", authority.issue(&params(&name)), "the certificate is for another name"),
+        ("D4", "127.0.0.1", authority.issue(&params(&name)), "the certificate is for another name"),
+        ("D4", "127.0.0.1", authority.issue(&params(&["hooks.example", "127.0.0.1"])), ""),
+    ];
+    for (number, (row, host, certificate, words)) in rows.iter().enumerate() {
+        let receiver = Secure::start(certificate, Clients::Unasked).await;
+        let port = receiver.address.port();
+        let kind = format!("row.{number}");
+        endpoint(&daemon, &format!("https://{host}:{port}/"), &kind).await;
+        let delivery = delivered(&daemon, &kind).await;
+        let attempt = &delivery["attempts"][0];
+        if words.is_empty() {
+            assert_eq!(delivery["status"], "delivered", "{row}: {delivery}");
+            let seen = &receiver.seen()[0];
+            let name = (*host != "127.0.0.1").then(|| (*host).to_owned());
+            assert_eq!((&seen.server_name, &seen.host), (&name, &format!("{host}:{port}")), "{row}");
+            assert_eq!(seen.offered, [b"http/1.1"], "{row}: what the client offers to speak");
+            assert_eq!(seen.protocol.as_deref(), Some(&b"http/1.1"[..]));
+        } else {
+            assert_eq!((&attempt["errorClass"], &attempt["error"]), (&json!("tls"), &json!(words)), "{row}");
+            assert_eq!(receiver.seen().len(), 0, "{row}: a request came through");
+        }
+    }
+}
+
+/// Reads what comes first and answers with these bytes.
+async fn talker(bytes: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let bytes = bytes.clone();
+            tokio::spawn(async move {
+                let _read = stream.read(&mut [0; 4096]).await;
+                let _written = stream.write_all(&bytes).await;
+                // Until the other side has had enough.
+                let _end = stream.read(&mut [0; 4096]).await;
+            });
+        }
+    });
+    url
+}
+
+/// A `ServerHello` of this version that chooses this suite (RFC 5246, section 7.4.1.3).
+fn server_hello(version: [u8; 2], suite: [u8; 2]) -> Vec<u8> {
+    let body = [&version[..], &[7; 32], &[0], &suite, &[0]].concat();
+    let length = u8::try_from(body.len()).unwrap();
+    [&[22][..], &version, &[0, length + 4, 2, 0, 0, length], &body].concat()
+}
+
+#[tokio::test]
+async fn d2_versions_and_suites_of_the_past_are_not_spoken() {
+    const UNSAFE: &str = "the receiver offers no version or cipher of TLS that is safe";
+    const RULES: &str = "the receiver breaks the rules of TLS";
+    let rows = [
+        ("TLS 1.0", server_hello([3, 1], [0, 0x2f]), UNSAFE),
+        ("TLS 1.1", server_hello([3, 2], [0, 0x2f]), UNSAFE),
+        ("an alert of one who speaks no 1.2", vec![21, 3, 1, 0, 2, 2, 70], UNSAFE),
+        ("RC4", server_hello([3, 3], [0, 5]), RULES),
+        ("NULL", server_hello([3, 3], [0, 1]), RULES),
+        ("export", server_hello([3, 3], [0, 3]), RULES),
+        ("no TLS at all", b"HTTP/1.1 400 x\r\n\r\n".to_vec(), "what the receiver sends is not TLS"),
+    ];
+    let courier = courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    for (what, bytes, words) in rows {
+        let reply = send(&courier, &talker(bytes).await).await;
+        let (class, found) = failure(&reply);
+        assert_eq!((class, found), (ErrorClass::Tls, words), "{what}");
+    }
+}
+
+fn with_certificate(url: &str, kind: &str, certificate: &Certificate) -> Value {
+    json!({"url": url, "eventTypes": [kind], "retry": {"maxAttempts": 1},
+        "clientCertificate": {"certificate": certificate.pem, "key": certificate.key_pem}})
+}
+
+fn contains(directory: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return contains(&path, bytes);
+        }
+        std::fs::read(path).unwrap().windows(bytes.len()).any(|window| window == bytes)
+    })
+}
+
+#[tokio::test]
+async fn d5_endpoints_with_client_certificates_share_no_connection() {
+    let data = tempfile::tempdir().unwrap();
+    let authority = Authority::new("authority");
+    let receiver =
+        Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Signed(&authority)).await;
+    let key = [("BALTO__SECRETS__KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")];
+    let (mut daemon, _names) = trusting(data.path(), &authority, &key).await;
+    let url = |kind: &str| format!("https://hooks.example:{}/{kind}", receiver.address.port());
+    let (first, second) = (authority.issue(&params(&["first"])), authority.issue(&params(&["second"])));
+    // The last of them has the certificate of the first.
+    let presented = [("a", &first), ("b", &second), ("c", &first)];
+    let mut paths = Vec::new();
+    for (kind, certificate) in presented {
+        let made =
+            daemon.post("/endpoints", &with_certificate(&url(kind), kind, certificate).to_string()).await;
+        let shown = &made["clientCertificate"];
+        assert!(shown["subject"].as_str().unwrap().contains("CN="), "{made}");
+        assert_eq!(shown["fingerprint"].as_str().unwrap().len(), 64, "{made}");
+        assert!(shown["expiresAt"].as_str().is_some(), "{made}");
+        assert_eq!(shown.as_object().unwrap().len(), 3, "nothing more is shown: {made}");
+        paths.push(format!("/endpoints/{}", made["id"].as_str().unwrap()));
+    }
+    for _ in 0..3 {
+        for (kind, _) in presented {
+            assert_eq!(delivered(&daemon, kind).await["status"], "delivered");
+        }
+    }
+    let seen = receiver.seen();
+    assert_eq!(seen.len(), 9);
+    for one in &seen {
+        let kind = one.line.split(['/', ' ']).nth(2).unwrap();
+        let certificate = presented.iter().find(|(known, _)| *known == kind).unwrap().1;
+        assert_eq!(one.client.as_deref(), Some(certificate.der()), "{kind}");
+        let shared = seen.iter().find(|other| other.connection == one.connection && other.line != one.line);
+        assert!(shared.is_none(), "{one:?} and {shared:?} came over one connection");
+    }
+    let connections = seen.iter().map(|one| one.connection).max().unwrap() + 1;
+    assert_eq!(connections, 3, "each endpoint keeps its connection");
+
+    // Who has none is told apart from who has the wrong one.
+    endpoint(&daemon, &url("d"), "d").await;
+    let delivery = delivered(&daemon, "d").await;
+    assert_eq!(delivery["attempts"][0]["error"], "the receiver asks for a client certificate", "{delivery}");
+    assert_eq!(delivery["attempts"][0]["errorClass"], "tls");
+    let stranger = Authority::new("stranger").issue(&params(&["stranger"]));
+    daemon.post("/endpoints", &with_certificate(&url("e"), "e", &stranger).to_string()).await;
+    let delivery = delivered(&daemon, "e").await;
+    assert_eq!(delivery["attempts"][0]["error"], "the receiver did not accept the client certificate");
+
+    // A receiver that is asked first sees it, too.
+    let mut asking = with_certificate(&url("f"), "f", &second);
+    asking["handshake"] = json!({"origin": "events.example.com"});
+    daemon.post("/endpoints", &asking.to_string()).await;
+    let asked = || receiver.seen().into_iter().find(|one| one.line.starts_with("OPTIONS /f "));
+    until("the handshake", || asked().is_some()).await;
+    assert_eq!(asked().unwrap().client.as_deref(), Some(second.der()));
+
+    // Kept over a crash, sealed on disk, and gone when it is taken away.
+    daemon.kill();
+    for certificate in [&first, &second] {
+        let pem: String = certificate.key_pem.lines().nth(1).unwrap().to_owned();
+        assert!(!contains(data.path(), certificate.key_der()), "a private key is on disk");
+        assert!(!contains(data.path(), pem.as_bytes()), "a private key is on disk, as text");
+        assert!(contains(data.path(), certificate.der()), "the control: the certificate is");
+    }
+    let (daemon, _names) = trusting(data.path(), &authority, &key).await;
+    assert_eq!(delivered(&daemon, "b").await["status"], "delivered");
+    let changed = daemon.call("PATCH", &paths[1], &[], &json!({"description": "x"}).to_string()).await;
+    assert!(
+        changed.1["clientCertificate"].is_object(),
+        "an unrelated change takes nothing away: {}",
+        changed.1
+    );
+    let changed = daemon.call("PATCH", &paths[1], &[], &json!({"clientCertificate": null}).to_string()).await;
+    assert_eq!((changed.0, &changed.1["clientCertificate"]), (200, &Value::Null));
+    assert_eq!(delivered(&daemon, "b").await["attempts"][0]["errorClass"], "tls");
+}
+
+impl Certificate {
+    fn with_key_of(&self, other: &Certificate) -> (String, String) {
+        (self.pem.clone(), other.key_pem.clone())
+    }
+}
+
+#[tokio::test]
+async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let authority = Authority::new("authority");
+    let (good, other) = (authority.issue(&params(&["a"])), authority.issue(&params(&["b"])));
+    let old = authority.issue(&expired(params(&["a"])));
+    let own = |certificate: &Certificate| (certificate.pem.clone(), certificate.key_pem.clone());
+    let (certificate, key) = own(&good);
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let junk = |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
+    let rows: Vec<(&str, &str, (String, String), &str)> = vec![
+        ("no PEM", "certificate", ("nope".into(), key.clone()), "must be 1 to 8 certificates in PEM"),
+        ("empty", "certificate", (String::new(), key.clone()), "must be 1 to 8 certificates in PEM"),
+        ("bad base64", "certificate", (junk("CERTIFICATE", "!!!!"), key.clone()), "is not well-formed PEM"),
+        ("no DER", "certificate", (junk("CERTIFICATE", "AAAA"), key.clone()), "is not a certificate (X.509)"),
+        ("cut off", "certificate", (certificate[..200].to_owned(), key.clone()), "is cut off"),
+        ("too many", "certificate", (certificate.repeat(9), key.clone()), "must be 1 to 8"),
+        (
+            "too long",
+            "certificate",
+            (format!("{certificate}{}", "#\n".repeat(20_000)), key.clone()),
+            "at most 32768",
+        ),
+        ("expired", "certificate", own(&old), "has expired"),
+        ("key of another", "key", good.with_key_of(&other), "does not belong to the first certificate"),
+        ("no key", "key", (certificate.clone(), certificate.clone()), "must be a private key in PEM"),
+        ("encrypted", "key", (certificate.clone(), encrypted.into()), "is encrypted"),
+        (
+            "no DER",
+            "key",
+            (certificate.clone(), junk("PRIVATE KEY", "AAAA")),
+            "is of a kind that is not supported",
+        ),
+        ("too long", "key", (certificate.clone(), format!("{key}{}", "#\n".repeat(20_000))), "at most 16384"),
+    ];
+    let url = "https://hooks.example/";
+    for (what, member, (certificate, key), words) in rows {
+        let body = json!({"url": url, "clientCertificate": {"certificate": certificate, "key": key}});
+        let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
+        assert_eq!((status, answer["code"].as_str()), (422, Some("validation_failed")), "{what}: {answer}");
+        let error = &answer["errors"][0];
+        assert_eq!(error["pointer"], format!("/clientCertificate/{member}"), "{what}: {answer}");
+        assert!(error["detail"].as_str().unwrap().starts_with(words), "{what}: {answer}");
+        assert!(
+            !answer.to_string().contains("AAAA"),
+            "{what}: the answer quotes what may be secret: {answer}"
+        );
+    }
+    for (body, pointer) in [
+        (json!({"url": url, "clientCertificate": {"certificate": certificate}}), "/clientCertificate/key"),
+        (json!({"url": url, "clientCertificate": {"key": key}}), "/clientCertificate/certificate"),
+        (json!({"url": url, "clientCertificate": "x"}), "/clientCertificate"),
+        (
+            json!({"url": url, "clientCertificate": {"certificate": certificate, "key": key, "x": 1}}),
+            "/clientCertificate/x",
+        ),
+    ] {
+        let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
+        assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!(pointer)), "{answer}");
+    }
+    let plain = json!({"url": "http://127.0.0.1:54321/", "clientCertificate": {"certificate": certificate, "key": key}});
+    let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &plain.to_string()).await;
+    assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
+    // With its chain, and text around them.
+    let chain = format!("a comment\n{certificate}{}", authority.pem());
+    let body = json!({"url": url, "clientCertificate": {"certificate": chain, "key": key}});
+    let made = daemon.post("/endpoints", &body.to_string()).await;
+    let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], &plain.to_string()).await;
+    assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
+    // It is presented to the receiver that it was given for.
+    let beside = json!({"url": format!("{url}beside")});
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], &beside.to_string()).await;
+    assert_eq!((status, answer["clientCertificate"].is_object()), (200, true), "{answer}");
+    let plain = json!({"url": "http://127.0.0.1:54321/"});
+    let (status, answer, _) = daemon.call("PATCH", &path, &[], &plain.to_string()).await;
+    assert_eq!((status, &answer["clientCertificate"]), (200, &Value::Null), "{answer}");
+}
+
+/// A port of this machine at which connections get no answer: its queue of those that nobody accepts is full.
+struct BlackHole {
+    port: u16,
+    _listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    async fn dig() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        loop {
+            // Long enough for a connection that a busy machine only answers late.
+            match tokio::time::timeout(Duration::from_secs(3), TcpStream::connect(address)).await {
+                Ok(stream) => queued.push(stream.unwrap()),
+                Err(_) => return Self { port: address.port(), _listener: listener, _queued: queued },
+            }
+            assert!(queued.len() < 1_000, "connections are always answered here");
+        }
+    }
+}
+
+#[tokio::test]
+async fn d6_whether_an_address_refuses_is_silent_or_has_no_route_is_not_told() {
+    let hole = BlackHole::dig().await;
+    let refusing = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let quick = CourierSettings {
+        connect_timeout: Duration::from_millis(300),
+        ..settings(open(&[LOOPBACK, "255.255.255.255/32"]), always(&["127.0.0.1"]))
+    };
+    let courier = Courier::new(quick).unwrap();
+    let rows = [
+        ("refused", format!("http://{refusing}/")),
+        ("silent", format!("http://127.0.0.1:{}/", hole.port)),
+        ("silent, by name", format!("http://a.example:{}/", hole.port)),
+        ("no route", "http://255.255.255.255/".to_owned()),
+        ("refused, https", format!("https://{refusing}/")),
+    ];
+    for (what, url) in &rows {
+        let reply = send(&courier, url).await;
+        assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE), "{what}");
+        assert!(reply.duration < LONG, "{what}: connect_timeout did not end it: {:?}", reply.duration);
+    }
+    // The attempt's own deadline comes before the connection's: nothing else is said.
+    let patient = super::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let reply = patient.send(parcel(&rows[1].1, Duration::from_millis(300))).await.unwrap();
+    assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE));
+}
+
+/// The first address that answers is taken, whatever those before it do.
+#[tokio::test]
+async fn d6_other_addresses_of_a_host_are_tried_when_the_first_says_nothing() {
+    let hole = BlackHole::dig().await;
+    let listener = TcpListener::bind(("127.0.0.2", hole.port)).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _read = stream.read(&mut [0; 4096]).await;
+            let _written = stream.write_all(crate::support::answer(200).as_bytes()).await;
+        }
+    });
+    let courier = courier(open(&[LOOPBACK, "::1/128"]), always(&["127.0.0.1", "::1", "127.0.0.2"]));
+    assert_eq!(send(&courier, &format!("http://a.example:{}/", hole.port)).await.outcome, Ok(200));
+}
+
+#[tokio::test]
+async fn d7_a_handshake_that_stalls_ends_at_its_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let held = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    let quick = CourierSettings {
+        connect_timeout: Duration::from_millis(300),
+        ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"]))
+    };
+    const STALLED: (ErrorClass, &str) = (ErrorClass::Tls, "the TLS handshake did not end in time");
+    let reply = send(&Courier::new(quick).unwrap(), &url).await;
+    assert_eq!(failure(&reply), STALLED);
+    assert!(reply.duration < LONG, "connect_timeout did not end it: {:?}", reply.duration);
+    let patient = courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let reply = patient.send(parcel(&url, Duration::from_millis(300))).await.unwrap();
+    assert_eq!(failure(&reply), STALLED);
+    held.abort();
+}
+
+#[tokio::test]
+async fn d8_proxies_of_the_environment_are_not_looked_at() {
+    let data = tempfile::tempdir().unwrap();
+    let proxy = FakeProxy::start(|_| 200).await;
+    let receiver = Receiver::status(200).await;
+    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let environment: Vec<_> = names.map(|name| (name, proxy.url.as_str())).into();
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
+    endpoint(&daemon, &receiver.url, "a").await;
+    assert_eq!(delivered(&daemon, "a").await["status"], "delivered");
+    assert_eq!((receiver.got().len(), proxy.lines()), (1, Vec::<String>::new()));
+    // The control: such a proxy would have been asked, had it been configured.
+    drop(daemon);
+    let configured = [("BALTO__EGRESS__PROXY", proxy.url.as_str())];
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &configured).await;
+    assert_eq!(delivered(&daemon, "a").await["status"], "delivered");
+    assert!(proxy.lines()[0].starts_with("CONNECT 127.0.0.1:"), "{:?}", proxy.lines());
+}
+
+#[tokio::test]
+async fn d9_a_proxy_is_asked_by_name_and_never_for_what_is_forbidden() {
+    let proxy = FakeProxy::start(|target| match target {
+        "denied.example:80" => 403,
+        "unknown.example:80" => 407,
+        "down.example:443" => 502,
+        _ => 200,
+    })
+    .await;
+    let with_password = proxy.url.replace("http://", "http://user:p%40ss@");
+    let courier = Courier::new(proxied(open(&[]), &with_password)).unwrap();
+    // No name is resolved by us: the resolver of this courier panics when it is asked.
+    assert_eq!(send(&courier, "http://hooks.example/a").await.outcome, Ok(200));
+    let asked = proxy.asked();
+    assert_eq!(asked[0].line, "CONNECT hooks.example:80 HTTP/1.1");
+    assert_eq!(asked[0].headers["proxy-authorization"], "Basic dXNlcjpwQHNz");
+    assert_eq!(
+        (asked[1].line.as_str(), asked[1].headers["host"].as_str()),
+        ("POST /a HTTP/1.1", "hooks.example")
+    );
+    assert!(
+        !asked[1].headers.contains_key("proxy-authorization"),
+        "the receiver is not told the proxy's password"
+    );
+    assert!(
+        courier.check_url("https://hooks.example/").await.is_ok(),
+        "nothing is resolved when it is saved"
+    );
+
+    for (url, words) in [
+        ("http://denied.example/", "the egress proxy refused the connection (status 403)"),
+        ("http://unknown.example/", "the egress proxy refused the connection (status 407)"),
+        ("https://down.example/", UNREACHABLE),
+    ] {
+        assert_eq!(failure(&send(&courier, url).await), (ErrorClass::Connect, words), "{url}");
+    }
+    let before = proxy.asked().len();
+    for url in [
+        "http://127.0.0.1/",
+        "http://169.254.169.254/",
+        "http://[::1]/",
+        "http://2130706433/",
+        "http://localhost/",
+        "http://metadata.google.internal/",
+        "http://redis/",
+    ] {
+        assert!(courier.check_url(url).await.is_err(), "{url} at save");
+        assert_eq!(failure(&send(&courier, url).await).0, ErrorClass::BlockedAddress, "{url} at send");
+    }
+    assert_eq!(proxy.asked().len(), before, "the proxy was asked for what is forbidden");
+    // A proxy that is not there.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let courier = Courier::new(proxied(open(&[]), &format!("http://{nobody}"))).unwrap();
+    let reply = send(&courier, "http://hooks.example/").await;
+    assert_eq!(failure(&reply), (ErrorClass::Connect, "the egress proxy cannot be reached"));
+}
+
+/// A proxy that passes bytes on to this address, whatever it is asked for.
+async fn passing(to: std::net::SocketAddr) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    stream.read_buf(&mut head).await.unwrap();
+                }
+                let mut onward = TcpStream::connect(to).await.unwrap();
+                // In two pieces, as networks deliver.
+                stream.write_all(b"HTTP/1.1 200 Connection ").await.unwrap();
+                stream.flush().await.unwrap();
+                stream.write_all(b"established\r\nx: y\r\n\r\n").await.unwrap();
+                let _ended = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn d9_tls_goes_through_a_proxy_end_to_end() {
+    let authority = Authority::new("authority");
+    let receiver = Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Unasked).await;
+    let through = passing(receiver.address).await;
+    let settings = CourierSettings { roots: authority.roots(), ..proxied(open(&[]), &through) };
+    let courier = Courier::new(settings).unwrap();
+    assert_eq!(send(&courier, "https://hooks.example/x").await.outcome, Ok(200));
+    assert_eq!(receiver.seen()[0].server_name.as_deref(), Some("hooks.example"));
+    // The certificate has to be the receiver's, not the proxy's.
+    let reply = send(&courier, "https://other.example/x").await;
+    assert_eq!(failure(&reply), (ErrorClass::Tls, "the certificate is for another name"));
+}
+
+/// Answers of a proxy that are none.
+#[tokio::test]
+async fn d9_a_proxy_that_answers_nonsense_fails_the_attempt() {
+    let endless = [b"HTTP/1.1 200 x\r\n".to_vec(), b"a: b\r\n".repeat(20_000)].concat();
+    let rows: [(&str, Vec<u8>); 6] = [
+        ("garbage", b"hello\r\n\r\n".to_vec()),
+        ("nothing", Vec::new()),
+        ("a status that is none", b"HTTP/1.1 abc\r\n\r\n".to_vec()),
+        (
+            "bytes after the head",
+            b"HTTP/1.1 200 x\r\n\r\nHTTP/1.1 200 x\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        ),
+        ("a head without end", endless),
+        ("another protocol", b"SSH-2.0-x\r\n\r\n".to_vec()),
+    ];
+    for (what, bytes) in rows {
+        let url = talker(bytes).await.replace("https://", "http://");
+        let quick =
+            CourierSettings { connect_timeout: Duration::from_millis(500), ..proxied(open(&[]), &url) };
+        let reply = send(&Courier::new(quick).unwrap(), "http://hooks.example/").await;
+        assert_eq!(failure(&reply), (ErrorClass::Connect, "the egress proxy cannot be reached"), "{what}");
+        assert!(reply.duration < LONG, "{what}: connect_timeout did not end it: {:?}", reply.duration);
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_authorities_that_cannot_be_used_stops_the_start() {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("ca.pem");
+    let missing = data.path().join("nothing.pem");
+    std::fs::write(&file, "no certificate in here").unwrap();
+    for path in [&file, &missing] {
+        let mut command = quiet(serve(&data.path().join("data"), &["--dev"]));
+        command.env("BALTO__EGRESS__CA_FILE", path).stderr(std::process::Stdio::null());
+        let ended = Daemon::spawn(command).ended_within(PATIENCE).await;
+        assert_eq!(ended, Some(1), "{}", path.display());
+    }
+}
+
+/// The pool of an endpoint with a certificate is dropped when too many others were used since, and made again.
+#[tokio::test]
+async fn clients_with_certificates_are_bounded() {
+    use balto::courier::tls::Identity;
+    use balto::domain::EndpointNumber;
+    let authority = Authority::new("authority");
+    let receiver =
+        Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Signed(&authority)).await;
+    let settings =
+        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let courier = Courier::new(settings).unwrap();
+    let own = authority.issue(&params(&["client"]));
+    let url = format!("https://hooks.example:{}/", receiver.address.port());
+    let most = u32::try_from(balto::limits::CLIENTS_WITH_CERTIFICATE_MAX).unwrap();
+    let as_endpoint = async |number: u32| {
+        let identity = Identity::new(EndpointNumber(number), &[own.der().into()], own.key_der().to_vec());
+        let parcel = parcel(&url, PATIENCE).with_identity(Some(identity));
+        assert_eq!(courier.send(parcel).await.unwrap().outcome, Ok(200));
+        receiver.seen().last().unwrap().connection
+    };
+    let first = as_endpoint(0).await;
+    for number in 1..most {
+        as_endpoint(number).await;
+    }
+    assert_eq!(as_endpoint(0).await, first, "as many as are kept");
+    as_endpoint(most).await;
+    assert_eq!(as_endpoint(0).await, first, "it was used since the others were");
+    assert_ne!(as_endpoint(1).await, first + 1, "the one that was used longest ago made room");
+}
+
+#[tokio::test]
+async fn when_file_descriptors_are_short_kept_connections_are_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let courier = super::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let answer = async |stream: &mut TcpStream| {
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0, "the connection was not used again");
+        stream.write_all(b"HTTP/1.1 204 x\r\n\r\n").await.unwrap();
+    };
+    let (first, mut kept) = tokio::join!(send(&courier, &url), async {
+        let mut stream = listener.accept().await.unwrap().0;
+        answer(&mut stream).await;
+        stream
+    });
+    let (second, ()) = tokio::join!(send(&courier, &url), answer(&mut kept));
+    assert_eq!((first.outcome, second.outcome), (Ok(204), Ok(204)));
+    courier.on_shortage();
+    // Before an idle connection is given up anyway.
+    let closed = tokio::time::timeout(PATIENCE, kept.read(&mut [0; 1])).await;
+    assert_eq!(closed.expect("it is still kept").unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_given_up_is_closed_as_tls_wants_it() {
+    let authority = Authority::new("authority");
+    let receiver = Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Unasked).await;
+    let settings =
+        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let courier = Courier::new(settings).unwrap();
+    let url = format!("https://hooks.example:{}/", receiver.address.port());
+    assert_eq!(send(&courier, &url).await.outcome, Ok(200));
+    courier.on_shortage();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while receiver.goodbyes().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "it is still open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(receiver.goodbyes(), [true], "without a close_notify (RFC 8446, section 6.1)");
+}
+
+#[tokio::test]
+async fn messages_of_tls_that_http_never_sees_are_counted_too() {
+    let authority = Authority::new("authority");
+    let own = authority.issue(&params(&["hooks.example"]));
+    let settings =
+        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let courier = Courier::new(settings).unwrap();
+    let address = floods_with_tickets(&own, balto::limits::REPLY_WIRE_BYTES_MAX / 25).await;
+    let reply = send(&courier, &format!("https://hooks.example:{}/", address.port())).await;
+    assert_eq!(failure(&reply).0, ErrorClass::ResponseTooLarge, "{reply:?}");
+}

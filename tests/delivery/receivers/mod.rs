@@ -1,0 +1,48 @@
+//! Receivers that misbehave, on real sockets: table F of the attack tables row by row, malformed bytes, and what the
+//! records of attempts say of it all. The courier is the real one; where the record counts, so is the daemon.
+
+mod beside;
+mod closed;
+mod lenient;
+mod malformed;
+mod records;
+mod rows;
+mod table_f;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use balto::courier::guard::EgressPolicy;
+use balto::courier::{Courier, CourierSettings, Parcel, Reply, SystemResolver};
+use hyper::header::HeaderMap;
+
+/// As the daemon makes it under `--dev`.
+fn courier() -> Courier {
+    courier_with(settings())
+}
+
+fn courier_with(settings: CourierSettings) -> Courier {
+    Courier::new(settings).unwrap()
+}
+
+fn settings() -> CourierSettings {
+    CourierSettings {
+        policy: EgressPolicy::default().dev(),
+        connect_timeout: Duration::from_secs(10),
+        roots: Arc::new(rustls::RootCertStore::empty()),
+        proxy: None,
+        resolver: Arc::new(SystemResolver::new(&[]).unwrap()),
+    }
+}
+
+/// One attempt; `id` tells it from the others.
+async fn send(courier: &Courier, url: &str, id: &str, timeout: Duration) -> Reply {
+    send_body(courier, url, id, b"{}", timeout).await
+}
+
+async fn send_body(courier: &Courier, url: &str, id: &str, body: &[u8], timeout: Duration) -> Reply {
+    let mut headers = HeaderMap::new();
+    headers.insert("webhook-id", id.parse().unwrap());
+    let parcel = Parcel::new(url, headers, body.to_vec().into(), timeout).unwrap();
+    courier.send(parcel).await.unwrap()
+}

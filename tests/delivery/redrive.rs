@@ -1,0 +1,97 @@
+//! Ten thousand dead letters, redriven by a filter: each goes out again and none is forgotten, also when the process is
+//! killed in the middle.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::support::{Daemon, Receiver, answer, seed};
+use serde_json::{Value, json};
+
+const LETTERS: usize = 10_000;
+
+/// A daemon whose receiver has refused that many events for good, and takes everything from now on.
+async fn with_dead_letters(daemon: &Daemon) -> Receiver {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let receiver = Receiver::start(move |_, _| {
+        answer(if seen.fetch_add(1, Ordering::Relaxed) < LETTERS { 400 } else { 200 })
+    })
+    .await;
+    let endpoint =
+        json!({"url": receiver.url, "eventTypes": ["a.#"], "maxInFlight": 64, "retry": {"maxAttempts": 1}});
+    daemon.post("/endpoints", &endpoint.to_string()).await;
+    let events: Vec<_> = (0..1_000).map(|number| json!({"type": "a.b", "data": number})).collect();
+    let batch = json!({"events": events}).to_string();
+    for _ in 0..LETTERS / 1_000 {
+        daemon.post("/events/batch", &batch).await;
+    }
+    receiver.until(LETTERS).await;
+    until_dead(daemon, LETTERS).await;
+    receiver
+}
+
+/// Waits until the gauge says so: it is read from the state once a second.
+async fn until_dead(daemon: &Daemon, letters: usize) {
+    let wanted = format!("balto_dead_letters {letters}");
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    while !daemon.metrics().await.lines().any(|line| line == wanted) {
+        assert!(std::time::Instant::now() < deadline, "{letters} dead letters were expected");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// How often each event came after the first time.
+fn again(receiver: &Receiver) -> HashMap<String, usize> {
+    let mut times = HashMap::new();
+    for got in &receiver.got()[LETTERS..] {
+        *times.entry(got.headers["webhook-id"].clone()).or_default() += 1;
+    }
+    times
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_ten_thousand_is_delivered_once() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let receiver = with_dead_letters(&daemon).await;
+    // Another filter moves nothing.
+    let other = daemon.post("/dead-letters/redrive", r#"{"type":"b"}"#).await;
+    assert_eq!(other, json!({"count": 0}));
+    let moved = daemon.post("/dead-letters/redrive", r#"{"type":"a.b","reason":"attemptsExhausted"}"#).await;
+    assert_eq!(moved, json!({"count": LETTERS}));
+    receiver.until(2 * LETTERS).await;
+    daemon.until("/dead-letters", |page: &Value| page["data"] == json!([])).await;
+    daemon.until("/deliveries?status=pending", |page: &Value| page["data"] == json!([])).await;
+    let times = again(&receiver);
+    assert_eq!((times.len(), times.values().max()), (LETTERS, Some(&1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn none_is_forgotten_when_the_process_is_killed_in_the_middle() {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(data.path()).await;
+    let receiver = with_dead_letters(&daemon).await;
+    // Killed at some moment of the command, or of the deliveries that follow it, until one was answered.
+    let mut commands = 0;
+    let mut answered = false;
+    while !answered {
+        commands += 1;
+        let moment = tokio::time::sleep(Duration::from_millis(random.u64(1..4_000)));
+        let redrive = async {
+            answered = daemon.try_post("/dead-letters/redrive", "{}").await.is_some();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = moment => {}
+            () = redrive => {}
+        }
+        daemon.kill();
+        daemon = Daemon::start(data.path()).await;
+    }
+    daemon.until("/deliveries?status=pending", |page: &Value| page["data"] == json!([])).await;
+    assert_eq!(daemon.get("/dead-letters").await["data"], json!([]), "after {commands} commands");
+    let times = again(&receiver);
+    assert_eq!(times.len(), LETTERS, "each at least once");
+}

@@ -1,0 +1,222 @@
+//! What no compiler checks: the layers, the documentation of keys and metrics, the opening of each file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    sources(&root().join("src"), &mut found);
+    assert!(found.len() > 40, "the sources are somewhere else");
+    let name = |path: &Path| path.strip_prefix(root().join("src")).unwrap().display().to_string();
+    found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// A module's tests, in a file or in a directory beside it.
+fn is_test(name: &str) -> bool {
+    name.ends_with("tests.rs") || name.contains("/tests/")
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    for (name, text) in all() {
+        assert!(text.starts_with("//!"), "src/{name} does not open with //!");
+    }
+}
+
+/// A layer, and those that it may import.
+const LAYERS: [(&str, &[&str]); 16] = [
+    ("limits", &[]),
+    ("panics", &[]),
+    ("codec", &[]),
+    ("domain", &["limits"]),
+    ("projections", &["limits", "codec", "domain"]),
+    ("rules", &["limits", "codec", "domain", "projections"]),
+    ("lanes", &["limits", "domain"]),
+    ("vault", &["domain"]),
+    ("metrics", &["domain", "lanes"]),
+    ("config", &["limits", "domain"]),
+    ("store", &["limits", "panics", "codec", "domain", "projections", "rules"]),
+    ("courier", &["limits", "panics", "domain"]),
+    (
+        "engine",
+        &[
+            "limits",
+            "panics",
+            "domain",
+            "projections",
+            "rules",
+            "lanes",
+            "metrics",
+            "store",
+            "courier",
+            "vault",
+        ],
+    ),
+    ("api", &["limits", "panics", "domain", "rules", "engine"]),
+    (
+        "daemon",
+        &[
+            "limits", "panics", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier",
+            "vault",
+        ],
+    ),
+    ("cli", &["limits", "domain", "rules", "config", "courier", "daemon"]),
+];
+
+#[test]
+fn imports_point_down_only() {
+    for (name, text) in all().into_iter().filter(|(name, _)| !is_test(name)) {
+        let layer = name.split(['/', '.']).next().unwrap();
+        let Some((_, allowed)) = LAYERS.iter().find(|(known, _)| *known == layer) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            for rest in line.split("crate::").skip(1) {
+                let used: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                let known = LAYERS.iter().any(|(known, _)| *known == used);
+                let legal = !known
+                    || used == layer
+                    || allowed.contains(&used.as_str())
+                    || line.trim().starts_with("//");
+                assert!(legal, "src/{name}:{} imports {used}", number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn clocks_and_randomness_are_read_at_the_edges_only() {
+    for (name, text) in all().into_iter().filter(|(name, _)| !is_test(name)) {
+        let layer = name.split(['/', '.']).next().unwrap();
+        let pure = ["limits", "codec", "domain", "rules", "lanes", "projections"].contains(&layer);
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for forbidden in ["SystemTime::now", "Instant::now", "getrandom", "async fn", "std::fs", "serde"] {
+            assert!(!pure || !code.contains(forbidden), "src/{name} uses {forbidden}");
+        }
+    }
+}
+
+#[test]
+fn sled_is_opened_and_written_in_one_file() {
+    for (name, text) in all() {
+        for forbidden in ["sled::Config", "sled::Db", "sled::Batch", "sled::Tree", "sled::open"] {
+            let contained = name.starts_with("store/state/base") || !text.contains(forbidden);
+            assert!(contained, "src/{name} uses {forbidden}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let page = fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();
+    let names: Vec<_> = source.split('"').filter(|text| text.starts_with("balto_")).collect();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        assert!(page.contains(name), "docs/reference/metrics.md does not mention {name}");
+    }
+}
+
+#[test]
+fn nothing_is_allowed_without_a_reason() {
+    for (name, text) in all() {
+        for (number, line) in text.lines().enumerate() {
+            let bare = line.trim_start().starts_with("#[allow(") && !line.contains("reason");
+            assert!(!bare, "src/{name}:{}: {line}", number + 1);
+        }
+    }
+}
+
+#[test]
+fn every_bug_that_is_put_in_has_its_test_and_its_row() {
+    let knobs = fs::read_to_string(root().join("src/knobs.rs")).unwrap();
+    let listed = knobs.split("enum Bug {").nth(1).unwrap().split("\n}").next().unwrap();
+    let bugs: Vec<_> = listed.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
+    assert!(bugs.len() >= 10, "{bugs:?}");
+    let (tests, code): (Vec<_>, Vec<_>) = all().into_iter().partition(|(name, _)| is_test(name));
+    for bug in &bugs {
+        let named = |files: &[(String, String)], ends: &[&str]| {
+            let names: Vec<_> = ends.iter().map(|end| format!("Bug::{bug}{end}")).collect();
+            files.iter().any(|(_, text)| names.iter().any(|name| text.contains(name)))
+        };
+        assert!(named(&code, &[")"]), "{bug} is nowhere in the code");
+        assert!(named(&tests, &[")", ","]), "no test has to fail with {bug}");
+    }
+    let proof = fs::read_to_string(root().join("docs/proof.md")).unwrap();
+    let table = proof.split("| bug | caught by |").nth(1).unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).count();
+    assert_eq!(rows, bugs.len(), "docs/proof.md does not list them all");
+}
+
+/// The paths of all functions below `tests/`, as `binary::module::function`.
+fn paths_of_tests() -> Vec<String> {
+    let (below, mut files) = (root().join("tests"), Vec::new());
+    sources(&below, &mut files);
+    let mut paths = Vec::new();
+    for file in files {
+        let module = file.strip_prefix(&below).unwrap().with_extension("").display().to_string();
+        let module = module.trim_end_matches("/mod").replace('/', "::");
+        let text = fs::read_to_string(&file).unwrap();
+        let functions = text.split("\nfn ").chain(text.split("\nasync fn ")).skip(1);
+        paths.extend(functions.filter_map(|rest| Some(format!("{module}::{}", rest.split_once('(')?.0))));
+    }
+    paths
+}
+
+/// `module::test`, and `cargo test --test binary filter`: what docs/proof.md names is there.
+#[test]
+fn the_tests_that_the_proof_names_exist() {
+    let proof = fs::read_to_string(root().join("docs/proof.md")).unwrap();
+    let paths = paths_of_tests();
+    let mut seen = 0;
+    for text in proof.split('`').skip(1).step_by(2) {
+        let words: Vec<_> = text.split(' ').skip_while(|word| *word != "--test").skip(1).collect();
+        let found = match (text.split_once("::"), words.as_slice()) {
+            (_, [binary, filter @ ..]) => {
+                let filter = filter.first().filter(|filter| !filter.starts_with('-')).unwrap_or(&"");
+                let within = paths.iter().filter_map(|path| path.strip_prefix(&format!("{binary}::")));
+                within.filter(|path| path.contains(filter)).count() > 0
+            }
+            (Some((module, _)), []) => {
+                let is_in = |path: &&String| format!("::{path}").contains(&format!("::{module}::"));
+                let mut module = paths.iter().filter(is_in).peekable();
+                // Others are modules of the crate.
+                if module.peek().is_none() {
+                    continue;
+                }
+                module.any(|path| format!("::{path}").contains(&format!("::{text}")))
+            }
+            _ => continue,
+        };
+        seen += 1;
+        assert!(found, "docs/proof.md names {text}");
+    }
+    assert!(seen > 20, "it names only {seen}");
+}
+
+/// Each binary links the whole crate, which takes a minute and a hundred megabytes.
+#[test]
+fn integration_tests_are_few_binaries() {
+    let below = root().join("tests");
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(below).unwrap().map(|entry| entry.unwrap().path()) {
+        let is_file = entry.extension().is_some_and(|extension| extension == "rs");
+        assert!(!is_file, "{} makes another binary: put it into a directory", entry.display());
+        entries.extend(entry.join("main.rs").is_file().then_some(entry));
+    }
+    assert!((1..=6).contains(&entries.len()), "{entries:?}");
+}

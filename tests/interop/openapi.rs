@@ -1,0 +1,142 @@
+//! The API's description, and whether the running daemon keeps to it: judged by programs that nobody here wrote.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::judges::{python, run};
+use crate::support::{Daemon, Receiver, number};
+use serde_json::{Value, json};
+
+const KEY: &str = "an-admin-key-that-is-long-enough-for-any-bound";
+
+/// The document as the command line prints it.
+fn document() -> Value {
+    let printed = Command::new(env!("CARGO_BIN_EXE_balto")).arg("openapi").output().unwrap();
+    assert!(printed.status.success());
+    serde_json::from_slice(&printed.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_document_is_openapi_and_the_daemon_serves_the_same() {
+    let data = tempfile::tempdir().unwrap();
+    let printed = document();
+    let validate = |document: &Value| {
+        let file = data.path().join("openapi.json");
+        std::fs::write(&file, document.to_string()).unwrap();
+        run(python("openapi-spec-validator").arg(file), "")
+    };
+    let (good, words) = validate(&printed);
+    assert!(good, "{words}");
+    let mut broken = printed.clone();
+    broken["paths"]["/v1/events"]["post"]["responses"] = json!([]);
+    assert!(!validate(&broken).0, "the judge takes anything");
+
+    let daemon = Daemon::start_in(&data.path().join("d"), &[], &[("BALTO__AUTH__ADMIN_KEY", KEY)]).await;
+    let (status, served, _) = daemon.call("GET", "/openapi.json", &[], "").await;
+    assert_eq!((status, served), (200, printed), "no key is needed for it");
+}
+
+/// Endpoints, events, deliveries in each state and dead letters, so that answers have something to show.
+async fn populated(data: &Path) -> Daemon {
+    let mut daemon = Daemon::start(data).await;
+    let (good, bad) = (Receiver::status(204).await, Receiver::status(500).await);
+    for (url, kind) in [(&good.url, "good.*"), (&bad.url, "bad.*")] {
+        let endpoint = json!({"url": url, "eventTypes": [kind, "both"], "headers": {"X-Env": "test"},
+            "rateLimit": {"limit": 1000}, "metadata": {"a": 1}, "retry": {"schedule": ["10ms"]}});
+        daemon.post("/endpoints", &endpoint.to_string()).await;
+    }
+    daemon.post("/endpoints", r#"{"url": "http://127.0.0.1:9/"}"#.replace('9', "9999").as_str()).await;
+    for kind in ["good.a", "bad.b", "both", "none"] {
+        let event = json!({"type": kind, "data": {"n": 1}, "stream": "s", "metadata": {"trace": "x"}});
+        daemon.post("/events", &event.to_string()).await;
+    }
+    daemon.until("/dead-letters", |list| list["data"].as_array().unwrap().len() == 2).await;
+    daemon.post("/events", r#"{"type": "good.later", "data": 1, "deliverAt": "2100-01-01T00:00:00Z"}"#).await;
+    daemon.post("/keys", r#"{"role": "viewer"}"#).await;
+    assert_eq!(daemon.terminate(), Some(0));
+    Daemon::start_in(data, &[], &[("BALTO__AUTH__ADMIN_KEY", KEY)]).await
+}
+
+/// Without what a good request cannot be made of by rule: cursors, which a page gives, and idempotency keys, which bind
+/// one request to another; and without batches in `publishEvent`, which have other answers than the operation's links say.
+fn for_schemathesis(mut document: Value) -> Value {
+    for item in document["paths"].as_object_mut().unwrap().values_mut() {
+        for operation in item.as_object_mut().unwrap().values_mut() {
+            let parameters = operation["parameters"].as_array_mut().unwrap();
+            parameters.retain(|one| one["name"] != "cursor" && one["name"] != "Idempotency-Key");
+        }
+    }
+    let publish = &mut document["paths"]["/v1/events"]["post"]["requestBody"]["content"];
+    publish.as_object_mut().unwrap().remove("application/cloudevents-batch+json").unwrap();
+    document
+}
+
+/// Lets schemathesis loose on the daemon. Gives whether it was content, and its report.
+fn schemathesis(
+    daemon: &Daemon,
+    document: &Value,
+    seed: u64,
+    examples: u64,
+    more: &[&str],
+) -> (bool, String) {
+    let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    std::fs::write(file.path(), document.to_string()).unwrap();
+    let mut command = python("schemathesis");
+    command
+        .args(["--config-file", "tests/judges/schemathesis.toml", "--no-color", "run"])
+        .arg(file.path())
+        .args(["--url", daemon.api.strip_suffix("/v1").unwrap()])
+        .args(["--header", &format!("Authorization: Bearer {KEY}")])
+        .args(["--phases", "coverage,fuzzing,stateful", "--continue-on-failure"])
+        .args(["--seed", &(seed % u64::from(u32::MAX)).to_string(), "--request-timeout", "30"])
+        .args(["--max-examples", &examples.to_string()])
+        .args(more);
+    run(&mut command, "")
+}
+
+/// Several thousand requests, good and bad, from the document alone. `BALTO_TEST_ROUNDS` is the examples per operation.
+/// The seed is the same one every time unless `BALTO_TEST_SEED` says another: what a schema cannot say may be found at any
+/// time, and that should not stop somebody else's work.
+#[tokio::test]
+async fn the_daemon_answers_as_the_document_says_whatever_it_is_asked() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = populated(data.path()).await;
+    let (seed, examples) =
+        (number("BALTO_TEST_SEED").unwrap_or(1), number("BALTO_TEST_ROUNDS").unwrap_or(25));
+    let (good, words) = schemathesis(&daemon, &for_schemathesis(document()), seed, examples, &[]);
+    assert!(good, "BALTO_TEST_SEED={seed}:\n{words}");
+    assert!(daemon.is_running(), "BALTO_TEST_SEED={seed}: it has ended");
+    daemon.until_ready().await;
+}
+
+/// The control: what a wrong document says is found to be untrue.
+#[tokio::test]
+async fn a_document_that_lies_is_found_out() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = populated(data.path()).await;
+    let only = |operation: &str| ["--include-operation-id", operation].map(str::to_owned);
+    type Lie = fn(&mut Value);
+    let lies: [(&str, Lie); 3] = [
+        ("listEvents", |document| {
+            document["paths"]["/v1/events"]["get"]["responses"].as_object_mut().unwrap().remove("422");
+        }),
+        ("listKeys", |document| {
+            document["components"]["schemas"]["KeyBody"]["properties"]["role"] = json!({"type": "integer"});
+        }),
+        ("getEndpoint", |document| {
+            let missing = &mut document["paths"]["/v1/endpoints/{id}"]["get"]["responses"]["404"]["content"];
+            *missing = json!({"text/html": {}});
+        }),
+    ];
+    for (operation, lie) in lies {
+        let mut document = for_schemathesis(document());
+        lie(&mut document);
+        let only = only(operation);
+        let (good, words) = schemathesis(&daemon, &document, 1, 10, &[&only[0], &only[1]]);
+        assert!(!good, "nobody noticed that {operation} does not keep to its document:\n{words}");
+        assert!(
+            words.contains(&operation.to_owned()) || words.contains("FAILURES"),
+            "it failed otherwise:\n{words}"
+        );
+    }
+}
