@@ -72,14 +72,14 @@ async fn relay(port: &str, target: &str, heard: &Path) {
     };
     let router = axum::Router::new().route("/v1/events", axum::routing::post(handler));
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await.unwrap();
-    let bounds = balto::api::server::Bounds {
-        seats: balto::api::seats::Seats::new(4_096),
+    let bounds = balto::api::http::server::Bounds {
+        connections: balto::api::http::connection_limit::ConnectionLimit::new(4_096),
         header_timeout: Duration::from_secs(30),
         answer_timeout: Duration::from_secs(30),
         on_shortage: Arc::new(|| ()),
         tls: None,
     };
-    balto::api::server::serve(listener, router, bounds, std::future::pending()).await;
+    balto::api::http::server::serve(listener, router, bounds, std::future::pending()).await;
 }
 
 /// What was heard of Balto.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Method, Request, header};
-use balto::api::lists::{self, List};
+use balto::api::v1::lists::{self, List};
 use balto::api::{self, Api, text};
 use balto::config::{AdminKey, Config, Overrides, PortRange, SecretsKey, units};
 use balto::courier::guard::EgressPolicy;

@@ -25,8 +25,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::api::seats::Seats;
-use crate::api::server::Bounds;
+use crate::api::http::connection_limit::ConnectionLimit;
+use crate::api::http::server::Bounds;
 use crate::api::{self, Api};
 use crate::config::{Config, ConfigError, Origin, SecretsKey, Server};
 use crate::courier::Courier;
@@ -151,13 +151,13 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let hangup = signal(SignalKind::hangup())?;
     supervisor.tell(Word::Recovering);
     let told = watch::Sender::new(Run::On);
-    let seats = Seats::new(config.server.max_connections);
+    let connections = ConnectionLimit::new(config.server.max_connections);
     // The ops listener answers from before recovery until the very end, so that both can be watched.
     let ops_listener = listen(config.server.ops_listen, "server.ops_listen").await?;
     let ops_address = ops_listener.local_addr()?;
     let mut ops = JoinSet::new();
-    let router = ops_router(metrics, &started, &told, &seats, config.store.path.clone());
-    ops.spawn(api::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
+    let router = ops_router(metrics, &started, &told, &connections, config.store.path.clone());
+    ops.spawn(api::http::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
 
     let (engine, dispatcher) = open(options, config, metrics, log)?;
     let shown_config = api_config(options, config)?;
@@ -175,8 +175,8 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
 
     let api = Api::new(engine.clone(), shown_config, metrics.clone());
     let mut serving = JoinSet::new();
-    let bounds = bounds(&setup, seats, &started)?;
-    serving.spawn(api::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
+    let bounds = bounds(&setup, connections, &started)?;
+    serving.spawn(api::http::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
 
     let beating = tokio::spawn(beat(dispatcher.heartbeat(), {
         let supervisor = supervisor.clone();
@@ -251,10 +251,10 @@ async fn beat(mut heartbeat: watch::Receiver<()>, tell: impl Fn()) {
     }
 }
 
-fn bounds(setup: &Setup, seats: Arc<Seats>, started: &Started) -> anyhow::Result<Bounds> {
+fn bounds(setup: &Setup, connections: Arc<ConnectionLimit>, started: &Started) -> anyhow::Result<Bounds> {
     let server = &setup.config.server;
     Ok(Bounds {
-        seats,
+        connections,
         header_timeout: server.header_timeout,
         answer_timeout: server.answer_timeout,
         on_shortage: on_shortage(started),
@@ -264,7 +264,7 @@ fn bounds(setup: &Setup, seats: Arc<Seats>, started: &Started) -> anyhow::Result
 
 fn ops_bounds(started: &Started) -> Bounds {
     Bounds {
-        seats: Seats::new(limits::OPS_CONNECTIONS_MAX),
+        connections: ConnectionLimit::new(limits::OPS_CONNECTIONS_MAX),
         header_timeout: OPS_TIMEOUT,
         answer_timeout: OPS_TIMEOUT,
         on_shortage: on_shortage(started),
@@ -288,10 +288,10 @@ fn ops_router(
     metrics: &Arc<Metrics>,
     started: &Started,
     told: &watch::Sender<Run>,
-    seats: &Arc<Seats>,
+    connections: &Arc<ConnectionLimit>,
     directory: PathBuf,
 ) -> axum::Router {
-    let (started, told, seats) = (started.clone(), told.subscribe(), seats.clone());
+    let (started, told, connections) = (started.clone(), told.subscribe(), connections.clone());
     let ready = Arc::new(move || match (*told.borrow(), started.get()) {
         (Run::Draining | Run::Cut, _) => Err("draining".to_owned()),
         (Run::On, None) => Err("recovering".to_owned()),
@@ -300,7 +300,7 @@ fn ops_router(
     let (metrics, is_ready) = (metrics.clone(), ready.clone());
     let shown = Arc::new(move || {
         metrics.look(is_ready().is_ok(), free_bytes(&directory));
-        metrics.connections(seats.taken(), seats.take_displaced());
+        metrics.connections(connections.taken(), connections.take_evicted());
         (CONTENT_TYPE, metrics.encode())
     });
     api::ops::router(shown, ready)

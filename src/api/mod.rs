@@ -1,36 +1,15 @@
 //! The HTTP API: reads requests, asks the engine, writes answers.
 //!
-//! Owns everything that is HTTP or JSON. Must never know the store. One table (`routes`) makes both the router and the
-//! OpenAPI document, so that the two cannot disagree; [`dispatch`] does for every operation what they have in common.
+//! Owns everything that is HTTP or JSON. Must never know the store. [`http`] is what all operations share, [`v1`] has one
+//! directory per resource with its models and handlers. One table (`routes`) makes both the router and the OpenAPI
+//! document; [`dispatch`] does for every operation what they have in common.
 
-pub mod auth;
-pub mod backup;
-pub mod body;
-pub mod browser;
-pub mod cloudevents;
-pub mod dead_letters;
-pub mod deliveries;
-pub mod disclosure;
-pub mod endpoints;
-pub mod events;
-mod failures;
-pub mod handshakes;
-pub mod idempotency;
-pub mod keys;
-pub mod lists;
+pub mod http;
 pub mod openapi;
 pub mod ops;
-pub mod policy;
-pub mod problem;
-pub mod reply;
 pub mod routes;
-pub mod seats;
-pub mod server;
-mod socket;
 pub mod text;
-mod unasked;
-mod unique;
-pub mod views;
+pub mod v1;
 
 use std::future::ready;
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,16 +30,17 @@ use crate::domain::{PolicyDefaults, SenderName, Tenant};
 use crate::engine::Engine;
 use crate::engine::types::{ChangeError, Scope};
 use crate::limits;
-use auth::{Access, AdminKey, Principal};
-use body::{Held, Room};
-use browser::TrustedSite;
-use failures::Failures;
-use idempotency::InFlight;
-use lists::Query;
-use problem::Problem;
-use reply::Reply;
+use http::auth::{self, Access, AdminKey, Principal};
+use http::auth_throttle::AuthThrottle;
+use http::body::{self, BodyBudget, HeldBody};
+use http::browser::TrustedSite;
+use http::idempotency::InFlight;
+use http::problem::Problem;
+use http::reply::Reply;
+use http::server::{GoodKey, Peer};
 use routes::{BodySpec, Need, ROUTES, Route};
-use server::{GoodKey, Peer};
+use v1::cloudevents;
+use v1::lists::Query;
 
 /// What an endpoint gets for what its request leaves out.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,8 +82,8 @@ pub struct Api {
     pub engine: Engine,
     config: ArcSwap<ApiConfig>,
     in_flight: InFlight,
-    failures: Failures,
-    room: Room,
+    auth_throttle: AuthThrottle,
+    body_budget: BodyBudget,
     reads: Arc<Semaphore>,
     observer: Arc<dyn Observer>,
 }
@@ -113,10 +93,10 @@ impl Api {
     pub fn new(engine: Engine, config: ApiConfig, observer: Arc<dyn Observer>) -> Arc<Self> {
         Arc::new(Self {
             engine,
-            room: Room::new(config.max_body_bytes),
+            body_budget: BodyBudget::new(config.max_body_bytes),
             config: ArcSwap::from_pointee(config),
             in_flight: InFlight::default(),
-            failures: Failures::default(),
+            auth_throttle: AuthThrottle::default(),
             reads: Arc::new(Semaphore::new(limits::READS_MAX)),
             observer,
         })
@@ -303,9 +283,10 @@ async fn read_body(
     spec: &BodySpec,
     headers: &HeaderMap,
     stream: Body,
-) -> Result<(&'static str, Held), Problem> {
-    let read =
-        |media| body::read(stream, headers, spec.limit.bytes(config, media), config.body_timeout, &api.room);
+) -> Result<(&'static str, HeldBody), Problem> {
+    let read = |media| {
+        body::read(stream, headers, spec.limit.bytes(config, media), config.body_timeout, &api.body_budget)
+    };
     if spec.need == Need::Required {
         let media = media_type(headers, spec)?;
         return Ok((media, read(media).await?));

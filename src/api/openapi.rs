@@ -7,12 +7,13 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::auth::Access;
-use super::lists::{self, Kind, Param};
-use super::problem::Problem;
-use super::reply::Reply;
-use super::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
-use super::{Call, cloudevents, events};
+use crate::api::Call;
+use crate::api::http::auth::Access;
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
+use crate::api::v1::lists::{self, Kind, Param};
+use crate::api::v1::{cloudevents, events};
 use crate::limits;
 
 /// `GET /v1/openapi.json`
@@ -88,7 +89,7 @@ fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
         .iter()
         .map(|media| {
             let schema = match *media {
-                events::NDJSON => json!({"type": "string"}),
+                events::handlers::NDJSON => json!({"type": "string"}),
                 cloudevents::STRUCTURED => cloudevents::schema(),
                 cloudevents::BATCHED => json!({
                     "type": "array", "maxItems": limits::BATCH_EVENTS_MAX, "items": cloudevents::schema(),

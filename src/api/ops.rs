@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::problem::Problem;
-use super::reply::Reply;
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
 use crate::panics;
 
 /// Gives the metrics' content type and text.

@@ -7,18 +7,25 @@ use axum::routing::MethodFilter;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::auth::Access;
-use super::lists::{self, ListBody, Param};
-use super::problem::Problem;
-use super::reply::Reply;
-use super::views::{
-    AcceptedBody, CountBody, DeadLetterBody, DeadLetterDetailBody, DeliveryBody, DeliveryDetailBody,
-    EventBody,
+use crate::api::http::auth::Access;
+use crate::api::http::body;
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::v1::CountBody;
+use crate::api::v1::dead_letters::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
+use crate::api::v1::deliveries::model::{DeliveryBody, DeliveryDetailBody};
+use crate::api::v1::endpoints::model::{
+    EndpointBody, EndpointInput, LaneBody, PublicKeysBody, ReplayInput as EndpointReplayInput, RotateInput,
+    SecretBody, StatsBody,
 };
-use super::{
-    ApiConfig, Call, backup, body, cloudevents, dead_letters, deliveries, endpoints, events, handshakes,
-    keys, openapi, policy,
+use crate::api::v1::events::model::{
+    AcceptedBody, BatchAnswer, BatchSchema, EventBody, EventInput, ReplayInput as EventReplayInput,
 };
+use crate::api::v1::handshakes::model::Granted;
+use crate::api::v1::keys::model::{KeyBody, KeyInput};
+use crate::api::v1::lists::{self, ListBody, Param};
+use crate::api::v1::{backup, cloudevents, dead_letters, deliveries, endpoints, events, handshakes, keys};
+use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
 
 /// A handler's answer to come.
@@ -142,7 +149,7 @@ pub fn hides_event(id: &str) -> bool {
 
 const JSON: &[&str] = &["application/json"];
 const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
-const JSON_OR_LINES: &[&str] = &["application/json", events::NDJSON];
+const JSON_OR_LINES: &[&str] = &["application/json", events::handlers::NDJSON];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 
 fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
@@ -151,13 +158,13 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
 
 /// A creation needs its URL; a change does not.
 fn new_endpoint(generator: &mut SchemaGenerator) -> Value {
-    let input = schema::<policy::EndpointInput>(generator);
+    let input = schema::<EndpointInput>(generator);
     json!({"allOf": [input, {"type": "object", "required": ["url"], "properties": {"url": {"type": "string"}}}]})
 }
 
 /// One event's answer, or that of a batch.
 fn published(generator: &mut SchemaGenerator) -> Value {
-    json!({"anyOf": [schema::<AcceptedBody<'static>>(generator), schema::<events::BatchAnswer>(generator)]})
+    json!({"anyOf": [schema::<AcceptedBody<'static>>(generator), schema::<BatchAnswer>(generator)]})
 }
 
 fn any_object(_: &mut SchemaGenerator) -> Value {
@@ -222,81 +229,81 @@ pub fn methods(path: &str) -> String {
 pub static ROUTES: &[Route] = &[
     route!(Post "/v1/events", "publishEvent", "Publish an event, ours or a CloudEvent in structured, batched or binary mode",
         Publish, lists::PUBLISH,
-        Some(BodySpec { need: Need::Required, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<events::EventInput<'static>> }),
-        Answered, 202, Some(published), events::post),
+        Some(BodySpec { need: Need::Required, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<EventInput<'static>> }),
+        Answered, 202, Some(published), events::handlers::post),
     route!(Get "/v1/events", "listEvents", "List events, newest first", ReadEvents, lists::EVENTS, None,
-        Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::list),
+        Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::handlers::list),
     route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 events, each on its own", Publish, NONE,
-        Some(BodySpec { need: Need::Required, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<events::BatchSchema<'static>> }),
-        Answered, 202, Some(schema::<events::BatchAnswer>), events::post_batch),
+        Some(BodySpec { need: Need::Required, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<BatchSchema<'static>> }),
+        Answered, 202, Some(schema::<BatchAnswer>), events::batch::post_batch),
     route!(Get "/v1/events/{id}", "getEvent", "An event and where it went", ReadEvents, lists::ONE_EVENT, None,
-        Plain, 200, Some(schema::<EventBody<'static>>), events::get),
+        Plain, 200, Some(schema::<EventBody<'static>>), events::handlers::get),
     route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again", Admin, lists::ONE_EVENT,
-        optional_body(schema::<events::ReplayInput>), Answered, 202, Some(schema::<CountBody>), events::replay),
+        optional_body(schema::<EventReplayInput>), Answered, 202, Some(schema::<CountBody>), events::handlers::replay),
     route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint", Admin, NONE, json_body(new_endpoint),
-        Answered, 201, Some(schema::<policy::EndpointBody>), endpoints::create),
+        Answered, 201, Some(schema::<EndpointBody>), endpoints::handlers::create),
     route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first", Read, lists::ENDPOINTS, None,
-        Plain, 200, Some(schema::<ListBody<policy::EndpointBody>>), endpoints::list),
+        Plain, 200, Some(schema::<ListBody<EndpointBody>>), endpoints::handlers::list),
     route!(Get "/v1/endpoints/{id}", "getEndpoint", "An endpoint", Read, NONE, None,
-        Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::get),
+        Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::get),
     route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null resets", Admin, NONE,
-        Some(BodySpec { need: Need::Required, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<policy::EndpointInput> }),
-        Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::patch),
+        Some(BodySpec { need: Need::Required, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<EndpointInput> }),
+        Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::patch),
     route!(Delete "/v1/endpoints/{id}", "deleteEndpoint", "Delete an endpoint", Admin, NONE, None,
-        Plain, 204, None, endpoints::delete),
+        Plain, 204, None, endpoints::handlers::delete),
     route!(Post "/v1/endpoints/{id}/pause", "pauseEndpoint", "Hold an endpoint's deliveries", Admin, NONE,
-        NO_ARGUMENTS, Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::pause),
+        NO_ARGUMENTS, Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::pause),
     route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Let a paused or disabled endpoint go on", Admin, NONE,
-        NO_ARGUMENTS, Plain, 200, Some(schema::<policy::EndpointBody>), endpoints::resume),
+        NO_ARGUMENTS, Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::resume),
     route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Forget what the receiver said and ask it again at once", Admin, NONE,
-        NO_ARGUMENTS, Plain, 202, Some(schema::<policy::EndpointBody>), handshakes::ask),
+        NO_ARGUMENTS, Plain, 202, Some(schema::<EndpointBody>), handshakes::handlers::ask),
     route!(Get "/v1/handshakes/{token}", "openHandshake", "A receiver agrees to be sent to, by opening its callback", Public, NONE, None,
-        Once, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
+        Once, 200, Some(schema::<Granted>), handshakes::handlers::grant),
     route!(Post "/v1/handshakes/{token}", "grantHandshake", "A receiver agrees to be sent to, with `WebHook-Allowed-Rate` or without", Public, NONE, None,
-        Plain, 200, Some(schema::<handshakes::Granted>), handshakes::grant),
+        Plain, 200, Some(schema::<Granted>), handshakes::handlers::grant),
     route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,
-        NO_ARGUMENTS, Answered, 202, Some(schema::<AcceptedBody<'static>>), endpoints::test),
+        NO_ARGUMENTS, Answered, 202, Some(schema::<AcceptedBody<'static>>), endpoints::handlers::test),
     route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "The secrets that sign", Admin, NONE, None,
-        Plain, 200, Some(schema::<endpoints::SecretBody>), endpoints::secret),
+        Plain, 200, Some(schema::<SecretBody>), endpoints::secrets::secret),
     route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "The public keys that verify `v1a`", Read, NONE, None,
-        Plain, 200, Some(schema::<endpoints::PublicKeysBody>), endpoints::public_keys),
+        Plain, 200, Some(schema::<PublicKeysBody>), endpoints::secrets::public_keys),
     route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Sign with a new secret", Admin, NONE,
-        optional_body(schema::<endpoints::RotateInput>), Answered, 200, Some(schema::<endpoints::SecretBody>), endpoints::rotate),
+        optional_body(schema::<RotateInput>), Answered, 200, Some(schema::<SecretBody>), endpoints::secrets::rotate),
     route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Counts and latencies of a window", Read, lists::WINDOW, None,
-        Plain, 200, Some(schema::<endpoints::StatsBody>), endpoints::stats),
+        Plain, 200, Some(schema::<StatsBody>), endpoints::reports::stats),
     route!(Get "/v1/endpoints/{id}/lane", "getEndpointLane", "What waits, and why", Read, NONE, None,
-        Plain, 200, Some(schema::<endpoints::LaneBody>), endpoints::lane),
+        Plain, 200, Some(schema::<LaneBody>), endpoints::reports::lane),
     route!(Post "/v1/endpoints/{id}/replay", "replayEndpoint", "Deliver past events to an endpoint", Admin, NONE,
-        json_body(schema::<endpoints::ReplayInput>), Answered, 202, Some(schema::<CountBody>), endpoints::replay),
+        json_body(schema::<EndpointReplayInput>), Answered, 202, Some(schema::<CountBody>), endpoints::reports::replay),
     route!(Get "/v1/deliveries", "listDeliveries", "List deliveries, newest first", ReadEvents, lists::DELIVERIES, None,
-        Plain, 200, Some(schema::<ListBody<DeliveryBody>>), deliveries::list),
+        Plain, 200, Some(schema::<ListBody<DeliveryBody>>), deliveries::handlers::list),
     route!(Get "/v1/deliveries/{id}", "getDelivery", "A delivery and its attempts", ReadEvents, NONE, None,
-        Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::get),
+        Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::handlers::get),
     route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Make a delivery due now", Admin, NONE,
-        NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), deliveries::retry),
+        NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), deliveries::handlers::retry),
     route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Give a pending delivery up", Admin, NONE,
-        NO_ARGUMENTS, Answered, 200, Some(schema::<DeliveryBody>), deliveries::cancel),
+        NO_ARGUMENTS, Answered, 200, Some(schema::<DeliveryBody>), deliveries::handlers::cancel),
     route!(Get "/v1/dead-letters", "listDeadLetters", "List dead letters, newest first", Read, lists::DEAD_LETTERS, None,
-        Plain, 200, Some(schema::<ListBody<DeadLetterBody>>), dead_letters::list),
+        Plain, 200, Some(schema::<ListBody<DeadLetterBody>>), dead_letters::handlers::list),
     route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters of a filter; without one, all that the key sees", Admin, NONE,
-        optional_body(schema::<dead_letters::LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::redrive_matching),
+        optional_body(schema::<LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::handlers::redrive_matching),
     route!(Post "/v1/dead-letters/purge", "purgeDeadLetters", "Remove all dead letters of a filter for good; `{}` is all that the key sees", Admin, NONE,
-        json_body(schema::<dead_letters::LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::purge_matching),
+        json_body(schema::<LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::handlers::purge_matching),
     route!(Get "/v1/dead-letters/{deliveryId}", "getDeadLetter", "A dead letter with event and attempts", Read, NONE, None,
-        Plain, 200, Some(schema::<DeadLetterDetailBody<'static>>), dead_letters::get),
+        Plain, 200, Some(schema::<DeadLetterDetailBody<'static>>), dead_letters::handlers::get),
     route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Remove a dead letter", Admin, NONE, None,
-        Plain, 204, None, dead_letters::purge),
+        Plain, 204, None, dead_letters::handlers::purge),
     route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Start a new retry series", Admin, NONE,
-        NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), dead_letters::redrive),
+        NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), dead_letters::handlers::redrive),
     route!(Get "/v1/backup", "getBackup", "A part of a backup of everything, for `balto restore`", Operator, lists::BACKUP, None,
-        Plain, 200, Some(schema::<backup::BackupBody>), backup::part),
-    route!(Post "/v1/keys", "createKey", "Make an API key", Operator, NONE, json_body(schema::<keys::KeyInput>),
-        Answered, 201, Some(schema::<keys::KeyBody>), keys::create),
+        Plain, 200, Some(schema::<backup::model::BackupBody>), backup::handlers::part),
+    route!(Post "/v1/keys", "createKey", "Make an API key", Operator, NONE, json_body(schema::<KeyInput>),
+        Answered, 201, Some(schema::<KeyBody>), keys::handlers::create),
     route!(Get "/v1/keys", "listKeys", "List API keys, newest first", Operator, lists::KEYS, None,
-        Plain, 200, Some(schema::<ListBody<keys::KeyBody>>), keys::list),
+        Plain, 200, Some(schema::<ListBody<KeyBody>>), keys::handlers::list),
     route!(Get "/v1/keys/{id}", "getKey", "An API key, without its secret", Operator, NONE, None,
-        Plain, 200, Some(schema::<keys::KeyBody>), keys::get),
-    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Operator, NONE, None, Plain, 204, None, keys::delete),
+        Plain, 200, Some(schema::<KeyBody>), keys::handlers::get),
+    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Operator, NONE, None, Plain, 204, None, keys::handlers::delete),
     route!(Get "/v1/openapi.json", "getOpenapi", "This document", Public, NONE, None,
         Plain, 200, Some(any_object), openapi::get),
 ];

@@ -15,7 +15,7 @@ fn api_and_engine() -> (Router, Engine, tempfile::TempDir) {
     let config = ApiConfig {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
-        defaults: policy::tests::defaults(),
+        defaults: v1::endpoints::settings::tests::defaults(),
         body_timeout: Duration::from_secs(5),
         max_body_bytes: 1 << 20,
         admin_key: Some(AdminKey::new("secret")),

@@ -9,8 +9,8 @@ use anyhow::Context as _;
 
 use super::admin_key::admin_key;
 use super::{Options, descriptors};
-use crate::api::auth::AdminKey;
-use crate::api::browser::TrustedSite;
+use crate::api::http::auth::AdminKey;
+use crate::api::http::browser::TrustedSite;
 use crate::api::{self, ApiConfig, EndpointDefaults};
 use crate::config::{Config, Overrides};
 use crate::courier::guard::EgressPolicy;
@@ -95,7 +95,7 @@ pub fn settings(config: &Config) -> Settings {
             .server
             .public_url
             .as_deref()
-            .map(|url| api::handshakes::callback_base(url).into()),
+            .map(|url| api::v1::handshakes::handlers::callback_base(url).into()),
     }
 }
 

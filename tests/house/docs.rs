@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::support::judges::{install, root, run};
 use crate::support::{has, say};
-use balto::api::problem::Problem;
+use balto::api::http::problem::Problem;
 use balto::config::{Change, KEYS};
 use balto::domain::{DeadReason, ErrorClass};
 use balto::lanes::WaitReason;

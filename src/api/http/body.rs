@@ -1,0 +1,455 @@
+//! Reading request bodies: bounded, in time, of the right media type, and into types that name what is wrong.
+//!
+//! What is not JSON is malformed (400). What is JSON but not what the operation takes is invalid (422), with a pointer.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::error::Category;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::api::http::problem::{FieldError, Problem, pointer};
+use crate::limits;
+
+/// A request that exceeds the budget may try again after this long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// BodyBudget for the bodies of all requests that are under way.
+pub struct BodyBudget(Arc<Semaphore>);
+
+impl BodyBudget {
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Bytes that have arrived take budget, not bytes that are announced: those cost a client nothing.
+    fn take(&self, bytes: usize, taken: &mut Option<OwnedSemaphorePermit>) -> Result<(), Problem> {
+        let overloaded = Problem::Overloaded { retry_after: RETRY_AFTER };
+        let count = u32::try_from(bytes).map_err(|_| overloaded.clone())?;
+        let more = self.0.clone().try_acquire_many_owned(count).map_err(|_| overloaded)?;
+        match taken {
+            Some(taken) => taken.merge(more),
+            None => *taken = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// A body, and the budget that it takes for as long as it is held.
+pub type HeldBody = (Bytes, Option<OwnedSemaphorePermit>);
+
+/// Reads at most `limit` bytes.
+///
+/// # Errors
+/// 413 above `limit`, 408 after `timeout`, 400 when the connection ends first, 415 for an encoded body, 429 without budget.
+pub async fn read(
+    body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    timeout: Duration,
+    budget: &BodyBudget,
+) -> Result<HeldBody, Problem> {
+    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(Problem::UnsupportedContentEncoding);
+    }
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
+        return Err(Problem::PayloadTooLarge { limit });
+    }
+    match tokio::time::timeout(timeout, collect(body, limit, budget)).await {
+        Ok(result) => result,
+        Err(_) => Err(Problem::RequestTimeout),
+    }
+}
+
+async fn collect(mut body: Body, limit: usize, budget: &BodyBudget) -> Result<HeldBody, Problem> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    let mut taken = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::Malformed("the body ended too early".to_owned()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > limit {
+            return Err(Problem::PayloadTooLarge { limit });
+        }
+        budget.take(data.len(), &mut taken)?;
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else {
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok((if rest.is_empty() { first } else { rest.freeze() }, taken))
+}
+
+/// Which of the `accepted` media types the request has. A charset other than UTF-8 is another type; other parameters say
+/// nothing about JSON (RFC 8259, section 11).
+///
+/// # Errors
+/// 415 for any other type, and without one.
+pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
+    let refused = || Problem::UnsupportedMediaType { accepted };
+    let value = headers.get(header::CONTENT_TYPE).ok_or_else(refused)?.to_str().map_err(|_| refused())?;
+    let mut parts = value.split(';').map(str::trim);
+    let media = parts.next().unwrap_or_default();
+    let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(refused)?;
+    let other_charset = parts.filter_map(|part| part.split_once('=')).any(|(name, value)| {
+        name.trim().eq_ignore_ascii_case("charset")
+            && !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+    });
+    if other_charset { Err(refused()) } else { Ok(found) }
+}
+
+/// # Errors
+/// 400 for what is not UTF-8.
+pub fn text(body: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(body)
+        .map_err(|error| Problem::Malformed(format!("not UTF-8 from byte {} on", error.valid_up_to())))
+}
+
+/// What is read from a JSON object alone: serde's own structs would take an array of their members, too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+/// For a member that is an object, absent or null.
+///
+/// # Errors
+/// For anything else.
+pub fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Option::<Object<T>>::deserialize(deserializer).map(|object| object.map(|Object(value)| value))
+}
+
+/// Any JSON value.
+///
+/// # Errors
+/// 400 for what is not JSON, 422 for JSON that is not a `T`, with a pointer to what is wrong.
+pub fn parse_any<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    let text = text(body)?;
+    match serde_json::from_str(text) {
+        Ok(value) => Ok(value),
+        Err(error) => Err(explain::<T>(text, &error)),
+    }
+}
+
+/// A JSON object.
+///
+/// # Errors
+/// As [`parse_any`].
+pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    parse_any(body).map(|Object(value)| value)
+}
+
+/// A body that may be absent; absent is `T`'s default.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_or_default<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, Problem> {
+    if body.is_empty() { Ok(T::default()) } else { parse(body) }
+}
+
+/// The body of an operation that takes no arguments: none, or an object without members.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// The slow path, only for refusals: parses again while keeping track of where it is.
+fn explain<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Problem {
+    if text.trim().is_empty() {
+        return Problem::Malformed("the body is empty; JSON was expected".to_owned());
+    }
+    match error.classify() {
+        Category::Syntax | Category::Eof | Category::Io => Problem::Malformed(format!(
+            "not JSON: {} at line {} column {}",
+            words(error),
+            error.line(),
+            error.column()
+        )),
+        Category::Data => {
+            // What comes after the wrong member may not even be JSON; then that is what is said.
+            if let Err(syntax) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                return Problem::Malformed(format!(
+                    "not JSON: {} at line {} column {}",
+                    words(&syntax),
+                    syntax.line(),
+                    syntax.column()
+                ));
+            }
+            let mut deserializer = serde_json::Deserializer::from_str(text);
+            let traced: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
+            match traced {
+                Ok(_) => Problem::Validation(vec![FieldError::at("", words(error))]),
+                Err(traced) => {
+                    let place = path_pointer(traced.path());
+                    Problem::Validation(vec![located(place, words(traced.inner()))])
+                }
+            }
+        }
+    }
+}
+
+/// As [`parse`], for a value that was put together from JSON.
+///
+/// # Errors
+/// 422 with a pointer.
+pub fn parse_value<T: for<'de> Deserialize<'de>>(value: serde_json::Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|traced| {
+        let place = path_pointer(traced.path());
+        Problem::Validation(vec![located(place, words(traced.inner()))])
+    })
+}
+
+/// Checks how deeply JSON is nested. `json` is JSON already.
+///
+/// # Errors
+/// In words, above [`limits::JSON_DEPTH_MAX`].
+pub fn check_depth(json: &str) -> Result<(), String> {
+    // So few brackets cannot be too deep, wherever they stand; of most events this is all that is asked.
+    if json.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() <= limits::JSON_DEPTH_MAX {
+        return Ok(());
+    }
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    if deepest <= limits::JSON_DEPTH_MAX {
+        return Ok(());
+    }
+    Err(format!("nested {deepest} levels deep; at most {}", limits::JSON_DEPTH_MAX))
+}
+
+/// serde's words without the place, which is said separately, and without names of Rust's types.
+fn words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    text.replace("expected u64", "expected a whole number from 0 on")
+        .replace("expected f64", "expected a number")
+}
+
+fn path_pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut place = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => place = pointer(&place, &index.to_string()),
+            Segment::Map { key } => place = pointer(&place, key),
+            Segment::Enum { variant } => place = pointer(&place, variant),
+            Segment::Unknown => {}
+        }
+    }
+    place
+}
+
+/// Members that are missing, unknown or there twice are pointed at themselves, not at the object around them.
+fn located(place: String, detail: String) -> FieldError {
+    let named = ["missing field `", "unknown field `", "duplicate field `"]
+        .iter()
+        .find_map(|start| detail.strip_prefix(start))
+        .and_then(|rest| rest.split('`').next());
+    match named {
+        Some(member) if place.rsplit('/').next() != pointer("", member).strip_prefix('/') => {
+            FieldError::at(pointer(&place, member), detail)
+        }
+        _ => FieldError::at(place, detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::http::problem::ErrorLocation;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Outer {
+        name: String,
+        #[serde(default, deserialize_with = "object")]
+        inner: Option<Inner>,
+        list: Option<Vec<u32>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Inner {
+        count: u32,
+    }
+
+    #[test]
+    fn what_is_not_json_is_malformed() {
+        for body in [
+            &b""[..],
+            b"  ",
+            b"{",
+            b"{\"name\":",
+            b"{\"name\": \"a\"} x",
+            b"nope",
+            b"\xff\xfe",
+            b"{\"zzz\":1,}",
+        ] {
+            let problem = parse::<Outer>(body).unwrap_err();
+            assert_eq!(problem.status(), 400, "{body:?} gave {problem:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_pointed_at() {
+        for (body, expected) in [
+            (r#"{}"#, "/name"),
+            (r#"{"name": 1}"#, "/name"),
+            (r#"{"name": "a", "zzz": 1}"#, "/zzz"),
+            (r#"{"name": "a", "name": "b"}"#, "/name"),
+            (r#"{"name": "a", "inner": {"count": "x"}}"#, "/inner/count"),
+            (r#"{"name": "a", "inner": {}}"#, "/inner/count"),
+            (r#"{"name": "a", "inner": {"count": 1, "odd/member": 2}}"#, "/inner/odd~1member"),
+            (r#"{"name": "a", "list": [1, -1]}"#, "/list/1"),
+            (r#"[]"#, ""),
+            (r#""text""#, ""),
+        ] {
+            match parse::<Outer>(body.as_bytes()).unwrap_err() {
+                Problem::Validation(errors) => {
+                    assert_eq!(
+                        errors[0].location,
+                        ErrorLocation::Pointer(expected.to_owned()),
+                        "{body}: {errors:?}"
+                    );
+                    assert!(!errors[0].detail.contains("line"), "{errors:?}");
+                }
+                other => panic!("{body} gave {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_accepted_media_types_pass() {
+        let headers = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
+            headers
+        };
+        const ACCEPTED: &[&str] = &["application/json"];
+        for good in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/json;charset=\"utf-8\"",
+            "application/json; version=1; q=\"a\"",
+            "application/json;",
+        ] {
+            assert_eq!(media_type(&headers(good), ACCEPTED), Ok("application/json"), "{good}");
+        }
+        for bad in
+            ["text/plain", "application/jsonx", "application/json; charset=latin1", "", "multipart/form-data"]
+        {
+            assert_eq!(media_type(&headers(bad), ACCEPTED).unwrap_err().status(), 415, "{bad}");
+        }
+        assert_eq!(media_type(&HeaderMap::new(), ACCEPTED).unwrap_err().status(), 415);
+    }
+
+    #[test]
+    fn an_array_of_members_is_no_object() {
+        for (body, place) in [
+            (r#"["a", null, null]"#, ""),
+            (r#"{"name": "a", "inner": [1]}"#, "/inner"),
+            (r#"{"name": "a", "inner": "x"}"#, "/inner"),
+        ] {
+            let Problem::Validation(errors) = parse::<Outer>(body.as_bytes()).unwrap_err() else {
+                panic!("{body} was not invalid")
+            };
+            assert_eq!(errors[0].location, ErrorLocation::Pointer(place.to_owned()), "{body}: {errors:?}");
+            assert!(errors[0].detail.ends_with("expected an object"), "{errors:?}");
+        }
+        assert!(parse::<Outer>(br#"{"name": "a", "inner": null}"#).is_ok());
+    }
+
+    #[test]
+    fn depth_counts_what_is_nested_and_not_what_is_written() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(check_depth(&nested(limits::JSON_DEPTH_MAX)), Ok(()));
+        assert!(check_depth(&nested(limits::JSON_DEPTH_MAX + 1)).is_err());
+        assert!(check_depth(&nested(100_000)).is_err());
+        let wide = format!("[{}]", vec!["{\"a\":[]}"; 1_000].join(","));
+        let text = format!(r#"{{"\\":"\"{}","a\\\"{{":"\\"}}"#, "[{".repeat(1_000));
+        serde_json::from_str::<serde_json::Value>(&text).expect("it is JSON");
+        for shallow in ["null", "\"\"", &wide, &text] {
+            assert_eq!(check_depth(shallow), Ok(()), "{shallow}");
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_body_above_its_bound_is_refused() {
+        let budget = BodyBudget::new(1_000);
+        let read = |body, headers| read(body, headers, 10, SOON, &budget);
+        let none = HeaderMap::new();
+        let problem = read(Body::from(vec![b'x'; 11]), &none).await.unwrap_err();
+        assert_eq!(problem, Problem::PayloadTooLarge { limit: 10 });
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("99999999999999"));
+        assert_eq!(read(Body::empty(), &headers).await.unwrap_err().status(), 413);
+        assert_eq!(read(Body::from("0123456789"), &none).await.unwrap().0, "0123456789");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_beside_the_other_bodies_is_refused_until_they_are_gone() {
+        let budget = BodyBudget::new(15);
+        let none = HeaderMap::new();
+        let first = read(Body::from("0123456789"), &none, 10, SOON, &budget).await.unwrap();
+        let problem = read(Body::from("0123456789"), &none, 10, SOON, &budget).await.unwrap_err();
+        assert_eq!(problem, Problem::Overloaded { retry_after: RETRY_AFTER });
+        drop(first);
+        assert!(read(Body::from("0123456789"), &none, 10, SOON, &budget).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_encoded_body_is_refused_unread() {
+        for (encoding, refused) in [("gzip", true), ("identity, br", true), ("Identity", false)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+            let result = read(Body::from("{}"), &headers, 10, SOON, &BodyBudget::new(10)).await;
+            assert_eq!(result.err(), refused.then_some(Problem::UnsupportedContentEncoding), "{encoding}");
+        }
+    }
+}

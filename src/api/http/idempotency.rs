@@ -1,0 +1,211 @@
+//! `Idempotency-Key`: the first answer again for the same request, a refusal for another one.
+//!
+//! A key lives in its tenant and route. While the first request is being answered, a second one is refused (409) and
+//! not made to wait. The engine remembers answers across restarts, each in the commit of what the request did (a
+//! cancellation, which can be repeated, right behind it). The events of a batch have keys of their own, made of the
+//! batch's and their place in it. The same
+//! request is the same bytes: to compare what JSON says would need a canonical form, in which numbers that no machine has
+//! and members that are there twice would have to be the same or not.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use axum::http::HeaderMap;
+use sha2::{Digest, Sha256};
+
+use crate::api::Call;
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::v1::cloudevents;
+use crate::domain::Idempotency;
+use crate::engine::types::Remembered;
+use crate::limits;
+
+const HEADER: &str = "idempotency-key";
+const SHARDS: usize = 16;
+
+/// The scopes of requests that are being answered now.
+#[derive(Default)]
+pub struct InFlight {
+    shards: [Mutex<HashSet<[u8; 16]>>; SHARDS],
+}
+
+impl InFlight {
+    fn shard(&self, scope: [u8; 16]) -> &Mutex<HashSet<[u8; 16]>> {
+        &self.shards[usize::from(scope[0]) % SHARDS]
+    }
+
+    /// # Errors
+    /// [`Problem::RequestInFlight`] while another request holds the scope.
+    pub fn enter(&self, scope: [u8; 16]) -> Result<InFlightGuard<'_>, Problem> {
+        let fresh = self.shard(scope).lock().unwrap_or_else(PoisonError::into_inner).insert(scope);
+        if fresh { Ok(InFlightGuard { set: self, scope }) } else { Err(Problem::RequestInFlight) }
+    }
+}
+
+/// Holds a scope until it is dropped.
+pub struct InFlightGuard<'a> {
+    set: &'a InFlight,
+    scope: [u8; 16],
+}
+
+impl Drop for InFlightGuard<'_> {
+    fn drop(&mut self) {
+        self.set.shard(self.scope).lock().unwrap_or_else(PoisonError::into_inner).remove(&self.scope);
+    }
+}
+
+/// The request's key, when it has one: a structured-field string, or bare.
+///
+/// # Errors
+/// 400 for a key that is not 1 to [`limits::IDEMPOTENCY_KEY_BYTES_MAX`] visible ASCII characters, or is there twice.
+pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let refused = |why: &str| Problem::Malformed(format!("Idempotency-Key: {why}"));
+    let mut values = headers.get_all(HEADER).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(refused("the header is there twice"));
+    }
+    let value = value.to_str().map_err(|_| refused("not visible ASCII"))?.trim();
+    let key = match value.strip_prefix('"') {
+        None => value.to_owned(),
+        Some(rest) => unquote(rest).ok_or_else(|| refused("not a quoted string"))?,
+    };
+    let visible = key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if key.is_empty() || key.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX || !visible {
+        return Err(refused("must be 1 to 255 visible ASCII characters"));
+    }
+    Ok(Some(key))
+}
+
+/// What follows the opening quote of a structured-field string (RFC 8941 section 3.3.3).
+fn unquote(rest: &str) -> Option<String> {
+    let mut key = String::new();
+    let mut chars = rest.chars();
+    loop {
+        match chars.next()? {
+            '"' => return chars.as_str().is_empty().then_some(key),
+            '\\' => key.push(chars.next().filter(|next| matches!(next, '"' | '\\'))?),
+            other => key.push(other),
+        }
+    }
+}
+
+/// First 16 bytes of SHA-256 over the parts, each with its length before it.
+#[must_use]
+pub fn scope(tenant: &str, route: &str, key: &str, index: Option<usize>) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    for part in [tenant.as_bytes(), route.as_bytes(), key.as_bytes()] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    if let Some(index) = index {
+        hasher.update((index as u64).to_be_bytes());
+    }
+    truncate(&hasher.finalize())
+}
+
+/// First 16 bytes of the body's SHA-256.
+#[must_use]
+pub fn fingerprint(body: &[u8]) -> [u8; 16] {
+    truncate(&Sha256::digest(body))
+}
+
+fn truncate(hash: &[u8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out.copy_from_slice(&hash[..16]);
+    out
+}
+
+impl Call {
+    /// The request's idempotency in `tenant`, and its place among those in flight.
+    ///
+    /// # Errors
+    /// 400 for a bad key, 409 while the first request is in flight.
+    pub fn idempotency(
+        &self,
+        tenant: &str,
+    ) -> Result<(Option<Idempotency>, Option<InFlightGuard<'_>>), Problem> {
+        let Some(key) = key(&self.headers)? else { return Ok((None, None)) };
+        let route = format!("POST {}", self.path);
+        let scope = scope(tenant, &route, &key, None);
+        let guard = self.api.in_flight.enter(scope)?;
+        let expires_at = Some(self.api.engine.now().wall.plus(self.config.idempotency_ttl));
+        let fingerprint = match self.media {
+            cloudevents::BINARY => fingerprint(&cloudevents::said(&self.headers, &self.body)),
+            _ => fingerprint(&self.body),
+        };
+        let idempotency = Idempotency { scope, fingerprint, expires_at };
+        Ok((Some(idempotency), Some(guard)))
+    }
+
+    /// Does what a request asks, unless it was answered before: then it is answered so again. `act` commits the answer
+    /// together with what it does, or behind what may be done twice.
+    ///
+    /// # Errors
+    /// As [`Self::idempotency`], 422 when the key was used with another body, and those of `act`.
+    pub async fn once(
+        &self,
+        tenant: &str,
+        act: impl AsyncFnOnce(Option<Idempotency>) -> Result<Reply, Problem>,
+    ) -> Result<Reply, Problem> {
+        let (idempotency, _guard) = self.idempotency(tenant)?;
+        if let Some(idempotency) = &idempotency {
+            match self.api.engine.remembered(idempotency).await? {
+                Remembered::Nothing => {}
+                Remembered::Same(answer) => return Ok(Reply::again(&answer, &self.path)),
+                Remembered::Mismatch => return Err(Problem::IdempotencyMismatch),
+            }
+        }
+        act(idempotency).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn with(value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_key_reads_the_same_quoted_and_bare() {
+        assert_eq!(key(&with("abc-1")).unwrap().as_deref(), Some("abc-1"));
+        assert_eq!(key(&with("\"abc-1\"")).unwrap().as_deref(), Some("abc-1"));
+        assert_eq!(key(&with(r#""a\"b\\c""#)).unwrap().as_deref(), Some(r#"a"b\c"#));
+        assert_eq!(key(&HeaderMap::new()).unwrap(), None);
+        assert!(key(&with(&"k".repeat(255))).is_ok());
+    }
+
+    #[test]
+    fn bad_keys_are_refused() {
+        for bad in ["", "\"\"", "\"abc", "\"abc\"x", "\"a\\nb\"", "kö", &"k".repeat(256)] {
+            assert_eq!(key(&with(bad)).unwrap_err().status(), 400, "{bad:?}");
+        }
+        let mut twice = with("a");
+        twice.append(HEADER, HeaderValue::from_static("b"));
+        assert!(key(&twice).is_err());
+    }
+
+    #[test]
+    fn scopes_do_not_run_into_each_other() {
+        assert_ne!(scope("a", "bc", "d", None), scope("ab", "c", "d", None));
+        assert_ne!(scope("a", "b", "c", None), scope("a", "b", "c", Some(0)));
+        assert_eq!(scope("a", "b", "c", Some(1)), scope("a", "b", "c", Some(1)));
+    }
+
+    #[test]
+    fn a_second_request_is_refused_while_the_first_is_in_flight() {
+        let set = InFlight::default();
+        let guard = set.enter([7; 16]).ok();
+        assert_eq!(set.enter([7; 16]).err(), Some(Problem::RequestInFlight));
+        assert!(set.enter([8; 16]).is_ok());
+        drop(guard);
+        assert!(set.enter([7; 16]).is_ok());
+    }
+}

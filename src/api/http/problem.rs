@@ -1,0 +1,508 @@
+//! Every way in which a request is refused, as RFC 9457 problem details with a stable `code`.
+//!
+//! Owns: status, code, title and extension members of every problem, and the mapping from the engine's errors. A new
+//! error of the engine does not compile until it is mapped here.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::{Serialize, ser::SerializeMap};
+
+use crate::api::http::reply::Reply;
+use crate::domain::{Expected, Rejection};
+use crate::engine::types::{ChangeError, PublishError, Unavailable};
+use crate::limits;
+
+/// Location of an error in the request. Every error has a `pointer`; for a query parameter or a header another member
+/// names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ErrorLocation {
+    /// A JSON pointer (RFC 6901) into the body.
+    Pointer(String),
+    /// A query parameter.
+    Parameter(String),
+    /// A request header.
+    Header(Cow<'static, str>),
+}
+
+/// One thing that is wrong with a request that is well-formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    pub location: ErrorLocation,
+    pub detail: String,
+}
+
+impl FieldError {
+    pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { location: ErrorLocation::Pointer(pointer.into()), detail: detail.into() }
+    }
+
+    pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { location: ErrorLocation::Parameter(name.into()), detail: detail.into() }
+    }
+
+    pub fn header(name: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        Self { location: ErrorLocation::Header(name.into()), detail: detail.into() }
+    }
+}
+
+impl Serialize for FieldError {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match &self.location {
+            ErrorLocation::Pointer(pointer) => map.serialize_entry("pointer", pointer)?,
+            ErrorLocation::Parameter(name) => {
+                map.serialize_entry("pointer", &pointer("", name))?;
+                map.serialize_entry("parameter", name)?;
+            }
+            ErrorLocation::Header(name) => {
+                map.serialize_entry("pointer", &pointer("", name))?;
+                map.serialize_entry("header", name)?;
+            }
+        }
+        map.serialize_entry("detail", &self.detail)?;
+        map.end()
+    }
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The body is not JSON, or not readable.
+    Malformed(String),
+    /// Plain HTTP, where TLS is spoken.
+    MissesTls,
+    Unauthorized,
+    /// From this address, lately.
+    TooManyWrongKeys {
+        retry_after: Duration,
+    },
+    Forbidden(String),
+    /// No key is needed, but a foreign page may have sent it.
+    UntrustedOrigin(String),
+    NotFound(String),
+    MethodNotAllowed,
+    RequestTimeout,
+    /// `repeated`: an earlier request with the same key was told so.
+    Rejected {
+        rejection: Rejection,
+        repeated: bool,
+    },
+    Conflict(String),
+    /// The first request with this `Idempotency-Key` has not been answered yet.
+    RequestInFlight,
+    /// `limit` in bytes.
+    PayloadTooLarge {
+        limit: usize,
+    },
+    /// The request's line is longer than it may be.
+    UriTooLong,
+    /// Its headers are more, or larger, than they may be.
+    HeadersTooLarge,
+    UnsupportedMediaType {
+        accepted: &'static [&'static str],
+    },
+    /// A compressed body.
+    UnsupportedContentEncoding,
+    /// An `Expect` other than `100-continue`.
+    ExpectationFailed,
+    Validation(Vec<FieldError>),
+    IdempotencyMismatch,
+    ForbiddenUrl(String),
+    /// The event came through more engines than anybody lines up.
+    LoopDetected {
+        limit: u32,
+    },
+    /// The request's events match too many endpoints together; `limit` in deliveries. What is refused is to be sent in
+    /// another request.
+    TooManyDeliveries {
+        limit: usize,
+    },
+    Overloaded {
+        retry_after: Duration,
+    },
+    Unavailable(String),
+    DiskFull,
+}
+
+impl Problem {
+    /// One wrong member of the body.
+    pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Validation(vec![FieldError::at(pointer, detail)])
+    }
+
+    /// One wrong query parameter.
+    pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Validation(vec![FieldError::parameter(name, detail)])
+    }
+
+    /// A problem with each code, in the order of their statuses, for the reference page.
+    #[must_use]
+    pub fn examples() -> Vec<Self> {
+        let text = String::new;
+        let retry_after = Duration::from_secs(1);
+        let conflict = Rejection::VersionConflict { expected: Expected::NoStream, actual: None };
+        vec![
+            Self::Malformed(text()),
+            Self::MissesTls,
+            Self::Unauthorized,
+            Self::Forbidden(text()),
+            Self::UntrustedOrigin(text()),
+            Self::NotFound(text()),
+            Self::MethodNotAllowed,
+            Self::RequestTimeout,
+            Self::Conflict(text()),
+            Self::Rejected { rejection: conflict, repeated: false },
+            Self::RequestInFlight,
+            Self::PayloadTooLarge { limit: 0 },
+            Self::UriTooLong,
+            Self::UnsupportedMediaType { accepted: &[] },
+            Self::UnsupportedContentEncoding,
+            Self::ExpectationFailed,
+            Self::Validation(Vec::new()),
+            Self::IdempotencyMismatch,
+            Self::ForbiddenUrl(text()),
+            Self::LoopDetected { limit: 0 },
+            Self::Overloaded { retry_after },
+            Self::TooManyDeliveries { limit: 0 },
+            Self::TooManyWrongKeys { retry_after },
+            Self::HeadersTooLarge,
+            Self::Unavailable(text()),
+            Self::DiskFull,
+        ]
+    }
+
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Malformed(_) | Self::MissesTls => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden(_) | Self::UntrustedOrigin(_) => 403,
+            Self::NotFound(_) => 404,
+            Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. }
+            | Self::Conflict(_)
+            | Self::RequestInFlight => 409,
+            Self::PayloadTooLarge { .. } => 413,
+            Self::UriTooLong => 414,
+            Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
+            Self::ExpectationFailed => 417,
+            Self::Validation(_)
+            | Self::Rejected { rejection: Rejection::IdTaken, .. }
+            | Self::IdempotencyMismatch
+            | Self::ForbiddenUrl(_)
+            | Self::LoopDetected { .. } => 422,
+            Self::Overloaded { .. } | Self::TooManyDeliveries { .. } | Self::TooManyWrongKeys { .. } => 429,
+            Self::HeadersTooLarge => 431,
+            Self::Unavailable(_) => 503,
+            Self::DiskFull => 507,
+        }
+    }
+
+    /// Stable; clients and metrics tell problems apart by it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::MissesTls => "tls_required",
+            Self::Unauthorized => "unauthorized",
+            Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
+            Self::Forbidden(_) => "forbidden",
+            Self::UntrustedOrigin(_) => "untrusted_origin",
+            Self::NotFound(_) => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "version_conflict",
+            Self::Conflict(_) => "conflict",
+            Self::RequestInFlight => "request_in_flight",
+            Self::PayloadTooLarge { .. } => "payload_too_large",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::UnsupportedMediaType { .. } => "unsupported_media_type",
+            Self::UnsupportedContentEncoding => "unsupported_content_encoding",
+            Self::ExpectationFailed => "expectation_failed",
+            Self::Validation(_) => "validation_failed",
+            Self::Rejected { rejection: Rejection::IdTaken, .. } | Self::IdempotencyMismatch => {
+                "idempotency_mismatch"
+            }
+            Self::ForbiddenUrl(_) => "forbidden_url",
+            Self::LoopDetected { .. } => "loop_detected",
+            Self::TooManyDeliveries { .. } => "too_many_deliveries",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Unavailable(_) => "unavailable",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    fn title(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "The request is malformed",
+            Self::MissesTls => "The listener speaks TLS",
+            Self::Unauthorized => "No valid API key",
+            Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
+            Self::Forbidden(_) => "The API key does not allow this",
+            Self::UntrustedOrigin(_) => "A foreign web page may have sent the request",
+            Self::NotFound(_) => "Not found",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::RequestTimeout => "The request's body did not arrive in time",
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => {
+                "The stream has another version"
+            }
+            Self::Rejected { rejection: Rejection::IdTaken, .. } => "The event id was used with another body",
+            Self::Conflict(_) => "The request conflicts with the present state",
+            Self::RequestInFlight => "The first request with this key is still being answered",
+            Self::PayloadTooLarge { .. } => "The body is too large",
+            Self::UriTooLong => "The URI is too long",
+            Self::HeadersTooLarge => "The headers are too large",
+            Self::UnsupportedMediaType { .. } => "The media type is not supported",
+            Self::UnsupportedContentEncoding => "The content coding is not supported",
+            Self::ExpectationFailed => "The expectation is not supported",
+            Self::Validation(_) => "The request is not valid",
+            Self::IdempotencyMismatch => "The key was used with another body",
+            Self::ForbiddenUrl(_) => "The URL is not allowed",
+            Self::LoopDetected { .. } => "The event goes in a circle",
+            Self::TooManyDeliveries { .. } => "The request's events go to too many endpoints",
+            Self::Overloaded { .. } => "Too many requests",
+            Self::Unavailable(_) => "The service cannot answer now",
+            Self::DiskFull => "The disk is full",
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Malformed(detail)
+            | Self::Forbidden(detail)
+            | Self::UntrustedOrigin(detail)
+            | Self::NotFound(detail)
+            | Self::Conflict(detail)
+            | Self::ForbiddenUrl(detail)
+            | Self::Unavailable(detail) => detail.clone(),
+            Self::MissesTls => {
+                "send the request with `https://`; a key that was sent in it could be read on its way".to_owned()
+            }
+            Self::Unauthorized => "send `Authorization: Bearer <key>` with a key that exists".to_owned(),
+            Self::TooManyWrongKeys { retry_after } => format!(
+                "too many requests with wrong keys came from this address; try again in {} s",
+                retry_seconds(*retry_after)
+            ),
+            Self::MethodNotAllowed => "the `Allow` header names the methods of this resource".to_owned(),
+            Self::RequestTimeout => "send the whole body in time".to_owned(),
+            Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
+                format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
+            }
+            Self::RequestInFlight => "repeat the request when the first one has been answered".to_owned(),
+            Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
+            Self::UriTooLong => "send a shorter path and query".to_owned(),
+            Self::HeadersTooLarge => format!(
+                "send fewer or shorter headers: at most {} bytes are accepted, with the request's line",
+                limits::HEADER_BYTES_MAX
+            ),
+            Self::UnsupportedMediaType { accepted } => {
+                format!("send `Content-Type: {}`", accepted.join("` or `"))
+            }
+            Self::UnsupportedContentEncoding => "send the body as it is, without Content-Encoding".to_owned(),
+            Self::ExpectationFailed => "send `Expect: 100-continue`, or no `Expect`".to_owned(),
+            Self::Validation(errors) => match errors.as_slice() {
+                [one] => one.detail.clone(),
+                many => format!("{} things are wrong; `errors` lists them", many.len()),
+            },
+            Self::Rejected { rejection: Rejection::IdTaken, .. } => {
+                "another event with the same id was posted before; whoever repeats one has to send exactly what was sent then"
+                    .to_owned()
+            }
+            Self::IdempotencyMismatch => {
+                "the same Idempotency-Key was used with another body; bodies are compared byte for byte, so repeat exactly what was sent"
+                    .to_owned()
+            }
+            Self::LoopDetected { limit } => {
+                format!("it came through more than {limit} engines, by its header `balto-hops`")
+            }
+            Self::TooManyDeliveries { limit } => format!(
+                "the events of one request begin at most {limit} deliveries; send this one again in another request"
+            ),
+            Self::Overloaded { retry_after } => {
+                format!("too much waits already; try again in {} s", retry_seconds(*retry_after))
+            }
+            Self::DiskFull => "nothing was stored; free space on the data directory's disk".to_owned(),
+        }
+    }
+
+    /// What beside the status says when to come back, in seconds.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Overloaded { retry_after } | Self::TooManyWrongKeys { retry_after } => {
+                Some(retry_seconds(*retry_after))
+            }
+            // Another request can bring it at once, and the first one is answered as soon as the disk has it.
+            Self::TooManyDeliveries { .. } | Self::RequestInFlight => Some(1),
+            Self::Unavailable(_) => Some(5),
+            Self::DiskFull => Some(60),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn into_reply(self) -> Reply {
+        let mut reply = Reply::json(self.status(), &self).with_content_type("application/problem+json");
+        if let Some(seconds) = self.retry_after() {
+            reply = reply.with_header("retry-after", &seconds.to_string());
+        }
+        match self {
+            Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
+            Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
+            // Whoever goes on has to connect again.
+            Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
+            // RFC 9110, section 15.5.16: what would have been accepted.
+            Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
+            // An engine that delivers here gives the delivery up at once.
+            Self::LoopDetected { .. } => reply.with_header("webhook-delivery", "abort-message"),
+            _ => reply,
+        }
+    }
+}
+
+fn retry_seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+}
+
+fn expected_text(expected: Expected) -> String {
+    match expected {
+        Expected::Any => "any".to_owned(),
+        Expected::NoStream => "none".to_owned(),
+        Expected::Version(version) => version.to_string(),
+    }
+}
+
+fn actual_text(actual: Option<u64>) -> String {
+    actual.map_or_else(|| "none".to_owned(), |version| version.to_string())
+}
+
+impl Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("type", &format!("urn:balto:problem:{}", self.code()))?;
+        map.serialize_entry("title", self.title())?;
+        map.serialize_entry("status", &self.status())?;
+        map.serialize_entry("detail", &self.detail())?;
+        map.serialize_entry("code", self.code())?;
+        match self {
+            Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
+                match expected {
+                    Expected::Version(version) => map.serialize_entry("expected", version)?,
+                    word => map.serialize_entry("expected", &expected_text(*word))?,
+                }
+                map.serialize_entry("actual", actual)?;
+            }
+            Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
+            Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
+            Self::TooManyDeliveries { limit } => map.serialize_entry("limit", limit)?,
+            Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
+            Self::Validation(errors) => map.serialize_entry("errors", errors)?,
+            Self::ForbiddenUrl(detail) => {
+                map.serialize_entry("errors", &[FieldError::at("/url", detail.as_str())])?;
+            }
+            _ => {}
+        }
+        map.end()
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(error: Unavailable) -> Self {
+        match error {
+            Unavailable::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            Unavailable::DiskFull => Self::DiskFull,
+            Unavailable::Stopping => Self::Unavailable("the daemon is shutting down".to_owned()),
+            Unavailable::Failed(reason) => {
+                tracing::error!(%reason, "the store failed a request");
+                Self::Unavailable("the store failed; the daemon's log says why".to_owned())
+            }
+        }
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Rejected { rejection, repeated } => Self::Rejected { rejection, repeated },
+            PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
+            PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
+            PublishError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotFound => Self::NotFound("it is not there any more".to_owned()),
+            ChangeError::Conflict => {
+                Self::Conflict("it was changed by someone else meanwhile; try again".to_owned())
+            }
+            ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
+            ChangeError::Repeated => Self::RequestInFlight,
+            ChangeError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}
+
+/// Collects everything that is wrong with a body before it is refused.
+#[derive(Debug, Default)]
+pub struct Errors(pub Vec<FieldError>);
+
+impl Errors {
+    pub fn push(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.0.push(FieldError::at(pointer, detail));
+    }
+
+    /// The value, or `None` with the error noted.
+    pub fn check<T, E: std::fmt::Display>(&mut self, pointer: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.push(pointer, error.to_string())).ok()
+    }
+
+    pub fn finish(self) -> Result<(), Problem> {
+        if self.0.is_empty() { Ok(()) } else { Err(Problem::Validation(self.0)) }
+    }
+}
+
+/// Appends a member name to a JSON pointer.
+#[must_use]
+pub fn pointer(parent: &str, member: &str) -> String {
+    format!("{parent}/{}", member.replace('~', "~0").replace('/', "~1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_conflict_says_both_versions() {
+        let rejection = Rejection::VersionConflict { expected: Expected::Version(6), actual: Some(7) };
+        let problem = Problem::Rejected { rejection, repeated: false };
+        let value = serde_json::to_value(&problem).unwrap();
+        assert_eq!(value["expected"], 6);
+        assert_eq!(value["actual"], 7);
+        assert_eq!(value["code"], "version_conflict");
+        assert_eq!(value["status"], 409);
+        assert_eq!(value["type"], "urn:balto:problem:version_conflict");
+    }
+
+    #[test]
+    fn overload_says_when_to_come_back() {
+        let reply =
+            Problem::from(Unavailable::Overloaded { retry_after: Duration::from_millis(1200) }).into_reply();
+        assert_eq!(reply.status, 429);
+        assert_eq!(reply.header("retry-after"), Some("2"));
+        assert_eq!(Problem::from(Unavailable::Stopping).into_reply().header("retry-after"), Some("5"));
+        let wide = Problem::from(PublishError::TooManyTargets);
+        assert!(wide.detail().contains("at most 1000000 deliveries"), "{}", wide.detail());
+        let reply = wide.into_reply();
+        assert_eq!((reply.status, reply.header("retry-after")), (429, Some("1")));
+    }
+
+    #[test]
+    fn a_pointer_escapes_its_members() {
+        assert_eq!(pointer("/a", "b/c~d"), "/a/b~1c~0d");
+    }
+}

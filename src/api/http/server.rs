@@ -1,0 +1,393 @@
+//! The accept loop: HTTP/1.1 connections, plain or in TLS, with bounds on their number, their handshakes, their headers,
+//! their answers and their end.
+//!
+//! Owns every connection's task; when it returns, none is left. What hyper lets pass and two readers of one request
+//! could understand differently is refused here.
+
+use std::future::{Future, pending};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, Request, Response, Version, header};
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tower::Service as _;
+
+use crate::api::http::connection_limit::{ConnectionLimit, ConnectionSlot};
+use crate::api::http::problem::Problem;
+use crate::api::http::socket::Socket;
+use crate::{limits, panics};
+
+/// Requests that are being answered at shutdown get this long.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after an accept error that will not go away by itself (no more file descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a listener allows.
+#[derive(Clone)]
+pub struct Bounds {
+    /// Places for connections.
+    pub connections: Arc<ConnectionLimit>,
+    /// Time of a TLS handshake, of a request's line and headers, and of a connection without a request.
+    pub header_timeout: Duration,
+    /// Time in which an answer that does not go out at once has to be taken.
+    pub answer_timeout: Duration,
+    /// Is called when there is no file descriptor left, again and again until there is one.
+    pub on_shortage: Arc<dyn Fn() + Send + Sync>,
+    /// `None`: plain HTTP.
+    pub tls: Option<TlsAcceptor>,
+}
+
+/// Who sent a request, as far as the connection says.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Marks an answer to somebody whose key is good.
+#[derive(Clone, Copy, Debug)]
+pub struct GoodKey;
+
+/// Serves until `shutdown` is ready, then finishes the requests that are being answered, at most for
+/// [`DRAIN_TIMEOUT`].
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    bounds: Bounds,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let (stop, stopped) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut is_short = false;
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                panics::test_point("accept");
+                is_short = false;
+                let slot = tokio::select! {
+                    () = &mut shutdown => break,
+                    slot = bounds.connections.take() => Arc::new(slot),
+                };
+                let router = router.clone();
+                let connection = Connection { router, slot, peer: Peer(peer), misses_tls: false };
+                // A defect that one client brings about costs that client its connection.
+                connections.spawn(panics::contained(connection.run(stream, bounds.clone(), stopped.clone())));
+            }
+            // It broke before it was accepted, which says nothing of the next one.
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                if !is_short {
+                    tracing::warn!(%error, "connections cannot be accepted");
+                }
+                is_short = true;
+                (bounds.on_shortage)();
+                bounds.connections.evict_unauthenticated();
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    stop.send_replace(true);
+    drain(connections).await;
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn drain(mut connections: JoinSet<()>) {
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIMEOUT, all).await.is_err() {
+        tracing::warn!(connections = connections.len(), "connections were cut at shutdown");
+        connections.shutdown().await;
+    }
+}
+
+struct Connection {
+    router: Router,
+    slot: Arc<ConnectionSlot>,
+    peer: Peer,
+    /// Plain HTTP came where TLS is spoken.
+    misses_tls: bool,
+}
+
+/// How a connection to a listener with TLS begins.
+enum Opening {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream, bounds: Bounds, mut stopped: watch::Receiver<bool>) {
+        panics::test_point("connection");
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+        let Some(acceptor) = &bounds.tls else { return self.serve(stream, &bounds, stopped).await };
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(bounds.header_timeout, open(acceptor, stream)) => opened,
+            () = self.slot.evicted() => return,
+            () = has_stopped(&mut stopped) => return,
+        };
+        match opened {
+            Ok(Ok(Opening::Tls(stream))) => self.serve(stream, &bounds, stopped).await,
+            Ok(Ok(Opening::Plain(stream))) => {
+                self.misses_tls = true;
+                self.serve(stream, &bounds, stopped).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, peer = %self.peer.0, "TLS handshake failed"),
+            Err(_) => tracing::debug!(peer = %self.peer.0, "TLS handshake timed out"),
+        }
+    }
+
+    async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin>(
+        &self,
+        stream: S,
+        bounds: &Bounds,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let slot = self.slot.clone();
+        let socket = Socket::new(stream, slot.clone(), bounds.answer_timeout);
+        let service = service_fn(|request| self.answer(request));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(bounds.header_timeout)
+            .max_buf_size(limits::HEADER_BYTES_MAX)
+            // Whoever has said everything and listens gets an answer; and what is being done is done to its end.
+            .half_close(true)
+            .serve_connection(TokioIo::new(socket), service);
+        let mut connection = std::pin::pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = slot.evicted() => return,
+            () = has_stopped(&mut stopped) => {
+                if slot.is_idle() {
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, std::convert::Infallible> {
+        if !self.slot.begin() {
+            return pending().await; // this connection is being dropped
+        }
+        let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+        let checked = if self.misses_tls { Err(Problem::MissesTls) } else { check(&request) };
+        let is_refused = checked.is_err();
+        let mut answer = match checked {
+            Ok(()) => {
+                let read = read.clone();
+                let mut request = request.map(|body| Body::new(Reading { body, read }));
+                request.extensions_mut().insert(self.peer);
+                self.router.clone().call(request).await?
+            }
+            Err(problem) => problem.into_reply().into_response(),
+        };
+        if is_refused || !read.load(Ordering::Relaxed) {
+            // What is left of the body is not read, so nothing can follow it.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.slot.on_answered(answer.extensions().get::<GoodKey>().is_some());
+        Ok(answer)
+    }
+}
+
+/// Speaks TLS, unless what comes is a request of plain HTTP: that begins with a letter, which no TLS record does.
+async fn open(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<Opening> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0].is_ascii_alphabetic() {
+        return Ok(Opening::Plain(stream));
+    }
+    Ok(Opening::Tls(Box::new(acceptor.accept(stream).await?)))
+}
+
+/// The watched value's guard must not live across an await, and a sender that is gone means the same as a stop.
+async fn has_stopped(stopped: &mut watch::Receiver<bool>) {
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}
+
+/// A request's body that says whether it was read to its end.
+struct Reading {
+    body: Incoming,
+    read: Arc<AtomicBool>,
+}
+
+impl HttpBody for Reading {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        self.read.fetch_or(frame.is_none(), Ordering::Relaxed);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Bytes of a request's line and headers as they are written without spare spaces. hyper's own bound is that of a buffer,
+/// which takes more when much arrives at once.
+fn head_bytes<T>(request: &Request<T>) -> usize {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len());
+    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n".len();
+    let field =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    line + request.headers().iter().map(field).sum::<usize>() + "\r\n".len()
+}
+
+/// What is too large, not supported, or what a proxy in front might have understood in another way (RFC 9112 sections 3.2
+/// and 6.1).
+fn check<T>(request: &Request<T>) -> Result<(), Problem> {
+    let (version, headers) = (request.version(), request.headers());
+    if head_bytes(request) > limits::HEADER_BYTES_MAX {
+        return Err(Problem::HeadersTooLarge);
+    }
+    // RFC 9110, section 10.1.1: one of HTTP/1.0 has no meaning.
+    let mut expectations = headers.get_all(header::EXPECT).iter();
+    if version == Version::HTTP_11
+        && expectations.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        return Err(Problem::ExpectationFailed);
+    }
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let encoding = encodings.next();
+    if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || encodings.next().is_some()
+    {
+        return Err(Problem::Malformed("the only transfer coding is `chunked`, once".to_owned()));
+    }
+    let hosts = headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && version == Version::HTTP_11) {
+        return Err(Problem::Malformed("exactly one `Host` is needed".to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn bounds(connections: usize, timeout: Duration) -> Bounds {
+        Bounds {
+            connections: ConnectionLimit::new(connections),
+            header_timeout: timeout,
+            answer_timeout: timeout,
+            on_shortage: Arc::new(|| ()),
+            tls: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_in_flight_is_answered_before_the_server_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (entered, arrived) = oneshot::channel();
+        let entered = Arc::new(std::sync::Mutex::new(Some(entered)));
+        let release = Arc::new(tokio::sync::Notify::new());
+        let gate = Arc::clone(&release);
+        let router = Router::new().route(
+            "/",
+            get(move || async move {
+                entered.lock().unwrap().take().unwrap().send(()).unwrap();
+                gate.notified().await;
+                "done"
+            }),
+        );
+        let (stop, stopping) = oneshot::channel::<()>();
+        let bounds = bounds(4, Duration::from_secs(5));
+        let server = tokio::spawn(serve(listener, router, bounds, async {
+            stopping.await.ok();
+        }));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        arrived.await.unwrap();
+        stop.send(()).unwrap();
+        release.notify_one();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("done"), "{answer}");
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn slow_readers_do_not_keep_probes_out() {
+        const SEATS: usize = 8;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let large: Arc<str> = "x".repeat(8 << 20).into();
+        let router = Router::new()
+            .route("/metrics", get(move || std::future::ready(large.to_string())))
+            .route("/readyz", get(|| std::future::ready("ready")));
+        // No deadline helps within the patience of this test.
+        let bounds = bounds(SEATS, 60 * PATIENCE);
+        let connections = bounds.connections.clone();
+        let server = tokio::spawn(serve(listener, router, bounds, pending()));
+        let mut readers = Vec::new();
+        for _ in 0..2 * SEATS {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4_096).unwrap();
+            let mut reader = socket.connect(address).await.unwrap();
+            reader.write_all(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(600)).await.unwrap();
+            reader.read_exact(&mut [0; 16]).await.unwrap();
+            readers.push(reader);
+        }
+        let probe = async {
+            let mut probe = TcpStream::connect(address).await.unwrap();
+            probe.write_all(b"GET /readyz HTTP/1.0\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            probe.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("ready"), "{answer}");
+        };
+        tokio::time::timeout(PATIENCE, probe).await.expect("the probe has no place");
+        assert!(connections.taken() <= SEATS && connections.take_evicted() > 0);
+        server.abort();
+    }
+}

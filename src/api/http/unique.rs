@@ -1,0 +1,196 @@
+//! JSON in which no object has a member twice.
+//!
+//! serde refuses a repeated member of our own structures, but keeps the last one in maps and in free JSON. Whoever checks a
+//! request before us may read the first: bodies are read by these types wherever a map or a free value holds members of
+//! ours.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Number, Value};
+
+/// Any JSON value. No object in it, at any depth, has a member twice.
+struct Unique(Value);
+
+/// A merge patch of an endpoint. Its `metadata` is the client's own, and is taken as it comes.
+pub(in crate::api) struct Patch(pub(in crate::api) Value);
+
+/// The client's own member.
+const METADATA: &str = "metadata";
+
+/// For a member that is an object of values of one type, absent or null.
+///
+/// # Errors
+/// For anything else, and for a name that is there twice.
+pub(in crate::api) fn members<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, T>>, D::Error> {
+    Option::<Members<T>>::deserialize(deserializer).map(|members| members.map(|Members(members)| members))
+}
+
+struct Members<T>(BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Members<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
+            type Value = Members<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<T>, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if members.contains_key(&name) {
+                        return Err(repeated(&name));
+                    }
+                    members.insert(name, map.next_value()?);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Names(PhantomData))
+    }
+}
+
+/// In serde's words, which are answered with a pointer to the member.
+fn repeated<E: Error>(name: &str) -> E {
+    E::custom(format_args!("duplicate field `{name}`"))
+}
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Free { exempt: None }).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Patch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Free { exempt: Some(METADATA) }).map(Self)
+    }
+}
+
+/// Reads a value. What is in the member `exempt` is read as serde reads it.
+struct Free {
+    exempt: Option<&'static str>,
+}
+
+impl<'de> Visitor<'de> for Free {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::String(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Value, E> {
+        Ok(Value::String(text))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(Unique(item)) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if members.contains_key(&name) {
+                return Err(repeated(&name));
+            }
+            let value = if self.exempt == Some(name.as_str()) {
+                map.next_value()?
+            } else {
+                let Unique(value) = map.next_value()?;
+                value
+            };
+            members.insert(name, value);
+        }
+        Ok(Value::Object(members))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::http::body::parse_any;
+    use crate::api::http::problem::{FieldError, Problem};
+
+    fn place(body: &str) -> String {
+        match parse_any::<Patch>(body.as_bytes()) {
+            Err(Problem::Validation(errors)) => {
+                let [error] = &errors[..] else { panic!("{errors:?}") };
+                assert!(error.detail.starts_with("duplicate field `"), "{error:?}");
+                let FieldError {
+                    location: crate::api::http::problem::ErrorLocation::Pointer(pointer), ..
+                } = error
+                else {
+                    panic!("{error:?}")
+                };
+                pointer.clone()
+            }
+            Err(other) => panic!("{body}: {other:?}"),
+            Ok(Patch(value)) => panic!("{body} was read as {value}"),
+        }
+    }
+
+    #[test]
+    fn repeated_member_is_pointed_at() {
+        assert_eq!(place(r#"{"url":1,"url":2}"#), "/url");
+        assert_eq!(place(r#"{"url":1,"\u0075rl":1}"#), "/url");
+        assert_eq!(place(r#"{"headers":{"X-A":"1","b":"2","X-A":"1"}}"#), "/headers/X-A");
+        assert_eq!(place(r#"{"retry":{"schedule":["1s"],"schedule":null}}"#), "/retry/schedule");
+        assert_eq!(place(r#"{"a":[0,{"b":{"c":1,"c":1}}]}"#), "/a/1/b/c");
+        assert_eq!(place(r#"{"metadata":{"a":1,"a":2},"metadata":{}}"#), "/metadata");
+        assert_eq!(place(r#"{"retry":{"metadata":{"a":1,"a":2}}}"#), "/retry/metadata/a");
+    }
+
+    #[test]
+    fn patch_is_read_as_serde_reads_it() {
+        for body in [
+            r#"{"url":"x","a":[1,-1,1.5,null,true,{"b":{}}],"metadata":{"deep":[{"x":1,"x":2}]}}"#,
+            "[]",
+            "7",
+            "null",
+            r#""text""#,
+            "18446744073709551615",
+            "-9223372036854775808",
+            "1e300",
+        ] {
+            let expected: Value = serde_json::from_str(body).unwrap();
+            let Ok(Patch(value)) = parse_any::<Patch>(body.as_bytes()) else { panic!("{body}") };
+            assert_eq!(value, expected, "{body}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Backups, part by part.
+
+pub mod handlers;
+pub mod model;

@@ -1,0 +1,531 @@
+//! CloudEvents 1.0 at ingest: structured, binary and batched mode, told apart by the headers (HTTP binding, section 3).
+//!
+//! Owns: how a CloudEvent becomes an event. Its id and source are kept as attributes beside ours, for theirs may hold
+//! anything; the same id and source posted again are answered with the first event. Extensions are kept with their
+//! names, values and types. Nothing is made up: what lacks a required attribute is refused.
+
+use std::fmt;
+
+use axum::http::{HeaderMap, HeaderName, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::api::http::problem::{ErrorLocation, Errors, FieldError, Problem, pointer};
+use crate::api::http::{body, idempotency};
+use crate::api::v1::events::batch::Bounded;
+use crate::api::v1::events::handlers;
+use crate::api::{Call, text};
+use crate::domain::{OrderingKey, Tenant, Timestamp, attribute};
+use crate::engine::types::EventDraft;
+use crate::limits;
+
+pub const STRUCTURED: &str = "application/cloudevents+json";
+pub const BATCHED: &str = "application/cloudevents-batch+json";
+/// What a call in binary mode has for its media type: there, `Content-Type` is the data's.
+pub const BINARY: &str = "";
+
+const PREFIX: &str = "ce-";
+const PARTITION_KEY: &str = "partitionkey";
+/// The headers that no CloudEvent in binary mode can be without: one of them is enough to tell that it is meant as one.
+const TELLING: [&str; 4] = ["ce-specversion", "ce-id", "ce-source", "ce-type"];
+
+/// Whether a request with these headers is a CloudEvent in binary mode.
+#[must_use]
+pub fn is_binary(headers: &HeaderMap) -> bool {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let own = media.to_ascii_lowercase().starts_with("application/cloudevents");
+    !own && TELLING.iter().any(|name| headers.contains_key(*name))
+}
+
+/// Everything that a request in binary mode says of its event: its `ce-` headers, in order, and its data with their type.
+pub fn said(headers: &HeaderMap, body: &[u8]) -> Vec<u8> {
+    let is_said = |name: &HeaderName| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE;
+    let mut lines: Vec<_> = headers.iter().filter(|(name, _)| is_said(name)).collect();
+    lines.sort_unstable_by_key(|(name, _)| name.as_str());
+    let mut said = Vec::new();
+    for (name, value) in lines {
+        said.extend([name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat());
+    }
+    said.extend(body);
+    said
+}
+
+/// An attribute's value as JSON has it, or a header.
+#[derive(Clone, Debug, PartialEq)]
+enum Scalar {
+    Text(String),
+    /// A boolean or an integer, as JSON.
+    Other(String),
+}
+
+/// As an event keeps them: name and value.
+type Attributes = Vec<(Box<str>, Box<str>)>;
+
+fn scalar(json: &str) -> Option<Scalar> {
+    match serde_json::from_str(json).ok()? {
+        Value::String(text) => Some(Scalar::Text(text)),
+        Value::Bool(value) => Some(Scalar::Other(value.to_string())),
+        Value::Number(number) => {
+            let number = i32::try_from(number.as_i64()?).ok()?;
+            Some(Scalar::Other(number.to_string()))
+        }
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// A CloudEvent taken apart: context attributes by name, and its data.
+struct Parts {
+    attributes: Vec<(String, Scalar)>,
+    /// A JSON value; empty when there is none.
+    data: Bytes,
+    /// The data is a JSON string of base64.
+    binary: bool,
+    /// Whether attributes stand in headers.
+    in_headers: bool,
+}
+
+impl Parts {
+    fn place(&self, name: &str) -> ErrorLocation {
+        if self.in_headers {
+            ErrorLocation::Header(format!("{PREFIX}{name}").into())
+        } else {
+            ErrorLocation::Pointer(pointer("", name))
+        }
+    }
+
+    /// Says the first thing that is wrong with an attribute.
+    fn wrong(&self, errors: &mut Errors, name: &str, detail: impl Into<String>) {
+        let place = self.place(name);
+        if !errors.0.iter().any(|known| known.location == place) {
+            errors.0.push(FieldError { location: place, detail: detail.into() });
+        }
+    }
+
+    /// Takes a text attribute out; it is never empty.
+    fn take(&mut self, errors: &mut Errors, name: &str, required: bool) -> Option<String> {
+        let Some(at) = self.attributes.iter().position(|(other, _)| other == name) else {
+            if required {
+                self.wrong(errors, name, "a CloudEvent needs this attribute");
+            }
+            return None;
+        };
+        match self.attributes.remove(at).1 {
+            Scalar::Text(text) if !text.is_empty() => Some(text),
+            _ => {
+                self.wrong(errors, name, "must be text, and not empty");
+                None
+            }
+        }
+    }
+
+    /// As [`Self::take`], and what is read of it.
+    fn read<T, E: fmt::Display>(
+        &mut self,
+        errors: &mut Errors,
+        name: &str,
+        required: bool,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = self.take(errors, name, required)?;
+        read(&text).map_err(|error| self.wrong(errors, name, error.to_string())).ok()
+    }
+}
+
+/// Members by name, `data` left as it is written.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a CloudEvent, a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members: Vec<(String, &'de RawValue)> = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+                    if members.iter().any(|(other, _)| *other == name) {
+                        return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
+                    }
+                    if members.len() > limits::ATTRIBUTES_MAX {
+                        return Err(A::Error::custom(format_args!(
+                            "at most {} attributes",
+                            limits::ATTRIBUTES_MAX
+                        )));
+                    }
+                    members.push((name, value));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// `POST /v1/events` in structured mode, or one of a batch.
+pub fn structured(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
+    let Members(members) = body::parse(raw)?;
+    let mut errors = Errors::default();
+    let mut parts = Parts { attributes: Vec::new(), data: Bytes::new(), binary: false, in_headers: false };
+    for (name, value) in members {
+        match (name.as_str(), value.get()) {
+            // An attribute that is null is absent (JSON format, section 2.2).
+            (other, "null") if other != "data" => {}
+            ("data" | "data_base64", _) if !parts.data.is_empty() => {
+                errors.push(pointer("", &name), "`data` and `data_base64` exclude each other");
+            }
+            ("data", data) => parts.data = Bytes::copy_from_slice(data.as_bytes()),
+            ("data_base64", data) => {
+                let decoded =
+                    serde_json::from_str::<String>(data).ok().and_then(|text| STANDARD.decode(text).ok());
+                if decoded.is_none() {
+                    errors.push("/data_base64", "must be base64 in a string");
+                }
+                parts.data = Bytes::copy_from_slice(data.as_bytes());
+                parts.binary = true;
+            }
+            (_, value) => match scalar(value) {
+                Some(scalar) => parts.attributes.push((name, scalar)),
+                None => errors.push(pointer("", &name), "must be text, a boolean or a 32-bit integer"),
+            },
+        }
+    }
+    draft(call, parts, errors)
+}
+
+/// `POST /v1/events` in binary mode.
+pub fn binary(call: &Call) -> Result<EventDraft, Problem> {
+    let mut errors = Errors::default();
+    let mut attributes: Vec<(String, Scalar)> = Vec::new();
+    for (name, value) in &call.headers {
+        let Some(attribute) = name.as_str().strip_prefix(PREFIX) else { continue };
+        let mut wrong = |detail: &str| {
+            let place = ErrorLocation::Header(name.as_str().to_owned().into());
+            errors.0.push(FieldError { location: place, detail: detail.to_owned() });
+        };
+        if attribute == attribute::CONTENT_TYPE {
+            wrong("in binary mode the data's type stands in Content-Type");
+        } else if attributes.iter().any(|(other, _)| other == attribute) {
+            wrong("the header is there twice");
+        } else {
+            match value.to_str().ok().and_then(decode_header) {
+                Some(text) => attributes.push((attribute.to_owned(), Scalar::Text(text))),
+                None => wrong("must be visible ASCII with percent-encoded UTF-8"),
+            }
+        }
+    }
+    if attributes.len() > limits::ATTRIBUTES_MAX {
+        errors.0.push(FieldError::header("ce-id", format!("at most {} attributes", limits::ATTRIBUTES_MAX)));
+    }
+    let media = call.headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+    let (data, binary) = data_of(media, &call.body)?;
+    let limit = call.config.max_event_bytes;
+    if data.len() > limit {
+        return Err(Problem::PayloadTooLarge { limit }); // what is no JSON grows when it is written as such
+    }
+    if let Some(media) = media {
+        attributes.push((attribute::CONTENT_TYPE.to_owned(), Scalar::Text(media.to_owned())));
+    }
+    draft(call, Parts { attributes, data, binary, in_headers: true }, errors)
+}
+
+/// The data as a JSON value: JSON as it is, text as a string, anything else as base64.
+fn data_of(media: Option<&str>, raw: &Bytes) -> Result<(Bytes, bool), Problem> {
+    let media = media.unwrap_or("application/json").split(';').next().unwrap_or_default();
+    let media = media.trim().to_ascii_lowercase();
+    if raw.is_empty() {
+        return Ok((Bytes::new(), false));
+    }
+    if media.ends_with("/json") || media.ends_with("+json") {
+        let json: &RawValue = body::parse_any(raw)?;
+        return Ok((Bytes::copy_from_slice(json.get().as_bytes()), false));
+    }
+    let is_text = media.starts_with("text/") || media.ends_with("/xml") || media.ends_with("+xml");
+    match std::str::from_utf8(raw) {
+        Ok(text) if is_text => Ok((json_text(text), false)),
+        _ => Ok((json_text(&STANDARD.encode(raw)), true)),
+    }
+}
+
+fn json_text(text: &str) -> Bytes {
+    Value::from(text).to_string().into()
+}
+
+/// One level of quotes and one round of percent-encoding taken off (HTTP binding, section 3.1.3.2).
+fn decode_header(value: &str) -> Option<String> {
+    let mut unquoted = Vec::with_capacity(value.len());
+    match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        None => unquoted.extend_from_slice(value.as_bytes()),
+        Some(inner) => {
+            let mut bytes = inner.bytes();
+            while let Some(byte) = bytes.next() {
+                unquoted.push(if byte == b'\\' { bytes.next()? } else { byte });
+            }
+        }
+    }
+    let mut decoded = Vec::with_capacity(unquoted.len());
+    let mut bytes = unquoted.into_iter();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            let value = 16 * digit(bytes.next()?)? + digit(bytes.next()?)?;
+            decoded.push(u8::try_from(value).ok()?);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// A URI or a relative reference (RFC 3986), by its characters.
+fn check_reference(text: &str) -> Result<(), &'static str> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+    let mut escapes = text.split('%').skip(1);
+    let escaped = escapes.all(|rest| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2);
+    if text.bytes().all(legal) && escaped { Ok(()) } else { Err("must be a URI reference") }
+}
+
+fn check_uri(text: &str) -> Result<(), &'static str> {
+    let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    if scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.bytes().all(legal) {
+        check_reference(text).map_err(|_| "must be an absolute URI")
+    } else {
+        Err("must be an absolute URI")
+    }
+}
+
+fn check_media(text: &str) -> Result<(), &'static str> {
+    let media = text.split(';').next().unwrap_or_default().trim();
+    let token = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
+    };
+    match media.split_once('/') {
+        Some((one, other)) if token(one) && token(other) => Ok(()),
+        _ => Err("must be a media type such as application/json"),
+    }
+}
+
+fn check_version(text: &str) -> Result<(), &'static str> {
+    if text == "1.0" { Ok(()) } else { Err("must be 1.0") }
+}
+
+/// Names of extensions: lower-case letters and digits, of a length that every binding takes.
+fn is_extension(name: &str) -> bool {
+    name != "data"
+        && (1..=limits::ATTRIBUTE_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+/// The attributes that an event of ours has no place for, `own` among them.
+fn kept(
+    call: &Call,
+    parts: &mut Parts,
+    own: [(&'static str, Option<String>); 3],
+    errors: &mut Errors,
+) -> Attributes {
+    let schema =
+        parts.read(errors, attribute::DATA_SCHEMA, false, |text| check_uri(text).map(|()| text.to_owned()));
+    let media = parts
+        .read(errors, attribute::CONTENT_TYPE, false, |text| check_media(text).map(|()| text.to_owned()));
+    let subject = parts.take(errors, attribute::SUBJECT, false);
+    let mut kept: Attributes = Vec::new();
+    let optional = [
+        (attribute::DATA_SCHEMA, schema),
+        (attribute::SUBJECT, subject),
+        (attribute::CONTENT_TYPE, media),
+        (attribute::BINARY, parts.binary.then(|| "true".to_owned())),
+    ];
+    for (name, value) in own.into_iter().chain(optional) {
+        kept.extend(value.map(|value| (name.into(), value.into())));
+    }
+    for (name, value) in &kept {
+        check_value(parts, name, value, errors);
+    }
+    for (name, value) in std::mem::take(&mut parts.attributes) {
+        if !is_extension(&name) {
+            let most = limits::ATTRIBUTE_NAME_BYTES_MAX;
+            parts.wrong(
+                errors,
+                &name,
+                format!("an extension's name is 1 to {most} lower-case letters and digits"),
+            );
+            continue;
+        }
+        kept.push(match value {
+            Scalar::Text(text) => {
+                check_value(parts, &name, &text, errors);
+                (name.into(), text.into())
+            }
+            Scalar::Other(json) => (format!("{name}{}", attribute::NOT_TEXT).into(), json.into()),
+        });
+    }
+    if !kept.iter().any(|(name, _)| &**name == attribute::TRACE_PARENT) {
+        kept.extend(handlers::trace_attribute(&call.headers));
+    }
+    kept.sort();
+    kept
+}
+
+/// Control characters and non-characters are no part of a CloudEvent's text (section 2.2).
+fn check_value(parts: &Parts, name: &str, value: &str, errors: &mut Errors) {
+    let illegal = |c: char| {
+        let code = u32::from(c);
+        c.is_control() || code & 0xfffe == 0xfffe || (0xfdd0..=0xfdef).contains(&code)
+    };
+    if value.len() > limits::ATTRIBUTE_BYTES_MAX {
+        parts.wrong(errors, name, format!("at most {} bytes", limits::ATTRIBUTE_BYTES_MAX));
+    } else if value.chars().any(illegal) {
+        parts.wrong(errors, name, "must have no control characters and no non-characters");
+    }
+}
+
+/// The time as an event has it, in milliseconds; and as it was written, when that says more.
+fn time(parts: &mut Parts, errors: &mut Errors) -> (Option<Timestamp>, Option<String>) {
+    let read = |written: &str| text::parse_time(written).map(|at| (at, written.to_owned()));
+    let Some((at, written)) = parts.read(errors, attribute::TIME, false, read) else { return (None, None) };
+    (Some(at), Some(written).filter(|written| written != at.rfc3339().as_str()))
+}
+
+/// `partitionkey` (a documented extension) is what we call an ordering key. It stays an extension too.
+fn ordering_key(parts: &Parts, errors: &mut Errors) -> Option<OrderingKey> {
+    let (name, value) = parts.attributes.iter().find(|(name, _)| name == PARTITION_KEY)?;
+    match value {
+        Scalar::Text(key) => key.parse().map_err(|error: crate::domain::InvalidName| {
+            parts.wrong(errors, name, error.to_string());
+        }),
+        Scalar::Other(_) => {
+            parts.wrong(errors, name, "must be text");
+            Err(())
+        }
+    }
+    .ok()
+}
+
+fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft, Problem> {
+    parts.read(&mut errors, "specversion", true, check_version);
+    let id = parts.take(&mut errors, attribute::ID, true);
+    let source = parts
+        .read(&mut errors, attribute::SOURCE, true, |text| check_reference(text).map(|()| text.to_owned()));
+    let event_type = parts.read(&mut errors, "type", true, handlers::posted_type);
+    let (timestamp, written) = time(&mut parts, &mut errors);
+    let ordering_key = ordering_key(&parts, &mut errors);
+    let depth = std::str::from_utf8(&parts.data).map_or(Ok(()), body::check_depth);
+    errors.check(if parts.in_headers { "" } else { "/data" }, depth);
+    let own = [(attribute::ID, id), (attribute::SOURCE, source), (attribute::TIME, written)];
+    let attributes = kept(call, &mut parts, own, &mut errors);
+    let named: Option<Tenant> = call.query.get("tenant")?;
+    // For a key of one tenant it is another's, like any that is not its own.
+    let is_free = call.principal.scope.0.is_none();
+    if is_free && named.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+        errors.0.push(FieldError::parameter("tenant", "the tenant `balto` is reserved"));
+    }
+    errors.finish()?;
+    let Some(event_type) = event_type else {
+        return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
+    };
+    let tenant = call.principal.tenant(named)?;
+    if tenant.as_str() == Tenant::OPERATOR {
+        return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
+    }
+    let said: &[u8] = if parts.data.is_empty() { b"null" } else { &parts.data };
+    Ok(EventDraft {
+        timestamp,
+        ordering_key,
+        attributes,
+        // Which of two events with one id and source is meant is said by what they say.
+        fingerprint: idempotency::fingerprint(&[event_type.as_str().as_bytes(), b" ", said].concat()),
+        ..EventDraft::new(tenant, event_type, parts.data)
+    })
+}
+
+/// The items of a batch, which may be empty.
+///
+/// # Errors
+/// When it is no array, or has too many.
+pub fn batch_items(raw: &[u8]) -> Result<Vec<&[u8]>, Problem> {
+    let items: Bounded<'_> = body::parse_any(raw)?;
+    if items.count > limits::BATCH_EVENTS_MAX {
+        return Err(Problem::invalid("", format!("at most {} events", limits::BATCH_EVENTS_MAX)));
+    }
+    Ok(items.items.into_iter().map(|item| item.get().as_bytes()).collect())
+}
+
+/// For the API document: structured mode.
+#[must_use]
+pub fn schema() -> Value {
+    let text = json!({"type": "string", "minLength": 1});
+    json!({
+        "type": "object",
+        "description": "A CloudEvent 1.0 in JSON. Members beside these are its extensions.",
+        "required": ["specversion", "id", "source", "type"],
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": text, "source": text, "subject": text, "dataschema": text, "datacontenttype": text,
+            "type": {"type": "string", "minLength": 1, "maxLength": limits::EVENT_TYPE_BYTES_MAX},
+            "time": {"type": "string", "format": "date-time"},
+            "data": {},
+            "data_base64": {"type": "string", "contentEncoding": "base64"},
+        },
+        "additionalProperties": {"type": ["string", "boolean", "integer", "null"]},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_values_are_unquoted_and_decoded_once() {
+        for (value, decoded) in [
+            ("Euro%20%E2%82%AC%20%F0%9F%98%80", Some("Euro € 😀")),
+            ("\"quoted\\\" %22\"", Some("quoted\" \"")),
+            ("%2541", Some("%41")),
+            ("plain", Some("plain")),
+            ("%C0%A0", None),
+            ("%E2%82", None),
+            ("%zz", None),
+            ("%4", None),
+        ] {
+            assert_eq!(decode_header(value).as_deref(), decoded, "{value}");
+        }
+    }
+
+    #[test]
+    fn references_and_media_types_are_checked_by_their_characters() {
+        for good in ["/", "urn:uuid:1-2", "https://a.example/b?c#d", "a%20b", "1-555-123-4567"] {
+            assert_eq!(check_reference(good), Ok(()), "{good}");
+        }
+        for bad in ["a b", "a\\b", "<x>", "a%2", "a%zz", "é"] {
+            assert!(check_reference(bad).is_err(), "{bad}");
+        }
+        assert_eq!(check_uri("https://a.example/schema"), Ok(()));
+        assert!(check_uri("/schema").is_err() && check_uri("1a:b").is_err());
+        assert_eq!(check_media("application/json; charset=utf-8"), Ok(()));
+        assert!(check_media("json").is_err() && check_media("a/b c").is_err());
+    }
+
+    #[test]
+    fn data_becomes_a_json_value() {
+        let of = |media, raw: &'static [u8]| {
+            data_of(media, &Bytes::from_static(raw))
+                .map(|(data, binary)| (String::from_utf8(data.to_vec()).unwrap(), binary))
+        };
+        assert_eq!(of(None, b" {\"a\": 1e2} "), Ok(("{\"a\": 1e2}".to_owned(), false)));
+        assert_eq!(of(Some("application/x+JSON; v=1"), b"1"), Ok(("1".to_owned(), false)));
+        assert_eq!(of(Some("text/xml"), b"<a/>"), Ok(("\"<a/>\"".to_owned(), false)));
+        assert_eq!(of(Some("text/plain"), b"\xff"), Ok(("\"/w==\"".to_owned(), true)));
+        assert_eq!(of(Some("image/png"), b"abc"), Ok(("\"YWJj\"".to_owned(), true)));
+        assert_eq!(of(Some("image/png"), b""), Ok((String::new(), false)));
+        assert_eq!(of(Some("application/json"), b"{").unwrap_err().status(), 400);
+    }
+}

@@ -1,0 +1,114 @@
+//! The dead-letter queue: reading, redriving and purging, one by one or by filter.
+
+use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
+use crate::api::http::body;
+use crate::api::http::problem::{Errors, Problem};
+use crate::api::http::reply::Reply;
+use crate::api::v1::CountBody;
+use crate::api::v1::deliveries::handlers::endpoint_filter;
+use crate::api::v1::deliveries::model::DeliveryBody;
+use crate::api::v1::lists::{self, List};
+use crate::api::{Call, not_found, text};
+use crate::domain::{DeliveryId, EndpointId};
+use crate::engine::types::Filter;
+
+/// `GET /v1/dead-letters`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let common = call.query.common()?;
+    let (after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
+    let mut filter = Filter {
+        tenant: call.principal.filter(common.tenant)?,
+        event_type: common.event_type,
+        reason: call.query.word("reason", lists::REASONS)?.and_then(lists::reason),
+        since: common.since,
+        until: common.until,
+        ..Filter::default()
+    };
+    if !endpoint_filter(call, &mut filter)? {
+        return Ok(lists::nothing());
+    }
+    let audience = call.principal.audience();
+    let page = call.api.engine.dead_letters(&call.principal.scope, filter, after, limit).await?;
+    let data = page.items.iter().map(|view| DeadLetterBody::new(view, audience)).collect();
+    Ok(lists::answer(&call.path, &call.query, List::DeadLetters, &page, data))
+}
+
+/// `GET /v1/dead-letters/{deliveryId}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("dead letter")?;
+    match call.api.engine.dead_letter(&call.principal.scope, key).await? {
+        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, call.principal.audience()))),
+        None => Err(not_found("dead letter", &call.id)),
+    }
+}
+
+/// `POST /v1/dead-letters/{deliveryId}/redrive`
+pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("dead letter")?;
+    call.once(call.principal.scope_text(), async |idempotency| {
+        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
+        let redriven = call.api.engine.redrive(&call.principal.scope, key, keyed).await;
+        let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
+        Ok(DeliveryBody::reply(&view, call.principal.audience()))
+    })
+    .await
+}
+
+/// `DELETE /v1/dead-letters/{deliveryId}`
+pub async fn purge(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("dead letter")?;
+    let purged = call.api.engine.purge(&call.principal.scope, key).await;
+    purged.map_err(|error| call.refused(error, "dead letter"))?;
+    Ok(Reply::empty())
+}
+
+/// The filter of a bulk operation. What it names must exist: a mistyped id must not become "all of them".
+fn filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
+    let mut errors = Errors::default();
+    let endpoint = input.endpoint_id.and_then(|id| {
+        let found = id.parse::<EndpointId>().ok();
+        let found = found.and_then(|id| call.api.engine.endpoint_number(&call.principal.scope, &id));
+        errors.check("/endpointId", found.ok_or_else(|| format!("there is no endpoint `{id}`")))
+    });
+    let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let event_type = input.event_type.and_then(|name| errors.check("/type", name.parse()));
+    let reason = input.reason.and_then(|word| {
+        let reason = lists::reason(&word);
+        errors.check("/reason", reason.ok_or_else(|| format!("must be one of {}", lists::REASONS.join(", "))))
+    });
+    let since = input.since.and_then(|time| errors.check("/since", text::parse_bound(&time)));
+    let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
+    if since > until && until.is_some() {
+        errors.push("/until", lists::UNTIL_BEFORE_SINCE);
+    }
+    errors.finish()?;
+    Ok(Filter {
+        tenant: call.principal.filter(tenant)?,
+        endpoint,
+        event_type,
+        reason,
+        since,
+        until,
+        ..Filter::default()
+    })
+}
+
+/// `POST /v1/dead-letters/redrive`
+pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
+    let filter = filter(call, body::parse_or_default(&call.body)?)?;
+    call.once(call.principal.scope_text(), async |key| {
+        let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
+        Ok(CountBody::reply(call.api.engine.redrive_matching(scope, filter, keyed).await?))
+    })
+    .await
+}
+
+/// `POST /v1/dead-letters/purge`. There is no undoing it, so "all" has to be written: the route takes no empty body.
+pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
+    let filter = filter(call, body::parse(&call.body)?)?;
+    call.once(call.principal.scope_text(), async |key| {
+        let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
+        Ok(CountBody::reply(call.api.engine.purge_matching(scope, filter, keyed).await?))
+    })
+    .await
+}

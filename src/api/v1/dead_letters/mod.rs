@@ -1,0 +1,4 @@
+//! Dead letters: reading, redriving, purging.
+
+pub mod handlers;
+pub mod model;

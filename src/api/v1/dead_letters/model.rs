@@ -1,0 +1,89 @@
+//! Dead letters as requests and responses show them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::api::http::auth::Audience;
+use crate::api::text::Time;
+use crate::api::v1::deliveries::model::{AttemptBody, DeliveryBody, DeliveryCommon, attempts};
+use crate::api::v1::events::model::{LetterEventBody, attributes, raw};
+use crate::engine::types::{DeadLetterDetail, DeadLetterView};
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterBody {
+    pub delivery_id: String,
+    pub died_at: Time,
+    #[serde(flatten)]
+    pub delivery: DeliveryBody,
+}
+
+impl DeadLetterBody {
+    #[must_use]
+    pub fn new(view: &DeadLetterView, audience: Audience) -> Self {
+        let mut delivery = DeliveryBody::new(&view.delivery, audience);
+        delivery.common.reason = Some(view.reason.as_str());
+        Self { delivery_id: delivery.common.id.clone(), died_at: Time(view.died_at), delivery }
+    }
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterDetailBody<'a> {
+    pub delivery_id: String,
+    pub died_at: Time,
+    #[serde(flatten)]
+    pub common: DeliveryCommon,
+    pub event: LetterEventBody<'a>,
+    pub attempts: Vec<AttemptBody>,
+}
+
+impl<'a> DeadLetterDetailBody<'a> {
+    #[must_use]
+    pub fn new(detail: &'a DeadLetterDetail, audience: Audience) -> Self {
+        let letter = DeadLetterBody::new(&detail.letter, audience);
+        let event = &*detail.event;
+        Self {
+            delivery_id: letter.delivery_id,
+            died_at: letter.died_at,
+            common: letter.delivery.common,
+            attempts: attempts(&detail.attempts, audience),
+            event: LetterEventBody {
+                id: event.id.as_str(),
+                event_type: event.event_type.as_str(),
+                tenant: event.tenant.as_str(),
+                timestamp: Time(event.timestamp),
+                version: event.version.as_str(),
+                stream: event.stream.as_ref().map(|(name, _)| name.as_str()),
+                stream_version: event.stream.as_ref().map(|(_, version)| *version),
+                metadata: event.metadata.as_deref().and_then(raw),
+                attributes: attributes(event),
+                data: raw(&event.data),
+            },
+        }
+    }
+}
+
+/// The list's filters; without any, all dead letters that the key sees, of every tenant when it is bound to none.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LettersInput {
+    /// Also of a deleted endpoint.
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))]
+    pub(super) endpoint_id: Option<String>,
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) tenant: Option<String>,
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) event_type: Option<String>,
+    #[schemars(extend("enum" = [
+        "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", null
+    ]))]
+    pub(super) reason: Option<String>,
+    /// Died at or after this time.
+    #[schemars(extend("format" = "date-time"))]
+    pub(super) since: Option<String>,
+    /// Died before this time.
+    #[schemars(extend("format" = "date-time"))]
+    pub(super) until: Option<String>,
+}

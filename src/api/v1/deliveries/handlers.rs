@@ -1,0 +1,83 @@
+//! Reading, retrying and cancelling deliveries.
+
+use super::model::{DeliveryBody, DeliveryDetailBody};
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::v1::lists::{self, List};
+use crate::api::{Call, not_found};
+use crate::domain::{DeliveryId, EndpointId, EventId};
+use crate::engine::types::Filter;
+
+/// `GET /v1/deliveries`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let common = call.query.common()?;
+    let (after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
+    let delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
+    let event_id: Option<EventId> = call.query.get("eventId")?;
+    let (scope, lookup) = call.event_scope()?;
+    let mut filter = Filter {
+        tenant: call.principal.filter(common.tenant)?,
+        event_type: common.event_type,
+        delivery_state,
+        since: common.since,
+        until: common.until,
+        ..Filter::default()
+    };
+    if !endpoint_filter(call, &mut filter)? {
+        return Ok(lists::nothing());
+    }
+    if let Some(id) = event_id {
+        match call.api.engine.event(&scope, &lookup, &id).await? {
+            Some(view) => filter.event = Some(view.position),
+            None => return Ok(lists::nothing()),
+        }
+    }
+    let audience = call.principal.audience();
+    let page = call.api.engine.deliveries(&call.principal.scope, filter, after, limit).await?;
+    let data = page.items.iter().map(|view| DeliveryBody::new(view, audience)).collect();
+    Ok(lists::answer(&call.path, &call.query, List::Deliveries, &page, data))
+}
+
+/// Narrows a list to what `endpointId` names, also when it was deleted. Gives whether there was ever such an endpoint: else
+/// nothing is listed.
+///
+/// # Errors
+/// 422 when it cannot be an id.
+pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem> {
+    let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(true) };
+    filter.endpoint = call.api.engine.endpoint_number(&call.principal.scope, &id);
+    Ok(filter.endpoint.is_some())
+}
+
+/// `GET /v1/deliveries/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("delivery")?;
+    match call.api.engine.delivery(&call.principal.scope, key).await? {
+        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, call.principal.audience()))),
+        None => Err(not_found("delivery", &call.id)),
+    }
+}
+
+/// `POST /v1/deliveries/{id}/retry`
+pub async fn retry(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("delivery")?;
+    call.once(call.principal.scope_text(), async |idempotency| {
+        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
+        let retried = call.api.engine.retry_delivery(&call.principal.scope, key, keyed).await;
+        let view = retried.map_err(|error| call.refused(error, "delivery"))?;
+        Ok(DeliveryBody::reply(&view, call.principal.audience()))
+    })
+    .await
+}
+
+/// `POST /v1/deliveries/{id}/cancel`
+pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
+    let DeliveryId(key) = call.named("delivery")?;
+    call.once(call.principal.scope_text(), async |idempotency| {
+        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
+        let cancelled = call.api.engine.cancel_delivery(&call.principal.scope, key, keyed).await;
+        let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
+        Ok(DeliveryBody::reply(&view, call.principal.audience()))
+    })
+    .await
+}

@@ -1,0 +1,4 @@
+//! Deliveries and their attempts.
+
+pub mod handlers;
+pub mod model;

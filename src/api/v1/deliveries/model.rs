@@ -1,0 +1,163 @@
+//! Deliveries and attempts as responses show them.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::api::http::auth::Audience;
+use crate::api::http::reply::Reply;
+use crate::api::text::{Span, Time};
+use crate::api::v1::disclosure;
+use crate::domain::{Attempt, DeliveryId, DeliveryState, Idempotency, Next};
+use crate::engine::types::{Answer, DeliveryDetail, DeliveryView, Keyed};
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryBody {
+    #[serde(flatten)]
+    pub common: DeliveryCommon,
+    /// Attempts ever made.
+    pub attempts: u32,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryCommon {
+    pub id: String,
+    pub event_id: String,
+    #[serde(rename = "type")]
+    pub event_type: String,
+    pub tenant: String,
+    /// Null when the endpoint was deleted long ago.
+    pub endpoint_id: Option<String>,
+    /// `pending`, `delivered`, `dead` or `cancelled`, which a purged dead letter is, too. An attempt that is under way when a delivery is cancelled or given up
+    /// goes on; when it succeeds, the delivery is `delivered` after all.
+    pub status: &'static str,
+    /// Why it is dead.
+    pub reason: Option<&'static str>,
+    pub created_at: Time,
+    /// Attempts ever made.
+    pub attempt_count: u32,
+    pub next_attempt_at: Option<Time>,
+    /// Since when it has not been pending.
+    pub settled_at: Option<Time>,
+    pub last_status_code: Option<u16>,
+    /// Class and text of the last attempt's failure, as in the attempt's `errorClass` and `error`.
+    pub last_error: Option<String>,
+}
+
+impl DeliveryCommon {
+    fn new(view: &DeliveryView, audience: Audience) -> Self {
+        let failure = view.last_attempt.as_deref().and_then(|last| disclosure::failure(last, audience));
+        let reason = match view.state {
+            DeliveryState::Dead(reason) => Some(reason.as_str()),
+            DeliveryState::Pending
+            | DeliveryState::Delivered
+            | DeliveryState::Cancelled
+            | DeliveryState::Purged => None,
+        };
+        Self {
+            id: DeliveryId(view.key).to_string(),
+            event_id: view.event_id.to_string(),
+            event_type: view.event_type.to_string(),
+            tenant: view.tenant.to_string(),
+            endpoint_id: view.endpoint_id.as_ref().map(ToString::to_string),
+            status: view.state.as_str(),
+            reason,
+            created_at: Time(view.created_at),
+            attempt_count: view.attempts,
+            next_attempt_at: view.next_attempt_at.map(Time),
+            settled_at: view.settled_at.map(Time),
+            last_status_code: view.last_status,
+            last_error: failure.map(|failure| failure.line()),
+        }
+    }
+}
+
+impl DeliveryBody {
+    #[must_use]
+    pub fn new(view: &DeliveryView, audience: Audience) -> Self {
+        Self { common: DeliveryCommon::new(view, audience), attempts: view.attempts }
+    }
+
+    /// 202 for what is pending again, 200 for what has ended.
+    #[must_use]
+    pub fn reply(view: &DeliveryView, audience: Audience) -> Reply {
+        let status = if view.state == DeliveryState::Pending { 202 } else { 200 };
+        Reply::json(status, &Self::new(view, audience))
+    }
+
+    /// As [`CountBody::keyed`].
+    #[must_use]
+    pub fn keyed(idempotency: Option<Idempotency>, audience: Audience) -> Option<Keyed<DeliveryView>> {
+        let answer: fn(&DeliveryView) -> Answer = match audience {
+            Audience::Operator => |view| Self::reply(view, Audience::Operator).answer(),
+            Audience::Tenant => |view| Self::reply(view, Audience::Tenant).answer(),
+        };
+        Some(Keyed { idempotency: idempotency?, answer })
+    }
+}
+
+/// One HTTP try.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AttemptBody {
+    /// From 1.
+    pub number: u32,
+    /// `publish`, `retry`, `manual`, `redrive` or `replay`.
+    pub trigger: &'static str,
+    pub started_at: Time,
+    pub duration: Span,
+    pub status_code: Option<u16>,
+    /// Without a reply from inside the operator's network, a key that is bound to a tenant sees `noReply` alone.
+    pub error_class: Option<&'static str>,
+    /// What went wrong. Of a receiver inside the operator's network a key that is bound to a tenant sees no more than the
+    /// status.
+    pub error: Option<String>,
+    /// The first bytes of the receiver's reply, as text. Null where they came from inside the operator's network and the
+    /// key is bound to a tenant.
+    pub response_body: Option<String>,
+    pub next_attempt_at: Option<Time>,
+}
+
+impl AttemptBody {
+    fn new(attempt: &Attempt, audience: Audience) -> Self {
+        let failure = disclosure::failure(attempt, audience);
+        Self {
+            number: attempt.number,
+            trigger: attempt.trigger.as_str(),
+            started_at: Time(attempt.started_at),
+            duration: Span(attempt.duration),
+            status_code: attempt.status,
+            error_class: failure.as_ref().map(|failure| failure.class),
+            error: failure.map(|failure| failure.text.into_owned()),
+            response_body: disclosure::body(attempt, audience),
+            next_attempt_at: match attempt.next {
+                Next::RetryAt(at) => Some(Time(at)),
+                Next::Delivered | Next::Dead(_) => None,
+            },
+        }
+    }
+}
+
+pub(in crate::api) fn attempts(list: &[Arc<Attempt>], audience: Audience) -> Vec<AttemptBody> {
+    list.iter().map(|attempt| AttemptBody::new(attempt, audience)).collect()
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryDetailBody {
+    #[serde(flatten)]
+    pub common: DeliveryCommon,
+    /// Oldest first; the last 128 of them.
+    pub attempts: Vec<AttemptBody>,
+}
+
+impl DeliveryDetailBody {
+    #[must_use]
+    pub fn new(detail: &DeliveryDetail, audience: Audience) -> Self {
+        let common = DeliveryCommon::new(&detail.delivery, audience);
+        Self { common, attempts: attempts(&detail.attempts, audience) }
+    }
+}

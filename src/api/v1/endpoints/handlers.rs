@@ -1,0 +1,414 @@
+//! Registering, changing and looking at endpoints.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::model::{EndpointBody, EndpointInput};
+use super::secrets::{Wanted, live_keys, secret_of, wanted};
+use super::settings::{self, Settings};
+use crate::api::http::auth::Audience;
+use crate::api::http::problem::{Errors, Problem, pointer};
+use crate::api::http::reply::Reply;
+use crate::api::http::unique::Patch;
+use crate::api::http::{body, idempotency};
+use crate::api::v1::events;
+use crate::api::v1::lists::{self, List};
+use crate::api::{Call, not_found};
+use crate::domain::{
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EventType, Idempotency,
+    Position, Sealed, SecretKind, Tenant,
+};
+use crate::engine::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, Remember, is_same_origin};
+use crate::limits;
+use crate::rules::handshake;
+use crate::rules::headers::is_secret;
+
+/// How often a change is tried again when someone else changed the endpoint in between.
+pub(super) const CHANGE_TRIES_MAX: usize = 5;
+
+/// Headers that are `kept` as they are were legal when they were saved.
+fn checked_settings(
+    call: &Call,
+    input: &EndpointInput,
+    kept: &[(Box<str>, Box<str>)],
+    errors: &mut Errors,
+) -> Settings {
+    let check = |name: &str, value: &str| {
+        let is_kept = kept.iter().any(|(one, other)| (&**one, &**other) == (name, value));
+        if is_kept { Ok(()) } else { call.api.engine.check_header(name, value) }
+    };
+    input.settings(&call.config.defaults, check, errors)
+}
+
+/// # Errors
+/// `validation_failed` for what is no URL, `forbidden_url` for what policy refuses.
+async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
+    call.api.engine.check_url(url).await.map_err(|refused| match refused {
+        RefusedUrl::NoUrl(detail) => Problem::invalid("/url", detail),
+        RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
+        RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
+            Audience::Operator => blocked.words_for_operator(),
+            // Tenants are not told which addresses this machine has.
+            Audience::Tenant => blocked.to_string(),
+        }),
+    })
+}
+
+fn url_text<'a>(input: &'a EndpointInput, errors: &mut Errors) -> &'a str {
+    match input.url.as_deref() {
+        None => errors.push("/url", "missing field `url`"),
+        Some(url) if url.len() > limits::URL_BYTES_MAX => {
+            errors.push("/url", format!("at most {} bytes", limits::URL_BYTES_MAX));
+        }
+        Some(_) => {}
+    }
+    input.url.as_deref().unwrap_or_default()
+}
+
+/// Plain, as an endpoint has its values until the writer seals them.
+fn sensitive_headers(settings: &Settings) -> Vec<(Box<str>, Sealed)> {
+    let plain =
+        |(name, value): (&String, &String)| (name.as_str().into(), Sealed::Plain(value.as_bytes().into()));
+    settings.sensitive_headers.iter().map(plain).collect()
+}
+
+/// The endpoint as it would be saved today: an earlier version kept credentials among the plain headers.
+fn with_secrets_sealed(endpoint: &Endpoint) -> Endpoint {
+    let mut endpoint = endpoint.clone();
+    let headers = std::mem::take(&mut endpoint.headers);
+    let (secret, plain): (Vec<_>, _) = headers.into_iter().partition(|(name, _)| is_secret(name));
+    endpoint.headers = plain;
+    for (name, value) in secret {
+        let name = name.to_ascii_lowercase();
+        endpoint.sensitive_headers.push((name.into(), Sealed::Plain(value.as_bytes().into())));
+    }
+    endpoint.sensitive_headers.sort_by(|one, other| one.0.cmp(&other.0));
+    endpoint
+}
+
+/// The sensitive headers after a change. Of those that are `kept` it leaves the ones that it neither sets nor nulls, in
+/// either member.
+fn merged_headers(
+    kept: &[(Box<str>, Sealed)],
+    patch: &Value,
+    settings: &Settings,
+    errors: &mut Errors,
+) -> Vec<(Box<str>, Sealed)> {
+    let change = patch.get("sensitiveHeaders");
+    let names_in = |change: Option<&Value>, name: &str| {
+        let object = change.and_then(Value::as_object);
+        object.is_some_and(|object| object.keys().any(|key| key.eq_ignore_ascii_case(name)))
+    };
+    let named =
+        |name: &str| names_in(change, name) || (is_secret(name) && names_in(patch.get("headers"), name));
+    let all_gone = change.is_some_and(Value::is_null);
+    let mut headers = kept.to_vec();
+    headers.retain(|(name, _)| !all_gone && !named(name));
+    for (name, _) in &settings.headers {
+        if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            errors.push(pointer("/headers", name), "the header is in `sensitiveHeaders` too");
+        }
+    }
+    headers.extend(sensitive_headers(settings));
+    headers.sort_by(|one, other| one.0.cmp(&other.0));
+    if headers.len() + settings.headers.len() > limits::HEADERS_MAX {
+        errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
+    }
+    headers
+}
+
+/// The client certificate that a request gives, checked.
+fn client_certificate(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Option<ClientCertificate> {
+    let input = input.client_certificate.as_ref()?;
+    let checked = call.api.engine.client_certificate(&input.certificate, &input.key);
+    checked
+        .map_err(|error| match error {
+            IdentityError::Certificate(detail) => errors.push("/clientCertificate/certificate", detail),
+            IdentityError::Key(detail) => errors.push("/clientCertificate/key", detail),
+        })
+        .ok()
+}
+
+/// A certificate that would never be presented is a mistake.
+fn check_secure(certificate: Option<&ClientCertificate>, url: &str, errors: &mut Errors) {
+    let secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    if certificate.is_some() && !secure {
+        errors.push("/clientCertificate", "is presented in TLS only: the URL must be https");
+    }
+}
+
+/// `POST /v1/endpoints`
+pub async fn create(call: &Call) -> Result<Reply, Problem> {
+    let input: EndpointInput = body::parse(&call.body)?;
+    let mut errors = Errors::default();
+    let url = url_text(&input, &mut errors);
+    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
+    let settings = checked_settings(call, &input, &[], &mut errors);
+    let wanted =
+        wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
+    let id = call.api.engine.new_endpoint_id();
+    let client_certificate = client_certificate(call, &input, &mut errors);
+    check_secure(client_certificate.as_ref(), url, &mut errors);
+    if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
+        errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
+    }
+    errors.finish()?;
+    let tenant = call.principal.tenant(tenant)?;
+    call.principal.check_reserved(&tenant)?;
+    let url = url.to_owned();
+    let scope = tenant.to_string();
+    call.once(&scope, async |key| {
+        register(call, New { id, tenant, url, settings, wanted, client_certificate }, key).await
+    })
+    .await
+}
+
+/// What an endpoint is made of once its request has been checked.
+struct New {
+    id: EndpointId,
+    tenant: Tenant,
+    url: String,
+    settings: Settings,
+    wanted: Wanted,
+    client_certificate: Option<ClientCertificate>,
+}
+
+async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Result<Reply, Problem> {
+    let New { id, tenant, url, settings, wanted, client_certificate } = new;
+    let url = check_url(call, &url).await?;
+    let now = call.api.engine.now().wall;
+    let key = match wanted {
+        Wanted::Given(key) => key,
+        Wanted::Fresh(kind) => call.api.engine.new_key(kind.unwrap_or(SecretKind::Hmac)),
+    };
+    let endpoint = Endpoint {
+        number: EndpointNumber(0),
+        sensitive_headers: sensitive_headers(&settings),
+        secrets: vec![secret_of(&key)],
+        id,
+        tenant,
+        url,
+        description: settings.description,
+        event_types: settings.event_types,
+        headers: settings.headers,
+        rate_limit: settings.rate_limit,
+        max_in_flight: settings.max_in_flight,
+        timeout: settings.timeout,
+        ordering: settings.ordering,
+        retry: settings.retry,
+        format: settings.format,
+        signature: settings.signature,
+        handshake: settings.handshake,
+        client_certificate,
+        trace: settings.trace,
+        metadata: settings.metadata,
+        status: EndpointStatus::Active,
+        created_at: now,
+        updated_at: now,
+        revision: Position(0),
+    };
+    let mut body = shown(call, &endpoint);
+    body.secret = Some(key.text());
+    body.public_key = key.public_text();
+    let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
+    call.api.engine.create_endpoint(endpoint, reply.remembered(idempotency)).await?;
+    Ok(reply)
+}
+
+/// With what is in force now.
+pub fn shown(call: &Call, endpoint: &Endpoint) -> EndpointBody {
+    EndpointBody::new(endpoint, &call.config.defaults, call.principal.audience())
+}
+
+pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
+    let id: EndpointId = call.named("endpoint")?;
+    let found = call.api.engine.endpoint(&call.principal.scope, &id);
+    found.ok_or_else(|| not_found("endpoint", id.as_str()))
+}
+
+pub(super) fn find_own(call: &Call) -> Result<Arc<Endpoint>, Problem> {
+    let endpoint = find(call)?;
+    call.principal.check_reserved(&endpoint.tenant)?;
+    Ok(endpoint)
+}
+
+/// `GET /v1/endpoints`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let tenant = call.principal.filter(call.query.get("tenant")?)?;
+    let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
+    let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
+    let page = call.api.engine.endpoints(&call.principal.scope, tenant.as_ref(), status, after, limit);
+    let data = page.items.iter().map(|endpoint| shown(call, endpoint)).collect();
+    Ok(lists::answer(&call.path, &call.query, List::Endpoints, &page, data))
+}
+
+/// `GET /v1/endpoints/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    Ok(Reply::json(200, &shown(call, &*find(call)?)))
+}
+
+/// `PATCH /v1/endpoints/{id}`
+pub async fn patch(call: &Call) -> Result<Reply, Problem> {
+    let Patch(patch) = body::parse_any(&call.body)?;
+    if !patch.is_object() {
+        return Err(Problem::invalid("", "a merge patch of an endpoint is an object"));
+    }
+    for _ in 0..CHANGE_TRIES_MAX {
+        let endpoint = find_own(call)?;
+        let changed = apply(call, &endpoint, &patch).await?;
+        if let Some(written) = write(call, endpoint, changed, None).await? {
+            return Ok(Reply::json(200, &shown(call, &written)));
+        }
+    }
+    Err(ChangeError::Conflict.into())
+}
+
+async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
+    let endpoint = &with_secrets_sealed(endpoint);
+    let present = shown(call, endpoint).into_input(endpoint);
+    let mut value = serde_json::to_value(present)
+        .map_err(|_| Problem::Unavailable("the endpoint cannot be shown".to_owned()))?;
+    settings::merge(&mut value, patch);
+    let input: EndpointInput = body::parse_value(value)?;
+    let mut errors = Errors::default();
+    let url = url_text(&input, &mut errors);
+    if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
+        errors.push("/tenant", "cannot be changed");
+    }
+    for member in ["secret", "secretType"] {
+        if patch.get(member).is_some() {
+            errors.push(pointer("", member), "is changed by POST secret/rotate");
+        }
+    }
+    let settings = checked_settings(call, &input, &endpoint.headers, &mut errors);
+    // Write-only values are for the receiver that they were given for: who may change the URL may not read them elsewhere.
+    let (kept_headers, kept_certificate) = if is_same_origin(url, &endpoint.url) {
+        (endpoint.sensitive_headers.as_slice(), endpoint.client_certificate.clone())
+    } else {
+        (&[][..], None)
+    };
+    let sensitive_headers = merged_headers(kept_headers, patch, &settings, &mut errors);
+    let client_certificate = match patch.get("clientCertificate") {
+        None => kept_certificate,
+        Some(_) => client_certificate(call, &input, &mut errors),
+    };
+    check_secure(client_certificate.as_ref(), url, &mut errors);
+    for (key, _) in live_keys(call, endpoint)? {
+        if let Err(error) = key.check(settings.signature) {
+            errors.push("/signature", format!("does not fit the present secret, rotate that first: {error}"));
+        }
+    }
+    errors.finish()?;
+    let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
+    let same_url = url == endpoint.url;
+    Ok(Endpoint {
+        url,
+        handshake: handshake::changed(endpoint.handshake.as_ref(), settings.handshake, same_url),
+        description: settings.description,
+        event_types: settings.event_types,
+        headers: settings.headers,
+        sensitive_headers,
+        rate_limit: settings.rate_limit,
+        max_in_flight: settings.max_in_flight,
+        timeout: settings.timeout,
+        ordering: settings.ordering,
+        retry: settings.retry,
+        format: settings.format,
+        signature: settings.signature,
+        client_certificate,
+        trace: settings.trace,
+        metadata: settings.metadata,
+        ..endpoint.clone()
+    })
+}
+
+/// Reads, decides and writes; again when someone else wrote in between.
+pub async fn change(
+    call: &Call,
+    decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send,
+) -> Result<Arc<Endpoint>, Problem> {
+    for _ in 0..CHANGE_TRIES_MAX {
+        let endpoint = find_own(call)?;
+        let changed = decide(&endpoint)?;
+        if let Some(written) = write(call, endpoint, changed, None).await? {
+            return Ok(written);
+        }
+    }
+    Err(ChangeError::Conflict.into())
+}
+
+/// Writes a change; `None` when the endpoint is no longer what was read.
+pub(super) async fn write(
+    call: &Call,
+    endpoint: Arc<Endpoint>,
+    mut changed: Endpoint,
+    remember: Option<Remember>,
+) -> Result<Option<Arc<Endpoint>>, Problem> {
+    if changed == *endpoint {
+        return Ok(Some(endpoint));
+    }
+    changed.updated_at = call.api.engine.now().wall;
+    match call.api.engine.update_endpoint(changed, remember).await {
+        Err(ChangeError::Conflict) => Ok(None),
+        other => Ok(Some(other?)),
+    }
+}
+
+/// `DELETE /v1/endpoints/{id}`
+pub async fn delete(call: &Call) -> Result<Reply, Problem> {
+    let endpoint = find_own(call)?;
+    call.api.engine.delete_endpoint(&call.principal.scope, &endpoint.id).await?;
+    Ok(Reply::empty())
+}
+
+/// # Errors
+/// 409 for an endpoint that has to be resumed first.
+pub fn conflict_unless_active(endpoint: &Endpoint) -> Result<(), Problem> {
+    let status = match endpoint.status {
+        EndpointStatus::Active => return Ok(()),
+        EndpointStatus::Paused => "paused",
+        EndpointStatus::Disabled { .. } => "disabled",
+    };
+    Err(Problem::Conflict(format!("the endpoint is {status}; resume it first")))
+}
+
+/// `POST /v1/endpoints/{id}/pause`
+pub async fn pause(call: &Call) -> Result<Reply, Problem> {
+    let changed = change(call, |endpoint| {
+        if endpoint.status != EndpointStatus::Paused {
+            conflict_unless_active(endpoint)?;
+        }
+        Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
+    });
+    Ok(Reply::json(200, &shown(call, &*changed.await?)))
+}
+
+/// `POST /v1/endpoints/{id}/resume`. A receiver that has not agreed is asked at once.
+pub async fn resume(call: &Call) -> Result<Reply, Problem> {
+    let changed = change(call, |endpoint| {
+        let pending = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
+        let anew = pending.filter(|_| endpoint.status != EndpointStatus::Active).map(handshake::asked_anew);
+        let handshake = anew.or_else(|| endpoint.handshake.clone());
+        Ok(Endpoint { status: EndpointStatus::Active, handshake, ..endpoint.clone() })
+    });
+    Ok(Reply::json(200, &shown(call, &*changed.await?)))
+}
+
+/// `POST /v1/endpoints/{id}/test`
+pub async fn test(call: &Call) -> Result<Reply, Problem> {
+    let endpoint = find_own(call)?;
+    let (idempotency, _guard) = call.idempotency(endpoint.tenant.as_str())?;
+    let unreachable = || Problem::Unavailable("the test event's names do not parse".to_owned());
+    let data = format!("{{\"endpointId\":\"{}\",\"message\":\"This is a test event.\"}}", endpoint.id);
+    let event_type = EventType::TEST.parse().map_err(|_| unreachable())?;
+    let draft = EventDraft {
+        idempotency,
+        fingerprint: idempotency::fingerprint(&call.body),
+        only: Some(endpoint.number),
+        ..EventDraft::new(endpoint.tenant.clone(), event_type, Bytes::from(data))
+    };
+    let accepted = call.api.engine.publish(draft).await?;
+    Ok(events::handlers::accepted_reply(call, &accepted))
+}

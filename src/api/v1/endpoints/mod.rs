@@ -1,0 +1,7 @@
+//! Endpoints: registration, changes, secrets, statistics, lanes and replays.
+
+pub mod handlers;
+pub mod model;
+pub mod reports;
+pub mod secrets;
+pub mod settings;

@@ -1,0 +1,95 @@
+//! Statistics and lane of an endpoint, and replays of past events.
+
+use std::time::Duration;
+
+use super::handlers::{find, find_own};
+use super::model::{LaneBody, LatencyBody, ReplayInput, StatsBody};
+use super::settings;
+use crate::api::Call;
+use crate::api::http::body;
+use crate::api::http::problem::{Errors, Problem};
+use crate::api::http::reply::Reply;
+use crate::api::text::{self, Time};
+use crate::api::v1::{CountBody, lists};
+use crate::domain::Timestamp;
+use crate::engine::types::LaneView;
+
+const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+/// `GET /v1/endpoints/{id}/stats`
+pub async fn stats(call: &Call) -> Result<Reply, Problem> {
+    let endpoint = find(call)?;
+    let now = call.api.engine.now().wall;
+    let (since, until) = call.query.window()?;
+    let until = until.unwrap_or(now);
+    let window_start =
+        Timestamp::from_millis(until.since(Timestamp::default().plus(STATS_WINDOW)).as_millis() as u64);
+    let since = since.unwrap_or(window_start);
+    if since > until {
+        return Err(Problem::parameter("since", "must not be after `until`, which is now without it"));
+    }
+    let stats = call.api.engine.endpoint_stats(endpoint.number, since, until).await?;
+    let span = |millis: Option<u64>| millis.map(|millis| text::Span(Duration::from_millis(millis)));
+    let body = StatsBody {
+        endpoint_id: endpoint.id.to_string(),
+        since: Time(stats.since),
+        until: Time(stats.until),
+        attempts: stats.attempts,
+        delivered: stats.delivered,
+        failed_attempts: stats.failed_attempts,
+        dead: stats.dead,
+        cancelled: stats.cancelled,
+        success_rate: (stats.attempts > 0)
+            .then(|| stats.attempts.saturating_sub(stats.failed_attempts) as f64 / stats.attempts as f64),
+        latency: LatencyBody {
+            p50: span(stats.latency_p50),
+            p95: span(stats.latency_p95),
+            p99: span(stats.latency_p99),
+        },
+        backlog: stats.backlog,
+        oldest_pending_at: stats.oldest_pending.map(Time),
+    };
+    Ok(Reply::json(200, &body))
+}
+
+/// `GET /v1/endpoints/{id}/lane`
+pub async fn lane(call: &Call) -> Result<Reply, Problem> {
+    let endpoint = find(call)?;
+    let lane: LaneView = call.api.engine.lane(endpoint.number).await?;
+    let body = LaneBody {
+        endpoint_id: endpoint.id.to_string(),
+        reason: lane.reason,
+        pending: lane.pending,
+        waiting_for_order: lane.waiting_for_order,
+        in_flight: lane.in_flight,
+        next_due_at: lane.next_due.map(Time),
+        until: lane.until.map(Time),
+        circuit: lane.circuit,
+        consecutive_failures: lane.consecutive_failures,
+    };
+    Ok(Reply::json(200, &body))
+}
+
+/// `POST /v1/endpoints/{id}/replay`
+pub async fn replay(call: &Call) -> Result<Reply, Problem> {
+    let input: ReplayInput = body::parse(&call.body)?;
+    let endpoint = find_own(call)?;
+    let mut errors = Errors::default();
+    let since = errors.check("/since", text::parse_bound(&input.since));
+    let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
+    if let (Some(since), Some(until)) = (since, until)
+        && since > until
+    {
+        errors.push("/until", lists::UNTIL_BEFORE_SINCE);
+    }
+    let patterns = settings::patterns(input.event_types.as_deref(), "/eventTypes", &mut errors);
+    errors.finish()?;
+    let since = since.unwrap_or_default();
+    let only_undelivered = input.only_undelivered.unwrap_or(false);
+    call.once(call.principal.scope_text(), async |key| {
+        let (engine, keyed) = (&call.api.engine, CountBody::keyed(key));
+        let replay = engine.replay_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
+        Ok(CountBody::reply(replay.await?))
+    })
+    .await
+}

@@ -1,0 +1,145 @@
+//! Signing secrets of an endpoint: reading, rotation, public keys.
+
+use std::time::Duration;
+
+use super::handlers::{CHANGE_TRIES_MAX, find, find_own, write};
+use super::model::{PreviousSecret, PublicKeyBody, PublicKeysBody, RotateInput, SecretBody};
+use super::settings;
+use crate::api::Call;
+use crate::api::http::body;
+use crate::api::http::problem::{Errors, Problem};
+use crate::api::http::reply::Reply;
+use crate::api::text::Time;
+use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignaturePreset, Timestamp};
+use crate::engine::types::ChangeError;
+use crate::rules::signature::{self, SecretError, SigningKey};
+
+const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The given secret, or one that is to be generated.
+pub(super) enum Wanted {
+    Given(SigningKey),
+    /// `None`: as the current one.
+    Fresh(Option<SecretKind>),
+}
+
+pub(super) fn wanted(
+    secret: Option<&str>,
+    kind: Option<&str>,
+    preset: SignaturePreset,
+    errors: &mut Errors,
+) -> Wanted {
+    let kind = settings::secret_type(kind, errors);
+    if kind == Some(SecretKind::Ed25519) && preset != SignaturePreset::Standard {
+        errors.push("/secretType", SecretError::NotSymmetric.to_string());
+    }
+    match (secret, kind) {
+        (Some(_), Some(_)) => errors.push("/secretType", "is for a secret that is generated"),
+        (Some(text), None) => {
+            let parsed = SigningKey::parse(text, preset).map_err(|error| error.to_string());
+            if let Some(key) = errors.check("/secret", parsed) {
+                return Wanted::Given(key);
+            }
+        }
+        (None, _) => {}
+    }
+    Wanted::Fresh(kind)
+}
+
+/// Plain, until the writer seals it.
+pub(super) fn secret_of(key: &SigningKey) -> Secret {
+    Secret { kind: key.kind, key: Sealed::Plain(key.bytes[..].into()), expires_at: None }
+}
+
+pub(super) fn cannot_open(error: &impl std::fmt::Display) -> Problem {
+    Problem::Unavailable(format!("the endpoint's secret: {error}"))
+}
+
+pub(super) type LiveKeys = Vec<(SigningKey, Option<Timestamp>)>;
+
+pub(super) fn live_keys(call: &Call, endpoint: &Endpoint) -> Result<LiveKeys, Problem> {
+    let now = call.api.engine.now().wall;
+    call.api.engine.live_keys(endpoint, now).map_err(|error| cannot_open(&error))
+}
+
+fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
+    let mut live = live_keys(call, endpoint)?.into_iter();
+    let current = live.next().map(|(key, _)| key);
+    let body = SecretBody {
+        secret: current.as_ref().map(SigningKey::text).unwrap_or_default(),
+        public_key: current.as_ref().and_then(SigningKey::public_text),
+        previous: live
+            .map(|(key, expires_at)| PreviousSecret { secret: key.text(), expires_at: expires_at.map(Time) })
+            .collect(),
+    };
+    Ok(Reply::json(200, &body))
+}
+
+/// `GET /v1/endpoints/{id}/secret`
+pub async fn secret(call: &Call) -> Result<Reply, Problem> {
+    secret_reply(call, &*find_own(call)?)
+}
+
+/// `GET /v1/endpoints/{id}/public-keys`
+pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
+    let endpoint = find(call)?;
+    let keys = live_keys(call, &endpoint)?.into_iter();
+    let public_keys = keys
+        .filter_map(|(key, expires_at)| {
+            Some(PublicKeyBody { public_key: key.public_text()?, expires_at: expires_at.map(Time) })
+        })
+        .collect();
+    Ok(Reply::json(200, &PublicKeysBody { public_keys }))
+}
+
+/// `POST /v1/endpoints/{id}/secret/rotate`
+pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
+    let input: RotateInput = body::parse_or_default(&call.body)?;
+    let now = call.api.engine.now().wall;
+    call.once(call.principal.scope_text(), async |key| {
+        for _ in 0..CHANGE_TRIES_MAX {
+            let endpoint = find_own(call)?;
+            let changed = rotated(call, &endpoint, &input, now)?;
+            let reply = secret_reply(call, &changed)?;
+            if write(call, endpoint, changed, reply.remembered(key.clone())).await?.is_some() {
+                return Ok(reply);
+            }
+        }
+        Err(ChangeError::Conflict.into())
+    })
+    .await
+}
+
+fn rotated(
+    call: &Call,
+    endpoint: &Endpoint,
+    input: &RotateInput,
+    now: Timestamp,
+) -> Result<Endpoint, Problem> {
+    let engine = &call.api.engine;
+    let mut errors = Errors::default();
+    let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
+    let wanted = wanted(secret, kind, endpoint.signature, &mut errors);
+    let bounds = (Duration::ZERO, OVERLAP_MAX);
+    let overlap =
+        settings::bounded(&mut errors, "/overlap", input.overlap.as_deref(), OVERLAP_DEFAULT, bounds);
+    errors.finish()?;
+    let key = match wanted {
+        Wanted::Given(key) => key,
+        Wanted::Fresh(kind) => {
+            let present = endpoint.secrets.first().map(|secret| secret.kind);
+            let present = present.filter(|kind| *kind != SecretKind::Text);
+            engine.new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
+        }
+    };
+    // Plain, because the ends of its secrets change.
+    let endpoint = &engine.opened(endpoint).map_err(|error| cannot_open(&error))?;
+    let is_new = |old: &Secret| engine.open_key(endpoint, old).is_ok_and(|old| old == key);
+    if endpoint.secrets.first().is_some_and(is_new) {
+        return Err(Problem::invalid("/secret", "this is the current secret"));
+    }
+    let secrets = signature::rotate(&endpoint.secrets, secret_of(&key), is_new, overlap, now);
+    let secrets = secrets.map_err(|error| Problem::Conflict(error.to_string()))?;
+    Ok(Endpoint { secrets, ..endpoint.clone() })
+}

@@ -1,0 +1,191 @@
+//! Batches of events: JSON arrays, NDJSON lines and batches of CloudEvents.
+
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use super::handlers::{NDJSON, default_tenant, draft, hops, mark};
+use super::model::AcceptedBody;
+use crate::api::Call;
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::http::{body, idempotency};
+use crate::api::v1::cloudevents;
+use crate::domain::Idempotency;
+use crate::engine::types::{EventDraft, Published};
+use crate::limits;
+
+/// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
+pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
+    let hops = hops(&call.headers)?;
+    let key = idempotency::key(&call.headers)?;
+    let caller = call.principal.scope_text();
+    let (base, _guard) = call.idempotency(caller)?;
+    let items = match call.media {
+        NDJSON => ndjson_items(&call.body)?,
+        cloudevents::BATCHED => cloudevents::batch_items(&call.body)?,
+        _ => json_items(&call.body)?,
+    };
+    let route = format!("POST {}", call.path);
+    let mut drafts = Vec::with_capacity(items.len());
+    let mut places = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        let mut place = batch_draft(call, item);
+        if let Ok(draft) = &mut place {
+            mark(draft, hops);
+        }
+        if let (Ok(draft), Some(key), Some(base)) = (&mut place, &key, &base) {
+            let scope = idempotency::scope(caller, &route, key, Some(index));
+            draft.idempotency = Some(Idempotency { scope, ..base.clone() });
+        }
+        places.push(place.map(|draft| drafts.push(draft)));
+    }
+    let published = call.api.engine.publish_batch(drafts, base).await?;
+    Ok(batch_reply(call, places, published))
+}
+
+fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
+    let limit = call.config.max_event_bytes;
+    if raw.len() > limit {
+        return Err(Problem::PayloadTooLarge { limit });
+    }
+    if call.media == cloudevents::BATCHED {
+        return cloudevents::structured(call, raw);
+    }
+    draft(call, body::parse(raw)?, raw)
+}
+
+fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Published) -> Reply {
+    // What is wrong with an item in itself is said again to every repetition.
+    let are_good = !places.is_empty() && places.iter().all(Result::is_ok);
+    let replayed = published.is_old() && (published.repeated || are_good);
+    let mut results = published.results.into_iter();
+    let mut out = Vec::with_capacity(64 + places.len() * 320);
+    out.extend_from_slice(b"{\"results\":[");
+    for (index, place) in places.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let result = match place {
+            Err(problem) => Err(problem),
+            Ok(()) => match results.next() {
+                Some(result) => result.map_err(Problem::from),
+                None => Err(Problem::Unavailable("the event was not answered".to_owned())),
+            },
+        };
+        match result {
+            Ok(accepted) => {
+                let body =
+                    AcceptedBody { status: Some(202), ..AcceptedBody::new(&accepted, default_tenant(call)) };
+                write_item(&mut out, &body);
+            }
+            Err(problem) => {
+                call.api.refused(&problem);
+                write_item(&mut out, &problem);
+            }
+        }
+    }
+    out.extend_from_slice(b"]}");
+    let reply = Reply::bytes(202, out.into());
+    if replayed { reply.with_header("idempotent-replayed", "true") } else { reply }
+}
+
+/// Our own types always serialise into memory; should one not, its place is null and the log says why.
+fn write_item(out: &mut Vec<u8>, item: &impl Serialize) {
+    let start = out.len();
+    if let Err(error) = serde_json::to_writer(&mut *out, item) {
+        tracing::error!(%error, "a batch result could not be serialised");
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+type Items<'a> = Vec<&'a [u8]>;
+
+fn json_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
+    let input: BatchInput<'_> = body::parse(raw)?;
+    check_count(input.events.count)?;
+    Ok(input.events.items.into_iter().map(|item| item.get().as_bytes()).collect())
+}
+
+fn ndjson_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
+    let lines = || raw.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    check_count(lines().take(limits::BATCH_EVENTS_MAX + 1).count())?;
+    Ok(lines().collect())
+}
+
+fn check_count(count: usize) -> Result<(), Problem> {
+    if count == 0 {
+        return Err(Problem::invalid("/events", "at least one event is needed"));
+    }
+    if count > limits::BATCH_EVENTS_MAX {
+        return Err(Problem::invalid("/events", format!("at most {} events", limits::BATCH_EVENTS_MAX)));
+    }
+    Ok(())
+}
+
+/// Each event stands alone, so none is looked into while the batch is taken apart.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchInput<'a> {
+    #[serde(borrow)]
+    events: Bounded<'a>,
+}
+
+/// Counts all, and keeps no more than the limit: a body of millions of tiny items costs no memory.
+pub(in crate::api) struct Bounded<'a> {
+    pub(in crate::api) items: Vec<&'a RawValue>,
+    pub(in crate::api) count: usize,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Bounded<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
+        impl<'de> Visitor<'de> for Items {
+            type Value = Bounded<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bounded<'de>, A::Error> {
+                let mut bounded = Bounded { items: Vec::new(), count: 0 };
+                while let Some(item) = list.next_element::<&'de RawValue>()? {
+                    bounded.count += 1;
+                    if bounded.count <= limits::BATCH_EVENTS_MAX {
+                        bounded.items.push(item);
+                    }
+                }
+                Ok(bounded)
+            }
+        }
+        deserializer.deserialize_seq(Items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_taken_apart_without_looking_into_its_events() {
+        let items = json_items(br#"{"events": [{"type": 1}, 7, "x"]}"#).unwrap();
+        assert_eq!(items, vec![&br#"{"type": 1}"#[..], &b"7"[..], &br#""x""#[..]]);
+        let lines = ndjson_items(b"{\"a\":1}\r\n\n  \nnot json\n").unwrap();
+        assert_eq!(lines, vec![&br#"{"a":1}"#[..], &b"not json"[..]]);
+    }
+
+    #[test]
+    fn a_batch_without_events_or_with_too_many_is_refused_whole() {
+        let many = |count: usize| format!("{{\"events\":[{}]}}", vec!["1"; count].join(","));
+        assert_eq!(json_items(many(0).as_bytes()).unwrap_err().status(), 422);
+        assert_eq!(json_items(many(1001).as_bytes()).unwrap_err().status(), 422);
+        assert_eq!(json_items(many(1000).as_bytes()).unwrap().len(), 1000);
+        assert_eq!(ndjson_items(b"\n\n").unwrap_err().status(), 422);
+        assert_eq!(ndjson_items("1\n".repeat(1001).as_bytes()).unwrap_err().status(), 422);
+        assert_eq!(json_items(b"{\"events\":[1,]}").unwrap_err().status(), 400);
+        assert_eq!(json_items(b"{\"events\":7}").unwrap_err().status(), 422);
+    }
+}

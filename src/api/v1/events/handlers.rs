@@ -1,0 +1,307 @@
+//! Posting and reading events.
+//!
+//! `data` and `metadata` are passed on byte for byte, whatever JSON they hold: members that are there twice, numbers that
+//! no machine has, halves of surrogate pairs. They are never parsed into a tree; only their depth is bounded. The path of
+//! an accepted event is kept short: one parse, one answer written into one buffer.
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+
+use super::batch::post_batch;
+use super::model::{AcceptedBody, EventBody, EventInput, ReplayInput};
+use crate::api::http::problem::{Errors, FieldError, Problem};
+use crate::api::http::reply::Reply;
+use crate::api::http::{body, idempotency};
+use crate::api::v1::lists::{self, List};
+use crate::api::v1::{CountBody, cloudevents};
+use crate::api::{Call, routes, text};
+use crate::domain::{
+    EndpointId, EventId, EventType, EventVersion, Expected, InvalidName, Tenant, TraceParent, attribute,
+};
+use crate::engine::types::{Accepted, ChangeError, EventDraft, Filter};
+use crate::limits;
+
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// The type of a posted event.
+///
+/// # Errors
+/// For what is no type, and for those of operator events.
+pub(in crate::api) fn posted_type(text: &str) -> Result<EventType, String> {
+    let event_type: EventType = text.parse().map_err(|error: InvalidName| error.to_string())?;
+    if event_type.is_reserved() {
+        return Err("types that begin with `balto.` are reserved for operator events".to_owned());
+    }
+    Ok(event_type)
+}
+
+/// Checks an event and makes it ready for the engine. `raw` is the event as it was posted.
+pub(super) fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
+    let mut errors = Errors::default();
+    let event_type = errors.check("/type", posted_type(&input.event_type));
+    let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
+    if let Some(id) = id.as_ref().map(EventId::as_str).filter(|id| routes::hides_event(id)) {
+        errors.push("/id", format!("`{id}` is not possible, since /v1/events/{id} is another operation"));
+    }
+    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let version = match input.version {
+        Some(version) => errors.check("/version", version.parse()),
+        None => Some(EventVersion::default()),
+    };
+    let timestamp = input.timestamp.and_then(|time| errors.check("/timestamp", text::parse_time(&time)));
+    let deliver_at = input.deliver_at.and_then(|time| errors.check("/deliverAt", text::parse_time(&time)));
+    let has_stream = input.stream.is_some();
+    let stream = input.stream.and_then(|stream| errors.check("/stream", stream.parse()));
+    let ordering_key = input.ordering_key.and_then(|key| errors.check("/orderingKey", key.parse()));
+    if input.expected_version.is_some() && !has_stream {
+        errors.push("/expectedVersion", "needs `stream`");
+    }
+    errors.check("/data", body::check_depth(input.data.get()));
+    if let Some(metadata) = input.metadata {
+        errors.check("/metadata", body::check_depth(metadata.get()));
+        if !metadata.get().starts_with('{') {
+            errors.push("/metadata", "must be an object");
+        } else if metadata.get().len() > limits::METADATA_BYTES_MAX {
+            errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
+        }
+    }
+    // For a key of one tenant it is another's, like any that is not its own.
+    let is_free = call.principal.scope.0.is_none();
+    if is_free && tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+        errors.push("/tenant", "the tenant `balto` is reserved");
+    }
+    errors.finish()?;
+    let (Some(event_type), Some(version)) = (event_type, version) else {
+        return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
+    };
+    let tenant = call.principal.tenant(tenant)?;
+    if tenant.as_str() == Tenant::OPERATOR {
+        return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
+    }
+    let fingerprint = if id.is_some() { idempotency::fingerprint(raw) } else { [0; 16] };
+    // Copied: a slice would keep the whole request in memory for as long as the event waits.
+    let data = Bytes::copy_from_slice(input.data.get().as_bytes());
+    Ok(EventDraft {
+        id,
+        version,
+        timestamp,
+        stream,
+        expected: input.expected_version.map_or(Expected::Any, |expected| expected.0),
+        ordering_key,
+        deliver_at,
+        metadata: input.metadata.map(|metadata| Bytes::copy_from_slice(metadata.get().as_bytes())),
+        attributes: trace_attribute(&call.headers),
+        fingerprint,
+        ..EventDraft::new(tenant, event_type, data)
+    })
+}
+
+/// How many engines the request's events came through (`balto-hops`, which deliveries carry).
+///
+/// # Errors
+/// 422 for what is no count, and for a count that only a loop explains.
+pub(super) fn hops(headers: &HeaderMap) -> Result<u32, Problem> {
+    let mut values = headers.get_all(attribute::HOPS).iter();
+    let (first, second) = (values.next(), values.next());
+    let Some(value) = first else { return Ok(0) };
+    let digits = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let count = value.to_str().ok().filter(digits).filter(|_| second.is_none());
+    let Some(count) = count else {
+        let wrong = FieldError::header(attribute::HOPS, "must be one whole number");
+        return Err(Problem::Validation(vec![wrong]));
+    };
+    match count.parse() {
+        Ok(hops) if hops <= limits::HOPS_MAX => Ok(hops),
+        _ => Err(Problem::LoopDetected { limit: limits::HOPS_MAX }),
+    }
+}
+
+/// Keeps the count with the event, so that its deliveries carry it on.
+pub(super) fn mark(draft: &mut EventDraft, hops: u32) {
+    if hops > 0 {
+        draft.attributes.push((attribute::HOPS.into(), hops.to_string().into()));
+        draft.attributes.sort();
+    }
+}
+
+/// The request's `traceparent`, when there is one and it can be read.
+pub(in crate::api) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
+    let mut values = headers.get_all(attribute::TRACE_PARENT).iter();
+    let (Some(value), None) = (values.next().and_then(|value| value.to_str().ok()), values.next()) else {
+        return Vec::new();
+    };
+    let known = TraceParent::parse(value).is_some();
+    known.then(|| (attribute::TRACE_PARENT.into(), value.into())).into_iter().collect()
+}
+
+/// The tenant in which the caller's ids are looked up when a request does not name one.
+pub(super) fn default_tenant(call: &Call) -> &str {
+    call.principal.scope.0.as_ref().map_or(Tenant::DEFAULT, Tenant::as_str)
+}
+
+/// Answers one accepted event.
+pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
+    let body = AcceptedBody::new(accepted, default_tenant(call));
+    let reply = Reply::json(202, &body).with_header("location", &body.status_url);
+    if accepted.duplicate { reply.with_header("idempotent-replayed", "true") } else { reply }
+}
+
+/// `POST /v1/events`
+pub async fn post(call: &Call) -> Result<Reply, Problem> {
+    let hops = hops(&call.headers)?;
+    let mut draft = match call.media {
+        cloudevents::BATCHED => return post_batch(call).await,
+        cloudevents::STRUCTURED => cloudevents::structured(call, &call.body)?,
+        cloudevents::BINARY => cloudevents::binary(call)?,
+        _ if call.query.text("tenant").is_some() => {
+            return Err(Problem::parameter("tenant", "is for CloudEvents; others name it in the body"));
+        }
+        _ => draft(call, body::parse(&call.body)?, &call.body)?,
+    };
+    mark(&mut draft, hops);
+    let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
+    draft.idempotency = idempotency;
+    let accepted = call.api.engine.publish(draft).await?;
+    Ok(accepted_reply(call, &accepted))
+}
+
+/// `GET /v1/events/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let id: EventId = call.named("event")?;
+    let (scope, tenant) = call.event_scope()?;
+    match call.api.engine.event(&scope, &tenant, &id).await? {
+        Some(view) => Ok(Reply::json(200, &EventBody::new(&view, call.principal.audience()))),
+        None => Err(call.no_such_event(&tenant)),
+    }
+}
+
+/// `GET /v1/events`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let common = call.query.common()?;
+    let filter = Filter {
+        tenant: call.principal.filter(common.tenant)?,
+        event_type: common.event_type,
+        stream: call.query.get("stream")?,
+        event_status: call.query.word("status", lists::EVENT_STATUSES)?,
+        since: common.since,
+        until: common.until,
+        ..Filter::default()
+    };
+    let (after, limit) = (call.query.cursor(List::Events)?, call.query.limit()?);
+    let page = call.api.engine.events(&call.principal.scope, filter, after, limit).await?;
+    let audience = call.principal.audience();
+    let data = page.items.iter().map(|view| EventBody::new(view, audience)).collect();
+    Ok(lists::answer(&call.path, &call.query, List::Events, &page, data))
+}
+
+/// `POST /v1/events/{id}/replay`
+pub async fn replay(call: &Call) -> Result<Reply, Problem> {
+    let id: EventId = call.named("event")?;
+    let (scope, tenant) = call.event_scope()?;
+    let input: ReplayInput = body::parse_or_default(&call.body)?;
+    let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
+    call.once(tenant.as_str(), async |key| {
+        let keyed = CountBody::keyed(key);
+        match call.api.engine.replay_event(&scope, &tenant, &id, endpoints, keyed).await {
+            Ok(count) => Ok(CountBody::reply(count)),
+            Err(ChangeError::NotFound) => Err(call.no_such_event(&tenant)),
+            // Known before, so they are of another tenant than the event, or were deleted just now.
+            Err(ChangeError::NotAllowed(why)) => Err(Problem::invalid("/endpointIds", why)),
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await
+}
+
+fn replay_targets(call: &Call, ids: &[String]) -> Result<Vec<EndpointId>, Problem> {
+    let mut errors = Errors::default();
+    if ids.is_empty() || ids.len() > limits::BULK_DELIVERIES_MAX {
+        errors.push("/endpointIds", "1 to 1000 ids, or leave it out for those that the event matches now");
+    }
+    let mut targets = Vec::new();
+    for (index, text) in ids.iter().take(limits::BULK_DELIVERIES_MAX).enumerate() {
+        match text.parse::<EndpointId>() {
+            Ok(id) if call.api.engine.endpoint(&call.principal.scope, &id).is_some() => targets.push(id),
+            _ => errors.push(format!("/endpointIds/{index}"), format!("there is no endpoint `{text}`")),
+        }
+    }
+    errors.finish()?;
+    targets.sort();
+    targets.dedup();
+    Ok(targets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_well_formed_traceparent_is_kept() {
+        const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (values, kept) in
+            [(&[GOOD][..], Some(GOOD)), (&["00-nonsense"], None), (&[GOOD, GOOD], None), (&[], None)]
+        {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("traceparent", value.parse().unwrap());
+            }
+            let attributes = trace_attribute(&headers);
+            assert_eq!(attribute::find(&attributes, attribute::TRACE_PARENT), kept, "{values:?}");
+            assert_eq!(attributes.len(), usize::from(kept.is_some()));
+        }
+    }
+
+    #[test]
+    fn hops_are_one_number_and_more_than_the_limit_is_a_loop() {
+        let read = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(attribute::HOPS, value.parse().unwrap());
+            }
+            hops(&headers).map_err(|problem| problem.code())
+        };
+        assert_eq!(read(&[]), Ok(0));
+        assert_eq!(read(&["1"]), Ok(1));
+        assert_eq!(read(&["8"]), Ok(limits::HOPS_MAX));
+        for many in ["9", "4294967296", "99999999999999999999999999"] {
+            assert_eq!(read(&[many]), Err("loop_detected"), "{many}");
+        }
+        for junk in ["", "-1", "+1", "1.0", "one", "1,2", "0x1", "1 1"] {
+            assert_eq!(read(&[junk]), Err("validation_failed"), "{junk:?}");
+        }
+        assert_eq!(read(&["1", "1"]), Err("validation_failed"));
+    }
+
+    #[test]
+    fn data_is_taken_byte_for_byte() {
+        let body = br#"{"type":"a.b","data": {"z" :1.0,"a": "\u00e9", "z":2e400} ,"expectedVersion":"none","stream":"s"}"#;
+        let input: EventInput<'_> = body::parse(body).unwrap();
+        assert_eq!(input.data.get(), r#"{"z" :1.0,"a": "\u00e9", "z":2e400}"#);
+        assert_eq!(input.expected_version.unwrap().0, Expected::NoStream);
+        let null: EventInput<'_> = body::parse(br#"{"type":"a","data":null,"deliverAt":null}"#).unwrap();
+        assert_eq!(null.data.get(), "null");
+    }
+
+    #[test]
+    fn wrong_members_of_an_event_are_pointed_at() {
+        for (body, place) in [
+            (r#"{"data":1}"#, "/type"),
+            (r#"{"type":"a"}"#, "/data"),
+            (r#"{"type":1,"data":1}"#, "/type"),
+            (r#"{"type":"a","data":1,"extra":1}"#, "/extra"),
+            (r#"{"type":"a","data":1,"data":2}"#, "/data"),
+            (r#"{"type":"a","data":1,"stream":"s","expectedVersion":"some"}"#, "/expectedVersion"),
+            (r#"{"type":"a","data":1,"stream":"s","expectedVersion":0}"#, "/expectedVersion"),
+            (r#"{"type":"a","data":1,"stream":"s","expectedVersion":-1}"#, "/expectedVersion"),
+        ] {
+            let Err(Problem::Validation(errors)) = body::parse::<EventInput<'_>>(body.as_bytes()) else {
+                panic!("{body} was not invalid")
+            };
+            assert_eq!(
+                errors[0].location,
+                crate::api::http::problem::ErrorLocation::Pointer(place.to_owned()),
+                "{body} {errors:?}"
+            );
+        }
+    }
+}

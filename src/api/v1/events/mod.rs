@@ -1,0 +1,5 @@
+//! Events: publishing, reading, replaying.
+
+pub mod batch;
+pub mod handlers;
+pub mod model;

@@ -1,0 +1,290 @@
+//! Events as requests and responses show them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::api::http::auth::Audience;
+use crate::api::text::Time;
+use crate::api::v1::deliveries::model::DeliveryBody;
+use crate::domain::{Event, Expected, attribute};
+use crate::engine::types::{Accepted, EventView, generated_at, is_chosen};
+
+/// An event to be published.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventInput<'a> {
+    /// Dot-separated words, at most 255 bytes.
+    #[serde(rename = "type", borrow)]
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) event_type: Cow<'a, str>,
+    /// Any JSON value; subscribers get it byte for byte.
+    #[serde(borrow)]
+    #[schemars(with = "serde_json::Value")]
+    pub(super) data: &'a RawValue,
+    /// Unique per tenant; a repetition is answered with the first event.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]
+    pub(super) id: Option<String>,
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) tenant: Option<String>,
+    /// When it happened; without it, when it was accepted.
+    #[schemars(extend("format" = "date-time"))]
+    pub(super) timestamp: Option<String>,
+    /// Version of the data's schema; `1.0` without it.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) version: Option<String>,
+    /// The subject whose events are numbered from 1.
+    #[schemars(length(min = 1, max = 255))]
+    pub(super) stream: Option<String>,
+    /// The version that the stream must have; needs `stream`.
+    pub(super) expected_version: Option<ExpectedVersion>,
+    /// The stream without it.
+    #[schemars(length(min = 1, max = 255))]
+    pub(super) ordering_key: Option<String>,
+    /// Not before this time.
+    #[schemars(extend("format" = "date-time"))]
+    pub(super) deliver_at: Option<String>,
+    /// Kept with the event, and not sent.
+    #[serde(borrow)]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub(super) metadata: Option<&'a RawValue>,
+}
+
+/// A number, `"none"` or `"any"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpectedVersion(pub(super) Expected);
+
+impl<'de> Deserialize<'de> for ExpectedVersion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl Visitor<'_> for Words {
+            type Value = Expected;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a version from 1 on, \"none\" or \"any\"")
+            }
+
+            fn visit_u64<E: de::Error>(self, version: u64) -> Result<Expected, E> {
+                if version == 0 {
+                    return Err(E::custom(
+                        "versions count from 1; \"none\" means that the stream must not exist",
+                    ));
+                }
+                Ok(Expected::Version(version))
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Expected, E> {
+                match word {
+                    "none" => Ok(Expected::NoStream),
+                    "any" => Ok(Expected::Any),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Words).map(Self)
+    }
+}
+
+impl JsonSchema for ExpectedVersion {
+    fn schema_name() -> Cow<'static, str> {
+        "ExpectedVersion".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": ["none", "any"]}]})
+    }
+}
+
+/// For the API document.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "its schema is read, never its value")]
+pub struct BatchSchema<'a> {
+    /// 1 to 1,000; each stands alone.
+    #[schemars(length(min = 1, max = 1000))]
+    events: Vec<EventInput<'a>>,
+}
+
+/// For the API document.
+#[derive(Serialize, JsonSchema)]
+pub struct BatchAnswer {
+    /// In the order of the request: what `POST /v1/events` answers, with `status` 202, or a problem.
+    pub results: Vec<serde_json::Map<String, serde_json::Value>>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplayInput {
+    /// Without it: the endpoints that the event matches now.
+    #[schemars(
+        length(min = 1, max = 1000),
+        inner(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))
+    )]
+    pub(super) endpoint_ids: Option<Vec<String>>,
+}
+
+/// The answer to a posted event.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AcceptedBody<'a> {
+    /// Only in a batch's results: 202.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    pub id: &'a str,
+    #[serde(rename = "type")]
+    pub event_type: &'a str,
+    pub tenant: &'a str,
+    pub timestamp: Time,
+    pub version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<&'a str>,
+    /// The event's version in its stream, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_version: Option<u64>,
+    /// The event's place in the log.
+    pub position: u64,
+    /// How many endpoints it goes to.
+    pub deliveries: usize,
+    /// An earlier request with the same key or id was answered with this event.
+    pub duplicate: bool,
+    pub status_url: String,
+}
+
+impl<'a> AcceptedBody<'a> {
+    /// `default_tenant` is where an id is looked up when the request does not say.
+    pub fn new(accepted: &'a Accepted, default_tenant: &str) -> Self {
+        let event = &*accepted.event;
+        Self {
+            status: None,
+            id: event.id.as_str(),
+            event_type: event.event_type.as_str(),
+            tenant: event.tenant.as_str(),
+            timestamp: Time(event.timestamp),
+            version: event.version.as_str(),
+            stream: event.stream.as_ref().map(|(name, _)| name.as_str()),
+            stream_version: event.stream.as_ref().map(|(_, version)| *version),
+            position: accepted.position.0,
+            deliveries: event.targets.len(),
+            duplicate: accepted.duplicate,
+            status_url: event_url(event, default_tenant),
+        }
+    }
+}
+
+/// Where the event can be read. A chosen id is unique in its tenant only, so the address may have to name it; one that
+/// looks like a generated id is looked up as such first, so that its address always does.
+#[must_use]
+pub fn event_url(event: &Event, default_tenant: &str) -> String {
+    let is_elsewhere = event.tenant.as_str() != default_tenant || generated_at(&event.id).is_some();
+    if is_elsewhere && is_chosen(event) {
+        format!("/v1/events/{}?tenant={}", event.id, event.tenant)
+    } else {
+        format!("/v1/events/{}", event.id)
+    }
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventBody<'a> {
+    pub id: &'a str,
+    #[serde(rename = "type")]
+    pub event_type: &'a str,
+    pub tenant: &'a str,
+    pub timestamp: Time,
+    pub accepted_at: Time,
+    pub version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ordering_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deliver_at: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub metadata: Option<&'a RawValue>,
+    /// `traceparent`, `balto-hops` (how many engines it came through), and what a CloudEvent has beside the members here.
+    /// `data_base64` is true when `data` is base64.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<&'a str, Value>,
+    /// As it was posted.
+    #[schemars(with = "serde_json::Value")]
+    pub data: Option<&'a RawValue>,
+    pub position: u64,
+    /// `pending` while any delivery is; then `delivered` when every endpoint that it was meant for has it, `partial` when
+    /// some have, `failed` when none has, whether its delivery was given up or cancelled; `unmatched` when it was meant for
+    /// none.
+    pub status: &'static str,
+    pub deliveries: Vec<DeliveryBody>,
+}
+
+impl<'a> EventBody<'a> {
+    #[must_use]
+    pub fn new(view: &'a EventView, audience: Audience) -> Self {
+        let event = &*view.event;
+        Self {
+            position: view.position.0,
+            status: view.status,
+            deliveries: view.deliveries.iter().map(|view| DeliveryBody::new(view, audience)).collect(),
+            id: event.id.as_str(),
+            event_type: event.event_type.as_str(),
+            tenant: event.tenant.as_str(),
+            timestamp: Time(event.timestamp),
+            accepted_at: Time(event.accepted_at),
+            version: event.version.as_str(),
+            stream: event.stream.as_ref().map(|(name, _)| name.as_str()),
+            stream_version: event.stream.as_ref().map(|(_, version)| *version),
+            ordering_key: event.ordering_key.as_ref().map(|key| key.as_str()),
+            deliver_at: event.deliver_at.map(Time),
+            metadata: event.metadata.as_deref().and_then(raw),
+            attributes: attributes(event),
+            data: raw(&event.data),
+        }
+    }
+}
+
+/// An event as a dead letter shows it.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LetterEventBody<'a> {
+    pub id: &'a str,
+    #[serde(rename = "type")]
+    pub event_type: &'a str,
+    pub tenant: &'a str,
+    pub timestamp: Time,
+    pub version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub metadata: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<&'a str, Value>,
+    #[schemars(with = "serde_json::Value")]
+    pub data: Option<&'a RawValue>,
+}
+
+/// Each as the JSON value that it was.
+pub(in crate::api) fn attributes(event: &Event) -> BTreeMap<&str, Value> {
+    let shown = |(name, value): &'_ (Box<str>, Box<str>)| match name.strip_suffix(attribute::NOT_TEXT) {
+        Some(_) => serde_json::from_str(value).unwrap_or_default(),
+        None if **name == *attribute::BINARY => Value::Bool(true),
+        None => Value::from(&**value),
+    };
+    let names = event.attributes.iter().map(|(name, _)| name.trim_end_matches(attribute::NOT_TEXT));
+    names.zip(event.attributes.iter().map(shown)).collect()
+}
+
+/// Stored JSON, shown without being read.
+pub(in crate::api) fn raw(bytes: &[u8]) -> Option<&RawValue> {
+    serde_json::from_slice(bytes).ok()
+}

@@ -1,0 +1,4 @@
+//! Handshakes: repeated requests, and the callbacks of receivers.
+
+pub mod handlers;
+pub mod model;

@@ -1,0 +1,8 @@
+//! The response to a callback.
+
+/// The answer to a callback that was good.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+pub struct Granted {
+    /// `consented`
+    pub status: &'static str,
+}

@@ -1,0 +1,104 @@
+//! API keys. A secret is shown once, when its key is made; only its hash is kept.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::model::{KeyBody, KeyInput};
+use crate::api::http::problem::{Errors, Problem};
+use crate::api::http::reply::Reply;
+use crate::api::http::{auth, body};
+use crate::api::v1::lists::{self, List};
+use crate::api::{Call, not_found};
+use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant};
+
+const SECRET_BYTES: usize = 32;
+const DESCRIPTION_BYTES_MAX: usize = 1_024;
+
+fn role(word: &str) -> Result<Role, &'static str> {
+    match word {
+        "admin" => Ok(Role::Admin),
+        "publisher" => Ok(Role::Publisher),
+        "viewer" => Ok(Role::Viewer),
+        _ => Err("must be one of admin, publisher, viewer"),
+    }
+}
+
+/// `POST /v1/keys`
+pub async fn create(call: &Call) -> Result<Reply, Problem> {
+    let input: KeyInput = body::parse(&call.body)?;
+    let mut errors = Errors::default();
+    let role = errors.check("/role", role(&input.role));
+    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let description = input.description.unwrap_or_default();
+    if description.len() > DESCRIPTION_BYTES_MAX {
+        errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
+    }
+    if tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) && role != Some(Role::Viewer)
+    {
+        errors.push("/tenant", "the tenant `balto` is reserved; only a viewer can be bound to it");
+    }
+    errors.finish()?;
+    let (role, description) = (role.unwrap_or(Role::Viewer), description.into());
+    call.once(call.principal.scope_text(), async |key| make(call, role, tenant, description, key).await).await
+}
+
+async fn make(
+    call: &Call,
+    role: Role,
+    tenant: Option<Tenant>,
+    description: Box<str>,
+    idempotency: Option<Idempotency>,
+) -> Result<Reply, Problem> {
+    let engine = &call.api.engine;
+    let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(engine.random_bytes::<SECRET_BYTES>()));
+    let key = ApiKey {
+        id: engine.new_key_id(),
+        role,
+        tenant,
+        description,
+        hash: auth::hash_secret(&secret),
+        created_at: engine.now().wall,
+    };
+    let mut body = KeyBody::new(&key);
+    // The remembered answer is on disk, where no key's secret may be.
+    let remember = Reply::json(201, &body).remembered(idempotency);
+    body.secret = Some(secret);
+    let location = format!("/v1/keys/{}", key.id);
+    engine.create_key(key, remember).await?;
+    Ok(Reply::json(201, &body).with_header("location", &location))
+}
+
+/// `GET /v1/keys`
+pub async fn list(call: &Call) -> Result<Reply, Problem> {
+    let limit = call.query.limit()?;
+    let after = call.query.text("cursor").map(|cursor| lists::decode(List::Keys, cursor)).transpose()?;
+    let mut keys = call.api.engine.keys();
+    keys.retain(|key| after.as_ref().is_none_or(|after| place(key) < *after));
+    keys.sort_by_cached_key(|key| std::cmp::Reverse(place(key)));
+    let more = keys.len() > limit;
+    keys.truncate(limit);
+    let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &place(key)));
+    let data = keys.iter().map(|key| KeyBody::new(key)).collect();
+    Ok(lists::answer_with(&call.path, &call.query, data, next))
+}
+
+/// Where a key is in the list: by creation, then by id.
+fn place(key: &ApiKey) -> Vec<u8> {
+    let mut place = key.created_at.millis().to_be_bytes().to_vec();
+    place.extend_from_slice(key.id.as_str().as_bytes());
+    place
+}
+
+/// `GET /v1/keys/{id}`
+pub async fn get(call: &Call) -> Result<Reply, Problem> {
+    let id: KeyId = call.named("key")?;
+    let key = call.api.engine.key(&id).ok_or_else(|| not_found("key", &call.id))?;
+    Ok(Reply::json(200, &KeyBody::new(&key)))
+}
+
+/// `DELETE /v1/keys/{id}`
+pub async fn delete(call: &Call) -> Result<Reply, Problem> {
+    let id: KeyId = call.named("key")?;
+    call.api.engine.delete_key(&id).await.map_err(|error| call.refused(error, "key"))?;
+    Ok(Reply::empty())
+}

@@ -1,0 +1,4 @@
+//! API keys.
+
+pub mod handlers;
+pub mod model;

@@ -1,0 +1,47 @@
+//! API keys as requests and responses show them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::api::text::Time;
+use crate::domain::ApiKey;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyInput {
+    /// `admin`: everything. `publisher`: posts events, and reads events and deliveries. `viewer`: reads all but secrets.
+    #[schemars(extend("enum" = ["admin", "publisher", "viewer"]))]
+    pub(super) role: String,
+    /// The key sees this tenant alone, and posts to no other; without it, all of them.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) tenant: Option<String>,
+    /// At most 1,024 bytes.
+    #[schemars(length(max = 1024))]
+    pub(super) description: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyBody {
+    pub id: String,
+    pub role: &'static str,
+    pub tenant: Option<String>,
+    pub description: String,
+    pub created_at: Time,
+    /// Only in the answer that makes the key. It is not kept, so a repeated request is answered without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl KeyBody {
+    pub(super) fn new(key: &ApiKey) -> Self {
+        Self {
+            id: key.id.to_string(),
+            role: key.role.as_str(),
+            tenant: key.tenant.as_ref().map(ToString::to_string),
+            description: key.description.to_string(),
+            created_at: Time(key.created_at),
+            secret: None,
+        }
+    }
+}

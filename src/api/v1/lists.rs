@@ -1,0 +1,445 @@
+//! Query parameters, pages and cursors.
+//!
+//! A cursor is opaque to clients: base64url of a version byte, a byte for the list that it belongs to, and a place.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use url::form_urlencoded;
+
+use crate::api::http::problem::{FieldError, Problem};
+use crate::api::http::reply::Reply;
+use crate::api::text;
+use crate::domain::{DeadReason, EndpointNumber, EventType, Position, Tenant, Timestamp};
+use crate::engine::types::{Cursor, Page};
+use crate::limits;
+
+/// Layout of a cursor. A new layout gets a new number, so an old cursor is refused and not misread.
+const CURSOR_VERSION: u8 = 1;
+
+/// Which list a cursor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    Events = 1,
+    Endpoints = 2,
+    Deliveries = 3,
+    DeadLetters = 4,
+    Keys = 5,
+}
+
+/// A query parameter as the route table declares it.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub kind: Kind,
+}
+
+/// What a query parameter holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A regular expression, and the longest text in bytes.
+    Text(&'static str, usize),
+    Time,
+    Position,
+    Limit,
+    Word(&'static [&'static str]),
+}
+
+/// The query of one request: known parameters, each at most once.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    pairs: Vec<(&'static str, String)>,
+}
+
+impl Query {
+    /// # Errors
+    /// 422 that names every parameter that is unknown or there twice.
+    pub fn parse(raw: Option<&str>, allowed: &'static [Param]) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        let mut errors = Vec::new();
+        for (name, value) in form_urlencoded::parse(raw.unwrap_or_default().as_bytes()) {
+            match allowed.iter().find(|param| param.name == name) {
+                None => {
+                    errors.push(FieldError::parameter(name.clone(), format!("unknown parameter `{name}`")))
+                }
+                Some(param) if query.text(param.name).is_some() => {
+                    errors.push(FieldError::parameter(param.name, "the parameter is there twice"));
+                }
+                Some(param) => query.pairs.push((param.name, value.into_owned())),
+            }
+        }
+        if errors.is_empty() { Ok(query) } else { Err(Problem::Validation(errors)) }
+    }
+
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(one, _)| *one == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Any name that parses from text.
+    ///
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn get<T: std::str::FromStr<Err: std::fmt::Display>>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, Problem> {
+        let Some(value) = self.text(name) else { return Ok(None) };
+        value.parse().map(Some).map_err(|error: T::Err| Problem::parameter(name, error.to_string()))
+    }
+
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
+        let Some(value) = self.text(name) else { return Ok(None) };
+        text::parse_bound(&with_plus(value)).map(Some).map_err(|error| Problem::parameter(name, error))
+    }
+
+    /// One of these words.
+    ///
+    /// # Errors
+    /// 422 that lists them.
+    pub fn word(&self, name: &str, words: &'static [&'static str]) -> Result<Option<&'static str>, Problem> {
+        let Some(value) = self.text(name) else { return Ok(None) };
+        match words.iter().find(|word| **word == value) {
+            Some(word) => Ok(Some(word)),
+            None => Err(Problem::parameter(name, format!("must be one of {}", words.join(", ")))),
+        }
+    }
+
+    /// A position: below 2^63.
+    ///
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn number(&self, name: &str) -> Result<Option<u64>, Problem> {
+        let Some(value) = self.text(name) else { return Ok(None) };
+        let number = value.parse::<u64>().ok().filter(|number| *number < 1 << 63);
+        number.map(Some).ok_or_else(|| Problem::parameter(name, "must be a whole number".to_owned()))
+    }
+
+    /// Items per page: 1 to [`limits::PAGE_ITEMS_MAX`].
+    ///
+    /// # Errors
+    /// 422 outside of that.
+    pub fn limit(&self) -> Result<usize, Problem> {
+        let Some(value) = self.text("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
+        match value.parse::<usize>() {
+            Ok(limit) if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
+            _ => Err(Problem::parameter(
+                "limit",
+                format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX),
+            )),
+        }
+    }
+
+    /// # Errors
+    /// 422 for a cursor that this list did not give.
+    pub fn cursor(&self, list: List) -> Result<Option<Cursor>, Problem> {
+        let Some(value) = self.text("cursor") else { return Ok(None) };
+        let place = decode(list, value)?;
+        match <[u8; 20]>::try_from(place.as_slice()) {
+            Ok(place) => Ok(Some(cursor_at(place))),
+            Err(_) => Err(bad_cursor()),
+        }
+    }
+
+    /// The address of the next page.
+    #[must_use]
+    pub fn link(&self, path: &str, next: &str) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        for (name, value) in self.pairs.iter().filter(|(name, _)| *name != "cursor") {
+            query.append_pair(name, value);
+        }
+        query.append_pair("cursor", next);
+        format!("<{path}?{}>; rel=\"next\"", query.finish())
+    }
+}
+
+/// In a query an unencoded `+` reads as a space. Before an offset a space can be nothing else.
+fn with_plus(time: &str) -> Cow<'_, str> {
+    match time.rsplit_once(' ') {
+        Some((moment, offset)) if offset.len() == "00:00".len() => Cow::Owned(format!("{moment}+{offset}")),
+        _ => Cow::Borrowed(time),
+    }
+}
+
+fn bad_cursor() -> Problem {
+    Problem::parameter("cursor", "not a cursor of this list; start without one")
+}
+
+fn cursor_at(place: [u8; 20]) -> Cursor {
+    let number =
+        |from: usize| place[from..from + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    let endpoint = place[8..12].iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
+    Cursor { position: Position(number(0)), endpoint: EndpointNumber(endpoint), event: Position(number(12)) }
+}
+
+/// The text of a cursor with a place of its own.
+#[must_use]
+pub fn encode(list: List, place: &[u8]) -> String {
+    let mut bytes = vec![CURSOR_VERSION, list as u8];
+    bytes.extend_from_slice(place);
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// # Errors
+/// 422 for a cursor that this list did not give.
+pub fn decode(list: List, text: &str) -> Result<Vec<u8>, Problem> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad_cursor())?;
+    match bytes.as_slice() {
+        [CURSOR_VERSION, tag, place @ ..] if *tag == list as u8 => Ok(place.to_vec()),
+        _ => Err(bad_cursor()),
+    }
+}
+
+#[must_use]
+pub fn cursor_text(list: List, cursor: Cursor) -> String {
+    let mut place = cursor.position.0.to_be_bytes().to_vec();
+    place.extend_from_slice(&cursor.endpoint.0.to_be_bytes());
+    place.extend_from_slice(&cursor.event.0.to_be_bytes());
+    encode(list, &place)
+}
+
+/// The body of every list.
+#[derive(Serialize, schemars::JsonSchema)]
+pub struct ListBody<T> {
+    /// Newest first.
+    pub data: Vec<T>,
+    /// The `cursor` of the next page; null on the last.
+    pub next: Option<String>,
+}
+
+/// Answers a page. Its items were turned into what the API shows.
+pub fn answer<T: Serialize>(
+    path: &str,
+    query: &Query,
+    list: List,
+    page: &Page<impl Sized>,
+    data: Vec<T>,
+) -> Reply {
+    let next = page.next.map(|cursor| cursor_text(list, cursor));
+    let reply = answer_with(path, query, data, next);
+    reply.with_header("balto-position", &page.as_of.to_string())
+}
+
+pub fn answer_with<T: Serialize>(path: &str, query: &Query, data: Vec<T>, next: Option<String>) -> Reply {
+    let link = next.as_deref().map(|next| query.link(path, next));
+    let reply = Reply::json(200, &ListBody { data, next });
+    match link {
+        Some(link) => reply.with_header("link", &link),
+        None => reply,
+    }
+}
+
+/// A list that is filtered by something that does not exist.
+#[must_use]
+pub fn nothing() -> Reply {
+    Reply::json(200, &ListBody::<()> { data: Vec::new(), next: None })
+}
+
+const fn param(name: &'static str, about: &'static str, kind: Kind) -> Param {
+    Param { name, about, kind }
+}
+
+/// Why a window is refused.
+pub const UNTIL_BEFORE_SINCE: &str = "must not be before `since`";
+
+/// Dot-separated words.
+pub const WORDS: &str = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$";
+const NAME: Kind = Kind::Text(WORDS, limits::NAME_BYTES_MAX);
+pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
+
+pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
+pub const TYPE: Param = param("type", "Only this event type", NAME);
+const SINCE: Param = param("since", "Of events accepted at or after this time", Kind::Time);
+const UNTIL: Param = param("until", "Of events accepted before this time", Kind::Time);
+pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; 50 without it", Kind::Limit);
+pub const CURSOR: Param = param("cursor", "`next` of the page before", Kind::Text("^[A-Za-z0-9_-]+$", 128));
+pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also when it was deleted", ID);
+pub const EVENT_STATUSES: &[&str] = &["pending", "delivered", "partial", "failed", "unmatched"];
+pub const ENDPOINT_STATUSES: &[&str] = &["active", "paused", "disabled"];
+pub const DELIVERY_STATUSES: &[&str] = &["pending", "delivered", "dead", "cancelled"];
+pub const REASONS: &[&str] = &[
+    "attemptsExhausted",
+    "maxAge",
+    "gone",
+    "refused",
+    "endpointDeleted",
+    "endpointDisabled",
+    "blockedAddress",
+    "expired",
+];
+
+pub const EVENTS: &[Param] = &[
+    TENANT,
+    TYPE,
+    param("stream", "Only this stream", Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX)),
+    param("status", "Only events in this state", Kind::Word(EVENT_STATUSES)),
+    SINCE,
+    UNTIL,
+    LIMIT,
+    CURSOR,
+];
+pub const ENDPOINTS: &[Param] =
+    &[TENANT, param("status", "Only endpoints in this state", Kind::Word(ENDPOINT_STATUSES)), LIMIT, CURSOR];
+pub const DELIVERIES: &[Param] = &[
+    ENDPOINT,
+    param("eventId", "Only this event", ID),
+    TENANT,
+    param("status", "Only deliveries in this state", Kind::Word(DELIVERY_STATUSES)),
+    TYPE,
+    SINCE,
+    UNTIL,
+    LIMIT,
+    CURSOR,
+];
+pub const DEAD_LETTERS: &[Param] = &[
+    ENDPOINT,
+    TENANT,
+    TYPE,
+    param("reason", "Only letters that died of this", Kind::Word(REASONS)),
+    param("since", "Died at or after this time", Kind::Time),
+    param("until", "Died before this time", Kind::Time),
+    LIMIT,
+    CURSOR,
+];
+pub const KEYS: &[Param] = &[LIMIT, CURSOR];
+pub const ONE_EVENT: &[Param] =
+    &[param("tenant", "Where a chosen id is looked up; `default` without it", NAME)];
+pub const PUBLISH: &[Param] = &[param("tenant", "Of CloudEvents; others name it in the body", NAME)];
+pub const WINDOW: &[Param] = &[
+    param("since", "Attempts of this hour and those after it; the last 24 hours without it", Kind::Time),
+    param("until", "Attempts before this time, or in its hour; now without it", Kind::Time),
+];
+pub const BACKUP: &[Param] = &[
+    param("after", "The position that this part comes after: `next` of the one before", Kind::Position),
+    param("until", "The backup's last position: `until` of its first part", Kind::Position),
+    param("id", "The backup's id: `id` of its first part, when it has one", Kind::Text("^[0-9a-f]{32}$", 32)),
+];
+pub const NONE: &[Param] = &[];
+
+/// The dead letter's reason of this name.
+#[must_use]
+pub fn reason(word: &str) -> Option<DeadReason> {
+    DeadReason::ALL.into_iter().find(|reason| reason.as_str() == word)
+}
+
+/// The filters that every list of events, deliveries or dead letters has.
+pub struct Common {
+    pub tenant: Option<Tenant>,
+    pub event_type: Option<EventType>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+}
+
+impl Query {
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn common(&self) -> Result<Common, Problem> {
+        let (since, until) = self.window()?;
+        Ok(Common { tenant: self.get("tenant")?, event_type: self.get("type")?, since, until })
+    }
+
+    /// `since` and `until`. An empty window lists nothing; one that ends before it begins is a mistake.
+    ///
+    /// # Errors
+    /// 422 that names the parameter.
+    pub fn window(&self) -> Result<(Option<Timestamp>, Option<Timestamp>), Problem> {
+        let (since, until) = (self.time("since")?, self.time("until")?);
+        if until.is_some() && since > until {
+            return Err(Problem::parameter("until", UNTIL_BEFORE_SINCE));
+        }
+        Ok((since, until))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Cursor =
+        Cursor { position: Position(0x0102_0304_0506), endpoint: EndpointNumber(7), event: Position(9) };
+
+    fn with_cursor(text: &str) -> Query {
+        Query { pairs: vec![("cursor", text.to_owned())] }
+    }
+
+    #[test]
+    fn a_cursor_leads_back_to_its_place() {
+        let text = cursor_text(List::Deliveries, PLACE);
+        assert_eq!(with_cursor(&text).cursor(List::Deliveries), Ok(Some(PLACE)));
+    }
+
+    #[test]
+    fn a_cursor_that_was_tampered_with_is_refused() {
+        let text = cursor_text(List::Deliveries, PLACE);
+        assert_eq!(with_cursor(&text).cursor(List::Events).unwrap_err().status(), 422);
+        for bad in
+            ["", "x", "!!!", &text[..text.len() - 2], &format!("{text}AA"), &format!("{text}="), &text[4..]]
+        {
+            assert_eq!(with_cursor(bad).cursor(List::Deliveries).unwrap_err().status(), 422, "{bad:?}");
+        }
+        let newer = URL_SAFE_NO_PAD.encode([2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(with_cursor(&newer).cursor(List::Deliveries).is_err());
+    }
+
+    #[test]
+    fn unknown_and_repeated_parameters_are_named() {
+        let problem = Query::parse(Some("limit=5&limti=1&limit=6"), EVENTS).unwrap_err();
+        let Problem::Validation(errors) = problem else { panic!("{problem:?}") };
+        assert_eq!(errors.len(), 2);
+        assert!(errors[0].detail.contains("limti"));
+    }
+
+    #[test]
+    fn limits_outside_their_bounds_are_refused() {
+        for bad in ["0", "251", "-1", "x", "1.0", ""] {
+            let query = Query { pairs: vec![("limit", bad.to_owned())] };
+            assert!(query.limit().is_err(), "{bad:?} was accepted");
+        }
+        assert_eq!(Query::default().limit(), Ok(50));
+    }
+
+    #[test]
+    fn unencoded_plus_of_an_offset_is_accepted() {
+        let time = |raw: &str| Query::parse(Some(&format!("since={raw}")), EVENTS).unwrap().time("since");
+        let encoded = time("2026-03-13T10:35:00%2B02:00").unwrap();
+        assert_eq!(encoded.unwrap().rfc3339().as_str(), "2026-03-13T08:35:00.000Z");
+        for raw in [
+            "2026-03-13T10:35:00+02:00",
+            "2026-03-13T10:35:00.000+02:00",
+            "2026-03-13T10:35:00%2002:00",
+            "2026-03-13%2010:35:00+02:00",
+            "2026-03-13T03:35:00-05:00",
+        ] {
+            assert_eq!(time(raw), Ok(encoded), "{raw}");
+        }
+        for raw in [
+            "2026-03-13T10:35:00+02:00+02:00",
+            "2026-03-13T10:35:00++02:00",
+            "2026-03-13T10:35:00+25:00",
+            "2026-03-13T10:35:00+0200",
+            "2026-03-13+10:35",
+            "+02:00",
+            "+",
+        ] {
+            assert!(time(raw).is_err(), "{raw} was accepted");
+        }
+        let query = Query::parse(Some("since=2026-03-13T10:35:00+02:00"), EVENTS).unwrap();
+        let link = query.link("/v1/events", "x");
+        let next = link.split(['?', '>']).nth(1).unwrap();
+        assert_eq!(Query::parse(Some(next), EVENTS).unwrap().time("since"), Ok(encoded), "{link}");
+    }
+
+    #[test]
+    fn the_next_page_keeps_the_filters() {
+        let query = Query::parse(Some("stream=a%26b&cursor=old&limit=2"), EVENTS).unwrap();
+        assert_eq!(
+            query.link("/v1/events", "new"),
+            "</v1/events?stream=a%26b&limit=2&cursor=new>; rel=\"next\""
+        );
+    }
+}

@@ -1,0 +1,39 @@
+//! The resources under `/v1`.
+
+pub mod backup;
+pub mod cloudevents;
+pub mod dead_letters;
+pub mod deliveries;
+pub mod disclosure;
+pub mod endpoints;
+pub mod events;
+pub mod handshakes;
+pub mod keys;
+pub mod lists;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::api::http::reply::Reply;
+use crate::domain::Idempotency;
+use crate::engine::types::Keyed;
+
+/// How many deliveries an operation set going or removed.
+#[derive(Serialize, JsonSchema)]
+pub struct CountBody {
+    pub count: u64,
+}
+
+impl CountBody {
+    /// 202.
+    #[must_use]
+    pub fn reply(count: u64) -> Reply {
+        Reply::json(202, &Self { count })
+    }
+
+    /// What is to be answered so, again for whoever comes with the same key.
+    #[must_use]
+    pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<u64>> {
+        Some(Keyed { idempotency: idempotency?, answer: |count| Self::reply(*count).answer() })
+    }
+}
