@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use balto::domain::{Event, Record, Timestamp};
-use balto::store::disk::RealDisk;
-use balto::store::journal::{Journal, JournalOptions};
+use balto::storage::disk::RealDisk;
+use balto::storage::journal::{Journal, JournalOptions};
 use bytes::Bytes;
 
 const EVENT_BYTES: usize = 700;

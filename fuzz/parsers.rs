@@ -25,15 +25,17 @@ use balto::domain::{
 };
 use balto::engine::Engine;
 use balto::engine::clock::{Clock, SystemSource};
+use balto::maintenance::backup;
 use balto::metrics::Metrics;
+use balto::outbox::{Admission, Outbox};
 use balto::projections::reads::{self, Cursor, Filter};
 use balto::projections::{Fold, Rows, counters, idempotency, pages, pending, retention, stats, streams};
 use balto::rules::matching::pattern_matches;
 use balto::rules::signature::{self, SigningKey};
 use balto::rules::verdict::parse_retry_after;
-use balto::store::disk::{Disk, MemoryDisk};
-use balto::store::journal::{self, Journal, JournalOptions, Restorer};
-use balto::store::{Admission, Outbox, backup, codec};
+use balto::storage::disk::{Disk, MemoryDisk};
+use balto::storage::format as codec;
+use balto::storage::journal::{self, Journal, JournalOptions, Restorer};
 use balto::vault::{Place, Vault};
 use bytes::Bytes;
 use tower::ServiceExt;
@@ -497,7 +499,7 @@ fn sample() -> Sample {
     backup::restore(&mut IoCursor::new(&text), &directory.path().join("data"), 1, backup::Trust::default())
         .expect("it is whole");
     let disk: Arc<dyn Disk> =
-        Arc::new(balto::store::disk::RealDisk::new(directory.path().join("data/journal")).expect("a disk"));
+        Arc::new(balto::storage::disk::RealDisk::new(directory.path().join("data/journal")).expect("a disk"));
     let (journal, _) = Journal::open(disk, JournalOptions::new(1)).expect("it opens");
     let mut at = Position(1);
     while let Ok(Some(step)) = journal.reader().raw_from(at) {
@@ -613,7 +615,7 @@ fn backups(bytes: &[u8]) {
         let trust = backup::Trust { keys: &[], unauthenticated: true };
         let Ok(restored) = backup::restore(&mut IoCursor::new(text), &data, 1, trust) else { continue };
         let disk: Arc<dyn Disk> =
-            Arc::new(balto::store::disk::RealDisk::new(data.join("journal")).expect("a disk"));
+            Arc::new(balto::storage::disk::RealDisk::new(data.join("journal")).expect("a disk"));
         let (journal, report) = Journal::open(disk, JournalOptions::new(1)).expect("what was restored opens");
         assert!(report.damage.is_empty(), "restored with damage: {:?}", report.damage);
         assert_eq!(journal.reader().last_position(), restored.last);

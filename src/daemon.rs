@@ -37,7 +37,7 @@ use crate::engine::{Engine, Run};
 use crate::engine::{resealing, retention};
 use crate::limits;
 use crate::metrics::{CONTENT_TYPE, Metrics};
-use crate::store::{Admission, Health, Outbox, Written};
+use crate::outbox::{Admission, Health, Outbox, Written};
 use crate::vault::Vault;
 use certificate::{ListenerCertificate, ListenerTls};
 use log::{LogSink, NOTICE};

@@ -13,25 +13,28 @@
 //! | [`rules`] | every decision a person could argue about | the same |
 //! | [`lanes`] | who sends next and why not | the same |
 //! | [`projections`] | folds of the journal into ordered rows | the same |
-//! | [`store`] | what survives a crash: journal and state | HTTP |
-//! | [`courier`] | bytes to strangers, behind the address guard | the store |
+//! | [`storage`] | bytes on disk: journal, state rows, every layout ([`storage::format`]) | what they decide |
+//! | [`outbox`] | what is written and why not, and what can be read | HTTP |
+//! | [`maintenance`] | retention, backup, restore, verification | HTTP |
+//! | [`courier`] | outbound requests, behind the address guard | the outbox |
 //! | [`engine`] | tasks, clock, channels: decide, commit, then act | wire formats |
-//! | [`api`] | HTTP shape, authentication, status codes | the store |
+//! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `panics` | which panics end the process | anything |
 //! | [`vault`] | encryption at rest | where its key comes from |
 //! | [`config`], [`metrics`] | what an operator sets and sees | the engine |
 //! | [`daemon`], [`cli`] | choosing and ordering the parts; the command line | |
 //!
-//! Imports point down only: `main, cli -> daemon -> api -> engine -> { store, courier } -> { lanes, rules, projections } ->
-//! domain -> codec, limits` (`tests/house/tidy.rs` checks it; `rules` reads the rows of `projections`).
+//! Imports point down only: `main, cli -> daemon -> api -> engine -> { maintenance, courier } -> outbox -> storage ->
+//! { lanes, rules, projections } -> domain -> codec, limits` (`tests/house/tidy.rs` checks it; `rules` reads the rows of
+//! `projections`).
 //!
 //! # One event's journey
 //!
-//! 1. [`api`] authenticates, bounds and parses the request into an [`store::types::EventDraft`].
-//! 2. [`store::outbox::Outbox::prepare`] asks the state about its stream and keys; [`store::writer::Committer`] judges it
+//! 1. [`api`] authenticates, bounds and parses the request into an [`outbox::draft::EventDraft`].
+//! 2. [`outbox::Outbox::prepare`] asks the state about its stream and keys; [`outbox::decide::Committer`] judges it
 //!    (rules in [`rules::append`]), matches it to endpoints ([`rules::matching`]) and appends one record. **It becomes
-//!    durable in [`store::journal::Journal::append`]**, whose `fdatasync` every answer waits for.
-//! 3. The state ([`store::state::State`]) folds the record ([`projections::fold`]); the lanes hear of it
+//!    durable in [`storage::journal::Journal::append`]**, whose `fdatasync` every answer waits for.
+//! 3. The state ([`storage::state::State`]) folds the record ([`projections::fold`]); the lanes hear of it
 //!    ([`lanes::Lanes::on_due`]).
 //! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** The engine's dispatcher starts the attempt; the
 //!    engine's `delivery` module signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`]. Where it may
@@ -49,12 +52,12 @@
 //!   for the next commit: losing it costs one more attempt.)
 //! * One thread writes the journal; one thread touches sled; position order is commit order.
 //! * The state holds the rows of exactly one position: a checkpoint is one atomic batch with its cursor. It may be lost:
-//!   folding the journal anew gives it again, and `balto verify` ([`store::verify`]) shows that it does.
+//!   folding the journal anew gives it again, and `balto verify` ([`maintenance::verify`]) shows that it does.
 //! * Nothing leaves the journal while anything rests on it; what has left it leaves a note, so that nothing else can be
 //!   missing unnoticed.
 //! * The state has applied a record before any lane hears of a refill that follows it; see [`lanes`] for why that makes
 //!   windows right.
-//! * The dispatcher never waits for the store, because the store may wait for the dispatcher.
+//! * The dispatcher never waits for the outbox, because the outbox may wait for the dispatcher.
 //! * No endpoint delays another but through the limits that they share, of all requests at once and of those to one host;
 //!   turns are fair in both.
 //! * A lane's promises to its receiver survive every end of the process: holds, rates ([`domain::Reservation`]), pauses and
@@ -66,8 +69,8 @@
 //!   commit.
 //!
 //! The engine's `simulation` module runs all of this on one thread in a world made from a seed, and breaks it on purpose.
-//! The store's `conformance` module asks every store, and an oracle of plain maps, the same questions
-//! ([`store::ReadModel`]).
+//! The outbox's `conformance` module asks every outbox, and an oracle of plain maps, the same questions
+//! ([`outbox::ReadModel`]).
 
 pub mod api;
 pub mod cli;
@@ -80,11 +83,13 @@ pub mod engine;
 mod knobs;
 pub mod lanes;
 pub mod limits;
+pub mod maintenance;
 pub mod metrics;
+pub mod outbox;
 mod panics;
 pub mod projections;
 pub mod rules;
-pub mod store;
+pub mod storage;
 pub mod vault;
 
 /// Most of what is allocated is freed by another thread; with this allocator it does not stay resident for it.

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use super::log::LogSink;
-use crate::store::Progress;
+use crate::storage::Progress;
 
 /// Time between two changes of the line on a terminal.
 const LINE_INTERVAL: Duration = Duration::from_millis(100);

@@ -12,8 +12,8 @@ use super::settings::load;
 use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
 use crate::engine::clock;
-use crate::store::Progress;
-use crate::store::backup::{self, BackupKey, Restored, Trust};
+use crate::maintenance::backup::{self, BackupKey, Restored, Trust};
+use crate::storage::Progress;
 use crate::vault::Vault;
 
 /// What the operator is told of such a backup.

@@ -12,7 +12,9 @@ use super::settings::load;
 use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
-use crate::store::verify::{Problem, Problems, Report, Stage, StateFound, VerifyError, verify as check};
+use crate::maintenance::verify::{
+    Problem, Problems, Report, Stage, StateFound, VerifyError, verify as check,
+};
 use crate::vault::{self, Vault, VaultKeyId};
 
 /// Checks the data directory of a daemon that is not running. The configuration is asked for the key of the secrets alone.

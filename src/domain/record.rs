@@ -18,7 +18,7 @@ pub struct Idempotency {
     pub expires_at: Option<Timestamp>,
 }
 
-/// One fact in the journal. Tags and layouts of the encoded form are in `store::codec`.
+/// One fact in the journal. Tags and layouts of the encoded form are in `storage::format`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// An event was accepted, with its fan-out.

@@ -12,11 +12,11 @@ use crate::domain::{
 };
 use crate::knobs::{self, Knob};
 use crate::limits;
+use crate::outbox::ReadModel;
+use crate::outbox::unit::Command;
 use crate::projections::pending::Misplaced;
 use crate::projections::reads;
 use crate::rules::matching::want;
-use crate::store::ReadModel;
-use crate::store::writer::Command;
 
 /// Deliveries that one step, which is one record, changes.
 pub(super) fn deliveries_per_step() -> usize {
@@ -47,8 +47,8 @@ impl Engine {
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
                 found.ok_or(ChangeError::NotAllowed("an endpoint is not one of the event's tenant"))?
             }
-            None => self.outbox().directory(|directory| {
-                let matching = directory.endpoints().filter(|endpoint| {
+            None => self.outbox().registry(|registry| {
+                let matching = registry.endpoints().filter(|endpoint| {
                     endpoint.tenant == event.tenant && want(&endpoint.event_types, &event.event_type)
                 });
                 matching.map(|endpoint| endpoint.number).collect()
@@ -87,7 +87,7 @@ impl Engine {
         let mut count = 0;
         loop {
             let _alone = self.shared.acting.lock().await;
-            if self.outbox().directory(|directory| directory.endpoint(number).is_none()) {
+            if self.outbox().endpoint(number).is_none() {
                 return Err(DELETED);
             }
             let _held = self.outbox().hold_events().await;
@@ -175,8 +175,8 @@ impl Engine {
                 .await?;
             let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
             if living_endpoints_only {
-                self.outbox().directory(|directory| {
-                    deliveries.retain(|key| directory.endpoint(key.endpoint).is_some());
+                self.outbox().registry(|registry| {
+                    deliveries.retain(|key| registry.endpoint(key.endpoint).is_some());
                 });
             }
             count += deliveries.len() as u64;
@@ -211,7 +211,7 @@ impl Engine {
         let (mut after, mut is_in_order) = (None, true);
         loop {
             let known =
-                self.outbox().directory(|directory| directory.endpoint(endpoint).map(|known| known.ordering));
+                self.outbox().registry(|registry| registry.endpoint(endpoint).map(|known| known.ordering));
             let Some(ordering) = known else { return Ok(()) };
             let look = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
             let Misplaced { deliveries, next } = self.outbox().read(look).await?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::domain::{Now, Timestamp};
 use crate::knobs::{self, Bug};
-use crate::store::writer::Source;
+use crate::outbox::decide::Source;
 
 /// The clocks of the system as this process reads them.
 static SYSTEM: LazyLock<Clock> = LazyLock::new(|| Clock::new(read_system));

@@ -8,8 +8,7 @@ use crate::domain::{
     ApiKey, DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, KeyId, Position, Record,
     Timestamp, Trigger,
 };
-use crate::store::recent::Prepared;
-use crate::store::writer::{Command, Outcome, Unit};
+use crate::outbox::unit::{Command, Outcome};
 
 pub(super) fn revived(deliveries: Vec<DeliveryKey>, trigger: Trigger, at: Timestamp) -> Command {
     Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
@@ -100,12 +99,7 @@ impl Engine {
 
     /// What becomes of the commands, once that is durable. Without commands there is nothing to do.
     pub(super) async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
-        if commands.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut unit = Unit { commands, prepared: Prepared::default(), reply: None };
-        unit.prepared = self.outbox().prepare(&unit).await?;
-        self.outbox().submit(unit).await
+        self.outbox().commit(commands).await
     }
 
     /// Due now, in a new retry series; for pending, dead, delivered and cancelled ones.
@@ -137,7 +131,7 @@ impl Engine {
             DeliveryState::Purged => return Err(PURGED),
             DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {}
         }
-        if self.outbox().directory(|directory| directory.endpoint(key.endpoint).is_none()) {
+        if self.outbox().endpoint(key.endpoint).is_none() {
             return Err(DELETED);
         }
         // What it is once this is committed: so the answer is known before, and can be committed with it. A redrive alone may
@@ -218,7 +212,7 @@ impl Engine {
     /// # Errors
     /// When it is unknown, or the deletion could not be written.
     pub async fn delete_key(&self, id: &KeyId) -> Result<(), ChangeError> {
-        if self.outbox().directory(|directory| directory.key(id).is_none()) {
+        if self.outbox().registry(|registry| registry.key(id).is_none()) {
             return Err(ChangeError::NotFound);
         }
         self.write(Record::KeyDeleted { id: id.clone(), at: self.now().wall }).await?;

@@ -15,11 +15,11 @@ use crate::domain::{
     attribute,
 };
 use crate::lanes::{self, Gate};
+use crate::outbox::unit::Unit;
 use crate::panics;
 use crate::rules::signature::{SigningKey, signature_header};
 use crate::rules::verdict::{ReplyFacts, verdict};
 use crate::rules::{retry, trace};
-use crate::store::writer::Unit;
 
 /// What a lane wants to be sent.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub(super) async fn attempt(engine: Engine, assignment: Assignment) {
         None => read_event(&engine, assignment.key.event).await,
     };
     // Last of all: what is true now is what counts.
-    let endpoint = engine.outbox().directory(|directory| directory.endpoint(assignment.endpoint).cloned());
+    let endpoint = engine.outbox().endpoint(assignment.endpoint);
     if endpoint.as_ref().is_some_and(|endpoint| gate(endpoint) != Gate::Open) {
         // The lane will have heard in a moment that the endpoint is closed.
         return give_back(&engine, &assignment, DISALLOWED_PAUSE).await;
@@ -140,7 +140,7 @@ async fn make(engine: &Engine, assignment: &Assignment, endpoint: &Arc<Endpoint>
     let verdict = verdict(&facts, &settings.refused_statuses);
     let policy = endpoint.retry(&settings.defaults);
     let next = retry::next(policy, delivery, &assignment.progress, verdict, started.wall, finished.wall);
-    let known = engine.outbox().directory(|directory| directory.endpoint(endpoint.number).cloned());
+    let known = engine.outbox().endpoint(endpoint.number);
     // Whatever the URL of before answered, it says nothing about the one of now.
     let known = known.filter(|known| known.url == endpoint.url);
     let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
@@ -313,7 +313,7 @@ impl Engine {
         holds: impl Fn(&Endpoint) -> bool,
     ) {
         loop {
-            let current = self.outbox().directory(|directory| directory.endpoint(number).cloned());
+            let current = self.outbox().endpoint(number);
             let Some(current) = current else { return };
             if matches!(current.status, EndpointStatus::Disabled { .. }) || !holds(&current) {
                 return;

@@ -26,11 +26,12 @@ use crate::domain::{
 };
 use crate::knobs::{self, Knob};
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes, Promises};
+use crate::outbox::decide::Committed;
+use crate::outbox::unit::Unit;
+use crate::outbox::{Health, Notice, ReadModel};
 use crate::projections::failing::Failing;
 use crate::projections::{LaneChange, counters};
 use crate::rules::{handshake, health};
-use crate::store::writer::{Committed, Unit};
-use crate::store::{Health, Notice, ReadModel};
 use crate::{limits, panics};
 
 /// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
@@ -224,8 +225,7 @@ impl Dispatcher {
 
     /// Lanes for the endpoints that are known from before.
     async fn start(&mut self) -> Result<(), Unavailable> {
-        let endpoints: Vec<_> =
-            self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        let endpoints: Vec<_> = self.engine.outbox().endpoints();
         let numbers: Vec<_> = endpoints.iter().map(|endpoint| endpoint.number).collect();
         let known = move |state: &dyn ReadModel| {
             let reserved =
@@ -261,7 +261,7 @@ impl Dispatcher {
             }
         }));
         let deleted: Vec<_> =
-            self.engine.outbox().directory(|directory| directory.deleted_endpoints().collect());
+            self.engine.outbox().registry(|registry| registry.deleted_endpoints().collect());
         for endpoint in deleted {
             if counted.get(&endpoint).is_some_and(|lane| lane.pending > 0) {
                 self.sweep(endpoint);
@@ -415,8 +415,7 @@ impl Dispatcher {
 
     fn reconfigure(&mut self, now: Now) {
         self.lanes.reconfigure(config(&self.engine));
-        let endpoints: Vec<_> =
-            self.engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        let endpoints: Vec<_> = self.engine.outbox().endpoints();
         for endpoint in endpoints {
             let policy = self.policy(&endpoint);
             self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
@@ -494,12 +493,12 @@ impl Dispatcher {
         if is_over(self.measuring.as_ref()) {
             self.measuring = Some(self.tasks.spawn(measure(self.engine.clone(), self.behind.clone())));
         }
-        let (closed, due) = self.engine.outbox().directory(|directory| {
-            let closed = directory.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
+        let (closed, due) = self.engine.outbox().registry(|registry| {
+            let closed = registry.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
             let is_due = |endpoint: &&Arc<Endpoint>| {
                 handshake::next_request(endpoint).is_some_and(|at| at <= now.wall)
             };
-            let due = directory.endpoints().filter(is_due).map(|endpoint| endpoint.number);
+            let due = registry.endpoints().filter(is_due).map(|endpoint| endpoint.number);
             (closed.cloned().collect::<Vec<_>>(), due.collect::<Vec<_>>())
         });
         if !self.is_held() && is_over(self.expiring.as_ref()) {
@@ -682,7 +681,7 @@ async fn expire(engine: &Engine, endpoint: &Endpoint, now: Timestamp) {
     };
     // An operator who opens the endpoint meanwhile wants them delivered.
     let still_closed = || {
-        let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned());
+        let known = engine.outbox().endpoint(number);
         known.is_some_and(|known| self::disabled_at(&known) == Some(disabled_at))
     };
     if let Err(error) = engine.give_up_if(DeadReason::EndpointDisabled, expired, still_closed).await {

@@ -62,8 +62,8 @@ fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestam
 pub(super) async fn measure(engine: Engine, mut behind: Behind) {
     let outbox = engine.outbox();
     // Counting behind an order looks at every endpoint: not where none has one.
-    let ordered = outbox
-        .directory(|directory| directory.endpoints().any(|endpoint| endpoint.ordering != Ordering::None));
+    let ordered =
+        outbox.registry(|registry| registry.endpoints().any(|endpoint| endpoint.ordering != Ordering::None));
     let now = engine.now().wall;
     let looked = if ordered {
         outbox

@@ -73,8 +73,8 @@ impl Engine {
     }
 
     fn is_unchanged(&self, endpoint: &Endpoint) -> bool {
-        self.outbox().directory(|directory| {
-            directory.endpoint(endpoint.number).is_some_and(|now| now.revision == endpoint.revision)
+        self.outbox().registry(|registry| {
+            registry.endpoint(endpoint.number).is_some_and(|now| now.revision == endpoint.revision)
         })
     }
 
@@ -83,7 +83,7 @@ impl Engine {
         &self,
         number: EndpointNumber,
     ) -> Result<Option<(Arc<Endpoint>, Option<String>)>, ChangeError> {
-        let Some(endpoint) = self.outbox().directory(|directory| directory.endpoint(number).cloned()) else {
+        let Some(endpoint) = self.outbox().endpoint(number) else {
             return Ok(None);
         };
         let now = self.now().wall;
@@ -161,7 +161,7 @@ impl Engine {
         token: &str,
         allowed_rate: Option<&str>,
     ) -> Result<(), ChangeError> {
-        let endpoint = self.outbox().directory(|directory| directory.endpoint_by_id(id).cloned());
+        let endpoint = self.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
         let endpoint = endpoint.ok_or(ChangeError::NotFound)?;
         let shown = hash(token);
         let find = |current: &Endpoint| {
@@ -190,7 +190,7 @@ impl Engine {
         change: impl Fn(&Endpoint) -> Option<Handshake>,
     ) -> Result<Option<Arc<Endpoint>>, ChangeError> {
         loop {
-            let current = self.outbox().directory(|directory| directory.endpoint(number).cloned());
+            let current = self.outbox().endpoint(number);
             let Some(current) = current else { return Ok(None) };
             let Some(handshake) = change(&current) else { return Ok(None) };
             let changed = Endpoint { handshake: Some(handshake), ..Endpoint::clone(&current) };

@@ -32,9 +32,9 @@ use tokio::sync::{mpsc, watch};
 use crate::courier::Courier;
 use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Now, PolicyDefaults, Timestamp};
 use crate::metrics::Metrics;
+use crate::outbox::{Health, Outbox};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
-use crate::store::{Health, Outbox};
 use crate::vault::Vault;
 use clock::Clock;
 use types::{RefusedUrl, Scope};
@@ -88,7 +88,7 @@ impl Engine {
     /// The handle and the task that delivers, which the caller runs.
     #[must_use]
     pub fn new(
-        opened: crate::store::Opened,
+        opened: crate::outbox::Opened,
         courier: Courier,
         vault: Arc<Vault>,
         clock: Clock,
@@ -204,34 +204,34 @@ impl Engine {
     }
 
     pub fn endpoint(&self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
-        let found = self.outbox().directory(|directory| directory.endpoint_by_id(id).cloned());
+        let found = self.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
         found.filter(|endpoint| scope.covers(&endpoint.tenant))
     }
 
     /// What deliveries know an endpoint by, also a deleted one: a filter by it finds what was left behind.
     #[must_use]
     pub fn endpoint_number(&self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
-        self.outbox().directory(|directory| {
-            let number = directory.number_of(id)?;
-            directory.tenant_of(number).is_some_and(|tenant| scope.covers(tenant)).then_some(number)
+        self.outbox().registry(|registry| {
+            let number = registry.number_of(id)?;
+            registry.tenant_of(number).is_some_and(|tenant| scope.covers(tenant)).then_some(number)
         })
     }
 
     /// The key whose secret has this SHA-256: looking up a hash gives nothing away about secrets.
     #[must_use]
     pub fn key_by_hash(&self, hash: &[u8; 32]) -> Option<Arc<ApiKey>> {
-        self.outbox().directory(|directory| directory.key_by_hash(hash).cloned())
+        self.outbox().registry(|registry| registry.key_by_hash(hash).cloned())
     }
 
     #[must_use]
     pub fn key(&self, id: &KeyId) -> Option<Arc<ApiKey>> {
-        self.outbox().directory(|directory| directory.key(id).cloned())
+        self.outbox().registry(|registry| registry.key(id).cloned())
     }
 
     /// By id, which is the order of creation.
     #[must_use]
     pub fn keys(&self) -> Vec<Arc<ApiKey>> {
-        self.outbox().directory(|directory| directory.keys().cloned().collect())
+        self.outbox().keys()
     }
 
     /// Judges a URL as it will be judged when it is connected to; gives its canonical form, or why it is forbidden.

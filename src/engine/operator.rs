@@ -21,7 +21,7 @@ use crate::lanes::Turn;
 impl Engine {
     /// A receiver's lane turned.
     pub(super) async fn tell_turn(&self, number: EndpointNumber, turn: Turn) {
-        let endpoint = self.outbox().directory(|directory| directory.endpoint(number).cloned());
+        let endpoint = self.outbox().endpoint(number);
         let Some(endpoint) = endpoint.filter(|endpoint| !is_operators(&endpoint.tenant)) else { return };
         let event_type = match turn {
             Turn::Failing => "balto.endpoint.failing",
@@ -49,7 +49,7 @@ impl Engine {
         let number = delivery.endpoint;
         let (id, tenant) = self
             .outbox()
-            .directory(|directory| (directory.id_of(number).cloned(), directory.tenant_of(number).cloned()));
+            .registry(|registry| (registry.id_of(number).cloned(), registry.tenant_of(number).cloned()));
         // Of an endpoint that is long gone the event says whose it was.
         let tenant = tenant.or_else(|| event.map(|event| event.tenant.clone()))?;
         (!is_operators(&tenant)).then(|| {
@@ -69,8 +69,7 @@ impl Engine {
 
     /// Whether anybody could want operator events.
     pub(super) fn has_operator(&self) -> bool {
-        self.outbox()
-            .directory(|directory| directory.endpoints().any(|endpoint| is_operators(&endpoint.tenant)))
+        self.outbox().registry(|registry| registry.endpoints().any(|endpoint| is_operators(&endpoint.tenant)))
     }
 
     async fn tell_operator(&self, event_type: &str, all: &[Value]) {

@@ -4,8 +4,8 @@ use super::Engine;
 use super::commands::UNJUDGED;
 use super::types::{Accepted, EventDraft, PublishError, Published, Unavailable};
 use crate::domain::{Idempotency, Record};
-use crate::store::types::generated_at;
-use crate::store::writer::{Command, Outcome};
+use crate::outbox::draft::generated_at;
+use crate::outbox::unit::{Command, Outcome};
 
 impl Engine {
     /// Accepts one event: when this returns, it and its deliveries are on disk.
@@ -27,7 +27,7 @@ impl Engine {
         request: Option<Idempotency>,
     ) -> Result<Published, PublishError> {
         let has_key = request.is_some();
-        self.look_for_namesakes(&mut drafts).await?;
+        self.resolve_generated_ids(&mut drafts).await?;
         let mut kept = Vec::new();
         if drafts.iter().any(EventDraft::may_repeat) {
             kept.clone_from(&drafts);
@@ -59,7 +59,7 @@ impl Engine {
     /// A chosen id may be one that the daemon has given to another event of the tenant. Nobody knows such an id before
     /// its event is in the journal, so that what the journal says here is the last word; also of an event that retention
     /// has let go, because a state that is made anew would know both.
-    async fn look_for_namesakes(&self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
+    async fn resolve_generated_ids(&self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
         let shaped = |draft: &&mut EventDraft| draft.id.as_ref().and_then(generated_at).is_some();
         let shaped: Vec<_> = drafts.iter_mut().filter(shaped).collect();
         if shaped.is_empty() {
@@ -68,7 +68,7 @@ impl Engine {
         let ids = shaped.iter().filter_map(|draft| draft.id.clone()).collect();
         for (draft, found) in shaped.into_iter().zip(self.generated_events(ids).await?) {
             if let Some((position, event)) = found.filter(|(_, event)| event.tenant == draft.tenant) {
-                draft.namesake = draft.judge_namesake(position, &event);
+                draft.id_conflict = draft.judge_id_conflict(position, &event);
             }
         }
         Ok(())

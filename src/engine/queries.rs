@@ -15,13 +15,13 @@ use crate::domain::{
 };
 use crate::knobs::{self, Knob};
 use crate::lanes::{WaitReason, with_order};
+use crate::maintenance::backup::{self, BackupId, BackupKey, BackupPart, Signing};
+use crate::outbox::ReadModel;
+use crate::outbox::draft::{chosen_scope, generated_at, is_chosen};
 use crate::projections::reads::{DeliveryFacts, Found};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::event_status::event_status;
-use crate::store::ReadModel;
-use crate::store::backup::{self, BackupId, BackupKey, BackupPart, Signing};
-use crate::store::journal::{JournalReader, ReadError};
-use crate::store::types::{chosen_scope, generated_at, is_chosen};
+use crate::storage::journal::{JournalReader, ReadError};
 use crate::{limits, panics};
 
 /// Bytes of a part of a backup, about.
@@ -182,7 +182,7 @@ impl Engine {
             event_id: event.id.clone(),
             event_type: event.event_type.clone(),
             tenant: event.tenant.clone(),
-            endpoint_id: self.outbox().directory(|directory| directory.id_of(facts.key.endpoint).cloned()),
+            endpoint_id: self.outbox().registry(|registry| registry.id_of(facts.key.endpoint).cloned()),
             state: facts.state,
             created_at: facts.accepted_at,
             attempts: facts.attempts_made,
@@ -286,8 +286,8 @@ impl Engine {
                 && status.is_none_or(|status| status == status_word(&endpoint.status))
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
         };
-        let mut items: Vec<_> = self.outbox().directory(|directory| {
-            directory.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
+        let mut items: Vec<_> = self.outbox().registry(|registry| {
+            registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
         });
         let more = items.len() > limit;
         items.truncate(limit);
@@ -556,8 +556,8 @@ fn find_generated(reader: &JournalReader, ids: &[EventId]) -> std::io::Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::disk::{Fault, MemoryDisk, Operation};
-    use crate::store::journal::{Journal, JournalOptions};
+    use crate::storage::disk::{Fault, MemoryDisk, Operation};
+    use crate::storage::journal::{Journal, JournalOptions};
 
     #[test]
     fn generated_ids_lead_to_their_events_and_a_sick_disk_is_no_answer() {

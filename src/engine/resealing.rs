@@ -51,6 +51,6 @@ async fn reseal(engine: &Engine, number: EndpointNumber) -> Result<(), ChangeErr
 
 impl Engine {
     fn current(&self, number: EndpointNumber) -> Option<Arc<Endpoint>> {
-        self.outbox().directory(|directory| directory.endpoint(number).cloned())
+        self.outbox().endpoint(number)
     }
 }

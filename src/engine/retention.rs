@@ -11,10 +11,10 @@ use super::Engine;
 use super::types::{ChangeError, Filter, Scope, Unavailable};
 use crate::domain::{DeadReason, Timestamp};
 use crate::knobs::{self, Knob};
+use crate::maintenance::retention::{Pass, Retention, RetentionPolicy};
+use crate::outbox::ReadModel;
 use crate::panics;
 use crate::projections::retention::Cutoffs;
-use crate::store::ReadModel;
-use crate::store::retention::{Pass, Retention, RetentionPolicy};
 
 /// Longest and shortest pause between two passes.
 const PAUSE_MAX: Duration = Duration::from_secs(600);

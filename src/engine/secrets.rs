@@ -12,8 +12,8 @@ use crate::courier::tls::{CheckedCertificate, Identity, IdentityError};
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointNumber, Idempotency, Sealed, Secret, SecretKind, Timestamp,
 };
+use crate::outbox::decide::Source;
 use crate::rules::signature::{SigningKey, is_live};
-use crate::store::writer::Source;
 use crate::vault::{self, Member, NONCE_BYTES, Place, Vault, VaultError};
 
 /// Name and value.
@@ -80,7 +80,7 @@ impl Engine {
         if vault::values(changed).all(|(_, value)| matches!(value, Sealed::Plain(_))) {
             return Ok(());
         }
-        let current = self.outbox().directory(|directory| directory.endpoint(changed.number).cloned());
+        let current = self.outbox().endpoint(changed.number);
         let current = current.filter(|current| current.revision == changed.revision);
         let current = current.ok_or(ChangeError::Conflict)?;
         let opened = self.shared.vault.open_endpoint(changed, &current);
@@ -131,7 +131,7 @@ impl Engine {
     /// # Errors
     /// Which endpoint's cannot, and why.
     pub fn check_secrets(&self) -> Result<(), String> {
-        let endpoints: Vec<_> = self.outbox().directory(|directory| directory.endpoints().cloned().collect());
+        let endpoints: Vec<_> = self.outbox().endpoints();
         for endpoint in endpoints {
             self.shared
                 .vault
@@ -175,8 +175,8 @@ impl Engine {
         let vault = &self.shared.vault;
         let is_outdated =
             |endpoint: &Endpoint| vault::values(endpoint).any(|(_, value)| !vault.is_current(value));
-        self.outbox().directory(|directory| {
-            directory.endpoints().filter(|endpoint| is_outdated(endpoint)).map(|found| found.number).collect()
+        self.outbox().registry(|registry| {
+            registry.endpoints().filter(|endpoint| is_outdated(endpoint)).map(|found| found.number).collect()
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::courier::CourierSettings;
 use crate::domain::{DeadReason, DeliveryKey, Record, Tenant};
 use crate::engine::clock::SystemSource;
 use crate::engine::dispatcher::Dispatcher;
-use crate::store::Admission;
+use crate::outbox::Admission;
 
 /// An engine over an empty directory, which goes when the third is dropped.
 pub(crate) fn engine() -> (Engine, Dispatcher, tempfile::TempDir) {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 pub use crate::courier::guard::RefusedUrl;
 pub use crate::courier::is_same_origin;
 pub use crate::courier::tls::IdentityError;
-pub use crate::projections::reads::{Cursor, Filter};
-pub use crate::store::backup::BackupId;
-pub use crate::store::types::{
+pub use crate::maintenance::backup::BackupId;
+pub use crate::outbox::draft::{
     Accepted, ChangeError, EventDraft, PublishError, Unavailable, generated_at, is_chosen,
 };
+pub use crate::projections::reads::{Cursor, Filter};
 
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Idempotency,

@@ -11,8 +11,8 @@ use std::process::Command;
 
 use crate::support::load::held;
 use crate::support::{Daemon, Receiver, number, say, seed};
-use balto::store::disk::RealDisk;
-use balto::store::journal;
+use balto::storage::disk::RealDisk;
+use balto::storage::journal;
 use fastrand::Rng;
 use serde_json::{Value, json};
 

@@ -39,7 +39,7 @@ fn every_file_says_what_it_owns() {
 }
 
 /// A layer, and those that it may import.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("limits", &[]),
     ("panics", &[]),
     ("codec", &[]),
@@ -50,7 +50,9 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
     ("config", &["limits", "domain"]),
-    ("store", &["limits", "panics", "codec", "domain", "projections", "rules"]),
+    ("storage", &["limits", "panics", "codec", "domain", "projections"]),
+    ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "storage"]),
+    ("maintenance", &["limits", "domain", "projections", "outbox", "storage"]),
     ("courier", &["limits", "panics", "domain"]),
     (
         "engine",
@@ -62,7 +64,9 @@ const LAYERS: [(&str, &[&str]); 16] = [
             "rules",
             "lanes",
             "metrics",
-            "store",
+            "storage",
+            "outbox",
+            "maintenance",
             "courier",
             "vault",
         ],
@@ -71,7 +75,18 @@ const LAYERS: [(&str, &[&str]); 16] = [
     (
         "daemon",
         &[
-            "limits", "panics", "domain", "rules", "engine", "api", "config", "metrics", "store", "courier",
+            "limits",
+            "panics",
+            "domain",
+            "rules",
+            "engine",
+            "api",
+            "config",
+            "metrics",
+            "storage",
+            "outbox",
+            "maintenance",
+            "courier",
             "vault",
         ],
     ),
@@ -114,7 +129,7 @@ fn clocks_and_randomness_are_read_at_the_edges_only() {
 fn sled_is_opened_and_written_in_one_file() {
     for (name, text) in all() {
         for forbidden in ["sled::Config", "sled::Db", "sled::Batch", "sled::Tree", "sled::open"] {
-            let contained = name.starts_with("store/state/base") || !text.contains(forbidden);
+            let contained = name.starts_with("storage/state/base") || !text.contains(forbidden);
             assert!(contained, "src/{name} uses {forbidden}");
         }
     }

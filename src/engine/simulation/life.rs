@@ -19,15 +19,15 @@ use super::world::{self, World, wall};
 use crate::courier::{Courier, CourierSettings};
 use crate::domain::{DeadReason, Position, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
+use crate::outbox::decide::Source;
+use crate::outbox::{Admission, Notice, Opened, Outbox};
+use crate::outbox::{ApplyThread, Assembled, CommitThread, catch_up};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
-use crate::store::disk::{Fault, MemoryDisk, Operation};
-use crate::store::journal::{Journal, JournalOptions, JournalReader, verify};
-use crate::store::outbox::{Assembled, StateThread, WriterThread, catch_up};
-use crate::store::state::State;
-use crate::store::state::base::Base;
-use crate::store::writer::Source;
-use crate::store::{Admission, Notice, Opened, Outbox};
+use crate::storage::disk::{Fault, MemoryDisk, Operation};
+use crate::storage::journal::{Journal, JournalOptions, JournalReader, verify};
+use crate::storage::state::State;
+use crate::storage::state::base::Base;
 use crate::vault::Vault;
 
 /// Simulated time within which everything has to be over once the receivers are well.
@@ -63,8 +63,8 @@ impl Source for SimulatedSource {
 pub(super) struct Life {
     world: World,
     engine: Engine,
-    writer: WriterThread,
-    state: StateThread,
+    writer: CommitThread,
+    state: ApplyThread,
     reader: JournalReader,
     /// Where both of them tell.
     told: mpsc::Receiver<Notice>,
@@ -127,7 +127,7 @@ impl Life {
     fn start(world: &World, assembled: Assembled, reader: JournalReader, last_time: Timestamp) -> Self {
         let Assembled { outbox, notices: told, writer, state } = assembled;
         let (heard, notices) = mpsc::channel(1_024);
-        let journal = crate::store::journal::OpenReport::default();
+        let journal = crate::storage::journal::OpenReport::default();
         let opened = Opened { outbox, notices, journal, rebuilt: None, replayed: 0, last_time };
         let settings = Settings {
             max_in_flight: world.plan().max_in_flight,
@@ -248,7 +248,7 @@ impl Life {
         }
     }
 
-    fn note_committed(&self, committed: &crate::store::writer::Committed) {
+    fn note_committed(&self, committed: &crate::outbox::decide::Committed) {
         for (position, record) in &committed.records {
             self.world
                 .note(format_args!("committed {position} {}", crate::engine::simulation::brief(record)));

@@ -11,10 +11,10 @@ use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Idempotency,
     Position, Record, Tenant, Timestamp,
 };
+use crate::outbox::conformance::compare::{Moment, compare};
+use crate::outbox::conformance::oracle::{Delivery, Oracle};
 use crate::rules::matching::want;
-use crate::store::conformance::compare::{Moment, compare};
-use crate::store::conformance::oracle::{Delivery, Oracle};
-use crate::store::state::State;
+use crate::storage::state::State;
 
 #[derive(Debug)]
 pub(super) struct Subscriber {

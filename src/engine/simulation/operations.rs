@@ -15,9 +15,9 @@ use crate::domain::{
     Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 
+use crate::outbox::ReadModel;
 use crate::projections::retention::Cutoffs;
 use crate::rules::handshake::asked_anew;
-use crate::store::ReadModel;
 
 /// Longer than an attempt takes: what is due for so much longer than it is kept has expired.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(ATTEMPT_SECONDS_MAX);
@@ -193,7 +193,7 @@ pub(super) async fn create_endpoint(engine: &Engine, world: &World) {
 }
 
 pub(super) fn any_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
-    let all: Vec<_> = engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+    let all: Vec<_> = engine.outbox().endpoints();
     if all.is_empty() {
         return None;
     }
@@ -208,7 +208,7 @@ fn busy_endpoint(engine: &Engine, world: &World) -> Option<Endpoint> {
         let chosen = !busy.is_empty() && inner.chance.percent(50);
         chosen.then(|| *inner.chance.pick(&busy))
     })?;
-    engine.outbox().directory(|directory| directory.endpoint(busy).map(|known| Endpoint::clone(known)))
+    engine.outbox().registry(|registry| registry.endpoint(busy).map(|known| Endpoint::clone(known)))
 }
 
 async fn change_endpoint(engine: &Engine, world: &World) {
@@ -280,7 +280,7 @@ async fn change_ordering(engine: &Engine, world: &World) {
             is_wanted.then(|| (*inner.chance.pick(&pending), ordering(&mut inner.chance)))
         });
         let Some((number, ordering)) = drawn else { return };
-        let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned());
+        let known = engine.outbox().endpoint(number);
         let Some(known) = known else { return };
         let result = engine.update_endpoint(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
         changed(world, &format!("order {} by {ordering:?}", number.0), &result);
@@ -344,7 +344,7 @@ async fn delete_endpoint(engine: &Engine, world: &World) {
 
 /// Opens every endpoint that is closed, as an operator does when the trouble is over.
 pub(super) async fn reopen(engine: &Engine, world: &World) {
-    let all: Vec<_> = engine.outbox().directory(|directory| directory.endpoints().cloned().collect());
+    let all: Vec<_> = engine.outbox().endpoints();
     for endpoint in all {
         if endpoint.status != EndpointStatus::Active {
             let mut endpoint = Endpoint::clone(&endpoint);
@@ -657,7 +657,7 @@ async fn operate_on_delivery(engine: &Engine, world: &World) {
 
 async fn replay(engine: &Engine, world: &World, key: DeliveryKey) {
     let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
-    let id = engine.outbox().directory(|directory| directory.id_of(key.endpoint).cloned());
+    let id = engine.outbox().registry(|registry| registry.id_of(key.endpoint).cloned());
     let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
     let result = engine.replay_event(&EVERYBODY, &event.tenant, &event.id, chosen, None).await;
     changed(world, &format!("replay {}", key.event), &result);

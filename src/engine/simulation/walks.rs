@@ -13,8 +13,8 @@ use super::world::{Inner, World};
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, Position, Tenant, Timestamp,
 };
+use crate::outbox::ReadModel;
 use crate::rules::matching::want;
-use crate::store::ReadModel;
 
 /// Walks through one list or a backup.
 pub(super) async fn walk(engine: &Engine, world: &World) {

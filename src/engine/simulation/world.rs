@@ -14,8 +14,8 @@ use super::chance::Chance;
 use super::model::Model;
 use super::receivers::Receiver;
 use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
-use crate::store::disk::MemoryDisk;
-use crate::store::state::base::memory::{MemoryRows, Supply};
+use crate::storage::disk::MemoryDisk;
+use crate::storage::state::base::memory::{MemoryRows, Supply};
 
 /// Longest wait that a receiver's `Retry-After` can ask for.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 20;

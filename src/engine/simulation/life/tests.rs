@@ -100,7 +100,7 @@ async fn who_is_paused_while_no_file_descriptor_is_left_is_not_sent_to() {
     assert_eq!(life.engine.explain(number).await.unwrap().in_flight, 1);
     let engine = life.engine.clone();
     let paused = async move {
-        let known = engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
+        let known = engine.outbox().endpoint(number).unwrap();
         let status = EndpointStatus::Paused;
         engine.update_endpoint(Endpoint { status, ..Endpoint::clone(&known) }, None).await
     };
@@ -130,7 +130,7 @@ async fn a_want_of_file_descriptors_pushes_out_no_callback_and_ends_by_itself() 
     life.run_for(Duration::from_secs(60)).await;
     let tries = world.with(|inner| inner.happened["exhausted"]);
     assert!((30..=61).contains(&tries), "{tries} tries in a minute");
-    let known = life.engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
+    let known = life.engine.outbox().endpoint(number).unwrap();
     assert_eq!(known.handshake.as_ref().unwrap().callbacks.len(), 1, "callbacks that nobody was shown");
     world.with(|inner| inner.exhausted = false);
     life.run_for(Duration::from_secs(2)).await;
@@ -254,8 +254,7 @@ async fn request(engine: Engine, act: Act, new: Endpoint, delivery: DeliveryKey)
         Remembered::Same(answer) if answer == remember.answer => return Ok(()),
         other => panic!("{act:?} is remembered as {other:?}"),
     }
-    let known =
-        engine.outbox().directory(|directory| directory.endpoint(delivery.endpoint).cloned()).unwrap();
+    let known = engine.outbox().endpoint(delivery.endpoint).unwrap();
     match act {
         Act::CreateEndpoint => engine.create_endpoint(new, Some(remember)).await.map(drop),
         Act::ChangeEndpoint => {
@@ -404,7 +403,7 @@ async fn free_some(life: &mut Life, is_killed: bool) -> EndpointNumber {
     let (engine, drafts) = (life.engine.clone(), vec![draft(&life.world); 5]);
     see_through(life, async move { engine.publish_batch(drafts, None).await }).await.unwrap();
     assert_eq!(counted(life, number).await, (5, 4));
-    let known = life.engine.outbox().directory(|directory| directory.endpoint(number).cloned()).unwrap();
+    let known = life.engine.outbox().endpoint(number).unwrap();
     let changed = Endpoint { ordering: Ordering::None, ..Endpoint::clone(&known) };
     let engine = life.engine.clone();
     let changing = tokio::spawn(async move { engine.update_endpoint(changed, None).await });

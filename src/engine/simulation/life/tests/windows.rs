@@ -15,7 +15,7 @@ fn fresh() -> World {
 }
 
 fn known(life: &Life, number: EndpointNumber) -> Option<Endpoint> {
-    life.engine.outbox().directory(|directory| directory.endpoint(number).map(|known| Endpoint::clone(known)))
+    life.engine.outbox().registry(|registry| registry.endpoint(number).map(|known| Endpoint::clone(known)))
 }
 
 /// Changes an endpoint and sees that this is answered.

@@ -1,0 +1,396 @@
+//! The backup: the journal's records as lines of text, and a data directory made from them.
+//!
+//! Owns the format. It knows nothing of segments, frames or the state, so it outlives them; the bytes of a record are
+//! those of [`crate::storage::format`], which stay readable. A prefix of the journal is consistent by nature: no lock is needed.
+//!
+//! ```text
+//! balto-backup 1
+//! c <position before> <commit time, ms> <position>:<record, base64> ... <CRC-32 of the line so far, hexadecimal>
+//! end <position before> <last position> <CRC-32 of the line so far>
+//! ```
+//!
+//! Each line names the last position of the line before (0 for the first), so that a missing one is noticed; the `end`
+//! line shows that nothing is missing behind. Positions rise, with gaps where retention or damage took records.
+//!
+//! A daemon with a secrets key authenticates its backups. Each line has a keyed checksum behind the CRC-32, and the header
+//! names the backup's id and the key's, see [`authentication`]:
+//!
+//! ```text
+//! balto-backup 2 <backup id, hexadecimal> <key id, hexadecimal>
+//! c <position before> ... <CRC-32> <HMAC-SHA256 of the line so far, hexadecimal>
+//! end <position before> <last position> <CRC-32> <HMAC-SHA256>
+//! ```
+
+mod authentication;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, BufRead};
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::domain::{Position, Record, Timestamp};
+use crate::storage::data_directory;
+use crate::storage::disk::{RealDisk, content, create_private};
+use crate::storage::format;
+use crate::storage::journal::{JournalReader, Raw, ReadError, Restorer};
+use crate::storage::permissions::{self, PermissionError};
+
+pub use authentication::{BackupId, BackupKey};
+
+const HEADER: &str = "balto-backup 1";
+/// What the header of an authenticated backup begins with.
+const HEADER_AUTHENTICATED: &str = "balto-backup 2 ";
+/// Bound of a line of a backup that is read, in bytes: a record of the largest event fits, in base64.
+const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A part of a backup.
+#[derive(Debug)]
+pub struct BackupPart {
+    pub text: String,
+    /// Last position in this part: the next one comes after it. `None` when this part ends the backup.
+    pub next: Option<Position>,
+    /// First and last positions that cannot be read any more.
+    pub damaged: Vec<(Position, Position)>,
+}
+
+/// How a daemon authenticates a backup.
+#[derive(Clone, Debug)]
+pub struct Signing {
+    pub key: BackupKey,
+    /// The same for all parts.
+    pub backup: BackupId,
+}
+
+/// The part after a position, of about `bytes_wanted`. The first is after 0; `until` is the backup's last position.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub fn part(
+    reader: &JournalReader,
+    after: Position,
+    until: Position,
+    bytes_wanted: usize,
+    signing: Option<&Signing>,
+) -> Result<BackupPart, ReadError> {
+    let mut part = BackupPart { text: String::new(), next: None, damaged: Vec::new() };
+    if after == Position(0) {
+        match signing {
+            Some(Signing { key, backup }) => {
+                write!(part.text, "{HEADER_AUTHENTICATED}{backup} {}", key.id).expect(INFALLIBLE);
+            }
+            None => part.text.push_str(HEADER),
+        }
+        part.text.push('\n');
+    }
+    let (mut before, mut at) = (after, after.next());
+    while at <= until {
+        let Some(step) = reader.raw_from(at)? else { break };
+        at = step.next;
+        part.damaged.extend(step.damaged.iter().filter(|(first, _)| *first <= until));
+        let records: Vec<_> = step.records.into_iter().filter(|record| record.position <= until).collect();
+        for commit in records.chunk_by(|one, other| one.time == other.time) {
+            before = write_commit(&mut part.text, before, commit, signing);
+        }
+        if part.text.len() >= bytes_wanted && before > after && at <= until {
+            part.next = Some(before);
+            return Ok(part);
+        }
+    }
+    let start = part.text.len();
+    write!(part.text, "end {} {}", before.0, until.0).expect(INFALLIBLE);
+    end_line(&mut part.text, start, signing);
+    Ok(part)
+}
+
+const INFALLIBLE: &str = "a string takes every text";
+
+/// Writes the line of a commit. Returns its last position.
+fn write_commit(text: &mut String, before: Position, commit: &[Raw], signing: Option<&Signing>) -> Position {
+    let start = text.len();
+    let (first, last) = (&commit[0], &commit[commit.len() - 1]);
+    write!(text, "c {} {}", before.0, first.time.millis()).expect(INFALLIBLE);
+    for record in commit {
+        write!(text, " {}:", record.position.0).expect(INFALLIBLE);
+        STANDARD.encode_string(&record.bytes, text);
+    }
+    end_line(text, start, signing);
+    last.position
+}
+
+/// Ends the line that begins at `start` with its checksums.
+fn end_line(text: &mut String, start: usize, signing: Option<&Signing>) {
+    let crc = crc32fast::hash(&text.as_bytes()[start..]);
+    write!(text, " {crc:08x}").expect(INFALLIBLE);
+    if let Some(Signing { key, backup }) = signing {
+        let checksum = key.sign(*backup, &text[start..]);
+        write!(text, " {checksum}").expect(INFALLIBLE);
+    }
+    text.push('\n');
+}
+
+/// Why a backup was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("{0} is not empty: a backup is restored into a new directory")]
+    NotEmpty(String),
+    #[error("the directory {0} is in use by another process")]
+    Locked(String),
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error("the backup cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("this is not a backup, or one of a newer version: it begins with {0:?}")]
+    Foreign(String),
+    #[error(
+        "the backup is authenticated under key {0}, which is not configured: name the configuration that has it with --config, or accept an unchecked backup with --unauthenticated"
+    )]
+    MissingKey(String),
+    #[error(
+        "the backup is not authenticated, although a secrets key is configured: an earlier version wrote it, or somebody has changed it; when you trust the file, accept it with --unauthenticated"
+    )]
+    NotAuthenticated,
+    #[error("line {0} of the backup was changed: its keyed checksum does not match")]
+    Forged(u64),
+    #[error("line {line} of the backup is damaged: {what}")]
+    Damaged { line: u64, what: &'static str },
+    #[error("the backup breaks off after line {0}: its last line is missing")]
+    BreaksOff(u64),
+}
+
+/// What was restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    pub records: u64,
+    pub last: Position,
+    /// Every line had the keyed checksum that a configured key gives.
+    pub authenticated: bool,
+}
+
+/// What is known and asked of the authenticity of a backup.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trust<'a> {
+    pub keys: &'a [BackupKey],
+    /// Accept a backup that is not authenticated, and check no keyed checksum.
+    pub unauthenticated: bool,
+}
+
+impl Trust<'_> {
+    /// How the lines behind this header are checked.
+    fn check(self, header: &str) -> Result<Option<Signing>, RestoreError> {
+        if header == HEADER {
+            let accepted = self.unauthenticated || self.keys.is_empty();
+            return if accepted { Ok(None) } else { Err(RestoreError::NotAuthenticated) };
+        }
+        let foreign = || RestoreError::Foreign(header.chars().take(40).collect());
+        let ids = header.strip_prefix(HEADER_AUTHENTICATED).and_then(|ids| ids.split_once(' '));
+        let (backup, id) = ids.ok_or_else(foreign)?;
+        let backup = BackupId::parse(backup).ok_or_else(foreign)?;
+        if self.unauthenticated {
+            return Ok(None);
+        }
+        let key = self.keys.iter().find(|key| &*key.id == id);
+        let key = key.ok_or_else(|| RestoreError::MissingKey(id.chars().take(40).collect()))?;
+        Ok(Some(Signing { key: key.clone(), backup }))
+    }
+}
+
+/// Makes a data directory from a backup, where nothing is or where a restoring broke off. Until its stamp is there, which
+/// is the last that is written, a daemon refuses the directory.
+///
+/// # Errors
+/// When the directory is in use or holds something, the backup is not whole, or the disk fails. Then everything is as it
+/// was before.
+pub fn restore(
+    backup: &mut dyn BufRead,
+    directory: &Path,
+    salt: u32,
+    trust: Trust<'_>,
+) -> Result<Restored, RestoreError> {
+    let mut lines = Lines { backup, number: 0, has_keyed_checksums: false, signing: None };
+    let header = lines.next()?.unwrap_or_default();
+    lines.signing = trust.check(&header)?;
+    lines.has_keyed_checksums = header != HEADER;
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    // The directory itself first.
+    let missing: Vec<_> = directory.ancestors().take_while(is_missing).collect();
+    let restored = create_private(directory)
+        .map_err(|error| io(directory, error))
+        .and_then(|()| restore_into(&mut lines, directory, salt));
+    if restored.is_err() {
+        for made in missing {
+            // Only when nothing is in it.
+            std::fs::remove_dir(made).ok();
+        }
+    }
+    restored
+}
+
+fn restore_into(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+    permissions::check(directory)?;
+    check_free(directory)?;
+    let lock = data_directory::lock(directory).map_err(|error| io(directory, error))?;
+    let _lock = lock.ok_or_else(|| RestoreError::Locked(directory.display().to_string()))?;
+    // Whoever had the lock until now may have been quicker.
+    check_free(directory)?;
+    let restored = make(lines, directory, salt);
+    if restored.is_err() {
+        // The error that is told is the first one; what cannot be removed now is known for ours the next time.
+        undo(directory).ok();
+    }
+    restored
+}
+
+fn make(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+    let failed = |error| io(directory, error);
+    remove_journal(directory).map_err(failed)?;
+    data_directory::begin_stamp(directory).map_err(failed)?;
+    let disk = RealDisk::new(directory.join(data_directory::JOURNAL)).map_err(failed)?;
+    let restored = fill(lines, Restorer::new(Arc::new(disk), salt), directory)?;
+    data_directory::stamp(directory).map_err(failed)?;
+    Ok(restored)
+}
+
+/// In this order: a stamp without a journal would be that of an empty store.
+fn undo(directory: &Path) -> io::Result<()> {
+    let begun = directory.join(data_directory::STAMP_BEGUN_FILE);
+    match std::fs::rename(directory.join(data_directory::FORMAT_FILE), &begun) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    remove_journal(directory)?;
+    std::fs::remove_file(begun)?;
+    std::fs::remove_file(directory.join(data_directory::LOCK_FILE))
+}
+
+/// Whether there is nothing but what a restoring leaves that broke off.
+fn check_free(directory: &Path) -> Result<(), RestoreError> {
+    let names = content(directory).map_err(|error| io(directory, error))?;
+    let is_ours = |name: &OsString| match name.to_str() {
+        Some(data_directory::STAMP_BEGUN_FILE | data_directory::LOCK_FILE) => true,
+        Some(data_directory::JOURNAL) => names.iter().any(|other| other == data_directory::STAMP_BEGUN_FILE),
+        _ => false,
+    };
+    if names.iter().all(is_ours) {
+        Ok(())
+    } else {
+        Err(RestoreError::NotEmpty(directory.display().to_string()))
+    }
+}
+
+fn remove_journal(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory.join(data_directory::JOURNAL)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn io(directory: &Path, error: io::Error) -> RestoreError {
+    RestoreError::Io { path: directory.display().to_string(), error }
+}
+
+fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Result<Restored, RestoreError> {
+    let failed = |error| io(directory, error);
+    let mut restored = Restored { authenticated: lines.signing.is_some(), ..Restored::default() };
+    let mut time = Timestamp::default();
+    while let Some(line) = lines.next()? {
+        let number = lines.number;
+        let damaged = |what| RestoreError::Damaged { line: number, what };
+        let content = lines.checked(&line)?;
+        let mut words = content.split(' ');
+        let kind = words.next();
+        if words.next().and_then(number_of) != Some(restored.last.0) {
+            return Err(damaged("a line before it is missing"));
+        }
+        match kind {
+            Some("end") => {
+                let last = words.next().and_then(number_of).map(Position);
+                let last = last.filter(|last| *last >= restored.last).ok_or_else(|| damaged("a bad end"))?;
+                if lines.next()?.is_some() {
+                    return Err(damaged("something follows the end"));
+                }
+                journal.finish(last).map_err(failed)?;
+                return Ok(Restored { last, ..restored });
+            }
+            Some("c") => {}
+            _ => return Err(damaged("neither a commit nor the end")),
+        }
+        let at = words.next().and_then(number_of).map(Timestamp::from_millis);
+        time = at.filter(|at| *at >= time).ok_or_else(|| damaged("a bad time"))?;
+        for word in words {
+            let (position, bytes) = record(word)
+                .ok_or_else(|| damaged("a record that cannot be decoded, or of another position"))?;
+            if position <= restored.last {
+                return Err(damaged("positions do not rise"));
+            }
+            journal.push(position, time, bytes).map_err(failed)?;
+            restored.records += 1;
+            restored.last = position;
+        }
+    }
+    Err(RestoreError::BreaksOff(lines.number))
+}
+
+/// The line without its CRC-32, when that matches.
+fn undamaged(line: &str) -> Option<&str> {
+    let (content, crc) = line.rsplit_once(' ')?;
+    (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(content.as_bytes())).then_some(content)
+}
+
+fn number_of(word: &str) -> Option<u64> {
+    // Positions and times stay below, so that one more never overflows.
+    word.parse().ok().filter(|number| *number < u64::MAX / 2)
+}
+
+fn record(word: &str) -> Option<(Position, Vec<u8>)> {
+    let (position, text) = word.split_once(':')?;
+    let bytes = STANDARD.decode(text).ok()?;
+    let (position, decoded) = (Position(number_of(position)?), format::decode(&bytes).ok()?);
+    // The secrets of an endpoint are bound to it.
+    let is_in_place = !matches!(&decoded, Record::EndpointPut(found) if found.revision != position);
+    is_in_place.then_some((position, bytes))
+}
+
+struct Lines<'a> {
+    backup: &'a mut dyn BufRead,
+    number: u64,
+    has_keyed_checksums: bool,
+    /// How keyed checksums are checked; `None`: they are not.
+    signing: Option<Signing>,
+}
+
+impl Lines<'_> {
+    /// The last line without its checksums, when they match.
+    fn checked<'l>(&self, line: &'l str) -> Result<&'l str, RestoreError> {
+        let damaged = || RestoreError::Damaged { line: self.number, what: "its checksum does not match" };
+        let keyed = line.rsplit_once(' ').filter(|_| self.has_keyed_checksums);
+        let (rest, checksum) = keyed.unwrap_or((line, ""));
+        let content = undamaged(rest).ok_or_else(damaged)?;
+        match &self.signing {
+            Some(Signing { key, backup }) if !key.verifies(*backup, rest, checksum) => {
+                Err(RestoreError::Forged(self.number))
+            }
+            _ => Ok(content),
+        }
+    }
+
+    /// Without its line end; `None` at the end, also when the last line has no end.
+    fn next(&mut self) -> Result<Option<String>, RestoreError> {
+        let mut bytes = Vec::new();
+        io::Read::take(&mut *self.backup, LINE_BYTES_MAX).read_until(b'\n', &mut bytes)?;
+        if bytes.pop() != Some(b'\n') {
+            return Ok(None);
+        }
+        self.number += 1;
+        let line = String::from_utf8(bytes);
+        line.map(Some).map_err(|_| RestoreError::Damaged { line: self.number, what: "it is not text" })
+    }
+}
+
+#[cfg(test)]
+mod tests;

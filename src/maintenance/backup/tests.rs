@@ -1,0 +1,305 @@
+//! A backup of a journal with gaps, taken in small parts, and what happens to it on the way.
+
+use super::*;
+use crate::domain::Record;
+use crate::storage::disk::MemoryDisk;
+use crate::storage::journal::{Journal, JournalOptions};
+
+fn record(number: u64) -> Record {
+    Record::KeyDeleted { id: format!("key_{number}").parse().unwrap(), at: Timestamp::from_millis(number) }
+}
+
+/// Fifty commits of two records; without those whose position is a multiple of seven when `gaps`.
+fn journal(gaps: bool) -> Journal {
+    let options = JournalOptions { segment_bytes: 900, frame_bytes: 100, ..JournalOptions::new(7) };
+    let (mut journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
+    for number in 0..50 {
+        let unit = vec![record(2 * number + 1), record(2 * number + 2)];
+        journal.append(Timestamp::from_millis(1_000 + number / 3), &[unit]).unwrap();
+    }
+    for (first, _) in if gaps { journal.reader().sealed_segments() } else { Vec::new() } {
+        journal.rewrite_segment(first, &mut |position, _| position.0 % 7 != 0).unwrap();
+    }
+    journal
+}
+
+fn whole(reader: &JournalReader, until: Position) -> String {
+    whole_signed(reader, until, None)
+}
+
+fn whole_signed(reader: &JournalReader, until: Position, signing: Option<&Signing>) -> String {
+    let (mut text, mut after) = (String::new(), Position(0));
+    loop {
+        let part = part(reader, after, until, 300, signing).unwrap();
+        assert!(part.damaged.is_empty());
+        text.push_str(&part.text);
+        match part.next {
+            Some(next) => after = next,
+            None => return text,
+        }
+    }
+}
+
+fn content(reader: &JournalReader) -> Vec<(Position, Timestamp, Vec<u8>)> {
+    let (mut all, mut at) = (Vec::new(), Position(1));
+    while let Some(step) = reader.raw_from(at).unwrap() {
+        all.extend(step.records.into_iter().map(|raw| (raw.position, raw.time, raw.bytes)));
+        at = step.next;
+    }
+    all
+}
+
+fn restored(text: &str) -> Result<(Restored, Journal, tempfile::TempDir), RestoreError> {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let restored = restore(&mut text.as_bytes(), &data, 9, Trust::default())?;
+    let disk = RealDisk::new(data.join("journal")).unwrap();
+    let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(8)).unwrap();
+    assert_eq!((report.damage, report.torn_bytes), (Vec::new(), 0));
+    Ok((restored, journal, directory))
+}
+
+#[test]
+fn what_is_restored_is_what_was_there_with_its_positions_and_times() {
+    for gaps in [false, true] {
+        let journal = journal(gaps);
+        let text = whole(&journal.reader(), Position(100));
+        let (report, mut copy, _directory) = restored(&text).unwrap();
+        let expected = content(&journal.reader());
+        assert_eq!(content(&copy.reader()), expected);
+        assert_eq!(
+            report,
+            Restored { records: expected.len() as u64, last: Position(100), authenticated: false }
+        );
+        let next = copy.append(Timestamp::from_millis(1), &[vec![record(1)]]).unwrap();
+        assert_eq!(next.start, Position(101));
+        assert_eq!(copy.last_time(), Timestamp::from_millis(1_016), "time does not go back");
+    }
+}
+
+#[test]
+fn it_ends_where_it_was_told_to() {
+    let (report, copy, _directory) = restored(&whole(&journal(false).reader(), Position(41))).unwrap();
+    assert_eq!(report, Restored { records: 41, last: Position(41), authenticated: false });
+    assert_eq!(content(&copy.reader()).len(), 41);
+}
+
+#[test]
+fn an_empty_journal_has_a_backup_too() {
+    let options = JournalOptions::new(7);
+    let (journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
+    let (report, ..) = restored(&whole(&journal.reader(), Position(0))).unwrap();
+    assert_eq!(report, Restored::default());
+}
+
+#[test]
+fn no_changed_byte_and_no_missing_line_goes_unnoticed() {
+    let text = whole(&journal(true).reader(), Position(100));
+    let lines: Vec<_> = text.lines().collect();
+    for missing in 0..lines.len() {
+        let rest: Vec<_> =
+            lines.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, line)| *line).collect();
+        assert!(restored(&format!("{}\n", rest.join("\n"))).is_err(), "without line {missing}");
+    }
+    for at in (0..text.len()).step_by(37) {
+        let mut bytes = text.clone().into_bytes();
+        bytes[at] ^= 1;
+        let changed = String::from_utf8(bytes).unwrap();
+        assert!(restored(&changed).is_err(), "byte {at} of {changed}");
+    }
+    for end in (0..text.len()).step_by(53) {
+        assert!(restored(&text[..end]).is_err(), "cut at {end}");
+    }
+}
+
+#[test]
+fn a_directory_with_something_in_it_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("keep"), "x").unwrap();
+    let text = whole(&journal(false).reader(), Position(100));
+    let refused = restore(&mut text.as_bytes(), directory.path(), 9, Trust::default());
+    assert!(matches!(refused, Err(RestoreError::NotEmpty(_))));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+/// Names of everything below a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn after_a_failure_everything_is_as_it_was_and_the_next_try_succeeds() {
+    let text = whole(&journal(false).reader(), Position(100));
+    let half = &text[..text.len() / 2];
+    let below = tempfile::tempdir().unwrap();
+    // Missing with the one above it, and empty.
+    for (path, kept) in [("a/b", None), ("empty", Some("empty"))] {
+        let data = below.path().join(path);
+        if kept.is_some() {
+            std::fs::create_dir(&data).unwrap();
+        }
+        let failed = restore(&mut half.as_bytes(), &data, 9, Trust::default());
+        assert!(
+            matches!(failed, Err(RestoreError::Damaged { .. } | RestoreError::BreaksOff(_))),
+            "{failed:?}"
+        );
+        assert_eq!(names(below.path()), kept.into_iter().collect::<Vec<_>>(), "{path}");
+        assert!(kept.is_none() || names(&data).is_empty(), "{path}: {:?}", names(&data));
+        restore(&mut text.as_bytes(), &data, 9, Trust::default()).unwrap();
+        assert_eq!(names(&data), ["FORMAT", "LOCK", "journal"]);
+        std::fs::remove_dir_all(below.path().join(path.split('/').next().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
+    let text = whole(&journal(false).reader(), Position(100));
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path();
+    let make = |names: &[&str]| {
+        std::fs::remove_dir_all(data).unwrap();
+        std::fs::create_dir(data).unwrap();
+        for name in names {
+            match *name {
+                "journal" => {
+                    std::fs::create_dir(data.join(name)).unwrap();
+                    std::fs::write(data.join("journal/journal-00000000000000000001.log"), "half").unwrap();
+                }
+                _ => std::fs::write(data.join(name), "").unwrap(),
+            }
+        }
+    };
+    for left in [&["LOCK"][..], &["FORMAT.new", "LOCK"], &["FORMAT.new", "LOCK", "journal"]] {
+        make(left);
+        let restored = restore(&mut text.as_bytes(), data, 9, Trust::default())
+            .unwrap_or_else(|error| panic!("{left:?}: {error}"));
+        assert_eq!(
+            restored,
+            Restored { records: 100, last: Position(100), authenticated: false },
+            "{left:?}"
+        );
+        assert_eq!(names(data), ["FORMAT", "LOCK", "journal"], "{left:?}");
+    }
+    for other in [
+        &["LOCK", "journal"][..],
+        &["FORMAT", "LOCK", "journal"],
+        &["FORMAT", "FORMAT.new", "LOCK", "journal"],
+        &["FORMAT.new", "journal", "keep"],
+        &["FORMAT.new", "state"],
+    ] {
+        make(other);
+        let refused = restore(&mut text.as_bytes(), data, 9, Trust::default());
+        assert!(matches!(refused, Err(RestoreError::NotEmpty(_))), "{other:?}: {refused:?}");
+        assert_eq!(names(data), other, "it was touched");
+    }
+    // Another process is just about to fill it.
+    make(&[]);
+    let _lock = data_directory::lock(data).unwrap().unwrap();
+    let refused = restore(&mut text.as_bytes(), data, 9, Trust::default());
+    assert!(matches!(refused, Err(RestoreError::Locked(_))), "{refused:?}");
+    assert_eq!(names(data), ["LOCK"]);
+}
+
+#[test]
+fn what_is_damaged_is_named() {
+    let disk = MemoryDisk::new();
+    let options = JournalOptions { segment_bytes: 900, frame_bytes: 100, ..JournalOptions::new(7) };
+    let (mut journal, _) = Journal::open(Arc::new(disk.clone()), options).unwrap();
+    for number in 1..=20 {
+        journal.append(Timestamp::from_millis(number), &[vec![record(number)]]).unwrap();
+    }
+    let name = format!("journal-{:020}.log", 1);
+    let mut bytes = disk.contents(&name).unwrap();
+    bytes[64 + 70] ^= 1;
+    disk.put(&name, &bytes);
+    let (journal, _) = Journal::open(Arc::new(disk), options).unwrap();
+    let part = part(&journal.reader(), Position(0), Position(20), usize::MAX, None).unwrap();
+    assert_eq!(part.damaged, [(Position(1), Position(1))]);
+    assert_eq!(part.next, None);
+}
+
+fn key(id: &str) -> BackupKey {
+    BackupKey::new(id.into(), [id.len() as u8; 32])
+}
+
+fn signing(key: BackupKey, backup: u8) -> Signing {
+    Signing { key, backup: BackupId([backup; authentication::BACKUP_ID_BYTES]) }
+}
+
+fn restored_with(text: &str, keys: &[BackupKey], unauthenticated: bool) -> Result<Restored, RestoreError> {
+    let directory = tempfile::tempdir().unwrap();
+    restore(&mut text.as_bytes(), &directory.path().join("data"), 9, Trust { keys, unauthenticated })
+}
+
+/// Makes the CRC-32 of an authenticated line right.
+fn with_right_crc(line: &str) -> String {
+    let (rest, checksum) = line.rsplit_once(' ').unwrap();
+    let (content, _) = rest.rsplit_once(' ').unwrap();
+    format!("{content} {:08x} {checksum}", crc32fast::hash(content.as_bytes()))
+}
+
+#[test]
+fn authenticated_backup_is_restored_with_its_key_alone() {
+    let journal = journal(true);
+    let text = whole_signed(&journal.reader(), Position(100), Some(&signing(key("a"), 1)));
+    let plain = whole(&journal.reader(), Position(100));
+    let signed = Restored { authenticated: true, ..restored(&plain).unwrap().0 };
+    assert_eq!(restored_with(&text, &[key("bb"), key("a")], false).unwrap(), signed);
+    for keys in [&[][..], &[key("bb")]] {
+        assert!(matches!(restored_with(&text, keys, false), Err(RestoreError::MissingKey(id)) if id == "a"));
+        let unchecked = restored_with(&text, keys, true).unwrap();
+        assert_eq!(unchecked, Restored { authenticated: false, ..signed });
+    }
+    assert!(matches!(restored_with(&plain, &[key("a")], false), Err(RestoreError::NotAuthenticated)));
+    assert!(!restored_with(&plain, &[key("a")], true).unwrap().authenticated);
+    // Another key with the same id.
+    let other = BackupKey::new("a".into(), [9; 32]);
+    assert!(matches!(restored_with(&text, &[other], false), Err(RestoreError::Forged(2))));
+}
+
+#[test]
+fn authenticated_backup_refuses_every_changed_line() {
+    let journal = journal(false);
+    let text = whole_signed(&journal.reader(), Position(20), Some(&signing(key("a"), 1)));
+    let other = whole_signed(&journal.reader(), Position(20), Some(&signing(key("a"), 2)));
+    let (lines, others): (Vec<_>, Vec<_>) = (text.lines().collect(), other.lines().collect());
+    let fails = |lines: &[&str], story: &str| {
+        let failed = restored_with(&format!("{}\n", lines.join("\n")), &[key("a")], false);
+        assert!(failed.is_err(), "{story}");
+    };
+    for at in 0..lines.len() {
+        let mut dropped = lines.clone();
+        dropped.remove(at);
+        fails(&dropped, &format!("without line {at}"));
+        let mut exchanged = lines.clone();
+        exchanged[at] = others[at];
+        fails(&exchanged, &format!("line {at} of another backup"));
+        // The reader stops at the end line.
+        if at + 1 < lines.len() {
+            let mut doubled = lines.clone();
+            doubled.insert(at, lines[at]);
+            fails(&doubled, &format!("line {at} twice"));
+        }
+        for byte in 0..if at == 0 { 0 } else { lines[at].len() } {
+            let mut changed = lines[at].as_bytes().to_vec();
+            changed[byte] = if changed[byte] == b'1' { b'2' } else { b'1' };
+            let changed = with_right_crc(std::str::from_utf8(&changed).unwrap());
+            let mut with = lines.clone();
+            with[at] = &changed;
+            // A changed CRC-32 is mended, and then nothing was changed.
+            if changed != lines[at] {
+                fails(&with, &format!("byte {byte} of line {at}: {changed}"));
+            }
+        }
+    }
+    // The end of an earlier backup, whose positions are fewer.
+    let earlier = whole_signed(&journal.reader(), Position(10), Some(&signing(key("a"), 2)));
+    let mut cut: Vec<_> = lines[..lines.len() / 2].to_vec();
+    cut.push(earlier.lines().last().unwrap());
+    fails(&cut, "the end of another backup");
+}

@@ -1,0 +1,351 @@
+//! The check of a data directory: every byte of the journal, every record, and every row of the state.
+//!
+//! Owns what counts as sound. Never writes into the directory: the journal is read through [`ReadOnly`], and of the state,
+//! which sled writes to when it opens it, a copy is opened. The rows are compared with those that the journal's records
+//! give when they are folded anew, by the same code that rebuilds a state, into a store in the scratch directory: so the
+//! check needs as much memory as the daemon, and room on disk for the state twice, whatever the size of the backlog.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
+use crate::outbox::registry::Registry;
+use crate::outbox::{ReadModel, registry_of};
+use crate::storage::data_directory::{FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE};
+use crate::storage::disk::{Disk, ReadOnly, RealDisk};
+use crate::storage::journal::{
+    self, Journal, JournalError, JournalOptions, JournalReader, ReadError, VerifyReport,
+};
+use crate::storage::progress::{OnProgress, Progress};
+use crate::storage::state::{State, StateError};
+
+/// Problems that are told in words; more are only counted.
+const PROBLEMS_TOLD_MAX: usize = 100;
+
+/// Why a directory cannot be checked at all.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error("the data directory {0} is in use by another process: stop it, or verify a restored backup")]
+    Locked(String),
+    #[error("the journal cannot be read: {0}")]
+    Read(#[from] ReadError),
+    #[error("in the scratch directory (TMPDIR says where): {0}")]
+    Scratch(StateError),
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub words: String,
+    /// First and last position that it is about, where it is about some.
+    pub positions: Option<(Position, Position)>,
+}
+
+/// All that is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems {
+    pub told: Vec<Problem>,
+    /// With those that are not told.
+    pub count: u64,
+}
+
+impl Problems {
+    pub fn add(&mut self, words: String) {
+        self.add_at(None, words);
+    }
+
+    fn add_at(&mut self, positions: Option<(Position, Position)>, words: String) {
+        self.count += 1;
+        if self.told.len() < PROBLEMS_TOLD_MAX {
+            self.told.push(Problem { words, positions });
+        }
+    }
+}
+
+/// What was found of the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateFound {
+    /// There is none: the next start makes one from the journal.
+    #[default]
+    Missing,
+    /// An earlier version wrote it: the next start makes one from the journal.
+    Earlier,
+    /// It could not be looked at, or the journal could not.
+    NotCompared,
+    Compared {
+        applied: Position,
+        rows: u64,
+    },
+}
+
+/// What was looked at.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub journal: VerifyReport,
+    pub last: Position,
+    pub state: StateFound,
+    /// As the journal's end has them.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    pub problems: Problems,
+}
+
+/// A part of the work, for whoever shows progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Bytes of the journal.
+    Bytes,
+    /// Records, folded anew.
+    Records,
+    /// Rows of the state.
+    Rows,
+}
+
+/// Checks a data directory. `scratch` is an empty directory for what is made on the way.
+///
+/// # Errors
+/// When it cannot be checked. What is wrong with it is no error: it is in the report.
+pub fn verify(
+    path: &Path,
+    scratch: &Path,
+    progress: &mut dyn FnMut(Stage, Progress),
+) -> Result<Report, VerifyError> {
+    let failed = |error| VerifyError::Io { path: path.display().to_string(), error };
+    let mut report = Report::default();
+    let _lock = lock(path)?;
+    if !is_stamped(path, &mut report.problems).map_err(failed)? {
+        return Ok(report);
+    }
+    let disk = ReadOnly(RealDisk::existing(path.join(JOURNAL)).map_err(failed)?);
+    let checked = journal::verify(&disk, &mut |at| progress(Stage::Bytes, at));
+    match checked.and_then(|found| {
+        let (journal, _) = Journal::open(Arc::new(disk) as Arc<dyn Disk>, JournalOptions::new(0))?;
+        Ok((found, journal))
+    }) {
+        Ok((found, journal)) => {
+            for damage in &found.damage {
+                report.problems.add_at(damage.positions, format!("journal: {damage}"));
+            }
+            report.journal = found;
+            check_state(path, scratch, &journal.reader(), &mut report, progress)?;
+        }
+        Err(error @ JournalError::NewerFormat { .. }) => report.problems.add(format!("journal: {error}")),
+        Err(JournalError::Io(error)) => return Err(failed(error)),
+    }
+    Ok(report)
+}
+
+/// Shared: a daemon cannot start meanwhile, and another check can.
+fn lock(path: &Path) -> Result<Option<File>, VerifyError> {
+    let failed = |error| VerifyError::Io { path: path.display().to_string(), error };
+    let lock = match File::open(path.join(LOCK_FILE)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(Some(lock)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(VerifyError::Locked(path.display().to_string())),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn is_stamped(path: &Path, problems: &mut Problems) -> io::Result<bool> {
+    match std::fs::read(path.join(FORMAT_FILE)) {
+        Ok(found) if found == FORMAT.as_bytes() => Ok(true),
+        Ok(found) => {
+            let found = String::from_utf8_lossy(&found);
+            problems.add(format!("this is no data directory of this version: its FORMAT says {found:?}"));
+            Ok(false)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            problems.add("this is no data directory: it has no FORMAT".to_owned());
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn check_state(
+    path: &Path,
+    scratch: &Path,
+    reader: &JournalReader,
+    report: &mut Report,
+    progress: &mut dyn FnMut(Stage, Progress),
+) -> Result<(), VerifyError> {
+    report.last = reader.last_position();
+    let kept = open_copy(&path.join("state"), &scratch.join("state"), report)?;
+    let until = kept.as_ref().map_or(report.last, State::applied);
+    let mut folded = State::open(&scratch.join("folded"), report.last).map_err(VerifyError::Scratch)?;
+    let mut walk = Walk { problems: &mut report.problems, accepted_at: Timestamp::ZERO, before: 0, after: 0 };
+    walk.fold(reader, until, &mut folded, &mut |at| progress(Stage::Records, at))?;
+    let (before, after) = (walk.before, walk.after);
+    if before + after != report.journal.records {
+        let records = report.journal.records;
+        report.problems.add(format!("journal: {} of {records} records can be read", before + after));
+    }
+    let mut known = Registry::default();
+    let from = if kept.is_some() { until.next() } else { Position(1) };
+    if let Some(kept) = kept {
+        if report.journal.damage.is_empty() {
+            let gaps = before < until.0;
+            let of = kept.rows_kept();
+            let rows = kept.audit(
+                &folded,
+                gaps,
+                &mut |problem| report.problems.add(format!("state: {problem}")),
+                &mut |at| progress(Stage::Rows, Progress { at, of }),
+            );
+            report.state = StateFound::Compared { applied: until, rows };
+        } else {
+            report.state = StateFound::NotCompared;
+        }
+        if let Some(reason) = kept.failure() {
+            report.problems.add(format!("state: a row cannot be read: {reason}"));
+        }
+        known = registry_of(&kept, reader);
+    }
+    // What is newer than the state.
+    for frame in reader.frames_from(from) {
+        frame.into_iter().flatten().for_each(|(_, record)| known.apply(&record));
+    }
+    report.endpoints = known.endpoints().cloned().collect();
+    Ok(())
+}
+
+/// `None` when there is nothing to compare: the report says why.
+fn open_copy(state: &Path, copy: &Path, report: &mut Report) -> Result<Option<State>, VerifyError> {
+    if !state.exists() {
+        return Ok(None);
+    }
+    report.state = StateFound::NotCompared;
+    let failed = |error| VerifyError::Io { path: copy.display().to_string(), error };
+    copy_directory(state, copy).map_err(failed)?;
+    match State::open(copy, report.last) {
+        Ok(kept) => Ok(Some(kept)),
+        Err(StateError::Ahead { applied, journal_end }) => {
+            let first = journal_end.next();
+            let words =
+                format!("journal: positions {first} to {applied} were durable once and are not there");
+            report.problems.add_at(Some((first, applied)), words);
+            Ok(None)
+        }
+        Err(StateError::Earlier(_)) => {
+            report.state = StateFound::Earlier;
+            Ok(None)
+        }
+        Err(error) if error.is_of_the_system() => Err(VerifyError::Scratch(error)),
+        Err(error) => {
+            report.problems.add(format!("{error} (the next start rebuilds it from the journal)"));
+            Ok(None)
+        }
+    }
+}
+
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_directory(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// A walk over all records.
+struct Walk<'a> {
+    problems: &'a mut Problems,
+    /// Of the last event.
+    accepted_at: Timestamp,
+    /// Records up to the state's position, and behind it.
+    before: u64,
+    after: u64,
+}
+
+impl Walk<'_> {
+    /// Folds what the state has applied; looks at the rest, too.
+    fn fold(
+        &mut self,
+        reader: &JournalReader,
+        until: Position,
+        folded: &mut State,
+        progress: OnProgress<'_>,
+    ) -> Result<(), VerifyError> {
+        let end = reader.last_position();
+        let mut changes = Vec::new();
+        for frame in reader.frames_from(Position(1)) {
+            let frame = match frame {
+                Ok(frame) => frame,
+                // Known from the check of the bytes.
+                Err(ReadError::Damaged { .. }) => continue,
+                Err(error @ ReadError::Undecodable { position, .. }) => {
+                    self.problems.add_at(Some((position, position)), format!("journal: {error}"));
+                    continue;
+                }
+                Err(error @ ReadError::Io(_)) => return Err(error.into()),
+            };
+            let last = frame.last().map_or(Position(0), |(position, _)| *position);
+            for (position, record) in frame {
+                if position > until {
+                    self.after += 1;
+                    continue;
+                }
+                self.before += 1;
+                self.look_at(position, &record, folded);
+                folded.apply(position, &record, false, &mut changes);
+                folded.end_group();
+                changes.clear();
+                if folded.is_full() {
+                    folded.checkpoint(Timestamp::ZERO).map_err(VerifyError::Scratch)?;
+                }
+            }
+            progress(Progress { at: last.0, of: end.0 });
+        }
+        folded.reach(until);
+        folded.checkpoint(Timestamp::ZERO).map_err(VerifyError::Scratch)
+    }
+
+    /// What no commit may have broken.
+    fn look_at(&mut self, position: Position, record: &Record, folded: &State) {
+        let here = Some((position, position));
+        if let Record::EndpointPut(found) = record
+            && found.revision != position
+        {
+            let (id, revision) = (&found.id, found.revision);
+            let words = format!(
+                "journal: the record of endpoint {id} at {position} was written for position {revision}"
+            );
+            self.problems.add_at(here, words);
+        }
+        let Record::EventAccepted(event) = record else { return };
+        if event.accepted_at < self.accepted_at {
+            let words = format!("journal: event {position} was accepted before the one before it");
+            self.problems.add_at(here, words);
+        }
+        self.accepted_at = self.accepted_at.max(event.accepted_at);
+        if let Some((stream, version)) = &event.stream {
+            let before = version_of(folded, &event.tenant, stream);
+            // Retention may have taken what came before.
+            if *version <= before || (before + 1 != *version && position.0 == self.before) {
+                let words = format!(
+                    "journal: event {position} is version {version} of stream {stream}, which was at {before}"
+                );
+                self.problems.add_at(here, words);
+            }
+        }
+    }
+}
+
+fn version_of(state: &State, tenant: &Tenant, stream: &StreamName) -> u64 {
+    ReadModel::stream(state, tenant, stream).map_or(0, |head| head.version)
+}
+
+#[cfg(test)]
+mod tests;

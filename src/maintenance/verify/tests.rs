@@ -1,0 +1,306 @@
+//! Sound directories pass; each kind of damage is found and said; nothing is ever changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::*;
+use crate::domain::EndpointNumber;
+use crate::outbox::conformance::data_directory;
+use crate::projections::{counters, idempotency, pages};
+use crate::storage::state::base::{Base, Change};
+
+/// Names and contents of everything below.
+fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        if entry.path().is_dir() {
+            all.insert(entry.path(), Vec::new());
+            all.extend(contents(&entry.path()));
+        } else {
+            all.insert(entry.path(), std::fs::read(entry.path()).unwrap());
+        }
+    }
+    all
+}
+
+/// Verifies, and sees that nothing was changed.
+fn look(directory: &Path) -> Report {
+    let before = contents(directory);
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut stages, mut last) = (Vec::new(), None);
+    let report = verify(directory, scratch.path(), &mut |stage, progress| {
+        assert!(progress.at <= progress.of.max(progress.at), "{stage:?}: {progress:?}");
+        if last != Some(stage) {
+            stages.push(stage);
+        }
+        last = Some(stage);
+    });
+    assert!(contents(directory) == before, "the check has changed something");
+    stages.sort_by_key(|stage| *stage as u8);
+    assert!(stages.windows(2).all(|pair| pair[0] != pair[1]), "a stage came twice: {stages:?}");
+    report.unwrap()
+}
+
+fn problems(directory: &Path) -> Vec<String> {
+    look(directory).problems.told.into_iter().map(|problem| problem.words).collect()
+}
+
+#[test]
+fn a_sound_directory_is_good_with_and_without_what_retention_took() {
+    for (seed, retains) in [(3, false), (4, true), (5, true)] {
+        let (_below, directory) = data_directory(seed, retains);
+        let report = look(&directory);
+        assert_eq!(report.problems, Problems::default(), "seed {seed}");
+        assert!(
+            matches!(report.state, StateFound::Compared { applied, rows } if applied == report.last && rows > 10)
+        );
+        assert!(!report.endpoints.is_empty());
+        // A state that is missing is no damage: a restored directory has none.
+        std::fs::remove_dir_all(directory.join("state")).unwrap();
+        let report = look(&directory);
+        assert_eq!((report.problems, report.state), (Problems::default(), StateFound::Missing));
+        assert!(!report.endpoints.is_empty());
+    }
+}
+
+fn all_rows(directory: &Path) -> Rows {
+    let rows = Base::open(&directory.join("state")).unwrap();
+    rows.range(b"A", b"\xff").map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
+}
+
+/// Changes a row as only a bug of ours could: all sums are right.
+fn change(directory: &Path, key: &[u8], value: Option<&[u8]>) {
+    let mut rows = Base::open(&directory.join("state")).unwrap();
+    rows.write([(key, value.map_or(Change::Remove, Change::Put))].into_iter()).unwrap();
+}
+
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Whether rows mean the same, although they are others.
+struct Meaning {
+    /// Requests that expired until then may be gone.
+    expired_until: Timestamp,
+}
+
+impl Meaning {
+    fn is_same(&self, one: &Rows, other: &Rows) -> bool {
+        self.events(one) == self.events(other)
+            && self.requests(one) == self.requests(other)
+            && self.expire_alike(one, other)
+            && Self::lanes(one) == Self::lanes(other)
+            && Self::position_and_counts(one) == Self::position_and_counts(other)
+    }
+
+    /// An entry of a block may be overruled by a later one.
+    fn events(&self, rows: &Rows) -> impl PartialEq + use<> {
+        let last = pages::page_at_or_below(rows, u64::MAX).unwrap_or(0);
+        (0..=last).map(|page| (pages::events(rows, page), pages::states(rows, page))).collect::<Vec<_>>()
+    }
+
+    fn requests(&self, rows: &Rows) -> BTreeMap<[u8; 16], idempotency::Known> {
+        let scopes = rows.keys().filter(|key| key[0] == b'I' && key.len() == 17);
+        let scopes = scopes.map(|key| <[u8; 16]>::try_from(&key[1..]).unwrap());
+        let known = scopes.filter_map(|scope| Some((scope, idempotency::known(rows, &scope)?)));
+        known.filter(|(_, known)| known.expires_at.is_none_or(|at| at > self.expired_until)).collect()
+    }
+
+    /// No counters are counters of nothing.
+    fn lanes(rows: &Rows) -> Vec<(EndpointNumber, counters::Lane)> {
+        let all = counters::all(rows).into_iter();
+        all.filter(|(_, lane)| *lane != counters::Lane::default()).collect()
+    }
+
+    /// What is noted twice is noted.
+    fn expiries(&self, rows: &Rows) -> BTreeSet<(u64, Vec<u8>)> {
+        let blocks = rows.iter().filter(|(key, _)| key[0] == b'J');
+        let hour = |key: &[u8]| u64::from_be_bytes(key[1..9].try_into().unwrap());
+        let blocks = blocks.map(|(key, scopes)| (hour(key), scopes));
+        blocks.flat_map(|(hour, all)| all.chunks(16).map(move |scope| (hour, scope.to_vec()))).collect()
+    }
+
+    /// What has expired need not be noted, unless it is still there.
+    fn expire_alike(&self, one: &Rows, other: &Rows) -> bool {
+        let hour_of = |at: Timestamp| at.millis() / 3_600_000;
+        let of_now = |(hour, _): &(u64, Vec<u8>)| *hour >= hour_of(self.expired_until);
+        let (one, noted) = (self.expiries(one), self.expiries(other));
+        let scopes = other.keys().filter(|key| key[0] == b'I' && key.len() == 17);
+        let mut expiring = scopes.filter_map(|key| {
+            let known = idempotency::known(other, &<[u8; 16]>::try_from(&key[1..]).unwrap());
+            Some((hour_of(known?.expires_at?), key[1..].to_vec()))
+        });
+        one.into_iter().filter(of_now).eq(noted.clone().into_iter().filter(of_now))
+            && expiring.all(|expiry| noted.contains(&expiry))
+    }
+
+    fn position_and_counts(rows: &Rows) -> Vec<u64> {
+        let cursor = rows.get(&b"A"[..]).cloned().unwrap_or_default();
+        let mut reader = crate::codec::Reader::new(&cursor);
+        (0..5).filter_map(|_| reader.get_varint().ok()).collect()
+    }
+}
+
+/// The number that names the layout: an earlier layout is reported as such, any other as a problem.
+#[test]
+fn changed_layout_of_the_state_is_reported() {
+    let (below, whole) = data_directory(20, false);
+    let cursor = all_rows(&whole)[&b"A"[..]].clone();
+    let layout = cursor[0];
+    for number in (0..layout + 4).chain([127]).filter(|number| *number != layout) {
+        let mut changed = cursor.clone();
+        changed[0] = number;
+        let damaged = below.path().join("damaged");
+        copy_directory(&whole, &damaged).unwrap();
+        change(&damaged, b"A", Some(&changed));
+        let report = look(&damaged);
+        let is_earlier = (1..layout).contains(&number);
+        assert_eq!(report.state == StateFound::Earlier, is_earlier, "layout {number}: {report:?}");
+        assert!(is_earlier || report.problems.count > 0, "layout {number}: {report:?}");
+        std::fs::remove_dir_all(&damaged).unwrap();
+    }
+}
+
+#[test]
+fn every_row_that_is_missing_changed_or_invented_is_found() {
+    let seed = crate::knobs::seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut found: BTreeMap<char, u32> = BTreeMap::new();
+    // Both have rows of every kind.
+    for directory in [20, 22] {
+        let (below, whole) = data_directory(directory, false);
+        let rows = all_rows(&whole);
+        let last = look(&whole).last;
+        let copy = below.path().join("copy");
+        copy_directory(&whole.join("state"), &copy).unwrap();
+        let meaning = Meaning { expired_until: State::open(&copy, last).unwrap().cursor().expired_until };
+        for tag in "CcKDPWEOXSIJLRTA".bytes() {
+            let of_tag: Vec<_> = rows.iter().filter(|(key, _)| key[0] == tag).collect();
+            let Some((key, value)) = random.choice(of_tag) else { continue };
+            let mut changed = value.clone();
+            let at = random.usize(0..changed.len());
+            changed[at] ^= 1 << random.u8(0..7);
+            let mut invented = key.clone();
+            *invented.last_mut().unwrap() ^= 0x40;
+            let cases = [(key, None), (key, Some(&changed)), (&invented, Some(value))];
+            for (number, (key, value)) in cases.into_iter().enumerate() {
+                let damaged = below.path().join("damaged");
+                copy_directory(&whole, &damaged).unwrap();
+                change(&damaged, key, value.map(Vec::as_slice));
+                let mut after = rows.clone();
+                match value {
+                    Some(value) => after.insert(key.clone(), value.clone()),
+                    None => after.remove(key),
+                };
+                let report = look(&damaged);
+                let told = report.problems.told;
+                let tag = char::from(tag);
+                // A cursor that names an earlier layout: the next start makes such a state again, whatever it says.
+                let is_earlier = tag == 'A' && report.state == StateFound::Earlier;
+                let harmless = is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
+                assert!(
+                    !told.is_empty() || harmless,
+                    "BALTO_TEST_SEED={seed}, directory {directory}, case {number}: nobody sees what was done to {tag} {key:?}"
+                );
+                *found.entry(tag).or_default() += u32::from(!told.is_empty());
+                std::fs::remove_dir_all(&damaged).unwrap();
+            }
+        }
+        // A row of a kind that nobody knows.
+        change(&whole, b"Zebra", Some(b"1"));
+        assert!(problems(&whole)[0].contains("unknown kind 90"));
+    }
+    for tag in "CcKDPWEOXSIJLRTA".chars() {
+        assert!(found.get(&tag).is_some_and(|count| *count > 0), "no damage of {tag} was found: {found:?}");
+    }
+}
+
+#[test]
+fn a_stamp_that_is_missing_foreign_or_newer_is_said() {
+    let (_below, directory) = data_directory(1, false);
+    for (stamp, said) in [
+        (Some("balto data directory, format 2\n"), "not a data directory of this version"),
+        (Some("something"), "something"),
+        (Some(""), "no data directory of this version"),
+        (None, "no FORMAT"),
+    ] {
+        match stamp {
+            Some(stamp) => std::fs::write(directory.join(FORMAT_FILE), stamp).unwrap(),
+            None => std::fs::remove_file(directory.join(FORMAT_FILE)).unwrap(),
+        }
+        let told = problems(&directory);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(said) || told[0].contains("this is no data directory"), "{told:?}");
+    }
+}
+
+#[test]
+fn what_the_end_of_the_journal_has_lost_is_named() {
+    let (_below, directory) = data_directory(2, false);
+    let last = look(&directory).last;
+    let mut files: Vec<_> = std::fs::read_dir(directory.join("journal")).unwrap().collect();
+    files.sort_by_key(|file| file.as_ref().unwrap().file_name());
+    let newest = files.pop().unwrap().unwrap().path();
+    std::fs::remove_file(newest).unwrap();
+    let told = problems(&directory);
+    assert!(told.iter().any(|told| told.contains(&format!("to {last} were durable once"))), "{told:?}");
+}
+
+#[test]
+fn every_flipped_bit_of_the_journal_is_found_or_changes_nothing() {
+    let seed = crate::knobs::seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (_below, directory) = data_directory(6, true);
+    let files: Vec<_> = std::fs::read_dir(directory.join("journal")).unwrap().collect();
+    let files: Vec<_> = files.into_iter().map(|file| file.unwrap().path()).collect();
+    let whole = look(&directory);
+    let mut found = 0;
+    for _ in 0..crate::knobs::rounds(40) {
+        let file = random.choice(&files).unwrap();
+        let bytes = std::fs::read(file).unwrap();
+        let at = random.usize(0..bytes.len());
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << random.u8(0..8);
+        std::fs::write(file, &flipped).unwrap();
+        let report = look(&directory);
+        // One copy of a file's header can be spared; in the room behind the last frame nothing is lost.
+        let same =
+            (report.journal.records, report.journal.frames) == (whole.journal.records, whole.journal.frames);
+        let story = format!("BALTO_TEST_SEED={seed}: byte {at} of {}", file.display());
+        assert!(report.problems.count > 0 || same, "{story}: {report:?}");
+        found += u32::from(report.problems.count > 0);
+        std::fs::write(file, bytes).unwrap();
+    }
+    assert!(found > 10, "only {found} were found");
+}
+
+#[test]
+fn a_state_that_cannot_be_opened_is_said_and_left_alone() {
+    let (_below, directory) = data_directory(7, false);
+    let file = directory.join("state/db");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, vec![7; bytes.len()]).unwrap();
+    let report = look(&directory);
+    assert_eq!((report.problems.count, report.state), (1, StateFound::NotCompared));
+    assert!(report.problems.told[0].words.contains("the next start rebuilds it"), "{:?}", report.problems);
+    assert!(!report.endpoints.is_empty());
+}
+
+#[test]
+fn a_directory_in_use_is_not_checked() {
+    let (_below, directory) = data_directory(8, false);
+    let lock = File::options().create(true).truncate(false).write(true).open(directory.join("LOCK")).unwrap();
+    lock.try_lock().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let refused = verify(&directory, scratch.path(), &mut |_, _| ());
+    assert!(matches!(refused, Err(VerifyError::Locked(_))), "{refused:?}");
+    drop(lock);
+    assert!(problems(&directory).is_empty());
+    let nowhere = verify(&directory.join("nowhere"), scratch.path(), &mut |_, _| ());
+    assert!(matches!(nowhere, Err(VerifyError::Io { .. })), "{nowhere:?}");
+}
+
+#[test]
+fn problems_are_counted_when_there_are_too_many_to_tell() {
+    let mut problems = Problems::default();
+    (0..250).for_each(|number| problems.add(number.to_string()));
+    assert_eq!((problems.told.len(), problems.count), (PROBLEMS_TOLD_MAX, 250));
+}

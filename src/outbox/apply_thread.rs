@@ -1,0 +1,198 @@
+//! The apply thread: applies committed records to the state, writes checkpoints and answers questions.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use super::commit_thread::{FULL_DISK_PAUSE, ThreadLinks};
+use super::decide::Committed;
+use super::health::Part;
+use super::{Notice, StateMessage, Written};
+use crate::domain::Timestamp;
+use crate::storage::state::{State, StateError};
+use crate::{limits, panics};
+
+pub(crate) struct ApplyThread {
+    state: State,
+    pub(super) messages: mpsc::Receiver<StateMessage>,
+    links: ThreadLinks,
+    /// Commits that arrived while the disk was full.
+    held: VecDeque<StateMessage>,
+    last_checkpoint: Instant,
+    /// Time of the last applied commit. Rows expire by it, not by the clock: a clock that ran ahead and was set back
+    /// must not have expired anything.
+    time: Timestamp,
+}
+
+impl ApplyThread {
+    pub(super) fn new(state: State, messages: mpsc::Receiver<StateMessage>, links: ThreadLinks) -> Self {
+        Self {
+            state,
+            messages,
+            links,
+            held: VecDeque::new(),
+            last_checkpoint: Instant::now(),
+            time: Timestamp::default(),
+        }
+    }
+
+    /// Runs until it is stopped. sled panics over some kinds of damage; a rebuild from the journal repairs the state.
+    pub(super) fn run(mut self) {
+        if panics::contain(|| self.take_turns()).is_err() {
+            self.fail("the apply thread panicked");
+        }
+    }
+
+    fn take_turns(&mut self) {
+        loop {
+            panics::test_point("state");
+            let wait = limits::CHECKPOINT_INTERVAL.saturating_sub(self.last_checkpoint.elapsed());
+            let message = match self.held.pop_front() {
+                Some(message) => Ok(message),
+                None => self.messages.recv_timeout(wait),
+            };
+            self.links.busy.begin(Part::State);
+            let goes_on = match message {
+                Ok(message) => self.turn(message),
+                Err(mpsc::RecvTimeoutError::Disconnected) => self.turn(StateMessage::Stop),
+                Err(mpsc::RecvTimeoutError::Timeout) => true,
+            };
+            let is_time = self.last_checkpoint.elapsed() >= limits::CHECKPOINT_INTERVAL;
+            if !goes_on || (is_time && !self.checkpoint()) {
+                return;
+            }
+            self.links.busy.end(Part::State);
+        }
+    }
+
+    /// Returns whether to continue.
+    fn turn(&mut self, message: StateMessage) -> bool {
+        let goes_on = match message {
+            StateMessage::Committed(committed) => self.apply(&committed),
+            StateMessage::Read(question) => {
+                question(&self.state);
+                true
+            }
+            StateMessage::Maintain(task) => {
+                task(&mut self.state);
+                true
+            }
+            StateMessage::Stop => {
+                if let Err(error) = self.state.checkpoint(self.time) {
+                    tracing::warn!(%error, "last checkpoint failed, the next start replays the journal");
+                }
+                false
+            }
+        };
+        match self.state.failure().map(ToOwned::to_owned) {
+            Some(reason) => self.fail(&reason),
+            None => goes_on,
+        }
+    }
+
+    /// The state is unreliable: ends the process, and the next start rebuilds the state. Returns `false`.
+    fn fail(&self, reason: &str) -> bool {
+        tracing::error!(reason, "state failed, the next start rebuilds it from the journal");
+        // First: a disk that hangs must not delay the end of the process.
+        self.links.health.fail(reason);
+        self.state.mark_unreadable();
+        false
+    }
+
+    /// Returns whether to continue.
+    fn apply(&mut self, committed: &Committed) -> bool {
+        let mut changes = Vec::new();
+        self.time = committed.at;
+        for (position, record) in &committed.records {
+            self.state.apply(*position, record, true, &mut changes);
+            // Within a large group too: bounds the size of one checkpoint.
+            if self.state.is_full() && !self.checkpoint() {
+                return false;
+            }
+        }
+        self.state.end_group();
+        self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
+        self.links.busy.end(Part::State);
+        if !changes.is_empty() && !self.links.tell(Notice::Lanes(changes)) {
+            tracing::debug!("lane changes dropped: no receiver");
+        }
+        true
+    }
+
+    /// Returns whether to continue.
+    fn checkpoint(&mut self) -> bool {
+        let started = Instant::now();
+        self.links.busy.begin(Part::State);
+        let written = self.state.checkpoint(self.time);
+        self.last_checkpoint = started;
+        match written {
+            Ok(()) => {
+                (self.links.observer)(Written::Checkpoint, started.elapsed());
+                true
+            }
+            Err(error) if error.is_disk_full() => self.wait_for_disk_space(),
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    /// Ends the process; the next start replays the missing records. Returns `false`.
+    fn give_up(&self, error: &StateError) -> bool {
+        tracing::error!(%error, "checkpoint failed");
+        self.links.health.fail(&error.to_string());
+        false
+    }
+
+    /// Waits until the disk has space for a checkpoint. Meanwhile questions get no answer, and commits are kept in
+    /// memory, which the commit thread bounds. Nothing is lost: the journal has every record. Returns whether to
+    /// continue.
+    fn wait_for_disk_space(&mut self) -> bool {
+        tracing::warn!("disk full, state checkpoint delayed");
+        self.links.health.set_full(Part::State, true);
+        let mut tried = Instant::now();
+        loop {
+            self.links.busy.end(Part::State);
+            match self.messages.recv_timeout(FULL_DISK_PAUSE.saturating_sub(tried.elapsed())) {
+                Ok(message @ StateMessage::Committed(_)) => self.held.push_back(message),
+                // Dropping the question tells the caller.
+                Ok(StateMessage::Read(_) | StateMessage::Maintain(_))
+                | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(StateMessage::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+            }
+            if tried.elapsed() < FULL_DISK_PAUSE {
+                continue;
+            }
+            tried = Instant::now();
+            self.links.busy.begin(Part::State);
+            match self.state.reopen().and_then(|()| self.state.checkpoint(self.time)) {
+                Ok(()) => break,
+                Err(error) if error.is_disk_full() => {}
+                Err(error) => return self.give_up(&error),
+            }
+        }
+        tracing::warn!("disk has space again, state checkpoints resumed");
+        self.links.health.set_full(Part::State, false);
+        true
+    }
+}
+
+/// Single steps, for the simulation.
+#[cfg(test)]
+impl ApplyThread {
+    /// Handles the next message, if there is one. Returns whether there was one.
+    pub(crate) fn turn_by_hand(&mut self) -> bool {
+        match self.messages.try_recv() {
+            Ok(message) => self.turn(message),
+            Err(_) => false,
+        }
+    }
+
+    pub(crate) fn checkpoint_by_hand(&mut self) {
+        // The simulation notices a power failure by itself.
+        let _goes_on = self.checkpoint();
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+}

@@ -1,0 +1,194 @@
+//! The order in which a commit becomes known: the state, the delivery loop, the callers.
+
+use std::sync::Mutex;
+use std::task::{Context, Wake, Waker};
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+use super::*;
+use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Tenant, Trigger};
+use crate::outbox::Assembled;
+use crate::outbox::commit_queue::Admission;
+use crate::outbox::commit_thread::STATE_LAG_MAX;
+use crate::outbox::decide::Source;
+use crate::outbox::draft::EventDraft;
+use crate::outbox::recent_keys::Prepared;
+use crate::outbox::unit::{Answer, Command, UnitReply};
+use crate::outbox::{Health, Outbox};
+use crate::storage::disk::{Fault, MemoryDisk, Operation};
+use crate::storage::journal::{Journal, JournalOptions};
+use crate::storage::state::base::Base;
+use crate::storage::state::base::memory::{MemoryRows, Supply};
+
+struct Clock;
+
+impl Source for Clock {
+    fn now(&mut self) -> Timestamp {
+        Timestamp::from_millis(3_000_000_000_000)
+    }
+
+    fn random(&mut self) -> u128 {
+        7
+    }
+}
+
+/// Looks at the world in the moment in which a channel wakes its receiver.
+struct Observer<F>(Mutex<F>);
+
+impl<F: FnMut() + Send> Wake for Observer<F> {
+    fn wake(self: Arc<Self>) {
+        self.0.lock().unwrap()();
+    }
+}
+
+fn observer(look: impl FnMut() + Send + 'static) -> Waker {
+    Arc::new(Observer(Mutex::new(look))).into()
+}
+
+/// An outbox whose threads take their turns by hand; of its journal the first `missing` positions are lost.
+fn assembled(disk: &MemoryDisk, missing: u64) -> Assembled {
+    let (mut journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
+    if missing > 0 {
+        journal.lose_until(Position(missing)).unwrap();
+    }
+    let rows = Base::Memory(MemoryRows::new(Arc::new(|| Supply::Holds)));
+    let state = State::over(rows, journal.reader().last_position()).unwrap();
+    let admission = Admission { bytes: 1 << 20, commands: 1_000 };
+    let assembled = Outbox::assemble(journal, state, admission, Box::new(Clock), Arc::new(|_, _| ()), None);
+    Assembled { writer: assembled.writer.without_pauses(), ..assembled }
+}
+
+fn unit(command: Command, reply: Option<UnitReply>) -> Unit {
+    Unit { commands: vec![command], prepared: Prepared::default(), reply }
+}
+
+fn record(number: u64) -> Command {
+    let id: KeyId = format!("key_{number}").parse().unwrap();
+    Command::Record(Record::KeyDeleted { id, at: Timestamp::from_millis(number) })
+}
+
+/// Polls once, so that the next message wakes the observer.
+fn watch_notices(notices: &mut async_mpsc::Receiver<Notice>, waker: &Waker) {
+    assert!(notices.poll_recv(&mut Context::from_waker(waker)).is_pending());
+}
+
+fn watch_answer(answer: &mut oneshot::Receiver<Answer>, waker: &Waker) {
+    assert!(std::pin::Pin::new(answer).poll(&mut Context::from_waker(waker)).is_pending());
+}
+
+type Story = Arc<Mutex<Vec<&'static str>>>;
+
+fn add(story: &Story, what: &'static str) {
+    story.lock().unwrap().push(what);
+}
+
+#[test]
+fn writer_tells_the_state_then_the_lanes_then_callers() {
+    let Assembled { mut writer, state, mut notices, .. } = assembled(&MemoryDisk::new(), 0);
+    let ApplyThread { messages, .. } = state;
+    let story = Story::default();
+    let seen = story.clone();
+    let lanes = observer(move || match messages.try_recv() {
+        Ok(StateMessage::Committed(group)) if group.records.len() == 1 => add(&seen, "state, then lanes"),
+        _ => add(&seen, "lanes without the state"),
+    });
+    watch_notices(&mut notices, &lanes);
+    let (reply, mut answer) = oneshot::channel();
+    let seen = story.clone();
+    watch_answer(&mut answer, &observer(move || add(&seen, "caller")));
+    writer.queue.push(unit(record(1), Some(reply))).unwrap();
+
+    assert!(writer.turn_by_hand());
+
+    assert_eq!(*story.lock().unwrap(), ["state, then lanes", "caller"]);
+    assert!(matches!(notices.try_recv(), Ok(Notice::Committed(_))));
+    assert!(answer.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn writer_reports_its_health_before_it_refuses() {
+    for (errno, expected) in [(Fault::ENOSPC, "full"), (Fault::EIO, "failed")] {
+        let disk = MemoryDisk::new();
+        let Assembled { outbox, mut writer, state, .. } = assembled(&disk, 0);
+        let (reply, mut answer) = oneshot::channel();
+        let (story, health) = (Story::default(), outbox.health());
+        let seen = story.clone();
+        let caller = observer(move || match &*health.borrow() {
+            Health::Good => add(&seen, "good"),
+            Health::DiskFull => add(&seen, "full"),
+            Health::Failed(_) => add(&seen, "failed"),
+        });
+        watch_answer(&mut answer, &caller);
+        disk.inject(Fault::once(Operation::Write, errno));
+        writer.queue.push(unit(record(1), Some(reply))).unwrap();
+        assert_eq!(writer.turn_by_hand(), errno == Fault::ENOSPC);
+        assert_eq!(*story.lock().unwrap(), [expected]);
+        assert!(answer.try_recv().unwrap().is_err());
+        assert!(state.messages.try_recv().is_err(), "the state heard of a group that is not durable");
+    }
+}
+
+/// Until the state has taken the records in, or there is nothing to wait for any more.
+#[test]
+fn writer_waits_for_a_state_that_is_far_behind() {
+    let ends: [fn(&ThreadLinks, &CommitQueue); 3] = [
+        |links, _| links.applied.store(STATE_LAG_MAX + 1, Ordering::Relaxed),
+        |_, queue| queue.close(),
+        |links, _| links.health.fail("a test says so"),
+    ];
+    for end in ends {
+        let Assembled { writer, .. } = assembled(&MemoryDisk::new(), 2 * STATE_LAG_MAX + 1);
+        let (links, queue) = (writer.links.clone(), writer.queue.clone());
+        links.applied.store(STATE_LAG_MAX, Ordering::Relaxed);
+        let (done, is_done) = mpsc::channel();
+        let waiting = std::thread::spawn(move || {
+            writer.wait_for_apply();
+            done.send(()).unwrap();
+        });
+        // The thread may not have begun yet: this can only fail to see that it does not wait.
+        assert!(is_done.recv_timeout(Duration::from_millis(20)).is_err(), "it does not wait");
+        end(&links, &queue);
+        assert!(is_done.recv_timeout(Duration::from_secs(60)).is_ok(), "it waits for ever");
+        waiting.join().unwrap();
+    }
+}
+
+#[test]
+fn state_applies_a_group_before_the_lanes_hear_of_it() {
+    let Assembled { outbox, mut writer, mut state, mut notices } = assembled(&MemoryDisk::new(), 0);
+    let endpoint = crate::rules::tests::endpoint(0, Tenant::DEFAULT, &[]);
+    let draft = EventDraft::new(endpoint.tenant.clone(), "order.paid".parse().unwrap(), "{}".into());
+    let delivery = DeliveryKey { event: Position(2), endpoint: EndpointNumber(1) };
+    let at = Timestamp::from_millis(3_000_000_000_000);
+    let commands = [
+        Command::PutEndpoint(Box::new(endpoint)),
+        Command::Publish(Box::new(draft)),
+        Command::Record(Record::DeliveriesCancelled { deliveries: vec![delivery], at }),
+        Command::Record(Record::DeliveriesRevived {
+            deliveries: vec![delivery],
+            trigger: Trigger::Manual,
+            at,
+        }),
+    ];
+    let story = Arc::new(Mutex::new(Vec::new()));
+    for command in commands {
+        writer.queue.push(unit(command, None)).unwrap();
+        assert!(writer.turn_by_hand());
+        while notices.try_recv().is_ok() {}
+        let (seen, asked) = (story.clone(), outbox.clone());
+        let lanes = observer(move || seen.lock().unwrap().push(asked.lag()));
+        watch_notices(&mut notices, &lanes);
+        assert_eq!(outbox.lag(), 1);
+        assert!(state.turn_by_hand());
+        assert_eq!(outbox.lag(), 0);
+        while notices.try_recv().is_ok() {}
+        // What the writer tells next is not the state's.
+        watch_notices(&mut notices, Waker::noop());
+    }
+    let story = story.lock().unwrap();
+    assert!(story.len() >= 2 && story.iter().all(|lag| *lag == 0), "records behind when told: {story:?}");
+}

@@ -1,0 +1,209 @@
+//! Promises of the queue: order, bounds for publishers alone, and an answer for everybody who waits.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::domain::{EndpointNumber, Record, Timestamp};
+use crate::outbox::recent_keys::Prepared;
+use crate::outbox::unit::{Command, Outcome, Refusal, UnitReply};
+
+type Answer = oneshot::Receiver<Result<Vec<Outcome>, Refusal>>;
+
+fn queue(commands: usize) -> CommitQueue {
+    CommitQueue::new(Admission { bytes: 10_000_000, commands })
+}
+
+/// Known again by its number.
+fn unit(number: u64, reply: Option<UnitReply>) -> Unit {
+    let record = Record::DeliveriesCancelled { deliveries: Vec::new(), at: Timestamp::from_millis(number) };
+    Unit { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply }
+}
+
+fn outcome(number: u64) -> Unit {
+    unit(number, None)
+}
+
+fn awaited(number: u64) -> (Unit, Answer) {
+    let (reply, answer) = oneshot::channel();
+    (unit(number, Some(reply)), answer)
+}
+
+/// Changes the directory, so it is committed alone.
+fn lonely(number: u64) -> Unit {
+    let at = Timestamp::from_millis(number);
+    let commands = vec![Command::DeleteEndpoint { endpoint: EndpointNumber(1), at }];
+    Unit { commands, prepared: Prepared::default(), reply: None }
+}
+
+fn numbers(group: Option<Vec<Unit>>) -> Vec<u64> {
+    let number = |unit: Unit| match &unit.commands[0] {
+        Command::Record(Record::DeliveriesCancelled { at, .. }) | Command::DeleteEndpoint { at, .. } => {
+            at.millis()
+        }
+        other => panic!("{other:?}"),
+    };
+    group.unwrap_or_default().into_iter().map(number).collect()
+}
+
+#[test]
+fn groups_keep_the_order_and_changes_of_the_directory_stand_alone() {
+    let queue = queue(100);
+    for unit in [outcome(1), outcome(2), lonely(3), lonely(4), outcome(5)] {
+        queue.push(unit).unwrap();
+    }
+    queue.close();
+    let groups: Vec<_> = (0..5).map(|_| numbers(queue.next_group())).collect();
+    assert_eq!(groups, [vec![1, 2], vec![3], vec![4], vec![5], vec![]]);
+    assert_eq!(queue.weight(), (0, 0));
+}
+
+#[test]
+fn publishers_are_refused_at_the_bound_and_outcomes_never() {
+    let queue = queue(2);
+    let (first, _first) = awaited(1);
+    let (second, _second) = awaited(2);
+    let (third, _third) = awaited(3);
+    queue.push(first).unwrap();
+    queue.push(second).unwrap();
+    assert!(matches!(queue.push(third), Err(Unavailable::Overloaded { .. })));
+    queue.push(outcome(4)).unwrap();
+    assert_eq!(numbers(queue.next_group()), [1, 2, 4]);
+    let (again, _again) = awaited(5);
+    queue.push(again).unwrap();
+}
+
+#[test]
+fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
+    let queue = CommitQueue { crowd_linger: Duration::from_secs(3_600), ..queue(100) };
+    let push = |number| {
+        let (unit, answer) = awaited(number);
+        queue.push(unit).unwrap();
+        answer
+    };
+    let enough = CROWD_ENOUGH as u64;
+    let crowd: Vec<_> = (0..CROWD_MIN as u64).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), CROWD_MIN);
+    drop(crowd);
+    std::thread::scope(|scope| {
+        let _most: Vec<_> = (1..enough).map(push).collect();
+        let writer = scope.spawn(|| numbers(queue.next_group()));
+        while queue.lock().wanted != Some(CROWD_ENOUGH) {
+            std::thread::yield_now();
+        }
+        assert!(!writer.is_finished());
+        let _last = push(enough);
+        assert_eq!(writer.join().unwrap(), (1..=enough).collect::<Vec<_>>());
+    });
+    let _more: Vec<_> = (0..=enough).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), CROWD_ENOUGH + 1, "whoever is here already comes along");
+    let _few: Vec<_> = (0..enough).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), CROWD_ENOUGH, "enough are here: nothing to wait for");
+    let _another = push(1);
+    let full: Vec<_> = (2..=limits::COMMIT_RECORDS_MAX as u64).collect();
+    full.iter().for_each(|number| queue.push(outcome(*number)).unwrap());
+    assert_eq!(
+        numbers(queue.next_group()).len(),
+        limits::COMMIT_RECORDS_MAX,
+        "a full group waits for nobody"
+    );
+    let _alone = push(2);
+    assert_eq!(numbers(queue.next_group()), [2], "one is no crowd");
+}
+
+#[test]
+fn a_group_is_bounded() {
+    let queue = queue(1);
+    let many = limits::COMMIT_RECORDS_MAX as u64 + 1;
+    (0..many).for_each(|number| queue.push(outcome(number)).unwrap());
+    assert_eq!(numbers(queue.next_group()).len(), limits::COMMIT_RECORDS_MAX);
+    assert_eq!(numbers(queue.next_group()), [many - 1]);
+}
+
+#[test]
+fn what_could_not_be_written_comes_first_again() {
+    let queue = queue(100);
+    (1..=3).for_each(|number| queue.push(outcome(number)).unwrap());
+    let group = queue.next_group().unwrap();
+    queue.push(outcome(4)).unwrap();
+    queue.put_back(group);
+    assert_eq!(queue.weight().0, 4);
+    assert_eq!(numbers(queue.next_group()), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_closed_queue_gives_what_it_has_and_takes_nothing_more() {
+    let queue = queue(100);
+    queue.push(outcome(1)).unwrap();
+    queue.close();
+    assert!(matches!(queue.push(outcome(2)), Err(Unavailable::Stopping)));
+    assert_eq!(numbers(queue.next_group()), [1]);
+    assert!(queue.next_group().is_none());
+}
+
+#[test]
+fn who_waits_when_the_writer_ends_hears_of_it() {
+    let queue = queue(100);
+    let (unit, answer) = awaited(1);
+    queue.push(unit).unwrap();
+    queue.abandon();
+    assert!(answer.blocking_recv().is_err());
+    assert!(matches!(queue.push(outcome(2)), Err(Unavailable::Stopping)));
+}
+
+#[test]
+fn many_publishers_and_one_writer_lose_nothing() {
+    let queue = Arc::new(queue(100));
+    let writer = std::thread::spawn({
+        let queue = queue.clone();
+        move || {
+            std::iter::from_fn(|| queue.next_group()).map(|group| numbers(Some(group))).collect::<Vec<_>>()
+        }
+    });
+    let publish = |publisher: u64| {
+        let queue = queue.clone();
+        std::thread::spawn(move || {
+            for count in 0..500 {
+                let (unit, _answer) = awaited(publisher * 1_000 + count);
+                queue.push(unit).unwrap();
+                if count % 10 == 0 {
+                    std::thread::yield_now();
+                }
+                while queue.weight().0 > 50 {
+                    std::thread::yield_now();
+                }
+            }
+        })
+    };
+    let publishers: Vec<_> = (0..16).map(publish).collect();
+    publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+    queue.close();
+    let all: Vec<u64> = writer.join().unwrap().concat();
+    for publisher in 0..16 {
+        let own: Vec<u64> = all.iter().copied().filter(|number| number / 1_000 == publisher).collect();
+        let expected: Vec<u64> = (0..500).map(|count| publisher * 1_000 + count).collect();
+        assert_eq!(own, expected);
+    }
+}
+
+#[test]
+fn too_many_outcomes_are_seen_until_they_are_taken() {
+    let queue = queue(10);
+    for number in 0..limits::OUTCOMES_MAX as u64 {
+        queue.push(outcome(number)).unwrap();
+    }
+    assert!(!queue.is_behind());
+    queue.push(outcome(0)).unwrap();
+    assert!(queue.is_behind());
+    let (unit, _answer) = awaited(1);
+    assert!(queue.push(unit).is_err(), "publishers are bounded as before");
+    while !queue.is_empty() {
+        queue.take();
+    }
+    assert!(!queue.is_behind());
+    queue.put_back(vec![outcome(1), outcome(2)]);
+    assert_eq!(queue.lock().outcomes, (2, 128));
+    queue.take();
+    assert_eq!(queue.lock().outcomes, (0, 0));
+}

@@ -1,0 +1,207 @@
+//! The commit thread: takes groups from the commit queue, commits them, announces them and answers the callers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc as async_mpsc;
+
+use super::commit_queue::CommitQueue;
+use super::decide::{Committer, GroupResult};
+use super::health::{Busy, HealthCell, Part};
+use super::unit::{Answer, Unit, UnitReply};
+use super::{Notice, Observer, StateMessage, Written};
+use crate::storage::journal::AppendError;
+use crate::{limits, panics};
+
+/// Maximum number of records that the state may lag behind the journal.
+pub(super) const STATE_LAG_MAX: u64 = 20_000;
+/// Pause between two attempts to write to a full disk.
+pub(super) const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the commit thread and the apply thread share.
+#[derive(Clone)]
+pub(super) struct ThreadLinks {
+    pub(super) notices: async_mpsc::Sender<Notice>,
+    pub(super) applied: Arc<AtomicU64>,
+    pub(super) health: Arc<HealthCell>,
+    pub(super) observer: Observer,
+    pub(super) busy: Busy,
+}
+
+impl ThreadLinks {
+    /// Blocks only while the channel is full. Returns whether there is a receiver.
+    pub(super) fn tell(&self, notice: Notice) -> bool {
+        match self.notices.try_send(notice) {
+            Ok(()) => true,
+            Err(async_mpsc::error::TrySendError::Closed(_)) => false,
+            Err(async_mpsc::error::TrySendError::Full(notice)) => self.notices.blocking_send(notice).is_ok(),
+        }
+    }
+}
+
+pub(crate) struct CommitThread {
+    committer: Committer,
+    pub(super) queue: Arc<CommitQueue>,
+    state: mpsc::Sender<StateMessage>,
+    pub(super) links: ThreadLinks,
+    /// Runtime of the callers; `None` in a simulation.
+    runtime: Option<Handle>,
+    /// Pause between two attempts to write to a full disk.
+    full_disk_pause: Duration,
+}
+
+impl CommitThread {
+    pub(super) fn new(
+        committer: Committer,
+        queue: Arc<CommitQueue>,
+        state: mpsc::Sender<StateMessage>,
+        links: ThreadLinks,
+    ) -> Self {
+        Self { committer, queue, state, links, runtime: None, full_disk_pause: FULL_DISK_PAUSE }
+    }
+
+    pub(super) fn answer_within(&mut self, runtime: Option<Handle>) {
+        self.runtime = runtime;
+    }
+
+    /// Runs until the queue is closed. At the end, also after a panic, no caller is left without an answer.
+    /// (A panic ends the daemon before that; other users of the outbox have no such hook.)
+    pub(super) fn run(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.take_turns())).is_err() {
+            self.links.health.fail("the commit thread panicked");
+        }
+        self.queue.abandon();
+    }
+
+    fn take_turns(&mut self) {
+        loop {
+            panics::test_point("writer");
+            self.links.busy.begin(Part::Journal);
+            self.wait_for_apply();
+            self.links.busy.end(Part::Journal);
+            if !self.turn() {
+                return;
+            }
+        }
+    }
+
+    /// Returns whether to continue.
+    fn turn(&mut self) -> bool {
+        if self.is_disk_full() && self.queue.is_empty() {
+            return self.check_disk_space();
+        }
+        self.queue.next_group().is_some_and(|group| self.commit(group))
+    }
+
+    /// Returns whether to continue.
+    fn commit(&mut self, group: Vec<Unit>) -> bool {
+        let started = Instant::now();
+        self.links.busy.begin(Part::Journal);
+        let result = self.committer.commit(group);
+        self.links.busy.end(Part::Journal);
+        if let Some(committed) = &result.committed {
+            (self.links.observer)(Written::Commit { records: committed.records.len() }, started.elapsed());
+        }
+        self.publish(result)
+    }
+
+    fn is_disk_full(&self) -> bool {
+        self.links.health.is_full_for(Part::Journal)
+    }
+
+    /// Checks whether a full disk has space again. Without this check an idle queue would report a full disk for
+    /// ever, because new commands are refused meanwhile. Returns whether to continue.
+    fn check_disk_space(&self) -> bool {
+        if self.committer.journal().has_room() {
+            self.links.health.set_full(Part::Journal, false);
+        } else {
+            std::thread::sleep(self.full_disk_pause);
+        }
+        !self.queue.is_closed()
+    }
+
+    /// Announces a commit: first to the apply thread, then to the lanes, then to the callers. Returns whether to
+    /// continue.
+    fn publish(&self, result: GroupResult) -> bool {
+        if let Some(committed) = result.committed {
+            self.links.health.set_full(Part::Journal, false);
+            if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
+                self.links.health.fail("the apply thread has ended");
+            }
+            if !self.links.tell(Notice::Committed(committed)) {
+                tracing::debug!("commit notice dropped: no receiver");
+            }
+        }
+        // Before the answers: a refused caller that reads the health finds the reason.
+        match &result.failure {
+            None => {}
+            Some(AppendError::DiskFull) => self.links.health.set_full(Part::Journal, true),
+            Some(error) => {
+                tracing::error!(%error, "journal failed, acknowledging nothing more");
+                self.links.health.fail(&error.to_string());
+            }
+        }
+        self.answer(result.replies);
+        self.queue.put_back(result.unwritten);
+        match result.failure {
+            None => true,
+            Some(AppendError::DiskFull) => {
+                std::thread::sleep(self.full_disk_pause);
+                !self.queue.is_closed()
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// Wakes the callers from within their runtime, which costs one wake-up of the runtime instead of one per caller.
+    fn answer(&self, replies: Vec<(UnitReply, Answer)>) {
+        if replies.is_empty() {
+            return;
+        }
+        let answer = move || {
+            for (reply, outcome) in replies {
+                // The caller may have gone away.
+                let _gone = reply.send(outcome).is_err();
+            }
+        };
+        match &self.runtime {
+            Some(runtime) => drop(runtime.spawn(async { answer() })),
+            None => answer(),
+        }
+    }
+
+    /// Blocks while too many committed records wait for the apply thread: bounds their memory.
+    pub(super) fn wait_for_apply(&self) {
+        let last = self.committer.journal().next_position().0 - 1;
+        while last.saturating_sub(self.links.applied.load(Ordering::Relaxed)) > STATE_LAG_MAX
+            || self.committer.unapplied().bytes() > limits::UNAPPLIED_BYTES_MAX
+        {
+            // During a shutdown the apply thread may be waiting for disk space.
+            if self.links.health.has_failed() || self.queue.is_closed() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Single steps, for the simulation.
+#[cfg(test)]
+impl CommitThread {
+    pub(crate) fn without_pauses(mut self) -> Self {
+        self.full_disk_pause = Duration::ZERO;
+        self
+    }
+
+    /// Commits the pending units, if any, without waiting. Returns whether to continue.
+    pub(crate) fn turn_by_hand(&mut self) -> bool {
+        if self.is_disk_full() && self.queue.is_empty() {
+            return self.check_disk_space();
+        }
+        let group = self.queue.take();
+        group.is_empty() || self.commit(group)
+    }
+}

@@ -1,0 +1,238 @@
+//! The store in memory: the oracle, and a judge as plain as it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::oracle::Oracle;
+use super::{End, Store};
+use crate::domain::{
+    ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, KeyId, Position,
+    Record, Rejection, Timestamp,
+};
+use crate::maintenance::retention::RetentionPolicy;
+use crate::outbox::ReadModel;
+use crate::outbox::draft::{Accepted, EventDraft};
+use crate::outbox::unit::{Command, Outcome};
+use crate::rules::matching::want;
+
+/// Everything is durable at once, and nothing befalls it.
+#[derive(Debug, Default)]
+pub(super) struct MemoryStore {
+    pub(super) oracle: Oracle,
+    pub(super) records: BTreeMap<Position, (Timestamp, Record)>,
+    endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
+    endpoints_ever: u32,
+    keys: BTreeMap<KeyId, Arc<ApiKey>>,
+    pub(super) now: Timestamp,
+    /// Chosen ids that went with their events.
+    pub(super) free_again: BTreeSet<[u8; 16]>,
+    /// Ids for the events to come that choose none; made up when there are none.
+    pub(super) ids: Vec<EventId>,
+}
+
+impl MemoryStore {
+    fn write(&mut self, record: Record) -> Position {
+        let position = self.oracle.last.next();
+        self.oracle.apply(position, &record);
+        match &record {
+            Record::EndpointPut(endpoint) => {
+                self.endpoints.insert(endpoint.number, endpoint.clone());
+            }
+            Record::EndpointDeleted { endpoint, .. } => drop(self.endpoints.remove(endpoint)),
+            Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.clone())),
+            Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
+            _ => {}
+        }
+        self.records.insert(position, (self.now, record));
+        position
+    }
+
+    /// What a request was answered before is not done again, and what follows a conflict is not done at all.
+    fn judge_unit(&mut self, unit: Vec<Command>) -> Vec<Outcome> {
+        let request = unit.iter().find_map(Command::request).cloned();
+        let is_claim = matches!(unit[..], [Command::Claim(_), ..]);
+        match request.and_then(|request| self.repeated(&request)) {
+            Some(Outcome::Duplicate(_)) if is_claim => {}
+            Some(repeated) => return vec![repeated; unit.len()],
+            None => {}
+        }
+        let mut conflict = false;
+        let judge = |command| {
+            let outcome = if conflict { Outcome::Conflict } else { self.judge(command) };
+            conflict |= matches!(outcome, Outcome::Conflict);
+            outcome
+        };
+        unit.into_iter().map(judge).collect()
+    }
+
+    fn repeated(&self, request: &Idempotency) -> Option<Outcome> {
+        let is_free = self.free_again.contains(&request.scope);
+        let known = self.oracle.requests.get(&request.scope).filter(|_| !is_free);
+        let known = known.filter(|known| known.expires_at.is_none_or(|at| at > self.now))?;
+        let is_same = known.fingerprint == request.fingerprint;
+        Some(if is_same { Outcome::Duplicate(known.position) } else { Outcome::Mismatch })
+    }
+
+    fn judge(&mut self, command: Command) -> Outcome {
+        match command {
+            Command::Publish(draft) => self.publish(&draft),
+            Command::PutEndpoint(endpoint) => self.put_endpoint(*endpoint),
+            Command::DeleteEndpoint { endpoint, .. } if !self.endpoints.contains_key(&endpoint) => {
+                Outcome::Conflict
+            }
+            Command::DeleteEndpoint { endpoint, at } => {
+                Outcome::Written(self.write(Record::EndpointDeleted { endpoint, at }))
+            }
+            Command::Record(Record::DeliveriesRevived { mut deliveries, trigger, at }) => {
+                deliveries.retain(|key: &DeliveryKey| self.endpoints.contains_key(&key.endpoint));
+                Outcome::Written(self.write(Record::DeliveriesRevived { deliveries, trigger, at }))
+            }
+            Command::Record(Record::DeliveriesReordered { mut deliveries, at }) => {
+                deliveries.retain(|key: &DeliveryKey| self.endpoints.contains_key(&key.endpoint));
+                Outcome::Written(self.write(Record::DeliveriesReordered { deliveries, at }))
+            }
+            Command::Claim(request) => self.repeated(&request).unwrap_or_else(|| {
+                let body = Arc::from(&[][..]);
+                Outcome::Written(self.write(Record::RequestAnswered {
+                    idempotency: request,
+                    status: 202,
+                    body,
+                }))
+            }),
+            Command::Record(record) => Outcome::Written(self.write(record)),
+        }
+    }
+
+    fn put_endpoint(&mut self, mut endpoint: Endpoint) -> Outcome {
+        if endpoint.number == EndpointNumber(0) {
+            self.endpoints_ever += 1;
+            endpoint.number = EndpointNumber(self.endpoints_ever);
+        } else if self.endpoints.get(&endpoint.number).map(|known| known.revision) != Some(endpoint.revision)
+        {
+            return Outcome::Conflict;
+        }
+        endpoint.revision = self.oracle.last.next();
+        let endpoint = Arc::new(endpoint);
+        self.write(Record::EndpointPut(endpoint.clone()));
+        Outcome::Endpoint(endpoint)
+    }
+
+    fn publish(&mut self, draft: &EventDraft) -> Outcome {
+        if let Some(repeated) = draft.idempotency.as_ref().and_then(|key| self.repeated(key)) {
+            return repeated;
+        }
+        let outcome = self.publish_fresh(draft);
+        if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, &draft.idempotency) {
+            self.write(Record::EventRejected { idempotency: key.clone(), rejection: *rejection });
+        }
+        outcome
+    }
+
+    fn publish_fresh(&mut self, draft: &EventDraft) -> Outcome {
+        match draft.chosen().and_then(|chosen| self.repeated(&chosen)) {
+            Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
+            Some(duplicate) => return duplicate,
+            None => {}
+        }
+        let requests: Vec<Idempotency> = draft.idempotency.iter().cloned().chain(draft.chosen()).collect();
+        let stream = draft.stream.clone().map(|stream| {
+            let head = self.oracle.streams.get(&(draft.tenant.clone(), stream.clone()));
+            (stream, head.map(|head| head.version))
+        });
+        if let Some((_, actual)) = &stream {
+            let agrees = match draft.expected {
+                Expected::Any => true,
+                Expected::NoStream => actual.is_none(),
+                Expected::Version(version) => *actual == Some(version),
+            };
+            if !agrees {
+                let (expected, actual) = (draft.expected, *actual);
+                return Outcome::Rejected(Rejection::VersionConflict { expected, actual });
+            }
+        }
+        let position = self.oracle.last.next();
+        for request in &requests {
+            self.free_again.remove(&request.scope);
+        }
+        let event = Arc::new(Event {
+            id: draft.id.clone().unwrap_or_else(|| self.next_id(position)),
+            tenant: draft.tenant.clone(),
+            event_type: draft.event_type.clone(),
+            version: draft.version.clone(),
+            timestamp: draft.timestamp.unwrap_or(self.now),
+            accepted_at: self.now,
+            stream: stream.map(|(stream, head)| (stream, head.unwrap_or(0) + 1)),
+            ordering_key: draft.ordering_key.clone(),
+            deliver_at: draft.deliver_at,
+            metadata: draft.metadata.clone(),
+            attributes: draft.attributes.clone(),
+            data: draft.data.clone(),
+            targets: self.targets(draft),
+            idempotency: requests,
+        });
+        self.write(Record::EventAccepted(event.clone()));
+        Outcome::Accepted(Accepted { event, position, duplicate: false })
+    }
+
+    fn next_id(&mut self, position: Position) -> EventId {
+        if self.ids.is_empty() {
+            let id = ulid::Ulid::from_parts(self.now.millis(), u128::from(position.0));
+            return format!("evt_{id}").parse().expect("a legal id");
+        }
+        self.ids.remove(0)
+    }
+
+    fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
+        let wants = |endpoint: &&Arc<Endpoint>| match draft.only {
+            Some(only) => endpoint.number == only,
+            None => endpoint.tenant == draft.tenant && want(&endpoint.event_types, &draft.event_type),
+        };
+        self.endpoints.values().filter(wants).map(|endpoint| endpoint.number).collect()
+    }
+}
+
+impl Store for MemoryStore {
+    fn submit(&mut self, units: Vec<Vec<Command>>) -> Vec<Vec<Outcome>> {
+        units.into_iter().map(|unit| self.judge_unit(unit)).collect()
+    }
+
+    fn ask(&mut self, question: &mut dyn FnMut(&dyn ReadModel) -> Result<(), String>) -> Result<(), String> {
+        question(&self.oracle)
+    }
+
+    fn record(&mut self, position: Position) -> Option<Record> {
+        self.records.get(&position).map(|(_, record)| record.clone())
+    }
+
+    fn records_at(&mut self, time: Timestamp) -> Vec<(Position, Record)> {
+        let of_then = self.records.iter().filter(|(_, (at, _))| *at == time);
+        of_then.map(|(position, (_, record))| (*position, record.clone())).collect()
+    }
+
+    fn endpoints(&mut self) -> Vec<Arc<Endpoint>> {
+        self.endpoints.values().cloned().collect()
+    }
+
+    fn keys(&mut self) -> Vec<Arc<ApiKey>> {
+        self.keys.values().cloned().collect()
+    }
+
+    fn tell_time(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+    }
+
+    fn checkpoint(&mut self) {}
+
+    fn retain(&mut self, policy: RetentionPolicy) {
+        let before = |keep: Option<std::time::Duration>| keep.map(|keep| self.now.minus(keep));
+        let (events, stream_events) = (before(policy.events), before(policy.stream_events));
+        let all: Vec<_> = self.oracle.events.keys().copied().collect();
+        let over = all.into_iter().filter(|event| self.oracle.is_over(*event, events, stream_events));
+        let over: Vec<_> = over.collect();
+        self.oracle.forgotten.extend(over);
+        let hours_from = self.oracle.hours_from;
+        self.oracle.hours_from = events.map_or(hours_from, |cutoff| hours_from.max(cutoff));
+    }
+
+    fn end(&mut self, _: End) {}
+}

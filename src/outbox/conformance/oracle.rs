@@ -1,0 +1,667 @@
+//! What a journal means, told a second time and as simply as possible.
+//!
+//! Owns plain maps of everything that was ever committed. It shares no code with the fold, the rows or the lists: each
+//! answer is worked out from all that there is, every time it is asked for. What is compared with it is right when it
+//! answers the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::{
+    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next, Ordering,
+    Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+};
+use crate::limits;
+use crate::outbox::read_model::{DeadLetter, ReadModel};
+use crate::projections::counters::Lane;
+use crate::projections::dead::Letter;
+use crate::projections::failing::Failing;
+use crate::projections::fold::Totals;
+use crate::projections::idempotency::Known;
+use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
+use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
+use crate::projections::retention::{Cutoffs, Overdue};
+use crate::projections::stats::{Hour, LATENCY_CLASSES};
+use crate::projections::streams::Head;
+use crate::rules::event_status::event_status;
+
+/// The first of the longest.
+fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
+    let until = holds.iter().map(|(until, _)| *until).max()?;
+    holds.iter().find(|hold| hold.0 == until).copied()
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Delivery {
+    pub(crate) state: DeliveryState,
+    /// When it is or was due last.
+    pub(crate) due: Timestamp,
+    pub(crate) progress: Progress,
+    pub(crate) attempts: Vec<Position>,
+    pub(crate) last_status: Option<u16>,
+    /// When it ended, and by which record.
+    pub(crate) settled: Option<(Timestamp, Position)>,
+    /// The queue that it stands in.
+    pub(crate) queue: Option<String>,
+    /// Pending, and a lane may send it.
+    pub(crate) sendable: bool,
+}
+
+/// What receivers have answered at an endpoint.
+#[derive(Clone, Debug, Default)]
+struct Health {
+    /// Failed attempts since the last success or the last change of the endpoint, in order of their records.
+    failures: Vec<Arc<Attempt>>,
+    last_success: Position,
+    is_open: bool,
+    /// Position of the record that opened the endpoint last.
+    opened: Position,
+    /// Holds that were asked for since, with the record that says so.
+    holds: Vec<(Timestamp, Position)>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Oracle {
+    pub(crate) last: Position,
+    pub(crate) events: BTreeMap<Position, Arc<Event>>,
+    pub(crate) deliveries: BTreeMap<DeliveryKey, Delivery>,
+    orderings: BTreeMap<EndpointNumber, Ordering>,
+    health: BTreeMap<EndpointNumber, Health>,
+    attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
+    /// When the attempts ended that asked for a hold, by their positions.
+    finished_at: BTreeMap<Position, Timestamp>,
+    /// What ended otherwise than delivered.
+    ends: Vec<(EndpointNumber, Timestamp, DeliveryState)>,
+    reservations: BTreeMap<EndpointNumber, Vec<(Reservation, Position)>>,
+    pub(crate) requests: BTreeMap<[u8; 16], Known>,
+    pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
+    /// Events that are not shown any more.
+    pub(crate) forgotten: BTreeSet<Position>,
+    /// Statistics of the hours before are not shown any more.
+    pub(crate) hours_from: Timestamp,
+}
+
+impl Oracle {
+    /// Takes in the next record.
+    pub(crate) fn apply(&mut self, position: Position, record: &Record) {
+        self.last = position;
+        match record {
+            Record::EventAccepted(event) => self.accept(position, event),
+            Record::AttemptFinished { delivery, due, attempt } => {
+                self.finish(position, *delivery, *due, attempt);
+            }
+            Record::EndpointPut(endpoint) => {
+                self.orderings.insert(endpoint.number, endpoint.ordering);
+                let health = self.health.entry(endpoint.number).or_default();
+                let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
+                let is_active = endpoint.status == EndpointStatus::Active;
+                if is_active {
+                    health.failures.clear();
+                }
+                if is_active && agreed && !health.is_open {
+                    (health.opened, health.holds) = (position, Vec::new());
+                }
+                health.is_open = is_active && agreed;
+            }
+            Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::DeliveriesRevived { deliveries, trigger, at } => {
+                deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
+            }
+            Record::DeliveriesCancelled { deliveries, at } => {
+                deliveries.iter().for_each(|key| {
+                    self.settle_pending(*key, DeliveryState::Cancelled, *at, position);
+                });
+            }
+            Record::DeliveriesDied { deliveries, reason, at } => {
+                deliveries.iter().for_each(|key| {
+                    self.settle_pending(*key, DeliveryState::Dead(*reason), *at, position);
+                });
+            }
+            Record::DeadLettersPurged { deliveries, at } => {
+                for key in deliveries {
+                    if let Some(known) = self.deliveries.get_mut(key)
+                        && matches!(known.state, DeliveryState::Dead(_))
+                    {
+                        known.state = DeliveryState::Purged;
+                        known.settled = Some((*at, position));
+                    }
+                }
+            }
+            Record::DeliveriesReordered { deliveries, .. } => {
+                deliveries.iter().for_each(|key| self.reorder(*key));
+            }
+            Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
+                self.remember(position, idempotency);
+            }
+            Record::RateReserved { endpoint, reservation } => {
+                self.reservations.entry(*endpoint).or_default().push((*reservation, position));
+            }
+        }
+    }
+
+    fn accept(&mut self, position: Position, event: &Arc<Event>) {
+        for idempotency in &event.idempotency {
+            self.remember(position, idempotency);
+        }
+        if let Some((stream, version)) = &event.stream {
+            let at = event.accepted_at;
+            let first = Head { version: *version, first_at: at, last_at: at, last: position };
+            let head = self.streams.entry((event.tenant.clone(), stream.clone())).or_insert(first);
+            (head.version, head.last_at, head.last) = (*version, at, position);
+        }
+        self.events.insert(position, event.clone());
+        let due = event.first_due();
+        let progress = Progress {
+            attempts: 0,
+            attempts_in_series: 0,
+            series_started: due,
+            first_attempt: None,
+            trigger: Trigger::Publish,
+        };
+        for endpoint in &event.targets {
+            let key = DeliveryKey { event: position, endpoint: *endpoint };
+            self.add(key, due, progress, Vec::new(), None);
+        }
+    }
+
+    fn remember(&mut self, position: Position, idempotency: &crate::domain::Idempotency) {
+        let crate::domain::Idempotency { scope, fingerprint, expires_at } = *idempotency;
+        self.requests.insert(scope, Known { position, fingerprint, expires_at });
+    }
+
+    /// The queue that a delivery would stand in now.
+    fn queue(&self, key: DeliveryKey) -> Option<String> {
+        self.queue_by(self.orderings.get(&key.endpoint).copied().unwrap_or_default(), key)
+    }
+
+    fn queue_by(&self, ordering: Ordering, key: DeliveryKey) -> Option<String> {
+        let event = &self.events[&key.event];
+        match ordering {
+            Ordering::None => None,
+            Ordering::Endpoint => Some("the whole endpoint".to_owned()),
+            Ordering::Key => {
+                let stream = event.stream.as_ref().map(|(name, _)| name.as_str());
+                let own = event.ordering_key.as_ref().map(crate::domain::OrderingKey::as_str);
+                Some(format!("key {}", own.or(stream).unwrap_or(event.id.as_str())))
+            }
+        }
+    }
+
+    /// Others of a queue, pending all.
+    fn queued(&self, endpoint: EndpointNumber, queue: &str) -> impl Iterator<Item = DeliveryKey> {
+        let stands = move |(key, known): &(&DeliveryKey, &Delivery)| {
+            key.endpoint == endpoint && known.queue.as_deref() == Some(queue)
+        };
+        self.deliveries.iter().filter(stands).map(|(key, _)| *key)
+    }
+
+    /// A delivery becomes pending.
+    fn add(
+        &mut self,
+        key: DeliveryKey,
+        due: Timestamp,
+        progress: Progress,
+        attempts: Vec<Position>,
+        last_status: Option<u16>,
+    ) {
+        let queue = self.queue(key);
+        let sendable = queue.as_ref().is_none_or(|queue| self.queued(key.endpoint, queue).next().is_none());
+        let state = DeliveryState::Pending;
+        let settled = None;
+        let delivery = Delivery { state, due, progress, attempts, last_status, settled, queue, sendable };
+        self.deliveries.insert(key, delivery);
+    }
+
+    fn finish(&mut self, position: Position, key: DeliveryKey, due: Timestamp, attempt: &Arc<Attempt>) {
+        self.attempts.push((key.endpoint, attempt.clone()));
+        let health = self.health.entry(key.endpoint).or_default();
+        if attempt.error.is_none() {
+            (health.failures, health.last_success) = (Vec::new(), position);
+        } else {
+            health.failures.push(attempt.clone());
+        }
+        if let Some(hold) = attempt.hold.filter(|hold| hold.revision >= health.opened) {
+            health.holds.push((hold.until, position));
+            self.finished_at.insert(position, attempt.started_at.plus(attempt.duration));
+        }
+        let Some(known) = self.deliveries.get_mut(&key) else { return };
+        known.progress.attempts += 1;
+        known.last_status = attempt.status;
+        known.attempts.push(position);
+        let surplus = known.attempts.len().saturating_sub(limits::ATTEMPTS_KEPT_MAX);
+        known.attempts.drain(..surplus);
+        let ended = attempt.started_at.plus(attempt.duration);
+        let is_moved = known.due != due;
+        match (known.state, attempt.next) {
+            (DeliveryState::Pending, Next::Delivered) => {
+                self.settle_pending(key, DeliveryState::Delivered, ended, position);
+            }
+            (DeliveryState::Pending, Next::RetryAt(_) | Next::Dead(_)) if is_moved => {}
+            (DeliveryState::Pending, Next::RetryAt(at)) => {
+                if known.progress.attempts_in_series == 0 {
+                    known.progress.first_attempt = Some(attempt.started_at);
+                }
+                known.progress.attempts_in_series += 1;
+                (known.due, known.progress.trigger) = (at, Trigger::Retry);
+            }
+            (DeliveryState::Pending, Next::Dead(reason)) => {
+                self.settle_pending(key, DeliveryState::Dead(reason), ended, position);
+            }
+            (DeliveryState::Delivered, _) => {}
+            // The receiver has it, whatever was decided meanwhile.
+            (_, Next::Delivered) => {
+                (known.state, known.settled) = (DeliveryState::Delivered, Some((ended, position)));
+            }
+            (
+                DeliveryState::Dead(_) | DeliveryState::Cancelled | DeliveryState::Purged,
+                Next::RetryAt(_) | Next::Dead(_),
+            ) => {}
+        }
+    }
+
+    /// A pending delivery ends; the next of its queue may go, when it was its turn.
+    fn settle_pending(&mut self, key: DeliveryKey, state: DeliveryState, at: Timestamp, position: Position) {
+        let Some(known) = self.deliveries.get_mut(&key) else { return };
+        if known.state != DeliveryState::Pending {
+            return;
+        }
+        (known.state, known.settled) = (state, Some((at, position)));
+        if state != DeliveryState::Delivered {
+            self.ends.push((key.endpoint, at, state));
+        }
+        self.leave_queue(key);
+    }
+
+    fn leave_queue(&mut self, key: DeliveryKey) {
+        let Some(known) = self.deliveries.get_mut(&key) else { return };
+        let was_its_turn = std::mem::take(&mut known.sendable);
+        if let Some(queue) = known.queue.take().filter(|_| was_its_turn) {
+            let next = self.queued(key.endpoint, &queue).min();
+            if let Some(next) = next.and_then(|next| self.deliveries.get_mut(&next)) {
+                next.sendable = true;
+            }
+        }
+    }
+
+    /// A pending delivery that stands in another queue than it would now goes there: the last one there, unless that queue
+    /// is empty.
+    fn reorder(&mut self, key: DeliveryKey) {
+        let known = self.deliveries.get(&key).filter(|known| known.state == DeliveryState::Pending).cloned();
+        if let Some(known) = known.filter(|known| known.queue != self.queue(key)) {
+            self.leave_queue(key);
+            self.add(key, known.due, known.progress, known.attempts, known.last_status);
+        }
+    }
+
+    fn revive(&mut self, key: DeliveryKey, trigger: Trigger, at: Timestamp) {
+        if !self.events.contains_key(&key.event) {
+            return;
+        }
+        let known = self.deliveries.get(&key).cloned();
+        let state = known.as_ref().map(|known| known.state);
+        if trigger == Trigger::Redrive && !matches!(state, Some(DeliveryState::Dead(_)))
+            || trigger == Trigger::Manual && state == Some(DeliveryState::Purged)
+        {
+            return;
+        }
+        let attempts = known.as_ref().map_or(0, |known| known.progress.attempts);
+        let (attempts_in_series, first_attempt) = (0, None);
+        let progress = Progress { attempts, attempts_in_series, series_started: at, first_attempt, trigger };
+        match known {
+            Some(known) if known.state == DeliveryState::Pending => {
+                if let Some(known) = self.deliveries.get_mut(&key) {
+                    (known.due, known.progress) = (at, progress);
+                }
+            }
+            Some(known) => self.add(key, at, progress, known.attempts, known.last_status),
+            None => self.add(key, at, progress, Vec::new(), None),
+        }
+    }
+
+    /// Whether retention may let an event go by these: `None` keeps it for ever.
+    pub(crate) fn is_over(
+        &self,
+        position: Position,
+        events: Option<Timestamp>,
+        stream_events: Option<Timestamp>,
+    ) -> bool {
+        let event = &self.events[&position];
+        let cutoff = if event.stream.is_some() { stream_events } else { events };
+        let ended = |known: &Delivery, cutoff| match known.state {
+            DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => {
+                known.settled.is_some_and(|(at, _)| at < cutoff)
+            }
+            DeliveryState::Pending | DeliveryState::Dead(_) => false,
+        };
+        cutoff.is_some_and(|cutoff| {
+            event.accepted_at < cutoff && self.of_event(position).all(|(_, known)| ended(known, cutoff))
+        })
+    }
+
+    pub(crate) fn of_event(&self, event: Position) -> impl Iterator<Item = (&DeliveryKey, &Delivery)> {
+        let first = |event| DeliveryKey { event, endpoint: EndpointNumber(0) };
+        self.deliveries.range(first(event)..first(event.next()))
+    }
+
+    fn latest_reservation(&self, endpoint: EndpointNumber) -> Option<(Reservation, Position)> {
+        let all = self.reservations.get(&endpoint)?;
+        let place = |made: &(Reservation, Position)| (made.0.revision, made.0.full_at);
+        let latest = all.iter().map(place).max()?;
+        all.iter().find(|made| place(made) == latest).copied()
+    }
+
+    /// Until when a receiver asked to be left alone, and when it did.
+    pub(crate) fn held_since(&self, endpoint: EndpointNumber) -> Option<(Timestamp, Timestamp)> {
+        let (until, position) = longest(&self.health.get(&endpoint)?.holds)?;
+        Some((until, *self.finished_at.get(&position)?))
+    }
+
+    /// Whether the endpoint's hold, its last success or its reservation rests on a record, which has to stay.
+    pub(crate) fn is_rested_on(&self, endpoint: EndpointNumber, position: Position) -> bool {
+        let health = self.health.get(&endpoint).cloned().unwrap_or_default();
+        health.last_success == position
+            || longest(&health.holds).is_some_and(|(_, held_by)| held_by == position)
+            || self.latest_reservation(endpoint).is_some_and(|(_, made_by)| made_by == position)
+    }
+
+    fn shown(&self) -> impl DoubleEndedIterator<Item = (Position, &Arc<Event>)> {
+        let shown = |(position, _): &(&Position, &Arc<Event>)| !self.forgotten.contains(position);
+        self.events.iter().filter(shown).map(|(position, event)| (*position, event))
+    }
+
+    fn facts(&self, key: DeliveryKey, known: &Delivery) -> DeliveryFacts {
+        let event = &self.events[&key.event];
+        let is_pending = known.state == DeliveryState::Pending;
+        DeliveryFacts {
+            key,
+            state: known.state,
+            accepted_at: event.accepted_at,
+            tenant: event.tenant.as_str().into(),
+            event_type: event.event_type.as_str().into(),
+            attempts_made: known.progress.attempts,
+            attempts: known.attempts.clone(),
+            due: is_pending.then_some(known.due),
+            settled_at: known.settled.map(|(at, _)| at).filter(|_| !is_pending),
+            last_status: known.last_status,
+        }
+    }
+
+    fn letters(&self) -> Vec<Letter> {
+        let letter = |(key, known): (&DeliveryKey, &Delivery)| {
+            let DeliveryState::Dead(reason) = known.state else { return None };
+            let ((died_at, death), event) = (known.settled?, &self.events[&key.event]);
+            Some(Letter {
+                delivery: *key,
+                death,
+                died_at,
+                reason,
+                tenant: event.tenant.as_str().into(),
+                event_type: event.event_type.as_str().into(),
+            })
+        };
+        let mut letters: Vec<_> = self.deliveries.iter().filter_map(letter).collect();
+        letters.sort_by_key(|letter| std::cmp::Reverse((letter.death, letter.delivery)));
+        letters
+    }
+
+    fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {
+        let Filter { tenant, event: wanted, event_type, stream, since, until, .. } = filter;
+        tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
+            && wanted.is_none_or(|wanted| wanted == position)
+            && event_type.as_ref().is_none_or(|wanted| *wanted == event.event_type)
+            && stream
+                .as_ref()
+                .is_none_or(|wanted| event.stream.as_ref().is_some_and(|(stream, _)| stream == wanted))
+            && since.is_none_or(|since| event.accepted_at >= since)
+            && until.is_none_or(|until| event.accepted_at < until)
+    }
+}
+
+/// The page of a whole list that comes after what a cursor says.
+fn page<T: Clone>(all: Vec<T>, after: Option<Cursor>, limit: usize, cursor: fn(&T) -> Cursor) -> Found<T> {
+    let is_older = |item: &T| {
+        after.is_none_or(|after| {
+            let order = |cursor: Cursor| (cursor.position, cursor.event, cursor.endpoint);
+            order(cursor(item)) < order(after)
+        })
+    };
+    let rest: Vec<_> = all.into_iter().filter(is_older).collect();
+    let items: Vec<_> = rest.iter().take(limit).cloned().collect();
+    let next = items.last().map(cursor).filter(|_| rest.len() > limit);
+    Found { items, next }
+}
+
+impl ReadModel for Oracle {
+    fn applied(&self) -> Position {
+        self.last
+    }
+
+    fn totals(&self) -> Totals {
+        let count = |wanted: fn(DeliveryState) -> bool| {
+            self.deliveries.values().filter(|known| wanted(known.state)).count() as u64
+        };
+        Totals {
+            pending: count(|state| state == DeliveryState::Pending),
+            dead: count(|state| matches!(state, DeliveryState::Dead(_))),
+            events: self.events.len() as u64,
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn lane(&self, endpoint: EndpointNumber) -> Lane {
+        let count = |wanted: fn(&Delivery) -> bool| {
+            let own = self.deliveries.iter().filter(|(key, _)| key.endpoint == endpoint);
+            own.filter(|(_, known)| wanted(known)).count() as u64
+        };
+        let health = self.health.get(&endpoint).cloned().unwrap_or_default();
+        Lane {
+            pending: count(|known| known.state == DeliveryState::Pending),
+            waiting: count(|known| known.state == DeliveryState::Pending && !known.sendable),
+            dead: count(|known| matches!(known.state, DeliveryState::Dead(_))),
+            failing: health.failures.iter().fold(None, |known, attempt| Some(Failing::after(known, attempt))),
+            last_success: health.last_success,
+            hold: longest(&health.holds),
+            opened: health.opened,
+        }
+    }
+
+    fn reservation(&self, endpoint: EndpointNumber) -> Option<Reservation> {
+        self.latest_reservation(endpoint).map(|(reservation, _)| reservation)
+    }
+
+    fn lanes(&self) -> Vec<(EndpointNumber, Lane)> {
+        let of_deliveries = self.deliveries.keys().map(|key| key.endpoint);
+        let all: BTreeSet<_> = of_deliveries.chain(self.health.keys().copied()).collect();
+        all.into_iter().map(|endpoint| (endpoint, self.lane(endpoint))).collect()
+    }
+
+    fn sendable(
+        &self,
+        endpoint: EndpointNumber,
+        after: Option<DueKey>,
+        limit: usize,
+    ) -> (Vec<(DueKey, Progress)>, bool) {
+        let own = self.deliveries.iter().filter(|(key, known)| key.endpoint == endpoint && known.sendable);
+        let mut all: Vec<_> = own
+            .map(|(key, known)| (DueKey { due: known.due, event: key.event }, known.progress))
+            .filter(|(key, _)| after.is_none_or(|after| *key > after))
+            .collect();
+        all.sort_by_key(|(key, _)| *key);
+        let is_all = all.len() <= limit;
+        all.truncate(limit);
+        (all, is_all)
+    }
+
+    fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
+        let own = self
+            .deliveries
+            .iter()
+            .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
+        own.map(|(key, _)| *key).take(limit).collect()
+    }
+
+    fn misplaced(
+        &self,
+        endpoint: EndpointNumber,
+        ordering: Ordering,
+        _: Option<Spot>,
+        _: usize,
+    ) -> Misplaced {
+        let own = self
+            .deliveries
+            .iter()
+            .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
+        let misplaced = own.filter(|(key, known)| known.queue != self.queue_by(ordering, **key));
+        Misplaced { deliveries: misplaced.map(|(key, _)| *key).collect(), next: None }
+    }
+
+    fn due_behind(&self, endpoint: EndpointNumber, _: OrderHash, now: Timestamp, _: usize) -> DueBehind {
+        let mut first = BTreeMap::new();
+        for (key, known) in &self.deliveries {
+            let waits = known.state == DeliveryState::Pending && !known.sendable && known.due <= now;
+            if key.endpoint == endpoint && waits {
+                first.entry(&known.queue).or_insert(known.due);
+            }
+        }
+        DueBehind { oldest: first.into_values().min(), ..DueBehind::default() }
+    }
+
+    fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {
+        let first = self.sendable(endpoint, None, 1).0.first().map(|(key, _)| key.event)?;
+        Some(self.events[&first].accepted_at)
+    }
+
+    fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
+        let hour = |at: Timestamp| at.millis() / u64::try_from(HOUR.as_millis()).expect("an hour");
+        let within = |at: Timestamp| {
+            (hour(since)..=hour(until)).contains(&hour(at)) && hour(at) >= hour(self.hours_from)
+        };
+        let mut sum = Hour::default();
+        for (other, attempt) in &self.attempts {
+            if *other == endpoint && within(attempt.started_at) {
+                sum.attempts += 1;
+                sum.delivered += u64::from(attempt.next == Next::Delivered);
+                let millis = attempt.duration.as_millis();
+                let class = LATENCY_CLASSES.iter().position(|end| u128::from(*end) >= millis);
+                sum.latency[class.unwrap_or(LATENCY_CLASSES.len())] += 1;
+            }
+        }
+        for (_, _, state) in self.ends.iter().filter(|(other, at, _)| *other == endpoint && within(*at)) {
+            sum.dead += u64::from(matches!(state, DeliveryState::Dead(_)));
+            sum.cancelled += u64::from(*state == DeliveryState::Cancelled);
+        }
+        sum
+    }
+
+    fn overdue(&self, cutoffs: Cutoffs, _: u64) -> Overdue {
+        let is_overdue = |(key, known): &(&DeliveryKey, &Delivery)| {
+            let event = &self.events[&key.event];
+            let cutoff = if event.stream.is_some() { cutoffs.stream_events } else { cutoffs.events };
+            let pending = known.state == DeliveryState::Pending;
+            pending && cutoff.is_some_and(|cutoff| event.accepted_at < cutoff && known.due < cutoff)
+        };
+        let deliveries = self.deliveries.iter().filter(is_overdue).map(|(key, _)| *key).collect();
+        Overdue { deliveries, next: None }
+    }
+
+    fn knows(&self, event: Position) -> bool {
+        self.events.contains_key(&event) && !self.forgotten.contains(&event)
+    }
+
+    fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts> {
+        let known = self.deliveries.get(&key).filter(|_| self.knows(key.event))?;
+        Some(self.facts(key, known))
+    }
+
+    fn deliveries_of(&self, event: Position) -> Vec<DeliveryFacts> {
+        let all = self.of_event(event).filter(|_| self.knows(event));
+        all.map(|(key, known)| self.facts(*key, known)).collect()
+    }
+
+    fn dead_letter(&self, key: DeliveryKey) -> Option<DeadLetter> {
+        let facts = self.delivery(key)?;
+        let DeliveryState::Dead(reason) = facts.state else { return None };
+        let at = facts.settled_at?;
+        Some((facts, reason, at))
+    }
+
+    fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
+        let status = |position| event_status(self.of_event(position).map(|(_, known)| known.state));
+        let wanted = self.shown().rev().filter(|(position, event)| {
+            Self::wants_event(filter, *position, event)
+                && filter.event_status.is_none_or(|wanted| wanted == status(*position))
+        });
+        let all = wanted.map(|(position, _)| position).collect();
+        page(all, after, limit, |position| Cursor::at(*position))
+    }
+
+    fn past(
+        &self,
+        filter: &Filter,
+        endpoint: EndpointNumber,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Found<Past> {
+        let wanted =
+            self.shown().rev().filter(|(position, event)| Self::wants_event(filter, *position, event));
+        let past = |(position, event): (Position, &Arc<Event>)| Past {
+            position,
+            event_type: event.event_type.as_str().into(),
+            state: self.deliveries.get(&DeliveryKey { event: position, endpoint }).map(|known| known.state),
+        };
+        page(wanted.map(past).collect(), after, limit, |past| Cursor::at(past.position))
+    }
+
+    fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts> {
+        let mut all = Vec::new();
+        for (position, event) in self.shown().rev() {
+            if !Self::wants_event(filter, position, event) {
+                continue;
+            }
+            let of_event: Vec<_> = self.of_event(position).collect();
+            for (key, known) in of_event.into_iter().rev() {
+                if filter.endpoint.is_none_or(|wanted| wanted == key.endpoint)
+                    && filter.delivery_state.is_none_or(|wanted| wanted == known.state.as_str())
+                {
+                    all.push(self.facts(*key, known));
+                }
+            }
+        }
+        page(all, after, limit, |facts| Cursor {
+            endpoint: facts.key.endpoint,
+            ..Cursor::at(facts.key.event)
+        })
+    }
+
+    fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
+        let wanted = |letter: &Letter| {
+            filter.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.tenant)
+                && filter.event_type.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.event_type)
+                && filter.endpoint.is_none_or(|wanted| wanted == letter.delivery.endpoint)
+                && filter.reason.is_none_or(|wanted| wanted == letter.reason)
+                && filter.since.is_none_or(|since| letter.died_at >= since)
+                && filter.until.is_none_or(|until| letter.died_at < until)
+        };
+        let all = self.letters().into_iter().filter(wanted).collect();
+        page(all, after, limit, |letter| Cursor {
+            position: letter.death,
+            endpoint: letter.delivery.endpoint,
+            event: letter.delivery.event,
+        })
+    }
+
+    fn request(&self, scope: &[u8; 16]) -> Option<Known> {
+        self.requests.get(scope).copied()
+    }
+
+    fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
+        self.streams.get(&(tenant.clone(), stream.clone())).copied()
+    }
+}

@@ -1,0 +1,282 @@
+//! What many endpoints get: a bound for a request's events together, and for what one group holds in memory.
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::domain::{Expected, KeyId};
+use crate::rules::tests as examples;
+use crate::storage::disk::MemoryDisk;
+use crate::storage::journal::JournalOptions;
+
+/// Endpoints that each event goes to.
+const ENDPOINTS: usize = 2_000;
+
+struct Clock;
+
+impl Source for Clock {
+    fn now(&mut self) -> Timestamp {
+        Timestamp::from_millis(3_000_000_000_000)
+    }
+
+    fn random(&mut self) -> u128 {
+        7
+    }
+}
+
+fn committer(disk: &MemoryDisk) -> Committer {
+    let (journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
+    let mut registry = Registry::default();
+    for number in 1..=ENDPOINTS {
+        let endpoint = examples::endpoint(number.try_into().unwrap(), Tenant::DEFAULT, &[]);
+        registry.apply(&Record::EndpointPut(Arc::new(endpoint)));
+    }
+    Committer::new(journal, Arc::new(RwLock::new(registry)), Box::new(Clock))
+}
+
+fn draft(only: Option<EndpointNumber>) -> Command {
+    let (tenant, event_type) = (Tenant::DEFAULT.parse().unwrap(), "order.paid".parse().unwrap());
+    Command::Publish(Box::new(EventDraft { only, ..EventDraft::new(tenant, event_type, "{}".into()) }))
+}
+
+fn unit(commands: Vec<Command>, reply: Option<UnitReply>) -> Unit {
+    Unit { commands, prepared: Prepared::default(), reply }
+}
+
+#[test]
+fn whoever_knows_an_id_cannot_tell_the_next_ones() {
+    struct Chance(u128);
+    impl Source for Chance {
+        fn now(&mut self) -> Timestamp {
+            Clock.now()
+        }
+
+        fn random(&mut self) -> u128 {
+            self.0 += 1;
+            self.0 << 80
+        }
+    }
+    let mut committer = committer(&MemoryDisk::new());
+    committer.source = Box::new(Chance(0));
+    let mut last = Ulid::nil();
+    for _ in 0..100 {
+        let (reply, _answer) = oneshot::channel();
+        let mut result = committer.commit(vec![unit(vec![draft(None); 2], Some(reply))]);
+        let outcomes = result.replies.pop().unwrap().1.unwrap();
+        let ids = outcomes.iter().map(|outcome| match outcome {
+            Outcome::Accepted(accepted) => Ulid::from_string(&accepted.event.id.as_str()[4..]).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        let ids: Vec<_> = ids.collect();
+        assert!(ids[0].0 - last.0 > 1 << 15, "{} can be told from {last}", ids[0]);
+        assert!(ids[1] > ids[0], "within a group they go up");
+        last = ids[1];
+    }
+}
+
+#[test]
+fn what_would_begin_too_many_deliveries_is_refused_alone_and_nothing_fails() {
+    let mut committer = committer(&MemoryDisk::new());
+    let fit = limits::REQUEST_TARGETS_MAX / ENDPOINTS;
+    let (reply, _answer) = oneshot::channel();
+    let mut commands = vec![draft(None); fit + 1];
+    commands.push(draft(Some(EndpointNumber(1))));
+    let id: KeyId = "key_1".parse().unwrap();
+    let other = Command::Record(Record::KeyDeleted { id, at: Timestamp::from_millis(1) });
+
+    let mut result = committer.commit(vec![unit(commands, Some(reply)), unit(vec![other], None)]);
+
+    assert!(result.failure.is_none(), "{:?}", result.failure);
+    let outcomes = result.replies.pop().unwrap().1.unwrap();
+    assert_eq!(outcomes.len(), fit + 2);
+    assert!(outcomes[..fit].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
+    assert!(matches!(outcomes[fit], Outcome::TooManyTargets), "{:?}", outcomes[fit]);
+    assert!(matches!(outcomes[fit + 1], Outcome::TooManyTargets), "it overtakes the one before it");
+    let committed = result.committed.unwrap();
+    assert_eq!((committed.records.len(), committed.announced.len()), (fit, fit * ENDPOINTS));
+    let least = fit * ENDPOINTS * size_of::<LaneChange>();
+    assert!(committer.unapplied().bytes() > least, "{} of {least}", committer.unapplied().bytes());
+    drop(committed);
+    assert_eq!(committer.unapplied().bytes(), 0);
+
+    let next = committer.commit(result.unwritten);
+    assert_eq!(next.committed.unwrap().records.len(), 1, "the unit behind it goes on");
+    let again = committer.commit(vec![unit(vec![draft(None)], None)]);
+    assert_eq!(again.committed.unwrap().announced.len(), ENDPOINTS, "and so does the refused event alone");
+}
+
+fn answer(scope: u8, fingerprint: u8) -> Command {
+    Command::Record(Record::RequestAnswered {
+        idempotency: Idempotency { scope: [scope; 16], fingerprint: [fingerprint; 16], expires_at: None },
+        status: 201,
+        body: Arc::from(&b"{}"[..]),
+    })
+}
+
+/// What became of a unit, and how many records it brought.
+fn committed(committer: &mut Committer, commands: Vec<Command>) -> (Vec<Outcome>, usize) {
+    let (reply, _answer) = oneshot::channel();
+    let mut result = committer.commit(vec![unit(commands, Some(reply))]);
+    let outcomes = result.replies.pop().unwrap().1.unwrap();
+    (outcomes, result.committed.map_or(0, |committed| committed.records.len()))
+}
+
+#[test]
+fn what_a_request_does_is_committed_with_its_answer_and_once() {
+    let mut committer = committer(&MemoryDisk::new());
+    let new = || Command::PutEndpoint(Box::new(examples::endpoint(0, Tenant::DEFAULT, &[])));
+    let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 1)]);
+    let [Outcome::Endpoint(_), Outcome::Written(answered)] = outcomes[..] else { panic!("{outcomes:?}") };
+    assert_eq!(records, 2);
+
+    let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 1)]);
+    assert!(matches!(outcomes[..], [Outcome::Duplicate(one), _] if one == answered), "{outcomes:?}");
+    assert_eq!(records, 0, "it was done twice");
+    let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 2)]);
+    assert!(matches!(outcomes[..], [Outcome::Mismatch, _]), "{outcomes:?}");
+    assert_eq!(records, 0, "another request was done under its key");
+}
+
+#[test]
+fn the_events_of_a_claimed_request_are_each_judged_once_and_those_of_another_not_at_all() {
+    let mut committer = committer(&MemoryDisk::new());
+    let key = |scope: u8, fingerprint: u8| Idempotency {
+        scope: [scope; 16],
+        fingerprint: [fingerprint; 16],
+        expires_at: None,
+    };
+    let event = |expected, fingerprint| {
+        let Command::Publish(mut draft) = draft(Some(EndpointNumber(1))) else { unreachable!() };
+        draft.stream = Some("s".parse().unwrap());
+        draft.expected = expected;
+        draft.idempotency = Some(key(2, fingerprint));
+        Command::Publish(draft)
+    };
+    let request = |fingerprint| {
+        vec![Command::Claim(key(1, fingerprint)), event(Expected::Version(1), fingerprint), draft(None)]
+    };
+    let (outcomes, records) = committed(&mut committer, request(1));
+    let [Outcome::Written(claimed), Outcome::Rejected(rejection), Outcome::Accepted(_)] = outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!(rejection, Rejection::VersionConflict { expected: Expected::Version(1), actual: None });
+    assert_eq!(records, 3, "the rejection is on disk before it is answered");
+
+    let (outcomes, records) = committed(&mut committer, vec![event(Expected::Any, 3)]);
+    assert!(matches!(outcomes[..], [Outcome::Mismatch]), "{outcomes:?}");
+    assert_eq!(records, 0);
+    let (outcomes, _) = committed(&mut committer, request(1));
+    let [Outcome::Duplicate(again), Outcome::Duplicate(rejected), Outcome::Accepted(_)] = outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!((again, rejected), (claimed, claimed.next()), "what has no key of its own is new");
+    let (outcomes, records) = committed(&mut committer, request(2));
+    assert!(
+        matches!(outcomes[..], [Outcome::Mismatch, Outcome::Mismatch, Outcome::Mismatch]),
+        "{outcomes:?}"
+    );
+    assert_eq!(records, 0, "another request was done under its key");
+}
+
+/// What there was no room for is in nobody's way, and what follows it is not refused for good.
+#[test]
+fn a_request_that_is_repeated_goes_on_where_there_was_no_more_room() {
+    let mut committer = committer(&MemoryDisk::new());
+    let fit = limits::REQUEST_TARGETS_MAX / ENDPOINTS;
+    let key = |scope: u16| Idempotency {
+        scope: u128::from(scope).to_be_bytes(),
+        fingerprint: [1; 16],
+        expires_at: None,
+    };
+    let event = |number: usize| {
+        let Command::Publish(mut draft) = draft(None) else { unreachable!() };
+        draft.stream = Some("s".parse().unwrap());
+        draft.expected = if number == 0 { Expected::NoStream } else { Expected::Version(number as u64) };
+        draft.idempotency = Some(key(u16::try_from(number).unwrap()));
+        Command::Publish(draft)
+    };
+    let request = || [Command::Claim(key(u16::MAX))].into_iter().chain((0..fit + 3).map(event)).collect();
+    let (outcomes, _) = committed(&mut committer, request());
+    assert!(outcomes[1..=fit].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
+    assert!(outcomes[fit + 1..].iter().all(|outcome| matches!(outcome, Outcome::TooManyTargets)));
+    let (outcomes, records) = committed(&mut committer, request());
+    assert!(outcomes[..=fit].iter().all(|outcome| matches!(outcome, Outcome::Duplicate(_))));
+    assert!(outcomes[fit + 1..].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
+    assert_eq!(records, 3);
+    assert_eq!(committed(&mut committer, request()).1, 0);
+}
+
+#[test]
+fn a_claim_takes_no_room_from_what_it_claims_for() {
+    let claim = Command::Claim(Idempotency { scope: [1; 16], fingerprint: [1; 16], expires_at: None });
+    assert_eq!(unit(vec![claim, draft(None)], None).weight().0, 1);
+}
+
+#[test]
+fn no_answer_is_remembered_for_what_was_refused() {
+    let mut committer = committer(&MemoryDisk::new());
+    let changed = |revision: u64| {
+        let endpoint = examples::endpoint(1, Tenant::DEFAULT, &[]);
+        Command::PutEndpoint(Box::new(Endpoint { revision: Position(revision), ..endpoint }))
+    };
+    let known = read(&committer.registry).endpoint(EndpointNumber(1)).unwrap().revision.0;
+    let (outcomes, records) = committed(&mut committer, vec![changed(known + 1), answer(1, 1)]);
+    assert!(matches!(outcomes[..], [Outcome::Conflict, Outcome::Conflict]), "{outcomes:?}");
+    assert_eq!(records, 0);
+    let (outcomes, records) = committed(&mut committer, vec![changed(known), answer(1, 1)]);
+    assert!(matches!(outcomes[..], [Outcome::Endpoint(_), Outcome::Written(_)]), "{outcomes:?}");
+    assert_eq!(records, 2);
+}
+
+#[test]
+fn a_group_whose_events_go_to_many_endpoints_is_closed_early_and_the_rest_keeps_its_order() {
+    let mut committer = committer(&MemoryDisk::new());
+    let fit = limits::COMMIT_TARGETS.div_ceil(ENDPOINTS);
+    let event = |number: u64| {
+        let mut command = draft(None);
+        if let Command::Publish(draft) = &mut command {
+            draft.timestamp = Some(Timestamp::from_millis(number));
+        }
+        unit(vec![command], None)
+    };
+    let count = 2 * fit + 3;
+    let mut waiting: Vec<_> = (0..count as u64).map(event).collect();
+    let (mut sizes, mut seen) = (Vec::new(), Vec::new());
+    while !waiting.is_empty() {
+        let result = committer.commit(waiting);
+        let committed = result.committed.unwrap();
+        sizes.push(committed.records.len());
+        for (_, record) in &committed.records {
+            let Record::EventAccepted(event) = record else { panic!("{record:?}") };
+            seen.push(event.timestamp.millis());
+        }
+        waiting = result.unwritten;
+    }
+    assert_eq!(sizes, [fit, fit, 3]);
+    assert_eq!(seen, (0..count as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_full_disk_refuses_also_those_whom_a_group_had_no_room_for() {
+    let disk = MemoryDisk::new();
+    let mut committer = committer(&disk);
+    disk.set_bytes_max(Some(0));
+    let fit = limits::COMMIT_TARGETS.div_ceil(ENDPOINTS);
+    let (reply, _answer) = oneshot::channel();
+    let mut units: Vec<_> = (0..fit).map(|_| unit(vec![draft(None)], None)).collect();
+    units.push(unit(vec![draft(None)], Some(reply)));
+    let mut result = committer.commit(units);
+    assert!(matches!(result.failure, Some(AppendError::DiskFull)), "{:?}", result.failure);
+    assert_eq!(result.unwritten.len(), fit);
+    assert!(matches!(result.replies.pop(), Some((_, Err(Refusal::DiskFull)))));
+}
+
+#[test]
+fn all_that_an_event_holds_counts_while_it_waits() {
+    let Command::Publish(plain) = draft(None) else { unreachable!() };
+    let of = |draft: EventDraft| unit(vec![Command::Publish(Box::new(draft))], None).weight().1;
+    let bare = of(EventDraft::clone(&plain));
+    let metadata = Some(vec![b' '; 10_000].into());
+    let attributes = vec![("a".into(), "x".repeat(10_000).into())];
+    assert!(of(EventDraft { metadata, ..EventDraft::clone(&plain) }) >= bare + 10_000);
+    assert!(of(EventDraft { attributes, ..*plain }) >= bare + 10_000);
+}

@@ -1,0 +1,411 @@
+//! The outbox: journal and state behind one handle, each owned by its own thread.
+//!
+//! Owns the data directory (lock, format stamp), the two threads and their channels. Order of things after a commit:
+//! the state's channel first, then the lanes', then the answers; so a question that follows an answer finds a state
+//! that has it.
+
+mod apply_thread;
+pub(crate) mod commit_queue;
+mod commit_thread;
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod decide;
+pub mod draft;
+mod health;
+mod opening;
+pub mod read_model;
+pub mod recent_keys;
+pub mod registry;
+pub mod unit;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+
+use crate::domain::{ApiKey, Endpoint, EndpointNumber, StreamName, Tenant, Timestamp};
+use crate::outbox::decide::{Committed, Committer, Source};
+use crate::outbox::draft::Unavailable;
+use crate::outbox::recent_keys::Prepared;
+use crate::outbox::registry::Registry;
+use crate::outbox::unit::{Command, Outcome, Refusal, Unit};
+use crate::projections::LaneChange;
+use crate::storage::data_directory::{JOURNAL, claim, failed};
+use crate::storage::disk::RealDisk;
+use crate::storage::journal::{Journal, JournalOptions, JournalReader, OpenReport};
+use crate::storage::progress::OnProgress;
+use crate::storage::state::State;
+use commit_queue::CommitQueue;
+use commit_thread::ThreadLinks;
+use health::{Busy, HealthCell};
+
+pub(crate) use apply_thread::ApplyThread;
+pub use commit_queue::Admission;
+pub(crate) use commit_thread::CommitThread;
+pub use health::Health;
+pub use opening::OpenError;
+#[cfg(test)]
+pub(crate) use opening::catch_up;
+pub(crate) use opening::{open_state, registry_of};
+pub use read_model::ReadModel;
+
+/// What the engine hears from the outbox.
+#[derive(Debug)]
+pub enum Notice {
+    /// A group is on disk.
+    Committed(Arc<Committed>),
+    /// The state says what changed for lanes.
+    Lanes(Vec<LaneChange>),
+}
+
+/// What opening found and did.
+#[derive(Debug)]
+pub struct Opened {
+    pub outbox: Outbox,
+    pub notices: async_mpsc::Receiver<Notice>,
+    pub journal: OpenReport,
+    /// Why the state had to be rebuilt from the journal.
+    pub rebuilt: Option<String>,
+    pub replayed: u64,
+    /// Time of the last commit.
+    pub last_time: Timestamp,
+}
+
+/// What was written, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// A group of so many records, made durable.
+    Commit { records: usize },
+    /// The state's changes.
+    Checkpoint,
+}
+
+/// Is told what was written and how long it took.
+pub type Observer = Arc<dyn Fn(Written, Duration) + Send + Sync>;
+
+enum StateMessage {
+    Committed(Arc<Committed>),
+    Read(Box<dyn FnOnce(&State) + Send>),
+    /// Retention's turn: it changes nothing that a record says.
+    Maintain(Box<dyn FnOnce(&mut State) + Send>),
+    Stop,
+}
+
+/// Cheap handle.
+#[derive(Clone)]
+pub struct Outbox {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Outbox")
+    }
+}
+
+struct Inner {
+    queue: Arc<CommitQueue>,
+    state: mpsc::Sender<StateMessage>,
+    reader: JournalReader,
+    registry: Arc<RwLock<Registry>>,
+    applied: Arc<AtomicU64>,
+    health: watch::Receiver<Health>,
+    busy: Busy,
+    threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
+    /// Shared by who makes deliveries pending again, taken by who forgets events.
+    forgetting: tokio::sync::RwLock<()>,
+    /// `None` when the directory is not one of the file system.
+    _lock: Option<File>,
+}
+
+impl Outbox {
+    /// Opens the data directory, replays what the state has not applied, and starts the threads.
+    ///
+    /// # Errors
+    /// When the directory is foreign, locked by another process, or its journal cannot be read. A state that is damaged
+    /// or missing is no error: it is rebuilt.
+    pub fn open(
+        path: &Path,
+        admission: Admission,
+        mut source: Box<dyn Source>,
+        observer: Observer,
+        progress: OnProgress<'_>,
+    ) -> Result<Opened, OpenError> {
+        let lock = claim(path)?;
+        let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
+        let disk = RealDisk::new(path.join(JOURNAL)).map_err(failed(path))?;
+        let (mut journal, mut report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
+        let (state, rebuilt, replayed) = open_state(path, &mut journal, &mut report, progress)?;
+        let last_time = journal.last_time();
+        let Assembled { outbox, notices, mut writer, state } =
+            Self::assemble(journal, state, admission, source, observer, Some(lock));
+        writer.answer_within(Handle::try_current().ok());
+        let threads =
+            (spawn("balto-commit", move || writer.run())?, spawn("balto-apply", move || state.run())?);
+        *outbox.inner.threads.lock().expect("no holder panics") = Some(threads);
+        Ok(Opened { outbox, notices, journal: report, rebuilt, replayed, last_time })
+    }
+
+    /// Puts the parts together, without threads: who has them takes their turns, as the threads do.
+    pub(crate) fn assemble(
+        journal: Journal,
+        state: State,
+        admission: Admission,
+        source: Box<dyn Source>,
+        observer: Observer,
+        lock: Option<File>,
+    ) -> Assembled {
+        let registry = Arc::new(RwLock::new(registry_of(&state, &journal.reader())));
+        let reader = journal.reader();
+        let applied = Arc::new(AtomicU64::new(state.applied().0));
+        let queue = Arc::new(CommitQueue::new(admission));
+        let (health_sender, health) = watch::channel(Health::Good);
+        let busy = Busy::default();
+        let (state_sender, messages) = mpsc::channel();
+        let (notice_sender, notices) = async_mpsc::channel(1_024);
+        let links = ThreadLinks {
+            notices: notice_sender,
+            applied: applied.clone(),
+            health: Arc::new(HealthCell::new(health_sender)),
+            observer,
+            busy: busy.clone(),
+        };
+        let committer = Committer::new(journal, registry.clone(), source);
+        let writer = CommitThread::new(committer, queue.clone(), state_sender.clone(), links.clone());
+        let state = ApplyThread::new(state, messages, links);
+        let inner = Inner {
+            queue,
+            state: state_sender,
+            reader,
+            registry,
+            applied,
+            health,
+            busy,
+            threads: Mutex::new(None),
+            forgetting: tokio::sync::RwLock::new(()),
+            _lock: lock,
+        };
+        Assembled { outbox: Self { inner: Arc::new(inner) }, notices, writer, state }
+    }
+
+    /// Commits the commands in one unit; the outcomes are in their order. Without commands there is nothing to do.
+    ///
+    /// # Errors
+    /// When nothing was committed.
+    pub async fn commit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let prepared = self.prepare(&commands).await?;
+        self.submit(Unit { commands, prepared, reply: None }).await
+    }
+
+    /// Commits a prepared unit; prepares it again when it became stale in the queue.
+    async fn submit(&self, mut unit: Unit) -> Result<Vec<Outcome>, Unavailable> {
+        match &*self.inner.health.borrow() {
+            Health::Good => {}
+            Health::DiskFull => return Err(Unavailable::DiskFull),
+            Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
+        }
+        loop {
+            let (reply, answer) = oneshot::channel();
+            unit.reply = Some(reply);
+            self.inner.queue.push(unit)?;
+            match answer.await {
+                Ok(Ok(outcomes)) => return Ok(outcomes),
+                Ok(Err(Refusal::DiskFull)) => return Err(Unavailable::DiskFull),
+                Ok(Err(Refusal::Failed(reason))) => return Err(Unavailable::Failed(reason)),
+                Ok(Err(Refusal::Stale(commands))) => {
+                    let prepared = self.prepare(&commands).await?;
+                    unit = Unit { commands, prepared, reply: None };
+                }
+                Err(_) => return Err(Unavailable::Stopping),
+            }
+        }
+    }
+
+    /// Commits a unit that nobody waits for, as soon as it can be: an attempt's outcome.
+    pub fn record(&self, unit: Unit) {
+        if self.inner.queue.push(unit).is_err() {
+            tracing::debug!("an outcome came after the writer had stopped; the attempt will be made again");
+        }
+    }
+
+    /// What the state knows about the streams and keys of the commands.
+    async fn prepare(&self, commands: &[Command]) -> Result<Prepared, Unavailable> {
+        let mut scopes = Vec::new();
+        let mut names: Vec<(Tenant, StreamName)> = Vec::new();
+        for draft in commands.iter().filter_map(Command::draft) {
+            scopes.extend(draft.idempotency.iter().map(|idempotency| idempotency.scope));
+            scopes.extend(draft.chosen().map(|idempotency| idempotency.scope));
+            names.extend(draft.stream.iter().map(|stream| (draft.tenant.clone(), stream.clone())));
+        }
+        let requests = commands.iter().filter_map(Command::request);
+        scopes.extend(requests.map(|idempotency| idempotency.scope));
+        if scopes.is_empty() && names.is_empty() {
+            return Ok(Prepared::default());
+        }
+        self.read(move |state| {
+            let scopes = scopes.into_iter().filter_map(|scope| Some((scope, state.request(&scope)?)));
+            let scopes = scopes.collect();
+            let streams = names
+                .into_iter()
+                .filter_map(|(tenant, name)| {
+                    let head = state.stream(&tenant, &name)?;
+                    Some(((tenant, name), head.version))
+                })
+                .collect();
+            Prepared { as_of: state.applied(), scopes, streams }
+        })
+        .await
+    }
+
+    /// Asks the state. It has applied everything that was answered before.
+    ///
+    /// # Errors
+    /// When the outbox has stopped.
+    pub async fn read<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn ReadModel) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let (sender, answer) = oneshot::channel();
+        let ask = Box::new(move |state: &State| {
+            let answer = question(state);
+            // What rests on rows that could not be read is no answer. The asker may have gone; then nobody wants it.
+            if state.failure().is_none() {
+                let _gone = sender.send(answer).is_err();
+            }
+        });
+        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| self.why_not())?;
+        answer.await.map_err(|_| self.why_not())
+    }
+
+    /// Why the state gives no answer.
+    fn why_not(&self) -> Unavailable {
+        match &*self.inner.health.borrow() {
+            Health::Good => Unavailable::Stopping,
+            Health::DiskFull => Unavailable::DiskFull,
+            Health::Failed(reason) => Unavailable::Failed(reason.clone()),
+        }
+    }
+
+    /// While it is held no event is forgotten: from looking at one until what is done with it is committed.
+    pub async fn hold_events(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.inner.forgetting.read().await
+    }
+
+    /// While it is held nothing is made pending again.
+    pub(super) async fn hold_forgetting(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.inner.forgetting.write().await
+    }
+
+    /// As [`Self::read`], for what retention changes.
+    pub(super) async fn with_state_mut<R: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut State) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let (sender, answer) = oneshot::channel();
+        let task = Box::new(move |state: &mut State| {
+            // As for a question: the asker may have gone.
+            let _gone = sender.send(task(state)).is_err();
+        });
+        self.inner.state.send(StateMessage::Maintain(task)).map_err(|_| self.why_not())?;
+        answer.await.map_err(|_| self.why_not())
+    }
+
+    #[must_use]
+    pub fn journal(&self) -> &JournalReader {
+        &self.inner.reader
+    }
+
+    /// Reads the registry of endpoints and keys, under its read lock: the closure must not block.
+    pub fn registry<R>(&self, look: impl FnOnce(&Registry) -> R) -> R {
+        look(&self.inner.registry.read().expect("no holder of this lock panics"))
+    }
+
+    /// The endpoint with this number; `None` when it was deleted.
+    #[must_use]
+    pub fn endpoint(&self, number: EndpointNumber) -> Option<Arc<Endpoint>> {
+        self.registry(|registry| registry.endpoint(number).cloned())
+    }
+
+    /// All endpoints.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.registry(|registry| registry.endpoints().cloned().collect())
+    }
+
+    /// All API keys.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Arc<ApiKey>> {
+        self.registry(|registry| registry.keys().cloned().collect())
+    }
+
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health.clone()
+    }
+
+    /// For how long the writer or the state has been kept from its work by a disk that does not answer; zero when neither is.
+    #[must_use]
+    pub fn busy_for(&self) -> Duration {
+        self.inner.busy.longest()
+    }
+
+    /// Whether so many outcomes wait for their commit that no further attempt should begin.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.inner.queue.is_behind()
+    }
+
+    /// Commands and bytes that wait for their commit.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        self.inner.queue.weight()
+    }
+
+    /// Records that the state has not applied yet.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.inner.reader.last_position().0.saturating_sub(self.inner.applied.load(Ordering::Relaxed))
+    }
+
+    /// Writes what waits, checkpoints, and ends both threads. Blocks.
+    pub fn stop(&self) {
+        let Some((writer, state)) = self.inner.threads.lock().expect("no holder panics").take() else {
+            return;
+        };
+        self.inner.queue.close();
+        if writer.join().is_err() {
+            tracing::error!("commit thread panicked");
+        }
+        if self.inner.state.send(StateMessage::Stop).is_err() || state.join().is_err() {
+            tracing::error!("apply thread had ended before it was stopped");
+        }
+    }
+}
+
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|error| OpenError::Thread { name, error })
+}
+
+/// The outbox before its threads run.
+pub(crate) struct Assembled {
+    pub(crate) outbox: Outbox,
+    pub(crate) notices: async_mpsc::Receiver<Notice>,
+    pub(crate) writer: CommitThread,
+    pub(crate) state: ApplyThread,
+}
+
+#[cfg(test)]
+mod commit_order_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! Opening a data directory: its lock and stamp, its state or a new one, and what the state has not applied yet.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::domain::{EndpointId, Position, Record, Timestamp};
+use crate::outbox::registry::Registry;
+use crate::storage::data_directory::{ClaimError, STATE, failed};
+use crate::storage::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
+use crate::storage::progress::{OnProgress, Progress};
+use crate::storage::state::{State, StateError};
+
+/// Why a data directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error("cannot start the thread {name}: {error}")]
+    Thread { name: &'static str, error: io::Error },
+    #[error(
+        "the record of endpoint {endpoint} at position {position} was written for position {revision}: the journal was edited, restore a backup"
+    )]
+    Displaced { endpoint: EndpointId, position: Position, revision: Position },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error(transparent)]
+    Read(ReadError),
+    /// To go on without it would be to lose it.
+    #[error("a newer version has written to this data directory: {0}")]
+    Newer(ReadError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Opens the state, or moves it aside (of an earlier layout: removes it) and starts a new one; then replays.
+pub(crate) fn open_state(
+    path: &Path,
+    journal: &mut Journal,
+    report: &mut OpenReport,
+    progress: OnProgress<'_>,
+) -> Result<(State, Option<String>, u64), OpenError> {
+    let directory = path.join(STATE);
+    let end = journal.reader().last_position();
+    let (mut state, rebuilt) = match State::open(&directory, end) {
+        Ok(state) if state.applied() == Position(0) && end > Position(0) => {
+            (state, Some("the state is missing".to_owned()))
+        }
+        Ok(state) => (state, None),
+        Err(error) if error.is_of_the_system() => return Err(error.into()),
+        Err(error) => {
+            if let StateError::Ahead { applied, .. } = error {
+                report.damage.push(journal.lose_until(applied)?);
+                report.last = applied;
+            }
+            if matches!(error, StateError::Earlier(_)) {
+                std::fs::remove_dir_all(&directory).map_err(failed(&directory))?;
+                tracing::info!(%error, "making the state anew from the journal");
+            } else {
+                let aside = move_aside(&directory).map_err(failed(&directory))?;
+                tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
+            }
+            (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
+        }
+    };
+    let replayed = catch_up(&mut state, journal, progress)?;
+    Ok((state, rebuilt, replayed))
+}
+
+/// Applies what the journal has and the state has not; gives how many records that was.
+pub(crate) fn catch_up(
+    state: &mut State,
+    journal: &Journal,
+    progress: OnProgress<'_>,
+) -> Result<u64, OpenError> {
+    for (_, record) in records(&journal.reader(), state.directory()) {
+        state.know(&record);
+    }
+    let replayed = replay(state, &journal.reader(), journal.reader().last_position(), progress)?;
+    check_revisions(state, &journal.reader())?;
+    Ok(replayed)
+}
+
+/// Values of an endpoint are sealed for its revision, which is the position of its record. A record that was copied to
+/// another position would open as well, so it is refused.
+fn check_revisions(state: &State, reader: &JournalReader) -> Result<(), OpenError> {
+    for (position, record) in records(reader, state.directory()) {
+        if let Record::EndpointPut(found) = &record
+            && found.revision != position
+        {
+            return Err(OpenError::Displaced {
+                endpoint: found.id.clone(),
+                position,
+                revision: found.revision,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// One is kept, for whoever wants to know what was wrong with it.
+fn move_aside(directory: &Path) -> std::io::Result<PathBuf> {
+    let aside = directory.with_extension("damaged");
+    match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::rename(directory, &aside)?;
+    Ok(aside)
+}
+
+fn replay(
+    state: &mut State,
+    reader: &JournalReader,
+    end: Position,
+    progress: OnProgress<'_>,
+) -> Result<u64, OpenError> {
+    let mut replayed = 0;
+    let mut changes = Vec::new();
+    for frame in reader.frames_from(state.applied().next()) {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error @ ReadError::Undecodable { source, .. }) if source.is_newer() => {
+                return Err(OpenError::Newer(error));
+            }
+            Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
+                tracing::error!(%error, "records of the journal are lost; everything else goes on");
+                continue;
+            }
+            Err(error @ ReadError::Io(_)) => return Err(OpenError::Read(error)),
+        };
+        for (position, record) in frame {
+            state.apply(position, &record, false, &mut changes);
+            changes.clear();
+            replayed += 1;
+            if state.is_full() {
+                state.checkpoint(Timestamp::default())?;
+            }
+        }
+        progress(Progress { at: state.applied().0, of: end.0 });
+    }
+    state.reach(end);
+    state.checkpoint(Timestamp::default())?;
+    Ok(replayed)
+}
+
+pub(crate) fn registry_of(state: &State, reader: &JournalReader) -> Registry {
+    let mut registry = Registry::default();
+    for (_, record) in records(reader, state.deleted_endpoints()) {
+        registry.apply_deleted(&record);
+    }
+    for (_, record) in records(reader, state.directory()) {
+        registry.apply(&record);
+    }
+    registry
+}
+
+/// The records at these positions; those that damage has taken are reported and left out.
+fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterator<Item = (Position, Record)> {
+    // In the order of the journal each of its blocks is read once.
+    positions.sort_unstable();
+    positions.into_iter().filter_map(|position| match reader.read(position) {
+        Ok(record) => Some((position, record?)),
+        Err(error) => {
+            tracing::error!(%error, %position, "an endpoint or key is lost");
+            None
+        }
+    })
+}

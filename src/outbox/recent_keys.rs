@@ -1,0 +1,92 @@
+//! What the last commits said about streams and idempotency keys.
+//!
+//! The writer judges an append against what the state knew when the request was prepared, and against everything
+//! committed since. This is the second half. It is bounded; what it forgets moves its floor up, and a request that was
+//! prepared below the floor has to be prepared again.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::domain::{Position, StreamName, Tenant};
+use crate::knobs::{self, Bug, Knob};
+use crate::projections::idempotency::Known;
+
+/// Entries that are kept.
+const ENTRIES_MAX: usize = 65_536;
+
+/// What was found out about a request's streams and idempotency scopes before it went to the writer.
+#[derive(Clone, Debug, Default)]
+pub struct Prepared {
+    /// The state had applied everything up to here.
+    pub as_of: Position,
+    pub scopes: HashMap<[u8; 16], Known>,
+    pub streams: HashMap<(Tenant, StreamName), u64>,
+}
+
+#[derive(Debug)]
+enum Name {
+    Scope([u8; 16]),
+    Stream(Tenant, StreamName),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RecentKeys {
+    scopes: HashMap<[u8; 16], Known>,
+    streams: HashMap<(Tenant, StreamName), (u64, Position)>,
+    order: VecDeque<(Position, Name)>,
+    floor: Position,
+}
+
+impl RecentKeys {
+    /// Starts with a state that has applied everything up to `floor`.
+    pub(super) fn new(floor: Position) -> Self {
+        Self { floor, ..Self::default() }
+    }
+
+    /// Whether a request that was prepared at `as_of` can be judged.
+    pub(super) fn covers(&self, as_of: Position) -> bool {
+        as_of >= self.floor
+    }
+
+    /// What was committed since `as_of`. About what was before, the state has the last word: it may have forgotten it.
+    pub(super) fn scope(&self, scope: &[u8; 16], as_of: Position) -> Option<&Known> {
+        let known = self.scopes.get(scope).filter(|known| known.position > as_of);
+        known.filter(|_| !knobs::has(Bug::ForgetRecentKeys))
+    }
+
+    /// As [`Self::scope`].
+    pub(super) fn stream(&self, name: &(Tenant, StreamName), as_of: Position) -> Option<u64> {
+        self.streams.get(name).filter(|(_, position)| *position > as_of).map(|(version, _)| *version)
+    }
+
+    pub(super) fn put_scope(&mut self, scope: [u8; 16], known: Known) {
+        self.order.push_back((known.position, Name::Scope(scope)));
+        self.scopes.insert(scope, known);
+        self.trim();
+    }
+
+    pub(super) fn put_stream(&mut self, name: (Tenant, StreamName), version: u64, position: Position) {
+        self.order.push_back((position, Name::Stream(name.0.clone(), name.1.clone())));
+        self.streams.insert(name, (version, position));
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.order.len() > knobs::bound(Knob::RecentEntries, ENTRIES_MAX) {
+            let Some((position, name)) = self.order.pop_front() else { return };
+            self.floor = self.floor.max(position);
+            match name {
+                Name::Scope(scope) => {
+                    if self.scopes.get(&scope).is_some_and(|known| known.position == position) {
+                        self.scopes.remove(&scope);
+                    }
+                }
+                Name::Stream(tenant, stream) => {
+                    let key = (tenant, stream);
+                    if self.streams.get(&key).is_some_and(|(_, at)| *at == position) {
+                        self.streams.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+}

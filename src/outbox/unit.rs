@@ -1,0 +1,140 @@
+//! A unit: the commands that one request or one attempt commits together, and their outcomes.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::draft::{Accepted, EventDraft};
+use super::recent_keys::Prepared;
+use crate::domain::{Endpoint, EndpointNumber, Idempotency, Position, Record, Rejection, Timestamp};
+use crate::limits;
+
+/// One change that somebody asks for.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Publish(Box<EventDraft>),
+    /// A new endpoint has number 0; a changed one has the revision that the change rests on.
+    PutEndpoint(Box<Endpoint>),
+    DeleteEndpoint {
+        endpoint: EndpointNumber,
+        at: Timestamp,
+    },
+    /// First in its unit: binds an idempotency key to the request whose events follow. None of them is
+    /// published when the key belongs to another request.
+    Claim(Idempotency),
+    /// A record that needs no judgement.
+    Record(Record),
+}
+
+impl Command {
+    /// The event that it publishes.
+    #[must_use]
+    pub fn draft(&self) -> Option<&EventDraft> {
+        match self {
+            Self::Publish(draft) => Some(draft),
+            Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => None,
+        }
+    }
+
+    /// The request that it claims, or whose response it stores.
+    #[must_use]
+    pub fn request(&self) -> Option<&Idempotency> {
+        match self {
+            Self::Claim(idempotency) | Self::Record(Record::RequestAnswered { idempotency, .. }) => {
+                Some(idempotency)
+            }
+            Self::Publish(_) | Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
+        }
+    }
+
+    /// Whether the decision depends on idempotency keys or streams that the state knows.
+    fn needs_preparation(&self) -> bool {
+        self.draft().is_some_and(EventDraft::needs_preparation) || self.request().is_some()
+    }
+
+    /// Whether it changes an endpoint or a key.
+    fn changes_registry(&self) -> bool {
+        match self {
+            Self::PutEndpoint(_)
+            | Self::DeleteEndpoint { .. }
+            | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
+            Self::Publish(_) | Self::Claim(_) | Self::Record(_) => false,
+        }
+    }
+
+    /// Approximate bytes in a group.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Publish(draft) => draft.weight(),
+            Self::PutEndpoint(_) => 4096,
+            Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
+            Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => 64,
+        }
+    }
+}
+
+/// The result of a command.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    Accepted(Accepted),
+    /// The position of an earlier event with the same key or id, or of an earlier request's result.
+    Duplicate(Position),
+    /// The key belongs to another request.
+    Mismatch,
+    /// The event breaks a rule. With an idempotency key, the rejection is stored.
+    Rejected(Rejection),
+    /// The unit would begin more than [`limits::REQUEST_TARGETS_MAX`] deliveries.
+    TooManyTargets,
+    Endpoint(Arc<Endpoint>),
+    Written(Position),
+    /// The endpoint was changed or deleted meanwhile, or an earlier command of the unit had a conflict.
+    Conflict,
+}
+
+/// Why nothing of a unit was committed.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The preparation is too old; prepare the commands again.
+    Stale(Vec<Command>),
+    DiskFull,
+    Failed(Arc<str>),
+}
+
+/// The outcomes of a unit, in the order of its commands.
+pub type Answer = Result<Vec<Outcome>, Refusal>;
+pub type UnitReply = oneshot::Sender<Answer>;
+
+/// Commands that are judged in order, with nothing between them.
+#[derive(Debug)]
+pub struct Unit {
+    pub commands: Vec<Command>,
+    pub prepared: Prepared,
+    /// `None`: no caller waits. Such a unit is an attempt's outcome and must be written as soon as possible.
+    pub reply: Option<UnitReply>,
+}
+
+impl Unit {
+    /// A record for which no caller waits.
+    #[must_use]
+    pub fn of_record(record: Record) -> Self {
+        Self { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply: None }
+    }
+
+    pub(super) fn needs_preparation(&self) -> bool {
+        self.commands.iter().any(Command::needs_preparation)
+    }
+
+    /// Whether it is alone in its group: the units behind it are judged against the registry that it changes.
+    #[must_use]
+    pub fn is_barrier(&self) -> bool {
+        self.commands.iter().any(Command::changes_registry)
+    }
+
+    /// Number of commands and approximate bytes in a group. A claim counts with the commands that follow it.
+    #[must_use]
+    pub fn weight(&self) -> (usize, usize) {
+        let commands = self.commands.iter().filter(|command| !matches!(command, Command::Claim(_))).count();
+        let bytes = self.commands.iter().map(Command::weight).sum::<usize>();
+        (commands, bytes.min(limits::FRAME_BYTES_MAX))
+    }
+}

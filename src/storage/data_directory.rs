@@ -1,0 +1,95 @@
+//! The data directory: the names in it, its format stamp and its lock.
+//!
+//! One process uses a directory at a time: it holds an exclusive lock on `LOCK`. `FORMAT` says that the
+//! directory is complete and of which format; a directory with a journal and without a stamp is foreign.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use super::disk::{PRIVATE, create_private};
+use super::permissions::{self, PermissionError};
+
+/// Directory of the journal.
+pub(crate) const JOURNAL: &str = "journal";
+/// Directory of the state.
+pub(crate) const STATE: &str = "state";
+/// File with the format stamp.
+pub(crate) const FORMAT_FILE: &str = "FORMAT";
+/// The format stamp.
+pub(crate) const FORMAT: &str = "balto data directory, format 1\n";
+/// Name of the stamp until the directory is complete.
+pub(crate) const STAMP_BEGUN_FILE: &str = "FORMAT.new";
+/// File with the exclusive lock.
+pub(crate) const LOCK_FILE: &str = "LOCK";
+
+/// Why a process cannot use a data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error("the data directory {0} is in use by another process")]
+    Locked(String),
+    #[error(transparent)]
+    Permission(#[from] PermissionError),
+    #[error(
+        "{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}"
+    )]
+    Foreign { path: String, found: String },
+}
+
+/// Adds the path to an error.
+pub(crate) fn failed(path: &Path) -> impl FnOnce(io::Error) -> ClaimError {
+    move |error| ClaimError::Io { path: path.display().to_string(), error }
+}
+
+/// Creates the directory or checks its permissions and stamp; returns its lock.
+pub(crate) fn claim(path: &Path) -> Result<File, ClaimError> {
+    create_private(path).map_err(failed(path))?;
+    permissions::check(path)?;
+    let lock = lock(path).map_err(failed(path))?;
+    let lock = lock.ok_or_else(|| ClaimError::Locked(path.display().to_string()))?;
+    let foreign = |found| ClaimError::Foreign { path: path.display().to_string(), found };
+    let stamp_file = path.join(FORMAT_FILE);
+    match std::fs::read_to_string(&stamp_file) {
+        Ok(found) if found == FORMAT => {}
+        Ok(found) => return Err(foreign(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if path.join(JOURNAL).exists() || path.join(STATE).exists() {
+                return Err(foreign("nothing".to_owned()));
+            }
+            stamp(path).map_err(failed(path))?;
+        }
+        Err(error) => return Err(failed(&stamp_file)(error)),
+    }
+    Ok(lock)
+}
+
+/// Locks the directory for as long as the file is open; `None` when another process holds the lock.
+pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
+    let mut options = File::options();
+    let lock = options.create(true).truncate(false).write(true).mode(PRIVATE).open(path.join(LOCK_FILE))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Records durably that the directory is incomplete.
+pub(crate) fn begin_stamp(path: &Path) -> io::Result<()> {
+    let fresh = path.join(STAMP_BEGUN_FILE);
+    let mut file = File::options().create(true).truncate(true).write(true).mode(PRIVATE).open(&fresh)?;
+    file.write_all(FORMAT.as_bytes())?;
+    file.sync_all()?;
+    File::open(path)?.sync_all()
+}
+
+/// Records durably that the directory is complete and of this format.
+pub(crate) fn stamp(path: &Path) -> io::Result<()> {
+    // The rename is atomic: half a stamp would be a foreign one.
+    begin_stamp(path)?;
+    std::fs::rename(path.join(STAMP_BEGUN_FILE), path.join(FORMAT_FILE))?;
+    File::open(path)?.sync_all()
+}

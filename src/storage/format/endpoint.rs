@@ -1,0 +1,379 @@
+//! The bytes of an endpoint: the fields of `EndpointPut` in their order, and what few endpoints have as options behind them.
+
+use std::time::Duration;
+
+use super::fields::{
+    CodecError, get_bool, get_duration, get_list, get_name, get_number, get_option, get_pair, get_tagged,
+    get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
+};
+use super::record::LAYOUT;
+use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
+use crate::domain::{
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Network,
+    Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+};
+
+pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
+    put_varint(out, u64::from(endpoint.number.0));
+    put_text(out, endpoint.id.as_str());
+    put_text(out, endpoint.tenant.as_str());
+    put_text(out, &endpoint.url);
+    put_text(out, &endpoint.description);
+    put_list(out, &endpoint.event_types, |out, pattern| put_text(out, pattern.as_str()));
+    put_list(out, &endpoint.headers, put_pair);
+    put_option(out, endpoint.rate_limit.as_ref(), put_rate_limit);
+    put_varint(out, endpoint.max_in_flight.map_or(0, u64::from));
+    put_duration(out, endpoint.timeout.unwrap_or_default());
+    put_u8(out, ordering_tag(endpoint.ordering));
+    put_retry(out, endpoint.retry.as_ref().unwrap_or(&NO_RETRY));
+    put_u8(out, format_tag(endpoint.format));
+    put_u8(out, signature_tag(endpoint.signature));
+    put_list(out, &endpoint.secrets, |out, secret| {
+        put_u8(out, secret_kind_tag(secret.kind));
+        put_sealed(out, &secret.key);
+        put_option(out, secret.expires_at.as_ref(), |out, at| put_time(out, *at));
+    });
+    put_u8(out, u8::from(endpoint.trace));
+    put_option(out, endpoint.metadata.as_ref(), |out, metadata| put_text(out, metadata));
+    put_status(out, endpoint.status);
+    put_time(out, endpoint.created_at);
+    put_time(out, endpoint.updated_at);
+    put_varint(out, endpoint.revision.0);
+    put_endpoint_options(out, endpoint);
+}
+
+pub(super) fn put_rate_limit(out: &mut Vec<u8>, rate: &RateLimit) {
+    put_varint(out, u64::from(rate.limit));
+    put_duration(out, rate.per);
+    put_varint(out, u64::from(rate.burst));
+}
+
+pub(super) fn get_rate_limit(r: &mut Reader<'_>) -> Result<RateLimit, CodecError> {
+    Ok(RateLimit { limit: r.get_varint_u32()?, per: get_duration(r)?, burst: r.get_varint_u32()? })
+}
+
+pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, CodecError> {
+    let mut endpoint = Endpoint {
+        number: get_number(r)?,
+        id: get_name(r)?,
+        tenant: get_name(r)?,
+        url: get_text(r)?,
+        description: get_text(r)?,
+        event_types: get_list(r, 1, get_name)?,
+        headers: get_list(r, 2, get_pair)?,
+        sensitive_headers: Vec::new(),
+        rate_limit: get_option(r, get_rate_limit)?,
+        max_in_flight: Some(r.get_varint_u32()?),
+        timeout: Some(get_duration(r)?),
+        ordering: get_tagged(
+            r,
+            "ordering",
+            &[Ordering::None, Ordering::Key, Ordering::Endpoint],
+            ordering_tag,
+        )?,
+        retry: Some(get_retry(r)?),
+        format: get_tagged(r, "format", &[Format::Standard, Format::CloudEvents], format_tag)?,
+        signature: get_tagged(
+            r,
+            "signature preset",
+            &[SignaturePreset::Standard, SignaturePreset::Stripe, SignaturePreset::Github],
+            signature_tag,
+        )?,
+        handshake: None,
+        client_certificate: None,
+        secrets: get_list(r, 2, |r| get_secret(r, layout))?,
+        trace: get_bool(r)?,
+        metadata: get_option(r, get_text)?,
+        status: get_status(r)?,
+        created_at: get_time(r)?,
+        updated_at: get_time(r)?,
+        revision: Position(r.get_varint()?),
+    };
+    if layout > LAYOUT {
+        get_endpoint_options(r, &mut endpoint)?;
+    }
+    Ok(endpoint)
+}
+
+fn get_secret(r: &mut Reader<'_>, layout: u8) -> Result<Secret, CodecError> {
+    if layout == LAYOUT {
+        let key = Sealed::Plain(r.get_bytes()?.into());
+        return Ok(Secret { kind: SecretKind::Hmac, key, expires_at: get_option(r, get_time)? });
+    }
+    use SecretKind::{Ed25519, Hmac, Text};
+    Ok(Secret {
+        kind: get_tagged(r, "kind of secret", &[Hmac, Ed25519, Text], secret_kind_tag)?,
+        key: get_sealed(r)?,
+        expires_at: get_option(r, get_time)?,
+    })
+}
+
+fn secret_kind_tag(kind: SecretKind) -> u8 {
+    match kind {
+        SecretKind::Hmac => 1,
+        SecretKind::Ed25519 => 2,
+        SecretKind::Text => 3,
+    }
+}
+
+/// 1 plain, 2 encrypted; then the bytes.
+fn put_sealed(out: &mut Vec<u8>, sealed: &Sealed) {
+    let (tag, bytes) = match sealed {
+        Sealed::Plain(bytes) => (1, bytes),
+        Sealed::Encrypted(bytes) => (2, bytes),
+    };
+    put_u8(out, tag);
+    put_bytes(out, bytes);
+}
+
+fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(Sealed::Plain(r.get_bytes()?.into())),
+        2 => Ok(Sealed::Encrypted(r.get_bytes()?.into())),
+        found => Err(CodecError::UnknownValue { what: "sealed value", found: u64::from(found) }),
+    }
+}
+
+const OPTION_SENSITIVE_HEADERS: u8 = 1;
+/// What it holds was settled before any endpoint could have one.
+const OPTION_HANDSHAKE: u8 = 2;
+const OPTION_CLIENT_CERTIFICATE: u8 = 3;
+/// Flags of what the endpoint leaves to the configuration: 1 requests at once, 2 timeout, 4 retry. Their fields are empty.
+const OPTION_LEFT_OPEN: u8 = 4;
+/// The handshake's last answer came from inside the operator's network. No bytes.
+const OPTION_INTERNAL_ANSWER: u8 = 5;
+
+/// In the field of a policy that is left open.
+const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
+
+/// What few endpoints have, each as a tag and bytes, by ascending tag. A new one needs no new layout: what does not know
+/// it refuses the record.
+fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
+    let mut options: Vec<(u8, Vec<u8>)> = Vec::new();
+    if !endpoint.sensitive_headers.is_empty() {
+        let mut bytes = Vec::new();
+        put_list(&mut bytes, &endpoint.sensitive_headers, |out, (name, value)| {
+            put_text(out, name);
+            put_sealed(out, value);
+        });
+        options.push((OPTION_SENSITIVE_HEADERS, bytes));
+    }
+    if let Some(handshake) = &endpoint.handshake {
+        let mut bytes = Vec::new();
+        put_handshake(&mut bytes, handshake);
+        options.push((OPTION_HANDSHAKE, bytes));
+    }
+    if let Some(certificate) = &endpoint.client_certificate {
+        let mut bytes = Vec::new();
+        put_client_certificate(&mut bytes, certificate);
+        options.push((OPTION_CLIENT_CERTIFICATE, bytes));
+    }
+    let left_open = u8::from(endpoint.max_in_flight.is_none())
+        | u8::from(endpoint.timeout.is_none()) << 1
+        | u8::from(endpoint.retry.is_none()) << 2;
+    if left_open != 0 {
+        options.push((OPTION_LEFT_OPEN, vec![left_open]));
+    }
+    let asked = endpoint.handshake.as_ref().and_then(|handshake| handshake.asked.as_ref());
+    if asked.is_some_and(|asked| asked.network == Network::Internal) {
+        options.push((OPTION_INTERNAL_ANSWER, Vec::new()));
+    }
+    put_list(out, &options, |out, (tag, bytes)| {
+        put_u8(out, *tag);
+        put_bytes(out, bytes);
+    });
+}
+
+fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(), CodecError> {
+    let options = get_list(r, 2, |r| Ok((r.get_u8()?, r.get_bytes()?)))?;
+    let mut last = 0;
+    for (tag, bytes) in options {
+        let unknown = CodecError::UnknownValue { what: "endpoint option here", found: u64::from(tag) };
+        if tag <= last {
+            return Err(unknown);
+        }
+        last = tag;
+        let mut reader = Reader::new(bytes);
+        match tag {
+            OPTION_SENSITIVE_HEADERS => {
+                endpoint.sensitive_headers =
+                    get_list(&mut reader, 3, |r| Ok((get_text(r)?, get_sealed(r)?)))?;
+                if endpoint.sensitive_headers.is_empty() {
+                    return Err(unknown);
+                }
+            }
+            OPTION_HANDSHAKE => endpoint.handshake = Some(get_handshake(&mut reader)?),
+            OPTION_CLIENT_CERTIFICATE => {
+                endpoint.client_certificate = Some(get_client_certificate(&mut reader)?);
+            }
+            OPTION_LEFT_OPEN => leave_open(reader.get_u8()?, endpoint).ok_or(unknown)?,
+            OPTION_INTERNAL_ANSWER => {
+                let asked = endpoint.handshake.as_mut().and_then(|handshake| handshake.asked.as_mut());
+                asked.ok_or(unknown)?.network = Network::Internal;
+            }
+            _ => return Err(unknown),
+        }
+        reader.finish()?;
+    }
+    Ok(())
+}
+
+/// `None` for flags that say nothing, or something of fields that are not empty.
+fn leave_open(flags: u8, endpoint: &mut Endpoint) -> Option<()> {
+    let is_known = (1..8).contains(&flags);
+    if flags & 1 != 0 {
+        endpoint.max_in_flight.take().filter(|most| *most == 0)?;
+    }
+    if flags & 2 != 0 {
+        endpoint.timeout.take().filter(Duration::is_zero)?;
+    }
+    if flags & 4 != 0 {
+        endpoint.retry.take().filter(|retry| *retry == NO_RETRY)?;
+    }
+    is_known.then_some(())
+}
+
+/// Origin, rate?, callback, consent? (time, rate?), asked? (since, count, at, answer, next at), callbacks (32 bytes each).
+pub(super) fn put_handshake(out: &mut Vec<u8>, handshake: &Handshake) {
+    let put_rate = |out: &mut Vec<u8>, rate: &u32| put_varint(out, u64::from(*rate));
+    put_text(out, handshake.origin.as_str());
+    put_option(out, handshake.rate.as_ref(), put_rate);
+    put_u8(out, u8::from(handshake.callback));
+    put_option(out, handshake.consent.as_ref(), |out, consent| {
+        put_time(out, consent.at);
+        put_option(out, consent.rate.as_ref(), put_rate);
+    });
+    put_option(out, handshake.asked.as_ref(), |out, asked| {
+        put_time(out, asked.since);
+        put_varint(out, u64::from(asked.count));
+        put_time(out, asked.at);
+        put_text(out, &asked.answer);
+        put_time(out, asked.next_at);
+    });
+    put_list(out, &handshake.callbacks, |out, hash| out.extend_from_slice(hash));
+}
+
+pub(super) fn get_handshake(r: &mut Reader<'_>) -> Result<Handshake, CodecError> {
+    let get_rate = |r: &mut Reader<'_>| Ok(r.get_varint_u32()?);
+    Ok(Handshake {
+        origin: get_name(r)?,
+        rate: get_option(r, get_rate)?,
+        callback: get_bool(r)?,
+        consent: get_option(r, |r| Ok(Consent { at: get_time(r)?, rate: get_option(r, get_rate)? }))?,
+        asked: get_option(r, |r| {
+            let (since, count, at) = (get_time(r)?, r.get_varint_u32()?, get_time(r)?);
+            let (answer, next_at) = (get_text(r)?, get_time(r)?);
+            Ok(Asked { since, count, at, answer, network: Network::Public, next_at })
+        })?,
+        callbacks: get_list(r, 32, |r| Ok(r.get_array()?))?,
+    })
+}
+
+/// Certificates (bytes), sealed key, subject, expiry.
+fn put_client_certificate(out: &mut Vec<u8>, certificate: &ClientCertificate) {
+    put_list(out, &certificate.chain, |out, bytes| put_bytes(out, bytes));
+    put_sealed(out, &certificate.key);
+    put_text(out, &certificate.subject);
+    put_time(out, certificate.expires_at);
+}
+
+fn get_client_certificate(r: &mut Reader<'_>) -> Result<ClientCertificate, CodecError> {
+    Ok(ClientCertificate {
+        chain: get_list(r, 1, |r| Ok(r.get_bytes()?.into()))?,
+        key: get_sealed(r)?,
+        subject: get_text(r)?,
+        expires_at: get_time(r)?,
+    })
+}
+
+fn ordering_tag(ordering: Ordering) -> u8 {
+    match ordering {
+        Ordering::None => 1,
+        Ordering::Key => 2,
+        Ordering::Endpoint => 3,
+    }
+}
+
+fn format_tag(format: Format) -> u8 {
+    match format {
+        Format::Standard => 1,
+        Format::CloudEvents => 2,
+    }
+}
+
+fn signature_tag(signature: SignaturePreset) -> u8 {
+    match signature {
+        SignaturePreset::Standard => 1,
+        SignaturePreset::Stripe => 2,
+        SignaturePreset::Github => 3,
+    }
+}
+
+/// 1 exponential (initial, multiplier, longest interval, attempts, age, jitter), 2 schedule (durations).
+fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
+    match retry {
+        RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {
+            put_u8(out, 1);
+            put_duration(out, *initial);
+            put_u64(out, multiplier.to_bits());
+            put_duration(out, *max_interval);
+            put_varint(out, u64::from(*max_attempts));
+            put_duration(out, *max_age);
+            put_u64(out, jitter.to_bits());
+        }
+        RetryPolicy::Schedule(delays) => {
+            put_u8(out, 2);
+            put_list(out, delays, |out, delay| put_duration(out, *delay));
+        }
+    }
+}
+
+fn get_retry(r: &mut Reader<'_>) -> Result<RetryPolicy, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(RetryPolicy::Exponential {
+            initial: get_duration(r)?,
+            multiplier: f64::from_bits(r.get_u64()?),
+            max_interval: get_duration(r)?,
+            max_attempts: r.get_varint_u32()?,
+            max_age: get_duration(r)?,
+            jitter: f64::from_bits(r.get_u64()?),
+        }),
+        2 => Ok(RetryPolicy::Schedule(get_list(r, 2, get_duration)?)),
+        found => Err(CodecError::UnknownValue { what: "retry policy", found: u64::from(found) }),
+    }
+}
+
+/// 1 active, 2 paused, 3 disabled (reason, time).
+fn put_status(out: &mut Vec<u8>, status: EndpointStatus) {
+    match status {
+        EndpointStatus::Active => put_u8(out, 1),
+        EndpointStatus::Paused => put_u8(out, 2),
+        EndpointStatus::Disabled { reason, at } => {
+            put_u8(out, 3);
+            put_u8(out, disabled_reason_tag(reason));
+            put_time(out, at);
+        }
+    }
+}
+
+fn get_status(r: &mut Reader<'_>) -> Result<EndpointStatus, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(EndpointStatus::Active),
+        2 => Ok(EndpointStatus::Paused),
+        3 => {
+            use DisabledReason::{Failing, Gone, Requested};
+            let all = [Gone, Failing, Requested];
+            let reason = get_tagged(r, "disabled reason", &all, disabled_reason_tag)?;
+            Ok(EndpointStatus::Disabled { reason, at: get_time(r)? })
+        }
+        found => Err(CodecError::UnknownValue { what: "endpoint status", found: u64::from(found) }),
+    }
+}
+
+fn disabled_reason_tag(reason: DisabledReason) -> u8 {
+    match reason {
+        DisabledReason::Gone => 1,
+        DisabledReason::Failing => 2,
+        DisabledReason::Requested => 3,
+    }
+}

@@ -1,0 +1,24 @@
+//! Every on-disk layout: the bytes of records are here, and this page says where the others are.
+//!
+//! Layouts are a public promise. Tags are never reused, and a released layout never changes: a changed
+//! record gets a new layout version, and the old one stays readable.
+//!
+//! | layout | described in |
+//! |---|---|
+//! | names, format stamp and lock of the data directory | [`data_directory`](crate::storage::data_directory) |
+//! | a record of the journal | [`record`] |
+//! | the fields of an endpoint, and its options | [`endpoint`] |
+//! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
+//! | rows of the state: keys and values | [`projections`](crate::projections) |
+//! | rows of the state: cursor and layout version | [`state`](crate::storage::state) |
+//! | a backup file | [`maintenance::backup`](crate::maintenance::backup) |
+//! | a sealed value | [`vault`](crate::vault) |
+//!
+//! `docs/internals/storage-format.md` describes all of them for readers without the source.
+
+mod endpoint;
+mod fields;
+mod record;
+
+pub use fields::CodecError;
+pub use record::{decode, encode, size_hint};

@@ -1,0 +1,496 @@
+//! The bytes of a record: a public promise.
+//!
+//! Owns: the layout of [`Record`] on disk. Tags are never reused and a layout, once released, is never changed: a
+//! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
+//! never a panic, and never reserves more memory than the bytes themselves could fill.
+//!
+//! A record is a tag byte, a layout version byte (3 for `AttemptFinished`, 2 for `EndpointPut`, else 1), and its fields in this order:
+//!
+//! | tag | record | fields |
+//! |---|---|---|
+//! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds) |
+//! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
+//! | 4 | `EndpointDeleted` | endpoint, at |
+//! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
+//! | 6 | `KeyDeleted` | id, at |
+//! | 7 | `DeliveriesRevived` | deliveries, trigger, at |
+//! | 8 | `DeliveriesCancelled` | deliveries, at |
+//! | 9 | `DeliveriesDied` | deliveries, reason, at |
+//! | 10 | `DeadLettersPurged` | deliveries, at |
+//! | 11 | `RequestAnswered` | idempotency, status, body |
+//! | 12 | `DeliveriesReordered` | deliveries, at |
+//! | 13 | `EventRejected` | idempotency, rejection (with what was expected? and actual?) |
+//! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
+//!
+//! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
+//! count; `?` is a byte 0 or 1 before the value; a duration is varint seconds and varint nanoseconds; an HTTP status is a `u16` and a
+//! float its bits as a `u64`, both little-endian; an idempotency is scope and fingerprint (16 bytes each) and an
+//! expiry?; a secret is its kind, sealed key and expiry?. Enumerations are one byte, listed at their `*_tag` function.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::endpoint::{get_endpoint, get_rate_limit, put_endpoint, put_rate_limit};
+use super::fields::{
+    CodecError, get_duration, get_list, get_millis, get_name, get_number, get_option, get_pair, get_tagged,
+    get_text, get_time, millis, put_duration, put_list, put_option, put_pair, put_text, put_time,
+};
+use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
+use crate::domain::{
+    ApiKey, Attempt, DeadReason, DeliveryKey, ErrorClass, Event, Expected, Hold, Idempotency, Network, Next,
+    Position, Record, Rejection, Reservation, Role, Trigger,
+};
+
+/// Version of the layouts below that have had no other.
+pub(super) const LAYOUT: u8 = 1;
+/// Version of the layout that attempts are written in. Earlier ones are still read: the first did not
+/// say the network, and the second neither hold nor uptime.
+const ATTEMPT_LAYOUT: u8 = 3;
+/// Version of the layout that endpoints are written in. The first one, which is still read, had secrets of one kind,
+/// in plain bytes, and no options.
+const ENDPOINT_LAYOUT: u8 = 2;
+
+const EVENT_ACCEPTED: u8 = 1;
+const ATTEMPT_FINISHED: u8 = 2;
+const ENDPOINT_PUT: u8 = 3;
+const ENDPOINT_DELETED: u8 = 4;
+const KEY_PUT: u8 = 5;
+const KEY_DELETED: u8 = 6;
+const DELIVERIES_REVIVED: u8 = 7;
+const DELIVERIES_CANCELLED: u8 = 8;
+const DELIVERIES_DIED: u8 = 9;
+const DEAD_LETTERS_PURGED: u8 = 10;
+const REQUEST_ANSWERED: u8 = 11;
+const DELIVERIES_REORDERED: u8 = 12;
+const EVENT_REJECTED: u8 = 13;
+const RATE_RESERVED: u8 = 14;
+
+/// Bytes that most records of this content do not exceed.
+#[must_use]
+pub fn size_hint(record: &Record) -> usize {
+    match record {
+        Record::EventAccepted(event) => event.weight(),
+        Record::AttemptFinished { attempt, .. } => 96 + attempt.reply.len(),
+        _ => 256,
+    }
+}
+
+/// Appends the record's bytes to `out`.
+pub fn encode(record: &Record, out: &mut Vec<u8>) {
+    let tag = record_tag(record);
+    put_u8(out, tag);
+    put_u8(out, layout_of(tag));
+    match record {
+        Record::EventAccepted(event) => put_event(out, event),
+        Record::AttemptFinished { delivery, due, attempt } => {
+            put_delivery(out, *delivery);
+            put_time(out, *due);
+            put_attempt(out, attempt);
+        }
+        Record::EndpointPut(endpoint) => put_endpoint(out, endpoint),
+        Record::EndpointDeleted { endpoint, at } => {
+            put_varint(out, u64::from(endpoint.0));
+            put_time(out, *at);
+        }
+        Record::KeyPut(key) => put_key(out, key),
+        Record::KeyDeleted { id, at } => {
+            put_text(out, id.as_str());
+            put_time(out, *at);
+        }
+        Record::DeliveriesRevived { deliveries, trigger, at } => {
+            put_list(out, deliveries, |out, key| put_delivery(out, *key));
+            put_u8(out, trigger_tag(*trigger));
+            put_time(out, *at);
+        }
+        Record::DeliveriesCancelled { deliveries, at }
+        | Record::DeadLettersPurged { deliveries, at }
+        | Record::DeliveriesReordered { deliveries, at } => {
+            put_list(out, deliveries, |out, key| put_delivery(out, *key));
+            put_time(out, *at);
+        }
+        Record::DeliveriesDied { deliveries, reason, at } => {
+            put_list(out, deliveries, |out, key| put_delivery(out, *key));
+            put_u8(out, dead_reason_tag(*reason));
+            put_time(out, *at);
+        }
+        Record::RequestAnswered { idempotency, status, body } => {
+            put_idempotency(out, idempotency);
+            put_u16(out, *status);
+            put_bytes(out, body);
+        }
+        Record::EventRejected { idempotency, rejection } => {
+            put_idempotency(out, idempotency);
+            put_rejection(out, *rejection);
+        }
+        Record::RateReserved { endpoint, reservation } => {
+            put_varint(out, u64::from(endpoint.0));
+            put_varint(out, reservation.revision.0);
+            put_rate_limit(out, &reservation.rate);
+            put_time(out, reservation.full_at);
+        }
+    }
+}
+
+/// Reads one record; the bytes must end with it.
+pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
+    let mut reader = Reader::new(bytes);
+    let r = &mut reader;
+    let tag = r.get_u8()?;
+    if !(EVENT_ACCEPTED..=RATE_RESERVED).contains(&tag) {
+        return Err(CodecError::UnknownTag(tag));
+    }
+    let found = r.get_u8()?;
+    if !(LAYOUT..=layout_of(tag)).contains(&found) {
+        return Err(CodecError::UnknownLayout { tag, found, known: layout_of(tag) });
+    }
+    let record = match tag {
+        EVENT_ACCEPTED => Record::EventAccepted(Arc::new(get_event(r)?)),
+        ATTEMPT_FINISHED => Record::AttemptFinished {
+            delivery: get_delivery(r)?,
+            due: get_time(r)?,
+            attempt: Arc::new(get_attempt(r, found)?),
+        },
+        ENDPOINT_PUT => Record::EndpointPut(Arc::new(get_endpoint(r, found)?)),
+        ENDPOINT_DELETED => Record::EndpointDeleted { endpoint: get_number(r)?, at: get_time(r)? },
+        KEY_PUT => Record::KeyPut(Arc::new(get_key(r)?)),
+        KEY_DELETED => Record::KeyDeleted { id: get_name(r)?, at: get_time(r)? },
+        DELIVERIES_REVIVED => Record::DeliveriesRevived {
+            deliveries: get_deliveries(r)?,
+            trigger: get_trigger(r)?,
+            at: get_time(r)?,
+        },
+        DELIVERIES_CANCELLED => {
+            Record::DeliveriesCancelled { deliveries: get_deliveries(r)?, at: get_time(r)? }
+        }
+        DELIVERIES_DIED => Record::DeliveriesDied {
+            deliveries: get_deliveries(r)?,
+            reason: get_dead_reason(r)?,
+            at: get_time(r)?,
+        },
+        DEAD_LETTERS_PURGED => Record::DeadLettersPurged { deliveries: get_deliveries(r)?, at: get_time(r)? },
+        REQUEST_ANSWERED => Record::RequestAnswered {
+            idempotency: get_idempotency(r)?,
+            status: r.get_u16()?,
+            body: Arc::from(r.get_bytes()?),
+        },
+        DELIVERIES_REORDERED => {
+            Record::DeliveriesReordered { deliveries: get_deliveries(r)?, at: get_time(r)? }
+        }
+        EVENT_REJECTED => {
+            Record::EventRejected { idempotency: get_idempotency(r)?, rejection: get_rejection(r)? }
+        }
+        RATE_RESERVED => Record::RateReserved {
+            endpoint: get_number(r)?,
+            reservation: Reservation {
+                revision: Position(r.get_varint()?),
+                rate: get_rate_limit(r)?,
+                full_at: get_time(r)?,
+            },
+        },
+        other => return Err(CodecError::UnknownTag(other)),
+    };
+    reader.finish()?;
+    Ok(record)
+}
+
+fn layout_of(tag: u8) -> u8 {
+    match tag {
+        ATTEMPT_FINISHED => ATTEMPT_LAYOUT,
+        ENDPOINT_PUT => ENDPOINT_LAYOUT,
+        _ => LAYOUT,
+    }
+}
+
+fn record_tag(record: &Record) -> u8 {
+    match record {
+        Record::EventAccepted(_) => EVENT_ACCEPTED,
+        Record::AttemptFinished { .. } => ATTEMPT_FINISHED,
+        Record::EndpointPut(_) => ENDPOINT_PUT,
+        Record::EndpointDeleted { .. } => ENDPOINT_DELETED,
+        Record::KeyPut(_) => KEY_PUT,
+        Record::KeyDeleted { .. } => KEY_DELETED,
+        Record::DeliveriesRevived { .. } => DELIVERIES_REVIVED,
+        Record::DeliveriesCancelled { .. } => DELIVERIES_CANCELLED,
+        Record::DeliveriesDied { .. } => DELIVERIES_DIED,
+        Record::DeadLettersPurged { .. } => DEAD_LETTERS_PURGED,
+        Record::RequestAnswered { .. } => REQUEST_ANSWERED,
+        Record::DeliveriesReordered { .. } => DELIVERIES_REORDERED,
+        Record::EventRejected { .. } => EVENT_REJECTED,
+        Record::RateReserved { .. } => RATE_RESERVED,
+    }
+}
+
+// ---- parts shared by several records ---------------------------------------------------------------------------
+
+fn put_delivery(out: &mut Vec<u8>, key: DeliveryKey) {
+    put_varint(out, key.event.0);
+    put_varint(out, u64::from(key.endpoint.0));
+}
+
+fn get_delivery(r: &mut Reader<'_>) -> Result<DeliveryKey, CodecError> {
+    Ok(DeliveryKey { event: Position(r.get_varint()?), endpoint: get_number(r)? })
+}
+
+fn get_deliveries(r: &mut Reader<'_>) -> Result<Vec<DeliveryKey>, CodecError> {
+    get_list(r, 2, get_delivery)
+}
+
+fn put_idempotency(out: &mut Vec<u8>, idempotency: &Idempotency) {
+    out.extend_from_slice(&idempotency.scope);
+    out.extend_from_slice(&idempotency.fingerprint);
+    put_option(out, idempotency.expires_at.as_ref(), |out, at| put_time(out, *at));
+}
+
+fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecError> {
+    Ok(Idempotency {
+        scope: r.get_array()?,
+        fingerprint: r.get_array()?,
+        expires_at: get_option(r, get_time)?,
+    })
+}
+
+/// 1: a version conflict, with what was expected (0 any, 1 none, 2 a version) and the actual version?; 2: the id is taken.
+fn put_rejection(out: &mut Vec<u8>, rejection: Rejection) {
+    match rejection {
+        Rejection::VersionConflict { expected, actual } => {
+            put_u8(out, 1);
+            match expected {
+                Expected::Any => put_u8(out, 0),
+                Expected::NoStream => put_u8(out, 1),
+                Expected::Version(version) => {
+                    put_u8(out, 2);
+                    put_varint(out, version);
+                }
+            }
+            put_option(out, actual.as_ref(), |out, version| put_varint(out, *version));
+        }
+        Rejection::IdTaken => put_u8(out, 2),
+    }
+}
+
+fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
+    match r.get_u8()? {
+        1 => {
+            let expected = match r.get_u8()? {
+                0 => Expected::Any,
+                1 => Expected::NoStream,
+                2 => Expected::Version(r.get_varint()?),
+                found => {
+                    return Err(CodecError::UnknownValue {
+                        what: "expected version",
+                        found: u64::from(found),
+                    });
+                }
+            };
+            let actual = get_option(r, |r| Ok(r.get_varint()?))?;
+            Ok(Rejection::VersionConflict { expected, actual })
+        }
+        2 => Ok(Rejection::IdTaken),
+        found => Err(CodecError::UnknownValue { what: "rejection", found: u64::from(found) }),
+    }
+}
+
+// ---- events ----------------------------------------------------------------------------------------------------
+
+fn put_event(out: &mut Vec<u8>, event: &Event) {
+    put_text(out, event.id.as_str());
+    put_text(out, event.tenant.as_str());
+    put_text(out, event.event_type.as_str());
+    put_text(out, event.version.as_str());
+    put_time(out, event.timestamp);
+    put_time(out, event.accepted_at);
+    put_option(out, event.stream.as_ref(), |out, (name, version)| {
+        put_text(out, name.as_str());
+        put_varint(out, *version);
+    });
+    put_option(out, event.ordering_key.as_ref(), |out, key| put_text(out, key.as_str()));
+    put_option(out, event.deliver_at.as_ref(), |out, at| put_time(out, *at));
+    put_option(out, event.metadata.as_ref(), |out, metadata| put_bytes(out, metadata));
+    put_list(out, &event.attributes, put_pair);
+    put_bytes(out, &event.data);
+    put_list(out, &event.targets, |out, number| put_varint(out, u64::from(number.0)));
+    put_list(out, &event.idempotency, put_idempotency);
+}
+
+fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
+    Ok(Event {
+        id: get_name(r)?,
+        tenant: get_name(r)?,
+        event_type: get_name(r)?,
+        version: get_name(r)?,
+        timestamp: get_time(r)?,
+        accepted_at: get_time(r)?,
+        stream: get_option(r, |r| Ok((get_name(r)?, r.get_varint()?)))?,
+        ordering_key: get_option(r, get_name)?,
+        deliver_at: get_option(r, get_time)?,
+        metadata: get_option(r, |r| Ok(Bytes::copy_from_slice(r.get_bytes()?)))?,
+        attributes: get_list(r, 2, get_pair)?,
+        data: Bytes::copy_from_slice(r.get_bytes()?),
+        targets: get_list(r, 1, get_number)?,
+        idempotency: get_list(r, 33, get_idempotency)?,
+    })
+}
+
+// ---- attempts --------------------------------------------------------------------------------------------------
+
+fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
+    put_varint(out, u64::from(attempt.number));
+    put_u8(out, trigger_tag(attempt.trigger));
+    put_time(out, attempt.started_at);
+    put_duration(out, attempt.duration);
+    put_option(out, attempt.status.as_ref(), |out, status| put_u16(out, *status));
+    put_option(out, attempt.error.as_ref(), |out, (class, text)| {
+        put_u8(out, error_class_tag(*class));
+        put_text(out, text);
+    });
+    put_bytes(out, &attempt.reply);
+    put_u8(out, network_tag(attempt.network));
+    put_next(out, attempt.next);
+    put_option(out, attempt.hold.as_ref(), |out, hold| {
+        put_time(out, hold.until);
+        put_varint(out, hold.revision.0);
+    });
+    put_option(out, attempt.uptime.as_ref(), |out, uptime| put_varint(out, millis(*uptime)));
+}
+
+fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
+    Ok(Attempt {
+        number: r.get_varint_u32()?,
+        trigger: get_trigger(r)?,
+        started_at: get_time(r)?,
+        duration: get_duration(r)?,
+        status: get_option(r, |r| Ok(r.get_u16()?))?,
+        error: get_option(r, |r| Ok((get_error_class(r)?, get_text(r)?)))?,
+        reply: Bytes::copy_from_slice(r.get_bytes()?),
+        network: if layout < 2 { Network::Public } else { get_network(r)? },
+        next: get_next(r)?,
+        hold: if layout < 3 { None } else { get_option(r, get_hold)? },
+        uptime: if layout < 3 { None } else { get_option(r, get_millis)? },
+    })
+}
+
+fn get_hold(r: &mut Reader<'_>) -> Result<Hold, CodecError> {
+    Ok(Hold { until: get_time(r)?, revision: Position(r.get_varint()?) })
+}
+
+/// 1 delivered, 2 retry at (time), 3 dead (reason).
+fn put_next(out: &mut Vec<u8>, next: Next) {
+    match next {
+        Next::Delivered => put_u8(out, 1),
+        Next::RetryAt(at) => {
+            put_u8(out, 2);
+            put_time(out, at);
+        }
+        Next::Dead(reason) => {
+            put_u8(out, 3);
+            put_u8(out, dead_reason_tag(reason));
+        }
+    }
+}
+
+fn get_next(r: &mut Reader<'_>) -> Result<Next, CodecError> {
+    match r.get_u8()? {
+        1 => Ok(Next::Delivered),
+        2 => Ok(Next::RetryAt(get_time(r)?)),
+        3 => Ok(Next::Dead(get_dead_reason(r)?)),
+        found => Err(CodecError::UnknownValue { what: "next step", found: u64::from(found) }),
+    }
+}
+
+fn trigger_tag(trigger: Trigger) -> u8 {
+    match trigger {
+        Trigger::Publish => 1,
+        Trigger::Retry => 2,
+        Trigger::Manual => 3,
+        Trigger::Redrive => 4,
+        Trigger::Replay => 5,
+    }
+}
+
+fn get_trigger(r: &mut Reader<'_>) -> Result<Trigger, CodecError> {
+    use Trigger::{Manual, Publish, Redrive, Replay, Retry};
+    get_tagged(r, "trigger", &[Publish, Retry, Manual, Redrive, Replay], trigger_tag)
+}
+
+fn network_tag(network: Network) -> u8 {
+    match network {
+        Network::Public => 1,
+        Network::Internal => 2,
+    }
+}
+
+fn get_network(r: &mut Reader<'_>) -> Result<Network, CodecError> {
+    get_tagged(r, "network", &[Network::Public, Network::Internal], network_tag)
+}
+
+fn dead_reason_tag(reason: DeadReason) -> u8 {
+    match reason {
+        DeadReason::AttemptsExhausted => 1,
+        DeadReason::MaxAge => 2,
+        DeadReason::Gone => 3,
+        DeadReason::Refused => 4,
+        DeadReason::EndpointDeleted => 5,
+        DeadReason::EndpointDisabled => 6,
+        DeadReason::BlockedAddress => 7,
+        DeadReason::Expired => 8,
+    }
+}
+
+fn get_dead_reason(r: &mut Reader<'_>) -> Result<DeadReason, CodecError> {
+    get_tagged(r, "dead-letter reason", &DeadReason::ALL, dead_reason_tag)
+}
+
+fn error_class_tag(class: ErrorClass) -> u8 {
+    match class {
+        ErrorClass::Dns => 1,
+        ErrorClass::Connect => 2,
+        ErrorClass::Tls => 3,
+        ErrorClass::Timeout => 4,
+        ErrorClass::Reset => 5,
+        ErrorClass::Status => 6,
+        ErrorClass::BlockedAddress => 7,
+        ErrorClass::ResponseTooLarge => 8,
+        ErrorClass::Protocol => 9,
+        ErrorClass::Request => 10,
+    }
+}
+
+fn get_error_class(r: &mut Reader<'_>) -> Result<ErrorClass, CodecError> {
+    get_tagged(r, "error class", &ErrorClass::ALL, error_class_tag)
+}
+
+// ---- keys ------------------------------------------------------------------------------------------------------
+
+fn put_key(out: &mut Vec<u8>, key: &ApiKey) {
+    put_text(out, key.id.as_str());
+    put_u8(out, role_tag(key.role));
+    put_option(out, key.tenant.as_ref(), |out, tenant| put_text(out, tenant.as_str()));
+    put_text(out, &key.description);
+    out.extend_from_slice(&key.hash);
+    put_time(out, key.created_at);
+}
+
+fn get_key(r: &mut Reader<'_>) -> Result<ApiKey, CodecError> {
+    Ok(ApiKey {
+        id: get_name(r)?,
+        role: get_tagged(r, "role", &[Role::Admin, Role::Publisher, Role::Viewer], role_tag)?,
+        tenant: get_option(r, get_name)?,
+        description: get_text(r)?,
+        hash: r.get_array()?,
+        created_at: get_time(r)?,
+    })
+}
+
+fn role_tag(role: Role) -> u8 {
+    match role {
+        Role::Admin => 1,
+        Role::Publisher => 2,
+        Role::Viewer => 3,
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

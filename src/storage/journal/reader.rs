@@ -1,0 +1,419 @@
+//! Reading the journal while it is being written.
+//!
+//! Owns: which files there are, and the caches of their indexes and blocks. Must never show a record before it is
+//! durable: the writer publishes after its sync, the end of the file first, the last position after it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use super::cache::Cache;
+use super::frame::FoundHeader;
+use super::segment::{Block, BlockPlace, BlockRecord, Segment, before, file_name, read_file_header};
+use super::{Damage, DamageCause};
+use crate::domain::{Position, Record, Timestamp};
+use crate::storage::disk::Disk;
+use crate::storage::format::{self, CodecError};
+
+/// Sealed segments whose file is open and whose index is in memory.
+const SEALED_OPEN_MAX: usize = 64;
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("positions {first} to {last} are damaged on disk")]
+    Damaged { first: Position, last: Position },
+    #[error("record {position} cannot be decoded: {source}")]
+    Undecodable { position: Position, source: CodecError },
+    #[error("the journal cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) first: Position,
+    pub(super) time: Timestamp,
+    pub(super) bytes: u64,
+    /// Counts rewrites, so that caches do not mix two files of one name.
+    pub(super) version: u64,
+}
+
+/// A segment and where the next one starts.
+type Found = (Arc<Segment>, Option<Position>);
+
+pub(super) struct Shared {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) list: RwLock<Vec<Entry>>,
+    pub(super) active: RwLock<Option<Arc<Segment>>>,
+    sealed: Mutex<Cache<(Position, u64), Arc<Segment>>>,
+    blocks: Mutex<Cache<(u64, u64), Arc<Block>>>,
+    pub(super) last: AtomicU64,
+    ids: AtomicU64,
+    pub(super) rewriting: Mutex<Option<Instant>>,
+}
+
+// Every change under these locks is a single step, so a panic of another thread leaves nothing half done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(disk: Arc<dyn Disk>, list: Vec<Entry>, last: Position, cache_bytes: usize) -> Self {
+        Self {
+            disk,
+            list: RwLock::new(list),
+            active: RwLock::new(None),
+            sealed: Mutex::new(Cache::new(SEALED_OPEN_MAX)),
+            blocks: Mutex::new(Cache::new(cache_bytes)),
+            last: AtomicU64::new(last.0),
+            ids: AtomicU64::new(0),
+            rewriting: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn keep_sealed(&self, entry: Entry, segment: Arc<Segment>) {
+        lock(&self.sealed).insert((entry.first, entry.version), 1, segment);
+    }
+
+    /// The entry that would hold the position (or the first), and where the next one starts.
+    fn find(&self, position: Position) -> Option<(Entry, Option<Position>)> {
+        let list = read(&self.list);
+        let number = list.partition_point(|entry| entry.first <= position).saturating_sub(1);
+        let entry = *list.get(number)?;
+        Some((entry, list.get(number + 1).map(|next| next.first)))
+    }
+
+    pub(super) fn open(&self, entry: Entry, upper: Option<Position>) -> Result<Arc<Segment>, ReadError> {
+        if let Some(active) = read(&self.active).as_ref().filter(|active| active.header.first == entry.first)
+        {
+            return Ok(Arc::clone(active));
+        }
+        let key = (entry.first, entry.version);
+        if let Some(segment) = lock(&self.sealed).get(key) {
+            return Ok(segment);
+        }
+        let file = self.disk.open_read(&file_name(entry.first))?;
+        let FoundHeader::Ours(header) = read_file_header(&*file, entry.first)? else {
+            let last = upper.map_or(entry.first, before);
+            return Err(ReadError::Damaged { first: entry.first, last });
+        };
+        let segment = Arc::new(Segment::load(self.next_id(), file, header, upper)?);
+        lock(&self.sealed).insert(key, 1, Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    /// Finds and opens; starts over when a rewrite took the file away in between.
+    fn open_at(&self, position: Position) -> Result<Option<Found>, ReadError> {
+        loop {
+            let Some((entry, upper)) = self.find(position) else { return Ok(None) };
+            match self.open(entry, upper) {
+                Ok(segment) => return Ok(Some((segment, upper))),
+                Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    let now = self.find(position).map(|(now, _)| (now.first, now.version));
+                    if now == Some((entry.first, entry.version)) {
+                        return Err(ReadError::Io(error));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn block(&self, segment: &Segment, place: &BlockPlace, keep: bool) -> Result<Arc<Block>, ReadError> {
+        let key = (segment.id, place.bytes.start);
+        let kept = lock(&self.blocks).get(key);
+        // The last block of the active segment grows.
+        if let Some(block) = kept.filter(|block| block.end == place.bytes.end) {
+            return Ok(block);
+        }
+        let block = Arc::new(segment.read_block(place)?);
+        if keep {
+            lock(&self.blocks).insert(key, block.weight(), Arc::clone(&block));
+        }
+        Ok(block)
+    }
+}
+
+/// One step of a walk in position order.
+struct Step {
+    block: Option<Arc<Block>>,
+    damage: Vec<Damage>,
+    /// Where the walk goes on.
+    next: Position,
+}
+
+/// A record as it lies in the journal.
+pub struct Raw {
+    pub position: Position,
+    /// Of its commit.
+    pub time: Timestamp,
+    pub bytes: Vec<u8>,
+}
+
+/// See [`JournalReader::raw_from`].
+pub struct RawStep {
+    pub records: Vec<Raw>,
+    /// First and last positions lost.
+    pub damaged: Vec<(Position, Position)>,
+    /// Where the walk goes on.
+    pub next: Position,
+}
+
+/// Reads records by position or in order. Cheap to clone; usable from any thread while the writer appends.
+#[derive(Clone)]
+pub struct JournalReader {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl JournalReader {
+    /// The record at a position; `None` when there is none (not yet, or no longer).
+    pub fn read(&self, position: Position) -> Result<Option<Record>, ReadError> {
+        if position > self.last_position() || position == Position(0) {
+            return Ok(None);
+        }
+        let Some((segment, _)) = self.shared.open_at(position)? else { return Ok(None) };
+        if position < segment.header.first {
+            return Err(ReadError::Damaged { first: Position(1), last: before(segment.header.first) });
+        }
+        let mut damage = segment.damage.clone();
+        if let Some(place) = segment.place(position) {
+            let block = self.shared.block(&segment, &place, true)?;
+            if let Ok(at) = block.records.binary_search_by_key(&position, |record| record.position) {
+                return decode(&block, &block.records[at]).map(Some);
+            }
+            damage.extend(block.damage.iter().cloned());
+        }
+        for (first, last) in damage.iter().filter_map(|damage| damage.positions) {
+            if first <= position && position <= last {
+                return Err(ReadError::Damaged { first, last });
+            }
+        }
+        Ok(None)
+    }
+
+    /// All records from a position on, in order, in batches of about 64 KB. Damage is an `Err` item between batches,
+    /// after which the walk goes on; an I/O error ends it. Ends at what was the last position when it got there.
+    #[must_use]
+    pub fn frames_from(&self, position: Position) -> Frames {
+        Frames {
+            reader: self.clone(),
+            next: position.max(Position(1)),
+            damage: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    /// The records whose commit has exactly this time, in order. Damage as in [`Self::frames_from`].
+    #[must_use]
+    pub fn positions_at(&self, time: Timestamp) -> RecordsAt {
+        let entry = {
+            let list = read(&self.shared.list);
+            let number = list.partition_point(|entry| entry.time < time).saturating_sub(1);
+            list.get(number).copied().zip(Some(list.get(number + 1).map(|next| next.first)))
+        };
+        let start = entry.map_or(Position(1), |(entry, upper)| {
+            self.shared.open(entry, upper).map_or(entry.first, |segment| segment.start_of(time))
+        });
+        RecordsAt { reader: self.clone(), time, next: start, ready: VecDeque::new(), ended: false }
+    }
+
+    /// The next records from a position on as bytes, about 64 KB of them, with what is damaged there; `None` at the end.
+    ///
+    /// # Errors
+    /// When the disk cannot be read. Damage is no error.
+    pub fn raw_from(&self, position: Position) -> Result<Option<RawStep>, ReadError> {
+        let Some(step) = self.step(position, false)? else { return Ok(None) };
+        let mut records = Vec::new();
+        if let Some(block) = &step.block {
+            for record in block.records.iter().filter(|record| record.position >= position) {
+                let bytes = block.record_bytes(record).to_vec();
+                records.push(Raw { position: record.position, time: record.time, bytes });
+            }
+        }
+        let damaged = step.damage.iter().filter_map(|damage| damage.positions).collect();
+        Ok(Some(RawStep { records, damaged, next: step.next }))
+    }
+
+    /// Zero when the journal is empty.
+    #[must_use]
+    pub fn last_position(&self) -> Position {
+        Position(self.shared.last.load(Ordering::Acquire))
+    }
+
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        read(&self.shared.list).iter().map(|entry| entry.bytes).sum()
+    }
+
+    /// First positions and sizes of the sealed segments, oldest first: candidates for a rewrite.
+    #[must_use]
+    pub fn sealed_segments(&self) -> Vec<(Position, u64)> {
+        let active = read(&self.shared.active).as_ref().map(|active| active.header.first);
+        let list = read(&self.shared.list);
+        list.iter()
+            .filter(|entry| Some(entry.first) != active)
+            .map(|entry| (entry.first, entry.bytes))
+            .collect()
+    }
+
+    /// Where the segment begins that is being written.
+    #[must_use]
+    pub fn active_first(&self) -> Position {
+        let active = read(&self.shared.active).as_ref().map(|active| active.header.first);
+        active.unwrap_or_else(|| self.last_position().next())
+    }
+
+    fn step(&self, from: Position, keep: bool) -> Result<Option<Step>, ReadError> {
+        let last = self.last_position();
+        if from > last {
+            return Ok(None);
+        }
+        let (segment, upper) = match self.shared.open_at(from) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(ReadError::Damaged { first, last: lost }) => {
+                let positions = Some((first.max(from), lost.max(from)));
+                let damage =
+                    Damage { segment: first, bytes: 0..0, positions, cause: DamageCause::FileHeader };
+                return Ok(Some(Step { block: None, damage: vec![damage], next: lost.max(from).next() }));
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(missing) = missing_before(segment.header.first, from) {
+            return Ok(Some(Step { block: None, damage: vec![missing], next: segment.header.first }));
+        }
+        let segment_end = upper.unwrap_or_else(|| last.next());
+        let Some(place) = segment.place(from) else {
+            let damage = segment.damage.clone();
+            return Ok(Some(Step { block: None, damage, next: segment_end.max(from.next()) }));
+        };
+        let block = self.shared.block(&segment, &place, keep)?;
+        let after = block.records.last().map_or(from, |record| record.position).next();
+        let next = if place.is_last { upper.unwrap_or(after) } else { place.upper.unwrap_or(after) };
+        let next = next.max(from.next());
+        let mut damage = block.damage.clone();
+        for other in &segment.damage {
+            if !damage.iter().any(|known| known.bytes == other.bytes) {
+                damage.push(other.clone());
+            }
+        }
+        damage.retain(|damage| damage.positions.is_some_and(|(first, last)| first < next && last >= from));
+        Ok(Some(Step { block: Some(block), damage, next }))
+    }
+}
+
+fn decode(block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
+    format::decode(block.record_bytes(record))
+        .map_err(|source| ReadError::Undecodable { position: record.position, source })
+}
+
+/// The journal begins with position 1: a first file that begins later misses one before it.
+pub(super) fn missing_before(first: Position, from: Position) -> Option<Damage> {
+    let positions = Some((from, before(first)));
+    (from < first).then_some(Damage { segment: first, bytes: 0..0, positions, cause: DamageCause::Missing })
+}
+
+fn damage_errors(damage: &[Damage]) -> impl Iterator<Item = ReadError> {
+    damage
+        .iter()
+        .filter_map(|damage| damage.positions)
+        .map(|(first, last)| ReadError::Damaged { first, last })
+}
+
+/// See [`JournalReader::frames_from`].
+pub struct Frames {
+    reader: JournalReader,
+    next: Position,
+    damage: VecDeque<ReadError>,
+    ended: bool,
+}
+
+impl Iterator for Frames {
+    type Item = Result<Vec<(Position, Record)>, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.ended {
+            if let Some(error) = self.damage.pop_front() {
+                return Some(Err(error));
+            }
+            // What a replay reads is read once: it stays out of the cache.
+            let step = match self.reader.step(self.next, false) {
+                Ok(Some(step)) => step,
+                Ok(None) => return None,
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
+            };
+            let from = std::mem::replace(&mut self.next, step.next);
+            self.damage.extend(damage_errors(&step.damage));
+            let Some(block) = step.block else { continue };
+            let mut batch = Vec::with_capacity(block.records.len());
+            for record in block.records.iter().filter(|record| record.position >= from) {
+                match decode(&block, record) {
+                    Ok(decoded) => batch.push((record.position, decoded)),
+                    Err(error) => self.damage.push_back(error),
+                }
+            }
+            if !batch.is_empty() {
+                return Some(Ok(batch));
+            }
+        }
+        None
+    }
+}
+
+/// See [`JournalReader::positions_at`].
+pub struct RecordsAt {
+    reader: JournalReader,
+    time: Timestamp,
+    next: Position,
+    ready: VecDeque<Result<(Position, Record), ReadError>>,
+    ended: bool,
+}
+
+impl Iterator for RecordsAt {
+    type Item = Result<(Position, Record), ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(item) = self.ready.pop_front() {
+                return Some(item);
+            }
+            if self.ended {
+                return None;
+            }
+            let step = match self.reader.step(self.next, true) {
+                Ok(Some(step)) => step,
+                Ok(None) => return None,
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
+            };
+            let from = std::mem::replace(&mut self.next, step.next);
+            if let Some(block) = step.block {
+                self.ended = block.records.last().is_some_and(|record| record.time > self.time);
+                let matching = |record: &&BlockRecord| record.time == self.time && record.position >= from;
+                for record in block.records.iter().filter(matching) {
+                    self.ready.push_back(decode(&block, record).map(|decoded| (record.position, decoded)));
+                }
+            }
+            self.ready.extend(damage_errors(&step.damage).map(Err));
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Writing a whole journal from records with given positions.
+
+use std::io;
+use std::sync::Arc;
+
+use super::frame::FileHeader;
+use super::segment::file_name;
+use super::sparse::SparseFile;
+use crate::domain::{Position, Timestamp};
+use crate::limits;
+use crate::storage::disk::Disk;
+
+/// Fills an empty directory. Nothing of it is durable before [`Restorer::finish`] has returned.
+pub struct Restorer {
+    disk: Arc<dyn Disk>,
+    salt: u32,
+    /// Where the file being collected begins.
+    first: Position,
+    /// Records of the file being collected.
+    records: Vec<(Position, Timestamp, Vec<u8>)>,
+    bytes: u64,
+    time: Timestamp,
+}
+
+impl Restorer {
+    #[must_use]
+    pub fn new(disk: Arc<dyn Disk>, salt: u32) -> Self {
+        Self { disk, salt, first: Position(1), records: Vec::new(), bytes: 0, time: Timestamp::default() }
+    }
+
+    /// Positions must rise, times must not fall.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn push(&mut self, position: Position, time: Timestamp, record: Vec<u8>) -> io::Result<()> {
+        self.bytes += record.len() as u64;
+        self.time = time;
+        self.records.push((position, time, record));
+        if self.bytes >= limits::SEGMENT_BYTES_TARGET { self.seal(position.next()) } else { Ok(()) }
+    }
+
+    /// Ends with a fresh segment behind `last`, so that no position up to it is given again.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn finish(mut self, last: Position) -> io::Result<()> {
+        self.seal(last.next())?;
+        let header = FileHeader { salt: self.salt, rewritten: false, first: last.next(), time: self.time };
+        self.write(header, last.next())?;
+        self.disk.sync_dir()
+    }
+
+    /// What was collected becomes the file of the positions before `upper`.
+    fn seal(&mut self, upper: Position) -> io::Result<()> {
+        if self.first == upper {
+            return Ok(());
+        }
+        let time = self.records.first().map_or(self.time, |(_, time, _)| *time);
+        self.write(FileHeader { salt: self.salt, rewritten: true, first: self.first, time }, upper)
+    }
+
+    fn write(&mut self, header: FileHeader, upper: Position) -> io::Result<()> {
+        let file = self.disk.create(&file_name(header.first))?;
+        let mut sparse = SparseFile::new(&*file, header)?;
+        for (position, time, record) in self.records.drain(..) {
+            sparse.push(position, time, &record)?;
+        }
+        sparse.finish(upper)?;
+        (self.first, self.bytes) = (upper, 0);
+        file.sync_data()
+    }
+}

@@ -1,0 +1,298 @@
+//! One journal file in memory: its sparse index, and its blocks of verified frames.
+//!
+//! Owns: finding a position in a file. Must never write. A block is what lies between two index entries: it is read
+//! with one call, checked whole, and kept in the reader's cache.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::frame::{
+    Depth, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader, Item, ReadAt,
+    Scanner, Window, record_ranges,
+};
+use super::{Damage, DamageCause};
+use crate::domain::{Position, Timestamp};
+use crate::limits;
+use crate::storage::disk::DiskFile;
+
+/// Distance of index entries, in bytes.
+const INDEX_STEP_BYTES: u64 = limits::FRAME_BYTES_TARGET as u64;
+
+pub(super) fn file_name(first: Position) -> String {
+    format!("journal-{:020}.log", first.0)
+}
+
+pub(super) fn parse_file_name(name: &str) -> Option<Position> {
+    let digits = name.strip_prefix("journal-")?.strip_suffix(".log")?;
+    let plain = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| digits.parse().ok().map(Position))?
+}
+
+/// A header that is intact, ours, and belongs to the file's name.
+pub(super) fn read_file_header(file: &dyn DiskFile, first: Position) -> io::Result<FoundHeader> {
+    let mut bytes = [0; FILE_HEADER_BYTES];
+    let count = file.read_at(0, &mut bytes)?;
+    Ok(match FileHeader::decode(&bytes[..count]) {
+        FoundHeader::Ours(header) if header.first != first => FoundHeader::Damaged,
+        found => found,
+    })
+}
+
+/// Position before.
+pub(super) fn before(position: Position) -> Position {
+    Position(position.0.saturating_sub(1))
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IndexEntry {
+    pub(super) first: Position,
+    pub(super) time: Timestamp,
+    pub(super) offset: u64,
+}
+
+/// Damage with the frame before it, which tells a torn commit from rot.
+#[derive(Clone, Debug)]
+pub(super) struct DamageSeen {
+    pub(super) damage: Damage,
+    pub(super) before: Option<FrameHeader>,
+}
+
+/// What a walk over frames found.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    pub(super) damage: Vec<DamageSeen>,
+    pub(super) last_frame: Option<FrameHeader>,
+    /// End of the last readable frame, or the start of the walk.
+    pub(super) end: u64,
+    pub(super) frames: u64,
+    pub(super) records: u64,
+}
+
+/// What to walk over.
+pub(super) struct Span {
+    pub(super) bytes: Range<u64>,
+    /// First position that may be there.
+    pub(super) first: Position,
+    /// First position that cannot be there any more, if that is known.
+    pub(super) upper: Option<Position>,
+}
+
+/// Walks over frames, calls back with offset, header and (with [`Depth::Bodies`]) body, and names what is lost.
+pub(super) fn walk<R: ReadAt + ?Sized>(
+    source: &R,
+    header: &FileHeader,
+    depth: Depth,
+    span: Span,
+    on_frame: &mut dyn FnMut(u64, &FrameHeader, &[u8]),
+) -> io::Result<Walk> {
+    let mut scanner = Scanner::new(source, header.salt, depth, span.bytes.clone(), before(span.first));
+    let mut walk = Walk { end: span.bytes.start, ..Walk::default() };
+    let mut expected = span.first;
+    let mut pending: Option<Range<u64>> = None;
+    let lost = |bytes: Range<u64>, first: Position, last: Position, cause| Damage {
+        segment: header.first,
+        bytes,
+        positions: (first <= last).then_some((first, last)),
+        cause,
+    };
+    while let Some(item) = scanner.next()? {
+        let (first, last, offset, known) = match &item {
+            Item::Damage { bytes, known: None } => {
+                let start = pending.as_ref().map_or(bytes.start, |pending| pending.start);
+                pending = Some(start..bytes.end);
+                continue;
+            }
+            Item::Damage { bytes, known: Some((first, last)) } => {
+                (*first, *last, bytes.start, Some(bytes.clone()))
+            }
+            Item::Frame { offset, header } => (header.first, header.last, *offset, None),
+        };
+        let found = match pending.take() {
+            Some(bytes) => Some(lost(bytes, expected, before(first), DamageCause::Unreadable)),
+            None if first > expected && !header.rewritten => {
+                Some(lost(offset..offset, expected, before(first), DamageCause::Missing))
+            }
+            None => None,
+        };
+        let bad_body = known.map(|bytes| lost(bytes, first, last, DamageCause::Body));
+        for damage in found.into_iter().chain(bad_body) {
+            walk.damage.push(DamageSeen { damage, before: walk.last_frame });
+        }
+        expected = last.next();
+        if let Item::Frame { offset, header } = item {
+            if !header.is_note() {
+                on_frame(offset, &header, scanner.body());
+            }
+            walk.end = offset + header.frame_bytes();
+            walk.last_frame = Some(header);
+            walk.frames += 1;
+            walk.records += u64::from(header.count);
+        }
+    }
+    let last = span.upper.map_or(expected, before);
+    let end = span.bytes.end;
+    let tail = match pending {
+        Some(bytes) => Some(lost(bytes, expected, last, DamageCause::Unreadable)),
+        None if span.upper.is_some() && last >= expected => {
+            Some(lost(end..end, expected, last, DamageCause::Missing))
+        }
+        None => None,
+    };
+    walk.damage.extend(tail.map(|damage| DamageSeen { damage, before: walk.last_frame }));
+    Ok(walk)
+}
+
+/// Adds an entry when the last one is far enough away.
+pub(super) fn index_frame(index: &mut Vec<IndexEntry>, offset: u64, header: &FrameHeader) {
+    if index.last().is_none_or(|entry| offset - entry.offset >= INDEX_STEP_BYTES) {
+        index.push(IndexEntry { first: header.first, time: header.time, offset });
+    }
+}
+
+struct Extent {
+    index: Vec<IndexEntry>,
+    end: u64,
+    upper: Option<Position>,
+}
+
+/// An open file with its index. The active segment grows; a sealed one does not change.
+pub(super) struct Segment {
+    /// Unique among all that were ever opened: a rewritten file is another one.
+    pub(super) id: u64,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) header: FileHeader,
+    pub(super) damage: Vec<Damage>,
+    extent: RwLock<Extent>,
+}
+
+/// Where a block lies.
+#[derive(Clone, Debug)]
+pub(super) struct BlockPlace {
+    pub(super) bytes: Range<u64>,
+    pub(super) first: Position,
+    /// First position of what follows, if anything does.
+    pub(super) upper: Option<Position>,
+    pub(super) is_last: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct BlockRecord {
+    pub(super) position: Position,
+    pub(super) time: Timestamp,
+    range: Range<usize>,
+}
+
+/// Verified frames, next to each other.
+pub(super) struct Block {
+    bytes: Vec<u8>,
+    pub(super) end: u64,
+    pub(super) records: Vec<BlockRecord>,
+    pub(super) damage: Vec<Damage>,
+}
+
+impl Block {
+    pub(super) fn weight(&self) -> usize {
+        self.bytes.len() + self.records.len() * size_of::<BlockRecord>() + 256
+    }
+
+    pub(super) fn record_bytes(&self, record: &BlockRecord) -> &[u8] {
+        &self.bytes[record.range.clone()]
+    }
+}
+
+impl Segment {
+    pub(super) fn new(
+        id: u64,
+        file: Arc<dyn DiskFile>,
+        header: FileHeader,
+        index: Vec<IndexEntry>,
+        end: u64,
+        damage: Vec<Damage>,
+    ) -> Self {
+        let extent = RwLock::new(Extent { index, end, upper: None });
+        Self { id, file, header, damage, extent }
+    }
+
+    /// Builds the index of a sealed file from its frame headers.
+    pub(super) fn load(
+        id: u64,
+        file: Arc<dyn DiskFile>,
+        header: FileHeader,
+        upper: Option<Position>,
+    ) -> io::Result<Self> {
+        let mut index = Vec::new();
+        let end = file.len()?;
+        let span = Span { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper };
+        let walk = walk(&*file, &header, Depth::Headers, span, &mut |offset, frame, _| {
+            index_frame(&mut index, offset, frame);
+        })?;
+        let damage = walk.damage.into_iter().map(|seen| seen.damage).collect();
+        let extent = RwLock::new(Extent { index, end: walk.end, upper });
+        Ok(Self { id, file, header, damage, extent })
+    }
+
+    /// Makes durable frames visible to readers.
+    pub(super) fn publish(&self, frames: &[(u64, FrameHeader)], end: u64) {
+        let mut extent = self.extent.write().unwrap_or_else(PoisonError::into_inner);
+        for (offset, header) in frames {
+            index_frame(&mut extent.index, *offset, header);
+        }
+        extent.end = end;
+    }
+
+    /// No more frames will come.
+    pub(super) fn seal(&self, upper: Position) {
+        self.extent.write().unwrap_or_else(PoisonError::into_inner).upper = Some(upper);
+    }
+
+    /// The block that would hold the position: the last that starts at or before it, or the first.
+    pub(super) fn place(&self, position: Position) -> Option<BlockPlace> {
+        let extent = self.extent.read().unwrap_or_else(PoisonError::into_inner);
+        let number = extent.index.partition_point(|entry| entry.first <= position).saturating_sub(1);
+        let entry = extent.index.get(number)?;
+        let next = extent.index.get(number + 1);
+        Some(BlockPlace {
+            bytes: entry.offset..next.map_or(extent.end, |next| next.offset),
+            first: entry.first,
+            upper: next.map_or(extent.upper, |next| Some(next.first)),
+            is_last: next.is_none(),
+        })
+    }
+
+    /// Position from which a search for a commit time has to start.
+    pub(super) fn start_of(&self, time: Timestamp) -> Position {
+        let extent = self.extent.read().unwrap_or_else(PoisonError::into_inner);
+        let number = extent.index.partition_point(|entry| entry.time < time).saturating_sub(1);
+        extent.index.get(number).map_or(self.header.first, |entry| entry.first)
+    }
+
+    pub(super) fn read_block(&self, place: &BlockPlace) -> io::Result<Block> {
+        let mut bytes = vec![0; (place.bytes.end - place.bytes.start) as usize];
+        let count = self.file.read_at(place.bytes.start, &mut bytes)?;
+        bytes.truncate(count);
+        let window = Window { start: place.bytes.start, bytes: &bytes };
+        let span = Span { bytes: place.bytes.clone(), first: place.first, upper: place.upper };
+        let mut records = Vec::new();
+        let mut contradictions = Vec::new();
+        let walk = walk(&window, &self.header, Depth::Bodies, span, &mut |offset, header, body| {
+            let Some(ranges) = record_ranges(header, body) else {
+                contradictions.push(Damage {
+                    segment: self.header.first,
+                    bytes: offset..offset + header.frame_bytes(),
+                    positions: Some((header.first, header.last)),
+                    cause: DamageCause::Body,
+                });
+                return;
+            };
+            let base = (offset - place.bytes.start) as usize + FRAME_HEADER_BYTES;
+            records.extend(ranges.into_iter().map(|(position, range)| BlockRecord {
+                position,
+                time: header.time,
+                range: base + range.start..base + range.end,
+            }));
+        })?;
+        let damage = walk.damage.into_iter().map(|seen| seen.damage).chain(contradictions).collect();
+        Ok(Block { bytes, end: place.bytes.end, records, damage })
+    }
+}

@@ -1,0 +1,78 @@
+//! Writing a segment whose positions may have gaps: a rewritten or a restored one.
+//!
+//! Owns: which records share a frame there, and the note at its end. Syncs nothing; who has the file does.
+
+use std::io;
+
+use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
+use super::segment::before;
+use crate::domain::{Position, Timestamp};
+use crate::knobs::{self, Bug};
+use crate::limits;
+use crate::storage::disk::DiskFile;
+
+/// Bytes collected before they are written.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+pub(super) struct SparseFile<'a> {
+    file: &'a dyn DiskFile,
+    salt: u32,
+    builder: FrameBuilder,
+    /// Commit time of the frame being built: a frame has one, and searches by time rest on it.
+    time: Timestamp,
+    first: Position,
+    /// After the last record.
+    next: Position,
+    buffer: Vec<u8>,
+    written: u64,
+}
+
+impl<'a> SparseFile<'a> {
+    /// `file` is empty.
+    pub(super) fn new(file: &'a dyn DiskFile, header: FileHeader) -> io::Result<Self> {
+        file.write_at(0, &header.encode())?;
+        let (builder, buffer, written) = (FrameBuilder::default(), Vec::new(), FILE_HEADER_BYTES as u64);
+        let FileHeader { salt, first, time, .. } = header;
+        Ok(Self { file, salt, builder, time, first, next: first, buffer, written })
+    }
+
+    /// Positions must rise.
+    pub(super) fn push(&mut self, position: Position, time: Timestamp, record: &[u8]) -> io::Result<()> {
+        let full = self.builder.body_bytes() + record.len() > limits::FRAME_BYTES_TARGET;
+        if time != self.time || full {
+            self.close()?;
+        }
+        if self.builder.is_empty() {
+            (self.time, self.first) = (time, position);
+        }
+        self.builder.push(position, record);
+        self.next = position.next();
+        Ok(())
+    }
+
+    /// Writes what is left, and a note when positions before `upper`, where the next file begins, are not there; gives
+    /// the length of the file.
+    pub(super) fn finish(&mut self, upper: Position) -> io::Result<u64> {
+        self.close()?;
+        if self.next < upper && !knobs::has(Bug::LeaveNoNote) {
+            let note = FrameHeader::note(self.next, before(upper), self.time, self.salt);
+            self.buffer.extend_from_slice(&note.encode(self.salt));
+        }
+        self.flush()?;
+        Ok(self.written)
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        if !self.builder.is_empty() {
+            self.builder.finish(self.salt, self.time, (self.first, before(self.next)), &mut self.buffer);
+        }
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(self.written, &self.buffer)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,566 @@
+//! sled, contained.
+//!
+//! Owns the sled directory. Only this file opens or writes sled, and only the state's thread calls it. What is known to go
+//! wrong with sled 0.34, what is done about it, and what would fail if it were not:
+//!
+//! | trap | here | seen by |
+//! |---|---|---|
+//! | `flush` never fsyncs | each checkpoint ends with `fdatasync` on our own handle of sled's file | `syscalls`, `power` |
+//! | `flush_async`, writers beside scans and a background flusher deadlock | none of them is used ([`clippy.toml`] forbids the calls); [`SledRows`] is not `Sync`, so that no second thread can have it | the compiler, clippy |
+//! | values above about 128 KB go to blob files that are never synced | values are bounded, asserted before each write; a blob file counts as damage | `a_value_at_its_bound_makes_no_blob` |
+//! | `open` panics on most flipped bits | the panic is caught, and the caller rebuilds from the journal | `whatever_bit_is_flipped`, `disk` |
+//! | a flipped bit loses or changes a row in silence (one in a hundred) | a row says what all rows add up to, and every start adds them up ([`Sum`]) | `whatever_bit_is_flipped` |
+//! | a page that cannot be read ends a scan early | the failure is kept, nothing is answered from it, and the next start rebuilds ([`Base::failure`]) | `a_row_that_cannot_be_read_is_no_missing_row` |
+//! | a torn start-up snapshot makes `open` refuse for ever | it is removed before | `a_torn_snapshot_is_no_obstacle` |
+//! | after a full disk every call fails until it is opened again | [`Base::reopen`]; what was to be written is still in memory | `disk` |
+//! | its file does not shrink (forty times what is alive was seen) | when it has grown far beyond what is alive, the rows are copied to a fresh one ([`SledRows::copy`]) | `a_store_that_has_grown_is_copied` |
+//! | replaced pages are freed only when the thread pins the epoch often, so memory grows | the collector is pushed after each batch | measured: 150 MB instead of 2.5 GB |
+//! | closing goes on behind the call, so that opening again meets the lock | opening waits for it, for a bounded time | `a_store_that_has_grown_is_copied` |
+//! | a directory of another engine opens as an empty store | the data directory has a format stamp, and an empty state is rebuilt | `disk` |
+//!
+//! [`clippy.toml`]: https://doc.rust-lang.org/clippy/lint_configuration.html
+//!
+//! Tests may put a map in memory in its place ([`memory::MemoryRows`]).
+
+use std::cell::OnceCell;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::StateError;
+use crate::codec::{Reader, put_varint};
+use crate::knobs::{self, Bug};
+use crate::storage::disk::create_private;
+use crate::{limits, panics};
+
+#[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
+mod tests;
+
+/// Times that the epoch collector is pushed after a batch: each push frees a bounded number of pages.
+const EPOCH_PUSHES: usize = 64;
+/// How long an opening waits for what closes the store in the background.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
+/// Bytes of a segment of sled's file. What lies on one of its leaves has to fit a quarter of it.
+const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// Rows on one of sled's leaves: it is split when there are more than 16.
+const LEAF_ROWS_MAX: usize = 17;
+const _: () = assert!(LEAF_ROWS_MAX * (limits::STATE_VALUE_BYTES_MAX + 1_000) < SEGMENT_BYTES / 4);
+/// Bytes of rows that a copy writes at once.
+const COPY_BATCH_BYTES: usize = 1024 * 1024;
+/// The file has grown far beyond what is alive when it is so many times as long as a fresh one would be.
+const GROWTH_MAX: u64 = 4;
+/// Bytes that a row takes in a fresh file beside its own, about (measured: 150 to 300 for rows of 40).
+const ROW_OVERHEAD_BYTES: u64 = 300;
+/// Key of the row that says what all others add up to. No row of a projection begins with this tag.
+const SUM: &[u8] = b"0";
+/// A file that says that the rows could not be read.
+const UNREADABLE_FILE: &str = "unreadable";
+
+/// What happens to a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change<'a> {
+    /// There was none.
+    New(&'a [u8]),
+    Put(&'a [u8]),
+    Remove,
+}
+
+/// The rows of one position. There is one kind outside of tests.
+#[derive(Debug)]
+pub(crate) enum Base {
+    Sled(SledRows),
+    #[cfg(test)]
+    Memory(memory::MemoryRows),
+}
+
+/// Rows in key order, from either end.
+#[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
+pub(crate) enum Range<'a> {
+    Sled {
+        rows: sled::Iter,
+        failure: &'a OnceCell<String>,
+    },
+    #[cfg(test)]
+    Memory(std::vec::IntoIter<(sled::IVec, sled::IVec)>),
+}
+
+type Row = (sled::IVec, sled::IVec);
+
+/// The row, or the end: an error ends the range, and is kept.
+fn noted(row: Option<sled::Result<Row>>, failure: &OnceCell<String>) -> Option<Row> {
+    match row? {
+        Ok(row) => Some(row),
+        Err(error) => {
+            note(failure, &error);
+            None
+        }
+    }
+}
+
+fn note(failure: &OnceCell<String>, error: &sled::Error) {
+    // The first one says it all.
+    let _known = failure.set(error.to_string()).is_err();
+}
+
+impl Iterator for Range<'_> {
+    type Item = Row;
+
+    fn next(&mut self) -> Option<Row> {
+        match self {
+            Self::Sled { rows, failure } => noted(rows.next(), failure),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.next(),
+        }
+    }
+}
+
+impl DoubleEndedIterator for Range<'_> {
+    fn next_back(&mut self) -> Option<Row> {
+        match self {
+            Self::Sled { rows, failure } => noted(rows.next_back(), failure),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.next_back(),
+        }
+    }
+}
+
+impl Base {
+    /// See [`SledRows::open`].
+    pub(crate) fn open(directory: &Path) -> Result<Self, StateError> {
+        SledRows::open(directory).map(Self::Sled)
+    }
+
+    /// When it could not be read, or was not found; the former is remembered, see [`Self::failure`].
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Sled(rows) => rows.get(key),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.get(key),
+        }
+    }
+
+    pub(crate) fn range(&self, from: &[u8], to: &[u8]) -> Range<'_> {
+        match self {
+            Self::Sled(rows) => rows.range(from, to),
+            #[cfg(test)]
+            Self::Memory(rows) => Range::Memory(rows.range(from, to)),
+        }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Sled(rows) => rows.sum.rows,
+            #[cfg(test)]
+            Self::Memory(rows) => rows.len(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Why something could not be read. From then on nothing that was answered is to be trusted.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Sled(rows) => rows.failure.get().map(String::as_str),
+            #[cfg(test)]
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// Says on disk that the rows cannot be used, so that the next start rebuilds them.
+    pub(crate) fn mark_unreadable(&self) {
+        match self {
+            Self::Sled(rows) => rows.mark_unreadable(),
+            #[cfg(test)]
+            Self::Memory(_) => {}
+        }
+    }
+
+    /// Applies all changes at once and makes them durable.
+    pub(crate) fn write<'a>(
+        &mut self,
+        changes: impl Iterator<Item = (&'a [u8], Change<'a>)>,
+    ) -> Result<(), StateError> {
+        match self {
+            Self::Sled(rows) => rows.write(changes),
+            #[cfg(test)]
+            Self::Memory(rows) => rows.write(changes),
+        }
+    }
+
+    /// Closes and opens it, which is what helps after a full disk.
+    pub(crate) fn reopen(&mut self) -> Result<(), StateError> {
+        match self {
+            Self::Sled(rows) => rows.reopen(),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Copies the rows to a fresh store, when the one that there is has grown far beyond them. Gives whether it did.
+    pub(crate) fn copy_when_grown(&mut self) -> Result<bool, StateError> {
+        match self {
+            Self::Sled(rows) => rows.copy_when_grown(),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(false),
+        }
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Sled(rows) => rows.size_bytes(),
+            #[cfg(test)]
+            Self::Memory(_) => 0,
+        }
+    }
+}
+
+/// What all rows add up to, in whatever order they came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    rows: u64,
+    bytes: u64,
+    hash: u64,
+}
+
+impl Sum {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.rows += 1;
+        self.bytes += (key.len() + value.len()) as u64;
+        self.hash = self.hash.wrapping_add(row_hash(key, value));
+    }
+
+    /// Of a store that lies, this may take more than there is: then the next start finds that it does not add up.
+    fn take(&mut self, key: &[u8], value: &[u8]) {
+        self.rows = self.rows.wrapping_sub(1);
+        self.bytes = self.bytes.wrapping_sub((key.len() + value.len()) as u64);
+        self.hash = self.hash.wrapping_sub(row_hash(key, value));
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(24);
+        for number in [self.rows, self.bytes, self.hash] {
+            put_varint(&mut out, number);
+        }
+        out
+    }
+
+    fn decode(value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(value);
+        let mut number = || reader.get_varint().ok();
+        Some(Self { rows: number()?, bytes: number()?, hash: number()? })
+    }
+
+    /// Bytes that a fresh file of these rows would have, at most.
+    fn fresh_bytes(self) -> u64 {
+        self.bytes + self.bytes / 2 + self.rows * ROW_OVERHEAD_BYTES
+    }
+}
+
+/// FNV-1a over length of the key, key and value: stable for ever, because its sum is stored. It is there against rot, not
+/// against anybody.
+fn row_hash(key: &[u8], value: &[u8]) -> u64 {
+    let length = (key.len() as u64).to_le_bytes();
+    length
+        .iter()
+        .chain(key)
+        .chain(value)
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// An open sled.
+#[derive(Debug)]
+struct Store {
+    db: sled::Db,
+    /// Our own handle of sled's file, for `fdatasync`.
+    file: File,
+}
+
+impl Store {
+    fn open(directory: &Path) -> Result<Self, StateError> {
+        create_private(directory).map_err(StateError::Io)?;
+        remove_torn_snapshots(directory).map_err(StateError::Io)?;
+        let config = sled::Config::new()
+            .path(directory)
+            .flush_every_ms(None)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(limits::STATE_CACHE_BYTES)
+            .mode(sled::Mode::HighThroughput);
+        let deadline = Instant::now() + CLOSING_MAX;
+        let db = loop {
+            match panics::contain(|| config.open()) {
+                Ok(Ok(db)) => break db,
+                Ok(Err(error)) if is_still_closing(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(Err(error)) => return Err(StateError::Sled(error)),
+                Err(_) => return Err(StateError::Damaged("sled panicked while it opened its file")),
+            }
+        };
+        let file = File::open(directory.join("db")).map_err(StateError::Io)?;
+        let blobs = directory.join("blobs");
+        if fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(StateError::Damaged("sled has blob files, which are never synced"));
+        }
+        Ok(Self { db, file })
+    }
+
+    /// Reads every row: the only way to know that all are there.
+    fn add_up(&self) -> Result<Sum, StateError> {
+        let mut sum = Sum::default();
+        let mut said = None;
+        for row in self.db.iter() {
+            let (key, value) = row.map_err(StateError::Sled)?;
+            if key == SUM { said = Sum::decode(&value) } else { sum.add(&key, &value) }
+        }
+        let nothing = sum == Sum::default();
+        match said {
+            Some(said) if said == sum || knobs::has(Bug::TrustRows) => Ok(sum),
+            None if nothing => Ok(sum),
+            Some(_) => Err(StateError::Damaged("its rows do not add up to what it says")),
+            None => Err(StateError::Damaged("it does not say what its rows add up to")),
+        }
+    }
+
+    fn apply(&self, batch: sled::Batch) -> Result<(), StateError> {
+        self.db.apply_batch(batch).map_err(StateError::Sled)?;
+        self.db.flush().map_err(StateError::Sled)?;
+        self.file.sync_data().map_err(StateError::Io)?;
+        for _ in 0..EPOCH_PUSHES {
+            crossbeam_epoch::pin().flush();
+        }
+        Ok(())
+    }
+}
+
+/// sled gives its lock back some time after it was dropped. That another process has it cannot be: ours has the lock of
+/// the whole data directory.
+fn is_still_closing(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
+/// Rows in sled.
+#[derive(Debug)]
+pub(crate) struct SledRows {
+    directory: PathBuf,
+    /// `None` while it is being opened again.
+    store: Option<Store>,
+    sum: Sum,
+    failure: OnceCell<String>,
+    /// Below this length nobody asks whether the file has grown too much.
+    copy_at_bytes: u64,
+}
+
+impl SledRows {
+    /// Opens or creates the store. An error means that the directory cannot be used as it is.
+    fn open(directory: &Path) -> Result<Self, StateError> {
+        finish_copying(directory).map_err(StateError::Io)?;
+        if directory.join(UNREADABLE_FILE).exists() {
+            return Err(StateError::Damaged("a row of it could not be read in an earlier life"));
+        }
+        let store = Store::open(directory)?;
+        let sum = store.add_up()?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            store: Some(store),
+            sum,
+            failure: OnceCell::new(),
+            copy_at_bytes: limits::STATE_COPY_BYTES_MIN,
+        })
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().expect("it is closed only within a call, or the call has failed")
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        match self.store().db.get(key) {
+            Ok(value) => value.map(|value| value.to_vec()),
+            Err(error) => {
+                note(&self.failure, &error);
+                None
+            }
+        }
+    }
+
+    fn range(&self, from: &[u8], to: &[u8]) -> Range<'_> {
+        Range::Sled { rows: self.store().db.range(from.to_vec()..to.to_vec()), failure: &self.failure }
+    }
+
+    fn mark_unreadable(&self) {
+        let written = File::create(self.directory.join(UNREADABLE_FILE)).and_then(|file| {
+            file.sync_all()?;
+            File::open(&self.directory)?.sync_all()
+        });
+        if let Err(error) = written {
+            tracing::error!(%error, "the state could not be marked as unreadable");
+        }
+    }
+
+    fn write<'a>(&mut self, changes: impl Iterator<Item = (&'a [u8], Change<'a>)>) -> Result<(), StateError> {
+        let mut batch = sled::Batch::default();
+        let mut sum = self.sum;
+        for (key, change) in changes {
+            let before = match change {
+                Change::New(_) => None,
+                Change::Put(_) | Change::Remove => self.store().db.get(key).map_err(StateError::Sled)?,
+            };
+            if let Some(before) = before {
+                sum.take(key, &before);
+            }
+            match change {
+                Change::New(value) | Change::Put(value) => {
+                    assert!(value.len() <= limits::STATE_VALUE_BYTES_MAX, "a value of {} bytes", value.len());
+                    sum.add(key, value);
+                    batch.insert(key, value);
+                }
+                Change::Remove => batch.remove(key),
+            }
+        }
+        batch.insert(SUM, sum.encode());
+        self.store().apply(batch)?;
+        self.sum = sum;
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), StateError> {
+        self.store = None;
+        finish_copying(&self.directory).map_err(StateError::Io)?;
+        let store = Store::open(&self.directory)?;
+        self.sum = store.add_up()?;
+        self.store = Some(store);
+        Ok(())
+    }
+
+    /// Bytes on disk.
+    fn size_bytes(&self) -> u64 {
+        fs::metadata(self.directory.join("db")).map_or(0, |metadata| metadata.len())
+    }
+
+    fn copy_when_grown(&mut self) -> Result<bool, StateError> {
+        let size = self.size_bytes();
+        if size < self.copy_at_bytes || size < GROWTH_MAX * self.sum.fresh_bytes() {
+            return Ok(false);
+        }
+        let started = Instant::now();
+        if let Err(error) = self.copy() {
+            // The old one is as it was.
+            tracing::warn!(%error, "the state could not be copied to a fresh file; it goes on in the old one");
+            // Best effort: what stays behind is removed by the next copy, or opening.
+            drop(remove(&beside(&self.directory, "copying")));
+            self.copy_at_bytes = size + limits::STATE_COPY_BYTES_MIN;
+            return Ok(false);
+        }
+        self.adopt_copy()?;
+        let left = self.size_bytes();
+        self.copy_at_bytes = limits::STATE_COPY_BYTES_MIN.max(GROWTH_MAX * left);
+        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            before = size,
+            after = left,
+            rows = self.sum.rows,
+            milliseconds,
+            "the state was copied"
+        );
+        Ok(true)
+    }
+
+    /// Writes all rows to a store beside this one, durable and complete before it gets the name by which an opening takes
+    /// it.
+    fn copy(&self) -> Result<(), StateError> {
+        let copying = beside(&self.directory, "copying");
+        remove(&copying).map_err(StateError::Io)?;
+        let fresh = Store::open(&copying)?;
+        let (mut batch, mut bytes, mut sum) = (sled::Batch::default(), 0, Sum::default());
+        for row in self.store().db.iter() {
+            let (key, value) = row.map_err(StateError::Sled)?;
+            if key != SUM {
+                sum.add(&key, &value);
+            }
+            bytes += key.len() + value.len();
+            batch.insert(key, value);
+            if bytes >= COPY_BATCH_BYTES {
+                fresh.apply(std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        if sum != self.sum {
+            return Err(StateError::Damaged("its rows do not add up to what it says"));
+        }
+        fresh.apply(batch)?;
+        drop(fresh);
+        sync_all_below(&copying)
+            .and_then(|()| fs::rename(&copying, beside(&self.directory, "copied")))
+            .and_then(|()| sync_parent(&self.directory))
+            .map_err(StateError::Io)
+    }
+
+    /// The copy takes the place of this store. A crash at any point leaves what [`finish_copying`] understands.
+    fn adopt_copy(&mut self) -> Result<(), StateError> {
+        self.store = None;
+        fs::rename(&self.directory, beside(&self.directory, "old")).map_err(StateError::Io)?;
+        finish_copying(&self.directory).map_err(StateError::Io)?;
+        self.store = Some(Store::open(&self.directory)?);
+        Ok(())
+    }
+}
+
+/// A directory of this store under another name.
+fn beside(directory: &Path, what: &str) -> PathBuf {
+    directory.with_extension(what)
+}
+
+/// Brings what a copy has left behind to its end: a copy that is complete takes the place of a store that has been moved
+/// away for it; everything else is removed.
+fn finish_copying(directory: &Path) -> io::Result<()> {
+    let copied = beside(directory, "copied");
+    if copied.exists() && !directory.exists() {
+        fs::rename(&copied, directory)?;
+        sync_parent(directory)?;
+    }
+    for rest in ["copying", "copied", "old"] {
+        remove(&beside(directory, rest))?;
+    }
+    Ok(())
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn sync_parent(directory: &Path) -> io::Result<()> {
+    File::open(directory.parent().unwrap_or(directory))?.sync_all()
+}
+
+fn sync_all_below(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_all_below(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(directory)?.sync_all()
+}
+
+/// sled's own clean-up looks for another name.
+fn remove_torn_snapshots(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
