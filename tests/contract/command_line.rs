@@ -489,13 +489,11 @@ async fn listen_verifies_prints_and_fails_on_purpose() {
 
 /// The tour checks itself: it fails when anything that it tells is not so.
 #[test]
-fn the_demo_runs_in_under_a_minute_and_leaves_nothing_behind() {
+fn demo_passes_its_own_checks_and_leaves_nothing_behind() {
     let temporary = tempfile::tempdir().unwrap();
-    let started = Instant::now();
     let output = Command::new(BALTO).arg("demo").env("TMPDIR", temporary.path()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
-    assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
     for told in [
         "A daemon starts",
         "answered 500",

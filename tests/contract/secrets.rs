@@ -2,9 +2,8 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Instant;
 
-use crate::support::{Daemon, PATIENCE, Receiver, serve};
+use crate::support::{Daemon, Receiver, serve};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -49,11 +48,7 @@ async fn verified(data: &Path, keys: &str) -> Value {
 }
 
 async fn until_resealed(daemon: &Daemon) {
-    let deadline = Instant::now() + PATIENCE;
-    while daemon.metric("balto_endpoints_to_reseal", "").await > 0.0 {
-        assert!(Instant::now() < deadline, "secrets stay under the older key");
-        tokio::task::yield_now().await;
-    }
+    daemon.until_metric("balto_endpoints_to_reseal", "", |endpoints| endpoints == 0.0).await;
 }
 
 async fn add(daemon: &Daemon, receiver: &Receiver) -> String {

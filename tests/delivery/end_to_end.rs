@@ -204,14 +204,15 @@ async fn the_largest_endpoint_survives_a_checkpoint_and_a_crash() {
     let receiver = Receiver::status(200).await;
     let headers: serde_json::Map<_, _> =
         (0..40).map(|number| (format!("X-Long-{number}"), json!("v".repeat(4_000)))).collect();
+    const CHECKPOINTS: &str = "balto_checkpoint_duration_seconds_count";
+    let before = daemon.metric(CHECKPOINTS, "").await;
     let made = endpoint(
         &daemon,
         &receiver.url,
         json!({"headers": headers, "rateLimit": {"limit": 9, "per": "1s", "burst": 3}}),
     )
     .await;
-    // Longer than a checkpoint waits.
-    tokio::time::sleep(std::time::Duration::from_millis(1_200)).await;
+    daemon.until_metric(CHECKPOINTS, "", |count| count > before).await;
     daemon.post("/events", r#"{"type":"a","data":1}"#).await;
     daemon.kill();
     drop(daemon);

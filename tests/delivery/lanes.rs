@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Daemon, PATIENCE, Receiver, answer, next_request};
+use crate::support::{Daemon, Receiver, answer, next_request};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -34,12 +34,7 @@ async fn post(daemon: &Daemon, kind: &str, count: usize) {
 /// The lane's report once it has this reason, which the metric must come to say of one lane, too.
 async fn waits(daemon: &Daemon, lane: &str, reason: &str) -> Value {
     let report = daemon.until(lane, |report| report["reason"] == reason).await;
-    let wanted = format!("balto_lanes{{reason=\"{reason}\"}} 1");
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !daemon.metrics().await.lines().any(|line| line == wanted) {
-        assert!(std::time::Instant::now() < deadline, "/metrics does not come to say {wanted}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    daemon.until_metric("balto_lanes", &format!("reason=\"{reason}\""), |lanes| lanes == 1.0).await;
     report
 }
 
@@ -330,15 +325,7 @@ async fn what_is_due_behind_a_head_that_waits_for_its_retry_is_late() {
 
 /// Waits until the metric of the oldest due delivery says so.
 async fn oldest_due(daemon: &Daemon, wanted: impl Fn(f64) -> bool) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    loop {
-        let seconds = daemon.metric("balto_oldest_due_timestamp_seconds", "").await;
-        if wanted(seconds) {
-            return;
-        }
-        assert!(std::time::Instant::now() < deadline, "the oldest due time stays {seconds}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    daemon.until_metric("balto_oldest_due_timestamp_seconds", "", wanted).await;
 }
 
 #[tokio::test]

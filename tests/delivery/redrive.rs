@@ -33,12 +33,7 @@ async fn with_dead_letters(daemon: &Daemon) -> Receiver {
 
 /// Waits until the gauge says so: it is read from the state once a second.
 async fn until_dead(daemon: &Daemon, letters: usize) {
-    let wanted = format!("balto_dead_letters {letters}");
-    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
-    while !daemon.metrics().await.lines().any(|line| line == wanted) {
-        assert!(std::time::Instant::now() < deadline, "{letters} dead letters were expected");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    daemon.until_metric("balto_dead_letters", "", |count| count == letters as f64).await;
 }
 
 /// How often each event came after the first time.

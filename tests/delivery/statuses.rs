@@ -44,7 +44,8 @@ async fn each_status_means_what_the_standard_says() {
         (400, NONE, "dead", "refused", 1, "active", ""),
         (401, NONE, "dead", "attemptsExhausted", 2, "active", ""),
         (404, NONE, "dead", "attemptsExhausted", 2, "active", ""),
-        (408, NONE, "dead", "attemptsExhausted", 2, "active", ""),
+        // On a connection that was used before, 408 ends the connection and not the attempt.
+        (408, "connection: close", "dead", "attemptsExhausted", 2, "active", ""),
         (410, NONE, "dead", "gone", 1, "disabled", "gone"),
         (415, NONE, "dead", "attemptsExhausted", 2, "active", ""),
         (418, NONE, "dead", "refused", 1, "active", ""),

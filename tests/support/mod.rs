@@ -189,10 +189,11 @@ impl Daemon {
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
             key: None,
-            // The daemon closes idle connections after 30 s, which a test that waits for a judge does not hear of.
+            // Each call has a connection of its own. The daemon may close one that rests at any time, and a
+            // busy machine hears of it only after the next request is sent.
             client: reqwest::Client::builder()
                 .no_proxy()
-                .pool_idle_timeout(Duration::from_secs(5))
+                .pool_max_idle_per_host(0)
                 // What hangs fails.
                 .timeout(2 * PATIENCE)
                 .build()
@@ -250,6 +251,19 @@ impl Daemon {
         let lines = text.lines().filter_map(|line| line.split_once(' '));
         let ours = lines.filter(|(what, _)| what.split('{').next() == Some(name) && what.contains(labels));
         ours.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+    }
+
+    /// Waits until a metric is as wanted; gives it.
+    pub(crate) async fn until_metric(&self, name: &str, labels: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let value = self.metric(name, labels).await;
+            if wanted(value) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{name} {labels} stays {value}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// From now on the process opens no file whose number would be this or more.
