@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,7 +13,7 @@ use reqwest::{RequestBuilder, StatusCode, header};
 use serde::Deserialize;
 use url::Url;
 
-use crate::courier::tls::install_provider;
+use crate::courier::tls;
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ pub(crate) enum Error {
         "{url} cannot be trusted: {cause}\n  BALTO_CA_FILE or --ca-file names a file with the authority that signed its certificate."
     )]
     Untrusted { url: String, cause: String },
+    #[error("no TLS connection with {url}: {cause}")]
+    Tls { url: String, cause: String },
     #[error("{url} does not speak TLS; name it with http://")]
     Plain { url: String },
     #[error("{0}")]
@@ -141,12 +144,12 @@ impl Client {
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
-        install_provider();
-        // Without TLS the machine's certificates are not read at all, so their absence cannot get in the way.
-        let builder = match ca_file {
-            _ if url.scheme() == "http" => builder.tls_certs_only([]),
-            None => builder,
-            Some(path) => builder.tls_certs_merge(authorities(path)?),
+        let builder = if url.scheme() == "https" {
+            builder.tls_backend_preconfigured(tls_config(ca_file)?)
+        } else {
+            // Plain HTTP needs no certificate authorities: a machine without any can use it.
+            tls::install_provider();
+            builder.tls_certs_only([])
         };
         let http = builder.build().context("cannot set up the HTTP client")?;
         Ok(Self { base: url, key, http })
@@ -242,23 +245,23 @@ impl Client {
     }
 }
 
-fn authorities(path: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
-    let shown = path.display();
-    let text = std::fs::read(path).with_context(|| format!("cannot read the authorities in {shown}"))?;
-    let found = reqwest::Certificate::from_pem_bundle(&text)
-        .map_err(|_| anyhow::anyhow!("{shown} is not well-formed PEM"))?;
-    anyhow::ensure!(!found.is_empty(), "there is no certificate in {shown}");
-    Ok(found)
+/// The verifier of the courier: it also accepts a trusted self-signed certificate (CA:TRUE) as the server's own, which
+/// reqwest's default verifier refuses.
+fn tls_config(ca_file: Option<&Path>) -> anyhow::Result<rustls::ClientConfig> {
+    let roots = tls::roots(ca_file).map_err(|error| anyhow::anyhow!("cannot use the CA file {error}"))?;
+    tls::client_config(Arc::new(roots), None).map_err(anyhow::Error::msg)
 }
 
 fn failed(url: String, error: &reqwest::Error) -> Error {
-    let cause = root_cause(error);
     match tls_error(error) {
-        Some(rustls::Error::InvalidCertificate(_)) => Error::Untrusted { url, cause },
+        Some(error @ rustls::Error::InvalidCertificate(_)) => {
+            Error::Untrusted { url, cause: tls::describe_server(error) }
+        }
         Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
             Error::Plain { url }
         }
-        _ => Error::Unreachable { url, cause },
+        Some(error) => Error::Tls { url, cause: tls::describe_server(error) },
+        None => Error::Unreachable { url, cause: root_cause(error) },
     }
 }
 

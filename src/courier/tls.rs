@@ -27,6 +27,7 @@ pub use provider::{install_provider, provider};
 pub(super) use verifier::{ClientCertificate, noting_request};
 use verifier::{NotingResolver, ReceiverVerifier};
 pub(super) use words::describe;
+pub use words::describe_server;
 
 /// The machine's authorities (`SSL_CERT_FILE` and `SSL_CERT_DIR` say where they are, when set), and those of a file
 /// beside them.
@@ -37,7 +38,7 @@ pub fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     for error in &native.errors {
-        tracing::warn!(%error, "some trusted authorities of this machine cannot be read");
+        tracing::warn!(%error, "trusted authorities of this machine unreadable");
     }
     roots.add_parsable_certificates(native.certs);
     if let Some(path) = file {
@@ -56,16 +57,18 @@ pub fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
         }
     }
     if roots.is_empty() {
-        tracing::warn!("this machine trusts no certificate authority: every https receiver will be refused");
+        tracing::warn!(
+            "no trusted authority, every https attempt fails: install ca-certificates, or set SSL_CERT_FILE or egress.ca_file"
+        );
     }
     Ok(roots)
 }
 
-/// What a connection without a client certificate is secured by.
-pub(super) fn client_config(
-    roots: Arc<RootCertStore>,
-    identity: Option<&Identity>,
-) -> Result<ClientConfig, String> {
+/// The TLS settings of connections to receivers, and of client commands to the daemon.
+///
+/// # Errors
+/// When the client certificate and its key cannot be used.
+pub fn client_config(roots: Arc<RootCertStore>, identity: Option<&Identity>) -> Result<ClientConfig, String> {
     let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(provider)

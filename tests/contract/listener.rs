@@ -265,21 +265,43 @@ async fn api_answers_over_tls_and_the_command_line_verifies_it() {
     let page = client.get(url(&daemon, "/events")).header("origin", "http://evil.example").send().await;
     assert_eq!(page.unwrap().status(), 403);
 
-    let list = |environment: &[(&str, &str)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
-        command.args(["events", "list", "--server"]).arg(url(&daemon, "").trim_end_matches("/v1"));
-        command.env_remove("BALTO_CA_FILE").envs(environment.iter().copied()).stdin(Stdio::null());
-        let output = command.output().unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
+    let list = |environment: &[(&str, &str)]| list_events(&daemon, "localhost", environment);
     let authority = files.authority();
     let authority = authority.to_str().unwrap();
     assert_eq!(list(&[("BALTO_CA_FILE", authority)]).0, Some(0));
     assert_eq!(list(&[("SSL_CERT_FILE", authority)]).0, Some(0));
     let (code, told) = list(&[]);
     assert!(code == Some(1) && told.contains("BALTO_CA_FILE"), "{told}");
+    assert!(told.contains("cannot be trusted: the certificate is not signed by a known authority"), "{told}");
     let (code, told) = list(&[("BALTO_CA_FILE", &files.key)]);
     assert!(code == Some(1) && told.contains("there is no certificate in"), "{told}");
+}
+
+/// Runs `balto events list` against this host name; gives the exit code and standard error.
+fn list_events(daemon: &Daemon, host: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
+    command.args(["events", "list", "--server", &format!("https://{host}:{}", daemon.address().port())]);
+    command.env_remove("BALTO_CA_FILE").envs(environment.iter().copied()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test]
+async fn self_signed_authority_is_trusted_as_the_server_itself() {
+    let (data, files) = (tempfile::tempdir().unwrap(), Files::new());
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    std::fs::write(&files.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    let daemon = files.daemon(data.path(), &[]).await;
+    let trusted = [("BALTO_CA_FILE", files.certificate.as_str())];
+    assert_eq!(list_events(&daemon, "localhost", &trusted), (Some(0), String::new()));
+    let (code, told) = list_events(&daemon, "127.0.0.1", &trusted);
+    assert!(code == Some(1) && told.contains("the certificate is for another name"), "{told}");
+    let (code, told) = list_events(&daemon, "localhost", &[]);
+    assert!(code == Some(1) && told.contains("cannot be trusted: the certificate is "), "{told}");
+    assert!(!told.contains("CaUsedAsEndEntity") && !told.contains("egress"), "{told}");
 }
 
 #[tokio::test]

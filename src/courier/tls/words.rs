@@ -1,4 +1,4 @@
-//! TLS failures as sentences for the record of an attempt.
+//! TLS failures as sentences: for the record of an attempt, and for the client commands.
 //!
 //! Owns: the sentence for each failure. Must never show a Rust value: [`describe`] matches every known variant, and unknown
 //! ones have a plain sentence too.
@@ -45,6 +45,14 @@ pub(in crate::courier) fn describe(error: &Error, client: ClientCertificate) -> 
         _ => INTERNAL,
     }
     .to_owned()
+}
+
+/// The sentence for a failure between a client command and the daemon, which is no receiver.
+#[must_use]
+pub fn describe_server(error: &Error) -> String {
+    describe(error, ClientCertificate::NotRequested)
+        .replace("the receiver", "the server")
+        .replace("egress.ca_file", "the file of BALTO_CA_FILE or --ca-file")
 }
 
 fn describe_incompatible(incompatible: &PeerIncompatible) -> &'static str {
@@ -332,6 +340,22 @@ mod tests {
         for error in &errors {
             check(&describe(error, ClientCertificate::NotRequested));
         }
+    }
+
+    #[test]
+    fn server_sentences_name_no_receiver() {
+        let errors = [
+            webpki(webpki::Error::CaUsedAsEndEntity),
+            Error::NoCertificatesPresented,
+            PeerIncompatible::ServerDoesNotSupportTls12Or13.into(),
+            Error::AlertReceived(AlertDescription::HandshakeFailure),
+        ];
+        for error in &errors {
+            let words = describe_server(error);
+            check(&words);
+            assert!(!words.contains("receiver") && !words.contains("egress"), "{words}");
+        }
+        assert!(describe_server(&errors[0]).contains("--ca-file"));
     }
 
     #[test]
