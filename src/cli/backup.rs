@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::output::{Progress, Session, note};
+use super::output::{Progress, Session, harmless, line_async, note_async};
 use super::stop::Stop;
 use target::{Sink, Target};
 
@@ -57,22 +57,36 @@ impl BackupArgs {
         let target = Target::find(&self.to, self.force)?;
         let on_standard_output = target == Target::StandardOutput;
         let mut stop = Stop::new()?;
-        let Fetched { bytes, position, damaged } = tokio::select! {
+        let fetched = tokio::select! {
             fetched = fetch(session, target) => fetched?,
             () = stop.told() => anyhow::bail!("told to stop; there is no backup"),
         };
+        tokio::select! {
+            reported = self.report(fetched, on_standard_output, session.json) => reported,
+            // The backup is complete.
+            () = stop.told() => Ok(()),
+        }
+    }
+
+    async fn report(self, fetched: Fetched, on_standard_output: bool, as_json: bool) -> anyhow::Result<()> {
+        let Fetched { bytes, position, damaged } = fetched;
         for range in &damaged {
-            note(&format!("positions {} to {} are damaged and not in the backup", range.first, range.last));
+            let text =
+                format!("positions {} to {} are damaged and not in the backup", range.first, range.last);
+            note_async(text).await;
         }
         let path = if on_standard_output { "standard output".into() } else { self.to.display().to_string() };
         anyhow::ensure!(damaged.is_empty(), "the journal is damaged; what can be read is in {path}");
-        let words = format!("{path}: {bytes} bytes, everything up to position {position}");
-        let answer = json!({"path": path, "bytes": bytes, "position": position}).to_string();
+        let text = if as_json {
+            harmless(&json!({"path": path, "bytes": bytes, "position": position}).to_string())
+        } else {
+            format!("{path}: {bytes} bytes, everything up to position {position}")
+        };
         if on_standard_output {
-            note(if session.json { &answer } else { &words });
+            note_async(text).await;
             return Ok(());
         }
-        session.done(if session.json { &answer } else { "" }, &words)
+        Ok(line_async(text).await?)
     }
 }
 
@@ -80,7 +94,7 @@ impl BackupArgs {
 async fn fetch(session: &Session, target: Target) -> anyhow::Result<Fetched> {
     let mut sink: Sink = target.open().await?;
     let (mut query, mut fetched) = (Vec::new(), Fetched::default());
-    let mut progress = Progress::default();
+    let progress = Progress::start();
     loop {
         let answer = session.client.get(&["v1", "backup"], &query).await?;
         let part: Part = serde_json::from_str(&answer).context("the answer is not a part of a backup")?;
@@ -89,7 +103,7 @@ async fn fetch(session: &Session, target: Target) -> anyhow::Result<Fetched> {
         fetched.position = part.until;
         fetched.damaged.extend(part.damaged);
         let Some(next) = part.next else { break };
-        progress.show(&format!("position {next} of {}", part.until));
+        progress.show(format!("position {next} of {}", part.until));
         query = vec![("after", next.to_string()), ("until", part.until.to_string())];
         query.extend(part.id.map(|id| ("id", id)));
     }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
 use super::listen::{Options, Receiver, Report, Signed};
-use super::output::{clean, colour, line};
+use super::output::{clean, colour, line_async};
 use super::stop::Stop;
 
 /// Longest time of the whole tour.
@@ -71,16 +71,16 @@ impl Narrator {
         if self.coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn chapter(self, text: &str) -> anyhow::Result<()> {
-        Ok(line(&self.paint(&format!("\n> {text}"), "1;36"))?)
+    async fn chapter(self, text: &str) -> anyhow::Result<()> {
+        Ok(line_async(self.paint(&format!("\n> {text}"), "1;36")).await?)
     }
 
-    fn say(self, text: &str) -> anyhow::Result<()> {
-        Ok(line(&format!("  {text}"))?)
+    async fn say(self, text: &str) -> anyhow::Result<()> {
+        Ok(line_async(format!("  {text}")).await?)
     }
 
     /// One webhook as a receiver saw it.
-    fn webhook(self, receiver: &str, report: &Report) -> anyhow::Result<()> {
+    async fn webhook(self, receiver: &str, report: &Report) -> anyhow::Result<()> {
         let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), clean);
         let good = (200..300).contains(&report.status);
         self.say(&format!(
@@ -91,6 +91,7 @@ impl Narrator {
             self.paint(&report.signed.to_string(), if report.signed == Signed::Ok { "32" } else { "31" }),
             self.paint(&report.status.to_string(), if good { "32" } else { "31" }),
         ))
+        .await
     }
 }
 
@@ -207,14 +208,15 @@ impl Stage {
             .prefix("balto-demo-")
             .tempdir()
             .context("cannot create a temporary directory")?;
-        narrator.chapter("A daemon starts, with its own ports and an empty directory")?;
+        narrator.chapter("A daemon starts, with its own ports and an empty directory").await?;
         let mut daemon = Daemon::start(directory.path())?;
         let api = Client::new(&format!("http://{}", daemon.api), None)?;
         let ops = Client::new(&format!("http://{}", daemon.ops), None)?;
         let ready = daemon.wait_until_ready(&ops).await;
         ready.map_err(|error| error.context(daemon.log_tail()))?;
         narrator
-            .say(&format!("API on http://{}, metrics and health on http://{}", daemon.api, daemon.ops))?;
+            .say(&format!("API on http://{}, metrics and health on http://{}", daemon.api, daemon.ops))
+            .await?;
         let (shop_secret, ledger_secret) = (new_secret()?, new_secret()?);
         let options =
             Options { secret: Some(shop_secret.clone()), fail_first: SHOP_FAILURES, ..Options::default() };
@@ -256,42 +258,47 @@ impl Stage {
 
     /// Registers both receivers; gives the id of the second one's endpoint.
     async fn subscribe(&self) -> anyhow::Result<String> {
-        self.narrator.chapter("Two receivers subscribe")?;
+        self.narrator.chapter("Two receivers subscribe").await?;
         let retry = |attempts: usize| json!({"initial": "300ms", "multiplier": 2.0, "maxInterval": "1s", "maxAttempts": attempts, "jitter": 0.0});
         let shop = json!({"url": format!("http://{}/hooks", self.shop.address()), "description": "shop",
             "secret": self.shop_secret, "retry": retry(8)});
         let shop = text(&self.create(&["v1", "endpoints"], shop).await?, "id")?;
         self.narrator
-            .say(&format!("shop    {shop}  all events; its first {SHOP_FAILURES} answers will be 500"))?;
+            .say(&format!("shop    {shop}  all events; its first {SHOP_FAILURES} answers will be 500"))
+            .await?;
         let ledger = json!({"url": format!("http://{}/hooks", self.ledger.address()), "description": "ledger",
             "secret": self.ledger_secret, "eventTypes": ["order.refunded"], "retry": retry(LEDGER_ATTEMPTS)});
         let ledger = text(&self.create(&["v1", "endpoints"], ledger).await?, "id")?;
-        self.narrator.say(&format!(
-            "ledger  {ledger}  order.refunded; always 500, given up after {LEDGER_ATTEMPTS} attempts"
-        ))?;
+        self.narrator
+            .say(&format!(
+                "ledger  {ledger}  order.refunded; always 500, given up after {LEDGER_ATTEMPTS} attempts"
+            ))
+            .await?;
         Ok(ledger)
     }
 
     async fn publish(&self) -> anyhow::Result<Vec<String>> {
-        self.narrator.chapter("Three events are posted; a 202 means that they are on disk")?;
+        self.narrator.chapter("Three events are posted; a 202 means that they are on disk").await?;
         let mut ids = Vec::new();
         for event_type in ["order.paid", "order.shipped", "order.refunded"] {
             let body = json!({"type": event_type, "data": {"orderId": 42, "amount": "19.90"}});
             let accepted = self.create(&["v1", "events"], body).await?;
             let id = text(&accepted, "id")?;
-            self.narrator.say(&format!("{event_type:<15}  {id}  deliveries: {}", accepted["deliveries"]))?;
+            self.narrator
+                .say(&format!("{event_type:<15}  {id}  deliveries: {}", accepted["deliveries"]))
+                .await?;
             ids.push(id);
         }
         Ok(ids)
     }
 
     async fn watch_the_retries(&mut self, events: Vec<String>) -> anyhow::Result<()> {
-        self.narrator.chapter("Signed webhooks arrive; what fails is tried again, with the same id")?;
+        self.narrator.chapter("Signed webhooks arrive; what fails is tried again, with the same id").await?;
         let mut missing: BTreeSet<String> = events.into_iter().collect();
         let mut failures = 0;
         while !missing.is_empty() {
             let report = next(&mut self.shop, "the shop's webhooks").await?;
-            self.narrator.webhook("shop", &report)?;
+            self.narrator.webhook("shop", &report).await?;
             ensure!(report.signed == Signed::Ok, "a webhook's signature is {}", report.signed);
             let id = report.id.context("a webhook came without webhook-id")?;
             if report.status == 200 {
@@ -301,15 +308,15 @@ impl Stage {
             }
         }
         ensure!(failures == SHOP_FAILURES, "{SHOP_FAILURES} failures were expected, {failures} happened");
-        self.narrator.say("The shop has all three.")
+        self.narrator.say("The shop has all three.").await
     }
 
     /// Sees the ledger's delivery fail for good; gives its id.
     async fn watch_it_die(&mut self, endpoint: &str, event: &str) -> anyhow::Result<String> {
-        self.narrator.chapter("The ledger stays broken, so its delivery becomes a dead letter")?;
+        self.narrator.chapter("The ledger stays broken, so its delivery becomes a dead letter").await?;
         for _ in 0..LEDGER_ATTEMPTS {
             let report = next(&mut self.ledger, "the ledger's webhooks").await?;
-            self.narrator.webhook("ledger", &report)?;
+            self.narrator.webhook("ledger", &report).await?;
             ensure!(report.id.as_deref() == Some(event), "the ledger got another event than {event}");
         }
         let query = [("endpointId", endpoint.to_owned())];
@@ -325,15 +332,17 @@ impl Stage {
         let id = text(&letter, "deliveryId")?;
         let letter = self.get(&["v1", "dead-letters", &id], &[]).await?;
         let reason = text(&letter, "reason")?;
-        self.narrator.say(&format!("{id}  reason: {}", self.narrator.paint(&clean(&reason), "33")))?;
+        self.narrator.say(&format!("{id}  reason: {}", self.narrator.paint(&clean(&reason), "33"))).await?;
         let attempts = letter["attempts"].as_array().context("the dead letter has no attempts")?;
         for attempt in attempts {
-            self.narrator.say(&format!(
-                "  attempt {}  {}  answered {}",
-                attempt["number"],
-                attempt["startedAt"].as_str().map_or_else(|| "-".to_owned(), clean),
-                attempt["statusCode"],
-            ))?;
+            self.narrator
+                .say(&format!(
+                    "  attempt {}  {}  answered {}",
+                    attempt["number"],
+                    attempt["startedAt"].as_str().map_or_else(|| "-".to_owned(), clean),
+                    attempt["statusCode"],
+                ))
+                .await?;
         }
         ensure!(reason == "attemptsExhausted", "the reason should be attemptsExhausted, not {reason}");
         let count = attempts.len();
@@ -345,11 +354,11 @@ impl Stage {
     }
 
     async fn redrive(&mut self, delivery: &str, event: &str) -> anyhow::Result<()> {
-        self.narrator.chapter("The ledger is repaired and the dead letter redriven")?;
+        self.narrator.chapter("The ledger is repaired and the dead letter redriven").await?;
         self.ledger.answer_with(200);
         self.api.post(&["v1", "dead-letters", delivery, "redrive"], None).await?;
         let report = next(&mut self.ledger, "the redriven webhook").await?;
-        self.narrator.webhook("ledger", &report)?;
+        self.narrator.webhook("ledger", &report).await?;
         ensure!(report.id.as_deref() == Some(event), "the redriven webhook has another id than {event}");
         ensure!(report.signed == Signed::Ok, "the redriven webhook's signature is {}", report.signed);
         let deadline = Instant::now() + STEP_MAX;
@@ -361,27 +370,32 @@ impl Stage {
             ensure!(Instant::now() < deadline, "the redriven delivery is still {status} after {STEP_MAX:?}");
             sleep(LOOK_PAUSE).await;
         }
-        self.narrator.say(&format!("{delivery}  status: {}", self.narrator.paint("delivered", "32")))
+        self.narrator.say(&format!("{delivery}  status: {}", self.narrator.paint("delivered", "32"))).await
     }
 
     async fn show_metrics(&self) -> anyhow::Result<()> {
-        self.narrator.chapter("What the metrics say")?;
+        self.narrator.chapter("What the metrics say").await?;
         let metrics = self.ops.get(&["metrics"], &[]).await?;
         let lines = telling(&metrics);
         ensure!(!lines.is_empty(), "/metrics has no balto_ counters of deliveries");
-        lines.iter().try_for_each(|line| self.narrator.say(&clean(line)))
+        for line in lines {
+            self.narrator.say(&clean(line)).await?;
+        }
+        Ok(())
     }
 
     async fn close(mut self) -> anyhow::Result<()> {
-        self.narrator.chapter("SIGTERM: the daemon finishes what it is doing and stops")?;
+        self.narrator.chapter("SIGTERM: the daemon finishes what it is doing and stops").await?;
         let status = self.daemon.stop().await?;
         if !status.success() {
             return Err(
                 anyhow::anyhow!("it ended with {status} instead of 0").context(self.daemon.log_tail())
             );
         }
-        self.narrator.say("It ended with exit code 0. Nothing was lost and nothing is left behind.")?;
-        self.narrator.say("Next: `balto serve --dev`, `balto listen`, `balto endpoints add`, `balto send`.")
+        self.narrator.say("It ended with exit code 0. Nothing was lost and nothing is left behind.").await?;
+        self.narrator
+            .say("Next: `balto serve --dev`, `balto listen`, `balto endpoints add`, `balto send`.")
+            .await
     }
 }
 

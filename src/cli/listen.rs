@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -31,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::args;
-use super::output::{clean, colour, harmless, line};
+use super::output::{clean, colour, harmless, line_async, note_async};
 use super::stop::Stop;
 use crate::domain::time::Timestamp;
 
@@ -406,25 +405,23 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
         Err(error @ (StartError::Taken(_) | StartError::Listen { .. })) => return Err(error.into()),
     };
     let mut stop = Stop::new()?;
-    super::output::note(&format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address()));
+    tokio::select! {
+        printed = print_reports(&mut receiver, args.body, as_json) => printed,
+        () = stop.told() => Ok(()),
+    }
+}
+
+async fn print_reports(receiver: &mut Receiver, with_body: bool, as_json: bool) -> anyhow::Result<()> {
+    note_async(format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address())).await;
     let coloured = colour();
-    loop {
-        let report = tokio::select! {
-            report = receiver.next() => report,
-            () = stop.told() => return Ok(()),
-        };
-        let Some(report) = report else { return Ok(()) };
+    while let Some(report) = receiver.next().await {
         let mut text = if as_json { harmless(&record(&report)) } else { sentence(&report, coloured) };
-        if args.body && !as_json {
+        if with_body && !as_json {
             text.push_str(&format!("\n  {}", clean(&String::from_utf8_lossy(&report.body))));
         }
-        // On another thread: while nobody reads the output, a signal still ends the command.
-        let printed = tokio::task::spawn_blocking(move || line(&text));
-        tokio::select! {
-            printed = printed => printed.context("printing failed")??,
-            () = stop.told() => return Ok(()),
-        }
+        line_async(text).await?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

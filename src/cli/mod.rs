@@ -123,6 +123,13 @@ enum Command {
     Openapi,
 }
 
+impl Command {
+    /// Whether SIGTERM no longer ends the process by itself: such a command must not block on its outputs.
+    fn handles_signals(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Demo | Self::Listen(_) | Self::Backup(_))
+    }
+}
+
 /// How the daemon was asked to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(
@@ -176,23 +183,27 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 /// Parses the arguments, runs the command and reports its failure, if any, on standard error.
 #[must_use]
 pub fn run(backend: &Backend, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let ended = match Cli::try_parse_from(arguments) {
-        Ok(cli) => dispatch(backend, cli),
-        Err(message) => explained(&message),
+    let (ended, note): (_, fn(&str)) = match Cli::try_parse_from(arguments) {
+        Ok(cli) => {
+            let note = if cli.command.handles_signals() { output::last_note } else { output::note };
+            (dispatch(backend, cli), note)
+        }
+        Err(message) => (print_parser_message(message), output::note),
     };
     ended.unwrap_or_else(|error| {
         if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed) {
             return ExitCode::SUCCESS;
         }
-        output::note(&format!("balto: {error:#}"));
+        note(&format!("balto: {error:#}"));
         if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }
 
 /// Help and version end with 0, wrong usage with 2.
-fn explained(message: &clap::Error) -> anyhow::Result<ExitCode> {
+fn print_parser_message(message: clap::Error) -> anyhow::Result<ExitCode> {
+    let code = if message.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
     output::parser_message(message)?;
-    Ok(if message.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS })
+    Ok(code)
 }
 
 fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {

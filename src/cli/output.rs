@@ -4,7 +4,10 @@
 //! control characters never reach the terminal. Lists are printed page by page and never held as a whole.
 
 use std::fmt;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,6 +20,8 @@ use super::client::Client;
 
 /// Longest cell of a table, in characters; JSON output is never cut.
 const CELL_CHARACTERS_MAX: usize = 72;
+/// Time that the end of a command waits for a standard error that takes no text.
+const STALLED_STDERR_MAX: Duration = Duration::from_secs(1);
 
 /// Standard output did not take a line.
 #[derive(Debug, thiserror::Error)]
@@ -38,14 +43,26 @@ pub(crate) fn line(text: &str) -> Result<(), OutputError> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 
+/// As [`line`], on another thread: while nobody reads the output, a signal still ends the command.
+///
+/// # Errors
+/// As [`line`].
+pub(crate) async fn line_async(text: String) -> Result<(), OutputError> {
+    let printed = tokio::task::spawn_blocking(move || line(&text)).await;
+    printed.unwrap_or_else(|error| Err(io::Error::other(error).into()))
+}
+
 /// Prints what the parser of the command line says: help and version on standard output, errors on standard error.
 ///
 /// # Errors
 /// When standard output is closed or full.
-pub(crate) fn parser_message(message: &clap::Error) -> Result<(), OutputError> {
-    let printed = message.print().and_then(|()| io::stdout().flush());
-    // A closed standard error changes nothing: the exit code tells the failure.
-    if message.use_stderr() { Ok(()) } else { Ok(printed?) }
+pub(crate) fn parser_message(message: clap::Error) -> Result<(), OutputError> {
+    if message.use_stderr() {
+        // A closed or stalled standard error changes nothing: the exit code tells the failure.
+        write_within_limit(move || drop(message.print()));
+        return Ok(());
+    }
+    Ok(message.print().and_then(|()| io::stdout().flush())?)
 }
 
 /// Prints JSON; see [`harmless`].
@@ -346,38 +363,67 @@ impl Session {
     }
 }
 
-/// One line on a terminal that is written over as work goes on, and gone when it is dropped. Shows nothing elsewhere.
-#[derive(Default)]
-pub(crate) struct Progress {
-    width: usize,
+/// One line on a terminal that changes as work goes on, and is cleared when this is dropped. Shows nothing elsewhere.
+///
+/// A thread writes it, so that a stopped terminal delays neither the work nor a signal.
+pub(crate) struct Progress(Option<ProgressThread>);
+
+struct ProgressThread {
+    texts: SyncSender<String>,
+    /// Closed when the thread ends.
+    ended: Receiver<()>,
 }
 
 impl Progress {
-    pub(crate) fn show(&mut self, text: &str) {
-        if io::stderr().is_terminal() {
-            let width = text.chars().count();
-            write!(io::stderr(), "\r{text:<pad$}", pad = self.width).ok();
-            self.width = width;
+    pub(crate) fn start() -> Self {
+        if !io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let (texts, shown) = sync_channel(1);
+        let (end, ended) = channel::<()>();
+        let spawned = thread::Builder::new().name("balto-progress".to_owned()).spawn(move || {
+            write_progress(&shown, io::stderr());
+            drop(end);
+        });
+        Self(spawned.ok().map(|_| ProgressThread { texts, ended }))
+    }
+
+    /// Never waits: a terminal that is behind misses this text.
+    pub(crate) fn show(&self, text: String) {
+        if let Some(thread) = &self.0 {
+            thread.texts.try_send(text).ok();
         }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.width > 0 {
-            write!(io::stderr(), "\r{:<width$}\r", "", width = self.width).ok();
+        if let Some(ProgressThread { texts, ended }) = self.0.take() {
+            drop(texts);
+            ended.recv_timeout(STALLED_STDERR_MAX).ok();
         }
+    }
+}
+
+fn write_progress(texts: &Receiver<String>, mut terminal: impl Write) {
+    let mut width = 0;
+    for text in texts {
+        write!(terminal, "\r{text:<width$}").ok();
+        width = text.chars().count();
+    }
+    if width > 0 {
+        write!(terminal, "\r{:<width$}\r", "").ok();
     }
 }
 
 /// Waits for an answer, and says how long already.
 pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
-    let mut progress = Progress::default();
+    let progress = Progress::start();
     for seconds in 1_u64.. {
         match tokio::time::timeout(Duration::from_secs(1), &mut work).await {
             Ok(answer) => return answer,
-            Err(_) => progress.show(&format!("{words}, {seconds} s so far")),
+            Err(_) => progress.show(format!("{words}, {seconds} s so far")),
         }
     }
     unreachable!("seconds do not end")
@@ -386,6 +432,35 @@ pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
 /// A remark beside the output, which stays clean for whatever reads it.
 pub(crate) fn note(text: &str) {
     writeln!(io::stderr(), "{text}").ok();
+}
+
+/// As [`note`], on another thread: while nobody reads it, a signal still ends the command.
+pub(crate) async fn note_async(text: String) {
+    tokio::task::spawn_blocking(move || note(&text)).await.ok();
+}
+
+/// As [`note`], as the last act of a command that signals do not end by themselves: waits at most
+/// [`STALLED_STDERR_MAX`], then the note is lost.
+pub(crate) fn last_note(text: &str) {
+    let text = text.to_owned();
+    write_within_limit(move || note(&text));
+}
+
+fn write_within_limit(write: impl Fn() + Send + Sync + 'static) {
+    let write = Arc::new(write);
+    let (end, ended) = channel::<()>();
+    let spawned = thread::Builder::new().name("balto-last-note".to_owned()).spawn({
+        let write = write.clone();
+        move || {
+            write();
+            drop(end);
+        }
+    });
+    match spawned {
+        Ok(_) => drop(ended.recv_timeout(STALLED_STDERR_MAX)),
+        // The reason for the note may be that there are no threads.
+        Err(_) => write(),
+    }
 }
 
 #[cfg(test)]
@@ -400,6 +475,19 @@ mod tests {
             table.page(&[vec!["evt_1".into(), "a".into()], vec!["evt_22".into(), "order.paid".into()]]);
         assert_eq!(first, ["ID      TYPE", "evt_1   a", "evt_22  order.paid"]);
         assert_eq!(table.page(&[vec!["e".into(), "b".into()]]), ["e       b"]);
+    }
+
+    #[test]
+    fn progress_overwrites_its_line_and_clears_it() {
+        let (texts, shown) = sync_channel(2);
+        for text in ["position 10", "position 9"] {
+            texts.send(text.to_owned()).unwrap();
+        }
+        drop(texts);
+        let mut terminal = Vec::new();
+        write_progress(&shown, &mut terminal);
+        let expected = "\rposition 10\rposition 9 \r          \r";
+        assert_eq!(String::from_utf8(terminal).unwrap(), expected);
     }
 
     #[test]

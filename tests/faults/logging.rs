@@ -422,6 +422,60 @@ async fn signal_ends_listen_though_nobody_reads_its_output() {
     }
 }
 
+/// Whether the process handles SIGTERM itself.
+fn handles_sigterm(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << 14) != 0)
+}
+
+#[tokio::test]
+async fn sigterm_ends_commands_whose_outputs_are_both_stalled() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&data.path().join("data")).await;
+    for _ in 0..10 {
+        let event = json!({"type": "a.b", "data": "x".repeat(200_000)});
+        daemon.post("/events", &event.to_string()).await;
+    }
+    let file = data.path().join("backup");
+    let rows: [(&[&str], i32); 4] = [
+        (&["listen", "--port", "0"], 0),
+        (&["demo"], 1),
+        (&["backup", "--to", "-"], 1),
+        (&["backup", "--to", file.to_str().unwrap()], 0),
+    ];
+    for (arguments, code) in rows {
+        let ((_out_reader, out), (_err_reader, err)) = (full_pipe(), full_pipe());
+        let mut command = Command::new(BALTO);
+        command.args(arguments).env("BALTO_URL", daemon.api.strip_suffix("/v1").unwrap());
+        let mut child = command.stdout(out).stderr(err).spawn().unwrap();
+        until("the command handles signals", async || handles_sigterm(child.id())).await;
+        if code == 0 && arguments[0] == "backup" {
+            until("the backup is complete", async || file.exists()).await;
+        }
+        // Until it is blocked.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let sent = Command::new("kill").arg(child.id().to_string()).status();
+        assert!(sent.unwrap().success());
+        let since = Instant::now();
+        assert_eq!(ended(&mut child).await, Some(code), "{arguments:?}");
+        assert!(since.elapsed() < Duration::from_secs(10), "{arguments:?} took {:?}", since.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn stalled_stderr_does_not_keep_a_failed_start() {
+    for (arguments, code) in [
+        (&["serve", "--config", "/none"][..], 1),
+        (&["serve", "--nonsense"], 2),
+        (&["listen", "--secret", "x"], 2),
+    ] {
+        let (_reader, writer) = full_pipe();
+        let mut child = Command::new(BALTO).args(arguments).stderr(writer).spawn().unwrap();
+        assert_eq!(ended(&mut child).await, Some(code), "{arguments:?}");
+    }
+}
+
 // ---- the supervisor's socket -----------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
