@@ -159,6 +159,10 @@ pub enum RestoreError {
     Forged(u64),
     #[error("line {line} of the backup is damaged: {what}")]
     Damaged { line: u64, what: &'static str },
+    #[error(
+        "line {0} of the backup ends with CRLF: the file was copied as text; copy it in binary mode, or remove each CR with `tr -d '\\r'`"
+    )]
+    CarriageReturn(u64),
     #[error("the backup breaks off after line {0}: its last line is missing")]
     BreaksOff(u64),
 }
@@ -387,6 +391,10 @@ impl Lines<'_> {
             return Ok(None);
         }
         self.number += 1;
+        // Refused, because the checksums cover lines as the daemon wrote them: whatever changed these may change more.
+        if bytes.last() == Some(&b'\r') {
+            return Err(RestoreError::CarriageReturn(self.number));
+        }
         let line = String::from_utf8(bytes);
         line.map(Some).map_err(|_| RestoreError::Damaged { line: self.number, what: "it is not text" })
     }

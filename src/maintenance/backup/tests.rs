@@ -113,6 +113,20 @@ fn no_changed_byte_and_no_missing_line_goes_unnoticed() {
 }
 
 #[test]
+fn backup_with_crlf_line_ends_is_refused_by_name() {
+    let text = whole(&journal(false).reader(), Position(10));
+    let refused = restored(&text.replace('\n', "\r\n")).err().unwrap();
+    assert!(matches!(refused, RestoreError::CarriageReturn(1)), "{refused}");
+    let told = refused.to_string();
+    assert!(
+        told.starts_with("line 1 of the backup ends with CRLF") && told.contains(r"`tr -d '\r'`"),
+        "{told}"
+    );
+    let last = format!("{}\r\n", text.trim_end());
+    assert!(matches!(restored(&last), Err(RestoreError::CarriageReturn(number)) if number > 2));
+}
+
+#[test]
 fn a_directory_with_something_in_it_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("keep"), "x").unwrap();
