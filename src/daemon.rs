@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwapOption;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -43,7 +44,7 @@ use certificate::{ListenerCertificate, ListenerTls};
 use log::{LogSink, NOTICE};
 use progress::Meter;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use settings::{courier_settings, keep, load_to_fit};
+use settings::{courier_settings, keep, load_to_fit, ops_site};
 use supervisor::{Supervisor, Word};
 
 pub use restore::{RestoreKeys, restore};
@@ -81,6 +82,8 @@ struct Setup {
     log: LogSink,
     /// Of the API listener.
     tls: Option<ListenerTls>,
+    /// Of the ops listener.
+    ops_site: api::ops::Site,
 }
 
 /// Time of a request's headers, and of an answer, at the ops listener.
@@ -113,7 +116,15 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     if options.dev {
         tracing::warn!(target: NOTICE, "--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
     }
-    let setup = Setup { options: options.clone(), config, descriptors, metrics, log: log.clone(), tls: None };
+    let setup = Setup {
+        options: options.clone(),
+        ops_site: Arc::new(ArcSwapOption::new(ops_site(options, &config))),
+        config,
+        descriptors,
+        metrics,
+        log: log.clone(),
+        tls: None,
+    };
     let code = run_to_the_end(setup).unwrap_or_else(|error| {
         log.text(&format!("balto: {error:#}\n"));
         ExitCode::FAILURE
@@ -156,7 +167,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let ops_listener = listen(config.server.ops_listen, "server.ops_listen").await?;
     let ops_address = ops_listener.local_addr()?;
     let mut ops = JoinSet::new();
-    let router = ops_router(metrics, &started, &told, &connections, config.store.path.clone());
+    let router = ops_router(&setup, &started, &told, &connections);
     ops.spawn(api::http::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
 
     let (engine, dispatcher) = open(options, config, metrics, log)?;
@@ -285,25 +296,25 @@ fn on_shortage(started: &Started) -> Arc<dyn Fn() + Send + Sync> {
 type Started = Arc<OnceLock<Engine>>;
 
 fn ops_router(
-    metrics: &Arc<Metrics>,
+    setup: &Setup,
     started: &Started,
     told: &watch::Sender<Run>,
     connections: &Arc<ConnectionLimit>,
-    directory: PathBuf,
 ) -> axum::Router {
+    let directory = setup.config.store.path.clone();
     let (started, told, connections) = (started.clone(), told.subscribe(), connections.clone());
     let ready = Arc::new(move || match (*told.borrow(), started.get()) {
         (Run::Draining | Run::Cut, _) => Err("draining".to_owned()),
         (Run::On, None) => Err("recovering".to_owned()),
         (Run::On, Some(engine)) => works(engine),
     });
-    let (metrics, is_ready) = (metrics.clone(), ready.clone());
+    let (metrics, is_ready) = (setup.metrics.clone(), ready.clone());
     let shown = Arc::new(move || {
         metrics.look(is_ready().is_ok(), free_bytes(&directory));
         metrics.connections(connections.taken(), connections.take_evicted());
         (CONTENT_TYPE, metrics.encode())
     });
-    api::ops::router(shown, ready)
+    api::ops::router(shown, ready, setup.ops_site.clone())
 }
 
 /// Whether anything can be made durable, else why not.
@@ -484,6 +495,7 @@ fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> 
     }
     engine.reconfigure(settings(&config));
     api.reconfigure(shown);
+    setup.ops_site.store(ops_site(options, &config));
     Ok(())
 }
 

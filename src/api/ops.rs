@@ -1,16 +1,21 @@
 //! The router of the ops listener: metrics, liveness and readiness. No key is asked for: bind it where only the
-//! operator's network reaches it.
+//! operator's network reaches it. With `--dev`, where any page of the operator's browser reaches it, the rules of
+//! [`crate::api::http::browser`] apply.
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use axum::Router;
 use axum::body::Body;
+use axum::extract::Request;
 use axum::http::Response;
+use axum::middleware::{self, Next};
 use axum::routing::get;
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
+use crate::api::http::browser::TrustedSite;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::panics;
@@ -20,6 +25,9 @@ pub type Metrics = Arc<dyn Fn() -> (&'static str, Vec<u8>) + Send + Sync>;
 /// Whether requests can be answered, else why not.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// Which requests no foreign web page can have sent; none: every request is served. A reload replaces it.
+pub type Site = Arc<ArcSwapOption<TrustedSite>>;
+
 #[derive(Serialize)]
 struct Status {
     status: &'static str,
@@ -28,7 +36,7 @@ struct Status {
 }
 
 /// `/metrics`, `/healthz` and `/readyz`.
-pub fn router(metrics: Metrics, ready: Ready) -> Router {
+pub fn router(metrics: Metrics, ready: Ready, site: Site) -> Router {
     let turns = Arc::new(Semaphore::new(1));
     Router::new()
         .route("/metrics", get(move || show(metrics.clone(), turns.clone())))
@@ -38,6 +46,15 @@ pub fn router(metrics: Metrics, ready: Ready) -> Router {
         .method_not_allowed_fallback(|| {
             std::future::ready(Problem::MethodNotAllowed.into_reply().into_response())
         })
+        .layer(middleware::from_fn(move |request, next| refuse_foreign_pages(site.clone(), request, next)))
+}
+
+async fn refuse_foreign_pages(site: Site, request: Request, next: Next) -> Response<Body> {
+    let site = site.load_full();
+    match site.map_or(Ok(()), |site| site.check_request(request.uri(), request.headers())) {
+        Ok(()) => next.run(request).await,
+        Err(reason) => Problem::UntrustedOrigin(reason).into_reply().into_response(),
+    }
 }
 
 /// One text is made at a time, and beside the threads that serve: clients that ask without end do not delay probes.
@@ -75,7 +92,6 @@ fn unknown() -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::Request;
     use tower::ServiceExt;
 
     use super::*;
@@ -85,6 +101,7 @@ mod tests {
         let router = router(
             Arc::new(|| ("text/plain; version=0.0.4", b"x 1\n".to_vec())),
             Arc::new(|| Err("draining".to_owned())),
+            Site::default(),
         );
         let ask = |path: &'static str| {
             let router = router.clone();
@@ -99,5 +116,30 @@ mod tests {
         assert_eq!(ask("/readyz").await, (503, r#"{"status":"unavailable","reason":"draining"}"#.to_owned()));
         assert_eq!(ask("/metrics").await, (200, "x 1\n".to_owned()));
         assert_eq!(ask("/nope").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn foreign_page_reads_nothing_while_a_site_is_set() {
+        let site = Site::default();
+        let router =
+            router(Arc::new(|| ("text/plain", b"x 1\n".to_vec())), Arc::new(|| Ok(())), site.clone());
+        let status = async |path: &str, host: &str| {
+            let request = Request::get(path).header("host", host).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap().status().as_u16()
+        };
+        for path in ["/metrics", "/healthz", "/readyz"] {
+            assert_eq!(status(path, "rebind.example:8401").await, 200, "{path} without a site");
+        }
+        site.store(Some(Arc::new(TrustedSite::new(false, None, false))));
+        for path in ["/metrics", "/healthz", "/readyz", "/nope"] {
+            assert_eq!(status(path, "rebind.example:8401").await, 403, "{path}");
+        }
+        assert_eq!(status("/metrics", "127.0.0.1:8401").await, 200);
+        let page =
+            Request::get("/metrics").header("host", "localhost").header("origin", "http://evil.example");
+        let answer = router.clone().oneshot(page.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status().as_u16(), 403);
+        let probe = Request::get("/readyz").body(Body::empty()).unwrap();
+        assert_eq!(router.oneshot(probe).await.unwrap().status().as_u16(), 200, "HTTP/1.0 without `Host`");
     }
 }

@@ -124,15 +124,17 @@ pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfi
         body_timeout: config.server.body_timeout,
         max_body_bytes: config.server.max_body_bytes,
         admin_key,
-        keyless: options.dev.then(|| trusted_site(options, config)),
+        keyless: trusted_site(options, config, config.server.tls_certificate_file.is_some()),
     })
 }
 
-fn trusted_site(options: &Options, config: &Config) -> TrustedSite {
-    let server = &config.server;
-    TrustedSite::new(
-        server.tls_certificate_file.is_some(),
-        server.public_url.as_deref(),
-        options.dev_listen_anywhere,
-    )
+/// The rules of the ops listener, which never speaks TLS.
+pub(super) fn ops_site(options: &Options, config: &Config) -> Option<Arc<TrustedSite>> {
+    trusted_site(options, config, false).map(Arc::new)
+}
+
+/// `None` without `--dev`.
+fn trusted_site(options: &Options, config: &Config, speaks_tls: bool) -> Option<TrustedSite> {
+    let public_url = config.server.public_url.as_deref();
+    options.dev.then(|| TrustedSite::new(speaks_tls, public_url, options.dev_listen_anywhere))
 }

@@ -11,7 +11,6 @@ use axum::http::{HeaderMap, header, request};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::api::http::browser::Source;
 use crate::api::http::problem::Problem;
 use crate::api::{Api, ApiConfig};
 use crate::domain::{Role, Tenant};
@@ -164,8 +163,9 @@ pub fn authenticate(
 ) -> Result<Principal, Problem> {
     let secret = bearer(&parts.headers);
     if let Some(site) = &config.keyless {
-        let checked = Source::read(&parts.uri, &parts.headers).and_then(|source| site.check(&source));
-        let Err(reason) = checked else { return Ok(Principal::operator()) };
+        let Err(reason) = site.check_request(&parts.uri, &parts.headers) else {
+            return Ok(Principal::operator());
+        };
         return secret.and_then(|secret| stored(api, &hash_secret(secret))).ok_or_else(|| {
             api.observer.authentication_refused("untrustedOrigin");
             Problem::UntrustedOrigin(reason)

@@ -75,6 +75,12 @@ impl TrustedSite {
 
     /// # Errors
     /// Why a foreign page may have sent the request, and what to do.
+    pub fn check_request(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), String> {
+        self.check(&Source::read(uri, headers)?)
+    }
+
+    /// # Errors
+    /// Why a foreign page may have sent the request, and what to do.
     pub fn check(&self, source: &Source<'_>) -> Result<(), String> {
         if let Some(host) = source.host
             && !self.is_own_host(host)
