@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use crate::domain::{Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute};
+use crate::domain::{
+    Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute, normal_header_name,
+};
 use crate::limits;
 
 /// Who sends, in the words of a handshake.
@@ -165,7 +167,7 @@ pub fn handshake_headers(
 }
 
 /// Headers that are the sender's own business, that name the client or the target to servers behind a proxy, that metadata
-/// services take for a permission, or that change the method.
+/// services take for a permission, or that change the method. In the form of [`normal_header_name`].
 const RESERVED: [&str; 52] = [
     "host",
     "content-length",
@@ -220,7 +222,7 @@ const RESERVED: [&str; 52] = [
     "stripe-signature",
     "x-hub-signature-256",
 ];
-const RESERVED_PREFIXES: [&str; 10] = [
+const RESERVED_PREFIXES: [&str; 11] = [
     "proxy-",
     "webhook-",
     "ce-",
@@ -229,6 +231,8 @@ const RESERVED_PREFIXES: [&str; 10] = [
     "x-aliyun-ecs-metadata-token",
     "x-forwarded-",
     "x-envoy-",
+    // App Engine removes them from requests of others, so applications trust them.
+    "x-appengine-",
     "cf-connecting-ip",
     "balto-",
 ];
@@ -242,12 +246,12 @@ pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
         return Err("a header name is a token of RFC 9110".to_owned());
     }
     if name.contains('_') {
-        // `Content_Length` would pass the list below, and be `Content-Length` there.
         return Err("a header name has no `_`: many servers read it as `-`; write `-`".to_owned());
     }
-    let lower = name.to_ascii_lowercase();
-    if RESERVED.contains(&lower.as_str()) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
-    {
+    // A name with `.` is legal, but some servers read `Content.Length` as `Content-Length`.
+    let normal = normal_header_name(name);
+    let is_reserved = RESERVED.contains(&normal.as_str());
+    if is_reserved || RESERVED_PREFIXES.iter().any(|prefix| normal.starts_with(prefix)) {
         return Err("this header cannot be set".to_owned());
     }
     if value.len() > limits::HEADER_VALUE_BYTES_MAX {
@@ -284,12 +288,23 @@ mod tests {
             ("E4", "X-Forwarded-For", "x"),
             ("E4", "Metadata_Flavor", "Google"),
             ("E3", "Content_Length", "1"),
+            ("E3", "Content.Length", "1"),
+            ("E3", "Transfer.Encoding", "chunked"),
+            ("E3", "Webhook.Signature", "x"),
+            ("E3", "Balto!Hops", "0"),
+            ("E4", "X.Forwarded.For", "x"),
+            ("E4", "X-Forwarded.For", "x"),
+            ("E4", "Metadata.Flavor", "Google"),
+            ("E4", "X-Appengine-User-Ip", "127.0.0.1"),
+            ("E4", "X-AppEngine-Cron", "true"),
         ];
         for (row, name, value) in rows {
             assert!(validate_header(name, value).is_err(), "{row} {name:?}: {value:?}");
         }
         assert!(validate_header("X-A", &"x".repeat(4_097)).is_err(), "E2");
-        assert_eq!(validate_header("X-Env", "prod"), Ok(()));
+        for name in ["X-Env", "X.Env", "a.b", "X-Appengine"] {
+            assert_eq!(validate_header(name, "prod"), Ok(()), "{name}");
+        }
         assert_eq!(validate_header("Authorization", "Bearer abc"), Ok(()));
     }
 }

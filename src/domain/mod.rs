@@ -25,7 +25,10 @@ pub use endpoint::{
 pub use event::{Event, Expected, Rejection, attribute, weigh};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
-pub use names::{EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant};
+pub use names::{
+    EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
+    normal_header_name,
+};
 pub use record::{Idempotency, Record};
 pub use time::{Now, Timestamp};
 pub use trace::TraceParent;

@@ -141,3 +141,10 @@ impl Tenant {
     /// The reserved tenant of operator events.
     pub const OPERATOR: &'static str = "balto";
 }
+
+/// A header name in the form in which names are compared: lower case, and `-` for each character that is neither letter
+/// nor digit. Servers that pass headers on as variables read `.` and `_` (some read all such characters) as `-`.
+#[must_use]
+pub fn normal_header_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
+}

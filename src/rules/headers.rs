@@ -1,49 +1,46 @@
 //! Which of an endpoint's own headers carry credentials, by their names.
 //!
 //! Their values are kept as sensitive headers, in whichever member they were given: a reader of endpoints must not
-//! become able to send in their owner's name.
+//! become able to send in their owner's name. When in doubt a header is sensitive: its owner loses the view of a value,
+//! not a secret.
 
-/// Names that carry credentials whatever their ending.
-const SECRETS: [&str; 14] = [
-    "authorization",
-    "cookie",
-    "cookie2",
-    "api-key",
+use crate::domain::normal_header_name;
+
+/// Texts that make a name that of a credential wherever they are in it. Separators are left out on both sides, so that
+/// `X-Api-Key`, `X-ApiKey` and `X.Api.Key` are the same.
+const SECRET_TEXTS: [&str; 20] = [
+    "accesskey",
     "apikey",
-    "auth",
-    "credentials",
+    "assertion",
+    "authentication",
+    "authorization",
+    "bearer",
+    "cookie",
+    "credential",
+    "csrf",
     "jwt",
-    "key",
+    "passphrase",
     "passwd",
     "password",
+    "privatekey",
     "secret",
     "session",
+    "signaturekey",
+    "signingkey",
     "token",
+    "xsrf",
 ];
 
-/// Endings of such names: `X-Api-Key`, `X-Amz-Security-Token`, `X-Hook-Secret`.
-const SECRET_ENDINGS: [&str; 14] = [
-    "-authorization",
-    "-cookie",
-    "-key",
-    "-apikey",
-    "-auth",
-    "-credential",
-    "-credentials",
-    "-jwt",
-    "-passphrase",
-    "-passwd",
-    "-password",
-    "-secret",
-    "-session",
-    "-token",
-];
+/// Words that make a name that of a credential at its end: `X-Auth`, `X-Functions-Key`.
+const SECRET_LAST_WORDS: [&str; 4] = ["auth", "key", "pass", "pwd"];
 
 /// Whether a header of this name carries a credential.
 #[must_use]
 pub fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    SECRETS.contains(&name.as_str()) || SECRET_ENDINGS.iter().any(|ending| name.ends_with(ending))
+    let name = normal_header_name(name);
+    let joined = name.replace('-', "");
+    let last_word = name.rsplit('-').next().unwrap_or_default();
+    SECRET_LAST_WORDS.contains(&last_word) || SECRET_TEXTS.iter().any(|text| joined.contains(text))
 }
 
 #[cfg(test)]
@@ -56,28 +53,61 @@ mod tests {
             "Authorization",
             "authorization",
             "X-Authorization",
+            "Authentication",
+            "X-Authentication-Info",
             "Cookie",
+            "Cookie2",
             "X-Api-Key",
+            "X.Api.Key",
             "Api-Key",
             "ApiKey",
             "X-APIKEY",
+            "X-Api-Key-Id",
+            "X-Access-Key-Id",
+            "X-AccessKey",
             "X-Auth-Token",
             "X-Access-Token",
+            "X-AccessToken",
             "X-Amz-Security-Token",
             "X-Gitlab-Token",
             "X-Vault-Token",
+            "X-Token-Id",
+            "X-CSRFToken",
+            "X-CSRF",
+            "X-XSRF-TOKEN",
+            "X-Jwt-Assertion",
+            "X-Goog-IAP-JWT-Assertion",
+            "X-Session-Id",
+            "X-Credentials",
+            "X-Credential-Id",
+            "X-Signature-Key",
+            "X-Signing-Key-Id",
+            "X-PrivateKey",
             "Ocp-Apim-Subscription-Key",
             "X-Functions-Key",
             "X-Hook-Secret",
+            "X-Secret-Value",
             "X-Password",
+            "X-User-Passwd",
             "X-Auth",
+            "X-Pwd",
             "PRIVATE-TOKEN",
         ] {
             assert!(is_secret(name), "{name}");
         }
-        for name in
-            ["X-Env", "X-Keyboard", "X-Tokens-Used", "Accept", "X-Tenant", "X-CamelCaseKey", "Authority"]
-        {
+        for name in [
+            "X-Env",
+            "X-Keyboard",
+            "X-Key-Count",
+            "Accept",
+            "X-Tenant",
+            "X-CamelCaseKey",
+            "Authority",
+            "X-Author",
+            "X-Pass-Through",
+            "X-Signature",
+            "X-Request-Id",
+        ] {
             assert!(!is_secret(name), "{name}");
         }
     }

@@ -36,6 +36,8 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("E3", "Content_Length", "1"),
     ("E3", "Transfer_Encoding", "chunked"),
     ("E3", "X_Own", "x"),
+    ("E3", "Content.Length", "1"),
+    ("E4", "X.Forwarded.For", "127.0.0.1"),
     ("E4", "Metadata-Flavor", "Google"),
     ("E4", "Metadata", "true"),
     ("E4", "X-aws-ec2-metadata-token", "x"),
@@ -57,6 +59,7 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("E4", "X-Host", "x"),
     ("E4", "X-Envoy-Original-Path", "/admin"),
     ("E4", "Remote-User", "admin"),
+    ("E4", "X-Appengine-User-Ip", "127.0.0.1"),
     ("E4", "X-Forwarded", "for=127.0.0.1"),
     ("E4", "X-Forwarded-For", "127.0.0.1"),
     ("E4", "x-forwarded-host", "x"),
@@ -202,6 +205,11 @@ const CREDENTIALS: &[&str] = &[
     "X-Amz-Security-Token",
     "X-Hook-Secret",
     "X-Hook-Password",
+    "Authentication",
+    "X-Jwt-Assertion",
+    "X-CSRFToken",
+    "X-Access-Key-Id",
+    "X.Api.Key",
 ];
 
 #[tokio::test]

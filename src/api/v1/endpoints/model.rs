@@ -41,8 +41,9 @@ pub struct EndpointInput {
     )]
     pub event_types: Option<Vec<String>>,
     /// At most 50; those that carry the delivery itself are refused. Sent with each part of a name capitalized. A header that
-    /// carries a credential by its name (`Authorization`, `Cookie`, `X-Api-Key`, endings such as `-Token`, `-Secret`, `-Key`)
-    /// is kept as one of `sensitiveHeaders`; null removes it from there.
+    /// carries a credential by its name (`Authorization`, `Cookie`, names with `token`, `secret`, `password`, `api-key`,
+    /// `access-key`, `session`, `jwt` or `csrf` in them, names that end in `-Key`) is kept as one of `sensitiveHeaders`;
+    /// null removes it from there.
     #[serde(default, deserialize_with = "members")]
     pub headers: Option<BTreeMap<String, String>>,
     /// As `headers`, and counted with them; the values are never shown again, and encrypted at rest under
