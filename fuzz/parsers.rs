@@ -356,7 +356,7 @@ fn request_seeds() -> Vec<Vec<u8>> {
         &format!(
             "POST\t/v1/endpoints\tcontent-type:application/json\tidempotency-key:\"e\\\"1\"\n{endpoint}"
         ),
-        "POST\t/v1/endpoints\tcontent-type:application/json\n{\"url\":\"https://example.com/\",\"retry\":{\"schedule\":[\"5s\",\"5m\"]},\"secret\":\"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"}",
+        "POST\t/v1/endpoints\tcontent-type:application/json\n{\"url\":\"https://example.com/\",\"retry\":{\"schedule\":[\"5s\",\"5m\"]},\"secret\":\"whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy\"}",
         "PATCH\t/v1/endpoints/ep_01ARZ3NDEKTSV4RRFFQ69G5FAV\tcontent-type:application/merge-patch+json\n{\"timeout\":null}",
         "GET\t/v1/events?limit=2&type=a&status=pending&since=2026-03-13T10:35:00Z&cursor=AQEAAAAAAAAABwAAAAAAAAAAAAAAAA\n",
         "GET\t/v1/deliveries?endpointId=ep_1&eventId=evt_1&status=dead&limit=250\n",
@@ -685,7 +685,7 @@ const PRESETS: [SignaturePreset; 3] =
 
 fn secret_seeds() -> Vec<Vec<u8>> {
     let mut seeds = lines(&[
-        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy",
         "whsk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
         "whpk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
         "plain text of a preset",

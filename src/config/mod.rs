@@ -30,6 +30,7 @@ use value::Value;
 
 use crate::domain::{RetryPolicy, SenderName};
 use crate::limits;
+use crate::rules::weakness;
 
 /// What every environment variable of the configuration begins with.
 pub const ENVIRONMENT_PREFIX: &str = "BALTO__";
@@ -255,15 +256,19 @@ pub struct AdminKey(String);
 impl AdminKey {
     /// Fewest characters: fewer can be guessed.
     pub const CHARACTERS_MIN: usize = 16;
-    pub const RULE: &str =
-        "must be 16 to 256 visible ASCII characters without spaces (the value is not shown)";
+    const RULE: &str = "must be 16 to 256 visible ASCII characters without spaces, as `openssl rand -hex 32` prints them (the value is not shown)";
+    const GUESSABLE: &str = "can be guessed: it is a published example, repeated, a sequence or made of common words; use the output of `openssl rand -hex 32` (the value is not shown)";
 
-    /// `None` when it is too short, or could not be sent as a bearer token.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let legal = (Self::CHARACTERS_MIN..=256).contains(&text.len())
+    /// # Errors
+    /// The rule that it breaks: it is too short, could not be sent as a bearer token, or can be guessed.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let is_legal = (Self::CHARACTERS_MIN..=256).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_graphic());
-        legal.then(|| Self(text.to_owned()))
+        match is_legal {
+            false => Err(Self::RULE),
+            true if weakness::is_guessable(text.as_bytes()) => Err(Self::GUESSABLE),
+            true => Ok(Self(text.to_owned())),
+        }
     }
 
     #[must_use]
@@ -290,8 +295,8 @@ impl SecretsKey {
         "must be the standard base64 of 32 random bytes, or up to 16 of them (the value is not shown)";
 
     /// The keys in a file, one on each line; an empty line is ignored.
-    fn parse_lines(text: &str) -> Option<Vec<Self>> {
-        Self::all(text.lines().filter(|line| !line.is_empty()).map(Self::parse))
+    fn parse_lines(text: &str) -> Result<Vec<Self>, &'static str> {
+        Self::all(text.lines().filter(|line| !line.is_empty()).map(Self::parse)).ok_or(Self::RULE)
     }
 
     /// `None` when one is invalid, or there are none or too many.
@@ -525,7 +530,7 @@ impl Config {
     /// When the file cannot be read or holds no legal key.
     pub fn admin_key(&self) -> Result<Option<AdminKey>, ConfigError> {
         let Some(path) = &self.auth.admin_key_file else { return Ok(self.auth.admin_key.clone()) };
-        from_file(path, "auth.admin_key_file", AdminKey::RULE, AdminKey::parse).map(Some)
+        from_file(path, "auth.admin_key_file", AdminKey::parse).map(Some)
     }
 
     /// The keys for encryption at rest, likewise: the first encrypts, all decrypt. Empty when none is set.
@@ -534,7 +539,7 @@ impl Config {
     /// When the file cannot be read or holds no legal keys.
     pub fn secrets_keys(&self) -> Result<Vec<SecretsKey>, ConfigError> {
         let Some(path) = &self.secrets.key_file else { return Ok(self.secrets.key.clone()) };
-        from_file(path, "secrets.key_file", SecretsKey::RULE, SecretsKey::parse_lines)
+        from_file(path, "secrets.key_file", SecretsKey::parse_lines)
     }
 
     /// What a reload to `new` would change.
@@ -553,14 +558,13 @@ impl Config {
 fn from_file<T>(
     path: &Path,
     key: &str,
-    rule: &str,
-    parse: impl Fn(&str) -> Option<T>,
+    parse: impl Fn(&str) -> Result<T, &'static str>,
 ) -> Result<T, ConfigError> {
     let error = |reason: String| ConfigError { origin: Origin::Default, key: Some(key.to_owned()), reason };
     let text = read_secret(path).map_err(|cause| error(unreadable(path, &cause)))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
-    parse(text).ok_or_else(|| error(format!("what is in {} {rule}", path.display())))
+    parse(text).map_err(|rule| error(format!("what is in {} {rule}", path.display())))
 }
 
 /// What is wrong with a file of certificate authorities.

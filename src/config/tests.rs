@@ -369,14 +369,37 @@ fn the_public_url_is_a_base_and_secret_on_its_way() {
 
 #[test]
 fn the_admin_key_is_never_shown() {
-    let config = load("[auth]\nadmin_key = \"hunter2-hunter2-hunter2\"", &[]).expect("legal");
+    let config = load("[auth]\nadmin_key = \"hunter2-at-the-old-mill\"", &[]).expect("legal");
     assert!(!format!("{config:?}").contains("hunter2"));
-    assert_eq!(config.admin_key().expect("set").expect("set").expose(), "hunter2-hunter2-hunter2");
+    assert_eq!(config.admin_key().expect("set").expect("set").expose(), "hunter2-at-the-old-mill");
     assert!(!refusal("[auth]\nadmin_key = \"hunter2 hunter2 hunter2\"").contains("hunter2"));
     assert!(
-        refusal("[auth]\nadmin_key = \"hunter2-hunter2-hunter2\"\nadmin_key_file = \"b\"")
+        refusal("[auth]\nadmin_key = \"hunter2-at-the-old-mill\"\nadmin_key_file = \"b\"")
             .contains("must not be set beside")
     );
+}
+
+#[test]
+fn guessable_admin_key_is_refused_with_a_remedy() {
+    for weak in [
+        "change-me-change-me",
+        "change-me-to-32-random-characters",
+        "my-super-secret-key",
+        "0123456789abcdef",
+        "aaaaaaaaaaaaaaaaaaaaaaaa",
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    ] {
+        let told = refusal(&format!("[auth]\nadmin_key = {weak:?}"));
+        assert!(told.starts_with("balto.toml:2: auth.admin_key: can be guessed"), "{told}");
+        assert!(told.contains("`openssl rand -hex 32`") && !told.contains(weak), "{told}");
+    }
+    // What `openssl rand -hex 32` and the first start make.
+    for good in
+        ["5f2ac3b6f0b94d71c7d5f94b4c4e3c8f0a7f9b14c7a30f2be6f58f4fd2b0c91d", "balto_x3qCk0bT8bZr7c3Ww1Sx0aVd"]
+    {
+        assert!(load(&format!("[auth]\nadmin_key = {good:?}"), &[]).is_ok(), "{good}");
+    }
 }
 
 #[test]

@@ -196,7 +196,8 @@ impl Value {
 
     /// Never quotes the value: it is a secret.
     pub(super) fn admin_key(&self) -> Result<AdminKey, String> {
-        self.text().ok().and_then(AdminKey::parse).ok_or_else(|| AdminKey::RULE.to_owned())
+        // A value that is no text breaks the same rule as an empty one.
+        AdminKey::parse(self.text().unwrap_or_default()).map_err(str::to_owned)
     }
 
     /// One, or a list.

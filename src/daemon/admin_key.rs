@@ -81,15 +81,13 @@ fn read(path: &Path) -> anyhow::Result<Found> {
         .read_to_string(&mut text)
         .with_context(|| format!("cannot read the admin key {shown}"))?;
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
-    if let Some(key) = AdminKey::parse(text) {
-        return Ok(Found::Key(key));
+    match AdminKey::parse(text) {
+        Ok(key) => Ok(Found::Key(key)),
+        Err(_) if is_unfinished(text) => Ok(Found::Unfinished),
+        Err(rule) => anyhow::bail!(
+            "the admin key in {shown} {rule}: write a valid key to it, or remove the file, and the next start writes a new key"
+        ),
     }
-    anyhow::ensure!(
-        is_unfinished(text),
-        "the admin key in {shown} {}: write a valid key to it, or remove the file, and the next start writes a new key",
-        AdminKey::RULE
-    );
-    Ok(Found::Unfinished)
 }
 
 /// Whether the text is the beginning of a generated key, too short to be a key.
@@ -103,7 +101,7 @@ fn write(directory: &Path) -> anyhow::Result<AdminKey> {
     let written = replace(directory, &unfinished, &path, &text);
     written.with_context(|| format!("cannot write {}", path.display()))?;
     tracing::warn!(target: NOTICE, "a fresh admin key was written to {}", path.display());
-    AdminKey::parse(&text).context("a generated key is valid")
+    AdminKey::parse(&text).map_err(anyhow::Error::msg)
 }
 
 fn replace(directory: &Path, unfinished: &Path, path: &Path, text: &str) -> io::Result<()> {
@@ -170,6 +168,12 @@ mod tests {
             assert!(refused.contains("16 to 256 visible ASCII characters"), "{text}: {refused}");
             assert_eq!(fs::read_to_string(directory.path().join(FILE)).unwrap(), text);
         }
+        put(directory.path(), "change-me-change-me\n", 0o600);
+        let refused = key(directory.path()).unwrap_err();
+        assert!(
+            refused.contains("can be guessed") && refused.contains("`openssl rand -hex 32`"),
+            "{refused}"
+        );
         put(directory.path(), "sixteen-letters!\n", 0o600);
         assert_eq!(key(directory.path()).as_deref(), Ok("sixteen-letters!"));
     }

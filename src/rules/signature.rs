@@ -48,7 +48,7 @@ pub enum SecretError {
     )]
     Text,
     #[error(
-        "the secret can be guessed: it is constant, repeated, a sequence or made of common words; leave it out for a generated one, or give random bytes"
+        "the secret can be guessed: it is a published example, constant, repeated, a sequence or made of common words; leave it out for a generated one, or give random bytes (`openssl rand -base64 32` behind `whsec_`)"
     )]
     Guessable,
     #[error("this signature preset cannot use an ed25519 key")]

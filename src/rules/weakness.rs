@@ -1,18 +1,34 @@
-//! Whether a secret that somebody chose can be guessed.
+//! Whether a secret or an admin key that somebody chose can be guessed.
 //!
-//! A check at the door, for new secrets only: those that are stored go on signing. It finds what people type, paste from
-//! examples or leave empty. It cannot tell a random secret from one that was published.
+//! A check at the door: secrets that are stored go on signing. It finds what people type, paste from examples or leave
+//! empty. Of published secrets it knows those that documentation of webhooks shows.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::limits;
 
+/// Keys of published examples, in base64: Standard Webhooks, Svix.
+const PUBLISHED_KEYS: [&str; 3] =
+    ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "plJ3nmyCDGBKInavdOK15jsl"];
+/// Published examples that are text: GitHub's documentation, a comic strip, documentation of AWS.
+const PUBLISHED_TEXTS: [&str; 4] = [
+    "It's a Secret to Everybody",
+    "correct horse battery staple",
+    "correcthorsebatterystaple",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+];
+
 /// Words that people make secrets of, in lower case; what contains another comes first.
-const COMMON_WORDS: [&str; 47] = [
-    "administrator",
+const COMMON_WORDS: [&str; 67] = [
     "abcdefghijklmnopqrstuvwxyz",
+    "administrator",
+    "placeholder",
     "qwertyuiop",
-    "asdfghjkl",
     "0123456789",
     "1234567890",
+    "characters",
+    "asdfghjkl",
     "123456789",
     "signature",
     "deadbeef",
@@ -27,6 +43,7 @@ const COMMON_WORDS: [&str; 47] = [
     "sunshine",
     "princess",
     "webhooks",
+    "operator",
     "zxcvbnm",
     "default",
     "example",
@@ -36,6 +53,7 @@ const COMMON_WORDS: [&str; 47] = [
     "testing",
     "webhook",
     "welcome",
+    "hunter2",
     "abcdef",
     "change",
     "dragon",
@@ -49,20 +67,46 @@ const COMMON_WORDS: [&str; 47] = [
     "shared",
     "stripe",
     "123456",
+    "please",
+    "random",
+    "string",
+    "insert",
     "balto",
     "token",
     "admin",
+    "super",
+    "hello",
+    "world",
     "test",
     "1234",
+    "your",
+    "here",
+    "root",
+    "user",
+    "demo",
+    "prod",
+    "pass",
+    "key",
+    "api",
 ];
 
-/// Whether the bytes are constant, a repeated piece, a sequence, of few values, or text of common words.
+/// Whether the bytes are constant, a repeated piece, a sequence, of few values, a published example, or text of common
+/// words.
 #[must_use]
 pub fn is_guessable(secret: &[u8]) -> bool {
     distinct(secret) < limits::SECRET_DISTINCT_BYTES_MIN
+        || is_published(secret)
         || is_repeated(secret)
         || is_sequence(secret)
         || is_common(secret)
+}
+
+/// A published key counts as bytes, in base64, and with a prefix.
+fn is_published(secret: &[u8]) -> bool {
+    let is_in_text = |sample: &str| secret.windows(sample.len()).any(|part| part == sample.as_bytes());
+    let is_decoded = |sample: &str| STANDARD.decode(sample).is_ok_and(|bytes| bytes == secret);
+    PUBLISHED_TEXTS.into_iter().any(is_in_text)
+        || PUBLISHED_KEYS.into_iter().any(|sample| is_in_text(sample) || is_decoded(sample))
 }
 
 fn distinct(secret: &[u8]) -> usize {
@@ -121,9 +165,21 @@ mod tests {
             "qwertyuiopasdfghjkl",
             "deadbeefdeadbeef",
             "................",
+            "change-me-change-me",
+            "change-me-to-32-random-characters",
+            "my-super-secret-key",
+            "your-256-bit-secret",
+            "operator-operator-operator",
+            "It's a Secret to Everybody",
+            "correct horse battery staple",
+            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
             "                ",
         ] {
             assert!(is_guessable(text.as_bytes()), "{text}");
+        }
+        for sample in PUBLISHED_KEYS {
+            assert!(is_guessable(&STANDARD.decode(sample).unwrap()), "{sample}");
         }
         for length in [24, 32, 64] {
             assert!(is_guessable(&vec![0; length]));
@@ -134,14 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn random_and_published_secrets_pass() {
-        for text in [
-            "It's a Secret to Everybody",
-            "correct horse battery staple",
-            "9f86d081884c7d65",
-            "Xq7-test-Lm2kPz9Rw",
-            "whsec_abc123DEF456",
-        ] {
+    fn random_secrets_pass() {
+        for text in
+            ["It's no Secret to My Cat 42", "9f86d081884c7d65", "Xq7-test-Lm2kPz9Rw", "whsec_abc123DEF456"]
+        {
             assert!(!is_guessable(text.as_bytes()), "{text}");
         }
     }

@@ -468,7 +468,7 @@ fn a_port_that_is_taken_is_said_once_with_what_to_do() {
 async fn listen_verifies_prints_and_fails_on_purpose() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let secret = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
     let (_running, mut lines, url) =
         listen(&["--secret", secret, "--fail-first", "1", "--status", "204", "--json"]);
     let hook = json!({"url": url, "secret": secret, "retry": {"schedule": ["10ms"]}}).to_string();

@@ -9,7 +9,7 @@ use super::{endpoint, is_problem, list, publish, settled, text};
 async fn an_endpoint_is_shown_with_what_it_was_told_and_its_secret_once() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let secret = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
     let told = json!({"url": "https://example.com/hooks", "tenant": "acme", "description": "d",
         "eventTypes": ["order.*", "pet.#"], "headers": {"X-Env": "prod"},
         "rateLimit": {"limit": 100, "per": "1s", "burst": 100}, "maxInFlight": 16, "timeout": "15s", "ordering": "none",

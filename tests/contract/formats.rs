@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-const HMAC: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const HMAC: &str = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
 const ED25519: &str =
     "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
 /// A secret that is no Standard Webhooks key.
@@ -31,7 +31,7 @@ async fn bad_secrets_headers_and_presets_are_refused_where_they_stand() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let rows = [
-        (json!({"secret": "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}), "/secret"),
+        (json!({"secret": "wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy"}), "/secret"),
         (json!({"secret": "whsec_c2hvcnQ="}), "/secret"),
         (json!({"secret": format!("whsec_{}", "A".repeat(88))}), "/secret"),
         (json!({"secret": "whsec_!!"}), "/secret"),

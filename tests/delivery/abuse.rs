@@ -592,7 +592,7 @@ async fn secrets_and_payloads_are_in_no_log_and_no_metric_and_secrets_in_no_file
     use base64::Engine as _;
     let below = tempfile::tempdir().unwrap();
     let (data, log) = (below.path().join("data"), below.path().join("log"));
-    let admin = "admin-canary-0123456789abcdef0123456789";
+    let admin = "admin-canary-7f3a9c5e1b8d2604e6a90d53";
     let at_rest = base64::engine::general_purpose::STANDARD.encode([7; 32]);
     let mut command = crate::support::serve(&data, &[]);
     command

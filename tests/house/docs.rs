@@ -432,7 +432,7 @@ fn every_snippet_is_part_of_a_program_that_runs() {
 #[test]
 fn verifiers_accept_a_signed_body_and_refuse_a_changed_one() {
     install();
-    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let secret = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
     let body = r#"{"type":"order.paid","data":{"note":"grün"}}"#;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let webhook = standardwebhooks::Webhook::new(secret).unwrap();

@@ -49,7 +49,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("lanes", &["limits", "domain"]),
     ("vault", &["domain"]),
     ("metrics", &["domain", "lanes"]),
-    ("config", &["limits", "domain"]),
+    ("config", &["limits", "domain", "rules"]),
     ("storage", &["limits", "panics", "codec", "domain", "projections"]),
     ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "storage"]),
     ("maintenance", &["limits", "domain", "projections", "outbox", "storage"]),

@@ -131,7 +131,7 @@ async fn f13_what_the_operators_network_says_is_read_by_the_operator_alone() {
     let data = tempfile::tempdir().unwrap();
     let inside = Receiver::start(|_, _| "HTTP/1.1 500 x\r\ncontent-length: 6\r\n\r\nsecret".to_owned()).await;
     let settings = [
-        ("BALTO__AUTH__ADMIN_KEY", "operator-operator-operator-operator"),
+        ("BALTO__AUTH__ADMIN_KEY", "an-operator-key-that-is-long-enough"),
         ("BALTO__EGRESS__ALLOW_HTTP", "true"),
         ("BALTO__EGRESS__ALLOW_NETWORKS", "127.0.0.0/8"),
     ];
@@ -249,7 +249,7 @@ async fn failures(ask: &impl AsyncFn(&str) -> Value, event: &Value, endpoint: &V
 #[tokio::test]
 async fn details_of_failures_inside_are_for_operators() {
     let data = tempfile::tempdir().unwrap();
-    let admin = "operator-operator-operator-operator";
+    let admin = "an-operator-key-that-is-long-enough";
     let settings = [
         ("BALTO__AUTH__ADMIN_KEY", admin),
         ("BALTO__EGRESS__ALLOW_HTTP", "true"),
@@ -302,7 +302,7 @@ async fn details_of_failures_inside_are_for_operators() {
 #[tokio::test]
 async fn handshake_answers_from_inside_are_for_operators() {
     let data = tempfile::tempdir().unwrap();
-    let admin = "operator-operator-operator-operator";
+    let admin = "an-operator-key-that-is-long-enough";
     let settings = [
         ("BALTO__AUTH__ADMIN_KEY", admin),
         ("BALTO__EGRESS__ALLOW_HTTP", "true"),
