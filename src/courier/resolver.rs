@@ -129,13 +129,28 @@ impl SystemResolver {
 
     fn with_files(nameservers: &[SocketAddr], hosts_file: &Path, resolv_conf: &Path) -> io::Result<Self> {
         let sockets = Sockets::default();
-        let hosts = Watched::read(hosts_file, parse_hosts, Arc::default());
+        let (hosts, unusable) = Watched::read(hosts_file, parse_hosts, Arc::default());
+        // Without a hosts file every name is looked up in DNS, as it should be.
+        if let Some(error) = unusable.filter(|error| error.kind() != io::ErrorKind::NotFound) {
+            let path = hosts_file.display();
+            tracing::warn!(%path, %error, "hosts file unusable, its names are looked up in DNS");
+        }
         let told = !nameservers.is_empty();
         let servers = if told {
             Watched::fixed(NameServers::told(nameservers, &sockets)?)
         } else {
             let local = Arc::new(NameServers::local(&sockets)?);
-            Watched::read(resolv_conf, |text| NameServers::parse(text, &sockets), local)
+            let parse = |text: &[u8]| NameServers::parse(text, &sockets);
+            let (servers, unusable) = Watched::read(resolv_conf, parse, local);
+            if let Some(error) = unusable {
+                let path = resolv_conf.display();
+                tracing::warn!(
+                    %path,
+                    %error,
+                    "no name server known, asking 127.0.0.1: set egress.nameservers, or write the file (no restart needed)"
+                );
+            }
+            servers
         };
         Ok(Self {
             hosts_file: hosts_file.to_owned(),

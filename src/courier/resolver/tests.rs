@@ -68,3 +68,45 @@ async fn named_servers_do_not_follow_resolv_conf() {
     until_listed(&resolver, "a.test", "10.0.0.1").await;
     assert!(Arc::ptr_eq(&resolver.known().servers.value, &before));
 }
+
+/// What `run` logs.
+fn logged(run: impl FnOnce()) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let writer = Arc::new(file.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+    tracing::subscriber::with_default(subscriber, run);
+    std::fs::read_to_string(file.path()).unwrap()
+}
+
+#[test]
+fn missing_hosts_file_is_silent_and_missing_resolv_conf_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
+    let named = ["127.0.0.1:1".parse().unwrap()];
+    let start =
+        |servers: &[SocketAddr]| logged(|| drop(SystemResolver::with_files(servers, &hosts, &resolv)));
+    assert_eq!(start(&named), "");
+    let told = start(&[]);
+    assert_eq!(told.lines().count(), 1, "{told}");
+    for part in ["no name server known, asking 127.0.0.1", "egress.nameservers", "resolv.conf"] {
+        assert!(told.contains(part), "{told}");
+    }
+    std::fs::write(&resolv, "nameserver 127.0.0.155\n").unwrap();
+    std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
+    assert_eq!(start(&[]), "");
+}
+
+#[test]
+fn changed_and_removed_files_are_logged_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
+    let (mut known, _) = Watched::read(&hosts, parse_hosts, Arc::default());
+    let mut look = || logged(|| known = known.refreshed(&hosts, parse_hosts));
+    assert_eq!(look(), "");
+    std::fs::write(&hosts, "10.0.0.22 a.test\n").unwrap();
+    assert!(look().contains("file changed, new contents in use"));
+    std::fs::remove_file(&hosts).unwrap();
+    assert!(look().contains("file removed, earlier contents stay in use"));
+    assert_eq!(look(), "");
+}

@@ -1,7 +1,7 @@
 //! Configuration files that change while the daemon runs.
 //!
-//! Owns: what a file said when it was last read, and how a change is noticed. A file that is missing
-//! or unusable leaves the earlier contents in force, and is read once it can be.
+//! Owns: the contents of a file when it was last read, and how a change is noticed. A file that is missing
+//! or unusable leaves the earlier contents in use, and is read once it can be.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -48,32 +48,44 @@ impl<T> Watched<T> {
         Self { stamp: None, value: Arc::new(value) }
     }
 
-    /// From the file when it can be used, else `otherwise`.
-    pub(super) fn read(path: &Path, parse: impl FnOnce(&[u8]) -> io::Result<T>, otherwise: Arc<T>) -> Self {
+    /// From the file, or `otherwise` with the reason why the file cannot be used.
+    pub(super) fn read(
+        path: &Path,
+        parse: impl FnOnce(&[u8]) -> io::Result<T>,
+        otherwise: Arc<T>,
+    ) -> (Self, Option<io::Error>) {
         Self { stamp: None, value: otherwise }.reread(path, parse)
     }
 
-    fn reread(&self, path: &Path, parse: impl FnOnce(&[u8]) -> io::Result<T>) -> Self {
+    fn reread(&self, path: &Path, parse: impl FnOnce(&[u8]) -> io::Result<T>) -> (Self, Option<io::Error>) {
         // Before the contents: a change between the two is noticed at the next look.
         let stamp = Stamp::of(path);
         let text = fs::read(path);
-        let is_unread = text.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
-        let value = text.and_then(|text| parse(&text)).map(Arc::new).unwrap_or_else(|error| {
-            tracing::warn!(%error, path = %path.display(), "configuration file unusable, keeping the earlier contents");
-            self.value.clone()
-        });
         // Without a file descriptor, for instance: the next look tries again.
-        Self { stamp: if is_unread { self.stamp } else { stamp }, value }
+        let is_unread = text.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        let stamp = if is_unread { self.stamp } else { stamp };
+        match text.and_then(|text| parse(&text)) {
+            Ok(value) => (Self { stamp, value: Arc::new(value) }, None),
+            Err(error) => (Self { stamp, value: self.value.clone() }, Some(error)),
+        }
     }
 
-    /// Reads the file again if it has changed. A file that cannot be used any more changes nothing: it is often about to
-    /// be written.
+    /// Reads the file again if it has changed. A file that can no longer be used changes nothing: it is often about to be
+    /// written.
     pub(super) fn refreshed(&self, path: &Path, parse: impl FnOnce(&[u8]) -> io::Result<T>) -> Self {
         if Stamp::of(path) == self.stamp {
             return self.clone();
         }
-        tracing::info!(path = %path.display(), "configuration file changed");
-        self.reread(path, parse)
+        let (fresh, unusable) = self.reread(path, parse);
+        let path = path.display();
+        match unusable {
+            None => tracing::info!(%path, "file changed, new contents in use"),
+            Some(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(%path, "file removed, earlier contents stay in use");
+            }
+            Some(error) => tracing::warn!(%path, %error, "file unusable, earlier contents stay in use"),
+        }
+        fresh
     }
 }
 
@@ -87,7 +99,8 @@ mod tests {
         let path = below.path().join("resolv.conf");
         let parse = |text: &[u8]| Ok(text.to_vec());
         fs::write(&path, "before").unwrap();
-        let known = Watched::read(&path, parse, Arc::default());
+        let (known, unusable) = Watched::read(&path, parse, Arc::default());
+        assert!(unusable.is_none());
         // A directory in its place stands for any failure to read.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
