@@ -1,8 +1,7 @@
-//! Every configuration key with its bounds: the one table behind the file, the environment, reload
-//! and `tests/house/tidy.rs`.
+//! The table of all configuration keys, for the file, the environment, reloads and the house tests.
 //!
-//! Owns: the names of keys, how each is read, and which can change while running. Must never read a file. Invariant:
-//! a field of [`Config`](super::Config) without a line here cannot be set, and fails the test beside the table.
+//! Owns: names and bounds of the keys, and which of them a reload can change. Must never read a file. Invariant: a field
+//! of [`Config`](super::Config) without a line here cannot be set.
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 const MILLIS_100: Duration = Duration::from_millis(100);
 
-/// Whether a changed value takes effect on SIGHUP.
+/// When a changed value takes effect: on SIGHUP, or after a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     Reload,

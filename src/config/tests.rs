@@ -1,6 +1,14 @@
 //! The configuration's promises.
 
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
 use super::*;
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 const FILE: &str = "balto.toml";
 
@@ -14,7 +22,7 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
-fn the_shipped_file_has_every_key_active_or_as_comment_and_means_the_defaults() {
+fn shipped_file_has_every_key_and_equals_the_defaults() {
     let text = include_str!("../../config/balto.toml");
     assert_eq!(load(text, &[]).expect("the shipped file is legal"), Config::default());
     let active: String =
@@ -30,7 +38,7 @@ fn the_shipped_file_has_every_key_active_or_as_comment_and_means_the_defaults() 
 }
 
 #[test]
-fn every_key_changes_something_and_has_a_variable() {
+fn every_key_changes_its_field_and_has_a_variable() {
     let samples: &[(&str, &str)] = &[
         ("kind", "embedded"),
         ("admin_key", "a-key-of-16-letters"),
@@ -144,7 +152,7 @@ fn errors_name_file_line_key_and_reason() {
 }
 
 #[test]
-fn all_that_is_wrong_is_told_at_once_in_the_order_of_its_places() {
+fn errors_are_reported_together_in_the_order_of_their_places() {
     let text = "[retry]\njitter = 7.0\n\n[nope]\nx = 1\n[delivery]\ntimeout = 15\nmax_in_flight = 0\n[log]\nlevel = \"info\"";
     let env = [("BALTO__LOG__FORMAT", "xml"), ("BALTO__EGRESS__ALLOW_HTTP", "yes")];
     let errors = load(text, &env).expect_err("wrong all over");
@@ -164,7 +172,7 @@ fn all_that_is_wrong_is_told_at_once_in_the_order_of_its_places() {
 }
 
 #[test]
-fn what_is_not_toml_is_told_with_line_and_column() {
+fn syntax_errors_name_line_and_column() {
     let errors = load("[log]\nlevel = info\n[server\nx", &[]).expect_err("no TOML");
     let told = errors.to_string();
     assert!(told.starts_with("balto.toml:2: not TOML at column 9: "), "{told}");
@@ -174,7 +182,7 @@ fn what_is_not_toml_is_told_with_line_and_column() {
 }
 
 #[test]
-fn a_check_looks_at_the_files_that_keys_name() {
+fn check_reads_the_files_that_keys_name() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name);
     let about = |key: &str, reason: &str| ConfigError {
@@ -226,7 +234,7 @@ fn a_check_looks_at_the_files_that_keys_name() {
 }
 
 #[test]
-fn tls_files_are_set_together() {
+fn tls_certificate_and_key_are_set_together() {
     for (one, other) in [("tls_certificate_file", "tls_key_file"), ("tls_key_file", "tls_certificate_file")] {
         let told = refusal(&format!("[server]\n{one} = \"a.pem\""));
         let expected = format!("balto.toml:2: server.{one}: must be set together with server.{other}");
@@ -236,7 +244,7 @@ fn tls_files_are_set_together() {
 }
 
 #[test]
-fn dev_listens_on_loopback_unless_told() {
+fn dev_listens_beyond_loopback_only_with_its_flag() {
     let dev = |text: &str, dev_listen_anywhere| {
         let flags = Overrides { dev: true, dev_listen_anywhere, ..Overrides::default() };
         Config::parse(Some((Path::new(FILE), text)), std::iter::empty(), flags)
@@ -265,7 +273,7 @@ fn dev_listens_on_loopback_unless_told() {
 }
 
 #[test]
-fn a_level_of_the_log_that_nobody_can_read_is_refused() {
+fn unreadable_log_level_is_refused() {
     for level in
         ["", "info,\u{fffd}", "\u{e9}=debug", "balto=\u{fffd}debug", "info,a\u{fffd}b=\u{fffd}=\u{fffd}"]
     {
@@ -275,7 +283,7 @@ fn a_level_of_the_log_that_nobody_can_read_is_refused() {
 }
 
 #[test]
-fn numbers_may_be_written_as_toml_allows() {
+fn numbers_accept_every_notation_of_toml() {
     let text = "[delivery]\nmax_in_flight = 2_048\nrefused_statuses = [0x190]\n[egress]\nallow_ports = [443, \"8000-8999\"]";
     let config = load(text, &[]).expect("legal");
     assert_eq!((config.delivery.max_in_flight, config.delivery.refused_statuses), (2_048, vec![400]));
@@ -291,7 +299,7 @@ fn numbers_may_be_written_as_toml_allows() {
 }
 
 #[test]
-fn a_default_gives_way_to_the_value_beside_it() {
+fn default_adapts_to_the_other_value_of_its_pair() {
     let config = load("[retry]\nmax_interval = \"1s\"\n[delivery]\ntimeout = \"1s\"", &[]).expect("legal");
     assert_eq!(config.retry.initial, Duration::from_secs(1));
     let config = load("[retry]\ninitial = \"12h\"", &[]).expect("legal");
@@ -299,7 +307,7 @@ fn a_default_gives_way_to_the_value_beside_it() {
 }
 
 #[test]
-fn environment_goes_over_file_and_flags_over_both() {
+fn environment_overrides_file_and_flags_override_both() {
     let text = "[store]\npath = \"/file\"\n[log]\nlevel = \"warn\"";
     let env = || [("BALTO__STORE__PATH", "/env"), ("BALTO_URL", "http://x"), ("HOME", "/")];
     let config = load(text, &env()).expect("legal");
@@ -311,7 +319,7 @@ fn environment_goes_over_file_and_flags_over_both() {
 }
 
 #[test]
-fn dev_allows_http_and_loopback_and_keeps_data_here() {
+fn dev_allows_http_and_loopback_and_stores_data_locally() {
     let flags = Overrides { dev: true, ..Overrides::default() };
     let config = Config::parse(None, std::iter::empty(), flags).expect("legal");
     assert!(config.dev && config.egress.allow_http && config.egress.allow_ports.is_empty());
@@ -325,7 +333,7 @@ fn dev_allows_http_and_loopback_and_keeps_data_here() {
 }
 
 #[test]
-fn the_public_url_is_a_base_and_secret_on_its_way() {
+fn public_url_is_a_base_url_and_needs_https() {
     let base = |url: &str| {
         load(&format!("[server]\npublic_url = \"{url}\""), &[])
             .map(|config| config.server.public_url.unwrap())
@@ -368,7 +376,7 @@ fn the_public_url_is_a_base_and_secret_on_its_way() {
 }
 
 #[test]
-fn the_admin_key_is_never_shown() {
+fn admin_key_is_never_shown() {
     let config = load("[auth]\nadmin_key = \"hunter2-at-the-old-mill\"", &[]).expect("legal");
     assert!(!format!("{config:?}").contains("hunter2"));
     assert_eq!(config.admin_key().expect("set").expect("set").expose(), "hunter2-at-the-old-mill");
@@ -403,7 +411,7 @@ fn guessable_admin_key_is_refused_with_a_remedy() {
 }
 
 #[test]
-fn the_admin_key_is_read_from_its_file_without_the_line_break() {
+fn admin_key_is_read_from_its_file_without_the_line_break() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "from-a-credential\n").expect("written");
     let mut config = Config::default();
@@ -415,7 +423,7 @@ fn the_admin_key_is_read_from_its_file_without_the_line_break() {
 }
 
 #[test]
-fn the_key_of_secrets_is_32_bytes_of_base64_and_never_shown() {
+fn secrets_key_is_32_bytes_of_base64_and_never_shown() {
     let good = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
     let config = load(&format!("[secrets]\nkey = \"{good}\""), &[]).expect("legal");
     assert!(!format!("{config:?}").contains("c2Vj"));
@@ -438,7 +446,7 @@ fn the_key_of_secrets_is_32_bytes_of_base64_and_never_shown() {
 }
 
 #[test]
-fn secrets_keys_are_a_list_in_file_environment_and_key_file() {
+fn secrets_keys_are_read_from_file_environment_and_key_file() {
     let (new, old) =
         ("bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctbmV3LW5ldy0=", "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=");
     let bytes = |config: &Config| -> Vec<_> {
@@ -468,7 +476,7 @@ fn secrets_keys_are_a_list_in_file_environment_and_key_file() {
 }
 
 #[test]
-fn reload_takes_what_can_change_and_names_what_cannot() {
+fn reload_names_the_keys_that_need_a_restart() {
     let old = Config::default();
     assert_eq!(old.reloadable_diff(&old), Ok(vec![]));
     let mut new = load("[egress]\nallow_http = true\n[retry]\njitter = 0.1", &[]).expect("legal");
@@ -478,9 +486,12 @@ fn reload_takes_what_can_change_and_names_what_cannot() {
 }
 
 #[test]
-fn of_what_is_no_toml_at_all_the_first_places_are_told_and_how_many_more() {
+fn long_list_of_syntax_errors_ends_with_a_count() {
     let errors = load(&"=\n".repeat(4_000), &[]).expect_err("garbage").to_string();
     let lines: Vec<_> = errors.lines().collect();
-    assert_eq!(lines.len(), SYNTAX_ERRORS_TOLD_MAX + 1, "{errors}");
-    assert!(lines[0].contains(":1: ") && lines[SYNTAX_ERRORS_TOLD_MAX].contains("more places"), "{errors}");
+    assert_eq!(lines.len(), loading::SYNTAX_ERRORS_MAX + 1, "{errors}");
+    assert!(
+        lines[0].contains(":1: ") && lines[loading::SYNTAX_ERRORS_MAX].contains("more places"),
+        "{errors}"
+    );
 }

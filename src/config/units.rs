@@ -1,17 +1,18 @@
-//! Durations and sizes as people write them: `250ms`, `15s`, `5m`, `72h`, `30d`; `512`, `256KiB`, `64MiB`.
+//! The notations of durations and sizes: `250ms`, `15s`, `5m`, `72h`, `30d`; `512`, `256KiB`, `64MiB`.
 //!
-//! Owns: these two notations, both ways. Must never know which key a value belongs to. Invariant: what is formatted
-//! parses to the same value.
+//! Owns: parsing and formatting. Must never know the key of a value. Invariant: a formatted value parses to the same
+//! value.
 
 use std::time::Duration;
 
 /// Units of a duration with their milliseconds, longest first.
 const DURATION_UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-/// Units of a size with their bytes, largest first. Decimal prefixes are refused: they would be mistaken for these.
+/// Units of a size with their bytes, largest first. Decimal prefixes (`KB`) are refused: people would mistake them for
+/// these.
 const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// Parses a whole number and its unit. `0s` is zero; a bare number is refused because it does not say what it counts.
+/// Parses a whole number and its unit. A number without a unit is refused, because its meaning would be a guess.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
@@ -19,7 +20,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(*millis).map(Duration::from_millis)
 }
 
-/// Writes a duration with the largest unit that divides it. What is below a millisecond is cut off.
+/// Formats a duration with the largest unit that divides it, in whole milliseconds.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -29,7 +30,7 @@ pub fn format_duration(duration: Duration) -> String {
     format_with(millis, &DURATION_UNITS)
 }
 
-/// Parses a whole number with a binary unit; a bare number counts bytes.
+/// Parses a whole number with a binary unit; a number without a unit counts bytes.
 #[must_use]
 pub fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
@@ -40,7 +41,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(*bytes)
 }
 
-/// Writes a size with the largest unit that divides it.
+/// Formats a size with the largest unit that divides it.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
     if bytes == 0 { "0B".to_owned() } else { format_with(bytes, &SIZE_UNITS) }
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_mean_what_they_say() {
+    fn durations_parse_with_a_unit_only() {
         for (text, millis) in
             [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("72h", 259_200_000), ("30d", 2_592_000_000)]
         {
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_mean_what_they_say() {
+    fn sizes_parse_with_binary_units_only() {
         for (text, bytes) in [("512", 512), ("512B", 512), ("256KiB", 262_144), ("64MiB", 67_108_864)] {
             assert_eq!(parse_size(text), Some(bytes), "{text}");
         }
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_formatted_parses_to_the_same_value() {
+    fn formatted_values_parse_to_the_same_value() {
         for value in [0, 1, 999, 1_000, 1_024, 60_000, 61_000, 90_000, 86_400_000, 1 << 20, (1 << 30) + 1] {
             let duration = Duration::from_millis(value);
             assert_eq!(parse_duration(&format_duration(duration)), Some(duration));

@@ -1,8 +1,8 @@
-//! One configured value before its key has judged it, and the judgements that keys share.
+//! A value of the configuration before its key has checked it, and the checks that keys share.
 //!
-//! Owns: reading text, numbers, switches, lists, durations and sizes, with reasons that say what was expected and what
-//! was found. Must never know which key is read. A value from the environment is text whatever it stands for, so
-//! every reading accepts it; a value from the file must have the right type.
+//! Owns: reading text, numbers, switches, lists, durations and sizes, with errors that name the expected form and the
+//! value. Must never know the key. A value from the environment is always text, so every check accepts text from there; a
+//! value from the file must have the right type.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -141,7 +141,7 @@ impl Value {
         self.text().map_err(|_| expected())?.parse().map_err(|_| expected())
     }
 
-    /// Where something is reached: scheme, host, and perhaps port and path; given back without a slash at the end.
+    /// A URL of scheme, host, optional port and optional path; returned without a slash at the end.
     pub(super) fn base_url(&self) -> Result<String, String> {
         let expected = || format!("must be a URL such as \"https://webhooks.example.com\", got {self}");
         let text = self.text().map_err(|_| expected())?;
@@ -184,7 +184,7 @@ impl Value {
 
     pub(super) fn log_level(&self) -> Result<String, String> {
         let text = self.text()?;
-        // Its parser panics on what is not ASCII.
+        // The parser of directives panics on text that is not ASCII.
         let is_readable = !text.is_empty() && text.is_ascii();
         if !is_readable || tracing_subscriber::EnvFilter::try_new(text).is_err() {
             return Err(format!(
@@ -194,13 +194,13 @@ impl Value {
         Ok(text.to_owned())
     }
 
-    /// Never quotes the value: it is a secret.
+    /// The error never quotes the value, which is a secret.
     pub(super) fn admin_key(&self) -> Result<AdminKey, String> {
-        // A value that is no text breaks the same rule as an empty one.
+        // A value of another type breaks the same rule as an empty text.
         AdminKey::parse(self.text().unwrap_or_default()).map_err(str::to_owned)
     }
 
-    /// One, or a list.
+    /// One key, or a list of keys.
     pub(super) fn secrets_keys(&self) -> Result<Vec<SecretsKey>, String> {
         let key = |item: &Self| item.text().ok().and_then(SecretsKey::parse);
         let keys = match self {
@@ -224,7 +224,7 @@ impl Value {
         })
     }
 
-    /// Never quotes the value: it may hold a password.
+    /// The error never quotes the value, which may hold a password.
     pub(super) fn proxy(&self) -> Result<ProxyUrl, String> {
         self.text().ok().and_then(ProxyUrl::parse).ok_or_else(|| ProxyUrl::RULE.to_owned())
     }

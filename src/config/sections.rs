@@ -1,0 +1,291 @@
+//! The sections of the configuration: one struct for each, with its defaults.
+//!
+//! Owns: the fields and their default values. Names, bounds and notation of the keys are in [`super::keys`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::secrets::{AdminKey, ProxyUrl, SecretsKey};
+use crate::domain::{RetryPolicy, SenderName};
+use crate::limits;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub api_listen: SocketAddr,
+    pub ops_listen: SocketAddr,
+    /// URL of the API as the outside sees it, without a slash at the end.
+    pub public_url: Option<String>,
+    /// PEM, the server's own certificate first. Needs `tls_key_file`; without both the API speaks plain HTTP.
+    pub tls_certificate_file: Option<PathBuf>,
+    pub tls_key_file: Option<PathBuf>,
+    pub max_connections: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub answer_timeout: Duration,
+    pub max_body_bytes: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Auth {
+    pub admin_key: Option<AdminKey>,
+    pub admin_key_file: Option<PathBuf>,
+}
+
+/// The keys that secrets and sensitive headers are encrypted under: the first encrypts, all decrypt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Secrets {
+    pub key: Vec<SecretsKey>,
+    pub key_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    Embedded,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    pub kind: StoreKind,
+    pub path: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ingest {
+    pub max_event_bytes: usize,
+    pub idempotency_ttl: Duration,
+    pub admission_bytes: usize,
+    pub admission_events: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    /// Time limit of an attempt, for endpoints without their own.
+    pub timeout: Duration,
+    pub connect_timeout: Duration,
+    /// Limit of requests at once, over all endpoints.
+    pub max_in_flight: usize,
+    /// Limit of requests at once to an endpoint without its own.
+    pub endpoint_max_in_flight: u32,
+    pub drain_timeout: Duration,
+    pub disable_after: Duration,
+    /// Status codes that end a delivery without a retry.
+    pub refused_statuses: Vec<u16>,
+    pub breaker_failures: u32,
+    pub breaker_probe_initial: Duration,
+    pub breaker_probe_max: Duration,
+}
+
+/// The retry policy of endpoints without their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    pub initial: Duration,
+    pub multiplier: f64,
+    pub max_interval: Duration,
+    pub max_attempts: u32,
+    pub max_age: Duration,
+    pub jitter: f64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Egress {
+    pub allow_http: bool,
+    pub allow_networks: Vec<IpNet>,
+    pub deny_networks: Vec<IpNet>,
+    /// Empty: 80, 443, and all from 1024 on except the well-known ports of other protocols.
+    pub allow_ports: Vec<PortRange>,
+    /// Limit of requests at once to one host and port, over all endpoints; 0 is no limit.
+    pub host_max_in_flight: usize,
+    /// Certificate authorities that are trusted in addition to those of the machine.
+    pub ca_file: Option<PathBuf>,
+    pub proxy: Option<ProxyUrl>,
+    /// Empty: the name servers of the machine.
+    pub nameservers: Vec<SocketAddr>,
+}
+
+/// How receivers are asked for consent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Handshake {
+    /// The name that requests for consent give as their sender, for endpoints without their own.
+    pub origin: Option<SenderName>,
+    pub retry_initial: Duration,
+    pub retry_max_interval: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retention {
+    pub events: Keep,
+    pub stream_events: Keep,
+    pub dead_letters: Keep,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A level, or directives of `tracing_subscriber::EnvFilter`.
+    pub level: String,
+}
+
+/// A retention time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    For(Duration),
+    Forever,
+}
+
+impl Keep {
+    /// `None`: forever.
+    #[must_use]
+    pub fn duration(self) -> Option<Duration> {
+        match self {
+            Self::For(duration) => Some(duration),
+            Self::Forever => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    Text,
+    Json,
+}
+
+/// Ports from `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    /// `443` or `8000-8999`; never port 0.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let range = Self { first: first.parse().ok()?, last: last.parse().ok()? };
+        (range.first > 0 && range.first <= range.last).then_some(range)
+    }
+
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        Self {
+            api_listen: local(8400),
+            ops_listen: local(8401),
+            public_url: None,
+            tls_certificate_file: None,
+            tls_key_file: None,
+            max_connections: limits::CONNECTIONS_DEFAULT,
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(30),
+            max_body_bytes: limits::BODY_BYTES_DEFAULT,
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { kind: StoreKind::Embedded, path: PathBuf::from("/var/lib/balto") }
+    }
+}
+
+impl Default for Ingest {
+    fn default() -> Self {
+        Self {
+            max_event_bytes: limits::EVENT_BYTES_DEFAULT,
+            idempotency_ttl: 24 * HOUR,
+            admission_bytes: limits::ADMISSION_BYTES_DEFAULT,
+            admission_events: limits::ADMISSION_EVENTS_DEFAULT,
+        }
+    }
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(5),
+            max_in_flight: limits::IN_FLIGHT_DEFAULT,
+            endpoint_max_in_flight: 16,
+            drain_timeout: Duration::from_secs(30),
+            disable_after: 5 * 24 * HOUR,
+            refused_statuses: Vec::new(),
+            breaker_failures: 5,
+            breaker_probe_initial: Duration::from_secs(5),
+            breaker_probe_max: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_secs(5),
+            multiplier: 3.0,
+            max_interval: 6 * HOUR,
+            max_attempts: 12,
+            max_age: 72 * HOUR,
+            jitter: 0.2,
+        }
+    }
+}
+
+impl Retry {
+    #[must_use]
+    pub fn policy(&self) -> RetryPolicy {
+        RetryPolicy::Exponential {
+            initial: self.initial,
+            multiplier: self.multiplier,
+            max_interval: self.max_interval,
+            max_attempts: self.max_attempts,
+            max_age: self.max_age,
+            jitter: self.jitter,
+        }
+    }
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self { origin: None, retry_initial: Duration::from_secs(60), retry_max_interval: 6 * HOUR }
+    }
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self {
+            allow_http: false,
+            allow_networks: Vec::new(),
+            deny_networks: Vec::new(),
+            allow_ports: Vec::new(),
+            host_max_in_flight: limits::HOST_IN_FLIGHT_DEFAULT,
+            ca_file: None,
+            proxy: None,
+            nameservers: Vec::new(),
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { events: Keep::For(30 * 24 * HOUR), stream_events: Keep::Forever, dead_letters: Keep::Forever }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, level: "info".to_owned() }
+    }
+}
