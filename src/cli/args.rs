@@ -1,7 +1,7 @@
-//! Argument values that several commands share: ids, durations, moments, lists of filters.
+//! Argument values that several commands share: ids, durations, moments, filters.
 //!
-//! Owns: what counts as a well-formed value before a request is made. The clock is an argument here as everywhere: a
-//! relative moment becomes an absolute one only when it is told what time it is.
+//! Owns: the check of a value before a request is made. The time is an argument here, too: a relative moment becomes
+//! absolute only with the current time.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,13 +13,13 @@ use time::format_description::well_known::Rfc3339;
 use crate::config::units::parse_duration;
 use crate::domain::time::Timestamp;
 
-/// The wall clock, read at the edge of a command.
+/// The current time, by the wall clock.
 pub(crate) fn now() -> Timestamp {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::default().plus(elapsed)
 }
 
-/// The time of day, UTC, for lines that scroll by.
+/// The time of day in UTC, for short lines.
 pub(crate) fn time_of_day(timestamp: Timestamp) -> String {
     timestamp.rfc3339().as_str()[11..23].to_owned()
 }
@@ -30,12 +30,12 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("`{text}` is not a duration such as 250ms, 15s, 5m, 72h or 30d"))
 }
 
-/// A duration that travels to the API as it was typed.
+/// A duration that the request repeats as it was typed.
 pub(crate) fn duration_text(text: &str) -> Result<String, String> {
     duration(text).map(|_| text.to_owned())
 }
 
-/// An id becomes a part of a path: anything but its own alphabet (`..` above all) could name another resource.
+/// An id, which becomes a segment of a path: other characters (above all `..`) could name another resource.
 pub(crate) fn id(text: &str) -> Result<String, String> {
     let well_formed =
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
@@ -46,7 +46,7 @@ pub(crate) fn id(text: &str) -> Result<String, String> {
     }
 }
 
-/// A point in time: absolute, or relative to now.
+/// A point in time: absolute, or relative to the current time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
     Absolute(String),
@@ -83,7 +83,7 @@ impl Moment {
     }
 }
 
-/// Names and values of a list's query, or of a filter in a body.
+/// Names and values of the query of a list, or of a filter in a body.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Query(pub(crate) Vec<(&'static str, String)>);
 
@@ -98,13 +98,13 @@ impl Query {
     }
 }
 
-/// The time window that lists and filters share.
+/// The time window of lists and filters.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Window {
-    /// Only from this time on: RFC 3339, or how long ago (2h).
+    /// Only from this time on: RFC 3339, or a duration before now (2h).
     #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     since: Option<Moment>,
-    /// Only before this time: RFC 3339, or how long ago (15m).
+    /// Only before this time: RFC 3339, or a duration before now (15m).
     #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     until: Option<Moment>,
 }
@@ -117,13 +117,13 @@ impl Window {
     }
 }
 
-/// How much of a list to show.
+/// The part of a list that is shown.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Paging {
-    /// Most rows of one page.
+    /// Rows of one page.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=250))]
     pub(crate) limit: Option<u16>,
-    /// Follow the list to its end, page by page.
+    /// Show all pages.
     #[arg(long)]
     pub(crate) all: bool,
 }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_cannot_leave_their_path() {
+    fn ids_contain_no_path_characters() {
         assert_eq!(id("evt_01J-x"), Ok("evt_01J-x".to_owned()));
         for wrong in ["", "..", "a/b", "a?b", "a b", "ä"] {
             assert!(id(wrong).is_err(), "`{wrong}` passed for an id");

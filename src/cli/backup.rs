@@ -1,4 +1,4 @@
-//! `balto backup`: everything that a running daemon holds, into one file or stream.
+//! `balto backup`: writes all data of a running daemon to a file or stream.
 
 mod target;
 
@@ -13,32 +13,32 @@ use super::output::{Progress, Session, harmless, line_async, note_async};
 use super::stop::Stop;
 use target::{Sink, Target};
 
-/// Save everything that a running daemon holds.
+/// Back up all data of a running daemon.
 #[derive(Debug, Args)]
-#[command(after_help = "The file has what was accepted before the command began. With a secrets.key \
-    its secrets are encrypted and the file is authenticated: keep that key, too.\n\n\
+#[command(after_help = "The backup contains everything that was accepted before the command began. With a \
+    secrets.key, secrets are encrypted and the backup is authenticated: keep that key, too.\n\n\
     Examples:\n  balto backup --to balto-$(date +%F).backup\n  balto backup --to - | zstd > balto.backup.zst")]
 pub(crate) struct BackupArgs {
-    /// The file, which appears when the backup is complete; `-` is standard output, and a FIFO is written to.
+    /// A file, which appears when the backup is complete; `-` is standard output; a FIFO works, too.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// Replace the file when there is one already.
+    /// Replace an existing file.
     #[arg(long)]
     force: bool,
 }
 
-/// What has been fetched.
+/// Summary of the parts that were fetched.
 #[derive(Default)]
 struct Fetched {
     bytes: u64,
-    /// Everything up to this position is in it.
+    /// Last position of the backup.
     position: u64,
     damaged: Vec<Range>,
 }
 
 #[derive(Deserialize)]
 struct Part {
-    /// Of an authenticated backup.
+    /// Id of an authenticated backup.
     id: Option<String>,
     text: String,
     next: Option<u64>,
@@ -59,12 +59,12 @@ impl BackupArgs {
         let mut stop = Stop::new()?;
         let fetched = tokio::select! {
             fetched = fetch(session, target) => fetched?,
-            () = stop.told() => anyhow::bail!("told to stop; there is no backup"),
+            () = stop.signal() => anyhow::bail!("interrupted by a signal; no backup was written"),
         };
         tokio::select! {
             reported = self.report(fetched, on_standard_output, session.json) => reported,
             // The backup is complete.
-            () = stop.told() => Ok(()),
+            () = stop.signal() => Ok(()),
         }
     }
 
@@ -72,15 +72,15 @@ impl BackupArgs {
         let Fetched { bytes, position, damaged } = fetched;
         for range in &damaged {
             let text =
-                format!("positions {} to {} are damaged and not in the backup", range.first, range.last);
+                format!("positions {} to {} are damaged and missing in the backup", range.first, range.last);
             note_async(text).await;
         }
         let path = if on_standard_output { "standard output".into() } else { self.to.display().to_string() };
-        anyhow::ensure!(damaged.is_empty(), "the journal is damaged; what can be read is in {path}");
+        anyhow::ensure!(damaged.is_empty(), "the journal is damaged; {path} contains the readable part");
         let text = if as_json {
             harmless(&json!({"path": path, "bytes": bytes, "position": position}).to_string())
         } else {
-            format!("{path}: {bytes} bytes, everything up to position {position}")
+            format!("{path}: {bytes} bytes, up to position {position}")
         };
         if on_standard_output {
             note_async(text).await;
@@ -97,7 +97,8 @@ async fn fetch(session: &Session, target: Target) -> anyhow::Result<Fetched> {
     let progress = Progress::start();
     loop {
         let answer = session.client.get(&["v1", "backup"], &query).await?;
-        let part: Part = serde_json::from_str(&answer).context("the answer is not a part of a backup")?;
+        let part: Part = serde_json::from_str(&answer)
+            .context("the answer is no part of a backup: is this URL a Balto daemon?")?;
         sink.write(&part.text).await?;
         fetched.bytes += part.text.len() as u64;
         fetched.position = part.until;

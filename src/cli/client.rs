@@ -1,7 +1,6 @@
-//! The HTTP client of the client commands, and how the daemon's refusals read on a terminal.
+//! The HTTP client of the client commands, and the text of the daemon's errors.
 //!
-//! Owns: one request and its answer, within bounds of time and size. Never retries: a command that failed says so, and
-//! whoever typed it decides.
+//! Owns: requests and answers, within bounds of time and size. Never retries: the user decides after a failure.
 
 use std::fmt;
 use std::path::Path;
@@ -15,31 +14,31 @@ use url::Url;
 
 use crate::courier::tls;
 
-/// Longest wait for a connection.
+/// Time limit of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for a whole answer.
+/// Time limit of a whole answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// As [`ANSWER_TIMEOUT`], for what works through everything that a filter finds.
+/// Time limit of an operation on all matches of a filter.
 const BULK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// Bound of an answer, in bytes: 250 rows of the largest events fit.
+/// Bound of an answer, in bytes: 250 events of the largest size fit.
 const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
-/// Bound of what is shown of an answer that is not the API's.
+/// Bound of the text that is shown of a foreign answer, in characters.
 const FOREIGN_CHARACTERS_MAX: usize = 200;
 
-/// Why a request has no good answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "cannot reach {url}: {cause}\n  Is the daemon running there? `balto serve --dev` starts one; BALTO_URL or --server names another."
+        "cannot reach {url}: {cause}\n  Start a daemon with `balto serve --dev`, or name another one with BALTO_URL or --server."
     )]
     Unreachable { url: String, cause: String },
     #[error(
-        "{url} cannot be trusted: {cause}\n  BALTO_CA_FILE or --ca-file names a file with the authority that signed its certificate."
+        "{url} cannot be trusted: {cause}\n  Name a file with the authority of its certificate in BALTO_CA_FILE or --ca-file."
     )]
     Untrusted { url: String, cause: String },
     #[error("no TLS connection with {url}: {cause}")]
     Tls { url: String, cause: String },
-    #[error("{url} does not speak TLS; name it with http://")]
+    #[error("{url} does not speak TLS; write http:// in the URL")]
     Plain { url: String },
     #[error("{0}")]
     Refused(Problem),
@@ -47,7 +46,7 @@ pub(crate) enum Error {
     TooLarge { url: String },
 }
 
-/// RFC 9457 problem details, as far as a person at a terminal can use them.
+/// RFC 9457 problem details: the members that the command line shows.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Problem {
@@ -61,12 +60,12 @@ pub(crate) struct Problem {
     retry_after: Option<String>,
 }
 
-/// One member of the request that is wrong.
+/// One invalid member of the request.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Fault {
     pub(crate) pointer: String,
-    /// Of the query; then `pointer` says nothing more.
+    /// A parameter of the query, in place of a pointer into the body.
     pub(crate) parameter: Option<String>,
     pub(crate) detail: String,
 }
@@ -74,14 +73,14 @@ pub(crate) struct Fault {
 impl Problem {
     fn from_answer(status: StatusCode, retry_after: Option<String>, body: &[u8]) -> Self {
         let mut problem: Self = serde_json::from_slice(body).unwrap_or_else(|_| Self {
-            // Not our API: a proxy, or another service on that port. What it said is the best hint there is.
+            // Not the API: a proxy, or another service at this address. Its text is the best hint.
             detail: String::from_utf8_lossy(body).trim().chars().take(FOREIGN_CHARACTERS_MAX).collect(),
             ..Self::default()
         });
         if problem.title.is_empty() {
             problem.title = status.canonical_reason().unwrap_or("refused").to_owned();
         }
-        // What the API calls by its parameter is an option here.
+        // The API names its parameter, which is an option here.
         problem.detail = problem.detail.replace("`?tenant=`", "`--tenant`");
         problem.status = status.as_u16();
         problem.retry_after = retry_after;
@@ -110,16 +109,16 @@ impl fmt::Display for Problem {
             write!(f, "\n  {}: {}", clean(place), clean(&fault.detail))?;
         }
         if self.status == 401 {
-            write!(f, "\n  Set BALTO_API_KEY to a key of this daemon.")?;
+            write!(f, "\n  Set BALTO_API_KEY to an API key of this daemon.")?;
         }
         if let Some(wait) = &self.retry_after {
-            write!(f, "\n  The daemon asks to try again after: {}", clean(wait))?;
+            write!(f, "\n  Retry after: {}", clean(wait))?;
         }
         Ok(())
     }
 }
 
-/// One daemon, and the key to it.
+/// A connection to one daemon, with the API key.
 pub(crate) struct Client {
     base: Url,
     key: Option<String>,
@@ -128,14 +127,17 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(base: &str, key: Option<String>) -> anyhow::Result<Self> {
-        Self::trusting(base, key, None)
+        Self::with_ca_file(base, key, None)
     }
 
-    /// `ca_file` holds certificate authorities that are trusted beside those of the machine.
-    pub(crate) fn trusting(base: &str, key: Option<String>, ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let url: Url = base
-            .parse()
-            .map_err(|error| super::usage(format!("`{base}` is not a URL of a daemon: {error}")))?;
+    /// `ca_file` has certificate authorities that are trusted in addition to those of the machine.
+    pub(crate) fn with_ca_file(
+        base: &str,
+        key: Option<String>,
+        ca_file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let url: Url =
+            base.parse().map_err(|error| super::usage(format!("`{base}` is not a URL: {error}")))?;
         if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
             return Err(super::usage(format!("`{base}` is not an http or https URL")));
         }
@@ -155,7 +157,7 @@ impl Client {
         Ok(Self { base: url, key, http })
     }
 
-    /// The address of a resource; every segment is encoded on its own.
+    /// The URL of a resource. Each segment is percent-encoded.
     fn url(&self, segments: &[&str], query: &[(&'static str, String)]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -176,12 +178,12 @@ impl Client {
         self.request(self.http.get(self.url(segments, query))).await
     }
 
-    /// `body` is JSON text; none for actions that take no arguments.
+    /// `body` is JSON text, or `None` for an action without arguments.
     pub(crate) async fn post(&self, segments: &[&str], body: Option<String>) -> Result<String, Error> {
         self.request(with_json(self.http.post(self.url(segments, &[])), body)).await
     }
 
-    /// As [`Self::post`], to a resource that needs a query to be found.
+    /// As [`Self::post`], with a query.
     pub(crate) async fn post_to(
         &self,
         segments: &[&str],
@@ -191,7 +193,7 @@ impl Client {
         self.request(with_json(self.http.post(self.url(segments, query)), Some(body))).await
     }
 
-    /// As [`Self::post`], for work that may take long.
+    /// As [`Self::post`], for an operation that may take long.
     pub(crate) async fn post_bulk(&self, segments: &[&str], body: String) -> Result<String, Error> {
         let request = self.http.post(self.url(segments, &[])).timeout(BULK_TIMEOUT);
         self.request(with_json(request, Some(body))).await
@@ -271,7 +273,7 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // The source of an I/O error is that of the error in it.
+        // An I/O error skips its inner error in `source`.
         cause = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
             Some(inner) => Some(inner),
             None => error.source(),
@@ -287,10 +289,10 @@ fn with_json(request: RequestBuilder, body: Option<String>) -> RequestBuilder {
     }
 }
 
-/// The innermost error says what happened ("connection refused"); the outer ones only where.
+/// The innermost error has the cause ("connection refused"); the outer ones only the place.
 fn root_cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "no answer in time".to_owned();
+        return "timed out".to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
@@ -301,13 +303,13 @@ fn root_cause(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 pub(crate) mod fake {
-    //! A server that gives one canned answer to each connection and keeps what it was asked.
+    //! A server that gives a prepared answer to each connection and records the requests.
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::task::JoinHandle;
 
-    /// Answers as many connections as there are `answers` (status line and headers, body), then ends with the requests.
+    /// Answers one connection with each of `answers` (status line and headers, body), then returns the requests.
     pub(crate) async fn serve(answers: Vec<(&'static str, String)>) -> (String, JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -351,7 +353,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_refusal_reads_as_title_detail_and_pointers() {
+    async fn problem_shows_title_detail_and_pointers() {
         let body = r#"{"title":"Validation failed","detail":"2 members are wrong","code":"validation_failed",
             "errors":[{"pointer":"/type","detail":"has an empty word"},{"pointer":"/id","detail":"is too long"}]}"#;
         let head = "422 Unprocessable Content\r\ncontent-type: application/problem+json";
@@ -365,16 +367,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_foreign_error_page_is_shown_in_part_and_made_harmless() {
+    async fn foreign_error_page_is_cut_and_escaped() {
         let page = format!("<html>\x1b[31m{}", "x".repeat(1000));
         let (url, _task) = fake::serve(vec![("502 Bad Gateway\r\nretry-after: 7", page)]).await;
         let error = Client::new(&url, None).unwrap().get(&["v1"], &[]).await.unwrap_err().to_string();
         assert!(error.starts_with("Bad Gateway: <html>\\u{1b}[31mxxx"), "{error}");
-        assert!(error.len() < 400 && error.ends_with("try again after: 7"), "{error}");
+        assert!(error.len() < 400 && error.ends_with("Retry after: 7"), "{error}");
     }
 
     #[tokio::test]
-    async fn an_unreachable_daemon_is_named_with_a_hint() {
+    async fn unreachable_daemon_is_named_with_a_hint() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_key_and_the_idempotency_key_travel_as_headers() {
+    async fn api_key_and_idempotency_key_are_sent_as_headers() {
         let (url, task) = fake::serve(vec![("202 Accepted", "{}".to_owned())]).await;
         let client = Client::new(&url, Some("s3cret".to_owned())).unwrap();
         client.create(&["v1", "events"], "{\"a\":1}".to_owned(), Some("once")).await.unwrap();
@@ -397,14 +399,14 @@ mod tests {
     }
 
     #[test]
-    fn addresses_keep_the_bases_path_and_encode_their_parts() {
+    fn url_keeps_the_base_path_and_encodes_segments() {
         let client = Client::new("https://example.com/balto/", None).unwrap();
         let url = client.url(&["v1", "a b"], &[("type", "x&y".to_owned())]);
         assert_eq!(url.as_str(), "https://example.com/balto/v1/a%20b?type=x%26y");
     }
 
     #[test]
-    fn a_server_that_is_no_http_url_is_wrong_usage() {
+    fn server_without_an_http_url_is_wrong_usage() {
         for wrong in ["localhost:8400", "ftp://h/", "nonsense"] {
             let error = Client::new(wrong, None).err().unwrap();
             assert!(error.is::<crate::cli::UsageError>(), "{wrong}: {error}");

@@ -1,6 +1,7 @@
-//! `balto dead-letters`: what was given up, and whether it is tried again or thrown away.
+//! `balto dead-letters`: lists, shows, redrives and purges dead letters.
 //!
-//! Owns: that nothing is redriven or purged wholesale by accident. Without an id, a filter or `--all` there is no request.
+//! Owns: the selection. Without an id, a filter or `--all` no request is made, so nobody redrives or purges all of them by
+//! accident.
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -21,7 +22,7 @@ const COLUMNS: &[Column] = &[
     Column("LAST ERROR", &["/lastError"]),
 ];
 
-/// Look at dead letters, redrive or purge them.
+/// List, show, redrive and purge dead letters.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
     balto dead-letters list --reason attemptsExhausted --since 24h\n  \
@@ -37,28 +38,28 @@ pub(crate) enum DeadLettersCommand {
         #[command(flatten)]
         paging: Paging,
     },
-    /// Show one dead letter: its event, its reason, its attempts.
+    /// Show a dead letter with its event, reason and attempts.
     Show {
         #[arg(value_name = "DELIVERY_ID", value_parser = args::id)]
         id: String,
     },
-    /// Deliver again, with the same webhook-id and a new series of attempts.
+    /// Deliver again, with the same webhook-id and the full number of attempts.
     Redrive(Box<Selection>),
-    /// Delete for good.
+    /// Delete permanently.
     Purge(Box<Selection>),
 }
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Filter {
-    /// Only of this endpoint.
+    /// Only for this endpoint.
     #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
     endpoint: Option<String>,
     #[arg(long)]
     tenant: Option<String>,
-    /// Only of events of this type.
+    /// Only for events of this type.
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
-    /// Such as attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress, expired.
+    /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress or expired.
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]
@@ -84,12 +85,12 @@ pub(crate) struct Selection {
     id: Option<String>,
     #[command(flatten)]
     filter: Filter,
-    /// All of them.
+    /// All dead letters.
     #[arg(long)]
     all: bool,
 }
 
-/// What a selection comes to.
+/// A valid selection.
 #[derive(Debug, PartialEq)]
 enum Chosen<'a> {
     One(&'a str),
@@ -103,7 +104,9 @@ impl Selection {
             (Some(id), true, false) => Ok(Chosen::One(id)),
             (Some(_), ..) => Err(super::usage("give either an id, or a filter or --all, not both")),
             (None, false, true) => Err(super::usage("give either a filter or --all, not both")),
-            (None, true, false) => Err(super::usage("which dead letters? give an id, a filter or --all")),
+            (None, true, false) => {
+                Err(super::usage("no dead letter selected: give an id, a filter or --all"))
+            }
             (None, ..) => Ok(Chosen::Matching(filter)),
         }
     }
@@ -124,7 +127,7 @@ impl DeadLettersCommand {
             Self::Redrive(selection) => match selection.chosen(now)? {
                 Chosen::One(id) => {
                     let answer = client.post(&["v1", "dead-letters", id, "redrive"], None).await?;
-                    session.done(&answer, &format!("{id} is being delivered again."))
+                    session.done(&answer, &format!("{id} is pending again."))
                 }
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
@@ -135,7 +138,7 @@ impl DeadLettersCommand {
             Self::Purge(selection) => match selection.chosen(now)? {
                 Chosen::One(id) => {
                     let answer = client.delete(&["v1", "dead-letters", id]).await?;
-                    session.done(&answer, &format!("{id} is purged."))
+                    session.done(&answer, &format!("{id} is deleted."))
                 }
                 Chosen::Matching(filter) => {
                     let body = Value::Object(filter).to_string();
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selection_is_one_some_or_expressly_all() {
+    fn selection_is_one_some_or_explicitly_all() {
         let now = Timestamp::from_millis(1_773_398_100_000);
         assert_eq!(selection("dlv_1").chosen(now).unwrap(), Chosen::One("dlv_1"));
         assert_eq!(selection("--all").chosen(now).unwrap(), Chosen::Matching(Map::new()));
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_chosen_and_contradictions_are_wrong_usage() {
+    fn empty_and_contradictory_selections_are_wrong_usage() {
         for arguments in ["", "dlv_1 --all", "dlv_1 --type a", "--all --type a"] {
             let error = selection(arguments).chosen(Timestamp::default()).unwrap_err();
             assert!(error.is::<UsageError>(), "`{arguments}`: {error}");

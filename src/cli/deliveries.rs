@@ -1,4 +1,4 @@
-//! `balto deliveries`: one event's way to one endpoint, try by try.
+//! `balto deliveries`: lists, shows, retries and cancels deliveries.
 
 use clap::{Args, Subcommand};
 
@@ -17,7 +17,7 @@ const COLUMNS: &[Column] = &[
     Column("LAST ERROR", &["/lastError"]),
 ];
 
-/// Of one delivery.
+/// Columns of the attempts of a delivery.
 pub(super) const ATTEMPTS: &[Column] = &[
     Column("NUMBER", &["/number"]),
     Column("TRIGGER", &["/trigger"]),
@@ -29,22 +29,22 @@ pub(super) const ATTEMPTS: &[Column] = &[
     Column("NEXT ATTEMPT", &["/nextAttemptAt"]),
 ];
 
-/// Look at deliveries, retry or cancel them.
+/// List, show, retry and cancel deliveries.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeliveriesCommand {
     /// List deliveries, newest first.
     List(Box<ListArgs>),
-    /// Show one delivery and its attempts.
+    /// Show a delivery and its attempts.
     Show {
         #[arg(value_parser = args::id)]
         id: String,
     },
-    /// Make it due now: it goes as soon as its endpoint's lane lets it.
+    /// Make a delivery due now. It is sent as soon as the endpoint's lane allows.
     Retry {
         #[arg(value_parser = args::id)]
         id: String,
     },
-    /// Give up a pending delivery.
+    /// Cancel a pending delivery.
     Cancel {
         #[arg(value_parser = args::id)]
         id: String,
@@ -56,7 +56,7 @@ pub(crate) struct ListArgs {
     /// Only to this endpoint.
     #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
     endpoint: Option<String>,
-    /// Only of this event.
+    /// Only for this event.
     #[arg(long, value_name = "EVENT_ID", value_parser = args::id)]
     event: Option<String>,
     #[arg(long)]
@@ -64,7 +64,7 @@ pub(crate) struct ListArgs {
     /// pending, delivered, dead or cancelled.
     #[arg(long)]
     status: Option<String>,
-    /// Only of events of this type.
+    /// Only for events of this type.
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
     #[command(flatten)]
@@ -92,7 +92,7 @@ impl DeliveriesCommand {
             }
             Self::Retry { id } => {
                 let answer = session.client.post(&["v1", "deliveries", id, "retry"], None).await?;
-                session.done(&answer, &format!("{id} is tried now."))
+                session.done(&answer, &format!("{id} is due now."))
             }
             Self::Cancel { id } => {
                 let answer = session.client.post(&["v1", "deliveries", id, "cancel"], None).await?;
@@ -110,7 +110,7 @@ mod tests {
     use clap::Parser as _;
 
     #[tokio::test]
-    async fn filters_become_the_query_that_the_api_knows() {
+    async fn filters_become_query_parameters() {
         let (url, task) = fake::serve(vec![("200 OK", r#"{"data":[],"next":null}"#.to_owned())]).await;
         let arguments = "balto deliveries list --endpoint ep_1 --event evt_1 --status dead --type a.b --limit 5 \
             --since 2026-01-01T00:00:00Z";

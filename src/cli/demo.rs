@@ -1,7 +1,7 @@
-//! `balto demo`: a tour of the real thing. A daemon of this very executable, two receivers, and what happens between them.
+//! `balto demo`: a tour with a daemon of this executable and two receivers.
 //!
-//! Owns: the child process, the temporary directory and the receivers; all are gone when the tour ends, however it
-//! ends. Every step states what it expects, so that the tour is also a check of the installation: it fails loudly.
+//! Owns: the child process, the temporary directory and the receivers, which end with the tour, also after a failure. Every
+//! step checks its result, so the tour is a test of the installation, too.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -21,46 +21,45 @@ use super::listen::{Options, Receiver, Report, Signed};
 use super::output::{clean, colour, line_async};
 use super::stop::Stop;
 
-/// Longest time of the whole tour.
+/// Time limit of the tour.
 const TOUR_MAX: Duration = Duration::from_secs(60);
-/// Longest wait for the daemon to be ready.
+/// Time limit until the daemon is ready.
 const READY_MAX: Duration = Duration::from_secs(30);
-/// Longest wait for one thing to happen.
+/// Time limit of a step.
 const STEP_MAX: Duration = Duration::from_secs(20);
-/// Longest wait for the daemon to stop after SIGTERM.
+/// Time limit of the daemon's end after SIGTERM.
 const STOP_MAX: Duration = Duration::from_secs(15);
-/// Pause between two looks at something that has no signal to wait for.
-const LOOK_PAUSE: Duration = Duration::from_millis(50);
-/// Lines of the daemon's log that are shown when it failed.
+/// Pause between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Lines of the daemon's log that are shown after a failure.
 const LOG_LINES_MAX: usize = 15;
 /// Lines of metrics that are shown.
 const METRICS_LINES_MAX: usize = 8;
-/// How often the first receiver fails before it recovers.
+/// Failures of the first receiver before it recovers.
 const SHOP_FAILURES: u32 = 2;
-/// Attempts after which the second receiver's delivery is given up.
+/// Attempts after which the delivery to the second receiver becomes a dead letter.
 const LEDGER_ATTEMPTS: usize = 3;
 
 /// Runs the tour.
 ///
 /// # Errors
-/// The first expectation that was not met, with the end of the daemon's log where it helps.
+/// The first failed check, with the end of the daemon's log.
 pub(super) async fn run() -> anyhow::Result<()> {
     let mut stop = Stop::new()?;
     let tour = async {
-        let mut stage = Stage::set().await?;
-        let outcome = stage.play().await;
-        match outcome {
-            Ok(()) => stage.close().await,
-            Err(error) => Err(error.context(stage.daemon.log_tail())),
+        let mut tour = Tour::start().await?;
+        match tour.run().await {
+            Ok(()) => tour.stop().await,
+            Err(error) => Err(error.context(tour.daemon.log_tail())),
         }
     };
     tokio::select! {
         outcome = timeout(TOUR_MAX, tour) => outcome.context("the tour took longer than a minute")?,
-        () = stop.told() => bail!("interrupted"),
+        () = stop.signal() => bail!("interrupted by a signal"),
     }
 }
 
-/// How the story is told: colours only where they show.
+/// Prints the tour, with colours on a terminal.
 #[derive(Clone, Copy)]
 struct Narrator {
     coloured: bool,
@@ -79,7 +78,7 @@ impl Narrator {
         Ok(line_async(format!("  {text}")).await?)
     }
 
-    /// One webhook as a receiver saw it.
+    /// Prints a webhook that a receiver got.
     async fn webhook(self, receiver: &str, report: &Report) -> anyhow::Result<()> {
         let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), clean);
         let good = (200..300).contains(&report.status);
@@ -95,7 +94,7 @@ impl Narrator {
     }
 }
 
-/// The daemon as a child process; it is killed if the tour ends early.
+/// The daemon as a child process. Dropping this kills it.
 struct Daemon {
     child: Child,
     log: PathBuf,
@@ -109,7 +108,7 @@ impl Daemon {
         let log = directory.join("daemon.log");
         let output = File::create(&log).context("cannot create the daemon's log")?;
         let mut command = Command::new(std::env::current_exe().context("cannot find this executable")?);
-        // A configuration that the shell happens to carry is for another daemon.
+        // Settings in the environment of the shell are for another daemon.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("BALTO_") {
                 command.env_remove(name);
@@ -135,12 +134,12 @@ impl Daemon {
                 bail!("the daemon ended before it was ready: {status}");
             }
             ensure!(Instant::now() < deadline, "the daemon was not ready within {READY_MAX:?}");
-            sleep(LOOK_PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// Asks with SIGTERM, as a service manager does, and waits for the end.
+    /// Sends SIGTERM, as a service manager does, and waits for the end.
     async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         if !asked.is_ok_and(|status| status.success()) {
@@ -152,7 +151,7 @@ impl Daemon {
                 return Ok(status);
             }
             ensure!(Instant::now() < deadline, "the daemon did not stop within {STOP_MAX:?} of SIGTERM");
-            sleep(LOOK_PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -167,13 +166,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Both fail when it has ended already, which is what is wanted.
+        // Both fail when the process has ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
-/// Ports that were free a moment ago; held together, so that they differ.
+/// Two free ports. Both are bound at once, so that they differ.
 fn free_addresses() -> std::io::Result<[SocketAddr; 2]> {
     let api = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let ops = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -182,33 +181,33 @@ fn free_addresses() -> std::io::Result<[SocketAddr; 2]> {
 
 fn new_secret() -> anyhow::Result<String> {
     let mut key = [0_u8; 32];
-    getrandom::fill(&mut key).context("the system has no randomness")?;
+    getrandom::fill(&mut key).context("the system gives no random numbers")?;
     Ok(format!("whsec_{}", BASE64.encode(key)))
 }
 
-/// Everything on stage. Fields drop in order: the daemon before its directory.
-struct Stage {
+/// Daemon and receivers of the tour. Fields drop in order: the daemon before its directory.
+struct Tour {
     narrator: Narrator,
     daemon: Daemon,
     api: Client,
     ops: Client,
-    /// Fails at first, then recovers by itself.
+    /// Fails first, then recovers.
     shop: Receiver,
     shop_secret: String,
-    /// Fails until somebody repairs it.
+    /// Fails until the tour repairs it.
     ledger: Receiver,
     ledger_secret: String,
     _directory: tempfile::TempDir,
 }
 
-impl Stage {
-    async fn set() -> anyhow::Result<Self> {
+impl Tour {
+    async fn start() -> anyhow::Result<Self> {
         let narrator = Narrator { coloured: colour() };
         let directory = tempfile::Builder::new()
             .prefix("balto-demo-")
             .tempdir()
             .context("cannot create a temporary directory")?;
-        narrator.chapter("A daemon starts, with its own ports and an empty directory").await?;
+        narrator.chapter("A daemon starts with free ports and an empty directory").await?;
         let mut daemon = Daemon::start(directory.path())?;
         let api = Client::new(&format!("http://{}", daemon.api), None)?;
         let ops = Client::new(&format!("http://{}", daemon.ops), None)?;
@@ -236,12 +235,12 @@ impl Stage {
         })
     }
 
-    async fn play(&mut self) -> anyhow::Result<()> {
+    async fn run(&mut self) -> anyhow::Result<()> {
         let ledger_endpoint = self.subscribe().await?;
         let events = self.publish().await?;
         let refunded = events.last().context("no event was posted")?.clone();
-        self.watch_the_retries(events).await?;
-        let dead = self.watch_it_die(&ledger_endpoint, &refunded).await?;
+        self.watch_retries(events).await?;
+        let dead = self.watch_dead_letter(&ledger_endpoint, &refunded).await?;
         self.redrive(&dead, &refunded).await?;
         self.show_metrics().await
     }
@@ -256,7 +255,7 @@ impl Stage {
         serde_json::from_str(&answer).context("the daemon's answer is not JSON")
     }
 
-    /// Registers both receivers; gives the id of the second one's endpoint.
+    /// Registers both receivers. Returns the id of the second endpoint.
     async fn subscribe(&self) -> anyhow::Result<String> {
         self.narrator.chapter("Two receivers subscribe").await?;
         let retry = |attempts: usize| json!({"initial": "300ms", "multiplier": 2.0, "maxInterval": "1s", "maxAttempts": attempts, "jitter": 0.0});
@@ -264,21 +263,21 @@ impl Stage {
             "secret": self.shop_secret, "retry": retry(8)});
         let shop = text(&self.create(&["v1", "endpoints"], shop).await?, "id")?;
         self.narrator
-            .say(&format!("shop    {shop}  all events; its first {SHOP_FAILURES} answers will be 500"))
+            .say(&format!("shop    {shop}  all events; the first {SHOP_FAILURES} answers will be 500"))
             .await?;
         let ledger = json!({"url": format!("http://{}/hooks", self.ledger.address()), "description": "ledger",
             "secret": self.ledger_secret, "eventTypes": ["order.refunded"], "retry": retry(LEDGER_ATTEMPTS)});
         let ledger = text(&self.create(&["v1", "endpoints"], ledger).await?, "id")?;
         self.narrator
             .say(&format!(
-                "ledger  {ledger}  order.refunded; always 500, given up after {LEDGER_ATTEMPTS} attempts"
+                "ledger  {ledger}  order.refunded; always 500, a dead letter after {LEDGER_ATTEMPTS} attempts"
             ))
             .await?;
         Ok(ledger)
     }
 
     async fn publish(&self) -> anyhow::Result<Vec<String>> {
-        self.narrator.chapter("Three events are posted; a 202 means that they are on disk").await?;
+        self.narrator.chapter("Three events are posted; a 202 means that an event is on disk").await?;
         let mut ids = Vec::new();
         for event_type in ["order.paid", "order.shipped", "order.refunded"] {
             let body = json!({"type": event_type, "data": {"orderId": 42, "amount": "19.90"}});
@@ -292,8 +291,10 @@ impl Stage {
         Ok(ids)
     }
 
-    async fn watch_the_retries(&mut self, events: Vec<String>) -> anyhow::Result<()> {
-        self.narrator.chapter("Signed webhooks arrive; what fails is tried again, with the same id").await?;
+    async fn watch_retries(&mut self, events: Vec<String>) -> anyhow::Result<()> {
+        self.narrator
+            .chapter("Signed webhooks arrive; a failed delivery is retried with the same id")
+            .await?;
         let mut missing: BTreeSet<String> = events.into_iter().collect();
         let mut failures = 0;
         while !missing.is_empty() {
@@ -311,9 +312,9 @@ impl Stage {
         self.narrator.say("The shop has all three.").await
     }
 
-    /// Sees the ledger's delivery fail for good; gives its id.
-    async fn watch_it_die(&mut self, endpoint: &str, event: &str) -> anyhow::Result<String> {
-        self.narrator.chapter("The ledger stays broken, so its delivery becomes a dead letter").await?;
+    /// Waits until the ledger's delivery is a dead letter. Returns the id of the delivery.
+    async fn watch_dead_letter(&mut self, endpoint: &str, event: &str) -> anyhow::Result<String> {
+        self.narrator.chapter("The ledger still fails, so its delivery becomes a dead letter").await?;
         for _ in 0..LEDGER_ATTEMPTS {
             let report = next(&mut self.ledger, "the ledger's webhooks").await?;
             self.narrator.webhook("ledger", &report).await?;
@@ -327,7 +328,7 @@ impl Stage {
                 break letter.clone();
             }
             ensure!(Instant::now() < deadline, "no dead letter appeared within {STEP_MAX:?}");
-            sleep(LOOK_PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         };
         let id = text(&letter, "deliveryId")?;
         let letter = self.get(&["v1", "dead-letters", &id], &[]).await?;
@@ -354,7 +355,7 @@ impl Stage {
     }
 
     async fn redrive(&mut self, delivery: &str, event: &str) -> anyhow::Result<()> {
-        self.narrator.chapter("The ledger is repaired and the dead letter redriven").await?;
+        self.narrator.chapter("The ledger is repaired, and the dead letter is redriven").await?;
         self.ledger.answer_with(200);
         self.api.post(&["v1", "dead-letters", delivery, "redrive"], None).await?;
         let report = next(&mut self.ledger, "the redriven webhook").await?;
@@ -368,15 +369,15 @@ impl Stage {
                 break;
             }
             ensure!(Instant::now() < deadline, "the redriven delivery is still {status} after {STEP_MAX:?}");
-            sleep(LOOK_PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
         self.narrator.say(&format!("{delivery}  status: {}", self.narrator.paint("delivered", "32"))).await
     }
 
     async fn show_metrics(&self) -> anyhow::Result<()> {
-        self.narrator.chapter("What the metrics say").await?;
+        self.narrator.chapter("The metrics").await?;
         let metrics = self.ops.get(&["metrics"], &[]).await?;
-        let lines = telling(&metrics);
+        let lines = moved_counters(&metrics);
         ensure!(!lines.is_empty(), "/metrics has no balto_ counters of deliveries");
         for line in lines {
             self.narrator.say(&clean(line)).await?;
@@ -384,15 +385,15 @@ impl Stage {
         Ok(())
     }
 
-    async fn close(mut self) -> anyhow::Result<()> {
-        self.narrator.chapter("SIGTERM: the daemon finishes what it is doing and stops").await?;
+    async fn stop(mut self) -> anyhow::Result<()> {
+        self.narrator.chapter("SIGTERM: the daemon finishes its requests and stops").await?;
         let status = self.daemon.stop().await?;
         if !status.success() {
             return Err(
                 anyhow::anyhow!("it ended with {status} instead of 0").context(self.daemon.log_tail())
             );
         }
-        self.narrator.say("It ended with exit code 0. Nothing was lost and nothing is left behind.").await?;
+        self.narrator.say("The daemon ended with exit code 0. All temporary files are deleted.").await?;
         self.narrator
             .say("Next: `balto serve --dev`, `balto listen`, `balto endpoints add`, `balto send`.")
             .await
@@ -410,9 +411,9 @@ async fn next(receiver: &mut Receiver, awaited: &str) -> anyhow::Result<Report> 
     report.with_context(|| format!("waited {STEP_MAX:?} for {awaited}"))?.context("the receiver stopped")
 }
 
-/// The counters of events, deliveries and attempts that the tour moved. Gauges are looked at once a second, so they may
-/// still say what was.
-fn telling(metrics: &str) -> Vec<&str> {
+/// The counters of events, deliveries and attempts that are not 0. Gauges are updated once a second, so they may be out of
+/// date.
+fn moved_counters(metrics: &str) -> Vec<&str> {
     let counts = |line: &&str| {
         ["balto_events_", "balto_deliveries_", "balto_attempts_"].iter().any(|start| line.starts_with(start))
             && line.contains("_total")
@@ -426,11 +427,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_metrics_shown_are_those_that_the_tour_moved() {
+    fn shown_metrics_are_the_counters_of_the_tour() {
         let metrics = "# HELP balto_events_total x\n# TYPE balto_events_total counter\n\
             balto_events_total{outcome=\"accepted\"} 3\nbalto_deliveries_total{outcome=\"cancelled\"} 0\n\
             balto_attempt_duration_seconds_bucket{le=\"1\"} 4\nprocess_threads 4\nbalto_dead_letters 1\n";
-        assert_eq!(telling(metrics), ["balto_events_total{outcome=\"accepted\"} 3"]);
+        assert_eq!(moved_counters(metrics), ["balto_events_total{outcome=\"accepted\"} 3"]);
     }
 
     #[test]
@@ -442,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_member_is_named() {
+    fn missing_member_is_named() {
         let error = text(&json!({"a": 1}), "id").unwrap_err().to_string();
         assert!(error.contains("`id`"), "{error}");
     }

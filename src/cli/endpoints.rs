@@ -1,7 +1,7 @@
-//! `balto endpoints`: who receives what, how fast and with which secret.
+//! `balto endpoints`: manages endpoints.
 //!
-//! Owns: how options become an endpoint's members, for creation and for a merge patch. Only options that were given
-//! appear in a request; every default is the daemon's.
+//! Owns: the translation of options into the members of an endpoint, for a creation and a merge patch. A request contains
+//! only the given options; the daemon has the defaults.
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -25,20 +25,20 @@ const COLUMNS: &[Column] = &[
     balto endpoints update ep_01J... --retry-schedule 5s,5m,30m --header 'X-Env: prod'\n  \
     balto endpoints update ep_01J... --rate none\n  \
     balto endpoints rotate-secret ep_01J... --overlap 24h\n  \
-    balto endpoints lane ep_01J...                 why is nothing sent?")]
+    balto endpoints lane ep_01J...                 why deliveries wait")]
 pub(crate) enum EndpointsCommand {
-    /// Register a URL; the answer shows the generated secret once.
+    /// Register a URL. The answer shows the generated secret once.
     Add {
-        /// Where webhooks are posted to.
+        /// The URL that receives the webhooks.
         url: String,
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]
         options: Box<Options>,
-        /// The signing secret, whsec_... or whsk_...; one is generated without it.
+        /// The signing secret, whsec_... or whsk_... [default: a generated one].
         #[arg(long, value_name = "SECRET")]
         secret: Option<String>,
-        /// What is generated.
+        /// Type of the generated secret.
         #[arg(long, conflicts_with = "secret")]
         secret_type: Option<SecretType>,
     },
@@ -52,49 +52,49 @@ pub(crate) enum EndpointsCommand {
         #[command(flatten)]
         paging: Paging,
     },
-    /// Show one endpoint.
+    /// Show an endpoint.
     Show(Id),
-    /// Change what is given; everything else stays. `none` removes a rate.
+    /// Change the given options. `--rate none` removes the rate.
     Update {
         #[command(flatten)]
         id: Id,
-        /// A new URL.
+        /// The new URL.
         #[arg(long)]
         url: Option<String>,
         #[command(flatten)]
         options: Box<Options>,
     },
-    /// Hold deliveries back; they wait.
+    /// Pause delivery. Deliveries wait.
     Pause(Id),
-    /// Deliver again, also after the endpoint was disabled.
+    /// Resume delivery of a paused or disabled endpoint.
     Resume(Id),
     /// Show the signing secret.
     Secret(Id),
-    /// Replace the signing secret; both sign for a while.
+    /// Replace the signing secret. Both sign during the overlap.
     RotateSecret {
         #[command(flatten)]
         id: Id,
-        /// How long the old secret still signs too [default: 24h].
+        /// Time for which the old secret signs, too [default: 24h].
         #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
         overlap: Option<String>,
-        /// The new secret, whsec_... or whsk_...; one is generated without it.
+        /// The new secret, whsec_... or whsk_... [default: a generated one].
         #[arg(long, value_name = "SECRET")]
         secret: Option<String>,
-        /// What is generated [default: as the present one].
+        /// Type of the generated secret [default: that of the current secret].
         #[arg(long, conflicts_with = "secret")]
         secret_type: Option<SecretType>,
     },
-    /// Show the public keys that verify v1a signatures.
+    /// Show the public keys for v1a signatures.
     PublicKeys(Id),
-    /// Forget what the receiver said to being sent to, and ask it again at once.
+    /// Discard the receiver's consent and request it again now.
     Handshake(Id),
     /// Send a test event to this endpoint alone.
     Test(Id),
     /// Remove an endpoint; its pending deliveries become dead letters.
     Rm(Id),
-    /// Outcomes, success rate, latency, backlog.
+    /// Show outcomes, success rate, latency and backlog.
     Stats(Id),
-    /// What is waiting, and why.
+    /// Show the waiting deliveries of the lane and the reason.
     Lane(Id),
 }
 
@@ -130,7 +130,7 @@ pub(crate) enum SecretType {
     Ed25519,
 }
 
-/// What an endpoint can be told, at creation and later.
+/// Options of an endpoint, for a creation and a change.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {
     #[arg(long)]
@@ -138,26 +138,26 @@ pub(crate) struct Options {
     /// Topic patterns: * is one word, # any number of them.
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
-    /// A header of its own on every request; may be given several times. An update with an empty value removes it.
-    /// Credentials (Authorization, X-Api-Key, ...) are kept as with --sensitive-header.
+    /// A header that every request carries; may be given several times. An update with an empty value removes it.
+    /// Credentials (Authorization, X-Api-Key, ...) are stored as with --sensitive-header.
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
-    /// As --header, but the value is never shown again.
+    /// As --header, for a value that is never shown again.
     #[arg(long = "sensitive-header", value_name = "NAME: VALUE", value_parser = header)]
     sensitive_headers: Vec<(String, String)>,
-    /// Most requests per time, such as 100/1s.
+    /// Rate of requests, such as 100/1s.
     #[arg(long, value_name = "N/DURATION", value_parser = Rate::parse)]
     rate: Option<Rate>,
-    /// How many requests may go at once after a quiet time, within the rate.
+    /// Requests that may be sent at once after a pause, within the rate.
     #[arg(long, value_name = "N")]
     burst: Option<u32>,
-    /// Most requests at once.
+    /// Limit of requests at once.
     #[arg(long, value_name = "N")]
     max_in_flight: Option<u32>,
-    /// Longest time of one request.
+    /// Time limit of a request.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     timeout: Option<String>,
-    /// none, per ordering key, or strict for the whole endpoint.
+    /// Order of deliveries: none, by ordering key, or of the whole endpoint.
     #[arg(long)]
     ordering: Option<Ordering>,
     /// Body format.
@@ -166,57 +166,57 @@ pub(crate) struct Options {
     /// Signature scheme.
     #[arg(long)]
     signature: Option<Signature>,
-    /// Ask the receiver before anything is sent to it (CloudEvents web hooks), as this DNS name; default is the
-    /// daemon's, none asks nobody.
+    /// Request the receiver's consent first (CloudEvents web hooks), with this DNS name as the sender; `default` is the
+    /// daemon's name, `none` needs no consent.
     #[arg(long, value_name = "ORIGIN")]
     handshake: Option<String>,
-    /// Requests per minute that the receiver is asked for.
+    /// Requests per minute that the request for consent names.
     #[arg(long, value_name = "N")]
     handshake_rate: Option<u32>,
-    /// Whether the receiver may agree later, at a URL that it is shown.
+    /// Whether the receiver may consent later, at a callback URL.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     handshake_callback: Option<bool>,
-    /// Whether deliveries go on with the event's trace.
+    /// Whether deliveries continue the event's trace.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     trace: Option<bool>,
-    /// A PEM file with the certificate, and those that lead to its authority, that connections present in TLS.
+    /// A PEM file with the client certificate for TLS and its chain.
     #[arg(long, value_name = "FILE", value_parser = text_of, requires = "client_key")]
     client_certificate: Option<String>,
-    /// A PEM file with its private key, without a passphrase.
+    /// A PEM file with the private key of the client certificate, without a passphrase.
     #[arg(long, value_name = "FILE", value_parser = text_of, requires = "client_certificate")]
     client_key: Option<String>,
-    /// An update takes the client certificate away.
+    /// Remove the client certificate (in an update).
     #[arg(long, conflicts_with = "client_certificate")]
     no_client_certificate: bool,
     #[command(flatten)]
     retry: Retry,
 }
 
-/// Either a fixed schedule, or the figures of an exponential one.
+/// Either a fixed schedule, or the parameters of an exponential backoff.
 #[derive(Debug, Default, Args)]
 struct Retry {
-    /// The waits between attempts, one by one.
+    /// The intervals between attempts.
     #[arg(long, value_name = "DURATION,...", value_delimiter = ',', value_parser = args::duration_text,
         conflicts_with_all = ["retry_initial", "retry_multiplier", "retry_max_interval", "max_attempts"])]
     retry_schedule: Vec<String>,
-    /// The first wait of an exponential backoff.
+    /// The first interval of an exponential backoff.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     retry_initial: Option<String>,
-    /// By how much each wait is longer than the one before.
+    /// Factor between an interval and the next.
     #[arg(long, value_name = "FACTOR")]
     retry_multiplier: Option<f64>,
-    /// The longest wait.
+    /// The longest interval.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     retry_max_interval: Option<String>,
-    /// Attempts before a delivery becomes a dead letter.
+    /// Attempts until a delivery becomes a dead letter.
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
-    /// The time from its first attempt at which a delivery becomes a dead letter.
+    /// Time since its first attempt until a delivery becomes a dead letter.
     #[arg(long, value_name = "DURATION", value_parser = args::duration_text)]
     max_age: Option<String>,
 }
 
-/// Requests per time; `none` takes the limit away.
+/// A rate, or `none` to remove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rate {
     Unlimited,
@@ -228,10 +228,10 @@ impl Rate {
         if text == "none" {
             return Ok(Self::Unlimited);
         }
-        let expected = || format!("`{text}` is not a rate such as 100/1s, nor none");
+        let expected = || format!("`{text}` is no rate: write a rate such as 100/1s, or none");
         let (limit, per) = text.split_once('/').ok_or_else(expected)?;
         let limit = limit.parse().map_err(|_| expected())?;
-        // `100/s` is what many people write.
+        // Many people write `100/s`.
         let per =
             if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
         args::duration(&per).map_err(|_| expected())?;
@@ -244,7 +244,7 @@ fn header(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.trim().is_empty() => {
             Ok((name.trim().to_owned(), value.trim().to_owned()))
         }
-        _ => Err(format!("`{text}` is not a header such as `X-Env: prod`")),
+        _ => Err(format!("`{text}` is no header: write a header such as `X-Env: prod`")),
     }
 }
 
@@ -344,7 +344,7 @@ impl Options {
         non_empty(members)
     }
 
-    /// A new endpoint's members: what removes something has nothing to remove.
+    /// The members of a new endpoint. An option that removes something is wrong usage or has no effect.
     fn creation(&self, url: &str, tenant: Option<&str>, secret: Option<&str>) -> anyhow::Result<Value> {
         if self.burst.is_some() && !matches!(self.rate, Some(Rate::Limited { .. })) {
             return Err(super::usage("--burst needs a --rate such as 100/1s"));
@@ -365,7 +365,7 @@ impl Options {
     fn patch(&self, url: Option<&str>) -> anyhow::Result<Value> {
         let mut members = self.members();
         set(&mut members, "url", url);
-        non_empty(members).ok_or_else(|| super::usage("nothing to change: give at least one option"))
+        non_empty(members).ok_or_else(|| super::usage("no change: give at least one option"))
     }
 }
 
@@ -380,7 +380,7 @@ impl EndpointsCommand {
                 let answer = session.client.create(&["v1", "endpoints"], body.to_string(), None).await?;
                 session.show(&answer)?;
                 if !session.json && secret.is_none() {
-                    note("Keep the secret: the receiver verifies signatures with it.");
+                    note("Store the secret: the receiver needs it to verify signatures.");
                 }
                 Ok(())
             }
@@ -408,8 +408,8 @@ impl EndpointsCommand {
             Self::Lane(id) => look(session, id, &["lane"]).await,
             Self::Pause(id) => act(session, id, "pause", "is paused").await,
             Self::Resume(id) => act(session, id, "resume", "is active").await,
-            Self::Handshake(id) => act(session, id, "handshake", "is asked again").await,
-            Self::Test(id) => act(session, id, "test", "gets a test event").await,
+            Self::Handshake(id) => act(session, id, "handshake", "is asked for consent again").await,
+            Self::Test(id) => act(session, id, "test", "receives a test event").await,
         }
     }
 }
@@ -462,13 +462,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_given_is_sent() {
+    fn requests_contain_the_given_options_alone() {
         assert_eq!(creation(&["https://h/x"]).unwrap(), json!({"url": "https://h/x"}));
         assert_eq!(patch(&["--timeout", "5s"]).unwrap(), json!({"timeout": "5s"}));
     }
 
     #[test]
-    fn a_client_certificate_is_read_from_its_files_and_taken_away() {
+    fn client_certificate_is_read_from_files_and_removed() {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name).display().to_string();
         for name in ["certificate", "key"] {
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_replaces_the_exponential_figures() {
+    fn schedule_excludes_exponential_parameters() {
         let body = patch(&["--retry-schedule", "5s,5m,30m"]).unwrap();
         assert_eq!(body, json!({"retry": {"schedule": ["5s", "5m", "30m"]}}));
         let both =
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_can_remove_a_rate_and_a_header() {
+    fn patch_removes_a_rate_and_a_header() {
         let body = patch(&["--rate", "none", "--header", "X-Env:"]).unwrap();
         assert_eq!(body, json!({"rateLimit": null, "headers": {"X-Env": null}}));
         assert_eq!(patch(&["--burst", "5"]).unwrap(), json!({"rateLimit": {"burst": 5}}));
@@ -570,14 +570,14 @@ mod tests {
     }
 
     #[test]
-    fn creation_refuses_what_only_an_update_can_mean() {
+    fn creation_refuses_options_for_updates_alone() {
         assert!(creation(&["https://h/", "--burst", "5"]).unwrap_err().is::<UsageError>());
         assert!(creation(&["https://h/", "--header", "X-Env:"]).unwrap_err().is::<UsageError>());
         assert_eq!(creation(&["https://h/", "--rate", "none"]).unwrap(), json!({"url": "https://h/"}));
     }
 
     #[test]
-    fn rates_are_a_number_per_time() {
+    fn rate_is_a_number_per_duration() {
         assert_eq!(Rate::parse("10/s"), Ok(Rate::Limited { limit: 10, per: "1s".into() }));
         assert_eq!(Rate::parse("10/5m"), Ok(Rate::Limited { limit: 10, per: "5m".into() }));
         for wrong in ["10", "/1s", "10/", "x/1s", "10/1y"] {
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_says_only_what_was_asked() {
+    fn rotation_contains_the_given_options_alone() {
         assert_eq!(rotation(None, None, None), "{}");
         assert_eq!(rotation(Some("1h"), None, None), r#"{"overlap":"1h"}"#);
     }

@@ -1,6 +1,6 @@
-//! `balto send` and `balto events`: posting, finding and replaying events.
+//! `balto send` and `balto events`: posts, lists, shows and replays events.
 //!
-//! Owns: the request bodies of events. `data` travels byte for byte as it was given; it is only checked to be JSON.
+//! Owns: the request bodies of events. `data` is sent byte for byte as given, after a check that it is JSON.
 
 use std::io::Read as _;
 
@@ -24,7 +24,7 @@ const COLUMNS: &[Column] = &[
     Column("TIMESTAMP", &["/timestamp"]),
 ];
 
-/// Of one event.
+/// Columns of the deliveries of an event.
 const DELIVERIES: &[Column] = &[
     Column("ID", &["/id"]),
     Column("ENDPOINT", &["/endpointId"]),
@@ -50,33 +50,33 @@ pub(crate) struct SendArgs {
     /// The event's data: JSON, @FILE, or - for standard input.
     #[arg(long, value_name = "JSON|@FILE|-", default_value = "{}")]
     data: String,
-    /// The tenant that the event belongs to [default: default].
+    /// The event's tenant [default: default].
     #[arg(long)]
     tenant: Option<String>,
-    /// The stream that the event is appended to.
+    /// The event's stream.
     #[arg(long)]
     stream: Option<String>,
-    /// Sending again with the same key posts nothing new and gives the first answer.
+    /// Repeating the command with the same key posts no second event and returns the original answer.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// An id of your own, unique per tenant.
     #[arg(long, value_parser = args::id)]
     id: Option<String>,
-    /// Not before this time: RFC 3339, or from now (10m).
+    /// Deliver no earlier than this time: RFC 3339, or a duration from now (10m).
     #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     deliver_at: Option<Moment>,
-    /// The version that the stream must have: a number, none or any.
+    /// The required version of the stream: a number, none or any.
     #[arg(long, value_name = "N|none|any", requires = "stream", value_parser = ExpectedVersion::parse)]
     expected_version: Option<ExpectedVersion>,
-    /// Endpoints that keep order do so among events with the same key [default: the stream].
+    /// Endpoints with an ordering deliver events with the same key in order [default: the stream].
     #[arg(long, value_name = "KEY")]
     ordering_key: Option<String>,
-    /// The version of the type's schema [default: 1.0].
+    /// The version of the event type's schema [default: 1.0].
     #[arg(long, value_name = "VERSION")]
     schema_version: Option<String>,
 }
 
-/// What the stream must look like for the event to be appended.
+/// The stream version that an append requires.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 enum ExpectedVersion {
@@ -89,7 +89,7 @@ impl ExpectedVersion {
         match text {
             "none" => Ok(Self::Word("none")),
             "any" => Ok(Self::Word("any")),
-            _ => text.parse().map(Self::Number).map_err(|_| "give a number, none or any".to_owned()),
+            _ => text.parse().map(Self::Number).map_err(|_| "must be a number, none or any".to_owned()),
         }
     }
 }
@@ -141,7 +141,7 @@ impl SendArgs {
     }
 }
 
-/// The text behind `JSON`, `@FILE` or `-`; no more of it is read than the largest event may have.
+/// Reads the text of `JSON`, `@FILE` or `-`, up to the bound of an event.
 fn read_data(argument: &str) -> anyhow::Result<String> {
     let source: Box<dyn std::io::Read> = match argument.strip_prefix('@') {
         Some(path) => Box::new(std::fs::File::open(path).with_context(|| format!("cannot open {path}"))?),
@@ -153,30 +153,30 @@ fn read_data(argument: &str) -> anyhow::Result<String> {
     source.take(bound + 1).read_to_string(&mut text).context("cannot read the event's data")?;
     if text.len() > EVENT_BYTES_MAX {
         return Err(super::usage(format!(
-            "the data has more than {EVENT_BYTES_MAX} bytes, the most of any event"
+            "the data is longer than {EVENT_BYTES_MAX} bytes, the bound of an event"
         )));
     }
     Ok(text)
 }
 
-/// Look at events, and replay them.
+/// List, show and replay events.
 #[derive(Debug, Subcommand)]
 pub(crate) enum EventsCommand {
     /// List events, newest first.
     List(Box<ListArgs>),
-    /// Show one event, its status and its deliveries.
+    /// Show an event with its status and deliveries.
     Show {
         #[arg(value_parser = args::id)]
         id: String,
-        /// Where an id that the publisher chose is looked up [default: default].
+        /// The tenant of an id that the publisher chose [default: default].
         #[arg(long)]
         tenant: Option<String>,
     },
-    /// Deliver an event again: to the endpoints that match it now, or to those given.
+    /// Deliver an event again, to the given endpoints or to all that match now.
     Replay {
         #[arg(value_parser = args::id)]
         id: String,
-        /// Where an id that the publisher chose is looked up [default: default].
+        /// The tenant of an id that the publisher chose [default: default].
         #[arg(long)]
         tenant: Option<String>,
         /// Only to this endpoint; may be given several times.
@@ -225,14 +225,14 @@ impl EventsCommand {
                 let query = Query::default().with("tenant", tenant.clone());
                 let path = ["v1", "events", id, "replay"];
                 let answer = session.client.post_to(&path, &query.0, replay_body(endpoints)).await?;
-                session.done(&answer, &format!("{id} is being delivered again."))
+                session.done(&answer, &format!("{id} is replayed."))
             }
         }
     }
 }
 
 fn replay_body(endpoints: &[String]) -> String {
-    // An empty list could be read as "to nobody"; no list means "to whoever matches now".
+    // An empty list would mean no endpoint; without a list the event goes to all endpoints that match now.
     if endpoints.is_empty() { "{}".to_owned() } else { json!({"endpointIds": endpoints}).to_string() }
 }
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_event_has_type_and_data_and_nothing_else() {
+    fn plain_event_has_type_and_data_alone() {
         assert_eq!(body(&["--type", "a.b"]), r#"{"type":"a.b","data":{}}"#);
     }
 
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_is_no_json_is_wrong_usage() {
+    fn data_other_than_json_is_wrong_usage() {
         let cli = Cli::parse_from(["balto", "send", "--type", "a", "--data", "{oops"]);
         let Command::Send(args) = cli.command else { panic!("not send") };
         let error = args.body(&args.data, Timestamp::default()).unwrap_err();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn data_comes_from_a_file_too() {
+    fn data_is_read_from_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("data.json");
         std::fs::write(&path, "[1]\n").unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_names_endpoints_only_when_asked_to() {
+    fn replay_names_the_given_endpoints_alone() {
         assert_eq!(replay_body(&[]), "{}");
         assert_eq!(replay_body(&["ep_1".to_owned()]), r#"{"endpointIds":["ep_1"]}"#);
     }

@@ -1,6 +1,6 @@
-//! What commands say that work on files in this process: a configuration, a data directory, a backup.
+//! The output of commands that work on files in this process: a configuration, a data directory, a backup.
 //!
-//! Owns words, JSON and exit codes of the answers; the work itself is done by the [`super::Backend`].
+//! Owns: text, JSON and exit codes of the results. The [`super::Backend`] does the work.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,8 +11,8 @@ use super::output::{OutputError, json_line, line, note};
 use crate::config::{ConfigError, ConfigErrors, Origin};
 use crate::daemon::Findings;
 
-/// 0 when all is good, else 1.
-pub(super) fn found(findings: &Findings, as_json: bool) -> Result<ExitCode, OutputError> {
+/// Exit code 0 when all is good, else 1.
+pub(super) fn print_findings(findings: &Findings, as_json: bool) -> Result<ExitCode, OutputError> {
     findings.remark.iter().for_each(|remark| note(&format!("balto: {remark}")));
     if as_json {
         json_line(&findings.json.to_string())?;
@@ -22,8 +22,8 @@ pub(super) fn found(findings: &Findings, as_json: bool) -> Result<ExitCode, Outp
     Ok(if findings.is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// 0 when the file is good, else 2. Warnings do not count.
-pub(super) fn checked(
+/// Exit code 0 when the file is good, also with warnings; else 2.
+pub(super) fn print_config_check(
     file: &Path,
     checked: Result<Vec<ConfigError>, ConfigErrors>,
     as_json: bool,

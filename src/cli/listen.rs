@@ -1,7 +1,7 @@
-//! A receiver of webhooks on the loopback interface: verifies, reports, answers, and fails on purpose.
+//! A receiver of webhooks on the loopback interface: verifies signatures, reports, answers, and fails on request.
 //!
-//! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and reports that wait
-//! to be read are bounded; when nobody reads reports, senders wait. It must never be reachable from another machine.
+//! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and queued reports are
+//! bounded; when nobody reads the reports, senders wait. It must never be reachable from another machine.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -36,56 +36,56 @@ use crate::domain::time::Timestamp;
 
 /// Bound of a webhook's body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Connections at once.
+/// Limit of connections at once.
 const CONNECTIONS_MAX: usize = 256;
-/// Reports that wait to be read.
+/// Bound of the queued reports.
 const REPORTS_MAX: usize = 1_024;
-/// Longest wait for a request's head, and again for its body.
+/// Time limit of a request's head, and of its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// How far a signed timestamp may be from our clock (Standard Webhooks).
+/// Tolerated difference between a signed timestamp and the clock (Standard Webhooks).
 const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(300);
-/// Pause after the system refused a connection, so that a lack of descriptors does not become a busy loop.
+/// Pause after a failed accept, so that a lack of file descriptors causes no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Receive webhooks: verify their signatures, print them, fail on purpose.
+/// Receive webhooks: verify their signatures, print them, fail on request.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     balto listen --port 9000 --secret whsec_...\n  \
-    balto listen --fail-first 3               the first three requests get a 500\n  \
-    balto listen --status 503 --latency 2s    a slow and broken receiver")]
+    balto listen --fail-first 3               answers the first three requests with 500\n  \
+    balto listen --status 503 --latency 2s    a slow receiver that fails")]
 pub(super) struct ListenArgs {
-    /// Port on 127.0.0.1; 0 takes a free one.
+    /// Port on 127.0.0.1; 0 selects a free one.
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// The endpoint's secret; without it signatures are not checked.
+    /// The endpoint's secret. Without it signatures are not verified.
     #[arg(long, value_name = "WHSEC", env = "BALTO_LISTEN_SECRET", hide_env_values = true)]
     secret: Option<String>,
-    /// Answer the first N requests with 500.
+    /// Answer the first N requests with status 500.
     #[arg(long, value_name = "N", default_value_t = 0)]
     fail_first: u32,
-    /// Answer with this status.
+    /// Status of the answers.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
     status: u16,
-    /// Wait before each answer.
+    /// Delay before each answer.
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     latency: Option<Duration>,
-    /// Print bodies too.
+    /// Print bodies, too.
     #[arg(long)]
     body: bool,
 }
 
-/// How a receiver behaves.
+/// Options of a receiver.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Port on 127.0.0.1; 0 takes a free one.
+    /// Port on 127.0.0.1; 0 selects a free one.
     pub port: u16,
-    /// `whsec_` and base64; none leaves signatures unchecked.
+    /// `whsec_` and base64; `None` leaves signatures unchecked.
     pub secret: Option<String>,
-    /// How many requests get a 500 first.
+    /// Number of first requests that are answered with 500.
     pub fail_first: u32,
-    /// Status of every other answer.
+    /// Status of the other answers.
     pub status: u16,
-    /// Wait before each answer.
+    /// Delay before each answer.
     pub latency: Duration,
 }
 
@@ -95,7 +95,7 @@ impl Default for Options {
     }
 }
 
-/// What the check of a signature came to.
+/// The result of a signature check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signed {
     Ok,
@@ -113,7 +113,7 @@ impl fmt::Display for Signed {
     }
 }
 
-/// One webhook that came in, and how it was answered.
+/// A received webhook and its answer.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub at: Timestamp,
@@ -124,12 +124,12 @@ pub struct Report {
     /// The body's `type`.
     pub event_type: Option<String>,
     pub signed: Signed,
-    /// The status that it was answered with.
+    /// The status of the answer.
     pub status: u16,
     pub body: Bytes,
 }
 
-/// What may change while a receiver runs.
+/// The behaviour of a running receiver.
 #[derive(Debug)]
 struct Behaviour {
     key: Option<Vec<u8>>,
@@ -139,7 +139,7 @@ struct Behaviour {
 }
 
 impl Behaviour {
-    /// The next answer; uses up one of the failures.
+    /// The status of the next answer; consumes one of the failures.
     fn next_status(&self) -> StatusCode {
         let failing =
             self.failures_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -153,17 +153,17 @@ impl Behaviour {
 /// Why a receiver cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("the secret is not `whsec_` followed by base64")]
+    #[error("the secret must be `whsec_` followed by base64")]
     Secret,
     #[error(
-        "127.0.0.1:{0} is in use by another process: stop that one, or choose another port with --port (0 takes a free one)"
+        "127.0.0.1:{0} is in use: stop the other process, or choose another port with --port (0 selects a free one)"
     )]
     Taken(u16),
     #[error("cannot listen on 127.0.0.1:{port}: {error}")]
     Listen { port: u16, error: io::Error },
 }
 
-/// A running receiver; dropping it closes its port and its connections.
+/// A running receiver. Dropping it closes its port and connections.
 #[derive(Debug)]
 pub struct Receiver {
     address: SocketAddr,
@@ -176,7 +176,7 @@ impl Receiver {
     /// Binds the port and starts to answer.
     ///
     /// # Errors
-    /// A secret that is none, or a port that cannot be had.
+    /// When the secret is invalid or the port cannot be bound.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let key = match &options.secret {
             Some(secret) => Some(secret_bytes(secret).ok_or(StartError::Secret)?),
@@ -200,18 +200,18 @@ impl Receiver {
         Ok(Self { address, reports, behaviour, acceptor })
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The next webhook; none when the receiver has stopped.
+    /// The next webhook; `None` after the receiver stopped.
     pub async fn next(&mut self) -> Option<Report> {
         self.reports.recv().await
     }
 
-    /// From now on answers with `status`, and no longer fails on purpose.
+    /// Answers all further requests with `status`.
     pub fn answer_with(&self, status: u16) {
         self.behaviour.failures_left.store(0, Ordering::Relaxed);
         self.behaviour.status.store(status, Ordering::Relaxed);
@@ -220,7 +220,7 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        // The acceptor owns the connections' tasks: they end with it.
+        // The acceptor owns the tasks of the connections, which end with it.
         self.acceptor.abort();
     }
 }
@@ -230,7 +230,7 @@ async fn accept(listener: TcpListener, behaviour: Arc<Behaviour>, reports: mpsc:
     let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        // Finished tasks leave their results behind; take them, or the set grows for ever.
+        // Results of finished tasks stay in the set until they are taken.
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -250,7 +250,7 @@ async fn connection(stream: TcpStream, behaviour: Arc<Behaviour>, reports: mpsc:
         let (behaviour, reports) = (Arc::clone(&behaviour), reports.clone());
         async move { Ok::<_, Infallible>(answer(request, &behaviour, &reports).await) }
     });
-    // A sender that goes away in the middle is its own trouble; what arrived whole has been reported.
+    // An error means that the sender went away: complete webhooks were reported before.
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(READ_TIMEOUT)
@@ -267,7 +267,7 @@ async fn answer(
     if request.method() == Method::OPTIONS
         && let Some(origin) = request.headers().get("webhook-request-origin")
     {
-        return agreement(origin.clone());
+        return consent(origin.clone());
     }
     if request.method() != Method::POST {
         let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
@@ -295,13 +295,13 @@ async fn answer(
         body,
     };
     tokio::time::sleep(behaviour.latency).await;
-    // Nobody listens any more when the receiver is being dropped: the sender still gets its answer.
+    // Sending fails while the receiver is dropped; the sender still gets its answer.
     reports.send(report).await.ok();
     empty(status)
 }
 
-/// Whoever asks, by the handshake of CloudEvents' web hooks, may send at any rate.
-fn agreement(origin: HeaderValue) -> Response<Empty<Bytes>> {
+/// Consents to a handshake of CloudEvents web hooks, at any rate.
+fn consent(origin: HeaderValue) -> Response<Empty<Bytes>> {
     let mut response = empty(StatusCode::OK);
     let headers = response.headers_mut();
     headers.insert("webhook-allowed-origin", origin);
@@ -329,7 +329,7 @@ fn secret_bytes(secret: &str) -> Option<Vec<u8>> {
     BASE64.decode(secret.strip_prefix("whsec_")?).ok().filter(|key| !key.is_empty())
 }
 
-/// Everything that Standard Webhooks asks of a receiver: the headers, a fresh timestamp, one signature that fits.
+/// The checks of Standard Webhooks: all headers, a recent timestamp, a matching signature.
 fn check(key: Option<&[u8]>, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Signed {
     let Some(key) = key else { return Signed::Unchecked };
     let (Some(id), Some(timestamp), Some(signatures)) =
@@ -362,7 +362,7 @@ fn verify_signature(key: &[u8], id: &str, timestamp: &str, body: &[u8], signatur
         .any(|given| bool::from(given.as_slice().ct_eq(expected.as_slice())))
 }
 
-/// One line for people.
+/// The line of a report, as text.
 fn sentence(report: &Report, coloured: bool) -> String {
     let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), clean);
     let signature_colour = match report.signed {
@@ -383,7 +383,7 @@ fn sentence(report: &Report, coloured: bool) -> String {
     )
 }
 
-/// One line for programs.
+/// The line of a report, as JSON.
 fn record(report: &Report) -> String {
     json!({"at": report.at.rfc3339().as_str(), "attempt": report.attempt, "type": report.event_type, "id": report.id,
         "signature": report.signed.to_string(), "status": report.status,
@@ -407,12 +407,12 @@ pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
     let mut stop = Stop::new()?;
     tokio::select! {
         printed = print_reports(&mut receiver, args.body, as_json) => printed,
-        () = stop.told() => Ok(()),
+        () = stop.signal() => Ok(()),
     }
 }
 
 async fn print_reports(receiver: &mut Receiver, with_body: bool, as_json: bool) -> anyhow::Result<()> {
-    note_async(format!("Listening on http://{}/ - Ctrl-C stops.", receiver.address())).await;
+    note_async(format!("Listening on http://{}/ (Ctrl-C stops)", receiver.address())).await;
     let coloured = colour();
     while let Some(report) = receiver.next().await {
         let mut text = if as_json { harmless(&record(&report)) } else { sentence(&report, coloured) };
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_vector_verifies() {
+    fn published_vector_verifies() {
         let key = secret_bytes(SECRET).unwrap();
         assert!(verify_signature(&key, ID, TIMESTAMP, BODY, SIGNATURE));
         let several = format!("v1a,AAAA v1,AAAA {SIGNATURE}");
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_changed_does_not_verify() {
+    fn changed_parts_do_not_verify() {
         let key = secret_bytes(SECRET).unwrap();
         assert!(!verify_signature(&key, "msg_x", TIMESTAMP, BODY, SIGNATURE));
         assert!(!verify_signature(&key, ID, "1614265331", BODY, SIGNATURE));
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn the_check_says_why_it_failed() {
+    fn failed_check_names_the_reason() {
         let key = secret_bytes(SECRET).unwrap();
         let now = Timestamp::from_millis(1_614_265_330_000);
         let late = now.plus(TIMESTAMP_TOLERANCE).plus(Duration::from_secs(1));
@@ -489,7 +489,7 @@ mod tests {
         reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap()
     }
 
-    /// Signs as a sender would, with the time of now.
+    /// A signed request with the current time.
     fn signed(client: &reqwest::Client, url: &str) -> reqwest::RequestBuilder {
         let seconds = args::now().seconds().to_string();
         let body = r#"{"id":"evt_1","type":"order.paid"}"#;
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_receiver_fails_first_then_answers_and_reports_each_webhook() {
+    async fn receiver_fails_first_and_reports_each_webhook() {
         let options =
             Options { secret: Some(SECRET.to_owned()), fail_first: 1, status: 204, ..Options::default() };
         let mut receiver = Receiver::start(options).await.unwrap();
@@ -531,13 +531,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_methods_and_large_bodies_are_refused_and_not_reported() {
+    async fn other_methods_and_large_bodies_are_refused() {
         let mut receiver = Receiver::start(Options::default()).await.unwrap();
         let url = format!("http://{}/", receiver.address());
         let client = client();
         assert_eq!(client.get(&url).send().await.unwrap().status(), 405);
         let ask = || client.request(Method::OPTIONS, &url);
-        assert_eq!(ask().send().await.unwrap().status(), 405, "a preflight of a browser is not for us");
+        assert_eq!(ask().send().await.unwrap().status(), 405, "a browser's preflight is no handshake");
         let agreed = ask().header("webhook-request-origin", "a.example").send().await.unwrap();
         assert_eq!(agreed.headers()["webhook-allowed-origin"], "a.example");
         assert_eq!(agreed.headers()["webhook-allowed-rate"], "*");

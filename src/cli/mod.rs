@@ -1,8 +1,8 @@
-//! The command line: arguments, the HTTP client behind the client commands, and what people see.
+//! The command line: arguments, the HTTP client of the client commands, and their output.
 //!
-//! Owns: every argument's name and help text, exit codes (0 done, 1 failed, 2 wrong usage), tables and listings. Client
-//! commands know the daemon only through its HTTP contract. What runs inside this process (the daemon itself, the
-//! store's checks) comes in as a [`Backend`], so this module never depends on how those are built.
+//! Owns: the name and help text of every argument, exit codes (0 done, 1 failed, 2 wrong usage), tables and listings.
+//! Client commands know the daemon only through its HTTP contract. The parts that run in this process (the daemon, the
+//! checks of a store) come in as a [`Backend`], so this module does not depend on their construction.
 
 mod args;
 mod backup;
@@ -29,25 +29,25 @@ use crate::daemon::Findings;
 use client::Client;
 use output::OutputError;
 
-/// Where client commands look for the daemon unless `BALTO_URL` or `--server` says otherwise.
+/// URL of the daemon for client commands, without `BALTO_URL` and `--server`.
 const SERVER_DEFAULT: &str = "http://127.0.0.1:8400";
 
-/// What the daemon's side of the program offers to the command line.
+/// The functions of the daemon that the command line calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Backend {
-    /// Runs the daemon until it is told to stop.
+    /// Runs the daemon until a signal ends it.
     pub serve: fn(ServeArgs) -> anyhow::Result<ExitCode>,
-    /// Validates a configuration file; gives warnings.
+    /// Validates a configuration file; returns warnings.
     pub check_config: fn(&Path) -> Result<Vec<ConfigError>, ConfigErrors>,
-    /// Reads a whole store (second) and reports what is wrong with it; a configuration file (first) has the secrets' key.
+    /// Checks a whole data directory (second argument). A configuration file (first) has the secrets key.
     pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<Findings>,
-    /// Makes a data directory from a backup.
+    /// Creates a data directory from a backup.
     pub restore: fn(&RestoreArgs) -> anyhow::Result<Findings>,
     /// The OpenAPI document as JSON text.
     pub openapi: fn() -> anyhow::Result<String>,
 }
 
-/// A webhook delivery engine: accepts events, delivers them signed, retries, keeps dead letters.
+/// A webhook delivery engine: accepts events, signs and delivers them, retries, keeps dead letters.
 #[derive(Debug, Parser)]
 #[command(
     name = "balto",
@@ -56,8 +56,8 @@ pub struct Backend {
     after_help = "Examples:\n  \
         balto demo                                   see everything work, in a few seconds\n  \
         balto serve --dev                            a daemon for development\n  \
-        balto listen --port 9000                     a receiver that prints what it gets\n  \
-        balto endpoints add http://127.0.0.1:9000/   subscribe it\n  \
+        balto listen --port 9000                     a receiver that prints webhooks\n  \
+        balto endpoints add http://127.0.0.1:9000/   subscribe the receiver\n  \
         balto send --type order.paid --data '{\"orderId\": 42}'\n\n\
         Client commands read BALTO_URL, BALTO_API_KEY and BALTO_CA_FILE."
 )]
@@ -68,7 +68,7 @@ pub struct Cli {
     /// The daemon's API that client commands talk to.
     #[arg(long, global = true, env = "BALTO_URL", hide_env_values = true, value_name = "URL", default_value = SERVER_DEFAULT)]
     server: String,
-    /// Certificate authorities (PEM) that client commands trust beside those of the machine.
+    /// Certificate authorities (PEM) that client commands trust in addition to those of the machine.
     #[arg(long, global = true, env = "BALTO_CA_FILE", hide_env_values = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     #[command(subcommand)]
@@ -79,7 +79,7 @@ pub struct Cli {
 enum Command {
     /// Run the daemon.
     Serve(ServeArgs),
-    /// A self-contained tour: a daemon, receivers, retries, a dead letter, its redrive.
+    /// Run a tour: a daemon, receivers, retries, a dead letter and its redrive.
     Demo,
     /// Receive webhooks: verify their signatures, print them, fail on purpose.
     Listen(listen::ListenArgs),
@@ -88,36 +88,36 @@ enum Command {
     /// Manage endpoints, the subscriber URLs.
     #[command(subcommand)]
     Endpoints(Box<endpoints::EndpointsCommand>),
-    /// Look at events, and replay them.
+    /// List, show and replay events.
     #[command(subcommand)]
     Events(events::EventsCommand),
-    /// Look at deliveries, retry or cancel them.
+    /// List, show, retry and cancel deliveries.
     #[command(subcommand)]
     Deliveries(deliveries::DeliveriesCommand),
-    /// Look at dead letters, redrive or purge them.
+    /// List, show, redrive and purge dead letters.
     #[command(subcommand, name = "dead-letters")]
     DeadLetters(dead_letters::DeadLettersCommand),
-    /// Validate a configuration file; exit code 2 says where it is wrong.
+    /// Validate a configuration file; exit code 2 reports errors.
     CheckConfig {
         /// The TOML file.
         file: PathBuf,
     },
-    /// Read a whole store and check every checksum and invariant; exit code 1 says what is wrong. Nothing is changed.
+    /// Check all checksums and invariants of a data directory; exit code 1 reports problems. Changes nothing.
     #[command(
-        after_help = "The journal is read whole, and the state is compared with one that is made from it below the \
-        directory for temporary files (TMPDIR): have twice the state's room there."
+        after_help = "The command reads the whole journal, rebuilds the state from it in the directory for temporary \
+        files (TMPDIR), and compares the two. That directory needs twice the room of the state."
     )]
     Verify {
         /// The data directory of a daemon that is not running.
         #[arg(long, value_name = "DIR")]
         data_dir: PathBuf,
-        /// Configuration file (TOML), for the key that secrets are encrypted with.
+        /// Configuration file (TOML) with the secrets key.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Save everything that a running daemon holds.
+    /// Back up all data of a running daemon.
     Backup(backup::BackupArgs),
-    /// Make a data directory from a backup.
+    /// Create a data directory from a backup.
     Restore(RestoreArgs),
     /// Print the OpenAPI 3.1 document of the HTTP API.
     Openapi,
@@ -130,7 +130,7 @@ impl Command {
     }
 }
 
-/// How the daemon was asked to start.
+/// Options of the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(
     after_help = "Environment variables BALTO__SECTION__KEY override the file; flags override both.\n\n\
@@ -140,7 +140,7 @@ pub struct ServeArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Directory of the store.
+    /// The data directory.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// For development, insecure: no API key, http and loopback targets allowed, data in ./balto-data.
@@ -149,29 +149,29 @@ pub struct ServeArgs {
     /// come from a foreign web page.
     #[arg(long)]
     pub dev: bool,
-    /// With --dev: listen on addresses beyond loopback too. Each machine that reaches one has all rights.
+    /// With --dev: allow listeners beyond loopback. Every machine that reaches one has all rights.
     #[arg(long, requires = "dev")]
     pub dev_listen_anywhere: bool,
 }
 
-/// What is restored, and where.
+/// Source and destination of a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct RestoreArgs {
     /// A file that `balto backup` wrote, or a FIFO; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     pub from: PathBuf,
-    /// The data directory to be made: one that is missing or empty, or that an earlier restore did not finish.
+    /// The new data directory: missing, empty, or left unfinished by an earlier restore.
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Configuration file (TOML), for the secrets key that authenticates the backup.
+    /// Configuration file (TOML) with the secrets key, which authenticates the backup.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Accept a backup that is not authenticated, or whose key is gone.
+    /// Accept a backup that is not authenticated, or whose key is lost.
     #[arg(long)]
     pub unauthenticated: bool,
 }
 
-/// Arguments that parse one by one and make no sense together: exit code 2, as for any other wrong usage.
+/// Arguments that are valid one by one and contradict each other: exit code 2, as for other wrong usage.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);
@@ -180,7 +180,7 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
     UsageError(message.into()).into()
 }
 
-/// Parses the arguments, runs the command and reports its failure, if any, on standard error.
+/// Parses the arguments, runs the command, and reports a failure on standard error.
 #[must_use]
 pub fn run(backend: &Backend, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (ended, note): (_, fn(&str)) = match Cli::try_parse_from(arguments) {
@@ -210,18 +210,16 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
     let session = || session(&cli.server, cli.ca_file.as_deref(), cli.json);
     match cli.command {
         Command::Serve(_) | Command::Demo if cli.json => {
-            return Err(usage(
-                "--json is for commands that print an answer: not for `serve` (log.format is) and not for `demo`",
-            ));
+            return Err(usage("`serve` and `demo` have no --json; for the log of `serve` set log.format"));
         }
         Command::Serve(args) => return (backend.serve)(args),
         Command::CheckConfig { file } => {
-            return Ok(files::checked(&file, (backend.check_config)(&file), cli.json)?);
+            return Ok(files::print_config_check(&file, (backend.check_config)(&file), cli.json)?);
         }
         Command::Verify { data_dir, config } => {
-            return Ok(files::found(&(backend.verify)(config, data_dir)?, cli.json)?);
+            return Ok(files::print_findings(&(backend.verify)(config, data_dir)?, cli.json)?);
         }
-        Command::Restore(args) => return Ok(files::found(&(backend.restore)(&args)?, cli.json)?),
+        Command::Restore(args) => return Ok(files::print_findings(&(backend.restore)(&args)?, cli.json)?),
         Command::Openapi => output::line((backend.openapi)()?.trim_end())?,
         Command::Demo => block_on(demo::run())?,
         Command::Listen(args) => block_on(listen::run(args, cli.json))?,
@@ -237,7 +235,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
 
 fn session(server: &str, ca_file: Option<&Path>, json: bool) -> anyhow::Result<output::Session> {
     let key = std::env::var("BALTO_API_KEY").ok().filter(|key| !key.is_empty());
-    Ok(output::Session { client: Client::trusting(server, key, ca_file)?, json })
+    Ok(output::Session { client: Client::with_ca_file(server, key, ca_file)?, json })
 }
 
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -245,9 +243,9 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    // On the heap: the tour and the list loops hold large states.
+    // On the heap: the futures of the tour and of lists are large.
     let done = runtime.block_on(Box::pin(future));
-    // A write to an output that nobody reads must not keep the process.
+    // A write to a stalled output must not delay the end.
     runtime.shutdown_background();
     done
 }
@@ -260,12 +258,12 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_argument_definitions_are_consistent() {
+    fn argument_definitions_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn serve_takes_the_three_flags_of_the_contract() {
+    fn serve_parses_its_flags() {
         let cli = Cli::parse_from(["balto", "serve", "--config", "a.toml", "--data-dir", "d", "--dev"]);
         let Command::Serve(args) = cli.command else { panic!("not serve: {:?}", cli.command) };
         let expected = ServeArgs {
@@ -279,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn closed_output_is_no_failure_and_other_errors_are() {
+    fn closed_output_is_no_failure() {
         let is_closed = |error: anyhow::Error| error.downcast_ref().is_some_and(OutputError::is_closed);
         let of = |kind: ErrorKind| OutputError::from(std::io::Error::from(kind));
         assert!(is_closed(of(ErrorKind::BrokenPipe).into()));
@@ -289,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_server_may_stand_after_the_command() {
+    fn global_options_are_accepted_after_the_command() {
         let cli = Cli::parse_from(["balto", "events", "list", "--json", "--server", "http://h:1"]);
         assert!(cli.json);
         assert_eq!(cli.server, "http://h:1");

@@ -1,6 +1,6 @@
-//! What client commands print: aligned tables for lists, `key: value` listings for one thing, JSON as it came.
+//! The output of client commands: tables for lists, `key: value` listings for objects, JSON as received.
 //!
-//! Owns: standard output. Text from the daemon may come from strangers (a receiver's reply, an event's type), so
+//! Owns: standard output. Text from the daemon may come from third parties (a receiver's reply, an event's type), so
 //! control characters never reach the terminal. Lists are printed page by page and never held as a whole.
 
 use std::fmt;
@@ -18,18 +18,18 @@ use serde_json::value::RawValue;
 use super::args::{Paging, Query};
 use super::client::Client;
 
-/// Longest cell of a table, in characters; JSON output is never cut.
+/// Bound of a cell of a table, in characters. JSON output is never cut.
 const CELL_CHARACTERS_MAX: usize = 72;
 /// Time that the end of a command waits for a standard error that takes no text.
 const STALLED_STDERR_MAX: Duration = Duration::from_secs(1);
 
-/// Standard output did not take a line.
+/// A write to standard output failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
 pub(crate) struct OutputError(#[from] io::Error);
 
 impl OutputError {
-    /// The reader of the output went away, as `head` does: its choice, not a failure.
+    /// The reader of the output went away, as `head` does, which is no failure.
     pub(crate) fn is_closed(&self) -> bool {
         self.0.kind() == io::ErrorKind::BrokenPipe
     }
@@ -52,13 +52,13 @@ pub(crate) async fn line_async(text: String) -> Result<(), OutputError> {
     printed.unwrap_or_else(|error| Err(io::Error::other(error).into()))
 }
 
-/// Prints what the parser of the command line says: help and version on standard output, errors on standard error.
+/// Prints a message of the argument parser: help and version on standard output, errors on standard error.
 ///
 /// # Errors
 /// When standard output is closed or full.
 pub(crate) fn parser_message(message: clap::Error) -> Result<(), OutputError> {
     if message.use_stderr() {
-        // A closed or stalled standard error changes nothing: the exit code tells the failure.
+        // The exit code reports the failure, also when standard error is closed or stalled.
         write_within_limit(move || drop(message.print()));
         return Ok(());
     }
@@ -73,45 +73,45 @@ pub(crate) fn json_line(json: &str) -> Result<(), OutputError> {
     line(&harmless(json))
 }
 
-/// The same JSON, with `\u` escapes for the characters that move a terminal's cursor or turn its text round. They are legal
-/// within strings alone, where the escape means the same.
+/// The same JSON, with `\u` escapes for characters that move the cursor or reverse the text of a terminal. JSON allows them
+/// in strings alone, where the escape means the same.
 pub(crate) fn harmless(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
             '\n' | '\t' => out.push(c),
             '\r' => out.push(' '),
-            c if moves(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c if is_unsafe(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => out.push(c),
         }
     }
     out
 }
 
-/// Whether escape sequences for colours would be seen as colours.
+/// Whether the output may contain colours.
 pub(crate) fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Text without control characters: what a stranger wrote cannot move the cursor, nor turn round what stands beside it.
+/// Text with escapes for control characters: text of third parties can neither move the cursor nor reverse other text.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if moves(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+    text.chars().map(|c| if is_unsafe(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
-/// Control characters, and those of Unicode that break lines, change the direction of the text around them or have no width.
-/// All of them have at most four hexadecimal digits.
-fn moves(c: char) -> bool {
-    let turns = matches!(
+/// Control characters, and characters of Unicode that break lines, change the direction of text or have no width. All of
+/// them have at most four hexadecimal digits.
+fn is_unsafe(c: char) -> bool {
+    let is_invisible = matches!(
         c,
         '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
     );
-    turns || c.is_control()
+    is_invisible || c.is_control()
 }
 
-/// One column of a list: its title, and where its value may stand.
+/// A column of a list: its title, and the possible places of its value.
 pub(crate) struct Column(pub(crate) &'static str, pub(crate) &'static [&'static str]);
 
-/// Rows under titles, aligned; columns only ever grow, so that later pages line up with earlier ones.
+/// Aligned rows under titles. Columns never shrink, so that later pages match earlier ones.
 struct Table {
     titles: Vec<String>,
     widths: Vec<usize>,
@@ -124,7 +124,7 @@ impl Table {
         Self { titles, widths, started: false }
     }
 
-    /// The lines of one page; the first page has the titles on top.
+    /// The lines of a page. The first page begins with the titles.
     fn page(&mut self, rows: &[Vec<String>]) -> Vec<String> {
         for row in rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
@@ -155,7 +155,7 @@ fn cell(row: &Value, column: &Column) -> String {
     let text = match value {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => clean(text),
-        // A list of names reads well in a cell; a list of things only as its length.
+        // A list of texts fits into a cell; of other lists the cell has the length.
         Some(Value::Array(items)) if items.iter().all(Value::is_string) && !items.is_empty() => {
             clean(&items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "))
         }
@@ -165,7 +165,7 @@ fn cell(row: &Value, column: &Column) -> String {
     cut(text)
 }
 
-/// The members of an object in the order and spelling in which they came.
+/// The members of an object in their original order and spelling.
 struct Members(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -194,16 +194,16 @@ fn raw_text(raw: &RawValue) -> String {
     match serde_json::from_str::<Value>(raw.get()) {
         Ok(Value::String(text)) => clean(&text),
         Ok(Value::Null) => "-".to_owned(),
-        // Line breaks between tokens are layout; inside strings JSON has none.
+        // Line breaks are between tokens only: JSON has none in strings.
         _ => clean(&raw.get().replace(['\n', '\r', '\t'], " ")),
     }
 }
 
-/// A member that is a list of things, and how it is shown.
+/// A member that is a list of objects, and its columns.
 type Shown<'a> = (&'a str, &'a [Column]);
 
-/// `key: value` lines for an object's plain members, then a table for each member that is a list of objects: as it is
-/// `shown`, else with all that its objects have.
+/// `key: value` lines for the plain members of an object, then a table for each list of objects: with the columns of
+/// `shown`, else with all members.
 fn listing(text: &str, shown: Option<Shown<'_>>) -> anyhow::Result<String> {
     let Members(members) = serde_json::from_str(text).context("the answer is not a JSON object")?;
     let mut lines = Vec::new();
@@ -225,7 +225,7 @@ fn listing(text: &str, shown: Option<Shown<'_>>) -> anyhow::Result<String> {
     Ok(lines.into_iter().chain(tables).collect::<Vec<_>>().join("\n"))
 }
 
-/// Leaves out columns in which no row has anything.
+/// Leaves out empty columns.
 fn columned(rows: &[Value], columns: &[Column]) -> String {
     let cells: Vec<Vec<String>> =
         columns.iter().map(|column| rows.iter().map(|row| cell(row, column)).collect()).collect();
@@ -263,14 +263,14 @@ struct Page {
     next: Option<String>,
 }
 
-/// A client command's connection and the way in which it was asked to print.
+/// The connection and the output format of a client command.
 pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) json: bool,
 }
 
 impl Session {
-    /// Prints one thing: as it came, or as a listing.
+    /// Prints an object: as received, or as a listing.
     pub(crate) fn show(&self, answer: &str) -> anyhow::Result<()> {
         self.show_as(answer, None)
     }
@@ -282,7 +282,7 @@ impl Session {
 
     fn show_as(&self, answer: &str, shown: Option<Shown<'_>>) -> anyhow::Result<()> {
         if self.json {
-            // An answer without a body is still an answer to whoever parses it.
+            // A program that parses the output needs JSON also for an answer without a body.
             json_line(if answer.trim().is_empty() { "{}" } else { answer.trim_end() })?;
         } else if !answer.trim().is_empty() {
             line(&listing(answer, shown)?)?;
@@ -290,12 +290,12 @@ impl Session {
         Ok(())
     }
 
-    /// Says what was done when the answer itself says nothing.
+    /// Prints the answer, or `words` when it is empty.
     pub(crate) fn done(&self, answer: &str, words: &str) -> anyhow::Result<()> {
         if self.json || !answer.trim().is_empty() { self.show(answer) } else { Ok(line(words)?) }
     }
 
-    /// Prints a list, one page or all of them.
+    /// Prints one page of a list, or all pages.
     pub(crate) async fn list(
         &self,
         segments: &[&str],
@@ -303,7 +303,7 @@ impl Session {
         paging: &Paging,
         columns: &[Column],
     ) -> anyhow::Result<()> {
-        // Whole pages where every row is wanted anyway: fewer requests.
+        // Full pages need fewer requests.
         let limit = if paging.all { paging.limit.or(Some(250)) } else { paging.limit };
         let query = query.with("limit", limit.map(|limit| limit.to_string()));
         let mut table = Table::new(columns.iter().map(|column| column.0.to_owned()).collect());
@@ -416,7 +416,7 @@ fn write_progress(texts: &Receiver<String>, mut terminal: impl Write) {
     }
 }
 
-/// Waits for an answer, and says how long already.
+/// Waits for an answer and shows the elapsed time.
 pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     let progress = Progress::start();
@@ -429,7 +429,7 @@ pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
     unreachable!("seconds do not end")
 }
 
-/// A remark beside the output, which stays clean for whatever reads it.
+/// Prints a line on standard error.
 pub(crate) fn note(text: &str) {
     writeln!(io::stderr(), "{text}").ok();
 }
@@ -439,8 +439,7 @@ pub(crate) async fn note_async(text: String) {
     tokio::task::spawn_blocking(move || note(&text)).await.ok();
 }
 
-/// As [`note`], as the last act of a command that signals do not end by themselves: waits at most
-/// [`STALLED_STDERR_MAX`], then the note is lost.
+/// As [`note`], at the end of a command that handles signals: after [`STALLED_STDERR_MAX`] the note is lost.
 pub(crate) fn last_note(text: &str) {
     let text = text.to_owned();
     write_within_limit(move || note(&text));
@@ -469,7 +468,7 @@ mod tests {
     use crate::cli::client::fake;
 
     #[test]
-    fn tables_align_and_later_pages_have_no_titles() {
+    fn table_aligns_pages_and_prints_titles_once() {
         let mut table = Table::new(vec!["ID".into(), "TYPE".into()]);
         let first =
             table.page(&[vec!["evt_1".into(), "a".into()], vec!["evt_22".into(), "order.paid".into()]]);
@@ -491,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_take_the_first_place_that_has_a_value() {
+    fn cell_takes_the_first_place_with_a_value() {
         let row = serde_json::json!({"event": {"type": "a.b"}, "types": ["x", "y"], "attempts": [{}, {}],
             "long": "z".repeat(100), "evil": "\u{1b}[2J"});
         assert_eq!(cell(&row, &Column("T", &["/type", "/event/type"])), "a.b");
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn listings_keep_the_order_and_the_bytes_of_data() {
+    fn listing_keeps_the_order_and_bytes_of_data() {
         let text = r#"{"type":"order.paid","id":"evt_1","data":{"z":1.0,"a":1e2},"next":null,
             "attempts":[{"number":1,"error":"refused"},{"number":2,"statusCode":200}]}"#;
         let expected = "type:     order.paid\nid:       evt_1\ndata:     {\"z\":1.0,\"a\":1e2}\nnext:     -\n\n\
@@ -516,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn printed_json_leaves_the_terminal_alone_and_means_the_same() {
+    fn printed_json_is_escaped_and_keeps_its_meaning() {
         let reply: String =
             (0..=0x2100_u32).chain([0xfeff, 0xffff, 0x1f600]).filter_map(char::from_u32).collect();
         let json = serde_json::json!({"responseBody": reply, "n": 1.0}).to_string();
@@ -538,7 +537,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_follows_the_cursor_to_the_end() {
+    async fn all_pages_are_fetched_by_their_cursors() {
         let answers = vec![
             ("200 OK", r#"{"data":[{"id":"a"}],"next":"c1"}"#.to_owned()),
             ("200 OK", r#"{"data":[{"id":"b"}],"next":null}"#.to_owned()),

@@ -1,9 +1,9 @@
-//! The signals that ask a command to stop: SIGINT, which is Ctrl-C, and SIGTERM.
+//! The signals that stop a command: SIGINT (Ctrl-C) and SIGTERM.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// From when it is made on, they no longer end the process by themselves.
+/// Once created, the signals no longer end the process by themselves.
 pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
@@ -15,8 +15,8 @@ impl Stop {
         Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
     }
 
-    /// Waits for either.
-    pub(super) async fn told(&mut self) {
+    /// Waits for either signal.
+    pub(super) async fn signal(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

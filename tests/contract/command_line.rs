@@ -163,7 +163,7 @@ async fn failures_say_what_to_do_and_exit_with_one_and_wrong_usage_with_two() {
         (url, ADMIN, &list, 0, "Nothing found."),
         (url, "", &list, 1, "BALTO_API_KEY"),
         (url, "wrong", &list, 1, "401 unauthorized"),
-        ("http://127.0.0.1:1", "", &list, 1, "Is the daemon running there?"),
+        ("http://127.0.0.1:1", "", &list, 1, "Start a daemon with"),
         ("nonsense", "", &list, 2, "not a URL"),
         (url, ADMIN, &["events", "list", "--status", "x"], 1, "status: must be one of pending"),
         (url, ADMIN, &["events", "show", "evt_nope"], 1, "404 not_found"),

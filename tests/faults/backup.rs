@@ -151,12 +151,7 @@ async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
     let first = daemon.post("/events", r#"{"type":"a","data":1}"#).await;
     let said = backup(&daemon, &file).await;
     let bytes = std::fs::read(&file).unwrap();
-    let told = format!(
-        "{}: {} bytes, everything up to position {}\n",
-        file.display(),
-        bytes.len(),
-        position(&first)
-    );
+    let told = format!("{}: {} bytes, up to position {}\n", file.display(), bytes.len(), position(&first));
     assert_eq!(said, told);
     let second = daemon.post("/events", r#"{"type":"a","data":2}"#).await;
     let again = ["backup", "--to", file.to_str().unwrap()];

@@ -1,7 +1,7 @@
 //! The destination of a backup: a regular file, a FIFO or standard output.
 //!
-//! Owns the classification of the path, and the writing. Invariants: a rename replaces a regular file or nothing, and only
-//! after the backup is complete and durable; a symbolic link stays, and the file that it names is replaced.
+//! Owns: the classification of the path, and the writes. Invariants: only a regular file is ever replaced, by a rename,
+//! after the backup is complete and durable. A symbolic link stays, and its target is replaced.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,21 +15,21 @@ use tokio::io::AsyncWriteExt as _;
 
 /// Paths that name standard output.
 const STANDARD_OUTPUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
-/// Links that are followed one after another, as the kernel bounds them.
+/// Bound of a chain of symbolic links, as in the kernel.
 const LINKS_MAX: usize = 40;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Target {
     StandardOutput,
-    /// Written to as it is.
+    /// Written to in place.
     Fifo(PathBuf),
-    /// Replaced when the backup is complete. Without links in its last part.
+    /// Replaced when the backup is complete. The last segment of the path is no link.
     File(PathBuf),
 }
 
 impl Target {
     /// # Errors
-    /// When the path names something that cannot take a backup, or a file that `force` does not allow to replace.
+    /// When the path cannot be the destination of a backup, or names an existing file without `force`.
     pub(super) fn find(path: &Path, force: bool) -> anyhow::Result<Self> {
         if STANDARD_OUTPUT.iter().any(|name| path == Path::new(name)) {
             ensure!(
@@ -56,7 +56,7 @@ impl Target {
             kind.is_file(),
             "{shown} is a device: name a file, or use `--to -` and redirect standard output"
         );
-        ensure!(force, "{shown} is there already; name another file, or replace it with --force");
+        ensure!(force, "{shown} exists already; name another file, or replace it with --force");
         Ok(Self::File(resolve(path)?))
     }
 
@@ -67,7 +67,7 @@ impl Target {
                 ("standard output".to_owned(), File::from(file).into(), None)
             }
             Self::Fifo(path) => {
-                // Waits for a reader.
+                // Opening waits for a reader.
                 let opened = tokio::fs::OpenOptions::new().write(true).open(&path).await;
                 let name = path.display().to_string();
                 (name, opened.with_context(|| format!("cannot write {}", path.display()))?, None)
@@ -81,7 +81,7 @@ impl Target {
     }
 }
 
-/// Follows the links at a path's end, also those that name nothing yet.
+/// Follows the links at the end of a path, also a link to a missing file.
 fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     let mut resolved = path.to_owned();
     for _ in 0..LINKS_MAX {
@@ -94,7 +94,7 @@ fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
             Err(error) => return Err(error).with_context(|| format!("cannot follow {}", resolved.display())),
         }
     }
-    bail!("{} is a link that leads in a circle, or through more than {LINKS_MAX} links", path.display())
+    bail!("{} is a chain of more than {LINKS_MAX} symbolic links, or a loop", path.display())
 }
 
 /// An open destination.
@@ -111,7 +111,7 @@ impl Sink {
         written.map_err(|error| self.failed(&error))
     }
 
-    /// Makes a file durable and gives it its name. Of a stream it writes what is buffered.
+    /// Flushes a stream, or makes a file durable and renames it.
     pub(super) async fn finish(mut self) -> anyhow::Result<()> {
         let flushed = self.file.flush().await;
         flushed.map_err(|error| self.failed(&error))?;
@@ -122,7 +122,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Without the error as its source: a closed pipe is a failure here, unlike that of a listing.
+    /// The error is not its source: a closed pipe is a failure here, and no failure for a list.
     fn failed(&self, error: &io::Error) -> anyhow::Error {
         let name = &self.name;
         match error.kind() {
@@ -134,15 +134,15 @@ impl Sink {
     }
 }
 
-/// The file before the backup is complete. It is removed when this is dropped, but not when the process is killed.
+/// The file of an incomplete backup. Dropping this removes it; a killed process leaves it behind.
 struct Partial {
     path: PathBuf,
     to: PathBuf,
 }
 
 impl Partial {
-    /// Replaces what an interrupted backup left. Only the owner can read it: it contains payloads, and secrets where
-    /// there is no key to encrypt them.
+    /// Replaces the file of an interrupted backup. Only the owner can read the file: it contains payloads, and without a
+    /// secrets key also plain secrets.
     fn create(to: PathBuf) -> anyhow::Result<(Self, File)> {
         let mut name = to.file_name().with_context(|| format!("{} names no file", to.display()))?.to_owned();
         name.push(".partial");
@@ -152,7 +152,7 @@ impl Partial {
             Ok(found) if found.is_file() || found.is_symlink() => {
                 fs::remove_file(&path).with_context(cannot)?
             }
-            Ok(_) => bail!("{} is in the way and not a regular file: remove it", path.display()),
+            Ok(_) => bail!("{} exists and is not a regular file: remove it", path.display()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(cannot),
         }
@@ -164,7 +164,7 @@ impl Partial {
     fn rename(self) -> anyhow::Result<()> {
         let (from, to) = (self.path.display(), self.to.display());
         if let Ok(found) = fs::symlink_metadata(&self.to) {
-            ensure!(found.is_file(), "{to} is no longer a regular file: it stays as it is");
+            ensure!(found.is_file(), "{to} is no longer a regular file and was not replaced");
         }
         fs::rename(&self.path, &self.to).with_context(|| format!("cannot rename {from} to {to}"))?;
         let directory = self.to.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -175,7 +175,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // It has been renamed, or its removal has nobody to report to.
+        // After a rename there is nothing to remove.
         fs::remove_file(&self.path).ok();
     }
 }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_to_the_file_that_is_replaced() {
+    fn link_to_a_file_is_followed_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("store")).unwrap();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn rename_replaces_nothing_but_regular_files() {
+    fn rename_replaces_regular_files_only() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let (partial, _) = Partial::create(at("target")).unwrap();
