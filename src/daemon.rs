@@ -540,7 +540,7 @@ pub fn check_certificate(server: &Server) -> Result<Option<ConfigError>, ConfigE
 async fn listen(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{address} is in use by another process: stop that one, or choose another address with {key}"
+            "{address} is in use by another process: stop that process, or choose another address with {key}"
         ),
         _ => anyhow::Error::new(error).context(format!("cannot listen on {address} ({key})")),
     })

@@ -156,7 +156,7 @@ pub enum StartError {
     #[error("the secret must be `whsec_` followed by base64")]
     Secret,
     #[error(
-        "127.0.0.1:{0} is in use: stop the other process, or choose another port with --port (0 selects a free one)"
+        "127.0.0.1:{0} is in use by another process: stop that process, or choose another port with --port (0 selects a free one)"
     )]
     Taken(u16),
     #[error("cannot listen on 127.0.0.1:{port}: {error}")]
