@@ -1,16 +1,19 @@
-//! The daemon: choosing and ordering the parts; start and shutdown.
+//! The daemon: selects and orders the parts; start and shutdown.
 //!
-//! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, running attempts
-//! within the drain limit, then the store writes what waits and checkpoints. A second signal ends the waiting.
+//! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, attempts under way
+//! within the drain limit, then the store writes its queue and checkpoints. A second signal ends the wait.
 
 mod admin_key;
 mod certificate;
 mod descriptors;
 mod log;
 mod notify;
+mod ops;
 mod progress;
+mod reload;
 mod restore;
 mod settings;
+mod signals;
 mod supervisor;
 mod verify;
 
@@ -22,7 +25,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -34,24 +36,24 @@ use crate::courier::Courier;
 use crate::engine::clock::Clock;
 use crate::engine::secrets::SealingSource;
 use crate::engine::types::Unavailable;
-use crate::engine::{Engine, Run};
+use crate::engine::{Dispatcher, Engine, Run};
 use crate::engine::{resealing, retention};
-use crate::limits;
-use crate::metrics::{CONTENT_TYPE, Metrics};
-use crate::outbox::{Admission, Health, Outbox, Written};
+use crate::metrics::Metrics;
+use crate::outbox::{Admission, Outbox, Written};
 use crate::vault::Vault;
 use certificate::{ListenerCertificate, ListenerTls};
 use log::{LogSink, NOTICE};
 use progress::Meter;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use settings::{courier_settings, keep, load_to_fit, ops_site};
-use supervisor::{Supervisor, Word};
+use signals::{Delivered, Hangup, Signals};
+use supervisor::{DaemonState, Supervisor};
 
 pub use restore::{RestoreKeys, restore};
 pub use settings::{api_config, settings};
 pub use verify::verify;
 
-/// What `balto serve` was asked for.
+/// Options of `balto serve`.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub config: Option<PathBuf>,
@@ -61,47 +63,44 @@ pub struct Options {
     pub dev_listen_anywhere: bool,
 }
 
-/// What a command that works on files has found or done, for people and for programs.
+/// The result of a command that works on files, as text and as JSON.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// Lines without the last one's end.
+    /// Text without a final line break.
     pub words: String,
     pub json: serde_json::Value,
     pub is_good: bool,
-    /// A line for standard error.
+    /// A warning, for standard error.
     pub remark: Option<String>,
 }
 
-/// What the daemon was started with.
+/// The settings and resources of a start.
 struct Setup {
     options: Options,
     config: Config,
-    /// File descriptors that there were for it.
+    /// Limit of file descriptors at the start.
     descriptors: usize,
     metrics: Arc<Metrics>,
     log: LogSink,
-    /// Of the API listener.
+    /// TLS of the API listener.
     tls: Option<ListenerTls>,
-    /// Of the ops listener.
+    /// Browser rules of the ops listener.
     ops_site: api::ops::Site,
 }
 
-/// Time of a request's headers, and of an answer, at the ops listener.
-const OPS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever is told again to stop waits this long for the store's last writes.
-const STORE_PATIENCE: Duration = Duration::from_secs(5);
-/// Exit code after a failure of the store: the supervisor should start again, and recovery begins there.
+/// Exit code after a failure of the store. A restart begins with recovery.
 const STORE_FAILED: u8 = 74;
-/// Exit code after a panic that is not contained: `EX_SOFTWARE` of sysexits.h.
+/// Exit code after a fatal panic: `EX_SOFTWARE` of sysexits.h.
 const INTERNAL_ERROR: u8 = 70;
 
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// When the configuration is bad, or there can be no log. A failure after that is logged, and told by the exit code.
+/// When the configuration is invalid, or the log cannot be started. Later failures are logged, and reported by the exit
+/// code.
 pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     make_files_private();
-    // In development a debugger may look.
+    // In development a debugger may read the memory.
     if !options.dev {
         hide_memory()?;
     }
@@ -114,7 +113,7 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         tracing::warn!("{lowered}");
     }
     if options.dev {
-        tracing::warn!(target: NOTICE, "--dev: no key is needed, plain http and loopback targets are allowed: INSECURE");
+        tracing::warn!(target: NOTICE, "--dev is INSECURE: no API key is needed, plain http and loopback targets are allowed");
     }
     let setup = Setup {
         options: options.clone(),
@@ -133,7 +132,7 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// A core dump would hold the keys, and so does the memory that another process of the same user can read.
+/// Forbids core dumps, and access to the memory for other processes of the same user: both contain keys.
 fn hide_memory() -> anyhow::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid core dumps (PR_SET_DUMPABLE)")
 }
@@ -141,15 +140,15 @@ fn hide_memory() -> anyhow::Result<()> {
 fn run_to_the_end(mut setup: Setup) -> anyhow::Result<ExitCode> {
     setup.tls = listener_certificate(&setup.config.server)?.as_ref().map(ListenerTls::new);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (supervisor, telling) = Supervisor::new()?;
+    let (supervisor, supervisor_thread) = Supervisor::new()?;
     let ended = runtime.block_on(run(setup, supervisor));
-    telling.end();
-    // Whoever still waits for a name server is not waited for.
+    supervisor_thread.end();
+    // Does not wait for blocked tasks.
     runtime.shutdown_background();
     ended
 }
 
-/// From here on, files of this process are accessible to its user alone, also those that libraries make.
+/// Makes all new files of this process accessible to its user alone, also the files of libraries.
 fn make_files_private() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
@@ -158,25 +157,15 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let started = Started::default();
     let setup = Arc::new(setup);
     let Setup { options, config, metrics, log, .. } = &*setup;
-    // From here on a reload that comes too early waits; by default it would end the process.
-    let hangup = signal(SignalKind::hangup())?;
-    supervisor.tell(Word::Recovering);
-    let told = watch::Sender::new(Run::On);
+    let hangup = Hangup::new()?;
+    supervisor.tell(DaemonState::Recovering);
+    let run = watch::Sender::new(Run::On);
     let connections = ConnectionLimit::new(config.server.max_connections);
-    // The ops listener answers from before recovery until the very end, so that both can be watched.
-    let ops_listener = listen(config.server.ops_listen, "server.ops_listen").await?;
-    let ops_address = ops_listener.local_addr()?;
-    let mut ops = JoinSet::new();
-    let router = ops_router(&setup, &started, &told, &connections);
-    ops.spawn(api::http::server::serve(ops_listener, router, ops_bounds(&started), std::future::pending()));
+    let (mut ops, ops_address) = ops::serve(&setup, &started, &run, &connections).await?;
 
     let (engine, dispatcher) = open(options, config, metrics, log)?;
     let shown_config = api_config(options, config)?;
-    let mut signals = Signals {
-        terminate: signal(SignalKind::terminate())?,
-        interrupt: signal(SignalKind::interrupt())?,
-        hangup,
-    };
+    let mut signals = Signals::new(hangup)?;
     let api_listener = listen(config.server.api_listen, "server.api_listen").await?;
     let engine = started.get_or_init(|| engine).clone();
     let api_address = api_listener.local_addr()?;
@@ -187,74 +176,98 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let api = Api::new(engine.clone(), shown_config, metrics.clone());
     let mut serving = JoinSet::new();
     let bounds = bounds(&setup, connections, &started)?;
-    serving.spawn(api::http::server::serve(api_listener, api::router(api.clone()), bounds, stopping(&told)));
+    serving.spawn(api::http::server::serve(
+        api_listener,
+        api::router(api.clone()),
+        bounds,
+        until_draining(&run),
+    ));
+    let (mut delivery, background) = spawn_tasks(&setup, &engine, dispatcher, &run, &supervisor);
+    supervisor.tell(DaemonState::Ready(None));
 
-    let beating = tokio::spawn(beat(dispatcher.heartbeat(), {
-        let supervisor = supervisor.clone();
-        move || supervisor.tell(Word::Alive)
-    }));
-    let mut delivering = tokio::spawn(dispatcher.run(told.subscribe(), config.delivery.drain_timeout));
-    let retaining = tokio::spawn(retention::run(engine.clone(), keep(config)));
-    let resealing = tokio::spawn(resealing::run(engine.clone()));
-    supervisor.tell(Word::Ready(None));
-    let on_hangup = || begin_reload(&setup, &engine, &api, &supervisor);
-    let early = signals.until_the_end(on_hangup, &mut delivering).await;
-    supervisor.tell(Word::Stopping);
+    let on_hangup = || reload::begin(&setup, &engine, &api, &supervisor);
+    let early = signals.until_end(on_hangup, &mut delivery).await;
+    supervisor.tell(DaemonState::Stopping);
     tracing::info!("stopping");
-    told.send_replace(Run::Draining);
+    let delivered = drain(&run, &mut signals, serving, early, delivery).await;
+    drop(background);
+    let has_failed = report_delivery_end(delivered);
+    let is_stopped = signals.stop_store(engine, has_failed).await;
+    ops.abort_all();
+    tracing::info!("stopped");
+    Ok(if has_failed || !is_stopped { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// Starts the delivery loop, and the tasks in the background, which end when their set is dropped.
+fn spawn_tasks(
+    setup: &Setup,
+    engine: &Engine,
+    dispatcher: Dispatcher,
+    run: &watch::Sender<Run>,
+    supervisor: &Supervisor,
+) -> (JoinHandle<Result<(), Unavailable>>, JoinSet<()>) {
+    let mut background = JoinSet::new();
+    let supervisor = supervisor.clone();
+    background.spawn(beat(dispatcher.heartbeat(), move || supervisor.tell(DaemonState::Alive)));
+    background.spawn(retention::run(engine.clone(), keep(&setup.config)));
+    background.spawn(resealing::run(engine.clone()));
+    let delivery = tokio::spawn(dispatcher.run(run.subscribe(), setup.config.delivery.drain_timeout));
+    (delivery, background)
+}
+
+/// Begins nothing new, and waits for requests and attempts under way. A second signal cuts them off.
+async fn drain(
+    run: &watch::Sender<Run>,
+    signals: &mut Signals,
+    serving: JoinSet<()>,
+    early: Option<Delivered>,
+    delivery: JoinHandle<Result<(), Unavailable>>,
+) -> Delivered {
+    run.send_replace(Run::Draining);
     let mut drained = std::pin::pin!(async {
-        end_serving(serving, told.subscribe()).await;
+        end_serving(serving, run.subscribe()).await;
         match early {
             Some(ended) => ended,
-            None => delivering.await,
+            None => delivery.await,
         }
     });
-    let delivered = tokio::select! {
+    tokio::select! {
         delivered = &mut drained => delivered,
         () = signals.end() => {
-            tracing::warn!("told to stop again: nothing is waited for any more");
-            told.send_replace(Run::Cut);
+            tracing::warn!("second signal, ending without waiting for requests and attempts");
+            run.send_replace(Run::Cut);
             drained.await
         }
-    };
-    beating.abort();
-    retaining.abort();
-    resealing.abort();
-    let failed = match delivered {
-        Ok(Ok(())) => false,
-        Ok(Err(error)) => {
-            tracing::error!(%error, "delivery ended");
-            true
-        }
-        Err(error) => {
-            tracing::error!(%error, "delivery ended");
-            true
-        }
-    };
-    let unanswered = !signals.store_stops(engine, failed).await;
-    ops.abort_all();
-    let code = if failed || unanswered { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS };
-    tracing::info!("stopped");
-    Ok(code)
-}
-
-/// Is ready when nothing more is to be begun.
-fn stopping(told: &watch::Sender<Run>) -> impl Future<Output = ()> + Send + use<> {
-    let mut told = told.subscribe();
-    // A sender that is gone means the same.
-    async move { drop(told.wait_for(|run| *run != Run::On).await) }
-}
-
-/// Lets the requests that are being answered end, unless nothing is waited for any more.
-async fn end_serving(mut serving: JoinSet<()>, mut told: watch::Receiver<Run>) {
-    let ended = async { while serving.join_next().await.is_some() {} };
-    tokio::select! {
-        () = ended => {}
-        _ = told.wait_for(|run| *run == Run::Cut) => {}
     }
 }
 
-/// Tells the supervisor that the delivery loop turns, at most once a second. A loop that hangs says nothing.
+/// Logs an abnormal end of the delivery loop. Returns whether it was one.
+fn report_delivery_end(delivered: Delivered) -> bool {
+    match delivered {
+        Ok(Ok(())) => return false,
+        Ok(Err(error)) => tracing::error!(%error, "delivery ended"),
+        Err(error) => tracing::error!(%error, "delivery ended"),
+    }
+    true
+}
+
+/// Waits until the daemon drains.
+fn until_draining(run: &watch::Sender<Run>) -> impl Future<Output = ()> + Send + use<> {
+    let mut run = run.subscribe();
+    // A dropped sender means the same.
+    async move { drop(run.wait_for(|run| *run != Run::On).await) }
+}
+
+/// Waits for requests under way, until the daemon is cut off.
+async fn end_serving(mut serving: JoinSet<()>, mut run: watch::Receiver<Run>) {
+    let ended = async { while serving.join_next().await.is_some() {} };
+    tokio::select! {
+        () = ended => {}
+        _ = run.wait_for(|run| *run == Run::Cut) => {}
+    }
+}
+
+/// Reports turns of the delivery loop to the supervisor, at most once a second. A loop that hangs is not reported.
 async fn beat(mut heartbeat: watch::Receiver<()>, tell: impl Fn()) {
     while heartbeat.changed().await.is_ok() {
         tell();
@@ -273,16 +286,6 @@ fn bounds(setup: &Setup, connections: Arc<ConnectionLimit>, started: &Started) -
     })
 }
 
-fn ops_bounds(started: &Started) -> Bounds {
-    Bounds {
-        connections: ConnectionLimit::new(limits::OPS_CONNECTIONS_MAX),
-        header_timeout: OPS_TIMEOUT,
-        answer_timeout: OPS_TIMEOUT,
-        on_shortage: on_shortage(started),
-        tls: None,
-    }
-}
-
 fn on_shortage(started: &Started) -> Arc<dyn Fn() + Send + Sync> {
     let started = started.clone();
     Arc::new(move || {
@@ -292,43 +295,8 @@ fn on_shortage(started: &Started) -> Arc<dyn Fn() + Send + Sync> {
     })
 }
 
-/// Empty until recovery is done.
+/// The engine, once recovery is complete.
 type Started = Arc<OnceLock<Engine>>;
-
-fn ops_router(
-    setup: &Setup,
-    started: &Started,
-    told: &watch::Sender<Run>,
-    connections: &Arc<ConnectionLimit>,
-) -> axum::Router {
-    let directory = setup.config.store.path.clone();
-    let (started, told, connections) = (started.clone(), told.subscribe(), connections.clone());
-    let ready = Arc::new(move || match (*told.borrow(), started.get()) {
-        (Run::Draining | Run::Cut, _) => Err("draining".to_owned()),
-        (Run::On, None) => Err("recovering".to_owned()),
-        (Run::On, Some(engine)) => works(engine),
-    });
-    let (metrics, is_ready) = (setup.metrics.clone(), ready.clone());
-    let shown = Arc::new(move || {
-        metrics.look(is_ready().is_ok(), free_bytes(&directory));
-        metrics.connections(connections.taken(), connections.take_evicted());
-        (CONTENT_TYPE, metrics.encode())
-    });
-    api::ops::router(shown, ready, setup.ops_site.clone())
-}
-
-/// Whether anything can be made durable, else why not.
-fn works(engine: &Engine) -> Result<(), String> {
-    let silence = engine.disk_silence();
-    match &*engine.health().borrow() {
-        Health::Good if silence > limits::DISK_SILENCE_MAX => {
-            Err(format!("the disk has not answered for {} s", silence.as_secs()))
-        }
-        Health::Good => Ok(()),
-        Health::DiskFull => Err("the disk is full".to_owned()),
-        Health::Failed(reason) => Err(reason.to_string()),
-    }
-}
 
 impl api::Observer for Metrics {
     fn refused(&self, code: &'static str) {
@@ -340,17 +308,12 @@ impl api::Observer for Metrics {
     }
 }
 
-/// What an unprivileged process may still write to the disk that holds `directory`.
-fn free_bytes(directory: &Path) -> u64 {
-    rustix::fs::statvfs(directory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
 fn open(
     options: &Options,
     config: &Config,
     metrics: &Arc<Metrics>,
     log: &LogSink,
-) -> anyhow::Result<(Engine, crate::engine::Dispatcher)> {
+) -> anyhow::Result<(Engine, Dispatcher)> {
     let admission =
         Admission { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
     let observer = {
@@ -369,13 +332,13 @@ fn open(
     if opened.journal.torn_bytes > 0 {
         tracing::warn!(
             bytes = opened.journal.torn_bytes,
-            "an unfinished commit was cut from the journal's end"
+            "incomplete commit removed from the end of the journal; it was never acknowledged"
         );
     }
     for damage in &opened.journal.damage {
         let (first, last) = damage.positions.map(|(first, last)| (first.0, last.0)).unzip();
         let (segment, cause) = (damage.segment.0, damage.cause);
-        tracing::error!(first, last, segment, bytes = ?damage.bytes, ?cause, "the journal is damaged; the records named are lost");
+        tracing::error!(first, last, segment, bytes = ?damage.bytes, ?cause, "journal damaged, records at these positions are lost; run `balto verify`");
     }
     tracing::info!(
         last = opened.journal.last.0,
@@ -389,127 +352,17 @@ fn open(
     Ok(made)
 }
 
-/// How the delivery loop ended.
-type Delivered = Result<Result<(), Unavailable>, tokio::task::JoinError>;
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    /// SIGTERM or SIGINT.
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// The store writes what waits. Gives whether it did. It is not waited for much longer after another signal, or when it
-    /// has failed already.
-    async fn store_stops(&mut self, engine: Engine, failed: bool) -> bool {
-        let patience = async {
-            if !failed {
-                self.end().await;
-            }
-            tokio::time::sleep(STORE_PATIENCE).await;
-        };
-        let mut stopping = tokio::task::spawn_blocking(move || engine.stop_outbox());
-        tokio::select! {
-            stopped = &mut stopping => {
-                if let Err(error) = &stopped {
-                    tracing::error!(%error, "the store did not stop");
-                }
-                stopped.is_ok()
-            }
-            () = patience => {
-                tracing::error!("the disk does not answer, and is not waited for; what was acknowledged is on it");
-                false
-            }
-        }
-    }
-
-    /// Waits for a signal that ends the daemon; begins a reload on SIGHUP, one at a time. A reload
-    /// reads files, which may take for ever: a signal that ends the daemon does not wait for it.
-    /// Gives the delivery loop's end when that came first.
-    async fn until_the_end(
-        &mut self,
-        on_hangup: impl Fn() -> JoinHandle<()>,
-        delivering: &mut JoinHandle<Result<(), Unavailable>>,
-    ) -> Option<Delivered> {
-        let mut reload: Option<JoinHandle<()>> = None;
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return None,
-                _ = self.interrupt.recv() => return None,
-                ended = &mut *delivering => return Some(ended),
-                _ = async { reload.as_mut()?.await.ok() }, if reload.is_some() => reload = None,
-                _ = self.hangup.recv(), if reload.is_none() => reload = Some(on_hangup()),
-            }
-        }
-    }
-}
-
-/// Beside the loop that waits for signals, since files may take for ever to be read.
-fn begin_reload(
-    setup: &Arc<Setup>,
-    engine: &Engine,
-    api: &Arc<Api>,
-    supervisor: &Supervisor,
-) -> JoinHandle<()> {
-    let (setup, engine, api) = (setup.clone(), engine.clone(), api.clone());
-    let supervisor = supervisor.clone();
-    tokio::task::spawn_blocking(move || {
-        supervisor.tell(Word::Reloading);
-        supervisor.tell(Word::Ready(on_hangup(&setup, &engine, &api).err()));
-    })
-}
-
-/// Does what SIGHUP asks for; tells the log. The error says why nothing changed.
-fn on_hangup(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> Result<(), String> {
-    let reloaded = reload(setup, engine, api);
-    match &reloaded {
-        Ok(()) => tracing::info!("configuration reloaded"),
-        Err(error) => tracing::error!(%error, "the new configuration is bad; the old one stays"),
-    }
-    reloaded.map_err(|error| error.to_string())
-}
-
-/// Takes over the new configuration, when it is good and differs only in what can change while running.
-fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> {
-    let options = &setup.options;
-    let (config, _) = load_to_fit(options, setup.descriptors)?;
-    if let Err(keys) = setup.config.reloadable_diff(&config) {
-        anyhow::bail!("these keys need a restart: {}", keys.join(", "));
-    }
-    let certificate = listener_certificate(&config.server)?;
-    if certificate.is_some() != setup.tls.is_some() {
-        anyhow::bail!("turning TLS of the API listener on or off needs a restart");
-    }
-    let shown = api_config(options, &config)?;
-    engine.courier().reconfigure(courier_settings(options, &config)?).map_err(anyhow::Error::msg)?;
-    if let (Some(tls), Some(certificate)) = (&setup.tls, &certificate) {
-        tls.replace(certificate);
-    }
-    engine.reconfigure(settings(&config));
-    api.reconfigure(shown);
-    setup.ops_site.store(ops_site(options, &config));
-    Ok(())
-}
-
 fn warn_of_plain_http(setup: &Setup, api: std::net::SocketAddr) {
     if setup.tls.is_none() && !api.ip().is_loopback() {
         tracing::warn!(
             address = %api,
-            "the API speaks plain HTTP beyond loopback: keys can be read on the network; set \
+            "API listens with plain HTTP beyond loopback, API keys can be read on the network: set \
             server.tls_certificate_file and server.tls_key_file, or listen on 127.0.0.1 behind a proxy that speaks TLS"
         );
     }
 }
 
-/// The certificate of the API listener, if it speaks TLS. Tells the log about it.
+/// The certificate of the API listener, if it speaks TLS. Logs its subject and end.
 fn listener_certificate(server: &Server) -> Result<Option<ListenerCertificate>, ConfigError> {
     let loaded = ListenerCertificate::load(server)?;
     if let Some(certificate) = &loaded {
@@ -522,10 +375,10 @@ fn listener_certificate(server: &Server) -> Result<Option<ListenerCertificate>, 
     Ok(loaded)
 }
 
-/// Whether the API listener's certificate and key can be used; gives a warning when clients will refuse them.
+/// Checks certificate and key of the API listener. Returns a warning when clients will refuse the certificate.
 ///
 /// # Errors
-/// Which file is wrong, and how.
+/// The file that cannot be used, and the reason.
 pub fn check_certificate(server: &Server) -> Result<Option<ConfigError>, ConfigError> {
     let loaded = ListenerCertificate::load(server)?;
     let warning = loaded.and_then(|certificate| certificate.expiry_warning(Clock::default().now().wall));
@@ -536,7 +389,7 @@ pub fn check_certificate(server: &Server) -> Result<Option<ConfigError>, ConfigE
     }))
 }
 
-/// `key` is where the address was configured.
+/// `key` is the configuration key of the address.
 async fn listen(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
@@ -553,7 +406,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_hangs_is_not_said_to_turn() {
+    async fn hanging_delivery_loop_sends_no_heartbeat() {
         let turns = watch::Sender::new(());
         let told = Arc::new(AtomicU32::new(0));
         let count = told.clone();

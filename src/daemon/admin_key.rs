@@ -1,7 +1,7 @@
-//! The admin key: the configured one, or the one that the first start writes to `admin.key` in the data directory.
+//! The admin key: from the configuration, or from `admin.key` in the data directory, which the first start writes.
 //!
-//! Owns that file. It is written under a temporary name, synced and renamed, so a crash leaves a whole key or none.
-//! A file that other users could have placed or changed is refused.
+//! Owns: that file. It is written under a temporary name, synced and renamed, so a crash leaves a complete key or none. A
+//! file that other users can have placed or changed is refused.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -19,13 +19,13 @@ use crate::engine::clock::random_bytes;
 const FILE: &str = "admin.key";
 /// Name of the file until it is complete.
 const UNFINISHED_FILE: &str = "admin.key.new";
-/// Generated keys begin with it.
+/// Prefix of generated keys.
 const PREFIX: &str = "balto_";
 /// Bound of the file, in bytes: the longest key and a line end.
 const FILE_BYTES_MAX: u64 = 258;
 
 /// # Errors
-/// When the key's file cannot be read or written, is not trustworthy, or holds no valid key.
+/// When the file of the key cannot be read or written, can have been changed by other users, or has no valid key.
 pub(super) fn admin_key(config: &Config) -> anyhow::Result<AdminKey> {
     if let Some(key) = config.admin_key()? {
         return Ok(key);
@@ -45,7 +45,7 @@ pub(super) fn admin_key(config: &Config) -> anyhow::Result<AdminKey> {
 enum Found {
     Key(AdminKey),
     Nothing,
-    /// A crash of an earlier version left a part of a generated key.
+    /// A part of a generated key, from a crash of an earlier version.
     Unfinished,
 }
 
@@ -59,21 +59,21 @@ fn read(path: &Path) -> anyhow::Result<Found> {
     let user = rustix::process::geteuid().as_raw();
     anyhow::ensure!(
         found.is_file(),
-        "the admin key {shown} is not a regular file: remove it, or name the key's file with auth.admin_key_file"
+        "the admin key {shown} is not a regular file: remove it, or name its target in auth.admin_key_file"
     );
     anyhow::ensure!(
         found.uid() == user || found.uid() == 0,
-        "the admin key {shown} belongs to user id {}, who knows it: remove it, and the next start writes a new key",
+        "the admin key {shown} belongs to user id {}, who can read it: remove the file, and the next start writes a new key",
         found.uid()
     );
     anyhow::ensure!(
         found.mode() & 0o022 == 0,
-        "the admin key {shown} is writable by other users: remove it, and the next start writes a new key"
+        "other users can write to the admin key {shown}: remove the file, and the next start writes a new key"
     );
     if found.mode() & 0o077 != 0 {
         let private = fs::set_permissions(path, Permissions::from_mode(0o600));
         let is_private = private.is_ok();
-        tracing::warn!(path = %shown, is_private, "admin key was readable by other users; consider a new key");
+        tracing::warn!(path = %shown, is_private, "admin key was readable by other users, consider a new key");
     }
     let mut text = String::new();
     let file = File::open(path).with_context(|| format!("cannot read the admin key {shown}"))?;
@@ -90,7 +90,7 @@ fn read(path: &Path) -> anyhow::Result<Found> {
     }
 }
 
-/// Whether the text is the beginning of a generated key, too short to be a key.
+/// Whether the text is the beginning of a generated key, and too short for a key.
 fn is_unfinished(text: &str) -> bool {
     text.len() < AdminKey::CHARACTERS_MIN && (text.starts_with(PREFIX) || PREFIX.starts_with(text))
 }
@@ -100,7 +100,7 @@ fn write(directory: &Path) -> anyhow::Result<AdminKey> {
     let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random_bytes::<32>()));
     let written = replace(directory, &unfinished, &path, &text);
     written.with_context(|| format!("cannot write {}", path.display()))?;
-    tracing::warn!(target: NOTICE, "a fresh admin key was written to {}", path.display());
+    tracing::warn!(target: NOTICE, "new admin key written to {}", path.display());
     AdminKey::parse(&text).map_err(anyhow::Error::msg)
 }
 
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn key_file_that_others_could_have_placed_is_refused() {
+    fn key_file_that_others_can_have_placed_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let text = "a-key-that-is-long-enough";
         for (mode, good) in [(0o600, true), (0o400, true), (0o644, true), (0o620, false), (0o602, false)] {

@@ -1,7 +1,7 @@
-//! The certificate that the API listener shows.
+//! The certificate of the API listener.
 //!
-//! Owns: reading certificate and key, judging them, and replacing them while connections are served. Must never show the
-//! private key.
+//! Owns: reading, checking and replacing certificate and key. A replacement affects new connections alone. Must never show
+//! the private key.
 
 use std::fmt;
 use std::path::Path;
@@ -21,16 +21,16 @@ use crate::domain::Timestamp;
 pub(super) const CERTIFICATE_KEY: &str = "server.tls_certificate_file";
 const PRIVATE_KEY: &str = "server.tls_key_file";
 
-/// A certificate and its key, checked.
+/// A checked certificate with its key.
 pub(super) struct ListenerCertificate {
     key: Arc<CertifiedKey>,
-    /// Subject, for the log.
+    /// Distinguished name of the subject, for the log.
     pub(super) subject: String,
     pub(super) expires_at: Timestamp,
 }
 
 impl ListenerCertificate {
-    /// `None` when the listener speaks plain HTTP.
+    /// `None` for a listener with plain HTTP.
     pub(super) fn load(server: &Server) -> Result<Option<Self>, ConfigError> {
         let (Some(certificate), Some(key)) = (&server.tls_certificate_file, &server.tls_key_file) else {
             return Ok(None);
@@ -56,24 +56,23 @@ impl ListenerCertificate {
         })
     }
 
-    /// Clients refuse an expired certificate; the daemon runs on, since deliveries do not depend on it.
+    /// Clients refuse an expired certificate. It does not stop the daemon, because deliveries do not need it.
     pub(super) fn expiry_warning(&self, now: Timestamp) -> Option<String> {
-        (self.expires_at <= now).then(|| {
-            format!("the certificate expired at {}; clients will refuse it", self.expires_at.rfc3339())
-        })
+        (self.expires_at <= now)
+            .then(|| format!("the certificate expired at {}; clients refuse it", self.expires_at.rfc3339()))
     }
 }
 
-/// The TLS of a listener, whose certificate can be replaced.
+/// TLS of a listener, with a replaceable certificate.
 #[derive(Clone)]
-pub(super) struct ListenerTls(Arc<Shown>);
+pub(super) struct ListenerTls(Arc<CurrentCertificate>);
 
 impl ListenerTls {
     pub(super) fn new(certificate: &ListenerCertificate) -> Self {
-        Self(Arc::new(Shown(ArcSwap::new(certificate.key.clone()))))
+        Self(Arc::new(CurrentCertificate(ArcSwap::new(certificate.key.clone()))))
     }
 
-    /// Handshakes from now on show this one.
+    /// New handshakes present this certificate.
     pub(super) fn replace(&self, certificate: &ListenerCertificate) {
         self.0.0.store(certificate.key.clone());
     }
@@ -89,16 +88,16 @@ impl ListenerTls {
     }
 }
 
-/// One certificate, by whatever name the client asks.
-struct Shown(ArcSwap<CertifiedKey>);
+/// The same certificate for all names.
+struct CurrentCertificate(ArcSwap<CertifiedKey>);
 
-impl fmt::Debug for Shown {
+impl fmt::Debug for CurrentCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shown(..)")
+        f.write_str("CurrentCertificate(..)")
     }
 }
 
-impl ResolvesServerCert for Shown {
+impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }

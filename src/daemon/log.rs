@@ -21,9 +21,9 @@ use crate::config::{Config, LogFormat};
 use crate::limits;
 use crate::panics::{self, Fate};
 
-/// Target of lines that are logged at every configured level, also at `off`.
+/// Target of lines that every configured level logs, also `off`.
 pub(super) const NOTICE: &str = "balto::notice";
-/// How long the end of the process waits for standard error to take the last lines.
+/// Time limit of the last lines at the end of the process.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 /// Pause before the next write to a standard error that is not ready and does not block.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -36,11 +36,11 @@ impl LogSink {
     /// Starts the thread and makes this the log of the whole process.
     ///
     /// # Errors
-    /// When the configured level is no directive, or when there can be no thread.
+    /// When the configured level is invalid, or the thread cannot be started.
     pub(super) fn start(config: &Config, dropped: IntCounter) -> anyhow::Result<Self> {
         let buffer = Arc::new(LogBuffer::new(dropped));
         subscribe(config, buffer.clone())?;
-        // A descriptor of its own: a write that hangs must not hold the lock of the standard library's handle.
+        // A separate descriptor: a write that hangs must not hold the lock of the standard library's handle.
         let stderr =
             File::from(io::stderr().as_fd().try_clone_to_owned().context("cannot share standard error")?);
         let written = buffer.clone();
@@ -56,13 +56,13 @@ impl LogSink {
         self.0.push(text.as_bytes());
     }
 
-    /// Waits until every line is written or dropped, at most [`FLUSH_MAX`]. The thread itself is never joined: a write may
-    /// hang for ever.
+    /// Waits until every line is written or dropped, at most [`FLUSH_MAX`]. The thread is never joined, because a write may
+    /// hang forever.
     pub(super) fn flush(&self) {
         self.0.wait_until_written(FLUSH_MAX);
     }
 
-    /// Ends the process with `code` when a thread or task panics that is not contained.
+    /// Ends the process with `code` on a fatal panic.
     pub(super) fn end_process_on_panic(&self, code: u8) {
         let log = self.clone();
         panics::end_process_on_panic(code, move |panic, fate| {
@@ -82,7 +82,7 @@ fn subscribe(config: &Config, buffer: Arc<LogBuffer>) -> anyhow::Result<()> {
         LogFormat::Auto => !terminal,
     };
     let directives = match config.log.level.as_str() {
-        // Libraries log every connection and every page at these levels, which hides the line of each attempt.
+        // Libraries log every connection and page at these levels, which would hide the lines of attempts.
         level @ ("debug" | "trace") => format!("info,balto={level}"),
         other => other.to_owned(),
     };
@@ -93,12 +93,12 @@ fn subscribe(config: &Config, buffer: Arc<LogBuffer>) -> anyhow::Result<()> {
     done.map_err(|error| anyhow::anyhow!("logging: {error}"))
 }
 
-/// Lines that wait for standard error.
+/// Pending lines.
 struct LogBuffer {
     pending: Mutex<PendingLines>,
-    /// A line was added.
+    /// Signals a new line.
     added: Condvar,
-    /// The last line was written or dropped.
+    /// Signals that all lines are written or dropped.
     emptied: Condvar,
     dropped: IntCounter,
 }
@@ -146,7 +146,7 @@ impl LogBuffer {
         self.lock().lines.is_empty()
     }
 
-    /// The line that [`Self::next`] gave is written or dropped.
+    /// Reports that the line of [`Self::next`] is written or dropped.
     fn end_write(&self) {
         let mut pending = self.lock();
         pending.is_writing = false;
@@ -165,7 +165,7 @@ impl LogBuffer {
     }
 }
 
-/// The subscriber writes each line whole. It prints errors to standard error itself, so it never gets one.
+/// The subscriber writes complete lines. It would print an error to standard error, so this never returns one.
 impl Write for &LogBuffer {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -177,8 +177,8 @@ impl Write for &LogBuffer {
     }
 }
 
-/// The thread's work. Calls `report` with the lines dropped since the last report and in all, once a line could be written
-/// and no other waits.
+/// The loop of the log's thread. When a write succeeds and no line is pending, it calls `report` with the number of lines
+/// dropped since the last report, and in total.
 fn write_lines(buffer: &LogBuffer, output: impl Write, report: impl Fn(u64, u64)) {
     let mut writer = WholeLineWriter { output, is_torn: false };
     let mut reported = 0;
@@ -264,13 +264,13 @@ mod tests {
         Arc::new(LogBuffer::new(IntCounter::new("dropped", "Lines.").unwrap()))
     }
 
-    /// An output that takes each write as a test says.
-    struct Told {
+    /// An output whose writes the test answers.
+    struct ScriptedOutput {
         answers: Receiver<io::Result<usize>>,
         writes: Sender<Vec<u8>>,
     }
 
-    impl Write for Told {
+    impl Write for ScriptedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let taken = self.answers.recv().map_err(|_| ErrorKind::BrokenPipe)?;
             let taken = taken.map(|most| most.min(bytes.len()));
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    /// The thread over an output that is told what to do; and its reports.
+    /// The log's thread with a scripted output, and its reports.
     struct Bench {
         buffer: Arc<LogBuffer>,
         answers: Sender<io::Result<usize>>,
@@ -299,7 +299,7 @@ mod tests {
             let (report, reports) = channel();
             let written = buffer.clone();
             std::thread::spawn(move || {
-                let output = Told { answers: told, writes: heard };
+                let output = ScriptedOutput { answers: told, writes: heard };
                 write_lines(&written, output, |lines, total| report.send((lines, total)).unwrap());
             });
             Self { buffer, answers, writes, reports }

@@ -1,7 +1,7 @@
 //! The service manager's notification protocol, sd_notify(3): datagrams to the socket that `NOTIFY_SOCKET` names.
 //!
-//! Owns the address and the form of a message. The crate `sd-notify` was dropped: it takes a name that begins with `@`,
-//! which is in the abstract namespace, for a path.
+//! Owns: the address and the form of a message. The crate `sd-notify` was rejected: it takes a name that begins with `@`
+//! (the abstract namespace) for a path.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long one try to send waits while nobody reads the socket.
+/// Time limit of a send to a socket that nobody reads.
 const SEND_MAX: Duration = Duration::from_secs(1);
 
-/// What a message says; one line of it.
+/// One line of a message.
 #[derive(Clone, Debug)]
 pub(super) enum Notification {
     Ready,
-    /// Has the time of the reload, as the protocol wants it.
+    /// With the time of the reload, which the protocol requires.
     Reloading,
     Stopping,
     Watchdog,
@@ -38,10 +38,10 @@ impl Notification {
     }
 }
 
-/// Sends one message to the socket of this name.
+/// Sends a message to the socket with this name.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when nobody read the socket in time.
+/// [`io::ErrorKind::WouldBlock`] when nobody reads the socket in time.
 pub(super) fn send(name: &OsStr, notifications: &[Notification]) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(SEND_MAX))?;

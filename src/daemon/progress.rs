@@ -1,7 +1,7 @@
-//! Progress of long work, as people see it: on a terminal a line that is written over, elsewhere lines of the log.
+//! Progress of long operations: a line that is overwritten on a terminal, lines of the log elsewhere.
 //!
-//! Owns how often and in which words. It shows on standard error, which is where the log goes, too. The daemon writes
-//! through the log's buffer: a terminal whose output is stopped must not stop the daemon.
+//! Owns: text and interval. Progress goes to standard error, as the log does. The daemon writes through the log's buffer,
+//! so that a stopped terminal does not stop the daemon.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
@@ -9,59 +9,63 @@ use std::time::{Duration, Instant};
 use super::log::LogSink;
 use crate::storage::Progress;
 
-/// Time between two changes of the line on a terminal.
+/// Interval of changes on a terminal.
 const LINE_INTERVAL: Duration = Duration::from_millis(100);
-/// Time before the first line of the log, and between two.
+/// Interval of lines in the log, also before the first.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where it shows.
-enum Place {
-    /// The daemon's terminal, through the log's buffer.
+/// The destination of progress.
+enum ProgressOutput {
+    /// The terminal of the daemon, through the log's buffer.
     DaemonTerminal(LogSink),
     /// The terminal of a command.
     CommandTerminal,
     Log,
-    /// A command whose output nobody watches.
+    /// A command without a terminal.
     Nowhere,
 }
 
-/// Shows one piece of work.
+/// Shows the progress of one operation.
 pub(super) struct Meter {
-    place: Place,
+    output: ProgressOutput,
     what: &'static str,
-    /// When the work began, and where.
+    /// Time and position of the beginning.
     began: Option<(Instant, u64)>,
     shown: Option<Instant>,
 }
 
 impl Meter {
-    /// For the daemon: on a terminal, or in the log.
+    /// For the daemon: on the terminal, or in the log.
     pub(super) fn of_the_daemon(what: &'static str, log: &LogSink) -> Self {
         let terminal = io::stderr().is_terminal();
-        let place = if terminal { Place::DaemonTerminal(log.clone()) } else { Place::Log };
-        Self { place, what, began: None, shown: None }
+        let output = if terminal { ProgressOutput::DaemonTerminal(log.clone()) } else { ProgressOutput::Log };
+        Self { output, what, began: None, shown: None }
     }
 
-    /// For a command: on a terminal.
+    /// For a command: on the terminal, or nowhere.
     pub(super) fn of_a_command(what: &'static str) -> Self {
-        let place = if io::stderr().is_terminal() { Place::CommandTerminal } else { Place::Nowhere };
-        Self { place, what, began: None, shown: None }
+        let output = if io::stderr().is_terminal() {
+            ProgressOutput::CommandTerminal
+        } else {
+            ProgressOutput::Nowhere
+        };
+        Self { output, what, began: None, shown: None }
     }
 
     pub(super) fn on(&mut self, progress: Progress) {
         let now = Instant::now();
         let (began, from) = *self.began.get_or_insert((now, progress.at));
-        let interval = if self.place.is_terminal() { LINE_INTERVAL } else { LOG_INTERVAL };
+        let interval = if self.output.is_terminal() { LINE_INTERVAL } else { LOG_INTERVAL };
         if now.duration_since(self.shown.unwrap_or(began)) < interval {
             return;
         }
         self.shown = Some(now);
         let pace = Pace::new(progress, from, now.duration_since(began));
-        match &self.place {
-            Place::DaemonTerminal(_) | Place::CommandTerminal => {
-                self.place.write(&format!("\r\x1b[2K{}: {}", self.what, pace.words(progress)));
+        match &self.output {
+            ProgressOutput::DaemonTerminal(_) | ProgressOutput::CommandTerminal => {
+                self.output.write(&format!("\r\x1b[2K{}: {}", self.what, pace.words(progress)));
             }
-            Place::Log => tracing::info!(
+            ProgressOutput::Log => tracing::info!(
                 at = progress.at,
                 of = progress.of,
                 per_second = pace.per_second,
@@ -69,21 +73,21 @@ impl Meter {
                 "{}",
                 self.what
             ),
-            Place::Nowhere => {}
+            ProgressOutput::Nowhere => {}
         }
     }
 }
 
 impl Drop for Meter {
-    /// What comes after it begins on a clean line.
+    /// Clears the line.
     fn drop(&mut self) {
-        if self.place.is_terminal() && self.shown.is_some() {
-            self.place.write("\r\x1b[2K");
+        if self.output.is_terminal() && self.shown.is_some() {
+            self.output.write("\r\x1b[2K");
         }
     }
 }
 
-impl Place {
+impl ProgressOutput {
     fn is_terminal(&self) -> bool {
         matches!(self, Self::DaemonTerminal(_) | Self::CommandTerminal)
     }
@@ -91,7 +95,7 @@ impl Place {
     fn write(&self, text: &str) {
         match self {
             Self::DaemonTerminal(log) => log.text(text),
-            // A terminal that is gone is no reason to stop.
+            // A closed terminal does not stop the operation.
             Self::CommandTerminal => drop(io::stderr().lock().write_all(text.as_bytes())),
             Self::Log | Self::Nowhere => {}
         }
@@ -101,7 +105,7 @@ impl Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pace {
     per_second: u64,
-    /// `None` while it stands still.
+    /// `None` without progress.
     seconds_left: Option<u64>,
 }
 
@@ -115,7 +119,7 @@ impl Pace {
 
     fn words(self, progress: Progress) -> String {
         let Progress { at, of } = progress;
-        // A stream has no known length.
+        // The length of a stream is unknown.
         if of == 0 && at > 0 {
             return format!("{at}, {}/s", self.per_second);
         }
@@ -130,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pace_says_how_fast_and_how_long_it_will_take() {
+    fn pace_has_speed_and_remaining_time() {
         let progress = Progress { at: 3_000, of: 10_000 };
         let pace = Pace::new(progress, 1_000, Duration::from_secs(2));
         assert_eq!(pace, Pace { per_second: 1_000, seconds_left: Some(7) });

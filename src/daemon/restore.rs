@@ -1,4 +1,4 @@
-//! `balto restore`: a data directory from a backup, with progress by the bytes that were read.
+//! `balto restore`: creates a data directory from a backup. Progress counts the bytes that were read.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Read};
@@ -16,10 +16,9 @@ use crate::maintenance::backup::{self, BackupKey, Restored, Trust};
 use crate::storage::Progress;
 use crate::vault::Vault;
 
-/// What the operator is told of such a backup.
-const UNAUTHENTICATED: &str = "the backup is not authenticated, so a change of the file would not be noticed; daemons with secrets.key write authenticated ones";
+const UNAUTHENTICATED: &str = "warning: the backup is not authenticated, so changes of the file cannot be detected; a daemon with secrets.key writes authenticated backups";
 
-/// How the authenticity of a backup is checked.
+/// Settings of the check of a backup's authenticity.
 #[derive(Clone, Debug, Default)]
 pub struct RestoreKeys {
     /// Configuration file with the secrets key.
@@ -28,14 +27,14 @@ pub struct RestoreKeys {
     pub unauthenticated: bool,
 }
 
-/// A backup that shows how far it has been read.
-struct Watched {
+/// A backup with a meter of the bytes read.
+struct MeteredBackup {
     file: Box<dyn Read>,
     meter: Meter,
     progress: Progress,
 }
 
-impl Read for Watched {
+impl Read for MeteredBackup {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         self.progress.at += read as u64;
@@ -44,11 +43,11 @@ impl Read for Watched {
     }
 }
 
-/// Opens a backup; `-` is standard input. Returns its length, 0 for a stream.
+/// Opens a backup; `-` is standard input. Returns also its length, 0 for a stream.
 fn open(from: &Path) -> anyhow::Result<(Box<dyn Read>, u64)> {
     if from == Path::new("-") {
         let input = io::stdin();
-        anyhow::ensure!(!input.is_terminal(), "standard input is a terminal: redirect it from a backup");
+        anyhow::ensure!(!input.is_terminal(), "standard input is a terminal: redirect it from a backup file");
         return Ok((Box::new(input), 0));
     }
     let unreadable = || format!("cannot read {}", from.display());
@@ -58,10 +57,10 @@ fn open(from: &Path) -> anyhow::Result<(Box<dyn Read>, u64)> {
     Ok((Box::new(file), if found.is_file() { found.len() } else { 0 }))
 }
 
-/// Makes a data directory from a backup, and reports what is in it.
+/// Creates a data directory from a backup.
 ///
 /// # Errors
-/// When the directory is not empty, the backup is not whole, or something cannot be read or written.
+/// When the directory is not empty, the backup is incomplete or damaged, or a file cannot be read or written.
 pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::Result<Findings> {
     make_files_private();
     let options =
@@ -72,16 +71,17 @@ pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::R
         vault.backup_keys().map(|(id, bytes)| BackupKey::new(id.to_string().into(), bytes)).collect();
     let trust = Trust { keys: &keys, unauthenticated: wanted.unauthenticated };
     let (file, of) = open(from)?;
-    let watched = Watched { file, meter: Meter::of_a_command("restoring"), progress: Progress { at: 0, of } };
+    let metered =
+        MeteredBackup { file, meter: Meter::of_a_command("restoring"), progress: Progress { at: 0, of } };
     let salt = u32::from_le_bytes(clock::random_bytes());
-    let mut lines = BufReader::new(watched);
+    let mut lines = BufReader::new(metered);
     let restored = backup::restore(&mut lines, directory, salt, trust);
-    // Its line on the terminal goes before anything else is said.
+    // Clears the line of the meter before any other output.
     drop(lines);
     let Restored { records, last, authenticated } = restored?;
     let remark = (!authenticated).then(|| UNAUTHENTICATED.to_owned());
     let path = directory.display().to_string();
-    let words = format!("{records} records, up to position {last}, are in {path}");
+    let words = format!("{path}: {records} records, up to position {last}");
     let json = json!({"path": path, "records": records, "position": last.0});
     Ok(Findings { words, json, is_good: true, remark })
 }

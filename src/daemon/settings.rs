@@ -1,6 +1,6 @@
-//! What the configuration says to each part.
+//! The settings of each part, from the configuration.
 //!
-//! Owns reading it, and the files that it names; nothing else in the daemon knows a key.
+//! Owns: loading the configuration and the files that it names. No other part of the daemon knows configuration keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::engine::retention::Keep;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 
-/// As it was configured.
+/// The configuration of file, environment and flags.
 pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
-    // Variables that are not UTF-8 cannot be ours.
+    // All variables of the configuration are UTF-8.
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let flags = Overrides {
@@ -34,7 +34,7 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
     Ok(Config::load(options.config.as_deref(), env, flags)?)
 }
 
-/// As it was configured, and as there are file descriptors for it. Says what was lowered.
+/// The configuration, with limits lowered to the available file descriptors. Returns a warning about lowered limits.
 pub(super) fn load_to_fit(options: &Options, descriptors: usize) -> anyhow::Result<(Config, Option<String>)> {
     let mut config = load(options)?;
     let lowered = descriptors::fit(&mut config, descriptors).map_err(anyhow::Error::msg)?;
@@ -51,7 +51,7 @@ fn policy(options: &Options, config: &Config) -> EgressPolicy {
     if options.dev { policy.dev() } else { policy }
 }
 
-/// Reads the files that the configuration names, and those of the machine.
+/// The courier's settings. Reads the files of trusted authorities and name servers.
 pub(super) fn courier_settings(options: &Options, config: &Config) -> anyhow::Result<CourierSettings> {
     let egress = &config.egress;
     let roots =
@@ -65,7 +65,7 @@ pub(super) fn courier_settings(options: &Options, config: &Config) -> anyhow::Re
     })
 }
 
-/// An event stays for as long as a repeated request may ask for it.
+/// Retention times. An event stays at least as long as its idempotency key.
 pub(super) fn keep(config: &Config) -> Keep {
     let at_least = |keep: Option<Duration>| keep.map(|keep| keep.max(config.ingest.idempotency_ttl));
     Keep {
@@ -75,7 +75,7 @@ pub(super) fn keep(config: &Config) -> Keep {
     }
 }
 
-/// What the configuration says to the engine.
+/// The engine's settings.
 #[must_use]
 pub fn settings(config: &Config) -> Settings {
     Settings {
@@ -107,7 +107,7 @@ fn policy_defaults(config: &Config) -> PolicyDefaults {
     }
 }
 
-/// What the configuration says to the API. Without `--dev` and a configured key the first start writes one.
+/// The API's settings. Without `--dev` and a configured admin key the first start writes a key.
 ///
 /// # Errors
 /// When the admin key cannot be read or written.
@@ -128,7 +128,7 @@ pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfi
     })
 }
 
-/// The rules of the ops listener, which never speaks TLS.
+/// The browser rules of the ops listener, which never speaks TLS.
 pub(super) fn ops_site(options: &Options, config: &Config) -> Option<Arc<TrustedSite>> {
     trusted_site(options, config, false).map(Arc::new)
 }

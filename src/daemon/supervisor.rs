@@ -1,8 +1,7 @@
-//! What the supervisor (systemd, over `NOTIFY_SOCKET`) is told.
+//! Notifications of the supervisor (systemd, over `NOTIFY_SOCKET`).
 //!
-//! Telling waits while the supervisor does not read its socket. A thread of its own does that waiting: neither requests nor
-//! deliveries ever stand still for it. Of what it cannot tell in time the rest is dropped. A socket that cannot be reached
-//! is logged once.
+//! A send blocks while the supervisor does not read its socket. A separate thread sends, so neither requests nor deliveries
+//! wait for it. Notifications beyond its queue are dropped. An unreachable socket is logged once.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -15,14 +14,14 @@ use std::time::{Duration, Instant};
 use super::notify::{self, Notification};
 use crate::panics;
 
-/// Words that wait to be told. A supervisor that is further behind hears no more of them.
-const WAITING_MAX: usize = 16;
-/// How long the end of the process waits for the supervisor to take the last word.
-const LAST_WORD_MAX: Duration = Duration::from_secs(1);
+/// Bound of the queued states. Further states are dropped.
+const QUEUED_MAX: usize = 16;
+/// Time limit of the last notification at the end of the process.
+const LAST_NOTIFICATION_MAX: Duration = Duration::from_secs(1);
 
-pub(super) enum Word {
+pub(super) enum DaemonState {
     Recovering,
-    /// It serves, after its start or after a reload; with why the reload changed nothing, if that was so.
+    /// The daemon serves, after its start or a reload; with the reason of a failed reload.
     Ready(Option<String>),
     /// The delivery loop turns.
     Alive,
@@ -33,77 +32,74 @@ pub(super) enum Word {
 /// Cheap handle.
 #[derive(Clone)]
 pub(super) struct Supervisor {
-    words: SyncSender<Word>,
-    /// Whether the word waits that it is alive. One of them is enough, and leaves room for the others.
-    alive_waits: Arc<AtomicBool>,
+    states: SyncSender<DaemonState>,
+    /// Whether [`DaemonState::Alive`] is queued. One is enough, and leaves room for the others.
+    is_alive_queued: Arc<AtomicBool>,
 }
 
-/// Its thread, which ends when the last handle is gone.
-pub(super) struct Telling(JoinHandle<()>);
+/// The thread of the notifications, which ends after the last handle.
+pub(super) struct SupervisorThread(JoinHandle<()>);
 
 impl Supervisor {
     /// # Errors
-    /// When there can be no thread.
-    pub(super) fn new() -> std::io::Result<(Self, Telling)> {
-        let (words, waiting) = sync_channel(WAITING_MAX);
-        let alive_waits = Arc::new(AtomicBool::new(false));
+    /// When the thread cannot be started.
+    pub(super) fn new() -> std::io::Result<(Self, SupervisorThread)> {
+        let (states, queued) = sync_channel(QUEUED_MAX);
+        let is_alive_queued = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name("balto-supervisor".to_owned()).spawn({
-            let alive_waits = alive_waits.clone();
-            move || tell_all(&waiting, &alive_waits)
+            let is_alive_queued = is_alive_queued.clone();
+            move || send_all(&queued, &is_alive_queued)
         })?;
-        Ok((Self { words, alive_waits }, Telling(thread)))
+        Ok((Self { states, is_alive_queued }, SupervisorThread(thread)))
     }
 
     /// Never waits.
-    pub(super) fn tell(&self, word: Word) {
-        let is_alive = matches!(word, Word::Alive);
-        if is_alive && self.alive_waits.swap(true, Ordering::Relaxed) {
+    pub(super) fn tell(&self, state: DaemonState) {
+        let is_alive = matches!(state, DaemonState::Alive);
+        if is_alive && self.is_alive_queued.swap(true, Ordering::Relaxed) {
             return;
         }
-        if self.words.try_send(word).is_err() {
-            tracing::debug!("the supervisor does not listen");
+        if self.states.try_send(state).is_err() {
+            tracing::debug!("notification dropped: supervisor does not read its socket");
             if is_alive {
-                self.alive_waits.store(false, Ordering::Relaxed);
+                self.is_alive_queued.store(false, Ordering::Relaxed);
             }
         }
     }
 }
 
-impl Telling {
-    /// Waits until the last word is told, but not for ever: a thread can be joined without a limit only, so it is looked at.
+impl SupervisorThread {
+    /// Waits for the last notification, within a limit. A join has no limit, so this polls.
     pub(super) fn end(self) {
         let since = Instant::now();
-        while !self.0.is_finished() && since.elapsed() < LAST_WORD_MAX {
+        while !self.0.is_finished() && since.elapsed() < LAST_NOTIFICATION_MAX {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-fn tell_all(words: &Receiver<Word>, alive_waits: &AtomicBool) {
+fn send_all(states: &Receiver<DaemonState>, is_alive_queued: &AtomicBool) {
     let mut socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()).map(NotifySocket::new);
-    for word in words {
+    for state in states {
         panics::test_point("supervisor");
-        if matches!(word, Word::Alive) {
-            alive_waits.store(false, Ordering::Relaxed);
+        if matches!(state, DaemonState::Alive) {
+            is_alive_queued.store(false, Ordering::Relaxed);
         }
-        // Without a socket there is no supervisor.
+        // Without the variable there is no supervisor.
         if let Some(socket) = &mut socket {
-            socket.tell(&word.notifications());
+            socket.send(&state.notifications());
         }
     }
 }
 
-impl Word {
+impl DaemonState {
     fn notifications(&self) -> Vec<Notification> {
         let status = |text: &str| Notification::Status(text.to_owned());
         match self {
             Self::Recovering => vec![status("recovering")],
             Self::Ready(None) => vec![Notification::Ready, status("serving")],
-            Self::Ready(Some(why)) => {
-                vec![
-                    Notification::Ready,
-                    Notification::Status(format!("serving; the new configuration is bad: {why}")),
-                ]
+            Self::Ready(Some(reason)) => {
+                vec![Notification::Ready, Notification::Status(format!("serving; reload failed: {reason}"))]
             }
             Self::Alive => vec![Notification::Watchdog],
             Self::Reloading => vec![Notification::Reloading],
@@ -123,8 +119,8 @@ impl NotifySocket {
         Self { name, is_reached: true }
     }
 
-    /// Goes on for as long as nobody reads the socket: a supervisor that is busy still has to hear of the start.
-    fn tell(&mut self, notifications: &[Notification]) {
+    /// Repeats the send while nobody reads the socket, because a busy supervisor still needs the start's notification.
+    fn send(&mut self, notifications: &[Notification]) {
         loop {
             match notify::send(&self.name, notifications) {
                 Ok(()) => {
@@ -141,7 +137,7 @@ impl NotifySocket {
         }
     }
 
-    /// The first failure is logged as a warning, those that follow at debug.
+    /// Logs the first failure as a warning, further ones at level debug.
     fn warn(&mut self, error: &std::io::Error) {
         let socket = OsStr::display(&self.name);
         if std::mem::replace(&mut self.is_reached, false) {

@@ -1,4 +1,4 @@
-//! `balto verify`: what the check of a data directory found, in words and as JSON.
+//! `balto verify`: the result of the check of a data directory, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::maintenance::verify::{
 };
 use crate::vault::{self, Vault, VaultKeyId};
 
-/// Checks the data directory of a daemon that is not running. The configuration is asked for the key of the secrets alone.
+/// Checks the data directory of a stopped daemon. Of the configuration only the secrets key is used.
 ///
 /// # Errors
-/// When it cannot be checked.
+/// When the directory cannot be checked.
 pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findings> {
     make_files_private();
     let options = Options { config, data_dir: Some(directory.to_owned()), ..Options::default() };
@@ -28,8 +28,8 @@ pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findi
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
     let mut report = run(directory, scratch.path())?;
-    let secrets = Secrets::look_at(&report.endpoints, &vault, &mut report.problems);
-    let words = [in_words(&report), secrets.in_words(&vault), problems_in_words(&report.problems)];
+    let secrets = Secrets::inspect(&report.endpoints, &vault, &mut report.problems);
+    let words = [as_text(&report), secrets.as_text(&vault), problems_as_text(&report.problems)];
     let json = json!({
         "ok": report.problems.count == 0,
         "path": directory.display().to_string(),
@@ -48,7 +48,7 @@ fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
         if meter.as_ref().is_none_or(|(current, _)| *current != stage) {
             let what = match stage {
                 Stage::Bytes => "bytes of the journal",
-                Stage::Records => "records, folded anew",
+                Stage::Records => "records of the journal",
                 Stage::Rows => "rows of the state",
             };
             meter = Some((stage, Meter::of_a_command(what)));
@@ -59,7 +59,7 @@ fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
     })
 }
 
-fn in_words(report: &Report) -> String {
+fn as_text(report: &Report) -> String {
     let journal = &report.journal;
     let mut words = format!(
         "journal: {} segments, {} frames, {} records, {} bytes, up to position {}",
@@ -68,14 +68,14 @@ fn in_words(report: &Report) -> String {
     if journal.torn_bytes > 0 {
         let torn = journal.torn_bytes;
         words.push_str(&format!(
-            "\njournal: {torn} bytes of an unfinished commit at its end, which the next start cuts off"
+            "\njournal: {torn} bytes of an incomplete commit at the end; the next start removes them"
         ));
     }
     words.push_str("\nstate: ");
     words.push_str(&match report.state {
-        StateFound::Missing => "none; the next start makes it from the journal".to_owned(),
+        StateFound::Missing => "missing; the next start rebuilds it from the journal".to_owned(),
         StateFound::Earlier => {
-            "of an earlier version; the next start makes it anew from the journal".to_owned()
+            "of an earlier version; the next start rebuilds it from the journal".to_owned()
         }
         StateFound::NotCompared => "not compared with the journal".to_owned(),
         StateFound::Compared { applied, rows } => {
@@ -85,11 +85,11 @@ fn in_words(report: &Report) -> String {
     words
 }
 
-fn problems_in_words(problems: &Problems) -> String {
+fn problems_as_text(problems: &Problems) -> String {
     let mut lines: Vec<_> =
         problems.told.iter().map(|problem| format!("PROBLEM {}", problem.words)).collect();
     if problems.count > problems.told.len() as u64 {
-        lines.push(format!("PROBLEM and so on, {} in all", problems.count));
+        lines.push(format!("PROBLEM list cut here, {} in total", problems.count));
     }
     lines.push(if problems.count == 0 { "good" } else { "NOT good" }.to_owned());
     lines.join("\n")
@@ -124,15 +124,15 @@ fn problems_as_json(problems: &Problems) -> Vec<Value> {
 #[derive(Debug, Default)]
 struct Secrets {
     plain: u64,
-    /// By the id of the key that they are encrypted under.
+    /// Number of encrypted values, by the id of their key.
     sealed: BTreeMap<VaultKeyId, u64>,
-    /// Values that the next start seals again: under an older key, in an earlier layout, or plain although there is a key.
+    /// Values that the next start encrypts again: under an older key, in an earlier layout, or plain although a key is set.
     outdated: u64,
 }
 
 impl Secrets {
-    /// Values whose key is configured are opened; of others, without any key, the form is looked at.
-    fn look_at(endpoints: &[Arc<Endpoint>], vault: &Vault, problems: &mut Problems) -> Self {
+    /// Opens values whose key is configured. Of others it checks the form.
+    fn inspect(endpoints: &[Arc<Endpoint>], vault: &Vault, problems: &mut Problems) -> Self {
         let mut found = Self::default();
         for endpoint in endpoints {
             for (_, value) in vault::values(endpoint) {
@@ -154,19 +154,19 @@ impl Secrets {
         found
     }
 
-    fn in_words(&self, vault: &Vault) -> String {
+    fn as_text(&self, vault: &Vault) -> String {
         let mut words = format!("secrets: {} plain", self.plain);
         for (id, count) in &self.sealed {
             let opened = match vault.sealing_key() {
-                None => "not opened: no key was given",
-                Some(_) if !vault.has_key(*id) => "not opened: this key was not given",
+                None => "not opened: no key is configured",
+                Some(_) if !vault.has_key(*id) => "not opened: this key is not configured",
                 Some(first) if first == *id => "opened",
                 Some(_) => "opened; not the first key",
             };
             words.push_str(&format!(", {count} encrypted under key {id} ({opened})"));
         }
         if vault.sealing_key().is_some() && self.outdated > 0 {
-            words.push_str(&format!("; the next start seals {} again under the first key", self.outdated));
+            words.push_str(&format!("; the next start encrypts {} again under the first key", self.outdated));
         }
         words
     }

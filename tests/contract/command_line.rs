@@ -452,7 +452,8 @@ fn a_port_that_is_taken_is_said_once_with_what_to_do() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
     };
-    let in_use = format!("balto: {address} is in use by another process: stop that process, or choose another");
+    let in_use =
+        format!("balto: {address} is in use by another process: stop that process, or choose another");
     assert_eq!(
         said(&["listen", "--port", &address.port().to_string()], "NONE"),
         format!("{in_use} port with --port (0 selects a free one)")

@@ -1,0 +1,86 @@
+//! The ops listener: metrics, liveness and readiness, from before recovery until the end of the process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Setup, Started, listen, on_shortage};
+use crate::api;
+use crate::api::http::connection_limit::ConnectionLimit;
+use crate::api::http::server::Bounds;
+use crate::engine::{Engine, Run};
+use crate::limits;
+use crate::metrics::CONTENT_TYPE;
+use crate::outbox::Health;
+
+/// Time limit of a request's headers, and of an answer.
+const OPS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves until the returned tasks are dropped.
+pub(super) async fn serve(
+    setup: &Setup,
+    started: &Started,
+    run: &watch::Sender<Run>,
+    connections: &Arc<ConnectionLimit>,
+) -> anyhow::Result<(JoinSet<()>, SocketAddr)> {
+    let listener = listen(setup.config.server.ops_listen, "server.ops_listen").await?;
+    let address = listener.local_addr()?;
+    let mut tasks = JoinSet::new();
+    let router = router(setup, started, run, connections);
+    tasks.spawn(api::http::server::serve(listener, router, bounds(started), std::future::pending()));
+    Ok((tasks, address))
+}
+
+fn bounds(started: &Started) -> Bounds {
+    Bounds {
+        connections: ConnectionLimit::new(limits::OPS_CONNECTIONS_MAX),
+        header_timeout: OPS_TIMEOUT,
+        answer_timeout: OPS_TIMEOUT,
+        on_shortage: on_shortage(started),
+        tls: None,
+    }
+}
+
+fn router(
+    setup: &Setup,
+    started: &Started,
+    run: &watch::Sender<Run>,
+    connections: &Arc<ConnectionLimit>,
+) -> axum::Router {
+    let directory = setup.config.store.path.clone();
+    let (started, run, connections) = (started.clone(), run.subscribe(), connections.clone());
+    let ready = Arc::new(move || match (*run.borrow(), started.get()) {
+        (Run::Draining | Run::Cut, _) => Err("draining".to_owned()),
+        (Run::On, None) => Err("recovering".to_owned()),
+        (Run::On, Some(engine)) => check_store(engine),
+    });
+    let (metrics, is_ready) = (setup.metrics.clone(), ready.clone());
+    let shown = Arc::new(move || {
+        metrics.look(is_ready().is_ok(), free_bytes(&directory));
+        metrics.connections(connections.taken(), connections.take_evicted());
+        (CONTENT_TYPE, metrics.encode())
+    });
+    api::ops::router(shown, ready, setup.ops_site.clone())
+}
+
+/// Whether the store can make anything durable; the error is the reason why not.
+fn check_store(engine: &Engine) -> Result<(), String> {
+    let silence = engine.disk_silence();
+    match &*engine.health().borrow() {
+        Health::Good if silence > limits::DISK_SILENCE_MAX => {
+            Err(format!("the disk has not answered for {} s", silence.as_secs()))
+        }
+        Health::Good => Ok(()),
+        Health::DiskFull => Err("the disk is full".to_owned()),
+        Health::Failed(reason) => Err(reason.to_string()),
+    }
+}
+
+/// Free bytes for an unprivileged process on the disk of `directory`.
+fn free_bytes(directory: &Path) -> u64 {
+    rustix::fs::statvfs(directory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
