@@ -658,7 +658,8 @@ fn rows(bytes: &[u8]) {
 
 fn read_everything(rows: &dyn Rows) {
     let filter = Filter::default();
-    let status = |states: &mut dyn Iterator<Item = _>| balto::rules::event_status::event_status(states);
+    let status =
+        |states: &mut dyn Iterator<Item = _>| balto::rules::event_status::event_status(states).as_str();
     for event in (0..40).step_by(7).map(Position) {
         came_back((reads::delivery(rows, delivery(event.0)), reads::deliveries_of(rows, event)));
         came_back((reads::dead_letter(rows, delivery(event.0)), reads::knows(rows, event)));

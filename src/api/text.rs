@@ -1,6 +1,7 @@
 //! Times and durations as the API writes them: RFC 3339 in UTC with milliseconds, and `250ms`, `15s`, `5m`, `72h`, `30d`.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -8,7 +9,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::domain::Timestamp;
+use crate::domain::{ClosedList, Timestamp};
 
 /// Longest duration that can be written: 3,650 days.
 pub const DURATION_MAX: Duration = Duration::from_secs(3_650 * 24 * 3600);
@@ -116,6 +117,23 @@ impl JsonSchema for Span {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$", "examples": ["15s"]})
+    }
+}
+
+/// The words of a closed list, for the schema of a member that holds one of them.
+pub struct Word<T>(PhantomData<T>);
+
+impl<T: ClosedList> JsonSchema for Word<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Word".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "enum": T::WORDS})
     }
 }
 

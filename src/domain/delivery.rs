@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::closed_list::closed_list;
 use super::{DisabledReason, EndpointNumber, Position, Timestamp};
 
 /// Names a delivery: an event goes to an endpoint at most once at a time.
@@ -42,32 +43,21 @@ impl Progress {
     }
 }
 
-/// What brought about an attempt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Trigger {
-    /// The event was accepted.
-    #[default]
-    Publish,
-    /// The retry policy.
-    Retry,
-    /// `POST /v1/deliveries/{id}/retry`.
-    Manual,
-    /// A dead letter was redriven.
-    Redrive,
-    /// The event was replayed.
-    Replay,
-}
-
-impl Trigger {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Publish => "publish",
-            Self::Retry => "retry",
-            Self::Manual => "manual",
-            Self::Redrive => "redrive",
-            Self::Replay => "replay",
-        }
+closed_list! {
+    /// What brought about an attempt.
+    #[derive(Default)]
+    pub enum Trigger {
+        /// The event was accepted.
+        #[default]
+        Publish = 1 => "publish",
+        /// The retry policy.
+        Retry = 2 => "retry",
+        /// `POST /v1/deliveries/{id}/retry`.
+        Manual = 3 => "manual",
+        /// A dead letter was redriven.
+        Redrive = 4 => "redrive",
+        /// The event was replayed.
+        Replay = 5 => "replay",
     }
 }
 
@@ -84,115 +74,77 @@ pub enum DeliveryState {
 }
 
 impl DeliveryState {
+    /// As the API shows it.
+    #[must_use]
+    pub fn status(self) -> DeliveryStatus {
+        match self {
+            Self::Pending => DeliveryStatus::Pending,
+            Self::Delivered => DeliveryStatus::Delivered,
+            Self::Dead(_) => DeliveryStatus::Dead,
+            Self::Cancelled | Self::Purged => DeliveryStatus::Cancelled,
+        }
+    }
+
     /// The API's word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Delivered => "delivered",
-            Self::Dead(_) => "dead",
-            Self::Cancelled | Self::Purged => "cancelled",
-        }
+        self.status().as_str()
     }
 }
 
-/// Why a delivery was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum DeadReason {
-    AttemptsExhausted,
-    MaxAge,
-    Gone,
-    Refused,
-    EndpointDeleted,
-    EndpointDisabled,
-    BlockedAddress,
-    Expired,
-}
-
-impl DeadReason {
-    pub const ALL: [Self; 8] = [
-        Self::AttemptsExhausted,
-        Self::MaxAge,
-        Self::Gone,
-        Self::Refused,
-        Self::EndpointDeleted,
-        Self::EndpointDisabled,
-        Self::BlockedAddress,
-        Self::Expired,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AttemptsExhausted => "attemptsExhausted",
-            Self::MaxAge => "maxAge",
-            Self::Gone => "gone",
-            Self::Refused => "refused",
-            Self::EndpointDeleted => "endpointDeleted",
-            Self::EndpointDisabled => "endpointDisabled",
-            Self::BlockedAddress => "blockedAddress",
-            Self::Expired => "expired",
-        }
+closed_list! {
+    /// A delivery's state without its details.
+    pub enum DeliveryStatus {
+        Pending => "pending",
+        Delivered => "delivered",
+        Dead => "dead",
+        Cancelled => "cancelled",
     }
 }
 
-/// What went wrong with an attempt, in few words that are safe as a metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ErrorClass {
-    Dns,
-    Connect,
-    Tls,
-    Timeout,
-    Reset,
-    /// A status that is not 2xx.
-    Status,
-    BlockedAddress,
-    /// Reply headers above their bound.
-    ResponseTooLarge,
-    /// Not HTTP.
-    Protocol,
-    /// Our own request could not be built (for instance a URL that no longer parses).
-    Request,
-}
-
-impl ErrorClass {
-    pub const ALL: [Self; 10] = [
-        Self::Dns,
-        Self::Connect,
-        Self::Tls,
-        Self::Timeout,
-        Self::Reset,
-        Self::Status,
-        Self::BlockedAddress,
-        Self::ResponseTooLarge,
-        Self::Protocol,
-        Self::Request,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Dns => "dns",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Timeout => "timeout",
-            Self::Reset => "reset",
-            Self::Status => "status",
-            Self::BlockedAddress => "blockedAddress",
-            Self::ResponseTooLarge => "responseTooLarge",
-            Self::Protocol => "protocol",
-            Self::Request => "request",
-        }
+closed_list! {
+    /// Why a delivery was given up.
+    pub enum DeadReason {
+        AttemptsExhausted = 1 => "attemptsExhausted",
+        MaxAge = 2 => "maxAge",
+        Gone = 3 => "gone",
+        Refused = 4 => "refused",
+        EndpointDeleted = 5 => "endpointDeleted",
+        EndpointDisabled = 6 => "endpointDisabled",
+        BlockedAddress = 7 => "blockedAddress",
+        Expired = 8 => "expired",
     }
 }
 
-/// Where the receiver's address lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Network {
-    #[default]
-    Public,
-    /// Not in the public Internet: it can be reached because the operator has opened its range.
-    Internal,
+closed_list! {
+    /// What went wrong with an attempt, in few words that are safe as a metric label.
+    pub enum ErrorClass {
+        Dns = 1 => "dns",
+        Connect = 2 => "connect",
+        Tls = 3 => "tls",
+        Timeout = 4 => "timeout",
+        Reset = 5 => "reset",
+        /// A status that is not 2xx.
+        Status = 6 => "status",
+        BlockedAddress = 7 => "blockedAddress",
+        /// Reply headers above their bound.
+        ResponseTooLarge = 8 => "responseTooLarge",
+        /// Not HTTP.
+        Protocol = 9 => "protocol",
+        /// Our own request could not be built (for instance a URL that no longer parses).
+        Request = 10 => "request",
+    }
+}
+
+closed_list! {
+    /// Where the receiver's address lies.
+    #[derive(Default)]
+    pub enum Network {
+        #[default]
+        Public = 1 => "public",
+        /// Not in the public Internet: it can be reached because the operator has opened its range.
+        Internal = 2 => "internal",
+    }
 }
 
 /// What an attempt's result means.

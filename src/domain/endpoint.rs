@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::closed_list::closed_list;
 use super::{
     DeadReason, EndpointId, EndpointNumber, Network, Pattern, Position, SenderName, Tenant, Timestamp,
 };
@@ -35,36 +36,42 @@ impl Reservation {
     }
 }
 
-/// In which order an endpoint's deliveries go out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ordering {
-    #[default]
-    None,
-    /// One at a time per ordering key, in order of acceptance.
-    Key,
-    /// One at a time, in order of acceptance.
-    Endpoint,
+closed_list! {
+    /// In which order an endpoint's deliveries go out.
+    #[derive(Default)]
+    pub enum Ordering {
+        #[default]
+        None = 1 => "none",
+        /// One at a time per ordering key, in order of acceptance.
+        Key = 2 => "key",
+        /// One at a time, in order of acceptance.
+        Endpoint = 3 => "endpoint",
+    }
 }
 
-/// The body that the endpoint receives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    #[default]
-    Standard,
-    /// CloudEvents 1.0, structured mode.
-    CloudEvents,
+closed_list! {
+    /// The body that the endpoint receives.
+    #[derive(Default)]
+    pub enum Format {
+        #[default]
+        Standard = 1 => "standard",
+        /// CloudEvents 1.0, structured mode.
+        CloudEvents = 2 => "cloudevents",
+    }
 }
 
-/// How the endpoint's requests are signed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SignaturePreset {
-    /// Standard Webhooks: `webhook-signature`.
-    #[default]
-    Standard,
-    /// `Stripe-Signature`.
-    Stripe,
-    /// `X-Hub-Signature-256`.
-    Github,
+closed_list! {
+    /// How the endpoint's requests are signed.
+    #[derive(Default)]
+    pub enum SignaturePreset {
+        /// Standard Webhooks: `webhook-signature`.
+        #[default]
+        Standard = 1 => "standard",
+        /// `Stripe-Signature`.
+        Stripe = 2 => "stripe",
+        /// `X-Hub-Signature-256`.
+        Github = 3 => "github",
+    }
 }
 
 /// When a failed delivery is tried again.
@@ -86,15 +93,16 @@ pub enum RetryPolicy {
     Schedule(Vec<Duration>),
 }
 
-/// What a secret is a key of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecretKind {
-    /// HMAC-SHA256, written `whsec_`.
-    Hmac,
-    /// Ed25519, written `whsk_`; held as its seed.
-    Ed25519,
-    /// Characters that a signature preset other than the standard one takes as they are.
-    Text,
+closed_list! {
+    /// What a secret is a key of.
+    pub enum SecretKind {
+        /// HMAC-SHA256, written `whsec_`.
+        Hmac = 1 => "hmac",
+        /// Ed25519, written `whsk_`; held as its seed.
+        Ed25519 = 2 => "ed25519",
+        /// Characters that a signature preset other than the standard one takes as they are.
+        Text = 3 => "text",
+    }
 }
 
 /// Bytes that whoever finds the disk should not read: encrypted under the operator's key, or plain where there is none.
@@ -189,27 +197,19 @@ pub struct Asked {
     pub next_at: Timestamp,
 }
 
-/// Why the daemon (not the operator) stopped sending to an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DisabledReason {
-    /// The receiver answered 410.
-    Gone,
-    /// It failed without one success for the configured time.
-    Failing,
-    /// It asked for it with `webhook-delivery: disable`.
-    Requested,
+closed_list! {
+    /// Why the daemon (not the operator) stopped sending to an endpoint.
+    pub enum DisabledReason {
+        /// The receiver answered 410.
+        Gone = 1 => "gone",
+        /// It failed without one success for the configured time.
+        Failing = 2 => "failing",
+        /// It asked for it with `webhook-delivery: disable`.
+        Requested = 3 => "requested",
+    }
 }
 
 impl DisabledReason {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gone => "gone",
-            Self::Failing => "failing",
-            Self::Requested => "requested",
-        }
-    }
-
     /// The reason of the delivery whose reply disabled the endpoint.
     #[must_use]
     pub fn dead_reason(self) -> DeadReason {
@@ -229,6 +229,26 @@ pub enum EndpointStatus {
         reason: DisabledReason,
         at: Timestamp,
     },
+}
+
+impl EndpointStatus {
+    #[must_use]
+    pub fn name(self) -> EndpointStatusName {
+        match self {
+            Self::Active => EndpointStatusName::Active,
+            Self::Paused => EndpointStatusName::Paused,
+            Self::Disabled { .. } => EndpointStatusName::Disabled,
+        }
+    }
+}
+
+closed_list! {
+    /// An endpoint's status without its details.
+    pub enum EndpointStatusName {
+        Active => "active",
+        Paused => "paused",
+        Disabled => "disabled",
+    }
 }
 
 /// What the operator has set for endpoints that do not say it themselves.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::closed_list::closed_list;
 use super::{
     EndpointNumber, EventId, EventType, EventVersion, Idempotency, OrderingKey, StreamName, Tenant, Timestamp,
 };
@@ -25,6 +26,22 @@ pub enum Rejection {
     VersionConflict { expected: Expected, actual: Option<u64> },
     #[error("another event of the tenant has the id that it chose")]
     IdTaken,
+}
+
+closed_list! {
+    /// What an event's deliveries amount to.
+    pub enum EventStatus {
+        /// One or more are pending.
+        Pending => "pending",
+        /// All are delivered.
+        Delivered => "delivered",
+        /// Some are delivered, none is pending.
+        Partial => "partial",
+        /// None is delivered or pending.
+        Failed => "failed",
+        /// There are none.
+        Unmatched => "unmatched",
+    }
 }
 
 /// An accepted event with the endpoints that it goes to. Its position is that of its record.

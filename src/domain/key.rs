@@ -1,24 +1,15 @@
 //! API keys: who may do what. Only the hash of the secret is ever kept.
 
+use super::closed_list::closed_list;
 use super::{KeyId, Tenant, Timestamp};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    Admin,
-    /// Posts events and reads its own.
-    Publisher,
-    /// Reads.
-    Viewer,
-}
-
-impl Role {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::Publisher => "publisher",
-            Self::Viewer => "viewer",
-        }
+closed_list! {
+    pub enum Role {
+        Admin = 1 => "admin",
+        /// Posts events and reads its own.
+        Publisher = 2 => "publisher",
+        /// Reads.
+        Viewer = 3 => "viewer",
     }
 }
 

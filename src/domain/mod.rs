@@ -4,6 +4,7 @@
 //! know async, I/O, serde, clocks or randomness. What can be said with these types is legal; what is illegal does not
 //! parse.
 
+pub mod closed_list;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;
@@ -14,15 +15,17 @@ pub mod record;
 pub mod time;
 pub mod trace;
 
+pub use closed_list::ClosedList;
 pub use delivery::{
-    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DueKey, ErrorClass, Hold, Network, Next,
-    Progress, Trigger, Verdict,
+    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, ErrorClass, Hold,
+    Network, Next, Progress, Trigger, Verdict,
 };
 pub use endpoint::{
-    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Ordering,
-    PolicyDefaults, RateLimit, Reservation, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,
+    Handshake, Ordering, PolicyDefaults, RateLimit, Reservation, RetryPolicy, Sealed, Secret, SecretKind,
+    SignaturePreset,
 };
-pub use event::{Event, Expected, Rejection, attribute, weigh};
+pub use event::{Event, EventStatus, Expected, Rejection, attribute, weigh};
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{

@@ -5,6 +5,7 @@ use std::sync::Arc;
 pub use crate::courier::guard::RefusedUrl;
 pub use crate::courier::is_same_origin;
 pub use crate::courier::tls::IdentityError;
+pub use crate::lanes::{CircuitState, WaitReason};
 pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{
     Accepted, ChangeError, EventDraft, PublishError, Unavailable, generated_at, is_chosen,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::DueKey;
+use crate::domain::closed_list::closed_list;
 use crate::knobs::{self, Bug};
 
 #[derive(Clone, Copy, Debug)]
@@ -14,22 +15,12 @@ pub struct BreakerConfig {
     pub probe_max: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CircuitState {
-    Closed,
-    Open,
-    /// A probe is in flight.
-    HalfOpen,
-}
-
-impl CircuitState {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "halfOpen",
-        }
+closed_list! {
+    pub enum CircuitState {
+        Closed => "closed",
+        Open => "open",
+        /// A probe is in flight.
+        HalfOpen => "halfOpen",
     }
 }
 

@@ -425,7 +425,7 @@ impl Lanes {
         for endpoint in self.lanes.keys() {
             let Some(report) = self.explain(*endpoint, now) else { continue };
             if let Some(reason) = with_order(report.reason, behind.contains_key(endpoint)) {
-                summary.waiting[reason as usize] += 1;
+                summary.waiting[reason.index()] += 1;
             }
             let due = report.next_due.filter(|due| *due <= now.wall);
             let due_behind = behind.get(endpoint).copied().flatten();

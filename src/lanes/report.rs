@@ -2,51 +2,21 @@
 
 use super::CircuitState;
 use crate::domain::Timestamp;
+use crate::domain::closed_list::closed_list;
 
-/// Why a lane is not sending. Each has a word in the API and a metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WaitReason {
-    NotDue,
-    Rate,
-    InFlightLimit,
-    CircuitOpen,
-    RetryAfter,
-    Paused,
-    Disabled,
-    Ordering,
-    GlobalLimit,
-    Handshake,
-}
-
-impl WaitReason {
-    /// In the order of their discriminants.
-    pub const ALL: [Self; 10] = [
-        Self::NotDue,
-        Self::Rate,
-        Self::InFlightLimit,
-        Self::CircuitOpen,
-        Self::RetryAfter,
-        Self::Paused,
-        Self::Disabled,
-        Self::Ordering,
-        Self::GlobalLimit,
-        Self::Handshake,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotDue => "notDue",
-            Self::Rate => "rate",
-            Self::InFlightLimit => "inFlightLimit",
-            Self::CircuitOpen => "circuitOpen",
-            Self::RetryAfter => "retryAfter",
-            Self::Paused => "paused",
-            Self::Disabled => "disabled",
-            Self::Ordering => "ordering",
-            Self::GlobalLimit => "globalLimit",
-            Self::Handshake => "handshake",
-        }
+closed_list! {
+    /// Why a lane is not sending. Each has a word in the API and a metric label.
+    pub enum WaitReason {
+        NotDue => "notDue",
+        Rate => "rate",
+        InFlightLimit => "inFlightLimit",
+        CircuitOpen => "circuitOpen",
+        RetryAfter => "retryAfter",
+        Paused => "paused",
+        Disabled => "disabled",
+        Ordering => "ordering",
+        GlobalLimit => "globalLimit",
+        Handshake => "handshake",
     }
 }
 

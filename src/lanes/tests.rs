@@ -624,7 +624,7 @@ fn without_consent_nothing_is_sent_and_with_it_what_waited() {
     assert_eq!(sends(&mut lanes, at(1_000_000)), []);
     let report = lanes.explain(ONE, at(1_000_000)).unwrap();
     assert_eq!((report.reason, report.retry_at), (Some(WaitReason::Handshake), None));
-    assert_eq!(lanes.summary(&HashMap::new(), at(1_000_000)).waiting[WaitReason::Handshake as usize], 1);
+    assert_eq!(lanes.summary(&HashMap::new(), at(1_000_000)).waiting[WaitReason::Handshake.index()], 1);
     lanes.on_endpoint(ONE, gate(Gate::Open), Backlog::None, at(1_000_001));
     assert_eq!(sends(&mut lanes, at(1_000_001)).len(), 3);
 }

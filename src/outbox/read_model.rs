@@ -185,7 +185,7 @@ impl ReadModel for State {
     }
 
     fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
-        reads::events(self.rows(), filter, after, limit, |states| event_status(states))
+        reads::events(self.rows(), filter, after, limit, |states| event_status(states).as_str())
     }
 
     fn past(

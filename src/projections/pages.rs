@@ -151,11 +151,10 @@ fn state(code: u8) -> Result<DeliveryState, Malformed> {
     }
 }
 
-/// Codes are positions in [`DeadReason::ALL`], whose order is part of the layout.
+/// What rows hold of a reason: its code less one.
 #[must_use]
 pub fn reason_code(reason: DeadReason) -> u8 {
-    let index = DeadReason::ALL.iter().position(|known| *known == reason);
-    u8::try_from(index.expect("every reason is in ALL")).expect("few reasons")
+    reason.code() - 1
 }
 
 /// Reads what [`reason_code`] wrote.
@@ -163,7 +162,7 @@ pub fn reason_code(reason: DeadReason) -> u8 {
 /// # Errors
 /// For a code that no reason has.
 pub fn reason(code: u8) -> Result<DeadReason, Malformed> {
-    DeadReason::ALL.get(usize::from(code)).copied().ok_or(Malformed::Number)
+    code.checked_add(1).and_then(DeadReason::from_code).ok_or(Malformed::Number)
 }
 
 /// Where the next entry of a page goes, since the last checkpoint.

@@ -58,25 +58,13 @@ impl Row {
     }
 }
 
+/// What rows hold of a trigger: its code less one.
 fn trigger_code(trigger: Trigger) -> u8 {
-    match trigger {
-        Trigger::Publish => 0,
-        Trigger::Retry => 1,
-        Trigger::Manual => 2,
-        Trigger::Redrive => 3,
-        Trigger::Replay => 4,
-    }
+    trigger.code() - 1
 }
 
 fn trigger(code: u8) -> Result<Trigger, Malformed> {
-    match code {
-        0 => Ok(Trigger::Publish),
-        1 => Ok(Trigger::Retry),
-        2 => Ok(Trigger::Manual),
-        3 => Ok(Trigger::Redrive),
-        4 => Ok(Trigger::Replay),
-        _ => Err(Malformed::Number),
-    }
+    code.checked_add(1).and_then(Trigger::from_code).ok_or(Malformed::Number)
 }
 
 /// Value of a `P` row: only deliveries that were tried, or revived, have one.

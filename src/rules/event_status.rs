@@ -5,25 +5,25 @@
 //! Refused: to leave cancelled ones out. Then an event that nobody got would be `unmatched`, which says that nobody wanted
 //! it, and one that half of its endpoints got would be `delivered`.
 
-use crate::domain::DeliveryState;
+use crate::domain::{DeliveryState, EventStatus};
 
 /// `pending` while any is pending; `unmatched` without any; `delivered` when all are; `failed` when none is; else
 /// `partial`.
-pub fn event_status(states: impl Iterator<Item = DeliveryState>) -> &'static str {
+pub fn event_status(states: impl Iterator<Item = DeliveryState>) -> EventStatus {
     let (mut all, mut delivered) = (0, 0);
     for state in states {
         match state {
-            DeliveryState::Pending => return "pending",
+            DeliveryState::Pending => return EventStatus::Pending,
             DeliveryState::Delivered => delivered += 1,
             DeliveryState::Dead(_) | DeliveryState::Cancelled | DeliveryState::Purged => {}
         }
         all += 1;
     }
     match (all, delivered) {
-        (0, _) => "unmatched",
-        (all, delivered) if all == delivered => "delivered",
-        (_, 0) => "failed",
-        _ => "partial",
+        (0, _) => EventStatus::Unmatched,
+        (all, delivered) if all == delivered => EventStatus::Delivered,
+        (_, 0) => EventStatus::Failed,
+        _ => EventStatus::Partial,
     }
 }
 
@@ -51,7 +51,7 @@ mod tests {
             (&[Purged, Delivered], "partial"),
         ];
         for (states, expected) in cases {
-            assert_eq!(event_status(states.iter().copied()), expected, "{states:?}");
+            assert_eq!(event_status(states.iter().copied()).as_str(), expected, "{states:?}");
         }
     }
 }

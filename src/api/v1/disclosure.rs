@@ -9,11 +9,28 @@
 use std::borrow::Cow;
 
 use crate::api::http::auth::Audience;
-use crate::domain::{Asked, Attempt, ErrorClass, Network};
+use crate::domain::{Asked, Attempt, ClosedList, ErrorClass, Network};
 use crate::rules::handshake::AGREED;
 
 /// The class of a failure without a reply, where the cause is for operators only.
 const NO_REPLY_CLASS: &str = "noReply";
+
+/// The class of a failure as a caller may see it.
+#[derive(Clone, Copy)]
+pub struct ShownClass;
+
+impl ClosedList for ShownClass {
+    const WORDS: &'static [&'static str] = &{
+        let mut words = [NO_REPLY_CLASS; ErrorClass::ALL.len() + 1];
+        let mut index = 0;
+        while index < ErrorClass::ALL.len() {
+            words[index] = ErrorClass::WORDS[index];
+            index += 1;
+        }
+        words
+    };
+}
+
 const NO_REPLY: &str =
     "no HTTP reply from inside the operator's network; the reason is shown to keys without a tenant";
 const NO_CONSENT: &str =

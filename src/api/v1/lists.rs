@@ -12,7 +12,10 @@ use url::form_urlencoded;
 use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::text;
-use crate::domain::{DeadReason, EndpointNumber, EventType, Position, Tenant, Timestamp};
+use crate::domain::{
+    ClosedList as _, DeadReason, DeliveryStatus, EndpointNumber, EndpointStatusName, EventStatus, EventType,
+    Position, Tenant, Timestamp,
+};
 use crate::engine::types::{Cursor, Page};
 use crate::limits;
 
@@ -259,19 +262,10 @@ const UNTIL: Param = param("until", "Of events accepted before this time", Kind:
 pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; 50 without it", Kind::Limit);
 pub const CURSOR: Param = param("cursor", "`next` of the page before", Kind::Text("^[A-Za-z0-9_-]+$", 128));
 pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also when it was deleted", ID);
-pub const EVENT_STATUSES: &[&str] = &["pending", "delivered", "partial", "failed", "unmatched"];
-pub const ENDPOINT_STATUSES: &[&str] = &["active", "paused", "disabled"];
-pub const DELIVERY_STATUSES: &[&str] = &["pending", "delivered", "dead", "cancelled"];
-pub const REASONS: &[&str] = &[
-    "attemptsExhausted",
-    "maxAge",
-    "gone",
-    "refused",
-    "endpointDeleted",
-    "endpointDisabled",
-    "blockedAddress",
-    "expired",
-];
+pub const EVENT_STATUSES: &[&str] = EventStatus::WORDS;
+pub const ENDPOINT_STATUSES: &[&str] = EndpointStatusName::WORDS;
+pub const DELIVERY_STATUSES: &[&str] = DeliveryStatus::WORDS;
+pub const REASONS: &[&str] = DeadReason::WORDS;
 
 pub const EVENTS: &[Param] = &[
     TENANT,
@@ -324,7 +318,7 @@ pub const NONE: &[Param] = &[];
 /// The dead letter's reason of this name.
 #[must_use]
 pub fn reason(word: &str) -> Option<DeadReason> {
-    DeadReason::ALL.into_iter().find(|reason| reason.as_str() == word)
+    DeadReason::from_word(word)
 }
 
 /// The filters that every list of events, deliveries or dead letters has.

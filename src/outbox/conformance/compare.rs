@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::oracle::Oracle;
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EventType, Ordering, Position, Progress,
-    StreamName, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, EndpointNumber, EventStatus, EventType,
+    Ordering, Position, Progress, StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
 use crate::outbox::ReadModel;
@@ -296,10 +296,10 @@ fn filters(oracle: &Oracle) -> Vec<Filter> {
     all.extend(types.into_iter().map(|kind| Filter { event_type: Some(kind.clone()), ..filter() }));
     all.extend(streams.into_iter().map(|stream| Filter { stream: Some(stream.clone()), ..filter() }));
     all.extend(endpoints(oracle).map(|endpoint| Filter { endpoint: Some(endpoint), ..filter() }));
-    for status in ["pending", "delivered", "partial", "failed", "unmatched"] {
+    for status in EventStatus::ALL.map(EventStatus::as_str) {
         all.push(Filter { event_status: Some(status), ..filter() });
     }
-    for state in ["pending", "delivered", "dead", "cancelled"] {
+    for state in DeliveryStatus::ALL.map(DeliveryStatus::as_str) {
         all.push(Filter { delivery_state: Some(state), ..filter() });
         all.extend(all.last().cloned().map(|filter| Filter { endpoint: Some(EndpointNumber(1)), ..filter }));
     }

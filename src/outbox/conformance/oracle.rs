@@ -593,7 +593,7 @@ impl ReadModel for Oracle {
     }
 
     fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
-        let status = |position| event_status(self.of_event(position).map(|(_, known)| known.state));
+        let status = |position| event_status(self.of_event(position).map(|(_, known)| known.state)).as_str();
         let wanted = self.shown().rev().filter(|(position, event)| {
             Self::wants_event(filter, *position, event)
                 && filter.event_status.is_none_or(|wanted| wanted == status(*position))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fields::{
-    CodecError, get_bool, get_duration, get_list, get_name, get_number, get_option, get_pair, get_tagged,
+    CodecError, get_bool, get_coded, get_duration, get_list, get_name, get_number, get_option, get_pair,
     get_text, get_time, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
 use super::record::LAYOUT;
@@ -24,12 +24,12 @@ pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
     put_option(out, endpoint.rate_limit.as_ref(), put_rate_limit);
     put_varint(out, endpoint.max_in_flight.map_or(0, u64::from));
     put_duration(out, endpoint.timeout.unwrap_or_default());
-    put_u8(out, ordering_tag(endpoint.ordering));
+    put_u8(out, endpoint.ordering.code());
     put_retry(out, endpoint.retry.as_ref().unwrap_or(&NO_RETRY));
-    put_u8(out, format_tag(endpoint.format));
-    put_u8(out, signature_tag(endpoint.signature));
+    put_u8(out, endpoint.format.code());
+    put_u8(out, endpoint.signature.code());
     put_list(out, &endpoint.secrets, |out, secret| {
-        put_u8(out, secret_kind_tag(secret.kind));
+        put_u8(out, secret.kind.code());
         put_sealed(out, &secret.key);
         put_option(out, secret.expires_at.as_ref(), |out, at| put_time(out, *at));
     });
@@ -65,20 +65,10 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         rate_limit: get_option(r, get_rate_limit)?,
         max_in_flight: Some(r.get_varint_u32()?),
         timeout: Some(get_duration(r)?),
-        ordering: get_tagged(
-            r,
-            "ordering",
-            &[Ordering::None, Ordering::Key, Ordering::Endpoint],
-            ordering_tag,
-        )?,
+        ordering: get_coded(r, "ordering", Ordering::from_code)?,
         retry: Some(get_retry(r)?),
-        format: get_tagged(r, "format", &[Format::Standard, Format::CloudEvents], format_tag)?,
-        signature: get_tagged(
-            r,
-            "signature preset",
-            &[SignaturePreset::Standard, SignaturePreset::Stripe, SignaturePreset::Github],
-            signature_tag,
-        )?,
+        format: get_coded(r, "format", Format::from_code)?,
+        signature: get_coded(r, "signature preset", SignaturePreset::from_code)?,
         handshake: None,
         client_certificate: None,
         secrets: get_list(r, 2, |r| get_secret(r, layout))?,
@@ -100,20 +90,11 @@ fn get_secret(r: &mut Reader<'_>, layout: u8) -> Result<Secret, CodecError> {
         let key = Sealed::Plain(r.get_bytes()?.into());
         return Ok(Secret { kind: SecretKind::Hmac, key, expires_at: get_option(r, get_time)? });
     }
-    use SecretKind::{Ed25519, Hmac, Text};
     Ok(Secret {
-        kind: get_tagged(r, "kind of secret", &[Hmac, Ed25519, Text], secret_kind_tag)?,
+        kind: get_coded(r, "kind of secret", SecretKind::from_code)?,
         key: get_sealed(r)?,
         expires_at: get_option(r, get_time)?,
     })
-}
-
-fn secret_kind_tag(kind: SecretKind) -> u8 {
-    match kind {
-        SecretKind::Hmac => 1,
-        SecretKind::Ed25519 => 2,
-        SecretKind::Text => 3,
-    }
 }
 
 /// 1 plain, 2 encrypted; then the bytes.
@@ -286,29 +267,6 @@ fn get_client_certificate(r: &mut Reader<'_>) -> Result<ClientCertificate, Codec
     })
 }
 
-fn ordering_tag(ordering: Ordering) -> u8 {
-    match ordering {
-        Ordering::None => 1,
-        Ordering::Key => 2,
-        Ordering::Endpoint => 3,
-    }
-}
-
-fn format_tag(format: Format) -> u8 {
-    match format {
-        Format::Standard => 1,
-        Format::CloudEvents => 2,
-    }
-}
-
-fn signature_tag(signature: SignaturePreset) -> u8 {
-    match signature {
-        SignaturePreset::Standard => 1,
-        SignaturePreset::Stripe => 2,
-        SignaturePreset::Github => 3,
-    }
-}
-
 /// 1 exponential (initial, multiplier, longest interval, attempts, age, jitter), 2 schedule (durations).
 fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
     match retry {
@@ -350,7 +308,7 @@ fn put_status(out: &mut Vec<u8>, status: EndpointStatus) {
         EndpointStatus::Paused => put_u8(out, 2),
         EndpointStatus::Disabled { reason, at } => {
             put_u8(out, 3);
-            put_u8(out, disabled_reason_tag(reason));
+            put_u8(out, reason.code());
             put_time(out, at);
         }
     }
@@ -361,19 +319,9 @@ fn get_status(r: &mut Reader<'_>) -> Result<EndpointStatus, CodecError> {
         1 => Ok(EndpointStatus::Active),
         2 => Ok(EndpointStatus::Paused),
         3 => {
-            use DisabledReason::{Failing, Gone, Requested};
-            let all = [Gone, Failing, Requested];
-            let reason = get_tagged(r, "disabled reason", &all, disabled_reason_tag)?;
+            let reason = get_coded(r, "disabled reason", DisabledReason::from_code)?;
             Ok(EndpointStatus::Disabled { reason, at: get_time(r)? })
         }
         found => Err(CodecError::UnknownValue { what: "endpoint status", found: u64::from(found) }),
-    }
-}
-
-fn disabled_reason_tag(reason: DisabledReason) -> u8 {
-    match reason {
-        DisabledReason::Gone => 1,
-        DisabledReason::Failing => 2,
-        DisabledReason::Requested => 3,
     }
 }

@@ -134,14 +134,12 @@ pub(super) fn get_pair(r: &mut Reader<'_>) -> Result<(Box<str>, Box<str>), Codec
     Ok((get_text(r)?, get_text(r)?))
 }
 
-/// Looks a tag up in the values that have one: the tags are written down once, in their `*_tag` function.
-pub(super) fn get_tagged<T: Copy>(
+/// The value of a closed list by its code.
+pub(super) fn get_coded<T>(
     r: &mut Reader<'_>,
     what: &'static str,
-    all: &[T],
-    tag: impl Fn(T) -> u8,
+    from_code: fn(u8) -> Option<T>,
 ) -> Result<T, CodecError> {
     let found = r.get_u8()?;
-    let value = all.iter().copied().find(|value| tag(*value) == found);
-    value.ok_or_else(|| CodecError::UnknownValue { what, found: u64::from(found) })
+    from_code(found).ok_or_else(|| CodecError::UnknownValue { what, found: u64::from(found) })
 }

@@ -34,7 +34,7 @@ use bytes::Bytes;
 
 use super::endpoint::{get_endpoint, get_rate_limit, put_endpoint, put_rate_limit};
 use super::fields::{
-    CodecError, get_duration, get_list, get_millis, get_name, get_number, get_option, get_pair, get_tagged,
+    CodecError, get_coded, get_duration, get_list, get_millis, get_name, get_number, get_option, get_pair,
     get_text, get_time, millis, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
@@ -101,7 +101,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::DeliveriesRevived { deliveries, trigger, at } => {
             put_list(out, deliveries, |out, key| put_delivery(out, *key));
-            put_u8(out, trigger_tag(*trigger));
+            put_u8(out, trigger.code());
             put_time(out, *at);
         }
         Record::DeliveriesCancelled { deliveries, at }
@@ -112,7 +112,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::DeliveriesDied { deliveries, reason, at } => {
             put_list(out, deliveries, |out, key| put_delivery(out, *key));
-            put_u8(out, dead_reason_tag(*reason));
+            put_u8(out, reason.code());
             put_time(out, *at);
         }
         Record::RequestAnswered { idempotency, status, body } => {
@@ -337,16 +337,16 @@ fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
 
 fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     put_varint(out, u64::from(attempt.number));
-    put_u8(out, trigger_tag(attempt.trigger));
+    put_u8(out, attempt.trigger.code());
     put_time(out, attempt.started_at);
     put_duration(out, attempt.duration);
     put_option(out, attempt.status.as_ref(), |out, status| put_u16(out, *status));
     put_option(out, attempt.error.as_ref(), |out, (class, text)| {
-        put_u8(out, error_class_tag(*class));
+        put_u8(out, class.code());
         put_text(out, text);
     });
     put_bytes(out, &attempt.reply);
-    put_u8(out, network_tag(attempt.network));
+    put_u8(out, attempt.network.code());
     put_next(out, attempt.next);
     put_option(out, attempt.hold.as_ref(), |out, hold| {
         put_time(out, hold.until);
@@ -385,7 +385,7 @@ fn put_next(out: &mut Vec<u8>, next: Next) {
         }
         Next::Dead(reason) => {
             put_u8(out, 3);
-            put_u8(out, dead_reason_tag(reason));
+            put_u8(out, reason.code());
         }
     }
 }
@@ -399,73 +399,27 @@ fn get_next(r: &mut Reader<'_>) -> Result<Next, CodecError> {
     }
 }
 
-fn trigger_tag(trigger: Trigger) -> u8 {
-    match trigger {
-        Trigger::Publish => 1,
-        Trigger::Retry => 2,
-        Trigger::Manual => 3,
-        Trigger::Redrive => 4,
-        Trigger::Replay => 5,
-    }
-}
-
 fn get_trigger(r: &mut Reader<'_>) -> Result<Trigger, CodecError> {
-    use Trigger::{Manual, Publish, Redrive, Replay, Retry};
-    get_tagged(r, "trigger", &[Publish, Retry, Manual, Redrive, Replay], trigger_tag)
-}
-
-fn network_tag(network: Network) -> u8 {
-    match network {
-        Network::Public => 1,
-        Network::Internal => 2,
-    }
+    get_coded(r, "trigger", Trigger::from_code)
 }
 
 fn get_network(r: &mut Reader<'_>) -> Result<Network, CodecError> {
-    get_tagged(r, "network", &[Network::Public, Network::Internal], network_tag)
-}
-
-fn dead_reason_tag(reason: DeadReason) -> u8 {
-    match reason {
-        DeadReason::AttemptsExhausted => 1,
-        DeadReason::MaxAge => 2,
-        DeadReason::Gone => 3,
-        DeadReason::Refused => 4,
-        DeadReason::EndpointDeleted => 5,
-        DeadReason::EndpointDisabled => 6,
-        DeadReason::BlockedAddress => 7,
-        DeadReason::Expired => 8,
-    }
+    get_coded(r, "network", Network::from_code)
 }
 
 fn get_dead_reason(r: &mut Reader<'_>) -> Result<DeadReason, CodecError> {
-    get_tagged(r, "dead-letter reason", &DeadReason::ALL, dead_reason_tag)
-}
-
-fn error_class_tag(class: ErrorClass) -> u8 {
-    match class {
-        ErrorClass::Dns => 1,
-        ErrorClass::Connect => 2,
-        ErrorClass::Tls => 3,
-        ErrorClass::Timeout => 4,
-        ErrorClass::Reset => 5,
-        ErrorClass::Status => 6,
-        ErrorClass::BlockedAddress => 7,
-        ErrorClass::ResponseTooLarge => 8,
-        ErrorClass::Protocol => 9,
-        ErrorClass::Request => 10,
-    }
+    get_coded(r, "dead-letter reason", DeadReason::from_code)
 }
 
 fn get_error_class(r: &mut Reader<'_>) -> Result<ErrorClass, CodecError> {
-    get_tagged(r, "error class", &ErrorClass::ALL, error_class_tag)
+    get_coded(r, "error class", ErrorClass::from_code)
 }
 
 // ---- keys ------------------------------------------------------------------------------------------------------
 
 fn put_key(out: &mut Vec<u8>, key: &ApiKey) {
     put_text(out, key.id.as_str());
-    put_u8(out, role_tag(key.role));
+    put_u8(out, key.role.code());
     put_option(out, key.tenant.as_ref(), |out, tenant| put_text(out, tenant.as_str()));
     put_text(out, &key.description);
     out.extend_from_slice(&key.hash);
@@ -475,20 +429,12 @@ fn put_key(out: &mut Vec<u8>, key: &ApiKey) {
 fn get_key(r: &mut Reader<'_>) -> Result<ApiKey, CodecError> {
     Ok(ApiKey {
         id: get_name(r)?,
-        role: get_tagged(r, "role", &[Role::Admin, Role::Publisher, Role::Viewer], role_tag)?,
+        role: get_coded(r, "role", Role::from_code)?,
         tenant: get_option(r, get_name)?,
         description: get_text(r)?,
         hash: r.get_array()?,
         created_at: get_time(r)?,
     })
-}
-
-fn role_tag(role: Role) -> u8 {
-    match role {
-        Role::Admin => 1,
-        Role::Publisher => 2,
-        Role::Viewer => 3,
-    }
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ fn samples() -> Vec<Record> {
     for class in ErrorClass::ALL {
         all.push(finished(Attempt { error: Some((class, "x".into())), ..attempt(Next::Delivered) }));
     }
-    for trigger in [Trigger::Publish, Trigger::Retry, Trigger::Manual, Trigger::Redrive, Trigger::Replay] {
+    for trigger in Trigger::ALL {
         all.push(Record::DeliveriesRevived { deliveries: keys(), trigger, at });
     }
     let disabled = |reason| EndpointStatus::Disabled { reason, at };

@@ -7,9 +7,11 @@ use serde::Serialize;
 
 use crate::api::http::auth::Audience;
 use crate::api::http::reply::Reply;
-use crate::api::text::{Span, Time};
-use crate::api::v1::disclosure;
-use crate::domain::{Attempt, DeliveryId, DeliveryState, Idempotency, Next};
+use crate::api::text::{Span, Time, Word};
+use crate::api::v1::disclosure::{self, ShownClass};
+use crate::domain::{
+    Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger,
+};
 use crate::engine::types::{Answer, DeliveryDetail, DeliveryView, Keyed};
 
 #[derive(Serialize, JsonSchema)]
@@ -33,8 +35,10 @@ pub struct DeliveryCommon {
     pub endpoint_id: Option<String>,
     /// `pending`, `delivered`, `dead` or `cancelled`, which a purged dead letter is, too. An attempt that is under way when a delivery is cancelled or given up
     /// goes on; when it succeeds, the delivery is `delivered` after all.
+    #[schemars(with = "Word<DeliveryStatus>")]
     pub status: &'static str,
     /// Why it is dead.
+    #[schemars(with = "Option<Word<DeadReason>>")]
     pub reason: Option<&'static str>,
     pub created_at: Time,
     /// Attempts ever made.
@@ -106,11 +110,13 @@ pub struct AttemptBody {
     /// From 1.
     pub number: u32,
     /// `publish`, `retry`, `manual`, `redrive` or `replay`.
+    #[schemars(with = "Word<Trigger>")]
     pub trigger: &'static str,
     pub started_at: Time,
     pub duration: Span,
     pub status_code: Option<u16>,
     /// Without a reply from inside the operator's network, a key that is bound to a tenant sees `noReply` alone.
+    #[schemars(with = "Option<Word<ShownClass>>")]
     pub error_class: Option<&'static str>,
     /// What went wrong. Of a receiver inside the operator's network a key that is bound to a tenant sees no more than the
     /// status.

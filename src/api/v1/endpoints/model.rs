@@ -15,9 +15,13 @@ use crate::api::EndpointDefaults;
 use crate::api::http::auth::Audience;
 use crate::api::http::body::object;
 use crate::api::http::unique::members;
-use crate::api::text::{Span, Time, format_duration};
+use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::disclosure;
-use crate::domain::{ClientCertificate, Endpoint, EndpointStatus, Handshake, RetryPolicy};
+use crate::domain::{
+    ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format, Handshake,
+    Ordering, RetryPolicy, SignaturePreset,
+};
+use crate::engine::types::{CircuitState, WaitReason};
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
 
@@ -116,6 +120,7 @@ pub struct HandshakeBody {
     pub rate: Option<u32>,
     pub callback: bool,
     /// `pending`: nothing is sent. `consented`.
+    #[schemars(extend("enum" = ["pending", "consented"]))]
     pub status: &'static str,
     pub consented_at: Option<Time>,
     /// Requests per minute that the receiver agreed to; null for any.
@@ -209,16 +214,21 @@ pub struct EndpointBody {
     pub rate_limit: Option<RateLimitInput>,
     pub max_in_flight: u32,
     pub timeout: String,
+    #[schemars(with = "Word<Ordering>")]
     pub ordering: &'static str,
     pub retry: RetryInput,
+    #[schemars(with = "Word<Format>")]
     pub format: &'static str,
+    #[schemars(with = "Word<SignaturePreset>")]
     pub signature: &'static str,
     pub handshake: Option<HandshakeBody>,
     pub client_certificate: Option<ClientCertificateBody>,
     pub trace: bool,
     pub metadata: Map<String, Value>,
     /// `active`, `paused` or `disabled`.
+    #[schemars(with = "Word<EndpointStatusName>")]
     pub status: &'static str,
+    #[schemars(with = "Option<Word<DisabledReason>>")]
     pub disabled_reason: Option<&'static str>,
     pub disabled_at: Option<Time>,
     pub created_at: Time,
@@ -257,10 +267,9 @@ impl EndpointBody {
     #[must_use]
     pub fn new(endpoint: &Endpoint, defaults: &EndpointDefaults, audience: Audience) -> Self {
         let defaults = &defaults.policy;
-        let (status, disabled) = match endpoint.status {
-            EndpointStatus::Active => ("active", None),
-            EndpointStatus::Paused => ("paused", None),
-            EndpointStatus::Disabled { reason, at } => ("disabled", Some((reason, at))),
+        let disabled = match endpoint.status {
+            EndpointStatus::Active | EndpointStatus::Paused => None,
+            EndpointStatus::Disabled { reason, at } => Some((reason, at)),
         };
         let plain = endpoint.headers.iter().filter(|(name, _)| !is_secret(name));
         Self {
@@ -290,7 +299,7 @@ impl EndpointBody {
             client_certificate: endpoint.client_certificate.as_ref().map(ClientCertificateBody::new),
             trace: endpoint.trace,
             metadata: metadata_body(endpoint),
-            status,
+            status: endpoint.status.name().as_str(),
             disabled_reason: disabled.map(|(reason, _)| reason.as_str()),
             disabled_at: disabled.map(|(_, at)| Time(at)),
             created_at: Time(endpoint.created_at),
@@ -467,6 +476,7 @@ pub struct LatencyBody {
 pub struct LaneBody {
     pub endpoint_id: String,
     /// Why nothing moves; null when nothing waits.
+    #[schemars(with = "Option<Word<WaitReason>>")]
     pub reason: Option<&'static str>,
     pub pending: u64,
     /// Of `pending`: behind another delivery of the same ordering key.
@@ -475,6 +485,7 @@ pub struct LaneBody {
     pub next_due_at: Option<Time>,
     /// When the reason ends by itself.
     pub until: Option<Time>,
+    #[schemars(with = "Word<CircuitState>")]
     pub circuit: &'static str,
     pub consecutive_failures: u32,
 }

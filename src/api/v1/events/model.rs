@@ -11,9 +11,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::api::http::auth::Audience;
-use crate::api::text::Time;
+use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
-use crate::domain::{Event, Expected, attribute};
+use crate::domain::{Event, EventStatus, Expected, attribute};
 use crate::engine::types::{Accepted, EventView, generated_at, is_chosen};
 
 /// An event to be published.
@@ -221,6 +221,7 @@ pub struct EventBody<'a> {
     /// `pending` while any delivery is; then `delivered` when every endpoint that it was meant for has it, `partial` when
     /// some have, `failed` when none has, whether its delivery was given up or cancelled; `unmatched` when it was meant for
     /// none.
+    #[schemars(with = "Word<EventStatus>")]
     pub status: &'static str,
     pub deliveries: Vec<DeliveryBody>,
 }

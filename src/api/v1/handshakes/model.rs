@@ -4,5 +4,6 @@
 #[derive(serde::Serialize, schemars::JsonSchema)]
 pub struct Granted {
     /// `consented`
+    #[schemars(extend("enum" = ["consented"]))]
     pub status: &'static str,
 }

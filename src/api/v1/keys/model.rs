@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::text::Time;
-use crate::domain::ApiKey;
+use crate::api::text::{Time, Word};
+use crate::domain::{ApiKey, Role};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +24,7 @@ pub struct KeyInput {
 #[serde(rename_all = "camelCase")]
 pub struct KeyBody {
     pub id: String,
+    #[schemars(with = "Word<Role>")]
     pub role: &'static str,
     pub tenant: Option<String>,
     pub description: String,
