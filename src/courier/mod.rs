@@ -165,6 +165,20 @@ impl Reply {
         Self::new(Err((class, cut(words, limits::ERROR_BYTES_MAX))))
     }
 
+    /// What its head says, with no body.
+    fn with_headers(status: u16, headers: &HeaderMap, network: Network) -> Self {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        Self {
+            retry_after: header("retry-after"),
+            webhook_delivery: header("webhook-delivery"),
+            allowed_origin: whole_header(headers, "webhook-allowed-origin"),
+            allowed_rate: whole_header(headers, "webhook-allowed-rate"),
+            location: header("location").map(|place| cut(place, limits::LOCATION_BYTES_MAX)),
+            network,
+            ..Self::new(Ok(status))
+        }
+    }
+
     /// Nothing but its outcome.
     #[must_use]
     pub fn new(outcome: Result<u16, (ErrorClass, String)>) -> Self {
@@ -459,7 +473,7 @@ impl Courier {
             let unsent = failed.take_message();
             if let Some(status) = line.status().filter(|_| unsent.is_none()) {
                 // The library refuses what the head says of the body.
-                let reply = Reply { network: line.network, ..Reply::new(Ok(status)) };
+                let reply = Reply::with_headers(status, &line.headers(), line.network);
                 return Ok(Reply { duration: started.elapsed(), ..reply });
             }
             let failure = line.complaint().map_or_else(|| classify(&failed.into_error()), Into::into);
@@ -530,17 +544,7 @@ async fn read_reply(
     mut patience: Pin<&mut impl Future<Output = ()>>,
 ) -> (Reply, bool) {
     let status = response.status().as_u16();
-    let header =
-        |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-    let mut reply = Reply {
-        retry_after: header("retry-after"),
-        webhook_delivery: header("webhook-delivery"),
-        allowed_origin: whole_header(&response, "webhook-allowed-origin"),
-        allowed_rate: whole_header(&response, "webhook-allowed-rate"),
-        location: header("location").map(|place| cut(place, limits::LOCATION_BYTES_MAX)),
-        network: line.network,
-        ..Reply::new(Ok(status))
-    };
+    let mut reply = Reply::with_headers(status, response.headers(), line.network);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let words = "the receiver switched protocols".to_owned();
         reply.outcome = Err((ErrorClass::Protocol, words));
@@ -573,8 +577,8 @@ async fn read_reply(
 }
 
 /// All lines of a header, as one.
-fn whole_header(response: &Response<Incoming>, name: &str) -> Option<String> {
-    let lines = response.headers().get_all(name).iter();
+fn whole_header(headers: &HeaderMap, name: &str) -> Option<String> {
+    let lines = headers.get_all(name).iter();
     let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     (!lines.is_empty()).then(|| lines.join(", "))
 }

@@ -16,6 +16,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::task::unconstrained;
@@ -182,6 +183,11 @@ impl Line {
         self.progress.reply().status()
     }
 
+    /// The headers of that reply.
+    pub(super) fn headers(&self) -> HeaderMap {
+        self.progress.reply().headers()
+    }
+
     /// Whether every reader finds the end of the last reply's head, and its framing, in the same place.
     pub(super) fn is_clear(&self) -> bool {
         self.progress.reply().is_regular()
@@ -195,7 +201,11 @@ impl Line {
         *self.progress.reply() = ReplyHead::default();
         let sender = self.sender.as_mut().expect("it is there until the drop");
         let response = pin!(sender.try_send_request(request));
-        self.drive(response).await
+        let response = self.drive(response).await;
+        if response.is_ok() {
+            self.progress.reply().forget();
+        }
+        response
     }
 
     /// What comes of work that waits for this connection and nothing else.

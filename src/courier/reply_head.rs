@@ -1,9 +1,11 @@
 //! The head of a reply, byte by byte as it arrives.
 //!
-//! Owns: whether a byte of the reply has arrived, the status of a complete head, and whether the head keeps to the
-//! grammar of RFC 9112. The HTTP library refuses status lines and line ends that other clients accept; those are
+//! Owns: whether a byte of the reply has arrived, the status and the headers of a complete head, and whether the head
+//! keeps to the grammar of RFC 9112. The HTTP library refuses status lines and line ends that other clients accept; those are
 //! rewritten to the form that it reads. Bytes are replaced or removed, never added, and the body is never touched.
 //! Must find the end of a head where the library finds it: at the first empty line after the status line.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::limits;
 
@@ -37,6 +39,8 @@ pub(super) struct ReplyHead {
     after_cr: bool,
     has_begun: bool,
     is_regular: bool,
+    /// The head as the library reads it, as far as it has arrived.
+    read: Vec<u8>,
 }
 
 impl Default for ReplyHead {
@@ -49,6 +53,7 @@ impl Default for ReplyHead {
             after_cr: false,
             has_begun: false,
             is_regular: true,
+            read: Vec::new(),
         }
     }
 }
@@ -74,6 +79,35 @@ impl ReplyHead {
         is_known.then_some(self.code)
     }
 
+    /// The headers of a complete head, read as the library reads them. For a reply that the library refuses because of
+    /// what its head says of the body.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut lines = vec![httparse::EMPTY_HEADER; self.lines];
+        let mut head = httparse::Response::new(&mut lines);
+        let mut headers = HeaderMap::new();
+        let parsed = httparse::ParserConfig::default()
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_multiple_spaces_in_response_status_delimiters(true)
+            .ignore_invalid_headers_in_responses(true)
+            .parse_response(&mut head, &self.read);
+        if self.status().is_none() || parsed.is_err() {
+            return headers;
+        }
+        for line in head.headers.iter() {
+            let name = HeaderName::from_bytes(line.name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(line.value)) {
+                headers.append(name, value);
+            }
+        }
+        headers
+    }
+
+    /// The library has read the head.
+    pub(super) fn forget(&mut self) {
+        self.read = Vec::new();
+    }
+
     /// Whether the head is complete, or will never be.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.part, HeadPart::Complete | HeadPart::Foreign)
@@ -91,6 +125,9 @@ impl ReplyHead {
             if let Some(byte) = self.advance(bytes[at]) {
                 bytes[kept] = byte;
                 kept += 1;
+                if self.read.len() < limits::REPLY_HEAD_BYTES_MAX {
+                    self.read.push(byte);
+                }
             }
         }
         kept
@@ -246,6 +283,30 @@ mod tests {
             assert_eq!((String::from_utf8_lossy(&read).as_ref(), head.status()), (expected, Some(200)));
             assert!(!head.is_regular(), "{given:?}");
         }
+    }
+
+    #[test]
+    fn headers_of_refused_heads_are_read() {
+        for (given, expected) in [
+            ("a: b\r\nRetry-After: 30\r\n", Some("30")),
+            ("retry-after : 30\r\n", Some("30")),
+            ("retry-after:\r\n 30\r\n", Some("30")),
+            ("no colon\r\nretry-after:30 \r\n", Some("30")),
+            ("retry-after: 30\r\nretry-after: 60\r\n", Some("30")),
+            ("x-retry-after: 30\r\n", None),
+        ] {
+            let lengths = "content-length: 5\r\ncontent-length: 6\r\n";
+            let informational = "HTTP/1.1 103 x\r\nretry-after: 1\r\n\r\n";
+            let head =
+                format!("{informational}HTTP/1.1  429  x\r\n{lengths}{given}\r\nretry-after: 9\r\n\r\n");
+            let (_, mut head) = read(head.as_bytes());
+            let found = head.headers();
+            let found = found.get("retry-after").map(|value| value.to_str().unwrap().trim());
+            assert_eq!(found, expected, "{given:?}");
+            head.forget();
+            assert!(head.headers().is_empty());
+        }
+        assert!(read(b"HTTP/1.1 429 x\r\nretry-after: 30\r\n").1.headers().is_empty(), "an open head");
     }
 
     #[test]

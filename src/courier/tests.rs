@@ -55,6 +55,26 @@ async fn a_connection_that_ends_just_before_it_is_used_again_gives_the_request_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reply_that_the_library_refuses_keeps_its_headers() {
+    let (courier, listener, parcel) = stage();
+    let answering = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(read_a_bit(&mut stream) > 0);
+        let head = "HTTP/1.1 429 x\r\ncontent-length: 5\r\ncontent-length: 6\r\n";
+        let headers = "retry-after: 30\r\nwebhook-delivery: disable\r\nwebhook-allowed-rate: 1\r\n\r\n";
+        stream.write_all(format!("{head}{headers}").as_bytes()).unwrap();
+        stream
+    });
+    let reply = courier.send(parcel()).await.unwrap();
+    assert_eq!(reply.outcome, Ok(429));
+    assert_eq!(reply.retry_after.as_deref(), Some("30"));
+    assert_eq!(reply.webhook_delivery.as_deref(), Some("disable"));
+    assert_eq!(reply.allowed_rate.as_deref(), Some("1"));
+    assert!(reply.body.is_empty());
+    drop(answering.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_connections_that_have_ended_are_seen_in_one_look() {
     const MANY: usize = 200; // more than a task may do at once (tokio's budget is 128)
     let (courier, listener, parcel) = stage();
