@@ -167,6 +167,12 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// What an endpoint reserves of its rate beyond a request, in time, so that not every request needs a
 /// record of its own. A crash costs the endpoint at most that much.
 pub const RATE_RESERVED_AHEAD: Duration = Duration::from_secs(1);
+/// How long after its reservation a request may leave at least: the time of a commit. A crash costs
+/// an endpoint with a slow rate at most that much.
+pub const RATE_RESERVATION_LEAD_MIN: Duration = Duration::from_millis(100);
+/// The same at most, where commits are slow or slots are rare.
+pub const RATE_RESERVATION_LEAD_MAX: Duration = Duration::from_secs(600);
+const _: () = assert!(RATE_RESERVATION_LEAD_MIN.as_millis() < RATE_RESERVED_AHEAD.as_millis());
 /// Bytes of events held in memory between acceptance and first send.
 pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 

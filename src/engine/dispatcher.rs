@@ -3,7 +3,6 @@
 //! Owns the lanes, the payloads and every running attempt. Being the only one who touches the lanes it needs no lock.
 //! It never waits for the store, so that the store may wait for it.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use super::types::Unavailable;
 use crate::courier::destination;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DisabledReason, DueKey, Endpoint, EndpointNumber, EndpointStatus, Now,
-    Ordering, PolicyDefaults, Position, Progress, Record, Reservation, RetryPolicy, Timestamp,
+    Ordering, PolicyDefaults, Position, Progress, Record, RetryPolicy, Timestamp,
 };
 use crate::knobs::{self, Knob};
 use crate::lanes::{self, Action, Backlog, Gate, LanePolicy, LaneReport, Lanes, Promises};
@@ -114,8 +113,6 @@ pub struct Dispatcher {
     signals: mpsc::UnboundedReceiver<Signal>,
     tasks: JoinSet<()>,
     health: watch::Receiver<Health>,
-    /// Assignments whose reservation is not durable yet; at most one of each endpoint.
-    reserving: HashMap<EndpointNumber, (Reservation, Assignment)>,
     /// The failures of each endpoint that has had no success since.
     failing: HashMap<EndpointNumber, Failing>,
     /// For the gauges: what lanes do not know.
@@ -153,7 +150,6 @@ impl Dispatcher {
             signals,
             tasks: JoinSet::new(),
             health,
-            reserving: HashMap::new(),
             failing: HashMap::new(),
             behind: Behind::default(),
             orderings: HashMap::new(),
@@ -313,7 +309,7 @@ impl Dispatcher {
                     self.on_health(delivery.endpoint, attempt);
                 }
                 Record::RateReserved { endpoint, reservation } => {
-                    self.on_reserved(*endpoint, reservation, now);
+                    self.lanes.on_reserved(*endpoint, reservation, now);
                 }
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
@@ -427,45 +423,18 @@ impl Dispatcher {
         let now = self.engine.now();
         while let Some(action) = self.lanes.next_action(now) {
             match action {
-                Action::Send { endpoint, key, progress, reservation } => {
+                Action::Send { endpoint, key, progress } => {
                     let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
                     let assignment = Assignment { endpoint, key, progress, event };
-                    match reservation {
-                        Some(reservation) => self.reserve(reservation, assignment),
-                        None => self.begin(assignment),
-                    }
+                    self.tasks.spawn(panics::contained(attempt(self.engine.clone(), assignment)));
+                }
+                Action::Reserve { endpoint, reservation } => {
+                    let record = Record::RateReserved { endpoint, reservation };
+                    self.engine.outbox().record(Unit::of_record(record));
                 }
                 Action::Refill { endpoint, after, limit } => {
                     self.tasks.spawn(refill(self.engine.clone(), endpoint, after, limit));
                 }
-            }
-        }
-    }
-
-    fn begin(&mut self, assignment: Assignment) {
-        self.tasks.spawn(panics::contained(attempt(self.engine.clone(), assignment)));
-    }
-
-    /// The attempt begins once its part of the endpoint's rate is durable.
-    fn reserve(&mut self, reservation: Reservation, assignment: Assignment) {
-        let endpoint = assignment.endpoint;
-        self.reserving.insert(endpoint, (reservation, assignment));
-        self.engine.outbox().record(Unit::of_record(Record::RateReserved { endpoint, reservation }));
-    }
-
-    fn on_reserved(&mut self, endpoint: EndpointNumber, reservation: &Reservation, now: Now) {
-        self.lanes.on_reserved(endpoint, reservation, now);
-        if let Entry::Occupied(waiting) = self.reserving.entry(endpoint)
-            && waiting.get().0 == *reservation
-        {
-            let (_, assignment) = waiting.remove();
-            if self.draining {
-                return;
-            }
-            if self.lanes.may_begin(endpoint, now) {
-                self.begin(assignment);
-            } else {
-                self.lanes.on_returned(endpoint, assignment.key, assignment.progress, now);
             }
         }
     }

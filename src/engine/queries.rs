@@ -199,7 +199,7 @@ impl Engine {
         event: Arc<Event>,
         facts: Vec<DeliveryFacts>,
     ) -> EventView {
-        let status = event_status(facts.iter().map(|facts| facts.state));
+        let status = event_status(facts.iter().map(|facts| facts.state)).as_str();
         let mut deliveries = Vec::with_capacity(facts.len());
         for facts in &facts {
             deliveries.push(self.delivery_view(&event, facts).await);

@@ -18,6 +18,22 @@ pub(super) enum Place {
     Promised,
 }
 
+/// Where a lane joins a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LineEnd {
+    Front,
+    Back,
+}
+
+impl LineEnd {
+    pub(super) fn join(self, line: &mut VecDeque<EndpointNumber>, endpoint: EndpointNumber) {
+        match self {
+            Self::Front => line.push_front(endpoint),
+            Self::Back => line.push_back(endpoint),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Host {
     in_flight: usize,
@@ -56,12 +72,18 @@ impl Hosts {
     }
 
     /// Whether a lane may send now; if not, it stands in line.
-    pub(super) fn admits(&mut self, host: &Arc<str>, endpoint: EndpointNumber, place: &mut Place) -> bool {
+    pub(super) fn admits(
+        &mut self,
+        host: &Arc<str>,
+        endpoint: EndpointNumber,
+        place: &mut Place,
+        end: LineEnd,
+    ) -> bool {
         if *place == Place::Promised || !self.is_full(host) {
             return true;
         }
         if *place == Place::None {
-            self.hosts.entry(host.clone()).or_default().waiting.push_back(endpoint);
+            end.join(&mut self.hosts.entry(host.clone()).or_default().waiting, endpoint);
             *place = Place::Waiting;
         }
         false

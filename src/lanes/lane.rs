@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::circuit::{BreakerConfig, Circuit, CircuitState};
-use super::host::Place;
+use super::host::{LineEnd, Place};
 use super::rate::{Leave, Rate};
 use super::report::{LaneReport, WaitReason};
+use super::reserving::Reserving;
 use super::window::Window;
 use super::{Backlog, Gate, LanePolicy, Outcome, Promises, Turn};
 use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
@@ -22,6 +23,16 @@ pub(super) enum Readiness {
         /// Monotonic; `None`: until something happens.
         until: Option<Duration>,
     },
+}
+
+/// What a lane does with its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Move {
+    Send(DueKey, Progress),
+    /// This has to be durable first. No delivery was taken.
+    Reserve(Reservation),
+    /// The rate says no after all, which the lane then knows.
+    Wait,
 }
 
 /// What was last heard of a receiver.
@@ -75,9 +86,7 @@ pub(super) struct Lane {
     pub(super) window: Window,
     /// Also while the policy has no rate: one that comes back goes on with what was spent.
     rate: Option<Rate>,
-    /// The request whose reservation is not durable yet. Others wait, so that they do not leave in a
-    /// crowd when it is.
-    reserving: Option<(DueKey, Reservation)>,
+    reserving: Reserving,
     circuit: Circuit,
     pub(super) heard: Heard,
     /// It stands in line for a slot.
@@ -97,7 +106,7 @@ impl Lane {
             policy,
             window: Window::new(backlog),
             rate,
-            reserving: None,
+            reserving: Reserving::default(),
             circuit: Circuit::default(),
             heard: Heard::Nothing,
             in_line: false,
@@ -136,18 +145,26 @@ impl Lane {
         }
     }
 
-    pub(super) fn on_reserved(&mut self, reservation: &Reservation, now: Now) {
-        self.reserving = self.reserving.filter(|(_, made)| made != reservation);
+    /// Gives whether the lane waited for it.
+    pub(super) fn on_reserved(&mut self, reservation: &Reservation, now: Now) -> bool {
         if let Some(rate) = self.rate.as_mut().filter(|rate| rate.limit() == reservation.rate) {
             rate.on_reserved(reservation.full_at, now);
         }
+        self.reserving.on_durable(reservation)
     }
 
-    /// Whether a request that was taken from the window earlier may still leave. A probe may: it is
-    /// the one request of a circuit that is half open.
-    pub(super) fn may_begin(&self, now: Now) -> bool {
-        let is_held = self.holds.until().is_some_and(|until| until > now.wall);
-        !is_held && self.circuit.state() != CircuitState::Open
+    /// Whether nothing but a durable reservation, or another policy, lets the lane go on.
+    pub(super) fn awaits_reservation(&self) -> bool {
+        self.policy.rate.is_some() && self.reserving.is_asked()
+    }
+
+    /// Where the lane joins a line: in front when it has had its turn and used it for a reservation.
+    pub(super) fn line_end(&self) -> LineEnd {
+        if self.reserving.is_durable() { LineEnd::Front } else { LineEnd::Back }
+    }
+
+    pub(super) fn lose_turn(&mut self) {
+        self.reserving.lose_turn();
     }
 
     pub(super) fn revision(&self) -> Position {
@@ -206,9 +223,8 @@ impl Lane {
         if self.in_flight() >= self.policy.max_in_flight as usize {
             return waits(WaitReason::InFlightLimit, None);
         }
-        if self.rate().is_some() && self.reserving.is_some() {
-            // In a moment.
-            return Readiness::Waits { reason: None, until: None };
+        if self.awaits_reservation() {
+            return waits(WaitReason::Rate, None);
         }
         match self.rate().and_then(|rate| rate.denied(now.monotonic)) {
             Some(until) => waits(WaitReason::Rate, Some(until)),
@@ -216,19 +232,24 @@ impl Lane {
         }
     }
 
-    /// Takes the first key of a ready lane; `None` when the rate says no after all, which the lane then knows.
-    pub(super) fn try_send(&mut self, now: Now) -> Option<(DueKey, Progress, Option<Reservation>)> {
-        let mut reservation = None;
-        if let (Some(limit), Some(rate)) = (self.policy.rate, &mut self.rate)
-            && let Leave::Unreserved(full_at) = rate.try_take(now)?
-        {
-            reservation = Some(Reservation { revision: self.policy.revision, rate: limit, full_at });
+    /// Takes the first key of a ready lane, when its rate lets it.
+    pub(super) fn take_turn(&mut self, now: Now) -> Move {
+        if let (Some(limit), Some(rate)) = (self.policy.rate, &mut self.rate) {
+            self.reserving.on_turn(now);
+            match rate.try_take(self.reserving.lead(), now) {
+                Leave::Granted => {}
+                Leave::Unreserved(full_at) => {
+                    let revision = self.policy.revision;
+                    let reservation = Reservation { revision, rate: limit, full_at };
+                    self.reserving.ask(reservation, now);
+                    return Move::Reserve(reservation);
+                }
+                Leave::Denied => return Move::Wait,
+            }
         }
-        let (key, progress) = self.window.take_first()?;
-        // Without a rate one may still be on its way.
-        self.reserving = reservation.map(|reservation| (key, reservation)).or(self.reserving);
+        let Some((key, progress)) = self.window.take_first() else { return Move::Wait };
         self.circuit.on_sent(key);
-        Some((key, progress, reservation))
+        Move::Send(key, progress)
     }
 
     /// What an attempt says about the receiver.
@@ -239,7 +260,6 @@ impl Lane {
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
-        self.end_reserving(key);
         self.heard = match outcome {
             Outcome::Healthy | Outcome::Throttled(_) => Heard::Answer,
             Outcome::Failing => Heard::Failure,
@@ -275,13 +295,8 @@ impl Lane {
         let returned = self.window.on_returned(key, progress);
         if returned {
             self.circuit.on_neutral(key);
-            self.end_reserving(key);
         }
         returned
-    }
-
-    fn end_reserving(&mut self, key: DueKey) {
-        self.reserving = self.reserving.filter(|(reserving, _)| *reserving != key);
     }
 
     pub(super) fn explain(&self, now: Now) -> LaneReport {

@@ -5,13 +5,14 @@
 //! is in flight at most once; no lane is looked at unless something happened to it or its time has come, so that ten
 //! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn; those whose
 //! host has no room stand in its line, and nobody overtakes them; those that have to leave the last slots to others stand in
-//! a line, too.
+//! a line, too. A rate is reserved on disk before it is used; the lane waits for that without a slot, and goes on in front.
 
 mod circuit;
 mod host;
 mod lane;
 mod rate;
 mod report;
+mod reserving;
 mod slots;
 mod window;
 
@@ -24,7 +25,7 @@ use crate::domain::{
 };
 pub use circuit::{BreakerConfig, CircuitState};
 use host::{Hosts, Place};
-use lane::{Lane, Readiness};
+use lane::{Lane, Move, Readiness};
 pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
 use slots::Slots;
 
@@ -95,11 +96,27 @@ pub enum Action {
         endpoint: EndpointNumber,
         key: DueKey,
         progress: Progress,
-        /// Has to be durable before the request leaves.
-        reservation: Option<Reservation>,
+    },
+    /// Make this durable and say so with [`Lanes::on_reserved`]: the lane sends nothing until then.
+    Reserve {
+        endpoint: EndpointNumber,
+        reservation: Reservation,
     },
     /// Read the backlog after this key, in order.
-    Refill { endpoint: EndpointNumber, after: Option<DueKey>, limit: usize },
+    Refill {
+        endpoint: EndpointNumber,
+        after: Option<DueKey>,
+        limit: usize,
+    },
+}
+
+/// What came of a look at a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Act(Action),
+    Nothing,
+    /// Another lane of its host was woken.
+    Promised,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -194,17 +211,12 @@ impl Lanes {
 
     /// A reservation is durable: what it covers needs no other.
     pub fn on_reserved(&mut self, endpoint: EndpointNumber, reservation: &Reservation, now: Now) {
-        if let Some(lane) = self.lanes.get_mut(&endpoint) {
-            lane.on_reserved(reservation, now);
-            self.wake(endpoint);
+        if let Some(lane) = self.lanes.get_mut(&endpoint)
+            && lane.on_reserved(reservation, now)
+            && self.in_ring.insert(endpoint)
+        {
+            self.ring.push_front(endpoint);
         }
-    }
-
-    /// Whether a request that waited for its reservation may still leave: its receiver may have asked
-    /// to be left alone meanwhile, or failed.
-    #[must_use]
-    pub fn may_begin(&self, endpoint: EndpointNumber, now: Now) -> bool {
-        self.lanes.get(&endpoint).is_some_and(|lane| lane.may_begin(now))
     }
 
     /// The revision of the endpoint that its lane goes by; `None` when there is no lane.
@@ -336,61 +348,86 @@ impl Lanes {
         while looks > 0 {
             looks -= 1;
             let endpoint = self.ring.pop_front()?;
-            let Some(lane) = self.lanes.get_mut(&endpoint) else {
-                self.in_ring.remove(&endpoint);
-                continue;
-            };
-            if let Some((after, limit)) = lane.window.wants_refill() {
-                self.ring.push_back(endpoint);
-                return Some(Action::Refill { endpoint, after, limit });
+            match self.take_turn(endpoint, now) {
+                Look::Act(action) => return Some(action),
+                Look::Nothing => {}
+                // Whoever has the turn now stands at the end.
+                Look::Promised => looks = self.ring.len(),
             }
-            let mut readiness = lane.readiness(now);
-            if readiness == Readiness::Ready && !self.slots.admit(lane) {
-                let host = lane.host().clone();
-                let promised = self.hosts.give_up(&host, &mut lane.place);
+        }
+        None
+    }
+
+    /// A look at a lane that has left the ring.
+    fn take_turn(&mut self, endpoint: EndpointNumber, now: Now) -> Look {
+        let Some(lane) = self.lanes.get_mut(&endpoint) else {
+            self.in_ring.remove(&endpoint);
+            return Look::Nothing;
+        };
+        if let Some((after, limit)) = lane.window.wants_refill() {
+            self.ring.push_back(endpoint);
+            return Look::Act(Action::Refill { endpoint, after, limit });
+        }
+        let until = match lane.readiness(now) {
+            Readiness::Waits { until, .. } => until,
+            Readiness::Ready if !self.slots.admit(lane) => {
                 if self.slots.line_up(endpoint, lane) {
                     self.in_ring.remove(&endpoint);
                 } else {
                     self.ring.push_back(endpoint);
                 }
-                if promised {
-                    self.promise(&host);
-                    looks = self.ring.len(); // whoever has the turn now stands at the end
-                }
-                continue;
+                return self.pass_on_promise(endpoint);
             }
-            if readiness == Readiness::Ready {
+            Readiness::Ready => {
                 let host = lane.host().clone();
-                if !self.hosts.admits(&host, endpoint, &mut lane.place) {
+                let end = lane.line_end();
+                if !self.hosts.admits(&host, endpoint, &mut lane.place, end) {
                     self.in_ring.remove(&endpoint);
-                    continue;
+                    return Look::Nothing;
                 }
-                if let Some((key, progress, reservation)) = lane.try_send(now) {
-                    self.hosts.on_sent(&host, &mut lane.place);
-                    self.slots.take();
-                    self.ring.push_back(endpoint);
-                    return Some(Action::Send { endpoint, key, progress, reservation });
-                }
-                readiness = lane.readiness(now);
-                if let Readiness::Waits { reason: Some(WaitReason::Rate), until: Some(until) } = readiness {
-                    self.rate_waited += until.saturating_sub(now.monotonic);
-                }
-            }
-            match readiness {
-                Readiness::Ready => self.ring.push_back(endpoint),
-                Readiness::Waits { until, .. } => {
-                    let host = lane.host().clone();
-                    let promised = self.hosts.give_up(&host, &mut lane.place);
-                    self.in_ring.remove(&endpoint);
-                    self.sleep(endpoint, until);
-                    if promised {
-                        self.promise(&host);
-                        looks = self.ring.len(); // whoever has the turn now stands at the end
+                match lane.take_turn(now) {
+                    Move::Send(key, progress) => {
+                        self.hosts.on_sent(&host, &mut lane.place);
+                        self.slots.take();
+                        self.ring.push_back(endpoint);
+                        return Look::Act(Action::Send { endpoint, key, progress });
                     }
+                    Move::Reserve(reservation) => {
+                        self.in_ring.remove(&endpoint);
+                        // Those that it wakes get their turn when the lanes are asked again.
+                        self.pass_on_promise(endpoint);
+                        return Look::Act(Action::Reserve { endpoint, reservation });
+                    }
+                    Move::Wait => match lane.readiness(now) {
+                        Readiness::Waits { reason, until } => {
+                            if let (Some(WaitReason::Rate), Some(until)) = (reason, until) {
+                                self.rate_waited += until.saturating_sub(now.monotonic);
+                            }
+                            until
+                        }
+                        Readiness::Ready => {
+                            self.ring.push_back(endpoint);
+                            return Look::Nothing;
+                        }
+                    },
                 }
             }
+        };
+        lane.lose_turn();
+        self.in_ring.remove(&endpoint);
+        self.sleep(endpoint, until);
+        self.pass_on_promise(endpoint)
+    }
+
+    /// A lane that cannot use the slot that its host keeps for it gives it to the next in line.
+    fn pass_on_promise(&mut self, endpoint: EndpointNumber) -> Look {
+        let Some(lane) = self.lanes.get_mut(&endpoint) else { return Look::Nothing };
+        let host = lane.host().clone();
+        if !self.hosts.give_up(&host, &mut lane.place) {
+            return Look::Nothing;
         }
-        None
+        self.promise(&host);
+        Look::Promised
     }
 
     /// How long until [`Self::next_action`] may have something that it does not have now; `None` when only a call can
@@ -435,7 +472,9 @@ impl Lanes {
     }
 
     fn wake(&mut self, endpoint: EndpointNumber) {
-        if self.in_ring.insert(endpoint) {
+        // One that waits for its reservation keeps its turn until then.
+        let awaits = self.lanes.get(&endpoint).is_some_and(Lane::awaits_reservation);
+        if !awaits && self.in_ring.insert(endpoint) {
             self.ring.push_back(endpoint);
         }
         if let Some(lane) = self.lanes.get_mut(&endpoint) {

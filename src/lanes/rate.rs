@@ -78,8 +78,11 @@ type Limiter = RateLimiter<NotKeyed, FullAt, ToldClock, NoOpMiddleware<Told>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leave {
     Granted,
-    /// Only once this time is durable as the one at which the burst is available again.
+    /// Only once this time is durable as the one at which the burst is available again. Nothing was
+    /// taken.
     Unreserved(Timestamp),
+    /// Not yet: [`Rate::denied`] says until when.
+    Denied,
 }
 
 #[derive(Debug)]
@@ -139,24 +142,27 @@ impl Rate {
         self.denied_until.filter(|until| *until > now)
     }
 
-    /// Takes leave for one request; a refusal is remembered.
-    pub(super) fn try_take(&mut self, now: Now) -> Option<Leave> {
+    /// Takes leave for one request, if what that takes is durable; a refusal is remembered. What is to
+    /// be reserved is good for a request that leaves at most `lead` later.
+    pub(super) fn try_take(&mut self, lead: Duration, now: Now) -> Leave {
         self.clock.0.store(nanos(now.monotonic), Ordering::Relaxed);
+        let before = self.full_at.0.load(Ordering::Relaxed);
         match self.limiter.check() {
             Ok(()) => {
                 self.denied_until = None;
                 let full_at = self.full_at();
                 if full_at <= self.reserved {
-                    return Some(Leave::Granted);
+                    return Leave::Granted;
                 }
-                let full_at = full_at + reserved_ahead(&self.limit);
+                self.full_at.0.store(before, Ordering::Relaxed);
+                let full_at = full_at + reserved_ahead(&self.limit) + lead;
                 // The wall clock and what is stored are cut to whole milliseconds.
                 let wait = full_at.saturating_sub(now.monotonic) + Duration::from_millis(2);
-                Some(Leave::Unreserved(now.wall.plus(wait)))
+                Leave::Unreserved(now.wall.plus(wait))
             }
             Err(refusal) => {
                 self.denied_until = Some(Duration::from_nanos(refusal.earliest_possible().0));
-                None
+                Leave::Denied
             }
         }
     }

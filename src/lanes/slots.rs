@@ -70,7 +70,7 @@ impl Slots {
             Heard::Nothing | Heard::Answer => return false,
         };
         if !std::mem::replace(&mut lane.in_line, true) {
-            line.push_back(endpoint);
+            lane.line_end().join(line, endpoint);
         }
         true
     }

@@ -57,11 +57,10 @@ fn key(due: u64, event: u64) -> DueKey {
 fn sends(lanes: &mut Lanes, now: Now) -> Vec<(EndpointNumber, DueKey)> {
     let mut sent = Vec::new();
     while let Some(action) = lanes.next_action(now) {
-        if let Action::Send { endpoint, key, reservation, .. } = action {
-            sent.push((endpoint, key));
-            if let Some(reservation) = reservation {
-                lanes.on_reserved(endpoint, &reservation, now);
-            }
+        match action {
+            Action::Send { endpoint, key, .. } => sent.push((endpoint, key)),
+            Action::Reserve { endpoint, reservation } => lanes.on_reserved(endpoint, &reservation, now),
+            Action::Refill { .. } => {}
         }
     }
     sent
@@ -693,7 +692,7 @@ fn what_is_moved_while_it_is_under_way_waits_for_its_attempt_and_goes_on_with_th
     lanes.on_due(ONE, moved, tried, Position(10), at(6));
     lanes.on_recorded(ONE, first, at(6));
     let again = lanes.next_action(at(7));
-    assert_eq!(again, Some(Action::Send { endpoint: ONE, key: moved, progress: tried, reservation: None }));
+    assert_eq!(again, Some(Action::Send { endpoint: ONE, key: moved, progress: tried }));
     // This time it was cancelled, and the attempt succeeds: nothing is left.
     lanes.on_settled(ONE, moved, Position(11), at(8));
     lanes.on_recorded(ONE, moved, at(9));

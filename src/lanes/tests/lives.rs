@@ -292,6 +292,7 @@ pub(super) fn no_delivery_is_forgotten_or_sent_twice_at_once() {
                         match lanes.next_action(now) {
                             Some(Action::Send { key, progress, .. }) => model.sends(key, progress, &story),
                             Some(Action::Refill { after, limit, .. }) => model.refill(after, limit),
+                            Some(Action::Reserve { .. }) => panic!("a lane without a rate reserves"),
                             None => break,
                         }
                     }
@@ -365,6 +366,7 @@ pub(super) fn no_delivery_is_forgotten_or_sent_twice_at_once() {
                 match action {
                     Action::Send { key, progress, .. } => model.sends(key, progress, &format!("seed {seed}")),
                     Action::Refill { after, limit, .. } => model.refill(after, limit),
+                    Action::Reserve { .. } => panic!("a lane without a rate reserves"),
                 }
             }
             while let Some((key, _)) = model.in_flight.pop_first() {

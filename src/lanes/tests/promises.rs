@@ -60,56 +60,119 @@ fn changed_rate_gives_no_fresh_burst() {
     assert_eq!(go(&mut lanes, at(72_000)), 1);
 }
 
-#[test]
-fn only_one_request_waits_for_its_reservation() {
-    let mut lanes = lanes(1_000);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 3, 1), Backlog::None, at(0));
-    fill(&mut lanes, ONE, 1..10);
-    let send = |lanes: &mut Lanes, millis| match lanes.next_action(at(millis)) {
-        Some(Action::Send { key, reservation, .. }) => Some((key, reservation.unwrap())),
-        Some(other) => panic!("{other:?}"),
-        None => None,
-    };
-    let (first, reservation) = send(&mut lanes, 0).unwrap();
-    assert_eq!(send(&mut lanes, 10), None);
-    assert_eq!(lanes.explain(ONE, at(10)).unwrap().reason, None, "the next one is about to go");
-    lanes.on_reserved(ONE, &reservation, at(20));
-    let (second, _) = send(&mut lanes, 20).unwrap();
-    assert_eq!(send(&mut lanes, 20), None);
-    // It comes back unsent: its reservation could not be written.
-    lanes.on_returned(ONE, second, FRESH, at(30));
-    assert_eq!(send(&mut lanes, 30).unwrap().0, second);
-    lanes.on_finished(ONE, second, Outcome::Healthy, at(40));
-    lanes.on_finished(ONE, first, Outcome::Healthy, at(40));
-    assert_eq!(send(&mut lanes, 50), None);
-    assert_eq!(lanes.explain(ONE, at(50)).unwrap().reason, Some(WaitReason::Rate));
+/// The reservation that the lanes want now, and nothing else.
+fn asked(lanes: &mut Lanes, millis: u64) -> Reservation {
+    match lanes.next_action(at(millis)) {
+        Some(Action::Reserve { endpoint: ONE, reservation }) => reservation,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
-fn reserved_request_stays_when_its_receiver_asks_for_rest() {
+fn reserving_lane_sends_nothing_and_says_rate() {
+    let mut lanes = lanes(1_000);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 3, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..10);
+    let reservation = asked(&mut lanes, 0);
+    // Whatever happens, there is one at a time.
+    lanes.on_due(ONE, key(0, 10), FRESH, Position(10), at(10));
+    assert_eq!(lanes.next_action(at(10)), None);
+    let report = lanes.explain(ONE, at(10)).unwrap();
+    assert_eq!((report.reason, report.in_flight, report.retry_at), (Some(WaitReason::Rate), 0, None));
+    let summary = lanes.summary(&HashMap::new(), at(10));
+    assert_eq!((summary.waiting[WaitReason::Rate.index()], summary.in_flight), (1, 0));
+    // Another one is not what it waits for.
+    let other = Reservation { full_at: at(0).wall, ..reservation };
+    lanes.on_reserved(ONE, &other, at(20));
+    assert_eq!(lanes.next_action(at(20)), None);
+    lanes.on_reserved(ONE, &reservation, at(20));
+    assert_eq!(
+        lanes.next_action(at(20)),
+        Some(Action::Send { endpoint: ONE, key: key(0, 1), progress: FRESH })
+    );
+    // Without a rate nothing has to be reserved.
+    asked(&mut lanes, 20);
+    lanes.on_endpoint(ONE, LanePolicy { revision: Position(2), ..policy() }, Backlog::None, at(30));
+    assert_eq!(go(&mut lanes, at(30)), 9);
+}
+
+#[test]
+fn reserving_lane_leaves_its_slots_to_others() {
+    for host_max_in_flight in [0, 1] {
+        let mut lanes = lanes(if host_max_in_flight == 0 { 1 } else { 1_000 });
+        lanes.reconfigure(LanesConfig { host_max_in_flight, ..lanes.config });
+        lanes.on_endpoint(ONE, rated(1, MINUTE, 3, 1), Backlog::None, at(0));
+        lanes.on_endpoint(TWO, policy(), Backlog::None, at(0));
+        for endpoint in [ONE, TWO] {
+            fill(&mut lanes, endpoint, 1..10);
+        }
+        let reservation = asked(&mut lanes, 0);
+        // The disk is full for two minutes; the other lane has the only slot meanwhile.
+        let first = sends(&mut lanes, at(1));
+        assert_eq!(first, [(TWO, key(0, 1))]);
+        lanes.on_finished(TWO, key(0, 1), Outcome::Healthy, at(120_000));
+        assert_eq!(sends(&mut lanes, at(120_000)), [(TWO, key(0, 2))]);
+        lanes.on_reserved(ONE, &reservation, at(120_001));
+        assert_eq!(sends(&mut lanes, at(120_001)), []);
+        // That was long ago: the lane asks again, and its slot goes to the other one.
+        lanes.on_finished(TWO, key(0, 2), Outcome::Healthy, at(120_002));
+        let reservation = asked(&mut lanes, 120_002);
+        assert_eq!(sends(&mut lanes, at(120_002)), [(TWO, key(0, 3))]);
+        lanes.on_reserved(ONE, &reservation, at(120_003));
+        assert_eq!(sends(&mut lanes, at(120_003)), []);
+        // It has had its turn, so it comes first as soon as there is a slot.
+        lanes.on_finished(TWO, key(0, 3), Outcome::Healthy, at(180_000));
+        assert_eq!(sends(&mut lanes, at(180_000)), [(ONE, key(0, 1))], "{host_max_in_flight}");
+    }
+}
+
+#[test]
+fn old_reservation_is_renewed_so_that_the_rate_holds() {
+    let mut lanes = lanes(1_000);
+    lanes.on_endpoint(ONE, rated(1, MINUTE, 1, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..10);
+    let first = asked(&mut lanes, 0);
+    // A commit of usual length is no reason to ask again; a minute is.
+    lanes.on_reserved(ONE, &first, at(60_000));
+    let second = asked(&mut lanes, 60_000);
+    assert!(second.is_after(&first));
+    // The next one would be as slow: it is good for twice as long.
+    lanes.on_reserved(ONE, &second, at(120_000));
+    assert_eq!(sends(&mut lanes, at(120_000)).len(), 1);
+    let durable = second.full_at.millis() - at(0).wall.millis();
+    assert!(durable >= 180_000, "the next life would send at {durable} ms");
+    assert_eq!(go(&mut lanes, at(179_999)), 0, "no crowd after the wait");
+    // Fast commits again: the time that is reserved in vain shrinks.
+    for minute in 3..=6 {
+        assert_eq!(go(&mut lanes, at(minute * 60_000)), 1, "minute {minute}");
+    }
+    let last = asked(&mut lanes, 420_000);
+    let ahead = last.full_at.since(at(420_000).wall);
+    assert!(ahead < MINUTE + Duration::from_millis(200), "{ahead:?}");
+}
+
+#[test]
+fn reserved_lane_waits_when_its_receiver_asks_for_rest() {
     // Five failures open the circuit.
     for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
         let mut lanes = lanes(1_000);
         lanes.on_endpoint(ONE, rated(1, MINUTE, 10, 1), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..10);
-        let send = |lanes: &mut Lanes| match lanes.next_action(at(0)) {
-            Some(Action::Send { key, reservation, .. }) => (key, reservation.unwrap()),
-            other => panic!("{other:?}"),
-        };
         let mut sent = Vec::new();
         for _ in 0..5 {
-            let (key, reservation) = send(&mut lanes);
+            let reservation = asked(&mut lanes, 0);
             lanes.on_reserved(ONE, &reservation, at(0));
-            assert!(lanes.may_begin(ONE, at(0)));
-            sent.push(key);
+            match lanes.next_action(at(0)) {
+                Some(Action::Send { key, .. }) => sent.push(key),
+                other => panic!("{other:?}"),
+            }
         }
-        let (waiting, reservation) = send(&mut lanes);
+        let reservation = asked(&mut lanes, 0);
         for key in sent {
             lanes.on_finished(ONE, key, outcome, at(1));
         }
         lanes.on_reserved(ONE, &reservation, at(2));
-        assert!(!lanes.may_begin(ONE, at(2)), "{outcome:?}");
-        lanes.on_returned(ONE, waiting, FRESH, at(2));
+        assert_eq!(lanes.next_action(at(2)), None, "{outcome:?}");
         assert_eq!(lanes.explain(ONE, at(2)).unwrap().in_flight, 0);
     }
 }
@@ -121,13 +184,18 @@ fn fast_rate_reserves_for_many_requests_at_once() {
     fill(&mut lanes, ONE, 1..120);
     let (mut sent, mut reserved) = (0, 0);
     for millis in 0..2_000 {
-        while let Some(Action::Send { key, reservation, .. }) = lanes.next_action(at(millis)) {
-            sent += 1;
-            if let Some(reservation) = reservation {
-                reserved += 1;
-                lanes.on_reserved(ONE, &reservation, at(millis));
+        while let Some(action) = lanes.next_action(at(millis)) {
+            match action {
+                Action::Send { key, .. } => {
+                    sent += 1;
+                    lanes.on_finished(ONE, key, Outcome::Healthy, at(millis));
+                }
+                Action::Reserve { reservation, .. } => {
+                    reserved += 1;
+                    lanes.on_reserved(ONE, &reservation, at(millis));
+                }
+                Action::Refill { .. } => {}
             }
-            lanes.on_finished(ONE, key, Outcome::Healthy, at(millis));
         }
     }
     assert_eq!(sent, 119);
@@ -255,25 +323,36 @@ impl Lives {
                 lanes.on_due(ONE, key, FRESH, Position(event), now);
             }
             let mut crashed = false;
-            while let Some(Action::Send { key, reservation, .. }) = lanes.next_action(now) {
-                if let Some(reservation) = reservation {
-                    // The crash comes before the commit, between it and the request, or later.
-                    crashed = self.random.u8(0..100) == 0;
-                    if crashed && self.random.bool() {
-                        break;
+            while let Some(action) = lanes.next_action(now) {
+                match action {
+                    Action::Reserve { reservation, .. } => {
+                        // The crash comes before the commit, between it and the request, or later.
+                        crashed = self.random.u8(0..100) == 0;
+                        if crashed && self.random.bool() {
+                            break;
+                        }
+                        // Few commits are slow.
+                        let most = if self.random.u8(0..10) == 0 { 3_000 } else { 20 };
+                        now = now.plus(Duration::from_millis(self.random.u64(0..most)));
+                        let known = self.durable;
+                        self.durable = Some(reservation)
+                            .filter(|new| known.is_none_or(|known| new.is_after(&known)))
+                            .or(known);
+                        lanes.on_reserved(ONE, &reservation, now);
+                        if crashed {
+                            break;
+                        }
                     }
-                    let known = self.durable;
-                    self.durable = Some(reservation)
-                        .filter(|new| known.is_none_or(|known| new.is_after(&known)))
-                        .or(known);
-                    lanes.on_reserved(ONE, &reservation, now);
-                }
-                self.sent.push(now.wall.millis());
-                // Its outcome is recorded, or is lost with the crash.
-                if self.random.u8(0..3) > 0 {
-                    lanes.on_finished(ONE, key, Outcome::Healthy, now);
-                    lanes.on_settled(ONE, key, Position(event), now);
-                    lanes.on_recorded(ONE, key, now);
+                    Action::Send { key, .. } => {
+                        self.sent.push(now.wall.millis());
+                        // Its outcome is recorded, or is lost with the crash.
+                        if self.random.u8(0..3) > 0 {
+                            lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                            lanes.on_settled(ONE, key, Position(event), now);
+                            lanes.on_recorded(ONE, key, now);
+                        }
+                    }
+                    Action::Refill { .. } => {}
                 }
             }
             if crashed {
@@ -340,7 +419,8 @@ struct Trouble {
     random: fastrand::Rng,
     lanes: Lanes,
     revision: u64,
-    flying: Vec<(DueKey, Option<Reservation>)>,
+    flying: Vec<DueKey>,
+    reserving: Option<Reservation>,
     waiting: BTreeSet<Position>,
 }
 
@@ -355,8 +435,12 @@ impl Trouble {
 
     fn send(&mut self, now: Now) {
         while let Some(action) = self.lanes.next_action(now) {
-            if let Action::Send { key, reservation, .. } = action {
-                self.flying.push((key, reservation));
+            match action {
+                Action::Send { key, .. } => self.flying.push(key),
+                Action::Reserve { reservation, .. } => {
+                    assert_eq!(self.reserving.replace(reservation), None, "one at a time");
+                }
+                Action::Refill { .. } => {}
             }
         }
     }
@@ -364,13 +448,7 @@ impl Trouble {
     /// Something comes of one request. A delivery that was answered is over.
     fn end(&mut self, now: Now) {
         let nth = self.random.usize(0..self.flying.len());
-        let (key, reservation) = self.flying.swap_remove(nth);
-        if let Some(reservation) = reservation {
-            if self.random.u8(0..4) == 0 {
-                return self.lanes.on_returned(ONE, key, FRESH, now);
-            }
-            self.lanes.on_reserved(ONE, &reservation, now);
-        }
+        let key = self.flying.swap_remove(nth);
         let hold =
             Hold { until: now.plus(Duration::from_millis(300)).wall, revision: Position(self.revision) };
         let outcome = match self.random.u8(0..9) {
@@ -381,6 +459,13 @@ impl Trouble {
             _ => Outcome::Healthy,
         };
         self.over(key, outcome, now);
+    }
+
+    /// What was to be reserved is durable.
+    fn reserve(&mut self, now: Now) {
+        if let Some(reservation) = self.reserving.take() {
+            self.lanes.on_reserved(ONE, &reservation, now);
+        }
     }
 
     fn over(&mut self, key: DueKey, outcome: Outcome, now: Now) {
@@ -397,7 +482,7 @@ fn lane_goes_on_after_every_trouble_and_its_repetition() {
     for seed in (0..crate::knobs::rounds(60)).map(|round| first.wrapping_add(round)) {
         let (random, lanes) = (fastrand::Rng::with_seed(seed), lanes(4));
         let (flying, waiting) = (Vec::new(), BTreeSet::new());
-        let mut trouble = Trouble { random, lanes, revision: 0, flying, waiting };
+        let mut trouble = Trouble { random, lanes, revision: 0, flying, reserving: None, waiting };
         trouble.change(Gate::Open, at(0));
         let mut millis = 0;
         for event in 1..600 {
@@ -410,6 +495,7 @@ fn lane_goes_on_after_every_trouble_and_its_repetition() {
                     trouble.lanes.on_due(ONE, key(millis, event), FRESH, Position(event), now);
                     trouble.waiting.insert(Position(event));
                 }
+                6 => trouble.reserve(now),
                 _ if !trouble.flying.is_empty() => trouble.end(now),
                 _ => {}
             }
@@ -419,10 +505,8 @@ fn lane_goes_on_after_every_trouble_and_its_repetition() {
         trouble.change(Gate::Open, at(millis));
         for _ in 0..trouble.waiting.len() * 4 + 1_000 {
             millis += 100;
-            for (key, reservation) in std::mem::take(&mut trouble.flying) {
-                if let Some(reservation) = reservation {
-                    trouble.lanes.on_reserved(ONE, &reservation, at(millis));
-                }
+            trouble.reserve(at(millis));
+            for key in std::mem::take(&mut trouble.flying) {
                 trouble.over(key, Outcome::Healthy, at(millis));
             }
             trouble.send(at(millis));
