@@ -69,11 +69,12 @@ async fn none_is_forgotten_when_the_process_is_killed_in_the_middle() {
     let mut daemon = Daemon::start(data.path()).await;
     let receiver = with_dead_letters(&daemon).await;
     // Killed at some moment of the command, or of the deliveries that follow it, until one was answered.
-    let mut commands = 0;
+    let mut commands = 0_u64;
     let mut answered = false;
     while !answered {
         commands += 1;
-        let moment = tokio::time::sleep(Duration::from_millis(random.u64(1..4_000)));
+        // Longer and longer, so that a slow machine answers once.
+        let moment = tokio::time::sleep(Duration::from_millis(random.u64(1..4_000 * commands)));
         let redrive = async {
             answered = daemon.try_post("/dead-letters/redrive", "{}").await.is_some();
             std::future::pending::<()>().await;

@@ -88,7 +88,7 @@ fn schemathesis(
         .args(["--url", daemon.api.strip_suffix("/v1").unwrap()])
         .args(["--header", &format!("Authorization: Bearer {KEY}")])
         .args(["--phases", "coverage,fuzzing,stateful", "--continue-on-failure"])
-        .args(["--seed", &(seed % u64::from(u32::MAX)).to_string(), "--request-timeout", "30"])
+        .args(["--seed", &(seed % u64::from(u32::MAX)).to_string(), "--request-timeout", "300"])
         .args(["--max-examples", &examples.to_string()])
         .args(more);
     run(&mut command, "")

@@ -3,13 +3,13 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::{Got, PATIENCE, next_request};
+use super::{Got, Progress, next_request};
 
 /// A flood ends by itself here: whoever has taken so much would have taken everything.
 pub(crate) const FLOOD_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -98,9 +98,10 @@ impl Chaos {
 
     /// Waits for so many whole requests.
     pub(crate) async fn until(&self, count: usize) -> Vec<Got> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut progress = Progress::from(0);
         while self.requests().len() < count {
-            assert!(Instant::now() < deadline, "only {} of {count} requests came", self.requests().len());
+            let came = self.requests().len();
+            assert!(progress.goes_on(came), "only {came} of {count} requests came");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.requests()
@@ -109,9 +110,9 @@ impl Chaos {
     /// Waits until each connection's script has ended: a script that talks until nobody listens shows that the other
     /// side has hung up.
     pub(crate) async fn until_left_alone(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let mut progress = Progress::from(0);
         while self.ended() < self.connections() {
-            assert!(Instant::now() < deadline, "a connection to {} stays open", self.url);
+            assert!(progress.goes_on(self.ended()), "a connection to {} stays open", self.url);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::{Daemon, PATIENCE};
+use super::{Daemon, Progress};
 
 /// Publishers at the same time.
 const PUBLISHERS: u32 = 16;
@@ -73,13 +73,17 @@ pub(crate) fn publishers(book: &Arc<Mutex<Book>>, daemon: &Daemon, random: &mut 
 
 /// Waits until so many events are acknowledged; gives those that are by then.
 pub(crate) async fn accepted(book: &Mutex<Book>, count: usize) -> BTreeMap<String, String> {
-    let deadline = Instant::now() + PATIENCE;
+    let mut progress = Progress::from(0);
     loop {
         let accepted = book.lock().unwrap().accepted.clone();
         if accepted.len() >= count {
             return accepted;
         }
-        assert!(Instant::now() < deadline, "only {} of {count} events are acknowledged", accepted.len());
+        assert!(
+            progress.goes_on(accepted.len()),
+            "only {} of {count} events are acknowledged",
+            accepted.len()
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

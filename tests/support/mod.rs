@@ -23,6 +23,31 @@ use tokio::net::TcpListener;
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Waits as long as something changes: a busy machine is slow, and a broken daemon stands still.
+pub(crate) struct Progress<T> {
+    last: T,
+    deadline: Instant,
+    /// However much changes.
+    end: Instant,
+}
+
+impl<T: PartialEq> Progress<T> {
+    pub(crate) fn from(value: T) -> Self {
+        let now = Instant::now();
+        Self { last: value, deadline: now + PATIENCE, end: now + 10 * PATIENCE }
+    }
+
+    /// Whether to go on waiting, given how it is now.
+    pub(crate) fn goes_on(&mut self, value: T) -> bool {
+        let now = Instant::now();
+        if value != self.last {
+            self.last = value;
+            self.deadline = now + PATIENCE;
+        }
+        now < self.deadline.min(self.end)
+    }
+}
+
 /// A number from the environment.
 pub(crate) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
@@ -255,13 +280,13 @@ impl Daemon {
 
     /// Waits until a metric is as wanted; gives it.
     pub(crate) async fn until_metric(&self, name: &str, labels: &str, wanted: impl Fn(f64) -> bool) -> f64 {
-        let deadline = Instant::now() + PATIENCE;
+        let mut progress = Progress::from(0.0);
         loop {
             let value = self.metric(name, labels).await;
             if wanted(value) {
                 return value;
             }
-            assert!(Instant::now() < deadline, "{name} {labels} stays {value}");
+            assert!(progress.goes_on(value), "{name} {labels} stays {value}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -355,13 +380,13 @@ impl Daemon {
 
     /// Repeats a GET until the answer is as wanted.
     pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let mut progress = Progress::from(Value::Null);
         loop {
             let body = self.get(path).await;
             if wanted(&body) {
                 return body;
             }
-            assert!(Instant::now() < deadline, "GET {path} stays {body}");
+            assert!(progress.goes_on(body.clone()), "GET {path} stays {body}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -425,9 +450,9 @@ impl Receiver {
     }
 
     pub(crate) async fn until(&self, count: usize) -> Vec<Got> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut progress = Progress::from(0);
         while self.count() < count {
-            assert!(Instant::now() < deadline, "only {} of {count} requests came", self.count());
+            assert!(progress.goes_on(self.count()), "only {} of {count} requests came", self.count());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.got()
