@@ -1,7 +1,8 @@
 //! The daemon: selects and orders the parts; start and shutdown.
 //!
-//! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new requests, attempts under way
-//! within the drain limit, then the store writes its queue and checkpoints. A second signal ends the wait.
+//! Start: configuration, store (recovery), listeners, delivery, then `READY=1`. Stop: no new
+//! requests, attempts under way within the drain limit, then the store writes its queue and
+//! checkpoints. A second signal ends the wait.
 
 mod admin_key;
 mod certificate;
@@ -96,8 +97,8 @@ const INTERNAL_ERROR: u8 = 70;
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// When the configuration is invalid, or the log cannot be started. Later failures are logged, and reported by the exit
-/// code.
+/// When the configuration is invalid, or the log cannot be started. Later failures are logged, and
+/// reported by the exit code.
 pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     make_files_private();
     // In development a debugger may read the memory.
@@ -132,7 +133,8 @@ pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Forbids core dumps, and access to the memory for other processes of the same user: both contain keys.
+/// Forbids core dumps, and access to the memory for other processes of the same user: both contain
+/// keys.
 fn hide_memory() -> anyhow::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid core dumps (PR_SET_DUMPABLE)")
 }
@@ -215,7 +217,8 @@ fn spawn_tasks(
     (delivery, background)
 }
 
-/// Begins nothing new, and waits for requests and attempts under way. A second signal cuts them off.
+/// Begins nothing new, and waits for requests and attempts under way. A second signal cuts them
+/// off.
 async fn drain(
     run: &watch::Sender<Run>,
     signals: &mut Signals,
@@ -267,7 +270,8 @@ async fn end_serving(mut serving: JoinSet<()>, mut run: watch::Receiver<Run>) {
     }
 }
 
-/// Reports turns of the delivery loop to the supervisor, at most once a second. A loop that hangs is not reported.
+/// Reports turns of the delivery loop to the supervisor, at most once a second. A loop that hangs
+/// is not reported.
 async fn beat(mut heartbeat: watch::Receiver<()>, tell: impl Fn()) {
     while heartbeat.changed().await.is_ok() {
         tell();
@@ -375,7 +379,8 @@ fn listener_certificate(server: &Server) -> Result<Option<ListenerCertificate>, 
     Ok(loaded)
 }
 
-/// Checks certificate and key of the API listener. Returns a warning when clients will refuse the certificate.
+/// Checks certificate and key of the API listener. Returns a warning when clients will refuse the
+/// certificate.
 ///
 /// # Errors
 /// The file that cannot be used, and the reason.

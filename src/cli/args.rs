@@ -1,7 +1,7 @@
 //! Argument values that several commands share: ids, durations, moments, filters.
 //!
-//! Owns: the check of a value before a request is made. The time is an argument here, too: a relative moment becomes
-//! absolute only with the current time.
+//! Owns: the check of a value before a request is made. The time is an argument here, too: a
+//! relative moment becomes absolute only with the current time.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,7 +35,8 @@ pub(crate) fn duration_text(text: &str) -> Result<String, String> {
     duration(text).map(|_| text.to_owned())
 }
 
-/// An id, which becomes a segment of a path: other characters (above all `..`) could name another resource.
+/// An id, which becomes a segment of a path: other characters (above all `..`) could name another
+/// resource.
 pub(crate) fn id(text: &str) -> Result<String, String> {
     let well_formed =
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));

@@ -19,7 +19,8 @@ use target::{Sink, Target};
     secrets.key, secrets are encrypted and the backup is authenticated: keep that key, too.\n\n\
     Examples:\n  balto backup --to balto-$(date +%F).backup\n  balto backup --to - | zstd > balto.backup.zst")]
 pub(crate) struct BackupArgs {
-    /// A file, which appears when the backup is complete; `-` is standard output; a FIFO works, too.
+    /// A file, which appears when the backup is complete; `-` is standard output; a FIFO works,
+    /// too.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
     /// Replace an existing file.

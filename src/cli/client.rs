@@ -1,6 +1,7 @@
 //! The HTTP client of the client commands, and the text of the daemon's errors.
 //!
-//! Owns: requests and answers, within bounds of time and size. Never retries: the user decides after a failure.
+//! Owns: requests and answers, within bounds of time and size. Never retries: the user decides
+//! after a failure.
 
 use std::fmt;
 use std::path::Path;
@@ -247,8 +248,8 @@ impl Client {
     }
 }
 
-/// The verifier of the courier: it also accepts a trusted self-signed certificate (CA:TRUE) as the server's own, which
-/// reqwest's default verifier refuses.
+/// The verifier of the courier: it also accepts a trusted self-signed certificate (CA:TRUE) as the
+/// server's own, which reqwest's default verifier refuses.
 fn tls_config(ca_file: Option<&Path>) -> anyhow::Result<rustls::ClientConfig> {
     let roots = tls::roots(ca_file).map_err(|error| anyhow::anyhow!("cannot use the CA file {error}"))?;
     tls::client_config(Arc::new(roots), None).map_err(anyhow::Error::msg)
@@ -309,7 +310,8 @@ pub(crate) mod fake {
     use tokio::net::TcpListener;
     use tokio::task::JoinHandle;
 
-    /// Answers one connection with each of `answers` (status line and headers, body), then returns the requests.
+    /// Answers one connection with each of `answers` (status line and headers, body), then returns
+    /// the requests.
     pub(crate) async fn serve(answers: Vec<(&'static str, String)>) -> (String, JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

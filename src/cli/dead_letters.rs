@@ -1,7 +1,7 @@
 //! `balto dead-letters`: lists, shows, redrives and purges dead letters.
 //!
-//! Owns: the selection. Without an id, a filter or `--all` no request is made, so nobody redrives or purges all of them by
-//! accident.
+//! Owns: the selection. Without an id, a filter or `--all` no request is made, so nobody redrives
+//! or purges all of them by accident.
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -59,7 +59,8 @@ pub(crate) struct Filter {
     /// Only for events of this type.
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
-    /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress or expired.
+    /// attemptsExhausted, maxAge, gone, refused, endpointDeleted, endpointDisabled, blockedAddress
+    /// or expired.
     #[arg(long)]
     reason: Option<String>,
     #[command(flatten)]

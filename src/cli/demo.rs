@@ -1,7 +1,8 @@
 //! `balto demo`: a tour with a daemon of this executable and two receivers.
 //!
-//! Owns: the child process, the temporary directory and the receivers, which end with the tour, also after a failure. Every
-//! step checks its result, so the tour is a test of the installation, too.
+//! Owns: the child process, the temporary directory and the receivers, which end with the tour,
+//! also after a failure. Every step checks its result, so the tour is a test of the installation,
+//! too.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -411,8 +412,8 @@ async fn next(receiver: &mut Receiver, awaited: &str) -> anyhow::Result<Report> 
     report.with_context(|| format!("waited {STEP_MAX:?} for {awaited}"))?.context("the receiver stopped")
 }
 
-/// The counters of events, deliveries and attempts that are not 0. Gauges are updated once a second, so they may be out of
-/// date.
+/// The counters of events, deliveries and attempts that are not 0. Gauges are updated once a
+/// second, so they may be out of date.
 fn moved_counters(metrics: &str) -> Vec<&str> {
     let counts = |line: &&str| {
         ["balto_events_", "balto_deliveries_", "balto_attempts_"].iter().any(|start| line.starts_with(start))

@@ -1,7 +1,7 @@
 //! `balto endpoints`: manages endpoints.
 //!
-//! Owns: the translation of options into the members of an endpoint, for a creation and a merge patch. A request contains
-//! only the given options; the daemon has the defaults.
+//! Owns: the translation of options into the members of an endpoint, for a creation and a merge
+//! patch. A request contains only the given options; the daemon has the defaults.
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -138,8 +138,9 @@ pub(crate) struct Options {
     /// Topic patterns: * is one word, # any number of them.
     #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
     event_types: Vec<String>,
-    /// A header that every request carries; may be given several times. An update with an empty value removes it.
-    /// Credentials (Authorization, X-Api-Key, ...) are stored as with --sensitive-header.
+    /// A header that every request carries; may be given several times. An update with an empty
+    /// value removes it. Credentials (Authorization, X-Api-Key, ...) are stored as with
+    /// --sensitive-header.
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
     /// As --header, for a value that is never shown again.
@@ -166,8 +167,8 @@ pub(crate) struct Options {
     /// Signature scheme.
     #[arg(long)]
     signature: Option<Signature>,
-    /// Request the receiver's consent first (CloudEvents web hooks), with this DNS name as the sender; `default` is the
-    /// daemon's name, `none` needs no consent.
+    /// Request the receiver's consent first (CloudEvents web hooks), with this DNS name as the
+    /// sender; `default` is the daemon's name, `none` needs no consent.
     #[arg(long, value_name = "ORIGIN")]
     handshake: Option<String>,
     /// Requests per minute that the request for consent names.
@@ -344,7 +345,8 @@ impl Options {
         non_empty(members)
     }
 
-    /// The members of a new endpoint. An option that removes something is wrong usage or has no effect.
+    /// The members of a new endpoint. An option that removes something is wrong usage or has no
+    /// effect.
     fn creation(&self, url: &str, tenant: Option<&str>, secret: Option<&str>) -> anyhow::Result<Value> {
         if self.burst.is_some() && !matches!(self.rate, Some(Rate::Limited { .. })) {
             return Err(super::usage("--burst needs a --rate such as 100/1s"));

@@ -1,6 +1,7 @@
 //! `balto send` and `balto events`: posts, lists, shows and replays events.
 //!
-//! Owns: the request bodies of events. `data` is sent byte for byte as given, after a check that it is JSON.
+//! Owns: the request bodies of events. `data` is sent byte for byte as given, after a check that it
+//! is JSON.
 
 use std::io::Read as _;
 
@@ -56,7 +57,8 @@ pub(crate) struct SendArgs {
     /// The event's stream.
     #[arg(long)]
     stream: Option<String>,
-    /// Repeating the command with the same key posts no second event and returns the original answer.
+    /// Repeating the command with the same key posts no second event and returns the original
+    /// answer.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// An id of your own, unique per tenant.
@@ -232,7 +234,8 @@ impl EventsCommand {
 }
 
 fn replay_body(endpoints: &[String]) -> String {
-    // An empty list would mean no endpoint; without a list the event goes to all endpoints that match now.
+    // An empty list would mean no endpoint; without a list the event goes to all endpoints that
+    // match now.
     if endpoints.is_empty() { "{}".to_owned() } else { json!({"endpointIds": endpoints}).to_string() }
 }
 

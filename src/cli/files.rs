@@ -1,4 +1,5 @@
-//! The output of commands that work on files in this process: a configuration, a data directory, a backup.
+//! The output of commands that work on files in this process: a configuration, a data directory, a
+//! backup.
 //!
 //! Owns: text, JSON and exit codes of the results. The [`super::Backend`] does the work.
 

@@ -1,7 +1,9 @@
-//! A receiver of webhooks on the loopback interface: verifies signatures, reports, answers, and fails on request.
+//! A receiver of webhooks on the loopback interface: verifies signatures, reports, answers, and
+//! fails on request.
 //!
-//! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and queued reports are
-//! bounded; when nobody reads the reports, senders wait. It must never be reachable from another machine.
+//! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and
+//! queued reports are bounded; when nobody reads the reports, senders wait. It must never be
+//! reachable from another machine.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -348,7 +350,8 @@ fn check(key: Option<&[u8]>, headers: &HeaderMap, body: &[u8], now: Timestamp) -
     }
 }
 
-/// Whether one of the space-separated `v1` signatures is the HMAC-SHA256 of `id.timestamp.body` under `key`.
+/// Whether one of the space-separated `v1` signatures is the HMAC-SHA256 of `id.timestamp.body`
+/// under `key`.
 fn verify_signature(key: &[u8], id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return false };
     for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {

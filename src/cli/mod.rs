@@ -1,8 +1,9 @@
 //! The command line: arguments, the HTTP client of the client commands, and their output.
 //!
-//! Owns: the name and help text of every argument, exit codes (0 done, 1 failed, 2 wrong usage), tables and listings.
-//! Client commands know the daemon only through its HTTP contract. The parts that run in this process (the daemon, the
-//! checks of a store) come in as a [`Backend`], so this module does not depend on their construction.
+//! Owns: the name and help text of every argument, exit codes (0 done, 1 failed, 2 wrong usage),
+//! tables and listings. Client commands know the daemon only through its HTTP contract. The parts
+//! that run in this process (the daemon, the checks of a store) come in as a [`Backend`], so this
+//! module does not depend on their construction.
 
 mod args;
 mod backup;
@@ -39,7 +40,8 @@ pub struct Backend {
     pub serve: fn(ServeArgs) -> anyhow::Result<ExitCode>,
     /// Validates a configuration file; returns warnings.
     pub check_config: fn(&Path) -> Result<Vec<ConfigError>, ConfigErrors>,
-    /// Checks a whole data directory (second argument). A configuration file (first) has the secrets key.
+    /// Checks a whole data directory (second argument). A configuration file (first) has the
+    /// secrets key.
     pub verify: fn(Option<PathBuf>, PathBuf) -> anyhow::Result<Findings>,
     /// Creates a data directory from a backup.
     pub restore: fn(&RestoreArgs) -> anyhow::Result<Findings>,
@@ -68,7 +70,8 @@ pub struct Cli {
     /// The daemon's API that client commands talk to.
     #[arg(long, global = true, env = "BALTO_URL", hide_env_values = true, value_name = "URL", default_value = SERVER_DEFAULT)]
     server: String,
-    /// Certificate authorities (PEM) that client commands trust in addition to those of the machine.
+    /// Certificate authorities (PEM) that client commands trust in addition to those of the
+    /// machine.
     #[arg(long, global = true, env = "BALTO_CA_FILE", hide_env_values = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     #[command(subcommand)]
@@ -102,7 +105,8 @@ enum Command {
         /// The TOML file.
         file: PathBuf,
     },
-    /// Check all checksums and invariants of a data directory; exit code 1 reports problems. Changes nothing.
+    /// Check all checksums and invariants of a data directory; exit code 1 reports problems.
+    /// Changes nothing.
     #[command(
         after_help = "The command reads the whole journal, rebuilds the state from it in the directory for temporary \
         files (TMPDIR), and compares the two. That directory needs twice the room of the state."
@@ -124,7 +128,8 @@ enum Command {
 }
 
 impl Command {
-    /// Whether SIGTERM no longer ends the process by itself: such a command must not block on its outputs.
+    /// Whether SIGTERM no longer ends the process by itself: such a command must not block on its
+    /// outputs.
     fn handles_signals(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Demo | Self::Listen(_) | Self::Backup(_))
     }
@@ -143,10 +148,11 @@ pub struct ServeArgs {
     /// The data directory.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// For development, insecure: no API key, http and loopback targets allowed, data in ./balto-data.
+    /// For development, insecure: no API key, http and loopback targets allowed, data in
+    /// ./balto-data.
     ///
-    /// Requests without a key must name localhost, a loopback address or the host of server.public_url, and must not
-    /// come from a foreign web page.
+    /// Requests without a key must name localhost, a loopback address or the host of
+    /// server.public_url, and must not come from a foreign web page.
     #[arg(long)]
     pub dev: bool,
     /// With --dev: allow listeners beyond loopback. Every machine that reaches one has all rights.
@@ -171,7 +177,8 @@ pub struct RestoreArgs {
     pub unauthenticated: bool,
 }
 
-/// Arguments that are valid one by one and contradict each other: exit code 2, as for other wrong usage.
+/// Arguments that are valid one by one and contradict each other: exit code 2, as for other wrong
+/// usage.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);

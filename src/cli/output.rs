@@ -1,7 +1,9 @@
-//! The output of client commands: tables for lists, `key: value` listings for objects, JSON as received.
+//! The output of client commands: tables for lists, `key: value` listings for objects, JSON as
+//! received.
 //!
-//! Owns: standard output. Text from the daemon may come from third parties (a receiver's reply, an event's type), so
-//! control characters never reach the terminal. Lists are printed page by page and never held as a whole.
+//! Owns: standard output. Text from the daemon may come from third parties (a receiver's reply, an
+//! event's type), so control characters never reach the terminal. Lists are printed page by page
+//! and never held as a whole.
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
@@ -52,7 +54,8 @@ pub(crate) async fn line_async(text: String) -> Result<(), OutputError> {
     printed.unwrap_or_else(|error| Err(io::Error::other(error).into()))
 }
 
-/// Prints a message of the argument parser: help and version on standard output, errors on standard error.
+/// Prints a message of the argument parser: help and version on standard output, errors on standard
+/// error.
 ///
 /// # Errors
 /// When standard output is closed or full.
@@ -73,8 +76,8 @@ pub(crate) fn json_line(json: &str) -> Result<(), OutputError> {
     line(&harmless(json))
 }
 
-/// The same JSON, with `\u` escapes for characters that move the cursor or reverse the text of a terminal. JSON allows them
-/// in strings alone, where the escape means the same.
+/// The same JSON, with `\u` escapes for characters that move the cursor or reverse the text of a
+/// terminal. JSON allows them in strings alone, where the escape means the same.
 pub(crate) fn harmless(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -93,13 +96,14 @@ pub(crate) fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Text with escapes for control characters: text of third parties can neither move the cursor nor reverse other text.
+/// Text with escapes for control characters: text of third parties can neither move the cursor nor
+/// reverse other text.
 pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if is_unsafe(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
-/// Control characters, and characters of Unicode that break lines, change the direction of text or have no width. All of
-/// them have at most four hexadecimal digits.
+/// Control characters, and characters of Unicode that break lines, change the direction of text or
+/// have no width. All of them have at most four hexadecimal digits.
 fn is_unsafe(c: char) -> bool {
     let is_invisible = matches!(
         c,
@@ -202,8 +206,8 @@ fn raw_text(raw: &RawValue) -> String {
 /// A member that is a list of objects, and its columns.
 type Shown<'a> = (&'a str, &'a [Column]);
 
-/// `key: value` lines for the plain members of an object, then a table for each list of objects: with the columns of
-/// `shown`, else with all members.
+/// `key: value` lines for the plain members of an object, then a table for each list of objects:
+/// with the columns of `shown`, else with all members.
 fn listing(text: &str, shown: Option<Shown<'_>>) -> anyhow::Result<String> {
     let Members(members) = serde_json::from_str(text).context("the answer is not a JSON object")?;
     let mut lines = Vec::new();
@@ -363,7 +367,8 @@ impl Session {
     }
 }
 
-/// One line on a terminal that changes as work goes on, and is cleared when this is dropped. Shows nothing elsewhere.
+/// One line on a terminal that changes as work goes on, and is cleared when this is dropped. Shows
+/// nothing elsewhere.
 ///
 /// A thread writes it, so that a stopped terminal delays neither the work nor a signal.
 pub(crate) struct Progress(Option<ProgressThread>);
@@ -439,7 +444,8 @@ pub(crate) async fn note_async(text: String) {
     tokio::task::spawn_blocking(move || note(&text)).await.ok();
 }
 
-/// As [`note`], at the end of a command that handles signals: after [`STALLED_STDERR_MAX`] the note is lost.
+/// As [`note`], at the end of a command that handles signals: after [`STALLED_STDERR_MAX`] the note
+/// is lost.
 pub(crate) fn last_note(text: &str) {
     let text = text.to_owned();
     write_within_limit(move || note(&text));

@@ -36,8 +36,8 @@ fn unreadable(path: &Path, cause: &io::Error) -> String {
 
 /// As [`read_bounded`], for a file with a secret.
 ///
-/// The operator chooses the path, so links, other owners and read permissions are accepted: Kubernetes secrets and systemd
-/// credentials have them.
+/// The operator chooses the path, so links, other owners and read permissions are accepted:
+/// Kubernetes secrets and systemd credentials have them.
 ///
 /// # Errors
 /// As [`read_bounded`], and when every user can write to the file.

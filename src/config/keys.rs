@@ -1,7 +1,7 @@
 //! The table of all configuration keys, for the file, the environment, reloads and the house tests.
 //!
-//! Owns: names and bounds of the keys, and which of them a reload can change. Must never read a file. Invariant: a field
-//! of [`Config`](super::Config) without a line here cannot be set.
+//! Owns: names and bounds of the keys, and which of them a reload can change. Must never read a
+//! file. Invariant: a field of [`Config`](super::Config) without a line here cannot be set.
 
 use std::time::Duration;
 

@@ -19,7 +19,8 @@ pub(super) const SYNTAX_ERRORS_MAX: usize = 20;
 
 /// Checks a file of certificate authorities; the error is the reason why it cannot be used.
 pub type CheckAuthorities<'a> = &'a dyn Fn(&Path) -> Result<(), String>;
-/// Checks the listener's certificate and key; gives a warning about files that can be used but should be replaced.
+/// Checks the listener's certificate and key; gives a warning about files that can be used but
+/// should be replaced.
 pub type CheckCertificate<'a> = &'a dyn Fn(&Server) -> Result<Option<ConfigError>, ConfigError>;
 
 /// Checks a file, without environment and flags, and the files that it names. Returns warnings.
@@ -37,7 +38,8 @@ pub fn check(
     loading.end().map(|_| warnings)
 }
 
-/// A configuration while it is loaded, with the place of each value that was set, and the errors so far.
+/// A configuration while it is loaded, with the place of each value that was set, and the errors so
+/// far.
 #[derive(Default)]
 pub(super) struct Loading {
     config: Config,
@@ -143,7 +145,8 @@ impl Loading {
         }
     }
 
-    /// Checks the files that keys name, which the daemon reads only when it starts. Returns warnings.
+    /// Checks the files that keys name, which the daemon reads only when it starts. Returns
+    /// warnings.
     fn check_files(
         &mut self,
         authorities: CheckAuthorities<'_>,
@@ -201,7 +204,8 @@ impl Loading {
         }
     }
 
-    /// With `--dev` every client that reaches the API is the operator, and metrics show what the daemon does.
+    /// With `--dev` every client that reaches the API is the operator, and metrics show what the
+    /// daemon does.
     fn check_dev_listeners(&mut self) {
         let Server { api_listen, ops_listen, .. } = self.config.server;
         for (key, address) in [("server.api_listen", api_listen), ("server.ops_listen", ops_listen)] {
@@ -254,7 +258,8 @@ impl Loading {
         let same_listener = server.api_listen == server.ops_listen && server.api_listen.port() != 0;
         let two_secrets_keys = !secrets.key.is_empty() && secrets.key_file.is_some();
         let two_keys = auth.admin_key.is_some() && auth.admin_key_file.is_some();
-        // A third party that reads a callback's URL in transit could consent in the receiver's place.
+        // A third party that reads a callback's URL in transit could consent in the receiver's
+        // place.
         let plain_public_url =
             !*dev && server.public_url.as_ref().is_some_and(|url| url.starts_with("http:"));
         let certificate_alone = server.tls_certificate_file.is_some() && server.tls_key_file.is_none();

@@ -1,8 +1,9 @@
-//! The configuration: defaults, then the file, then the environment, then flags; checked once, before anything starts.
+//! The configuration: defaults, then the file, then the environment, then flags; checked once,
+//! before anything starts.
 //!
-//! Owns: every key that an operator can set, its default and its bounds, and errors that name file, line, key and
-//! reason. Must never know who uses a value. Invariants: a [`Config`] is within all bounds; secrets appear in no `Debug`
-//! and no error.
+//! Owns: every key that an operator can set, its default and its bounds, and errors that name file,
+//! line, key and reason. Must never know who uses a value. Invariants: a [`Config`] is within all
+//! bounds; secrets appear in no `Debug` and no error.
 
 mod errors;
 mod files;
@@ -54,15 +55,16 @@ pub struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     pub data_dir: Option<PathBuf>,
-    /// Allows `http` and loopback targets on the default ports, and puts data into `./balto-data` unless a path is set.
+    /// Allows `http` and loopback targets on the default ports, and puts data into `./balto-data`
+    /// unless a path is set.
     pub dev: bool,
     /// With `dev`: listeners beyond loopback are allowed.
     pub dev_listen_anywhere: bool,
 }
 
 impl Config {
-    /// Defaults, overridden by the file, then by `BALTO__SECTION__KEY` variables, then by flags. Other variables are
-    /// ignored.
+    /// Defaults, overridden by the file, then by `BALTO__SECTION__KEY` variables, then by flags.
+    /// Other variables are ignored.
     ///
     /// # Errors
     /// All errors, with their places.
@@ -98,8 +100,8 @@ impl Config {
         from_file(path, "auth.admin_key_file", AdminKey::parse).map(Some)
     }
 
-    /// The keys for encryption at rest, from the configuration or their file: the first encrypts, all decrypt. Empty when
-    /// neither is set.
+    /// The keys for encryption at rest, from the configuration or their file: the first encrypts,
+    /// all decrypt. Empty when neither is set.
     ///
     /// # Errors
     /// When the file cannot be read or holds no valid keys.

@@ -1,6 +1,8 @@
-//! Values of the configuration that are secret: the admin key, keys for encryption at rest, the URL of a proxy.
+//! Values of the configuration that are secret: the admin key, keys for encryption at rest, the URL
+//! of a proxy.
 //!
-//! Owns: their forms. Must never show a value: `Debug` hides it, and the rules that errors quote do not repeat it.
+//! Owns: their forms. Must never show a value: `Debug` hides it, and the rules that errors quote do
+//! not repeat it.
 
 use std::fmt;
 

@@ -1,6 +1,7 @@
 //! The sections of the configuration: one struct for each, with its defaults.
 //!
-//! Owns: the fields and their default values. Names, bounds and notation of the keys are in [`super::keys`].
+//! Owns: the fields and their default values. Names, bounds and notation of the keys are in
+//! [`super::keys`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -20,7 +21,8 @@ pub struct Server {
     pub ops_listen: SocketAddr,
     /// URL of the API as the outside sees it, without a slash at the end.
     pub public_url: Option<String>,
-    /// PEM, the server's own certificate first. Needs `tls_key_file`; without both the API speaks plain HTTP.
+    /// PEM, the server's own certificate first. Needs `tls_key_file`; without both the API speaks
+    /// plain HTTP.
     pub tls_certificate_file: Option<PathBuf>,
     pub tls_key_file: Option<PathBuf>,
     pub max_connections: usize,
@@ -36,7 +38,8 @@ pub struct Auth {
     pub admin_key_file: Option<PathBuf>,
 }
 
-/// The keys that secrets and sensitive headers are encrypted under: the first encrypts, all decrypt.
+/// The keys that secrets and sensitive headers are encrypted under: the first encrypts, all
+/// decrypt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Secrets {
     pub key: Vec<SecretsKey>,

@@ -1,18 +1,20 @@
-//! The notations of durations and sizes: `250ms`, `15s`, `5m`, `72h`, `30d`; `512`, `256KiB`, `64MiB`.
+//! The notations of durations and sizes: `250ms`, `15s`, `5m`, `72h`, `30d`; `512`, `256KiB`,
+//! `64MiB`.
 //!
-//! Owns: parsing and formatting. Must never know the key of a value. Invariant: a formatted value parses to the same
-//! value.
+//! Owns: parsing and formatting. Must never know the key of a value. Invariant: a formatted value
+//! parses to the same value.
 
 use std::time::Duration;
 
 /// Units of a duration with their milliseconds, longest first.
 const DURATION_UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-/// Units of a size with their bytes, largest first. Decimal prefixes (`KB`) are refused: people would mistake them for
-/// these.
+/// Units of a size with their bytes, largest first. Decimal prefixes (`KB`) are refused: people
+/// would mistake them for these.
 const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// Parses a whole number and its unit. A number without a unit is refused, because its meaning would be a guess.
+/// Parses a whole number and its unit. A number without a unit is refused, because its meaning
+/// would be a guess.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;

@@ -1,8 +1,8 @@
 //! A value of the configuration before its key has checked it, and the checks that keys share.
 //!
-//! Owns: reading text, numbers, switches, lists, durations and sizes, with errors that name the expected form and the
-//! value. Must never know the key. A value from the environment is always text, so every check accepts text from there; a
-//! value from the file must have the right type.
+//! Owns: reading text, numbers, switches, lists, durations and sizes, with errors that name the
+//! expected form and the value. Must never know the key. A value from the environment is always
+//! text, so every check accepts text from there; a value from the file must have the right type.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,8 @@
-//! The admin key: from the configuration, or from `admin.key` in the data directory, which the first start writes.
+//! The admin key: from the configuration, or from `admin.key` in the data directory, which the
+//! first start writes.
 //!
-//! Owns: that file. It is written under a temporary name, synced and renamed, so a crash leaves a complete key or none. A
-//! file that other users can have placed or changed is refused.
+//! Owns: that file. It is written under a temporary name, synced and renamed, so a crash leaves a
+//! complete key or none. A file that other users can have placed or changed is refused.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -25,7 +26,8 @@ const PREFIX: &str = "balto_";
 const FILE_BYTES_MAX: u64 = 258;
 
 /// # Errors
-/// When the file of the key cannot be read or written, can have been changed by other users, or has no valid key.
+/// When the file of the key cannot be read or written, can have been changed by other users, or has
+/// no valid key.
 pub(super) fn admin_key(config: &Config) -> anyhow::Result<AdminKey> {
     if let Some(key) = config.admin_key()? {
         return Ok(key);

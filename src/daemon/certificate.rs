@@ -1,7 +1,7 @@
 //! The certificate of the API listener.
 //!
-//! Owns: reading, checking and replacing certificate and key. A replacement affects new connections alone. Must never show
-//! the private key.
+//! Owns: reading, checking and replacing certificate and key. A replacement affects new connections
+//! alone. Must never show the private key.
 
 use std::fmt;
 use std::path::Path;
@@ -56,7 +56,8 @@ impl ListenerCertificate {
         })
     }
 
-    /// Clients refuse an expired certificate. It does not stop the daemon, because deliveries do not need it.
+    /// Clients refuse an expired certificate. It does not stop the daemon, because deliveries do
+    /// not need it.
     pub(super) fn expiry_warning(&self, now: Timestamp) -> Option<String> {
         (self.expires_at <= now)
             .then(|| format!("the certificate expired at {}; clients refuse it", self.expires_at.rfc3339()))

@@ -1,7 +1,7 @@
 //! The limit of file descriptors, and the shares of its users.
 //!
-//! Owns: the shares. Clients and receivers must never exhaust the descriptors of the store and the ops listener: an
-//! attack would stop the journal or hide the metrics.
+//! Owns: the shares. Clients and receivers must never exhaust the descriptors of the store and the
+//! ops listener: an attack would stop the journal or hide the metrics.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -18,9 +18,9 @@ pub(super) fn available() -> usize {
     current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
-/// Lowers configured limits to their shares: half of the descriptors for connections of clients, a quarter for requests in
-/// flight. Idle connections to receivers use the rest, and are closed when it is exhausted. Returns a warning about lowered
-/// limits.
+/// Lowers configured limits to their shares: half of the descriptors for connections of clients, a
+/// quarter for requests in flight. Idle connections to receivers use the rest, and are closed when
+/// it is exhausted. Returns a warning about lowered limits.
 ///
 /// # Errors
 /// When the limit of file descriptors is too low.

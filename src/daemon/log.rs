@@ -1,10 +1,11 @@
 //! The log: lines for standard error, written by a thread of their own.
 //!
-//! Owns the buffer between the threads that log and standard error. Logging never blocks, fails or panics. Lines that
-//! find the buffer full, and lines that standard error refuses, are dropped and counted.
+//! Owns the buffer between the threads that log and standard error. Logging never blocks, fails or
+//! panics. Lines that find the buffer full, and lines that standard error refuses, are dropped and
+//! counted.
 //!
-//! `tracing-appender` was not used: its buffer is bounded in lines only, it does not count failed writes, and its guard
-//! prints to standard output at the end, which can panic or block.
+//! `tracing-appender` was not used: its buffer is bounded in lines only, it does not count failed
+//! writes, and its guard prints to standard output at the end, which can panic or block.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,7 +41,8 @@ impl LogSink {
     pub(super) fn start(config: &Config, dropped: IntCounter) -> anyhow::Result<Self> {
         let buffer = Arc::new(LogBuffer::new(dropped));
         subscribe(config, buffer.clone())?;
-        // A separate descriptor: a write that hangs must not hold the lock of the standard library's handle.
+        // A separate descriptor: a write that hangs must not hold the lock of the standard
+        // library's handle.
         let stderr =
             File::from(io::stderr().as_fd().try_clone_to_owned().context("cannot share standard error")?);
         let written = buffer.clone();
@@ -56,8 +58,8 @@ impl LogSink {
         self.0.push(text.as_bytes());
     }
 
-    /// Waits until every line is written or dropped, at most [`FLUSH_MAX`]. The thread is never joined, because a write may
-    /// hang forever.
+    /// Waits until every line is written or dropped, at most [`FLUSH_MAX`]. The thread is never
+    /// joined, because a write may hang forever.
     pub(super) fn flush(&self) {
         self.0.wait_until_written(FLUSH_MAX);
     }
@@ -82,7 +84,8 @@ fn subscribe(config: &Config, buffer: Arc<LogBuffer>) -> anyhow::Result<()> {
         LogFormat::Auto => !terminal,
     };
     let directives = match config.log.level.as_str() {
-        // Libraries log every connection and page at these levels, which would hide the lines of attempts.
+        // Libraries log every connection and page at these levels, which would hide the lines of
+        // attempts.
         level @ ("debug" | "trace") => format!("info,balto={level}"),
         other => other.to_owned(),
     };
@@ -165,7 +168,8 @@ impl LogBuffer {
     }
 }
 
-/// The subscriber writes complete lines. It would print an error to standard error, so this never returns one.
+/// The subscriber writes complete lines. It would print an error to standard error, so this never
+/// returns one.
 impl Write for &LogBuffer {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -177,8 +181,8 @@ impl Write for &LogBuffer {
     }
 }
 
-/// The loop of the log's thread. When a write succeeds and no line is pending, it calls `report` with the number of lines
-/// dropped since the last report, and in total.
+/// The loop of the log's thread. When a write succeeds and no line is pending, it calls `report`
+/// with the number of lines dropped since the last report, and in total.
 fn write_lines(buffer: &LogBuffer, output: impl Write, report: impl Fn(u64, u64)) {
     let mut writer = WholeLineWriter { output, is_torn: false };
     let mut reported = 0;

@@ -1,7 +1,8 @@
-//! The service manager's notification protocol, sd_notify(3): datagrams to the socket that `NOTIFY_SOCKET` names.
+//! The service manager's notification protocol, sd_notify(3): datagrams to the socket that
+//! `NOTIFY_SOCKET` names.
 //!
-//! Owns: the address and the form of a message. The crate `sd-notify` was rejected: it takes a name that begins with `@`
-//! (the abstract namespace) for a path.
+//! Owns: the address and the form of a message. The crate `sd-notify` was rejected: it takes a name
+//! that begins with `@` (the abstract namespace) for a path.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,4 +1,5 @@
-//! The ops listener: metrics, liveness and readiness, from before recovery until the end of the process.
+//! The ops listener: metrics, liveness and readiness, from before recovery until the end of the
+//! process.
 
 use std::net::SocketAddr;
 use std::path::Path;

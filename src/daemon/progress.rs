@@ -1,7 +1,8 @@
-//! Progress of long operations: a line that is overwritten on a terminal, lines of the log elsewhere.
+//! Progress of long operations: a line that is overwritten on a terminal, lines of the log
+//! elsewhere.
 //!
-//! Owns: text and interval. Progress goes to standard error, as the log does. The daemon writes through the log's buffer,
-//! so that a stopped terminal does not stop the daemon.
+//! Owns: text and interval. Progress goes to standard error, as the log does. The daemon writes
+//! through the log's buffer, so that a stopped terminal does not stop the daemon.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};

@@ -30,7 +30,8 @@ pub(super) fn begin(
     })
 }
 
-/// Applies the new configuration when it is valid and differs only in keys that a reload can change.
+/// Applies the new configuration when it is valid and differs only in keys that a reload can
+/// change.
 fn reload(setup: &Setup, engine: &Engine, api: &Arc<Api>) -> anyhow::Result<()> {
     let options = &setup.options;
     let (config, _) = load_to_fit(options, setup.descriptors)?;

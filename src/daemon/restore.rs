@@ -1,4 +1,5 @@
-//! `balto restore`: creates a data directory from a backup. Progress counts the bytes that were read.
+//! `balto restore`: creates a data directory from a backup. Progress counts the bytes that were
+//! read.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Read};
@@ -60,7 +61,8 @@ fn open(from: &Path) -> anyhow::Result<(Box<dyn Read>, u64)> {
 /// Creates a data directory from a backup.
 ///
 /// # Errors
-/// When the directory is not empty, the backup is incomplete or damaged, or a file cannot be read or written.
+/// When the directory is not empty, the backup is incomplete or damaged, or a file cannot be read
+/// or written.
 pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::Result<Findings> {
     make_files_private();
     let options =

@@ -1,6 +1,7 @@
 //! The settings of each part, from the configuration.
 //!
-//! Owns: loading the configuration and the files that it names. No other part of the daemon knows configuration keys.
+//! Owns: loading the configuration and the files that it names. No other part of the daemon knows
+//! configuration keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,8 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
     Ok(Config::load(options.config.as_deref(), env, flags)?)
 }
 
-/// The configuration, with limits lowered to the available file descriptors. Returns a warning about lowered limits.
+/// The configuration, with limits lowered to the available file descriptors. Returns a warning
+/// about lowered limits.
 pub(super) fn load_to_fit(options: &Options, descriptors: usize) -> anyhow::Result<(Config, Option<String>)> {
     let mut config = load(options)?;
     let lowered = descriptors::fit(&mut config, descriptors).map_err(anyhow::Error::msg)?;

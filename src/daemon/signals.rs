@@ -46,8 +46,8 @@ impl Signals {
         }
     }
 
-    /// Stops the store, which writes its queue. Returns whether it did. Another signal, or an earlier failure, limits the
-    /// wait to [`STORE_STOP_MAX`].
+    /// Stops the store, which writes its queue. Returns whether it did. Another signal, or an
+    /// earlier failure, limits the wait to [`STORE_STOP_MAX`].
     pub(super) async fn stop_store(&mut self, engine: Engine, has_failed: bool) -> bool {
         let limit = async {
             if !has_failed {
@@ -70,8 +70,9 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal that ends the daemon. Begins a reload on SIGHUP, one at a time. A reload reads files, which may
-    /// block: the end does not wait for it. Returns the result of the delivery loop when the loop ended first.
+    /// Waits for a signal that ends the daemon. Begins a reload on SIGHUP, one at a time. A reload
+    /// reads files, which may block: the end does not wait for it. Returns the result of the
+    /// delivery loop when the loop ended first.
     pub(super) async fn until_end(
         &mut self,
         on_hangup: impl Fn() -> JoinHandle<()>,

@@ -1,7 +1,8 @@
 //! Notifications of the supervisor (systemd, over `NOTIFY_SOCKET`).
 //!
-//! A send blocks while the supervisor does not read its socket. A separate thread sends, so neither requests nor deliveries
-//! wait for it. Notifications beyond its queue are dropped. An unreachable socket is logged once.
+//! A send blocks while the supervisor does not read its socket. A separate thread sends, so neither
+//! requests nor deliveries wait for it. Notifications beyond its queue are dropped. An unreachable
+//! socket is logged once.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -119,7 +120,8 @@ impl NotifySocket {
         Self { name, is_reached: true }
     }
 
-    /// Repeats the send while nobody reads the socket, because a busy supervisor still needs the start's notification.
+    /// Repeats the send while nobody reads the socket, because a busy supervisor still needs the
+    /// start's notification.
     fn send(&mut self, notifications: &[Notification]) {
         loop {
             match notify::send(&self.name, notifications) {

@@ -17,7 +17,8 @@ use crate::maintenance::verify::{
 };
 use crate::vault::{self, Vault, VaultKeyId};
 
-/// Checks the data directory of a stopped daemon. Of the configuration only the secrets key is used.
+/// Checks the data directory of a stopped daemon. Of the configuration only the secrets key is
+/// used.
 ///
 /// # Errors
 /// When the directory cannot be checked.
@@ -126,7 +127,8 @@ struct Secrets {
     plain: u64,
     /// Number of encrypted values, by the id of their key.
     sealed: BTreeMap<VaultKeyId, u64>,
-    /// Values that the next start encrypts again: under an older key, in an earlier layout, or plain although a key is set.
+    /// Values that the next start encrypts again: under an older key, in an earlier layout, or
+    /// plain although a key is set.
     outdated: u64,
 }
 

@@ -1,7 +1,8 @@
 //! The destination of a backup: a regular file, a FIFO or standard output.
 //!
-//! Owns: the classification of the path, and the writes. Invariants: only a regular file is ever replaced, by a rename,
-//! after the backup is complete and durable. A symbolic link stays, and its target is replaced.
+//! Owns: the classification of the path, and the writes. Invariants: only a regular file is ever
+//! replaced, by a rename, after the backup is complete and durable. A symbolic link stays, and its
+//! target is replaced.
 
 use std::fs::{self, File};
 use std::io;
@@ -29,7 +30,8 @@ pub(super) enum Target {
 
 impl Target {
     /// # Errors
-    /// When the path cannot be the destination of a backup, or names an existing file without `force`.
+    /// When the path cannot be the destination of a backup, or names an existing file without
+    /// `force`.
     pub(super) fn find(path: &Path, force: bool) -> anyhow::Result<Self> {
         if STANDARD_OUTPUT.iter().any(|name| path == Path::new(name)) {
             ensure!(
@@ -141,8 +143,8 @@ struct Partial {
 }
 
 impl Partial {
-    /// Replaces the file of an interrupted backup. Only the owner can read the file: it contains payloads, and without a
-    /// secrets key also plain secrets.
+    /// Replaces the file of an interrupted backup. Only the owner can read the file: it contains
+    /// payloads, and without a secrets key also plain secrets.
     fn create(to: PathBuf) -> anyhow::Result<(Self, File)> {
         let mut name = to.file_name().with_context(|| format!("{} names no file", to.display()))?.to_owned();
         name.push(".partial");
