@@ -16,15 +16,17 @@ use axum::http::{HeaderName, HeaderValue, Method, Request, header};
 use balto::api::v1::lists::{self, List};
 use balto::api::{self, Api, text};
 use balto::config::{AdminKey, Config, Overrides, PortRange, SecretsKey, units};
+use balto::context::Context;
+use balto::context::clock::{Clock, SystemSource};
+use balto::context::environment::Environment;
 use balto::courier::guard::EgressPolicy;
 use balto::courier::{Courier, CourierSettings, Resolver};
 use balto::daemon;
+use balto::delivery::assemble;
 use balto::domain::{
     Attempt, DeadReason, DeliveryId, DeliveryKey, EndpointId, EndpointNumber, EventId, EventType, KeyId,
     Next, Pattern, Position, Record, Sealed, SignaturePreset, StreamName, Tenant, Timestamp, Trigger,
 };
-use balto::engine::Engine;
-use balto::engine::clock::{Clock, SystemSource};
 use balto::maintenance::backup;
 use balto::metrics::Metrics;
 use balto::outbox::{Admission, Outbox};
@@ -304,7 +306,7 @@ impl Resolver for OneAddress {
 
 struct Server {
     runtime: tokio::runtime::Runtime,
-    engine: Engine,
+    context: Context,
     router: axum::Router,
     directory: tempfile::TempDir,
     served: u32,
@@ -333,11 +335,19 @@ impl Server {
         let vault = Arc::new(Vault::new([]));
         let (opened, courier) = (opened.expect("it opens"), courier.expect("it is built"));
         let settings = daemon::settings(&config);
-        let engine = Engine::new(opened, courier, vault, Clock::default(), metrics.clone(), settings).0;
+        let context = assemble(
+            opened,
+            Environment::system(courier),
+            vault,
+            Clock::default(),
+            metrics.clone(),
+            settings,
+        )
+        .0;
         let options = daemon::Options { dev: true, ..daemon::Options::default() };
         let config = daemon::api_config(&options, &config).expect("it needs no key");
-        let router = api::router(Api::new(engine.clone(), config, metrics));
-        Self { runtime, engine, router, directory, served: 0 }
+        let router = api::router(Api::new(context.clone(), config, metrics));
+        Self { runtime, context, router, directory, served: 0 }
     }
 }
 
@@ -397,7 +407,7 @@ fn requests(bytes: &[u8]) {
     let mut server = SERVER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     server.served += 1;
     if server.served > SERVED_MAX {
-        server.engine.stop_outbox();
+        server.context.stop_outbox();
         *server = Server::new();
     }
     assert!(server.directory.path().exists());

@@ -33,14 +33,17 @@ use crate::api::http::connection_limit::ConnectionLimit;
 use crate::api::http::server::Bounds;
 use crate::api::{self, Api};
 use crate::config::{Config, ConfigError, Origin, SecretsKey, Server};
+use crate::context::Context;
+use crate::context::clock::Clock;
+use crate::context::environment::Environment;
+use crate::context::source::SealingSource;
 use crate::courier::Courier;
-use crate::engine::clock::Clock;
-use crate::engine::secrets::SealingSource;
-use crate::engine::types::Unavailable;
-use crate::engine::{Dispatcher, Engine, Run};
-use crate::engine::{resealing, retention};
+use crate::delivery::{Dispatcher, Run, assemble};
+use crate::delivery::{resealing, retention};
 use crate::metrics::Metrics;
+use crate::outbox::draft::Unavailable;
 use crate::outbox::{Admission, Outbox, Written};
+use crate::service::Secrets;
 use crate::vault::Vault;
 use certificate::{ListenerCertificate, ListenerTls};
 use log::{LogSink, NOTICE};
@@ -159,42 +162,43 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let started = Started::default();
     let setup = Arc::new(setup);
     let Setup { options, config, metrics, log, .. } = &*setup;
+    let courier = Courier::new(courier_settings(options, config)?).map_err(anyhow::Error::msg)?;
     let hangup = Hangup::new()?;
     supervisor.tell(DaemonState::Recovering);
     let run = watch::Sender::new(Run::On);
     let connections = ConnectionLimit::new(config.server.max_connections);
-    let (mut ops, ops_address) = ops::serve(&setup, &started, &run, &connections).await?;
+    let (mut ops, ops_address) = ops::serve(&setup, &courier, &started, &run, &connections).await?;
 
-    let (engine, dispatcher) = open(options, config, metrics, log)?;
+    let (context, dispatcher) = open(&courier, config, metrics, log)?;
     let shown_config = api_config(options, config)?;
     let mut signals = Signals::new(hangup)?;
     let api_listener = listen(config.server.api_listen, "server.api_listen").await?;
-    let engine = started.get_or_init(|| engine).clone();
+    let context = started.get_or_init(|| context).clone();
     let api_address = api_listener.local_addr()?;
-    engine.courier().set_listening(vec![api_address.port(), ops_address.port()]);
+    courier.set_listening(vec![api_address.port(), ops_address.port()]);
     warn_of_plain_http(&setup, api_address);
     tracing::info!(api = %api_address, ops = %ops_address, data = %config.store.path.display(), "ready");
 
-    let api = Api::new(engine.clone(), shown_config, metrics.clone());
+    let api = Api::new(context.clone(), shown_config, metrics.clone());
     let mut serving = JoinSet::new();
-    let bounds = bounds(&setup, connections, &started)?;
+    let bounds = bounds(&setup, connections, &courier)?;
     serving.spawn(api::http::server::serve(
         api_listener,
         api::router(api.clone()),
         bounds,
         until_draining(&run),
     ));
-    let (mut delivery, background) = spawn_tasks(&setup, &engine, dispatcher, &run, &supervisor);
+    let (mut delivery, background) = spawn_tasks(&setup, &context, dispatcher, &run, &supervisor);
     supervisor.tell(DaemonState::Ready(None));
 
-    let on_hangup = || reload::begin(&setup, &engine, &api, &supervisor);
+    let on_hangup = || reload::begin(&setup, &courier, &context, &api, &supervisor);
     let early = signals.until_end(on_hangup, &mut delivery).await;
     supervisor.tell(DaemonState::Stopping);
     tracing::info!("stopping");
     let delivered = drain(&run, &mut signals, serving, early, delivery).await;
     drop(background);
     let has_failed = report_delivery_end(delivered);
-    let is_stopped = signals.stop_store(engine, has_failed).await;
+    let is_stopped = signals.stop_store(context, has_failed).await;
     ops.abort_all();
     tracing::info!("stopped");
     Ok(if has_failed || !is_stopped { ExitCode::from(STORE_FAILED) } else { ExitCode::SUCCESS })
@@ -203,7 +207,7 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
 /// Starts the delivery loop, and the tasks in the background, which end when their set is dropped.
 fn spawn_tasks(
     setup: &Setup,
-    engine: &Engine,
+    context: &Context,
     dispatcher: Dispatcher,
     run: &watch::Sender<Run>,
     supervisor: &Supervisor,
@@ -211,8 +215,8 @@ fn spawn_tasks(
     let mut background = JoinSet::new();
     let supervisor = supervisor.clone();
     background.spawn(beat(dispatcher.heartbeat(), move || supervisor.tell(DaemonState::Alive)));
-    background.spawn(retention::run(engine.clone(), keep(&setup.config)));
-    background.spawn(resealing::run(engine.clone()));
+    background.spawn(retention::run(context.clone(), keep(&setup.config)));
+    background.spawn(resealing::run(context.clone()));
     let delivery = tokio::spawn(dispatcher.run(run.subscribe(), setup.config.delivery.drain_timeout));
     (delivery, background)
 }
@@ -279,28 +283,24 @@ async fn beat(mut heartbeat: watch::Receiver<()>, tell: impl Fn()) {
     }
 }
 
-fn bounds(setup: &Setup, connections: Arc<ConnectionLimit>, started: &Started) -> anyhow::Result<Bounds> {
+fn bounds(setup: &Setup, connections: Arc<ConnectionLimit>, courier: &Courier) -> anyhow::Result<Bounds> {
     let server = &setup.config.server;
     Ok(Bounds {
         connections,
         header_timeout: server.header_timeout,
         answer_timeout: server.answer_timeout,
-        on_shortage: on_shortage(started),
+        on_shortage: on_shortage(courier),
         tls: setup.tls.as_ref().map(ListenerTls::acceptor).transpose()?,
     })
 }
 
-fn on_shortage(started: &Started) -> Arc<dyn Fn() + Send + Sync> {
-    let started = started.clone();
-    Arc::new(move || {
-        if let Some(engine) = started.get() {
-            engine.courier().on_shortage();
-        }
-    })
+fn on_shortage(courier: &Courier) -> Arc<dyn Fn() + Send + Sync> {
+    let courier = courier.clone();
+    Arc::new(move || courier.on_shortage())
 }
 
 /// The engine, once recovery is complete.
-type Started = Arc<OnceLock<Engine>>;
+type Started = Arc<OnceLock<Context>>;
 
 impl api::Observer for Metrics {
     fn refused(&self, code: &'static str) {
@@ -313,11 +313,11 @@ impl api::Observer for Metrics {
 }
 
 fn open(
-    options: &Options,
+    courier: &Courier,
     config: &Config,
     metrics: &Arc<Metrics>,
     log: &LogSink,
-) -> anyhow::Result<(Engine, Dispatcher)> {
+) -> anyhow::Result<(Context, Dispatcher)> {
     let admission =
         Admission { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
     let observer = {
@@ -350,9 +350,9 @@ fn open(
         rebuilt = opened.rebuilt.as_deref(),
         "store open"
     );
-    let courier = Courier::new(courier_settings(options, config)?).map_err(anyhow::Error::msg)?;
-    let made = Engine::new(opened, courier, vault, Clock::default(), metrics.clone(), settings(config));
-    made.0.check_secrets().map_err(anyhow::Error::msg)?;
+    let environment = Environment::system(courier.clone());
+    let made = assemble(opened, environment, vault, Clock::default(), metrics.clone(), settings(config));
+    Secrets(&made.0).check().map_err(anyhow::Error::msg)?;
     Ok(made)
 }
 

@@ -17,30 +17,31 @@
 //! | [`outbox`] | what is written and why not, and what can be read | HTTP |
 //! | [`maintenance`] | retention, backup, restore, verification | HTTP |
 //! | [`courier`] | outbound requests, behind the address guard | the outbox |
-//! | [`engine`] | tasks, clock, channels: decide, commit, then act | wire formats |
+//! | [`context`] | clock, randomness, settings and handles that the next two share | wire formats |
+//! | [`service`] | one small type for each API resource: decide, commit, then act | wire formats |
+//! | [`delivery`] | the delivery loop, attempts, background jobs | wire formats |
 //! | [`api`] | HTTP shape, authentication, status codes | the outbox |
 //! | `panics` | which panics end the process | anything |
 //! | [`vault`] | encryption at rest | where its key comes from |
-//! | [`config`], [`metrics`] | what an operator sets and sees | the engine |
+//! | [`config`], [`metrics`] | what an operator sets and sees | services |
 //! | [`daemon`], [`cli`] | choosing and ordering the parts; the command line | |
 //!
-//! Imports point down only: `main, cli -> daemon -> api -> engine -> { maintenance, courier } -> outbox -> storage ->
-//! { lanes, rules, projections } -> domain -> codec, limits` (`tests/house/tidy.rs` checks it; `rules` reads the rows of
-//! `projections`).
+//! Imports point down only: `main, cli -> daemon -> { api, delivery } -> service -> context -> { maintenance, courier } ->
+//! outbox -> storage -> { lanes, rules, projections } -> domain -> codec, limits` (`tests/house/tidy.rs` checks it;
+//! `rules` reads the rows of `projections`).
 //!
 //! # One event's journey
 //!
 //! 1. [`api`] authenticates, bounds and parses the request into an [`outbox::draft::EventDraft`].
-//! 2. [`outbox::Outbox::prepare`] asks the state about its stream and keys; [`outbox::decide::Committer`] judges it
+//! 2. [`outbox::Outbox::commit`] reads what the state knows about its stream and keys; [`outbox::decide::Committer`] judges it
 //!    (rules in [`rules::append`]), matches it to endpoints ([`rules::matching`]) and appends one record. **It becomes
 //!    durable in [`storage::journal::Journal::append`]**, whose `fdatasync` every answer waits for.
 //! 3. The state ([`storage::state::State`]) folds the record ([`projections::fold`]); the lanes hear of it
 //!    ([`lanes::Lanes::on_due`]).
-//! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** The engine's dispatcher starts the attempt; the
-//!    engine's `delivery` module signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`]. Where it may
-//!    go is said in [`courier::guard`]; the one place where a socket to a receiver is opened is the courier's `connect`.
-//!    A receiver that has to agree first is asked by the engine's `handshake` module; its lane waits for that
-//!    ([`rules::handshake`]).
+//! 4. **A lane picks its next delivery in [`lanes::Lanes::next_action`].** [`delivery::Dispatcher`] starts the attempt;
+//!    `delivery::attempt` signs it ([`rules::signature`]) and hands it to [`courier::Courier::send`]. The rules for
+//!    addresses are in [`courier::guard`]; the courier's `connect` is the one place that opens sockets to receivers.
+//!    [`service::Handshakes`] asks a receiver that has to agree first, and its lane waits ([`rules::handshake`]).
 //! 5. The reply is judged in [`rules::verdict`] (**a 429's `Retry-After` is read in
 //!    [`rules::verdict::parse_retry_after`]** and holds the lane through [`lanes::Outcome::Throttled`], and the next life's by [`projections::counters::Lane::hold`]);
 //!    [`rules::retry`] says when the next attempt is. The outcome joins the next group commit.
@@ -65,10 +66,10 @@
 //! * Every collection that outlives a request has a bound.
 //! * A receiver is charged with what it did: not with a stop of ours, a standstill of the process or its want of file
 //!   descriptors.
-//! * Scheduling and expiry go by a clock that never goes back ([`engine::clock`]), and rows expire by the time of the last
+//! * Scheduling and expiry go by a clock that never goes back ([`context::clock`]), and rows expire by the time of the last
 //!   commit.
 //!
-//! The engine's `simulation` module runs all of this on one thread in a world made from a seed, and breaks it on purpose.
+//! The `simulation` module runs all of this on one thread in a world made from a seed, and breaks it on purpose.
 //! The outbox's `conformance` module asks every outbox, and an oracle of plain maps, the same questions
 //! ([`outbox::ReadModel`]).
 
@@ -76,10 +77,11 @@ pub mod api;
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod context;
 pub mod courier;
 pub mod daemon;
+pub mod delivery;
 pub mod domain;
-pub mod engine;
 mod knobs;
 pub mod lanes;
 pub mod limits;
@@ -89,6 +91,9 @@ pub mod outbox;
 mod panics;
 pub mod projections;
 pub mod rules;
+pub mod service;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
 pub mod vault;
 

@@ -26,10 +26,10 @@ use axum::routing::on;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::context::Context;
 use crate::domain::{PolicyDefaults, SenderName, Tenant};
-use crate::engine::Engine;
-use crate::engine::types::{ChangeError, Scope};
 use crate::limits;
+use crate::service::types::{ChangeError, Scope};
 use http::auth::{self, Access, AdminKey, Principal};
 use http::auth_throttle::AuthThrottle;
 use http::body::{self, BodyBudget, HeldBody};
@@ -79,7 +79,7 @@ pub trait Observer: Send + Sync {
 
 /// What all requests share.
 pub struct Api {
-    pub engine: Engine,
+    pub context: Context,
     config: ArcSwap<ApiConfig>,
     in_flight: InFlight,
     auth_throttle: AuthThrottle,
@@ -90,9 +90,9 @@ pub struct Api {
 
 impl Api {
     #[must_use]
-    pub fn new(engine: Engine, config: ApiConfig, observer: Arc<dyn Observer>) -> Arc<Self> {
+    pub fn new(context: Context, config: ApiConfig, observer: Arc<dyn Observer>) -> Arc<Self> {
         Arc::new(Self {
-            engine,
+            context,
             body_budget: BodyBudget::new(config.max_body_bytes),
             config: ArcSwap::from_pointee(config),
             in_flight: InFlight::default(),

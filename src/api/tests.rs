@@ -1,5 +1,6 @@
 //! Requests that are refused before the engine is asked anything: through the real router, in one table.
 
+use crate::service::Endpoints;
 use axum::http::{Method, header};
 use tower::ServiceExt;
 
@@ -7,11 +8,11 @@ use super::*;
 
 /// The directory goes when the second is dropped.
 fn api() -> (Router, tempfile::TempDir) {
-    let (router, _, directory) = api_and_engine();
+    let (router, _, directory) = api_and_context();
     (router, directory)
 }
 
-fn api_and_engine() -> (Router, Engine, tempfile::TempDir) {
+fn api_and_context() -> (Router, Context, tempfile::TempDir) {
     let config = ApiConfig {
         max_event_bytes: 1024,
         idempotency_ttl: Duration::from_secs(60),
@@ -21,8 +22,8 @@ fn api_and_engine() -> (Router, Engine, tempfile::TempDir) {
         admin_key: Some(AdminKey::new("secret")),
         keyless: None,
     };
-    let (engine, _, directory) = crate::engine::tests::engine();
-    (router(Api::new(engine.clone(), config, Arc::new(Nobody))), engine, directory)
+    let (context, _, directory) = crate::service::tests::context();
+    (router(Api::new(context.clone(), config, Arc::new(Nobody))), context, directory)
 }
 
 struct Nobody;
@@ -115,14 +116,14 @@ async fn a_request_without_a_key_is_refused() {
 /// Endpoints that an earlier version saved, with credentials and names that are refused now.
 #[tokio::test]
 async fn credentials_of_earlier_versions_are_hidden() {
-    let (router, engine, _directory) = api_and_engine();
+    let (router, context, _directory) = api_and_context();
     let scope = Scope(None);
     let id: crate::domain::EndpointId = "ep_1".parse().unwrap();
     let header = |name: &str, value: &str| (name.into(), value.into());
     let headers = vec![header("Authorization", "Bearer hush"), header("X_Env", "prod")];
     let saved =
         crate::domain::Endpoint { headers, retry: None, ..crate::rules::tests::endpoint(0, "default", &[]) };
-    engine.create_endpoint(crate::domain::Endpoint { id: id.clone(), ..saved }, None).await.unwrap();
+    Endpoints(&context).create(crate::domain::Endpoint { id: id.clone(), ..saved }, None).await.unwrap();
     for path in ["/v1/endpoints/ep_1", "/v1/endpoints"] {
         let (_, shown, _) = ask(&router, Method::GET, path, None, "").await;
         assert!(
@@ -130,9 +131,9 @@ async fn credentials_of_earlier_versions_are_hidden() {
             "{shown}"
         );
     }
-    let plain = |engine: &Engine| engine.endpoint(&scope, &id).unwrap().headers.clone();
-    let sealed = |engine: &Engine| -> Vec<_> {
-        let endpoint = engine.endpoint(&scope, &id).unwrap();
+    let plain = |context: &Context| Endpoints(&context).get(&scope, &id).unwrap().headers.clone();
+    let sealed = |context: &Context| -> Vec<_> {
+        let endpoint = Endpoints(&context).get(&scope, &id).unwrap();
         endpoint.sensitive_headers.iter().map(|(name, _)| name.to_string()).collect()
     };
     let patch = async |body: &str| {
@@ -142,9 +143,9 @@ async fn credentials_of_earlier_versions_are_hidden() {
     };
     patch(r#"{"description":"d"}"#).await;
     assert_eq!(
-        (plain(&engine), sealed(&engine)),
+        (plain(&context), sealed(&context)),
         (vec![header("X_Env", "prod")], vec!["authorization".to_owned()])
     );
     patch(r#"{"headers":{"X_Env":null},"sensitiveHeaders":{"Authorization":null}}"#).await;
-    assert_eq!((plain(&engine), sealed(&engine)), (Vec::new(), Vec::new()));
+    assert_eq!((plain(&context), sealed(&context)), (Vec::new(), Vec::new()));
 }

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::log::NOTICE;
 use crate::config::{AdminKey, Config};
-use crate::engine::clock::random_bytes;
+use crate::context::clock::random_bytes;
 
 const FILE: &str = "admin.key";
 /// Name of the file until it is complete.

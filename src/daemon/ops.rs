@@ -13,7 +13,9 @@ use super::{Setup, Started, listen, on_shortage};
 use crate::api;
 use crate::api::http::connection_limit::ConnectionLimit;
 use crate::api::http::server::Bounds;
-use crate::engine::{Engine, Run};
+use crate::context::Context;
+use crate::courier::Courier;
+use crate::delivery::Run;
 use crate::limits;
 use crate::metrics::CONTENT_TYPE;
 use crate::outbox::Health;
@@ -24,6 +26,7 @@ const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Serves until the returned tasks are dropped.
 pub(super) async fn serve(
     setup: &Setup,
+    courier: &Courier,
     started: &Started,
     run: &watch::Sender<Run>,
     connections: &Arc<ConnectionLimit>,
@@ -32,16 +35,16 @@ pub(super) async fn serve(
     let address = listener.local_addr()?;
     let mut tasks = JoinSet::new();
     let router = router(setup, started, run, connections);
-    tasks.spawn(api::http::server::serve(listener, router, bounds(started), std::future::pending()));
+    tasks.spawn(api::http::server::serve(listener, router, bounds(courier), std::future::pending()));
     Ok((tasks, address))
 }
 
-fn bounds(started: &Started) -> Bounds {
+fn bounds(courier: &Courier) -> Bounds {
     Bounds {
         connections: ConnectionLimit::new(limits::OPS_CONNECTIONS_MAX),
         header_timeout: OPS_TIMEOUT,
         answer_timeout: OPS_TIMEOUT,
-        on_shortage: on_shortage(started),
+        on_shortage: on_shortage(courier),
         tls: None,
     }
 }
@@ -57,7 +60,7 @@ fn router(
     let ready = Arc::new(move || match (*run.borrow(), started.get()) {
         (Run::Draining | Run::Cut, _) => Err("draining".to_owned()),
         (Run::On, None) => Err("recovering".to_owned()),
-        (Run::On, Some(engine)) => check_store(engine),
+        (Run::On, Some(context)) => check_store(context),
     });
     let (metrics, is_ready) = (setup.metrics.clone(), ready.clone());
     let shown = Arc::new(move || {
@@ -69,9 +72,9 @@ fn router(
 }
 
 /// Whether the store can make anything durable; the error is the reason why not.
-fn check_store(engine: &Engine) -> Result<(), String> {
-    let silence = engine.disk_silence();
-    match &*engine.health().borrow() {
+fn check_store(context: &Context) -> Result<(), String> {
+    let silence = context.disk_silence();
+    match &*context.health().borrow() {
         Health::Good if silence > limits::DISK_SILENCE_MAX => {
             Err(format!("the disk has not answered for {} s", silence.as_secs()))
         }

@@ -12,7 +12,7 @@ use super::progress::Meter;
 use super::settings::load;
 use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
-use crate::engine::clock;
+use crate::context::clock;
 use crate::maintenance::backup::{self, BackupKey, Restored, Trust};
 use crate::storage::Progress;
 use crate::vault::Vault;

@@ -14,11 +14,11 @@ use crate::api::http::auth::AdminKey;
 use crate::api::http::browser::TrustedSite;
 use crate::api::{self, ApiConfig, EndpointDefaults};
 use crate::config::{Config, Overrides};
+use crate::context::Settings;
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{CourierSettings, Proxy, SystemResolver, tls};
+use crate::delivery::retention::Keep;
 use crate::domain::PolicyDefaults;
-use crate::engine::Settings;
-use crate::engine::retention::Keep;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::engine::Engine;
-use crate::engine::types::Unavailable;
+use crate::context::Context;
+use crate::outbox::draft::Unavailable;
 
 /// Time that the store has for its last writes after a second signal.
 const STORE_STOP_MAX: Duration = Duration::from_secs(5);
@@ -48,14 +48,14 @@ impl Signals {
 
     /// Stops the store, which writes its queue. Returns whether it did. Another signal, or an
     /// earlier failure, limits the wait to [`STORE_STOP_MAX`].
-    pub(super) async fn stop_store(&mut self, engine: Engine, has_failed: bool) -> bool {
+    pub(super) async fn stop_store(&mut self, context: Context, has_failed: bool) -> bool {
         let limit = async {
             if !has_failed {
                 self.end().await;
             }
             tokio::time::sleep(STORE_STOP_MAX).await;
         };
-        let mut stopping = tokio::task::spawn_blocking(move || engine.stop_outbox());
+        let mut stopping = tokio::task::spawn_blocking(move || context.stop_outbox());
         tokio::select! {
             stopped = &mut stopping => {
                 if let Err(error) = &stopped {

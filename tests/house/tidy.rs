@@ -39,7 +39,7 @@ fn every_file_says_what_it_owns() {
 }
 
 /// A layer, and those that it may import.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("limits", &[]),
     ("panics", &[]),
     ("codec", &[]),
@@ -55,23 +55,56 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("maintenance", &["limits", "domain", "projections", "outbox", "storage"]),
     ("courier", &["limits", "panics", "domain"]),
     (
-        "engine",
+        "context",
         &[
             "limits",
             "panics",
             "domain",
-            "projections",
             "rules",
             "lanes",
+            "projections",
             "metrics",
+            "storage",
+            "outbox",
+            "courier",
+            "vault",
+        ],
+    ),
+    (
+        "service",
+        &[
+            "limits",
+            "domain",
+            "rules",
+            "lanes",
+            "projections",
             "storage",
             "outbox",
             "maintenance",
             "courier",
             "vault",
+            "context",
         ],
     ),
-    ("api", &["limits", "panics", "domain", "rules", "engine"]),
+    (
+        "delivery",
+        &[
+            "limits",
+            "panics",
+            "domain",
+            "rules",
+            "lanes",
+            "projections",
+            "metrics",
+            "outbox",
+            "maintenance",
+            "courier",
+            "vault",
+            "context",
+            "service",
+        ],
+    ),
+    ("api", &["limits", "panics", "domain", "rules", "context", "service"]),
     (
         "daemon",
         &[
@@ -79,7 +112,9 @@ const LAYERS: [(&str, &[&str]); 18] = [
             "panics",
             "domain",
             "rules",
-            "engine",
+            "context",
+            "service",
+            "delivery",
             "api",
             "config",
             "metrics",

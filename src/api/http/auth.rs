@@ -14,8 +14,9 @@ use subtle::ConstantTimeEq;
 use crate::api::http::problem::Problem;
 use crate::api::{Api, ApiConfig};
 use crate::domain::{Role, Tenant};
-use crate::engine::types::Scope;
 use crate::limits;
+use crate::service::Keys;
+use crate::service::types::Scope;
 
 /// What an operation needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +176,7 @@ pub fn authenticate(
         api.observer.authentication_refused("missing");
         return Err(Problem::Unauthorized);
     };
-    let now = api.engine.now().monotonic;
+    let now = api.context.now().monotonic;
     let hash = hash_secret(secret);
     if let Some(principal) = stored(api, &hash) {
         return Ok(principal);
@@ -201,7 +202,7 @@ pub fn authenticate(
 
 /// The caller with a key that was made by `POST /v1/keys`.
 fn stored(api: &Api, hash: &[u8; 32]) -> Option<Principal> {
-    let key = api.engine.key_by_hash(hash)?;
+    let key = Keys(&api.context).find_by_hash(hash)?;
     Some(Principal { role: key.role, scope: Scope(key.tenant.clone()) })
 }
 

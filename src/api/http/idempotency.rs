@@ -17,8 +17,8 @@ use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::api::v1::cloudevents;
+use crate::context::responses::Remembered;
 use crate::domain::Idempotency;
-use crate::engine::types::Remembered;
 use crate::limits;
 
 const HEADER: &str = "idempotency-key";
@@ -130,7 +130,7 @@ impl Call {
         let route = format!("POST {}", self.path);
         let scope = scope(tenant, &route, &key, None);
         let guard = self.api.in_flight.enter(scope)?;
-        let expires_at = Some(self.api.engine.now().wall.plus(self.config.idempotency_ttl));
+        let expires_at = Some(self.api.context.now().wall.plus(self.config.idempotency_ttl));
         let fingerprint = match self.media {
             cloudevents::BINARY => fingerprint(&cloudevents::said(&self.headers, &self.body)),
             _ => fingerprint(&self.body),
@@ -151,7 +151,7 @@ impl Call {
     ) -> Result<Reply, Problem> {
         let (idempotency, _guard) = self.idempotency(tenant)?;
         if let Some(idempotency) = &idempotency {
-            match self.api.engine.remembered(idempotency).await? {
+            match self.api.context.remembered(idempotency).await? {
                 Remembered::Nothing => {}
                 Remembered::Same(answer) => return Ok(Reply::again(&answer, &self.path)),
                 Remembered::Mismatch => return Err(Problem::IdempotencyMismatch),

@@ -10,8 +10,8 @@ use serde::{Serialize, ser::SerializeMap};
 
 use crate::api::http::reply::Reply;
 use crate::domain::{Expected, Rejection};
-use crate::engine::types::{ChangeError, PublishError, Unavailable};
 use crate::limits;
+use crate::service::types::{ChangeError, PublishError, Unavailable};
 
 /// Location of an error in the request. Every error has a `pointer`; for a query parameter or a header another member
 /// names it.

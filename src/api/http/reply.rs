@@ -7,8 +7,8 @@ use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::context::responses::{Answer, Remember};
 use crate::domain::Idempotency;
-use crate::engine::types::{Answer, Remember};
 
 /// What a handler answers.
 #[derive(Clone, Debug)]

@@ -16,8 +16,8 @@ use crate::domain::{
     ClosedList as _, DeadReason, DeliveryStatus, EndpointNumber, EndpointStatusName, EventStatus, EventType,
     Position, Tenant, Timestamp,
 };
-use crate::engine::types::{Cursor, Page};
 use crate::limits;
+use crate::service::types::{Cursor, Page};
 
 /// Layout of a cursor. A new layout gets a new number, so an old cursor is refused and not misread.
 const CURSOR_VERSION: u8 = 1;

@@ -15,8 +15,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::http::reply::Reply;
+use crate::context::responses::Keyed;
 use crate::domain::Idempotency;
-use crate::engine::types::Keyed;
 
 /// How many deliveries an operation set going or removed.
 #[derive(Serialize, JsonSchema)]

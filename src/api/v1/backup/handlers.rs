@@ -5,7 +5,8 @@ use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::domain::Position;
-use crate::engine::types::BackupId;
+use crate::service::Backups;
+use crate::service::types::BackupId;
 
 /// `GET /v1/backup`
 pub async fn part(call: &Call) -> Result<Reply, Problem> {
@@ -13,14 +14,14 @@ pub async fn part(call: &Call) -> Result<Reply, Problem> {
     let (after, until) = (position("after")?.unwrap_or_default(), position("until")?);
     let unreadable = || Problem::parameter("id", "must be 32 hexadecimal digits");
     let id = call.query.text("id").map(|text| BackupId::parse(text).ok_or_else(unreadable)).transpose()?;
-    if id.is_none() && after > Position(0) && call.api.engine.authenticates_backups() {
+    if id.is_none() && after > Position(0) && Backups(&call.api.context).are_authenticated() {
         // Parts with several ids make no backup that can be restored.
         return Err(Problem::parameter(
             "id",
             "is missing: use the `id` of the first part, as the current `balto backup` does",
         ));
     }
-    let (part, until, id) = call.api.engine.backup(after, until, id).await?;
+    let (part, until, id) = Backups(&call.api.context).part(after, until, id).await?;
     let damaged = part.damaged.iter().map(|(first, last)| Range { first: first.0, last: last.0 }).collect();
     let id = id.map(|id| id.to_string());
     let body =

@@ -21,8 +21,8 @@ use crate::api::v1::events::batch::Bounded;
 use crate::api::v1::events::handlers;
 use crate::api::{Call, text};
 use crate::domain::{OrderingKey, Tenant, Timestamp, attribute};
-use crate::engine::types::EventDraft;
 use crate::limits;
+use crate::service::types::EventDraft;
 
 pub const STRUCTURED: &str = "application/cloudevents+json";
 pub const BATCHED: &str = "application/cloudevents-batch+json";

@@ -10,7 +10,8 @@ use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::lists::{self, List};
 use crate::api::{Call, not_found, text};
 use crate::domain::{DeliveryId, EndpointId};
-use crate::engine::types::Filter;
+use crate::service::types::Filter;
+use crate::service::{DeadLetters, Endpoints};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
@@ -28,7 +29,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
         return Ok(lists::nothing());
     }
     let audience = call.principal.audience();
-    let page = call.api.engine.dead_letters(&call.principal.scope, filter, after, limit).await?;
+    let page = DeadLetters(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let data = page.items.iter().map(|view| DeadLetterBody::new(view, audience)).collect();
     Ok(lists::answer(&call.path, &call.query, List::DeadLetters, &page, data))
 }
@@ -36,7 +37,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 /// `GET /v1/dead-letters/{deliveryId}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
-    match call.api.engine.dead_letter(&call.principal.scope, key).await? {
+    match DeadLetters(&call.api.context).get(&call.principal.scope, key).await? {
         Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("dead letter", &call.id)),
     }
@@ -47,7 +48,7 @@ pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
     call.once(call.principal.scope_text(), async |idempotency| {
         let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
-        let redriven = call.api.engine.redrive(&call.principal.scope, key, keyed).await;
+        let redriven = DeadLetters(&call.api.context).redrive(&call.principal.scope, key, keyed).await;
         let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
         Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
@@ -57,7 +58,7 @@ pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
 /// `DELETE /v1/dead-letters/{deliveryId}`
 pub async fn purge(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("dead letter")?;
-    let purged = call.api.engine.purge(&call.principal.scope, key).await;
+    let purged = DeadLetters(&call.api.context).purge(&call.principal.scope, key).await;
     purged.map_err(|error| call.refused(error, "dead letter"))?;
     Ok(Reply::empty())
 }
@@ -67,7 +68,7 @@ fn filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     let mut errors = Errors::default();
     let endpoint = input.endpoint_id.and_then(|id| {
         let found = id.parse::<EndpointId>().ok();
-        let found = found.and_then(|id| call.api.engine.endpoint_number(&call.principal.scope, &id));
+        let found = found.and_then(|id| Endpoints(&call.api.context).number(&call.principal.scope, &id));
         errors.check("/endpointId", found.ok_or_else(|| format!("there is no endpoint `{id}`")))
     });
     let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
@@ -98,7 +99,7 @@ pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
     let filter = filter(call, body::parse_or_default(&call.body)?)?;
     call.once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
-        Ok(CountBody::reply(call.api.engine.redrive_matching(scope, filter, keyed).await?))
+        Ok(CountBody::reply(DeadLetters(&call.api.context).redrive_matching(scope, filter, keyed).await?))
     })
     .await
 }
@@ -108,7 +109,7 @@ pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
     let filter = filter(call, body::parse(&call.body)?)?;
     call.once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
-        Ok(CountBody::reply(call.api.engine.purge_matching(scope, filter, keyed).await?))
+        Ok(CountBody::reply(DeadLetters(&call.api.context).purge_matching(scope, filter, keyed).await?))
     })
     .await
 }

@@ -7,7 +7,7 @@ use crate::api::http::auth::Audience;
 use crate::api::text::Time;
 use crate::api::v1::deliveries::model::{AttemptBody, DeliveryBody, DeliveryCommon, attempts};
 use crate::api::v1::events::model::{LetterEventBody, attributes, raw};
-use crate::engine::types::{DeadLetterDetail, DeadLetterView};
+use crate::service::types::{DeadLetterDetail, DeadLetterView};
 
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -6,7 +6,8 @@ use crate::api::http::reply::Reply;
 use crate::api::v1::lists::{self, List};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EventId};
-use crate::engine::types::Filter;
+use crate::service::types::Filter;
+use crate::service::{Deliveries, Endpoints, Events};
 
 /// `GET /v1/deliveries`
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
@@ -27,13 +28,13 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
         return Ok(lists::nothing());
     }
     if let Some(id) = event_id {
-        match call.api.engine.event(&scope, &lookup, &id).await? {
+        match Events(&call.api.context).get(&scope, &lookup, &id).await? {
             Some(view) => filter.event = Some(view.position),
             None => return Ok(lists::nothing()),
         }
     }
     let audience = call.principal.audience();
-    let page = call.api.engine.deliveries(&call.principal.scope, filter, after, limit).await?;
+    let page = Deliveries(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let data = page.items.iter().map(|view| DeliveryBody::new(view, audience)).collect();
     Ok(lists::answer(&call.path, &call.query, List::Deliveries, &page, data))
 }
@@ -45,14 +46,14 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 /// 422 when it cannot be an id.
 pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem> {
     let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(true) };
-    filter.endpoint = call.api.engine.endpoint_number(&call.principal.scope, &id);
+    filter.endpoint = Endpoints(&call.api.context).number(&call.principal.scope, &id);
     Ok(filter.endpoint.is_some())
 }
 
 /// `GET /v1/deliveries/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
-    match call.api.engine.delivery(&call.principal.scope, key).await? {
+    match Deliveries(&call.api.context).get(&call.principal.scope, key).await? {
         Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("delivery", &call.id)),
     }
@@ -63,7 +64,7 @@ pub async fn retry(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
     call.once(call.principal.scope_text(), async |idempotency| {
         let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
-        let retried = call.api.engine.retry_delivery(&call.principal.scope, key, keyed).await;
+        let retried = Deliveries(&call.api.context).retry(&call.principal.scope, key, keyed).await;
         let view = retried.map_err(|error| call.refused(error, "delivery"))?;
         Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
@@ -75,7 +76,7 @@ pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
     let DeliveryId(key) = call.named("delivery")?;
     call.once(call.principal.scope_text(), async |idempotency| {
         let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
-        let cancelled = call.api.engine.cancel_delivery(&call.principal.scope, key, keyed).await;
+        let cancelled = Deliveries(&call.api.context).cancel(&call.principal.scope, key, keyed).await;
         let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
         Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })

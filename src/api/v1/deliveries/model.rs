@@ -9,10 +9,11 @@ use crate::api::http::auth::Audience;
 use crate::api::http::reply::Reply;
 use crate::api::text::{Span, Time, Word};
 use crate::api::v1::disclosure::{self, ShownClass};
+use crate::context::responses::{Answer, Keyed};
 use crate::domain::{
     Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger,
 };
-use crate::engine::types::{Answer, DeliveryDetail, DeliveryView, Keyed};
+use crate::service::types::{DeliveryDetail, DeliveryView};
 
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

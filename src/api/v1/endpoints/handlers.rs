@@ -16,14 +16,16 @@ use crate::api::http::{body, idempotency};
 use crate::api::v1::events;
 use crate::api::v1::lists::{self, List};
 use crate::api::{Call, not_found};
+use crate::context::responses::Remember;
 use crate::domain::{
     ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EventType, Idempotency,
     Position, Sealed, SecretKind, Tenant,
 };
-use crate::engine::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, Remember, is_same_origin};
 use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
+use crate::service::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, is_same_origin};
+use crate::service::{Endpoints, Events, Secrets};
 
 /// How often a change is tried again when someone else changed the endpoint in between.
 pub(super) const CHANGE_TRIES_MAX: usize = 5;
@@ -37,7 +39,7 @@ fn checked_settings(
 ) -> Settings {
     let check = |name: &str, value: &str| {
         let is_kept = kept.iter().any(|(one, other)| (&**one, &**other) == (name, value));
-        if is_kept { Ok(()) } else { call.api.engine.check_header(name, value) }
+        if is_kept { Ok(()) } else { Endpoints(&call.api.context).check_header(name, value) }
     };
     input.settings(&call.config.defaults, check, errors)
 }
@@ -45,7 +47,7 @@ fn checked_settings(
 /// # Errors
 /// `validation_failed` for what is no URL, `forbidden_url` for what policy refuses.
 async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
-    call.api.engine.check_url(url).await.map_err(|refused| match refused {
+    Endpoints(&call.api.context).check_url(url).await.map_err(|refused| match refused {
         RefusedUrl::NoUrl(detail) => Problem::invalid("/url", detail),
         RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
         RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
@@ -122,7 +124,7 @@ fn merged_headers(
 /// The client certificate that a request gives, checked.
 fn client_certificate(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Option<ClientCertificate> {
     let input = input.client_certificate.as_ref()?;
-    let checked = call.api.engine.client_certificate(&input.certificate, &input.key);
+    let checked = Secrets(&call.api.context).client_certificate(&input.certificate, &input.key);
     checked
         .map_err(|error| match error {
             IdentityError::Certificate(detail) => errors.push("/clientCertificate/certificate", detail),
@@ -148,7 +150,7 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let settings = checked_settings(call, &input, &[], &mut errors);
     let wanted =
         wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
-    let id = call.api.engine.new_endpoint_id();
+    let id = Endpoints(&call.api.context).new_id();
     let client_certificate = client_certificate(call, &input, &mut errors);
     check_secure(client_certificate.as_ref(), url, &mut errors);
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
@@ -178,10 +180,10 @@ struct New {
 async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Result<Reply, Problem> {
     let New { id, tenant, url, settings, wanted, client_certificate } = new;
     let url = check_url(call, &url).await?;
-    let now = call.api.engine.now().wall;
+    let now = call.api.context.now().wall;
     let key = match wanted {
         Wanted::Given(key) => key,
-        Wanted::Fresh(kind) => call.api.engine.new_key(kind.unwrap_or(SecretKind::Hmac)),
+        Wanted::Fresh(kind) => Secrets(&call.api.context).new_key(kind.unwrap_or(SecretKind::Hmac)),
     };
     let endpoint = Endpoint {
         number: EndpointNumber(0),
@@ -213,7 +215,7 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
     body.secret = Some(key.text());
     body.public_key = key.public_text();
     let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
-    call.api.engine.create_endpoint(endpoint, reply.remembered(idempotency)).await?;
+    Endpoints(&call.api.context).create(endpoint, reply.remembered(idempotency)).await?;
     Ok(reply)
 }
 
@@ -224,7 +226,7 @@ pub fn shown(call: &Call, endpoint: &Endpoint) -> EndpointBody {
 
 pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
     let id: EndpointId = call.named("endpoint")?;
-    let found = call.api.engine.endpoint(&call.principal.scope, &id);
+    let found = Endpoints(&call.api.context).get(&call.principal.scope, &id);
     found.ok_or_else(|| not_found("endpoint", id.as_str()))
 }
 
@@ -239,7 +241,8 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let tenant = call.principal.filter(call.query.get("tenant")?)?;
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
     let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
-    let page = call.api.engine.endpoints(&call.principal.scope, tenant.as_ref(), status, after, limit);
+    let page =
+        Endpoints(&call.api.context).list(&call.principal.scope, tenant.as_ref(), status, after, limit);
     let data = page.items.iter().map(|endpoint| shown(call, endpoint)).collect();
     Ok(lists::answer(&call.path, &call.query, List::Endpoints, &page, data))
 }
@@ -349,8 +352,8 @@ pub(super) async fn write(
     if changed == *endpoint {
         return Ok(Some(endpoint));
     }
-    changed.updated_at = call.api.engine.now().wall;
-    match call.api.engine.update_endpoint(changed, remember).await {
+    changed.updated_at = call.api.context.now().wall;
+    match Endpoints(&call.api.context).update(changed, remember).await {
         Err(ChangeError::Conflict) => Ok(None),
         other => Ok(Some(other?)),
     }
@@ -359,7 +362,7 @@ pub(super) async fn write(
 /// `DELETE /v1/endpoints/{id}`
 pub async fn delete(call: &Call) -> Result<Reply, Problem> {
     let endpoint = find_own(call)?;
-    call.api.engine.delete_endpoint(&call.principal.scope, &endpoint.id).await?;
+    Endpoints(&call.api.context).delete(&call.principal.scope, &endpoint.id).await?;
     Ok(Reply::empty())
 }
 
@@ -409,6 +412,6 @@ pub async fn test(call: &Call) -> Result<Reply, Problem> {
         only: Some(endpoint.number),
         ..EventDraft::new(endpoint.tenant.clone(), event_type, Bytes::from(data))
     };
-    let accepted = call.api.engine.publish(draft).await?;
+    let accepted = Events(&call.api.context).publish(draft).await?;
     Ok(events::handlers::accepted_reply(call, &accepted))
 }

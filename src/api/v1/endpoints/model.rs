@@ -21,9 +21,9 @@ use crate::domain::{
     ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format, Handshake,
     Ordering, RetryPolicy, SignaturePreset,
 };
-use crate::engine::types::{CircuitState, WaitReason};
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
+use crate::service::types::{CircuitState, WaitReason};
 
 /// What a request says of an endpoint. Members that are absent or null have their defaults.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]

@@ -12,14 +12,15 @@ use crate::api::http::reply::Reply;
 use crate::api::text::{self, Time};
 use crate::api::v1::{CountBody, lists};
 use crate::domain::Timestamp;
-use crate::engine::types::LaneView;
+use crate::service::types::LaneView;
+use crate::service::{Endpoints, Replays};
 
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// `GET /v1/endpoints/{id}/stats`
 pub async fn stats(call: &Call) -> Result<Reply, Problem> {
     let endpoint = find(call)?;
-    let now = call.api.engine.now().wall;
+    let now = call.api.context.now().wall;
     let (since, until) = call.query.window()?;
     let until = until.unwrap_or(now);
     let window_start =
@@ -28,7 +29,7 @@ pub async fn stats(call: &Call) -> Result<Reply, Problem> {
     if since > until {
         return Err(Problem::parameter("since", "must not be after `until`, which is now without it"));
     }
-    let stats = call.api.engine.endpoint_stats(endpoint.number, since, until).await?;
+    let stats = Endpoints(&call.api.context).stats(endpoint.number, since, until).await?;
     let span = |millis: Option<u64>| millis.map(|millis| text::Span(Duration::from_millis(millis)));
     let body = StatsBody {
         endpoint_id: endpoint.id.to_string(),
@@ -55,7 +56,7 @@ pub async fn stats(call: &Call) -> Result<Reply, Problem> {
 /// `GET /v1/endpoints/{id}/lane`
 pub async fn lane(call: &Call) -> Result<Reply, Problem> {
     let endpoint = find(call)?;
-    let lane: LaneView = call.api.engine.lane(endpoint.number).await?;
+    let lane: LaneView = Endpoints(&call.api.context).lane(endpoint.number).await?;
     let body = LaneBody {
         endpoint_id: endpoint.id.to_string(),
         reason: lane.reason,
@@ -87,8 +88,9 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let since = since.unwrap_or_default();
     let only_undelivered = input.only_undelivered.unwrap_or(false);
     call.once(call.principal.scope_text(), async |key| {
-        let (engine, keyed) = (&call.api.engine, CountBody::keyed(key));
-        let replay = engine.replay_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
+        let (context, keyed) = (&call.api.context, CountBody::keyed(key));
+        let replay =
+            Replays(&context).to_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
         Ok(CountBody::reply(replay.await?))
     })
     .await

@@ -11,8 +11,9 @@ use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::text::Time;
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignaturePreset, Timestamp};
-use crate::engine::types::ChangeError;
 use crate::rules::signature::{self, SecretError, SigningKey};
+use crate::service::Secrets;
+use crate::service::types::ChangeError;
 
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -59,8 +60,8 @@ pub(super) fn cannot_open(error: &impl std::fmt::Display) -> Problem {
 pub(super) type LiveKeys = Vec<(SigningKey, Option<Timestamp>)>;
 
 pub(super) fn live_keys(call: &Call, endpoint: &Endpoint) -> Result<LiveKeys, Problem> {
-    let now = call.api.engine.now().wall;
-    call.api.engine.live_keys(endpoint, now).map_err(|error| cannot_open(&error))
+    let now = call.api.context.now().wall;
+    Secrets(&call.api.context).live_keys(endpoint, now).map_err(|error| cannot_open(&error))
 }
 
 fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
@@ -96,7 +97,7 @@ pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
 /// `POST /v1/endpoints/{id}/secret/rotate`
 pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
     let input: RotateInput = body::parse_or_default(&call.body)?;
-    let now = call.api.engine.now().wall;
+    let now = call.api.context.now().wall;
     call.once(call.principal.scope_text(), async |key| {
         for _ in 0..CHANGE_TRIES_MAX {
             let endpoint = find_own(call)?;
@@ -117,7 +118,7 @@ fn rotated(
     input: &RotateInput,
     now: Timestamp,
 ) -> Result<Endpoint, Problem> {
-    let engine = &call.api.engine;
+    let context = &call.api.context;
     let mut errors = Errors::default();
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
     let wanted = wanted(secret, kind, endpoint.signature, &mut errors);
@@ -130,12 +131,12 @@ fn rotated(
         Wanted::Fresh(kind) => {
             let present = endpoint.secrets.first().map(|secret| secret.kind);
             let present = present.filter(|kind| *kind != SecretKind::Text);
-            engine.new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
+            Secrets(&context).new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
         }
     };
     // Plain, because the ends of its secrets change.
-    let endpoint = &engine.opened(endpoint).map_err(|error| cannot_open(&error))?;
-    let is_new = |old: &Secret| engine.open_key(endpoint, old).is_ok_and(|old| old == key);
+    let endpoint = &Secrets(&context).opened(endpoint).map_err(|error| cannot_open(&error))?;
+    let is_new = |old: &Secret| Secrets(&context).open_key(endpoint, old).is_ok_and(|old| old == key);
     if endpoint.secrets.first().is_some_and(is_new) {
         return Err(Problem::invalid("/secret", "this is the current secret"));
     }

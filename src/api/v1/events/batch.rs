@@ -14,8 +14,9 @@ use crate::api::http::reply::Reply;
 use crate::api::http::{body, idempotency};
 use crate::api::v1::cloudevents;
 use crate::domain::Idempotency;
-use crate::engine::types::{EventDraft, Published};
 use crate::limits;
+use crate::service::Events;
+use crate::service::types::{EventDraft, Published};
 
 /// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
 pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
@@ -42,7 +43,7 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
         }
         places.push(place.map(|draft| drafts.push(draft)));
     }
-    let published = call.api.engine.publish_batch(drafts, base).await?;
+    let published = Events(&call.api.context).publish_batch(drafts, base).await?;
     Ok(batch_reply(call, places, published))
 }
 

@@ -18,8 +18,9 @@ use crate::api::{Call, routes, text};
 use crate::domain::{
     EndpointId, EventId, EventType, EventVersion, Expected, InvalidName, Tenant, TraceParent, attribute,
 };
-use crate::engine::types::{Accepted, ChangeError, EventDraft, Filter};
 use crate::limits;
+use crate::service::types::{Accepted, ChangeError, EventDraft, Filter};
+use crate::service::{Endpoints, Events, Replays};
 
 pub const NDJSON: &str = "application/x-ndjson";
 
@@ -161,7 +162,7 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
     mark(&mut draft, hops);
     let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
     draft.idempotency = idempotency;
-    let accepted = call.api.engine.publish(draft).await?;
+    let accepted = Events(&call.api.context).publish(draft).await?;
     Ok(accepted_reply(call, &accepted))
 }
 
@@ -169,7 +170,7 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let id: EventId = call.named("event")?;
     let (scope, tenant) = call.event_scope()?;
-    match call.api.engine.event(&scope, &tenant, &id).await? {
+    match Events(&call.api.context).get(&scope, &tenant, &id).await? {
         Some(view) => Ok(Reply::json(200, &EventBody::new(&view, call.principal.audience()))),
         None => Err(call.no_such_event(&tenant)),
     }
@@ -188,7 +189,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
         ..Filter::default()
     };
     let (after, limit) = (call.query.cursor(List::Events)?, call.query.limit()?);
-    let page = call.api.engine.events(&call.principal.scope, filter, after, limit).await?;
+    let page = Events(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let audience = call.principal.audience();
     let data = page.items.iter().map(|view| EventBody::new(view, audience)).collect();
     Ok(lists::answer(&call.path, &call.query, List::Events, &page, data))
@@ -202,7 +203,7 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
     call.once(tenant.as_str(), async |key| {
         let keyed = CountBody::keyed(key);
-        match call.api.engine.replay_event(&scope, &tenant, &id, endpoints, keyed).await {
+        match Replays(&call.api.context).of_event(&scope, &tenant, &id, endpoints, keyed).await {
             Ok(count) => Ok(CountBody::reply(count)),
             Err(ChangeError::NotFound) => Err(call.no_such_event(&tenant)),
             // Known before, so they are of another tenant than the event, or were deleted just now.
@@ -221,7 +222,9 @@ fn replay_targets(call: &Call, ids: &[String]) -> Result<Vec<EndpointId>, Proble
     let mut targets = Vec::new();
     for (index, text) in ids.iter().take(limits::BULK_DELIVERIES_MAX).enumerate() {
         match text.parse::<EndpointId>() {
-            Ok(id) if call.api.engine.endpoint(&call.principal.scope, &id).is_some() => targets.push(id),
+            Ok(id) if Endpoints(&call.api.context).get(&call.principal.scope, &id).is_some() => {
+                targets.push(id)
+            }
             _ => errors.push(format!("/endpointIds/{index}"), format!("there is no endpoint `{text}`")),
         }
     }

@@ -14,7 +14,7 @@ use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::domain::{Event, EventStatus, Expected, attribute};
-use crate::engine::types::{Accepted, EventView, generated_at, is_chosen};
+use crate::service::types::{Accepted, EventView, generated_at, is_chosen};
 
 /// An event to be published.
 #[derive(Deserialize, JsonSchema)]

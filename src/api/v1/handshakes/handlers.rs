@@ -6,8 +6,9 @@ use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::v1::endpoints::handlers::{change, conflict_unless_active, shown};
 use crate::domain::{Endpoint, EndpointId};
-use crate::engine::types::ChangeError;
 use crate::rules::handshake;
+use crate::service::Handshakes;
+use crate::service::types::ChangeError;
 
 /// Where callbacks go; the endpoint's id, a dot and a token follow.
 const CALLBACKS: &str = "/v1/handshakes/";
@@ -39,7 +40,7 @@ pub async fn grant(call: &Call) -> Result<Reply, Problem> {
     let lines = call.headers.get_all(ALLOWED_RATE).iter();
     let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     let rate = (!lines.is_empty()).then(|| lines.join(", "));
-    match call.api.engine.grant(&id, token, rate.as_deref()).await {
+    match Handshakes(&call.api.context).grant(&id, token, rate.as_deref()).await {
         Ok(()) => Ok(Reply::json(200, &Granted { status: "consented" })),
         Err(ChangeError::NotFound) => Err(unknown()),
         Err(ChangeError::NotAllowed(detail)) => {

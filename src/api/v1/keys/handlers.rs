@@ -10,6 +10,7 @@ use crate::api::http::{auth, body};
 use crate::api::v1::lists::{self, List};
 use crate::api::{Call, not_found};
 use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant};
+use crate::service::Keys;
 
 const SECRET_BYTES: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 1_024;
@@ -49,22 +50,22 @@ async fn make(
     description: Box<str>,
     idempotency: Option<Idempotency>,
 ) -> Result<Reply, Problem> {
-    let engine = &call.api.engine;
-    let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(engine.random_bytes::<SECRET_BYTES>()));
+    let context = &call.api.context;
+    let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(context.random_bytes::<SECRET_BYTES>()));
     let key = ApiKey {
-        id: engine.new_key_id(),
+        id: Keys(&context).new_id(),
         role,
         tenant,
         description,
         hash: auth::hash_secret(&secret),
-        created_at: engine.now().wall,
+        created_at: context.now().wall,
     };
     let mut body = KeyBody::new(&key);
     // The remembered answer is on disk, where no key's secret may be.
     let remember = Reply::json(201, &body).remembered(idempotency);
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
-    engine.create_key(key, remember).await?;
+    Keys(&context).create(key, remember).await?;
     Ok(Reply::json(201, &body).with_header("location", &location))
 }
 
@@ -72,7 +73,7 @@ async fn make(
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let limit = call.query.limit()?;
     let after = call.query.text("cursor").map(|cursor| lists::decode(List::Keys, cursor)).transpose()?;
-    let mut keys = call.api.engine.keys();
+    let mut keys = Keys(&call.api.context).list();
     keys.retain(|key| after.as_ref().is_none_or(|after| place(key) < *after));
     keys.sort_by_cached_key(|key| std::cmp::Reverse(place(key)));
     let more = keys.len() > limit;
@@ -92,13 +93,13 @@ fn place(key: &ApiKey) -> Vec<u8> {
 /// `GET /v1/keys/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
     let id: KeyId = call.named("key")?;
-    let key = call.api.engine.key(&id).ok_or_else(|| not_found("key", &call.id))?;
+    let key = Keys(&call.api.context).get(&id).ok_or_else(|| not_found("key", &call.id))?;
     Ok(Reply::json(200, &KeyBody::new(&key)))
 }
 
 /// `DELETE /v1/keys/{id}`
 pub async fn delete(call: &Call) -> Result<Reply, Problem> {
     let id: KeyId = call.named("key")?;
-    call.api.engine.delete_key(&id).await.map_err(|error| call.refused(error, "key"))?;
+    Keys(&call.api.context).delete(&id).await.map_err(|error| call.refused(error, "key"))?;
     Ok(Reply::empty())
 }

@@ -1,0 +1,88 @@
+//! The outside world as traits: requests to receivers, randomness, file reads.
+//!
+//! The daemon uses the system; the simulation has an implementation of its own for each trait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::courier::guard::RefusedUrl;
+use crate::courier::{Courier, Exhausted, Parcel, Reply};
+use crate::{context::clock, panics};
+
+/// Pause after [`Exhausted`], before a request is tried again.
+pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends requests to receivers.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Sends one request and returns the receiver's reply, or the reason why there is none.
+    ///
+    /// # Errors
+    /// When no file descriptor is left: the request was not sent.
+    async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted>;
+
+    /// Judges a URL as [`Self::send`] would, and returns its canonical form.
+    ///
+    /// # Errors
+    /// When the policy forbids the URL or an address of its host.
+    async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl>;
+}
+
+/// Source of random bytes.
+pub trait Entropy: Send + Sync {
+    fn fill(&self, bytes: &mut [u8]);
+}
+
+/// Runs file reads, which may block.
+#[async_trait]
+pub trait FileReads: Send + Sync {
+    /// Ends when the read has ended, or has panicked.
+    async fn run(&self, read: Box<dyn FnOnce() + Send>);
+}
+
+/// The implementations that one context uses.
+pub struct Environment {
+    pub transport: Arc<dyn Transport>,
+    pub entropy: Arc<dyn Entropy>,
+    pub reads: Arc<dyn FileReads>,
+}
+
+impl Environment {
+    /// Sockets through the courier, the system's randomness, a pool of blocking threads.
+    #[must_use]
+    pub fn system(courier: Courier) -> Self {
+        Self { transport: Arc::new(courier), entropy: Arc::new(SystemEntropy), reads: Arc::new(BlockingPool) }
+    }
+}
+
+#[async_trait]
+impl Transport for Courier {
+    async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
+        Courier::send(self, parcel).await
+    }
+
+    async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        Courier::check_url(self, url).await
+    }
+}
+
+struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        clock::fill_random(bytes);
+    }
+}
+
+/// Threads of the runtime that may block.
+pub(crate) struct BlockingPool;
+
+#[async_trait]
+impl FileReads for BlockingPool {
+    async fn run(&self, read: Box<dyn FnOnce() + Send>) {
+        // The caller notices a panic by the missing result.
+        drop(tokio::task::spawn_blocking(|| panics::contain(read)).await);
+    }
+}

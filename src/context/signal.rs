@@ -1,0 +1,65 @@
+//! Signals to the delivery loop: results of its tasks, and requests of the services.
+
+use tokio::sync::oneshot;
+
+use crate::context::overdue::Behind;
+use crate::domain::{DueKey, EndpointNumber, Position, Progress, Timestamp};
+use crate::lanes;
+use crate::lanes::LaneReport;
+
+/// What the dispatcher hears beside notices of the store.
+#[derive(Debug)]
+pub(crate) enum Signal {
+    Finished {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        outcome: lanes::Outcome,
+    },
+    Refilled {
+        endpoint: EndpointNumber,
+        entries: Vec<(DueKey, Progress)>,
+        exhausted: bool,
+        as_of: Position,
+    },
+    /// Nothing was sent.
+    Returned {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+    },
+    /// A request for consent is over.
+    Asked {
+        endpoint: EndpointNumber,
+    },
+    Explain {
+        endpoint: EndpointNumber,
+        answer: oneshot::Sender<LaneAnswer>,
+    },
+    /// What stands behind others, as of the last look.
+    Behind(Behind),
+    Reconfigured,
+}
+
+/// A lane's report, in words.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LaneAnswer {
+    pub reason: Option<lanes::WaitReason>,
+    pub in_flight: usize,
+    pub next_due: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+impl From<LaneReport> for LaneAnswer {
+    fn from(report: LaneReport) -> Self {
+        Self {
+            reason: report.reason,
+            in_flight: report.in_flight,
+            next_due: report.next_due,
+            until: report.retry_at,
+            circuit: report.circuit.as_str(),
+            consecutive_failures: report.consecutive_failures,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What the commit thread needs from outside the outbox: time, randomness and encryption.
+
+use std::sync::Arc;
+
+use crate::context::clock::SystemSource;
+use crate::context::clock::random_bytes;
+use crate::domain::{Endpoint, Timestamp};
+use crate::outbox::decide::Source;
+use crate::vault::Vault;
+
+/// Time, chance and encryption for the writer.
+pub struct SealingSource(pub Arc<Vault>);
+
+impl Source for SealingSource {
+    fn now(&mut self) -> Timestamp {
+        SystemSource.now()
+    }
+
+    fn random(&mut self) -> u128 {
+        SystemSource.random()
+    }
+
+    fn seal(&mut self, endpoint: &mut Endpoint) {
+        self.0.seal_endpoint(endpoint, &mut random_bytes);
+    }
+}

@@ -1,0 +1,289 @@
+//! One attempt, from the lane's decision to its recorded outcome.
+//!
+//! Decide (sign, send, judge), commit (the outcome joins the next group), then tell the lane. Our own trouble (a record
+//! that cannot be read, a shutdown) is never charged as an attempt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::context::environment::EXHAUSTED_PAUSE;
+use crate::context::signal::Signal;
+use crate::courier::{Exhausted, Parcel, Reply, body};
+use crate::delivery::lane_policy::gate;
+use crate::domain::{
+    Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
+    Position, Progress, Record, Verdict, attribute,
+};
+use crate::lanes::Gate;
+use crate::outbox::unit::Unit;
+use crate::rules::signature::{SigningKey, signature_header};
+use crate::rules::verdict::{ReplyFacts, verdict};
+use crate::rules::{retry, trace};
+use crate::service::deliveries::Deliveries;
+use crate::service::endpoints::Endpoints;
+use crate::service::secrets::Secrets;
+use crate::service::system_events::SystemEvents;
+use crate::{lanes, panics};
+
+/// What a lane wants to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Assignment {
+    pub(crate) endpoint: EndpointNumber,
+    pub(crate) key: DueKey,
+    pub(crate) progress: Progress,
+    /// Still in memory since its acceptance.
+    pub(crate) event: Option<Arc<Event>>,
+}
+
+/// How long a delivery waits before its event is read again, when the disk did not answer (or no file descriptor was left).
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a delivery waits that must not be sent, although its lane thinks so.
+const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
+
+/// An attempt's place in its lane, which is free again should the attempt panic: a defect costs one delivery, which waits for
+/// the next start, and not a lane.
+pub(crate) struct Place<'a> {
+    pub(crate) context: &'a Context,
+    pub(crate) assignment: &'a Assignment,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            finish(self.context, self.assignment, lanes::Outcome::Failing);
+        }
+    }
+}
+
+/// Makes one attempt and tells the dispatcher.
+pub(crate) async fn attempt(context: Context, assignment: Assignment) {
+    let _place = Place { context: &context, assignment: &assignment };
+    panics::test_point("attempt");
+    let event = match &assignment.event {
+        Some(event) => Some(event.clone()),
+        None => read_event(&context, assignment.key.event).await,
+    };
+    // Last of all: what is true now is what counts.
+    let endpoint = context.outbox().endpoint(assignment.endpoint);
+    if endpoint.as_ref().is_some_and(|endpoint| gate(endpoint) != Gate::Open) {
+        // The lane will have heard in a moment that the endpoint is closed.
+        return give_back(&context, &assignment, DISALLOWED_PAUSE).await;
+    }
+    match (endpoint, event) {
+        (Some(endpoint), Some(event)) => return make(&context, &assignment, &endpoint, &event).await,
+        (Some(_), None) => {
+            // Its frame is damaged or retention has taken it: nothing can ever be sent.
+            tracing::error!(
+                position = assignment.key.event.0,
+                "the event of a pending delivery cannot be read"
+            );
+            let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
+            let given_up =
+                Deliveries(&context).give_up(DeadReason::Expired, move |_| (vec![delivery], ())).await;
+            if let Err(error) = given_up {
+                tracing::warn!(%error, "a delivery without its event could not be given up");
+            }
+        }
+        (None, _) => {}
+    }
+    // Nothing will be recorded; what was given up has left its place by then.
+    give_back(&context, &assignment, DISALLOWED_PAUSE).await;
+}
+
+/// Nothing was sent: after a pause the delivery is its lane's again, as it was.
+async fn give_back(context: &Context, assignment: &Assignment, pause: Duration) {
+    tokio::time::sleep(pause).await;
+    let Assignment { endpoint, key, progress, .. } = *assignment;
+    context.signal(Signal::Returned { endpoint, key, progress });
+}
+
+fn finish(context: &Context, assignment: &Assignment, outcome: lanes::Outcome) {
+    context.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
+}
+
+/// `None` only when the event is no more.
+async fn read_event(context: &Context, position: Position) -> Option<Arc<Event>> {
+    loop {
+        match context.event_at(position).await {
+            Ok(event) => return event,
+            Err(_) => tokio::time::sleep(UNREADABLE_PAUSE).await,
+        }
+    }
+}
+
+async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
+    let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
+    let number = assignment.progress.attempts + 1;
+    let (started, civil) = context.now_and_civil();
+    let signed_at = Now { wall: civil, ..started };
+    let reply = match parcel(context, endpoint, event, delivery, number, signed_at) {
+        Err(reason) => Reply::failed(ErrorClass::Request, reason),
+        Ok(parcel) => match context.transport().send(parcel).await {
+            Ok(reply) => reply,
+            // What was read of the endpoint may be true no more by then: its lane decides anew.
+            Err(Exhausted) => return give_back(context, assignment, EXHAUSTED_PAUSE).await,
+        },
+    };
+    if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
+        context.metrics().first_attempt(started.wall.since(event.first_due()));
+    }
+    let (finished, received_at) = context.now_and_civil();
+    let facts = ReplyFacts {
+        outcome: match &reply.outcome {
+            Ok(status) => Ok(*status),
+            Err((class, _)) => Err(*class),
+        },
+        url_is_forbidden: reply.url_is_forbidden,
+        retry_after: reply.retry_after.as_deref(),
+        webhook_delivery: reply.webhook_delivery.as_deref(),
+        received_at,
+    };
+    let settings = context.settings();
+    let verdict = verdict(&facts, &settings.refused_statuses);
+    let policy = endpoint.retry(&settings.defaults);
+    let next = retry::next(policy, delivery, &assignment.progress, verdict, started.wall, finished.wall);
+    let known = context.outbox().endpoint(endpoint.number);
+    // Whatever the URL of before answered, it says nothing about the one of now.
+    let known = known.filter(|known| known.url == endpoint.url);
+    let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
+    let attempt = Arc::new(record_of(&assignment.progress, started, reply, next, hold));
+    report(context, endpoint, event, &assignment.progress, delivery, &attempt, finished);
+    let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
+    context.outbox().record(Unit::of_record(record));
+    if let Verdict::Gone(reason) = verdict {
+        // Before its slot is free: nothing more is to go there.
+        Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
+    }
+    let outcome = known.map_or(lanes::Outcome::Neutral, |_| lane_outcome(verdict, &attempt));
+    finish(context, assignment, outcome);
+    if let Next::Dead(reason) = next
+        // After its lane was told: what it says of the receiver does not wait for a commit.
+        && Deliveries(context).ends_by(delivery, assignment.key.due, reason).await
+    {
+        context.metrics().died(reason, 1);
+        let words = SystemEvents(context).death(delivery, Some(event), reason);
+        SystemEvents(context).tell_dead(words.as_slice()).await;
+    }
+}
+
+fn parcel(
+    context: &Context,
+    endpoint: &Endpoint,
+    event: &Event,
+    delivery: DeliveryKey,
+    number: u32,
+    now: Now,
+) -> Result<Parcel, String> {
+    let (body, media) = body::body(endpoint, event);
+    let keys = Secrets(context).live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
+    let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
+    let mut ours = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
+    if endpoint.trace {
+        let parent = trace::traceparent(event, delivery, number);
+        ours.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
+    }
+    if let Some(handshake) = &endpoint.handshake {
+        ours.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
+    }
+    let own = Secrets(context).open_headers(endpoint).map_err(|error| error.to_string())?;
+    let headers = body::headers(&own, media, event, number, now.wall, ours)?;
+    let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;
+    let timeout = endpoint.timeout(&context.settings().defaults);
+    Ok(Parcel::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
+}
+
+fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: Option<Hold>) -> Attempt {
+    let status = reply.outcome.as_ref().ok().copied();
+    let error = match reply.outcome {
+        Ok(200..300) => None,
+        Ok(status) => Some((ErrorClass::Status, words_of(status, reply.location.as_deref()).into())),
+        Err((class, words)) => Some((class, words.into())),
+    };
+    Attempt {
+        number: progress.attempts + 1,
+        trigger: progress.trigger,
+        started_at: started.wall,
+        duration: reply.duration,
+        status,
+        error,
+        reply: reply.body,
+        network: reply.network,
+        next,
+        hold,
+        uptime: Some(whole_millis(started.monotonic)),
+    }
+}
+
+/// As it is stored.
+fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// How long a reply keeps the lane of the endpoint from sending. `endpoint` is as it is at the reply: an
+/// operator who opened it since the request was sent did so before the reply.
+fn hold(endpoint: &Endpoint, verdict: Verdict, finished: Now) -> Option<Hold> {
+    let Verdict::RetryAfter(wait) = verdict else { return None };
+    Some(Hold { until: finished.wall.plus(wait), revision: endpoint.revision })
+}
+
+/// Whether the delivery has been on its way since its event was accepted, and not set going again by somebody.
+fn is_first_series(progress: &Progress, event: &Event) -> bool {
+    progress.series_started == event.first_due()
+}
+
+fn words_of(status: u16, location: Option<&str>) -> String {
+    match (status, location) {
+        (300..400, Some(place)) => format!("status {status}: redirects are not followed (to {place})"),
+        _ => format!("status {status}"),
+    }
+}
+
+fn report(
+    context: &Context,
+    endpoint: &Endpoint,
+    event: &Event,
+    progress: &Progress,
+    delivery: DeliveryKey,
+    attempt: &Attempt,
+    finished: Now,
+) {
+    let class = attempt.error.as_ref().map(|(class, _)| *class);
+    context.metrics().attempt(attempt.status, class, attempt.duration);
+    match attempt.next {
+        Next::Delivered => {
+            let took = finished.wall.since(event.first_due());
+            context.metrics().delivered(is_first_series(progress, event).then_some(took));
+        }
+        // It may have been set going again meanwhile.
+        Next::Dead(_) => {}
+        Next::RetryAt(at) => context.metrics().retry(at.since(finished.wall)),
+    }
+    tracing::debug!(
+        event = %event.id,
+        endpoint = %endpoint.id,
+        delivery = %crate::domain::DeliveryId(delivery),
+        attempt = attempt.number,
+        status = attempt.status,
+        error = class.map(ErrorClass::as_str),
+        milliseconds = u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
+        "attempt"
+    );
+}
+
+fn lane_outcome(verdict: Verdict, attempt: &Attempt) -> lanes::Outcome {
+    if let Some(hold) = attempt.hold {
+        return lanes::Outcome::Throttled(hold);
+    }
+    match verdict {
+        Verdict::Delivered => lanes::Outcome::Healthy,
+        Verdict::Retry | Verdict::RetryAfter(_) => match attempt.status {
+            // The receiver is there and says no: that is about this delivery, not about the lane.
+            Some(400..500) => lanes::Outcome::Neutral,
+            Some(_) | None => lanes::Outcome::Failing,
+        },
+        // About the delivery alone; one that is gone is disabled, which says more than its lane could.
+        Verdict::Refused(_) | Verdict::Gone(_) => lanes::Outcome::Neutral,
+    }
+}

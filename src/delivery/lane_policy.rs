@@ -1,0 +1,41 @@
+//! What lanes need to know of settings and endpoints.
+
+use crate::context::Context;
+use crate::courier::destination;
+use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults};
+use crate::lanes;
+use crate::lanes::{Gate, LanePolicy};
+use crate::rules::handshake;
+
+pub(super) fn config(context: &Context) -> lanes::LanesConfig {
+    let settings = context.settings();
+    lanes::LanesConfig {
+        max_in_flight: settings.max_in_flight,
+        host_max_in_flight: settings.host_max_in_flight,
+        breaker: lanes::BreakerConfig {
+            failures_to_open: settings.breaker_failures,
+            probe_initial: settings.breaker_probe_initial,
+            probe_max: settings.breaker_probe_max,
+        },
+    }
+}
+
+pub(super) fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePolicy {
+    LanePolicy {
+        rate: handshake::rate(endpoint),
+        max_in_flight: endpoint.max_in_flight(defaults),
+        gate: gate(endpoint),
+        host: destination(&endpoint.url).into(),
+        revision: endpoint.revision,
+    }
+}
+
+/// Whether anything may be sent to the endpoint.
+pub(crate) fn gate(endpoint: &Endpoint) -> Gate {
+    match endpoint.status {
+        EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,
+        EndpointStatus::Active => Gate::Open,
+        EndpointStatus::Paused => Gate::Paused,
+        EndpointStatus::Disabled { .. } => Gate::Disabled,
+    }
+}

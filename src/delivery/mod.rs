@@ -1,0 +1,41 @@
+//! The delivery loop and its tasks: attempts, handshake requests, gauges, background jobs.
+//!
+//! [`dispatcher`] owns the lanes and starts every task; tasks report to it by signals
+//! ([`context::signal`](crate::context)). Must never wait for the outbox in the loop itself.
+
+mod attempt;
+mod dispatcher;
+mod gauges;
+mod handshake;
+mod jobs;
+mod lane_policy;
+mod payload_cache;
+pub mod resealing;
+pub mod retention;
+
+use std::sync::Arc;
+
+use crate::context::clock::Clock;
+use crate::context::environment::Environment;
+use crate::context::{Context, Settings};
+use crate::metrics::Metrics;
+use crate::outbox::Opened;
+use crate::vault::Vault;
+
+pub use dispatcher::{Dispatcher, Run};
+
+/// The context over an opened outbox, and the delivery loop, which the caller runs.
+#[must_use]
+pub fn assemble(
+    opened: Opened,
+    environment: Environment,
+    vault: Arc<Vault>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+) -> (Context, Dispatcher) {
+    clock.not_before(opened.last_time);
+    let (context, signals) = Context::new(opened.outbox, environment, vault, clock, metrics, settings);
+    let dispatcher = Dispatcher::new(context.clone(), opened.notices, signals);
+    (context, dispatcher)
+}

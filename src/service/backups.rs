@@ -1,0 +1,61 @@
+//! Backups through the API, part by part.
+
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::domain::Position;
+use crate::knobs;
+use crate::knobs::Knob;
+use crate::maintenance::backup;
+use crate::maintenance::backup::{BackupId, BackupKey, BackupPart, Signing};
+use crate::outbox::draft::Unavailable;
+
+/// Bytes of a part of a backup, about.
+const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long retention waits after a part of a backup was asked for.
+const BACKUP_HOLD: Duration = Duration::from_secs(120);
+
+/// Operations on backups.
+#[derive(Clone, Copy)]
+pub struct Backups<'a>(pub &'a Context);
+
+impl Backups<'_> {
+    /// Whether all parts of a backup need its id.
+    #[must_use]
+    pub fn are_authenticated(self) -> bool {
+        self.0.vault().sealing_key().is_some()
+    }
+
+    /// The part of a backup after a position, and the backup's id when it is authenticated: all parts are asked for with the
+    /// id of the first. See [`backup::part`]. Retention waits while parts are asked for.
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn part(
+        self,
+        after: Position,
+        until: Option<Position>,
+        id: Option<BackupId>,
+    ) -> Result<(BackupPart, Position, Option<BackupId>), Unavailable> {
+        let reader = self.0.outbox().journal().clone();
+        let last = reader.last_position();
+        let until = until.map_or(last, |until| until.min(last));
+        let bytes = knobs::bound(Knob::BackupBytes, BACKUP_PART_BYTES);
+        let signing = self.0.vault().backup_keys().next().map(|(key, bytes)| Signing {
+            key: BackupKey::new(key.to_string().into(), bytes),
+            backup: id.unwrap_or_else(|| BackupId(self.0.random_bytes())),
+        });
+        let id = signing.as_ref().map(|signing| signing.backup);
+        let part = self
+            .0
+            .blocking(move || {
+                // A rewrite that is under way is waited for.
+                reader.hold_rewrites(Instant::now() + BACKUP_HOLD);
+                backup::part(&reader, after, until, bytes, signing.as_ref())
+            })
+            .await?;
+        let part = part.map_err(|error| Unavailable::Failed(error.to_string().into()))?;
+        Ok((part, until, id))
+    }
+}

@@ -1,0 +1,18 @@
+//! What operations on many deliveries share: the size of a step, the record that revives deliveries.
+
+use crate::domain::{DeliveryKey, Record, Timestamp, Trigger};
+use crate::knobs::Knob;
+use crate::outbox::draft::ChangeError;
+use crate::outbox::unit::Command;
+use crate::{knobs, limits};
+
+pub(crate) fn revived(deliveries: Vec<DeliveryKey>, trigger: Trigger, at: Timestamp) -> Command {
+    Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
+}
+
+pub(crate) const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint was deleted");
+
+/// Deliveries that one step, which is one record, changes.
+pub(crate) fn deliveries_per_step() -> usize {
+    knobs::bound(Knob::BulkDeliveries, limits::BULK_DELIVERIES_MAX)
+}

@@ -1,0 +1,275 @@
+//! Deliveries: reading, listing, retrying, cancelling, and giving up.
+//!
+//! Work on many deliveries goes in bounded steps of one commit each, so that no other request waits for all of it.
+
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::context::responses::Keyed;
+use crate::domain::{
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Event, Record, Timestamp, Trigger,
+};
+use crate::outbox::ReadModel;
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::projections::pending::Misplaced;
+use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
+use crate::service::bulk::{DELETED, deliveries_per_step, revived};
+use crate::service::pages::{Pages, scoped};
+use crate::service::system_events::SystemEvents;
+use crate::service::types::{DeliveryDetail, DeliveryView, Page, Scope};
+
+const PURGED: ChangeError =
+    ChangeError::NotAllowed("its dead letter was purged; a replay of the event sends it again");
+
+/// Operations on deliveries.
+#[derive(Clone, Copy)]
+pub struct Deliveries<'a>(pub &'a Context);
+
+impl Deliveries<'_> {
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeliveryDetail>, Unavailable> {
+        let facts = self.0.outbox().read(move |state| state.delivery(key)).await?;
+        // Another tenant's is unknown before the journal is read: how long the answer takes tells nothing.
+        let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
+        let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
+        let delivery = self.view(&event, &facts).await;
+        Ok(Some(DeliveryDetail { delivery, attempts: self.attempts(&facts).await }))
+    }
+
+    /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
+    ///
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn list(
+        self,
+        scope: &Scope,
+        filter: Filter,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Page<DeliveryView>, Unavailable> {
+        let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let page = Pages(self.0)
+            .collect(after, limit, move |state, after, limit| state.deliveries(&filter, after, limit))
+            .await?;
+        let mut items = Vec::with_capacity(page.items.len());
+        for facts in page.items {
+            if let Some(event) = self.0.event_at(facts.key.event).await? {
+                items.push(self.view(&event, &facts).await);
+            }
+        }
+        Ok(Page { items, next: page.next, as_of: page.as_of })
+    }
+
+    pub(crate) async fn view(self, event: &Event, facts: &DeliveryFacts) -> DeliveryView {
+        let last_attempt = match facts.attempts.last() {
+            Some(position) if facts.state != DeliveryState::Delivered => self.0.attempt_at(*position).await,
+            Some(_) | None => None,
+        };
+        DeliveryView {
+            key: facts.key,
+            event_id: event.id.clone(),
+            event_type: event.event_type.clone(),
+            tenant: event.tenant.clone(),
+            endpoint_id: self.0.outbox().registry(|registry| registry.id_of(facts.key.endpoint).cloned()),
+            state: facts.state,
+            created_at: facts.accepted_at,
+            attempts: facts.attempts_made,
+            next_attempt_at: facts.due,
+            settled_at: facts.settled_at,
+            last_status: facts.last_status,
+            last_attempt,
+        }
+    }
+
+    pub(crate) async fn attempts(self, facts: &DeliveryFacts) -> Vec<Arc<Attempt>> {
+        let mut attempts = Vec::with_capacity(facts.attempts.len());
+        for position in &facts.attempts {
+            attempts.extend(self.0.attempt_at(*position).await);
+        }
+        attempts
+    }
+
+    /// Due now, in a new retry series; for pending, dead, delivered and cancelled ones.
+    ///
+    /// # Errors
+    /// When it is unknown in the scope, was purged, its endpoint is gone, or nothing could be written.
+    pub async fn retry(
+        self,
+        scope: &Scope,
+        key: DeliveryKey,
+        keyed: Option<Keyed<DeliveryView>>,
+    ) -> Result<DeliveryView, ChangeError> {
+        self.revive_one(scope, key, Trigger::Manual, keyed).await
+    }
+
+    pub(crate) async fn revive_one(
+        self,
+        scope: &Scope,
+        key: DeliveryKey,
+        trigger: Trigger,
+        keyed: Option<Keyed<DeliveryView>>,
+    ) -> Result<DeliveryView, ChangeError> {
+        let _alone = self.0.exclusive().await;
+        let _held = self.0.outbox().hold_events().await;
+        let found = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?;
+        match found.delivery.state {
+            DeliveryState::Dead(_) => {}
+            _ if trigger == Trigger::Redrive => return Err(ChangeError::NotFound),
+            DeliveryState::Purged => return Err(PURGED),
+            DeliveryState::Pending | DeliveryState::Delivered | DeliveryState::Cancelled => {}
+        }
+        if self.0.outbox().endpoint(key.endpoint).is_none() {
+            return Err(DELETED);
+        }
+        // What it is once this is committed: so the answer is known before, and can be committed with it. A redrive alone may
+        // find that an attempt under way has just delivered it, which is what it was for.
+        let at = self.0.now().wall;
+        let view = DeliveryView {
+            state: DeliveryState::Pending,
+            next_attempt_at: Some(at),
+            settled_at: None,
+            ..found.delivery
+        };
+        self.0
+            .commit(vec![revived(vec![key], trigger, at)], keyed.map(|keyed| keyed.answered(&view)))
+            .await?;
+        Ok(view)
+    }
+
+    /// Pending ones only. An attempt that is under way goes on; when it succeeds, the delivery is delivered after all.
+    ///
+    /// The answer is remembered in a commit of its own, once it is known: an attempt may have ended the delivery in between,
+    /// and what has ended is not cancelled. Whoever repeats the request after a crash in between finds it cancelled.
+    ///
+    /// # Errors
+    /// When it is unknown in the scope, not pending, or nothing could be written.
+    pub async fn cancel(
+        self,
+        scope: &Scope,
+        key: DeliveryKey,
+        keyed: Option<Keyed<DeliveryView>>,
+    ) -> Result<DeliveryView, ChangeError> {
+        const TOO_LATE: ChangeError = ChangeError::NotAllowed("only a pending delivery can be cancelled");
+        let _alone = self.0.exclusive().await;
+        let before = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery.state;
+        match before {
+            DeliveryState::Pending => {
+                let at = self.0.now().wall;
+                self.0.write(Record::DeliveriesCancelled { deliveries: vec![key], at }).await?;
+            }
+            // Maybe by an earlier try of this request, which was not answered.
+            DeliveryState::Cancelled if keyed.is_some() => {}
+            _ => return Err(TOO_LATE),
+        }
+        let view = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery;
+        if view.state != DeliveryState::Cancelled {
+            return Err(TOO_LATE);
+        }
+        if before == DeliveryState::Pending {
+            self.0.metrics().cancelled(1);
+        }
+        self.0.commit(Vec::new(), keyed.map(|keyed| keyed.answered(&view))).await?;
+        Ok(view)
+    }
+
+    /// Makes dead letters of the pending deliveries that are found, a bounded number; gives what was found beside them.
+    /// Nobody acts on them between the look and the commit. The operator is told of each, in one further commit.
+    pub(crate) async fn give_up<R: Send + 'static>(
+        self,
+        reason: DeadReason,
+        find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        self.give_up_if(reason, find, || true).await
+    }
+
+    /// As [`Self::give_up`], unless the reason has gone when the deliveries are found: the look may take long.
+    pub(crate) async fn give_up_if<R: Send + 'static>(
+        self,
+        reason: DeadReason,
+        find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
+        holds: impl Fn() -> bool,
+    ) -> Result<R, Unavailable> {
+        let (deliveries, found) = {
+            let _alone = self.0.exclusive().await;
+            let (mut deliveries, found) = self.0.outbox().read(find).await?;
+            if !holds() {
+                deliveries.clear();
+            }
+            for some in deliveries.chunks(deliveries_per_step()) {
+                let at = self.0.now().wall;
+                self.0.write(Record::DeliveriesDied { deliveries: some.to_vec(), reason, at }).await?;
+            }
+            (deliveries, found)
+        };
+        if deliveries.is_empty() {
+            return Ok(found);
+        }
+        // An attempt may have ended one just before.
+        let dead = move |state: &dyn ReadModel| -> Vec<_> {
+            let is_dead = |key: &DeliveryKey| {
+                state.delivery(*key).is_some_and(|facts| facts.state == DeliveryState::Dead(reason))
+            };
+            deliveries.into_iter().filter(is_dead).collect()
+        };
+        let dead = self.0.outbox().read(dead).await?;
+        self.0.metrics().died(reason, dead.len() as u64);
+        if SystemEvents(self.0).has_operator() {
+            let mut words = Vec::new();
+            for delivery in dead {
+                let event = self.0.event_at(delivery.event).await.unwrap_or_default();
+                words.extend(SystemEvents(self.0).death(delivery, event.as_deref(), reason));
+            }
+            SystemEvents(self.0).tell_dead(&words).await;
+        }
+        Ok(found)
+    }
+
+    /// Whether a delivery has died of this reason, or will in a moment, by the outcome of the attempt that was sent under
+    /// this due time.
+    pub(crate) async fn ends_by(self, delivery: DeliveryKey, due: Timestamp, reason: DeadReason) -> bool {
+        let facts = self.0.outbox().read(move |state| state.delivery(delivery)).await;
+        facts.ok().flatten().is_some_and(|facts| match facts.state {
+            DeliveryState::Pending => facts.due == Some(due),
+            DeliveryState::Dead(found) => found == reason,
+            DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => false,
+        })
+    }
+
+    /// Gives up what is pending for a deleted endpoint, in bounded steps. Repeating it changes nothing.
+    pub(crate) async fn sweep_deleted(self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
+        let pending = move |state: &dyn ReadModel| {
+            let deliveries = state.pending(endpoint, deliveries_per_step());
+            let is_swept = deliveries.is_empty();
+            (deliveries, is_swept)
+        };
+        while !self.give_up(DeadReason::EndpointDeleted, pending).await? {}
+        Ok(())
+    }
+
+    /// Puts what is pending for an endpoint where its ordering of now wants it: pass after pass, in bounded steps, each one
+    /// commit, until one finds nothing. Repeating it changes nothing.
+    pub(crate) async fn put_in_order(self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
+        let limit = deliveries_per_step();
+        let (mut after, mut is_in_order) = (None, true);
+        loop {
+            let known =
+                self.0.outbox().registry(|registry| registry.endpoint(endpoint).map(|known| known.ordering));
+            let Some(ordering) = known else { return Ok(()) };
+            let look = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
+            let Misplaced { deliveries, next } = self.0.outbox().read(look).await?;
+            if !deliveries.is_empty() {
+                is_in_order = false;
+                let at = self.0.now().wall;
+                self.0.write(Record::DeliveriesReordered { deliveries, at }).await?;
+            }
+            if next.is_none() {
+                if is_in_order {
+                    return Ok(());
+                }
+                is_in_order = true;
+            }
+            after = next;
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Endpoints: changing, reading, listing, statistics, lane reports, replays.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::context::Context;
+use crate::context::records::UNJUDGED;
+use crate::context::responses::Remember;
+use crate::context::signal::{LaneAnswer, Signal};
+use crate::courier::guard::RefusedUrl;
+use crate::domain::{
+    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Position, Tenant, Timestamp,
+};
+use crate::lanes::{WaitReason, with_order};
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::unit::{Command, Outcome};
+use crate::projections::reads::Cursor;
+use crate::service::secrets::Secrets;
+use crate::service::system_events::SystemEvents;
+use crate::service::types::{EndpointStats, LaneView, Page, Scope};
+
+/// Operations on endpoints.
+#[derive(Clone, Copy)]
+pub struct Endpoints<'a>(pub &'a Context);
+
+impl Endpoints<'_> {
+    pub fn get(self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
+        let found = self.0.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
+        found.filter(|endpoint| scope.covers(&endpoint.tenant))
+    }
+
+    /// What deliveries know an endpoint by, also a deleted one: a filter by it finds what was left behind.
+    #[must_use]
+    pub fn number(self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
+        self.0.outbox().registry(|registry| {
+            let number = registry.number_of(id)?;
+            registry.tenant_of(number).is_some_and(|tenant| scope.covers(tenant)).then_some(number)
+        })
+    }
+
+    /// Newest first. `status` is `active`, `paused` or `disabled`.
+    #[must_use]
+    pub fn list(
+        self,
+        scope: &Scope,
+        tenant: Option<&Tenant>,
+        status: Option<&str>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Page<Arc<Endpoint>> {
+        let wanted = |endpoint: &&Arc<Endpoint>| {
+            scope.covers(&endpoint.tenant)
+                && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
+                && status.is_none_or(|status| status == status_word(&endpoint.status))
+                && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
+        };
+        let mut items: Vec<_> = self.0.outbox().registry(|registry| {
+            registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
+        });
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let last = items.last().filter(|_| more).map(|endpoint| endpoint.number);
+        let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
+        Page { items, next, as_of: self.0.outbox().journal().last_position() }
+    }
+
+    /// `endpoint.number` and `.revision` are set by the writer, which seals its values, too. The answer is remembered in the same commit.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn create(
+        self,
+        mut endpoint: Endpoint,
+        remember: Option<Remember>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
+        endpoint.number = EndpointNumber(0);
+        self.put(endpoint, remember).await
+    }
+
+    /// Replaces it when its revision is still `endpoint.revision`. The answer is remembered in the same commit.
+    ///
+    /// # Errors
+    /// [`ChangeError::Conflict`] when it is not.
+    pub async fn update(
+        self,
+        mut endpoint: Endpoint,
+        remember: Option<Remember>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
+        endpoint.updated_at = self.0.now().wall;
+        self.put(endpoint, remember).await
+    }
+
+    pub(crate) async fn put(
+        self,
+        mut endpoint: Endpoint,
+        remember: Option<Remember>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
+        Secrets(self.0).open_carried(&mut endpoint)?;
+        let commands = vec![Command::PutEndpoint(Box::new(endpoint))];
+        match self.0.commit(commands, remember).await?.into_iter().next() {
+            Some(Outcome::Endpoint(endpoint)) => Ok(endpoint),
+            _ => unreachable!("{UNJUDGED}"),
+        }
+    }
+
+    /// Its pending deliveries become dead letters, in the background.
+    ///
+    /// # Errors
+    /// When it is unknown in the scope, or the deletion could not be written.
+    pub async fn delete(self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
+        let _alone = self.0.exclusive().await;
+        let endpoint = self.get(scope, id).ok_or(ChangeError::NotFound)?.number;
+        let command = Command::DeleteEndpoint { endpoint, at: self.0.now().wall };
+        match self.0.submit(vec![command]).await?.first() {
+            Some(Outcome::Conflict) => Err(ChangeError::NotFound),
+            _ => Ok(()),
+        }
+    }
+
+    /// Disables an active endpoint and tells the operator, for as long as the reason holds for what it is now: someone
+    /// else's change in between is read again.
+    pub(crate) async fn disable(
+        self,
+        number: EndpointNumber,
+        reason: DisabledReason,
+        holds: impl Fn(&Endpoint) -> bool,
+    ) {
+        loop {
+            let current = self.0.outbox().endpoint(number);
+            let Some(current) = current else { return };
+            if matches!(current.status, EndpointStatus::Disabled { .. }) || !holds(&current) {
+                return;
+            }
+            let at = self.0.now().wall;
+            let mut changed = Endpoint::clone(&current);
+            changed.status = EndpointStatus::Disabled { reason, at };
+            match self.update(changed, None).await {
+                Ok(endpoint) => {
+                    tracing::warn!(endpoint = %endpoint.id, reason = reason.as_str(), "endpoint disabled");
+                    SystemEvents(self.0).tell_disabled(&endpoint, reason).await;
+                    return;
+                }
+                Err(ChangeError::Conflict) => {}
+                Err(error) => {
+                    tracing::error!(endpoint = %current.id, %error, "an endpoint could not be disabled");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn stats(
+        self,
+        endpoint: EndpointNumber,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<EndpointStats, Unavailable> {
+        self.0
+            .outbox()
+            .read(move |state| {
+                let hours = state.statistics(endpoint, since, until);
+                let lane = state.lane(endpoint);
+                EndpointStats {
+                    since,
+                    until,
+                    attempts: hours.attempts,
+                    delivered: hours.delivered,
+                    failed_attempts: hours.attempts - hours.delivered,
+                    dead: hours.dead,
+                    cancelled: hours.cancelled,
+                    latency_p50: hours.percentile(0.50),
+                    latency_p95: hours.percentile(0.95),
+                    latency_p99: hours.percentile(0.99),
+                    backlog: lane.pending,
+                    oldest_pending: state.oldest_pending(endpoint),
+                }
+            })
+            .await
+    }
+
+    /// # Errors
+    /// When the outbox cannot answer.
+    pub async fn lane(self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
+        let counted = self.0.outbox().read(move |state| state.lane(endpoint)).await?;
+        let report = self.explain(endpoint).await?;
+        let in_flight = report.in_flight as u64;
+        let reason = with_order(report.reason, counted.waiting > 0);
+        Ok(LaneView {
+            reason: reason.map(WaitReason::as_str),
+            pending: counted.pending,
+            waiting_for_order: counted.waiting,
+            in_flight,
+            next_due: report.next_due,
+            until: report.until,
+            circuit: report.circuit,
+            consecutive_failures: report.consecutive_failures,
+        })
+    }
+
+    pub(crate) async fn explain(self, endpoint: EndpointNumber) -> Result<LaneAnswer, Unavailable> {
+        let (answer, report) = oneshot::channel();
+        self.0.signal(Signal::Explain { endpoint, answer });
+        report.await.map_err(|_| Unavailable::Stopping)
+    }
+
+    /// Judges a URL as it will be judged when it is connected to; gives its canonical form, or why it is forbidden.
+    ///
+    /// # Errors
+    /// The reason, in words for the client.
+    pub async fn check_url(self, url: &str) -> Result<Box<str>, RefusedUrl> {
+        self.0.transport().check_url(url).await
+    }
+
+    /// Judges a custom header.
+    ///
+    /// # Errors
+    /// The reason, in words for the client.
+    pub fn check_header(self, name: &str, value: &str) -> Result<(), String> {
+        crate::courier::body::validate_header(name, value)
+    }
+
+    #[must_use]
+    pub fn new_id(self) -> EndpointId {
+        self.0.new_id("ep_").parse().expect("a ULID is made of letters and digits")
+    }
+}
+
+/// The API's word for an endpoint's status.
+#[must_use]
+fn status_word(status: &EndpointStatus) -> &'static str {
+    match status {
+        EndpointStatus::Active => "active",
+        EndpointStatus::Paused => "paused",
+        EndpointStatus::Disabled { .. } => "disabled",
+    }
+}

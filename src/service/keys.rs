@@ -1,0 +1,53 @@
+//! API keys.
+
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::context::responses::Remember;
+use crate::domain::{ApiKey, KeyId, Record};
+use crate::outbox::draft::ChangeError;
+use crate::outbox::unit::Command;
+
+/// Operations on API keys.
+#[derive(Clone, Copy)]
+pub struct Keys<'a>(pub &'a Context);
+
+impl Keys<'_> {
+    /// The key whose secret has this SHA-256: looking up a hash gives nothing away about secrets.
+    #[must_use]
+    pub fn find_by_hash(self, hash: &[u8; 32]) -> Option<Arc<ApiKey>> {
+        self.0.outbox().registry(|registry| registry.key_by_hash(hash).cloned())
+    }
+
+    #[must_use]
+    pub fn get(self, id: &KeyId) -> Option<Arc<ApiKey>> {
+        self.0.outbox().registry(|registry| registry.key(id).cloned())
+    }
+
+    /// By id, which is the order of creation.
+    #[must_use]
+    pub fn list(self) -> Vec<Arc<ApiKey>> {
+        self.0.outbox().keys()
+    }
+
+    /// # Errors
+    /// When it could not be written.
+    pub async fn create(self, key: ApiKey, remember: Option<Remember>) -> Result<(), ChangeError> {
+        self.0.commit(vec![Command::Record(Record::KeyPut(Arc::new(key)))], remember).await.map(drop)
+    }
+
+    /// # Errors
+    /// When it is unknown, or the deletion could not be written.
+    pub async fn delete(self, id: &KeyId) -> Result<(), ChangeError> {
+        if self.0.outbox().registry(|registry| registry.key(id).is_none()) {
+            return Err(ChangeError::NotFound);
+        }
+        self.0.write(Record::KeyDeleted { id: id.clone(), at: self.0.now().wall }).await?;
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn new_id(self) -> KeyId {
+        self.0.new_id("key_").parse().expect("a ULID is made of letters and digits")
+    }
+}

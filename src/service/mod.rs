@@ -1,0 +1,29 @@
+//! Operations of the API and of the delivery loop, one small type for each resource: decide, commit, then act.
+//!
+//! A service borrows the [`Context`](crate::context::Context): `Events(&context).publish(draft)`. Must never know wire formats.
+
+pub mod backups;
+pub(crate) mod bulk;
+pub mod dead_letters;
+pub mod deliveries;
+pub mod endpoints;
+pub mod events;
+pub mod handshakes;
+pub mod keys;
+pub(crate) mod pages;
+pub mod replays;
+pub mod secrets;
+pub mod system_events;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod types;
+
+pub use backups::Backups;
+pub use dead_letters::DeadLetters;
+pub use deliveries::Deliveries;
+pub use endpoints::Endpoints;
+pub use events::Events;
+pub use handshakes::Handshakes;
+pub use keys::Keys;
+pub use replays::Replays;
+pub use secrets::Secrets;

@@ -1,0 +1,81 @@
+//! Lists: pages of bounded size, filled in bounded steps through the state.
+
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::domain::Position;
+use crate::knobs::Knob;
+use crate::outbox::ReadModel;
+use crate::outbox::draft::Unavailable;
+use crate::projections::reads::{Cursor, Filter, Found};
+use crate::service::types::{Page, Scope};
+use crate::{knobs, limits};
+
+/// Fills pages.
+#[derive(Clone, Copy)]
+pub(crate) struct Pages<'a>(pub &'a Context);
+
+impl Pages<'_> {
+    /// Takes bounded steps through the state until the page is full. What it has found is answered after a number of them;
+    /// an empty page that is not the last comes only when looking for the first item took too long.
+    pub(crate) async fn collect<T: Send + 'static>(
+        self,
+        after: Option<Cursor>,
+        limit: usize,
+        step: impl Fn(&dyn ReadModel, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
+    ) -> Result<Page<T>, Unavailable> {
+        let mut page = Page { items: Vec::new(), next: after, as_of: Position(0) };
+        let started = self.0.now().monotonic;
+        for steps in 1.. {
+            let (step, after, wanted) = (step.clone(), page.next, limit - page.items.len());
+            let (found, as_of) =
+                self.0.outbox().read(move |state| (step(state, after, wanted), state.applied())).await?;
+            page.as_of = as_of;
+            page.items.extend(found.items);
+            page.next = found.next;
+            if is_done(&page, limit, steps, self.0.now().monotonic - started) {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    pub(crate) fn empty<T>(self) -> Page<T> {
+        Page { items: Vec::new(), next: None, as_of: self.0.outbox().journal().last_position() }
+    }
+}
+
+/// Whether a list is answered with what it has found, after so many steps and so long.
+pub(crate) fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> bool {
+    let short = !page.items.is_empty() && steps >= knobs::bound(Knob::ListSteps, limits::LIST_STEPS_MAX);
+    page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
+}
+
+/// The filter within the scope; `None` when they exclude each other.
+pub(crate) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
+    if let Some(own) = &scope.0 {
+        if filter.tenant.as_ref().is_some_and(|tenant| tenant != own) {
+            return None;
+        }
+        filter.tenant = Some(own.clone());
+    }
+    Some(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_page_is_not_answered_while_there_is_more_and_time_to_look() {
+        let more = Some(Cursor::at(Position(9)));
+        let soon = Duration::from_millis(1);
+        let page = |items: usize, next| Page { items: vec![(); items], next, as_of: Position(0) };
+        assert!(!is_done(&page(0, more), 50, limits::LIST_STEPS_MAX * 100, soon), "nothing is found yet");
+        assert!(!is_done(&page(1, more), 50, limits::LIST_STEPS_MAX - 1, soon), "the page can be filled");
+        assert!(is_done(&page(1, more), 50, limits::LIST_STEPS_MAX, soon), "something is found");
+        assert!(is_done(&page(50, more), 50, 1, soon), "it is full");
+        assert!(is_done(&page(0, None), 50, 1, soon), "that was all");
+        assert!(is_done(&page(0, more), 50, 1, limits::LIST_SEARCH_MAX), "it took too long");
+    }
+}

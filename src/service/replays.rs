@@ -1,0 +1,125 @@
+//! Replays: delivering past events again.
+
+use crate::context::Context;
+use crate::context::responses::Keyed;
+use crate::domain::{
+    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Tenant, Timestamp,
+    Trigger,
+};
+use crate::outbox::draft::ChangeError;
+use crate::projections::reads;
+use crate::projections::reads::{Cursor, Filter};
+use crate::rules::matching::want;
+use crate::service::bulk::{DELETED, deliveries_per_step, revived};
+use crate::service::endpoints::Endpoints;
+use crate::service::events::Events;
+use crate::service::types::Scope;
+
+/// Delivers past events again.
+#[derive(Clone, Copy)]
+pub struct Replays<'a>(pub &'a Context);
+
+impl Replays<'_> {
+    /// To these endpoints, or (when `None`) to those that it matches now, all in one commit. Gives the number of deliveries.
+    ///
+    /// # Errors
+    /// When the event is unknown in the scope, an endpoint is not one of its tenant, or nothing could be written.
+    pub async fn of_event(
+        self,
+        scope: &Scope,
+        tenant: &Tenant,
+        id: &EventId,
+        endpoints: Option<Vec<EndpointId>>,
+        keyed: Option<Keyed<u64>>,
+    ) -> Result<u64, ChangeError> {
+        let _alone = self.0.exclusive().await;
+        let _held = self.0.outbox().hold_events().await;
+        let found = Events(self.0).find(scope, tenant, id).await?;
+        let (position, event) = found.ok_or(ChangeError::NotFound)?;
+        let numbers: Vec<EndpointNumber> = match endpoints {
+            Some(ids) => {
+                let find =
+                    |id| Endpoints(self.0).get(scope, id).filter(|endpoint| endpoint.tenant == event.tenant);
+                let found: Option<Vec<_>> =
+                    ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
+                found.ok_or(ChangeError::NotAllowed("an endpoint is not one of the event's tenant"))?
+            }
+            None => self.0.outbox().registry(|registry| {
+                let matching = registry.endpoints().filter(|endpoint| {
+                    endpoint.tenant == event.tenant && want(&endpoint.event_types, &event.event_type)
+                });
+                matching.map(|endpoint| endpoint.number).collect()
+            }),
+        };
+        let deliveries: Vec<_> =
+            numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
+        let count = deliveries.len() as u64;
+        let at = self.0.now().wall;
+        let steps = deliveries.chunks(deliveries_per_step());
+        let commands = steps.map(|some| revived(some.to_vec(), Trigger::Replay, at)).collect();
+        self.0.commit(commands, keyed.map(|keyed| keyed.answered(&count))).await?;
+        Ok(count)
+    }
+
+    /// Replays what the log holds of the endpoint's tenant between the times; gives the number of deliveries. Bounded
+    /// steps, each one commit, the answer in the last one: who repeats a request that broke off begins anew, and may
+    /// replay what was replayed and delivered before that. What still waits is left alone.
+    ///
+    /// # Errors
+    /// When nothing could be read or written; what was replayed before stays so.
+    pub async fn to_endpoint(
+        self,
+        endpoint: &Endpoint,
+        since: Timestamp,
+        until: Option<Timestamp>,
+        event_types: &[Pattern],
+        only_undelivered: bool,
+        keyed: Option<Keyed<u64>>,
+    ) -> Result<u64, ChangeError> {
+        let filter =
+            Filter { tenant: Some(endpoint.tenant.clone()), since: Some(since), until, ..Filter::default() };
+        let patterns = if event_types.is_empty() { &endpoint.event_types } else { event_types };
+        let number = endpoint.number;
+        let mut cursor: Option<Cursor> = None;
+        let mut count = 0;
+        loop {
+            let _alone = self.0.exclusive().await;
+            if self.0.outbox().endpoint(number).is_none() {
+                return Err(DELETED);
+            }
+            let _held = self.0.outbox().hold_events().await;
+            let filter = filter.clone();
+            let found = self
+                .0
+                .outbox()
+                .read(move |state| state.past(&filter, number, cursor, deliveries_per_step()))
+                .await?;
+            let wanted = |past: &reads::Past| {
+                let open = match past.state {
+                    Some(DeliveryState::Pending) => false,
+                    // Nobody wants what was purged; all there is, is all there is.
+                    Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
+                    Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
+                };
+                open && past.event_type.parse().is_ok_and(|event_type| want(patterns, &event_type))
+            };
+            let mut deliveries: Vec<_> = found
+                .items
+                .iter()
+                .filter(|past| wanted(past))
+                .map(|past| DeliveryKey { event: past.position, endpoint: number })
+                .collect();
+            // Newest first was how they were found; in order of acceptance is how they go out.
+            deliveries.sort_unstable();
+            count += deliveries.len() as u64;
+            cursor = found.next;
+            let command =
+                (!deliveries.is_empty()).then(|| revived(deliveries, Trigger::Replay, self.0.now().wall));
+            let last = keyed.clone().filter(|_| cursor.is_none());
+            self.0.commit(command.into_iter().collect(), last.map(|keyed| keyed.answered(&count))).await?;
+            if cursor.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+}

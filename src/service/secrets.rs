@@ -1,0 +1,137 @@
+//! Secrets of endpoints: signing keys, own headers and client certificates, opened only where they are used.
+
+use crate::context::Context;
+use crate::courier::tls::{CheckedCertificate, Identity, IdentityError};
+use crate::domain::{ClientCertificate, Endpoint, EndpointNumber, Sealed, Secret, SecretKind, Timestamp};
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::rules::signature::{SigningKey, is_live};
+use crate::vault;
+use crate::vault::{Member, Place, VaultError};
+
+/// Name and value.
+type Header = (Box<str>, Box<str>);
+
+/// Bytes of a generated key.
+const KEY_BYTES: usize = 32;
+
+/// Operations on the secrets of endpoints.
+#[derive(Clone, Copy)]
+pub struct Secrets<'a>(pub &'a Context);
+
+impl Secrets<'_> {
+    /// A fresh key of this kind, in the form that the preset's receivers know.
+    #[must_use]
+    pub fn new_key(self, kind: SecretKind) -> SigningKey {
+        SigningKey { kind, bytes: self.0.random_bytes::<KEY_BYTES>().to_vec() }
+    }
+
+    /// # Errors
+    /// When it was sealed under a key that is not configured.
+    pub fn open_key(self, endpoint: &Endpoint, secret: &Secret) -> Result<SigningKey, VaultError> {
+        let place = Place::Endpoint(endpoint, Member::Secret(secret));
+        Ok(SigningKey { kind: secret.kind, bytes: self.0.vault().open(&secret.key, place)? })
+    }
+
+    /// The keys that sign at `now` with their ends, the current one first.
+    ///
+    /// # Errors
+    /// When one was sealed under a key that is not configured.
+    pub fn live_keys(
+        self,
+        endpoint: &Endpoint,
+        now: Timestamp,
+    ) -> Result<Vec<(SigningKey, Option<Timestamp>)>, VaultError> {
+        let live = endpoint.secrets.iter().filter(|secret| is_live(secret, now));
+        live.map(|secret| Ok((self.open_key(endpoint, secret)?, secret.expires_at))).collect()
+    }
+
+    /// The endpoint with its values plain, to make a changed one from.
+    ///
+    /// # Errors
+    /// When one was sealed under a key that is not configured.
+    pub fn opened(self, endpoint: &Endpoint) -> Result<Endpoint, VaultError> {
+        let mut opened = endpoint.clone();
+        self.0.vault().open_endpoint(&mut opened, endpoint)?;
+        Ok(opened)
+    }
+
+    /// Opens what a changed endpoint carries from the current one.
+    pub(crate) fn open_carried(self, changed: &mut Endpoint) -> Result<(), ChangeError> {
+        if vault::values(changed).all(|(_, value)| matches!(value, Sealed::Plain(_))) {
+            return Ok(());
+        }
+        let current = self.0.outbox().endpoint(changed.number);
+        let current = current.filter(|current| current.revision == changed.revision);
+        let current = current.ok_or(ChangeError::Conflict)?;
+        let opened = self.0.vault().open_endpoint(changed, &current);
+        opened.map_err(|error| {
+            let reason = format!("a secret of endpoint {} cannot be opened: {error}", changed.id);
+            ChangeError::Store(Unavailable::Failed(reason.into()))
+        })
+    }
+
+    /// The endpoint's own headers with the sensitive ones opened.
+    pub(crate) fn open_headers(self, endpoint: &Endpoint) -> Result<Vec<Header>, VaultError> {
+        let mut headers = endpoint.headers.clone();
+        for (name, value) in &endpoint.sensitive_headers {
+            let bytes = self.0.vault().open(value, Place::Endpoint(endpoint, Member::Header(name)))?;
+            headers.push((name.clone(), String::from_utf8(bytes).map_err(|_| VaultError::Damaged)?.into()));
+        }
+        Ok(headers)
+    }
+
+    /// A client certificate from PEM, checked.
+    ///
+    /// # Errors
+    /// Which of the two is wrong, and how.
+    pub fn client_certificate(
+        self,
+        certificate: &str,
+        key: &str,
+    ) -> Result<ClientCertificate, IdentityError> {
+        let checked = CheckedCertificate::parse(certificate, key, self.0.now().wall)?;
+        Ok(ClientCertificate {
+            chain: checked.chain,
+            key: Sealed::Plain(checked.key[..].into()),
+            subject: checked.subject.into(),
+            expires_at: checked.expires_at,
+        })
+    }
+
+    /// Who the endpoint's connections say that they are.
+    pub(crate) fn identity(self, endpoint: &Endpoint) -> Result<Option<Identity>, VaultError> {
+        let Some(certificate) = &endpoint.client_certificate else { return Ok(None) };
+        let place = Place::Endpoint(endpoint, Member::ClientKey);
+        let key = self.0.vault().open(&certificate.key, place)?;
+        Ok(Some(Identity::new(endpoint.number, &certificate.chain, key)))
+    }
+
+    /// Whether every endpoint's secrets can be opened: better to refuse the start than to send nothing later.
+    ///
+    /// # Errors
+    /// Which endpoint's cannot, and why.
+    pub fn check(self) -> Result<(), String> {
+        let endpoints: Vec<_> = self.0.outbox().endpoints();
+        for endpoint in endpoints {
+            self.0
+                .vault()
+                .check(&endpoint)
+                .map_err(|error| format!("a secret of endpoint {} cannot be opened: {error}", endpoint.id))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sealing_key(self) -> Option<vault::VaultKeyId> {
+        self.0.vault().sealing_key()
+    }
+
+    /// Endpoints with a value that is not sealed as a new one would be.
+    pub(crate) fn outdated(self) -> Vec<EndpointNumber> {
+        let vault = self.0.vault();
+        let is_outdated =
+            |endpoint: &Endpoint| vault::values(endpoint).any(|(_, value)| !vault.is_current(value));
+        self.0.outbox().registry(|registry| {
+            registry.endpoints().filter(|endpoint| is_outdated(endpoint)).map(|found| found.number).collect()
+        })
+    }
+}

@@ -1,0 +1,580 @@
+//! One life of the daemon: from opening the directory to its end, by whatever end.
+//!
+//! Owns the turns of the writer and of the state, which chance takes in the place of threads; everything else runs as it
+//! does in production, on a runtime of one thread whose time is told.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::chance::Chance;
+use super::operations;
+use super::receivers::{CALLBACK_BASE, Manner, Receivers};
+use super::world::{self, World, wall};
+use crate::context::environment::Environment;
+use crate::context::{Context, Settings};
+use crate::delivery::{Run, assemble};
+use crate::domain::{DeadReason, Position, Record, Tenant, Timestamp};
+use crate::metrics::Metrics;
+use crate::outbox::decide::Source;
+use crate::outbox::draft::Unavailable;
+use crate::outbox::{Admission, Notice, Opened, Outbox};
+use crate::outbox::{ApplyThread, Assembled, CommitThread, catch_up};
+use crate::rules::handshake::AskingPolicy;
+use crate::rules::verdict::RefusedStatuses;
+use crate::service::Endpoints;
+use crate::storage::disk::{Fault, MemoryDisk, Operation};
+use crate::storage::journal::{Journal, JournalOptions, JournalReader, verify};
+use crate::storage::state::State;
+use crate::storage::state::base::Base;
+use crate::vault::Vault;
+
+/// Simulated time within which everything has to be over once the receivers are well.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
+
+/// Simulated time within which a disk that was full has to be written again.
+const RECOVERY_MAX: Duration = Duration::from_secs(5);
+
+/// How a life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Everything was delivered, dead or cancelled, and the daemon was told to stop.
+    Done,
+    Stopped,
+    /// The process ended at once; the disk knows what it was told.
+    Killed,
+    /// The power failed, or the disk did.
+    PowerCut,
+}
+
+struct SimulatedSource(Chance);
+
+impl Source for SimulatedSource {
+    fn now(&mut self) -> Timestamp {
+        wall()
+    }
+
+    fn random(&mut self) -> u128 {
+        (u128::from(self.0.next()) << 64) | u128::from(self.0.next())
+    }
+}
+
+pub(super) struct Life {
+    world: World,
+    context: Context,
+    writer: CommitThread,
+    state: ApplyThread,
+    reader: JournalReader,
+    /// Where both of them tell.
+    told: mpsc::Receiver<Notice>,
+    /// Where the dispatcher hears.
+    heard: mpsc::Sender<Notice>,
+    /// Told by the writer, not heard yet.
+    held: VecDeque<Notice>,
+    /// Told by the state, not heard yet.
+    held_by_state: VecDeque<Notice>,
+    dispatcher: JoinHandle<Result<(), Unavailable>>,
+    stop: watch::Sender<Run>,
+    clients: JoinSet<()>,
+    writer_ended: bool,
+    /// Deliveries were put elsewhere by a change of ordering, and the state was not looked at since.
+    reordered: bool,
+}
+
+impl Life {
+    /// # Errors
+    /// When what the last life left cannot be opened, or is not what it was.
+    pub(super) fn begin(world: &World) -> Result<Self, String> {
+        world::begin_life();
+        let (chance, plan) = world.with(|inner| {
+            inner.life += 1;
+            (inner.in_flight, inner.held) = (BTreeMap::new(), None);
+            inner.asking.clear();
+            (inner.stopping, inner.failing, inner.sick_until) = (false, false, Timestamp::ZERO);
+            (inner.exhausted, inner.unreadable) = (false, false);
+            (Chance::new(inner.chance.next()), inner.plan.clone())
+        });
+        let mut options = JournalOptions::new(7);
+        (options.segment_bytes, options.room_bytes) = (plan.segment_bytes, plan.room_bytes);
+        check_files(&world.disk())?;
+        let (journal, report) =
+            Journal::open(Arc::new(world.disk()), options).map_err(|error| error.to_string())?;
+        if report.torn_bytes > 0 {
+            world.count("tornTails");
+        }
+        if !report.damage.is_empty() {
+            return Err(format!("the journal is damaged: {:?}", report.damage));
+        }
+        let (reader, last_time) = (journal.reader(), journal.last_time());
+        check_journal(world, &reader)?;
+        if world.chance(|chance| chance.percent(10)) {
+            world.rows.clear();
+            world.count("statesLost");
+        }
+        let end = reader.last_position();
+        let mut state =
+            State::over(Base::Memory(world.rows.clone()), end).map_err(|error| error.to_string())?;
+        let replayed = catch_up(&mut state, &journal, &mut |_| ()).map_err(|error| error.to_string())?;
+        world.with(|inner| inner.model.compare(&state, wall()))?;
+        world.note(format_args!("life begins at {end}, {replayed} replayed, {} torn", report.torn_bytes));
+        let admission = Admission { bytes: 1 << 24, commands: 10_000 };
+        let source = Box::new(SimulatedSource(chance));
+        let assembled = Outbox::assemble(journal, state, admission, source, Arc::new(|_, _| ()), None);
+        Ok(Self::start(world, assembled, reader, last_time))
+    }
+
+    fn start(world: &World, assembled: Assembled, reader: JournalReader, last_time: Timestamp) -> Self {
+        let Assembled { outbox, notices: told, writer, state } = assembled;
+        let (heard, notices) = mpsc::channel(1_024);
+        let journal = crate::storage::journal::OpenReport::default();
+        let opened = Opened { outbox, notices, journal, rebuilt: None, replayed: 0, last_time };
+        let settings = Settings {
+            max_in_flight: world.plan().max_in_flight,
+            host_max_in_flight: world.plan().host_max_in_flight,
+            disable_after: Duration::from_secs(40),
+            refused_statuses: RefusedStatuses(vec![422]),
+            breaker_failures: 3,
+            breaker_probe_initial: Duration::from_secs(1),
+            breaker_probe_max: Duration::from_secs(6),
+            asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(8) },
+            defaults: operations::policy_defaults(),
+            callback_base: Some(CALLBACK_BASE.into()),
+        };
+        let receivers = Arc::new(Receivers { world: world.clone() });
+        let environment =
+            Environment { transport: receivers.clone(), entropy: receivers.clone(), reads: receivers };
+        let vault = Arc::new(Vault::new([]));
+        let (context, dispatcher) = assemble(opened, environment, vault, world::clock(), metrics(), settings);
+        let (stop, stopped) = watch::channel(Run::On);
+        let drain = Duration::from_millis(world.chance(|chance| chance.within(0, 3_000)));
+        Self {
+            world: world.clone(),
+            context,
+            writer: writer.without_pauses(),
+            state,
+            reader,
+            told,
+            heard,
+            held: VecDeque::new(),
+            held_by_state: VecDeque::new(),
+            dispatcher: tokio::spawn(dispatcher.run(stopped, drain)),
+            stop,
+            clients: JoinSet::new(),
+            writer_ended: false,
+            reordered: false,
+        }
+    }
+
+    /// Lives until something ends it.
+    pub(super) async fn live(mut self) -> End {
+        loop {
+            if self.is_over() {
+                return End::PowerCut;
+            }
+            if self.world.is_broken() {
+                return End::Killed;
+            }
+            self.settle_down().await;
+            let dice = self.world.chance(|chance| chance.within(0, 99));
+            match dice {
+                0..24 => self.take_writers_turn(),
+                24..48 => {
+                    self.take_states_turns();
+                }
+                48..50 => self.state.checkpoint_by_hand(),
+                50..72 => {
+                    if !self.world.next_operation() {
+                        return self.drain().await;
+                    }
+                    self.operate();
+                }
+                72 | 73 => self.stall().await,
+                74..86 => {
+                    let millis = self.world.chance(|chance| chance.within(1, 40));
+                    tokio::time::sleep(Duration::from_millis(millis)).await;
+                }
+                86..91 => {
+                    let millis = self.world.chance(|chance| chance.within(100, 6_000));
+                    self.run_for(Duration::from_millis(millis)).await;
+                }
+                91..95 => self.change_manners(),
+                95 | 96 => self.meddle(),
+                _ => {
+                    if let Some(end) = self.maybe_end().await {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.writer_ended || !self.world.is_alive() || self.dispatcher.is_finished()
+    }
+
+    /// Lets the tasks run that can, a few times.
+    async fn settle_down(&self) {
+        for _ in 0..self.world.chance(|chance| chance.within(0, 3)) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn operate(&mut self) {
+        let few = self.world.with(|inner| inner.model.endpoints.len() < inner.plan.endpoints as usize);
+        let (context, world) = (self.context.clone(), self.world.clone());
+        if few && world.chance(|chance| chance.percent(40)) {
+            self.clients.spawn(async move { operations::create_endpoint(&context, &world).await });
+        } else {
+            self.clients.spawn(operations::operate(context, world));
+        }
+    }
+
+    fn take_writers_turn(&mut self) {
+        // The writer has told of its last group before it begins the next.
+        self.hear_held();
+        if self.writer_ended {
+            return;
+        }
+        self.writer_ended = !self.writer.turn_by_hand();
+        let late = self.world.with(|inner| inner.plan.late_notices && inner.chance.percent(50));
+        while let Ok(notice) = self.told.try_recv() {
+            if let Notice::Committed(committed) = &notice {
+                self.note_committed(committed);
+                let is_reorder =
+                    |(_, record): &(_, Record)| matches!(record, Record::DeliveriesReordered { .. });
+                self.reordered |= committed.records.iter().any(is_reorder);
+            }
+            if late { self.held.push_back(notice) } else { self.hear(notice) }
+        }
+    }
+
+    fn note_committed(&self, committed: &crate::outbox::decide::Committed) {
+        for (position, record) in &committed.records {
+            self.world.note(format_args!("committed {position} {}", crate::simulation::brief(record)));
+            if let Err(broken) = self.world.with(|inner| inner.model.apply(*position, record, wall())) {
+                self.world.breaks(broken);
+            }
+            if let Record::EventAccepted(event) = record
+                && event.tenant.as_str() == Tenant::OPERATOR
+            {
+                self.world.count("told");
+            }
+            if let Record::DeliveriesDied { reason: DeadReason::Expired, .. } = record {
+                self.world.count("expired");
+            }
+            if let Record::DeliveriesReordered { .. } = record {
+                self.world.count("reordered");
+            }
+        }
+    }
+
+    /// The writer, or the state, gets no turn for a while: its disk does not answer.
+    async fn stall(&mut self) {
+        let (writer, millis) = self.world.chance(|chance| (chance.percent(50), chance.within(100, 2_000)));
+        self.world.note(format_args!("{} stalls", if writer { "the writer" } else { "the state" }));
+        self.world.count("stalls");
+        let end = tokio::time::Instant::now() + Duration::from_millis(millis);
+        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.is_broken() {
+            if writer {
+                self.take_states_turns();
+            } else {
+                self.take_writers_turn();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The state has told of its last turn before it begins the next.
+    fn hear_held_by_state(&mut self) {
+        while let Some(notice) = self.held_by_state.pop_front() {
+            self.hear(notice);
+        }
+    }
+
+    fn take_states_turns(&mut self) -> bool {
+        let count = self.world.chance(|chance| chance.within(1, 8));
+        let mut any = false;
+        for _ in 0..count {
+            self.hear_held_by_state();
+            if !self.state.turn_by_hand() {
+                break;
+            }
+            any = true;
+            let late = self.world.with(|inner| inner.plan.late_notices && inner.chance.percent(25));
+            while let Ok(notice) = self.told.try_recv() {
+                if late { self.held_by_state.push_back(notice) } else { self.hear(notice) }
+            }
+            self.look_at_order();
+        }
+        any
+    }
+
+    /// Between two steps of a change of ordering its lanes are what they should be, too.
+    fn look_at_order(&mut self) {
+        let state = self.state.state();
+        if self.reordered && self.world.with(|inner| inner.model.last()) == state.applied() {
+            self.reordered = false;
+            if let Err(broken) = self.world.with(|inner| inner.model.compare(state, wall())) {
+                self.world.breaks(broken);
+            }
+        }
+    }
+
+    fn hear_held(&mut self) {
+        while let Some(notice) = self.held.pop_front() {
+            self.hear(notice);
+        }
+    }
+
+    fn hear(&self, notice: Notice) {
+        match self.heard.try_send(notice) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.world.breaks("the dispatcher has stopped listening".to_owned());
+            }
+        }
+    }
+
+    /// Time passes; everybody works as soon as there is something to do.
+    async fn run_for(&mut self, time: Duration) {
+        let end = tokio::time::Instant::now() + time;
+        let mut pause = Duration::from_millis(1);
+        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.is_broken() {
+            let busy = self.work().await;
+            pause = if busy { Duration::from_millis(1) } else { (pause * 2).min(Duration::from_millis(400)) };
+            tokio::time::sleep_until((tokio::time::Instant::now() + pause).min(end)).await;
+        }
+    }
+
+    async fn work(&mut self) -> bool {
+        let before = self.reader.last_position();
+        self.take_writers_turn();
+        tokio::task::yield_now().await;
+        self.hear_held();
+        let busy = self.take_states_turns();
+        if self.world.chance(|chance| chance.percent(4)) {
+            self.state.checkpoint_by_hand();
+        }
+        tokio::task::yield_now().await;
+        busy || before != self.reader.last_position()
+    }
+
+    fn change_manners(&self) {
+        self.world.with(|inner| {
+            if inner.healed {
+                return;
+            }
+            let numbers: Vec<_> = inner.model.endpoints.keys().copied().collect();
+            for number in numbers {
+                if inner.chance.percent(60) {
+                    let manner = *inner.chance.pick(&Manner::ALL);
+                    inner.receivers.entry(number).or_default().manner = manner;
+                    inner.note(format_args!("receiver {} is now {manner:?}", number.0));
+                }
+            }
+        });
+    }
+
+    /// The disk falls ill, file descriptors run out, or the clock is set.
+    fn meddle(&self) {
+        let plan = self.world.plan();
+        let disk = self.world.disk();
+        if plan.disk_faults {
+            match self.world.chance(|chance| chance.within(0, 6)) {
+                0..3 => {
+                    let sick = self.world.with(|inner| {
+                        let sick = inner.sick_until != Timestamp::MAX;
+                        inner.sick_until = if sick { Timestamp::MAX } else { wall().plus(RECOVERY_MAX) };
+                        sick
+                    });
+                    let room = self.world.chance(|chance| chance.within(0, 400));
+                    disk.set_bytes_max(sick.then(|| disk.bytes_used() + room));
+                    self.world.note(format_args!("disk full: {sick}"));
+                    self.world.count("fullDisks");
+                }
+                3 => self.break_disk(&disk, Operation::SyncData),
+                4 => self.break_disk(&disk, Operation::Write),
+                _ => self.break_reads(&disk),
+            }
+        }
+        if plan.shortages {
+            let exhausted = self.world.with(|inner| {
+                inner.exhausted = !inner.exhausted && !inner.healed;
+                inner.exhausted
+            });
+            self.world.note(format_args!("no file descriptor is left: {exhausted}"));
+            self.world.count("shortages");
+        }
+        if plan.clock_jumps {
+            let millis = self.world.chance(|chance| chance.within(0, 14_400_000)) as i64 - 7_200_000;
+            let recovering = self.world.with(|inner| inner.sick_until > wall());
+            world::jump(millis);
+            if recovering {
+                self.world.with(|inner| inner.sick_until = inner.sick_until.max(wall().plus(RECOVERY_MAX)));
+            }
+            self.world.note(format_args!("the clock jumps by {millis}"));
+            self.world.count("clockJumps");
+        }
+    }
+
+    /// Some reads of the journal fail: what needs them waits, and clients are told.
+    fn break_reads(&self, disk: &MemoryDisk) {
+        let count = self.world.chance(|chance| chance.within(1, 6));
+        self.world.with(|inner| inner.unreadable = true);
+        disk.inject(Fault { count, ..Fault::once(Operation::Read, Fault::EIO) });
+        self.world.note(format_args!("the next {count} reads fail"));
+        self.world.count("readErrors");
+    }
+
+    fn break_disk(&self, disk: &MemoryDisk, operation: Operation) {
+        self.world.with(|inner| inner.failing = true);
+        disk.inject(Fault::once(operation, Fault::EIO));
+        self.world.note(format_args!("the next {operation:?} fails"));
+        self.world.count("diskErrors");
+    }
+
+    async fn maybe_end(&mut self) -> Option<End> {
+        let plan = self.world.plan();
+        let dice = self.world.chance(|chance| chance.within(0, 11));
+        match dice {
+            0 if plan.crashes => {
+                let (operations, seed) = self.world.chance(|chance| (chance.within(0, 6), chance.next()));
+                self.world.note(format_args!("the power will fail after {operations} operations"));
+                self.world.disk().cut_power_after(operations, seed);
+                None
+            }
+            1 if plan.crashes => Some(End::PowerCut),
+            2 if plan.crashes => Some(End::Killed),
+            3 => Some(self.stop().await),
+            _ => None,
+        }
+    }
+
+    /// SIGTERM.
+    async fn stop(&mut self) -> End {
+        self.world.note(format_args!("told to stop"));
+        self.world.with(|inner| inner.stopping = true);
+        self.stop.send_replace(Run::Draining);
+        while !self.dispatcher.is_finished() && !self.writer_ended && self.world.is_alive() {
+            self.work().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // As the outbox does it: what waits is written, then the state is.
+        for _ in 0..50 {
+            self.take_writers_turn();
+        }
+        self.hear_held();
+        while self.take_states_turns() {}
+        self.hear_held_by_state();
+        self.state.checkpoint_by_hand();
+        if self.is_over() && (self.writer_ended || !self.world.is_alive()) {
+            return End::PowerCut;
+        }
+        if let Err(broken) = self.world.with(|inner| inner.model.compare(self.state.state(), wall())) {
+            self.world.breaks(broken);
+        }
+        self.world.count("stops");
+        End::Stopped
+    }
+
+    /// Everybody is well again: everything accepted has to come to its end.
+    async fn drain(&mut self) -> End {
+        self.world.with(|inner| {
+            inner.healed = true;
+            inner.exhausted = false;
+            inner.sick_until = inner.sick_until.min(wall().plus(RECOVERY_MAX));
+            inner.receivers.values_mut().for_each(|receiver| receiver.manner = Manner::Healthy);
+            inner.note(format_args!("all receivers are well"));
+        });
+        self.world.disk().set_bytes_max(None);
+        let deadline = tokio::time::Instant::now() + DRAIN_MAX;
+        loop {
+            let (context, world) = (self.context.clone(), self.world.clone());
+            self.clients.spawn(async move { operations::reopen(&context, &world).await });
+            self.run_for(Duration::from_secs(5)).await;
+            while self.clients.try_join_next().is_some() {}
+            if self.is_over() {
+                return End::PowerCut;
+            }
+            if self.world.is_broken() {
+                return End::Killed;
+            }
+            let left = self.world.with(|inner| inner.model.pending().count());
+            if left == 0 && self.clients.is_empty() {
+                break;
+            }
+            if tokio::time::Instant::now() > deadline {
+                let held = self.what_is_held().await;
+                self.world.breaks(held);
+                return End::Killed;
+            }
+        }
+        match self.stop().await {
+            End::Stopped => End::Done,
+            other => other,
+        }
+    }
+
+    async fn what_is_held(&self) -> String {
+        let held = self.world.with(|inner| {
+            inner.model.pending().take(5).map(|(key, known)| format!("{key:?} {known:?}")).collect::<Vec<_>>()
+        });
+        let mut lanes = Vec::new();
+        let endpoints: Vec<_> = self.world.with(|inner| inner.model.endpoints.keys().copied().collect());
+        for endpoint in endpoints {
+            let asked =
+                tokio::time::timeout(Duration::from_secs(1), Endpoints(&self.context).explain(endpoint))
+                    .await;
+            lanes.push((endpoint.0, asked));
+        }
+        let requests = self.clients.len();
+        format!("held for ever: {requests} requests unanswered, lanes {lanes:?}, pending {held:?}")
+    }
+}
+
+/// Nothing of the journal's files is damaged.
+pub(super) fn check_files(disk: &MemoryDisk) -> Result<(), String> {
+    let found = verify(disk, &mut |_| ()).map_err(|error| error.to_string())?;
+    if found.damage.is_empty() { Ok(()) } else { Err(format!("the journal is damaged: {:?}", found.damage)) }
+}
+
+/// What was durable is there, byte for byte, and what nobody was told of may be.
+fn check_journal(world: &World, reader: &JournalReader) -> Result<(), String> {
+    let mut found = Vec::new();
+    for frame in reader.frames_from(Position(1)) {
+        found.extend(frame.map_err(|error| error.to_string())?);
+    }
+    world.with(|inner| {
+        let last = inner.model.last();
+        let mut there = found.iter().filter(|(position, _)| *position <= last).peekable();
+        for (position, record) in &inner.model.records {
+            match there.next_if(|(found, _)| found == position) {
+                Some((_, found)) if found == record => {}
+                Some(_) => return Err(format!("the record at {position} is not what it was")),
+                None if inner.model.may_have_left(*position, record) => {
+                    *inner.happened.entry("recordsRemoved").or_default() += 1;
+                }
+                None => return Err(format!("the record at {position} was durable and is not there")),
+            }
+        }
+        if let Some((position, _)) = there.next() {
+            return Err(format!("the record at {position} came from nowhere"));
+        }
+        for (position, record) in found.iter().filter(|(position, _)| *position > last) {
+            inner.note(format_args!("unheard {position} {}", super::brief(record)));
+            inner.model.apply(*position, record, wall())?;
+            inner.count("unheardRecords");
+        }
+        Ok(())
+    })
+}
+
+fn metrics() -> Arc<Metrics> {
+    static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
+    METRICS.get_or_init(|| Arc::new(Metrics::new())).clone()
+}
+
+mod tests;

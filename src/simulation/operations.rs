@@ -1,0 +1,694 @@
+//! What publishers and operators do, drawn by chance, through the engine's own handle; and what they check of the answers.
+
+use std::time::Duration;
+
+use super::chance::Chance;
+use super::life::check_files;
+use super::walks;
+use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
+use crate::context::Context;
+use crate::delivery::retention::{self, Keep};
+use crate::domain::{
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
+    Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record, Rejection, RetryPolicy,
+    Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
+};
+use crate::outbox::draft::{Accepted, ChangeError, EventDraft, PublishError, Unavailable};
+use crate::service::types::Scope;
+use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Handshakes, Replays};
+
+use crate::outbox::ReadModel;
+use crate::projections::retention::Cutoffs;
+use crate::rules::handshake::asked_anew;
+
+/// Longer than an attempt takes: what is due for so much longer than it is kept has expired.
+const ATTEMPT_GRACE: Duration = Duration::from_secs(ATTEMPT_SECONDS_MAX);
+
+pub(super) static EVERYBODY: Scope = Scope(None);
+
+/// Does one thing; returns when it was answered.
+pub(super) async fn operate(context: Context, world: World) {
+    let dice = world.chance(|chance| chance.within(0, 99));
+    match dice {
+        0..48 => publish(&context, &world).await,
+        48..53 => publish_batch(&context, &world).await,
+        53..56 => create_endpoint(&context, &world).await,
+        56..60 => change_ordering(&context, &world).await,
+        60..68 => {
+            // Often once more at once.
+            change_endpoint(&context, &world).await;
+            while world.chance(|chance| chance.percent(30)) {
+                change_endpoint(&context, &world).await;
+            }
+        }
+        68..71 => call_back(&context, &world).await,
+        71..73 => delete_endpoint(&context, &world).await,
+        73..82 => operate_on_delivery(&context, &world).await,
+        82..90 if world.plan().keep.is_some() => retain(&context, &world).await,
+        82..94 => walks::operate_in_bulk(&context, &world).await,
+        _ => walks::walk(&context, &world).await,
+    }
+}
+
+fn tenant(chance: &mut Chance) -> Tenant {
+    let name = if chance.percent(85) { Tenant::DEFAULT } else { "other" };
+    name.parse().expect("a legal tenant")
+}
+
+fn seconds(low: u64, high: u64, chance: &mut Chance) -> Duration {
+    Duration::from_millis(chance.within(low * 1_000, high * 1_000))
+}
+
+/// What some endpoints leave to it.
+pub(super) fn policy_defaults() -> PolicyDefaults {
+    PolicyDefaults {
+        max_in_flight: 2,
+        timeout: Duration::from_secs(2),
+        retry: RetryPolicy::Schedule(vec![Duration::from_secs(1); 4]),
+    }
+}
+
+fn in_flight(chance: &mut Chance) -> Option<u32> {
+    Some(chance.within(1, 4) as u32).filter(|most| *most != 2)
+}
+
+fn timeout(chance: &mut Chance) -> Option<Duration> {
+    Some(seconds(1, 4, chance)).filter(|timeout| *timeout > Duration::from_secs(2))
+}
+
+fn retry(chance: &mut Chance) -> Option<RetryPolicy> {
+    if chance.percent(30) {
+        let count = chance.within(0, 4);
+        let steps: Vec<_> = (0..count).map(|_| seconds(0, 8, chance)).collect();
+        return Some(RetryPolicy::Schedule(steps)).filter(|_| count < 4);
+    }
+    Some(RetryPolicy::Exponential {
+        initial: Duration::from_millis(chance.within(50, 2_000)),
+        multiplier: 2.0,
+        max_interval: Duration::from_secs(8),
+        max_attempts: chance.within(2, 6) as u32,
+        max_age: seconds(15, 90, chance),
+        jitter: 0.2,
+    })
+}
+
+fn rate(chance: &mut Chance) -> Option<RateLimit> {
+    let limit = RateLimit {
+        limit: chance.within(1, 5) as u32,
+        // A restart is shorter than the slow ones.
+        per: Duration::from_secs(*chance.pick(&[1, 1, 20])),
+        burst: chance.within(1, 3) as u32,
+    };
+    chance.percent(30).then_some(limit)
+}
+
+fn ordering(chance: &mut Chance) -> Ordering {
+    *chance.pick(&[Ordering::None, Ordering::Key, Ordering::Endpoint])
+}
+
+fn handshake(chance: &mut Chance) -> Option<Handshake> {
+    let origin = "balto.test".parse().expect("a DNS name");
+    let rate = *chance.pick(&[None, Some(120), Some(1_200)]);
+    let callback = chance.percent(60);
+    chance.percent(40).then(|| Handshake::new(origin, rate, callback))
+}
+
+fn secret(chance: &mut Chance) -> Secret {
+    let key = (0..24).map(|_| chance.next() as u8).collect();
+    Secret { kind: SecretKind::Hmac, key: Sealed::Plain(key), expires_at: None }
+}
+
+fn patterns(chance: &mut Chance) -> Vec<crate::domain::Pattern> {
+    let choices: [&[&str]; 5] = [&[], &[], &["order.*"], &["order.paid", "user.#"], &["#.paid"]];
+    let patterns = chance.pick(&choices);
+    patterns.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect()
+}
+
+pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
+    let number = inner.model.endpoints.len() + 1;
+    let (orders, operators) = (inner.plan.orders, inner.plan.operator && number == 2);
+    let chance = &mut inner.chance;
+    let id = format!("ep_{number}_{:x}", chance.next());
+    Endpoint {
+        number: EndpointNumber(0),
+        tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant(chance) },
+        url: format!("http://receiver.test/{id}").into(),
+        id: id.parse().expect("a legal id"),
+        description: "".into(),
+        event_types: patterns(chance),
+        headers: Vec::new(),
+        sensitive_headers: Vec::new(),
+        rate_limit: rate(chance),
+        max_in_flight: in_flight(chance),
+        timeout: timeout(chance),
+        ordering: if orders { ordering(chance) } else { Ordering::None },
+        retry: retry(chance),
+        format: Format::Standard,
+        signature: SignaturePreset::Standard,
+        secrets: vec![secret(chance)],
+        handshake: handshake(chance),
+        client_certificate: None,
+        trace: false,
+        metadata: None,
+        status: EndpointStatus::Active,
+        created_at: wall(),
+        updated_at: wall(),
+        revision: Position(0),
+    }
+}
+
+/// Whether an error is one that the world of now explains.
+fn explains(world: &World, error: &Unavailable) -> bool {
+    world.with(|inner| inner.stopping || inner.failing || inner.unreadable || inner.sick_until > wall())
+        && !matches!(error, Unavailable::Overloaded { .. })
+}
+
+pub(super) fn refused(world: &World, what: &str, error: &Unavailable) {
+    if explains(world, error) {
+        world.note(format_args!("{what}: refused: {error}"));
+        world.count("refused");
+    } else {
+        world.breaks(format!("{what} was refused without need: {error}"));
+    }
+}
+
+pub(super) fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeError>) {
+    match result {
+        Ok(_) => world.note(format_args!("{what}: done")),
+        Err(ChangeError::Store(error)) => refused(world, what, error),
+        Err(error) => world.note(format_args!("{what}: {error}")),
+    }
+}
+
+pub(super) async fn create_endpoint(context: &Context, world: &World) {
+    let endpoint = world.with(new_endpoint);
+    let created = Endpoints(&context).create(endpoint, None).await;
+    changed(world, "create endpoint", &created);
+    let Ok(created) = created else { return };
+    if !world.is_alive() {
+        return;
+    }
+    let there = world.with(|inner| inner.model.endpoints.contains_key(&created.number));
+    if !there {
+        world.breaks(format!("{} was answered before it was durable", created.id));
+    }
+}
+
+pub(super) fn any_endpoint(context: &Context, world: &World) -> Option<Endpoint> {
+    let all: Vec<_> = context.outbox().endpoints();
+    if all.is_empty() {
+        return None;
+    }
+    Some(Endpoint::clone(world.chance(|chance| chance.pick(&all).clone()).as_ref()))
+}
+
+/// Sometimes one with which something is under way now, if there is any.
+fn busy_endpoint(context: &Context, world: &World) -> Option<Endpoint> {
+    let busy = world.with(|inner| {
+        let sent = inner.in_flight.keys().map(|key| key.endpoint);
+        let busy: Vec<_> = inner.asking.iter().copied().chain(sent).collect();
+        let chosen = !busy.is_empty() && inner.chance.percent(50);
+        chosen.then(|| *inner.chance.pick(&busy))
+    })?;
+    context.outbox().registry(|registry| registry.endpoint(busy).map(|known| Endpoint::clone(known)))
+}
+
+async fn change_endpoint(context: &Context, world: &World) {
+    let Some(mut endpoint) = busy_endpoint(context, world).or_else(|| any_endpoint(context, world)) else {
+        return;
+    };
+    let what = world.with(|inner| {
+        let chance = &mut inner.chance;
+        match chance.within(0, 9) {
+            0 | 1 => {
+                endpoint.status = EndpointStatus::Paused;
+                "pause"
+            }
+            2..=4 => {
+                endpoint.status = EndpointStatus::Active;
+                "resume"
+            }
+            5 => {
+                let mut old = std::mem::replace(&mut endpoint.secrets, vec![secret(chance)]);
+                old.truncate(1);
+                for old in &mut old {
+                    old.expires_at = Some(wall().plus(Duration::from_secs(10)));
+                }
+                endpoint.secrets.extend(old);
+                "rotate"
+            }
+            6 => {
+                // Somewhere else, or only once more.
+                let moves = chance.percent(60);
+                if moves {
+                    endpoint.url = format!("http://receiver.test/{}?{}", endpoint.id, chance.next()).into();
+                }
+                let fresh =
+                    |known: &Handshake| Handshake::new(known.origin.clone(), known.rate, known.callback);
+                endpoint.handshake = match endpoint.handshake.as_ref() {
+                    Some(known) if moves => Some(fresh(known)),
+                    Some(known) => Some(asked_anew(known)),
+                    None => None,
+                };
+                "move"
+            }
+            7 => {
+                endpoint.handshake = handshake(chance);
+                "handshake"
+            }
+            8 => {
+                endpoint.rate_limit = rate(chance);
+                endpoint.max_in_flight = in_flight(chance);
+                "limits"
+            }
+            _ => {
+                endpoint.event_types = patterns(chance);
+                endpoint.retry = retry(chance);
+                "policy"
+            }
+        }
+    });
+    let number = endpoint.number.0;
+    let result = Endpoints(&context).update(endpoint, None).await;
+    changed(world, &format!("{what} {number}"), &result);
+}
+
+/// Of an endpoint that something is pending for; sometimes whoever does it thinks again at once.
+async fn change_ordering(context: &Context, world: &World) {
+    loop {
+        let drawn = world.with(|inner| {
+            let pending: Vec<_> = inner.model.pending().map(|(key, _)| key.endpoint).collect();
+            let is_wanted = inner.plan.orders && !pending.is_empty();
+            is_wanted.then(|| (*inner.chance.pick(&pending), ordering(&mut inner.chance)))
+        });
+        let Some((number, ordering)) = drawn else { return };
+        let known = context.outbox().endpoint(number);
+        let Some(known) = known else { return };
+        let result = Endpoints(&context).update(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
+        changed(world, &format!("order {} by {ordering:?}", number.0), &result);
+        if world.chance(|chance| chance.percent(70)) {
+            return;
+        }
+    }
+}
+
+/// A receiver agrees by a callback, or somebody tries one that is not good.
+async fn call_back(context: &Context, world: &World) {
+    let drawn = world.with(|inner| {
+        let forged = inner.chance.percent(20);
+        let at = inner.chance.next() as usize % inner.callbacks.len().max(1);
+        let mut callback = inner.callbacks.get(at)?.clone();
+        if forged {
+            callback.token = callback.token.chars().rev().collect();
+        }
+        Some((at, callback, forged))
+    });
+    let Some((at, callback, forged)) = drawn else { return };
+    if !forged {
+        world.with(|inner| {
+            let number = inner.model.number_of(callback.endpoint.as_str());
+            inner.model.agreed.extend(number.map(|number| (number, callback.url.as_str().into())));
+        });
+    }
+    let result = Handshakes(&context).grant(&callback.endpoint, &callback.token, Some("600")).await;
+    changed(world, "call back", &result);
+    if result.is_err() || !world.is_alive() {
+        return;
+    }
+    world.count("calledBack");
+    let broken = world.with(|inner| {
+        let known = inner.model.number_of(callback.endpoint.as_str());
+        let known = known.and_then(|number| inner.model.subscriber(number));
+        let agreed =
+            |endpoint: &Endpoint| endpoint.handshake.as_ref().is_some_and(|known| known.consent.is_some());
+        let durable =
+            known.is_some_and(|known| agreed(&known.endpoint) || known.before.iter().any(|one| agreed(one)));
+        let used = std::mem::replace(&mut inner.callbacks[at].used, true);
+        if forged || used {
+            Some(format!("a callback was good that was forged ({forged}) or used ({used})"))
+        } else {
+            (!durable).then(|| "a receiver was told that it had agreed before that was durable".to_owned())
+        }
+    });
+    if let Some(broken) = broken {
+        world.breaks(broken);
+    }
+}
+
+async fn delete_endpoint(context: &Context, world: &World) {
+    let Some(endpoint) = any_endpoint(context, world) else { return };
+    let result = Endpoints(&context).delete(&EVERYBODY, &endpoint.id).await;
+    changed(world, &format!("delete {}", endpoint.number.0), &result);
+    if result.is_ok() {
+        world.count("endpointsDeleted");
+    }
+}
+
+/// Opens every endpoint that is closed, as an operator does when the trouble is over.
+pub(super) async fn reopen(context: &Context, world: &World) {
+    let all: Vec<_> = context.outbox().endpoints();
+    for endpoint in all {
+        if endpoint.status != EndpointStatus::Active {
+            let mut endpoint = Endpoint::clone(&endpoint);
+            endpoint.status = EndpointStatus::Active;
+            endpoint.handshake = endpoint.handshake.map(|known| match known.consent {
+                Some(_) => known,
+                None => asked_anew(&known),
+            });
+            let number = endpoint.number.0;
+            changed(world, &format!("reopen {number}"), &Endpoints(&context).update(endpoint, None).await);
+        }
+    }
+}
+
+fn hash(text: &str) -> [u8; 16] {
+    let mut chance = Chance::new(crate::projections::fold::order_hash(text));
+    let (high, low) = (chance.next(), chance.next());
+    (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
+}
+
+/// A draft, the number of its idempotency key, and where its stream stood.
+pub(super) struct Post {
+    pub(super) draft: EventDraft,
+    key: Option<u64>,
+    head: u64,
+}
+
+pub(super) fn draw_post(inner: &mut Inner) -> Post {
+    let stream_name = format!("order-{}", inner.chance.within(1, 2));
+    let chance = &mut inner.chance;
+    let key = chance.percent(40).then(|| chance.within(1, 8));
+    let chosen = chance.percent(15).then(|| chance.within(1, 6));
+    // Most repetitions have the same body.
+    let body = match (key, chosen) {
+        (Some(number), _) | (None, Some(number)) if chance.percent(85) => number,
+        _ => chance.within(100, 10_000),
+    };
+    let stream = chance.percent(35).then(|| stream_name.clone());
+    let event_type = *chance.pick(&["order.paid", "order.sent", "user.new"]);
+    let tenant: Tenant = tenant(chance);
+    let head = inner.model.streams.get(&(tenant.to_string(), stream_name)).copied().unwrap_or(0);
+    let expected = match inner.chance.within(0, 5) {
+        0 => Expected::NoStream,
+        1 | 2 => Expected::Version(head.max(1)),
+        _ => Expected::Any,
+    };
+    let chance = &mut inner.chance;
+    let deliver_at = chance.percent(15).then(|| wall().plus(seconds(0, 20, chance)));
+    // Retention never takes an event before its key.
+    let lifetime = seconds(4, inner.plan.keep.map_or(120, |keep| keep.as_secs()), chance);
+    let fingerprint = hash(&format!("body {body}"));
+    let idempotency = key.map(|key| Idempotency {
+        scope: hash(&format!("{tenant} key {key}")),
+        fingerprint,
+        expires_at: Some(wall().plus(lifetime)),
+    });
+    let events = &inner.model.oracle.events;
+    let earlier = chance.percent(3).then(|| chance.within(0, events.len() as u64) as usize);
+    let earlier = earlier.and_then(|number| events.values().nth(number)).map(|event| event.id.clone());
+    let chosen = chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id"));
+    let event_type = event_type.parse().expect("a legal type");
+    let data = format!("{{\"body\":{body},\"more\":\"{}\"}}", "x".repeat(chance.within(0, 60) as usize));
+    let draft = EventDraft {
+        id: earlier.or(chosen),
+        expected: if stream.is_some() { expected } else { Expected::Any },
+        stream: stream.map(|stream| stream.parse().expect("a legal stream")),
+        ordering_key: chance.percent(30).then(|| chance.pick(&["a", "b"]).parse().expect("a legal key")),
+        deliver_at,
+        idempotency,
+        fingerprint,
+        ..EventDraft::new(tenant, event_type, data.into())
+    };
+    Post { draft, key, head }
+}
+
+async fn publish(context: &Context, world: &World) {
+    let post = world.with(draw_post);
+    remember(world, &post);
+    let result = Events(&context).publish(post.draft.clone()).await;
+    check_post(world, &post, &result);
+    // An answer is true at once.
+    if let Ok(accepted) = result
+        && world.is_alive()
+        && world.chance(|chance| chance.percent(20))
+    {
+        match Events(&context).get(&EVERYBODY, &accepted.event.tenant, &accepted.event.id).await {
+            Ok(Some(_)) => world.count("eventsRead"),
+            Ok(None) if world.with(|inner| inner.model.may_be_gone(accepted.position)) => {}
+            Ok(None) => world.breaks(format!("{} was accepted and is not found", accepted.event.id)),
+            Err(error) => refused(world, "read", &error),
+        }
+    }
+}
+
+async fn publish_batch(context: &Context, world: &World) {
+    let count = world.chance(|chance| chance.within(1, 6));
+    let posts: Vec<_> = (0..count).map(|_| world.with(draw_post)).collect();
+    for post in &posts {
+        remember(world, post);
+    }
+    let drafts = posts.iter().map(|post| post.draft.clone()).collect();
+    // The same bodies in the same order are the same request.
+    let bodies: String = posts.iter().map(|post| format!("{:?} ", post.draft.fingerprint)).collect();
+    let request = world.chance(|chance| chance.percent(50)).then(|| Idempotency {
+        scope: hash(&format!("batch {}", posts.len())),
+        fingerprint: hash(&bodies),
+        expires_at: Some(wall().plus(Duration::from_secs(3))),
+    });
+    match Events(&context).publish_batch(drafts, request).await {
+        Ok(published) => {
+            for (post, result) in posts.iter().zip(&published.results) {
+                check_post(world, post, result);
+            }
+        }
+        Err(PublishError::IdempotencyMismatch) => world.count("otherBatches"),
+        Err(error) => {
+            for post in &posts {
+                check_post(world, post, &Err(error.clone()));
+            }
+        }
+    }
+}
+
+fn book(post: &Post) -> Option<u64> {
+    post.key.map(|key| key * 2 + u64::from(post.draft.tenant.as_str() == Tenant::DEFAULT))
+}
+
+fn remember(world: &World, post: &Post) {
+    if let Some(key) = book(post) {
+        world.with(|inner| {
+            let fresh = Posted { answered: None, expires_at: None };
+            inner.posted.entry(key).or_insert(fresh);
+        });
+    }
+}
+
+fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError>) {
+    if !world.is_alive() {
+        return;
+    }
+    let broken = match result {
+        Ok(accepted) => world.with(|inner| {
+            let what = if accepted.duplicate { "duplicate" } else { "accepted" };
+            inner.count(what);
+            inner.note(format_args!("publish: {what} {} at {}", accepted.event.id, accepted.position));
+            check_accepted(inner, post, accepted)
+        }),
+        Err(PublishError::Rejected { rejection, repeated }) => world.with(|inner| {
+            inner.count(if *repeated { "rejectedAgain" } else { "rejected" });
+            inner.note(format_args!("publish: {rejection:?}, repeated: {repeated}"));
+            check_rejected(inner, post, *rejection, *repeated)
+        }),
+        Err(PublishError::IdempotencyMismatch) => {
+            world.count("mismatches");
+            world.note(format_args!("publish: mismatch of {:?}", post.key));
+            post.key.is_none().then(|| "an event without a key was a repetition of another".to_owned())
+        }
+        Err(PublishError::TooManyTargets) => {
+            Some("a single event was said to match too many endpoints".to_owned())
+        }
+        Err(PublishError::Store(error)) => return refused(world, "publish", error),
+    };
+    if let Some(broken) = broken {
+        world.breaks(broken);
+    }
+}
+
+fn check_accepted(inner: &mut Inner, post: &Post, accepted: &Accepted) -> Option<String> {
+    let id: EventId = accepted.event.id.clone();
+    let durable = inner.model.oracle.events.get(&accepted.position);
+    let Some(durable) = durable.filter(|event| event.id == id).cloned() else {
+        return Some(format!("{id} was answered before it was durable"));
+    };
+    if !accepted.duplicate && durable.data != post.draft.data {
+        return Some(format!("{id} was stored with other data"));
+    }
+    let now = if accepted.duplicate { wall() } else { durable.accepted_at };
+    let scope = post.draft.idempotency.as_ref().map(|idempotency| idempotency.scope);
+    // A repetition that was known by its chosen id alone, or whose key has expired, says nothing about the key.
+    let is_own =
+        |known: &&Idempotency| Some(known.scope) == scope && known.expires_at.is_some_and(|at| at > now);
+    let own = durable.idempotency.iter().find(is_own)?.clone();
+    keep_answer(inner, post, id.to_string(), own.expires_at, now)
+}
+
+/// A key that has not expired is answered as it was before.
+fn keep_answer(
+    inner: &mut Inner,
+    post: &Post,
+    answer: String,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<String> {
+    let posted = book(post).and_then(|key| inner.posted.get_mut(&key))?;
+    let valid = posted.expires_at.is_some_and(|at| at > now);
+    if let Some(before) = posted.answered.clone().filter(|before| valid && *before != answer) {
+        return Some(format!("one idempotency key was answered with {before} and with {answer}"));
+    }
+    *posted = Posted { answered: Some(answer), expires_at };
+    None
+}
+
+/// What came with a key is rejected by a durable record; what did not, as the stream and the ids were just now.
+fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated: bool) -> Option<String> {
+    if !repeated {
+        let wrong = match rejection {
+            Rejection::VersionConflict { actual, .. } => check_conflict(inner, post, actual.unwrap_or(0)),
+            Rejection::IdTaken => {
+                post.draft.id.is_none().then(|| "the id of an event that chose none is taken".to_owned())
+            }
+        };
+        if wrong.is_some() {
+            return wrong;
+        }
+    }
+    let Some(key) = &post.draft.idempotency else {
+        return repeated.then(|| "an event without a key was rejected again".to_owned());
+    };
+    let own = inner.model.records.iter().rev().find_map(|(_, record)| match record {
+        Record::EventRejected { idempotency, rejection } if idempotency.scope == key.scope => {
+            Some((idempotency.expires_at, *rejection))
+        }
+        _ => None,
+    });
+    match own {
+        // A key that expired while its request waited says nothing.
+        Some((expires_at, _)) if expires_at.is_some_and(|at| at <= wall()) => None,
+        Some((expires_at, durable)) if durable == rejection => {
+            keep_answer(inner, post, format!("{rejection:?}"), expires_at, wall())
+        }
+        _ => Some(format!("{rejection:?} was answered before it was durable")),
+    }
+}
+
+/// The stream must have been at that version at some moment between question and answer.
+fn check_conflict(inner: &Inner, post: &Post, actual: u64) -> Option<String> {
+    let stream = post.draft.stream.as_ref()?;
+    let name = (post.draft.tenant.to_string(), stream.to_string());
+    let head = inner.model.streams.get(&name).copied().unwrap_or(0);
+    let possible = (post.head..=head).contains(&actual);
+    let conflicts = match post.draft.expected {
+        Expected::Any => false,
+        Expected::NoStream => actual != 0,
+        Expected::Version(version) => actual != version,
+    };
+    (!possible || !conflicts)
+        .then(|| format!("conflict at {actual} while {stream} went from {} to {head}", post.head))
+}
+
+fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {
+    world.with(|inner| {
+        let all: Vec<_> =
+            inner.model.oracle.deliveries.iter().filter(|(_, known)| wanted(known.state)).collect();
+        if all.is_empty() { None } else { Some(*inner.chance.pick(&all).0) }
+    })
+}
+
+/// Often one that is with its receiver now, if there is any.
+fn under_way(world: &World) -> Option<DeliveryKey> {
+    world.with(|inner| {
+        let sent: Vec<_> = inner.in_flight.keys().copied().collect();
+        let chosen = !sent.is_empty() && inner.chance.percent(60);
+        chosen.then(|| *inner.chance.pick(&sent))
+    })
+}
+
+async fn operate_on_delivery(context: &Context, world: &World) {
+    let dead = |state| matches!(state, DeliveryState::Dead(_));
+    let pending = |state| state == DeliveryState::Pending;
+    let dice = world.chance(|chance| chance.within(0, 9));
+    let key = match dice {
+        0..3 => any_delivery(world, dead),
+        3..6 => under_way(world).or_else(|| any_delivery(world, pending)),
+        _ => any_delivery(world, |_| true),
+    };
+    let Some(key) = key else { return };
+    let name = format!("{}/{}", key.event, key.endpoint.0);
+    if world.with(|inner| inner.in_flight.contains_key(&key)) {
+        world.count("actedUponUnderWay");
+    }
+    match dice {
+        0 | 1 => {
+            let result = DeadLetters(&context).redrive(&EVERYBODY, key, None).await;
+            changed(world, &format!("redrive {name}"), &result);
+            world.count("redriven");
+        }
+        2 => changed(world, &format!("purge {name}"), &DeadLetters(&context).purge(&EVERYBODY, key).await),
+        3 | 4 => {
+            let result = Deliveries(&context).cancel(&EVERYBODY, key, None).await;
+            changed(world, &format!("cancel {name}"), &result);
+            world.count("cancelled");
+        }
+        5 | 6 => {
+            let result = Deliveries(&context).retry(&EVERYBODY, key, None).await;
+            changed(world, &format!("retry {name}"), &result);
+        }
+        7 => match Endpoints(&context).lane(key.endpoint).await {
+            Ok(lane) => world.note(format_args!("lane {}: {:?}", key.endpoint.0, lane.reason)),
+            Err(error) => refused(world, "lane", &error),
+        },
+        8 => replay(context, world, key).await,
+        _ => match Deliveries(&context).get(&EVERYBODY, key).await {
+            Ok(Some(found)) => world.note(format_args!("delivery {name}: {:?}", found.delivery.state)),
+            Ok(None) if world.with(|inner| inner.model.may_be_gone(key.event)) => world.count("forgotten"),
+            Ok(None) => world.breaks(format!("delivery {name} is not found")),
+            Err(error) => refused(world, "delivery", &error),
+        },
+    }
+}
+
+async fn replay(context: &Context, world: &World, key: DeliveryKey) {
+    let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
+    let id = context.outbox().registry(|registry| registry.id_of(key.endpoint).cloned());
+    let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
+    let result = Replays(&context).of_event(&EVERYBODY, &event.tenant, &event.id, chosen, None).await;
+    changed(world, &format!("replay {}", key.event), &result);
+    world.count("replayed");
+}
+
+async fn retain(context: &Context, world: &World) {
+    let Some(keep_for) = world.plan().keep else { return };
+    let keep =
+        Keep { events: Some(keep_for), stream_events: Some(keep_for), dead_letters: Some(keep_for * 2) };
+    let mut retention = retention::retention(context, keep);
+    let now = context.now().wall;
+    let before = Some(now.minus(keep_for + ATTEMPT_GRACE));
+    let cutoffs = Cutoffs { events: before, stream_events: before };
+    let (began, overdue) = world.with(|inner| {
+        inner.model.latest = inner.model.latest.max(now);
+        (inner.model.last(), inner.model.oracle.overdue(cutoffs, 0).deliveries)
+    });
+    let result = retention::pass(context, keep, &mut retention).await;
+    changed(world, "retention", &result);
+    let Ok(pass) = result else { return };
+    world.note(format_args!("retention: {pass:?}"));
+    walks::check_reached(world, "retention", began, overdue.into_iter().collect(), |_, _| true);
+    // As a power cut would leave them now.
+    let left = world.disk().crash(world.chance(Chance::next));
+    if let Err(broken) = check_files(&left) {
+        world.breaks(broken);
+    }
+    if pass.events > 0 {
+        world.count("retained");
+    }
+}

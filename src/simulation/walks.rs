@@ -1,0 +1,257 @@
+//! What takes several pages or steps while the world goes on: lists, backups, bulk operations.
+//!
+//! What was there all the time, and nobody changed, has to be met once: each item of a list, each record of a backup,
+//! each delivery that a bulk operation is for.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use super::operations::{EVERYBODY, any_endpoint, changed, refused};
+use super::world::{Inner, World};
+use crate::context::Context;
+use crate::domain::{
+    DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, Position, Tenant, Timestamp,
+};
+use crate::outbox::ReadModel;
+use crate::outbox::draft::Unavailable;
+use crate::projections::reads::{Cursor, Filter};
+use crate::rules::matching::want;
+use crate::service::types::Page;
+use crate::service::{Backups, DeadLetters, Deliveries, Events, Replays};
+
+/// Walks through one list or a backup.
+pub(super) async fn walk(context: &Context, world: &World) {
+    match world.chance(|chance| chance.within(0, 9)) {
+        0..3 => walk_events(context, world).await,
+        3..6 => walk_deliveries(context, world).await,
+        6..9 => walk_dead_letters(context, world).await,
+        _ => walk_backup(context, world).await,
+    }
+}
+
+/// Half of them want everything.
+fn draw_filter(inner: &mut Inner) -> Filter {
+    let endpoints: Vec<_> = inner.model.endpoints.keys().copied().collect();
+    let chance = &mut inner.chance;
+    let mut filter = Filter::default();
+    match chance.within(0, 9) {
+        0 => filter.tenant = Some(chance.pick(&[Tenant::DEFAULT, "other"]).parse().expect("a legal tenant")),
+        1 => filter.event_type = Some("order.paid".parse().expect("a legal type")),
+        2 if !endpoints.is_empty() => filter.endpoint = Some(*chance.pick(&endpoints)),
+        3 => {
+            let word = |state: DeliveryState| Some(state.as_str());
+            filter.delivery_state = *chance.pick(&[
+                word(DeliveryState::Pending),
+                word(DeliveryState::Delivered),
+                word(DeliveryState::Cancelled),
+            ]);
+            filter.event_status = Some(*chance.pick(&["pending", "delivered", "failed"]));
+            filter.reason = Some(DeadReason::AttemptsExhausted);
+        }
+        4 => filter.stream = Some("order-1".parse().expect("a legal stream")),
+        _ => {}
+    }
+    filter
+}
+
+/// All pages of a list, checked against what the model has of it before and after.
+async fn walk_list<T, K: Ord + Copy + Debug, F: Future<Output = Result<Page<T>, Unavailable>>>(
+    world: &World,
+    name: &str,
+    page: impl Fn(Option<Cursor>, usize) -> F,
+    key: impl Fn(&T) -> K,
+    of_model: impl Fn(&Inner) -> BTreeSet<K>,
+    event_of: impl Fn(K) -> Position,
+) {
+    let (limit, began, before) =
+        world.with(|inner| (inner.chance.within(1, 5) as usize, inner.model.last(), of_model(inner)));
+    let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), None, 0);
+    loop {
+        let found = match page(cursor, limit).await {
+            Ok(found) => found,
+            Err(error) => return refused(world, name, &error),
+        };
+        pages += 1;
+        if found.items.len() > limit {
+            return world.breaks(format!("{name}: {} items on a page of {limit}", found.items.len()));
+        }
+        for item in found.items.iter().map(&key) {
+            if !seen.insert(item) {
+                return world.breaks(format!("{name}: {item:?} is listed twice"));
+            }
+        }
+        if found.next.is_none() {
+            break;
+        }
+        if found.next == cursor {
+            return world.breaks(format!("{name}: {cursor:?} leads to itself"));
+        }
+        cursor = found.next;
+    }
+    let broken = world.with(|inner| {
+        let changed: BTreeSet<_> =
+            inner.model.changed_since(began).into_iter().map(|delivery| delivery.event).collect();
+        let is_calm = |item: &K| {
+            let event = event_of(*item);
+            !changed.contains(&event) && !inner.model.may_be_gone(event)
+        };
+        let after = of_model(inner);
+        let missing = before.intersection(&after).find(|item| is_calm(item) && !seen.contains(*item));
+        let invented = seen.iter().find(|item| is_calm(item) && !before.contains(*item));
+        match (missing, invented) {
+            (Some(missing), _) => Some(format!("{name}: {missing:?} is not listed on {pages} pages")),
+            (None, Some(invented)) => Some(format!("{name}: {invented:?} should not be listed")),
+            (None, None) => None,
+        }
+    });
+    match broken {
+        Some(broken) => world.breaks(broken),
+        None => world.count(if pages > 1 { "walkedPages" } else { "walked" }),
+    }
+}
+
+async fn walk_events(context: &Context, world: &World) {
+    let filter = Filter { delivery_state: None, reason: None, endpoint: None, ..world.with(draw_filter) };
+    let wanted = filter.clone();
+    let of_model =
+        move |inner: &Inner| inner.model.oracle.events(&wanted, None, usize::MAX).items.into_iter().collect();
+    let page = |cursor, limit| Events(&context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    walk_list(world, "events", page, |view| view.position, of_model, |position| position).await;
+}
+
+async fn walk_deliveries(context: &Context, world: &World) {
+    let filter = Filter { event_status: None, reason: None, ..world.with(draw_filter) };
+    let wanted = filter.clone();
+    let of_model = move |inner: &Inner| {
+        let found = inner.model.oracle.deliveries(&wanted, None, usize::MAX);
+        found.items.into_iter().map(|facts| facts.key).collect()
+    };
+    let page = |cursor, limit| Deliveries(&context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    walk_list(world, "deliveries", page, |view| view.key, of_model, |key| key.event).await;
+}
+
+async fn walk_dead_letters(context: &Context, world: &World) {
+    let filter = Filter { event_status: None, delivery_state: None, stream: None, ..world.with(draw_filter) };
+    let wanted = filter.clone();
+    let of_model = move |inner: &Inner| {
+        let found = inner.model.oracle.dead_letters(&wanted, None, usize::MAX);
+        found.items.into_iter().map(|letter| letter.delivery).collect()
+    };
+    let page = |cursor, limit| DeadLetters(&context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    walk_list(world, "dead letters", page, |view| view.delivery.key, of_model, |key| key.event).await;
+}
+
+async fn walk_backup(context: &Context, world: &World) {
+    let last = world.with(|inner| inner.model.last());
+    let (mut after, mut until, mut text) = (Position(0), None, String::new());
+    loop {
+        let (part, end, _) = match Backups(&context).part(after, until, None).await {
+            Ok(found) => found,
+            Err(error) => return refused(world, "backup", &error),
+        };
+        if !part.damaged.is_empty() {
+            return world.breaks(format!("a backup misses {:?}", part.damaged));
+        }
+        text.push_str(&part.text);
+        let Some(next) = part.next else { break };
+        (after, until) = (next, Some(end));
+    }
+    let saved: BTreeSet<_> = text
+        .split_ascii_whitespace()
+        .filter_map(|word| word.split_once(':')?.0.parse().ok().map(Position))
+        .collect();
+    let missing = world.with(|inner| {
+        let all = inner.model.records.iter().take_while(|(position, _)| *position <= last);
+        let mut lost = all.filter(|(position, record)| {
+            !saved.contains(position) && !inner.model.may_have_left(*position, record)
+        });
+        lost.next().map(|(position, _)| *position)
+    });
+    match missing {
+        Some(position) => world.breaks(format!("a backup misses the record at {position}")),
+        None => world.count("backups"),
+    }
+}
+
+/// Changes many deliveries, and sees that each of them was reached.
+pub(super) async fn operate_in_bulk(context: &Context, world: &World) {
+    match world.chance(|chance| chance.within(0, 5)) {
+        dice @ 0..4 => {
+            let redrives = dice < 3;
+            let mut filter = world.with(draw_filter);
+            (filter.delivery_state, filter.event_status, filter.stream) = (None, None, None);
+            let (began, before) = world.with(|inner| (inner.model.last(), letters(inner, &filter)));
+            let result = if redrives {
+                DeadLetters(&context).redrive_matching(&EVERYBODY, filter.clone(), None).await
+            } else {
+                DeadLetters(&context).purge_matching(&EVERYBODY, filter.clone(), None).await
+            };
+            let what = if redrives { "redrive all" } else { "purge all" };
+            changed(world, what, &result);
+            if result.is_ok() {
+                let is_left = |inner: &Inner, key: DeliveryKey| {
+                    let lives = inner.model.subscriber(key.endpoint).is_some_and(|known| !known.deleted);
+                    lives || !redrives
+                };
+                check_reached(world, what, began, before, is_left);
+            }
+        }
+        _ => replay_to_endpoint(context, world).await,
+    }
+}
+
+fn letters(inner: &Inner, filter: &Filter) -> BTreeSet<DeliveryKey> {
+    let found = inner.model.oracle.dead_letters(filter, None, usize::MAX);
+    found.items.into_iter().map(|letter| letter.delivery).collect()
+}
+
+async fn replay_to_endpoint(context: &Context, world: &World) {
+    let Some(endpoint) = any_endpoint(context, world) else { return };
+    let only_undelivered = world.chance(|chance| chance.percent(70));
+    let began = world.with(|inner| inner.model.last());
+    let before = world.with(|inner| replayable(inner, &endpoint, only_undelivered));
+    let result =
+        Replays(&context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], only_undelivered, None).await;
+    let what = format!("replay to {}", endpoint.number.0);
+    changed(world, &what, &result);
+    if result.is_ok() {
+        check_reached(world, &what, began, before, |_, _| true);
+    }
+}
+
+/// Deliveries that a replay to the endpoint has to begin, or begin again.
+fn replayable(inner: &Inner, endpoint: &Endpoint, only_undelivered: bool) -> BTreeSet<DeliveryKey> {
+    let number: EndpointNumber = endpoint.number;
+    let events = inner.model.oracle.events.iter();
+    let wanted = events.filter(|(_, event)| {
+        event.tenant == endpoint.tenant && want(&endpoint.event_types, &event.event_type)
+    });
+    let keys = wanted.map(|(position, _)| DeliveryKey { event: *position, endpoint: number });
+    keys.filter(|key| match inner.model.oracle.deliveries.get(key).map(|known| known.state) {
+        Some(DeliveryState::Pending) => false,
+        Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
+        Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
+    })
+    .collect()
+}
+
+pub(super) fn check_reached(
+    world: &World,
+    what: &str,
+    began: Position,
+    before: BTreeSet<DeliveryKey>,
+    counts: impl Fn(&Inner, DeliveryKey) -> bool,
+) {
+    let missed = world.with(|inner| {
+        let changed = inner.model.changed_since(began);
+        before
+            .iter()
+            .copied()
+            .find(|key| !changed.contains(key) && counts(inner, *key) && !inner.model.may_be_gone(key.event))
+    });
+    match missed {
+        Some(key) => world.breaks(format!("{what}: {key:?} was left out")),
+        None if before.len() > 1 => world.count("reachedInBulk"),
+        None => {}
+    }
+}

@@ -1,0 +1,347 @@
+//! The simulated world: what outlives a process, and what an onlooker who sees everything knows.
+//!
+//! Owns the disk, the rows, the clock, the receivers' books, the model and the trace. The first broken promise is kept;
+//! what happens after the power has failed is not seen by anybody.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::chance::Chance;
+use super::model::Model;
+use super::receivers::Receiver;
+use crate::context::clock::Clock;
+use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
+use crate::storage::disk::MemoryDisk;
+use crate::storage::state::base::memory::{MemoryRows, Supply};
+
+/// Longest wait that a receiver's `Retry-After` can ask for.
+pub(super) const RETRY_AFTER_SECONDS: u64 = 20;
+/// Longest time that an attempt takes.
+pub(super) const ATTEMPT_SECONDS_MAX: u64 = 6;
+/// When every simulation begins: 2033-05-18T03:33:20Z.
+const BEGINNING: u64 = 2_000_000_000_000;
+
+thread_local! {
+    static LIFE_BEGAN: Cell<Option<tokio::time::Instant>> = const { Cell::new(None) };
+    static WALL: Cell<u64> = const { Cell::new(BEGINNING) };
+    /// The clock of this life.
+    static CLOCK: RefCell<Clock> = RefCell::new(Clock::new(read));
+}
+
+/// Both clocks of the simulation that runs on this thread, as its system shows them.
+fn read() -> Now {
+    let began = LIFE_BEGAN.get();
+    let monotonic = began.map_or(Duration::ZERO, |began| tokio::time::Instant::now() - began);
+    Now { wall: Timestamp::from_millis(WALL.get()).plus(monotonic), monotonic }
+}
+
+pub(super) fn clock() -> Clock {
+    CLOCK.with_borrow(Clock::clone)
+}
+
+/// As the engine sees it.
+pub(super) fn now() -> Now {
+    CLOCK.with_borrow(Clock::now)
+}
+
+/// As the machine's clock shows it, set back or not.
+pub(super) fn civil() -> Timestamp {
+    read().wall
+}
+
+pub(super) fn wall() -> Timestamp {
+    now().wall
+}
+
+pub(super) fn begin_time() {
+    WALL.set(BEGINNING);
+    LIFE_BEGAN.set(None);
+    CLOCK.set(Clock::new(read));
+}
+
+pub(super) fn begin_life() {
+    LIFE_BEGAN.set(Some(tokio::time::Instant::now()));
+    CLOCK.set(Clock::new(read));
+}
+
+/// To be called while the life's runtime is still there.
+pub(super) fn end_life() {
+    WALL.set(read().wall.millis());
+    CLOCK.set(Clock::new(read));
+    LIFE_BEGAN.set(None);
+}
+
+/// Moves the wall clock, as an operator or a time server would.
+pub(super) fn jump(millis: i64) {
+    WALL.set(WALL.get().saturating_add_signed(millis));
+}
+
+/// What a seed decides beforehand.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) operations: u64,
+    pub(super) endpoints: u64,
+    pub(super) crashes: bool,
+    pub(super) disk_faults: bool,
+    pub(super) clock_jumps: bool,
+    /// Notices of the writer may come after those of the state.
+    pub(super) late_notices: bool,
+    pub(super) orders: bool,
+    /// Now and then no connection can be opened, because no file descriptor is left.
+    pub(super) shortages: bool,
+    /// Now and then the journal is read slowly.
+    pub(super) slow_reads: bool,
+    /// The operator wants to be told what happens.
+    pub(super) operator: bool,
+    pub(super) max_in_flight: usize,
+    /// All endpoints are at one host.
+    pub(super) host_max_in_flight: usize,
+    pub(super) segment_bytes: u64,
+    pub(super) room_bytes: usize,
+    pub(super) keep: Option<Duration>,
+    pub(super) bounds: Vec<(crate::knobs::Knob, usize)>,
+}
+
+impl Plan {
+    pub(super) fn draw(chance: &mut Chance) -> Self {
+        use crate::knobs::Knob;
+        let window = chance.within(2, 6) as usize;
+        let operations = chance.within(15, 60);
+        Self {
+            operations,
+            endpoints: chance.within(1, 4),
+            crashes: chance.percent(80),
+            disk_faults: chance.percent(25),
+            clock_jumps: chance.percent(15),
+            late_notices: chance.percent(50),
+            orders: chance.percent(60),
+            shortages: chance.percent(30),
+            slow_reads: chance.percent(50),
+            operator: operations.is_multiple_of(3),
+            max_in_flight: *chance.pick(&[1, 3, 20]),
+            host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
+            segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
+            room_bytes: *chance.pick(&[0, 500, 4_000]),
+            keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
+            bounds: vec![
+                (Knob::LaneWindowMax, window),
+                (Knob::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
+                (Knob::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
+                (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
+                (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
+                (Knob::AttemptSecondsMax, ATTEMPT_SECONDS_MAX as usize),
+                (Knob::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
+                (Knob::PagePositions, *chance.pick(&[2, 16, 256])),
+                (Knob::PageBytes, *chance.pick(&[300, 1 << 21])),
+                (Knob::ListSteps, *chance.pick(&[1, 20])),
+                (Knob::ScanEntries, *chance.pick(&[2, 10_000])),
+                (Knob::RetentionPages, *chance.pick(&[1, 16])),
+                (Knob::CommitRecords, *chance.pick(&[1, 3, 8_192])),
+                (Knob::CommitTargets, *chance.pick(&[1, 250_000])),
+                (Knob::Outcomes, *chance.pick(&[1, 50_000])),
+                (Knob::PayloadBytes, *chance.pick(&[1_000, 1 << 25])),
+                (Knob::Handshakes, *chance.pick(&[1, 256])),
+                (Knob::ClosedLookedAt, *chance.pick(&[1, 16])),
+                (Knob::BackupBytes, *chance.pick(&[1, 1 << 22])),
+            ],
+        }
+    }
+}
+
+/// A request that a publisher may repeat.
+#[derive(Clone, Debug)]
+pub(super) struct Posted {
+    /// The event's id, or why there is none.
+    pub(super) answered: Option<String>,
+    pub(super) expires_at: Option<Timestamp>,
+}
+
+/// The end of a callback's URL.
+#[derive(Clone, Debug)]
+pub(super) struct Callback {
+    pub(super) endpoint: EndpointId,
+    pub(super) token: String,
+    /// Where the endpoint was when it was shown.
+    pub(super) url: String,
+    /// Somebody has agreed by it.
+    pub(super) used: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) chance: Chance,
+    pub(super) plan: Plan,
+    pub(super) model: Model,
+    pub(super) receivers: BTreeMap<EndpointNumber, Receiver>,
+    /// Deliveries to which a receiver has answered 2xx.
+    pub(super) received: BTreeSet<DeliveryKey>,
+    /// What is with receivers now, and since when.
+    pub(super) in_flight: BTreeMap<DeliveryKey, Timestamp>,
+    /// Endpoints that are being asked for consent now.
+    pub(super) asking: BTreeSet<EndpointNumber>,
+    /// Reads of the journal wait for as long as a test says so.
+    pub(super) reads_wait: bool,
+    /// The task whose read of the journal ended last, and how long it took.
+    pub(super) held: Option<(tokio::task::Id, Duration)>,
+    /// Attempts that receivers have seen, by the life in which they were made.
+    pub(super) attempts: BTreeSet<(u32, DeliveryKey, u32)>,
+    pub(super) posted: BTreeMap<u64, Posted>,
+    /// Callbacks that receivers were shown, used or not.
+    pub(super) callbacks: Vec<Callback>,
+    pub(super) life: u32,
+    pub(super) stopping: bool,
+    /// Requests may be refused until then: the disk is full, or was just now.
+    pub(super) sick_until: Timestamp,
+    /// The disk fails for good in this life.
+    pub(super) failing: bool,
+    pub(super) healed: bool,
+    /// No connection can be opened.
+    pub(super) exhausted: bool,
+    /// Some reads of the journal fail in this life.
+    pub(super) unreadable: bool,
+    pub(super) happened: BTreeMap<&'static str, u64>,
+    pub(super) trace: String,
+    pub(super) broken: Option<String>,
+    operations: u64,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct World {
+    inner: Arc<Mutex<Inner>>,
+    disk: Arc<Mutex<MemoryDisk>>,
+    pub(super) rows: MemoryRows,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("World")
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut chance = Chance::new(seed);
+        let plan = Plan::draw(&mut chance);
+        let mut model = Model::default();
+        model.keep = plan.keep;
+        let inner = Inner {
+            chance,
+            plan,
+            model,
+            receivers: BTreeMap::new(),
+            received: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            asking: BTreeSet::new(),
+            reads_wait: false,
+            held: None,
+            attempts: BTreeSet::new(),
+            posted: BTreeMap::new(),
+            callbacks: Vec::new(),
+            life: 0,
+            stopping: false,
+            sick_until: Timestamp::ZERO,
+            failing: false,
+            healed: false,
+            exhausted: false,
+            unreadable: false,
+            happened: BTreeMap::new(),
+            trace: String::new(),
+            broken: None,
+            operations: 0,
+        };
+        let disk = Arc::new(Mutex::new(MemoryDisk::new()));
+        let rows = MemoryRows::new(supply(disk.clone()));
+        Self { inner: Arc::new(Mutex::new(inner)), disk, rows }
+    }
+
+    pub(super) fn with<R>(&self, look: impl FnOnce(&mut Inner) -> R) -> R {
+        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn chance<R>(&self, draw: impl FnOnce(&mut Chance) -> R) -> R {
+        self.with(|inner| draw(&mut inner.chance))
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        self.with(|inner| inner.plan.clone())
+    }
+
+    pub(super) fn disk(&self) -> MemoryDisk {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_disk(&self, disk: MemoryDisk) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+    }
+
+    /// Whether the power holds: without it nothing is heard or seen.
+    pub(super) fn is_alive(&self) -> bool {
+        self.disk().survivor().is_none()
+    }
+
+    pub(super) fn note(&self, what: std::fmt::Arguments<'_>) {
+        if self.is_alive() {
+            self.with(|inner| inner.note(what));
+        }
+    }
+
+    pub(super) fn count(&self, what: &'static str) {
+        self.with(|inner| *inner.happened.entry(what).or_default() += 1);
+    }
+
+    /// A promise is broken.
+    pub(super) fn breaks(&self, what: String) {
+        if self.is_alive() {
+            self.with(|inner| inner.breaks(what));
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.with(|inner| inner.broken.is_some())
+    }
+
+    /// One more operation, unless the plan is at its end.
+    pub(super) fn next_operation(&self) -> bool {
+        self.with(|inner| {
+            inner.operations += 1;
+            inner.operations <= inner.plan.operations
+        })
+    }
+}
+
+impl Inner {
+    pub(super) fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let at = i128::from(read().wall.millis()) - i128::from(BEGINNING);
+        writeln!(self.trace, "{at:>8} {what}").expect("writing to a string cannot fail");
+    }
+
+    pub(super) fn breaks(&mut self, what: String) {
+        if self.broken.is_none() {
+            self.note(format_args!("BROKEN: {what}"));
+            self.broken = Some(what);
+        }
+    }
+
+    pub(super) fn count(&mut self, what: &'static str) {
+        *self.happened.entry(what).or_default() += 1;
+    }
+}
+
+/// The rows hang on the same power supply as the disk.
+fn supply(disk: Arc<Mutex<MemoryDisk>>) -> Arc<dyn Fn() -> Supply + Send + Sync> {
+    Arc::new(move || {
+        let disk = disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let before = disk.survivor().is_some();
+        match disk.touch() {
+            Ok(()) => Supply::Holds,
+            Err(_) if before => Supply::FailsBefore,
+            // Either may happen; the bytes on the disk are as good a coin as any.
+            Err(_) if disk.bytes_used().is_multiple_of(2) => Supply::FailsAfter,
+            Err(_) => Supply::FailsBefore,
+        }
+    })
+}
