@@ -1,7 +1,8 @@
-//! The outside contract, put to the real daemon: a test for each thing that a client or an operator is promised.
+//! The contract of the HTTP API and the command line, against the real daemon: a test for each
+//! promise to a client or an operator.
 //!
-//! One file for each part of the contract. `refusals` is driven by the API's own document, so that an operation which
-//! joins it is asked everything there, too.
+//! One file for each part. `refusals` is driven by the API's own document, so an operation that joins
+//! the document is tested there, too.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,6 +1,8 @@
-//! Deliveries: what receivers get, in which order and at which rate, and what a receiver or a client cannot do to others.
+//! Deliveries: order, rate, redrive and traces on real requests; clients and receivers that
+//! misbehave.
 //!
-//! `egress` holds the attack table of addresses, names and TLS, `receivers` that of replies, `abuse` that of clients.
+//! `egress` holds the attack table of addresses, names and TLS; `receivers` that of replies;
+//! `abuse` that of clients.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

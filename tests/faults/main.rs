@@ -1,5 +1,5 @@
-//! Faults: processes killed or told to stop, disks that fail or fill up, clocks that jump, files that are damaged, old or
-//! foreign. What was acknowledged holds, and what is lost is named.
+//! Faults: kills, shutdown, disks that fail or fill up, power cuts, clocks that jump, files that are
+//! damaged, old or foreign, logs that nobody reads. Acknowledged events survive.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! What holds for the repository itself: layers, documentation, names.
+//! The repository itself: layers, names, documentation.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

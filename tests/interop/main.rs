@@ -1,4 +1,5 @@
-//! Programs that others wrote judge what Balto sends, answers and shows. `tests/judges/install` fetches them.
+//! Other people's programs judge deliveries, the API's document, metrics and alerts.
+//! `tests/judges/install` fetches these programs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

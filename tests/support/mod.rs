@@ -214,8 +214,8 @@ impl Daemon {
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
             key: None,
-            // Each call has a connection of its own. The daemon may close one that rests at any time, and a
-            // busy machine hears of it only after the next request is sent.
+            // Each call has a connection of its own. The daemon may close an idle connection at any
+            // time, and a busy machine learns of it only after it has sent the next request.
             client: reqwest::Client::builder()
                 .no_proxy()
                 .pool_max_idle_per_host(0)
