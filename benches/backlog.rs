@@ -1,11 +1,11 @@
-//! One million deliveries to an endpoint that is down: memory while they come in, after a `kill -9` and while they go out;
-//! time until the daemon is ready again; and in which order they go out when the receiver is back. Each promise has a line
-//! that says whether it holds.
+//! One million deliveries to an endpoint that is down: memory during ingest, after a `kill -9` and
+//! during the drain; time until the daemon is ready again; order of the drain after recovery. The
+//! report shows for each promise whether it holds.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a benchmark that cannot go on ends, and prints what it measured"
+    reason = "a benchmark ends on an error, and prints its results"
 )]
 
 mod support;
@@ -14,21 +14,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{Ended, balto, connect, free_port, most_memory, number, post};
+use support::{ChildGuard, balto, connect, free_port, most_memory, number, post};
 use tokio::net::TcpListener;
 
 const EVENTS: u64 = 1_000_000;
 const BATCH: u64 = 1_000;
-/// Most resident memory, in each phase.
+/// Maximum resident memory, in each phase.
 const MEMORY_BYTES_MAX: u64 = 300_000_000;
 /// From start to ready after a `kill -9`.
 const READY_MAX: Duration = Duration::from_secs(5);
-/// With 64 requests at once neighbours overtake each other by a few places.
+/// With 64 concurrent requests, neighbours overtake each other by a few places.
 const PLACES_FEW: u32 = 256;
-/// On a busy machine one that is under way may stand still while a fifth of a second's others pass it.
+/// On a busy machine a request may be delayed while the deliveries of a fifth of a second pass it.
 const PLACES_MAX: u32 = 4_096;
-/// How long the drain may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// Deadline of the drain.
+const WAIT_MAX: Duration = Duration::from_secs(600);
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -38,7 +38,7 @@ fn main() {
 async fn measure() {
     let data = tempfile::tempdir().unwrap();
     let (port, ops) = (free_port(), free_port());
-    // Nobody listens there until the backlog is complete.
+    // No receiver listens until the backlog is complete.
     let receiver = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut daemon = balto(data.path(), port, ops);
     let mut stream = connect(port).await;
@@ -56,14 +56,14 @@ async fn measure() {
         post(&mut stream, "/v1/events/batch", &format!(r#"{{"events":[{}]}}"#, events.join(",")), 202).await;
     }
     println!("accepted: {EVENTS} in {:.1} s", started.elapsed().as_secs_f64());
-    judge_memory(&daemon, "while they came in");
+    judge_memory(&daemon, "during ingest");
     daemon.0.kill().unwrap();
     daemon.0.wait().unwrap();
-    daemon = ready_again(data.path(), port, ops).await;
+    daemon = restart_and_time(data.path(), port, ops).await;
     drain(&daemon, receiver).await;
 }
 
-async fn ready_again(data: &std::path::Path, port: u16, ops: u16) -> Ended {
+async fn restart_and_time(data: &std::path::Path, port: u16, ops: u16) -> ChildGuard {
     let started = Instant::now();
     let daemon = balto(data, port, ops);
     while !support::get(ops, "/readyz").await.starts_with("HTTP/1.1 200") {
@@ -71,7 +71,7 @@ async fn ready_again(data: &std::path::Path, port: u16, ops: u16) -> Ended {
     }
     let took = started.elapsed();
     judge(took < READY_MAX, &format!("ready {:.2} s after the restart, below 5", took.as_secs_f64()));
-    judge_memory(&daemon, "while it started");
+    judge_memory(&daemon, "during the start");
     daemon
 }
 
@@ -79,12 +79,12 @@ fn judge(holds: bool, promise: &str) {
     println!("{}: {promise}", if holds { "HOLDS" } else { "BROKEN" });
 }
 
-fn judge_memory(daemon: &Ended, when: &str) {
+fn judge_memory(daemon: &ChildGuard, when: &str) {
     let most = most_memory(daemon.0.id());
     judge(most < MEMORY_BYTES_MAX, &format!("memory {when}: {} MB at most, below 300", most / 1_000_000));
 }
 
-async fn drain(daemon: &Ended, receiver: std::net::SocketAddr) {
+async fn drain(daemon: &ChildGuard, receiver: std::net::SocketAddr) {
     // Number of the event, and whether it is the first attempt.
     let got: Arc<Mutex<Vec<(u32, bool)>>> = Arc::default();
     let count = Arc::new(AtomicU64::new(0));
@@ -98,20 +98,21 @@ async fn drain(daemon: &Ended, receiver: std::net::SocketAddr) {
     }));
     let mut first = None;
     while count.load(Ordering::Relaxed) < EVENTS {
-        assert!(started.elapsed() < PATIENCE, "{} of {EVENTS} arrived", count.load(Ordering::Relaxed));
+        assert!(started.elapsed() < WAIT_MAX, "{} of {EVENTS} arrived", count.load(Ordering::Relaxed));
         if first.is_none() && count.load(Ordering::Relaxed) > 0 {
             first = Some(Instant::now());
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let first = first.unwrap_or(started);
-    println!("first delivery: {:.1} s after the receiver was back", (first - started).as_secs_f64());
+    println!("first delivery: {:.1} s after the receiver's recovery", (first - started).as_secs_f64());
     println!("drained: {:.1} s after that", first.elapsed().as_secs_f64());
-    judge_memory(daemon, "until they were out");
+    judge_memory(daemon, "during the drain");
     judge_order(&got.lock().unwrap());
 }
 
-/// What was tried while the receiver was down is due again by its own retry time, so it may come later; nothing else.
+/// Only deliveries that were attempted while the receiver was down may come later, at their own
+/// retry time.
 fn judge_order(got: &[(u32, bool)]) {
     let mut highest = 0;
     let [mut fresh, mut tried] = [(); 2].map(|()| Lateness::default());
@@ -122,8 +123,8 @@ fn judge_order(got: &[(u32, bool)]) {
     }
     let twice = got.len() as u64 - EVENTS;
     println!("received: {} ({twice} twice)", got.len());
-    println!("tried while the receiver was down: {tried}");
-    judge(fresh.most <= PLACES_MAX, &format!("the others in order of acceptance: {fresh}"));
+    println!("attempted while the receiver was down: {tried}");
+    judge(fresh.most <= PLACES_MAX, &format!("the others, in order of acceptance: {fresh}"));
 }
 
 #[derive(Default)]

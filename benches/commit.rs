@@ -1,5 +1,6 @@
-//! Commits per second of the journal on a real file system, by batch size. `cargo bench --bench commit`; the directory
-//! is a fresh one in `TMPDIR` (by default `/tmp`): set it to measure another disk.
+//! Commits per second of the journal on a real file system, by batch size. `cargo bench --bench
+//! commit`; the directory is a fresh one in `TMPDIR` (by default `/tmp`): set it to measure another
+//! disk.
 #![expect(clippy::print_stdout, reason = "a benchmark's result is its output")]
 
 use std::sync::Arc;

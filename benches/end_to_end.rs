@@ -1,15 +1,16 @@
-//! Deliveries per second, end to end: Balto (durable, fdatasync before each 202) beside a bare relay that has the same HTTP
-//! in and out and stores nothing; and batch ingest, acknowledged events per second. The relay's messages are Balto's, head
-//! and body, as one event's publisher and receiver saw them: it reads each event, and answers and sends the same every time.
+//! Deliveries per second, end to end: Balto (durable, fdatasync before each 202) beside a bare
+//! relay with the same HTTP in and out and no storage; and batch ingest in acknowledged events per
+//! second. The relay sends Balto's messages, head and body, recorded from one event: it reads each
+//! event, and answers and sends the same every time.
 //!
-//! Both run as child processes and take short turns, with the same publishers and the same receiver in this process; what
-//! counts is the median of the turns' ratios, since a machine that others use too changes its speed from second to second.
-//! Bounded: it ends by itself after a few tens of seconds.
+//! Both run as child processes and take short turns, with the same publishers and the same receiver
+//! in this process. The result is the median of the turns' ratios, since a shared machine changes
+//! its speed from second to second. The run ends after a few tens of seconds.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a benchmark that cannot go on ends, and prints what it measured"
+    reason = "a benchmark ends on an error, and prints its results"
 )]
 
 mod support;
@@ -26,14 +27,14 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use support::{
-    Ended, PATIENCE, answering, balto, connect, cpu, event, free_port, get, post, receiver, subscribe,
+    ChildGuard, WAIT_MAX, answering, balto, connect, cpu, event, free_port, get, post, receiver, subscribe,
 };
 use tokio::net::TcpListener;
 
 const PUBLISHERS: usize = 64;
 const EVENTS: usize = 20_000;
 const ROUNDS: usize = 15;
-/// Between two turns, so that what one leaves behind is not charged to the next.
+/// Pause between two turns, so that the work of one is not charged to the next.
 const PAUSE: Duration = Duration::from_millis(200);
 const BATCHES: usize = 200;
 
@@ -42,19 +43,19 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     match arguments.iter().position(|argument| argument == "--relay") {
         Some(at) => {
-            let [port, target, heard] = [1, 2, 3].map(|next| &arguments[at + next]);
-            runtime.block_on(relay(port, target, Path::new(heard)));
+            let [port, target, recorded] = [1, 2, 3].map(|next| &arguments[at + next]);
+            runtime.block_on(relay(port, target, Path::new(recorded)));
         }
         None => runtime.block_on(measure()),
     }
 }
 
-/// Takes a body, answers 202, sends a request. Nothing else.
-async fn relay(port: &str, target: &str, heard: &Path) {
+/// Reads a body, answers 202, sends a request, and does nothing else.
+async fn relay(port: &str, target: &str, recorded: &Path) {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let target: Uri = target.parse().unwrap();
     let [answer, delivery] =
-        [ANSWER, DELIVERY].map(|name| message(&std::fs::read(heard.join(name)).unwrap()));
+        [ANSWER, DELIVERY].map(|name| message(&std::fs::read(recorded.join(name)).unwrap()));
     let handler = move |_: Bytes| {
         let (client, target, (headers, body)) = (client.clone(), target.clone(), delivery.clone());
         let (answer_headers, answer_body) = answer.clone();
@@ -82,30 +83,30 @@ async fn relay(port: &str, target: &str, heard: &Path) {
     balto::api::http::server::serve(listener, router, bounds, std::future::pending()).await;
 }
 
-/// What was heard of Balto.
+/// File name of Balto's recorded response.
 const ANSWER: &str = "answer";
 const DELIVERY: &str = "delivery";
 
-/// One event through Balto, as its publisher and its receiver hear it.
-async fn hear(heard: &Path) {
+/// Records one event through Balto, at its publisher and its receiver.
+async fn record(recorded: &Path) {
     let data = tempfile::tempdir().unwrap();
     let port = free_port();
     let _balto = balto(data.path(), port, free_port());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (url, (told, delivered)) =
+    let (url, (responses, delivered)) =
         (format!("http://{}/hook", listener.local_addr().unwrap()), std::sync::mpsc::channel());
     tokio::spawn(answering(listener, move |request| {
-        told.send(request.to_vec()).unwrap();
+        responses.send(request.to_vec()).unwrap();
         Some(200)
     }));
     subscribe(port, &url).await;
     let answer = post(&mut connect(port).await, "/v1/events", &event(), 202).await;
-    std::fs::write(heard.join(ANSWER), answer).unwrap();
-    let delivered = tokio::task::spawn_blocking(move || delivered.recv_timeout(PATIENCE)).await.unwrap();
-    std::fs::write(heard.join(DELIVERY), delivered.unwrap()).unwrap();
+    std::fs::write(recorded.join(ANSWER), answer).unwrap();
+    let delivered = tokio::task::spawn_blocking(move || delivered.recv_timeout(WAIT_MAX)).await.unwrap();
+    std::fs::write(recorded.join(DELIVERY), delivered.unwrap()).unwrap();
 }
 
-/// Headers and body, without the headers that the relay's HTTP makes itself.
+/// Headers and body, without the headers that the relay's HTTP library generates.
 fn message(raw: &[u8]) -> (HeaderMap, Bytes) {
     let text = std::str::from_utf8(raw).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -120,26 +121,26 @@ fn message(raw: &[u8]) -> (HeaderMap, Bytes) {
 }
 
 async fn measure() {
-    let heard = tempfile::tempdir().unwrap();
-    hear(heard.path()).await;
+    let recorded = tempfile::tempdir().unwrap();
+    record(recorded.path()).await;
     let received = Arc::new(AtomicUsize::new(0));
     let target = receiver(received.clone()).await;
     let (relay_port, port, ops) = (free_port(), free_port(), free_port());
     let relay = Command::new(std::env::current_exe().unwrap())
         .args(["--relay", &relay_port.to_string(), &target])
-        .arg(heard.path())
+        .arg(recorded.path())
         .spawn();
-    let relay = Ended(relay.unwrap());
+    let relay = ChildGuard(relay.unwrap());
     let data = tempfile::tempdir().unwrap();
     let engine = balto(data.path(), port, ops);
     subscribe(port, &target).await;
-    println!("| turn | bare relay, deliveries/s (CPU µs each, of both sides) | balto, the same | ratio |");
+    println!("| turn | bare relay, deliveries/s (CPU µs each, of both sides) | balto, same units | ratio |");
     println!("|---|---|---|---|");
     let mut turns = Vec::new();
     for turn in 0..=ROUNDS {
         let relay = load(relay_port, &relay, &received).await;
         let balto = load(port, &engine, &received).await;
-        // The first turn of each finds nothing warm.
+        // The first turn of each warms up and does not count.
         if turn > 0 {
             let ratio = balto.rate / relay.rate;
             println!("| {turn} | {relay} | {balto} | {ratio:.2} |");
@@ -153,16 +154,16 @@ async fn measure() {
     drop((engine, data));
     let (matched, unmatched) = (batches(Some(&target)).await, batches(None).await);
     println!("\nbatch ingest, 500-byte events in batches of 1000, 4 connections, acknowledged events/s:");
-    println!("without an endpoint {unmatched:.0}; with one that is being delivered to {matched:.0}");
+    println!("without an endpoint {unmatched:.0}; with an endpoint {matched:.0}");
 }
 
-/// What a round gave.
+/// Result of a round.
 struct Speed {
     /// Deliveries per second.
     rate: f64,
-    /// Processor time of the process under test per delivery, in microseconds; less noisy than the rate.
+    /// CPU time of the process under test per delivery, in microseconds; less noisy than the rate.
     cost: f64,
-    /// The same with that of the publishers and the receiver: what is missing to all processors' time was idle.
+    /// The same including publishers and receiver: the difference to the total CPU time was idle.
     cost_of_all: f64,
 }
 
@@ -188,7 +189,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Posts all events one by one over all connections, and waits until each has arrived.
-async fn load(port: u16, child: &Ended, received: &AtomicUsize) -> Speed {
+async fn load(port: u16, child: &ChildGuard, received: &AtomicUsize) -> Speed {
     tokio::time::sleep(PAUSE).await;
     let mut streams = Vec::new();
     for _ in 0..PUBLISHERS {
@@ -211,7 +212,7 @@ async fn load(port: u16, child: &Ended, received: &AtomicUsize) -> Speed {
     }
     while publishers.join_next().await.transpose().unwrap().is_some() {}
     while received.load(Ordering::Relaxed) < EVENTS {
-        assert!(started.elapsed() < PATIENCE, "{} of {EVENTS} arrived", received.load(Ordering::Relaxed));
+        assert!(started.elapsed() < WAIT_MAX, "{} of {EVENTS} arrived", received.load(Ordering::Relaxed));
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let (events, took) = (EVENTS as f64, started.elapsed().as_secs_f64());

@@ -1,4 +1,4 @@
-//! One target of `parsers.rs`, for libFuzzer: the one that has this program's name.
+//! One target of `parsers` for libFuzzer, selected by the program's name.
 
 #![no_main]
 
@@ -8,5 +8,5 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let target = parsers::TARGETS.iter().find(|target| target.name == env!("CARGO_BIN_NAME"));
-    (target.expect("programs are named after targets").run)(bytes);
+    (target.expect("each program has the name of its target").run)(bytes);
 });

@@ -1,5 +1,5 @@
-//! What benchmarks share: the daemon as a child process, a receiver that counts, and publishers with as little of their
-//! own as can be.
+//! Shared parts of the benchmarks: the daemon as a child process, a receiver that counts, and
+//! publishers with minimal overhead.
 
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Counts requests and answers each with 200.
 pub(crate) async fn receiver(received: Arc<AtomicUsize>) -> String {
@@ -57,23 +57,23 @@ pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-pub(crate) struct Ended(pub(crate) Child);
+pub(crate) struct ChildGuard(pub(crate) Child);
 
-impl Drop for Ended {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _gone = self.0.kill();
         let _reaped = self.0.wait();
     }
 }
 
-/// Processor time that a process has used, in microseconds (the kernel counts hundredths of a second).
+/// CPU time of a process in microseconds (the kernel counts hundredths of a second).
 pub(crate) fn cpu(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10_000.0
 }
 
-pub(crate) fn balto(data: &std::path::Path, port: u16, ops: u16) -> Ended {
+pub(crate) fn balto(data: &std::path::Path, port: u16, ops: u16) -> ChildGuard {
     let child = Command::new(env!("CARGO_BIN_EXE_balto"))
         .args(["serve", "--dev", "--data-dir"])
         .arg(data)
@@ -81,7 +81,7 @@ pub(crate) fn balto(data: &std::path::Path, port: u16, ops: u16) -> Ended {
         .env("BALTO__SERVER__OPS_LISTEN", format!("127.0.0.1:{ops}"))
         .env("BALTO__LOG__LEVEL", "error")
         .spawn();
-    Ended(child.unwrap())
+    ChildGuard(child.unwrap())
 }
 
 pub(crate) async fn get(port: u16, path: &str) -> String {
@@ -99,18 +99,18 @@ pub(crate) async fn subscribe(port: u16, target: &str) {
 }
 
 pub(crate) async fn connect(port: u16) -> TcpStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     loop {
         if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
             stream.set_nodelay(true).unwrap();
             return stream;
         }
-        assert!(Instant::now() < deadline, "nobody listens");
+        assert!(Instant::now() < deadline, "the port has no listener");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// The answer, head and body.
+/// The response, head and body.
 pub(crate) async fn post(stream: &mut TcpStream, path: &str, body: &str, status: u16) -> Vec<u8> {
     let length = body.len();
     let head = format!(
@@ -130,7 +130,7 @@ pub(crate) fn event() -> String {
     format!(r#"{{"type":"order.paid","data":{{"note":"{}"}}}}"#, "x".repeat(460))
 }
 
-/// A receiver whose answer each request gets by its body; `None` leaves it without one.
+/// A receiver whose response depends on the request's body; `None` sends no response.
 pub(crate) async fn answering(
     listener: TcpListener,
     answer: impl Fn(&[u8]) -> Option<u16> + Send + Sync + 'static,
@@ -158,14 +158,14 @@ pub(crate) async fn answering(
     }
 }
 
-/// The number in an event's data, as it stands in a delivered body.
+/// The number in an event's data, read from a delivered body.
 pub(crate) fn number(request: &[u8]) -> u64 {
     let text = std::str::from_utf8(request).unwrap();
     let (_, rest) = text.split_once(r#""number":"#).unwrap();
     rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// Most resident memory that a process has had, in bytes.
+/// Peak resident memory of a process, in bytes.
 pub(crate) fn most_memory(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

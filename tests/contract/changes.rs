@@ -1,4 +1,4 @@
-//! An endpoint that changes while a request to it is under way.
+//! Endpoint changes while a request to the endpoint is in flight.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
@@ -8,13 +8,13 @@ use serde_json::json;
 use super::support::{Daemon, Receiver, answer};
 use super::{list, publish, text};
 
-/// A receiver whose first answer waits until the test sends something.
-async fn waits(first: impl Into<String>) -> (Receiver, Sender<()>) {
+/// A receiver that holds its first response until the test sends a signal.
+async fn gated_receiver(first: impl Into<String>) -> (Receiver, Sender<()>) {
     let (go, gate) = channel();
     let (gate, first) = (Mutex::new(gate), first.into());
     let receiver = Receiver::start(move |number, _| {
         if number == 0 {
-            // Another thread serves the other sockets meanwhile.
+            // The other worker threads serve the other sockets.
             let _gone = tokio::task::block_in_place(|| gate.lock().unwrap().recv());
             return first.clone();
         }
@@ -24,8 +24,9 @@ async fn waits(first: impl Into<String>) -> (Receiver, Sender<()>) {
     (receiver, go)
 }
 
-/// An endpoint at `old` moves to `new` while the first request is under way; `go` lets it be answered.
-async fn move_meanwhile(daemon: &Daemon, old: &Receiver, new: &Receiver, go: &Sender<()>) -> String {
+/// Registers an endpoint at `old` and moves it to `new` while the first request is in flight; `go`
+/// releases the response.
+async fn move_in_flight(daemon: &Daemon, old: &Receiver, new: &Receiver, go: &Sender<()>) -> String {
     let made = daemon
         .post(
             "/endpoints",
@@ -42,15 +43,16 @@ async fn move_meanwhile(daemon: &Daemon, old: &Receiver, new: &Receiver, go: &Se
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn answer_of_a_former_url_is_no_judgement_of_the_new_one() {
+async fn response_of_former_url_does_not_affect_the_new_one() {
     let data = tempfile::tempdir().unwrap();
     let throttled = "HTTP/1.1 429 x\r\nretry-after: 3600\r\ncontent-length: 0\r\n\r\n";
     for (story, first) in [("gone", answer(410)), ("throttled", throttled.to_owned())] {
         let daemon = Daemon::start(&data.path().join(story)).await;
-        let (old, go) = waits(first).await;
+        let (old, go) = gated_receiver(first).await;
         let new = Receiver::status(200).await;
-        let path = move_meanwhile(&daemon, &old, &new, &go).await;
-        // The outcome of the old request is recorded before the next delivery goes out: one at a time.
+        let path = move_in_flight(&daemon, &old, &new, &go).await;
+        // One delivery is sent at a time: the outcome of the old request is recorded before the
+        // next delivery starts.
         let event = publish(&daemon, json!({"type": "a.b", "data": 2})).await;
         daemon
             .until(&format!("/events/{}", text(&event, "id")), |event| event["status"] == "delivered")
@@ -64,12 +66,12 @@ async fn answer_of_a_former_url_is_no_judgement_of_the_new_one() {
 async fn retry_goes_to_the_new_url_with_the_new_secret() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let (old, go) = waits(answer(500)).await;
+    let (old, go) = gated_receiver(answer(500)).await;
     let new = Receiver::status(200).await;
     let (release, held) = channel();
-    let path = move_meanwhile(&daemon, &old, &new, &release).await;
+    let path = move_in_flight(&daemon, &old, &new, &release).await;
     held.recv().unwrap();
-    // Rotated without an overlap: the key that signed the first attempt signs no other one.
+    // The rotation has no overlap: the key of the first attempt signs no further attempt.
     let rotated = daemon.post(&format!("{path}/secret/rotate"), r#"{"overlap":"0s"}"#).await;
     go.send(()).unwrap();
     let got = new.until(1).await.remove(0);
@@ -82,9 +84,9 @@ async fn retry_goes_to_the_new_url_with_the_new_secret() {
     assert_eq!(headers["webhook-signature"], signed);
 }
 
-/// Consent counts for the URL, the origin and the rate that it was given for.
+/// Consent is valid only for the URL, origin and rate of its request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn consent_given_before_a_change_does_not_count_after_it() {
+async fn consent_granted_before_a_change_is_void_after_it() {
     const AGREES: &str =
         "HTTP/1.1 200 x\r\nwebhook-allowed-origin: *\r\nwebhook-allowed-rate: *\r\ncontent-length: 0\r\n\r\n";
     let data = tempfile::tempdir().unwrap();
@@ -96,13 +98,14 @@ async fn consent_given_before_a_change_does_not_count_after_it() {
         ("origin", json!({"handshake": {"origin": "other.example.com"}})),
         ("rate", json!({"handshake": {"rate": 7}})),
     ] {
-        // Every further request for consent is refused.
+        // The receiver refuses every further request for consent.
         let (go, gate) = channel::<()>();
         let gate = Mutex::new(gate);
-        let refuses = |got: &super::support::Got| answer(if got.method == "OPTIONS" { 405 } else { 200 });
+        let refuses =
+            |got: &super::support::ReceivedRequest| answer(if got.method == "OPTIONS" { 405 } else { 200 });
         let old = Receiver::start(move |number, got| {
             if number == 0 {
-                // Another thread serves the other sockets meanwhile.
+                // The other worker threads serve the other sockets.
                 let _gone = tokio::task::block_in_place(|| gate.lock().unwrap().recv());
                 return AGREES.to_owned();
             }
@@ -126,7 +129,8 @@ async fn consent_given_before_a_change_does_not_count_after_it() {
         assert_eq!(status, 200, "{story}: {changed}");
         go.send(()).unwrap();
         publish(&daemon, json!({"type": story, "data": 1})).await;
-        // It is asked as it is now, and refuses: twice, so that the first answer has long been judged.
+        // The receiver refuses the new request. The test waits for two refusals: by then the first
+        // response was processed.
         if moves {
             new.until(2).await;
         } else {
@@ -137,18 +141,18 @@ async fn consent_given_before_a_change_does_not_count_after_it() {
         daemon.until(&format!("{path}/lane"), |lane| lane["reason"] == "handshake").await;
         let posts =
             [&old, &new].map(|receiver| receiver.got().iter().filter(|got| got.method == "POST").count());
-        assert_eq!(posts, [0, 0], "{story}: it was sent to without its consent");
+        assert_eq!(posts, [0, 0], "{story}: a delivery was sent without consent");
     }
 }
 
-/// Pauses and deletions between an attempt and its retry.
+/// An endpoint is paused, then deleted, between an attempt and its retry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn retry_waits_for_a_pause_and_ends_with_a_deletion() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for deletes in [false, true] {
         let kind = if deletes { "deleted" } else { "paused" };
-        let (receiver, go) = waits(answer(500)).await;
+        let (receiver, go) = gated_receiver(answer(500)).await;
         let made = daemon
             .post(
                 "/endpoints",

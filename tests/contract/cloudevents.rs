@@ -1,4 +1,5 @@
-//! CloudEvents 1.0 at the API: the three modes of the HTTP binding, what is kept of them, and what is refused where.
+//! CloudEvents 1.0 at the API: the three modes of the HTTP binding, the attributes that are kept,
+//! and the errors.
 
 use crate::support::{Daemon, Receiver};
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ fn event() -> Value {
     json!({"specversion": "1.0", "id": "A234-1234/1.2", "source": "/mycontext#1", "type": "com.example.someevent"})
 }
 
-/// An event with more members, or with some of them changed; null removes one.
+/// The sample event with changed members; null removes a member.
 fn with(changes: &Value) -> Value {
     let mut event = event();
     for (name, value) in changes.as_object().unwrap() {
@@ -28,12 +29,13 @@ async fn accepted(daemon: &Daemon, headers: &[(&str, &str)], body: &str) -> Valu
 }
 
 #[tokio::test]
-async fn structured_events_keep_attributes_extensions_and_data() {
+async fn structured_event_keeps_attributes_extensions_and_data() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(204).await;
     daemon.post("/endpoints", &json!({"url": receiver.url, "format": "cloudevents"}).to_string()).await;
-    // The data is written as no serialiser would write it, to see that it goes through as it is.
+    // No serialiser writes JSON like this: the test shows that the data passes through byte for
+    // byte.
     let posted = r#"{ "specversion" : "1.0", "id":"1.2 é", "source":"urn:x", "type":"a.b", "subject":"s/1",
         "time":"2026-03-13T10:35:00.123456+01:00", "dataschema":"https://a.example/s", "datacontenttype":"application/x+json",
         "flag":true, "count":-2147483648, "text":"7", "absent":null, "partitionkey":"p", "data": {"z":1.0,"a":"\u00e9"} }"#;
@@ -48,11 +50,7 @@ async fn structured_events_keep_attributes_extensions_and_data() {
     assert_eq!(kept["attributes"], attributes);
     let got = receiver.until(1).await.remove(0);
     assert_eq!(got.headers["content-type"], "application/cloudevents+json; charset=utf-8");
-    assert_eq!(
-        got.headers["webhook-id"],
-        kept["id"].as_str().unwrap(),
-        "theirs may hold what a signature cannot"
-    );
+    assert_eq!(got.headers["webhook-id"], kept["id"].as_str().unwrap(), "a CloudEvents id may contain a dot");
     assert!(got.body.contains(r#""data":{"z":1.0,"a":"\u00e9"}"#), "{}", got.body);
     let mut sent: Value = serde_json::from_str(&got.body).unwrap();
     sent.as_object_mut().unwrap().remove("data");
@@ -62,9 +60,9 @@ async fn structured_events_keep_attributes_extensions_and_data() {
     assert_eq!(sent, expected);
 }
 
-/// Null would be a value. The standard format has its member `data` always.
+/// Null would be a value. The standard format always has its member `data`.
 #[tokio::test]
-async fn an_event_without_data_leaves_without_data() {
+async fn cloudevent_without_data_is_delivered_without_data() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let (receiver, standard) = (Receiver::status(204).await, Receiver::status(204).await);
@@ -100,7 +98,7 @@ async fn an_event_without_data_leaves_without_data() {
 }
 
 #[tokio::test]
-async fn binary_events_have_their_attributes_in_headers_and_any_data() {
+async fn binary_event_has_attributes_in_headers_and_any_data() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(204).await;
@@ -138,7 +136,7 @@ async fn binary_events_have_their_attributes_in_headers_and_any_data() {
 }
 
 #[tokio::test]
-async fn what_is_no_cloudevent_is_refused_where_it_is_wrong() {
+async fn invalid_cloudevent_error_points_to_the_member() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let long = "x".repeat(2_049);
@@ -210,7 +208,7 @@ async fn what_is_no_cloudevent_is_refused_where_it_is_wrong() {
 }
 
 #[tokio::test]
-async fn headers_that_make_no_cloudevent_are_refused_by_their_name() {
+async fn invalid_binary_headers_are_refused_by_name() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     const JSON: (&str, &str) = ("content-type", "application/json");
@@ -247,14 +245,14 @@ async fn headers_that_make_no_cloudevent_are_refused_by_their_name() {
         let (got, problem, _) = daemon.call("POST", "/events", &headers, body).await;
         assert_eq!(got, status, "{media}: {problem}");
     }
-    // Without any of the four it is an event of ours.
+    // Without any of the four required headers, the body is read as a Balto event.
     let (status, ..) =
         daemon.call("POST", "/events", &[JSON, ("ce-other", "x")], r#"{"type":"a","data":1}"#).await;
     assert_eq!(status, 202);
 }
 
 #[tokio::test]
-async fn id_and_source_name_an_event_for_as_long_as_it_is_kept() {
+async fn id_and_source_identify_an_event_while_it_is_kept() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let first = accepted(&daemon, &[STRUCTURED], &with(&json!({"data": {"n": 1}})).to_string()).await;
@@ -270,7 +268,7 @@ async fn id_and_source_name_an_event_for_as_long_as_it_is_kept() {
     assert_eq!(
         post(json!({"data": {"n": 1}, "traceid": "2"}), "/events", &[]).await,
         again,
-        "sent again on another way"
+        "repeated in another mode"
     );
     assert_eq!(post(json!({"data": {"n": 1}}), "/events", &[("idempotency-key", "k")]).await, again);
     for (changes, path) in [
@@ -292,7 +290,7 @@ async fn id_and_source_name_an_event_for_as_long_as_it_is_kept() {
         let (got, problem, _) = daemon.call("POST", path, &[media], &event().to_string()).await;
         assert_eq!(got, status, "{path}: {problem}");
     }
-    // As an event of ours says it, with the place where it stands.
+    // The error is that of the native format, at the pointer of the CloudEvent.
     let reserved = "the tenant `balto` is reserved";
     let wrong = json!([{"pointer": "/tenant", "parameter": "tenant", "detail": reserved}]);
     let (_, problem, _) =
@@ -307,7 +305,7 @@ async fn id_and_source_name_an_event_for_as_long_as_it_is_kept() {
 }
 
 #[tokio::test]
-async fn in_a_batch_each_event_stands_alone() {
+async fn batch_accepts_or_refuses_each_event_separately() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let batch =
@@ -328,7 +326,7 @@ async fn in_a_batch_each_event_stands_alone() {
         let (got, problem, _) = daemon.call("POST", "/events", &[BATCHED], body).await;
         assert_eq!(got, status, "{body:.20}: {problem}");
     }
-    // A batch may be larger than one event may be.
+    // The limit of a batch is larger than that of one event.
     let large = |id: &str| with(&json!({"id": id, "data": "x".repeat(200_000)}));
     let (status, answer, _) =
         daemon.call("POST", "/events", &[BATCHED], &json!([large("3"), large("4")]).to_string()).await;
@@ -338,9 +336,9 @@ async fn in_a_batch_each_event_stands_alone() {
     assert_eq!(answer["results"][0]["status"], 413);
 }
 
-/// In binary mode headers say what the event is, so a request with other ones is another request.
+/// In binary mode the headers are part of the event, so other headers make another request.
 #[tokio::test]
-async fn a_key_is_bound_to_the_attributes_of_a_binary_event_too() {
+async fn key_is_bound_to_the_attributes_of_a_binary_event() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let post = async |id: &str, more: (&str, &str)| {
@@ -360,6 +358,6 @@ async fn a_key_is_bound_to_the_attributes_of_a_binary_event_too() {
     assert_eq!(post("1", ("ce-subject", "x")).await, (202, None, false));
     assert_eq!(post("2", ("ce-subject", "x")).await, mismatch);
     assert_eq!(post("1", ("ce-subject", "y")).await, mismatch);
-    // What is not of the event does not count.
+    // Headers that are not event attributes are ignored.
     assert_eq!(post("1", ("ce-subject", "x")).await, (202, None, true));
 }

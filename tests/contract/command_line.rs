@@ -1,4 +1,4 @@
-//! The command line as people and scripts use it, and the README's commands as they stand there.
+//! The command line for people and scripts, and the commands of the README.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,25 +8,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::support::{Daemon, PATIENCE, Receiver, answer, has, say};
+use super::support::{Daemon, Receiver, WAIT_MAX, answer, has_program, say};
 use super::{ADMIN, endpoint, keyed, list, text};
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
 
-struct Said {
+struct CommandOutput {
     code: i32,
     out: String,
     err: String,
 }
 
-impl Said {
+impl CommandOutput {
     fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|_| panic!("not JSON: {} {}", self.out, self.err))
     }
 }
 
 /// Runs a client command against a daemon.
-fn balto_with(url: &str, key: &str, arguments: &[&str], input: &str) -> Said {
+fn balto_with(url: &str, key: &str, arguments: &[&str], input: &str) -> CommandOutput {
     let mut child = Command::new(BALTO)
         .args(arguments)
         .env("BALTO_URL", url)
@@ -39,24 +39,24 @@ fn balto_with(url: &str, key: &str, arguments: &[&str], input: &str) -> Said {
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    CommandOutput { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn balto(daemon: &Daemon, arguments: &[&str]) -> Said {
+fn balto(daemon: &Daemon, arguments: &[&str]) -> CommandOutput {
     balto_with(daemon.api.strip_suffix("/v1").unwrap(), "", arguments, "")
 }
 
-/// The JSON answer of a command that succeeds.
+/// The JSON output of a command that succeeds.
 fn answer_of(daemon: &Daemon, arguments: &[&str]) -> Value {
-    let said = balto(daemon, &[arguments, &["--json"]].concat());
-    assert_eq!(said.code, 0, "{arguments:?}: {}", said.err);
-    said.json()
+    let message = balto(daemon, &[arguments, &["--json"]].concat());
+    assert_eq!(message.code, 0, "{arguments:?}: {}", message.err);
+    message.json()
 }
 
-/// A child that ends with its guard.
-struct Running(Child);
+/// A child process that is killed on drop.
+struct ChildGuard(Child);
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();
@@ -64,7 +64,7 @@ impl Drop for Running {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_command_of_the_contract_does_what_it_says() {
+async fn every_command_of_the_contract_works() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number < 2 { 500 } else { 200 })).await;
@@ -115,7 +115,7 @@ async fn each_command_of_the_contract_does_what_it_says() {
 }
 
 #[tokio::test]
-async fn an_event_comes_from_an_argument_a_file_or_standard_input_byte_for_byte() {
+async fn event_from_argument_file_or_stdin_keeps_its_bytes() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&data.path().join("d")).await;
     let url = daemon.api.strip_suffix("/v1").unwrap();
@@ -125,8 +125,8 @@ async fn an_event_comes_from_an_argument_a_file_or_standard_input_byte_for_byte(
     for (from, input, expected) in
         [("[ 1e2]", "", "[ 1e2]"), (file.as_str(), "", "{\"z\": 1.00}"), ("-", "\"in\"", "\"in\"")]
     {
-        let said = balto_with(url, "", &["send", "--type", "a", "--data", from, "--json"], input);
-        let shown = balto(&daemon, &["events", "show", &text(&said.json(), "id"), "--json"]);
+        let message = balto_with(url, "", &["send", "--type", "a", "--data", from, "--json"], input);
+        let shown = balto(&daemon, &["events", "show", &text(&message.json(), "id"), "--json"]);
         assert!(shown.out.contains(&format!("\"data\":{expected},")), "{from}: {}", shown.out);
     }
     let options = [
@@ -154,7 +154,7 @@ async fn an_event_comes_from_an_argument_a_file_or_standard_input_byte_for_byte(
 }
 
 #[tokio::test]
-async fn failures_say_what_to_do_and_exit_with_one_and_wrong_usage_with_two() {
+async fn failure_exits_with_1_and_wrong_usage_with_2() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let url = daemon.api.strip_suffix("/v1").unwrap();
@@ -177,15 +177,15 @@ async fn failures_say_what_to_do_and_exit_with_one_and_wrong_usage_with_two() {
         (url, ADMIN, &["nope"], 2, "unrecognized subcommand"),
     ];
     for (url, key, arguments, code, words) in rows {
-        let said = balto_with(url, key, arguments, "");
-        assert_eq!(said.code, code, "{arguments:?}: {}", said.err);
-        assert!(said.err.contains(words), "{arguments:?}: {}", said.err);
-        assert_eq!(said.out, "", "{arguments:?}: what went wrong is no output");
+        let message = balto_with(url, key, arguments, "");
+        assert_eq!(message.code, code, "{arguments:?}: {}", message.err);
+        assert!(message.err.contains(words), "{arguments:?}: {}", message.err);
+        assert_eq!(message.out, "", "{arguments:?}: what went wrong is no output");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_are_for_people_and_have_what_they_look_for() {
+async fn tables_show_the_columns_that_people_need() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(500).await;
@@ -206,7 +206,7 @@ async fn tables_are_for_people_and_have_what_they_look_for() {
 }
 
 #[test]
-fn the_help_has_every_command_of_the_contract() {
+fn help_lists_every_command_of_the_contract() {
     let help = |arguments: &[&str]| {
         let output = Command::new(BALTO).args(arguments).arg("--help").output().unwrap();
         assert!(output.status.success());
@@ -232,8 +232,8 @@ fn the_help_has_every_command_of_the_contract() {
     has_all(&help(&["restore"]), "--from --data-dir");
 }
 
-/// Starts the daemon as a user does, in this directory, and reads what it says until it is ready.
-fn serve(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Running, String) {
+/// Starts `balto serve` in this directory and reads its output until the daemon is ready.
+fn serve(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (ChildGuard, String) {
     let mut child = Command::new(BALTO)
         .arg("serve")
         .args(arguments)
@@ -245,54 +245,54 @@ fn serve(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut said = String::new();
+    let mut message = String::new();
     for line in lines.by_ref() {
         let line = line.unwrap();
         let last = line.contains("\"ready\"")
             || line.contains("INSECURE") && !environment.is_empty()
             || line.contains("admin.key") && !environment.is_empty();
-        said += &line;
-        said.push('\n');
+        message += &line;
+        message.push('\n');
         if last {
             break;
         }
     }
-    // Whoever reads no more must not make it wait.
+    // An unread pipe would block the daemon.
     std::thread::spawn(move || lines.for_each(drop));
-    (Running(child), said)
+    (ChildGuard(child), message)
 }
 
 #[test]
-fn the_first_start_writes_a_key_and_says_where_and_dev_says_that_it_is_insecure() {
+fn first_start_writes_a_key_and_dev_warns_that_it_is_insecure() {
     let directory = tempfile::tempdir().unwrap();
     let quiet = [("BALTO__LOG__LEVEL", "error")];
-    let (running, said) = serve(directory.path(), &["--data-dir", "mine"], &quiet);
+    let (running, message) = serve(directory.path(), &["--data-dir", "mine"], &quiet);
     let file = directory.path().join("mine/admin.key");
-    assert!(said.contains("mine/admin.key"), "{said}");
+    assert!(message.contains("mine/admin.key"), "{message}");
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let key = std::fs::read_to_string(&file).unwrap();
     drop(running);
-    let (running, said) = serve(directory.path(), &["--data-dir", "mine"], &[]);
-    assert!(!said.contains("admin.key"), "it was not written anew: {said}");
+    let (running, message) = serve(directory.path(), &["--data-dir", "mine"], &[]);
+    assert!(!message.contains("admin.key"), "the key file was rewritten: {message}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
-    // Port 0 takes a free one, and what was taken is said.
-    let ready: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    // Port 0 selects a free port; the log names it.
+    let ready: Value = serde_json::from_str(message.lines().last().unwrap()).unwrap();
     for listener in ["api", "ops"] {
         let address: std::net::SocketAddr = ready[listener].as_str().unwrap().parse().unwrap();
-        assert_ne!(address.port(), 0, "{said}");
+        assert_ne!(address.port(), 0, "{message}");
     }
     drop(running);
-    let (_running, said) = serve(directory.path(), &["--dev"], &quiet);
-    assert!(said.contains("INSECURE"), "{said}");
-    let deadline = Instant::now() + PATIENCE;
+    let (_running, message) = serve(directory.path(), &["--dev"], &quiet);
+    assert!(message.contains("INSECURE"), "{message}");
+    let deadline = Instant::now() + WAIT_MAX;
     while !directory.path().join("balto-data/journal").is_dir() {
-        assert!(Instant::now() < deadline, "--dev has its data elsewhere");
+        assert!(Instant::now() < deadline, "--dev uses a temporary data directory");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn a_bad_configuration_stops_the_start_with_file_line_key_and_reason() {
+fn bad_configuration_error_names_file_line_key_and_reason() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("balto.toml");
     let run = |arguments: &[&str], environment: &[(&str, &str)]| {
@@ -346,12 +346,16 @@ fn a_bad_configuration_stops_the_start_with_file_line_key_and_reason() {
 }
 
 #[tokio::test]
-async fn what_is_found_in_files_is_told_as_json_too_with_the_same_exit_codes() {
+async fn file_check_findings_as_json_have_the_same_exit_codes() {
     let below = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| {
         let output = Command::new(BALTO).args(arguments).arg("--json").current_dir(&below).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+        CommandOutput {
+            code: output.status.code().unwrap(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     };
     std::fs::write(below.path().join("good.toml"), "[log]\nlevel = \"info\"\n").unwrap();
     std::fs::write(below.path().join("bad.toml"), "[retry]\njitter = 7.0\n[nope]\n").unwrap();
@@ -365,13 +369,13 @@ async fn what_is_found_in_files_is_told_as_json_too_with_the_same_exit_codes() {
     ]);
     assert_eq!((bad.code, bad.json()), (2, json!({"ok": false, "errors": errors})));
     assert!(text(&bad.json()["errors"][0], "reason").contains("between 0.0 and 1.0"), "{}", bad.out);
-    assert_eq!(bad.err, "", "it is told twice");
+    assert_eq!(bad.err, "", "the finding is printed twice");
     let missing = run(&["check-config", "none.toml"]).json()["errors"][0].clone();
     assert_eq!((&missing["line"], &missing["key"]), (&Value::Null, &Value::Null), "{missing}");
 
     let mut daemon = Daemon::start(&below.path().join("data")).await;
     let event = daemon.post("/events", r#"{"type":"a.b","data":"something-long-enough-to-find"}"#).await;
-    // What is damaged at the very end would be an unfinished commit.
+    // Damage at the very end of the file would look like an unfinished commit.
     daemon.post("/events", r#"{"type":"a.b","data":1}"#).await;
     assert_eq!(daemon.terminate(), Some(0));
     let verify = ["verify", "--data-dir", "data"];
@@ -412,7 +416,7 @@ async fn what_is_found_in_files_is_told_as_json_too_with_the_same_exit_codes() {
 }
 
 /// A `balto listen` on a free port, and its URL.
-fn listen(arguments: &[&str]) -> (Running, BufReader<std::process::ChildStdout>, String) {
+fn listen(arguments: &[&str]) -> (ChildGuard, BufReader<std::process::ChildStdout>, String) {
     let mut child = Command::new(BALTO)
         .args(["listen", "--port", "0"])
         .args(arguments)
@@ -424,12 +428,12 @@ fn listen(arguments: &[&str]) -> (Running, BufReader<std::process::ChildStdout>,
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut first).unwrap();
     let url = first.split_whitespace().find(|word| word.starts_with("http")).unwrap().to_owned();
     let lines = BufReader::new(child.stdout.take().unwrap());
-    (Running(child), lines, url)
+    (ChildGuard(child), lines, url)
 }
 
-/// To be stopped is not to fail, by whichever signal.
+/// Termination by SIGINT or SIGTERM is not a failure.
 #[tokio::test]
-async fn listen_ends_with_zero_when_it_is_told_to_stop() {
+async fn listen_exits_with_zero_on_sigint_and_sigterm() {
     for signal in ["-TERM", "-INT"] {
         let (mut running, _lines, _url) = listen(&[]);
         let sent = Command::new("kill").arg(signal).arg(running.0.id().to_string()).status().unwrap();
@@ -439,11 +443,11 @@ async fn listen_ends_with_zero_when_it_is_told_to_stop() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_said_once_with_what_to_do() {
+fn occupied_port_is_reported_once_with_a_remedy() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let data = tempfile::tempdir().unwrap();
-    let said = |arguments: &[&str], key: &str| {
+    let message = |arguments: &[&str], key: &str| {
         let mut command = Command::new(BALTO);
         command.args(arguments).env("BALTO__SERVER__API_LISTEN", "127.0.0.1:0");
         command.env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0").env("BALTO__LOG__LEVEL", "error");
@@ -455,18 +459,18 @@ fn a_port_that_is_taken_is_said_once_with_what_to_do() {
     let in_use =
         format!("balto: {address} is in use by another process: stop that process, or choose another");
     assert_eq!(
-        said(&["listen", "--port", &address.port().to_string()], "NONE"),
+        message(&["listen", "--port", &address.port().to_string()], "NONE"),
         format!("{in_use} port with --port (0 selects a free one)")
     );
     for (key, name) in
         [("SERVER__API_LISTEN", "server.api_listen"), ("SERVER__OPS_LISTEN", "server.ops_listen")]
     {
-        assert_eq!(said(&["serve", "--dev"], key), format!("{in_use} address with {name}"));
+        assert_eq!(message(&["serve", "--dev"], key), format!("{in_use} address with {name}"));
     }
 }
 
 #[tokio::test]
-async fn listen_verifies_prints_and_fails_on_purpose() {
+async fn listen_verifies_prints_and_fails_on_request() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let secret = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
@@ -488,14 +492,14 @@ async fn listen_verifies_prints_and_fails_on_purpose() {
     assert_eq!(wrong.status.code(), Some(2));
 }
 
-/// The tour checks itself: it fails when anything that it tells is not so.
+/// The demo checks its own statements and fails when one is false.
 #[test]
-fn demo_passes_its_own_checks_and_leaves_nothing_behind() {
+fn demo_passes_its_own_checks_and_leaves_no_files() {
     let temporary = tempfile::tempdir().unwrap();
     let output = Command::new(BALTO).arg("demo").env("TMPDIR", temporary.path()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
-    for told in [
+    for expected in [
         "A daemon starts",
         "answered 500",
         "signature ok",
@@ -504,36 +508,36 @@ fn demo_passes_its_own_checks_and_leaves_nothing_behind() {
         "status: delivered",
         "exit code 0",
     ] {
-        assert!(out.contains(told), "`{told}` is not told:\n{out}");
+        assert!(out.contains(expected), "the output lacks `{expected}`:\n{out}");
     }
     for counted in ["balto_events_accepted_total 3", r#"balto_deliveries_total{outcome="delivered"} 4"#] {
-        assert!(out.contains(counted), "`{counted}` is not told:\n{out}");
+        assert!(out.contains(counted), "the output lacks `{counted}`:\n{out}");
     }
-    assert!(!out.contains('\u{1b}'), "colours where nobody sees them: {out}");
-    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "it left files behind");
+    assert!(!out.contains('\u{1b}'), "colours without a terminal: {out}");
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "files remain");
 }
 
 #[test]
-fn the_demo_leaves_nothing_behind_when_it_is_told_to_stop() {
+fn demo_leaves_no_files_when_it_is_terminated() {
     for signal in ["-TERM", "-INT"] {
         let temporary = tempfile::tempdir().unwrap();
         let mut command = Command::new(BALTO);
         command.arg("demo").env("TMPDIR", temporary.path()).stdout(Stdio::piped());
-        let mut running = Running(command.spawn().unwrap());
+        let mut running = ChildGuard(command.spawn().unwrap());
         let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("A daemon starts")));
         let sent = Command::new("kill").arg(signal).arg(running.0.id().to_string()).status().unwrap();
         assert!(sent.success());
         std::thread::spawn(move || lines.for_each(drop));
         assert_eq!(running.0.wait().unwrap().code(), Some(1), "{signal}");
-        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{signal}: it left files behind");
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "{signal}: files remain");
     }
 }
 
-/// The commands are taken from the README, so that they cannot rot there.
+/// The commands are read from the README, so that they stay correct.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_readmes_five_commands_show_a_delivery() {
-    if !has("curl") {
+async fn five_readme_commands_show_a_delivery() {
+    if !has_program("curl") {
         say("SKIPPED: the machine has no curl");
         return;
     }

@@ -1,4 +1,4 @@
-//! What holds for every resource: lists, times, ids, idempotency, the two listeners.
+//! Conventions of every resource: lists, times, ids, idempotency, the two listeners.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ async fn refused(daemon: &Daemon, path: &str, parameter: &str) {
 }
 
 #[tokio::test]
-async fn bad_values_of_parameters_are_named() {
+async fn bad_parameter_values_are_named_in_the_error() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for resource in ["/events", "/endpoints", "/deliveries", "/dead-letters", "/keys"] {
@@ -38,7 +38,7 @@ async fn bad_values_of_parameters_are_named() {
         }
         let empty = "since=2026-01-01T00:00:00Z&until=2026-01-01T00:00:00Z";
         assert_eq!(list(&daemon.get(&format!("{resource}?{empty}")).await).len(), 0);
-        // What a client writes whose times begin with year one.
+        // The zero time of clients whose calendar starts at year 1.
         assert_eq!(list(&daemon.get(&format!("{resource}?since=0001-01-01T00:00:00Z")).await).len(), 0);
     }
     for path in ["/events?status=x", "/endpoints?status=x", "/deliveries?status=x", "/dead-letters?reason=x"]
@@ -48,7 +48,7 @@ async fn bad_values_of_parameters_are_named() {
 }
 
 #[tokio::test]
-async fn no_answer_may_be_cached() {
+async fn responses_forbid_caching() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let once = [("idempotency-key", "once")];
@@ -78,7 +78,7 @@ async fn no_answer_may_be_cached() {
 }
 
 #[tokio::test]
-async fn lists_are_newest_first_and_their_links_lead_through_all_of_them() {
+async fn lists_are_newest_first_and_links_reach_all_items() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let empty = daemon.get("/events").await;
@@ -92,7 +92,7 @@ async fn lists_are_newest_first_and_their_links_lead_through_all_of_them() {
         let (status, page, headers) = daemon.call("GET", &path, &[], "").await;
         assert_eq!(status, 200, "{page}");
         seen.extend(list(&page).iter().map(|event| event["data"].as_u64().unwrap()));
-        // What comes meanwhile belongs to no page that is still to come.
+        // Items that are added during the walk are on none of the remaining pages.
         publish(&daemon, json!({"type": "a", "data": 1_000})).await;
         match (page["next"].as_str(), headers.get("link")) {
             (Some(next), Some(link)) => {
@@ -111,7 +111,7 @@ async fn lists_are_newest_first_and_their_links_lead_through_all_of_them() {
 }
 
 #[tokio::test]
-async fn each_list_ends_without_an_empty_page() {
+async fn list_ends_without_an_empty_page() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(410).await;
@@ -135,14 +135,14 @@ async fn each_list_ends_without_an_empty_page() {
     assert_eq!(list(&daemon.get(&format!("/deliveries?eventId={id}&limit=250")).await).len(), 3);
 }
 
-/// Most of a long list does not match: the page is looked for as far as it takes.
+/// The search continues over several steps until it fills the page.
 #[tokio::test]
-async fn what_is_rare_is_found_behind_many_others() {
+async fn rare_matches_are_found_behind_many_other_items() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let rare = publish(&daemon, json!({"type": "rare", "data": 1})).await;
     let batch = json!({"events": vec![json!({"type": "common", "data": 1}); 1_000]}).to_string();
-    // More than one step looks at.
+    // More than one step reads.
     for _ in 0..24 {
         daemon.post("/events/batch", &batch).await;
     }
@@ -153,7 +153,7 @@ async fn what_is_rare_is_found_behind_many_others() {
 }
 
 #[tokio::test]
-async fn times_ids_and_durations_are_written_as_promised() {
+async fn times_ids_and_durations_have_the_documented_form() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -179,9 +179,10 @@ async fn times_ids_and_durations_are_written_as_promised() {
     assert!(text(&second, "id") > text(&event, "id") && text(&event, "id").len() == 30, "{event} {second}");
 }
 
-/// A key gives the first answer again, refuses another body, and is one tenant's and one route's.
+/// A repetition returns the first response, another body is refused; a key is scoped to one tenant
+/// and one route.
 #[tokio::test]
-async fn every_post_that_creates_has_idempotency_keys() {
+async fn every_creating_post_takes_an_idempotency_key() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -216,14 +217,14 @@ async fn every_post_that_creates_has_idempotency_keys() {
     }
     daemon.kill();
     let daemon = Daemon::start(data.path()).await;
-    // The second repetition gets the same as the first one.
+    // The second repetition returns the same response as the first one.
     let twice = || posts.iter().zip(firsts.clone());
     for ((path, body, status), (first, location)) in twice().chain(twice()) {
         let (got, again, headers) = daemon.call("POST", path, &key, body).await;
         let replayed = headers.get("idempotent-replayed").map(String::as_str);
         assert_eq!((got, replayed), (*status, Some("true")), "{path}: {again}");
         assert_eq!(headers.get("location"), location.as_ref(), "{path}");
-        assert_eq!(again, as_repeated(path, first), "{path}");
+        assert_eq!(again, expected_repetition(path, first), "{path}");
         let other = body.replacen('{', "{ ", 1);
         let (got, problem, _) = daemon.call("POST", path, &key, &other).await;
         assert!(text(&problem, "detail").contains("byte for byte"), "{problem}");
@@ -231,24 +232,26 @@ async fn every_post_that_creates_has_idempotency_keys() {
     }
 }
 
-/// What a repeated answer may differ in: `duplicate` says so, and a key's secret is shown once.
-fn as_repeated(path: &str, mut first: Value) -> Value {
+/// Permitted differences of a repeated response: `duplicate` is set, and the secret of a key is
+/// shown only once.
+fn expected_repetition(path: &str, mut first: Value) -> Value {
     match path {
         "/events/batch" => {
             for result in first["results"].as_array_mut().unwrap() {
                 result["duplicate"] = json!(true);
             }
         }
-        "/keys" => drop(first.as_object_mut().unwrap().remove("secret").expect("it was shown once")),
+        "/keys" => drop(first.as_object_mut().unwrap().remove("secret").expect("the secret is shown once")),
         _ if first.get("duplicate").is_some() => first["duplicate"] = json!(true),
         _ => {}
     }
     first
 }
 
-/// What was refused is refused again in the same words, and never accepted behind what was accepted after it.
+/// A refusal is stored with its key: the repetition gets the same error, even when the request
+/// would succeed now.
 #[tokio::test]
-async fn what_was_refused_with_a_key_is_refused_again() {
+async fn refused_request_is_refused_again_under_its_key() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     publish(&daemon, json!({"type": "a", "data": 0, "id": "taken"})).await;
@@ -256,7 +259,7 @@ async fn what_was_refused_with_a_key_is_refused_again() {
     let batch = json!({"events": [
         conflict(1), {"type": "a", "data": 2, "stream": "s"}, {"type": "a", "data": 3, "id": "taken"}, {"type": "."},
     ]});
-    // Each of the two conflicts would be none a moment later.
+    // Each of the two conflicts would be accepted a moment later.
     let posts = [("/events/batch", batch.to_string(), 202), ("/events", conflict(2).to_string(), 409)];
     let key = [("idempotency-key", "k")];
     let mut firsts = Vec::new();
@@ -289,14 +292,14 @@ async fn what_was_refused_with_a_key_is_refused_again() {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_is_its_tenants_and_of_a_bounded_form() {
+async fn idempotency_key_is_per_tenant_and_bounded() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let key = [("idempotency-key", "k")];
     let (_, first, _) = daemon.call("POST", "/events", &key, r#"{"type":"a","data":1}"#).await;
     let elsewhere = r#"{"type":"a","data":2,"tenant":"other"}"#;
     let (status, other, _) = daemon.call("POST", "/events", &key, elsewhere).await;
-    assert_eq!(status, 202, "another tenant has keys of its own: {other}");
+    assert_eq!(status, 202, "the keys of another tenant are separate: {other}");
     assert_ne!(other["id"], first["id"]);
     let long = "k".repeat(256);
     for bad in ["", "\"", long.as_str()] {
@@ -306,9 +309,9 @@ async fn an_idempotency_key_is_its_tenants_and_of_a_bounded_form() {
     }
 }
 
-/// However many ask at once with one key, one event comes of it.
+/// Any number of concurrent requests with one key produces one event.
 #[tokio::test]
-async fn while_the_first_request_is_in_flight_another_is_409_or_gets_its_answer() {
+async fn concurrent_request_with_same_key_gets_409_or_the_response() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let key = [("idempotency-key", "k")];
@@ -327,7 +330,7 @@ async fn while_the_first_request_is_in_flight_another_is_409_or_gets_its_answer(
 }
 
 #[tokio::test]
-async fn a_head_is_a_get_without_its_body_and_an_id_may_be_percent_encoded() {
+async fn head_returns_no_body_and_ids_may_be_percent_encoded() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
@@ -339,7 +342,7 @@ async fn a_head_is_a_get_without_its_body_and_an_id_may_be_percent_encoded() {
 }
 
 #[tokio::test]
-async fn the_ops_listener_has_metrics_and_health_and_the_api_has_not() {
+async fn ops_listener_alone_serves_metrics_and_health() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for path in ["/healthz", "/readyz"] {

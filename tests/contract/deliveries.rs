@@ -6,7 +6,7 @@ use super::support::{Daemon, Receiver, answer};
 use super::{endpoint, is_problem, list, publish, settled, text};
 
 #[tokio::test]
-async fn a_delivery_shows_each_attempt_with_all_its_members() {
+async fn delivery_shows_each_attempt_with_all_its_members() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let reply = "HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nbusy";
@@ -77,7 +77,7 @@ async fn deliveries_are_found_by_every_filter() {
 }
 
 #[tokio::test]
-async fn a_pending_delivery_is_tried_at_once_or_cancelled_and_an_ended_one_cannot_be_cancelled() {
+async fn pending_delivery_can_be_retried_or_cancelled() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -102,10 +102,10 @@ async fn a_pending_delivery_is_tried_at_once_or_cancelled_and_an_ended_one_canno
     assert_eq!(receiver.got().len(), 1);
 }
 
-/// What is done to a delivery is answered with what the delivery then is, and so again for the same key, whatever comes
-/// of it later.
+/// An action returns the delivery as it is after the action. A repetition with the same key returns
+/// the same response, also after later changes of the delivery.
 #[tokio::test]
-async fn what_is_done_to_a_delivery_is_answered_with_what_it_is_then() {
+async fn action_returns_the_delivery_as_it_is_after_the_action() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(500).await;
@@ -141,7 +141,7 @@ async fn what_is_done_to_a_delivery_is_answered_with_what_it_is_then() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_shows_its_event_and_goes_out_again_under_its_id() {
+async fn dead_letter_shows_its_event_and_is_redriven_under_its_id() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number < 2 { 500 } else { 200 })).await;
@@ -174,9 +174,10 @@ async fn a_dead_letter_shows_its_event_and_goes_out_again_under_its_id() {
     }
 }
 
-/// Nothing to say is all of them where that can be mended, and nothing at all where it cannot.
+/// An empty body redrives all dead letters, because that can be undone. A purge needs an explicit
+/// filter.
 #[tokio::test]
-async fn all_dead_letters_are_redriven_without_a_body_and_purged_only_expressly() {
+async fn redrive_takes_no_body_and_purge_needs_a_filter() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(500).await;

@@ -1,4 +1,4 @@
-//! Registering, changing, pausing, testing and looking at endpoints.
+//! Endpoints: create, change, pause, test, read.
 
 use serde_json::{Value, json};
 
@@ -6,23 +6,23 @@ use super::support::{Daemon, Receiver, answer};
 use super::{endpoint, is_problem, list, publish, settled, text};
 
 #[tokio::test]
-async fn an_endpoint_is_shown_with_what_it_was_told_and_its_secret_once() {
+async fn endpoint_shows_its_settings_always_and_its_secret_once() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let secret = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
-    let told = json!({"url": "https://example.com/hooks", "tenant": "acme", "description": "d",
+    let settings = json!({"url": "https://example.com/hooks", "tenant": "acme", "description": "d",
         "eventTypes": ["order.*", "pet.#"], "headers": {"X-Env": "prod"},
         "rateLimit": {"limit": 100, "per": "1s", "burst": 100}, "maxInFlight": 16, "timeout": "15s", "ordering": "none",
         "retry": {"initial": "5s", "multiplier": 3.0, "maxInterval": "6h", "maxAttempts": 12, "maxAge": "72h", "jitter": 0.2},
         "format": "standard", "signature": "standard", "metadata": {"a": {"b": 1}}});
-    let mut body = told.clone();
+    let mut body = settings.clone();
     body["secret"] = json!(secret);
     let (status, made, headers) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
     let path = format!("/endpoints/{}", text(&made, "id"));
     assert_eq!((status, headers["location"].as_str()), (201, format!("/v1{path}").as_str()));
     assert_eq!((&made["secret"], headers["cache-control"].as_str()), (&json!(secret), "no-store"));
     let shown = daemon.get(&path).await;
-    for (name, value) in told.as_object().unwrap() {
+    for (name, value) in settings.as_object().unwrap() {
         assert_eq!((&made[name], &shown[name]), (value, value), "{name}");
     }
     assert_eq!(
@@ -36,7 +36,7 @@ async fn an_endpoint_is_shown_with_what_it_was_told_and_its_secret_once() {
 }
 
 #[tokio::test]
-async fn a_url_alone_is_needed_and_the_rest_has_the_contracts_defaults() {
+async fn endpoint_needs_only_a_url_and_has_documented_defaults() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let made = daemon.post("/endpoints", r#"{"url":"https://no-such-host.invalid/"}"#).await;
@@ -53,7 +53,7 @@ async fn a_url_alone_is_needed_and_the_rest_has_the_contracts_defaults() {
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_pointed_at_and_nothing_is_kept() {
+async fn invalid_endpoint_is_refused_with_pointers_and_not_stored() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let rows = [
@@ -106,8 +106,8 @@ async fn what_breaks_a_rule_is_pointed_at_and_nothing_is_kept() {
         let (status, problem, _) = daemon.call("POST", "/endpoints", &[], &body.to_string()).await;
         is_problem(&(status, problem.clone()), 422, code, &body.to_string());
         assert_eq!(problem["errors"][0]["pointer"], pointer, "{body}: {problem}");
-        let told = problem["errors"].as_array().unwrap();
-        assert_eq!(told.len(), 1, "one fault, and more errors than one: {problem}");
+        let errors = problem["errors"].as_array().unwrap();
+        assert_eq!(errors.len(), 1, "one fault, several errors: {problem}");
     }
     let (_, problem, _) = daemon.call("POST", "/endpoints", &[], r#"{"url":"nope"}"#).await;
     assert!(text(&problem, "detail").contains("not an absolute URL"), "{problem}");
@@ -115,7 +115,7 @@ async fn what_breaks_a_rule_is_pointed_at_and_nothing_is_kept() {
 }
 
 #[tokio::test]
-async fn a_merge_patch_changes_what_it_names_and_null_resets() {
+async fn merge_patch_changes_named_members_and_null_resets() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -161,7 +161,7 @@ async fn a_merge_patch_changes_what_it_names_and_null_resets() {
 }
 
 #[tokio::test]
-async fn a_deleted_endpoint_is_gone_and_what_it_left_is_still_found() {
+async fn deleted_endpoint_is_gone_and_its_deliveries_remain() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -178,7 +178,7 @@ async fn a_deleted_endpoint_is_gone_and_what_it_left_is_still_found() {
         is_problem(&(status, problem), 404, "not_found", method);
     }
     assert_eq!(settled(&daemon, &left).await["reason"], "endpointDeleted");
-    // Also after a restart.
+    // The same holds after a restart.
     assert_eq!(daemon.terminate(), Some(0));
     let daemon = Daemon::start(data.path()).await;
     let deliveries = daemon.get(&format!("/deliveries?endpointId={id}")).await;
@@ -196,7 +196,7 @@ async fn a_deleted_endpoint_is_gone_and_what_it_left_is_still_found() {
 }
 
 #[tokio::test]
-async fn endpoints_are_listed_by_tenant_and_status_and_a_disabled_one_cannot_be_paused() {
+async fn endpoints_are_listed_by_tenant_and_status() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let (good, gone) = (Receiver::status(200).await, Receiver::status(410).await);
@@ -223,7 +223,7 @@ async fn endpoints_are_listed_by_tenant_and_status_and_a_disabled_one_cannot_be_
 }
 
 #[tokio::test]
-async fn a_test_event_goes_to_this_endpoint_alone() {
+async fn test_event_goes_to_this_endpoint_only() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let (mine, other) = (Receiver::status(200).await, Receiver::status(200).await);
@@ -238,7 +238,7 @@ async fn a_test_event_goes_to_this_endpoint_alone() {
 }
 
 #[tokio::test]
-async fn the_statistics_count_what_happened_in_their_window() {
+async fn statistics_count_the_attempts_in_their_window() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number < 3 { 500 } else { 200 })).await;
@@ -268,7 +268,7 @@ async fn the_statistics_count_what_happened_in_their_window() {
 }
 
 #[tokio::test]
-async fn the_past_is_replayed_to_an_endpoint_that_is_younger() {
+async fn replay_sends_older_events_to_a_newer_endpoint() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for number in 0..5 {
@@ -299,9 +299,9 @@ async fn the_past_is_replayed_to_an_endpoint_that_is_younger() {
     assert_eq!(replay(json!({"onlyUndelivered": false})).await, 5);
 }
 
-/// What an endpoint does not say itself is the configuration's, also after that has changed.
+/// An endpoint without a policy follows the configuration, also after a reload.
 #[tokio::test]
-async fn a_reload_reaches_the_endpoints_that_leave_their_policy_to_the_configuration() {
+async fn reload_reaches_endpoints_without_a_policy() {
     let below = tempfile::tempdir().unwrap();
     let file = below.path().join("balto.toml");
     let configure = |in_flight: u32, timeout: &str, attempts: u32| {
@@ -330,7 +330,7 @@ async fn a_reload_reaches_the_endpoints_that_leave_their_policy_to_the_configura
         )
     };
     assert_eq!(policy(&open), (json!(7), json!("9s"), json!(5)));
-    // A change of something else does not make it the endpoint's own, nor does one that says nothing of it.
+    // A patch of other members, or with an empty policy, does not give the endpoint its own policy.
     let change = r#"{"description": "x", "retry": {}}"#;
     let (status, changed, _) = daemon.call("PATCH", &path(&open), &[], change).await;
     assert_eq!((status, policy(&changed)), (200, policy(&open)));
@@ -354,7 +354,7 @@ async fn a_reload_reaches_the_endpoints_that_leave_their_policy_to_the_configura
     daemon.signal("HUP");
     daemon.until(&lane, |lane| lane["inFlight"] == 9).await;
     let new = (json!(9), json!("10s"), json!(1));
-    // And what is its own can be given back.
+    // Null returns the endpoint to the configuration's policy.
     let back = r#"{"maxInFlight": null, "timeout": null, "retry": null}"#;
     let (status, changed, _) = daemon.call("PATCH", &path(&own), &[], back).await;
     assert_eq!((status, policy(&changed)), (200, new));

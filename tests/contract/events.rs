@@ -1,4 +1,4 @@
-//! Posting, reading and replaying events.
+//! Events: publish, read, replay.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::support::{Daemon, Receiver};
 use super::{endpoint, is_problem, list, publish, settled, text};
 
 #[tokio::test]
-async fn an_accepted_event_is_answered_with_all_that_the_contract_shows() {
+async fn accepted_event_response_has_all_documented_members() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -23,7 +23,7 @@ async fn an_accepted_event_is_answered_with_all_that_the_contract_shows() {
         "version": "1.0", "stream": "order-42", "streamVersion": 1, "position": answer["position"], "deliveries": 1,
         "duplicate": false, "statusUrl": url});
     assert_eq!(answer, expected);
-    // Right after the 202 it is true already.
+    // The event can be read immediately after the 202.
     let shown = daemon.get(&format!("/events/{id}")).await;
     assert!(["pending", "delivered"].contains(&shown["status"].as_str().unwrap()), "{shown}");
     assert_eq!((&shown["data"], &shown["metadata"]), (&json!({"orderId": 42}), &json!({"trace": "x"})));
@@ -36,7 +36,7 @@ async fn an_accepted_event_is_answered_with_all_that_the_contract_shows() {
 }
 
 #[tokio::test]
-async fn type_and_data_alone_are_needed_and_the_rest_has_its_defaults() {
+async fn event_needs_only_type_and_data_and_has_defaults() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let answer = publish(&daemon, json!({"type": "a", "data": null})).await;
@@ -50,15 +50,15 @@ async fn type_and_data_alone_are_needed_and_the_rest_has_its_defaults() {
     );
     let keyed = publish(&daemon, json!({"type": "a", "data": 1, "stream": "s"})).await;
     assert_eq!(keyed["streamVersion"], 1, "{keyed}");
-    // What is null is as good as absent.
+    // A null member counts as absent.
     let nulls = json!({"type": "a", "data": 1, "id": null, "tenant": null, "timestamp": null, "version": null,
         "stream": null, "expectedVersion": null, "orderingKey": null, "deliverAt": null, "metadata": null});
     publish(&daemon, nulls).await;
 }
 
-/// Such an id may come from another engine, or be one of our own.
+/// Such an id may come from another engine or from this one.
 #[tokio::test]
-async fn an_id_that_the_daemon_gave_cannot_be_chosen_for_another_event_of_the_tenant() {
+async fn generated_id_cannot_be_chosen_for_another_event() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let first = publish(&daemon, json!({"type": "a.b", "data": {"n": 1}, "tenant": "acme"})).await;
@@ -78,7 +78,8 @@ async fn an_id_that_the_daemon_gave_cannot_be_chosen_for_another_event_of_the_te
         let statuses: Vec<_> = (0..2).map(|n| answer["results"][n]["status"].as_u64().unwrap()).collect();
         assert_eq!((status, statuses), (202, vec![422, 202]), "{answer}");
     }
-    // Ids are unique within a tenant: another one may choose it, and each finds its own.
+    // Ids are unique within a tenant: another tenant may choose the same id, and each tenant finds
+    // its own event.
     let theirs =
         publish(&daemon, json!({"type": "a.b", "data": "theirs", "tenant": "other", "id": id})).await;
     assert_eq!((&theirs["duplicate"], &theirs["id"]), (&json!(false), &json!(id)), "{theirs}");
@@ -93,7 +94,7 @@ async fn an_id_that_the_daemon_gave_cannot_be_chosen_for_another_event_of_the_te
     }
     let (status, answer, _) = daemon.call("GET", &format!("/events/{id}?tenant=third"), &[], "").await;
     is_problem(&(status, answer), 404, "not_found", "it is of another tenant");
-    // One of another engine, of now and of later, is as good as any other.
+    // An id of another engine, present or future, is accepted like any other id.
     for foreign in ["evt_01JP7CZ1X0AAAAAAAAAAAAAAAA", "evt_7ZZZZZZZZZZZZZZZZZZZZZZZZZ"] {
         let event = json!({"type": "a", "data": 1, "tenant": "acme", "id": foreign});
         let posted = publish(&daemon, event.clone()).await;
@@ -109,7 +110,7 @@ async fn an_id_that_the_daemon_gave_cannot_be_chosen_for_another_event_of_the_te
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_pointed_at() {
+async fn invalid_event_error_points_to_the_member() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let long = "a".repeat(256);
@@ -143,7 +144,7 @@ async fn what_breaks_a_rule_is_pointed_at() {
         let (status, problem, _) = daemon.call("POST", "/events", &[], &event.to_string()).await;
         is_problem(&(status, problem.clone()), 422, "validation_failed", &event.to_string());
         assert_eq!(problem["errors"][0]["pointer"], pointer, "{event}: {problem}");
-        // In a batch it is refused in its place, and the others are not.
+        // A batch refuses only the invalid event, at its index, and accepts the others.
         let batch = json!({"events": [event, {"type": "good", "data": 1}]}).to_string();
         let results = daemon.post("/events/batch", &batch).await["results"].clone();
         assert_eq!(
@@ -156,7 +157,7 @@ async fn what_breaks_a_rule_is_pointed_at() {
 }
 
 #[tokio::test]
-async fn a_chosen_id_is_unique_in_its_tenant_and_acts_as_an_idempotency_key() {
+async fn chosen_id_is_unique_per_tenant_and_makes_posts_idempotent() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let event = json!({"type": "a", "data": 1, "id": "chosen-by_me", "tenant": "acme"});
@@ -172,8 +173,8 @@ async fn a_chosen_id_is_unique_in_its_tenant_and_acts_as_an_idempotency_key() {
     let answer = daemon.call("POST", "/events", &[], &changed).await;
     is_problem(&(answer.0, answer.1), 422, "idempotency_mismatch", "another body");
     let elsewhere = publish(&daemon, json!({"type": "a", "data": 2, "id": "chosen-by_me"})).await;
-    assert_eq!(elsewhere["duplicate"], false, "another tenant has ids of its own");
-    // The address that the answer gives leads there; without the tenant it is the default one's.
+    assert_eq!(elsewhere["duplicate"], false, "the ids of another tenant are separate");
+    // `statusUrl` leads to the event; without `tenant` it would name the default tenant's event.
     let path = text(&first, "statusUrl").replacen("/v1", "", 1);
     assert_eq!(daemon.get(&path).await["data"], 1);
     assert_eq!(daemon.get("/events/chosen-by_me").await["data"], 2);
@@ -183,7 +184,7 @@ async fn a_chosen_id_is_unique_in_its_tenant_and_acts_as_an_idempotency_key() {
 }
 
 #[tokio::test]
-async fn a_stream_takes_what_expects_its_version_and_nothing_else() {
+async fn stream_accepts_only_the_expected_version() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let post = |expected: Value| {
@@ -210,7 +211,7 @@ async fn a_stream_takes_what_expects_its_version_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_batch_is_answered_in_order_and_takes_lines_too() {
+async fn batch_is_answered_in_order_and_accepts_json_lines() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let conflict = json!({"type": "b", "data": 1, "stream": "s", "expectedVersion": 9});
@@ -236,12 +237,14 @@ async fn a_batch_is_answered_in_order_and_takes_lines_too() {
     }
 }
 
-/// A batch that goes to so many that one commit would not hold it: what still fits is taken, the rest says what to do.
+/// The deliveries of this batch exceed one commit: events that fit are accepted, the rest get an
+/// error with a remedy.
 #[tokio::test]
-async fn an_event_that_begins_too_many_deliveries_with_those_before_it_is_refused_alone() {
+async fn event_with_too_many_deliveries_in_its_batch_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    // 1,000 events for 1,001 endpoints are more than a million deliveries. None of them is ever sent.
+    // 1,000 events for 1,001 endpoints are more than a million deliveries. The daemon sends none of
+    // them.
     for _ in 0..1_001 {
         let wide = json!({"url": "http://127.0.0.1:9999/", "eventTypes": ["wide"]});
         daemon.post("/endpoints", &wide.to_string()).await;
@@ -293,7 +296,7 @@ async fn events_are_found_by_every_filter() {
 }
 
 #[tokio::test]
-async fn a_replay_goes_to_whom_it_names_or_to_whom_the_event_matches_now() {
+async fn replay_goes_to_named_or_currently_matching_endpoints() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let event = publish(&daemon, json!({"type": "order.paid", "data": 1})).await;

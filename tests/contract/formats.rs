@@ -1,8 +1,8 @@
-//! Promises about secrets, headers and formats, against the real process.
+//! Secrets, headers and formats of the real daemon.
 
 use std::path::Path;
 
-use crate::support::{Daemon, PATIENCE, Receiver};
+use crate::support::{Daemon, Receiver, WAIT_MAX};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -12,13 +12,13 @@ use tokio::net::TcpListener;
 const HMAC: &str = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
 const ED25519: &str =
     "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
-/// A secret that is no Standard Webhooks key.
+/// A secret that is not a Standard Webhooks key.
 const TEXT: &str = "Quietly-47-otters";
 const PUBLIC: &str = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=";
 const STORE_KEY: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
 const URL: &str = "http://127.0.0.1:9000/";
 
-/// Where the problem points to.
+/// The error pointers of the response.
 async fn refused(daemon: &Daemon, method: &str, path: &str, body: &Value) -> Vec<String> {
     let (status, problem, _) = daemon.call(method, path, &[], &body.to_string()).await;
     assert_eq!(status, 422, "{method} {path} {body}: {problem}");
@@ -27,7 +27,7 @@ async fn refused(daemon: &Daemon, method: &str, path: &str, body: &Value) -> Vec
 }
 
 #[tokio::test]
-async fn bad_secrets_headers_and_presets_are_refused_where_they_stand() {
+async fn bad_secret_header_or_preset_error_points_to_the_member() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let rows = [
@@ -107,7 +107,7 @@ async fn sensitive_headers_are_sent_and_never_shown() {
     let sent = |index: usize, name: &str| receiver.got()[index].headers.get(name).cloned();
     assert_eq!(got[0].headers["authorization"], "Bearer hush-1");
     assert_eq!((sent(0, "x-token").as_deref(), sent(0, "x-env").as_deref()), (Some("hush-2"), Some("prod")));
-    // A change keeps what it does not name.
+    // A patch keeps the headers that it does not name.
     let patch = r#"{"sensitiveHeaders":{"x-token":null,"X-New":"hush-3"},"description":"d"}"#;
     let (status, changed, _) = daemon.call("PATCH", &path, &[], patch).await;
     assert_eq!((status, &changed["sensitiveHeaderNames"]), (200, &json!(["authorization", "x-new"])));
@@ -122,19 +122,19 @@ async fn sensitive_headers_are_sent_and_never_shown() {
     assert_eq!((status, &cleared["sensitiveHeaderNames"]), (200, &json!([])));
 }
 
-/// Whether any file of the data directory holds the text.
-fn on_disk(directory: &Path, text: &str) -> bool {
+/// Whether any file of the data directory contains the text.
+fn is_on_disk(directory: &Path, text: &str) -> bool {
     std::fs::read_dir(directory).unwrap().any(|entry| {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            return on_disk(&path, text);
+            return is_on_disk(&path, text);
         }
         std::fs::read(&path).unwrap().windows(text.len()).any(|window| window == text.as_bytes())
     })
 }
 
 #[tokio::test]
-async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_start() {
+async fn encrypted_secrets_are_unreadable_on_disk_without_the_key() {
     let data = tempfile::tempdir().unwrap();
     let key = [("BALTO__SECRETS__KEY", STORE_KEY)];
     let mut daemon = Daemon::start_in(data.path(), &["--dev"], &key).await;
@@ -144,12 +144,12 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
     let made = daemon.call("POST", "/endpoints", &[("idempotency-key", "k")], &body.to_string()).await;
     assert_eq!(made.0, 201, "{made:?}");
     let again = daemon.call("POST", "/endpoints", &[("idempotency-key", "k")], &body.to_string()).await;
-    assert_eq!((again.0, &again.1), (201, &made.1), "the remembered answer opens");
+    assert_eq!((again.0, &again.1), (201, &made.1), "the stored response can be decrypted");
     let path = format!("/endpoints/{}/secret", made.1["id"].as_str().unwrap());
     assert_eq!(daemon.terminate(), Some(0));
-    assert!(on_disk(data.path(), "x-token"), "the test looks at the wrong place");
+    assert!(is_on_disk(data.path(), "x-token"), "the test looks at the wrong place");
     for hidden in [TEXT, "hush-hush-hush"] {
-        assert!(!on_disk(data.path(), hidden), "{hidden}");
+        assert!(!is_on_disk(data.path(), hidden), "{hidden}");
     }
     let other_key = STORE_KEY.replace("c2Vj", "b3Ro");
     for (other, words) in [(other_key.as_str(), "which is not configured"), ("", "no key is configured")] {
@@ -158,8 +158,8 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
             command.env("BALTO__SECRETS__KEY", other);
         }
         let output = command.stderr(std::process::Stdio::piped()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains(words), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains(words), "{message}");
     }
     let daemon = Daemon::start_in(data.path(), &["--dev"], &key).await;
     assert_eq!(daemon.get(&path).await["secret"], TEXT);
@@ -168,7 +168,7 @@ async fn with_a_key_nothing_secret_is_readable_on_disk_and_another_key_cannot_st
 }
 
 #[tokio::test]
-async fn a_key_that_comes_later_opens_what_was_stored_without_one() {
+async fn new_key_reads_secrets_that_were_stored_in_plain_text() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let made = daemon.post("/endpoints", &json!({"url": URL, "secret": HMAC}).to_string()).await;
@@ -178,9 +178,9 @@ async fn a_key_that_comes_later_opens_what_was_stored_without_one() {
     assert_eq!(daemon.get(&path).await["secret"], HMAC);
 }
 
-/// Who may change the URL must not read at a host of its own what is never shown.
+/// A caller who may change the URL must not read hidden headers at a host under their control.
 #[tokio::test]
-async fn write_only_headers_do_not_follow_a_url_elsewhere() {
+async fn write_only_headers_are_dropped_when_the_url_moves() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let (first, second) = (Receiver::status(200).await, Receiver::status(200).await);
@@ -199,7 +199,7 @@ async fn write_only_headers_do_not_follow_a_url_elsewhere() {
     assert_eq!(changed(json!({"url": elsewhere_on_the_host})).await, both);
     let got = first.until(1).await;
     assert_eq!(got[0].headers["authorization"], "Bearer 7");
-    // Another port is another receiver.
+    // Another port counts as another receiver.
     assert_eq!(
         changed(json!({"url": second.url, "sensitiveHeaders": {"X-Key": "new"}})).await,
         json!(["x-key"])
@@ -215,9 +215,9 @@ async fn write_only_headers_do_not_follow_a_url_elsewhere() {
     assert_eq!(changed(json!({"url": secure})).await, json!([]), "another scheme");
 }
 
-/// One request as it came over the wire, head and body; answered with 204.
+/// Reads one request from the wire, head and body, and answers it with 204.
 async fn raw_request(listener: &TcpListener) -> (String, Vec<u8>) {
-    let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let (mut stream, _) = tokio::time::timeout(WAIT_MAX, listener.accept()).await.unwrap().unwrap();
     let mut bytes = Vec::new();
     loop {
         stream.read_buf(&mut bytes).await.unwrap();
@@ -231,16 +231,17 @@ async fn raw_request(listener: &TcpListener) -> (String, Vec<u8>) {
     }
 }
 
-/// The values of all header lines with this name, untrimmed.
+/// The untrimmed values of all header lines with this name.
 fn lines_of(head: &str, name: &str) -> Vec<String> {
     let fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
     fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).collect()
 }
 
-/// Several verifiers read the first line of a header only, Python's fails on a second space, C#'s on an element without a
-/// comma, Rust's and JavaScript's on a body that is no text or no JSON: see the traps of Standard Webhooks.
+/// Traps of Standard Webhooks. Several verifiers read only the first line of a header. Python's
+/// fails on a second space, C#'s on an element without a comma, Rust's and JavaScript's on a body
+/// that is not text or not JSON.
 #[tokio::test]
-async fn trap_what_is_signed_stands_once_and_plain_on_the_wire() {
+async fn trap_signed_headers_are_sent_once_without_variations() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -282,7 +283,7 @@ async fn trap_what_is_signed_stands_once_and_plain_on_the_wire() {
         let signature = field("webhook-signature");
         let signatures: Vec<_> = signature.split(' ').map(|part| part.split_once(',').unwrap()).collect();
         let signed: Vec<_> = signatures.iter().map(|(version, _)| *version).collect();
-        assert_eq!(signed, versions, "the current key stands first: {signature}");
+        assert_eq!(signed, versions, "the signature of the current key is first: {signature}");
         for (version, encoded) in signatures {
             let bytes = STANDARD.decode(encoded).unwrap();
             assert_eq!(bytes.len(), if version == "v1" { 32 } else { 64 }, "{signature}");
@@ -298,12 +299,12 @@ async fn trap_what_is_signed_stands_once_and_plain_on_the_wire() {
             versions.insert(0, version);
         }
     }
-    assert_eq!(versions.len(), 10, "the most that can be live");
+    assert_eq!(versions.len(), 10, "the maximum number of live secrets");
 }
 
-/// JavaScript, Go, Java and Rust read standard, padded base64 only.
+/// JavaScript, Go, Java and Rust read only standard, padded base64.
 #[tokio::test]
-async fn trap_secrets_and_public_keys_are_shown_in_padded_standard_base64() {
+async fn trap_secrets_and_public_keys_are_shown_in_padded_base64() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let strict = |text: &Value, prefix: &str| STANDARD.decode(text.as_str()?.strip_prefix(prefix)?).ok();
@@ -318,9 +319,9 @@ async fn trap_secrets_and_public_keys_are_shown_in_padded_standard_base64() {
     }
 }
 
-/// The id is a part of what is signed, joined by dots.
+/// The signed text contains the id and joins its parts by dots.
 #[tokio::test]
-async fn trap_an_id_with_a_dot_is_refused() {
+async fn trap_id_with_a_dot_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for id in ["a.b", ".", "a b", "a\tb", "", "é", "a/b", "a,b"] {
@@ -329,9 +330,9 @@ async fn trap_an_id_with_a_dot_is_refused() {
     }
 }
 
-/// Python, Rust and C# read bodies as UTF-8: what is no text is refused at the door, or goes out in base64.
+/// Python, Rust and C# read bodies as UTF-8: the API refuses other bytes, or sends them in base64.
 #[tokio::test]
-async fn trap_a_body_is_always_text() {
+async fn trap_body_is_always_text() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(204).await;

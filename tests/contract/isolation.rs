@@ -1,36 +1,38 @@
-//! What a key that is bound to one tenant can learn of the others: nothing, not even that something is there.
+//! Tenant isolation: a key that is scoped to one tenant learns nothing of the others, not even that
+//! an id exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::refusals::operations;
-use super::support::{Daemon, PATIENCE, Receiver};
+use super::support::{Daemon, Receiver, WAIT_MAX};
 use super::{ADMIN, call_as, is_problem, key, keyed, list, text};
 
-/// A ULID that the daemon never gave.
+/// A ULID that the daemon never generated.
 const UNKNOWN: &str = "01AAAAAAAAAAAAAAAAAAAAAAAA";
-/// A delivery of an event that there is not.
+/// A delivery of an event that does not exist.
 const UNKNOWN_DELIVERY: &str = "dlv_00000000ffffffff000000ff";
 
-/// The ids of one endpoint and of what was sent to it.
+/// The ids of one endpoint, its event and its delivery.
 #[derive(Debug)]
-struct Things {
+struct TenantIds {
     endpoint: String,
     event: String,
     /// A dead letter.
     delivery: String,
 }
 
-impl Things {
-    /// One of each for a tenant. A receiver that refuses everything makes the dead letter.
+impl TenantIds {
+    /// Creates one of each for a tenant. A receiver that refuses everything produces the dead
+    /// letter.
     async fn make(daemon: &Daemon, receiver: &Receiver, key: &str, kind: &str) -> Self {
         let hook =
             json!({"url": receiver.url, "eventTypes": [kind], "retry": {"maxAttempts": 1}}).to_string();
         let endpoint = text(&call_as(daemon, key, "POST", "/endpoints", &hook).await.1, "id");
         let event = json!({"type": kind, "data": 1}).to_string();
         let event = text(&call_as(daemon, key, "POST", "/events", &event).await.1, "id");
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + WAIT_MAX;
         let path = format!("/dead-letters?endpointId={endpoint}");
         loop {
             let letters = call_as(daemon, key, "GET", &path, "").await.1;
@@ -47,7 +49,7 @@ impl Things {
         Self { endpoint, event, delivery: UNKNOWN_DELIVERY.to_owned() }
     }
 
-    /// What stands for the id in a path below this, or in a member of this name.
+    /// The id for a path below this segment, or for a member of this name.
     fn id(&self, kind: &str) -> String {
         match kind {
             "events" | "eventId" => self.event.clone(),
@@ -55,27 +57,27 @@ impl Things {
             "deliveries" | "dead-letters" => self.delivery.clone(),
             "keys" => format!("key_{}", &self.endpoint["ep_".len()..]),
             "handshakes" => format!("{}.{}", self.endpoint, "0".repeat(64)),
-            kind => panic!("the test knows no thing of the kind {kind:?}"),
+            kind => panic!("the test has no id of the kind {kind:?}"),
         }
     }
 }
 
 /// Method, path and body with an id in them, and the id.
-type Cell = (String, String, String, String);
+type RequestWithId = (String, String, String, String);
 
-/// Every place of the API's document in which an id can stand, with this one's.
-fn cells(things: &Things, own_event: &str) -> BTreeMap<String, Cell> {
+/// Every operation and member of the API document that takes an id, filled with these ids.
+fn requests_with_ids(ids: &TenantIds, own_event: &str) -> BTreeMap<String, RequestWithId> {
     let mut cells = BTreeMap::new();
     let mut names = BTreeSet::new();
     for operation in operations() {
         let kind = operation.path.split('/').nth(1).unwrap();
         if operation.has_id() {
-            let id = things.id(kind);
+            let id = ids.id(kind);
             let cell = (operation.method.clone(), operation.at(&id), operation.body(), id);
             cells.insert(operation.id.clone(), cell);
         }
         for name in operation.parameters.iter().filter(|name| name.ends_with("Id")) {
-            let id = things.id(name);
+            let id = ids.id(name);
             let path = format!("{}?{name}={id}", operation.path);
             cells.insert(
                 format!("{} {name}", operation.id),
@@ -84,10 +86,10 @@ fn cells(things: &Things, own_event: &str) -> BTreeMap<String, Cell> {
             names.insert(name.clone());
         }
         for name in operation.members.keys().filter(|name| name.ends_with("Id") || name.ends_with("Ids")) {
-            let id = things.id(name);
+            let id = ids.id(name);
             let value = if name.ends_with("Ids") { json!([id]) } else { json!(id) };
             let body = json!({ name: value }).to_string();
-            // A replay to somebody's endpoint is of an event of one's own.
+            // A replay to a foreign endpoint names an event of the caller.
             let cell = (operation.method.clone(), operation.at(own_event), body, id);
             cells.insert(format!("{} {name}", operation.id), cell);
             names.insert(name.clone());
@@ -96,17 +98,18 @@ fn cells(things: &Things, own_event: &str) -> BTreeMap<String, Cell> {
     assert_eq!(
         Vec::from_iter(names),
         ["endpointId", "endpointIds", "eventId"],
-        "the test knows all names of ids"
+        "the test covers all id members"
     );
     assert!(cells.len() >= 28, "only {} cells", cells.len());
     cells
 }
 
-/// Status, headers and body, the same for every id of the same length.
-async fn asked(
+/// Status, headers and body, with the id replaced, so that responses for different ids can be
+/// compared.
+async fn response_for(
     daemon: &Daemon,
     key: &str,
-    (method, path, body, id): &Cell,
+    (method, path, body, id): &RequestWithId,
 ) -> (u16, BTreeMap<String, String>, String) {
     let bearer = format!("Bearer {key}");
     let (status, answer, headers) = daemon.call(method, path, &[("authorization", &bearer)], body).await;
@@ -116,17 +119,17 @@ async fn asked(
 }
 
 #[tokio::test]
-async fn foreign_deleted_and_unknown_ids_are_answered_alike() {
+async fn foreign_deleted_and_unknown_ids_get_the_same_response() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let receiver = Receiver::status(500).await;
     let (acme, other) =
         (key(&daemon, "admin", Some("acme")).await, key(&daemon, "admin", Some("other")).await);
-    let live = Things::make(&daemon, &receiver, &acme, "live").await;
-    let deleted = Things::make(&daemon, &receiver, &acme, "deleted").await;
-    let purged = Things::make(&daemon, &receiver, &acme, "purged").await;
-    let own = Things::make(&daemon, &receiver, &other, "own").await;
-    let own_deleted = Things::make(&daemon, &receiver, &other, "gone").await;
+    let live = TenantIds::make(&daemon, &receiver, &acme, "live").await;
+    let deleted = TenantIds::make(&daemon, &receiver, &acme, "deleted").await;
+    let purged = TenantIds::make(&daemon, &receiver, &acme, "purged").await;
+    let own = TenantIds::make(&daemon, &receiver, &other, "own").await;
+    let own_deleted = TenantIds::make(&daemon, &receiver, &other, "gone").await;
     for (key, path) in [
         (&acme, format!("/endpoints/{}", deleted.endpoint)),
         (&acme, format!("/dead-letters/{}", purged.delivery)),
@@ -136,18 +139,18 @@ async fn foreign_deleted_and_unknown_ids_are_answered_alike() {
     }
     for role in ["admin", "publisher", "viewer"] {
         let other = key(&daemon, role, Some("other")).await;
-        let unknown = cells(&Things::unknown(), &own.event);
-        for (story, things) in [("live", &live), ("deleted", &deleted), ("purged", &purged)] {
-            for (operation, cell) in cells(things, &own.event) {
-                let expected = asked(&daemon, &other, &unknown[&operation]).await;
-                let answer = asked(&daemon, &other, &cell).await;
-                assert_eq!(answer, expected, "{operation} of a foreign {story} thing as {role}");
+        let unknown = requests_with_ids(&TenantIds::unknown(), &own.event);
+        for (story, ids) in [("live", &live), ("deleted", &deleted), ("purged", &purged)] {
+            for (operation, cell) in requests_with_ids(ids, &own.event) {
+                let expected = response_for(&daemon, &other, &unknown[&operation]).await;
+                let answer = response_for(&daemon, &other, &cell).await;
+                assert_eq!(answer, expected, "{operation} of a foreign {story} id as {role}");
             }
         }
     }
-    // The same requests are good for one's own, also where it was deleted.
-    for (operation, cell) in cells(&own_deleted, &own.event) {
-        let (status, headers, _) = asked(&daemon, &other, &cell).await;
+    // The same requests succeed with the caller's own ids, also after deletion.
+    for (operation, cell) in requests_with_ids(&own_deleted, &own.event) {
+        let (status, headers, _) = response_for(&daemon, &other, &cell).await;
         match operation.as_str() {
             "listDeliveries endpointId" | "listDeadLetters endpointId" | "listDeliveries eventId" => {
                 assert!(status == 200 && headers.contains_key("balto-position"), "{operation}: {headers:?}");
@@ -160,10 +163,10 @@ async fn foreign_deleted_and_unknown_ids_are_answered_alike() {
         }
     }
     let letters = call_as(&daemon, &acme, "GET", "/dead-letters", "").await.1;
-    assert_eq!(list(&letters).len(), 2, "something was done to a foreign thing: {letters}");
+    assert_eq!(list(&letters).len(), 2, "a foreign dead letter was changed: {letters}");
 }
 
-/// A publisher that knows another tenant's event id puts its own event beside it.
+/// A publisher that knows another tenant's event id can choose it for its own event.
 #[tokio::test]
 async fn chosen_id_does_not_shadow_a_generated_one() {
     let data = tempfile::tempdir().unwrap();
@@ -178,7 +181,7 @@ async fn chosen_id_does_not_shadow_a_generated_one() {
     let publisher = key(&daemon, "publisher", Some("default")).await;
     let forged = json!({"type": "forged", "data": 2, "id": id}).to_string();
     let (status, accepted) = call_as(&daemon, &publisher, "POST", "/events", &forged).await;
-    assert_eq!(status, 202, "an engine takes the ids of the engine before it: {accepted}");
+    assert_eq!(status, 202, "ids of another engine are accepted: {accepted}");
 
     let types = async |key: &str, path: String| {
         let (status, shown) = call_as(&daemon, key, "GET", &path, "").await;
@@ -196,7 +199,8 @@ async fn chosen_id_does_not_shadow_a_generated_one() {
     assert_eq!(call_as(&daemon, ADMIN, "POST", &format!("/events/{id}/replay"), "").await.0, 202);
     let got = receiver.until(before.max(2) + 1).await;
     assert!(got.last().unwrap().body.contains("victim"), "{got:?}");
-    // An event whose chosen id stands alone is found without its tenant, and its address names the tenant all the same.
+    // An event with a unique chosen id is found without its tenant; its `statusUrl` still names the
+    // tenant.
     let alone = json!({"type": "alone", "data": 3, "id": format!("evt_{UNKNOWN}")}).to_string();
     let accepted = call_as(&daemon, ADMIN, "POST", "/events", &alone).await.1;
     assert_eq!(types(ADMIN, format!("/events/evt_{UNKNOWN}")).await, only("alone"));
@@ -206,7 +210,7 @@ async fn chosen_id_does_not_shadow_a_generated_one() {
 }
 
 #[tokio::test]
-async fn batch_keys_of_operators_are_their_own() {
+async fn batch_keys_of_operators_are_separate() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let publisher = key(&daemon, "publisher", Some("default")).await;
@@ -224,7 +228,7 @@ async fn batch_keys_of_operators_are_their_own() {
     let ours = batch(ADMIN, event.clone()).await;
     assert_eq!((&theirs.0, &ours.0), (&json!(202), &json!(202)));
     assert_ne!(theirs.1, ours.1);
-    // Each repetition gets its own answer.
+    // Each repetition returns the original response of that caller.
     assert_eq!(batch(ADMIN, event).await, (ours.0, ours.1, true));
     assert_eq!(batch(&publisher, json!({"type": "x", "data": 1})).await, (theirs.0, theirs.1, true));
 }

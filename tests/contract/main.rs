@@ -1,15 +1,13 @@
-//! The contract of the HTTP API and the command line, against the real daemon: a test for each
-//! promise to a client or an operator.
+//! The public contract of the real daemon: one test for each promise to a client or an operator.
 //!
-//! One file for each part. `refusals` is driven by the API's own document, so an operation that joins
-//! the document is tested there, too.
+//! One file for each part of the contract. `refusals` reads the API document, so that its tests
+//! cover every new operation.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails on an error")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod again;
 mod changes;
 mod cloudevents;
 mod command_line;
@@ -23,8 +21,9 @@ mod isolation;
 mod listener;
 mod operation;
 mod outcomes;
-mod pages;
+mod pagination;
 mod refusals;
+mod repetition;
 mod requests;
 mod secrets;
 mod subscriber;
@@ -32,10 +31,10 @@ mod subscriber;
 use serde_json::{Value, json};
 use support::{Daemon, Receiver};
 
-/// The key of the daemons here that ask for one.
+/// The admin key of the test daemons.
 const ADMIN: &str = "an-admin-key-that-is-long-enough-for-any-bound";
 
-/// A daemon that asks for a key, over `data`, that may send to loopback.
+/// A daemon that requires a key, over `data`, that may send to loopback.
 async fn keyed(data: &std::path::Path) -> Daemon {
     let environment = [
         ("BALTO__AUTH__ADMIN_KEY", ADMIN),
@@ -45,14 +44,14 @@ async fn keyed(data: &std::path::Path) -> Daemon {
     Daemon::start_in(data, &[], &environment).await
 }
 
-/// What a request with this key is answered.
+/// Sends a request with this key; returns the status and the JSON body.
 async fn call_as(daemon: &Daemon, key: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
     let bearer = format!("Bearer {key}");
     let (status, answer, _) = daemon.call(method, path, &[("authorization", &bearer)], body).await;
     (status, answer)
 }
 
-/// A key's secret.
+/// Creates a key and returns its secret.
 async fn key(daemon: &Daemon, role: &str, tenant: Option<&str>) -> String {
     let body = json!({"role": role, "tenant": tenant}).to_string();
     let (status, made) = call_as(daemon, ADMIN, "POST", "/keys", &body).await;
@@ -68,7 +67,7 @@ fn list(value: &Value) -> &Vec<Value> {
     value["data"].as_array().unwrap()
 }
 
-/// An endpoint that is tried twice, quickly.
+/// Registers an endpoint with two attempts and a short delay.
 async fn endpoint(daemon: &Daemon, receiver: &Receiver, more: Value) -> Value {
     let mut body = json!({"url": receiver.url, "retry": {"schedule": ["10ms"]}});
     for (name, value) in more.as_object().unwrap() {
@@ -81,14 +80,14 @@ async fn publish(daemon: &Daemon, event: Value) -> Value {
     daemon.post("/events", &event.to_string()).await
 }
 
-/// The event's only delivery, once it has come to an end.
+/// The event's only delivery, after its event is settled.
 async fn settled(daemon: &Daemon, event: &Value) -> Value {
     let path = format!("/events/{}", text(event, "id"));
     let shown = daemon.until(&path, |event| event["status"] != "pending").await;
     daemon.get(&format!("/deliveries/{}", text(&shown["deliveries"][0], "id"))).await
 }
 
-/// Asserts RFC 9457's members, and this status and code.
+/// Asserts the members of RFC 9457, and this status and code.
 fn is_problem(answer: &(u16, Value), status: u16, code: &str, story: &str) {
     let (got, problem) = answer;
     assert_eq!((*got, problem["code"].as_str()), (status, Some(code)), "{story}: {problem}");

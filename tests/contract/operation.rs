@@ -6,7 +6,7 @@ use super::support::{Daemon, Receiver, answer};
 use super::{ADMIN, call_as, endpoint, is_problem, key, keyed, list, publish, text};
 
 #[tokio::test]
-async fn a_keys_secret_is_shown_once_and_its_end_is_the_end_of_its_answers() {
+async fn key_secret_is_shown_once_and_revocation_ends_access() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let body = r#"{"role":"publisher","tenant":"acme","description":"ci"}"#;
@@ -35,9 +35,9 @@ async fn a_keys_secret_is_shown_once_and_its_end_is_the_end_of_its_answers() {
     assert!(on_disk.stdout.is_empty(), "the secret is on disk: {on_disk:?}");
 }
 
-/// The operator's receiver, and what it has been told: type and data.
-async fn told(operator: &Receiver, count: usize) -> Vec<(String, Value)> {
-    let read = |got: super::support::Got| {
+/// The events that the operator's receiver got: type and data.
+async fn operator_events(operator: &Receiver, count: usize) -> Vec<(String, Value)> {
+    let read = |got: super::support::ReceivedRequest| {
         let body: Value = serde_json::from_str(&got.body).unwrap();
         assert_eq!(body["tenant"], "balto", "{body}");
         (text(&body, "type"), body["data"].clone())
@@ -46,20 +46,21 @@ async fn told(operator: &Receiver, count: usize) -> Vec<(String, Value)> {
 }
 
 #[tokio::test]
-async fn the_operator_is_told_of_failing_disabled_and_recovered_endpoints_and_of_dead_deliveries() {
+async fn operator_gets_an_event_for_each_endpoint_change_and_death() {
     let data = tempfile::tempdir().unwrap();
     let breaker =
         [("BALTO__DELIVERY__BREAKER_FAILURES", "2"), ("BALTO__DELIVERY__BREAKER_PROBE_INITIAL", "100ms")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &breaker).await;
     let operator = Receiver::status(204).await;
     endpoint(&daemon, &operator, json!({"tenant": "balto", "ordering": "endpoint"})).await;
-    // Fails twice, which kills the first and opens the circuit; takes the second; is gone with the third; is well again.
+    // Fails twice, which kills the first delivery and opens the circuit; accepts the second; is
+    // gone at the third; recovers.
     let receiver = Receiver::start(|number, _| answer([500, 500, 200, 410, 200][number.min(4)])).await;
     let made = endpoint(&daemon, &receiver, json!({"maxInFlight": 1})).await;
     let id = text(&made, "id");
     let about = json!({"endpointId": id, "tenant": "default"});
     let first = publish(&daemon, json!({"type": "a.b", "data": 1})).await;
-    let mut events = told(&operator, 2).await;
+    let mut events = operator_events(&operator, 2).await;
     events.sort_by(|one, other| one.0.cmp(&other.0));
     let dead = &events[0].1;
     assert_eq!(events[0].0, "balto.delivery.dead");
@@ -70,10 +71,13 @@ async fn the_operator_is_told_of_failing_disabled_and_recovered_endpoints_and_of
     assert_eq!(events[1], ("balto.endpoint.failing".to_owned(), about.clone()));
 
     publish(&daemon, json!({"type": "a.b", "data": 2})).await;
-    assert_eq!(told(&operator, 3).await[2], ("balto.endpoint.recovered".to_owned(), about.clone()));
+    assert_eq!(
+        operator_events(&operator, 3).await[2],
+        ("balto.endpoint.recovered".to_owned(), about.clone())
+    );
 
     publish(&daemon, json!({"type": "a.b", "data": 3})).await;
-    let mut events = told(&operator, 5).await.split_off(3);
+    let mut events = operator_events(&operator, 5).await.split_off(3);
     events.sort_by(|one, other| one.0.cmp(&other.0));
     assert_eq!((events[0].0.as_str(), &events[0].1["reason"]), ("balto.delivery.dead", &json!("gone")));
     let disabled = json!({"endpointId": id, "tenant": "default", "reason": "gone"});
@@ -81,11 +85,11 @@ async fn the_operator_is_told_of_failing_disabled_and_recovered_endpoints_and_of
 
     daemon.post(&format!("/endpoints/{id}/resume"), "").await;
     publish(&daemon, json!({"type": "a.b", "data": 4})).await;
-    assert_eq!(told(&operator, 6).await[5], ("balto.endpoint.recovered".to_owned(), about));
+    assert_eq!(operator_events(&operator, 6).await[5], ("balto.endpoint.recovered".to_owned(), about));
 }
 
 #[tokio::test]
-async fn what_a_disabled_endpoint_keeps_too_long_dies_and_the_operator_is_told() {
+async fn expired_delivery_of_disabled_endpoint_is_reported() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let operator = Receiver::status(204).await;
@@ -96,7 +100,7 @@ async fn what_a_disabled_endpoint_keeps_too_long_dies_and_the_operator_is_told()
     publish(&daemon, json!({"type": "a", "data": 1})).await;
     daemon.until(&format!("/endpoints/{}", text(&made, "id")), |shown| shown["status"] == "disabled").await;
     let kept = publish(&daemon, json!({"type": "a", "data": 2})).await;
-    let events = told(&operator, 2).await;
+    let events = operator_events(&operator, 2).await;
     assert_eq!(
         (&events[0].1["reason"], &events[1].1["reason"]),
         (&json!("gone"), &json!("endpointDisabled"))
@@ -105,9 +109,9 @@ async fn what_a_disabled_endpoint_keeps_too_long_dies_and_the_operator_is_told()
     assert_eq!(list(&daemon.get("/dead-letters?reason=endpointDisabled").await).len(), 1);
 }
 
-/// A new key is found where its answer says, without its secret, by the operator alone.
+/// A new key is found at its `Location`, without its secret, by an admin only.
 #[tokio::test]
-async fn a_key_is_where_its_location_says() {
+async fn key_is_found_at_its_location() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let admin = format!("Bearer {ADMIN}");
@@ -123,9 +127,9 @@ async fn a_key_is_where_its_location_says() {
     is_problem(&call_as(&daemon, ADMIN, "GET", path, "").await, 404, "not_found", "a deleted key");
 }
 
-/// Own events are those of the tenants that a publisher may post to: its own, or all.
+/// A publisher reads the events of the tenants that it may publish to: one tenant or all.
 #[tokio::test]
-async fn a_publisher_reads_what_it_may_post_to() {
+async fn publisher_reads_events_it_may_publish() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for tenant in ["acme", "other"] {
@@ -145,8 +149,8 @@ async fn a_publisher_reads_what_it_may_post_to() {
 }
 
 #[tokio::test]
-async fn the_operator_is_told_of_each_delivery_that_dies_with_its_endpoint() {
-    // More than die in one step.
+async fn operator_gets_an_event_for_each_delivery_of_a_dead_endpoint() {
+    // More deliveries than one step kills.
     const PENDING: usize = 1_003;
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
@@ -163,7 +167,7 @@ async fn the_operator_is_told_of_each_delivery_that_dies_with_its_endpoint() {
         waiting.extend(posted["results"].as_array().unwrap().iter().map(|result| text(result, "id")));
     }
     assert_eq!(daemon.call("DELETE", &format!("/endpoints/{made}"), &[], "").await.0, 204);
-    for (event_type, dead) in told(&operator, PENDING).await {
+    for (event_type, dead) in operator_events(&operator, PENDING).await {
         assert_eq!(event_type, "balto.delivery.dead");
         let about = ["endpointId", "tenant", "reason", "eventType"].map(|name| text(&dead, name));
         assert_eq!(about, [&*made, "acme", "endpointDeleted", "a"], "{dead}");
@@ -174,7 +178,7 @@ async fn the_operator_is_told_of_each_delivery_that_dies_with_its_endpoint() {
 }
 
 #[tokio::test]
-async fn the_reserved_tenant_is_the_operators_alone() {
+async fn reserved_tenant_belongs_to_the_operator() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -186,14 +190,14 @@ async fn the_reserved_tenant_is_the_operators_alone() {
         &call_as(&daemon, ADMIN, "POST", "/events", event).await,
         422,
         "validation_failed",
-        "nobody posts there",
+        "publishing to the reserved tenant is refused",
     );
     let other = key(&daemon, "admin", Some("acme")).await;
     is_problem(
         &call_as(&daemon, &other, "POST", "/events", event).await,
         403,
         "forbidden",
-        "another's key that posts",
+        "a foreign publisher key",
     );
     is_problem(
         &call_as(&daemon, &other, "POST", "/endpoints", &hook).await,
@@ -206,12 +210,12 @@ async fn the_reserved_tenant_is_the_operators_alone() {
         &call_as(&daemon, ADMIN, "POST", "/keys", &bound).await,
         422,
         "validation_failed",
-        "an admin there",
+        "an admin of the reserved tenant",
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_lets_running_attempts_end_says_so_and_exits_with_zero() {
+async fn sigterm_waits_for_running_attempts_and_exits_with_zero() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let (entered, inside) = std::sync::mpsc::channel();
@@ -227,7 +231,7 @@ async fn sigterm_lets_running_attempts_end_says_so_and_exits_with_zero() {
     let event = publish(&daemon, json!({"type": "a", "data": 1})).await;
     tokio::task::spawn_blocking(move || inside.recv().unwrap()).await.unwrap();
     daemon.signal("TERM");
-    let deadline = std::time::Instant::now() + super::support::PATIENCE;
+    let deadline = std::time::Instant::now() + super::support::WAIT_MAX;
     loop {
         let (status, words) = daemon.ops("/readyz").await;
         if status == 503 {
@@ -238,7 +242,7 @@ async fn sigterm_lets_running_attempts_end_says_so_and_exits_with_zero() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     release.send(()).unwrap();
-    assert_eq!(daemon.ended_within(super::support::PATIENCE).await, Some(0));
+    assert_eq!(daemon.ended_within(super::support::WAIT_MAX).await, Some(0));
     let daemon = Daemon::start(data.path()).await;
     let shown = daemon.get(&format!("/events/{}", text(&event, "id"))).await;
     assert_eq!((&shown["status"], receiver.got().len()), (&json!("delivered"), 1), "{shown}");

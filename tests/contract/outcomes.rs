@@ -1,4 +1,5 @@
-//! What becomes of a delivery is told truly: also when somebody acts on it while its attempt is under way.
+//! Final states of deliveries, also when a caller acts on a delivery while its attempt is in
+//! flight.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,22 +9,22 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
-use super::support::{Daemon, Got, PATIENCE, Receiver, answer, next_request};
+use super::support::{Daemon, ReceivedRequest, Receiver, WAIT_MAX, answer, next_request};
 use super::{endpoint, is_problem, list, publish, text};
 
-/// A receiver that answers when the test says so, with the status that it says, one request after the other.
-struct Held {
+/// A receiver that answers one request at a time, when and with the status that the test chooses.
+struct GatedReceiver {
     url: String,
-    got: Arc<Mutex<Vec<Got>>>,
+    got: Arc<Mutex<Vec<ReceivedRequest>>>,
     answers: mpsc::UnboundedSender<u16>,
 }
 
-impl Held {
+impl GatedReceiver {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let (answers, next) = mpsc::unbounded_channel();
-        let (got, next) = (Arc::<Mutex<Vec<Got>>>::default(), Arc::new(AsyncMutex::new(next)));
+        let (got, next) = (Arc::<Mutex<Vec<ReceivedRequest>>>::default(), Arc::new(AsyncMutex::new(next)));
         let kept = got.clone();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -45,32 +46,32 @@ impl Held {
         self.answers.send(status).unwrap();
     }
 
-    async fn until(&self, count: usize) -> Vec<Got> {
+    async fn until(&self, count: usize) -> Vec<ReceivedRequest> {
         let all = async {
             while self.got.lock().unwrap().len() < count {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("no request number {count}"));
+        tokio::time::timeout(WAIT_MAX, all).await.unwrap_or_else(|_| panic!("no request number {count}"));
         self.got.lock().unwrap().clone()
     }
 }
 
-/// A daemon, a receiver, and the path of a delivery whose first attempt is under way there.
-struct UnderWay {
+/// A daemon, a receiver, and the path of a delivery whose first attempt is in flight.
+struct InFlight {
     _data: tempfile::TempDir,
     daemon: Daemon,
-    receiver: Held,
+    receiver: GatedReceiver,
     endpoint: String,
     event: String,
     delivery: String,
 }
 
-impl UnderWay {
+impl InFlight {
     async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
         let daemon = Daemon::start(data.path()).await;
-        let receiver = Held::start().await;
+        let receiver = GatedReceiver::start().await;
         let body = json!({"url": receiver.url, "retry": {"schedule": ["1h"]}}).to_string();
         let endpoint = text(&daemon.post("/endpoints", &body).await, "id");
         let event = text(&publish(&daemon, json!({"type": "a", "data": 1})).await, "id");
@@ -96,7 +97,7 @@ impl UnderWay {
         self.daemon.post(&path, if what == "replay" { "{}" } else { "" }).await;
     }
 
-    /// The delivery, once it has this status and so many attempts.
+    /// The delivery, once it has this status and number of attempts.
     async fn until(&self, status: &str, attempts: usize) -> Value {
         let is_so = |delivery: &Value| {
             delivery["status"] == status && delivery["attempts"].as_array().unwrap().len() == attempts
@@ -104,8 +105,8 @@ impl UnderWay {
         self.daemon.until(&self.delivery, is_so).await
     }
 
-    /// Nothing is sent any more: what is published next is the next that comes. Its answer is a success.
-    async fn is_quiet(&self, before: usize) {
+    /// Asserts that nothing more is sent: the next request is that of a new event. It gets a 200.
+    async fn assert_quiet(&self, before: usize) {
         let next = text(&publish(&self.daemon, json!({"type": "next", "data": 1})).await, "id");
         let got = self.receiver.until(before + 1).await;
         assert_eq!(got[before].headers["webhook-id"], next);
@@ -113,60 +114,60 @@ impl UnderWay {
     }
 }
 
-fn each(delivery: &Value, member: &str) -> Vec<Value> {
+fn attempt_members(delivery: &Value, member: &str) -> Vec<Value> {
     delivery["attempts"].as_array().unwrap().iter().map(|attempt| attempt[member].clone()).collect()
 }
 
 #[tokio::test]
-async fn what_is_set_going_while_its_attempt_is_under_way_waits_for_it_and_counts_it() {
+async fn retry_or_replay_waits_for_the_attempt_in_flight() {
     for (action, trigger) in [("retry", "manual"), ("replay", "replay")] {
-        let world = UnderWay::start().await;
+        let world = InFlight::start().await;
         world.act(action).await;
         world.receiver.answer(500);
         world.receiver.until(2).await;
         world.receiver.answer(200);
         let done = world.until("delivered", 2).await;
-        assert_eq!(each(&done, "number"), [1, 2], "{action}: {done}");
-        assert_eq!(each(&done, "trigger"), ["publish", trigger], "{action}: {done}");
-        assert_eq!(each(&done, "statusCode"), [500, 200], "{action}: {done}");
+        assert_eq!(attempt_members(&done, "number"), [1, 2], "{action}: {done}");
+        assert_eq!(attempt_members(&done, "trigger"), ["publish", trigger], "{action}: {done}");
+        assert_eq!(attempt_members(&done, "statusCode"), [500, 200], "{action}: {done}");
         assert_eq!(done["attemptCount"], 2, "{action}: {done}");
         let got = world.receiver.until(2).await;
         let numbers: Vec<_> = got.iter().map(|got| got.headers["balto-attempt"].as_str()).collect();
         assert_eq!(numbers, ["1", "2"], "{action}");
-        world.is_quiet(2).await;
+        world.assert_quiet(2).await;
     }
 }
 
 #[tokio::test]
-async fn what_is_set_going_while_its_attempt_is_under_way_is_done_when_that_succeeds() {
+async fn retry_or_replay_ends_when_the_attempt_in_flight_succeeds() {
     for action in ["retry", "replay"] {
-        let world = UnderWay::start().await;
+        let world = InFlight::start().await;
         world.act(action).await;
-        // However often.
+        // The number of repetitions does not matter.
         world.act(action).await;
         world.receiver.answer(200);
         let done = world.until("delivered", 1).await;
-        assert_eq!(each(&done, "trigger"), ["publish"], "{action}: {done}");
-        world.is_quiet(1).await;
+        assert_eq!(attempt_members(&done, "trigger"), ["publish"], "{action}: {done}");
+        world.assert_quiet(1).await;
     }
 }
 
 #[tokio::test]
-async fn a_new_series_counts_no_attempt_of_the_one_before() {
-    let world = UnderWay::start().await;
+async fn new_series_counts_no_attempt_of_the_previous_one() {
+    let world = InFlight::start().await;
     world.act("retry").await;
     world.receiver.answer(500);
     world.receiver.until(2).await;
     world.receiver.answer(500);
     // The schedule has one retry: the second attempt is the first of its series.
     let waits = world.until("pending", 2).await;
-    assert!(each(&waits, "nextAttemptAt")[1].is_string(), "{waits}");
+    assert!(attempt_members(&waits, "nextAttemptAt")[1].is_string(), "{waits}");
 }
 
 #[tokio::test]
-async fn a_cancelled_delivery_stays_cancelled_unless_its_attempt_under_way_succeeds() {
+async fn cancelled_delivery_ends_delivered_only_if_attempt_succeeds() {
     for (status, ends) in [(500, "cancelled"), (200, "delivered")] {
-        let world = UnderWay::start().await;
+        let world = InFlight::start().await;
         world.act("cancel").await;
         world.receiver.answer(status);
         let done = world.until(ends, 1).await;
@@ -174,13 +175,13 @@ async fn a_cancelled_delivery_stays_cancelled_unless_its_attempt_under_way_succe
         assert!(done["settledAt"].is_string(), "{done}");
         let event = if status == 200 { "delivered" } else { "failed" };
         assert_eq!(world.daemon.get(&format!("/events/{}", world.event)).await["status"], event);
-        world.is_quiet(1).await;
+        world.assert_quiet(1).await;
     }
 }
 
 #[tokio::test]
-async fn what_is_cancelled_and_set_going_again_meanwhile_goes_on_behind_its_attempt() {
-    let world = UnderWay::start().await;
+async fn cancelled_and_retried_delivery_continues_after_its_attempt() {
+    let world = InFlight::start().await;
     for action in ["cancel", "retry", "cancel", "retry"] {
         world.act(action).await;
     }
@@ -189,14 +190,14 @@ async fn what_is_cancelled_and_set_going_again_meanwhile_goes_on_behind_its_atte
     assert_eq!(got[1].headers["balto-attempt"], "2");
     world.receiver.answer(200);
     let done = world.until("delivered", 2).await;
-    assert_eq!(each(&done, "number"), [1, 2], "{done}");
-    world.is_quiet(2).await;
+    assert_eq!(attempt_members(&done, "number"), [1, 2], "{done}");
+    world.assert_quiet(2).await;
 }
 
 #[tokio::test]
-async fn a_dead_letter_whose_attempt_under_way_succeeds_is_delivered() {
+async fn dead_letter_is_delivered_if_its_attempt_in_flight_succeeds() {
     for (status, ends) in [(500, "dead"), (200, "delivered")] {
-        let world = UnderWay::start().await;
+        let world = InFlight::start().await;
         world.act("delete").await;
         world.receiver.answer(status);
         let done = world.until(ends, 1).await;
@@ -208,13 +209,14 @@ async fn a_dead_letter_whose_attempt_under_way_succeeds_is_delivered() {
 }
 
 #[tokio::test]
-async fn statistics_count_every_end_of_a_delivery_also_without_an_attempt() {
+async fn statistics_count_every_end_of_a_delivery() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(410).await;
     let endpoint = endpoint(&daemon, &receiver, json!({"retry": {"maxAge": "1s", "maxAttempts": 2}})).await;
     let stats = format!("/endpoints/{}/stats", text(&endpoint, "id"));
-    // Gone by an attempt, which disables the endpoint; the next is too old by the clock, another is cancelled.
+    // The first delivery dies by a 410, which disables the endpoint; the second expires; the third
+    // is cancelled.
     publish(&daemon, json!({"type": "a", "data": 1})).await;
     daemon.until("/dead-letters?reason=gone", |letters| list(letters).len() == 1).await;
     publish(&daemon, json!({"type": "a", "data": 2})).await;
@@ -226,15 +228,15 @@ async fn statistics_count_every_end_of_a_delivery_also_without_an_attempt() {
     let counted = daemon.get(&stats).await;
     let counts = ["attempts", "delivered", "failedAttempts", "dead", "cancelled", "backlog"];
     assert_eq!(counts.map(|name| counted[name].as_u64().unwrap()), [1, 0, 1, 2, 1, 0], "{counted}");
-    // What is purged had been counted when it died; what is redriven and dies again dies twice.
+    // A purged dead letter stays counted as dead; a redriven one that dies again counts twice.
     daemon.post("/dead-letters/purge", r#"{"reason":"gone"}"#).await;
     daemon.post("/dead-letters/redrive", r#"{"reason":"endpointDisabled"}"#).await;
     let counted = daemon.until(&stats, |stats| stats["dead"] == 3).await;
     assert_eq!((&counted["cancelled"], &counted["attempts"]), (&json!(1), &json!(1)), "{counted}");
 }
 
-/// A daemon with so many dead letters, whose receiver gives this answer from now on.
-struct Refused {
+/// A daemon with dead letters; the receiver now answers with `answer`.
+struct DeadLetters {
     _data: tempfile::TempDir,
     daemon: Daemon,
     receiver: Receiver,
@@ -243,7 +245,7 @@ struct Refused {
     deliveries: Vec<String>,
 }
 
-impl Refused {
+impl DeadLetters {
     async fn start(count: usize) -> Self {
         let data = tempfile::tempdir().unwrap();
         let daemon = Daemon::start(data.path()).await;
@@ -260,7 +262,7 @@ impl Refused {
         Self { _data: data, daemon, receiver, answer: status, endpoint, deliveries }
     }
 
-    async fn refused(&self, path: &str, status: u16, code: &str, word: &str) {
+    async fn assert_refused(&self, path: &str, status: u16, code: &str, word: &str) {
         let (found, problem, _) = self.daemon.call("POST", path, &[], "").await;
         is_problem(&(found, problem.clone()), status, code, path);
         assert!(text(&problem, "detail").contains(word), "{problem}");
@@ -268,14 +270,14 @@ impl Refused {
 }
 
 #[tokio::test]
-async fn a_purged_dead_letter_comes_back_by_a_replay_of_its_event_and_by_nothing_else() {
-    let world = Refused::start(1).await;
+async fn purged_dead_letter_returns_only_by_a_replay_of_its_event() {
+    let world = DeadLetters::start(1).await;
     let (daemon, id) = (&world.daemon, &world.deliveries[0]);
     assert_eq!(daemon.call("DELETE", &format!("/dead-letters/{id}"), &[], "").await.0, 204);
     assert_eq!(daemon.call("DELETE", &format!("/dead-letters/{id}"), &[], "").await.0, 404, "once");
-    world.refused(&format!("/deliveries/{id}/retry"), 409, "conflict", "purged").await;
-    world.refused(&format!("/deliveries/{id}/cancel"), 409, "conflict", "pending").await;
-    world.refused(&format!("/dead-letters/{id}/redrive"), 404, "not_found", id).await;
+    world.assert_refused(&format!("/deliveries/{id}/retry"), 409, "conflict", "purged").await;
+    world.assert_refused(&format!("/deliveries/{id}/cancel"), 409, "conflict", "pending").await;
+    world.assert_refused(&format!("/dead-letters/{id}/redrive"), 404, "not_found", id).await;
     for bulk in ["redrive", "purge"] {
         assert_eq!(daemon.post(&format!("/dead-letters/{bulk}"), "{}").await["count"], 0, "{bulk}");
     }
@@ -288,19 +290,19 @@ async fn a_purged_dead_letter_comes_back_by_a_replay_of_its_event_and_by_nothing
     let replayed = daemon.post(&format!("/events/{}/replay", text(&shown, "eventId")), "{}").await;
     assert_eq!(replayed["count"], 1);
     let done = daemon.until(&format!("/deliveries/{id}"), |shown| shown["status"] == "delivered").await;
-    assert_eq!(each(&done, "number"), [1, 2], "{done}");
+    assert_eq!(attempt_members(&done, "number"), [1, 2], "{done}");
 }
 
 #[tokio::test]
-async fn of_dead_letters_that_are_redriven_and_purged_at_once_each_is_one_of_both() {
-    let world = Refused::start(60).await;
+async fn dead_letter_is_either_redriven_or_purged_when_concurrent() {
+    let world = DeadLetters::start(60).await;
     let daemon = &world.daemon;
     let one = |path: String, method: &'static str| async move {
         let (status, _, _) = daemon.call(method, &path, &[], "").await;
         assert!([202, 204, 404, 409].contains(&status), "{method} {path}: {status}");
         usize::from(status < 300)
     };
-    // Each by itself first, in both ways at the same time; what is left then by filters.
+    // The first half by id, both ways at the same time; the second half by filters.
     let singly = world.deliveries[..30].iter().map(|id| async move {
         let path = format!("/dead-letters/{id}");
         let retried = one(format!("/deliveries/{id}/retry"), "POST");
@@ -311,7 +313,7 @@ async fn of_dead_letters_that_are_redriven_and_purged_at_once_each_is_one_of_bot
     });
     for (id, purged, revived) in futures_util::future::join_all(singly).await {
         let end = if purged { "cancelled" } else { "delivered" };
-        assert!(purged != revived, "{id} was purged: {purged}, set going: {revived}");
+        assert!(purged != revived, "{id} was purged: {purged}, revived: {revived}");
         daemon.until(&format!("/deliveries/{id}"), |shown| shown["status"] == end).await;
     }
     let (redriven, purged) =
@@ -331,11 +333,11 @@ async fn of_dead_letters_that_are_redriven_and_purged_at_once_each_is_one_of_bot
 }
 
 #[tokio::test]
-async fn what_cannot_be_redriven_is_refused_and_does_not_count() {
-    let world = Refused::start(3).await;
+async fn impossible_redrive_is_refused_and_not_counted() {
+    let world = DeadLetters::start(3).await;
     let daemon = &world.daemon;
     let (first, endpoint) = (&world.deliveries[0], format!("/endpoints/{}", world.endpoint));
-    // At a disabled endpoint they wait, as everything does that is published for it, until it goes on.
+    // At a disabled endpoint they wait, like all deliveries, until the endpoint is resumed.
     world.answer.store(410, Ordering::SeqCst);
     publish(daemon, json!({"type": "last", "data": 1})).await;
     daemon.until(&endpoint, |shown| shown["status"] == "disabled").await;
@@ -346,12 +348,19 @@ async fn what_cannot_be_redriven_is_refused_and_does_not_count() {
     assert_eq!(world.receiver.count(), 4, "nothing more was sent");
     daemon.post(&format!("{endpoint}/resume"), "").await;
     daemon.until("/dead-letters?type=a", |all| list(all).len() == 3).await;
-    // Of a deleted one they stay what they are.
+    // At a deleted endpoint they stay dead.
     assert_eq!(daemon.call("DELETE", &endpoint, &[], "").await.0, 204);
     world
-        .refused(&format!("/dead-letters/{first}/redrive"), 409, "conflict", "the endpoint was deleted")
+        .assert_refused(
+            &format!("/dead-letters/{first}/redrive"),
+            409,
+            "conflict",
+            "the endpoint was deleted",
+        )
         .await;
-    world.refused(&format!("/deliveries/{first}/retry"), 409, "conflict", "the endpoint was deleted").await;
+    world
+        .assert_refused(&format!("/deliveries/{first}/retry"), 409, "conflict", "the endpoint was deleted")
+        .await;
     assert_eq!(daemon.post("/dead-letters/redrive", "{}").await["count"], 0);
     assert_eq!(list(&daemon.get("/dead-letters").await).len(), 4);
     let replayed = daemon.post(&format!("/events/{}/replay", event_of(daemon, first).await), "{}").await;
@@ -363,7 +372,7 @@ async fn event_of(daemon: &Daemon, delivery: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_status_of_an_event_says_who_has_it() {
+async fn event_status_summarises_its_deliveries() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -383,9 +392,9 @@ async fn the_status_of_an_event_says_who_has_it() {
         let found = daemon.get(&format!("/events?status={expected}")).await;
         assert_eq!(list(&found).len(), 1, "{found}");
     }
-    let nobodys = publish(&daemon, json!({"type": "a", "data": 1, "tenant": "nobody"})).await;
+    let unmatched = publish(&daemon, json!({"type": "a", "data": 1, "tenant": "nobody"})).await;
     assert_eq!(
-        daemon.get(&format!("/events/{}?tenant=nobody", text(&nobodys, "id"))).await["status"],
+        daemon.get(&format!("/events/{}?tenant=nobody", text(&unmatched, "id"))).await["status"],
         "unmatched"
     );
 }

@@ -1,4 +1,4 @@
-//! Each kind of bad request, at every operation that the API's document has and where it applies.
+//! Each kind of bad request, at every operation of the API document to which it applies.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -8,17 +8,17 @@ use serde_json::{Map, Value, json};
 use super::support::{Daemon, Receiver};
 use super::{ADMIN, call_as, is_problem, key, keyed, text};
 
-/// One operation as the document describes it.
+/// One operation of the document.
 pub(super) struct Operation {
     pub(super) method: String,
     /// Below `/v1`.
     pub(super) path: String,
     pub(super) id: String,
     roles: Vec<String>,
-    /// Statuses that it may answer with.
+    /// The documented statuses.
     statuses: BTreeSet<u16>,
     media: Vec<String>,
-    /// Whether a body has to be there.
+    /// Whether a body is required.
     needs_body: bool,
     /// Its query parameters.
     pub(super) parameters: Vec<String>,
@@ -103,7 +103,7 @@ impl Operation {
         self.path.contains('{')
     }
 
-    /// The path with this in the place of its parameter.
+    /// The path with the parameter replaced.
     pub(super) fn at(&self, id: &str) -> String {
         match (self.path.find('{'), self.path.find('}')) {
             (Some(start), Some(end)) => format!("{}{id}{}", &self.path[..start], &self.path[end + 1..]),
@@ -111,7 +111,7 @@ impl Operation {
         }
     }
 
-    /// A body that is good but for what it names, where one has to be there.
+    /// A valid body, apart from the ids in it; empty where none is required.
     pub(super) fn body(&self) -> String {
         let value = |name: &String| match name.as_str() {
             "type" => json!("a.b"),
@@ -137,7 +137,7 @@ impl Operation {
 }
 
 #[tokio::test]
-async fn without_a_key_or_with_a_wrong_one_nothing_is_answered_but_the_document() {
+async fn missing_or_wrong_key_gets_401_except_for_the_document() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for operation in operations() {
@@ -150,7 +150,8 @@ async fn without_a_key_or_with_a_wrong_one_nothing_is_answered_but_the_document(
                 daemon.call(&operation.method, &operation.at("x"), headers, &operation.body()).await;
             let story = format!("{} with `{authorization}`", operation.id);
             if operation.is_public() {
-                // What a handshake's callback names is its token: without a right one there is nothing there.
+                // The callback of a handshake is authenticated by its token: a wrong token gets
+                // 404.
                 let expected = if operation.path.starts_with("/handshakes/") { 404 } else { 200 };
                 assert_eq!(status, expected, "{story}");
                 continue;
@@ -164,7 +165,7 @@ async fn without_a_key_or_with_a_wrong_one_nothing_is_answered_but_the_document(
 }
 
 #[tokio::test]
-async fn each_role_may_do_what_the_document_says_and_no_more() {
+async fn roles_have_exactly_the_documented_permissions() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for role in ["admin", "publisher", "viewer"] {
@@ -183,7 +184,7 @@ async fn each_role_may_do_what_the_document_says_and_no_more() {
 }
 
 #[tokio::test]
-async fn another_method_is_405_and_allow_names_the_right_ones() {
+async fn wrong_method_gets_405_with_the_allowed_methods() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let operations = operations();
@@ -191,12 +192,13 @@ async fn another_method_is_405_and_allow_names_the_right_ones() {
     for path in paths {
         let here: Vec<_> = operations.iter().filter(|operation| operation.path == *path).collect();
         let mut allowed: BTreeSet<_> = here.iter().map(|operation| operation.method.as_str()).collect();
-        // A callback's link is used up when it is opened: to look at it must not open it.
+        // Only GET uses up the link of a callback: HEAD must not.
         if allowed.contains("GET") && !path.starts_with("/handshakes/") {
             allowed.insert("HEAD");
         }
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
-            // Segments beside a parameter have methods of their own: `/events/batch` is also an `/events/{id}`.
+            // Fixed segments beside a parameter can have other methods: `/events/batch` also
+            // matches `/events/{id}`.
             if allowed.contains(method) {
                 continue;
             }
@@ -217,7 +219,7 @@ async fn another_method_is_405_and_allow_names_the_right_ones() {
 }
 
 #[tokio::test]
-async fn an_unknown_or_repeated_parameter_is_named_everywhere() {
+async fn unknown_or_repeated_parameter_is_named() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for operation in operations() {
@@ -237,7 +239,7 @@ async fn an_unknown_or_repeated_parameter_is_named_everywhere() {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_400_wherever_json_is_taken() {
+async fn invalid_json_gets_400() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let json = [("content-type", "application/json")];
@@ -253,14 +255,14 @@ async fn what_is_not_json_is_400_wherever_json_is_taken() {
 }
 
 #[tokio::test]
-async fn an_unknown_member_is_named_wherever_json_is_taken() {
+async fn unknown_member_is_named() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let receiver = Receiver::status(200).await;
     let body = json!({"url": receiver.url}).to_string();
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
-        // A change is of something, which has to be there.
+        // A patch needs an existing resource.
         let path = operation.at(&text(&made, "id"));
         let answer = call_as(&daemon, ADMIN, &operation.method, &path, r#"{"zz/z":1}"#).await;
         is_problem(&answer, 422, "validation_failed", &operation.id);
@@ -273,7 +275,8 @@ async fn an_unknown_member_is_named_wherever_json_is_taken() {
     }
 }
 
-/// Objects within bodies: each member with a value that is good, or that is looked at after the names.
+/// Objects within bodies: each member with a value that is valid, or that is checked after the
+/// names.
 const INNER: [(&str, &[(&str, &str)]); 6] = [
     ("headers", &[("X-A", "\"1\"")]),
     ("sensitiveHeaders", &[("X-A", "\"1\"")]),
@@ -295,7 +298,7 @@ const INNER: [(&str, &[(&str, &str)]); 6] = [
 ];
 
 #[tokio::test]
-async fn repeated_member_is_named_wherever_json_is_taken() {
+async fn repeated_member_is_named() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -319,11 +322,7 @@ async fn repeated_member_is_named_wherever_json_is_taken() {
             let has_members = schema.contains("Input\"") || schema.contains("additionalProperties");
             let is_known =
                 INNER.iter().any(|(outer, _)| outer == name) || ["metadata", "events"].contains(&&**name);
-            assert!(
-                !has_members || is_known,
-                "{}: the test knows no member of `{name}`: {schema}",
-                operation.id
-            );
+            assert!(!has_members || is_known, "{}: no sample member for `{name}`: {schema}", operation.id);
         }
         for (body, pointer) in bodies {
             let answer = call_as(&daemon, ADMIN, &operation.method, &path, &body).await;
@@ -338,7 +337,7 @@ async fn repeated_member_is_named_wherever_json_is_taken() {
 }
 
 #[tokio::test]
-async fn a_member_of_the_wrong_type_is_pointed_at_wherever_json_is_taken() {
+async fn member_of_wrong_type_is_pointed_to() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -347,12 +346,12 @@ async fn a_member_of_the_wrong_type_is_pointed_at_wherever_json_is_taken() {
     let mut asked = 0;
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         let path = operation.at(&text(&made, "id"));
-        // Any JSON value is data.
+        // Any JSON value is valid data.
         for name in operation.members.keys().filter(|name| *name != "data") {
             let schema = &operation.members[name];
             let takes_number = schema.to_string().contains("\"integer\"");
             let wrong = if takes_number { json!([true]) } else { json!(7.5) };
-            // What is missing is not what is asked about.
+            // The body is otherwise complete, so that the error is about the wrong type.
             let mut body: Value = serde_json::from_str(&operation.body()).unwrap_or_else(|_| json!({}));
             body[name] = wrong;
             let body = body.to_string();
@@ -370,7 +369,7 @@ async fn a_member_of_the_wrong_type_is_pointed_at_wherever_json_is_taken() {
 }
 
 #[tokio::test]
-async fn another_content_type_is_415_and_the_right_ones_are_named() {
+async fn wrong_content_type_gets_415_with_the_right_ones() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for operation in operations().iter().filter(|operation| !operation.media.is_empty()) {
@@ -392,7 +391,7 @@ async fn another_content_type_is_415_and_the_right_ones_are_named() {
 }
 
 #[tokio::test]
-async fn a_body_above_its_bound_is_413_and_names_the_bound() {
+async fn oversized_body_gets_413_with_the_bound() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for operation in operations().iter().filter(|operation| !operation.media.is_empty()) {
@@ -408,7 +407,7 @@ async fn a_body_above_its_bound_is_413_and_names_the_bound() {
 }
 
 #[tokio::test]
-async fn an_id_of_nothing_is_404_wherever_there_is_one() {
+async fn unknown_id_gets_404() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let long = "x".repeat(65);
@@ -424,7 +423,7 @@ async fn an_id_of_nothing_is_404_wherever_there_is_one() {
 }
 
 #[tokio::test]
-async fn what_is_another_tenants_does_not_exist() {
+async fn foreign_id_gets_404() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     let receiver = Receiver::status(410).await;
@@ -448,9 +447,9 @@ async fn what_is_another_tenants_does_not_exist() {
             Some("events") => &event,
             Some("endpoints") => &endpoint,
             Some("deliveries" | "dead-letters") => &letter,
-            Some("keys") => continue,       // they are the operator's alone: 403
-            Some("handshakes") => continue, // whoever has the token may, whoever they are
-            kind => panic!("the test knows no thing of the kind {kind:?}"),
+            Some("keys") => continue,       // admin only: 403
+            Some("handshakes") => continue, // the token is the authorisation
+            kind => panic!("the test has no sample of the kind {kind:?}"),
         };
         let path = operation.at(id);
         let answer = call_as(&daemon, &other, &operation.method, &path, &operation.body()).await;

@@ -1,18 +1,19 @@
-//! Requests that are not what they should be, byte by byte: framing that two readers could understand differently, bodies
-//! that break off, JSON at its edges. Each gets its answer, and nothing of what was refused is kept.
+//! Malformed requests, byte by byte: ambiguous framing, truncated bodies, edge cases of JSON. Each
+//! gets an error response, and no refused event is stored.
 
-use crate::support::raw::{Answered, Raw, post};
+use crate::support::raw::{Raw, RawResponse, post};
 use crate::support::{Daemon, Receiver};
 use serde_json::{Value, json};
 
 const EVENT: &str = r#"{"type":"a.b","data":1}"#;
 
-async fn held(daemon: &Daemon) -> usize {
+async fn event_count(daemon: &Daemon) -> usize {
     daemon.get("/events?limit=250").await["data"].as_array().unwrap().len()
 }
 
-/// Sends bytes, says that this was all, and gives every answer until the server ends the connection.
-async fn answers(daemon: &Daemon, bytes: &[u8]) -> Vec<Answered> {
+/// Sends bytes, closes the sending side, and returns all responses until the server closes the
+/// connection.
+async fn answers(daemon: &Daemon, bytes: &[u8]) -> Vec<RawResponse> {
     let mut raw = Raw::connect(daemon.address()).await;
     raw.send(bytes).await;
     raw.half_close().await;
@@ -23,12 +24,12 @@ async fn answers(daemon: &Daemon, bytes: &[u8]) -> Vec<Answered> {
     answers
 }
 
-fn statuses(answers: &[Answered]) -> Vec<u16> {
+fn statuses(answers: &[RawResponse]) -> Vec<u16> {
     answers.iter().map(|answer| answer.status).collect()
 }
 
-/// Whoever is refused is told so as everywhere, also when nobody could be asked for an answer.
-fn are_problems(answers: &[Answered], name: &str) {
+/// Asserts problem+json also for the errors that the HTTP library generates.
+fn assert_problems(answers: &[RawResponse], name: &str) {
     for answer in answers.iter().filter(|answer| answer.status >= 400) {
         let head = &answer.head;
         assert!(head.contains("\r\ncontent-type: application/problem+json\r\n"), "{name}: {head}");
@@ -48,106 +49,142 @@ fn are_problems(answers: &[Answered], name: &str) {
     }
 }
 
-/// A request with these header lines and this body, and behind it one that must never be answered.
-fn smuggling(headers: &str, body: &str) -> String {
+/// A request with these header lines and this body, followed by a request that must never get a
+/// response.
+fn with_hidden_request(headers: &str, body: &str) -> String {
     format!(
         "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}\r\n{body}GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
     )
 }
 
-/// Every way in which a body's length can be said twice, wrongly, or so that a proxy could read another one. No row may
-/// ever be answered twice: the second answer would be to a request that was hidden in the first.
-#[tokio::test]
-async fn no_request_hides_in_another() {
-    let data = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(data.path()).await;
+/// Name, header lines, body and expected status.
+type Framing = (&'static str, String, String, u16);
+
+/// Body lengths that are repeated, wrong, or ambiguous to a proxy.
+fn ambiguous_lengths() -> Vec<Framing> {
     let chunked = format!("{:x}\r\n{EVENT}\r\n0\r\n\r\n", EVENT.len());
     let length = EVENT.len();
-    let rows: &[(&str, String, &str, u16)] = &[
+    vec![
         (
             "length and chunks",
             format!("content-length: {length}\r\ntransfer-encoding: chunked\r\n"),
-            &chunked,
+            chunked.clone(),
             202,
         ),
         (
             "chunks and length",
             format!("transfer-encoding: chunked\r\ncontent-length: {length}\r\n"),
-            &chunked,
+            chunked.clone(),
             202,
         ),
-        ("chunks and no length", "content-length: 0\r\ntransfer-encoding: chunked\r\n".into(), &chunked, 202),
-        ("two lengths", format!("content-length: {length}\r\ncontent-length: 5\r\n"), EVENT, 400),
-        ("a list of lengths", format!("content-length: {length}, {length}\r\n"), EVENT, 400),
-        ("a signed length", format!("content-length: +{length}\r\n"), EVENT, 400),
-        ("a negative length", "content-length: -1\r\n".into(), EVENT, 400),
-        ("a hexadecimal length", "content-length: 0x17\r\n".into(), EVENT, 400),
-        ("an empty length", "content-length:\r\n".into(), EVENT, 400),
-        ("a length with a space in it", "content-length: 2 3\r\n".into(), EVENT, 400),
-        ("a length that no number holds", "content-length: 99999999999999999999999\r\n".into(), EVENT, 400),
-        ("a coding before chunks", "transfer-encoding: gzip, chunked\r\n".into(), &chunked, 400),
-        ("chunks in chunks", "transfer-encoding: chunked, chunked\r\n".into(), &chunked, 400),
+        (
+            "chunks and no length",
+            "content-length: 0\r\ntransfer-encoding: chunked\r\n".into(),
+            chunked.clone(),
+            202,
+        ),
+        ("two lengths", format!("content-length: {length}\r\ncontent-length: 5\r\n"), EVENT.to_owned(), 400),
+        ("a list of lengths", format!("content-length: {length}, {length}\r\n"), EVENT.to_owned(), 400),
+        ("a signed length", format!("content-length: +{length}\r\n"), EVENT.to_owned(), 400),
+        ("a negative length", "content-length: -1\r\n".into(), EVENT.to_owned(), 400),
+        ("a hexadecimal length", "content-length: 0x17\r\n".into(), EVENT.to_owned(), 400),
+        ("an empty length", "content-length:\r\n".into(), EVENT.to_owned(), 400),
+        ("a length with a space in it", "content-length: 2 3\r\n".into(), EVENT.to_owned(), 400),
+        (
+            "a length that overflows every integer",
+            "content-length: 99999999999999999999999\r\n".into(),
+            EVENT.to_owned(),
+            400,
+        ),
+    ]
+}
+
+/// Transfer codings and chunks that are repeated, wrong, or ambiguous to a proxy.
+fn ambiguous_chunks() -> Vec<Framing> {
+    let chunked = format!("{:x}\r\n{EVENT}\r\n0\r\n\r\n", EVENT.len());
+    let length = EVENT.len();
+    vec![
+        ("a coding before chunks", "transfer-encoding: gzip, chunked\r\n".into(), chunked.clone(), 400),
+        ("chunks in chunks", "transfer-encoding: chunked, chunked\r\n".into(), chunked.clone(), 400),
         (
             "chunks twice",
             "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n".into(),
-            &chunked,
+            chunked.clone(),
             400,
         ),
         (
             "identity and chunks",
             "transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n".into(),
-            &chunked,
+            chunked.clone(),
             400,
         ),
-        ("chunks and identity", "transfer-encoding: chunked, identity\r\n".into(), &chunked, 400),
-        ("nearly chunks", "transfer-encoding: xchunked\r\n".into(), &chunked, 400),
-        ("quoted chunks", "transfer-encoding: \"chunked\"\r\n".into(), &chunked, 400),
-        ("chunks behind a vertical tab", "transfer-encoding: \x0bchunked\r\n".into(), &chunked, 400),
-        ("a space before the colon", "transfer-encoding : chunked\r\n".into(), &chunked, 400),
+        ("chunks and identity", "transfer-encoding: chunked, identity\r\n".into(), chunked.clone(), 400),
+        ("nearly chunks", "transfer-encoding: xchunked\r\n".into(), chunked.clone(), 400),
+        ("quoted chunks", "transfer-encoding: \"chunked\"\r\n".into(), chunked.clone(), 400),
+        ("chunks behind a vertical tab", "transfer-encoding: \x0bchunked\r\n".into(), chunked.clone(), 400),
+        ("a space before the colon", "transfer-encoding : chunked\r\n".into(), chunked.clone(), 400),
         (
             "a folded line",
             format!("x: y\r\n transfer-encoding: chunked\r\ncontent-length: {length}\r\n"),
-            EVENT,
+            EVENT.to_owned(),
             400,
         ),
-        ("a bare carriage return", format!("x: y\rz\r\ncontent-length: {length}\r\n"), EVENT, 400),
-        ("a NUL in a value", format!("x: y\0z\r\ncontent-length: {length}\r\n"), EVENT, 400),
-        ("a NUL in a name", format!("x\0y: z\r\ncontent-length: {length}\r\n"), EVENT, 400),
-        ("two hosts", format!("host: y\r\ncontent-length: {length}\r\n"), EVENT, 400),
-        ("a chunk of no length", "transfer-encoding: chunked\r\n".into(), "zz\r\n\r\n0\r\n\r\n", 400),
-        ("a signed chunk", "transfer-encoding: chunked\r\n".into(), "+17\r\n{}\r\n0\r\n\r\n", 400),
-        ("a negative chunk", "transfer-encoding: chunked\r\n".into(), "-1\r\n{}\r\n0\r\n\r\n", 400),
-        ("a prefixed chunk", "transfer-encoding: chunked\r\n".into(), "0x2\r\n{}\r\n0\r\n\r\n", 400),
+        ("a bare carriage return", format!("x: y\rz\r\ncontent-length: {length}\r\n"), EVENT.to_owned(), 400),
+        ("a NUL in a value", format!("x: y\0z\r\ncontent-length: {length}\r\n"), EVENT.to_owned(), 400),
+        ("a NUL in a name", format!("x\0y: z\r\ncontent-length: {length}\r\n"), EVENT.to_owned(), 400),
+        ("two hosts", format!("host: y\r\ncontent-length: {length}\r\n"), EVENT.to_owned(), 400),
         (
-            "a chunk longer than any number",
+            "a chunk without a length",
             "transfer-encoding: chunked\r\n".into(),
-            "fffffffffffffffff\r\n{}\r\n",
+            "zz\r\n\r\n0\r\n\r\n".into(),
+            400,
+        ),
+        ("a signed chunk", "transfer-encoding: chunked\r\n".into(), "+17\r\n{}\r\n0\r\n\r\n".into(), 400),
+        ("a negative chunk", "transfer-encoding: chunked\r\n".into(), "-1\r\n{}\r\n0\r\n\r\n".into(), 400),
+        ("a prefixed chunk", "transfer-encoding: chunked\r\n".into(), "0x2\r\n{}\r\n0\r\n\r\n".into(), 400),
+        (
+            "a chunk length that overflows every integer",
+            "transfer-encoding: chunked\r\n".into(),
+            "fffffffffffffffff\r\n{}\r\n".into(),
             400,
         ),
         (
-            "a chunk that is longer than it says",
+            "a chunk longer than its length",
             "transfer-encoding: chunked\r\n".into(),
-            "1\r\n{}\r\n0\r\n\r\n",
+            "1\r\n{}\r\n0\r\n\r\n".into(),
             400,
         ),
-        ("a chunk ended by a bare line feed", "transfer-encoding: chunked\r\n".into(), "2\n{}\n0\n\n", 400),
-    ];
-    for (name, headers, body, status) in rows {
-        let answers = answers(&daemon, smuggling(headers, body).as_bytes()).await;
+        (
+            "a chunk that ends with a bare line feed",
+            "transfer-encoding: chunked\r\n".into(),
+            "2\n{}\n0\n\n".into(),
+            400,
+        ),
+    ]
+}
+
+/// A second response would mean that the daemon accepted a request that is hidden in the first one.
+#[tokio::test]
+async fn ambiguous_length_hides_no_second_request() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let rows = [ambiguous_lengths(), ambiguous_chunks()].concat();
+    for (name, headers, body, status) in &rows {
+        let answers = answers(&daemon, with_hidden_request(headers, body).as_bytes()).await;
         assert_eq!(statuses(&answers), [*status], "{name}: {answers:#?}");
-        are_problems(&answers, name);
+        assert_problems(&answers, name);
     }
     let accepted = rows.iter().filter(|(.., status)| *status == 202).count();
-    assert_eq!(held(&daemon).await, accepted, "a refused event was kept");
+    assert_eq!(event_count(&daemon).await, accepted, "a refused event was kept");
 }
 
 #[tokio::test]
-async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
+async fn malformed_http_gets_400_and_the_connection_closes() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let many_headers: String = (0..200).map(|number| format!("x-{number}: y\r\n")).collect();
     let rows: &[(&str, Vec<u8>, u16)] = &[
-        ("nothing that is HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(20), 400),
+        ("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(20), 400),
         ("HTTP/0.9", b"GET /v1/events\r\n\r\n".to_vec(), 400),
         ("HTTP/3.0", b"GET /v1/events HTTP/3.0\r\nhost: localhost\r\n\r\n".to_vec(), 400),
         ("no host", b"GET /v1/events HTTP/1.1\r\n\r\n".to_vec(), 400),
@@ -181,46 +218,48 @@ async fn what_is_no_request_of_http_1_is_refused_and_the_connection_ended() {
     for (name, bytes, status) in rows {
         let answers = answers(&daemon, bytes).await;
         assert_eq!(statuses(&answers), [*status], "{name}: {answers:#?}");
-        are_problems(&answers, name);
+        assert_problems(&answers, name);
     }
-    // Also when it comes after requests that were answered.
+    // Also after valid requests on the same connection.
     let good = "GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let late = answers(&daemon, format!("{good}{good}nothing like that\r\n\r\n").as_bytes()).await;
     assert_eq!(statuses(&late), [200, 200, 400], "{late:#?}");
-    are_problems(&late, "after two that are good");
-    // Longer than a URI can be and no longer than the headers may be, or both: that depends on how it arrives.
+    assert_problems(&late, "after two valid requests");
+    // Too long for a URI but not for the headers, or too long for both: the way the bytes arrive
+    // decides.
     let long = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "y".repeat(65_540));
     let long = answers(&daemon, long.as_bytes()).await;
     assert!([[414], [431]].iter().any(|status| statuses(&long) == status), "{long:#?}");
-    are_problems(&long, "a URL that is a little too long");
+    assert_problems(&long, "a URL that is a little too long");
     let newer = answers(&daemon, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     assert_eq!(statuses(&newer), [0_u16; 0], "HTTP/2 cannot be answered: {newer:#?}");
     let old = answers(&daemon, b"GET /v1/events HTTP/1.0\r\n\r\n").await;
     assert_eq!(statuses(&old), [200], "HTTP/1.0 needs no host: {old:#?}");
-    assert_eq!(held(&daemon).await, 0);
+    assert_eq!(event_count(&daemon).await, 0);
 }
 
 #[tokio::test]
-async fn headers_without_an_end_are_cut_off_while_they_come() {
+async fn endless_headers_are_cut_off_at_the_limit() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let mut raw = Raw::connect(daemon.address()).await;
     assert!(raw.send(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n").await);
     let mut sent = 0_usize;
-    // What is sent after the refusal is thrown away for a moment, so that the refusal can be read; then the end is hard.
+    // The daemon discards further bytes for a moment, so that the client can read the refusal; then
+    // it resets the connection.
     while raw
         .send(b"x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n")
         .await
     {
         sent += 1;
-        assert!(sent < 100_000_000, "they are taken without end");
+        assert!(sent < 100_000_000, "the daemon reads headers without a limit");
     }
-    assert!(daemon.kibibytes("VmHWM") < 200 * 1024, "they are kept");
+    assert!(daemon.kibibytes("VmHWM") < 200 * 1024, "the daemon keeps the headers in memory");
     assert!(daemon.is_ready().await);
 }
 
 #[tokio::test]
-async fn a_body_over_the_bound_is_refused_and_the_refusal_can_be_read() {
+async fn oversized_body_is_refused_and_the_refusal_is_readable() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let large = "x".repeat(8 << 20);
@@ -236,8 +275,8 @@ async fn a_body_over_the_bound_is_refused_and_the_refusal_can_be_read() {
     for (name, bytes) in [("announced", announced), ("in chunks", chunked), ("without an end", never_ending)]
     {
         let mut raw = Raw::connect(daemon.address()).await;
-        // A client that sends everything before it looks.
-        assert!(raw.send(bytes.as_bytes()).await, "{name}: the connection was cut under the client's hands");
+        // The client sends all of the body before it reads.
+        assert!(raw.send(bytes.as_bytes()).await, "{name}: the connection was reset while the client sent");
         let answer = raw.answer().await.expect(name);
         assert_eq!(answer.status, 413, "{name}: {answer:?}");
         assert!(answer.head.contains("connection: close"), "{name}: {answer:?}");
@@ -248,11 +287,11 @@ async fn a_body_over_the_bound_is_refused_and_the_refusal_can_be_read() {
             "{name}"
         );
     }
-    assert_eq!(held(&daemon).await, 0);
+    assert_eq!(event_count(&daemon).await, 0);
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_as_announced_is_refused() {
+async fn body_that_differs_from_its_length_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let head = |length: usize| {
@@ -261,22 +300,22 @@ async fn a_body_that_does_not_come_as_announced_is_refused() {
         )
     };
     let longer = answers(&daemon, format!("{}{EVENT}", head(EVENT.len() + 1)).as_bytes()).await;
-    assert_eq!(statuses(&longer), [400], "announced longer than it is: {longer:#?}");
+    assert_eq!(statuses(&longer), [400], "a length above the body: {longer:#?}");
     let shorter = answers(&daemon, format!("{}{EVENT}", head(EVENT.len() - 1)).as_bytes()).await;
-    assert_eq!(statuses(&shorter), [400, 400], "the rest is no request: {shorter:#?}");
+    assert_eq!(statuses(&shorter), [400, 400], "a length below the body: {shorter:#?}");
     let encoded = post("/v1/events", "content-encoding: gzip\r\n", EVENT);
     let encoded = answers(&daemon, encoded.as_bytes()).await;
     assert_eq!(statuses(&encoded), [415], "{encoded:#?}");
-    // Whoever goes away in the middle of a body, or just before its last byte, has published nothing.
+    // A client that disconnects within a body, even before its last byte, publishes nothing.
     for sent in [1, EVENT.len() / 2, EVENT.len() - 1] {
         let mut raw = Raw::connect(daemon.address()).await;
         assert!(raw.send(format!("{}{}", head(EVENT.len()), &EVENT[..sent]).as_bytes()).await);
     }
-    assert_eq!(held(&daemon).await, 0);
+    assert_eq!(event_count(&daemon).await, 0);
 }
 
 #[tokio::test]
-async fn expectations_are_answered_before_the_body() {
+async fn expect_continue_is_answered_before_the_body() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let head = |length: usize| {
@@ -291,7 +330,7 @@ async fn expectations_are_answered_before_the_body() {
     assert_eq!(raw.answer().await.unwrap().status, 202);
     let mut raw = Raw::connect(daemon.address()).await;
     raw.send(head(1 << 30).as_bytes()).await;
-    assert_eq!(raw.answer().await.unwrap().status, 413, "a body that will not be taken was asked for");
+    assert_eq!(raw.answer().await.unwrap().status, 413, "100 Continue for a body that is too large");
 }
 
 #[tokio::test]
@@ -307,14 +346,14 @@ async fn unknown_expectations_are_refused() {
     ] {
         let answers = answers(&daemon, post("/v1/events", expectation, EVENT).as_bytes()).await;
         assert_eq!(statuses(&answers), [status], "{expectation}: {answers:#?}");
-        are_problems(&answers, expectation);
+        assert_problems(&answers, expectation);
     }
     let continued = answers(&daemon, post("/v1/events", "expect: 100-Continue\r\n", EVENT).as_bytes()).await;
     assert_eq!(continued.last().unwrap().status, 202, "{continued:#?}");
-    assert_eq!(held(&daemon).await, 2);
+    assert_eq!(event_count(&daemon).await, 2);
 }
 
-/// However the bytes arrive: in one piece, or in many.
+/// The bytes arrive in one piece, or in many.
 #[tokio::test]
 async fn heads_are_refused_above_exactly_64_kib() {
     const BOUND: usize = 64 * 1024;
@@ -322,7 +361,7 @@ async fn heads_are_refused_above_exactly_64_kib() {
     let daemon = Daemon::start(data.path()).await;
     let head = |length: usize| {
         let start = "GET /v1/events?limit=1 HTTP/1.1\r\nhost: localhost\r\n";
-        // A header is bounded by nothing else, so three of them share the length.
+        // A single header has no limit of its size, so three headers share the length.
         let rest = length - start.len() - 3 * "x1: \r\n".len() - "\r\n".len();
         let parts = [rest / 3, rest / 3, rest - 2 * (rest / 3)];
         let fields: String =
@@ -336,7 +375,7 @@ async fn heads_are_refused_above_exactly_64_kib() {
         assert_eq!(head.len(), length);
         let whole = answers(&daemon, head.as_bytes()).await;
         assert_eq!(statuses(&whole), [status], "{length} bytes at once");
-        are_problems(&whole, "at once");
+        assert_problems(&whole, "at once");
         let mut raw = Raw::connect(daemon.address()).await;
         for piece in head.as_bytes().chunks(5_000) {
             if !raw.send(piece).await {
@@ -351,7 +390,7 @@ async fn heads_are_refused_above_exactly_64_kib() {
 }
 
 #[tokio::test]
-async fn half_closed_and_pipelined_requests_are_all_answered_in_order() {
+async fn pipelined_requests_are_all_answered_in_order() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let all: String = (0..20)
@@ -376,9 +415,9 @@ fn members(count: usize) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// What may stand in `data`, and comes out as it went in.
+/// Valid JSON in `data` is delivered byte for byte.
 #[tokio::test]
-async fn whatever_json_is_in_data_reaches_the_subscriber_unchanged() {
+async fn valid_json_in_data_reaches_the_subscriber_unchanged() {
     let data = tempfile::tempdir().unwrap();
     let daemon =
         Daemon::start_in(data.path(), &["--dev"], &[("BALTO__INGEST__MAX_EVENT_BYTES", "1MiB")]).await;
@@ -414,7 +453,7 @@ async fn whatever_json_is_in_data_reaches_the_subscriber_unchanged() {
 }
 
 #[tokio::test]
-async fn json_at_its_edges_is_refused_with_its_reason() {
+async fn json_edge_cases_are_refused_with_a_reason() {
     let data = tempfile::tempdir().unwrap();
     let daemon =
         Daemon::start_in(data.path(), &["--dev"], &[("BALTO__INGEST__MAX_EVENT_BYTES", "1MiB")]).await;
@@ -424,23 +463,23 @@ async fn json_at_its_edges_is_refused_with_its_reason() {
         ("101 levels", event(&nested(101)), 422),
         ("100,000 levels", event(&nested(100_000)), 422),
         ("100,000 levels without an end", event(&"[{\"a\":".repeat(100_000)), 400),
-        ("100,000 levels of the event itself", "{\"type\":".repeat(100_000).into_bytes(), 400),
+        ("100,000 levels around the event", "{\"type\":".repeat(100_000).into_bytes(), 400),
         (
             "100,000 levels of metadata",
             format!(r#"{{"type":"a","data":1,"metadata":{{"a":{}}}}}"#, nested(8_000)).into_bytes(),
             422,
         ),
         ("1,000,000 members", event(&members(1_000_000)), 413),
-        ("80,000 members that nobody knows", members(80_000).into_bytes(), 422),
+        ("80,000 unknown members", members(80_000).into_bytes(), 422),
         ("a member twice", br#"{"type":"a.b","type":"a.b","data":1}"#.to_vec(), 422),
         ("data twice", br#"{"type":"a.b","data":1,"data":1}"#.to_vec(), 422),
         ("a member twice, once escaped", br#"{"type":"a.b","t\u0079pe":"a.b","data":1}"#.to_vec(), 422),
         ("not UTF-8", text(b"\xff"), 400),
-        ("half a character", text(b"\xe2\x82"), 400),
-        ("a character written too long", text(b"\xc0\xaf"), 400),
-        ("half of a surrogate pair in UTF-8", text(b"\xed\xa0\x80"), 400),
+        ("a truncated UTF-8 character", text(b"\xe2\x82"), 400),
+        ("an overlong UTF-8 encoding", text(b"\xc0\xaf"), 400),
+        ("a lone surrogate in UTF-8", text(b"\xed\xa0\x80"), 400),
         ("beyond Unicode", text(b"\xf4\x90\x80\x80"), 400),
-        ("half of a surrogate pair as type", br#"{"type":"\ud800","data":1}"#.to_vec(), 400),
+        ("a lone surrogate as type", br#"{"type":"\ud800","data":1}"#.to_vec(), 400),
         ("a NUL in a text", text(b"\0"), 400),
         ("a NUL behind", [&event("1")[..], b"\0"].concat(), 400),
         ("a NUL in the type", br#"{"type":"a\u0000","data":1}"#.to_vec(), 422),
@@ -454,7 +493,7 @@ async fn json_at_its_edges_is_refused_with_its_reason() {
             422,
         ),
         (
-            "a version that is no integer",
+            "a fractional version",
             br#"{"type":"a","data":1,"stream":"s","expectedVersion":1.5}"#.to_vec(),
             422,
         ),
@@ -465,7 +504,7 @@ async fn json_at_its_edges_is_refused_with_its_reason() {
         ),
         ("NaN", event("NaN"), 400),
         ("a leading zero", event("01"), 400),
-        ("a comma too many", event("[1,]"), 400),
+        ("a trailing comma", event("[1,]"), 400),
         ("a comment", event("/* */1"), 400),
         ("two values", event("1}{"), 400),
         ("nothing", Vec::new(), 400),
@@ -479,12 +518,12 @@ async fn json_at_its_edges_is_refused_with_its_reason() {
         let answers = answers(&daemon, &[head.as_bytes(), &body].concat()).await;
         assert_eq!(statuses(&answers), [status], "{name}: {answers:#?}");
     }
-    assert_eq!(held(&daemon).await, 0);
+    assert_eq!(event_count(&daemon).await, 0);
     assert!(daemon.is_ready().await);
 }
 
 #[tokio::test]
-async fn a_key_that_is_no_key_is_refused_and_twins_are_not_taken_for_each_other() {
+async fn invalid_key_is_refused_and_similar_keys_are_distinct() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for (name, key) in [
@@ -506,6 +545,7 @@ async fn a_key_that_is_no_key_is_refused_and_twins_are_not_taken_for_each_other(
         let id = serde_json::from_str::<Value>(&answer.body).unwrap()["id"].clone();
         ids.insert(id.as_str().unwrap().to_owned());
     }
-    // `k ` is `k`: space around a header's value is no part of it. The others are all different.
+    // `k ` equals `k`: whitespace around a header value is not part of it. The others are all
+    // different.
     assert_eq!(ids.len(), 5);
 }

@@ -1,4 +1,5 @@
-//! Encryption at rest in the real daemon: rotation of keys, and what a person who can write to the disk can change.
+//! Encryption at rest in the real daemon: rotation of keys, and changes by a person with write
+//! access to the disk.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -28,7 +29,7 @@ async fn start(data: &Path, keys: &str) -> Daemon {
     Daemon::start_in(data, &["--dev"], environment).await
 }
 
-/// What a start that fails says.
+/// The error output of a start that fails.
 async fn refused(data: &Path, keys: &str) -> String {
     let mut command = serve(data, &["--dev"]);
     command.stderr(Stdio::piped());
@@ -57,7 +58,7 @@ async fn add(daemon: &Daemon, receiver: &Receiver) -> String {
     endpoint["id"].as_str().unwrap().to_owned()
 }
 
-/// Whether deliveries have the secret's signature and the sensitive header.
+/// Asserts that deliveries have the secret's signature and the sensitive header.
 async fn check_delivery(daemon: &Daemon, receiver: &Receiver, endpoint: &str) {
     let before = receiver.count();
     daemon.post(&format!("/endpoints/{endpoint}/test"), "").await;
@@ -72,7 +73,7 @@ async fn check_delivery(daemon: &Daemon, receiver: &Receiver, endpoint: &str) {
 }
 
 #[tokio::test]
-async fn rotation_seals_again_and_ends_the_need_of_the_old_key() {
+async fn rotation_seals_again_and_retires_the_old_key() {
     let directory = tempfile::tempdir().unwrap();
     let (data, receiver) = (directory.path().join("data"), Receiver::status(200).await);
     let mut daemon = start(&data, OLD).await;
@@ -80,10 +81,10 @@ async fn rotation_seals_again_and_ends_the_need_of_the_old_key() {
     let shown = daemon.get(&format!("/endpoints/{endpoint}")).await;
     assert_eq!(daemon.terminate(), Some(0));
     for keys in [NEW, ""] {
-        let said = refused(&data, keys).await;
-        assert!(said.contains(&endpoint) && said.contains(OLD_ID), "{said}");
+        let message = refused(&data, keys).await;
+        assert!(message.contains(&endpoint) && message.contains(OLD_ID), "{message}");
     }
-    // The old key first: nothing changes yet.
+    // With the old key first, nothing changes yet.
     for (keys, outdated) in [(format!("{OLD},{NEW}"), 0), (format!("{NEW},{OLD}"), 2)] {
         let found = verified(&data, &keys).await;
         assert_eq!(
@@ -100,12 +101,12 @@ async fn rotation_seals_again_and_ends_the_need_of_the_old_key() {
     let daemon = start(&data, NEW).await;
     check_delivery(&daemon, &receiver, &endpoint).await;
     drop(daemon);
-    let said = refused(&data, OLD).await;
-    assert!(said.contains("which is not configured"), "{said}");
+    let message = refused(&data, OLD).await;
+    assert!(message.contains("which is not configured"), "{message}");
 }
 
 #[tokio::test]
-async fn plain_secrets_are_sealed_once_there_is_a_key() {
+async fn plain_secrets_are_sealed_once_a_key_exists() {
     let directory = tempfile::tempdir().unwrap();
     let (data, receiver) = (directory.path().join("data"), Receiver::status(200).await);
     let mut daemon = start(&data, "").await;
@@ -122,7 +123,7 @@ async fn plain_secrets_are_sealed_once_there_is_a_key() {
 }
 
 #[tokio::test]
-async fn changes_keep_every_secret_that_they_do_not_name() {
+async fn patch_keeps_every_secret_that_it_does_not_name() {
     let directory = tempfile::tempdir().unwrap();
     let (data, receiver) = (directory.path().join("data"), Receiver::status(200).await);
     let daemon = start(&data, NEW).await;
@@ -139,7 +140,7 @@ async fn changes_keep_every_secret_that_they_do_not_name() {
         daemon.post(&format!("{path}/{action}"), "").await;
     }
     check_delivery(&daemon, &receiver, &endpoint).await;
-    // The rotated secret still signs, beside the new one, also after another change.
+    // The rotated secret still signs beside the new one, also after another change.
     let fresh = daemon.post(&format!("{path}/secret/rotate"), "").await;
     assert_eq!(fresh["previous"][0]["secret"], SECRET);
     daemon.call("PATCH", &path, &[], r#"{"description":"y"}"#).await;
@@ -151,7 +152,7 @@ async fn changes_keep_every_secret_that_they_do_not_name() {
 }
 
 #[tokio::test]
-async fn resealing_that_is_killed_goes_on_at_the_next_start() {
+async fn killed_resealing_continues_at_the_next_start() {
     const ENDPOINTS: usize = 60;
     let directory = tempfile::tempdir().unwrap();
     let (data, receiver) = (directory.path().join("data"), Receiver::status(200).await);
@@ -174,7 +175,7 @@ async fn resealing_that_is_killed_goes_on_at_the_next_start() {
             break;
         }
     }
-    crate::support::say(&format!("killed {killed_within} times before it was done"));
+    crate::support::say(&format!("killed {killed_within} times before it finished"));
     let mut daemon = start(&data, &keys).await;
     until_resealed(&daemon).await;
     assert_eq!(daemon.terminate(), Some(0));
@@ -184,7 +185,7 @@ async fn resealing_that_is_killed_goes_on_at_the_next_start() {
     }
 }
 
-/// Takes a backup with both keys of a rotation at hand.
+/// Takes a backup with both keys of a rotation.
 async fn backup(daemon: &Daemon, file: &Path) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
     command.args(["backup", "--force", "--to"]).arg(file);
@@ -194,7 +195,7 @@ async fn backup(daemon: &Daemon, file: &Path) -> String {
     std::fs::read_to_string(file).unwrap()
 }
 
-/// Restores a backup. Returns what it says when it fails, else what it remarks.
+/// Restores a backup. Returns its error output when it fails, otherwise its notes.
 async fn restore(backup: &str, data: &Path, keys: &str, flags: &[&str]) -> Result<String, String> {
     if data.exists() {
         std::fs::remove_dir_all(data).unwrap();
@@ -207,13 +208,13 @@ async fn restore(backup: &str, data: &Path, keys: &str, flags: &[&str]) -> Resul
         command.env("BALTO__SECRETS__KEY", keys);
     }
     let done = output(command).await;
-    let said = text(&done.stderr);
-    assert_eq!(done.status.success(), data.exists(), "{said}");
-    if done.status.success() { Ok(said) } else { Err(said) }
+    let message = text(&done.stderr);
+    assert_eq!(done.status.success(), data.exists(), "{message}");
+    if done.status.success() { Ok(message) } else { Err(message) }
 }
 
-/// Changes the records of a backup, and makes its CRC-32 right, but not its keyed checksums.
-fn edited(backup: &str, change: impl Fn(u64, &mut Vec<u8>)) -> String {
+/// Changes the records of a backup and corrects the CRC-32, but not the keyed checksums.
+fn edit_backup(backup: &str, change: impl Fn(u64, &mut Vec<u8>)) -> String {
     let line = |line: &str| {
         if !line.starts_with("c ") {
             return format!("{line}\n");
@@ -235,7 +236,7 @@ fn edited(backup: &str, change: impl Fn(u64, &mut Vec<u8>)) -> String {
 /// The record at a position.
 fn record(backup: &str, wanted: u64) -> Vec<u8> {
     let found = std::cell::RefCell::new(Vec::new());
-    edited(backup, |position, bytes| {
+    edit_backup(backup, |position, bytes| {
         if position == wanted {
             found.borrow_mut().clone_from(bytes);
         }
@@ -244,7 +245,7 @@ fn record(backup: &str, wanted: u64) -> Vec<u8> {
     found.into_inner()
 }
 
-/// Where the first value that is encrypted under the new key begins.
+/// The offset of the first value that is encrypted under the new key.
 fn first_value(record: &[u8]) -> usize {
     let head = [2, 0xa9, 0x4d, 0xdb, 0x8d];
     record.windows(head.len()).position(|window| window == head).expect("a value under the new key")
@@ -273,43 +274,43 @@ async fn edited_backup_is_refused_and_its_secrets_do_not_open() {
             let at = bytes.windows(5).position(|window| window == b"/hook").unwrap();
             bytes[at..at + 5].copy_from_slice(b"/evil");
         }),
-        ("the secret from before its rotation", &|bytes| {
+        ("the secret from before the rotation", &|bytes| {
             bytes[secret_at..secret_at + secret_bytes].copy_from_slice(&old_secret);
         }),
     ];
     for (what, edit) in edits {
-        let changed = edited(&saved, |position, bytes| {
+        let changed = edit_backup(&saved, |position, bytes| {
             if position == 2 {
                 edit(bytes)
             }
         });
-        let said = restore(&changed, &copy, NEW, &[]).await.unwrap_err();
-        assert!(said.contains("was changed: its keyed checksum"), "{what}: {said}");
-        // Somebody who can write to the disk needs no restore.
+        let message = restore(&changed, &copy, NEW, &[]).await.unwrap_err();
+        assert!(message.contains("was changed: its keyed checksum"), "{what}: {message}");
+        // A person who can write to the disk needs no restore.
         restore(&changed, &copy, NEW, &["--unauthenticated"]).await.unwrap();
-        let said = refused(&copy, NEW).await;
+        let message = refused(&copy, NEW).await;
         assert!(
-            said.contains(&endpoint) && said.contains("another endpoint, URL or revision"),
-            "{what}: {said}"
+            message.contains(&endpoint) && message.contains("another endpoint, URL or revision"),
+            "{what}: {message}"
         );
     }
-    let moved = edited(&saved, |position, bytes| {
+    let moved = edit_backup(&saved, |position, bytes| {
         if position == 2 {
             bytes.clone_from(&before)
         }
     });
-    let said = restore(&moved, &copy, NEW, &["--unauthenticated"]).await.unwrap_err();
-    assert!(said.contains("of another position"), "{said}");
+    let message = restore(&moved, &copy, NEW, &["--unauthenticated"]).await.unwrap_err();
+    assert!(message.contains("of another position"), "{message}");
     // A line of another backup of the same daemon.
     let (mine, theirs): (Vec<_>, Vec<_>) = (saved.lines().collect(), again.lines().collect());
     let mixed = [&mine[..1], &theirs[1..2], &mine[2..], &[""]].concat().join("\n");
-    let said = restore(&mixed, &copy, NEW, &[]).await.unwrap_err();
-    assert!(said.contains("line 2 of the backup was changed"), "{said}");
-    // The controls: as it was saved it is restored, with the check and without.
+    let message = restore(&mixed, &copy, NEW, &[]).await.unwrap_err();
+    assert!(message.contains("line 2 of the backup was changed"), "{message}");
+    // Control: the unchanged backup is restored, with the check and without.
     for flags in [&[][..], &["--unauthenticated"]] {
-        let said = restore(&saved, &copy, NEW, flags).await.unwrap();
-        assert_eq!(said.contains("is not authenticated"), !flags.is_empty(), "{said}");
-        assert_eq!(edited(&saved, |_, _| ()), saved);
+        let message = restore(&saved, &copy, NEW, flags).await.unwrap();
+        assert_eq!(message.contains("is not authenticated"), !flags.is_empty(), "{message}");
+        assert_eq!(edit_backup(&saved, |_, _| ()), saved);
         let daemon = start(&copy, NEW).await;
         assert_eq!(daemon.get(&format!("/endpoints/{endpoint}/secret")).await["secret"], other["secret"]);
     }
@@ -329,27 +330,27 @@ async fn authenticated_backup_needs_its_key_and_its_checksums() {
     assert_eq!((status, problem.to_string().contains("is missing")), (422, true), "{problem}");
     drop(daemon);
     for keys in ["", NEW] {
-        let said = restore(&saved, &copy, keys, &[]).await.unwrap_err();
-        assert!(said.contains(OLD_ID) && said.contains("--unauthenticated"), "{said}");
+        let message = restore(&saved, &copy, keys, &[]).await.unwrap_err();
+        assert!(message.contains(OLD_ID) && message.contains("--unauthenticated"), "{message}");
     }
     // After a rotation the old key still checks.
     for keys in [OLD.to_owned(), format!("{NEW},{OLD}")] {
-        let said = restore(&saved, &copy, &keys, &[]).await.unwrap();
-        assert_eq!(said, "");
+        let message = restore(&saved, &copy, &keys, &[]).await.unwrap();
+        assert_eq!(message, "");
     }
     let config = directory.path().join("balto.toml");
     std::fs::write(&config, format!("[secrets]\nkey = [\"{OLD}\"]\n")).unwrap();
     restore(&saved, &copy, "", &["--config", config.to_str().unwrap()]).await.unwrap();
-    // As a daemon without a key would have written it.
+    // The format of a daemon without a key.
     let stripped = saved.lines().map(|line| match line.split_once(' ') {
         Some(("balto-backup", _)) => "balto-backup 1\n".to_owned(),
         _ => format!("{}\n", line.rsplit_once(' ').unwrap().0),
     });
     let stripped: String = stripped.collect();
-    let said = restore(&stripped, &copy, OLD, &[]).await.unwrap_err();
-    assert!(said.contains("is not authenticated, although a secrets key is configured"), "{said}");
+    let message = restore(&stripped, &copy, OLD, &[]).await.unwrap_err();
+    assert!(message.contains("is not authenticated, although a secrets key is configured"), "{message}");
     for (keys, flags) in [(OLD, &["--unauthenticated"][..]), ("", &[])] {
-        let said = restore(&stripped, &copy, keys, flags).await.unwrap();
-        assert!(said.contains("the backup is not authenticated"), "{said}");
+        let message = restore(&stripped, &copy, keys, flags).await.unwrap();
+        assert!(message.contains("the backup is not authenticated"), "{message}");
     }
 }

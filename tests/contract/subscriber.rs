@@ -1,4 +1,4 @@
-//! What a subscriber receives.
+//! Requests that a subscriber receives.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::support::{Daemon, Receiver, answer};
 use super::{endpoint, publish, settled, text};
 
 #[tokio::test]
-async fn a_request_has_the_body_and_the_headers_of_the_contract() {
+async fn request_has_the_body_and_headers_of_the_contract() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number == 0 { 500 } else { 200 })).await;
@@ -34,7 +34,7 @@ async fn a_request_has_the_body_and_the_headers_of_the_contract() {
 }
 
 #[tokio::test]
-async fn a_rotation_signs_with_both_secrets_and_the_other_presets_with_their_headers() {
+async fn rotation_signs_with_both_secrets_in_every_preset() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;

@@ -1,4 +1,4 @@
-//! Promises of the whole daemon: a real process, real sockets, a real disk.
+//! The whole daemon: a real process, real sockets, a real disk.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +19,7 @@ fn id(value: &Value) -> &str {
 }
 
 #[tokio::test]
-async fn an_event_reaches_its_subscriber_signed_and_byte_for_byte() {
+async fn event_reaches_its_subscriber_signed_and_byte_for_byte() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(204).await;
@@ -46,7 +46,7 @@ async fn an_event_reaches_its_subscriber_signed_and_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn failures_retry_then_rest_as_dead_letters_until_redriven() {
+async fn failures_are_retried_then_dead_until_redriven() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number < 3 { 500 } else { 200 })).await;
@@ -71,7 +71,7 @@ async fn failures_retry_then_rest_as_dead_letters_until_redriven() {
 }
 
 #[tokio::test]
-async fn a_gone_receiver_disables_its_endpoint_and_resuming_delivers_what_waited() {
+async fn gone_receiver_disables_its_endpoint_until_it_is_resumed() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number == 0 { 410 } else { 200 })).await;
@@ -89,7 +89,7 @@ async fn a_gone_receiver_disables_its_endpoint_and_resuming_delivers_what_waited
 }
 
 #[tokio::test]
-async fn keys_ids_and_versions_are_judged_also_after_a_crash() {
+async fn keys_ids_and_versions_are_checked_after_a_crash() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let body = r#"{"type":"a","data":1,"stream":"order-42","expectedVersion":"none"}"#;
@@ -137,7 +137,7 @@ async fn strict_order_survives_failures() {
 }
 
 #[tokio::test]
-async fn a_second_daemon_is_refused_the_directory() {
+async fn second_daemon_cannot_use_the_same_directory() {
     let data = tempfile::tempdir().unwrap();
     let _daemon = Daemon::start(data.path()).await;
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_balto"))
@@ -151,9 +151,10 @@ async fn a_second_daemon_is_refused_the_directory() {
     assert!(!second.status.success() && words.contains("in use by another process"), "{words}");
 }
 
-/// Kills the daemon at different moments under load; what was acknowledged is delivered, under its own id.
+/// Kills the daemon at different moments under load: each acknowledged event is delivered under its
+/// own id.
 #[tokio::test]
-async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+async fn acknowledged_events_survive_a_kill_at_any_moment() {
     let data = tempfile::tempdir().unwrap();
     let receiver = Receiver::start(|number, _| answer(if number % 7 == 3 { 503 } else { 200 })).await;
     let mut acknowledged: HashMap<String, u64> = HashMap::new();
@@ -189,7 +190,7 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     for got in receiver.got() {
         let data = got.body.rsplit_once(':').unwrap().1.trim_end_matches('}').to_owned();
         let before = delivered.insert(got.headers["webhook-id"].clone(), data.clone());
-        assert!(before.is_none_or(|before| before == data), "an id has two events");
+        assert!(before.is_none_or(|before| before == data), "two events have the same id");
     }
     for (id, number) in &acknowledged {
         assert_eq!(delivered.get(id), Some(&number.to_string()), "{id} of {} was lost", acknowledged.len());
@@ -198,7 +199,7 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 }
 
 #[tokio::test]
-async fn the_largest_endpoint_survives_a_checkpoint_and_a_crash() {
+async fn largest_endpoint_survives_a_checkpoint_and_a_crash() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;

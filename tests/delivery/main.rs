@@ -1,10 +1,10 @@
-//! Deliveries: order, rate, redrive and traces on real requests; clients and receivers that
-//! misbehave.
+//! Deliveries: content, order and rate at receivers, and protection against abusive receivers and
+//! clients.
 //!
-//! `egress` holds the attack table of addresses, names and TLS; `receivers` that of replies;
+//! `egress` holds the attack table of addresses, names and TLS, `receivers` that of replies,
 //! `abuse` that of clients.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails on an error")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Ten thousand dead letters, redriven by a filter: each goes out again and none is forgotten, also when the process is
+//! Ten thousand dead letters, redriven by a filter: each is sent again, also when the process is
 //! killed in the middle.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const LETTERS: usize = 10_000;
 
-/// A daemon whose receiver has refused that many events for good, and takes everything from now on.
+/// A daemon whose receiver refused that many events for good, and accepts everything from now on.
 async fn with_dead_letters(daemon: &Daemon) -> Receiver {
     let seen = Arc::new(AtomicUsize::new(0));
     let receiver = Receiver::start(move |_, _| {
@@ -31,13 +31,13 @@ async fn with_dead_letters(daemon: &Daemon) -> Receiver {
     receiver
 }
 
-/// Waits until the gauge says so: it is read from the state once a second.
+/// Waits for this gauge value, which is read from the state once per second.
 async fn until_dead(daemon: &Daemon, letters: usize) {
     daemon.until_metric("balto_dead_letters", "", |count| count == letters as f64).await;
 }
 
-/// How often each event came after the first time.
-fn again(receiver: &Receiver) -> HashMap<String, usize> {
+/// The repetitions of each event.
+fn repetitions(receiver: &Receiver) -> HashMap<String, usize> {
     let mut times = HashMap::new();
     for got in &receiver.got()[LETTERS..] {
         *times.entry(got.headers["webhook-id"].clone()).or_default() += 1;
@@ -50,7 +50,7 @@ async fn each_of_ten_thousand_is_delivered_once() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = with_dead_letters(&daemon).await;
-    // Another filter moves nothing.
+    // Another filter matches nothing.
     let other = daemon.post("/dead-letters/redrive", r#"{"type":"b"}"#).await;
     assert_eq!(other, json!({"count": 0}));
     let moved = daemon.post("/dead-letters/redrive", r#"{"type":"a.b","reason":"attemptsExhausted"}"#).await;
@@ -58,22 +58,22 @@ async fn each_of_ten_thousand_is_delivered_once() {
     receiver.until(2 * LETTERS).await;
     daemon.until("/dead-letters", |page: &Value| page["data"] == json!([])).await;
     daemon.until("/deliveries?status=pending", |page: &Value| page["data"] == json!([])).await;
-    let times = again(&receiver);
+    let times = repetitions(&receiver);
     assert_eq!((times.len(), times.values().max()), (LETTERS, Some(&1)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn none_is_forgotten_when_the_process_is_killed_in_the_middle() {
+async fn redrive_is_complete_after_a_kill_in_the_middle() {
     let mut random = fastrand::Rng::with_seed(seed());
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let receiver = with_dead_letters(&daemon).await;
-    // Killed at some moment of the command, or of the deliveries that follow it, until one was answered.
+    // The process is killed during the command or the deliveries, until one command was answered.
     let mut commands = 0_u64;
     let mut answered = false;
     while !answered {
         commands += 1;
-        // Longer and longer, so that a slow machine answers once.
+        // The delay grows, so that a slow machine eventually answers.
         let moment = tokio::time::sleep(Duration::from_millis(random.u64(1..4_000 * commands)));
         let redrive = async {
             answered = daemon.try_post("/dead-letters/redrive", "{}").await.is_some();
@@ -88,6 +88,6 @@ async fn none_is_forgotten_when_the_process_is_killed_in_the_middle() {
     }
     daemon.until("/deliveries?status=pending", |page: &Value| page["data"] == json!([])).await;
     assert_eq!(daemon.get("/dead-letters").await["data"], json!([]), "after {commands} commands");
-    let times = again(&receiver);
-    assert_eq!(times.len(), LETTERS, "each at least once");
+    let times = repetitions(&receiver);
+    assert_eq!(times.len(), LETTERS, "events that were redelivered");
 }

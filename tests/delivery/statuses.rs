@@ -1,4 +1,5 @@
-//! What a receiver's answer does to the delivery, its endpoint and its lane, against the real process.
+//! Effects of a receiver's status on the delivery, its endpoint and its lane, against the real
+//! process.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -10,8 +11,9 @@ fn with_header(status: u16, header: &str) -> String {
     format!("HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: 0\r\n\r\n")
 }
 
-/// Registers an endpoint with two attempts and posts one event to it alone; gives the endpoint's and the event's path.
-async fn posted(daemon: &Daemon, url: &str, kind: &str) -> (String, String) {
+/// Registers an endpoint with two attempts and posts one event to it alone; returns the paths of
+/// both.
+async fn post_to_new_endpoint(daemon: &Daemon, url: &str, kind: &str) -> (String, String) {
     let body = json!({"url": url, "eventTypes": [kind], "timeout": "300ms",
         "retry": {"initial": "10ms", "maxInterval": "20ms", "maxAttempts": 2}});
     let made = daemon.post("/endpoints", &body.to_string()).await;
@@ -20,19 +22,20 @@ async fn posted(daemon: &Daemon, url: &str, kind: &str) -> (String, String) {
     (path("endpoints", &made), path("events", &event))
 }
 
-/// The only delivery of an event, with its attempts, once it has come to its end.
+/// The only delivery of an event, with its attempts, once it is settled.
 async fn settled(daemon: &Daemon, event: &str) -> Value {
     let done = daemon.until(event, |event| event["deliveries"][0]["status"] != "pending").await;
     daemon.get(&format!("/deliveries/{}", done["deliveries"][0]["id"].as_str().unwrap())).await
 }
 
 #[tokio::test]
-async fn each_status_means_what_the_standard_says() {
+async fn each_status_has_its_standard_effect() {
     let data = tempfile::tempdir().unwrap();
     let refused = [("BALTO__DELIVERY__REFUSED_STATUSES", "400,418")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &refused).await;
     const NONE: &str = "x-a: b";
-    // Status, a header; then the delivery's end, its reason, attempts, and the endpoint's status with its reason.
+    // Status, a header; then the delivery's end, its reason, attempts, and the endpoint's status
+    // with its reason.
     let rows = [
         (200, NONE, "delivered", "", 1, "active", ""),
         (202, NONE, "delivered", "", 1, "active", ""),
@@ -69,7 +72,7 @@ async fn each_status_means_what_the_standard_says() {
         let story = format!("{status} {header}");
         let reply = with_header(*status, header);
         let receiver = Receiver::start(move |_, _| reply.clone()).await;
-        let (endpoint, event) = posted(&daemon, &receiver.url, &format!("row.{number}")).await;
+        let (endpoint, event) = post_to_new_endpoint(&daemon, &receiver.url, &format!("row.{number}")).await;
         let delivery = settled(&daemon, &event).await;
         let reason = if reason.is_empty() { Value::Null } else { json!(reason) };
         assert_eq!((&delivery["status"], &delivery["reason"]), (&json!(end), &reason), "{story}: {delivery}");
@@ -86,7 +89,7 @@ async fn each_status_means_what_the_standard_says() {
 }
 
 #[tokio::test]
-async fn an_operator_is_told_of_an_endpoint_that_is_gone_and_can_let_it_go_on() {
+async fn operator_gets_an_event_for_a_gone_endpoint_and_resumes_it() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let operator = Receiver::status(204).await;
@@ -97,16 +100,20 @@ async fn an_operator_is_told_of_an_endpoint_that_is_gone_and_can_let_it_go_on() 
     for (number, (kind, reply, why, dead)) in rows.into_iter().enumerate() {
         let receiver =
             Receiver::start(move |number, _| if number == 0 { reply.clone() } else { answer(200) }).await;
-        let (endpoint, event) = posted(&daemon, &receiver.url, kind).await;
-        let told: Value = serde_json::from_str(&operator.until(number + 1).await[number].body).unwrap();
-        assert_eq!((&told["type"], &told["tenant"]), (&json!("balto.endpoint.disabled"), &json!("balto")));
+        let (endpoint, event) = post_to_new_endpoint(&daemon, &receiver.url, kind).await;
+        let notice: Value = serde_json::from_str(&operator.until(number + 1).await[number].body).unwrap();
+        assert_eq!(
+            (&notice["type"], &notice["tenant"]),
+            (&json!("balto.endpoint.disabled"), &json!("balto"))
+        );
         let id = endpoint.rsplit('/').next().unwrap();
-        assert_eq!(told["data"], json!({"endpointId": id, "tenant": "default", "reason": why}));
+        assert_eq!(notice["data"], json!({"endpointId": id, "tenant": "default", "reason": why}));
         let shown = daemon.get(&endpoint).await;
         assert_eq!((&shown["status"], &shown["disabledReason"]), (&json!("disabled"), &json!(why)));
         assert!(shown["disabledAt"].is_string(), "{shown}");
         assert_eq!(settled(&daemon, &event).await["reason"], dead);
-        // Nothing more goes there, and what comes meanwhile waits, until an operator lets it go on.
+        // The disabled endpoint gets no requests, and new deliveries wait until an operator resumes
+        // it.
         daemon.post("/events", &json!({"type": kind, "data": 2}).to_string()).await;
         let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["pending"] == 1).await;
         assert_eq!((&lane["reason"], receiver.got().len()), (&json!("disabled"), 1), "{lane}");
@@ -117,7 +124,7 @@ async fn an_operator_is_told_of_an_endpoint_that_is_gone_and_can_let_it_go_on() 
 }
 
 #[tokio::test]
-async fn retry_after_holds_the_lane_for_seconds_and_until_dates_and_is_capped() {
+async fn retry_after_holds_the_lane_in_both_forms_and_is_capped() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let hour = Duration::from_secs(3_600);
@@ -132,9 +139,9 @@ async fn retry_after_holds_the_lane_for_seconds_and_until_dates_and_is_capped() 
         let reply = with_header(status, &format!("retry-after: {value}"));
         let receiver = Receiver::start(move |_, _| reply.clone()).await;
         let kind = format!("row.{number}");
-        let (endpoint, event) = posted(&daemon, &receiver.url, &kind).await;
+        let (endpoint, event) = post_to_new_endpoint(&daemon, &receiver.url, &kind).await;
         let delivery = daemon.until(&event, |event| event["deliveries"][0]["attempts"] == 1).await;
-        // What comes later waits too: it is the endpoint that is held, not the delivery.
+        // Later deliveries wait too: the lane is held, not the delivery.
         daemon.post("/events", &json!({"type": kind, "data": 2}).to_string()).await;
         let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "retryAfter").await;
         let until = lane["until"].as_str().unwrap();
@@ -148,7 +155,7 @@ async fn retry_after_holds_the_lane_for_seconds_and_until_dates_and_is_capped() 
 }
 
 #[tokio::test]
-async fn after_the_wait_that_a_receiver_asked_for_its_lane_goes_on_and_others_never_waited() {
+async fn lane_continues_after_retry_after_and_others_never_wait() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let times: Arc<Mutex<Vec<Instant>>> = Arc::default();
@@ -158,13 +165,13 @@ async fn after_the_wait_that_a_receiver_asked_for_its_lane_goes_on_and_others_ne
         if number == 0 { with_header(429, "retry-after: 4") } else { answer(200) }
     });
     let (busy, other) = (busy.await, Receiver::status(200).await);
-    let (endpoint, first) = posted(&daemon, &busy.url, "busy").await;
+    let (endpoint, first) = post_to_new_endpoint(&daemon, &busy.url, "busy").await;
     daemon.until(&first, |event| event["deliveries"][0]["attempts"] == 1).await;
     let second = daemon.post("/events", r#"{"type":"busy","data":2}"#).await;
     let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "retryAfter").await;
     assert_eq!(lane["pending"], 2, "{lane}");
-    // By the policy the second try was due after some milliseconds, and the second event at once.
-    let (_, free) = posted(&daemon, &other.url, "free").await;
+    // By its policy the retry was due after some milliseconds, and the second event immediately.
+    let (_, free) = post_to_new_endpoint(&daemon, &other.url, "free").await;
     assert_eq!(settled(&daemon, &free).await["status"], "delivered");
     assert_eq!(busy.got().len(), 1);
     for event in [first, format!("/events/{}", second["id"].as_str().unwrap())] {
@@ -190,10 +197,10 @@ impl Moment {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_before_a_status_has_a_class() {
+async fn failure_before_a_status_has_an_error_class() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
-    // Held, so that connections are taken and never answered.
+    // Kept open, so that connections are accepted and never answered.
     let silence = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = format!("http://{}/", silence.local_addr().unwrap());
     let plain = Receiver::status(200).await;
@@ -228,7 +235,7 @@ async fn what_goes_wrong_before_a_status_has_a_class() {
         ("responseTooLarge", endless.url.clone()),
     ];
     for (number, (class, url)) in rows.iter().enumerate() {
-        let (_, event) = posted(&daemon, url, &format!("row.{number}")).await;
+        let (_, event) = post_to_new_endpoint(&daemon, url, &format!("row.{number}")).await;
         let delivery = settled(&daemon, &event).await;
         let attempt = &delivery["attempts"][0];
         assert_eq!(
@@ -243,7 +250,8 @@ async fn what_goes_wrong_before_a_status_has_a_class() {
     }
     closer.abort();
     talking.abort();
-    // An address that policy forbids after the endpoint was saved: no second try, and not a word about what is there.
+    // An address that was forbidden after the save: the attempt is not repeated and reveals nothing
+    // about the host.
     let made =
         daemon.post("/endpoints", &json!({"url": plain.url, "eventTypes": ["late"]}).to_string()).await;
     assert_eq!(made["status"], "active");
@@ -257,11 +265,11 @@ async fn what_goes_wrong_before_a_status_has_a_class() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_recovers_gets_the_same_event_once_more_under_the_same_id() {
+async fn recovered_receiver_gets_the_same_event_and_id_once_more() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number == 0 { 500 } else { 200 })).await;
-    let (_, event) = posted(&daemon, &receiver.url, "a").await;
+    let (_, event) = post_to_new_endpoint(&daemon, &receiver.url, "a").await;
     assert_eq!(settled(&daemon, &event).await["status"], "delivered");
     let got = receiver.got();
     assert_eq!(got[0].headers["webhook-id"], got[1].headers["webhook-id"]);

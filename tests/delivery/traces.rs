@@ -1,6 +1,6 @@
-//! Trace context on real deliveries: what goes on, what ends here.
+//! Trace context of real deliveries.
 
-use crate::support::{Daemon, Got, Receiver, answer};
+use crate::support::{Daemon, ReceivedRequest, Receiver, answer};
 use serde_json::{Value, json};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -21,16 +21,16 @@ async fn post(daemon: &Daemon, path: &str, headers: &[(&str, &str)], body: &Valu
     answer
 }
 
-/// The span that a delivery speaks for.
-fn span(got: &Got) -> String {
+/// The span of a delivery.
+fn span(got: &ReceivedRequest) -> String {
     let parent = &got.headers["traceparent"];
     assert!(parent.starts_with(&format!("00-{TRACE}-")) && parent.ends_with("-01"), "{parent}");
     assert_ne!(parent, PARENT);
     parent[36..52].to_owned()
 }
 
-/// Nothing of a trace but the header that is asked for elsewhere.
-fn is_free_of_traces(got: &Got) {
+/// Asserts that the request has no trace header except the one of another feature.
+fn assert_no_trace_headers(got: &ReceivedRequest) {
     for name in ["tracestate", "baggage"] {
         assert!(!got.headers.contains_key(name), "{got:?}");
         assert!(!got.body.contains(name), "{got:?}");
@@ -38,7 +38,7 @@ fn is_free_of_traces(got: &Got) {
 }
 
 #[tokio::test]
-async fn each_attempt_is_a_span_of_its_own_and_endpoints_that_do_not_ask_get_none() {
+async fn each_attempt_is_a_new_span_unless_tracing_is_off() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let traced = Receiver::start(|number, _| answer(if number < 2 { 500 } else { 200 })).await;
@@ -50,20 +50,20 @@ async fn each_attempt_is_a_span_of_its_own_and_endpoints_that_do_not_ask_get_non
     let event = post(&daemon, "/events", &headers, &json!({"type": "a", "data": 1})).await;
     let path = format!("/events/{}", event["id"].as_str().unwrap());
     let done = daemon.until(&path, |event| event["status"] == "delivered").await;
-    assert_eq!(done["attributes"], json!({"traceparent": PARENT}), "kept as it came, and nothing beside it");
+    assert_eq!(done["attributes"], json!({"traceparent": PARENT}), "the attributes are unchanged");
     let mut spans: Vec<_> = [traced.got(), other.got()].concat().iter().map(span).collect();
     assert_eq!(spans.len(), 4);
     spans.sort();
     spans.dedup();
-    assert_eq!(spans.len(), 4, "a span was used twice");
+    assert_eq!(spans.len(), 4, "two attempts have the same span");
     for got in [traced.got(), other.got(), silent.got()].concat() {
-        is_free_of_traces(&got);
+        assert_no_trace_headers(&got);
     }
     assert!(!silent.got()[0].headers.contains_key("traceparent"));
 }
 
 #[tokio::test]
-async fn a_header_stands_for_all_events_of_a_batch_and_for_cloudevents_in_every_mode() {
+async fn header_applies_to_batches_and_cloudevents_in_every_mode() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -85,7 +85,7 @@ async fn a_header_stands_for_all_events_of_a_batch_and_for_cloudevents_in_every_
 }
 
 #[tokio::test]
-async fn the_extension_of_a_cloudevent_goes_before_the_header_and_stays_what_it_was() {
+async fn cloudevent_extension_takes_precedence_and_is_unchanged() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let (traced, silent) = (Receiver::status(200).await, Receiver::status(200).await);
@@ -98,18 +98,18 @@ async fn the_extension_of_a_cloudevent_goes_before_the_header_and_stays_what_it_
     let got = traced.until(1).await.remove(0);
     span(&got);
     let body: Value = serde_json::from_str(&got.body).unwrap();
-    // The extension says where the trace was when the event began (distributed tracing extension).
+    // The extension names the trace in which the event began (distributed tracing extension).
     assert_eq!((&body["traceparent"], &body["kept"]), (&json!(PARENT), &json!("x")));
-    is_free_of_traces(&got);
+    assert_no_trace_headers(&got);
     let got = silent.until(1).await.remove(0);
-    is_free_of_traces(&got);
+    assert_no_trace_headers(&got);
     assert!(!got.body.contains("traceparent") && !got.headers.contains_key("traceparent"), "{got:?}");
     let kept = daemon.get(&format!("/events/{}", accepted["id"].as_str().unwrap())).await;
     assert_eq!(kept["attributes"]["tracestate"], "vendor=1", "kept, and given back to its publisher");
 }
 
 #[tokio::test]
-async fn what_is_no_traceparent_is_ignored_and_harms_nothing() {
+async fn invalid_traceparent_is_ignored() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let (plain, cloud) = (Receiver::status(200).await, Receiver::status(200).await);
@@ -121,7 +121,8 @@ async fn what_is_no_traceparent_is_ignored_and_harms_nothing() {
         header("00-nonsense"),
         header(""),
         header(long.as_str()),
-        // Twice is not once (the suite of the specification, `test_traceparent_duplicated`).
+        // A repeated header is invalid (the suite of the specification,
+        // `test_traceparent_duplicated`).
         vec![("traceparent", PARENT), ("traceparent", PARENT)],
         vec![("trace-parent", PARENT)],
         vec![("tracestate", "vendor=1")],
@@ -132,7 +133,8 @@ async fn what_is_no_traceparent_is_ignored_and_harms_nothing() {
         let kept = daemon.get(&format!("/events/{}", event["id"].as_str().unwrap())).await;
         assert_eq!(kept["attributes"], Value::Null, "{headers:?}");
     }
-    // An extension is data of the publisher's, so it is kept; it is no trace all the same, whatever type it has.
+    // The extension is publisher data, so it is kept; with an invalid value of any type it is not a
+    // trace.
     for (number, value) in [json!("00-nonsense"), json!(7), json!(true)].into_iter().enumerate() {
         let event = json!({"specversion": "1.0", "id": number.to_string(), "source": "/x", "type": "a",
             "traceparent": value, "tracestate": value, "baggage": value});
@@ -144,13 +146,13 @@ async fn what_is_no_traceparent_is_ignored_and_harms_nothing() {
         for got in receiver.until(count + 3).await {
             assert!(!got.headers.contains_key("traceparent"), "{got:?}");
             assert!(!got.body.contains("traceparent"), "{got:?}");
-            is_free_of_traces(&got);
+            assert_no_trace_headers(&got);
         }
     }
 }
 
 #[tokio::test]
-async fn space_around_the_header_and_the_case_of_its_name_mean_nothing() {
+async fn whitespace_and_case_of_the_header_are_ignored() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;

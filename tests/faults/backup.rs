@@ -1,11 +1,11 @@
-//! `balto backup` of a daemon at work, and what a daemon answers from what `balto restore` makes of it.
+//! `balto backup` of a running daemon, and the answers of a daemon after `balto restore`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::support::load::{Book, accepted, check_held, held, publishers};
+use crate::support::load::{Ledger, accepted, check_stored, publishers, stored_events};
 use crate::support::{Daemon, Receiver, answer, seed};
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ async fn balto(daemon: Option<&Daemon>, arguments: &[&str]) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-/// What it says.
+/// The output of the command.
 async fn backup(daemon: &Daemon, file: &Path) -> String {
     let done = balto(Some(daemon), &["backup", "--to", file.to_str().unwrap()]).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -31,8 +31,8 @@ async fn restore(file: &Path, data: &Path) -> Output {
     balto(None, &["restore", "--from", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()]).await
 }
 
-/// Everything that the daemon tells about what it holds.
-async fn told(daemon: &Daemon) -> Vec<Value> {
+/// Every response that shows stored data.
+async fn responses(daemon: &Daemon) -> Vec<Value> {
     let mut all = Vec::new();
     for list in ["endpoints", "keys", "events", "deliveries", "dead-letters"] {
         let page = daemon.get(&format!("/{list}?limit=250")).await;
@@ -44,7 +44,7 @@ async fn told(daemon: &Daemon) -> Vec<Value> {
     all
 }
 
-/// Some of each: delivered, waiting, dead, redriven; two keys, one of them deleted.
+/// Deliveries in each state: delivered, pending, dead, redriven; two keys, one of them deleted.
 async fn fill(daemon: &Daemon, receiver: &Receiver) {
     let retry = json!({"schedule": ["10ms"]});
     let good = daemon.post("/endpoints", &json!({"url": receiver.url, "retry": retry}).to_string()).await;
@@ -71,7 +71,7 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restored_daemon_answers_as_the_one_that_was_saved() {
+async fn restored_daemon_answers_like_the_original() {
     let below = tempfile::tempdir().unwrap();
     let (file, copy) = (below.path().join("file"), below.path().join("copy"));
     let daemon = Daemon::start(&below.path().join("data")).await;
@@ -81,10 +81,11 @@ async fn a_restored_daemon_answers_as_the_one_that_was_saved() {
     let done = restore(&file, &copy).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let restored = Daemon::start(&copy).await;
-    let (original, copied) = (told(&daemon).await, told(&restored).await);
+    let (original, copied) = (responses(&daemon).await, responses(&restored).await);
     assert_eq!(original, copied);
     assert!(original.len() > 120, "{} things", original.len());
-    // Positions go on behind the backup's, and a second restore does not touch what is there.
+    // Positions continue after those of the backup, and a second restore leaves existing data
+    // alone.
     let event = restored.post("/events", r#"{"type":"after","data":1}"#).await;
     assert!(event["position"].as_u64() > daemon.get("/events?limit=1").await["data"][0]["position"].as_u64());
     let refused = restore(&file, &copy).await;
@@ -92,7 +93,7 @@ async fn a_restored_daemon_answers_as_the_one_that_was_saved() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is not empty"));
 }
 
-/// A backup of a restored daemon, restored, and that once more.
+/// Restores the backup of a restored daemon, twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restored_backup_is_backed_up_and_restored_again() {
     let below = tempfile::tempdir().unwrap();
@@ -103,33 +104,33 @@ async fn restored_backup_is_backed_up_and_restored_again() {
     for round in 0..3 {
         let (file, copy) =
             (below.path().join(format!("file-{round}")), below.path().join(format!("copy-{round}")));
-        // A first one that is replaced by nothing: two backups of the same are the same.
+        // Two backups of the same data are equal.
         backup(&daemon, &below.path().join(format!("other-{round}"))).await;
         backup(&daemon, &file).await;
         let bytes = |name: &str| std::fs::read(below.path().join(format!("{name}-{round}"))).unwrap();
         assert!(bytes("file") == bytes("other"), "round {round}");
         assert!(restore(&file, &copy).await.status.success(), "round {round}");
         let restored = Daemon::start(&copy).await;
-        assert_eq!(told(&daemon).await, told(&restored).await, "round {round}");
+        assert_eq!(responses(&daemon).await, responses(&restored).await, "round {round}");
         let event = json!({"type": "after", "data": round, "deliverAt": "2999-01-01T00:00:00Z"});
         restored.post("/events", &event.to_string()).await;
-        counts.push(held(&restored).await.len());
+        counts.push(stored_events(&restored).await.len());
         daemon = restored;
     }
     assert_eq!(counts, [61, 62, 63]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_under_load_holds_everything_that_was_acknowledged_before_it() {
+async fn backup_under_load_holds_all_earlier_acknowledged_events() {
     let below = tempfile::tempdir().unwrap();
     let (file, copy) = (below.path().join("file"), below.path().join("copy"));
     let mut random = Rng::with_seed(seed());
     let mut daemon = Daemon::start(&below.path().join("data")).await;
     let receiver = Receiver::status(200).await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
-    let book = Arc::<Mutex<Book>>::default();
-    let publishers = publishers(&book, &daemon, &mut random);
-    let accepted = accepted(&book, 100).await;
+    let ledger = Arc::<Mutex<Ledger>>::default();
+    let publishers = publishers(&ledger, &daemon, &mut random);
+    let accepted = accepted(&ledger, 100).await;
     backup(&daemon, &file).await;
     daemon.kill();
     for publisher in publishers {
@@ -137,28 +138,29 @@ async fn a_backup_under_load_holds_everything_that_was_acknowledged_before_it() 
     }
     assert!(restore(&file, &copy).await.status.success());
     let restored = Daemon::start(&copy).await;
-    let before = Book { accepted, ..Book::default() };
-    check_held(&before, &held(&restored).await);
+    let before = Ledger { accepted, ..Ledger::default() };
+    check_stored(&before, &stored_events(&restored).await);
     restored.until("/deliveries?limit=1&status=pending", |page| page["data"] == json!([])).await;
 }
 
 #[tokio::test]
-async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
+async fn backup_reports_its_content_and_replaces_only_with_force() {
     let below = tempfile::tempdir().unwrap();
     let file = below.path().join("file");
     let daemon = Daemon::start(&below.path().join("data")).await;
     let position = |event: &Value| event["position"].as_u64().unwrap();
     let first = daemon.post("/events", r#"{"type":"a","data":1}"#).await;
-    let said = backup(&daemon, &file).await;
+    let message = backup(&daemon, &file).await;
     let bytes = std::fs::read(&file).unwrap();
-    let told = format!("{}: {} bytes, up to position {}\n", file.display(), bytes.len(), position(&first));
-    assert_eq!(said, told);
+    let expected =
+        format!("{}: {} bytes, up to position {}\n", file.display(), bytes.len(), position(&first));
+    assert_eq!(message, expected);
     let second = daemon.post("/events", r#"{"type":"a","data":2}"#).await;
     let again = ["backup", "--to", file.to_str().unwrap()];
     let refused = balto(Some(&daemon), &again).await;
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && words.contains("--force"), "{words}");
-    assert_eq!(std::fs::read(&file).unwrap(), bytes, "it was replaced");
+    assert_eq!(std::fs::read(&file).unwrap(), bytes, "the backup was replaced without --force");
     let forced = balto(Some(&daemon), &[&again[..], &["--force", "--json"]].concat()).await;
     let answer: Value = serde_json::from_slice(&forced.stdout).unwrap();
     let length = std::fs::metadata(&file).unwrap().len();
@@ -174,10 +176,10 @@ async fn a_backup_says_what_it_has_and_replaces_another_only_when_told() {
 }
 
 #[tokio::test]
-async fn a_backup_that_breaks_off_leaves_no_file() {
+async fn interrupted_backup_leaves_no_file() {
     let below = tempfile::tempdir().unwrap();
     let file = below.path().join("file");
-    // A daemon that says nothing, until it says something else.
+    // A server that never responds, then an invalid one.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     for ending in ["-TERM", "-INT", "reset"] {
@@ -201,7 +203,7 @@ async fn a_backup_that_breaks_off_leaves_no_file() {
 }
 
 #[tokio::test]
-async fn what_a_killed_backup_has_left_stands_in_nobodys_way() {
+async fn leftovers_of_a_killed_backup_do_not_block_the_next() {
     let below = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&below.path().join("data")).await;
     let (file, partial, other) =
@@ -211,17 +213,21 @@ async fn what_a_killed_backup_has_left_stands_in_nobodys_way() {
     backup(&daemon, &file).await;
     assert!(std::fs::read_to_string(&file).unwrap().starts_with("balto-backup 1\n"));
     assert!(std::fs::symlink_metadata(&file).unwrap().is_file() && !partial.exists());
-    assert_eq!(std::fs::read_to_string(&other).unwrap(), "not ours", "it was written through the link");
+    assert_eq!(
+        std::fs::read_to_string(&other).unwrap(),
+        "not ours",
+        "the target of the link was overwritten"
+    );
 }
 
-/// Payloads and, without a key for them, secrets are in both.
+/// Both contain payloads, and secrets if no key encrypts them.
 #[tokio::test]
-async fn nobody_else_may_read_a_data_directory_or_a_backup() {
+async fn other_users_cannot_read_the_data_directory_or_a_backup() {
     let below = tempfile::tempdir().unwrap();
     let (data, copy, file) =
         (below.path().join("data"), below.path().join("copy"), below.path().join("file"));
     let daemon = Daemon::start(&data).await;
-    // One that was left behind by another who broke off.
+    // A leftover of an interrupted backup.
     std::fs::write(below.path().join("file.partial"), "").unwrap();
     assert!(balto(Some(&daemon), &["backup", "--to", file.to_str().unwrap()]).await.status.success());
     assert!(restore(&file, &copy).await.status.success());
@@ -232,7 +238,7 @@ async fn nobody_else_may_read_a_data_directory_or_a_backup() {
 }
 
 #[tokio::test]
-async fn a_key_of_a_tenant_gets_no_backup_and_a_bad_file_no_directory() {
+async fn tenant_key_gets_no_backup_and_bad_file_no_directory() {
     let below = tempfile::tempdir().unwrap();
     let data = below.path().join("data");
     let daemon = Daemon::start_with(&data, &[]).await;

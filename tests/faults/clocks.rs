@@ -1,8 +1,9 @@
-//! The real process under a clock that jumps by hours, back and forth, and stopped for longer than its timeouts: nothing
-//! waits for the jump, nothing is sent twice for it, nothing is forgotten before its time.
+//! The real process with a clock that jumps by hours in both directions, and paused for longer than
+//! its timeouts. Deliveries are neither delayed nor repeated, and nothing expires early.
 //!
-//! libfaketime, which Debian has, shows the process another time of day; monotonic time stays right, as it does when
-//! somebody sets a machine's clock. Where it cannot be had the tests say so and check nothing.
+//! libfaketime, a Debian package, changes the time of day of the process; monotonic time stays
+//! correct, as after setting a machine's clock. Without libfaketime the tests report that they are
+//! skipped.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,14 +11,14 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::load::{Book, accepted, check_held, held, publishers};
+use crate::support::load::{Ledger, accepted, check_stored, publishers, stored_events};
 use crate::support::{Daemon, Receiver, answer, say, seed};
 use serde_json::{Value, json};
 
 const HOUR: i64 = 3_600;
 const EVENT: &str = r#"{"type":"a.b","data":1}"#;
 
-/// A clock that shows the real time and some seconds.
+/// A clock with an offset in seconds to the real time.
 struct Clock {
     library: String,
     file: PathBuf,
@@ -33,7 +34,7 @@ impl Clock {
         found.status.success().then_some(clock)
     }
 
-    /// In one step, so that it is never read half written.
+    /// An atomic replacement, so that the process never reads half a file.
     fn set(&self, seconds: i64) {
         let next = self.file.with_extension("next");
         std::fs::write(&next, format!("{seconds:+}\n")).unwrap();
@@ -55,7 +56,7 @@ impl Clock {
     }
 }
 
-/// Seconds since 1970 on the right clock.
+/// The real time in seconds since 1970.
 fn now() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
 }
@@ -83,13 +84,13 @@ macro_rules! clock_or_skip {
     ($below:expr) => {
         match Clock::new($below) {
             Some(clock) => clock,
-            None => return say("SKIPPED: libfaketime cannot be had here"),
+            None => return say("SKIPPED: libfaketime is not available"),
         }
     };
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_and_forth_delays_nothing_and_reorders_nothing() {
+async fn clock_jumps_neither_delay_nor_reorder_deliveries() {
     let below = tempfile::tempdir().unwrap();
     let clock = clock_or_skip!(below.path());
     let data = below.path().join("data");
@@ -104,26 +105,27 @@ async fn a_clock_that_is_set_back_and_forth_delays_nothing_and_reorders_nothing(
         let shown = delivered(&daemon, &event).await;
         assert_eq!(shown["deliveries"][0]["attempts"], 1, "at {offset}: {shown}");
         let accepted = seconds(&shown["acceptedAt"]);
-        assert!(accepted >= last, "at {offset}: accepted at {accepted}, and the one before at {last}");
+        assert!(accepted >= last, "at {offset}: accepted at {accepted}, the previous event at {last}");
         last = accepted;
         ids.push(event["id"].as_str().unwrap().to_owned());
-        // Receivers compare the signature's time with their own clocks: it is the one that the machine shows.
+        // Receivers compare the signature's time with their own clocks: it is the machine's current
+        // time.
         let signed: i64 =
             receiver.until(number + 1).await[number].headers["webhook-timestamp"].parse().unwrap();
         assert!(near(signed, now() + offset), "at {offset}: signed at {signed}, and it is {}", now());
     }
     assert!(ids.is_sorted(), "ids do not follow the order of acceptance: {ids:?}");
-    // A start while the clock stands far behind the last commit.
+    // A start while the clock is far behind the last commit.
     assert_eq!(daemon.terminate(), Some(0));
     let daemon = clock.start(&data, &[]).await;
     let event = daemon.post("/events", EVENT).await;
     let shown = delivered(&daemon, &event).await;
     assert!(seconds(&shown["acceptedAt"]) >= last);
-    assert_eq!(receiver.got().len(), 7, "something was sent twice");
+    assert_eq!(receiver.got().len(), 7, "an event was sent twice");
 }
 
 #[tokio::test]
-async fn schedules_fall_due_by_the_clock_and_once() {
+async fn schedules_follow_the_clock_and_fire_once() {
     let below = tempfile::tempdir().unwrap();
     let clock = clock_or_skip!(below.path());
     let daemon = clock.start(&below.path().join("data"), &[]).await;
@@ -142,17 +144,17 @@ async fn schedules_fall_due_by_the_clock_and_once() {
     let waiting = daemon.until(&path, |event| event["deliveries"][0]["attempts"] == 1).await;
     let due = seconds(&waiting["deliveries"][0]["nextAttemptAt"]);
     assert!(near(due, now() + HOUR), "{waiting}");
-    // Back: neither sooner nor (as what follows shows) hours later.
+    // Back five hours: the schedule neither fires early nor (see below) hours late.
     clock.set(-5 * HOUR);
     daemon.post("/events", EVENT).await;
     assert_eq!((failing.got().len(), punctual.got().len()), (1, 0), "sent because the clock was set back");
-    // Two hours on: the retry is due, and its own retry after a second of any clock.
+    // Two hours ahead: the retry is due, and its own retry one second later by either clock.
     clock.set(2 * HOUR);
     failing.until(2).await;
     clock.set(-20 * HOUR);
     delivered(&daemon, &retried).await;
     assert_eq!((failing.got().len(), punctual.got().len()), (3, 0));
-    // Four hours on: what was to be delivered in three.
+    // Four hours ahead: the event that was scheduled in three hours is due.
     clock.set(4 * HOUR);
     delivered(&daemon, &later).await;
     clock.set(0);
@@ -160,10 +162,10 @@ async fn schedules_fall_due_by_the_clock_and_once() {
     assert_eq!((failing.got().len(), punctual.got().len()), (3, 1));
 }
 
-/// Receivers name dates by their own clocks, which stand near the machine's. The time by which
-/// deliveries are scheduled does not go back with it.
+/// Receivers compute dates with their own clocks, which are close to the machine's. The clock of
+/// the delivery schedule does not go back with the machine's.
 #[tokio::test]
-async fn date_in_retry_after_is_read_by_the_clock_of_the_machine() {
+async fn retry_after_date_is_read_by_the_machines_clock() {
     let below = tempfile::tempdir().unwrap();
     let clock = clock_or_skip!(below.path());
     let daemon = clock.start(&below.path().join("data"), &[]).await;
@@ -182,13 +184,13 @@ async fn date_in_retry_after_is_read_by_the_clock_of_the_machine() {
             daemon.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
         }
         let lane = format!("/endpoints/{}/lane", endpoint["id"].as_str().unwrap());
-        let held = daemon.until(&lane, |lane| lane["reason"] == "retryAfter").await;
-        assert!(near(seconds(&held["until"]), now() + wait), "clock set by {offset}: {held}");
+        let hold = daemon.until(&lane, |lane| lane["reason"] == "retryAfter").await;
+        assert!(near(seconds(&hold["until"]), now() + wait), "clock set by {offset}: {hold}");
     }
 }
 
 #[tokio::test]
-async fn keys_are_forgotten_after_their_time_and_not_before() {
+async fn idempotency_keys_expire_after_their_time_and_not_before() {
     let below = tempfile::tempdir().unwrap();
     let clock = clock_or_skip!(below.path());
     let daemon = clock.start(&below.path().join("data"), &[]).await;
@@ -207,16 +209,16 @@ async fn keys_are_forgotten_after_their_time_and_not_before() {
     }
     clock.set(25 * HOUR);
     let (second, replayed) = publish().await;
-    assert!(!replayed && second != first, "remembered for longer than 24 hours");
+    assert!(!replayed && second != first, "the key is valid for longer than 24 hours");
     clock.set(-HOUR);
     assert_eq!(publish().await, (second, true));
 }
 
 #[tokio::test]
-async fn what_waits_for_longer_than_its_event_is_kept_expires_and_what_is_planned_for_later_does_not() {
+async fn waiting_delivery_expires_with_its_event_unless_scheduled() {
     let below = tempfile::tempdir().unwrap();
     let clock = clock_or_skip!(below.path());
-    // Kept for so short a time, retention looks at it every few seconds.
+    // With such short limits, retention runs every few seconds.
     let keep = [("BALTO__RETENTION__EVENTS", "1m"), ("BALTO__INGEST__IDEMPOTENCY_TTL", "1m")];
     let daemon = clock.start(&below.path().join("data"), &keep).await;
     let receiver = Receiver::start(|_, got| answer(if got.body.contains("fails") { 500 } else { 200 })).await;
@@ -243,16 +245,16 @@ async fn what_waits_for_longer_than_its_event_is_kept_expires_and_what_is_planne
     assert_eq!((&dead["reason"], &dead["attemptCount"]), (&json!("expired"), &json!(0)), "{dead}");
     let letters = daemon.get("/dead-letters?reason=expired").await;
     assert_eq!(letters["data"].as_array().unwrap().len(), 1, "{letters}");
-    let told = operator.until(1).await;
-    assert!(told[0].body.contains("\"reason\":\"expired\""), "{told:?}");
+    let notice = operator.until(1).await;
+    assert!(notice[0].body.contains("\"reason\":\"expired\""), "{notice:?}");
     for (pending, why) in [
-        (&retried, "its retry is planned for later"),
-        (&scheduled, "it is not due yet"),
-        (&streamed, "events of streams are kept for ever"),
+        (&retried, "the retry is due later"),
+        (&scheduled, "the delivery is not due"),
+        (&streamed, "events of streams never expire"),
     ] {
         assert_eq!(daemon.get(pending).await["status"], "pending", "{why}");
     }
-    // It is a dead letter like any other.
+    // An ordinary dead letter.
     daemon.post(&format!("{}/redrive", waits.replace("deliveries", "dead-letters")), "").await;
     daemon.post(&format!("/endpoints/{id}/resume"), "").await;
     daemon.until(&waits, |shown| shown["status"] == "delivered").await;
@@ -260,7 +262,7 @@ async fn what_waits_for_longer_than_its_event_is_kept_expires_and_what_is_planne
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_a_clock_that_never_rests_costs_nothing() {
+async fn unsteady_clock_under_load_loses_no_delivery() {
     let below = tempfile::tempdir().unwrap();
     let clock = clock_or_skip!(below.path());
     let mut random = fastrand::Rng::with_seed(seed());
@@ -272,13 +274,13 @@ async fn under_load_a_clock_that_never_rests_costs_nothing() {
             .await;
     let endpoint = json!({"url": receiver.url, "retry": {"initial": "50ms", "maxInterval": "100ms", "maxAttempts": 100}});
     daemon.post("/endpoints", &endpoint.to_string()).await;
-    let book = Arc::<Mutex<Book>>::default();
-    let publishers = publishers(&book, &daemon, &mut random);
+    let ledger = Arc::<Mutex<Ledger>>::default();
+    let publishers = publishers(&ledger, &daemon, &mut random);
     for _ in 0..100 {
         clock.set(random.i64(-12 * HOUR..12 * HOUR));
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
-    accepted(&book, 60).await;
+    accepted(&ledger, 60).await;
     assert_eq!(daemon.terminate(), Some(0));
     for publisher in publishers {
         publisher.await.unwrap();
@@ -286,25 +288,26 @@ async fn under_load_a_clock_that_never_rests_costs_nothing() {
     let mut daemon = clock.start(&data, &[]).await;
     daemon.until("/deliveries?limit=1&status=pending", |page| page["data"] == json!([])).await;
     assert_eq!(daemon.get("/dead-letters").await["data"], json!([]), "something was given up");
-    let held = held(&daemon).await;
-    check_held(&book.lock().unwrap(), &held);
+    let stored = stored_events(&daemon).await;
+    check_stored(&ledger.lock().unwrap(), &stored);
     let mut attempts = BTreeMap::<String, u32>::new();
     for got in receiver.got() {
         *attempts.entry(got.headers["webhook-id"].clone()).or_default() += 1;
     }
-    let accepted = book.lock().unwrap().accepted.len();
+    let accepted = ledger.lock().unwrap().accepted.len();
     assert!(attempts.len() >= accepted && accepted > 50, "{} of {accepted} were sent", attempts.len());
-    // A fifth fails: sixteen tries for one event would be a storm.
+    // A fifth of the attempts fail: more than sixteen attempts for one event would be a retry
+    // storm.
     assert!(attempts.values().all(|attempts| *attempts <= 16), "{:?}", attempts.values().max());
     assert_eq!(daemon.terminate(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_was_stopped_goes_on_where_it_was() {
+async fn suspended_process_continues_where_it_was() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
-    // Answers come while the process stands still, and are there when it goes on.
+    // Responses arrive while the process is suspended, and are available when it continues.
     let endpoint =
         json!({"url": receiver.url, "timeout": "5s", "maxInFlight": 64, "retry": {"schedule": ["100ms"]}});
     daemon.post("/endpoints", &endpoint.to_string()).await;
@@ -328,7 +331,11 @@ async fn a_process_that_was_stopped_goes_on_where_it_was() {
         });
         tokio::time::sleep(Duration::from_secs(7)).await;
         daemon.signal("CONT");
-        assert_eq!(asking.await.unwrap().unwrap().status(), 202, "whoever asked meanwhile was not answered");
+        assert_eq!(
+            asking.await.unwrap().unwrap().status(),
+            202,
+            "a request during the suspension got no response"
+        );
         daemon.until("/deliveries?limit=1&status=pending", |page| page["data"] == json!([])).await;
         assert!(daemon.is_ready().await);
     }

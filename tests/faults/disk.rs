@@ -1,6 +1,6 @@
-//! A full disk, and a data directory that something damaged: what is lost is named, everything else goes on.
+//! A full disk, and damaged data directories: losses are reported, everything else continues.
 //!
-//! `BALTO_TEST_ROUNDS` says how many damages (default 40), `BALTO_TEST_SEED` which.
+//! `BALTO_TEST_ROUNDS` sets the number of damages (default 40), `BALTO_TEST_SEED` the choices.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::load::held;
+use crate::support::load::stored_events;
 use crate::support::{Daemon, Receiver, number, say, seed};
 use balto::storage::disk::RealDisk;
 use balto::storage::journal;
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 const EVENTS: u64 = 200;
 
-/// Fills a data directory: events that are delivered and events that wait, in many commits. Gives position and type of each.
+/// Fills a data directory with delivered and pending events, in many commits. Returns the position
+/// and type of each.
 async fn fill(data: &Path, receiver: &Receiver) -> BTreeMap<u64, String> {
     let mut daemon = Daemon::start(data).await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
@@ -61,7 +62,7 @@ fn files(below: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Does something bad to one file and says what.
+/// Damages one file and returns a description.
 fn damage(data: &Path, random: &mut Rng) -> String {
     let files: Vec<_> = files(data).into_iter().filter(|file| !file.ends_with("LOCK")).collect();
     let file = random.choice(&files).unwrap();
@@ -95,8 +96,8 @@ fn damage(data: &Path, random: &mut Rng) -> String {
     format!("{} {what} at {at}", file.display())
 }
 
-/// Positions that are named as lost, by the check of the journal or by the log of the start.
-fn named(data: &Path, log: &Path) -> Vec<RangeInclusive<u64>> {
+/// Positions that are reported as lost, by the check of the journal or by the log of the start.
+fn reported_losses(data: &Path, log: &Path) -> Vec<RangeInclusive<u64>> {
     let disk = RealDisk::new(data.join("journal")).unwrap();
     let damage = journal::verify(&disk, &mut |_| ()).unwrap().damage;
     let checked =
@@ -106,8 +107,8 @@ fn named(data: &Path, log: &Path) -> Vec<RangeInclusive<u64>> {
     checked.chain(lines.filter_map(|line| Some(line["first"].as_u64()?..=line["last"].as_u64()?))).collect()
 }
 
-/// Starts on a damaged directory. Either it says why it cannot, and has changed nothing; or whatever is not held any more
-/// is named, and what is held is what was accepted.
+/// Starts the daemon on a damaged directory. Either the start fails with a reason and changes no
+/// file, or every missing event is reported and the rest equals the accepted events.
 async fn check(data: &Path, accepted: &BTreeMap<u64, String>, what: &str) -> &'static str {
     let log = data.with_extension("log");
     let mut command = crate::support::serve(data, &["--dev"]);
@@ -115,34 +116,35 @@ async fn check(data: &Path, accepted: &BTreeMap<u64, String>, what: &str) -> &'s
     let mut daemon = Daemon::spawn(command);
     while !daemon.is_ready().await {
         if !daemon.is_running() {
-            let code = daemon.ended_within(crate::support::PATIENCE).await;
-            assert_eq!(code, Some(1), "{what}: it neither runs nor refuses");
+            let code = daemon.ended_within(crate::support::WAIT_MAX).await;
+            assert_eq!(code, Some(1), "{what}: the daemon neither runs nor exits");
             return "refused";
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    let held: Vec<String> = held(&daemon).await.into_iter().map(|(event_type, _)| event_type).collect();
+    let stored: Vec<String> =
+        stored_events(&daemon).await.into_iter().map(|(event_type, _)| event_type).collect();
     let fresh = daemon.post("/events", r#"{"type":"fresh","data":1}"#).await;
     let fresh = fresh["position"].as_u64().unwrap();
-    assert!(accepted.keys().all(|position| *position < fresh), "{what}: position {fresh} is given twice");
+    assert!(accepted.keys().all(|position| *position < fresh), "{what}: position {fresh} was assigned twice");
     assert_eq!(daemon.terminate(), Some(0), "{what}");
-    let named = named(data, &log);
+    let named = reported_losses(data, &log);
     for (position, event_type) in accepted {
         let is_named = named.iter().any(|range| range.contains(position));
         assert!(
-            held.contains(event_type) || is_named,
+            stored.contains(event_type) || is_named,
             "{what}: {event_type} at {position} went silently; named: {named:?}"
         );
     }
     assert!(
-        held.iter().all(|held| accepted.values().any(|known| known == held)),
-        "{what}: an event from nowhere"
+        stored.iter().all(|stored| accepted.values().any(|known| known == stored)),
+        "{what}: an unknown event"
     );
-    if held.len() == accepted.len() { "whole" } else { "named" }
+    if stored.len() == accepted.len() { "whole" } else { "named" }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_damaged_nothing_goes_silently() {
+async fn every_damage_is_reported() {
     let mut random = Rng::with_seed(seed());
     let below = tempfile::tempdir().unwrap();
     let whole = below.path().join("whole");
@@ -160,13 +162,13 @@ async fn whatever_is_damaged_nothing_goes_silently() {
         let event: Value = serde_json::from_str(&got.body).unwrap();
         let number =
             event["type"].as_str().unwrap().strip_prefix("n.").and_then(|number| number.parse::<u64>().ok());
-        assert!(number.is_none_or(|number| number % 2 == 0), "sent before its time: {event}");
+        assert!(number.is_none_or(|number| number % 2 == 0), "sent too early: {event}");
     }
     say(&format!("{ends:?}"));
 }
 
 #[tokio::test]
-async fn a_directory_of_somebody_else_or_of_another_format_is_refused_untouched() {
+async fn foreign_or_newer_directory_is_refused_untouched() {
     let cases =
         [("FORMAT", "balto data directory, format 2\n"), ("FORMAT", "something\n"), ("journal/keep", "x")];
     for (name, content) in cases {
@@ -177,18 +179,18 @@ async fn a_directory_of_somebody_else_or_of_another_format_is_refused_untouched(
             .stderr(std::process::Stdio::piped())
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("not a data directory of this program"), "{said}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("not a data directory of this program"), "{message}");
         assert_eq!(fs::read_to_string(data.path().join(name)).unwrap(), content);
         assert!(!data.path().join("state").exists());
     }
 }
 
-/// A small file system in memory; `None` where this machine gives none.
-struct Small(PathBuf);
+/// A small file system in memory; `None` where it cannot be mounted.
+struct SmallVolume(PathBuf);
 
-impl Small {
+impl SmallVolume {
     fn mount(at: PathBuf) -> Option<Self> {
         fs::create_dir(&at).unwrap();
         let mut mount = Command::new("mount");
@@ -200,21 +202,21 @@ impl Small {
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallVolume {
     fn drop(&mut self) {
         let _gone = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 
-/// How a disk is filled, and with what it is tried.
-struct Filling {
+/// The way in which a disk is filled, and the load on it.
+struct FillPlan {
     /// Bytes that are left free.
     free: u64,
     /// Bytes of an event's data.
     event_bytes: usize,
 }
 
-/// Fills the disk but for some bytes.
+/// Fills the disk except for this number of bytes.
 fn fill_up(below: &Path, free: u64) -> PathBuf {
     let ballast = below.join("ballast");
     let mut file = fs::File::create(&ballast).unwrap();
@@ -224,8 +226,8 @@ fn fill_up(below: &Path, free: u64) -> PathBuf {
     ballast
 }
 
-/// The log lies on the same disk, as it often does.
-async fn refuses_and_recovers(small: &Small, filling: Filling) {
+/// The log is on the same disk, as is common.
+async fn refuses_and_recovers(small: &SmallVolume, filling: FillPlan) {
     let data = small.0.join("data");
     let log = small.0.join("log");
     let receiver = Receiver::status(200).await;
@@ -239,10 +241,10 @@ async fn refuses_and_recovers(small: &Small, filling: Filling) {
     let mut accepted = vec![daemon.post("/events", &event).await["id"].as_str().unwrap().to_owned()];
     let ballast = fill_up(&small.0, filling.free);
     if filling.free == 0 {
-        // Up to the end of its last block, so that the next line needs room.
+        // Up to the end of the last block, so that the next log line needs a new block.
         while appending.write_all(b"\n").is_ok() {}
     }
-    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::support::WAIT_MAX;
     let refusal = loop {
         let (status, answer, headers) = daemon.call("POST", "/events", &[], &event).await;
         if status != 202 {
@@ -255,32 +257,32 @@ async fn refuses_and_recovers(small: &Small, filling: Filling) {
     assert!(refusal.2.contains_key("retry-after"));
     assert!(!daemon.is_ready().await, "ready with a full disk");
     fs::remove_file(&ballast).unwrap();
-    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::support::WAIT_MAX;
     let after = loop {
         let (status, answer, _) = daemon.call("POST", "/events", &[], &event).await;
         if status == 202 {
             break answer["id"].as_str().unwrap().to_owned();
         }
         assert_eq!(status, 507, "{answer}");
-        assert!(std::time::Instant::now() < deadline, "it does not recover");
+        assert!(std::time::Instant::now() < deadline, "the daemon does not recover");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     };
     accepted.push(after);
     daemon.until("/events?limit=1&status=pending", |page: &Value| page["data"] == json!([])).await;
-    let mut held: Vec<_> = held(&daemon).await.into_iter().map(|(_, id)| id).collect();
+    let mut stored: Vec<_> = stored_events(&daemon).await.into_iter().map(|(_, id)| id).collect();
     let mut sent: Vec<_> = receiver.got().iter().map(|got| got.headers["webhook-id"].clone()).collect();
-    for ids in [&mut accepted, &mut held, &mut sent] {
+    for ids in [&mut accepted, &mut stored, &mut sent] {
         ids.sort();
         ids.dedup();
     }
-    assert_eq!(accepted, held, "what is held is what was acknowledged");
-    assert_eq!(accepted, sent, "what was sent is what was acknowledged");
+    assert_eq!(accepted, stored, "stored and acknowledged events differ");
+    assert_eq!(accepted, sent, "sent and acknowledged events differ");
     let dropped = daemon.metric("balto_log_lines_dropped_total", "").await;
     assert_eq!(daemon.terminate(), Some(0));
     check_log(&fs::read_to_string(&log).unwrap(), dropped);
 }
 
-/// The lines are whole, and say how many are missing.
+/// Asserts that the lines are complete, and report the number of dropped lines.
 fn check_log(log: &str, dropped: f64) {
     let lines = log.lines().filter(|line| line.ends_with('}'));
     let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -291,22 +293,22 @@ fn check_log(log: &str, dropped: f64) {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_and_recovers_by_itself() {
+async fn full_disk_refuses_events_and_recovers_by_itself() {
     let below = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(below.path().join("small")) else {
+    let Some(small) = SmallVolume::mount(below.path().join("small")) else {
         return say("SKIPPED: this machine mounts no tmpfs");
     };
-    refuses_and_recovers(&small, Filling { free: 4 << 20, event_bytes: 100_000 }).await;
+    refuses_and_recovers(&small, FillPlan { free: 4 << 20, event_bytes: 100_000 }).await;
 }
 
-/// The journal has room within its file, the state has none anywhere: it is the first to find out.
+/// The journal has room within its file, the state has none: the state fails first.
 #[tokio::test]
-async fn a_disk_too_full_for_the_state_refuses_and_recovers_by_itself() {
+async fn disk_too_full_for_the_state_recovers_by_itself() {
     let below = tempfile::tempdir().unwrap();
     for free in [0, 4_096, 20_000] {
-        let Some(small) = Small::mount(below.path().join(free.to_string())) else {
+        let Some(small) = SmallVolume::mount(below.path().join(free.to_string())) else {
             return say("SKIPPED: this machine mounts no tmpfs");
         };
-        refuses_and_recovers(&small, Filling { free, event_bytes: 10 }).await;
+        refuses_and_recovers(&small, FillPlan { free, event_bytes: 10 }).await;
     }
 }

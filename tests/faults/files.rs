@@ -1,5 +1,5 @@
-//! Files that Balto makes, reads and replaces: permissions of the data directory, the destination of a backup, the source of
-//! a restore.
+//! Files that Balto makes, reads and replaces: permissions of the data directory, the destination
+//! of a backup, the source of a restore.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read as _, Write as _};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
-use crate::support::{Daemon, PATIENCE, Receiver, behind, say, serve};
+use crate::support::{Daemon, Receiver, WAIT_MAX, behind, say, serve};
 use serde_json::json;
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
@@ -63,7 +63,7 @@ fn accessible(directory: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn data_directory_is_private_whatever_the_umask() {
+async fn data_directory_is_private_with_any_umask() {
     let directory = tempfile::tempdir().unwrap();
     let (data, copy) = (directory.path().join("data"), directory.path().join("copy"));
     let loose = ["sh", "-c", "umask 000; exec \"$@\"", "sh"];
@@ -80,7 +80,7 @@ async fn data_directory_is_private_whatever_the_umask() {
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         assert_eq!(daemon.terminate(), Some(0));
         assert_eq!(accessible(&data), Vec::<String>::new());
-        // The next start moves this state aside.
+        // The next start moves this damaged state aside.
         fs::write(data.join("state/db"), "no longer a database").unwrap();
     }
     let done = output(behind(&loose, &restore(directory.path().join("file").to_str().unwrap(), &copy))).await;
@@ -111,7 +111,7 @@ async fn files_of_an_earlier_version_become_private_at_start() {
 }
 
 #[tokio::test]
-async fn data_directory_of_everybody_is_refused_with_a_remedy() {
+async fn world_writable_data_directory_is_refused_with_a_remedy() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");
     fs::create_dir(&data).unwrap();
@@ -130,7 +130,7 @@ async fn data_directory_of_everybody_is_refused_with_a_remedy() {
 }
 
 #[tokio::test]
-async fn fresh_file_system_takes_a_restore() {
+async fn fresh_file_system_accepts_a_restore() {
     let directory = tempfile::tempdir().unwrap();
     let (file, volume) = (directory.path().join("file"), directory.path().join("volume"));
     let daemon = Daemon::start(&directory.path().join("data")).await;
@@ -143,7 +143,7 @@ async fn fresh_file_system_takes_a_restore() {
         Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
     };
     let (image, mount) = (image.to_str().unwrap(), volume.to_str().unwrap());
-    let mounted = crate::support::has("mkfs.ext4")
+    let mounted = crate::support::has_program("mkfs.ext4")
         && run("mkfs.ext4", &["-q", image])
         && run("mount", &["-o", "loop", image, mount]);
     if !mounted {
@@ -164,7 +164,7 @@ async fn fresh_file_system_takes_a_restore() {
 }
 
 #[tokio::test]
-async fn backup_goes_through_pipes_and_comes_back() {
+async fn backup_and_restore_work_through_pipes() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&directory.path().join("data")).await;
     daemon.post("/events", r#"{"type":"a","data":1}"#).await;
@@ -208,7 +208,7 @@ async fn backup_goes_through_pipes_and_comes_back() {
 }
 
 #[tokio::test]
-async fn backup_replaces_the_file_that_a_link_names() {
+async fn backup_replaces_the_target_of_a_symbolic_link() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&directory.path().join("data")).await;
     let (store, link) = (directory.path().join("store"), directory.path().join("latest"));
@@ -253,7 +253,7 @@ async fn backup_to_devices_directories_and_sockets_is_refused() {
 async fn backup_into_a_closed_pipe_fails() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&directory.path().join("data")).await;
-    // More than a pipe holds.
+    // More than the buffer of a pipe.
     let data = "x".repeat(200_000);
     daemon.post("/events", &json!({"type": "a", "data": data}).to_string()).await;
     let mut child = backup(&daemon, &["-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -269,7 +269,7 @@ async fn backup_into_a_closed_pipe_fails() {
 }
 
 #[tokio::test]
-async fn backup_that_waits_for_a_reader_stops_when_told() {
+async fn backup_that_waits_for_a_reader_stops_on_sigterm() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&directory.path().join("data")).await;
     daemon.post("/events", &json!({"type": "a", "data": "x".repeat(200_000)}).to_string()).await;
@@ -278,34 +278,34 @@ async fn backup_that_waits_for_a_reader_stops_when_told() {
     for path in [fifo.to_str().unwrap(), "-"] {
         let mut child =
             backup(&daemon, &[path]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // Until it listens for signals, a signal ends it without a message.
+        // Before it installs its signal handler, a signal ends it without a message.
         let listens = || fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         let caught = |status: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
             u64::from_str_radix(line.trim(), 16).unwrap() & (1 << 14) != 0
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_MAX;
         while !caught(&listens()) {
-            assert!(Instant::now() < deadline, "it does not listen for signals");
+            assert!(Instant::now() < deadline, "the command installs no signal handler");
             tokio::task::yield_now().await;
         }
         assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
-        let (code, said) = blocking(move || {
+        let (code, message) = blocking(move || {
             let code = child.wait().unwrap().code();
-            let mut said = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            (code, said)
+            let mut message = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+            (code, message)
         })
         .await;
-        assert_eq!(code, Some(1), "{path}: {said}");
-        assert!(said.contains("interrupted by a signal"), "{path}: {said}");
+        assert_eq!(code, Some(1), "{path}: {message}");
+        assert!(message.contains("interrupted by a signal"), "{path}: {message}");
     }
 }
 
 #[tokio::test]
 async fn secret_mounts_are_read_and_world_writable_keys_refused() {
     let directory = tempfile::tempdir().unwrap();
-    // As Kubernetes mounts a secret.
+    // The layout of a Kubernetes secret mount.
     let mounted = directory.path().join("..data");
     fs::create_dir(&mounted).unwrap();
     fs::write(mounted.join("admin.key"), "an-admin-key-from-a-secret").unwrap();

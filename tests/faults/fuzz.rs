@@ -1,10 +1,10 @@
-//! Every parser of bytes that others write, fed with what is nearly right: no panic, no hang, and an answer that is one.
+//! Every parser of external bytes, with almost valid input: no panic, no hang, and a valid result.
 //!
-//! Mutations are drawn from a seed, which is printed: `BALTO_TEST_SEED` repeats a run. `BALTO_TEST_ROUNDS` says how many
-//! inputs each target gets (default 3,000; targets that touch the disk get fewer). `fuzz/` runs the same targets guided by
-//! coverage.
+//! Mutations come from a printed seed: `BALTO_TEST_SEED` repeats a run. `BALTO_TEST_ROUNDS` sets
+//! the inputs per target (default 3,000; targets that use the disk get fewer). `fuzz/` runs the
+//! same targets guided by coverage.
 
-#[path = "../../fuzz/parsers.rs"]
+#[path = "../../fuzz/parsers/mod.rs"]
 mod parsers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,19 +15,19 @@ use crate::support::{number, say};
 use fastrand::Rng;
 use parsers::{TARGETS, Target, WORDS};
 
-/// An input that takes longer than this hangs.
+/// An input that takes longer counts as a hang.
 const HANG: Duration = Duration::from_secs(60);
 const INPUT_BYTES_MAX: usize = 16 * 1024;
 
-/// The input that is being tried, and since when.
-static TRYING: Mutex<Option<(Instant, String)>> = Mutex::new(None);
+/// The current input and its start time, for the report of a hang.
+static CURRENT_INPUT: Mutex<Option<(Instant, String)>> = Mutex::new(None);
 
-fn place(random: &mut Rng, bytes: &[u8]) -> usize {
+fn random_index(random: &mut Rng, bytes: &[u8]) -> usize {
     random.usize(0..=bytes.len())
 }
 
 fn mutate(random: &mut Rng, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
-    let at = place(random, bytes);
+    let at = random_index(random, bytes);
     let end = bytes.len().min(at + random.usize(0..40));
     match random.u8(0..10) {
         0 if at < bytes.len() => bytes[at] ^= 1 << random.u8(0..8),
@@ -43,13 +43,13 @@ fn mutate(random: &mut Rng, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
         }
         6 => drop(bytes.splice(at..at, random.choice(WORDS).unwrap().bytes())),
         7 => {
-            // The same again, some times.
+            // Repeats a part of the input.
             let part = bytes[at..end].repeat(random.usize(1..20));
             drop(bytes.splice(at..at, part));
         }
         8 => {
             let other = random.choice(others).unwrap();
-            let from = place(random, other);
+            let from = random_index(random, other);
             bytes.truncate(at);
             bytes.extend_from_slice(&other[from..]);
         }
@@ -63,12 +63,12 @@ fn mutate(random: &mut Rng, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
     bytes.truncate(INPUT_BYTES_MAX);
 }
 
-/// Waits for the thread, and fails when an input hangs. The thread is left behind then: the other
-/// tests of this process go on.
+/// Waits for the thread, and fails when an input hangs. The hanging thread keeps running, so that
+/// the other tests of this process continue.
 fn watch(feeding: std::thread::JoinHandle<()>) {
     while !feeding.is_finished() {
         std::thread::sleep(Duration::from_millis(20));
-        let trying = TRYING.lock().unwrap().clone();
+        let trying = CURRENT_INPUT.lock().unwrap().clone();
         if let Some((_, what)) = trying.filter(|(since, _)| since.elapsed() > HANG) {
             panic!("HANGS: {what}");
         }
@@ -78,17 +78,17 @@ fn watch(feeding: std::thread::JoinHandle<()>) {
     }
 }
 
-fn story(target: &Target, seed: u64, bytes: &[u8]) -> String {
+fn describe(target: &Target, seed: u64, bytes: &[u8]) -> String {
     format!("target {}, BALTO_TEST_SEED={seed}: {:?}", target.name, String::from_utf8_lossy(bytes))
 }
 
-fn feed(target: &Target, rounds: u64) {
+fn run_target(target: &Target, rounds: u64) {
     let seed = number("BALTO_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
     let mut random = Rng::with_seed(seed);
     let seeds = (target.seeds)();
     let started = Instant::now();
     for round in 0..rounds.max(seeds.len() as u64) {
-        // Each seed as it is, first.
+        // The unchanged seeds come first.
         let mut bytes = match seeds.get(usize::try_from(round).unwrap()) {
             Some(bytes) => bytes.clone(),
             None => random.choice(&seeds).unwrap().clone(),
@@ -99,17 +99,17 @@ fn feed(target: &Target, rounds: u64) {
                 mutate(&mut random, &mut bytes, &seeds);
             }
         }
-        *TRYING.lock().unwrap() = Some((Instant::now(), story(target, seed, &bytes)));
+        *CURRENT_INPUT.lock().unwrap() = Some((Instant::now(), describe(target, seed, &bytes)));
         let ended = catch_unwind(AssertUnwindSafe(|| (target.run)(&bytes)));
-        assert!(ended.is_ok(), "{}", story(target, seed, &bytes));
+        assert!(ended.is_ok(), "{}", describe(target, seed, &bytes));
     }
-    *TRYING.lock().unwrap() = None;
+    *CURRENT_INPUT.lock().unwrap() = None;
     let rounds = rounds.max(seeds.len() as u64);
     say(&format!("{}: {rounds} inputs from seed {seed} in {:.1?}", target.name, started.elapsed()));
 }
 
 #[test]
-fn nothing_that_reads_foreign_bytes_panics_hangs_or_answers_nonsense() {
+fn parsers_of_external_bytes_return_a_valid_result() {
     let rounds = number("BALTO_TEST_ROUNDS").unwrap_or(3_000);
     watch(std::thread::spawn(move || {
         for target in TARGETS {
@@ -119,12 +119,12 @@ fn nothing_that_reads_foreign_bytes_panics_hangs_or_answers_nonsense() {
                 "journals" => 5,
                 _ => 1,
             };
-            feed(target, rounds / cost);
+            run_target(target, rounds / cost);
         }
     }));
 }
 
-/// For the fuzzing that is guided by coverage, where `BALTO_FUZZ_SEEDS` says.
+/// Writes the seeds for coverage-guided fuzzing to the directory in `BALTO_FUZZ_SEEDS`.
 #[test]
 fn seeds_are_written_down() {
     let Some(below) = std::env::var_os("BALTO_FUZZ_SEEDS").map(std::path::PathBuf::from) else { return };

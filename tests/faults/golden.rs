@@ -1,10 +1,11 @@
-//! What was written by earlier versions and has to be read for ever: data directories and backups, with what the daemon
-//! that wrote them told about them.
+//! Files of earlier versions that every later version must read: data directories and backups, with
+//! the API responses of the daemon that wrote them.
 //!
-//! Each directory in `tests/golden` has `data` (a data directory), `backup` (a backup of it), `answers.json`, and the
-//! daemon's key of secrets is [`KEY`]. `format-1` has secrets that are bound to the endpoint's id, `format-1-bound` has
-//! secrets that are bound to its URL and revision, and an authenticated backup. `cargo test --test faults golden -- --ignored`
-//! writes another such directory below `target/golden`, for a format to come; those that are there are never written again.
+//! Each directory in `tests/golden` has `data` (a data directory), `backup` (a backup of it) and
+//! `answers.json`; the secrets key is [`KEY`]. In `format-1` secrets are bound to the endpoint's
+//! id; in `format-1-bound` they are bound to its URL and revision, and the backup is authenticated.
+//! `cargo test --test faults golden -- --ignored` writes another such directory below
+//! `target/golden`, for a future format; existing ones are never rewritten.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use serde_json::{Map, Value, json};
 const KEY: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I=";
 const HMAC: &str = "whsec_wxRESeK8Anx6dxdg2gY7mrQuXLZPoCuy";
 
-/// Nothing goes by age here: it was written years ago.
+/// Retention is off: the data is years old.
 const ENVIRONMENT: [(&str, &str); 2] =
     [("BALTO__SECRETS__KEY", KEY), ("BALTO__RETENTION__EVENTS", "forever")];
 
@@ -43,13 +44,14 @@ async fn balto(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
     command.args(arguments).envs(ENVIRONMENT);
     let done = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success(), "{arguments:?}: {said}");
-    said
+    let message =
+        format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{arguments:?}: {message}");
+    message
 }
 
-/// Everything that the daemon tells about what it holds, by path.
-async fn told(daemon: &Daemon) -> Map<String, Value> {
+/// Every response that shows stored data, by path.
+async fn stored_responses(daemon: &Daemon) -> Map<String, Value> {
     let mut all = Map::new();
     for list in ["endpoints", "keys", "events", "deliveries", "dead-letters"] {
         let mut page = daemon.get(&format!("/{list}?limit=250")).await;
@@ -68,30 +70,31 @@ async fn told(daemon: &Daemon) -> Map<String, Value> {
     all
 }
 
-/// Whether everything that was told is told again; later versions may tell more.
-fn covers(told: &Value, golden: &Value) -> bool {
-    match (told, golden) {
-        (Value::Object(told), Value::Object(golden)) => {
-            golden.iter().all(|(name, golden)| told.get(name).is_some_and(|told| covers(told, golden)))
+/// Whether `actual` contains all of `golden`; later versions may add members.
+fn contains_all(actual: &Value, golden: &Value) -> bool {
+    match (actual, golden) {
+        (Value::Object(actual), Value::Object(golden)) => golden
+            .iter()
+            .all(|(name, golden)| actual.get(name).is_some_and(|actual| contains_all(actual, golden))),
+        (Value::Array(actual), Value::Array(golden)) => {
+            actual.len() == golden.len()
+                && actual.iter().zip(golden).all(|(actual, golden)| contains_all(actual, golden))
         }
-        (Value::Array(told), Value::Array(golden)) => {
-            told.len() == golden.len() && told.iter().zip(golden).all(|(told, golden)| covers(told, golden))
-        }
-        _ => told == golden,
+        _ => actual == golden,
     }
 }
 
-async fn answers_as_before(data: &Path, golden: &Path, story: &str) {
+async fn check_answers(data: &Path, golden: &Path, story: &str) {
     let answers: Map<String, Value> =
         serde_json::from_str(&fs::read_to_string(golden.join("answers.json")).unwrap()).unwrap();
     assert!(answers.len() > 40, "{}", answers.len());
     let mut daemon = Daemon::start_in(data, &["--dev"], &ENVIRONMENT).await;
-    let told = told(&daemon).await;
+    let actual = stored_responses(&daemon).await;
     for (path, golden) in &answers {
-        let told = told.get(path).unwrap_or(&Value::Null);
-        assert!(covers(told, golden), "{story}: {path} is {told}, and was {golden}");
+        let actual = actual.get(path).unwrap_or(&Value::Null);
+        assert!(contains_all(actual, golden), "{story}: {path} is {actual}, and was {golden}");
     }
-    // An id that was chosen then is taken now, and a stream goes on where it was.
+    // A chosen id from then counts as a duplicate now, and a stream continues at its version.
     let again = json!({"type": "order.paid", "id": "chosen-once", "data": {"n": "chosen"}}).to_string();
     let (status, known, _) = daemon.call("POST", "/events", &[], &again).await;
     assert_eq!((status, &known["duplicate"]), (202, &json!(true)), "{story}: {known}");
@@ -99,12 +102,12 @@ async fn answers_as_before(data: &Path, golden: &Path, story: &str) {
     let (status, accepted, _) = daemon.call("POST", "/events", &[], &next.to_string()).await;
     assert_eq!((status, &accepted["streamVersion"]), (202, &json!(4)), "{story}: {accepted}");
     assert_eq!(daemon.terminate(), Some(0));
-    let said = balto(&["verify", "--data-dir", data.to_str().unwrap()]).await;
-    assert!(said.contains("(opened)") && said.ends_with("good\n"), "{said}");
+    let message = balto(&["verify", "--data-dir", data.to_str().unwrap()]).await;
+    assert!(message.contains("(opened)") && message.ends_with("good\n"), "{message}");
 }
 
 #[tokio::test]
-async fn data_directories_of_every_format_are_good_and_answer_as_they_did() {
+async fn data_directories_of_every_format_give_the_same_answers() {
     for golden in golden() {
         let below = tempfile::tempdir().unwrap();
         for keep_state in [true, false] {
@@ -113,16 +116,16 @@ async fn data_directories_of_every_format_are_good_and_answer_as_they_did() {
             if !keep_state {
                 fs::remove_dir_all(data.join("state")).unwrap();
             }
-            let said = balto(&["verify", "--data-dir", data.to_str().unwrap()]).await;
-            assert!(said.ends_with("good\n"), "{said}");
+            let message = balto(&["verify", "--data-dir", data.to_str().unwrap()]).await;
+            assert!(message.ends_with("good\n"), "{message}");
             let story = format!("{} (with its state: {keep_state})", golden.display());
-            answers_as_before(&data, &golden, &story).await;
+            check_answers(&data, &golden, &story).await;
         }
     }
 }
 
 #[tokio::test]
-async fn backups_of_every_format_are_restored_and_answer_as_what_was_saved() {
+async fn backups_of_every_format_restore_to_the_same_answers() {
     for golden in golden() {
         let below = tempfile::tempdir().unwrap();
         let data = below.path().join("data");
@@ -132,13 +135,13 @@ async fn backups_of_every_format_are_restored_and_answer_as_what_was_saved() {
         let flags = if is_early { &["--unauthenticated"][..] } else { &[] };
         let arguments = ["restore", "--from", from.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
         balto(&[&arguments[..], flags].concat()).await;
-        answers_as_before(&data, &golden, &format!("restored from {}", from.display())).await;
+        check_answers(&data, &golden, &format!("restored from {}", from.display())).await;
     }
 }
 
-/// Writes a directory for a format to come. Something of everything that a record can say.
+/// Writes a directory for a future format, with every kind of record.
 #[tokio::test]
-#[ignore = "writes what the other tests read"]
+#[ignore = "writes the files that the other tests read"]
 async fn write_another() {
     let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/golden");
     if out.exists() {
@@ -157,14 +160,14 @@ async fn write_another() {
     .await;
     let mut daemon = Daemon::start_in(&data, &["--dev"], &ENVIRONMENT).await;
     fill(&daemon, &receiver).await;
-    let answers = told(&daemon).await;
+    let answers = stored_responses(&daemon).await;
     fs::write(out.join("answers.json"), serde_json::to_string_pretty(&answers).unwrap()).unwrap();
     let to = out.join("backup");
     let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
     command.args(["backup", "--to"]).arg(&to).env("BALTO_URL", daemon.api.trim_end_matches("/v1"));
     assert!(tokio::task::spawn_blocking(move || command.status().unwrap()).await.unwrap().success());
     assert_eq!(daemon.terminate(), Some(0));
-    // The room behind the last frame is zeros; a little of it is enough.
+    // The room after the last frame is zeros: a little of it is enough.
     for entry in fs::read_dir(data.join("journal")).unwrap().map(Result::unwrap) {
         let bytes = fs::read(entry.path()).unwrap();
         let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -221,7 +224,8 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
         let page = daemon.get(&format!("/deliveries?limit=250&{query}")).await;
         page["data"][0]["id"].as_str().unwrap().to_owned()
     };
-    // One of each: redriven and dead again, purged, cancelled, replayed, tried by hand, an endpoint that is gone.
+    // One of each: redriven and dead again, purged, cancelled, replayed, retried manually, an
+    // endpoint that is gone.
     let dead = delivery("status=dead&type=order.fails").await;
     daemon.post(&format!("/dead-letters/{dead}/redrive"), "").await;
     daemon
@@ -248,8 +252,8 @@ async fn fill(daemon: &Daemon, receiver: &Receiver) {
     fill_lanes(daemon, receiver).await;
 }
 
-/// Endpoints with a hold by `Retry-After`, with a spent rate, and with failures. They are paused, so
-/// that nothing of them is due when the directory is opened years later.
+/// Endpoints with a hold by `Retry-After`, with an exhausted rate, and with failures. They are
+/// paused, so that no delivery is due when the directory is opened years later.
 async fn fill_lanes(daemon: &Daemon, receiver: &Receiver) {
     for (kind, policy) in [
         ("throttled", json!({})),

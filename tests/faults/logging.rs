@@ -1,5 +1,5 @@
-//! Logging and panics: standard error that is closed, full or not read costs log lines and nothing else; a panic in a
-//! thread or task that the daemon needs ends the process; client commands take a closed or full output as a value.
+//! Logging and panics. A closed, full or unread standard error costs only log lines. A panic in a
+//! required thread or task ends the process. Client commands handle a closed or full output.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader, PipeWriter, Read as _, Write as _};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Receiver, say};
+use crate::support::{Daemon, Receiver, WAIT_MAX, say};
 use serde_json::{Value, json};
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
@@ -27,9 +27,9 @@ const NON_BLOCKING: i32 = 0o4000;
 
 /// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     while !holds().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {WAIT_MAX:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -40,18 +40,18 @@ fn serve(data: &Path, level: &str) -> Command {
     command
 }
 
-/// Everything still works: an event is accepted and delivered, and the daemon is ready.
-async fn check_it_works(daemon: &Daemon, receiver: &Receiver) {
+/// Asserts that an event is accepted and delivered, and that the daemon is ready.
+async fn check_health(daemon: &Daemon, receiver: &Receiver) {
     let before = receiver.count();
     daemon.post("/events", EVENT).await;
     receiver.until(before + 1).await;
     assert!(daemon.is_ready().await);
 }
 
-// ---- standard error --------------------------------------------------------------------------------------------
+// ---- standard error ----------------------------------------------------------------
 
 #[tokio::test]
-async fn closed_stderr_costs_lines_and_nothing_else() {
+async fn closed_stderr_costs_only_log_lines() {
     let data = tempfile::tempdir().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = serve(data.path(), "info");
@@ -67,37 +67,39 @@ async fn closed_stderr_costs_lines_and_nothing_else() {
     daemon.post("/events", EVENT).await;
     let path = format!("/endpoints/{}", endpoint["id"].as_str().unwrap());
     daemon.until(&path, |endpoint| endpoint["status"] == "disabled").await;
-    until("the line is counted", async || daemon.metric(DROPPED, "").await >= 1.0).await;
+    until("the dropped line is counted", async || daemon.metric(DROPPED, "").await >= 1.0).await;
     daemon.signal("HUP");
-    until("the reload's line is counted", async || daemon.metric(DROPPED, "").await >= 2.0).await;
+    until("the dropped line of the reload is counted", async || daemon.metric(DROPPED, "").await >= 2.0)
+        .await;
     let receiver = Receiver::status(200).await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
-    check_it_works(&daemon, &receiver).await;
+    check_health(&daemon, &receiver).await;
     assert_eq!(daemon.terminate(), Some(0));
 }
 
 #[tokio::test]
-async fn full_stderr_costs_lines_and_nothing_else() {
+async fn full_stderr_costs_only_log_lines() {
     let data = tempfile::tempdir().unwrap();
     let mut command = serve(data.path(), "debug");
     command.stderr(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let mut daemon = Daemon::spawn(command);
     daemon.until_ready().await;
-    until("the lines of the start are counted", async || daemon.metric(DROPPED, "").await >= 2.0).await;
+    until("the dropped lines of the start are counted", async || daemon.metric(DROPPED, "").await >= 2.0)
+        .await;
     let receiver = Receiver::status(200).await;
     daemon.post("/endpoints", &json!({"url": receiver.url}).to_string()).await;
-    check_it_works(&daemon, &receiver).await;
+    check_health(&daemon, &receiver).await;
     assert_eq!(daemon.terminate(), Some(0));
 }
 
-/// A pipe that is full. Nothing is read from it until the test does.
+/// A full pipe that is unread until the test reads from it.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     fill(&writer);
     (reader, writer)
 }
 
-/// Through a description of its own, so that the pipe itself stays blocking.
+/// Through a separate file description, so that the pipe itself stays blocking.
 fn fill(writer: &PipeWriter) {
     let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
     let mut other = OpenOptions::new().write(true).custom_flags(NON_BLOCKING).open(path).unwrap();
@@ -126,7 +128,7 @@ async fn publish_until_lines_are_dropped(daemon: &Daemon, receiver: &Receiver) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_reader_costs_lines_and_hears_how_many() {
+async fn stalled_log_reader_costs_lines_and_gets_their_count() {
     let data = tempfile::tempdir().unwrap();
     let (mut reader, writer) = full_pipe();
     let mut command = serve(data.path(), "debug");
@@ -137,17 +139,17 @@ async fn stalled_reader_costs_lines_and_hears_how_many() {
     let endpoint = json!({"url": receiver.url, "maxInFlight": 100});
     daemon.post("/endpoints", &endpoint.to_string()).await;
     publish_until_lines_are_dropped(&daemon, &receiver).await;
-    check_it_works(&daemon, &receiver).await;
+    check_health(&daemon, &receiver).await;
 
     let log = std::thread::spawn(move || {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         text
     });
-    // The report comes when the buffer is empty again; then lines are taken as before.
+    // The count comes when the buffer is empty again; then lines are written as before.
     until("a new line is written", async || {
         let before = daemon.metric(DROPPED, "").await;
-        check_it_works(&daemon, &receiver).await;
+        check_health(&daemon, &receiver).await;
         daemon.metric(DROPPED, "").await == before
     })
     .await;
@@ -157,7 +159,7 @@ async fn stalled_reader_costs_lines_and_hears_how_many() {
     let lines: Vec<Value> = log
         .lines()
         .filter(|line| !line.starts_with('.'))
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not a whole line: {line}")))
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("an incomplete line: {line}")))
         .collect();
     let is_report =
         |line: &&Value| line["message"].as_str().is_some_and(|text| text.starts_with("log lines dropped"));
@@ -169,7 +171,7 @@ async fn stalled_reader_costs_lines_and_hears_how_many() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_reader_does_not_delay_the_end() {
+async fn stalled_log_reader_does_not_delay_the_shutdown() {
     for level in ["info", "debug"] {
         let data = tempfile::tempdir().unwrap();
         let (_reader, writer) = full_pipe();
@@ -182,14 +184,14 @@ async fn stalled_reader_does_not_delay_the_end() {
         if level == "debug" {
             publish_until_lines_are_dropped(&daemon, &receiver).await;
         }
-        check_it_works(&daemon, &receiver).await;
+        check_health(&daemon, &receiver).await;
         daemon.signal("TERM");
-        assert_eq!(daemon.ended_within(PATIENCE).await, Some(0), "at {level}");
+        assert_eq!(daemon.ended_within(WAIT_MAX).await, Some(0), "at {level}");
     }
 }
 
 #[tokio::test]
-async fn failed_start_ends_though_nobody_reads_why() {
+async fn failed_start_exits_with_an_unread_error() {
     let data = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (_reader, writer) = full_pipe();
@@ -198,12 +200,12 @@ async fn failed_start_ends_though_nobody_reads_why() {
     command.env("BALTO__SERVER__API_LISTEN", taken.local_addr().unwrap().to_string());
     command.env("BALTO__SERVER__OPS_LISTEN", "127.0.0.1:0");
     let mut child = command.spawn().unwrap();
-    assert_eq!(ended(&mut child).await, Some(1));
+    assert_eq!(exit_code(&mut child).await, Some(1));
 }
 
 /// The exit code of a child that ends by itself.
-async fn ended(child: &mut std::process::Child) -> Option<i32> {
-    let deadline = Instant::now() + PATIENCE;
+async fn exit_code(child: &mut std::process::Child) -> Option<i32> {
+    let deadline = Instant::now() + WAIT_MAX;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return status.code();
@@ -211,24 +213,24 @@ async fn ended(child: &mut std::process::Child) -> Option<i32> {
         if Instant::now() > deadline {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("it does not end");
+            panic!("the process does not end");
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-// ---- panics ----------------------------------------------------------------------------------------------------
+// ---- panics ------------------------------------------------------------------------
 
-/// Whether the daemon under test can be told to panic: a release build cannot.
+/// Whether the daemon under test supports forced panics: a release build does not.
 fn can_panic() -> bool {
     if cfg!(debug_assertions) {
         return true;
     }
-    say("SKIPPED: a release build has no places where a test can make it panic");
+    say("SKIPPED: a release build has no failpoints");
     false
 }
 
-/// A daemon that panics at a place, and its log.
+/// A daemon that panics at a failpoint, and its log.
 fn panicking(below: &Path, place: &str) -> (Daemon, PathBuf) {
     let log = below.join("log");
     let mut command = serve(&below.join("data"), "error");
@@ -245,7 +247,7 @@ fn panics_in(log: &Path) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn panic_in_a_needed_thread_ends_the_process() {
+async fn panic_in_a_required_thread_ends_the_process() {
     if !can_panic() {
         return;
     }
@@ -260,8 +262,8 @@ async fn panic_in_a_needed_thread_ends_the_process() {
     ] {
         let below = tempfile::tempdir().unwrap();
         let (mut daemon, log) = panicking(below.path(), place);
-        let deadline = Instant::now() + PATIENCE;
-        // Some are reached by a request only.
+        let deadline = Instant::now() + WAIT_MAX;
+        // Some failpoints need a request.
         while daemon.is_running() && Instant::now() < deadline {
             let _refused = daemon.is_ready().await;
         }
@@ -274,7 +276,7 @@ async fn panic_in_a_needed_thread_ends_the_process() {
 }
 
 #[tokio::test]
-async fn panic_ends_the_process_though_stderr_is_stalled() {
+async fn panic_ends_the_process_with_a_stalled_stderr() {
     if !can_panic() {
         return;
     }
@@ -284,7 +286,7 @@ async fn panic_ends_the_process_though_stderr_is_stalled() {
         let mut command = serve(data.path(), "debug");
         command.env("BALTO_TEST_PANIC", place).stderr(writer);
         let mut daemon = Daemon::spawn(command);
-        assert_eq!(daemon.ended_within(PATIENCE).await, Some(INTERNAL_ERROR), "{place}");
+        assert_eq!(daemon.ended_within(WAIT_MAX).await, Some(INTERNAL_ERROR), "{place}");
     }
 }
 
@@ -309,7 +311,7 @@ async fn panicked_attempt_costs_one_delivery() {
 }
 
 #[tokio::test]
-async fn panicked_handshake_is_tried_again() {
+async fn panicked_handshake_is_repeated() {
     if !can_panic() {
         return;
     }
@@ -318,7 +320,7 @@ async fn panicked_handshake_is_tried_again() {
     daemon.until_ready().await;
     let receiver = Receiver::status(200).await;
     daemon.post("/endpoints", &json!({"url": receiver.url, "handshake": {}}).to_string()).await;
-    until("it is asked twice", async || panics_in(&log).len() >= 2).await;
+    until("the second handshake request", async || panics_in(&log).len() >= 2).await;
     assert!(daemon.is_ready().await);
     assert_eq!(daemon.terminate(), Some(0));
 }
@@ -338,7 +340,7 @@ async fn panicked_request_costs_its_connection() {
     assert_eq!(daemon.terminate(), Some(0));
 }
 
-// ---- client commands -------------------------------------------------------------------------------------------
+// ---- client commands ---------------------------------------------------------------
 
 /// Exit code and standard error of a command with this standard output.
 async fn run_with_stdout(arguments: &[&str], url: &str, stdout: impl Into<Stdio>) -> (Option<i32>, String) {
@@ -347,11 +349,11 @@ async fn run_with_stdout(arguments: &[&str], url: &str, stdout: impl Into<Stdio>
     let mut command = Command::new(BALTO);
     command.args(arguments).env("BALTO_URL", url).current_dir(&directory);
     let mut child = command.stdout(stdout).stderr(File::create(&errors).unwrap()).spawn().unwrap();
-    let code = ended(&mut child).await;
+    let code = exit_code(&mut child).await;
     (code, std::fs::read_to_string(errors).unwrap())
 }
 
-/// Commands that print, each in a way of its own.
+/// Commands that print, each in a different way.
 const PRINTING: [&[&str]; 7] = [
     &["events", "list"],
     &["events", "list", "--all", "--json"],
@@ -384,10 +386,10 @@ async fn full_stdout_fails_client_commands_with_a_message() {
     let url = daemon.api.strip_suffix("/v1").unwrap();
     for arguments in PRINTING.into_iter().chain([&["demo"][..]]) {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let (code, said) = run_with_stdout(arguments, url, full).await;
-        assert_eq!(code, Some(1), "{arguments:?}: {said}");
+        let (code, message) = run_with_stdout(arguments, url, full).await;
+        assert_eq!(code, Some(1), "{arguments:?}: {message}");
         let expected = "balto: cannot write to standard output: No space left on device (os error 28)\n";
-        assert_eq!(said, expected, "{arguments:?}");
+        assert_eq!(message, expected, "{arguments:?}");
     }
 }
 
@@ -400,12 +402,12 @@ async fn closed_stderr_does_not_change_the_exit_code() {
         drop(reader);
         let mut command = Command::new(BALTO);
         command.args(arguments).env("BALTO_URL", "http://127.0.0.1:9").stderr(writer).stdout(Stdio::null());
-        assert_eq!(ended(&mut command.spawn().unwrap()).await, Some(code), "{arguments:?}");
+        assert_eq!(exit_code(&mut command.spawn().unwrap()).await, Some(code), "{arguments:?}");
     }
 }
 
 #[tokio::test]
-async fn signal_ends_listen_though_nobody_reads_its_output() {
+async fn signal_ends_listen_with_an_unread_output() {
     for signal in ["TERM", "INT"] {
         let (_reader, writer) = full_pipe();
         let mut command = Command::new(BALTO);
@@ -414,11 +416,11 @@ async fn signal_ends_listen_though_nobody_reads_its_output() {
         let mut first = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut first).unwrap();
         let url = first.split_whitespace().find(|word| word.starts_with("http")).unwrap();
-        // Reported before it is answered.
+        // The request is printed before its response is sent.
         assert_eq!(reqwest::Client::new().post(url).body("{}").send().await.unwrap().status(), 200);
         let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
         assert!(sent.unwrap().success());
-        assert_eq!(ended(&mut child).await, Some(0), "{signal}");
+        assert_eq!(exit_code(&mut child).await, Some(0), "{signal}");
     }
 }
 
@@ -453,18 +455,18 @@ async fn sigterm_ends_commands_whose_outputs_are_both_stalled() {
         if code == 0 && arguments[0] == "backup" {
             until("the backup is complete", async || file.exists()).await;
         }
-        // Until it is blocked.
+        // Time for the command to block on its output.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let sent = Command::new("kill").arg(child.id().to_string()).status();
         assert!(sent.unwrap().success());
         let since = Instant::now();
-        assert_eq!(ended(&mut child).await, Some(code), "{arguments:?}");
+        assert_eq!(exit_code(&mut child).await, Some(code), "{arguments:?}");
         assert!(since.elapsed() < Duration::from_secs(10), "{arguments:?} took {:?}", since.elapsed());
     }
 }
 
 #[tokio::test]
-async fn stalled_stderr_does_not_keep_a_failed_start() {
+async fn stalled_stderr_does_not_block_a_failed_start() {
     for (arguments, code) in [
         (&["serve", "--config", "/none"][..], 1),
         (&["serve", "--nonsense"], 2),
@@ -472,18 +474,18 @@ async fn stalled_stderr_does_not_keep_a_failed_start() {
     ] {
         let (_reader, writer) = full_pipe();
         let mut child = Command::new(BALTO).args(arguments).stderr(writer).spawn().unwrap();
-        assert_eq!(ended(&mut child).await, Some(code), "{arguments:?}");
+        assert_eq!(exit_code(&mut child).await, Some(code), "{arguments:?}");
     }
 }
 
-// ---- the supervisor's socket -----------------------------------------------------------------------------------
+// ---- the supervisor's socket -------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn abstract_notify_socket_hears_start_watchdog_and_stop() {
+async fn abstract_notify_socket_gets_start_watchdog_and_stop() {
     let data = tempfile::tempdir().unwrap();
     let name = format!("balto-test-{}", std::process::id());
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(WAIT_MAX)).unwrap();
     let hear = |expected: &str| {
         let mut bytes = [0; 4_096];
         loop {
@@ -504,7 +506,7 @@ async fn abstract_notify_socket_hears_start_watchdog_and_stop() {
     hear("READY=1\n");
     daemon.signal("TERM");
     hear("STOPPING=1\nSTATUS=draining\n");
-    assert_eq!(daemon.ended_within(PATIENCE).await, Some(0));
+    assert_eq!(daemon.ended_within(WAIT_MAX).await, Some(0));
 }
 
 #[tokio::test]
@@ -524,9 +526,9 @@ async fn unreachable_notify_socket_is_logged_once() {
     }
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------
+// ---- memory ------------------------------------------------------------------------
 
-/// The kernel gives what is in `/proc` of such a process to root.
+/// The kernel assigns the `/proc` files of such a process to root.
 #[tokio::test]
 async fn memory_of_the_daemon_cannot_be_dumped() {
     const SOMEBODY: u32 = 65_534;
@@ -552,6 +554,6 @@ async fn memory_of_the_daemon_cannot_be_dumped() {
         owners.push(std::fs::metadata(format!("/proc/{}/mem", daemon.pid())).unwrap().uid());
         assert_eq!(daemon.terminate(), Some(0));
     }
-    assert_ne!(owners[0], 0, "with --dev a debugger may look");
+    assert_ne!(owners[0], 0, "with --dev a debugger may attach");
     assert_eq!(owners[1], 0);
 }

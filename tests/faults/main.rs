@@ -1,7 +1,7 @@
-//! Faults: kills, shutdown, disks that fail or fill up, power cuts, clocks that jump, files that are
-//! damaged, old or foreign, logs that nobody reads. Acknowledged events survive.
+//! Faults: processes that are killed or stopped, disks that fail or fill up, clocks that jump,
+//! files that are damaged, old or foreign. Acknowledged data survives, and losses are reported.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails on an error")]
 
 #[path = "../support/mod.rs"]
 mod support;

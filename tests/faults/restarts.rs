@@ -1,5 +1,5 @@
-//! What endpoints and deliveries keep over restarts of the real daemon, by `SIGTERM` and by `kill -9`:
-//! holds, rates, the evidence by which an endpoint is disabled, and the age of deliveries.
+//! State of endpoints and deliveries across restarts of the real daemon, by `SIGTERM` and by `kill
+//! -9`: holds, rates, the failure history that disables an endpoint, and the age of deliveries.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Daemon, Receiver, answer};
 use serde_json::{Value, json};
 
-/// A daemon that can be ended in either way and started again.
+/// A daemon that can be stopped in either way and started again.
 struct Restarting {
     data: tempfile::TempDir,
     environment: Vec<(&'static str, &'static str)>,
@@ -36,7 +36,7 @@ impl Restarting {
         self.daemon = start(self.data.path(), &self.environment).await;
     }
 
-    /// Registers an endpoint; gives its path.
+    /// Registers an endpoint; returns its path.
     async fn endpoint(&self, url: &str, policy: Value) -> String {
         let mut body = json!({"url": url});
         body.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
@@ -44,7 +44,7 @@ impl Restarting {
         format!("/endpoints/{}", made["id"].as_str().unwrap())
     }
 
-    /// Posts an event; gives the path of its delivery.
+    /// Posts an event; returns the path of its delivery.
     async fn event(&self) -> String {
         let event = self.daemon.post("/events", r#"{"type":"a.b","data":1}"#).await;
         let shown = self.daemon.get(&format!("/events/{}", event["id"].as_str().unwrap())).await;
@@ -60,15 +60,15 @@ async fn start(data: &Path, environment: &[(&'static str, &'static str)]) -> Dae
     Daemon::start_in(data, &["--dev"], environment).await
 }
 
-/// A receiver that answers with this status from now on.
-async fn switched(status: u16) -> (Receiver, Arc<AtomicU16>) {
+/// A receiver that answers with the current value of this status.
+async fn switchable_receiver(status: u16) -> (Receiver, Arc<AtomicU16>) {
     let status = Arc::new(AtomicU16::new(status));
     let now = status.clone();
     (Receiver::start(move |_, _| answer(now.load(Ordering::SeqCst))).await, status)
 }
 
 #[tokio::test]
-async fn receiver_that_asked_to_be_left_alone_is_after_a_restart() {
+async fn retry_after_holds_over_a_restart() {
     let mut world = Restarting::start(&[]).await;
     let receiver = Receiver::start(|number, _| match number {
         0 => "HTTP/1.1 429 x\r\nretry-after: 3600\r\ncontent-length: 0\r\n\r\n".to_owned(),
@@ -89,7 +89,7 @@ async fn receiver_that_asked_to_be_left_alone_is_after_a_restart() {
         assert_eq!((&held["until"], &held["pending"]), (&before["until"], &json!(6)));
     }
     assert_eq!(receiver.got().len(), 1);
-    // The operator ends it, and a restart does not bring it back.
+    // The operator ends the hold, and a restart does not bring it back.
     world.daemon.post(&format!("{endpoint}/pause"), "").await;
     world.daemon.post(&format!("{endpoint}/resume"), "").await;
     receiver.until(6).await;
@@ -99,8 +99,8 @@ async fn receiver_that_asked_to_be_left_alone_is_after_a_restart() {
 }
 
 #[tokio::test]
-async fn rate_holds_over_restarts_also_with_outcomes_that_are_lost() {
-    // Replies that never come: a crash loses each of these attempts.
+async fn rate_holds_over_restarts_also_with_lost_outcomes() {
+    // Status 0: the receiver never replies, so that a crash loses each attempt.
     for status in [200, 0] {
         let mut world = Restarting::start(&[]).await;
         let began = Instant::now();
@@ -121,7 +121,7 @@ async fn rate_holds_over_restarts_also_with_outcomes_that_are_lost() {
             world.again(is_killed).await;
         }
         world.daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "rate").await;
-        // A change of the endpoint, twice, gives nothing back either.
+        // Two changes of the endpoint do not refill the rate.
         for description in ["once", "twice"] {
             let change = json!({"description": description}).to_string();
             world.daemon.call("PATCH", &endpoint, &[], &change).await;
@@ -138,7 +138,7 @@ async fn endpoint_is_not_disabled_for_old_failures() {
     let failing = [("BALTO__DELIVERY__DISABLE_AFTER", "2s")];
     for is_stopped in [false, true] {
         let mut world = Restarting::start(&failing).await;
-        let (receiver, status) = switched(503).await;
+        let (receiver, status) = switchable_receiver(503).await;
         let policy = json!({"retry": {"schedule": ["300ms"]}});
         let endpoint = world.endpoint(&receiver.url, policy).await;
         let first = world.event().await;
@@ -160,14 +160,14 @@ async fn endpoint_is_not_disabled_for_old_failures() {
 }
 
 #[tokio::test]
-async fn endpoint_that_fails_all_the_time_is_disabled_each_time() {
+async fn endpoint_that_keeps_failing_is_disabled_each_time() {
     let failing = [
         ("BALTO__DELIVERY__DISABLE_AFTER", "1s"),
         ("BALTO__DELIVERY__BREAKER_PROBE_INITIAL", "100ms"),
         ("BALTO__DELIVERY__BREAKER_PROBE_MAX", "100ms"),
     ];
     let mut world = Restarting::start(&failing).await;
-    let (receiver, _) = switched(503).await;
+    let (receiver, _) = switchable_receiver(503).await;
     let policy = json!({"retry": {"schedule": vec!["50ms"; 100]}});
     let endpoint = world.endpoint(&receiver.url, policy).await;
     world.event().await;
@@ -187,7 +187,7 @@ async fn endpoint_that_fails_all_the_time_is_disabled_each_time() {
 #[tokio::test]
 async fn paused_time_does_not_count_for_the_age_of_a_delivery() {
     let mut world = Restarting::start(&[]).await;
-    let (receiver, status) = switched(503).await;
+    let (receiver, status) = switchable_receiver(503).await;
     let policy =
         json!({"retry": {"maxAge": "2s", "initial": "100ms", "maxInterval": "200ms", "maxAttempts": 100}});
     let endpoint = world.endpoint(&receiver.url, policy).await;
@@ -199,7 +199,7 @@ async fn paused_time_does_not_count_for_the_age_of_a_delivery() {
     world.daemon.until(&delivered, |shown| shown["attemptCount"].as_u64() > Some(1)).await;
     status.store(200, Ordering::SeqCst);
     world.daemon.until(&delivered, |shown| shown["status"] == "delivered").await;
-    // From the first attempt on it counts; and again from the first one after a redrive.
+    // The age counts from the first attempt, and again from the first one after a redrive.
     status.store(503, Ordering::SeqCst);
     let dead = world.event().await;
     for round in 1..=2 {

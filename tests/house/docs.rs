@@ -1,4 +1,4 @@
-//! The documentation: reference pages equal the code, examples run, links lead somewhere.
+//! Documentation: reference pages equal the code, examples run, links are valid.
 //!
 //! `BALTO_WRITE_DOCS=1 cargo test --test house docs` writes the reference pages.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::judges::{install, root, run};
-use crate::support::{has, say};
+use crate::support::{has_program, say};
 use balto::api::http::problem::Problem;
 use balto::config::{Change, KEYS};
 use balto::domain::{DeadReason, ErrorClass};
@@ -30,7 +30,7 @@ fn page(name: &str, text: &str) {
     assert!(found == text, "docs/reference/{name} is stale: BALTO_WRITE_DOCS=1 cargo test --test house docs");
 }
 
-/// A cell of a table: one line, without the character that ends cells.
+/// A table cell: one line, with the cell separator escaped.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
@@ -117,7 +117,7 @@ fn metrics_reference_equals_the_registry() {
     page("metrics.md", &out);
 }
 
-/// The help of a command and of all commands below it.
+/// The help of a command and of all its subcommands.
 fn help(command: &mut clap::Command, path: &str, out: &mut String) {
     let title = format!("{path} {}", command.get_name()).trim().to_owned();
     if command.has_subcommands() {
@@ -327,7 +327,7 @@ fn reasons_reference_equals_the_closed_lists() {
     page("reasons.md", &out);
 }
 
-/// Every page that people write, with its path from the root.
+/// Every handwritten page, with its path from the root.
 fn pages() -> Vec<(PathBuf, String)> {
     fn below(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -348,14 +348,14 @@ fn pages() -> Vec<(PathBuf, String)> {
     found.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// The anchor that a heading gets.
+/// The anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = |c: char| c.is_alphanumeric() || c == '-' || c == '_' || c == ' ';
     heading.trim().to_lowercase().chars().filter(|c| kept(*c)).collect::<String>().replace(' ', "-")
 }
 
 #[test]
-fn links_between_pages_lead_somewhere() {
+fn links_between_pages_are_valid() {
     let mut seen = 0;
     for (path, text) in pages() {
         for target in
@@ -386,18 +386,18 @@ fn readme_is_short_and_pages_keep_their_width() {
         if name == "README.md" {
             assert!(text.lines().count() <= 150, "README.md has {} lines", text.lines().count());
         }
-        // Tables of tests and of generated words are as wide as their rows.
+        // Tables of tests and generated texts are as wide as their rows.
         if text.starts_with(GENERATED) || name == "docs/proof.md" {
             continue;
         }
-        // A row of a table cannot be wrapped.
+        // A table row cannot be wrapped.
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('|')) {
             assert!(line.chars().count() <= 100, "{name}:{}: over 100 columns", number + 1);
         }
     }
 }
 
-/// Programs of `examples/verify`, with the interpreter that runs each.
+/// Programs of `examples/verify`, with the interpreter of each.
 const VERIFIERS: [(&str, &str, &[&str]); 6] = [
     ("verify.py", "python3", &[]),
     ("verify.mjs", "node", &[]),
@@ -428,7 +428,7 @@ fn every_snippet_is_part_of_a_program_that_runs() {
     assert!(seen >= 7, "only {seen} snippets were found");
 }
 
-/// Signed by the reference library, under a secret whose end shows that it is read as base64.
+/// The reference library signs the body. The end of the secret shows that it is decoded as base64.
 #[test]
 fn verifiers_accept_a_signed_body_and_refuse_a_changed_one() {
     install();
@@ -449,7 +449,7 @@ fn verifiers_accept_a_signed_body_and_refuse_a_changed_one() {
     for (name, interpreter, arguments) in VERIFIERS {
         let installed = root().join("target/judges").join(interpreter);
         let program = if installed.exists() { installed } else { PathBuf::from(interpreter) };
-        if !has(program.to_str().unwrap()) {
+        if !has_program(program.to_str().unwrap()) {
             say(&format!("SKIPPED: {name}: the machine has no {interpreter}"));
             continue;
         }

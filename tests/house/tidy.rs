@@ -1,13 +1,14 @@
-//! What no compiler checks: the layers, the documentation of keys and metrics, the opening of each file.
+//! Rules of the source tree that no compiler checks: layers, clocks, documentation, lint
+//! exceptions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+pub(crate) fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
@@ -21,7 +22,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 fn all() -> Vec<(String, String)> {
     let mut found = Vec::new();
     sources(&root().join("src"), &mut found);
-    assert!(found.len() > 40, "the sources are somewhere else");
+    assert!(found.len() > 40, "the sources are elsewhere");
     let name = |path: &Path| path.strip_prefix(root().join("src")).unwrap().display().to_string();
     found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
 }
@@ -32,13 +33,13 @@ fn is_test(name: &str) -> bool {
 }
 
 #[test]
-fn every_file_says_what_it_owns() {
+fn every_file_opens_with_a_module_comment() {
     for (name, text) in all() {
         assert!(text.starts_with("//!"), "src/{name} does not open with //!");
     }
 }
 
-/// A layer, and those that it may import.
+/// A layer and its permitted imports.
 const LAYERS: [(&str, &[&str]); 20] = [
     ("limits", &[]),
     ("panics", &[]),
@@ -182,7 +183,7 @@ fn every_metric_is_documented() {
 }
 
 #[test]
-fn nothing_is_allowed_without_a_reason() {
+fn lint_exceptions_have_a_reason() {
     for (name, text) in all() {
         for (number, line) in text.lines().enumerate() {
             let bare = line.trim_start().starts_with("#[allow(") && !line.contains("reason");
@@ -192,7 +193,7 @@ fn nothing_is_allowed_without_a_reason() {
 }
 
 #[test]
-fn every_bug_that_is_put_in_has_its_test_and_its_row() {
+fn every_injected_bug_has_a_test_and_a_row() {
     let knobs = fs::read_to_string(root().join("src/knobs.rs")).unwrap();
     let listed = knobs.split("enum Bug {").nth(1).unwrap().split("\n}").next().unwrap();
     let bugs: Vec<_> = listed.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
@@ -203,13 +204,13 @@ fn every_bug_that_is_put_in_has_its_test_and_its_row() {
             let names: Vec<_> = ends.iter().map(|end| format!("Bug::{bug}{end}")).collect();
             files.iter().any(|(_, text)| names.iter().any(|name| text.contains(name)))
         };
-        assert!(named(&code, &[")"]), "{bug} is nowhere in the code");
-        assert!(named(&tests, &[")", ","]), "no test has to fail with {bug}");
+        assert!(named(&code, &[")"]), "{bug} is not in the code");
+        assert!(named(&tests, &[")", ","]), "no test names {bug}");
     }
     let proof = fs::read_to_string(root().join("docs/proof.md")).unwrap();
     let table = proof.split("| bug | caught by |").nth(1).unwrap();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).count();
-    assert_eq!(rows, bugs.len(), "docs/proof.md does not list them all");
+    assert_eq!(rows, bugs.len(), "docs/proof.md lists another number of bugs");
 }
 
 /// The paths of all functions below `tests/`, as `binary::module::function`.
@@ -227,9 +228,9 @@ fn paths_of_tests() -> Vec<String> {
     paths
 }
 
-/// `module::test`, and `cargo test --test binary filter`: what docs/proof.md names is there.
+/// The names are `module::test` and `cargo test --test binary filter`.
 #[test]
-fn the_tests_that_the_proof_names_exist() {
+fn tests_named_in_the_proof_exist() {
     let proof = fs::read_to_string(root().join("docs/proof.md")).unwrap();
     let paths = paths_of_tests();
     let mut seen = 0;
@@ -244,7 +245,7 @@ fn the_tests_that_the_proof_names_exist() {
             (Some((module, _)), []) => {
                 let is_in = |path: &&String| format!("::{path}").contains(&format!("::{module}::"));
                 let mut module = paths.iter().filter(is_in).peekable();
-                // Others are modules of the crate.
+                // Other names are modules of the crate.
                 if module.peek().is_none() {
                     continue;
                 }
@@ -253,19 +254,19 @@ fn the_tests_that_the_proof_names_exist() {
             _ => continue,
         };
         seen += 1;
-        assert!(found, "docs/proof.md names {text}");
+        assert!(found, "docs/proof.md names the unknown {text}");
     }
-    assert!(seen > 20, "it names only {seen}");
+    assert!(seen > 20, "docs/proof.md names only {seen} tests");
 }
 
-/// Each binary links the whole crate, which takes a minute and a hundred megabytes.
+/// Each binary links the whole crate: a minute and a hundred megabytes.
 #[test]
 fn integration_tests_are_few_binaries() {
     let below = root().join("tests");
     let mut entries = Vec::new();
     for entry in fs::read_dir(below).unwrap().map(|entry| entry.unwrap().path()) {
         let is_file = entry.extension().is_some_and(|extension| extension == "rs");
-        assert!(!is_file, "{} makes another binary: put it into a directory", entry.display());
+        assert!(!is_file, "{} is another binary: move it into a directory", entry.display());
         entries.extend(entry.join("main.rs").is_file().then_some(entry));
     }
     assert!((1..=6).contains(&entries.len()), "{entries:?}");

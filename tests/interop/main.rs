@@ -1,7 +1,7 @@
-//! Other people's programs judge deliveries, the API's document, metrics and alerts.
-//! `tests/judges/install` fetches these programs.
+//! Third-party programs check Balto's requests, responses and metrics. `tests/judges/install`
+//! installs them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails on an error")]
 
 #[path = "../support/mod.rs"]
 mod support;

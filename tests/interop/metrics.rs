@@ -1,13 +1,14 @@
-//! What a scraper and an operator see: the exposition, read by Prometheus's own programs, and the alerts over it.
+//! Metrics for scrapers and operators: Prometheus's own programs read the exposition and the alert
+//! rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::support::judges::{promtool, python, root, run};
-use crate::support::{Daemon, PATIENCE, Receiver, answer, say};
+use crate::support::{Daemon, Receiver, WAIT_MAX, answer, say};
 use serde_json::{Value, json};
 
-/// The value of a sample, as it is written: name and labels.
+/// The value of a sample, given as name and labels.
 fn value(metrics: &str, sample: &str) -> Option<f64> {
     let line = metrics.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == sample))?;
     line.rsplit_once(' ')?.1.parse().ok()
@@ -19,21 +20,21 @@ fn samples(metrics: &str) -> BTreeSet<&str> {
     lines.filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect()
 }
 
-/// The metrics, once a sample has come to a value that is wanted.
+/// The metrics, once a sample has a wanted value.
 async fn until(daemon: &Daemon, sample: &str, wanted: impl Fn(f64) -> bool) -> String {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     loop {
         let metrics = daemon.metrics().await;
         if value(&metrics, sample).is_some_and(&wanted) {
             return metrics;
         }
-        assert!(Instant::now() < deadline, "{sample} does not become what it should:\n{metrics}");
+        assert!(Instant::now() < deadline, "{sample} does not reach its value:\n{metrics}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test]
-async fn prometheus_reads_the_metrics_and_finds_nothing_to_mend() {
+async fn prometheus_reads_the_metrics_without_complaints() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|number, _| answer(if number == 0 { 500 } else { 200 })).await;
@@ -55,7 +56,7 @@ async fn prometheus_reads_the_metrics_and_finds_nothing_to_mend() {
         metrics.replacen("# HELP balto_ready", "# HULP balto_ready", 1),
         format!("{metrics}{metrics}"),
     ] {
-        assert!(!judge(&broken).0, "the judge takes anything");
+        assert!(!judge(&broken).0, "the judge accepted invalid metrics");
     }
     match promtool() {
         Some(mut promtool) => {
@@ -67,7 +68,7 @@ async fn prometheus_reads_the_metrics_and_finds_nothing_to_mend() {
 }
 
 #[tokio::test]
-async fn the_metrics_count_what_happened_once_each() {
+async fn metrics_count_each_occurrence_once() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let fresh = daemon.metrics().await;
@@ -99,7 +100,7 @@ async fn the_metrics_count_what_happened_once_each() {
     let batch = r#"{"events":[{"type":"a b","data":1},{"type":"c","data":1}]}"#;
     assert_eq!(daemon.call("POST", "/events/batch", &[], batch).await.0, 202);
     until(&daemon, r#"balto_deliveries_dead_total{reason="gone"}"#, |value| value == 1.0).await;
-    // A metric is counted when something is known, which is before it is committed.
+    // Metrics are counted before the commit: wait for the committed state.
     let endpoint = format!("/endpoints/{}", made["id"].as_str().unwrap());
     daemon.until(&endpoint, |endpoint| endpoint["status"] == "disabled").await;
     daemon.post(&format!("{endpoint}/resume"), "").await;
@@ -122,7 +123,7 @@ async fn the_metrics_count_what_happened_once_each() {
         (r#"balto_attempts_total{error="none",status="2xx"}"#, 2.0),
         ("balto_attempt_duration_seconds_count", 4.0),
         ("balto_accept_to_first_attempt_seconds_count", 2.0),
-        // The redriven one says nothing about how long deliveries take.
+        // A redriven delivery does not count in the delivery time.
         ("balto_accept_to_delivered_seconds_count", 1.0),
         ("balto_retry_wait_seconds_count", 1.0),
     ] {
@@ -131,11 +132,11 @@ async fn the_metrics_count_what_happened_once_each() {
     assert_eq!(
         value(&metrics, r#"balto_events_refused_total{reason="not_found"}"#),
         None,
-        "a read is no event"
+        "a GET was counted as an event"
     );
     let appeared: Vec<_> = samples(&metrics).difference(&samples(&fresh)).copied().collect();
-    assert!(appeared.is_empty(), "their first count cannot be seen as a rise: {appeared:?}");
-    // Looked at once a second.
+    assert!(appeared.is_empty(), "series without an initial zero: {appeared:?}");
+    // Sampled once per second.
     for sample in
         ["balto_disk_free_bytes", r#"balto_store_bytes{part="journal"}"#, "process_resident_memory_bytes"]
     {
@@ -144,7 +145,7 @@ async fn the_metrics_count_what_happened_once_each() {
 }
 
 #[tokio::test]
-async fn the_alerts_are_good_rules_over_metrics_that_exist() {
+async fn alerts_are_valid_rules_over_existing_metrics() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let exist: BTreeSet<String> = daemon

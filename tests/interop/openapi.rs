@@ -1,4 +1,4 @@
-//! The API's description, and whether the running daemon keeps to it: judged by programs that nobody here wrote.
+//! The OpenAPI document and the running daemon agree: third-party programs check both.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,7 @@ fn document() -> Value {
 }
 
 #[tokio::test]
-async fn the_document_is_openapi_and_the_daemon_serves_the_same() {
+async fn document_is_valid_openapi_and_the_daemon_serves_it() {
     let data = tempfile::tempdir().unwrap();
     let printed = document();
     let validate = |document: &Value| {
@@ -29,14 +29,14 @@ async fn the_document_is_openapi_and_the_daemon_serves_the_same() {
     assert!(good, "{words}");
     let mut broken = printed.clone();
     broken["paths"]["/v1/events"]["post"]["responses"] = json!([]);
-    assert!(!validate(&broken).0, "the judge takes anything");
+    assert!(!validate(&broken).0, "the judge accepted an invalid document");
 
     let daemon = Daemon::start_in(&data.path().join("d"), &[], &[("BALTO__AUTH__ADMIN_KEY", KEY)]).await;
     let (status, served, _) = daemon.call("GET", "/openapi.json", &[], "").await;
-    assert_eq!((status, served), (200, printed), "no key is needed for it");
+    assert_eq!((status, served), (200, printed), "the document needs no key");
 }
 
-/// Endpoints, events, deliveries in each state and dead letters, so that answers have something to show.
+/// Endpoints, events, deliveries in each state and dead letters, so that no list is empty.
 async fn populated(data: &Path) -> Daemon {
     let mut daemon = Daemon::start(data).await;
     let (good, bad) = (Receiver::status(204).await, Receiver::status(500).await);
@@ -57,8 +57,9 @@ async fn populated(data: &Path) -> Daemon {
     Daemon::start_in(data, &[], &[("BALTO__AUTH__ADMIN_KEY", KEY)]).await
 }
 
-/// Without what a good request cannot be made of by rule: cursors, which a page gives, and idempotency keys, which bind
-/// one request to another; and without batches in `publishEvent`, which have other answers than the operation's links say.
+/// Removes parameters for which no generated value is valid: cursors, which come from a page, and
+/// idempotency keys, which tie requests together. Also removes batches from `publishEvent`, because
+/// their responses do not fit the operation's links.
 fn for_schemathesis(mut document: Value) -> Value {
     for item in document["paths"].as_object_mut().unwrap().values_mut() {
         for operation in item.as_object_mut().unwrap().values_mut() {
@@ -71,7 +72,7 @@ fn for_schemathesis(mut document: Value) -> Value {
     document
 }
 
-/// Lets schemathesis loose on the daemon. Gives whether it was content, and its report.
+/// Runs schemathesis against the daemon. Returns whether it passed, and its report.
 fn schemathesis(
     daemon: &Daemon,
     document: &Value,
@@ -94,29 +95,29 @@ fn schemathesis(
     run(&mut command, "")
 }
 
-/// Several thousand requests, good and bad, from the document alone. `BALTO_TEST_ROUNDS` is the examples per operation.
-/// The seed is the same one every time unless `BALTO_TEST_SEED` says another: what a schema cannot say may be found at any
-/// time, and that should not stop somebody else's work.
+/// Several thousand valid and invalid requests, derived from the document alone.
+/// `BALTO_TEST_ROUNDS` sets the examples per operation. The seed is constant unless
+/// `BALTO_TEST_SEED` is set, so that a rare new finding does not fail unrelated changes.
 #[tokio::test]
-async fn the_daemon_answers_as_the_document_says_whatever_it_is_asked() {
+async fn daemon_answers_generated_requests_as_documented() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = populated(data.path()).await;
     let (seed, examples) =
         (number("BALTO_TEST_SEED").unwrap_or(1), number("BALTO_TEST_ROUNDS").unwrap_or(25));
     let (good, words) = schemathesis(&daemon, &for_schemathesis(document()), seed, examples, &[]);
     assert!(good, "BALTO_TEST_SEED={seed}:\n{words}");
-    assert!(daemon.is_running(), "BALTO_TEST_SEED={seed}: it has ended");
+    assert!(daemon.is_running(), "BALTO_TEST_SEED={seed}: the daemon has ended");
     daemon.until_ready().await;
 }
 
-/// The control: what a wrong document says is found to be untrue.
+/// Negative control: a wrong document is detected.
 #[tokio::test]
-async fn a_document_that_lies_is_found_out() {
+async fn wrong_document_is_detected() {
     let data = tempfile::tempdir().unwrap();
     let daemon = populated(data.path()).await;
     let only = |operation: &str| ["--include-operation-id", operation].map(str::to_owned);
-    type Lie = fn(&mut Value);
-    let lies: [(&str, Lie); 3] = [
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 3] = [
         ("listEvents", |document| {
             document["paths"]["/v1/events"]["get"]["responses"].as_object_mut().unwrap().remove("422");
         }),
@@ -128,15 +129,15 @@ async fn a_document_that_lies_is_found_out() {
             *missing = json!({"text/html": {}});
         }),
     ];
-    for (operation, lie) in lies {
+    for (operation, change) in changes {
         let mut document = for_schemathesis(document());
-        lie(&mut document);
+        change(&mut document);
         let only = only(operation);
         let (good, words) = schemathesis(&daemon, &document, 1, 10, &[&only[0], &only[1]]);
-        assert!(!good, "nobody noticed that {operation} does not keep to its document:\n{words}");
+        assert!(!good, "the wrong document of {operation} was not detected:\n{words}");
         assert!(
             words.contains(&operation.to_owned()) || words.contains("FAILURES"),
-            "it failed otherwise:\n{words}"
+            "schemathesis failed for another reason:\n{words}"
         );
     }
 }

@@ -1,4 +1,4 @@
-// Judges captured requests with the verifiers that receivers in JavaScript use. Input and answers are those of judge.py.
+// Checks captured requests with the JavaScript verifiers of receivers. Input and output are those of judge.py.
 
 import { createHmac, createPublicKey, timingSafeEqual, verify as verifySignature } from "node:crypto";
 import { createRequire } from "node:module";
@@ -28,7 +28,7 @@ const schemes = {
     new Webhook(key).verify(body.toString(), headers);
   },
 
-  // No Standard Webhooks library knows `v1a`; Node's own crypto does.
+  // Node's own crypto, because no Standard Webhooks library supports `v1a`.
   ed25519({ headers, body, key }) {
     const raw = Buffer.from(key.replace(/^whpk_/, ""), "base64");
     const publicKey = createPublicKey({
@@ -38,7 +38,7 @@ const schemes = {
     const signed = Buffer.concat([Buffer.from(`${headers["webhook-id"]}.${headers["webhook-timestamp"]}.`), body]);
     const signatures = headers["webhook-signature"].split(" ").filter((part) => part.startsWith("v1a,"));
     check(signatures.length > 0, "no v1a signature");
-    // There are several during a rotation.
+    // During a rotation there are several.
     const good = (part) => verifySignature(null, signed, publicKey, Buffer.from(part.slice(4), "base64"));
     check(signatures.some(good), "a wrong signature");
   },
@@ -47,7 +47,7 @@ const schemes = {
     stripeWebhooks.constructEvent(body, headers["stripe-signature"], key);
   },
 
-  // As GitHub's documentation has it ("Validating webhook deliveries").
+  // The algorithm of GitHub's documentation ("Validating webhook deliveries").
   github({ headers, body, key }) {
     const expected = Buffer.from(`sha256=${createHmac("sha256", key).update(body).digest("hex")}`);
     const given = Buffer.from(headers["x-hub-signature-256"]);
@@ -65,11 +65,11 @@ const schemes = {
   trace({ headers }) {
     const context = new W3CTraceContextPropagator().extract(ROOT_CONTEXT, headers, defaultTextMapGetter);
     const span = trace.getSpanContext(context);
-    check(span, "no trace to go on with");
+    check(span, "no trace context");
     return { trace: span.traceId, span: span.spanId, flags: span.traceFlags };
   },
 
-  // Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names.
+  // Makes the request of a publisher with this SDK, in the mode that `key` names.
   "make-cloudevent"({ body, key }) {
     const { attributes, data } = JSON.parse(body);
     const made = HTTP[key](new CloudEvent({ ...attributes, data }));
@@ -78,12 +78,12 @@ const schemes = {
 };
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const asked = JSON.parse(line);
-  const verify = schemes[asked.scheme];
-  check(verify, `the scheme ${asked.scheme} is unknown`);
+  const request = JSON.parse(line);
+  const verify = schemes[request.scheme];
+  check(verify, `the scheme ${request.scheme} is unknown`);
   let answer;
   try {
-    answer = { accepted: true, read: verify({ ...asked, body: Buffer.from(asked.body, "base64") }) };
+    answer = { accepted: true, read: verify({ ...request, body: Buffer.from(request.body, "base64") }) };
   } catch (refusal) {
     answer = { accepted: false, why: String(refusal) };
   }

@@ -1,7 +1,8 @@
-"""Judges captured requests with the verifiers that receivers in Python use.
+"""Checks captured requests with the Python verifiers of receivers.
 
-Reads one JSON object per line: `scheme`, `headers` (names in lower case), `body` (base64) and `key`. Answers each with
-one line: `accepted`, and what was `read` or `why` not. Also makes CloudEvents, as publishers do.
+Reads one JSON object per line: `scheme`, `headers` (names in lower case), `body` (base64) and `key`.
+Answers each with one line: `accepted`, and the value in `read` or the reason in `why`. Also makes CloudEvents,
+as publishers do.
 """
 
 import base64
@@ -32,7 +33,7 @@ INSTALLED = Path(__file__).parents[2] / "target/judges"
 
 
 def cloudevents_schema():
-    """The JSON Schema of the specification, which the npm package carries in its compiled validator."""
+    """The JSON Schema of the specification, from the compiled validator of the npm package."""
     source = INSTALLED / "node_modules/cloudevents/dist/schema/v1.js"
     return json.loads(re.search(r'= (\{ "\$schema".*\});\n', source.read_text()).group(1))
 
@@ -42,7 +43,7 @@ def standard(headers, body, key):
 
 
 def ed25519(headers, body, key):
-    """No Standard Webhooks library knows `v1a`; a plain ed25519 library does."""
+    """A plain ed25519 library, because no Standard Webhooks library supports `v1a`."""
     public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key.removeprefix("whpk_"), validate=True))
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     signatures = [part[4:] for part in headers["webhook-signature"].split(" ") if part.startswith("v1a,")]
@@ -51,7 +52,7 @@ def ed25519(headers, body, key):
         try:
             return public.verify(base64.b64decode(signature, validate=True), signed)
         except InvalidSignature:
-            pass  # of another key, during a rotation
+            pass  # signed with the other key of a rotation
     public.verify(base64.b64decode(signatures[-1], validate=True), signed)
 
 
@@ -60,7 +61,7 @@ def stripe(headers, body, key):
 
 
 def github(headers, body, key):
-    """As GitHub's documentation has it ("Validating webhook deliveries")."""
+    """The algorithm of GitHub's documentation ("Validating webhook deliveries")."""
     expected = "sha256=" + hmac.new(key.encode(), msg=body, digestmod=hashlib.sha256).hexdigest()
     assert hmac.compare_digest(expected, headers["x-hub-signature-256"]), "the digests differ"
 
@@ -73,8 +74,8 @@ def cloudevent(headers, body, key):
 
 
 def cloudevents_batch(headers, body, key):
-    """The SDK has no batches: each event of one is a structured one."""
-    assert headers["content-type"] == "application/cloudevents-batch+json", "no batch"
+    """The SDK has no batches: each event is read as a structured one."""
+    assert headers["content-type"] == "application/cloudevents-batch+json", "not a batch"
     one = {"content-type": "application/cloudevents+json"}
     return [cloudevent(one, json.dumps(event).encode(), key) for event in json.loads(body)]
 
@@ -85,7 +86,7 @@ def cloudevent_schema(headers, body, key):
 
 def trace(headers, body, key):
     span = get_current_span(TraceContextTextMapPropagator().extract(headers)).get_span_context()
-    assert span.is_valid, "no trace to go on with"
+    assert span.is_valid, "no trace context"
     return {
         "trace": format_trace_id(span.trace_id),
         "span": format_span_id(span.span_id),
@@ -94,16 +95,16 @@ def trace(headers, body, key):
 
 
 def make_cloudevent(headers, body, key):
-    """Not a verdict: the request that a publisher with this SDK makes, in the mode that `key` names."""
-    asked = json.loads(body)
-    if "time" in asked["attributes"]:
-        asked["attributes"]["time"] = datetime.fromisoformat(asked["attributes"]["time"])
-    event = CloudEvent(attributes=asked["attributes"], data=asked["data"])
+    """Makes the request of a publisher with this SDK, in the mode that `key` names."""
+    request = json.loads(body)
+    if "time" in request["attributes"]:
+        request["attributes"]["time"] = datetime.fromisoformat(request["attributes"]["time"])
+    event = CloudEvent(attributes=request["attributes"], data=request["data"])
     made = {"binary": to_binary_event, "structured": to_structured_event}[key](event)
     return {"headers": made.headers, "body": base64.b64encode(made.body).decode()}
 
 
-# Formats without their library would be passed over in silence.
+# jsonschema ignores a format if its library is missing.
 assert {"uri", "uri-reference", "date-time"} <= set(jsonschema.Draft7Validator.FORMAT_CHECKER.checkers)
 SCHEMA = jsonschema.Draft7Validator(
     cloudevents_schema(), format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
@@ -121,11 +122,11 @@ SCHEMES = {
 }
 
 for line in sys.stdin:
-    asked = json.loads(line)
-    verify = SCHEMES[asked["scheme"]]
+    request = json.loads(line)
+    verify = SCHEMES[request["scheme"]]
     try:
-        read = verify(asked["headers"], base64.b64decode(asked["body"]), asked["key"])
+        read = verify(request["headers"], base64.b64decode(request["body"]), request["key"])
         answer = {"accepted": True, "read": read}
-    except Exception as refusal:  # every library has its own
+    except Exception as refusal:  # each library has its own class
         answer = {"accepted": False, "why": f"{type(refusal).__name__}: {str(refusal)[:200]}"}
     print(json.dumps(answer, default=str))

@@ -1,6 +1,6 @@
-"""Reads an exposition on standard input as Prometheus's own Python client does, and says what a scraper would stumble over.
+"""Reads an exposition on standard input with Prometheus's own Python client and reports its errors.
 
-Prints one line per family: name, type, number of samples. Ends with 1 and the reason when anything is wrong.
+Prints one line per family: name, type, number of samples. Exits with 1 and the reasons if there are errors.
 """
 
 import sys

@@ -1,4 +1,4 @@
-//! A receiver that follows a script on a raw socket, and counts what the other side takes of it.
+//! A receiver that follows a script on a raw socket, and counts the bytes that the peer takes.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,12 +9,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::{Got, Progress, next_request};
+use super::{Progress, ReceivedRequest, next_request};
 
-/// A flood ends by itself here: whoever has taken so much would have taken everything.
+/// A flood ends here: a peer that has read this much has no limit.
 pub(crate) const FLOOD_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// What a script does with each connection.
+/// The behaviour of a receiver on each connection.
 pub(crate) type Script = Arc<dyn Fn(Talk) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// An asynchronous function as a script.
@@ -27,7 +27,7 @@ where
 }
 
 /// Answers every request on a connection with these bytes.
-pub(crate) fn says(bytes: impl Into<Vec<u8>>) -> Script {
+pub(crate) fn replies_with(bytes: impl Into<Vec<u8>>) -> Script {
     let bytes: Arc<[u8]> = bytes.into().into();
     script(move |mut talk| {
         let bytes = bytes.clone();
@@ -35,15 +35,15 @@ pub(crate) fn says(bytes: impl Into<Vec<u8>>) -> Script {
     })
 }
 
-/// What a receiver has seen.
+/// Observations of a receiver.
 #[derive(Default)]
 pub(crate) struct Seen {
     connections: AtomicUsize,
-    /// Connections whose script has come to its end.
+    /// Connections whose script has ended.
     ended: AtomicUsize,
-    /// Bytes that the other side has taken, or the system between the two.
+    /// Bytes that the peer or the socket buffers have taken.
     written: AtomicU64,
-    requests: Mutex<Vec<Got>>,
+    requests: Mutex<Vec<ReceivedRequest>>,
 }
 
 pub(crate) struct Chaos {
@@ -63,7 +63,7 @@ impl Chaos {
         Self::on(TcpSocket::new_v4().unwrap(), script)
     }
 
-    /// With so small a window that a large request does not fit between the two.
+    /// With a small window, so that a large request does not fit into the socket buffers.
     pub(crate) fn with_small_window(script: &Script) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4_096).unwrap();
@@ -83,12 +83,12 @@ impl Chaos {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
-    /// Connections that one of the two sides has ended.
+    /// Connections that one of the two sides has closed.
     pub(crate) fn ended(&self) -> usize {
         self.seen.ended.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn requests(&self) -> Vec<Got> {
+    pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
         self.seen.requests.lock().unwrap().clone()
     }
 
@@ -96,8 +96,8 @@ impl Chaos {
         self.seen.written.load(Ordering::SeqCst)
     }
 
-    /// Waits for so many whole requests.
-    pub(crate) async fn until(&self, count: usize) -> Vec<Got> {
+    /// Waits for this number of whole requests.
+    pub(crate) async fn until(&self, count: usize) -> Vec<ReceivedRequest> {
         let mut progress = Progress::from(0);
         while self.requests().len() < count {
             let came = self.requests().len();
@@ -107,9 +107,9 @@ impl Chaos {
         self.requests()
     }
 
-    /// Waits until each connection's script has ended: a script that talks until nobody listens shows that the other
-    /// side has hung up.
-    pub(crate) async fn until_left_alone(&self) {
+    /// Waits until each connection's script has ended. A script that sends until the connection
+    /// closes shows that the peer closed it.
+    pub(crate) async fn until_all_closed(&self) {
         let mut progress = Progress::from(0);
         while self.ended() < self.connections() {
             assert!(progress.goes_on(self.ended()), "a connection to {} stays open", self.url);
@@ -142,8 +142,8 @@ pub(crate) struct Talk {
 }
 
 impl Talk {
-    /// Waits for the next whole request; `None` when none comes any more.
-    pub(crate) async fn request(&mut self) -> Option<Got> {
+    /// Waits for the next whole request; `None` at the end of the connection.
+    pub(crate) async fn request(&mut self) -> Option<ReceivedRequest> {
         let got = next_request(&mut self.stream, &mut self.buffer).await?;
         self.seen.requests.lock().unwrap().push(got.clone());
         Some(got)
@@ -165,7 +165,7 @@ impl Talk {
         Some(())
     }
 
-    /// Whether the other side was still there.
+    /// Returns whether the connection was still open.
     pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let Ok(written) = self.stream.write(bytes).await else { return false };
@@ -175,29 +175,30 @@ impl Talk {
         true
     }
 
-    /// The same bytes until the other side hangs up (or has taken [`FLOOD_BYTES_MAX`]).
+    /// Sends the same bytes until the peer closes the connection (or has taken
+    /// [`FLOOD_BYTES_MAX`]).
     pub(crate) async fn flood(&mut self, bytes: &[u8]) {
         while self.seen.written.load(Ordering::SeqCst) < FLOOD_BYTES_MAX && self.send(bytes).await {}
     }
 
-    /// The same bytes, now and then, until the other side hangs up.
+    /// Sends the same bytes at intervals until the peer closes the connection.
     pub(crate) async fn drip(&mut self, bytes: &[u8]) {
         while self.send(bytes).await {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Keeps the connection for as long as there is the receiver, and reads nothing.
+    /// Keeps the connection open as long as the receiver exists, and reads nothing.
     pub(crate) async fn stay(self) {
         std::future::pending::<()>().await;
     }
 
-    /// Waits until the other side hangs up.
+    /// Waits until the peer closes the connection.
     pub(crate) async fn hang(&mut self) {
         while self.stream.read(&mut [0; 4_096]).await.is_ok_and(|read| read > 0) {}
     }
 
-    /// Nothing more comes from here; the other side may go on.
+    /// Closes the sending side only.
     pub(crate) async fn half_close(&mut self) {
         let _gone = self.stream.shutdown().await;
     }

@@ -1,4 +1,4 @@
-//! Other people's programs, which judge what Balto sends, answers and shows.
+//! Third-party programs that check Balto's requests, responses and metrics.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,27 +9,27 @@ pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Whether the command was content, and what it said.
+/// Runs the command. Returns whether it succeeded, and its output.
 pub(crate) fn run(command: &mut Command, input: &str) -> (bool, String) {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A judge that ends early does not read on; its own words are the better story.
+    // A judge that ends early stops reading; its own output explains the failure.
     let _broken = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     let words = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&words).into_owned())
 }
 
-/// Without the judges nothing here is proven, so their absence is a failure.
+/// A missing judge fails the test, because nothing would be checked.
 pub(crate) fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let (good, words) = run(&mut Command::new(root().join("tests/judges/install")), "");
-        assert!(good, "the judges are not there: run tests/judges/install. It said:\n{words}");
+        assert!(good, "the judges are not installed: run tests/judges/install. Its output:\n{words}");
     });
 }
 
-/// A program of the judges' Python environment, started at the repository's root.
+/// A program in the judges' Python environment, started in the repository's root.
 pub(crate) fn python(program: &str) -> Command {
     install();
     let mut command = Command::new(root().join("target/judges/venv/bin").join(program));
@@ -37,14 +37,14 @@ pub(crate) fn python(program: &str) -> Command {
     command
 }
 
-/// `promtool`, when the machine has it or Debian's package could be had.
+/// `promtool`, if the machine has it or Debian's package was available.
 pub(crate) fn promtool() -> Option<Command> {
     install();
     let own = root().join("target/judges/promtool");
     let found = if own.exists() {
         Some(own.as_path())
     } else {
-        super::has("promtool").then(|| Path::new("promtool"))
+        super::has_program("promtool").then(|| Path::new("promtool"))
     };
     found.map(Command::new)
 }

@@ -1,4 +1,4 @@
-//! Load from many publishers, and a book of what they were told.
+//! Load from many publishers, and a record of their responses.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -10,20 +10,20 @@ use tokio::task::JoinHandle;
 
 use super::{Daemon, Progress};
 
-/// Publishers at the same time.
+/// Concurrent publishers.
 const PUBLISHERS: u32 = 16;
 
-/// What the publishers know: each event has a type of its own, `n.<number>`.
+/// The publishers' record: each event has a unique type, `n.<number>`.
 #[derive(Default)]
-pub(crate) struct Book {
-    /// The id that was answered for each type.
+pub(crate) struct Ledger {
+    /// The id in the response for each type.
     pub(crate) accepted: BTreeMap<String, String>,
-    /// Types that were sent with an idempotency key and not answered: to be asked again.
+    /// Types that were sent with an idempotency key and got no response: to be repeated.
     pub(crate) unsure: Vec<String>,
     pub(crate) sent: u64,
 }
 
-/// One request; `None` when it was not answered.
+/// One request; `None` without a response.
 pub(crate) async fn publish(
     client: &reqwest::Client,
     api: &str,
@@ -44,38 +44,42 @@ pub(crate) async fn publish(
     Some(answer["id"].as_str().unwrap().to_owned())
 }
 
-/// Publishes until a request fails, which is when the daemon has died.
-async fn publisher(book: Arc<Mutex<Book>>, api: String, mut random: Rng) {
+/// Publishes until a request fails, which means that the daemon has died.
+async fn publisher(ledger: Arc<Mutex<Ledger>>, api: String, mut random: Rng) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     loop {
         let event_type = {
-            let mut book = book.lock().unwrap();
-            book.sent += 1;
-            format!("n.{}", book.sent)
+            let mut ledger = ledger.lock().unwrap();
+            ledger.sent += 1;
+            format!("n.{}", ledger.sent)
         };
         let key = random.bool();
         let Some(id) = publish(&client, &api, &event_type, key).await else {
             if key {
-                book.lock().unwrap().unsure.push(event_type);
+                ledger.lock().unwrap().unsure.push(event_type);
             }
             return;
         };
-        book.lock().unwrap().accepted.insert(event_type, id);
+        ledger.lock().unwrap().accepted.insert(event_type, id);
     }
 }
 
-/// All publishers, started.
-pub(crate) fn publishers(book: &Arc<Mutex<Book>>, daemon: &Daemon, random: &mut Rng) -> Vec<JoinHandle<()>> {
+/// Starts all publishers.
+pub(crate) fn publishers(
+    ledger: &Arc<Mutex<Ledger>>,
+    daemon: &Daemon,
+    random: &mut Rng,
+) -> Vec<JoinHandle<()>> {
     (0..PUBLISHERS)
-        .map(|_| tokio::spawn(publisher(book.clone(), daemon.api.clone(), random.fork())))
+        .map(|_| tokio::spawn(publisher(ledger.clone(), daemon.api.clone(), random.fork())))
         .collect()
 }
 
-/// Waits until so many events are acknowledged; gives those that are by then.
-pub(crate) async fn accepted(book: &Mutex<Book>, count: usize) -> BTreeMap<String, String> {
+/// Waits until this number of events is acknowledged; returns all that are acknowledged by then.
+pub(crate) async fn accepted(ledger: &Mutex<Ledger>, count: usize) -> BTreeMap<String, String> {
     let mut progress = Progress::from(0);
     loop {
-        let accepted = book.lock().unwrap().accepted.clone();
+        let accepted = ledger.lock().unwrap().accepted.clone();
         if accepted.len() >= count {
             return accepted;
         }
@@ -88,8 +92,8 @@ pub(crate) async fn accepted(book: &Mutex<Book>, count: usize) -> BTreeMap<Strin
     }
 }
 
-/// Every event that the daemon holds: type and id.
-pub(crate) async fn held(daemon: &Daemon) -> Vec<(String, String)> {
+/// Every stored event: type and id.
+pub(crate) async fn stored_events(daemon: &Daemon) -> Vec<(String, String)> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = daemon.get(&format!("/events?limit=250{cursor}")).await;
@@ -103,12 +107,12 @@ pub(crate) async fn held(daemon: &Daemon) -> Vec<(String, String)> {
     }
 }
 
-/// Nothing twice, and everything acknowledged under its id.
-pub(crate) fn check_held(book: &Book, held: &[(String, String)]) {
-    let by_type: HashMap<_, _> = held.iter().cloned().collect();
-    let ids: HashSet<_> = held.iter().map(|(_, id)| id).collect();
-    assert_eq!((by_type.len(), ids.len()), (held.len(), held.len()), "an event is held twice");
-    for (event_type, id) in &book.accepted {
+/// Asserts that no event is stored twice, and that each acknowledged event has its id.
+pub(crate) fn check_stored(ledger: &Ledger, stored: &[(String, String)]) {
+    let by_type: HashMap<_, _> = stored.iter().cloned().collect();
+    let ids: HashSet<_> = stored.iter().map(|(_, id)| id).collect();
+    assert_eq!((by_type.len(), ids.len()), (stored.len(), stored.len()), "an event is stored twice");
+    for (event_type, id) in &ledger.accepted {
         assert_eq!(by_type.get(event_type), Some(id), "{event_type} was acknowledged as {id}");
     }
 }

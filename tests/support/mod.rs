@@ -1,6 +1,6 @@
-//! The real daemon as a child process, and a receiver that remembers what it got.
+//! The real daemon as a child process, and a receiver that records its requests.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails on an error")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod chaos;
@@ -20,29 +20,29 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// How long anything may take before a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Deadline of every wait.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Waits as long as something changes: a busy machine is slow, and a broken daemon stands still.
+/// A deadline that each change extends: a slow machine makes progress, a broken daemon makes none.
 pub(crate) struct Progress<T> {
     last: T,
     deadline: Instant,
-    /// However much changes.
+    /// Final deadline, also with progress.
     end: Instant,
 }
 
 impl<T: PartialEq> Progress<T> {
     pub(crate) fn from(value: T) -> Self {
         let now = Instant::now();
-        Self { last: value, deadline: now + PATIENCE, end: now + 10 * PATIENCE }
+        Self { last: value, deadline: now + WAIT_MAX, end: now + 10 * WAIT_MAX }
     }
 
-    /// Whether to go on waiting, given how it is now.
+    /// Whether to continue waiting, given the current value.
     pub(crate) fn goes_on(&mut self, value: T) -> bool {
         let now = Instant::now();
         if value != self.last {
             self.last = value;
-            self.deadline = now + PATIENCE;
+            self.deadline = now + WAIT_MAX;
         }
         now < self.deadline.min(self.end)
     }
@@ -53,26 +53,27 @@ pub(crate) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// The seed of a random test: told by `BALTO_TEST_SEED`, or fresh; printed, and shown when the test fails.
+/// The seed of a random test: from `BALTO_TEST_SEED`, or random. It is printed when the test fails.
 pub(crate) fn seed() -> u64 {
     let seed = number("BALTO_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
     say(&format!("BALTO_TEST_SEED={seed}"));
     seed
 }
 
-/// For whoever reads the output of the tests.
-#[expect(clippy::print_stdout, reason = "what a test counted, or could not do here")]
+/// Prints a note to the test output.
+#[expect(clippy::print_stdout, reason = "results and skipped parts of a test")]
 pub(crate) fn say(text: &str) {
     println!("{text}");
 }
 
-/// Ports below those that the system gives to connections: one of these might be taken before the daemon listens.
+/// Ports below the ephemeral range: an outgoing connection might take one of those before the
+/// daemon listens.
 const PORTS: std::ops::Range<u32> = 10_000..32_000;
 
-/// A port that nobody listens on, another one at each call.
+/// An unused port, a different one at each call.
 fn free_port() -> u16 {
     static CALLS: AtomicU32 = AtomicU32::new(0);
-    // Another process that looks for ports at the same time begins elsewhere.
+    // Concurrent test processes start their search at different ports.
     let first = std::process::id().wrapping_mul(101);
     loop {
         let turn = first.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
@@ -98,45 +99,45 @@ pub(crate) fn serve(data: &Path, flags: &[&str]) -> Command {
     command
 }
 
-/// Without log lines of failures that a test makes on purpose.
+/// Hides log lines of failures that a test causes on purpose.
 pub(crate) fn quiet(mut command: Command) -> Command {
     command.env("BALTO__LOG__LEVEL", "off");
     command
 }
 
 /// Whether the machine has a program.
-pub(crate) fn has(program: &str) -> bool {
+pub(crate) fn has_program(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// A command under `strace -f`; the tracer stands aside, so that the child is the daemon itself.
+/// A command under `strace -f`; the tracer is detached, so that the child is the daemon itself.
 pub(crate) fn traced(command: &Command, options: &[&str]) -> Command {
     behind(&[&["strace", "-f", "-D", "-q"], options].concat(), command)
 }
 
-/// `strace` on what a daemon that runs already does to one file, until this is dropped.
+/// Runs `strace` on a running daemon's calls on one file, until this is dropped.
 pub(crate) struct Interference(Child);
 
 impl Interference {
-    /// `None` where it cannot be.
+    /// `None` where `strace` is not possible.
     pub(crate) async fn with(daemon: &Daemon, file: &Path, options: &[&str]) -> Option<Self> {
-        if !has("strace") {
+        if !has_program("strace") {
             return None;
         }
-        assert!(file.is_file(), "{} is not there", file.display());
+        assert!(file.is_file(), "{} does not exist", file.display());
         let mut strace = Command::new("strace");
         strace
             .args(["-f", "-q", "-o", "/dev/null", "-p", &daemon.pid().to_string(), "-P"])
             .arg(file)
             .args(options);
         let mut attached = Self(strace.stderr(Stdio::null()).spawn().unwrap());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_MAX;
         while !is_traced(daemon.pid()) {
             if attached.0.try_wait().unwrap().is_some() {
                 return None;
             }
-            assert!(Instant::now() < deadline, "strace does not take hold");
+            assert!(Instant::now() < deadline, "strace does not attach");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Some(attached)
@@ -153,13 +154,13 @@ fn is_traced(process: u32) -> bool {
 
 impl Drop for Interference {
     fn drop(&mut self) {
-        // Told to, it lets go of what it holds; killed, it would not.
+        // SIGTERM makes strace detach; after SIGKILL it would not.
         let _told = Command::new("kill").arg(self.0.id().to_string()).status();
         let _gone = self.0.wait();
     }
 }
 
-/// The same command with another in front, which becomes it.
+/// The same command behind a wrapper, which becomes it by `exec`.
 pub(crate) fn behind(wrapper: &[&str], command: &Command) -> Command {
     let mut wrapped = Command::new(wrapper[0]);
     wrapped.args(&wrapper[1..]).arg(command.get_program()).args(command.get_args());
@@ -171,7 +172,7 @@ pub(crate) struct Daemon {
     child: Child,
     pub(crate) api: String,
     pub(crate) ops: String,
-    /// What calls that bring no key of their own present.
+    /// The key of calls that bring none.
     pub(crate) key: Option<String>,
     client: reqwest::Client,
 }
@@ -191,7 +192,7 @@ impl Daemon {
         Self::start_in(data, flags, &[]).await
     }
 
-    /// With more of the environment.
+    /// With more environment variables.
     pub(crate) async fn start_in(data: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = serve(data, flags);
         command.envs(environment.iter().copied());
@@ -200,7 +201,7 @@ impl Daemon {
         daemon
     }
 
-    /// Starts what [`serve`] made, and does not wait.
+    /// Starts a command of [`serve`] without waiting.
     pub(crate) fn spawn(mut command: Command) -> Self {
         balto::courier::tls::install_provider();
         let (api, ops) = (free_port(), free_port());
@@ -214,20 +215,20 @@ impl Daemon {
             api: format!("http://127.0.0.1:{api}/v1"),
             ops: format!("http://127.0.0.1:{ops}"),
             key: None,
-            // Each call has a connection of its own. The daemon may close an idle connection at any
-            // time, and a busy machine learns of it only after it has sent the next request.
+            // Each call opens a new connection. The daemon may close an idle one at any time, and a
+            // busy machine notices that only after it has sent the next request.
             client: reqwest::Client::builder()
                 .no_proxy()
                 .pool_max_idle_per_host(0)
-                // What hangs fails.
-                .timeout(2 * PATIENCE)
+                // A hanging request fails the test.
+                .timeout(2 * WAIT_MAX)
                 .build()
                 .unwrap(),
         }
     }
 
     pub(crate) async fn until_ready(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_MAX;
         while !self.is_ready().await {
             assert!(Instant::now() < deadline, "the daemon did not become ready");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -242,9 +243,9 @@ impl Daemon {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Its exit code, when it ends by itself within that time; else it is killed.
-    pub(crate) async fn ended_within(&mut self, patience: Duration) -> Option<i32> {
-        let deadline = Instant::now() + patience;
+    /// The exit code of a daemon that ends within that time; otherwise it is killed.
+    pub(crate) async fn ended_within(&mut self, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
         while self.is_running() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -258,7 +259,7 @@ impl Daemon {
         assert!(sent.success());
     }
 
-    /// Where the API listens, for whoever speaks HTTP in their own way.
+    /// The address of the API, for clients with their own HTTP.
     pub(crate) fn address(&self) -> std::net::SocketAddr {
         self.api.strip_prefix("http://").and_then(|rest| rest.strip_suffix("/v1")).unwrap().parse().unwrap()
     }
@@ -270,7 +271,7 @@ impl Daemon {
         line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
-    /// The sum of a metric over its labels that contain `labels`; 0 when there is none yet.
+    /// The sum of a metric over its labels that contain `labels`; 0 without samples.
     pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.metrics().await;
         let lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -278,7 +279,7 @@ impl Daemon {
         ours.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
-    /// Waits until a metric is as wanted; gives it.
+    /// Waits until a metric has a wanted value; returns it.
     pub(crate) async fn until_metric(&self, name: &str, labels: &str, wanted: impl Fn(f64) -> bool) -> f64 {
         let mut progress = Progress::from(0.0);
         loop {
@@ -291,7 +292,7 @@ impl Daemon {
         }
     }
 
-    /// From now on the process opens no file whose number would be this or more.
+    /// From now on the process cannot open a file descriptor with this number or a higher one.
     pub(crate) fn limit_descriptors(&self, limit: usize) {
         let limit = format!("--nofile={limit}:");
         let set = Command::new("prlimit").args(["--pid", &self.pid().to_string(), &limit]).status().unwrap();
@@ -302,13 +303,13 @@ impl Daemon {
         self.child.id()
     }
 
-    /// As a crash would: no signal handler runs.
+    /// As after a crash: no signal handler runs.
     pub(crate) fn kill(&mut self) {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
 
-    /// Asks it to stop and gives its exit code.
+    /// Stops the daemon and returns its exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         self.signal("TERM");
         self.child.wait().unwrap().code()
@@ -356,7 +357,7 @@ impl Daemon {
         answer
     }
 
-    /// The answer, when the daemon lived to give one.
+    /// The response, if the daemon lived to send one.
     pub(crate) async fn try_post(&self, path: &str, body: &str) -> Option<Value> {
         let request =
             self.client.post(format!("{}{path}", self.api)).header("content-type", "application/json");
@@ -378,7 +379,7 @@ impl Daemon {
         reply.text().await.unwrap()
     }
 
-    /// Repeats a GET until the answer is as wanted.
+    /// Repeats a GET until the response is as wanted.
     pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut progress = Progress::from(Value::Null);
         loop {
@@ -392,10 +393,9 @@ impl Daemon {
     }
 }
 
-/// One request that a receiver got: its first line, method and target in it as they were sent, headers in lower case,
-/// and the body.
+/// One received request: method and target as they were sent, headers in lower case, and the body.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Got {
+pub(crate) struct ReceivedRequest {
     pub(crate) line: String,
     pub(crate) method: String,
     pub(crate) target: String,
@@ -403,18 +403,21 @@ pub(crate) struct Got {
     pub(crate) body: String,
 }
 
-/// Answers every request by a rule, and keeps what it got.
+/// Answers every request by a rule, and records it.
 pub(crate) struct Receiver {
     pub(crate) url: String,
-    got: Arc<Mutex<Vec<Got>>>,
+    got: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Receiver {
-    /// `rule` gives the whole head and body of the answer to the request with this number (from 0).
-    pub(crate) async fn start(rule: impl Fn(usize, &Got) -> String + Send + Sync + 'static) -> Self {
+    /// `rule` returns the whole head and body of the response to the request with this number (from
+    /// 0).
+    pub(crate) async fn start(
+        rule: impl Fn(usize, &ReceivedRequest) -> String + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        let got: Arc<Mutex<Vec<Got>>> = Arc::default();
+        let got: Arc<Mutex<Vec<ReceivedRequest>>> = Arc::default();
         let (kept, rule) = (got.clone(), Arc::new(rule));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -441,7 +444,7 @@ impl Receiver {
         Self::start(move |_, _| answer(status)).await
     }
 
-    pub(crate) fn got(&self) -> Vec<Got> {
+    pub(crate) fn got(&self) -> Vec<ReceivedRequest> {
         self.got.lock().unwrap().clone()
     }
 
@@ -449,7 +452,7 @@ impl Receiver {
         self.got.lock().unwrap().len()
     }
 
-    pub(crate) async fn until(&self, count: usize) -> Vec<Got> {
+    pub(crate) async fn until(&self, count: usize) -> Vec<ReceivedRequest> {
         let mut progress = Progress::from(0);
         while self.count() < count {
             assert!(progress.goes_on(self.count()), "only {} of {count} requests came", self.count());
@@ -466,7 +469,7 @@ pub(crate) fn answer(status: u16) -> String {
 pub(crate) async fn next_request(
     stream: &mut (impl tokio::io::AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
-) -> Option<Got> {
+) -> Option<ReceivedRequest> {
     loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
@@ -480,7 +483,7 @@ pub(crate) async fn next_request(
             if buffer.len() >= end + 4 + length {
                 let body = String::from_utf8_lossy(&buffer[end + 4..end + 4 + length]).into_owned();
                 buffer.drain(..end + 4 + length);
-                return Some(Got { line, method, target, headers, body });
+                return Some(ReceivedRequest { line, method, target, headers, body });
             }
         }
         if stream.read_buf(buffer).await.ok()? == 0 {

@@ -1,4 +1,4 @@
-//! A client that sends whatever bytes it is told to.
+//! A client that sends arbitrary bytes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::PATIENCE;
+use super::WAIT_MAX;
 
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
     unread: Vec<u8>,
 }
 
-/// One answer of a server.
+/// One response of a server.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Answered {
+pub(crate) struct RawResponse {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: String,
@@ -30,24 +30,25 @@ impl Raw {
         Self { stream, unread: Vec::new() }
     }
 
-    /// Gives whether everything could be sent.
+    /// Returns whether all bytes could be sent.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok()
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending side.
     pub(crate) async fn half_close(&mut self) {
         let _gone = self.stream.shutdown().await;
     }
 
-    /// The next answer, a `100 Continue` as well. `None` when the server ends the connection instead.
-    pub(crate) async fn answer(&mut self) -> Option<Answered> {
-        tokio::time::timeout(PATIENCE, self.read_answer())
+    /// The next response, also a `100 Continue`. `None` when the server closes the connection
+    /// instead.
+    pub(crate) async fn answer(&mut self) -> Option<RawResponse> {
+        tokio::time::timeout(WAIT_MAX, self.read_answer())
             .await
             .expect("the server neither answers nor closes")
     }
 
-    async fn read_answer(&mut self) -> Option<Answered> {
+    async fn read_answer(&mut self) -> Option<RawResponse> {
         let end = loop {
             if let Some(end) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end + 4;
@@ -62,7 +63,7 @@ impl Raw {
             self.more().await?;
         }
         let body = String::from_utf8(self.unread.drain(..length).collect()).unwrap();
-        Some(Answered { status, head, body })
+        Some(RawResponse { status, head, body })
     }
 
     async fn more(&mut self) -> Option<()> {
@@ -72,10 +73,10 @@ impl Raw {
         }
     }
 
-    /// Whether the server ends the connection within that time, whatever it says before.
-    pub(crate) async fn is_closed_within(&mut self, patience: Duration) -> bool {
+    /// Whether the server closes the connection within that time, after any number of bytes.
+    pub(crate) async fn is_closed_within(&mut self, limit: Duration) -> bool {
         let closed = async { while self.more().await.is_some() {} };
-        tokio::time::timeout(patience, closed).await.is_ok()
+        tokio::time::timeout(limit, closed).await.is_ok()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Table G: many against one, circles, and what a record gives away.
+//! Table G: many endpoints against one host, delivery loops, and information that records reveal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 
-use super::world::{
-    BLOCKED, OWN_PORT, courier, delivered, endpoint, failure, open, save, send, unasked, until,
+use super::fixture::{
+    BLOCKED, OWN_PORT, courier, delivered, endpoint, failure, no_resolver, open, save, send, until,
 };
 use crate::support::{Daemon, Receiver, answer, next_request};
 
-/// A receiver that answers when it is let, and counts how many requests it has at once.
-struct Victim {
+/// A receiver that answers after `release`, and counts its concurrent requests.
+struct LimitedReceiver {
     url: String,
     now: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
@@ -23,18 +23,18 @@ struct Victim {
     released: Arc<AtomicBool>,
 }
 
-impl Victim {
+impl LimitedReceiver {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let victim = Self {
+        let receiver = Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
             now: Arc::default(),
             most: Arc::default(),
             answered: Arc::default(),
             released: Arc::default(),
         };
-        let (now, most) = (victim.now.clone(), victim.most.clone());
-        let (answered, released) = (victim.answered.clone(), victim.released.clone());
+        let (now, most) = (receiver.now.clone(), receiver.most.clone());
+        let (answered, released) = (receiver.answered.clone(), receiver.released.clone());
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (now, most, answered, released) =
@@ -47,7 +47,7 @@ impl Victim {
                         while !released.load(Ordering::SeqCst) {
                             tokio::time::sleep(Duration::from_millis(5)).await;
                         }
-                        // Long enough for others to come in, were they let.
+                        // Time for excess requests to arrive, if the limit fails.
                         tokio::time::sleep(Duration::from_millis(2)).await;
                         now.fetch_sub(1, Ordering::SeqCst);
                         answered.fetch_add(1, Ordering::SeqCst);
@@ -58,7 +58,7 @@ impl Victim {
                 });
             }
         });
-        victim
+        receiver
     }
 
     fn release(&self) {
@@ -68,7 +68,7 @@ impl Victim {
 
 const LIMIT: usize = 8;
 
-async fn limited() -> (tempfile::TempDir, Daemon) {
+async fn daemon_with_limit() -> (tempfile::TempDir, Daemon) {
     let data = tempfile::tempdir().unwrap();
     let limit = [("BALTO__EGRESS__HOST_MAX_IN_FLIGHT", "8")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &limit).await;
@@ -76,13 +76,13 @@ async fn limited() -> (tempfile::TempDir, Daemon) {
 }
 
 #[tokio::test]
-async fn g1_g4_a_thousand_endpoints_of_many_tenants_share_one_hosts_limit_and_others_go_on() {
-    let (_data, daemon) = limited().await;
-    let victim = Victim::start().await;
+async fn g1_g4_endpoints_of_many_tenants_share_a_host_limit() {
+    let (_data, daemon) = daemon_with_limit().await;
+    let receiver = LimitedReceiver::start().await;
     let mut some = Vec::new();
     for tenant in 0..10 {
         for number in 0..100 {
-            let body = json!({"url": format!("{}/{tenant}/{number}", victim.url), "tenant": format!("t{tenant}"),
+            let body = json!({"url": format!("{}/{tenant}/{number}", receiver.url), "tenant": format!("t{tenant}"),
                 "timeout": "60s"});
             let made = daemon.post("/endpoints", &body.to_string()).await;
             if number == 99 {
@@ -94,14 +94,14 @@ async fn g1_g4_a_thousand_endpoints_of_many_tenants_share_one_hosts_limit_and_ot
         let event = json!({"type": "a", "data": 1, "tenant": format!("t{tenant}")});
         assert_eq!(daemon.post("/events", &event.to_string()).await["deliveries"], 100);
     }
-    until("the host's limit", || victim.now.load(Ordering::SeqCst) == LIMIT).await;
-    // Those that wait say why.
+    until("the host's limit", || receiver.now.load(Ordering::SeqCst) == LIMIT).await;
+    // The waiting lanes report the reason.
     let mut reasons = Vec::new();
     for lane in &some {
         reasons.push(daemon.until(lane, |lane| lane["pending"] == 1).await["reason"].clone());
     }
     assert!(reasons.contains(&json!("globalLimit")), "{reasons:?}");
-    // G4: the victim has answered nothing yet, and everybody else gets what is theirs.
+    // G4: the limited receiver has answered nothing yet, and all other receivers get their events.
     let healthy = Receiver::status(200).await;
     let body = json!({"url": healthy.url, "tenant": "b", "eventTypes": ["b"]});
     daemon.post("/endpoints", &body.to_string()).await;
@@ -110,31 +110,32 @@ async fn g1_g4_a_thousand_endpoints_of_many_tenants_share_one_hosts_limit_and_ot
         daemon.post("/events", &event.to_string()).await;
     }
     healthy.until(50).await;
-    assert_eq!(victim.answered.load(Ordering::SeqCst), 0);
-    victim.release();
-    until("the last delivery", || victim.answered.load(Ordering::SeqCst) == 1_000).await;
-    assert_eq!(victim.most.load(Ordering::SeqCst), LIMIT, "at once, at the most");
+    assert_eq!(receiver.answered.load(Ordering::SeqCst), 0);
+    receiver.release();
+    until("the last delivery", || receiver.answered.load(Ordering::SeqCst) == 1_000).await;
+    assert_eq!(receiver.most.load(Ordering::SeqCst), LIMIT, "the maximum of concurrent requests");
 }
 
 #[tokio::test]
-async fn g5_test_sends_have_the_same_guard_and_the_same_limit() {
-    let (_data, daemon) = limited().await;
-    let victim = Victim::start().await;
-    victim.release();
+async fn g5_test_sends_have_the_same_guard_and_limit() {
+    let (_data, daemon) = daemon_with_limit().await;
+    let receiver = LimitedReceiver::start().await;
+    receiver.release();
     let mut sent = 0;
     for number in 0..100 {
-        let url = format!("{}/{number}", victim.url);
+        let url = format!("{}/{number}", receiver.url);
         let made = daemon.post("/endpoints", &json!({"url": url, "eventTypes": ["x"]}).to_string()).await;
         for _ in 0..2 {
             daemon.post(&format!("/endpoints/{}/test", made["id"].as_str().unwrap()), "").await;
             sent += 1;
         }
     }
-    until("the last test", || victim.answered.load(Ordering::SeqCst) == sent).await;
-    assert!(victim.most.load(Ordering::SeqCst) <= LIMIT, "{:?}", victim.most);
+    until("the last test", || receiver.answered.load(Ordering::SeqCst) == sent).await;
+    assert!(receiver.most.load(Ordering::SeqCst) <= LIMIT, "{:?}", receiver.most);
     let own = save(&daemon, &daemon.api).await;
     assert_eq!(own, Err(OWN_PORT.to_owned()));
-    // A host that is forbidden since: its test is blocked like any other delivery.
+    // A host that was forbidden after its endpoint was saved: a test event is blocked like any
+    // other delivery.
     let (closed, data) = (Receiver::status(200).await, tempfile::tempdir().unwrap());
     let daemon = Daemon::start(data.path()).await;
     let made = endpoint(&daemon, &closed.url, "a").await;
@@ -148,8 +149,8 @@ async fn g5_test_sends_have_the_same_guard_and_the_same_limit() {
     assert_eq!(closed.got().len(), 0);
 }
 
-/// What stands between an engine and itself, or another one, under a public name: it passes requests on as new events.
-async fn transforming(to: String) -> String {
+/// A relay with a public name between two engines: it posts each request as a new event.
+async fn relay(to: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -160,15 +161,16 @@ async fn transforming(to: String) -> String {
                 let mut buffer = Vec::new();
                 while let Some(request) = next_request(&mut stream, &mut buffer).await {
                     let mut event: Value = serde_json::from_str(&request.body).unwrap();
-                    // With its own id, an event that comes round again is known already.
+                    // With its id, a returning event would be a duplicate.
                     event.as_object_mut().unwrap().remove("id");
                     let onward = client.post(&to).header("content-type", "application/json");
                     let onward = onward.header("balto-hops", &request.headers["balto-hops"]);
                     let reply = onward.body(event.to_string()).send().await.unwrap();
-                    let told = reply.headers().get("webhook-delivery").map(|value| value.to_str().unwrap());
-                    let told = told.map(|value| format!("webhook-delivery: {value}\r\n")).unwrap_or_default();
+                    let header = reply.headers().get("webhook-delivery").map(|value| value.to_str().unwrap());
+                    let header =
+                        header.map(|value| format!("webhook-delivery: {value}\r\n")).unwrap_or_default();
                     let status = reply.status().as_u16();
-                    let reply = format!("HTTP/1.1 {status} x\r\n{told}content-length: 0\r\n\r\n");
+                    let reply = format!("HTTP/1.1 {status} x\r\n{header}content-length: 0\r\n\r\n");
                     if stream.write_all(reply.as_bytes()).await.is_err() {
                         return;
                     }
@@ -179,8 +181,8 @@ async fn transforming(to: String) -> String {
     url
 }
 
-/// All events, once nothing is pending any more.
-async fn at_rest(daemon: &Daemon, kind: &str) -> Vec<Value> {
+/// All events, once no delivery is pending.
+async fn settled_events(daemon: &Daemon, kind: &str) -> Vec<Value> {
     let pending =
         |page: &Value| page["data"].as_array().unwrap().iter().any(|event| event["status"] == "pending");
     let page = daemon.until(&format!("/events?type={kind}&limit=250"), |page| !pending(page)).await;
@@ -188,25 +190,25 @@ async fn at_rest(daemon: &Daemon, kind: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn g2_an_engine_that_delivers_to_itself_under_another_name_stops_by_the_count_of_hops() {
+async fn g2_self_delivery_under_another_name_stops_at_the_hop_limit() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    // By its own address it cannot be one.
+    // An endpoint may not have the daemon's own address.
     let own = format!("{}/events", daemon.api);
     assert_eq!(save(&daemon, &own).await, Err(OWN_PORT.to_owned()));
-    let elsewhere = transforming(own).await;
+    let elsewhere = relay(own).await;
     endpoint(&daemon, &elsewhere, "a").await;
     daemon.post("/events", r#"{"type":"a","data":1}"#).await;
     let dead = daemon.until("/dead-letters", |page| !page["data"].as_array().unwrap().is_empty()).await;
     assert_eq!(dead["data"][0]["reason"], "refused", "given up at once: {dead}");
-    let events = at_rest(&daemon, "a").await;
+    let events = settled_events(&daemon, "a").await;
     let mut hops: Vec<_> = events
         .iter()
         .map(|event| event["attributes"]["balto-hops"].as_str().unwrap_or("0").to_owned())
         .collect();
     hops.sort();
     assert_eq!(hops, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
-    // Batches and CloudEvents count too.
+    // The limit also applies to batches and CloudEvents.
     let many = [("balto-hops", "9")];
     for (path, media, body) in [
         ("/events", "application/json", r#"{"type":"a","data":1}"#),
@@ -235,18 +237,18 @@ async fn g3_two_engines_that_deliver_to_each_other_stop() {
     let (one_data, two_data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (one, two) = (Daemon::start(one_data.path()).await, Daemon::start(two_data.path()).await);
     let (to_one, to_two) = (format!("{}/events", one.api), format!("{}/events", two.api));
-    // As they are: the event keeps its id, by which it is known when it comes round again.
+    // A plain loop: the event keeps its id, so its return is a duplicate.
     endpoint(&one, &to_two, "plain").await;
     endpoint(&two, &to_one, "plain").await;
-    // With something between them that makes a new event of each.
-    endpoint(&one, &transforming(to_two).await, "changed").await;
-    endpoint(&two, &transforming(to_one).await, "changed").await;
+    // A loop through a relay that makes each request a new event.
+    endpoint(&one, &relay(to_two).await, "changed").await;
+    endpoint(&two, &relay(to_one).await, "changed").await;
     for kind in ["plain", "changed"] {
         one.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
-        // At rest, and still so when the other one has been found at rest.
+        // No event is pending on either engine, and the counts stay the same over two reads.
         let mut counts = (0, 0);
         loop {
-            let now = (at_rest(&one, kind).await.len(), at_rest(&two, kind).await.len());
+            let now = (settled_events(&one, kind).await.len(), settled_events(&two, kind).await.len());
             if now == counts {
                 break;
             }
@@ -254,13 +256,13 @@ async fn g3_two_engines_that_deliver_to_each_other_stop() {
         }
         match kind {
             "plain" => assert!(counts.0 <= 2 && counts.1 == 1, "{counts:?}"),
-            _ => assert_eq!(counts, (5, 4), "nine in all: the first, and one for each hop"),
+            _ => assert_eq!(counts, (5, 4), "nine events: the first, and one for each hop"),
         }
     }
 }
 
 #[tokio::test]
-async fn g6_no_word_tells_whether_a_forbidden_address_is_alive() {
+async fn g6_errors_do_not_reveal_whether_a_forbidden_address_is_up() {
     let alive = Receiver::status(200).await;
     let port = alive.url.split([':', '/']).nth(4).unwrap().to_owned();
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -275,12 +277,12 @@ async fn g6_no_word_tells_whether_a_forbidden_address_is_alive() {
     ];
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    let closed = courier(open(&[]), unasked());
+    let closed = courier(open(&[]), no_resolver());
     for (number, host) in hosts.iter().enumerate() {
         let reply = send(&closed, &format!("http://{host}/")).await;
         assert_eq!(failure(&reply), (ErrorClass::BlockedAddress, BLOCKED), "{host}");
         assert_eq!(reply.body.len(), 0);
-        // Those that can be saved here are saved, and closed afterwards.
+        // URLs that this policy allows are saved; the network is closed afterwards.
         if host.starts_with("127") || host.starts_with("[::1") {
             endpoint(&daemon, &format!("http://{host}/"), &format!("row.{number}")).await;
         } else {

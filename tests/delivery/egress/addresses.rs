@@ -1,23 +1,23 @@
-//! Tables A and B: what a URL may say, and which literal addresses it may name.
+//! Tables A and B: the syntax of URLs, and the literal addresses that they may name.
 
 use balto::domain::ErrorClass;
 use serde_json::json;
 
-use super::world::{
-    BLOCKED, Ears, FakeProxy, OWN_PORT, courier, delivered, endpoint, failure, open, proxied, save, send,
-    strict, unasked,
+use super::fixture::{
+    BLOCKED, EchoReceiver, FakeProxy, OWN_PORT, courier, delivered, endpoint, failure, no_resolver, open,
+    proxied, save, send, strict,
 };
 use crate::support::Receiver;
 
-/// What becomes of a URL that is saved under the default policy with `egress.allow_http`.
-enum At {
+/// Result of saving a URL under the default policy with `egress.allow_http`.
+enum Saved {
     Refused,
-    /// As this, in canonical form.
+    /// Kept, in this canonical form.
     Kept(&'static str),
 }
-use At::{Kept, Refused};
+use Saved::{Kept, Refused};
 
-const PARSING: &[(&str, &str, At)] = &[
+const PARSING: &[(&str, &str, Saved)] = &[
     ("A1", "ftp://example.com/", Refused),
     ("A1", "file:///etc/passwd", Refused),
     ("A1", "gopher://127.0.0.1:6379/_x", Refused),
@@ -111,26 +111,26 @@ const PARSING: &[(&str, &str, At)] = &[
 ];
 
 #[tokio::test]
-async fn what_a_url_may_say() {
+async fn urls_are_refused_or_kept_in_canonical_form() {
     let data = tempfile::tempdir().unwrap();
     let daemon = strict(data.path(), &[("BALTO__EGRESS__ALLOW_HTTP", "true")]).await;
     for (row, url, expected) in PARSING {
         match (save(&daemon, url).await, expected) {
             (Err(_), Refused) => {}
             (Ok(kept), Kept(canonical)) => assert_eq!(kept, *canonical, "{row} {url:?}"),
-            (outcome, _) => panic!("{row}: saving {url:?} came out as {outcome:?}"),
+            (outcome, _) => panic!("{row}: saving {url:?} gave {outcome:?}"),
         }
     }
     let long = format!("https://example.com/{}", "x".repeat(3_000));
     let label = format!("https://{}.com/", "a".repeat(64));
     let name = format!("https://{}com/", "a.".repeat(127));
-    // Its canonical form is longer than what was given, and nobody could save it again.
+    // The canonical form exceeds the length limit, so the endpoint could not be saved again.
     let grows = format!("https://example.com/{}", "ü".repeat(900));
     for (row, url) in [("A4", long), ("A19", label), ("A19", name), ("A4", grows)] {
         let refused = save(&daemon, &url).await;
         assert!(refused.is_err(), "{row}: {url:?} was saved");
     }
-    // The scheme that is asked for is one that would be taken.
+    // The error asks for a scheme that the policy allows.
     assert_eq!(save(&daemon, "ftp://example.com/").await, Err("the scheme must be https or http".to_owned()));
     assert_eq!(save(&daemon, "nope").await, Err("this is not an absolute URL".to_owned()));
 }
@@ -153,16 +153,16 @@ async fn impossible_host_names_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a2_without_allow_http_only_https_is_kept() {
+async fn a2_only_https_is_kept_without_allow_http() {
     let data = tempfile::tempdir().unwrap();
     let daemon = strict(data.path(), &[]).await;
     assert_eq!(save(&daemon, "http://example.com/").await, Err("the scheme must be https".to_owned()));
     assert_eq!(save(&daemon, "https://example.com/").await, Ok("https://example.com/".to_owned()));
 }
 
-/// Of an endpoint's URL, what was encoded is sent encoded.
+/// The encoded line break of the endpoint's URL is sent encoded.
 #[tokio::test]
-async fn a10_an_encoded_line_break_stays_one_request_line() {
+async fn a10_encoded_line_break_stays_one_request_line() {
     let data = tempfile::tempdir().unwrap();
     let daemon = crate::support::Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -173,9 +173,9 @@ async fn a10_an_encoded_line_break_stays_one_request_line() {
     assert!(!got.headers.contains_key("x-a"), "{got:?}");
 }
 
-/// What an allow list opens, and what it does not.
+/// Host names that an allow list permits.
 #[tokio::test]
-async fn a17_a18_names_inside_are_for_those_who_open_networks_of_their_own() {
+async fn a17_a18_internal_names_need_an_open_private_network() {
     let data = tempfile::tempdir().unwrap();
     let allow = ("BALTO__EGRESS__ALLOW_NETWORKS", "10.0.0.0/8");
     let daemon = strict(data.path(), &[("BALTO__EGRESS__ALLOW_HTTP", "true"), allow]).await;
@@ -187,7 +187,7 @@ async fn a17_a18_names_inside_are_for_those_who_open_networks_of_their_own() {
     {
         assert!(save(&daemon, url).await.is_err(), "{url}");
     }
-    // Loopback is no network with names in it.
+    // Loopback does not count as a network with internal names.
     let data = tempfile::tempdir().unwrap();
     let daemon = crate::support::Daemon::start(data.path()).await;
     for url in
@@ -202,7 +202,7 @@ async fn a17_a18_names_inside_are_for_those_who_open_networks_of_their_own() {
     }
 }
 
-/// Refused when saved, and blocked when sent to.
+/// Refused at save and blocked at send.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     (
         "B1",
@@ -245,7 +245,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// May be saved and sent to: just outside of what is forbidden.
+/// Allowed at save and at send: just outside the forbidden networks.
 const PUBLIC: &[(&str, &[&str])] = &[
     (
         "B2",
@@ -260,29 +260,29 @@ const PUBLIC: &[(&str, &[&str])] = &[
             "[2001:4860:4860::8888]",
         ],
     ),
-    // As the IPv4 address that it is.
+    // Treated as the IPv4 address in it.
     ("B11", &["[::ffff:8.8.8.8]"]),
 ];
 
 #[tokio::test]
-async fn forbidden_literals_are_refused_and_blocked_in_every_notation() {
+async fn forbidden_literals_are_refused_in_every_notation() {
     let data = tempfile::tempdir().unwrap();
     let daemon = strict(data.path(), &[("BALTO__EGRESS__ALLOW_HTTP", "true")]).await;
-    let ears = Ears::open().await;
-    let courier = courier(open(&[]), unasked());
+    let echo = EchoReceiver::open().await;
+    let courier = courier(open(&[]), no_resolver());
     for (row, hosts) in FORBIDDEN {
         for host in *hosts {
-            let url = format!("http://{host}:{}/", ears.port);
+            let url = format!("http://{host}:{}/", echo.port);
             assert_eq!(save(&daemon, &url).await, Err(BLOCKED.to_owned()), "{row} {host} at save");
             let reply = send(&courier, &url).await;
             assert_eq!(failure(&reply), (ErrorClass::BlockedAddress, BLOCKED), "{row} {host} at send");
         }
     }
-    assert_eq!(ears.heard(), Vec::<std::net::IpAddr>::new(), "connections to forbidden addresses");
+    assert_eq!(echo.connections(), Vec::<std::net::IpAddr>::new(), "connections to forbidden addresses");
 }
 
 #[tokio::test]
-async fn public_literals_are_kept_and_asked_for() {
+async fn public_literals_are_kept_and_connected_to() {
     let data = tempfile::tempdir().unwrap();
     let daemon = strict(data.path(), &[("BALTO__EGRESS__ALLOW_HTTP", "true")]).await;
     let proxy = FakeProxy::start(|_| 200).await;
@@ -304,11 +304,12 @@ async fn public_literals_are_kept_and_asked_for() {
     }
 }
 
-/// Metadata services and link-local addresses stay closed whatever is opened, in every notation.
+/// Metadata services and link-local addresses stay closed under every allow list, in every
+/// notation.
 #[tokio::test]
-async fn b4_b5_b13_no_allow_list_opens_what_hands_out_credentials() {
+async fn b4_b5_b13_allow_lists_never_open_metadata_services() {
     let everything = open(&["0.0.0.0/0", "::/0"]);
-    let courier = courier(everything, unasked());
+    let courier = courier(everything, no_resolver());
     let closed = [
         "169.254.169.254",
         "169.254.170.2",
@@ -339,7 +340,7 @@ async fn b4_b5_b13_no_allow_list_opens_what_hands_out_credentials() {
         "[fd00:42::42]",
         "[fd00:c1::a9fe:a9fe]",
         "[fd00:a9fe:a9fe::1]",
-        // NAT64 at each length of prefix (RFC 6052, section 2.2).
+        // NAT64 at each prefix length (RFC 6052, section 2.2).
         "[64:ff9b:a9fe:a9fe::]",
         "[64:ff9b:a9:fea9:fe::]",
         "[64:ff9b:1:a9fe:a9:fe00::]",
@@ -371,19 +372,19 @@ async fn b4_b5_b13_no_allow_list_opens_what_hands_out_credentials() {
     ] {
         assert!(courier.check_url(&format!("http://{host}/")).await.is_ok(), "{host} is opened");
     }
-    // Who opens a translator's network has not opened the private networks behind it.
-    let translated = super::world::courier(open(&["64:ff9b::/96"]), unasked());
+    // An allowed translator prefix does not open the private networks behind it.
+    let translated = super::fixture::courier(open(&["64:ff9b::/96"]), no_resolver());
     assert!(translated.check_url("http://[64:ff9b::808:808]/").await.is_ok());
     assert!(translated.check_url("http://[64:ff9b::a00:1]/").await.is_err());
-    let translated = super::world::courier(open(&["64:ff9b:1::/48"]), unasked());
+    let translated = super::fixture::courier(open(&["64:ff9b:1::/48"]), no_resolver());
     assert!(translated.check_url("http://[64:ff9b:1:808:8:800::]/").await.is_ok());
     assert!(translated.check_url("http://[64:ff9b:1:a00:0:100::]/").await.is_err());
 }
 
 #[tokio::test]
-async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_are_open() {
-    let ears = Ears::open().await;
-    let courier = courier(open(&["0.0.0.0/0", "::/0"]), unasked());
+async fn b19_the_daemons_own_ports_are_refused_in_open_networks() {
+    let echo = EchoReceiver::open().await;
+    let courier = courier(open(&["0.0.0.0/0", "::/0"]), no_resolver());
     let interfaces = if_addrs::get_if_addrs().unwrap();
     let own: Vec<_> =
         interfaces.iter().map(|interface| interface.ip()).filter(|ip| !ip.is_loopback()).collect();
@@ -392,7 +393,7 @@ async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_ar
     }
     let unspecified = ["0.0.0.0", "::"].map(|text| text.parse().unwrap());
     for address in own.into_iter().chain(unspecified) {
-        let url = format!("http://{}/", std::net::SocketAddr::new(address, ears.port));
+        let url = format!("http://{}/", std::net::SocketAddr::new(address, echo.port));
         assert!(courier.check_url(&url).await.is_err(), "{address} at save");
         assert_eq!(
             failure(&send(&courier, &url).await),
@@ -400,13 +401,13 @@ async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_ar
             "{address} at send"
         );
     }
-    assert_eq!(ears.heard().len(), 0, "{:?}", ears.heard());
-    // Loopback was opened, and that is where receivers on this machine are; but the daemon's own ports never are.
-    let url = format!("http://127.0.0.1:{}/", ears.port);
+    assert_eq!(echo.connections().len(), 0, "{:?}", echo.connections());
+    // Loopback is open for receivers on this machine, except for the daemon's own ports.
+    let url = format!("http://127.0.0.1:{}/", echo.port);
     assert_eq!(send(&courier, &url).await.outcome, Ok(200));
-    courier.set_listening(vec![ears.port]);
+    courier.set_listening(vec![echo.port]);
     for host in ["127.0.0.1", "127.1.2.3", "[::1]", "localhost", "[::ffff:127.0.0.1]"] {
-        let url = format!("http://{host}:{}/", ears.port);
+        let url = format!("http://{host}:{}/", echo.port);
         let saved = courier.check_url(&url).await.map_err(|refused| refused.to_string());
         assert_eq!(saved, Err(OWN_PORT.to_owned()), "{host} at save");
         assert_eq!(
@@ -415,11 +416,11 @@ async fn b19_this_machine_and_this_daemon_are_refused_although_their_networks_ar
             "{host} at send"
         );
     }
-    assert_eq!(ears.heard().len(), 1, "{:?}", ears.heard());
+    assert_eq!(echo.connections().len(), 1, "{:?}", echo.connections());
 }
 
 /// An address of this machine's interfaces that can be reached over IPv4.
-fn interface() -> Option<std::net::IpAddr> {
+fn interface_address() -> Option<std::net::IpAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap();
     interfaces.iter().map(|one| one.ip()).find(|ip| match ip {
         std::net::IpAddr::V4(four) => !four.is_loopback() && !four.is_link_local(),
@@ -429,7 +430,7 @@ fn interface() -> Option<std::net::IpAddr> {
 
 #[tokio::test]
 async fn b19_own_address_is_explained_to_operators_only() {
-    let Some(own) = interface() else {
+    let Some(own) = interface_address() else {
         crate::support::say("SKIPPED: this machine has no address beside loopback");
         return;
     };
@@ -447,10 +448,10 @@ async fn b19_own_address_is_explained_to_operators_only() {
     assert_eq!(save(&daemon, &url).await, Err(BLOCKED.to_owned()));
 }
 
-/// Whoever may not send to loopback at all does not hear which of its ports are ours.
+/// Where loopback is closed, the error does not reveal which ports belong to the daemon.
 #[tokio::test]
-async fn b19_where_loopback_is_closed_our_own_port_is_like_any_other() {
-    let courier = super::world::courier(open(&[]), unasked());
+async fn b19_own_port_is_indistinguishable_where_loopback_is_closed() {
+    let courier = super::fixture::courier(open(&[]), no_resolver());
     courier.set_listening(vec![8400]);
     for port in [8400, 8399] {
         let saved = courier.check_url(&format!("https://127.0.0.1:{port}/")).await;
@@ -458,19 +459,19 @@ async fn b19_where_loopback_is_closed_our_own_port_is_like_any_other() {
     }
 }
 
-/// `localhost` is this machine's loopback, of which that is sent to which is open; no resolver is asked.
+/// `localhost` maps to the open part of loopback, without a lookup.
 #[tokio::test]
-async fn a16_localhost_is_what_is_open_of_loopback() {
-    let ears = Ears::open().await;
+async fn a16_localhost_maps_to_the_open_part_of_loopback() {
+    let echo = EchoReceiver::open().await;
     for (allowed, arrives) in
         [("127.0.0.0/8", true), ("::1/128", true), ("127.0.0.1/32", true), ("10.0.0.0/8", false)]
     {
-        if allowed == "::1/128" && !ears.six {
+        if allowed == "::1/128" && !echo.six {
             continue;
         }
-        let courier = courier(open(&[allowed]), unasked());
+        let courier = courier(open(&[allowed]), no_resolver());
         for host in ["localhost", "LOCALHOST.", "hooks.localhost"] {
-            let url = format!("http://{host}:{}/", ears.port);
+            let url = format!("http://{host}:{}/", echo.port);
             let reply = send(&courier, &url).await;
             assert_eq!(
                 (reply.outcome.is_ok(), courier.check_url(&url).await.is_ok()),

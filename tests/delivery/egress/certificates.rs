@@ -1,4 +1,4 @@
-//! Certificates of every kind, and a receiver that speaks TLS and remembers what it saw.
+//! Certificates of every kind, and a TLS receiver that records its requests.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{answer, next_request};
 
-/// An authority of the test's own.
+/// A certificate authority of the test.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate with its key.
@@ -56,14 +56,14 @@ pub(crate) fn params(names: &[&str]) -> CertificateParams {
     params
 }
 
-/// Over since long ago.
+/// Expired long ago.
 pub(crate) fn expired(mut params: CertificateParams) -> CertificateParams {
     params.not_before = date_time_ymd(2001, 1, 1);
     params.not_after = date_time_ymd(2002, 1, 1);
     params
 }
 
-/// Begins in a far future.
+/// Valid only in the distant future.
 pub(crate) fn early(mut params: CertificateParams) -> CertificateParams {
     params.not_before = date_time_ymd(2990, 1, 1);
     params.not_after = date_time_ymd(2999, 1, 1);
@@ -74,7 +74,7 @@ fn certificate(issued: &rcgen::Certificate, key: KeyPair) -> Certificate {
     Certificate { pem: issued.pem(), key_pem: key.serialize_pem(), der: issued.der().clone(), key }
 }
 
-/// Of the kind that `openssl req -x509` makes.
+/// Like a certificate of `openssl req -x509`.
 pub(crate) fn as_authority(mut params: CertificateParams) -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
@@ -117,7 +117,7 @@ pub(crate) fn self_signed(params: &CertificateParams) -> Certificate {
     certificate(&issued, key)
 }
 
-/// Makes tickets of any number.
+/// Produces any number of session tickets.
 #[derive(Debug)]
 struct Tickets;
 
@@ -139,20 +139,22 @@ impl ProducesTickets for Tickets {
     }
 }
 
-/// A receiver that says nothing but so many tickets to come back with, of 50 bytes each, which HTTP never sees.
+/// A receiver that sends this number of session tickets of 50 bytes each, which HTTP never sees,
+/// and no other data.
 pub(crate) async fn floods_with_tickets(own: &Certificate, tickets: usize) -> SocketAddr {
     let mut config =
         server_config().with_no_client_auth().with_single_cert(vec![own.der.clone()], own.key()).unwrap();
     config.ticketer = Arc::new(Tickets);
     config.send_tls13_tickets = tickets;
-    // Twenty to a record of a thousand bytes, so that none is torn: rustls does not hold many of those.
+    // Twenty tickets fit into a record of a thousand bytes, so that none is split: rustls buffers
+    // only a few of those.
     config.max_fragment_size = Some(1_005);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut accepted = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
-        // Until it is hung up on.
+        // Until the client closes the connection.
         while accepted.read(&mut [0; 1_024]).await.is_ok_and(|read| read > 0) {}
     });
     address
@@ -163,13 +165,13 @@ fn server_config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     builder.with_safe_default_protocol_versions().unwrap()
 }
 
-/// Asks no client who it is.
+/// Requests no client certificate.
 pub(crate) fn plain_config(own: &Certificate) -> Arc<ServerConfig> {
     let config = server_config().with_no_client_auth();
     Arc::new(config.with_single_cert(vec![own.der.clone()], own.key()).unwrap())
 }
 
-/// With one version of TLS, and one group for the key exchange when it is given.
+/// With one version of TLS, and with one key exchange group if it is given.
 fn narrow_config(
     version: &'static SupportedProtocolVersion,
     group: Option<NamedGroup>,
@@ -180,30 +182,30 @@ fn narrow_config(
     builder.with_protocol_versions(&[version]).unwrap()
 }
 
-/// One request that came over TLS.
+/// One request over TLS.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// Which connection it came over, from 0.
+    /// The number of its connection, from 0.
     pub(crate) connection: usize,
     pub(crate) server_name: Option<String>,
     pub(crate) protocol: Option<Vec<u8>>,
     pub(crate) offered: Vec<Vec<u8>>,
-    /// The certificate that the client presented.
+    /// The client certificate.
     pub(crate) client: Option<Vec<u8>>,
     pub(crate) line: String,
     pub(crate) host: String,
 }
 
-/// A receiver that speaks TLS at 127.0.0.1 and answers 200.
+/// A receiver with TLS at 127.0.0.1 that answers 200.
 pub(crate) struct Secure {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     goodbyes: Arc<Mutex<Vec<bool>>>,
 }
 
-/// Whether a receiver asks its clients who they are.
+/// Whether a receiver requests client certificates.
 pub(crate) enum Clients<'a> {
-    Unasked,
+    NotRequested,
     Signed(&'a Authority),
 }
 
@@ -212,7 +214,7 @@ impl Secure {
         Self::serve(server_config(), own, clients).await
     }
 
-    /// With this version of TLS only, and this group for the key exchange.
+    /// With only this version of TLS and this group.
     pub(crate) async fn narrow(
         version: &'static SupportedProtocolVersion,
         group: Option<NamedGroup>,
@@ -228,7 +230,7 @@ impl Secure {
         clients: Clients<'_>,
     ) -> Self {
         let builder = match clients {
-            Clients::Unasked => builder.with_no_client_auth(),
+            Clients::NotRequested => builder.with_no_client_auth(),
             Clients::Signed(authority) => {
                 let verifier = WebPkiClientVerifier::builder_with_provider(authority.roots(), provider());
                 builder.with_client_cert_verifier(verifier.build().unwrap())
@@ -280,8 +282,8 @@ impl Secure {
         Self { address, seen, goodbyes }
     }
 
-    /// Of each connection that has ended after its requests, whether TLS was told so.
-    pub(crate) fn goodbyes(&self) -> Vec<bool> {
+    /// For each ended connection that had requests: whether the client sent `close_notify`.
+    pub(crate) fn close_notifies(&self) -> Vec<bool> {
         self.goodbyes.lock().unwrap().clone()
     }
 

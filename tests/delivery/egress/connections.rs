@@ -1,4 +1,4 @@
-//! Table D: connections, TLS, client certificates and proxies.
+//! Table D: connections, TLS and client certificates.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,21 +12,25 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use super::certificates::{
     Authority, Certificate, Clients, Secure, early, expired, floods_with_tickets, params, self_signed,
 };
-use super::world::{
-    FakeProxy, Names, Says, always, courier, delivered, endpoint, failure, open, parcel, proxied, send,
+use super::fixture::{
+    DnsAnswer, NameServer, courier, delivered, endpoint, failure, fixed_resolver, open, parcel, send,
     settings, strict, until,
 };
-use crate::support::{Daemon, PATIENCE, Receiver, quiet, serve};
+use crate::support::{Daemon, WAIT_MAX, quiet, serve};
 
-const LOOPBACK: &str = "127.0.0.0/8";
-const UNREACHABLE: &str = "no connection could be made";
-/// Deadlines of connecting are below a second here, the attempt's own is [`PATIENCE`]: which of the two ended an attempt
-/// shows even on a machine that is busy.
-const LONG: Duration = PATIENCE.checked_div(2).unwrap();
+pub(super) const LOOPBACK: &str = "127.0.0.0/8";
+pub(super) const UNREACHABLE: &str = "no connection could be made";
+/// Connect deadlines are below a second here and the attempt's own is [`WAIT_MAX`]. The error shows
+/// which of the two ended an attempt, even on a busy machine.
+pub(super) const LONG: Duration = WAIT_MAX.checked_div(2).unwrap();
 
-/// The real daemon, which trusts this authority, and for which every name is this machine.
-async fn trusting(data: &Path, authority: &Authority, more: &[(&str, &str)]) -> (Daemon, Names) {
-    let names = Names::start(|_, _| Says::Addresses(vec!["127.0.0.1"])).await;
+/// The real daemon. It trusts this authority, and resolves every name to this machine.
+pub(super) async fn trusting(
+    data: &Path,
+    authority: &Authority,
+    more: &[(&str, &str)],
+) -> (Daemon, NameServer) {
+    let names = NameServer::start(|_, _| DnsAnswer::Addresses(vec!["127.0.0.1"])).await;
     let file = data.join("ca.pem");
     std::fs::write(&file, authority.pem()).unwrap();
     let server = names.address.to_string();
@@ -39,7 +43,7 @@ async fn trusting(data: &Path, authority: &Authority, more: &[(&str, &str)]) -> 
 }
 
 #[tokio::test]
-async fn d1_d3_d4_certificates_are_judged_by_the_hosts_name_and_the_record_says_what_is_wrong() {
+async fn d1_d3_d4_certificate_errors_are_recorded_with_the_reason() {
     let data = tempfile::tempdir().unwrap();
     let (authority, stranger) = (Authority::new("authority"), Authority::new("stranger"));
     let (daemon, _names) = trusting(data.path(), &authority, &[]).await;
@@ -65,7 +69,7 @@ async fn d1_d3_d4_certificates_are_judged_by_the_hosts_name_and_the_record_says_
         ("D4", "127.0.0.1", authority.issue(&params(&["hooks.example", "127.0.0.1"])), ""),
     ];
     for (number, (row, host, certificate, words)) in rows.iter().enumerate() {
-        let receiver = Secure::start(certificate, Clients::Unasked).await;
+        let receiver = Secure::start(certificate, Clients::NotRequested).await;
         let port = receiver.address.port();
         let kind = format!("row.{number}");
         endpoint(&daemon, &format!("https://{host}:{port}/"), &kind).await;
@@ -80,13 +84,13 @@ async fn d1_d3_d4_certificates_are_judged_by_the_hosts_name_and_the_record_says_
             assert_eq!(seen.protocol.as_deref(), Some(&b"http/1.1"[..]));
         } else {
             assert_eq!((&attempt["errorClass"], &attempt["error"]), (&json!("tls"), &json!(words)), "{row}");
-            assert_eq!(receiver.seen().len(), 0, "{row}: a request came through");
+            assert_eq!(receiver.seen().len(), 0, "{row}: the receiver got a request");
         }
     }
 }
 
-/// Reads what comes first and answers with these bytes.
-async fn talker(bytes: Vec<u8>) -> String {
+/// Reads once and answers with these bytes.
+pub(super) async fn one_response_server(bytes: Vec<u8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -95,7 +99,7 @@ async fn talker(bytes: Vec<u8>) -> String {
             tokio::spawn(async move {
                 let _read = stream.read(&mut [0; 4096]).await;
                 let _written = stream.write_all(&bytes).await;
-                // Until the other side has had enough.
+                // Until the client closes the connection.
                 let _end = stream.read(&mut [0; 4096]).await;
             });
         }
@@ -103,7 +107,7 @@ async fn talker(bytes: Vec<u8>) -> String {
     url
 }
 
-/// A `ServerHello` of this version that chooses this suite (RFC 5246, section 7.4.1.3).
+/// A `ServerHello` that selects this version and suite (RFC 5246, section 7.4.1.3).
 fn server_hello(version: [u8; 2], suite: [u8; 2]) -> Vec<u8> {
     let body = [&version[..], &[7; 32], &[0], &suite, &[0]].concat();
     let length = u8::try_from(body.len()).unwrap();
@@ -111,21 +115,21 @@ fn server_hello(version: [u8; 2], suite: [u8; 2]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn d2_versions_and_suites_of_the_past_are_not_spoken() {
+async fn d2_obsolete_tls_versions_and_suites_are_refused() {
     const UNSAFE: &str = "the receiver offers no version or cipher of TLS that is safe";
     const RULES: &str = "the receiver breaks the rules of TLS";
     let rows = [
         ("TLS 1.0", server_hello([3, 1], [0, 0x2f]), UNSAFE),
         ("TLS 1.1", server_hello([3, 2], [0, 0x2f]), UNSAFE),
-        ("an alert of one who speaks no 1.2", vec![21, 3, 1, 0, 2, 2, 70], UNSAFE),
+        ("the protocol_version alert of an old receiver", vec![21, 3, 1, 0, 2, 2, 70], UNSAFE),
         ("RC4", server_hello([3, 3], [0, 5]), RULES),
         ("NULL", server_hello([3, 3], [0, 1]), RULES),
         ("export", server_hello([3, 3], [0, 3]), RULES),
         ("no TLS at all", b"HTTP/1.1 400 x\r\n\r\n".to_vec(), "what the receiver sends is not TLS"),
     ];
-    let courier = courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let courier = courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
     for (what, bytes, words) in rows {
-        let reply = send(&courier, &talker(bytes).await).await;
+        let reply = send(&courier, &one_response_server(bytes).await).await;
         let (class, found) = failure(&reply);
         assert_eq!((class, found), (ErrorClass::Tls, words), "{what}");
     }
@@ -147,7 +151,7 @@ fn contains(directory: &Path, bytes: &[u8]) -> bool {
 }
 
 #[tokio::test]
-async fn d5_endpoints_with_client_certificates_share_no_connection() {
+async fn d5_client_certificates_share_no_connection() {
     let data = tempfile::tempdir().unwrap();
     let authority = Authority::new("authority");
     let receiver =
@@ -156,7 +160,7 @@ async fn d5_endpoints_with_client_certificates_share_no_connection() {
     let (mut daemon, _names) = trusting(data.path(), &authority, &key).await;
     let url = |kind: &str| format!("https://hooks.example:{}/{kind}", receiver.address.port());
     let (first, second) = (authority.issue(&params(&["first"])), authority.issue(&params(&["second"])));
-    // The last of them has the certificate of the first.
+    // The last endpoint has the certificate of the first.
     let presented = [("a", &first), ("b", &second), ("c", &first)];
     let mut paths = Vec::new();
     for (kind, certificate) in presented {
@@ -166,7 +170,7 @@ async fn d5_endpoints_with_client_certificates_share_no_connection() {
         assert!(shown["subject"].as_str().unwrap().contains("CN="), "{made}");
         assert_eq!(shown["fingerprint"].as_str().unwrap().len(), 64, "{made}");
         assert!(shown["expiresAt"].as_str().is_some(), "{made}");
-        assert_eq!(shown.as_object().unwrap().len(), 3, "nothing more is shown: {made}");
+        assert_eq!(shown.as_object().unwrap().len(), 3, "the response shows other members: {made}");
         paths.push(format!("/endpoints/{}", made["id"].as_str().unwrap()));
     }
     for _ in 0..3 {
@@ -181,12 +185,12 @@ async fn d5_endpoints_with_client_certificates_share_no_connection() {
         let certificate = presented.iter().find(|(known, _)| *known == kind).unwrap().1;
         assert_eq!(one.client.as_deref(), Some(certificate.der()), "{kind}");
         let shared = seen.iter().find(|other| other.connection == one.connection && other.line != one.line);
-        assert!(shared.is_none(), "{one:?} and {shared:?} came over one connection");
+        assert!(shared.is_none(), "{one:?} and {shared:?} used the same connection");
     }
     let connections = seen.iter().map(|one| one.connection).max().unwrap() + 1;
-    assert_eq!(connections, 3, "each endpoint keeps its connection");
+    assert_eq!(connections, 3, "each endpoint reuses its connection");
 
-    // Who has none is told apart from who has the wrong one.
+    // A missing certificate and a wrong one get different errors.
     endpoint(&daemon, &url("d"), "d").await;
     let delivery = delivered(&daemon, "d").await;
     assert_eq!(delivery["attempts"][0]["error"], "the receiver asks for a client certificate", "{delivery}");
@@ -196,7 +200,7 @@ async fn d5_endpoints_with_client_certificates_share_no_connection() {
     let delivery = delivered(&daemon, "e").await;
     assert_eq!(delivery["attempts"][0]["error"], "the receiver did not accept the client certificate");
 
-    // A receiver that is asked first sees it, too.
+    // A handshake request presents the certificate, too.
     let mut asking = with_certificate(&url("f"), "f", &second);
     asking["handshake"] = json!({"origin": "events.example.com"});
     daemon.post("/endpoints", &asking.to_string()).await;
@@ -204,13 +208,13 @@ async fn d5_endpoints_with_client_certificates_share_no_connection() {
     until("the handshake", || asked().is_some()).await;
     assert_eq!(asked().unwrap().client.as_deref(), Some(second.der()));
 
-    // Kept over a crash, sealed on disk, and gone when it is taken away.
+    // The certificate survives a crash, is sealed on disk, and can be removed.
     daemon.kill();
     for certificate in [&first, &second] {
         let pem: String = certificate.key_pem.lines().nth(1).unwrap().to_owned();
         assert!(!contains(data.path(), certificate.key_der()), "a private key is on disk");
         assert!(!contains(data.path(), pem.as_bytes()), "a private key is on disk, as text");
-        assert!(contains(data.path(), certificate.der()), "the control: the certificate is");
+        assert!(contains(data.path(), certificate.der()), "control: the certificate is on disk");
     }
     let (daemon, _names) = trusting(data.path(), &authority, &key).await;
     assert_eq!(delivered(&daemon, "b").await["status"], "delivered");
@@ -231,18 +235,17 @@ impl Certificate {
     }
 }
 
-#[tokio::test]
-async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() {
-    let data = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(data.path()).await;
-    let authority = Authority::new("authority");
-    let (good, other) = (authority.issue(&params(&["a"])), authority.issue(&params(&["b"])));
+/// Name, member of the error, certificate and key, start of the detail.
+type Unusable = (&'static str, &'static str, (String, String), &'static str);
+
+fn unusable_certificates(authority: &Authority, good: &Certificate) -> Vec<Unusable> {
+    let other = authority.issue(&params(&["b"]));
     let old = authority.issue(&expired(params(&["a"])));
     let own = |certificate: &Certificate| (certificate.pem.clone(), certificate.key_pem.clone());
-    let (certificate, key) = own(&good);
+    let (certificate, key) = own(good);
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
     let junk = |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
-    let rows: Vec<(&str, &str, (String, String), &str)> = vec![
+    vec![
         ("no PEM", "certificate", ("nope".into(), key.clone()), "must be 1 to 8 certificates in PEM"),
         ("empty", "certificate", (String::new(), key.clone()), "must be 1 to 8 certificates in PEM"),
         ("bad base64", "certificate", (junk("CERTIFICATE", "!!!!"), key.clone()), "is not well-formed PEM"),
@@ -256,7 +259,12 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
             "at most 32768",
         ),
         ("expired", "certificate", own(&old), "has expired"),
-        ("key of another", "key", good.with_key_of(&other), "does not belong to the first certificate"),
+        (
+            "key of another certificate",
+            "key",
+            good.with_key_of(&other),
+            "does not belong to the first certificate",
+        ),
         ("no key", "key", (certificate.clone(), certificate.clone()), "must be a private key in PEM"),
         ("encrypted", "key", (certificate.clone(), encrypted.into()), "is encrypted"),
         (
@@ -266,7 +274,17 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
             "is of a kind that is not supported",
         ),
         ("too long", "key", (certificate.clone(), format!("{key}{}", "#\n".repeat(20_000))), "at most 16384"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn d5_unusable_client_certificate_is_refused_at_save() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let authority = Authority::new("authority");
+    let good = authority.issue(&params(&["a"]));
+    let rows = unusable_certificates(&authority, &good);
+    let (certificate, key) = (&good.pem, &good.key_pem);
     let url = "https://hooks.example/";
     for (what, member, (certificate, key), words) in rows {
         let body = json!({"url": url, "clientCertificate": {"certificate": certificate, "key": key}});
@@ -277,7 +295,7 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
         assert!(error["detail"].as_str().unwrap().starts_with(words), "{what}: {answer}");
         assert!(
             !answer.to_string().contains("AAAA"),
-            "{what}: the answer quotes what may be secret: {answer}"
+            "{what}: the response quotes the secret input: {answer}"
         );
     }
     for (body, pointer) in [
@@ -295,14 +313,14 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
     let plain = json!({"url": "http://127.0.0.1:54321/", "clientCertificate": {"certificate": certificate, "key": key}});
     let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &plain.to_string()).await;
     assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
-    // With its chain, and text around them.
+    // A PEM with the chain and comments.
     let chain = format!("a comment\n{certificate}{}", authority.pem());
     let body = json!({"url": url, "clientCertificate": {"certificate": chain, "key": key}});
     let made = daemon.post("/endpoints", &body.to_string()).await;
     let path = format!("/endpoints/{}", made["id"].as_str().unwrap());
     let (status, answer, _) = daemon.call("PATCH", &path, &[], &plain.to_string()).await;
     assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!("/clientCertificate")), "{answer}");
-    // It is presented to the receiver that it was given for.
+    // The receiver of this endpoint gets the certificate.
     let beside = json!({"url": format!("{url}beside")});
     let (status, answer, _) = daemon.call("PATCH", &path, &[], &beside.to_string()).await;
     assert_eq!((status, answer["clientCertificate"].is_object()), (200, true), "{answer}");
@@ -311,7 +329,7 @@ async fn d5_a_client_certificate_that_cannot_work_is_refused_when_it_is_saved() 
     assert_eq!((status, &answer["clientCertificate"]), (200, &Value::Null), "{answer}");
 }
 
-/// A port of this machine at which connections get no answer: its queue of those that nobody accepts is full.
+/// A port of this machine where connections get no answer: its accept queue is full.
 struct BlackHole {
     port: u16,
     _listener: TcpListener,
@@ -319,30 +337,30 @@ struct BlackHole {
 }
 
 impl BlackHole {
-    async fn dig() -> Self {
+    async fn open() -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
         let mut queued = Vec::new();
         loop {
-            // Long enough for a connection that a busy machine only answers late.
+            // Longer than a late answer of a busy machine.
             match tokio::time::timeout(Duration::from_secs(3), TcpStream::connect(address)).await {
                 Ok(stream) => queued.push(stream.unwrap()),
                 Err(_) => return Self { port: address.port(), _listener: listener, _queued: queued },
             }
-            assert!(queued.len() < 1_000, "connections are always answered here");
+            assert!(queued.len() < 1_000, "this machine answers every connection");
         }
     }
 }
 
 #[tokio::test]
-async fn d6_whether_an_address_refuses_is_silent_or_has_no_route_is_not_told() {
-    let hole = BlackHole::dig().await;
+async fn d6_connect_failures_do_not_reveal_their_kind() {
+    let hole = BlackHole::open().await;
     let refusing = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let quick = CourierSettings {
         connect_timeout: Duration::from_millis(300),
-        ..settings(open(&[LOOPBACK, "255.255.255.255/32"]), always(&["127.0.0.1"]))
+        ..settings(open(&[LOOPBACK, "255.255.255.255/32"]), fixed_resolver(&["127.0.0.1"]))
     };
     let courier = Courier::new(quick).unwrap();
     let rows = [
@@ -357,16 +375,16 @@ async fn d6_whether_an_address_refuses_is_silent_or_has_no_route_is_not_told() {
         assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE), "{what}");
         assert!(reply.duration < LONG, "{what}: connect_timeout did not end it: {:?}", reply.duration);
     }
-    // The attempt's own deadline comes before the connection's: nothing else is said.
-    let patient = super::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    // The attempt's own deadline is earlier than the connect deadline: the error is the same.
+    let patient = super::fixture::courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
     let reply = patient.send(parcel(&rows[1].1, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE));
 }
 
-/// The first address that answers is taken, whatever those before it do.
+/// The first address that answers is used, whichever failures the earlier ones have.
 #[tokio::test]
-async fn d6_other_addresses_of_a_host_are_tried_when_the_first_says_nothing() {
-    let hole = BlackHole::dig().await;
+async fn d6_next_address_is_tried_when_the_first_is_silent() {
+    let hole = BlackHole::open().await;
     let listener = TcpListener::bind(("127.0.0.2", hole.port)).await.unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -374,12 +392,12 @@ async fn d6_other_addresses_of_a_host_are_tried_when_the_first_says_nothing() {
             let _written = stream.write_all(crate::support::answer(200).as_bytes()).await;
         }
     });
-    let courier = courier(open(&[LOOPBACK, "::1/128"]), always(&["127.0.0.1", "::1", "127.0.0.2"]));
+    let courier = courier(open(&[LOOPBACK, "::1/128"]), fixed_resolver(&["127.0.0.1", "::1", "127.0.0.2"]));
     assert_eq!(send(&courier, &format!("http://a.example:{}/", hole.port)).await.outcome, Ok(200));
 }
 
 #[tokio::test]
-async fn d7_a_handshake_that_stalls_ends_at_its_deadline() {
+async fn d7_stalled_tls_handshake_ends_at_its_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr().unwrap());
     let held = tokio::spawn(async move {
@@ -390,158 +408,20 @@ async fn d7_a_handshake_that_stalls_ends_at_its_deadline() {
     });
     let quick = CourierSettings {
         connect_timeout: Duration::from_millis(300),
-        ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"]))
+        ..settings(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]))
     };
     const STALLED: (ErrorClass, &str) = (ErrorClass::Tls, "the TLS handshake did not end in time");
     let reply = send(&Courier::new(quick).unwrap(), &url).await;
     assert_eq!(failure(&reply), STALLED);
     assert!(reply.duration < LONG, "connect_timeout did not end it: {:?}", reply.duration);
-    let patient = courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let patient = courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
     let reply = patient.send(parcel(&url, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), STALLED);
     held.abort();
 }
 
 #[tokio::test]
-async fn d8_proxies_of_the_environment_are_not_looked_at() {
-    let data = tempfile::tempdir().unwrap();
-    let proxy = FakeProxy::start(|_| 200).await;
-    let receiver = Receiver::status(200).await;
-    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-    let environment: Vec<_> = names.map(|name| (name, proxy.url.as_str())).into();
-    let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
-    endpoint(&daemon, &receiver.url, "a").await;
-    assert_eq!(delivered(&daemon, "a").await["status"], "delivered");
-    assert_eq!((receiver.got().len(), proxy.lines()), (1, Vec::<String>::new()));
-    // The control: such a proxy would have been asked, had it been configured.
-    drop(daemon);
-    let configured = [("BALTO__EGRESS__PROXY", proxy.url.as_str())];
-    let daemon = Daemon::start_in(data.path(), &["--dev"], &configured).await;
-    assert_eq!(delivered(&daemon, "a").await["status"], "delivered");
-    assert!(proxy.lines()[0].starts_with("CONNECT 127.0.0.1:"), "{:?}", proxy.lines());
-}
-
-#[tokio::test]
-async fn d9_a_proxy_is_asked_by_name_and_never_for_what_is_forbidden() {
-    let proxy = FakeProxy::start(|target| match target {
-        "denied.example:80" => 403,
-        "unknown.example:80" => 407,
-        "down.example:443" => 502,
-        _ => 200,
-    })
-    .await;
-    let with_password = proxy.url.replace("http://", "http://user:p%40ss@");
-    let courier = Courier::new(proxied(open(&[]), &with_password)).unwrap();
-    // No name is resolved by us: the resolver of this courier panics when it is asked.
-    assert_eq!(send(&courier, "http://hooks.example/a").await.outcome, Ok(200));
-    let asked = proxy.asked();
-    assert_eq!(asked[0].line, "CONNECT hooks.example:80 HTTP/1.1");
-    assert_eq!(asked[0].headers["proxy-authorization"], "Basic dXNlcjpwQHNz");
-    assert_eq!(
-        (asked[1].line.as_str(), asked[1].headers["host"].as_str()),
-        ("POST /a HTTP/1.1", "hooks.example")
-    );
-    assert!(
-        !asked[1].headers.contains_key("proxy-authorization"),
-        "the receiver is not told the proxy's password"
-    );
-    assert!(
-        courier.check_url("https://hooks.example/").await.is_ok(),
-        "nothing is resolved when it is saved"
-    );
-
-    for (url, words) in [
-        ("http://denied.example/", "the egress proxy refused the connection (status 403)"),
-        ("http://unknown.example/", "the egress proxy refused the connection (status 407)"),
-        ("https://down.example/", UNREACHABLE),
-    ] {
-        assert_eq!(failure(&send(&courier, url).await), (ErrorClass::Connect, words), "{url}");
-    }
-    let before = proxy.asked().len();
-    for url in [
-        "http://127.0.0.1/",
-        "http://169.254.169.254/",
-        "http://[::1]/",
-        "http://2130706433/",
-        "http://localhost/",
-        "http://metadata.google.internal/",
-        "http://redis/",
-    ] {
-        assert!(courier.check_url(url).await.is_err(), "{url} at save");
-        assert_eq!(failure(&send(&courier, url).await).0, ErrorClass::BlockedAddress, "{url} at send");
-    }
-    assert_eq!(proxy.asked().len(), before, "the proxy was asked for what is forbidden");
-    // A proxy that is not there.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let courier = Courier::new(proxied(open(&[]), &format!("http://{nobody}"))).unwrap();
-    let reply = send(&courier, "http://hooks.example/").await;
-    assert_eq!(failure(&reply), (ErrorClass::Connect, "the egress proxy cannot be reached"));
-}
-
-/// A proxy that passes bytes on to this address, whatever it is asked for.
-async fn passing(to: std::net::SocketAddr) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    stream.read_buf(&mut head).await.unwrap();
-                }
-                let mut onward = TcpStream::connect(to).await.unwrap();
-                // In two pieces, as networks deliver.
-                stream.write_all(b"HTTP/1.1 200 Connection ").await.unwrap();
-                stream.flush().await.unwrap();
-                stream.write_all(b"established\r\nx: y\r\n\r\n").await.unwrap();
-                let _ended = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
-            });
-        }
-    });
-    url
-}
-
-#[tokio::test]
-async fn d9_tls_goes_through_a_proxy_end_to_end() {
-    let authority = Authority::new("authority");
-    let receiver = Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Unasked).await;
-    let through = passing(receiver.address).await;
-    let settings = CourierSettings { roots: authority.roots(), ..proxied(open(&[]), &through) };
-    let courier = Courier::new(settings).unwrap();
-    assert_eq!(send(&courier, "https://hooks.example/x").await.outcome, Ok(200));
-    assert_eq!(receiver.seen()[0].server_name.as_deref(), Some("hooks.example"));
-    // The certificate has to be the receiver's, not the proxy's.
-    let reply = send(&courier, "https://other.example/x").await;
-    assert_eq!(failure(&reply), (ErrorClass::Tls, "the certificate is for another name"));
-}
-
-/// Answers of a proxy that are none.
-#[tokio::test]
-async fn d9_a_proxy_that_answers_nonsense_fails_the_attempt() {
-    let endless = [b"HTTP/1.1 200 x\r\n".to_vec(), b"a: b\r\n".repeat(20_000)].concat();
-    let rows: [(&str, Vec<u8>); 6] = [
-        ("garbage", b"hello\r\n\r\n".to_vec()),
-        ("nothing", Vec::new()),
-        ("a status that is none", b"HTTP/1.1 abc\r\n\r\n".to_vec()),
-        (
-            "bytes after the head",
-            b"HTTP/1.1 200 x\r\n\r\nHTTP/1.1 200 x\r\ncontent-length: 0\r\n\r\n".to_vec(),
-        ),
-        ("a head without end", endless),
-        ("another protocol", b"SSH-2.0-x\r\n\r\n".to_vec()),
-    ];
-    for (what, bytes) in rows {
-        let url = talker(bytes).await.replace("https://", "http://");
-        let quick =
-            CourierSettings { connect_timeout: Duration::from_millis(500), ..proxied(open(&[]), &url) };
-        let reply = send(&Courier::new(quick).unwrap(), "http://hooks.example/").await;
-        assert_eq!(failure(&reply), (ErrorClass::Connect, "the egress proxy cannot be reached"), "{what}");
-        assert!(reply.duration < LONG, "{what}: connect_timeout did not end it: {:?}", reply.duration);
-    }
-}
-
-#[tokio::test]
-async fn a_file_of_authorities_that_cannot_be_used_stops_the_start() {
+async fn unusable_ca_file_fails_the_start() {
     let data = tempfile::tempdir().unwrap();
     let file = data.path().join("ca.pem");
     let missing = data.path().join("nothing.pem");
@@ -549,12 +429,13 @@ async fn a_file_of_authorities_that_cannot_be_used_stops_the_start() {
     for path in [&file, &missing] {
         let mut command = quiet(serve(&data.path().join("data"), &["--dev"]));
         command.env("BALTO__EGRESS__CA_FILE", path).stderr(std::process::Stdio::null());
-        let ended = Daemon::spawn(command).ended_within(PATIENCE).await;
+        let ended = Daemon::spawn(command).ended_within(WAIT_MAX).await;
         assert_eq!(ended, Some(1), "{}", path.display());
     }
 }
 
-/// The pool of an endpoint with a certificate is dropped when too many others were used since, and made again.
+/// The pool of an endpoint with a certificate is evicted after many others were used, and created
+/// again on demand.
 #[tokio::test]
 async fn clients_with_certificates_are_bounded() {
     use balto::courier::tls::Identity;
@@ -562,15 +443,17 @@ async fn clients_with_certificates_are_bounded() {
     let authority = Authority::new("authority");
     let receiver =
         Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Signed(&authority)).await;
-    let settings =
-        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let settings = CourierSettings {
+        roots: authority.roots(),
+        ..settings(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]))
+    };
     let courier = Courier::new(settings).unwrap();
     let own = authority.issue(&params(&["client"]));
     let url = format!("https://hooks.example:{}/", receiver.address.port());
     let most = u32::try_from(balto::limits::CLIENTS_WITH_CERTIFICATE_MAX).unwrap();
     let as_endpoint = async |number: u32| {
         let identity = Identity::new(EndpointNumber(number), &[own.der().into()], own.key_der().to_vec());
-        let parcel = parcel(&url, PATIENCE).with_identity(Some(identity));
+        let parcel = parcel(&url, WAIT_MAX).with_identity(Some(identity));
         assert_eq!(courier.send(parcel).await.unwrap().outcome, Ok(200));
         receiver.seen().last().unwrap().connection
     };
@@ -578,19 +461,19 @@ async fn clients_with_certificates_are_bounded() {
     for number in 1..most {
         as_endpoint(number).await;
     }
-    assert_eq!(as_endpoint(0).await, first, "as many as are kept");
+    assert_eq!(as_endpoint(0).await, first, "the pool holds all of them");
     as_endpoint(most).await;
-    assert_eq!(as_endpoint(0).await, first, "it was used since the others were");
-    assert_ne!(as_endpoint(1).await, first + 1, "the one that was used longest ago made room");
+    assert_eq!(as_endpoint(0).await, first, "the recently used one is kept");
+    assert_ne!(as_endpoint(1).await, first + 1, "the least recently used one is evicted");
 }
 
 #[tokio::test]
-async fn when_file_descriptors_are_short_kept_connections_are_given_up() {
+async fn scarce_descriptors_close_idle_connections() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
-    let courier = super::world::courier(open(&[LOOPBACK]), always(&["127.0.0.1"]));
+    let courier = super::fixture::courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
     let answer = async |stream: &mut TcpStream| {
-        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0, "the connection was not used again");
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0, "the connection was not reused");
         stream.write_all(b"HTTP/1.1 204 x\r\n\r\n").await.unwrap();
     };
     let (first, mut kept) = tokio::join!(send(&courier, &url), async {
@@ -601,35 +484,43 @@ async fn when_file_descriptors_are_short_kept_connections_are_given_up() {
     let (second, ()) = tokio::join!(send(&courier, &url), answer(&mut kept));
     assert_eq!((first.outcome, second.outcome), (Ok(204), Ok(204)));
     courier.on_shortage();
-    // Before an idle connection is given up anyway.
-    let closed = tokio::time::timeout(PATIENCE, kept.read(&mut [0; 1])).await;
-    assert_eq!(closed.expect("it is still kept").unwrap(), 0);
+    // Earlier than the idle timeout.
+    let closed = tokio::time::timeout(WAIT_MAX, kept.read(&mut [0; 1])).await;
+    assert_eq!(closed.expect("the idle connection is still open").unwrap(), 0);
 }
 
 #[tokio::test]
-async fn a_connection_that_is_given_up_is_closed_as_tls_wants_it() {
+async fn closed_tls_connection_sends_close_notify() {
     let authority = Authority::new("authority");
-    let receiver = Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::Unasked).await;
-    let settings =
-        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let receiver = Secure::start(&authority.issue(&params(&["hooks.example"])), Clients::NotRequested).await;
+    let settings = CourierSettings {
+        roots: authority.roots(),
+        ..settings(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]))
+    };
     let courier = Courier::new(settings).unwrap();
     let url = format!("https://hooks.example:{}/", receiver.address.port());
     assert_eq!(send(&courier, &url).await.outcome, Ok(200));
     courier.on_shortage();
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while receiver.goodbyes().is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "it is still open");
+    let deadline = tokio::time::Instant::now() + WAIT_MAX;
+    while receiver.close_notifies().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "the connection is still open");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(receiver.goodbyes(), [true], "without a close_notify (RFC 8446, section 6.1)");
+    assert_eq!(
+        receiver.close_notifies(),
+        [true],
+        "the connection ended without close_notify (RFC 8446, section 6.1)"
+    );
 }
 
 #[tokio::test]
-async fn messages_of_tls_that_http_never_sees_are_counted_too() {
+async fn tls_messages_outside_http_count_toward_the_read_limit() {
     let authority = Authority::new("authority");
     let own = authority.issue(&params(&["hooks.example"]));
-    let settings =
-        CourierSettings { roots: authority.roots(), ..settings(open(&[LOOPBACK]), always(&["127.0.0.1"])) };
+    let settings = CourierSettings {
+        roots: authority.roots(),
+        ..settings(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]))
+    };
     let courier = Courier::new(settings).unwrap();
     let address = floods_with_tickets(&own, balto::limits::REPLY_WIRE_BYTES_MAX / 25).await;
     let reply = send(&courier, &format!("https://hooks.example:{}/", address.port())).await;

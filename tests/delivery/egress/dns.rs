@@ -8,25 +8,25 @@ use balto::courier::{Resolver as _, SystemResolver};
 use serde_json::json;
 use tokio::net::{TcpListener, UdpSocket};
 
+use super::fixture::{DnsAnswer, EchoReceiver, KEY, NameServer, delivered, until};
 use super::names::with_file;
-use super::world::{Ears, KEY, Names, Says, delivered, until};
-use crate::support::{Daemon, has, quiet, say, serve};
+use crate::support::{Daemon, has_program, quiet, say, serve};
 
 const FOUR: &str = "127.16.0.1";
 const SIX: &str = "2001:db8::1";
 
-/// A name server that is silent is given up after this long, the second try included.
+/// A silent name server is abandoned after this time, including the second try.
 const SILENT: Duration = Duration::from_secs(4);
 
-fn addresses(list: &[&'static str]) -> Says {
-    Says::Addresses(list.to_vec())
+fn addresses(list: &[&'static str]) -> DnsAnswer {
+    DnsAnswer::Addresses(list.to_vec())
 }
 
 fn parsed(list: &[&str]) -> Vec<IpAddr> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-async fn lookup(servers: &[&Names], name: &str) -> std::io::Result<Vec<IpAddr>> {
+async fn lookup(servers: &[&NameServer], name: &str) -> std::io::Result<Vec<IpAddr>> {
     let servers: Vec<_> = servers.iter().map(|names| names.address).collect();
     SystemResolver::new(&servers).unwrap().lookup(name.to_owned()).await
 }
@@ -34,8 +34,8 @@ async fn lookup(servers: &[&Names], name: &str) -> std::io::Result<Vec<IpAddr>> 
 #[tokio::test]
 async fn silence_about_one_family_does_not_delay_the_other() {
     for silent_six in [true, false] {
-        let names = Names::answering(move |question| match question.is_for_six() == silent_six {
-            true => Says::Silence,
+        let names = NameServer::answering(move |question| match question.is_for_six() == silent_six {
+            true => DnsAnswer::Silence,
             false => addresses(&[FOUR, SIX]),
         })
         .await;
@@ -47,23 +47,23 @@ async fn silence_about_one_family_does_not_delay_the_other() {
 }
 
 #[tokio::test]
-async fn failure_of_one_family_does_not_matter() {
+async fn failure_of_one_family_is_ignored_if_the_other_answers() {
     for code in [1, 2, 3, 4, 5] {
-        let names = Names::answering(move |question| match question.is_for_six() {
-            true => Says::Code(code),
-            false => Says::Late(100, Box::new(addresses(&[FOUR]))),
+        let names = NameServer::answering(move |question| match question.is_for_six() {
+            true => DnsAnswer::Code(code),
+            false => DnsAnswer::Late(100, Box::new(addresses(&[FOUR]))),
         })
         .await;
         assert_eq!(lookup(&[&names], "a.example").await.unwrap(), parsed(&[FOUR]), "code {code}");
     }
 }
 
-/// Nothing is decided before one family has addresses.
+/// An empty family decides nothing before the other one answers.
 #[tokio::test]
-async fn slow_family_is_waited_for_when_the_other_is_empty() {
-    let names = Names::answering(|question| match question.is_for_six() {
-        true => Says::Nothing,
-        false => Says::Late(1_000, Box::new(addresses(&[FOUR]))),
+async fn slow_family_is_awaited_when_the_other_is_empty() {
+    let names = NameServer::answering(|question| match question.is_for_six() {
+        true => DnsAnswer::Nothing,
+        false => DnsAnswer::Late(1_000, Box::new(addresses(&[FOUR]))),
     })
     .await;
     assert_eq!(lookup(&[&names], "a.example").await.unwrap(), parsed(&[FOUR]));
@@ -71,10 +71,10 @@ async fn slow_family_is_waited_for_when_the_other_is_empty() {
 
 #[tokio::test]
 async fn servers_without_edns_are_understood() {
-    for refusal in [Says::Code(1), Says::Code(4), Says::Noise, Says::Silence] {
-        let says = refusal.clone();
-        let names = Names::answering(move |question| match question.has_edns {
-            true => says.clone(),
+    for refusal in [DnsAnswer::Code(1), DnsAnswer::Code(4), DnsAnswer::Noise, DnsAnswer::Silence] {
+        let dns_answer = refusal.clone();
+        let names = NameServer::answering(move |question| match question.has_edns {
+            true => dns_answer.clone(),
             false => addresses(&[FOUR]),
         })
         .await;
@@ -84,25 +84,32 @@ async fn servers_without_edns_are_understood() {
 
 #[tokio::test]
 async fn next_server_is_asked_when_the_first_fails() {
-    let second = Names::answering(|_| addresses(&[FOUR])).await;
-    for failure in [Says::Code(1), Says::Code(2), Says::Code(4), Says::Code(5), Says::Silence, Says::Noise] {
-        let says = failure.clone();
-        let first = Names::answering(move |_| says.clone()).await;
+    let second = NameServer::answering(|_| addresses(&[FOUR])).await;
+    for failure in [
+        DnsAnswer::Code(1),
+        DnsAnswer::Code(2),
+        DnsAnswer::Code(4),
+        DnsAnswer::Code(5),
+        DnsAnswer::Silence,
+        DnsAnswer::Noise,
+    ] {
+        let dns_answer = failure.clone();
+        let first = NameServer::answering(move |_| dns_answer.clone()).await;
         let found = lookup(&[&first, &second], "a.example").await.unwrap();
         assert_eq!(found, parsed(&[FOUR]), "{failure:?}");
         assert_eq!(lookup(&[&second, &first], "a.example").await.unwrap(), parsed(&[FOUR]), "{failure:?}");
     }
-    // A name that the first server knows not to exist is not asked for elsewhere.
-    let first = Names::answering(|_| Says::NoSuchName).await;
+    // After NXDOMAIN from the first server, the second one gets no query.
+    let first = NameServer::answering(|_| DnsAnswer::NoSuchName).await;
     assert_eq!(lookup(&[&first, &second], "b.example").await.unwrap(), parsed(&[]));
 }
 
 #[tokio::test]
-async fn answer_that_is_too_long_comes_over_tcp() {
+async fn truncated_answer_is_fetched_over_tcp() {
     let many: Vec<&'static str> = vec![FOUR; 40];
-    let names = Names::answering(move |question| match question.is_for_six() {
-        true => Says::Nothing,
-        false => Says::Truncated(many.clone()),
+    let names = NameServer::answering(move |question| match question.is_for_six() {
+        true => DnsAnswer::Nothing,
+        false => DnsAnswer::Truncated(many.clone()),
     })
     .await;
     let found = lookup(&[&names], "a.example").await.unwrap();
@@ -111,30 +118,30 @@ async fn answer_that_is_too_long_comes_over_tcp() {
 
 #[tokio::test]
 async fn silence_of_all_servers_ends_as_a_timeout() {
-    let names = Names::answering(|_| Says::Silence).await;
+    let names = NameServer::answering(|_| DnsAnswer::Silence).await;
     let failed = lookup(&[&names, &names], "a.example").await.unwrap_err();
     assert_eq!(failed.kind(), std::io::ErrorKind::TimedOut);
 }
 
-/// As on a machine whose network comes up after the daemon.
+/// As on a machine whose network starts after the daemon.
 #[tokio::test]
-async fn resolv_conf_and_hosts_are_noticed_when_they_change() {
+async fn changes_of_resolv_conf_and_hosts_take_effect() {
     let data = tempfile::tempdir().unwrap();
     let file = data.path().join("file");
     std::fs::write(&file, "").unwrap();
     let server = "127.0.0.155:53";
     let bound = (UdpSocket::bind(server).await, TcpListener::bind(server).await);
     let trial = with_file(&Command::new("true"), &file, "/etc/resolv.conf");
-    let may_mount = has("unshare") && quiet(trial).status().is_ok_and(|status| status.success());
+    let may_mount = has_program("unshare") && quiet(trial).status().is_ok_and(|status| status.success());
     let ((Ok(udp), Ok(tcp)), true) = (bound, may_mount) else {
         say("SKIPPED: port 53 cannot be bound, or a mount namespace cannot be made here");
         return;
     };
-    let names = Names::on(udp, tcp, |question| match question.name.as_str() {
+    let names = NameServer::on(udp, tcp, |question| match question.name.as_str() {
         "hook.example.com" => addresses(&["127.0.0.1"]),
-        _ => Says::NoSuchName,
+        _ => DnsAnswer::NoSuchName,
     });
-    let ears = Ears::open().await;
+    let echo = EchoReceiver::open().await;
     for (in_etc, change, host) in [
         ("/etc/resolv.conf", "nameserver 127.0.0.155\n", "hook.example.com"),
         ("/etc/hosts", "127.0.0.1 other.example.com\n", "other.example.com"),
@@ -148,7 +155,7 @@ async fn resolv_conf_and_hosts_are_noticed_when_they_change() {
         let mut daemon = Daemon::spawn(quiet(with_file(&command, &file, in_etc)));
         daemon.key = Some(KEY.to_owned());
         daemon.until_ready().await;
-        let body = json!({"url": format!("http://{host}:{}/", ears.port), "eventTypes": ["a"],
+        let body = json!({"url": format!("http://{host}:{}/", echo.port), "eventTypes": ["a"],
             "retry": {"schedule": vec!["1s"; 90]}});
         daemon.post("/endpoints", &body.to_string()).await;
         let failing = async {

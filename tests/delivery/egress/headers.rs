@@ -1,10 +1,10 @@
-//! Table E: what a request to a receiver may carry, and who may say so.
+//! Table E: the headers of a request to a receiver, and their sources.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::world::delivered;
+use super::fixture::delivered;
 use crate::support::{Daemon, Receiver, answer};
 
 const FORBIDDEN: &[(&str, &str, &str)] = &[
@@ -75,7 +75,7 @@ async fn refused(daemon: &Daemon, path: &str, body: &Value) -> String {
 }
 
 #[tokio::test]
-async fn custom_headers_are_refused_when_they_are_not_the_customers() {
+async fn reserved_custom_headers_are_refused() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let url = "http://127.0.0.1:54321/";
@@ -97,7 +97,7 @@ async fn custom_headers_are_refused_when_they_are_not_the_customers() {
 }
 
 #[tokio::test]
-async fn e5_e7_what_reaches_a_header_of_ours_has_no_line_break_in_it() {
+async fn e5_e7_generated_headers_contain_no_line_break() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     for (row, member, value) in [
@@ -116,9 +116,9 @@ async fn e5_e7_what_reaches_a_header_of_ours_has_no_line_break_in_it() {
     }
 }
 
-/// There is no member for a method, and a delivery is a `POST`.
+/// The API has no member for a method, and a delivery is a `POST`.
 #[tokio::test]
-async fn e6_a_delivery_is_a_post_and_nothing_else() {
+async fn e6_delivery_is_always_a_post() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -134,7 +134,7 @@ async fn e6_a_delivery_is_a_post_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn refused_underscore_says_what_to_write() {
+async fn refused_underscore_error_suggests_a_hyphen() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let body = json!({"url": "http://127.0.0.1:54321/", "headers": {"X_Own": "x"}});
@@ -151,14 +151,14 @@ async fn raw_head(listener: &TcpListener) -> String {
         assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "a request ends in its head");
     }
     stream.write_all(answer(200).replace("x\r\n", "x\r\nconnection: close\r\n").as_bytes()).await.unwrap();
-    // The rest of the request, so that closing does not reset the reply.
+    // Reads the remaining bytes, so that closing does not reset the reply.
     stream.shutdown().await.unwrap();
     let _rest = stream.read_to_end(&mut Vec::new()).await;
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
     String::from_utf8(bytes[..end].to_vec()).unwrap()
 }
 
-/// A gateway that passes names on as they were sent, and a receiver behind it that compares their case.
+/// A gateway that forwards names unchanged, and a receiver behind it that compares their case.
 #[tokio::test]
 async fn header_names_are_sent_in_title_case() {
     let data = tempfile::tempdir().unwrap();
@@ -240,7 +240,7 @@ async fn credentials_in_headers_are_kept_as_sensitive() {
 }
 
 #[tokio::test]
-async fn credential_is_changed_and_removed_in_either_member() {
+async fn credential_can_be_changed_in_either_header_member() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;

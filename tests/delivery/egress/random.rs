@@ -1,8 +1,9 @@
-//! URLs and answers of name servers from a generator. What is judged is where connections arrive, not what the guard says.
+//! Random URLs and DNS answers. The test checks where connections arrive, not the guard's own
+//! decisions.
 //!
-//! Of loopback, which is all this machine, the policy of this test opens some and forbids the rest; a receiver at every
-//! address answers with the one that it was reached at. Which addresses may be reached is said here a second time, by
-//! arithmetic.
+//! The whole of loopback is this machine. The test's policy opens a part of it and forbids the
+//! rest; a receiver at every address answers with the address of the connection. The test computes
+//! the allowed addresses independently.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use url::Url;
 
-use super::world::{By, Ears, networks, settings};
+use super::fixture::{EchoReceiver, FnResolver, networks, settings};
 use crate::support::{number, say, seed};
 
 /// 127.32.0.0 to 127.63.255.255 without 127.40.0.0/16.
@@ -30,7 +31,7 @@ fn may_be_reached(address: IpAddr) -> bool {
 }
 
 fn policy() -> EgressPolicy {
-    // Strangers are not to be bothered by a test: the public Internet is closed here.
+    // The test must not contact other machines: the public Internet is closed here.
     let others = (0..=255_u8).filter(|first| *first != 127).map(|first| format!("{first}.0.0.0/8"));
     let mut denied: Vec<_> = others.map(|text| text.parse().unwrap()).collect();
     denied.extend(networks(&["127.40.0.0/16", "2000::/3"]));
@@ -52,7 +53,7 @@ fn open(rng: &mut Rng) -> Ipv4Addr {
     Ipv4Addr::new(127, second, rng.u8(..), rng.u8(1..255))
 }
 
-/// Of all kinds, most of them forbidden; many lead to the receiver all the same.
+/// Addresses of all kinds, most of them forbidden; many of them lead to the receiver nevertheless.
 fn address(rng: &mut Rng, own: &[IpAddr]) -> IpAddr {
     let four = match rng.u8(0..8) {
         0..=2 => open(rng),
@@ -82,8 +83,8 @@ fn address(rng: &mut Rng, own: &[IpAddr]) -> IpAddr {
     }
 }
 
-/// One way of many to write an IPv4 address.
-fn written(rng: &mut Rng, four: Ipv4Addr) -> String {
+/// One of many ways to write an IPv4 address.
+fn notation(rng: &mut Rng, four: Ipv4Addr) -> String {
     let [a, b, c, d] = four.octets();
     let bits = four.to_bits();
     let part = |rng: &mut Rng, value: u32| match rng.u8(0..4) {
@@ -107,7 +108,7 @@ fn written(rng: &mut Rng, four: Ipv4Addr) -> String {
 
 fn host(rng: &mut Rng, address: IpAddr) -> String {
     match address {
-        IpAddr::V4(four) => written(rng, four),
+        IpAddr::V4(four) => notation(rng, four),
         IpAddr::V6(six) => match six.to_ipv4() {
             Some(four) if rng.bool() => format!("[::ffff:{four}]"),
             _ => format!("[{six}]"),
@@ -115,7 +116,7 @@ fn host(rng: &mut Rng, address: IpAddr) -> String {
     }
 }
 
-/// A URL around a host, with the tricks that parsers have fallen for.
+/// A URL around a host, with known tricks against parsers.
 fn url(rng: &mut Rng, host: &str, port: u16) -> String {
     let decoy = ["example.com", "127.32.0.1", "127.0.0.1"][rng.usize(0..3)];
     match rng.u8(0..24) {
@@ -135,7 +136,7 @@ fn url(rng: &mut Rng, host: &str, port: u16) -> String {
     }
 }
 
-/// What each name is answered, one list per lookup; the last one again and again.
+/// The answers for each name, one list per lookup; the last one is repeated.
 type Answers = Arc<Mutex<HashMap<String, Vec<Vec<IpAddr>>>>>;
 
 fn resolver(answers: &Answers) -> impl Fn(&str) -> std::io::Result<Vec<IpAddr>> + Send + Sync + 'static {
@@ -156,11 +157,11 @@ struct Tally {
     arrived: usize,
 }
 
-/// Tries one URL: as it is, at save and, in the form that would have been kept, at send.
+/// Tries one URL: as it is at save and, in its canonical form, at send.
 async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
     let kept = courier.check_url(raw).await;
     let mut tally = Tally { saved: usize::from(kept.is_ok()), sent: 0, arrived: 0 };
-    // What was refused may have been kept by an older version, or under another policy.
+    // A refused URL may have been saved by an older version, or under another policy.
     let stored = kept.as_deref().map(str::to_owned).or_else(|_| Url::parse(raw).map(String::from));
     let Ok(stored) = stored else { return tally };
     let Ok(parcel) = Parcel::new(&stored, hyper::HeaderMap::new(), Bytes::new(), Duration::from_secs(10))
@@ -174,18 +175,18 @@ async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
         let at: IpAddr = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();
         assert!(may_be_reached(at), "{raw:?} ({stored}) arrived at {at}");
     }
-    assert!(!sure || tally.arrived == 1, "the control: {raw:?} did not arrive: {:?}", reply.outcome);
+    assert!(!sure || tally.arrived == 1, "control: {raw:?} did not arrive: {:?}", reply.outcome);
     tally
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_connection_of_ten_thousand_random_urls_and_answers_reaches_a_forbidden_address() {
+async fn random_urls_and_dns_answers_reach_no_forbidden_address() {
     let seed = seed();
     let rounds = number("BALTO_TEST_ROUNDS").unwrap_or(10_000);
-    let ears = Ears::closing().await;
+    let echo = EchoReceiver::closing().await;
     let own: Vec<IpAddr> = if_addrs::get_if_addrs().unwrap().iter().map(|interface| interface.ip()).collect();
     let answers = Answers::default();
-    let mut settings = settings(policy(), Arc::new(By(resolver(&answers))));
+    let mut settings = settings(policy(), Arc::new(FnResolver(resolver(&answers))));
     settings.connect_timeout = Duration::from_secs(2);
     let courier = Courier::new(settings).unwrap();
     let mut rng = Rng::with_seed(seed);
@@ -193,17 +194,17 @@ async fn no_connection_of_ten_thousand_random_urls_and_answers_reaches_a_forbidd
     let mut controls = 0;
     for round in 0..rounds {
         let (raw, sure) = match round % 10 {
-            // The control: what may be reached is reached, by address and by name.
-            0 => (format!("http://{}:{}/", open(&mut rng), ears.port), true),
+            // Control: allowed addresses are reached, by address and by name.
+            0 => (format!("http://{}:{}/", open(&mut rng), echo.port), true),
             1 => {
                 let name = format!("good{round}.example");
                 answers.lock().unwrap().insert(name.clone(), vec![vec![open(&mut rng).into()]]);
-                (format!("http://{name}:{}/", ears.port), true)
+                (format!("http://{name}:{}/", echo.port), true)
             }
             2..=5 => {
                 let address = address(&mut rng, &own);
                 let host = host(&mut rng, address);
-                (url(&mut rng, &host, ears.port), false)
+                (url(&mut rng, &host, echo.port), false)
             }
             _ => {
                 let name = format!("n{round}.example");
@@ -211,7 +212,7 @@ async fn no_connection_of_ten_thousand_random_urls_and_answers_reaches_a_forbidd
                     .map(|_| (0..rng.usize(0..4)).map(|_| address(&mut rng, &own)).collect())
                     .collect();
                 answers.lock().unwrap().insert(name.clone(), lists);
-                (url(&mut rng, &name, ears.port), false)
+                (url(&mut rng, &name, echo.port), false)
             }
         };
         controls += usize::from(sure);
@@ -224,16 +225,16 @@ async fn no_connection_of_ten_thousand_random_urls_and_answers_reaches_a_forbidd
     while let Some(ended) = running.join_next().await {
         add(&mut sum, ended.unwrap());
     }
-    let heard = ears.heard();
-    let strangers: Vec<_> = heard.iter().filter(|at| !may_be_reached(**at)).collect();
-    assert!(strangers.is_empty(), "connections to forbidden addresses: {strangers:?}");
+    let connections = echo.connections();
+    let others: Vec<_> = connections.iter().filter(|at| !may_be_reached(**at)).collect();
+    assert!(others.is_empty(), "connections to forbidden addresses: {others:?}");
     let Tally { saved, sent, arrived } = sum;
     say(&format!(
         "{rounds} tried, {saved} saved, {sent} sent, {arrived} arrived over {} connections",
-        heard.len()
+        connections.len()
     ));
-    assert!(arrived > controls, "of those that are not sure to arrive, some do");
-    assert!(heard.len() > controls / 2, "connections are seen");
+    assert!(arrived > controls, "no random URL arrived");
+    assert!(connections.len() > controls / 2, "the receiver saw too few connections");
 }
 
 fn add(sum: &mut Tally, one: Tally) {

@@ -1,4 +1,4 @@
-//! Connections under TLS that end when they are used again. `receivers/closed.rs` has the same without TLS.
+//! TLS connections that end when they are reused. `receivers/closed.rs` has the same without TLS.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,17 +10,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::{Authority, params, plain_config};
-use super::world::{always, open, send, settings};
+use super::fixture::{fixed_resolver, open, send, settings};
 use crate::support::{answer, next_request};
 
-/// How the first connection ends once its second request was read.
+/// The end of the first connection after its second request was read.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
-    /// Without a word of TLS.
+    /// TCP close without `close_notify`.
     Closes,
     /// With `close_notify`.
-    SaysGoodbye,
-    /// With bytes that are no record of TLS, and therefore an alert of ours.
+    ClosesCleanly,
+    /// With bytes that are not a TLS record; the courier sends an alert.
     Garbage,
     /// After the first byte of a reply.
     OneByte,
@@ -29,7 +29,7 @@ enum Ending {
 async fn end(mut stream: TlsStream<TcpStream>, ending: Ending) {
     match ending {
         Ending::Closes => {}
-        Ending::SaysGoodbye => stream.shutdown().await.unwrap(),
+        Ending::ClosesCleanly => stream.shutdown().await.unwrap(),
         Ending::Garbage => stream.get_mut().0.write_all(b"\0\0\0\0\0\0\0\0").await.unwrap(),
         Ending::OneByte => {
             stream.write_all(b"H").await.unwrap();
@@ -42,7 +42,7 @@ async fn end(mut stream: TlsStream<TcpStream>, ending: Ending) {
 async fn ended_tls_connection_is_replaced_once() {
     let authority = Authority::new("a test's own");
     let own = authority.issue(&params(&["receiver.example"]));
-    for ending in [Ending::Closes, Ending::SaysGoodbye, Ending::Garbage, Ending::OneByte] {
+    for ending in [Ending::Closes, Ending::ClosesCleanly, Ending::Garbage, Ending::OneByte] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://receiver.example:{}/", listener.local_addr().unwrap().port());
         // The connection of each request.
@@ -66,7 +66,7 @@ async fn ended_tls_connection_is_replaced_once() {
         });
         let trusted = CourierSettings {
             roots: authority.roots(),
-            ..settings(open(&["127.0.0.0/8"]), always(&["127.0.0.1"]))
+            ..settings(open(&["127.0.0.0/8"]), fixed_resolver(&["127.0.0.1"]))
         };
         let courier = Courier::new(trusted).unwrap();
         assert_eq!(send(&courier, &url).await.outcome, Ok(200), "{ending:?}");

@@ -1,4 +1,4 @@
-//! Kinds of keys, of certificates and of failures that receivers with TLS have.
+//! Keys, certificates and failures of TLS receivers.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -18,8 +18,8 @@ use rustls::{NamedGroup, RootCertStore};
 use super::certificates::{
     Authority, Certificate, Clients, Secure, as_authority, early, expired, params, self_signed,
 };
-use super::world::{always, failure, open, parcel, settings};
-use crate::support::{PATIENCE, has, say};
+use super::fixture::{failure, fixed_resolver, open, parcel, settings};
+use crate::support::{WAIT_MAX, has_program, say};
 
 const HOST: &str = "hooks.example";
 
@@ -27,17 +27,17 @@ fn key(algorithm: &'static SignatureAlgorithm) -> KeyPair {
     KeyPair::generate_for(algorithm).unwrap()
 }
 
-/// A courier that trusts these, and for which every name is this machine.
+/// A courier that trusts these roots, and resolves every name to this machine.
 fn trusting(roots: Arc<RootCertStore>) -> Courier {
-    let settings = settings(open(&["127.0.0.0/8"]), always(&["127.0.0.1"]));
+    let settings = settings(open(&["127.0.0.0/8"]), fixed_resolver(&["127.0.0.1"]));
     Courier::new(CourierSettings { roots, ..settings }).unwrap()
 }
 
 fn to(port: u16) -> Parcel {
-    parcel(&format!("https://{HOST}:{port}/"), PATIENCE)
+    parcel(&format!("https://{HOST}:{port}/"), WAIT_MAX)
 }
 
-/// What the record of an attempt says; empty when the receiver got it.
+/// The error of the attempt's record; empty after a delivery.
 async fn outcome(courier: &Courier, parcel: Parcel) -> String {
     let reply = courier.send(parcel).await.unwrap();
     if reply.outcome == Ok(200) {
@@ -61,13 +61,14 @@ async fn keys_of_every_kind_are_accepted() {
         for version in [&TLS12, &TLS13] {
             let authority = Authority::new("authority");
             let own = authority.issue_for(&params(&[HOST]), key(kind));
-            let receiver = Secure::narrow(version, None, &own, Clients::Unasked).await;
+            let receiver = Secure::narrow(version, None, &own, Clients::NotRequested).await;
             let words = outcome(&trusting(authority.roots()), to(receiver.address.port())).await;
             assert_eq!(words, "", "a receiver's key of {name}, {version:?}");
 
             let authority = Authority::with_key("authority", key(kind));
             let receiver =
-                Secure::narrow(version, None, &authority.issue(&params(&[HOST])), Clients::Unasked).await;
+                Secure::narrow(version, None, &authority.issue(&params(&[HOST])), Clients::NotRequested)
+                    .await;
             let words = outcome(&trusting(authority.roots()), to(receiver.address.port())).await;
             assert_eq!(words, "", "an authority's key of {name}, {version:?}");
         }
@@ -105,18 +106,19 @@ async fn key_exchange_works_over_every_curve() {
     let courier = trusting(authority.roots());
     for group in [NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1, NamedGroup::secp521r1] {
         for version in [&TLS12, &TLS13] {
-            let receiver = Secure::narrow(version, Some(group), &own, Clients::Unasked).await;
+            let receiver = Secure::narrow(version, Some(group), &own, Clients::NotRequested).await;
             let words = outcome(&courier, to(receiver.address.port())).await;
             assert_eq!(words, "", "{group:?}, {version:?}");
         }
     }
-    let receiver = Secure::narrow(&TLS13, Some(NamedGroup::X25519MLKEM768), &own, Clients::Unasked).await;
+    let receiver =
+        Secure::narrow(&TLS13, Some(NamedGroup::X25519MLKEM768), &own, Clients::NotRequested).await;
     assert_eq!(outcome(&courier, to(receiver.address.port())).await, "", "a hybrid group");
 }
 
 /// `openssl req -x509` makes such certificates, and operators put them into `egress.ca_file`.
 #[tokio::test]
-async fn trusted_authority_is_accepted_as_a_receivers_own_certificate() {
+async fn trusted_authority_is_accepted_as_server_certificate() {
     let listed = |certificate: &Certificate| certificate.roots();
     let unlisted = |_: &Certificate| Authority::new("other").roots();
     type Roots<'a> = &'a dyn Fn(&Certificate) -> Arc<RootCertStore>;
@@ -149,7 +151,7 @@ async fn trusted_authority_is_accepted_as_a_receivers_own_certificate() {
         ),
     ];
     for (what, certificate, roots, words) in rows {
-        let receiver = Secure::start(&certificate, Clients::Unasked).await;
+        let receiver = Secure::start(&certificate, Clients::NotRequested).await;
         let found = outcome(&trusting(roots(&certificate)), to(receiver.address.port())).await;
         assert_eq!(found, words, "{what}");
         assert_eq!(receiver.seen().len(), usize::from(words.is_empty()), "{what}");
@@ -157,7 +159,7 @@ async fn trusted_authority_is_accepted_as_a_receivers_own_certificate() {
 }
 
 #[tokio::test]
-async fn missing_and_refused_client_certificates_are_told_apart() {
+async fn missing_and_refused_client_certificates_are_distinct() {
     let authority = Authority::new("authority");
     let own = authority.issue(&params(&[HOST]));
     let courier = trusting(authority.roots());
@@ -180,7 +182,7 @@ fn openssl(directory: &Path, arguments: &str) {
     assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// A receiver over OpenSSL: its own `s_server` answers no POST. Prints its port.
+/// A receiver with OpenSSL, because `openssl s_server` answers no POST. Prints its port.
 const RECEIVER: &str = r#"
 import http.server, ssl, sys
 class Receiver(http.server.BaseHTTPRequestHandler):
@@ -224,7 +226,7 @@ impl Drop for OpenSslReceiver {
     }
 }
 
-/// An authority of OpenSSL, and a certificate for [`HOST`] that it has signed with these options.
+/// An OpenSSL authority, and a certificate for [`HOST`] that it signed with these options.
 fn signed_by_openssl(directory: &Path, options: &str) -> Arc<RootCertStore> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
@@ -246,15 +248,16 @@ fn signed_by_openssl(directory: &Path, options: &str) -> Arc<RootCertStore> {
 }
 
 #[tokio::test]
-async fn openssl_receivers_are_delivered_to_or_explained() {
-    if !has("openssl") || !has("python3") {
+async fn openssl_receivers_get_deliveries_or_a_clear_error() {
+    if !has_program("openssl") || !has_program("python3") {
         say("SKIPPED: there is no openssl or no python3 here");
         return;
     }
     const NO_CIPHER: &str =
         "the receiver accepts none of the ciphers, key exchanges and signature algorithms that are safe";
     const SHA_1: &str = "the certificate chain is signed with SHA-1 with RSA, which is no longer safe; SHA-256 or better is needed";
-    /// OpenSSL's default salt; certificates of public authorities have one as long as the digest.
+    /// OpenSSL's default salt; certificates of public authorities have a salt as long as the
+    /// digest.
     const LONG_SALT: &str =
         "the certificate chain is signed with these parameters of RSA-PSS, which is not supported";
     const NO_CLIENT: &str = "the receiver asks for a client certificate";

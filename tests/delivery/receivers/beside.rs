@@ -1,4 +1,5 @@
-//! Receivers that misbehave beside one that is well, at the real daemon: what they cost, and whom.
+//! Misbehaving receivers beside a healthy one, at the real daemon: their cost, and their effect on
+//! the healthy one.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
@@ -6,17 +7,17 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::table_f::{self, Case};
-use crate::support::chaos::{Chaos, says, script};
-use crate::support::{Daemon, PATIENCE, Receiver, answer, say};
+use crate::support::chaos::{Chaos, replies_with, script};
+use crate::support::{Daemon, Receiver, WAIT_MAX, answer, say};
 
-/// Events for each receiver that misbehaves: no more than fail before its circuit opens.
+/// Events for each misbehaving receiver: no more than fail before its circuit opens.
 const EACH: usize = 5;
-/// Events for the receiver that is well.
+/// Events for the healthy receiver.
 const HEALTHY: usize = 200;
-/// What the daemon may take, in bytes: much less than the receivers offer.
+/// Memory limit of the daemon in bytes: much less than the receivers send.
 const MEMORY_BYTES_MAX: u64 = 256 << 20;
 
-/// The most memory that the daemon has had, in bytes.
+/// The peak memory of the daemon, in bytes.
 fn memory_peak(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -30,7 +31,7 @@ async fn healthy(daemon: &Daemon) -> Receiver {
     healthy
 }
 
-/// Posts events of these types in one go.
+/// Posts events of these types in one batch.
 async fn publish(daemon: &Daemon, types: impl Iterator<Item = String>) {
     let events: Vec<_> = types.map(|kind| json!({"type": kind, "data": 1})).collect();
     for events in events.chunks(1_000) {
@@ -40,7 +41,7 @@ async fn publish(daemon: &Daemon, types: impl Iterator<Item = String>) {
     }
 }
 
-/// It got each of its events once, at the first try.
+/// Asserts that the receiver got each of its events once, at the first attempt.
 fn check_healthy(healthy: &Receiver) {
     let got = healthy.got();
     let ids: HashSet<_> = got.iter().map(|got| got.headers["webhook-id"].as_str()).collect();
@@ -49,19 +50,19 @@ fn check_healthy(healthy: &Receiver) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_of_table_f_at_once_costs_bounded_memory_and_nobody_else_notices() {
+async fn all_of_table_f_at_once_costs_bounded_memory() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let healthy = healthy(&daemon).await;
     let mut stage: Vec<(Case, Chaos, String, usize)> = Vec::new();
     for (number, case) in table_f::all().into_iter().enumerate() {
         let receiver = Chaos::start(&case.script);
-        // Each is one of hundreds at once, and still has to come to its status line in time.
+        // Hundreds run concurrently, and each has to send its status line in time.
         let timeout = 5 * case.timeout().as_secs();
         let body = json!({"url": receiver.url, "eventTypes": [format!("case.{number}")], "retry": {"maxAttempts": 1},
             "timeout": format!("{}s", timeout.min(25))});
         let endpoint = daemon.post("/endpoints", &body.to_string()).await["id"].as_str().unwrap().to_owned();
-        // A receiver that is gone gets nothing more.
+        // An endpoint that answered 410 gets no further event.
         let events = if case.expected == Ok(410) { 1 } else { EACH };
         stage.push((case, receiver, endpoint, events));
     }
@@ -102,19 +103,20 @@ async fn all_of_table_f_at_once_costs_bounded_memory_and_nobody_else_notices() {
         peak >> 20
     ));
     assert!(peak < MEMORY_BYTES_MAX, "the daemon had {peak} bytes");
-    assert!(offered > MEMORY_BYTES_MAX, "only {offered} bytes were offered: nothing is shown");
-    assert_eq!(daemon.terminate(), Some(0), "it stops as ever");
+    assert!(offered > MEMORY_BYTES_MAX, "only {offered} bytes were offered: too few for the test");
+    assert_eq!(daemon.terminate(), Some(0), "exit code of SIGTERM");
     for (_, receiver, ..) in &stage {
-        receiver.until_left_alone().await;
+        receiver.until_all_closed().await;
     }
 }
 
-/// A thousand endpoints whose receivers hang, refuse, reset or fail, with more for them than there are slots (T30).
+/// A thousand endpoints whose receivers hang, refuse, reset or fail, with more deliveries than
+/// slots (T30).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t30_a_thousand_dead_receivers_do_not_keep_a_healthy_one_waiting() {
+async fn t30_dead_receivers_do_not_delay_a_healthy_one() {
     const DEAD: usize = 1_000;
     let data = tempfile::tempdir().unwrap();
-    // Fewer slots than usual, for the sake of machines that give a process a thousand file descriptors.
+    // Fewer slots than usual, for machines that allow a process only a thousand file descriptors.
     let slots = [("BALTO__DELIVERY__MAX_IN_FLIGHT", "160")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &slots).await;
     let healthy = healthy(&daemon).await;
@@ -124,7 +126,7 @@ async fn t30_a_thousand_dead_receivers_do_not_keep_a_healthy_one_waiting() {
         talk.reset();
     });
     let hanging: Vec<_> = (0..4).map(|_| Chaos::start(&hang)).collect();
-    let (resetting, failing) = (Chaos::start(&reset), Chaos::start(&says(answer(500))));
+    let (resetting, failing) = (Chaos::start(&reset), Chaos::start(&replies_with(answer(500))));
     let refusing = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refusing = format!("http://{refusing}/");
     for number in 0..DEAD {
@@ -134,7 +136,7 @@ async fn t30_a_thousand_dead_receivers_do_not_keep_a_healthy_one_waiting() {
             2 => &failing.url,
             _ => &refusing,
         };
-        // Nothing of it ends by itself as long as anybody here has patience.
+        // The attempts outlast the test.
         let body =
             json!({"url": url, "eventTypes": ["dead"], "timeout": "60s", "retry": {"schedule": ["1h"]}});
         daemon.post("/endpoints", &body.to_string()).await;
@@ -142,24 +144,21 @@ async fn t30_a_thousand_dead_receivers_do_not_keep_a_healthy_one_waiting() {
     publish(&daemon, std::iter::once("healthy".to_owned())).await;
     healthy.until(1).await;
     publish(&daemon, std::iter::repeat_n("dead".to_owned(), 3)).await;
-    let waiting = wait_for_pressure(&daemon).await;
+    let waiting = until_slots_are_exhausted(&daemon).await;
     publish(&daemon, std::iter::repeat_n("healthy".to_owned(), HEALTHY - 1)).await;
     healthy.until(HEALTHY).await;
     check_healthy(&healthy);
     let held: usize = hanging.iter().map(Chaos::connections).sum();
-    assert!(hanging.iter().all(|receiver| receiver.ended() == 0), "one of those that hang was given up");
+    assert!(hanging.iter().all(|receiver| receiver.ended() == 0), "a hanging request ended");
     let peak = memory_peak(&daemon);
-    say(&format!(
-        "{held} requests hung, {waiting} lanes waited for a slot; the daemon had {} MiB",
-        peak >> 20
-    ));
+    say(&format!("{held} requests hung, {waiting} lanes waited for a slot; peak memory {} MiB", peak >> 20));
     assert!(peak < MEMORY_BYTES_MAX, "the daemon had {peak} bytes");
 }
 
-/// Until lanes wait because there are no more slots for them; gives how many.
-async fn wait_for_pressure(daemon: &Daemon) -> usize {
+/// Waits until lanes report the global limit; returns their number.
+async fn until_slots_are_exhausted(daemon: &Daemon) -> usize {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     loop {
         let metrics =
             client.get(format!("{}/metrics", daemon.ops)).send().await.unwrap().text().await.unwrap();

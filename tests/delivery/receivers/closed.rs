@@ -1,5 +1,5 @@
-//! Receivers that close connections which the courier would use again: the request goes out once more on a new connection
-//! when no byte of a reply has come, and the attempt is the same.
+//! Receivers that close a pooled connection: the courier repeats the request on a new connection if
+//! no byte of a reply has arrived. It is still the same attempt.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 
 use super::{courier, courier_with, send, settings};
 use crate::support::chaos::{Chaos, Script, Talk, script};
-use crate::support::{Daemon, PATIENCE, answer};
+use crate::support::{Daemon, WAIT_MAX, answer};
 
 type Ending = Arc<dyn Fn(Talk) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// Answers the first request of each of the first `spoilt` connections and gives the rest of it to `end`. Later connections
-/// answer every request.
-fn ends_when_used_again(spoilt: usize, end: Ending) -> Script {
+/// Answers the first request of each of the first `spoilt` connections and passes the connection on
+/// to `end`. Later connections answer every request.
+fn ends_on_reuse(spoilt: usize, end: Ending) -> Script {
     script(move |mut talk| {
         let end = end.clone();
         async move {
@@ -39,8 +39,7 @@ fn ids(receiver: &Chaos) -> Vec<String> {
     receiver.requests().iter().map(|got| got.headers["webhook-id"].clone()).collect()
 }
 
-/// The ways in which a connection ends without an answer to its request, and whether the request was
-/// read.
+/// The ways in which a connection ends without a reply, and whether the request was read.
 fn endings() -> Vec<(&'static str, Ending, bool)> {
     vec![
         ("closed before the request", script(|_| async {}), false),
@@ -96,10 +95,10 @@ fn endings() -> Vec<(&'static str, Ending, bool)> {
 #[tokio::test]
 async fn reused_connection_that_ends_is_replaced_once() {
     for (story, end, is_read) in endings() {
-        let receiver = Chaos::start(&ends_when_used_again(1, end));
+        let receiver = Chaos::start(&ends_on_reuse(1, end));
         let courier = courier();
-        assert_eq!(send(&courier, &receiver.url, "first", PATIENCE).await.outcome, Ok(200), "{story}");
-        assert_eq!(send(&courier, &receiver.url, "second", PATIENCE).await.outcome, Ok(200), "{story}");
+        assert_eq!(send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome, Ok(200), "{story}");
+        assert_eq!(send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome, Ok(200), "{story}");
         let expected = if is_read { vec!["first", "second", "second"] } else { vec!["first", "second"] };
         assert_eq!(
             (ids(&receiver), receiver.connections()),
@@ -130,8 +129,8 @@ async fn fresh_connection_that_ends_fails_the_attempt() {
             }
         }));
         let courier = courier();
-        assert_eq!(send(&courier, &receiver.url, "first", PATIENCE).await.outcome, Ok(200), "{story}");
-        let reply = send(&courier, &receiver.url, "second", PATIENCE).await;
+        assert_eq!(send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome, Ok(200), "{story}");
+        let reply = send(&courier, &receiver.url, "second", WAIT_MAX).await;
         assert!(matches!(reply.outcome, Err((ErrorClass::Reset, _)) | Ok(408)), "{story}: {reply:?}");
         assert_eq!(receiver.connections(), 2, "{story}");
     }
@@ -144,10 +143,10 @@ async fn request_with_a_byte_of_a_reply_is_not_repeated() {
             talk.request().await;
             talk.send(byte.as_bytes()).await;
         });
-        let receiver = Chaos::start(&ends_when_used_again(1, end));
+        let receiver = Chaos::start(&ends_on_reuse(1, end));
         let courier = courier();
-        send(&courier, &receiver.url, "first", PATIENCE).await;
-        let reply = send(&courier, &receiver.url, "second", PATIENCE).await;
+        send(&courier, &receiver.url, "first", WAIT_MAX).await;
+        let reply = send(&courier, &receiver.url, "second", WAIT_MAX).await;
         assert!(matches!(reply.outcome, Err((ErrorClass::Reset, _))), "{byte:?}: {reply:?}");
         assert_eq!(
             (ids(&receiver), receiver.connections()),
@@ -160,12 +159,12 @@ async fn request_with_a_byte_of_a_reply_is_not_repeated() {
 #[tokio::test]
 async fn timed_out_request_is_not_repeated() {
     let end: Ending = script(|mut talk| async move { talk.hang().await });
-    let receiver = Chaos::start(&ends_when_used_again(1, end));
+    let receiver = Chaos::start(&ends_on_reuse(1, end));
     let courier = courier();
-    send(&courier, &receiver.url, "first", PATIENCE).await;
+    send(&courier, &receiver.url, "first", WAIT_MAX).await;
     let reply = send(&courier, &receiver.url, "second", Duration::from_millis(300)).await;
     assert!(matches!(reply.outcome, Err((ErrorClass::Timeout, _))), "{reply:?}");
-    receiver.until_left_alone().await;
+    receiver.until_all_closed().await;
     assert_eq!(receiver.connections(), 1);
 }
 
@@ -184,14 +183,15 @@ async fn repeated_request_shares_the_timeout_of_its_attempt() {
         }
     }));
     let courier = courier();
-    send(&courier, &receiver.url, "first", PATIENCE).await;
+    send(&courier, &receiver.url, "first", WAIT_MAX).await;
     let reply = send(&courier, &receiver.url, "second", TIMEOUT).await;
     assert!(matches!(reply.outcome, Err((ErrorClass::Timeout, _))), "{reply:?}");
     assert_eq!(receiver.connections(), 2);
-    assert!(reply.duration < TIMEOUT * 3 / 2, "a timeout of its own: {:?}", reply.duration);
+    assert!(reply.duration < TIMEOUT * 3 / 2, "the repeated request had a new timeout: {:?}", reply.duration);
 }
 
-/// A receiver that has restarted has closed every connection: one of them is tried, and no second one.
+/// A restarted receiver has closed all connections: the courier tries one of them, then makes a new
+/// one.
 #[tokio::test]
 async fn stale_pool_costs_one_connection() {
     const POOLED: usize = 8;
@@ -212,11 +212,11 @@ async fn stale_pool_costs_one_connection() {
         }
     }));
     let courier = courier();
-    let sends = (0..POOLED).map(|_| send(&courier, &receiver.url, "first", PATIENCE));
+    let sends = (0..POOLED).map(|_| send(&courier, &receiver.url, "first", WAIT_MAX));
     for reply in futures_util::future::join_all(sends).await {
         assert_eq!(reply.outcome, Ok(200));
     }
-    assert_eq!(send(&courier, &receiver.url, "second", PATIENCE).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome, Ok(200));
     let seconds = ids(&receiver).iter().filter(|id| *id == "second").count();
     assert_eq!((receiver.connections(), seconds), (POOLED + 1, 2));
 }
@@ -226,10 +226,10 @@ async fn handshake_request_is_repeated_like_a_delivery() {
     let end: Ending = script(|mut talk| async move {
         talk.request().await;
     });
-    let receiver = Chaos::start(&ends_when_used_again(1, end));
+    let receiver = Chaos::start(&ends_on_reuse(1, end));
     let courier = courier();
-    send(&courier, &receiver.url, "first", PATIENCE).await;
-    let parcel = Parcel::options(&receiver.url, HeaderMap::new(), PATIENCE).unwrap();
+    send(&courier, &receiver.url, "first", WAIT_MAX).await;
+    let parcel = Parcel::options(&receiver.url, HeaderMap::new(), WAIT_MAX).unwrap();
     assert_eq!(courier.send(parcel).await.unwrap().outcome, Ok(200));
     let lines: Vec<_> = receiver.requests().into_iter().map(|got| got.line).collect();
     assert_eq!(lines, ["POST /hook HTTP/1.1", "OPTIONS /hook HTTP/1.1", "OPTIONS /hook HTTP/1.1"]);
@@ -237,7 +237,7 @@ async fn handshake_request_is_repeated_like_a_delivery() {
 
 #[tokio::test]
 async fn connection_through_a_proxy_is_replaced_too() {
-    // The proxy's answer to CONNECT, the receiver's to the first request, and then the end.
+    // The proxy's answer to CONNECT, the receiver's to the first request, then the end.
     let proxy = Chaos::start(&script(|mut talk| async move {
         talk.request().await;
         talk.send(b"HTTP/1.1 200 Connected\r\n\r\n").await;
@@ -248,15 +248,15 @@ async fn connection_through_a_proxy_is_replaced_too() {
     let address = proxy.url.parse().unwrap();
     let courier = courier_with(CourierSettings { proxy: Proxy::new(&address), ..settings() });
     for id in ["first", "second"] {
-        assert_eq!(send(&courier, "http://127.0.0.1:8080/", id, PATIENCE).await.outcome, Ok(200));
+        assert_eq!(send(&courier, "http://127.0.0.1:8080/", id, WAIT_MAX).await.outcome, Ok(200));
     }
     let lines: Vec<_> = proxy.requests().into_iter().map(|got| got.line).collect();
     let (connect, post) = ("CONNECT 127.0.0.1:8080 HTTP/1.1", "POST / HTTP/1.1");
     assert_eq!(lines, [connect, post, post, connect, post]);
 }
 
-/// Three hundred events to a receiver that closes each connection up to two milliseconds after its reply, and says
-/// nothing about it.
+/// Three hundred events to a receiver that closes each connection up to two milliseconds after its
+/// reply, without `Connection: close`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closed_connection_is_retried_without_charge() {
     const EVENTS: usize = 300;
@@ -267,7 +267,7 @@ async fn closed_connection_is_retried_without_charge() {
     }));
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    // A failed attempt would be made again in an hour, so that it cannot go unnoticed.
+    // The retry of a failed attempt would come in an hour, so that a failed attempt fails the test.
     let body = json!({"url": receiver.url, "retry": {"schedule": ["1h"]}});
     let endpoint = daemon.post("/endpoints", &body.to_string()).await;
     let event = json!({"type": "a", "data": 1});

@@ -1,4 +1,4 @@
-//! Replies that other clients accept: the status decides, and a body has two seconds.
+//! Irregular replies that other clients accept: the status decides, and a body has two seconds.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use balto::limits;
 use serde_json::{Value, json};
 
 use super::{courier, courier_with, send, settings};
-use crate::support::chaos::{Chaos, says, script};
-use crate::support::{Daemon, PATIENCE, answer};
+use crate::support::chaos::{Chaos, replies_with, script};
+use crate::support::{Daemon, WAIT_MAX, answer};
 
-/// Far above the bound of a body, and far below the timeout of the attempts.
+/// Far above the time limit of a body, and far below the timeout of the attempts.
 const BODY_SECONDS_MAX: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn headers_are_found_however_they_are_written() {
+async fn headers_are_found_in_any_notation() {
     for line in [
         "Retry-After: 7",
         "RETRY-AFTER:7",
@@ -30,8 +30,9 @@ async fn headers_are_found_however_they_are_written() {
         "X-A: \u{1}\r\nRetry-After: 7",
         "X-A: b\r\r\nRetry-After: 7\r",
     ] {
-        let receiver = Chaos::start(&says(format!("HTTP/1.1 429\r\n{line}\r\nContent-Length: 0\r\n\r\n")));
-        let reply = send(&courier(), &receiver.url, "a", PATIENCE).await;
+        let receiver =
+            Chaos::start(&replies_with(format!("HTTP/1.1 429\r\n{line}\r\nContent-Length: 0\r\n\r\n")));
+        let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
         assert_eq!((reply.outcome, reply.retry_after.as_deref()), (Ok(429), Some("7")), "{line:?}");
     }
 }
@@ -44,7 +45,7 @@ async fn folded_value_is_one_line_with_spaces() {
         talk.request().await;
         talk.send(head.as_bytes()).await;
     }));
-    let reply = send(&courier(), &receiver.url, "a", PATIENCE).await;
+    let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
     assert_eq!(reply.allowed_origin.as_deref(), Some("a.example, b.example, c.example"));
 }
 
@@ -52,13 +53,14 @@ async fn folded_value_is_one_line_with_spaces() {
 async fn reply_may_have_256_header_lines() {
     for count in [101, 255] {
         let lines = "X-N: 1\r\n".repeat(count);
-        let receiver = Chaos::start(&says(format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nhi")));
-        let reply = send(&courier(), &receiver.url, "a", PATIENCE).await;
+        let receiver =
+            Chaos::start(&replies_with(format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nhi")));
+        let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
         assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), &b"hi"[..]), "{count}");
     }
 }
 
-/// However the bytes of a head are spread over packets, it says the same.
+/// The split of a head into packets does not matter.
 #[tokio::test]
 async fn irregular_head_may_arrive_byte_by_byte() {
     let head = "\r\nhttp/1.1  200\tOK\r\r\nX[Foo] : a\r\n b\r\nContent-Length : 2\r\n\r\nhi";
@@ -70,13 +72,13 @@ async fn irregular_head_may_arrive_byte_by_byte() {
         }
         talk.hang().await;
     }));
-    let reply = send(&courier(), &receiver.url, "a", PATIENCE).await;
+    let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
     assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), &b"hi"[..]));
-    receiver.until_left_alone().await;
+    receiver.until_all_closed().await;
 }
 
-/// Silence, drips and floods after the head, whatever it says of the body: the attempt ends long before its timeout, and
-/// so does the connection.
+/// Silence, drips and floods after the head, with any announced length: the attempt and its
+/// connection end long before the timeout.
 #[tokio::test]
 async fn body_ends_two_seconds_after_the_head() {
     let heads = [
@@ -100,13 +102,13 @@ async fn body_ends_two_seconds_after_the_head() {
         assert_eq!(reply.outcome, Ok(status), "{story}");
         assert!((limits::REPLY_BODY_TIMEOUT..BODY_SECONDS_MAX).contains(&reply.duration), "{story}");
         assert_eq!(reply.retry_after.is_some(), head.contains("Retry-After"), "{story}");
-        receiver.until_left_alone().await;
+        receiver.until_all_closed().await;
     };
     let meetings = heads.into_iter().flat_map(|head| [meet(head, false), meet(head, true)]);
     futures_util::future::join_all(meetings).await;
 }
 
-/// The first of the two bounds ends the body. One try in many has to show it on a busy machine.
+/// The earlier of the two limits ends the body. One of many tries has to show it on a busy machine.
 #[tokio::test]
 async fn body_ends_with_a_shorter_timeout() {
     let receiver = Chaos::start(&script(|mut talk| async move {
@@ -120,10 +122,11 @@ async fn body_ends_with_a_shorter_timeout() {
             return;
         }
     }
-    panic!("no body ended before its own bound");
+    panic!("the shorter timeout never ended the body");
 }
 
-/// A small device that answers without a length and keeps the connection open, three events in order.
+/// A small device that answers without a length and keeps the connection open, three events in
+/// order.
 #[tokio::test]
 async fn device_without_a_length_frees_its_slot() {
     let device = Chaos::start(&script(|mut talk| async move {
@@ -149,7 +152,7 @@ async fn device_without_a_length_frees_its_slot() {
     assert_eq!(device.connections(), 3);
 }
 
-/// A proxy is read as a receiver is, and its refusal may have a body.
+/// A proxy's reply is parsed like a receiver's, and its refusal may have a body.
 #[tokio::test]
 async fn proxy_replies_are_read_leniently() {
     for (head, refusal) in [
@@ -165,7 +168,7 @@ async fn proxy_replies_are_read_leniently() {
         }));
         let proxied = Proxy::new(&proxy.url.parse().unwrap());
         let courier = courier_with(CourierSettings { proxy: proxied, ..settings() });
-        let outcome = send(&courier, "http://127.0.0.1:8080/", "a", PATIENCE).await.outcome;
+        let outcome = send(&courier, "http://127.0.0.1:8080/", "a", WAIT_MAX).await.outcome;
         match refusal {
             None => assert_eq!(outcome, Ok(200), "{head:?}"),
             Some(status) => {

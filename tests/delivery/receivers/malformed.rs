@@ -1,29 +1,30 @@
-//! Replies as raw bytes: no hang, no panic, and no reply is ever taken for that of the next request (T25).
+//! Replies as raw bytes: the courier never hangs or panics, and never mistakes a reply for that of
+//! the next request (T25).
 
 use std::time::Duration;
 
 use balto::domain::ErrorClass;
 
 use super::{courier, send};
-use crate::support::chaos::{Chaos, says, script};
-use crate::support::{PATIENCE, say};
+use crate::support::chaos::{Chaos, replies_with, script};
+use crate::support::{WAIT_MAX, say};
 
-/// What the receiver does once it has said the bytes.
+/// The receiver's behaviour after the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    /// Goes on on the same connection, as if all were well.
+enum AfterReply {
+    /// Continues on the same connection as if the reply were valid.
     GoesOn,
     Closes,
 }
 
-use Then::{Closes, GoesOn};
+use AfterReply::{Closes, GoesOn};
 
-type Row = (&'static [u8], Then, Result<u16, ErrorClass>);
+type Row = (&'static [u8], AfterReply, Result<u16, ErrorClass>);
 
 const PROTOCOL: Result<u16, ErrorClass> = Err(ErrorClass::Protocol);
 const RESET: Result<u16, ErrorClass> = Err(ErrorClass::Reset);
 
-/// What the courier makes of the first line.
+/// Bytes of the status line, and the courier's result.
 const STATUS_LINES: &[Row] = &[
     (b"", Closes, RESET),
     (b"\r\n\r\n", Closes, RESET),
@@ -70,7 +71,7 @@ const STATUS_LINES: &[Row] = &[
     (b"\xef\xbb\xbfHTTP/1.1 200 OK\r\n\r\n", GoesOn, PROTOCOL),
 ];
 
-/// What it makes of header fields.
+/// Header fields.
 const HEADERS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\na: b\r\n c: d\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\na: b\r\n\tc\r\n  d\r\ncontent-length:\r\n 0\r\n\r\n", GoesOn, Ok(200)),
@@ -93,7 +94,7 @@ const HEADERS: &[Row] = &[
     ),
 ];
 
-/// What it makes of a body's length.
+/// Body lengths.
 const LENGTHS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello", GoesOn, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello", GoesOn, Ok(200)),
@@ -112,7 +113,7 @@ const LENGTHS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551615\r\n\r\n", GoesOn, Ok(200)),
 ];
 
-/// What it makes of transfer codings and chunks.
+/// Transfer codings and chunks.
 const CODINGS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nhello", Closes, Ok(200)),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: xchunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", Closes, Ok(200)),
@@ -152,7 +153,7 @@ const CODINGS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: b\0\r\n\r\n", GoesOn, Ok(200)),
 ];
 
-/// What comes after the reply must not become the next one.
+/// Bytes after the reply, which must not become the next reply.
 const SURPLUS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(200)),
     (b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", GoesOn, Ok(500)),
@@ -176,7 +177,7 @@ const SURPLUS: &[Row] = &[
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 410 x\r\n\r\n", GoesOn, Ok(200)),
 ];
 
-/// Says the row's bytes to the first request; every later one gets the reply that belongs to it.
+/// Sends the row's bytes to the first request; every later one gets the right reply.
 fn receiver((bytes, then, _): Row) -> Chaos {
     Chaos::start(&script(move |mut talk| async move {
         while let Some(got) = talk.request().await {
@@ -199,14 +200,14 @@ async fn check(rows: &[Row]) {
         let receiver = receiver(*row);
         let courier = courier();
         let story = format!("{:?}, {:?}", String::from_utf8_lossy(row.0), row.1);
-        let reply = send(&courier, &receiver.url, "first", PATIENCE).await;
+        let reply = send(&courier, &receiver.url, "first", WAIT_MAX).await;
         let outcome = reply.outcome.as_ref().map_err(|(class, _)| *class);
         assert_eq!(outcome, row.2.as_ref().map_err(|class| *class), "{story}: {reply:?}");
         for id in ["second", "third"] {
-            let reply = send(&courier, &receiver.url, id, PATIENCE).await;
+            let reply = send(&courier, &receiver.url, id, WAIT_MAX).await;
             assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), format!("to {id}").as_bytes()), "{story}");
         }
-        // Nothing was asked twice, and nothing got lost.
+        // No request was repeated, and none was lost.
         let ids: Vec<_> = receiver.requests().iter().map(|got| got.headers["webhook-id"].clone()).collect();
         assert_eq!(ids, ["first", "second", "third"], "{story}");
     }
@@ -233,16 +234,16 @@ async fn odd_codings_leave_the_status_and_end_the_connection() {
 }
 
 #[tokio::test]
-async fn what_follows_a_reply_is_nobodys_reply() {
+async fn bytes_after_a_reply_belong_to_no_request() {
     check(SURPLUS).await;
     let rows: usize = [STATUS_LINES, HEADERS, LENGTHS, CODINGS, SURPLUS].iter().map(|rows| rows.len()).sum();
     say(&format!("{rows} malformed replies"));
     assert!(rows >= 60);
 }
 
-/// Many at once, each third of them with a second reply behind its own.
+/// Many concurrent requests; every third reply has a second reply behind it.
 #[tokio::test]
-async fn replies_stay_with_their_requests_when_many_share_a_pool() {
+async fn replies_match_their_requests_in_a_shared_pool() {
     let receiver = Chaos::start(&script(move |mut talk| async move {
         while let Some(got) = talk.request().await {
             let id = &got.headers["webhook-id"];
@@ -257,7 +258,7 @@ async fn replies_stay_with_their_requests_when_many_share_a_pool() {
     for round in 0..20 {
         let sends = (0..16).map(|number| {
             let (courier, url, id) = (&courier, &receiver.url, format!("{}", 16 * round + number));
-            async move { (send(courier, url, &id, PATIENCE).await, id) }
+            async move { (send(courier, url, &id, WAIT_MAX).await, id) }
         });
         for (reply, id) in futures_util::future::join_all(sends).await {
             assert_eq!((reply.outcome, &reply.body[..]), (Ok(200), format!("to {id}").as_bytes()));
@@ -267,12 +268,13 @@ async fn replies_stay_with_their_requests_when_many_share_a_pool() {
     let (connections, spoilt) = (receiver.connections(), 128);
     assert!(
         (spoilt..320).contains(&connections),
-        "{connections} connections: a spoilt one was used, or none"
+        "{connections} connections: a broken one was reused, or the pool was not used"
     );
 }
 
-/// Where a body is announced that cannot be, or announced twice, its bytes might come when the next reply is expected. So
-/// might those of a head that another reader, such as a proxy in between, delimits in another place.
+/// After an impossible or repeated body length, the bytes of the body might arrive where the next
+/// reply is expected. The same holds for a head that another reader, such as a proxy, delimits
+/// differently.
 #[tokio::test]
 async fn ambiguous_reply_ends_its_connection() {
     let rows = [
@@ -298,18 +300,18 @@ async fn ambiguous_reply_ends_its_connection() {
         ("200 x\r\ncontent-length: 2\r\n\r\nhi", 1),
     ];
     for (reply, connections) in rows {
-        let receiver = Chaos::start(&says(format!("HTTP/1.1 {reply}")));
+        let receiver = Chaos::start(&replies_with(format!("HTTP/1.1 {reply}")));
         let courier = courier();
         for id in ["first", "second"] {
-            send(&courier, &receiver.url, id, PATIENCE).await;
+            send(&courier, &receiver.url, id, WAIT_MAX).await;
         }
         assert_eq!(receiver.connections(), connections, "{reply:?}");
     }
 }
 
-/// A second reply that comes late, on a connection that rests in the pool, closes it.
+/// A late second reply on an idle pooled connection closes the connection.
 #[tokio::test]
-async fn what_comes_unasked_on_a_resting_connection_ends_it() {
+async fn unrequested_bytes_on_an_idle_connection_close_it() {
     for unasked in
         ["HTTP/1.1 410 x\r\ncontent-length: 0\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "\r\n", "x"]
     {
@@ -317,16 +319,16 @@ async fn what_comes_unasked_on_a_resting_connection_ends_it() {
             talk.request().await;
             talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
             if talk.number == 0 {
-                // Long enough for the reply to be read by itself.
+                // Time for the courier to read the reply separately.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 talk.send(unasked.as_bytes()).await;
             }
             talk.hang().await;
         }));
         let courier = courier();
-        assert_eq!(send(&courier, &receiver.url, "first", PATIENCE).await.outcome, Ok(200));
-        receiver.until_left_alone().await;
-        assert_eq!(send(&courier, &receiver.url, "second", PATIENCE).await.outcome, Ok(200), "{unasked:?}");
+        assert_eq!(send(&courier, &receiver.url, "first", WAIT_MAX).await.outcome, Ok(200));
+        receiver.until_all_closed().await;
+        assert_eq!(send(&courier, &receiver.url, "second", WAIT_MAX).await.outcome, Ok(200), "{unasked:?}");
         assert_eq!((receiver.connections(), receiver.requests().len()), (2, 2), "{unasked:?}");
     }
 }

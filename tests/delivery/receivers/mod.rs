@@ -1,5 +1,5 @@
-//! Receivers that misbehave, on real sockets: table F of the attack tables row by row, malformed bytes, and what the
-//! records of attempts say of it all. The courier is the real one; where the record counts, so is the daemon.
+//! Misbehaving receivers on real sockets: table F of the attack tables row by row, malformed bytes,
+//! and the attempt records. The courier is the real one; tests of records use the real daemon.
 
 mod beside;
 mod closed;
@@ -16,7 +16,7 @@ use balto::courier::guard::EgressPolicy;
 use balto::courier::{Courier, CourierSettings, Parcel, Reply, SystemResolver};
 use hyper::header::HeaderMap;
 
-/// As the daemon makes it under `--dev`.
+/// The courier of a daemon with `--dev`.
 fn courier() -> Courier {
     courier_with(settings())
 }
@@ -35,7 +35,7 @@ fn settings() -> CourierSettings {
     }
 }
 
-/// One attempt; `id` tells it from the others.
+/// One attempt; `id` distinguishes it from the others.
 async fn send(courier: &Courier, url: &str, id: &str, timeout: Duration) -> Reply {
     send_body(courier, url, id, b"{}", timeout).await
 }

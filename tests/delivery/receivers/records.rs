@@ -1,4 +1,4 @@
-//! What the daemon makes of what receivers say: in records, answers, on terminals and in logs.
+//! Replies of receivers in records, API responses, terminals and logs.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -12,15 +12,16 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::table_f::with_body;
-use crate::support::chaos::{Chaos, Talk, says, script};
+use crate::support::chaos::{Chaos, Talk, replies_with, script};
 use crate::support::{self, Daemon, Receiver};
 
 fn id(value: &Value) -> &str {
     value["id"].as_str().unwrap()
 }
 
-/// One event to an endpoint of its own with one attempt: the endpoint's path, and the delivery's once it has been tried.
-async fn tried(daemon: &Daemon, url: &str, kind: &str) -> (String, String) {
+/// Sends one event to a new endpoint with a single attempt: the endpoint's path, and the delivery's
+/// path after the attempt.
+async fn attempt_once(daemon: &Daemon, url: &str, kind: &str) -> (String, String) {
     let endpoint = json!({"url": url, "eventTypes": [kind], "timeout": "20s", "retry": {"maxAttempts": 2, "initial": "1h"}});
     let made = daemon.post("/endpoints", &endpoint.to_string()).await;
     let event = daemon.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
@@ -30,7 +31,7 @@ async fn tried(daemon: &Daemon, url: &str, kind: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn f1_the_record_of_a_redirect_says_where_to_in_few_words() {
+async fn f1_record_of_a_redirect_names_the_target_briefly() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let long = format!("https://a.example/{}", "x".repeat(10_000));
@@ -47,22 +48,23 @@ async fn f1_the_record_of_a_redirect_says_where_to_in_few_words() {
     ];
     for (number, (location, words)) in rows.into_iter().enumerate() {
         let reply = format!("HTTP/1.1 307 x\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
-        let receiver = Chaos::start(&says(reply));
-        let (_, delivery) = tried(&daemon, &receiver.url, &format!("row.{number}")).await;
+        let receiver = Chaos::start(&replies_with(reply));
+        let (_, delivery) = attempt_once(&daemon, &receiver.url, &format!("row.{number}")).await;
         let shown = daemon.get(&delivery).await;
         assert_eq!((&shown["lastError"], &shown["attempts"][0]["error"]), (&json!(words), &json!(words)));
         assert_eq!(shown["attempts"][0]["errorClass"], "status");
     }
 }
 
-/// Markup, sequences that drive a terminal (with ESC and with C1), a title, text that runs backwards, NUL, quotes, line
-/// breaks, and bytes that are no UTF-8.
+/// Markup, terminal sequences (with ESC and with C1), a title, right-to-left text, NUL, quotes,
+/// line breaks, and bytes that are not UTF-8.
 const HOSTILE: &[u8] =
     b"<script>alert(1)</script>\x1b]0;owned\x07\x1b[2J\xc2\x9b31m\xe2\x80\xae\0\"\\\r\n\xff\xfe\xc0\x80end";
 
 #[tokio::test]
-async fn f12_what_a_receiver_says_is_kept_as_bytes_and_escaped_wherever_it_is_shown() {
-    let receiver = Chaos::start(&says(with_body("HTTP/1.1 500 No\r\ncontent-type: text/html", HOSTILE)));
+async fn f12_reply_is_kept_as_bytes_and_escaped_in_every_output() {
+    let receiver =
+        Chaos::start(&replies_with(with_body("HTTP/1.1 500 No\r\ncontent-type: text/html", HOSTILE)));
     for format in ["json", "text"] {
         let data = tempfile::tempdir().unwrap();
         let log = data.path().join("log");
@@ -71,7 +73,7 @@ async fn f12_what_a_receiver_says_is_kept_as_bytes_and_escaped_wherever_it_is_sh
         command.stderr(std::fs::File::create(&log).unwrap());
         let mut daemon = Daemon::spawn(command);
         daemon.until_ready().await;
-        let (_, delivery) = tried(&daemon, &receiver.url, "a").await;
+        let (_, delivery) = attempt_once(&daemon, &receiver.url, "a").await;
 
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = client.get(format!("{}{delivery}", daemon.api)).send().await.unwrap();
@@ -85,21 +87,21 @@ async fn f12_what_a_receiver_says_is_kept_as_bytes_and_escaped_wherever_it_is_sh
         let delivery = delivery.rsplit('/').next().unwrap();
         for arguments in [&["deliveries", "show", delivery][..], &["deliveries", "list"], &["events", "list"]]
         {
-            let said = balto(&daemon, arguments);
+            let message = balto(&daemon, arguments);
             let drives = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-            assert!(!said.contains(drives), "{arguments:?}: {said:?}");
+            assert!(!message.contains(drives), "{arguments:?}: {message:?}");
             assert_eq!(
-                said.contains("<script>alert(1)</script>\\u{1b}]0;owned"),
+                message.contains("<script>alert(1)</script>\\u{1b}]0;owned"),
                 arguments[1] == "show",
-                "{said}"
+                "{message}"
             );
         }
 
         let backup = data.path().join("backup");
         balto(&daemon, &["backup", "--to", backup.to_str().unwrap()]);
         assert!(
-            holds(&std::fs::read_to_string(backup).unwrap(), HOSTILE),
-            "the bytes are not kept as they came"
+            has_record_with(&std::fs::read_to_string(backup).unwrap(), HOSTILE),
+            "the stored bytes differ"
         );
 
         assert_eq!(daemon.terminate(), Some(0));
@@ -109,7 +111,7 @@ async fn f12_what_a_receiver_says_is_kept_as_bytes_and_escaped_wherever_it_is_sh
     }
 }
 
-/// What a client command prints.
+/// The output of a client command.
 fn balto(daemon: &Daemon, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_balto"));
     command.args(arguments).env("BALTO_URL", daemon.api.trim_end_matches("/v1")).stdin(Stdio::null());
@@ -119,15 +121,15 @@ fn balto(daemon: &Daemon, arguments: &[&str]) -> String {
     words
 }
 
-/// Whether a record of a backup has these bytes in it.
-fn holds(backup: &str, bytes: &[u8]) -> bool {
+/// Whether a record of a backup contains these bytes.
+fn has_record_with(backup: &str, bytes: &[u8]) -> bool {
     let records = backup.split_whitespace().filter_map(|word| word.split_once(':'));
     let mut decoded = records.filter_map(|(_, record)| STANDARD.decode(record).ok());
     decoded.any(|record| record.windows(bytes.len()).any(|window| window == bytes))
 }
 
 #[tokio::test]
-async fn f13_what_the_operators_network_says_is_read_by_the_operator_alone() {
+async fn f13_replies_of_internal_hosts_are_for_operators_only() {
     let data = tempfile::tempdir().unwrap();
     let inside = Receiver::start(|_, _| "HTTP/1.1 500 x\r\ncontent-length: 6\r\n\r\nsecret".to_owned()).await;
     let settings = [
@@ -159,7 +161,7 @@ async fn f13_what_the_operators_network_says_is_read_by_the_operator_alone() {
     ask(tenant, "POST", &format!("/endpoints/{}/test", id(&endpoint)), Value::Null).await;
     ask(tenant, "POST", "/events", json!({"type": "a", "data": 1})).await;
     inside.until(2).await;
-    let deadline = std::time::Instant::now() + support::PATIENCE;
+    let deadline = std::time::Instant::now() + support::WAIT_MAX;
     let letters = loop {
         let letters = ask(tenant, "GET", "/dead-letters", Value::Null).await["data"].take();
         if letters.as_array().unwrap().len() == 2 {
@@ -179,7 +181,7 @@ async fn f13_what_the_operators_network_says_is_read_by_the_operator_alone() {
             ] {
                 let shown = ask(key, "GET", &path, Value::Null).await;
                 let attempt = &shown["attempts"][0];
-                // The status says whether the tenant's own webhook works.
+                // The status shows whether the tenant's own webhook works.
                 assert_eq!(
                     (&attempt["responseBody"], &attempt["statusCode"]),
                     (&body, &json!(500)),
@@ -193,8 +195,8 @@ async fn f13_what_the_operators_network_says_is_read_by_the_operator_alone() {
     }
 }
 
-/// Receivers inside the operator's network that give no reply in HTTP, each in another way, and the class that the operator
-/// sees.
+/// Receivers in the operator's network that send no HTTP reply, each in another way, and the error
+/// class for the operator.
 fn without_reply() -> Vec<(&'static str, String, Option<Chaos>)> {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let says_at_once = |bytes: &'static [u8]| {
@@ -225,7 +227,7 @@ fn without_reply() -> Vec<(&'static str, String, Option<Chaos>)> {
     ]
 }
 
-/// A member of every place in which the last failure of the only delivery stands.
+/// Every text in which the API shows the last failure of the only delivery.
 async fn failures(ask: &impl AsyncFn(&str) -> Value, event: &Value, endpoint: &Value) -> BTreeSet<String> {
     let (event, endpoint) = (id(event), id(endpoint));
     let mut shown = Vec::new();
@@ -247,7 +249,7 @@ async fn failures(ask: &impl AsyncFn(&str) -> Value, event: &Value, endpoint: &V
 }
 
 #[tokio::test]
-async fn details_of_failures_inside_are_for_operators() {
+async fn details_of_internal_failures_are_for_operators_only() {
     let data = tempfile::tempdir().unwrap();
     let admin = "an-operator-key-that-is-long-enough";
     let settings = [
@@ -265,7 +267,7 @@ async fn details_of_failures_inside_are_for_operators() {
     let made = ask(admin, "POST", "/keys", r#"{"role":"admin","tenant":"acme"}"#).await;
     let tenant = made["secret"].as_str().unwrap();
     let inner = "HTTP/1.1 302 x\r\nlocation: http://10.9.8.7/?token=INSIDE\r\ncontent-length: 0\r\n\r\n";
-    let redirects = Chaos::start(&says(inner));
+    let redirects = Chaos::start(&replies_with(inner));
     let mut rows = without_reply();
     rows.push(("status 302", redirects.url.clone(), Some(redirects)));
     let mut to_tenant = BTreeSet::new();
@@ -275,7 +277,7 @@ async fn details_of_failures_inside_are_for_operators() {
         let endpoint = ask(tenant, "POST", "/endpoints", &hook.to_string()).await;
         let event = ask(tenant, "POST", "/events", &json!({"type": kind, "data": 1}).to_string()).await;
         let path = format!("/events/{}", id(&event));
-        let deadline = std::time::Instant::now() + support::PATIENCE;
+        let deadline = std::time::Instant::now() + support::WAIT_MAX;
         while ask(tenant, "GET", &path, "").await["status"] == "pending" {
             assert!(std::time::Instant::now() < deadline, "{class} {url} stays pending");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -295,12 +297,12 @@ async fn details_of_failures_inside_are_for_operators() {
             to_tenant.extend(lines);
         }
     }
-    assert_eq!(to_tenant.len(), 1, "a tenant tells the ports apart: {to_tenant:?}");
+    assert_eq!(to_tenant.len(), 1, "a tenant can distinguish the ports: {to_tenant:?}");
     assert!(to_tenant.first().unwrap().starts_with("noReply: "), "{to_tenant:?}");
 }
 
 #[tokio::test]
-async fn handshake_answers_from_inside_are_for_operators() {
+async fn internal_handshake_replies_are_for_operators_only() {
     let data = tempfile::tempdir().unwrap();
     let admin = "an-operator-key-that-is-long-enough";
     let settings = [
@@ -322,13 +324,13 @@ async fn handshake_answers_from_inside_are_for_operators() {
     for (class, url, _alive) in &rows {
         let hook = json!({"url": url, "timeout": "500ms", "handshake": {"origin": "a.example"}}).to_string();
         let path = format!("/endpoints/{}", id(&call(tenant, "POST", "/endpoints", &hook).await));
-        let deadline = std::time::Instant::now() + support::PATIENCE;
+        let deadline = std::time::Instant::now() + support::WAIT_MAX;
         let detail = loop {
             let shown = call(admin, "GET", &path, "").await["handshake"]["lastAnswer"].clone();
             if let Some(detail) = shown.as_str() {
                 break detail.to_owned();
             }
-            assert!(std::time::Instant::now() < deadline, "{class} {url} is not asked");
+            assert!(std::time::Instant::now() < deadline, "{class} {url} got no handshake request");
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         assert!(detail.starts_with(class), "{class}: {detail}");
@@ -338,11 +340,11 @@ async fn handshake_answers_from_inside_are_for_operators() {
         assert_eq!(shown, listed);
         to_tenant.insert(shown.as_str().unwrap().to_owned());
     }
-    assert_eq!(to_tenant.len(), 1, "a tenant tells the ports apart: {to_tenant:?}");
+    assert_eq!(to_tenant.len(), 1, "a tenant can distinguish the ports: {to_tenant:?}");
 }
 
 #[tokio::test]
-async fn f15_absurd_waits_are_capped_or_not_heeded() {
+async fn f15_absurd_retry_after_is_capped_or_ignored() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let digits = "9".repeat(50_000);
@@ -360,15 +362,15 @@ async fn f15_absurd_waits_are_capped_or_not_heeded() {
     for (number, (value, wait)) in rows.into_iter().enumerate() {
         let story = &value[..value.len().min(50)];
         let reply = format!("HTTP/1.1 503 x\r\nretry-after: {value}\r\ncontent-length: 0\r\n\r\n");
-        let receiver = Chaos::start(&says(reply));
+        let receiver = Chaos::start(&replies_with(reply));
         let kind = format!("row.{number}");
-        let (endpoint, delivery) = tried(&daemon, &receiver.url, &kind).await;
+        let (endpoint, delivery) = attempt_once(&daemon, &receiver.url, &kind).await;
         let next = moment(&daemon.get(&delivery).await["attempts"][0]["nextAttemptAt"]);
-        // The policy's own wait is an hour, give or take its jitter.
+        // The policy's own delay is an hour, plus or minus its jitter.
         let expected = wait.unwrap_or(Duration::from_secs(3_600));
         let off = seconds_from_now(next).abs_diff(expected.as_secs());
         assert!(off < expected.as_secs() / 4, "{story}: {off} s off");
-        // What comes later waits too where the lane is held, and goes out at once where it is not.
+        // A later delivery waits too if the lane is held, and is sent immediately otherwise.
         daemon.post("/events", &json!({"type": kind, "data": 2}).to_string()).await;
         let (reason, requests) = if wait.is_some() { ("retryAfter", 1) } else { ("notDue", 2) };
         receiver.until(requests).await;

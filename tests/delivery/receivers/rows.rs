@@ -1,4 +1,5 @@
-//! Each row of table F against the courier. F12, F13 and F15 are about records and lanes: see `records.rs`.
+//! Each row of table F against the courier. F12, F13 and F15 are about records and lanes: see
+//! `records.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +12,15 @@ use tokio::net::TcpListener;
 
 use super::table_f::{self, Case, Ends, with_body};
 use super::{courier, send, send_body};
-use crate::support::chaos::{Chaos, FLOOD_BYTES_MAX, says, script};
-use crate::support::{PATIENCE, answer};
+use crate::support::chaos::{Chaos, FLOOD_BYTES_MAX, replies_with, script};
+use crate::support::{WAIT_MAX, answer};
 
-/// What the system's buffers between the two may hold.
+/// Upper limit of the socket buffers on both sides.
 const BUFFERS_BYTES_MAX: u64 = 32 * 1024 * 1024;
-const _: () = assert!(BUFFERS_BYTES_MAX < FLOOD_BYTES_MAX); // a flood is larger than what hides it
+const _: () = assert!(BUFFERS_BYTES_MAX < FLOOD_BYTES_MAX); // a flood exceeds the socket buffers
 
-/// Lets the courier meet each case of a row; gives what came back, for what else the row promises.
-async fn meet(row: &str) -> Vec<(Case, Reply, Chaos)> {
+/// Runs the courier against each case of a row; returns the results for further checks.
+async fn run_cases(row: &str) -> Vec<(Case, Reply, Chaos)> {
     let mut met = Vec::new();
     for case in table_f::all().into_iter().filter(|case| case.row == row) {
         let receiver = Chaos::start(&case.script);
@@ -30,8 +31,8 @@ async fn meet(row: &str) -> Vec<(Case, Reply, Chaos)> {
         assert_eq!(reply.duration >= case.timeout(), case.ends == Ends::AtTheDeadline, "{story}");
         assert!(reply.body.len() <= limits::REPLY_BYTES_MAX, "{story}");
         assert_eq!(receiver.connections(), 1, "{story}");
-        // The courier is gone, and its pool with it: whoever still talks must have been hung up on.
-        receiver.until_left_alone().await;
+        // The courier and its pool are dropped, so every receiver must lose its connections.
+        receiver.until_all_closed().await;
         assert!(receiver.written() < BUFFERS_BYTES_MAX, "{story}: {} bytes were taken", receiver.written());
         met.push((case, reply, receiver));
     }
@@ -40,29 +41,29 @@ async fn meet(row: &str) -> Vec<(Case, Reply, Chaos)> {
 }
 
 #[tokio::test]
-async fn f1_a_redirect_is_a_failure_and_nothing_follows_it() {
-    for (case, _, receiver) in meet("F1").await {
+async fn f1_redirect_is_a_failure_and_is_not_followed() {
+    for (case, _, receiver) in run_cases("F1").await {
         assert_eq!(receiver.requests().len(), 1, "{}", case.story);
     }
-    let target = Chaos::start(&says(answer(200)));
+    let target = Chaos::start(&replies_with(answer(200)));
     for status in [301, 302, 303, 307, 308] {
         // Each hop would lead to a hundred more, and each of them to the target.
         let hops = format!("HTTP/1.1 {status} x\r\nlocation: {}\r\ncontent-length: 0\r\n\r\n", target.url);
-        let receiver = Chaos::start(&says(hops));
-        let reply = send(&courier(), &receiver.url, "a", PATIENCE).await;
+        let receiver = Chaos::start(&replies_with(hops));
+        let reply = send(&courier(), &receiver.url, "a", WAIT_MAX).await;
         assert_eq!((reply.outcome, reply.location.as_deref()), (Ok(status), Some(target.url.as_str())));
         assert_eq!((receiver.requests().len(), target.connections()), (1, 0), "{status}");
     }
     let long = format!("http://a.example/{}", "x".repeat(50_000));
     let reply = format!("HTTP/1.1 302 x\r\nlocation: {long}\r\ncontent-length: 0\r\n\r\n");
-    let receiver = Chaos::start(&says(reply));
-    let shown = send(&courier(), &receiver.url, "a", PATIENCE).await.location.unwrap();
+    let receiver = Chaos::start(&replies_with(reply));
+    let shown = send(&courier(), &receiver.url, "a", WAIT_MAX).await.location.unwrap();
     assert_eq!(shown, long[..limits::LOCATION_BYTES_MAX]);
 }
 
 #[tokio::test]
-async fn f2_bodies_without_end_are_read_up_to_the_cap_and_lengths_that_lie_change_nothing() {
-    for (case, reply, _) in meet("F2").await {
+async fn f2_bodies_are_read_up_to_the_cap_with_any_length() {
+    for (case, reply, _) in run_cases("F2").await {
         let expected = match case.story.as_str() {
             story if story.contains("endless") || story.contains("gigabytes") => limits::REPLY_BYTES_MAX,
             story if story.contains("less than") => "short".len(),
@@ -74,10 +75,10 @@ async fn f2_bodies_without_end_are_read_up_to_the_cap_and_lengths_that_lie_chang
 }
 
 #[tokio::test]
-async fn f3_nothing_is_decoded_and_no_encoding_is_asked_for() {
+async fn f3_no_encoding_is_requested_or_decoded() {
     let bomb = table_f::gzip_bomb();
     assert!((5_000..limits::REPLY_BYTES_MAX).contains(&bomb.len()), "the bomb has {} bytes", bomb.len());
-    for (case, reply, receiver) in meet("F3").await {
+    for (case, reply, receiver) in run_cases("F3").await {
         assert_eq!(reply.body, bomb, "{}", case.story);
         let headers = &receiver.requests()[0].headers;
         assert!(!headers.contains_key("accept-encoding") && !headers.contains_key("te"), "{headers:?}");
@@ -85,12 +86,12 @@ async fn f3_nothing_is_decoded_and_no_encoding_is_asked_for() {
 }
 
 #[tokio::test]
-async fn f4_what_comes_byte_by_byte_ends_with_the_attempts_time() {
-    meet("F4").await;
+async fn f4_slow_reply_ends_at_the_attempts_deadline() {
+    run_cases("F4").await;
 }
 
 #[tokio::test]
-async fn f4_a_request_that_nobody_reads_ends_with_the_attempts_time() {
+async fn f4_unread_request_ends_at_the_attempts_deadline() {
     let receiver = Chaos::with_small_window(&script(|talk| async move { talk.stay().await }));
     let timeout = Duration::from_millis(400);
     let body = vec![b'x'; 16 << 20];
@@ -99,35 +100,36 @@ async fn f4_a_request_that_nobody_reads_ends_with_the_attempts_time() {
 }
 
 #[tokio::test]
-async fn f5_heads_without_end_are_given_up() {
-    meet("F5").await;
+async fn f5_endless_heads_fail_the_attempt() {
+    run_cases("F5").await;
 }
 
 #[tokio::test]
-async fn f6_informational_answers_without_end_are_given_up() {
-    meet("F6").await;
+async fn f6_endless_informational_responses_fail_the_attempt() {
+    run_cases("F6").await;
 }
 
 #[tokio::test]
-async fn f7_nobody_switches_protocols() {
-    meet("F7").await;
+async fn f7_protocol_switch_is_refused() {
+    run_cases("F7").await;
 }
 
 #[tokio::test]
-async fn f8_what_is_not_http_is_no_answer() {
-    meet("F8").await;
+async fn f8_non_http_bytes_are_not_a_reply() {
+    run_cases("F8").await;
 }
 
-/// What the system has taken of a request cannot be told from what the receiver has read: its word counts, early or not.
+/// Socket buffers hide how much of a request the receiver has read: an early reply counts like any
+/// other.
 #[tokio::test]
-async fn f8_an_answer_before_the_request_has_ended_is_the_answer_and_its_connection_is_not_used_again() {
+async fn f8_early_reply_counts_and_its_connection_is_not_reused() {
     for status in [413, 200] {
         let receiver = Chaos::with_small_window(&table_f::answers_early(status));
         let (courier, body) = (courier(), vec![b'x'; 16 << 20]);
         for attempt in 1..=2 {
-            // Nobody waits for the rest to be read until the attempt's time is over.
-            let sending = send_body(&courier, &receiver.url, "a", &body, PATIENCE);
-            let reply = tokio::time::timeout(PATIENCE / 2, sending).await.unwrap();
+            // The courier does not wait until the receiver reads the rest.
+            let sending = send_body(&courier, &receiver.url, "a", &body, WAIT_MAX);
+            let reply = tokio::time::timeout(WAIT_MAX / 2, sending).await.unwrap();
             assert_eq!(reply.outcome, Ok(status));
             assert_eq!(receiver.connections(), attempt, "the rest of the first request is still on its way");
         }
@@ -135,7 +137,7 @@ async fn f8_an_answer_before_the_request_has_ended_is_the_answer_and_its_connect
 }
 
 #[tokio::test]
-async fn f8_an_early_answer_that_does_not_end_ends_with_the_attempts_time() {
+async fn f8_early_reply_without_an_end_ends_at_the_deadline() {
     let receiver = Chaos::with_small_window(&script(|mut talk| async move {
         talk.first_byte().await;
         talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n").await;
@@ -147,12 +149,12 @@ async fn f8_an_early_answer_that_does_not_end_ends_with_the_attempts_time() {
 }
 
 #[tokio::test]
-async fn f8_whoever_answers_early_and_reads_on_gets_the_whole_request() {
+async fn f8_request_is_sent_in_full_after_an_early_reply() {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let receiver = Chaos::with_small_window(&script(|mut talk| async move {
         talk.first_byte().await;
         talk.send(OK).await;
-        // Long enough for the answer to be read by itself.
+        // Time for the courier to read the reply separately.
         tokio::time::sleep(Duration::from_millis(100)).await;
         talk.request().await;
         talk.request().await;
@@ -160,23 +162,23 @@ async fn f8_whoever_answers_early_and_reads_on_gets_the_whole_request() {
         talk.hang().await;
     }));
     let (courier, body) = (courier(), vec![b'x'; 16 << 20]);
-    assert_eq!(send_body(&courier, &receiver.url, "a", &body, PATIENCE).await.outcome, Ok(200));
+    assert_eq!(send_body(&courier, &receiver.url, "a", &body, WAIT_MAX).await.outcome, Ok(200));
     assert!(receiver.until(1).await[0].body.as_bytes() == body);
-    assert_eq!(send(&courier, &receiver.url, "b", PATIENCE).await.outcome, Ok(200));
+    assert_eq!(send(&courier, &receiver.url, "b", WAIT_MAX).await.outcome, Ok(200));
     assert_eq!(
         (receiver.until(2).await.len(), receiver.connections()),
         (2, 1),
-        "its connection is as good as any"
+        "the connection is not reused"
     );
 }
 
 #[tokio::test]
 async fn f9_wrongly_framed_body_leaves_the_status() {
-    meet("F9").await;
+    run_cases("F9").await;
 }
 
-/// HTTP/2 is not spoken, so that its floods and storms have nothing to begin with: it is neither offered, nor tried, and a
-/// receiver that speaks it is not understood (F7, F8).
+/// HTTP/2 is neither offered nor tried, and a receiver that speaks it is not understood (F7, F8).
+/// Its floods therefore cannot start.
 #[tokio::test]
 async fn f10_http_2_is_never_offered() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -194,7 +196,7 @@ async fn f10_http_2_is_never_offered() {
             }
         }
     });
-    let reply = send(&courier(), &url, "a", PATIENCE).await;
+    let reply = send(&courier(), &url, "a", WAIT_MAX).await;
     assert!(reply.outcome.is_err(), "{reply:?}");
     assert_eq!(hello.await.unwrap(), [b"http/1.1".to_vec()]);
 
@@ -206,13 +208,13 @@ async fn f10_http_2_is_never_offered() {
         stream.read_exact(&mut begin).await.unwrap();
         begin
     });
-    send(&courier(), &url, "a", PATIENCE).await;
-    assert_eq!(line.await.unwrap(), *b"POST / HTTP/1.1\r", "no preface of HTTP/2");
+    send(&courier(), &url, "a", WAIT_MAX).await;
+    assert_eq!(line.await.unwrap(), *b"POST / HTTP/1.1\r", "the request starts with an HTTP/2 preface");
 }
 
 #[tokio::test]
-async fn f11_what_a_receiver_wants_remembered_is_forgotten() {
-    let elsewhere = Chaos::start(&says(answer(200)));
+async fn f11_cookies_and_other_client_state_are_ignored() {
+    let elsewhere = Chaos::start(&replies_with(answer(200)));
     let port = elsewhere.url.rsplit(':').next().unwrap().trim_end_matches("/hook").to_owned();
     let wishes = format!(
         "HTTP/1.1 401 Unauthorized\r\nset-cookie: a=b; path=/; max-age=99999\r\nset-cookie2: c=d\r\n\
@@ -222,13 +224,13 @@ async fn f11_what_a_receiver_wants_remembered_is_forgotten() {
          public-key-pins: x\r\nnel: {{}}\r\netag: \"x\"\r\ncache-control: max-age=99999\r\ncontent-location: /x\r\n\
          keep-alive: timeout=99999\r\ncontent-length: 0\r\n\r\n"
     );
-    let receiver = Chaos::start(&says(wishes));
+    let receiver = Chaos::start(&replies_with(wishes));
     let courier = courier();
     for _ in 0..3 {
-        assert_eq!(send(&courier, &receiver.url, "a", PATIENCE).await.outcome, Ok(401));
+        assert_eq!(send(&courier, &receiver.url, "a", WAIT_MAX).await.outcome, Ok(401));
     }
     let requests = receiver.requests();
-    assert_eq!(requests.len(), 3, "a challenge is not answered, an answer is not kept");
+    assert_eq!(requests.len(), 3, "a challenge was answered or a response was cached");
     assert_eq!((&requests[1].headers, &requests[2].headers), (&requests[0].headers, &requests[0].headers));
     let mut names: Vec<_> = requests[0].headers.keys().map(String::as_str).collect();
     names.sort_unstable();
@@ -237,15 +239,16 @@ async fn f11_what_a_receiver_wants_remembered_is_forgotten() {
 }
 
 #[tokio::test]
-async fn f14_the_status_line_decides_when_the_body_breaks_off() {
-    for (case, reply, _) in meet("F14").await {
+async fn f14_status_line_decides_when_the_body_breaks_off() {
+    for (case, reply, _) in run_cases("F14").await {
         assert_eq!(reply.body, "abc", "{}", case.story);
     }
 }
 
-/// RST and FIN at each step, T23: what comes next goes on a connection of its own, and there is no second request.
+/// RST and FIN at each step, T23: the next request uses a new connection, and the failed request is
+/// not repeated.
 #[tokio::test]
-async fn a_connection_that_broke_is_not_used_again_and_its_request_is_not_repeated() {
+async fn broken_connection_is_not_reused_and_not_repeated() {
     let breaks: Vec<_> =
         table_f::all().into_iter().filter(|case| case.expected == Err(ErrorClass::Reset)).collect();
     assert!(breaks.len() >= 6);
@@ -261,9 +264,9 @@ async fn a_connection_that_broke_is_not_used_again_and_its_request_is_not_repeat
             }
         }));
         let courier = courier();
-        let first = send(&courier, &receiver.url, "first", PATIENCE).await;
+        let first = send(&courier, &receiver.url, "first", WAIT_MAX).await;
         assert!(matches!(first.outcome, Err((ErrorClass::Reset, _))), "{}: {first:?}", case.story);
-        let second = send(&courier, &receiver.url, "second", PATIENCE).await;
+        let second = send(&courier, &receiver.url, "second", WAIT_MAX).await;
         assert_eq!((second.outcome, receiver.connections()), (Ok(200), 2), "{}", case.story);
         let firsts = receiver.requests().iter().filter(|got| got.headers["webhook-id"] == "first").count();
         assert!(firsts <= 1, "{}", case.story);
@@ -271,18 +274,18 @@ async fn a_connection_that_broke_is_not_used_again_and_its_request_is_not_repeat
 }
 
 #[tokio::test]
-async fn connections_are_used_again() {
-    let receiver = Chaos::start(&says(with_body("HTTP/1.1 200 OK", b"thanks")));
+async fn connections_are_reused() {
+    let receiver = Chaos::start(&replies_with(with_body("HTTP/1.1 200 OK", b"thanks")));
     let courier = courier();
     for _ in 0..50 {
-        assert_eq!(send(&courier, &receiver.url, "a", PATIENCE).await.outcome, Ok(200));
+        assert_eq!(send(&courier, &receiver.url, "a", WAIT_MAX).await.outcome, Ok(200));
     }
     assert_eq!(receiver.connections(), 1);
 }
 
-/// An attempt that is dropped (a shutdown that cuts it off) takes its connection with it.
+/// A dropped attempt (for example at a shutdown) closes its connection.
 #[tokio::test]
-async fn a_dropped_attempt_hangs_up() {
+async fn dropped_attempt_closes_its_connection() {
     let receiver = Arc::new(Chaos::start(&script(|mut talk| async move {
         talk.request().await;
         talk.hang().await;
@@ -290,9 +293,9 @@ async fn a_dropped_attempt_hangs_up() {
     let courier = courier();
     let sending = tokio::spawn({
         let (courier, url) = (courier.clone(), receiver.url.clone());
-        async move { send(&courier, &url, "a", PATIENCE).await }
+        async move { send(&courier, &url, "a", WAIT_MAX).await }
     });
     receiver.until(1).await;
     sending.abort();
-    receiver.until_left_alone().await;
+    receiver.until_all_closed().await;
 }

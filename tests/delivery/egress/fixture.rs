@@ -1,4 +1,5 @@
-//! A world to send into: resolvers and name servers that say what a test wants, sockets that remember who came.
+//! Fixtures: resolvers and name servers with scripted answers, and sockets that record their
+//! connections.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 
-use crate::support::{Daemon, Got, PATIENCE, answer, next_request};
+use crate::support::{Daemon, ReceivedRequest, WAIT_MAX, answer, next_request};
 
 pub(crate) const BLOCKED: &str = "the host has an address that policy forbids";
 pub(crate) const OWN_PORT: &str = "balto itself listens on this port, so its deliveries would come back to it; give the port that the receiver listens on";
@@ -26,29 +27,29 @@ pub(crate) fn networks(texts: &[&str]) -> Vec<ipnet::IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// Plain HTTP, and these networks beside the public Internet.
+/// A policy with plain HTTP and these networks beside the public Internet.
 pub(crate) fn open(allowed: &[&str]) -> EgressPolicy {
     EgressPolicy { allow_http: true, allow_networks: networks(allowed), ..EgressPolicy::default() }
 }
 
 /// A resolver that is a function.
-pub(crate) struct By<F>(pub(crate) F);
+pub(crate) struct FnResolver<F>(pub(crate) F);
 
 #[async_trait]
-impl<F: Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync> Resolver for By<F> {
+impl<F: Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync> Resolver for FnResolver<F> {
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>> {
         (self.0)(&host)
     }
 }
 
-/// Nobody should ask it.
-pub(crate) fn unasked() -> Arc<dyn Resolver> {
-    Arc::new(By(|host: &str| panic!("{host} was asked for")))
+/// A resolver that must not be called.
+pub(crate) fn no_resolver() -> Arc<dyn Resolver> {
+    Arc::new(FnResolver(|host: &str| panic!("{host} was asked for")))
 }
 
-pub(crate) fn always(addresses: &[&str]) -> Arc<dyn Resolver> {
+pub(crate) fn fixed_resolver(addresses: &[&str]) -> Arc<dyn Resolver> {
     let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-    Arc::new(By(move |_: &str| Ok(addresses.clone())))
+    Arc::new(FnResolver(move |_: &str| Ok(addresses.clone())))
 }
 
 pub(crate) fn settings(policy: EgressPolicy, resolver: Arc<dyn Resolver>) -> CourierSettings {
@@ -65,10 +66,10 @@ pub(crate) fn courier(policy: EgressPolicy, resolver: Arc<dyn Resolver>) -> Cour
     Courier::new(settings(policy, resolver)).unwrap()
 }
 
-/// Through a proxy at this port of this machine.
+/// Settings for a proxy at this address.
 pub(crate) fn proxied(policy: EgressPolicy, proxy: &str) -> CourierSettings {
     let proxy = Proxy::new(&proxy.parse().unwrap());
-    CourierSettings { proxy, ..settings(policy, unasked()) }
+    CourierSettings { proxy, ..settings(policy, no_resolver()) }
 }
 
 pub(crate) fn parcel(url: &str, timeout: Duration) -> Parcel {
@@ -76,7 +77,7 @@ pub(crate) fn parcel(url: &str, timeout: Duration) -> Parcel {
 }
 
 pub(crate) async fn send(courier: &Courier, url: &str) -> Reply {
-    courier.send(parcel(url, PATIENCE)).await.unwrap()
+    courier.send(parcel(url, WAIT_MAX)).await.unwrap()
 }
 
 pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {
@@ -86,21 +87,21 @@ pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {
     }
 }
 
-/// A receiver at every address of this machine, which answers with the address that it was reached at.
-pub(crate) struct Ears {
+/// A receiver at every address of this machine. It answers with the address of the connection.
+pub(crate) struct EchoReceiver {
     pub(crate) port: u16,
     /// Whether this machine has IPv6.
     pub(crate) six: bool,
-    /// Where each connection arrived.
-    heard: Arc<Mutex<Vec<IpAddr>>>,
+    /// The local address of each connection.
+    connections: Arc<Mutex<Vec<IpAddr>>>,
 }
 
-impl Ears {
+impl EchoReceiver {
     pub(crate) async fn open() -> Self {
         Self::answering("").await
     }
 
-    /// Each connection for one request, so that many hosts cost no more than few.
+    /// Closes each connection after one request, to bound the number of open sockets.
     pub(crate) async fn closing() -> Self {
         Self::answering("connection: close\r\n").await
     }
@@ -111,8 +112,8 @@ impl Ears {
             Err(_) => (TcpListener::bind("0.0.0.0:0").await.unwrap(), false),
         };
         let port = listener.local_addr().unwrap().port();
-        let heard: Arc<Mutex<Vec<IpAddr>>> = Arc::default();
-        let kept = heard.clone();
+        let connections: Arc<Mutex<Vec<IpAddr>>> = Arc::default();
+        let kept = connections.clone();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let Ok(at) = stream.local_addr() else { continue };
@@ -131,40 +132,40 @@ impl Ears {
                 });
             }
         });
-        Self { port, six, heard }
+        Self { port, six, connections }
     }
 
-    pub(crate) fn heard(&self) -> Vec<IpAddr> {
-        self.heard.lock().unwrap().clone()
+    pub(crate) fn connections(&self) -> Vec<IpAddr> {
+        self.connections.lock().unwrap().clone()
     }
 }
 
-/// What a name server under test says of a name.
+/// Scripted answer of a name server.
 #[derive(Clone, Debug)]
-pub(crate) enum Says {
+pub(crate) enum DnsAnswer {
     Addresses(Vec<&'static str>),
     Alias(String),
     NoSuchName,
     Failure,
     /// This response code.
     Code(u8),
-    /// Over UDP that the answer is too long, over TCP the answer.
+    /// Truncated over UDP, complete over TCP.
     Truncated(Vec<&'static str>),
-    /// The answer after so many milliseconds.
-    Late(u64, Box<Says>),
+    /// The answer after this number of milliseconds.
+    Late(u64, Box<DnsAnswer>),
     Nothing,
     Silence,
     Noise,
 }
 
-/// What a name server is asked.
+/// A query.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
     /// In lower case.
     pub(crate) name: String,
     kind: u16,
     pub(crate) has_edns: bool,
-    /// How often its addresses of this kind were asked for before.
+    /// The number of earlier queries for its addresses of this kind.
     pub(crate) before: usize,
 }
 
@@ -174,11 +175,11 @@ impl Question {
     }
 }
 
-type Rule = Arc<dyn Fn(&Question) -> Says + Send + Sync>;
+type Rule = Arc<dyn Fn(&Question) -> DnsAnswer + Send + Sync>;
 
 /// A name server on UDP and TCP.
 #[derive(Clone)]
-pub(crate) struct Names {
+pub(crate) struct NameServer {
     pub(crate) address: SocketAddr,
     asked: Arc<Mutex<HashMap<(String, u16), usize>>>,
     rule: Rule,
@@ -188,16 +189,17 @@ const A: u16 = 1;
 const AAAA: u16 = 28;
 const CNAME: u16 = 5;
 
-impl Names {
-    /// `rule` is given a name in lower case, and how often its addresses of this kind were asked for before.
-    pub(crate) async fn start(rule: impl Fn(&str, usize) -> Says + Send + Sync + 'static) -> Self {
+impl NameServer {
+    /// `rule` gets a name in lower case, and the number of earlier queries for its addresses of
+    /// this kind.
+    pub(crate) async fn start(rule: impl Fn(&str, usize) -> DnsAnswer + Send + Sync + 'static) -> Self {
         Self::answering(move |question| rule(&question.name, question.before)).await
     }
 
-    pub(crate) async fn answering(rule: impl Fn(&Question) -> Says + Send + Sync + 'static) -> Self {
+    pub(crate) async fn answering(rule: impl Fn(&Question) -> DnsAnswer + Send + Sync + 'static) -> Self {
         loop {
             let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            // Another process may have this port of TCP.
+            // Another process may use this TCP port.
             if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
                 return Self::on(socket, listener, rule);
             }
@@ -207,7 +209,7 @@ impl Names {
     pub(crate) fn on(
         socket: UdpSocket,
         listener: TcpListener,
-        rule: impl Fn(&Question) -> Says + Send + Sync + 'static,
+        rule: impl Fn(&Question) -> DnsAnswer + Send + Sync + 'static,
     ) -> Self {
         let address = socket.local_addr().unwrap();
         let names = Self { address, asked: Arc::default(), rule: Arc::new(rule) };
@@ -219,14 +221,16 @@ impl Names {
     async fn serve_udp(self, socket: Arc<UdpSocket>) {
         let mut query = [0; 1_500];
         while let Ok((length, from)) = socket.recv_from(&mut query).await {
-            let Some((says, question, kind)) = self.says(&query[..length], false) else { continue };
+            let Some((dns_answer, question, kind)) = self.dns_answer(&query[..length], false) else {
+                continue;
+            };
             let socket = socket.clone();
             let respond = async move {
-                if let Some(reply) = reply(&question, kind, says, false).await {
+                if let Some(reply) = reply(&question, kind, dns_answer, false).await {
                     let _unsent = socket.send_to(&reply, from).await.is_err();
                 }
             };
-            // At once, in the order of the questions, unless the rule says otherwise.
+            // Immediately and in the order of the queries, unless the rule delays the answer.
             tokio::spawn(respond);
         }
     }
@@ -240,8 +244,8 @@ impl Names {
                     if stream.read_exact(&mut query).await.is_err() {
                         return;
                     }
-                    let Some((says, question, kind)) = names.says(&query, true) else { return };
-                    if let Some(reply) = reply(&question, kind, says, true).await {
+                    let Some((dns_answer, question, kind)) = names.dns_answer(&query, true) else { return };
+                    if let Some(reply) = reply(&question, kind, dns_answer, true).await {
                         let length = u16::try_from(reply.len()).unwrap().to_be_bytes();
                         if stream.write_all(&[&length[..], &reply].concat()).await.is_err() {
                             return;
@@ -252,8 +256,8 @@ impl Names {
         }
     }
 
-    /// What the rule says, with the question as it came and its type.
-    fn says(&self, query: &[u8], over_tcp: bool) -> Option<(Says, Vec<u8>, u16)> {
+    /// The answer of the rule, with the question as it arrived and its type.
+    fn dns_answer(&self, query: &[u8], over_tcp: bool) -> Option<(DnsAnswer, Vec<u8>, u16)> {
         let (name, kind, end) = question(query)?;
         let mut counts = self.asked.lock().unwrap();
         let count = counts.entry((name.clone(), kind)).or_default();
@@ -264,13 +268,13 @@ impl Names {
         Some(((self.rule)(&asked), query[..end].to_vec(), kind))
     }
 
-    /// How often the IPv4 addresses of a name were asked for.
+    /// The number of queries for the IPv4 addresses of a name.
     pub(crate) fn asked(&self, name: &str) -> usize {
         self.asked.lock().unwrap().get(&(name.to_owned(), A)).copied().unwrap_or_default()
     }
 }
 
-/// Name, type, and where the question ends (RFC 1035, section 4.1.2).
+/// Name, type and end of the question (RFC 1035, section 4.1.2).
 fn question(query: &[u8]) -> Option<(String, u16, usize)> {
     let (mut at, mut labels) = (12, Vec::new());
     loop {
@@ -286,28 +290,28 @@ fn question(query: &[u8]) -> Option<(String, u16, usize)> {
     Some((labels.join("."), kind, at + 4))
 }
 
-async fn reply(question: &[u8], kind: u16, mut says: Says, over_tcp: bool) -> Option<Vec<u8>> {
-    while let Says::Late(milliseconds, inner) = says {
+async fn reply(question: &[u8], kind: u16, mut dns_answer: DnsAnswer, over_tcp: bool) -> Option<Vec<u8>> {
+    while let DnsAnswer::Late(milliseconds, inner) = dns_answer {
         tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-        says = *inner;
+        dns_answer = *inner;
     }
-    let is_cut = !over_tcp && matches!(says, Says::Truncated(_));
-    let (code, records): (u8, Vec<(u16, Vec<u8>)>) = match &says {
-        Says::Late(..) => return None,
-        Says::Code(code) => (*code, Vec::new()),
-        Says::Truncated(_) if is_cut => (0, Vec::new()),
-        Says::Silence => return None,
-        Says::Noise => return Some([&question[..2], &[0xff; 40]].concat()),
-        Says::NoSuchName => (3, Vec::new()),
-        Says::Failure => (2, Vec::new()),
-        Says::Nothing => (0, Vec::new()),
-        Says::Alias(target) => {
+    let is_cut = !over_tcp && matches!(dns_answer, DnsAnswer::Truncated(_));
+    let (code, records): (u8, Vec<(u16, Vec<u8>)>) = match &dns_answer {
+        DnsAnswer::Late(..) => return None,
+        DnsAnswer::Code(code) => (*code, Vec::new()),
+        DnsAnswer::Truncated(_) if is_cut => (0, Vec::new()),
+        DnsAnswer::Silence => return None,
+        DnsAnswer::Noise => return Some([&question[..2], &[0xff; 40]].concat()),
+        DnsAnswer::NoSuchName => (3, Vec::new()),
+        DnsAnswer::Failure => (2, Vec::new()),
+        DnsAnswer::Nothing => (0, Vec::new()),
+        DnsAnswer::Alias(target) => {
             let labels = target
                 .split('.')
                 .flat_map(|label| std::iter::once(u8::try_from(label.len()).unwrap()).chain(label.bytes()));
             (0, vec![(CNAME, labels.chain([0]).collect())])
         }
-        Says::Addresses(addresses) | Says::Truncated(addresses) => {
+        DnsAnswer::Addresses(addresses) | DnsAnswer::Truncated(addresses) => {
             let of_kind = addresses.iter().filter_map(|text| match text.parse().unwrap() {
                 IpAddr::V4(four) => (kind == A).then(|| (A, four.octets().to_vec())),
                 IpAddr::V6(six) => (kind == AAAA).then(|| (AAAA, six.octets().to_vec())),
@@ -321,7 +325,7 @@ async fn reply(question: &[u8], kind: u16, mut says: Says, over_tcp: bool) -> Op
     for (kind, data) in records {
         out.extend([0xc0, 12]);
         out.extend(kind.to_be_bytes());
-        // Of the Internet, and not to be remembered.
+        // Class IN, TTL 0.
         out.extend([0, 1, 0, 0, 0, 0]);
         out.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
         out.extend(data);
@@ -329,7 +333,7 @@ async fn reply(question: &[u8], kind: u16, mut says: Says, over_tcp: bool) -> Op
     Some(out)
 }
 
-/// The real daemon with the default policy, but for what the environment says.
+/// The real daemon with the default policy, except for these environment variables.
 pub(crate) async fn strict(data: &Path, environment: &[(&str, &str)]) -> Daemon {
     let all = [&[("BALTO__AUTH__ADMIN_KEY", KEY)], environment].concat();
     let mut daemon = Daemon::start_in(data, &[], &all).await;
@@ -337,7 +341,7 @@ pub(crate) async fn strict(data: &Path, environment: &[(&str, &str)]) -> Daemon 
     daemon
 }
 
-/// What saving an endpoint with this URL is answered: the URL that was kept, or the refusal's detail.
+/// Saves an endpoint with this URL: the URL that was kept, or the error's detail.
 pub(crate) async fn save(daemon: &Daemon, url: &str) -> Result<String, String> {
     let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &json!({"url": url}).to_string()).await;
     let text = |member: &str| answer[member].as_str().unwrap_or_default().to_owned();
@@ -348,13 +352,13 @@ pub(crate) async fn save(daemon: &Daemon, url: &str) -> Result<String, String> {
     }
 }
 
-/// An endpoint that gets events of this type and gives up after the first attempt.
+/// An endpoint for events of this type, with a single attempt.
 pub(crate) async fn endpoint(daemon: &Daemon, url: &str, kind: &str) -> Value {
     let body = json!({"url": url, "eventTypes": [kind], "retry": {"maxAttempts": 1}, "timeout": "5s"});
     daemon.post("/endpoints", &body.to_string()).await
 }
 
-/// Posts an event of this type, and gives its only delivery with its attempts once it has come to its end.
+/// Posts an event of this type and returns its only delivery with its attempts, once it is settled.
 pub(crate) async fn delivered(daemon: &Daemon, kind: &str) -> Value {
     let event = daemon.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
     let path = format!("/events/{}", event["id"].as_str().unwrap());
@@ -368,17 +372,18 @@ pub(crate) async fn delivered(daemon: &Daemon, kind: &str) -> Value {
 
 /// Waits for a condition.
 pub(crate) async fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     while !reached() {
-        assert!(Instant::now() < deadline, "{what} does not come");
+        assert!(Instant::now() < deadline, "timeout: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A proxy that keeps what it was asked for, and answers by a rule; what goes through it is answered 200 by itself.
+/// A proxy that records its requests and answers by a rule; it answers forwarded requests itself,
+/// with 200.
 pub(crate) struct FakeProxy {
     pub(crate) url: String,
-    asked: Arc<Mutex<Vec<Got>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl FakeProxy {
@@ -386,7 +391,7 @@ impl FakeProxy {
     pub(crate) async fn start(rule: impl Fn(&str) -> u16 + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let asked: Arc<Mutex<Vec<Got>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<ReceivedRequest>>> = Arc::default();
         let (kept, rule) = (asked.clone(), Arc::new(rule));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -411,7 +416,7 @@ impl FakeProxy {
         Self { url, asked }
     }
 
-    pub(crate) fn asked(&self) -> Vec<Got> {
+    pub(crate) fn asked(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 

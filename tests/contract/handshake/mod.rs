@@ -1,57 +1,69 @@
-//! The handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery", against the real process. `WH-n` are its rules:
-//! 3 no redirects, 4 gone, 5 `Retry-After`, 8 the request, 9 consent, 10 its rate, 11 the origin on deliveries, 12 the
-//! callback, 13 no consent, 14 when it is made.
+//! The handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery", against the real process.
+//! `WH-n` are its rules: 3 no redirects, 4 gone, 5 `Retry-After`, 8 the request, 9 consent, 10 its
+//! rate, 11 the origin on deliveries, 12 the callback, 13 no consent, 14 when it is made.
+
+mod callbacks;
 
 use std::path::Path;
 
-use crate::support::{Daemon, Got, Receiver, answer};
 use serde_json::{Value, json};
 
-/// Asks again soon, where the receiver does not agree.
-const SOON: [(&str, &str); 2] =
+use crate::support::{Daemon, ReceivedRequest, Receiver, answer};
+
+/// Short pauses between requests for consent.
+const SHORT_PAUSES: [(&str, &str); 2] =
     [("BALTO__HANDSHAKE__RETRY_INITIAL", "100ms"), ("BALTO__HANDSHAKE__RETRY_MAX_INTERVAL", "200ms")];
 const ORIGIN: &str = "events.example.com";
+const PUBLIC: (&str, &str) = ("BALTO__SERVER__PUBLIC_URL", "https://webhooks.example.com/balto/");
 
 async fn start_soon(data: &Path) -> Daemon {
-    Daemon::start_in(data, &["--dev"], &SOON).await
+    Daemon::start_in(data, &["--dev"], &SHORT_PAUSES).await
 }
 
-/// An answer with these header lines.
+/// A response with these header lines.
 fn reply(status: u16, lines: &[&str]) -> String {
     let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
     format!("HTTP/1.1 {status} x\r\n{lines}content-length: 0\r\n\r\n")
 }
 
-fn agree() -> String {
+fn grant() -> String {
     reply(200, &["WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: *"])
 }
 
-/// Answers requests for consent by the rule, and takes every delivery.
-async fn receiver(rule: impl Fn(&Got) -> String + Send + Sync + 'static) -> Receiver {
+/// Answers requests for consent by the rule, and accepts every delivery.
+async fn receiver(rule: impl Fn(&ReceivedRequest) -> String + Send + Sync + 'static) -> Receiver {
     Receiver::start(move |_, got| if got.method == "OPTIONS" { rule(got) } else { answer(204) }).await
 }
 
-fn of(receiver: &Receiver, method: &str) -> Vec<Got> {
+fn requests_with(receiver: &Receiver, method: &str) -> Vec<ReceivedRequest> {
     receiver.got().into_iter().filter(|got| got.method == method).collect()
 }
 
-fn asked(receiver: &Receiver) -> Vec<Got> {
-    of(receiver, "OPTIONS")
+fn handshake_requests(receiver: &Receiver) -> Vec<ReceivedRequest> {
+    requests_with(receiver, "OPTIONS")
 }
 
-fn delivered(receiver: &Receiver) -> Vec<Got> {
-    of(receiver, "POST")
+fn delivered(receiver: &Receiver) -> Vec<ReceivedRequest> {
+    requests_with(receiver, "POST")
 }
 
 async fn until(what: &str, wanted: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::support::WAIT_MAX;
     while !wanted() {
-        assert!(std::time::Instant::now() < deadline, "it does not come to this: {what}");
+        assert!(std::time::Instant::now() < deadline, "timeout: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
 
-/// Registers an endpoint for events of one type; gives its path.
+/// The path of a callback, below `/v1`.
+fn callback(request: &ReceivedRequest) -> String {
+    let url = &request.headers["webhook-request-callback"];
+    let (base, path) = url.split_once("/v1/").unwrap();
+    assert_eq!(base, "https://webhooks.example.com/balto", "{url}");
+    format!("/{path}")
+}
+
+/// Registers an endpoint for events of one type; returns its path.
 async fn register(daemon: &Daemon, url: &str, kind: &str, handshake: Value, more: Value) -> String {
     let mut body = json!({"url": url, "eventTypes": [kind], "handshake": handshake});
     for (name, value) in more.as_object().unwrap() {
@@ -76,22 +88,22 @@ async fn lane_waits(daemon: &Daemon, endpoint: &str, reason: &str) -> Value {
     daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == reason).await
 }
 
-async fn consented(daemon: &Daemon, endpoint: &str) -> Value {
+async fn until_consented(daemon: &Daemon, endpoint: &str) -> Value {
     let shown = daemon.until(endpoint, |shown| shown["handshake"]["status"] == "consented").await;
     shown["handshake"].clone()
 }
 
-async fn refused(daemon: &Daemon, endpoint: &str) -> Value {
+async fn until_refused(daemon: &Daemon, endpoint: &str) -> Value {
     let shown = daemon.until(endpoint, |shown| shown["handshake"]["requests"] != 0).await;
     shown["handshake"].clone()
 }
 
 #[tokio::test]
-async fn the_exact_url_is_asked_and_every_delivery_names_who_asked() {
+async fn handshake_asks_the_exact_url_and_deliveries_name_the_origin() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let target = receiver(|got| {
-        // A receiver that knows its sender echoes it, in a case of its own.
+        // A receiver that knows its sender returns the origin, here in upper case.
         let origin = got.headers["webhook-request-origin"].to_uppercase();
         reply(
             200,
@@ -103,8 +115,8 @@ async fn the_exact_url_is_asked_and_every_delivery_names_who_asked() {
     let handshake = json!({"origin": "Events.Example.com", "rate": 120});
     let more = json!({"headers": {"Authorization": "Bearer abc"}, "sensitiveHeaders": {"x-key": "secret"}});
     let endpoint = register(&daemon, &url, "a", handshake, more).await;
-    let shown = consented(&daemon, &endpoint).await;
-    let request = asked(&target).remove(0);
+    let shown = until_consented(&daemon, &endpoint).await;
+    let request = handshake_requests(&target).remove(0);
     assert_eq!(request.target, "/hook/a%2Fb?x=1&y=%20z", "WH-8");
     assert_eq!(
         (&*request.headers["webhook-request-origin"], &*request.headers["webhook-request-rate"]),
@@ -137,8 +149,8 @@ async fn the_exact_url_is_asked_and_every_delivery_names_who_asked() {
         );
         assert_eq!(got.headers["authorization"], "Bearer abc");
     }
-    assert_eq!(asked(&target).len(), 1, "WH-14: once is enough");
-    // Who does not ask names nobody.
+    assert_eq!(handshake_requests(&target).len(), 1, "WH-14: a consented endpoint is not asked again");
+    // An endpoint without a handshake sends no origin.
     let plain = Receiver::status(204).await;
     let body = json!({"url": plain.url, "eventTypes": ["b"]});
     let made = daemon.post("/endpoints", &body.to_string()).await;
@@ -150,11 +162,11 @@ async fn the_exact_url_is_asked_and_every_delivery_names_who_asked() {
     );
 }
 
-/// Rule, status, header lines; then the rate agreed to (null: any), or what is said of the answer.
+/// Rule, status, header lines; then the granted rate (null: any), or a part of the error.
 type Row<'a> = (&'a str, u16, &'a [&'a str], Result<Value, &'a str>);
 
 #[tokio::test]
-async fn only_a_clear_yes_is_consent() {
+async fn only_an_explicit_grant_is_consent() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     const OURS: &str = "WebHook-Allowed-Origin: events.example.com";
@@ -194,18 +206,18 @@ async fn only_a_clear_yes_is_consent() {
     ];
     for (number, (rule, status, lines, outcome)) in rows.into_iter().enumerate() {
         let (story, kind) = (format!("{rule} {status} {lines:?}"), format!("row.{number}"));
-        let said = reply(status, lines);
-        let target = receiver(move |_| said.clone()).await;
+        let message = reply(status, lines);
+        let target = receiver(move |_| message.clone()).await;
         let handshake = json!({"origin": ORIGIN, "rate": 120});
         let endpoint = register(&daemon, &target.url, &kind, handshake, json!({})).await;
         let event = post(&daemon, &kind).await;
         match outcome {
             Ok(rate) => {
-                assert_eq!(consented(&daemon, &endpoint).await["allowedRate"], rate, "{story}");
+                assert_eq!(until_consented(&daemon, &endpoint).await["allowedRate"], rate, "{story}");
                 daemon.until(&event, |event| event["status"] == "delivered").await;
             }
             Err(words) => {
-                let shown = refused(&daemon, &endpoint).await;
+                let shown = until_refused(&daemon, &endpoint).await;
                 assert_eq!(
                     (&shown["status"], &shown["consentedAt"]),
                     (&json!("pending"), &Value::Null),
@@ -218,12 +230,15 @@ async fn only_a_clear_yes_is_consent() {
                 assert_eq!(
                     daemon.get(&event).await["deliveries"][0]["attempts"],
                     0,
-                    "{story}: it costs no attempt"
+                    "{story}: a handshake is not an attempt"
                 );
-                assert_eq!((asked(&target).len(), delivered(&target).len()), (1, 0), "{story}");
+                assert_eq!((handshake_requests(&target).len(), delivered(&target).len()), (1, 0), "{story}");
             }
         }
-        assert!(asked(&target).iter().all(|got| got.target == "/hook"), "{story}: a redirect was followed");
+        assert!(
+            handshake_requests(&target).iter().all(|got| got.target == "/hook"),
+            "{story}: a redirect was followed"
+        );
     }
     let metrics = reqwest::get(format!("{}/metrics", daemon.ops)).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("balto_handshakes_total{outcome=\"agreed\"} 8"), "{metrics}");
@@ -231,7 +246,7 @@ async fn only_a_clear_yes_is_consent() {
 }
 
 #[tokio::test]
-async fn a_receiver_is_asked_again_until_it_agrees_and_then_gets_what_waited() {
+async fn receiver_is_asked_until_it_agrees_and_gets_the_backlog() {
     let data = tempfile::tempdir().unwrap();
     let daemon = start_soon(data.path()).await;
     let silence = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -240,32 +255,32 @@ async fn a_receiver_is_asked_again_until_it_agrees_and_then_gets_what_waited() {
     let target = Receiver::start(|number, got| match (&*got.method, number) {
         ("OPTIONS", 0) => answer(405),
         ("OPTIONS", 1) => "this is not HTTP\r\n\r\n".to_owned(),
-        ("OPTIONS", _) => agree(),
+        ("OPTIONS", _) => grant(),
         _ => answer(204),
     })
     .await;
     let endpoint = register(&daemon, &target.url, "a", json!({}), json!({"ordering": "endpoint"})).await;
     let events = [post(&daemon, "a").await, post(&daemon, "a").await];
-    let shown = consented(&daemon, &endpoint).await;
+    let shown = until_consented(&daemon, &endpoint).await;
     assert_eq!((&shown["requests"], &shown["origin"]), (&json!(3), &json!("localhost")));
     for event in events {
         daemon.until(&event, |event| event["status"] == "delivered").await;
     }
-    // One that never answers is asked again as well, and keeps nobody.
+    // A receiver that never responds is asked again as well, and blocks no other endpoint.
     let shown = daemon.until(&hanging, |shown| shown["handshake"]["requests"].as_u64().unwrap() > 1).await;
     assert_eq!(shown["handshake"]["lastAnswer"], "timeout: no reply within the timeout");
 }
 
 #[tokio::test]
-async fn a_forbidden_address_is_not_asked() {
+async fn forbidden_address_gets_no_handshake_request() {
     let data = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(data.path()).await;
     let target = receiver(|_| answer(405)).await;
     let endpoint = register(&daemon, &target.url, "a", json!({}), json!({})).await;
-    refused(&daemon, &endpoint).await;
+    until_refused(&daemon, &endpoint).await;
     let waiting = post(&daemon, "a").await;
     assert_eq!(daemon.terminate(), Some(0));
-    let denied = [SOON[0], SOON[1], ("BALTO__EGRESS__DENY_NETWORKS", "127.0.0.0/8")];
+    let denied = [SHORT_PAUSES[0], SHORT_PAUSES[1], ("BALTO__EGRESS__DENY_NETWORKS", "127.0.0.0/8")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &denied).await;
     let (status, ..) = daemon.call("POST", &format!("{endpoint}/handshake"), &[], "").await;
     assert_eq!(status, 202);
@@ -275,182 +290,15 @@ async fn a_forbidden_address_is_not_asked() {
     let shown = daemon.until(&endpoint, blocked).await;
     let words = shown["handshake"]["lastAnswer"].as_str().unwrap();
     assert!(!words.contains("127.0.0.1"), "not a word about what is there: {words}");
-    assert_eq!(target.got().len(), 1, "only the one from before");
+    assert_eq!(target.got().len(), 1, "only the delivery from before the change");
     assert_eq!(daemon.get(&waiting).await["status"], "pending");
 }
 
-/// The path of a callback, below `/v1`.
-fn callback(request: &Got) -> String {
-    let url = &request.headers["webhook-request-callback"];
-    let (base, path) = url.split_once("/v1/").unwrap();
-    assert_eq!(base, "https://webhooks.example.com/balto", "{url}");
-    format!("/{path}")
-}
-
-/// Method, headers and body; then the rate that was agreed to.
-type Call<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, Value);
-
-const PUBLIC: (&str, &str) = ("BALTO__SERVER__PUBLIC_URL", "https://webhooks.example.com/balto/");
-
 #[tokio::test]
-async fn a_receiver_may_agree_later_by_get_or_post_and_each_callback_is_good_once() {
-    let data = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start_in(data.path(), &["--dev"], &[PUBLIC]).await;
-    let form = ("content-type", "application/x-www-form-urlencoded");
-    let rate = |rate| ("webhook-allowed-rate", rate);
-    // Without the header it is the rate that was asked for.
-    let rows: [Call; 4] = [
-        ("GET", &[], "", json!(120)),
-        ("POST", &[rate("7")], "", json!(7)),
-        ("POST", &[form], "any=thing", json!(120)),
-        ("GET", &[rate("*")], "", Value::Null),
-    ];
-    let mut used = Vec::new();
-    for (number, (method, headers, body, agreed)) in rows.into_iter().enumerate() {
-        let kind = format!("row.{number}");
-        let target = receiver(|_| answer(404)).await;
-        let handshake = json!({"origin": ORIGIN, "rate": 120, "callback": true});
-        let endpoint = register(&daemon, &target.url, &kind, handshake, json!({})).await;
-        refused(&daemon, &endpoint).await;
-        let event = post(&daemon, &kind).await;
-        let path = callback(&asked(&target)[0]);
-        let token = path.rsplit_once('.').unwrap().1;
-        assert_eq!(token.len(), 64, "WH-12: 256 bits");
-        assert_eq!(delivered(&target).len(), 0);
-        for bad in ["0", "-1", "abc", ""] {
-            let (status, problem, _) = daemon.call(method, &path, &[rate(bad)], "").await;
-            assert_eq!(
-                (status, &problem["errors"][0]["header"]),
-                (422, &json!("webhook-allowed-rate")),
-                "{bad:?}: {problem}"
-            );
-        }
-        // A preview or a scanner looks at a link without opening it.
-        let (status, _, sent) = daemon.call("HEAD", &path, headers, "").await;
-        assert_eq!((status, sent["allow"].as_str()), (405, "GET, POST"));
-        assert_eq!(daemon.get(&endpoint).await["handshake"]["status"], "pending");
-        let (status, answer, sent) = daemon.call(method, &path, headers, body).await;
-        assert_eq!((status, &answer), (200, &json!({"status": "consented"})), "WH-12 {method} {headers:?}");
-        assert_eq!(sent["cache-control"], "no-store");
-        let shown = daemon.get(&endpoint).await["handshake"].clone();
-        assert_eq!(
-            (&shown["status"], &shown["allowedRate"]),
-            (&json!("consented"), &agreed),
-            "{method} {headers:?}"
-        );
-        daemon.until(&event, |event| event["status"] == "delivered").await;
-        assert_eq!(delivered(&target)[0].headers["webhook-request-origin"], ORIGIN, "WH-11");
-        used.push((endpoint, path));
-    }
-    // Used ones, changed ones, made-up ones: all get one answer, which says nothing of what exists.
-    let (endpoint, path) = used.remove(0);
-    let id = endpoint.rsplit('/').next().unwrap();
-    let zeros = "0".repeat(64);
-    let forged = [
-        path.clone(),
-        path[..path.len() - 1].to_owned() + "x",
-        path.to_uppercase().replace("/HANDSHAKES", "/handshakes"),
-        format!("/handshakes/{id}.{zeros}"),
-        format!("/handshakes/{id}."),
-        format!("/handshakes/{id}"),
-        format!("/handshakes/ep_nobody.{zeros}"),
-        "/handshakes/..".to_owned() + &zeros,
-        "/handshakes/%00.%C3%A9".to_owned(),
-        format!("/handshakes/{}.{}", "x".repeat(5_000), "y".repeat(5_000)),
-        path.replace(id, used[0].0.rsplit('/').next().unwrap()),
-    ];
-    let (_, expected, _) = daemon.call("GET", &format!("/handshakes/{id}.{zeros}"), &[], "").await;
-    for forged in forged {
-        for (method, headers) in
-            [("GET", &[][..]), ("POST", &[]), ("POST", &[rate("0")]), ("POST", &[rate("9")])]
-        {
-            let (status, problem, _) = daemon.call(method, &forged, headers, "").await;
-            assert_eq!((status, &problem), (404, &expected), "WH-12 {method} {forged}");
-        }
-    }
-    assert_eq!(
-        daemon.get(&endpoint).await["handshake"]["allowedRate"],
-        120,
-        "a used callback changed what was agreed to"
-    );
-}
-
-#[tokio::test]
-async fn a_callback_needs_no_key_and_each_of_the_last_requests_has_one() {
-    let data = tempfile::tempdir().unwrap();
-    let key = "an-admin-key-for-the-tests";
-    let environment = [
-        SOON[0],
-        PUBLIC,
-        ("BALTO__AUTH__ADMIN_KEY", key),
-        ("BALTO__EGRESS__ALLOW_HTTP", "true"),
-        ("BALTO__EGRESS__ALLOW_NETWORKS", "127.0.0.0/8"),
-    ];
-    let daemon = Daemon::start_in(data.path(), &[], &environment).await;
-    let bearer = format!("Bearer {key}");
-    let auth = [("authorization", bearer.as_str())];
-    let target = receiver(|_| answer(404)).await;
-    let call = async |handshake: Value| {
-        let body = json!({"url": target.url, "handshake": handshake}).to_string();
-        let (status, made, _) = daemon.call("POST", "/endpoints", &auth, &body).await;
-        (status, made)
-    };
-    let (status, problem) = call(json!({"callback": true})).await;
-    assert_eq!(
-        (status, &problem["errors"][0]["pointer"]),
-        (422, &json!("/handshake/origin")),
-        "nobody said who we are"
-    );
-    let (status, made) = call(json!({"origin": ORIGIN, "callback": true})).await;
-    assert_eq!(status, 201, "{made}");
-    until("three requests", || asked(&target).len() >= 3).await;
-    let first = callback(&asked(&target)[0]);
-    assert_ne!(first, callback(&asked(&target)[1]), "each is shown a URL of its own");
-    let endpoint = format!("/endpoints/{}", made["id"].as_str().unwrap());
-    for (path, status) in
-        [(&first, 200), (&first, 404), (&callback(&asked(&target)[1]), 404), (&endpoint, 401)]
-    {
-        assert_eq!(daemon.call("GET", path, &[], "").await.0, status, "{path}");
-    }
-}
-
-#[tokio::test]
-async fn what_is_agreed_to_outlives_a_crash_and_so_do_callbacks() {
-    let data = tempfile::tempdir().unwrap();
-    let environment = [PUBLIC];
-    let mut daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
-    let agreeing = receiver(|_| reply(200, &["WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: 77"])).await;
-    let hesitant = receiver(|_| answer(404)).await;
-    let agreed = register(&daemon, &agreeing.url, "a", json!({"origin": ORIGIN}), json!({})).await;
-    let handshake = json!({"origin": ORIGIN, "callback": true});
-    let pending = register(&daemon, &hesitant.url, "b", handshake, json!({})).await;
-    let (before, waiting) = (consented(&daemon, &agreed).await, refused(&daemon, &pending).await);
-    let event = post(&daemon, "b").await;
-    daemon.kill();
-    drop(daemon);
-    let mut daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
-    assert_eq!(daemon.get(&agreed).await["handshake"], before);
-    assert_eq!(daemon.get(&pending).await["handshake"], waiting);
-    daemon.until(&post(&daemon, "a").await, |event| event["status"] == "delivered").await;
-    assert_eq!(delivered(&agreeing)[0].headers["webhook-request-origin"], ORIGIN);
-    assert_eq!(asked(&agreeing).len(), 1, "WH-14: it was not asked again");
-    lane_waits(&daemon, &pending, "handshake").await;
-    let path = callback(&asked(&hesitant)[0]);
-    assert_eq!(daemon.call("POST", &path, &[("webhook-allowed-rate", "60000")], "").await.0, 200);
-    // The answer was durable: a crash right after it takes nothing back, and the token stays used.
-    daemon.kill();
-    drop(daemon);
-    let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
-    daemon.until(&event, |event| event["status"] == "delivered").await;
-    assert_eq!(daemon.call("POST", &path, &[], "").await.0, 404);
-    assert_eq!(asked(&hesitant).len(), 1);
-}
-
-#[tokio::test]
-async fn the_stricter_of_both_rates_holds() {
+async fn stricter_of_both_rates_applies() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    // Agreed to per minute; the endpoint's own; whether the second delivery has to wait for the rate.
+    // Granted per minute; the endpoint's own rate; whether the second delivery waits for the rate.
     let rows = [
         ("1", Value::Null, true),
         ("1", json!({"limit": 1000, "per": "1s"}), true),
@@ -461,10 +309,10 @@ async fn the_stricter_of_both_rates_holds() {
     ];
     for (number, (allowed, own, waits)) in rows.into_iter().enumerate() {
         let (story, kind) = (format!("{allowed} and {own}"), format!("row.{number}"));
-        let said = reply(200, &["WebHook-Allowed-Origin: *", &format!("WebHook-Allowed-Rate: {allowed}")]);
-        let target = receiver(move |_| said.clone()).await;
+        let message = reply(200, &["WebHook-Allowed-Origin: *", &format!("WebHook-Allowed-Rate: {allowed}")]);
+        let target = receiver(move |_| message.clone()).await;
         let endpoint = register(&daemon, &target.url, &kind, json!({}), json!({"rateLimit": own})).await;
-        consented(&daemon, &endpoint).await;
+        until_consented(&daemon, &endpoint).await;
         for _ in 0..3 {
             post(&daemon, &kind).await;
         }
@@ -481,14 +329,14 @@ async fn the_stricter_of_both_rates_holds() {
 }
 
 #[tokio::test]
-async fn a_new_url_origin_or_rate_asks_again_and_what_else_changes_does_not() {
+async fn new_url_origin_or_rate_repeats_the_handshake() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start_in(data.path(), &["--dev"], &[PUBLIC]).await;
-    let first = receiver(|_| agree()).await;
+    let first = receiver(|_| grant()).await;
     let second = receiver(|_| answer(405)).await;
     let handshake = json!({"origin": ORIGIN, "callback": true});
     let endpoint = register(&daemon, &first.url, "a", handshake, json!({})).await;
-    consented(&daemon, &endpoint).await;
+    until_consented(&daemon, &endpoint).await;
     for change in [
         json!({"description": "x", "rateLimit": {"limit": 1000}}),
         json!({"handshake": {"callback": false}}),
@@ -512,10 +360,10 @@ async fn a_new_url_origin_or_rate_asks_again_and_what_else_changes_does_not() {
             (&shown["handshake"]["status"], &shown["handshake"]["requests"]),
             (&json!("pending"), &json!(0))
         );
-        consented(&daemon, &endpoint).await;
-        assert_eq!(asked(&first).len(), number + 2);
+        until_consented(&daemon, &endpoint).await;
+        assert_eq!(handshake_requests(&first).len(), number + 2);
     }
-    let last = asked(&first).pop().unwrap();
+    let last = handshake_requests(&first).pop().unwrap();
     assert_eq!(
         (&*last.headers["webhook-request-origin"], &*last.headers["webhook-request-rate"]),
         ("b.example", "60")
@@ -524,15 +372,15 @@ async fn a_new_url_origin_or_rate_asks_again_and_what_else_changes_does_not() {
     let shown = patch(&daemon, &endpoint, json!({"url": second.url})).await;
     assert_eq!(shown["handshake"]["status"], "pending");
     let event = post(&daemon, "a").await;
-    refused(&daemon, &endpoint).await;
+    until_refused(&daemon, &endpoint).await;
     lane_waits(&daemon, &endpoint, "handshake").await;
     assert_eq!(daemon.call("GET", &stale, &[], "").await.0, 404, "another receiver's callback");
     assert_eq!((delivered(&first).len(), delivered(&second).len()), (0, 0));
-    // Back to the first: that it agreed once is forgotten.
+    // Back at the first URL, the earlier consent is void.
     patch(&daemon, &endpoint, json!({"url": first.url})).await;
     daemon.until(&event, |event| event["status"] == "delivered").await;
-    assert_eq!((asked(&first).len(), delivered(&first).len()), (4, 1));
-    // Without a handshake nobody is asked.
+    assert_eq!((handshake_requests(&first).len(), delivered(&first).len()), (4, 1));
+    // Without a handshake no request for consent is sent.
     let shown = patch(&daemon, &endpoint, json!({"url": second.url, "handshake": null})).await;
     assert_eq!(shown["handshake"], Value::Null);
     daemon.until(&post(&daemon, "a").await, |event| event["status"] == "delivered").await;
@@ -540,20 +388,20 @@ async fn a_new_url_origin_or_rate_asks_again_and_what_else_changes_does_not() {
 }
 
 #[tokio::test]
-async fn an_operator_can_ask_at_once_and_a_paused_receiver_is_left_alone() {
+async fn operator_can_repeat_the_handshake_unless_paused() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let target = receiver(|_| answer(405)).await;
     let endpoint = register(&daemon, &target.url, "a", json!({}), json!({})).await;
-    refused(&daemon, &endpoint).await;
+    until_refused(&daemon, &endpoint).await;
     let ask = format!("{endpoint}/handshake");
     let shown = daemon.post(&ask, "").await;
     assert_eq!(
         (&shown["handshake"]["requests"], &shown["handshake"]["lastAnswer"]),
         (&json!(0), &Value::Null)
     );
-    until("a second request", || asked(&target).len() == 2).await;
-    refused(&daemon, &endpoint).await;
+    until("a second request for consent", || handshake_requests(&target).len() == 2).await;
+    until_refused(&daemon, &endpoint).await;
     daemon.post(&format!("{endpoint}/pause"), "").await;
     let paused = patch(&daemon, &endpoint, json!({"url": format!("{}?2", target.url)})).await;
     assert_eq!(paused["handshake"]["nextRequestAt"], Value::Null);
@@ -567,25 +415,28 @@ async fn an_operator_can_ask_at_once_and_a_paused_receiver_is_left_alone() {
     ] {
         assert_eq!(daemon.call("POST", &path, &[], "").await.0, status, "{path}");
     }
-    assert_eq!(asked(&target).len(), 2, "a paused endpoint was asked");
+    assert_eq!(handshake_requests(&target).len(), 2, "the paused endpoint got a request");
     daemon.post(&format!("{endpoint}/resume"), "").await;
-    until("a request after the pause", || asked(&target).iter().any(|got| got.target.ends_with("?2"))).await;
+    until("a request after the resume", || {
+        handshake_requests(&target).iter().any(|got| got.target.ends_with("?2"))
+    })
+    .await;
     lane_waits(&daemon, &endpoint, "handshake").await;
 }
 
 #[tokio::test]
-async fn asking_anew_takes_the_consent_back_until_there_is_a_new_one() {
+async fn repeated_handshake_revokes_consent_until_a_new_grant() {
     let data = tempfile::tempdir().unwrap();
     let daemon = start_soon(data.path()).await;
-    // Agrees, then has changed its mind, then comes round.
+    // Grants, then refuses, then grants again.
     let target = Receiver::start(|number, got| match (&*got.method, number) {
         ("OPTIONS", 1 | 2) => answer(403),
-        ("OPTIONS", _) => agree(),
+        ("OPTIONS", _) => grant(),
         _ => answer(204),
     })
     .await;
     let endpoint = register(&daemon, &target.url, "a", json!({}), json!({})).await;
-    consented(&daemon, &endpoint).await;
+    until_consented(&daemon, &endpoint).await;
     let shown = daemon.post(&format!("{endpoint}/handshake"), "").await;
     assert_eq!(shown["handshake"]["status"], "pending");
     let event = post(&daemon, "a").await;
@@ -595,9 +446,9 @@ async fn asking_anew_takes_the_consent_back_until_there_is_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_never_agrees_ends_as_one_that_always_fails() {
+async fn receiver_that_never_agrees_is_disabled_as_failing() {
     let data = tempfile::tempdir().unwrap();
-    let environment = [SOON[0], SOON[1], ("BALTO__DELIVERY__DISABLE_AFTER", "1s")];
+    let environment = [SHORT_PAUSES[0], SHORT_PAUSES[1], ("BALTO__DELIVERY__DISABLE_AFTER", "1s")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
     let operator = Receiver::status(204).await;
     let watch = json!({"url": operator.url, "tenant": "balto", "eventTypes": ["balto.endpoint.disabled"]});
@@ -609,33 +460,33 @@ async fn a_receiver_that_never_agrees_ends_as_one_that_always_fails() {
         (&shown["disabledReason"], &shown["handshake"]["nextRequestAt"]),
         (&json!("failing"), &Value::Null)
     );
-    let told: Value = serde_json::from_str(&operator.until(1).await[0].body).unwrap();
-    assert_eq!(told["data"]["reason"], "failing");
-    let count = asked(&stubborn).len();
+    let notice: Value = serde_json::from_str(&operator.until(1).await[0].body).unwrap();
+    assert_eq!(notice["data"]["reason"], "failing");
+    let count = handshake_requests(&stubborn).len();
     assert!(count >= 2, "it was disabled after the first request");
     let resumed = daemon.post(&format!("{endpoint}/resume"), "").await;
     assert_eq!((&resumed["status"], &resumed["handshake"]["requests"]), (&json!("active"), &json!(0)));
-    until("a request after the pause", || asked(&stubborn).len() > count).await;
-    // One that is gone is not asked twice.
+    until("a request after the resume", || handshake_requests(&stubborn).len() > count).await;
+    // An endpoint that answered 410 is not asked again.
     let gone = receiver(|_| answer(410)).await;
     let endpoint = register(&daemon, &gone.url, "b", json!({}), json!({})).await;
     let shown = daemon.until(&endpoint, |shown| shown["status"] == "disabled").await;
-    assert_eq!((&shown["disabledReason"], asked(&gone).len()), (&json!("gone"), 1), "WH-4");
+    assert_eq!((&shown["disabledReason"], handshake_requests(&gone).len()), (&json!("gone"), 1), "WH-4");
 }
 
 #[tokio::test]
-async fn waiting_for_consent_is_no_failure_and_ends_by_disabling() {
+async fn wait_for_consent_ends_by_disabling_the_endpoint() {
     let data = tempfile::tempdir().unwrap();
-    let environment = [SOON[0], SOON[1], ("BALTO__DELIVERY__DISABLE_AFTER", "1s")];
+    let environment = [SHORT_PAUSES[0], SHORT_PAUSES[1], ("BALTO__DELIVERY__DISABLE_AFTER", "1s")];
     let daemon = Daemon::start_in(data.path(), &["--dev"], &environment).await;
     let target = receiver(|_| answer(405)).await;
     let retry = json!({"retry": {"maxAge": "1s"}});
     let endpoint = register(&daemon, &target.url, "a", json!({}), retry).await;
     let event = post(&daemon, "a").await;
-    // It is older than its policy allows by then, and not given up.
+    // By then the delivery is older than its policy allows, and still pending.
     daemon.until(&endpoint, |shown| shown["status"] == "disabled").await;
     assert_eq!(daemon.get("/dead-letters?reason=maxAge").await["data"], json!([]));
-    // Nothing is tried at a disabled endpoint: that ends after the same time.
+    // A disabled endpoint gets no attempts: the delivery dies after the same time.
     daemon.until(&event, |event| event["status"] == "failed").await;
     let letters = daemon.get("/dead-letters").await;
     assert_eq!(
@@ -646,12 +497,12 @@ async fn waiting_for_consent_is_no_failure_and_ends_by_disabling() {
 }
 
 #[tokio::test]
-async fn retry_after_keeps_the_next_request_away() {
+async fn retry_after_delays_the_next_handshake_request() {
     let data = tempfile::tempdir().unwrap();
     let daemon = start_soon(data.path()).await;
     let target = receiver(|_| reply(429, &["retry-after: 3600"])).await;
     let endpoint = register(&daemon, &target.url, "a", json!({}), json!({})).await;
-    let shown = refused(&daemon, &endpoint).await;
+    let shown = until_refused(&daemon, &endpoint).await;
     let seconds = |name: &str| {
         let format = time::format_description::well_known::Rfc3339;
         time::OffsetDateTime::parse(shown[name].as_str().unwrap(), &format).unwrap().unix_timestamp()

@@ -1,4 +1,4 @@
-//! Everything that can be done twice, done twice.
+//! Repeats every operation that a client can repeat.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ async fn path_of(daemon: &Daemon, receiver: &Receiver, more: Value) -> String {
 }
 
 #[tokio::test]
-async fn pausing_and_resuming_twice_is_as_once() {
+async fn second_pause_or_resume_changes_nothing() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -21,7 +21,7 @@ async fn pausing_and_resuming_twice_is_as_once() {
         }
         publish(&daemon, json!({"type": "a.b", "data": round})).await;
         daemon.until(&format!("{path}/lane"), |lane| lane["reason"] == "paused").await;
-        assert_eq!(receiver.count(), round - 1, "a paused endpoint was sent to");
+        assert_eq!(receiver.count(), round - 1, "the paused endpoint got a request");
         for _ in 0..2 {
             assert_eq!(daemon.post(&format!("{path}/resume"), "").await["status"], "active");
         }
@@ -49,7 +49,7 @@ async fn second_rotation_signs_with_three_secrets_for_its_overlap() {
         key.sign(&got.headers["webhook-id"], timestamp, got.body.as_bytes()).unwrap()
     });
     assert_eq!(got.headers["webhook-signature"], signed.join(" "), "the current one first");
-    // A rotation without an overlap ends that of all before it.
+    // A rotation without an overlap ends the overlap of all earlier secrets.
     let third = daemon.post(&rotate, r#"{"overlap":"0s"}"#).await;
     publish(&daemon, json!({"type": "a.b", "data": 2})).await;
     let got = receiver.until(2).await.remove(1);
@@ -62,7 +62,7 @@ async fn second_rotation_signs_with_three_secrets_for_its_overlap() {
 }
 
 #[tokio::test]
-async fn replay_is_repeated_by_another_key_and_not_by_the_same() {
+async fn replay_runs_again_under_another_key_only() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -85,7 +85,7 @@ async fn replay_is_repeated_by_another_key_and_not_by_the_same() {
 }
 
 #[tokio::test]
-async fn dead_letter_is_redriven_after_every_death_in_a_full_series() {
+async fn redriven_dead_letter_gets_a_full_series_each_time() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(500).await;
@@ -105,7 +105,7 @@ async fn dead_letter_is_redriven_after_every_death_in_a_full_series() {
 }
 
 #[tokio::test]
-async fn delivery_is_cancelled_and_tried_again_twice() {
+async fn delivery_can_be_cancelled_and_retried_twice() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::start(|_, _| answer(200)).await;
@@ -126,7 +126,7 @@ async fn delivery_is_cancelled_and_tried_again_twice() {
 }
 
 #[tokio::test]
-async fn deleted_endpoint_is_not_found_by_any_further_change() {
+async fn deleted_endpoint_returns_404_for_further_changes() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     let receiver = Receiver::status(200).await;
@@ -148,7 +148,7 @@ async fn deleted_endpoint_is_not_found_by_any_further_change() {
     }
     publish(&daemon, json!({"type": "a.b", "data": 1})).await;
     assert_eq!(list(&daemon.get("/endpoints").await).len(), 0);
-    // Another one at the same URL is another one.
+    // A new endpoint with the same URL gets a new id.
     let again = path_of(&daemon, &receiver, json!({})).await;
     assert_ne!(path, again);
     publish(&daemon, json!({"type": "a.b", "data": 2})).await;

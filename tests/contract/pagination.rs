@@ -1,4 +1,4 @@
-//! Lists of several pages, also because of the size of their items, while more is added.
+//! Pagination: items of different sizes are listed once while new items are added.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::support::{Daemon, Receiver};
 use super::{endpoint, list, text};
 
-/// Events of 240 kB: a page of them ends early, because of its bytes.
+/// Events of 240 kB: the byte limit of a page ends it early.
 const EVENTS: usize = 20;
 const EVENT_BYTES: usize = 240_000;
 
@@ -18,7 +18,8 @@ async fn publish_large(daemon: &Daemon, kind: &str, count: usize) {
     }
 }
 
-/// What every page of a list shows of a member, in order; `between` is done after each page. Gives how many pages it were.
+/// Reads every page of a list; returns one member of all items in order and the number of pages.
+/// `between` runs after each page.
 async fn walk(
     daemon: &Daemon,
     path: &str,
@@ -36,15 +37,15 @@ async fn walk(
         assert!(pages < 100, "{path} does not end");
         between().await;
     }
-    unreachable!("the loop ends by itself")
+    unreachable!("the loop returns")
 }
 
-/// Each item that was there before the walk is listed once, newest first.
-async fn is_listed_once(daemon: &Daemon, path: &str, member: &str, newer: &Value) {
+/// Asserts that each item that existed before the walk is listed once, newest first.
+async fn assert_listed_once(daemon: &Daemon, path: &str, member: &str, newer: &Value) {
     let (calm, pages) = walk(daemon, path, member, async || ()).await;
     assert_eq!(calm.len(), EVENTS, "{path}: on {pages} pages");
     assert_eq!(calm.iter().collect::<BTreeSet<_>>().len(), EVENTS, "{path}: an item is listed twice");
-    assert!(pages > 1, "{path}: all items fit on one page");
+    assert!(pages > 1, "{path}: all items are on one page");
     let (busy, _) = walk(daemon, path, member, async || {
         daemon.post("/events", &newer.to_string()).await;
     })
@@ -60,19 +61,19 @@ async fn large_events_are_listed_once_over_several_pages() {
     publish_large(&daemon, "large.one", EVENTS).await;
     let newer = json!({"type": "small", "data": 1});
     for path in ["/events?limit=15&type=large.one", "/events?limit=15&status=unmatched&type=large.one"] {
-        is_listed_once(&daemon, path, "id", &newer).await;
+        assert_listed_once(&daemon, path, "id", &newer).await;
     }
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
     publish_large(&daemon, "large.one", EVENTS).await;
-    is_listed_once(&daemon, "/events?limit=15", "id", &newer).await;
+    assert_listed_once(&daemon, "/events?limit=15", "id", &newer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deliveries_and_dead_letters_are_listed_once_over_pages() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path()).await;
-    // Of one delivery alone: a receiver that fails would soon be left alone.
+    // Only this delivery is refused for good: a failing receiver would open the circuit.
     let receiver = Receiver::status(400).await;
     let made = endpoint(&daemon, &receiver, json!({"retry": {"maxAttempts": 1}})).await;
     publish_large(&daemon, "a.b", EVENTS).await;
@@ -82,7 +83,7 @@ async fn deliveries_and_dead_letters_are_listed_once_over_pages() {
     let dead_letters = format!("/dead-letters?limit=7{filter}");
     let (all, pages) = walk(&daemon, &dead_letters, "deliveryId", async || ()).await;
     assert_eq!((all.len(), pages), (EVENTS, 3));
-    is_listed_once(&daemon, "/dead-letters?limit=7", "deliveryId", &newer).await;
+    assert_listed_once(&daemon, "/dead-letters?limit=7", "deliveryId", &newer).await;
     let older = all;
     for path in [
         "/deliveries?limit=7".to_owned(),
