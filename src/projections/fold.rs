@@ -13,7 +13,7 @@ use super::tallies::Tallies;
 use super::{Rows, dead, idempotency, pages, pending, reserved, retention, streams};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, EndpointStatus, Event,
-    Next, Ordering, Position, Progress, Record, Timestamp, Trigger,
+    Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
 };
 use crate::knobs::{self, Bug};
 use crate::limits;
@@ -49,7 +49,7 @@ pub struct Fold {
     pub totals: Totals,
 }
 
-/// What the fold has to know of an endpoint.
+/// What the fold has to know of a live endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     ordering: Ordering,
@@ -128,11 +128,9 @@ impl Fold {
             Record::EventAccepted(event) => step.accept(event, announced),
             Record::AttemptFinished { delivery, due, attempt } => step.finish(*delivery, *due, attempt),
             Record::EndpointPut(endpoint) => step.put_endpoint(endpoint),
-            Record::RateReserved { endpoint, reservation } => {
-                let reserved = Reserved { reservation: *reservation, position };
-                reserved::keep(step.rows, &reserved, *endpoint);
-            }
-            Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::RateReserved { endpoint, reservation } => step.reserve(*endpoint, reservation),
+            Record::EndpointDeleted { endpoint, .. } => step.delete_endpoint(*endpoint),
+            Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);
@@ -200,6 +198,19 @@ impl Step<'_> {
         if opens {
             let lane = self.lane(endpoint.number);
             (lane.opened, lane.hold) = (position, None);
+        }
+    }
+
+    fn delete_endpoint(&mut self, endpoint: EndpointNumber) {
+        self.fold.known.remove(&endpoint);
+        reserved::forget(self.rows, endpoint);
+    }
+
+    /// A reservation may be recorded after its endpoint was deleted: nothing would remove its row.
+    fn reserve(&mut self, endpoint: EndpointNumber, reservation: &Reservation) {
+        if self.fold.known.contains_key(&endpoint) {
+            let reserved = Reserved { reservation: *reservation, position: self.position };
+            reserved::keep(self.rows, &reserved, endpoint);
         }
     }
 
@@ -572,3 +583,6 @@ fn ordering_key(event: &Event) -> &str {
         (None, None) => event.id.as_str(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! What endpoints with a rate have reserved of it (`R`): the latest reservation of each.
+//! What endpoints with a rate have reserved of it (`R`): the latest reservation of each live endpoint.
 //!
 //! A request may be on its way when a crash loses its outcome. Since its part of the rate was
 //! reserved before, the next life of the daemon knows of it and counts it.
@@ -41,6 +41,11 @@ pub(super) fn keep(rows: &mut dyn Rows, reserved: &Reserved, endpoint: EndpointN
         }
         rows.put(&key(endpoint), value);
     }
+}
+
+/// Removes the reservation of an endpoint that was deleted.
+pub(super) fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber) {
+    rows.remove(&key(endpoint));
 }
 
 fn decode(value: &[u8]) -> Result<Reserved, Malformed> {

@@ -69,6 +69,7 @@ pub(crate) struct Oracle {
     pub(crate) last: Position,
     pub(crate) events: BTreeMap<Position, Arc<Event>>,
     pub(crate) deliveries: BTreeMap<DeliveryKey, Delivery>,
+    /// Of live endpoints.
     orderings: BTreeMap<EndpointNumber, Ordering>,
     health: BTreeMap<EndpointNumber, Health>,
     attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
@@ -107,7 +108,11 @@ impl Oracle {
                 }
                 health.is_open = is_active && agreed;
             }
-            Record::EndpointDeleted { .. } | Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::EndpointDeleted { endpoint, .. } => {
+                self.orderings.remove(endpoint);
+                self.reservations.remove(endpoint);
+            }
+            Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }
@@ -137,9 +142,11 @@ impl Oracle {
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 self.remember(position, idempotency);
             }
-            Record::RateReserved { endpoint, reservation } => {
+            Record::RateReserved { endpoint, reservation } if self.orderings.contains_key(endpoint) => {
                 self.reservations.entry(*endpoint).or_default().push((*reservation, position));
             }
+            // The endpoint was deleted, or never was.
+            Record::RateReserved { .. } => {}
         }
     }
 

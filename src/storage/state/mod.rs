@@ -67,7 +67,7 @@ impl StateError {
 /// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
 const CURSOR: &[u8] = b"A";
 /// Version of the layout of all rows and of what the fold makes of records; another one means a rebuild.
-const LAYOUT: u64 = 4;
+const LAYOUT: u64 = 5;
 /// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
 /// they are.
 const ENDPOINTS: u8 = b'C';

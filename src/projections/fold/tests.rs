@@ -1,0 +1,65 @@
+//! What a change of an endpoint does to what is known of its receiver, and what counts as the age of a series.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::domain::{RateLimit, Tenant};
+
+const ONE: EndpointNumber = EndpointNumber(1);
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+#[derive(Default)]
+struct Journal {
+    rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    fold: Fold,
+    last: u64,
+}
+
+impl Journal {
+    /// With an endpoint.
+    fn new() -> Self {
+        let mut journal = Self::default();
+        journal.put(|endpoint| endpoint);
+        journal
+    }
+
+    fn apply(&mut self, record: &Record) -> Position {
+        self.last += 1;
+        self.fold.apply(&mut self.rows, Position(self.last), record, false, &mut Vec::new());
+        self.fold.write_tallies(&mut self.rows);
+        Position(self.last)
+    }
+
+    fn put(&mut self, change: impl FnOnce(Endpoint) -> Endpoint) -> Position {
+        let endpoint = change(crate::rules::tests::endpoint(ONE.0, Tenant::DEFAULT, &[]));
+        self.apply(&Record::EndpointPut(Arc::new(endpoint)))
+    }
+
+    fn reserve(&mut self, full_at: u64) {
+        let rate = RateLimit { limit: 1, per: Duration::from_secs(1), burst: 1 };
+        let reservation = Reservation { revision: Position(1), rate, full_at: at(full_at) };
+        self.apply(&Record::RateReserved { endpoint: ONE, reservation });
+    }
+
+    fn reserved(&self) -> Option<Timestamp> {
+        reserved::latest(&self.rows, ONE).map(|reserved| reserved.reservation.full_at)
+    }
+}
+
+#[test]
+fn deleted_endpoint_keeps_no_reservation() {
+    let mut journal = Journal::new();
+    journal.reserve(1_000);
+    assert_eq!(journal.reserved(), Some(at(1_000)));
+    journal.apply(&Record::EndpointDeleted { endpoint: ONE, at: at(2_000) });
+    assert_eq!(journal.reserved(), None);
+    // One that was on its way to the writer.
+    journal.reserve(3_000);
+    assert_eq!(journal.reserved(), None);
+    assert!(!journal.rows.keys().any(|key| key[0] == b'R'));
+}
