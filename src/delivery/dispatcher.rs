@@ -29,7 +29,7 @@ use crate::outbox::decide::Committed;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};
-use crate::projections::failing::Failing;
+use crate::projections::failing::{Failing, OperatorChange};
 use crate::projections::{LaneChange, counters};
 use crate::rules::{handshake, health};
 use crate::service::endpoints::Endpoints;
@@ -52,6 +52,19 @@ pub enum Run {
     Cut,
 }
 
+/// What the dispatcher compares a changed endpoint with.
+#[derive(Clone, Copy, Debug)]
+struct HeardEndpoint {
+    ordering: Ordering,
+    change: OperatorChange,
+}
+
+impl From<&Endpoint> for HeardEndpoint {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self { ordering: endpoint.ordering, change: endpoint.into() }
+    }
+}
+
 pub struct Dispatcher {
     context: Context,
     lanes: Lanes,
@@ -64,8 +77,8 @@ pub struct Dispatcher {
     failing: HashMap<EndpointNumber, Failing>,
     /// For the gauges: what lanes do not know.
     behind: Behind,
-    /// What was last heard of each endpoint's ordering.
-    orderings: HashMap<EndpointNumber, Ordering>,
+    /// What was last heard of each endpoint.
+    known: HashMap<EndpointNumber, HeardEndpoint>,
     /// Who puts what is pending into the order of its endpoint: of those that changed theirs, and of all since the start.
     reordering: HashMap<EndpointNumber, AbortHandle>,
     reordering_all: Option<AbortHandle>,
@@ -99,7 +112,7 @@ impl Dispatcher {
             health,
             failing: HashMap::new(),
             behind: Behind::default(),
-            orderings: HashMap::new(),
+            known: HashMap::new(),
             reordering: HashMap::new(),
             reordering_all: None,
             asking: HashSet::new(),
@@ -188,7 +201,7 @@ impl Dispatcher {
                 reservation: reserved.get(&endpoint.number).copied(),
             };
             self.lanes.restore(endpoint.number, promises, now);
-            self.orderings.insert(endpoint.number, endpoint.ordering);
+            self.known.insert(endpoint.number, endpoint.as_ref().into());
             if backlog == Backlog::OnDisk {
                 backlogs.push(endpoint.number);
             }
@@ -249,7 +262,7 @@ impl Dispatcher {
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);
                     self.failing.remove(endpoint);
-                    self.orderings.remove(endpoint);
+                    self.known.remove(endpoint);
                     self.sweep(*endpoint);
                 }
                 Record::AttemptFinished { delivery, attempt, .. } => {
@@ -275,13 +288,13 @@ impl Dispatcher {
     }
 
     fn on_endpoint(&mut self, endpoint: &Endpoint, now: Now) {
-        if endpoint.status == EndpointStatus::Active {
+        let before = self.known.insert(endpoint.number, endpoint.into());
+        if Failing::ends_with(endpoint, before.map(|before| before.change)) {
             self.failing.remove(&endpoint.number);
         }
         let policy = self.policy(endpoint);
         self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
-        let before = self.orderings.insert(endpoint.number, endpoint.ordering);
-        if before.is_some_and(|before| before != endpoint.ordering) {
+        if before.is_some_and(|before| before.ordering != endpoint.ordering) {
             self.reorder(endpoint.number);
         }
         if handshake::next_request(endpoint).is_some_and(|at| at <= now.wall) {

@@ -20,9 +20,10 @@ pub async fn run(context: Context) {
     let outdated = Secrets(&context).outdated();
     let (mut remaining, total) = (outdated.len() as u64, outdated.len());
     context.metrics().endpoints_to_reseal(remaining);
-    if total > 0 {
-        tracing::info!(%key, remaining, "sealing endpoint secrets under the first key");
+    if total == 0 {
+        return;
     }
+    tracing::info!(%key, remaining, "sealing endpoint secrets under the first key");
     for number in outdated {
         if let Err(error) = reseal(&context, number).await {
             tracing::warn!(%error, remaining, "endpoint secrets are not all sealed under the first key");

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::codec::{Malformed, Reader, put_varint};
-use crate::domain::{Attempt, Timestamp};
+use crate::domain::{Attempt, Endpoint, EndpointStatus, Timestamp};
 
 /// Classes of gaps: up to 8 ms, up to 64 ms, and so on. The last one is open from 99 days.
 const CLASSES: usize = 12;
@@ -28,6 +28,19 @@ pub struct Failing {
     gaps: [Gaps; CLASSES],
 }
 
+/// Identifies a change of an endpoint by an operator: when it was made, and to what status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OperatorChange {
+    updated_at: Timestamp,
+    status: EndpointStatus,
+}
+
+impl From<&Endpoint> for OperatorChange {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self { updated_at: endpoint.updated_at, status: endpoint.status }
+    }
+}
+
 impl Failing {
     /// One failed attempt after those that are known.
     #[must_use]
@@ -44,6 +57,13 @@ impl Failing {
         gaps.millis = gaps.millis.saturating_add(millis);
         failing.last = failing.last.max(at);
         failing
+    }
+
+    /// Whether a record of an endpoint ends the evidence against it: an operator changed or opened it.
+    /// Sealing its secrets again is the same change once more.
+    #[must_use]
+    pub fn ends_with(endpoint: &Endpoint, before: Option<OperatorChange>) -> bool {
+        endpoint.status == EndpointStatus::Active && before != Some(endpoint.into())
     }
 
     #[must_use]

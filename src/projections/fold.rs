@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::counters::Lane;
 use super::dead::Letter;
-use super::failing::Failing;
+use super::failing::{Failing, OperatorChange};
 use super::pages::{Blocks, EventEntry, StateEntry};
 use super::pending::{Detail, OrderHash, Row, WHOLE_ENDPOINT};
 use super::reserved::Reserved;
@@ -12,8 +12,7 @@ use super::stats::Hour;
 use super::tallies::Tallies;
 use super::{Rows, dead, idempotency, pages, pending, reserved, retention, streams};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, EndpointStatus, Event,
-    Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event, Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
 };
 use crate::knobs::{self, Bug};
 use crate::limits;
@@ -54,11 +53,12 @@ pub struct Fold {
 struct Known {
     ordering: Ordering,
     is_open: bool,
+    change: OperatorChange,
 }
 
 impl From<&Endpoint> for Known {
     fn from(endpoint: &Endpoint) -> Self {
-        Self { ordering: endpoint.ordering, is_open: endpoint.is_open() }
+        Self { ordering: endpoint.ordering, is_open: endpoint.is_open(), change: endpoint.into() }
     }
 }
 
@@ -192,7 +192,7 @@ impl Step<'_> {
         let before = self.fold.known.insert(endpoint.number, endpoint.into());
         let opens = endpoint.is_open() && before.is_none_or(|before| !before.is_open);
         let position = self.position;
-        if endpoint.status == EndpointStatus::Active {
+        if Failing::ends_with(endpoint, before.map(|before| before.change)) {
             self.lane(endpoint.number).failing = None;
         }
         if opens {

@@ -105,6 +105,34 @@ async fn rotation_seals_again_and_retires_the_old_key() {
     assert!(message.contains("which is not configured"), "{message}");
 }
 
+/// Starts a daemon that logs to a file, and stops it when it has delivered. Gives what it logged.
+async fn logged(below: &Path, keys: &str, receiver: &Receiver, endpoint: &str) -> String {
+    let log = below.join("log");
+    let mut command = serve(&below.join("data"), &["--dev"]);
+    command.envs([("BALTO__SECRETS__KEY", keys), ("BALTO__LOG__LEVEL", "info")]);
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let mut daemon = Daemon::spawn(command);
+    daemon.until_ready().await;
+    until_resealed(&daemon).await;
+    check_delivery(&daemon, receiver, endpoint).await;
+    assert_eq!(daemon.terminate(), Some(0));
+    std::fs::read_to_string(log).unwrap()
+}
+
+#[tokio::test]
+async fn start_with_nothing_to_seal_again_logs_nothing_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, receiver) = (directory.path().join("data"), Receiver::status(200).await);
+    let mut daemon = start(&data, OLD).await;
+    let endpoint = add(&daemon, &receiver).await;
+    assert_eq!(daemon.terminate(), Some(0));
+    let keys = format!("{NEW},{OLD}");
+    let first = logged(directory.path(), &keys, &receiver, &endpoint).await;
+    assert!(first.contains("resealed=1"), "{first}");
+    let second = logged(directory.path(), &keys, &receiver, &endpoint).await;
+    assert!(!second.contains("resealed"), "{second}");
+}
+
 #[tokio::test]
 async fn plain_secrets_are_sealed_once_a_key_exists() {
     let directory = tempfile::tempdir().unwrap();

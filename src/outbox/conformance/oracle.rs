@@ -61,6 +61,8 @@ struct Health {
     opened: Position,
     /// Holds that were asked for since, with the record that says so.
     holds: Vec<(Timestamp, Position)>,
+    /// The endpoint's last change: when, and to what status.
+    changed: Option<(Timestamp, EndpointStatus)>,
 }
 
 /// See the module.
@@ -100,7 +102,9 @@ impl Oracle {
                 let health = self.health.entry(endpoint.number).or_default();
                 let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
                 let is_active = endpoint.status == EndpointStatus::Active;
-                if is_active {
+                // Sealing secrets again is no change.
+                let changed = Some((endpoint.updated_at, endpoint.status));
+                if std::mem::replace(&mut health.changed, changed) != changed && is_active {
                     health.failures.clear();
                 }
                 if is_active && agreed && !health.is_open {

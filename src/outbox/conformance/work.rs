@@ -278,6 +278,8 @@ impl<S: Store> Work<S> {
         if self.percent(15) {
             revision = Position(revision.0.saturating_sub(1));
         }
+        // Sealed again, maybe.
+        let updated_at = old.as_ref().map(|old| old.updated_at).filter(|_| self.percent(30));
         let number = old.as_ref().map_or(EndpointNumber(0), |old| old.number);
         let id = old.as_ref().map(|old| old.id.clone());
         Command::PutEndpoint(Box::new(Endpoint {
@@ -303,7 +305,7 @@ impl<S: Store> Work<S> {
             metadata: None,
             status,
             created_at: self.now,
-            updated_at: self.now,
+            updated_at: updated_at.unwrap_or(self.now),
             revision,
         }))
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::{RateLimit, Tenant};
+use crate::projections::counters;
 
 const ONE: EndpointNumber = EndpointNumber(1);
 
@@ -40,10 +41,23 @@ impl Journal {
         self.apply(&Record::EndpointPut(Arc::new(endpoint)))
     }
 
+    fn event(&mut self) -> DeliveryKey {
+        let event = crate::rules::tests::event();
+        DeliveryKey { event: self.apply(&Record::EventAccepted(Arc::new(event))), endpoint: ONE }
+    }
+
+    fn fail(&mut self, delivery: DeliveryKey, due: u64, attempt: Attempt) {
+        self.apply(&Record::AttemptFinished { delivery, due: at(due), attempt: Arc::new(attempt) });
+    }
+
     fn reserve(&mut self, full_at: u64) {
         let rate = RateLimit { limit: 1, per: Duration::from_secs(1), burst: 1 };
         let reservation = Reservation { revision: Position(1), rate, full_at: at(full_at) };
         self.apply(&Record::RateReserved { endpoint: ONE, reservation });
+    }
+
+    fn lane(&self) -> Lane {
+        counters::lane(&self.rows, ONE)
     }
 
     fn reserved(&self) -> Option<Timestamp> {
@@ -62,4 +76,23 @@ fn deleted_endpoint_keeps_no_reservation() {
     journal.reserve(3_000);
     assert_eq!(journal.reserved(), None);
     assert!(!journal.rows.keys().any(|key| key[0] == b'R'));
+}
+
+#[test]
+fn sealing_secrets_again_keeps_the_evidence() {
+    let mut journal = Journal::new();
+    let delivery = journal.event();
+    let attempt = Attempt { next: Next::RetryAt(at(500)), ..Attempt::for_tests() };
+    journal.fail(delivery, 0, attempt);
+    let evidence = journal.lane().failing;
+    assert!(evidence.is_some());
+    journal.put(|endpoint| Endpoint { description: "sealed again".into(), ..endpoint });
+    assert_eq!(journal.lane().failing, evidence);
+    // As is told after a restart.
+    journal.fold = Fold::default();
+    journal.fold.know_endpoint(&crate::rules::tests::endpoint(ONE.0, Tenant::DEFAULT, &[]));
+    journal.put(|endpoint| endpoint);
+    assert_eq!(journal.lane().failing, evidence);
+    journal.put(|endpoint| Endpoint { updated_at: at(600), ..endpoint });
+    assert_eq!(journal.lane().failing, None, "an operator has changed it");
 }

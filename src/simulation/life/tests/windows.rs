@@ -340,3 +340,30 @@ async fn later_retention_passes_take_what_has_become_old() {
     }
     assert!(!world.is_broken());
 }
+
+/// As after a rotation of the key that secrets are sealed under.
+#[tokio::test(start_paused = true)]
+async fn sealing_secrets_again_does_not_delay_the_disabling() {
+    for seals in [false, true] {
+        let world = fresh();
+        let mut life = Life::begin(&world).unwrap();
+        let retry = Some(RetryPolicy::Schedule(vec![Duration::from_secs(2); 100]));
+        let number =
+            subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| Endpoint { retry, ..endpoint }).await;
+        world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+        publish(&mut life).await;
+        life.run_for(Duration::from_secs(30)).await;
+        if seals {
+            let (engine, sealed) = (life.engine.clone(), known(&life, number).unwrap());
+            see_through(&mut life, async move { engine.put_endpoint(sealed, None).await }).await.unwrap();
+        }
+        life.run_for(Duration::from_secs(20)).await;
+        let status = known(&life, number).unwrap().status;
+        let failing = DisabledReason::Failing;
+        assert!(
+            matches!(status, EndpointStatus::Disabled { reason, .. } if reason == failing),
+            "sealed again: {seals}"
+        );
+        assert_eq!(world.with(|inner| inner.broken.clone()), None);
+    }
+}
