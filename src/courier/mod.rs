@@ -119,18 +119,6 @@ impl Parcel {
     }
 }
 
-/// Host and port of a URL, by which requests to one receiver are counted.
-#[must_use]
-pub fn destination(url: &str) -> String {
-    let parsed = Url::parse(url).ok();
-    let destination = parsed.as_ref().and_then(|url| {
-        let host = url.host_str()?;
-        Some(format!("{}:{}", host.strip_suffix('.').unwrap_or(host), url.port_or_known_default()?))
-    });
-    // Not reached: what is stored was parsed.
-    destination.unwrap_or_else(|| url.to_owned())
-}
-
 /// Whether two URLs have the same scheme, host and port. What is no URL has the origin of nothing.
 #[must_use]
 pub fn is_same_origin(one: &str, other: &str) -> bool {

@@ -1,7 +1,6 @@
 //! What lanes need to know of settings and endpoints.
 
 use crate::context::Context;
-use crate::courier::destination;
 use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults};
 use crate::lanes;
 use crate::lanes::{Gate, LanePolicy};
@@ -25,7 +24,7 @@ pub(super) fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePoli
         rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight(defaults),
         gate: gate(endpoint),
-        host: destination(&endpoint.url).into(),
+        host: endpoint.destination().into(),
         revision: endpoint.revision,
     }
 }

@@ -173,8 +173,8 @@ pub enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
     pub until: Timestamp,
-    /// The endpoint's revision at the time of the reply. An operator who opened the endpoint later
-    /// has ended the hold; one who opened it before has not.
+    /// The endpoint's revision at the time of the reply. An operator who opened the endpoint, or moved
+    /// it to another host, later has ended the hold; one who did so before has not.
     pub revision: Position,
 }
 

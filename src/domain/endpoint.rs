@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use url::Url;
+
 use super::closed_list::closed_list;
 use super::{
     DeadReason, EndpointId, EndpointNumber, Network, Pattern, Position, SenderName, Tenant, Timestamp,
@@ -308,6 +310,18 @@ impl Endpoint {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.status == EndpointStatus::Active && self.has_consent()
+    }
+
+    /// Host and port of its URL: which receiver it is. A trailing dot of the host makes no other.
+    #[must_use]
+    pub fn destination(&self) -> String {
+        let parsed = Url::parse(&self.url).ok();
+        let destination = parsed.as_ref().and_then(|url| {
+            let host = url.host_str()?;
+            Some(format!("{}:{}", host.strip_suffix('.').unwrap_or(host), url.port_or_known_default()?))
+        });
+        // Not reached: what is stored was parsed.
+        destination.unwrap_or_else(|| self.url.to_string())
     }
 
     #[must_use]

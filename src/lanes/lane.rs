@@ -45,7 +45,7 @@ pub(super) enum Heard {
 }
 
 /// The receiver asked to be left alone, by wall clock, as it said it. Only a later revision of the endpoint than the one
-/// of then ends that.
+/// of then ends that: one that opens the gate, or names another host.
 #[derive(Clone, Copy, Debug, Default)]
 struct Holds {
     /// Asked for by what the lane knows of: whatever it hears next is later.
@@ -64,7 +64,7 @@ impl Holds {
         }
     }
 
-    /// The lane hears of this revision, which opens its gate or does not.
+    /// The lane hears of this revision, which begins anew with the receiver or does not.
     fn hear(&mut self, revision: Position, opens: bool) {
         if opens {
             self.known = None;
@@ -124,7 +124,8 @@ impl Lane {
                 None => Rate::new(limit),
             });
         }
-        let opens = policy.gate == Gate::Open && self.policy.gate != Gate::Open;
+        let moves = policy.host != self.policy.host;
+        let opens = policy.gate == Gate::Open && (moves || self.policy.gate != Gate::Open);
         if opens {
             self.circuit = Circuit::default();
         }

@@ -181,7 +181,8 @@ impl Lanes {
         self.held = held;
     }
 
-    /// Makes a lane, or changes its policy. Opening a closed gate also closes the circuit and ends the holds from before.
+    /// Makes a lane, or changes its policy. Opening a closed gate, or a move to another host, also closes the circuit and
+    /// ends the holds from before.
     pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, now: Now) {
         match self.lanes.get_mut(&endpoint) {
             Some(lane) if lane.host() != &policy.host => {

@@ -20,7 +20,8 @@ pub struct Lane {
     pub last_success: Position,
     /// Until when the receiver asked to be left alone, and the record that says so, which has to stay.
     pub hold: Option<(Timestamp, Position)>,
-    /// Position of the record that last opened the endpoint: holds of earlier revisions are over.
+    /// Position of the record that last opened the endpoint, or moved it to another host: holds of
+    /// earlier revisions are over.
     pub opened: Position,
 }
 

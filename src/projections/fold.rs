@@ -49,16 +49,23 @@ pub struct Fold {
 }
 
 /// What the fold has to know of a live endpoint.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug)]
 struct Known {
     ordering: Ordering,
     is_open: bool,
+    /// See [`Endpoint::destination`].
+    destination: String,
     change: OperatorChange,
 }
 
 impl From<&Endpoint> for Known {
     fn from(endpoint: &Endpoint) -> Self {
-        Self { ordering: endpoint.ordering, is_open: endpoint.is_open(), change: endpoint.into() }
+        Self {
+            ordering: endpoint.ordering,
+            is_open: endpoint.is_open(),
+            destination: endpoint.destination(),
+            change: endpoint.into(),
+        }
     }
 }
 
@@ -190,12 +197,12 @@ impl Step<'_> {
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) {
         let before = self.fold.known.insert(endpoint.number, endpoint.into());
-        let opens = endpoint.is_open() && before.is_none_or(|before| !before.is_open);
         let position = self.position;
-        if Failing::ends_with(endpoint, before.map(|before| before.change)) {
+        if Failing::ends_with(endpoint, before.as_ref().map(|before| before.change)) {
             self.lane(endpoint.number).failing = None;
         }
-        if opens {
+        let moves = |before: Known| before.destination != endpoint.destination();
+        if endpoint.is_open() && before.is_none_or(|before| !before.is_open || moves(before)) {
             let lane = self.lane(endpoint.number);
             (lane.opened, lane.hold) = (position, None);
         }
@@ -242,7 +249,7 @@ impl Step<'_> {
     }
 
     fn order(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
-        match self.fold.known.get(&endpoint).copied().unwrap_or_default().ordering {
+        match self.fold.known.get(&endpoint)?.ordering {
             Ordering::None => None,
             Ordering::Key => Some(key),
             Ordering::Endpoint => Some(WHOLE_ENDPOINT),

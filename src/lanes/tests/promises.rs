@@ -268,6 +268,28 @@ fn second_hold_is_ended_by_a_second_opening() {
 }
 
 #[test]
+fn hold_and_circuit_end_when_the_endpoint_moves() {
+    for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
+        let mut lanes = lanes(100);
+        let at_host = |host: &str, revision| LanePolicy {
+            host: host.into(),
+            revision: Position(revision),
+            max_in_flight: 5,
+            ..policy()
+        };
+        lanes.on_endpoint(ONE, at_host("a.example:443", 1), Backlog::None, at(0));
+        fill(&mut lanes, ONE, 1..20);
+        for (_, key) in sends(&mut lanes, at(0)) {
+            lanes.on_finished(ONE, key, outcome, at(1));
+        }
+        lanes.on_endpoint(ONE, at_host("a.example:443", 2), Backlog::None, at(2));
+        assert_eq!(go(&mut lanes, at(2)), 0, "{outcome:?}: it is the same receiver");
+        lanes.on_endpoint(ONE, at_host("b.example:443", 3), Backlog::None, at(3));
+        assert_eq!(go(&mut lanes, at(3)), 5, "{outcome:?}");
+    }
+}
+
+#[test]
 fn hold_survives_a_restart_and_ends_by_an_opening() {
     for opens in [false, true] {
         let mut lanes = lanes(100);

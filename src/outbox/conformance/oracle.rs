@@ -32,6 +32,11 @@ fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
     holds.iter().find(|hold| hold.0 == until).copied()
 }
 
+/// The host of a URL as tests write them, without a port.
+fn host_of(url: &str) -> String {
+    url.split('/').nth(2).unwrap_or_default().to_owned()
+}
+
 const HOUR: Duration = Duration::from_secs(3_600);
 
 #[derive(Clone, Debug, PartialEq)]
@@ -57,8 +62,10 @@ struct Health {
     failures: Vec<Arc<Attempt>>,
     last_success: Position,
     is_open: bool,
-    /// Position of the record that opened the endpoint last.
+    /// Position of the record that last opened the endpoint, or moved it while it was open.
     opened: Position,
+    /// Where its receiver is.
+    host: Option<String>,
     /// Holds that were asked for since, with the record that says so.
     holds: Vec<(Timestamp, Position)>,
     /// The endpoint's last change: when, and to what status.
@@ -101,13 +108,15 @@ impl Oracle {
                 self.orderings.insert(endpoint.number, endpoint.ordering);
                 let health = self.health.entry(endpoint.number).or_default();
                 let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
+                let host = host_of(&endpoint.url);
                 let is_active = endpoint.status == EndpointStatus::Active;
                 // Sealing secrets again is no change.
                 let changed = Some((endpoint.updated_at, endpoint.status));
                 if std::mem::replace(&mut health.changed, changed) != changed && is_active {
                     health.failures.clear();
                 }
-                if is_active && agreed && !health.is_open {
+                let moved = health.host.replace(host.clone()).is_some_and(|before| before != host);
+                if is_active && agreed && (moved || !health.is_open) {
                     (health.opened, health.holds) = (position, Vec::new());
                 }
                 health.is_open = is_active && agreed;

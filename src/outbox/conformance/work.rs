@@ -271,6 +271,8 @@ impl<S: Store> Work<S> {
             _ => EndpointStatus::Active,
         };
         let ordering = self.random.choice([Ordering::None, Ordering::Key, Ordering::Endpoint]);
+        let urls = ["http://receiver.test/", "http://receiver.test/other", "http://moved.test/"];
+        let url = self.random.choice(urls).expect("three");
         let types: &[&str] =
             self.random.choice([&[][..], &["order.*"], &["#.paid", "user.#"]]).expect("three");
         let tenant = self.random.choice(["default", "default", "other"]).expect("three");
@@ -286,7 +288,7 @@ impl<S: Store> Work<S> {
             number,
             id: id.unwrap_or_else(|| format!("ep_{}", self.random.u64(..)).parse().expect("a legal id")),
             tenant: old.map_or_else(|| tenant.parse().expect("a legal tenant"), |old| old.tenant.clone()),
-            url: "http://receiver.test/".into(),
+            url: url.into(),
             description: "".into(),
             event_types: types.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect(),
             headers: Vec::new(),

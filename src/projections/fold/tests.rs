@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::domain::{RateLimit, Tenant};
+use crate::domain::{Hold, RateLimit, Tenant};
 use crate::projections::counters;
 
 const ONE: EndpointNumber = EndpointNumber(1);
@@ -95,4 +95,31 @@ fn sealing_secrets_again_keeps_the_evidence() {
     assert_eq!(journal.lane().failing, evidence);
     journal.put(|endpoint| Endpoint { updated_at: at(600), ..endpoint });
     assert_eq!(journal.lane().failing, None, "an operator has changed it");
+}
+
+#[test]
+fn hold_ends_when_the_endpoint_moves_to_another_host() {
+    let mut journal = Journal::new();
+    let delivery = journal.event();
+    let asks = |due, revision| Attempt {
+        started_at: at(due),
+        next: Next::RetryAt(at(due + 1)),
+        hold: Some(Hold { until: at(90_000), revision }),
+        ..Attempt::for_tests()
+    };
+    journal.fail(delivery, 0, asks(0, Position(1)));
+    let move_to = |url: &'static str| {
+        move |endpoint: Endpoint| Endpoint { url: url.into(), updated_at: at(9), ..endpoint }
+    };
+    journal.put(move_to("https://example.com/elsewhere"));
+    assert_eq!(journal.lane().hold.map(|(until, _)| until), Some(at(90_000)), "it is the same receiver");
+    let moved = journal.put(move_to("https://other.example/elsewhere"));
+    assert_eq!((journal.lane().hold, journal.lane().opened), (None, moved));
+    // Recorded late.
+    journal.fail(delivery, 1, asks(1, Position(1)));
+    assert_eq!(journal.lane().hold, None);
+    journal.fail(delivery, 2, asks(2, moved));
+    assert!(journal.lane().hold.is_some());
+    journal.put(move_to("https://other.example:8443/"));
+    assert_eq!(journal.lane().hold, None, "another port is another receiver");
 }
