@@ -70,6 +70,8 @@ pub(crate) enum Bug {
     ForgetHolds,
     /// After a restart every endpoint has its whole burst again.
     ForgetRates,
+    /// Time in which nothing was tried because of us counts as age.
+    CountDelays,
     /// A delivery that is revived begins to count its attempts anew.
     ForgetAttempts,
     /// A delivery that has ended keeps its place in its lane, and ends again.

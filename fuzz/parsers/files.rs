@@ -47,6 +47,7 @@ fn synthetic_records() -> Vec<Record> {
         next,
         hold: None,
         uptime: Some(Duration::from_secs(60)),
+        delay: Duration::from_millis(700),
     };
     let finished = |event, number, next| Record::AttemptFinished {
         delivery: delivery(event),

@@ -13,7 +13,7 @@ use crate::courier::{Exhausted, Parcel, Reply, body};
 use crate::delivery::lane_policy::gate;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
-    Position, Progress, Record, Verdict, attribute,
+    Position, Progress, Record, Timestamp, Verdict, attribute,
 };
 use crate::lanes::Gate;
 use crate::outbox::unit::Unit;
@@ -32,6 +32,8 @@ pub(crate) struct Assignment {
     pub(crate) endpoint: EndpointNumber,
     pub(crate) key: DueKey,
     pub(crate) progress: Progress,
+    /// Since when the receiver kept its lane shut, if it did when the lane sent this.
+    pub(crate) shut_since: Option<Timestamp>,
     /// Still in memory since its acceptance.
     pub(crate) event: Option<Arc<Event>>,
 }
@@ -143,12 +145,14 @@ async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
     let settings = context.settings();
     let verdict = verdict(&facts, &settings.refused_statuses);
     let policy = endpoint.retry(&settings.defaults);
-    let next = retry::next(policy, delivery, &assignment.progress, verdict, started.wall, finished.wall);
+    let delay = retry::delay(assignment.key.due, started.wall, assignment.shut_since);
+    let progress = assignment.progress.after(delay);
+    let next = retry::next(policy, delivery, &progress, verdict, started.wall, finished.wall);
     let known = context.outbox().endpoint(endpoint.number);
     // Whatever the URL of before answered, it says nothing about the one of now.
     let known = known.filter(|known| known.url == endpoint.url);
     let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
-    let attempt = Arc::new(record_of(&assignment.progress, started, reply, next, hold));
+    let attempt = Arc::new(Attempt { delay, ..record_of(&progress, started, reply, next, hold) });
     report(context, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
     context.outbox().record(Unit::of_record(record));
@@ -213,6 +217,7 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: 
         next,
         hold,
         uptime: Some(whole_millis(started.monotonic)),
+        delay: Duration::ZERO,
     }
 }
 

@@ -385,9 +385,9 @@ impl Dispatcher {
         let now = self.context.now();
         while let Some(action) = self.lanes.next_action(now) {
             match action {
-                Action::Send { endpoint, key, progress } => {
+                Action::Send { endpoint, key, progress, shut_since } => {
                     let event = if progress.attempts == 0 { self.payloads.take(key.event) } else { None };
-                    let assignment = Assignment { endpoint, key, progress, event };
+                    let assignment = Assignment { endpoint, key, progress, shut_since, event };
                     self.tasks.spawn(panics::contained(attempt(self.context.clone(), assignment)));
                 }
                 Action::Reserve { endpoint, reservation } => {
@@ -527,7 +527,7 @@ mod tests {
             let key = DueKey { due: at, event: Position(1) };
             let progress = Progress::begin(0, at, Trigger::Publish);
             let endpoint = EndpointNumber(7);
-            let assignment = Assignment { endpoint, key, progress, event: None };
+            let assignment = Assignment { endpoint, key, progress, shut_since: None, event: None };
             let _place = Place { context: &context, assignment: &assignment };
             panic!("on purpose");
         });

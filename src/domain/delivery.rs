@@ -29,7 +29,8 @@ pub struct Progress {
     /// Attempts made in this retry series: since acceptance or the last redrive.
     pub attempts_in_series: u32,
     pub series_started: Timestamp,
-    /// Start of the first attempt of this series that failed: the age of the series counts from it.
+    /// The age of the series counts from it: the start of the first attempt of this series that failed,
+    /// later by the [`Attempt::delay`] of each attempt since.
     pub first_attempt: Option<Timestamp>,
     /// What brought about the next attempt.
     pub trigger: Trigger,
@@ -40,6 +41,12 @@ impl Progress {
     #[must_use]
     pub fn begin(attempts: u32, at: Timestamp, trigger: Trigger) -> Self {
         Self { attempts, attempts_in_series: 0, series_started: at, first_attempt: None, trigger }
+    }
+
+    /// As an attempt finds it that begins with this [`Attempt::delay`].
+    #[must_use]
+    pub fn after(self, delay: Duration) -> Self {
+        Self { first_attempt: self.first_attempt.map(|first| first.plus(delay)), ..self }
     }
 }
 
@@ -198,6 +205,10 @@ pub struct Attempt {
     /// How long the daemon had been running when the attempt began; `None` in records of versions
     /// that did not say it.
     pub uptime: Option<Duration>,
+    /// The part of the time from its due time to its start in which nothing was tried because of us: the
+    /// endpoint was closed, its rate or a limit was reached, the daemon was down. It does not count as
+    /// age. In milliseconds; zero in records of versions that did not say it.
+    pub delay: Duration,
 }
 
 #[cfg(test)]
@@ -216,6 +227,7 @@ impl Attempt {
             next: Next::RetryAt(Timestamp::ZERO),
             hold: None,
             uptime: None,
+            delay: Duration::ZERO,
         }
     }
 }

@@ -92,6 +92,9 @@ pub(super) struct Lane {
     /// It stands in line for a slot.
     pub(super) in_line: bool,
     holds: Holds,
+    /// Since when its circuit is open or its receiver asks to be left alone, until an outcome says that
+    /// neither is so.
+    pub(super) shut_since: Option<Timestamp>,
     /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
     troubled: bool,
     pub(super) asleep_until: Option<Duration>,
@@ -111,6 +114,7 @@ impl Lane {
             heard: Heard::Nothing,
             in_line: false,
             holds: Holds::default(),
+            shut_since: None,
             troubled,
             asleep_until: None,
             place: Place::None,
@@ -130,6 +134,9 @@ impl Lane {
             self.circuit = Circuit::default();
         }
         self.holds.hear(policy.revision, opens);
+        if opens || !self.is_shut(now) {
+            self.shut_since = self.is_shut(now).then_some(now.wall);
+        }
         self.troubled |= policy.gate == Gate::Disabled;
         self.policy = policy;
     }
@@ -137,6 +144,7 @@ impl Lane {
     pub(super) fn restore(&mut self, promises: Promises, now: Now) {
         if !knobs::has(Bug::ForgetHolds) {
             self.holds.known = promises.held_until;
+            self.shut_since = self.is_shut(now).then_some(now.wall);
         }
         if let Some(Reservation { rate, full_at, .. }) = promises.reservation
             && !knobs::has(Bug::ForgetRates)
@@ -166,6 +174,14 @@ impl Lane {
 
     pub(super) fn lose_turn(&mut self) {
         self.reserving.lose_turn();
+    }
+
+    fn is_held(&self, now: Now) -> bool {
+        self.holds.until().is_some_and(|until| until > now.wall)
+    }
+
+    fn is_shut(&self, now: Now) -> bool {
+        self.is_held(now) || self.circuit.state() != CircuitState::Closed
     }
 
     pub(super) fn revision(&self) -> Position {
@@ -261,6 +277,12 @@ impl Lane {
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
+        let turn = self.judge(key, outcome, breaker, now);
+        self.shut_since = if self.is_shut(now) { self.shut_since.or(Some(now.wall)) } else { None };
+        turn
+    }
+
+    fn judge(&mut self, key: DueKey, outcome: Outcome, breaker: &BreakerConfig, now: Now) -> Option<Turn> {
         self.heard = match outcome {
             Outcome::Healthy | Outcome::Throttled(_) => Heard::Answer,
             Outcome::Failing => Heard::Failure,

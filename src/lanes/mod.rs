@@ -96,18 +96,14 @@ pub enum Action {
         endpoint: EndpointNumber,
         key: DueKey,
         progress: Progress,
+        /// Since when the receiver keeps its lane shut, by an open circuit or a `Retry-After`: this is the
+        /// first request after that, or a probe.
+        shut_since: Option<Timestamp>,
     },
     /// Make this durable and say so with [`Lanes::on_reserved`]: the lane sends nothing until then.
-    Reserve {
-        endpoint: EndpointNumber,
-        reservation: Reservation,
-    },
+    Reserve { endpoint: EndpointNumber, reservation: Reservation },
     /// Read the backlog after this key, in order.
-    Refill {
-        endpoint: EndpointNumber,
-        after: Option<DueKey>,
-        limit: usize,
-    },
+    Refill { endpoint: EndpointNumber, after: Option<DueKey>, limit: usize },
 }
 
 /// What came of a look at a lane.
@@ -386,12 +382,13 @@ impl Lanes {
                     self.in_ring.remove(&endpoint);
                     return Look::Nothing;
                 }
+                let shut_since = lane.shut_since;
                 match lane.take_turn(now) {
                     Move::Send(key, progress) => {
                         self.hosts.on_sent(&host, &mut lane.place);
                         self.slots.take();
                         self.ring.push_back(endpoint);
-                        return Look::Act(Action::Send { endpoint, key, progress });
+                        return Look::Act(Action::Send { endpoint, key, progress, shut_since });
                     }
                     Move::Reserve(reservation) => {
                         self.in_ring.remove(&endpoint);

@@ -692,7 +692,8 @@ fn what_is_moved_while_it_is_under_way_waits_for_its_attempt_and_goes_on_with_th
     lanes.on_due(ONE, moved, tried, Position(10), at(6));
     lanes.on_recorded(ONE, first, at(6));
     let again = lanes.next_action(at(7));
-    assert_eq!(again, Some(Action::Send { endpoint: ONE, key: moved, progress: tried }));
+    let progress = tried;
+    assert_eq!(again, Some(Action::Send { endpoint: ONE, key: moved, progress, shut_since: None }));
     // This time it was cancelled, and the attempt succeeds: nothing is left.
     lanes.on_settled(ONE, moved, Position(11), at(8));
     lanes.on_recorded(ONE, moved, at(9));

@@ -12,7 +12,8 @@ use super::stats::Hour;
 use super::tallies::Tallies;
 use super::{Rows, dead, idempotency, pages, pending, reserved, retention, streams};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event, Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event, Next, Ordering,
+    Position, Progress, Record, Reservation, Timestamp, Trigger,
 };
 use crate::knobs::{self, Bug};
 use crate::limits;
@@ -386,6 +387,7 @@ impl Step<'_> {
                 self.move_to(delivery, place, place.due, &mut detail);
             }
             Next::RetryAt(at) => {
+                detail.progress = detail.progress.after(attempt.delay);
                 detail.progress.attempts_in_series += 1;
                 detail.progress.first_attempt.get_or_insert(attempt.started_at);
                 detail.progress.trigger = Trigger::Retry;

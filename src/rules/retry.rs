@@ -6,10 +6,11 @@ use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
 use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, Timestamp, Verdict};
+use crate::knobs::{self, Bug};
 use crate::limits;
 
 /// What happens after an attempt that was made from `started_at` to `finished_at`. `progress` is what
-/// was before the attempt.
+/// was before the attempt, [after its delay](Progress::after).
 #[must_use]
 pub fn next(
     policy: &RetryPolicy,
@@ -47,6 +48,17 @@ pub fn next(
             Next::RetryAt(at)
         }
     }
+}
+
+/// The part of an attempt's wait that is not the receiver's: all of the time from its due time to its start
+/// but that in which the receiver kept its lane shut, since `shut_since`. A pause, a rate, a limit, an
+/// ordering and a stopped daemon are ours.
+#[must_use]
+pub fn delay(due: Timestamp, started_at: Timestamp, shut_since: Option<Timestamp>) -> Duration {
+    if knobs::has(Bug::CountDelays) {
+        return Duration::ZERO;
+    }
+    shut_since.map_or(started_at, |since| since.min(started_at)).since(due)
 }
 
 /// The interval after the `failed`-th failure, by the `backoff` crate's policy without its randomness.
@@ -194,8 +206,22 @@ mod tests {
         assert_eq!(judge(&tried, last), retry(last, 15));
         let late = last.plus(Duration::from_millis(1));
         assert_eq!(judge(&tried, late), Next::Dead(DeadReason::MaxAge));
+        // What was late because of us moves the beginning.
+        let hour_late = judge(&tried.after(HOUR), late.plus(HOUR).minus(Duration::from_millis(1)));
+        assert_eq!(hour_late, retry(last.plus(HOUR), 15));
+        assert_eq!(judge(&tried.after(HOUR), late.plus(HOUR)), Next::Dead(DeadReason::MaxAge));
         // A slow first attempt counts from its start.
         let slow = next(&policy(0.0), KEY, &fresh, Verdict::Retry, accepted, accepted.plus(72 * HOUR));
         assert_eq!(slow, Next::Dead(DeadReason::MaxAge));
+    }
+
+    #[test]
+    fn delay_ends_where_the_receiver_shuts_the_lane() {
+        let at = Timestamp::from_millis;
+        let delay = |shut_since: Option<u64>| delay(at(1_000), at(90_000), shut_since.map(at)).as_millis();
+        assert_eq!(delay(None), 89_000, "a pause, a rate or a stopped daemon");
+        assert_eq!(delay(Some(400)), 0, "all of it is the receiver's");
+        assert_eq!(delay(Some(61_000)), 60_000);
+        assert_eq!(delay(Some(95_000)), 89_000, "no more than all of it");
     }
 }

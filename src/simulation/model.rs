@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::world::RETRY_AFTER_SECONDS;
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event, EventId, Idempotency,
-    Position, Record, Tenant, Timestamp,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event,
+    EventId, Idempotency, Next, Position, Record, RetryPolicy, Tenant, Timestamp,
 };
 use crate::outbox::conformance::compare::{Moment, compare};
 use crate::outbox::conformance::oracle::{Delivery, Oracle};
@@ -22,7 +23,18 @@ pub(super) struct Subscriber {
     /// What it was before its last changes, when one came right after the other.
     pub(super) before: Vec<Arc<Endpoint>>,
     pub(super) changed_at: Timestamp,
+    /// When something could be sent to it again after it could not.
+    opened_at: Timestamp,
+    /// The shortest that its retry policy ever had.
+    max_age: Option<Duration>,
     pub(super) deleted: bool,
+}
+
+fn max_age(endpoint: &Endpoint) -> Option<Duration> {
+    match endpoint.retry {
+        Some(RetryPolicy::Exponential { max_age, .. }) => Some(max_age),
+        Some(RetryPolicy::Schedule(_)) | None => None,
+    }
 }
 
 /// How long a lane may lag behind a change of its endpoint.
@@ -44,6 +56,8 @@ pub(super) struct Model {
     pub(super) streams: BTreeMap<(String, String), u64>,
     /// How long events are kept; the latest time that retention may have seen.
     pub(super) keep: Option<Duration>,
+    /// The wall clock is set now and then.
+    pub(super) clock_jumps: bool,
     pub(super) latest: Timestamp,
 }
 
@@ -116,8 +130,8 @@ impl Model {
             Record::DeliveriesReordered { deliveries, .. } => {
                 self.reordered.extend(deliveries.iter().map(|key| (*key, now)));
             }
-            Record::AttemptFinished { .. }
-            | Record::RateReserved { .. }
+            Record::AttemptFinished { delivery, due, attempt } => self.finish(*delivery, *due, attempt)?,
+            Record::RateReserved { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}
@@ -186,6 +200,36 @@ impl Model {
         }
     }
 
+    /// Time in which nothing was tried because of us does not count as age.
+    fn finish(&self, key: DeliveryKey, due: Timestamp, attempt: &Attempt) -> Result<(), String> {
+        let Some(known) = self.endpoints.get(&key.endpoint).filter(|_| !self.clock_jumps) else {
+            return Ok(());
+        };
+        let (started_at, delay) = (attempt.started_at, attempt.delay);
+        if delay > started_at.since(due) {
+            return Err(format!("{key:?} was due at {due:?} and began at {started_at:?}, {delay:?} late"));
+        }
+        let life_began = started_at.minus(attempt.uptime.unwrap_or_default());
+        // By then its lane has heard that it is open.
+        let opened_at = Some(known.opened_at).filter(|at| at.plus(LAG_MAX) <= started_at);
+        let not_before = life_began.max(opened_at.unwrap_or_default());
+        if not_before.since(due) > delay + LAG_MAX {
+            return Err(format!(
+                "{key:?} was due at {due:?}, could go at {not_before:?}: not {delay:?} late"
+            ));
+        }
+        let delivery = self.oracle.deliveries.get(&key).filter(|delivery| delivery.due == due);
+        let first = delivery.and_then(|delivery| delivery.progress.after(delay).first_attempt);
+        let (Some(first), Some(max_age)) = (first, known.max_age) else { return Ok(()) };
+        let ended_at = started_at.plus(attempt.duration);
+        // Its next attempt would not have been later than this.
+        let next_at = ended_at.plus(Duration::from_secs(RETRY_AFTER_SECONDS));
+        if attempt.next == Next::Dead(DeadReason::MaxAge) && next_at <= first.plus(max_age) {
+            return Err(format!("{key:?} failed from {first:?} to {ended_at:?}, and died of its age"));
+        }
+        Ok(())
+    }
+
     fn put_endpoint(&mut self, endpoint: &Arc<Endpoint>, now: Timestamp) -> Result<(), String> {
         let consents = endpoint.handshake.as_ref().is_some_and(|handshake| handshake.consent.is_some());
         if consents && !self.agreed.contains(&(endpoint.number, endpoint.url.clone())) {
@@ -200,12 +244,18 @@ impl Model {
                 if now.since(known.changed_at) > LAG_MAX {
                     known.before.clear();
                 }
+                if endpoint.is_open() && !known.endpoint.is_open() {
+                    known.opened_at = now;
+                }
+                known.max_age = known.max_age.into_iter().chain(max_age(endpoint)).min();
                 known.before.push(std::mem::replace(&mut known.endpoint, endpoint.clone()));
                 known.changed_at = now;
             }
             None => {
                 let (endpoint, before) = (endpoint.clone(), Vec::new());
-                let known = Subscriber { endpoint, before, changed_at: now, deleted: false };
+                let (opened_at, max_age) = (now, max_age(&endpoint));
+                let known =
+                    Subscriber { endpoint, before, changed_at: now, opened_at, max_age, deleted: false };
                 self.endpoints.insert(known.endpoint.number, known);
             }
         }

@@ -240,6 +240,11 @@ fn restart_that_forgets_rates_is_caught() {
 }
 
 #[test]
+fn delays_that_count_as_age_are_caught() {
+    caught(Bug::CountDelays);
+}
+
+#[test]
 fn a_delivery_that_is_tried_beside_itself_is_caught() {
     caught(Bug::SendBesideItself);
 }

@@ -227,7 +227,7 @@ impl World {
         let mut chance = Chance::new(seed);
         let plan = Plan::draw(&mut chance);
         let mut model = Model::default();
-        model.keep = plan.keep;
+        (model.keep, model.clock_jumps) = (plan.keep, plan.clock_jumps);
         let inner = Inner {
             chance,
             plan,

@@ -113,6 +113,7 @@ mod tests {
             next: Next::Delivered,
             hold: None,
             uptime: None,
+            delay: std::time::Duration::ZERO,
         }
     }
 

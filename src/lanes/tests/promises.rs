@@ -88,7 +88,7 @@ fn reserving_lane_sends_nothing_and_says_rate() {
     lanes.on_reserved(ONE, &reservation, at(20));
     assert_eq!(
         lanes.next_action(at(20)),
-        Some(Action::Send { endpoint: ONE, key: key(0, 1), progress: FRESH })
+        Some(Action::Send { endpoint: ONE, key: key(0, 1), progress: FRESH, shut_since: None })
     );
     // Without a rate nothing has to be reserved.
     asked(&mut lanes, 20);
@@ -287,6 +287,56 @@ fn hold_and_circuit_end_when_the_endpoint_moves() {
         lanes.on_endpoint(ONE, at_host("b.example:443", 3), Backlog::None, at(3));
         assert_eq!(go(&mut lanes, at(3)), 5, "{outcome:?}");
     }
+}
+
+/// Since when the lane was shut when it sent its next request.
+fn shut_since(lanes: &mut Lanes, now: Now) -> Option<u64> {
+    let Some(Action::Send { shut_since, .. }) = lanes.next_action(now) else { panic!("nothing is sent") };
+    shut_since.map(|since| since.millis() - at(0).wall.millis())
+}
+
+#[test]
+fn lane_says_since_when_its_receiver_keeps_it_shut() {
+    let gate =
+        |gate, revision| LanePolicy { gate, revision: Position(revision), max_in_flight: 5, ..policy() };
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, gate(Gate::Open, 1), Backlog::None, at(0));
+    fill(&mut lanes, ONE, 1..40);
+    let end = |lanes: &mut Lanes, event, outcome, millis| {
+        lanes.on_finished(ONE, key(0, event), outcome, at(millis));
+        lanes.on_settled(ONE, key(0, event), Position(100 + event), at(millis));
+        lanes.on_recorded(ONE, key(0, event), at(millis));
+    };
+    for _ in 1..=5 {
+        assert_eq!(shut_since(&mut lanes, at(0)), None);
+    }
+    (1..=5).for_each(|event| end(&mut lanes, event, Outcome::Failing, 100));
+    // Two probes; the first one fails.
+    assert_eq!(shut_since(&mut lanes, at(5_100)), Some(100));
+    end(&mut lanes, 6, Outcome::Failing, 5_200);
+    assert_eq!(shut_since(&mut lanes, at(20_000)), Some(100));
+    end(&mut lanes, 7, Outcome::Healthy, 20_100);
+    assert_eq!(shut_since(&mut lanes, at(20_100)), None);
+    // The first request after a hold; the next one finds the lane open.
+    end(&mut lanes, 8, throttled(at(60_000).wall), 20_200);
+    assert_eq!(shut_since(&mut lanes, at(60_000)), Some(20_200));
+    end(&mut lanes, 9, Outcome::Healthy, 60_100);
+    assert_eq!(shut_since(&mut lanes, at(60_100)), None);
+    // An operator opens it.
+    end(&mut lanes, 10, throttled(at(90_000).wall), 60_200);
+    lanes.on_endpoint(ONE, gate(Gate::Paused, 2), Backlog::None, at(61_000));
+    lanes.on_endpoint(ONE, gate(Gate::Open, 3), Backlog::None, at(62_000));
+    assert_eq!(shut_since(&mut lanes, at(62_000)), None);
+}
+
+#[test]
+fn hold_shuts_the_lane_from_the_restart_on() {
+    let mut lanes = lanes(100);
+    lanes.on_endpoint(ONE, policy(), Backlog::None, at(7_000));
+    let promises = Promises { held_until: Some(at(30_000).wall), reservation: None };
+    lanes.restore(ONE, promises, at(7_000));
+    fill(&mut lanes, ONE, 1..4);
+    assert_eq!(shut_since(&mut lanes, at(30_000)), Some(7_000));
 }
 
 #[test]

@@ -262,9 +262,10 @@ impl Oracle {
             }
             (DeliveryState::Pending, Next::RetryAt(_) | Next::Dead(_)) if is_moved => {}
             (DeliveryState::Pending, Next::RetryAt(at)) => {
-                if known.progress.attempts_in_series == 0 {
-                    known.progress.first_attempt = Some(attempt.started_at);
-                }
+                known.progress.first_attempt = Some(match known.progress.first_attempt {
+                    Some(first) => first.plus(attempt.delay),
+                    None => attempt.started_at,
+                });
                 known.progress.attempts_in_series += 1;
                 (known.due, known.progress.trigger) = (at, Trigger::Retry);
             }

@@ -123,3 +123,24 @@ fn hold_ends_when_the_endpoint_moves_to_another_host() {
     journal.put(move_to("https://other.example:8443/"));
     assert_eq!(journal.lane().hold, None, "another port is another receiver");
 }
+
+#[test]
+fn delay_of_an_attempt_is_no_age() {
+    let mut journal = Journal::new();
+    let delivery = journal.event();
+    let mut due = 0;
+    let mut first = |started, delay, next| {
+        let (started_at, delay) = (at(started), Duration::from_millis(delay));
+        journal.fail(
+            delivery,
+            due,
+            Attempt { started_at, delay, next: Next::RetryAt(at(next)), ..Attempt::for_tests() },
+        );
+        due = next;
+        pending::detail(&journal.rows, delivery).unwrap().progress.first_attempt
+    };
+    assert_eq!(first(5_000, 5_000, 6_000), Some(at(5_000)), "before the first attempt there is no age");
+    assert_eq!(first(6_000, 0, 7_000), Some(at(5_000)));
+    assert_eq!(first(99_000, 92_000, 100_000), Some(at(97_000)));
+    assert_eq!(first(100_500, 200, 200_000), Some(at(97_200)));
+}

@@ -4,12 +4,12 @@
 //! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
 //! never a panic, and never reserves more memory than the bytes themselves could fill.
 //!
-//! A record is a tag byte, a layout version byte (3 for `AttemptFinished`, 2 for `EndpointPut`, else 1), and its fields in this order:
+//! A record is a tag byte, a layout version byte (4 for `AttemptFinished`, 2 for `EndpointPut`, else 1), and its fields in this order:
 //!
 //! | tag | record | fields |
 //! |---|---|---|
 //! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
-//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds) |
+//! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds) |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
 //! | 5 | `KeyPut` | id, role, tenant?, description, hash (32 bytes), created at |
@@ -29,6 +29,7 @@
 //! expiry?; a secret is its kind, sealed key and expiry?. Enumerations are one byte, listed at their `*_tag` function.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -46,8 +47,8 @@ use crate::domain::{
 /// Version of the layouts below that have had no other.
 pub(super) const LAYOUT: u8 = 1;
 /// Version of the layout that attempts are written in. Earlier ones are still read: the first did not
-/// say the network, and the second neither hold nor uptime.
-const ATTEMPT_LAYOUT: u8 = 3;
+/// say the network, the second neither hold nor uptime, and the third no delay.
+const ATTEMPT_LAYOUT: u8 = 4;
 /// Version of the layout that endpoints are written in. The first one, which is still read, had secrets of one kind,
 /// in plain bytes, and no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -353,6 +354,7 @@ fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
         put_varint(out, hold.revision.0);
     });
     put_option(out, attempt.uptime.as_ref(), |out, uptime| put_varint(out, millis(*uptime)));
+    put_varint(out, millis(attempt.delay));
 }
 
 fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
@@ -368,6 +370,7 @@ fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
         next: get_next(r)?,
         hold: if layout < 3 { None } else { get_option(r, get_hold)? },
         uptime: if layout < 3 { None } else { get_option(r, get_millis)? },
+        delay: if layout < 4 { Duration::ZERO } else { get_millis(r)? },
     })
 }
 

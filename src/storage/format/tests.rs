@@ -63,6 +63,7 @@ fn attempt(next: Next) -> Attempt {
         next,
         hold: None,
         uptime: None,
+        delay: Duration::ZERO,
     }
 }
 
@@ -70,6 +71,7 @@ fn held_attempt() -> Attempt {
     Attempt {
         hold: Some(Hold { until: time(7_000), revision: Position(12) }),
         uptime: Some(Duration::from_millis(86_400_123)),
+        delay: Duration::from_millis(300),
         ..attempt(Next::RetryAt(time(99)))
     }
 }
@@ -320,7 +322,7 @@ fn unknown_tags_and_layouts_are_named() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
     assert_eq!(decode(&[15, 1]), Err(CodecError::UnknownTag(15)));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
-    assert_eq!(decode(&[2, 4]), Err(CodecError::UnknownLayout { tag: 2, found: 4, known: 3 }));
+    assert_eq!(decode(&[2, 5]), Err(CodecError::UnknownLayout { tag: 2, found: 5, known: 4 }));
     assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));
     assert_eq!(decode(&[3, 0]), Err(CodecError::UnknownLayout { tag: 3, found: 0, known: 2 }));
 }
@@ -377,7 +379,8 @@ fn golden_bytes_of_a_hold() {
         due: time(400),
         attempt: Arc::new(held_attempt()),
     });
-    let golden = "026301d8360c01fbb89929"; // retried at 99, held until 7000 by revision 12, after 86400123 ms
+    // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late.
+    let golden = "026301d8360c01fbb89929ac02";
     assert!(hex(&bytes).ends_with(golden), "{}", hex(&bytes));
 }
 

@@ -341,6 +341,73 @@ async fn later_retention_passes_take_what_has_become_old() {
     assert!(!world.is_broken());
 }
 
+/// Retries every five seconds, for up to eighteen: four attempts.
+fn short_lived() -> RetryPolicy {
+    RetryPolicy::Exponential {
+        initial: Duration::from_secs(5),
+        multiplier: 1.0,
+        max_interval: Duration::from_secs(5),
+        max_attempts: 100,
+        max_age: Duration::from_secs(18),
+        jitter: 0.0,
+    }
+}
+
+/// Deliveries that have ended, and those that were given up because of their age.
+fn ended(world: &World) -> (usize, usize) {
+    world.with(|inner| {
+        let all = || inner.model.oracle.deliveries.values().map(|known| known.state);
+        let is_old = |state: &DeliveryState| *state == DeliveryState::Dead(DeadReason::MaxAge);
+        (all().filter(|state| *state != DeliveryState::Pending).count(), all().filter(is_old).count())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_paused_between_attempts_is_no_age() {
+    let world = fresh();
+    let mut life = Life::begin(&world).unwrap();
+    let number = subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| Endpoint {
+        retry: Some(short_lived()),
+        ..endpoint
+    })
+    .await;
+    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+    publish(&mut life).await;
+    for _ in 0..2 {
+        change(&mut life, number, |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint }).await;
+        life.run_for(Duration::from_secs(60)).await;
+        change(&mut life, number, |endpoint| Endpoint { status: EndpointStatus::Active, ..endpoint }).await;
+    }
+    assert_eq!((sent(&world), ended(&world)), (3, (0, 0)));
+    // The receiver has failed for ten seconds by now, and fails on.
+    life.run_for(Duration::from_secs(30)).await;
+    assert_eq!((sent(&world), ended(&world)), (4, (1, 1)));
+    assert_eq!(world.with(|inner| inner.broken.clone()), None);
+}
+
+#[test]
+fn time_the_daemon_is_down_between_attempts_is_no_age() {
+    let world = fresh();
+    live(&world, 1, async |life| {
+        let number = subscribe_with(life, Tenant::DEFAULT, |endpoint| Endpoint {
+            retry: Some(short_lived()),
+            ..endpoint
+        })
+        .await;
+        world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+        publish(life).await;
+        assert_eq!(life.stop().await, End::Stopped);
+    });
+    world::jump(600_000);
+    live(&world, 1, async |life| {
+        life.run_for(Duration::from_secs(2)).await;
+        assert_eq!((sent(&world), ended(&world)), (2, (0, 0)));
+        life.run_for(Duration::from_secs(30)).await;
+    });
+    assert_eq!((sent(&world), ended(&world)), (4, (1, 1)), "it fails on");
+    assert_eq!(world.with(|inner| inner.broken.clone()), None);
+}
+
 /// As after a rotation of the key that secrets are sealed under.
 #[tokio::test(start_paused = true)]
 async fn sealing_secrets_again_does_not_delay_the_disabling() {
