@@ -68,8 +68,7 @@ closed_list! {
     }
 }
 
-/// A delivery is in exactly one state. Legal moves: pending to any other; any other back to pending, by an operator; any other
-/// to delivered, when the attempt that was under way as it ended succeeds.
+/// A delivery is in exactly one state; [`transition`] says what follows which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
     Pending,
@@ -96,6 +95,48 @@ impl DeliveryState {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.status().as_str()
+    }
+}
+
+/// What a journal record does to a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryChange {
+    /// Its event was accepted, for its endpoint.
+    Accepted,
+    /// An attempt is over.
+    Attempted(Next),
+    /// It is tried anew, because of this.
+    Revived(Trigger),
+    Cancelled,
+    Died(DeadReason),
+    /// Its dead letter was purged.
+    Purged,
+}
+
+/// The state of a delivery after a change; `None` when the change does not touch it. `from` is `None` where the event
+/// has not been meant for the endpoint so far.
+#[must_use]
+pub fn transition(from: Option<DeliveryState>, change: DeliveryChange) -> Option<DeliveryState> {
+    use DeliveryChange::{Accepted, Attempted, Cancelled, Died, Purged, Revived};
+    use DeliveryState as State;
+    match (from, change) {
+        (None, Accepted) => Some(State::Pending),
+        // A success always wins: the receiver has it.
+        (
+            Some(State::Pending | State::Dead(_) | State::Cancelled | State::Purged),
+            Attempted(Next::Delivered),
+        ) => Some(State::Delivered),
+        (Some(State::Pending), Attempted(Next::RetryAt(_))) => Some(State::Pending),
+        (Some(State::Pending), Attempted(Next::Dead(reason)) | Died(reason)) => Some(State::Dead(reason)),
+        (Some(State::Pending), Cancelled) => Some(State::Cancelled),
+        (Some(State::Dead(_)), Purged) => Some(State::Purged),
+        (Some(State::Dead(_)), Revived(Trigger::Redrive)) => Some(State::Pending),
+        (_, Revived(Trigger::Redrive)) => None,
+        (Some(State::Purged), Revived(Trigger::Publish | Trigger::Retry | Trigger::Manual)) => None,
+        (_, Revived(_)) => Some(State::Pending),
+        // It has ended, or never was, or was there before.
+        (Some(_), Accepted | Attempted(_) | Died(_) | Cancelled | Purged)
+        | (None, Attempted(_) | Died(_) | Cancelled | Purged) => None,
     }
 }
 
@@ -234,3 +275,42 @@ impl Attempt {
 
 /// Where an attempt is recorded.
 pub type AttemptRef = Position;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATES: [Option<DeliveryState>; 6] = [
+        None,
+        Some(DeliveryState::Pending),
+        Some(DeliveryState::Delivered),
+        Some(DeliveryState::Dead(DeadReason::Gone)),
+        Some(DeliveryState::Cancelled),
+        Some(DeliveryState::Purged),
+    ];
+
+    #[test]
+    fn transitions_are_these_and_no_others() {
+        use DeliveryChange::{Accepted, Attempted, Cancelled, Died, Purged, Revived};
+        use DeliveryState::{Delivered, Pending};
+        let (pending, delivered) = (Some(Pending), Some(Delivered));
+        let dead = Some(DeliveryState::Dead(DeadReason::MaxAge));
+        let (cancelled, purged) = (Some(DeliveryState::Cancelled), Some(DeliveryState::Purged));
+        let retry = Next::RetryAt(Timestamp::ZERO);
+        // From none, pending, delivered, dead, cancelled and purged.
+        for (change, expected) in [
+            (Accepted, [pending, None, None, None, None, None]),
+            (Attempted(Next::Delivered), [None, delivered, None, delivered, delivered, delivered]),
+            (Attempted(retry), [None, pending, None, None, None, None]),
+            (Attempted(Next::Dead(DeadReason::MaxAge)), [None, dead, None, None, None, None]),
+            (Died(DeadReason::MaxAge), [None, dead, None, None, None, None]),
+            (Cancelled, [None, cancelled, None, None, None, None]),
+            (Purged, [None, None, None, purged, None, None]),
+            (Revived(Trigger::Manual), [pending, pending, pending, pending, pending, None]),
+            (Revived(Trigger::Redrive), [None, None, None, pending, None, None]),
+            (Revived(Trigger::Replay), [pending, pending, pending, pending, pending, pending]),
+        ] {
+            assert_eq!(STATES.map(|from| transition(from, change)), expected, "{change:?}");
+        }
+    }
+}

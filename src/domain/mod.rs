@@ -17,8 +17,8 @@ pub mod trace;
 
 pub use closed_list::ClosedList;
 pub use delivery::{
-    Attempt, AttemptRef, DeadReason, DeliveryKey, DeliveryState, DeliveryStatus, DueKey, ErrorClass, Hold,
-    Network, Next, Progress, Trigger, Verdict,
+    Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,
+    ErrorClass, Hold, Network, Next, Progress, Trigger, Verdict,
 };
 pub use endpoint::{
     Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format,

@@ -11,9 +11,10 @@ use super::reserved::Reserved;
 use super::stats::Hour;
 use super::tallies::Tallies;
 use super::{Rows, dead, idempotency, pages, pending, reserved, retention, streams};
+use crate::domain::delivery::transition;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event, Next, Ordering,
-    Position, Progress, Record, Reservation, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
+    Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
 };
 use crate::knobs::{self, Bug};
 use crate::limits;
@@ -146,12 +147,12 @@ impl Fold {
             }
             Record::DeliveriesCancelled { deliveries, at } => {
                 for delivery in deliveries {
-                    step.give_up(*delivery, DeliveryState::Cancelled, *at);
+                    step.give_up(*delivery, DeliveryChange::Cancelled, *at);
                 }
             }
             Record::DeliveriesDied { deliveries, reason, at } => {
                 for delivery in deliveries {
-                    step.give_up(*delivery, DeliveryState::Dead(*reason), *at);
+                    step.give_up(*delivery, DeliveryChange::Died(*reason), *at);
                 }
             }
             Record::DeadLettersPurged { deliveries, at } => {
@@ -170,6 +171,9 @@ impl Fold {
         }
     }
 }
+
+/// Where a delivery with a place in its lane comes from.
+const PENDING: Option<DeliveryState> = Some(DeliveryState::Pending);
 
 /// One record being applied.
 struct Step<'a> {
@@ -377,10 +381,11 @@ impl Step<'_> {
         keep_attempt(&mut detail.attempts, self.position);
         let finished_at = attempt.started_at.plus(attempt.duration);
         let is_moved = place.due != due;
+        let change = DeliveryChange::Attempted(attempt.next);
         match attempt.next {
             Next::Delivered => {
                 self.remove(delivery, place);
-                self.settle(delivery, DeliveryState::Delivered, finished_at, &detail);
+                self.settle(delivery, PENDING, change, finished_at, &detail);
             }
             // It counts in no series: the one that it was made in is over.
             Next::RetryAt(_) | Next::Dead(_) if is_moved => {
@@ -395,7 +400,7 @@ impl Step<'_> {
             }
             Next::Dead(reason) => {
                 self.remove(delivery, place);
-                self.die(delivery, reason, finished_at, &detail);
+                self.die(delivery, reason, change, finished_at, &detail);
             }
         }
     }
@@ -407,9 +412,9 @@ impl Step<'_> {
         entry.last_status = attempt.status;
         entry.attempts_made += 1;
         keep_attempt(&mut entry.attempts, self.position);
-        if attempt.next == Next::Delivered && entry.state != DeliveryState::Delivered {
+        if let Some(state) = transition(Some(entry.state), DeliveryChange::Attempted(attempt.next)) {
             self.forget_death(&entry);
-            entry.state = DeliveryState::Delivered;
+            entry.state = state;
             entry.at = attempt.started_at.plus(attempt.duration);
             entry.death = Position(0);
         }
@@ -450,7 +455,15 @@ impl Step<'_> {
         }
     }
 
-    fn settle(&mut self, delivery: DeliveryKey, state: DeliveryState, at: Timestamp, detail: &Detail) {
+    fn settle(
+        &mut self,
+        delivery: DeliveryKey,
+        from: Option<DeliveryState>,
+        change: DeliveryChange,
+        at: Timestamp,
+        detail: &Detail,
+    ) {
+        let state = transition(from, change).expect("the change was judged before");
         let death = if matches!(state, DeliveryState::Dead(_)) { self.position } else { Position(0) };
         let entry = StateEntry {
             delivery,
@@ -464,8 +477,15 @@ impl Step<'_> {
         self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
     }
 
-    fn die(&mut self, delivery: DeliveryKey, reason: DeadReason, at: Timestamp, detail: &Detail) {
-        self.settle(delivery, DeliveryState::Dead(reason), at, detail);
+    fn die(
+        &mut self,
+        delivery: DeliveryKey,
+        reason: DeadReason,
+        change: DeliveryChange,
+        at: Timestamp,
+        detail: &Detail,
+    ) {
+        self.settle(delivery, PENDING, change, at, detail);
         self.fold.totals.dead += 1;
         self.lane(delivery.endpoint).dead += 1;
         self.hour(delivery.endpoint, at).dead += 1;
@@ -483,19 +503,15 @@ impl Step<'_> {
     }
 
     /// Ends a pending delivery without an attempt.
-    fn give_up(&mut self, delivery: DeliveryKey, state: DeliveryState, at: Timestamp) {
+    fn give_up(&mut self, delivery: DeliveryKey, change: DeliveryChange, at: Timestamp) {
         let Some(place) = self.place(delivery) else { return };
         let detail = self.detail(delivery, &place.row, place.due);
         self.remove(delivery, &place);
-        match state {
-            DeliveryState::Dead(reason) => self.die(delivery, reason, at, &detail),
-            DeliveryState::Pending
-            | DeliveryState::Delivered
-            | DeliveryState::Cancelled
-            | DeliveryState::Purged => {
-                self.settle(delivery, state, at, &detail);
-                self.hour(delivery.endpoint, at).cancelled += 1;
-            }
+        if let DeliveryChange::Died(reason) = change {
+            self.die(delivery, reason, change, at, &detail);
+        } else {
+            self.settle(delivery, PENDING, change, at, &detail);
+            self.hour(delivery.endpoint, at).cancelled += 1;
         }
     }
 
@@ -515,7 +531,7 @@ impl Step<'_> {
 
     fn revive(&mut self, delivery: DeliveryKey, trigger: Trigger, at: Timestamp) {
         if let Some(place) = self.place(delivery) {
-            if trigger == Trigger::Redrive {
+            if transition(PENDING, DeliveryChange::Revived(trigger)).is_none() {
                 return;
             }
             let mut detail = self.detail(delivery, &place.row, place.due);
@@ -524,7 +540,9 @@ impl Step<'_> {
         }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
         let before = pages::state_of(self.rows, delivery);
-        if !brings_back(trigger, before.as_ref().map(|entry| entry.state)) {
+        // Whoever wanted it has looked before, and others may have acted in between.
+        let (from, change) = (before.as_ref().map(|entry| entry.state), DeliveryChange::Revived(trigger));
+        if transition(from, change).is_none() {
             return;
         }
         if let Some(entry) = &before {
@@ -540,7 +558,7 @@ impl Step<'_> {
             attempts: before.map(|entry| entry.attempts).unwrap_or_default(),
         };
         let empty = Detail { attempts: Vec::new(), ..detail };
-        self.settle(delivery, DeliveryState::Pending, at, &empty);
+        self.settle(delivery, from, change, at, &empty);
         pending::put_detail(self.rows, delivery, &detail);
         let order = self.order(delivery.endpoint, event.order);
         self.add(delivery, at, Row { progress, order }, false);
@@ -557,22 +575,10 @@ impl Step<'_> {
 
     fn purge(&mut self, delivery: DeliveryKey, at: Timestamp) {
         let Some(entry) = pages::state_of(self.rows, delivery) else { return };
-        if !matches!(entry.state, DeliveryState::Dead(_)) {
-            return;
-        }
+        let Some(state) = transition(Some(entry.state), DeliveryChange::Purged) else { return };
         self.forget_death(&entry);
-        let purged = StateEntry { state: DeliveryState::Purged, at, death: Position(0), ..entry };
+        let purged = StateEntry { state, at, death: Position(0), ..entry };
         self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &purged);
-    }
-}
-
-/// Whether what has ended like this (`None`: what never was) becomes pending again. Whoever wanted that has looked before, and
-/// others may have acted in between.
-fn brings_back(trigger: Trigger, state: Option<DeliveryState>) -> bool {
-    match trigger {
-        Trigger::Redrive => matches!(state, Some(DeliveryState::Dead(_))),
-        Trigger::Manual | Trigger::Publish | Trigger::Retry => state != Some(DeliveryState::Purged),
-        Trigger::Replay => true,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `BALTO_WRITE_DOCS=1 cargo test --test house docs` writes the reference pages.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use crate::support::judges::{install, root, run};
 use crate::support::{has_program, say};
 use balto::api::http::problem::Problem;
 use balto::config::{Change, KEYS};
-use balto::domain::{DeadReason, ErrorClass};
+use balto::domain::delivery::{DeliveryChange, transition};
+use balto::domain::{DeadReason, DeliveryState, ErrorClass, Next, Timestamp, Trigger};
 use balto::lanes::WaitReason;
 use balto::metrics::Metrics;
 use clap::CommandFactory as _;
@@ -325,6 +327,36 @@ fn reasons_reference_equals_the_closed_lists() {
     table("Reasons why a lane waits", WaitReason::ALL.map(|one| (one.as_str(), waiting(one))).to_vec());
     table("Error classes of attempts", ErrorClass::ALL.map(|one| (one.as_str(), failed(one))).to_vec());
     page("reasons.md", &out);
+}
+
+#[test]
+fn state_diagram_equals_the_transitions() {
+    use DeliveryChange::{Accepted, Attempted, Cancelled, Died, Purged, Revived};
+    let named = [
+        ("[*]", None),
+        ("pending", Some(DeliveryState::Pending)),
+        ("delivered", Some(DeliveryState::Delivered)),
+        ("dead", Some(DeliveryState::Dead(DeadReason::Gone))),
+        ("cancelled", Some(DeliveryState::Cancelled)),
+        ("purged", Some(DeliveryState::Purged)),
+    ];
+    let name = |state| named.iter().find(|(_, known)| *known == state).unwrap().0;
+    let retry = Next::RetryAt(Timestamp::ZERO);
+    let attempts = [Next::Delivered, retry, Next::Dead(DeadReason::Gone)].map(Attempted);
+    let mut changes = vec![Accepted, Cancelled, Died(DeadReason::Gone), Purged];
+    changes.extend(attempts.into_iter().chain(Trigger::ALL.map(Revived)));
+    let mut arrows = BTreeSet::new();
+    for (from, state) in named {
+        for change in &changes {
+            let to = transition(state, *change);
+            arrows.extend(to.map(|to| format!("{from} --> {}", name(Some(to)))));
+        }
+    }
+    let page = fs::read_to_string(root().join("docs/concepts.md")).unwrap();
+    let drawn =
+        page.lines().filter_map(|line| line.trim().split_once(": ")).map(|(arrow, _)| arrow.to_owned());
+    let drawn: BTreeSet<_> = drawn.filter(|arrow| arrow.contains(" --> ")).collect();
+    assert_eq!(drawn, arrows);
 }
 
 /// Every handwritten page, with its path from the root.
