@@ -10,6 +10,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::domain::closed_list::closed_list;
 use crate::domain::{DeadReason, ErrorClass};
 use crate::lanes::{LanesSummary, WaitReason};
 
@@ -44,6 +45,28 @@ const REFUSALS: [&str; 18] = [
     "version_conflict",
 ];
 
+closed_list! {
+    /// Work in the background that begins again when it panics.
+    pub enum BackgroundJob {
+        Retention => "retention",
+        /// Endpoint secrets are sealed again, under the first key.
+        Resealing => "resealing",
+        /// A lane's next deliveries are read.
+        Refill => "refill",
+        /// The deliveries of a deleted endpoint end.
+        Sweep => "sweep",
+        /// Deliveries are put into the order of their endpoint.
+        Reorder => "reorder",
+        /// Deliveries that wait at disabled endpoints for too long end.
+        Expiry => "expiry",
+        /// A failing endpoint is disabled.
+        Disabling => "disabling",
+        /// Operators are told how an endpoint does.
+        OperatorEvent => "operatorEvent",
+        Gauges => "gauges",
+    }
+}
+
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -55,6 +78,7 @@ pub struct Metrics {
     commit_duration: Histogram,
     commit_records: Histogram,
     checkpoint_duration: Histogram,
+    background_panics: IntCounterVec,
     deliveries: IntCounterVec,
     /// Of `deliveries`: looked up once, since there is one per event.
     deliveries_delivered: IntCounter,
@@ -205,6 +229,11 @@ impl Metrics {
                 ),
             ),
             handshakes: counters("balto_handshakes_total", "Requests for consent, by outcome.", &["outcome"]),
+            background_panics: counters(
+                "balto_background_panics_total",
+                "Panics of background jobs, each of which began again.",
+                &["job"],
+            ),
             removed_events: counter("balto_retention_events_total", "Events that retention removed."),
             removed_bytes: counter(
                 "balto_retention_bytes_total",
@@ -252,6 +281,9 @@ impl Metrics {
             for status in statuses {
                 self.attempts.with_label_values(&[status, class.as_str()]);
             }
+        }
+        for job in BackgroundJob::ALL {
+            self.background_panics.with_label_values(&[job.as_str()]);
         }
         for reason in REFUSALS {
             self.refused.with_label_values(&[reason]);
@@ -377,6 +409,10 @@ impl Metrics {
 
     pub fn retry(&self, wait: Duration) {
         self.retry_wait.observe(wait.as_secs_f64());
+    }
+
+    pub fn job_panicked(&self, job: BackgroundJob) {
+        self.background_panics.with_label_values(&[job.as_str()]).inc();
     }
 
     pub fn rate_waited(&self, time: Duration) {

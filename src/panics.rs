@@ -2,13 +2,15 @@
 //!
 //! Owns the rule that decides between the two. A thread or task is needed by default, and its panic ends the process at
 //! once: a daemon without one of its parts would look alive and do nothing. Work for one request or one attempt runs
-//! within [`contained`] or [`contain`]; its panic costs that request or attempt. Any layer may contain its work; only the
-//! daemon installs the hook.
+//! within [`contained`] or [`contain`]; its panic costs that request or attempt. A background job runs within [`caught`],
+//! and begins again after its panic. Any layer may contain its work; only the daemon installs the hook.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+
+use futures_util::FutureExt as _;
 
 thread_local! {
     /// Containments that the thread is in.
@@ -62,6 +64,16 @@ impl<F: Future> Future for Contained<F> {
     }
 }
 
+/// Runs a task whose panic ends the task, for one who wants to know of it.
+pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
+    AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
+}
+
+/// Work on another thread panicked, and so does the task that waits for it. The hook has reported it.
+pub(crate) fn pass_on(panicked: Panicked) -> ! {
+    resume_unwind(Box::new(panicked))
+}
+
 /// What becomes of a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -112,6 +124,14 @@ mod tests {
             7
         };
         assert_eq!(contain(inner).unwrap(), 7);
+        assert_eq!(DEPTH.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn panic_of_other_work_is_passed_on_and_caught() {
+        let work = async { contain(|| panic!("on purpose")).unwrap_or_else(|panicked| pass_on(panicked)) };
+        assert!(caught(work).await.is_err());
+        assert_eq!(caught(async { 7 }).await.unwrap(), 7);
         assert_eq!(DEPTH.get(), 0);
     }
 

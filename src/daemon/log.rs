@@ -249,7 +249,7 @@ fn report_panic(panic: &PanicHookInfo<'_>, fate: Fate) {
         .then(|| tracing::field::display(backtrace));
     match fate {
         Fate::Contained => {
-            tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, request or attempt aborted");
+            tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, the request, attempt or job is aborted");
         }
         Fate::Fatal => {
             tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, process ends");

@@ -16,8 +16,11 @@ use crate::context::Context;
 use crate::context::overdue::Behind;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::delivery::attempt::{Assignment, attempt};
+use crate::delivery::background::see_to;
 use crate::delivery::gauges::measure;
-use crate::delivery::jobs::{Chore, disabled_at, expire_all, in_turn, is_over, refill, see_through};
+use crate::delivery::jobs::{
+    Chore, disabled_at, expire_all, in_turn, is_over, refill, reorder_all, see_through,
+};
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
 use crate::domain::{
@@ -25,6 +28,7 @@ use crate::domain::{
 };
 use crate::knobs::Knob;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
+use crate::metrics::BackgroundJob;
 use crate::outbox::decide::Committed;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
@@ -210,12 +214,8 @@ impl Dispatcher {
             }
         }
         // Whoever changed an ordering may have been cut short by the end of the last life.
-        let context = self.context.clone();
-        self.reordering_all = Some(self.tasks.spawn(async move {
-            for endpoint in backlogs {
-                see_through(context.clone(), endpoint, Chore::Reorder).await;
-            }
-        }));
+        let reorder_all = move |context| reorder_all(context, backlogs.clone());
+        self.reordering_all = Some(self.begin(BackgroundJob::Reorder, reorder_all));
         let deleted: Vec<_> =
             self.context.outbox().registry(|registry| registry.deleted_endpoints().collect());
         for endpoint in deleted {
@@ -333,8 +333,7 @@ impl Dispatcher {
         let failing = Failing::after(known, attempt);
         self.failing.insert(endpoint, failing);
         if health::should_disable(&failing, self.context.settings().disable_after) {
-            let context = self.context.clone();
-            self.tasks.spawn(async move {
+            self.begin(BackgroundJob::Disabling, move |context: Context| async move {
                 // A change of it, a resume for instance, begins its time anew.
                 Endpoints(&context)
                     .disable(endpoint, DisabledReason::Failing, |now| now.revision == revision)
@@ -347,8 +346,9 @@ impl Dispatcher {
         match signal {
             Signal::Finished { endpoint, key, outcome } => {
                 if let Some(turn) = self.lanes.on_finished(endpoint, key, outcome, now) {
-                    let context = self.context.clone();
-                    self.tasks.spawn(async move { SystemEvents(&context).tell_turn(endpoint, turn).await });
+                    self.begin(BackgroundJob::OperatorEvent, move |context: Context| async move {
+                        SystemEvents(&context).tell_turn(endpoint, turn).await;
+                    });
                 }
             }
             Signal::Returned { endpoint, key, progress } => {
@@ -395,19 +395,29 @@ impl Dispatcher {
                     self.context.outbox().record(Unit::of_record(record));
                 }
                 Action::Refill { endpoint, after, limit } => {
-                    self.tasks.spawn(refill(self.context.clone(), endpoint, after, limit));
+                    self.begin(BackgroundJob::Refill, move |context| refill(context, endpoint, after, limit));
                 }
             }
         }
     }
 
+    fn begin<F: Future<Output = ()> + Send>(
+        &mut self,
+        job: BackgroundJob,
+        work: impl Fn(Context) -> F + Send + Sync + 'static,
+    ) -> AbortHandle {
+        let context = self.context.clone();
+        self.tasks.spawn(async move { see_to(&context, job, work).await })
+    }
+
     fn sweep(&mut self, endpoint: EndpointNumber) {
-        self.tasks.spawn(see_through(self.context.clone(), endpoint, Chore::Sweep));
+        self.begin(BackgroundJob::Sweep, move |context| see_through(context, endpoint, Chore::Sweep));
     }
 
     /// Its ordering may be another than what is pending stands in. One that does the same already begins anew.
     fn reorder(&mut self, endpoint: EndpointNumber) {
-        let task = self.tasks.spawn(see_through(self.context.clone(), endpoint, Chore::Reorder));
+        let reorder = move |context| see_through(context, endpoint, Chore::Reorder);
+        let task = self.begin(BackgroundJob::Reorder, reorder);
         if let Some(before) = self.reordering.insert(endpoint, task) {
             before.abort();
         }
@@ -422,7 +432,9 @@ impl Dispatcher {
         self.context.metrics().rate_waited(self.lanes.take_rate_waited());
         self.reordering.retain(|_, task| !task.is_finished());
         if is_over(self.measuring.as_ref()) {
-            self.measuring = Some(self.tasks.spawn(measure(self.context.clone(), self.behind.clone())));
+            let behind = self.behind.clone();
+            let measure = move |context| measure(context, behind.clone());
+            self.measuring = Some(self.begin(BackgroundJob::Gauges, measure));
         }
         let (closed, due) = self.context.outbox().registry(|registry| {
             let closed = registry.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
@@ -436,7 +448,8 @@ impl Dispatcher {
             let closed = in_turn(closed, self.looked_at);
             if let Some(last) = closed.last() {
                 self.looked_at = last.number;
-                self.expiring = Some(self.tasks.spawn(expire_all(self.context.clone(), closed, now.wall)));
+                let expire = move |context| expire_all(context, closed.clone(), now.wall);
+                self.expiring = Some(self.begin(BackgroundJob::Expiry, expire));
             }
         }
         for endpoint in due {

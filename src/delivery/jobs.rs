@@ -30,6 +30,12 @@ pub(super) enum Chore {
     Reorder,
 }
 
+pub(super) async fn reorder_all(context: Context, endpoints: Vec<EndpointNumber>) {
+    for endpoint in endpoints {
+        see_through(context.clone(), endpoint, Chore::Reorder).await;
+    }
+}
+
 /// Goes on until it is done, also through a full disk and too much else to do.
 pub(super) async fn see_through(context: Context, endpoint: EndpointNumber, chore: Chore) {
     loop {

@@ -4,6 +4,7 @@
 //! ([`context::signal`](crate::context)). Must never wait for the outbox in the loop itself.
 
 mod attempt;
+mod background;
 mod dispatcher;
 mod gauges;
 mod handshake;

@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::delivery::background::see_to;
 use crate::domain::{Endpoint, EndpointNumber};
+use crate::metrics::BackgroundJob;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::service::endpoints::Endpoints;
 use crate::service::secrets::Secrets;
@@ -16,6 +18,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Ends when no endpoint needs an older key, or the store can write no more. Does nothing without a key.
 pub async fn run(context: Context) {
+    see_to(&context, BackgroundJob::Resealing, reseal_all).await;
+}
+
+async fn reseal_all(context: Context) {
     let Some(key) = Secrets(&context).sealing_key() else { return };
     let outdated = Secrets(&context).outdated();
     let (mut remaining, total) = (outdated.len() as u64, outdated.len());

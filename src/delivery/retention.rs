@@ -8,9 +8,11 @@
 use std::time::Duration;
 
 use crate::context::Context;
+use crate::delivery::background::see_to;
 use crate::domain::{DeadReason, Timestamp};
 use crate::knobs::Knob;
 use crate::maintenance::retention::{Pass, Retention, RetentionPolicy};
+use crate::metrics::BackgroundJob;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::reads::Filter;
@@ -47,6 +49,11 @@ impl Keep {
 /// Takes passes for ever, or ends at once when everything is kept.
 pub async fn run(context: Context, keep: Keep) {
     let Some(pause) = keep.pause() else { return };
+    see_to(&context, BackgroundJob::Retention, |context| take_passes(context, keep, pause)).await;
+}
+
+/// What a pass has done stays when a later one panics: the next run begins with what the disk has.
+async fn take_passes(context: Context, keep: Keep, pause: Duration) {
     panics::test_point("retention");
     let mut retention = retention(&context, keep);
     loop {

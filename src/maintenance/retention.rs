@@ -11,6 +11,7 @@ use crate::domain::{EndpointNumber, Position, Record, Timestamp};
 use crate::knobs::{self, Knob};
 use crate::outbox::Outbox;
 use crate::outbox::draft::Unavailable;
+use crate::panics;
 use crate::projections::retention::{Cutoffs, Forgotten};
 use crate::storage::journal::{JournalReader, ReadError, RewriteError};
 use crate::storage::state::{KnownEvents, State, StateError};
@@ -251,7 +252,15 @@ async fn off_thread<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static
     if cfg!(test) {
         return Ok(work());
     }
-    tokio::task::spawn_blocking(work).await.map_err(|_| Unavailable::Stopping)
+    on_blocking_thread(work).await
+}
+
+/// A panic of the work is one of the job that waits for it.
+async fn on_blocking_thread<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, Unavailable> {
+    let done = tokio::task::spawn_blocking(|| panics::contain(work)).await;
+    done.map_err(|_| Unavailable::Stopping)?.map_or_else(|panicked| panics::pass_on(panicked), Ok)
 }
 
 /// Why a segment was not rewritten.

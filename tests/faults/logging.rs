@@ -255,7 +255,6 @@ async fn panic_in_a_required_thread_ends_the_process() {
         ("writer", INTERNAL_ERROR),
         ("state", STORE_FAILED),
         ("dispatcher", INTERNAL_ERROR),
-        ("retention", INTERNAL_ERROR),
         ("supervisor", INTERNAL_ERROR),
         ("accept", INTERNAL_ERROR),
         ("log", INTERNAL_ERROR),
@@ -307,7 +306,24 @@ async fn panicked_attempt_costs_one_delivery() {
     assert!(daemon.is_ready().await);
     assert_eq!(daemon.terminate(), Some(0));
     let panics = panics_in(&log);
-    assert!(panics.iter().all(|line| line["message"] == "internal error, request or attempt aborted"));
+    assert!(
+        panics.iter().all(|line| line["message"] == "internal error, the request, attempt or job is aborted")
+    );
+}
+
+#[tokio::test]
+async fn panicked_background_job_is_counted_and_begins_again() {
+    if !can_panic() {
+        return;
+    }
+    let below = tempfile::tempdir().unwrap();
+    let (mut daemon, log) = panicking(below.path(), "retention");
+    daemon.until_ready().await;
+    until("the job panics twice", async || panics_in(&log).len() >= 2).await;
+    assert!(daemon.is_ready().await);
+    assert_eq!(daemon.terminate(), Some(0));
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("background job panicked, starting it again"), "{text}");
 }
 
 #[tokio::test]

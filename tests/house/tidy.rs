@@ -53,7 +53,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("config", &["limits", "domain", "rules"]),
     ("storage", &["limits", "panics", "codec", "domain", "projections"]),
     ("outbox", &["limits", "panics", "codec", "domain", "projections", "rules", "storage"]),
-    ("maintenance", &["limits", "domain", "projections", "outbox", "storage"]),
+    ("maintenance", &["limits", "panics", "domain", "projections", "outbox", "storage"]),
     ("courier", &["limits", "panics", "domain"]),
     (
         "context",
