@@ -261,7 +261,7 @@ fn errors_reference_equals_the_problems() {
             .unwrap();
         codes.push(code);
     }
-    let source = fs::read_to_string(root().join("src/api/problem.rs")).unwrap();
+    let source = fs::read_to_string(root().join("src/api/http/problem.rs")).unwrap();
     let body = source.split("pub fn code(&self)").nth(1).unwrap().split("\n    }\n").next().unwrap();
     for code in body.split('"').skip(1).step_by(2) {
         assert!(codes.contains(&code.to_owned()), "Problem::examples lacks {code}");

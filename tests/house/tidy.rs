@@ -27,9 +27,9 @@ fn all() -> Vec<(String, String)> {
     found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// A module's tests, in a file or in a directory beside it.
+/// A module's tests, in a file or in a directory beside it; the conformance suite of the outbox.
 fn is_test(name: &str) -> bool {
-    name.ends_with("tests.rs") || name.contains("/tests/")
+    name.ends_with("tests.rs") || name.contains("/tests/") || name.contains("/conformance/")
 }
 
 #[test]
