@@ -1,8 +1,8 @@
-//! The primitives of every byte layout that Balto writes.
+//! Primitives of every byte layout that Balto writes.
 //!
-//! Owns: fixed little-endian integers, canonical LEB128 varints and length-prefixed bytes. Pure, no I/O. Reading never
-//! panics and never allocates: what it returns borrows from the input, and a count is checked against the bytes that
-//! are left before anyone reserves memory for it.
+//! Owns: fixed little-endian integers, canonical LEB128 varints and length-prefixed bytes. Pure, no
+//! I/O. Reading never panics and never allocates. Results borrow from the input. The reader checks
+//! a count against the remaining bytes, so that callers can allocate for it safely.
 
 /// Bytes that do not follow their layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +33,7 @@ pub fn put_u64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// LEB128: seven bits a byte, lowest first, 1 to 10 bytes.
+/// LEB128: seven bits per byte, lowest first, 1 to 10 bytes.
 pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
@@ -42,7 +42,7 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// A varint length, then the bytes.
+/// Writes a varint length, then the bytes.
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
@@ -54,7 +54,7 @@ pub fn varint_len(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// Takes values off the front of a slice.
+/// Reads values from the front of a slice.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -76,7 +76,7 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// Errors when anything is left.
+    /// Returns an error if bytes are left.
     pub fn finish(self) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed::Trailing(self.rest.len())) }
     }
@@ -111,7 +111,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.get_array()?))
     }
 
-    /// Only the shortest form of a number is accepted, so that a value has exactly one encoding.
+    /// Accepts only the shortest form of a number, so that each value has exactly one encoding.
     pub fn get_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
@@ -144,7 +144,8 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.get_bytes()?).map_err(|_| Malformed::Text)
     }
 
-    /// A count of items that take at least `item_bytes_min` bytes each: never more than the rest can hold.
+    /// Reads a count of items of at least `item_bytes_min` bytes each. A count that the remaining
+    /// bytes cannot hold is an error.
     pub fn get_count(&mut self, item_bytes_min: usize) -> Result<usize, Malformed> {
         let count = self.get_varint()?;
         let needed = count.saturating_mul(item_bytes_min.max(1) as u64);
@@ -163,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_varint_comes_back_in_the_length_foretold(value: u64, shift in 0..64_u32) {
+        fn varints_round_trip_with_the_predicted_length(value: u64, shift in 0..64_u32) {
             let value = value >> shift;
             let mut out = Vec::new();
             put_varint(&mut out, value);
@@ -181,14 +182,14 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_not_canonical_are_refused() {
+    fn non_canonical_numbers_are_rejected() {
         assert_eq!(Reader::new(&[0x80, 0x00]).get_varint(), Err(Malformed::Number));
         assert_eq!(Reader::new(&[0xff; 10]).get_varint(), Err(Malformed::Number));
         assert_eq!(Reader::new(&[0xff, 0xff]).get_varint(), Err(Malformed::Truncated { needed: 1, left: 0 }));
     }
 
     #[test]
-    fn a_count_never_exceeds_what_the_bytes_can_hold() {
+    fn count_beyond_the_remaining_bytes_is_rejected() {
         let mut out = Vec::new();
         put_varint(&mut out, u64::MAX);
         out.extend_from_slice(&[0; 8]);

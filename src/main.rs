@@ -1,4 +1,4 @@
-//! The `balto` command: parses the command line, hands it what the daemon offers, and ends with its exit code.
+//! The `balto` command: gives the command line access to the daemon and returns its exit code.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
-//! Metrics of the daemon, for Prometheus.
+//! Prometheus metrics of the daemon.
 //!
-//! Owns the registry. Base units, one prefix, no label that grows with tenants or endpoints. Every name is described in the
-//! README.
+//! Owns the registry. Names have one prefix and base units. No label's values grow with the number
+//! of tenants or endpoints. `docs/reference/metrics.md` is generated from the help texts.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const COMMIT_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005
 const WAIT_BUCKETS: [f64; 10] = [0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0];
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0];
 
-/// Codes of the problems that a post of events can meet.
+/// Problem codes that an event post can return.
 const REFUSALS: [&str; 18] = [
     "disk_full",
     "forbidden",
@@ -74,17 +74,17 @@ pub struct Metrics {
     accepted: IntCounter,
     duplicates: IntCounter,
     refused: IntCounterVec,
-    door: Door,
+    api: ApiMetrics,
     commit_duration: Histogram,
     commit_records: Histogram,
     checkpoint_duration: Histogram,
     background_panics: IntCounterVec,
     deliveries: IntCounterVec,
-    /// Of `deliveries`: looked up once, since there is one per event.
+    /// The `delivered` series of `deliveries`, looked up once because it changes most often.
     deliveries_delivered: IntCounter,
     dead: IntCounterVec,
     attempts: IntCounterVec,
-    /// Of `attempts`, likewise: those that were answered with 2xx.
+    /// The `2xx` series of `attempts`, looked up once as well.
     attempts_succeeded: IntCounter,
     attempt_duration: Histogram,
     first_attempt: Histogram,
@@ -106,24 +106,24 @@ pub struct Metrics {
     log_lines_dropped: IntCounter,
 }
 
-/// Who comes in.
+/// Metrics of the API listener.
 #[derive(Clone)]
-struct Door {
+struct ApiMetrics {
     authentications_refused: IntCounterVec,
     connections: IntGauge,
     connections_displaced: IntCounter,
 }
 
-impl Door {
+impl ApiMetrics {
     fn new(registry: &Registry) -> Self {
         let refused = Opts::new(
             "balto_authentications_refused_total",
-            "Requests refused for their key: missing, wrong, or too many wrong ones from its address.",
+            "Requests with a rejected key: missing, wrong, or from an address with too many wrong keys.",
         );
-        let connections = IntGauge::new("balto_api_connections", "Connections to the API.");
+        let connections = IntGauge::new("balto_api_connections", "Open connections to the API.");
         let displaced = IntCounter::new(
             "balto_api_connections_displaced_total",
-            "Connections to the API, idle or slow to take an answer, that gave way to new ones at the limit.",
+            "API connections, idle or slow to read, that were closed at the limit in favour of new ones.",
         );
         Self {
             authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
@@ -141,9 +141,9 @@ impl Default for Metrics {
 
 impl Metrics {
     /// # Panics
-    /// Never: names are ours and each is registered once.
+    /// Never: the names are constants, and each is registered once.
     #[must_use]
-    #[expect(clippy::too_many_lines, reason = "a list of metrics, one after the other")]
+    #[expect(clippy::too_many_lines, reason = "a flat list of metrics")]
     pub fn new() -> Self {
         let registry = Registry::new();
         let build = IntGaugeVec::new(Opts::new("balto_build_info", "Version of the daemon."), &["version"]);
@@ -166,110 +166,111 @@ impl Metrics {
             )
         };
         let deliveries =
-            counters("balto_deliveries_total", "Deliveries that ended, by outcome.", &["outcome"]);
+            counters("balto_deliveries_total", "Completed deliveries, by outcome.", &["outcome"]);
         let attempts = counters(
             "balto_attempts_total",
             "Attempts, by status class and error class.",
             &["status", "error"],
         );
-        let made = Self {
-            ready: gauge("balto_ready", "1 while requests can be answered, else 0; /readyz says why."),
+        let metrics = Self {
+            ready: gauge("balto_ready", "1 while the daemon is ready, else 0; /readyz returns the reason."),
             accepted: counter("balto_events_accepted_total", "Events accepted and durable."),
             duplicates: counter(
                 "balto_events_duplicate_total",
-                "Posted events that were answered with an earlier one.",
+                "Events posted again and answered with the original event.",
             ),
             refused: counters(
                 "balto_events_refused_total",
-                "Posts of events, and events of batches, that were refused, by the problem's code.",
+                "Rejected event posts, and rejected events within batches, by problem code.",
                 &["reason"],
             ),
-            door: Door::new(&registry),
+            api: ApiMetrics::new(&registry),
             commit_duration: histogram(
                 "balto_commit_duration_seconds",
-                "Time of a group commit, with its fdatasync.",
+                "Duration of a group commit, including fdatasync.",
                 &COMMIT_BUCKETS,
             ),
             commit_records: histogram("balto_commit_records", "Records in a group commit.", &BATCH_BUCKETS),
             checkpoint_duration: histogram(
                 "balto_checkpoint_duration_seconds",
-                "Time of writing the state's changes to disk.",
+                "Duration of a checkpoint: writing changed state rows to disk.",
                 &COMMIT_BUCKETS,
             ),
             deliveries_delivered: deliveries.with_label_values(&["delivered"]),
             deliveries,
-            dead: counters("balto_deliveries_dead_total", "Deliveries given up, by reason.", &["reason"]),
+            dead: counters(
+                "balto_deliveries_dead_total",
+                "Dead-lettered deliveries, by reason.",
+                &["reason"],
+            ),
             attempts_succeeded: attempts.with_label_values(&["2xx", "none"]),
             attempts,
             attempt_duration: histogram(
                 "balto_attempt_duration_seconds",
-                "Time of an attempt.",
+                "Duration of an attempt.",
                 &LATENCY_BUCKETS,
             ),
             first_attempt: histogram(
                 "balto_accept_to_first_attempt_seconds",
-                "From acceptance, or deliverAt, to the start of the first attempt.",
+                "Time from acceptance, or deliverAt, to the start of the first attempt.",
                 &LATENCY_BUCKETS,
             ),
             delivered: histogram(
                 "balto_accept_to_delivered_seconds",
-                "From acceptance, or deliverAt, to delivery; without what was replayed, retried by hand or redriven.",
+                "Time from acceptance, or deliverAt, to delivery; excludes replayed, manually retried and redriven deliveries.",
                 &LATENCY_BUCKETS,
             ),
             retry_wait: histogram(
                 "balto_retry_wait_seconds",
-                "From a failed attempt to when the next one is due.",
+                "Time from a failed attempt to the due time of the next one.",
                 &WAIT_BUCKETS,
             ),
             rate_wait: register(
                 &registry,
                 Counter::new(
                     "balto_rate_wait_seconds_total",
-                    "Time for which lanes were held by their endpoint's rate.",
+                    "Time that lanes waited for their endpoint's rate.",
                 ),
             ),
-            handshakes: counters("balto_handshakes_total", "Requests for consent, by outcome.", &["outcome"]),
+            handshakes: counters("balto_handshakes_total", "Endpoint handshakes, by outcome.", &["outcome"]),
             background_panics: counters(
                 "balto_background_panics_total",
                 "Panics of background jobs, each of which began again.",
                 &["job"],
             ),
-            removed_events: counter("balto_retention_events_total", "Events that retention removed."),
-            removed_bytes: counter(
-                "balto_retention_bytes_total",
-                "Bytes by which retention shrank the journal.",
-            ),
-            pending: gauge("balto_deliveries_pending", "Deliveries that have not ended."),
-            in_flight: gauge("balto_deliveries_in_flight", "Attempts under way."),
+            removed_events: counter("balto_retention_events_total", "Events removed by retention."),
+            removed_bytes: counter("balto_retention_bytes_total", "Journal bytes removed by retention."),
+            pending: gauge("balto_deliveries_pending", "Pending deliveries, including those in flight."),
+            in_flight: gauge("balto_deliveries_in_flight", "Attempts in flight."),
             dead_letters: gauge("balto_dead_letters", "Dead letters."),
             oldest_due: gauge(
                 "balto_oldest_due_timestamp_seconds",
-                "Due time of the oldest delivery that is due and unsent, also behind others of its order; 0 when there is none.",
+                "Due time of the oldest overdue delivery, including those blocked by their ordering queue; 0 without one.",
             ),
-            lanes: gauges("balto_lanes", "Lanes that wait, by reason.", &["reason"]),
+            lanes: gauges("balto_lanes", "Waiting lanes, by reason.", &["reason"]),
             projection_lag: gauge(
                 "balto_projection_lag_records",
-                "Journal records that the state has not applied.",
+                "Journal records not yet applied to the state.",
             ),
             store_bytes: gauges("balto_store_bytes", "Bytes on disk, by part.", &["part"]),
             endpoints_to_reseal: gauge(
                 "balto_endpoints_to_reseal",
                 "Endpoints whose secrets are not yet encrypted under the first key.",
             ),
-            disk_free: gauge("balto_disk_free_bytes", "Bytes that are free on the data directory's disk."),
+            disk_free: gauge("balto_disk_free_bytes", "Free bytes on the data directory's file system."),
             log_lines_dropped: counter(
                 "balto_log_lines_dropped_total",
-                "Log lines that standard error did not take.",
+                "Log lines dropped because standard error was too slow.",
             ),
             registry,
         };
-        made.begin_at_zero();
-        made
+        metrics.create_series();
+        metrics
     }
 
-    /// A counter that first appears with a value looks as if it had always had it, and no rate shows it: whatever label a
-    /// series can have, it is there from the start.
-    fn begin_at_zero(&self) {
+    /// Creates every series at zero. A counter whose first sample is already above zero shows no
+    /// increase in `rate()`.
+    fn create_series(&self) {
         for reason in DeadReason::ALL {
             self.dead.with_label_values(&[reason.as_str()]);
         }
@@ -289,7 +290,7 @@ impl Metrics {
             self.refused.with_label_values(&[reason]);
         }
         for reason in ["missing", "wrong", "tooMany", "untrustedOrigin"] {
-            self.door.authentications_refused.with_label_values(&[reason]);
+            self.api.authentications_refused.with_label_values(&[reason]);
         }
         for outcome in ["agreed", "refused"] {
             self.handshakes.with_label_values(&[outcome]);
@@ -302,35 +303,35 @@ impl Metrics {
         }
     }
 
-    /// The exposition.
+    /// Encodes all metrics in the text exposition format.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut bytes) {
-            tracing::error!(%error, "metrics cannot be encoded");
+            tracing::error!(%error, "metrics encoding failed");
         }
         bytes
     }
 
-    /// The counter of log lines that standard error did not take, for the log.
+    /// The counter of dropped log lines, which the log itself increments.
     #[must_use]
     pub fn log_lines_dropped(&self) -> IntCounter {
         self.log_lines_dropped.clone()
     }
 
-    /// Endpoints whose secrets have to be sealed again under the first key.
+    /// Sets the number of endpoints with secrets that are not encrypted under the first key.
     pub fn endpoints_to_reseal(&self, count: u64) {
         self.endpoints_to_reseal.set(signed(count));
     }
 
-    /// What one pass of retention removed.
-    pub fn retained(&self, events: u64, bytes: u64) {
+    /// Adds the events and bytes that one retention pass removed.
+    pub fn retention_removed(&self, events: u64, bytes: u64) {
         self.removed_events.inc_by(events);
         self.removed_bytes.inc_by(bytes);
     }
 
-    /// As of this moment: what is only asked for when somebody looks.
-    pub fn look(&self, ready: bool, disk_free: u64) {
+    /// Sets the gauges that are read at scrape time only.
+    pub fn on_scrape(&self, ready: bool, disk_free: u64) {
         self.ready.set(i64::from(ready));
         self.disk_free.set(signed(disk_free));
     }
@@ -347,15 +348,15 @@ impl Metrics {
         self.refused.with_label_values(&[reason]).inc();
     }
 
-    /// `missing`, `wrong` or `tooMany` keys; `untrustedOrigin`.
+    /// `reason` is `missing`, `wrong` or `tooMany` for a key, or `untrustedOrigin`.
     pub fn authentication_refused(&self, reason: &str) {
-        self.door.authentications_refused.with_label_values(&[reason]).inc();
+        self.api.authentications_refused.with_label_values(&[reason]).inc();
     }
 
-    /// Connections now, and how many have given way since this was told last.
-    pub fn connections(&self, now: usize, displaced: u64) {
-        self.door.connections.set(signed(now as u64));
-        self.door.connections_displaced.inc_by(displaced);
+    /// Sets the number of open connections and adds those evicted since the last call.
+    pub fn connections(&self, open: usize, evicted: u64) {
+        self.api.connections.set(signed(open as u64));
+        self.api.connections_displaced.inc_by(evicted);
     }
 
     pub fn committed(&self, records: usize, duration: Duration) {
@@ -368,7 +369,7 @@ impl Metrics {
         self.checkpoint_duration.observe(duration.as_secs_f64());
     }
 
-    /// `error` is `None` for an answer of 2xx, and for no other.
+    /// Counts an attempt. `error` is `None` exactly for a 2xx reply.
     pub fn attempt(&self, status: Option<u16>, error: Option<ErrorClass>, duration: Duration) {
         self.attempt_duration.observe(duration.as_secs_f64());
         if error.is_none() {
@@ -389,16 +390,16 @@ impl Metrics {
         self.first_attempt.observe(waited.as_secs_f64());
     }
 
-    /// `took` is `None` for a delivery whose time since acceptance says nothing: it was replayed, retried by hand or
-    /// redriven.
-    pub fn delivered(&self, took: Option<Duration>) {
+    /// Counts a successful delivery. `latency` is `None` for a replayed, manually retried or
+    /// redriven delivery, whose time since acceptance is meaningless.
+    pub fn delivered(&self, latency: Option<Duration>) {
         self.deliveries_delivered.inc();
-        if let Some(took) = took {
-            self.delivered.observe(took.as_secs_f64());
+        if let Some(latency) = latency {
+            self.delivered.observe(latency.as_secs_f64());
         }
     }
 
-    pub fn died(&self, reason: DeadReason, count: u64) {
+    pub fn dead_lettered(&self, reason: DeadReason, count: u64) {
         self.deliveries.with_label_values(&["dead"]).inc_by(count);
         self.dead.with_label_values(&[reason.as_str()]).inc_by(count);
     }
@@ -419,7 +420,7 @@ impl Metrics {
         self.rate_wait.inc_by(time.as_secs_f64());
     }
 
-    /// `agreed` or `refused`.
+    /// Counts a handshake; `outcome` is `agreed` or `refused`.
     pub fn handshake(&self, outcome: &str) {
         self.handshakes.with_label_values(&[outcome]).inc();
     }
@@ -432,7 +433,7 @@ impl Metrics {
         self.oldest_due.set(signed(summary.oldest_due.map_or(0, crate::domain::Timestamp::seconds)));
     }
 
-    /// Sizes in bytes, lag in records.
+    /// Sets the storage gauges: sizes in bytes, lag in records.
     pub fn store(&self, pending: u64, dead: u64, journal: u64, state: u64, lag: u64) {
         self.pending.set(signed(pending));
         self.dead_letters.set(signed(dead));

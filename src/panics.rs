@@ -1,9 +1,9 @@
-//! Panics: each one ends the process, unless it is contained.
+//! Panic handling: a panic ends the process unless it is contained.
 //!
-//! Owns the rule that decides between the two. A thread or task is needed by default, and its panic ends the process at
-//! once: a daemon without one of its parts would look alive and do nothing. Work for one request or one attempt runs
-//! within [`contained`] or [`contain`]; its panic costs that request or attempt. A background job runs within [`caught`],
-//! and begins again after its panic. Any layer may contain its work; only the daemon installs the hook.
+//! By default a thread or task is essential, and its panic ends the process at once. Otherwise a
+//! daemon without one of its parts would look alive and do nothing. Work for one request or one
+//! attempt runs in [`contained`] or [`contain`]; its panic fails only that request or attempt. A
+//! background job runs in [`caught`] and begins again after its panic. Any layer may contain its work. Only the daemon installs the hook.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
@@ -13,14 +13,14 @@ use std::task::{Context, Poll};
 use futures_util::FutureExt as _;
 
 thread_local! {
-    /// Containments that the thread is in.
+    /// Number of nested containments on this thread.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// The innermost containment is being left by a panic. A second panic would abort the process, with a message that
-    /// the standard library writes itself and that a stalled standard error can block.
+    /// A panic is unwinding to the innermost containment. A second panic would make the standard
+    /// library abort the process. Its abort message can block on a stalled standard error.
     static IS_UNWINDING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A containment of the current thread; ends when it is dropped.
+/// A containment of the current thread, until dropped.
 struct Containment;
 
 impl Containment {
@@ -37,20 +37,20 @@ impl Drop for Containment {
     }
 }
 
-/// A panic that was caught; the hook has reported it.
+/// A caught panic. The hook has reported it.
 #[derive(Debug)]
 pub(crate) struct Panicked;
 
-/// Runs work whose panic does not end the process.
+/// Runs `work` and catches its panic.
 pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     let _containment = Containment::enter();
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Panicked)
 }
 
-/// A task whose panic ends the task and not the process.
+/// A future whose panic does not end the process.
 pub(crate) struct Contained<F>(Pin<Box<F>>);
 
-/// The task lies in a box, because the runtime moves a task several times.
+/// Contains a task. The task is boxed because the runtime moves it several times.
 pub(crate) fn contained<F: Future>(task: F) -> Contained<F> {
     Contained(Box::pin(task))
 }
@@ -64,58 +64,60 @@ impl<F: Future> Future for Contained<F> {
     }
 }
 
-/// Runs a task whose panic ends the task, for one who wants to know of it.
+/// Runs a task whose panic ends only the task, and reports the panic to the caller.
 pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
     AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
 }
 
-/// Work on another thread panicked, and so does the task that waits for it. The hook has reported it.
+/// Continues the panic of work on another thread in the task that waits for it. The hook has reported it.
 pub(crate) fn pass_on(panicked: Panicked) -> ! {
     resume_unwind(Box::new(panicked))
 }
 
-/// What becomes of a panic.
+/// Consequence of a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// The panicking work ends, and nothing else.
+pub(crate) enum PanicEffect {
+    /// Only the panicking work ends.
     Contained,
     /// The process ends.
     Fatal,
 }
 
-/// From now on calls `report` with each panic, then ends the process with `code` if the panic is fatal. `report` must
-/// neither block nor panic. The exit waits for no other thread.
+/// Installs the panic hook: it calls `report` with each panic, then ends the process with `code` if
+/// the panic is fatal. `report` must neither block nor panic. The exit does not wait for other
+/// threads.
 pub(crate) fn end_process_on_panic(
     code: u8,
-    report: impl Fn(&PanicHookInfo<'_>, Fate) + Send + Sync + 'static,
+    report: impl Fn(&PanicHookInfo<'_>, PanicEffect) + Send + Sync + 'static,
 ) {
     std::panic::set_hook(Box::new(move |panic| {
         if DEPTH.get() > 0 && !IS_UNWINDING.replace(true) {
-            return report(panic, Fate::Contained);
+            return report(panic, PanicEffect::Contained);
         }
-        report(panic, Fate::Fatal);
+        report(panic, PanicEffect::Fatal);
         std::process::exit(i32::from(code));
     }));
 }
 
-/// Panics where the environment variable `BALTO_TEST_PANIC` names this place, so that a test can see what follows.
+/// Panics if the environment variable `BALTO_TEST_PANIC` names this point. Tests use it to trigger
+/// a panic.
 #[cfg(debug_assertions)]
-pub(crate) fn test_point(place: &str) {
-    if std::env::var_os("BALTO_TEST_PANIC").is_some_and(|named| named == place) {
-        panic!("BALTO_TEST_PANIC names {place}");
+pub(crate) fn test_point(name: &str) {
+    if std::env::var_os("BALTO_TEST_PANIC").is_some_and(|named| named == name) {
+        panic!("BALTO_TEST_PANIC names {name}");
     }
 }
 
-/// Release builds have no such places.
+/// Release builds have no test points.
 #[cfg(not(debug_assertions))]
-pub(crate) const fn test_point(_place: &str) {}
+pub(crate) const fn test_point(_name: &str) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn containments_nest_and_end_with_a_panic() {
+    fn nested_containment_ends_with_its_panic() {
         let inner = || {
             assert_eq!(DEPTH.get(), 1);
             let panicked = contain(|| panic!("on purpose"));
@@ -128,15 +130,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn panic_of_other_work_is_passed_on_and_caught() {
-        let work = async { contain(|| panic!("on purpose")).unwrap_or_else(|panicked| pass_on(panicked)) };
-        assert!(caught(work).await.is_err());
-        assert_eq!(caught(async { 7 }).await.unwrap(), 7);
-        assert_eq!(DEPTH.get(), 0);
-    }
+/// Runs a task whose panic ends only the task, and reports the panic to the caller.
+pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
+    AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
+}
 
-    #[tokio::test]
-    async fn contained_task_is_contained_only_while_it_runs() {
+/// Continues the panic of work on another thread in the task that waits for it. The hook has reported it.
+pub(crate) fn pass_on(panicked: Panicked) -> ! {
+    resume_unwind(Box::new(panicked))
+}
+
+    async fn containment_of_a_task_is_active_only_while_polled() {
         let task = contained(async {
             assert_eq!(DEPTH.get(), 1);
             tokio::task::yield_now().await;

@@ -1,19 +1,23 @@
 //! Encryption at rest: secrets, sensitive header values and private keys under the operator's keys.
 //!
-//! Owns: the keys, and the layout of encrypted bytes: a version byte, the key's id (first 4 bytes of its SHA-256), a random
-//! nonce of 24 bytes, and XChaCha20-Poly1305's output. The first key encrypts, all decrypt. Must never log or show a
-//! plain value. Without a key, values stay plain.
+//! Owns the keys and the layout of encrypted bytes: a version byte, the key id (first 4 bytes of
+//! the key's SHA-256), a random nonce of 24 bytes, and the output of XChaCha20-Poly1305. The first
+//! key encrypts; every key decrypts. Without a key, values stay plain. Must never log or show a
+//! plain value.
 //!
-//! The associated data binds a value to its place, so it cannot be moved to another one:
+//! The associated data binds a value to its context, so that it does not decrypt in another one:
 //!
-//! * Version 2 (written today): the endpoint's id, tenant, URL and revision, and the member with its attributes. An edited
-//!   URL or an older ciphertext does not open. The revision is only known to the writer, which seals all values of an
-//!   endpoint each time it writes one.
-//! * Version 1 (read only): the endpoint's id and the member. The next write of the endpoint replaces it.
+//! * Version 2 (current): the endpoint's id, tenant, URL and revision, and the field with its
+//!   attributes. A value does not decrypt if the endpoint's URL was edited on disk or if an older
+//!   ciphertext was restored. Only the writer knows the new revision, so it seals all values of an
+//!   endpoint on each write.
+//! * Version 1 (read only): the endpoint's id and the field. The next write of the endpoint
+//!   replaces it.
 //!
-//! A person who can write to the disk can still put the whole journal back to an earlier point, or remove its last
-//! records: no value on the same disk can prove that a newer one existed. As long as a key that sealed version 1 is
-//! configured, that person can also put back a version 1 value from the journal's history; a rotation of the key ends this.
+//! Limits of the protection: an attacker with write access to the disk can restore an earlier
+//! journal or remove its last records, because no value on the same disk proves that a newer one
+//! existed. While a key that sealed version 1 values is configured, that attacker can also restore
+//! a version 1 value from the journal's history. Key rotation ends this.
 
 use std::fmt;
 
@@ -24,22 +28,22 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind};
 
-/// Bytes of one of the operator's keys.
+/// Length of an operator's key.
 pub const KEY_BYTES: usize = 32;
-/// Bytes of a nonce; random ones of this length do not repeat.
+/// Length of a nonce. Random nonces of this length do not repeat in practice.
 pub const NONCE_BYTES: usize = 24;
-/// Version of the layout that is bound to the endpoint's id alone.
+/// Layout version whose associated data holds the endpoint's id and the field.
 const BOUND_TO_ID: u8 = 1;
-/// Version of the layout that is bound to the endpoint's URL and revision, too.
+/// Layout version whose associated data also holds the endpoint's tenant, URL and revision.
 const BOUND_TO_REVISION: u8 = 2;
 const ID_BYTES: usize = 4;
 const HEAD_BYTES: usize = 1 + ID_BYTES + NONCE_BYTES;
-/// What the keys are derived for that authenticate backups.
+/// Label that derives the keys for backup authentication.
 const BACKUP_LABEL: &[u8] = b"balto backup authentication";
-/// Bytes of Poly1305's tag, at the end.
+/// Length of the Poly1305 tag at the end of the ciphertext.
 const TAG_BYTES: usize = 16;
 
-/// Tells one of the operator's keys from another, without a hint at the key.
+/// Identifies an operator's key without revealing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VaultKeyId([u8; ID_BYTES]);
 
@@ -58,26 +62,26 @@ impl fmt::Display for VaultKeyId {
     }
 }
 
-/// The parts of encrypted bytes.
-struct Parts<'a> {
+/// Encrypted bytes, split according to the layout.
+struct SealedParts<'a> {
     version: u8,
     key: VaultKeyId,
     nonce: [u8; NONCE_BYTES],
-    hidden: &'a [u8],
+    ciphertext: &'a [u8],
 }
 
-impl<'a> Parts<'a> {
+impl<'a> SealedParts<'a> {
     fn read(bytes: &'a [u8]) -> Option<Self> {
-        let (head, hidden) = bytes.split_at_checked(HEAD_BYTES)?;
+        let (head, ciphertext) = bytes.split_at_checked(HEAD_BYTES)?;
         let version = *head.first()?;
-        let is_known = is_encrypted(bytes) && hidden.len() >= TAG_BYTES;
+        let is_known = is_encrypted(bytes) && ciphertext.len() >= TAG_BYTES;
         let key = VaultKeyId(head[1..=ID_BYTES].try_into().ok()?);
         let nonce = head[1 + ID_BYTES..].try_into().ok()?;
-        is_known.then_some(Self { version, key, nonce, hidden })
+        is_known.then_some(Self { version, key, nonce, ciphertext })
     }
 }
 
-/// Whether bytes begin as encrypted ones do. JSON and the empty text do not.
+/// Whether bytes begin with a known layout version. JSON and the empty string do not.
 #[must_use]
 pub fn is_encrypted(bytes: &[u8]) -> bool {
     bytes.first().is_some_and(|version| [BOUND_TO_ID, BOUND_TO_REVISION].contains(version))
@@ -86,7 +90,7 @@ pub fn is_encrypted(bytes: &[u8]) -> bool {
 /// The id of the key that a value is encrypted under; `None` when its bytes are damaged.
 #[must_use]
 pub fn key_id(encrypted: &[u8]) -> Option<VaultKeyId> {
-    Parts::read(encrypted).map(|parts| parts.key)
+    SealedParts::read(encrypted).map(|parts| parts.key)
 }
 
 /// Why a value cannot be opened.
@@ -102,60 +106,61 @@ pub enum VaultError {
     Damaged,
 }
 
-/// Where a value belongs; it opens nowhere else.
+/// The owner of a sealed value. The value decrypts only in the same context.
 #[derive(Clone, Copy, Debug)]
-pub enum Place<'a> {
-    Endpoint(&'a Endpoint, Member<'a>),
-    /// A remembered answer, by the scope of its idempotency.
-    Answer(&'a [u8; 16]),
+pub enum SealContext<'a> {
+    Endpoint(&'a Endpoint, SealedField<'a>),
+    /// A stored idempotent response, by its idempotency scope.
+    StoredResponse(&'a [u8; 16]),
 }
 
-/// What of an endpoint is sealed.
+/// A sealed field of an endpoint.
 #[derive(Clone, Copy, Debug)]
-pub enum Member<'a> {
+pub enum SealedField<'a> {
     Secret(&'a Secret),
-    /// By its name in lower case.
+    /// A sensitive header's name in lower case.
     Header(&'a str),
-    /// The private key of its client certificate.
+    /// The private key of the client certificate.
     ClientKey,
 }
 
-impl Place<'_> {
-    /// The associated data.
-    fn bytes(self, version: u8) -> Vec<u8> {
-        if version == BOUND_TO_ID { self.bytes_of_version_1() } else { self.bytes_of_version_2() }
+impl SealContext<'_> {
+    fn associated_data(self, version: u8) -> Vec<u8> {
+        if version == BOUND_TO_ID { self.associated_data_v1() } else { self.associated_data_v2() }
     }
 
-    fn bytes_of_version_1(self) -> Vec<u8> {
+    fn associated_data_v1(self) -> Vec<u8> {
         match self {
-            Self::Answer(scope) => [b"answer ", &scope[..]].concat(),
-            Self::Endpoint(owner, Member::Secret(_)) => format!("{} secret", owner.id).into_bytes(),
-            Self::Endpoint(owner, Member::Header(name)) => format!("{} header {name}", owner.id).into_bytes(),
-            Self::Endpoint(owner, Member::ClientKey) => format!("{} client key", owner.id).into_bytes(),
+            Self::StoredResponse(scope) => [b"answer ", &scope[..]].concat(),
+            Self::Endpoint(owner, SealedField::Secret(_)) => format!("{} secret", owner.id).into_bytes(),
+            Self::Endpoint(owner, SealedField::Header(name)) => {
+                format!("{} header {name}", owner.id).into_bytes()
+            }
+            Self::Endpoint(owner, SealedField::ClientKey) => format!("{} client key", owner.id).into_bytes(),
         }
     }
 
-    fn bytes_of_version_2(self) -> Vec<u8> {
+    fn associated_data_v2(self) -> Vec<u8> {
         let mut out = vec![BOUND_TO_REVISION];
         match self {
-            Self::Answer(scope) => {
+            Self::StoredResponse(scope) => {
                 put_text(&mut out, "answer");
                 out.extend(scope);
             }
-            Self::Endpoint(owner, member) => {
+            Self::Endpoint(owner, field) => {
                 put_text(&mut out, "endpoint");
                 for text in [owner.id.as_str(), owner.tenant.as_str(), &*owner.url] {
                     put_text(&mut out, text);
                 }
                 out.extend(owner.revision.0.to_be_bytes());
-                member.put(&mut out);
+                field.put(&mut out);
             }
         }
         out
     }
 }
 
-impl Member<'_> {
+impl SealedField<'_> {
     fn put(self, out: &mut Vec<u8>) {
         match self {
             Self::Secret(secret) => {
@@ -176,22 +181,22 @@ impl Member<'_> {
     }
 }
 
-/// With its length before it, so that no two lists of texts have the same bytes.
+/// Writes a text with its length first, so that different lists of texts have different bytes.
 fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u64).to_be_bytes());
     out.extend(text.as_bytes());
 }
 
-/// Every sealed value of an endpoint.
-pub fn values(endpoint: &Endpoint) -> impl Iterator<Item = (Member<'_>, &Sealed)> {
-    let secrets = endpoint.secrets.iter().map(|secret| (Member::Secret(secret), &secret.key));
-    let headers = endpoint.sensitive_headers.iter().map(|(name, value)| (Member::Header(name), value));
-    let client_key = endpoint.client_certificate.iter().map(|held| (Member::ClientKey, &held.key));
+/// All sealed fields of an endpoint with their values.
+pub fn values(endpoint: &Endpoint) -> impl Iterator<Item = (SealedField<'_>, &Sealed)> {
+    let secrets = endpoint.secrets.iter().map(|secret| (SealedField::Secret(secret), &secret.key));
+    let headers = endpoint.sensitive_headers.iter().map(|(name, value)| (SealedField::Header(name), value));
+    let client_key = endpoint.client_certificate.iter().map(|held| (SealedField::ClientKey, &held.key));
     secrets.chain(headers).chain(client_key)
 }
 
-/// The same values in the same order, to be replaced.
-fn values_mut(endpoint: &mut Endpoint) -> impl Iterator<Item = &mut Sealed> {
+/// The values of [`values`] in the same order, mutable.
+fn sealed_values_mut(endpoint: &mut Endpoint) -> impl Iterator<Item = &mut Sealed> {
     let secrets = endpoint.secrets.iter_mut().map(|secret| &mut secret.key);
     let headers = endpoint.sensitive_headers.iter_mut().map(|(_, value)| value);
     secrets.chain(headers).chain(endpoint.client_certificate.iter_mut().map(|held| &mut held.key))
@@ -200,20 +205,20 @@ fn values_mut(endpoint: &mut Endpoint) -> impl Iterator<Item = &mut Sealed> {
 struct VaultKey {
     id: VaultKeyId,
     cipher: XChaCha20Poly1305,
-    /// Authenticates backups.
+    /// The derived key that authenticates backups.
     backup: [u8; KEY_BYTES],
 }
 
-/// A key for another purpose, which tells nothing of the one that it comes from.
-fn derived(key: &[u8; KEY_BYTES], label: &[u8]) -> [u8; KEY_BYTES] {
+/// Derives a key for another purpose. The result reveals nothing about `key`.
+fn derive_key(key: &[u8; KEY_BYTES], label: &[u8]) -> [u8; KEY_BYTES] {
     let mut derived = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     derived.update(label);
     derived.finalize().into_bytes().into()
 }
 
-/// Seals and opens. Without a key it seals nothing.
+/// Encrypts and decrypts values. Without a key, sealing leaves values plain.
 pub struct Vault {
-    /// The first one encrypts.
+    /// The first key encrypts.
     keys: Vec<VaultKey>,
 }
 
@@ -223,12 +228,12 @@ impl Vault {
         let key = |key: &[u8; KEY_BYTES]| VaultKey {
             id: VaultKeyId::of(key),
             cipher: XChaCha20Poly1305::new(key.into()),
-            backup: derived(key, BACKUP_LABEL),
+            backup: derive_key(key, BACKUP_LABEL),
         };
         Self { keys: keys.into_iter().map(key).collect() }
     }
 
-    /// The id of the key that encrypts.
+    /// The id of the encrypting key.
     #[must_use]
     pub fn sealing_key(&self) -> Option<VaultKeyId> {
         self.keys.first().map(|key| key.id)
@@ -239,78 +244,83 @@ impl Vault {
         self.keys.iter().any(|key| key.id == id)
     }
 
-    /// The keys that authenticate backups with their ids, the first one signs.
+    /// The keys that authenticate backups, with their ids. The first one signs new backups.
     pub fn backup_keys(&self) -> impl Iterator<Item = (VaultKeyId, [u8; KEY_BYTES])> {
         self.keys.iter().map(|key| (key.id, key.backup))
     }
 
-    /// `nonce` is random and used once.
+    /// Encrypts a value. `nonce` must be random and unused.
     #[must_use]
-    pub fn seal(&self, plain: &[u8], place: Place<'_>, nonce: [u8; NONCE_BYTES]) -> Sealed {
+    pub fn seal(&self, plain: &[u8], context: SealContext<'_>, nonce: [u8; NONCE_BYTES]) -> Sealed {
         let Some(VaultKey { id, cipher, .. }) = self.keys.first() else { return Sealed::Plain(plain.into()) };
-        let payload = Payload { msg: plain, aad: &place.bytes(BOUND_TO_REVISION) };
-        let hidden = cipher.encrypt(&XNonce::from(nonce), payload);
-        let hidden = hidden.expect("values are far below what the cipher takes");
-        Sealed::Encrypted([&[BOUND_TO_REVISION], &id.0[..], &nonce, &hidden].concat().into())
+        let payload = Payload { msg: plain, aad: &context.associated_data(BOUND_TO_REVISION) };
+        let ciphertext = cipher.encrypt(&XNonce::from(nonce), payload);
+        let ciphertext = ciphertext.expect("values are far below the cipher's maximum length");
+        Sealed::Encrypted([&[BOUND_TO_REVISION], &id.0[..], &nonce, &ciphertext].concat().into())
     }
 
+    /// Decrypts a value, or returns a plain one.
+    ///
     /// # Errors
-    /// When it is encrypted and its key is not there, or the bytes are not what was sealed for this place.
-    pub fn open(&self, sealed: &Sealed, place: Place<'_>) -> Result<Vec<u8>, VaultError> {
+    /// When the key is not configured, or the bytes were not sealed in this context.
+    pub fn open(&self, sealed: &Sealed, context: SealContext<'_>) -> Result<Vec<u8>, VaultError> {
         let bytes = match sealed {
             Sealed::Plain(bytes) => return Ok(bytes.to_vec()),
             Sealed::Encrypted(bytes) => bytes,
         };
-        let Parts { version, key, nonce, hidden } = Parts::read(bytes).ok_or(VaultError::Damaged)?;
+        let SealedParts { version, key, nonce, ciphertext } =
+            SealedParts::read(bytes).ok_or(VaultError::Damaged)?;
         if self.keys.is_empty() {
             return Err(VaultError::NoKey(key));
         }
-        let known = self.keys.iter().find(|known| known.id == key).ok_or(VaultError::OtherKey(key))?;
-        let payload = Payload { msg: hidden, aad: &place.bytes(version) };
-        known.cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| VaultError::Damaged)
+        let found = self.keys.iter().find(|found| found.id == key).ok_or(VaultError::OtherKey(key))?;
+        let payload = Payload { msg: ciphertext, aad: &context.associated_data(version) };
+        found.cipher.decrypt(&XNonce::from(nonce), payload).map_err(|_| VaultError::Damaged)
     }
 
-    /// Seals the plain values of an endpoint for its URL and revision.
+    /// Seals the plain values of an endpoint under its current URL and revision.
     pub fn seal_endpoint(&self, endpoint: &mut Endpoint, nonce: &mut dyn FnMut() -> [u8; NONCE_BYTES]) {
         let sealed: Vec<_> = values(endpoint)
-            .map(|(member, value)| match value {
-                Sealed::Plain(plain) => self.seal(plain, Place::Endpoint(endpoint, member), nonce()),
+            .map(|(field, value)| match value {
+                Sealed::Plain(plain) => self.seal(plain, SealContext::Endpoint(endpoint, field), nonce()),
                 Sealed::Encrypted(_) => value.clone(),
             })
             .collect();
-        for (value, sealed) in values_mut(endpoint).zip(sealed) {
+        for (value, sealed) in sealed_values_mut(endpoint).zip(sealed) {
             *value = sealed;
         }
     }
 
-    /// Opens the values of a changed endpoint that were sealed in `current`, which it was made from.
+    /// Decrypts the values of `changed` in the context of `current`, the version it was copied
+    /// from.
     ///
     /// # Errors
-    /// When one cannot be opened there.
+    /// When a value does not decrypt in the context of `current`.
     pub fn open_endpoint(&self, changed: &mut Endpoint, current: &Endpoint) -> Result<(), VaultError> {
-        for value in values_mut(changed).filter(|value| matches!(value, Sealed::Encrypted(_))) {
-            let (member, sealed) =
+        for value in sealed_values_mut(changed).filter(|value| matches!(value, Sealed::Encrypted(_))) {
+            let (field, sealed) =
                 values(current).find(|(_, sealed)| *sealed == value).ok_or(VaultError::Damaged)?;
-            *value = Sealed::Plain(self.open(sealed, Place::Endpoint(current, member))?.into());
+            *value = Sealed::Plain(self.open(sealed, SealContext::Endpoint(current, field))?.into());
         }
         Ok(())
     }
 
-    /// Whether everything that the endpoint has sealed can be opened.
+    /// Checks that every sealed value of the endpoint decrypts.
     ///
     /// # Errors
-    /// Why not.
+    /// The first failure.
     pub fn check(&self, endpoint: &Endpoint) -> Result<(), VaultError> {
-        values(endpoint)
-            .try_for_each(|(member, sealed)| self.open(sealed, Place::Endpoint(endpoint, member)).map(drop))
+        values(endpoint).try_for_each(|(field, sealed)| {
+            self.open(sealed, SealContext::Endpoint(endpoint, field)).map(drop)
+        })
     }
 
-    /// Whether a value is sealed as a new one would be: under the first key, in the current layout; plain without keys.
+    /// Whether a value is sealed under the first key in the current layout, or plain without keys.
     #[must_use]
     pub fn is_current(&self, sealed: &Sealed) -> bool {
         match sealed {
             Sealed::Plain(_) => self.keys.is_empty(),
-            Sealed::Encrypted(bytes) => Parts::read(bytes).is_some_and(|parts| {
+            Sealed::Encrypted(bytes) => SealedParts::read(bytes).is_some_and(|parts| {
                 parts.version == BOUND_TO_REVISION && Some(parts.key) == self.sealing_key()
             }),
         }

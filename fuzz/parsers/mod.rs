@@ -23,7 +23,7 @@ use balto::rules::matching::pattern_matches;
 use balto::rules::signature;
 use balto::rules::signature::SigningKey;
 use balto::rules::verdict::parse_retry_after;
-use balto::vault::{Place, Vault};
+use balto::vault::{SealContext, Vault};
 
 /// A target's name, its function, and its seeds.
 pub(crate) struct Target {
@@ -288,7 +288,8 @@ fn secret_seeds() -> Vec<Vec<u8>> {
         "plain text of a preset",
         "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE= v1a,AAAA v2,x",
     ]);
-    let Sealed::Encrypted(sealed) = vault().seal(b"secret", Place::Answer(&[1; 16]), [2; 24]) else {
+    let Sealed::Encrypted(sealed) = vault().seal(b"secret", SealContext::StoredResponse(&[1; 16]), [2; 24])
+    else {
         return seeds;
     };
     seeds.push(sealed.to_vec());
@@ -300,7 +301,7 @@ fn vault() -> Vault {
 }
 
 fn secrets(bytes: &[u8]) {
-    let opened = vault().open(&Sealed::Encrypted(bytes.into()), Place::Answer(&[1; 16]));
+    let opened = vault().open(&Sealed::Encrypted(bytes.into()), SealContext::StoredResponse(&[1; 16]));
     assert!(opened.is_err() || opened.is_ok_and(|plain| plain == b"secret"), "what was never sealed opens");
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     for preset in PRESETS {

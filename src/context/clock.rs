@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::domain::{Now, Timestamp};
-use crate::knobs;
-use crate::knobs::Bug;
+use crate::failpoints;
+use crate::failpoints::Mutation;
 use crate::outbox::decide::Source;
 
 /// The clocks of the system as this process reads them.
@@ -50,7 +50,7 @@ impl Clock {
     #[must_use]
     pub fn now_and_civil(&self) -> (Now, Timestamp) {
         let read = (self.read)();
-        if knobs::has(Bug::TrustWallClock) {
+        if failpoints::is_active(Mutation::TrustWallClock) {
             return (read, read.wall);
         }
         let lead = self.raise(lead(read.wall, read));

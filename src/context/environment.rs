@@ -8,10 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{Courier, Exhausted, Parcel, Reply};
+use crate::courier::{Courier, DescriptorsExhausted, OutboundRequest, Reply};
 use crate::{context::clock, panics};
 
-/// Pause after [`Exhausted`], before a request is tried again.
+/// Pause after [`DescriptorsExhausted`], before a request is tried again.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends requests to receivers.
@@ -21,7 +21,7 @@ pub trait Transport: Send + Sync {
     ///
     /// # Errors
     /// When no file descriptor is left: the request was not sent.
-    async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted>;
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted>;
 
     /// Judges a URL as [`Self::send`] would, and returns its canonical form.
     ///
@@ -59,8 +59,8 @@ impl Environment {
 
 #[async_trait]
 impl Transport for Courier {
-    async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
-        Courier::send(self, parcel).await
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted> {
+        Courier::send(self, outbound_request).await
     }
 
     async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {

@@ -17,7 +17,7 @@ pub(crate) struct Behind {
 }
 
 impl Behind {
-    /// Looks at [`limits::BEHIND_LOOKED_AT_MAX`] rows of the endpoints at which something waits, by number, and goes on from
+    /// Looks at [`limits::OVERDUE_ROWS_CHECKED_MAX`] rows of the endpoints at which something waits, by number, and goes on from
     /// there the next time. What it finds of an endpoint counts at once, until all of the endpoint was looked at again.
     pub(crate) fn look(
         &mut self,
@@ -28,7 +28,7 @@ impl Behind {
         for endpoint in waiting {
             self.oldest_due.entry(*endpoint).or_default();
         }
-        let mut left = limits::BEHIND_LOOKED_AT_MAX;
+        let mut left = limits::OVERDUE_ROWS_CHECKED_MAX;
         let (before, after) = waiting.split_at(waiting.partition_point(|endpoint| *endpoint < self.next.0));
         for endpoint in after.iter().chain(before) {
             if self.next.0 != *endpoint {
@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
 
-    const MOST: usize = limits::BEHIND_LOOKED_AT_MAX;
+    const MOST: usize = limits::OVERDUE_ROWS_CHECKED_MAX;
 
     fn at(second: u64) -> Timestamp {
         Timestamp::from_millis(second * 1_000)

@@ -8,7 +8,7 @@ use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::{Command, Outcome};
 use crate::rules::append::{Judged, judge_idempotency};
 use crate::vault;
-use crate::vault::{NONCE_BYTES, Place};
+use crate::vault::{NONCE_BYTES, SealContext};
 
 /// An answer to be remembered for its idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Context {
     /// Remembered answers may show a fresh secret, so they are sealed too.
     pub(crate) fn seal_answer(&self, idempotency: &Idempotency, answer: Answer) -> Answer {
         let nonce = self.random_bytes::<NONCE_BYTES>();
-        match self.vault().seal(&answer.body, Place::Answer(&idempotency.scope), nonce) {
+        match self.vault().seal(&answer.body, SealContext::StoredResponse(&idempotency.scope), nonce) {
             Sealed::Encrypted(bytes) => Answer { body: bytes.into(), ..answer },
             Sealed::Plain(_) => answer,
         }
@@ -108,7 +108,7 @@ impl Context {
             return Ok(answer);
         }
         let sealed = Sealed::Encrypted((*answer.body).into());
-        match self.vault().open(&sealed, Place::Answer(&idempotency.scope)) {
+        match self.vault().open(&sealed, SealContext::StoredResponse(&idempotency.scope)) {
             Ok(body) => Ok(Answer { body: body.into(), ..answer }),
             Err(error) => Err(Unavailable::Failed(format!("a remembered answer: {error}").into())),
         }

@@ -1,6 +1,7 @@
-//! IP address ranges: the public Internet, ranges that nothing opens, and IPv4 addresses embedded in IPv6 ones.
+//! IP address ranges: the public Internet, ranges that no policy can allow, and IPv4 addresses
+//! embedded in IPv6 addresses.
 //!
-//! Owns: the tables. Must not know the policy in force; the guard applies these facts.
+//! Owns the tables. Must not know the policy in force; the guard applies these facts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +11,7 @@ type RangeV4 = (Ipv4Addr, u32);
 type RangeV6 = (Ipv6Addr, u32);
 
 /// Ranges that are not the public Internet (IANA special-purpose registry).
-const FORBIDDEN_V4: [RangeV4; 18] = [
+const NON_PUBLIC_V4: [RangeV4; 18] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
@@ -30,23 +31,23 @@ const FORBIDDEN_V4: [RangeV4; 18] = [
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
-/// The same for IPv6, within 2000::/3. Outside of that range nothing is public.
-const FORBIDDEN_V6: [RangeV6; 4] = [
+/// The same for IPv6, within 2000::/3. No address outside 2000::/3 is public.
+const NON_PUBLIC_V6: [RangeV6; 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
-/// No allow list opens these: link-local addresses, where clouds hand out credentials, and the metadata services that
-/// live elsewhere. 168.63.129.16 (Azure) is a public address.
-const CLOSED_V4: [RangeV4; 4] = [
+/// Ranges that no allow list can open: link-local addresses, where clouds serve credentials, and
+/// metadata services at other addresses. 168.63.129.16 (Azure) is a public address.
+const ALWAYS_DENIED_V4: [RangeV4; 4] = [
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(168, 63, 129, 16), 32),
     (Ipv4Addr::new(100, 100, 100, 200), 32),
     (Ipv4Addr::new(192, 0, 0, 192), 32),
 ];
 /// AWS reserves fd00:ec2::/32 for its instance services: metadata, pod identity, DNS, time, keys.
-const CLOSED_V6: [RangeV6; 6] = [
+const ALWAYS_DENIED_V6: [RangeV6; 6] = [
     (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
     (Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254), 128),
@@ -54,11 +55,12 @@ const CLOSED_V6: [RangeV6; 6] = [
     (Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe), 128),
     (Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1), 128),
 ];
-/// NAT64: the well-known prefix 64:ff9b::/96 (RFC 6052) and the local one 64:ff9b:1::/48 (RFC 8215).
+/// NAT64: the well-known prefix 64:ff9b::/96 (RFC 6052) and the local one 64:ff9b:1::/48 (RFC
+/// 8215).
 const NAT64: RangeV6 = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 32);
 const SIX_TO_FOUR: RangeV6 = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
 const TEREDO: RangeV6 = (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32);
-/// An interface identifier of ISATAP (RFC 5214), without the bits that say universal and group.
+/// Interface identifier of ISATAP (RFC 5214). The mask excludes the universal and group bits.
 const ISATAP: u32 = 0x0000_5efe;
 const ISATAP_MASK: u32 = 0xfcff_ffff;
 
@@ -72,29 +74,29 @@ fn in_v6(address: Ipv6Addr, (network, bits): RangeV6) -> bool {
 
 pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => !FORBIDDEN_V4.iter().any(|range| in_v4(v4, *range)),
+        IpAddr::V4(v4) => !NON_PUBLIC_V4.iter().any(|range| in_v4(v4, *range)),
         IpAddr::V6(v6) => {
             let global = in_v6(v6, (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3));
-            global && !FORBIDDEN_V6.iter().any(|range| in_v6(v6, *range))
+            global && !NON_PUBLIC_V6.iter().any(|range| in_v6(v6, *range))
         }
     }
 }
 
-/// Whether no allow list opens this address. Embedded addresses are judged by the caller.
-pub(super) fn is_closed_forever(address: IpAddr) -> bool {
+/// Whether no allow list can open this address. The caller checks embedded addresses.
+pub(super) fn is_always_denied(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => CLOSED_V4.iter().any(|range| in_v4(v4, *range)),
-        IpAddr::V6(v6) => CLOSED_V6.iter().any(|range| in_v6(v6, *range)),
+        IpAddr::V4(v4) => ALWAYS_DENIED_V4.iter().any(|range| in_v4(v4, *range)),
+        IpAddr::V6(v6) => ALWAYS_DENIED_V6.iter().any(|range| in_v6(v6, *range)),
     }
 }
 
-/// The network that an address belongs to, whatever the policy opens.
+/// The network of an address, independent of policy.
 pub(super) fn network(address: IpAddr) -> Network {
     if is_public(address.to_canonical()) { Network::Public } else { Network::Internal }
 }
 
-/// The IPv4 addresses that a translator or tunnel may send an IPv6 address to. Every reading that some translator
-/// could make is listed. Mapped addresses are not handled: they are IPv4 by the time they come here.
+/// The IPv4 addresses that a translator or tunnel may map an IPv6 address to, in every known
+/// interpretation. IPv4-mapped addresses are not handled: callers convert them to IPv4 first.
 #[expect(clippy::cast_possible_truncation, reason = "each cast selects 32 bits of the address")]
 pub(super) fn embedded(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     let bits = address.to_bits();
@@ -119,16 +121,17 @@ pub(super) fn embedded(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     }
 }
 
-/// RFC 6052, section 2.2: the address follows a prefix of any of these lengths and skips bits 64 to 71. Translators
-/// ignore the bits behind it. The prefix's length is not known, so that each reading counts, but for those that find
-/// 0.0.0.0/8: these bits belong to the prefix or to the padding of another reading.
+/// RFC 6052, section 2.2: the IPv4 address follows a prefix of one of these lengths and skips bits
+/// 64 to
+/// 71. Translators ignore the bits behind it. The prefix length is unknown, so every interpretation
+/// counts, except those in 0.0.0.0/8, which are prefix or padding of another interpretation.
 #[expect(clippy::cast_possible_truncation, reason = "each cast selects 32 bits of the address")]
 fn in_nat64(bits: u128) -> Vec<Ipv4Addr> {
     let without_skipped = (bits >> 64 << 56) | (bits & ((1 << 56) - 1));
     let after_prefix = |length: u32| Ipv4Addr::from_bits((without_skipped >> (88 - length)) as u32);
     let low = Ipv4Addr::from_bits(bits as u32);
-    let readings = [32, 40, 48, 56, 64].map(after_prefix).into_iter().chain([low]);
-    let found: Vec<_> = readings.filter(|reading| reading.octets()[0] != 0).collect();
+    let candidates = [32, 40, 48, 56, 64].map(after_prefix).into_iter().chain([low]);
+    let found: Vec<_> = candidates.filter(|candidate| candidate.octets()[0] != 0).collect();
     if found.is_empty() { vec![low] } else { found }
 }
 
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn opened_private_addresses_are_an_internal_network() {
+    fn private_addresses_belong_to_the_internal_network() {
         for (address, network) in [
             ("8.8.8.8", Network::Public),
             ("2606:4700:4700::1111", Network::Public),
@@ -157,7 +160,7 @@ mod tests {
 
     #[test]
     fn nat64_is_read_at_every_prefix_length() {
-        // 192.0.2.33 behind each length of prefix, as in the table of RFC 6052, section 2.4.
+        // 192.0.2.33 after each prefix length, as in the table of RFC 6052, section 2.4.
         for text in [
             "64:ff9b:c000:221::",
             "64:ff9b:1c0:2:21::",
@@ -169,9 +172,9 @@ mod tests {
         ] {
             assert!(embedded_in(text).contains(&"192.0.2.33".to_owned()), "{text}: {:?}", embedded_in(text));
         }
-        // Bits behind the address change nothing.
+        // Bits behind the address are ignored.
         assert!(embedded_in("64:ff9b:1:c000:2:21ff:ffff:ffff").contains(&"192.0.2.33".to_owned()));
-        assert_eq!(embedded_in("64:ff9b::808:808"), ["8.8.8.8"], "no reading of the padding");
+        assert_eq!(embedded_in("64:ff9b::808:808"), ["8.8.8.8"], "padding is not an address");
         assert_eq!(embedded_in("64:ff9b::7f"), ["0.0.0.127"]);
     }
 
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn link_local_and_metadata_addresses_are_closed_forever() {
+    fn link_local_and_metadata_addresses_are_always_denied() {
         for text in [
             "169.254.0.1",
             "169.254.0.23",
@@ -216,7 +219,7 @@ mod tests {
             "fd00:c1::a9fe:a9fe",
             "fd00:a9fe:a9fe::1",
         ] {
-            assert!(is_closed_forever(text.parse().unwrap()), "{text}");
+            assert!(is_always_denied(text.parse().unwrap()), "{text}");
         }
         for text in [
             "169.253.255.255",
@@ -227,7 +230,7 @@ mod tests {
             "fd00:ec3::254",
             "fd00:42::41",
         ] {
-            assert!(!is_closed_forever(text.parse().unwrap()), "{text}");
+            assert!(!is_always_denied(text.parse().unwrap()), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a subscriber receives: body and headers.
+//! Body and headers of the request that a receiver gets.
 
 use std::fmt::Write as _;
 
@@ -10,16 +10,16 @@ use crate::domain::{
 };
 use crate::limits;
 
-/// Who sends, in the words of a handshake.
+/// The header of a handshake that names the sender.
 pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
 const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 
-/// The standard body (format `standard`); `data` stands in it byte for byte as it was posted. It is always there: receivers
-/// read it without asking.
+/// The body of format `standard`. `data` is copied byte for byte from the post. It is always
+/// present, because receivers read it without checking.
 #[must_use]
 fn standard_body(event: &Event) -> Bytes {
     let mut body = String::with_capacity(event.data.len() + 256);
-    // Ids, types, tenants and versions are made of characters that JSON leaves alone.
+    // Ids, types, tenants and versions have only characters that JSON does not escape.
     let head = write!(
         body,
         r#"{{"id":"{}","type":"{}","timestamp":"{}","version":"{}","tenant":"{}""#,
@@ -47,15 +47,16 @@ fn standard_body(event: &Event) -> Bytes {
 pub fn body(endpoint: &Endpoint, event: &Event) -> (Bytes, &'static str) {
     match endpoint.format {
         Format::Standard => (standard_body(event), "application/json"),
-        // Some receivers compare this byte for byte.
+        // Some receivers compare this media type byte for byte.
         Format::CloudEvents => {
             (cloudevent_body(endpoint, event), "application/cloudevents+json; charset=utf-8")
         }
     }
 }
 
-/// CloudEvents 1.0 in structured mode. An event that was posted as a CloudEvent keeps its id, source and extensions;
-/// others get our id and `/<tenant>` as source. Where there was no data there is none: null would be a value (section 3.1).
+/// CloudEvents 1.0 in structured mode. An event posted as a CloudEvent keeps its id, source and
+/// extensions. Other events get Balto's id and the source `/<tenant>`. An event without data has no
+/// `data` member, because null is a value (section 3.1).
 fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     let mut body = Vec::with_capacity(event.data.len() + 512);
     let id = event.attribute(attribute::ID).unwrap_or(event.id.as_str());
@@ -82,7 +83,7 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     if let Some(schema) = event.attribute(attribute::DATA_SCHEMA) {
         member(attribute::DATA_SCHEMA, schema);
     }
-    for (name, value) in event.attributes.iter().filter(|(name, value)| leaves(name, value, endpoint)) {
+    for (name, value) in event.attributes.iter().filter(|(name, value)| is_extension(name, value, endpoint)) {
         match name.strip_suffix(attribute::NOT_TEXT) {
             Some(name) => body.extend_from_slice(format!(r#","{name}":{value}"#).as_bytes()),
             None => {
@@ -100,9 +101,10 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
     body.into()
 }
 
-/// Whether an attribute goes out as an extension: what has its own place does not, and a trace only as the endpoint wants
-/// it. As an extension it names where the trace was when the event began, not this attempt.
-fn leaves(name: &str, value: &str, endpoint: &Endpoint) -> bool {
+/// Whether an attribute is sent as an extension. Attributes with a member or header of their kind
+/// are not. A trace is sent if the endpoint has tracing on; the extension names the span of the
+/// event, not of this attempt.
+fn is_extension(name: &str, value: &str, endpoint: &Endpoint) -> bool {
     match name.trim_end_matches(attribute::NOT_TEXT) {
         attribute::TRACE_PARENT => endpoint.trace && TraceParent::parse(value).is_some(),
         "tracestate" | "baggage" => false,
@@ -110,32 +112,32 @@ fn leaves(name: &str, value: &str, endpoint: &Endpoint) -> bool {
     }
 }
 
-/// The headers of one attempt: the endpoint's own, then ours over them. `more` are those of ours that differ from
-/// endpoint to endpoint, the signature among them.
+/// The headers of one attempt: the endpoint's custom headers, overridden by Balto's. `more` holds
+/// Balto's headers that depend on the endpoint, such as the signature.
 ///
 /// # Errors
-/// When a header of the endpoint is no longer legal.
+/// When a custom header of the endpoint is invalid.
 pub fn headers(
-    own: &[(Box<str>, Box<str>)],
+    custom: &[(Box<str>, Box<str>)],
     media: &'static str,
     event: &Event,
     attempt: u32,
     now: Timestamp,
     more: Vec<(&'static str, String)>,
 ) -> Result<HeaderMap, String> {
-    let ours = |text: String| HeaderValue::try_from(text).map_err(|error| error.to_string());
-    let mut headers = HeaderMap::with_capacity(12 + own.len());
-    for (name, value) in own {
+    let to_value = |text: String| HeaderValue::try_from(text).map_err(|error| error.to_string());
+    let mut headers = HeaderMap::with_capacity(12 + custom.len());
+    for (name, value) in custom {
         let name = HeaderName::try_from(&**name).map_err(|error| error.to_string())?;
         headers.append(name, HeaderValue::try_from(&**value).map_err(|error| error.to_string())?);
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
-    // From a static name: a plain text would be copied.
+    // A name from a static string needs no copy.
     let name = HeaderName::from_static;
-    headers.insert(name("webhook-id"), ours(event.id.to_string())?);
+    headers.insert(name("webhook-id"), to_value(event.id.to_string())?);
     headers.insert(name("webhook-timestamp"), HeaderValue::from(now.seconds()));
     for (text, value) in more {
-        headers.insert(name(text), ours(value)?);
+        headers.insert(name(text), to_value(value)?);
     }
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(name("balto-attempt"), HeaderValue::from(attempt));
@@ -143,11 +145,11 @@ pub fn headers(
     Ok(headers)
 }
 
-/// The headers of a request for consent (HTTP 1.1 Web Hooks, section 4.1). The endpoint's own are not among them: whoever
-/// has not agreed yet has no use for credentials.
+/// The headers of a handshake request (HTTP 1.1 Web Hooks, section 4.1). They exclude the
+/// endpoint's custom headers, so that a receiver without consent gets no credentials.
 ///
 /// # Errors
-/// When the callback's URL cannot be a header.
+/// When the callback's URL is not a valid header value.
 pub fn handshake_headers(
     origin: &SenderName,
     rate: Option<u32>,
@@ -166,8 +168,9 @@ pub fn handshake_headers(
     Ok(headers)
 }
 
-/// Headers that are the sender's own business, that name the client or the target to servers behind a proxy, that metadata
-/// services take for a permission, or that change the method. In the form of [`normal_header_name`].
+/// Headers that an endpoint cannot set, in the form of [`normal_header_name`]. They control the
+/// connection, name the client or target to servers behind a proxy, authorize requests to metadata
+/// services, or change the method.
 const RESERVED: [&str; 52] = [
     "host",
     "content-length",
@@ -231,24 +234,26 @@ const RESERVED_PREFIXES: [&str; 11] = [
     "x-aliyun-ecs-metadata-token",
     "x-forwarded-",
     "x-envoy-",
-    // App Engine removes them from requests of others, so applications trust them.
+    // App Engine removes these headers from external requests, so applications trust them.
     "x-appengine-",
     "cf-connecting-ip",
     "balto-",
 ];
 
-/// Judges a custom header of an endpoint.
+/// Checks a custom header of an endpoint.
 ///
 /// # Errors
-/// The reason, in words for the client.
+/// The reason, as a message for the client.
 pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
     if HeaderName::try_from(name).is_err() {
         return Err("a header name is a token of RFC 9110".to_owned());
     }
     if name.contains('_') {
-        return Err("a header name has no `_`: many servers read it as `-`; write `-`".to_owned());
+        return Err(
+            "a header name must not contain `_`, because many servers read it as `-`; write `-`".to_owned()
+        );
     }
-    // A name with `.` is legal, but some servers read `Content.Length` as `Content-Length`.
+    // A name may contain `.`, but some servers read `Content.Length` as `Content-Length`.
     let normal = normal_header_name(name);
     let is_reserved = RESERVED.contains(&normal.as_str());
     if is_reserved || RESERVED_PREFIXES.iter().any(|prefix| normal.starts_with(prefix)) {
@@ -268,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_and_malformed_headers_are_refused() {
+    fn reserved_and_malformed_headers_are_rejected() {
         let rows = [
             ("E1", "a b", "x"),
             ("E1", "a:b", "x"),

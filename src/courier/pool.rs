@@ -1,11 +1,12 @@
-//! Connections, in use and at rest.
+//! Connection pool.
 //!
-//! Owns every connection that no request is using. One that is in use belongs to its request alone and is driven by the
-//! request's own task, so that nothing else has to be woken to write a request or to read its reply. Nobody waits at one
-//! that rests: whether it is still good is looked at once a second, and seen at its next use.
+//! Owns the idle connections. A connection in use belongs to one request, and the request's own
+//! task drives it, so that writing the request and reading the reply wake no other task. No task
+//! waits on an idle connection. A reaper checks idle connections once per second, and `hyper`
+//! detects a closed one at its next use.
 
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
@@ -22,126 +23,141 @@ use hyper_util::rt::TokioIo;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 
-use super::connect::{ConnectError, Progress, Target, Wire, Wiring};
+use super::connect::{ConnectError, ConnectProgress, Connector, Target};
 use super::reply_head::ReplyHead;
+use super::stream::Stream;
 use crate::domain::Network;
 use crate::{limits, panics};
 
-/// A connection rests this long at most.
-pub(super) const REST_MAX: Duration = Duration::from_secs(30);
-/// Between two looks at those that rest.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest time that a connection stays idle.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between two checks of the idle connections.
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A request on its way out, with its whole body.
-pub(super) type Outgoing = Request<Full<Bytes>>;
+/// A request for the HTTP library, with its whole body.
+pub(super) type HttpRequest = Request<Full<Bytes>>;
 
-/// The connections that were made in one way: under the same settings, with the same certificate.
+/// The connections made by one connector: under the same settings, with the same client
+/// certificate.
 pub(super) struct Pool {
-    wiring: Arc<Wiring>,
-    resting: Mutex<Resting>,
+    connector: Arc<Connector>,
+    idle: Mutex<IdleConnections>,
 }
 
 #[derive(Default)]
-struct Resting {
-    /// In the order in which they came to rest.
-    lines: HashMap<Target, Vec<(Instant, Box<Line>)>>,
-    /// A task looks after them.
-    attended: bool,
-    /// Nobody can find this pool any more.
-    retired: bool,
+struct IdleConnections {
+    /// Idle connections per target with the time of their last use, oldest first.
+    by_target: HashMap<Target, Vec<(Instant, Box<PooledConnection>)>>,
+    /// A reaper task is running.
+    has_reaper: bool,
+    /// The pool is unreachable, so it must keep no connections.
+    is_retired: bool,
 }
 
 impl Pool {
-    pub(super) fn new(wiring: Arc<Wiring>) -> Arc<Self> {
-        Arc::new(Self { wiring, resting: Mutex::default() })
+    pub(super) fn new(connector: Arc<Connector>) -> Arc<Self> {
+        Arc::new(Self { connector, idle: Mutex::default() })
     }
 
-    /// The connection that came to rest last: those that are not needed grow old. It may have been closed meanwhile, which
-    /// is seen when it is used.
-    pub(super) fn take(&self, target: &Target) -> Option<Box<Line>> {
-        self.lock().lines.get_mut(target)?.pop().map(|(_, line)| line)
+    /// Takes the most recently used idle connection, so that surplus ones expire. The receiver may
+    /// have closed it; using it shows that.
+    pub(super) fn take(&self, target: &Target) -> Option<Box<PooledConnection>> {
+        self.lock().by_target.get_mut(target)?.pop().map(|(_, connection)| connection)
     }
 
-    /// A new one.
-    pub(super) async fn open(&self, target: &Target, progress: Progress) -> Result<Box<Line>, ConnectError> {
-        let wire = self.wiring.connect(target, &progress).await?;
-        let network = self.wiring.network(&wire);
-        let spoken = client().handshake(TokioIo::new(wire)).await;
-        // Not reached: nothing is said yet.
-        let (sender, http) = spoken.map_err(|_| ConnectError::Unreachable)?;
-        Ok(Box::new(Line { sender: Some(sender), http: Some(http), is_used: false, network, progress }))
+    /// Opens a new connection.
+    pub(super) async fn open(
+        &self,
+        target: &Target,
+        progress: ConnectProgress,
+    ) -> Result<Box<PooledConnection>, ConnectError> {
+        let stream = self.connector.connect(target, &progress).await?;
+        let network = self.connector.network(&stream);
+        let handshake = client().handshake(TokioIo::new(stream)).await;
+        // Unreachable: an HTTP/1 handshake sends and reads nothing.
+        let (sender, http) = handshake.map_err(|_| ConnectError::Unreachable)?;
+        Ok(Box::new(PooledConnection {
+            sender: Some(sender),
+            http: Some(http),
+            is_reused: false,
+            network,
+            progress,
+        }))
     }
 
-    /// Puts a connection to rest after a reply that was read. One that is not through with it is closed.
-    pub(super) fn put(self: &Arc<Self>, target: Target, mut line: Box<Line>) {
-        if !line.is_ready() && !line.is_free() {
+    /// Returns a connection after its reply. Closes it if the exchange is incomplete.
+    pub(super) fn put(self: &Arc<Self>, target: Target, mut connection: Box<PooledConnection>) {
+        if !connection.is_ready() && !connection.is_idle() {
             return;
         }
-        line.is_used = true;
-        let mut resting = self.lock();
-        if resting.retired {
+        connection.is_reused = true;
+        let mut idle = self.lock();
+        if idle.is_retired {
             return;
         }
-        let lines = resting.lines.entry(target).or_default();
-        if lines.len() < limits::IDLE_CONNECTIONS_PER_HOST_MAX {
-            lines.push((Instant::now(), line));
+        let connections = idle.by_target.entry(target).or_default();
+        if connections.len() < limits::IDLE_CONNECTIONS_PER_HOST_MAX {
+            connections.push((Instant::now(), connection));
         }
-        if !std::mem::replace(&mut resting.attended, true) {
-            tokio::spawn(attend(Arc::downgrade(self)));
+        if !std::mem::replace(&mut idle.has_reaper, true) {
+            tokio::spawn(run_reaper(Arc::downgrade(self)));
         }
     }
 
-    /// Closes what is no longer good, or has rested for too long. Gives whether any is left; with the last one its
-    /// attendant goes. What is looked at is nobody's meanwhile: a look may take as long as there is to be read.
-    pub(super) async fn look_after(&self) -> bool {
-        let targets: Vec<_> = self.lock().lines.keys().cloned().collect();
+    /// Closes idle connections that have ended or expired. Returns whether any is left; otherwise
+    /// the reaper ends. Connections are removed from the pool while they are checked, because a
+    /// check takes as long as there is data to read.
+    pub(super) async fn evict_expired(&self) -> bool {
+        let targets: Vec<_> = self.lock().by_target.keys().cloned().collect();
         for target in targets {
-            let mut lines = self.lock().lines.remove(&target).unwrap_or_default();
-            lines.retain_mut(|(since, line)| {
-                since.elapsed() < REST_MAX && panics::contain(|| line.is_free()).unwrap_or(false)
+            let mut connections = self.lock().by_target.remove(&target).unwrap_or_default();
+            connections.retain_mut(|(since, connection)| {
+                since.elapsed() < IDLE_TIMEOUT && panics::contain(|| connection.is_idle()).unwrap_or(false)
             });
-            self.put_back(target, lines);
+            self.restore(target, connections);
             tokio::task::yield_now().await;
         }
-        let mut resting = self.lock();
-        resting.attended = !resting.lines.is_empty();
-        resting.attended
+        let mut idle = self.lock();
+        idle.has_reaper = !idle.by_target.is_empty();
+        idle.has_reaper
     }
 
-    /// They came to rest before those that are there by now.
-    fn put_back(&self, target: Target, lines: Vec<(Instant, Box<Line>)>) {
-        let mut resting = self.lock();
-        if !lines.is_empty() && !resting.retired {
-            resting.lines.entry(target).or_default().splice(..0, lines);
+    /// Puts checked connections back, before those that became idle during the check.
+    fn restore(&self, target: Target, connections: Vec<(Instant, Box<PooledConnection>)>) {
+        let mut idle = self.lock();
+        if !connections.is_empty() && !idle.is_retired {
+            idle.by_target.entry(target).or_default().splice(..0, connections);
         }
     }
 
-    /// Closes what rests, and lets nothing rest any more.
+    /// Closes all idle connections and accepts no more.
     pub(super) fn retire(&self) {
-        let mut resting = self.lock();
-        resting.retired = true;
-        let lines = std::mem::take(&mut resting.lines);
-        drop(resting);
-        drop(lines);
+        let mut idle = self.lock();
+        idle.is_retired = true;
+        let connections = std::mem::take(&mut idle.by_target);
+        drop(idle);
+        drop(connections);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Resting> {
-        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, IdleConnections> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn attend(pool: Weak<Pool>) {
+async fn run_reaper(pool: Weak<Pool>) {
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(REAP_INTERVAL).await;
         let Some(pool) = pool.upgrade() else { return };
-        if !pool.look_after().await {
+        if !pool.evict_expired().await {
             return;
         }
     }
 }
 
-/// Reads replies as leniently as other clients, since the status decides; a head that needed it spoils the connection
-/// ([`Line::is_clear`]). Names are sent in the case in which receivers' documentation shows them: some compare it.
+/// An HTTP client that parses replies as leniently as other clients do, because the status decides.
+/// An irregular head prevents reuse of the connection ([`PooledConnection::has_regular_reply`]).
+/// Header names are sent in title case, as in receivers' documentation, because some receivers
+/// compare the case.
 fn client() -> http1::Builder {
     let mut client = http1::Builder::new();
     client
@@ -154,23 +170,24 @@ fn client() -> http1::Builder {
     client
 }
 
-/// A connection that HTTP is spoken on. Closed when it is dropped.
-pub(super) struct Line {
-    /// `None` once nothing more is to be sent.
+/// An HTTP/1.1 connection. Closed when dropped.
+pub(super) struct PooledConnection {
+    /// `None` during drop only.
     sender: Option<SendRequest<Full<Bytes>>>,
-    /// `None` once it has ended: by the drop of it those who still wait for something hear of that.
-    http: Option<http1::Connection<TokioIo<Wire>, Full<Bytes>>>,
-    /// It has rested: it may have been closed without anybody having seen it.
-    pub(super) is_used: bool,
-    /// Where the other end is.
+    /// `None` once the connection has ended. Dropping it fails all pending futures of the
+    /// connection.
+    http: Option<http1::Connection<TokioIo<Stream>, Full<Bytes>>>,
+    /// The connection has been idle, so the receiver may have closed it unnoticed.
+    pub(super) is_reused: bool,
+    /// The receiver's network.
     pub(super) network: Network,
-    progress: Progress,
+    progress: ConnectProgress,
 }
 
-impl Line {
-    /// What the receiver did not like about TLS, when it said so after the handshake seemed to be done.
-    pub(super) fn complaint(&self) -> Option<ConnectError> {
-        self.progress.complaint()
+impl PooledConnection {
+    /// The receiver's TLS alert after the handshake, if any.
+    pub(super) fn tls_alert(&self) -> Option<ConnectError> {
+        self.progress.tls_alert()
     }
 
     /// Whether a byte of the reply to the last request has arrived.
@@ -178,59 +195,60 @@ impl Line {
         self.progress.reply().has_begun()
     }
 
-    /// The status of a reply whose head has arrived, even where the HTTP library refuses what the head says of the body.
+    /// The status of a complete reply head, even if the HTTP library rejects the head's body
+    /// length.
     pub(super) fn status(&self) -> Option<u16> {
         self.progress.reply().status()
     }
 
-    /// The headers of that reply.
+    /// The headers of a complete reply head that the HTTP library has rejected.
     pub(super) fn headers(&self) -> HeaderMap {
         self.progress.reply().headers()
     }
 
-    /// Whether every reader finds the end of the last reply's head, and its framing, in the same place.
-    pub(super) fn is_clear(&self) -> bool {
+    /// Whether every reader finds the end of the last reply's head at the same place.
+    pub(super) fn has_regular_reply(&self) -> bool {
         self.progress.reply().is_regular()
     }
 
-    /// Sends a request. What comes back with an error was not sent, not one byte of it.
+    /// Sends a request. A request inside the error is unsent: not one byte of it was written.
     pub(super) async fn send(
         &mut self,
-        request: Outgoing,
-    ) -> Result<Response<Incoming>, TrySendError<Outgoing>> {
+        request: HttpRequest,
+    ) -> Result<Response<Incoming>, TrySendError<HttpRequest>> {
         *self.progress.reply() = ReplyHead::default();
-        let sender = self.sender.as_mut().expect("it is there until the drop");
+        let sender = self.sender.as_mut().expect("present until drop");
         let response = pin!(sender.try_send_request(request));
         let response = self.drive(response).await;
         if response.is_ok() {
-            self.progress.reply().forget();
+            self.progress.reply().discard_bytes();
         }
         response
     }
 
-    /// What comes of work that waits for this connection and nothing else.
+    /// Drives the connection until `work`, which waits for this connection only, is done.
     pub(super) fn drive<T>(
         &mut self,
         mut work: Pin<&mut impl Future<Output = T>>,
     ) -> impl Future<Output = T> {
         poll_fn(move |cx| {
-            self.turn(cx);
+            self.poll_http(cx);
             work.as_mut().poll(cx)
         })
     }
 
-    /// Until the last request has left and its reply is over, or the connection has ended.
+    /// Drives the connection until the last exchange is complete or the connection has ended.
     pub(super) fn finish(&mut self) -> impl Future<Output = ()> {
         poll_fn(|cx| {
             if !self.is_ready() {
-                self.turn(cx);
+                self.poll_http(cx);
             }
             if self.is_ready() || self.http.is_none() { Poll::Ready(()) } else { Poll::Pending }
         })
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) {
-        // What went wrong is told to whoever waits for a response or its body.
+    fn poll_http(&mut self, cx: &mut Context<'_>) {
+        // The error is also returned to the future that waits for a response or its body.
         if self.http.as_mut().is_some_and(|http| Pin::new(http).poll(cx).is_ready()) {
             self.http = None;
         }
@@ -240,29 +258,30 @@ impl Line {
         self.http.is_some() && self.sender.as_ref().is_some_and(SendRequest::is_ready)
     }
 
-    /// Whether it is still open, and nothing has come that nobody asked for. Nobody will be woken when that changes.
-    fn is_free(&mut self) -> bool {
-        self.glance();
+    /// Whether the connection is open and no unsolicited data has arrived. Registers no waker.
+    fn is_idle(&mut self) -> bool {
+        self.poll_once();
         self.is_ready()
     }
 
-    /// A turn that waits for nothing. What its task has done before does not count: it would be told that nothing has come.
-    fn glance(&mut self) {
-        let turn = pin!(unconstrained(poll_fn(|cx| {
-            self.turn(cx);
+    /// Polls the connection once without waiting. Unconstrained, because a task that has used up
+    /// its budget would see no data.
+    fn poll_once(&mut self) {
+        let poll = pin!(unconstrained(poll_fn(|cx| {
+            self.poll_http(cx);
             Poll::Ready(())
         })));
-        let _always_ready = turn.poll(&mut Context::from_waker(Waker::noop()));
+        let _always_ready = poll.poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
-impl Drop for Line {
-    /// Says goodbye as far as it goes without waiting (RFC 8446, section 6.1).
+impl Drop for PooledConnection {
+    /// Sends a TLS close notification if that is possible without waiting (RFC 8446, section 6.1).
     fn drop(&mut self) {
         self.sender = None;
         if !std::thread::panicking() {
-            // One that panics is only closed.
-            drop(panics::contain(|| self.glance()));
+            // A panic here only closes the connection.
+            drop(panics::contain(|| self.poll_once()));
         }
     }
 }

@@ -1,9 +1,10 @@
-//! The head of a reply, byte by byte as it arrives.
+//! Incremental parser and normalizer of a reply's head.
 //!
-//! Owns: whether a byte of the reply has arrived, the status and the headers of a complete head, and whether the head
-//! keeps to the grammar of RFC 9112. The HTTP library refuses status lines and line ends that other clients accept; those are
-//! rewritten to the form that it reads. Bytes are replaced or removed, never added, and the body is never touched.
-//! Must find the end of a head where the library finds it: at the first empty line after the status line.
+//! Owns: whether a byte of the reply has arrived, the status and headers of a complete head, and
+//! whether the head conforms to RFC 9112. The HTTP library rejects some status lines and line ends
+//! that other clients accept. The parser rewrites them to a form that the library accepts: it
+//! replaces and removes bytes but never adds any, and never changes the body. It must find the end
+//! of a head where the library finds it: at the first empty line after the status line.
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
@@ -13,10 +14,10 @@ const VERSION: &[u8] = b"HTTP/1.";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum HeadPart {
-    /// Before the status line, where empty lines are skipped.
+    /// Before the status line. Empty lines are skipped.
     #[default]
     StatusLine,
-    /// So many bytes of `HTTP/1.x` have arrived.
+    /// Number of bytes of `HTTP/1.x` that have arrived.
     Version(usize),
     BeforeCode,
     Code(u8),
@@ -25,11 +26,11 @@ enum HeadPart {
     Name,
     Value,
     Complete,
-    /// Not the head of an HTTP/1 reply: left to the library, which says so.
+    /// Not the head of an HTTP/1 reply. The library reports the error.
     Foreign,
 }
 
-/// Of the reply to one request.
+/// The head of the reply to one request.
 #[derive(Debug)]
 pub(super) struct ReplyHead {
     part: HeadPart,
@@ -39,8 +40,8 @@ pub(super) struct ReplyHead {
     after_cr: bool,
     has_begun: bool,
     is_regular: bool,
-    /// The head as the library reads it, as far as it has arrived.
-    read: Vec<u8>,
+    /// The normalized head, as far as it has arrived.
+    normalized: Vec<u8>,
 }
 
 impl Default for ReplyHead {
@@ -53,7 +54,7 @@ impl Default for ReplyHead {
             after_cr: false,
             has_begun: false,
             is_regular: true,
-            read: Vec::new(),
+            normalized: Vec::new(),
         }
     }
 }
@@ -64,8 +65,8 @@ impl ReplyHead {
         self.has_begun
     }
 
-    /// Whether every reader delimits the head in the same way. Another reader, such as a proxy in between, may take an
-    /// irregular head for the start of another message.
+    /// Whether every reader finds the end of the head at the same place. Another reader, such as a
+    /// proxy, may find the start of another message inside an irregular head.
     pub(super) fn is_regular(&self) -> bool {
         self.is_regular
     }
@@ -79,8 +80,8 @@ impl ReplyHead {
         is_known.then_some(self.code)
     }
 
-    /// The headers of a complete head, read as the library reads them. For a reply that the library refuses because of
-    /// what its head says of the body.
+    /// The headers of a complete head, parsed with the library's options. Used for replies that the
+    /// library rejects because of their body length.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut lines = vec![httparse::EMPTY_HEADER; self.lines];
         let mut head = httparse::Response::new(&mut lines);
@@ -90,7 +91,7 @@ impl ReplyHead {
             .allow_spaces_after_header_name_in_responses(true)
             .allow_multiple_spaces_in_response_status_delimiters(true)
             .ignore_invalid_headers_in_responses(true)
-            .parse_response(&mut head, &self.read);
+            .parse_response(&mut head, &self.normalized);
         if self.status().is_none() || parsed.is_err() {
             return headers;
         }
@@ -103,17 +104,17 @@ impl ReplyHead {
         headers
     }
 
-    /// The library has read the head.
-    pub(super) fn forget(&mut self) {
-        self.read = Vec::new();
+    /// Frees the stored bytes after the library has accepted the head.
+    pub(super) fn discard_bytes(&mut self) {
+        self.normalized = Vec::new();
     }
 
-    /// Whether the head is complete, or will never be.
+    /// Whether the head is complete or cannot be an HTTP/1 head.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.part, HeadPart::Complete | HeadPart::Foreign)
     }
 
-    /// Takes the bytes that have arrived and rewrites them in place; returns how many of them are left.
+    /// Parses the bytes that have arrived and normalizes them in place. Returns how many remain.
     pub(super) fn read(&mut self, bytes: &mut [u8]) -> usize {
         self.has_begun |= !bytes.is_empty();
         let mut kept = 0;
@@ -125,22 +126,22 @@ impl ReplyHead {
             if let Some(byte) = self.advance(bytes[at]) {
                 bytes[kept] = byte;
                 kept += 1;
-                if self.read.len() < limits::REPLY_HEAD_BYTES_MAX {
-                    self.read.push(byte);
+                if self.normalized.len() < limits::REPLY_HEAD_BYTES_MAX {
+                    self.normalized.push(byte);
                 }
             }
         }
         kept
     }
 
-    /// The byte that the library reads in the place of this one.
+    /// Parses one byte and returns its normalized form, or `None` if it is removed.
     fn advance(&mut self, byte: u8) -> Option<u8> {
         self.bytes += 1;
         if std::mem::replace(&mut self.after_cr, byte == b'\r') && byte != b'\n' {
             self.is_regular = false;
         }
         match byte {
-            // LF alone ends a line for the library, and a CR elsewhere is an error to it.
+            // For the library a single LF ends a line, and a CR elsewhere is an error.
             b'\r' => return None,
             b'\n' => {
                 self.end_line();
@@ -158,7 +159,7 @@ impl ReplyHead {
         read
     }
 
-    /// The part that comes after this byte, and the byte as it is read. A byte that is read as it is may still be
+    /// The part after this byte, and the byte's normalized form. An unchanged byte may still be
     /// irregular.
     fn next(&mut self, byte: u8) -> (HeadPart, Option<u8>) {
         use HeadPart::{
@@ -186,7 +187,7 @@ impl ReplyHead {
             Reason => (Reason, Some(if is_text { byte } else { b' ' })),
             LineStart | Name if is_token(byte) => (Name, Some(byte)),
             Name if byte == b':' => (Value, Some(byte)),
-            // A folded line, or a name that is no token.
+            // A folded line or an invalid name.
             LineStart | Name => {
                 self.is_regular = false;
                 (Value, Some(byte))
@@ -205,7 +206,7 @@ impl ReplyHead {
             StatusLine => StatusLine,
             Code(3) | Reason => LineStart,
             LineStart if matches!(self.code, 100 | 102..=199) => {
-                // An informational reply: the next head follows.
+                // After an informational reply another head follows.
                 *self = Self { has_begun: true, is_regular: self.is_regular, ..Self::default() };
                 StatusLine
             }
@@ -220,7 +221,7 @@ impl ReplyHead {
     }
 }
 
-/// A byte of a header name (RFC 9110, section 5.6.2).
+/// Whether a byte is allowed in a header name (RFC 9110, section 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -229,7 +230,7 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// The bytes as the library reads them, whether they arrive at once or one by one.
+    /// The normalized bytes. Checks that arrival at once and byte by byte give the same result.
     fn read(bytes: &[u8]) -> (Vec<u8>, ReplyHead) {
         let (mut whole, mut head) = (bytes.to_vec(), ReplyHead::default());
         let kept = head.read(&mut whole);
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn regular_heads_lose_their_carriage_returns_alone() {
+    fn regular_heads_lose_only_their_carriage_returns() {
         for (given, expected, status) in [
             ("HTTP/1.1 200 OK\r\na: b\r\n\r\nbo\rdy\r\n", "HTTP/1.1 200 OK\na: b\n\nbo\rdy\r\n", 200),
             ("HTTP/1.0 404\r\n\r\n", "HTTP/1.0 404\n\n", 404),
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn irregular_heads_are_made_legible() {
+    fn irregular_heads_are_normalized() {
         for (given, expected) in [
             ("http/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\n\n"),
             ("HTTP/1.1   200   OK\r\n\r\n", "HTTP/1.1 200   OK\n\n"),
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_refused_heads_are_read() {
+    fn headers_of_rejected_heads_are_parsed() {
         for (given, expected) in [
             ("a: b\r\nRetry-After: 30\r\n", Some("30")),
             ("retry-after : 30\r\n", Some("30")),
@@ -303,14 +304,14 @@ mod tests {
             let found = head.headers();
             let found = found.get("retry-after").map(|value| value.to_str().unwrap().trim());
             assert_eq!(found, expected, "{given:?}");
-            head.forget();
+            head.discard_bytes();
             assert!(head.headers().is_empty());
         }
-        assert!(read(b"HTTP/1.1 429 x\r\nretry-after: 30\r\n").1.headers().is_empty(), "an open head");
+        assert!(read(b"HTTP/1.1 429 x\r\nretry-after: 30\r\n").1.headers().is_empty(), "an incomplete head");
     }
 
     #[test]
-    fn other_protocols_and_open_heads_have_no_status() {
+    fn other_protocols_and_incomplete_heads_have_no_status() {
         for given in [
             "",
             "H",
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_beyond_their_bounds_have_no_status() {
+    fn oversized_heads_have_no_status() {
         let lines = |count| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(count));
         assert_eq!(read(lines(limits::REPLY_HEADERS_MAX).as_bytes()).1.status(), Some(200));
         assert_eq!(read(lines(limits::REPLY_HEADERS_MAX + 1).as_bytes()).1.status(), None);

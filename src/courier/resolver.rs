@@ -1,11 +1,12 @@
-//! Names to addresses.
+//! Host name resolution.
 //!
-//! Owns: the hosts file and the name servers, in this order. Both configuration files are read again when they change.
-//! Must never judge: the caller hands every address to the guard. A lookup holds no thread, so one that hangs costs
-//! nobody else anything.
+//! Owns the hosts file and the name servers, used in this order. `/etc/hosts` and
+//! `/etc/resolv.conf` are read again when they change. Must never filter addresses: the caller
+//! passes every address to the guard. Lookups are asynchronous, so a hanging lookup does not delay
+//! others.
 
 mod servers;
-mod watched;
+mod watched_file;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,56 +26,56 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use rustix::io::Errno;
 
-use super::is_exhausted;
+use super::failure::is_exhausted;
 use crate::{limits, panics};
 use servers::NameServers;
-use watched::Watched;
+use watched_file::WatchedFile;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Seam for tests and simulations.
+/// Host name resolution, replaceable in tests and simulations.
 #[async_trait]
 pub trait Resolver: Send + Sync {
-    /// All addresses of a host. Whoever asks sets the deadline.
+    /// All addresses of a host; empty if it has none. The caller sets the deadline.
     ///
     /// # Errors
-    /// When the resolver fails; no answer is no address.
+    /// When the resolver fails.
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>>;
 }
 
-/// The hosts file, then DNS.
+/// Looks names up in the hosts file, then in DNS.
 pub struct SystemResolver {
     hosts_file: PathBuf,
-    /// `None` when the operator names the servers.
+    /// `None` if the operator configured the name servers.
     resolv_conf: Option<PathBuf>,
-    sockets: Sockets,
-    known: ArcSwap<Known>,
+    sockets: DnsSockets,
+    files: ArcSwap<ResolverFiles>,
 }
 
-/// What the files said when they were last looked at.
-struct Known {
-    looked_at: Instant,
-    hosts: Watched<Hosts>,
-    servers: Watched<NameServers>,
+/// The parsed configuration files.
+struct ResolverFiles {
+    checked_at: Instant,
+    hosts: WatchedFile<Hosts>,
+    servers: WatchedFile<NameServers>,
 }
 
-/// The sockets that name servers are asked over. Counts how often there was no file descriptor for one: a lookup that fails
-/// for that says only that it found no connection, or that the other family of addresses has none. One that failed for
-/// another reason meanwhile is taken for one of them, and made again.
+/// Opens the sockets to name servers and counts failures for lack of file descriptors. The
+/// library's own error for such a lookup is only "no connections" or "no records". A lookup that
+/// fails for another reason while the count rises is treated as a shortage too, and repeated.
 #[derive(Clone, Default)]
-struct Sockets {
+struct DnsSockets {
     tokio: TokioRuntimeProvider,
     shortages: Arc<AtomicU64>,
 }
 
-type Opening<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+type SocketFuture<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 
-impl Sockets {
-    fn counted<T: 'static>(&self, opening: Opening<T>) -> Opening<T> {
+impl DnsSockets {
+    fn count_shortage<T: 'static>(&self, socket: SocketFuture<T>) -> SocketFuture<T> {
         let shortages = self.shortages.clone();
         Box::pin(async move {
-            let opened = opening.await;
+            let opened = socket.await;
             if opened.as_ref().is_err_and(|error| is_exhausted(error)) {
                 shortages.fetch_add(1, Ordering::Relaxed);
             }
@@ -83,8 +84,8 @@ impl Sockets {
     }
 }
 
-/// Starts the library's background tasks. A panic over a strange answer costs one lookup, not the
-/// process.
+/// Starts the library's background tasks in a containment: a panic while parsing a malformed answer
+/// fails one lookup, not the process.
 #[derive(Clone)]
 struct ContainedTasks(TokioHandle);
 
@@ -94,7 +95,7 @@ impl Spawn for ContainedTasks {
     }
 }
 
-impl RuntimeProvider for Sockets {
+impl RuntimeProvider for DnsSockets {
     type Handle = ContainedTasks;
     type Timer = <TokioRuntimeProvider as RuntimeProvider>::Timer;
     type Udp = <TokioRuntimeProvider as RuntimeProvider>::Udp;
@@ -108,18 +109,18 @@ impl RuntimeProvider for Sockets {
         &self,
         server: SocketAddr,
         from: Option<SocketAddr>,
-        patience: Option<Duration>,
-    ) -> Opening<Self::Tcp> {
-        self.counted(self.tokio.connect_tcp(server, from, patience))
+        timeout: Option<Duration>,
+    ) -> SocketFuture<Self::Tcp> {
+        self.count_shortage(self.tokio.connect_tcp(server, from, timeout))
     }
 
-    fn bind_udp(&self, from: SocketAddr, server: SocketAddr) -> Opening<Self::Udp> {
-        self.counted(self.tokio.bind_udp(from, server))
+    fn bind_udp(&self, from: SocketAddr, server: SocketAddr) -> SocketFuture<Self::Udp> {
+        self.count_shortage(self.tokio.bind_udp(from, server))
     }
 }
 
 impl SystemResolver {
-    /// Asks these name servers; without any, those of `/etc/resolv.conf`.
+    /// Uses these name servers, or those in `/etc/resolv.conf` if the list is empty.
     ///
     /// # Errors
     /// When the resolver cannot be set up.
@@ -128,21 +129,21 @@ impl SystemResolver {
     }
 
     fn with_files(nameservers: &[SocketAddr], hosts_file: &Path, resolv_conf: &Path) -> io::Result<Self> {
-        let sockets = Sockets::default();
-        let (hosts, unusable) = Watched::read(hosts_file, parse_hosts, Arc::default());
-        // Without a hosts file every name is looked up in DNS, as it should be.
-        if let Some(error) = unusable.filter(|error| error.kind() != io::ErrorKind::NotFound) {
+        let sockets = DnsSockets::default();
+        let (hosts, error) = WatchedFile::read(hosts_file, parse_hosts, Arc::default());
+        // A missing hosts file is normal: every name is looked up in DNS.
+        if let Some(error) = error.filter(|error| error.kind() != io::ErrorKind::NotFound) {
             let path = hosts_file.display();
             tracing::warn!(%path, %error, "hosts file unusable, its names are looked up in DNS");
         }
-        let told = !nameservers.is_empty();
-        let servers = if told {
-            Watched::fixed(NameServers::told(nameservers, &sockets)?)
+        let is_configured = !nameservers.is_empty();
+        let servers = if is_configured {
+            WatchedFile::fixed(NameServers::configured(nameservers, &sockets)?)
         } else {
             let local = Arc::new(NameServers::local(&sockets)?);
             let parse = |text: &[u8]| NameServers::parse(text, &sockets);
-            let (servers, unusable) = Watched::read(resolv_conf, parse, local);
-            if let Some(error) = unusable {
+            let (servers, error) = WatchedFile::read(resolv_conf, parse, local);
+            if let Some(error) = error {
                 let path = resolv_conf.display();
                 tracing::warn!(
                     %path,
@@ -154,27 +155,28 @@ impl SystemResolver {
         };
         Ok(Self {
             hosts_file: hosts_file.to_owned(),
-            resolv_conf: (!told).then(|| resolv_conf.to_owned()),
+            resolv_conf: (!is_configured).then(|| resolv_conf.to_owned()),
             sockets,
-            known: ArcSwap::from_pointee(Known { looked_at: Instant::now(), hosts, servers }),
+            files: ArcSwap::from_pointee(ResolverFiles { checked_at: Instant::now(), hosts, servers }),
         })
     }
 
-    /// The configuration of now: the files are looked at every [`limits::DNS_FILES_INTERVAL`], when a name is looked up.
-    fn known(&self) -> Arc<Known> {
-        let known = self.known.load_full();
-        if known.looked_at.elapsed() < limits::DNS_FILES_INTERVAL {
-            return known;
+    /// The current configuration. A lookup checks the files for changes, at most once per
+    /// [`limits::DNS_FILES_INTERVAL`].
+    fn files(&self) -> Arc<ResolverFiles> {
+        let files = self.files.load_full();
+        if files.checked_at.elapsed() < limits::DNS_FILES_INTERVAL {
+            return files;
         }
         let parse_servers = |text: &[u8]| NameServers::parse(text, &self.sockets);
         let servers = match &self.resolv_conf {
-            Some(path) => known.servers.refreshed(path, parse_servers),
-            None => known.servers.clone(),
+            Some(path) => files.servers.refreshed(path, parse_servers),
+            None => files.servers.clone(),
         };
-        let hosts = known.hosts.refreshed(&self.hosts_file, parse_hosts);
-        let fresh = Arc::new(Known { looked_at: Instant::now(), hosts, servers });
-        self.known.store(fresh.clone());
-        fresh
+        let hosts = files.hosts.refreshed(&self.hosts_file, parse_hosts);
+        let refreshed = Arc::new(ResolverFiles { checked_at: Instant::now(), hosts, servers });
+        self.files.store(refreshed.clone());
+        refreshed
     }
 }
 
@@ -184,7 +186,7 @@ fn parse_hosts(text: &[u8]) -> io::Result<Hosts> {
     Ok(hosts)
 }
 
-fn in_hosts_file(hosts: &Hosts, name: &Name) -> Vec<IpAddr> {
+fn lookup_hosts_file(hosts: &Hosts, name: &Name) -> Vec<IpAddr> {
     let kinds = [RecordType::A, RecordType::AAAA];
     let found = kinds.map(|kind| hosts.lookup_static_host(&Query::query(name.clone(), kind)));
     found.into_iter().flatten().flat_map(LookupIp::from).collect()
@@ -194,13 +196,13 @@ fn in_hosts_file(hosts: &Hosts, name: &Name) -> Vec<IpAddr> {
 impl Resolver for SystemResolver {
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>> {
         let name = Name::from_ascii(&host).map_err(io::Error::other)?;
-        let known = self.known();
-        let listed = in_hosts_file(&known.hosts.value, &name);
+        let files = self.files();
+        let listed = lookup_hosts_file(&files.hosts.value, &name);
         if !listed.is_empty() {
             return Ok(listed);
         }
         let shortages = self.sockets.shortages.load(Ordering::Relaxed);
-        known.servers.value.lookup(&name).await.map_err(|error| {
+        files.servers.value.lookup(&name).await.map_err(|error| {
             if self.sockets.shortages.load(Ordering::Relaxed) != shortages {
                 return Errno::MFILE.into();
             }

@@ -1,12 +1,12 @@
-//! TLS towards receivers: trusted authorities, client certificates, and failures as sentences.
+//! TLS to receivers: trusted authorities, client certificates and error messages.
 //!
-//! Owns: the trusted authorities, and client certificates with their checks. Versions below 1.2 are not spoken, and HTTP/1.1
-//! is all that is offered. Revocation is not looked up: that would be a request to an address that a stranger's
-//! certificate names. Must never show a private key.
+//! Owns the trusted authorities, and client certificates with their checks. Only TLS 1.2 and 1.3
+//! are supported, and ALPN offers only HTTP/1.1. Revocation is not checked: the check would send a
+//! request to an address from a stranger's certificate. Must never show a private key.
 
+mod messages;
 mod provider;
 mod verifier;
-mod words;
 
 use std::fmt;
 use std::path::Path;
@@ -23,17 +23,18 @@ use x509_cert::der::Decode as _;
 
 use crate::domain::{EndpointNumber, Timestamp};
 use crate::limits;
+pub(super) use messages::describe;
+pub use messages::describe_server;
 pub use provider::{install_provider, provider};
-pub(super) use verifier::{ClientCertificate, noting_request};
-use verifier::{NotingResolver, ReceiverVerifier};
-pub(super) use words::describe;
-pub use words::describe_server;
+pub(super) use verifier::{ClientCertificateUse, record_certificate_request};
+use verifier::{ReceiverVerifier, RecordingResolver};
 
-/// The machine's authorities (`SSL_CERT_FILE` and `SSL_CERT_DIR` say where they are, when set), and those of a file
-/// beside them.
+/// The machine's trusted authorities (overridden by `SSL_CERT_FILE` and `SSL_CERT_DIR`), and those
+/// in `file`.
 ///
 /// # Errors
-/// When the file cannot be read, or holds no certificate. A machine without any authority is a warning.
+/// When `file` cannot be read or holds no certificate. A machine without authorities only logs a
+/// warning.
 pub fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
@@ -42,18 +43,18 @@ pub fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     }
     roots.add_parsable_certificates(native.certs);
     if let Some(path) = file {
-        let wrong = |what: String| format!("{}: {what}", path.display());
-        let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let at_path = |reason: String| format!("{}: {reason}", path.display());
+        let text = std::fs::read(path).map_err(|error| at_path(error.to_string()))?;
         let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
             .collect::<Result<_, _>>()
-            .map_err(|e| wrong(pem_words(&e)))?;
+            .map_err(|e| at_path(pem_message(&e)))?;
         if found.is_empty() {
-            return Err(wrong("there is no certificate in it".to_owned()));
+            return Err(at_path("contains no certificate".to_owned()));
         }
         for certificate in found {
             roots
                 .add(certificate)
-                .map_err(|error| wrong(format!("not a certificate of an authority: {error}")))?;
+                .map_err(|error| at_path(format!("not a certificate of an authority: {error}")))?;
         }
     }
     if roots.is_empty() {
@@ -64,11 +65,14 @@ pub fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// The TLS settings of connections to receivers, and of client commands to the daemon.
+/// The TLS configuration of connections to receivers, and of client commands to the daemon.
 ///
 /// # Errors
-/// When the client certificate and its key cannot be used.
-pub fn client_config(roots: Arc<RootCertStore>, identity: Option<&Identity>) -> Result<ClientConfig, String> {
+/// When the client certificate or its key is invalid.
+pub fn client_config(
+    roots: Arc<RootCertStore>,
+    identity: Option<&ClientIdentity>,
+) -> Result<ClientConfig, String> {
     let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(provider)
@@ -82,34 +86,35 @@ pub fn client_config(roots: Arc<RootCertStore>, identity: Option<&Identity>) -> 
             .with_client_auth_cert(identity.chain.clone(), identity.key()?)
             .map_err(|error| error.to_string())?,
     };
-    config.client_auth_cert_resolver = Arc::new(NotingResolver(config.client_auth_cert_resolver));
+    config.client_auth_cert_resolver = Arc::new(RecordingResolver(config.client_auth_cert_resolver));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 
-/// Who an endpoint's connections say that they are.
-pub struct Identity {
+/// The client certificate of an endpoint's connections, with its private key.
+pub struct ClientIdentity {
     owner: EndpointNumber,
     chain: Vec<CertificateDer<'static>>,
     key: Vec<u8>,
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for ClientIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity(of endpoint {})", self.owner.0)
+        write!(f, "ClientIdentity(endpoint {})", self.owner.0)
     }
 }
 
-impl Identity {
-    /// Chain and key as [`CheckedCertificate`] checked them, both in DER.
+impl ClientIdentity {
+    /// `chain` and `key` in DER, as returned by [`CheckedCertificate`].
     #[must_use]
     pub fn new(owner: EndpointNumber, chain: &[Box<[u8]>], key: Vec<u8>) -> Self {
         let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
         Self { owner, chain, key }
     }
 
-    /// Connections are shared by nobody who has another one of these.
-    pub(super) fn name(&self) -> (EndpointNumber, [u8; 32]) {
+    /// The key of this identity's connection pool. Identities with different keys share no
+    /// connection.
+    pub(super) fn pool_key(&self) -> (EndpointNumber, [u8; 32]) {
         let leaf = self.chain.first().map(AsRef::as_ref).unwrap_or_default();
         (self.owner, Sha256::digest(leaf).into())
     }
@@ -120,11 +125,11 @@ impl Identity {
     }
 }
 
-/// A client certificate that was checked: it parses, it is not over, and the key is its own.
+/// A valid client certificate: it parses and the private key belongs to it.
 pub struct CheckedCertificate {
-    /// Its own certificate first, in DER.
+    /// The chain in DER, leaf first.
     pub chain: Vec<Box<[u8]>>,
-    /// In DER.
+    /// The private key in DER.
     pub key: Vec<u8>,
     /// Distinguished name (RFC 4514).
     pub subject: String,
@@ -137,7 +142,7 @@ impl fmt::Debug for CheckedCertificate {
     }
 }
 
-/// Which of the two texts is wrong, and how.
+/// Error in the certificate or in the private key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     #[error("{0}")]
@@ -147,10 +152,11 @@ pub enum IdentityError {
 }
 
 impl CheckedCertificate {
-    /// From PEM: the certificate with its chain, and its private key (PKCS #8, PKCS #1 or SEC 1).
+    /// Parses and checks a certificate with its chain and its private key (PKCS #8, PKCS #1 or SEC
+    /// 1), both in PEM.
     ///
     /// # Errors
-    /// What is wrong with which of them; never a word of their contents.
+    /// When either is invalid or the certificate has expired. The message never quotes the input.
     pub fn parse(certificate: &str, key: &str, now: Timestamp) -> Result<Self, IdentityError> {
         let checked = Self::read(certificate, key)?;
         if checked.expires_at <= now {
@@ -159,10 +165,10 @@ impl CheckedCertificate {
         Ok(checked)
     }
 
-    /// As [`Self::parse`], whether it has expired or not.
+    /// Like [`Self::parse`], but accepts an expired certificate.
     ///
     /// # Errors
-    /// What is wrong with which of them; never a word of their contents.
+    /// When either is invalid. The message never quotes the input.
     pub fn read(certificate: &str, key: &str) -> Result<Self, IdentityError> {
         let chain = parse_chain(certificate).map_err(IdentityError::Certificate)?;
         let key = parse_key(key).map_err(IdentityError::Key)?;
@@ -173,26 +179,26 @@ impl CheckedCertificate {
                     IdentityError::Key("does not belong to the first certificate".to_owned())
                 }
                 rustls::Error::InvalidCertificate(_) => {
-                    IdentityError::Certificate("is not a certificate of version 3 (X.509)".to_owned())
+                    IdentityError::Certificate("is not an X.509 version 3 certificate".to_owned())
                 }
-                _ => IdentityError::Key("is of a kind that is not supported".to_owned()),
+                _ => IdentityError::Key("has an unsupported type".to_owned()),
             });
         }
-        let (subject, expires_at) = facts(&chain[0]).map_err(IdentityError::Certificate)?;
+        let (subject, expires_at) = subject_and_expiry(&chain[0]).map_err(IdentityError::Certificate)?;
         let chain = chain.iter().map(|certificate| Box::from(certificate.as_ref())).collect();
         Ok(Self { chain, key: key.secret_der().to_vec(), subject, expires_at })
     }
 
-    /// What a server shows its clients.
+    /// The certificate as a TLS server presents it.
     ///
     /// # Errors
-    /// As [`Self::read`]; none that it has not found.
+    /// Never after a successful [`Self::read`], which checks the same.
     pub fn certified_key(&self) -> Result<CertifiedKey, IdentityError> {
-        let wrong = |error: rustls::Error| IdentityError::Key(error.to_string());
+        let invalid = |error: rustls::Error| IdentityError::Key(error.to_string());
         let chain = self.chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
         let key = PrivateKeyDer::try_from(self.key.clone())
             .map_err(|error| IdentityError::Key(error.to_owned()))?;
-        CertifiedKey::from_der(chain, key, &provider()).map_err(wrong)
+        CertifiedKey::from_der(chain, key, &provider()).map_err(invalid)
     }
 }
 
@@ -202,12 +208,12 @@ fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     }
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|e| pem_words(&e))?;
+        .map_err(|e| pem_message(&e))?;
     if chain.is_empty() || chain.len() > limits::CLIENT_CERTIFICATES_MAX {
         return Err(format!("must be 1 to {} certificates in PEM", limits::CLIENT_CERTIFICATES_MAX));
     }
     for certificate in &chain {
-        facts(certificate)?;
+        subject_and_expiry(certificate)?;
     }
     Ok(chain)
 }
@@ -217,26 +223,26 @@ fn parse_key(pem: &str) -> Result<PrivateKeyDer<'static>, String> {
         return Err(format!("at most {} bytes", limits::CLIENT_KEY_BYTES_MAX));
     }
     if pem.contains("ENCRYPTED") {
-        return Err("is encrypted; take the passphrase off first".to_owned());
+        return Err("is encrypted; remove the passphrase first".to_owned());
     }
     PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| match error {
         PemError::NoItemsFound => "must be a private key in PEM".to_owned(),
-        other => pem_words(&other),
+        other => pem_message(&other),
     })
 }
 
-/// What the parser says may quote the text, which may be a key.
-fn pem_words(error: &PemError) -> String {
+/// A message that does not quote the text. The parser's own message may, and the text may be a key.
+fn pem_message(error: &PemError) -> String {
     match error {
-        PemError::MissingSectionEnd { .. } => "is cut off: a section of PEM does not end",
-        PemError::NoItemsFound => "holds nothing in PEM",
+        PemError::MissingSectionEnd { .. } => "is cut off: a PEM section has no end line",
+        PemError::NoItemsFound => "contains no PEM section",
         _ => "is not well-formed PEM",
     }
     .to_owned()
 }
 
-/// Subject and end.
-fn facts(certificate: &CertificateDer<'_>) -> Result<(String, Timestamp), String> {
+/// The subject and the expiry time of a certificate.
+fn subject_and_expiry(certificate: &CertificateDer<'_>) -> Result<(String, Timestamp), String> {
     let parsed = CertificateInner::<Raw>::from_der(certificate)
         .map_err(|_| "is not a certificate (X.509)".to_owned())?;
     let parsed = parsed.tbs_certificate();

@@ -20,7 +20,7 @@ use prometheus::IntCounter;
 
 use crate::config::{Config, LogFormat};
 use crate::limits;
-use crate::panics::{self, Fate};
+use crate::panics::{self, PanicEffect};
 
 /// Target of lines that every configured level logs, also `off`.
 pub(super) const NOTICE: &str = "balto::notice";
@@ -67,9 +67,9 @@ impl LogSink {
     /// Ends the process with `code` on a fatal panic.
     pub(super) fn end_process_on_panic(&self, code: u8) {
         let log = self.clone();
-        panics::end_process_on_panic(code, move |panic, fate| {
-            report_panic(panic, fate);
-            if fate == Fate::Fatal {
+        panics::end_process_on_panic(code, move |panic, effect| {
+            report_panic(panic, effect);
+            if effect == PanicEffect::Fatal {
                 log.flush();
             }
         });
@@ -236,7 +236,7 @@ fn report_dropped(lines: u64, total: u64) {
     tracing::warn!(target: NOTICE, lines, total, "log lines dropped: standard error did not take them");
 }
 
-fn report_panic(panic: &PanicHookInfo<'_>, fate: Fate) {
+fn report_panic(panic: &PanicHookInfo<'_>, effect: PanicEffect) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
     let location = panic.location().map(tracing::field::display);
@@ -247,11 +247,11 @@ fn report_panic(panic: &PanicHookInfo<'_>, fate: Fate) {
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured)
         .then(|| tracing::field::display(backtrace));
-    match fate {
-        Fate::Contained => {
-            tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, the request, attempt or job is aborted");
+    match effect {
+        PanicEffect::Contained => {
+            tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, request, attempt or job aborted");
         }
-        Fate::Fatal => {
+        PanicEffect::Fatal => {
             tracing::error!(target: NOTICE, thread, location, reason, backtrace, "internal error, process ends");
         }
     }

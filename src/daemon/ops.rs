@@ -64,7 +64,7 @@ fn router(
     });
     let (metrics, is_ready) = (setup.metrics.clone(), ready.clone());
     let shown = Arc::new(move || {
-        metrics.look(is_ready().is_ok(), free_bytes(&directory));
+        metrics.on_scrape(is_ready().is_ok(), free_bytes(&directory));
         metrics.connections(connections.taken(), connections.take_evicted());
         (CONTENT_TYPE, metrics.encode())
     });

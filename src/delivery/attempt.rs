@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
 use crate::context::signal::Signal;
-use crate::courier::{Exhausted, Parcel, Reply, body};
+use crate::courier::{DescriptorsExhausted, OutboundRequest, Reply, body};
 use crate::delivery::lane_policy::gate;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
@@ -120,12 +120,12 @@ async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
     let number = assignment.progress.attempts + 1;
     let (started, civil) = context.now_and_civil();
     let signed_at = Now { wall: civil, ..started };
-    let reply = match parcel(context, endpoint, event, delivery, number, signed_at) {
+    let reply = match outbound_request(context, endpoint, event, delivery, number, signed_at) {
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
-        Ok(parcel) => match context.transport().send(parcel).await {
+        Ok(outbound_request) => match context.transport().send(outbound_request).await {
             Ok(reply) => reply,
             // What was read of the endpoint may be true no more by then: its lane decides anew.
-            Err(Exhausted) => return give_back(context, assignment, EXHAUSTED_PAUSE).await,
+            Err(DescriptorsExhausted) => return give_back(context, assignment, EXHAUSTED_PAUSE).await,
         },
     };
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
@@ -166,20 +166,20 @@ async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
         // After its lane was told: what it says of the receiver does not wait for a commit.
         && Deliveries(context).ends_by(delivery, assignment.key.due, reason).await
     {
-        context.metrics().died(reason, 1);
+        context.metrics().dead_lettered(reason, 1);
         let words = SystemEvents(context).death(delivery, Some(event), reason);
         SystemEvents(context).tell_dead(words.as_slice()).await;
     }
 }
 
-fn parcel(
+fn outbound_request(
     context: &Context,
     endpoint: &Endpoint,
     event: &Event,
     delivery: DeliveryKey,
     number: u32,
     now: Now,
-) -> Result<Parcel, String> {
+) -> Result<OutboundRequest, String> {
     let (body, media) = body::body(endpoint, event);
     let keys = Secrets(context).live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
     let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
@@ -195,7 +195,7 @@ fn parcel(
     let headers = body::headers(&own, media, event, number, now.wall, ours)?;
     let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;
     let timeout = endpoint.timeout(&context.settings().defaults);
-    Ok(Parcel::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
+    Ok(OutboundRequest::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
 }
 
 fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: Option<Hold>) -> Attempt {

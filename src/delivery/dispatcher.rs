@@ -26,7 +26,7 @@ use crate::delivery::payload_cache::Payloads;
 use crate::domain::{
     Attempt, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, Now, Ordering, Record,
 };
-use crate::knobs::Knob;
+use crate::failpoints::Bound;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
 use crate::metrics::BackgroundJob;
 use crate::outbox::decide::Committed;
@@ -38,7 +38,7 @@ use crate::projections::{LaneChange, counters};
 use crate::rules::{handshake, health};
 use crate::service::endpoints::Endpoints;
 use crate::service::system_events::SystemEvents;
-use crate::{knobs, limits, panics};
+use crate::{failpoints, limits, panics};
 
 /// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -307,7 +307,7 @@ impl Dispatcher {
     }
 
     fn ask(&mut self, endpoint: EndpointNumber) {
-        let room = self.asking.len() < knobs::bound(Knob::Handshakes, limits::HANDSHAKES_MAX);
+        let room = self.asking.len() < failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);
         if room && !self.is_held() && self.asking.insert(endpoint) {
             self.tasks.spawn(panics::contained(super::handshake::ask(self.context.clone(), endpoint)));
         }
@@ -516,12 +516,12 @@ mod tests {
     #[test]
     fn closed_endpoints_take_turns_so_that_each_is_looked_at_and_few_at_a_time() {
         let endpoint = |number| Arc::new(crate::rules::tests::endpoint(number, Tenant::DEFAULT, &[]));
-        let most = u32::try_from(limits::CLOSED_LOOKED_AT_MAX).unwrap();
+        let most = u32::try_from(limits::CLOSED_ENDPOINTS_CHECKED_MAX).unwrap();
         let closed: Vec<_> = (1..=2 * most + 3).rev().map(endpoint).collect();
         let (mut last, mut looked_at) = (EndpointNumber(0), Vec::new());
         for _ in 0..3 {
             let turn = in_turn(closed.clone(), last);
-            assert_eq!(turn.len(), limits::CLOSED_LOOKED_AT_MAX);
+            assert_eq!(turn.len(), limits::CLOSED_ENDPOINTS_CHECKED_MAX);
             last = turn.last().unwrap().number;
             looked_at.extend(turn.iter().map(|endpoint| endpoint.number.0));
         }

@@ -11,12 +11,12 @@ use crate::domain::{
     DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, EndpointStatus, Progress, RetryPolicy,
     Timestamp,
 };
-use crate::knobs::Knob;
+use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::service::bulk::deliveries_per_step;
 use crate::service::deliveries::Deliveries;
-use crate::{knobs, limits};
+use crate::{failpoints, limits};
 
 /// Pause before a job is tried again after the outbox refused a commit.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ pub(super) fn is_over(task: Option<&AbortHandle>) -> bool {
 /// Of the closed endpoints those whose turn it is: by number, from the first after the one that was looked at last.
 pub(super) fn in_turn(mut closed: Vec<Arc<Endpoint>>, last: EndpointNumber) -> Vec<Arc<Endpoint>> {
     closed.sort_unstable_by_key(|endpoint| (endpoint.number <= last, endpoint.number));
-    closed.truncate(knobs::bound(Knob::ClosedLookedAt, limits::CLOSED_LOOKED_AT_MAX));
+    closed.truncate(failpoints::bound(Bound::ClosedEndpointsChecked, limits::CLOSED_ENDPOINTS_CHECKED_MAX));
     closed
 }
 

@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::domain::{Event, Position};
-use crate::knobs::Knob;
-use crate::{knobs, limits};
+use crate::failpoints::Bound;
+use crate::{failpoints, limits};
 
 #[derive(Debug, Default)]
 pub(crate) struct Payloads {
@@ -23,7 +23,7 @@ impl Payloads {
         self.bytes += event.weight();
         self.events.insert(position, (event.clone(), event.targets.len()));
         self.order.push_back(position);
-        while self.bytes > knobs::bound(Knob::PayloadBytes, limits::PAYLOAD_CACHE_BYTES_MAX) {
+        while self.bytes > failpoints::bound(Bound::PayloadBytes, limits::PAYLOAD_CACHE_BYTES_MAX) {
             let Some(oldest) = self.order.pop_front() else { return };
             self.remove(oldest);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::delivery::background::see_to;
 use crate::domain::{DeadReason, Timestamp};
-use crate::knobs::Knob;
+use crate::failpoints::Bound;
 use crate::maintenance::retention::{Pass, Retention, RetentionPolicy};
 use crate::metrics::BackgroundJob;
 use crate::outbox::ReadModel;
@@ -20,7 +20,7 @@ use crate::projections::retention::Cutoffs;
 use crate::service::dead_letters::DeadLetters;
 use crate::service::deliveries::Deliveries;
 use crate::service::types::Scope;
-use crate::{knobs, panics};
+use crate::{failpoints, panics};
 
 /// Longest and shortest pause between two passes.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
@@ -61,7 +61,7 @@ async fn take_passes(context: Context, keep: Keep, pause: Duration) {
         match pass(&context, keep, &mut retention).await {
             Ok(Pass { events: 0, records: 0, .. }) => {}
             Ok(Pass { events, records, bytes }) => {
-                context.metrics().retained(events, bytes);
+                context.metrics().retention_removed(events, bytes);
                 tracing::info!(events, records, bytes, "retention has removed what is over");
             }
             Err(error) => tracing::warn!(%error, "retention goes on at its next pass"),
@@ -90,7 +90,7 @@ pub(crate) async fn pass(
 
 /// Gives up what has been due for too long, in bounded steps.
 async fn expire(context: &Context, keep: Keep, now: Timestamp) -> Result<(), Unavailable> {
-    let grace = Duration::from_secs(knobs::bound(Knob::AttemptSecondsMax, ATTEMPT_SECONDS_MAX) as u64);
+    let grace = Duration::from_secs(failpoints::bound(Bound::AttemptSecondsMax, ATTEMPT_SECONDS_MAX) as u64);
     let before = |keep: Option<Duration>| keep.map(|keep| now.minus(keep + grace));
     let cutoffs = Cutoffs { events: before(keep.events), stream_events: before(keep.stream_events) };
     let mut page = Some(0);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::domain::DueKey;
 use crate::domain::closed_list::closed_list;
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerConfig {
@@ -79,7 +79,7 @@ impl Circuit {
                 *opened = Opened { probe_at: now + wait, wait, probe: None };
             }
             Some(_) => {}
-            None if knobs::has(Bug::NeverOpenCircuit) => {}
+            None if failpoints::is_active(Mutation::NeverOpenCircuit) => {}
             None if self.failures >= config.failures_to_open => {
                 let wait = config.probe_initial;
                 self.opened = Some(Opened { probe_at: now + wait, wait, probe: None });

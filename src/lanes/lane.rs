@@ -11,7 +11,7 @@ use super::reserving::Reserving;
 use super::window::Window;
 use super::{Backlog, Gate, LanePolicy, Outcome, Promises, Turn};
 use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 
 /// Whether a lane can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,12 +142,12 @@ impl Lane {
     }
 
     pub(super) fn restore(&mut self, promises: Promises, now: Now) {
-        if !knobs::has(Bug::ForgetHolds) {
+        if !failpoints::is_active(Mutation::ForgetHolds) {
             self.holds.known = promises.held_until;
             self.shut_since = self.is_shut(now).then_some(now.wall);
         }
         if let Some(Reservation { rate, full_at, .. }) = promises.reservation
-            && !knobs::has(Bug::ForgetRates)
+            && !failpoints::is_active(Mutation::ForgetRates)
         {
             let before = Rate::restored(rate, full_at, now);
             self.rate = Some(before.changed(self.policy.rate.unwrap_or(rate), now));
@@ -304,7 +304,7 @@ impl Lane {
             }
             Outcome::Throttled(hold) => {
                 self.circuit.on_success();
-                if !knobs::has(Bug::IgnoreRetryAfter) {
+                if !failpoints::is_active(Mutation::IgnoreRetryAfter) {
                     self.holds.add(hold, self.policy.revision);
                 }
             }

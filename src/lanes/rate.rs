@@ -16,7 +16,7 @@ use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 
 use crate::domain::{Now, RateLimit, Timestamp};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 
 /// Time as the lane was last told it.
@@ -99,7 +99,7 @@ pub(super) struct Rate {
 
 impl Rate {
     pub(super) fn new(limit: RateLimit) -> Self {
-        let times = if knobs::has(Bug::DoubleBurst) { 2 } else { 1 };
+        let times = if failpoints::is_active(Mutation::DoubleBurst) { 2 } else { 1 };
         let burst = NonZeroU32::new(limit.burst.saturating_mul(times)).unwrap_or(NonZeroU32::MIN);
         let quota =
             Quota::with_period(interval(&limit)).expect("the interval is not zero").allow_burst(burst);

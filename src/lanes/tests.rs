@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::domain::{Position, Trigger};
-use crate::knobs::{Bug, fails_with};
+use crate::failpoints::{Mutation, fails_with};
 use lives::no_delivery_is_forgotten_or_sent_twice_at_once;
 
 const ONE: EndpointNumber = EndpointNumber(1);
@@ -716,9 +716,9 @@ fn ten_thousand_waiting_lanes_cost_a_turn_nothing() {
 
 #[test]
 fn bugs_that_are_put_in_are_caught() {
-    fails_with(Bug::NeverOpenCircuit, a_receiver_that_is_down_is_probed_and_drained_when_it_is_back);
-    fails_with(Bug::ForgetUnrecorded, no_delivery_is_forgotten_or_sent_twice_at_once);
-    fails_with(Bug::ForgetDuringRefill, no_delivery_is_forgotten_or_sent_twice_at_once);
-    fails_with(Bug::SendBesideItself, no_delivery_is_forgotten_or_sent_twice_at_once);
-    fails_with(Bug::IgnoreRetryAfter, retry_after_pause_and_disabling_hold_the_lane_and_say_so);
+    fails_with(Mutation::NeverOpenCircuit, a_receiver_that_is_down_is_probed_and_drained_when_it_is_back);
+    fails_with(Mutation::ForgetUnrecorded, no_delivery_is_forgotten_or_sent_twice_at_once);
+    fails_with(Mutation::ForgetDuringRefill, no_delivery_is_forgotten_or_sent_twice_at_once);
+    fails_with(Mutation::SendBesideItself, no_delivery_is_forgotten_or_sent_twice_at_once);
+    fails_with(Mutation::IgnoreRetryAfter, retry_after_pause_and_disabling_hold_the_lane_and_say_so);
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Backlog;
 use crate::domain::{DueKey, Position, Progress};
-use crate::knobs::{self, Bug, Knob};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 
 /// A notice that came during a refill.
@@ -56,7 +56,7 @@ struct Refilling {
 }
 
 fn window_max() -> usize {
-    knobs::bound(Knob::LaneWindowMax, limits::LANE_WINDOW_MAX)
+    failpoints::bound(Bound::LaneWindowMax, limits::LANE_WINDOW_MAX)
 }
 
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Window {
     pub(super) fn on_finished(&mut self, key: DueKey) -> bool {
         let Some(flight) = self.under_way(key) else { return false };
         flight.is_over = true;
-        if knobs::has(Bug::ForgetUnrecorded) {
+        if failpoints::is_active(Mutation::ForgetUnrecorded) {
             flight.place = Place::Recorded;
         }
         self.in_flight -= 1;
@@ -159,14 +159,14 @@ impl Window {
 
     pub(super) fn on_due(&mut self, key: DueKey, progress: Progress, at: Position) {
         if let Some(refilling) = &mut self.refilling
-            && !knobs::has(Bug::ForgetDuringRefill)
+            && !failpoints::is_active(Mutation::ForgetDuringRefill)
         {
             refilling.log.push(Logged::Due(key, progress, at));
         }
         match self.flights.get_mut(&key.event) {
             // It tells late of what was sent.
             Some(flight) if flight.key == key && flight.place == Place::Taken => {}
-            Some(_) if knobs::has(Bug::SendBesideItself) => self.insert(key, progress),
+            Some(_) if failpoints::is_active(Mutation::SendBesideItself) => self.insert(key, progress),
             Some(flight) => flight.next = Some((key, progress)),
             None => self.insert(key, progress),
         }
@@ -208,7 +208,7 @@ impl Window {
     pub(super) fn wants_refill(&mut self) -> Option<(Option<DueKey>, usize)> {
         let boundary = self.beyond?;
         if self.refilling.is_some()
-            || self.keys.len() >= knobs::bound(Knob::LaneWindowLow, limits::LANE_WINDOW_LOW)
+            || self.keys.len() >= failpoints::bound(Bound::LaneWindowLow, limits::LANE_WINDOW_LOW)
         {
             return None;
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use crate::domain::{EndpointNumber, Position, Record, Timestamp};
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::outbox::Outbox;
 use crate::outbox::draft::Unavailable;
 use crate::panics;
@@ -104,7 +104,7 @@ impl Retention {
     async fn forget(&mut self, cutoffs: Cutoffs) -> Result<u64, Unavailable> {
         let (mut events, mut page) = (0, Some(0));
         while let Some(from) = page {
-            let pages = knobs::bound(Knob::RetentionPages, PAGES_PER_STEP);
+            let pages = failpoints::bound(Bound::RetentionPages, PAGES_PER_STEP);
             let held = self.outbox.hold_forgetting().await;
             let Forgotten { positions, events: count, next } =
                 self.outbox.with_state_mut(move |state| state.forget(cutoffs, from, pages)).await?;
@@ -124,7 +124,7 @@ impl Retention {
     /// Statistics stay as long as the events that they count.
     async fn forget_hours(&self, before: Timestamp) -> Result<(), Unavailable> {
         let mut next = Some(EndpointNumber(0));
-        let most = knobs::bound(Knob::RetentionPages, ENDPOINTS_PER_STEP);
+        let most = failpoints::bound(Bound::RetentionPages, ENDPOINTS_PER_STEP);
         while let Some(from) = next {
             next = self.outbox.with_state_mut(move |state| state.forget_hours(before, from, most)).await?;
             tokio::time::sleep(STEP_PAUSE).await;

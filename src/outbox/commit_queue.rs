@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
@@ -59,7 +59,7 @@ struct Waiting {
 }
 
 fn commit_records() -> usize {
-    knobs::bound(Knob::CommitRecords, limits::COMMIT_RECORDS_MAX)
+    failpoints::bound(Bound::CommitRecords, limits::COMMIT_RECORDS_MAX)
 }
 
 impl Waiting {
@@ -162,7 +162,7 @@ impl CommitQueue {
     /// Whether so many outcomes wait that no further attempt should begin.
     pub(super) fn is_behind(&self) -> bool {
         let (count, bytes) = self.lock().outcomes;
-        count > knobs::bound(Knob::Outcomes, limits::OUTCOMES_MAX) || bytes > limits::OUTCOME_BYTES_MAX
+        count > failpoints::bound(Bound::Outcomes, limits::OUTCOMES_MAX) || bytes > limits::OUTCOME_BYTES_MAX
     }
 
     /// No further unit is taken; the writer gets what is here, and then nothing.

@@ -15,7 +15,7 @@ use crate::domain::{
     DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Idempotency, Ordering, Position, Progress,
     Record, Rejection, StreamName, Tenant, Timestamp, Trigger,
 };
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::draft::{Accepted, EventDraft};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
@@ -122,7 +122,7 @@ impl Staged {
     }
 
     fn is_full(&self) -> bool {
-        self.targets >= knobs::bound(Knob::CommitTargets, limits::COMMIT_TARGETS)
+        self.targets >= failpoints::bound(Bound::CommitTargets, limits::COMMIT_TARGETS)
     }
 
     fn push(&mut self, record: Record) -> Position {

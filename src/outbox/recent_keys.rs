@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::domain::{Position, StreamName, Tenant};
-use crate::knobs::{self, Bug, Knob};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::projections::idempotency::Known;
 
 /// Entries that are kept.
@@ -50,7 +50,7 @@ impl RecentKeys {
     /// What was committed since `as_of`. About what was before, the state has the last word: it may have forgotten it.
     pub(super) fn scope(&self, scope: &[u8; 16], as_of: Position) -> Option<&Known> {
         let known = self.scopes.get(scope).filter(|known| known.position > as_of);
-        known.filter(|_| !knobs::has(Bug::ForgetRecentKeys))
+        known.filter(|_| !failpoints::is_active(Mutation::ForgetRecentKeys))
     }
 
     /// As [`Self::scope`].
@@ -71,7 +71,7 @@ impl RecentKeys {
     }
 
     fn trim(&mut self) {
-        while self.order.len() > knobs::bound(Knob::RecentEntries, ENTRIES_MAX) {
+        while self.order.len() > failpoints::bound(Bound::RecentEntries, ENTRIES_MAX) {
             let Some((position, name)) = self.order.pop_front() else { return };
             self.floor = self.floor.max(position);
             match name {

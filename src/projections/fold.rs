@@ -16,7 +16,7 @@ use crate::domain::{
     Attempt, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
     Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
 };
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 
 /// What changed for a lane. `at` is the position of the record that says so.
@@ -274,7 +274,7 @@ impl Step<'_> {
             None => true,
             Some(order) => {
                 let alone = pending::enqueue(self.rows, delivery, order, due, row);
-                alone || knobs::has(Bug::LetTwoThrough)
+                alone || failpoints::is_active(Mutation::LetTwoThrough)
             }
         };
         if sendable {
@@ -304,7 +304,7 @@ impl Step<'_> {
     /// Takes a pending delivery out of its lane and its queue.
     fn leave_place(&mut self, delivery: DeliveryKey, place: &Place) {
         let key = DueKey { due: place.due, event: delivery.event };
-        if place.sendable && !knobs::has(Bug::SettleTwice) {
+        if place.sendable && !failpoints::is_active(Mutation::SettleTwice) {
             self.unmake_due(delivery.endpoint, key);
         }
         let lane = self.lane(delivery.endpoint);
@@ -522,7 +522,7 @@ impl Step<'_> {
         let order = self.order(delivery.endpoint, event.order);
         if order != place.row.order {
             self.leave_place(delivery, &place);
-            if !knobs::has(Bug::StrandQueue) {
+            if !failpoints::is_active(Mutation::StrandQueue) {
                 self.let_next_through(delivery.endpoint, &place);
             }
             self.take_place(delivery, place.due, &Row { order, ..place.row }, false);
@@ -548,7 +548,7 @@ impl Step<'_> {
         if let Some(entry) = &before {
             self.forget_death(entry);
         }
-        let kept = before.as_ref().filter(|_| !knobs::has(Bug::ForgetAttempts));
+        let kept = before.as_ref().filter(|_| !failpoints::is_active(Mutation::ForgetAttempts));
         let attempts_made = kept.map_or(0, |entry| entry.attempts_made);
         let progress = Progress::begin(attempts_made, at, trigger);
         let detail = Detail {

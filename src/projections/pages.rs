@@ -11,7 +11,7 @@ use super::pending::{OrderHash, positions, put_positions};
 use super::rows::{Key, Rows, after_prefix};
 use crate::codec::{Malformed, Reader, put_bytes, put_u16, put_u64, put_varint};
 use crate::domain::{DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 
 /// Journal positions per page.
@@ -19,7 +19,7 @@ pub const PAGE_POSITIONS: u64 = 256;
 
 /// The same; a simulation has smaller pages.
 fn page_positions() -> u64 {
-    knobs::bound(Knob::PagePositions, PAGE_POSITIONS as usize) as u64
+    failpoints::bound(Bound::PagePositions, PAGE_POSITIONS as usize) as u64
 }
 
 /// The page that a position lies on.

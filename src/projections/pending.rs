@@ -10,7 +10,7 @@ use super::pages;
 use super::rows::{Key, Rows, after_prefix, endpoint_at, u64_at};
 use crate::codec::{Malformed, Reader, put_u16, put_u64, put_varint};
 use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Timestamp, Trigger};
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 
 /// Hash of an ordering key; endpoints with strict order have one for all. Two keys with the same hash only wait for
@@ -309,7 +309,7 @@ pub fn misplaced(
         }
         rows.scan(&from, &to, &mut |key, value| {
             if misplaced.deliveries.len() == limit
-                || looked_at == knobs::bound(Knob::ScanEntries, limits::SCAN_ENTRIES_MAX)
+                || looked_at == failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX)
             {
                 misplaced.next = Some(Spot(key.to_vec()));
                 return ControlFlow::Break(());

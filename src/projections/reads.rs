@@ -12,7 +12,7 @@ use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, Position, StreamName, Tenant,
     Timestamp,
 };
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 
 /// Filters of every list; each list documents which of them it reads. Times bound the acceptance of the event (for
@@ -171,7 +171,7 @@ pub fn deliveries_of(rows: &dyn Rows, position: Position) -> Vec<DeliveryFacts> 
 }
 
 fn scan_entries() -> usize {
-    knobs::bound(Knob::ScanEntries, limits::SCAN_ENTRIES_MAX)
+    failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX)
 }
 
 /// Visits pages from the newest below `after` on, until `visit` breaks or the budget of entries is spent; gives the

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::pages::{self, Blocks, EventEntry, StateEntry};
 use super::{Rows, pending, reads};
 use crate::domain::{DeliveryKey, DeliveryState, Position, Timestamp};
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 
 /// Pages in one step of looking for what is overdue.
@@ -131,7 +131,7 @@ fn forget_page(
 pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
     let mut overdue = Overdue::default();
     let mut next = pages::page_at_or_above(rows, page);
-    for _ in 0..knobs::bound(Knob::RetentionPages, OVERDUE_PAGES_MAX) {
+    for _ in 0..failpoints::bound(Bound::RetentionPages, OVERDUE_PAGES_MAX) {
         let Some(page) = next.filter(|_| overdue.deliveries.len() < limits::BULK_DELIVERIES_MAX) else {
             break;
         };

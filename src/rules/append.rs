@@ -1,7 +1,7 @@
 //! Whether an event may be appended: optimistic concurrency and idempotency.
 
 use crate::domain::{Expected, Position, Rejection, Timestamp};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::projections::idempotency::Known;
 
 /// The version of the next event of a stream that is at `actual`; versions are dense from 1.
@@ -14,7 +14,7 @@ pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, Rej
         Expected::NoStream => actual.is_none(),
         Expected::Version(version) => actual == Some(version),
     };
-    let step = if knobs::has(Bug::SkipVersion) { 2 } else { 1 };
+    let step = if failpoints::is_active(Mutation::SkipVersion) { 2 } else { 1 };
     if agrees { Ok(actual.unwrap_or(0) + step) } else { Err(Rejection::VersionConflict { expected, actual }) }
 }
 

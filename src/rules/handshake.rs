@@ -9,7 +9,7 @@ use super::retry;
 use crate::domain::{
     Asked, Consent, Endpoint, EndpointStatus, ErrorClass, Handshake, Network, RateLimit, Timestamp,
 };
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 
 /// The time of the rates that a handshake speaks of.
@@ -154,7 +154,7 @@ pub fn changed(present: Option<&Handshake>, wanted: Option<Handshake>, same_url:
 /// Whether anything may be sent to the endpoint, as far as its handshake goes.
 #[must_use]
 pub fn allows(endpoint: &Endpoint) -> bool {
-    endpoint.has_consent() || knobs::has(Bug::SendUnasked)
+    endpoint.has_consent() || failpoints::is_active(Mutation::SendUnasked)
 }
 
 /// When the receiver is asked next; `None` when it is not: it has agreed, or nothing is to be sent anyway.

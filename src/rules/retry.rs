@@ -6,7 +6,7 @@ use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
 use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, Timestamp, Verdict};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 
 /// What happens after an attempt that was made from `started_at` to `finished_at`. `progress` is what
@@ -55,7 +55,7 @@ pub fn next(
 /// ordering and a stopped daemon are ours.
 #[must_use]
 pub fn delay(due: Timestamp, started_at: Timestamp, shut_since: Option<Timestamp>) -> Duration {
-    if knobs::has(Bug::CountDelays) {
+    if failpoints::is_active(Mutation::CountDelays) {
         return Duration::ZERO;
     }
     shut_since.map_or(started_at, |since| since.min(started_at)).since(due)

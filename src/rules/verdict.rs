@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::domain::{DeadReason, DisabledReason, ErrorClass, Timestamp, Verdict};
-use crate::knobs::{self, Knob};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 
 /// Statuses after which a delivery is given up at once, by configuration.
@@ -65,7 +65,7 @@ pub fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 
 fn wait_max() -> Duration {
     let seconds = limits::RETRY_AFTER_MAX.as_secs() as usize;
-    Duration::from_secs(knobs::bound(Knob::RetryAfterSeconds, seconds) as u64)
+    Duration::from_secs(failpoints::bound(Bound::RetryAfterSeconds, seconds) as u64)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::domain::Position;
-use crate::knobs;
-use crate::knobs::Knob;
+use crate::failpoints;
+use crate::failpoints::Bound;
 use crate::maintenance::backup;
 use crate::maintenance::backup::{BackupId, BackupKey, BackupPart, Signing};
 use crate::outbox::draft::Unavailable;
@@ -41,7 +41,7 @@ impl Backups<'_> {
         let reader = self.0.outbox().journal().clone();
         let last = reader.last_position();
         let until = until.map_or(last, |until| until.min(last));
-        let bytes = knobs::bound(Knob::BackupBytes, BACKUP_PART_BYTES);
+        let bytes = failpoints::bound(Bound::BackupBytes, BACKUP_PART_BYTES);
         let signing = self.0.vault().backup_keys().next().map(|(key, bytes)| Signing {
             key: BackupKey::new(key.to_string().into(), bytes),
             backup: id.unwrap_or_else(|| BackupId(self.0.random_bytes())),

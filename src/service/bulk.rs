@@ -1,10 +1,10 @@
 //! What operations on many deliveries share: the size of a step, the record that revives deliveries.
 
 use crate::domain::{DeliveryKey, Record, Timestamp, Trigger};
-use crate::knobs::Knob;
+use crate::failpoints::Bound;
 use crate::outbox::draft::ChangeError;
 use crate::outbox::unit::Command;
-use crate::{knobs, limits};
+use crate::{failpoints, limits};
 
 pub(crate) fn revived(deliveries: Vec<DeliveryKey>, trigger: Trigger, at: Timestamp) -> Command {
     Command::Record(Record::DeliveriesRevived { deliveries, trigger, at })
@@ -14,5 +14,5 @@ pub(crate) const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint wa
 
 /// Deliveries that one step, which is one record, changes.
 pub(crate) fn deliveries_per_step() -> usize {
-    knobs::bound(Knob::BulkDeliveries, limits::BULK_DELIVERIES_MAX)
+    failpoints::bound(Bound::BulkDeliveries, limits::BULK_DELIVERIES_MAX)
 }

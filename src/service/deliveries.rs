@@ -213,7 +213,7 @@ impl Deliveries<'_> {
             deliveries.into_iter().filter(is_dead).collect()
         };
         let dead = self.0.outbox().read(dead).await?;
-        self.0.metrics().died(reason, dead.len() as u64);
+        self.0.metrics().dead_lettered(reason, dead.len() as u64);
         if SystemEvents(self.0).has_operator() {
             let mut words = Vec::new();
             for delivery in dead {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::records::UNJUDGED;
 use crate::domain::{Event, EventId, Idempotency, Position, Record, Tenant, Timestamp};
-use crate::knobs::Knob;
+use crate::failpoints::Bound;
 use crate::outbox::draft::{
     Accepted, EventDraft, PublishError, Unavailable, chosen_scope, generated_at, is_chosen,
 };
@@ -18,7 +18,7 @@ use crate::service::deliveries::Deliveries;
 use crate::service::pages::{Pages, scoped};
 use crate::service::types::{EventView, Page, Published, Scope};
 use crate::storage::journal::{JournalReader, ReadError};
-use crate::{knobs, limits};
+use crate::{failpoints, limits};
 
 /// An event and where it is.
 type FoundEvent = (Position, Arc<Event>);
@@ -258,7 +258,7 @@ impl Events<'_> {
                 bytes += event_bytes(&event);
                 items.push(self.view(position, event, facts).await);
             }
-            if bytes >= knobs::bound(Knob::PageBytes, limits::PAGE_BYTES_TARGET) && number + 1 < last {
+            if bytes >= failpoints::bound(Bound::PageBytes, limits::PAGE_BYTES_TARGET) && number + 1 < last {
                 next = Some(Cursor::at(position));
                 break;
             }

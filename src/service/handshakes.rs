@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
-use crate::courier::{Exhausted, Parcel, Reply, body};
+use crate::courier::{DescriptorsExhausted, OutboundRequest, Reply, body};
 use crate::domain::{
     DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake, Now,
 };
@@ -34,22 +34,22 @@ impl Handshakes<'_> {
     pub(crate) async fn ask(self, number: EndpointNumber) -> Result<(), ChangeError> {
         let Some((endpoint, callback)) = self.ready_to_ask(number).await? else { return Ok(()) };
         let Some(asked) = &endpoint.handshake else { return Ok(()) };
-        let parcel = || {
+        let outbound_request = || {
             let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref())?;
             let identity = Secrets(self.0).identity(&endpoint).map_err(|error| error.to_string())?;
             let timeout = endpoint.timeout(&self.0.settings().defaults);
-            Ok(Parcel::options(&endpoint.url, headers, timeout)?.with_identity(identity))
+            Ok(OutboundRequest::options(&endpoint.url, headers, timeout)?.with_identity(identity))
         };
         let reply = loop {
             if !self.is_unchanged(&endpoint) {
                 return Ok(()); // if it is due still, it is asked for as it is now
             }
-            match parcel() {
-                Ok(parcel) => match self.0.transport().send(parcel).await {
+            match outbound_request() {
+                Ok(outbound_request) => match self.0.transport().send(outbound_request).await {
                     Ok(reply) => break reply,
                     // The same request again, with the same callback: one that nobody was shown must push out none that
                     // somebody was.
-                    Err(Exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+                    Err(DescriptorsExhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                 },
                 Err(reason) => break Reply::failed(ErrorClass::Request, reason),
             }

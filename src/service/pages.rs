@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::domain::Position;
-use crate::knobs::Knob;
+use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::service::types::{Page, Scope};
-use crate::{knobs, limits};
+use crate::{failpoints, limits};
 
 /// Fills pages.
 #[derive(Clone, Copy)]
@@ -47,7 +47,8 @@ impl Pages<'_> {
 
 /// Whether a list is answered with what it has found, after so many steps and so long.
 pub(crate) fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> bool {
-    let short = !page.items.is_empty() && steps >= knobs::bound(Knob::ListSteps, limits::LIST_STEPS_MAX);
+    let short =
+        !page.items.is_empty() && steps >= failpoints::bound(Bound::ListSteps, limits::LIST_STEPS_MAX);
     page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
 }
 

@@ -1,12 +1,12 @@
 //! Secrets of endpoints: signing keys, own headers and client certificates, opened only where they are used.
 
 use crate::context::Context;
-use crate::courier::tls::{CheckedCertificate, Identity, IdentityError};
+use crate::courier::tls::{CheckedCertificate, ClientIdentity, IdentityError};
 use crate::domain::{ClientCertificate, Endpoint, EndpointNumber, Sealed, Secret, SecretKind, Timestamp};
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::rules::signature::{SigningKey, is_live};
 use crate::vault;
-use crate::vault::{Member, Place, VaultError};
+use crate::vault::{SealContext, SealedField, VaultError};
 
 /// Name and value.
 type Header = (Box<str>, Box<str>);
@@ -28,8 +28,8 @@ impl Secrets<'_> {
     /// # Errors
     /// When it was sealed under a key that is not configured.
     pub fn open_key(self, endpoint: &Endpoint, secret: &Secret) -> Result<SigningKey, VaultError> {
-        let place = Place::Endpoint(endpoint, Member::Secret(secret));
-        Ok(SigningKey { kind: secret.kind, bytes: self.0.vault().open(&secret.key, place)? })
+        let seal_context = SealContext::Endpoint(endpoint, SealedField::Secret(secret));
+        Ok(SigningKey { kind: secret.kind, bytes: self.0.vault().open(&secret.key, seal_context)? })
     }
 
     /// The keys that sign at `now` with their ends, the current one first.
@@ -74,7 +74,8 @@ impl Secrets<'_> {
     pub(crate) fn open_headers(self, endpoint: &Endpoint) -> Result<Vec<Header>, VaultError> {
         let mut headers = endpoint.headers.clone();
         for (name, value) in &endpoint.sensitive_headers {
-            let bytes = self.0.vault().open(value, Place::Endpoint(endpoint, Member::Header(name)))?;
+            let bytes =
+                self.0.vault().open(value, SealContext::Endpoint(endpoint, SealedField::Header(name)))?;
             headers.push((name.clone(), String::from_utf8(bytes).map_err(|_| VaultError::Damaged)?.into()));
         }
         Ok(headers)
@@ -99,11 +100,11 @@ impl Secrets<'_> {
     }
 
     /// Who the endpoint's connections say that they are.
-    pub(crate) fn identity(self, endpoint: &Endpoint) -> Result<Option<Identity>, VaultError> {
+    pub(crate) fn identity(self, endpoint: &Endpoint) -> Result<Option<ClientIdentity>, VaultError> {
         let Some(certificate) = &endpoint.client_certificate else { return Ok(None) };
-        let place = Place::Endpoint(endpoint, Member::ClientKey);
-        let key = self.0.vault().open(&certificate.key, place)?;
-        Ok(Some(Identity::new(endpoint.number, &certificate.chain, key)))
+        let seal_context = SealContext::Endpoint(endpoint, SealedField::ClientKey);
+        let key = self.0.vault().open(&certificate.key, seal_context)?;
+        Ok(Some(ClientIdentity::new(endpoint.number, &certificate.chain, key)))
     }
 
     /// Whether every endpoint's secrets can be opened: better to refuse the start than to send nothing later.

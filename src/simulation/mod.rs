@@ -24,7 +24,7 @@ use life::{End, Life};
 use world::World;
 
 use crate::domain::{DeliveryState, Record};
-use crate::knobs::{Bug, Knobs};
+use crate::failpoints::{Mutation, TestOverrides};
 
 /// Lives of one seed: more are a sign that it does not end.
 const LIVES_MAX: u32 = 60;
@@ -62,14 +62,14 @@ fn listen_for_panics() {
     });
 }
 
-fn run(seed: u64, bug: Option<Bug>) -> Report {
+fn run(seed: u64, bug: Option<Mutation>) -> Report {
     listen_for_panics();
     PANICS.set(Some(Vec::new()));
     world::begin_time();
     let world = World::new(seed);
-    Knobs { bounds: world.plan().bounds.into_iter().collect(), bug }.turn();
+    TestOverrides { bounds: world.plan().bounds.into_iter().collect(), mutation: bug }.activate();
     let ended = catch_unwind(AssertUnwindSafe(|| live_through(&world)));
-    Knobs::default().turn();
+    TestOverrides::default().activate();
     let panics = PANICS.take().unwrap_or_default();
     let broken = match ended {
         Ok(Ok(())) => None,

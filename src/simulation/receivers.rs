@@ -1,4 +1,4 @@
-//! Scripted receivers: what a parcel meets instead of the network, and what they check of each request.
+//! Scripted receivers: what a outbound_request meets instead of the network, and what they check of each request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::operations::policy_defaults;
 use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now, wall};
 use crate::context::environment::{Entropy, FileReads, Transport};
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{Exhausted, Parcel, Reply};
+use crate::courier::{DescriptorsExhausted, OutboundRequest, Reply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
     Timestamp,
@@ -107,12 +107,12 @@ struct Script {
 
 #[async_trait]
 impl Transport for Receivers {
-    async fn send(&self, parcel: Parcel) -> Result<Reply, Exhausted> {
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted> {
         if self.world.with(|inner| inner.exhausted) {
             self.world.count("exhausted");
-            return Err(Exhausted);
+            return Err(DescriptorsExhausted);
         }
-        Ok(self.answer(&parcel).await)
+        Ok(self.answer(&outbound_request).await)
     }
 
     async fn check_url(&self, url: &str) -> Result<Box<str>, RefusedUrl> {
@@ -135,8 +135,8 @@ impl FileReads for Receivers {
 }
 
 impl Receivers {
-    async fn answer(&self, parcel: &Parcel) -> Reply {
-        let (url, headers, body, timeout) = parcel.contents();
+    async fn answer(&self, outbound_request: &OutboundRequest) -> Reply {
+        let (url, headers, body, timeout) = outbound_request.contents();
         let called = url.path().trim_start_matches('/').to_owned();
         let endpoint = self.world.with(|inner| inner.model.number_of(&called));
         let Some(endpoint) = endpoint else {
@@ -144,7 +144,7 @@ impl Receivers {
             return Reply::failed(ErrorClass::Connect, "a promise is broken".to_owned());
         };
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if parcel.is_options() {
+        if outbound_request.is_options() {
             let asked = (header("webhook-request-origin"), header("webhook-request-callback"));
             let reply = self.be_asked(endpoint, url.as_str(), asked, timeout).await;
             self.world.with(|inner| inner.asking.remove(&endpoint));

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Report, run};
-use crate::knobs::Bug;
+use crate::failpoints::Mutation;
 
 /// Seeds of a run that does not say how many.
 const SEEDS: u64 = 300;
@@ -139,7 +139,7 @@ fn a_seed_gives_the_same_trace_each_time() {
 }
 
 /// Shown by several seeds, so that a change elsewhere, which moves every seed, does not hide it.
-fn caught(bug: Bug) {
+fn caught(bug: Mutation) {
     let (mut shown, mut first) = (Vec::new(), None);
     for seed in 1..=SEEDS_PER_BUG {
         if let Some(broken) = run(seed, Some(bug)).broken {
@@ -156,115 +156,115 @@ fn caught(bug: Bug) {
 
 #[test]
 fn an_answer_before_the_flush_is_caught() {
-    caught(Bug::AnswerBeforeFlush);
+    caught(Mutation::AnswerBeforeFlush);
 }
 
 #[test]
 fn a_key_forgotten_during_a_refill_is_caught() {
-    caught(Bug::ForgetDuringRefill);
+    caught(Mutation::ForgetDuringRefill);
 }
 
 #[test]
 fn a_checkpoint_apart_from_its_position_is_caught() {
-    caught(Bug::CursorApart);
+    caught(Mutation::CursorApart);
 }
 
 #[test]
 fn forgotten_keys_of_the_last_commits_are_caught() {
-    caught(Bug::ForgetRecentKeys);
+    caught(Mutation::ForgetRecentKeys);
 }
 
 #[test]
 fn a_delivery_without_consent_is_caught() {
-    caught(Bug::SendUnasked);
+    caught(Mutation::SendUnasked);
 }
 
 #[test]
 fn two_deliveries_of_one_ordering_key_at_once_are_caught() {
-    caught(Bug::LetTwoThrough);
+    caught(Mutation::LetTwoThrough);
 }
 
 #[test]
 fn a_queue_that_is_stranded_by_a_change_of_ordering_is_caught() {
-    caught(Bug::StrandQueue);
+    caught(Mutation::StrandQueue);
 }
 
 #[test]
 fn a_torn_tail_that_stays_is_caught() {
-    caught(Bug::KeepTornTail);
+    caught(Mutation::KeepTornTail);
 }
 
 #[test]
 fn checksums_that_do_not_count_are_caught() {
-    caught(Bug::IgnoreChecksums);
+    caught(Mutation::IgnoreChecksums);
 }
 
 #[test]
 fn a_position_that_is_given_twice_is_caught() {
-    caught(Bug::GivePositionTwice);
+    caught(Mutation::GivePositionTwice);
 }
 
 #[test]
 fn a_needed_record_that_retention_takes_is_caught() {
-    caught(Bug::DropNeeded);
+    caught(Mutation::DropNeeded);
 }
 
 #[test]
 fn an_emptied_segment_that_leaves_nothing_behind_is_caught() {
-    caught(Bug::LeaveNoNote);
+    caught(Mutation::LeaveNoNote);
 }
 
 #[test]
 fn a_clock_that_goes_back_is_caught() {
-    caught(Bug::TrustWallClock);
+    caught(Mutation::TrustWallClock);
 }
 
 #[test]
 fn a_receiver_that_is_not_left_alone_is_caught() {
-    caught(Bug::IgnoreRetryAfter);
+    caught(Mutation::IgnoreRetryAfter);
 }
 
 #[test]
 fn twice_the_burst_is_caught() {
-    caught(Bug::DoubleBurst);
+    caught(Mutation::DoubleBurst);
 }
 
 #[test]
 fn restart_that_forgets_holds_is_caught() {
-    caught(Bug::ForgetHolds);
+    caught(Mutation::ForgetHolds);
 }
 
 #[test]
 fn restart_that_forgets_rates_is_caught() {
-    caught(Bug::ForgetRates);
+    caught(Mutation::ForgetRates);
 }
 
 #[test]
 fn delays_that_count_as_age_are_caught() {
-    caught(Bug::CountDelays);
+    caught(Mutation::CountDelays);
 }
 
 #[test]
 fn a_delivery_that_is_tried_beside_itself_is_caught() {
-    caught(Bug::SendBesideItself);
+    caught(Mutation::SendBesideItself);
 }
 
 #[test]
 fn attempts_that_a_redrive_forgets_are_caught() {
-    caught(Bug::ForgetAttempts);
+    caught(Mutation::ForgetAttempts);
 }
 
 #[test]
 fn a_delivery_that_ends_twice_is_caught() {
-    caught(Bug::SettleTwice);
+    caught(Mutation::SettleTwice);
 }
 
 #[test]
 fn versions_with_gaps_are_caught() {
-    caught(Bug::SkipVersion);
+    caught(Mutation::SkipVersion);
 }
 
 #[test]
 fn keys_that_are_forgotten_too_early_are_caught() {
-    caught(Bug::ForgetTooEarly);
+    caught(Mutation::ForgetTooEarly);
 }

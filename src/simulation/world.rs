@@ -102,12 +102,12 @@ pub(super) struct Plan {
     pub(super) segment_bytes: u64,
     pub(super) room_bytes: usize,
     pub(super) keep: Option<Duration>,
-    pub(super) bounds: Vec<(crate::knobs::Knob, usize)>,
+    pub(super) bounds: Vec<(crate::failpoints::Bound, usize)>,
 }
 
 impl Plan {
     pub(super) fn draw(chance: &mut Chance) -> Self {
-        use crate::knobs::Knob;
+        use crate::failpoints::Bound;
         let window = chance.within(2, 6) as usize;
         let operations = chance.within(15, 60);
         Self {
@@ -127,25 +127,25 @@ impl Plan {
             room_bytes: *chance.pick(&[0, 500, 4_000]),
             keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
             bounds: vec![
-                (Knob::LaneWindowMax, window),
-                (Knob::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
-                (Knob::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
-                (Knob::RecentEntries, *chance.pick(&[2, 12, 65_536])),
-                (Knob::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
-                (Knob::AttemptSecondsMax, ATTEMPT_SECONDS_MAX as usize),
-                (Knob::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
-                (Knob::PagePositions, *chance.pick(&[2, 16, 256])),
-                (Knob::PageBytes, *chance.pick(&[300, 1 << 21])),
-                (Knob::ListSteps, *chance.pick(&[1, 20])),
-                (Knob::ScanEntries, *chance.pick(&[2, 10_000])),
-                (Knob::RetentionPages, *chance.pick(&[1, 16])),
-                (Knob::CommitRecords, *chance.pick(&[1, 3, 8_192])),
-                (Knob::CommitTargets, *chance.pick(&[1, 250_000])),
-                (Knob::Outcomes, *chance.pick(&[1, 50_000])),
-                (Knob::PayloadBytes, *chance.pick(&[1_000, 1 << 25])),
-                (Knob::Handshakes, *chance.pick(&[1, 256])),
-                (Knob::ClosedLookedAt, *chance.pick(&[1, 16])),
-                (Knob::BackupBytes, *chance.pick(&[1, 1 << 22])),
+                (Bound::LaneWindowMax, window),
+                (Bound::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
+                (Bound::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
+                (Bound::RecentEntries, *chance.pick(&[2, 12, 65_536])),
+                (Bound::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
+                (Bound::AttemptSecondsMax, ATTEMPT_SECONDS_MAX as usize),
+                (Bound::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
+                (Bound::PagePositions, *chance.pick(&[2, 16, 256])),
+                (Bound::PageBytes, *chance.pick(&[300, 1 << 21])),
+                (Bound::ListSteps, *chance.pick(&[1, 20])),
+                (Bound::ScanEntries, *chance.pick(&[2, 10_000])),
+                (Bound::RetentionPages, *chance.pick(&[1, 16])),
+                (Bound::CommitRecords, *chance.pick(&[1, 3, 8_192])),
+                (Bound::CommitTargets, *chance.pick(&[1, 250_000])),
+                (Bound::Outcomes, *chance.pick(&[1, 50_000])),
+                (Bound::PayloadBytes, *chance.pick(&[1_000, 1 << 25])),
+                (Bound::Handshakes, *chance.pick(&[1, 256])),
+                (Bound::ClosedEndpointsChecked, *chance.pick(&[1, 16])),
+                (Bound::BackupBytes, *chance.pick(&[1, 1 << 22])),
             ],
         }
     }

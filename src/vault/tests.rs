@@ -1,4 +1,4 @@
-//! Each kind of sealed value opens in its own place, under its own key, and nowhere else.
+//! Each kind of sealed value decrypts in its own context under its own key, and nowhere else.
 
 use super::*;
 use crate::domain::{ClientCertificate, Position, Timestamp};
@@ -10,7 +10,7 @@ fn nonce() -> [u8; NONCE_BYTES] {
     [3; NONCE_BYTES]
 }
 
-/// Its values are plain.
+/// An endpoint with plain values.
 fn endpoint() -> Endpoint {
     let plain = |text: &str| Sealed::Plain(text.as_bytes().into());
     let secret = |text, expires_at| Secret { kind: SecretKind::Hmac, key: plain(text), expires_at };
@@ -36,31 +36,31 @@ fn sealed(vault: &Vault) -> Endpoint {
     endpoint
 }
 
-/// As version 1 sealed it.
-fn sealed_before(key: &[u8; KEY_BYTES], plain: &[u8], place: Place<'_>) -> Sealed {
-    let payload = Payload { msg: plain, aad: &place.bytes(BOUND_TO_ID) };
-    let hidden = XChaCha20Poly1305::new(key.into()).encrypt(&XNonce::from(nonce()), payload).unwrap();
-    Sealed::Encrypted([&[BOUND_TO_ID], &VaultKeyId::of(key).0[..], &nonce(), &hidden].concat().into())
+/// Seals in the layout of version 1.
+fn sealed_v1(key: &[u8; KEY_BYTES], plain: &[u8], context: SealContext<'_>) -> Sealed {
+    let payload = Payload { msg: plain, aad: &context.associated_data(BOUND_TO_ID) };
+    let ciphertext = XChaCha20Poly1305::new(key.into()).encrypt(&XNonce::from(nonce()), payload).unwrap();
+    Sealed::Encrypted([&[BOUND_TO_ID], &VaultKeyId::of(key).0[..], &nonce(), &ciphertext].concat().into())
 }
 
 /// Replaces one value of an endpoint.
 fn with(endpoint: &Endpoint, index: usize, value: Sealed) -> Endpoint {
     let mut endpoint = endpoint.clone();
-    *values_mut(&mut endpoint).nth(index).unwrap() = value;
+    *sealed_values_mut(&mut endpoint).nth(index).unwrap() = value;
     endpoint
 }
 
 const KINDS: [&str; 5] = ["current", "previous", "header one", "header two", "client key"];
 
 #[test]
-fn every_kind_of_value_is_sealed_and_opened() {
+fn every_kind_of_value_is_encrypted_and_decrypted() {
     let vault = Vault::new([&OLD]);
     let mut endpoint = sealed(&vault);
     assert_eq!(values(&endpoint).count(), KINDS.len());
-    for ((member, value), text) in values(&endpoint).zip(KINDS) {
+    for ((field, value), text) in values(&endpoint).zip(KINDS) {
         let Sealed::Encrypted(bytes) = value else { panic!("{text} is plain") };
         assert!(!bytes.windows(text.len()).any(|window| window == text.as_bytes()), "{text}");
-        assert_eq!(vault.open(value, Place::Endpoint(&endpoint, member)), Ok(text.as_bytes().to_vec()));
+        assert_eq!(vault.open(value, SealContext::Endpoint(&endpoint, field)), Ok(text.as_bytes().to_vec()));
         assert!(vault.is_current(value));
     }
     let current = endpoint.clone();
@@ -69,11 +69,11 @@ fn every_kind_of_value_is_sealed_and_opened() {
 }
 
 #[test]
-fn check_finds_each_kind_of_value_under_another_key() {
+fn check_rejects_each_kind_of_value_under_another_key() {
     let (old, new) = (Vault::new([&OLD]), Vault::new([&NEW]));
     let under_old = sealed(&old);
     for (index, kind) in KINDS.iter().enumerate() {
-        // Alone among values that open: in plain ones, and in ones under the other key.
+        // The other values decrypt: they are plain, or under the other key.
         let value = values(&under_old).nth(index).unwrap().1.clone();
         for others in [endpoint(), sealed(&new)] {
             let mixed = with(&others, index, value.clone());
@@ -88,7 +88,7 @@ fn check_finds_each_kind_of_value_under_another_key() {
 }
 
 #[test]
-fn check_finds_each_kind_of_value_in_another_place() {
+fn check_rejects_each_kind_of_value_in_another_context() {
     let vault = Vault::new([&OLD]);
     let before = sealed(&vault);
     vault.check(&before).unwrap();
@@ -111,7 +111,7 @@ fn check_finds_each_kind_of_value_in_another_place() {
 }
 
 #[test]
-fn values_cannot_change_places_within_an_endpoint() {
+fn values_do_not_decrypt_as_another_field() {
     let vault = Vault::new([&OLD]);
     let endpoint = sealed(&vault);
     for (from, kind) in KINDS.iter().enumerate() {
@@ -123,20 +123,20 @@ fn values_cannot_change_places_within_an_endpoint() {
     }
     let mut longer = endpoint.clone();
     longer.secrets[1].expires_at = Some(Timestamp::from_millis(10));
-    assert_eq!(vault.check(&longer), Err(VaultError::Damaged), "a later end of a rotated secret");
+    assert_eq!(vault.check(&longer), Err(VaultError::Damaged), "an extended expiry of a rotated secret");
     let mut other = endpoint;
     other.secrets[0].kind = SecretKind::Ed25519;
-    assert_eq!(vault.check(&other), Err(VaultError::Damaged), "another kind of key");
+    assert_eq!(vault.check(&other), Err(VaultError::Damaged), "a changed key type");
 }
 
 #[test]
-fn values_of_the_earlier_version_open_and_are_sealed_again() {
+fn version_1_values_decrypt_and_are_resealed_as_version_2() {
     let vault = Vault::new([&OLD]);
     let plain = endpoint();
-    for (index, (member, value)) in values(&plain).enumerate() {
-        let Sealed::Plain(text) = value else { unreachable!("it is plain") };
-        let place = Place::Endpoint(&plain, member);
-        let before = with(&plain, index, sealed_before(&OLD, text, place));
+    for (index, (field, value)) in values(&plain).enumerate() {
+        let Sealed::Plain(text) = value else { unreachable!("all values are plain") };
+        let context = SealContext::Endpoint(&plain, field);
+        let before = with(&plain, index, sealed_v1(&OLD, text, context));
         let value = values(&before).nth(index).unwrap().1;
         assert_eq!(vault.check(&before), Ok(()), "{}", KINDS[index]);
         assert!(!vault.is_current(value), "{}", KINDS[index]);
@@ -152,7 +152,7 @@ fn values_of_the_earlier_version_open_and_are_sealed_again() {
 }
 
 #[test]
-fn change_carries_values_to_another_url_and_revision() {
+fn changed_endpoint_is_resealed_for_its_new_url_and_revision() {
     let (before, vault) = (sealed(&Vault::new([&OLD])), Vault::new([&NEW, &OLD]));
     let mut changed = before.clone();
     changed.url = "https://two.example/hook".into();
@@ -168,28 +168,30 @@ fn change_carries_values_to_another_url_and_revision() {
 }
 
 #[test]
-fn first_key_seals_and_every_key_opens() {
+fn first_key_encrypts_and_every_key_decrypts() {
     let (old, both, new) = (Vault::new([&OLD]), Vault::new([&NEW, &OLD]), Vault::new([&NEW]));
     let scope = [1; 16];
-    let answer = Place::Answer(&scope);
+    let answer = SealContext::StoredResponse(&scope);
     let (before, after) = (old.seal(b"answer", answer, nonce()), both.seal(b"answer", answer, nonce()));
     assert_eq!(both.open(&before, answer), Ok(b"answer".to_vec()));
     assert_eq!(new.open(&after, answer), Ok(b"answer".to_vec()));
     assert_eq!(new.open(&before, answer), Err(VaultError::OtherKey(VaultKeyId::of(&OLD))));
     assert_eq!(old.open(&after, answer), Err(VaultError::OtherKey(VaultKeyId::of(&NEW))));
-    assert_eq!(both.open(&after, Place::Answer(&[2; 16])), Err(VaultError::Damaged));
+    assert_eq!(both.open(&after, SealContext::StoredResponse(&[2; 16])), Err(VaultError::Damaged));
     assert!(both.is_current(&after) && !both.is_current(&before));
-    assert_eq!(both.open(&sealed_before(&OLD, b"answer", answer), answer), Ok(b"answer".to_vec()));
+    assert_eq!(both.open(&sealed_v1(&OLD, b"answer", answer), answer), Ok(b"answer".to_vec()));
 }
 
 #[test]
-fn changed_or_missing_bytes_do_not_open() {
+fn changed_or_truncated_bytes_do_not_decrypt() {
     let vault = Vault::new([&OLD]);
     let scope = [1; 16];
-    let Sealed::Encrypted(bytes) = vault.seal(b"a secret", Place::Answer(&scope), nonce()) else {
+    let Sealed::Encrypted(bytes) = vault.seal(b"a secret", SealContext::StoredResponse(&scope), nonce())
+    else {
         panic!("not encrypted")
     };
-    let open = |bytes: Vec<u8>| vault.open(&Sealed::Encrypted(bytes.into()), Place::Answer(&scope));
+    let open =
+        |bytes: Vec<u8>| vault.open(&Sealed::Encrypted(bytes.into()), SealContext::StoredResponse(&scope));
     for at in 0..bytes.len() {
         let mut changed = bytes.to_vec();
         changed[at] ^= 3;
@@ -199,7 +201,7 @@ fn changed_or_missing_bytes_do_not_open() {
 }
 
 #[test]
-fn values_stay_plain_without_a_key_and_open_with_a_later_one() {
+fn plain_values_without_a_key_open_after_a_key_is_added() {
     let none = Vault::new([]);
     let plain = sealed(&none);
     assert_eq!(plain, endpoint());

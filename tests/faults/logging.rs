@@ -307,7 +307,7 @@ async fn panicked_attempt_costs_one_delivery() {
     assert_eq!(daemon.terminate(), Some(0));
     let panics = panics_in(&log);
     assert!(
-        panics.iter().all(|line| line["message"] == "internal error, the request, attempt or job is aborted")
+        panics.iter().all(|line| line["message"] == "internal error, request, attempt or job aborted")
     );
 }
 

@@ -194,14 +194,14 @@ fn lint_exceptions_have_a_reason() {
 
 #[test]
 fn every_injected_bug_has_a_test_and_a_row() {
-    let knobs = fs::read_to_string(root().join("src/knobs.rs")).unwrap();
-    let listed = knobs.split("enum Bug {").nth(1).unwrap().split("\n}").next().unwrap();
+    let failpoints = fs::read_to_string(root().join("src/failpoints.rs")).unwrap();
+    let listed = failpoints.split("enum Mutation {").nth(1).unwrap().split("\n}").next().unwrap();
     let bugs: Vec<_> = listed.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
     assert!(bugs.len() >= 10, "{bugs:?}");
     let (tests, code): (Vec<_>, Vec<_>) = all().into_iter().partition(|(name, _)| is_test(name));
     for bug in &bugs {
         let named = |files: &[(String, String)], ends: &[&str]| {
-            let names: Vec<_> = ends.iter().map(|end| format!("Bug::{bug}{end}")).collect();
+            let names: Vec<_> = ends.iter().map(|end| format!("Mutation::{bug}{end}")).collect();
             files.iter().any(|(_, text)| names.iter().any(|name| text.contains(name)))
         };
         assert!(named(&code, &[")"]), "{bug} is not in the code");

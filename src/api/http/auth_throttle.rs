@@ -32,30 +32,30 @@ impl From<IpAddr> for Source {
     }
 }
 
-/// Allowances spent per source: each wrong key costs [`limits::FAILURES_INTERVAL`].
+/// Allowances spent per source: each wrong key costs [`limits::AUTH_FAILURES_INTERVAL`].
 #[derive(Debug, Default)]
 pub(in crate::api) struct AuthThrottle {
     /// When the allowance of each source is full again, in monotonic time.
     refilled_at: Mutex<HashMap<Source, Duration>>,
 }
 
-const ALLOWANCE: Duration = limits::FAILURES_INTERVAL.saturating_mul(limits::FAILURES_BURST);
+const ALLOWANCE: Duration = limits::AUTH_FAILURES_INTERVAL.saturating_mul(limits::AUTH_FAILURES_BURST);
 
 impl AuthThrottle {
     /// Records a wrong key. Returns how long the source has to wait if it exceeded its allowance.
     pub(in crate::api) fn note(&self, address: IpAddr, now: Duration) -> Option<Duration> {
         let mut sources = self.refilled_at.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = Source::from(address);
-        if !sources.contains_key(&source) && sources.len() >= limits::FAILING_ADDRESSES_MAX {
+        if !sources.contains_key(&source) && sources.len() >= limits::AUTH_FAILURE_COUNTERS_MAX {
             sources.retain(|_, refilled_at| *refilled_at > now);
-            if sources.len() >= limits::FAILING_ADDRESSES_MAX {
+            if sources.len() >= limits::AUTH_FAILURE_COUNTERS_MAX {
                 source = Source::Others;
             }
         }
         let refilled_at = sources.entry(source).or_default();
         let wait = wait(*refilled_at, now);
         if wait.is_none() {
-            *refilled_at = (*refilled_at).max(now) + limits::FAILURES_INTERVAL;
+            *refilled_at = (*refilled_at).max(now) + limits::AUTH_FAILURES_INTERVAL;
         }
         wait
     }
@@ -63,7 +63,7 @@ impl AuthThrottle {
     /// How long the source has to wait before its next try.
     pub(in crate::api) fn wait(&self, address: IpAddr, now: Duration) -> Option<Duration> {
         let sources = self.refilled_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = sources.len() >= limits::FAILING_ADDRESSES_MAX;
+        let full = sources.len() >= limits::AUTH_FAILURE_COUNTERS_MAX;
         let known = sources.get(&Source::from(address));
         let refilled_at = known.or_else(|| sources.get(&Source::Others).filter(|_| full))?;
         wait(*refilled_at, now)
@@ -72,7 +72,7 @@ impl AuthThrottle {
 
 /// Until one more try fits into the allowance.
 fn wait(refilled_at: Duration, now: Duration) -> Option<Duration> {
-    let spent = refilled_at.saturating_sub(now) + limits::FAILURES_INTERVAL;
+    let spent = refilled_at.saturating_sub(now) + limits::AUTH_FAILURES_INTERVAL;
     spent.checked_sub(ALLOWANCE).filter(|wait| !wait.is_zero())
 }
 
@@ -94,11 +94,11 @@ mod tests {
     fn throttle_is_per_address() {
         let throttle = AuthThrottle::default();
         let now = Duration::from_secs(1_000);
-        assert_eq!(exhausted(&throttle, ATTACKER, now), limits::FAILURES_BURST);
-        assert_eq!(throttle.wait(address(ATTACKER), now), Some(limits::FAILURES_INTERVAL));
+        assert_eq!(exhausted(&throttle, ATTACKER, now), limits::AUTH_FAILURES_BURST);
+        assert_eq!(throttle.wait(address(ATTACKER), now), Some(limits::AUTH_FAILURES_INTERVAL));
         assert_eq!(
             throttle.wait(address("::ffff:192.0.2.1"), now),
-            Some(limits::FAILURES_INTERVAL),
+            Some(limits::AUTH_FAILURES_INTERVAL),
             "the same one"
         );
         assert_eq!(throttle.wait(address("192.0.2.2"), now), None);
@@ -114,19 +114,19 @@ mod tests {
             now += Duration::from_millis(1);
         }
         assert!(
-            (limits::FAILURES_BURST + 99..=limits::FAILURES_BURST + 101).contains(&judged),
+            (limits::AUTH_FAILURES_BURST + 99..=limits::AUTH_FAILURES_BURST + 101).contains(&judged),
             "{judged} in 100 s"
         );
-        now += limits::FAILURES_INTERVAL;
+        now += limits::AUTH_FAILURES_INTERVAL;
         assert_eq!(throttle.note(address(ATTACKER), now), None);
-        assert_eq!(exhausted(&throttle, ATTACKER, now + 2 * ALLOWANCE), limits::FAILURES_BURST);
+        assert_eq!(exhausted(&throttle, ATTACKER, now + 2 * ALLOWANCE), limits::AUTH_FAILURES_BURST);
     }
 
     #[test]
     fn ipv6_network_counts_as_one_address() {
         let throttle = AuthThrottle::default();
         let now = Duration::from_secs(1);
-        assert_eq!(exhausted(&throttle, "2001:db8::1", now), limits::FAILURES_BURST);
+        assert_eq!(exhausted(&throttle, "2001:db8::1", now), limits::AUTH_FAILURES_BURST);
         assert!(throttle.wait(address("2001:db8::ffff"), now).is_some());
         assert!(throttle.wait(address("2001:db8:0:1::1"), now).is_none());
     }
@@ -140,7 +140,7 @@ mod tests {
             throttle.note(many(number), now);
         }
         let known = throttle.refilled_at.lock().unwrap().len();
-        assert!(known <= limits::FAILING_ADDRESSES_MAX + 1, "{known} are kept");
+        assert!(known <= limits::AUTH_FAILURE_COUNTERS_MAX + 1, "{known} are kept");
         assert!(throttle.wait(many(4_000_000), now).is_some(), "newcomers share what is left");
         assert!(throttle.wait(many(1), now).is_none(), "known ones have their own");
         let later = now + 2 * ALLOWANCE;

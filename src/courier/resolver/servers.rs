@@ -1,10 +1,10 @@
-//! DNS: which questions go to which name server, and how long each answer is waited for.
+//! DNS: which query goes to which name server, and how long to wait for the answer.
 //!
-//! Owns: the name servers and the search list of one configuration. Each server has a client and a cache of its own, since
-//! the client takes an error from one server for the answer of all.
+//! Owns the name servers and the search list of one configuration. Each server has a separate
+//! client and cache, because the client treats one server's error as the answer of all.
 //!
-//! Queries carry no EDNS, as those of the C library: a server or firewall that knows no EDNS then needs no second query.
-//! An answer that is too long for UDP without it is asked for over TCP.
+//! Queries carry no EDNS, like those of the C library, so that a server or firewall without EDNS
+//! support needs no second query. An answer that is too long for UDP is requested again over TCP.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,35 +20,35 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf;
 use tokio::time::{sleep, timeout};
 
-use super::Sockets;
+use super::DnsSockets;
 use crate::limits;
 
-/// A name server that is silent for this long is asked once more, within [`limits::DNS_TIMEOUT`].
-const TRY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Tries after the first.
-const TRIES_AGAIN: usize = 1;
-/// The longest time for which a missing address is remembered: a repaired name is found after it.
+/// Timeout of one query. The total is bounded by [`limits::DNS_TIMEOUT`].
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Retries after the first query.
+const QUERY_RETRIES: usize = 1;
+/// Longest time that a negative answer is cached.
 const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(10);
-/// The longest time for which an address is remembered, whatever its time to live says.
+/// Longest time that an address is cached, even if its time to live is longer.
 const POSITIVE_TTL_MAX: Duration = Duration::from_secs(300);
 
-type Client = hickory_resolver::Resolver<Sockets>;
+type Client = hickory_resolver::Resolver<DnsSockets>;
 
 pub(super) struct NameServers {
     /// In order of preference.
     clients: Vec<Client>,
-    /// What is appended to a name that is not found as it is.
+    /// The search list: suffixes for relative names.
     search: Vec<Name>,
-    /// A name with at least so many dots is asked for as it is first.
-    dots: usize,
+    /// `ndots`: a name with at least this many dots is queried without a suffix first.
+    ndots: usize,
 }
 
 impl NameServers {
-    /// The servers that the operator names; without a search list.
+    /// The servers that the operator configured, without a search list.
     ///
     /// # Errors
     /// When a client cannot be built.
-    pub(super) fn told(servers: &[SocketAddr], sockets: &Sockets) -> io::Result<Self> {
+    pub(super) fn configured(servers: &[SocketAddr], sockets: &DnsSockets) -> io::Result<Self> {
         let servers = servers.iter().map(|server| {
             let mut config = NameServerConfig::udp_and_tcp(server.ip());
             for connection in &mut config.connections {
@@ -60,32 +60,32 @@ impl NameServers {
         Self::new(&config, &ResolverOpts::default(), sockets)
     }
 
-    /// The C library asks this machine when it is told no server.
+    /// The name server on this machine, which the C library uses if none is configured.
     ///
     /// # Errors
-    /// As [`Self::told`].
-    pub(super) fn local(sockets: &Sockets) -> io::Result<Self> {
-        Self::told(&[SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)], sockets)
+    /// As [`Self::configured`].
+    pub(super) fn local(sockets: &DnsSockets) -> io::Result<Self> {
+        Self::configured(&[SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)], sockets)
     }
 
-    /// From the text of `/etc/resolv.conf`.
+    /// Parses the text of `/etc/resolv.conf`.
     ///
     /// # Errors
-    /// When it names no server.
-    pub(super) fn parse(text: &[u8], sockets: &Sockets) -> io::Result<Self> {
+    /// When the text names no server.
+    pub(super) fn parse(text: &[u8], sockets: &DnsSockets) -> io::Result<Self> {
         let (config, options) = system_conf::parse_resolv_conf(text).map_err(io::Error::other)?;
         Self::new(&config, &options, sockets)
     }
 
-    fn new(config: &ResolverConfig, options: &ResolverOpts, sockets: &Sockets) -> io::Result<Self> {
+    fn new(config: &ResolverConfig, options: &ResolverOpts, sockets: &DnsSockets) -> io::Result<Self> {
         let mut client_options = ResolverOpts::default();
-        client_options.timeout = options.timeout.min(TRY_TIMEOUT);
-        client_options.attempts = TRIES_AGAIN;
+        client_options.timeout = options.timeout.min(QUERY_TIMEOUT);
+        client_options.attempts = QUERY_RETRIES;
         client_options.cache_size = limits::DNS_CACHE_NAMES_MAX;
         client_options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
         client_options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
         client_options.edns0 = false;
-        // The file is looked into before.
+        // `SystemResolver` reads the hosts file itself.
         client_options.use_hosts_file = ResolveHosts::Never;
         let client = |server: &NameServerConfig| {
             let config = ResolverConfig::from_name_servers(vec![server.clone()]);
@@ -94,20 +94,21 @@ impl NameServers {
         };
         let clients = config.name_servers().iter().map(client).collect::<io::Result<_>>()?;
         let search = config.domain().into_iter().chain(config.search()).cloned().collect();
-        Ok(Self { clients, search, dots: options.ndots })
+        Ok(Self { clients, search, ndots: options.ndots })
     }
 
-    /// The addresses of a name, or of the first longer one by the search list that has any. Empty when the name has none.
+    /// The addresses of the first candidate name that has any, in search list order. Empty if no
+    /// candidate has addresses.
     ///
     /// # Errors
     /// When the servers fail.
     pub(super) async fn lookup(&self, name: &Name) -> Result<Vec<IpAddr>, NetError> {
         let mut failed = None;
         for candidate in self.candidates(name) {
-            match self.both_families(&candidate).await {
+            match self.lookup_both_families(&candidate).await {
                 Ok(addresses) if addresses.is_empty() => {}
                 Ok(addresses) => return Ok(addresses),
-                Err(error) => failed = Some(telling(failed, error)),
+                Err(error) => failed = Some(prefer_answer(failed, error)),
             }
         }
         failed.map_or_else(|| Ok(Vec::new()), Err)
@@ -118,32 +119,32 @@ impl NameServers {
         self.clients.len()
     }
 
-    /// A name with the search list applied, in the order of questions.
+    /// The absolute names to query for a name, in order, according to the search list.
     fn candidates(&self, name: &Name) -> Vec<Name> {
         let mut absolute = name.clone();
         absolute.set_fqdn(true);
         if name.is_fqdn() {
             return vec![absolute];
         }
-        let longer = self.search.iter().filter_map(|suffix| {
-            let mut longer = name.clone().append_domain(suffix).ok()?;
-            longer.set_fqdn(true);
-            Some(longer)
+        let suffixed = self.search.iter().filter_map(|suffix| {
+            let mut suffixed = name.clone().append_domain(suffix).ok()?;
+            suffixed.set_fqdn(true);
+            Some(suffixed)
         });
-        let mut candidates: Vec<_> = longer.collect();
+        let mut candidates: Vec<_> = suffixed.collect();
         let dots = usize::from(name.num_labels()).saturating_sub(1);
-        let at = if dots >= self.dots { 0 } else { candidates.len() };
+        let at = if dots >= self.ndots { 0 } else { candidates.len() };
         candidates.insert(at, absolute);
         candidates.dedup();
         candidates
     }
 
-    /// Both families at once (RFC 8305, section 3): once one has addresses, the other is waited for
-    /// [`limits::DNS_FAMILY_WAIT`] and then left out.
-    async fn both_families(&self, name: &Name) -> Result<Vec<IpAddr>, NetError> {
-        let four = pin!(self.ask(name, RecordType::A));
-        let six = pin!(self.ask(name, RecordType::AAAA));
-        let (first, other) = select(four, six).await.factor_first();
+    /// Queries both families in parallel (RFC 8305, section 3). After one family has returned
+    /// addresses, the other has [`limits::DNS_FAMILY_WAIT`] left.
+    async fn lookup_both_families(&self, name: &Name) -> Result<Vec<IpAddr>, NetError> {
+        let v4 = pin!(self.query(name, RecordType::A));
+        let v6 = pin!(self.query(name, RecordType::AAAA));
+        let (first, other) = select(v4, v6).await.factor_first();
         let second = match &first {
             Ok(addresses) if !addresses.is_empty() => {
                 timeout(limits::DNS_FAMILY_WAIT, other).await.unwrap_or_else(|_late| Ok(Vec::new()))
@@ -154,29 +155,29 @@ impl NameServers {
             (Ok(first), Ok(second)) => Ok([first, second].concat()),
             (Ok(addresses), Err(_)) | (Err(_), Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
             (Ok(_), Err(error)) | (Err(error), Ok(_)) => Err(error),
-            (Err(first), Err(second)) => Err(telling(Some(first), second)),
+            (Err(first), Err(second)) => Err(prefer_answer(Some(first), second)),
         }
     }
 
-    /// The first server that answers counts. The next one is asked when the one before has failed, or is silent for
-    /// [`limits::NAME_SERVER_HEAD_START`].
-    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Vec<IpAddr>, NetError> {
+    /// Returns the first server's answer. The next server is queried when the previous one has
+    /// failed or has been silent for [`limits::NAME_SERVER_HEAD_START`].
+    async fn query(&self, name: &Name, kind: RecordType) -> Result<Vec<IpAddr>, NetError> {
         let mut clients = self.clients.iter();
-        let mut asked = FuturesUnordered::new();
+        let mut pending = FuturesUnordered::new();
         let mut failed = None;
         loop {
             match clients.next() {
-                Some(client) => asked.push(client.lookup(name.clone(), kind)),
-                None if asked.is_empty() => return Err(failed.unwrap_or(NetError::NoConnections)),
+                Some(client) => pending.push(client.lookup(name.clone(), kind)),
+                None if pending.is_empty() => return Err(failed.unwrap_or(NetError::NoConnections)),
                 None => {}
             }
             tokio::select! {
-                Some(answer) = asked.next() => match answer {
+                Some(answer) = pending.next() => match answer {
                     Ok(found) => {
                         return Ok(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect());
                     }
                     Err(error) if error.is_no_records_found() => return Ok(Vec::new()),
-                    Err(error) => failed = Some(telling(failed, error)),
+                    Err(error) => failed = Some(prefer_answer(failed, error)),
                 },
                 () = sleep(limits::NAME_SERVER_HEAD_START), if clients.len() > 0 => {}
             }
@@ -184,8 +185,8 @@ impl NameServers {
     }
 }
 
-/// Of two failures the one that says more: an answer says more than silence.
-fn telling(known: Option<NetError>, error: NetError) -> NetError {
+/// Selects the more informative of two failures: a server's error over a timeout.
+fn prefer_answer(known: Option<NetError>, error: NetError) -> NetError {
     match known {
         None | Some(NetError::Timeout) => error,
         Some(known) => known,
@@ -197,13 +198,13 @@ mod tests {
     use super::*;
 
     fn candidates(text: &str, name: &str) -> Vec<String> {
-        let servers = NameServers::parse(text.as_bytes(), &Sockets::default()).unwrap();
+        let servers = NameServers::parse(text.as_bytes(), &DnsSockets::default()).unwrap();
         let name = Name::from_ascii(name).unwrap();
         servers.candidates(&name).iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn search_list_applies_by_the_number_of_dots() {
+    fn search_list_applies_by_number_of_dots() {
         let text = "nameserver 127.0.0.1\nsearch a.test b.test\n";
         let domain = candidates(text, "x.y");
         assert_eq!(domain[0], "x.y.");
@@ -215,9 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn text_without_servers_is_an_error() {
+    fn resolv_conf_without_servers_is_an_error() {
         for text in ["", "\n", "# nameserver 1.2.3.4\n", "search a.test\n", "nameserver x\n"] {
-            assert!(NameServers::parse(text.as_bytes(), &Sockets::default()).is_err(), "{text:?}");
+            assert!(NameServers::parse(text.as_bytes(), &DnsSockets::default()).is_err(), "{text:?}");
         }
     }
 }

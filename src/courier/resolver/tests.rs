@@ -1,12 +1,12 @@
-//! Configuration files that change. Name servers are in `tests/delivery/egress`.
+//! Tests of changing configuration files. Name servers are tested in `tests/delivery/egress`.
 
 use super::*;
 
-/// Waits until a name in the hosts file has this address.
+/// Waits until a name in the hosts file resolves to this address.
 async fn until_listed(resolver: &SystemResolver, name: &str, address: &str) {
     let address: IpAddr = address.parse().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while in_hosts_file(&resolver.known().hosts.value, &Name::from_ascii(name).unwrap()) != [address] {
+    while lookup_hosts_file(&resolver.files().hosts.value, &Name::from_ascii(name).unwrap()) != [address] {
         assert!(Instant::now() < deadline, "{name} does not get {address}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -19,13 +19,13 @@ async fn hosts_file_is_read_again_when_it_changes() {
     let resolver = SystemResolver::with_files(&["127.0.0.1:1".parse().unwrap()], &hosts, &resolv).unwrap();
     std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
     until_listed(&resolver, "a.test", "10.0.0.1").await;
-    // In place, with the same length.
+    // The file is overwritten with the same length.
     std::fs::write(&hosts, "10.0.0.2 a.test\n").unwrap();
     until_listed(&resolver, "a.test", "10.0.0.2").await;
-    // By another file of the same name.
-    let fresh = directory.path().join("fresh");
-    std::fs::write(&fresh, "10.0.0.3 a.test\n").unwrap();
-    std::fs::rename(&fresh, &hosts).unwrap();
+    // The file is replaced by another one.
+    let replacement = directory.path().join("replacement");
+    std::fs::write(&replacement, "10.0.0.3 a.test\n").unwrap();
+    std::fs::rename(&replacement, &hosts).unwrap();
     until_listed(&resolver, "a.test", "10.0.0.3").await;
     assert_eq!(resolver.lookup("a.test".to_owned()).await.unwrap(), ["10.0.0.3".parse::<IpAddr>().unwrap()]);
 }
@@ -35,7 +35,7 @@ async fn resolv_conf_is_read_once_it_names_a_server() {
     let directory = tempfile::tempdir().unwrap();
     let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
     let resolver = SystemResolver::with_files(&[], &hosts, &resolv).unwrap();
-    let servers = || resolver.known().servers.value.clone();
+    let servers = || resolver.files().servers.value.clone();
     let local = servers();
     let changed = async |from: &Arc<NameServers>| {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -48,7 +48,7 @@ async fn resolv_conf_is_read_once_it_names_a_server() {
     std::fs::write(&resolv, "nameserver 127.0.0.155\nnameserver 127.0.0.156\n").unwrap();
     let named = changed(&local).await;
     assert_eq!(named.count(), 2);
-    // An empty file is one that is about to be written: the servers stay.
+    // An empty file is about to be written, so the servers stay.
     std::fs::write(&resolv, "").unwrap();
     std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
     until_listed(&resolver, "a.test", "10.0.0.1").await;
@@ -58,18 +58,18 @@ async fn resolv_conf_is_read_once_it_names_a_server() {
 }
 
 #[tokio::test]
-async fn named_servers_do_not_follow_resolv_conf() {
+async fn configured_servers_ignore_resolv_conf() {
     let directory = tempfile::tempdir().unwrap();
     let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
     let resolver = SystemResolver::with_files(&["127.0.0.1:1".parse().unwrap()], &hosts, &resolv).unwrap();
-    let before = resolver.known().servers.value.clone();
+    let before = resolver.files().servers.value.clone();
     std::fs::write(&resolv, "nameserver 127.0.0.155\n").unwrap();
     std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
     until_listed(&resolver, "a.test", "10.0.0.1").await;
-    assert!(Arc::ptr_eq(&resolver.known().servers.value, &before));
+    assert!(Arc::ptr_eq(&resolver.files().servers.value, &before));
 }
 
-/// What `run` logs.
+/// The log output of `run`.
 fn logged(run: impl FnOnce()) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     let writer = Arc::new(file.reopen().unwrap());
@@ -79,17 +79,17 @@ fn logged(run: impl FnOnce()) -> String {
 }
 
 #[test]
-fn missing_hosts_file_is_silent_and_missing_resolv_conf_is_not() {
+fn missing_resolv_conf_is_logged_and_missing_hosts_file_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let (hosts, resolv) = (directory.path().join("hosts"), directory.path().join("resolv.conf"));
-    let named = ["127.0.0.1:1".parse().unwrap()];
+    let configured = ["127.0.0.1:1".parse().unwrap()];
     let start =
         |servers: &[SocketAddr]| logged(|| drop(SystemResolver::with_files(servers, &hosts, &resolv)));
-    assert_eq!(start(&named), "");
-    let told = start(&[]);
-    assert_eq!(told.lines().count(), 1, "{told}");
+    assert_eq!(start(&configured), "");
+    let log = start(&[]);
+    assert_eq!(log.lines().count(), 1, "{log}");
     for part in ["no name server known, asking 127.0.0.1", "egress.nameservers", "resolv.conf"] {
-        assert!(told.contains(part), "{told}");
+        assert!(log.contains(part), "{log}");
     }
     std::fs::write(&resolv, "nameserver 127.0.0.155\n").unwrap();
     std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
@@ -101,12 +101,12 @@ fn changed_and_removed_files_are_logged_once() {
     let directory = tempfile::tempdir().unwrap();
     let hosts = directory.path().join("hosts");
     std::fs::write(&hosts, "10.0.0.1 a.test\n").unwrap();
-    let (mut known, _) = Watched::read(&hosts, parse_hosts, Arc::default());
-    let mut look = || logged(|| known = known.refreshed(&hosts, parse_hosts));
-    assert_eq!(look(), "");
+    let (mut watched, _) = WatchedFile::read(&hosts, parse_hosts, Arc::default());
+    let mut refresh = || logged(|| watched = watched.refreshed(&hosts, parse_hosts));
+    assert_eq!(refresh(), "");
     std::fs::write(&hosts, "10.0.0.22 a.test\n").unwrap();
-    assert!(look().contains("file changed, new contents in use"));
+    assert!(refresh().contains("file changed, new contents in use"));
     std::fs::remove_file(&hosts).unwrap();
-    assert!(look().contains("file removed, earlier contents stay in use"));
-    assert_eq!(look(), "");
+    assert!(refresh().contains("file removed, previous contents stay in use"));
+    assert_eq!(refresh(), "");
 }

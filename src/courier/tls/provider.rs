@@ -1,7 +1,8 @@
-//! The cryptography of TLS: the algorithms of aws-lc-rs, with key exchange over P-521 beside them.
+//! Cryptographic algorithms of TLS: those of aws-lc-rs, and key exchange over P-521.
 //!
-//! *ring* was refused: it has neither P-521 nor client keys of RSA above 4096 bits. RustCrypto's `p521` beside *ring* was
-//! refused too: three pieces of own code (verifying, signing, key exchange) instead of one.
+//! Rejected: *ring*, which has neither P-521 nor RSA client keys above 4096 bits. Also rejected:
+//! *ring* with RustCrypto's `p521`, which needs custom code for verification, signing and key
+//! exchange instead of key exchange only.
 
 use std::sync::Arc;
 
@@ -12,22 +13,23 @@ use rustls::crypto::{ActiveKeyExchange, CryptoProvider, GetRandomFailed, SharedS
 use rustls::ffdhe_groups::FfdheGroup;
 use rustls::{Error, NamedGroup, PeerMisbehaved};
 
-/// The algorithms that every TLS connection of this process uses.
+/// The algorithms of every TLS connection in this process.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     let mut provider = default_provider();
-    // Last: TLS 1.2 servers with a P-521 certificate need it in the list, others have better ones.
+    // Least preferred: only TLS 1.2 servers with a P-521 certificate need it.
     provider.kx_groups.push(&Secp521r1);
     Arc::new(provider)
 }
 
-/// Makes these algorithms those of clients that choose none, such as the command line's.
+/// Installs the algorithms as the process default, for clients that choose none, such as the
+/// command line's.
 pub fn install_provider() {
-    // It may have been installed before, by the daemon or by another client: then that one serves.
+    // If a default is already installed, it stays.
     CryptoProvider::clone(&provider()).install_default().ok();
 }
 
-/// Ephemeral ECDH over secp521r1, which rustls does not offer by itself.
+/// Ephemeral ECDH over secp521r1, which rustls does not provide.
 #[derive(Debug)]
 struct Secp521r1;
 
@@ -36,7 +38,7 @@ impl SupportedKxGroup for Secp521r1 {
         let private =
             EphemeralPrivateKey::generate(&ECDH_P521, &SystemRandom::new()).map_err(|_| GetRandomFailed)?;
         let public = private.compute_public_key().map_err(|_| GetRandomFailed)?;
-        Ok(Box::new(Exchange { private, public }))
+        Ok(Box::new(P521KeyExchange { private, public }))
     }
 
     fn ffdhe_group(&self) -> Option<FfdheGroup<'static>> {
@@ -48,15 +50,15 @@ impl SupportedKxGroup for Secp521r1 {
     }
 }
 
-struct Exchange {
+struct P521KeyExchange {
     private: EphemeralPrivateKey,
     public: PublicKey,
 }
 
-impl ActiveKeyExchange for Exchange {
+impl ActiveKeyExchange for P521KeyExchange {
     fn complete(self: Box<Self>, peer: &[u8]) -> Result<SharedSecret, Error> {
         let invalid = Error::from(PeerMisbehaved::InvalidKeyShare);
-        // Points are uncompressed in TLS (RFC 8446, section 4.2.8.2).
+        // TLS uses uncompressed points (RFC 8446, section 4.2.8.2).
         if peer.first() != Some(&4) {
             return Err(invalid);
         }

@@ -1,8 +1,9 @@
-//! Which certificates of receivers are accepted, and whether a receiver asked for ours.
+//! Verification of receivers' certificates, and detection of client certificate requests.
 //!
-//! Owns: the check of a receiver's certificate. It is the usual one, by chain, time and name, with one addition: a trusted
-//! authority's certificate is also accepted as a receiver's own, as other clients do. `openssl req -x509` makes such
-//! certificates. Time, name and purpose are checked there too.
+//! Owns the check of a receiver's certificate: chain, validity period and name, with one extension.
+//! Like other clients, it also accepts a trusted authority's certificate as the receiver's own
+//! certificate; `openssl req -x509` creates such certificates. Their validity period, name and
+//! purpose are checked too.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -26,8 +27,9 @@ pub(super) struct ReceiverVerifier {
 }
 
 impl ReceiverVerifier {
-    /// Whether subject and key are those of a trusted authority. The handshake proves that the receiver has the key, and
-    /// that key may sign a certificate for any name: nothing more is gained by a stricter comparison.
+    /// Whether subject and key are those of a trusted authority. The handshake proves that the
+    /// receiver has the key. That key can sign a certificate for any name, so a stricter comparison
+    /// adds nothing.
     fn is_authority(&self, certificate: &CertificateDer<'_>) -> bool {
         webpki::anchor_from_trusted_cert(certificate).is_ok_and(|anchor| {
             self.roots.roots.iter().any(|root| {
@@ -58,7 +60,7 @@ impl ServerCertVerifier for ReceiverVerifier {
         );
         match chain {
             Err(Error::InvalidCertificate(CertificateError::Other(_))) if self.is_authority(end_entity) => {
-                check_use(end_entity, now)?;
+                check_validity_and_purpose(end_entity, now)?;
             }
             other => other?,
         }
@@ -89,8 +91,11 @@ impl ServerCertVerifier for ReceiverVerifier {
     }
 }
 
-/// Checks the time and the purpose of a certificate that no other one vouches for.
-fn check_use(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), CertificateError> {
+/// Checks the validity period and the purpose of a self-signed certificate.
+fn check_validity_and_purpose(
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<(), CertificateError> {
     let malformed = |_| CertificateError::BadEncoding;
     let parsed = CertificateInner::<Raw>::from_der(certificate).map_err(malformed)?;
     let parsed = parsed.tbs_certificate();
@@ -112,9 +117,9 @@ fn check_use(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Cert
     }
 }
 
-/// Whether a receiver asked for a client certificate, and what it got.
+/// Whether the receiver requested a client certificate, and whether one was presented.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::courier) enum ClientCertificate {
+pub(in crate::courier) enum ClientCertificateUse {
     #[default]
     NotRequested,
     Missing,
@@ -122,33 +127,35 @@ pub(in crate::courier) enum ClientCertificate {
 }
 
 tokio::task_local! {
-    /// Of the handshake that the current task makes. Connections of one pool share their TLS configuration: with one
-    /// each, none could resume the session of an earlier one.
-    static REQUESTED: Cell<ClientCertificate>;
+    /// The certificate use in the current task's handshake. It cannot be stored in the TLS
+    /// configuration: the connections of a pool share one, so that they can resume earlier
+    /// sessions.
+    static CERTIFICATE_USE: Cell<ClientCertificateUse>;
 }
 
-/// Makes a handshake, and says whether a client certificate was asked for in it.
-pub(in crate::courier) async fn noting_request<T>(
+/// Runs a handshake and returns whether the receiver requested a client certificate.
+pub(in crate::courier) async fn record_certificate_request<T>(
     handshake: impl Future<Output = T>,
-) -> (T, ClientCertificate) {
-    let noting = async {
+) -> (T, ClientCertificateUse) {
+    let recording = async {
         let done = handshake.await;
-        (done, REQUESTED.with(Cell::get))
+        (done, CERTIFICATE_USE.with(Cell::get))
     };
-    REQUESTED.scope(Cell::default(), noting).await
+    CERTIFICATE_USE.scope(Cell::default(), recording).await
 }
 
-/// Chooses client certificates as the inner one does, and notes that one was asked for.
+/// Selects client certificates with the inner resolver and records the request.
 #[derive(Debug)]
-pub(super) struct NotingResolver(pub(super) Arc<dyn ResolvesClientCert>);
+pub(super) struct RecordingResolver(pub(super) Arc<dyn ResolvesClientCert>);
 
-impl ResolvesClientCert for NotingResolver {
+impl ResolvesClientCert for RecordingResolver {
     fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let chosen = self.0.resolve(authorities, schemes);
         let presented = chosen.as_ref().is_some_and(|chosen| chosen.key.choose_scheme(schemes).is_some());
-        let noted = if presented { ClientCertificate::Presented } else { ClientCertificate::Missing };
-        // Outside of a handshake that is noted there is nothing to note it in.
-        REQUESTED.try_with(|requested| requested.set(noted)).ok();
+        let recorded =
+            if presented { ClientCertificateUse::Presented } else { ClientCertificateUse::Missing };
+        // Fails only outside of `record_certificate_request`.
+        CERTIFICATE_USE.try_with(|certificate_use| certificate_use.set(recorded)).ok();
         chosen
     }
 

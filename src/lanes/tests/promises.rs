@@ -449,8 +449,8 @@ impl Lives {
 
 #[test]
 fn rate_holds_however_often_the_daemon_crashes() {
-    let first = crate::knobs::seed();
-    for seed in (0..crate::knobs::rounds(60)).map(|round| first.wrapping_add(round)) {
+    let first = crate::failpoints::seed();
+    for seed in (0..crate::failpoints::rounds(60)).map(|round| first.wrapping_add(round)) {
         let mut random = fastrand::Rng::with_seed(seed);
         let interval = Duration::from_millis(random.u64(20..20_000));
         let burst = random.u32(1..5);
@@ -550,8 +550,8 @@ impl Trouble {
 
 #[test]
 fn lane_goes_on_after_every_trouble_and_its_repetition() {
-    let first = crate::knobs::seed();
-    for seed in (0..crate::knobs::rounds(60)).map(|round| first.wrapping_add(round)) {
+    let first = crate::failpoints::seed();
+    for seed in (0..crate::failpoints::rounds(60)).map(|round| first.wrapping_add(round)) {
         let (random, lanes) = (fastrand::Rng::with_seed(seed), lanes(4));
         let (flying, waiting) = (Vec::new(), BTreeSet::new());
         let mut trouble = Trouble { random, lanes, revision: 0, flying, reserving: None, waiting };

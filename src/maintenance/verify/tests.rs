@@ -161,7 +161,7 @@ fn changed_layout_of_the_state_is_reported() {
 
 #[test]
 fn every_row_that_is_missing_changed_or_invented_is_found() {
-    let seed = crate::knobs::seed();
+    let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let mut found: BTreeMap<char, u32> = BTreeMap::new();
     // Both have rows of every kind.
@@ -246,14 +246,14 @@ fn what_the_end_of_the_journal_has_lost_is_named() {
 
 #[test]
 fn every_flipped_bit_of_the_journal_is_found_or_changes_nothing() {
-    let seed = crate::knobs::seed();
+    let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let (_below, directory) = data_directory(6, true);
     let files: Vec<_> = std::fs::read_dir(directory.join("journal")).unwrap().collect();
     let files: Vec<_> = files.into_iter().map(|file| file.unwrap().path()).collect();
     let whole = look(&directory);
     let mut found = 0;
-    for _ in 0..crate::knobs::rounds(40) {
+    for _ in 0..crate::failpoints::rounds(40) {
         let file = random.choice(&files).unwrap();
         let bytes = std::fs::read(file).unwrap();
         let at = random.usize(0..bytes.len());

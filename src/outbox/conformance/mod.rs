@@ -69,8 +69,8 @@ pub(crate) fn data_directory(seed: u64, retains: bool) -> (tempfile::TempDir, st
 
 /// Runs the seeds of a test; a failure names its seed and what was done.
 fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
-    let first = crate::knobs::number("BALTO_TEST_SEED");
-    let seeds = first.map_or_else(|| 1..=crate::knobs::rounds(seeds), |seed| seed..=seed);
+    let first = crate::failpoints::number("BALTO_TEST_SEED");
+    let seeds = first.map_or_else(|| 1..=crate::failpoints::rounds(seeds), |seed| seed..=seed);
     let mut happened = std::collections::BTreeMap::new();
     for seed in seeds {
         let mut work = work::Work::new(seed, make(seed));

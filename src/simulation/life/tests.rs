@@ -11,7 +11,7 @@ use crate::domain::{
     ApiKey, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber, EndpointStatus,
     Handshake, Idempotency, Ordering, RetryPolicy, Role, Tenant,
 };
-use crate::knobs::{Knob, Knobs};
+use crate::failpoints::{Bound, TestOverrides};
 use crate::lanes::WaitReason;
 use crate::outbox::draft::{ChangeError, EventDraft};
 use crate::projections::reads::Filter;
@@ -444,7 +444,7 @@ async fn free_some(life: &mut Life, is_killed: bool) -> EndpointNumber {
 
 #[test]
 fn a_change_of_ordering_keeps_no_stop_waiting_and_is_gone_on_with_at_the_next_start() {
-    Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+    TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
     for is_killed in [true, false] {
         world::begin_time();
         let world = World::new(1);

@@ -45,7 +45,7 @@ use std::ops::Range;
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::domain::{Position, Timestamp};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::storage::disk::DiskFile;
 
@@ -404,7 +404,7 @@ impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
         self.body.resize(header.body_bytes as usize, 0);
         let count = self.source.read_at(offset + FRAME_HEADER_BYTES as u64, &mut self.body)?;
         let is_sound = checksum(self.salt, &self.body) == header.body_crc;
-        Ok(count == self.body.len() && (is_sound || knobs::has(Bug::IgnoreChecksums)))
+        Ok(count == self.body.len() && (is_sound || failpoints::is_active(Mutation::IgnoreChecksums)))
     }
 
     /// Offset of the next whole frame at or after `offset`, or the end.

@@ -60,7 +60,7 @@ impl JournalOptions {
         Self {
             salt,
             segment_bytes: limits::SEGMENT_BYTES_TARGET,
-            room_bytes: limits::SEGMENT_ROOM_BYTES,
+            room_bytes: limits::SEGMENT_PREALLOCATED_BYTES,
             frame_bytes: limits::FRAME_BYTES_TARGET,
             cache_bytes: 16 * 1024 * 1024,
         }
@@ -334,7 +334,7 @@ impl Journal {
     }
 
     fn sync(&mut self, segment: &Segment) -> Result<(), AppendError> {
-        if crate::knobs::has(crate::knobs::Bug::AnswerBeforeFlush) {
+        if crate::failpoints::is_active(crate::failpoints::Mutation::AnswerBeforeFlush) {
             return Ok(());
         }
         // A full disk that shows only here is no exception: what the file holds is unknown.

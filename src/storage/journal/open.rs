@@ -14,7 +14,7 @@ use super::segment::{
 };
 use super::{Damage, DamageCause, Encoded, Journal, JournalOptions};
 use crate::domain::{Position, Timestamp};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::progress::{OnProgress, Progress};
@@ -171,8 +171,9 @@ impl Journal {
             if let Some(header) = header {
                 let scanned = scan_tail(file, header)?;
                 time = scanned.walk.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
-                let after =
-                    |last: Position| if knobs::has(Bug::GivePositionTwice) { last } else { last.next() };
+                let after = |last: Position| {
+                    if failpoints::is_active(Mutation::GivePositionTwice) { last } else { last.next() }
+                };
                 next = next.max(scanned.walk.last_frame.map_or(first, |frame| after(frame.last)));
                 entries.push(Entry { first, time: header.time, bytes: scanned.cut_at, version: 0 });
                 tail = Some(scanned);
@@ -228,7 +229,7 @@ impl Journal {
     fn adopt(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
         let damage: Vec<_> = tail.walk.damage.into_iter().map(|seen| seen.damage).collect();
         self.room_end = tail.room_end;
-        let cut_at = if knobs::has(Bug::KeepTornTail) { tail.length } else { tail.cut_at };
+        let cut_at = if failpoints::is_active(Mutation::KeepTornTail) { tail.length } else { tail.cut_at };
         if tail.length > cut_at || !damage.is_empty() {
             tail.file.truncate(cut_at)?;
             self.room_end = cut_at;

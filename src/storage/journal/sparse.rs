@@ -7,7 +7,7 @@ use std::io;
 use super::frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
 use super::segment::before;
 use crate::domain::{Position, Timestamp};
-use crate::knobs::{self, Bug};
+use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::storage::disk::DiskFile;
 
@@ -54,7 +54,7 @@ impl<'a> SparseFile<'a> {
     /// the length of the file.
     pub(super) fn finish(&mut self, upper: Position) -> io::Result<u64> {
         self.close()?;
-        if self.next < upper && !knobs::has(Bug::LeaveNoNote) {
+        if self.next < upper && !failpoints::is_active(Mutation::LeaveNoNote) {
             let note = FrameHeader::note(self.next, before(upper), self.time, self.salt);
             self.buffer.extend_from_slice(&note.encode(self.salt));
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::{EndpointNumber, Idempotency, Record};
-use crate::knobs::{Bug, fails_with};
+use crate::failpoints::{Mutation, fails_with};
 use crate::storage::disk::{Disk, Fault, MemoryDisk, Operation};
 
 fn at(millis: u64) -> Timestamp {
@@ -643,12 +643,12 @@ fn the_bytes_of_files_are_those_of_format_1() {
 
 #[test]
 fn bugs_that_are_put_in_are_caught() {
-    fails_with(Bug::LeaveNoNote, dropped_segments_leave_one_note_between_them_and_are_no_damage);
+    fails_with(Mutation::LeaveNoNote, dropped_segments_leave_one_note_between_them_and_are_no_damage);
     fails_with(
-        Bug::IgnoreChecksums,
+        Mutation::IgnoreChecksums,
         a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported,
     );
-    fails_with(Bug::KeepTornTail, a_torn_tail_is_cut_at_every_byte_of_the_last_frame);
-    fails_with(Bug::GivePositionTwice, what_was_appended_is_read_back_before_and_after_a_reopen);
-    fails_with(Bug::AnswerBeforeFlush, a_crash_keeps_every_synced_record);
+    fails_with(Mutation::KeepTornTail, a_torn_tail_is_cut_at_every_byte_of_the_last_frame);
+    fails_with(Mutation::GivePositionTwice, what_was_appended_is_read_back_before_and_after_a_reopen);
+    fails_with(Mutation::AnswerBeforeFlush, a_crash_keeps_every_synced_record);
 }

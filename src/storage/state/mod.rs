@@ -15,7 +15,7 @@ use overlay::Overlay;
 
 use crate::codec::{Reader, put_varint};
 use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Timestamp};
-use crate::knobs::{self, Bug, Knob};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
 use crate::projections::fold::Totals;
@@ -257,7 +257,7 @@ impl State {
             deliveries.iter().any(|delivery| events.contains(&self.rows, delivery.event))
         };
         match record {
-            Record::EventAccepted(_) if knobs::has(Bug::DropNeeded) => false,
+            Record::EventAccepted(_) if failpoints::is_active(Mutation::DropNeeded) => false,
             Record::EventAccepted(event) => {
                 events.contains(&self.rows, position) || self.rests_on(event, position)
             }
@@ -331,7 +331,7 @@ impl State {
     /// Whether enough has changed that a checkpoint should not wait for its time.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.rows.changed() >= knobs::bound(Knob::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
+        self.rows.changed() >= failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
     }
 
     /// Compares it with one that was folded from the journal anew; tells each difference. `gaps` says that retention has
@@ -396,11 +396,11 @@ impl State {
             return Ok(());
         }
         self.end_group();
-        let over = if knobs::has(Bug::ForgetTooEarly) { Timestamp::MAX } else { now };
+        let over = if failpoints::is_active(Mutation::ForgetTooEarly) { Timestamp::MAX } else { now };
         idempotency::forget_expired(&mut self.rows, over);
         self.expired_until = self.expired_until.max(now);
         self.fold.on_checkpoint();
-        if knobs::has(Bug::CursorApart) {
+        if failpoints::is_active(Mutation::CursorApart) {
             self.rows.checkpoint()?;
         }
         self.rows.put(CURSOR, self.cursor().write());

@@ -1,4 +1,4 @@
-//! Exhausted file descriptors.
+//! DescriptorsExhausted file descriptors.
 
 use std::time::{Duration, Instant};
 

@@ -13,8 +13,8 @@ use super::certificates::{
     Authority, Certificate, Clients, Secure, early, expired, floods_with_tickets, params, self_signed,
 };
 use super::fixture::{
-    DnsAnswer, NameServer, courier, delivered, endpoint, failure, fixed_resolver, open, parcel, send,
-    settings, strict, until,
+    DnsAnswer, NameServer, courier, delivered, endpoint, failure, fixed_resolver, open, outbound_request,
+    send, settings, strict, until,
 };
 use crate::support::{Daemon, WAIT_MAX, quiet, serve};
 
@@ -116,8 +116,8 @@ fn server_hello(version: [u8; 2], suite: [u8; 2]) -> Vec<u8> {
 
 #[tokio::test]
 async fn d2_obsolete_tls_versions_and_suites_are_refused() {
-    const UNSAFE: &str = "the receiver offers no version or cipher of TLS that is safe";
-    const RULES: &str = "the receiver breaks the rules of TLS";
+    const UNSAFE: &str = "the receiver offers no safe TLS version or cipher";
+    const RULES: &str = "the receiver violates the TLS protocol";
     let rows = [
         ("TLS 1.0", server_hello([3, 1], [0, 0x2f]), UNSAFE),
         ("TLS 1.1", server_hello([3, 2], [0, 0x2f]), UNSAFE),
@@ -125,7 +125,7 @@ async fn d2_obsolete_tls_versions_and_suites_are_refused() {
         ("RC4", server_hello([3, 3], [0, 5]), RULES),
         ("NULL", server_hello([3, 3], [0, 1]), RULES),
         ("export", server_hello([3, 3], [0, 3]), RULES),
-        ("no TLS at all", b"HTTP/1.1 400 x\r\n\r\n".to_vec(), "what the receiver sends is not TLS"),
+        ("no TLS at all", b"HTTP/1.1 400 x\r\n\r\n".to_vec(), "the receiver does not speak TLS"),
     ];
     let courier = courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
     for (what, bytes, words) in rows {
@@ -267,12 +267,7 @@ fn unusable_certificates(authority: &Authority, good: &Certificate) -> Vec<Unusa
         ),
         ("no key", "key", (certificate.clone(), certificate.clone()), "must be a private key in PEM"),
         ("encrypted", "key", (certificate.clone(), encrypted.into()), "is encrypted"),
-        (
-            "no DER",
-            "key",
-            (certificate.clone(), junk("PRIVATE KEY", "AAAA")),
-            "is of a kind that is not supported",
-        ),
+        ("no DER", "key", (certificate.clone(), junk("PRIVATE KEY", "AAAA")), "has an unsupported type"),
         ("too long", "key", (certificate.clone(), format!("{key}{}", "#\n".repeat(20_000))), "at most 16384"),
     ]
 }
@@ -377,7 +372,7 @@ async fn d6_connect_failures_do_not_reveal_their_kind() {
     }
     // The attempt's own deadline is earlier than the connect deadline: the error is the same.
     let patient = super::fixture::courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
-    let reply = patient.send(parcel(&rows[1].1, Duration::from_millis(300))).await.unwrap();
+    let reply = patient.send(outbound_request(&rows[1].1, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), (ErrorClass::Connect, UNREACHABLE));
 }
 
@@ -415,7 +410,7 @@ async fn d7_stalled_tls_handshake_ends_at_its_deadline() {
     assert_eq!(failure(&reply), STALLED);
     assert!(reply.duration < LONG, "connect_timeout did not end it: {:?}", reply.duration);
     let patient = courier(open(&[LOOPBACK]), fixed_resolver(&["127.0.0.1"]));
-    let reply = patient.send(parcel(&url, Duration::from_millis(300))).await.unwrap();
+    let reply = patient.send(outbound_request(&url, Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), STALLED);
     held.abort();
 }
@@ -438,7 +433,7 @@ async fn unusable_ca_file_fails_the_start() {
 /// again on demand.
 #[tokio::test]
 async fn clients_with_certificates_are_bounded() {
-    use balto::courier::tls::Identity;
+    use balto::courier::tls::ClientIdentity;
     use balto::domain::EndpointNumber;
     let authority = Authority::new("authority");
     let receiver =
@@ -452,9 +447,10 @@ async fn clients_with_certificates_are_bounded() {
     let url = format!("https://hooks.example:{}/", receiver.address.port());
     let most = u32::try_from(balto::limits::CLIENTS_WITH_CERTIFICATE_MAX).unwrap();
     let as_endpoint = async |number: u32| {
-        let identity = Identity::new(EndpointNumber(number), &[own.der().into()], own.key_der().to_vec());
-        let parcel = parcel(&url, WAIT_MAX).with_identity(Some(identity));
-        assert_eq!(courier.send(parcel).await.unwrap().outcome, Ok(200));
+        let identity =
+            ClientIdentity::new(EndpointNumber(number), &[own.der().into()], own.key_der().to_vec());
+        let outbound_request = outbound_request(&url, WAIT_MAX).with_identity(Some(identity));
+        assert_eq!(courier.send(outbound_request).await.unwrap().outcome, Ok(200));
         receiver.seen().last().unwrap().connection
     };
     let first = as_endpoint(0).await;

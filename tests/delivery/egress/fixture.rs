@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, CourierSettings, Parcel, Proxy, Reply, Resolver};
+use balto::courier::{Courier, CourierSettings, OutboundRequest, Proxy, Reply, Resolver};
 use balto::domain::ErrorClass;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -72,12 +72,12 @@ pub(crate) fn proxied(policy: EgressPolicy, proxy: &str) -> CourierSettings {
     CourierSettings { proxy, ..settings(policy, no_resolver()) }
 }
 
-pub(crate) fn parcel(url: &str, timeout: Duration) -> Parcel {
-    Parcel::new(url, hyper::HeaderMap::new(), Bytes::from_static(b"{}"), timeout).unwrap()
+pub(crate) fn outbound_request(url: &str, timeout: Duration) -> OutboundRequest {
+    OutboundRequest::new(url, hyper::HeaderMap::new(), Bytes::from_static(b"{}"), timeout).unwrap()
 }
 
 pub(crate) async fn send(courier: &Courier, url: &str) -> Reply {
-    courier.send(parcel(url, WAIT_MAX)).await.unwrap()
+    courier.send(outbound_request(url, WAIT_MAX)).await.unwrap()
 }
 
 pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {

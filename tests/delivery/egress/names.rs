@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::fixture::{
     BLOCKED, DnsAnswer, EchoReceiver, FnResolver, KEY, NameServer, Question, courier, delivered, endpoint,
-    failure, open, parcel, save, send, strict, until,
+    failure, open, outbound_request, save, send, strict, until,
 };
 use crate::support::raw::{Raw, post};
 use crate::support::{Daemon, WAIT_MAX, answer, has_program, next_request, quiet, say, serve};
@@ -251,12 +251,13 @@ impl Resolver for HangingResolver {
 async fn c8_hanging_resolver_ends_the_attempt_at_the_dns_deadline() {
     let courier = courier(open(&[PUBLIC]), Arc::new(HangingResolver));
     let started = tokio::time::Instant::now();
-    let reply = courier.send(parcel("http://a.example/", Duration::from_secs(60))).await.unwrap();
+    let reply = courier.send(outbound_request("http://a.example/", Duration::from_secs(60))).await.unwrap();
     let silent = (ErrorClass::Dns, "the name servers did not answer in time");
     assert_eq!(failure(&reply), silent);
     assert_eq!(started.elapsed(), Duration::from_secs(5), "virtual time");
     // A shorter timeout of the attempt gives the same error.
-    let reply = courier.send(parcel("http://a.example/", Duration::from_millis(300))).await.unwrap();
+    let reply =
+        courier.send(outbound_request("http://a.example/", Duration::from_millis(300))).await.unwrap();
     assert_eq!(failure(&reply), silent);
     // A save has a shorter deadline, and keeps an unresolvable name.
     let started = tokio::time::Instant::now();
@@ -286,7 +287,7 @@ async fn c8_suspended_time_is_not_charged_to_the_name_servers() {
     let stopped = Arc::new(GatedResolver::default());
     let courier = courier(open(&[PUBLIC]), stopped.clone());
     let sending = tokio::spawn(async move {
-        courier.send(parcel("http://a.example/", Duration::from_secs(60))).await.unwrap()
+        courier.send(outbound_request("http://a.example/", Duration::from_secs(60))).await.unwrap()
     });
     stopped.asked.notified().await;
     tokio::time::advance(Duration::from_secs(30)).await;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, Parcel};
+use balto::courier::{Courier, OutboundRequest};
 use bytes::Bytes;
 use fastrand::Rng;
 use url::Url;
@@ -164,12 +164,13 @@ async fn trial(courier: &Courier, raw: &str, sure: bool) -> Tally {
     // A refused URL may have been saved by an older version, or under another policy.
     let stored = kept.as_deref().map(str::to_owned).or_else(|_| Url::parse(raw).map(String::from));
     let Ok(stored) = stored else { return tally };
-    let Ok(parcel) = Parcel::new(&stored, hyper::HeaderMap::new(), Bytes::new(), Duration::from_secs(10))
+    let Ok(outbound_request) =
+        OutboundRequest::new(&stored, hyper::HeaderMap::new(), Bytes::new(), Duration::from_secs(10))
     else {
         return tally;
     };
     tally.sent = 1;
-    let reply = courier.send(parcel).await.unwrap();
+    let reply = courier.send(outbound_request).await.unwrap();
     if let Ok(200) = reply.outcome {
         tally.arrived = 1;
         let at: IpAddr = std::str::from_utf8(&reply.body).unwrap().parse().unwrap();

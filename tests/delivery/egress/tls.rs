@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use balto::courier::tls::{CheckedCertificate, Identity};
-use balto::courier::{Courier, CourierSettings, Parcel};
+use balto::courier::tls::{CheckedCertificate, ClientIdentity};
+use balto::courier::{Courier, CourierSettings, OutboundRequest};
 use balto::domain::{EndpointNumber, ErrorClass, Timestamp};
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519,
@@ -18,7 +18,7 @@ use rustls::{NamedGroup, RootCertStore};
 use super::certificates::{
     Authority, Certificate, Clients, Secure, as_authority, early, expired, params, self_signed,
 };
-use super::fixture::{failure, fixed_resolver, open, parcel, settings};
+use super::fixture::{failure, fixed_resolver, open, outbound_request, settings};
 use crate::support::{WAIT_MAX, has_program, say};
 
 const HOST: &str = "hooks.example";
@@ -33,13 +33,13 @@ fn trusting(roots: Arc<RootCertStore>) -> Courier {
     Courier::new(CourierSettings { roots, ..settings }).unwrap()
 }
 
-fn to(port: u16) -> Parcel {
-    parcel(&format!("https://{HOST}:{port}/"), WAIT_MAX)
+fn to(port: u16) -> OutboundRequest {
+    outbound_request(&format!("https://{HOST}:{port}/"), WAIT_MAX)
 }
 
 /// The error of the attempt's record; empty after a delivery.
-async fn outcome(courier: &Courier, parcel: Parcel) -> String {
-    let reply = courier.send(parcel).await.unwrap();
+async fn outcome(courier: &Courier, outbound_request: OutboundRequest) -> String {
+    let reply = courier.send(outbound_request).await.unwrap();
     if reply.outcome == Ok(200) {
         return String::new();
     }
@@ -91,9 +91,13 @@ async fn client_certificates_of_every_kind_are_presented() {
             let client = authority.issue_for(&params(&["client"]), key(kind));
             let checked = CheckedCertificate::parse(&client.pem, &client.key_pem, Timestamp::default());
             let checked = checked.unwrap_or_else(|error| panic!("{name} is refused when saved: {error}"));
-            let identity = Identity::new(EndpointNumber(1), &checked.chain, checked.key);
-            let parcel = to(receiver.address.port()).with_identity(Some(identity));
-            assert_eq!(outcome(&trusting(authority.roots()), parcel).await, "", "{name}, {version:?}");
+            let identity = ClientIdentity::new(EndpointNumber(1), &checked.chain, checked.key);
+            let outbound_request = to(receiver.address.port()).with_identity(Some(identity));
+            assert_eq!(
+                outcome(&trusting(authority.roots()), outbound_request).await,
+                "",
+                "{name}, {version:?}"
+            );
             assert_eq!(receiver.seen()[0].client.as_deref(), Some(client.der()), "{name}, {version:?}");
         }
     }
@@ -147,7 +151,7 @@ async fn trusted_authority_is_accepted_as_server_certificate() {
             "not listed",
             self_signed(&as_authority(params(&[HOST]))),
             &unlisted,
-            "the certificate is that of an authority (CA:TRUE) and is not trusted; add it to egress.ca_file, or give the receiver a certificate of its own",
+            "the certificate belongs to an untrusted authority (CA:TRUE); add it to egress.ca_file, or issue a separate certificate for the receiver",
         ),
     ];
     for (what, certificate, roots, words) in rows {
@@ -168,7 +172,8 @@ async fn missing_and_refused_client_certificates_are_distinct() {
         let missing = outcome(&courier, to(receiver.address.port())).await;
         assert_eq!(missing, "the receiver asks for a client certificate", "{version:?}");
         let foreign = Authority::new("stranger").issue(&params(&["stranger"]));
-        let identity = Identity::new(EndpointNumber(1), &[foreign.der().into()], foreign.key_der().to_vec());
+        let identity =
+            ClientIdentity::new(EndpointNumber(1), &[foreign.der().into()], foreign.key_der().to_vec());
         let refused = outcome(&courier, to(receiver.address.port()).with_identity(Some(identity))).await;
         assert_eq!(refused, "the receiver did not accept the client certificate", "{version:?}");
     }
@@ -253,9 +258,9 @@ async fn openssl_receivers_get_deliveries_or_a_clear_error() {
         say("SKIPPED: there is no openssl or no python3 here");
         return;
     }
-    const NO_CIPHER: &str =
-        "the receiver accepts none of the ciphers, key exchanges and signature algorithms that are safe";
-    const SHA_1: &str = "the certificate chain is signed with SHA-1 with RSA, which is no longer safe; SHA-256 or better is needed";
+    const NO_CIPHER: &str = "the receiver accepts no safe cipher, key exchange or signature algorithm";
+    const SHA_1: &str =
+        "the certificate chain is signed with SHA-1 with RSA, which is unsafe; use SHA-256 or better";
     /// OpenSSL's default salt; certificates of public authorities have a salt as long as the
     /// digest.
     const LONG_SALT: &str =

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, CourierSettings, Parcel, Reply, SystemResolver};
+use balto::courier::{Courier, CourierSettings, OutboundRequest, Reply, SystemResolver};
 use hyper::header::HeaderMap;
 
 /// The courier of a daemon with `--dev`.
@@ -43,6 +43,6 @@ async fn send(courier: &Courier, url: &str, id: &str, timeout: Duration) -> Repl
 async fn send_body(courier: &Courier, url: &str, id: &str, body: &[u8], timeout: Duration) -> Reply {
     let mut headers = HeaderMap::new();
     headers.insert("webhook-id", id.parse().unwrap());
-    let parcel = Parcel::new(url, headers, body.to_vec().into(), timeout).unwrap();
-    courier.send(parcel).await.unwrap()
+    let outbound_request = OutboundRequest::new(url, headers, body.to_vec().into(), timeout).unwrap();
+    courier.send(outbound_request).await.unwrap()
 }

@@ -48,10 +48,10 @@ fn checked_settings(
 /// `validation_failed` for what is no URL, `forbidden_url` for what policy refuses.
 async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
     Endpoints(&call.api.context).check_url(url).await.map_err(|refused| match refused {
-        RefusedUrl::NoUrl(detail) => Problem::invalid("/url", detail),
+        RefusedUrl::Malformed(detail) => Problem::invalid("/url", detail),
         RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
         RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
-            Audience::Operator => blocked.words_for_operator(),
+            Audience::Operator => blocked.operator_message(),
             // Tenants are not told which addresses this machine has.
             Audience::Tenant => blocked.to_string(),
         }),

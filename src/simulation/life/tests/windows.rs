@@ -7,7 +7,7 @@ use crate::service::{Deliveries, Endpoints, Events, Replays};
 
 /// Reads every event from the journal: none stays in memory.
 fn without_payloads() {
-    Knobs { bounds: [(Knob::PayloadBytes, 0)].into(), bug: None }.turn();
+    TestOverrides { bounds: [(Bound::PayloadBytes, 0)].into(), mutation: None }.activate();
 }
 
 fn fresh() -> World {
@@ -109,7 +109,7 @@ async fn change_during_a_read_holds_for_the_request() {
         assert_eq!(broken, None, "{made:?}");
         assert_eq!(sent(&world), u64::from(made == Url || made == Secret), "{made:?}");
     }
-    Knobs::default().turn();
+    TestOverrides::default().activate();
 }
 
 fn life_secrets(world: &World) -> Vec<crate::domain::Secret> {
@@ -201,7 +201,7 @@ async fn endpoint_that_is_reopened_during_the_look_loses_nothing() {
 /// An endpoint is deleted between two steps of a replay to it, and of a redrive.
 #[tokio::test(start_paused = true)]
 async fn deletion_between_two_steps_ends_the_replay() {
-    Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+    TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
     let world = fresh();
     let mut life = Life::begin(&world).unwrap();
     let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
@@ -231,7 +231,7 @@ async fn deletion_between_two_steps_ends_the_replay() {
     let left = world.with(|inner| inner.model.pending().count());
     assert_eq!(left, 0);
     assert!(!world.is_broken());
-    Knobs::default().turn();
+    TestOverrides::default().activate();
 }
 
 fn revived(world: &World) -> usize {
@@ -246,7 +246,7 @@ fn revived(world: &World) -> usize {
 fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
     for act in [Act::ReplayEndpoint, Act::RedriveAll, Act::PurgeAll] {
         for steps in 1..=4 {
-            Knobs { bounds: [(Knob::BulkDeliveries, 1)].into(), bug: None }.turn();
+            TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
             let world = fresh();
             let new = Endpoint { handshake: None, ..world.with(operations::new_endpoint) };
             let (first, before) = live(&world, steps, async |life| {
@@ -301,7 +301,7 @@ fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
             assert!(!world.is_broken());
         }
     }
-    Knobs::default().turn();
+    TestOverrides::default().activate();
 }
 
 /// What a pass has taken, the next one does not find again; and it takes what has become old since, also out of segments

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::knobs::fails_with;
+use crate::failpoints::fails_with;
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -59,13 +59,13 @@ fn copy_directory(from: &Path, to: &Path) {
 
 #[test]
 fn whatever_bit_is_flipped_the_rows_are_those_of_a_checkpoint_or_refused() {
-    let seed = crate::knobs::seed();
+    let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let below = tempfile::tempdir().unwrap();
     let whole = below.path().join("whole");
     let images = fill(&whole, &mut random);
     let (mut refused, mut older) = (0, 0);
-    for round in 0..crate::knobs::rounds(60) {
+    for round in 0..crate::failpoints::rounds(60) {
         let damaged = below.path().join(round.to_string());
         copy_directory(&whole, &damaged);
         let file = damaged.join(if random.u8(0..8) == 0 { "conf" } else { "db" });
@@ -300,5 +300,5 @@ fn it_can_be_closed_and_opened_again_and_goes_on() {
 
 #[test]
 fn bugs_that_are_put_in_are_caught() {
-    fails_with(Bug::TrustRows, a_store_without_its_sum_or_with_another_is_refused);
+    fails_with(Mutation::TrustRows, a_store_without_its_sum_or_with_another_is_refused);
 }

@@ -1,9 +1,10 @@
-//! A stream that hears only so much for each request.
+//! Read limit: caps the bytes read from a connection per request.
 //!
-//! A receiver may send informational replies, empty lines or padding without end, and what reads them may not come to look
-//! at a clock while there is more to read: four such receivers stood a whole daemon still, longer than their timeouts. So
-//! the bytes are counted where they come in, whatever they are, below TLS, which has messages of its own that nobody above it
-//! sees. Writing begins a new count: HTTP/1.1 writes only requests, and TLS few and small messages beside them.
+//! A receiver may send informational replies, empty lines or padding forever. The HTTP library
+//! reads them in a loop that does not yield to a timer: four such receivers blocked a whole daemon
+//! for longer than their timeouts. This stream counts all bytes below TLS, including TLS messages
+//! that the layers above never see. A write resets the count: HTTP/1.1 writes only requests, and
+//! TLS adds few and small messages.
 
 use std::io;
 use std::pin::Pin;
@@ -13,17 +14,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::limits;
 
-/// A receiver said more than any reply that is read needs.
+/// The receiver sent more than [`limits::REPLY_WIRE_BYTES_MAX`] bytes for one request.
 #[derive(Debug, thiserror::Error)]
-#[error("the receiver sent more than {} bytes without an end", limits::REPLY_WIRE_BYTES_MAX)]
-pub(super) struct TooMuch;
+#[error("the receiver sent more than {} bytes for one request", limits::REPLY_WIRE_BYTES_MAX)]
+pub(super) struct ReadLimitExceeded;
 
-pub(super) struct Metered<S> {
+/// A stream with a read limit.
+pub(super) struct ReadLimited<S> {
     stream: S,
     left: usize,
 }
 
-impl<S> Metered<S> {
+impl<S> ReadLimited<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, left: limits::REPLY_WIRE_BYTES_MAX }
     }
@@ -39,24 +41,24 @@ impl<S> Metered<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadLimited<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            return Poll::Ready(Err(io::Error::other(TooMuch)));
+            return Poll::Ready(Err(io::Error::other(ReadLimitExceeded)));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        // The last read may go over it, by no more than the reader's buffer.
+        // The last read may exceed the limit by at most the reader's buffer.
         self.left = self.left.saturating_sub(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadLimited<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.on_written(&written);
@@ -92,15 +94,15 @@ mod tests {
 
     use super::*;
 
-    async fn read(stream: &mut Metered<tokio::io::DuplexStream>, bytes: usize) -> io::Result<usize> {
+    async fn read(stream: &mut ReadLimited<tokio::io::DuplexStream>, bytes: usize) -> io::Result<usize> {
         stream.read_exact(&mut vec![0; bytes]).await
     }
 
     #[tokio::test]
-    async fn each_request_is_answered_by_so_many_bytes_and_no_more() {
+    async fn read_limit_applies_to_each_request() {
         const MAX: usize = limits::REPLY_WIRE_BYTES_MAX;
         let (near, mut far) = duplex(4 * MAX);
-        let mut stream = Metered::new(near);
+        let mut stream = ReadLimited::new(near);
         far.write_all(&vec![0; 3 * MAX + 1]).await.unwrap();
         for _ in 0..2 {
             read(&mut stream, MAX).await.unwrap();
@@ -109,15 +111,15 @@ mod tests {
         read(&mut stream, MAX).await.unwrap();
         for _ in 0..2 {
             let error = read(&mut stream, 1).await.unwrap_err();
-            assert!(error.get_ref().unwrap().is::<TooMuch>(), "{error}");
+            assert!(error.get_ref().unwrap().is::<ReadLimitExceeded>(), "{error}");
         }
     }
 
     #[tokio::test]
-    async fn the_end_stays_the_end() {
+    async fn end_of_stream_is_passed_on() {
         let (near, far) = duplex(10);
         drop(far);
-        let mut stream = Metered::new(near);
+        let mut stream = ReadLimited::new(near);
         assert_eq!(read(&mut stream, 1).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

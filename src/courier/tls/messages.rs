@@ -1,41 +1,41 @@
-//! TLS failures as sentences: for the record of an attempt, and for the client commands.
+//! Error messages of TLS failures, for the record of an attempt and for the client commands.
 //!
-//! Owns: the sentence for each failure. Must never show a Rust value: [`describe`] matches every known variant, and unknown
-//! ones have a plain sentence too.
+//! Owns the message of each failure. Must never show a Rust value: [`describe`] matches every known
+//! variant and has a general message for unknown ones.
 
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use x509_cert::der::asn1::ObjectIdentifier;
 
-use super::verifier::ClientCertificate;
+use super::verifier::ClientCertificateUse;
 
-const NOTHING_IN_COMMON: &str = "the receiver offers no version or cipher of TLS that is safe";
-const NOT_TLS: &str = "what the receiver sends is not TLS";
+const NOTHING_IN_COMMON: &str = "the receiver offers no safe TLS version or cipher";
+const NOT_TLS: &str = "the receiver does not speak TLS";
 const MALFORMED: &str = "the certificate is malformed";
-const PURPOSE: &str = "the certificate is not one for servers";
-const REVOCATION: &str = "whether the certificate has been revoked cannot be determined";
+const PURPOSE: &str = "the certificate is not valid for servers (extended key usage)";
+const REVOCATION: &str = "the certificate's revocation status is not known";
 const TOO_COMPLEX: &str = "the certificate chain is too long or too complex";
 const INTERNAL: &str = "TLS failed with an internal error";
 
-/// The sentence for a failure. `client` is what came of the receiver's request for a client certificate.
-pub(in crate::courier) fn describe(error: &Error, client: ClientCertificate) -> String {
+/// The message of a failure. `client` says whether the receiver requested a client certificate.
+pub(in crate::courier) fn describe(error: &Error, client: ClientCertificateUse) -> String {
     match error {
         Error::InvalidCertificate(certificate) => return describe_certificate(certificate),
         Error::AlertReceived(alert) => return describe_alert(*alert, client),
         Error::PeerIncompatible(incompatible) => describe_incompatible(incompatible),
-        Error::PeerMisbehaved(_) => "the receiver breaks the rules of TLS",
+        Error::PeerMisbehaved(_) => "the receiver violates the TLS protocol",
         Error::InvalidMessage(_)
         | Error::InappropriateMessage { .. }
         | Error::InappropriateHandshakeMessage { .. }
         | Error::PeerSentOversizedRecord => NOT_TLS,
         Error::NoCertificatesPresented => "the receiver presents no certificate",
-        Error::UnsupportedNameType => "the host's name can be in no certificate",
-        Error::DecryptError => "what the receiver sends cannot be decrypted",
+        Error::UnsupportedNameType => "the host name is not valid in a certificate",
+        Error::DecryptError => "data from the receiver cannot be decrypted",
         Error::NoApplicationProtocol => "the receiver does not offer HTTP/1.1 over TLS",
         Error::InvalidCertRevocationList(_) => REVOCATION,
-        Error::FailedToGetCurrentTime => "TLS failed because the machine does not tell the time",
-        Error::FailedToGetRandomBytes => "TLS failed because the machine gives no random numbers",
-        Error::InconsistentKeys(_) => "the client certificate's key does not belong to it",
-        // What is left is no fault of the receiver: our own settings, and features that are not used.
+        Error::FailedToGetCurrentTime => "TLS failed because the system clock is not available",
+        Error::FailedToGetRandomBytes => "TLS failed because the system provides no random numbers",
+        Error::InconsistentKeys(_) => "the private key does not belong to the client certificate",
+        // Errors in the local configuration, and errors of unused features.
         Error::EncryptError
         | Error::HandshakeNotComplete
         | Error::BadMaxFragmentSize
@@ -47,10 +47,10 @@ pub(in crate::courier) fn describe(error: &Error, client: ClientCertificate) -> 
     .to_owned()
 }
 
-/// The sentence for a failure between a client command and the daemon, which is no receiver.
+/// The message of a failure between a client command and the daemon.
 #[must_use]
 pub fn describe_server(error: &Error) -> String {
-    describe(error, ClientCertificate::NotRequested)
+    describe(error, ClientCertificateUse::NotRequested)
         .replace("the receiver", "the server")
         .replace("egress.ca_file", "the file of BALTO_CA_FILE or --ca-file")
 }
@@ -59,22 +59,22 @@ fn describe_incompatible(incompatible: &PeerIncompatible) -> &'static str {
     use PeerIncompatible as P;
     match incompatible {
         P::NoKxGroupsInCommon | P::NamedGroupsExtensionRequired | P::KeyShareExtensionRequired => {
-            "the receiver offers no key exchange that is supported"
+            "the receiver offers no supported key exchange"
         }
         P::NoSignatureSchemesInCommon | P::SignatureAlgorithmsExtensionRequired => {
-            "the receiver offers no signature algorithm that is supported"
+            "the receiver offers no supported signature algorithm"
         }
         P::NoCertificateRequestSignatureSchemesInCommon => {
-            "the receiver accepts client certificates of other signature algorithms only"
+            "the receiver does not accept the client certificate's signature algorithm"
         }
         P::ExtendedMasterSecretExtensionRequired => {
-            "the receiver offers TLS 1.2 without the extended master secret, which is required"
+            "the receiver does not support the extended master secret, which Balto requires for TLS 1.2"
         }
         P::EcPointsExtensionRequired | P::NoEcPointFormatsInCommon | P::UncompressedEcPointsRequired => {
-            "the receiver offers no format of elliptic curve points that is supported"
+            "the receiver offers no supported elliptic curve point format"
         }
         P::IncorrectCertificateTypeExtension | P::UnsolicitedCertificateTypeExtension => {
-            "the receiver offers no type of certificate that is supported"
+            "the receiver offers no supported certificate type"
         }
         _ => NOTHING_IN_COMMON,
     }
@@ -93,11 +93,11 @@ fn describe_certificate(certificate: &CertificateError) -> String {
         | C::ExpiredRevocationListContext { .. }
         | C::InvalidOcspResponse => REVOCATION,
         C::BadSignature => {
-            "a signature in the certificate chain is wrong, or its key is too short (RSA below 2048 bits)"
+            "a signature in the certificate chain is invalid, or its key is too short (RSA below 2048 bits)"
         }
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => PURPOSE,
         C::BadEncoding => MALFORMED,
-        C::UnhandledCriticalExtension => "the certificate has a critical extension that is not supported",
+        C::UnhandledCriticalExtension => "the certificate has an unsupported critical extension",
         C::UnsupportedSignatureAlgorithmContext { signature_algorithm_id, .. }
         | C::UnsupportedSignatureAlgorithmForPublicKeyContext { signature_algorithm_id, .. } => {
             return describe_algorithm(signature_algorithm_id);
@@ -107,28 +107,28 @@ fn describe_certificate(certificate: &CertificateError) -> String {
             Some(error) => describe_webpki(error),
             None => "the certificate cannot be used",
         },
-        // Also the variants that older versions of rustls had.
-        _ => "the certificate is signed in a way that is not supported, or cannot be used",
+        // Includes variants that only older versions of rustls return.
+        _ => "the certificate has an unsupported signature, or cannot be used",
     }
     .to_owned()
 }
 
-/// What rustls passes on of its certificate verifier as it is.
+/// Errors of the certificate verifier that rustls passes on unchanged.
 fn describe_webpki(error: &webpki::Error) -> &'static str {
     use webpki::Error as W;
     match error {
         W::CaUsedAsEndEntity => {
-            "the certificate is that of an authority (CA:TRUE) and is not trusted; add it to egress.ca_file, or give the receiver a certificate of its own"
+            "the certificate belongs to an untrusted authority (CA:TRUE); add it to egress.ca_file, or issue a separate certificate for the receiver"
         }
         W::EndEntityUsedAsCa => "the certificate chain has a signer that is not an authority (CA:FALSE)",
-        W::NameConstraintViolation => "the certificate is for a name that its authority may not sign for",
-        W::PathLenConstraintViolated => "the certificate chain has more authorities than one of them allows",
+        W::NameConstraintViolation => "the certificate is for a name that its authority must not sign",
+        W::PathLenConstraintViolated => "the certificate chain is longer than one of its authorities allows",
         W::MaximumNameConstraintComparisonsExceeded
         | W::MaximumPathBuildCallsExceeded
         | W::MaximumPathDepthExceeded
         | W::MaximumSignatureChecksExceeded => TOO_COMPLEX,
-        W::UnsupportedCertVersion => "the certificate is not of version 3 (X.509)",
-        W::UnsupportedCriticalExtension => "the certificate has a critical extension that is not supported",
+        W::UnsupportedCertVersion => "the certificate is not X.509 version 3",
+        W::UnsupportedCriticalExtension => "the certificate has an unsupported critical extension",
         W::CertDistrusted => "the certificate is signed by an authority that is no longer trusted",
         W::EmptyEkuExtension => PURPOSE,
         W::BadDer
@@ -146,7 +146,8 @@ fn describe_webpki(error: &webpki::Error) -> &'static str {
     }
 }
 
-/// Of an algorithm that is not supported. `identifier` is the body of an `AlgorithmIdentifier` (RFC 5280, section 4.1.1.2).
+/// The message for an unsupported signature algorithm. `identifier` is the body of an
+/// `AlgorithmIdentifier` (RFC 5280, section 4.1.1.2).
 fn describe_algorithm(identifier: &[u8]) -> String {
     let oid = match identifier {
         [6, length, rest @ ..] => rest.get(..usize::from(*length)),
@@ -154,7 +155,7 @@ fn describe_algorithm(identifier: &[u8]) -> String {
     };
     let oid = oid.and_then(|bytes| ObjectIdentifier::from_bytes(bytes).ok()).map(|oid| oid.to_string());
     let Some(oid) = oid else {
-        return "the certificate chain is signed with an algorithm that is not supported".to_owned();
+        return "the certificate chain is signed with an unsupported algorithm".to_owned();
     };
     let (name, is_weak) = match oid.as_str() {
         "1.2.840.113549.1.1.5" => ("SHA-1 with RSA", true),
@@ -171,36 +172,31 @@ fn describe_algorithm(identifier: &[u8]) -> String {
         }
         "1.3.101.113" => ("Ed448", false),
         _ => {
-            return format!(
-                "the certificate chain is signed with an algorithm that is not supported (OID {oid})"
-            );
+            return format!("the certificate chain is signed with an unsupported algorithm (OID {oid})");
         }
     };
     if is_weak {
-        format!(
-            "the certificate chain is signed with {name}, which is no longer safe; SHA-256 or better is needed"
-        )
+        format!("the certificate chain is signed with {name}, which is unsafe; use SHA-256 or better")
     } else {
         format!("the certificate chain is signed with {name}, which is not supported")
     }
 }
 
-fn describe_alert(alert: AlertDescription, client: ClientCertificate) -> String {
+fn describe_alert(alert: AlertDescription, client: ClientCertificateUse) -> String {
     use AlertDescription as A;
-    let about_us = match client {
-        ClientCertificate::NotRequested => None,
-        ClientCertificate::Missing => Some("the receiver asks for a client certificate"),
-        ClientCertificate::Presented => Some("the receiver did not accept the client certificate"),
+    let client_certificate = match client {
+        ClientCertificateUse::NotRequested => None,
+        ClientCertificateUse::Missing => Some("the receiver asks for a client certificate"),
+        ClientCertificateUse::Presented => Some("the receiver did not accept the client certificate"),
     };
     match alert {
         A::ProtocolVersion | A::InsufficientSecurity | A::InappropriateFallback => NOTHING_IN_COMMON,
         A::CertificateRequired => "the receiver asks for a client certificate",
-        A::UnrecognisedName => "the receiver does not know the host's name",
+        A::UnrecognisedName => "the receiver does not know the host name",
         A::NoApplicationProtocol => "the receiver does not offer HTTP/1.1 over TLS",
-        // Servers of TLS 1.2 say so, too, when they miss a client certificate.
-        A::HandshakeFailure => about_us.unwrap_or(
-            "the receiver accepts none of the ciphers, key exchanges and signature algorithms that are safe",
-        ),
+        // TLS 1.2 servers also send this alert for a missing client certificate.
+        A::HandshakeFailure => client_certificate
+            .unwrap_or("the receiver accepts no safe cipher, key exchange or signature algorithm"),
         A::NoCertificate
         | A::BadCertificate
         | A::UnsupportedCertificate
@@ -208,17 +204,17 @@ fn describe_alert(alert: AlertDescription, client: ClientCertificate) -> String 
         | A::CertificateExpired
         | A::CertificateUnknown
         | A::UnknownCA
-        | A::AccessDenied => match about_us {
-            Some(words) => words,
-            None => return refused(alert),
+        | A::AccessDenied => match client_certificate {
+            Some(message) => message,
+            None => return describe_other_alert(alert),
         },
-        _ => return refused(alert),
+        _ => return describe_other_alert(alert),
     }
     .to_owned()
 }
 
-/// With the alert's name as RFC 8446 writes it.
-fn refused(alert: AlertDescription) -> String {
+/// A message with the alert's name from RFC 8446.
+fn describe_other_alert(alert: AlertDescription) -> String {
     use AlertDescription as A;
     let name = match alert {
         A::CloseNotify => "close_notify",
@@ -269,13 +265,13 @@ mod tests {
 
     use super::*;
 
-    const CLIENTS: [ClientCertificate; 3] =
-        [ClientCertificate::NotRequested, ClientCertificate::Missing, ClientCertificate::Presented];
+    const CLIENTS: [ClientCertificateUse; 3] =
+        [ClientCertificateUse::NotRequested, ClientCertificateUse::Missing, ClientCertificateUse::Presented];
 
-    /// A sentence has none of the marks that a Rust value is shown with.
-    fn check(words: &str) {
+    /// Checks that a message contains no part of a Rust value's `Debug` output.
+    fn check(message: &str) {
         let marks = ["{", "}", "[", "]", "::", "\"", "Error", "Other", "Unknown", "Context"];
-        assert!(!words.is_empty() && marks.iter().all(|mark| !words.contains(mark)), "{words}");
+        assert!(!message.is_empty() && marks.iter().all(|mark| !message.contains(mark)), "{message}");
     }
 
     fn webpki(error: webpki::Error) -> Error {
@@ -283,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn every_alert_is_one_plain_sentence() {
+    fn every_alert_has_a_plain_message() {
         for number in 0..=u8::MAX {
             for client in CLIENTS {
                 check(&describe(&Error::AlertReceived(number.into()), client));
@@ -292,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_failure_is_one_plain_sentence() {
+    fn every_other_failure_has_a_plain_message() {
         let unsupported = |oid: &[u8]| {
             Error::from(CertificateError::UnsupportedSignatureAlgorithmContext {
                 signature_algorithm_id: oid.to_vec(),
@@ -338,12 +334,12 @@ mod tests {
             unsupported(&[6, 7, 42, 134, 72, 206, 61, 4, 1]),
         ];
         for error in &errors {
-            check(&describe(error, ClientCertificate::NotRequested));
+            check(&describe(error, ClientCertificateUse::NotRequested));
         }
     }
 
     #[test]
-    fn server_sentences_name_no_receiver() {
+    fn server_messages_do_not_mention_a_receiver() {
         let errors = [
             webpki(webpki::Error::CaUsedAsEndEntity),
             Error::NoCertificatesPresented,
@@ -351,9 +347,9 @@ mod tests {
             Error::AlertReceived(AlertDescription::HandshakeFailure),
         ];
         for error in &errors {
-            let words = describe_server(error);
-            check(&words);
-            assert!(!words.contains("receiver") && !words.contains("egress"), "{words}");
+            let message = describe_server(error);
+            check(&message);
+            assert!(!message.contains("receiver") && !message.contains("egress"), "{message}");
         }
         assert!(describe_server(&errors[0]).contains("--ca-file"));
     }
@@ -368,12 +364,12 @@ mod tests {
     }
 
     #[test]
-    fn handshake_failure_depends_on_the_client_certificate() {
+    fn handshake_failure_message_depends_on_client_certificate() {
         let described = |client| describe(&Error::AlertReceived(AlertDescription::HandshakeFailure), client);
-        assert!(described(ClientCertificate::NotRequested).contains("none of the ciphers"));
-        assert_eq!(described(ClientCertificate::Missing), "the receiver asks for a client certificate");
+        assert!(described(ClientCertificateUse::NotRequested).contains("no safe cipher"));
+        assert_eq!(described(ClientCertificateUse::Missing), "the receiver asks for a client certificate");
         assert_eq!(
-            described(ClientCertificate::Presented),
+            described(ClientCertificateUse::Presented),
             "the receiver did not accept the client certificate"
         );
     }

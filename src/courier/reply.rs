@@ -1,0 +1,148 @@
+//! The reply to an outbound request.
+//!
+//! Owns how much of a reply is read and kept. The status decides the outcome. A body that is
+//! endless, truncated, too long or malformed does not change it.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::maybe_done;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
+use hyper::{Response, StatusCode};
+
+use super::deadline::{running_timer, with_deadline};
+use super::pool::PooledConnection;
+use crate::domain::{ErrorClass, Network};
+use crate::limits;
+
+/// The result of a request.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The status, or the error without a valid status.
+    pub outcome: Result<u16, (ErrorClass, String)>,
+    pub retry_after: Option<String>,
+    pub webhook_delivery: Option<String>,
+    /// `WebHook-Allowed-Origin`. Several lines are joined with a comma (RFC 9110, section 5.3).
+    pub allowed_origin: Option<String>,
+    /// `WebHook-Allowed-Rate`, joined in the same way.
+    pub allowed_rate: Option<String>,
+    /// Target of a redirect, for display only: at most [`limits::LOCATION_BYTES_MAX`] bytes.
+    pub location: Option<String>,
+    /// The first [`limits::REPLY_BYTES_MAX`] bytes of the body.
+    pub body: Bytes,
+    pub network: Network,
+    pub duration: Duration,
+    /// Policy forbids the URL itself. No request was sent, and later attempts cannot succeed.
+    pub url_is_forbidden: bool,
+}
+
+impl Reply {
+    /// A failed request.
+    #[must_use]
+    pub fn failed(class: ErrorClass, message: String) -> Self {
+        Self::new(Err((class, truncate(message, limits::ERROR_BYTES_MAX))))
+    }
+
+    /// A reply with the given head and no body.
+    pub(super) fn with_headers(status: u16, headers: &HeaderMap, network: Network) -> Self {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        Self {
+            retry_after: header("retry-after"),
+            webhook_delivery: header("webhook-delivery"),
+            allowed_origin: joined_header(headers, "webhook-allowed-origin"),
+            allowed_rate: joined_header(headers, "webhook-allowed-rate"),
+            location: header("location").map(|location| truncate(location, limits::LOCATION_BYTES_MAX)),
+            network,
+            ..Self::new(Ok(status))
+        }
+    }
+
+    /// A reply without headers and body.
+    #[must_use]
+    pub fn new(outcome: Result<u16, (ErrorClass, String)>) -> Self {
+        Self {
+            outcome,
+            retry_after: None,
+            webhook_delivery: None,
+            allowed_origin: None,
+            allowed_rate: None,
+            location: None,
+            body: Bytes::new(),
+            network: Network::Public,
+            duration: Duration::ZERO,
+            url_is_forbidden: false,
+        }
+    }
+}
+
+/// Reads a reply's body. Also returns whether the connection can be reused: whether the end of this
+/// reply, and so the start of the next one, is unambiguous.
+pub(super) async fn read_reply(
+    mut response: Response<Incoming>,
+    connection: &mut PooledConnection,
+    started: Instant,
+    mut deadline: Pin<&mut impl Future<Output = ()>>,
+) -> (Reply, bool) {
+    let status = response.status().as_u16();
+    let mut reply = Reply::with_headers(status, response.headers(), connection.network);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let message = "the receiver switched protocols".to_owned();
+        reply.outcome = Err((ErrorClass::Protocol, message));
+        reply.duration = started.elapsed();
+        return (reply, false);
+    }
+    let is_reusable = connection.has_regular_reply() && has_unambiguous_length(&response);
+    let mut body_deadline = pin!(maybe_done(running_timer(limits::REPLY_BODY_TIMEOUT)));
+    let mut body_deadline = pin!(poll_fn(|cx| match deadline.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => body_deadline.as_mut().poll(cx),
+    }));
+    let mut body = BytesMut::new();
+    while body.len() < limits::REPLY_BYTES_MAX {
+        let frame = pin!(response.body_mut().frame());
+        let frame = with_deadline(body_deadline.as_mut(), pin!(connection.drive(frame))).await;
+        let Some(Some(Ok(frame))) = frame else { break };
+        let chunk = frame.into_data().unwrap_or_default(); // trailers are skipped
+        let room = limits::REPLY_BYTES_MAX - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
+    drop(response);
+    reply.body = body.freeze();
+    reply.duration = started.elapsed();
+    if (200..300).contains(&status) {
+        // A receiver may accept a request before it has read all of it. Give it time for the rest.
+        let _finished = with_deadline(body_deadline, pin!(connection.finish())).await;
+    }
+    (reply, is_reusable)
+}
+
+/// All lines of a header, joined with commas.
+fn joined_header(headers: &HeaderMap, name: &str) -> Option<String> {
+    let lines = headers.get_all(name).iter();
+    let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
+
+/// Whether every reader finds the end of the body at the same place. With both a length and a
+/// transfer coding, readers differ (RFC 9112, section 6.3). A 204 or 304 reply has no body to read,
+/// so if it announces one, those bytes might be taken for the next reply.
+fn has_unambiguous_length(response: &Response<Incoming>) -> bool {
+    let length = response.headers().get(CONTENT_LENGTH);
+    let is_coded = response.headers().contains_key(TRANSFER_ENCODING);
+    if matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return !is_coded && length.is_none_or(|length| length == "0");
+    }
+    !is_coded || length.is_none()
+}
+
+/// Cuts a text at the last character boundary within `bytes_max`.
+fn truncate(mut text: String, bytes_max: usize) -> String {
+    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or_default());
+    text
+}

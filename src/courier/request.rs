@@ -1,0 +1,83 @@
+//! An outbound request before it is sent.
+//!
+//! Owns the conversion of a URL, headers and body into an HTTP/1.1 request.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ACCEPT, HOST, HeaderMap, HeaderValue};
+use hyper::{Method, Request};
+use url::Url;
+
+use super::guard::{self, RefusedUrl};
+use super::pool::HttpRequest;
+use super::tls::ClientIdentity;
+
+/// One outbound request, with the timeout of its attempt.
+#[derive(Debug)]
+pub struct OutboundRequest {
+    method: Method,
+    pub(super) url: Url,
+    headers: HeaderMap,
+    body: Bytes,
+    pub(super) timeout: Duration,
+    pub(super) identity: Option<ClientIdentity>,
+}
+
+impl OutboundRequest {
+    /// A `POST`.
+    ///
+    /// # Errors
+    /// When the stored URL does not parse.
+    pub fn new(url: &str, headers: HeaderMap, body: Bytes, timeout: Duration) -> Result<Self, String> {
+        let url = Url::parse(url).map_err(|error| error.to_string())?;
+        Ok(Self { method: Method::POST, url, headers, body, timeout, identity: None })
+    }
+
+    /// An `OPTIONS` request of a handshake, without a body.
+    ///
+    /// # Errors
+    /// When the stored URL does not parse.
+    pub fn options(url: &str, headers: HeaderMap, timeout: Duration) -> Result<Self, String> {
+        Ok(Self { method: Method::OPTIONS, ..Self::new(url, headers, Bytes::new(), timeout)? })
+    }
+
+    /// Sends the request over connections that present this client certificate.
+    #[must_use]
+    pub fn with_identity(self, identity: Option<ClientIdentity>) -> Self {
+        Self { identity, ..self }
+    }
+
+    /// # Errors
+    /// When the URL cannot be requested.
+    pub(super) fn into_http(self) -> Result<HttpRequest, RefusedUrl> {
+        let (uri, host) = guard::request_line(&self.url)?;
+        let mut request = Request::new(Full::new(self.body));
+        *request.method_mut() = self.method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = self.headers;
+        request.headers_mut().entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        request.headers_mut().insert(HOST, host);
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+impl OutboundRequest {
+    pub(crate) fn is_options(&self) -> bool {
+        self.method == Method::OPTIONS
+    }
+
+    /// URL, headers, body and timeout.
+    pub(crate) fn contents(&self) -> (&Url, &HeaderMap, &[u8], Duration) {
+        (&self.url, &self.headers, &self.body, self.timeout)
+    }
+}
+
+/// Whether two URLs have the same scheme, host and port. A malformed URL matches no other.
+#[must_use]
+pub fn is_same_origin(one: &str, other: &str) -> bool {
+    let origin = |text| Url::parse(text).map(|url| url.origin());
+    matches!((origin(one), origin(other)), (Ok(one), Ok(other)) if one == other)
+}
