@@ -42,7 +42,7 @@ use crate::delivery::{Dispatcher, Run, assemble};
 use crate::delivery::{resealing, retention};
 use crate::metrics::Metrics;
 use crate::outbox::draft::Unavailable;
-use crate::outbox::{Admission, Outbox, Written};
+use crate::outbox::{AdmissionLimits, DiskWrite, Outbox};
 use crate::service::Secrets;
 use crate::vault::Vault;
 use certificate::{ListenerCertificate, ListenerTls};
@@ -319,12 +319,12 @@ fn open(
     log: &LogSink,
 ) -> anyhow::Result<(Context, Dispatcher)> {
     let admission =
-        Admission { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
+        AdmissionLimits { bytes: config.ingest.admission_bytes, commands: config.ingest.admission_events };
     let observer = {
         let metrics = metrics.clone();
         Arc::new(move |written, took| match written {
-            Written::Commit { records } => metrics.committed(records, took),
-            Written::Checkpoint => metrics.checkpointed(took),
+            DiskWrite::Commit { records } => metrics.committed(records, took),
+            DiskWrite::Checkpoint => metrics.checkpointed(took),
         })
     };
     let keys = config.secrets_keys()?;

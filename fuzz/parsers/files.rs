@@ -95,7 +95,7 @@ fn sample() -> Sample {
     }
     drop(server);
     let directory = tempfile::tempdir().expect("a directory");
-    backup::restore(&mut IoCursor::new(&text), &directory.path().join("data"), 1, backup::Trust::default())
+    backup::restore(&mut IoCursor::new(&text), &directory.path().join("data"), 1, backup::BackupTrust::default())
         .expect("the backup is complete");
     let disk: Arc<dyn Disk> =
         Arc::new(balto::storage::disk::RealDisk::new(directory.path().join("data/journal")).expect("a disk"));
@@ -213,7 +213,7 @@ pub(super) fn backups(bytes: &[u8]) {
     for text in [bytes, &fitting] {
         let directory = tempfile::tempdir().expect("a directory");
         let data = directory.path().join("data");
-        let trust = backup::Trust { keys: &[], unauthenticated: true };
+        let trust = backup::BackupTrust { keys: &[], unauthenticated: true };
         let Ok(restored) = backup::restore(&mut IoCursor::new(text), &data, 1, trust) else { continue };
         let disk: Arc<dyn Disk> =
             Arc::new(balto::storage::disk::RealDisk::new(data.join("journal")).expect("a disk"));

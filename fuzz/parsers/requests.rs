@@ -16,7 +16,7 @@ use balto::courier::guard::EgressPolicy;
 use balto::courier::{Courier, CourierSettings, Resolver};
 use balto::delivery::assemble;
 use balto::metrics::Metrics;
-use balto::outbox::{Admission, Outbox};
+use balto::outbox::{AdmissionLimits, Outbox};
 use balto::vault::Vault;
 use balto::{api, daemon};
 use bytes::Bytes;
@@ -47,7 +47,7 @@ impl Server {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let directory = tempfile::tempdir().expect("a directory");
-        let admission = Admission { bytes: 1 << 26, commands: 10_000 };
+        let admission = AdmissionLimits { bytes: 1 << 26, commands: 10_000 };
         let observer = Arc::new(|_, _| ());
         let opened = Outbox::open(directory.path(), admission, Box::new(SystemSource), observer, &mut |_| ());
         let courier = Courier::new(CourierSettings {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::domain::{Now, Timestamp};
 use crate::failpoints;
 use crate::failpoints::Mutation;
-use crate::outbox::decide::Source;
+use crate::outbox::decide::CommitEnvironment;
 
 /// The clocks of the system as this process reads them.
 static SYSTEM: LazyLock<Clock> = LazyLock::new(|| Clock::new(read_system));
@@ -104,7 +104,7 @@ pub(super) fn fill_random(bytes: &mut [u8]) {
 #[derive(Debug)]
 pub struct SystemSource;
 
-impl Source for SystemSource {
+impl CommitEnvironment for SystemSource {
     fn now(&mut self) -> Timestamp {
         SYSTEM.now().wall
     }

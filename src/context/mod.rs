@@ -133,7 +133,7 @@ impl Context {
     /// For how long the disk has not answered; zero when it does.
     #[must_use]
     pub fn disk_silence(&self) -> Duration {
-        self.outbox().busy_for()
+        self.outbox().disk_wait()
     }
 
     /// Both clocks.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use crate::context::clock::SystemSource;
 use crate::context::clock::random_bytes;
 use crate::domain::{Endpoint, Timestamp};
-use crate::outbox::decide::Source;
+use crate::outbox::decide::CommitEnvironment;
 use crate::vault::Vault;
 
 /// Time, chance and encryption for the writer.
 pub struct SealingSource(pub Arc<Vault>);
 
-impl Source for SealingSource {
+impl CommitEnvironment for SealingSource {
     fn now(&mut self) -> Timestamp {
         SystemSource.now()
     }

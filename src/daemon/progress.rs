@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use super::log::LogSink;
-use crate::storage::Progress;
+use crate::storage::WorkProgress;
 
 /// Interval of changes on a terminal.
 const LINE_INTERVAL: Duration = Duration::from_millis(100);
@@ -53,9 +53,9 @@ impl Meter {
         Self { output, what, began: None, shown: None }
     }
 
-    pub(super) fn on(&mut self, progress: Progress) {
+    pub(super) fn on(&mut self, progress: WorkProgress) {
         let now = Instant::now();
-        let (began, from) = *self.began.get_or_insert((now, progress.at));
+        let (began, from) = *self.began.get_or_insert((now, progress.done));
         let interval = if self.output.is_terminal() { LINE_INTERVAL } else { LOG_INTERVAL };
         if now.duration_since(self.shown.unwrap_or(began)) < interval {
             return;
@@ -67,8 +67,8 @@ impl Meter {
                 self.output.write(&format!("\r\x1b[2K{}: {}", self.what, pace.words(progress)));
             }
             ProgressOutput::Log => tracing::info!(
-                at = progress.at,
-                of = progress.of,
+                at = progress.done,
+                of = progress.total,
                 per_second = pace.per_second,
                 seconds_left = pace.seconds_left,
                 "{}",
@@ -111,15 +111,15 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(progress: Progress, from: u64, time: Duration) -> Self {
+    fn new(progress: WorkProgress, from: u64, time: Duration) -> Self {
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-        let per_second = progress.at.saturating_sub(from).saturating_mul(1_000) / millis;
-        let left = progress.of.saturating_sub(progress.at);
+        let per_second = progress.done.saturating_sub(from).saturating_mul(1_000) / millis;
+        let left = progress.total.saturating_sub(progress.done);
         Self { per_second, seconds_left: left.checked_div(per_second) }
     }
 
-    fn words(self, progress: Progress) -> String {
-        let Progress { at, of } = progress;
+    fn words(self, progress: WorkProgress) -> String {
+        let WorkProgress { done: at, total: of } = progress;
         // The length of a stream is unknown.
         if of == 0 && at > 0 {
             return format!("{at}, {}/s", self.per_second);
@@ -136,15 +136,15 @@ mod tests {
 
     #[test]
     fn pace_has_speed_and_remaining_time() {
-        let progress = Progress { at: 3_000, of: 10_000 };
+        let progress = WorkProgress { done: 3_000, total: 10_000 };
         let pace = Pace::new(progress, 1_000, Duration::from_secs(2));
         assert_eq!(pace, Pace { per_second: 1_000, seconds_left: Some(7) });
         assert_eq!(pace.words(progress), "3000 of 10000 (30 %), 1000/s, 7 s left");
         let standing = Pace::new(progress, 3_000, Duration::ZERO);
         assert_eq!(standing.words(progress), "3000 of 10000 (30 %), 0/s");
-        let stream = Progress { at: 3_000, of: 0 };
+        let stream = WorkProgress { done: 3_000, total: 0 };
         assert_eq!(Pace::new(stream, 1_000, Duration::from_secs(2)).words(stream), "3000, 1000/s");
-        let nothing = Progress::default();
+        let nothing = WorkProgress::default();
         assert_eq!(Pace::new(nothing, 0, Duration::ZERO).words(nothing), "0 of 0 (100 %), 0/s");
     }
 }

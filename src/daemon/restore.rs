@@ -13,8 +13,8 @@ use super::settings::load;
 use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
 use crate::context::clock;
-use crate::maintenance::backup::{self, BackupKey, Restored, Trust};
-use crate::storage::Progress;
+use crate::maintenance::backup::{self, BackupKey, BackupTrust, RestoreReport};
+use crate::storage::WorkProgress;
 use crate::vault::Vault;
 
 const UNAUTHENTICATED: &str = "warning: the backup is not authenticated, so changes of the file cannot be detected; a daemon with secrets.key writes authenticated backups";
@@ -32,13 +32,13 @@ pub struct RestoreKeys {
 struct MeteredBackup {
     file: Box<dyn Read>,
     meter: Meter,
-    progress: Progress,
+    progress: WorkProgress,
 }
 
 impl Read for MeteredBackup {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
-        self.progress.at += read as u64;
+        self.progress.done += read as u64;
         self.meter.on(self.progress);
         Ok(read)
     }
@@ -71,16 +71,19 @@ pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::R
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let keys: Vec<_> =
         vault.backup_keys().map(|(id, bytes)| BackupKey::new(id.to_string().into(), bytes)).collect();
-    let trust = Trust { keys: &keys, unauthenticated: wanted.unauthenticated };
+    let trust = BackupTrust { keys: &keys, unauthenticated: wanted.unauthenticated };
     let (file, of) = open(from)?;
-    let metered =
-        MeteredBackup { file, meter: Meter::of_a_command("restoring"), progress: Progress { at: 0, of } };
+    let metered = MeteredBackup {
+        file,
+        meter: Meter::of_a_command("restoring"),
+        progress: WorkProgress { done: 0, total: of },
+    };
     let salt = u32::from_le_bytes(clock::random_bytes());
     let mut lines = BufReader::new(metered);
     let restored = backup::restore(&mut lines, directory, salt, trust);
     // Clears the line of the meter before any other output.
     drop(lines);
-    let Restored { records, last, authenticated } = restored?;
+    let RestoreReport { records, last, authenticated } = restored?;
     let remark = (!authenticated).then(|| UNAUTHENTICATED.to_owned());
     let path = directory.display().to_string();
     let words = format!("{path}: {records} records, up to position {last}");

@@ -13,7 +13,7 @@ use super::{Findings, Options, make_files_private};
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
 use crate::maintenance::verify::{
-    Problem, Problems, Report, Stage, StateFound, VerifyError, verify as check,
+    Problem, Problems, StateCheck, VerificationReport, VerifyError, VerifyStage, verify as check,
 };
 use crate::vault::{self, Vault, VaultKeyId};
 
@@ -43,14 +43,14 @@ pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findi
     Ok(Findings { words: words.join("\n"), json, is_good: report.problems.count == 0, remark: None })
 }
 
-fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
-    let mut meter: Option<(Stage, Meter)> = None;
+fn run(directory: &Path, scratch: &Path) -> Result<VerificationReport, VerifyError> {
+    let mut meter: Option<(VerifyStage, Meter)> = None;
     check(directory, scratch, &mut |stage, progress| {
         if meter.as_ref().is_none_or(|(current, _)| *current != stage) {
             let what = match stage {
-                Stage::Bytes => "bytes of the journal",
-                Stage::Records => "records of the journal",
-                Stage::Rows => "rows of the state",
+                VerifyStage::Bytes => "bytes of the journal",
+                VerifyStage::Records => "records of the journal",
+                VerifyStage::Rows => "rows of the state",
             };
             meter = Some((stage, Meter::of_a_command(what)));
         }
@@ -60,7 +60,7 @@ fn run(directory: &Path, scratch: &Path) -> Result<Report, VerifyError> {
     })
 }
 
-fn as_text(report: &Report) -> String {
+fn as_text(report: &VerificationReport) -> String {
     let journal = &report.journal;
     let mut words = format!(
         "journal: {} segments, {} frames, {} records, {} bytes, up to position {}",
@@ -74,12 +74,12 @@ fn as_text(report: &Report) -> String {
     }
     words.push_str("\nstate: ");
     words.push_str(&match report.state {
-        StateFound::Missing => "missing; the next start rebuilds it from the journal".to_owned(),
-        StateFound::Earlier => {
+        StateCheck::Missing => "missing; the next start rebuilds it from the journal".to_owned(),
+        StateCheck::EarlierLayout => {
             "of an earlier version; the next start rebuilds it from the journal".to_owned()
         }
-        StateFound::NotCompared => "not compared with the journal".to_owned(),
-        StateFound::Compared { applied, rows } => {
+        StateCheck::NotCompared => "not compared with the journal".to_owned(),
+        StateCheck::Compared { applied, rows } => {
             format!("{rows} entries compared with the journal up to position {applied}")
         }
     });
@@ -88,26 +88,26 @@ fn as_text(report: &Report) -> String {
 
 fn problems_as_text(problems: &Problems) -> String {
     let mut lines: Vec<_> =
-        problems.told.iter().map(|problem| format!("PROBLEM {}", problem.words)).collect();
-    if problems.count > problems.told.len() as u64 {
+        problems.listed.iter().map(|problem| format!("PROBLEM {}", problem.text)).collect();
+    if problems.count > problems.listed.len() as u64 {
         lines.push(format!("PROBLEM list cut here, {} in total", problems.count));
     }
     lines.push(if problems.count == 0 { "good" } else { "NOT good" }.to_owned());
     lines.join("\n")
 }
 
-fn journal_as_json(report: &Report) -> Value {
+fn journal_as_json(report: &VerificationReport) -> Value {
     let journal = &report.journal;
     json!({"segments": journal.segments, "frames": journal.frames, "records": journal.records,
         "bytes": journal.bytes, "tornBytes": journal.torn_bytes, "position": report.last.0})
 }
 
-fn state_as_json(state: StateFound) -> Value {
+fn state_as_json(state: StateCheck) -> Value {
     match state {
-        StateFound::Missing => json!({"found": "missing"}),
-        StateFound::Earlier => json!({"found": "earlier"}),
-        StateFound::NotCompared => json!({"found": "notCompared"}),
-        StateFound::Compared { applied, rows } => {
+        StateCheck::Missing => json!({"found": "missing"}),
+        StateCheck::EarlierLayout => json!({"found": "earlier"}),
+        StateCheck::NotCompared => json!({"found": "notCompared"}),
+        StateCheck::Compared { applied, rows } => {
             json!({"found": "compared", "position": applied.0, "rows": rows})
         }
     }
@@ -116,9 +116,9 @@ fn state_as_json(state: StateFound) -> Value {
 fn problems_as_json(problems: &Problems) -> Vec<Value> {
     let one = |problem: &Problem| {
         let (first, last) = problem.positions.map(|(first, last)| (first.0, last.0)).unzip();
-        json!({"reason": problem.words, "firstPosition": first, "lastPosition": last})
+        json!({"reason": problem.text, "firstPosition": first, "lastPosition": last})
     };
-    problems.told.iter().map(one).collect()
+    problems.listed.iter().map(one).collect()
 }
 
 /// How the secrets of endpoints are kept.

@@ -28,8 +28,8 @@ use crate::domain::{
 };
 use crate::failpoints::Bound;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
+use crate::outbox::decide::CommittedGroup;
 use crate::metrics::BackgroundJob;
-use crate::outbox::decide::Committed;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};
@@ -180,7 +180,9 @@ impl Dispatcher {
 
     /// Nothing is sent that could not be recorded.
     fn is_held(&self) -> bool {
-        self.draining || self.context.outbox().is_behind() || *self.health.borrow() != Health::Good
+        self.draining
+            || self.context.outbox().is_outcome_queue_full()
+            || *self.health.borrow() != Health::Good
     }
 
     /// Lanes for the endpoints that are known from before.
@@ -254,7 +256,7 @@ impl Dispatcher {
         }
     }
 
-    fn on_committed(&mut self, committed: &Committed, now: Now) {
+    fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),

@@ -20,7 +20,7 @@ use crate::context::clock::Clock;
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
 use crate::metrics::Metrics;
-use crate::outbox::Opened;
+use crate::outbox::OpenedOutbox;
 use crate::vault::Vault;
 
 pub use dispatcher::{Dispatcher, Run};
@@ -28,7 +28,7 @@ pub use dispatcher::{Dispatcher, Run};
 /// The context over an opened outbox, and the delivery loop, which the caller runs.
 #[must_use]
 pub fn assemble(
-    opened: Opened,
+    opened: OpenedOutbox,
     environment: Environment,
     vault: Arc<Vault>,
     clock: Clock,

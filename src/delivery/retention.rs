@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::delivery::background::see_to;
 use crate::domain::{DeadReason, Timestamp};
 use crate::failpoints::Bound;
-use crate::maintenance::retention::{Pass, Retention, RetentionPolicy};
+use crate::maintenance::retention::{Retention, RetentionPolicy, RetentionReport};
 use crate::metrics::BackgroundJob;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -59,8 +59,8 @@ async fn take_passes(context: Context, keep: Keep, pause: Duration) {
     loop {
         tokio::time::sleep(pause).await;
         match pass(&context, keep, &mut retention).await {
-            Ok(Pass { events: 0, records: 0, .. }) => {}
-            Ok(Pass { events, records, bytes }) => {
+            Ok(RetentionReport { events: 0, records: 0, .. }) => {}
+            Ok(RetentionReport { events, records, bytes }) => {
                 context.metrics().retention_removed(events, bytes);
                 tracing::info!(events, records, bytes, "retention has removed what is over");
             }
@@ -78,7 +78,7 @@ pub(crate) async fn pass(
     context: &Context,
     keep: Keep,
     retention: &mut Retention,
-) -> Result<Pass, ChangeError> {
+) -> Result<RetentionReport, ChangeError> {
     let now = context.now().wall;
     expire(context, keep, now).await?;
     if let Some(age) = keep.dead_letters {

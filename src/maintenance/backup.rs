@@ -34,9 +34,9 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::domain::{Position, Record, Timestamp};
 use crate::storage::data_directory;
-use crate::storage::disk::{RealDisk, content, create_private};
+use crate::storage::disk::{RealDisk, create_private, entry_names};
 use crate::storage::format;
-use crate::storage::journal::{JournalReader, Raw, ReadError, Restorer};
+use crate::storage::journal::{JournalReader, RawRecord, ReadError, Restorer};
 use crate::storage::permissions::{self, PermissionError};
 
 pub use authentication::{BackupId, BackupKey};
@@ -59,7 +59,7 @@ pub struct BackupPart {
 
 /// How a daemon authenticates a backup.
 #[derive(Clone, Debug)]
-pub struct Signing {
+pub struct BackupSigning {
     pub key: BackupKey,
     /// The same for all parts.
     pub backup: BackupId,
@@ -74,12 +74,12 @@ pub fn part(
     after: Position,
     until: Position,
     bytes_wanted: usize,
-    signing: Option<&Signing>,
+    signing: Option<&BackupSigning>,
 ) -> Result<BackupPart, ReadError> {
     let mut part = BackupPart { text: String::new(), next: None, damaged: Vec::new() };
     if after == Position(0) {
         match signing {
-            Some(Signing { key, backup }) => {
+            Some(BackupSigning { key, backup }) => {
                 write!(part.text, "{HEADER_AUTHENTICATED}{backup} {}", key.id).expect(INFALLIBLE);
             }
             None => part.text.push_str(HEADER),
@@ -109,7 +109,12 @@ pub fn part(
 const INFALLIBLE: &str = "a string takes every text";
 
 /// Writes the line of a commit. Returns its last position.
-fn write_commit(text: &mut String, before: Position, commit: &[Raw], signing: Option<&Signing>) -> Position {
+fn write_commit(
+    text: &mut String,
+    before: Position,
+    commit: &[RawRecord],
+    signing: Option<&BackupSigning>,
+) -> Position {
     let start = text.len();
     let (first, last) = (&commit[0], &commit[commit.len() - 1]);
     write!(text, "c {} {}", before.0, first.time.millis()).expect(INFALLIBLE);
@@ -122,10 +127,10 @@ fn write_commit(text: &mut String, before: Position, commit: &[Raw], signing: Op
 }
 
 /// Ends the line that begins at `start` with its checksums.
-fn end_line(text: &mut String, start: usize, signing: Option<&Signing>) {
+fn end_line(text: &mut String, start: usize, signing: Option<&BackupSigning>) {
     let crc = crc32fast::hash(&text.as_bytes()[start..]);
     write!(text, " {crc:08x}").expect(INFALLIBLE);
-    if let Some(Signing { key, backup }) = signing {
+    if let Some(BackupSigning { key, backup }) = signing {
         let checksum = key.sign(*backup, &text[start..]);
         write!(text, " {checksum}").expect(INFALLIBLE);
     }
@@ -169,7 +174,7 @@ pub enum RestoreError {
 
 /// What was restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Restored {
+pub struct RestoreReport {
     pub records: u64,
     pub last: Position,
     /// Every line had the keyed checksum that a configured key gives.
@@ -178,15 +183,15 @@ pub struct Restored {
 
 /// What is known and asked of the authenticity of a backup.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Trust<'a> {
+pub struct BackupTrust<'a> {
     pub keys: &'a [BackupKey],
     /// Accept a backup that is not authenticated, and check no keyed checksum.
     pub unauthenticated: bool,
 }
 
-impl Trust<'_> {
+impl BackupTrust<'_> {
     /// How the lines behind this header are checked.
-    fn check(self, header: &str) -> Result<Option<Signing>, RestoreError> {
+    fn check(self, header: &str) -> Result<Option<BackupSigning>, RestoreError> {
         if header == HEADER {
             let accepted = self.unauthenticated || self.keys.is_empty();
             return if accepted { Ok(None) } else { Err(RestoreError::NotAuthenticated) };
@@ -200,7 +205,7 @@ impl Trust<'_> {
         }
         let key = self.keys.iter().find(|key| &*key.id == id);
         let key = key.ok_or_else(|| RestoreError::MissingKey(id.chars().take(40).collect()))?;
-        Ok(Some(Signing { key: key.clone(), backup }))
+        Ok(Some(BackupSigning { key: key.clone(), backup }))
     }
 }
 
@@ -214,9 +219,9 @@ pub fn restore(
     backup: &mut dyn BufRead,
     directory: &Path,
     salt: u32,
-    trust: Trust<'_>,
-) -> Result<Restored, RestoreError> {
-    let mut lines = Lines { backup, number: 0, has_keyed_checksums: false, signing: None };
+    trust: BackupTrust<'_>,
+) -> Result<RestoreReport, RestoreError> {
+    let mut lines = BackupLines { backup, number: 0, has_keyed_checksums: false, signing: None };
     let header = lines.next()?.unwrap_or_default();
     lines.signing = trust.check(&header)?;
     lines.has_keyed_checksums = header != HEADER;
@@ -235,33 +240,41 @@ pub fn restore(
     restored
 }
 
-fn restore_into(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+fn restore_into(
+    lines: &mut BackupLines<'_>,
+    directory: &Path,
+    salt: u32,
+) -> Result<RestoreReport, RestoreError> {
     permissions::check(directory)?;
-    check_free(directory)?;
+    check_empty(directory)?;
     let lock = data_directory::lock(directory).map_err(|error| io(directory, error))?;
     let _lock = lock.ok_or_else(|| RestoreError::Locked(directory.display().to_string()))?;
     // Whoever had the lock until now may have been quicker.
-    check_free(directory)?;
-    let restored = make(lines, directory, salt);
+    check_empty(directory)?;
+    let restored = write_directory(lines, directory, salt);
     if restored.is_err() {
         // The error that is told is the first one; what cannot be removed now is known for ours the next time.
-        undo(directory).ok();
+        remove_partial_restore(directory).ok();
     }
     restored
 }
 
-fn make(lines: &mut Lines<'_>, directory: &Path, salt: u32) -> Result<Restored, RestoreError> {
+fn write_directory(
+    lines: &mut BackupLines<'_>,
+    directory: &Path,
+    salt: u32,
+) -> Result<RestoreReport, RestoreError> {
     let failed = |error| io(directory, error);
     remove_journal(directory).map_err(failed)?;
     data_directory::begin_stamp(directory).map_err(failed)?;
     let disk = RealDisk::new(directory.join(data_directory::JOURNAL)).map_err(failed)?;
-    let restored = fill(lines, Restorer::new(Arc::new(disk), salt), directory)?;
+    let restored = restore_records(lines, Restorer::new(Arc::new(disk), salt), directory)?;
     data_directory::stamp(directory).map_err(failed)?;
     Ok(restored)
 }
 
 /// In this order: a stamp without a journal would be that of an empty store.
-fn undo(directory: &Path) -> io::Result<()> {
+fn remove_partial_restore(directory: &Path) -> io::Result<()> {
     let begun = directory.join(data_directory::STAMP_BEGUN_FILE);
     match std::fs::rename(directory.join(data_directory::FORMAT_FILE), &begun) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -273,8 +286,8 @@ fn undo(directory: &Path) -> io::Result<()> {
 }
 
 /// Whether there is nothing but what a restoring leaves that broke off.
-fn check_free(directory: &Path) -> Result<(), RestoreError> {
-    let names = content(directory).map_err(|error| io(directory, error))?;
+fn check_empty(directory: &Path) -> Result<(), RestoreError> {
+    let names = entry_names(directory).map_err(|error| io(directory, error))?;
     let is_ours = |name: &OsString| match name.to_str() {
         Some(data_directory::STAMP_BEGUN_FILE | data_directory::LOCK_FILE) => true,
         Some(data_directory::JOURNAL) => names.iter().any(|other| other == data_directory::STAMP_BEGUN_FILE),
@@ -298,9 +311,13 @@ fn io(directory: &Path, error: io::Error) -> RestoreError {
     RestoreError::Io { path: directory.display().to_string(), error }
 }
 
-fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Result<Restored, RestoreError> {
+fn restore_records(
+    lines: &mut BackupLines<'_>,
+    mut journal: Restorer,
+    directory: &Path,
+) -> Result<RestoreReport, RestoreError> {
     let failed = |error| io(directory, error);
-    let mut restored = Restored { authenticated: lines.signing.is_some(), ..Restored::default() };
+    let mut restored = RestoreReport { authenticated: lines.signing.is_some(), ..RestoreReport::default() };
     let mut time = Timestamp::default();
     while let Some(line) = lines.next()? {
         let number = lines.number;
@@ -319,7 +336,7 @@ fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Resul
                     return Err(damaged("something follows the end"));
                 }
                 journal.finish(last).map_err(failed)?;
-                return Ok(Restored { last, ..restored });
+                return Ok(RestoreReport { last, ..restored });
             }
             Some("c") => {}
             _ => return Err(damaged("neither a commit nor the end")),
@@ -341,7 +358,7 @@ fn fill(lines: &mut Lines<'_>, mut journal: Restorer, directory: &Path) -> Resul
 }
 
 /// The line without its CRC-32, when that matches.
-fn undamaged(line: &str) -> Option<&str> {
+fn strip_crc(line: &str) -> Option<&str> {
     let (content, crc) = line.rsplit_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(content.as_bytes())).then_some(content)
 }
@@ -360,23 +377,23 @@ fn record(word: &str) -> Option<(Position, Vec<u8>)> {
     is_in_place.then_some((position, bytes))
 }
 
-struct Lines<'a> {
+struct BackupLines<'a> {
     backup: &'a mut dyn BufRead,
     number: u64,
     has_keyed_checksums: bool,
     /// How keyed checksums are checked; `None`: they are not.
-    signing: Option<Signing>,
+    signing: Option<BackupSigning>,
 }
 
-impl Lines<'_> {
+impl BackupLines<'_> {
     /// The last line without its checksums, when they match.
     fn checked<'l>(&self, line: &'l str) -> Result<&'l str, RestoreError> {
         let damaged = || RestoreError::Damaged { line: self.number, what: "its checksum does not match" };
         let keyed = line.rsplit_once(' ').filter(|_| self.has_keyed_checksums);
         let (rest, checksum) = keyed.unwrap_or((line, ""));
-        let content = undamaged(rest).ok_or_else(damaged)?;
+        let content = strip_crc(rest).ok_or_else(damaged)?;
         match &self.signing {
-            Some(Signing { key, backup }) if !key.verifies(*backup, rest, checksum) => {
+            Some(BackupSigning { key, backup }) if !key.verifies(*backup, rest, checksum) => {
                 Err(RestoreError::Forged(self.number))
             }
             _ => Ok(content),

@@ -14,7 +14,7 @@ use crate::outbox::draft::Unavailable;
 use crate::panics;
 use crate::projections::retention::{Cutoffs, Forgotten};
 use crate::storage::journal::{JournalReader, ReadError, RewriteError};
-use crate::storage::state::{KnownEvents, State, StateError};
+use crate::storage::state::{EventLookup, State, StateError};
 
 /// Pages that the state's thread looks at in one go.
 const PAGES_PER_STEP: usize = 16;
@@ -23,7 +23,7 @@ const ENDPOINTS_PER_STEP: usize = 200;
 /// Pause between two steps, so that the state's thread has time for others.
 const STEP_PAUSE: Duration = Duration::from_millis(2);
 /// A segment is rewritten when at least this part of its records (one in so many) is needed no more.
-const WORTH_REWRITING: u64 = 4;
+const REWRITE_SHARE_MIN: u64 = 4;
 
 /// How long what has ended is kept; `None`: for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl RetentionPolicy {
 
 /// What one pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
+pub struct RetentionReport {
     /// Events forgotten.
     pub events: u64,
     /// Records taken out of the journal.
@@ -60,23 +60,23 @@ pub struct Retention {
     policy: RetentionPolicy,
     /// Every segment by its first position: how many of its records went since it was looked at; `None` when it has not
     /// been in this life of the process.
-    gone: BTreeMap<Position, Option<u64>>,
+    unneeded_counts: BTreeMap<Position, Option<u64>>,
 }
 
 impl Retention {
     #[must_use]
     pub fn new(outbox: Outbox, policy: RetentionPolicy) -> Self {
-        Self { outbox, policy, gone: BTreeMap::new() }
+        Self { outbox, policy, unneeded_counts: BTreeMap::new() }
     }
 
     /// # Errors
     /// When the outbox has stopped or failed; the next pass goes on.
-    pub async fn pass(&mut self, now: Timestamp) -> Result<Pass, Unavailable> {
-        let mut pass = Pass::default();
+    pub async fn pass(&mut self, now: Timestamp) -> Result<RetentionReport, Unavailable> {
+        let mut pass = RetentionReport::default();
         if self.policy.keeps_everything() {
             return Ok(pass);
         }
-        self.look_at_the_list();
+        self.refresh_segments();
         let cutoffs = self.policy.cutoffs(now);
         pass.events = self.forget(cutoffs).await?;
         if let Some(before) = cutoffs.events {
@@ -84,18 +84,18 @@ impl Retention {
         }
         // What leaves the journal has left the durable state before.
         self.outbox.with_state_mut(|state| state.checkpoint(Timestamp::default())).await?.map_err(failed)?;
-        for (first, upper) in self.worth_a_look() {
+        for (first, upper) in self.rewrite_candidates() {
             match self.rewrite(first, upper).await {
                 Ok(Some((records, bytes))) => {
                     pass.records += records;
                     pass.bytes += bytes;
                 }
                 Ok(None) => {}
-                Err(Trouble::Outbox(error)) => return Err(error),
-                Err(Trouble::Segment(error)) => {
+                Err(RewriteFailure::Outbox(error)) => return Err(error),
+                Err(RewriteFailure::Segment(error)) => {
                     tracing::warn!(%error, segment = first.0, "a segment of the journal stays as it is");
                 }
-                Err(Trouble::Held) => break,
+                Err(RewriteFailure::Held) => break,
             }
         }
         Ok(pass)
@@ -112,7 +112,7 @@ impl Retention {
             events += count;
             page = next;
             for position in positions {
-                if let Some((_, Some(gone))) = self.gone.range_mut(..=position).next_back() {
+                if let Some((_, Some(gone))) = self.unneeded_counts.range_mut(..=position).next_back() {
                     *gone += 1;
                 }
             }
@@ -133,46 +133,50 @@ impl Retention {
     }
 
     /// Knows the segments that there are now.
-    fn look_at_the_list(&mut self) {
+    fn refresh_segments(&mut self) {
         let reader = self.outbox.journal();
         let firsts: Vec<_> = reader.sealed_segments().into_iter().map(|(first, _)| first).collect();
         let firsts: Vec<_> = firsts.into_iter().chain([reader.active_first()]).collect();
-        self.gone.retain(|first, _| firsts.contains(first));
+        self.unneeded_counts.retain(|first, _| firsts.contains(first));
         for first in firsts {
-            self.gone.entry(first).or_insert(None);
+            self.unneeded_counts.entry(first).or_insert(None);
         }
     }
 
     /// Sealed segments that were not looked at yet or have lost enough since, and where each ends.
-    fn worth_a_look(&self) -> Vec<(Position, Position)> {
-        let segments = self.gone.iter().zip(self.gone.keys().skip(1));
+    fn rewrite_candidates(&self) -> Vec<(Position, Position)> {
+        let segments = self.unneeded_counts.iter().zip(self.unneeded_counts.keys().skip(1));
         let worth = segments.filter(|((first, gone), upper)| {
-            gone.is_none_or(|gone| gone * WORTH_REWRITING >= upper.0 - first.0)
+            gone.is_none_or(|gone| gone * REWRITE_SHARE_MIN >= upper.0 - first.0)
         });
         worth.map(|((first, _), upper)| (*first, *upper)).collect()
     }
 
     /// Gives how many records and bytes went, when the segment was rewritten.
-    async fn rewrite(&mut self, first: Position, upper: Position) -> Result<Option<(u64, u64)>, Trouble> {
+    async fn rewrite(
+        &mut self,
+        first: Position,
+        upper: Position,
+    ) -> Result<Option<(u64, u64)>, RewriteFailure> {
         // From now on it is counted what else goes.
-        self.gone.insert(first, Some(0));
+        self.unneeded_counts.insert(first, Some(0));
         let (unneeded, records) = self.unneeded(first, upper).await?;
         let count = unneeded.len() as u64;
-        if count == 0 || count * WORTH_REWRITING < records {
-            self.gone.insert(first, Some(count));
+        if count == 0 || count * REWRITE_SHARE_MIN < records {
+            self.unneeded_counts.insert(first, Some(count));
             return Ok(None);
         }
         let reader = self.outbox.journal().clone();
-        let rewritten = off_thread(move || {
+        let rewritten = run_blocking(move || {
             reader.rewrite_segment(first, &mut |position, _| !unneeded.contains(&position))
         });
         match rewritten.await? {
             Ok(report) => Ok(Some((report.removed, report.bytes_before.saturating_sub(report.bytes_after)))),
-            Err(RewriteError::Held) => {
-                self.gone.insert(first, None);
-                Err(Trouble::Held)
+            Err(RewriteError::Paused) => {
+                self.unneeded_counts.insert(first, None);
+                Err(RewriteFailure::Held)
             }
-            Err(error) => Err(Trouble::Segment(error)),
+            Err(error) => Err(RewriteFailure::Segment(error)),
         }
     }
 
@@ -180,21 +184,25 @@ impl Retention {
     ///
     /// What happened to an event leaves the journal with the event or after it: without its attempts, an event that is
     /// still there would be pending again in a state that is rebuilt.
-    async fn unneeded(&self, first: Position, upper: Position) -> Result<(HashSet<Position>, u64), Trouble> {
+    async fn unneeded(
+        &self,
+        first: Position,
+        upper: Position,
+    ) -> Result<(HashSet<Position>, u64), RewriteFailure> {
         let (mut unneeded, mut count, mut at) = (HashSet::new(), 0, first);
-        let mut events = KnownEvents::default();
+        let mut events = EventLookup::default();
         while at < upper {
             let reader = self.outbox.journal().clone();
-            let Some((records, next)) = off_thread(move || batch(&reader, at)).await?? else { break };
+            let Some((records, next)) = run_blocking(move || read_batch(&reader, at)).await?? else { break };
             at = next;
             count += records.len() as u64;
             let (known, gone) =
-                self.outbox.with_state_mut(move |state| judge(state, events, records, upper)).await?;
+                self.outbox.with_state_mut(move |state| take_unneeded(state, events, records, upper)).await?;
             events = known;
             let reader = self.outbox.journal().clone();
-            unneeded = off_thread(move || -> Result<_, ReadError> {
+            unneeded = run_blocking(move || -> Result<_, ReadError> {
                 for (position, record) in gone {
-                    if !has_its_event(&reader, &unneeded, &record)? {
+                    if !has_event_in_journal(&reader, &unneeded, &record)? {
                         unneeded.insert(position);
                     }
                 }
@@ -210,22 +218,24 @@ impl Retention {
 type Records = Vec<(Position, Record)>;
 
 /// The records that the state does not need. Chosen ids go with their events.
-fn judge(
+fn take_unneeded(
     state: &mut State,
-    mut events: KnownEvents,
+    mut events: EventLookup,
     records: Records,
     upper: Position,
-) -> (KnownEvents, Records) {
+) -> (EventLookup, Records) {
     let mut gone = records;
-    gone.retain(|(position, record)| *position < upper && !state.needs(&mut events, *position, record));
+    gone.retain(|(position, record)| {
+        *position < upper && !state.needs_record(&mut events, *position, record)
+    });
     let requests: Vec<_> =
-        gone.iter().flat_map(|(position, record)| endless_requests(*position, record)).collect();
+        gone.iter().flat_map(|(position, record)| unexpiring_requests(*position, record)).collect();
     state.forget_requests(&requests);
     (events, gone)
 }
 
 /// Whether the journal has the event (or one of the events) that a record tells of.
-fn has_its_event(
+fn has_event_in_journal(
     reader: &JournalReader,
     unneeded: &HashSet<Position>,
     record: &Record,
@@ -248,7 +258,9 @@ fn has_its_event(
 }
 
 /// File work does not belong on the threads of the runtime. A simulation has one thread, and does it there.
-async fn off_thread<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, Unavailable> {
+async fn run_blocking<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, Unavailable> {
     if cfg!(test) {
         return Ok(work());
     }
@@ -264,19 +276,19 @@ async fn on_blocking_thread<R: Send + 'static>(
 }
 
 /// Why a segment was not rewritten.
-enum Trouble {
+enum RewriteFailure {
     Outbox(Unavailable),
     Segment(RewriteError),
     Held,
 }
 
-impl From<Unavailable> for Trouble {
+impl From<Unavailable> for RewriteFailure {
     fn from(error: Unavailable) -> Self {
         Self::Outbox(error)
     }
 }
 
-impl From<ReadError> for Trouble {
+impl From<ReadError> for RewriteFailure {
     fn from(error: ReadError) -> Self {
         Self::Segment(error.into())
     }
@@ -287,7 +299,7 @@ fn failed(error: StateError) -> Unavailable {
 }
 
 /// The records from a position on, about 64 KB of them, and where the next begin. Damage ends it: such a segment stays.
-fn batch(reader: &JournalReader, from: Position) -> Result<Option<(Records, Position)>, ReadError> {
+fn read_batch(reader: &JournalReader, from: Position) -> Result<Option<(Records, Position)>, ReadError> {
     let Some(frame) = reader.frames_from(from).next() else { return Ok(None) };
     let records = frame?;
     let next = records.last().map_or(from, |(last, _)| *last).next();
@@ -295,7 +307,7 @@ fn batch(reader: &JournalReader, from: Position) -> Result<Option<(Records, Posi
 }
 
 /// Requests that are remembered for as long as their event is: chosen ids.
-fn endless_requests(position: Position, record: &Record) -> Vec<([u8; 16], Position)> {
+fn unexpiring_requests(position: Position, record: &Record) -> Vec<([u8; 16], Position)> {
     let Record::EventAccepted(event) = record else { return Vec::new() };
     let endless = event.idempotency.iter().filter(|idempotency| idempotency.expires_at.is_none());
     endless.map(|idempotency| (idempotency.scope, position)).collect()

@@ -1,6 +1,6 @@
 //! The check of a data directory: every byte of the journal, every record, and every row of the state.
 //!
-//! Owns what counts as sound. Never writes into the directory: the journal is read through [`ReadOnly`], and of the state,
+//! Owns what counts as sound. Never writes into the directory: the journal is read through [`ReadOnlyDisk`], and of the state,
 //! which sled writes to when it opens it, a copy is opened. The rows are compared with those that the journal's records
 //! give when they are folded anew, by the same code that rebuilds a state, into a store in the scratch directory: so the
 //! check needs as much memory as the daemon, and room on disk for the state twice, whatever the size of the backlog.
@@ -14,15 +14,15 @@ use crate::domain::{Endpoint, Position, Record, StreamName, Tenant, Timestamp};
 use crate::outbox::registry::Registry;
 use crate::outbox::{ReadModel, registry_of};
 use crate::storage::data_directory::{FORMAT, FORMAT_FILE, JOURNAL, LOCK_FILE};
-use crate::storage::disk::{Disk, ReadOnly, RealDisk};
+use crate::storage::disk::{Disk, ReadOnlyDisk, RealDisk};
 use crate::storage::journal::{
     self, Journal, JournalError, JournalOptions, JournalReader, ReadError, VerifyReport,
 };
-use crate::storage::progress::{OnProgress, Progress};
+use crate::storage::progress::{OnProgress, WorkProgress};
 use crate::storage::state::{State, StateError};
 
-/// Problems that are told in words; more are only counted.
-const PROBLEMS_TOLD_MAX: usize = 100;
+/// Problems that are told in text; more are only counted.
+const PROBLEMS_LISTED_MAX: usize = 100;
 
 /// Why a directory cannot be checked at all.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ pub enum VerifyError {
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    pub words: String,
+    pub text: String,
     /// First and last position that it is about, where it is about some.
     pub positions: Option<(Position, Position)>,
 }
@@ -48,32 +48,32 @@ pub struct Problem {
 /// All that is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
-    pub told: Vec<Problem>,
+    pub listed: Vec<Problem>,
     /// With those that are not told.
     pub count: u64,
 }
 
 impl Problems {
-    pub fn add(&mut self, words: String) {
-        self.add_at(None, words);
+    pub fn add(&mut self, text: String) {
+        self.add_at(None, text);
     }
 
-    fn add_at(&mut self, positions: Option<(Position, Position)>, words: String) {
+    fn add_at(&mut self, positions: Option<(Position, Position)>, text: String) {
         self.count += 1;
-        if self.told.len() < PROBLEMS_TOLD_MAX {
-            self.told.push(Problem { words, positions });
+        if self.listed.len() < PROBLEMS_LISTED_MAX {
+            self.listed.push(Problem { text, positions });
         }
     }
 }
 
 /// What was found of the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StateFound {
+pub enum StateCheck {
     /// There is none: the next start makes one from the journal.
     #[default]
     Missing,
     /// An earlier version wrote it: the next start makes one from the journal.
-    Earlier,
+    EarlierLayout,
     /// It could not be looked at, or the journal could not.
     NotCompared,
     Compared {
@@ -84,10 +84,10 @@ pub enum StateFound {
 
 /// What was looked at.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct VerificationReport {
     pub journal: VerifyReport,
     pub last: Position,
-    pub state: StateFound,
+    pub state: StateCheck,
     /// As the journal's end has them.
     pub endpoints: Vec<Arc<Endpoint>>,
     pub problems: Problems,
@@ -95,7 +95,7 @@ pub struct Report {
 
 /// A part of the work, for whoever shows progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum VerifyStage {
     /// Bytes of the journal.
     Bytes,
     /// Records, folded anew.
@@ -111,16 +111,16 @@ pub enum Stage {
 pub fn verify(
     path: &Path,
     scratch: &Path,
-    progress: &mut dyn FnMut(Stage, Progress),
-) -> Result<Report, VerifyError> {
+    progress: &mut dyn FnMut(VerifyStage, WorkProgress),
+) -> Result<VerificationReport, VerifyError> {
     let failed = |error| VerifyError::Io { path: path.display().to_string(), error };
-    let mut report = Report::default();
+    let mut report = VerificationReport::default();
     let _lock = lock(path)?;
     if !is_stamped(path, &mut report.problems).map_err(failed)? {
         return Ok(report);
     }
-    let disk = ReadOnly(RealDisk::existing(path.join(JOURNAL)).map_err(failed)?);
-    let checked = journal::verify(&disk, &mut |at| progress(Stage::Bytes, at));
+    let disk = ReadOnlyDisk(RealDisk::existing(path.join(JOURNAL)).map_err(failed)?);
+    let checked = journal::verify(&disk, &mut |at| progress(VerifyStage::Bytes, at));
     match checked.and_then(|found| {
         let (journal, _) = Journal::open(Arc::new(disk) as Arc<dyn Disk>, JournalOptions::new(0))?;
         Ok((found, journal))
@@ -173,16 +173,17 @@ fn check_state(
     path: &Path,
     scratch: &Path,
     reader: &JournalReader,
-    report: &mut Report,
-    progress: &mut dyn FnMut(Stage, Progress),
+    report: &mut VerificationReport,
+    progress: &mut dyn FnMut(VerifyStage, WorkProgress),
 ) -> Result<(), VerifyError> {
     report.last = reader.last_position();
     let kept = open_copy(&path.join("state"), &scratch.join("state"), report)?;
     let until = kept.as_ref().map_or(report.last, State::applied);
     let mut folded = State::open(&scratch.join("folded"), report.last).map_err(VerifyError::Scratch)?;
-    let mut walk = Walk { problems: &mut report.problems, accepted_at: Timestamp::ZERO, before: 0, after: 0 };
-    walk.fold(reader, until, &mut folded, &mut |at| progress(Stage::Records, at))?;
-    let (before, after) = (walk.before, walk.after);
+    let mut check =
+        RecordCheck { problems: &mut report.problems, accepted_at: Timestamp::ZERO, before: 0, after: 0 };
+    check.fold(reader, until, &mut folded, &mut |at| progress(VerifyStage::Records, at))?;
+    let (before, after) = (check.before, check.after);
     if before + after != report.journal.records {
         let records = report.journal.records;
         report.problems.add(format!("journal: {} of {records} records can be read", before + after));
@@ -192,16 +193,16 @@ fn check_state(
     if let Some(kept) = kept {
         if report.journal.damage.is_empty() {
             let gaps = before < until.0;
-            let of = kept.rows_kept();
+            let of = kept.checkpointed_rows();
             let rows = kept.audit(
                 &folded,
                 gaps,
                 &mut |problem| report.problems.add(format!("state: {problem}")),
-                &mut |at| progress(Stage::Rows, Progress { at, of }),
+                &mut |at| progress(VerifyStage::Rows, WorkProgress { done: at, total: of }),
             );
-            report.state = StateFound::Compared { applied: until, rows };
+            report.state = StateCheck::Compared { applied: until, rows };
         } else {
-            report.state = StateFound::NotCompared;
+            report.state = StateCheck::NotCompared;
         }
         if let Some(reason) = kept.failure() {
             report.problems.add(format!("state: a row cannot be read: {reason}"));
@@ -217,27 +218,30 @@ fn check_state(
 }
 
 /// `None` when there is nothing to compare: the report says why.
-fn open_copy(state: &Path, copy: &Path, report: &mut Report) -> Result<Option<State>, VerifyError> {
+fn open_copy(
+    state: &Path,
+    copy: &Path,
+    report: &mut VerificationReport,
+) -> Result<Option<State>, VerifyError> {
     if !state.exists() {
         return Ok(None);
     }
-    report.state = StateFound::NotCompared;
+    report.state = StateCheck::NotCompared;
     let failed = |error| VerifyError::Io { path: copy.display().to_string(), error };
     copy_directory(state, copy).map_err(failed)?;
     match State::open(copy, report.last) {
         Ok(kept) => Ok(Some(kept)),
         Err(StateError::Ahead { applied, journal_end }) => {
             let first = journal_end.next();
-            let words =
-                format!("journal: positions {first} to {applied} were durable once and are not there");
-            report.problems.add_at(Some((first, applied)), words);
+            let text = format!("journal: positions {first} to {applied} were durable once and are not there");
+            report.problems.add_at(Some((first, applied)), text);
             Ok(None)
         }
-        Err(StateError::Earlier(_)) => {
-            report.state = StateFound::Earlier;
+        Err(StateError::EarlierLayout(_)) => {
+            report.state = StateCheck::EarlierLayout;
             Ok(None)
         }
-        Err(error) if error.is_of_the_system() => Err(VerifyError::Scratch(error)),
+        Err(error) if error.is_environmental() => Err(VerifyError::Scratch(error)),
         Err(error) => {
             report.problems.add(format!("{error} (the next start rebuilds it from the journal)"));
             Ok(None)
@@ -259,8 +263,8 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A walk over all records.
-struct Walk<'a> {
+/// A check over all records.
+struct RecordCheck<'a> {
     problems: &'a mut Problems,
     /// Of the last event.
     accepted_at: Timestamp,
@@ -269,7 +273,7 @@ struct Walk<'a> {
     after: u64,
 }
 
-impl Walk<'_> {
+impl RecordCheck<'_> {
     /// Folds what the state has applied; looks at the rest, too.
     fn fold(
         &mut self,
@@ -298,46 +302,46 @@ impl Walk<'_> {
                     continue;
                 }
                 self.before += 1;
-                self.look_at(position, &record, folded);
+                self.check_record(position, &record, folded);
                 folded.apply(position, &record, false, &mut changes);
                 folded.end_group();
                 changes.clear();
-                if folded.is_full() {
+                if folded.needs_checkpoint() {
                     folded.checkpoint(Timestamp::ZERO).map_err(VerifyError::Scratch)?;
                 }
             }
-            progress(Progress { at: last.0, of: end.0 });
+            progress(WorkProgress { done: last.0, total: end.0 });
         }
-        folded.reach(until);
+        folded.skip_to(until);
         folded.checkpoint(Timestamp::ZERO).map_err(VerifyError::Scratch)
     }
 
     /// What no commit may have broken.
-    fn look_at(&mut self, position: Position, record: &Record, folded: &State) {
+    fn check_record(&mut self, position: Position, record: &Record, folded: &State) {
         let here = Some((position, position));
         if let Record::EndpointPut(found) = record
             && found.revision != position
         {
             let (id, revision) = (&found.id, found.revision);
-            let words = format!(
+            let text = format!(
                 "journal: the record of endpoint {id} at {position} was written for position {revision}"
             );
-            self.problems.add_at(here, words);
+            self.problems.add_at(here, text);
         }
         let Record::EventAccepted(event) = record else { return };
         if event.accepted_at < self.accepted_at {
-            let words = format!("journal: event {position} was accepted before the one before it");
-            self.problems.add_at(here, words);
+            let text = format!("journal: event {position} was accepted before the one before it");
+            self.problems.add_at(here, text);
         }
         self.accepted_at = self.accepted_at.max(event.accepted_at);
         if let Some((stream, version)) = &event.stream {
             let before = version_of(folded, &event.tenant, stream);
             // Retention may have taken what came before.
             if *version <= before || (before + 1 != *version && position.0 == self.before) {
-                let words = format!(
+                let text = format!(
                     "journal: event {position} is version {version} of stream {stream}, which was at {before}"
                 );
-                self.problems.add_at(here, words);
+                self.problems.add_at(here, text);
             }
         }
     }

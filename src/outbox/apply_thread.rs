@@ -6,9 +6,9 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use super::commit_thread::{FULL_DISK_PAUSE, ThreadLinks};
-use super::decide::Committed;
-use super::health::Part;
-use super::{Notice, StateMessage, Written};
+use super::decide::CommittedGroup;
+use super::health::DiskThread;
+use super::{DiskWrite, Notice, StateMessage};
 use crate::domain::Timestamp;
 use crate::storage::state::{State, StateError};
 use crate::{limits, panics};
@@ -52,7 +52,7 @@ impl ApplyThread {
                 Some(message) => Ok(message),
                 None => self.messages.recv_timeout(wait),
             };
-            self.links.busy.begin(Part::State);
+            self.links.disk_waits.begin(DiskThread::State);
             let goes_on = match message {
                 Ok(message) => self.turn(message),
                 Err(mpsc::RecvTimeoutError::Disconnected) => self.turn(StateMessage::Stop),
@@ -62,7 +62,7 @@ impl ApplyThread {
             if !goes_on || (is_time && !self.checkpoint()) {
                 return;
             }
-            self.links.busy.end(Part::State);
+            self.links.disk_waits.end(DiskThread::State);
         }
     }
 
@@ -101,19 +101,19 @@ impl ApplyThread {
     }
 
     /// Returns whether to continue.
-    fn apply(&mut self, committed: &Committed) -> bool {
+    fn apply(&mut self, committed: &CommittedGroup) -> bool {
         let mut changes = Vec::new();
         self.time = committed.at;
         for (position, record) in &committed.records {
             self.state.apply(*position, record, true, &mut changes);
             // Within a large group too: bounds the size of one checkpoint.
-            if self.state.is_full() && !self.checkpoint() {
+            if self.state.needs_checkpoint() && !self.checkpoint() {
                 return false;
             }
         }
         self.state.end_group();
         self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
-        self.links.busy.end(Part::State);
+        self.links.disk_waits.end(DiskThread::State);
         if !changes.is_empty() && !self.links.tell(Notice::Lanes(changes)) {
             tracing::debug!("lane changes dropped: no receiver");
         }
@@ -123,12 +123,12 @@ impl ApplyThread {
     /// Returns whether to continue.
     fn checkpoint(&mut self) -> bool {
         let started = Instant::now();
-        self.links.busy.begin(Part::State);
+        self.links.disk_waits.begin(DiskThread::State);
         let written = self.state.checkpoint(self.time);
         self.last_checkpoint = started;
         match written {
             Ok(()) => {
-                (self.links.observer)(Written::Checkpoint, started.elapsed());
+                (self.links.observer)(DiskWrite::Checkpoint, started.elapsed());
                 true
             }
             Err(error) if error.is_disk_full() => self.wait_for_disk_space(),
@@ -148,10 +148,10 @@ impl ApplyThread {
     /// continue.
     fn wait_for_disk_space(&mut self) -> bool {
         tracing::warn!("disk full, state checkpoint delayed");
-        self.links.health.set_full(Part::State, true);
+        self.links.health.set_full(DiskThread::State, true);
         let mut tried = Instant::now();
         loop {
-            self.links.busy.end(Part::State);
+            self.links.disk_waits.end(DiskThread::State);
             match self.messages.recv_timeout(FULL_DISK_PAUSE.saturating_sub(tried.elapsed())) {
                 Ok(message @ StateMessage::Committed(_)) => self.held.push_back(message),
                 // Dropping the question tells the caller.
@@ -163,7 +163,7 @@ impl ApplyThread {
                 continue;
             }
             tried = Instant::now();
-            self.links.busy.begin(Part::State);
+            self.links.disk_waits.begin(DiskThread::State);
             match self.state.reopen().and_then(|()| self.state.checkpoint(self.time)) {
                 Ok(()) => break,
                 Err(error) if error.is_disk_full() => {}
@@ -171,7 +171,7 @@ impl ApplyThread {
             }
         }
         tracing::warn!("disk has space again, state checkpoints resumed");
-        self.links.health.set_full(Part::State, false);
+        self.links.health.set_full(DiskThread::State, false);
         true
     }
 }

@@ -11,22 +11,22 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::*;
 use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Tenant, Trigger};
-use crate::outbox::Assembled;
-use crate::outbox::commit_queue::Admission;
+use crate::outbox::UnstartedOutbox;
+use crate::outbox::commit_queue::AdmissionLimits;
 use crate::outbox::commit_thread::STATE_LAG_MAX;
-use crate::outbox::decide::Source;
+use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::recent_keys::Prepared;
 use crate::outbox::unit::{Answer, Command, UnitReply};
 use crate::outbox::{Health, Outbox};
 use crate::storage::disk::{Fault, MemoryDisk, Operation};
 use crate::storage::journal::{Journal, JournalOptions};
-use crate::storage::state::base::Base;
-use crate::storage::state::base::memory::{MemoryRows, Supply};
+use crate::storage::state::row_store::RowStore;
+use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
 struct Clock;
 
-impl Source for Clock {
+impl CommitEnvironment for Clock {
     fn now(&mut self) -> Timestamp {
         Timestamp::from_millis(3_000_000_000_000)
     }
@@ -37,29 +37,29 @@ impl Source for Clock {
 }
 
 /// Looks at the world in the moment in which a channel wakes its receiver.
-struct Observer<F>(Mutex<F>);
+struct WakeObserver<F>(Mutex<F>);
 
-impl<F: FnMut() + Send> Wake for Observer<F> {
+impl<F: FnMut() + Send> Wake for WakeObserver<F> {
     fn wake(self: Arc<Self>) {
         self.0.lock().unwrap()();
     }
 }
 
 fn observer(look: impl FnMut() + Send + 'static) -> Waker {
-    Arc::new(Observer(Mutex::new(look))).into()
+    Arc::new(WakeObserver(Mutex::new(look))).into()
 }
 
 /// An outbox whose threads take their turns by hand; of its journal the first `missing` positions are lost.
-fn assembled(disk: &MemoryDisk, missing: u64) -> Assembled {
+fn assembled(disk: &MemoryDisk, missing: u64) -> UnstartedOutbox {
     let (mut journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
     if missing > 0 {
-        journal.lose_until(Position(missing)).unwrap();
+        journal.skip_lost_positions(Position(missing)).unwrap();
     }
-    let rows = Base::Memory(MemoryRows::new(Arc::new(|| Supply::Holds)));
-    let state = State::over(rows, journal.reader().last_position()).unwrap();
-    let admission = Admission { bytes: 1 << 20, commands: 1_000 };
+    let rows = RowStore::Memory(MemoryRows::new(Arc::new(|| PowerState::On)));
+    let state = State::with_rows(rows, journal.reader().last_position()).unwrap();
+    let admission = AdmissionLimits { bytes: 1 << 20, commands: 1_000 };
     let assembled = Outbox::assemble(journal, state, admission, Box::new(Clock), Arc::new(|_, _| ()), None);
-    Assembled { writer: assembled.writer.without_pauses(), ..assembled }
+    UnstartedOutbox { writer: assembled.writer.without_pauses(), ..assembled }
 }
 
 fn unit(command: Command, reply: Option<UnitReply>) -> Unit {
@@ -88,7 +88,7 @@ fn add(story: &Story, what: &'static str) {
 
 #[test]
 fn writer_tells_the_state_then_the_lanes_then_callers() {
-    let Assembled { mut writer, state, mut notices, .. } = assembled(&MemoryDisk::new(), 0);
+    let UnstartedOutbox { mut writer, state, mut notices, .. } = assembled(&MemoryDisk::new(), 0);
     let ApplyThread { messages, .. } = state;
     let story = Story::default();
     let seen = story.clone();
@@ -113,7 +113,7 @@ fn writer_tells_the_state_then_the_lanes_then_callers() {
 fn writer_reports_its_health_before_it_refuses() {
     for (errno, expected) in [(Fault::ENOSPC, "full"), (Fault::EIO, "failed")] {
         let disk = MemoryDisk::new();
-        let Assembled { outbox, mut writer, state, .. } = assembled(&disk, 0);
+        let UnstartedOutbox { outbox, mut writer, state, .. } = assembled(&disk, 0);
         let (reply, mut answer) = oneshot::channel();
         let (story, health) = (Story::default(), outbox.health());
         let seen = story.clone();
@@ -141,7 +141,7 @@ fn writer_waits_for_a_state_that_is_far_behind() {
         |links, _| links.health.fail("a test says so"),
     ];
     for end in ends {
-        let Assembled { writer, .. } = assembled(&MemoryDisk::new(), 2 * STATE_LAG_MAX + 1);
+        let UnstartedOutbox { writer, .. } = assembled(&MemoryDisk::new(), 2 * STATE_LAG_MAX + 1);
         let (links, queue) = (writer.links.clone(), writer.queue.clone());
         links.applied.store(STATE_LAG_MAX, Ordering::Relaxed);
         let (done, is_done) = mpsc::channel();
@@ -159,7 +159,7 @@ fn writer_waits_for_a_state_that_is_far_behind() {
 
 #[test]
 fn state_applies_a_group_before_the_lanes_hear_of_it() {
-    let Assembled { outbox, mut writer, mut state, mut notices } = assembled(&MemoryDisk::new(), 0);
+    let UnstartedOutbox { outbox, mut writer, mut state, mut notices } = assembled(&MemoryDisk::new(), 0);
     let endpoint = crate::rules::tests::endpoint(0, Tenant::DEFAULT, &[]);
     let draft = EventDraft::new(endpoint.tenant.clone(), "order.paid".parse().unwrap(), "{}".into());
     let delivery = DeliveryKey { event: Position(2), endpoint: EndpointNumber(1) };

@@ -15,20 +15,20 @@ use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 
 /// An outcome that nobody waits for waits this long for company.
-const OUTCOME_LINGER: Duration = Duration::from_millis(3);
-/// A group that follows a crowd waits this long for company,
-const CROWD_LINGER: Duration = Duration::from_micros(100);
+const OUTCOME_COMMIT_DELAY: Duration = Duration::from_millis(3);
+/// A group that follows a previous_publishers waits this long for company,
+const BUSY_COMMIT_DELAY: Duration = Duration::from_micros(100);
 /// or until so many publishers are there. With more of them each would pay little less of the `fdatasync`.
-const CROWD_ENOUGH: usize = 16;
-/// So many publishers in one group are a crowd.
-const CROWD_MIN: usize = 8;
+const GROUP_PUBLISHERS_ENOUGH: usize = 16;
+/// So many publishers in one group are a previous_publishers.
+const BUSY_PUBLISHERS_MIN: usize = 8;
 
 /// A publisher that is refused may try again after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Bounds of what may wait for its commit.
 #[derive(Clone, Copy, Debug)]
-pub struct Admission {
+pub struct AdmissionLimits {
     pub bytes: usize,
     pub commands: usize,
 }
@@ -36,14 +36,14 @@ pub struct Admission {
 /// Units that somebody waits for are bounded by admission; outcomes because no attempt begins while too many of them wait.
 #[derive(Debug)]
 pub(super) struct CommitQueue {
-    admission: Admission,
-    crowd_linger: Duration,
-    waiting: Mutex<Waiting>,
+    admission: AdmissionLimits,
+    busy_commit_delay: Duration,
+    waiting: Mutex<PendingUnits>,
     wake: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct PendingUnits {
     units: VecDeque<Unit>,
     /// Units that somebody waits for.
     awaited: usize,
@@ -54,7 +54,7 @@ struct Waiting {
     /// The writer sleeps until this many awaited units are here; with 0, until there is any unit.
     wanted: Option<usize>,
     /// Awaited units of the group before.
-    crowd: usize,
+    previous_publishers: usize,
     closed: bool,
 }
 
@@ -62,7 +62,7 @@ fn commit_records() -> usize {
     failpoints::bound(Bound::CommitRecords, limits::COMMIT_RECORDS_MAX)
 }
 
-impl Waiting {
+impl PendingUnits {
     fn add(&mut self, unit: &Unit) {
         let (commands, bytes) = unit.weight();
         self.commands += commands;
@@ -107,14 +107,19 @@ impl Waiting {
         self.bytes -= bytes;
         self.awaited -= awaited;
         self.outcomes = (self.outcomes.0 - outcomes.0, self.outcomes.1 - outcomes.1);
-        self.crowd = awaited;
+        self.previous_publishers = awaited;
         group
     }
 }
 
 impl CommitQueue {
-    pub(super) fn new(admission: Admission) -> Self {
-        Self { admission, crowd_linger: CROWD_LINGER, waiting: Mutex::default(), wake: Condvar::new() }
+    pub(super) fn new(admission: AdmissionLimits) -> Self {
+        Self {
+            admission,
+            busy_commit_delay: BUSY_COMMIT_DELAY,
+            waiting: Mutex::default(),
+            wake: Condvar::new(),
+        }
     }
 
     /// Takes the unit, unless the writer has ended, or somebody waits for it and too much waits already.
@@ -154,13 +159,13 @@ impl CommitQueue {
     }
 
     /// Commands and bytes that wait.
-    pub(super) fn weight(&self) -> (usize, usize) {
+    pub(super) fn pending_weight(&self) -> (usize, usize) {
         let waiting = self.lock();
         (waiting.commands, waiting.bytes)
     }
 
     /// Whether so many outcomes wait that no further attempt should begin.
-    pub(super) fn is_behind(&self) -> bool {
+    pub(super) fn is_outcome_queue_full(&self) -> bool {
         let (count, bytes) = self.lock().outcomes;
         count > failpoints::bound(Bound::Outcomes, limits::OUTCOMES_MAX) || bytes > limits::OUTCOME_BYTES_MAX
     }
@@ -195,10 +200,10 @@ impl CommitQueue {
             waiting = self.wake.wait(waiting).expect("no holder of this lock panics");
         }
         if waiting.awaited == 0 {
-            waiting = self.linger(waiting, 1, OUTCOME_LINGER);
+            waiting = self.wait_for_publishers(waiting, 1, OUTCOME_COMMIT_DELAY);
         }
-        if waiting.crowd >= CROWD_MIN {
-            waiting = self.linger(waiting, CROWD_ENOUGH, self.crowd_linger);
+        if waiting.previous_publishers >= BUSY_PUBLISHERS_MIN {
+            waiting = self.wait_for_publishers(waiting, GROUP_PUBLISHERS_ENOUGH, self.busy_commit_delay);
         }
         Some(waiting.take())
     }
@@ -210,12 +215,12 @@ impl CommitQueue {
     }
 
     /// Sleeps until so many awaited units are here, the group is full, or the time has passed. When they are, it does not.
-    fn linger<'a>(
+    fn wait_for_publishers<'a>(
         &'a self,
-        mut waiting: MutexGuard<'a, Waiting>,
+        mut waiting: MutexGuard<'a, PendingUnits>,
         wanted: usize,
         limit: Duration,
-    ) -> MutexGuard<'a, Waiting> {
+    ) -> MutexGuard<'a, PendingUnits> {
         let deadline = Instant::now() + limit;
         waiting.wanted = Some(wanted).filter(|wanted| waiting.awaited < *wanted && !waiting.is_full());
         while !waiting.closed && waiting.wanted.is_some() {
@@ -229,7 +234,7 @@ impl CommitQueue {
         waiting
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, PendingUnits> {
         self.waiting.lock().expect("no holder of this lock panics")
     }
 }

@@ -10,9 +10,9 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::commit_queue::CommitQueue;
 use super::decide::{Committer, GroupResult};
-use super::health::{Busy, HealthCell, Part};
+use super::health::{DiskThread, DiskWaits, HealthCell};
 use super::unit::{Answer, Unit, UnitReply};
-use super::{Notice, Observer, StateMessage, Written};
+use super::{DiskWrite, Notice, StateMessage, WriteObserver};
 use crate::storage::journal::AppendError;
 use crate::{limits, panics};
 
@@ -27,8 +27,8 @@ pub(super) struct ThreadLinks {
     pub(super) notices: async_mpsc::Sender<Notice>,
     pub(super) applied: Arc<AtomicU64>,
     pub(super) health: Arc<HealthCell>,
-    pub(super) observer: Observer,
-    pub(super) busy: Busy,
+    pub(super) observer: WriteObserver,
+    pub(super) disk_waits: DiskWaits,
 }
 
 impl ThreadLinks {
@@ -63,7 +63,7 @@ impl CommitThread {
         Self { committer, queue, state, links, runtime: None, full_disk_pause: FULL_DISK_PAUSE }
     }
 
-    pub(super) fn answer_within(&mut self, runtime: Option<Handle>) {
+    pub(super) fn reply_on(&mut self, runtime: Option<Handle>) {
         self.runtime = runtime;
     }
 
@@ -79,9 +79,9 @@ impl CommitThread {
     fn take_turns(&mut self) {
         loop {
             panics::test_point("writer");
-            self.links.busy.begin(Part::Journal);
+            self.links.disk_waits.begin(DiskThread::Journal);
             self.wait_for_apply();
-            self.links.busy.end(Part::Journal);
+            self.links.disk_waits.end(DiskThread::Journal);
             if !self.turn() {
                 return;
             }
@@ -99,24 +99,24 @@ impl CommitThread {
     /// Returns whether to continue.
     fn commit(&mut self, group: Vec<Unit>) -> bool {
         let started = Instant::now();
-        self.links.busy.begin(Part::Journal);
+        self.links.disk_waits.begin(DiskThread::Journal);
         let result = self.committer.commit(group);
-        self.links.busy.end(Part::Journal);
+        self.links.disk_waits.end(DiskThread::Journal);
         if let Some(committed) = &result.committed {
-            (self.links.observer)(Written::Commit { records: committed.records.len() }, started.elapsed());
+            (self.links.observer)(DiskWrite::Commit { records: committed.records.len() }, started.elapsed());
         }
         self.publish(result)
     }
 
     fn is_disk_full(&self) -> bool {
-        self.links.health.is_full_for(Part::Journal)
+        self.links.health.is_full_for(DiskThread::Journal)
     }
 
     /// Checks whether a full disk has space again. Without this check an idle queue would report a full disk for
     /// ever, because new commands are refused meanwhile. Returns whether to continue.
     fn check_disk_space(&self) -> bool {
-        if self.committer.journal().has_room() {
-            self.links.health.set_full(Part::Journal, false);
+        if self.committer.journal().has_space() {
+            self.links.health.set_full(DiskThread::Journal, false);
         } else {
             std::thread::sleep(self.full_disk_pause);
         }
@@ -127,7 +127,7 @@ impl CommitThread {
     /// continue.
     fn publish(&self, result: GroupResult) -> bool {
         if let Some(committed) = result.committed {
-            self.links.health.set_full(Part::Journal, false);
+            self.links.health.set_full(DiskThread::Journal, false);
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
                 self.links.health.fail("the apply thread has ended");
             }
@@ -138,7 +138,7 @@ impl CommitThread {
         // Before the answers: a refused caller that reads the health finds the reason.
         match &result.failure {
             None => {}
-            Some(AppendError::DiskFull) => self.links.health.set_full(Part::Journal, true),
+            Some(AppendError::DiskFull) => self.links.health.set_full(DiskThread::Journal, true),
             Some(error) => {
                 tracing::error!(%error, "journal failed, acknowledging nothing more");
                 self.links.health.fail(&error.to_string());

@@ -30,45 +30,45 @@ use crate::storage::journal::{AppendError, Journal};
 
 /// A group that is on disk.
 #[derive(Debug)]
-pub struct Committed {
+pub struct CommittedGroup {
     /// When, by the clock that nothing in the journal goes behind.
     pub at: Timestamp,
     pub records: Vec<(Position, Record)>,
     /// What the lanes of endpoints without an order have to hear of freshly accepted events.
     pub announced: Vec<LaneChange>,
     /// Counts for as long as anybody holds the group.
-    _held: Held,
+    _held: UnappliedGuard,
 }
 
 /// Bytes of the groups that the state or the delivery loop has not taken in yet.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Unapplied(Arc<AtomicUsize>);
+pub(crate) struct UnappliedBytes(Arc<AtomicUsize>);
 
-impl Unapplied {
+impl UnappliedBytes {
     pub(crate) fn bytes(&self) -> usize {
         self.0.load(AtomicOrdering::Relaxed)
     }
 
-    fn hold(&self, bytes: usize) -> Held {
+    fn hold(&self, bytes: usize) -> UnappliedGuard {
         self.0.fetch_add(bytes, AtomicOrdering::Relaxed);
-        Held { all: self.clone(), bytes }
+        UnappliedGuard { all: self.clone(), bytes }
     }
 }
 
 #[derive(Debug)]
-struct Held {
-    all: Unapplied,
+struct UnappliedGuard {
+    all: UnappliedBytes,
     bytes: usize,
 }
 
-impl Drop for Held {
+impl Drop for UnappliedGuard {
     fn drop(&mut self) {
         self.all.0.fetch_sub(self.bytes, AtomicOrdering::Relaxed);
     }
 }
 
 /// Where the writer gets the time, chance and encryption from.
-pub trait Source: Send {
+pub trait CommitEnvironment: Send {
     fn now(&mut self) -> Timestamp;
     fn random(&mut self) -> u128;
     /// Seals the plain values of an endpoint, which has its final URL and revision.
@@ -81,15 +81,15 @@ pub struct Committer {
     registry: Arc<RwLock<Registry>>,
     matcher: Matcher,
     recent: RecentKeys,
-    source: Box<dyn Source>,
+    environment: Box<dyn CommitEnvironment>,
     last_time: Timestamp,
     last_ulid: Ulid,
-    unapplied: Unapplied,
+    unapplied: UnappliedBytes,
 }
 
 /// What a group has decided and not yet committed.
 #[derive(Default)]
-struct Staged {
+struct StagedGroup {
     records: Vec<Record>,
     /// Where the next record will stand.
     next: Position,
@@ -104,14 +104,14 @@ struct Staged {
     unit_is_full: bool,
 }
 
-impl Staged {
+impl StagedGroup {
     fn begin_unit(&mut self) {
         self.unit_targets = 0;
         self.unit_is_full = false;
     }
 
     /// Whether an event with so many targets still has room in its unit; counts it when it has.
-    fn takes(&mut self, targets: usize) -> bool {
+    fn reserve_targets(&mut self, targets: usize) -> bool {
         self.unit_is_full |= self.unit_targets + targets > limits::REQUEST_TARGETS_MAX;
         if self.unit_is_full {
             return false;
@@ -133,7 +133,7 @@ impl Staged {
     }
 
     /// As [`Self::push`]; the record is what the request came to.
-    fn remember(&mut self, idempotency: &Idempotency, record: Record) -> Position {
+    fn push_with_key(&mut self, idempotency: &Idempotency, record: Record) -> Position {
         let position = self.push(record);
         self.scopes.insert(idempotency.scope, known(idempotency, position));
         position
@@ -143,7 +143,7 @@ impl Staged {
 /// What happened to a group.
 pub struct GroupResult {
     /// `None` when nothing had to be written.
-    pub committed: Option<Arc<Committed>>,
+    pub committed: Option<Arc<CommittedGroup>>,
     pub replies: Vec<(UnitReply, Answer)>,
     /// Units to be taken again before all others: those for which the group had no room, and, when it could not be
     /// written, those that nobody waits for.
@@ -153,7 +153,11 @@ pub struct GroupResult {
 
 impl Committer {
     /// `applied` is what the state had applied when the registry was read from it; nothing newer is known.
-    pub fn new(journal: Journal, registry: Arc<RwLock<Registry>>, source: Box<dyn Source>) -> Self {
+    pub fn new(
+        journal: Journal,
+        registry: Arc<RwLock<Registry>>,
+        environment: Box<dyn CommitEnvironment>,
+    ) -> Self {
         let mut matcher = Matcher::default();
         for endpoint in read(&registry).endpoints() {
             matcher.insert(endpoint);
@@ -166,19 +170,19 @@ impl Committer {
             registry,
             matcher,
             recent,
-            source,
+            environment,
             last_time,
             last_ulid: Ulid::nil(),
-            unapplied: Unapplied::default(),
+            unapplied: UnappliedBytes::default(),
         }
     }
 
     /// Judges the units in order and commits them with one `fdatasync`. What many endpoints get fills a group early.
     pub fn commit(&mut self, units: Vec<Unit>) -> GroupResult {
-        self.last_time = self.last_time.max(self.source.now()).max(self.journal.last_time());
+        self.last_time = self.last_time.max(self.environment.now()).max(self.journal.last_time());
         // Whoever has seen an id of an earlier group cannot guess the next ones, and choose one of them before.
-        self.last_ulid = Ulid(self.last_ulid.0 + (self.source.random() >> 64));
-        let mut staged = Staged { next: self.journal.next_position(), ..Staged::default() };
+        self.last_ulid = Ulid(self.last_ulid.0 + (self.environment.random() >> 64));
+        let mut staged = StagedGroup { next: self.journal.next_position(), ..StagedGroup::default() };
         let mut judged = Vec::with_capacity(units.len());
         let mut bounds = Vec::with_capacity(units.len());
         let mut units = units.into_iter();
@@ -204,7 +208,7 @@ impl Committer {
         }
     }
 
-    fn judge_unit(&mut self, unit: &mut Unit, staged: &mut Staged) -> Result<Vec<Outcome>, Refusal> {
+    fn judge_unit(&mut self, unit: &mut Unit, staged: &mut StagedGroup) -> Result<Vec<Outcome>, Refusal> {
         if !self.recent.covers(unit.prepared.as_of) && unit.needs_preparation() {
             return Err(Refusal::Stale(std::mem::take(&mut unit.commands)));
         }
@@ -227,7 +231,7 @@ impl Committer {
     /// A unit that remembers a request's answer does what the request asks. When the request was answered before, nothing
     /// of it is done again; this is what became of it then. Events whose request was claimed before are each judged by
     /// their own keys: some may have been left for another time.
-    fn judge_request(&self, unit: &Unit, staged: &Staged) -> Option<Outcome> {
+    fn judge_request(&self, unit: &Unit, staged: &StagedGroup) -> Option<Outcome> {
         let idempotency = unit.commands.iter().find_map(Command::request)?;
         let is_claim = matches!(unit.commands.first(), Some(Command::Claim(_)));
         let repeated = self.repeated(idempotency, &unit.prepared, staged);
@@ -235,16 +239,16 @@ impl Committer {
     }
 
     /// What an earlier request with the same key or id makes of one; `None` when there was none.
-    fn repeated(&self, wanted: &Idempotency, prepared: &Prepared, staged: &Staged) -> Option<Outcome> {
+    fn repeated(&self, wanted: &Idempotency, prepared: &Prepared, staged: &StagedGroup) -> Option<Outcome> {
         let found = staged
             .scopes
             .get(&wanted.scope)
             .or_else(|| self.recent.scope(&wanted.scope, prepared.as_of))
             .or_else(|| prepared.scopes.get(&wanted.scope));
-        repetition(judge_idempotency(found, &wanted.fingerprint, self.last_time))
+        duplicate_outcome(judge_idempotency(found, &wanted.fingerprint, self.last_time))
     }
 
-    fn judge(&mut self, command: &Command, prepared: &Prepared, staged: &mut Staged) -> Outcome {
+    fn judge(&mut self, command: &Command, prepared: &Prepared, staged: &mut StagedGroup) -> Outcome {
         match command {
             Command::Publish(draft) => self.publish(draft, prepared, staged),
             Command::PutEndpoint(endpoint) => self.put_endpoint(endpoint, staged),
@@ -269,11 +273,11 @@ impl Committer {
                     let body = Arc::from(&[][..]);
                     let claimed =
                         Record::RequestAnswered { idempotency: idempotency.clone(), status: 202, body };
-                    Outcome::Written(staged.remember(idempotency, claimed))
+                    Outcome::Written(staged.push_with_key(idempotency, claimed))
                 })
             }
             Command::Record(record) => Outcome::Written(match command.request() {
-                Some(idempotency) => staged.remember(idempotency, record.clone()),
+                Some(idempotency) => staged.push_with_key(idempotency, record.clone()),
                 None => staged.push(record.clone()),
             }),
         }
@@ -286,7 +290,7 @@ impl Committer {
         deliveries.iter().filter(living).copied().collect()
     }
 
-    fn put_endpoint(&mut self, endpoint: &Endpoint, staged: &mut Staged) -> Outcome {
+    fn put_endpoint(&mut self, endpoint: &Endpoint, staged: &mut StagedGroup) -> Outcome {
         let registry = read(&self.registry);
         let mut endpoint = endpoint.clone();
         if endpoint.number == EndpointNumber(0) {
@@ -298,13 +302,13 @@ impl Committer {
         }
         endpoint.revision = staged.next;
         drop(registry);
-        self.source.seal(&mut endpoint);
+        self.environment.seal(&mut endpoint);
         let endpoint = Arc::new(endpoint);
         staged.push(Record::EndpointPut(endpoint.clone()));
         Outcome::Endpoint(endpoint)
     }
 
-    fn publish(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut Staged) -> Outcome {
+    fn publish(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut StagedGroup) -> Outcome {
         let key = draft.idempotency.as_ref();
         if let Some(repeated) = key.and_then(|key| self.repeated(key, prepared, staged)) {
             return repeated;
@@ -312,16 +316,21 @@ impl Committer {
         let outcome = self.publish_fresh(draft, prepared, staged);
         if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, key) {
             let rejected = Record::EventRejected { idempotency: key.clone(), rejection: *rejection };
-            staged.remember(key, rejected);
+            staged.push_with_key(key, rejected);
         }
         outcome
     }
 
     /// An event whose key, when it has one, has not been seen.
-    fn publish_fresh(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut Staged) -> Outcome {
-        let chosen = draft.chosen();
+    fn publish_fresh(
+        &mut self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &mut StagedGroup,
+    ) -> Outcome {
+        let chosen = draft.publisher_id_key();
         let by_id = chosen.as_ref().and_then(|chosen| self.repeated(chosen, prepared, staged));
-        match by_id.or_else(|| repetition(draft.id_conflict)) {
+        match by_id.or_else(|| duplicate_outcome(draft.id_conflict)) {
             None => {}
             Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
             Some(duplicate) => return duplicate,
@@ -336,7 +345,7 @@ impl Committer {
         };
         let idempotency = draft.idempotency.iter().cloned().chain(chosen).collect();
         let event = Arc::new(self.event(draft, stream, idempotency));
-        if !staged.takes(event.targets.len()) {
+        if !staged.reserve_targets(event.targets.len()) {
             return Outcome::TooManyTargets;
         }
         let position = staged.push(Record::EventAccepted(event.clone()));
@@ -354,7 +363,7 @@ impl Committer {
         &self,
         draft: &EventDraft,
         prepared: &Prepared,
-        staged: &Staged,
+        staged: &StagedGroup,
     ) -> Result<Option<(StreamName, u64)>, Rejection> {
         let Some(stream) = &draft.stream else { return Ok(None) };
         let name = (draft.tenant.clone(), stream.clone());
@@ -402,7 +411,7 @@ impl Committer {
         self.last_ulid = match self.last_ulid.increment() {
             Some(next) if self.last_ulid.timestamp_ms() == millis => next,
             // Half of the range stays free, so that going up within the millisecond cannot run out.
-            _ => Ulid::from_parts(millis, self.source.random() >> 49),
+            _ => Ulid::from_parts(millis, self.environment.random() >> 49),
         };
         format!("evt_{}", self.last_ulid).parse().expect("a ULID is made of letters and digits")
     }
@@ -421,7 +430,11 @@ impl Committer {
         }
     }
 
-    fn finish(&mut self, staged: Staged, judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>) -> GroupResult {
+    fn finish(
+        &mut self,
+        staged: StagedGroup,
+        judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>,
+    ) -> GroupResult {
         // Oldest first, as they will be forgotten.
         let mut scopes: Vec<_> = staged.scopes.into_iter().collect();
         scopes.sort_unstable_by_key(|(_, known)| known.position);
@@ -440,7 +453,7 @@ impl Committer {
         }
         let bytes = records.iter().map(|(_, record)| format::size_hint(record)).sum::<usize>()
             + staged.targets * size_of::<LaneChange>();
-        let committed = Arc::new(Committed {
+        let committed = Arc::new(CommittedGroup {
             at: self.last_time,
             records,
             announced: staged.announced,
@@ -471,7 +484,7 @@ impl Committer {
         &self.journal
     }
 
-    pub(crate) fn unapplied(&self) -> &Unapplied {
+    pub(crate) fn unapplied(&self) -> &UnappliedBytes {
         &self.unapplied
     }
 }
@@ -484,7 +497,7 @@ fn known(idempotency: &Idempotency, position: Position) -> Known {
     Known { position, fingerprint: idempotency.fingerprint, expires_at: idempotency.expires_at }
 }
 
-fn repetition(judged: Judged) -> Option<Outcome> {
+fn duplicate_outcome(judged: Judged) -> Option<Outcome> {
     match judged {
         Judged::Fresh => None,
         Judged::Duplicate(position) => Some(Outcome::Duplicate(position)),

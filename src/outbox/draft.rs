@@ -68,19 +68,19 @@ impl EventDraft {
     /// A chosen id is remembered like an idempotency key, for as long as the event is kept; so are source and id of
     /// a CloudEvent.
     #[must_use]
-    pub fn chosen(&self) -> Option<Idempotency> {
+    pub fn publisher_id_key(&self) -> Option<Idempotency> {
         let attribute = |name| attribute::find(&self.attributes, name);
         let scope = match (&self.id, attribute(attribute::SOURCE), attribute(attribute::ID)) {
-            (Some(id), _, _) => chosen_scope(&self.tenant, id),
+            (Some(id), _, _) => publisher_id_scope(&self.tenant, id),
             (None, Some(source), Some(id)) => scope(&["cloudevent", self.tenant.as_str(), source, id]),
             (None, _, _) => return None,
         };
         Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
     }
 
-    /// Whether it has anything by which it can be another's repetition.
+    /// Whether it has anything by which it can be another's duplicate_outcome.
     #[must_use]
-    pub fn may_repeat(&self) -> bool {
+    pub fn may_be_duplicate(&self) -> bool {
         self.idempotency.is_some() || self.id.is_some() || !self.attributes.is_empty()
     }
 
@@ -109,7 +109,7 @@ impl EventDraft {
     /// Whether it can only be judged with what the state knows.
     #[must_use]
     pub fn needs_preparation(&self) -> bool {
-        self.stream.is_some() || self.idempotency.is_some() || self.chosen().is_some()
+        self.stream.is_some() || self.idempotency.is_some() || self.publisher_id_key().is_some()
     }
 }
 
@@ -122,16 +122,16 @@ pub fn generated_at(id: &EventId) -> Option<Timestamp> {
 
 /// Whether the publisher chose the event's id, which is then unique in its tenant only.
 #[must_use]
-pub fn is_chosen(event: &Event) -> bool {
+pub fn has_publisher_id(event: &Event) -> bool {
     !event.idempotency.is_empty() && {
-        let scope = chosen_scope(&event.tenant, &event.id);
+        let scope = publisher_id_scope(&event.tenant, &event.id);
         event.idempotency.iter().any(|known| known.scope == scope)
     }
 }
 
 /// Under which a chosen id is remembered.
 #[must_use]
-pub fn chosen_scope(tenant: &Tenant, id: &EventId) -> [u8; 16] {
+pub fn publisher_id_scope(tenant: &Tenant, id: &EventId) -> [u8; 16] {
     scope(&["chosen-id", tenant.as_str(), id.as_str()])
 }
 

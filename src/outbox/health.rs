@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 /// What the disk can be too full for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum DiskThread {
     Journal,
     State,
 }
@@ -24,14 +24,14 @@ impl HealthCell {
         Self { sender, full: Mutex::default() }
     }
 
-    pub(super) fn is_full_for(&self, part: Part) -> bool {
+    pub(super) fn is_full_for(&self, part: DiskThread) -> bool {
         self.full.lock().expect("no holder panics")[part as usize]
     }
 
-    pub(super) fn set_full(&self, part: Part, is_full: bool) {
+    pub(super) fn set_full(&self, part: DiskThread, is_full: bool) {
         let mut full = self.full.lock().expect("no holder panics");
         full[part as usize] = is_full;
-        self.turn_to(if full.contains(&true) { Health::DiskFull } else { Health::Good });
+        self.change_to(if full.contains(&true) { Health::DiskFull } else { Health::Good });
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -40,10 +40,10 @@ impl HealthCell {
 
     /// For good: the first reason is the one that counts.
     pub(super) fn fail(&self, reason: &str) {
-        self.turn_to(Health::Failed(reason.into()));
+        self.change_to(Health::Failed(reason.into()));
     }
 
-    fn turn_to(&self, health: Health) {
+    fn change_to(&self, health: Health) {
         self.sender.send_if_modified(|current| {
             let changed = !matches!(current, Health::Failed(_)) && *current != health;
             if changed {
@@ -57,19 +57,19 @@ impl HealthCell {
 
 /// Since when each of the threads has been at the disk; the writer also: has waited for the state.
 #[derive(Clone, Default)]
-pub(super) struct Busy(Arc<[Mutex<Option<Instant>>; 2]>);
+pub(super) struct DiskWaits(Arc<[Mutex<Option<Instant>>; 2]>);
 
-impl Busy {
+impl DiskWaits {
     /// From now on, also when it was before: it has come back in between.
-    pub(super) fn begin(&self, part: Part) {
+    pub(super) fn begin(&self, part: DiskThread) {
         self.set(part, Some(Instant::now()));
     }
 
-    pub(super) fn end(&self, part: Part) {
+    pub(super) fn end(&self, part: DiskThread) {
         self.set(part, None);
     }
 
-    fn set(&self, part: Part, since: Option<Instant>) {
+    fn set(&self, part: DiskThread, since: Option<Instant>) {
         *self.0[part as usize].lock().expect("no holder of this lock panics") = since;
     }
 

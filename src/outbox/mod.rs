@@ -1,4 +1,4 @@
-//! The outbox: journal and state behind one handle, each owned by its own thread.
+//! The outbox: journal and state behind one handle, each id_and_tenant by its own thread.
 //!
 //! Owns the data directory (lock, format stamp), the two threads and their channels. Order of things after a commit:
 //! the state's channel first, then the lanes', then the answers; so a question that follows an answer finds a state
@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use crate::domain::{ApiKey, Endpoint, EndpointNumber, StreamName, Tenant, Timestamp};
-use crate::outbox::decide::{Committed, Committer, Source};
+use crate::outbox::decide::{CommitEnvironment, CommittedGroup, Committer};
 use crate::outbox::draft::Unavailable;
 use crate::outbox::recent_keys::Prepared;
 use crate::outbox::registry::Registry;
@@ -42,10 +42,10 @@ use crate::storage::progress::OnProgress;
 use crate::storage::state::State;
 use commit_queue::CommitQueue;
 use commit_thread::ThreadLinks;
-use health::{Busy, HealthCell};
+use health::{DiskWaits, HealthCell};
 
 pub(crate) use apply_thread::ApplyThread;
-pub use commit_queue::Admission;
+pub use commit_queue::AdmissionLimits;
 pub(crate) use commit_thread::CommitThread;
 pub use health::Health;
 pub use opening::OpenError;
@@ -58,14 +58,14 @@ pub use read_model::ReadModel;
 #[derive(Debug)]
 pub enum Notice {
     /// A group is on disk.
-    Committed(Arc<Committed>),
+    Committed(Arc<CommittedGroup>),
     /// The state says what changed for lanes.
     Lanes(Vec<LaneChange>),
 }
 
 /// What opening found and did.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedOutbox {
     pub outbox: Outbox,
     pub notices: async_mpsc::Receiver<Notice>,
     pub journal: OpenReport,
@@ -78,7 +78,7 @@ pub struct Opened {
 
 /// What was written, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
+pub enum DiskWrite {
     /// A group of so many records, made durable.
     Commit { records: usize },
     /// The state's changes.
@@ -86,10 +86,10 @@ pub enum Written {
 }
 
 /// Is told what was written and how long it took.
-pub type Observer = Arc<dyn Fn(Written, Duration) + Send + Sync>;
+pub type WriteObserver = Arc<dyn Fn(DiskWrite, Duration) + Send + Sync>;
 
 enum StateMessage {
-    Committed(Arc<Committed>),
+    Committed(Arc<CommittedGroup>),
     Read(Box<dyn FnOnce(&State) + Send>),
     /// Retention's turn: it changes nothing that a record says.
     Maintain(Box<dyn FnOnce(&mut State) + Send>),
@@ -99,7 +99,7 @@ enum StateMessage {
 /// Cheap handle.
 #[derive(Clone)]
 pub struct Outbox {
-    inner: Arc<Inner>,
+    inner: Arc<OutboxInner>,
 }
 
 impl std::fmt::Debug for Outbox {
@@ -108,14 +108,14 @@ impl std::fmt::Debug for Outbox {
     }
 }
 
-struct Inner {
+struct OutboxInner {
     queue: Arc<CommitQueue>,
     state: mpsc::Sender<StateMessage>,
     reader: JournalReader,
     registry: Arc<RwLock<Registry>>,
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
-    busy: Busy,
+    disk_waits: DiskWaits,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     /// Shared by who makes deliveries pending again, taken by who forgets events.
     forgetting: tokio::sync::RwLock<()>,
@@ -131,41 +131,41 @@ impl Outbox {
     /// or missing is no error: it is rebuilt.
     pub fn open(
         path: &Path,
-        admission: Admission,
-        mut source: Box<dyn Source>,
-        observer: Observer,
+        admission: AdmissionLimits,
+        mut environment: Box<dyn CommitEnvironment>,
+        observer: WriteObserver,
         progress: OnProgress<'_>,
-    ) -> Result<Opened, OpenError> {
+    ) -> Result<OpenedOutbox, OpenError> {
         let lock = claim(path)?;
-        let salt = u32::try_from(source.random() & 0xffff_ffff).expect("32 bits");
+        let salt = u32::try_from(environment.random() & 0xffff_ffff).expect("32 bits");
         let disk = RealDisk::new(path.join(JOURNAL)).map_err(failed(path))?;
         let (mut journal, mut report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
         let (state, rebuilt, replayed) = open_state(path, &mut journal, &mut report, progress)?;
         let last_time = journal.last_time();
-        let Assembled { outbox, notices, mut writer, state } =
-            Self::assemble(journal, state, admission, source, observer, Some(lock));
-        writer.answer_within(Handle::try_current().ok());
+        let UnstartedOutbox { outbox, notices, mut writer, state } =
+            Self::assemble(journal, state, admission, environment, observer, Some(lock));
+        writer.reply_on(Handle::try_current().ok());
         let threads =
             (spawn("balto-commit", move || writer.run())?, spawn("balto-apply", move || state.run())?);
         *outbox.inner.threads.lock().expect("no holder panics") = Some(threads);
-        Ok(Opened { outbox, notices, journal: report, rebuilt, replayed, last_time })
+        Ok(OpenedOutbox { outbox, notices, journal: report, rebuilt, replayed, last_time })
     }
 
     /// Puts the parts together, without threads: who has them takes their turns, as the threads do.
     pub(crate) fn assemble(
         journal: Journal,
         state: State,
-        admission: Admission,
-        source: Box<dyn Source>,
-        observer: Observer,
+        admission: AdmissionLimits,
+        environment: Box<dyn CommitEnvironment>,
+        observer: WriteObserver,
         lock: Option<File>,
-    ) -> Assembled {
+    ) -> UnstartedOutbox {
         let registry = Arc::new(RwLock::new(registry_of(&state, &journal.reader())));
         let reader = journal.reader();
         let applied = Arc::new(AtomicU64::new(state.applied().0));
         let queue = Arc::new(CommitQueue::new(admission));
         let (health_sender, health) = watch::channel(Health::Good);
-        let busy = Busy::default();
+        let disk_waits = DiskWaits::default();
         let (state_sender, messages) = mpsc::channel();
         let (notice_sender, notices) = async_mpsc::channel(1_024);
         let links = ThreadLinks {
@@ -173,24 +173,24 @@ impl Outbox {
             applied: applied.clone(),
             health: Arc::new(HealthCell::new(health_sender)),
             observer,
-            busy: busy.clone(),
+            disk_waits: disk_waits.clone(),
         };
-        let committer = Committer::new(journal, registry.clone(), source);
+        let committer = Committer::new(journal, registry.clone(), environment);
         let writer = CommitThread::new(committer, queue.clone(), state_sender.clone(), links.clone());
         let state = ApplyThread::new(state, messages, links);
-        let inner = Inner {
+        let inner = OutboxInner {
             queue,
             state: state_sender,
             reader,
             registry,
             applied,
             health,
-            busy,
+            disk_waits,
             threads: Mutex::new(None),
             forgetting: tokio::sync::RwLock::new(()),
             _lock: lock,
         };
-        Assembled { outbox: Self { inner: Arc::new(inner) }, notices, writer, state }
+        UnstartedOutbox { outbox: Self { inner: Arc::new(inner) }, notices, writer, state }
     }
 
     /// Commits the commands in one unit; the outcomes are in their order. Without commands there is nothing to do.
@@ -242,7 +242,7 @@ impl Outbox {
         let mut names: Vec<(Tenant, StreamName)> = Vec::new();
         for draft in commands.iter().filter_map(Command::draft) {
             scopes.extend(draft.idempotency.iter().map(|idempotency| idempotency.scope));
-            scopes.extend(draft.chosen().map(|idempotency| idempotency.scope));
+            scopes.extend(draft.publisher_id_key().map(|idempotency| idempotency.scope));
             names.extend(draft.stream.iter().map(|stream| (draft.tenant.clone(), stream.clone())));
         }
         let requests = commands.iter().filter_map(Command::request);
@@ -281,12 +281,12 @@ impl Outbox {
                 let _gone = sender.send(answer).is_err();
             }
         });
-        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| self.why_not())?;
-        answer.await.map_err(|_| self.why_not())
+        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| self.unavailable())?;
+        answer.await.map_err(|_| self.unavailable())
     }
 
     /// Why the state gives no answer.
-    fn why_not(&self) -> Unavailable {
+    fn unavailable(&self) -> Unavailable {
         match &*self.inner.health.borrow() {
             Health::Good => Unavailable::Stopping,
             Health::DiskFull => Unavailable::DiskFull,
@@ -314,8 +314,8 @@ impl Outbox {
             // As for a question: the asker may have gone.
             let _gone = sender.send(task(state)).is_err();
         });
-        self.inner.state.send(StateMessage::Maintain(task)).map_err(|_| self.why_not())?;
-        answer.await.map_err(|_| self.why_not())
+        self.inner.state.send(StateMessage::Maintain(task)).map_err(|_| self.unavailable())?;
+        answer.await.map_err(|_| self.unavailable())
     }
 
     #[must_use]
@@ -353,20 +353,20 @@ impl Outbox {
 
     /// For how long the writer or the state has been kept from its work by a disk that does not answer; zero when neither is.
     #[must_use]
-    pub fn busy_for(&self) -> Duration {
-        self.inner.busy.longest()
+    pub fn disk_wait(&self) -> Duration {
+        self.inner.disk_waits.longest()
     }
 
     /// Whether so many outcomes wait for their commit that no further attempt should begin.
     #[must_use]
-    pub fn is_behind(&self) -> bool {
-        self.inner.queue.is_behind()
+    pub fn is_outcome_queue_full(&self) -> bool {
+        self.inner.queue.is_outcome_queue_full()
     }
 
     /// Commands and bytes that wait for their commit.
     #[must_use]
-    pub fn waiting(&self) -> (usize, usize) {
-        self.inner.queue.weight()
+    pub fn pending_commits(&self) -> (usize, usize) {
+        self.inner.queue.pending_weight()
     }
 
     /// Records that the state has not applied yet.
@@ -398,7 +398,7 @@ fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<Joi
 }
 
 /// The outbox before its threads run.
-pub(crate) struct Assembled {
+pub(crate) struct UnstartedOutbox {
     pub(crate) outbox: Outbox,
     pub(crate) notices: async_mpsc::Receiver<Notice>,
     pub(crate) writer: CommitThread,

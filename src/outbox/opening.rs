@@ -7,7 +7,7 @@ use crate::domain::{EndpointId, Position, Record, Timestamp};
 use crate::outbox::registry::Registry;
 use crate::storage::data_directory::{ClaimError, STATE, failed};
 use crate::storage::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
-use crate::storage::progress::{OnProgress, Progress};
+use crate::storage::progress::{OnProgress, WorkProgress};
 use crate::storage::state::{State, StateError};
 
 /// Why a data directory cannot be opened.
@@ -20,7 +20,7 @@ pub enum OpenError {
     #[error(
         "the record of endpoint {endpoint} at position {position} was written for position {revision}: the journal was edited, restore a backup"
     )]
-    Displaced { endpoint: EndpointId, position: Position, revision: Position },
+    MisplacedEndpoint { endpoint: EndpointId, position: Position, revision: Position },
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
@@ -29,7 +29,7 @@ pub enum OpenError {
     Read(ReadError),
     /// To go on without it would be to lose it.
     #[error("a newer version has written to this data directory: {0}")]
-    Newer(ReadError),
+    NewerRecord(ReadError),
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -48,17 +48,17 @@ pub(crate) fn open_state(
             (state, Some("the state is missing".to_owned()))
         }
         Ok(state) => (state, None),
-        Err(error) if error.is_of_the_system() => return Err(error.into()),
+        Err(error) if error.is_environmental() => return Err(error.into()),
         Err(error) => {
             if let StateError::Ahead { applied, .. } = error {
-                report.damage.push(journal.lose_until(applied)?);
+                report.damage.push(journal.skip_lost_positions(applied)?);
                 report.last = applied;
             }
-            if matches!(error, StateError::Earlier(_)) {
+            if matches!(error, StateError::EarlierLayout(_)) {
                 std::fs::remove_dir_all(&directory).map_err(failed(&directory))?;
                 tracing::info!(%error, "making the state anew from the journal");
             } else {
-                let aside = move_aside(&directory).map_err(failed(&directory))?;
+                let aside = set_aside(&directory).map_err(failed(&directory))?;
                 tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
             }
             (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
@@ -74,8 +74,8 @@ pub(crate) fn catch_up(
     journal: &Journal,
     progress: OnProgress<'_>,
 ) -> Result<u64, OpenError> {
-    for (_, record) in records(&journal.reader(), state.directory()) {
-        state.know(&record);
+    for (_, record) in read_records(&journal.reader(), state.registry_positions()) {
+        state.restore_ordering(&record);
     }
     let replayed = replay(state, &journal.reader(), journal.reader().last_position(), progress)?;
     check_revisions(state, &journal.reader())?;
@@ -85,11 +85,11 @@ pub(crate) fn catch_up(
 /// Values of an endpoint are sealed for its revision, which is the position of its record. A record that was copied to
 /// another position would open as well, so it is refused.
 fn check_revisions(state: &State, reader: &JournalReader) -> Result<(), OpenError> {
-    for (position, record) in records(reader, state.directory()) {
+    for (position, record) in read_records(reader, state.registry_positions()) {
         if let Record::EndpointPut(found) = &record
             && found.revision != position
         {
-            return Err(OpenError::Displaced {
+            return Err(OpenError::MisplacedEndpoint {
                 endpoint: found.id.clone(),
                 position,
                 revision: found.revision,
@@ -100,7 +100,7 @@ fn check_revisions(state: &State, reader: &JournalReader) -> Result<(), OpenErro
 }
 
 /// One is kept, for whoever wants to know what was wrong with it.
-fn move_aside(directory: &Path) -> std::io::Result<PathBuf> {
+fn set_aside(directory: &Path) -> std::io::Result<PathBuf> {
     let aside = directory.with_extension("damaged");
     match std::fs::remove_dir_all(&aside) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -122,7 +122,7 @@ fn replay(
         let frame = match frame {
             Ok(frame) => frame,
             Err(error @ ReadError::Undecodable { source, .. }) if source.is_newer() => {
-                return Err(OpenError::Newer(error));
+                return Err(OpenError::NewerRecord(error));
             }
             Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
                 tracing::error!(%error, "records of the journal are lost; everything else goes on");
@@ -134,30 +134,33 @@ fn replay(
             state.apply(position, &record, false, &mut changes);
             changes.clear();
             replayed += 1;
-            if state.is_full() {
+            if state.needs_checkpoint() {
                 state.checkpoint(Timestamp::default())?;
             }
         }
-        progress(Progress { at: state.applied().0, of: end.0 });
+        progress(WorkProgress { done: state.applied().0, total: end.0 });
     }
-    state.reach(end);
+    state.skip_to(end);
     state.checkpoint(Timestamp::default())?;
     Ok(replayed)
 }
 
 pub(crate) fn registry_of(state: &State, reader: &JournalReader) -> Registry {
     let mut registry = Registry::default();
-    for (_, record) in records(reader, state.deleted_endpoints()) {
+    for (_, record) in read_records(reader, state.deleted_endpoint_positions()) {
         registry.apply_deleted(&record);
     }
-    for (_, record) in records(reader, state.directory()) {
+    for (_, record) in read_records(reader, state.registry_positions()) {
         registry.apply(&record);
     }
     registry
 }
 
 /// The records at these positions; those that damage has taken are reported and left out.
-fn records(reader: &JournalReader, mut positions: Vec<Position>) -> impl Iterator<Item = (Position, Record)> {
+fn read_records(
+    reader: &JournalReader,
+    mut positions: Vec<Position>,
+) -> impl Iterator<Item = (Position, Record)> {
     // In the order of the journal each of its blocks is read once.
     positions.sort_unstable();
     positions.into_iter().filter_map(|position| match reader.read(position) {

@@ -23,7 +23,7 @@ pub struct Prepared {
 }
 
 #[derive(Debug)]
-enum Name {
+enum RecentName {
     Scope([u8; 16]),
     Stream(Tenant, StreamName),
 }
@@ -32,7 +32,7 @@ enum Name {
 pub(super) struct RecentKeys {
     scopes: HashMap<[u8; 16], Known>,
     streams: HashMap<(Tenant, StreamName), (u64, Position)>,
-    order: VecDeque<(Position, Name)>,
+    order: VecDeque<(Position, RecentName)>,
     floor: Position,
 }
 
@@ -59,13 +59,13 @@ impl RecentKeys {
     }
 
     pub(super) fn put_scope(&mut self, scope: [u8; 16], known: Known) {
-        self.order.push_back((known.position, Name::Scope(scope)));
+        self.order.push_back((known.position, RecentName::Scope(scope)));
         self.scopes.insert(scope, known);
         self.trim();
     }
 
     pub(super) fn put_stream(&mut self, name: (Tenant, StreamName), version: u64, position: Position) {
-        self.order.push_back((position, Name::Stream(name.0.clone(), name.1.clone())));
+        self.order.push_back((position, RecentName::Stream(name.0.clone(), name.1.clone())));
         self.streams.insert(name, (version, position));
         self.trim();
     }
@@ -75,12 +75,12 @@ impl RecentKeys {
             let Some((position, name)) = self.order.pop_front() else { return };
             self.floor = self.floor.max(position);
             match name {
-                Name::Scope(scope) => {
+                RecentName::Scope(scope) => {
                     if self.scopes.get(&scope).is_some_and(|known| known.position == position) {
                         self.scopes.remove(&scope);
                     }
                 }
-                Name::Stream(tenant, stream) => {
+                RecentName::Stream(tenant, stream) => {
                     let key = (tenant, stream);
                     if self.streams.get(&key).is_some_and(|(_, at)| *at == position) {
                         self.streams.remove(&key);

@@ -88,16 +88,16 @@ impl Registry {
     /// The id of an endpoint, also of a deleted one.
     #[must_use]
     pub fn id_of(&self, number: EndpointNumber) -> Option<&EndpointId> {
-        self.owned(number).map(|(id, _)| id)
+        self.id_and_tenant(number).map(|(id, _)| id)
     }
 
     /// The tenant of an endpoint, also of a deleted one.
     #[must_use]
     pub fn tenant_of(&self, number: EndpointNumber) -> Option<&Tenant> {
-        self.owned(number).map(|(_, tenant)| tenant)
+        self.id_and_tenant(number).map(|(_, tenant)| tenant)
     }
 
-    fn owned(&self, number: EndpointNumber) -> Option<(&EndpointId, &Tenant)> {
+    fn id_and_tenant(&self, number: EndpointNumber) -> Option<(&EndpointId, &Tenant)> {
         let live = self.endpoints.get(&number).map(|endpoint| (&endpoint.id, &endpoint.tenant));
         live.or_else(|| self.deleted.get(&number).map(|(id, tenant)| (id, tenant)))
     }

@@ -10,7 +10,7 @@ use crate::storage::state::StateError;
 
 struct Clock(u64);
 
-impl Source for Clock {
+impl CommitEnvironment for Clock {
     fn now(&mut self) -> Timestamp {
         self.0 += 1;
         Timestamp::from_millis(self.0)
@@ -21,12 +21,12 @@ impl Source for Clock {
     }
 }
 
-fn open(path: &Path) -> Result<Opened, OpenError> {
+fn open(path: &Path) -> Result<OpenedOutbox, OpenError> {
     open_and_watch(path, &mut |_| ())
 }
 
-fn open_and_watch(path: &Path, progress: OnProgress<'_>) -> Result<Opened, OpenError> {
-    let admission = Admission { bytes: 1 << 20, commands: 1_000 };
+fn open_and_watch(path: &Path, progress: OnProgress<'_>) -> Result<OpenedOutbox, OpenError> {
+    let admission = AdmissionLimits { bytes: 1 << 20, commands: 1_000 };
     let source = Box::new(Clock(3_000_000_000_000));
     Outbox::open(path, admission, source, Arc::new(|_, _| ()), progress)
 }
@@ -58,7 +58,7 @@ fn a_record_of_a_newer_version_stops_the_start() {
         stamp(directory.path()).unwrap();
         for _ in 0..2 {
             let refused = open(directory.path());
-            assert!(matches!(refused, Err(OpenError::Newer(_))), "{refused:?}");
+            assert!(matches!(refused, Err(OpenError::NewerRecord(_))), "{refused:?}");
         }
     }
 }
@@ -87,10 +87,10 @@ fn endpoint_record_of_another_position_stops_the_start() {
         let report =
             crate::maintenance::verify::verify(directory.path(), scratch.path(), &mut |_, _| ()).unwrap();
         let told =
-            report.problems.told.iter().any(|problem| problem.words.contains("was written for position"));
+            report.problems.listed.iter().any(|problem| problem.text.contains("was written for position"));
         assert_eq!(told, refused, "revision {revision}: {:?}", report.problems);
         let opened = open(directory.path());
-        let displaced = matches!(opened, Err(OpenError::Displaced { .. }));
+        let displaced = matches!(opened, Err(OpenError::MisplacedEndpoint { .. }));
         assert_eq!((displaced, opened.is_ok()), (refused, !refused), "revision {revision}: {opened:?}");
     }
 }
@@ -104,10 +104,10 @@ fn a_rebuild_says_how_far_it_is_and_keeps_one_damaged_state() {
         let opened = open_and_watch(&directory, &mut |progress| heard.push(progress)).unwrap();
         assert!(opened.rebuilt.is_some() && opened.replayed > 0, "round {round}");
         let last = opened.outbox.journal().last_position().0;
-        assert!(heard.windows(2).all(|pair| pair[0].at <= pair[1].at), "{heard:?}");
-        assert!(heard.iter().all(|progress| progress.of == last && progress.at <= last));
+        assert!(heard.windows(2).all(|pair| pair[0].done <= pair[1].done), "{heard:?}");
+        assert!(heard.iter().all(|progress| progress.total == last && progress.done <= last));
         // Behind the last record there may be positions of which retention has taken the records.
-        assert!(heard.last().is_some_and(|progress| progress.at > last / 2), "{heard:?} of {last}");
+        assert!(heard.last().is_some_and(|progress| progress.done > last / 2), "{heard:?} of {last}");
         opened.outbox.stop();
         drop(opened);
         let aside: Vec<_> = std::fs::read_dir(&directory)
@@ -173,8 +173,8 @@ async fn a_state_that_does_not_come_back_from_its_disk_is_seen_while_nothing_is_
     outbox.read(|_| ()).await.unwrap();
     let until = async |is_right: fn(Duration) -> bool| {
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while !is_right(outbox.busy_for()) {
-            assert!(std::time::Instant::now() < deadline, "busy for {:?}", outbox.busy_for());
+        while !is_right(outbox.disk_wait()) {
+            assert!(std::time::Instant::now() < deadline, "busy for {:?}", outbox.disk_wait());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -194,7 +194,7 @@ async fn a_state_that_does_not_come_back_from_its_disk_is_seen_while_nothing_is_
 /// Panics from the second time on that it is asked for.
 struct Broken(Clock);
 
-impl Source for Broken {
+impl CommitEnvironment for Broken {
     fn now(&mut self) -> Timestamp {
         assert!(self.0.now().millis() < 3_000_000_000_002, "as a mistake of the writer would");
         Timestamp::from_millis(3_000_000_000_000)
@@ -208,7 +208,7 @@ impl Source for Broken {
 #[tokio::test]
 async fn a_panic_of_the_writer_ends_the_life_and_nobody_waits_for_ever() {
     let directory = tempfile::tempdir().unwrap();
-    let admission = Admission { bytes: 1 << 20, commands: 1_000 };
+    let admission = AdmissionLimits { bytes: 1 << 20, commands: 1_000 };
     let source = Box::new(Broken(Clock(3_000_000_000_000)));
     let path = directory.path();
     let opened = Outbox::open(path, admission, source, Arc::new(|_, _| ()), &mut |_| ()).unwrap();
@@ -236,15 +236,15 @@ async fn a_panic_of_the_writer_ends_the_life_and_nobody_waits_for_ever() {
 
 #[test]
 fn what_the_system_refuses_is_no_damage() {
-    let of = |error: std::io::Error| StateError::Io(error).is_of_the_system();
+    let of = |error: std::io::Error| StateError::Io(error).is_environmental();
     for code in [28, 122, 13, 30, 23, 24] {
         assert!(of(std::io::Error::from_raw_os_error(code)), "{code}");
         let in_sled = StateError::Sled(sled::Error::Io(std::io::Error::from_raw_os_error(code)));
-        assert!(in_sled.is_of_the_system(), "{code} within sled");
+        assert!(in_sled.is_environmental(), "{code} within sled");
     }
     assert!(!of(std::io::Error::from_raw_os_error(5)), "what cannot be read is damaged");
-    assert!(!StateError::Damaged("x").is_of_the_system());
+    assert!(!StateError::Damaged("x").is_environmental());
     let ahead = StateError::Ahead { applied: Position(2), journal_end: Position(1) };
-    assert!(!ahead.is_of_the_system());
+    assert!(!ahead.is_environmental());
     assert!(StateError::Io(std::io::Error::from_raw_os_error(28)).is_disk_full());
 }

@@ -7,7 +7,7 @@ use crate::domain::Position;
 use crate::failpoints;
 use crate::failpoints::Bound;
 use crate::maintenance::backup;
-use crate::maintenance::backup::{BackupId, BackupKey, BackupPart, Signing};
+use crate::maintenance::backup::{BackupId, BackupKey, BackupPart, BackupSigning};
 use crate::outbox::draft::Unavailable;
 
 /// Bytes of a part of a backup, about.
@@ -42,7 +42,7 @@ impl Backups<'_> {
         let last = reader.last_position();
         let until = until.map_or(last, |until| until.min(last));
         let bytes = failpoints::bound(Bound::BackupBytes, BACKUP_PART_BYTES);
-        let signing = self.0.vault().backup_keys().next().map(|(key, bytes)| Signing {
+        let signing = self.0.vault().backup_keys().next().map(|(key, bytes)| BackupSigning {
             key: BackupKey::new(key.to_string().into(), bytes),
             backup: id.unwrap_or_else(|| BackupId(self.0.random_bytes())),
         });

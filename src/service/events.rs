@@ -9,7 +9,7 @@ use crate::context::records::UNJUDGED;
 use crate::domain::{Event, EventId, Idempotency, Position, Record, Tenant, Timestamp};
 use crate::failpoints::Bound;
 use crate::outbox::draft::{
-    Accepted, EventDraft, PublishError, Unavailable, chosen_scope, generated_at, is_chosen,
+    Accepted, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id, publisher_id_scope,
 };
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found};
@@ -49,7 +49,7 @@ impl Events<'_> {
         let has_key = request.is_some();
         self.resolve_generated_ids(&mut drafts).await?;
         let mut kept = Vec::new();
-        if drafts.iter().any(EventDraft::may_repeat) {
+        if drafts.iter().any(EventDraft::may_be_duplicate) {
             kept.clone_from(&drafts);
         }
         let mut kept = kept.into_iter();
@@ -161,7 +161,7 @@ impl Events<'_> {
         {
             return Ok(Some(found));
         }
-        let chosen = chosen_scope(tenant, id);
+        let chosen = publisher_id_scope(tenant, id);
         let known = self
             .0
             .outbox()
@@ -290,7 +290,7 @@ fn find_generated(reader: &JournalReader, ids: &[EventId]) -> std::io::Result<Ve
             && let Some(record) = records.next()
         {
             match record {
-                Ok((position, Record::EventAccepted(event))) if !is_chosen(&event) => {
+                Ok((position, Record::EventAccepted(event))) if !has_publisher_id(&event) => {
                     for number in ids.remove(&event.id).unwrap_or_default() {
                         found[number] = Some((position, event.clone()));
                     }

@@ -17,7 +17,7 @@ use crate::delivery::{Dispatcher, assemble};
 use crate::domain::{DeadReason, DeliveryKey, PolicyDefaults, Record, RetryPolicy, Tenant};
 use crate::metrics::Metrics;
 use crate::outbox::draft::{ChangeError, EventDraft};
-use crate::outbox::{Admission, Outbox};
+use crate::outbox::{AdmissionLimits, Outbox};
 use crate::projections::reads::Filter;
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
@@ -42,7 +42,7 @@ pub(crate) fn context() -> (Context, Dispatcher, tempfile::TempDir) {
 
 fn with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let admission = Admission { bytes: 1 << 26, commands: 10_000 };
+    let admission = AdmissionLimits { bytes: 1 << 26, commands: 10_000 };
     let opened =
         Outbox::open(directory.path(), admission, Box::new(SystemSource), Arc::new(|_, _| ()), &mut |_| ())
             .unwrap();

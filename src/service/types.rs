@@ -8,7 +8,7 @@ pub use crate::courier::tls::IdentityError;
 pub use crate::lanes::{CircuitState, WaitReason};
 pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{
-    Accepted, ChangeError, EventDraft, PublishError, Unavailable, generated_at, is_chosen,
+    Accepted, ChangeError, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id,
 };
 pub use crate::projections::reads::{Cursor, Filter};
 

@@ -19,17 +19,17 @@ use crate::context::{Context, Settings};
 use crate::delivery::{Run, assemble};
 use crate::domain::{DeadReason, Position, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
-use crate::outbox::decide::Source;
+use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::draft::Unavailable;
-use crate::outbox::{Admission, Notice, Opened, Outbox};
-use crate::outbox::{ApplyThread, Assembled, CommitThread, catch_up};
+use crate::outbox::{AdmissionLimits, Notice, OpenedOutbox, Outbox};
+use crate::outbox::{ApplyThread, CommitThread, UnstartedOutbox, catch_up};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::service::Endpoints;
 use crate::storage::disk::{Fault, MemoryDisk, Operation};
 use crate::storage::journal::{Journal, JournalOptions, JournalReader, verify};
 use crate::storage::state::State;
-use crate::storage::state::base::Base;
+use crate::storage::state::row_store::RowStore;
 use crate::vault::Vault;
 
 /// Simulated time within which everything has to be over once the receivers are well.
@@ -52,7 +52,7 @@ pub(super) enum End {
 
 struct SimulatedSource(Chance);
 
-impl Source for SimulatedSource {
+impl CommitEnvironment for SimulatedSource {
     fn now(&mut self) -> Timestamp {
         wall()
     }
@@ -98,7 +98,7 @@ impl Life {
             (Chance::new(inner.chance.next()), inner.plan.clone())
         });
         let mut options = JournalOptions::new(7);
-        (options.segment_bytes, options.room_bytes) = (plan.segment_bytes, plan.room_bytes);
+        (options.segment_bytes, options.preallocation_bytes) = (plan.segment_bytes, plan.preallocation_bytes);
         check_files(&world.disk())?;
         let (journal, report) =
             Journal::open(Arc::new(world.disk()), options).map_err(|error| error.to_string())?;
@@ -116,21 +116,21 @@ impl Life {
         }
         let end = reader.last_position();
         let mut state =
-            State::over(Base::Memory(world.rows.clone()), end).map_err(|error| error.to_string())?;
+            State::with_rows(RowStore::Memory(world.rows.clone()), end).map_err(|error| error.to_string())?;
         let replayed = catch_up(&mut state, &journal, &mut |_| ()).map_err(|error| error.to_string())?;
         world.with(|inner| inner.model.compare(&state, wall()))?;
         world.note(format_args!("life begins at {end}, {replayed} replayed, {} torn", report.torn_bytes));
-        let admission = Admission { bytes: 1 << 24, commands: 10_000 };
+        let admission = AdmissionLimits { bytes: 1 << 24, commands: 10_000 };
         let source = Box::new(SimulatedSource(chance));
         let assembled = Outbox::assemble(journal, state, admission, source, Arc::new(|_, _| ()), None);
         Ok(Self::start(world, assembled, reader, last_time))
     }
 
-    fn start(world: &World, assembled: Assembled, reader: JournalReader, last_time: Timestamp) -> Self {
-        let Assembled { outbox, notices: told, writer, state } = assembled;
+    fn start(world: &World, assembled: UnstartedOutbox, reader: JournalReader, last_time: Timestamp) -> Self {
+        let UnstartedOutbox { outbox, notices: told, writer, state } = assembled;
         let (heard, notices) = mpsc::channel(1_024);
         let journal = crate::storage::journal::OpenReport::default();
-        let opened = Opened { outbox, notices, journal, rebuilt: None, replayed: 0, last_time };
+        let opened = OpenedOutbox { outbox, notices, journal, rebuilt: None, replayed: 0, last_time };
         let settings = Settings {
             max_in_flight: world.plan().max_in_flight,
             host_max_in_flight: world.plan().host_max_in_flight,
@@ -251,7 +251,7 @@ impl Life {
         }
     }
 
-    fn note_committed(&self, committed: &crate::outbox::decide::Committed) {
+    fn note_committed(&self, committed: &crate::outbox::decide::CommittedGroup) {
         for (position, record) in &committed.records {
             self.world.note(format_args!("committed {position} {}", crate::simulation::brief(record)));
             if let Err(broken) = self.world.with(|inner| inner.model.apply(*position, record, wall())) {

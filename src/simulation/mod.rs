@@ -111,7 +111,7 @@ fn live_through(world: &World) -> Result<(), String> {
             return Err("see above".to_owned());
         }
         let disk = world.disk();
-        let after = match (disk.survivor(), end) {
+        let after = match (disk.disk_after_power_cut(), end) {
             (Some(survivor), _) => survivor,
             (None, End::PowerCut) => disk.crash(world.chance(chance::Chance::next)),
             (None, End::Done | End::Stopped | End::Killed) => disk,

@@ -15,7 +15,7 @@ use super::receivers::Receiver;
 use crate::context::clock::Clock;
 use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
 use crate::storage::disk::MemoryDisk;
-use crate::storage::state::base::memory::{MemoryRows, Supply};
+use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
 /// Longest wait that a receiver's `Retry-After` can ask for.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 20;
@@ -100,7 +100,7 @@ pub(super) struct Plan {
     /// All endpoints are at one host.
     pub(super) host_max_in_flight: usize,
     pub(super) segment_bytes: u64,
-    pub(super) room_bytes: usize,
+    pub(super) preallocation_bytes: usize,
     pub(super) keep: Option<Duration>,
     pub(super) bounds: Vec<(crate::failpoints::Bound, usize)>,
 }
@@ -124,7 +124,7 @@ impl Plan {
             max_in_flight: *chance.pick(&[1, 3, 20]),
             host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
-            room_bytes: *chance.pick(&[0, 500, 4_000]),
+            preallocation_bytes: *chance.pick(&[0, 500, 4_000]),
             keep: chance.percent(40).then(|| Duration::from_secs(chance.within(5, 30))),
             bounds: vec![
                 (Bound::LaneWindowMax, window),
@@ -280,7 +280,7 @@ impl World {
 
     /// Whether the power holds: without it nothing is heard or seen.
     pub(super) fn is_alive(&self) -> bool {
-        self.disk().survivor().is_none()
+        self.disk().disk_after_power_cut().is_none()
     }
 
     pub(super) fn note(&self, what: std::fmt::Arguments<'_>) {
@@ -332,16 +332,16 @@ impl Inner {
 }
 
 /// The rows hang on the same power supply as the disk.
-fn supply(disk: Arc<Mutex<MemoryDisk>>) -> Arc<dyn Fn() -> Supply + Send + Sync> {
+fn supply(disk: Arc<Mutex<MemoryDisk>>) -> Arc<dyn Fn() -> PowerState + Send + Sync> {
     Arc::new(move || {
         let disk = disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let before = disk.survivor().is_some();
-        match disk.touch() {
-            Ok(()) => Supply::Holds,
-            Err(_) if before => Supply::FailsBefore,
+        let before = disk.disk_after_power_cut().is_some();
+        match disk.external_operation() {
+            Ok(()) => PowerState::On,
+            Err(_) if before => PowerState::FailsBeforeWrite,
             // Either may happen; the bytes on the disk are as good a coin as any.
-            Err(_) if disk.bytes_used().is_multiple_of(2) => Supply::FailsAfter,
-            Err(_) => Supply::FailsBefore,
+            Err(_) if disk.bytes_used().is_multiple_of(2) => PowerState::FailsAfterWrite,
+            Err(_) => PowerState::FailsBeforeWrite,
         }
     })
 }

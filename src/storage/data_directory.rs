@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use super::disk::{PRIVATE, create_private};
+use super::disk::{PRIVATE_FILE_MODE, create_private};
 use super::permissions::{self, PermissionError};
 
 /// Directory of the journal.
@@ -69,7 +69,12 @@ pub(crate) fn claim(path: &Path) -> Result<File, ClaimError> {
 /// Locks the directory for as long as the file is open; `None` when another process holds the lock.
 pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
     let mut options = File::options();
-    let lock = options.create(true).truncate(false).write(true).mode(PRIVATE).open(path.join(LOCK_FILE))?;
+    let lock = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(PRIVATE_FILE_MODE)
+        .open(path.join(LOCK_FILE))?;
     match lock.try_lock() {
         Ok(()) => Ok(Some(lock)),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -80,7 +85,8 @@ pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
 /// Records durably that the directory is incomplete.
 pub(crate) fn begin_stamp(path: &Path) -> io::Result<()> {
     let fresh = path.join(STAMP_BEGUN_FILE);
-    let mut file = File::options().create(true).truncate(true).write(true).mode(PRIVATE).open(&fresh)?;
+    let mut file =
+        File::options().create(true).truncate(true).write(true).mode(PRIVATE_FILE_MODE).open(&fresh)?;
     file.write_all(FORMAT.as_bytes())?;
     file.sync_all()?;
     File::open(path)?.sync_all()

@@ -53,7 +53,7 @@ pub trait Disk: Send + Sync + 'static {
 }
 
 /// Mode of the files: readable and writable by their owner alone.
-pub const PRIVATE: u32 = 0o600;
+pub const PRIVATE_FILE_MODE: u32 = 0o600;
 /// Directory that `mkfs` makes in the root of an ext2, ext3 or ext4 file system, for the repairs of `fsck`.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -69,7 +69,7 @@ pub fn create_private(directory: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When the directory cannot be read.
-pub fn content(directory: &Path) -> io::Result<Vec<OsString>> {
+pub fn entry_names(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -144,7 +144,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.open(name, OpenOptions::new().read(true).write(true).create_new(true).mode(PRIVATE))
+        self.open(name, OpenOptions::new().read(true).write(true).create_new(true).mode(PRIVATE_FILE_MODE))
     }
 
     fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -171,9 +171,9 @@ impl Disk for RealDisk {
 /// A directory that is only read. Whoever opens a journal mends what a crash has left (cuts a torn end off, removes what
 /// was not finished); through this it sees it mended, and nothing changes.
 #[derive(Clone, Debug)]
-pub struct ReadOnly(pub RealDisk);
+pub struct ReadOnlyDisk(pub RealDisk);
 
-impl Disk for ReadOnly {
+impl Disk for ReadOnlyDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         self.0.list()
     }

@@ -13,4 +13,4 @@ pub mod state;
 
 pub use data_directory::ClaimError;
 pub use permissions::PermissionError;
-pub use progress::Progress;
+pub use progress::WorkProgress;

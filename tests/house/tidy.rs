@@ -165,7 +165,7 @@ fn clocks_and_randomness_are_read_at_the_edges_only() {
 fn sled_is_opened_and_written_in_one_file() {
     for (name, text) in all() {
         for forbidden in ["sled::Config", "sled::Db", "sled::Batch", "sled::Tree", "sled::open"] {
-            let contained = name.starts_with("storage/state/base") || !text.contains(forbidden);
+            let contained = name.starts_with("storage/state/row_store") || !text.contains(forbidden);
             assert!(contained, "src/{name} uses {forbidden}");
         }
     }

@@ -27,7 +27,7 @@ fn whole(reader: &JournalReader, until: Position) -> String {
     whole_signed(reader, until, None)
 }
 
-fn whole_signed(reader: &JournalReader, until: Position, signing: Option<&Signing>) -> String {
+fn whole_signed(reader: &JournalReader, until: Position, signing: Option<&BackupSigning>) -> String {
     let (mut text, mut after) = (String::new(), Position(0));
     loop {
         let part = part(reader, after, until, 300, signing).unwrap();
@@ -49,10 +49,10 @@ fn content(reader: &JournalReader) -> Vec<(Position, Timestamp, Vec<u8>)> {
     all
 }
 
-fn restored(text: &str) -> Result<(Restored, Journal, tempfile::TempDir), RestoreError> {
+fn restored(text: &str) -> Result<(RestoreReport, Journal, tempfile::TempDir), RestoreError> {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");
-    let restored = restore(&mut text.as_bytes(), &data, 9, Trust::default())?;
+    let restored = restore(&mut text.as_bytes(), &data, 9, BackupTrust::default())?;
     let disk = RealDisk::new(data.join("journal")).unwrap();
     let (journal, report) = Journal::open(Arc::new(disk), JournalOptions::new(8)).unwrap();
     assert_eq!((report.damage, report.torn_bytes), (Vec::new(), 0));
@@ -69,7 +69,7 @@ fn what_is_restored_is_what_was_there_with_its_positions_and_times() {
         assert_eq!(content(&copy.reader()), expected);
         assert_eq!(
             report,
-            Restored { records: expected.len() as u64, last: Position(100), authenticated: false }
+            RestoreReport { records: expected.len() as u64, last: Position(100), authenticated: false }
         );
         let next = copy.append(Timestamp::from_millis(1), &[vec![record(1)]]).unwrap();
         assert_eq!(next.start, Position(101));
@@ -80,7 +80,7 @@ fn what_is_restored_is_what_was_there_with_its_positions_and_times() {
 #[test]
 fn it_ends_where_it_was_told_to() {
     let (report, copy, _directory) = restored(&whole(&journal(false).reader(), Position(41))).unwrap();
-    assert_eq!(report, Restored { records: 41, last: Position(41), authenticated: false });
+    assert_eq!(report, RestoreReport { records: 41, last: Position(41), authenticated: false });
     assert_eq!(content(&copy.reader()).len(), 41);
 }
 
@@ -89,7 +89,7 @@ fn an_empty_journal_has_a_backup_too() {
     let options = JournalOptions::new(7);
     let (journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
     let (report, ..) = restored(&whole(&journal.reader(), Position(0))).unwrap();
-    assert_eq!(report, Restored::default());
+    assert_eq!(report, RestoreReport::default());
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_directory_with_something_in_it_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("keep"), "x").unwrap();
     let text = whole(&journal(false).reader(), Position(100));
-    let refused = restore(&mut text.as_bytes(), directory.path(), 9, Trust::default());
+    let refused = restore(&mut text.as_bytes(), directory.path(), 9, BackupTrust::default());
     assert!(matches!(refused, Err(RestoreError::NotEmpty(_))));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
 }
@@ -157,14 +157,14 @@ fn after_a_failure_everything_is_as_it_was_and_the_next_try_succeeds() {
         if kept.is_some() {
             std::fs::create_dir(&data).unwrap();
         }
-        let failed = restore(&mut half.as_bytes(), &data, 9, Trust::default());
+        let failed = restore(&mut half.as_bytes(), &data, 9, BackupTrust::default());
         assert!(
             matches!(failed, Err(RestoreError::Damaged { .. } | RestoreError::BreaksOff(_))),
             "{failed:?}"
         );
         assert_eq!(names(below.path()), kept.into_iter().collect::<Vec<_>>(), "{path}");
         assert!(kept.is_none() || names(&data).is_empty(), "{path}: {:?}", names(&data));
-        restore(&mut text.as_bytes(), &data, 9, Trust::default()).unwrap();
+        restore(&mut text.as_bytes(), &data, 9, BackupTrust::default()).unwrap();
         assert_eq!(names(&data), ["FORMAT", "LOCK", "journal"]);
         std::fs::remove_dir_all(below.path().join(path.split('/').next().unwrap())).unwrap();
     }
@@ -190,11 +190,11 @@ fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
     };
     for left in [&["LOCK"][..], &["FORMAT.new", "LOCK"], &["FORMAT.new", "LOCK", "journal"]] {
         make(left);
-        let restored = restore(&mut text.as_bytes(), data, 9, Trust::default())
+        let restored = restore(&mut text.as_bytes(), data, 9, BackupTrust::default())
             .unwrap_or_else(|error| panic!("{left:?}: {error}"));
         assert_eq!(
             restored,
-            Restored { records: 100, last: Position(100), authenticated: false },
+            RestoreReport { records: 100, last: Position(100), authenticated: false },
             "{left:?}"
         );
         assert_eq!(names(data), ["FORMAT", "LOCK", "journal"], "{left:?}");
@@ -207,14 +207,14 @@ fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
         &["FORMAT.new", "state"],
     ] {
         make(other);
-        let refused = restore(&mut text.as_bytes(), data, 9, Trust::default());
+        let refused = restore(&mut text.as_bytes(), data, 9, BackupTrust::default());
         assert!(matches!(refused, Err(RestoreError::NotEmpty(_))), "{other:?}: {refused:?}");
         assert_eq!(names(data), other, "it was touched");
     }
     // Another process is just about to fill it.
     make(&[]);
     let _lock = data_directory::lock(data).unwrap().unwrap();
-    let refused = restore(&mut text.as_bytes(), data, 9, Trust::default());
+    let refused = restore(&mut text.as_bytes(), data, 9, BackupTrust::default());
     assert!(matches!(refused, Err(RestoreError::Locked(_))), "{refused:?}");
     assert_eq!(names(data), ["LOCK"]);
 }
@@ -241,13 +241,17 @@ fn key(id: &str) -> BackupKey {
     BackupKey::new(id.into(), [id.len() as u8; 32])
 }
 
-fn signing(key: BackupKey, backup: u8) -> Signing {
-    Signing { key, backup: BackupId([backup; authentication::BACKUP_ID_BYTES]) }
+fn signing(key: BackupKey, backup: u8) -> BackupSigning {
+    BackupSigning { key, backup: BackupId([backup; authentication::BACKUP_ID_BYTES]) }
 }
 
-fn restored_with(text: &str, keys: &[BackupKey], unauthenticated: bool) -> Result<Restored, RestoreError> {
+fn restored_with(
+    text: &str,
+    keys: &[BackupKey],
+    unauthenticated: bool,
+) -> Result<RestoreReport, RestoreError> {
     let directory = tempfile::tempdir().unwrap();
-    restore(&mut text.as_bytes(), &directory.path().join("data"), 9, Trust { keys, unauthenticated })
+    restore(&mut text.as_bytes(), &directory.path().join("data"), 9, BackupTrust { keys, unauthenticated })
 }
 
 /// Makes the CRC-32 of an authenticated line right.
@@ -262,12 +266,12 @@ fn authenticated_backup_is_restored_with_its_key_alone() {
     let journal = journal(true);
     let text = whole_signed(&journal.reader(), Position(100), Some(&signing(key("a"), 1)));
     let plain = whole(&journal.reader(), Position(100));
-    let signed = Restored { authenticated: true, ..restored(&plain).unwrap().0 };
+    let signed = RestoreReport { authenticated: true, ..restored(&plain).unwrap().0 };
     assert_eq!(restored_with(&text, &[key("bb"), key("a")], false).unwrap(), signed);
     for keys in [&[][..], &[key("bb")]] {
         assert!(matches!(restored_with(&text, keys, false), Err(RestoreError::MissingKey(id)) if id == "a"));
         let unchecked = restored_with(&text, keys, true).unwrap();
-        assert_eq!(unchecked, Restored { authenticated: false, ..signed });
+        assert_eq!(unchecked, RestoreReport { authenticated: false, ..signed });
     }
     assert!(matches!(restored_with(&plain, &[key("a")], false), Err(RestoreError::NotAuthenticated)));
     assert!(!restored_with(&plain, &[key("a")], true).unwrap().authenticated);

@@ -7,7 +7,7 @@ use super::*;
 use crate::domain::EndpointNumber;
 use crate::outbox::conformance::data_directory;
 use crate::projections::{counters, idempotency, pages};
-use crate::storage::state::base::{Base, Change};
+use crate::storage::state::row_store::{RowChange, RowStore};
 
 /// Names and contents of everything below.
 fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -24,12 +24,12 @@ fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Verifies, and sees that nothing was changed.
-fn look(directory: &Path) -> Report {
+fn look(directory: &Path) -> VerificationReport {
     let before = contents(directory);
     let scratch = tempfile::tempdir().unwrap();
     let (mut stages, mut last) = (Vec::new(), None);
     let report = verify(directory, scratch.path(), &mut |stage, progress| {
-        assert!(progress.at <= progress.of.max(progress.at), "{stage:?}: {progress:?}");
+        assert!(progress.done <= progress.total.max(progress.done), "{stage:?}: {progress:?}");
         if last != Some(stage) {
             stages.push(stage);
         }
@@ -42,7 +42,7 @@ fn look(directory: &Path) -> Report {
 }
 
 fn problems(directory: &Path) -> Vec<String> {
-    look(directory).problems.told.into_iter().map(|problem| problem.words).collect()
+    look(directory).problems.listed.into_iter().map(|problem| problem.text).collect()
 }
 
 #[test]
@@ -52,26 +52,26 @@ fn a_sound_directory_is_good_with_and_without_what_retention_took() {
         let report = look(&directory);
         assert_eq!(report.problems, Problems::default(), "seed {seed}");
         assert!(
-            matches!(report.state, StateFound::Compared { applied, rows } if applied == report.last && rows > 10)
+            matches!(report.state, StateCheck::Compared { applied, rows } if applied == report.last && rows > 10)
         );
         assert!(!report.endpoints.is_empty());
         // A state that is missing is no damage: a restored directory has none.
         std::fs::remove_dir_all(directory.join("state")).unwrap();
         let report = look(&directory);
-        assert_eq!((report.problems, report.state), (Problems::default(), StateFound::Missing));
+        assert_eq!((report.problems, report.state), (Problems::default(), StateCheck::Missing));
         assert!(!report.endpoints.is_empty());
     }
 }
 
 fn all_rows(directory: &Path) -> Rows {
-    let rows = Base::open(&directory.join("state")).unwrap();
+    let rows = RowStore::open(&directory.join("state")).unwrap();
     rows.range(b"A", b"\xff").map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
 }
 
 /// Changes a row as only a bug of ours could: all sums are right.
 fn change(directory: &Path, key: &[u8], value: Option<&[u8]>) {
-    let mut rows = Base::open(&directory.join("state")).unwrap();
-    rows.write([(key, value.map_or(Change::Remove, Change::Put))].into_iter()).unwrap();
+    let mut rows = RowStore::open(&directory.join("state")).unwrap();
+    rows.write([(key, value.map_or(RowChange::Remove, RowChange::Put))].into_iter()).unwrap();
 }
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -153,7 +153,7 @@ fn changed_layout_of_the_state_is_reported() {
         change(&damaged, b"A", Some(&changed));
         let report = look(&damaged);
         let is_earlier = (1..layout).contains(&number);
-        assert_eq!(report.state == StateFound::Earlier, is_earlier, "layout {number}: {report:?}");
+        assert_eq!(report.state == StateCheck::EarlierLayout, is_earlier, "layout {number}: {report:?}");
         assert!(is_earlier || report.problems.count > 0, "layout {number}: {report:?}");
         std::fs::remove_dir_all(&damaged).unwrap();
     }
@@ -191,10 +191,10 @@ fn every_row_that_is_missing_changed_or_invented_is_found() {
                     None => after.remove(key),
                 };
                 let report = look(&damaged);
-                let told = report.problems.told;
+                let told = report.problems.listed;
                 let tag = char::from(tag);
                 // A cursor that names an earlier layout: the next start makes such a state again, whatever it says.
-                let is_earlier = tag == 'A' && report.state == StateFound::Earlier;
+                let is_earlier = tag == 'A' && report.state == StateCheck::EarlierLayout;
                 let harmless = is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
                 assert!(
                     !told.is_empty() || harmless,
@@ -279,8 +279,8 @@ fn a_state_that_cannot_be_opened_is_said_and_left_alone() {
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, vec![7; bytes.len()]).unwrap();
     let report = look(&directory);
-    assert_eq!((report.problems.count, report.state), (1, StateFound::NotCompared));
-    assert!(report.problems.told[0].words.contains("the next start rebuilds it"), "{:?}", report.problems);
+    assert_eq!((report.problems.count, report.state), (1, StateCheck::NotCompared));
+    assert!(report.problems.listed[0].text.contains("the next start rebuilds it"), "{:?}", report.problems);
     assert!(!report.endpoints.is_empty());
 }
 
@@ -302,5 +302,5 @@ fn a_directory_in_use_is_not_checked() {
 fn problems_are_counted_when_there_are_too_many_to_tell() {
     let mut problems = Problems::default();
     (0..250).for_each(|number| problems.add(number.to_string()));
-    assert_eq!((problems.told.len(), problems.count), (PROBLEMS_TOLD_MAX, 250));
+    assert_eq!((problems.listed.len(), problems.count), (PROBLEMS_LISTED_MAX, 250));
 }

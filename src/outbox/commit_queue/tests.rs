@@ -12,7 +12,7 @@ use crate::outbox::unit::{Command, Outcome, Refusal, UnitReply};
 type Answer = oneshot::Receiver<Result<Vec<Outcome>, Refusal>>;
 
 fn queue(commands: usize) -> CommitQueue {
-    CommitQueue::new(Admission { bytes: 10_000_000, commands })
+    CommitQueue::new(AdmissionLimits { bytes: 10_000_000, commands })
 }
 
 /// Known again by its number.
@@ -31,7 +31,7 @@ fn awaited(number: u64) -> (Unit, Answer) {
 }
 
 /// Changes the directory, so it is committed alone.
-fn lonely(number: u64) -> Unit {
+fn barrier(number: u64) -> Unit {
     let at = Timestamp::from_millis(number);
     let commands = vec![Command::DeleteEndpoint { endpoint: EndpointNumber(1), at }];
     Unit { commands, prepared: Prepared::default(), reply: None }
@@ -50,13 +50,13 @@ fn numbers(group: Option<Vec<Unit>>) -> Vec<u64> {
 #[test]
 fn groups_keep_the_order_and_changes_of_the_directory_stand_alone() {
     let queue = queue(100);
-    for unit in [outcome(1), outcome(2), lonely(3), lonely(4), outcome(5)] {
+    for unit in [outcome(1), outcome(2), barrier(3), barrier(4), outcome(5)] {
         queue.push(unit).unwrap();
     }
     queue.close();
     let groups: Vec<_> = (0..5).map(|_| numbers(queue.next_group())).collect();
     assert_eq!(groups, [vec![1, 2], vec![3], vec![4], vec![5], vec![]]);
-    assert_eq!(queue.weight(), (0, 0));
+    assert_eq!(queue.pending_weight(), (0, 0));
 }
 
 #[test]
@@ -76,20 +76,20 @@ fn publishers_are_refused_at_the_bound_and_outcomes_never() {
 
 #[test]
 fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
-    let queue = CommitQueue { crowd_linger: Duration::from_secs(3_600), ..queue(100) };
+    let queue = CommitQueue { busy_commit_delay: Duration::from_secs(3_600), ..queue(100) };
     let push = |number| {
         let (unit, answer) = awaited(number);
         queue.push(unit).unwrap();
         answer
     };
-    let enough = CROWD_ENOUGH as u64;
-    let crowd: Vec<_> = (0..CROWD_MIN as u64).map(push).collect();
-    assert_eq!(numbers(queue.next_group()).len(), CROWD_MIN);
-    drop(crowd);
+    let enough = GROUP_PUBLISHERS_ENOUGH as u64;
+    let previous_publishers: Vec<_> = (0..BUSY_PUBLISHERS_MIN as u64).map(push).collect();
+    assert_eq!(numbers(queue.next_group()).len(), BUSY_PUBLISHERS_MIN);
+    drop(previous_publishers);
     std::thread::scope(|scope| {
         let _most: Vec<_> = (1..enough).map(push).collect();
         let writer = scope.spawn(|| numbers(queue.next_group()));
-        while queue.lock().wanted != Some(CROWD_ENOUGH) {
+        while queue.lock().wanted != Some(GROUP_PUBLISHERS_ENOUGH) {
             std::thread::yield_now();
         }
         assert!(!writer.is_finished());
@@ -97,9 +97,17 @@ fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
         assert_eq!(writer.join().unwrap(), (1..=enough).collect::<Vec<_>>());
     });
     let _more: Vec<_> = (0..=enough).map(push).collect();
-    assert_eq!(numbers(queue.next_group()).len(), CROWD_ENOUGH + 1, "whoever is here already comes along");
+    assert_eq!(
+        numbers(queue.next_group()).len(),
+        GROUP_PUBLISHERS_ENOUGH + 1,
+        "whoever is here already comes along"
+    );
     let _few: Vec<_> = (0..enough).map(push).collect();
-    assert_eq!(numbers(queue.next_group()).len(), CROWD_ENOUGH, "enough are here: nothing to wait for");
+    assert_eq!(
+        numbers(queue.next_group()).len(),
+        GROUP_PUBLISHERS_ENOUGH,
+        "enough are here: nothing to wait for"
+    );
     let _another = push(1);
     let full: Vec<_> = (2..=limits::COMMIT_RECORDS_MAX as u64).collect();
     full.iter().for_each(|number| queue.push(outcome(*number)).unwrap());
@@ -109,7 +117,7 @@ fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
         "a full group waits for nobody"
     );
     let _alone = push(2);
-    assert_eq!(numbers(queue.next_group()), [2], "one is no crowd");
+    assert_eq!(numbers(queue.next_group()), [2], "one is no previous_publishers");
 }
 
 #[test]
@@ -128,7 +136,7 @@ fn what_could_not_be_written_comes_first_again() {
     let group = queue.next_group().unwrap();
     queue.push(outcome(4)).unwrap();
     queue.put_back(group);
-    assert_eq!(queue.weight().0, 4);
+    assert_eq!(queue.pending_weight().0, 4);
     assert_eq!(numbers(queue.next_group()), [1, 2, 3, 4]);
 }
 
@@ -170,7 +178,7 @@ fn many_publishers_and_one_writer_lose_nothing() {
                 if count % 10 == 0 {
                     std::thread::yield_now();
                 }
-                while queue.weight().0 > 50 {
+                while queue.pending_weight().0 > 50 {
                     std::thread::yield_now();
                 }
             }
@@ -193,15 +201,15 @@ fn too_many_outcomes_are_seen_until_they_are_taken() {
     for number in 0..limits::OUTCOMES_MAX as u64 {
         queue.push(outcome(number)).unwrap();
     }
-    assert!(!queue.is_behind());
+    assert!(!queue.is_outcome_queue_full());
     queue.push(outcome(0)).unwrap();
-    assert!(queue.is_behind());
+    assert!(queue.is_outcome_queue_full());
     let (unit, _answer) = awaited(1);
     assert!(queue.push(unit).is_err(), "publishers are bounded as before");
     while !queue.is_empty() {
         queue.take();
     }
-    assert!(!queue.is_behind());
+    assert!(!queue.is_outcome_queue_full());
     queue.put_back(vec![outcome(1), outcome(2)]);
     assert_eq!(queue.lock().outcomes, (2, 128));
     queue.take();

@@ -11,17 +11,17 @@ use super::{End, Store};
 use crate::domain::{ApiKey, Endpoint, Position, Record, Timestamp};
 use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
-use crate::outbox::decide::Source;
+use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::recent_keys::Prepared;
 use crate::outbox::unit::{Command, Outcome, Unit};
-use crate::outbox::{Admission, Notice, Outbox, ReadModel};
-use crate::outbox::{ApplyThread, Assembled, CommitThread, catch_up, open_state};
+use crate::outbox::{AdmissionLimits, Notice, Outbox, ReadModel};
+use crate::outbox::{ApplyThread, CommitThread, UnstartedOutbox, catch_up, open_state};
 use crate::storage::data_directory::stamp;
 use crate::storage::disk::{Disk, MemoryDisk, RealDisk};
 use crate::storage::journal::{Journal, JournalOptions};
 use crate::storage::state::State;
-use crate::storage::state::base::Base;
-use crate::storage::state::base::memory::{MemoryRows, Supply};
+use crate::storage::state::row_store::RowStore;
+use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
 /// Where it lies.
 enum Medium {
@@ -52,7 +52,7 @@ struct Told {
     random: fastrand::Rng,
 }
 
-impl Source for Told {
+impl CommitEnvironment for Told {
     fn now(&mut self) -> Timestamp {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,7 +95,7 @@ pub(super) struct DiskStore {
 
 impl DiskStore {
     pub(super) fn in_memory(seed: u64) -> Self {
-        let rows = MemoryRows::new(Arc::new(|| Supply::Holds));
+        let rows = MemoryRows::new(Arc::new(|| PowerState::On));
         Self::over(Medium::Memory { disk: MemoryDisk::new(), rows }, seed)
     }
 
@@ -127,7 +127,7 @@ impl DiskStore {
     fn open(&mut self) {
         let options = JournalOptions {
             segment_bytes: self.segment_bytes,
-            room_bytes: self.told.random.choice([0, 500]).expect("two"),
+            preallocation_bytes: self.told.random.choice([0, 500]).expect("two"),
             frame_bytes: 200,
             ..JournalOptions::new(self.told.random.u32(..))
         };
@@ -144,8 +144,9 @@ impl DiskStore {
         assert_eq!(report.damage, [], "the journal is damaged");
         let state = match &self.medium {
             Medium::Memory { rows, .. } => {
-                let rows = Base::Memory(rows.clone());
-                let mut state = State::over(rows, journal.reader().last_position()).expect("the state opens");
+                let rows = RowStore::Memory(rows.clone());
+                let mut state =
+                    State::with_rows(rows, journal.reader().last_position()).expect("the state opens");
                 catch_up(&mut state, &journal, &mut |_| ()).expect("the state catches up");
                 state
             }
@@ -157,9 +158,9 @@ impl DiskStore {
                 state
             }
         };
-        let admission = Admission { bytes: 1 << 24, commands: 10_000 };
+        let admission = AdmissionLimits { bytes: 1 << 24, commands: 10_000 };
         let source = Box::new(self.told.clone());
-        let Assembled { outbox, notices, writer, state } =
+        let UnstartedOutbox { outbox, notices, writer, state } =
             Outbox::assemble(journal, state, admission, source, Arc::new(|_, _| ()), None);
         let writer = writer.without_pauses();
         self.parts = Some(Parts { outbox, writer, state, notices });

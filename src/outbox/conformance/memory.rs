@@ -129,12 +129,13 @@ impl MemoryStore {
     }
 
     fn publish_fresh(&mut self, draft: &EventDraft) -> Outcome {
-        match draft.chosen().and_then(|chosen| self.repeated(&chosen)) {
+        match draft.publisher_id_key().and_then(|chosen| self.repeated(&chosen)) {
             Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
             Some(duplicate) => return duplicate,
             None => {}
         }
-        let requests: Vec<Idempotency> = draft.idempotency.iter().cloned().chain(draft.chosen()).collect();
+        let requests: Vec<Idempotency> =
+            draft.idempotency.iter().cloned().chain(draft.publisher_id_key()).collect();
         let stream = draft.stream.clone().map(|stream| {
             let head = self.oracle.streams.get(&(draft.tenant.clone(), stream.clone()));
             (stream, head.map(|head| head.version))

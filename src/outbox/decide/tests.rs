@@ -13,7 +13,7 @@ const ENDPOINTS: usize = 2_000;
 
 struct Clock;
 
-impl Source for Clock {
+impl CommitEnvironment for Clock {
     fn now(&mut self) -> Timestamp {
         Timestamp::from_millis(3_000_000_000_000)
     }
@@ -45,7 +45,7 @@ fn unit(commands: Vec<Command>, reply: Option<UnitReply>) -> Unit {
 #[test]
 fn whoever_knows_an_id_cannot_tell_the_next_ones() {
     struct Chance(u128);
-    impl Source for Chance {
+    impl CommitEnvironment for Chance {
         fn now(&mut self) -> Timestamp {
             Clock.now()
         }
@@ -56,7 +56,7 @@ fn whoever_knows_an_id_cannot_tell_the_next_ones() {
         }
     }
     let mut committer = committer(&MemoryDisk::new());
-    committer.source = Box::new(Chance(0));
+    committer.environment = Box::new(Chance(0));
     let mut last = Ulid::nil();
     for _ in 0..100 {
         let (reply, _answer) = oneshot::channel();

@@ -314,7 +314,7 @@ fn live<T>(world: &World, seed: u64, life: impl AsyncFnOnce(&mut Life) -> T) -> 
         done
     });
     let disk = world.disk();
-    world.set_disk(disk.survivor().unwrap_or_else(|| disk.crash(seed)));
+    world.set_disk(disk.disk_after_power_cut().unwrap_or_else(|| disk.crash(seed)));
     done
 }
 
@@ -382,7 +382,7 @@ async fn a_cancellation_that_came_too_late_is_not_remembered_as_done() {
     without_the_writer(&mut life, Duration::from_secs(2)).await;
     let delivery = DeliveryKey { event: published.await.unwrap().unwrap().position, endpoint };
     assert_eq!(world.with(|inner| inner.happened["sent"]), 1);
-    assert_eq!(life.context.outbox().waiting().0, 1, "the outcome waits");
+    assert_eq!(life.context.outbox().pending_commits().0, 1, "the outcome waits");
     let context = life.context.clone();
     let cancelled =
         tokio::spawn(async move { Deliveries(&context).cancel(&Scope(None), delivery, Some(keyed())).await });
@@ -481,7 +481,7 @@ async fn what_is_retried_while_retention_looks_does_not_expire() {
         retention::pass(&context, keep, &mut retention::retention(&context, keep)).await
     });
     // It has looked, and the first deaths wait for their commit.
-    while life.context.outbox().waiting().0 == 0 {
+    while life.context.outbox().pending_commits().0 == 0 {
         tokio::task::yield_now().await;
         life.take_states_turns();
     }

@@ -1,8 +1,8 @@
 //! A disk in memory that can lose power and fail on demand.
 //!
 //! Owns: for each file the bytes as written and the bytes as synced, and the same for the directory's names. A crash
-//! leaves what was synced plus a random, possibly torn part of the rest; of the unsynced changes of names it keeps any
-//! subset, because not every file system keeps their order. Chance comes from the seed alone.
+//! leaves what was synced plus a random, possibly after_crash part of the rest; of the unsynced changes of names it keeps any
+//! subset, because not every file system keeps their order. SplitMix64 comes from the seed alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +28,7 @@ pub enum Operation {
     Remove,
     SyncDir,
     /// Something that is written elsewhere, on the same power supply.
-    Elsewhere,
+    External,
 }
 
 /// An error to come: `skip` operations of the kind succeed, the next `count` fail with `errno`.
@@ -52,7 +52,7 @@ impl Fault {
 }
 
 #[derive(Clone, Default)]
-struct Image {
+struct FileImage {
     written: Vec<u8>,
     durable: Vec<u8>,
     /// Where the two may differ.
@@ -61,7 +61,7 @@ struct Image {
     sync_lies: bool,
 }
 
-impl Image {
+impl FileImage {
     /// A file that is on disk as it was written.
     fn synced(bytes: Vec<u8>) -> Self {
         Self { durable: bytes.clone(), written: bytes, ..Self::default() }
@@ -101,28 +101,28 @@ impl Image {
 
     /// What a power cut leaves: the synced part, and of what was written since all or a random length, of which some
     /// sectors never arrived.
-    fn torn(&self, chance: &mut Chance) -> Vec<u8> {
+    fn after_crash(&self, random: &mut SplitMix64) -> Vec<u8> {
         let Self { written, durable, unsynced, .. } = self;
         if written.len() < durable.len() {
             // The truncation (or what was written after it) may or may not have reached the disk.
-            return if chance.below(2) == 0 { durable.clone() } else { written.clone() };
+            return if random.below(2) == 0 { durable.clone() } else { written.clone() };
         }
         let most = unsynced.end.min(written.len()).saturating_sub(unsynced.start);
-        let arrived = if chance.below(3) == 0 { most } else { chance.below(most + 1) };
+        let arrived = if random.below(3) == 0 { most } else { random.below(most + 1) };
         let arrived = unsynced.start + arrived;
         let mut bytes = durable.clone();
         bytes.resize(arrived.max(durable.len()), 0);
         bytes[unsynced.start..arrived].copy_from_slice(&written[unsynced.start..arrived]);
-        if chance.below(2) == 0 {
+        if random.below(2) == 0 {
             let mut at = unsynced.start;
             while at < arrived {
                 let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(arrived);
-                match chance.below(4) {
+                match random.below(4) {
                     0 => {
                         let before = durable.iter().skip(at).copied().chain(std::iter::repeat(0));
                         bytes[at..next].iter_mut().zip(before).for_each(|(byte, before)| *byte = before);
                     }
-                    1 => bytes[at..next].iter_mut().for_each(|byte| *byte = chance.next() as u8),
+                    1 => bytes[at..next].iter_mut().for_each(|byte| *byte = random.next() as u8),
                     _ => {}
                 }
                 at = next;
@@ -132,7 +132,7 @@ impl Image {
     }
 }
 
-type SharedImage = Arc<Mutex<Image>>;
+type SharedImage = Arc<Mutex<FileImage>>;
 
 enum NameChange {
     Create(String, SharedImage),
@@ -159,7 +159,7 @@ impl NameChange {
 }
 
 #[derive(Default)]
-struct Directory {
+struct MemoryDirectory {
     names: BTreeMap<String, SharedImage>,
     names_durable: BTreeMap<String, SharedImage>,
     /// Changes since the last directory sync, in order.
@@ -167,21 +167,21 @@ struct Directory {
     faults: Vec<Fault>,
     bytes_max: Option<u64>,
     syncs: u64,
-    struck: u64,
+    faults_hit: u64,
     /// Operations until the power fails, and the seed of what is left then.
     cut: Option<(u64, u64)>,
     /// What the power cut left: nothing reaches this disk any more.
-    survivor: Option<MemoryDisk>,
+    after_power_cut: Option<MemoryDisk>,
 }
 
-impl Directory {
+impl MemoryDirectory {
     fn check(&mut self, operation: Operation) -> io::Result<()> {
         match &mut self.cut {
             None => {}
             Some((0, seed)) => {
                 let seed = *seed;
-                if self.survivor.is_none() {
-                    self.survivor = Some(self.crash(seed));
+                if self.after_power_cut.is_none() {
+                    self.after_power_cut = Some(self.crash(seed));
                 }
                 return Err(io::Error::from_raw_os_error(Fault::EIO));
             }
@@ -192,7 +192,7 @@ impl Directory {
                 fault.skip -= 1;
             } else {
                 fault.count -= 1;
-                self.struck += 1;
+                self.faults_hit += 1;
                 return Err(io::Error::from_raw_os_error(fault.errno));
             }
         }
@@ -200,19 +200,19 @@ impl Directory {
     }
 
     fn crash(&self, seed: u64) -> MemoryDisk {
-        let mut chance = Chance(seed);
+        let mut random = SplitMix64(seed);
         let mut names = self.names_durable.clone();
         for change in &self.changes {
-            if chance.below(2) == 0 {
+            if random.below(2) == 0 {
                 change.apply(&mut names);
             }
         }
-        let after = |image: &SharedImage, chance: &mut Chance| {
-            let left = lock(image).torn(chance);
-            Arc::new(Mutex::new(Image::synced(left)))
+        let after = |image: &SharedImage, random: &mut SplitMix64| {
+            let left = lock(image).after_crash(random);
+            Arc::new(Mutex::new(FileImage::synced(left)))
         };
         let names: BTreeMap<_, _> =
-            names.iter().map(|(name, image)| (name.clone(), after(image, &mut chance))).collect();
+            names.iter().map(|(name, image)| (name.clone(), after(image, &mut random))).collect();
         let directory = Self { names_durable: names.clone(), names, ..Self::default() };
         MemoryDisk { directory: Arc::new(Mutex::new(directory)) }
     }
@@ -234,7 +234,7 @@ impl Directory {
 /// See the module.
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
-    directory: Arc<Mutex<Directory>>,
+    directory: Arc<Mutex<MemoryDirectory>>,
 }
 
 impl MemoryDisk {
@@ -250,23 +250,23 @@ impl MemoryDisk {
     }
 
     /// The power fails at the operation that comes after so many others: it and all later ones fail, and what is left is
-    /// in [`Self::survivor`].
+    /// in [`Self::after_power_cut`].
     pub fn cut_power_after(&self, operations: u64, seed: u64) {
         lock(&self.directory).cut = Some((operations, seed));
     }
 
     /// The disk after the restart, once the power has failed.
     #[must_use]
-    pub fn survivor(&self) -> Option<Self> {
-        lock(&self.directory).survivor.clone()
+    pub fn disk_after_power_cut(&self) -> Option<Self> {
+        lock(&self.directory).after_power_cut.clone()
     }
 
     /// Counts a write elsewhere as an operation.
     ///
     /// # Errors
     /// When the power fails, or has failed.
-    pub fn touch(&self) -> io::Result<()> {
-        lock(&self.directory).check(Operation::Elsewhere)
+    pub fn external_operation(&self) -> io::Result<()> {
+        lock(&self.directory).check(Operation::External)
     }
 
     pub fn inject(&self, fault: Fault) {
@@ -288,10 +288,10 @@ impl MemoryDisk {
         lock(&self.directory).syncs
     }
 
-    /// How many operations an injected fault has struck.
+    /// How many operations an injected fault has faults_hit.
     #[must_use]
-    pub fn struck(&self) -> u64 {
-        lock(&self.directory).struck
+    pub fn faults_hit(&self) -> u64 {
+        lock(&self.directory).faults_hit
     }
 
     #[must_use]
@@ -307,7 +307,7 @@ impl MemoryDisk {
 
     /// Puts a file there, durably: for tests that damage one.
     pub fn put(&self, name: &str, bytes: &[u8]) {
-        let image = Arc::new(Mutex::new(Image::synced(bytes.to_vec())));
+        let image = Arc::new(Mutex::new(FileImage::synced(bytes.to_vec())));
         let mut directory = lock(&self.directory);
         directory.names.insert(name.to_owned(), Arc::clone(&image));
         directory.names_durable.insert(name.to_owned(), image);
@@ -374,7 +374,7 @@ impl Disk for MemoryDisk {
 
 struct MemoryFile {
     image: SharedImage,
-    directory: Arc<Mutex<Directory>>,
+    directory: Arc<Mutex<MemoryDirectory>>,
 }
 
 impl DiskFile for MemoryFile {
@@ -437,9 +437,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// SplitMix64.
-struct Chance(u64);
+struct SplitMix64(u64);
 
-impl Chance {
+impl SplitMix64 {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
-pub(super) struct Cache<K, V> {
+pub(super) struct LruCache<K, V> {
     weight_max: usize,
     weight: usize,
     tick: u64,
@@ -11,7 +11,7 @@ pub(super) struct Cache<K, V> {
     by_age: BTreeMap<u64, K>,
 }
 
-impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
+impl<K: Hash + Eq + Copy, V: Clone> LruCache<K, V> {
     pub(super) fn new(weight_max: usize) -> Self {
         Self { weight_max, weight: 0, tick: 0, entries: HashMap::new(), by_age: BTreeMap::new() }
     }

@@ -65,7 +65,7 @@ const _: () = assert!(RESYNC_BYTES > FRAME_HEADER_BYTES && WALK_BYTES > FRAME_HE
 const _: () = assert!(limits::FRAME_BYTES_MAX < u32::MAX as usize);
 
 /// Whether the bytes from an offset on, as far as there are any, are how a frame begins.
-pub(super) fn begins_frame<R: ReadAt + ?Sized>(source: &R, offset: u64) -> io::Result<bool> {
+pub(super) fn starts_with_frame_magic<R: ReadAt + ?Sized>(source: &R, offset: u64) -> io::Result<bool> {
     let mut bytes = [0; FRAME_MAGIC.len()];
     let count = source.read_at(offset, &mut bytes)?;
     Ok(count > 0 && FRAME_MAGIC.starts_with(&bytes[..count]))
@@ -155,7 +155,7 @@ pub(super) struct FrameHeader {
 
 impl FrameHeader {
     /// Says that the positions from `first` to `last` were taken out.
-    pub(super) fn note(first: Position, last: Position, time: Timestamp, salt: u32) -> Self {
+    pub(super) fn gap_marker(first: Position, last: Position, time: Timestamp, salt: u32) -> Self {
         Self {
             body_bytes: 0,
             body_crc: checksum(salt, &[]),
@@ -168,7 +168,7 @@ impl FrameHeader {
         }
     }
 
-    pub(super) fn is_note(&self) -> bool {
+    pub(super) fn is_gap_marker(&self) -> bool {
         self.count == 0
     }
 
@@ -194,11 +194,11 @@ impl FrameHeader {
     }
 
     fn decode(bytes: &[u8], salt: u32) -> Option<Self> {
-        let sound = bytes.len() >= FRAME_HEADER_BYTES
+        let valid = bytes.len() >= FRAME_HEADER_BYTES
             && &bytes[0..4] == FRAME_MAGIC
             && u32_at(bytes, 4) == checksum(salt, &bytes[8..FRAME_HEADER_BYTES])
             && u16_at(bytes, 16) == FORMAT_VERSION;
-        let header = sound.then(|| Self {
+        let header = valid.then(|| Self {
             body_bytes: u32_at(bytes, 8),
             body_crc: u32_at(bytes, 12),
             count: u32_at(bytes, 20),
@@ -208,7 +208,7 @@ impl FrameHeader {
             commit_first: Position(u64_at(bytes, 48)),
             commit_last: Position(u64_at(bytes, 56)),
         })?;
-        (header.is_note() == (header.body_bytes == 0) && header.first <= header.last).then_some(header)
+        (header.is_gap_marker() == (header.body_bytes == 0) && header.first <= header.last).then_some(header)
     }
 }
 
@@ -299,12 +299,12 @@ impl ReadAt for dyn DiskFile {
 }
 
 /// A part of a file that is in memory.
-pub(super) struct Window<'a> {
+pub(super) struct FileWindow<'a> {
     pub(super) start: u64,
     pub(super) bytes: &'a [u8],
 }
 
-impl ReadAt for Window<'_> {
+impl ReadAt for FileWindow<'_> {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let from = offset.saturating_sub(self.start).min(self.bytes.len() as u64) as usize;
         let count = buffer.len().min(self.bytes.len() - from);
@@ -315,7 +315,7 @@ impl ReadAt for Window<'_> {
 
 /// How much a scan checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Depth {
+pub(super) enum ScanDepth {
     /// Frame headers only; bodies are skipped.
     Headers,
     /// Bodies too.
@@ -323,12 +323,12 @@ pub(super) enum Depth {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Item {
+pub(super) enum ScanItem {
     Frame {
         offset: u64,
         header: FrameHeader,
     },
-    /// Bytes that belong to no readable frame. `known` when a sound header says which positions they held.
+    /// Bytes that belong to no readable frame. `known` when a valid header says which positions they held.
     Damage {
         bytes: Range<u64>,
         known: Option<(Position, Position)>,
@@ -339,7 +339,7 @@ pub(super) enum Item {
 pub(super) struct Scanner<'a, R: ReadAt + ?Sized> {
     source: &'a R,
     salt: u32,
-    depth: Depth,
+    depth: ScanDepth,
     offset: u64,
     end: u64,
     /// Last position seen; a frame that does not rise above it is none.
@@ -350,35 +350,35 @@ pub(super) struct Scanner<'a, R: ReadAt + ?Sized> {
 }
 
 impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
-    pub(super) fn new(source: &'a R, salt: u32, depth: Depth, range: Range<u64>, last: Position) -> Self {
+    pub(super) fn new(source: &'a R, salt: u32, depth: ScanDepth, range: Range<u64>, last: Position) -> Self {
         let (window, body) = (Vec::new(), Vec::new());
         Self { source, salt, depth, offset: range.start, end: range.end, last, window, window_start: 0, body }
     }
 
-    /// The body of the frame that [`Self::next`] just gave, with [`Depth::Bodies`].
+    /// The body of the frame that [`Self::next`] just gave, with [`ScanDepth::Bodies`].
     pub(super) fn body(&self) -> &[u8] {
         &self.body
     }
 
-    pub(super) fn next(&mut self) -> io::Result<Option<Item>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<ScanItem>> {
         if self.offset >= self.end {
             return Ok(None);
         }
         let start = self.offset;
         let Some(header) = self.header_at(start)? else {
             self.offset = self.resync(start + 1)?;
-            return Ok(Some(Item::Damage { bytes: start..self.offset, known: None }));
+            return Ok(Some(ScanItem::Damage { bytes: start..self.offset, known: None }));
         };
         self.offset = start + header.frame_bytes();
         self.last = header.last;
-        if self.depth == Depth::Bodies && !self.body_is_sound(start, &header)? {
+        if self.depth == ScanDepth::Bodies && !self.is_body_valid(start, &header)? {
             let known = Some((header.first, header.last));
-            return Ok(Some(Item::Damage { bytes: start..self.offset, known }));
+            return Ok(Some(ScanItem::Damage { bytes: start..self.offset, known }));
         }
-        Ok(Some(Item::Frame { offset: start, header }))
+        Ok(Some(ScanItem::Frame { offset: start, header }))
     }
 
-    /// A sound header whose frame ends within the range.
+    /// A valid header whose frame ends within the range.
     fn header_at(&mut self, offset: u64) -> io::Result<Option<FrameHeader>> {
         let needed = offset + FRAME_HEADER_BYTES as u64;
         if needed > self.end {
@@ -400,11 +400,11 @@ impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
         header.first > self.last && offset + header.frame_bytes() <= self.end
     }
 
-    fn body_is_sound(&mut self, offset: u64, header: &FrameHeader) -> io::Result<bool> {
+    fn is_body_valid(&mut self, offset: u64, header: &FrameHeader) -> io::Result<bool> {
         self.body.resize(header.body_bytes as usize, 0);
         let count = self.source.read_at(offset + FRAME_HEADER_BYTES as u64, &mut self.body)?;
-        let is_sound = checksum(self.salt, &self.body) == header.body_crc;
-        Ok(count == self.body.len() && (is_sound || failpoints::is_active(Mutation::IgnoreChecksums)))
+        let is_valid = checksum(self.salt, &self.body) == header.body_crc;
+        Ok(count == self.body.len() && (is_valid || failpoints::is_active(Mutation::IgnoreChecksums)))
     }
 
     /// Offset of the next whole frame at or after `offset`, or the end.
@@ -424,7 +424,7 @@ impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
                 let at = offset + from as u64;
                 let header = FrameHeader::decode(&chunk[from..count], self.salt);
                 if let Some(header) = header.filter(|header| self.is_plausible(at, header))
-                    && self.body_is_sound(at, &header)?
+                    && self.is_body_valid(at, &header)?
                 {
                     return Ok(at);
                 }

@@ -1,7 +1,7 @@
 //! The journal: an append-only log of records, the only truth.
 //!
 //! Owns: the files `journal-<first position>.log`, their order and their durability. One owner writes
-//! ([`Journal`]); anyone reads ([`JournalReader`]). Must never know what a record means, read a clock or roll dice.
+//! ([`Journal`]); anyone reads ([`JournalReader`]). Must never know what a record means, read a clock or start_next_segment dice.
 //!
 //! Invariants: positions rise densely as they are assigned and never change; an append returns only after its bytes
 //! are synced, and readers see it only then; after a write or sync error nothing more is appended, because a sync that
@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub use open::{JournalError, OpenReport, VerifyReport, verify};
-pub use reader::{Frames, JournalReader, Raw, RawStep, ReadError, RecordsAt};
+pub use reader::{Frames, JournalReader, RawBatch, RawRecord, ReadError, RecordsAt};
 pub use restore::Restorer;
 pub use rewrite::{RewriteError, RewriteReport};
 
@@ -36,7 +36,7 @@ use crate::limits;
 use crate::storage::disk::{DiskFile, is_disk_full, is_out_of_descriptors};
 use crate::storage::format;
 use frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
-use reader::{Entry, Shared, write};
+use reader::{SegmentEntry, SegmentStore, write};
 use segment::{Segment, file_name};
 
 /// Longest varint delta in front of a record of an append.
@@ -48,7 +48,7 @@ pub struct JournalOptions {
     pub salt: u32,
     pub segment_bytes: u64,
     /// Zeros that are put behind the end at once.
-    pub room_bytes: usize,
+    pub preallocation_bytes: usize,
     pub frame_bytes: usize,
     /// Bound of the blocks that readers keep, in bytes.
     pub cache_bytes: usize,
@@ -60,7 +60,7 @@ impl JournalOptions {
         Self {
             salt,
             segment_bytes: limits::SEGMENT_BYTES_TARGET,
-            room_bytes: limits::SEGMENT_PREALLOCATED_BYTES,
+            preallocation_bytes: limits::SEGMENT_PREALLOCATED_BYTES,
             frame_bytes: limits::FRAME_BYTES_TARGET,
             cache_bytes: 16 * 1024 * 1024,
         }
@@ -80,7 +80,7 @@ pub enum DamageCause {
     Missing,
 }
 
-/// A damaged place.
+/// A damaged location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// First position of the segment, as in its file name.
@@ -162,19 +162,19 @@ impl Encoded {
 
 /// The single writer.
 pub struct Journal {
-    shared: Arc<Shared>,
+    shared: Arc<SegmentStore>,
     options: JournalOptions,
     active: Option<Arc<Segment>>,
     /// End of what is durable in the active file.
     end: u64,
     /// Length of the active file: what lies behind the end are zeros, to be written over.
-    room_end: u64,
+    allocated_end: u64,
     next: Position,
     /// Time of the last commit.
     time: Timestamp,
     poisoned: bool,
     /// Bytes that a full disk did not take the last time.
-    refused: usize,
+    refused_bytes: usize,
     encoded: Encoded,
     /// What is written next: frames, and room behind them.
     buffer: Vec<u8>,
@@ -205,18 +205,18 @@ impl Journal {
 
     /// Notes that records up to `last`, once durable, are gone from the end: a new segment begins after them, so that no
     /// position is given twice.
-    pub(crate) fn lose_until(&mut self, last: Position) -> Result<Damage, AppendError> {
+    pub(crate) fn skip_lost_positions(&mut self, last: Position) -> Result<Damage, AppendError> {
         let first = self.next;
         self.next = last.next();
-        let segment = self.roll(self.time)?.header.first;
+        let segment = self.start_next_segment(self.time)?.header.first;
         self.shared.last.store(last.0, Ordering::Release);
         Ok(Damage { segment, bytes: 0..0, positions: Some((first, last)), cause: DamageCause::Missing })
     }
 
     /// Whether a disk that was full takes again what it refused.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        open::has_room(&*self.shared.disk, self.refused.max(limits::FRAME_BYTES_TARGET))
+    pub fn has_space(&self) -> bool {
+        open::has_space(&*self.shared.disk, self.refused_bytes.max(limits::FRAME_BYTES_TARGET))
     }
 
     /// Appends all units with one write and one sync; returns the first position and the one after the last. A unit
@@ -244,8 +244,8 @@ impl Journal {
         }
         let time = commit_time.max(self.time);
         let segment = self.segment_for(time)?;
-        let frames = self.lay_out(&segment, time, &range);
-        self.write_with_room(&segment)?;
+        let frames = self.build_frames(&segment, time, &range);
+        self.write_and_preallocate(&segment)?;
         self.sync(&segment)?;
         self.end += self.buffer.len() as u64;
         segment.publish(&frames, self.end);
@@ -259,7 +259,7 @@ impl Journal {
     }
 
     /// Puts the units' frames into the buffer.
-    fn lay_out(
+    fn build_frames(
         &mut self,
         segment: &Segment,
         time: Timestamp,
@@ -297,12 +297,12 @@ impl Journal {
 
     /// Writes the buffer, and room behind it when there is none left: to sync bytes that lie within a file takes one
     /// write to the disk, while a file that grows takes two or three (measured: 95 against 150 microseconds).
-    fn write_with_room(&mut self, segment: &Segment) -> Result<(), AppendError> {
+    fn write_and_preallocate(&mut self, segment: &Segment) -> Result<(), AppendError> {
         let frames = self.buffer.len();
         let end = self.end + frames as u64;
-        if end > self.room_end {
+        if end > self.allocated_end {
             let most = self.options.segment_bytes.saturating_sub(end);
-            let room = self.options.room_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
+            let room = self.options.preallocation_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
             self.buffer.resize(frames + room, 0);
         }
         let mut written = self.write(segment);
@@ -312,24 +312,24 @@ impl Journal {
             written = self.write(segment);
         }
         written?;
-        self.room_end = self.room_end.max(self.end + self.buffer.len() as u64);
+        self.allocated_end = self.allocated_end.max(self.end + self.buffer.len() as u64);
         self.buffer.truncate(frames);
         Ok(())
     }
 
     fn write(&mut self, segment: &Segment) -> Result<(), AppendError> {
         let Err(error) = segment.file.write_at(self.end, &self.buffer) else { return Ok(()) };
-        if is_disk_full(&error) && self.give_room_back(segment).is_ok() {
-            self.refused = self.buffer.len();
+        if is_disk_full(&error) && self.truncate_preallocation(segment).is_ok() {
+            self.refused_bytes = self.buffer.len();
             return Err(AppendError::DiskFull);
         }
         Err(self.poison(error))
     }
 
     /// Cuts the file off where its frames end.
-    fn give_room_back(&mut self, segment: &Segment) -> io::Result<()> {
+    fn truncate_preallocation(&mut self, segment: &Segment) -> io::Result<()> {
         segment.file.truncate(self.end)?;
-        self.room_end = self.end;
+        self.allocated_end = self.end;
         segment.file.sync_data()
     }
 
@@ -349,30 +349,30 @@ impl Journal {
     /// The segment that the next append goes to. One that has reached its target goes on growing while no further file
     /// can be opened.
     fn segment_for(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
-        let Some(active) = self.active.clone() else { return self.roll(time) };
+        let Some(active) = self.active.clone() else { return self.start_next_segment(time) };
         if self.end < self.options.segment_bytes {
             return Ok(active);
         }
-        self.end_room()?;
+        self.trim_active_segment()?;
         let header = self.next_header(time);
-        match self.make_file(&header) {
+        match self.create_segment_file(&header) {
             Err(error) if is_out_of_descriptors(&error) => Ok(active),
-            made => self.start(header, made),
+            made => self.activate_segment(header, made),
         }
     }
 
     /// Seals the active segment and starts a new one.
-    fn roll(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
-        self.end_room()?;
+    fn start_next_segment(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
+        self.trim_active_segment()?;
         let header = self.next_header(time);
-        let made = self.make_file(&header);
-        self.start(header, made)
+        let made = self.create_segment_file(&header);
+        self.activate_segment(header, made)
     }
 
     /// A sealed file ends with its last frame.
-    fn end_room(&mut self) -> Result<(), AppendError> {
-        match self.active.clone().filter(|_| self.room_end > self.end) {
-            Some(active) => self.give_room_back(&active).map_err(|error| self.poison(error)),
+    fn trim_active_segment(&mut self) -> Result<(), AppendError> {
+        match self.active.clone().filter(|_| self.allocated_end > self.end) {
+            Some(active) => self.truncate_preallocation(&active).map_err(|error| self.poison(error)),
             None => Ok(()),
         }
     }
@@ -381,7 +381,7 @@ impl Journal {
         FileHeader { salt: self.options.salt, rewritten: false, first: self.next, time }
     }
 
-    fn make_file(&self, header: &FileHeader) -> io::Result<Arc<dyn DiskFile>> {
+    fn create_segment_file(&self, header: &FileHeader) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.shared.disk.create(&file_name(header.first))?;
         file.write_at(0, &header.encode())?;
         Ok(file)
@@ -389,7 +389,7 @@ impl Journal {
 
     /// Seals the active segment and starts one in a file that was just made, durable in name and header before anything
     /// is put into it.
-    fn start(
+    fn activate_segment(
         &mut self,
         header: FileHeader,
         made: io::Result<Arc<dyn DiskFile>>,
@@ -418,10 +418,10 @@ impl Journal {
             sealed.seal(self.next);
             self.shared.keep_sealed(*entry, sealed);
         }
-        list.push(Entry { first: header.first, time: header.time, bytes: end, version: 0 });
+        list.push(SegmentEntry { first: header.first, time: header.time, bytes: end, version: 0 });
         *active = Some(Arc::clone(&segment));
         self.active = Some(Arc::clone(&segment));
-        (self.end, self.room_end) = (end, end);
+        (self.end, self.allocated_end) = (end, end);
         Ok(segment)
     }
 }

@@ -6,21 +6,23 @@
 use std::io;
 use std::sync::Arc;
 
-use super::frame::{Depth, FILE_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader, begins_frame};
-use super::reader::{Entry, Shared, missing_before, write};
+use super::frame::{
+    FILE_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader, ScanDepth, starts_with_frame_magic,
+};
+use super::reader::{SegmentEntry, SegmentStore, missing_between, write};
 use super::segment::{
-    DamageSeen, IndexEntry, Segment, Span, Walk, before, file_name, index_frame, parse_file_name,
-    read_file_header, walk,
+    FoundDamage, FrameScan, IndexEntry, ScanRange, Segment, before, file_name, index_frame, parse_file_name,
+    read_file_header, scan_frames,
 };
 use super::{Damage, DamageCause, Encoded, Journal, JournalOptions};
 use crate::domain::{Position, Timestamp};
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::storage::disk::{Disk, DiskFile};
-use crate::storage::progress::{OnProgress, Progress};
+use crate::storage::progress::{OnProgress, WorkProgress};
 
 /// Ending of a file that a rewrite has not finished.
-pub(super) const REWRITE_SUFFIX: &str = ".rewrite";
+pub(super) const TEMPORARY_SUFFIX: &str = ".rewrite";
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -57,21 +59,21 @@ struct Tail {
     file: Arc<dyn DiskFile>,
     header: FileHeader,
     index: Vec<IndexEntry>,
-    walk: Walk,
-    cut_at: u64,
+    scan: FrameScan,
+    valid_end: u64,
     /// Without the zeros that were room for frames to come.
     length: u64,
     /// With them.
-    room_end: u64,
+    allocated_end: u64,
 }
 
-fn names(disk: &dyn Disk) -> Result<Vec<Position>, JournalError> {
+fn segment_positions(disk: &dyn Disk) -> Result<Vec<Position>, JournalError> {
     let mut firsts: Vec<_> = disk.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
     firsts.sort_unstable();
     Ok(firsts)
 }
 
-fn known_header(file: &dyn DiskFile, segment: Position) -> Result<Option<FileHeader>, JournalError> {
+fn read_known_header(file: &dyn DiskFile, segment: Position) -> Result<Option<FileHeader>, JournalError> {
     match read_file_header(file, segment)? {
         FoundHeader::Ours(header) => Ok(Some(header)),
         FoundHeader::Damaged => Ok(None),
@@ -83,11 +85,11 @@ fn known_header(file: &dyn DiskFile, segment: Position) -> Result<Option<FileHea
 
 /// How many records an unreadable last file held is unknown; a record takes more than a byte, so no position from here on
 /// was given.
-fn unknown_end(first: Position, bytes: u64) -> Position {
+fn position_bound(first: Position, bytes: u64) -> Position {
     Position(first.0 + bytes)
 }
 
-fn header_damage(segment: Position, bytes: u64, upper: Option<Position>) -> Damage {
+fn file_header_damage(segment: Position, bytes: u64, upper: Option<Position>) -> Damage {
     let positions = upper.map(|upper| (segment, before(upper)));
     Damage { segment, bytes: 0..bytes, positions, cause: DamageCause::FileHeader }
 }
@@ -96,25 +98,25 @@ fn header_damage(segment: Position, bytes: u64, upper: Option<Position>) -> Dama
 /// pages reach the disk in any order, and a commit with a hole was never acknowledged. But when a frame begins behind a
 /// last commit that is complete, a later write was under way, so the last commit was synced, and a hole in it is damage.
 /// (Other bytes behind it prove nothing: they may be what became of the room that was written with it.)
-fn cut_at(walk: &Walk, frame_begins: bool) -> u64 {
-    let Some(last) = walk.last_frame else { return walk.end };
+fn valid_end(scan: &FrameScan, frame_begins: bool) -> u64 {
+    let Some(last) = scan.last_frame else { return scan.end };
     let complete = last.last == last.commit_last;
-    let in_last_commit = |seen: &&DamageSeen| {
+    let in_last_commit = |seen: &&FoundDamage| {
         let touches = |frame: FrameHeader| {
             frame.commit_first == last.commit_first || frame.last.next() >= last.commit_first
         };
-        seen.damage.bytes.start < walk.end
+        seen.damage.bytes.start < scan.end
             && seen.damage.cause != DamageCause::Missing
             && seen.before.map_or(last.commit_first == seen.damage.segment, touches)
     };
-    match walk.damage.iter().find(in_last_commit) {
+    match scan.damage.iter().find(in_last_commit) {
         Some(seen) if !(frame_begins && complete) => seen.damage.bytes.start,
-        _ => walk.end,
+        _ => scan.end,
     }
 }
 
 /// Whether there are only zeros from an offset on: room that was never written to.
-fn is_room(file: &dyn DiskFile, mut offset: u64) -> io::Result<bool> {
+fn is_zero_from(file: &dyn DiskFile, mut offset: u64) -> io::Result<bool> {
     let mut bytes = vec![0; limits::FRAME_BYTES_TARGET];
     loop {
         let count = file.read_at(offset, &mut bytes)?;
@@ -129,33 +131,33 @@ fn is_room(file: &dyn DiskFile, mut offset: u64) -> io::Result<bool> {
 }
 
 fn scan_tail(file: Arc<dyn DiskFile>, header: FileHeader) -> Result<Tail, JournalError> {
-    let room_end = file.len()?;
-    let scan = |end: u64| {
+    let allocated_end = file.len()?;
+    let scan_until = |end: u64| {
         let mut index = Vec::new();
-        let span = Span { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper: None };
-        walk(&*file, &header, Depth::Bodies, span, &mut |offset, frame, _| {
+        let span = ScanRange { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper: None };
+        scan_frames(&*file, &header, ScanDepth::Bodies, span, &mut |offset, frame, _| {
             index_frame(&mut index, offset, frame);
         })
-        .map(|walk| (walk, index))
+        .map(|scan| (scan, index))
     };
-    let (found, mut index) = scan(room_end)?;
-    let length = if is_room(&*file, found.end)? { found.end } else { room_end };
-    let cut_at = cut_at(&found, begins_frame(&*file, found.end)?);
-    let mut walk = found;
-    if cut_at < walk.end {
-        (walk, index) = scan(cut_at)?;
+    let (found, mut index) = scan_until(allocated_end)?;
+    let length = if is_zero_from(&*file, found.end)? { found.end } else { allocated_end };
+    let valid_end = valid_end(&found, starts_with_frame_magic(&*file, found.end)?);
+    let mut scan = found;
+    if valid_end < scan.end {
+        (scan, index) = scan_until(valid_end)?;
     }
-    walk.damage.retain(|seen| seen.damage.bytes.start < cut_at);
-    Ok(Tail { file, header, index, walk, cut_at, length, room_end })
+    scan.damage.retain(|seen| seen.damage.bytes.start < valid_end);
+    Ok(Tail { file, header, index, scan, valid_end, length, allocated_end })
 }
 
 impl Journal {
     /// Opens the journal in a directory, or starts an empty one. The caller makes sure that nobody else has it open.
     pub fn open(disk: Arc<dyn Disk>, options: JournalOptions) -> Result<(Self, OpenReport), JournalError> {
-        for name in disk.list()?.iter().filter(|name| name.ends_with(REWRITE_SUFFIX)) {
+        for name in disk.list()?.iter().filter(|name| name.ends_with(TEMPORARY_SUFFIX)) {
             disk.remove(name)?;
         }
-        let mut firsts = names(&*disk)?;
+        let mut firsts = segment_positions(&*disk)?;
         let mut report = OpenReport::default();
         let mut next = Position(1);
         let mut time = Timestamp::default();
@@ -167,22 +169,21 @@ impl Journal {
             let bytes = file.len()?;
             // A file that is shorter than its header never got further, even when the first copy of it can be read: what
             // would be appended to it would lie where nobody looks.
-            let header = known_header(&*file, first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
+            let header = read_known_header(&*file, first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
             if let Some(header) = header {
                 let scanned = scan_tail(file, header)?;
-                time = scanned.walk.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
-                let after = |last: Position| {
-                    if failpoints::is_active(Mutation::GivePositionTwice) { last } else { last.next() }
-                };
-                next = next.max(scanned.walk.last_frame.map_or(first, |frame| after(frame.last)));
-                entries.push(Entry { first, time: header.time, bytes: scanned.cut_at, version: 0 });
+                time = scanned.scan.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
+                let after =
+                    |last: Position| if failpoints::is_active(Mutation::GivePositionTwice) { last } else { last.next() };
+                next = next.max(scanned.scan.last_frame.map_or(first, |frame| after(frame.last)));
+                entries.push(SegmentEntry { first, time: header.time, bytes: scanned.valid_end, version: 0 });
                 tail = Some(scanned);
                 break;
             }
             if bytes > FILE_HEADER_BYTES as u64 {
-                next = next.max(unknown_end(first, bytes));
-                report.damage.push(header_damage(first, bytes, Some(next)));
-                entries.push(Entry { first, time: Timestamp::default(), bytes, version: 0 });
+                next = next.max(position_bound(first, bytes));
+                report.damage.push(file_header_damage(first, bytes, Some(next)));
+                entries.push(SegmentEntry { first, time: Timestamp::default(), bytes, version: 0 });
                 break;
             }
             // A crash came while the file was being made: nothing was ever put into it.
@@ -198,27 +199,27 @@ impl Journal {
             upper = Some(first);
         }
         entries.reverse();
-        report.damage.extend(entries.first().and_then(|entry| missing_before(entry.first, Position(1))));
+        report.damage.extend(entries.first().and_then(|entry| missing_between(entry.first, Position(1))));
         fill_unknown_times(&mut entries);
         report.segments = entries.len();
         report.last = before(next);
         disk.sync_dir()?;
-        let shared = Arc::new(Shared::new(disk, entries, before(next), options.cache_bytes));
+        let shared = Arc::new(SegmentStore::new(disk, entries, before(next), options.cache_bytes));
         let mut journal = Self {
             shared,
             options,
             active: None,
             end: 0,
-            room_end: 0,
+            allocated_end: 0,
             next,
             time,
             poisoned: false,
-            refused: 0,
+            refused_bytes: 0,
             encoded: Encoded::default(),
             buffer: Vec::new(),
         };
         if let Some(tail) = tail {
-            journal.adopt(tail, &mut report)?;
+            journal.adopt_tail(tail, &mut report)?;
         }
         report.damage.sort_by_key(|damage| (damage.segment, damage.bytes.start));
         Ok((journal, report))
@@ -226,14 +227,14 @@ impl Journal {
 
     /// Goes on in the last file, unless there is damage in it: what came to lie behind could change what the damage looks
     /// like (a frame whose end is missing would swallow it). Then the next append begins another file.
-    fn adopt(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
-        let damage: Vec<_> = tail.walk.damage.into_iter().map(|seen| seen.damage).collect();
-        self.room_end = tail.room_end;
-        let cut_at = if failpoints::is_active(Mutation::KeepTornTail) { tail.length } else { tail.cut_at };
-        if tail.length > cut_at || !damage.is_empty() {
-            tail.file.truncate(cut_at)?;
-            self.room_end = cut_at;
-            report.torn_bytes += tail.length - cut_at;
+    fn adopt_tail(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
+        let damage: Vec<_> = tail.scan.damage.into_iter().map(|seen| seen.damage).collect();
+        self.allocated_end = tail.allocated_end;
+        let valid_end = if failpoints::is_active(Mutation::KeepTornTail) { tail.length } else { tail.valid_end };
+        if tail.length > valid_end || !damage.is_empty() {
+            tail.file.truncate(valid_end)?;
+            self.allocated_end = valid_end;
+            report.torn_bytes += tail.length - valid_end;
         }
         // What was read may still be in the page cache only: it must be durable before anyone acts on it.
         tail.file.sync_data()?;
@@ -242,10 +243,10 @@ impl Journal {
             return Ok(());
         }
         let id = self.shared.next_id();
-        let segment = Arc::new(Segment::new(id, tail.file, tail.header, tail.index, cut_at, damage));
+        let segment = Arc::new(Segment::new(id, tail.file, tail.header, tail.index, valid_end, damage));
         *write(&self.shared.active) = Some(Arc::clone(&segment));
         self.active = Some(segment);
-        self.end = cut_at;
+        self.end = valid_end;
         Ok(())
     }
 }
@@ -254,17 +255,17 @@ fn sealed_entry(
     disk: &dyn Disk,
     first: Position,
     upper: Option<Position>,
-) -> Result<(Entry, Option<Damage>), JournalError> {
+) -> Result<(SegmentEntry, Option<Damage>), JournalError> {
     let file = disk.open_read(&file_name(first))?;
     let bytes = file.len()?;
-    let header = known_header(&*file, first)?;
-    let damage = header.is_none().then(|| header_damage(first, bytes, upper));
+    let header = read_known_header(&*file, first)?;
+    let damage = header.is_none().then(|| file_header_damage(first, bytes, upper));
     let time = header.map(|header| header.time).unwrap_or_default();
-    Ok((Entry { first, time, bytes, version: 0 }, damage))
+    Ok((SegmentEntry { first, time, bytes, version: 0 }, damage))
 }
 
 /// Searches by time need rising times: a file whose header is lost takes that of the one before.
-fn fill_unknown_times(entries: &mut [Entry]) {
+fn fill_unknown_times(entries: &mut [SegmentEntry]) {
     let mut time = Timestamp::default();
     for entry in entries {
         entry.time = entry.time.max(time);
@@ -273,8 +274,8 @@ fn fill_unknown_times(entries: &mut [Entry]) {
 }
 
 /// Whether the disk takes so many bytes; nothing of them is kept.
-pub(super) fn has_room(disk: &dyn Disk, bytes: usize) -> bool {
-    let name = format!("probe{REWRITE_SUFFIX}");
+pub(super) fn has_space(disk: &dyn Disk, bytes: usize) -> bool {
+    let name = format!("probe{TEMPORARY_SUFFIX}");
     let written = disk.create(&name).and_then(|file| {
         file.write_at(0, &vec![0; bytes])?;
         file.sync_data()
@@ -286,39 +287,39 @@ pub(super) fn has_room(disk: &dyn Disk, bytes: usize) -> bool {
 /// Reads every byte of the journal and lists what is damaged. Changes nothing; not for a journal that is being
 /// written.
 pub fn verify(disk: &dyn Disk, progress: OnProgress<'_>) -> Result<VerifyReport, JournalError> {
-    let firsts = names(disk)?;
+    let firsts = segment_positions(disk)?;
     let mut report = VerifyReport { segments: firsts.len(), ..VerifyReport::default() };
     let lengths: Result<Vec<u64>, _> =
         firsts.iter().map(|first| disk.open_read(&file_name(*first))?.len()).collect();
     let all = lengths?.iter().sum();
-    report.damage.extend(firsts.first().and_then(|first| missing_before(*first, Position(1))));
+    report.damage.extend(firsts.first().and_then(|first| missing_between(*first, Position(1))));
     for (number, first) in firsts.iter().enumerate() {
         let upper = firsts.get(number + 1).copied();
         let file = disk.open_read(&file_name(*first))?;
         let bytes = file.len()?;
         report.bytes += bytes;
-        progress(Progress { at: report.bytes, of: all });
-        let header = known_header(&*file, *first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
+        progress(WorkProgress { done: report.bytes, total: all });
+        let header = read_known_header(&*file, *first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
         let Some(header) = header else {
             if upper.is_none() && bytes <= FILE_HEADER_BYTES as u64 {
                 report.torn_bytes += bytes;
             } else {
-                let upper = upper.unwrap_or_else(|| unknown_end(*first, bytes));
-                report.damage.push(header_damage(*first, bytes, Some(upper)));
+                let upper = upper.unwrap_or_else(|| position_bound(*first, bytes));
+                report.damage.push(file_header_damage(*first, bytes, Some(upper)));
             }
             continue;
         };
-        let walk = if upper.is_none() {
+        let scan = if upper.is_none() {
             let tail = scan_tail(file, header)?;
-            report.torn_bytes += tail.length - tail.cut_at;
-            tail.walk
+            report.torn_bytes += tail.length - tail.valid_end;
+            tail.scan
         } else {
-            let span = Span { bytes: FILE_HEADER_BYTES as u64..bytes, first: *first, upper };
-            walk(&*file, &header, Depth::Bodies, span, &mut |_, _, _| {})?
+            let span = ScanRange { bytes: FILE_HEADER_BYTES as u64..bytes, first: *first, upper };
+            scan_frames(&*file, &header, ScanDepth::Bodies, span, &mut |_, _, _| {})?
         };
-        report.frames += walk.frames;
-        report.records += walk.records;
-        report.damage.extend(walk.damage.into_iter().map(|seen| seen.damage));
+        report.frames += scan.frames;
+        report.records += scan.records;
+        report.damage.extend(scan.damage.into_iter().map(|seen| seen.damage));
     }
     Ok(report)
 }

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
-use super::cache::Cache;
+use super::cache::LruCache;
 use super::frame::FoundHeader;
-use super::segment::{Block, BlockPlace, BlockRecord, Segment, before, file_name, read_file_header};
+use super::segment::{Block, BlockLocation, BlockRecord, Segment, before, file_name, read_file_header};
 use super::{Damage, DamageCause};
 use crate::domain::{Position, Record, Timestamp};
 use crate::storage::disk::Disk;
@@ -32,7 +32,7 @@ pub enum ReadError {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct SegmentEntry {
     pub(super) first: Position,
     pub(super) time: Timestamp,
     pub(super) bytes: u64,
@@ -41,17 +41,17 @@ pub(super) struct Entry {
 }
 
 /// A segment and where the next one starts.
-type Found = (Arc<Segment>, Option<Position>);
+type LocatedSegment = (Arc<Segment>, Option<Position>);
 
-pub(super) struct Shared {
+pub(super) struct SegmentStore {
     pub(super) disk: Arc<dyn Disk>,
-    pub(super) list: RwLock<Vec<Entry>>,
+    pub(super) list: RwLock<Vec<SegmentEntry>>,
     pub(super) active: RwLock<Option<Arc<Segment>>>,
-    sealed: Mutex<Cache<(Position, u64), Arc<Segment>>>,
-    blocks: Mutex<Cache<(u64, u64), Arc<Block>>>,
+    sealed: Mutex<LruCache<(Position, u64), Arc<Segment>>>,
+    blocks: Mutex<LruCache<(u64, u64), Arc<Block>>>,
     pub(super) last: AtomicU64,
     ids: AtomicU64,
-    pub(super) rewriting: Mutex<Option<Instant>>,
+    pub(super) rewrite_hold: Mutex<Option<Instant>>,
 }
 
 // Every change under these locks is a single step, so a panic of another thread leaves nothing half done.
@@ -67,17 +67,22 @@ pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
-    pub(super) fn new(disk: Arc<dyn Disk>, list: Vec<Entry>, last: Position, cache_bytes: usize) -> Self {
+impl SegmentStore {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        list: Vec<SegmentEntry>,
+        last: Position,
+        cache_bytes: usize,
+    ) -> Self {
         Self {
             disk,
             list: RwLock::new(list),
             active: RwLock::new(None),
-            sealed: Mutex::new(Cache::new(SEALED_OPEN_MAX)),
-            blocks: Mutex::new(Cache::new(cache_bytes)),
+            sealed: Mutex::new(LruCache::new(SEALED_OPEN_MAX)),
+            blocks: Mutex::new(LruCache::new(cache_bytes)),
             last: AtomicU64::new(last.0),
             ids: AtomicU64::new(0),
-            rewriting: Mutex::new(None),
+            rewrite_hold: Mutex::new(None),
         }
     }
 
@@ -85,19 +90,23 @@ impl Shared {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn keep_sealed(&self, entry: Entry, segment: Arc<Segment>) {
+    pub(super) fn keep_sealed(&self, entry: SegmentEntry, segment: Arc<Segment>) {
         lock(&self.sealed).insert((entry.first, entry.version), 1, segment);
     }
 
     /// The entry that would hold the position (or the first), and where the next one starts.
-    fn find(&self, position: Position) -> Option<(Entry, Option<Position>)> {
+    fn find(&self, position: Position) -> Option<(SegmentEntry, Option<Position>)> {
         let list = read(&self.list);
         let number = list.partition_point(|entry| entry.first <= position).saturating_sub(1);
         let entry = *list.get(number)?;
         Some((entry, list.get(number + 1).map(|next| next.first)))
     }
 
-    pub(super) fn open(&self, entry: Entry, upper: Option<Position>) -> Result<Arc<Segment>, ReadError> {
+    pub(super) fn open(
+        &self,
+        entry: SegmentEntry,
+        upper: Option<Position>,
+    ) -> Result<Arc<Segment>, ReadError> {
         if let Some(active) = read(&self.active).as_ref().filter(|active| active.header.first == entry.first)
         {
             return Ok(Arc::clone(active));
@@ -117,7 +126,7 @@ impl Shared {
     }
 
     /// Finds and opens; starts over when a rewrite took the file away in between.
-    fn open_at(&self, position: Position) -> Result<Option<Found>, ReadError> {
+    fn open_at(&self, position: Position) -> Result<Option<LocatedSegment>, ReadError> {
         loop {
             let Some((entry, upper)) = self.find(position) else { return Ok(None) };
             match self.open(entry, upper) {
@@ -133,14 +142,19 @@ impl Shared {
         }
     }
 
-    fn block(&self, segment: &Segment, place: &BlockPlace, keep: bool) -> Result<Arc<Block>, ReadError> {
-        let key = (segment.id, place.bytes.start);
+    fn block(
+        &self,
+        segment: &Segment,
+        location: &BlockLocation,
+        keep: bool,
+    ) -> Result<Arc<Block>, ReadError> {
+        let key = (segment.id, location.bytes.start);
         let kept = lock(&self.blocks).get(key);
         // The last block of the active segment grows.
-        if let Some(block) = kept.filter(|block| block.end == place.bytes.end) {
+        if let Some(block) = kept.filter(|block| block.end == location.bytes.end) {
             return Ok(block);
         }
-        let block = Arc::new(segment.read_block(place)?);
+        let block = Arc::new(segment.read_block(location)?);
         if keep {
             lock(&self.blocks).insert(key, block.weight(), Arc::clone(&block));
         }
@@ -148,16 +162,16 @@ impl Shared {
     }
 }
 
-/// One step of a walk in position order.
-struct Step {
+/// One step of a scan in position order.
+struct ReadStep {
     block: Option<Arc<Block>>,
     damage: Vec<Damage>,
-    /// Where the walk goes on.
+    /// Where the scan goes on.
     next: Position,
 }
 
 /// A record as it lies in the journal.
-pub struct Raw {
+pub struct RawRecord {
     pub position: Position,
     /// Of its commit.
     pub time: Timestamp,
@@ -165,18 +179,18 @@ pub struct Raw {
 }
 
 /// See [`JournalReader::raw_from`].
-pub struct RawStep {
-    pub records: Vec<Raw>,
+pub struct RawBatch {
+    pub records: Vec<RawRecord>,
     /// First and last positions lost.
     pub damaged: Vec<(Position, Position)>,
-    /// Where the walk goes on.
+    /// Where the scan goes on.
     pub next: Position,
 }
 
 /// Reads records by position or in order. Cheap to clone; usable from any thread while the writer appends.
 #[derive(Clone)]
 pub struct JournalReader {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SegmentStore>,
 }
 
 impl JournalReader {
@@ -190,8 +204,8 @@ impl JournalReader {
             return Err(ReadError::Damaged { first: Position(1), last: before(segment.header.first) });
         }
         let mut damage = segment.damage.clone();
-        if let Some(place) = segment.place(position) {
-            let block = self.shared.block(&segment, &place, true)?;
+        if let Some(location) = segment.locate_block(position) {
+            let block = self.shared.block(&segment, &location, true)?;
             if let Ok(at) = block.records.binary_search_by_key(&position, |record| record.position) {
                 return decode(&block, &block.records[at]).map(Some);
             }
@@ -206,7 +220,7 @@ impl JournalReader {
     }
 
     /// All records from a position on, in order, in batches of about 64 KB. Damage is an `Err` item between batches,
-    /// after which the walk goes on; an I/O error ends it. Ends at what was the last position when it got there.
+    /// after which the scan goes on; an I/O error ends it. Ends at what was the last position when it got there.
     #[must_use]
     pub fn frames_from(&self, position: Position) -> Frames {
         Frames {
@@ -226,7 +240,7 @@ impl JournalReader {
             list.get(number).copied().zip(Some(list.get(number + 1).map(|next| next.first)))
         };
         let start = entry.map_or(Position(1), |(entry, upper)| {
-            self.shared.open(entry, upper).map_or(entry.first, |segment| segment.start_of(time))
+            self.shared.open(entry, upper).map_or(entry.first, |segment| segment.search_start(time))
         });
         RecordsAt { reader: self.clone(), time, next: start, ready: VecDeque::new(), ended: false }
     }
@@ -235,17 +249,17 @@ impl JournalReader {
     ///
     /// # Errors
     /// When the disk cannot be read. Damage is no error.
-    pub fn raw_from(&self, position: Position) -> Result<Option<RawStep>, ReadError> {
+    pub fn raw_from(&self, position: Position) -> Result<Option<RawBatch>, ReadError> {
         let Some(step) = self.step(position, false)? else { return Ok(None) };
         let mut records = Vec::new();
         if let Some(block) = &step.block {
             for record in block.records.iter().filter(|record| record.position >= position) {
                 let bytes = block.record_bytes(record).to_vec();
-                records.push(Raw { position: record.position, time: record.time, bytes });
+                records.push(RawRecord { position: record.position, time: record.time, bytes });
             }
         }
         let damaged = step.damage.iter().filter_map(|damage| damage.positions).collect();
-        Ok(Some(RawStep { records, damaged, next: step.next }))
+        Ok(Some(RawBatch { records, damaged, next: step.next }))
     }
 
     /// Zero when the journal is empty.
@@ -277,7 +291,7 @@ impl JournalReader {
         active.unwrap_or_else(|| self.last_position().next())
     }
 
-    fn step(&self, from: Position, keep: bool) -> Result<Option<Step>, ReadError> {
+    fn step(&self, from: Position, keep: bool) -> Result<Option<ReadStep>, ReadError> {
         let last = self.last_position();
         if from > last {
             return Ok(None);
@@ -289,21 +303,21 @@ impl JournalReader {
                 let positions = Some((first.max(from), lost.max(from)));
                 let damage =
                     Damage { segment: first, bytes: 0..0, positions, cause: DamageCause::FileHeader };
-                return Ok(Some(Step { block: None, damage: vec![damage], next: lost.max(from).next() }));
+                return Ok(Some(ReadStep { block: None, damage: vec![damage], next: lost.max(from).next() }));
             }
             Err(error) => return Err(error),
         };
-        if let Some(missing) = missing_before(segment.header.first, from) {
-            return Ok(Some(Step { block: None, damage: vec![missing], next: segment.header.first }));
+        if let Some(missing) = missing_between(segment.header.first, from) {
+            return Ok(Some(ReadStep { block: None, damage: vec![missing], next: segment.header.first }));
         }
         let segment_end = upper.unwrap_or_else(|| last.next());
-        let Some(place) = segment.place(from) else {
+        let Some(location) = segment.locate_block(from) else {
             let damage = segment.damage.clone();
-            return Ok(Some(Step { block: None, damage, next: segment_end.max(from.next()) }));
+            return Ok(Some(ReadStep { block: None, damage, next: segment_end.max(from.next()) }));
         };
-        let block = self.shared.block(&segment, &place, keep)?;
+        let block = self.shared.block(&segment, &location, keep)?;
         let after = block.records.last().map_or(from, |record| record.position).next();
-        let next = if place.is_last { upper.unwrap_or(after) } else { place.upper.unwrap_or(after) };
+        let next = if location.is_last { upper.unwrap_or(after) } else { location.upper.unwrap_or(after) };
         let next = next.max(from.next());
         let mut damage = block.damage.clone();
         for other in &segment.damage {
@@ -312,7 +326,7 @@ impl JournalReader {
             }
         }
         damage.retain(|damage| damage.positions.is_some_and(|(first, last)| first < next && last >= from));
-        Ok(Some(Step { block: Some(block), damage, next }))
+        Ok(Some(ReadStep { block: Some(block), damage, next }))
     }
 }
 
@@ -322,7 +336,7 @@ fn decode(block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
 }
 
 /// The journal begins with position 1: a first file that begins later misses one before it.
-pub(super) fn missing_before(first: Position, from: Position) -> Option<Damage> {
+pub(super) fn missing_between(first: Position, from: Position) -> Option<Damage> {
     let positions = Some((from, before(first)));
     (from < first).then_some(Damage { segment: first, bytes: 0..0, positions, cause: DamageCause::Missing })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::frame::FileHeader;
 use super::segment::file_name;
-use super::sparse::SparseFile;
+use super::sparse::SparseSegmentWriter;
 use crate::domain::{Position, Timestamp};
 use crate::limits;
 use crate::storage::disk::Disk;
@@ -61,7 +61,7 @@ impl Restorer {
 
     fn write(&mut self, header: FileHeader, upper: Position) -> io::Result<()> {
         let file = self.disk.create(&file_name(header.first))?;
-        let mut sparse = SparseFile::new(&*file, header)?;
+        let mut sparse = SparseSegmentWriter::new(&*file, header)?;
         for (position, time, record) in self.records.drain(..) {
             sparse.push(position, time, &record)?;
         }

@@ -1,6 +1,6 @@
 //! Rewriting a sealed segment without what nobody needs any more.
 //!
-//! Owns: the only way in which records leave the journal. Must never touch the active segment, change a position, or
+//! Owns: the only way in which records leave the journal. Must never external_operation the active segment, change a position, or
 //! throw damage away: a damaged segment is refused, so that its damage stays visible. A segment of which nothing is left
 //! stays as a note, because a file that is not there is damage; notes that follow each other become one.
 
@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader};
-use super::open::REWRITE_SUFFIX;
-use super::reader::{Entry, Shared, lock, read, write};
+use super::open::TEMPORARY_SUFFIX;
+use super::reader::{SegmentEntry, SegmentStore, lock, read, write};
 use super::segment::{Segment, file_name};
-use super::sparse::SparseFile;
+use super::sparse::SparseSegmentWriter;
 use super::{Journal, JournalReader, ReadError};
 use crate::domain::{Position, Record};
 use crate::storage::disk::DiskFile;
@@ -24,7 +24,7 @@ pub enum RewriteError {
     NotSealed(Position),
     /// To be tried again later.
     #[error("a backup is being taken")]
-    Held,
+    Paused,
     /// The segment is as it was: also when it is damaged.
     #[error("segment cannot be read: {0}")]
     Read(#[from] ReadError),
@@ -43,7 +43,7 @@ pub struct RewriteReport {
 }
 
 /// Length of a file that holds a note and nothing else. No record is so short that a file with one could have it.
-const NOTE_FILE_BYTES: u64 = (FILE_HEADER_BYTES + FRAME_HEADER_BYTES) as u64;
+const GAP_FILE_BYTES: u64 = (FILE_HEADER_BYTES + FRAME_HEADER_BYTES) as u64;
 
 impl Journal {
     /// See [`JournalReader::rewrite_segment`].
@@ -59,7 +59,7 @@ impl Journal {
 impl JournalReader {
     /// No rewrite begins before `until`: who reads the whole journal in steps must not see an event and miss its end.
     pub fn hold_rewrites(&self, until: Instant) {
-        *lock(&self.shared.rewriting) = Some(until);
+        *lock(&self.shared.rewrite_hold) = Some(until);
     }
 
     /// Rewrites the sealed segment with the given first position, without the records that `keep` refuses. One at a time;
@@ -70,26 +70,29 @@ impl JournalReader {
         keep: &mut dyn FnMut(Position, &Record) -> bool,
     ) -> Result<RewriteReport, RewriteError> {
         let shared = &*self.shared;
-        let held_until = lock(&shared.rewriting);
+        let held_until = lock(&shared.rewrite_hold);
         if held_until.is_some_and(|until| Instant::now() < until) {
-            return Err(RewriteError::Held);
+            return Err(RewriteError::Paused);
         }
-        let (entry, upper) = sealed(shared, first).ok_or(RewriteError::NotSealed(first))?;
+        let (entry, upper) = find_sealed(shared, first).ok_or(RewriteError::NotSealed(first))?;
         let segment = shared.open(entry, Some(upper))?;
         let header = FileHeader { rewritten: true, ..segment.header };
-        let mut report = write_beside(shared, header, |file| {
-            let mut copy = Copy { file: SparseFile::new(file, header)?, report: RewriteReport::default() };
+        let mut report = write_temporary(shared, header, |file| {
+            let mut copy = SegmentCopy {
+                file: SparseSegmentWriter::new(file, header)?,
+                report: RewriteReport::default(),
+            };
             copy.run(&segment, upper, keep)?;
             Ok(copy.report)
         })?;
         report.bytes_before = entry.bytes;
         if report.removed == 0 {
-            shared.disk.remove(&temporary(first))?;
+            shared.disk.remove(&temporary_name(first))?;
             report.bytes_after = entry.bytes;
             return Ok(report);
         }
-        put_in_place(shared, first, report.bytes_after)?;
-        if report.kept == 0 && join_notes(shared, first, upper)? {
+        install(shared, first, report.bytes_after)?;
+        if report.kept == 0 && merge_gap_markers(shared, first, upper)? {
             report.bytes_after = 0;
         }
         shared.disk.sync_dir()?;
@@ -97,17 +100,17 @@ impl JournalReader {
     }
 }
 
-fn temporary(first: Position) -> String {
-    format!("{}{REWRITE_SUFFIX}", file_name(first))
+fn temporary_name(first: Position) -> String {
+    format!("{}{TEMPORARY_SUFFIX}", file_name(first))
 }
 
 /// Writes the file with this header anew, beside the one that there is, and syncs it.
-fn write_beside<R>(
-    shared: &Shared,
+fn write_temporary<R>(
+    shared: &SegmentStore,
     header: FileHeader,
     write: impl FnOnce(&dyn DiskFile) -> Result<R, RewriteError>,
 ) -> Result<R, RewriteError> {
-    let temporary = temporary(header.first);
+    let temporary = temporary_name(header.first);
     match shared.disk.remove(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
@@ -125,8 +128,8 @@ fn write_beside<R>(
 }
 
 /// Readers that have the old file open go on with it.
-fn put_in_place(shared: &Shared, first: Position, bytes: u64) -> io::Result<()> {
-    shared.disk.rename(&temporary(first), &file_name(first))?;
+fn install(shared: &SegmentStore, first: Position, bytes: u64) -> io::Result<()> {
+    shared.disk.rename(&temporary_name(first), &file_name(first))?;
     if let Some(entry) = write(&shared.list).iter_mut().find(|entry| entry.first == first) {
         entry.version += 1;
         entry.bytes = bytes;
@@ -136,16 +139,18 @@ fn put_in_place(shared: &Shared, first: Position, bytes: u64) -> io::Result<()> 
 
 /// When the segment before holds nothing but a note, it takes over this one's positions, and this one's file goes. A
 /// crash in between leaves both, and both are right.
-fn join_notes(shared: &Shared, first: Position, upper: Position) -> Result<bool, RewriteError> {
+fn merge_gap_markers(shared: &SegmentStore, first: Position, upper: Position) -> Result<bool, RewriteError> {
     let before = {
         let list = read(&shared.list);
         let number = list.iter().position(|entry| entry.first == first);
         number.and_then(|number| list.get(number.checked_sub(1)?).copied())
     };
-    let Some(before) = before.filter(|before| before.bytes == NOTE_FILE_BYTES) else { return Ok(false) };
+    let Some(before) = before.filter(|before| before.bytes == GAP_FILE_BYTES) else { return Ok(false) };
     let segment = shared.open(before, Some(first))?;
-    write_beside(shared, segment.header, |file| Ok(SparseFile::new(file, segment.header)?.finish(upper)?))?;
-    put_in_place(shared, before.first, NOTE_FILE_BYTES)?;
+    write_temporary(shared, segment.header, |file| {
+        Ok(SparseSegmentWriter::new(file, segment.header)?.finish(upper)?)
+    })?;
+    install(shared, before.first, GAP_FILE_BYTES)?;
     // Durable before what it stands for goes; and out of the list first: a reader that finds a file missing looks the
     // list up again.
     shared.disk.sync_dir()?;
@@ -155,31 +160,31 @@ fn join_notes(shared: &Shared, first: Position, upper: Position) -> Result<bool,
 }
 
 /// The entry of a sealed segment, and where the next one starts. The last file is never sealed.
-fn sealed(shared: &Shared, first: Position) -> Option<(Entry, Position)> {
+fn find_sealed(shared: &SegmentStore, first: Position) -> Option<(SegmentEntry, Position)> {
     let list = read(&shared.list);
     let number = list.iter().position(|entry| entry.first == first)?;
     Some((list[number], list.get(number + 1)?.first))
 }
 
 /// A copy under way.
-struct Copy<'a> {
-    file: SparseFile<'a>,
+struct SegmentCopy<'a> {
+    file: SparseSegmentWriter<'a>,
     report: RewriteReport,
 }
 
-impl Copy<'_> {
+impl SegmentCopy<'_> {
     fn run(
         &mut self,
         segment: &Arc<Segment>,
         upper: Position,
         keep: &mut dyn FnMut(Position, &Record) -> bool,
     ) -> Result<(), RewriteError> {
-        refuse_damage(&segment.damage)?;
+        check_undamaged(&segment.damage)?;
         let mut position = segment.header.first;
         while position < upper {
-            let Some(place) = segment.place(position) else { break };
-            let block = segment.read_block(&place)?;
-            refuse_damage(&block.damage)?;
+            let Some(location) = segment.locate_block(position) else { break };
+            let block = segment.read_block(&location)?;
+            check_undamaged(&block.damage)?;
             for record in block.records.iter().filter(|record| record.position >= position) {
                 let bytes = block.record_bytes(record);
                 let decoded = format::decode(bytes)
@@ -191,8 +196,8 @@ impl Copy<'_> {
                     self.report.removed += 1;
                 }
             }
-            match place.upper {
-                Some(next) if !place.is_last => position = next,
+            match location.upper {
+                Some(next) if !location.is_last => position = next,
                 _ => break,
             }
         }
@@ -201,7 +206,7 @@ impl Copy<'_> {
     }
 }
 
-fn refuse_damage(damage: &[super::Damage]) -> Result<(), ReadError> {
+fn check_undamaged(damage: &[super::Damage]) -> Result<(), ReadError> {
     match damage.iter().find_map(|damage| damage.positions) {
         Some((first, last)) => Err(ReadError::Damaged { first, last }),
         None => Ok(()),

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::frame::{
-    Depth, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FoundHeader, FrameHeader, Item, ReadAt,
-    Scanner, Window, record_ranges,
+    FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileWindow, FoundHeader, FrameHeader, ReadAt,
+    ScanDepth, ScanItem, Scanner, record_ranges,
 };
 use super::{Damage, DamageCause};
 use crate::domain::{Position, Timestamp};
@@ -53,24 +53,24 @@ pub(super) struct IndexEntry {
 
 /// Damage with the frame before it, which tells a torn commit from rot.
 #[derive(Clone, Debug)]
-pub(super) struct DamageSeen {
+pub(super) struct FoundDamage {
     pub(super) damage: Damage,
     pub(super) before: Option<FrameHeader>,
 }
 
-/// What a walk over frames found.
+/// What a scan over frames found.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
-    pub(super) damage: Vec<DamageSeen>,
+pub(super) struct FrameScan {
+    pub(super) damage: Vec<FoundDamage>,
     pub(super) last_frame: Option<FrameHeader>,
-    /// End of the last readable frame, or the start of the walk.
+    /// End of the last readable frame, or the start of the scan.
     pub(super) end: u64,
     pub(super) frames: u64,
     pub(super) records: u64,
 }
 
-/// What to walk over.
-pub(super) struct Span {
+/// What to scan over.
+pub(super) struct ScanRange {
     pub(super) bytes: Range<u64>,
     /// First position that may be there.
     pub(super) first: Position,
@@ -78,16 +78,16 @@ pub(super) struct Span {
     pub(super) upper: Option<Position>,
 }
 
-/// Walks over frames, calls back with offset, header and (with [`Depth::Bodies`]) body, and names what is lost.
-pub(super) fn walk<R: ReadAt + ?Sized>(
+/// Walks over frames, calls back with offset, header and (with [`ScanDepth::Bodies`]) body, and names what is lost.
+pub(super) fn scan_frames<R: ReadAt + ?Sized>(
     source: &R,
     header: &FileHeader,
-    depth: Depth,
-    span: Span,
+    depth: ScanDepth,
+    span: ScanRange,
     on_frame: &mut dyn FnMut(u64, &FrameHeader, &[u8]),
-) -> io::Result<Walk> {
+) -> io::Result<FrameScan> {
     let mut scanner = Scanner::new(source, header.salt, depth, span.bytes.clone(), before(span.first));
-    let mut walk = Walk { end: span.bytes.start, ..Walk::default() };
+    let mut scan = FrameScan { end: span.bytes.start, ..FrameScan::default() };
     let mut expected = span.first;
     let mut pending: Option<Range<u64>> = None;
     let lost = |bytes: Range<u64>, first: Position, last: Position, cause| Damage {
@@ -98,15 +98,15 @@ pub(super) fn walk<R: ReadAt + ?Sized>(
     };
     while let Some(item) = scanner.next()? {
         let (first, last, offset, known) = match &item {
-            Item::Damage { bytes, known: None } => {
+            ScanItem::Damage { bytes, known: None } => {
                 let start = pending.as_ref().map_or(bytes.start, |pending| pending.start);
                 pending = Some(start..bytes.end);
                 continue;
             }
-            Item::Damage { bytes, known: Some((first, last)) } => {
+            ScanItem::Damage { bytes, known: Some((first, last)) } => {
                 (*first, *last, bytes.start, Some(bytes.clone()))
             }
-            Item::Frame { offset, header } => (header.first, header.last, *offset, None),
+            ScanItem::Frame { offset, header } => (header.first, header.last, *offset, None),
         };
         let found = match pending.take() {
             Some(bytes) => Some(lost(bytes, expected, before(first), DamageCause::Unreadable)),
@@ -117,17 +117,17 @@ pub(super) fn walk<R: ReadAt + ?Sized>(
         };
         let bad_body = known.map(|bytes| lost(bytes, first, last, DamageCause::Body));
         for damage in found.into_iter().chain(bad_body) {
-            walk.damage.push(DamageSeen { damage, before: walk.last_frame });
+            scan.damage.push(FoundDamage { damage, before: scan.last_frame });
         }
         expected = last.next();
-        if let Item::Frame { offset, header } = item {
-            if !header.is_note() {
+        if let ScanItem::Frame { offset, header } = item {
+            if !header.is_gap_marker() {
                 on_frame(offset, &header, scanner.body());
             }
-            walk.end = offset + header.frame_bytes();
-            walk.last_frame = Some(header);
-            walk.frames += 1;
-            walk.records += u64::from(header.count);
+            scan.end = offset + header.frame_bytes();
+            scan.last_frame = Some(header);
+            scan.frames += 1;
+            scan.records += u64::from(header.count);
         }
     }
     let last = span.upper.map_or(expected, before);
@@ -139,8 +139,8 @@ pub(super) fn walk<R: ReadAt + ?Sized>(
         }
         None => None,
     };
-    walk.damage.extend(tail.map(|damage| DamageSeen { damage, before: walk.last_frame }));
-    Ok(walk)
+    scan.damage.extend(tail.map(|damage| FoundDamage { damage, before: scan.last_frame }));
+    Ok(scan)
 }
 
 /// Adds an entry when the last one is far enough away.
@@ -168,7 +168,7 @@ pub(super) struct Segment {
 
 /// Where a block lies.
 #[derive(Clone, Debug)]
-pub(super) struct BlockPlace {
+pub(super) struct BlockLocation {
     pub(super) bytes: Range<u64>,
     pub(super) first: Position,
     /// First position of what follows, if anything does.
@@ -223,12 +223,12 @@ impl Segment {
     ) -> io::Result<Self> {
         let mut index = Vec::new();
         let end = file.len()?;
-        let span = Span { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper };
-        let walk = walk(&*file, &header, Depth::Headers, span, &mut |offset, frame, _| {
+        let span = ScanRange { bytes: FILE_HEADER_BYTES as u64..end, first: header.first, upper };
+        let scan = scan_frames(&*file, &header, ScanDepth::Headers, span, &mut |offset, frame, _| {
             index_frame(&mut index, offset, frame);
         })?;
-        let damage = walk.damage.into_iter().map(|seen| seen.damage).collect();
-        let extent = RwLock::new(Extent { index, end: walk.end, upper });
+        let damage = scan.damage.into_iter().map(|seen| seen.damage).collect();
+        let extent = RwLock::new(Extent { index, end: scan.end, upper });
         Ok(Self { id, file, header, damage, extent })
     }
 
@@ -247,12 +247,12 @@ impl Segment {
     }
 
     /// The block that would hold the position: the last that starts at or before it, or the first.
-    pub(super) fn place(&self, position: Position) -> Option<BlockPlace> {
+    pub(super) fn locate_block(&self, position: Position) -> Option<BlockLocation> {
         let extent = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         let number = extent.index.partition_point(|entry| entry.first <= position).saturating_sub(1);
         let entry = extent.index.get(number)?;
         let next = extent.index.get(number + 1);
-        Some(BlockPlace {
+        Some(BlockLocation {
             bytes: entry.offset..next.map_or(extent.end, |next| next.offset),
             first: entry.first,
             upper: next.map_or(extent.upper, |next| Some(next.first)),
@@ -261,38 +261,39 @@ impl Segment {
     }
 
     /// Position from which a search for a commit time has to start.
-    pub(super) fn start_of(&self, time: Timestamp) -> Position {
+    pub(super) fn search_start(&self, time: Timestamp) -> Position {
         let extent = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         let number = extent.index.partition_point(|entry| entry.time < time).saturating_sub(1);
         extent.index.get(number).map_or(self.header.first, |entry| entry.first)
     }
 
-    pub(super) fn read_block(&self, place: &BlockPlace) -> io::Result<Block> {
-        let mut bytes = vec![0; (place.bytes.end - place.bytes.start) as usize];
-        let count = self.file.read_at(place.bytes.start, &mut bytes)?;
+    pub(super) fn read_block(&self, location: &BlockLocation) -> io::Result<Block> {
+        let mut bytes = vec![0; (location.bytes.end - location.bytes.start) as usize];
+        let count = self.file.read_at(location.bytes.start, &mut bytes)?;
         bytes.truncate(count);
-        let window = Window { start: place.bytes.start, bytes: &bytes };
-        let span = Span { bytes: place.bytes.clone(), first: place.first, upper: place.upper };
+        let window = FileWindow { start: location.bytes.start, bytes: &bytes };
+        let span = ScanRange { bytes: location.bytes.clone(), first: location.first, upper: location.upper };
         let mut records = Vec::new();
         let mut contradictions = Vec::new();
-        let walk = walk(&window, &self.header, Depth::Bodies, span, &mut |offset, header, body| {
-            let Some(ranges) = record_ranges(header, body) else {
-                contradictions.push(Damage {
-                    segment: self.header.first,
-                    bytes: offset..offset + header.frame_bytes(),
-                    positions: Some((header.first, header.last)),
-                    cause: DamageCause::Body,
-                });
-                return;
-            };
-            let base = (offset - place.bytes.start) as usize + FRAME_HEADER_BYTES;
-            records.extend(ranges.into_iter().map(|(position, range)| BlockRecord {
-                position,
-                time: header.time,
-                range: base + range.start..base + range.end,
-            }));
-        })?;
-        let damage = walk.damage.into_iter().map(|seen| seen.damage).chain(contradictions).collect();
-        Ok(Block { bytes, end: place.bytes.end, records, damage })
+        let scan =
+            scan_frames(&window, &self.header, ScanDepth::Bodies, span, &mut |offset, header, body| {
+                let Some(ranges) = record_ranges(header, body) else {
+                    contradictions.push(Damage {
+                        segment: self.header.first,
+                        bytes: offset..offset + header.frame_bytes(),
+                        positions: Some((header.first, header.last)),
+                        cause: DamageCause::Body,
+                    });
+                    return;
+                };
+                let base = (offset - location.bytes.start) as usize + FRAME_HEADER_BYTES;
+                records.extend(ranges.into_iter().map(|(position, range)| BlockRecord {
+                    position,
+                    time: header.time,
+                    range: base + range.start..base + range.end,
+                }));
+            })?;
+        let damage = scan.damage.into_iter().map(|seen| seen.damage).chain(contradictions).collect();
+        Ok(Block { bytes, end: location.bytes.end, records, damage })
     }
 }

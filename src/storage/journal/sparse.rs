@@ -14,7 +14,7 @@ use crate::storage::disk::DiskFile;
 /// Bytes collected before they are written.
 const WRITE_BYTES: usize = 1024 * 1024;
 
-pub(super) struct SparseFile<'a> {
+pub(super) struct SparseSegmentWriter<'a> {
     file: &'a dyn DiskFile,
     salt: u32,
     builder: FrameBuilder,
@@ -27,7 +27,7 @@ pub(super) struct SparseFile<'a> {
     written: u64,
 }
 
-impl<'a> SparseFile<'a> {
+impl<'a> SparseSegmentWriter<'a> {
     /// `file` is empty.
     pub(super) fn new(file: &'a dyn DiskFile, header: FileHeader) -> io::Result<Self> {
         file.write_at(0, &header.encode())?;
@@ -55,7 +55,7 @@ impl<'a> SparseFile<'a> {
     pub(super) fn finish(&mut self, upper: Position) -> io::Result<u64> {
         self.close()?;
         if self.next < upper && !failpoints::is_active(Mutation::LeaveNoNote) {
-            let note = FrameHeader::note(self.next, before(upper), self.time, self.salt);
+            let note = FrameHeader::gap_marker(self.next, before(upper), self.time, self.salt);
             self.buffer.extend_from_slice(&note.encode(self.salt));
         }
         self.flush()?;

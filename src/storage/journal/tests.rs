@@ -14,7 +14,12 @@ fn record(number: u64) -> Record {
 }
 
 fn options() -> JournalOptions {
-    JournalOptions { segment_bytes: 2_000, room_bytes: 0, frame_bytes: 100, ..JournalOptions::new(0xfeed) }
+    JournalOptions {
+        segment_bytes: 2_000,
+        preallocation_bytes: 0,
+        frame_bytes: 100,
+        ..JournalOptions::new(0xfeed)
+    }
 }
 
 fn open(disk: &MemoryDisk) -> (Journal, OpenReport) {
@@ -25,8 +30,8 @@ const ROOMS: [usize; 3] = [0, 300, 5_000];
 
 /// As [`open`], with room of some size or other behind the end.
 fn open_with_room(disk: &MemoryDisk, number: u64) -> (Journal, OpenReport) {
-    let room_bytes = ROOMS[number as usize % 3];
-    Journal::open(Arc::new(disk.clone()), JournalOptions { room_bytes, ..options() }).unwrap()
+    let preallocation_bytes = ROOMS[number as usize % 3];
+    Journal::open(Arc::new(disk.clone()), JournalOptions { preallocation_bytes, ..options() }).unwrap()
 }
 
 /// One record per commit, saying its own position; commit time 1000 + position / 4.
@@ -297,7 +302,7 @@ fn a_full_disk_is_survived_at_every_amount_of_room() {
         let (mut journal, _) = open_with_room(&disk, room);
         fill(&mut journal, 20);
         // The room that the file has is no longer there for the taking: a new segment begins.
-        journal.lose_until(Position(20)).unwrap();
+        journal.skip_lost_positions(Position(20)).unwrap();
         disk.set_bytes_max(Some(disk.bytes_used() + room));
         let mut refused = 0;
         for _ in 0..8 {
@@ -414,7 +419,7 @@ fn a_crash_keeps_every_synced_record() {
 fn work_on(disk: &MemoryDisk, number: u64) -> u64 {
     let mut acknowledged = 0;
     for _ in 0..2 {
-        let options = JournalOptions { room_bytes: ROOMS[number as usize % 3], ..options() };
+        let options = JournalOptions { preallocation_bytes: ROOMS[number as usize % 3], ..options() };
         let Ok((mut journal, _)) = Journal::open(Arc::new(disk.clone()), options) else { continue };
         for _ in 0..40 {
             let number = journal.next_position().0;
@@ -453,8 +458,8 @@ fn power_cut_at_any_operation_leaves_a_sound_journal() {
             let disk = MemoryDisk::new();
             disk.cut_power_after(operations, operations * SEEDS + seed);
             let acknowledged = work_on(&disk, operations);
-            is_cut = disk.survivor().is_some();
-            let left = disk.survivor().unwrap_or_else(|| disk.crash(seed));
+            is_cut = disk.disk_after_power_cut().is_some();
+            let left = disk.disk_after_power_cut().unwrap_or_else(|| disk.crash(seed));
             assert_eq!(verify(&left, &mut |_| ()).unwrap().damage, [], "{story}");
             let (mut journal, report) = open(&left);
             assert_eq!(report.damage, [], "{story}");
@@ -490,7 +495,7 @@ fn whichever_operation_of_the_disk_fails_nothing_that_was_acknowledged_is_lost()
                 let disk = MemoryDisk::new();
                 disk.inject(Fault { operation, errno, skip, count });
                 let acknowledged = work_on(&disk, skip);
-                let struck = disk.struck() > 0;
+                let faults_hit = disk.faults_hit() > 0;
                 disk.clear_faults();
                 let (journal, report) = open(&disk.crash(skip));
                 assert_eq!(report.damage, [], "{story}");
@@ -501,7 +506,7 @@ fn whichever_operation_of_the_disk_fails_nothing_that_was_acknowledged_is_lost()
                     let left = verify(&disk.crash(seed), &mut |_| ()).unwrap();
                     assert_eq!(left.damage, [], "{story}, crash {seed}");
                 }
-                if !struck {
+                if !faults_hit {
                     break;
                 }
                 skip += 1;
@@ -542,7 +547,7 @@ fn dropped_segments_leave_one_note_between_them_and_are_no_damage() {
 }
 
 /// Sealed files of each kind: as written, rewritten, a note in the middle and at the beginning.
-fn with_every_kind_of_file() -> (MemoryDisk, Vec<u64>) {
+fn journal_with_all_file_kinds() -> (MemoryDisk, Vec<u64>) {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 300);
@@ -584,7 +589,7 @@ fn every_loss_is_named(disk: &MemoryDisk, there: &[u64], story: &str) {
 
 #[test]
 fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
-    let (disk, there) = with_every_kind_of_file();
+    let (disk, there) = journal_with_all_file_kinds();
     let names: Vec<_> = disk.list().unwrap();
     // The last file is known to the state alone.
     let sealed = &names[..names.len() - 1];

@@ -3,15 +3,15 @@
 //! Owns the overlay and the fold; is owned by one thread. May be lost at any time: it is rebuilt from the journal.
 //! Invariant: applying every record after [`State::applied`] in order gives the state of the journal's end.
 
-pub(crate) mod base;
 mod overlay;
+pub(crate) mod row_store;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
-use base::Base;
 use overlay::Overlay;
+use row_store::RowStore;
 
 use crate::codec::{Reader, put_varint};
 use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Timestamp};
@@ -34,7 +34,7 @@ pub enum StateError {
     Damaged(&'static str),
     /// Nothing is wrong with it.
     #[error("state: an earlier version wrote it, in layout {0}")]
-    Earlier(u64),
+    EarlierLayout(u64),
     /// Only durable records are applied, so the journal has lost what lies between.
     #[error("state: it reflects records up to {applied}, and the journal ends at {journal_end}")]
     Ahead { applied: Position, journal_end: Position },
@@ -44,7 +44,7 @@ impl StateError {
     fn io(&self) -> Option<&io::Error> {
         match self {
             Self::Sled(sled::Error::Io(error)) | Self::Io(error) => Some(error),
-            Self::Sled(_) | Self::Damaged(_) | Self::Earlier(_) | Self::Ahead { .. } => None,
+            Self::Sled(_) | Self::Damaged(_) | Self::EarlierLayout(_) | Self::Ahead { .. } => None,
         }
     }
 
@@ -55,7 +55,7 @@ impl StateError {
 
     /// Whether the fault lies with the system around it, so that nothing is gained by a rebuild.
     #[must_use]
-    pub fn is_of_the_system(&self) -> bool {
+    pub fn is_environmental(&self) -> bool {
         let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
         let of_the_system = |error: &io::Error| {
             is_disk_full(error) || is_out_of_descriptors(error) || denied.contains(&error.kind())
@@ -97,7 +97,7 @@ pub struct State {
     applied: Position,
     checkpointed: Position,
     /// Rows went by retention, without a record.
-    forgot: bool,
+    dirty_without_record: bool,
     expired_until: Timestamp,
     cutoffs: Cutoffs,
 }
@@ -109,17 +109,17 @@ impl State {
     /// # Errors
     /// When the directory has to be moved aside and rebuilt.
     pub fn open(directory: &Path, journal_end: Position) -> Result<Self, StateError> {
-        Self::over(Base::open(directory)?, journal_end)
+        Self::with_rows(RowStore::open(directory)?, journal_end)
     }
 
     /// As [`Self::open`], over rows that are open already.
-    pub(crate) fn over(base: Base, journal_end: Position) -> Result<Self, StateError> {
+    pub(crate) fn with_rows(base: RowStore, journal_end: Position) -> Result<Self, StateError> {
         let cursor = match base.get(CURSOR) {
             None if base.is_empty() => Cursor::default(),
             None => return Err(StateError::Damaged("rows without the position that they reflect")),
             Some(value) => match Cursor::read(&value) {
                 Some(cursor) => cursor,
-                None => return Err(of_another_layout(&value, journal_end)),
+                None => return Err(layout_error(&value, journal_end)),
             },
         };
         let Cursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
@@ -127,11 +127,19 @@ impl State {
             return Err(StateError::Ahead { applied, journal_end });
         }
         let (rows, fold) = (Overlay::new(base), Fold::resume(checkpoints, totals));
-        Ok(Self { rows, fold, applied, checkpointed: applied, forgot: false, expired_until, cutoffs })
+        Ok(Self {
+            rows,
+            fold,
+            applied,
+            checkpointed: applied,
+            dirty_without_record: false,
+            expired_until,
+            cutoffs,
+        })
     }
 
-    /// Tells the fold of an endpoint that the rows know already; to be done before anything is applied.
-    pub fn know(&mut self, record: &Record) {
+    /// Tells the fold of an endpoint that the rows restore_ordering already; to be done before anything is applied.
+    pub fn restore_ordering(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
             self.fold.know_endpoint(endpoint);
         }
@@ -155,7 +163,7 @@ impl State {
 
     /// Rows of the last checkpoint.
     #[must_use]
-    pub fn rows_kept(&self) -> u64 {
+    pub fn checkpointed_rows(&self) -> u64 {
         self.rows.base().len()
     }
 
@@ -181,7 +189,7 @@ impl State {
     ) {
         assert!(position > self.applied, "record {position} comes after {}", self.applied);
         self.fold.apply(&mut self.rows, position, record, announced, changes);
-        self.keep_directory(position, record);
+        self.update_registry_rows(position, record);
         self.applied = position;
     }
 
@@ -189,7 +197,7 @@ impl State {
         self.fold.write_tallies(&mut self.rows);
     }
 
-    fn keep_directory(&mut self, position: Position, record: &Record) {
+    fn update_registry_rows(&mut self, position: Position, record: &Record) {
         let at = || position.0.to_be_bytes().to_vec();
         match record {
             Record::EndpointPut(endpoint) => self.rows.put(&endpoint_key(endpoint.number), at()),
@@ -218,7 +226,7 @@ impl State {
     /// Forgets events whose time is over; see [`retention::forget`](crate::projections::retention::forget).
     pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
         let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
-        self.forgot |= forgotten.events > 0;
+        self.dirty_without_record |= forgotten.events > 0;
         self.cutoffs.events = self.cutoffs.events.max(cutoffs.events);
         self.cutoffs.stream_events = self.cutoffs.stream_events.max(cutoffs.stream_events);
         forgotten
@@ -235,7 +243,7 @@ impl State {
         let mut endpoints = counters::from(&self.rows, from, endpoints_max + 1);
         let next = if endpoints.len() > endpoints_max { endpoints.pop() } else { None };
         for endpoint in endpoints {
-            self.forgot |= stats::forget(&mut self.rows, endpoint, before);
+            self.dirty_without_record |= stats::forget(&mut self.rows, endpoint, before);
         }
         next
     }
@@ -244,22 +252,22 @@ impl State {
     pub fn forget_requests(&mut self, scopes: &[([u8; 16], Position)]) {
         for (scope, position) in scopes {
             idempotency::forget(&mut self.rows, scope, *position);
-            self.forgot = true;
+            self.dirty_without_record = true;
         }
     }
 
     /// Whether anything still rests on a record. What is not needed once is never needed again.
-    pub fn needs(&self, events: &mut KnownEvents, position: Position, record: &Record) -> bool {
+    pub fn needs_record(&self, events: &mut EventLookup, position: Position, record: &Record) -> bool {
         if position > self.applied {
             return true;
         }
-        let of_any = |deliveries: &[DeliveryKey], events: &mut KnownEvents| {
+        let of_any = |deliveries: &[DeliveryKey], events: &mut EventLookup| {
             deliveries.iter().any(|delivery| events.contains(&self.rows, delivery.event))
         };
         match record {
             Record::EventAccepted(_) if failpoints::is_active(Mutation::DropNeeded) => false,
             Record::EventAccepted(event) => {
-                events.contains(&self.rows, position) || self.rests_on(event, position)
+                events.contains(&self.rows, position) || self.holds_stream_or_request(event, position)
             }
             Record::AttemptFinished { delivery, .. } => {
                 let lane = counters::lane(&self.rows, delivery.endpoint);
@@ -288,7 +296,7 @@ impl State {
     }
 
     /// Whether a stream's version or an answered request rests on an event that is forgotten itself.
-    fn rests_on(&self, event: &Event, position: Position) -> bool {
+    fn holds_stream_or_request(&self, event: &Event, position: Position) -> bool {
         let head = event.stream.as_ref().and_then(|(stream, _)| {
             streams::head(&self.rows, &event.tenant, stream).filter(|head| head.last == position)
         });
@@ -303,13 +311,13 @@ impl State {
 
     /// Positions of the records that made the live endpoints and keys what they are.
     #[must_use]
-    pub fn directory(&self) -> Vec<Position> {
+    pub fn registry_positions(&self) -> Vec<Position> {
         self.positions(&[ENDPOINTS]).into_iter().chain(self.positions(&[KEYS])).collect()
     }
 
     /// Positions of the last records of endpoints that were deleted.
     #[must_use]
-    pub fn deleted_endpoints(&self) -> Vec<Position> {
+    pub fn deleted_endpoint_positions(&self) -> Vec<Position> {
         self.positions(&[DELETED])
     }
 
@@ -324,14 +332,14 @@ impl State {
     }
 
     /// Everything up to here is applied: damage has taken the records that are missing.
-    pub fn reach(&mut self, end: Position) {
+    pub fn skip_to(&mut self, end: Position) {
         self.applied = self.applied.max(end);
     }
 
-    /// Whether enough has changed that a checkpoint should not wait for its time.
+    /// Whether enough rows have changed that a checkpoint should not wait for its time.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.rows.changed() >= failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
+    pub fn needs_checkpoint(&self) -> bool {
+        self.rows.changed_rows() >= failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
     }
 
     /// Compares it with one that was folded from the journal anew; tells each difference. `gaps` says that retention has
@@ -380,10 +388,10 @@ impl State {
     /// Whether anything was applied since the last checkpoint.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.applied > self.checkpointed || self.forgot
+        self.applied > self.checkpointed || self.dirty_without_record
     }
 
-    /// Writes what changed, with the position that it reflects, as one atomic batch; and copies the store when it has
+    /// Writes what changed_rows, with the position that it reflects, as one atomic batch; and copies the store when it has
     /// grown too much.
     ///
     /// # Errors
@@ -406,12 +414,12 @@ impl State {
         self.rows.put(CURSOR, self.cursor().write());
         self.rows.checkpoint()?;
         self.checkpointed = self.applied;
-        self.forgot = false;
-        self.rows.base_mut().copy_when_grown()?;
+        self.dirty_without_record = false;
+        self.rows.base_mut().compact_if_oversized()?;
         Ok(())
     }
 
-    /// After a checkpoint that failed because the disk was full: opens the rows again. What changed since is still in
+    /// After a checkpoint that failed because the disk was full: opens the rows again. What changed_rows since is still in
     /// memory, and the next checkpoint writes it.
     ///
     /// # Errors
@@ -429,11 +437,11 @@ impl State {
 
 /// Events that the state knows, by page, as far as they were asked for.
 #[derive(Debug, Default)]
-pub struct KnownEvents {
+pub struct EventLookup {
     pages: HashMap<u64, Vec<Position>>,
 }
 
-impl KnownEvents {
+impl EventLookup {
     fn contains(&mut self, rows: &Overlay, position: Position) -> bool {
         let page = pages::page_of(position);
         let known = self.pages.entry(page).or_insert_with(|| retention::positions(rows, page));
@@ -454,11 +462,11 @@ fn key_key(id: &KeyId) -> Vec<u8> {
 }
 
 /// Why a cursor of another layout cannot be used. In each it begins with the layout and the position.
-fn of_another_layout(cursor: &[u8], journal_end: Position) -> StateError {
+fn layout_error(cursor: &[u8], journal_end: Position) -> StateError {
     let mut reader = Reader::new(cursor);
     match (reader.get_varint(), reader.get_varint().map(Position)) {
         (Ok(1..LAYOUT), Ok(applied)) if applied > journal_end => StateError::Ahead { applied, journal_end },
-        (Ok(layout @ 1..LAYOUT), Ok(_)) => StateError::Earlier(layout),
+        (Ok(layout @ 1..LAYOUT), Ok(_)) => StateError::EarlierLayout(layout),
         _ => StateError::Damaged("unknown layout"),
     }
 }
@@ -517,9 +525,9 @@ mod tests {
             let mut bytes = Vec::new();
             put_varint(&mut bytes, layout);
             put_varint(&mut bytes, applied);
-            of_another_layout(&bytes, Position(9))
+            layout_error(&bytes, Position(9))
         };
-        assert!(matches!(cursor(LAYOUT - 1, 9), StateError::Earlier(layout) if layout == LAYOUT - 1));
+        assert!(matches!(cursor(LAYOUT - 1, 9), StateError::EarlierLayout(layout) if layout == LAYOUT - 1));
         assert!(matches!(cursor(LAYOUT - 1, 10), StateError::Ahead { applied: Position(10), .. }));
         assert!(matches!(cursor(LAYOUT + 1, 9), StateError::Damaged(_)));
     }

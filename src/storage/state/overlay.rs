@@ -1,6 +1,6 @@
 //! Rows in memory over rows in sled: the settle window.
 //!
-//! Owns what has changed since the last checkpoint. A row that comes and goes between two checkpoints is never
+//! Owns what has changed_rows since the last checkpoint. A row that comes and goes between two checkpoints is never
 //! written. Invariant: sled only ever holds the rows of one position; a checkpoint is one atomic batch.
 
 use std::collections::BTreeMap;
@@ -11,10 +11,10 @@ use std::ops::ControlFlow;
 use crate::projections::Rows;
 use crate::projections::rows::Visit;
 
-use super::base::{Base, Change};
+use super::row_store::{RowChange, RowStore};
 
 #[derive(Debug)]
-enum Slot {
+enum OverlayRow {
     Value {
         bytes: Vec<u8>,
         /// The base has no such row, so that removing this one leaves nothing to be done.
@@ -26,35 +26,35 @@ enum Slot {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Overlay {
-    base: Base,
-    rows: BTreeMap<Vec<u8>, Slot>,
+    base: RowStore,
+    rows: BTreeMap<Vec<u8>, OverlayRow>,
 }
 
 impl Overlay {
-    pub(crate) fn new(base: Base) -> Self {
+    pub(crate) fn new(base: RowStore) -> Self {
         Self { base, rows: BTreeMap::new() }
     }
 
-    pub(crate) fn base(&self) -> &Base {
+    pub(crate) fn base(&self) -> &RowStore {
         &self.base
     }
 
-    /// Rows that changed since the last checkpoint.
-    pub(crate) fn changed(&self) -> usize {
+    /// Rows that changed_rows since the last checkpoint.
+    pub(crate) fn changed_rows(&self) -> usize {
         self.rows.len()
     }
 
-    pub(crate) fn base_mut(&mut self) -> &mut Base {
+    pub(crate) fn base_mut(&mut self) -> &mut RowStore {
         &mut self.base
     }
 
-    /// Writes everything that changed, in one atomic batch, and makes it durable. After an error everything is still here.
+    /// Writes everything that changed_rows, in one atomic batch, and makes it durable. After an error everything is still here.
     pub(crate) fn checkpoint(&mut self) -> Result<(), super::StateError> {
         let changes = self.rows.iter().map(|(key, slot)| {
             let change = match slot {
-                Slot::Value { bytes, fresh: true } => Change::New(bytes),
-                Slot::Value { bytes, fresh: false } => Change::Put(bytes),
-                Slot::Removed => Change::Remove,
+                OverlayRow::Value { bytes, fresh: true } => RowChange::New(bytes),
+                OverlayRow::Value { bytes, fresh: false } => RowChange::Put(bytes),
+                OverlayRow::Removed => RowChange::Remove,
             };
             (key.as_slice(), change)
         });
@@ -63,9 +63,9 @@ impl Overlay {
         Ok(())
     }
 
-    fn merged<'a, I>(
+    fn merge_scan<'a, I>(
         base: I,
-        mut over: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Slot)>>,
+        mut over: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a OverlayRow)>>,
         before: fn(&[u8], &[u8]) -> bool,
         visit: Visit<'_>,
     ) where
@@ -88,8 +88,8 @@ impl Overlay {
             };
             let flow = if take_over {
                 match over.next() {
-                    Some((key, Slot::Value { bytes, .. })) => visit(key, bytes),
-                    Some((_, Slot::Removed)) | None => ControlFlow::Continue(()),
+                    Some((key, OverlayRow::Value { bytes, .. })) => visit(key, bytes),
+                    Some((_, OverlayRow::Removed)) | None => ControlFlow::Continue(()),
                 }
             } else {
                 base.next().map_or(ControlFlow::Continue(()), |(key, value)| visit(&key, &value))
@@ -104,18 +104,18 @@ impl Overlay {
 impl Rows for Overlay {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         match self.rows.get(key) {
-            Some(Slot::Value { bytes, .. }) => Some(bytes.clone()),
-            Some(Slot::Removed) => None,
+            Some(OverlayRow::Value { bytes, .. }) => Some(bytes.clone()),
+            Some(OverlayRow::Removed) => None,
             None => self.base.get(key),
         }
     }
 
     fn put(&mut self, key: &[u8], value: Vec<u8>) {
         match self.rows.get_mut(key) {
-            Some(Slot::Value { bytes, .. }) => *bytes = value,
-            Some(slot @ Slot::Removed) => *slot = Slot::Value { bytes: value, fresh: false },
+            Some(OverlayRow::Value { bytes, .. }) => *bytes = value,
+            Some(slot @ OverlayRow::Removed) => *slot = OverlayRow::Value { bytes: value, fresh: false },
             None => {
-                self.rows.insert(key.to_vec(), Slot::Value { bytes: value, fresh: false });
+                self.rows.insert(key.to_vec(), OverlayRow::Value { bytes: value, fresh: false });
             }
         }
     }
@@ -123,17 +123,17 @@ impl Rows for Overlay {
     fn put_new(&mut self, key: &[u8], value: Vec<u8>) {
         match self.rows.entry(key.to_vec()) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Slot::Value { bytes: value, fresh: true });
+                vacant.insert(OverlayRow::Value { bytes: value, fresh: true });
             }
             Entry::Occupied(mut occupied) => {
-                let fresh = matches!(occupied.get(), Slot::Value { fresh: true, .. });
-                occupied.insert(Slot::Value { bytes: value, fresh });
+                let fresh = matches!(occupied.get(), OverlayRow::Value { fresh: true, .. });
+                occupied.insert(OverlayRow::Value { bytes: value, fresh });
             }
         }
     }
 
     fn append(&mut self, key: &[u8], more: &[u8]) -> usize {
-        if let Some(Slot::Value { bytes, .. }) = self.rows.get_mut(key) {
+        if let Some(OverlayRow::Value { bytes, .. }) = self.rows.get_mut(key) {
             bytes.extend_from_slice(more);
             return bytes.len();
         }
@@ -146,26 +146,26 @@ impl Rows for Overlay {
 
     fn remove(&mut self, key: &[u8]) {
         match self.rows.entry(key.to_vec()) {
-            Entry::Occupied(occupied) if matches!(occupied.get(), Slot::Value { fresh: true, .. }) => {
+            Entry::Occupied(occupied) if matches!(occupied.get(), OverlayRow::Value { fresh: true, .. }) => {
                 occupied.remove();
             }
             Entry::Occupied(mut occupied) => {
-                occupied.insert(Slot::Removed);
+                occupied.insert(OverlayRow::Removed);
             }
             Entry::Vacant(vacant) => {
-                vacant.insert(Slot::Removed);
+                vacant.insert(OverlayRow::Removed);
             }
         }
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
         let over = self.rows.range(from.to_vec()..to.to_vec()).peekable();
-        Self::merged(self.base.range(from, to), over, |a, b| a < b, visit);
+        Self::merge_scan(self.base.range(from, to), over, |a, b| a < b, visit);
     }
 
     fn scan_back(&self, from: &[u8], to: &[u8], visit: Visit<'_>) {
         let over = self.rows.range(from.to_vec()..to.to_vec()).rev().peekable();
-        Self::merged(self.base.range(from, to).rev(), over, |a, b| a > b, visit);
+        Self::merge_scan(self.base.range(from, to).rev(), over, |a, b| a > b, visit);
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
     fn an_overlay_answers_as_a_plain_map_would() {
         for seed in 1..60_u64 {
             let directory = tempfile::tempdir().unwrap();
-            let mut overlay = Overlay::new(Base::open(directory.path()).unwrap());
+            let mut overlay = Overlay::new(RowStore::open(directory.path()).unwrap());
             let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
             let mut state = seed;
             let mut random = move |below: u64| {
@@ -237,9 +237,9 @@ mod tests {
     #[test]
     fn what_comes_and_goes_between_checkpoints_is_never_written() {
         let directory = tempfile::tempdir().unwrap();
-        let mut overlay = Overlay::new(Base::open(directory.path()).unwrap());
+        let mut overlay = Overlay::new(RowStore::open(directory.path()).unwrap());
         overlay.put_new(b"K1", vec![1]);
         overlay.remove(b"K1");
-        assert_eq!(overlay.changed(), 0);
+        assert_eq!(overlay.changed_rows(), 0);
     }
 }

@@ -14,7 +14,7 @@ use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::domain::{Event, EventStatus, Expected, attribute};
-use crate::service::types::{Accepted, EventView, generated_at, is_chosen};
+use crate::service::types::{Accepted, EventView, generated_at, has_publisher_id};
 
 /// An event to be published.
 #[derive(Deserialize, JsonSchema)]
@@ -182,7 +182,7 @@ impl<'a> AcceptedBody<'a> {
 #[must_use]
 pub fn event_url(event: &Event, default_tenant: &str) -> String {
     let is_elsewhere = event.tenant.as_str() != default_tenant || generated_at(&event.id).is_some();
-    if is_elsewhere && is_chosen(event) {
+    if is_elsewhere && has_publisher_id(event) {
         format!("/v1/events/{}?tenant={}", event.id, event.tenant)
     } else {
         format!("/v1/events/{}", event.id)

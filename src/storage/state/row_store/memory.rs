@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Change, StateError};
+use super::{RowChange, StateError};
 
 /// What a write asks before it happens: whether the power holds, and if not, whether the write was still made.
-pub(crate) type Power = Arc<dyn Fn() -> Supply + Send + Sync>;
+pub(crate) type PowerSource = Arc<dyn Fn() -> PowerState + Send + Sync>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Supply {
-    Holds,
+pub(crate) enum PowerState {
+    On,
     /// It fails right before the write.
-    FailsBefore,
+    FailsBeforeWrite,
     /// It fails right after the write.
-    FailsAfter,
+    FailsAfterWrite,
 }
 
 type Image = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -23,7 +23,7 @@ type Image = BTreeMap<Vec<u8>, Vec<u8>>;
 #[derive(Clone)]
 pub(crate) struct MemoryRows {
     image: Arc<Mutex<Image>>,
-    power: Power,
+    power: PowerSource,
 }
 
 impl std::fmt::Debug for MemoryRows {
@@ -33,7 +33,7 @@ impl std::fmt::Debug for MemoryRows {
 }
 
 impl MemoryRows {
-    pub(crate) fn new(power: Power) -> Self {
+    pub(crate) fn new(power: PowerSource) -> Self {
         Self { image: Arc::default(), power }
     }
 
@@ -62,25 +62,25 @@ impl MemoryRows {
 
     pub(super) fn write<'a>(
         &self,
-        changes: impl Iterator<Item = (&'a [u8], Change<'a>)>,
+        changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
     ) -> Result<(), StateError> {
         let failed = || Err(StateError::Damaged("the power has failed"));
         let supply = (self.power)();
-        if supply == Supply::FailsBefore {
+        if supply == PowerState::FailsBeforeWrite {
             return failed();
         }
         self.look(|image| {
             for (key, change) in changes {
                 match change {
-                    Change::New(value) => {
+                    RowChange::New(value) => {
                         let before = image.insert(key.to_vec(), value.to_vec());
                         assert!(before.is_none(), "row {key:?} is new and was there");
                     }
-                    Change::Put(value) => drop(image.insert(key.to_vec(), value.to_vec())),
-                    Change::Remove => drop(image.remove(key)),
+                    RowChange::Put(value) => drop(image.insert(key.to_vec(), value.to_vec())),
+                    RowChange::Remove => drop(image.remove(key)),
                 }
             }
         });
-        if supply == Supply::Holds { Ok(()) } else { failed() }
+        if supply == PowerState::On { Ok(()) } else { failed() }
     }
 }

@@ -19,7 +19,7 @@ fn write(rows: &mut SledRows, model: &mut Rows, changes: &[(Vec<u8>, Option<Vec<
         };
     }
     let changes = changes.iter().map(|(key, value)| {
-        let change = value.as_deref().map_or(Change::Remove, Change::Put);
+        let change = value.as_deref().map_or(RowChange::Remove, RowChange::Put);
         (key.as_slice(), change)
     });
     rows.write(changes).unwrap();
@@ -94,9 +94,10 @@ fn a_row_that_cannot_be_read_is_no_missing_row() {
     let directory = below.path().join("state");
     let images = fill(&directory, &mut fastrand::Rng::with_seed(7));
     // Opened without reading the rows, so that sled reads each when it is asked for.
-    let store = Some(Store::open(&directory).unwrap());
-    let (sum, failure) = (Sum::default(), OnceCell::new());
-    let mut rows = SledRows { directory: directory.clone(), store, sum, failure, copy_at_bytes: u64::MAX };
+    let store = Some(SledStore::open(&directory).unwrap());
+    let (checksum, failure) = (RowChecksum::default(), OnceCell::new());
+    let mut rows =
+        SledRows { directory: directory.clone(), store, checksum, failure, compact_at_bytes: u64::MAX };
     let length = fs::metadata(directory.join("db")).unwrap().len();
     let file = File::options().write(true).open(directory.join("db")).unwrap();
     file.set_len(0).and_then(|()| file.set_len(length)).unwrap();
@@ -104,7 +105,7 @@ fn a_row_that_cannot_be_read_is_no_missing_row() {
     let found = read(&rows);
     assert!(found.len() < images[200].len(), "all rows were read from a file of zeros");
     assert!(rows.failure.get().is_some(), "{} rows were found, and no failure", found.len());
-    let written = rows.write([(&b"K"[..], Change::Put(b"1"))].into_iter());
+    let written = rows.write([(&b"K"[..], RowChange::Put(b"1"))].into_iter());
     assert!(written.is_err() || rows.failure.get().is_some());
     rows.mark_unreadable();
     drop(rows);
@@ -115,9 +116,9 @@ fn a_row_that_cannot_be_read_is_no_missing_row() {
 fn a_failure_ends_a_range_and_is_kept() {
     let failure = OnceCell::new();
     let torn = sled::Error::ReportableBug("a page cannot be read".to_owned());
-    assert!(noted(Some(Err(torn)), &failure).is_none());
+    assert!(end_on_failure(Some(Err(torn)), &failure).is_none());
     assert!(failure.get().unwrap().contains("a page cannot be read"));
-    assert!(noted(None, &failure).is_none());
+    assert!(end_on_failure(None, &failure).is_none());
 }
 
 #[test]
@@ -157,13 +158,13 @@ fn a_torn_snapshot_is_no_obstacle() {
 
 #[test]
 fn a_store_without_its_sum_or_with_another_is_refused() {
-    for sum in [None, Some(Sum { rows: 1, bytes: 4, hash: 0 }.encode())] {
+    for sum in [None, Some(RowChecksum { rows: 1, bytes: 4, hash: 0 }.encode())] {
         let below = tempfile::tempdir().unwrap();
-        let store = Store::open(below.path()).unwrap();
+        let store = SledStore::open(below.path()).unwrap();
         let mut batch = sled::Batch::default();
         batch.insert(b"K1", b"ab");
         if let Some(sum) = sum {
-            batch.insert(SUM, sum);
+            batch.insert(CHECKSUM, sum);
         }
         store.apply(batch).unwrap();
         drop(store);
@@ -172,14 +173,14 @@ fn a_store_without_its_sum_or_with_another_is_refused() {
 }
 
 /// Rows of mixed lifetimes: 19 of 20 go, in any order, one stays. It is what sled's file grows under.
-struct Growing {
+struct GrowingRows {
     random: fastrand::Rng,
     model: Rows,
     mortal: Vec<Vec<u8>>,
     number: u32,
 }
 
-impl Growing {
+impl GrowingRows {
     fn new() -> Self {
         let random = fastrand::Rng::with_seed(5);
         Self { random, model: Rows::new(), mortal: Vec::new(), number: 0 }
@@ -211,19 +212,19 @@ fn a_store_that_has_grown_is_copied_to_a_fresh_one() {
     let below = tempfile::tempdir().unwrap();
     let directory = below.path().join("state");
     let mut rows = SledRows::open(&directory).unwrap();
-    rows.copy_at_bytes = COPY_AT;
-    let mut growing = Growing::new();
+    rows.compact_at_bytes = COPY_AT;
+    let mut growing = GrowingRows::new();
     let mut copies = 0;
     while copies < 2 {
         growing.grow(&mut rows, 20);
         let before = rows.size_bytes();
-        if rows.copy_when_grown().unwrap() {
+        if rows.compact_if_oversized().unwrap() {
             copies += 1;
-            rows.copy_at_bytes = COPY_AT;
+            rows.compact_at_bytes = COPY_AT;
             assert!(rows.size_bytes() * 2 < before, "{} after {before}", rows.size_bytes());
         }
         assert_eq!(read(&rows), growing.model);
-        assert!(growing.number < 200_000, "{before} bytes on disk, {:?}", rows.sum);
+        assert!(growing.number < 200_000, "{before} bytes on disk, {:?}", rows.checksum);
     }
     drop(rows);
     let rows = SledRows::open(&directory).unwrap();
@@ -236,14 +237,19 @@ fn a_store_that_has_grown_is_copied_to_a_fresh_one() {
 fn a_store_that_is_as_long_as_its_rows_is_not_copied() {
     let below = tempfile::tempdir().unwrap();
     let mut rows = SledRows::open(&below.path().join("state")).unwrap();
-    rows.copy_at_bytes = 0;
+    rows.compact_at_bytes = 0;
     for number in 0..40_u32 {
         let changes: Vec<_> = (0..500_u32)
             .map(|row| ([&b"K"[..], &number.to_be_bytes(), &row.to_be_bytes()].concat(), Some(vec![1; 12])))
             .collect();
         write(&mut rows, &mut Rows::new(), &changes);
     }
-    assert!(!rows.copy_when_grown().unwrap(), "{} bytes on disk for {:?}", rows.size_bytes(), rows.sum);
+    assert!(
+        !rows.compact_if_oversized().unwrap(),
+        "{} bytes on disk for {:?}",
+        rows.size_bytes(),
+        rows.checksum
+    );
 }
 
 /// What is on disk after each step of a copy: a crash there leaves just that.
@@ -252,12 +258,12 @@ fn a_crash_at_any_step_of_a_copy_leaves_the_rows() {
     let below = tempfile::tempdir().unwrap();
     let directory = below.path().join("state");
     let mut rows = SledRows::open(&directory).unwrap();
-    let mut growing = Growing::new();
+    let mut growing = GrowingRows::new();
     growing.grow(&mut rows, 30);
     let model = growing.model;
-    rows.copy().unwrap();
+    rows.write_compacted_copy().unwrap();
     drop(rows);
-    let (copied, old) = (beside(&directory, "copied"), beside(&directory, "old"));
+    let (copied, old) = (sibling(&directory, "copied"), sibling(&directory, "old"));
     let after = |story: &str, step: &dyn Fn(&Path)| {
         let crashed = tempfile::tempdir().unwrap();
         let at = |of: &Path| crashed.path().join(of.file_name().unwrap());
@@ -267,7 +273,7 @@ fn a_crash_at_any_step_of_a_copy_leaves_the_rows() {
         for _ in 0..2 {
             assert_eq!(read(&SledRows::open(&at(&directory)).unwrap()), model, "{story}");
         }
-        for rest in [&copied, &old, &beside(&directory, "copying")] {
+        for rest in [&copied, &old, &sibling(&directory, "copying")] {
             assert!(!at(rest).exists(), "{story} leaves {}", rest.display());
         }
     };
@@ -290,7 +296,7 @@ fn a_crash_at_any_step_of_a_copy_leaves_the_rows() {
 fn it_can_be_closed_and_opened_again_and_goes_on() {
     let below = tempfile::tempdir().unwrap();
     let mut rows = SledRows::open(&below.path().join("state")).unwrap();
-    let mut growing = Growing::new();
+    let mut growing = GrowingRows::new();
     for _ in 0..5 {
         growing.grow(&mut rows, 2);
         rows.reopen().unwrap();

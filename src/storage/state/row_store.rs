@@ -6,13 +6,13 @@
 //! | trap | here | seen by |
 //! |---|---|---|
 //! | `flush` never fsyncs | each checkpoint ends with `fdatasync` on our own handle of sled's file | `syscalls`, `power` |
-//! | `flush_async`, writers beside scans and a background flusher deadlock | none of them is used ([`clippy.toml`] forbids the calls); [`SledRows`] is not `Sync`, so that no second thread can have it | the compiler, clippy |
+//! | `flush_async`, writers sibling scans and a background flusher deadlock | none of them is used ([`clippy.toml`] forbids the calls); [`SledRows`] is not `Sync`, so that no second thread can have it | the compiler, clippy |
 //! | values above about 128 KB go to blob files that are never synced | values are bounded, asserted before each write; a blob file counts as damage | `a_value_at_its_bound_makes_no_blob` |
 //! | `open` panics on most flipped bits | the panic is caught, and the caller rebuilds from the journal | `whatever_bit_is_flipped`, `disk` |
-//! | a flipped bit loses or changes a row in silence (one in a hundred) | a row says what all rows add up to, and every start adds them up ([`Sum`]) | `whatever_bit_is_flipped` |
-//! | a page that cannot be read ends a scan early | the failure is kept, nothing is answered from it, and the next start rebuilds ([`Base::failure`]) | `a_row_that_cannot_be_read_is_no_missing_row` |
+//! | a flipped bit loses or changes a row in silence (one in a hundred) | a row says what all rows add up to, and every start adds them up ([`RowChecksum`]) | `whatever_bit_is_flipped` |
+//! | a page that cannot be read ends a scan early | the failure is kept, nothing is answered from it, and the next start rebuilds ([`RowStore::failure`]) | `a_row_that_cannot_be_read_is_no_missing_row` |
 //! | a torn start-up snapshot makes `open` refuse for ever | it is removed before | `a_torn_snapshot_is_no_obstacle` |
-//! | after a full disk every call fails until it is opened again | [`Base::reopen`]; what was to be written is still in memory | `disk` |
+//! | after a full disk every call fails until it is opened again | [`RowStore::reopen`]; what was to be written is still in memory | `disk` |
 //! | its file does not shrink (forty times what is alive was seen) | when it has grown far beyond what is alive, the rows are copied to a fresh one ([`SledRows::copy`]) | `a_store_that_has_grown_is_copied` |
 //! | replaced pages are freed only when the thread pins the epoch often, so memory grows | the collector is pushed after each batch | measured: 150 MB instead of 2.5 GB |
 //! | closing goes on behind the call, so that opening again meets the lock | opening waits for it, for a bounded time | `a_store_that_has_grown_is_copied` |
@@ -40,28 +40,28 @@ pub(crate) mod memory;
 mod tests;
 
 /// Times that the epoch collector is pushed after a batch: each push frees a bounded number of pages.
-const EPOCH_PUSHES: usize = 64;
+const EPOCH_FLUSHES: usize = 64;
 /// How long an opening waits for what closes the store in the background.
-const CLOSING_MAX: Duration = Duration::from_secs(2);
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Bytes of a segment of sled's file. What lies on one of its leaves has to fit a quarter of it.
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// Rows on one of sled's leaves: it is split when there are more than 16.
 const LEAF_ROWS_MAX: usize = 17;
 const _: () = assert!(LEAF_ROWS_MAX * (limits::STATE_VALUE_BYTES_MAX + 1_000) < SEGMENT_BYTES / 4);
 /// Bytes of rows that a copy writes at once.
-const COPY_BATCH_BYTES: usize = 1024 * 1024;
+const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// The file has grown far beyond what is alive when it is so many times as long as a fresh one would be.
-const GROWTH_MAX: u64 = 4;
-/// Bytes that a row takes in a fresh file beside its own, about (measured: 150 to 300 for rows of 40).
+const FILE_GROWTH_MAX: u64 = 4;
+/// Bytes that a row takes in a fresh file sibling its own, about (measured: 150 to 300 for rows of 40).
 const ROW_OVERHEAD_BYTES: u64 = 300;
 /// Key of the row that says what all others add up to. No row of a projection begins with this tag.
-const SUM: &[u8] = b"0";
+const CHECKSUM: &[u8] = b"0";
 /// A file that says that the rows could not be read.
 const UNREADABLE_FILE: &str = "unreadable";
 
 /// What happens to a row.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Change<'a> {
+pub(crate) enum RowChange<'a> {
     /// There was none.
     New(&'a [u8]),
     Put(&'a [u8]),
@@ -70,7 +70,7 @@ pub(crate) enum Change<'a> {
 
 /// The rows of one position. There is one kind outside of tests.
 #[derive(Debug)]
-pub(crate) enum Base {
+pub(crate) enum RowStore {
     Sled(SledRows),
     #[cfg(test)]
     Memory(memory::MemoryRows),
@@ -78,7 +78,7 @@ pub(crate) enum Base {
 
 /// Rows in key order, from either end.
 #[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
-pub(crate) enum Range<'a> {
+pub(crate) enum RowRange<'a> {
     Sled {
         rows: sled::Iter,
         failure: &'a OnceCell<String>,
@@ -90,44 +90,44 @@ pub(crate) enum Range<'a> {
 type Row = (sled::IVec, sled::IVec);
 
 /// The row, or the end: an error ends the range, and is kept.
-fn noted(row: Option<sled::Result<Row>>, failure: &OnceCell<String>) -> Option<Row> {
+fn end_on_failure(row: Option<sled::Result<Row>>, failure: &OnceCell<String>) -> Option<Row> {
     match row? {
         Ok(row) => Some(row),
         Err(error) => {
-            note(failure, &error);
+            record_failure(failure, &error);
             None
         }
     }
 }
 
-fn note(failure: &OnceCell<String>, error: &sled::Error) {
+fn record_failure(failure: &OnceCell<String>, error: &sled::Error) {
     // The first one says it all.
     let _known = failure.set(error.to_string()).is_err();
 }
 
-impl Iterator for Range<'_> {
+impl Iterator for RowRange<'_> {
     type Item = Row;
 
     fn next(&mut self) -> Option<Row> {
         match self {
-            Self::Sled { rows, failure } => noted(rows.next(), failure),
+            Self::Sled { rows, failure } => end_on_failure(rows.next(), failure),
             #[cfg(test)]
             Self::Memory(rows) => rows.next(),
         }
     }
 }
 
-impl DoubleEndedIterator for Range<'_> {
+impl DoubleEndedIterator for RowRange<'_> {
     fn next_back(&mut self) -> Option<Row> {
         match self {
-            Self::Sled { rows, failure } => noted(rows.next_back(), failure),
+            Self::Sled { rows, failure } => end_on_failure(rows.next_back(), failure),
             #[cfg(test)]
             Self::Memory(rows) => rows.next_back(),
         }
     }
 }
 
-impl Base {
+impl RowStore {
     /// See [`SledRows::open`].
     pub(crate) fn open(directory: &Path) -> Result<Self, StateError> {
         SledRows::open(directory).map(Self::Sled)
@@ -142,17 +142,17 @@ impl Base {
         }
     }
 
-    pub(crate) fn range(&self, from: &[u8], to: &[u8]) -> Range<'_> {
+    pub(crate) fn range(&self, from: &[u8], to: &[u8]) -> RowRange<'_> {
         match self {
             Self::Sled(rows) => rows.range(from, to),
             #[cfg(test)]
-            Self::Memory(rows) => Range::Memory(rows.range(from, to)),
+            Self::Memory(rows) => RowRange::Memory(rows.range(from, to)),
         }
     }
 
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Sled(rows) => rows.sum.rows,
+            Self::Sled(rows) => rows.checksum.rows,
             #[cfg(test)]
             Self::Memory(rows) => rows.len(),
         }
@@ -183,7 +183,7 @@ impl Base {
     /// Applies all changes at once and makes them durable.
     pub(crate) fn write<'a>(
         &mut self,
-        changes: impl Iterator<Item = (&'a [u8], Change<'a>)>,
+        changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
     ) -> Result<(), StateError> {
         match self {
             Self::Sled(rows) => rows.write(changes),
@@ -202,9 +202,9 @@ impl Base {
     }
 
     /// Copies the rows to a fresh store, when the one that there is has grown far beyond them. Gives whether it did.
-    pub(crate) fn copy_when_grown(&mut self) -> Result<bool, StateError> {
+    pub(crate) fn compact_if_oversized(&mut self) -> Result<bool, StateError> {
         match self {
-            Self::Sled(rows) => rows.copy_when_grown(),
+            Self::Sled(rows) => rows.compact_if_oversized(),
             #[cfg(test)]
             Self::Memory(_) => Ok(false),
         }
@@ -222,13 +222,13 @@ impl Base {
 
 /// What all rows add up to, in whatever order they came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sum {
+struct RowChecksum {
     rows: u64,
     bytes: u64,
     hash: u64,
 }
 
-impl Sum {
+impl RowChecksum {
     fn add(&mut self, key: &[u8], value: &[u8]) {
         self.rows += 1;
         self.bytes += (key.len() + value.len()) as u64;
@@ -236,7 +236,7 @@ impl Sum {
     }
 
     /// Of a store that lies, this may take more than there is: then the next start finds that it does not add up.
-    fn take(&mut self, key: &[u8], value: &[u8]) {
+    fn subtract(&mut self, key: &[u8], value: &[u8]) {
         self.rows = self.rows.wrapping_sub(1);
         self.bytes = self.bytes.wrapping_sub((key.len() + value.len()) as u64);
         self.hash = self.hash.wrapping_sub(row_hash(key, value));
@@ -275,13 +275,13 @@ fn row_hash(key: &[u8], value: &[u8]) -> u64 {
 
 /// An open sled.
 #[derive(Debug)]
-struct Store {
+struct SledStore {
     db: sled::Db,
     /// Our own handle of sled's file, for `fdatasync`.
     file: File,
 }
 
-impl Store {
+impl SledStore {
     fn open(directory: &Path) -> Result<Self, StateError> {
         create_private(directory).map_err(StateError::Io)?;
         remove_torn_snapshots(directory).map_err(StateError::Io)?;
@@ -291,7 +291,7 @@ impl Store {
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(limits::STATE_CACHE_BYTES)
             .mode(sled::Mode::HighThroughput);
-        let deadline = Instant::now() + CLOSING_MAX;
+        let deadline = Instant::now() + CLOSE_WAIT_MAX;
         let db = loop {
             match panics::contain(|| config.open()) {
                 Ok(Ok(db)) => break db,
@@ -310,15 +310,15 @@ impl Store {
         Ok(Self { db, file })
     }
 
-    /// Reads every row: the only way to know that all are there.
-    fn add_up(&self) -> Result<Sum, StateError> {
-        let mut sum = Sum::default();
+    /// Reads every row: the only way to restore_ordering that all are there.
+    fn checksum_rows(&self) -> Result<RowChecksum, StateError> {
+        let mut sum = RowChecksum::default();
         let mut said = None;
         for row in self.db.iter() {
             let (key, value) = row.map_err(StateError::Sled)?;
-            if key == SUM { said = Sum::decode(&value) } else { sum.add(&key, &value) }
+            if key == CHECKSUM { said = RowChecksum::decode(&value) } else { sum.add(&key, &value) }
         }
-        let nothing = sum == Sum::default();
+        let nothing = sum == RowChecksum::default();
         match said {
             Some(said) if said == sum || failpoints::is_active(Mutation::TrustRows) => Ok(sum),
             None if nothing => Ok(sum),
@@ -331,7 +331,7 @@ impl Store {
         self.db.apply_batch(batch).map_err(StateError::Sled)?;
         self.db.flush().map_err(StateError::Sled)?;
         self.file.sync_data().map_err(StateError::Io)?;
-        for _ in 0..EPOCH_PUSHES {
+        for _ in 0..EPOCH_FLUSHES {
             crossbeam_epoch::pin().flush();
         }
         Ok(())
@@ -349,32 +349,32 @@ fn is_still_closing(error: &sled::Error) -> bool {
 pub(crate) struct SledRows {
     directory: PathBuf,
     /// `None` while it is being opened again.
-    store: Option<Store>,
-    sum: Sum,
+    store: Option<SledStore>,
+    checksum: RowChecksum,
     failure: OnceCell<String>,
     /// Below this length nobody asks whether the file has grown too much.
-    copy_at_bytes: u64,
+    compact_at_bytes: u64,
 }
 
 impl SledRows {
     /// Opens or creates the store. An error means that the directory cannot be used as it is.
     fn open(directory: &Path) -> Result<Self, StateError> {
-        finish_copying(directory).map_err(StateError::Io)?;
+        finish_compaction(directory).map_err(StateError::Io)?;
         if directory.join(UNREADABLE_FILE).exists() {
             return Err(StateError::Damaged("a row of it could not be read in an earlier life"));
         }
-        let store = Store::open(directory)?;
-        let sum = store.add_up()?;
+        let store = SledStore::open(directory)?;
+        let checksum = store.checksum_rows()?;
         Ok(Self {
             directory: directory.to_owned(),
             store: Some(store),
-            sum,
+            checksum,
             failure: OnceCell::new(),
-            copy_at_bytes: limits::STATE_COPY_BYTES_MIN,
+            compact_at_bytes: limits::STATE_COPY_BYTES_MIN,
         })
     }
 
-    fn store(&self) -> &Store {
+    fn store(&self) -> &SledStore {
         self.store.as_ref().expect("it is closed only within a call, or the call has failed")
     }
 
@@ -382,14 +382,14 @@ impl SledRows {
         match self.store().db.get(key) {
             Ok(value) => value.map(|value| value.to_vec()),
             Err(error) => {
-                note(&self.failure, &error);
+                record_failure(&self.failure, &error);
                 None
             }
         }
     }
 
-    fn range(&self, from: &[u8], to: &[u8]) -> Range<'_> {
-        Range::Sled { rows: self.store().db.range(from.to_vec()..to.to_vec()), failure: &self.failure }
+    fn range(&self, from: &[u8], to: &[u8]) -> RowRange<'_> {
+        RowRange::Sled { rows: self.store().db.range(from.to_vec()..to.to_vec()), failure: &self.failure }
     }
 
     fn mark_unreadable(&self) {
@@ -402,37 +402,42 @@ impl SledRows {
         }
     }
 
-    fn write<'a>(&mut self, changes: impl Iterator<Item = (&'a [u8], Change<'a>)>) -> Result<(), StateError> {
+    fn write<'a>(
+        &mut self,
+        changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
+    ) -> Result<(), StateError> {
         let mut batch = sled::Batch::default();
-        let mut sum = self.sum;
+        let mut sum = self.checksum;
         for (key, change) in changes {
             let before = match change {
-                Change::New(_) => None,
-                Change::Put(_) | Change::Remove => self.store().db.get(key).map_err(StateError::Sled)?,
+                RowChange::New(_) => None,
+                RowChange::Put(_) | RowChange::Remove => {
+                    self.store().db.get(key).map_err(StateError::Sled)?
+                }
             };
             if let Some(before) = before {
-                sum.take(key, &before);
+                sum.subtract(key, &before);
             }
             match change {
-                Change::New(value) | Change::Put(value) => {
+                RowChange::New(value) | RowChange::Put(value) => {
                     assert!(value.len() <= limits::STATE_VALUE_BYTES_MAX, "a value of {} bytes", value.len());
                     sum.add(key, value);
                     batch.insert(key, value);
                 }
-                Change::Remove => batch.remove(key),
+                RowChange::Remove => batch.remove(key),
             }
         }
-        batch.insert(SUM, sum.encode());
+        batch.insert(CHECKSUM, sum.encode());
         self.store().apply(batch)?;
-        self.sum = sum;
+        self.checksum = sum;
         Ok(())
     }
 
     fn reopen(&mut self) -> Result<(), StateError> {
         self.store = None;
-        finish_copying(&self.directory).map_err(StateError::Io)?;
-        let store = Store::open(&self.directory)?;
-        self.sum = store.add_up()?;
+        finish_compaction(&self.directory).map_err(StateError::Io)?;
+        let store = SledStore::open(&self.directory)?;
+        self.checksum = store.checksum_rows()?;
         self.store = Some(store);
         Ok(())
     }
@@ -442,89 +447,89 @@ impl SledRows {
         fs::metadata(self.directory.join("db")).map_or(0, |metadata| metadata.len())
     }
 
-    fn copy_when_grown(&mut self) -> Result<bool, StateError> {
+    fn compact_if_oversized(&mut self) -> Result<bool, StateError> {
         let size = self.size_bytes();
-        if size < self.copy_at_bytes || size < GROWTH_MAX * self.sum.fresh_bytes() {
+        if size < self.compact_at_bytes || size < FILE_GROWTH_MAX * self.checksum.fresh_bytes() {
             return Ok(false);
         }
         let started = Instant::now();
-        if let Err(error) = self.copy() {
+        if let Err(error) = self.write_compacted_copy() {
             // The old one is as it was.
             tracing::warn!(%error, "the state could not be copied to a fresh file; it goes on in the old one");
             // Best effort: what stays behind is removed by the next copy, or opening.
-            drop(remove(&beside(&self.directory, "copying")));
-            self.copy_at_bytes = size + limits::STATE_COPY_BYTES_MIN;
+            drop(remove(&sibling(&self.directory, "copying")));
+            self.compact_at_bytes = size + limits::STATE_COPY_BYTES_MIN;
             return Ok(false);
         }
-        self.adopt_copy()?;
+        self.switch_to_copy()?;
         let left = self.size_bytes();
-        self.copy_at_bytes = limits::STATE_COPY_BYTES_MIN.max(GROWTH_MAX * left);
+        self.compact_at_bytes = limits::STATE_COPY_BYTES_MIN.max(FILE_GROWTH_MAX * left);
         let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
             before = size,
             after = left,
-            rows = self.sum.rows,
+            rows = self.checksum.rows,
             milliseconds,
             "the state was copied"
         );
         Ok(true)
     }
 
-    /// Writes all rows to a store beside this one, durable and complete before it gets the name by which an opening takes
+    /// Writes all rows to a store sibling this one, durable and complete before it gets the name by which an opening takes
     /// it.
-    fn copy(&self) -> Result<(), StateError> {
-        let copying = beside(&self.directory, "copying");
+    fn write_compacted_copy(&self) -> Result<(), StateError> {
+        let copying = sibling(&self.directory, "copying");
         remove(&copying).map_err(StateError::Io)?;
-        let fresh = Store::open(&copying)?;
-        let (mut batch, mut bytes, mut sum) = (sled::Batch::default(), 0, Sum::default());
+        let fresh = SledStore::open(&copying)?;
+        let (mut batch, mut bytes, mut sum) = (sled::Batch::default(), 0, RowChecksum::default());
         for row in self.store().db.iter() {
             let (key, value) = row.map_err(StateError::Sled)?;
-            if key != SUM {
+            if key != CHECKSUM {
                 sum.add(&key, &value);
             }
             bytes += key.len() + value.len();
             batch.insert(key, value);
-            if bytes >= COPY_BATCH_BYTES {
+            if bytes >= COMPACTION_BATCH_BYTES {
                 fresh.apply(std::mem::take(&mut batch))?;
                 bytes = 0;
             }
         }
-        if sum != self.sum {
+        if sum != self.checksum {
             return Err(StateError::Damaged("its rows do not add up to what it says"));
         }
         fresh.apply(batch)?;
         drop(fresh);
         sync_all_below(&copying)
-            .and_then(|()| fs::rename(&copying, beside(&self.directory, "copied")))
+            .and_then(|()| fs::rename(&copying, sibling(&self.directory, "copied")))
             .and_then(|()| sync_parent(&self.directory))
             .map_err(StateError::Io)
     }
 
-    /// The copy takes the place of this store. A crash at any point leaves what [`finish_copying`] understands.
-    fn adopt_copy(&mut self) -> Result<(), StateError> {
+    /// The copy takes the place of this store. A crash at any point leaves what [`finish_compaction`] understands.
+    fn switch_to_copy(&mut self) -> Result<(), StateError> {
         self.store = None;
-        fs::rename(&self.directory, beside(&self.directory, "old")).map_err(StateError::Io)?;
-        finish_copying(&self.directory).map_err(StateError::Io)?;
-        self.store = Some(Store::open(&self.directory)?);
+        fs::rename(&self.directory, sibling(&self.directory, "old")).map_err(StateError::Io)?;
+        finish_compaction(&self.directory).map_err(StateError::Io)?;
+        self.store = Some(SledStore::open(&self.directory)?);
         Ok(())
     }
 }
 
 /// A directory of this store under another name.
-fn beside(directory: &Path, what: &str) -> PathBuf {
+fn sibling(directory: &Path, what: &str) -> PathBuf {
     directory.with_extension(what)
 }
 
 /// Brings what a copy has left behind to its end: a copy that is complete takes the place of a store that has been moved
 /// away for it; everything else is removed.
-fn finish_copying(directory: &Path) -> io::Result<()> {
-    let copied = beside(directory, "copied");
+fn finish_compaction(directory: &Path) -> io::Result<()> {
+    let copied = sibling(directory, "copied");
     if copied.exists() && !directory.exists() {
         fs::rename(&copied, directory)?;
         sync_parent(directory)?;
     }
     for rest in ["copying", "copied", "old"] {
-        remove(&beside(directory, rest))?;
+        remove(&sibling(directory, rest))?;
     }
     Ok(())
 }
