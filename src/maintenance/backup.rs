@@ -1,23 +1,26 @@
-//! The backup: the journal's records as lines of text, and a data directory made from them.
+//! Backup and restore: the journal's records as lines of text.
 //!
-//! Owns the format. It knows nothing of segments, frames or the state, so it outlives them; the bytes of a record are
-//! those of [`crate::storage::format`], which stay readable. A prefix of the journal is consistent by nature: no lock is needed.
+//! Owns the backup format. The format is independent of segments, frames and the state. Its record
+//! bytes are those of [`crate::storage::format`], which stay readable. A prefix of the journal is
+//! always consistent, so a backup needs no lock.
 //!
 //! ```text
 //! balto-backup 1
-//! c <position before> <commit time, ms> <position>:<record, base64> ... <CRC-32 of the line so far, hexadecimal>
-//! end <position before> <last position> <CRC-32 of the line so far>
+//! c <position before> <commit time, ms> <position>:<record, base64> ... <CRC-32>
+//! end <position before> <last position> <CRC-32>
 //! ```
 //!
-//! Each line names the last position of the line before (0 for the first), so that a missing one is noticed; the `end`
-//! line shows that nothing is missing behind. Positions rise, with gaps where retention or damage took records.
+//! A CRC-32 covers the line before it and is hexadecimal. Each line names the last position of the
+//! line before (0 for the first), which reveals a missing line. The `end` line reveals a truncated
+//! backup. Positions ascend, with gaps where retention or damage removed records.
 //!
-//! A daemon with a secrets key authenticates its backups. Each line has a keyed checksum behind the CRC-32, and the header
-//! names the backup's id and the key's, see [`authentication`]:
+//! A daemon with a secrets key authenticates its backups. Each line then has a keyed checksum
+//! (HMAC-SHA256 of the line so far, hexadecimal) after the CRC-32. The header holds the backup id
+//! and the key id, see [`authentication`]:
 //!
 //! ```text
-//! balto-backup 2 <backup id, hexadecimal> <key id, hexadecimal>
-//! c <position before> ... <CRC-32> <HMAC-SHA256 of the line so far, hexadecimal>
+//! balto-backup 2 <backup id, hexadecimal> <key id>
+//! c <position before> ... <CRC-32> <HMAC-SHA256>
 //! end <position before> <last position> <CRC-32> <HMAC-SHA256>
 //! ```
 
@@ -42,30 +45,31 @@ use crate::storage::permissions::{self, PermissionError};
 pub use authentication::{BackupId, BackupKey};
 
 const HEADER: &str = "balto-backup 1";
-/// What the header of an authenticated backup begins with.
+/// Header prefix of an authenticated backup.
 const HEADER_AUTHENTICATED: &str = "balto-backup 2 ";
-/// Bound of a line of a backup that is read, in bytes: a record of the largest event fits, in base64.
+/// Maximum length of a line, in bytes. The record of the largest event fits, in base64.
 const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// A part of a backup.
 #[derive(Debug)]
 pub struct BackupPart {
     pub text: String,
-    /// Last position in this part: the next one comes after it. `None` when this part ends the backup.
+    /// Last position in this part, for the next call. `None` when this part ends the backup.
     pub next: Option<Position>,
-    /// First and last positions that cannot be read any more.
+    /// First and last positions of unreadable ranges.
     pub damaged: Vec<(Position, Position)>,
 }
 
-/// How a daemon authenticates a backup.
+/// Key and id for the authentication of a backup.
 #[derive(Clone, Debug)]
 pub struct BackupSigning {
     pub key: BackupKey,
-    /// The same for all parts.
+    /// The same in all parts.
     pub backup: BackupId,
 }
 
-/// The part after a position, of about `bytes_wanted`. The first is after 0; `until` is the backup's last position.
+/// Creates the part after a position, about `bytes_wanted` long. The first part comes after
+/// position 0. `until` is the last position of the backup.
 ///
 /// # Errors
 /// When the disk cannot be read.
@@ -106,7 +110,7 @@ pub fn part(
     Ok(part)
 }
 
-const INFALLIBLE: &str = "a string takes every text";
+const INFALLIBLE: &str = "writing to a string cannot fail";
 
 /// Writes the line of a commit. Returns its last position.
 fn write_commit(
@@ -126,7 +130,7 @@ fn write_commit(
     last.position
 }
 
-/// Ends the line that begins at `start` with its checksums.
+/// Completes the line that begins at `start` with its checksums.
 fn end_line(text: &mut String, start: usize, signing: Option<&BackupSigning>) {
     let crc = crc32fast::hash(&text.as_bytes()[start..]);
     write!(text, " {crc:08x}").expect(INFALLIBLE);
@@ -137,10 +141,10 @@ fn end_line(text: &mut String, start: usize, signing: Option<&BackupSigning>) {
     text.push('\n');
 }
 
-/// Why a backup was not restored.
+/// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    #[error("{0} is not empty: a backup is restored into a new directory")]
+    #[error("{0} is not empty: restore into a new directory")]
     NotEmpty(String),
     #[error("the directory {0} is in use by another process")]
     Locked(String),
@@ -150,14 +154,14 @@ pub enum RestoreError {
     Io { path: String, error: io::Error },
     #[error("the backup cannot be read: {0}")]
     Read(#[from] io::Error),
-    #[error("this is not a backup, or one of a newer version: it begins with {0:?}")]
+    #[error("this is not a backup, or a newer version wrote it: it begins with {0:?}")]
     Foreign(String),
     #[error(
-        "the backup is authenticated under key {0}, which is not configured: name the configuration that has it with --config, or accept an unchecked backup with --unauthenticated"
+        "the backup is authenticated with key {0}, which is not configured: use --config with a configuration that has the key, or accept the backup unchecked with --unauthenticated"
     )]
     MissingKey(String),
     #[error(
-        "the backup is not authenticated, although a secrets key is configured: an earlier version wrote it, or somebody has changed it; when you trust the file, accept it with --unauthenticated"
+        "the backup is not authenticated, although a secrets key is configured: an earlier version wrote it, or it was tampered with; if you trust the file, accept it with --unauthenticated"
     )]
     NotAuthenticated,
     #[error("line {0} of the backup was changed: its keyed checksum does not match")]
@@ -168,29 +172,29 @@ pub enum RestoreError {
         "line {0} of the backup ends with CRLF: the file was copied as text; copy it in binary mode, or remove each CR with `tr -d '\\r'`"
     )]
     CarriageReturn(u64),
-    #[error("the backup breaks off after line {0}: its last line is missing")]
-    BreaksOff(u64),
+    #[error("the backup is truncated after line {0}: the end line is missing")]
+    Truncated(u64),
 }
 
-/// What was restored.
+/// Result of a restore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestoreReport {
     pub records: u64,
     pub last: Position,
-    /// Every line had the keyed checksum that a configured key gives.
+    /// Whether every line has a valid keyed checksum.
     pub authenticated: bool,
 }
 
-/// What is known and asked of the authenticity of a backup.
+/// Configured keys, and the required authentication of a backup.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BackupTrust<'a> {
     pub keys: &'a [BackupKey],
-    /// Accept a backup that is not authenticated, and check no keyed checksum.
+    /// Accepts an unauthenticated backup, and checks no keyed checksum.
     pub unauthenticated: bool,
 }
 
 impl BackupTrust<'_> {
-    /// How the lines behind this header are checked.
+    /// Returns how the lines after this header are authenticated.
     fn check(self, header: &str) -> Result<Option<BackupSigning>, RestoreError> {
         if header == HEADER {
             let accepted = self.unauthenticated || self.keys.is_empty();
@@ -209,12 +213,12 @@ impl BackupTrust<'_> {
     }
 }
 
-/// Makes a data directory from a backup, where nothing is or where a restoring broke off. Until its stamp is there, which
-/// is the last that is written, a daemon refuses the directory.
+/// Restores a backup into a new or empty directory, or over the leftovers of an interrupted
+/// restore. The stamp is written last. Without it, a daemon rejects the directory.
 ///
 /// # Errors
-/// When the directory is in use or holds something, the backup is not whole, or the disk fails. Then everything is as it
-/// was before.
+/// When the directory is in use or not empty, the backup is incomplete, or the disk fails. The
+/// directory is then restored to its earlier content.
 pub fn restore(
     backup: &mut dyn BufRead,
     directory: &Path,
@@ -226,14 +230,14 @@ pub fn restore(
     lines.signing = trust.check(&header)?;
     lines.has_keyed_checksums = header != HEADER;
     let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-    // The directory itself first.
+    // The directory first, then its missing parents.
     let missing: Vec<_> = directory.ancestors().take_while(is_missing).collect();
     let restored = create_private(directory)
         .map_err(|error| io(directory, error))
         .and_then(|()| restore_into(&mut lines, directory, salt));
     if restored.is_err() {
         for made in missing {
-            // Only when nothing is in it.
+            // Removes empty directories only.
             std::fs::remove_dir(made).ok();
         }
     }
@@ -249,11 +253,11 @@ fn restore_into(
     check_empty(directory)?;
     let lock = data_directory::lock(directory).map_err(|error| io(directory, error))?;
     let _lock = lock.ok_or_else(|| RestoreError::Locked(directory.display().to_string()))?;
-    // Whoever had the lock until now may have been quicker.
+    // Another process may have filled the directory before this one got the lock.
     check_empty(directory)?;
     let restored = write_directory(lines, directory, salt);
     if restored.is_err() {
-        // The error that is told is the first one; what cannot be removed now is known for ours the next time.
+        // The first error is reported. The next restore recognizes the leftovers as its own.
         remove_partial_restore(directory).ok();
     }
     restored
@@ -273,7 +277,8 @@ fn write_directory(
     Ok(restored)
 }
 
-/// In this order: a stamp without a journal would be that of an empty store.
+/// Removes a partial restore. The stamp goes first: a stamp without a journal would look like an
+/// empty outbox.
 fn remove_partial_restore(directory: &Path) -> io::Result<()> {
     let begun = directory.join(data_directory::STAMP_BEGUN_FILE);
     match std::fs::rename(directory.join(data_directory::FORMAT_FILE), &begun) {
@@ -285,7 +290,7 @@ fn remove_partial_restore(directory: &Path) -> io::Result<()> {
     std::fs::remove_file(directory.join(data_directory::LOCK_FILE))
 }
 
-/// Whether there is nothing but what a restoring leaves that broke off.
+/// Checks that the directory holds nothing but the leftovers of an interrupted restore.
 fn check_empty(directory: &Path) -> Result<(), RestoreError> {
     let names = entry_names(directory).map_err(|error| io(directory, error))?;
     let is_ours = |name: &OsString| match name.to_str() {
@@ -323,48 +328,49 @@ fn restore_records(
         let number = lines.number;
         let damaged = |what| RestoreError::Damaged { line: number, what };
         let content = lines.checked(&line)?;
-        let mut words = content.split(' ');
-        let kind = words.next();
-        if words.next().and_then(number_of) != Some(restored.last.0) {
-            return Err(damaged("a line before it is missing"));
+        let mut fields = content.split(' ');
+        let kind = fields.next();
+        if fields.next().and_then(number_of) != Some(restored.last.0) {
+            return Err(damaged("the line before it is missing"));
         }
         match kind {
             Some("end") => {
-                let last = words.next().and_then(number_of).map(Position);
-                let last = last.filter(|last| *last >= restored.last).ok_or_else(|| damaged("a bad end"))?;
+                let last = fields.next().and_then(number_of).map(Position);
+                let last =
+                    last.filter(|last| *last >= restored.last).ok_or_else(|| damaged("invalid end line"))?;
                 if lines.next()?.is_some() {
-                    return Err(damaged("something follows the end"));
+                    return Err(damaged("data after the end line"));
                 }
                 journal.finish(last).map_err(failed)?;
                 return Ok(RestoreReport { last, ..restored });
             }
             Some("c") => {}
-            _ => return Err(damaged("neither a commit nor the end")),
+            _ => return Err(damaged("unknown line type")),
         }
-        let at = words.next().and_then(number_of).map(Timestamp::from_millis);
-        time = at.filter(|at| *at >= time).ok_or_else(|| damaged("a bad time"))?;
-        for word in words {
-            let (position, bytes) = record(word)
-                .ok_or_else(|| damaged("a record that cannot be decoded, or of another position"))?;
+        let at = fields.next().and_then(number_of).map(Timestamp::from_millis);
+        time = at.filter(|at| *at >= time).ok_or_else(|| damaged("invalid commit time"))?;
+        for field in fields {
+            let (position, bytes) =
+                record(field).ok_or_else(|| damaged("a record is invalid or of another position"))?;
             if position <= restored.last {
-                return Err(damaged("positions do not rise"));
+                return Err(damaged("positions do not ascend"));
             }
             journal.push(position, time, bytes).map_err(failed)?;
             restored.records += 1;
             restored.last = position;
         }
     }
-    Err(RestoreError::BreaksOff(lines.number))
+    Err(RestoreError::Truncated(lines.number))
 }
 
-/// The line without its CRC-32, when that matches.
+/// Returns the line without its CRC-32 if the CRC-32 matches.
 fn strip_crc(line: &str) -> Option<&str> {
     let (content, crc) = line.rsplit_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(content.as_bytes())).then_some(content)
 }
 
 fn number_of(word: &str) -> Option<u64> {
-    // Positions and times stay below, so that one more never overflows.
+    // Keeps later additions from overflowing.
     word.parse().ok().filter(|number| *number < u64::MAX / 2)
 }
 
@@ -372,7 +378,7 @@ fn record(word: &str) -> Option<(Position, Vec<u8>)> {
     let (position, text) = word.split_once(':')?;
     let bytes = STANDARD.decode(text).ok()?;
     let (position, decoded) = (Position(number_of(position)?), format::decode(&bytes).ok()?);
-    // The secrets of an endpoint are bound to it.
+    // The secrets of an endpoint are bound to its position.
     let is_in_place = !matches!(&decoded, Record::EndpointPut(found) if found.revision != position);
     is_in_place.then_some((position, bytes))
 }
@@ -381,14 +387,14 @@ struct BackupLines<'a> {
     backup: &'a mut dyn BufRead,
     number: u64,
     has_keyed_checksums: bool,
-    /// How keyed checksums are checked; `None`: they are not.
+    /// Key of the keyed checksums. `None`: they are not checked.
     signing: Option<BackupSigning>,
 }
 
 impl BackupLines<'_> {
-    /// The last line without its checksums, when they match.
+    /// Returns the line without its checksums if they match.
     fn checked<'l>(&self, line: &'l str) -> Result<&'l str, RestoreError> {
-        let damaged = || RestoreError::Damaged { line: self.number, what: "its checksum does not match" };
+        let damaged = || RestoreError::Damaged { line: self.number, what: "checksum mismatch" };
         let keyed = line.rsplit_once(' ').filter(|_| self.has_keyed_checksums);
         let (rest, checksum) = keyed.unwrap_or((line, ""));
         let content = strip_crc(rest).ok_or_else(damaged)?;
@@ -400,7 +406,8 @@ impl BackupLines<'_> {
         }
     }
 
-    /// Without its line end; `None` at the end, also when the last line has no end.
+    /// Returns the next line without its line end. Returns `None` at the end, and for a line
+    /// without a line end.
     fn next(&mut self) -> Result<Option<String>, RestoreError> {
         let mut bytes = Vec::new();
         io::Read::take(&mut *self.backup, LINE_BYTES_MAX).read_until(b'\n', &mut bytes)?;
@@ -408,12 +415,13 @@ impl BackupLines<'_> {
             return Ok(None);
         }
         self.number += 1;
-        // Refused, because the checksums cover lines as the daemon wrote them: whatever changed these may change more.
+        // The checksums cover the original lines. A tool that changed the line ends may have
+        // changed more.
         if bytes.last() == Some(&b'\r') {
             return Err(RestoreError::CarriageReturn(self.number));
         }
         let line = String::from_utf8(bytes);
-        line.map(Some).map_err(|_| RestoreError::Damaged { line: self.number, what: "it is not text" })
+        line.map(Some).map_err(|_| RestoreError::Damaged { line: self.number, what: "invalid UTF-8" })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What an operator and the daemon do with a whole data directory: retention, backup, restore and verification.
+//! Maintenance of a whole data directory: retention, backup, restore and verification.
 
 pub mod backup;
 pub mod retention;

@@ -1,8 +1,9 @@
-//! Retention: events leave the state when their time is over, and the journal when nothing rests on them any more.
+//! Retention: deletes expired events from the state, and their unneeded records from the journal.
 //!
-//! Owns the passes: which pages and segments are looked at, and when. The state decides what is over; a segment is
-//! rewritten only without what the durable state does not need. A crash at any point is harmless: what the journal
-//! still has is forgotten again, and what it has no more was forgotten before.
+//! Owns the passes: which pages and segments are examined, and when. The state decides which events
+//! have expired. A rewrite removes only records that the durable state does not need. A crash at
+//! any point is harmless: events that the journal still has are deleted again, and events that it
+//! lost were already deleted.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -16,16 +17,16 @@ use crate::projections::retention::{Cutoffs, Forgotten};
 use crate::storage::journal::{JournalReader, ReadError, RewriteError};
 use crate::storage::state::{EventLookup, State, StateError};
 
-/// Pages that the state's thread looks at in one go.
+/// Pages that the apply thread examines per step.
 const PAGES_PER_STEP: usize = 16;
-/// Endpoints whose statistics the state's thread looks at in one go.
+/// Endpoints whose statistics the apply thread examines per step.
 const ENDPOINTS_PER_STEP: usize = 200;
-/// Pause between two steps, so that the state's thread has time for others.
+/// Pause between two steps, so that the apply thread can serve other work.
 const STEP_PAUSE: Duration = Duration::from_millis(2);
-/// A segment is rewritten when at least this part of its records (one in so many) is needed no more.
+/// A segment is rewritten when at least one in this many of its records is unneeded.
 const REWRITE_SHARE_MIN: u64 = 4;
 
-/// How long what has ended is kept; `None`: for ever.
+/// Retention periods of ended events. `None`: forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionPolicy {
     pub events: Option<Duration>,
@@ -43,23 +44,23 @@ impl RetentionPolicy {
     }
 }
 
-/// What one pass did.
+/// Result of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionReport {
-    /// Events forgotten.
+    /// Deleted events.
     pub events: u64,
-    /// Records taken out of the journal.
+    /// Records removed from the journal.
     pub records: u64,
     /// Bytes by which the journal shrank.
     pub bytes: u64,
 }
 
-/// Takes one pass after the other.
+/// Runs one retention pass at a time.
 pub struct Retention {
     outbox: Outbox,
     policy: RetentionPolicy,
-    /// Every segment by its first position: how many of its records went since it was looked at; `None` when it has not
-    /// been in this life of the process.
+    /// For each segment, by first position: the number of records that became unneeded since it was
+    /// examined. `None` if it was not examined since the process started.
     unneeded_counts: BTreeMap<Position, Option<u64>>,
 }
 
@@ -69,8 +70,10 @@ impl Retention {
         Self { outbox, policy, unneeded_counts: BTreeMap::new() }
     }
 
+    /// Runs one pass.
+    ///
     /// # Errors
-    /// When the outbox has stopped or failed; the next pass goes on.
+    /// When the outbox has stopped or failed. The next pass continues.
     pub async fn pass(&mut self, now: Timestamp) -> Result<RetentionReport, Unavailable> {
         let mut pass = RetentionReport::default();
         if self.policy.keeps_everything() {
@@ -82,7 +85,7 @@ impl Retention {
         if let Some(before) = cutoffs.events {
             self.forget_hours(before).await?;
         }
-        // What leaves the journal has left the durable state before.
+        // Records leave the durable state before they leave the journal.
         self.outbox.with_state_mut(|state| state.checkpoint(Timestamp::default())).await?.map_err(failed)?;
         for (first, upper) in self.rewrite_candidates() {
             match self.rewrite(first, upper).await {
@@ -93,7 +96,7 @@ impl Retention {
                 Ok(None) => {}
                 Err(RewriteFailure::Outbox(error)) => return Err(error),
                 Err(RewriteFailure::Segment(error)) => {
-                    tracing::warn!(%error, segment = first.0, "a segment of the journal stays as it is");
+                    tracing::warn!(%error, segment = first.0, "segment rewrite failed");
                 }
                 Err(RewriteFailure::Held) => break,
             }
@@ -121,7 +124,7 @@ impl Retention {
         Ok(events)
     }
 
-    /// Statistics stay as long as the events that they count.
+    /// Deletes the statistics of deleted events.
     async fn forget_hours(&self, before: Timestamp) -> Result<(), Unavailable> {
         let mut next = Some(EndpointNumber(0));
         let most = failpoints::bound(Bound::RetentionPages, ENDPOINTS_PER_STEP);
@@ -132,7 +135,7 @@ impl Retention {
         Ok(())
     }
 
-    /// Knows the segments that there are now.
+    /// Updates the list of segments.
     fn refresh_segments(&mut self) {
         let reader = self.outbox.journal();
         let firsts: Vec<_> = reader.sealed_segments().into_iter().map(|(first, _)| first).collect();
@@ -143,7 +146,8 @@ impl Retention {
         }
     }
 
-    /// Sealed segments that were not looked at yet or have lost enough since, and where each ends.
+    /// Sealed segments that were never examined or lost enough records since, with their upper
+    /// bounds.
     fn rewrite_candidates(&self) -> Vec<(Position, Position)> {
         let segments = self.unneeded_counts.iter().zip(self.unneeded_counts.keys().skip(1));
         let worth = segments.filter(|((first, gone), upper)| {
@@ -152,13 +156,13 @@ impl Retention {
         worth.map(|((first, _), upper)| (*first, *upper)).collect()
     }
 
-    /// Gives how many records and bytes went, when the segment was rewritten.
+    /// Rewrites a segment if it is worthwhile. Returns the number of removed records and bytes.
     async fn rewrite(
         &mut self,
         first: Position,
         upper: Position,
     ) -> Result<Option<(u64, u64)>, RewriteFailure> {
-        // From now on it is counted what else goes.
+        // Counts the records that become unneeded from now on.
         self.unneeded_counts.insert(first, Some(0));
         let (unneeded, records) = self.unneeded(first, upper).await?;
         let count = unneeded.len() as u64;
@@ -180,10 +184,10 @@ impl Retention {
         }
     }
 
-    /// The records of a segment that nothing rests on, and how many it has.
+    /// Returns the unneeded records of a segment, and its number of records.
     ///
-    /// What happened to an event leaves the journal with the event or after it: without its attempts, an event that is
-    /// still there would be pending again in a state that is rebuilt.
+    /// An event's attempts leave the journal with the event or after it. Without its attempts, a
+    /// remaining event would be pending again in a rebuilt state.
     async fn unneeded(
         &self,
         first: Position,
@@ -217,7 +221,8 @@ impl Retention {
 
 type Records = Vec<(Position, Record)>;
 
-/// The records that the state does not need. Chosen ids go with their events.
+/// Returns the records that the state does not need. Deletes the publisher-chosen ids of their
+/// events.
 fn take_unneeded(
     state: &mut State,
     mut events: EventLookup,
@@ -234,7 +239,7 @@ fn take_unneeded(
     (events, gone)
 }
 
-/// Whether the journal has the event (or one of the events) that a record tells of.
+/// Whether the journal still has an event that the record refers to.
 fn has_event_in_journal(
     reader: &JournalReader,
     unneeded: &HashSet<Position>,
@@ -257,7 +262,8 @@ fn has_event_in_journal(
     Ok(false)
 }
 
-/// File work does not belong on the threads of the runtime. A simulation has one thread, and does it there.
+/// Runs file work outside the runtime's threads. A simulation has a single thread and runs it
+/// inline.
 async fn run_blocking<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Unavailable> {
@@ -298,7 +304,8 @@ fn failed(error: StateError) -> Unavailable {
     Unavailable::Failed(error.to_string().into())
 }
 
-/// The records from a position on, about 64 KB of them, and where the next begin. Damage ends it: such a segment stays.
+/// Reads about 64 KB of records from a position on. Returns them and the next position. Damage is
+/// an error, and the segment stays unchanged.
 fn read_batch(reader: &JournalReader, from: Position) -> Result<Option<(Records, Position)>, ReadError> {
     let Some(frame) = reader.frames_from(from).next() else { return Ok(None) };
     let records = frame?;
@@ -306,7 +313,7 @@ fn read_batch(reader: &JournalReader, from: Position) -> Result<Option<(Records,
     Ok(Some((records, next)))
 }
 
-/// Requests that are remembered for as long as their event is: chosen ids.
+/// Publisher-chosen ids of an event: idempotency keys without an expiry.
 fn unexpiring_requests(position: Position, record: &Record) -> Vec<([u8; 16], Position)> {
     let Record::EventAccepted(event) = record else { return Vec::new() };
     let endless = event.idempotency.iter().filter(|idempotency| idempotency.expires_at.is_none());

@@ -1,9 +1,11 @@
-//! The check of a data directory: every byte of the journal, every record, and every row of the state.
+//! Verification of a data directory: every byte of the journal, every record and every row of the
+//! state.
 //!
-//! Owns what counts as sound. Never writes into the directory: the journal is read through [`ReadOnlyDisk`], and of the state,
-//! which sled writes to when it opens it, a copy is opened. The rows are compared with those that the journal's records
-//! give when they are folded anew, by the same code that rebuilds a state, into a store in the scratch directory: so the
-//! check needs as much memory as the daemon, and room on disk for the state twice, whatever the size of the backlog.
+//! Owns the definition of an intact directory. Never writes into the directory: it reads the
+//! journal through [`ReadOnlyDisk`] and opens a copy of the state, because sled writes on open. It
+//! folds the journal's records into a second state in the scratch directory, with the code of a
+//! rebuild, and compares the rows. Verification needs as much memory as the daemon, and disk space
+//! for two copies of the state, regardless of the backlog.
 
 use std::fs::File;
 use std::io;
@@ -21,10 +23,10 @@ use crate::storage::journal::{
 use crate::storage::progress::{OnProgress, WorkProgress};
 use crate::storage::state::{State, StateError};
 
-/// Problems that are told in text; more are only counted.
+/// Maximum number of problems in the list. More problems are only counted.
 const PROBLEMS_LISTED_MAX: usize = 100;
 
-/// Why a directory cannot be checked at all.
+/// Why a directory cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     #[error("{path}: {error}")]
@@ -33,23 +35,23 @@ pub enum VerifyError {
     Locked(String),
     #[error("the journal cannot be read: {0}")]
     Read(#[from] ReadError),
-    #[error("in the scratch directory (TMPDIR says where): {0}")]
+    #[error("scratch directory (set by TMPDIR): {0}")]
     Scratch(StateError),
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub text: String,
-    /// First and last position that it is about, where it is about some.
+    /// First and last affected position, if any.
     pub positions: Option<(Position, Position)>,
 }
 
-/// All that is wrong.
+/// All problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     pub listed: Vec<Problem>,
-    /// With those that are not told.
+    /// Includes the problems that are not in the list.
     pub count: u64,
 }
 
@@ -66,15 +68,15 @@ impl Problems {
     }
 }
 
-/// What was found of the state.
+/// Result of the state verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StateCheck {
-    /// There is none: the next start makes one from the journal.
+    /// The state is missing. The next start rebuilds it from the journal.
     #[default]
     Missing,
-    /// An earlier version wrote it: the next start makes one from the journal.
+    /// An earlier version wrote it. The next start rebuilds it from the journal.
     EarlierLayout,
-    /// It could not be looked at, or the journal could not.
+    /// The state or the journal could not be read.
     NotCompared,
     Compared {
         applied: Position,
@@ -82,32 +84,33 @@ pub enum StateCheck {
     },
 }
 
-/// What was looked at.
+/// Result of the verification.
 #[derive(Debug, Default)]
 pub struct VerificationReport {
     pub journal: VerifyReport,
     pub last: Position,
     pub state: StateCheck,
-    /// As the journal's end has them.
+    /// Endpoints at the end of the journal.
     pub endpoints: Vec<Arc<Endpoint>>,
     pub problems: Problems,
 }
 
-/// A part of the work, for whoever shows progress.
+/// Stage of the verification, for progress reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifyStage {
-    /// Bytes of the journal.
+    /// Reading the bytes of the journal.
     Bytes,
-    /// Records, folded anew.
+    /// Folding the records.
     Records,
-    /// Rows of the state.
+    /// Comparing the rows of the state.
     Rows,
 }
 
-/// Checks a data directory. `scratch` is an empty directory for what is made on the way.
+/// Verifies a data directory. `scratch` is an empty directory for temporary files.
 ///
 /// # Errors
-/// When it cannot be checked. What is wrong with it is no error: it is in the report.
+/// When the directory cannot be verified. Problems of the directory are not errors; the report
+/// lists them.
 pub fn verify(
     path: &Path,
     scratch: &Path,
@@ -138,7 +141,7 @@ pub fn verify(
     Ok(report)
 }
 
-/// Shared: a daemon cannot start meanwhile, and another check can.
+/// Takes a shared lock: it excludes a daemon and permits other verifications.
 fn lock(path: &Path) -> Result<Option<File>, VerifyError> {
     let failed = |error| VerifyError::Io { path: path.display().to_string(), error };
     let lock = match File::open(path.join(LOCK_FILE)) {
@@ -158,11 +161,11 @@ fn is_stamped(path: &Path, problems: &mut Problems) -> io::Result<bool> {
         Ok(found) if found == FORMAT.as_bytes() => Ok(true),
         Ok(found) => {
             let found = String::from_utf8_lossy(&found);
-            problems.add(format!("this is no data directory of this version: its FORMAT says {found:?}"));
+            problems.add(format!("not a data directory of this version: FORMAT contains {found:?}"));
             Ok(false)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            problems.add("this is no data directory: it has no FORMAT".to_owned());
+            problems.add("not a data directory: FORMAT is missing".to_owned());
             Ok(false)
         }
         Err(error) => Err(error),
@@ -186,7 +189,7 @@ fn check_state(
     let (before, after) = (check.before, check.after);
     if before + after != report.journal.records {
         let records = report.journal.records;
-        report.problems.add(format!("journal: {} of {records} records can be read", before + after));
+        report.problems.add(format!("journal: only {} of {records} records are readable", before + after));
     }
     let mut known = Registry::default();
     let from = if kept.is_some() { until.next() } else { Position(1) };
@@ -209,7 +212,7 @@ fn check_state(
         }
         known = registry_of(&kept, reader);
     }
-    // What is newer than the state.
+    // Records that are newer than the state.
     for frame in reader.frames_from(from) {
         frame.into_iter().flatten().for_each(|(_, record)| known.apply(&record));
     }
@@ -217,7 +220,8 @@ fn check_state(
     Ok(())
 }
 
-/// `None` when there is nothing to compare: the report says why.
+/// Opens a copy of the state. Returns `None` if there is nothing to compare; the report gives the
+/// reason.
 fn open_copy(
     state: &Path,
     copy: &Path,
@@ -233,7 +237,7 @@ fn open_copy(
         Ok(kept) => Ok(Some(kept)),
         Err(StateError::Ahead { applied, journal_end }) => {
             let first = journal_end.next();
-            let text = format!("journal: positions {first} to {applied} were durable once and are not there");
+            let text = format!("journal: durable positions {first} to {applied} are missing");
             report.problems.add_at(Some((first, applied)), text);
             Ok(None)
         }
@@ -263,18 +267,18 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A check over all records.
+/// A pass over all records.
 struct RecordCheck<'a> {
     problems: &'a mut Problems,
-    /// Of the last event.
+    /// Acceptance time of the last event.
     accepted_at: Timestamp,
-    /// Records up to the state's position, and behind it.
+    /// Number of records up to the state's position, and after it.
     before: u64,
     after: u64,
 }
 
 impl RecordCheck<'_> {
-    /// Folds what the state has applied; looks at the rest, too.
+    /// Folds the records that the state has applied. Reads and counts the later ones.
     fn fold(
         &mut self,
         reader: &JournalReader,
@@ -287,7 +291,7 @@ impl RecordCheck<'_> {
         for frame in reader.frames_from(Position(1)) {
             let frame = match frame {
                 Ok(frame) => frame,
-                // Known from the check of the bytes.
+                // The byte verification has already reported it.
                 Err(ReadError::Damaged { .. }) => continue,
                 Err(error @ ReadError::Undecodable { position, .. }) => {
                     self.problems.add_at(Some((position, position)), format!("journal: {error}"));
@@ -316,7 +320,7 @@ impl RecordCheck<'_> {
         folded.checkpoint(Timestamp::ZERO).map_err(VerifyError::Scratch)
     }
 
-    /// What no commit may have broken.
+    /// Checks the invariants of a record.
     fn check_record(&mut self, position: Position, record: &Record, folded: &State) {
         let here = Some((position, position));
         if let Record::EndpointPut(found) = record
@@ -330,16 +334,17 @@ impl RecordCheck<'_> {
         }
         let Record::EventAccepted(event) = record else { return };
         if event.accepted_at < self.accepted_at {
-            let text = format!("journal: event {position} was accepted before the one before it");
+            let text =
+                format!("journal: event {position} has an earlier acceptance time than the event before it");
             self.problems.add_at(here, text);
         }
         self.accepted_at = self.accepted_at.max(event.accepted_at);
         if let Some((stream, version)) = &event.stream {
             let before = version_of(folded, &event.tenant, stream);
-            // Retention may have taken what came before.
+            // Retention may have removed the events before.
             if *version <= before || (before + 1 != *version && position.0 == self.before) {
                 let text = format!(
-                    "journal: event {position} is version {version} of stream {stream}, which was at {before}"
+                    "journal: event {position} is version {version} of stream {stream}, whose previous version is {before}"
                 );
                 self.problems.add_at(here, text);
             }

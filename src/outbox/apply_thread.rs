@@ -1,4 +1,5 @@
-//! The apply thread: applies committed records to the state, writes checkpoints and answers questions.
+//! The apply thread: applies committed records to the state, writes checkpoints and answers
+//! questions.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -20,8 +21,8 @@ pub(crate) struct ApplyThread {
     /// Commits that arrived while the disk was full.
     held: VecDeque<StateMessage>,
     last_checkpoint: Instant,
-    /// Time of the last applied commit. Rows expire by it, not by the clock: a clock that ran ahead and was set back
-    /// must not have expired anything.
+    /// Time of the last applied commit. Rows expire by it, not by the clock: a clock that ran ahead
+    /// and was set back must not have expired anything.
     time: Timestamp,
 }
 
@@ -37,7 +38,8 @@ impl ApplyThread {
         }
     }
 
-    /// Runs until it is stopped. sled panics over some kinds of damage; a rebuild from the journal repairs the state.
+    /// Runs until it is stopped. sled panics over some kinds of damage; a rebuild from the journal
+    /// repairs the state.
     pub(super) fn run(mut self) {
         if panics::contain(|| self.take_turns()).is_err() {
             self.fail("the apply thread panicked");
@@ -91,7 +93,8 @@ impl ApplyThread {
         }
     }
 
-    /// The state is unreliable: ends the process, and the next start rebuilds the state. Returns `false`.
+    /// The state is unreliable: ends the process, and the next start rebuilds the state. Returns
+    /// `false`.
     fn fail(&self, reason: &str) -> bool {
         tracing::error!(reason, "state failed, the next start rebuilds it from the journal");
         // First: a disk that hangs must not delay the end of the process.
@@ -143,9 +146,9 @@ impl ApplyThread {
         false
     }
 
-    /// Waits until the disk has space for a checkpoint. Meanwhile questions get no answer, and commits are kept in
-    /// memory, which the commit thread bounds. Nothing is lost: the journal has every record. Returns whether to
-    /// continue.
+    /// Waits until the disk has space for a checkpoint. Until then queries get no answer, and
+    /// commits stay in memory, which the commit thread bounds. Nothing is lost, because the journal
+    /// has every record. Returns whether to continue.
     fn wait_for_disk_space(&mut self) -> bool {
         tracing::warn!("disk full, state checkpoint delayed");
         self.links.health.set_full(DiskThread::State, true);

@@ -1,4 +1,4 @@
-//! The order in which a commit becomes known: the state, the delivery loop, the callers.
+//! Tests of the notification order after a commit: the state, the dispatcher, the callers.
 
 use std::sync::Mutex;
 use std::task::{Context, Wake, Waker};
@@ -36,7 +36,7 @@ impl CommitEnvironment for Clock {
     }
 }
 
-/// Looks at the world in the moment in which a channel wakes its receiver.
+/// Runs a closure when a channel wakes its receiver.
 struct WakeObserver<F>(Mutex<F>);
 
 impl<F: FnMut() + Send> Wake for WakeObserver<F> {
@@ -49,7 +49,7 @@ fn observer(look: impl FnMut() + Send + 'static) -> Waker {
     Arc::new(WakeObserver(Mutex::new(look))).into()
 }
 
-/// An outbox whose threads take their turns by hand; of its journal the first `missing` positions are lost.
+/// An outbox whose threads run step by step. The first `missing` positions of its journal are lost.
 fn assembled(disk: &MemoryDisk, missing: u64) -> UnstartedOutbox {
     let (mut journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
     if missing > 0 {
@@ -87,7 +87,7 @@ fn add(story: &Story, what: &'static str) {
 }
 
 #[test]
-fn writer_tells_the_state_then_the_lanes_then_callers() {
+fn writer_notifies_state_then_lanes_then_callers() {
     let UnstartedOutbox { mut writer, state, mut notices, .. } = assembled(&MemoryDisk::new(), 0);
     let ApplyThread { messages, .. } = state;
     let story = Story::default();
@@ -110,7 +110,7 @@ fn writer_tells_the_state_then_the_lanes_then_callers() {
 }
 
 #[test]
-fn writer_reports_its_health_before_it_refuses() {
+fn writer_reports_health_before_it_rejects() {
     for (errno, expected) in [(Fault::ENOSPC, "full"), (Fault::EIO, "failed")] {
         let disk = MemoryDisk::new();
         let UnstartedOutbox { outbox, mut writer, state, .. } = assembled(&disk, 0);
@@ -128,17 +128,17 @@ fn writer_reports_its_health_before_it_refuses() {
         assert_eq!(writer.turn_by_hand(), errno == Fault::ENOSPC);
         assert_eq!(*story.lock().unwrap(), [expected]);
         assert!(answer.try_recv().unwrap().is_err());
-        assert!(state.messages.try_recv().is_err(), "the state heard of a group that is not durable");
+        assert!(state.messages.try_recv().is_err(), "the state got an undurable group");
     }
 }
 
-/// Until the state has taken the records in, or there is nothing to wait for any more.
+/// The wait ends when the state catches up, the queue closes or the outbox fails.
 #[test]
-fn writer_waits_for_a_state_that_is_far_behind() {
+fn writer_waits_for_a_lagging_state() {
     let ends: [fn(&ThreadLinks, &CommitQueue); 3] = [
         |links, _| links.applied.store(STATE_LAG_MAX + 1, Ordering::Relaxed),
         |_, queue| queue.close(),
-        |links, _| links.health.fail("a test says so"),
+        |links, _| links.health.fail("simulated failure"),
     ];
     for end in ends {
         let UnstartedOutbox { writer, .. } = assembled(&MemoryDisk::new(), 2 * STATE_LAG_MAX + 1);
@@ -149,16 +149,17 @@ fn writer_waits_for_a_state_that_is_far_behind() {
             writer.wait_for_apply();
             done.send(()).unwrap();
         });
-        // The thread may not have begun yet: this can only fail to see that it does not wait.
-        assert!(is_done.recv_timeout(Duration::from_millis(20)).is_err(), "it does not wait");
+        // The thread may not have started yet. The test can then miss a missing wait, but cannot
+        // fail wrongly.
+        assert!(is_done.recv_timeout(Duration::from_millis(20)).is_err(), "the writer does not wait");
         end(&links, &queue);
-        assert!(is_done.recv_timeout(Duration::from_secs(60)).is_ok(), "it waits for ever");
+        assert!(is_done.recv_timeout(Duration::from_secs(60)).is_ok(), "the writer waits forever");
         waiting.join().unwrap();
     }
 }
 
 #[test]
-fn state_applies_a_group_before_the_lanes_hear_of_it() {
+fn state_applies_a_group_before_it_notifies_lanes() {
     let UnstartedOutbox { outbox, mut writer, mut state, mut notices } = assembled(&MemoryDisk::new(), 0);
     let endpoint = crate::rules::tests::endpoint(0, Tenant::DEFAULT, &[]);
     let draft = EventDraft::new(endpoint.tenant.clone(), "order.paid".parse().unwrap(), "{}".into());
@@ -186,9 +187,9 @@ fn state_applies_a_group_before_the_lanes_hear_of_it() {
         assert!(state.turn_by_hand());
         assert_eq!(outbox.lag(), 0);
         while notices.try_recv().is_ok() {}
-        // What the writer tells next is not the state's.
+        // The next message comes from the writer, not from the state.
         watch_notices(&mut notices, Waker::noop());
     }
     let story = story.lock().unwrap();
-    assert!(story.len() >= 2 && story.iter().all(|lag| *lag == 0), "records behind when told: {story:?}");
+    assert!(story.len() >= 2 && story.iter().all(|lag| *lag == 0), "lag at notification: {story:?}");
 }

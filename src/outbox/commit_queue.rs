@@ -1,9 +1,10 @@
-//! What waits for the writer.
+//! The commit queue: pending units of the commit thread.
 //!
-//! Owns when a group is closed: at once for the first publisher, and a little later when many publish at the same time,
-//! so that they share one `fdatasync`. It is closed before all of them can be there: what the others still have to do is
-//! done while the disk works, which would else find nobody with anything to do. Units that nobody waits for give a group
-//! time to find company. The writer is woken when its group is complete, not once per unit.
+//! Owns the moment at which a group is closed. The first publisher gets a group at once. Under load
+//! a group waits briefly, so that several publishers share one `fdatasync`. It closes before all
+//! publishers are there, so that the others prepare their units while the disk works. A group that
+//! only has outcomes waits for more units. The queue wakes the commit thread when its group is
+//! complete, not once per unit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -14,26 +15,28 @@ use crate::limits;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 
-/// An outcome that nobody waits for waits this long for company.
+/// Group-commit delay of a group that only has outcomes.
 const OUTCOME_COMMIT_DELAY: Duration = Duration::from_millis(3);
-/// A group that follows a previous_publishers waits this long for company,
+/// Group-commit delay after a busy group.
 const BUSY_COMMIT_DELAY: Duration = Duration::from_micros(100);
-/// or until so many publishers are there. With more of them each would pay little less of the `fdatasync`.
+/// Number of publishers that ends this delay early. More of them would save each other little of
+/// the `fdatasync`.
 const GROUP_PUBLISHERS_ENOUGH: usize = 16;
-/// So many publishers in one group are a previous_publishers.
+/// Minimum number of publishers in a busy group.
 const BUSY_PUBLISHERS_MIN: usize = 8;
 
-/// A publisher that is refused may try again after this long.
+/// Retry hint for a rejected publisher.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Bounds of what may wait for its commit.
+/// Limits of the pending commands of publishers.
 #[derive(Clone, Copy, Debug)]
 pub struct AdmissionLimits {
     pub bytes: usize,
     pub commands: usize,
 }
 
-/// Units that somebody waits for are bounded by admission; outcomes because no attempt begins while too many of them wait.
+/// The pending units. Admission limits bound the publishers' units. Outcomes are bounded because no
+/// attempt begins while too many of them are pending.
 #[derive(Debug)]
 pub(super) struct CommitQueue {
     admission: AdmissionLimits,
@@ -45,15 +48,15 @@ pub(super) struct CommitQueue {
 #[derive(Debug, Default)]
 struct PendingUnits {
     units: VecDeque<Unit>,
-    /// Units that somebody waits for.
+    /// Number of units with a waiting caller.
     awaited: usize,
     commands: usize,
     bytes: usize,
-    /// Units that nobody waits for, and their bytes.
+    /// Number and bytes of units without a waiting caller.
     outcomes: (usize, usize),
-    /// The writer sleeps until this many awaited units are here; with 0, until there is any unit.
+    /// Number of awaited units that wakes the commit thread; 0: any unit.
     wanted: Option<usize>,
-    /// Awaited units of the group before.
+    /// Number of awaited units in the previous group.
     previous_publishers: usize,
     closed: bool,
 }
@@ -79,7 +82,8 @@ impl PendingUnits {
         self.commands >= commit_records() || self.bytes >= limits::COMMIT_BYTES_MAX
     }
 
-    /// Units until a bound is reached or nothing more waits. A unit that changes the directory stands alone.
+    /// Takes units until a limit is reached or the queue is empty. A unit that changes the registry
+    /// is alone in its group.
     fn take(&mut self) -> Vec<Unit> {
         let mut group = Vec::with_capacity(self.units.len());
         let (mut commands, mut bytes, mut awaited, mut outcomes) = (0, 0, 0, (0, 0));
@@ -122,7 +126,10 @@ impl CommitQueue {
         }
     }
 
-    /// Takes the unit, unless the writer has ended, or somebody waits for it and too much waits already.
+    /// Adds a unit.
+    ///
+    /// # Errors
+    /// When the commit thread has ended, or a caller waits for the unit and the limits are reached.
     pub(super) fn push(&self, unit: Unit) -> Result<(), Unavailable> {
         let mut waiting = self.lock();
         if waiting.closed {
@@ -145,7 +152,7 @@ impl CommitQueue {
         Ok(())
     }
 
-    /// Puts units that could not be written back to where they were.
+    /// Returns unwritten units to the front of the queue.
     pub(super) fn put_back(&self, units: Vec<Unit>) {
         let mut waiting = self.lock();
         for unit in units.into_iter().rev() {
@@ -158,19 +165,19 @@ impl CommitQueue {
         self.lock().units.is_empty()
     }
 
-    /// Commands and bytes that wait.
+    /// Number of pending commands, and their bytes.
     pub(super) fn pending_weight(&self) -> (usize, usize) {
         let waiting = self.lock();
         (waiting.commands, waiting.bytes)
     }
 
-    /// Whether so many outcomes wait that no further attempt should begin.
+    /// Whether too many outcomes are pending, so that no new attempt should begin.
     pub(super) fn is_outcome_queue_full(&self) -> bool {
         let (count, bytes) = self.lock().outcomes;
         count > failpoints::bound(Bound::Outcomes, limits::OUTCOMES_MAX) || bytes > limits::OUTCOME_BYTES_MAX
     }
 
-    /// No further unit is taken; the writer gets what is here, and then nothing.
+    /// Closes the queue: rejects new units. The commit thread still gets the pending ones.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.wake.notify_one();
@@ -180,7 +187,7 @@ impl CommitQueue {
         self.lock().closed
     }
 
-    /// The writer has ended: who waits for a unit that is still here hears that it was not committed.
+    /// Drops the pending units after the commit thread has ended. Their callers get an error.
     pub(super) fn abandon(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
@@ -189,7 +196,7 @@ impl CommitQueue {
         drop(units);
     }
 
-    /// The next group, in the order of arrival. `None` when the queue is closed and empty.
+    /// Returns the next group in order of arrival, or `None` when the queue is closed and empty.
     pub(super) fn next_group(&self) -> Option<Vec<Unit>> {
         let mut waiting = self.lock();
         while waiting.units.is_empty() {
@@ -208,13 +215,14 @@ impl CommitQueue {
         Some(waiting.take())
     }
 
-    /// What waits, without waiting for more.
+    /// Returns the pending units without a delay.
     #[cfg(test)]
     pub(super) fn take(&self) -> Vec<Unit> {
         self.lock().take()
     }
 
-    /// Sleeps until so many awaited units are here, the group is full, or the time has passed. When they are, it does not.
+    /// Waits until `wanted` awaited units are pending, the group is full, or `limit` has passed.
+    /// Returns at once if the condition already holds.
     fn wait_for_publishers<'a>(
         &'a self,
         mut waiting: MutexGuard<'a, PendingUnits>,

@@ -1,4 +1,5 @@
-//! The commit thread: takes groups from the commit queue, commits them, announces them and answers the callers.
+//! The commit thread: takes groups from the commit queue, commits them, announces them and answers
+//! the callers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,7 @@ pub(super) const STATE_LAG_MAX: u64 = 20_000;
 /// Pause between two attempts to write to a full disk.
 pub(super) const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 
-/// What the commit thread and the apply thread share.
+/// Handles that the commit thread and the apply thread share.
 #[derive(Clone)]
 pub(super) struct ThreadLinks {
     pub(super) notices: async_mpsc::Sender<Notice>,
@@ -67,8 +68,8 @@ impl CommitThread {
         self.runtime = runtime;
     }
 
-    /// Runs until the queue is closed. At the end, also after a panic, no caller is left without an answer.
-    /// (A panic ends the daemon before that; other users of the outbox have no such hook.)
+    /// Runs until the queue is closed. Every caller gets an answer, even after a panic. (A panic
+    /// ends the daemon first; other users of the outbox have no such hook.)
     pub(super) fn run(mut self) {
         if catch_unwind(AssertUnwindSafe(|| self.take_turns())).is_err() {
             self.links.health.fail("the commit thread panicked");
@@ -112,8 +113,8 @@ impl CommitThread {
         self.links.health.is_full_for(DiskThread::Journal)
     }
 
-    /// Checks whether a full disk has space again. Without this check an idle queue would report a full disk for
-    /// ever, because new commands are refused meanwhile. Returns whether to continue.
+    /// Checks whether a full disk has space again. New commands are rejected while the disk is
+    /// full, so an idle queue would otherwise never notice. Returns whether to continue.
     fn check_disk_space(&self) -> bool {
         if self.committer.journal().has_space() {
             self.links.health.set_full(DiskThread::Journal, false);
@@ -123,8 +124,8 @@ impl CommitThread {
         !self.queue.is_closed()
     }
 
-    /// Announces a commit: first to the apply thread, then to the lanes, then to the callers. Returns whether to
-    /// continue.
+    /// Announces a commit: first to the apply thread, then to the lanes, then to the callers.
+    /// Returns whether to continue.
     fn publish(&self, result: GroupResult) -> bool {
         if let Some(committed) = result.committed {
             self.links.health.set_full(DiskThread::Journal, false);
@@ -156,7 +157,8 @@ impl CommitThread {
         }
     }
 
-    /// Wakes the callers from within their runtime, which costs one wake-up of the runtime instead of one per caller.
+    /// Answers the callers from a task of their runtime: this costs one wake-up of the runtime
+    /// instead of one per caller.
     fn answer(&self, replies: Vec<(UnitReply, Answer)>) {
         if replies.is_empty() {
             return;
@@ -173,7 +175,7 @@ impl CommitThread {
         }
     }
 
-    /// Blocks while too many committed records wait for the apply thread: bounds their memory.
+    /// Blocks while too many committed records await the apply thread. Bounds their memory.
     pub(super) fn wait_for_apply(&self) {
         let last = self.committer.journal().next_position().0 - 1;
         while last.saturating_sub(self.links.applied.load(Ordering::Relaxed)) > STATE_LAG_MAX

@@ -1,8 +1,9 @@
-//! The writer: judges every append, commits groups of them, tells what was committed. There is exactly one.
+//! The writer: judges every append and commits groups of them. There is exactly one writer, so it
+//! needs no transactions.
 //!
-//! Owns the journal, the matcher and what the last commits said. Invariants: nothing is answered, told to the state or
-//! told to the lanes before the `fdatasync` of the frame that it rests on; position order is commit order. Being alone
-//! it needs no transactions.
+//! Owns the journal, the matcher and the recent keys. Invariants: no answer, state update or lane
+//! notification precedes the `fdatasync` of the frame that it depends on; position order is commit
+//! order.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
@@ -28,19 +29,19 @@ use crate::rules::matching::Matcher;
 use crate::storage::format;
 use crate::storage::journal::{AppendError, Journal};
 
-/// A group that is on disk.
+/// A durable group.
 #[derive(Debug)]
 pub struct CommittedGroup {
-    /// When, by the clock that nothing in the journal goes behind.
+    /// Commit time. Commit times never decrease.
     pub at: Timestamp,
     pub records: Vec<(Position, Record)>,
-    /// What the lanes of endpoints without an order have to hear of freshly accepted events.
+    /// Due deliveries of new events, for the lanes of endpoints without ordering.
     pub announced: Vec<LaneChange>,
-    /// Counts for as long as anybody holds the group.
+    /// Counts the group's bytes until the last holder drops it.
     _held: UnappliedGuard,
 }
 
-/// Bytes of the groups that the state or the delivery loop has not taken in yet.
+/// Bytes of the groups that the state or the dispatcher still holds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnappliedBytes(Arc<AtomicUsize>);
 
@@ -67,15 +68,15 @@ impl Drop for UnappliedGuard {
     }
 }
 
-/// Where the writer gets the time, chance and encryption from.
+/// Clock, randomness and encryption of the writer.
 pub trait CommitEnvironment: Send {
     fn now(&mut self) -> Timestamp;
     fn random(&mut self) -> u128;
-    /// Seals the plain values of an endpoint, which has its final URL and revision.
+    /// Seals the plain values of an endpoint. Its URL and revision are final.
     fn seal(&mut self, _endpoint: &mut Endpoint) {}
 }
 
-/// The judging and committing, without its thread.
+/// Judges and commits groups, without a thread.
 pub struct Committer {
     journal: Journal,
     registry: Arc<RwLock<Registry>>,
@@ -87,20 +88,21 @@ pub struct Committer {
     unapplied: UnappliedBytes,
 }
 
-/// What a group has decided and not yet committed.
+/// Decisions of a group that is not committed yet.
 #[derive(Default)]
 struct StagedGroup {
     records: Vec<Record>,
-    /// Where the next record will stand.
+    /// Position of the next record.
     next: Position,
     scopes: HashMap<[u8; 16], Known>,
     streams: HashMap<(Tenant, StreamName), (u64, Position)>,
     announced: Vec<LaneChange>,
-    /// Deliveries that the group begins.
+    /// Number of deliveries that the group starts.
     targets: usize,
-    /// Deliveries that the unit that is being judged begins.
+    /// Number of deliveries that the current unit starts.
     unit_targets: usize,
-    /// That unit has had an event refused for its deliveries: what comes behind it must not overtake it.
+    /// The current unit reached its target limit. Its later events must not overtake the rejected
+    /// one.
     unit_is_full: bool,
 }
 
@@ -110,7 +112,7 @@ impl StagedGroup {
         self.unit_is_full = false;
     }
 
-    /// Whether an event with so many targets still has room in its unit; counts it when it has.
+    /// Reserves an event's targets in its unit. Returns whether they fit.
     fn reserve_targets(&mut self, targets: usize) -> bool {
         self.unit_is_full |= self.unit_targets + targets > limits::REQUEST_TARGETS_MAX;
         if self.unit_is_full {
@@ -132,7 +134,7 @@ impl StagedGroup {
         position
     }
 
-    /// As [`Self::push`]; the record is what the request came to.
+    /// As [`Self::push`]; the record holds the result of a request with an idempotency key.
     fn push_with_key(&mut self, idempotency: &Idempotency, record: Record) -> Position {
         let position = self.push(record);
         self.scopes.insert(idempotency.scope, known(idempotency, position));
@@ -140,19 +142,19 @@ impl StagedGroup {
     }
 }
 
-/// What happened to a group.
+/// Result of a group.
 pub struct GroupResult {
-    /// `None` when nothing had to be written.
+    /// `None` when there was nothing to write.
     pub committed: Option<Arc<CommittedGroup>>,
     pub replies: Vec<(UnitReply, Answer)>,
-    /// Units to be taken again before all others: those for which the group had no room, and, when it could not be
-    /// written, those that nobody waits for.
+    /// Units for the next group: those that did not fit and, after a failed write, those without a
+    /// waiting caller.
     pub unwritten: Vec<Unit>,
     pub failure: Option<AppendError>,
 }
 
 impl Committer {
-    /// `applied` is what the state had applied when the registry was read from it; nothing newer is known.
+    /// Expects a state and a registry that have applied the whole journal.
     pub fn new(
         journal: Journal,
         registry: Arc<RwLock<Registry>>,
@@ -163,7 +165,8 @@ impl Committer {
             matcher.insert(endpoint);
         }
         let recent = RecentKeys::new(Position(journal.next_position().0 - 1));
-        // Later than the last commit of the life before, so that ids rise although their random parts begin anew.
+        // Later than the last commit before the restart, so that generated ids ascend although
+        // their random parts restart.
         let last_time = journal.last_time().plus(Duration::from_millis(1));
         Self {
             journal,
@@ -177,10 +180,12 @@ impl Committer {
         }
     }
 
-    /// Judges the units in order and commits them with one `fdatasync`. What many endpoints get fills a group early.
+    /// Judges the units in order and commits them with one `fdatasync`. A group with many targets
+    /// closes early.
     pub fn commit(&mut self, units: Vec<Unit>) -> GroupResult {
         self.last_time = self.last_time.max(self.environment.now()).max(self.journal.last_time());
-        // Whoever has seen an id of an earlier group cannot guess the next ones, and choose one of them before.
+        // A random step makes the next ids unpredictable, so that no publisher can claim one of
+        // them first.
         self.last_ulid = Ulid(self.last_ulid.0 + (self.environment.random() >> 64));
         let mut staged = StagedGroup { next: self.journal.next_position(), ..StagedGroup::default() };
         let mut judged = Vec::with_capacity(units.len());
@@ -218,7 +223,8 @@ impl Committer {
         }
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(unit.commands.len());
         for command in &unit.commands {
-            // What rests on a change that was refused is not done: above all, no answer is remembered for it.
+            // After a conflict, the rest of the unit is skipped. No response may be stored for a
+            // rejected change.
             let outcome = match outcomes.last() {
                 Some(Outcome::Conflict) => Outcome::Conflict,
                 _ => self.judge(command, &unit.prepared, staged),
@@ -228,9 +234,11 @@ impl Committer {
         Ok(outcomes)
     }
 
-    /// A unit that remembers a request's answer does what the request asks. When the request was answered before, nothing
-    /// of it is done again; this is what became of it then. Events whose request was claimed before are each judged by
-    /// their own keys: some may have been left for another time.
+    /// A unit with a request's response executes the request once. Returns the outcome of an
+    /// earlier execution, if there was one.
+    ///
+    /// A claimed request is different: each event is judged by its own key, because some events may
+    /// not have been accepted the first time.
     fn judge_request(&self, unit: &Unit, staged: &StagedGroup) -> Option<Outcome> {
         let idempotency = unit.commands.iter().find_map(Command::request)?;
         let is_claim = matches!(unit.commands.first(), Some(Command::Claim(_)));
@@ -238,7 +246,7 @@ impl Committer {
         repeated.filter(|repeated| !is_claim || matches!(repeated, Outcome::Mismatch))
     }
 
-    /// What an earlier request with the same key or id makes of one; `None` when there was none.
+    /// Outcome of an earlier request with the same key or id, if there was one.
     fn repeated(&self, wanted: &Idempotency, prepared: &Prepared, staged: &StagedGroup) -> Option<Outcome> {
         let found = staged
             .scopes
@@ -258,12 +266,13 @@ impl Committer {
                 }
                 Outcome::Written(staged.push(Record::EndpointDeleted { endpoint: *endpoint, at: *at }))
             }
-            // Whoever asked did not know yet that an endpoint was gone: nothing would ever end such a delivery.
+            // The endpoint may have been deleted since the request. Such a delivery would never
+            // end.
             Command::Record(Record::DeliveriesRevived { deliveries, trigger, at }) => {
                 let (deliveries, trigger, at) = (self.retain_existing_endpoints(deliveries), *trigger, *at);
                 Outcome::Written(staged.push(Record::DeliveriesRevived { deliveries, trigger, at }))
             }
-            // The same, and nobody would know its ordering any more.
+            // As above: the ordering of a deleted endpoint is unknown.
             Command::Record(Record::DeliveriesReordered { deliveries, at }) => {
                 let (deliveries, at) = (self.retain_existing_endpoints(deliveries), *at);
                 Outcome::Written(staged.push(Record::DeliveriesReordered { deliveries, at }))
@@ -283,11 +292,11 @@ impl Committer {
         }
     }
 
-    /// Those whose endpoint is there.
+    /// Keeps the deliveries of existing endpoints.
     fn retain_existing_endpoints(&self, deliveries: &[DeliveryKey]) -> Vec<DeliveryKey> {
         let registry = read(&self.registry);
-        let living = |key: &&DeliveryKey| registry.endpoint(key.endpoint).is_some();
-        deliveries.iter().filter(living).copied().collect()
+        let exists = |key: &&DeliveryKey| registry.endpoint(key.endpoint).is_some();
+        deliveries.iter().filter(exists).copied().collect()
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint, staged: &mut StagedGroup) -> Outcome {
@@ -321,7 +330,7 @@ impl Committer {
         outcome
     }
 
-    /// An event whose key, when it has one, has not been seen.
+    /// Publishes an event whose key, if any, is new.
     fn publish_fresh(
         &mut self,
         draft: &EventDraft,
@@ -335,7 +344,7 @@ impl Committer {
             Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
             Some(duplicate) => return duplicate,
         }
-        // Whether its version is right is open until what stands before it has been taken.
+        // The stream version is undecided until the rejected events before this one are accepted.
         if staged.unit_is_full {
             return Outcome::TooManyTargets;
         }
@@ -405,15 +414,16 @@ impl Committer {
         }
     }
 
-    /// ULIDs that follow commit order: a fresh random part each millisecond, counted up within it.
+    /// Generates ascending ULIDs: a new random part per millisecond, incremented within it.
     fn next_id(&mut self) -> EventId {
         let millis = self.last_time.millis();
         self.last_ulid = match self.last_ulid.increment() {
             Some(next) if self.last_ulid.timestamp_ms() == millis => next,
-            // Half of the range stays free, so that going up within the millisecond cannot run out.
+            // Half of the random range stays free, so that increments within the millisecond cannot
+            // overflow.
             _ => Ulid::from_parts(millis, self.environment.random() >> 49),
         };
-        format!("evt_{}", self.last_ulid).parse().expect("a ULID is made of letters and digits")
+        format!("evt_{}", self.last_ulid).parse().expect("a ULID has only letters and digits")
     }
 
     fn announce(&self, event: &Event, position: Position, announced: &mut Vec<LaneChange>) {
@@ -435,7 +445,7 @@ impl Committer {
         staged: StagedGroup,
         judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>,
     ) -> GroupResult {
-        // Oldest first, as they will be forgotten.
+        // Oldest first, which is the order of eviction.
         let mut scopes: Vec<_> = staged.scopes.into_iter().collect();
         scopes.sort_unstable_by_key(|(_, known)| known.position);
         for (scope, known) in scopes {

@@ -1,4 +1,4 @@
-//! What goes into the outbox and what it answers.
+//! Input and result types of the outbox.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use crate::domain::{
 };
 use crate::rules::append::Judged;
 
-/// An event as its publisher posted it, checked at the door.
+/// A validated event as posted by its publisher.
 #[derive(Clone, Debug)]
 pub struct EventDraft {
     pub id: Option<EventId>,
     pub tenant: Tenant,
     pub event_type: EventType,
     pub version: EventVersion,
-    /// `None`: the time of acceptance.
+    /// Defaults to the time of acceptance.
     pub timestamp: Option<Timestamp>,
     pub stream: Option<StreamName>,
     pub expected: Expected,
-    /// `None`: the stream's name.
+    /// Defaults to the stream's name.
     pub ordering_key: Option<OrderingKey>,
     pub deliver_at: Option<Timestamp>,
     pub metadata: Option<Bytes>,
@@ -32,17 +32,18 @@ pub struct EventDraft {
     pub data: Bytes,
     /// From the request's `Idempotency-Key`.
     pub idempotency: Option<Idempotency>,
-    /// Hash of the event as posted; it is what a chosen id is compared by.
+    /// Hash of the posted event. It decides whether two events with the same publisher-chosen id
+    /// are equal.
     pub fingerprint: [u8; 16],
-    /// This endpoint alone, whatever its patterns (test events).
+    /// Deliver to this endpoint only, regardless of its patterns (test events).
     pub only: Option<EndpointNumber>,
-    /// What an earlier event to which the daemon gave the chosen id says about this one; nothing, until the journal is
-    /// asked.
+    /// Conflict with an earlier event whose id the daemon generated. `Fresh` until the journal is
+    /// read.
     pub id_conflict: Judged,
 }
 
 impl EventDraft {
-    /// What says only what every event says.
+    /// Creates a draft with the required fields only.
     #[must_use]
     pub fn new(tenant: Tenant, event_type: EventType, data: Bytes) -> Self {
         Self {
@@ -65,8 +66,8 @@ impl EventDraft {
         }
     }
 
-    /// A chosen id is remembered like an idempotency key, for as long as the event is kept; so are source and id of
-    /// a CloudEvent.
+    /// The publisher-chosen id, or the source and id of a CloudEvent, as an idempotency key. It is
+    /// stored as long as the event.
     #[must_use]
     pub fn publisher_id_key(&self) -> Option<Idempotency> {
         let attribute = |name| attribute::find(&self.attributes, name);
@@ -78,14 +79,14 @@ impl EventDraft {
         Some(Idempotency { scope, fingerprint: self.fingerprint, expires_at: None })
     }
 
-    /// Whether it has anything by which it can be another's duplicate_outcome.
+    /// Whether the draft can be a duplicate of another one.
     #[must_use]
     pub fn may_be_duplicate(&self) -> bool {
         self.idempotency.is_some() || self.id.is_some() || !self.attributes.is_empty()
     }
 
-    /// What follows from an event of the same tenant to which the daemon gave the chosen id. It was posted without an id,
-    /// so its fingerprint is that of other bytes: what it says is compared.
+    /// Compares the draft with an earlier event of the same tenant that has this id. The daemon
+    /// generated that id, so the fingerprints differ and the content is compared.
     #[must_use]
     pub fn judge_id_conflict(&self, position: Position, event: &Event) -> Judged {
         let is_the_same = self.event_type == event.event_type
@@ -95,7 +96,7 @@ impl EventDraft {
         if is_the_same { Judged::Duplicate(position) } else { Judged::Mismatch(position) }
     }
 
-    /// Bytes that it holds in memory, about; see [`weigh`].
+    /// Approximate bytes in memory; see [`weigh`].
     #[must_use]
     pub fn weight(&self) -> usize {
         let id = self.id.as_ref().map_or("", EventId::as_str);
@@ -106,21 +107,21 @@ impl EventDraft {
         weigh(&names, self.metadata.as_ref(), &self.attributes, &self.data)
     }
 
-    /// Whether it can only be judged with what the state knows.
+    /// Whether the decision depends on the state.
     #[must_use]
     pub fn needs_preparation(&self) -> bool {
         self.stream.is_some() || self.idempotency.is_some() || self.publisher_id_key().is_some()
     }
 }
 
-/// When an id was made, when it is of the shape of those that the daemon makes: `evt_` and a ULID.
+/// Creation time of a generated id (`evt_` and a ULID), or `None` for another form.
 #[must_use]
 pub fn generated_at(id: &EventId) -> Option<Timestamp> {
     let ulid = ulid::Ulid::from_string(id.as_str().strip_prefix("evt_")?).ok()?;
     Some(Timestamp::from_millis(ulid.timestamp_ms()))
 }
 
-/// Whether the publisher chose the event's id, which is then unique in its tenant only.
+/// Whether the publisher chose the event's id. Such an id is unique within its tenant only.
 #[must_use]
 pub fn has_publisher_id(event: &Event) -> bool {
     !event.idempotency.is_empty() && {
@@ -129,7 +130,7 @@ pub fn has_publisher_id(event: &Event) -> bool {
     }
 }
 
-/// Under which a chosen id is remembered.
+/// Idempotency scope of a publisher-chosen id.
 #[must_use]
 pub fn publisher_id_scope(tenant: &Tenant, id: &EventId) -> [u8; 16] {
     scope(&["chosen-id", tenant.as_str(), id.as_str()])
@@ -147,55 +148,55 @@ fn scope(parts: &[&str]) -> [u8; 16] {
     scope
 }
 
-/// An event that is on disk.
+/// A durable event.
 #[derive(Clone, Debug)]
 pub struct Accepted {
     pub event: Arc<Event>,
     pub position: Position,
-    /// An earlier request with the same key or id was answered with this event.
+    /// An earlier request with the same key or id created this event.
     pub duplicate: bool,
 }
 
-/// Why nothing was accepted.
+/// Why no event was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// `repeated`: an earlier request with the same key was told so.
+    /// `repeated`: an earlier request with the same key got the same rejection.
     #[error("{rejection}")]
     Rejected { rejection: Rejection, repeated: bool },
-    #[error("the same idempotency key was used with another body")]
+    #[error("the idempotency key was already used with another body")]
     IdempotencyMismatch,
-    #[error("the request's events match too many endpoints together")]
+    #[error("the events of the request match too many endpoints in total")]
     TooManyTargets,
     #[error(transparent)]
     Store(#[from] Unavailable),
 }
 
-/// The outbox cannot take or answer anything now.
+/// Why the outbox cannot accept commands or answer queries now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// Too much waits for its commit already.
-    #[error("too many events wait for their commit; try again in {} s", retry_after.as_secs().max(1))]
+    /// The commit queue is full.
+    #[error("too many pending events; try again in {} s", retry_after.as_secs().max(1))]
     Overloaded { retry_after: Duration },
     #[error("the disk is full")]
     DiskFull,
     #[error("the daemon is shutting down")]
     Stopping,
-    #[error("the store failed: {0}")]
+    #[error("the outbox failed: {0}")]
     Failed(Arc<str>),
 }
 
-/// Why a change to something that exists was refused.
+/// Why a change was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     #[error("not found")]
     NotFound,
-    /// Someone else changed it in between: read again and repeat.
-    #[error("it was changed by someone else meanwhile")]
+    /// The object changed since it was read: read it again and repeat.
+    #[error("it was changed in between; read it again and repeat")]
     Conflict,
     #[error("{0}")]
     NotAllowed(&'static str),
-    /// An earlier request with the same key was committed in between: what it was answered is remembered now.
-    #[error("a request with the same key was answered meanwhile")]
+    /// A request with the same key was committed in between, and its response is stored now.
+    #[error("a request with the same key was answered in between")]
     Repeated,
     #[error(transparent)]
     Store(#[from] Unavailable),

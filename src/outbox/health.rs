@@ -1,21 +1,21 @@
-//! Whether the outbox can make anything durable, as both of its threads know it.
+//! Health of the outbox, reported by both of its threads.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// What the disk can be too full for.
+/// A thread's file: the commit thread writes the journal, the apply thread writes the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DiskThread {
     Journal,
     State,
 }
 
-/// The outbox's health, which both threads know a part of.
+/// Health of the outbox. Each thread reports its own part.
 pub(super) struct HealthCell {
     sender: watch::Sender<Health>,
-    /// Whether the disk is full, for the journal and for the state.
+    /// Whether the disk is full for the journal and for the state.
     full: Mutex<[bool; 2]>,
 }
 
@@ -38,7 +38,7 @@ impl HealthCell {
         matches!(&*self.sender.borrow(), Health::Failed(_))
     }
 
-    /// For good: the first reason is the one that counts.
+    /// Sets the final state. Later reasons are ignored.
     pub(super) fn fail(&self, reason: &str) {
         self.change_to(Health::Failed(reason.into()));
     }
@@ -47,7 +47,7 @@ impl HealthCell {
         self.sender.send_if_modified(|current| {
             let changed = !matches!(current, Health::Failed(_)) && *current != health;
             if changed {
-                tracing::warn!(?health, "the outbox's health changed");
+                tracing::warn!(?health, "outbox health changed");
                 *current = health;
             }
             changed
@@ -55,12 +55,13 @@ impl HealthCell {
     }
 }
 
-/// Since when each of the threads has been at the disk; the writer also: has waited for the state.
+/// Time at which each thread began to wait for the disk. The commit thread's wait for the apply
+/// thread counts as well.
 #[derive(Clone, Default)]
 pub(super) struct DiskWaits(Arc<[Mutex<Option<Instant>>; 2]>);
 
 impl DiskWaits {
-    /// From now on, also when it was before: it has come back in between.
+    /// Starts the wait now, even if an earlier wait is recorded.
     pub(super) fn begin(&self, part: DiskThread) {
         self.set(part, Some(Instant::now()));
     }
@@ -73,20 +74,20 @@ impl DiskWaits {
         *self.0[part as usize].lock().expect("no holder of this lock panics") = since;
     }
 
-    /// For how long the one that has been away longest has been.
+    /// Duration of the longest current wait.
     pub(super) fn longest(&self) -> Duration {
         let since = |part: &Mutex<Option<Instant>>| *part.lock().expect("no holder of this lock panics");
         self.0.iter().filter_map(since).min().map_or(Duration::ZERO, |since| since.elapsed())
     }
 }
 
-/// Whether the outbox can make anything durable.
+/// Health of the outbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Health {
     #[default]
     Good,
-    /// It recovers by itself when space returns.
+    /// Recovers when the disk has space again.
     DiskFull,
-    /// The process has to end; the next start recovers.
+    /// The process must end. The next start recovers.
     Failed(Arc<str>),
 }

@@ -1,8 +1,8 @@
-//! The outbox: journal and state behind one handle, each id_and_tenant by its own thread.
+//! The outbox: journal and state behind one handle, each owned by its own thread.
 //!
-//! Owns the data directory (lock, format stamp), the two threads and their channels. Order of things after a commit:
-//! the state's channel first, then the lanes', then the answers; so a question that follows an answer finds a state
-//! that has it.
+//! Owns the data directory (lock, format stamp), the two threads and their channels. After a commit
+//! it notifies the state first, the lanes second and the callers last. A query that follows a
+//! response therefore sees its effects.
 
 mod apply_thread;
 pub(crate) mod commit_queue;
@@ -54,49 +54,49 @@ pub(crate) use opening::catch_up;
 pub(crate) use opening::{open_state, registry_of};
 pub use read_model::ReadModel;
 
-/// What the engine hears from the outbox.
+/// Notification from the outbox to the engine.
 #[derive(Debug)]
 pub enum Notice {
-    /// A group is on disk.
+    /// A group is durable.
     Committed(Arc<CommittedGroup>),
-    /// The state says what changed for lanes.
+    /// Lane changes from the state.
     Lanes(Vec<LaneChange>),
 }
 
-/// What opening found and did.
+/// An open outbox, and what opening it found.
 #[derive(Debug)]
 pub struct OpenedOutbox {
     pub outbox: Outbox,
     pub notices: async_mpsc::Receiver<Notice>,
     pub journal: OpenReport,
-    /// Why the state had to be rebuilt from the journal.
+    /// Why the state was rebuilt from the journal, if it was.
     pub rebuilt: Option<String>,
     pub replayed: u64,
     /// Time of the last commit.
     pub last_time: Timestamp,
 }
 
-/// What was written, for metrics.
+/// A completed disk write, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskWrite {
-    /// A group of so many records, made durable.
+    /// A commit of this many records.
     Commit { records: usize },
-    /// The state's changes.
+    /// A checkpoint of the state.
     Checkpoint,
 }
 
-/// Is told what was written and how long it took.
+/// Callback with each disk write and its duration.
 pub type WriteObserver = Arc<dyn Fn(DiskWrite, Duration) + Send + Sync>;
 
 enum StateMessage {
     Committed(Arc<CommittedGroup>),
     Read(Box<dyn FnOnce(&State) + Send>),
-    /// Retention's turn: it changes nothing that a record says.
+    /// A retention step. It changes nothing that a record defines.
     Maintain(Box<dyn FnOnce(&mut State) + Send>),
     Stop,
 }
 
-/// Cheap handle.
+/// Handle of the outbox; cheap to clone.
 #[derive(Clone)]
 pub struct Outbox {
     inner: Arc<OutboxInner>,
@@ -117,18 +117,19 @@ struct OutboxInner {
     health: watch::Receiver<Health>,
     disk_waits: DiskWaits,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
-    /// Shared by who makes deliveries pending again, taken by who forgets events.
+    /// Held shared while deliveries become pending again, and exclusively while events are deleted.
     forgetting: tokio::sync::RwLock<()>,
-    /// `None` when the directory is not one of the file system.
+    /// `None` without a data directory on the file system.
     _lock: Option<File>,
 }
 
 impl Outbox {
-    /// Opens the data directory, replays what the state has not applied, and starts the threads.
+    /// Opens the data directory, replays the records that the state has not applied, and starts the
+    /// threads.
     ///
     /// # Errors
-    /// When the directory is foreign, locked by another process, or its journal cannot be read. A state that is damaged
-    /// or missing is no error: it is rebuilt.
+    /// When the directory is foreign, locked by another process, or its journal cannot be read. A
+    /// damaged or missing state is rebuilt and is not an error.
     pub fn open(
         path: &Path,
         admission: AdmissionLimits,
@@ -151,7 +152,7 @@ impl Outbox {
         Ok(OpenedOutbox { outbox, notices, journal: report, rebuilt, replayed, last_time })
     }
 
-    /// Puts the parts together, without threads: who has them takes their turns, as the threads do.
+    /// Builds the outbox without threads. A simulation then runs each thread step by step.
     pub(crate) fn assemble(
         journal: Journal,
         state: State,
@@ -193,7 +194,8 @@ impl Outbox {
         UnstartedOutbox { outbox: Self { inner: Arc::new(inner) }, notices, writer, state }
     }
 
-    /// Commits the commands in one unit; the outcomes are in their order. Without commands there is nothing to do.
+    /// Commits the commands in one unit. Returns their outcomes in order. Without commands it does
+    /// nothing.
     ///
     /// # Errors
     /// When nothing was committed.
@@ -205,7 +207,7 @@ impl Outbox {
         self.submit(Unit { commands, prepared, reply: None }).await
     }
 
-    /// Commits a prepared unit; prepares it again when it became stale in the queue.
+    /// Commits a prepared unit. Prepares it again if it became stale in the queue.
     async fn submit(&self, mut unit: Unit) -> Result<Vec<Outcome>, Unavailable> {
         match &*self.inner.health.borrow() {
             Health::Good => {}
@@ -229,14 +231,14 @@ impl Outbox {
         }
     }
 
-    /// Commits a unit that nobody waits for, as soon as it can be: an attempt's outcome.
+    /// Commits an attempt's outcome as soon as possible. No caller waits for it.
     pub fn record(&self, unit: Unit) {
         if self.inner.queue.push(unit).is_err() {
-            tracing::debug!("an outcome came after the writer had stopped; the attempt will be made again");
+            tracing::debug!("outcome dropped after shutdown, the attempt is repeated");
         }
     }
 
-    /// What the state knows about the streams and keys of the commands.
+    /// Reads the streams and idempotency keys of the commands from the state.
     async fn prepare(&self, commands: &[Command]) -> Result<Prepared, Unavailable> {
         let mut scopes = Vec::new();
         let mut names: Vec<(Tenant, StreamName)> = Vec::new();
@@ -265,7 +267,7 @@ impl Outbox {
         .await
     }
 
-    /// Asks the state. It has applied everything that was answered before.
+    /// Runs a query on the state. The state has applied every commit that was answered before.
     ///
     /// # Errors
     /// When the outbox has stopped.
@@ -276,7 +278,7 @@ impl Outbox {
         let (sender, answer) = oneshot::channel();
         let ask = Box::new(move |state: &State| {
             let answer = question(state);
-            // What rests on rows that could not be read is no answer. The asker may have gone; then nobody wants it.
+            // A result that depends on unreadable rows is dropped. The caller may have gone away.
             if state.failure().is_none() {
                 let _gone = sender.send(answer).is_err();
             }
@@ -285,7 +287,7 @@ impl Outbox {
         answer.await.map_err(|_| self.unavailable())
     }
 
-    /// Why the state gives no answer.
+    /// Why the state does not answer.
     fn unavailable(&self) -> Unavailable {
         match &*self.inner.health.borrow() {
             Health::Good => Unavailable::Stopping,
@@ -294,24 +296,25 @@ impl Outbox {
         }
     }
 
-    /// While it is held no event is forgotten: from looking at one until what is done with it is committed.
+    /// Prevents the deletion of events while the guard lives. Hold it from the read of an event
+    /// until the commit that depends on it.
     pub async fn hold_events(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
         self.inner.forgetting.read().await
     }
 
-    /// While it is held nothing is made pending again.
+    /// Prevents deliveries from becoming pending again while the guard lives.
     pub(super) async fn hold_forgetting(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
         self.inner.forgetting.write().await
     }
 
-    /// As [`Self::read`], for what retention changes.
+    /// As [`Self::read`], with write access for retention.
     pub(super) async fn with_state_mut<R: Send + 'static>(
         &self,
         task: impl FnOnce(&mut State) -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
         let (sender, answer) = oneshot::channel();
         let task = Box::new(move |state: &mut State| {
-            // As for a question: the asker may have gone.
+            // The caller may have gone away.
             let _gone = sender.send(task(state)).is_err();
         });
         self.inner.state.send(StateMessage::Maintain(task)).map_err(|_| self.unavailable())?;
@@ -351,31 +354,32 @@ impl Outbox {
         self.inner.health.clone()
     }
 
-    /// For how long the writer or the state has been kept from its work by a disk that does not answer; zero when neither is.
+    /// Longest time that the commit or the apply thread has been blocked on the disk; zero when
+    /// neither is.
     #[must_use]
     pub fn disk_wait(&self) -> Duration {
         self.inner.disk_waits.longest()
     }
 
-    /// Whether so many outcomes wait for their commit that no further attempt should begin.
+    /// Whether too many outcomes are pending, so that no new attempt should begin.
     #[must_use]
     pub fn is_outcome_queue_full(&self) -> bool {
         self.inner.queue.is_outcome_queue_full()
     }
 
-    /// Commands and bytes that wait for their commit.
+    /// Number of pending commands, and their bytes.
     #[must_use]
     pub fn pending_commits(&self) -> (usize, usize) {
         self.inner.queue.pending_weight()
     }
 
-    /// Records that the state has not applied yet.
+    /// Number of records that the state has not applied yet.
     #[must_use]
     pub fn lag(&self) -> u64 {
         self.inner.reader.last_position().0.saturating_sub(self.inner.applied.load(Ordering::Relaxed))
     }
 
-    /// Writes what waits, checkpoints, and ends both threads. Blocks.
+    /// Commits all pending units, writes a checkpoint and ends both threads. Blocks.
     pub fn stop(&self) {
         let Some((writer, state)) = self.inner.threads.lock().expect("no holder panics").take() else {
             return;
@@ -385,7 +389,7 @@ impl Outbox {
             tracing::error!("commit thread panicked");
         }
         if self.inner.state.send(StateMessage::Stop).is_err() || state.join().is_err() {
-            tracing::error!("apply thread had ended before it was stopped");
+            tracing::error!("apply thread ended before shutdown");
         }
     }
 }
@@ -397,7 +401,7 @@ fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<Joi
         .map_err(|error| OpenError::Thread { name, error })
 }
 
-/// The outbox before its threads run.
+/// The outbox before its threads start.
 pub(crate) struct UnstartedOutbox {
     pub(crate) outbox: Outbox,
     pub(crate) notices: async_mpsc::Receiver<Notice>,

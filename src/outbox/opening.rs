@@ -1,4 +1,5 @@
-//! Opening a data directory: its lock and stamp, its state or a new one, and what the state has not applied yet.
+//! Opening of a data directory: recovery of the state, and replay of the records that it has not
+//! applied.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub enum OpenError {
     #[error("cannot start the thread {name}: {error}")]
     Thread { name: &'static str, error: io::Error },
     #[error(
-        "the record of endpoint {endpoint} at position {position} was written for position {revision}: the journal was edited, restore a backup"
+        "the record of endpoint {endpoint} at position {position} was written for position {revision}: the journal was edited; restore a backup"
     )]
     MisplacedEndpoint { endpoint: EndpointId, position: Position, revision: Position },
     #[error(transparent)]
@@ -27,14 +28,15 @@ pub enum OpenError {
     Append(#[from] AppendError),
     #[error(transparent)]
     Read(ReadError),
-    /// To go on without it would be to lose it.
-    #[error("a newer version has written to this data directory: {0}")]
+    /// Continuing would lose the record.
+    #[error("a newer version has written to this data directory; start that version: {0}")]
     NewerRecord(ReadError),
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// Opens the state, or moves it aside (of an earlier layout: removes it) and starts a new one; then replays.
+/// Opens the state and replays missing records. A damaged state is moved aside and rebuilt. A state
+/// of an earlier layout is removed and rebuilt.
 pub(crate) fn open_state(
     path: &Path,
     journal: &mut Journal,
@@ -56,10 +58,10 @@ pub(crate) fn open_state(
             }
             if matches!(error, StateError::EarlierLayout(_)) {
                 std::fs::remove_dir_all(&directory).map_err(failed(&directory))?;
-                tracing::info!(%error, "making the state anew from the journal");
+                tracing::info!(%error, "rebuilding the state from the journal");
             } else {
                 let aside = set_aside(&directory).map_err(failed(&directory))?;
-                tracing::warn!(%error, moved_to = %aside.display(), "the state cannot be used; rebuilding it from the journal");
+                tracing::warn!(%error, moved_to = %aside.display(), "state unusable, rebuilding it from the journal");
             }
             (State::open(&directory, journal.reader().last_position())?, Some(error.to_string()))
         }
@@ -68,7 +70,7 @@ pub(crate) fn open_state(
     Ok((state, rebuilt, replayed))
 }
 
-/// Applies what the journal has and the state has not; gives how many records that was.
+/// Applies the records that the state has not applied. Returns their number.
 pub(crate) fn catch_up(
     state: &mut State,
     journal: &Journal,
@@ -82,8 +84,9 @@ pub(crate) fn catch_up(
     Ok(replayed)
 }
 
-/// Values of an endpoint are sealed for its revision, which is the position of its record. A record that was copied to
-/// another position would open as well, so it is refused.
+/// Checks that each endpoint record is at its original position. An endpoint's values are sealed
+/// for its revision, which is the position of its record. A record copied to another position would
+/// still decrypt, so it is rejected.
 fn check_revisions(state: &State, reader: &JournalReader) -> Result<(), OpenError> {
     for (position, record) in read_records(reader, state.registry_positions()) {
         if let Record::EndpointPut(found) = &record
@@ -99,7 +102,7 @@ fn check_revisions(state: &State, reader: &JournalReader) -> Result<(), OpenErro
     Ok(())
 }
 
-/// One is kept, for whoever wants to know what was wrong with it.
+/// Moves the damaged state aside. Keeps one damaged state for analysis.
 fn set_aside(directory: &Path) -> std::io::Result<PathBuf> {
     let aside = directory.with_extension("damaged");
     match std::fs::remove_dir_all(&aside) {
@@ -125,7 +128,7 @@ fn replay(
                 return Err(OpenError::NewerRecord(error));
             }
             Err(error @ (ReadError::Damaged { .. } | ReadError::Undecodable { .. })) => {
-                tracing::error!(%error, "records of the journal are lost; everything else goes on");
+                tracing::error!(%error, "journal records lost");
                 continue;
             }
             Err(error @ ReadError::Io(_)) => return Err(OpenError::Read(error)),
@@ -156,17 +159,17 @@ pub(crate) fn registry_of(state: &State, reader: &JournalReader) -> Registry {
     registry
 }
 
-/// The records at these positions; those that damage has taken are reported and left out.
+/// Reads the records at these positions. Reports and skips damaged ones.
 fn read_records(
     reader: &JournalReader,
     mut positions: Vec<Position>,
 ) -> impl Iterator<Item = (Position, Record)> {
-    // In the order of the journal each of its blocks is read once.
+    // In journal order, each block is read once.
     positions.sort_unstable();
     positions.into_iter().filter_map(|position| match reader.read(position) {
         Ok(record) => Some((position, record?)),
         Err(error) => {
-            tracing::error!(%error, %position, "an endpoint or key is lost");
+            tracing::error!(%error, %position, "endpoint or key lost");
             None
         }
     })

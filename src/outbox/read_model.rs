@@ -1,8 +1,9 @@
-//! Every question that is asked of the state, by name.
+//! The read interface of the state: every query, by name.
 //!
-//! Owns the list: whoever keeps events in another way (a database with several nodes) answers these, and nothing else has
-//! to know how. They are about deliveries, lanes and requests, never about rows. The state answers them from its rows; the
-//! oracle of the tests from plain maps; one suite asks both (`conformance`).
+//! Owns the list of queries. Another storage engine, such as a clustered database, implements this
+//! trait. The queries concern deliveries, lanes and requests, never rows. The state answers them
+//! from its rows, and the oracle of the tests from plain maps. One test suite compares both
+//! (`conformance`).
 
 use crate::domain::{
     DeadReason, DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Reservation, StreamName,
@@ -22,31 +23,31 @@ use crate::rules::event_status::event_status;
 
 use crate::storage::state::State;
 
-/// A dead letter: what is known of the delivery, why it died and when.
+/// A dead letter: the delivery, the reason and the time of death.
 pub type DeadLetter = (DeliveryFacts, DeadReason, Timestamp);
 
-/// Answers of one moment.
+/// A consistent view at one position.
 pub trait ReadModel {
-    /// The position that all answers reflect.
+    /// Position that all answers reflect.
     fn applied(&self) -> Position;
-    /// Over all endpoints.
+    /// Totals over all endpoints.
     fn totals(&self) -> Totals;
     /// Bytes on disk.
     fn size_bytes(&self) -> u64;
 
     fn lane(&self, endpoint: EndpointNumber) -> Lane;
-    /// Of every endpoint that ever had a delivery, by number.
+    /// Lanes of all endpoints that ever had a delivery, by number.
     fn lanes(&self) -> Vec<(EndpointNumber, Lane)>;
-    /// The endpoint's latest reservation of its rate.
+    /// The endpoint's latest rate reservation.
     fn reservation(&self, endpoint: EndpointNumber) -> Option<Reservation>;
-    /// What a lane may send, in its order, after a key; and whether that is all.
+    /// Sendable deliveries of a lane after a key, in lane order, and whether the list is complete.
     fn sendable(
         &self,
         endpoint: EndpointNumber,
         after: Option<DueKey>,
         limit: usize,
     ) -> (Vec<(DueKey, Progress)>, bool);
-    /// Some of what is pending for an endpoint, sendable or not.
+    /// Some pending deliveries of an endpoint, sendable or not.
     fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey>;
     /// See [`pending::misplaced`].
     fn misplaced(
@@ -64,18 +65,18 @@ pub trait ReadModel {
         now: Timestamp,
         limit: usize,
     ) -> DueBehind;
-    /// Acceptance of the event that a lane would send first.
+    /// Acceptance time of the event that the lane sends next.
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp>;
-    /// The sum over the hours that the window touches.
+    /// Sum over all hours that the window overlaps.
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour;
 
     /// See [`retention::overdue`].
     fn overdue(&self, cutoffs: Cutoffs, page: u64) -> Overdue;
 
-    /// Whether there is an event at this position.
+    /// Whether the state has an event at this position.
     fn knows(&self, event: Position) -> bool;
     fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts>;
-    /// By endpoint.
+    /// Deliveries of an event, by endpoint.
     fn deliveries_of(&self, event: Position) -> Vec<DeliveryFacts>;
     fn dead_letter(&self, key: DeliveryKey) -> Option<DeadLetter>;
     /// See [`reads::events`].
@@ -93,7 +94,7 @@ pub trait ReadModel {
     /// See [`reads::dead_letters`].
     fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter>;
 
-    /// An earlier request with this scope, maybe expired.
+    /// The stored request with this scope. It may have expired.
     fn request(&self, scope: &[u8; 16]) -> Option<Known>;
     fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head>;
 }

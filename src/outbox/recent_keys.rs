@@ -1,8 +1,8 @@
-//! What the last commits said about streams and idempotency keys.
+//! Streams and idempotency keys of the recent commits.
 //!
-//! The writer judges an append against what the state knew when the request was prepared, and against everything
-//! committed since. This is the second half. It is bounded; what it forgets moves its floor up, and a request that was
-//! prepared below the floor has to be prepared again.
+//! The commit thread judges an append against the state at preparation and against all later
+//! commits. This module holds the later commits. Its size is bounded: each evicted entry raises the
+//! floor, and a request prepared below the floor must be prepared again.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,13 +10,13 @@ use crate::domain::{Position, StreamName, Tenant};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::projections::idempotency::Known;
 
-/// Entries that are kept.
+/// Maximum number of entries.
 const ENTRIES_MAX: usize = 65_536;
 
-/// What was found out about a request's streams and idempotency scopes before it went to the writer.
+/// Streams and idempotency keys of a request, read from the state before it entered the queue.
 #[derive(Clone, Debug, Default)]
 pub struct Prepared {
-    /// The state had applied everything up to here.
+    /// Position that the state had applied.
     pub as_of: Position,
     pub scopes: HashMap<[u8; 16], Known>,
     pub streams: HashMap<(Tenant, StreamName), u64>,
@@ -37,17 +37,18 @@ pub(super) struct RecentKeys {
 }
 
 impl RecentKeys {
-    /// Starts with a state that has applied everything up to `floor`.
+    /// Starts empty, for a state that has applied everything up to `floor`.
     pub(super) fn new(floor: Position) -> Self {
         Self { floor, ..Self::default() }
     }
 
-    /// Whether a request that was prepared at `as_of` can be judged.
+    /// Whether a request prepared at `as_of` can be judged.
     pub(super) fn covers(&self, as_of: Position) -> bool {
         as_of >= self.floor
     }
 
-    /// What was committed since `as_of`. About what was before, the state has the last word: it may have forgotten it.
+    /// Returns a scope that was committed after `as_of`. The state decides about earlier commits,
+    /// because it may have deleted them.
     pub(super) fn scope(&self, scope: &[u8; 16], as_of: Position) -> Option<&Known> {
         let known = self.scopes.get(scope).filter(|known| known.position > as_of);
         known.filter(|_| !failpoints::is_active(Mutation::ForgetRecentKeys))

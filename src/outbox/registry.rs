@@ -1,6 +1,6 @@
-//! Endpoints and keys, in memory: what every request and every commit needs to know at once.
+//! The in-memory registry of endpoints and API keys, read by every request and every commit.
 //!
-//! A projection of the journal, like the rest of the state; written by the writer alone, after its commits.
+//! A projection of the journal. The commit thread updates it after each commit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Record,
 #[derive(Debug, Default)]
 pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
-    /// Also of deleted endpoints: their deliveries are still asked for.
+    /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
-    /// Ids of deleted endpoints, which old deliveries still name, and their tenants.
+    /// Ids and tenants of deleted endpoints, which old deliveries still name.
     deleted: BTreeMap<EndpointNumber, (EndpointId, Tenant)>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
@@ -20,7 +20,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Takes in one record; most say nothing about endpoints or keys.
+    /// Applies a record. Most records do not concern endpoints or keys.
     pub fn apply(&mut self, record: &Record) {
         match record {
             Record::EndpointPut(endpoint) => {
@@ -55,7 +55,7 @@ impl Registry {
         }
     }
 
-    /// Takes in the last word on an endpoint that is no more.
+    /// Applies the last record of a deleted endpoint.
     pub fn apply_deleted(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
             self.last_number = self.last_number.max(endpoint.number.0);
@@ -79,19 +79,19 @@ impl Registry {
         self.by_id.get(id).and_then(|number| self.endpoints.get(number))
     }
 
-    /// The number of an endpoint, also of a deleted one.
+    /// The number of an endpoint, including deleted ones.
     #[must_use]
     pub fn number_of(&self, id: &EndpointId) -> Option<EndpointNumber> {
         self.by_id.get(id).copied()
     }
 
-    /// The id of an endpoint, also of a deleted one.
+    /// The id of an endpoint, including deleted ones.
     #[must_use]
     pub fn id_of(&self, number: EndpointNumber) -> Option<&EndpointId> {
         self.id_and_tenant(number).map(|(id, _)| id)
     }
 
-    /// The tenant of an endpoint, also of a deleted one.
+    /// The tenant of an endpoint, including deleted ones.
     #[must_use]
     pub fn tenant_of(&self, number: EndpointNumber) -> Option<&Tenant> {
         self.id_and_tenant(number).map(|(_, tenant)| tenant)
@@ -102,7 +102,7 @@ impl Registry {
         live.or_else(|| self.deleted.get(&number).map(|(id, tenant)| (id, tenant)))
     }
 
-    /// By number, which is the order of creation.
+    /// Live endpoints by number, which is the order of creation.
     pub fn endpoints(&self) -> impl DoubleEndedIterator<Item = &Arc<Endpoint>> {
         self.endpoints.values()
     }

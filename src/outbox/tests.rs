@@ -1,4 +1,4 @@
-//! Opening what an earlier life, another version or an accident has left; and what ends a life.
+//! Tests of opening a data directory after a restart, an upgrade or damage, and of fatal failures.
 
 use super::*;
 use crate::domain::{KeyId, Position, Record};
@@ -37,7 +37,7 @@ fn record(number: u64) -> Record {
 }
 
 #[test]
-fn a_record_of_a_newer_version_stops_the_start() {
+fn record_of_a_newer_version_stops_the_start() {
     let (mut tag, mut layout) = (Vec::new(), Vec::new());
     for bytes in [&mut tag, &mut layout] {
         format::encode(&record(1), bytes);
@@ -63,7 +63,7 @@ fn a_record_of_a_newer_version_stops_the_start() {
     }
 }
 
-/// A data directory whose journal has one endpoint, at position 2 and written for that revision.
+/// Creates a data directory whose journal has one endpoint, at position 2, sealed for `revision`.
 fn with_endpoint(directory: &Path, revision: u64) {
     let disk = Arc::new(RealDisk::new(directory.join(JOURNAL)).unwrap());
     let mut journal = Restorer::new(disk, 1);
@@ -86,9 +86,9 @@ fn endpoint_record_of_another_position_stops_the_start() {
         let scratch = tempfile::tempdir().unwrap();
         let report =
             crate::maintenance::verify::verify(directory.path(), scratch.path(), &mut |_, _| ()).unwrap();
-        let told =
+        let reported =
             report.problems.listed.iter().any(|problem| problem.text.contains("was written for position"));
-        assert_eq!(told, refused, "revision {revision}: {:?}", report.problems);
+        assert_eq!(reported, refused, "revision {revision}: {:?}", report.problems);
         let opened = open(directory.path());
         let displaced = matches!(opened, Err(OpenError::MisplacedEndpoint { .. }));
         assert_eq!((displaced, opened.is_ok()), (refused, !refused), "revision {revision}: {opened:?}");
@@ -96,18 +96,18 @@ fn endpoint_record_of_another_position_stops_the_start() {
 }
 
 #[test]
-fn a_rebuild_says_how_far_it_is_and_keeps_one_damaged_state() {
+fn rebuild_reports_progress_and_keeps_one_damaged_state() {
     let (_below, directory) = data_directory(9, true);
     for round in 0..3 {
         std::fs::write(directory.join("state/db"), "damaged").unwrap();
-        let mut heard = Vec::new();
-        let opened = open_and_watch(&directory, &mut |progress| heard.push(progress)).unwrap();
+        let mut reports = Vec::new();
+        let opened = open_and_watch(&directory, &mut |progress| reports.push(progress)).unwrap();
         assert!(opened.rebuilt.is_some() && opened.replayed > 0, "round {round}");
         let last = opened.outbox.journal().last_position().0;
-        assert!(heard.windows(2).all(|pair| pair[0].done <= pair[1].done), "{heard:?}");
-        assert!(heard.iter().all(|progress| progress.total == last && progress.done <= last));
-        // Behind the last record there may be positions of which retention has taken the records.
-        assert!(heard.last().is_some_and(|progress| progress.done > last / 2), "{heard:?} of {last}");
+        assert!(reports.windows(2).all(|pair| pair[0].done <= pair[1].done), "{reports:?}");
+        assert!(reports.iter().all(|progress| progress.total == last && progress.done <= last));
+        // Retention may have removed the records of the last positions.
+        assert!(reports.last().is_some_and(|progress| progress.done > last / 2), "{reports:?} of {last}");
         opened.outbox.stop();
         drop(opened);
         let aside: Vec<_> = std::fs::read_dir(&directory)
@@ -123,7 +123,7 @@ fn a_rebuild_says_how_far_it_is_and_keeps_one_damaged_state() {
 }
 
 #[test]
-fn half_a_stamp_is_no_stamp_and_no_obstacle() {
+fn partial_stamp_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("FORMAT.new"), "balto da").unwrap();
     open(directory.path()).unwrap().outbox.stop();
@@ -131,7 +131,7 @@ fn half_a_stamp_is_no_stamp_and_no_obstacle() {
 }
 
 #[test]
-fn a_directory_is_opened_once() {
+fn open_directory_is_locked() {
     let directory = tempfile::tempdir().unwrap();
     let first = open(directory.path()).unwrap();
     assert!(matches!(open(directory.path()), Err(OpenError::Claim(ClaimError::Locked(_)))));
@@ -141,7 +141,7 @@ fn a_directory_is_opened_once() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
+async fn state_is_rebuilt_at_next_start_after_panic() {
     let directory = tempfile::tempdir().unwrap();
     let opened = open(directory.path()).unwrap();
     let unit = |number| Unit {
@@ -153,8 +153,7 @@ async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
         opened.outbox.submit(unit(number)).await.unwrap();
     }
     let mut health = opened.outbox.health();
-    let panicked =
-        opened.outbox.with_state_mut(|_: &mut State| panic!("as sled does over some damage")).await;
+    let panicked = opened.outbox.with_state_mut(|_: &mut State| panic!("simulated sled panic")).await;
     assert!(panicked.is_err());
     health.wait_for(|health| matches!(health, Health::Failed(_))).await.unwrap();
     assert!(matches!(opened.outbox.submit(unit(6)).await, Err(Unavailable::Failed(_))));
@@ -166,7 +165,7 @@ async fn a_panic_of_the_state_ends_the_life_and_the_next_rebuilds_it() {
 }
 
 #[tokio::test]
-async fn a_state_that_does_not_come_back_from_its_disk_is_seen_while_nothing_is_written() {
+async fn blocked_state_is_detected_while_nothing_is_written() {
     let directory = tempfile::tempdir().unwrap();
     let opened = open(directory.path()).unwrap();
     let outbox = opened.outbox.clone();
@@ -191,12 +190,12 @@ async fn a_state_that_does_not_come_back_from_its_disk_is_seen_while_nothing_is_
     outbox.stop();
 }
 
-/// Panics from the second time on that it is asked for.
+/// Panics from the second call on.
 struct Broken(Clock);
 
 impl CommitEnvironment for Broken {
     fn now(&mut self) -> Timestamp {
-        assert!(self.0.now().millis() < 3_000_000_000_002, "as a mistake of the writer would");
+        assert!(self.0.now().millis() < 3_000_000_000_002, "simulated writer panic");
         Timestamp::from_millis(3_000_000_000_000)
     }
 
@@ -206,7 +205,7 @@ impl CommitEnvironment for Broken {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_writer_ends_the_life_and_nobody_waits_for_ever() {
+async fn writer_panic_fails_all_waiting_callers() {
     let directory = tempfile::tempdir().unwrap();
     let admission = AdmissionLimits { bytes: 1 << 20, commands: 1_000 };
     let source = Box::new(Broken(Clock(3_000_000_000_000)));
@@ -219,13 +218,13 @@ async fn a_panic_of_the_writer_ends_the_life_and_nobody_waits_for_ever() {
     };
     let outbox = &opened.outbox;
     outbox.submit(unit(1)).await.unwrap();
-    // The second is in the writer's hands when it panics; the third comes when it is gone.
+    // The writer panics while it holds the second unit. The third unit arrives after that.
     let lost = tokio::time::timeout(Duration::from_secs(60), outbox.submit(unit(2))).await;
     assert!(lost.expect("an answer").is_err());
     let mut health = outbox.health();
     let failed = health.wait_for(|health| matches!(health, Health::Failed(_)));
     let failed = tokio::time::timeout(Duration::from_secs(60), failed).await;
-    assert!(failed.expect("the health tells").is_ok());
+    assert!(failed.expect("the health changes").is_ok());
     assert!(matches!(outbox.submit(unit(3)).await, Err(Unavailable::Failed(_))));
     outbox.stop();
     drop(opened);
@@ -235,14 +234,14 @@ async fn a_panic_of_the_writer_ends_the_life_and_nobody_waits_for_ever() {
 }
 
 #[test]
-fn what_the_system_refuses_is_no_damage() {
+fn environment_errors_are_not_damage() {
     let of = |error: std::io::Error| StateError::Io(error).is_environmental();
     for code in [28, 122, 13, 30, 23, 24] {
         assert!(of(std::io::Error::from_raw_os_error(code)), "{code}");
         let in_sled = StateError::Sled(sled::Error::Io(std::io::Error::from_raw_os_error(code)));
         assert!(in_sled.is_environmental(), "{code} within sled");
     }
-    assert!(!of(std::io::Error::from_raw_os_error(5)), "what cannot be read is damaged");
+    assert!(!of(std::io::Error::from_raw_os_error(5)), "an unreadable file is damage");
     assert!(!StateError::Damaged("x").is_environmental());
     let ahead = StateError::Ahead { applied: Position(2), journal_end: Position(1) };
     assert!(!ahead.is_environmental());

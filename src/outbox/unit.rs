@@ -9,7 +9,7 @@ use super::recent_keys::Prepared;
 use crate::domain::{Endpoint, EndpointNumber, Idempotency, Position, Record, Rejection, Timestamp};
 use crate::limits;
 
-/// One change that somebody asks for.
+/// One requested change.
 #[derive(Clone, Debug)]
 pub enum Command {
     Publish(Box<EventDraft>),
@@ -19,8 +19,8 @@ pub enum Command {
         endpoint: EndpointNumber,
         at: Timestamp,
     },
-    /// First in its unit: binds an idempotency key to the request whose events follow. None of them is
-    /// published when the key belongs to another request.
+    /// First in its unit: binds an idempotency key to the request whose events follow. None of them
+    /// is published when the key belongs to another request.
     Claim(Idempotency),
     /// A record that needs no judgement.
     Record(Record),
@@ -87,7 +87,8 @@ pub enum Outcome {
     TooManyTargets,
     Endpoint(Arc<Endpoint>),
     Written(Position),
-    /// The endpoint was changed or deleted meanwhile, or an earlier command of the unit had a conflict.
+    /// The endpoint was changed or deleted in between, or an earlier command of the unit had a
+    /// conflict.
     Conflict,
 }
 
@@ -104,12 +105,13 @@ pub enum Refusal {
 pub type Answer = Result<Vec<Outcome>, Refusal>;
 pub type UnitReply = oneshot::Sender<Answer>;
 
-/// Commands that are judged in order, with nothing between them.
+/// Commands that are judged in order, without other commands in between.
 #[derive(Debug)]
 pub struct Unit {
     pub commands: Vec<Command>,
     pub prepared: Prepared,
-    /// `None`: no caller waits. Such a unit is an attempt's outcome and must be written as soon as possible.
+    /// `None` without a waiting caller. Such a unit is an attempt's outcome and must be written as
+    /// soon as possible.
     pub reply: Option<UnitReply>,
 }
 
@@ -124,13 +126,15 @@ impl Unit {
         self.commands.iter().any(Command::needs_preparation)
     }
 
-    /// Whether it is alone in its group: the units behind it are judged against the registry that it changes.
+    /// Whether the unit is alone in its group: it changes the registry that later units are judged
+    /// against.
     #[must_use]
     pub fn is_barrier(&self) -> bool {
         self.commands.iter().any(Command::changes_registry)
     }
 
-    /// Number of commands and approximate bytes in a group. A claim counts with the commands that follow it.
+    /// Number of commands and approximate bytes in a group. A claim counts with the commands that
+    /// follow it.
     #[must_use]
     pub fn weight(&self) -> (usize, usize) {
         let commands = self.commands.iter().filter(|command| !matches!(command, Command::Claim(_))).count();

@@ -1,7 +1,8 @@
-//! The data directory: the names in it, its format stamp and its lock.
+//! The data directory: its file names, format stamp and lock.
 //!
-//! One process uses a directory at a time: it holds an exclusive lock on `LOCK`. `FORMAT` says that the
-//! directory is complete and of which format; a directory with a journal and without a stamp is foreign.
+//! One process at a time uses a directory: it holds an exclusive lock on `LOCK`. `FORMAT` states
+//! that the directory is complete, and its format. A directory with a journal and without a stamp
+//! is rejected as foreign.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -33,9 +34,7 @@ pub enum ClaimError {
     Locked(String),
     #[error(transparent)]
     Permission(#[from] PermissionError),
-    #[error(
-        "{path} is not a data directory of this program, or of another version: its FORMAT says {found:?}"
-    )]
+    #[error("{path} is not a data directory of this program version: FORMAT contains {found:?}")]
     Foreign { path: String, found: String },
 }
 
@@ -94,7 +93,7 @@ pub(crate) fn begin_stamp(path: &Path) -> io::Result<()> {
 
 /// Records durably that the directory is complete and of this format.
 pub(crate) fn stamp(path: &Path) -> io::Result<()> {
-    // The rename is atomic: half a stamp would be a foreign one.
+    // The rename is atomic, because a partial stamp would look foreign.
     begin_stamp(path)?;
     std::fs::rename(path.join(STAMP_BEGUN_FILE), path.join(FORMAT_FILE))?;
     File::open(path)?.sync_all()

@@ -1,8 +1,8 @@
-//! The seam between the journal and a file system.
+//! File system interface of the journal.
 //!
-//! Owns: a flat directory of files, real or in memory. Must never know what is in them. A name is a plain
-//! file name, without a path. What counts as durable: a file's bytes after [`DiskFile::sync_data`] has returned `Ok`,
-//! a name (created, renamed, removed) after [`Disk::sync_dir`] has.
+//! Owns a flat directory of files, real or in memory, and knows nothing of their content. A name is
+//! a plain file name without a path. A file's bytes are durable after [`DiskFile::sync_data`]
+//! returns `Ok`. A creation, rename or removal is durable after [`Disk::sync_dir`] returns `Ok`.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -17,15 +17,15 @@ mod memory;
 
 pub use memory::{Fault, MemoryDisk, Operation};
 
-/// An open file. Writing and truncating is for one owner; reading is for anyone, at the same time.
+/// An open file. One owner writes and truncates; any number of threads read at the same time.
 pub trait DiskFile: Send + Sync {
-    /// Writes all of `bytes` at `offset`, which is not behind the end. After an error any part of them may have been
-    /// written.
+    /// Writes all of `bytes` at `offset`, which is at most the file's length. After an error, any
+    /// part of the bytes may have been written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Returns when everything written is on disk. After an error nothing is known about what was written since the
-    /// last success, and a later success proves nothing about it.
+    /// Returns when all written bytes are on disk. After an error, the bytes written since the last
+    /// success may be lost, even if a later sync succeeds.
     fn sync_data(&self) -> io::Result<()>;
-    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    /// Reads up to `buffer.len()` bytes. Reads fewer only at the end of the file.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     fn len(&self) -> io::Result<u64>;
     fn truncate(&self, length: u64) -> io::Result<()>;
@@ -37,35 +37,36 @@ pub trait DiskFile: Send + Sync {
 
 /// A directory of files.
 pub trait Disk: Send + Sync + 'static {
-    /// Names of all files, in any order.
+    /// Lists the names of all files, in any order.
     fn list(&self) -> io::Result<Vec<String>>;
-    /// Makes a new, empty file; an error when the name is taken.
+    /// Creates an empty file. Fails if the name exists.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading and writing.
     fn open_write(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading.
     fn open_read(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Replaces `to` if it exists; atomic.
+    /// Renames a file atomically. Replaces `to` if it exists.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
 }
 
-/// Mode of the files: readable and writable by their owner alone.
+/// File mode: only the owner can read and write.
 pub const PRIVATE_FILE_MODE: u32 = 0o600;
-/// Directory that `mkfs` makes in the root of an ext2, ext3 or ext4 file system, for the repairs of `fsck`.
+/// Directory that `mkfs` creates in the root of an ext2, ext3 or ext4 file system, for `fsck`.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Makes a directory, and those above it, that only the owner can enter. An existing directory stays as it is.
+/// Creates a directory and its missing parents with access for the owner only. Leaves an existing
+/// directory unchanged.
 ///
 /// # Errors
-/// When there is something else, or it cannot be made.
+/// When the path is not a directory, or the directory cannot be created.
 pub fn create_private(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Names of the entries of a directory. The `lost+found` of a fresh file system does not count as content.
+/// Lists the entries of a directory, without the `lost+found` of a new file system.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -81,13 +82,13 @@ pub fn entry_names(directory: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Whether an error says that there is no room (or no quota) left.
+/// Whether the error means that the disk or the quota is full.
 #[must_use]
 pub fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether an error says that no further file can be opened, by this process or by any.
+/// Whether the error means that the process or the system has no free file descriptor.
 #[must_use]
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NFILE | Errno::MFILE))
@@ -97,12 +98,12 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 #[derive(Clone, Debug)]
 pub struct RealDisk {
     root: PathBuf,
-    /// Held open: names can be made durable also when no further file can be opened.
+    /// Stays open, so that [`Disk::sync_dir`] works even when no file descriptor is free.
     directory: Arc<File>,
 }
 
 impl RealDisk {
-    /// Creates the directory when it is missing.
+    /// Opens the directory. Creates it if it is missing.
     pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = root.into();
         if !root.is_dir() {
@@ -114,7 +115,7 @@ impl RealDisk {
         Self::existing(root)
     }
 
-    /// A directory that is there.
+    /// Opens an existing directory.
     pub fn existing(root: PathBuf) -> io::Result<Self> {
         let directory = Arc::new(File::open(&root)?);
         Ok(Self { root, directory })
@@ -135,7 +136,7 @@ impl Disk for RealDisk {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.root)? {
             let entry = entry?;
-            // A name that is not UTF-8 is none of ours.
+            // Balto creates no file whose name is not UTF-8.
             if let (true, Ok(name)) = (entry.file_type()?.is_file(), entry.file_name().into_string()) {
                 names.push(name);
             }
@@ -168,8 +169,9 @@ impl Disk for RealDisk {
     }
 }
 
-/// A directory that is only read. Whoever opens a journal mends what a crash has left (cuts a torn end off, removes what
-/// was not finished); through this it sees it mended, and nothing changes.
+/// A read-only directory that ignores repairs. Opening a journal repairs crash damage: it truncates
+/// a torn tail and removes temporary files. Through this disk the journal opens as if repaired, and
+/// no file changes.
 #[derive(Clone, Debug)]
 pub struct ReadOnlyDisk(pub RealDisk);
 

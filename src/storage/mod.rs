@@ -1,7 +1,7 @@
-//! Bytes on disk, without decisions: the journal, which is the truth, and the rows of the state.
+//! Bytes on disk: the journal, which is the source of truth, and the rows of the state.
 //!
-//! Owns every file of a data directory and every on-disk layout ([`format`] lists them). Must never know what
-//! a record means to a lane or to HTTP: [`outbox`](crate::outbox) decides what is written.
+//! Owns every file of a data directory and every on-disk layout ([`format`] lists them). Makes no
+//! decisions: [`outbox`](crate::outbox) decides what is written.
 
 pub(crate) mod data_directory;
 pub mod disk;

@@ -1,7 +1,8 @@
-//! Permissions of a data directory: its files belong to the daemon's user, and other users cannot read or write them.
+//! Permissions of a data directory: only the daemon's user may own, read and write its files.
 //!
-//! Owns the check before a directory is opened. Files of earlier versions are made private; a directory in which other
-//! users could have placed files is refused, because a planted `admin.key` or journal would be trusted.
+//! Owns the check before a directory is opened. Makes files of earlier versions private. Rejects a
+//! directory in which other users could have placed files, because a planted `admin.key` or journal
+//! would be trusted.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -15,15 +16,15 @@ const OTHERS: u32 = 0o077;
 /// Write permission of all users.
 const WORLD_WRITE: u32 = 0o002;
 
-/// Why a data directory is not used.
+/// Why a data directory is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum PermissionError {
     #[error(
-        "{path} is writable by every user, who could have placed files in it: check its content and run `chmod 700 {path}`, or name a directory below it in store.path"
+        "every user can write to {path} and could have placed files in it: check its content and run `chmod 700 {path}`, or set store.path to a directory below it"
     )]
     WorldWritable { path: String },
     #[error(
-        "{path} belongs to user id {owner}, and this process runs as user id {user}: run it as the owner, or change the owner with chown"
+        "{path} belongs to user id {owner}, but this process runs as user id {user}: run as the owner, or change the owner with chown"
     )]
     ForeignOwner { path: String, owner: u32, user: u32 },
     #[error("cannot read the permissions of {path}: {error}")]
@@ -37,7 +38,8 @@ fn failed(path: &Path, error: io::Error) -> PermissionError {
 /// Checks the data directory and makes its files private.
 ///
 /// # Errors
-/// When another user owns the directory or one of its files, or every user can write to the directory.
+/// When another user owns the directory or one of its files, or every user can write to the
+/// directory.
 pub(crate) fn check(directory: &Path) -> Result<(), PermissionError> {
     let found = fs::metadata(directory).map_err(|error| failed(directory, error))?;
     check_owner(directory, &found)?;
@@ -47,21 +49,21 @@ pub(crate) fn check(directory: &Path) -> Result<(), PermissionError> {
     }
     if found.mode() & OTHERS != 0 {
         let mode = format!("{:o}", found.mode() & 0o7777);
-        tracing::warn!(%path, mode, "other users can enter the data directory; run: chmod 700 {path}");
+        tracing::warn!(%path, mode, "data directory accessible to other users; run: chmod 700 {path}");
     }
     let mut repaired = 0;
     for entry in entries(directory)?.into_iter().filter(|entry| is_ours(entry)) {
         repaired += make_private(&entry)?;
     }
     if repaired > 0 {
-        tracing::warn!(%path, files = repaired, "files were accessible to other users; made private");
+        tracing::warn!(%path, files = repaired, "permissions of other users removed");
     }
     Ok(())
 }
 
 fn is_ours(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
-    // The state is moved and copied under names that begin like its own.
+    // Copies of the state have names that begin with `state`.
     name.is_some_and(|name| {
         [FORMAT_FILE, STAMP_BEGUN_FILE, LOCK_FILE, JOURNAL].contains(&name) || name.starts_with("state")
     })
@@ -75,11 +77,12 @@ fn check_owner(path: &Path, found: &Metadata) -> Result<(), PermissionError> {
     Err(PermissionError::ForeignOwner { path: path.display().to_string(), owner, user })
 }
 
-/// Takes all permissions of other users from a file, or from a directory and all below it. Returns how many it changed.
+/// Removes all permissions of other users from a file, or from a directory and its content. Returns
+/// the number of changed files.
 fn make_private(path: &Path) -> Result<u64, PermissionError> {
     let found = fs::symlink_metadata(path).map_err(|error| failed(path, error))?;
     check_owner(path, &found)?;
-    // A link has no permissions of its own.
+    // A symbolic link has no permissions.
     if found.is_symlink() {
         return Ok(0);
     }
@@ -90,7 +93,7 @@ fn make_private(path: &Path) -> Result<u64, PermissionError> {
             Ok(()) => repaired += 1,
             Err(error) => {
                 let path = path.display();
-                tracing::warn!(%path, %error, "other users can read a file of the data directory");
+                tracing::warn!(%path, %error, "cannot remove permissions of other users");
             }
         }
     }
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_store_become_private_and_others_stay() {
+    fn files_of_the_data_directory_become_private() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir_all(at("journal")).unwrap();
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_that_every_user_can_write_is_refused() {
+    fn world_writable_directory_is_rejected() {
         let directory = tempfile::tempdir().unwrap();
         for (others, refused) in
             [(0o702, true), (0o777, true), (0o1777, true), (0o755, false), (0o770, false)]

@@ -1,11 +1,12 @@
-//! How far long work has come, for whoever shows it.
+//! Progress of a long operation.
 
-/// So much of so much. What is counted (positions, bytes, rows) is known to whoever asked for the work.
+/// Completed and total units of a long operation. The operation defines the unit: positions, bytes
+/// or rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkProgress {
     pub done: u64,
     pub total: u64,
 }
 
-/// Hears of progress, up to some hundred times a second.
+/// Progress callback, called up to a few hundred times a second.
 pub type OnProgress<'a> = &'a mut dyn FnMut(WorkProgress);

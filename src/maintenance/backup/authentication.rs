@@ -1,23 +1,24 @@
-//! Authentication of a backup under a key that the secrets key gives.
+//! Authentication of a backup with a key derived from the secrets key.
 //!
-//! Owns the keyed checksum of a line. Its key is derived from a secrets key with a label of its own, so it opens no secret.
-//! A backup has a random id, which each checksum covers: lines of two backups cannot be mixed. Lines name the position of
-//! the line before, so none can be left out or moved.
+//! Owns the keyed checksum of a line. Its key is derived from a secrets key with a separate label,
+//! so it decrypts no secret. Each checksum covers a random backup id, so lines of two backups
+//! cannot be mixed. Each line names the position of the line before, so none can be removed or
+//! moved.
 
 use std::fmt;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// Bytes of a backup's id.
+/// Length of a backup id, in bytes.
 pub(super) const BACKUP_ID_BYTES: usize = 16;
 
-/// Tells one backup from another.
+/// Identifies a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupId(pub [u8; BACKUP_ID_BYTES]);
 
 impl BackupId {
-    /// From its hexadecimal form.
+    /// Parses the hexadecimal form.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         from_hexadecimal(text).map(Self)
@@ -30,10 +31,10 @@ impl fmt::Display for BackupId {
     }
 }
 
-/// A key that authenticates backups. It never shows its bytes.
+/// A key that authenticates backups. Its `Debug` output hides the bytes.
 #[derive(Clone)]
 pub struct BackupKey {
-    /// The id of the secrets key that it comes from.
+    /// The id of the secrets key that it is derived from.
     pub id: Box<str>,
     bytes: [u8; 32],
 }
@@ -63,7 +64,7 @@ impl BackupKey {
         hexadecimal(&self.checksum(backup, line).finalize().into_bytes())
     }
 
-    /// In constant time.
+    /// Verifies a checksum in constant time.
     pub(super) fn verifies(&self, backup: BackupId, line: &str, checksum: &str) -> bool {
         from_hexadecimal::<32>(checksum)
             .is_some_and(|expected| self.checksum(backup, line).verify_slice(&expected).is_ok())

@@ -1,4 +1,4 @@
-//! A backup of a journal with gaps, taken in small parts, and what happens to it on the way.
+//! Tests of backups: a journal with gaps, read in small parts, and damaged in transit.
 
 use super::*;
 use crate::domain::Record;
@@ -9,7 +9,8 @@ fn record(number: u64) -> Record {
     Record::KeyDeleted { id: format!("key_{number}").parse().unwrap(), at: Timestamp::from_millis(number) }
 }
 
-/// Fifty commits of two records; without those whose position is a multiple of seven when `gaps`.
+/// Creates fifty commits of two records. With `gaps`, positions that are multiples of seven are
+/// removed.
 fn journal(gaps: bool) -> Journal {
     let options = JournalOptions { segment_bytes: 900, frame_bytes: 100, ..JournalOptions::new(7) };
     let (mut journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
@@ -60,7 +61,7 @@ fn restored(text: &str) -> Result<(RestoreReport, Journal, tempfile::TempDir), R
 }
 
 #[test]
-fn what_is_restored_is_what_was_there_with_its_positions_and_times() {
+fn restore_keeps_records_positions_and_times() {
     for gaps in [false, true] {
         let journal = journal(gaps);
         let text = whole(&journal.reader(), Position(100));
@@ -73,19 +74,19 @@ fn what_is_restored_is_what_was_there_with_its_positions_and_times() {
         );
         let next = copy.append(Timestamp::from_millis(1), &[vec![record(1)]]).unwrap();
         assert_eq!(next.start, Position(101));
-        assert_eq!(copy.last_time(), Timestamp::from_millis(1_016), "time does not go back");
+        assert_eq!(copy.last_time(), Timestamp::from_millis(1_016), "the commit time does not decrease");
     }
 }
 
 #[test]
-fn it_ends_where_it_was_told_to() {
+fn backup_ends_at_the_given_position() {
     let (report, copy, _directory) = restored(&whole(&journal(false).reader(), Position(41))).unwrap();
     assert_eq!(report, RestoreReport { records: 41, last: Position(41), authenticated: false });
     assert_eq!(content(&copy.reader()).len(), 41);
 }
 
 #[test]
-fn an_empty_journal_has_a_backup_too() {
+fn empty_journal_can_be_backed_up() {
     let options = JournalOptions::new(7);
     let (journal, _) = Journal::open(Arc::new(MemoryDisk::new()), options).unwrap();
     let (report, ..) = restored(&whole(&journal.reader(), Position(0))).unwrap();
@@ -93,7 +94,7 @@ fn an_empty_journal_has_a_backup_too() {
 }
 
 #[test]
-fn no_changed_byte_and_no_missing_line_goes_unnoticed() {
+fn changed_byte_or_missing_line_is_detected() {
     let text = whole(&journal(true).reader(), Position(100));
     let lines: Vec<_> = text.lines().collect();
     for missing in 0..lines.len() {
@@ -113,21 +114,21 @@ fn no_changed_byte_and_no_missing_line_goes_unnoticed() {
 }
 
 #[test]
-fn backup_with_crlf_line_ends_is_refused_by_name() {
+fn backup_with_crlf_line_ends_is_rejected() {
     let text = whole(&journal(false).reader(), Position(10));
     let refused = restored(&text.replace('\n', "\r\n")).err().unwrap();
     assert!(matches!(refused, RestoreError::CarriageReturn(1)), "{refused}");
-    let told = refused.to_string();
+    let message = refused.to_string();
     assert!(
-        told.starts_with("line 1 of the backup ends with CRLF") && told.contains(r"`tr -d '\r'`"),
-        "{told}"
+        message.starts_with("line 1 of the backup ends with CRLF") && message.contains(r"`tr -d '\r'`"),
+        "{message}"
     );
     let last = format!("{}\r\n", text.trim_end());
     assert!(matches!(restored(&last), Err(RestoreError::CarriageReturn(number)) if number > 2));
 }
 
 #[test]
-fn a_directory_with_something_in_it_is_left_alone() {
+fn restore_leaves_a_non_empty_directory_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("keep"), "x").unwrap();
     let text = whole(&journal(false).reader(), Position(100));
@@ -136,7 +137,7 @@ fn a_directory_with_something_in_it_is_left_alone() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 
-/// Names of everything below a directory.
+/// Lists the entries of a directory.
 fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(directory)
         .unwrap()
@@ -147,11 +148,11 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn after_a_failure_everything_is_as_it_was_and_the_next_try_succeeds() {
+fn failed_restore_cleans_up_and_can_be_repeated() {
     let text = whole(&journal(false).reader(), Position(100));
     let half = &text[..text.len() / 2];
     let below = tempfile::tempdir().unwrap();
-    // Missing with the one above it, and empty.
+    // A directory whose parent is missing as well, and an empty one.
     for (path, kept) in [("a/b", None), ("empty", Some("empty"))] {
         let data = below.path().join(path);
         if kept.is_some() {
@@ -159,7 +160,7 @@ fn after_a_failure_everything_is_as_it_was_and_the_next_try_succeeds() {
         }
         let failed = restore(&mut half.as_bytes(), &data, 9, BackupTrust::default());
         assert!(
-            matches!(failed, Err(RestoreError::Damaged { .. } | RestoreError::BreaksOff(_))),
+            matches!(failed, Err(RestoreError::Damaged { .. } | RestoreError::Truncated(_))),
             "{failed:?}"
         );
         assert_eq!(names(below.path()), kept.into_iter().collect::<Vec<_>>(), "{path}");
@@ -171,7 +172,7 @@ fn after_a_failure_everything_is_as_it_was_and_the_next_try_succeeds() {
 }
 
 #[test]
-fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
+fn restore_resumes_only_over_its_own_leftovers() {
     let text = whole(&journal(false).reader(), Position(100));
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path();
@@ -209,9 +210,9 @@ fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
         make(other);
         let refused = restore(&mut text.as_bytes(), data, 9, BackupTrust::default());
         assert!(matches!(refused, Err(RestoreError::NotEmpty(_))), "{other:?}: {refused:?}");
-        assert_eq!(names(data), other, "it was touched");
+        assert_eq!(names(data), other, "the directory changed");
     }
-    // Another process is just about to fill it.
+    // Another process holds the lock of the empty directory.
     make(&[]);
     let _lock = data_directory::lock(data).unwrap().unwrap();
     let refused = restore(&mut text.as_bytes(), data, 9, BackupTrust::default());
@@ -220,7 +221,7 @@ fn what_a_crash_leaves_of_a_restoring_is_known_for_ours_and_nothing_else_is() {
 }
 
 #[test]
-fn what_is_damaged_is_named() {
+fn backup_reports_damaged_positions() {
     let disk = MemoryDisk::new();
     let options = JournalOptions { segment_bytes: 900, frame_bytes: 100, ..JournalOptions::new(7) };
     let (mut journal, _) = Journal::open(Arc::new(disk.clone()), options).unwrap();
@@ -254,7 +255,7 @@ fn restored_with(
     restore(&mut text.as_bytes(), &directory.path().join("data"), 9, BackupTrust { keys, unauthenticated })
 }
 
-/// Makes the CRC-32 of an authenticated line right.
+/// Corrects the CRC-32 of an authenticated line.
 fn with_right_crc(line: &str) -> String {
     let (rest, checksum) = line.rsplit_once(' ').unwrap();
     let (content, _) = rest.rsplit_once(' ').unwrap();
@@ -262,7 +263,7 @@ fn with_right_crc(line: &str) -> String {
 }
 
 #[test]
-fn authenticated_backup_is_restored_with_its_key_alone() {
+fn authenticated_backup_requires_its_key() {
     let journal = journal(true);
     let text = whole_signed(&journal.reader(), Position(100), Some(&signing(key("a"), 1)));
     let plain = whole(&journal.reader(), Position(100));
@@ -281,7 +282,7 @@ fn authenticated_backup_is_restored_with_its_key_alone() {
 }
 
 #[test]
-fn authenticated_backup_refuses_every_changed_line() {
+fn authenticated_backup_rejects_every_changed_line() {
     let journal = journal(false);
     let text = whole_signed(&journal.reader(), Position(20), Some(&signing(key("a"), 1)));
     let other = whole_signed(&journal.reader(), Position(20), Some(&signing(key("a"), 2)));
@@ -309,13 +310,13 @@ fn authenticated_backup_refuses_every_changed_line() {
             let changed = with_right_crc(std::str::from_utf8(&changed).unwrap());
             let mut with = lines.clone();
             with[at] = &changed;
-            // A changed CRC-32 is mended, and then nothing was changed.
+            // The correction of a changed CRC-32 restores the original line.
             if changed != lines[at] {
                 fails(&with, &format!("byte {byte} of line {at}: {changed}"));
             }
         }
     }
-    // The end of an earlier backup, whose positions are fewer.
+    // The end of an earlier, shorter backup.
     let earlier = whole_signed(&journal.reader(), Position(10), Some(&signing(key("a"), 2)));
     let mut cut: Vec<_> = lines[..lines.len() / 2].to_vec();
     cut.push(earlier.lines().last().unwrap());

@@ -1,4 +1,5 @@
-//! Sound directories pass; each kind of damage is found and said; nothing is ever changed.
+//! Tests of the verification: intact directories pass, every kind of damage is reported, and no
+//! file changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use crate::outbox::conformance::data_directory;
 use crate::projections::{counters, idempotency, pages};
 use crate::storage::state::row_store::{RowChange, RowStore};
 
-/// Names and contents of everything below.
+/// Reads all files below a directory.
 fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
@@ -23,8 +24,8 @@ fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-/// Verifies, and sees that nothing was changed.
-fn look(directory: &Path) -> VerificationReport {
+/// Verifies a directory, and asserts that no file changed.
+fn verified(directory: &Path) -> VerificationReport {
     let before = contents(directory);
     let scratch = tempfile::tempdir().unwrap();
     let (mut stages, mut last) = (Vec::new(), None);
@@ -35,29 +36,29 @@ fn look(directory: &Path) -> VerificationReport {
         }
         last = Some(stage);
     });
-    assert!(contents(directory) == before, "the check has changed something");
+    assert!(contents(directory) == before, "the verification changed a file");
     stages.sort_by_key(|stage| *stage as u8);
-    assert!(stages.windows(2).all(|pair| pair[0] != pair[1]), "a stage came twice: {stages:?}");
+    assert!(stages.windows(2).all(|pair| pair[0] != pair[1]), "a stage occurred twice: {stages:?}");
     report.unwrap()
 }
 
 fn problems(directory: &Path) -> Vec<String> {
-    look(directory).problems.listed.into_iter().map(|problem| problem.text).collect()
+    verified(directory).problems.listed.into_iter().map(|problem| problem.text).collect()
 }
 
 #[test]
-fn a_sound_directory_is_good_with_and_without_what_retention_took() {
+fn intact_directory_passes_with_and_without_retention() {
     for (seed, retains) in [(3, false), (4, true), (5, true)] {
         let (_below, directory) = data_directory(seed, retains);
-        let report = look(&directory);
+        let report = verified(&directory);
         assert_eq!(report.problems, Problems::default(), "seed {seed}");
         assert!(
             matches!(report.state, StateCheck::Compared { applied, rows } if applied == report.last && rows > 10)
         );
         assert!(!report.endpoints.is_empty());
-        // A state that is missing is no damage: a restored directory has none.
+        // A missing state is not damage: a restored directory has none.
         std::fs::remove_dir_all(directory.join("state")).unwrap();
-        let report = look(&directory);
+        let report = verified(&directory);
         assert_eq!((report.problems, report.state), (Problems::default(), StateCheck::Missing));
         assert!(!report.endpoints.is_empty());
     }
@@ -68,7 +69,7 @@ fn all_rows(directory: &Path) -> Rows {
     rows.range(b"A", b"\xff").map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
 }
 
-/// Changes a row as only a bug of ours could: all sums are right.
+/// Changes a row with a correct checksum, as only a bug could.
 fn change(directory: &Path, key: &[u8], value: Option<&[u8]>) {
     let mut rows = RowStore::open(&directory.join("state")).unwrap();
     rows.write([(key, value.map_or(RowChange::Remove, RowChange::Put))].into_iter()).unwrap();
@@ -76,9 +77,9 @@ fn change(directory: &Path, key: &[u8], value: Option<&[u8]>) {
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Whether rows mean the same, although they are others.
+/// Compares the meaning of different rows.
 struct Meaning {
-    /// Requests that expired until then may be gone.
+    /// Requests that expired before this time may be deleted.
     expired_until: Timestamp,
 }
 
@@ -91,7 +92,7 @@ impl Meaning {
             && Self::position_and_counts(one) == Self::position_and_counts(other)
     }
 
-    /// An entry of a block may be overruled by a later one.
+    /// A later entry of a block may override an earlier one.
     fn events(&self, rows: &Rows) -> impl PartialEq + use<> {
         let last = pages::page_at_or_below(rows, u64::MAX).unwrap_or(0);
         (0..=last).map(|page| (pages::events(rows, page), pages::states(rows, page))).collect::<Vec<_>>()
@@ -104,13 +105,13 @@ impl Meaning {
         known.filter(|(_, known)| known.expires_at.is_none_or(|at| at > self.expired_until)).collect()
     }
 
-    /// No counters are counters of nothing.
+    /// Missing counters equal zero counters.
     fn lanes(rows: &Rows) -> Vec<(EndpointNumber, counters::Lane)> {
         let all = counters::all(rows).into_iter();
         all.filter(|(_, lane)| *lane != counters::Lane::default()).collect()
     }
 
-    /// What is noted twice is noted.
+    /// Duplicate entries count once.
     fn expiries(&self, rows: &Rows) -> BTreeSet<(u64, Vec<u8>)> {
         let blocks = rows.iter().filter(|(key, _)| key[0] == b'J');
         let hour = |key: &[u8]| u64::from_be_bytes(key[1..9].try_into().unwrap());
@@ -118,7 +119,7 @@ impl Meaning {
         blocks.flat_map(|(hour, all)| all.chunks(16).map(move |scope| (hour, scope.to_vec()))).collect()
     }
 
-    /// What has expired need not be noted, unless it is still there.
+    /// Expired scopes need an entry only while they exist.
     fn expire_alike(&self, one: &Rows, other: &Rows) -> bool {
         let hour_of = |at: Timestamp| at.millis() / 3_600_000;
         let of_now = |(hour, _): &(u64, Vec<u8>)| *hour >= hour_of(self.expired_until);
@@ -139,7 +140,8 @@ impl Meaning {
     }
 }
 
-/// The number that names the layout: an earlier layout is reported as such, any other as a problem.
+/// Changes the layout number: an earlier layout is reported as such, and any other one as a
+/// problem.
 #[test]
 fn changed_layout_of_the_state_is_reported() {
     let (below, whole) = data_directory(20, false);
@@ -151,7 +153,7 @@ fn changed_layout_of_the_state_is_reported() {
         let damaged = below.path().join("damaged");
         copy_directory(&whole, &damaged).unwrap();
         change(&damaged, b"A", Some(&changed));
-        let report = look(&damaged);
+        let report = verified(&damaged);
         let is_earlier = (1..layout).contains(&number);
         assert_eq!(report.state == StateCheck::EarlierLayout, is_earlier, "layout {number}: {report:?}");
         assert!(is_earlier || report.problems.count > 0, "layout {number}: {report:?}");
@@ -160,15 +162,15 @@ fn changed_layout_of_the_state_is_reported() {
 }
 
 #[test]
-fn every_row_that_is_missing_changed_or_invented_is_found() {
+fn missing_changed_or_added_row_is_detected() {
     let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let mut found: BTreeMap<char, u32> = BTreeMap::new();
-    // Both have rows of every kind.
+    // Both directories have rows of every kind.
     for directory in [20, 22] {
         let (below, whole) = data_directory(directory, false);
         let rows = all_rows(&whole);
-        let last = look(&whole).last;
+        let last = verified(&whole).last;
         let copy = below.path().join("copy");
         copy_directory(&whole.join("state"), &copy).unwrap();
         let meaning = Meaning { expired_until: State::open(&copy, last).unwrap().cursor().expired_until };
@@ -190,68 +192,72 @@ fn every_row_that_is_missing_changed_or_invented_is_found() {
                     Some(value) => after.insert(key.clone(), value.clone()),
                     None => after.remove(key),
                 };
-                let report = look(&damaged);
-                let told = report.problems.listed;
+                let report = verified(&damaged);
+                let listed = report.problems.listed;
                 let tag = char::from(tag);
-                // A cursor that names an earlier layout: the next start makes such a state again, whatever it says.
+                // With an earlier layout in the cursor, the next start rebuilds the state
+                // regardless of its content.
                 let is_earlier = tag == 'A' && report.state == StateCheck::EarlierLayout;
                 let harmless = is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
                 assert!(
-                    !told.is_empty() || harmless,
-                    "BALTO_TEST_SEED={seed}, directory {directory}, case {number}: nobody sees what was done to {tag} {key:?}"
+                    !listed.is_empty() || harmless,
+                    "BALTO_TEST_SEED={seed}, directory {directory}, case {number}: undetected change of {tag} {key:?}"
                 );
-                *found.entry(tag).or_default() += u32::from(!told.is_empty());
+                *found.entry(tag).or_default() += u32::from(!listed.is_empty());
                 std::fs::remove_dir_all(&damaged).unwrap();
             }
         }
-        // A row of a kind that nobody knows.
+        // A row of an unknown kind.
         change(&whole, b"Zebra", Some(b"1"));
         assert!(problems(&whole)[0].contains("unknown kind 90"));
     }
     for tag in "CcKDPWEOXSIJLRTA".chars() {
-        assert!(found.get(&tag).is_some_and(|count| *count > 0), "no damage of {tag} was found: {found:?}");
+        assert!(
+            found.get(&tag).is_some_and(|count| *count > 0),
+            "no damage of {tag} was detected: {found:?}"
+        );
     }
 }
 
 #[test]
-fn a_stamp_that_is_missing_foreign_or_newer_is_said() {
+fn missing_foreign_or_newer_stamp_is_reported() {
     let (_below, directory) = data_directory(1, false);
-    for (stamp, said) in [
-        (Some("balto data directory, format 2\n"), "not a data directory of this version"),
+    for (stamp, expected) in [
+        (Some("balto data directory, format 2\n"), "of this version"),
         (Some("something"), "something"),
-        (Some(""), "no data directory of this version"),
-        (None, "no FORMAT"),
+        (Some(""), "of this version"),
+        (None, "FORMAT is missing"),
     ] {
         match stamp {
             Some(stamp) => std::fs::write(directory.join(FORMAT_FILE), stamp).unwrap(),
             None => std::fs::remove_file(directory.join(FORMAT_FILE)).unwrap(),
         }
-        let told = problems(&directory);
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].contains(said) || told[0].contains("this is no data directory"), "{told:?}");
+        let listed = problems(&directory);
+        assert_eq!(listed.len(), 1, "{listed:?}");
+        assert!(listed[0].contains(expected) && listed[0].contains("not a data directory"), "{listed:?}");
     }
 }
 
 #[test]
-fn what_the_end_of_the_journal_has_lost_is_named() {
+fn lost_end_of_the_journal_is_reported() {
     let (_below, directory) = data_directory(2, false);
-    let last = look(&directory).last;
+    let last = verified(&directory).last;
     let mut files: Vec<_> = std::fs::read_dir(directory.join("journal")).unwrap().collect();
     files.sort_by_key(|file| file.as_ref().unwrap().file_name());
     let newest = files.pop().unwrap().unwrap().path();
     std::fs::remove_file(newest).unwrap();
-    let told = problems(&directory);
-    assert!(told.iter().any(|told| told.contains(&format!("to {last} were durable once"))), "{told:?}");
+    let listed = problems(&directory);
+    assert!(listed.iter().any(|listed| listed.contains(&format!("to {last} are missing"))), "{listed:?}");
 }
 
 #[test]
-fn every_flipped_bit_of_the_journal_is_found_or_changes_nothing() {
+fn flipped_bit_of_the_journal_is_detected_or_harmless() {
     let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let (_below, directory) = data_directory(6, true);
     let files: Vec<_> = std::fs::read_dir(directory.join("journal")).unwrap().collect();
     let files: Vec<_> = files.into_iter().map(|file| file.unwrap().path()).collect();
-    let whole = look(&directory);
+    let whole = verified(&directory);
     let mut found = 0;
     for _ in 0..crate::failpoints::rounds(40) {
         let file = random.choice(&files).unwrap();
@@ -260,8 +266,8 @@ fn every_flipped_bit_of_the_journal_is_found_or_changes_nothing() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << random.u8(0..8);
         std::fs::write(file, &flipped).unwrap();
-        let report = look(&directory);
-        // One copy of a file's header can be spared; in the room behind the last frame nothing is lost.
+        let report = verified(&directory);
+        // Damage is harmless in one copy of a file header, and in the preallocated zeros.
         let same =
             (report.journal.records, report.journal.frames) == (whole.journal.records, whole.journal.frames);
         let story = format!("BALTO_TEST_SEED={seed}: byte {at} of {}", file.display());
@@ -269,23 +275,23 @@ fn every_flipped_bit_of_the_journal_is_found_or_changes_nothing() {
         found += u32::from(report.problems.count > 0);
         std::fs::write(file, bytes).unwrap();
     }
-    assert!(found > 10, "only {found} were found");
+    assert!(found > 10, "only {found} detected");
 }
 
 #[test]
-fn a_state_that_cannot_be_opened_is_said_and_left_alone() {
+fn unopenable_state_is_reported_and_left_unchanged() {
     let (_below, directory) = data_directory(7, false);
     let file = directory.join("state/db");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, vec![7; bytes.len()]).unwrap();
-    let report = look(&directory);
+    let report = verified(&directory);
     assert_eq!((report.problems.count, report.state), (1, StateCheck::NotCompared));
     assert!(report.problems.listed[0].text.contains("the next start rebuilds it"), "{:?}", report.problems);
     assert!(!report.endpoints.is_empty());
 }
 
 #[test]
-fn a_directory_in_use_is_not_checked() {
+fn directory_in_use_is_not_checked() {
     let (_below, directory) = data_directory(8, false);
     let lock = File::options().create(true).truncate(false).write(true).open(directory.join("LOCK")).unwrap();
     lock.try_lock().unwrap();
@@ -299,7 +305,7 @@ fn a_directory_in_use_is_not_checked() {
 }
 
 #[test]
-fn problems_are_counted_when_there_are_too_many_to_tell() {
+fn problems_beyond_the_list_limit_are_counted() {
     let mut problems = Problems::default();
     (0..250).for_each(|number| problems.add(number.to_string()));
     assert_eq!((problems.listed.len(), problems.count), (PROBLEMS_LISTED_MAX, 250));

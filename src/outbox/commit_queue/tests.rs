@@ -1,4 +1,5 @@
-//! Promises of the queue: order, bounds for publishers alone, and an answer for everybody who waits.
+//! Tests of the commit queue: order, limits for publishers only, and an answer for every waiting
+//! caller.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ fn queue(commands: usize) -> CommitQueue {
     CommitQueue::new(AdmissionLimits { bytes: 10_000_000, commands })
 }
 
-/// Known again by its number.
+/// A unit that is identified by its number.
 fn unit(number: u64, reply: Option<UnitReply>) -> Unit {
     let record = Record::DeliveriesCancelled { deliveries: Vec::new(), at: Timestamp::from_millis(number) };
     Unit { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply }
@@ -30,7 +31,7 @@ fn awaited(number: u64) -> (Unit, Answer) {
     (unit(number, Some(reply)), answer)
 }
 
-/// Changes the directory, so it is committed alone.
+/// A unit that changes the registry, so it is committed alone.
 fn barrier(number: u64) -> Unit {
     let at = Timestamp::from_millis(number);
     let commands = vec![Command::DeleteEndpoint { endpoint: EndpointNumber(1), at }];
@@ -48,7 +49,7 @@ fn numbers(group: Option<Vec<Unit>>) -> Vec<u64> {
 }
 
 #[test]
-fn groups_keep_the_order_and_changes_of_the_directory_stand_alone() {
+fn groups_keep_order_and_barriers_are_alone() {
     let queue = queue(100);
     for unit in [outcome(1), outcome(2), barrier(3), barrier(4), outcome(5)] {
         queue.push(unit).unwrap();
@@ -60,7 +61,7 @@ fn groups_keep_the_order_and_changes_of_the_directory_stand_alone() {
 }
 
 #[test]
-fn publishers_are_refused_at_the_bound_and_outcomes_never() {
+fn publishers_are_rejected_at_the_limit_and_outcomes_never() {
     let queue = queue(2);
     let (first, _first) = awaited(1);
     let (second, _second) = awaited(2);
@@ -75,7 +76,7 @@ fn publishers_are_refused_at_the_bound_and_outcomes_never() {
 }
 
 #[test]
-fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
+fn group_after_a_busy_group_waits_for_enough_publishers() {
     let queue = CommitQueue { busy_commit_delay: Duration::from_secs(3_600), ..queue(100) };
     let push = |number| {
         let (unit, answer) = awaited(number);
@@ -97,31 +98,19 @@ fn a_group_that_follows_a_crowd_waits_for_company_and_not_for_all_of_it() {
         assert_eq!(writer.join().unwrap(), (1..=enough).collect::<Vec<_>>());
     });
     let _more: Vec<_> = (0..=enough).map(push).collect();
-    assert_eq!(
-        numbers(queue.next_group()).len(),
-        GROUP_PUBLISHERS_ENOUGH + 1,
-        "whoever is here already comes along"
-    );
+    assert_eq!(numbers(queue.next_group()).len(), GROUP_PUBLISHERS_ENOUGH + 1, "all pending publishers join");
     let _few: Vec<_> = (0..enough).map(push).collect();
-    assert_eq!(
-        numbers(queue.next_group()).len(),
-        GROUP_PUBLISHERS_ENOUGH,
-        "enough are here: nothing to wait for"
-    );
+    assert_eq!(numbers(queue.next_group()).len(), GROUP_PUBLISHERS_ENOUGH, "enough publishers: no wait");
     let _another = push(1);
     let full: Vec<_> = (2..=limits::COMMIT_RECORDS_MAX as u64).collect();
     full.iter().for_each(|number| queue.push(outcome(*number)).unwrap());
-    assert_eq!(
-        numbers(queue.next_group()).len(),
-        limits::COMMIT_RECORDS_MAX,
-        "a full group waits for nobody"
-    );
+    assert_eq!(numbers(queue.next_group()).len(), limits::COMMIT_RECORDS_MAX, "a full group does not wait");
     let _alone = push(2);
-    assert_eq!(numbers(queue.next_group()), [2], "one is no previous_publishers");
+    assert_eq!(numbers(queue.next_group()), [2], "one publisher is not busy");
 }
 
 #[test]
-fn a_group_is_bounded() {
+fn group_size_is_bounded() {
     let queue = queue(1);
     let many = limits::COMMIT_RECORDS_MAX as u64 + 1;
     (0..many).for_each(|number| queue.push(outcome(number)).unwrap());
@@ -130,7 +119,7 @@ fn a_group_is_bounded() {
 }
 
 #[test]
-fn what_could_not_be_written_comes_first_again() {
+fn unwritten_units_return_to_the_front() {
     let queue = queue(100);
     (1..=3).for_each(|number| queue.push(outcome(number)).unwrap());
     let group = queue.next_group().unwrap();
@@ -141,7 +130,7 @@ fn what_could_not_be_written_comes_first_again() {
 }
 
 #[test]
-fn a_closed_queue_gives_what_it_has_and_takes_nothing_more() {
+fn closed_queue_drains_and_accepts_nothing() {
     let queue = queue(100);
     queue.push(outcome(1)).unwrap();
     queue.close();
@@ -151,7 +140,7 @@ fn a_closed_queue_gives_what_it_has_and_takes_nothing_more() {
 }
 
 #[test]
-fn who_waits_when_the_writer_ends_hears_of_it() {
+fn abandoned_queue_fails_waiting_callers() {
     let queue = queue(100);
     let (unit, answer) = awaited(1);
     queue.push(unit).unwrap();
@@ -196,7 +185,7 @@ fn many_publishers_and_one_writer_lose_nothing() {
 }
 
 #[test]
-fn too_many_outcomes_are_seen_until_they_are_taken() {
+fn outcome_backlog_is_reported_until_taken() {
     let queue = queue(10);
     for number in 0..limits::OUTCOMES_MAX as u64 {
         queue.push(outcome(number)).unwrap();
@@ -205,7 +194,7 @@ fn too_many_outcomes_are_seen_until_they_are_taken() {
     queue.push(outcome(0)).unwrap();
     assert!(queue.is_outcome_queue_full());
     let (unit, _answer) = awaited(1);
-    assert!(queue.push(unit).is_err(), "publishers are bounded as before");
+    assert!(queue.push(unit).is_err(), "the publisher limit still applies");
     while !queue.is_empty() {
         queue.take();
     }

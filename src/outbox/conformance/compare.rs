@@ -1,4 +1,4 @@
-//! Every answer of a read model, beside the oracle's.
+//! Compares every answer of a read model with the oracle's.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -16,24 +16,24 @@ use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
 
-/// Pages of one list: more are a sign that it does not end.
+/// Maximum number of pages of one list. More pages indicate an endless list.
 const PAGES_MAX: usize = 10_000;
 
-/// What is known of the moment of a comparison.
+/// Conditions of a comparison.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
-    /// Not before the last commit: what has expired by then may be gone.
+    /// Current time, at or after the last commit. Rows that expired before it may be deleted.
     pub(crate) now: Timestamp,
-    /// Retention has taken records, and the state has been rebuilt without them.
+    /// The state was rebuilt from a journal without the records that retention removed.
     pub(crate) rebuilt: bool,
-    /// Items on a page.
+    /// Items per page.
     pub(crate) limit: usize,
 }
 
 /// # Errors
 /// The first difference.
 pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
-    // Retention works towards what may be forgotten; a rebuilt state knows again what the journal still has.
+    // Retention deletes step by step, and a rebuilt state has again what the journal still has.
     let mut oracle = oracle.clone();
     oracle.forgotten.retain(|position| !found.knows(*position));
     if moment.rebuilt {
@@ -52,7 +52,8 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     same("endpoints with counters", &with_counters(oracle), &with_counters(found))?;
     totals(oracle, found, moment)?;
     for (number, filter) in filters(oracle).into_iter().enumerate() {
-        // Small pages for the whole list and for some of the others: they take long.
+        // Uses small pages for the unfiltered list and for a sample of the others, because they are
+        // slow.
         let small = number == 0 || number as u64 % 8 == moment.now.millis() % 8;
         lists(oracle, found, &filter, if small { moment.limit } else { PAGE_ITEMS_MAX })?;
     }
@@ -76,7 +77,7 @@ fn totals(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), 
     same("events in all", &expected.events, &found.events)
 }
 
-/// Those that something went to, and one that nothing did.
+/// Endpoints with deliveries, and one without.
 fn endpoints(oracle: &Oracle) -> impl Iterator<Item = EndpointNumber> + use<> {
     let most = oracle.lanes().last().map_or(0, |(endpoint, _)| endpoint.0);
     (1..=most + 1).map(EndpointNumber)
@@ -99,7 +100,7 @@ fn lane(
     let counts =
         |lane: Lane| (lane.pending, lane.waiting, lane.dead, lane.last_success, lane.hold, lane.opened);
     same(&format!("the counts of {endpoint:?}"), &counts(expected), &counts(counted))?;
-    // Failures that retention took are failures no more.
+    // Retention may have removed the failures.
     let is_less = || match (counted.failing, expected.failing) {
         (None, _) => true,
         (Some(counted), Some(expected)) => counted.since >= expected.since,
@@ -141,7 +142,7 @@ fn lane(
     due_behind(oracle, found, endpoint, &all, moment)
 }
 
-/// What stands elsewhere than an ordering wants it, whichever it is.
+/// Compares the deliveries in the wrong queue, for each ordering.
 fn misplaced(oracle: &Oracle, found: &dyn ReadModel, endpoint: EndpointNumber) -> Result<(), String> {
     for ordering in [Ordering::None, Ordering::Key, Ordering::Endpoint] {
         let expected = oracle.misplaced(endpoint, ordering, None, usize::MAX).deliveries;
@@ -162,7 +163,7 @@ fn misplaced(oracle: &Oracle, found: &dyn ReadModel, endpoint: EndpointNumber) -
     Ok(())
 }
 
-/// What is due and stands behind those that a lane may send, which are known.
+/// Compares the due deliveries behind the sendable ones.
 fn due_behind(
     oracle: &Oracle,
     found: &dyn ReadModel,
@@ -195,8 +196,8 @@ fn due_behind(
     Ok(())
 }
 
-/// What a lane has to hold. When a state was rebuilt without what had been first in a queue, another may have come first
-/// there since: then one of each queue, whichever it is.
+/// Compares the sendable deliveries of a lane. After a rebuild without removed records, a queue may
+/// have a different first delivery: then any one delivery of each queue is valid.
 fn sendable(
     oracle: &Oracle,
     found: &dyn ReadModel,
@@ -275,7 +276,7 @@ fn event(oracle: &Oracle, found: &dyn ReadModel, position: Position, moment: Mom
     same(&format!("whether {position} is known"), &oracle.knows(position), &found.knows(position))?;
     let all = found.deliveries_of(position);
     same(&format!("the deliveries of {position}"), &oracle.deliveries_of(position), &all)?;
-    // One by one, those of some events.
+    // Single lookups for a sample of the events.
     let one_by_one = position.0 % 6 == moment.now.millis() % 6;
     for endpoint in endpoints(oracle).filter(|_| one_by_one) {
         let key = DeliveryKey { event: position, endpoint };
@@ -285,7 +286,7 @@ fn event(oracle: &Oracle, found: &dyn ReadModel, position: Position, moment: Mom
     Ok(())
 }
 
-/// One filter of each kind, and some of two.
+/// One filter of each kind, and some combinations of two.
 fn filters(oracle: &Oracle) -> Vec<Filter> {
     let filter = Filter::default;
     let mut all = vec![filter()];
@@ -331,7 +332,7 @@ fn lists(oracle: &Oracle, found: &dyn ReadModel, filter: &Filter, limit: usize) 
         let endpoint = filter.endpoint.unwrap_or(EndpointNumber(1));
         walk(limit, |after, limit| model.past(filter, endpoint, after, limit))
     };
-    // Each list documents which filters it reads.
+    // Each list documents the filters that it supports.
     if filter.event_status.is_none() && filter.delivery_state.is_none() && filter.reason.is_none() {
         same(&what("the past"), &past(oracle, usize::MAX)?, &past(found, limit)?)?;
     }
@@ -351,7 +352,7 @@ fn lists(oracle: &Oracle, found: &dyn ReadModel, filter: &Filter, limit: usize) 
     Ok(())
 }
 
-/// A list from its first page to its last.
+/// Reads a list from its first page to its last.
 pub(super) fn walk<T>(
     limit: usize,
     page: impl Fn(Option<Cursor>, usize) -> Found<T>,
@@ -374,11 +375,12 @@ pub(super) fn walk<T>(
 fn requests(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
     for (scope, expected) in &oracle.requests {
         let expired = expected.expires_at.is_some_and(|at| at <= moment.now);
-        // A chosen id goes with its event, sooner or later.
+        // A publisher-chosen id is deleted at some time after its event.
         let gone = expected.expires_at.is_none() && oracle.forgotten.contains(&expected.position);
         match found.request(scope) {
             None if expired || gone => {}
-            // The record that used an expired key again is gone, while the one before it is still in the journal.
+            // Retention removed the record that reused an expired key, and the earlier record is
+            // still in the journal.
             Some(known) if expired && moment.rebuilt && known.position < expected.position => {
                 same(
                     "an earlier request has expired",
@@ -395,7 +397,7 @@ fn requests(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<()
 fn streams(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
     for ((tenant, stream), expected) in &oracle.streams {
         let mut head = found.stream(tenant, stream);
-        // Its first event may be gone; its last one never is.
+        // Retention may remove a stream's first event, never its last.
         if let Some(head) = head.as_mut().filter(|head| moment.rebuilt && head.first_at >= expected.first_at)
         {
             head.first_at = expected.first_at;

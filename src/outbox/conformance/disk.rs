@@ -1,4 +1,5 @@
-//! The store under test: writer, journal, state and retention as they run, with their turns taken by hand.
+//! The real outbox under test: writer, journal, state and retention, with threads that run step by
+//! step.
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -23,13 +24,13 @@ use crate::storage::state::State;
 use crate::storage::state::row_store::RowStore;
 use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
-/// Where it lies.
+/// Storage medium.
 enum Medium {
     Memory {
         disk: MemoryDisk,
         rows: MemoryRows,
     },
-    /// A directory, and how many there were before it: a kill leaves a copy of the last.
+    /// A directory, and the number of earlier ones. A kill continues with a copy of the last.
     Files {
         below: tempfile::TempDir,
         number: u32,
@@ -45,14 +46,14 @@ impl Medium {
     }
 }
 
-/// The time that was told, and chance from a seed.
+/// A fixed clock, and randomness from a seed.
 #[derive(Clone)]
-struct Told {
+struct TestEnvironment {
     now: Arc<Mutex<Timestamp>>,
     random: fastrand::Rng,
 }
 
-impl CommitEnvironment for Told {
+impl CommitEnvironment for TestEnvironment {
     fn now(&mut self) -> Timestamp {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,7 +89,7 @@ impl Parts {
 pub(super) struct DiskStore {
     medium: Medium,
     parts: Option<Parts>,
-    told: Told,
+    environment: TestEnvironment,
     segment_bytes: u64,
     runtime: tokio::runtime::Runtime,
 }
@@ -104,7 +105,7 @@ impl DiskStore {
         Self::over(Medium::Files { below, number: 0 }, seed)
     }
 
-    /// Ends it, and gives the directory that it leaves behind, within one that goes with the first.
+    /// Stops the outbox. Returns its data directory, inside a temporary directory.
     pub(super) fn into_directory(mut self) -> (tempfile::TempDir, PathBuf) {
         self.end(End::Stopped);
         let directory = self.medium.directory();
@@ -118,8 +119,8 @@ impl DiskStore {
         let mut random = fastrand::Rng::with_seed(seed);
         let segment_bytes = random.choice([700, 4_000, 1 << 20]).expect("three");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        let told = Told { now: Arc::default(), random };
-        let mut store = Self { medium, parts: None, told, segment_bytes, runtime };
+        let environment = TestEnvironment { now: Arc::default(), random };
+        let mut store = Self { medium, parts: None, environment, segment_bytes, runtime };
         store.open();
         store
     }
@@ -127,9 +128,9 @@ impl DiskStore {
     fn open(&mut self) {
         let options = JournalOptions {
             segment_bytes: self.segment_bytes,
-            preallocation_bytes: self.told.random.choice([0, 500]).expect("two"),
+            preallocation_bytes: self.environment.random.choice([0, 500]).expect("two"),
             frame_bytes: 200,
-            ..JournalOptions::new(self.told.random.u32(..))
+            ..JournalOptions::new(self.environment.random.u32(..))
         };
         let directory = self.medium.directory();
         let disk: Arc<dyn Disk> = match &self.medium {
@@ -159,9 +160,9 @@ impl DiskStore {
             }
         };
         let admission = AdmissionLimits { bytes: 1 << 24, commands: 10_000 };
-        let source = Box::new(self.told.clone());
+        let environment = Box::new(self.environment.clone());
         let UnstartedOutbox { outbox, notices, writer, state } =
-            Outbox::assemble(journal, state, admission, source, Arc::new(|_, _| ()), None);
+            Outbox::assemble(journal, state, admission, environment, Arc::new(|_, _| ()), None);
         let writer = writer.without_pauses();
         self.parts = Some(Parts { outbox, writer, state, notices });
     }
@@ -170,10 +171,10 @@ impl DiskStore {
         self.parts.as_mut().expect("it is open")
     }
 
-    /// Runs something of the outbox to its end, while writer and state take turns.
+    /// Runs a task of the outbox to completion, while writer and state take turns.
     fn drive<R>(&mut self, task: impl AsyncFnOnce(Outbox) -> R) -> R {
         let parts = self.parts.as_mut().expect("it is open");
-        let random = &mut self.told.random;
+        let random = &mut self.environment.random;
         self.runtime.block_on(async {
             let mut task = pin!(task(parts.outbox.clone()));
             loop {
@@ -237,7 +238,7 @@ impl Store for DiskStore {
     }
 
     fn tell_time(&mut self, now: Timestamp) {
-        *self.told.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *self.environment.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     fn checkpoint(&mut self) {
@@ -246,7 +247,7 @@ impl Store for DiskStore {
     }
 
     fn retain(&mut self, policy: RetentionPolicy) {
-        let now = *self.told.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = *self.environment.now.lock().unwrap_or_else(PoisonError::into_inner);
         let pass = self.drive(async move |outbox| Retention::new(outbox, policy).pass(now).await);
         pass.expect("retention takes its pass");
     }
@@ -265,7 +266,7 @@ impl Store for DiskStore {
                 }
             }
             Medium::Files { below, number } => {
-                // What a kill leaves is what the files hold at this moment; to close them would write more.
+                // A kill leaves the current content of the files. Closing them would write more.
                 let before = below.path().join(number.to_string());
                 *number += 1;
                 let after = below.path().join(number.to_string());

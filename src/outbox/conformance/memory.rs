@@ -1,4 +1,4 @@
-//! The store in memory: the oracle, and a judge as plain as it.
+//! An in-memory outbox: the oracle with an equally simple judge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::outbox::draft::{Accepted, EventDraft};
 use crate::outbox::unit::{Command, Outcome};
 use crate::rules::matching::want;
 
-/// Everything is durable at once, and nothing befalls it.
+/// Every commit is durable at once, and no fault affects it.
 #[derive(Debug, Default)]
 pub(super) struct MemoryStore {
     pub(super) oracle: Oracle,
@@ -24,9 +24,9 @@ pub(super) struct MemoryStore {
     endpoints_ever: u32,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     pub(super) now: Timestamp,
-    /// Chosen ids that went with their events.
+    /// Publisher-chosen ids that were deleted with their events.
     pub(super) free_again: BTreeSet<[u8; 16]>,
-    /// Ids for the events to come that choose none; made up when there are none.
+    /// Ids for later events without a publisher-chosen id; generated when empty.
     pub(super) ids: Vec<EventId>,
 }
 
@@ -47,7 +47,7 @@ impl MemoryStore {
         position
     }
 
-    /// What a request was answered before is not done again, and what follows a conflict is not done at all.
+    /// Skips a request that was answered before, and every command after a conflict.
     fn judge_unit(&mut self, unit: Vec<Command>) -> Vec<Outcome> {
         let request = unit.iter().find_map(Command::request).cloned();
         let is_claim = matches!(unit[..], [Command::Claim(_), ..]);

@@ -1,8 +1,9 @@
-//! One suite for every store: random work, and after it every question that can be asked, beside the oracle.
+//! Conformance suite for every outbox: random work, then every query, compared with the oracle.
 //!
-//! A store of another kind passes when it implements [`Store`] and the tests at the end of this file run over it. Work is
-//! what the engine does (publish with keys and streams, change endpoints, finish attempts, revive, cancel, purge) and what
-//! befalls it: stops, kills, power cuts, a lost state, retention. Everything comes from the seed.
+//! A new implementation passes when it implements [`Store`] and the tests at the end of this file
+//! pass with it. The work is that of the engine (publish with keys and streams, change endpoints,
+//! finish attempts, revive, cancel, purge) with faults in between: stops, kills, power cuts, a lost
+//! state, retention. All randomness comes from the seed.
 
 pub(crate) mod compare;
 mod disk;
@@ -17,47 +18,48 @@ use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
 use crate::outbox::unit::{Command, Outcome};
 
-/// What befalls a store, before it is opened again.
+/// How a process ends before the outbox is reopened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Stopped,
-    /// The process ends at once.
+    /// The process is killed.
     Killed,
-    /// The process ends, and with it what was not synced; chance decides over the rest.
+    /// Power cut: a random part of the unsynced bytes survives.
     PowerCut(u64),
-    /// Its state is gone; the journal is there.
+    /// The state is lost and the journal remains.
     StateLost,
 }
 
-/// A store under test.
+/// An outbox under test.
 pub(crate) trait Store {
-    /// Each unit's commands are judged in order, with nothing between them; several units may share a commit.
+    /// Commits units. The commands of a unit are judged in order, without other commands in
+    /// between. Several units may share a commit.
     fn submit(&mut self, units: Vec<Vec<Command>>) -> Vec<Vec<Outcome>>;
-    /// Asks what reflects everything that was answered.
+    /// Runs a query on a state that reflects every answered commit.
     fn ask(&mut self, question: &mut dyn FnMut(&dyn ReadModel) -> Result<(), String>) -> Result<(), String>;
-    /// A record, or `None` when retention has taken it.
+    /// Reads a record. Returns `None` when retention has removed it.
     fn record(&mut self, position: Position) -> Option<Record>;
-    /// Positions and records of the commits of a time.
+    /// Reads the positions and records of all commits with this time.
     fn records_at(&mut self, time: Timestamp) -> Vec<(Position, Record)>;
     fn endpoints(&mut self) -> Vec<Arc<Endpoint>>;
     fn keys(&mut self) -> Vec<Arc<ApiKey>>;
-    /// What its clock shows from now on.
+    /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);
-    /// One pass.
+    /// Runs one retention pass.
     fn retain(&mut self, policy: RetentionPolicy);
-    /// Ends and is opened again.
+    /// Ends the process and reopens the outbox.
     fn end(&mut self, end: End);
-    /// Whether the check of a data directory finds nothing; of what is none, it never does.
+    /// Verifies the data directory. Succeeds for an outbox without one.
     ///
     /// # Errors
-    /// What it found.
+    /// The problems that verification found.
     fn verify(&mut self) -> Result<(), String> {
         Ok(())
     }
 }
 
-/// A data directory that much has happened in, and its path; `retains` says whether records were taken from it.
+/// Creates a data directory with a long random history. `retains`: retention has removed records.
 pub(crate) fn data_directory(seed: u64, retains: bool) -> (tempfile::TempDir, std::path::PathBuf) {
     let mut work = work::Work::new(seed, disk::DiskStore::in_files(seed));
     work.retains = retains;
@@ -67,7 +69,7 @@ pub(crate) fn data_directory(seed: u64, retains: bool) -> (tempfile::TempDir, st
     work.store.into_directory()
 }
 
-/// Runs the seeds of a test; a failure names its seed and what was done.
+/// Runs the seeds of a test. A failure reports its seed and the steps.
 fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
     let first = crate::failpoints::number("BALTO_TEST_SEED");
     let seeds = first.map_or_else(|| 1..=crate::failpoints::rounds(seeds), |seed| seed..=seed);
@@ -85,7 +87,7 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
             *happened.entry(what).or_insert(0) += count;
         }
     }
-    // A run that never met these shows nothing.
+    // A run without these outcomes proves nothing.
     let wanted = [
         "Accepted",
         "Duplicate",
@@ -108,16 +110,16 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
 }
 
 #[test]
-fn the_oracle_conforms() {
-    passes("the_oracle_conforms", 20, &[], |_| memory::MemoryStore::default());
+fn oracle_conforms() {
+    passes("oracle_conforms", 20, &[], |_| memory::MemoryStore::default());
 }
 
 #[test]
-fn a_store_on_a_disk_in_memory_conforms() {
-    passes("a_store_on_a_disk_in_memory_conforms", 24, &["removed"], disk::DiskStore::in_memory);
+fn in_memory_outbox_conforms() {
+    passes("in_memory_outbox_conforms", 24, &["removed"], disk::DiskStore::in_memory);
 }
 
 #[test]
-fn the_store_of_files_and_sled_conforms() {
-    passes("the_store_of_files_and_sled_conforms", 8, &["removed"], disk::DiskStore::in_files);
+fn file_outbox_conforms() {
+    passes("file_outbox_conforms", 8, &["removed"], disk::DiskStore::in_files);
 }

@@ -1,8 +1,8 @@
-//! What a journal means, told a second time and as simply as possible.
+//! The oracle: a second and simpler interpretation of the journal.
 //!
-//! Owns plain maps of everything that was ever committed. It shares no code with the fold, the rows or the lists: each
-//! answer is worked out from all that there is, every time it is asked for. What is compared with it is right when it
-//! answers the same.
+//! Owns plain maps of everything that was ever committed. It shares no code with the fold, the rows
+//! or the lists. It computes each answer from all its data at each call. An implementation is
+//! correct when its answers equal the oracle's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::projections::stats::{Hour, LATENCY_CLASSES};
 use crate::projections::streams::Head;
 use crate::rules::event_status::event_status;
 
-/// The first of the longest.
+/// The first of the longest holds.
 fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
     let until = holds.iter().map(|(until, _)| *until).max()?;
     holds.iter().find(|hold| hold.0 == until).copied()
@@ -42,37 +42,37 @@ const HOUR: Duration = Duration::from_secs(3_600);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Delivery {
     pub(crate) state: DeliveryState,
-    /// When it is or was due last.
+    /// Time at which it is or was last due.
     pub(crate) due: Timestamp,
     pub(crate) progress: Progress,
     pub(crate) attempts: Vec<Position>,
     pub(crate) last_status: Option<u16>,
-    /// When it ended, and by which record.
+    /// Time of its end, and the record that ended it.
     pub(crate) settled: Option<(Timestamp, Position)>,
-    /// The queue that it stands in.
+    /// Its ordering queue.
     pub(crate) queue: Option<String>,
     /// Pending, and a lane may send it.
     pub(crate) sendable: bool,
 }
 
-/// What receivers have answered at an endpoint.
+/// Results of the attempts at an endpoint.
 #[derive(Clone, Debug, Default)]
 struct Health {
-    /// Failed attempts since the last success or the last change of the endpoint, in order of their records.
+    /// Failed attempts since the last success or the last change of the endpoint, in record order.
     failures: Vec<Arc<Attempt>>,
     last_success: Position,
     is_open: bool,
-    /// Position of the record that last opened the endpoint, or moved it while it was open.
+    /// Position of the record that last activated the endpoint, or moved it to another host while it was active.
     opened: Position,
-    /// Where its receiver is.
+    /// Host of the receiver.
     host: Option<String>,
-    /// Holds that were asked for since, with the record that says so.
+    /// Requested holds since then, each with its record.
     holds: Vec<(Timestamp, Position)>,
     /// The endpoint's last change: when, and to what status.
     changed: Option<(Timestamp, EndpointStatus)>,
 }
 
-/// See the module.
+/// The oracle. See the module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Oracle {
     pub(crate) last: Position,
@@ -82,21 +82,21 @@ pub(crate) struct Oracle {
     orderings: BTreeMap<EndpointNumber, Ordering>,
     health: BTreeMap<EndpointNumber, Health>,
     attempts: Vec<(EndpointNumber, Arc<Attempt>)>,
-    /// When the attempts ended that asked for a hold, by their positions.
+    /// End times of the attempts that requested a hold, by position.
     finished_at: BTreeMap<Position, Timestamp>,
-    /// What ended otherwise than delivered.
+    /// Deliveries that ended without success.
     ends: Vec<(EndpointNumber, Timestamp, DeliveryState)>,
     reservations: BTreeMap<EndpointNumber, Vec<(Reservation, Position)>>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
-    /// Events that are not shown any more.
+    /// Deleted events.
     pub(crate) forgotten: BTreeSet<Position>,
-    /// Statistics of the hours before are not shown any more.
+    /// Start of the retained statistics.
     pub(crate) hours_from: Timestamp,
 }
 
 impl Oracle {
-    /// Takes in the next record.
+    /// Applies the next record.
     pub(crate) fn apply(&mut self, position: Position, record: &Record) {
         self.last = position;
         match record {
@@ -193,7 +193,7 @@ impl Oracle {
         self.requests.insert(scope, Known { position, fingerprint, expires_at });
     }
 
-    /// The queue that a delivery would stand in now.
+    /// Queue of a delivery under the current ordering.
     fn queue(&self, key: DeliveryKey) -> Option<String> {
         self.queue_by(self.orderings.get(&key.endpoint).copied().unwrap_or_default(), key)
     }
@@ -211,15 +211,15 @@ impl Oracle {
         }
     }
 
-    /// Others of a queue, pending all.
+    /// Pending deliveries of a queue.
     fn queued(&self, endpoint: EndpointNumber, queue: &str) -> impl Iterator<Item = DeliveryKey> {
-        let stands = move |(key, known): &(&DeliveryKey, &Delivery)| {
+        let is_pending_in_queue = move |(key, known): &(&DeliveryKey, &Delivery)| {
             key.endpoint == endpoint && known.queue.as_deref() == Some(queue)
         };
-        self.deliveries.iter().filter(stands).map(|(key, _)| *key)
+        self.deliveries.iter().filter(is_pending_in_queue).map(|(key, _)| *key)
     }
 
-    /// A delivery becomes pending.
+    /// Makes a delivery pending.
     fn add(
         &mut self,
         key: DeliveryKey,
@@ -273,7 +273,7 @@ impl Oracle {
                 self.settle_pending(key, DeliveryState::Dead(reason), ended, position);
             }
             (DeliveryState::Delivered, _) => {}
-            // The receiver has it, whatever was decided meanwhile.
+            // The receiver has the event, regardless of later decisions.
             (_, Next::Delivered) => {
                 (known.state, known.settled) = (DeliveryState::Delivered, Some((ended, position)));
             }
@@ -284,7 +284,7 @@ impl Oracle {
         }
     }
 
-    /// A pending delivery ends; the next of its queue may go, when it was its turn.
+    /// Ends a pending delivery. If it was first in its queue, the next delivery becomes sendable.
     fn settle_pending(&mut self, key: DeliveryKey, state: DeliveryState, at: Timestamp, position: Position) {
         let Some(known) = self.deliveries.get_mut(&key) else { return };
         if known.state != DeliveryState::Pending {
@@ -308,8 +308,8 @@ impl Oracle {
         }
     }
 
-    /// A pending delivery that stands in another queue than it would now goes there: the last one there, unless that queue
-    /// is empty.
+    /// Moves a pending delivery to its current queue. It becomes the last there, or sendable if the
+    /// queue is empty.
     fn reorder(&mut self, key: DeliveryKey) {
         let known = self.deliveries.get(&key).filter(|known| known.state == DeliveryState::Pending).cloned();
         if let Some(known) = known.filter(|known| known.queue != self.queue(key)) {
@@ -343,7 +343,7 @@ impl Oracle {
         }
     }
 
-    /// Whether retention may let an event go by these: `None` keeps it for ever.
+    /// Whether retention may delete an event at these cutoffs. `None` keeps it forever.
     pub(crate) fn is_over(
         &self,
         position: Position,
@@ -375,13 +375,14 @@ impl Oracle {
         all.iter().find(|made| place(made) == latest).copied()
     }
 
-    /// Until when a receiver asked to be left alone, and when it did.
+    /// End of the receiver's requested hold, and the time of the request.
     pub(crate) fn held_since(&self, endpoint: EndpointNumber) -> Option<(Timestamp, Timestamp)> {
         let (until, position) = longest(&self.health.get(&endpoint)?.holds)?;
         Some((until, *self.finished_at.get(&position)?))
     }
 
-    /// Whether the endpoint's hold, its last success or its reservation rests on a record, which has to stay.
+    /// Whether the endpoint's hold, last success or reservation depends on a record, which must
+    /// then stay.
     pub(crate) fn is_rested_on(&self, endpoint: EndpointNumber, position: Position) -> bool {
         let health = self.health.get(&endpoint).cloned().unwrap_or_default();
         health.last_success == position
@@ -442,7 +443,7 @@ impl Oracle {
     }
 }
 
-/// The page of a whole list that comes after what a cursor says.
+/// Returns the page of a full list after a cursor.
 fn page<T: Clone>(all: Vec<T>, after: Option<Cursor>, limit: usize, cursor: fn(&T) -> Cursor) -> Found<T> {
     let is_older = |item: &T| {
         after.is_none_or(|after| {

@@ -1,4 +1,4 @@
-//! Random work on a store, and what has to hold after it.
+//! Random work on an outbox, and the checks after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -19,21 +19,21 @@ use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::unit::{Command, Outcome};
 
-/// When all work begins: 2033-05-18T03:33:20Z.
+/// Start time: 2033-05-18T03:33:20Z.
 const BEGINNING: u64 = 2_000_000_000_000;
-/// Steps between two comparisons of everything.
+/// Steps between two full comparisons.
 const STEPS_PER_CHECK: u32 = 10;
 
 pub(super) struct Work<S> {
     random: fastrand::Rng,
     pub(super) store: S,
-    /// Whether retention takes passes.
+    /// Whether retention runs.
     pub(super) retains: bool,
     oracle: MemoryStore,
     now: Timestamp,
-    /// Retention has taken records.
+    /// Retention has removed records.
     retained: bool,
-    /// The state was rebuilt since, without them.
+    /// The state was rebuilt without the removed records.
     rebuilt: bool,
     last_id: Option<EventId>,
     done: String,
@@ -56,7 +56,7 @@ impl<S: Store> Work<S> {
         }
     }
 
-    /// What was done, a line for each step.
+    /// The steps so far, one per line.
     pub(super) fn done(&self) -> &str {
         &self.done
     }
@@ -90,7 +90,7 @@ impl<S: Store> Work<S> {
     }
 
     fn pass_time(&mut self) {
-        // Often none, so that several commits have one time; sometimes hours.
+        // Often zero, so that several commits share a time; sometimes hours.
         let most = self.random.choice([1, 50, 2_000, 600_000, 4_000_000]).expect("five");
         let time = Duration::from_millis(self.random.u64(0..most));
         self.pass(time);
@@ -148,7 +148,7 @@ impl<S: Store> Work<S> {
         }
     }
 
-    /// A chosen id is free again some time after its event is forgotten: the store says when.
+    /// Asks the outbox which publisher-chosen ids are free again after their events were deleted.
     fn ask_for_free_ids(&mut self) {
         let oracle = &self.oracle.oracle;
         let gone = oracle
@@ -165,7 +165,7 @@ impl<S: Store> Work<S> {
         self.oracle.free_again = free;
     }
 
-    /// Both do it, and both say the same.
+    /// Submits the units to the outbox and the oracle, and compares the outcomes.
     fn submit(&mut self, units: Vec<Vec<Command>>) -> Result<(), String> {
         for command in units.iter().flatten() {
             self.note(&brief(command));
@@ -196,7 +196,7 @@ impl<S: Store> Work<S> {
         Ok(())
     }
 
-    /// Ids that the store makes are ULIDs of their commit's time, and rise.
+    /// Checks that a generated id is a ULID with the commit's time, and that ids ascend.
     fn check_id(&mut self, id: &EventId) -> Result<(), String> {
         let ulid = id.as_str().strip_prefix("evt_").and_then(|text| ulid::Ulid::from_string(text).ok());
         let of_now = ulid.is_some_and(|ulid| ulid.timestamp_ms() == self.now.millis());
@@ -257,7 +257,7 @@ impl<S: Store> Work<S> {
         }
     }
 
-    /// Of those that are or were there, and sometimes of none.
+    /// A random live or deleted endpoint, and sometimes an unknown one.
     fn endpoint(&mut self) -> EndpointNumber {
         EndpointNumber(self.random.u32(1..7))
     }
@@ -327,7 +327,8 @@ impl<S: Store> Work<S> {
         }))
     }
 
-    /// What a request with a key does, and its answer; most repetitions are of the same request.
+    /// A request with an idempotency key, and its response. Most repetitions are of the same
+    /// request.
     fn request(&mut self) -> Vec<Command> {
         let mut unit = match self.random.u32(0..4) {
             0 => vec![self.put_endpoint()],
@@ -343,7 +344,7 @@ impl<S: Store> Work<S> {
         unit
     }
 
-    /// A delivery whose event is not forgotten: nobody hears of the others any more.
+    /// A random delivery whose event is not deleted. Only such deliveries get commands.
     fn delivery(&mut self, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {
         let oracle = &self.oracle.oracle;
         let all = oracle
@@ -390,7 +391,7 @@ impl<S: Store> Work<S> {
         Some(vec![Command::Record(record)])
     }
 
-    /// Of a revision that the endpoint may have had, or will have.
+    /// A hold of a random past or future revision.
     fn hold(&mut self) -> Option<Hold> {
         let until = self.now.plus(Duration::from_secs(self.random.u64(0..7_200)));
         let revision = Position(self.random.u64(0..self.oracle.oracle.last.0 + 2));
@@ -454,13 +455,13 @@ impl<S: Store> Work<S> {
         });
         self.rebuilt |= self.retained && end == End::StateLost;
         self.store.end(end);
-        // The first commit of a life is later than the last of the one before.
+        // The first commit after a restart is later than the last one before it.
         self.pass(Duration::from_millis(1));
         self.store.verify()?;
         self.check()
     }
 
-    /// Everything that can be asked.
+    /// Compares the results of all queries.
     fn check(&mut self) -> Result<(), String> {
         let moment = Moment {
             now: self.now,
@@ -501,7 +502,7 @@ impl<S: Store> Work<S> {
         Ok(())
     }
 
-    /// Whether nothing that is shown rests on a record any more.
+    /// Whether no visible row depends on a record.
     fn may_have_left(&self, position: Position, record: &Record) -> bool {
         let oracle = &self.oracle.oracle;
         let gone = |event: &Position| oracle.forgotten.contains(event);

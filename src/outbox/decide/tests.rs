@@ -1,4 +1,4 @@
-//! What many endpoints get: a bound for a request's events together, and for what one group holds in memory.
+//! Tests of events with many targets: the limit of a request, and the memory of a group.
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use crate::rules::tests as examples;
 use crate::storage::disk::MemoryDisk;
 use crate::storage::journal::JournalOptions;
 
-/// Endpoints that each event goes to.
+/// Targets of each event.
 const ENDPOINTS: usize = 2_000;
 
 struct Clock;
@@ -43,7 +43,7 @@ fn unit(commands: Vec<Command>, reply: Option<UnitReply>) -> Unit {
 }
 
 #[test]
-fn whoever_knows_an_id_cannot_tell_the_next_ones() {
+fn event_ids_are_unpredictable_across_groups() {
     struct Chance(u128);
     impl CommitEnvironment for Chance {
         fn now(&mut self) -> Timestamp {
@@ -67,14 +67,14 @@ fn whoever_knows_an_id_cannot_tell_the_next_ones() {
             other => panic!("{other:?}"),
         });
         let ids: Vec<_> = ids.collect();
-        assert!(ids[0].0 - last.0 > 1 << 15, "{} can be told from {last}", ids[0]);
-        assert!(ids[1] > ids[0], "within a group they go up");
+        assert!(ids[0].0 - last.0 > 1 << 15, "{} is predictable from {last}", ids[0]);
+        assert!(ids[1] > ids[0], "ids ascend within a group");
         last = ids[1];
     }
 }
 
 #[test]
-fn what_would_begin_too_many_deliveries_is_refused_alone_and_nothing_fails() {
+fn unit_with_too_many_targets_is_rejected_alone() {
     let mut committer = committer(&MemoryDisk::new());
     let fit = limits::REQUEST_TARGETS_MAX / ENDPOINTS;
     let (reply, _answer) = oneshot::channel();
@@ -90,7 +90,7 @@ fn what_would_begin_too_many_deliveries_is_refused_alone_and_nothing_fails() {
     assert_eq!(outcomes.len(), fit + 2);
     assert!(outcomes[..fit].iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))));
     assert!(matches!(outcomes[fit], Outcome::TooManyTargets), "{:?}", outcomes[fit]);
-    assert!(matches!(outcomes[fit + 1], Outcome::TooManyTargets), "it overtakes the one before it");
+    assert!(matches!(outcomes[fit + 1], Outcome::TooManyTargets), "it overtakes the event before it");
     let committed = result.committed.unwrap();
     assert_eq!((committed.records.len(), committed.announced.len()), (fit, fit * ENDPOINTS));
     let least = fit * ENDPOINTS * size_of::<LaneChange>();
@@ -99,9 +99,9 @@ fn what_would_begin_too_many_deliveries_is_refused_alone_and_nothing_fails() {
     assert_eq!(committer.unapplied().bytes(), 0);
 
     let next = committer.commit(result.unwritten);
-    assert_eq!(next.committed.unwrap().records.len(), 1, "the unit behind it goes on");
+    assert_eq!(next.committed.unwrap().records.len(), 1, "the next unit is committed");
     let again = committer.commit(vec![unit(vec![draft(None)], None)]);
-    assert_eq!(again.committed.unwrap().announced.len(), ENDPOINTS, "and so does the refused event alone");
+    assert_eq!(again.committed.unwrap().announced.len(), ENDPOINTS, "the rejected event fits alone");
 }
 
 fn answer(scope: u8, fingerprint: u8) -> Command {
@@ -112,7 +112,7 @@ fn answer(scope: u8, fingerprint: u8) -> Command {
     })
 }
 
-/// What became of a unit, and how many records it brought.
+/// Commits a unit. Returns its outcomes and the number of its records.
 fn committed(committer: &mut Committer, commands: Vec<Command>) -> (Vec<Outcome>, usize) {
     let (reply, _answer) = oneshot::channel();
     let mut result = committer.commit(vec![unit(commands, Some(reply))]);
@@ -121,7 +121,7 @@ fn committed(committer: &mut Committer, commands: Vec<Command>) -> (Vec<Outcome>
 }
 
 #[test]
-fn what_a_request_does_is_committed_with_its_answer_and_once() {
+fn request_and_response_are_committed_together_and_once() {
     let mut committer = committer(&MemoryDisk::new());
     let new = || Command::PutEndpoint(Box::new(examples::endpoint(0, Tenant::DEFAULT, &[])));
     let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 1)]);
@@ -130,14 +130,14 @@ fn what_a_request_does_is_committed_with_its_answer_and_once() {
 
     let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 1)]);
     assert!(matches!(outcomes[..], [Outcome::Duplicate(one), _] if one == answered), "{outcomes:?}");
-    assert_eq!(records, 0, "it was done twice");
+    assert_eq!(records, 0, "it ran twice");
     let (outcomes, records) = committed(&mut committer, vec![new(), answer(1, 2)]);
     assert!(matches!(outcomes[..], [Outcome::Mismatch, _]), "{outcomes:?}");
-    assert_eq!(records, 0, "another request was done under its key");
+    assert_eq!(records, 0, "another request ran with its key");
 }
 
 #[test]
-fn the_events_of_a_claimed_request_are_each_judged_once_and_those_of_another_not_at_all() {
+fn claimed_request_judges_each_event_once() {
     let mut committer = committer(&MemoryDisk::new());
     let key = |scope: u8, fingerprint: u8| Idempotency {
         scope: [scope; 16],
@@ -159,7 +159,7 @@ fn the_events_of_a_claimed_request_are_each_judged_once_and_those_of_another_not
         panic!("{outcomes:?}")
     };
     assert_eq!(rejection, Rejection::VersionConflict { expected: Expected::Version(1), actual: None });
-    assert_eq!(records, 3, "the rejection is on disk before it is answered");
+    assert_eq!(records, 3, "the rejection is durable before the answer");
 
     let (outcomes, records) = committed(&mut committer, vec![event(Expected::Any, 3)]);
     assert!(matches!(outcomes[..], [Outcome::Mismatch]), "{outcomes:?}");
@@ -168,18 +168,19 @@ fn the_events_of_a_claimed_request_are_each_judged_once_and_those_of_another_not
     let [Outcome::Duplicate(again), Outcome::Duplicate(rejected), Outcome::Accepted(_)] = outcomes[..] else {
         panic!("{outcomes:?}")
     };
-    assert_eq!((again, rejected), (claimed, claimed.next()), "what has no key of its own is new");
+    assert_eq!((again, rejected), (claimed, claimed.next()), "an event without a key is new");
     let (outcomes, records) = committed(&mut committer, request(2));
     assert!(
         matches!(outcomes[..], [Outcome::Mismatch, Outcome::Mismatch, Outcome::Mismatch]),
         "{outcomes:?}"
     );
-    assert_eq!(records, 0, "another request was done under its key");
+    assert_eq!(records, 0, "another request ran with its key");
 }
 
-/// What there was no room for is in nobody's way, and what follows it is not refused for good.
+/// Events beyond the target limit block no later request, and later events are not rejected
+/// permanently.
 #[test]
-fn a_request_that_is_repeated_goes_on_where_there_was_no_more_room() {
+fn repeated_request_continues_after_target_limit() {
     let mut committer = committer(&MemoryDisk::new());
     let fit = limits::REQUEST_TARGETS_MAX / ENDPOINTS;
     let key = |scope: u16| Idempotency {
@@ -206,13 +207,13 @@ fn a_request_that_is_repeated_goes_on_where_there_was_no_more_room() {
 }
 
 #[test]
-fn a_claim_takes_no_room_from_what_it_claims_for() {
+fn claim_does_not_count_as_a_command() {
     let claim = Command::Claim(Idempotency { scope: [1; 16], fingerprint: [1; 16], expires_at: None });
     assert_eq!(unit(vec![claim, draft(None)], None).weight().0, 1);
 }
 
 #[test]
-fn no_answer_is_remembered_for_what_was_refused() {
+fn no_response_is_stored_for_a_rejected_change() {
     let mut committer = committer(&MemoryDisk::new());
     let changed = |revision: u64| {
         let endpoint = examples::endpoint(1, Tenant::DEFAULT, &[]);
@@ -228,7 +229,7 @@ fn no_answer_is_remembered_for_what_was_refused() {
 }
 
 #[test]
-fn a_group_whose_events_go_to_many_endpoints_is_closed_early_and_the_rest_keeps_its_order() {
+fn group_with_many_targets_closes_early_and_keeps_order() {
     let mut committer = committer(&MemoryDisk::new());
     let fit = limits::COMMIT_TARGETS.div_ceil(ENDPOINTS);
     let event = |number: u64| {
@@ -256,7 +257,7 @@ fn a_group_whose_events_go_to_many_endpoints_is_closed_early_and_the_rest_keeps_
 }
 
 #[test]
-fn a_full_disk_refuses_also_those_whom_a_group_had_no_room_for() {
+fn full_disk_also_rejects_units_left_out_of_the_group() {
     let disk = MemoryDisk::new();
     let mut committer = committer(&disk);
     disk.set_bytes_max(Some(0));
@@ -271,7 +272,7 @@ fn a_full_disk_refuses_also_those_whom_a_group_had_no_room_for() {
 }
 
 #[test]
-fn all_that_an_event_holds_counts_while_it_waits() {
+fn pending_event_counts_metadata_and_attributes() {
     let Command::Publish(plain) = draft(None) else { unreachable!() };
     let of = |draft: EventDraft| unit(vec![Command::Publish(Box::new(draft))], None).weight().1;
     let bare = of(EventDraft::clone(&plain));

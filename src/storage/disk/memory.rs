@@ -1,8 +1,9 @@
-//! A disk in memory that can lose power and fail on demand.
+//! An in-memory disk with simulated power cuts and injected faults.
 //!
-//! Owns: for each file the bytes as written and the bytes as synced, and the same for the directory's names. A crash
-//! leaves what was synced plus a random, possibly after_crash part of the rest; of the unsynced changes of names it keeps any
-//! subset, because not every file system keeps their order. SplitMix64 comes from the seed alone.
+//! Owns the written and the synced bytes of each file, and the written and the synced names of the
+//! directory. A crash keeps the synced bytes and a random, possibly torn part of the unsynced ones.
+//! It keeps any subset of the unsynced name changes, because some file systems do not keep their
+//! order. All randomness comes from the seed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile};
 
-/// Unit in which a power cut tears a write.
+/// Unit of a torn write.
 const SECTOR_BYTES: usize = 512;
 
-/// What a [`Fault`] strikes.
+/// The operation that a [`Fault`] affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Write,
@@ -27,11 +28,12 @@ pub enum Operation {
     Rename,
     Remove,
     SyncDir,
-    /// Something that is written elsewhere, on the same power supply.
+    /// A write outside this disk, on the same power supply.
     External,
 }
 
-/// An error to come: `skip` operations of the kind succeed, the next `count` fail with `errno`.
+/// An injected error: `skip` operations of this kind succeed, then `count` operations fail with
+/// `errno`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub operation: Operation,
@@ -44,7 +46,7 @@ impl Fault {
     pub const EIO: i32 = 5;
     pub const ENOSPC: i32 = 28;
 
-    /// The next operation of the kind fails, once.
+    /// Makes the next operation of this kind fail, once.
     #[must_use]
     pub fn once(operation: Operation, errno: i32) -> Self {
         Self { operation, errno, skip: 0, count: 1 }
@@ -55,20 +57,21 @@ impl Fault {
 struct FileImage {
     written: Vec<u8>,
     durable: Vec<u8>,
-    /// Where the two may differ.
+    /// Range in which the written and the durable bytes may differ.
     unsynced: Range<usize>,
-    /// A sync has failed: as on Linux, the pages count as clean, and later syncs succeed without writing them.
+    /// Set after a failed sync. As on Linux, the pages then count as clean, and later syncs succeed
+    /// without writing them.
     sync_lies: bool,
 }
 
 impl FileImage {
-    /// A file that is on disk as it was written.
+    /// A fully synced file.
     fn synced(bytes: Vec<u8>) -> Self {
         Self { durable: bytes.clone(), written: bytes, ..Self::default() }
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(offset <= self.written.len(), "nothing is written behind the end");
+        assert!(offset <= self.written.len(), "writes beyond the end are invalid");
         let inside = bytes.len().min(self.written.len() - offset);
         self.written[offset..offset + inside].copy_from_slice(&bytes[..inside]);
         self.written.extend_from_slice(&bytes[inside..]);
@@ -90,7 +93,8 @@ impl FileImage {
     }
 
     fn sync(&mut self) {
-        // Only what has changed: copying the whole image each time would make long simulations quadratic.
+        // Copies only the changed range: copying the whole file at each sync would make long
+        // simulations quadratic.
         let Range { start, end } = std::mem::take(&mut self.unsynced);
         self.durable.resize(self.written.len(), 0);
         let end = end.min(self.written.len());
@@ -99,12 +103,12 @@ impl FileImage {
         }
     }
 
-    /// What a power cut leaves: the synced part, and of what was written since all or a random length, of which some
-    /// sectors never arrived.
+    /// Returns the bytes after a power cut: the synced bytes and a random prefix of the unsynced
+    /// ones. Some sectors of that prefix may be missing or corrupt.
     fn after_crash(&self, random: &mut SplitMix64) -> Vec<u8> {
         let Self { written, durable, unsynced, .. } = self;
         if written.len() < durable.len() {
-            // The truncation (or what was written after it) may or may not have reached the disk.
+            // The truncation, and the writes after it, may not have reached the disk.
             return if random.below(2) == 0 { durable.clone() } else { written.clone() };
         }
         let most = unsynced.end.min(written.len()).saturating_sub(unsynced.start);
@@ -136,7 +140,8 @@ type SharedImage = Arc<Mutex<FileImage>>;
 
 enum NameChange {
     Create(String, SharedImage),
-    /// With the file that it moves: it takes effect whether the file's creation did or not.
+    /// Old name, new name and file. The rename can survive a crash even if the file's creation does
+    /// not.
     Rename(String, String, SharedImage),
     Remove(String),
 }
@@ -168,9 +173,9 @@ struct MemoryDirectory {
     bytes_max: Option<u64>,
     syncs: u64,
     faults_hit: u64,
-    /// Operations until the power fails, and the seed of what is left then.
+    /// Operations until the power cut, and the seed of the surviving bytes.
     cut: Option<(u64, u64)>,
-    /// What the power cut left: nothing reaches this disk any more.
+    /// The disk after the power cut. All later operations on this disk fail.
     after_power_cut: Option<MemoryDisk>,
 }
 
@@ -231,7 +236,7 @@ impl MemoryDirectory {
     }
 }
 
-/// See the module.
+/// An in-memory disk. Clones share their files. See the module.
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
     directory: Arc<Mutex<MemoryDirectory>>,
@@ -243,28 +248,29 @@ impl MemoryDisk {
         Self::default()
     }
 
-    /// Cuts the power. The result is the disk after the restart; handles of this one do not reach it.
+    /// Simulates a power cut and returns the disk after the restart. Open handles keep using the
+    /// old disk.
     #[must_use]
     pub fn crash(&self, seed: u64) -> Self {
         lock(&self.directory).crash(seed)
     }
 
-    /// The power fails at the operation that comes after so many others: it and all later ones fail, and what is left is
-    /// in [`Self::after_power_cut`].
+    /// Schedules a power cut after this number of operations. The next operation and all later ones
+    /// fail. [`Self::disk_after_power_cut`] returns the surviving disk.
     pub fn cut_power_after(&self, operations: u64, seed: u64) {
         lock(&self.directory).cut = Some((operations, seed));
     }
 
-    /// The disk after the restart, once the power has failed.
+    /// Returns the disk after a scheduled power cut, or `None` before it.
     #[must_use]
     pub fn disk_after_power_cut(&self) -> Option<Self> {
         lock(&self.directory).after_power_cut.clone()
     }
 
-    /// Counts a write elsewhere as an operation.
+    /// Counts an operation outside this disk.
     ///
     /// # Errors
-    /// When the power fails, or has failed.
+    /// During and after a power cut.
     pub fn external_operation(&self) -> io::Result<()> {
         lock(&self.directory).check(Operation::External)
     }
@@ -277,18 +283,19 @@ impl MemoryDisk {
         lock(&self.directory).faults.clear();
     }
 
-    /// Bounds the bytes of all files together; a write beyond it is cut short and fails with ENOSPC.
+    /// Limits the total bytes of all files. A write beyond the limit is truncated and fails with
+    /// ENOSPC.
     pub fn set_bytes_max(&self, bytes_max: Option<u64>) {
         lock(&self.directory).bytes_max = bytes_max;
     }
 
-    /// How many times file data was synced with success.
+    /// Number of successful file syncs.
     #[must_use]
     pub fn syncs(&self) -> u64 {
         lock(&self.directory).syncs
     }
 
-    /// How many operations an injected fault has faults_hit.
+    /// Number of operations that failed with an injected fault.
     #[must_use]
     pub fn faults_hit(&self) -> u64 {
         lock(&self.directory).faults_hit
@@ -299,13 +306,13 @@ impl MemoryDisk {
         lock(&self.directory).bytes_used()
     }
 
-    /// The bytes of a file as written.
+    /// Returns the written bytes of a file.
     #[must_use]
     pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
         lock(&self.directory).names.get(name).map(|image| lock(image).written.clone())
     }
 
-    /// Puts a file there, durably: for tests that damage one.
+    /// Creates or replaces a file, durably. Tests use it to damage a file.
     pub fn put(&self, name: &str, bytes: &[u8]) {
         let image = Arc::new(Mutex::new(FileImage::synced(bytes.to_vec())));
         let mut directory = lock(&self.directory);
@@ -383,16 +390,17 @@ impl DiskFile for MemoryFile {
         // Lock order everywhere: directory, then image.
         let mut directory = lock(&self.directory);
         if let Err(error) = directory.check(Operation::Write) {
-            // Part of a failed write may well have arrived.
+            // A failed write may have written a part of its bytes.
             lock(&self.image).write(offset, &bytes[..bytes.len() / 2]);
             return Err(error);
         }
-        let room = directory.bytes_max.map_or(u64::MAX, |most| most.saturating_sub(directory.bytes_used()));
+        let free_bytes =
+            directory.bytes_max.map_or(u64::MAX, |most| most.saturating_sub(directory.bytes_used()));
         let mut image = lock(&self.image);
         let grown = (offset + bytes.len()).saturating_sub(image.written.len());
-        let refused = grown.saturating_sub(usize::try_from(room).unwrap_or(usize::MAX));
-        image.write(offset, &bytes[..bytes.len() - refused]);
-        if refused == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(Fault::ENOSPC)) }
+        let rejected = grown.saturating_sub(usize::try_from(free_bytes).unwrap_or(usize::MAX));
+        image.write(offset, &bytes[..bytes.len() - rejected]);
+        if rejected == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(Fault::ENOSPC)) }
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -431,7 +439,7 @@ impl DiskFile for MemoryFile {
     }
 }
 
-/// A panic of another thread does not make these maps inconsistent: every change is a single step.
+/// A panic of another thread leaves the maps consistent, because each change is a single step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -458,7 +466,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_synced_survives_every_crash_and_the_rest_may_not() {
+    fn synced_bytes_survive_every_crash() {
         let disk = MemoryDisk::new();
         let file = disk.create("a").unwrap();
         disk.sync_dir().unwrap();
@@ -475,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_overwritten_a_crash_leaves_the_old_or_the_new_and_nothing_moves() {
+    fn crash_leaves_old_or_new_bytes_of_an_overwrite() {
         let disk = MemoryDisk::new();
         let file = disk.create("a").unwrap();
         disk.sync_dir().unwrap();
@@ -515,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_failed_is_not_made_good_by_the_next() {
+    fn failed_sync_is_not_repaired_by_the_next() {
         let disk = MemoryDisk::new();
         let file = disk.create("a").unwrap();
         disk.sync_dir().unwrap();

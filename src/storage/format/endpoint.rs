@@ -1,4 +1,5 @@
-//! The bytes of an endpoint: the fields of `EndpointPut` in their order, and what few endpoints have as options behind them.
+//! The bytes of an endpoint: the fields of `EndpointPut` in order, then rarely used fields as
+//! options.
 
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ fn get_secret(r: &mut Reader<'_>, layout: u8) -> Result<Secret, CodecError> {
         return Ok(Secret { kind: SecretKind::Hmac, key, expires_at: get_option(r, get_time)? });
     }
     Ok(Secret {
-        kind: get_coded(r, "kind of secret", SecretKind::from_code)?,
+        kind: get_coded(r, "secret kind", SecretKind::from_code)?,
         key: get_sealed(r)?,
         expires_at: get_option(r, get_time)?,
     })
@@ -116,19 +117,20 @@ fn get_sealed(r: &mut Reader<'_>) -> Result<Sealed, CodecError> {
 }
 
 const OPTION_SENSITIVE_HEADERS: u8 = 1;
-/// What it holds was settled before any endpoint could have one.
+/// Layout of the handshake. It was fixed before the first release with handshakes.
 const OPTION_HANDSHAKE: u8 = 2;
 const OPTION_CLIENT_CERTIFICATE: u8 = 3;
-/// Flags of what the endpoint leaves to the configuration: 1 requests at once, 2 timeout, 4 retry. Their fields are empty.
-const OPTION_LEFT_OPEN: u8 = 4;
-/// The handshake's last answer came from inside the operator's network. No bytes.
+/// Flags of the settings that the endpoint inherits from the configuration: 1 max in flight, 2
+/// timeout, 4 retry. The fields of these settings are empty.
+const OPTION_INHERITED: u8 = 4;
+/// The handshake's last answer came from the operator's internal network. No bytes.
 const OPTION_INTERNAL_ANSWER: u8 = 5;
 
-/// In the field of a policy that is left open.
+/// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
 
-/// What few endpoints have, each as a tag and bytes, by ascending tag. A new one needs no new layout: what does not know
-/// it refuses the record.
+/// Writes the rarely used fields, each as a tag and bytes, by ascending tag. A new option needs no
+/// new layout: an older version rejects the unknown tag.
 fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
     let mut options: Vec<(u8, Vec<u8>)> = Vec::new();
     if !endpoint.sensitive_headers.is_empty() {
@@ -149,11 +151,11 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
         put_client_certificate(&mut bytes, certificate);
         options.push((OPTION_CLIENT_CERTIFICATE, bytes));
     }
-    let left_open = u8::from(endpoint.max_in_flight.is_none())
+    let inherited = u8::from(endpoint.max_in_flight.is_none())
         | u8::from(endpoint.timeout.is_none()) << 1
         | u8::from(endpoint.retry.is_none()) << 2;
-    if left_open != 0 {
-        options.push((OPTION_LEFT_OPEN, vec![left_open]));
+    if inherited != 0 {
+        options.push((OPTION_INHERITED, vec![inherited]));
     }
     let asked = endpoint.handshake.as_ref().and_then(|handshake| handshake.asked.as_ref());
     if asked.is_some_and(|asked| asked.network == Network::Internal) {
@@ -169,7 +171,7 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
     let options = get_list(r, 2, |r| Ok((r.get_u8()?, r.get_bytes()?)))?;
     let mut last = 0;
     for (tag, bytes) in options {
-        let unknown = CodecError::UnknownValue { what: "endpoint option here", found: u64::from(tag) };
+        let unknown = CodecError::UnknownValue { what: "endpoint option", found: u64::from(tag) };
         if tag <= last {
             return Err(unknown);
         }
@@ -187,7 +189,7 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
             OPTION_CLIENT_CERTIFICATE => {
                 endpoint.client_certificate = Some(get_client_certificate(&mut reader)?);
             }
-            OPTION_LEFT_OPEN => leave_open(reader.get_u8()?, endpoint).ok_or(unknown)?,
+            OPTION_INHERITED => inherit_settings(reader.get_u8()?, endpoint).ok_or(unknown)?,
             OPTION_INTERNAL_ANSWER => {
                 let asked = endpoint.handshake.as_mut().and_then(|handshake| handshake.asked.as_mut());
                 asked.ok_or(unknown)?.network = Network::Internal;
@@ -199,8 +201,9 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
     Ok(())
 }
 
-/// `None` for flags that say nothing, or something of fields that are not empty.
-fn leave_open(flags: u8, endpoint: &mut Endpoint) -> Option<()> {
+/// Applies the flags of inherited settings. Returns `None` for zero or unknown flags, or a flag
+/// whose field is not empty.
+fn inherit_settings(flags: u8, endpoint: &mut Endpoint) -> Option<()> {
     let is_known = (1..8).contains(&flags);
     if flags & 1 != 0 {
         endpoint.max_in_flight.take().filter(|most| *most == 0)?;
@@ -214,7 +217,8 @@ fn leave_open(flags: u8, endpoint: &mut Endpoint) -> Option<()> {
     is_known.then_some(())
 }
 
-/// Origin, rate?, callback, consent? (time, rate?), asked? (since, count, at, answer, next at), callbacks (32 bytes each).
+/// Origin, rate?, callback, consent? (time, rate?), asked? (since, count, at, answer, next at),
+/// callbacks (32 bytes each).
 pub(super) fn put_handshake(out: &mut Vec<u8>, handshake: &Handshake) {
     let put_rate = |out: &mut Vec<u8>, rate: &u32| put_varint(out, u64::from(*rate));
     put_text(out, handshake.origin.as_str());
@@ -267,7 +271,8 @@ fn get_client_certificate(r: &mut Reader<'_>) -> Result<ClientCertificate, Codec
     })
 }
 
-/// 1 exponential (initial, multiplier, longest interval, attempts, age, jitter), 2 schedule (durations).
+/// 1 exponential (initial, multiplier, longest interval, attempts, age, jitter), 2 schedule
+/// (durations).
 fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
     match retry {
         RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {

@@ -1,4 +1,4 @@
-//! Fields that several records share: texts, times, durations, options, lists, and tags of enumerations.
+//! Fields that several records share: texts, times, durations, options, lists and enumeration tags.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -6,23 +6,25 @@ use std::time::Duration;
 use crate::codec::{Malformed, Reader, put_bytes, put_u8, put_varint};
 use crate::domain::{EndpointNumber, InvalidName, Timestamp};
 
-/// Bytes that are not a record of ours.
+/// Why bytes cannot be decoded as a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    #[error("record is malformed: {0}")]
+    #[error("malformed record: {0}")]
     Malformed(#[from] Malformed),
-    #[error("record has the unknown tag {0}; was it written by a newer version?")]
+    #[error("unknown record tag {0}; a newer version may have written it")]
     UnknownTag(u8),
-    #[error("record {tag} has layout {found}, at most {known} is known; was it written by a newer version?")]
+    #[error(
+        "record tag {tag} has layout {found}, the newest known is {known}; a newer version may have written it"
+    )]
     UnknownLayout { tag: u8, found: u8, known: u8 },
-    #[error("{found} is no {what}")]
+    #[error("invalid {what}: {found}")]
     UnknownValue { what: &'static str, found: u64 },
-    #[error("record holds an illegal name: {0}")]
+    #[error("invalid name in record: {0}")]
     Name(#[from] InvalidName),
 }
 
 impl CodecError {
-    /// Whether the record is one of a version that knows more.
+    /// Whether a newer version wrote the record.
     #[must_use]
     pub fn is_newer(&self) -> bool {
         matches!(self, Self::UnknownTag(_) | Self::UnknownLayout { .. })
@@ -36,7 +38,7 @@ pub(super) fn get_text(r: &mut Reader<'_>) -> Result<Box<str>, CodecError> {
     Ok(r.get_str()?.into())
 }
 
-/// Names are parsed again: what is illegal to say does not enter through the disk either.
+/// Reads a name and validates it again, so that no invalid name enters from the disk.
 pub(super) fn get_name<T: FromStr<Err = InvalidName>>(r: &mut Reader<'_>) -> Result<T, CodecError> {
     Ok(r.get_str()?.parse()?)
 }
@@ -64,7 +66,7 @@ pub(super) fn get_duration(r: &mut Reader<'_>) -> Result<Duration, CodecError> {
     let seconds = r.get_varint()?;
     let nanos = r.get_varint_u32()?;
     if nanos >= 1_000_000_000 {
-        return Err(CodecError::UnknownValue { what: "part of a second", found: u64::from(nanos) });
+        return Err(CodecError::UnknownValue { what: "nanoseconds", found: u64::from(nanos) });
     }
     Ok(Duration::new(seconds, nanos))
 }
@@ -110,8 +112,8 @@ pub(super) fn put_list<T>(out: &mut Vec<u8>, items: &[T], mut put: impl FnMut(&m
     }
 }
 
-/// Bytes that an item takes at least are below its size in memory, so the list grows as it is read instead of being
-/// reserved: memory follows the input.
+/// Reads a list of items with at least `item_bytes_min` bytes each. An item can be larger in memory
+/// than on disk, so the list grows while it is read and memory stays proportional to the input.
 pub(super) fn get_list<'a, T>(
     r: &mut Reader<'a>,
     item_bytes_min: usize,
@@ -134,7 +136,7 @@ pub(super) fn get_pair(r: &mut Reader<'_>) -> Result<(Box<str>, Box<str>), Codec
     Ok((get_text(r)?, get_text(r)?))
 }
 
-/// The value of a closed list by its code.
+/// Reads an enumeration by its code.
 pub(super) fn get_coded<T>(
     r: &mut Reader<'_>,
     what: &'static str,

@@ -1,7 +1,8 @@
-//! Every on-disk layout: the bytes of records are here, and this page says where the others are.
+//! Every on-disk layout. This module holds the bytes of records; the table lists where the other
+//! layouts are described.
 //!
-//! Layouts are a public promise. Tags are never reused, and a released layout never changes: a changed
-//! record gets a new layout version, and the old one stays readable.
+//! Layouts are a public promise. Tags are never reused, and a released layout never changes. A
+//! changed record gets a new layout version, and the old version stays readable.
 //!
 //! | layout | described in |
 //! |---|---|

@@ -1,10 +1,12 @@
 //! The bytes of a record: a public promise.
 //!
-//! Owns: the layout of [`Record`] on disk. Tags are never reused and a layout, once released, is never changed: a
-//! changed record gets a new layout version, and the old one stays readable. Decoding hostile bytes gives an error,
-//! never a panic, and never reserves more memory than the bytes themselves could fill.
+//! Owns the layout of [`Record`] on disk. Tags are never reused, and a released layout never
+//! changes. A changed record gets a new layout version, and the old version stays readable.
+//! Decoding hostile bytes returns an error, never panics, and allocates memory in proportion to the
+//! input only.
 //!
-//! A record is a tag byte, a layout version byte (4 for `AttemptFinished`, 2 for `EndpointPut`, else 1), and its fields in this order:
+//! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
+//! version is 4 for `AttemptFinished`, 2 for `EndpointPut` and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
@@ -20,13 +22,19 @@
 //! | 10 | `DeadLettersPurged` | deliveries, at |
 //! | 11 | `RequestAnswered` | idempotency, status, body |
 //! | 12 | `DeliveriesReordered` | deliveries, at |
-//! | 13 | `EventRejected` | idempotency, rejection (with what was expected? and actual?) |
+//! | 13 | `EventRejected` | idempotency, rejection (expected and actual version) |
 //! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
 //!
-//! Positions, numbers and times (milliseconds) are varints; texts and bytes have a varint length; lists a varint
-//! count; `?` is a byte 0 or 1 before the value; a duration is varint seconds and varint nanoseconds; an HTTP status is a `u16` and a
-//! float its bits as a `u64`, both little-endian; an idempotency is scope and fingerprint (16 bytes each) and an
-//! expiry?; a secret is its kind, sealed key and expiry?. Enumerations are one byte, listed at their `*_tag` function.
+//! Encoding of the fields:
+//!
+//! * Positions, numbers and times (milliseconds) are varints.
+//! * Texts and bytes have a varint length; lists have a varint count.
+//! * `?` marks an optional value: a byte 0 or 1 precedes it.
+//! * A duration is varint seconds and varint nanoseconds.
+//! * An HTTP status is a `u16`, a float is its bits as a `u64`; both are little-endian.
+//! * An idempotency is scope and fingerprint (16 bytes each) and an optional expiry.
+//! * A secret is its kind, sealed key and an optional expiry.
+//! * An enumeration is one byte: the code in its declaration in [`domain`](crate::domain).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,13 +52,13 @@ use crate::domain::{
     Position, Record, Rejection, Reservation, Role, Trigger,
 };
 
-/// Version of the layouts below that have had no other.
+/// Layout version of the records that have had a single layout.
 pub(super) const LAYOUT: u8 = 1;
-/// Version of the layout that attempts are written in. Earlier ones are still read: the first did not
-/// say the network, the second neither hold nor uptime, and the third no delay.
+/// Layout version of attempts. Earlier layouts stay readable: layout 1 has no network, layout 2 has
+/// no hold and no uptime, layout 3 has no delay.
 const ATTEMPT_LAYOUT: u8 = 4;
-/// Version of the layout that endpoints are written in. The first one, which is still read, had secrets of one kind,
-/// in plain bytes, and no options.
+/// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
+/// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
 
 const EVENT_ACCEPTED: u8 = 1;
@@ -68,7 +76,7 @@ const DELIVERIES_REORDERED: u8 = 12;
 const EVENT_REJECTED: u8 = 13;
 const RATE_RESERVED: u8 = 14;
 
-/// Bytes that most records of this content do not exceed.
+/// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
 pub fn size_hint(record: &Record) -> usize {
     match record {
@@ -78,7 +86,7 @@ pub fn size_hint(record: &Record) -> usize {
     }
 }
 
-/// Appends the record's bytes to `out`.
+/// Appends the encoded record to `out`.
 pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let tag = record_tag(record);
     put_u8(out, tag);
@@ -134,7 +142,7 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads one record; the bytes must end with it.
+/// Decodes one record. Trailing bytes are an error.
 pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
     let r = &mut reader;
@@ -223,7 +231,7 @@ fn record_tag(record: &Record) -> u8 {
     }
 }
 
-// ---- parts shared by several records ---------------------------------------------------------------------------
+// ---- parts shared by several records -------------------------------------------------------
 
 fn put_delivery(out: &mut Vec<u8>, key: DeliveryKey) {
     put_varint(out, key.event.0);
@@ -252,7 +260,7 @@ fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecError> {
     })
 }
 
-/// 1: a version conflict, with what was expected (0 any, 1 none, 2 a version) and the actual version?; 2: the id is taken.
+/// 1 version conflict (expected: 0 any, 1 no stream, 2 a version; actual version?), 2 id taken.
 fn put_rejection(out: &mut Vec<u8>, rejection: Rejection) {
     match rejection {
         Rejection::VersionConflict { expected, actual } => {
@@ -293,7 +301,7 @@ fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
     }
 }
 
-// ---- events ----------------------------------------------------------------------------------------------------
+// ---- events --------------------------------------------------------------------------------
 
 fn put_event(out: &mut Vec<u8>, event: &Event) {
     put_text(out, event.id.as_str());
@@ -334,7 +342,7 @@ fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
     })
 }
 
-// ---- attempts --------------------------------------------------------------------------------------------------
+// ---- attempts ------------------------------------------------------------------------------
 
 fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
     put_varint(out, u64::from(attempt.number));
@@ -418,7 +426,7 @@ fn get_error_class(r: &mut Reader<'_>) -> Result<ErrorClass, CodecError> {
     get_coded(r, "error class", ErrorClass::from_code)
 }
 
-// ---- keys ------------------------------------------------------------------------------------------------------
+// ---- keys ----------------------------------------------------------------------------------
 
 fn put_key(out: &mut Vec<u8>, key: &ApiKey) {
     put_text(out, key.id.as_str());

@@ -1,4 +1,4 @@
-//! Promises of the record codec: round trips, golden bytes, hostile bytes.
+//! Tests of the record codec: round trips, golden bytes, hostile bytes.
 
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use std::time::Duration;
@@ -131,7 +131,7 @@ fn keys() -> Vec<DeliveryKey> {
     (1..4).map(|n| DeliveryKey { event: Position(n * 100), endpoint: EndpointNumber(n as u32) }).collect()
 }
 
-/// Every variant of every type that a record can hold, at least once.
+/// Samples with every variant of every type in a record.
 fn samples() -> Vec<Record> {
     let at = time(1_000);
     let delivery = DeliveryKey { event: Position(300), endpoint: EndpointNumber(2) };
@@ -273,14 +273,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn every_record_comes_back_as_it_was() {
+fn every_record_survives_a_round_trip() {
     for record in samples() {
         assert_eq!(decode(&encoded(&record)).as_ref(), Ok(&record));
     }
 }
 
 #[test]
-fn a_record_cut_short_or_followed_by_bytes_is_refused() {
+fn truncated_or_extended_record_is_rejected() {
     for record in samples() {
         let bytes = encoded(&record);
         for end in 0..bytes.len() {
@@ -292,7 +292,7 @@ fn a_record_cut_short_or_followed_by_bytes_is_refused() {
 }
 
 #[test]
-fn a_changed_byte_never_panics_and_what_decodes_encodes_to_the_same_bytes() {
+fn changed_byte_never_panics_and_decoding_is_canonical() {
     for record in samples() {
         let mut bytes = encoded(&record);
         for at in 0..bytes.len() {
@@ -318,7 +318,7 @@ proptest::proptest! {
 }
 
 #[test]
-fn unknown_tags_and_layouts_are_named() {
+fn unknown_tags_and_layouts_are_reported() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
     assert_eq!(decode(&[15, 1]), Err(CodecError::UnknownTag(15)));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
@@ -328,7 +328,7 @@ fn unknown_tags_and_layouts_are_named() {
 }
 
 #[test]
-fn options_of_an_endpoint_are_known_and_in_order() {
+fn unknown_or_unordered_endpoint_options_are_rejected() {
     let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
     let (count, head) = plain.split_last().unwrap();
     assert_eq!(*count, 0);
@@ -348,7 +348,7 @@ fn options_of_an_endpoint_are_known_and_in_order() {
     }
 }
 
-/// As in `golden.txt`: these bytes stay as they are.
+/// As in `golden.txt`: these bytes never change.
 #[test]
 fn golden_bytes_of_a_handshake() {
     let consented = Handshake {
@@ -371,7 +371,7 @@ fn golden_bytes_of_a_handshake() {
     }
 }
 
-/// As in `golden.txt`: these bytes stay as they are.
+/// As in `golden.txt`: these bytes never change.
 #[test]
 fn golden_bytes_of_a_hold() {
     let bytes = encoded(&Record::AttemptFinished {
@@ -384,8 +384,8 @@ fn golden_bytes_of_a_hold() {
     assert!(hex(&bytes).ends_with(golden), "{}", hex(&bytes));
 }
 
-/// These bytes are on people's disks. A test that fails here means a new layout version, and a new line at the end of
-/// the file; never a changed line.
+/// These bytes are on users' disks. If this test fails, add a layout version and a line at the end
+/// of the file. Never change a line.
 #[test]
 fn golden_bytes_of_each_tag() {
     let golden: Vec<_> = include_str!("golden.txt").lines().map(unhex).collect();
@@ -401,12 +401,13 @@ fn golden_bytes_of_each_tag() {
     assert_eq!(seen.len(), usize::from(RATE_RESERVED), "a tag has no sample");
 }
 
-/// As [`golden_bytes_of_each_tag`]: an option's bytes never change, and a new one gets a new tag.
+/// As [`golden_bytes_of_each_tag`]: an option's bytes never change, and a new option gets a new
+/// tag.
 #[test]
 fn golden_bytes_of_options() {
     let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
     let alone = encoded(endpoints_with_options().last().unwrap());
-    // Everything before the options is the same, but for their count.
+    // The bytes before the options differ only in the option count.
     assert_eq!(alone[..plain.len() - 1], plain[..plain.len() - 1]);
     let certificate = format!("01033a0202010201030228{}08434e3d62616c746f09", "05".repeat(40));
     assert_eq!(hex(&alone[plain.len() - 1..]), certificate);

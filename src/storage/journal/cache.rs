@@ -1,4 +1,4 @@
-//! A small least-recently-used map with a bound on total weight.
+//! A least-recently-used cache with a limit on the total weight.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -25,7 +25,7 @@ impl<K: Hash + Eq + Copy, V: Clone> LruCache<K, V> {
         Some(value.clone())
     }
 
-    /// What weighs more than the bound is not kept.
+    /// Adds a value. Drops a value that is heavier than the limit.
     pub(super) fn insert(&mut self, key: K, weight: usize, value: V) {
         self.remove(key);
         if weight > self.weight_max {

@@ -1,22 +1,23 @@
-//! The bytes of a journal file: file header, frames, and how to find frames in damaged bytes.
+//! The bytes of a journal file: file header, frames, and the search for frames in damaged bytes.
 //!
-//! Owns: layout version 1 of the journal. Must never write to a disk. All integers are little-endian; every checksum is
-//! CRC-32/IEEE started with the file's salt, so that bytes which a publisher put into an event's data cannot pass for a
-//! frame when the scan looks for the next one behind damage.
+//! Owns layout version 1 of the journal. Never writes to a disk. All integers are little-endian.
+//! Each checksum is a CRC-32/IEEE that starts with the file's salt: bytes from an event's data
+//! cannot pass as a frame when the scanner searches for the next frame after damage.
 //!
-//! File header, 64 bytes: twice the same 32, so that one damaged sector does not cost the salt.
+//! File header, 64 bytes: the same 32 bytes twice, so that one damaged sector does not destroy the
+//! salt.
 //!
 //! | bytes | |
 //! |---|---|
 //! | 0..4 | `BLTJ` |
-//! | 4..8 | CRC of bytes 8..32 (not salted: the salt is in there) |
+//! | 4..8 | CRC of bytes 8..32, without salt (these bytes contain the salt) |
 //! | 8..10 | format version, 1 |
 //! | 10..12 | flags: 1 = rewritten, so positions may be missing between its frames |
 //! | 12..16 | salt |
-//! | 16..24 | first position that the file could hold |
-//! | 24..32 | commit time of the commit that made the file, ms; no frame in it is earlier |
+//! | 16..24 | first position that the file can hold |
+//! | 24..32 | commit time of the commit that created the file, ms; no frame in it is earlier |
 //!
-//! Frame: header of 64 bytes, then the body.
+//! Frame: a header of 64 bytes, then the body.
 //!
 //! | bytes | |
 //! |---|---|
@@ -26,19 +27,21 @@
 //! | 12..16 | CRC of the body |
 //! | 16..18 | format version, 1 |
 //! | 18..20 | zero |
-//! | 20..24 | record count; 0 in a note |
+//! | 20..24 | record count; 0 in a gap marker |
 //! | 24..32 | first position |
 //! | 32..40 | last position |
-//! | 40..48 | commit time, ms, never less than the frame before |
-//! | 48..56 | first position of the commit (the write and fsync) that the frame belongs to |
+//! | 40..48 | commit time, ms, never less than that of the frame before |
+//! | 48..56 | first position of the frame's commit (one write and one fsync) |
 //! | 56..64 | last position of that commit |
 //!
-//! Behind the last frame of the file that is being written there may be zeros: room for frames to come.
+//! The active file may have preallocated zeros after its last frame.
 //!
-//! Body: per record a varint position delta (to the record before; 0 for the first), a varint length, and the record.
+//! Body: for each record a varint position delta (from the record before; 0 for the first), a
+//! varint length, and the record.
 //!
-//! A note is a frame without records: the positions that it names were taken out on purpose. A rewritten file whose last
-//! record is not the last before the next file ends with one, so that a file that breaks off, or is missing, is noticed.
+//! A gap marker is a frame without records: retention removed the positions that it names. A
+//! rewritten file ends with a gap marker unless its last record is directly before the next file. A
+//! truncated or missing file is therefore detected.
 
 use std::io;
 use std::ops::Range;
@@ -56,15 +59,15 @@ pub(super) const FRAME_HEADER_BYTES: usize = 64;
 const FILE_MAGIC: &[u8; 4] = b"BLTJ";
 const FRAME_MAGIC: &[u8; 4] = b"BLTF";
 const FLAG_REWRITTEN: u16 = 1;
-/// Bytes that one read takes while looking for the next frame behind damage.
+/// Read size while searching for the next frame after damage.
 const RESYNC_BYTES: usize = 1024 * 1024;
-/// Bytes that one read takes while walking over headers.
+/// Read size while reading frame headers.
 const WALK_BYTES: usize = 8 * 1024;
 
 const _: () = assert!(RESYNC_BYTES > FRAME_HEADER_BYTES && WALK_BYTES > FRAME_HEADER_BYTES);
 const _: () = assert!(limits::FRAME_BYTES_MAX < u32::MAX as usize);
 
-/// Whether the bytes from an offset on, as far as there are any, are how a frame begins.
+/// Whether the bytes at `offset` match the beginning of a frame, as far as they exist.
 pub(super) fn starts_with_frame_magic<R: ReadAt + ?Sized>(source: &R, offset: u64) -> io::Result<bool> {
     let mut bytes = [0; FRAME_MAGIC.len()];
     let count = source.read_at(offset, &mut bytes)?;
@@ -97,13 +100,13 @@ pub(super) struct FileHeader {
     pub(super) time: Timestamp,
 }
 
-/// What the first bytes of a journal file turned out to be.
+/// Result of reading a file header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FoundHeader {
     Ours(FileHeader),
     /// Both copies are damaged.
     Damaged,
-    /// Intact, and written by a newer version.
+    /// Intact, but written by a newer version.
     Newer(u16),
 }
 
@@ -154,7 +157,7 @@ pub(super) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Says that the positions from `first` to `last` were taken out.
+    /// Creates a gap marker for the removed positions `first` to `last`.
     pub(super) fn gap_marker(first: Position, last: Position, time: Timestamp, salt: u32) -> Self {
         Self {
             body_bytes: 0,
@@ -223,7 +226,7 @@ pub(super) struct FrameBuilder {
 
 impl FrameBuilder {
     pub(super) fn push(&mut self, position: Position, record: &[u8]) {
-        assert!(self.count == 0 || position > self.last, "positions of a frame must rise");
+        assert!(self.count == 0 || position > self.last, "positions of a frame must ascend");
         if self.count == 0 {
             self.first = position;
         }
@@ -250,7 +253,7 @@ impl FrameBuilder {
         commit: (Position, Position),
         out: &mut Vec<u8>,
     ) -> FrameHeader {
-        assert!(self.count > 0 && self.body.len() <= limits::FRAME_BYTES_MAX, "a frame within its bounds");
+        assert!(self.count > 0 && self.body.len() <= limits::FRAME_BYTES_MAX, "frame size out of bounds");
         let header = FrameHeader {
             body_bytes: self.body.len() as u32,
             body_crc: checksum(salt, &self.body),
@@ -269,7 +272,7 @@ impl FrameBuilder {
     }
 }
 
-/// Where the records of a body lie, as ranges relative to it. `None` when the body contradicts its header.
+/// Returns the byte ranges of a body's records, or `None` if the body contradicts its header.
 pub(super) fn record_ranges(header: &FrameHeader, body: &[u8]) -> Option<Vec<(Position, Range<usize>)>> {
     let mut reader = Reader::new(body);
     let mut ranges = Vec::with_capacity((header.count as usize).min(body.len()));
@@ -298,7 +301,7 @@ impl ReadAt for dyn DiskFile {
     }
 }
 
-/// A part of a file that is in memory.
+/// A part of a file in memory.
 pub(super) struct FileWindow<'a> {
     pub(super) start: u64,
     pub(super) bytes: &'a [u8],
@@ -313,12 +316,12 @@ impl ReadAt for FileWindow<'_> {
     }
 }
 
-/// How much a scan checks.
+/// Depth of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ScanDepth {
-    /// Frame headers only; bodies are skipped.
+    /// Frame headers only.
     Headers,
-    /// Bodies too.
+    /// Frame headers and bodies.
     Bodies,
 }
 
@@ -328,21 +331,21 @@ pub(super) enum ScanItem {
         offset: u64,
         header: FrameHeader,
     },
-    /// Bytes that belong to no readable frame. `known` when a valid header says which positions they held.
+    /// Bytes without a readable frame. `known` holds their positions if the frame header is valid.
     Damage {
         bytes: Range<u64>,
         known: Option<(Position, Position)>,
     },
 }
 
-/// Walks the frames of a file from one offset to another, across damage.
+/// Iterates over the frames of a byte range and skips damage.
 pub(super) struct Scanner<'a, R: ReadAt + ?Sized> {
     source: &'a R,
     salt: u32,
     depth: ScanDepth,
     offset: u64,
     end: u64,
-    /// Last position seen; a frame that does not rise above it is none.
+    /// Last position seen. A frame must begin above it.
     last: Position,
     window: Vec<u8>,
     window_start: u64,
@@ -355,7 +358,7 @@ impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
         Self { source, salt, depth, offset: range.start, end: range.end, last, window, window_start: 0, body }
     }
 
-    /// The body of the frame that [`Self::next`] just gave, with [`ScanDepth::Bodies`].
+    /// Body of the frame that [`Self::next`] returned last, with [`ScanDepth::Bodies`].
     pub(super) fn body(&self) -> &[u8] {
         &self.body
     }
@@ -378,7 +381,7 @@ impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
         Ok(Some(ScanItem::Frame { offset: start, header }))
     }
 
-    /// A valid header whose frame ends within the range.
+    /// Returns the header at `offset` if it is valid and its frame ends within the range.
     fn header_at(&mut self, offset: u64) -> io::Result<Option<FrameHeader>> {
         let needed = offset + FRAME_HEADER_BYTES as u64;
         if needed > self.end {
@@ -407,7 +410,7 @@ impl<'a, R: ReadAt + ?Sized> Scanner<'a, R> {
         Ok(count == self.body.len() && (is_valid || failpoints::is_active(Mutation::IgnoreChecksums)))
     }
 
-    /// Offset of the next whole frame at or after `offset`, or the end.
+    /// Returns the offset of the next intact frame at or after `offset`, or the end.
     fn resync(&mut self, mut offset: u64) -> io::Result<u64> {
         let mut chunk = Vec::new();
         while offset + FRAME_HEADER_BYTES as u64 <= self.end {

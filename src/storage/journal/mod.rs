@@ -1,13 +1,18 @@
-//! The journal: an append-only log of records, the only truth.
+//! The journal: an append-only log of records, and the source of truth.
 //!
-//! Owns: the files `journal-<first position>.log`, their order and their durability. One owner writes
-//! ([`Journal`]); anyone reads ([`JournalReader`]). Must never know what a record means, read a clock or start_next_segment dice.
+//! Owns the files `journal-<first position>.log`, their order and their durability. One owner
+//! writes ([`Journal`]); any thread reads ([`JournalReader`]). It interprets no record, reads no
+//! clock and uses no randomness.
 //!
-//! Invariants: positions rise densely as they are assigned and never change; an append returns only after its bytes
-//! are synced, and readers see it only then; after a write or sync error nothing more is appended, because a sync that
-//! failed once proves nothing when it succeeds later (a full disk is the exception: what was not synced is cut off
-//! again). What is not whole at the end of the last file was never acknowledged and is cut at the next start. Damage
-//! anywhere else costs the frame that it hit, and is reported.
+//! Invariants:
+//!
+//! * Positions are assigned in dense ascending order and never change.
+//! * An append returns after its bytes are synced. Readers see the records only then.
+//! * After a write or sync error the journal accepts no more appends: a sync that succeeds after a
+//!   failure proves nothing. A full disk is the exception: the unsynced bytes are truncated.
+//! * An incomplete commit at the end of the last file was never acknowledged. The next start
+//!   truncates it.
+//! * Damage anywhere else costs only the damaged frame, and is reported.
 
 mod cache;
 mod frame;
@@ -39,18 +44,18 @@ use frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
 use reader::{SegmentEntry, SegmentStore, write};
 use segment::{Segment, file_name};
 
-/// Longest varint delta in front of a record of an append.
+/// Longest position delta of an appended record, as a varint.
 const DELTA_BYTES: usize = 1;
 
 #[derive(Clone, Copy, Debug)]
 pub struct JournalOptions {
-    /// A random number for files made from now on: keeps payload bytes from passing for frames.
+    /// Random salt of new files: prevents payload bytes from passing as frames.
     pub salt: u32,
     pub segment_bytes: u64,
-    /// Zeros that are put behind the end at once.
+    /// Zero bytes that are preallocated behind the last frame.
     pub preallocation_bytes: usize,
     pub frame_bytes: usize,
-    /// Bound of the blocks that readers keep, in bytes.
+    /// Size limit of the readers' block cache, in bytes.
     pub cache_bytes: usize,
 }
 
@@ -67,27 +72,28 @@ impl JournalOptions {
     }
 }
 
-/// What kind of damage it is.
+/// Kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DamageCause {
-    /// Both copies of a file's header.
+    /// Both copies of the file header are damaged.
     FileHeader,
-    /// Bytes in which no frame can be found.
+    /// A byte range without a readable frame.
     Unreadable,
-    /// A frame's body does not match its checksum or its header.
+    /// The body of a frame does not match its checksum or its header.
     Body,
-    /// Frames that should be there are not.
+    /// Frames are missing.
     Missing,
 }
 
-/// A damaged location.
+/// A damaged range of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// First position of the segment, as in its file name.
+    /// First position of the segment, as in the file name.
     pub segment: Position,
-    /// Bytes of the file; empty where frames are missing.
+    /// Byte range in the file; empty for missing frames.
     pub bytes: Range<u64>,
-    /// First and last position lost (in a rewritten segment: at most these). `None` when no record is.
+    /// First and last lost position, or `None` if no record is lost. In a rewritten segment the
+    /// range is an upper bound.
     pub positions: Option<(Position, Position)>,
     pub cause: DamageCause,
 }
@@ -95,45 +101,44 @@ pub struct Damage {
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.positions {
-            Some((first, last)) if first == last => write!(f, "position {first} is lost")?,
-            Some((first, last)) => write!(f, "positions {first} to {last} are lost")?,
-            None => f.write_str("no record is lost")?,
+            Some((first, last)) if first == last => write!(f, "position {first} lost")?,
+            Some((first, last)) => write!(f, "positions {first} to {last} lost")?,
+            None => f.write_str("no record lost")?,
         }
         let cause = match self.cause {
-            DamageCause::FileHeader => {
-                "both copies of the file's header are damaged, or it is another file's"
-            }
-            DamageCause::Unreadable => "no frame can be found there",
+            DamageCause::FileHeader => "both copies of the file header are damaged or belong to another file",
+            DamageCause::Unreadable => "no readable frame",
             DamageCause::Body => "a frame does not match its checksum",
-            DamageCause::Missing => "frames that have to be there are not",
+            DamageCause::Missing => "frames are missing",
         };
         let Range { start, end } = self.bytes;
         write!(f, " ({}, bytes {start} to {end}: {cause})", file_name(self.segment))
     }
 }
 
-/// Why an append was not made.
+/// Why an append failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// Nothing was appended; the journal remains usable.
+    /// Nothing was appended. The journal remains usable.
     #[error("the disk is full")]
     DiskFull,
-    /// Nothing was appended; the journal remains usable.
-    #[error("a unit of {bytes} bytes does not fit a frame of {bytes_max}")]
+    /// Nothing was appended. The journal remains usable.
+    #[error("unit of {bytes} bytes exceeds the frame limit of {bytes_max} bytes")]
     TooLarge { bytes: usize, bytes_max: usize },
-    /// Whether it was appended is decided at the next start. The journal takes no more.
-    #[error("the journal cannot be written: {0}")]
+    /// The next start decides whether the records were appended. The journal accepts no more
+    /// appends.
+    #[error("journal write failed: {0}")]
     Io(#[source] io::Error),
-    #[error("the journal has failed before and must be opened again")]
+    #[error("the journal failed earlier; restart to reopen it")]
     Poisoned,
 }
 
-/// The records of one append as bytes, one behind the other. A unit is appended all or none.
+/// The encoded records of one append. A unit is appended completely or not at all.
 #[derive(Default)]
 struct Encoded {
     bytes: Vec<u8>,
     records: Vec<Range<usize>>,
-    /// Of each unit: its records, and the bytes that it takes in a frame's body, at most.
+    /// For each unit: its range of records, and an upper bound of its bytes in a frame body.
     units: Vec<(Range<usize>, usize)>,
 }
 
@@ -160,23 +165,23 @@ impl Encoded {
     }
 }
 
-/// The single writer.
+/// The single writer of the journal.
 pub struct Journal {
     shared: Arc<SegmentStore>,
     options: JournalOptions,
     active: Option<Arc<Segment>>,
-    /// End of what is durable in the active file.
+    /// End of the durable frames in the active file.
     end: u64,
-    /// Length of the active file: what lies behind the end are zeros, to be written over.
+    /// Length of the active file. The bytes behind `end` are preallocated zeros.
     allocated_end: u64,
     next: Position,
-    /// Time of the last commit.
+    /// Commit time of the last append.
     time: Timestamp,
     poisoned: bool,
-    /// Bytes that a full disk did not take the last time.
+    /// Bytes of the last write that failed because the disk was full.
     refused_bytes: usize,
     encoded: Encoded,
-    /// What is written next: frames, and room behind them.
+    /// The next write: frames, and preallocated zeros behind them.
     buffer: Vec<u8>,
 }
 
@@ -186,13 +191,13 @@ impl Journal {
         JournalReader { shared: Arc::clone(&self.shared) }
     }
 
-    /// Position that the next record will get.
+    /// Position of the next record.
     #[must_use]
     pub fn next_position(&self) -> Position {
         self.next
     }
 
-    /// Time of the last commit: the next is never earlier.
+    /// Time of the last commit. Later commits are never earlier.
     #[must_use]
     pub fn last_time(&self) -> Timestamp {
         self.time
@@ -203,8 +208,8 @@ impl Journal {
         self.poisoned
     }
 
-    /// Notes that records up to `last`, once durable, are gone from the end: a new segment begins after them, so that no
-    /// position is given twice.
+    /// Records that durable records up to `last` are missing from the end. Starts a new segment
+    /// after them, so that no position is assigned twice.
     pub(crate) fn skip_lost_positions(&mut self, last: Position) -> Result<Damage, AppendError> {
         let first = self.next;
         self.next = last.next();
@@ -213,14 +218,17 @@ impl Journal {
         Ok(Damage { segment, bytes: 0..0, positions: Some((first, last)), cause: DamageCause::Missing })
     }
 
-    /// Whether a disk that was full takes again what it refused.
+    /// Whether a disk that was full has space again for the failed write.
     #[must_use]
     pub fn has_space(&self) -> bool {
         open::has_space(&*self.shared.disk, self.refused_bytes.max(limits::FRAME_BYTES_TARGET))
     }
 
-    /// Appends all units with one write and one sync; returns the first position and the one after the last. A unit
-    /// lies in one frame, so that it survives whole or not at all. A commit time earlier than the last is raised to it.
+    /// Appends all units with one write and one sync. Returns the first position and the position
+    /// after the last.
+    ///
+    /// A unit lies in one frame, so that a crash keeps it completely or not at all. A commit time
+    /// before the last one is raised to the last one.
     pub fn append<U: AsRef<[Record]>>(
         &mut self,
         commit_time: Timestamp,
@@ -258,7 +266,7 @@ impl Journal {
         Ok(range)
     }
 
-    /// Puts the units' frames into the buffer.
+    /// Encodes the units as frames into the buffer.
     fn build_frames(
         &mut self,
         segment: &Segment,
@@ -291,23 +299,24 @@ impl Journal {
         if !builder.is_empty() {
             close(&mut builder, &mut self.buffer);
         }
-        assert_eq!(position, range.end, "every record has its position");
+        assert_eq!(position, range.end, "each record must have a position");
         frames
     }
 
-    /// Writes the buffer, and room behind it when there is none left: to sync bytes that lie within a file takes one
-    /// write to the disk, while a file that grows takes two or three (measured: 95 against 150 microseconds).
+    /// Writes the buffer. Preallocates zeros behind the frames when the file has none left: a sync
+    /// within the file size costs one disk write, and a sync that extends the file costs two or
+    /// three (measured: 95 against 150 microseconds).
     fn write_and_preallocate(&mut self, segment: &Segment) -> Result<(), AppendError> {
         let frames = self.buffer.len();
         let end = self.end + frames as u64;
         if end > self.allocated_end {
             let most = self.options.segment_bytes.saturating_sub(end);
-            let room = self.options.preallocation_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
-            self.buffer.resize(frames + room, 0);
+            let zeros = self.options.preallocation_bytes.min(usize::try_from(most).unwrap_or(usize::MAX));
+            self.buffer.resize(frames + zeros, 0);
         }
         let mut written = self.write(segment);
         if matches!(written, Err(AppendError::DiskFull)) && self.buffer.len() > frames {
-            // The frames alone may still fit.
+            // The frames without preallocation may still fit.
             self.buffer.truncate(frames);
             written = self.write(segment);
         }
@@ -326,7 +335,7 @@ impl Journal {
         Err(self.poison(error))
     }
 
-    /// Cuts the file off where its frames end.
+    /// Truncates the file to the end of its frames.
     fn truncate_preallocation(&mut self, segment: &Segment) -> io::Result<()> {
         segment.file.truncate(self.end)?;
         self.allocated_end = self.end;
@@ -337,7 +346,8 @@ impl Journal {
         if crate::failpoints::is_active(crate::failpoints::Mutation::AnswerBeforeFlush) {
             return Ok(());
         }
-        // A full disk that shows only here is no exception: what the file holds is unknown.
+        // ENOSPC from a sync is not treated as a full disk, because the file's content is then
+        // unknown.
         segment.file.sync_data().map_err(|error| self.poison(error))
     }
 
@@ -346,8 +356,8 @@ impl Journal {
         AppendError::Io(error)
     }
 
-    /// The segment that the next append goes to. One that has reached its target goes on growing while no further file
-    /// can be opened.
+    /// Returns the segment of the next append. A full segment keeps growing while no file
+    /// descriptor is free.
     fn segment_for(&mut self, time: Timestamp) -> Result<Arc<Segment>, AppendError> {
         let Some(active) = self.active.clone() else { return self.start_next_segment(time) };
         if self.end < self.options.segment_bytes {
@@ -369,7 +379,7 @@ impl Journal {
         self.activate_segment(header, made)
     }
 
-    /// A sealed file ends with its last frame.
+    /// Removes the preallocated zeros: a sealed file ends with its last frame.
     fn trim_active_segment(&mut self) -> Result<(), AppendError> {
         match self.active.clone().filter(|_| self.allocated_end > self.end) {
             Some(active) => self.truncate_preallocation(&active).map_err(|error| self.poison(error)),
@@ -387,8 +397,8 @@ impl Journal {
         Ok(file)
     }
 
-    /// Seals the active segment and starts one in a file that was just made, durable in name and header before anything
-    /// is put into it.
+    /// Seals the active segment and activates the new file. Makes the file's name and header
+    /// durable before any frame is written.
     fn activate_segment(
         &mut self,
         header: FileHeader,
@@ -411,7 +421,7 @@ impl Journal {
         let end = FILE_HEADER_BYTES as u64;
         let segment =
             Arc::new(Segment::new(self.shared.next_id(), file, header, Vec::new(), end, Vec::new()));
-        // The list and the active segment change together, as readers look at both.
+        // Readers look at the list and the active segment, so both change together.
         let mut list = write(&self.shared.list);
         let mut active = write(&self.shared.active);
         if let (Some(sealed), Some(entry)) = (self.active.take(), list.last()) {

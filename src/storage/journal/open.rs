@@ -1,7 +1,7 @@
-//! Opening and verifying.
+//! Opening and verification of a journal.
 //!
-//! Owns: what is done with a journal that a crash or a bad disk left behind. Only the last file is read whole at open;
-//! of the sealed ones the headers are. Must never drop a whole frame of an earlier commit.
+//! Owns the recovery after a crash or disk damage. Reads the whole last file, and only the headers
+//! of sealed files. Never drops an intact frame of an earlier commit.
 
 use std::io;
 use std::sync::Arc;
@@ -21,24 +21,26 @@ use crate::limits;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::progress::{OnProgress, WorkProgress};
 
-/// Ending of a file that a rewrite has not finished.
+/// Suffix of an unfinished rewrite's file.
 pub(super) const TEMPORARY_SUFFIX: &str = ".rewrite";
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("the journal cannot be opened: {0}")]
+    #[error("cannot open the journal: {0}")]
     Io(#[from] io::Error),
-    #[error("segment {segment} has format {found}; this version knows {known}")]
+    #[error(
+        "segment {segment} has format {found}, this version supports format {known}; use a newer version"
+    )]
     NewerFormat { segment: Position, found: u16, known: u16 },
 }
 
-/// What opening found and did.
+/// Result of opening a journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenReport {
     pub segments: usize,
     /// Zero when the journal is empty.
     pub last: Position,
-    /// Bytes at the end of the last file that held no finished commit.
+    /// Bytes of an incomplete commit at the end of the last file. They are truncated.
     pub torn_bytes: u64,
     pub damage: Vec<Damage>,
 }
@@ -49,21 +51,21 @@ pub struct VerifyReport {
     pub frames: u64,
     pub records: u64,
     pub bytes: u64,
-    /// As [`OpenReport::torn_bytes`]; left where they are.
+    /// As [`OpenReport::torn_bytes`]. Verification does not truncate them.
     pub torn_bytes: u64,
     pub damage: Vec<Damage>,
 }
 
-/// The last file after its scan.
+/// The last file, with its scan.
 struct Tail {
     file: Arc<dyn DiskFile>,
     header: FileHeader,
     index: Vec<IndexEntry>,
     scan: FrameScan,
     valid_end: u64,
-    /// Without the zeros that were room for frames to come.
+    /// Length without preallocated zeros.
     length: u64,
-    /// With them.
+    /// Length with preallocated zeros.
     allocated_end: u64,
 }
 
@@ -83,8 +85,8 @@ fn read_known_header(file: &dyn DiskFile, segment: Position) -> Result<Option<Fi
     }
 }
 
-/// How many records an unreadable last file held is unknown; a record takes more than a byte, so no position from here on
-/// was given.
+/// Upper bound of the positions in an unreadable last file. Each record takes more than one byte,
+/// so no position from here on was assigned.
 fn position_bound(first: Position, bytes: u64) -> Position {
     Position(first.0 + bytes)
 }
@@ -94,10 +96,14 @@ fn file_header_damage(segment: Position, bytes: u64, upper: Option<Position>) ->
     Damage { segment, bytes: 0..bytes, positions, cause: DamageCause::FileHeader }
 }
 
-/// Where the file has to be cut. What has no whole frame behind it is torn. So is damage within the last commit: its
-/// pages reach the disk in any order, and a commit with a hole was never acknowledged. But when a frame begins behind a
-/// last commit that is complete, a later write was under way, so the last commit was synced, and a hole in it is damage.
-/// (Other bytes behind it prove nothing: they may be what became of the room that was written with it.)
+/// Returns the offset at which the last file is truncated.
+///
+/// * Bytes after the last intact frame are torn.
+/// * Damage within the last commit is torn as well: the pages of a commit reach the disk in any
+///   order, and an incomplete commit was never acknowledged.
+/// * Damage in a complete last commit is real damage if another frame begins after it: a later
+///   write proves that the commit was synced. Other bytes after it prove nothing, because they may
+///   be preallocated bytes of the same write.
 fn valid_end(scan: &FrameScan, frame_begins: bool) -> u64 {
     let Some(last) = scan.last_frame else { return scan.end };
     let complete = last.last == last.commit_last;
@@ -115,7 +121,7 @@ fn valid_end(scan: &FrameScan, frame_begins: bool) -> u64 {
     }
 }
 
-/// Whether there are only zeros from an offset on: room that was never written to.
+/// Whether the file has only zeros from `offset` on: unused preallocation.
 fn is_zero_from(file: &dyn DiskFile, mut offset: u64) -> io::Result<bool> {
     let mut bytes = vec![0; limits::FRAME_BYTES_TARGET];
     loop {
@@ -152,7 +158,8 @@ fn scan_tail(file: Arc<dyn DiskFile>, header: FileHeader) -> Result<Tail, Journa
 }
 
 impl Journal {
-    /// Opens the journal in a directory, or starts an empty one. The caller makes sure that nobody else has it open.
+    /// Opens the journal of a directory, or creates an empty one. The caller ensures that no other
+    /// process uses the directory.
     pub fn open(disk: Arc<dyn Disk>, options: JournalOptions) -> Result<(Self, OpenReport), JournalError> {
         for name in disk.list()?.iter().filter(|name| name.ends_with(TEMPORARY_SUFFIX)) {
             disk.remove(name)?;
@@ -167,8 +174,8 @@ impl Journal {
             next = next.max(first);
             let file = disk.open_write(&file_name(first))?;
             let bytes = file.len()?;
-            // A file that is shorter than its header never got further, even when the first copy of it can be read: what
-            // would be appended to it would lie where nobody looks.
+            // A file shorter than its header was never completed, even if the first header copy is
+            // readable. Later appends would lie where no reader looks.
             let header = read_known_header(&*file, first)?.filter(|_| bytes >= FILE_HEADER_BYTES as u64);
             if let Some(header) = header {
                 let scanned = scan_tail(file, header)?;
@@ -186,7 +193,7 @@ impl Journal {
                 entries.push(SegmentEntry { first, time: Timestamp::default(), bytes, version: 0 });
                 break;
             }
-            // A crash came while the file was being made: nothing was ever put into it.
+            // A crash interrupted the creation of this file. It holds no frame.
             disk.remove(&file_name(first))?;
             report.torn_bytes += bytes;
         }
@@ -225,8 +232,9 @@ impl Journal {
         Ok((journal, report))
     }
 
-    /// Goes on in the last file, unless there is damage in it: what came to lie behind could change what the damage looks
-    /// like (a frame whose end is missing would swallow it). Then the next append begins another file.
+    /// Continues in the last file if it is undamaged. After damage, the next append starts a new
+    /// file: appended bytes could change how the damage is read. For example, a frame with a
+    /// missing end would swallow them.
     fn adopt_tail(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
         let damage: Vec<_> = tail.scan.damage.into_iter().map(|seen| seen.damage).collect();
         self.allocated_end = tail.allocated_end;
@@ -236,7 +244,8 @@ impl Journal {
             self.allocated_end = valid_end;
             report.torn_bytes += tail.length - valid_end;
         }
-        // What was read may still be in the page cache only: it must be durable before anyone acts on it.
+        // The bytes may be in the page cache only. They must be durable before anything depends on
+        // them.
         tail.file.sync_data()?;
         report.damage.extend(damage.iter().cloned());
         if !damage.is_empty() {
@@ -264,7 +273,8 @@ fn sealed_entry(
     Ok((SegmentEntry { first, time, bytes, version: 0 }, damage))
 }
 
-/// Searches by time need rising times: a file whose header is lost takes that of the one before.
+/// Searches by time need ascending times. A file with a lost header takes the time of the file
+/// before it.
 fn fill_unknown_times(entries: &mut [SegmentEntry]) {
     let mut time = Timestamp::default();
     for entry in entries {
@@ -273,7 +283,7 @@ fn fill_unknown_times(entries: &mut [SegmentEntry]) {
     }
 }
 
-/// Whether the disk takes so many bytes; nothing of them is kept.
+/// Whether the disk has space for this many bytes. Writes and removes a probe file.
 pub(super) fn has_space(disk: &dyn Disk, bytes: usize) -> bool {
     let name = format!("probe{TEMPORARY_SUFFIX}");
     let written = disk.create(&name).and_then(|file| {
@@ -284,8 +294,8 @@ pub(super) fn has_space(disk: &dyn Disk, bytes: usize) -> bool {
     written.and(removed).is_ok()
 }
 
-/// Reads every byte of the journal and lists what is damaged. Changes nothing; not for a journal that is being
-/// written.
+/// Reads every byte of the journal and lists the damage. Changes nothing. Not for a journal that is
+/// being written.
 pub fn verify(disk: &dyn Disk, progress: OnProgress<'_>) -> Result<VerifyReport, JournalError> {
     let firsts = segment_positions(disk)?;
     let mut report = VerifyReport { segments: firsts.len(), ..VerifyReport::default() };

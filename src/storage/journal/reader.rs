@@ -1,7 +1,8 @@
-//! Reading the journal while it is being written.
+//! Reading of the journal, concurrently with the writer.
 //!
-//! Owns: which files there are, and the caches of their indexes and blocks. Must never show a record before it is
-//! durable: the writer publishes after its sync, the end of the file first, the last position after it.
+//! Owns the list of files, and the caches of indexes and blocks. Never shows a record before it is
+//! durable: after its sync, the writer publishes the end of the file first and the last position
+//! second.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,17 +18,17 @@ use crate::domain::{Position, Record, Timestamp};
 use crate::storage::disk::Disk;
 use crate::storage::format::{self, CodecError};
 
-/// Sealed segments whose file is open and whose index is in memory.
+/// Maximum number of sealed segments with an open file and an index in memory.
 const SEALED_OPEN_MAX: usize = 64;
 
-/// Why a record could not be read.
+/// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    #[error("positions {first} to {last} are damaged on disk")]
+    #[error("positions {first} to {last} are damaged")]
     Damaged { first: Position, last: Position },
-    #[error("record {position} cannot be decoded: {source}")]
+    #[error("cannot decode record {position}: {source}")]
     Undecodable { position: Position, source: CodecError },
-    #[error("the journal cannot be read: {0}")]
+    #[error("cannot read the journal: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -36,11 +37,11 @@ pub(super) struct SegmentEntry {
     pub(super) first: Position,
     pub(super) time: Timestamp,
     pub(super) bytes: u64,
-    /// Counts rewrites, so that caches do not mix two files of one name.
+    /// Number of rewrites: keeps the caches from mixing two files with the same name.
     pub(super) version: u64,
 }
 
-/// A segment and where the next one starts.
+/// A segment and the first position of the next one.
 type LocatedSegment = (Arc<Segment>, Option<Position>);
 
 pub(super) struct SegmentStore {
@@ -54,7 +55,8 @@ pub(super) struct SegmentStore {
     pub(super) rewrite_hold: Mutex<Option<Instant>>,
 }
 
-// Every change under these locks is a single step, so a panic of another thread leaves nothing half done.
+// Each change under these locks is a single step, so a panic of another thread leaves them
+// consistent.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -94,7 +96,8 @@ impl SegmentStore {
         lock(&self.sealed).insert((entry.first, entry.version), 1, segment);
     }
 
-    /// The entry that would hold the position (or the first), and where the next one starts.
+    /// Returns the entry for the position (or the first entry), and the first position of the next
+    /// entry.
     fn find(&self, position: Position) -> Option<(SegmentEntry, Option<Position>)> {
         let list = read(&self.list);
         let number = list.partition_point(|entry| entry.first <= position).saturating_sub(1);
@@ -125,7 +128,8 @@ impl SegmentStore {
         Ok(segment)
     }
 
-    /// Finds and opens; starts over when a rewrite took the file away in between.
+    /// Finds and opens the segment of a position. Repeats when a rewrite removed the file in
+    /// between.
     fn open_at(&self, position: Position) -> Result<Option<LocatedSegment>, ReadError> {
         loop {
             let Some((entry, upper)) = self.find(position) else { return Ok(None) };
@@ -162,18 +166,18 @@ impl SegmentStore {
     }
 }
 
-/// One step of a scan in position order.
+/// One step of a read in position order.
 struct ReadStep {
     block: Option<Arc<Block>>,
     damage: Vec<Damage>,
-    /// Where the scan goes on.
+    /// Position of the next step.
     next: Position,
 }
 
-/// A record as it lies in the journal.
+/// An encoded record of the journal.
 pub struct RawRecord {
     pub position: Position,
-    /// Of its commit.
+    /// Commit time.
     pub time: Timestamp,
     pub bytes: Vec<u8>,
 }
@@ -181,20 +185,21 @@ pub struct RawRecord {
 /// See [`JournalReader::raw_from`].
 pub struct RawBatch {
     pub records: Vec<RawRecord>,
-    /// First and last positions lost.
+    /// First and last positions of each damaged range.
     pub damaged: Vec<(Position, Position)>,
-    /// Where the scan goes on.
+    /// Position of the next step.
     pub next: Position,
 }
 
-/// Reads records by position or in order. Cheap to clone; usable from any thread while the writer appends.
+/// Reads records by position or in order. Cheap to clone. Any thread can use it while the writer
+/// appends.
 #[derive(Clone)]
 pub struct JournalReader {
     pub(super) shared: Arc<SegmentStore>,
 }
 
 impl JournalReader {
-    /// The record at a position; `None` when there is none (not yet, or no longer).
+    /// Returns the record at a position. Returns `None` if it does not exist yet, or was removed.
     pub fn read(&self, position: Position) -> Result<Option<Record>, ReadError> {
         if position > self.last_position() || position == Position(0) {
             return Ok(None);
@@ -219,8 +224,9 @@ impl JournalReader {
         Ok(None)
     }
 
-    /// All records from a position on, in order, in batches of about 64 KB. Damage is an `Err` item between batches,
-    /// after which the scan goes on; an I/O error ends it. Ends at what was the last position when it got there.
+    /// Iterates over the records from a position on, in order, in batches of about 64 KB. Damage is
+    /// an `Err` item between batches, and the iteration continues. An I/O error ends it. It ends at
+    /// the last position at that time.
     #[must_use]
     pub fn frames_from(&self, position: Position) -> Frames {
         Frames {
@@ -231,7 +237,8 @@ impl JournalReader {
         }
     }
 
-    /// The records whose commit has exactly this time, in order. Damage as in [`Self::frames_from`].
+    /// Iterates over the records with exactly this commit time, in order. Damage as in
+    /// [`Self::frames_from`].
     #[must_use]
     pub fn positions_at(&self, time: Timestamp) -> RecordsAt {
         let entry = {
@@ -245,10 +252,11 @@ impl JournalReader {
         RecordsAt { reader: self.clone(), time, next: start, ready: VecDeque::new(), ended: false }
     }
 
-    /// The next records from a position on as bytes, about 64 KB of them, with what is damaged there; `None` at the end.
+    /// Reads the next encoded records from a position on, about 64 KB, and the damage among them.
+    /// Returns `None` at the end.
     ///
     /// # Errors
-    /// When the disk cannot be read. Damage is no error.
+    /// When the disk cannot be read. Damage is not an error.
     pub fn raw_from(&self, position: Position) -> Result<Option<RawBatch>, ReadError> {
         let Some(step) = self.step(position, false)? else { return Ok(None) };
         let mut records = Vec::new();
@@ -262,7 +270,7 @@ impl JournalReader {
         Ok(Some(RawBatch { records, damaged, next: step.next }))
     }
 
-    /// Zero when the journal is empty.
+    /// Last position; zero when the journal is empty.
     #[must_use]
     pub fn last_position(&self) -> Position {
         Position(self.shared.last.load(Ordering::Acquire))
@@ -273,7 +281,8 @@ impl JournalReader {
         read(&self.shared.list).iter().map(|entry| entry.bytes).sum()
     }
 
-    /// First positions and sizes of the sealed segments, oldest first: candidates for a rewrite.
+    /// First positions and sizes of the sealed segments, oldest first: the candidates for a
+    /// rewrite.
     #[must_use]
     pub fn sealed_segments(&self) -> Vec<(Position, u64)> {
         let active = read(&self.shared.active).as_ref().map(|active| active.header.first);
@@ -284,7 +293,7 @@ impl JournalReader {
             .collect()
     }
 
-    /// Where the segment begins that is being written.
+    /// First position of the active segment.
     #[must_use]
     pub fn active_first(&self) -> Position {
         let active = read(&self.shared.active).as_ref().map(|active| active.header.first);
@@ -335,7 +344,7 @@ fn decode(block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
         .map_err(|source| ReadError::Undecodable { position: record.position, source })
 }
 
-/// The journal begins with position 1: a first file that begins later misses one before it.
+/// Returns the missing range when a segment begins after the expected position.
 pub(super) fn missing_between(first: Position, from: Position) -> Option<Damage> {
     let positions = Some((from, before(first)));
     (from < first).then_some(Damage { segment: first, bytes: 0..0, positions, cause: DamageCause::Missing })
@@ -364,7 +373,7 @@ impl Iterator for Frames {
             if let Some(error) = self.damage.pop_front() {
                 return Some(Err(error));
             }
-            // What a replay reads is read once: it stays out of the cache.
+            // Replays read each block once, so they bypass the cache.
             let step = match self.reader.step(self.next, false) {
                 Ok(Some(step)) => step,
                 Ok(None) => return None,

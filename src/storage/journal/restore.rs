@@ -1,4 +1,4 @@
-//! Writing a whole journal from records with given positions.
+//! Writes a whole journal from records with given positions.
 
 use std::io;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use crate::domain::{Position, Timestamp};
 use crate::limits;
 use crate::storage::disk::Disk;
 
-/// Fills an empty directory. Nothing of it is durable before [`Restorer::finish`] has returned.
+/// Writes a journal into an empty directory. Nothing is durable before [`Restorer::finish`]
+/// returns.
 pub struct Restorer {
     disk: Arc<dyn Disk>,
     salt: u32,
-    /// Where the file being collected begins.
+    /// First position of the current file.
     first: Position,
-    /// Records of the file being collected.
+    /// Records of the current file.
     records: Vec<(Position, Timestamp, Vec<u8>)>,
     bytes: u64,
     time: Timestamp,
@@ -28,7 +29,7 @@ impl Restorer {
         Self { disk, salt, first: Position(1), records: Vec::new(), bytes: 0, time: Timestamp::default() }
     }
 
-    /// Positions must rise, times must not fall.
+    /// Adds a record. Positions must be ascending, and times must not decrease.
     ///
     /// # Errors
     /// When the disk fails.
@@ -39,7 +40,8 @@ impl Restorer {
         if self.bytes >= limits::SEGMENT_BYTES_TARGET { self.seal(position.next()) } else { Ok(()) }
     }
 
-    /// Ends with a fresh segment behind `last`, so that no position up to it is given again.
+    /// Writes the last file, and a new segment after `last`, so that no position up to `last` is
+    /// assigned again.
     ///
     /// # Errors
     /// When the disk fails.
@@ -50,7 +52,7 @@ impl Restorer {
         self.disk.sync_dir()
     }
 
-    /// What was collected becomes the file of the positions before `upper`.
+    /// Writes the collected records as the file of the positions before `upper`.
     fn seal(&mut self, upper: Position) -> io::Result<()> {
         if self.first == upper {
             return Ok(());

@@ -1,8 +1,9 @@
-//! Rewriting a sealed segment without what nobody needs any more.
+//! Rewriting of a sealed segment without its unneeded records.
 //!
-//! Owns: the only way in which records leave the journal. Must never external_operation the active segment, change a position, or
-//! throw damage away: a damaged segment is refused, so that its damage stays visible. A segment of which nothing is left
-//! stays as a note, because a file that is not there is damage; notes that follow each other become one.
+//! Owns the only way by which records leave the journal. Never touches the active segment and never
+//! changes a position. Rejects a damaged segment, so that its damage stays visible. An emptied
+//! segment becomes a gap marker, because a missing file counts as damage. Adjacent gap markers are
+//! merged.
 
 use std::io;
 use std::sync::Arc;
@@ -20,16 +21,16 @@ use crate::storage::format;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
-    #[error("{0} is not the first position of a sealed segment")]
+    #[error("no sealed segment begins at position {0}")]
     NotSealed(Position),
-    /// To be tried again later.
-    #[error("a backup is being taken")]
+    /// The caller should retry later.
+    #[error("rewrites are paused during a backup")]
     Paused,
-    /// The segment is as it was: also when it is damaged.
-    #[error("segment cannot be read: {0}")]
+    /// The segment is unchanged. Also returned when it is damaged.
+    #[error("cannot read the segment: {0}")]
     Read(#[from] ReadError),
-    /// The segment is as it was, or wholly rewritten.
-    #[error("segment cannot be rewritten: {0}")]
+    /// The segment is either unchanged or completely rewritten.
+    #[error("cannot rewrite the segment: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -38,11 +39,11 @@ pub struct RewriteReport {
     pub kept: u64,
     pub removed: u64,
     pub bytes_before: u64,
-    /// Zero when the file is gone.
+    /// Zero when the file was removed.
     pub bytes_after: u64,
 }
 
-/// Length of a file that holds a note and nothing else. No record is so short that a file with one could have it.
+/// Length of a file with only a gap marker. A file with a record is always longer.
 const GAP_FILE_BYTES: u64 = (FILE_HEADER_BYTES + FRAME_HEADER_BYTES) as u64;
 
 impl Journal {
@@ -57,13 +58,14 @@ impl Journal {
 }
 
 impl JournalReader {
-    /// No rewrite begins before `until`: who reads the whole journal in steps must not see an event and miss its end.
+    /// Pauses rewrites until `until`. A backup reads the whole journal in steps, and must not see
+    /// an event without its outcome.
     pub fn hold_rewrites(&self, until: Instant) {
         *lock(&self.shared.rewrite_hold) = Some(until);
     }
 
-    /// Rewrites the sealed segment with the given first position, without the records that `keep` refuses. One at a time;
-    /// appends and reads go on meanwhile, so this can run beside the writer.
+    /// Rewrites the sealed segment that begins at `first`, without the records that `keep` rejects.
+    /// Rewrites run one at a time, concurrently with appends and reads.
     pub fn rewrite_segment(
         &self,
         first: Position,
@@ -104,7 +106,7 @@ fn temporary_name(first: Position) -> String {
     format!("{}{TEMPORARY_SUFFIX}", file_name(first))
 }
 
-/// Writes the file with this header anew, beside the one that there is, and syncs it.
+/// Writes and syncs a new file with this header beside the existing one.
 fn write_temporary<R>(
     shared: &SegmentStore,
     header: FileHeader,
@@ -121,13 +123,14 @@ fn write_temporary<R>(
         Ok(written)
     });
     if written.is_err() {
-        // Best effort: what stays behind is removed by the next open.
+        // Best effort: the next open removes a leftover file.
         drop(shared.disk.remove(&temporary));
     }
     written
 }
 
-/// Readers that have the old file open go on with it.
+/// Replaces the segment's file with the temporary one. Readers keep using an old file that they
+/// have open.
 fn install(shared: &SegmentStore, first: Position, bytes: u64) -> io::Result<()> {
     shared.disk.rename(&temporary_name(first), &file_name(first))?;
     if let Some(entry) = write(&shared.list).iter_mut().find(|entry| entry.first == first) {
@@ -137,8 +140,8 @@ fn install(shared: &SegmentStore, first: Position, bytes: u64) -> io::Result<()>
     Ok(())
 }
 
-/// When the segment before holds nothing but a note, it takes over this one's positions, and this one's file goes. A
-/// crash in between leaves both, and both are right.
+/// Merges this gap marker into the segment before it, if that segment is a gap marker as well, and
+/// removes this file. A crash in between leaves both files, and both are valid.
 fn merge_gap_markers(shared: &SegmentStore, first: Position, upper: Position) -> Result<bool, RewriteError> {
     let before = {
         let list = read(&shared.list);
@@ -151,22 +154,23 @@ fn merge_gap_markers(shared: &SegmentStore, first: Position, upper: Position) ->
         Ok(SparseSegmentWriter::new(file, segment.header)?.finish(upper)?)
     })?;
     install(shared, before.first, GAP_FILE_BYTES)?;
-    // Durable before what it stands for goes; and out of the list first: a reader that finds a file missing looks the
-    // list up again.
+    // The merged marker must be durable before this file is removed. The list changes first: a
+    // reader that misses a file looks it up again.
     shared.disk.sync_dir()?;
     write(&shared.list).retain(|entry| entry.first != first);
     shared.disk.remove(&file_name(first))?;
     Ok(true)
 }
 
-/// The entry of a sealed segment, and where the next one starts. The last file is never sealed.
+/// Returns the entry of a sealed segment, and the first position of the next one. The last file is
+/// never sealed.
 fn find_sealed(shared: &SegmentStore, first: Position) -> Option<(SegmentEntry, Position)> {
     let list = read(&shared.list);
     let number = list.iter().position(|entry| entry.first == first)?;
     Some((list[number], list.get(number + 1)?.first))
 }
 
-/// A copy under way.
+/// A copy of a segment in progress.
 struct SegmentCopy<'a> {
     file: SparseSegmentWriter<'a>,
     report: RewriteReport,

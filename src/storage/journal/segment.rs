@@ -1,7 +1,7 @@
-//! One journal file in memory: its sparse index, and its blocks of verified frames.
+//! One open journal file: its sparse index and its blocks of verified frames.
 //!
-//! Owns: finding a position in a file. Must never write. A block is what lies between two index entries: it is read
-//! with one call, checked whole, and kept in the reader's cache.
+//! Owns the search for a position in a file. Never writes. A block lies between two index entries.
+//! It is read with one call, verified as a whole, and cached by the reader.
 
 use std::io;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::domain::{Position, Timestamp};
 use crate::limits;
 use crate::storage::disk::DiskFile;
 
-/// Distance of index entries, in bytes.
+/// Distance between index entries, in bytes.
 const INDEX_STEP_BYTES: u64 = limits::FRAME_BYTES_TARGET as u64;
 
 pub(super) fn file_name(first: Position) -> String {
@@ -29,7 +29,8 @@ pub(super) fn parse_file_name(name: &str) -> Option<Position> {
     plain.then(|| digits.parse().ok().map(Position))?
 }
 
-/// A header that is intact, ours, and belongs to the file's name.
+/// Reads the file header. A header whose first position differs from the file name counts as
+/// damaged.
 pub(super) fn read_file_header(file: &dyn DiskFile, first: Position) -> io::Result<FoundHeader> {
     let mut bytes = [0; FILE_HEADER_BYTES];
     let count = file.read_at(0, &mut bytes)?;
@@ -39,7 +40,7 @@ pub(super) fn read_file_header(file: &dyn DiskFile, first: Position) -> io::Resu
     })
 }
 
-/// Position before.
+/// The position before.
 pub(super) fn before(position: Position) -> Position {
     Position(position.0.saturating_sub(1))
 }
@@ -51,34 +52,35 @@ pub(super) struct IndexEntry {
     pub(super) offset: u64,
 }
 
-/// Damage with the frame before it, which tells a torn commit from rot.
+/// Damage and the frame before it. The frame shows whether the damage is a torn commit.
 #[derive(Clone, Debug)]
 pub(super) struct FoundDamage {
     pub(super) damage: Damage,
     pub(super) before: Option<FrameHeader>,
 }
 
-/// What a scan over frames found.
+/// Result of a frame scan.
 #[derive(Debug, Default)]
 pub(super) struct FrameScan {
     pub(super) damage: Vec<FoundDamage>,
     pub(super) last_frame: Option<FrameHeader>,
-    /// End of the last readable frame, or the start of the scan.
+    /// End of the last readable frame, or the start of the range.
     pub(super) end: u64,
     pub(super) frames: u64,
     pub(super) records: u64,
 }
 
-/// What to scan over.
+/// Range of a frame scan.
 pub(super) struct ScanRange {
     pub(super) bytes: Range<u64>,
-    /// First position that may be there.
+    /// First position that the range can hold.
     pub(super) first: Position,
-    /// First position that cannot be there any more, if that is known.
+    /// First position after the range, if known.
     pub(super) upper: Option<Position>,
 }
 
-/// Walks over frames, calls back with offset, header and (with [`ScanDepth::Bodies`]) body, and names what is lost.
+/// Scans a range of frames and reports lost positions. Calls `on_frame` with offset, header and
+/// (with [`ScanDepth::Bodies`]) body.
 pub(super) fn scan_frames<R: ReadAt + ?Sized>(
     source: &R,
     header: &FileHeader,
@@ -143,7 +145,7 @@ pub(super) fn scan_frames<R: ReadAt + ?Sized>(
     Ok(scan)
 }
 
-/// Adds an entry when the last one is far enough away.
+/// Adds an index entry if the last one is at least one index step away.
 pub(super) fn index_frame(index: &mut Vec<IndexEntry>, offset: u64, header: &FrameHeader) {
     if index.last().is_none_or(|entry| offset - entry.offset >= INDEX_STEP_BYTES) {
         index.push(IndexEntry { first: header.first, time: header.time, offset });
@@ -156,9 +158,9 @@ struct Extent {
     upper: Option<Position>,
 }
 
-/// An open file with its index. The active segment grows; a sealed one does not change.
+/// An open file with its index. The active segment grows; a sealed segment does not change.
 pub(super) struct Segment {
-    /// Unique among all that were ever opened: a rewritten file is another one.
+    /// Unique for each opened file; a rewritten file gets a new id.
     pub(super) id: u64,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) header: FileHeader,
@@ -166,12 +168,12 @@ pub(super) struct Segment {
     extent: RwLock<Extent>,
 }
 
-/// Where a block lies.
+/// Location of a block.
 #[derive(Clone, Debug)]
 pub(super) struct BlockLocation {
     pub(super) bytes: Range<u64>,
     pub(super) first: Position,
-    /// First position of what follows, if anything does.
+    /// First position after the block, if any.
     pub(super) upper: Option<Position>,
     pub(super) is_last: bool,
 }
@@ -183,7 +185,7 @@ pub(super) struct BlockRecord {
     range: Range<usize>,
 }
 
-/// Verified frames, next to each other.
+/// A run of adjacent verified frames.
 pub(super) struct Block {
     bytes: Vec<u8>,
     pub(super) end: u64,
@@ -214,7 +216,7 @@ impl Segment {
         Self { id, file, header, damage, extent }
     }
 
-    /// Builds the index of a sealed file from its frame headers.
+    /// Opens a sealed file and builds its index from the frame headers.
     pub(super) fn load(
         id: u64,
         file: Arc<dyn DiskFile>,
@@ -241,12 +243,13 @@ impl Segment {
         extent.end = end;
     }
 
-    /// No more frames will come.
+    /// Marks the segment as complete.
     pub(super) fn seal(&self, upper: Position) {
         self.extent.write().unwrap_or_else(PoisonError::into_inner).upper = Some(upper);
     }
 
-    /// The block that would hold the position: the last that starts at or before it, or the first.
+    /// Returns the block for the position: the last block that begins at or before it, or the first
+    /// block.
     pub(super) fn locate_block(&self, position: Position) -> Option<BlockLocation> {
         let extent = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         let number = extent.index.partition_point(|entry| entry.first <= position).saturating_sub(1);
@@ -260,7 +263,7 @@ impl Segment {
         })
     }
 
-    /// Position from which a search for a commit time has to start.
+    /// Position at which a search for a commit time starts.
     pub(super) fn search_start(&self, time: Timestamp) -> Position {
         let extent = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         let number = extent.index.partition_point(|entry| entry.time < time).saturating_sub(1);

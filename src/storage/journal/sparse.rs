@@ -1,6 +1,7 @@
-//! Writing a segment whose positions may have gaps: a rewritten or a restored one.
+//! Writer of a segment with position gaps: a rewritten or a restored segment.
 //!
-//! Owns: which records share a frame there, and the note at its end. Syncs nothing; who has the file does.
+//! Owns the grouping of records into frames, and the gap marker at the end. The caller syncs the
+//! file.
 
 use std::io;
 
@@ -11,24 +12,25 @@ use crate::failpoints::{self, Mutation};
 use crate::limits;
 use crate::storage::disk::DiskFile;
 
-/// Bytes collected before they are written.
+/// Size of the write buffer, in bytes.
 const WRITE_BYTES: usize = 1024 * 1024;
 
 pub(super) struct SparseSegmentWriter<'a> {
     file: &'a dyn DiskFile,
     salt: u32,
     builder: FrameBuilder,
-    /// Commit time of the frame being built: a frame has one, and searches by time rest on it.
+    /// Commit time of the current frame. A frame has a single commit time, because searches by time
+    /// depend on it.
     time: Timestamp,
     first: Position,
-    /// After the last record.
+    /// Position after the last record.
     next: Position,
     buffer: Vec<u8>,
     written: u64,
 }
 
 impl<'a> SparseSegmentWriter<'a> {
-    /// `file` is empty.
+    /// Starts a segment in an empty file.
     pub(super) fn new(file: &'a dyn DiskFile, header: FileHeader) -> io::Result<Self> {
         file.write_at(0, &header.encode())?;
         let (builder, buffer, written) = (FrameBuilder::default(), Vec::new(), FILE_HEADER_BYTES as u64);
@@ -36,7 +38,7 @@ impl<'a> SparseSegmentWriter<'a> {
         Ok(Self { file, salt, builder, time, first, next: first, buffer, written })
     }
 
-    /// Positions must rise.
+    /// Appends a record. Positions must be ascending.
     pub(super) fn push(&mut self, position: Position, time: Timestamp, record: &[u8]) -> io::Result<()> {
         let full = self.builder.body_bytes() + record.len() > limits::FRAME_BYTES_TARGET;
         if time != self.time || full {
@@ -50,13 +52,13 @@ impl<'a> SparseSegmentWriter<'a> {
         Ok(())
     }
 
-    /// Writes what is left, and a note when positions before `upper`, where the next file begins, are not there; gives
-    /// the length of the file.
+    /// Flushes the buffer. Adds a gap marker when positions before `upper`, where the next file
+    /// begins, are missing. Returns the length of the file.
     pub(super) fn finish(&mut self, upper: Position) -> io::Result<u64> {
         self.close()?;
         if self.next < upper && !failpoints::is_active(Mutation::LeaveNoNote) {
-            let note = FrameHeader::gap_marker(self.next, before(upper), self.time, self.salt);
-            self.buffer.extend_from_slice(&note.encode(self.salt));
+            let marker = FrameHeader::gap_marker(self.next, before(upper), self.time, self.salt);
+            self.buffer.extend_from_slice(&marker.encode(self.salt));
         }
         self.flush()?;
         Ok(self.written)

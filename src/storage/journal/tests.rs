@@ -1,4 +1,7 @@
-//! Promises of the journal: what was acknowledged survives, and damage costs what it hit and is reported.
+//! Tests of the journal: acknowledged records survive, and damage costs only the damaged frames and
+//! is reported.
+
+mod faults;
 
 use super::*;
 use crate::domain::{EndpointNumber, Idempotency, Record};
@@ -26,15 +29,16 @@ fn open(disk: &MemoryDisk) -> (Journal, OpenReport) {
     Journal::open(Arc::new(disk.clone()), options()).unwrap()
 }
 
-const ROOMS: [usize; 3] = [0, 300, 5_000];
+const PREALLOCATIONS: [usize; 3] = [0, 300, 5_000];
 
-/// As [`open`], with room of some size or other behind the end.
-fn open_with_room(disk: &MemoryDisk, number: u64) -> (Journal, OpenReport) {
-    let preallocation_bytes = ROOMS[number as usize % 3];
+/// As [`open`], with one of three preallocation sizes.
+fn open_with_preallocation(disk: &MemoryDisk, number: u64) -> (Journal, OpenReport) {
+    let preallocation_bytes = PREALLOCATIONS[number as usize % 3];
     Journal::open(Arc::new(disk.clone()), JournalOptions { preallocation_bytes, ..options() }).unwrap()
 }
 
-/// One record per commit, saying its own position; commit time 1000 + position / 4.
+/// Appends one record per commit. Each record holds its own position; the commit time is 1000 +
+/// position / 4.
 fn fill(journal: &mut Journal, count: u64) {
     for _ in 0..count {
         let number = journal.next_position().0;
@@ -54,7 +58,7 @@ fn all(journal: &Journal) -> Vec<u64> {
 }
 
 #[test]
-fn what_was_appended_is_read_back_before_and_after_a_reopen() {
+fn appended_records_are_readable_before_and_after_reopen() {
     let disk = MemoryDisk::new();
     let (mut journal, report) = open(&disk);
     assert_eq!(report, OpenReport::default());
@@ -82,11 +86,11 @@ fn what_was_appended_is_read_back_before_and_after_a_reopen() {
     fill(&mut journal, 1);
     assert_eq!(journal.last_time(), at(1_050));
     journal.append(at(5), &[vec![record(202)]]).unwrap();
-    assert_eq!(journal.last_time(), at(1_050), "commit times never go back");
+    assert_eq!(journal.last_time(), at(1_050), "a commit time decreased");
 }
 
 #[test]
-fn units_of_one_commit_share_one_sync_and_get_dense_positions() {
+fn units_of_a_commit_share_a_sync_and_get_dense_positions() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 1);
@@ -99,7 +103,7 @@ fn units_of_one_commit_share_one_sync_and_get_dense_positions() {
 }
 
 #[test]
-fn a_torn_tail_is_cut_at_every_byte_of_the_last_frame() {
+fn torn_tail_is_truncated_at_every_byte_of_last_frame() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 5);
@@ -120,7 +124,7 @@ fn a_torn_tail_is_cut_at_every_byte_of_the_last_frame() {
 }
 
 #[test]
-fn a_hole_in_the_last_commit_is_torn_and_not_damage() {
+fn hole_in_last_commit_is_torn_not_damage() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 3);
@@ -138,10 +142,10 @@ fn a_hole_in_the_last_commit_is_torn_and_not_damage() {
 }
 
 #[test]
-fn a_hole_in_the_last_commit_is_damage_when_a_later_one_has_begun() {
+fn hole_in_last_commit_is_damage_if_a_later_commit_began() {
     for room in 0..3 {
         let disk = MemoryDisk::new();
-        let (mut journal, _) = open_with_room(&disk, room);
+        let (mut journal, _) = open_with_preallocation(&disk, room);
         fill(&mut journal, 3);
         let units: Vec<_> = (4..40).map(|n| vec![record(n)]).collect();
         journal.append(at(2_000), &units).unwrap();
@@ -149,20 +153,21 @@ fn a_hole_in_the_last_commit_is_damage_when_a_later_one_has_begun() {
         fill(&mut journal, 1);
         let name = file_name(Position(1));
         let mut bytes = disk.contents(&name).unwrap();
-        // Of the later commit only the beginning has arrived; the first frame of the one before has rotted.
+        // Only the beginning of the later commit reached the disk, and the first frame of the
+        // commit before is corrupt.
         bytes[end + 10..journal.end as usize].fill(0);
         let frames = bytes.windows(4).enumerate().filter(|(_, four)| four == b"BLTF").map(|(at, _)| at);
         let first = frames.collect::<Vec<_>>()[3];
         bytes[first + 70] ^= 1;
         disk.put(&name, &bytes);
-        let (journal, report) = open_with_room(&disk, room);
+        let (journal, report) = open_with_preallocation(&disk, room);
         assert_eq!((report.last, report.damage.len()), (Position(39), 1), "room {room}: {report:?}");
         assert_eq!(all(&journal).last(), Some(&39));
     }
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported() {
+fn flipped_bit_costs_only_its_frame_and_is_reported() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 2);
@@ -194,7 +199,7 @@ fn a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported() {
 }
 
 #[test]
-fn one_damaged_copy_of_a_file_header_costs_nothing_and_two_cost_the_segment_loudly() {
+fn damage_of_both_header_copies_loses_the_segment() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 60);
@@ -213,21 +218,21 @@ fn one_damaged_copy_of_a_file_header_costs_nothing_and_two_cost_the_segment_loud
 }
 
 #[test]
-fn a_sync_error_poisons_for_good() {
+fn sync_error_poisons_the_journal() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 3);
     disk.inject(Fault::once(Operation::SyncData, Fault::EIO));
     assert!(matches!(journal.append(at(1), &[vec![record(4)]]), Err(AppendError::Io(_))));
     assert!(matches!(journal.append(at(1), &[vec![record(4)]]), Err(AppendError::Poisoned)));
-    assert_eq!(journal.reader().last_position(), Position(3), "what is not durable is not shown");
+    assert_eq!(journal.reader().last_position(), Position(3), "an undurable record is visible");
     assert_eq!(all(&journal), [1, 2, 3]);
 }
 
 #[test]
-fn room_behind_the_end_is_neither_torn_nor_damaged_and_is_written_to() {
+fn preallocated_zeros_are_neither_torn_nor_damaged() {
     let disk = MemoryDisk::new();
-    let (mut journal, _) = open_with_room(&disk, 2);
+    let (mut journal, _) = open_with_preallocation(&disk, 2);
     let mut grown = 0;
     for round in 1..=200 {
         let before = disk.bytes_used();
@@ -237,23 +242,23 @@ fn room_behind_the_end_is_neither_torn_nor_damaged_and_is_written_to() {
             let found = verify(&disk, &mut |_| ()).unwrap();
             assert_eq!((found.torn_bytes, found.damage), (0, Vec::new()), "round {round}");
             drop(journal);
-            let (again, report) = open_with_room(&disk.crash(round), round);
+            let (again, report) = open_with_preallocation(&disk.crash(round), round);
             assert_eq!((report.last.0, report.torn_bytes, report.damage), (round, 0, Vec::new()));
             assert_eq!(all(&again), (1..=round).collect::<Vec<_>>());
-            journal = open_with_room(&disk, 2).0;
+            journal = open_with_preallocation(&disk, 2).0;
         }
     }
     let sealed = journal.reader().sealed_segments();
     assert!(sealed.len() > 2 && grown < 20, "{grown} of 200 commits made a file grow");
-    // A sealed file has none.
+    // A sealed file has no preallocated zeros.
     for (first, bytes) in sealed {
         assert_eq!(disk.contents(&file_name(first)).unwrap().len() as u64, bytes);
     }
 }
 
-/// Found by fuzzing: a frame that claims more than is left of it swallowed what was appended later.
+/// Found by fuzzing: a truncated frame swallowed the records that were appended after it.
 #[test]
-fn what_is_appended_after_damage_stays_whatever_the_damage_looks_like() {
+fn records_appended_after_damage_survive() {
     let disk = MemoryDisk::new();
     let options = JournalOptions { segment_bytes: 1 << 20, ..options() };
     let open = || Journal::open(Arc::new(disk.clone()), options).unwrap();
@@ -278,7 +283,7 @@ fn what_is_appended_after_damage_stays_whatever_the_damage_looks_like() {
 }
 
 #[test]
-fn a_segment_grows_on_while_no_further_file_can_be_opened() {
+fn segment_grows_while_no_descriptor_is_free() {
     const EMFILE: i32 = 24;
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
@@ -286,22 +291,22 @@ fn a_segment_grows_on_while_no_further_file_can_be_opened() {
     let before = journal.reader().sealed_segments().len();
     disk.inject(Fault { operation: Operation::Create, errno: EMFILE, skip: 0, count: u64::MAX });
     fill(&mut journal, 40);
-    assert_eq!(journal.reader().sealed_segments().len(), before, "a segment was begun without a file");
+    assert_eq!(journal.reader().sealed_segments().len(), before, "a segment began without a file");
     disk.clear_faults();
     fill(&mut journal, 20);
-    assert!(journal.reader().sealed_segments().len() > before, "no segment is begun any more");
+    assert!(journal.reader().sealed_segments().len() > before, "no new segment began");
     assert_eq!(all(&journal), (1..=80).collect::<Vec<_>>());
     let (journal, report) = open(&disk.crash(1));
     assert_eq!((all(&journal), report.damage), ((1..=80).collect::<Vec<_>>(), vec![]));
 }
 
 #[test]
-fn a_full_disk_is_survived_at_every_amount_of_room() {
+fn journal_survives_full_disk_at_every_free_space() {
     for room in 0..400 {
         let disk = MemoryDisk::new();
-        let (mut journal, _) = open_with_room(&disk, room);
+        let (mut journal, _) = open_with_preallocation(&disk, room);
         fill(&mut journal, 20);
-        // The room that the file has is no longer there for the taking: a new segment begins.
+        // The file still has preallocated space, so the test starts a new segment.
         journal.skip_lost_positions(Position(20)).unwrap();
         disk.set_bytes_max(Some(disk.bytes_used() + room));
         let mut refused = 0;
@@ -325,7 +330,7 @@ fn a_full_disk_is_survived_at_every_amount_of_room() {
 }
 
 #[test]
-fn a_rewrite_leaves_gaps_and_positions_and_readers_work_on() {
+fn rewrite_keeps_positions_and_open_readers() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 100);
@@ -347,7 +352,7 @@ fn a_rewrite_leaves_gaps_and_positions_and_readers_work_on() {
     assert_eq!(verify(&disk, &mut |_| ()).unwrap().damage, []);
     let (journal, _) = open(&disk);
     let report = journal.rewrite_segment(first, &mut |_, _| false).unwrap();
-    assert_eq!((report.kept, report.bytes_after), (0, 128), "a note stays");
+    assert_eq!((report.kept, report.bytes_after), (0, 128), "a gap marker remains");
     assert_eq!(all(&journal), (second.0..=100).collect::<Vec<_>>());
     let active = disk.list().unwrap().into_iter().max().unwrap();
     let active = segment::parse_file_name(&active).unwrap();
@@ -356,7 +361,7 @@ fn a_rewrite_leaves_gaps_and_positions_and_readers_work_on() {
 }
 
 #[test]
-fn readers_see_a_growing_dense_prefix_while_the_writer_appends_and_rewrites() {
+fn readers_see_a_growing_prefix_during_appends_and_rewrites() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 1);
@@ -370,7 +375,7 @@ fn readers_see_a_growing_dense_prefix_while_the_writer_appends_and_rewrites() {
                     let last = reader.last_position();
                     match reader.read(last).unwrap() {
                         Some(found) => assert_eq!(found, record(last.0)),
-                        // Sealed and rewritten meanwhile.
+                        // A rewrite removed the record in between.
                         None => assert_eq!(last.0 % 2, 1),
                     }
                     let seen: Vec<_> = reader.frames_from(Position(1)).flat_map(Result::unwrap).collect();
@@ -391,139 +396,13 @@ fn readers_see_a_growing_dense_prefix_while_the_writer_appends_and_rewrites() {
 }
 
 #[test]
-fn a_crash_keeps_every_synced_record() {
-    for seed in 0..600_u64 {
-        let disk = MemoryDisk::new();
-        let (mut journal, _) = open_with_room(&disk, seed);
-        fill(&mut journal, 10 + seed % 40);
-        let durable = journal.reader().last_position().0;
-        // A commit of several frames that never gets its sync.
-        disk.inject(Fault::once(Operation::SyncData, Fault::EIO));
-        let units: Vec<_> = (durable + 1..durable + 80).map(|n| vec![record(n)]).collect();
-        assert!(journal.append(at(3_000), &units).is_err());
-        let mut after = disk.crash(seed);
-        for round in 0..2 {
-            let (mut journal, report) = open_with_room(&after, seed / 3);
-            assert_eq!(report.damage, [], "seed {seed}");
-            let found = all(&journal);
-            assert!(found.len() as u64 >= durable, "seed {seed}: {} of {durable}", found.len());
-            assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "seed {seed}");
-            fill(&mut journal, 3);
-            after = after.crash(seed + 1_000 + round);
-        }
-        assert_eq!(verify(&after, &mut |_| ()).unwrap().damage, [], "seed {seed}");
-    }
-}
-
-/// Appends, rewrites, reads and opens again, whatever fails; gives the last position that was acknowledged.
-fn work_on(disk: &MemoryDisk, number: u64) -> u64 {
-    let mut acknowledged = 0;
-    for _ in 0..2 {
-        let options = JournalOptions { preallocation_bytes: ROOMS[number as usize % 3], ..options() };
-        let Ok((mut journal, _)) = Journal::open(Arc::new(disk.clone()), options) else { continue };
-        for _ in 0..40 {
-            let number = journal.next_position().0;
-            if journal.append(at(1_000 + number), &[vec![record(number)]]).is_ok() {
-                acknowledged = number;
-            }
-        }
-        let sealed = journal.reader().sealed_segments();
-        for (number, (first, _)) in sealed.into_iter().take(3).enumerate() {
-            // Two are dropped, so that their notes become one, and one is thinned out.
-            let keep = |position: u64| number == 2 && (position > 30 || position.is_multiple_of(2));
-            drop(journal.rewrite_segment(first, &mut |position, _| keep(position.0)));
-        }
-        for frame in journal.reader().frames_from(Position(1)).filter_map(Result::ok) {
-            assert!(frame.iter().all(|(position, found)| *found == record(position.0)));
-        }
-    }
-    acknowledged
-}
-
-/// What may be gone after [`work_on`]: what the first three segments held.
-const PERHAPS_REWRITTEN: u64 = 90;
-
-/// Crashes of each kind of failure whose remains are verified.
-const CRASHES_PER_CASE: u64 = 20;
-
-/// The power fails at each operation in turn; what is left is verified, opened, written to and verified again.
-#[test]
-fn power_cut_at_any_operation_leaves_a_sound_journal() {
-    const SEEDS: u64 = 6;
-    let mut cuts = 0;
-    for operations in 0.. {
-        let mut is_cut = false;
-        for seed in 0..SEEDS {
-            let story = format!("the power fails after {operations} operations, seed {seed}");
-            let disk = MemoryDisk::new();
-            disk.cut_power_after(operations, operations * SEEDS + seed);
-            let acknowledged = work_on(&disk, operations);
-            is_cut = disk.disk_after_power_cut().is_some();
-            let left = disk.disk_after_power_cut().unwrap_or_else(|| disk.crash(seed));
-            assert_eq!(verify(&left, &mut |_| ()).unwrap().damage, [], "{story}");
-            let (mut journal, report) = open(&left);
-            assert_eq!(report.damage, [], "{story}");
-            let found = all(&journal);
-            let missing = (PERHAPS_REWRITTEN..=acknowledged).find(|number| !found.contains(number));
-            assert_eq!(missing, None, "{story}: {found:?}");
-            fill(&mut journal, 3);
-            assert_eq!(
-                verify(&left.crash(seed), &mut |_| ()).unwrap().damage,
-                [],
-                "{story}, then appended to"
-            );
-        }
-        if !is_cut {
-            break;
-        }
-        cuts += 1;
-    }
-    assert!(cuts > 100, "the power failed at {cuts} operations only");
-}
-
-/// The n-th operation of each kind fails, alone or with all that follow, for every n until the whole run goes through.
-#[test]
-fn whichever_operation_of_the_disk_fails_nothing_that_was_acknowledged_is_lost() {
-    use Operation::{Create, List, Open, Read, Remove, Rename, SyncData, SyncDir, Truncate, Write};
-    for operation in [Write, SyncData, Read, List, Open, Create, Rename, Remove, SyncDir, Truncate] {
-        for (errno, count) in
-            [(Fault::EIO, 1), (Fault::ENOSPC, 1), (Fault::EIO, u64::MAX), (Fault::ENOSPC, u64::MAX)]
-        {
-            let mut skip = 0;
-            loop {
-                let story = format!("{operation:?} {errno} after {skip}, {count} times");
-                let disk = MemoryDisk::new();
-                disk.inject(Fault { operation, errno, skip, count });
-                let acknowledged = work_on(&disk, skip);
-                let faults_hit = disk.faults_hit() > 0;
-                disk.clear_faults();
-                let (journal, report) = open(&disk.crash(skip));
-                assert_eq!(report.damage, [], "{story}");
-                let found = all(&journal);
-                let missing = (PERHAPS_REWRITTEN..=acknowledged).find(|number| !found.contains(number));
-                assert_eq!(missing, None, "{story}: {found:?}");
-                for seed in skip..skip + CRASHES_PER_CASE {
-                    let left = verify(&disk.crash(seed), &mut |_| ()).unwrap();
-                    assert_eq!(left.damage, [], "{story}, crash {seed}");
-                }
-                if !faults_hit {
-                    break;
-                }
-                skip += 1;
-            }
-            assert!(skip > 0 || operation == Truncate, "{operation:?} is never done");
-        }
-    }
-}
-
-#[test]
-fn dropped_segments_leave_one_note_between_them_and_are_no_damage() {
+fn adjacent_emptied_segments_merge_into_one_gap_marker() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     fill(&mut journal, 300);
     let sealed: Vec<_> = journal.reader().sealed_segments().into_iter().map(|(first, _)| first).collect();
     assert!(sealed.len() > 7);
-    // In this order, so that a note meets one before it and one behind it.
+    // In this order, a gap marker meets one before it and one after it.
     for dropped in [2, 5, 3, 4, 0] {
         journal.rewrite_segment(sealed[dropped], &mut |_, _| false).unwrap();
         let gone = |position: &u64| {
@@ -540,13 +419,11 @@ fn dropped_segments_leave_one_note_between_them_and_are_no_damage() {
         assert_eq!(verify(&disk, &mut |_| ()).unwrap().damage, []);
     }
     let notes = journal.reader().sealed_segments().iter().filter(|(_, bytes)| *bytes == 128).count();
-    assert_eq!(
-        notes, 3,
-        "of the first, the third and fourth and fifth, and of the sixth, which came before those"
-    );
+    assert_eq!(notes, 3, "segments 0, 2 to 4, and 5, which was emptied before 3 and 4");
 }
 
-/// Sealed files of each kind: as written, rewritten, a note in the middle and at the beginning.
+/// Creates sealed files of each kind: as written, rewritten, and gap markers at the beginning and
+/// in the middle.
 fn journal_with_all_file_kinds() -> (MemoryDisk, Vec<u64>) {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
@@ -562,8 +439,8 @@ fn journal_with_all_file_kinds() -> (MemoryDisk, Vec<u64>) {
     (disk, there)
 }
 
-/// What is not there any more is named, by the check, by the reader and (when it is asked for alone) by each read.
-fn every_loss_is_named(disk: &MemoryDisk, there: &[u64], story: &str) {
+/// Asserts that the verification, the open report and the reader report every lost position.
+fn assert_every_loss_is_reported(disk: &MemoryDisk, there: &[u64], story: &str) {
     let named = verify(disk, &mut |_| ()).unwrap().damage;
     let (journal, report) = open(disk);
     let left = all(&journal);
@@ -579,19 +456,19 @@ fn every_loss_is_named(disk: &MemoryDisk, there: &[u64], story: &str) {
             ReadError::Damaged { first, last } => holds(Some((*first, *last))),
             _ => false,
         });
-        assert!(in_check, "{story}: the check does not name {position}: {named:?}");
-        // What the last file has lost is known to open alone.
-        assert!(in_walk || at_open, "{story}: nobody reads of {position}: {read:?}");
+        assert!(in_check, "{story}: verification misses {position}: {named:?}");
+        // Only the open report covers the last file.
+        assert!(in_walk || at_open, "{story}: no reader reports {position}: {read:?}");
     }
     let (again, _) = open(disk);
-    assert_eq!(all(&again), left, "{story}: opened twice");
+    assert_eq!(all(&again), left, "{story}: second open");
 }
 
 #[test]
-fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
+fn missing_swapped_cut_or_zeroed_file_is_reported() {
     let (disk, there) = journal_with_all_file_kinds();
     let names: Vec<_> = disk.list().unwrap();
-    // The last file is known to the state alone.
+    // The journal alone cannot detect the loss of the last file; the state can.
     let sealed = &names[..names.len() - 1];
     let changed = |change: &dyn Fn(&MemoryDisk)| {
         let damaged = disk.crash(0);
@@ -601,18 +478,18 @@ fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
     for (number, name) in sealed.iter().enumerate() {
         let bytes = disk.contents(name).unwrap();
         let without = changed(&|disk| Disk::remove(disk, name).unwrap());
-        every_loss_is_named(&without, &there, &format!("{name} removed"));
+        assert_every_loss_is_reported(&without, &there, &format!("{name} removed"));
         assert!(!verify(&without, &mut |_| ()).unwrap().damage.is_empty(), "{name} removed");
         for length in (0..bytes.len()).step_by(16) {
             let cut = changed(&|disk| disk.put(name, &bytes[..length]));
-            every_loss_is_named(&cut, &there, &format!("{name} cut at {length}"));
+            assert_every_loss_is_reported(&cut, &there, &format!("{name} cut at {length}"));
             assert!(!verify(&cut, &mut |_| ()).unwrap().damage.is_empty(), "{name} cut at {length}");
         }
         for start in (0..bytes.len()).step_by(256) {
             let mut zeroed = bytes.clone();
             zeroed[start..bytes.len().min(start + 512)].fill(0);
             let zeroed = changed(&|disk| disk.put(name, &zeroed));
-            every_loss_is_named(&zeroed, &there, &format!("{name} zeroed at {start}"));
+            assert_every_loss_is_reported(&zeroed, &there, &format!("{name} zeroed at {start}"));
             assert!(!verify(&zeroed, &mut |_| ()).unwrap().damage.is_empty(), "{name} zeroed at {start}");
         }
         for other in &names[number + 1..] {
@@ -621,15 +498,15 @@ fn a_file_that_is_missing_swapped_cut_or_zeroed_is_named_whatever_kind_it_is() {
                 disk.put(name, &two);
                 disk.put(other, &one);
             });
-            every_loss_is_named(&swapped, &there, &format!("{name} swapped with {other}"));
+            assert_every_loss_is_reported(&swapped, &there, &format!("{name} swapped with {other}"));
         }
     }
 }
 
-/// The bytes of a file as it is appended to, of one that was rewritten, and of one of which a note is left: a public
-/// promise, never to be changed.
+/// The bytes of an appended file, a rewritten file and a gap marker. They are a public promise and
+/// never change.
 #[test]
-fn the_bytes_of_files_are_those_of_format_1() {
+fn file_bytes_match_format_1() {
     let disk = MemoryDisk::new();
     let (mut journal, _) = open(&disk);
     journal.append(at(1_000), &[vec![record(1), record(2)], vec![record(3)]]).unwrap();
@@ -648,12 +525,9 @@ fn the_bytes_of_files_are_those_of_format_1() {
 
 #[test]
 fn bugs_that_are_put_in_are_caught() {
-    fails_with(Mutation::LeaveNoNote, dropped_segments_leave_one_note_between_them_and_are_no_damage);
-    fails_with(
-        Mutation::IgnoreChecksums,
-        a_flipped_bit_anywhere_in_a_middle_frame_costs_that_frame_and_is_reported,
-    );
-    fails_with(Mutation::KeepTornTail, a_torn_tail_is_cut_at_every_byte_of_the_last_frame);
-    fails_with(Mutation::GivePositionTwice, what_was_appended_is_read_back_before_and_after_a_reopen);
-    fails_with(Mutation::AnswerBeforeFlush, a_crash_keeps_every_synced_record);
+    fails_with(Mutation::LeaveNoNote, adjacent_emptied_segments_merge_into_one_gap_marker);
+    fails_with(Mutation::IgnoreChecksums, flipped_bit_costs_only_its_frame_and_is_reported);
+    fails_with(Mutation::KeepTornTail, torn_tail_is_truncated_at_every_byte_of_last_frame);
+    fails_with(Mutation::GivePositionTwice, appended_records_are_readable_before_and_after_reopen);
+    fails_with(Mutation::AnswerBeforeFlush, faults::crash_keeps_every_synced_record);
 }

@@ -1,7 +1,8 @@
 //! The state: rows derived from the journal, with the position that they reflect.
 //!
-//! Owns the overlay and the fold; is owned by one thread. May be lost at any time: it is rebuilt from the journal.
-//! Invariant: applying every record after [`State::applied`] in order gives the state of the journal's end.
+//! Owns the overlay and the fold. A single thread owns the state. The state can be lost at any
+//! time: it is rebuilt from the journal. Invariant: applying every record after [`State::applied`]
+//! in order gives the state of the journal's end.
 
 mod overlay;
 pub(crate) mod row_store;
@@ -23,7 +24,7 @@ use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, reserved, stats, streams};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
-/// What is wrong with the state. All of it is mended by a rebuild from the journal.
+/// Why the state cannot be used. A rebuild from the journal repairs all of it.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("state: {0}")]
@@ -32,11 +33,11 @@ pub enum StateError {
     Io(std::io::Error),
     #[error("state: {0}")]
     Damaged(&'static str),
-    /// Nothing is wrong with it.
-    #[error("state: an earlier version wrote it, in layout {0}")]
+    /// The state is intact.
+    #[error("state: written by an earlier version, layout {0}")]
     EarlierLayout(u64),
-    /// Only durable records are applied, so the journal has lost what lies between.
-    #[error("state: it reflects records up to {applied}, and the journal ends at {journal_end}")]
+    /// Only durable records are applied, so the journal has lost the records in between.
+    #[error("state: applied up to record {applied}, but the journal ends at {journal_end}")]
     Ahead { applied: Position, journal_end: Position },
 }
 
@@ -53,7 +54,8 @@ impl StateError {
         self.io().is_some_and(is_disk_full)
     }
 
-    /// Whether the fault lies with the system around it, so that nothing is gained by a rebuild.
+    /// Whether the cause is the environment (disk, permissions, descriptors), so that a rebuild
+    /// does not help.
     #[must_use]
     pub fn is_environmental(&self) -> bool {
         let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
@@ -64,29 +66,29 @@ impl StateError {
     }
 }
 
-/// Key of the row that says which position the rows reflect. No row of a projection begins with this tag.
+/// Key of the cursor row: the position that all rows reflect. No row of a projection has this tag.
 const CURSOR: &[u8] = b"A";
-/// Version of the layout of all rows and of what the fold makes of records; another one means a rebuild.
+/// Version of the row layouts and of the fold. A state of another version is rebuilt.
 const LAYOUT: u64 = 5;
-/// Rows of endpoints (`C`, number; `c` once deleted) and keys (`K`, id): the position of the record that made them what
-/// they are.
+/// Rows of endpoints (`C`, number; `c` after deletion) and keys (`K`, id). The value is the
+/// position of the record with their current content.
 const ENDPOINTS: u8 = b'C';
 const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
-/// Tags of all rows: the cursor's, these, those of [`projections`](crate::projections), and the one that
-/// [`base`] has for itself.
+/// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
+/// checksum row of [`row_store`].
 const TAGS: &[u8] = b"ACcKDPWEOXSIJLRT0";
 
-/// What the rows reflect: records up to a position, and what was forgotten without a record.
+/// Position that the rows reflect, and what was deleted without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     pub applied: Position,
     pub totals: Totals,
-    /// Checkpoints so far.
+    /// Number of checkpoints so far.
     checkpoints: u64,
-    /// Requests that expired until then may be gone.
+    /// Requests that expired before this time may be deleted.
     pub expired_until: Timestamp,
-    /// Events that were over by these may be gone.
+    /// Events that ended before these times may be deleted.
     pub cutoffs: Cutoffs,
 }
 
@@ -96,27 +98,27 @@ pub struct State {
     fold: Fold,
     applied: Position,
     checkpointed: Position,
-    /// Rows went by retention, without a record.
+    /// Retention deleted rows since the last checkpoint, without a record.
     dirty_without_record: bool,
     expired_until: Timestamp,
     cutoffs: Cutoffs,
 }
 
 impl State {
-    /// Opens the state in `directory`. `journal_end` is the last position of the journal: a state that claims more than
-    /// the journal holds is damaged.
+    /// Opens the state in `directory`. `journal_end` is the last position of the journal. A state
+    /// beyond it shows that the journal lost records.
     ///
     /// # Errors
-    /// When the directory has to be moved aside and rebuilt.
+    /// When the state has to be moved aside and rebuilt.
     pub fn open(directory: &Path, journal_end: Position) -> Result<Self, StateError> {
         Self::with_rows(RowStore::open(directory)?, journal_end)
     }
 
-    /// As [`Self::open`], over rows that are open already.
+    /// As [`Self::open`], with open rows.
     pub(crate) fn with_rows(base: RowStore, journal_end: Position) -> Result<Self, StateError> {
         let cursor = match base.get(CURSOR) {
             None if base.is_empty() => Cursor::default(),
-            None => return Err(StateError::Damaged("rows without the position that they reflect")),
+            None => return Err(StateError::Damaged("the cursor row is missing")),
             Some(value) => match Cursor::read(&value) {
                 Some(cursor) => cursor,
                 None => return Err(layout_error(&value, journal_end)),
@@ -138,7 +140,8 @@ impl State {
         })
     }
 
-    /// Tells the fold of an endpoint that the rows restore_ordering already; to be done before anything is applied.
+    /// Restores the ordering mode of an existing endpoint in the fold. Call before the first
+    /// [`Self::apply`].
     pub fn restore_ordering(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
             self.fold.know_endpoint(endpoint);
@@ -152,7 +155,7 @@ impl State {
 
     #[must_use]
     pub(crate) fn rows(&self) -> &dyn Rows {
-        debug_assert!(self.fold.has_written_tallies(), "a group of records has not been ended");
+        debug_assert!(self.fold.has_written_tallies(), "end_group must precede a read");
         &self.rows
     }
 
@@ -161,25 +164,25 @@ impl State {
         self.rows.base().size_bytes()
     }
 
-    /// Rows of the last checkpoint.
+    /// Number of rows at the last checkpoint.
     #[must_use]
     pub fn checkpointed_rows(&self) -> u64 {
         self.rows.base().len()
     }
 
-    /// Why rows could not be read: then no answer from them is to be trusted, not even one that was given.
+    /// Why a row could not be read. All answers are then unreliable, including earlier ones.
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         self.rows.base().failure()
     }
 
-    /// Says on disk that the state has to be rebuilt.
+    /// Marks the state on disk for a rebuild at the next start.
     pub fn mark_unreadable(&self) {
         self.rows.base().mark_unreadable();
     }
 
-    /// Applies the next record of a group; [`Self::end_group`] or a checkpoint comes before anything is read. See
-    /// [`Fold::apply`] for `announced` and `changes`.
+    /// Applies the next record of a group. Call [`Self::end_group`] or [`Self::checkpoint`] before
+    /// reading. See [`Fold::apply`] for `announced` and `changes`.
     pub fn apply(
         &mut self,
         position: Position,
@@ -187,7 +190,7 @@ impl State {
         announced: bool,
         changes: &mut Vec<LaneChange>,
     ) {
-        assert!(position > self.applied, "record {position} comes after {}", self.applied);
+        assert!(position > self.applied, "record {position} does not follow {}", self.applied);
         self.fold.apply(&mut self.rows, position, record, announced, changes);
         self.update_registry_rows(position, record);
         self.applied = position;
@@ -202,7 +205,8 @@ impl State {
         match record {
             Record::EndpointPut(endpoint) => self.rows.put(&endpoint_key(endpoint.number), at()),
             Record::EndpointDeleted { endpoint, .. } => {
-                // The last word on it stays, behind a tombstone, so that old deliveries can name it.
+                // A tombstone keeps the position of its last record, so that old deliveries can
+                // name the endpoint.
                 if let Some(last) = self.rows.get(&endpoint_key(*endpoint)) {
                     self.rows.put(&deleted_key(*endpoint), last);
                     self.rows.remove(&endpoint_key(*endpoint));
@@ -223,7 +227,7 @@ impl State {
         }
     }
 
-    /// Forgets events whose time is over; see [`retention::forget`](crate::projections::retention::forget).
+    /// Deletes expired events; see [`retention::forget`](crate::projections::retention::forget).
     pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
         let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
         self.dirty_without_record |= forgotten.events > 0;
@@ -232,8 +236,8 @@ impl State {
         forgotten
     }
 
-    /// Forgets the statistics of the hours before, of up to `endpoints_max` endpoints from `from` on; gives where the
-    /// next step begins.
+    /// Deletes statistics of the hours before `before`, for up to `endpoints_max` endpoints from
+    /// `from` on. Returns the first endpoint of the next step.
     pub fn forget_hours(
         &mut self,
         before: Timestamp,
@@ -248,7 +252,7 @@ impl State {
         next
     }
 
-    /// Forgets requests without an expiry, whose events are gone.
+    /// Deletes requests without an expiry whose events are deleted.
     pub fn forget_requests(&mut self, scopes: &[([u8; 16], Position)]) {
         for (scope, position) in scopes {
             idempotency::forget(&mut self.rows, scope, *position);
@@ -256,7 +260,7 @@ impl State {
         }
     }
 
-    /// Whether anything still rests on a record. What is not needed once is never needed again.
+    /// Whether the state still needs a record. An unneeded record is never needed again.
     pub fn needs_record(&self, events: &mut EventLookup, position: Position, record: &Record) -> bool {
         if position > self.applied {
             return true;
@@ -278,7 +282,8 @@ impl State {
             Record::RateReserved { endpoint, .. } => {
                 reserved::latest(&self.rows, *endpoint).is_some_and(|latest| latest.position == position)
             }
-            // Few and small; what came between them was judged by each, and has to be judged so again.
+            // These records are few and small, and a rebuild needs them: each later record is
+            // judged with the registry of its time.
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
@@ -295,7 +300,8 @@ impl State {
         }
     }
 
-    /// Whether a stream's version or an answered request rests on an event that is forgotten itself.
+    /// Whether a deleted event still defines a stream's version or the response of a stored
+    /// request.
     fn holds_stream_or_request(&self, event: &Event, position: Position) -> bool {
         let head = event.stream.as_ref().and_then(|(stream, _)| {
             streams::head(&self.rows, &event.tenant, stream).filter(|head| head.last == position)
@@ -309,13 +315,13 @@ impl State {
         head.is_some() || remembered()
     }
 
-    /// Positions of the records that made the live endpoints and keys what they are.
+    /// Positions of the records with the current content of the live endpoints and keys.
     #[must_use]
     pub fn registry_positions(&self) -> Vec<Position> {
         self.positions(&[ENDPOINTS]).into_iter().chain(self.positions(&[KEYS])).collect()
     }
 
-    /// Positions of the last records of endpoints that were deleted.
+    /// Positions of the last records of deleted endpoints.
     #[must_use]
     pub fn deleted_endpoint_positions(&self) -> Vec<Position> {
         self.positions(&[DELETED])
@@ -331,19 +337,20 @@ impl State {
         positions
     }
 
-    /// Everything up to here is applied: damage has taken the records that are missing.
+    /// Advances the applied position past records that are lost to damage.
     pub fn skip_to(&mut self, end: Position) {
         self.applied = self.applied.max(end);
     }
 
-    /// Whether enough rows have changed that a checkpoint should not wait for its time.
+    /// Whether enough rows changed for a checkpoint before its regular time.
     #[must_use]
     pub fn needs_checkpoint(&self) -> bool {
         self.rows.changed_rows() >= failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
     }
 
-    /// Compares it with one that was folded from the journal anew; tells each difference. `gaps` says that retention has
-    /// taken records from the journal. Gives how many rows were looked at.
+    /// Compares this state with one that was folded from the journal, and reports each difference
+    /// to `differs`. `gaps`: retention has removed records from the journal. Returns the number of
+    /// compared rows.
     pub fn audit(
         &self,
         folded: &Self,
@@ -355,25 +362,25 @@ impl State {
         let meant = folded.cursor().totals;
         let events_differ = totals.events != meant.events && !(gaps && totals.events > meant.events);
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
-            differs(format!("it counts {totals:?}, and the journal says {meant:?}"));
+            differs(format!("counts are {totals:?}, the journal gives {meant:?}"));
         }
         for prefix in [[ENDPOINTS], [DELETED], [KEYS]] {
             let (kept, meant) = (self.positions(&prefix), folded.positions(&prefix));
             if kept != meant {
                 let what = if prefix == [KEYS] { "keys" } else { "endpoints" };
-                differs(format!("{what} rest on the records {kept:?}, and the journal says {meant:?}"));
+                differs(format!("{what} refer to records {kept:?}, the journal gives {meant:?}"));
             }
         }
         for tag in (0..u8::MAX).filter(|tag| !TAGS.contains(tag)) {
             if let Some((key, _)) = crate::projections::rows::first_with(&self.rows, &[tag]) {
-                differs(format!("there are rows of the unknown kind {tag}, for instance {key:?}"));
+                differs(format!("rows of unknown kind {tag}, for example {key:?}"));
             }
         }
         let terms = Terms { cutoffs, expired_until, gaps };
         audit::audit(&self.rows, &folded.rows, &terms, differs, looked_at)
     }
 
-    /// What a checkpoint would say now.
+    /// The cursor that a checkpoint would write now.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         Cursor {
@@ -385,20 +392,21 @@ impl State {
         }
     }
 
-    /// Whether anything was applied since the last checkpoint.
+    /// Whether a record was applied or a row was deleted since the last checkpoint.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         self.applied > self.checkpointed || self.dirty_without_record
     }
 
-    /// Writes what changed_rows, with the position that it reflects, as one atomic batch; and copies the store when it has
-    /// grown too much.
+    /// Writes the changed rows and the cursor as one atomic batch. Compacts the store if its file
+    /// is much larger than its rows.
     ///
     /// # Errors
-    /// When sled or the disk failed; the state must not be used any more, unless [`Self::reopen`] mends it.
+    /// When sled or the disk failed. The state is then unusable, unless [`Self::reopen`] repairs
+    /// it.
     pub fn checkpoint(&mut self, now: Timestamp) -> Result<(), StateError> {
         if self.failure().is_some() {
-            return Err(StateError::Damaged("a row could not be read"));
+            return Err(StateError::Damaged("a row cannot be read"));
         }
         if !self.is_dirty() {
             return Ok(());
@@ -419,23 +427,23 @@ impl State {
         Ok(())
     }
 
-    /// After a checkpoint that failed because the disk was full: opens the rows again. What changed_rows since is still in
-    /// memory, and the next checkpoint writes it.
+    /// Reopens the rows after a checkpoint failed on a full disk. The changed rows are still in
+    /// memory, and the next checkpoint writes them.
     ///
     /// # Errors
-    /// When they cannot be opened, or are not those of the last checkpoint or of the failed one.
+    /// When the rows cannot be opened, or reflect neither the last checkpoint nor the failed one.
     pub fn reopen(&mut self) -> Result<(), StateError> {
         self.rows.base_mut().reopen()?;
         let found = self.rows.base().get(CURSOR).and_then(|value| Cursor::read(&value)).unwrap_or_default();
         if [self.checkpointed, self.applied].contains(&found.applied) {
             Ok(())
         } else {
-            Err(StateError::Damaged("it went back when it was opened again"))
+            Err(StateError::Damaged("the reopened state is older than the last checkpoint"))
         }
     }
 }
 
-/// Events that the state knows, by page, as far as they were asked for.
+/// Cached lookups of the events in the state, by page.
 #[derive(Debug, Default)]
 pub struct EventLookup {
     pages: HashMap<u64, Vec<Position>>,
@@ -461,7 +469,8 @@ fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
 }
 
-/// Why a cursor of another layout cannot be used. In each it begins with the layout and the position.
+/// Why a cursor of another layout cannot be used. Every layout begins with its version and the
+/// position.
 fn layout_error(cursor: &[u8], journal_end: Position) -> StateError {
     let mut reader = Reader::new(cursor);
     match (reader.get_varint(), reader.get_varint().map(Position)) {
@@ -475,7 +484,7 @@ impl Cursor {
     fn write(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(48);
         let Totals { pending, dead, events } = self.totals;
-        // Nothing is over by time zero.
+        // Zero means no cutoff: no event ended before time zero.
         let millis = |cutoff: Option<Timestamp>| cutoff.map_or(0, Timestamp::millis);
         let numbers = [
             LAYOUT,
@@ -494,7 +503,7 @@ impl Cursor {
         value
     }
 
-    /// `None` when it is of another layout.
+    /// Returns `None` for another layout.
     fn read(value: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(value);
         let mut number = || reader.get_varint().ok();
@@ -520,7 +529,7 @@ mod tests {
     use crate::codec::put_varint;
 
     #[test]
-    fn a_state_of_an_earlier_layout_still_shows_that_the_journal_has_lost_its_end() {
+    fn earlier_layout_still_detects_a_lost_journal_end() {
         let cursor = |layout, applied| {
             let mut bytes = Vec::new();
             put_varint(&mut bytes, layout);

@@ -1,7 +1,8 @@
-//! Rows in memory over rows in sled: the settle window.
+//! Changed rows in memory over the checkpointed rows in sled.
 //!
-//! Owns what has changed_rows since the last checkpoint. A row that comes and goes between two checkpoints is never
-//! written. Invariant: sled only ever holds the rows of one position; a checkpoint is one atomic batch.
+//! Owns the rows that changed since the last checkpoint. A row that is created and deleted between
+//! two checkpoints is never written. Invariant: sled only holds the rows of one position; a
+//! checkpoint is one atomic batch.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,13 +18,13 @@ use super::row_store::{RowChange, RowStore};
 enum OverlayRow {
     Value {
         bytes: Vec<u8>,
-        /// The base has no such row, so that removing this one leaves nothing to be done.
+        /// The store has no such row, so its removal needs no write.
         fresh: bool,
     },
     Removed,
 }
 
-/// See the module.
+/// Changed rows over a row store. See the module.
 #[derive(Debug)]
 pub(crate) struct Overlay {
     base: RowStore,
@@ -39,7 +40,7 @@ impl Overlay {
         &self.base
     }
 
-    /// Rows that changed_rows since the last checkpoint.
+    /// Number of rows that changed since the last checkpoint.
     pub(crate) fn changed_rows(&self) -> usize {
         self.rows.len()
     }
@@ -48,7 +49,8 @@ impl Overlay {
         &mut self.base
     }
 
-    /// Writes everything that changed_rows, in one atomic batch, and makes it durable. After an error everything is still here.
+    /// Writes all changed rows in one durable atomic batch. After an error the overlay still holds
+    /// them.
     pub(crate) fn checkpoint(&mut self) -> Result<(), super::StateError> {
         let changes = self.rows.iter().map(|(key, slot)| {
             let change = match slot {
@@ -173,9 +175,9 @@ impl Rows for Overlay {
 mod tests {
     use super::*;
 
-    /// Random operations and checkpoints against a plain map.
+    /// Compares random operations and checkpoints with a plain map.
     #[test]
-    fn an_overlay_answers_as_a_plain_map_would() {
+    fn overlay_behaves_like_a_plain_map() {
         for seed in 1..60_u64 {
             let directory = tempfile::tempdir().unwrap();
             let mut overlay = Overlay::new(RowStore::open(directory.path()).unwrap());
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_between_checkpoints_is_never_written() {
+    fn row_deleted_before_a_checkpoint_is_never_written() {
         let directory = tempfile::tempdir().unwrap();
         let mut overlay = Overlay::new(RowStore::open(directory.path()).unwrap());
         overlay.put_new(b"K1", vec![1]);

@@ -1,26 +1,27 @@
-//! sled, contained.
+//! The row store: sled, and workarounds for its defects.
 //!
-//! Owns the sled directory. Only this file opens or writes sled, and only the state's thread calls it. What is known to go
-//! wrong with sled 0.34, what is done about it, and what would fail if it were not:
+//! Owns the sled directory. Only this file opens or writes sled, and only the apply thread calls
+//! it. The table lists the known defects of sled 0.34, the workarounds, and the tests that fail
+//! without them:
 //!
-//! | trap | here | seen by |
+//! | defect | workaround | test |
 //! |---|---|---|
 //! | `flush` never fsyncs | each checkpoint ends with `fdatasync` on our own handle of sled's file | `syscalls`, `power` |
-//! | `flush_async`, writers sibling scans and a background flusher deadlock | none of them is used ([`clippy.toml`] forbids the calls); [`SledRows`] is not `Sync`, so that no second thread can have it | the compiler, clippy |
-//! | values above about 128 KB go to blob files that are never synced | values are bounded, asserted before each write; a blob file counts as damage | `a_value_at_its_bound_makes_no_blob` |
-//! | `open` panics on most flipped bits | the panic is caught, and the caller rebuilds from the journal | `whatever_bit_is_flipped`, `disk` |
-//! | a flipped bit loses or changes a row in silence (one in a hundred) | a row says what all rows add up to, and every start adds them up ([`RowChecksum`]) | `whatever_bit_is_flipped` |
-//! | a page that cannot be read ends a scan early | the failure is kept, nothing is answered from it, and the next start rebuilds ([`RowStore::failure`]) | `a_row_that_cannot_be_read_is_no_missing_row` |
-//! | a torn start-up snapshot makes `open` refuse for ever | it is removed before | `a_torn_snapshot_is_no_obstacle` |
-//! | after a full disk every call fails until it is opened again | [`RowStore::reopen`]; what was to be written is still in memory | `disk` |
-//! | its file does not shrink (forty times what is alive was seen) | when it has grown far beyond what is alive, the rows are copied to a fresh one ([`SledRows::copy`]) | `a_store_that_has_grown_is_copied` |
-//! | replaced pages are freed only when the thread pins the epoch often, so memory grows | the collector is pushed after each batch | measured: 150 MB instead of 2.5 GB |
-//! | closing goes on behind the call, so that opening again meets the lock | opening waits for it, for a bounded time | `a_store_that_has_grown_is_copied` |
+//! | `flush_async`, writers beside scans and a background flusher deadlock | the code uses none of them ([`clippy.toml`] forbids the calls); [`SledRows`] is not `Sync`, so only one thread can use it | the compiler, clippy |
+//! | values above about 128 KB go to blob files that are never synced | values are bounded, asserted before each write; a blob file counts as damage | `largest_value_creates_no_blob_file` |
+//! | `open` panics on most flipped bits | the panic is caught, and the caller rebuilds from the journal | `flipped_bit_is_rejected_or_yields_a_checkpoint`, `disk` |
+//! | a flipped bit silently loses or changes a row (one in a hundred) | a row holds a checksum of all rows, verified at every start ([`RowChecksum`]) | `flipped_bit_is_rejected_or_yields_a_checkpoint` |
+//! | an unreadable page ends a scan early | the failure is recorded, the state answers nothing more, and the next start rebuilds ([`RowStore::failure`]) | `unreadable_row_is_a_failure_not_a_missing_row` |
+//! | a torn start-up snapshot makes `open` fail forever | removed before `open` | `torn_snapshot_is_removed_on_open` |
+//! | after a full disk every call fails until sled is reopened | [`RowStore::reopen`]; the unwritten rows are still in memory | `disk` |
+//! | its file does not shrink (observed: forty times the live data) | when the file is much larger than its rows, they are copied to a new one ([`SledRows::write_compacted_copy`]) | `oversized_store_is_compacted` |
+//! | replaced pages are freed only when the thread pins the epoch often, so memory grows | the epoch collector is flushed after each batch | measured: 150 MB instead of 2.5 GB |
+//! | closing continues after `drop`, so a reopen finds the lock taken | `open` waits for the lock, for a bounded time | `oversized_store_is_compacted` |
 //! | a directory of another engine opens as an empty store | the data directory has a format stamp, and an empty state is rebuilt | `disk` |
 //!
 //! [`clippy.toml`]: https://doc.rust-lang.org/clippy/lint_configuration.html
 //!
-//! Tests may put a map in memory in its place ([`memory::MemoryRows`]).
+//! Tests can use an in-memory map instead ([`memory::MemoryRows`]).
 
 use std::cell::OnceCell;
 use std::fs::{self, File};
@@ -39,36 +40,36 @@ pub(crate) mod memory;
 #[cfg(test)]
 mod tests;
 
-/// Times that the epoch collector is pushed after a batch: each push frees a bounded number of pages.
+/// Flushes of the epoch collector after a batch. Each flush frees a bounded number of pages.
 const EPOCH_FLUSHES: usize = 64;
-/// How long an opening waits for what closes the store in the background.
+/// Maximum wait for a store that is closing in the background.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Bytes of a segment of sled's file. What lies on one of its leaves has to fit a quarter of it.
+/// Segment size of sled's file, in bytes. The rows of a leaf must fit a quarter of it.
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
-/// Rows on one of sled's leaves: it is split when there are more than 16.
+/// Maximum number of rows on a sled leaf: sled splits a leaf with more than 16.
 const LEAF_ROWS_MAX: usize = 17;
 const _: () = assert!(LEAF_ROWS_MAX * (limits::STATE_VALUE_BYTES_MAX + 1_000) < SEGMENT_BYTES / 4);
-/// Bytes of rows that a copy writes at once.
+/// Batch size of a compaction, in bytes.
 const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
-/// The file has grown far beyond what is alive when it is so many times as long as a fresh one would be.
+/// Compaction threshold: the file size divided by the estimated size of a new file.
 const FILE_GROWTH_MAX: u64 = 4;
-/// Bytes that a row takes in a fresh file sibling its own, about (measured: 150 to 300 for rows of 40).
+/// Approximate overhead of a row in a new file, in bytes (measured: 150 to 300 for rows of 40).
 const ROW_OVERHEAD_BYTES: u64 = 300;
-/// Key of the row that says what all others add up to. No row of a projection begins with this tag.
+/// Key of the checksum row. No row of a projection has this tag.
 const CHECKSUM: &[u8] = b"0";
-/// A file that says that the rows could not be read.
+/// Marker file: the rows cannot be read.
 const UNREADABLE_FILE: &str = "unreadable";
 
-/// What happens to a row.
+/// A change of a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RowChange<'a> {
-    /// There was none.
+    /// The row is new.
     New(&'a [u8]),
     Put(&'a [u8]),
     Remove,
 }
 
-/// The rows of one position. There is one kind outside of tests.
+/// The rows of one position. Outside of tests there is only the sled variant.
 #[derive(Debug)]
 pub(crate) enum RowStore {
     Sled(SledRows),
@@ -76,7 +77,7 @@ pub(crate) enum RowStore {
     Memory(memory::MemoryRows),
 }
 
-/// Rows in key order, from either end.
+/// Iterator over rows in key order, from both ends.
 #[allow(clippy::large_enum_variant, reason = "outside of tests there is one variant")]
 pub(crate) enum RowRange<'a> {
     Sled {
@@ -89,7 +90,7 @@ pub(crate) enum RowRange<'a> {
 
 type Row = (sled::IVec, sled::IVec);
 
-/// The row, or the end: an error ends the range, and is kept.
+/// Returns the next row. An error ends the range and is recorded.
 fn end_on_failure(row: Option<sled::Result<Row>>, failure: &OnceCell<String>) -> Option<Row> {
     match row? {
         Ok(row) => Some(row),
@@ -101,7 +102,7 @@ fn end_on_failure(row: Option<sled::Result<Row>>, failure: &OnceCell<String>) ->
 }
 
 fn record_failure(failure: &OnceCell<String>, error: &sled::Error) {
-    // The first one says it all.
+    // Only the first failure is kept.
     let _known = failure.set(error.to_string()).is_err();
 }
 
@@ -128,12 +129,13 @@ impl DoubleEndedIterator for RowRange<'_> {
 }
 
 impl RowStore {
-    /// See [`SledRows::open`].
+    /// Opens or creates the store; see [`SledRows::open`].
     pub(crate) fn open(directory: &Path) -> Result<Self, StateError> {
         SledRows::open(directory).map(Self::Sled)
     }
 
-    /// When it could not be read, or was not found; the former is remembered, see [`Self::failure`].
+    /// Returns the row's value, or `None` if the row is missing or cannot be read.
+    /// [`Self::failure`] tells the difference.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         match self {
             Self::Sled(rows) => rows.get(key),
@@ -162,7 +164,7 @@ impl RowStore {
         self.len() == 0
     }
 
-    /// Why something could not be read. From then on nothing that was answered is to be trusted.
+    /// Why a row could not be read. All answers are then unreliable.
     pub(crate) fn failure(&self) -> Option<&str> {
         match self {
             Self::Sled(rows) => rows.failure.get().map(String::as_str),
@@ -171,7 +173,7 @@ impl RowStore {
         }
     }
 
-    /// Says on disk that the rows cannot be used, so that the next start rebuilds them.
+    /// Marks the rows on disk as unusable, so that the next start rebuilds them.
     pub(crate) fn mark_unreadable(&self) {
         match self {
             Self::Sled(rows) => rows.mark_unreadable(),
@@ -180,7 +182,7 @@ impl RowStore {
         }
     }
 
-    /// Applies all changes at once and makes them durable.
+    /// Applies all changes atomically and makes them durable.
     pub(crate) fn write<'a>(
         &mut self,
         changes: impl Iterator<Item = (&'a [u8], RowChange<'a>)>,
@@ -192,7 +194,7 @@ impl RowStore {
         }
     }
 
-    /// Closes and opens it, which is what helps after a full disk.
+    /// Closes and opens the store. Repairs it after a full disk.
     pub(crate) fn reopen(&mut self) -> Result<(), StateError> {
         match self {
             Self::Sled(rows) => rows.reopen(),
@@ -201,7 +203,8 @@ impl RowStore {
         }
     }
 
-    /// Copies the rows to a fresh store, when the one that there is has grown far beyond them. Gives whether it did.
+    /// Copies the rows to a new store if the file is much larger than its rows. Returns whether it
+    /// did.
     pub(crate) fn compact_if_oversized(&mut self) -> Result<bool, StateError> {
         match self {
             Self::Sled(rows) => rows.compact_if_oversized(),
@@ -220,7 +223,7 @@ impl RowStore {
     }
 }
 
-/// What all rows add up to, in whatever order they came.
+/// Checksum of all rows, independent of their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct RowChecksum {
     rows: u64,
@@ -235,7 +238,7 @@ impl RowChecksum {
         self.hash = self.hash.wrapping_add(row_hash(key, value));
     }
 
-    /// Of a store that lies, this may take more than there is: then the next start finds that it does not add up.
+    /// Wraps below zero if the store returned wrong rows. The next start then detects a mismatch.
     fn subtract(&mut self, key: &[u8], value: &[u8]) {
         self.rows = self.rows.wrapping_sub(1);
         self.bytes = self.bytes.wrapping_sub((key.len() + value.len()) as u64);
@@ -256,14 +259,14 @@ impl RowChecksum {
         Some(Self { rows: number()?, bytes: number()?, hash: number()? })
     }
 
-    /// Bytes that a fresh file of these rows would have, at most.
+    /// Estimated maximum size of a new file with these rows.
     fn fresh_bytes(self) -> u64 {
         self.bytes + self.bytes / 2 + self.rows * ROW_OVERHEAD_BYTES
     }
 }
 
-/// FNV-1a over length of the key, key and value: stable for ever, because its sum is stored. It is there against rot, not
-/// against anybody.
+/// FNV-1a over key length, key and value. It never changes, because its sum is stored. It detects
+/// corruption, not tampering.
 fn row_hash(key: &[u8], value: &[u8]) -> u64 {
     let length = (key.len() as u64).to_le_bytes();
     length
@@ -273,7 +276,7 @@ fn row_hash(key: &[u8], value: &[u8]) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// An open sled.
+/// An open sled database.
 #[derive(Debug)]
 struct SledStore {
     db: sled::Db,
@@ -299,31 +302,31 @@ impl SledStore {
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 Ok(Err(error)) => return Err(StateError::Sled(error)),
-                Err(_) => return Err(StateError::Damaged("sled panicked while it opened its file")),
+                Err(_) => return Err(StateError::Damaged("sled panicked on open")),
             }
         };
         let file = File::open(directory.join("db")).map_err(StateError::Io)?;
         let blobs = directory.join("blobs");
         if fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(StateError::Damaged("sled has blob files, which are never synced"));
+            return Err(StateError::Damaged("sled has unsynced blob files"));
         }
         Ok(Self { db, file })
     }
 
-    /// Reads every row: the only way to restore_ordering that all are there.
+    /// Reads all rows and verifies their checksum. Nothing less proves that all rows exist.
     fn checksum_rows(&self) -> Result<RowChecksum, StateError> {
         let mut sum = RowChecksum::default();
-        let mut said = None;
+        let mut stored = None;
         for row in self.db.iter() {
             let (key, value) = row.map_err(StateError::Sled)?;
-            if key == CHECKSUM { said = RowChecksum::decode(&value) } else { sum.add(&key, &value) }
+            if key == CHECKSUM { stored = RowChecksum::decode(&value) } else { sum.add(&key, &value) }
         }
-        let nothing = sum == RowChecksum::default();
-        match said {
-            Some(said) if said == sum || failpoints::is_active(Mutation::TrustRows) => Ok(sum),
-            None if nothing => Ok(sum),
-            Some(_) => Err(StateError::Damaged("its rows do not add up to what it says")),
-            None => Err(StateError::Damaged("it does not say what its rows add up to")),
+        let is_empty = sum == RowChecksum::default();
+        match stored {
+            Some(stored) if stored == sum || failpoints::is_active(Mutation::TrustRows) => Ok(sum),
+            None if is_empty => Ok(sum),
+            Some(_) => Err(StateError::Damaged("row checksum mismatch")),
+            None => Err(StateError::Damaged("the row checksum is missing")),
         }
     }
 
@@ -338,8 +341,8 @@ impl SledStore {
     }
 }
 
-/// sled gives its lock back some time after it was dropped. That another process has it cannot be: ours has the lock of
-/// the whole data directory.
+/// sled releases its lock some time after the drop. No other process can hold it, because this
+/// process holds the lock of the data directory.
 fn is_still_closing(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
@@ -348,20 +351,21 @@ fn is_still_closing(error: &sled::Error) -> bool {
 #[derive(Debug)]
 pub(crate) struct SledRows {
     directory: PathBuf,
-    /// `None` while it is being opened again.
+    /// `None` during a reopen.
     store: Option<SledStore>,
     checksum: RowChecksum,
     failure: OnceCell<String>,
-    /// Below this length nobody asks whether the file has grown too much.
+    /// File size below which no compaction is considered.
     compact_at_bytes: u64,
 }
 
 impl SledRows {
-    /// Opens or creates the store. An error means that the directory cannot be used as it is.
+    /// Opens or creates the store. An error means that the directory is unusable in its current
+    /// form.
     fn open(directory: &Path) -> Result<Self, StateError> {
         finish_compaction(directory).map_err(StateError::Io)?;
         if directory.join(UNREADABLE_FILE).exists() {
-            return Err(StateError::Damaged("a row of it could not be read in an earlier life"));
+            return Err(StateError::Damaged("a row could not be read before the last restart"));
         }
         let store = SledStore::open(directory)?;
         let checksum = store.checksum_rows()?;
@@ -375,7 +379,7 @@ impl SledRows {
     }
 
     fn store(&self) -> &SledStore {
-        self.store.as_ref().expect("it is closed only within a call, or the call has failed")
+        self.store.as_ref().expect("the store is open between calls")
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
@@ -398,7 +402,7 @@ impl SledRows {
             File::open(&self.directory)?.sync_all()
         });
         if let Err(error) = written {
-            tracing::error!(%error, "the state could not be marked as unreadable");
+            tracing::error!(%error, "cannot mark the state as unreadable");
         }
     }
 
@@ -454,9 +458,9 @@ impl SledRows {
         }
         let started = Instant::now();
         if let Err(error) = self.write_compacted_copy() {
-            // The old one is as it was.
-            tracing::warn!(%error, "the state could not be copied to a fresh file; it goes on in the old one");
-            // Best effort: what stays behind is removed by the next copy, or opening.
+            // The old store is unchanged.
+            tracing::warn!(%error, "state compaction failed, continuing with the old file");
+            // Best effort: the next compaction or open removes a leftover copy.
             drop(remove(&sibling(&self.directory, "copying")));
             self.compact_at_bytes = size + limits::STATE_COPY_BYTES_MIN;
             return Ok(false);
@@ -470,13 +474,13 @@ impl SledRows {
             after = left,
             rows = self.checksum.rows,
             milliseconds,
-            "the state was copied"
+            "state compacted"
         );
         Ok(true)
     }
 
-    /// Writes all rows to a store sibling this one, durable and complete before it gets the name by which an opening takes
-    /// it.
+    /// Writes all rows to a new store beside this one. Makes it complete and durable before the
+    /// rename that marks it as valid.
     fn write_compacted_copy(&self) -> Result<(), StateError> {
         let copying = sibling(&self.directory, "copying");
         remove(&copying).map_err(StateError::Io)?;
@@ -495,7 +499,7 @@ impl SledRows {
             }
         }
         if sum != self.checksum {
-            return Err(StateError::Damaged("its rows do not add up to what it says"));
+            return Err(StateError::Damaged("row checksum mismatch"));
         }
         fresh.apply(batch)?;
         drop(fresh);
@@ -505,7 +509,7 @@ impl SledRows {
             .map_err(StateError::Io)
     }
 
-    /// The copy takes the place of this store. A crash at any point leaves what [`finish_compaction`] understands.
+    /// Replaces this store with the copy. [`finish_compaction`] recovers from a crash at any point.
     fn switch_to_copy(&mut self) -> Result<(), StateError> {
         self.store = None;
         fs::rename(&self.directory, sibling(&self.directory, "old")).map_err(StateError::Io)?;
@@ -515,21 +519,21 @@ impl SledRows {
     }
 }
 
-/// A directory of this store under another name.
-fn sibling(directory: &Path, what: &str) -> PathBuf {
-    directory.with_extension(what)
+/// Sibling directory with this extension.
+fn sibling(directory: &Path, extension: &str) -> PathBuf {
+    directory.with_extension(extension)
 }
 
-/// Brings what a copy has left behind to its end: a copy that is complete takes the place of a store that has been moved
-/// away for it; everything else is removed.
+/// Finishes an interrupted compaction: a complete copy replaces a store that was moved away.
+/// Removes all other leftovers.
 fn finish_compaction(directory: &Path) -> io::Result<()> {
     let copied = sibling(directory, "copied");
     if copied.exists() && !directory.exists() {
         fs::rename(&copied, directory)?;
         sync_parent(directory)?;
     }
-    for rest in ["copying", "copied", "old"] {
-        remove(&sibling(directory, rest))?;
+    for leftover in ["copying", "copied", "old"] {
+        remove(&sibling(directory, leftover))?;
     }
     Ok(())
 }
@@ -557,7 +561,7 @@ fn sync_all_below(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// sled's own clean-up looks for another name.
+/// Removes unfinished snapshots. sled's own cleanup expects another file name.
 fn remove_torn_snapshots(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;

@@ -1,25 +1,27 @@
-//! A map in memory in sled's place, for tests: durable at once, written all or none, and the power can fail at a write.
+//! An in-memory row store for tests. Its writes are durable and atomic, and the power can fail at a
+//! write.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{RowChange, StateError};
 
-/// What a write asks before it happens: whether the power holds, and if not, whether the write was still made.
+/// Called before each write: whether the power stays on, and if not, whether the write still
+/// completes.
 pub(crate) type PowerSource = Arc<dyn Fn() -> PowerState + Send + Sync>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PowerState {
     On,
-    /// It fails right before the write.
+    /// The power fails directly before the write.
     FailsBeforeWrite,
-    /// It fails right after the write.
+    /// The power fails directly after the write.
     FailsAfterWrite,
 }
 
 type Image = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Clones share their rows, as a restart does.
+/// Clones share their rows, so that a test can simulate a restart.
 #[derive(Clone)]
 pub(crate) struct MemoryRows {
     image: Arc<Mutex<Image>>,
@@ -37,27 +39,28 @@ impl MemoryRows {
         Self { image: Arc::default(), power }
     }
 
-    fn look<R>(&self, look: impl FnOnce(&mut Image) -> R) -> R {
-        look(&mut self.image.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_image<R>(&self, work: impl FnOnce(&mut Image) -> R) -> R {
+        work(&mut self.image.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Loses everything.
+    /// Deletes all rows.
     pub(crate) fn clear(&self) {
-        self.look(BTreeMap::clear);
+        self.with_image(BTreeMap::clear);
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.look(|image| image.get(key).cloned())
+        self.with_image(|image| image.get(key).cloned())
     }
 
     pub(super) fn range(&self, from: &[u8], to: &[u8]) -> std::vec::IntoIter<(sled::IVec, sled::IVec)> {
         let copy = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.as_slice().into(), value.as_slice().into());
-        let rows: Vec<_> = self.look(|image| image.range(from.to_vec()..to.to_vec()).map(copy).collect());
+        let rows: Vec<_> =
+            self.with_image(|image| image.range(from.to_vec()..to.to_vec()).map(copy).collect());
         rows.into_iter()
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.look(|image| image.len() as u64)
+        self.with_image(|image| image.len() as u64)
     }
 
     pub(super) fn write<'a>(
@@ -69,12 +72,12 @@ impl MemoryRows {
         if supply == PowerState::FailsBeforeWrite {
             return failed();
         }
-        self.look(|image| {
+        self.with_image(|image| {
             for (key, change) in changes {
                 match change {
                     RowChange::New(value) => {
                         let before = image.insert(key.to_vec(), value.to_vec());
-                        assert!(before.is_none(), "row {key:?} is new and was there");
+                        assert!(before.is_none(), "new row {key:?} already exists");
                     }
                     RowChange::Put(value) => drop(image.insert(key.to_vec(), value.to_vec())),
                     RowChange::Remove => drop(image.remove(key)),

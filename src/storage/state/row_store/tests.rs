@@ -1,4 +1,4 @@
-//! Each trap of sled, set off.
+//! Tests of the workarounds for sled's defects.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ fn write(rows: &mut SledRows, model: &mut Rows, changes: &[(Vec<u8>, Option<Vec<
     rows.write(changes).unwrap();
 }
 
-/// Some hundred checkpoints of random rows; gives what was there after each.
+/// Writes 200 checkpoints of random rows. Returns the rows after each checkpoint.
 fn fill(directory: &Path, random: &mut fastrand::Rng) -> Vec<Rows> {
     let mut rows = SledRows::open(directory).unwrap();
     let mut images = vec![Rows::new()];
@@ -58,7 +58,7 @@ fn copy_directory(from: &Path, to: &Path) {
 }
 
 #[test]
-fn whatever_bit_is_flipped_the_rows_are_those_of_a_checkpoint_or_refused() {
+fn flipped_bit_is_rejected_or_yields_a_checkpoint() {
     let seed = crate::failpoints::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let below = tempfile::tempdir().unwrap();
@@ -85,15 +85,15 @@ fn whatever_bit_is_flipped_the_rows_are_those_of_a_checkpoint_or_refused() {
         }
         fs::remove_dir_all(&damaged).unwrap();
     }
-    assert!(refused > 0 && older > 0, "{refused} refused, {older} older: nothing was damaged");
+    assert!(refused > 0 && older > 0, "{refused} rejected, {older} older: no damage was tested");
 }
 
 #[test]
-fn a_row_that_cannot_be_read_is_no_missing_row() {
+fn unreadable_row_is_a_failure_not_a_missing_row() {
     let below = tempfile::tempdir().unwrap();
     let directory = below.path().join("state");
     let images = fill(&directory, &mut fastrand::Rng::with_seed(7));
-    // Opened without reading the rows, so that sled reads each when it is asked for.
+    // Opens the store without reading its rows, so that sled reads each row on demand.
     let store = Some(SledStore::open(&directory).unwrap());
     let (checksum, failure) = (RowChecksum::default(), OnceCell::new());
     let mut rows =
@@ -103,8 +103,8 @@ fn a_row_that_cannot_be_read_is_no_missing_row() {
     file.set_len(0).and_then(|()| file.set_len(length)).unwrap();
     assert_eq!(rows.failure.get(), None);
     let found = read(&rows);
-    assert!(found.len() < images[200].len(), "all rows were read from a file of zeros");
-    assert!(rows.failure.get().is_some(), "{} rows were found, and no failure", found.len());
+    assert!(found.len() < images[200].len(), "read all rows from a file of zeros");
+    assert!(rows.failure.get().is_some(), "{} rows found without a failure", found.len());
     let written = rows.write([(&b"K"[..], RowChange::Put(b"1"))].into_iter());
     assert!(written.is_err() || rows.failure.get().is_some());
     rows.mark_unreadable();
@@ -113,7 +113,7 @@ fn a_row_that_cannot_be_read_is_no_missing_row() {
 }
 
 #[test]
-fn a_failure_ends_a_range_and_is_kept() {
+fn failure_ends_a_range_and_is_recorded() {
     let failure = OnceCell::new();
     let torn = sled::Error::ReportableBug("a page cannot be read".to_owned());
     assert!(end_on_failure(Some(Err(torn)), &failure).is_none());
@@ -122,7 +122,7 @@ fn a_failure_ends_a_range_and_is_kept() {
 }
 
 #[test]
-fn a_value_at_its_bound_makes_no_blob() {
+fn largest_value_creates_no_blob_file() {
     let below = tempfile::tempdir().unwrap();
     let mut rows = SledRows::open(below.path()).unwrap();
     let value = vec![7; limits::STATE_VALUE_BYTES_MAX];
@@ -138,7 +138,7 @@ fn a_value_at_its_bound_makes_no_blob() {
 
 #[test]
 #[should_panic(expected = "a value of 100001 bytes")]
-fn a_value_above_its_bound_is_never_written() {
+fn oversized_value_is_never_written() {
     let below = tempfile::tempdir().unwrap();
     let mut rows = SledRows::open(below.path()).unwrap();
     let value = vec![7; limits::STATE_VALUE_BYTES_MAX + 1];
@@ -146,7 +146,7 @@ fn a_value_above_its_bound_is_never_written() {
 }
 
 #[test]
-fn a_torn_snapshot_is_no_obstacle() {
+fn torn_snapshot_is_removed_on_open() {
     let below = tempfile::tempdir().unwrap();
     let directory = below.path().join("state");
     let images = fill(&directory, &mut fastrand::Rng::with_seed(3));
@@ -157,7 +157,7 @@ fn a_torn_snapshot_is_no_obstacle() {
 }
 
 #[test]
-fn a_store_without_its_sum_or_with_another_is_refused() {
+fn store_with_missing_or_wrong_checksum_is_rejected() {
     for sum in [None, Some(RowChecksum { rows: 1, bytes: 4, hash: 0 }.encode())] {
         let below = tempfile::tempdir().unwrap();
         let store = SledStore::open(below.path()).unwrap();
@@ -172,7 +172,8 @@ fn a_store_without_its_sum_or_with_another_is_refused() {
     }
 }
 
-/// Rows of mixed lifetimes: 19 of 20 go, in any order, one stays. It is what sled's file grows under.
+/// Rows of mixed lifetimes: in random order, 19 of 20 are deleted and one stays. This makes sled's
+/// file grow.
 struct GrowingRows {
     random: fastrand::Rng,
     model: Rows,
@@ -207,7 +208,7 @@ impl GrowingRows {
 }
 
 #[test]
-fn a_store_that_has_grown_is_copied_to_a_fresh_one() {
+fn oversized_store_is_compacted() {
     const COPY_AT: u64 = 20 * 1024 * 1024;
     let below = tempfile::tempdir().unwrap();
     let directory = below.path().join("state");
@@ -234,7 +235,7 @@ fn a_store_that_has_grown_is_copied_to_a_fresh_one() {
 }
 
 #[test]
-fn a_store_that_is_as_long_as_its_rows_is_not_copied() {
+fn store_without_growth_is_not_compacted() {
     let below = tempfile::tempdir().unwrap();
     let mut rows = SledRows::open(&below.path().join("state")).unwrap();
     rows.compact_at_bytes = 0;
@@ -252,9 +253,9 @@ fn a_store_that_is_as_long_as_its_rows_is_not_copied() {
     );
 }
 
-/// What is on disk after each step of a copy: a crash there leaves just that.
+/// Simulates a crash after each step of a compaction.
 #[test]
-fn a_crash_at_any_step_of_a_copy_leaves_the_rows() {
+fn crash_at_any_step_of_a_compaction_keeps_the_rows() {
     let below = tempfile::tempdir().unwrap();
     let directory = below.path().join("state");
     let mut rows = SledRows::open(&directory).unwrap();
@@ -293,7 +294,7 @@ fn a_crash_at_any_step_of_a_copy_leaves_the_rows() {
 }
 
 #[test]
-fn it_can_be_closed_and_opened_again_and_goes_on() {
+fn store_works_after_reopen() {
     let below = tempfile::tempdir().unwrap();
     let mut rows = SledRows::open(&below.path().join("state")).unwrap();
     let mut growing = GrowingRows::new();
@@ -306,5 +307,5 @@ fn it_can_be_closed_and_opened_again_and_goes_on() {
 
 #[test]
 fn bugs_that_are_put_in_are_caught() {
-    fails_with(Mutation::TrustRows, a_store_without_its_sum_or_with_another_is_refused);
+    fails_with(Mutation::TrustRows, store_with_missing_or_wrong_checksum_is_rejected);
 }
