@@ -130,15 +130,15 @@ mod tests {
     }
 
     #[tokio::test]
-/// Runs a task whose panic ends only the task, and reports the panic to the caller.
-pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
-    AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
-}
+    /// Runs a task whose panic ends only the task, and reports the panic to the caller.
+    pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
+        AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
+    }
 
-/// Continues the panic of work on another thread in the task that waits for it. The hook has reported it.
-pub(crate) fn pass_on(panicked: Panicked) -> ! {
-    resume_unwind(Box::new(panicked))
-}
+    /// Continues the panic of work on another thread in the task that waits for it. The hook has reported it.
+    pub(crate) fn pass_on(panicked: Panicked) -> ! {
+        resume_unwind(Box::new(panicked))
+    }
 
     async fn containment_of_a_task_is_active_only_while_polled() {
         let task = contained(async {

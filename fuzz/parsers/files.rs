@@ -95,8 +95,13 @@ fn sample() -> Sample {
     }
     drop(server);
     let directory = tempfile::tempdir().expect("a directory");
-    backup::restore(&mut IoCursor::new(&text), &directory.path().join("data"), 1, backup::BackupTrust::default())
-        .expect("the backup is complete");
+    backup::restore(
+        &mut IoCursor::new(&text),
+        &directory.path().join("data"),
+        1,
+        backup::BackupTrust::default(),
+    )
+    .expect("the backup is complete");
     let disk: Arc<dyn Disk> =
         Arc::new(balto::storage::disk::RealDisk::new(directory.path().join("data/journal")).expect("a disk"));
     let (journal, _) = Journal::open(disk, JournalOptions::new(1)).expect("the journal opens");

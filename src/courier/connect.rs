@@ -69,9 +69,10 @@ impl ConnectError {
         match self {
             Self::Forbidden(_) | Self::Blocked(_) => ErrorClass::BlockedAddress,
             Self::Dns(_) => ErrorClass::Dns,
-            Self::Unreachable | Self::DescriptorsExhausted | Self::ProxyUnreachable | Self::ProxyRefused(_) => {
-                ErrorClass::Connect
-            }
+            Self::Unreachable
+            | Self::DescriptorsExhausted
+            | Self::ProxyUnreachable
+            | Self::ProxyRefused(_) => ErrorClass::Connect,
             Self::Tls(_) => ErrorClass::Tls,
         }
     }

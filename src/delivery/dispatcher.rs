@@ -24,12 +24,12 @@ use crate::delivery::jobs::{
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
 use crate::domain::{
-    Attempt, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, Now, Ordering, Record,
+    Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Ordering, Record,
 };
 use crate::failpoints::Bound;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
-use crate::outbox::decide::CommittedGroup;
 use crate::metrics::BackgroundJob;
+use crate::outbox::decide::CommittedGroup;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};

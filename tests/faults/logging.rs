@@ -306,9 +306,7 @@ async fn panicked_attempt_costs_one_delivery() {
     assert!(daemon.is_ready().await);
     assert_eq!(daemon.terminate(), Some(0));
     let panics = panics_in(&log);
-    assert!(
-        panics.iter().all(|line| line["message"] == "internal error, request, attempt or job aborted")
-    );
+    assert!(panics.iter().all(|line| line["message"] == "internal error, request, attempt or job aborted"));
 }
 
 #[tokio::test]

@@ -180,8 +180,9 @@ impl Journal {
             if let Some(header) = header {
                 let scanned = scan_tail(file, header)?;
                 time = scanned.scan.last_frame.map_or(header.time, |frame| frame.time.max(header.time));
-                let after =
-                    |last: Position| if failpoints::is_active(Mutation::GivePositionTwice) { last } else { last.next() };
+                let after = |last: Position| {
+                    if failpoints::is_active(Mutation::GivePositionTwice) { last } else { last.next() }
+                };
                 next = next.max(scanned.scan.last_frame.map_or(first, |frame| after(frame.last)));
                 entries.push(SegmentEntry { first, time: header.time, bytes: scanned.valid_end, version: 0 });
                 tail = Some(scanned);
@@ -238,7 +239,8 @@ impl Journal {
     fn adopt_tail(&mut self, tail: Tail, report: &mut OpenReport) -> Result<(), JournalError> {
         let damage: Vec<_> = tail.scan.damage.into_iter().map(|seen| seen.damage).collect();
         self.allocated_end = tail.allocated_end;
-        let valid_end = if failpoints::is_active(Mutation::KeepTornTail) { tail.length } else { tail.valid_end };
+        let valid_end =
+            if failpoints::is_active(Mutation::KeepTornTail) { tail.length } else { tail.valid_end };
         if tail.length > valid_end || !damage.is_empty() {
             tail.file.truncate(valid_end)?;
             self.allocated_end = valid_end;
