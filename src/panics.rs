@@ -130,16 +130,14 @@ mod tests {
     }
 
     #[tokio::test]
-    /// Runs a task whose panic ends only the task, and reports the panic to the caller.
-    pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
-        AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
+    async fn panic_of_other_work_is_passed_on_and_caught() {
+        let work = async { contain(|| panic!("on purpose")).unwrap_or_else(|panicked| pass_on(panicked)) };
+        assert!(caught(work).await.is_err());
+        assert_eq!(caught(async { 7 }).await.unwrap(), 7);
+        assert_eq!(DEPTH.get(), 0);
     }
 
-    /// Continues the panic of work on another thread in the task that waits for it. The hook has reported it.
-    pub(crate) fn pass_on(panicked: Panicked) -> ! {
-        resume_unwind(Box::new(panicked))
-    }
-
+    #[tokio::test]
     async fn containment_of_a_task_is_active_only_while_polled() {
         let task = contained(async {
             assert_eq!(DEPTH.get(), 1);

@@ -23,9 +23,7 @@ use crate::delivery::jobs::{
 };
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
-use crate::domain::{
-    Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Ordering, Record,
-};
+use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Ordering, Record};
 use crate::failpoints::Bound;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
 use crate::metrics::BackgroundJob;

@@ -421,8 +421,8 @@ async fn sealing_secrets_again_does_not_delay_the_disabling() {
         publish(&mut life).await;
         life.run_for(Duration::from_secs(30)).await;
         if seals {
-            let (engine, sealed) = (life.engine.clone(), known(&life, number).unwrap());
-            see_through(&mut life, async move { engine.put_endpoint(sealed, None).await }).await.unwrap();
+            let (context, sealed) = (life.context.clone(), known(&life, number).unwrap());
+            see_through(&mut life, async move { Endpoints(&context).put(sealed, None).await }).await.unwrap();
         }
         life.run_for(Duration::from_secs(20)).await;
         let status = known(&life, number).unwrap().status;
