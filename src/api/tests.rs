@@ -131,9 +131,9 @@ async fn credentials_of_earlier_versions_are_hidden() {
             "{shown}"
         );
     }
-    let plain = |context: &Context| Endpoints(&context).get(&scope, &id).unwrap().headers.clone();
+    let plain = |context: &Context| Endpoints(context).get(&scope, &id).unwrap().headers.clone();
     let sealed = |context: &Context| -> Vec<_> {
-        let endpoint = Endpoints(&context).get(&scope, &id).unwrap();
+        let endpoint = Endpoints(context).get(&scope, &id).unwrap();
         endpoint.sensitive_headers.iter().map(|(name, _)| name.to_string()).collect()
     };
     let patch = async |body: &str| {

@@ -182,7 +182,7 @@ pub(super) fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeErr
 
 pub(super) async fn create_endpoint(context: &Context, world: &World) {
     let endpoint = world.with(new_endpoint);
-    let created = Endpoints(&context).create(endpoint, None).await;
+    let created = Endpoints(context).create(endpoint, None).await;
     changed(world, "create endpoint", &created);
     let Ok(created) = created else { return };
     if !world.is_alive() {
@@ -269,7 +269,7 @@ async fn change_endpoint(context: &Context, world: &World) {
         }
     });
     let number = endpoint.number.0;
-    let result = Endpoints(&context).update(endpoint, None).await;
+    let result = Endpoints(context).update(endpoint, None).await;
     changed(world, &format!("{what} {number}"), &result);
 }
 
@@ -284,7 +284,7 @@ async fn change_ordering(context: &Context, world: &World) {
         let Some((number, ordering)) = drawn else { return };
         let known = context.outbox().endpoint(number);
         let Some(known) = known else { return };
-        let result = Endpoints(&context).update(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
+        let result = Endpoints(context).update(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
         changed(world, &format!("order {} by {ordering:?}", number.0), &result);
         if world.chance(|chance| chance.percent(70)) {
             return;
@@ -310,7 +310,7 @@ async fn call_back(context: &Context, world: &World) {
             inner.model.agreed.extend(number.map(|number| (number, callback.url.as_str().into())));
         });
     }
-    let result = Handshakes(&context).grant(&callback.endpoint, &callback.token, Some("600")).await;
+    let result = Handshakes(context).grant(&callback.endpoint, &callback.token, Some("600")).await;
     changed(world, "call back", &result);
     if result.is_err() || !world.is_alive() {
         return;
@@ -337,7 +337,7 @@ async fn call_back(context: &Context, world: &World) {
 
 async fn delete_endpoint(context: &Context, world: &World) {
     let Some(endpoint) = any_endpoint(context, world) else { return };
-    let result = Endpoints(&context).delete(&EVERYBODY, &endpoint.id).await;
+    let result = Endpoints(context).delete(&EVERYBODY, &endpoint.id).await;
     changed(world, &format!("delete {}", endpoint.number.0), &result);
     if result.is_ok() {
         world.count("endpointsDeleted");
@@ -356,7 +356,7 @@ pub(super) async fn reopen(context: &Context, world: &World) {
                 None => asked_anew(&known),
             });
             let number = endpoint.number.0;
-            changed(world, &format!("reopen {number}"), &Endpoints(&context).update(endpoint, None).await);
+            changed(world, &format!("reopen {number}"), &Endpoints(context).update(endpoint, None).await);
         }
     }
 }
@@ -425,14 +425,14 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
 async fn publish(context: &Context, world: &World) {
     let post = world.with(draw_post);
     remember(world, &post);
-    let result = Events(&context).publish(post.draft.clone()).await;
+    let result = Events(context).publish(post.draft.clone()).await;
     check_post(world, &post, &result);
     // An answer is true at once.
     if let Ok(accepted) = result
         && world.is_alive()
         && world.chance(|chance| chance.percent(20))
     {
-        match Events(&context).get(&EVERYBODY, &accepted.event.tenant, &accepted.event.id).await {
+        match Events(context).get(&EVERYBODY, &accepted.event.tenant, &accepted.event.id).await {
             Ok(Some(_)) => world.count("eventsRead"),
             Ok(None) if world.with(|inner| inner.model.may_be_gone(accepted.position)) => {}
             Ok(None) => world.breaks(format!("{} was accepted and is not found", accepted.event.id)),
@@ -455,7 +455,7 @@ async fn publish_batch(context: &Context, world: &World) {
         fingerprint: hash(&bodies),
         expires_at: Some(wall().plus(Duration::from_secs(3))),
     });
-    match Events(&context).publish_batch(drafts, request).await {
+    match Events(context).publish_batch(drafts, request).await {
         Ok(published) => {
             for (post, result) in posts.iter().zip(&published.results) {
                 check_post(world, post, result);
@@ -629,26 +629,26 @@ async fn operate_on_delivery(context: &Context, world: &World) {
     }
     match dice {
         0 | 1 => {
-            let result = DeadLetters(&context).redrive(&EVERYBODY, key, None).await;
+            let result = DeadLetters(context).redrive(&EVERYBODY, key, None).await;
             changed(world, &format!("redrive {name}"), &result);
             world.count("redriven");
         }
-        2 => changed(world, &format!("purge {name}"), &DeadLetters(&context).purge(&EVERYBODY, key).await),
+        2 => changed(world, &format!("purge {name}"), &DeadLetters(context).purge(&EVERYBODY, key).await),
         3 | 4 => {
-            let result = Deliveries(&context).cancel(&EVERYBODY, key, None).await;
+            let result = Deliveries(context).cancel(&EVERYBODY, key, None).await;
             changed(world, &format!("cancel {name}"), &result);
             world.count("cancelled");
         }
         5 | 6 => {
-            let result = Deliveries(&context).retry(&EVERYBODY, key, None).await;
+            let result = Deliveries(context).retry(&EVERYBODY, key, None).await;
             changed(world, &format!("retry {name}"), &result);
         }
-        7 => match Endpoints(&context).lane(key.endpoint).await {
+        7 => match Endpoints(context).lane(key.endpoint).await {
             Ok(lane) => world.note(format_args!("lane {}: {:?}", key.endpoint.0, lane.reason)),
             Err(error) => refused(world, "lane", &error),
         },
         8 => replay(context, world, key).await,
-        _ => match Deliveries(&context).get(&EVERYBODY, key).await {
+        _ => match Deliveries(context).get(&EVERYBODY, key).await {
             Ok(Some(found)) => world.note(format_args!("delivery {name}: {:?}", found.delivery.state)),
             Ok(None) if world.with(|inner| inner.model.may_be_gone(key.event)) => world.count("forgotten"),
             Ok(None) => world.breaks(format!("delivery {name} is not found")),
@@ -661,7 +661,7 @@ async fn replay(context: &Context, world: &World, key: DeliveryKey) {
     let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
     let id = context.outbox().registry(|registry| registry.id_of(key.endpoint).cloned());
     let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
-    let result = Replays(&context).of_event(&EVERYBODY, &event.tenant, &event.id, chosen, None).await;
+    let result = Replays(context).of_event(&EVERYBODY, &event.tenant, &event.id, chosen, None).await;
     changed(world, &format!("replay {}", key.event), &result);
     world.count("replayed");
 }

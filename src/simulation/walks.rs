@@ -115,7 +115,7 @@ async fn walk_events(context: &Context, world: &World) {
     let wanted = filter.clone();
     let of_model =
         move |inner: &Inner| inner.model.oracle.events(&wanted, None, usize::MAX).items.into_iter().collect();
-    let page = |cursor, limit| Events(&context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    let page = |cursor, limit| Events(context).list(&EVERYBODY, filter.clone(), cursor, limit);
     walk_list(world, "events", page, |view| view.position, of_model, |position| position).await;
 }
 
@@ -126,7 +126,7 @@ async fn walk_deliveries(context: &Context, world: &World) {
         let found = inner.model.oracle.deliveries(&wanted, None, usize::MAX);
         found.items.into_iter().map(|facts| facts.key).collect()
     };
-    let page = |cursor, limit| Deliveries(&context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    let page = |cursor, limit| Deliveries(context).list(&EVERYBODY, filter.clone(), cursor, limit);
     walk_list(world, "deliveries", page, |view| view.key, of_model, |key| key.event).await;
 }
 
@@ -137,7 +137,7 @@ async fn walk_dead_letters(context: &Context, world: &World) {
         let found = inner.model.oracle.dead_letters(&wanted, None, usize::MAX);
         found.items.into_iter().map(|letter| letter.delivery).collect()
     };
-    let page = |cursor, limit| DeadLetters(&context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    let page = |cursor, limit| DeadLetters(context).list(&EVERYBODY, filter.clone(), cursor, limit);
     walk_list(world, "dead letters", page, |view| view.delivery.key, of_model, |key| key.event).await;
 }
 
@@ -145,7 +145,7 @@ async fn walk_backup(context: &Context, world: &World) {
     let last = world.with(|inner| inner.model.last());
     let (mut after, mut until, mut text) = (Position(0), None, String::new());
     loop {
-        let (part, end, _) = match Backups(&context).part(after, until, None).await {
+        let (part, end, _) = match Backups(context).part(after, until, None).await {
             Ok(found) => found,
             Err(error) => return refused(world, "backup", &error),
         };
@@ -182,9 +182,9 @@ pub(super) async fn operate_in_bulk(context: &Context, world: &World) {
             (filter.delivery_state, filter.event_status, filter.stream) = (None, None, None);
             let (began, before) = world.with(|inner| (inner.model.last(), letters(inner, &filter)));
             let result = if redrives {
-                DeadLetters(&context).redrive_matching(&EVERYBODY, filter.clone(), None).await
+                DeadLetters(context).redrive_matching(&EVERYBODY, filter.clone(), None).await
             } else {
-                DeadLetters(&context).purge_matching(&EVERYBODY, filter.clone(), None).await
+                DeadLetters(context).purge_matching(&EVERYBODY, filter.clone(), None).await
             };
             let what = if redrives { "redrive all" } else { "purge all" };
             changed(world, what, &result);
@@ -211,7 +211,7 @@ async fn replay_to_endpoint(context: &Context, world: &World) {
     let began = world.with(|inner| inner.model.last());
     let before = world.with(|inner| replayable(inner, &endpoint, only_undelivered));
     let result =
-        Replays(&context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], only_undelivered, None).await;
+        Replays(context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], only_undelivered, None).await;
     let what = format!("replay to {}", endpoint.number.0);
     changed(world, &what, &result);
     if result.is_ok() {

@@ -332,7 +332,7 @@ fn bad_configuration_error_names_file_line_key_and_reason() {
         "balto.toml:2: retry.jitter",
         "balto.toml:5: nope",
         "balto.toml:4: auth.admin_key_file",
-        "balto.toml:7: egress.ca_file: empty.pem: there is no certificate",
+        "balto.toml:7: egress.ca_file: empty.pem: contains no certificate",
     ]) {
         assert!(line.contains(place), "{words}");
     }

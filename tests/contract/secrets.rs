@@ -128,7 +128,7 @@ async fn start_with_nothing_to_seal_again_logs_nothing_of_it() {
     assert_eq!(daemon.terminate(), Some(0));
     let keys = format!("{NEW},{OLD}");
     let first = logged(directory.path(), &keys, &receiver, &endpoint).await;
-    assert!(first.contains("resealed=1"), "{first}");
+    assert!(first.contains("\"resealed\":1"), "{first}");
     let second = logged(directory.path(), &keys, &receiver, &endpoint).await;
     assert!(!second.contains("resealed"), "{second}");
 }

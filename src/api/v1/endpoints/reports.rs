@@ -90,7 +90,7 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     call.once(call.principal.scope_text(), async |key| {
         let (context, keyed) = (&call.api.context, CountBody::keyed(key));
         let replay =
-            Replays(&context).to_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
+            Replays(context).to_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
         Ok(CountBody::reply(replay.await?))
     })
     .await

@@ -131,12 +131,12 @@ fn rotated(
         Wanted::Fresh(kind) => {
             let present = endpoint.secrets.first().map(|secret| secret.kind);
             let present = present.filter(|kind| *kind != SecretKind::Text);
-            Secrets(&context).new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
+            Secrets(context).new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
         }
     };
     // Plain, because the ends of its secrets change.
-    let endpoint = &Secrets(&context).opened(endpoint).map_err(|error| cannot_open(&error))?;
-    let is_new = |old: &Secret| Secrets(&context).open_key(endpoint, old).is_ok_and(|old| old == key);
+    let endpoint = &Secrets(context).opened(endpoint).map_err(|error| cannot_open(&error))?;
+    let is_new = |old: &Secret| Secrets(context).open_key(endpoint, old).is_ok_and(|old| old == key);
     if endpoint.secrets.first().is_some_and(is_new) {
         return Err(Problem::invalid("/secret", "this is the current secret"));
     }

@@ -53,7 +53,7 @@ async fn make(
     let context = &call.api.context;
     let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(context.random_bytes::<SECRET_BYTES>()));
     let key = ApiKey {
-        id: Keys(&context).new_id(),
+        id: Keys(context).new_id(),
         role,
         tenant,
         description,
@@ -65,7 +65,7 @@ async fn make(
     let remember = Reply::json(201, &body).remembered(idempotency);
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
-    Keys(&context).create(key, remember).await?;
+    Keys(context).create(key, remember).await?;
     Ok(Reply::json(201, &body).with_header("location", &location))
 }
 
