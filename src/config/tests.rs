@@ -430,7 +430,7 @@ fn secrets_key_is_32_bytes_of_base64_and_never_shown() {
     assert_eq!(config.secrets_keys().expect("set")[0].expose(), b"secret-secret-secret-secret-secr");
     for bad in ["", "c2VjcmV0", &good[1..], "hunter2", &format!("{good} "), &good.replace('=', "")] {
         let refused = refusal(&format!("[secrets]\nkey = \"{bad}\""));
-        assert!(refused.contains("base64 of 32 random bytes"), "{bad}: {refused}");
+        assert!(refused.contains("as `openssl rand -base64 32` prints it"), "{bad}: {refused}");
         assert!(!refused.contains("c2Vj") && !refused.contains("hunter2"), "{refused}");
     }
     let both = refusal(&format!("[secrets]\nkey = \"{good}\"\nkey_file = \"b\""));
@@ -471,7 +471,10 @@ fn secrets_keys_are_read_from_file_environment_and_key_file() {
     }
     for bad in ["[]", "[\"short\"]", &format!("[\"{new}\", 1]"), &format!("\"{new},{old}\"")] {
         let refused = refusal(&format!("[secrets]\nkey = {bad}"));
-        assert!(refused.contains("must be the standard base64") && !refused.contains("bmV3"), "{refused}");
+        assert!(
+            refused.contains("as `openssl rand -base64 32` prints it") && !refused.contains("bmV3"),
+            "{refused}"
+        );
     }
 }
 

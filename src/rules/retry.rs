@@ -70,7 +70,11 @@ pub(super) fn interval(initial: Duration, multiplier: f64, max_interval: Duratio
         .with_randomization_factor(0.0)
         .with_max_elapsed_time(None)
         .build();
-    (0..failed.min(limits::ATTEMPTS_MAX)).filter_map(|_| policy.next_backoff()).last().unwrap_or(initial)
+    let last = (0..failed.min(limits::ATTEMPTS_MAX)).filter_map(|_| policy.next_backoff()).last();
+    // The crate adds a random nanosecond even without randomness.
+    last.map_or(initial, |interval| {
+        Duration::from_micros(u64::try_from(interval.as_micros()).unwrap_or(u64::MAX))
+    })
 }
 
 /// The interval, longer or shorter by up to the part that `jitter` says. The same attempt always gets the same.

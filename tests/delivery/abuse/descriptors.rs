@@ -104,5 +104,8 @@ async fn too_low_descriptor_limit_fails_the_start() {
     let mut command = crate::support::behind(&["prlimit", "--nofile=100:100"], &command);
     let output = command.stderr(std::process::Stdio::piped()).output().unwrap();
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(1) && message.contains("100 files; at least 192"), "{message}");
+    assert!(
+        output.status.code() == Some(1) && message.contains("is 100, at least 192 are needed"),
+        "{message}"
+    );
 }
