@@ -308,7 +308,7 @@ async fn secret_mounts_are_read_and_world_writable_keys_refused() {
     // The layout of a Kubernetes secret mount.
     let mounted = directory.path().join("..data");
     fs::create_dir(&mounted).unwrap();
-    fs::write(mounted.join("admin.key"), "an-admin-key-from-a-secret").unwrap();
+    fs::write(mounted.join("admin.key"), "k9Fq2xWv7LmZ4tRb8NcY1hJd").unwrap();
     let key = directory.path().join("admin.key");
     symlink("..data/admin.key", &key).unwrap();
     for (mode, good) in [(0o644, true), (0o400, true), (0o666, false)] {
@@ -318,7 +318,7 @@ async fn secret_mounts_are_read_and_world_writable_keys_refused() {
         if good {
             let mut daemon = Daemon::spawn(command);
             daemon.until_ready().await;
-            daemon.key = Some("an-admin-key-from-a-secret".to_owned());
+            daemon.key = Some("k9Fq2xWv7LmZ4tRb8NcY1hJd".to_owned());
             daemon.get("/endpoints").await;
             assert_eq!(daemon.terminate(), Some(0));
         } else {
