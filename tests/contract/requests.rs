@@ -80,7 +80,7 @@ fn ambiguous_lengths() -> Vec<Framing> {
         (
             "chunks and no length",
             "content-length: 0\r\ntransfer-encoding: chunked\r\n".into(),
-            chunked.clone(),
+            chunked,
             202,
         ),
         ("two lengths", format!("content-length: {length}\r\ncontent-length: 5\r\n"), EVENT.to_owned(), 400),
@@ -122,7 +122,7 @@ fn ambiguous_chunks() -> Vec<Framing> {
         ("nearly chunks", "transfer-encoding: xchunked\r\n".into(), chunked.clone(), 400),
         ("quoted chunks", "transfer-encoding: \"chunked\"\r\n".into(), chunked.clone(), 400),
         ("chunks behind a vertical tab", "transfer-encoding: \x0bchunked\r\n".into(), chunked.clone(), 400),
-        ("a space before the colon", "transfer-encoding : chunked\r\n".into(), chunked.clone(), 400),
+        ("a space before the colon", "transfer-encoding : chunked\r\n".into(), chunked, 400),
         (
             "a folded line",
             format!("x: y\r\n transfer-encoding: chunked\r\ncontent-length: {length}\r\n"),
