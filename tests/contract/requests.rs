@@ -77,12 +77,7 @@ fn ambiguous_lengths() -> Vec<Framing> {
             chunked.clone(),
             202,
         ),
-        (
-            "chunks and no length",
-            "content-length: 0\r\ntransfer-encoding: chunked\r\n".into(),
-            chunked,
-            202,
-        ),
+        ("chunks and no length", "content-length: 0\r\ntransfer-encoding: chunked\r\n".into(), chunked, 202),
         ("two lengths", format!("content-length: {length}\r\ncontent-length: 5\r\n"), EVENT.to_owned(), 400),
         ("a list of lengths", format!("content-length: {length}, {length}\r\n"), EVENT.to_owned(), 400),
         ("a signed length", format!("content-length: +{length}\r\n"), EVENT.to_owned(), 400),
