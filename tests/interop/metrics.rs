@@ -181,7 +181,7 @@ async fn alerts_are_valid_rules_over_existing_metrics() {
         }
         assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} has no test in alerts_test.yml");
     }
-    assert_eq!(rules.len(), 9, "{rules:?}");
+    assert_eq!(rules.len(), 11, "{rules:?}");
     match promtool() {
         Some(_) => {
             for arguments in
