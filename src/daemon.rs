@@ -299,7 +299,7 @@ fn on_shortage(courier: &Courier) -> Arc<dyn Fn() + Send + Sync> {
     Arc::new(move || courier.on_shortage())
 }
 
-/// The engine, once recovery is complete.
+/// The context, once recovery is complete.
 type Started = Arc<OnceLock<Context>>;
 
 impl api::Observer for Metrics {

@@ -1,4 +1,4 @@
-//! The HTTP API: reads requests, asks the engine, writes answers.
+//! The HTTP API: reads requests, calls services, writes responses.
 //!
 //! Owns everything that is HTTP or JSON. Must never know the store. [`http`] is what all operations share, [`v1`] has one
 //! directory per resource with its models and handlers. One table (`routes`) makes both the router and the OpenAPI

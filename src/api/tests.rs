@@ -1,4 +1,4 @@
-//! Requests that are refused before the engine is asked anything: through the real router, in one table.
+//! Requests that the API rejects before it calls a service: through the real router, in one table.
 
 use crate::service::Endpoints;
 use axum::http::{Method, header};

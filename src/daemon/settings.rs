@@ -77,7 +77,7 @@ pub(super) fn keep(config: &Config) -> Keep {
     }
 }
 
-/// The engine's settings.
+/// Settings of the context.
 #[must_use]
 pub fn settings(config: &Config) -> Settings {
     Settings {

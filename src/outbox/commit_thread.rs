@@ -119,6 +119,7 @@ impl CommitThread {
         if self.committer.journal().has_space() {
             self.links.health.set_full(DiskThread::Journal, false);
         } else {
+            // This thread has no other work while the disk is full.
             std::thread::sleep(self.full_disk_pause);
         }
         !self.queue.is_closed()
@@ -150,6 +151,7 @@ impl CommitThread {
         match result.failure {
             None => true,
             Some(AppendError::DiskFull) => {
+                // No event announces free space, so the thread polls.
                 std::thread::sleep(self.full_disk_pause);
                 !self.queue.is_closed()
             }
@@ -185,6 +187,7 @@ impl CommitThread {
             if self.links.health.has_failed() || self.queue.is_closed() {
                 return;
             }
+            // Rare and short: a condition variable would cost a lock for each applied group.
             std::thread::sleep(Duration::from_millis(1));
         }
     }

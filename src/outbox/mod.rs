@@ -54,7 +54,7 @@ pub(crate) use opening::catch_up;
 pub(crate) use opening::{open_state, registry_of};
 pub use read_model::ReadModel;
 
-/// Notification from the outbox to the engine.
+/// Notification from the outbox to the delivery loop.
 #[derive(Debug)]
 pub enum Notice {
     /// A group is durable.

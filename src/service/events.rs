@@ -310,7 +310,7 @@ mod tests {
     use crate::storage::journal::{Journal, JournalOptions};
 
     #[test]
-    fn generated_ids_lead_to_their_events_and_a_sick_disk_is_no_answer() {
+    fn generated_ids_find_their_events_and_read_errors_are_errors() {
         let disk = MemoryDisk::new();
         let (mut journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
         let millis = 1_700_000_000_000;

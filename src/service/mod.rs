@@ -1,6 +1,7 @@
 //! Operations of the API and of the delivery loop, one small type for each resource: decide, commit, then act.
 //!
-//! A service borrows the [`Context`](crate::context::Context): `Events(&context).publish(draft)`. Must never know wire formats.
+//! A service borrows the [`Context`](crate::context::Context): `Events(&context).publish(draft)`.
+//! Must never know wire formats.
 
 pub mod backups;
 pub(crate) mod bulk;

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_page_is_not_answered_while_there_is_more_and_time_to_look() {
+    fn empty_page_is_answered_only_at_the_end_or_the_time_limit() {
         let more = Some(Cursor::at(Position(9)));
         let soon = Duration::from_millis(1);
         let page = |items: usize, next| Page { items: vec![(); items], next, as_of: Position(0) };

@@ -1,6 +1,6 @@
 //! The whole engine in a simulated world, on one thread, by a seed.
 //!
-//! Real: the engine (commands, queries, dispatcher, delivery), the lanes, the rules, the writer, the journal, the fold and
+//! Real: the services, the delivery loop and its tasks, the lanes, the rules, the writer, the journal, the fold and
 //! the state's checkpoints. Simulated: clocks, chance, the disk (written and durable images), the rows' store (a map,
 //! written all or none), the threads of writer and state (their turns are taken when chance says so) and receivers.
 //! The same seed always gives the same trace, byte for byte. A failure prints its seed and the command that replays it.

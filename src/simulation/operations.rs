@@ -1,4 +1,4 @@
-//! What publishers and operators do, drawn by chance, through the engine's own handle; and what they check of the answers.
+//! What publishers and operators do, drawn by chance, through the services; and what they check of the answers.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! `Idempotency-Key`: the first answer again for the same request, a refusal for another one.
 //!
 //! A key lives in its tenant and route. While the first request is being answered, a second one is refused (409) and
-//! not made to wait. The engine remembers answers across restarts, each in the commit of what the request did (a
+//! not made to wait. The services store answers across restarts, each in the commit of what the request did (a
 //! cancellation, which can be repeated, right behind it). The events of a batch have keys of their own, made of the
 //! batch's and their place in it. The same
 //! request is the same bytes: to compare what JSON says would need a canonical form, in which numbers that no machine has

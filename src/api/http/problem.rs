@@ -1,7 +1,7 @@
 //! Every way in which a request is refused, as RFC 9457 problem details with a stable `code`.
 //!
-//! Owns: status, code, title and extension members of every problem, and the mapping from the engine's errors. A new
-//! error of the engine does not compile until it is mapped here.
+//! Owns: status, code, title and extension members of every problem, and the mapping from the services' errors. A new
+//! error of a service does not compile until it is mapped here.
 
 use std::borrow::Cow;
 use std::time::Duration;

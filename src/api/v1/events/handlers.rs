@@ -36,7 +36,7 @@ pub(in crate::api) fn posted_type(text: &str) -> Result<EventType, String> {
     Ok(event_type)
 }
 
-/// Checks an event and makes it ready for the engine. `raw` is the event as it was posted.
+/// Checks an event and makes it ready for the service. `raw` is the event as it was posted.
 pub(super) fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
     let mut errors = Errors::default();
     let event_type = errors.check("/type", posted_type(&input.event_type));
