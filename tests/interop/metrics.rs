@@ -33,6 +33,21 @@ async fn until(daemon: &Daemon, sample: &str, wanted: impl Fn(f64) -> bool) -> S
     }
 }
 
+/// The metrics, once every sample has its expected value.
+///
+/// The metrics of one occurrence are counted one after the other, and a scrape can fall between
+/// them. A value above the expected one never falls again, so counting twice still fails.
+async fn until_all(daemon: &Daemon, expected: &[(&str, f64)]) -> String {
+    for (sample, expected) in expected {
+        until(daemon, sample, |value| value >= *expected).await;
+    }
+    let metrics = daemon.metrics().await;
+    for (sample, expected) in expected {
+        assert_eq!(value(&metrics, sample), Some(*expected), "{sample} in\n{metrics}");
+    }
+    metrics
+}
+
 #[tokio::test]
 async fn prometheus_reads_the_metrics_without_complaints() {
     let data = tempfile::tempdir().unwrap();
@@ -107,9 +122,8 @@ async fn metrics_count_each_occurrence_once() {
     let letters = daemon.until("/dead-letters", |letters| letters["data"][0].is_object()).await;
     let letter = letters["data"][0]["deliveryId"].as_str().unwrap();
     daemon.post(&format!("/dead-letters/{letter}/redrive"), "").await;
-    let metrics =
-        until(&daemon, r#"balto_deliveries_total{outcome="delivered"}"#, |value| value == 2.0).await;
-    for (sample, expected) in [
+    let expected = [
+        (r#"balto_deliveries_total{outcome="delivered"}"#, 2.0),
         ("balto_ready", 1.0),
         ("balto_events_accepted_total", 2.0),
         ("balto_events_duplicate_total", 1.0),
@@ -126,9 +140,8 @@ async fn metrics_count_each_occurrence_once() {
         // A redriven delivery does not count in the delivery time.
         ("balto_accept_to_delivered_seconds_count", 1.0),
         ("balto_retry_wait_seconds_count", 1.0),
-    ] {
-        assert_eq!(value(&metrics, sample), Some(expected), "{sample} in\n{metrics}");
-    }
+    ];
+    let metrics = until_all(&daemon, &expected).await;
     assert_eq!(
         value(&metrics, r#"balto_events_refused_total{reason="not_found"}"#),
         None,
