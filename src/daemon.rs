@@ -303,11 +303,11 @@ fn on_shortage(courier: &Courier) -> Arc<dyn Fn() + Send + Sync> {
 type Started = Arc<OnceLock<Context>>;
 
 impl api::Observer for Metrics {
-    fn refused(&self, code: &'static str) {
+    fn on_rejected(&self, code: &'static str) {
         self.refused(code);
     }
 
-    fn authentication_refused(&self, reason: &'static str) {
+    fn on_authentication_failed(&self, reason: &'static str) {
         self.authentication_refused(reason);
     }
 }

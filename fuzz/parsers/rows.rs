@@ -45,7 +45,7 @@ fn read_everything(rows: &dyn Rows) {
         |states: &mut dyn Iterator<Item = _>| balto::rules::event_status::event_status(states).as_str();
     for event in (0..40).step_by(7).map(Position) {
         consume((reads::delivery(rows, delivery(event.0)), reads::deliveries_of(rows, event)));
-        consume((reads::dead_letter(rows, delivery(event.0)), reads::knows(rows, event)));
+        consume((reads::dead_letter(rows, delivery(event.0)), reads::has_event(rows, event)));
         consume((pending::detail(rows, delivery(event.0)), pages::state_of(rows, delivery(event.0))));
     }
     consume((reads::events(rows, &filter, None, 100, status), reads::deliveries(rows, &filter, None, 100)));
@@ -53,7 +53,8 @@ fn read_everything(rows: &dyn Rows) {
     for endpoint in (0..4).map(EndpointNumber) {
         let hours = stats::window(rows, endpoint, Timestamp::ZERO, Timestamp::MAX);
         consume((hours.percentile(0.5), reads::oldest_pending(rows, endpoint)));
-        consume((pending::refill(rows, endpoint, None, 100), pending::of_endpoint(rows, endpoint, 100)));
+        consume(pending::refill(rows, endpoint, None, 100));
+        consume(pending::endpoint_deliveries(rows, endpoint, 100));
     }
     for scope in [[0; 16], [7; 16]] {
         consume(idempotency::known(rows, &scope));

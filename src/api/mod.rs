@@ -1,8 +1,8 @@
 //! The HTTP API: reads requests, calls services, writes responses.
 //!
-//! Owns everything that is HTTP or JSON. Must never know the store. [`http`] is what all operations share, [`v1`] has one
-//! directory per resource with its models and handlers. One table (`routes`) makes both the router and the OpenAPI
-//! document; [`dispatch`] does for every operation what they have in common.
+//! Owns everything that is HTTP or JSON. Must never know the store. [`http`] has the code that all
+//! operations share, [`v1`] has one directory per resource. The router and the OpenAPI document are
+//! both built from one table ([`routes`]).
 
 pub mod http;
 pub mod openapi;
@@ -42,42 +42,42 @@ use routes::{BodySpec, Need, ROUTES, Route};
 use v1::cloudevents;
 use v1::lists::Query;
 
-/// What an endpoint gets for what its request leaves out.
+/// Defaults for the members that an endpoint request omits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointDefaults {
     pub policy: PolicyDefaults,
-    /// What we go by in a handshake that does not say.
+    /// The default `WebHook-Request-Origin` of handshakes.
     pub origin: Option<SenderName>,
     /// Whether receivers can call back.
     pub callbacks: bool,
 }
 
-/// What the operator can set.
+/// Settings of the API. Only [`Self::max_body_bytes`] cannot be reloaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiConfig {
-    /// Bound of one event's request body, in bytes; at most [`crate::limits::EVENT_BYTES_MAX`].
+    /// Maximum size of one event's body, in bytes; at most [`crate::limits::EVENT_BYTES_MAX`].
     pub max_event_bytes: usize,
-    /// How long an `Idempotency-Key` is remembered.
+    /// How long the response to an `Idempotency-Key` is stored.
     pub idempotency_ttl: Duration,
     pub defaults: EndpointDefaults,
-    /// Time in which a request's body has to arrive.
+    /// Deadline for receiving a request body.
     pub body_timeout: Duration,
-    /// Bound of the request bodies that are held at once, in bytes. Not changed while running.
+    /// Maximum size of all request bodies in memory together, in bytes.
     pub max_body_bytes: usize,
     pub admin_key: Option<AdminKey>,
-    /// Requests without a key that are the operator's (`--dev`); `None`: none are.
+    /// With `--dev`: the site whose requests need no key. `None`: every request needs one.
     pub keyless: Option<TrustedSite>,
 }
 
-/// Is told what was refused.
+/// Counts rejected requests.
 pub trait Observer: Send + Sync {
-    /// The `code` of a refused post of events, or of a refused event of a batch.
-    fn refused(&self, code: &'static str);
-    /// `missing`, `wrong` or `tooMany` keys; `untrustedOrigin` where no key is needed.
-    fn authentication_refused(&self, reason: &'static str);
+    /// A publish request, or one event of a batch, was rejected with this problem `code`.
+    fn on_rejected(&self, code: &'static str);
+    /// `reason` is `missing`, `wrong`, `tooMany` or, with `--dev`, `untrustedOrigin`.
+    fn on_authentication_failed(&self, reason: &'static str);
 }
 
-/// What all requests share.
+/// State shared by all requests.
 pub struct Api {
     pub context: Context,
     config: ArcSwap<ApiConfig>,
@@ -102,7 +102,7 @@ impl Api {
         })
     }
 
-    /// The configuration from the next request on.
+    /// Replaces the configuration, from the next request on.
     pub fn reconfigure(&self, config: ApiConfig) {
         self.config.store(Arc::new(config));
     }
@@ -112,74 +112,73 @@ impl Api {
         self.config.load_full()
     }
 
-    pub(crate) fn refused(&self, problem: &Problem) {
-        self.observer.refused(problem.code());
+    pub(crate) fn on_rejected(&self, problem: &Problem) {
+        self.observer.on_rejected(problem.code());
     }
 }
 
-/// One request, authenticated and read.
+/// An authenticated request with its body.
 pub struct Call {
     pub api: Arc<Api>,
     pub config: Arc<ApiConfig>,
     pub principal: Principal,
-    /// The request's path, as sent.
+    /// The path, as sent.
     pub path: String,
-    /// The path's parameter; empty when the route has none.
+    /// The path parameter; empty for routes without one.
     pub id: String,
     pub query: Query,
     pub headers: HeaderMap,
-    /// The one of the route's media types that the body has.
+    /// The body's media type: one of the route's.
     pub media: &'static str,
     pub body: Bytes,
-    /// The body's share of what all bodies may take.
-    _room: Option<OwnedSemaphorePermit>,
+    /// The body's share of the body budget.
+    _budget: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
-    /// The path's parameter as a name or id. What cannot be one does not exist.
+    /// Parses the path parameter as a name or id.
     ///
     /// # Errors
-    /// 404.
-    pub fn named<T: std::str::FromStr>(&self, what: &str) -> Result<T, Problem> {
+    /// 404 for a malformed value: no resource can have it.
+    pub fn parse_id<T: std::str::FromStr>(&self, what: &str) -> Result<T, Problem> {
         self.id.parse().map_err(|_| not_found(what, &self.id))
     }
 
-    /// Why a change to the thing that the path names was refused.
+    /// The problem for a failed change of the resource in the path.
     #[must_use]
-    pub fn refused(&self, error: ChangeError, what: &str) -> Problem {
+    pub fn change_problem(&self, error: ChangeError, what: &str) -> Problem {
         match error {
             ChangeError::NotFound => not_found(what, &self.id),
             other => other.into(),
         }
     }
 
-    /// Where an event is looked up by its id: one that the daemon gave in the tenant that is named, else in all that the key
-    /// may see; one that was chosen in the tenant that is named, else in the key's own, else in `default`.
+    /// Where to look up an event. A generated id: in the scope of `?tenant=`, or of the key. A
+    /// publisher id: in the tenant of `?tenant=`, or of the key, or `default`.
     ///
     /// # Errors
-    /// 422 when the tenant is none, 403 when the key is bound to another.
+    /// 422 for a malformed tenant, 403 when the key is bound to another tenant.
     pub fn event_scope(&self) -> Result<(Scope, Tenant), Problem> {
         let named: Option<Tenant> = self.query.get("tenant")?;
-        let scope = Scope(self.principal.filter(named.clone())?);
+        let scope = Scope(self.principal.tenant_filter(named.clone())?);
         Ok((scope, self.principal.tenant(named)?))
     }
 
-    /// 404 for the event that the path names.
+    /// 404 for the event in the path.
     #[must_use]
-    pub fn no_such_event(&self, tenant: &Tenant) -> Problem {
+    pub fn event_not_found(&self, tenant: &Tenant) -> Problem {
         let hint = if self.principal.scope.0.is_none() && self.query.text("tenant").is_none() {
-            "; one with an id that was chosen is looked up with `?tenant=`"
+            "; for an id that the publisher chose, name the tenant with `?tenant=`"
         } else {
             ""
         };
-        Problem::NotFound(format!("there is no event `{}` in the tenant `{tenant}`{hint}", self.id))
+        Problem::NotFound(format!("event `{}` not found in tenant `{tenant}`{hint}", self.id))
     }
 }
 
-/// 404 for a thing of this kind.
 #[must_use]
 pub fn not_found(what: &str, id: &str) -> Problem {
-    Problem::NotFound(format!("there is no {what} `{id}`"))
+    Problem::NotFound(format!("{what} `{id}` not found"))
 }
 
 /// The router of the API listener.
@@ -193,36 +192,36 @@ pub fn router(api: Arc<Api>) -> Router {
     }
     router
         .fallback(|| {
-            ready(refuse(Problem::NotFound("there is nothing here; the API is under /v1".to_owned())))
+            ready(problem_response(Problem::NotFound("unknown path; the API is under /v1".to_owned())))
         })
-        .method_not_allowed_fallback(|path: MatchedPath| ready(refuse_method(path.as_str())))
+        .method_not_allowed_fallback(|path: MatchedPath| ready(method_not_allowed(path.as_str())))
         .with_state(api)
 }
 
-fn refuse(problem: Problem) -> Response<Body> {
+fn problem_response(problem: Problem) -> Response<Body> {
     problem.into_reply().into_response()
 }
 
 /// 405, with the methods of the route's path.
-fn refuse_method(path: &str) -> Response<Body> {
+fn method_not_allowed(path: &str) -> Response<Body> {
     Problem::MethodNotAllowed.into_reply().with_header("allow", &routes::methods(path)).into_response()
 }
 
-/// What every operation has in common: key, role, query, body, idempotency; then its handler.
+/// Authenticates and reads a request, runs its handler, and builds the response.
 async fn dispatch(
     api: Arc<Api>,
     route: &'static Route,
     params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
 ) -> Response<Body> {
-    if request.method() == Method::HEAD && !route.answers_head() {
-        return refuse_method(route.path);
+    if request.method() == Method::HEAD && !route.accepts_head() {
+        return method_not_allowed(route.path);
     }
     let mut has_good_key = false;
-    let reply = match call(Arc::clone(&api), route, params, request).await {
+    let reply = match read_call(Arc::clone(&api), route, params, request).await {
         Ok(call) => {
             has_good_key = route.access != Access::Public;
-            if route.is_read() { read(route, &call).await } else { (route.run)(&call).await }
+            if route.is_read() { run_read(route, &call).await } else { (route.run)(&call).await }
         }
         Err(problem) => Err(problem),
     };
@@ -230,9 +229,9 @@ async fn dispatch(
         Ok(reply) => reply.into_response(),
         Err(problem) => {
             if route.access == Access::Publish {
-                api.refused(&problem);
+                api.on_rejected(&problem);
             }
-            refuse(problem)
+            problem_response(problem)
         }
     };
     if has_good_key {
@@ -241,13 +240,13 @@ async fn dispatch(
     response
 }
 
-/// A read has its turn until its answer is written: answers may be large, and their readers slow.
-async fn read(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
-    let turn = call.api.reads.clone().acquire_owned().await.ok();
-    Ok((route.run)(call).await?.holding(turn))
+/// Limits concurrent reads until the response is written: it may be large, and its reader slow.
+async fn run_read(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
+    let permit = call.api.reads.clone().acquire_owned().await.ok();
+    Ok((route.run)(call).await?.hold_until_written(permit))
 }
 
-async fn call(
+async fn read_call(
     api: Arc<Api>,
     route: &'static Route,
     params: Result<RawPathParams, RawPathParamsRejection>,
@@ -268,15 +267,14 @@ async fn call(
     let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
     let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
     let query = Query::parse(parts.uri.query(), route.query)?;
-    let (media, (body, room)) = match &route.body {
+    let (media, (body, budget)) = match &route.body {
         None => ("", (Bytes::new(), None)),
         Some(spec) => read_body(&api, &config, spec, &parts.headers, stream).await?,
     };
     let path = parts.uri.path().to_owned();
-    Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body, _room: room })
+    Ok(Call { api, config, principal, path, id, query, headers: parts.headers, media, body, _budget: budget })
 }
 
-/// The body, and the one of its operation's media types that it has.
 async fn read_body(
     api: &Api,
     config: &ApiConfig,
@@ -302,7 +300,7 @@ async fn read_body(
     Ok((media, held))
 }
 
-/// What takes CloudEvents takes them in binary mode too, where the media type is that of the data.
+/// Routes for structured CloudEvents also accept binary mode, where `Content-Type` is the data's.
 fn media_type(headers: &HeaderMap, spec: &BodySpec) -> Result<&'static str, Problem> {
     if spec.media.contains(&cloudevents::STRUCTURED) && cloudevents::is_binary(headers) {
         return Ok(cloudevents::BINARY);

@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 document, made from the table that the router is made from.
+//! The OpenAPI 3.1 document, built from the route table.
 
 use std::sync::OnceLock;
 
@@ -32,15 +32,15 @@ pub fn document() -> Value {
             settings.meta_schema = None;
         })
     };
-    let mut requests = settings().for_deserialize().into_generator();
-    let mut answers = settings().for_serialize().into_generator();
+    let mut request_schemas = settings().for_deserialize().into_generator();
+    let mut response_schemas = settings().for_serialize().into_generator();
     let mut paths: Map<String, Value> = Map::new();
     for route in ROUTES {
         let item = paths.entry(route.path).or_insert_with(|| json!({}));
-        item[route.verb.as_str()] = operation(route, &mut requests, &mut answers);
+        item[route.verb.as_str()] = operation(route, &mut request_schemas, &mut response_schemas);
     }
-    let mut schemas = answers.take_definitions(true);
-    schemas.extend(requests.take_definitions(true));
+    let mut schemas = response_schemas.take_definitions(true);
+    schemas.extend(request_schemas.take_definitions(true));
     schemas.insert("Problem".to_owned(), problem_schema());
     json!({
         "openapi": "3.1.0",
@@ -59,20 +59,24 @@ pub fn document() -> Value {
     })
 }
 
-fn operation(route: &Route, requests: &mut SchemaGenerator, answers: &mut SchemaGenerator) -> Value {
+fn operation(
+    route: &Route,
+    request_schemas: &mut SchemaGenerator,
+    response_schemas: &mut SchemaGenerator,
+) -> Value {
     let mut operation = json!({
         "operationId": route.operation,
         "summary": route.summary,
         "tags": [tag(route.path)],
         "parameters": parameters(route),
-        "responses": responses(route, answers),
+        "responses": responses(route, response_schemas),
         "security": if route.access == Access::Public { json!([]) } else { json!([{"key": []}]) },
     });
     if route.access != Access::Public {
         operation["description"] = format!("Roles: {}.", route.access.roles().join(", ")).into();
     }
     if let Some(spec) = &route.body {
-        operation["requestBody"] = request_body(spec, requests);
+        operation["requestBody"] = request_body(spec, request_schemas);
     }
     operation
 }
@@ -113,9 +117,9 @@ fn parameters(route: &Route) -> Vec<Value> {
         parameters.push(json!({
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A repetition with the same key and the same body, byte for byte, is answered as the first request was, with \
-                `Idempotent-Replayed: true`; of a posted event's answer, `duplicate` alone differs: it says true. What could not \
-                be taken at the time (429, 503, 507) is not remembered.",
+            "description": "Repeating a request with the same key and the same body, byte for byte, returns the original response with \
+                `Idempotent-Replayed: true`. In the response for an event, `duplicate` is then true. Responses 429, 503 and 507 \
+                are not stored; retry them with the same key.",
             "schema": {
                 "type": "string", "minLength": 1, "maxLength": limits::IDEMPOTENCY_KEY_BYTES_MAX,
                 "pattern": "^[!#-~]+$",
@@ -144,13 +148,13 @@ fn schema_of(kind: Kind) -> Value {
     }
 }
 
-/// The statuses of refusals that an operation can give.
-fn refusals(route: &Route) -> Vec<(u16, &'static str)> {
+/// The error statuses of an operation, with their descriptions.
+fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
     let mut list = Vec::new();
     let secured = route.access != Access::Public;
     let has_id = route.path.contains('{');
     let writes = route.verb != Verb::Get;
-    // A callback commits something, by whichever method it comes.
+    // A callback commits its consent, also as a `GET`.
     let commits = writes || (!secured && has_id);
     if route.body.is_some() || route.repeat != Repeat::Plain {
         list.push((400, "The request is malformed"));
@@ -171,11 +175,11 @@ fn refusals(route: &Route) -> Vec<(u16, &'static str)> {
         list.push((413, "The body is too large"));
         list.push((415, "The media type is not supported"));
     }
-    // Every operation refuses query parameters that it does not know.
+    // Every operation rejects unknown query parameters.
     list.push((422, "The request is well-formed but not valid"));
     if secured || commits {
         list.push((429, "Too many requests"));
-        list.push((503, "The service cannot answer now"));
+        list.push((503, "The service is unavailable"));
     }
     if commits {
         list.push((507, "The disk is full"));
@@ -196,42 +200,42 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
         success["links"] = links;
     }
     responses.insert(route.status.to_string(), success);
-    for (status, description) in refusals(route) {
-        let mut refusal = json!({
+    for (status, description) in error_statuses(route) {
+        let mut response = json!({
             "description": description,
             "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
         });
         let header = |text: &str| json!({"schema": {"type": text}});
         match status {
-            401 => refusal["headers"] = json!({"WWW-Authenticate": header("string")}),
-            405 => refusal["headers"] = json!({"Allow": header("string")}),
-            // An event that was refused for what is stored is refused again.
+            401 => response["headers"] = json!({"WWW-Authenticate": header("string")}),
+            405 => response["headers"] = json!({"Allow": header("string")}),
+            // A rejection that depends on stored state is stored, and repeated.
             409 | 422 if route.access == Access::Publish => {
-                refusal["headers"] = json!({"Idempotent-Replayed": header("string")});
+                response["headers"] = json!({"Idempotent-Replayed": header("string")});
             }
-            429 | 503 | 507 => refusal["headers"] = json!({"Retry-After": header("integer")}),
+            429 | 503 | 507 => response["headers"] = json!({"Retry-After": header("integer")}),
             _ => {}
         }
-        responses.insert(status.to_string(), refusal);
+        responses.insert(status.to_string(), response);
     }
     Value::Object(responses)
 }
 
-/// Where the answer's ids lead: every operation on one thing of the kind that this operation makes.
+/// The links of a response: all operations on the resource whose id it contains.
 fn links(route: &Route) -> Option<Value> {
-    let (below, id) = match route.operation {
+    let (prefix, id) = match route.operation {
         "publishEvent" => ("/v1/events/{id}", "$response.body#/id"),
         "createEndpoint" => ("/v1/endpoints/{id}", "$response.body#/id"),
         "createKey" => ("/v1/keys/{id}", "$response.body#/id"),
         "getEvent" => ("/v1/deliveries/{id}", "$response.body#/deliveries/0/id"),
         _ => return None,
     };
-    let on_one = ROUTES.iter().filter(|route| route.path.starts_with(below));
+    let targets = ROUTES.iter().filter(|route| route.path.starts_with(prefix));
     let link = |route: &Route| {
         let link = json!({"operationId": route.operation, "parameters": {"id": id}});
         (route.operation.to_owned(), link)
     };
-    Some(Value::Object(on_one.map(link).collect()))
+    Some(Value::Object(targets.map(link).collect()))
 }
 
 fn success_headers(route: &Route) -> Option<Value> {
@@ -259,9 +263,9 @@ fn problem_schema() -> Value {
                     "type": "object",
                     "required": ["pointer", "detail"],
                     "properties": {
-                        "pointer": {"type": "string", "description": "Into the body; or the name of a parameter or header."},
-                        "parameter": {"type": "string", "description": "What is wrong is this query parameter."},
-                        "header": {"type": "string", "description": "What is wrong is this header."},
+                        "pointer": {"type": "string", "description": "JSON pointer into the body, or the name of a parameter or header."},
+                        "parameter": {"type": "string", "description": "The invalid query parameter."},
+                        "header": {"type": "string", "description": "The invalid header."},
                         "detail": {"type": "string"},
                     },
                 },
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_route_is_in_the_document_and_every_reference_leads_somewhere() {
+    fn document_has_every_route_and_no_dangling_reference() {
         let document = document();
         for route in ROUTES {
             let operation = &document["paths"][route.path][route.verb.as_str()];
@@ -302,7 +306,7 @@ mod tests {
         assert!(!found.is_empty());
         for reference in found {
             let pointer = reference.strip_prefix('#').unwrap();
-            assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+            assert!(document.pointer(pointer).is_some(), "dangling {reference}");
         }
     }
 

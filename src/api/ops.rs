@@ -1,6 +1,7 @@
-//! The router of the ops listener: metrics, liveness and readiness. No key is asked for: bind it where only the
-//! operator's network reaches it. With `--dev`, where any page of the operator's browser reaches it, the rules of
-//! [`crate::api::http::browser`] apply.
+//! The router of the ops listener: metrics, liveness and readiness.
+//!
+//! It needs no key: bind it to an address that only the operator's network can reach. With `--dev`
+//! a browser can reach it too, so the rules of [`crate::api::http::browser`] apply.
 
 use std::sync::Arc;
 
@@ -20,12 +21,12 @@ use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::panics;
 
-/// Gives the metrics' content type and text.
+/// Returns the content type and text of the metrics.
 pub type Metrics = Arc<dyn Fn() -> (&'static str, Vec<u8>) + Send + Sync>;
-/// Whether requests can be answered, else why not.
+/// Whether the daemon is ready; the error is the reason.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// Which requests no foreign web page can have sent; none: every request is served. A reload replaces it.
+/// The trusted site. `None`: every request is served. A reload replaces it.
 pub type Site = Arc<ArcSwapOption<TrustedSite>>;
 
 #[derive(Serialize)]
@@ -37,19 +38,19 @@ struct Status {
 
 /// `/metrics`, `/healthz` and `/readyz`.
 pub fn router(metrics: Metrics, ready: Ready, site: Site) -> Router {
-    let turns = Arc::new(Semaphore::new(1));
+    let permits = Arc::new(Semaphore::new(1));
     Router::new()
-        .route("/metrics", get(move || show(metrics.clone(), turns.clone())))
+        .route("/metrics", get(move || metrics_response(metrics.clone(), permits.clone())))
         .route("/healthz", get(|| std::future::ready(status(Ok(())))))
         .route("/readyz", get(move || std::future::ready(status(ready()))))
-        .fallback(|| std::future::ready(unknown()))
+        .fallback(|| std::future::ready(unknown_path()))
         .method_not_allowed_fallback(|| {
             std::future::ready(Problem::MethodNotAllowed.into_reply().into_response())
         })
-        .layer(middleware::from_fn(move |request, next| refuse_foreign_pages(site.clone(), request, next)))
+        .layer(middleware::from_fn(move |request, next| reject_foreign_pages(site.clone(), request, next)))
 }
 
-async fn refuse_foreign_pages(site: Site, request: Request, next: Next) -> Response<Body> {
+async fn reject_foreign_pages(site: Site, request: Request, next: Next) -> Response<Body> {
     let site = site.load_full();
     match site.map_or(Ok(()), |site| site.check_request(request.uri(), request.headers())) {
         Ok(()) => next.run(request).await,
@@ -57,21 +58,21 @@ async fn refuse_foreign_pages(site: Site, request: Request, next: Next) -> Respo
     }
 }
 
-/// One text is made at a time, and beside the threads that serve: clients that ask without end do not delay probes.
-async fn show(metrics: Metrics, turns: Arc<Semaphore>) -> Response<Body> {
-    let turn = turns.acquire_owned().await;
-    let made = tokio::task::spawn_blocking(move || {
+/// Renders one text at a time, in the blocking pool, so that frequent scrapes do not delay probes.
+async fn metrics_response(metrics: Metrics, permits: Arc<Semaphore>) -> Response<Body> {
+    let permit = permits.acquire_owned().await;
+    let rendered = tokio::task::spawn_blocking(move || {
         let text = panics::contain(|| metrics());
-        drop(turn);
+        drop(permit);
         text
     });
-    match made.await.map_err(|error| error.to_string()) {
+    match rendered.await.map_err(|error| error.to_string()) {
         Ok(Ok((media, body))) => {
             Reply::bytes(200, Bytes::from(body)).with_content_type(media).into_response()
         }
         failed => {
             tracing::error!(?failed, "metrics failed");
-            Problem::Unavailable("the daemon's log says why".to_owned()).into_reply().into_response()
+            Problem::Unavailable("see the daemon's log".to_owned()).into_reply().into_response()
         }
     }
 }
@@ -84,7 +85,7 @@ fn status(result: Result<(), String>) -> Response<Body> {
     reply.into_response()
 }
 
-fn unknown() -> Response<Body> {
+fn unknown_path() -> Response<Body> {
     Problem::NotFound("this listener has /metrics, /healthz and /readyz".to_owned())
         .into_reply()
         .into_response()
@@ -97,13 +98,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn readiness_says_why_not() {
+    async fn readiness_shows_its_reason() {
         let router = router(
             Arc::new(|| ("text/plain; version=0.0.4", b"x 1\n".to_vec())),
             Arc::new(|| Err("draining".to_owned())),
             Site::default(),
         );
-        let ask = |path: &'static str| {
+        let get = |path: &'static str| {
             let router = router.clone();
             async move {
                 let response = router.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
@@ -112,14 +113,14 @@ mod tests {
                 (status, String::from_utf8(body.to_vec()).unwrap())
             }
         };
-        assert_eq!(ask("/healthz").await, (200, r#"{"status":"ok"}"#.to_owned()));
-        assert_eq!(ask("/readyz").await, (503, r#"{"status":"unavailable","reason":"draining"}"#.to_owned()));
-        assert_eq!(ask("/metrics").await, (200, "x 1\n".to_owned()));
-        assert_eq!(ask("/nope").await.0, 404);
+        assert_eq!(get("/healthz").await, (200, r#"{"status":"ok"}"#.to_owned()));
+        assert_eq!(get("/readyz").await, (503, r#"{"status":"unavailable","reason":"draining"}"#.to_owned()));
+        assert_eq!(get("/metrics").await, (200, "x 1\n".to_owned()));
+        assert_eq!(get("/nope").await.0, 404);
     }
 
     #[tokio::test]
-    async fn foreign_page_reads_nothing_while_a_site_is_set() {
+    async fn trusted_site_rejects_foreign_pages() {
         let site = Site::default();
         let router =
             router(Arc::new(|| ("text/plain", b"x 1\n".to_vec())), Arc::new(|| Ok(())), site.clone());

@@ -1,4 +1,4 @@
-//! The one table of operations. The router and the OpenAPI document are both made from it.
+//! The table of operations, from which the router and the OpenAPI document are built.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,9 +28,9 @@ use crate::api::v1::{backup, cloudevents, dead_letters, deliveries, endpoints, e
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
 
-/// A handler's answer to come.
+/// The future of a handler's reply.
 pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Reply, Problem>> + Send + 'a>>;
-/// Describes a type to the API document.
+/// Returns the JSON schema of a type.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Value;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,18 +63,18 @@ impl Verb {
     }
 }
 
-/// What happens when a request is repeated with its `Idempotency-Key`.
+/// Effect of repeating a request with the same `Idempotency-Key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// The header has no meaning here.
+    /// The header is ignored.
     Plain,
-    /// The first answer is given again; the handler sees to it, together with what it commits.
+    /// The original response is returned. The handler commits the response with its effect.
     Answered,
-    /// The first request uses up what it names.
+    /// The first request invalidates the resource in its path.
     Once,
 }
 
-/// Which bound a body has.
+/// The size limit of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     Event,
@@ -95,12 +95,11 @@ impl Limit {
     }
 }
 
-/// Whether a request has a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     Required,
     Optional,
-    /// There is nothing to say: no body, or `{}`.
+    /// No body, or `{}`.
     Nothing,
 }
 
@@ -111,7 +110,6 @@ pub struct BodySpec {
     pub schema: SchemaOf,
 }
 
-/// One operation.
 pub struct Route {
     pub verb: Verb,
     pub path: &'static str,
@@ -127,23 +125,23 @@ pub struct Route {
 }
 
 impl Route {
-    /// Whether its answers are bounded in number; one that waits for something must not be.
+    /// Whether the limit of concurrent reads applies. It must not apply to operations that wait.
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.verb == Verb::Get && self.access != Access::Public
     }
 
-    /// Whether `HEAD` is answered as `GET` is, without the body. A link that does something does it when it is opened: what
-    /// merely looks at it (previews, scanners) sends `HEAD`.
+    /// Whether `HEAD` is answered like `GET`, without the body. Links with an effect reject `HEAD`,
+    /// because previews and scanners send it.
     #[must_use]
-    pub fn answers_head(&self) -> bool {
+    pub fn accepts_head(&self) -> bool {
         self.verb == Verb::Get && self.repeat != Repeat::Once
     }
 }
 
-/// Whether the path of an event with this id is that of another operation.
+/// Whether the path of an event with this id belongs to another operation.
 #[must_use]
-pub fn hides_event(id: &str) -> bool {
+pub fn is_reserved_event_id(id: &str) -> bool {
     ROUTES.iter().any(|route| route.path.strip_prefix("/v1/events/") == Some(id))
 }
 
@@ -156,14 +154,14 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
     generator.subschema_for::<T>().to_value()
 }
 
-/// A creation needs its URL; a change does not.
+/// Unlike a change, a creation requires `url`.
 fn new_endpoint(generator: &mut SchemaGenerator) -> Value {
     let input = schema::<EndpointInput>(generator);
     json!({"allOf": [input, {"type": "object", "required": ["url"], "properties": {"url": {"type": "string"}}}]})
 }
 
-/// One event's answer, or that of a batch.
-fn published(generator: &mut SchemaGenerator) -> Value {
+/// The response to a single event, or to a batch.
+fn publish_response(generator: &mut SchemaGenerator) -> Value {
     json!({"anyOf": [schema::<AcceptedBody<'static>>(generator), schema::<BatchAnswer>(generator)]})
 }
 
@@ -218,7 +216,7 @@ pub fn methods(path: &str) -> String {
     let mut methods = Vec::new();
     for route in ROUTES.iter().filter(|route| route.path == path) {
         methods.push(route.verb.as_str().to_uppercase());
-        if route.answers_head() {
+        if route.accepts_head() {
             methods.push("HEAD".to_owned());
         }
     }
@@ -227,16 +225,16 @@ pub fn methods(path: &str) -> String {
 
 /// Every operation of the API listener.
 pub static ROUTES: &[Route] = &[
-    route!(Post "/v1/events", "publishEvent", "Publish an event, ours or a CloudEvent in structured, batched or binary mode",
+    route!(Post "/v1/events", "publishEvent", "Publish an event: Balto's own format, or a CloudEvent in structured, batched or binary mode",
         Publish, lists::PUBLISH,
         Some(BodySpec { need: Need::Required, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<EventInput<'static>> }),
-        Answered, 202, Some(published), events::handlers::post),
+        Answered, 202, Some(publish_response), events::handlers::post),
     route!(Get "/v1/events", "listEvents", "List events, newest first", ReadEvents, lists::EVENTS, None,
         Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::handlers::list),
-    route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 events, each on its own", Publish, NONE,
+    route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 independent events", Publish, NONE,
         Some(BodySpec { need: Need::Required, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<BatchSchema<'static>> }),
         Answered, 202, Some(schema::<BatchAnswer>), events::batch::post_batch),
-    route!(Get "/v1/events/{id}", "getEvent", "An event and where it went", ReadEvents, lists::ONE_EVENT, None,
+    route!(Get "/v1/events/{id}", "getEvent", "Get an event and its deliveries", ReadEvents, lists::ONE_EVENT, None,
         Plain, 200, Some(schema::<EventBody<'static>>), events::handlers::get),
     route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again", Admin, lists::ONE_EVENT,
         optional_body(schema::<EventReplayInput>), Answered, 202, Some(schema::<CountBody>), events::handlers::replay),
@@ -244,66 +242,66 @@ pub static ROUTES: &[Route] = &[
         Answered, 201, Some(schema::<EndpointBody>), endpoints::handlers::create),
     route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first", Read, lists::ENDPOINTS, None,
         Plain, 200, Some(schema::<ListBody<EndpointBody>>), endpoints::handlers::list),
-    route!(Get "/v1/endpoints/{id}", "getEndpoint", "An endpoint", Read, NONE, None,
+    route!(Get "/v1/endpoints/{id}", "getEndpoint", "Get an endpoint", Read, NONE, None,
         Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::get),
-    route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null resets", Admin, NONE,
+    route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null restores a default", Admin, NONE,
         Some(BodySpec { need: Need::Required, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<EndpointInput> }),
         Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::patch),
     route!(Delete "/v1/endpoints/{id}", "deleteEndpoint", "Delete an endpoint", Admin, NONE, None,
         Plain, 204, None, endpoints::handlers::delete),
     route!(Post "/v1/endpoints/{id}/pause", "pauseEndpoint", "Hold an endpoint's deliveries", Admin, NONE,
         NO_ARGUMENTS, Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::pause),
-    route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Let a paused or disabled endpoint go on", Admin, NONE,
+    route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Resume a paused or disabled endpoint", Admin, NONE,
         NO_ARGUMENTS, Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::resume),
-    route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Forget what the receiver said and ask it again at once", Admin, NONE,
-        NO_ARGUMENTS, Plain, 202, Some(schema::<EndpointBody>), handshakes::handlers::ask),
-    route!(Get "/v1/handshakes/{token}", "openHandshake", "A receiver agrees to be sent to, by opening its callback", Public, NONE, None,
+    route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Revoke consent and repeat the handshake at once", Admin, NONE,
+        NO_ARGUMENTS, Plain, 202, Some(schema::<EndpointBody>), handshakes::handlers::repeat),
+    route!(Get "/v1/handshakes/{token}", "openHandshake", "Grant a receiver's consent by opening its callback URL", Public, NONE, None,
         Once, 200, Some(schema::<Granted>), handshakes::handlers::grant),
-    route!(Post "/v1/handshakes/{token}", "grantHandshake", "A receiver agrees to be sent to, with `WebHook-Allowed-Rate` or without", Public, NONE, None,
+    route!(Post "/v1/handshakes/{token}", "grantHandshake", "Grant a receiver's consent, optionally with `WebHook-Allowed-Rate`", Public, NONE, None,
         Plain, 200, Some(schema::<Granted>), handshakes::handlers::grant),
     route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,
         NO_ARGUMENTS, Answered, 202, Some(schema::<AcceptedBody<'static>>), endpoints::handlers::test),
-    route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "The secrets that sign", Admin, NONE, None,
+    route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "Get the signing secrets", Admin, NONE, None,
         Plain, 200, Some(schema::<SecretBody>), endpoints::secrets::secret),
-    route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "The public keys that verify `v1a`", Read, NONE, None,
+    route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "Get the public keys that verify `v1a` signatures", Read, NONE, None,
         Plain, 200, Some(schema::<PublicKeysBody>), endpoints::secrets::public_keys),
-    route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Sign with a new secret", Admin, NONE,
+    route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Rotate the signing secret", Admin, NONE,
         optional_body(schema::<RotateInput>), Answered, 200, Some(schema::<SecretBody>), endpoints::secrets::rotate),
-    route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Counts and latencies of a window", Read, lists::WINDOW, None,
+    route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Get counts and latencies of a time window", Read, lists::WINDOW, None,
         Plain, 200, Some(schema::<StatsBody>), endpoints::reports::stats),
-    route!(Get "/v1/endpoints/{id}/lane", "getEndpointLane", "What waits, and why", Read, NONE, None,
+    route!(Get "/v1/endpoints/{id}/lane", "getEndpointLane", "Get the state of an endpoint's lane: pending deliveries and the wait reason", Read, NONE, None,
         Plain, 200, Some(schema::<LaneBody>), endpoints::reports::lane),
     route!(Post "/v1/endpoints/{id}/replay", "replayEndpoint", "Deliver past events to an endpoint", Admin, NONE,
         json_body(schema::<EndpointReplayInput>), Answered, 202, Some(schema::<CountBody>), endpoints::reports::replay),
     route!(Get "/v1/deliveries", "listDeliveries", "List deliveries, newest first", ReadEvents, lists::DELIVERIES, None,
         Plain, 200, Some(schema::<ListBody<DeliveryBody>>), deliveries::handlers::list),
-    route!(Get "/v1/deliveries/{id}", "getDelivery", "A delivery and its attempts", ReadEvents, NONE, None,
+    route!(Get "/v1/deliveries/{id}", "getDelivery", "Get a delivery and its attempts", ReadEvents, NONE, None,
         Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::handlers::get),
     route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Make a delivery due now", Admin, NONE,
         NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), deliveries::handlers::retry),
-    route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Give a pending delivery up", Admin, NONE,
+    route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Cancel a pending delivery", Admin, NONE,
         NO_ARGUMENTS, Answered, 200, Some(schema::<DeliveryBody>), deliveries::handlers::cancel),
     route!(Get "/v1/dead-letters", "listDeadLetters", "List dead letters, newest first", Read, lists::DEAD_LETTERS, None,
         Plain, 200, Some(schema::<ListBody<DeadLetterBody>>), dead_letters::handlers::list),
-    route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters of a filter; without one, all that the key sees", Admin, NONE,
+    route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters that match a filter; without a filter, all that the key can see", Admin, NONE,
         optional_body(schema::<LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::handlers::redrive_matching),
-    route!(Post "/v1/dead-letters/purge", "purgeDeadLetters", "Remove all dead letters of a filter for good; `{}` is all that the key sees", Admin, NONE,
+    route!(Post "/v1/dead-letters/purge", "purgeDeadLetters", "Purge all dead letters that match a filter; `{}` matches all that the key can see", Admin, NONE,
         json_body(schema::<LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::handlers::purge_matching),
-    route!(Get "/v1/dead-letters/{deliveryId}", "getDeadLetter", "A dead letter with event and attempts", Read, NONE, None,
+    route!(Get "/v1/dead-letters/{deliveryId}", "getDeadLetter", "Get a dead letter with its event and attempts", Read, NONE, None,
         Plain, 200, Some(schema::<DeadLetterDetailBody<'static>>), dead_letters::handlers::get),
-    route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Remove a dead letter", Admin, NONE, None,
+    route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Purge a dead letter", Admin, NONE, None,
         Plain, 204, None, dead_letters::handlers::purge),
-    route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Start a new retry series", Admin, NONE,
+    route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Redrive a dead letter: start a new retry series", Admin, NONE,
         NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), dead_letters::handlers::redrive),
-    route!(Get "/v1/backup", "getBackup", "A part of a backup of everything, for `balto restore`", Operator, lists::BACKUP, None,
+    route!(Get "/v1/backup", "getBackup", "Get a part of a full backup, for `balto restore`", Operator, lists::BACKUP, None,
         Plain, 200, Some(schema::<backup::model::BackupBody>), backup::handlers::part),
-    route!(Post "/v1/keys", "createKey", "Make an API key", Operator, NONE, json_body(schema::<KeyInput>),
+    route!(Post "/v1/keys", "createKey", "Create an API key", Operator, NONE, json_body(schema::<KeyInput>),
         Answered, 201, Some(schema::<KeyBody>), keys::handlers::create),
     route!(Get "/v1/keys", "listKeys", "List API keys, newest first", Operator, lists::KEYS, None,
         Plain, 200, Some(schema::<ListBody<KeyBody>>), keys::handlers::list),
-    route!(Get "/v1/keys/{id}", "getKey", "An API key, without its secret", Operator, NONE, None,
+    route!(Get "/v1/keys/{id}", "getKey", "Get an API key, without its secret", Operator, NONE, None,
         Plain, 200, Some(schema::<KeyBody>), keys::handlers::get),
     route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Operator, NONE, None, Plain, 204, None, keys::handlers::delete),
-    route!(Get "/v1/openapi.json", "getOpenapi", "This document", Public, NONE, None,
+    route!(Get "/v1/openapi.json", "getOpenapi", "Get this document", Public, NONE, None,
         Plain, 200, Some(any_object), openapi::get),
 ];

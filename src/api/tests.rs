@@ -1,4 +1,4 @@
-//! Requests that the API rejects before it calls a service: through the real router, in one table.
+//! Requests that the API rejects before it calls a service, sent through the real router.
 
 use crate::service::Endpoints;
 use axum::http::{Method, header};
@@ -6,7 +6,7 @@ use tower::ServiceExt;
 
 use super::*;
 
-/// The directory goes when the second is dropped.
+/// The directory is removed when it is dropped.
 fn api() -> (Router, tempfile::TempDir) {
     let (router, _, directory) = api_and_context();
     (router, directory)
@@ -23,17 +23,17 @@ fn api_and_context() -> (Router, Context, tempfile::TempDir) {
         keyless: None,
     };
     let (context, _, directory) = crate::service::tests::context();
-    (router(Api::new(context.clone(), config, Arc::new(Nobody))), context, directory)
+    (router(Api::new(context.clone(), config, Arc::new(NoObserver))), context, directory)
 }
 
-struct Nobody;
+struct NoObserver;
 
-impl Observer for Nobody {
-    fn refused(&self, _: &'static str) {}
-    fn authentication_refused(&self, _: &'static str) {}
+impl Observer for NoObserver {
+    fn on_rejected(&self, _: &'static str) {}
+    fn on_authentication_failed(&self, _: &'static str) {}
 }
 
-async fn ask(
+async fn send(
     router: &Router,
     method: Method,
     path: &str,
@@ -53,11 +53,11 @@ async fn ask(
     (parts.status.as_u16(), String::from_utf8(body.to_vec()).unwrap(), parts.headers)
 }
 
-/// Method, path, content type, body; then the status and a part of the answer.
+/// Method, path, content type, body; expected status and a part of the response.
 type Case<'a> = (Method, &'a str, Option<&'a str>, &'a str, u16, &'a str);
 
 #[tokio::test]
-async fn bad_requests_are_refused_with_their_problem() {
+async fn bad_requests_are_rejected_with_their_problem() {
     let (router, _directory) = api();
     const JSON: Option<&str> = Some("application/json");
     let large = format!("{{\"type\":\"a\",\"data\":\"{}\"}}", "x".repeat(2000));
@@ -95,7 +95,7 @@ async fn bad_requests_are_refused_with_their_problem() {
         (Method::GET, "/v1/dead-letters?reason=boredom", None, "", 422, "reason"),
     ];
     for (method, path, media, body, status, part) in table {
-        let (got, answer, headers) = ask(&router, method.clone(), path, *media, body).await;
+        let (got, answer, headers) = send(&router, method.clone(), path, *media, body).await;
         assert_eq!(got, *status, "{method} {path} {body}: {answer}");
         assert!(answer.contains(part), "{method} {path} {body}: {answer}");
         assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
@@ -105,7 +105,7 @@ async fn bad_requests_are_refused_with_their_problem() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_key_is_refused() {
+async fn request_without_a_key_is_rejected() {
     let request = axum::http::Request::get("/v1/endpoints").body(Body::empty()).unwrap();
     let (router, _directory) = api();
     let response = router.oneshot(request).await.unwrap();
@@ -113,7 +113,7 @@ async fn a_request_without_a_key_is_refused() {
     assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
 }
 
-/// Endpoints that an earlier version saved, with credentials and names that are refused now.
+/// An earlier version stored credentials in plain headers, and header names that are rejected now.
 #[tokio::test]
 async fn credentials_of_earlier_versions_are_hidden() {
     let (router, context, _directory) = api_and_context();
@@ -125,7 +125,7 @@ async fn credentials_of_earlier_versions_are_hidden() {
         crate::domain::Endpoint { headers, retry: None, ..crate::rules::tests::endpoint(0, "default", &[]) };
     Endpoints(&context).create(crate::domain::Endpoint { id: id.clone(), ..saved }, None).await.unwrap();
     for path in ["/v1/endpoints/ep_1", "/v1/endpoints"] {
-        let (_, shown, _) = ask(&router, Method::GET, path, None, "").await;
+        let (_, shown, _) = send(&router, Method::GET, path, None, "").await;
         assert!(
             !shown.contains("hush") && shown.contains(r#""sensitiveHeaderNames":["authorization"]"#),
             "{shown}"
@@ -138,7 +138,7 @@ async fn credentials_of_earlier_versions_are_hidden() {
     };
     let patch = async |body: &str| {
         let (status, answer, _) =
-            ask(&router, Method::PATCH, "/v1/endpoints/ep_1", Some("application/json"), body).await;
+            send(&router, Method::PATCH, "/v1/endpoints/ep_1", Some("application/json"), body).await;
         assert!(status == 200 && !answer.contains("hush"), "{body}: {status} {answer}");
     };
     patch(r#"{"description":"d"}"#).await;

@@ -1,4 +1,4 @@
-//! Times and durations as the API writes them: RFC 3339 in UTC with milliseconds, and `250ms`, `15s`, `5m`, `72h`, `30d`.
+//! Text of times (RFC 3339, UTC, milliseconds) and durations (`250ms`, `15s`, `5m`, `72h`, `30d`).
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -11,13 +11,13 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::domain::{ClosedList, Timestamp};
 
-/// Longest duration that can be written: 3,650 days.
+/// Longest valid duration: 3,650 days.
 pub const DURATION_MAX: Duration = Duration::from_secs(3_650 * 24 * 3600);
 
 /// # Errors
-/// What is expected, when `text` is not a whole number with a unit, or is longer than [`DURATION_MAX`].
+/// A description of the expected format, or that the duration exceeds [`DURATION_MAX`].
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "a duration is a whole number and a unit: 250ms, 15s, 5m, 72h or 30d".to_owned();
+    let malformed = || "a duration must be a whole number and a unit: 250ms, 15s, 5m, 72h or 30d".to_owned();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let millis_per_unit: u64 = match unit {
@@ -26,19 +26,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
-        _ => return Err(wrong()),
+        _ => return Err(malformed()),
     };
     if number.is_empty() {
-        return Err(wrong());
+        return Err(malformed());
     }
-    let too_long = || "the duration is longer than 3650d".to_owned();
+    let too_long = || "a duration must be at most 3650d".to_owned();
     let number: u64 = number.parse().map_err(|_| too_long())?;
     let millis = number.checked_mul(millis_per_unit).ok_or_else(too_long)?;
     let duration = Duration::from_millis(millis);
     if duration > DURATION_MAX { Err(too_long()) } else { Ok(duration) }
 }
 
-/// In the largest of `h`, `m`, `s` and `ms` that says it exactly; below a millisecond rounded up to one.
+/// Uses the largest unit of `h`, `m`, `s` and `ms` that is exact. Rounds up to a millisecond.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let millis = duration.as_micros().div_ceil(1_000);
@@ -51,20 +51,22 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// # Errors
-/// What is expected, when `text` is not an RFC 3339 time from 1970 on. Below a millisecond is cut off.
-pub fn parse_time(text: &str) -> Result<Timestamp, String> {
-    let wrong = || "a time is RFC 3339 from 1970 on, for example 2026-03-13T10:35:00.000Z".to_owned();
-    let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| wrong())?;
-    let millis = moment.unix_timestamp_nanos().div_euclid(1_000_000);
-    let millis = u64::try_from(millis).map_err(|_| wrong())?;
-    if millis > Timestamp::MAX.millis() { Err(wrong()) } else { Ok(Timestamp::from_millis(millis)) }
-}
-
-/// The end of a window, which may lie before everything: what was before 1970 counts as 1970.
+/// Parses an RFC 3339 time from 1970 on. Truncates to milliseconds.
 ///
 /// # Errors
-/// As [`parse_time`], for what is not RFC 3339.
+/// A description of the expected format.
+pub fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let malformed = || "must be RFC 3339 from 1970 on, for example 2026-03-13T10:35:00.000Z".to_owned();
+    let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| malformed())?;
+    let millis = moment.unix_timestamp_nanos().div_euclid(1_000_000);
+    let millis = u64::try_from(millis).map_err(|_| malformed())?;
+    if millis > Timestamp::MAX.millis() { Err(malformed()) } else { Ok(Timestamp::from_millis(millis)) }
+}
+
+/// Parses a bound of a time window. Times before 1970 become 1970.
+///
+/// # Errors
+/// As [`parse_time`].
 pub fn parse_bound(text: &str) -> Result<Timestamp, String> {
     match OffsetDateTime::parse(text, &Rfc3339) {
         Ok(moment) if moment < OffsetDateTime::UNIX_EPOCH => Ok(Timestamp::ZERO),
@@ -72,7 +74,7 @@ pub fn parse_bound(text: &str) -> Result<Timestamp, String> {
     }
 }
 
-/// A time in an answer.
+/// A time in a response.
 #[derive(Clone, Copy, Debug)]
 pub struct Time(pub Timestamp);
 
@@ -96,7 +98,7 @@ impl JsonSchema for Time {
     }
 }
 
-/// A duration in an answer.
+/// A duration in a response.
 #[derive(Clone, Copy, Debug)]
 pub struct Span(pub Duration);
 
@@ -120,7 +122,7 @@ impl JsonSchema for Span {
     }
 }
 
-/// The words of a closed list, for the schema of a member that holds one of them.
+/// The schema of a member that holds a word of a closed list.
 pub struct Word<T>(PhantomData<T>);
 
 impl<T: ClosedList> JsonSchema for Word<T> {
@@ -142,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_back_as_they_are_written() {
+    fn durations_round_trip() {
         for (text, millis) in [("250ms", 250), ("15s", 15_000), ("5m", 300_000), ("72h", 259_200_000)] {
             let duration = parse_duration(text).unwrap();
             assert_eq!(duration, Duration::from_millis(millis), "{text}");
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_durations_are_refused() {
+    fn bad_durations_are_rejected() {
         for text in
             ["", "5", "s", "-5s", "1.5s", "5 s", "5S", "1h30m", "99999999999999999999s", "3651d", "٣s"]
         {
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn times_read_back_as_they_are_written() {
+    fn times_round_trip() {
         for text in [
             "1970-01-01T00:00:00.000Z",
             "2024-02-29T23:59:59.999Z",
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_times_are_refused() {
+    fn bad_times_are_rejected() {
         for text in
             ["", "2026-03-13", "2026-02-30T00:00:00Z", "1969-12-31T23:59:59Z", "2026-03-13T10:35:00", "now"]
         {

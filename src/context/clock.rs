@@ -1,4 +1,4 @@
-//! The only place that reads clocks and randomness.
+//! Clocks and system randomness. No other module reads them.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -9,33 +9,33 @@ use crate::failpoints;
 use crate::failpoints::Mutation;
 use crate::outbox::decide::CommitEnvironment;
 
-/// The clocks of the system as this process reads them.
+/// The system's clocks, shared by the process.
 static SYSTEM: LazyLock<Clock> = LazyLock::new(|| Clock::new(read_system));
 
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Both clocks. Clones are one clock.
+/// The wall clock and the monotonic clock. Clones share their state.
 ///
-/// The wall clock that everything is scheduled, accepted and expired by never goes back, and runs on at least as fast as
-/// monotonic time: when somebody sets the system's clock back by hours, nothing waits for hours. It follows a clock that
-/// is set forward, and never stands before the last commit of an earlier life. What strangers compare with their own
-/// clocks goes by the second of [`Clock::now_and_civil`].
+/// This wall clock schedules, accepts and expires. It never goes back, and advances at least as
+/// fast as monotonic time, so that a backward step of the system's clock delays no delivery. It
+/// follows forward steps, and starts no earlier than the last commit of the previous process. Times
+/// that other parties compare with their clocks use the second value of [`Clock::now_and_civil`].
 #[derive(Clone, Debug)]
 pub struct Clock {
     read: fn() -> Now,
-    /// By how much wall time is ahead of monotonic time at most so far, in milliseconds.
+    /// Maximum lead of wall time over monotonic time so far, in milliseconds.
     lead: Arc<AtomicI64>,
 }
 
 impl Default for Clock {
-    /// The system's.
+    /// The system's clocks.
     fn default() -> Self {
         SYSTEM.clone()
     }
 }
 
 impl Clock {
-    /// Over a reading of both clocks as they are.
+    /// A clock over a function that reads both raw clocks.
     #[must_use]
     pub fn new(read: fn() -> Now) -> Self {
         Self { read, lead: Arc::new(AtomicI64::new(i64::MIN)) }
@@ -46,24 +46,24 @@ impl Clock {
         self.now_and_civil().0
     }
 
-    /// As [`Self::now`], with the wall clock as it stands, right or wrong: for signatures, and for dates that receivers name.
+    /// Like [`Self::now`], with the raw wall clock: for signatures, and for dates in replies.
     #[must_use]
     pub fn now_and_civil(&self) -> (Now, Timestamp) {
         let read = (self.read)();
         if failpoints::is_active(Mutation::TrustWallClock) {
             return (read, read.wall);
         }
-        let lead = self.raise(lead(read.wall, read));
+        let lead = self.raise_lead(lead(read.wall, read));
         let wall = u64::try_from(lead.saturating_add(millis(read.monotonic))).unwrap_or(0);
         (Now { wall: Timestamp::from_millis(wall), ..read }, read.wall)
     }
 
-    /// From now on it does not stand before `wall`.
-    pub fn not_before(&self, wall: Timestamp) {
-        self.raise(lead(wall, (self.read)()));
+    /// Raises the wall clock to at least `wall`.
+    pub fn raise_to(&self, wall: Timestamp) {
+        self.raise_lead(lead(wall, (self.read)()));
     }
 
-    fn raise(&self, lead: i64) -> i64 {
+    fn raise_lead(&self, lead: i64) -> i64 {
         let known = self.lead.load(Ordering::Relaxed);
         if known >= lead { known } else { self.lead.fetch_max(lead, Ordering::Relaxed).max(lead) }
     }
@@ -86,7 +86,7 @@ fn read_system() -> Now {
 /// `N` random bytes.
 ///
 /// # Panics
-/// When the operating system has no randomness.
+/// When the operating system provides no random bytes.
 #[must_use]
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -94,13 +94,11 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// # Panics
-/// When the operating system has no randomness.
 pub(super) fn fill_random(bytes: &mut [u8]) {
-    getrandom::fill(bytes).expect("the operating system has randomness");
+    getrandom::fill(bytes).expect("the operating system provides random bytes");
 }
 
-/// Time and chance for the writer.
+/// Time and randomness for the writer.
 #[derive(Debug)]
 pub struct SystemSource;
 
@@ -124,14 +122,14 @@ mod tests {
         static NOW: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
 
-    fn told() -> Now {
+    fn read_test_clock() -> Now {
         let (wall, monotonic) = NOW.get();
         Now { wall: Timestamp::from_millis(wall), monotonic: Duration::from_millis(monotonic) }
     }
 
     #[test]
-    fn a_clock_that_is_set_back_neither_goes_back_nor_stands_still() {
-        let clock = Clock::new(told);
+    fn wall_clock_advances_after_the_system_clock_is_set_back() {
+        let clock = Clock::new(read_test_clock);
         let read = |wall, monotonic| {
             NOW.set((wall, monotonic));
             clock.now().wall.millis()
@@ -143,7 +141,7 @@ mod tests {
         assert_eq!(read(9_000_000, 530), 9_000_000, "set forward");
         assert_eq!(clock.now_and_civil().1.millis(), 9_000_000);
         NOW.set((5, 600));
-        clock.not_before(Timestamp::from_millis(9_900_000));
+        clock.raise_to(Timestamp::from_millis(9_900_000));
         assert_eq!(clock.now().wall.millis(), 9_900_000);
         assert_eq!(clock.now_and_civil().1.millis(), 5);
     }

@@ -1,6 +1,6 @@
 //! The outside world as traits: requests to receivers, randomness, file reads.
 //!
-//! The daemon uses the system; the simulation has an implementation of its own for each trait.
+//! The daemon uses the system. The simulation implements each trait itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use crate::courier::guard::RefusedUrl;
 use crate::courier::{Courier, DescriptorsExhausted, OutboundRequest, Reply};
 use crate::{context::clock, panics};
 
-/// Pause after [`DescriptorsExhausted`], before a request is tried again.
+/// Pause between [`DescriptorsExhausted`] and the next try of a request.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends requests to receivers.
 #[async_trait]
 pub trait Transport: Send + Sync {
-    /// Sends one request and returns the receiver's reply, or the reason why there is none.
+    /// Sends one request and returns the receiver's reply, or the reason why it is missing.
     ///
     /// # Errors
-    /// When no file descriptor is left: the request was not sent.
+    /// When the process has no free file descriptor. The request was not sent.
     async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted>;
 
-    /// Judges a URL as [`Self::send`] would, and returns its canonical form.
+    /// Checks a URL by the rules of [`Self::send`], and returns its canonical form.
     ///
     /// # Errors
     /// When the policy forbids the URL or an address of its host.
@@ -35,14 +35,14 @@ pub trait Entropy: Send + Sync {
     fn fill(&self, bytes: &mut [u8]);
 }
 
-/// Runs file reads, which may block.
+/// Runs blocking file reads.
 #[async_trait]
 pub trait FileReads: Send + Sync {
-    /// Ends when the read has ended, or has panicked.
+    /// Returns when the read has ended or panicked.
     async fn run(&self, read: Box<dyn FnOnce() + Send>);
 }
 
-/// The implementations that one context uses.
+/// The implementations that a context uses.
 pub struct Environment {
     pub transport: Arc<dyn Transport>,
     pub entropy: Arc<dyn Entropy>,
@@ -50,7 +50,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Sockets through the courier, the system's randomness, a pool of blocking threads.
+    /// The courier's sockets, the system's randomness, the runtime's blocking threads.
     #[must_use]
     pub fn system(courier: Courier) -> Self {
         Self { transport: Arc::new(courier), entropy: Arc::new(SystemEntropy), reads: Arc::new(BlockingPool) }
@@ -76,13 +76,13 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// Threads of the runtime that may block.
+/// The runtime's pool of blocking threads.
 pub(crate) struct BlockingPool;
 
 #[async_trait]
 impl FileReads for BlockingPool {
     async fn run(&self, read: Box<dyn FnOnce() + Send>) {
-        // The caller notices a panic by the missing result.
+        // The caller detects a panic by the missing result.
         drop(tokio::task::spawn_blocking(|| panics::contain(read)).await);
     }
 }

@@ -1,6 +1,6 @@
-//! What services and the delivery loop share: the outbox, the outside world, the clock, the vault, metrics and settings.
+//! Dependencies of services and delivery loop: outbox, transport, clock, vault, metrics, settings.
 //!
-//! Owns one cheap handle, [`Context`]. Must never know wire formats, nor who uses it.
+//! Owns one cheap handle, [`Context`]. Must never know wire formats or its users.
 
 pub mod clock;
 pub mod environment;
@@ -26,14 +26,14 @@ use clock::Clock;
 use environment::{Environment, Transport};
 use signal::Signal;
 
-/// What an operator can change while the daemon runs.
+/// Settings that an operator can change while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Maximum number of concurrent requests over all endpoints.
     pub max_in_flight: usize,
-    /// Maximum number of concurrent requests to one host and port over all endpoints; 0 is no limit.
+    /// Maximum number of concurrent requests to one host and port over all endpoints; 0: unlimited.
     pub host_max_in_flight: usize,
-    /// An endpoint is disabled when it failed over this time without one success.
+    /// An endpoint is disabled after failing for this time without a success.
     pub disable_after: Duration,
     pub refused_statuses: RefusedStatuses,
     pub breaker_failures: u32,
@@ -45,7 +45,7 @@ pub struct Settings {
     pub callback_base: Option<Arc<str>>,
 }
 
-/// Cheap handle.
+/// Cheap handle to the shared dependencies.
 #[derive(Clone)]
 pub struct Context {
     shared: Arc<Shared>,
@@ -59,12 +59,12 @@ struct Shared {
     metrics: Arc<Metrics>,
     settings: ArcSwap<Settings>,
     signals: mpsc::UnboundedSender<Signal>,
-    /// Held from reading deliveries until the commit of a change that rests on them.
+    /// Held from a read of deliveries to the commit of a change that depends on the read.
     exclusive: Mutex<()>,
 }
 
 impl Context {
-    /// The handle, and the receiver of the signals to the delivery loop.
+    /// Returns the handle and the delivery loop's signal receiver.
     #[must_use]
     pub(crate) fn new(
         outbox: Outbox,
@@ -81,7 +81,7 @@ impl Context {
         (Self { shared: Arc::new(shared) }, inbox)
     }
 
-    /// Stops the outbox after the delivery loop has ended: commits pending units, writes a checkpoint. Blocks.
+    /// Commits pending units and writes a checkpoint, after the delivery loop has ended. Blocks.
     pub fn stop_outbox(&self) {
         self.outbox().stop();
     }
@@ -106,20 +106,20 @@ impl Context {
         &*self.shared.environment.transport
     }
 
-    /// Replaces the settings; lanes take them over with their next turn.
+    /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal.
     pub fn reconfigure(&self, settings: Settings) {
         self.shared.settings.store(Arc::new(settings));
         self.signal(Signal::Reconfigured);
     }
 
-    /// Sends a signal to the delivery loop, which ends only after all senders.
+    /// Sends a signal to the delivery loop. After the loop has ended, drops the signal.
     pub(crate) fn signal(&self, signal: Signal) {
         if self.shared.signals.send(signal).is_err() {
             tracing::debug!("signal dropped: the delivery loop has ended");
         }
     }
 
-    /// Waits until no other caller changes deliveries; held until the guard is dropped.
+    /// Locks out other callers that change deliveries, until the guard is dropped.
     pub(crate) async fn exclusive(&self) -> MutexGuard<'_, ()> {
         self.shared.exclusive.lock().await
     }
@@ -130,9 +130,9 @@ impl Context {
         self.outbox().health()
     }
 
-    /// For how long the disk has not answered; zero when it does.
+    /// How long the disk has been unresponsive; zero if it responds.
     #[must_use]
-    pub fn disk_silence(&self) -> Duration {
+    pub fn disk_wait(&self) -> Duration {
         self.outbox().disk_wait()
     }
 
@@ -142,21 +142,21 @@ impl Context {
         self.shared.clock.now()
     }
 
-    /// Both clocks, and the wall clock as receivers see it; see [`Clock::now_and_civil`].
+    /// Both clocks, and the raw wall clock; see [`Clock::now_and_civil`].
     pub(crate) fn now_and_civil(&self) -> (Now, Timestamp) {
         self.shared.clock.now_and_civil()
     }
 
-    /// A new identifier: the prefix and a ULID of the present time.
+    /// A new identifier: the prefix and a ULID of the current time.
     pub(crate) fn new_id(&self, prefix: &str) -> String {
         let random = u128::from_be_bytes(self.random_bytes::<16>());
         format!("{prefix}{}", ulid::Ulid::from_parts(self.now().wall.millis(), random))
     }
 
-    /// `N` random bytes, fit for secrets.
+    /// `N` random bytes, suitable for secrets.
     ///
     /// # Panics
-    /// When the operating system has no randomness.
+    /// When the operating system provides no random bytes.
     #[must_use]
     pub fn random_bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];

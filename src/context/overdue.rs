@@ -1,4 +1,4 @@
-//! The oldest overdue delivery behind others of its ordering key. Lanes see only the head of each ordering queue.
+//! Overdue deliveries behind others of their ordering key. Lanes see only the queue heads.
 
 use std::collections::HashMap;
 
@@ -6,20 +6,20 @@ use crate::domain::{EndpointNumber, Timestamp};
 use crate::limits;
 use crate::projections::pending::{DueBehind, OrderHash};
 
-/// What stands behind other deliveries of its order, which lanes do not know of.
+/// Oldest overdue delivery behind the heads of ordering queues, per endpoint.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Behind {
-    /// Endpoints at which something does, and the due time of the oldest that is due; at most one for each endpoint.
+    /// Endpoints with deliveries behind others, and the due time of their oldest overdue one.
     pub(crate) oldest_due: HashMap<EndpointNumber, Option<Timestamp>>,
-    /// Where the next look begins, and what was found before it of that endpoint.
+    /// Start of the next scan, and the oldest due time found so far at that endpoint.
     next: (EndpointNumber, OrderHash),
     so_far: Option<Timestamp>,
 }
 
 impl Behind {
-    /// Looks at [`limits::OVERDUE_ROWS_CHECKED_MAX`] rows of the endpoints at which something waits, by number, and goes on from
-    /// there the next time. What it finds of an endpoint counts at once, until all of the endpoint was looked at again.
-    pub(crate) fn look(
+    /// Scans up to [`limits::OVERDUE_ROWS_CHECKED_MAX`] rows, and continues there next time.
+    /// Partial results only lower an oldest due time; a complete scan replaces it.
+    pub(crate) fn scan(
         &mut self,
         waiting: &[EndpointNumber],
         due_behind: impl Fn(EndpointNumber, OrderHash, usize) -> DueBehind,
@@ -68,16 +68,16 @@ mod tests {
         Timestamp::from_millis(second * 1_000)
     }
 
-    /// Endpoints with queues: of each queue the due time of what waits there, and how many rows it takes to find that.
+    /// For each endpoint its queues: the oldest due time, and the number of rows to read for it.
     struct Queues(Vec<Vec<(u64, usize)>>);
 
     impl Queues {
-        /// One look. Gives how many rows it took.
-        fn look(&self, behind: &mut Behind) -> usize {
-            let looked_at = RefCell::new(0);
+        /// Scans once and returns the number of rows read.
+        fn scan(&self, behind: &mut Behind) -> usize {
+            let rows_read = RefCell::new(0);
             let all = 1..=u32::try_from(self.0.len()).unwrap();
             let waiting: Vec<_> = all.map(EndpointNumber).collect();
-            behind.look(&waiting, |endpoint, from, limit| {
+            behind.scan(&waiting, |endpoint, from, limit| {
                 let queues = &self.0[endpoint.0 as usize - 1];
                 let mut step = DueBehind::default();
                 for (order, (due, rows)) in queues.iter().enumerate().skip(usize::try_from(from).unwrap()) {
@@ -88,10 +88,10 @@ mod tests {
                     step.looked_at += rows;
                     step.oldest = earliest(step.oldest, Some(at(*due)));
                 }
-                *looked_at.borrow_mut() += step.looked_at;
+                *rows_read.borrow_mut() += step.looked_at;
                 step
             });
-            looked_at.into_inner()
+            rows_read.into_inner()
         }
     }
 
@@ -100,40 +100,40 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_into_one_look_is_known_after_each() {
+    fn complete_scan_replaces_all_results() {
         let mut queues = Queues(vec![vec![(9, 2), (7, 2)], vec![(8, 2)]]);
         let mut behind = Behind::default();
         for _ in 0..3 {
-            assert_eq!(queues.look(&mut behind), 6);
+            assert_eq!(queues.scan(&mut behind), 6);
             assert_eq!((oldest(&behind, 1), oldest(&behind, 2)), (Some(at(7)), Some(at(8))));
         }
         queues.0[0].pop();
-        queues.look(&mut behind);
-        assert_eq!(oldest(&behind, 1), Some(at(9)), "what has gone is forgotten");
+        queues.scan(&mut behind);
+        assert_eq!(oldest(&behind, 1), Some(at(9)), "stale due time of a removed queue");
         queues.0.pop();
-        queues.look(&mut behind);
-        assert!(!behind.oldest_due.contains_key(&EndpointNumber(2)), "nothing waits there any more");
+        queues.scan(&mut behind);
+        assert!(!behind.oldest_due.contains_key(&EndpointNumber(2)), "endpoint without a queue");
     }
 
     #[test]
-    fn what_does_not_is_looked_at_in_turns_and_counts_until_its_next_turn() {
-        // The first endpoint takes two looks and a half, the others a tenth each.
+    fn partial_scans_take_turns_and_results_last_one_round() {
+        // The first endpoint takes two and a half scans, the others a tenth each.
         let many: Vec<_> = (0..25).map(|number| (100 - number, MOST / 10)).collect();
         let mut queues = Queues(vec![many, vec![(3, MOST / 10)], vec![(2, MOST / 10)]]);
         let mut behind = Behind::default();
-        assert_eq!(queues.look(&mut behind), MOST);
-        assert_eq!((oldest(&behind, 1), oldest(&behind, 2)), (Some(at(91)), None), "as far as it came");
-        queues.look(&mut behind);
+        assert_eq!(queues.scan(&mut behind), MOST);
+        assert_eq!((oldest(&behind, 1), oldest(&behind, 2)), (Some(at(91)), None), "first partial scan");
+        queues.scan(&mut behind);
         assert_eq!(oldest(&behind, 1), Some(at(81)));
-        assert_eq!(queues.look(&mut behind), 7 * MOST / 10, "the rest, and each once");
+        assert_eq!(queues.scan(&mut behind), 7 * MOST / 10, "the remaining rows, each once");
         assert_eq!([1, 2, 3].map(|number| oldest(&behind, number)), [76, 3, 2].map(|due| Some(at(due))));
-        // The oldest is sent: that is seen after the next turn through all of them.
+        // After the oldest is sent, only a complete scan notices.
         queues.0[0][24].0 = 200;
         for _ in 0..2 {
-            queues.look(&mut behind);
+            queues.scan(&mut behind);
             assert_eq!(oldest(&behind, 1), Some(at(76)));
         }
-        queues.look(&mut behind);
+        queues.scan(&mut behind);
         assert_eq!(oldest(&behind, 1), Some(at(77)));
     }
 }

@@ -1,4 +1,4 @@
-//! Reads of journal records off the async threads, and commits.
+//! Journal reads on blocking threads, and commits.
 
 use std::sync::Arc;
 
@@ -11,27 +11,27 @@ use crate::outbox::unit::{Command, Outcome};
 use crate::storage::journal::ReadError;
 
 impl Context {
-    /// Runs a file read off the async threads.
+    /// Runs a file read on a blocking thread.
     pub(crate) async fn blocking<R: Send + 'static>(
         &self,
         read: impl FnOnce() -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
-        let (sender, answer) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         let read = Box::new(move || {
-            // The caller may have gone.
-            let _gone = sender.send(read()).is_err();
+            // The caller may have been dropped.
+            let _dropped = sender.send(read()).is_err();
         });
         self.shared.environment.reads.run(read).await;
-        answer.await.map_err(|_| Unavailable::Stopping)
+        result.await.map_err(|_| Unavailable::Stopping)
     }
 
-    /// `None` when there is no such record any more.
+    /// The record at a position; `None` if it was removed or damaged.
     pub(crate) async fn record_at(&self, position: Position) -> Result<Option<Record>, Unavailable> {
         let reader = self.outbox().journal().clone();
         match self.blocking(move || reader.read(position)).await? {
             Ok(record) => Ok(record),
             Err(error) => {
-                tracing::error!(%error, %position, "a record cannot be read");
+                tracing::error!(%error, %position, "reading record failed");
                 match error {
                     ReadError::Damaged { .. } | ReadError::Undecodable { .. } => Ok(None),
                     ReadError::Io(error) => Err(Unavailable::Failed(error.to_string().into())),
@@ -40,7 +40,7 @@ impl Context {
         }
     }
 
-    /// The event at a position; `None` when retention or damage has taken it.
+    /// The event at a position; `None` if it was removed or damaged.
     pub(crate) async fn event_at(&self, position: Position) -> Result<Option<Arc<Event>>, Unavailable> {
         Ok(match self.record_at(position).await? {
             Some(Record::EventAccepted(event)) => Some(event),
@@ -55,7 +55,7 @@ impl Context {
         }
     }
 
-    /// What becomes of the commands, once that is durable. Without commands there is nothing to do.
+    /// Commits commands and returns their outcomes, which are durable. An empty list is allowed.
     pub(crate) async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
         self.outbox().commit(commands).await
     }
@@ -63,10 +63,10 @@ impl Context {
     pub(crate) async fn write(&self, record: Record) -> Result<Position, Unavailable> {
         match self.submit(vec![Command::Record(record)]).await?.first() {
             Some(Outcome::Written(position)) => Ok(*position),
-            _ => unreachable!("{UNJUDGED}"),
+            _ => unreachable!("{UNEXPECTED_OUTCOME}"),
         }
     }
 }
 
-/// The outcomes of commands that are never judged against anything.
-pub(crate) const UNJUDGED: &str = "the writer gives each kind of command its own kinds of outcome";
+/// Panic message for an outcome of another kind of command.
+pub(crate) const UNEXPECTED_OUTCOME: &str = "each kind of command has its own kinds of outcome";

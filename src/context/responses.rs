@@ -1,4 +1,4 @@
-//! Stored responses: what a request with an idempotency key is answered when it is repeated.
+//! Stored responses: repeating a request with its idempotency key returns the original response.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::rules::append::{Judged, judge_idempotency};
 use crate::vault;
 use crate::vault::{NONCE_BYTES, SealContext};
 
-/// An answer to be remembered for its idempotency key.
+/// A response to store for its idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     pub body: Arc<[u8]>,
 }
 
-/// The key of a request, and how what it did is answered: the answer is remembered in the commit of what it does, so that
-/// a crash leaves both or neither.
+/// An idempotency key, and the function that makes the response. The commit of the request's change
+/// stores the response, so that a crash leaves both or neither.
 #[derive(Clone, Debug)]
 pub struct Keyed<T> {
     pub idempotency: Idempotency,
@@ -27,19 +27,19 @@ pub struct Keyed<T> {
 
 impl<T> Keyed<T> {
     #[must_use]
-    pub fn answered(self, done: &T) -> Remember {
-        Remember { answer: (self.answer)(done), idempotency: self.idempotency }
+    pub fn response_for(self, result: &T) -> Remember {
+        Remember { answer: (self.answer)(result), idempotency: self.idempotency }
     }
 }
 
-/// What a request with this key is answered when it comes again.
+/// A response to store, and its idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remember {
     pub idempotency: Idempotency,
     pub answer: Answer,
 }
 
-/// What a repeated request finds.
+/// Result of the lookup of a stored response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remembered {
     Nothing,
@@ -49,11 +49,11 @@ pub enum Remembered {
 }
 
 impl Context {
-    /// What an earlier request with the same scope and key was answered (requests other than events).
+    /// Looks up the response to an earlier request with this key, other than publishing events.
     ///
     /// # Errors
-    /// When the outbox cannot answer.
-    pub async fn remembered(&self, wanted: &Idempotency) -> Result<Remembered, Unavailable> {
+    /// When the outbox is unavailable.
+    pub async fn stored_response(&self, wanted: &Idempotency) -> Result<Remembered, Unavailable> {
         let scope = wanted.scope;
         let known = self.outbox().read(move |state| state.request(&scope)).await?;
         let position = match judge_idempotency(known.as_ref(), &wanted.fingerprint, self.now().wall) {
@@ -63,19 +63,19 @@ impl Context {
         };
         Ok(match self.record_at(position).await? {
             Some(Record::RequestAnswered { status, body, .. }) => {
-                Remembered::Same(self.open_answer(wanted, Answer { status, body })?)
+                Remembered::Same(self.open_response(wanted, Answer { status, body })?)
             }
             _ => Remembered::Nothing,
         })
     }
 
-    /// Commits all of it, with the answer that the request gets when it is repeated, or nothing.
+    /// Commits the commands and the response to store, all or none.
     pub(crate) async fn commit(
         &self,
         mut commands: Vec<Command>,
         remember: Option<Remember>,
     ) -> Result<Vec<Outcome>, ChangeError> {
-        commands.extend(remember.map(|remember| self.answered(remember)));
+        commands.extend(remember.map(|remember| self.response_command(remember)));
         let outcomes = self.submit(commands).await?;
         match outcomes.first() {
             Some(Outcome::Conflict) => Err(ChangeError::Conflict),
@@ -84,13 +84,13 @@ impl Context {
         }
     }
 
-    fn answered(&self, Remember { idempotency, answer }: Remember) -> Command {
-        let Answer { status, body } = self.seal_answer(&idempotency, answer);
+    fn response_command(&self, Remember { idempotency, answer }: Remember) -> Command {
+        let Answer { status, body } = self.seal_response(&idempotency, answer);
         Command::Record(Record::RequestAnswered { idempotency, status, body })
     }
 
-    /// Remembered answers may show a fresh secret, so they are sealed too.
-    pub(crate) fn seal_answer(&self, idempotency: &Idempotency, answer: Answer) -> Answer {
+    /// Seals a stored response, because it may show a new secret.
+    pub(crate) fn seal_response(&self, idempotency: &Idempotency, answer: Answer) -> Answer {
         let nonce = self.random_bytes::<NONCE_BYTES>();
         match self.vault().seal(&answer.body, SealContext::StoredResponse(&idempotency.scope), nonce) {
             Sealed::Encrypted(bytes) => Answer { body: bytes.into(), ..answer },
@@ -98,8 +98,8 @@ impl Context {
         }
     }
 
-    /// A plain answer is JSON or empty; encrypted bytes begin as neither does.
-    pub(crate) fn open_answer(
+    /// Opens a stored response. A plain body, JSON or empty, never starts like encrypted bytes.
+    pub(crate) fn open_response(
         &self,
         idempotency: &Idempotency,
         answer: Answer,
@@ -110,7 +110,9 @@ impl Context {
         let sealed = Sealed::Encrypted((*answer.body).into());
         match self.vault().open(&sealed, SealContext::StoredResponse(&idempotency.scope)) {
             Ok(body) => Ok(Answer { body: body.into(), ..answer }),
-            Err(error) => Err(Unavailable::Failed(format!("a remembered answer: {error}").into())),
+            Err(error) => {
+                Err(Unavailable::Failed(format!("a stored response cannot be opened: {error}").into()))
+            }
         }
     }
 }

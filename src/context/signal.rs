@@ -1,4 +1,4 @@
-//! Signals to the delivery loop: results of its tasks, and requests of the services.
+//! Signals to the delivery loop: results of its tasks, and requests from services.
 
 use tokio::sync::oneshot;
 
@@ -7,7 +7,7 @@ use crate::domain::{DueKey, EndpointNumber, Position, Progress, Timestamp};
 use crate::lanes;
 use crate::lanes::LaneReport;
 
-/// What the dispatcher hears beside notices of the store.
+/// A message to the delivery loop, besides the outbox's notices.
 #[derive(Debug)]
 pub(crate) enum Signal {
     Finished {
@@ -21,13 +21,13 @@ pub(crate) enum Signal {
         exhausted: bool,
         as_of: Position,
     },
-    /// Nothing was sent.
+    /// The attempt was not made.
     Returned {
         endpoint: EndpointNumber,
         key: DueKey,
         progress: Progress,
     },
-    /// A request for consent is over.
+    /// A handshake request has ended.
     Asked {
         endpoint: EndpointNumber,
     },
@@ -35,12 +35,12 @@ pub(crate) enum Signal {
         endpoint: EndpointNumber,
         answer: oneshot::Sender<LaneAnswer>,
     },
-    /// What stands behind others, as of the last look.
+    /// Result of the last scan for overdue deliveries behind others.
     Behind(Behind),
     Reconfigured,
 }
 
-/// A lane's report, in words.
+/// A lane's report for the API.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LaneAnswer {
     pub reason: Option<lanes::WaitReason>,

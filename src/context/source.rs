@@ -1,4 +1,4 @@
-//! What the commit thread needs from outside the outbox: time, randomness and encryption.
+//! The commit thread's environment: time, randomness and encryption.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::domain::{Endpoint, Timestamp};
 use crate::outbox::decide::CommitEnvironment;
 use crate::vault::Vault;
 
-/// Time, chance and encryption for the writer.
+/// Time, randomness and encryption for the writer.
 pub struct SealingSource(pub Arc<Vault>);
 
 impl CommitEnvironment for SealingSource {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use crate::domain::{
-    Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute, normal_header_name,
+    Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute, normalize_header_name,
 };
 use crate::limits;
 
@@ -168,7 +168,7 @@ pub fn handshake_headers(
     Ok(headers)
 }
 
-/// Headers that an endpoint cannot set, in the form of [`normal_header_name`]. They control the
+/// Headers that an endpoint cannot set, in the form of [`normalize_header_name`]. They control the
 /// connection, name the client or target to servers behind a proxy, authorize requests to metadata
 /// services, or change the method.
 const RESERVED: [&str; 52] = [
@@ -254,7 +254,7 @@ pub fn validate_header(name: &str, value: &str) -> Result<(), String> {
         );
     }
     // A name may contain `.`, but some servers read `Content.Length` as `Content-Length`.
-    let normal = normal_header_name(name);
+    let normal = normalize_header_name(name);
     let is_reserved = RESERVED.contains(&normal.as_str());
     if is_reserved || RESERVED_PREFIXES.iter().any(|prefix| normal.starts_with(prefix)) {
         return Err("this header cannot be set".to_owned());

@@ -73,7 +73,7 @@ fn router(
 
 /// Whether the store can make anything durable; the error is the reason why not.
 fn check_store(context: &Context) -> Result<(), String> {
-    let silence = context.disk_silence();
+    let silence = context.disk_wait();
     match &*context.health().borrow() {
         Health::Good if silence > limits::DISK_SILENCE_MAX => {
             Err(format!("the disk has not answered for {} s", silence.as_secs()))

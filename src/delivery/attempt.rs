@@ -1,7 +1,7 @@
 //! One attempt, from the lane's decision to its recorded outcome.
 //!
-//! Decide (sign, send, judge), commit (the outcome joins the next group), then tell the lane. Our own trouble (a record
-//! that cannot be read, a shutdown) is never charged as an attempt.
+//! Decide (sign, send, judge), commit (the outcome joins the next group), then signal the lane.
+//! Local failures (an unreadable record, a shutdown) never count as an attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,86 +26,86 @@ use crate::service::secrets::Secrets;
 use crate::service::system_events::SystemEvents;
 use crate::{lanes, panics};
 
-/// What a lane wants to be sent.
+/// A delivery that a lane has selected to be sent.
 #[derive(Clone, Debug)]
 pub(crate) struct Assignment {
     pub(crate) endpoint: EndpointNumber,
     pub(crate) key: DueKey,
     pub(crate) progress: Progress,
-    /// Since when the receiver kept its lane shut, if it did when the lane sent this.
+    /// When the receiver shut the lane; see [`lanes::Action`].
     pub(crate) shut_since: Option<Timestamp>,
-    /// Still in memory since its acceptance.
+    /// The event, if the payload cache still had it.
     pub(crate) event: Option<Arc<Event>>,
 }
 
-/// How long a delivery waits before its event is read again, when the disk did not answer (or no file descriptor was left).
+/// Pause before a failed read of an event is repeated. The disk or the file descriptors failed.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a delivery waits that must not be sent, although its lane thinks so.
+/// Pause before a delivery returns to a lane whose gate is stale.
 const DISALLOWED_PAUSE: Duration = Duration::from_millis(50);
 
-/// An attempt's place in its lane, which is free again should the attempt panic: a defect costs one delivery, which waits for
-/// the next start, and not a lane.
-pub(crate) struct Place<'a> {
+/// Frees an attempt's slot in its lane if the attempt panics. The delivery then waits for the next
+/// start, and the lane continues.
+pub(crate) struct AttemptGuard<'a> {
     pub(crate) context: &'a Context,
     pub(crate) assignment: &'a Assignment,
 }
 
-impl Drop for Place<'_> {
+impl Drop for AttemptGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            finish(self.context, self.assignment, lanes::Outcome::Failing);
+            signal_finished(self.context, self.assignment, lanes::Outcome::Failing);
         }
     }
 }
 
-/// Makes one attempt and tells the dispatcher.
+/// Makes one attempt and signals the dispatcher.
 pub(crate) async fn attempt(context: Context, assignment: Assignment) {
-    let _place = Place { context: &context, assignment: &assignment };
+    let _guard = AttemptGuard { context: &context, assignment: &assignment };
     panics::test_point("attempt");
     let event = match &assignment.event {
         Some(event) => Some(event.clone()),
         None => read_event(&context, assignment.key.event).await,
     };
-    // Last of all: what is true now is what counts.
+    // Read last, so that the attempt uses the current endpoint.
     let endpoint = context.outbox().endpoint(assignment.endpoint);
     if endpoint.as_ref().is_some_and(|endpoint| gate(endpoint) != Gate::Open) {
-        // The lane will have heard in a moment that the endpoint is closed.
-        return give_back(&context, &assignment, DISALLOWED_PAUSE).await;
+        // The lane is about to learn that the endpoint is closed.
+        return return_delivery(&context, &assignment, DISALLOWED_PAUSE).await;
     }
     match (endpoint, event) {
-        (Some(endpoint), Some(event)) => return make(&context, &assignment, &endpoint, &event).await,
+        (Some(endpoint), Some(event)) => return send(&context, &assignment, &endpoint, &event).await,
         (Some(_), None) => {
-            // Its frame is damaged or retention has taken it: nothing can ever be sent.
+            // The frame is damaged or removed, so the delivery can never be sent.
             tracing::error!(
                 position = assignment.key.event.0,
-                "the event of a pending delivery cannot be read"
+                "event of a pending delivery is missing or damaged, giving up the delivery"
             );
             let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
             let given_up =
                 Deliveries(&context).give_up(DeadReason::Expired, move |_| (vec![delivery], ())).await;
             if let Err(error) = given_up {
-                tracing::warn!(%error, "a delivery without its event could not be given up");
+                tracing::warn!(%error, "giving up a delivery without its event failed");
             }
         }
         (None, _) => {}
     }
-    // Nothing will be recorded; what was given up has left its place by then.
-    give_back(&context, &assignment, DISALLOWED_PAUSE).await;
+    // A delivery that was given up has left its lane when this signal arrives.
+    return_delivery(&context, &assignment, DISALLOWED_PAUSE).await;
 }
 
-/// Nothing was sent: after a pause the delivery is its lane's again, as it was.
-async fn give_back(context: &Context, assignment: &Assignment, pause: Duration) {
+/// Returns an unsent delivery to its lane after a pause, without an outcome.
+async fn return_delivery(context: &Context, assignment: &Assignment, pause: Duration) {
     tokio::time::sleep(pause).await;
     let Assignment { endpoint, key, progress, .. } = *assignment;
     context.signal(Signal::Returned { endpoint, key, progress });
 }
 
-fn finish(context: &Context, assignment: &Assignment, outcome: lanes::Outcome) {
+fn signal_finished(context: &Context, assignment: &Assignment, outcome: lanes::Outcome) {
     context.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
 }
 
-/// `None` only when the event is no more.
+/// Reads an event until the read succeeds. `None` if the event was removed or damaged.
 async fn read_event(context: &Context, position: Position) -> Option<Arc<Event>> {
     loop {
         match context.event_at(position).await {
@@ -115,7 +115,7 @@ async fn read_event(context: &Context, position: Position) -> Option<Arc<Event>>
     }
 }
 
-async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
+async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoint>, event: &Event) {
     let delivery = DeliveryKey { event: assignment.key.event, endpoint: endpoint.number };
     let number = assignment.progress.attempts + 1;
     let (started, civil) = context.now_and_civil();
@@ -124,8 +124,8 @@ async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
         Err(reason) => Reply::failed(ErrorClass::Request, reason),
         Ok(outbound_request) => match context.transport().send(outbound_request).await {
             Ok(reply) => reply,
-            // What was read of the endpoint may be true no more by then: its lane decides anew.
-            Err(DescriptorsExhausted) => return give_back(context, assignment, EXHAUSTED_PAUSE).await,
+            // The endpoint may change during the pause, so the lane decides again.
+            Err(DescriptorsExhausted) => return return_delivery(context, assignment, EXHAUSTED_PAUSE).await,
         },
     };
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
@@ -149,26 +149,26 @@ async fn make(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
     let progress = assignment.progress.after(delay);
     let next = retry::next(policy, delivery, &progress, verdict, started.wall, finished.wall);
     let known = context.outbox().endpoint(endpoint.number);
-    // Whatever the URL of before answered, it says nothing about the one of now.
+    // The former URL's reply says nothing about the current URL.
     let known = known.filter(|known| known.url == endpoint.url);
     let hold = known.as_ref().and_then(|known| hold(known, verdict, finished));
-    let attempt = Arc::new(Attempt { delay, ..record_of(&progress, started, reply, next, hold) });
+    let attempt = Arc::new(Attempt { delay, ..attempt_of(&progress, started, reply, next, hold) });
     report(context, endpoint, event, &assignment.progress, delivery, &attempt, finished);
     let record = Record::AttemptFinished { delivery, due: assignment.key.due, attempt: attempt.clone() };
     context.outbox().record(Unit::of_record(record));
     if let Verdict::Gone(reason) = verdict {
-        // Before its slot is free: nothing more is to go there.
+        // Before the slot is free, so that no further request goes to the endpoint.
         Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
     }
     let outcome = known.map_or(lanes::Outcome::Neutral, |_| lane_outcome(verdict, &attempt));
-    finish(context, assignment, outcome);
+    signal_finished(context, assignment, outcome);
     if let Next::Dead(reason) = next
-        // After its lane was told: what it says of the receiver does not wait for a commit.
-        && Deliveries(context).ends_by(delivery, assignment.key.due, reason).await
+        // After the signal: the lane's view of the receiver does not wait for a commit.
+        && Deliveries(context).is_dead_or_dying(delivery, assignment.key.due, reason).await
     {
         context.metrics().dead_lettered(reason, 1);
-        let words = SystemEvents(context).death(delivery, Some(event), reason);
-        SystemEvents(context).tell_dead(words.as_slice()).await;
+        let death = SystemEvents(context).dead_delivery_data(delivery, Some(event), reason);
+        SystemEvents(context).publish_dead(death.as_slice()).await;
     }
 }
 
@@ -183,27 +183,27 @@ fn outbound_request(
     let (body, media) = body::body(endpoint, event);
     let keys = Secrets(context).live_keys(endpoint, now.wall).map_err(|error| error.to_string())?;
     let keys: Vec<SigningKey> = keys.into_iter().map(|(key, _)| key).collect();
-    let mut ours = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
+    let mut generated = vec![signature_header(endpoint.signature, &keys, now.wall, event.id.as_str(), &body)];
     if endpoint.trace {
         let parent = trace::traceparent(event, delivery, number);
-        ours.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
+        generated.extend(parent.map(|parent| (attribute::TRACE_PARENT, parent.to_string())));
     }
     if let Some(handshake) = &endpoint.handshake {
-        ours.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
+        generated.push((body::REQUEST_ORIGIN, handshake.origin.to_string()));
     }
-    let own = Secrets(context).open_headers(endpoint).map_err(|error| error.to_string())?;
-    let headers = body::headers(&own, media, event, number, now.wall, ours)?;
+    let custom = Secrets(context).open_headers(endpoint).map_err(|error| error.to_string())?;
+    let headers = body::headers(&custom, media, event, number, now.wall, generated)?;
     let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;
     let timeout = endpoint.timeout(&context.settings().defaults);
     Ok(OutboundRequest::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
 }
 
-fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: Option<Hold>) -> Attempt {
+fn attempt_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: Option<Hold>) -> Attempt {
     let status = reply.outcome.as_ref().ok().copied();
     let error = match reply.outcome {
         Ok(200..300) => None,
-        Ok(status) => Some((ErrorClass::Status, words_of(status, reply.location.as_deref()).into())),
-        Err((class, words)) => Some((class, words.into())),
+        Ok(status) => Some((ErrorClass::Status, status_text(status, reply.location.as_deref()).into())),
+        Err((class, text)) => Some((class, text.into())),
     };
     Attempt {
         number: progress.attempts + 1,
@@ -221,26 +221,26 @@ fn record_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: 
     }
 }
 
-/// As it is stored.
+/// The precision of the stored record.
 fn whole_millis(duration: Duration) -> Duration {
     Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// How long a reply keeps the lane of the endpoint from sending. `endpoint` is as it is at the reply: an
-/// operator who opened it since the request was sent did so before the reply.
+/// How long a reply holds the endpoint's lane. `endpoint` is the endpoint at the time of the reply,
+/// so that a change by the operator during the request does not end the hold.
 fn hold(endpoint: &Endpoint, verdict: Verdict, finished: Now) -> Option<Hold> {
     let Verdict::RetryAfter(wait) = verdict else { return None };
     Some(Hold { until: finished.wall.plus(wait), revision: endpoint.revision })
 }
 
-/// Whether the delivery has been on its way since its event was accepted, and not set going again by somebody.
+/// Whether the delivery is in its first retry series, without a manual retry, redrive or replay.
 fn is_first_series(progress: &Progress, event: &Event) -> bool {
     progress.series_started == event.first_due()
 }
 
-fn words_of(status: u16, location: Option<&str>) -> String {
+fn status_text(status: u16, location: Option<&str>) -> String {
     match (status, location) {
-        (300..400, Some(place)) => format!("status {status}: redirects are not followed (to {place})"),
+        (300..400, Some(target)) => format!("status {status}: redirects are not followed (to {target})"),
         _ => format!("status {status}"),
     }
 }
@@ -261,7 +261,7 @@ fn report(
             let took = finished.wall.since(event.first_due());
             context.metrics().delivered(is_first_series(progress, event).then_some(took));
         }
-        // It may have been set going again meanwhile.
+        // Counted after the commit: a concurrent retry may have revived the delivery.
         Next::Dead(_) => {}
         Next::RetryAt(at) => context.metrics().retry(at.since(finished.wall)),
     }
@@ -284,11 +284,11 @@ fn lane_outcome(verdict: Verdict, attempt: &Attempt) -> lanes::Outcome {
     match verdict {
         Verdict::Delivered => lanes::Outcome::Healthy,
         Verdict::Retry | Verdict::RetryAfter(_) => match attempt.status {
-            // The receiver is there and says no: that is about this delivery, not about the lane.
+            // The receiver is up and rejects this delivery.
             Some(400..500) => lanes::Outcome::Neutral,
             Some(_) | None => lanes::Outcome::Failing,
         },
-        // About the delivery alone; one that is gone is disabled, which says more than its lane could.
+        // A refusal concerns only the delivery. An endpoint that is gone is disabled anyway.
         Verdict::Refused(_) | Verdict::Gone(_) => lanes::Outcome::Neutral,
     }
 }

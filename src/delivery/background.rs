@@ -1,8 +1,8 @@
-//! Background jobs: work that no request and no attempt waits for, and that can be begun again.
+//! Background jobs: restartable work that blocks no request and no attempt.
 //!
-//! Owns what the panic of a job costs: that run of it. It is counted, logged, and the job begins again after a pause, so
-//! that a bug in retention stops no delivery. Loops and threads that everything else rests on are no jobs: their panic
-//! ends the process ([`crate::panics`]).
+//! Owns the handling of a job's panic: counts it, logs it, and restarts the job after a pause, so
+//! that a bug in retention does not stop deliveries. Essential loops and threads are not jobs:
+//! their panic ends the process ([`crate::panics`]).
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use crate::context::Context;
 use crate::metrics::BackgroundJob;
 use crate::panics;
 
-/// Between a panic and the next run.
+/// Pause between a panic and the restart.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Runs a job until it ends by itself.
-pub(super) async fn see_to<F: Future>(
+/// Runs a job until it returns. Restarts it after a panic.
+pub(super) async fn run_job<F: Future>(
     context: &Context,
     job: BackgroundJob,
-    begin: impl Fn(Context) -> F,
+    start: impl Fn(Context) -> F,
 ) -> F::Output {
     loop {
-        if let Ok(done) = panics::caught(begin(context.clone())).await {
+        if let Ok(done) = panics::caught(start(context.clone())).await {
             return done;
         }
         context.metrics().job_panicked(job);
-        tracing::error!(job = job.as_str(), pause = ?PAUSE, "background job panicked, starting it again");
+        tracing::error!(job = job.as_str(), pause = ?PAUSE, "background job panicked, restarting");
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -36,10 +36,10 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn panicked_job_is_counted_and_begins_again() {
+    async fn panicked_job_is_counted_and_restarted() {
         let (context, _dispatcher, _directory) = crate::service::tests::context();
         let runs = AtomicU32::new(0);
-        let done = see_to(&context, BackgroundJob::Retention, async |_| {
+        let done = run_job(&context, BackgroundJob::Retention, async |_| {
             assert!(runs.fetch_add(1, Ordering::Relaxed) == 2, "on purpose");
             "done"
         });

@@ -1,7 +1,7 @@
-//! The delivery loop: hears what was committed, asks the lanes who sends next, starts attempts.
+//! The delivery loop: receives commits, asks the lanes for actions, starts attempts.
 //!
-//! Owns the lanes, the payloads and every running attempt. Being the only one who touches the lanes it needs no lock.
-//! It never waits for the store, so that the store may wait for it.
+//! Owns the lanes, the payload cache and every running attempt. It alone accesses the lanes, so
+//! they need no lock. It never waits for the outbox, because the outbox may wait for it.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
@@ -16,10 +16,10 @@ use crate::context::Context;
 use crate::context::overdue::Behind;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::delivery::attempt::{Assignment, attempt};
-use crate::delivery::background::see_to;
-use crate::delivery::gauges::measure;
+use crate::delivery::background::run_job;
+use crate::delivery::gauges::update_gauges;
 use crate::delivery::jobs::{
-    Chore, disabled_at, expire_all, in_turn, is_over, refill, reorder_all, see_through,
+    PendingJob, disabled_at, expire_all, is_finished, next_to_check, refill, reorder_all, run_until_done,
 };
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
@@ -38,30 +38,30 @@ use crate::service::endpoints::Endpoints;
 use crate::service::system_events::SystemEvents;
 use crate::{failpoints, limits, panics};
 
-/// Between two looks at what nobody else triggers: expiry at closed endpoints, handshakes that are due, gauges.
-const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of timed work: expiry at closed endpoints, due handshakes, gauges.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Notices and signals that are taken in before the lanes are asked again.
+/// Maximum number of notices and signals per iteration of the loop.
 const INTAKE_MAX: usize = 256;
 
-/// What the delivery loop is told.
+/// Requested state of the delivery loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Run {
     On,
-    /// Start nothing more; let running attempts end.
+    /// Start no more attempts; wait for running ones.
     Draining,
-    /// Let nothing end.
+    /// Abort running attempts.
     Cut,
 }
 
-/// What the dispatcher compares a changed endpoint with.
+/// The last known version of an endpoint, to compare a change with.
 #[derive(Clone, Copy, Debug)]
-struct HeardEndpoint {
+struct KnownEndpoint {
     ordering: Ordering,
     change: OperatorChange,
 }
 
-impl From<&Endpoint> for HeardEndpoint {
+impl From<&Endpoint> for KnownEndpoint {
     fn from(endpoint: &Endpoint) -> Self {
         Self { ordering: endpoint.ordering, change: endpoint.into() }
     }
@@ -75,23 +75,21 @@ pub struct Dispatcher {
     signals: mpsc::UnboundedReceiver<Signal>,
     tasks: JoinSet<()>,
     health: watch::Receiver<Health>,
-    /// The failures of each endpoint that has had no success since.
+    /// Failures since the last success, per failing endpoint.
     failing: HashMap<EndpointNumber, Failing>,
-    /// For the gauges: what lanes do not know.
+    /// Overdue deliveries that the lanes do not know, for the gauges.
     behind: Behind,
-    /// What was last heard of each endpoint.
-    known: HashMap<EndpointNumber, HeardEndpoint>,
-    /// Who puts what is pending into the order of its endpoint: of those that changed theirs, and of all since the start.
-    reordering: HashMap<EndpointNumber, AbortHandle>,
-    reordering_all: Option<AbortHandle>,
-    /// Those that are being asked for consent; at most [`limits::HANDSHAKES_MAX`].
-    asking: HashSet<EndpointNumber>,
-    /// Who asks the store for the gauges, and who gives up what waits in vain. One at a time of each: while the store
-    /// hangs no second one joins the first, and what was submitted once is not submitted again.
-    measuring: Option<AbortHandle>,
-    expiring: Option<AbortHandle>,
-    /// The closed endpoint that was last looked at.
-    looked_at: EndpointNumber,
+    known: HashMap<EndpointNumber, KnownEndpoint>,
+    /// Reorder jobs of endpoints with a changed ordering, and the one that runs after the start.
+    reorder_jobs: HashMap<EndpointNumber, AbortHandle>,
+    reorder_all_job: Option<AbortHandle>,
+    /// Endpoints with a running handshake request; at most [`limits::HANDSHAKES_MAX`].
+    handshakes: HashSet<EndpointNumber>,
+    /// At most one job of each kind runs, so that an unresponsive outbox gets no duplicates.
+    gauges_job: Option<AbortHandle>,
+    expiry_job: Option<AbortHandle>,
+    /// The closed endpoint that was checked last.
+    last_checked: EndpointNumber,
     draining: bool,
     heartbeat: watch::Sender<()>,
 }
@@ -115,42 +113,42 @@ impl Dispatcher {
             failing: HashMap::new(),
             behind: Behind::default(),
             known: HashMap::new(),
-            reordering: HashMap::new(),
-            reordering_all: None,
-            asking: HashSet::new(),
-            measuring: None,
-            expiring: None,
-            looked_at: EndpointNumber(0),
+            reorder_jobs: HashMap::new(),
+            reorder_all_job: None,
+            handshakes: HashSet::new(),
+            gauges_job: None,
+            expiry_job: None,
+            last_checked: EndpointNumber(0),
             draining: false,
             heartbeat: watch::Sender::new(()),
         }
     }
 
-    /// Changes about once a second for as long as the loop turns: a watchdog that sees nothing knows that it hangs.
+    /// Changes about once a second while the loop runs, so that a watchdog detects a hang.
     #[must_use]
     pub fn heartbeat(&self) -> watch::Receiver<()> {
         self.heartbeat.subscribe()
     }
 
-    /// Delivers until it is told to stop, then waits for running attempts, at most `drain` long. Attempts that are cut
-    /// off are not charged: they will be made again.
+    /// Delivers until `run` changes, then waits for running attempts for at most `drain`. Aborted
+    /// attempts do not count and are repeated after the next start.
     ///
     /// # Errors
-    /// When the store failed: the process has to end.
-    pub async fn run(mut self, told: watch::Receiver<Run>, drain: Duration) -> Result<(), Unavailable> {
+    /// When the outbox failed. The process must end.
+    pub async fn run(mut self, run: watch::Receiver<Run>, drain: Duration) -> Result<(), Unavailable> {
         self.start().await?;
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
-        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // What is seldom ready stays in place over all turns: to make it anew each time costs more than the turn.
-        let mut until = told.clone();
-        let mut stopped = pin!(async move { drop(until.wait_for(|run| *run != Run::On).await) });
-        let mut sick = pin!(changed(self.health.clone()));
-        let mut alarm = pin!(tokio::time::sleep(HOUSEKEEPING_INTERVAL));
+        let mut tick = tokio::time::interval(TICK_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Pinned outside the loop: recreating these futures costs more than an iteration.
+        let mut stop = run.clone();
+        let mut stopped = pin!(async move { drop(stop.wait_for(|run| *run != Run::On).await) });
+        let mut health_changed = pin!(changed(self.health.clone()));
+        let mut alarm = pin!(tokio::time::sleep(TICK_INTERVAL));
         loop {
-            self.pump();
+            self.perform_actions();
             if let Some(wakeup) = self.lanes.next_wakeup(self.context.now()) {
                 let wakeup = Instant::now() + wakeup;
-                // One that comes too early does no harm.
+                // An early wakeup is harmless.
                 if alarm.is_elapsed() || wakeup < alarm.deadline() {
                     alarm.as_mut().reset(wakeup);
                 }
@@ -160,30 +158,30 @@ impl Dispatcher {
                 () = &mut stopped => break,
                 Some(notice) = self.notices.recv() => self.on_notice(notice, self.context.now()),
                 Some(signal) = self.signals.recv() => self.on_signal(signal, self.context.now()),
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => note_panic(&ended),
-                _ = housekeeping.tick() => self.keep_house(),
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => log_panic(&ended),
+                _ = tick.tick() => self.on_tick(),
                 () = &mut alarm, if !alarm.is_elapsed() => {}
-                health = &mut sick => sick.set(changed(health)),
+                health = &mut health_changed => health_changed.set(changed(health)),
             }
-            self.take_in();
+            self.receive_queued();
             let health = self.health.borrow().clone();
             if let Health::Failed(reason) = health {
                 return Err(Unavailable::Failed(reason));
             }
             self.lanes.hold(self.is_held());
         }
-        self.drain(drain, told).await;
+        self.drain(drain, run).await;
         Ok(())
     }
 
-    /// Nothing is sent that could not be recorded.
+    /// Whether sending is on hold, because an outcome could not be recorded.
     fn is_held(&self) -> bool {
         self.draining
             || self.context.outbox().is_outcome_queue_full()
             || *self.health.borrow() != Health::Good
     }
 
-    /// Lanes for the endpoints that are known from before.
+    /// Creates the lanes of the existing endpoints.
     async fn start(&mut self) -> Result<(), Unavailable> {
         let endpoints: Vec<_> = self.context.outbox().endpoints();
         let numbers: Vec<_> = endpoints.iter().map(|endpoint| endpoint.number).collect();
@@ -213,9 +211,9 @@ impl Dispatcher {
                 self.failing.insert(endpoint.number, failing);
             }
         }
-        // Whoever changed an ordering may have been cut short by the end of the last life.
+        // The previous process may have ended during a reorder job.
         let reorder_all = move |context| reorder_all(context, backlogs.clone());
-        self.reordering_all = Some(self.begin(BackgroundJob::Reorder, reorder_all));
+        self.reorder_all_job = Some(self.spawn_job(BackgroundJob::Reorder, reorder_all));
         let deleted: Vec<_> =
             self.context.outbox().registry(|registry| registry.deleted_endpoints().collect());
         for endpoint in deleted {
@@ -226,8 +224,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Takes in what else has arrived, so that a burst costs one round of questions, and one look at the clock.
-    fn take_in(&mut self) {
+    /// Receives queued notices and signals, so that a burst costs one iteration and one clock read.
+    fn receive_queued(&mut self) {
         let now = self.context.now();
         for _ in 0..INTAKE_MAX {
             if let Ok(notice) = self.notices.try_recv() {
@@ -239,7 +237,7 @@ impl Dispatcher {
             }
         }
         while let Some(ended) = self.tasks.try_join_next() {
-            note_panic(&ended);
+            log_panic(&ended);
         }
     }
 
@@ -289,7 +287,7 @@ impl Dispatcher {
 
     fn on_endpoint(&mut self, endpoint: &Endpoint, now: Now) {
         let before = self.known.insert(endpoint.number, endpoint.into());
-        if Failing::ends_with(endpoint, before.map(|before| before.change)) {
+        if Failing::is_ended_by(endpoint, before.map(|before| before.change)) {
             self.failing.remove(&endpoint.number);
         }
         let policy = self.policy(endpoint);
@@ -298,7 +296,7 @@ impl Dispatcher {
             self.reorder(endpoint.number);
         }
         if handshake::next_request(endpoint).is_some_and(|at| at <= now.wall) {
-            self.ask(endpoint.number);
+            self.start_handshake(endpoint.number);
         }
     }
 
@@ -306,10 +304,11 @@ impl Dispatcher {
         policy(endpoint, &self.context.settings().defaults)
     }
 
-    fn ask(&mut self, endpoint: EndpointNumber) {
-        let room = self.asking.len() < failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);
-        if room && !self.is_held() && self.asking.insert(endpoint) {
-            self.tasks.spawn(panics::contained(super::handshake::ask(self.context.clone(), endpoint)));
+    fn start_handshake(&mut self, endpoint: EndpointNumber) {
+        let is_full = self.handshakes.len() >= failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);
+        if !is_full && !self.is_held() && self.handshakes.insert(endpoint) {
+            let request = super::handshake::request_consent(self.context.clone(), endpoint);
+            self.tasks.spawn(panics::contained(request));
         }
     }
 
@@ -323,18 +322,18 @@ impl Dispatcher {
         }
     }
 
-    /// An endpoint that has failed without one success for too long is disabled.
+    /// Tracks failures, and disables an endpoint that has failed for too long without a success.
     fn on_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
         let known = self.failing.remove(&endpoint);
-        // Of the endpoint as this loop has heard of it: the directory may be ahead.
+        // The lane's revision is the one that this loop has processed. The registry may be ahead.
         let Some(revision) = self.lanes.revision(endpoint).filter(|_| attempt.error.is_some()) else {
             return;
         };
         let failing = Failing::after(known, attempt);
         self.failing.insert(endpoint, failing);
         if health::should_disable(&failing, self.context.settings().disable_after) {
-            self.begin(BackgroundJob::Disabling, move |context: Context| async move {
-                // A change of it, a resume for instance, begins its time anew.
+            self.spawn_job(BackgroundJob::Disabling, move |context: Context| async move {
+                // A change of the endpoint, such as a resume, restarts its failing time.
                 Endpoints(&context)
                     .disable(endpoint, DisabledReason::Failing, |now| now.revision == revision)
                     .await;
@@ -346,8 +345,8 @@ impl Dispatcher {
         match signal {
             Signal::Finished { endpoint, key, outcome } => {
                 if let Some(turn) = self.lanes.on_finished(endpoint, key, outcome, now) {
-                    self.begin(BackgroundJob::OperatorEvent, move |context: Context| async move {
-                        SystemEvents(&context).tell_turn(endpoint, turn).await;
+                    self.spawn_job(BackgroundJob::OperatorEvent, move |context: Context| async move {
+                        SystemEvents(&context).publish_turn(endpoint, turn).await;
                     });
                 }
             }
@@ -355,7 +354,7 @@ impl Dispatcher {
                 self.lanes.on_returned(endpoint, key, progress, now)
             }
             Signal::Asked { endpoint } => {
-                self.asking.remove(&endpoint);
+                self.handshakes.remove(&endpoint);
             }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
@@ -363,8 +362,8 @@ impl Dispatcher {
             Signal::Explain { endpoint, answer } => {
                 let report =
                     self.lanes.explain(endpoint, now).map_or_else(LaneAnswer::default, LaneAnswer::from);
-                // The asker may have gone.
-                let _gone = answer.send(report).is_err();
+                // The caller may have been dropped.
+                let _dropped = answer.send(report).is_err();
             }
             Signal::Behind(behind) => self.behind = behind,
             Signal::Reconfigured => self.reconfigure(now),
@@ -380,8 +379,8 @@ impl Dispatcher {
         }
     }
 
-    /// Does what the lanes want done, until they want nothing more now.
-    fn pump(&mut self) {
+    /// Performs the lanes' actions until none is left.
+    fn perform_actions(&mut self) {
         let now = self.context.now();
         while let Some(action) = self.lanes.next_action(now) {
             match action {
@@ -395,46 +394,50 @@ impl Dispatcher {
                     self.context.outbox().record(Unit::of_record(record));
                 }
                 Action::Refill { endpoint, after, limit } => {
-                    self.begin(BackgroundJob::Refill, move |context| refill(context, endpoint, after, limit));
+                    self.spawn_job(BackgroundJob::Refill, move |context| {
+                        refill(context, endpoint, after, limit)
+                    });
                 }
             }
         }
     }
 
-    fn begin<F: Future<Output = ()> + Send>(
+    fn spawn_job<F: Future<Output = ()> + Send>(
         &mut self,
         job: BackgroundJob,
         work: impl Fn(Context) -> F + Send + Sync + 'static,
     ) -> AbortHandle {
         let context = self.context.clone();
-        self.tasks.spawn(async move { see_to(&context, job, work).await })
+        self.tasks.spawn(async move { run_job(&context, job, work).await })
     }
 
     fn sweep(&mut self, endpoint: EndpointNumber) {
-        self.begin(BackgroundJob::Sweep, move |context| see_through(context, endpoint, Chore::Sweep));
+        self.spawn_job(BackgroundJob::Sweep, move |context| {
+            run_until_done(context, endpoint, PendingJob::Sweep)
+        });
     }
 
-    /// Its ordering may be another than what is pending stands in. One that does the same already begins anew.
+    /// Requeues pending deliveries after an ordering change. Restarts a job in progress.
     fn reorder(&mut self, endpoint: EndpointNumber) {
-        let reorder = move |context| see_through(context, endpoint, Chore::Reorder);
-        let task = self.begin(BackgroundJob::Reorder, reorder);
-        if let Some(before) = self.reordering.insert(endpoint, task) {
+        let reorder = move |context| run_until_done(context, endpoint, PendingJob::Reorder);
+        let job = self.spawn_job(BackgroundJob::Reorder, reorder);
+        if let Some(before) = self.reorder_jobs.insert(endpoint, job) {
             before.abort();
         }
     }
 
-    fn keep_house(&mut self) {
+    fn on_tick(&mut self) {
         panics::test_point("dispatcher");
         self.heartbeat.send_replace(());
         let now = self.context.now();
         let summary = self.lanes.summary(&self.behind.oldest_due, now);
         self.context.metrics().lanes(&summary);
         self.context.metrics().rate_waited(self.lanes.take_rate_waited());
-        self.reordering.retain(|_, task| !task.is_finished());
-        if is_over(self.measuring.as_ref()) {
+        self.reorder_jobs.retain(|_, job| !job.is_finished());
+        if is_finished(self.gauges_job.as_ref()) {
             let behind = self.behind.clone();
-            let measure = move |context| measure(context, behind.clone());
-            self.measuring = Some(self.begin(BackgroundJob::Gauges, measure));
+            let update = move |context| update_gauges(context, behind.clone());
+            self.gauges_job = Some(self.spawn_job(BackgroundJob::Gauges, update));
         }
         let (closed, due) = self.context.outbox().registry(|registry| {
             let closed = registry.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
@@ -444,53 +447,53 @@ impl Dispatcher {
             let due = registry.endpoints().filter(is_due).map(|endpoint| endpoint.number);
             (closed.cloned().collect::<Vec<_>>(), due.collect::<Vec<_>>())
         });
-        if !self.is_held() && is_over(self.expiring.as_ref()) {
-            let closed = in_turn(closed, self.looked_at);
+        if !self.is_held() && is_finished(self.expiry_job.as_ref()) {
+            let closed = next_to_check(closed, self.last_checked);
             if let Some(last) = closed.last() {
-                self.looked_at = last.number;
+                self.last_checked = last.number;
                 let expire = move |context| expire_all(context, closed.clone(), now.wall);
-                self.expiring = Some(self.begin(BackgroundJob::Expiry, expire));
+                self.expiry_job = Some(self.spawn_job(BackgroundJob::Expiry, expire));
             }
         }
         for endpoint in due {
-            self.ask(endpoint);
+            self.start_handshake(endpoint);
         }
     }
 
-    async fn drain(&mut self, limit: Duration, mut told: watch::Receiver<Run>) {
+    async fn drain(&mut self, limit: Duration, mut run: watch::Receiver<Run>) {
         self.draining = true;
         self.lanes.hold(true);
-        // The next start goes on with it.
-        self.reordering.values().chain(&self.reordering_all).for_each(AbortHandle::abort);
+        // The next start repeats these jobs.
+        self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);
         let deadline = Instant::now() + limit;
-        let mut turn = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+        let mut tick = tokio::time::interval(TICK_INTERVAL);
         while !self.tasks.is_empty() {
             tokio::select! {
                 biased;
-                () = cut(&mut told) => self.cut_off().await,
-                () = tokio::time::sleep_until(deadline) => self.cut_off().await,
-                Some(ended) = self.tasks.join_next() => note_panic(&ended),
+                () = wait_for_cut(&mut run) => self.abort_tasks().await,
+                () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
+                Some(ended) = self.tasks.join_next() => log_panic(&ended),
                 Some(notice) = self.notices.recv() => self.on_notice(notice, self.context.now()),
                 Some(_) = self.signals.recv() => {}
-                _ = turn.tick() => {
+                _ = tick.tick() => {
                     self.heartbeat.send_replace(());
                 }
             }
         }
     }
 
-    async fn cut_off(&mut self) {
-        tracing::warn!(attempts = self.tasks.len(), "running attempts are cut off; they will be made again");
+    async fn abort_tasks(&mut self) {
+        tracing::warn!(attempts = self.tasks.len(), "aborting attempts, repeating them at the next start");
         self.tasks.shutdown().await;
     }
 }
 
-/// Is ready when nothing may be waited for any more. A sender that is gone means the same.
-async fn cut(told: &mut watch::Receiver<Run>) {
-    drop(told.wait_for(|run| *run == Run::Cut).await);
+/// Waits for [`Run::Cut`], or until the sender is dropped.
+async fn wait_for_cut(run: &mut watch::Receiver<Run>) {
+    drop(run.wait_for(|run| *run == Run::Cut).await);
 }
 
-/// The receiver, once there is something new; never, when nobody can say anything any more.
+/// Waits for a change and returns the receiver. Waits forever after the sender is dropped.
 async fn changed(mut health: watch::Receiver<Health>) -> watch::Receiver<Health> {
     match health.changed().await {
         Ok(()) => health,
@@ -498,42 +501,42 @@ async fn changed(mut health: watch::Receiver<Health>) -> watch::Receiver<Health>
     }
 }
 
-fn note_panic(ended: &Result<(), tokio::task::JoinError>) {
+fn log_panic(ended: &Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        tracing::error!(%error, "a task panicked; its delivery waits for the next start");
+        tracing::error!(%error, "task panicked, its delivery waits for the next start");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::attempt::Place;
+    use crate::delivery::attempt::AttemptGuard;
     use crate::domain::{DueKey, Position, Progress, Timestamp};
     use crate::domain::{Tenant, Trigger};
 
     #[test]
-    fn closed_endpoints_take_turns_so_that_each_is_looked_at_and_few_at_a_time() {
+    fn closed_endpoints_are_checked_round_robin() {
         let endpoint = |number| Arc::new(crate::rules::tests::endpoint(number, Tenant::DEFAULT, &[]));
         let most = u32::try_from(limits::CLOSED_ENDPOINTS_CHECKED_MAX).unwrap();
         let closed: Vec<_> = (1..=2 * most + 3).rev().map(endpoint).collect();
-        let (mut last, mut looked_at) = (EndpointNumber(0), Vec::new());
+        let (mut last, mut checked) = (EndpointNumber(0), Vec::new());
         for _ in 0..3 {
-            let turn = in_turn(closed.clone(), last);
-            assert_eq!(turn.len(), limits::CLOSED_ENDPOINTS_CHECKED_MAX);
-            last = turn.last().unwrap().number;
-            looked_at.extend(turn.iter().map(|endpoint| endpoint.number.0));
+            let next = next_to_check(closed.clone(), last);
+            assert_eq!(next.len(), limits::CLOSED_ENDPOINTS_CHECKED_MAX);
+            last = next.last().unwrap().number;
+            checked.extend(next.iter().map(|endpoint| endpoint.number.0));
         }
         let expected: Vec<_> = (1..=2 * most + 3).chain(1..=most - 3).collect();
-        assert_eq!(looked_at, expected, "in order, and then again from the first");
-        // The one that was last has been opened meanwhile.
-        assert_eq!(in_turn(vec![endpoint(1), endpoint(9)], EndpointNumber(4))[0].number.0, 9);
-        assert!(in_turn(Vec::new(), last).is_empty());
+        assert_eq!(checked, expected, "in order, then from the first again");
+        // The endpoint that was checked last is open again.
+        assert_eq!(next_to_check(vec![endpoint(1), endpoint(9)], EndpointNumber(4))[0].number.0, 9);
+        assert!(next_to_check(Vec::new(), last).is_empty());
     }
 
     #[tokio::test]
-    async fn an_attempt_that_panics_leaves_its_place() {
+    async fn panicked_attempt_signals_its_end() {
         let (context, mut dispatcher, _directory) = crate::service::tests::context();
         let panicking = tokio::spawn(async move {
             let at = Timestamp::from_millis(1);
@@ -541,11 +544,11 @@ mod tests {
             let progress = Progress::begin(0, at, Trigger::Publish);
             let endpoint = EndpointNumber(7);
             let assignment = Assignment { endpoint, key, progress, shut_since: None, event: None };
-            let _place = Place { context: &context, assignment: &assignment };
+            let _guard = AttemptGuard { context: &context, assignment: &assignment };
             panic!("on purpose");
         });
         assert!(panicking.await.unwrap_err().is_panic());
-        let told = dispatcher.signals.try_recv();
-        assert!(matches!(told, Ok(Signal::Finished { endpoint: EndpointNumber(7), .. })), "{told:?}");
+        let signal = dispatcher.signals.try_recv();
+        assert!(matches!(signal, Ok(Signal::Finished { endpoint: EndpointNumber(7), .. })), "{signal:?}");
     }
 }

@@ -6,16 +6,16 @@ use crate::domain::EndpointNumber;
 use crate::panics;
 use crate::service::handshakes::Handshakes;
 
-/// Asks once and tells the dispatcher when that is over.
-pub(crate) async fn ask(context: Context, number: EndpointNumber) {
+/// Sends one handshake request and signals its end to the dispatcher.
+pub(crate) async fn request_consent(context: Context, number: EndpointNumber) {
     let _guard = HandshakeGuard { context: &context, number };
     panics::test_point("handshake");
-    if let Err(error) = Handshakes(&context).ask(number).await {
-        tracing::warn!(endpoint = number.0, %error, "a handshake waits for its next turn");
+    if let Err(error) = Handshakes(&context).request_consent(number).await {
+        tracing::warn!(endpoint = number.0, %error, "handshake failed, retrying at the next tick");
     }
 }
 
-/// A request under way. However it ends, the endpoint can be asked again.
+/// Signals the end of a handshake request, also after a panic, so that the next one can start.
 struct HandshakeGuard<'a> {
     context: &'a Context,
     number: EndpointNumber,

@@ -1,4 +1,4 @@
-//! Background jobs of the delivery loop: sweeps, reordering, expiry at disabled endpoints, refills of lanes.
+//! Background jobs: sweeps, reordering, expiry at disabled endpoints, lane refills.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,30 +18,30 @@ use crate::service::bulk::deliveries_per_step;
 use crate::service::deliveries::Deliveries;
 use crate::{failpoints, limits};
 
-/// Pause before a job is tried again after the outbox refused a commit.
+/// Pause before a job continues after the outbox rejects a commit.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is done to all that is pending for an endpoint, in the background and in bounded steps. Repeating it changes nothing.
+/// An idempotent job on all pending deliveries of an endpoint, in bounded steps.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Chore {
-    /// The endpoint was deleted: it becomes dead letters.
+pub(super) enum PendingJob {
+    /// Turns the deliveries of a deleted endpoint into dead letters.
     Sweep,
-    /// It is put where the endpoint's ordering wants it.
+    /// Requeues the deliveries by the endpoint's ordering.
     Reorder,
 }
 
 pub(super) async fn reorder_all(context: Context, endpoints: Vec<EndpointNumber>) {
     for endpoint in endpoints {
-        see_through(context.clone(), endpoint, Chore::Reorder).await;
+        run_until_done(context.clone(), endpoint, PendingJob::Reorder).await;
     }
 }
 
-/// Goes on until it is done, also through a full disk and too much else to do.
-pub(super) async fn see_through(context: Context, endpoint: EndpointNumber, chore: Chore) {
+/// Runs a job until it is done. Waits while the disk is full or the outbox is overloaded.
+pub(super) async fn run_until_done(context: Context, endpoint: EndpointNumber, job: PendingJob) {
     loop {
-        let done = match chore {
-            Chore::Sweep => Deliveries(&context).sweep_deleted(endpoint).await,
-            Chore::Reorder => Deliveries(&context).put_in_order(endpoint).await,
+        let done = match job {
+            PendingJob::Sweep => Deliveries(&context).sweep_deleted(endpoint).await,
+            PendingJob::Reorder => Deliveries(&context).reorder_pending(endpoint).await,
         };
         match done {
             Ok(()) => return,
@@ -49,7 +49,7 @@ pub(super) async fn see_through(context: Context, endpoint: EndpointNumber, chor
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             Err(error @ (Unavailable::Stopping | Unavailable::Failed(_))) => {
-                tracing::warn!(%error, ?chore, endpoint = endpoint.0, "what is pending there waits for the next start");
+                tracing::warn!(%error, ?job, endpoint = endpoint.0, "background job ended, continuing at the next start");
                 return;
             }
         }
@@ -69,9 +69,8 @@ pub(super) async fn refill(context: Context, endpoint: EndpointNumber, after: Op
     }
 }
 
-/// Since when nothing is tried at an endpoint, so that no retry ends its deliveries. A paused endpoint is
-/// the operator's to resume, and a receiver may still agree to its handshake: there only retention ends
-/// what waits.
+/// When the endpoint was disabled. Only these deliveries expire here, because no retry ends them.
+/// Deliveries of a paused endpoint, or one without consent, are left to retention.
 pub(super) fn disabled_at(endpoint: &Endpoint) -> Option<Timestamp> {
     match endpoint.status {
         EndpointStatus::Disabled { at, .. } => Some(at),
@@ -79,12 +78,12 @@ pub(super) fn disabled_at(endpoint: &Endpoint) -> Option<Timestamp> {
     }
 }
 
-pub(super) fn is_over(task: Option<&AbortHandle>) -> bool {
+pub(super) fn is_finished(task: Option<&AbortHandle>) -> bool {
     task.is_none_or(AbortHandle::is_finished)
 }
 
-/// Of the closed endpoints those whose turn it is: by number, from the first after the one that was looked at last.
-pub(super) fn in_turn(mut closed: Vec<Arc<Endpoint>>, last: EndpointNumber) -> Vec<Arc<Endpoint>> {
+/// Selects the next closed endpoints to check, round robin by number, starting after `last`.
+pub(super) fn next_to_check(mut closed: Vec<Arc<Endpoint>>, last: EndpointNumber) -> Vec<Arc<Endpoint>> {
     closed.sort_unstable_by_key(|endpoint| (endpoint.number <= last, endpoint.number));
     closed.truncate(failpoints::bound(Bound::ClosedEndpointsChecked, limits::CLOSED_ENDPOINTS_CHECKED_MAX));
     closed
@@ -96,7 +95,7 @@ pub(super) async fn expire_all(context: Context, closed: Vec<Arc<Endpoint>>, now
     }
 }
 
-/// What waits at a disabled endpoint for longer than its policy's age is given up.
+/// Gives up deliveries that have waited at a disabled endpoint for longer than its policy's age.
 pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestamp) {
     let settings = context.settings();
     let (&RetryPolicy::Exponential { max_age, .. }, Some(disabled_at)) =
@@ -111,7 +110,7 @@ pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestam
         let old = entries.into_iter().filter(|(_, progress)| now.since(since(progress)) > max_age);
         (old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect(), ())
     };
-    // An operator who opens the endpoint meanwhile wants them delivered.
+    // After a concurrent resume, the deliveries must not expire.
     let still_closed = || {
         let known = context.outbox().endpoint(number);
         known.is_some_and(|known| self::disabled_at(&known) == Some(disabled_at))
@@ -119,6 +118,6 @@ pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestam
     if let Err(error) =
         Deliveries(context).give_up_if(DeadReason::EndpointDisabled, expired, still_closed).await
     {
-        tracing::warn!(%error, "expired deliveries of a closed endpoint wait for the next look");
+        tracing::warn!(%error, "giving up expired deliveries failed, retrying at the next check");
     }
 }

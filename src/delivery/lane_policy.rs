@@ -1,4 +1,4 @@
-//! What lanes need to know of settings and endpoints.
+//! Conversion of settings and endpoints into lane configuration.
 
 use crate::context::Context;
 use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults};
@@ -29,7 +29,7 @@ pub(super) fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePoli
     }
 }
 
-/// Whether anything may be sent to the endpoint.
+/// Whether the endpoint may receive deliveries, and why not.
 pub(crate) fn gate(endpoint: &Endpoint) -> Gate {
     match endpoint.status {
         EndpointStatus::Active if !handshake::allows(endpoint) => Gate::Handshake,

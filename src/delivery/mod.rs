@@ -1,7 +1,7 @@
 //! The delivery loop and its tasks: attempts, handshake requests, gauges, background jobs.
 //!
-//! [`dispatcher`] owns the lanes and starts every task; tasks report to it by signals
-//! ([`context::signal`](crate::context)). Must never wait for the outbox in the loop itself.
+//! [`dispatcher`] owns the lanes and starts every task. Tasks report to it by signals
+//! ([`context::signal`](crate::context)). The loop itself must never wait for the outbox.
 
 mod attempt;
 mod background;
@@ -25,7 +25,7 @@ use crate::vault::Vault;
 
 pub use dispatcher::{Dispatcher, Run};
 
-/// The context over an opened outbox, and the delivery loop, which the caller runs.
+/// Builds the context over an opened outbox, and the delivery loop. The caller runs the loop.
 #[must_use]
 pub fn assemble(
     opened: OpenedOutbox,
@@ -35,7 +35,7 @@ pub fn assemble(
     metrics: Arc<Metrics>,
     settings: Settings,
 ) -> (Context, Dispatcher) {
-    clock.not_before(opened.last_time);
+    clock.raise_to(opened.last_time);
     let (context, signals) = Context::new(opened.outbox, environment, vault, clock, metrics, settings);
     let dispatcher = Dispatcher::new(context.clone(), opened.notices, signals);
     (context, dispatcher)

@@ -1,4 +1,4 @@
-//! Events between acceptance and first send, within a byte bound. What does not fit is read back from the journal.
+//! A bounded cache of events from acceptance to first attempt. The journal has evicted events.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(crate) struct Payloads {
 }
 
 impl Payloads {
-    /// Keeps an event until each of its targets has taken it, or until newer ones need the room.
+    /// Caches an event until each target has taken it. Evicts the oldest events beyond the bound.
     pub(crate) fn insert(&mut self, position: Position, event: &Arc<Event>) {
         if event.targets.is_empty() {
             return;
@@ -29,14 +29,14 @@ impl Payloads {
         }
     }
 
-    /// One target takes it.
+    /// Takes the event for one of its targets.
     pub(crate) fn take(&mut self, position: Position) -> Option<Arc<Event>> {
         let (event, targets_left) = self.events.get_mut(&position)?;
         let event = event.clone();
         *targets_left -= 1;
         if *targets_left == 0 {
             self.remove(position);
-            // Most places in the queue may be of events that have gone, behind an old one that nobody takes.
+            // Compacts a queue that consists mostly of removed events behind an old one.
             if self.order.len() > 2 * self.events.len() + 1_024 {
                 self.order.retain(|position| self.events.contains_key(position));
             }
@@ -58,36 +58,37 @@ mod tests {
     use crate::rules::tests::event;
 
     #[test]
-    fn all_that_an_event_holds_counts_towards_the_bound() {
+    fn all_event_fields_count_towards_the_byte_bound() {
         let large = 16 * 1024;
         let text: Box<str> = "x".repeat(large).into();
         let name = "x".repeat(limits::NAME_BYTES_MAX);
-        let own = size_of::<Event>();
+        let base = size_of::<Event>();
         let variants = [
-            (own + large, Event { data: vec![b'1'; large].into(), ..event() }),
-            (own + large, Event { metadata: Some(vec![b' '; large].into()), ..event() }),
-            (own + large, Event { attributes: vec![(text.clone(), "a".into())], ..event() }),
-            (own + large, Event { attributes: vec![("a".into(), text)], ..event() }),
-            (own + 4 * large, Event { targets: vec![EndpointNumber(1); large], ..event() }),
+            (base + large, Event { data: vec![b'1'; large].into(), ..event() }),
+            (base + large, Event { metadata: Some(vec![b' '; large].into()), ..event() }),
+            (base + large, Event { attributes: vec![(text.clone(), "a".into())], ..event() }),
+            (base + large, Event { attributes: vec![("a".into(), text)], ..event() }),
+            (base + 4 * large, Event { targets: vec![EndpointNumber(1); large], ..event() }),
             (
-                own + 2 * name.len(),
+                base + 2 * name.len(),
                 Event {
                     stream: Some((name.parse().unwrap(), 1)),
                     ordering_key: Some(name.parse().unwrap()),
                     ..event()
                 },
             ),
-            (own, event()),
+            (base, event()),
         ];
-        for (least, event) in variants {
+        for (bytes_min, event) in variants {
             let event = Arc::new(event);
-            let fit = limits::PAYLOAD_CACHE_BYTES_MAX / least;
+            let fit = limits::PAYLOAD_CACHE_BYTES_MAX / bytes_min;
             let mut payloads = Payloads::default();
             for position in 0..=fit as u64 {
                 payloads.insert(Position(position), &event);
             }
-            assert!(payloads.events.len() <= fit, "{} of at least {least} bytes", payloads.events.len());
-            assert!(payloads.take(Position(0)).is_none(), "the oldest goes first");
+            let count = payloads.events.len();
+            assert!(count <= fit, "{count} cached events of at least {bytes_min} bytes");
+            assert!(payloads.take(Position(0)).is_none(), "the oldest event was not evicted");
             assert!(payloads.take(Position(fit as u64)).is_some());
         }
     }

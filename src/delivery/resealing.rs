@@ -1,29 +1,29 @@
-//! Sealing again: endpoints with values under an older key, in the earlier layout, or stored before there was a key, are
-//! written again, which seals them under the first key.
+//! Resealing: rewrites endpoints whose secrets are plain, under an older key or in an older layout.
+//! The write seals them under the first key.
 //!
-//! Runs once after each start. A crash in between loses nothing: the next start finds the rest.
+//! Runs once after each start. After a crash, the next start reseals the rest.
 
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::delivery::background::see_to;
+use crate::delivery::background::run_job;
 use crate::domain::{Endpoint, EndpointNumber};
 use crate::metrics::BackgroundJob;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::service::endpoints::Endpoints;
 use crate::service::secrets::Secrets;
 
-/// Pause after a store that could not write.
+/// Pause after the outbox rejects a commit.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Ends when no endpoint needs an older key, or the store can write no more. Does nothing without a key.
+/// Reseals all outdated endpoints. Ends early if the outbox fails. Does nothing without a key.
 pub async fn run(context: Context) {
-    see_to(&context, BackgroundJob::Resealing, reseal_all).await;
+    run_job(&context, BackgroundJob::Resealing, reseal_all).await;
 }
 
 async fn reseal_all(context: Context) {
     let Some(key) = Secrets(&context).sealing_key() else { return };
-    let outdated = Secrets(&context).outdated();
+    let outdated = Secrets(&context).outdated_endpoints();
     let (mut remaining, total) = (outdated.len() as u64, outdated.len());
     context.metrics().endpoints_to_reseal(remaining);
     if total == 0 {
@@ -32,7 +32,7 @@ async fn reseal_all(context: Context) {
     tracing::info!(%key, remaining, "sealing endpoint secrets under the first key");
     for number in outdated {
         if let Err(error) = reseal(&context, number).await {
-            tracing::warn!(%error, remaining, "endpoint secrets are not all sealed under the first key");
+            tracing::warn!(%error, remaining, "sealing endpoint secrets failed, continuing at the next start");
             return;
         }
         remaining -= 1;
@@ -41,13 +41,13 @@ async fn reseal_all(context: Context) {
     tracing::info!(%key, resealed = total, remaining, "endpoint secrets are sealed under the first key");
 }
 
-/// Writes the endpoint again as it is. Its time of change stays: it says nothing new.
+/// Rewrites an endpoint unchanged, with its `updated_at`.
 async fn reseal(context: &Context, number: EndpointNumber) -> Result<(), ChangeError> {
     loop {
         let Some(current) = context.outbox().endpoint(number) else { return Ok(()) };
         match Endpoints(context).put(Endpoint::clone(&current), None).await {
             Ok(_) => return Ok(()),
-            // Another change has sealed it, or deleted it.
+            // A concurrent change has sealed or deleted it.
             Err(ChangeError::Conflict) => return Ok(()),
             Err(ChangeError::Store(Unavailable::Overloaded { .. } | Unavailable::DiskFull)) => {
                 tokio::time::sleep(PAUSE).await;

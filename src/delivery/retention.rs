@@ -1,14 +1,13 @@
-//! Retention as the daemon runs it: what has waited for too long becomes a dead letter, dead letters that nobody wants any
-//! more are purged, then the store takes its pass.
+//! The retention job: gives up overdue deliveries, purges dead letters, deletes old events.
 //!
-//! A delivery keeps its event for as long as it is pending, and at an endpoint that is paused, or that fails by a schedule
-//! without an age, nothing else would ever end it. So one that has been due for longer than its event is kept has expired.
-//! One that is to be tried at a later time has not, however old it is.
+//! A pending delivery keeps its event. At a paused endpoint, or under a retry schedule without a
+//! maximum age, it could stay pending forever. So a delivery expires when it has been due for
+//! longer than the retention period of its event. A delivery with a later due time does not expire.
 
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::delivery::background::see_to;
+use crate::delivery::background::run_job;
 use crate::domain::{DeadReason, Timestamp};
 use crate::failpoints::Bound;
 use crate::maintenance::retention::{Retention, RetentionPolicy, RetentionReport};
@@ -22,15 +21,14 @@ use crate::service::deliveries::Deliveries;
 use crate::service::types::Scope;
 use crate::{failpoints, panics};
 
-/// Longest and shortest pause between two passes.
+/// Bounds of the pause between two passes.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
-
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 
-/// Longer than an attempt takes: one that is under way, and began in time, is let end.
+/// Upper bound of an attempt's duration. The grace period lets a running attempt end first.
 const ATTEMPT_SECONDS_MAX: usize = 300;
 
-/// How long things are kept; `None`: for ever.
+/// Retention periods; `None`: forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
     pub events: Option<Duration>,
@@ -39,21 +37,21 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// A tenth of the shortest, so that nothing stays much longer than was asked for. `None`: no pass is needed.
+    /// A tenth of the shortest period, to bound a deletion's delay. `None` without a period.
     fn pause(&self) -> Option<Duration> {
         let shortest = [self.events, self.stream_events, self.dead_letters].into_iter().flatten().min()?;
         Some((shortest / 10).clamp(PAUSE_MIN, PAUSE_MAX))
     }
 }
 
-/// Takes passes for ever, or ends at once when everything is kept.
+/// Runs retention passes forever. Returns at once if no retention period is set.
 pub async fn run(context: Context, keep: Keep) {
     let Some(pause) = keep.pause() else { return };
-    see_to(&context, BackgroundJob::Retention, |context| take_passes(context, keep, pause)).await;
+    run_job(&context, BackgroundJob::Retention, |context| run_passes(context, keep, pause)).await;
 }
 
-/// What a pass has done stays when a later one panics: the next run begins with what the disk has.
-async fn take_passes(context: Context, keep: Keep, pause: Duration) {
+/// Runs passes until a panic. Completed work stays; the restarted job continues from the disk.
+async fn run_passes(context: Context, keep: Keep, pause: Duration) {
     panics::test_point("retention");
     let mut retention = retention(&context, keep);
     loop {
@@ -62,9 +60,9 @@ async fn take_passes(context: Context, keep: Keep, pause: Duration) {
             Ok(RetentionReport { events: 0, records: 0, .. }) => {}
             Ok(RetentionReport { events, records, bytes }) => {
                 context.metrics().retention_removed(events, bytes);
-                tracing::info!(events, records, bytes, "retention has removed what is over");
+                tracing::info!(events, records, bytes, "retention pass completed");
             }
-            Err(error) => tracing::warn!(%error, "retention goes on at its next pass"),
+            Err(error) => tracing::warn!(%error, "retention pass failed, retrying at the next pass"),
         }
     }
 }
@@ -82,13 +80,13 @@ pub(crate) async fn pass(
     let now = context.now().wall;
     expire(context, keep, now).await?;
     if let Some(age) = keep.dead_letters {
-        let over = Filter { until: Some(now.minus(age)), ..Filter::default() };
-        DeadLetters(context).purge_matching(&Scope(None), over, None).await?;
+        let expired = Filter { until: Some(now.minus(age)), ..Filter::default() };
+        DeadLetters(context).purge_matching(&Scope(None), expired, None).await?;
     }
     Ok(retention.pass(now).await?)
 }
 
-/// Gives up what has been due for too long, in bounded steps.
+/// Gives up overdue deliveries, in bounded steps.
 async fn expire(context: &Context, keep: Keep, now: Timestamp) -> Result<(), Unavailable> {
     let grace = Duration::from_secs(failpoints::bound(Bound::AttemptSecondsMax, ATTEMPT_SECONDS_MAX) as u64);
     let before = |keep: Option<Duration>| keep.map(|keep| now.minus(keep + grace));

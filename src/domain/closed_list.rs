@@ -1,17 +1,15 @@
-//! Closed lists of words: one declaration gives the variants, their words, the list of all and,
-//! where a value goes to disk, its code.
+//! Closed lists: enums without data that have a word per variant and, if stored, a code.
 //!
-//! A variant cannot be missing from the list, and a word or a code that is there twice does not
-//! compile.
+//! A variant cannot be missing from the list. A duplicate word or code does not compile.
 
-/// A value out of a closed list, each with a word.
+/// A value of a closed list.
 pub trait ClosedList: Copy + 'static {
-    /// In the order of the variants.
+    /// The words in the order of the variants.
     const WORDS: &'static [&'static str];
 }
 
-/// Declares an enum without data: `Variant => "word"`, or `Variant = code => "word"` when it is
-/// stored. A code is never used again for another variant.
+/// Declares an enum without data: `Variant => "word"`, or `Variant = code => "word"` if it is
+/// stored. A code is never reused for another variant.
 macro_rules! closed_list {
     (
         $(#[$attribute:meta])*
@@ -27,7 +25,7 @@ macro_rules! closed_list {
         }
 
         impl $name {
-            /// The byte that stands for it on disk.
+            /// The code on disk.
             #[must_use]
             pub const fn code(self) -> u8 {
                 match self {
@@ -59,10 +57,10 @@ macro_rules! closed_list {
         }
 
         impl $name {
-            /// In the order of the declaration.
+            /// All values in the order of the declaration.
             pub const ALL: [Self; [$($word),+].len()] = [$(Self::$variant),+];
 
-            /// The word for it in the API and in metric labels.
+            /// The word in the API and in metric labels.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -80,7 +78,7 @@ macro_rules! closed_list {
                 }
             }
 
-            /// Its place in [`Self::ALL`]: for arrays in memory, never for disk.
+            /// Index in [`Self::ALL`], for arrays in memory. Never stored.
             #[must_use]
             pub const fn index(self) -> usize {
                 self as usize
@@ -100,7 +98,7 @@ mod tests {
     use crate::domain::{DeadReason, EndpointStatusName, ErrorClass, Trigger};
 
     #[test]
-    fn closed_list_gives_words_places_and_codes() {
+    fn words_and_indexes_match_the_declaration() {
         fn agree<T: ClosedList + PartialEq + std::fmt::Debug>(
             all: &[T],
             word: fn(T) -> &'static str,
@@ -108,8 +106,8 @@ mod tests {
             index: fn(T) -> usize,
         ) {
             assert_eq!(all.iter().copied().map(word).collect::<Vec<_>>(), T::WORDS);
-            for (place, value) in all.iter().copied().enumerate() {
-                assert_eq!((from(word(value)), index(value)), (Some(value), place));
+            for (expected, value) in all.iter().copied().enumerate() {
+                assert_eq!((from(word(value)), index(value)), (Some(value), expected));
             }
             assert_eq!(from("other"), None);
         }

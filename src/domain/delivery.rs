@@ -1,4 +1,4 @@
-//! One event for one endpoint: its keys, its states, its attempts.
+//! Deliveries: keys, states, attempts and verdicts.
 
 use std::time::Duration;
 
@@ -7,43 +7,43 @@ use bytes::Bytes;
 use super::closed_list::closed_list;
 use super::{DisabledReason, EndpointNumber, Position, Timestamp};
 
-/// Names a delivery: an event goes to an endpoint at most once at a time.
+/// Identifies a delivery. An event has at most one delivery per endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryKey {
     pub event: Position,
     pub endpoint: EndpointNumber,
 }
 
-/// A pending delivery's place in its lane: by due time, then by acceptance.
+/// Sort key of a pending delivery in its lane: due time, then acceptance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DueKey {
     pub due: Timestamp,
     pub event: Position,
 }
 
-/// What a pending delivery has behind it.
+/// Attempt history of a pending delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Attempts ever made.
+    /// Attempts in all series.
     pub attempts: u32,
-    /// Attempts made in this retry series: since acceptance or the last redrive.
+    /// Attempts in this retry series, since the acceptance or the last revival.
     pub attempts_in_series: u32,
     pub series_started: Timestamp,
-    /// The age of the series counts from it: the start of the first attempt of this series that failed,
-    /// later by the [`Attempt::delay`] of each attempt since.
+    /// The age of the series counts from here: the start of its first failed attempt, plus the
+    /// [`Attempt::delay`] of each later attempt.
     pub first_attempt: Option<Timestamp>,
-    /// What brought about the next attempt.
+    /// Cause of the next attempt.
     pub trigger: Trigger,
 }
 
 impl Progress {
-    /// Of a delivery whose series begins, after so many attempts of earlier ones.
+    /// Progress at the start of a series, after `attempts` attempts in earlier series.
     #[must_use]
     pub fn begin(attempts: u32, at: Timestamp, trigger: Trigger) -> Self {
         Self { attempts, attempts_in_series: 0, series_started: at, first_attempt: None, trigger }
     }
 
-    /// As an attempt finds it that begins with this [`Attempt::delay`].
+    /// Progress at the start of an attempt with this [`Attempt::delay`].
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
         Self { first_attempt: self.first_attempt.map(|first| first.plus(delay)), ..self }
@@ -51,7 +51,7 @@ impl Progress {
 }
 
 closed_list! {
-    /// What brought about an attempt.
+    /// Cause of an attempt.
     #[derive(Default)]
     pub enum Trigger {
         /// The event was accepted.
@@ -68,19 +68,19 @@ closed_list! {
     }
 }
 
-/// A delivery is in exactly one state; [`transition`] says what follows which.
+/// State of a delivery. [`transition`] defines the legal changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
     Pending,
     Delivered,
     Dead(DeadReason),
     Cancelled,
-    /// It was dead, and an operator has purged its dead letter: only a replay of the event sends it again.
+    /// An operator purged the dead letter. Only a replay of the event sends it again.
     Purged,
 }
 
 impl DeliveryState {
-    /// As the API shows it.
+    /// The status that the API shows.
     #[must_use]
     pub fn status(self) -> DeliveryStatus {
         match self {
@@ -91,37 +91,37 @@ impl DeliveryState {
         }
     }
 
-    /// The API's word.
+    /// The word in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.status().as_str()
     }
 }
 
-/// What a journal record does to a delivery.
+/// Effect of a journal record on a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryChange {
-    /// Its event was accepted, for its endpoint.
+    /// The event was accepted for the endpoint.
     Accepted,
-    /// An attempt is over.
+    /// An attempt ended.
     Attempted(Next),
-    /// It is tried anew, because of this.
+    /// A new retry series begins for this reason.
     Revived(Trigger),
     Cancelled,
     Died(DeadReason),
-    /// Its dead letter was purged.
+    /// The dead letter was purged.
     Purged,
 }
 
-/// The state of a delivery after a change; `None` when the change does not touch it. `from` is `None` where the event
-/// has not been meant for the endpoint so far.
+/// Returns the state of a delivery after a change, or `None` if the change has no effect. `from`
+/// is `None` if the delivery does not exist yet.
 #[must_use]
 pub fn transition(from: Option<DeliveryState>, change: DeliveryChange) -> Option<DeliveryState> {
     use DeliveryChange::{Accepted, Attempted, Cancelled, Died, Purged, Revived};
     use DeliveryState as State;
     match (from, change) {
         (None, Accepted) => Some(State::Pending),
-        // A success always wins: the receiver has it.
+        // A success always wins: the receiver has the event.
         (
             Some(State::Pending | State::Dead(_) | State::Cancelled | State::Purged),
             Attempted(Next::Delivered),
@@ -134,7 +134,7 @@ pub fn transition(from: Option<DeliveryState>, change: DeliveryChange) -> Option
         (_, Revived(Trigger::Redrive)) => None,
         (Some(State::Purged), Revived(Trigger::Publish | Trigger::Retry | Trigger::Manual)) => None,
         (_, Revived(_)) => Some(State::Pending),
-        // It has ended, or never was, or was there before.
+        // The delivery has ended, does not exist, or exists already.
         (Some(_), Accepted | Attempted(_) | Died(_) | Cancelled | Purged)
         | (None, Attempted(_) | Died(_) | Cancelled | Purged) => None,
     }
@@ -165,7 +165,7 @@ closed_list! {
 }
 
 closed_list! {
-    /// What went wrong with an attempt, in few words that are safe as a metric label.
+    /// Error class of a failed attempt, safe as a metric label.
     pub enum ErrorClass {
         Dns = 1 => "dns",
         Connect = 2 => "connect",
@@ -175,41 +175,41 @@ closed_list! {
         /// A status that is not 2xx.
         Status = 6 => "status",
         BlockedAddress = 7 => "blockedAddress",
-        /// Reply headers above their bound.
+        /// The reply headers exceed their size bound.
         ResponseTooLarge = 8 => "responseTooLarge",
-        /// Not HTTP.
+        /// The reply is not HTTP.
         Protocol = 9 => "protocol",
-        /// Our own request could not be built (for instance a URL that no longer parses).
+        /// The request could not be built, for example because the URL no longer parses.
         Request = 10 => "request",
     }
 }
 
 closed_list! {
-    /// Where the receiver's address lies.
+    /// Network of the receiver's address.
     #[derive(Default)]
     pub enum Network {
         #[default]
         Public = 1 => "public",
-        /// Not in the public Internet: it can be reached because the operator has opened its range.
+        /// Outside the public Internet, in a range that the operator allowed.
         Internal = 2 => "internal",
     }
 }
 
-/// What an attempt's result means.
+/// Classification of an attempt's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Delivered,
-    /// Try again as the policy says.
+    /// Retry according to the policy.
     Retry,
-    /// Try again, not before this long; and hold the whole lane for it.
+    /// Retry after this time at the earliest, and hold the whole lane until then.
     RetryAfter(Duration),
-    /// Never try this delivery again.
+    /// Give up this delivery.
     Refused(DeadReason),
-    /// Never try this delivery again, and disable the endpoint.
+    /// Give up this delivery and disable the endpoint.
     Gone(DisabledReason),
 }
 
-/// What happens to a delivery after an attempt.
+/// Next step of a delivery after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     Delivered,
@@ -217,16 +217,16 @@ pub enum Next {
     Dead(DeadReason),
 }
 
-/// A receiver's `Retry-After`: nothing is sent to its endpoint until then.
+/// A receiver's `Retry-After`: its endpoint gets no requests before `until`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
     pub until: Timestamp,
-    /// The endpoint's revision at the time of the reply. An operator who opened the endpoint, or moved
-    /// it to another host, later has ended the hold; one who did so before has not.
+    /// The endpoint's revision at the time of the reply. A later revision that opens the endpoint
+    /// or moves it to another host ends the hold.
     pub revision: Position,
 }
 
-/// One HTTP try of a delivery, as it is recorded.
+/// A recorded HTTP attempt of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// From 1, over all series.
@@ -235,26 +235,25 @@ pub struct Attempt {
     pub started_at: Timestamp,
     pub duration: Duration,
     pub status: Option<u16>,
-    /// Class and words; `None` for a success.
+    /// Class and description; `None` for a success.
     pub error: Option<(ErrorClass, Box<str>)>,
-    /// The reply's body, capped.
+    /// The reply's body, truncated.
     pub reply: Bytes,
-    /// Where the reply came from: a tenant must not read the operator's network through its webhooks.
+    /// Network of the receiver. Tenants must not read replies from the operator's network.
     pub network: Network,
     pub next: Next,
     pub hold: Option<Hold>,
-    /// How long the daemon had been running when the attempt began; `None` in records of versions
-    /// that did not say it.
+    /// Uptime of the daemon at the start of the attempt; `None` in records of older versions.
     pub uptime: Option<Duration>,
-    /// The part of the time from its due time to its start in which nothing was tried because of us: the
-    /// endpoint was closed, its rate or a limit was reached, the daemon was down. It does not count as
-    /// age. In milliseconds; zero in records of versions that did not say it.
+    /// Part of the time from due to start that Balto caused: closed endpoint, reached rate or
+    /// limit, downtime. It does not count as age. Whole milliseconds; zero in records of older
+    /// versions.
     pub delay: Duration,
 }
 
 #[cfg(test)]
 impl Attempt {
-    /// A first attempt that failed.
+    /// A failed first attempt.
     pub(crate) fn for_tests() -> Self {
         Self {
             number: 1,
@@ -273,7 +272,7 @@ impl Attempt {
     }
 }
 
-/// Where an attempt is recorded.
+/// Position of an attempt's record.
 pub type AttemptRef = Position;
 
 #[cfg(test)]
@@ -290,14 +289,14 @@ mod tests {
     ];
 
     #[test]
-    fn transitions_are_these_and_no_others() {
+    fn transition_table_is_exact() {
         use DeliveryChange::{Accepted, Attempted, Cancelled, Died, Purged, Revived};
         use DeliveryState::{Delivered, Pending};
         let (pending, delivered) = (Some(Pending), Some(Delivered));
         let dead = Some(DeliveryState::Dead(DeadReason::MaxAge));
         let (cancelled, purged) = (Some(DeliveryState::Cancelled), Some(DeliveryState::Purged));
         let retry = Next::RetryAt(Timestamp::ZERO);
-        // From none, pending, delivered, dead, cancelled and purged.
+        // Columns: no delivery, pending, delivered, dead, cancelled, purged.
         for (change, expected) in [
             (Accepted, [pending, None, None, None, None, None]),
             (Attempted(Next::Delivered), [None, delivered, None, delivered, delivered, delivered]),

@@ -10,28 +10,28 @@ use super::{
     DeadReason, EndpointId, EndpointNumber, Network, Pattern, Position, SenderName, Tenant, Timestamp,
 };
 
-/// Requests per time, with what may go out at once after a quiet spell.
+/// Requests per time, with a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// Requests per `per`, at least 1.
     pub limit: u32,
     pub per: Duration,
-    /// At least 1.
+    /// Requests at once after an idle time, at least 1.
     pub burst: u32,
 }
 
-/// What an endpoint has reserved of its rate: it is durable before the requests leave that rest on it.
+/// Reserved part of an endpoint's rate. It is durable before its requests leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// The endpoint's revision at the time.
     pub revision: Position,
     pub rate: RateLimit,
-    /// When the whole burst is available again, if all that is reserved was sent.
+    /// Time at which the whole burst is available again if all reserved requests are sent.
     pub full_at: Timestamp,
 }
 
 impl Reservation {
-    /// Whether it was made after another one of the same endpoint.
+    /// Whether it is later than another reservation of the same endpoint.
     #[must_use]
     pub fn is_after(&self, other: &Self) -> bool {
         (self.revision, self.full_at) > (other.revision, other.full_at)
@@ -39,7 +39,7 @@ impl Reservation {
 }
 
 closed_list! {
-    /// In which order an endpoint's deliveries go out.
+    /// Order of an endpoint's deliveries.
     #[derive(Default)]
     pub enum Ordering {
         #[default]
@@ -52,7 +52,7 @@ closed_list! {
 }
 
 closed_list! {
-    /// The body that the endpoint receives.
+    /// Format of the request body.
     #[derive(Default)]
     pub enum Format {
         #[default]
@@ -63,7 +63,7 @@ closed_list! {
 }
 
 closed_list! {
-    /// How the endpoint's requests are signed.
+    /// Signature scheme of an endpoint's requests.
     #[derive(Default)]
     pub enum SignaturePreset {
         /// Standard Webhooks: `webhook-signature`.
@@ -76,7 +76,7 @@ closed_list! {
     }
 }
 
-/// When a failed delivery is tried again.
+/// Retry times of a failed delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RetryPolicy {
     Exponential {
@@ -86,29 +86,28 @@ pub enum RetryPolicy {
         max_interval: Duration,
         /// Including the first.
         max_attempts: u32,
-        /// From the first attempt of the series: time spent waiting is no failure.
+        /// Counts from the first attempt of the series: earlier waiting is not a failure.
         max_age: Duration,
-        /// Part of the interval by which it may be longer or shorter, 0.0 to 1.0.
+        /// Maximum deviation as a fraction of the interval, 0.0 to 1.0.
         jitter: f64,
     },
-    /// One retry after each of these; nothing after the last.
+    /// One retry after each interval; none after the last.
     Schedule(Vec<Duration>),
 }
 
 closed_list! {
-    /// What a secret is a key of.
+    /// Algorithm of a secret's key.
     pub enum SecretKind {
         /// HMAC-SHA256, written `whsec_`.
         Hmac = 1 => "hmac",
-        /// Ed25519, written `whsk_`; held as its seed.
+        /// Ed25519, written `whsk_`; stored as its seed.
         Ed25519 = 2 => "ed25519",
-        /// Characters that a signature preset other than the standard one takes as they are.
+        /// Text that the other signature presets use as the key.
         Text = 3 => "text",
     }
 }
 
-/// Bytes that whoever finds the disk should not read: encrypted under the operator's key, or plain where there is none.
-/// Deliberately without a `Debug` that shows them.
+/// Sensitive bytes: encrypted under the operator's key, or plain without one. `Debug` hides them.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Sealed {
     Plain(Box<[u8]>),
@@ -126,76 +125,76 @@ impl fmt::Debug for Sealed {
 pub struct Secret {
     pub kind: SecretKind,
     pub key: Sealed,
-    /// `None` for the current secret; a rotated one signs until then.
+    /// `None` for the current secret. A rotated secret signs until this time.
     pub expires_at: Option<Timestamp>,
 }
 
-/// What an endpoint's connections present in TLS.
+/// TLS client certificate of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The certificate and those that lead from it to its authority, each in DER.
+    /// The certificate and its chain to the authority, each in DER.
     pub chain: Vec<Box<[u8]>>,
-    /// Its private key, in DER.
+    /// The private key in DER.
     pub key: Sealed,
-    /// Whom it names (RFC 4514).
+    /// Subject (RFC 4514).
     pub subject: Box<str>,
     pub expires_at: Timestamp,
 }
 
-/// The handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery": the receiver is asked before anything is sent.
+/// Handshake of CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery": asks for consent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handshake {
-    /// What the sender goes by.
+    /// Name of the sender.
     pub origin: SenderName,
-    /// Requests per minute that are asked for, at least 1.
+    /// Requested rate in requests per minute, at least 1.
     pub rate: Option<u32>,
-    /// Whether the receiver may answer later, at a URL of ours.
+    /// Whether the receiver may answer later, at a callback URL.
     pub callback: bool,
-    /// Nothing is sent without it.
+    /// Required before the first delivery.
     pub consent: Option<Consent>,
-    /// The last request, and what came of it.
+    /// The requests so far, with the last result.
     pub asked: Option<Asked>,
-    /// SHA-256 of the tokens in the callback URLs that are good, oldest first: those of the last requests, at most
-    /// [`limits::CALLBACKS_MAX`](crate::limits::CALLBACKS_MAX), and none once there is a consent.
+    /// SHA-256 of the tokens in valid callback URLs, oldest first. At most
+    /// [`limits::CALLBACKS_MAX`](crate::limits::CALLBACKS_MAX); none after a consent.
     pub callbacks: Vec<[u8; 32]>,
 }
 
 impl Handshake {
-    /// One in which nobody has been asked yet.
+    /// A handshake before its first request.
     #[must_use]
     pub fn new(origin: SenderName, rate: Option<u32>, callback: bool) -> Self {
         Self { origin, rate, callback, consent: None, asked: None, callbacks: Vec::new() }
     }
 
-    /// Whether an answer to the one would be an answer to the other.
+    /// Whether an answer to one handshake also answers the other.
     #[must_use]
-    pub fn asks_as(&self, other: &Self) -> bool {
+    pub fn has_same_terms(&self, other: &Self) -> bool {
         self.origin == other.origin && self.rate == other.rate
     }
 }
 
-/// What a receiver has agreed to.
+/// A receiver's consent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consent {
     pub at: Timestamp,
-    /// Requests per minute, at least 1; `None` is any number.
+    /// Allowed requests per minute, at least 1; `None` is unlimited.
     pub rate: Option<u32>,
 }
 
-/// Requests for consent, as far as they have gone.
+/// Requests for consent so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// When the first of these requests was made.
+    /// Time of the first request.
     pub since: Timestamp,
-    /// How many there were, at least 1.
+    /// Number of requests, at least 1.
     pub count: u32,
-    /// When the last was made.
+    /// Time of the last request.
     pub at: Timestamp,
-    /// What came of it, in words.
+    /// Description of the last result.
     pub answer: Box<str>,
-    /// Where the receiver was: an answer from inside is told to operators only.
+    /// Network of the receiver. Only operators see answers from an internal one.
     pub network: Network,
-    /// When the next one is due, as long as there is no consent.
+    /// Due time of the next request, until there is a consent.
     pub next_at: Timestamp,
 }
 
@@ -204,15 +203,15 @@ closed_list! {
     pub enum DisabledReason {
         /// The receiver answered 410.
         Gone = 1 => "gone",
-        /// It failed without one success for the configured time.
+        /// Attempts failed without a success for the configured time.
         Failing = 2 => "failing",
-        /// It asked for it with `webhook-delivery: disable`.
+        /// The receiver sent `webhook-delivery: disable`.
         Requested = 3 => "requested",
     }
 }
 
 impl DisabledReason {
-    /// The reason of the delivery whose reply disabled the endpoint.
+    /// Dead reason of the delivery whose reply disabled the endpoint.
     #[must_use]
     pub fn dead_reason(self) -> DeadReason {
         match self {
@@ -253,7 +252,7 @@ closed_list! {
     }
 }
 
-/// What the operator has set for endpoints that do not say it themselves.
+/// The operator's defaults for endpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyDefaults {
     /// 1 to [`crate::limits::IN_FLIGHT_PER_ENDPOINT_MAX`].
@@ -268,16 +267,16 @@ pub struct Endpoint {
     pub number: EndpointNumber,
     pub id: EndpointId,
     pub tenant: Tenant,
-    /// Canonical form of the URL, as parsed.
+    /// Canonical form of the parsed URL.
     pub url: Box<str>,
     pub description: Box<str>,
-    /// Empty means every type.
+    /// Empty: every type.
     pub event_types: Vec<Pattern>,
     pub headers: Vec<(Box<str>, Box<str>)>,
-    /// Headers whose values are shown to nobody. Sorted by name.
+    /// Headers with hidden values, sorted by name.
     pub sensitive_headers: Vec<(Box<str>, Sealed)>,
     pub rate_limit: Option<RateLimit>,
-    /// Requests at once, at least 1; `None` here, in `timeout` and in `retry`: as [`PolicyDefaults`] say at the time.
+    /// Requests at once, at least 1. `None` here, in `timeout` and in `retry`: [`PolicyDefaults`].
     pub max_in_flight: Option<u32>,
     pub timeout: Option<Duration>,
     pub ordering: Ordering,
@@ -286,7 +285,7 @@ pub struct Endpoint {
     pub signature: SignaturePreset,
     pub handshake: Option<Handshake>,
     pub client_certificate: Option<ClientCertificate>,
-    /// The current secret first, then those in their overlap.
+    /// The current secret first, then rotated secrets that still sign.
     pub secrets: Vec<Secret>,
     /// Whether deliveries continue the event's `traceparent`.
     pub trace: bool,
@@ -295,24 +294,24 @@ pub struct Endpoint {
     pub status: EndpointStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-    /// Position of the record that made it what it is; an update names the revision that it read.
+    /// Position of its latest record. An update names the revision that it read.
     pub revision: Position,
 }
 
 impl Endpoint {
-    /// Whether its receiver has agreed to be sent to, where it has to.
+    /// Whether the receiver has consented, or the endpoint has no handshake.
     #[must_use]
     pub fn has_consent(&self) -> bool {
         self.handshake.as_ref().is_none_or(|handshake| handshake.consent.is_some())
     }
 
-    /// Whether deliveries may be sent to it.
+    /// Whether deliveries may be sent.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.status == EndpointStatus::Active && self.has_consent()
     }
 
-    /// Host and port of its URL: which receiver it is. A trailing dot of the host makes no other.
+    /// Host and port of the URL: the identity of the receiver. Ignores a trailing dot of the host.
     #[must_use]
     pub fn destination(&self) -> String {
         let parsed = Url::parse(&self.url).ok();
@@ -320,7 +319,7 @@ impl Endpoint {
             let host = url.host_str()?;
             Some(format!("{}:{}", host.strip_suffix('.').unwrap_or(host), url.port_or_known_default()?))
         });
-        // Not reached: what is stored was parsed.
+        // Not reached: a stored URL was parsed before.
         destination.unwrap_or_else(|| self.url.to_string())
     }
 

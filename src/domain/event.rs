@@ -7,7 +7,7 @@ use super::{
     EndpointNumber, EventId, EventType, EventVersion, Idempotency, OrderingKey, StreamName, Tenant, Timestamp,
 };
 
-/// What the publisher says that the stream's version is.
+/// Stream version that the publisher expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// No check.
@@ -18,18 +18,18 @@ pub enum Expected {
     Version(u64),
 }
 
-/// Why an event is not accepted, for good: who repeats the request with its key hears the same.
+/// Permanent rejection of an event. Repeating the request with its key returns it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// The stream is not at the version that the publisher expected; `actual` is `None` when it does not exist.
-    #[error("the stream's version is {}, not what was expected", actual.map_or_else(|| "none".to_owned(), |v| v.to_string()))]
+    /// The stream has another version; `actual` is `None` if the stream does not exist.
+    #[error("stream version conflict: expected {expected:?}, actual {}", actual.map_or_else(|| "none".to_owned(), |v| v.to_string()))]
     VersionConflict { expected: Expected, actual: Option<u64> },
-    #[error("another event of the tenant has the id that it chose")]
+    #[error("another event of the tenant has this id")]
     IdTaken,
 }
 
 closed_list! {
-    /// What an event's deliveries amount to.
+    /// Summary of the states of an event's deliveries.
     pub enum EventStatus {
         /// One or more are pending.
         Pending => "pending",
@@ -39,19 +39,19 @@ closed_list! {
         Partial => "partial",
         /// None is delivered or pending.
         Failed => "failed",
-        /// There are none.
+        /// The event has no deliveries.
         Unmatched => "unmatched",
     }
 }
 
-/// An accepted event with the endpoints that it goes to. Its position is that of its record.
+/// An accepted event with its target endpoints. Its position is that of its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub id: EventId,
     pub tenant: Tenant,
     pub event_type: EventType,
     pub version: EventVersion,
-    /// The event's own time, as its publisher gave it, or its acceptance.
+    /// The publisher's time of the event, or the time of acceptance.
     pub timestamp: Timestamp,
     pub accepted_at: Timestamp,
     /// Stream and the event's version in it, dense from 1.
@@ -60,23 +60,23 @@ pub struct Event {
     pub deliver_at: Option<Timestamp>,
     /// A JSON object, as text.
     pub metadata: Option<Bytes>,
-    /// Attributes beside the body's own, see [`attribute`]. Sorted by name.
+    /// Further attributes, sorted by name; see [`attribute`].
     pub attributes: Vec<(Box<str>, Box<str>)>,
-    /// A JSON value, byte for byte as it was posted; empty when there was none, as in a CloudEvent without data.
+    /// A JSON value, byte for byte as posted. Empty if absent, as in a CloudEvent without data.
     pub data: Bytes,
-    /// The endpoints that it was fanned out to when it was accepted.
+    /// Endpoints of the fan-out at acceptance.
     pub targets: Vec<EndpointNumber>,
-    /// The idempotency records that this event answers for: the request's key, the chosen id.
+    /// Idempotency records of the request's key and of the chosen id.
     pub idempotency: Vec<Idempotency>,
 }
 
-/// Bytes of an event beside what has a length of its own: its members, and what it takes to keep it somewhere.
+/// Bytes of an event besides its variable-length fields: the struct and its bookkeeping.
 const OVERHEAD_BYTES: usize = 512;
 
 const _: () = assert!(OVERHEAD_BYTES >= size_of::<Event>() + 2 * size_of::<Idempotency>());
 
-/// Bytes that an event made of these holds in memory, about, without its targets. Every bound of what waits, is kept or
-/// goes to a page weighs by this.
+/// Approximate bytes in memory of an event with these parts, without its targets. The size bounds
+/// of queues, caches and pages use it.
 #[must_use]
 pub fn weigh(
     names: &[&str],
@@ -90,24 +90,24 @@ pub fn weigh(
     OVERHEAD_BYTES + names + metadata.map_or(0, Bytes::len) + attributes + data.len()
 }
 
-/// Names of an event's attributes. Those without a name here are extensions of a CloudEvent, in lower-case letters and
-/// digits; one whose value is a JSON number or boolean ends with [`NOT_TEXT`](attribute::NOT_TEXT).
+/// Names of an event's attributes. All others are CloudEvents extensions, in lower-case letters and
+/// digits, plus [`NOT_TEXT`](attribute::NOT_TEXT) if the value is a JSON number or boolean.
 pub mod attribute {
-    /// The id that a CloudEvent had; ours is another, since theirs may be anything.
+    /// The id of a CloudEvent. It may be any text, so the event gets another id.
     pub const ID: &str = "id";
     pub const SOURCE: &str = "source";
     pub const SUBJECT: &str = "subject";
     pub const DATA_SCHEMA: &str = "dataschema";
     pub const CONTENT_TYPE: &str = "datacontenttype";
-    /// The time as it was written, when that says more than the event's timestamp.
+    /// The time as posted, if it says more than the event's timestamp.
     pub const TIME: &str = "time";
-    /// There when the data is a JSON string that holds base64 of bytes.
+    /// Present if the data is a JSON string with base64 of binary data.
     pub const BINARY: &str = "data_base64";
     pub const TRACE_PARENT: &str = "traceparent";
-    /// How many engines it came through; there from the first on. No extension has a hyphen in its name.
+    /// Number of engines that the event came through, if any. Extension names have no hyphen.
     pub const HOPS: &str = "balto-hops";
     pub const NOT_TEXT: &str = "#";
-    /// Those that are no extensions.
+    /// Names that are not extensions.
     pub const OWN: [&str; 8] = [ID, SOURCE, SUBJECT, TIME, DATA_SCHEMA, CONTENT_TYPE, BINARY, HOPS];
 
     #[must_use]
@@ -122,7 +122,7 @@ impl Event {
         attribute::find(&self.attributes, name)
     }
 
-    /// Bytes that it holds in memory, about; see [`weigh`].
+    /// Approximate bytes in memory; see [`weigh`].
     #[must_use]
     pub fn weight(&self) -> usize {
         let stream = self.stream.as_ref().map_or("", |(stream, _)| stream.as_str());
@@ -133,13 +133,13 @@ impl Event {
             + size_of_val(self.targets.as_slice())
     }
 
-    /// How many engines it came through before this one.
+    /// Number of engines that the event came through before this one.
     #[must_use]
     pub fn hops(&self) -> u32 {
         self.attribute(attribute::HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0)
     }
 
-    /// When its deliveries are first due.
+    /// First due time of the deliveries.
     #[must_use]
     pub fn first_due(&self) -> Timestamp {
         self.deliver_at.map_or(self.accepted_at, |at| at.max(self.accepted_at))

@@ -1,4 +1,4 @@
-//! Identifiers: what the outside sees (`evt_`, `ep_`, `dlv_`, `key_`) and the numbers behind them.
+//! Public identifiers (`evt_`, `ep_`, `dlv_`, `key_`) and internal numbers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -60,10 +60,10 @@ macro_rules! text_id {
     };
 }
 
-const _: () = assert!(limits::EVENT_ID_BYTES_MAX == 64); // the literal below, which its error message quotes
+const _: () = assert!(limits::EVENT_ID_BYTES_MAX == 64); // the literal below; the error message quotes it
 
 text_id!(
-    /// An event's id: `evt_` and a ULID in commit order, or what the publisher chose. It is the `webhook-id`.
+    /// An event's id (`webhook-id`): `evt_` and a ULID in commit order, or the publisher's choice.
     EventId, "event id", 64
 );
 text_id!(
@@ -75,7 +75,7 @@ text_id!(
     KeyId, "key id", 64
 );
 
-/// A delivery's id. It says which event and endpoint it joins, so no index is needed to resolve it.
+/// A delivery's id. It encodes event and endpoint, so resolving it needs no index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub DeliveryKey);
 

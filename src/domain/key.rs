@@ -1,4 +1,4 @@
-//! API keys: who may do what. Only the hash of the secret is ever kept.
+//! API keys and their roles. Only the hash of a secret is stored.
 
 use super::closed_list::closed_list;
 use super::{KeyId, Tenant, Timestamp};
@@ -17,7 +17,7 @@ closed_list! {
 pub struct ApiKey {
     pub id: KeyId,
     pub role: Role,
-    /// A bound key sees nothing outside its tenant.
+    /// A key with a tenant has no access to other tenants.
     pub tenant: Option<Tenant>,
     pub description: Box<str>,
     /// SHA-256 of the secret.

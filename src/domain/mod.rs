@@ -1,8 +1,7 @@
-//! The words of the program and their legal transitions.
+//! Domain types: events, endpoints, deliveries, attempts, verdicts, records, positions and times.
 //!
-//! Owns: events, endpoints, deliveries, attempts, verdicts, records, positions and times, as plain values. Must never
-//! know async, I/O, serde, clocks or randomness. What can be said with these types is legal; what is illegal does not
-//! parse.
+//! Owns plain values and their legal transitions. Must never use async, I/O, serde, clocks or
+//! randomness. An illegal value cannot be constructed: parsing rejects it.
 
 pub mod closed_list;
 pub mod delivery;
@@ -30,7 +29,7 @@ pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{
     EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
-    normal_header_name,
+    normalize_header_name,
 };
 pub use record::{Idempotency, Record};
 pub use time::{Now, Timestamp};

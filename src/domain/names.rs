@@ -1,11 +1,11 @@
-//! Names that clients choose, checked once when they are parsed.
+//! Names chosen by clients, validated once by parsing.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::limits;
 
-/// A name that does not follow its rule; `rule` says what would.
+/// A name that violates `rule`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidName {
     pub what: &'static str,
@@ -85,7 +85,7 @@ fn is_version(text: &str) -> bool {
 }
 
 name!(
-    /// What kind of event this is: dot-separated words, for example `order.paid`.
+    /// Type of an event: dot-separated words, for example `order.paid`.
     EventType, "event type", "dot-separated words of [A-Za-z0-9_-], at most 255 bytes", is_event_type
 );
 name!(
@@ -93,7 +93,7 @@ name!(
     Pattern, "topic pattern", "dot-separated words of [A-Za-z0-9_-], `*` or `#`, at most 255 bytes", is_pattern
 );
 name!(
-    /// Whose event or endpoint this is. Nothing crosses from one tenant to another.
+    /// Owner of events and endpoints. Tenants are isolated from each other.
     Tenant, "tenant", "dot-separated words of [A-Za-z0-9_-], at most 255 bytes", is_tenant
 );
 name!(
@@ -101,7 +101,7 @@ name!(
     StreamName, "stream", "1 to 255 bytes without control characters", is_printable
 );
 name!(
-    /// Events with the same ordering key reach an endpoint with `ordering: key` one after the other.
+    /// An endpoint with `ordering: key` receives events with the same key one at a time, in order.
     OrderingKey, "ordering key", "1 to 255 bytes without control characters", is_printable
 );
 name!(
@@ -110,25 +110,25 @@ name!(
 );
 
 name!(
-    /// The DNS name that a sender goes by in the handshake of web hooks. DNS tells no cases apart; this is the lower one.
+    /// The sender's DNS name in the web hook handshake. In lower case, because DNS ignores case.
     SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name
 );
 
 impl EventType {
     /// The type of test events.
     pub const TEST: &'static str = "balto.test";
-    /// Where the types of operator events begin.
+    /// Prefix of the types of operator events.
     const OPERATOR_PREFIX: &'static str = "balto.";
 
-    /// Whether it is kept for operator events: their subscribers know them by the type. Test events are none, and may come
-    /// from another engine.
+    /// Whether the type is reserved for operator events, which subscribers recognize by type. Test
+    /// events are not reserved: they may come from another engine.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with(Self::OPERATOR_PREFIX) && &*self.0 != Self::TEST
     }
 }
 
-/// That of an event whose publisher says none.
+/// The version of events that are posted without one.
 impl Default for EventVersion {
     fn default() -> Self {
         Self("1.0".into())
@@ -136,15 +136,15 @@ impl Default for EventVersion {
 }
 
 impl Tenant {
-    /// The tenant of requests that do not name one.
+    /// The tenant of requests without one.
     pub const DEFAULT: &'static str = "default";
     /// The reserved tenant of operator events.
     pub const OPERATOR: &'static str = "balto";
 }
 
-/// A header name in the form in which names are compared: lower case, and `-` for each character that is neither letter
-/// nor digit. Servers that pass headers on as variables read `.` and `_` (some read all such characters) as `-`.
+/// Returns a header name for comparison: in lower case, with `-` for all but letters and digits.
+/// Servers that pass headers as variables read `.` and `_` (some all such characters) as `-`.
 #[must_use]
-pub fn normal_header_name(name: &str) -> String {
+pub fn normalize_header_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
 }

@@ -1,4 +1,4 @@
-//! What the journal is made of. Everything else is derived from records.
+//! Records of the journal. All other state is derived from them.
 
 use std::sync::Arc;
 
@@ -7,23 +7,23 @@ use super::{
     Timestamp, Trigger,
 };
 
-/// Remembers that a request was answered: a hash of its scope and key, and a hash of its body.
+/// Identity of an answered request: hashes of its scope and of its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
     /// Hash of tenant, route and key.
     pub scope: [u8; 16],
     /// Hash of the request's body.
     pub fingerprint: [u8; 16],
-    /// `None`: as long as the event is kept (chosen ids).
+    /// `None`: kept as long as the event (chosen ids).
     pub expires_at: Option<Timestamp>,
 }
 
-/// One fact in the journal. Tags and layouts of the encoded form are in `storage::format`.
+/// One record of the journal. `storage::format` describes its encoding.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// An event was accepted, with its fan-out.
     EventAccepted(Arc<Event>),
-    /// An attempt ended. `due` is the due time that it was sent under: with the key it names the pending row.
+    /// An attempt ended. Its due time `due` and its key identify the pending row.
     AttemptFinished {
         delivery: DeliveryKey,
         due: Timestamp,
@@ -40,14 +40,14 @@ pub enum Record {
         id: KeyId,
         at: Timestamp,
     },
-    /// These deliveries are pending again, from now on, in a new retry series; those that never existed are created.
-    /// Pending ones become due now. A redrive is of dead ones alone, and nothing but a replay brings back purged ones.
+    /// These deliveries are pending and due now, in a new retry series; missing ones are created.
+    /// A redrive revives only dead ones. Only a replay revives purged ones.
     DeliveriesRevived {
         deliveries: Vec<DeliveryKey>,
         trigger: Trigger,
         at: Timestamp,
     },
-    /// These pending deliveries were cancelled by an operator.
+    /// An operator cancelled these pending deliveries.
     DeliveriesCancelled {
         deliveries: Vec<DeliveryKey>,
         at: Timestamp,
@@ -63,23 +63,23 @@ pub enum Record {
         deliveries: Vec<DeliveryKey>,
         at: Timestamp,
     },
-    /// These deliveries, where they are pending, were put where their endpoint's ordering of then wants them.
+    /// The pending ones of these deliveries move to their place in the endpoint's current ordering.
     DeliveriesReordered {
         deliveries: Vec<DeliveryKey>,
         at: Timestamp,
     },
-    /// A request other than an event was answered; a repetition of it gets the same answer.
+    /// A request other than an event was answered. Repeating it returns the same answer.
     RequestAnswered {
         idempotency: Idempotency,
         status: u16,
         body: Arc<[u8]>,
     },
-    /// An endpoint reserved some of its rate.
+    /// Part of an endpoint's rate was reserved.
     RateReserved {
         endpoint: EndpointNumber,
         reservation: Reservation,
     },
-    /// An event that came with a key was not accepted; a repetition of it is not either.
+    /// An event with a key was rejected. Repeating it returns the same rejection.
     EventRejected {
         idempotency: Idempotency,
         rejection: Rejection,

@@ -1,4 +1,4 @@
-//! Times as values: wall-clock milliseconds for what is persisted, monotonic time for what is measured.
+//! Times as values: wall-clock milliseconds for storage, monotonic time for measurements.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ pub struct Timestamp(u64);
 
 impl Timestamp {
     pub const ZERO: Self = Self(0);
-    /// The last moment that can be written as a four-digit year: 9999-12-31T23:59:59.999Z.
+    /// The last time with a four-digit year: 9999-12-31T23:59:59.999Z.
     pub const MAX: Self = Self(253_402_300_799_999);
 
     #[must_use]
@@ -34,25 +34,25 @@ impl Timestamp {
         Self::from_millis(self.0.saturating_add(millis))
     }
 
-    /// Not below zero.
+    /// Saturates at zero.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self::from_millis(self.0.saturating_sub(millis))
     }
 
-    /// Zero when `earlier` is not earlier.
+    /// Zero if `earlier` is not earlier.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// In UTC with milliseconds. Written by hand: it is on the path of every event.
+    /// UTC with milliseconds. Hand-written, because every event uses it.
     #[must_use]
     pub fn rfc3339(self) -> Rfc3339 {
         let millis = self.0;
         let (days, rest) = (millis / 86_400_000, millis % 86_400_000);
-        // Howard Hinnant's civil_from_days, for days since 1970-01-01 that are not negative.
+        // Howard Hinnant's civil_from_days, for non-negative days since 1970-01-01.
         let shifted = days + 719_468;
         let era = shifted / 146_097;
         let day_of_era = shifted % 146_097;
@@ -81,7 +81,7 @@ impl Timestamp {
     }
 }
 
-/// A time as it is written for others (RFC 3339): `2026-03-13T10:35:00.000Z`.
+/// A time in RFC 3339 format: `2026-03-13T10:35:00.000Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rfc3339([u8; 24]);
 
@@ -98,7 +98,7 @@ impl fmt::Display for Rfc3339 {
     }
 }
 
-/// One reading of both clocks. Due times are compared with `wall`, rates and breakers with `monotonic`.
+/// One reading of both clocks. Due times use `wall`; rates and breakers use `monotonic`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
     pub wall: Timestamp,
@@ -107,7 +107,7 @@ pub struct Now {
 }
 
 impl Now {
-    /// The reading `duration` later on both clocks; for tests and simulations.
+    /// The reading `duration` later, for tests and simulations.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self { wall: self.wall.plus(duration), monotonic: self.monotonic + duration }

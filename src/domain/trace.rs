@@ -1,14 +1,14 @@
-//! The trace that an event belongs to: `traceparent` of W3C Trace Context, section 3.2.
+//! Trace of an event: `traceparent` of W3C Trace Context, section 3.2.
 
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// Longest `traceparent` that is read, in bytes: a later version may be longer than ours.
+/// Maximum bytes of a `traceparent`. Later versions may be longer than version 00.
 const BYTES_MAX: usize = 512;
-/// Sampled, and random trace id (level 2). A sender leaves the others, which mean nothing yet, at zero.
+/// Sampled, and random trace id (level 2). A sender sets undefined flags to zero.
 const KNOWN_FLAGS: u8 = 0b11;
 
-/// Of a trace, and who in it speaks.
+/// A trace, its current span and its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     /// Never zero.
@@ -18,8 +18,8 @@ pub struct TraceParent {
 }
 
 impl TraceParent {
-    /// `None` for what the specification says to ignore. Of a version that is not known yet, the part that it shares
-    /// with ours is read.
+    /// Returns `None` for values that the specification says to ignore. Reads the version 00 part
+    /// of later versions.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(5, '-');
@@ -32,21 +32,21 @@ impl TraceParent {
         legal.then_some(Self { trace, span, flags })
     }
 
-    /// The same trace, sampled or not as before, as another span of it has it.
+    /// The same trace and flags with another span.
     #[must_use]
     pub fn child(self, span: NonZeroU64) -> Self {
         Self { span, ..self }
     }
 }
 
-/// In version 00, whatever version it came in.
+/// Always in version 00.
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
     }
 }
 
-/// Lower-case digits, exactly so many.
+/// Parses exactly `digits` lower-case hexadecimal digits.
 fn hex(text: &str, digits: usize) -> Option<u128> {
     let legal = text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     legal.then(|| u128::from_str_radix(text, 16).ok()).flatten()
@@ -59,11 +59,11 @@ mod tests {
     const TRACE: &str = "12345678901234567890123456789012";
     const SPAN: &str = "1234567890123456";
 
-    /// What the test suite of the specification (w3c/trace-context, `test/test.py`) sends, and whether it expects the
-    /// trace to go on.
+    /// Inputs of the specification's test suite (w3c/trace-context, `test/test.py`), and whether it
+    /// expects the trace to continue.
     #[test]
-    fn what_the_specification_takes_is_taken_and_what_it_ignores_is_ignored() {
-        for (value, goes_on) in [
+    fn parse_follows_the_test_suite_of_the_specification() {
+        for (value, continues) in [
             (format!("00-{TRACE}-{SPAN}-01"), true),
             (format!("00-{TRACE}-{SPAN}-00"), true),
             (format!("00-{TRACE}-{SPAN}-01."), false),
@@ -91,7 +91,7 @@ mod tests {
             (format!("00-{TRACE}-{SPAN}-0."), false),
             (format!("00-{TRACE}-{SPAN}-001"), false),
             (format!("00-{TRACE}-{SPAN}-1"), false),
-            // Not in that suite: upper case (section 3.2.2.3), signs, and more than anybody has to read.
+            // Not in that suite: upper case (section 3.2.2.3), signs, and an excessive length.
             (format!("00-{}-{SPAN}-01", "ABCDEF78901234567890123456789012"), false),
             (format!("00-+{}-{SPAN}-01", &TRACE[1..]), false),
             (format!("cc-{TRACE}-{SPAN}-01-{}", "x".repeat(512)), false),
@@ -99,14 +99,14 @@ mod tests {
             ("00".to_owned(), false),
         ] {
             let read = TraceParent::parse(&value);
-            assert_eq!(read.is_some(), goes_on, "{value}");
+            assert_eq!(read.is_some(), continues, "{value}");
             let written = read.map(|read| read.to_string());
             assert!(written.is_none_or(|text| text[..52] == format!("00-{TRACE}-{SPAN}")), "{value}");
         }
     }
 
     #[test]
-    fn a_child_keeps_trace_and_known_flags() {
+    fn child_keeps_trace_and_known_flags() {
         let child = |flags: &str| {
             let parent = TraceParent::parse(&format!("00-{TRACE}-{SPAN}-{flags}")).unwrap();
             parent.child(NonZeroU64::new(0xab).unwrap()).to_string()

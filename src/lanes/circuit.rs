@@ -1,4 +1,4 @@
-//! The circuit breaker: a receiver that is down is probed, not hammered.
+//! The circuit breaker: probes a receiver that is down instead of sending its backlog.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::failpoints::{self, Mutation};
 
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerConfig {
-    /// Failures in a row that open the circuit, at least 1.
+    /// Consecutive failures that open the circuit, at least 1.
     pub failures_to_open: u32,
-    /// Wait before the first probe; doubles with each probe that fails.
+    /// Wait before the first probe; doubles with each failed probe, up to `probe_max`.
     pub probe_initial: Duration,
     pub probe_max: Duration,
 }
@@ -50,8 +50,8 @@ impl Circuit {
         self.failures
     }
 
-    /// `Some` when nothing may be sent: until when, or (inner `None`) until the probe ends.
-    pub(super) fn blocks(&self, now: Duration) -> Option<Option<Duration>> {
+    /// `Some` while requests are blocked: until this time, or (inner `None`) until the probe ends.
+    pub(super) fn blocked_until(&self, now: Duration) -> Option<Option<Duration>> {
         match self.opened? {
             Opened { probe: Some(_), .. } => Some(None),
             Opened { probe_at, .. } if probe_at > now => Some(Some(probe_at)),
@@ -59,7 +59,7 @@ impl Circuit {
         }
     }
 
-    /// What is sent while the circuit is open is its probe.
+    /// A request that is sent while the circuit is open is its probe.
     pub(super) fn on_sent(&mut self, key: DueKey) {
         if let Some(opened) = &mut self.opened {
             opened.probe = Some(key);
@@ -70,7 +70,7 @@ impl Circuit {
         *self = Self::default();
     }
 
-    /// Late failures of what was sent before the circuit opened change nothing more.
+    /// Late failures of requests from before the circuit opened only count.
     pub(super) fn on_failure(&mut self, key: DueKey, config: &BreakerConfig, now: Duration) {
         self.failures = self.failures.saturating_add(1);
         match &mut self.opened {
@@ -88,7 +88,7 @@ impl Circuit {
         }
     }
 
-    /// A probe that said nothing: another one may go.
+    /// An inconclusive probe; another one may be sent.
     pub(super) fn on_neutral(&mut self, key: DueKey) {
         if let Some(opened) = &mut self.opened
             && opened.probe == Some(key)

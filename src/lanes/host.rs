@@ -1,35 +1,35 @@
-//! Hosts: how many requests are under way to each, over all lanes that lead there.
+//! Hosts: the limit of concurrent requests to one host, over all its lanes.
 //!
-//! A lane that its host has no room for stands in the host's queue, and a slot that becomes free is promised to the first
-//! in line before anybody else can take it: so lanes of one host take turns, and none has to be looked at while it waits.
+//! Lanes of a full host wait in the host's queue. A free slot is offered to the first of them and
+//! is kept for it. So lanes of one host take turns, and waiting lanes are not polled.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::domain::EndpointNumber;
 
-/// Where a lane stands with its host.
+/// State of a lane in its host's queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum HostQueueState {
     #[default]
     None,
     Waiting,
-    /// A slot is kept for it.
-    Promised,
+    /// A slot is kept for the lane.
+    Offered,
 }
 
-/// Where a lane joins a line.
+/// The end at which a lane joins a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LineEnd {
+pub(super) enum QueueEnd {
     Front,
     Back,
 }
 
-impl LineEnd {
-    pub(super) fn join(self, line: &mut VecDeque<EndpointNumber>, endpoint: EndpointNumber) {
+impl QueueEnd {
+    pub(super) fn push(self, queue: &mut VecDeque<EndpointNumber>, endpoint: EndpointNumber) {
         match self {
-            Self::Front => line.push_front(endpoint),
-            Self::Back => line.push_back(endpoint),
+            Self::Front => queue.push_front(endpoint),
+            Self::Back => queue.push_back(endpoint),
         }
     }
 }
@@ -37,18 +37,18 @@ impl LineEnd {
 #[derive(Debug, Default)]
 struct Host {
     in_flight: usize,
-    promised: usize,
-    /// Each has [`Place::Waiting`]. Nobody waits where there is room.
+    offered: usize,
+    /// Lanes in [`HostQueueState::Waiting`]. Empty while the host has free slots.
     waiting: VecDeque<EndpointNumber>,
 }
 
 impl Host {
     fn taken(&self) -> usize {
-        self.in_flight + self.promised
+        self.in_flight + self.offered
     }
 }
 
-/// All hosts that are sent to or waited for.
+/// Hosts with requests in flight, slot offers or waiting lanes.
 #[derive(Debug)]
 pub(super) struct Hosts {
     limit: usize,
@@ -56,7 +56,7 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// `limit`: requests at once to one host; 0 is none.
+    /// `limit`: concurrent requests to one host; 0: no limit.
     pub(super) fn new(limit: usize) -> Self {
         let mut hosts = Self { limit: 0, hosts: HashMap::new() };
         hosts.set_limit(limit);
@@ -71,92 +71,96 @@ impl Hosts {
         self.hosts.get(host).is_some_and(|host| host.taken() >= self.limit)
     }
 
-    /// Whether a lane may send now; if not, it stands in line.
-    pub(super) fn admits(
+    /// Whether a lane may send now. Otherwise it joins the queue.
+    pub(super) fn admit(
         &mut self,
         host: &Arc<str>,
         endpoint: EndpointNumber,
-        place: &mut Place,
-        end: LineEnd,
+        state: &mut HostQueueState,
+        end: QueueEnd,
     ) -> bool {
-        if *place == Place::Promised || !self.is_full(host) {
+        if *state == HostQueueState::Offered || !self.is_full(host) {
             return true;
         }
-        if *place == Place::None {
-            end.join(&mut self.hosts.entry(host.clone()).or_default().waiting, endpoint);
-            *place = Place::Waiting;
+        if *state == HostQueueState::None {
+            end.push(&mut self.hosts.entry(host.clone()).or_default().waiting, endpoint);
+            *state = HostQueueState::Waiting;
         }
         false
     }
 
-    pub(super) fn on_sent(&mut self, host: &Arc<str>, place: &mut Place) {
-        self.add(host, 1);
-        self.give_up(host, place);
+    pub(super) fn on_sent(&mut self, host: &Arc<str>, state: &mut HostQueueState) {
+        self.add_requests(host, 1);
+        self.decline_offer(host, state);
     }
 
-    /// A lane with requests under way comes to this host.
-    pub(super) fn add(&mut self, host: &Arc<str>, requests: usize) {
+    pub(super) fn add_requests(&mut self, host: &Arc<str>, requests: usize) {
         if requests > 0 {
             self.hosts.entry(host.clone()).or_default().in_flight += requests;
         }
     }
 
-    /// So many requests ended, or their lane has gone.
-    pub(super) fn remove(&mut self, host: &Arc<str>, requests: usize) {
+    /// Removes requests that ended, or whose lane was removed.
+    pub(super) fn remove_requests(&mut self, host: &Arc<str>, requests: usize) {
         if let Some(known) = self.hosts.get_mut(host) {
             known.in_flight -= requests;
         }
-        self.forget(host);
+        self.drop_if_unused(host);
     }
 
-    /// A lane goes from this host, with its requests under way and its place in line.
-    pub(super) fn leave(&mut self, host: &Arc<str>, endpoint: EndpointNumber, requests: usize, place: Place) {
+    /// Removes a lane from this host, with its requests in flight and its queue state.
+    pub(super) fn remove_lane(
+        &mut self,
+        host: &Arc<str>,
+        endpoint: EndpointNumber,
+        requests: usize,
+        state: HostQueueState,
+    ) {
         if let Some(known) = self.hosts.get_mut(host) {
-            match place {
-                Place::None => {}
-                Place::Waiting => known.waiting.retain(|other| *other != endpoint),
-                Place::Promised => known.promised -= 1,
+            match state {
+                HostQueueState::None => {}
+                HostQueueState::Waiting => known.waiting.retain(|other| *other != endpoint),
+                HostQueueState::Offered => known.offered -= 1,
             }
         }
-        self.remove(host, requests);
+        self.remove_requests(host, requests);
     }
 
-    /// A promise is no longer wanted. Gives whether there was one.
-    pub(super) fn give_up(&mut self, host: &Arc<str>, place: &mut Place) -> bool {
-        if *place != Place::Promised {
+    /// Withdraws the slot offer of a lane. Returns whether it had one.
+    pub(super) fn decline_offer(&mut self, host: &Arc<str>, state: &mut HostQueueState) -> bool {
+        if *state != HostQueueState::Offered {
             return false;
         }
-        *place = Place::None;
+        *state = HostQueueState::None;
         if let Some(known) = self.hosts.get_mut(host) {
-            known.promised -= 1;
+            known.offered -= 1;
         }
-        self.forget(host);
+        self.drop_if_unused(host);
         true
     }
 
-    /// The first in line, when there is room for it: a slot is kept for whom this names.
-    pub(super) fn next_promise(&mut self, host: &Arc<str>) -> Option<EndpointNumber> {
+    /// Offers a free slot to the first waiting lane, and returns that lane.
+    pub(super) fn offer_slot(&mut self, host: &Arc<str>) -> Option<EndpointNumber> {
         let limit = self.limit;
         let known = self.hosts.get_mut(host).filter(|host| host.taken() < limit)?;
         let next = known.waiting.pop_front()?;
-        known.promised += 1;
+        known.offered += 1;
         Some(next)
     }
 
-    /// Those that somebody waits for.
-    pub(super) fn waited_for(&self) -> Vec<Arc<str>> {
+    pub(super) fn with_waiting_lanes(&self) -> Vec<Arc<str>> {
         let waited = self.hosts.iter().filter(|(_, host)| !host.waiting.is_empty());
         waited.map(|(name, _)| name.clone()).collect()
     }
 
-    fn forget(&mut self, host: &Arc<str>) {
+    fn drop_if_unused(&mut self, host: &Arc<str>) {
         if self.hosts.get(host).is_some_and(|host| host.taken() == 0 && host.waiting.is_empty()) {
             self.hosts.remove(host);
         }
     }
 
     #[cfg(test)]
-    pub(super) fn known(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.hosts.len()
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::circuit::{BreakerConfig, Circuit, CircuitState};
-use super::host::{LineEnd, Place};
-use super::rate::{Leave, Rate};
+use super::host::{HostQueueState, QueueEnd};
+use super::rate::{Rate, RateDecision};
 use super::report::{LaneReport, WaitReason};
 use super::reserving::Reserving;
 use super::window::Window;
@@ -13,70 +13,70 @@ use super::{Backlog, Gate, LanePolicy, Outcome, Promises, Turn};
 use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
 use crate::failpoints::{self, Mutation};
 
-/// Whether a lane can send.
+/// Whether a lane is ready to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
     Ready,
     Waits {
-        /// `None`: there is nothing to send, or it is about to be sent.
+        /// `None`: the lane has no delivery to send.
         reason: Option<WaitReason>,
-        /// Monotonic; `None`: until something happens.
+        /// Monotonic time; `None`: until the next call.
         until: Option<Duration>,
     },
 }
 
-/// What a lane does with its turn.
+/// Decision of a ready lane in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Move {
+pub(super) enum SendDecision {
     Send(DueKey, Progress),
-    /// This has to be durable first. No delivery was taken.
+    /// The lane needs this durable reservation first. No delivery was taken.
     Reserve(Reservation),
-    /// The rate says no after all, which the lane then knows.
+    /// The rate denied the request; [`Lane::readiness`] reports it from now on.
     Wait,
 }
 
-/// What was last heard of a receiver.
+/// Receiver health, from the last conclusive attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// Nothing, in this life of the process.
-    Nothing,
-    Answer,
-    Failure,
+pub(super) enum ReceiverHealth {
+    /// No attempt has ended since the process started.
+    Unknown,
+    Answering,
+    Failing,
 }
 
-/// The receiver asked to be left alone, by wall clock, as it said it. Only a later revision of the endpoint than the one
-/// of then ends that: one that opens the gate, or names another host.
+/// Holds by `Retry-After`, as wall-clock times. A hold belongs to the endpoint's revision at its
+/// attempt. A later revision that opens the gate or changes the host ends it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Holds {
-    /// Asked for by what the lane knows of: whatever it hears next is later.
-    known: Option<Timestamp>,
-    /// Asked for by a revision that the lane has yet to hear of, which does not end it and may end the other.
-    ahead: Option<(Timestamp, Position)>,
+    /// Hold at a revision that the lane has; any new revision is later.
+    current: Option<Timestamp>,
+    /// Hold at a later revision. That revision may end `current`, but not this hold.
+    future: Option<(Timestamp, Position)>,
 }
 
 impl Holds {
     fn add(&mut self, Hold { until, revision }: Hold, known: Position) {
         if revision <= known {
-            self.known = self.known.max(Some(until));
+            self.current = self.current.max(Some(until));
         } else {
-            let (other, at) = self.ahead.unwrap_or((until, revision));
-            self.ahead = Some((until.max(other), revision.max(at)));
+            let (other, at) = self.future.unwrap_or((until, revision));
+            self.future = Some((until.max(other), revision.max(at)));
         }
     }
 
-    /// The lane hears of this revision, which begins anew with the receiver or does not.
-    fn hear(&mut self, revision: Position, opens: bool) {
+    /// Applies a new revision. `opens`: it ends earlier holds.
+    fn on_revision(&mut self, revision: Position, opens: bool) {
         if opens {
-            self.known = None;
-            self.ahead = self.ahead.filter(|(_, at)| *at >= revision);
+            self.current = None;
+            self.future = self.future.filter(|(_, at)| *at >= revision);
         }
-        if let Some((until, _)) = self.ahead.take_if(|(_, at)| *at <= revision) {
-            self.known = self.known.max(Some(until));
+        if let Some((until, _)) = self.future.take_if(|(_, at)| *at <= revision) {
+            self.current = self.current.max(Some(until));
         }
     }
 
     fn until(&self) -> Option<Timestamp> {
-        self.known.max(self.ahead.map(|(until, _)| until))
+        self.current.max(self.future.map(|(until, _)| until))
     }
 }
 
@@ -84,77 +84,75 @@ impl Holds {
 pub(super) struct Lane {
     policy: LanePolicy,
     pub(super) window: Window,
-    /// Also while the policy has no rate: one that comes back goes on with what was spent.
+    /// Kept while the policy has no rate, so that a restored rate still counts earlier requests.
     rate: Option<Rate>,
     reserving: Reserving,
     circuit: Circuit,
-    pub(super) heard: Heard,
-    /// It stands in line for a slot.
-    pub(super) in_line: bool,
+    pub(super) receiver: ReceiverHealth,
+    pub(super) in_slot_queue: bool,
     holds: Holds,
-    /// Since when its circuit is open or its receiver asks to be left alone, until an outcome says that
-    /// neither is so.
+    /// When the circuit opened or a hold began. An outcome resets it once both are over.
     pub(super) shut_since: Option<Timestamp>,
-    /// Its circuit opened, or its endpoint was disabled, and it has taken no delivery since.
-    troubled: bool,
+    /// The circuit opened or the endpoint was disabled, without a success since then.
+    recovery_pending: bool,
     pub(super) asleep_until: Option<Duration>,
-    pub(super) place: Place,
+    pub(super) host_queue: HostQueueState,
 }
 
 impl Lane {
     pub(super) fn new(policy: LanePolicy, backlog: Backlog) -> Self {
         let rate = policy.rate.map(Rate::new);
-        let troubled = policy.gate == Gate::Disabled;
+        let recovery_pending = policy.gate == Gate::Disabled;
         Self {
             policy,
             window: Window::new(backlog),
             rate,
             reserving: Reserving::default(),
             circuit: Circuit::default(),
-            heard: Heard::Nothing,
-            in_line: false,
+            receiver: ReceiverHealth::Unknown,
+            in_slot_queue: false,
             holds: Holds::default(),
             shut_since: None,
-            troubled,
+            recovery_pending,
             asleep_until: None,
-            place: Place::None,
+            host_queue: HostQueueState::None,
         }
     }
 
-    pub(super) fn change(&mut self, policy: LanePolicy, now: Now) {
+    pub(super) fn set_policy(&mut self, policy: LanePolicy, now: Now) {
         if let Some(limit) = policy.rate {
             self.rate = Some(match self.rate.take() {
-                Some(rate) => rate.changed(limit, now),
+                Some(rate) => rate.with_limit(limit, now),
                 None => Rate::new(limit),
             });
         }
-        let moves = policy.host != self.policy.host;
-        let opens = policy.gate == Gate::Open && (moves || self.policy.gate != Gate::Open);
+        let changes_host = policy.host != self.policy.host;
+        let opens = policy.gate == Gate::Open && (changes_host || self.policy.gate != Gate::Open);
         if opens {
             self.circuit = Circuit::default();
         }
-        self.holds.hear(policy.revision, opens);
+        self.holds.on_revision(policy.revision, opens);
         if opens || !self.is_shut(now) {
             self.shut_since = self.is_shut(now).then_some(now.wall);
         }
-        self.troubled |= policy.gate == Gate::Disabled;
+        self.recovery_pending |= policy.gate == Gate::Disabled;
         self.policy = policy;
     }
 
     pub(super) fn restore(&mut self, promises: Promises, now: Now) {
         if !failpoints::is_active(Mutation::ForgetHolds) {
-            self.holds.known = promises.held_until;
+            self.holds.current = promises.held_until;
             self.shut_since = self.is_shut(now).then_some(now.wall);
         }
         if let Some(Reservation { rate, full_at, .. }) = promises.reservation
             && !failpoints::is_active(Mutation::ForgetRates)
         {
-            let before = Rate::restored(rate, full_at, now);
-            self.rate = Some(before.changed(self.policy.rate.unwrap_or(rate), now));
+            let before = Rate::restore(rate, full_at, now);
+            self.rate = Some(before.with_limit(self.policy.rate.unwrap_or(rate), now));
         }
     }
 
-    /// Gives whether the lane waited for it.
+    /// Returns whether the lane waited for this reservation.
     pub(super) fn on_reserved(&mut self, reservation: &Reservation, now: Now) -> bool {
         if let Some(rate) = self.rate.as_mut().filter(|rate| rate.limit() == reservation.rate) {
             rate.on_reserved(reservation.full_at, now);
@@ -162,18 +160,18 @@ impl Lane {
         self.reserving.on_durable(reservation)
     }
 
-    /// Whether nothing but a durable reservation, or another policy, lets the lane go on.
+    /// Whether the lane waits for its reservation. A policy without a rate ends the wait.
     pub(super) fn awaits_reservation(&self) -> bool {
-        self.policy.rate.is_some() && self.reserving.is_asked()
+        self.policy.rate.is_some() && self.reserving.is_requested()
     }
 
-    /// Where the lane joins a line: in front when it has had its turn and used it for a reservation.
-    pub(super) fn line_end(&self) -> LineEnd {
-        if self.reserving.is_durable() { LineEnd::Front } else { LineEnd::Back }
+    /// Queue end for the lane: the front if it spent its turn on a reservation.
+    pub(super) fn queue_end(&self) -> QueueEnd {
+        if self.reserving.is_durable() { QueueEnd::Front } else { QueueEnd::Back }
     }
 
-    pub(super) fn lose_turn(&mut self) {
-        self.reserving.lose_turn();
+    pub(super) fn forfeit_turn(&mut self) {
+        self.reserving.forfeit_turn();
     }
 
     fn is_held(&self, now: Now) -> bool {
@@ -188,14 +186,13 @@ impl Lane {
         self.policy.revision
     }
 
-    /// The wall clock was set, by which reservations are stored.
+    /// Invalidates the known reservation, a wall-clock time, after a clock step.
     pub(super) fn on_clock_set(&mut self) {
         if let Some(rate) = &mut self.rate {
-            rate.forget_reserved();
+            rate.clear_reserved();
         }
     }
 
-    /// The rate that holds now.
     fn rate(&self) -> Option<&Rate> {
         self.rate.as_ref().filter(|_| self.policy.rate.is_some())
     }
@@ -212,7 +209,8 @@ impl Lane {
         self.window.first().is_some_and(|(key, _)| key.due <= now.wall)
     }
 
-    /// Reasons from the widest to the narrowest: the first that holds is the one that an operator can act on.
+    /// Checks reasons from the widest to the narrowest: an operator can act on the first that
+    /// holds.
     pub(super) fn readiness(&self, now: Now) -> Readiness {
         let waits = |reason, until| Readiness::Waits { reason: Some(reason), until };
         let at = |wall: Timestamp| Some(now.monotonic + wall.since(now.wall));
@@ -227,14 +225,14 @@ impl Lane {
             Gate::Handshake => return waits(WaitReason::Handshake, None),
         }
         let Some(due) = first else { return Readiness::Waits { reason: None, until: None } };
-        // Also of what is due later because the receiver asked for it.
+        // `>= due`: the hold is also the reason if it postponed the delivery to its end.
         if let Some(until) = self.holds.until().filter(|until| *until > now.wall && *until >= due) {
             return waits(WaitReason::RetryAfter, at(until));
         }
         if due > now.wall {
             return waits(WaitReason::NotDue, at(due));
         }
-        if let Some(until) = self.circuit.blocks(now.monotonic) {
+        if let Some(until) = self.circuit.blocked_until(now.monotonic) {
             return waits(WaitReason::CircuitOpen, until);
         }
         if self.in_flight() >= self.policy.max_in_flight as usize {
@@ -243,33 +241,33 @@ impl Lane {
         if self.awaits_reservation() {
             return waits(WaitReason::Rate, None);
         }
-        match self.rate().and_then(|rate| rate.denied(now.monotonic)) {
+        match self.rate().and_then(|rate| rate.denied_until(now.monotonic)) {
             Some(until) => waits(WaitReason::Rate, Some(until)),
             None => Readiness::Ready,
         }
     }
 
-    /// Takes the first key of a ready lane, when its rate lets it.
-    pub(super) fn take_turn(&mut self, now: Now) -> Move {
+    /// Takes the first key of a ready lane if the rate permits it.
+    pub(super) fn decide_send(&mut self, now: Now) -> SendDecision {
         if let (Some(limit), Some(rate)) = (self.policy.rate, &mut self.rate) {
             self.reserving.on_turn(now);
             match rate.try_take(self.reserving.lead(), now) {
-                Leave::Granted => {}
-                Leave::Unreserved(full_at) => {
+                RateDecision::Granted => {}
+                RateDecision::Unreserved(full_at) => {
                     let revision = self.policy.revision;
                     let reservation = Reservation { revision, rate: limit, full_at };
-                    self.reserving.ask(reservation, now);
-                    return Move::Reserve(reservation);
+                    self.reserving.request(reservation, now);
+                    return SendDecision::Reserve(reservation);
                 }
-                Leave::Denied => return Move::Wait,
+                RateDecision::Denied => return SendDecision::Wait,
             }
         }
-        let Some((key, progress)) = self.window.take_first() else { return Move::Wait };
+        let Some((key, progress)) = self.window.take_first() else { return SendDecision::Wait };
         self.circuit.on_sent(key);
-        Move::Send(key, progress)
+        SendDecision::Send(key, progress)
     }
 
-    /// What an attempt says about the receiver.
+    /// Updates health, circuit and holds after an attempt.
     pub(super) fn on_outcome(
         &mut self,
         key: DueKey,
@@ -277,28 +275,33 @@ impl Lane {
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
-        let turn = self.judge(key, outcome, breaker, now);
+        let turn = self.apply_outcome(key, outcome, breaker, now);
         self.shut_since = if self.is_shut(now) { self.shut_since.or(Some(now.wall)) } else { None };
         turn
     }
 
-    fn judge(&mut self, key: DueKey, outcome: Outcome, breaker: &BreakerConfig, now: Now) -> Option<Turn> {
-        self.heard = match outcome {
-            Outcome::Healthy | Outcome::Throttled(_) => Heard::Answer,
-            Outcome::Failing => Heard::Failure,
-            // It says no to this delivery, or it was our own trouble.
-            Outcome::Neutral if self.heard == Heard::Failure => Heard::Failure,
-            Outcome::Neutral => Heard::Answer,
+    fn apply_outcome(
+        &mut self,
+        key: DueKey,
+        outcome: Outcome,
+        breaker: &BreakerConfig,
+        now: Now,
+    ) -> Option<Turn> {
+        self.receiver = match outcome {
+            Outcome::Healthy | Outcome::Throttled(_) => ReceiverHealth::Answering,
+            Outcome::Failing => ReceiverHealth::Failing,
+            Outcome::Neutral if self.receiver == ReceiverHealth::Failing => ReceiverHealth::Failing,
+            Outcome::Neutral => ReceiverHealth::Answering,
         };
         match outcome {
             Outcome::Healthy => {
                 self.circuit.on_success();
-                return std::mem::take(&mut self.troubled).then_some(Turn::Recovered);
+                return std::mem::take(&mut self.recovery_pending).then_some(Turn::Recovered);
             }
             Outcome::Failing => {
                 self.circuit.on_failure(key, breaker, now.monotonic);
-                if self.circuit.state() != CircuitState::Closed && !self.troubled {
-                    self.troubled = true;
+                if self.circuit.state() != CircuitState::Closed && !self.recovery_pending {
+                    self.recovery_pending = true;
                     return Some(Turn::Failing);
                 }
             }
@@ -313,7 +316,7 @@ impl Lane {
         None
     }
 
-    /// Gives whether the key was in flight.
+    /// Returns whether the key was in flight.
     pub(super) fn on_returned(&mut self, key: DueKey, progress: Progress) -> bool {
         let returned = self.window.on_returned(key, progress);
         if returned {

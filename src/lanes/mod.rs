@@ -1,11 +1,16 @@
-//! Who sends next, and why not: the scheduler, without input or output.
+//! The scheduler: selects the next delivery and reports why a lane waits. Performs no I/O.
 //!
-//! Owns one lane per endpoint: what is due, what is in flight, why it waits. Must never know async, I/O, serde, clocks or
-//! randomness: every call is told the time. Invariants: a lane is a hint, possibly stale, never ahead of the journal; a delivery
-//! is in flight at most once; no lane is looked at unless something happened to it or its time has come, so that ten
-//! thousand of them cost nothing while they wait. Turns are fair: ready lanes stand in a ring, one send per turn; those whose
-//! host has no room stand in its line, and nobody overtakes them; those that have to leave the last slots to others stand in
-//! a line, too. A rate is reserved on disk before it is used; the lane waits for that without a slot, and goes on in front.
+//! Owns one lane per endpoint: due deliveries, attempts in flight and the wait reason. Must never
+//! know async, I/O, serde, clocks or randomness: each call passes the time.
+//!
+//! Invariants: A lane is a possibly stale hint, never ahead of the journal. A delivery has at most
+//! one attempt in flight. A lane is polled only after a change or at its wake-up time, so idle
+//! lanes cost nothing.
+//!
+//! Fairness: ready lanes take turns in a ring, one send per turn. A lane waits in its host's queue
+//! while the host's limit is reached, and in a slot queue while the last slots are kept for other
+//! lanes. A rate is reserved on disk before it is used. The lane holds no slot during that wait and
+//! then joins the front of its queues.
 
 mod circuit;
 mod host;
@@ -24,102 +29,101 @@ use crate::domain::{
     DueKey, EndpointNumber, Hold, Now, Position, Progress, RateLimit, Reservation, Timestamp,
 };
 pub use circuit::{BreakerConfig, CircuitState};
-use host::{Hosts, Place};
-use lane::{Lane, Move, Readiness};
+use host::{HostQueueState, Hosts};
+use lane::{Lane, Readiness, SendDecision};
 pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
 use slots::Slots;
 
-/// What an endpoint's policy says to its lane.
+/// The part of an endpoint's policy that its lane needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LanePolicy {
     pub rate: Option<RateLimit>,
-    /// Requests at once.
     pub max_in_flight: u32,
     pub gate: Gate,
-    /// Host and port, by which lanes share [`LanesConfig::host_max_in_flight`].
+    /// Host and port; its lanes share [`LanesConfig::host_max_in_flight`].
     pub host: Arc<str>,
-    /// Of the endpoint that says all this.
+    /// Revision of the endpoint with this policy.
     pub revision: Position,
 }
 
-/// Whether the endpoint wants anything now.
+/// Whether the endpoint accepts deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Open,
     Paused,
     Disabled,
-    /// The receiver has not agreed to be sent to.
+    /// The receiver has not given consent.
     Handshake,
 }
 
-/// What is known of a lane's backlog when the lane is made.
+/// Backlog of a new lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backlog {
     None,
-    /// Something is pending on disk: the lane begins by asking for it.
+    /// Deliveries are pending on disk; the lane begins with a refill.
     OnDisk,
 }
 
-/// What an earlier life of the daemon has promised to a receiver.
+/// Durable promises to a receiver from before the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Promises {
-    /// It asked to be left alone until then.
+    /// End of the receiver's `Retry-After`.
     pub held_until: Option<Timestamp>,
     pub reservation: Option<Reservation>,
 }
 
-/// What an attempt says about the receiver.
+/// Result of an attempt, as evidence about the receiver's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Healthy,
-    /// It is down or broken: counts for the circuit.
+    /// The receiver is down or broken; counts towards opening the circuit.
     Failing,
-    /// It asked to be left alone.
+    /// The receiver sent `Retry-After`.
     Throttled(Hold),
-    /// Nothing: our own trouble, or a reply that is about the delivery alone.
+    /// No evidence: a local problem, or a reply about this delivery alone.
     Neutral,
 }
 
-/// What an outcome changed about a receiver: worth telling somebody.
+/// A change of a receiver's health, published as a system event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Its circuit opened.
+    /// The circuit opened.
     Failing,
-    /// It took a delivery, after its circuit had opened or its endpoint had been disabled.
+    /// The first success after the circuit opened or the endpoint was disabled.
     Recovered,
 }
 
-/// What the lanes want done.
+/// A request of the lanes to their caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Send {
         endpoint: EndpointNumber,
         key: DueKey,
         progress: Progress,
-        /// Since when the receiver keeps its lane shut, by an open circuit or a `Retry-After`: this is the
-        /// first request after that, or a probe.
+        /// When the receiver shut the lane by an open circuit or a `Retry-After`. `Some` for a
+        /// probe, and for the first request after the lane was shut.
         shut_since: Option<Timestamp>,
     },
-    /// Make this durable and say so with [`Lanes::on_reserved`]: the lane sends nothing until then.
+    /// Make this durable, then call [`Lanes::on_reserved`]. The lane sends nothing until then.
     Reserve { endpoint: EndpointNumber, reservation: Reservation },
-    /// Read the backlog after this key, in order.
+    /// Read the backlog after this key, in order, then call [`Lanes::on_refilled`].
     Refill { endpoint: EndpointNumber, after: Option<DueKey>, limit: usize },
 }
 
-/// What came of a look at a lane.
+/// Result of polling a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum Polled {
     Act(Action),
     Nothing,
-    /// Another lane of its host was woken.
-    Promised,
+    /// Another lane of the host was offered a slot and joined the ring.
+    SlotOffered,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct LanesConfig {
-    /// Requests at once over all lanes.
+    /// Limit of concurrent requests over all lanes.
     pub max_in_flight: usize,
-    /// Requests at once to one host over all lanes; 0 is no limit.
+    /// Limit of concurrent requests to one host over all lanes; 0: no limit.
     pub host_max_in_flight: usize,
     pub breaker: BreakerConfig,
 }
@@ -131,19 +135,19 @@ pub struct Lanes {
     lanes: HashMap<EndpointNumber, Lane>,
     hosts: Hosts,
     slots: Slots,
-    /// Lanes that may have something to do now, in turn.
+    /// Lanes that may be ready, in order of turns.
     ring: VecDeque<EndpointNumber>,
     in_ring: BTreeSet<EndpointNumber>,
-    /// Lanes that wait for a time, by monotonic time.
+    /// Lanes with a wake-up time, by monotonic time.
     asleep: BTreeSet<(Duration, EndpointNumber)>,
-    /// The time of day at the start of monotonic time, when it was last looked at.
+    /// Wall-clock time at monotonic zero, at the last check.
     origin: Timestamp,
     held: bool,
-    /// For how long lanes were held by their rate, since it was last asked.
+    /// Total time that lanes waited for their rate, since [`Lanes::take_rate_waited`].
     rate_waited: Duration,
 }
 
-/// A clock that has been set by more than this is noticed.
+/// Minimum change of the wall clock that reschedules sleeping lanes.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
 
 impl Lanes {
@@ -167,30 +171,30 @@ impl Lanes {
         self.config = config;
         self.hosts.set_limit(config.host_max_in_flight);
         self.slots.set_max(config.max_in_flight);
-        for host in self.hosts.waited_for() {
-            self.promise(&host);
+        for host in self.hosts.with_waiting_lanes() {
+            self.offer_slots(&host);
         }
     }
 
-    /// While held nothing is sent: the store is sick, or the daemon drains.
+    /// Stops or resumes sending, for a failed store or a shutdown.
     pub fn hold(&mut self, held: bool) {
         self.held = held;
     }
 
-    /// Makes a lane, or changes its policy. Opening a closed gate, or a move to another host, also closes the circuit and
-    /// ends the holds from before.
+    /// Creates a lane or changes its policy. Opening the gate or changing the host of an open lane
+    /// also closes the circuit and ends earlier holds.
     pub fn on_endpoint(&mut self, endpoint: EndpointNumber, policy: LanePolicy, backlog: Backlog, now: Now) {
         match self.lanes.get_mut(&endpoint) {
             Some(lane) if lane.host() != &policy.host => {
-                // Its requests under way count for the new host now: it is the same receiver that takes its time.
-                let (old, requests, place) = (lane.host().clone(), lane.in_flight(), lane.place);
-                self.hosts.leave(&old, endpoint, requests, place);
-                self.hosts.add(&policy.host, requests);
-                lane.place = Place::None;
-                lane.change(policy, now);
-                self.promise(&old);
+                // Its requests in flight count for the new host now: the receiver is the same.
+                let (old, requests, state) = (lane.host().clone(), lane.in_flight(), lane.host_queue);
+                self.hosts.remove_lane(&old, endpoint, requests, state);
+                self.hosts.add_requests(&policy.host, requests);
+                lane.host_queue = HostQueueState::None;
+                lane.set_policy(policy, now);
+                self.offer_slots(&old);
             }
-            Some(lane) => lane.change(policy, now),
+            Some(lane) => lane.set_policy(policy, now),
             None => {
                 self.lanes.insert(endpoint, Lane::new(policy, backlog));
             }
@@ -198,7 +202,7 @@ impl Lanes {
         self.wake(endpoint);
     }
 
-    /// What was promised to a lane's receiver before the daemon was started.
+    /// Restores the durable promises after a start.
     pub fn restore(&mut self, endpoint: EndpointNumber, promises: Promises, now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             lane.restore(promises, now);
@@ -206,7 +210,7 @@ impl Lanes {
         }
     }
 
-    /// A reservation is durable: what it covers needs no other.
+    /// The reservation is durable. A lane that waited for it is polled next.
     pub fn on_reserved(&mut self, endpoint: EndpointNumber, reservation: &Reservation, now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint)
             && lane.on_reserved(reservation, now)
@@ -216,7 +220,7 @@ impl Lanes {
         }
     }
 
-    /// The revision of the endpoint that its lane goes by; `None` when there is no lane.
+    /// Revision of the endpoint that the lane's policy is from; `None`: no such lane.
     #[must_use]
     pub fn revision(&self, endpoint: EndpointNumber) -> Option<Position> {
         self.lanes.get(&endpoint).map(Lane::revision)
@@ -224,16 +228,16 @@ impl Lanes {
 
     pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
         if let Some(lane) = self.lanes.remove(&endpoint) {
-            self.slots.give_back(lane.in_flight());
-            self.slots.leave(endpoint, &lane);
-            self.forget_sleep(endpoint, lane.asleep_until);
-            self.hosts.leave(lane.host(), endpoint, lane.in_flight(), lane.place);
-            self.promise(lane.host());
+            self.slots.release(lane.in_flight());
+            self.slots.remove(endpoint, &lane);
+            self.cancel_sleep(endpoint, lane.asleep_until);
+            self.hosts.remove_lane(lane.host(), endpoint, lane.in_flight(), lane.host_queue);
+            self.offer_slots(lane.host());
         }
     }
 
-    /// A delivery may be sent from `key.due` on: accepted, to be retried, let through or revived. `at` is the position of
-    /// the record that says so.
+    /// Schedules a delivery for `key.due`: a new, retried, unblocked or redriven one. `at` is the
+    /// position of its record.
     pub fn on_due(
         &mut self,
         endpoint: EndpointNumber,
@@ -248,7 +252,7 @@ impl Lanes {
         }
     }
 
-    /// This place is empty: the delivery ended, or was moved.
+    /// Removes a key: the delivery ended, or moved to another key.
     pub fn on_settled(&mut self, endpoint: EndpointNumber, key: DueKey, at: Position, _now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             lane.window.on_settled(key, at);
@@ -256,7 +260,7 @@ impl Lanes {
         }
     }
 
-    /// The outcome of the attempt that was sent under this key is recorded, and what came of it was told before.
+    /// The outcome of the attempt under this key is recorded. Calls for its effects came before.
     pub fn on_recorded(&mut self, endpoint: EndpointNumber, key: DueKey, _now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             lane.window.on_recorded(key);
@@ -264,7 +268,7 @@ impl Lanes {
         }
     }
 
-    /// An attempt ended: its slot is free. Its delivery is not sent again until the outcome is recorded.
+    /// An attempt ended. The delivery is not sent again until the outcome is recorded.
     pub fn on_finished(
         &mut self,
         endpoint: EndpointNumber,
@@ -283,15 +287,14 @@ impl Lanes {
         turn
     }
 
-    /// A request of the lane to this host is over.
     fn free_slot(&mut self, endpoint: EndpointNumber, host: &Arc<str>) {
-        self.slots.give_back(1);
-        self.hosts.remove(host, 1);
-        self.promise(host);
+        self.slots.release(1);
+        self.hosts.remove_requests(host, 1);
+        self.offer_slots(host);
         self.wake(endpoint);
     }
 
-    /// What was to be sent was not, through nobody's fault: the key is due as it was before.
+    /// The attempt was not made, for example without a file descriptor. Restores the key.
     pub fn on_returned(&mut self, endpoint: EndpointNumber, key: DueKey, progress: Progress, _now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint)
             && lane.on_returned(key, progress)
@@ -301,7 +304,7 @@ impl Lanes {
         }
     }
 
-    /// The answer to [`Action::Refill`]. `as_of` is the position that it reflects.
+    /// Result of [`Action::Refill`]. `as_of` is the position that it reflects.
     pub fn on_refilled(
         &mut self,
         endpoint: EndpointNumber,
@@ -316,87 +319,87 @@ impl Lanes {
         }
     }
 
-    /// What to do now; to be asked until there is nothing.
+    /// Returns the next action. The caller repeats the call until it returns `None`.
     #[must_use]
     pub fn next_action(&mut self, now: Now) -> Option<Action> {
-        self.wake_sleepers(now);
+        self.wake_due_lanes(now);
         if self.held {
             return None;
         }
-        // Those in line for a slot are called one by one, in turn with the others, for as long as there are slots for them.
+        // Lanes of the slot queue join the ring one by one while slots are free for them.
         loop {
-            let called = self.slots.call();
-            if let Some(endpoint) = called {
-                self.leave_line(endpoint);
+            let dequeued = self.slots.dequeue();
+            if let Some(endpoint) = dequeued {
+                self.leave_slot_queue(endpoint);
             }
             if self.slots.is_full() {
                 return None;
             }
-            let action = self.take_turns(now);
-            if action.is_some() || called.is_none() {
+            let action = self.poll_lanes(now);
+            if action.is_some() || dequeued.is_none() {
                 return action;
             }
         }
     }
 
-    fn take_turns(&mut self, now: Now) -> Option<Action> {
-        // Each lane gets one look per round; one that has sent goes to the back.
-        let mut looks = self.ring.len();
-        while looks > 0 {
-            looks -= 1;
+    /// Polls each lane of the ring at most once. A lane that sends moves to the back.
+    fn poll_lanes(&mut self, now: Now) -> Option<Action> {
+        let mut polls_left = self.ring.len();
+        while polls_left > 0 {
+            polls_left -= 1;
             let endpoint = self.ring.pop_front()?;
-            match self.take_turn(endpoint, now) {
-                Look::Act(action) => return Some(action),
-                Look::Nothing => {}
-                // Whoever has the turn now stands at the end.
-                Look::Promised => looks = self.ring.len(),
+            match self.poll_lane(endpoint, now) {
+                Polled::Act(action) => return Some(action),
+                Polled::Nothing => {}
+                // The lane with the offer is at the back of the ring.
+                Polled::SlotOffered => polls_left = self.ring.len(),
             }
         }
         None
     }
 
-    /// A look at a lane that has left the ring.
-    fn take_turn(&mut self, endpoint: EndpointNumber, now: Now) -> Look {
+    /// Polls a lane that was taken from the ring.
+    fn poll_lane(&mut self, endpoint: EndpointNumber, now: Now) -> Polled {
         let Some(lane) = self.lanes.get_mut(&endpoint) else {
             self.in_ring.remove(&endpoint);
-            return Look::Nothing;
+            return Polled::Nothing;
         };
-        if let Some((after, limit)) = lane.window.wants_refill() {
+        if let Some((after, limit)) = lane.window.begin_refill() {
             self.ring.push_back(endpoint);
-            return Look::Act(Action::Refill { endpoint, after, limit });
+            return Polled::Act(Action::Refill { endpoint, after, limit });
         }
         let until = match lane.readiness(now) {
             Readiness::Waits { until, .. } => until,
             Readiness::Ready if !self.slots.admit(lane) => {
-                if self.slots.line_up(endpoint, lane) {
+                if self.slots.enqueue(endpoint, lane) {
                     self.in_ring.remove(&endpoint);
                 } else {
                     self.ring.push_back(endpoint);
                 }
-                return self.pass_on_promise(endpoint);
+                return self.pass_on_offer(endpoint);
             }
             Readiness::Ready => {
                 let host = lane.host().clone();
-                let end = lane.line_end();
-                if !self.hosts.admits(&host, endpoint, &mut lane.place, end) {
+                let end = lane.queue_end();
+                if !self.hosts.admit(&host, endpoint, &mut lane.host_queue, end) {
                     self.in_ring.remove(&endpoint);
-                    return Look::Nothing;
+                    return Polled::Nothing;
                 }
                 let shut_since = lane.shut_since;
-                match lane.take_turn(now) {
-                    Move::Send(key, progress) => {
-                        self.hosts.on_sent(&host, &mut lane.place);
-                        self.slots.take();
+                match lane.decide_send(now) {
+                    SendDecision::Send(key, progress) => {
+                        self.hosts.on_sent(&host, &mut lane.host_queue);
+                        self.slots.acquire();
                         self.ring.push_back(endpoint);
-                        return Look::Act(Action::Send { endpoint, key, progress, shut_since });
+                        return Polled::Act(Action::Send { endpoint, key, progress, shut_since });
                     }
-                    Move::Reserve(reservation) => {
+                    SendDecision::Reserve(reservation) => {
                         self.in_ring.remove(&endpoint);
-                        // Those that it wakes get their turn when the lanes are asked again.
-                        self.pass_on_promise(endpoint);
-                        return Look::Act(Action::Reserve { endpoint, reservation });
+                        // The next call of `next_action` polls the lanes that this wakes.
+                        self.pass_on_offer(endpoint);
+                        return Polled::Act(Action::Reserve { endpoint, reservation });
                     }
-                    Move::Wait => match lane.readiness(now) {
+                    SendDecision::Wait => match lane.readiness(now) {
                         Readiness::Waits { reason, until } => {
                             if let (Some(WaitReason::Rate), Some(until)) = (reason, until) {
                                 self.rate_waited += until.saturating_sub(now.monotonic);
@@ -405,37 +408,36 @@ impl Lanes {
                         }
                         Readiness::Ready => {
                             self.ring.push_back(endpoint);
-                            return Look::Nothing;
+                            return Polled::Nothing;
                         }
                     },
                 }
             }
         };
-        lane.lose_turn();
+        lane.forfeit_turn();
         self.in_ring.remove(&endpoint);
         self.sleep(endpoint, until);
-        self.pass_on_promise(endpoint)
+        self.pass_on_offer(endpoint)
     }
 
-    /// A lane that cannot use the slot that its host keeps for it gives it to the next in line.
-    fn pass_on_promise(&mut self, endpoint: EndpointNumber) -> Look {
-        let Some(lane) = self.lanes.get_mut(&endpoint) else { return Look::Nothing };
+    /// Passes an unused slot offer to the next lane in the host's queue.
+    fn pass_on_offer(&mut self, endpoint: EndpointNumber) -> Polled {
+        let Some(lane) = self.lanes.get_mut(&endpoint) else { return Polled::Nothing };
         let host = lane.host().clone();
-        if !self.hosts.give_up(&host, &mut lane.place) {
-            return Look::Nothing;
+        if !self.hosts.decline_offer(&host, &mut lane.host_queue) {
+            return Polled::Nothing;
         }
-        self.promise(&host);
-        Look::Promised
+        self.offer_slots(&host);
+        Polled::SlotOffered
     }
 
-    /// How long until [`Self::next_action`] may have something that it does not have now; `None` when only a call can
-    /// change that.
+    /// Time until [`Self::next_action`] may return an action without a further call. `None`: never.
     #[must_use]
     pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
         self.asleep.first().map(|(until, _)| until.saturating_sub(now.monotonic))
     }
 
-    /// Why a lane is not sending; `None` when there is no such lane.
+    /// Reports why a lane waits. `None`: no such lane.
     #[must_use]
     pub fn explain(&self, endpoint: EndpointNumber, now: Now) -> Option<LaneReport> {
         let lane = self.lanes.get(&endpoint)?;
@@ -447,13 +449,13 @@ impl Lanes {
         Some(report)
     }
 
-    /// For how long lanes were held by their rate, since this was last asked.
+    /// Returns the total time that lanes waited for their rate, and resets it.
     pub fn take_rate_waited(&mut self) -> Duration {
         std::mem::take(&mut self.rate_waited)
     }
 
-    /// All lanes at a glance. Looks at every lane: for gauges, not for turns. `behind` are the endpoints of which some
-    /// deliveries stand behind others, with the due time of the oldest of those that is due.
+    /// Summary for gauges; visits every lane. `behind` maps endpoints with deliveries blocked by
+    /// their ordering to the due time of the oldest overdue one.
     #[must_use]
     pub fn summary(&self, behind: &HashMap<EndpointNumber, Option<Timestamp>>, now: Now) -> LanesSummary {
         let mut summary = LanesSummary { in_flight: self.slots.taken(), ..LanesSummary::default() };
@@ -470,36 +472,35 @@ impl Lanes {
     }
 
     fn wake(&mut self, endpoint: EndpointNumber) {
-        // One that waits for its reservation keeps its turn until then.
-        let awaits = self.lanes.get(&endpoint).is_some_and(Lane::awaits_reservation);
-        if !awaits && self.in_ring.insert(endpoint) {
+        // A lane that waits for its reservation joins the ring when that is durable.
+        let is_reserving = self.lanes.get(&endpoint).is_some_and(Lane::awaits_reservation);
+        if !is_reserving && self.in_ring.insert(endpoint) {
             self.ring.push_back(endpoint);
         }
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
             let until = lane.asleep_until.take();
-            self.forget_sleep(endpoint, until);
+            self.cancel_sleep(endpoint, until);
         }
     }
 
-    /// There may be a slot for it again.
-    fn leave_line(&mut self, endpoint: EndpointNumber) {
+    fn leave_slot_queue(&mut self, endpoint: EndpointNumber) {
         if let Some(lane) = self.lanes.get_mut(&endpoint) {
-            lane.in_line = false;
+            lane.in_slot_queue = false;
             self.wake(endpoint);
         }
     }
 
-    /// Keeps what is free at a host for those in line, and wakes them.
-    fn promise(&mut self, host: &Arc<str>) {
-        while let Some(next) = self.hosts.next_promise(host) {
+    /// Offers the free slots of a host to the lanes in its queue, and wakes those.
+    fn offer_slots(&mut self, host: &Arc<str>) {
+        while let Some(next) = self.hosts.offer_slot(host) {
             if let Some(lane) = self.lanes.get_mut(&next) {
-                lane.place = Place::Promised;
+                lane.host_queue = HostQueueState::Offered;
             }
             self.wake(next);
         }
     }
 
-    fn forget_sleep(&mut self, endpoint: EndpointNumber, until: Option<Duration>) {
+    fn cancel_sleep(&mut self, endpoint: EndpointNumber, until: Option<Duration>) {
         if let Some(until) = until {
             self.asleep.remove(&(until, endpoint));
         }
@@ -512,9 +513,9 @@ impl Lanes {
         }
     }
 
-    /// What waits for a time of day sleeps for as long as it is until then. When the clock is set, or the machine slept, it
-    /// is another length.
-    fn notice_clock(&mut self, now: Now) {
+    /// Wakes all sleeping lanes after a step of the wall clock, which changes the time until a due
+    /// time. The clock was set, or the machine was suspended.
+    fn detect_clock_step(&mut self, now: Now) {
         let origin = now.wall.minus(now.monotonic);
         if origin.since(self.origin).max(self.origin.since(origin)) > CLOCK_STEP {
             self.origin = origin;
@@ -525,8 +526,8 @@ impl Lanes {
         }
     }
 
-    fn wake_sleepers(&mut self, now: Now) {
-        self.notice_clock(now);
+    fn wake_due_lanes(&mut self, now: Now) {
+        self.detect_clock_step(now);
         while let Some((until, endpoint)) = self.asleep.first().copied() {
             if until > now.monotonic {
                 return;

@@ -1,8 +1,8 @@
-//! An endpoint's rate: GCRA with burst, by the `governor` crate on the lane's own time.
+//! The rate of an endpoint: GCRA with burst, by the `governor` crate on the lane's clock.
 //!
-//! Its only state is the time at which the whole burst is available again ([`Rate::full_at`]). What
-//! goes out is reserved on disk first, so that the next life of the daemon begins where this one
-//! ended, however it ended. The durable time may be later than the true one, never earlier.
+//! Its only state is the time at which the whole burst is available again ([`Rate::full_at`]).
+//! Requests are reserved on disk before they are sent, so that the rate also holds across crashes.
+//! The durable time may be later than the true one, never earlier.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -19,23 +19,23 @@ use crate::domain::{Now, RateLimit, Timestamp};
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 
-/// Time as the lane was last told it.
+/// Clock that the lane sets in each call.
 #[derive(Clone, Debug, Default)]
-struct ToldClock(Arc<AtomicU64>);
+struct ManualClock(Arc<AtomicU64>);
 
-impl Clock for ToldClock {
-    type Instant = Told;
+impl Clock for ManualClock {
+    type Instant = ManualInstant;
 
-    fn now(&self) -> Told {
-        Told(self.0.load(Ordering::Relaxed))
+    fn now(&self) -> ManualInstant {
+        ManualInstant(self.0.load(Ordering::Relaxed))
     }
 }
 
-/// Nanoseconds.
+/// Nanoseconds of monotonic time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Told(u64);
+struct ManualInstant(u64);
 
-impl Reference for Told {
+impl Reference for ManualInstant {
     fn duration_since(&self, earlier: Self) -> Nanos {
         self.0.saturating_sub(earlier.0).into()
     }
@@ -45,7 +45,7 @@ impl Reference for Told {
     }
 }
 
-impl std::ops::Add<Nanos> for Told {
+impl std::ops::Add<Nanos> for ManualInstant {
     type Output = Self;
 
     fn add(self, duration: Nanos) -> Self {
@@ -53,8 +53,8 @@ impl std::ops::Add<Nanos> for Told {
     }
 }
 
-/// The limiter's state, which the crate's own store would not show: GCRA's theoretical arrival time,
-/// in nanoseconds of the told clock.
+/// The limiter's state: GCRA's theoretical arrival time, in nanoseconds of [`ManualClock`]. The
+/// crate's own store does not expose it.
 #[derive(Clone, Debug, Default)]
 struct FullAt(Arc<AtomicU64>);
 
@@ -65,23 +65,22 @@ impl StateStore for FullAt {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        // A lane has one owner, so nothing comes between the two.
+        // A lane has one owner, so load and store do not race.
         let (judged, after) = judge(Some(self.0.load(Ordering::Relaxed).into()))?;
         self.0.store(after.as_u64(), Ordering::Relaxed);
         Ok(judged)
     }
 }
 
-type Limiter = RateLimiter<NotKeyed, FullAt, ToldClock, NoOpMiddleware<Told>>;
+type Limiter = RateLimiter<NotKeyed, FullAt, ManualClock, NoOpMiddleware<ManualInstant>>;
 
-/// Leave for one request.
+/// Decision for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leave {
+pub(super) enum RateDecision {
     Granted,
-    /// Only once this time is durable as the one at which the burst is available again. Nothing was
-    /// taken.
+    /// Granted after this time is durable as [`Rate::full_at`]. No request was counted.
     Unreserved(Timestamp),
-    /// Not yet: [`Rate::denied`] says until when.
+    /// Denied until [`Rate::denied_until`].
     Denied,
 }
 
@@ -89,11 +88,10 @@ pub(super) enum Leave {
 pub(super) struct Rate {
     limit: RateLimit,
     limiter: Limiter,
-    clock: ToldClock,
+    clock: ManualClock,
     full_at: FullAt,
-    /// What is durable of `full_at`, by the same clock.
+    /// Durable bound of `full_at`, by the same clock.
     reserved: Duration,
-    /// What the last refusal said.
     denied_until: Option<Duration>,
 }
 
@@ -103,25 +101,25 @@ impl Rate {
         let burst = NonZeroU32::new(limit.burst.saturating_mul(times)).unwrap_or(NonZeroU32::MIN);
         let quota =
             Quota::with_period(interval(&limit)).expect("the interval is not zero").allow_burst(burst);
-        let (clock, full_at) = (ToldClock::default(), FullAt::default());
+        let (clock, full_at) = (ManualClock::default(), FullAt::default());
         let limiter = RateLimiter::new(quota, full_at.clone(), clock.clone());
         Self { limit, limiter, clock, full_at, reserved: Duration::ZERO, denied_until: None }
     }
 
-    /// As an earlier life left it: with this time as the one at which the burst is available again.
-    pub(super) fn restored(limit: RateLimit, full_at: Timestamp, now: Now) -> Self {
-        Self::new(limit).with_full_after(full_at.since(now.wall).min(whole_burst(&limit)), now)
+    /// Restores a rate from the durable time at which its burst is available again.
+    pub(super) fn restore(limit: RateLimit, full_at: Timestamp, now: Now) -> Self {
+        Self::new(limit).with_full_after(full_at.since(now.wall).min(burst_refill_time(&limit)), now)
     }
 
-    /// Another limit. Requests that were counted for this one count for it, too.
-    pub(super) fn changed(self, limit: RateLimit, now: Now) -> Self {
+    /// Changes the limit. Requests that were counted for the old limit also count for the new one.
+    pub(super) fn with_limit(self, limit: RateLimit, now: Now) -> Self {
         if limit == self.limit {
             return self;
         }
         let counted = self.full_at().saturating_sub(now.monotonic).as_nanos();
         let wait = counted.saturating_mul(interval(&limit).as_nanos()) / interval(&self.limit).as_nanos();
         let wait = Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX));
-        Self::new(limit).with_full_after(wait.min(whole_burst(&limit)), now)
+        Self::new(limit).with_full_after(wait.min(burst_refill_time(&limit)), now)
     }
 
     fn with_full_after(self, wait: Duration, now: Now) -> Self {
@@ -137,14 +135,14 @@ impl Rate {
         Duration::from_nanos(self.full_at.0.load(Ordering::Relaxed))
     }
 
-    /// Until when nothing may go, as far as is known without taking anything.
-    pub(super) fn denied(&self, now: Duration) -> Option<Duration> {
+    /// End of the last denial if it lies in the future. Does not query the limiter.
+    pub(super) fn denied_until(&self, now: Duration) -> Option<Duration> {
         self.denied_until.filter(|until| *until > now)
     }
 
-    /// Takes leave for one request, if what that takes is durable; a refusal is remembered. What is to
-    /// be reserved is good for a request that leaves at most `lead` later.
-    pub(super) fn try_take(&mut self, lead: Duration, now: Now) -> Leave {
+    /// Counts one request if the durable reservation covers it; remembers a denial. A reservation
+    /// that it returns covers requests that leave up to `lead` later.
+    pub(super) fn try_take(&mut self, lead: Duration, now: Now) -> RateDecision {
         self.clock.0.store(nanos(now.monotonic), Ordering::Relaxed);
         let before = self.full_at.0.load(Ordering::Relaxed);
         match self.limiter.check() {
@@ -152,29 +150,28 @@ impl Rate {
                 self.denied_until = None;
                 let full_at = self.full_at();
                 if full_at <= self.reserved {
-                    return Leave::Granted;
+                    return RateDecision::Granted;
                 }
                 self.full_at.0.store(before, Ordering::Relaxed);
                 let full_at = full_at + reserved_ahead(&self.limit) + lead;
-                // The wall clock and what is stored are cut to whole milliseconds.
+                // The wall clock and the stored time are truncated to milliseconds.
                 let wait = full_at.saturating_sub(now.monotonic) + Duration::from_millis(2);
-                Leave::Unreserved(now.wall.plus(wait))
+                RateDecision::Unreserved(now.wall.plus(wait))
             }
-            Err(refusal) => {
-                self.denied_until = Some(Duration::from_nanos(refusal.earliest_possible().0));
-                Leave::Denied
+            Err(denial) => {
+                self.denied_until = Some(Duration::from_nanos(denial.earliest_possible().0));
+                RateDecision::Denied
             }
         }
     }
 
-    /// This time is durable.
     pub(super) fn on_reserved(&mut self, full_at: Timestamp, now: Now) {
         let until = now.monotonic + full_at.since(now.wall);
         self.reserved = self.reserved.max(until.saturating_sub(Duration::from_millis(1)));
     }
 
-    /// The wall clock was set: what is durable says something else now.
-    pub(super) fn forget_reserved(&mut self) {
+    /// Clears the durable bound after a step of the wall clock, which changes its meaning.
+    pub(super) fn clear_reserved(&mut self) {
         self.reserved = Duration::ZERO;
     }
 }
@@ -183,17 +180,17 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Time that one request takes of the rate.
+/// Time between two requests at the rate.
 fn interval(limit: &RateLimit) -> Duration {
     (limit.per / limit.limit.max(1)).max(Duration::from_nanos(1))
 }
 
-/// Time after which a whole burst is available again.
-fn whole_burst(limit: &RateLimit) -> Duration {
+/// Time until a fully spent burst is available again.
+fn burst_refill_time(limit: &RateLimit) -> Duration {
     interval(limit).saturating_mul(limit.burst.max(1))
 }
 
-/// What is reserved beyond a request, in whole requests: a fast rate needs one record in this time,
+/// Time reserved beyond a request, in whole intervals. A fast rate needs one record in this time,
 /// and a slow one loses nothing by a restart.
 fn reserved_ahead(limit: &RateLimit) -> Duration {
     let interval = interval(limit);

@@ -1,11 +1,11 @@
-//! What a lane says of itself.
+//! Reports of lanes.
 
 use super::CircuitState;
 use crate::domain::Timestamp;
 use crate::domain::closed_list::closed_list;
 
 closed_list! {
-    /// Why a lane is not sending. Each has a word in the API and a metric label.
+    /// Why a lane waits. Each reason has a word in the API and a metric label.
     pub enum WaitReason {
         NotDue => "notDue",
         Rate => "rate",
@@ -20,8 +20,8 @@ closed_list! {
     }
 }
 
-/// The reason when some of the endpoint's deliveries stand `behind` others. Lanes never see those, so they think that there
-/// is nothing to send, or that the next is not due.
+/// Adds the reason `Ordering` if deliveries wait `behind` others of their order. Lanes do not see
+/// those, so they report no reason or `NotDue`.
 #[must_use]
 pub fn with_order(reason: Option<WaitReason>, behind: bool) -> Option<WaitReason> {
     match reason {
@@ -32,13 +32,13 @@ pub fn with_order(reason: Option<WaitReason>, behind: bool) -> Option<WaitReason
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneReport {
-    /// `None`: nothing waits, or it is about to be sent.
+    /// `None`: no delivery waits, or the next one is about to be sent.
     pub reason: Option<WaitReason>,
     /// Keys held in memory.
     pub window: usize,
     pub in_flight: usize,
     pub next_due: Option<Timestamp>,
-    /// When the reason ends by itself.
+    /// When the reason ends without a further change.
     pub retry_at: Option<Timestamp>,
     pub circuit: CircuitState,
     pub consecutive_failures: u32,

@@ -1,10 +1,9 @@
-//! The reservation that a lane waits for before it sends at its rate.
+//! The rate reservation that a lane must make durable before it sends.
 //!
-//! Owns: which reservation is being written, and for how long the next one has to be good. A lane
-//! that waits for one holds no slot. When it is durable, the lane goes on at the front of its lines:
-//! it has had its turn. The wait for a slot takes time, too, so a reservation covers a request that
-//! leaves a while later ([`Reserving::lead`]); when it has become too old all the same, the lane asks
-//! again, for a longer one.
+//! Owns the pending reservation and the lead of the next one. A waiting lane holds no slot. When
+//! the reservation is durable, the lane joins the front of its queues: it already spent its turn.
+//! The wait for a slot also takes time, so a reservation covers requests up to [`Reserving::lead`]
+//! later. If it is too old even so, the lane requests another one with a longer lead.
 
 use std::time::Duration;
 
@@ -14,14 +13,14 @@ use crate::limits;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     None,
-    /// It is being written.
-    Asked {
+    /// The reservation is being written.
+    Requested {
         reservation: Reservation,
         at: Duration,
     },
-    /// It is durable, and the request that it was asked for has not left.
+    /// The reservation is durable, and its request is not sent yet.
     Durable {
-        asked_at: Duration,
+        requested_at: Duration,
     },
 }
 
@@ -38,47 +37,47 @@ impl Default for Reserving {
 }
 
 impl Reserving {
-    pub(super) fn is_asked(&self) -> bool {
-        matches!(self.stage, Stage::Asked { .. })
+    pub(super) fn is_requested(&self) -> bool {
+        matches!(self.stage, Stage::Requested { .. })
     }
 
-    /// Whether the lane has had its turn, and has yet to use it.
+    /// Whether the reservation is durable and unused.
     pub(super) fn is_durable(&self) -> bool {
         matches!(self.stage, Stage::Durable { .. })
     }
 
-    /// How much later than its reservation a request may leave: twice the time that the last one took.
+    /// How long after its reservation a request may leave: twice the delay of the last one.
     pub(super) fn lead(&self) -> Duration {
         self.lead
     }
 
-    pub(super) fn ask(&mut self, reservation: Reservation, now: Now) {
-        self.stage = Stage::Asked { reservation, at: now.monotonic };
+    pub(super) fn request(&mut self, reservation: Reservation, now: Now) {
+        self.stage = Stage::Requested { reservation, at: now.monotonic };
     }
 
-    /// Gives whether it is the one that was asked for.
+    /// Returns whether this is the requested reservation.
     pub(super) fn on_durable(&mut self, durable: &Reservation) -> bool {
         match self.stage {
-            Stage::Asked { reservation, at } if reservation == *durable => {
-                self.stage = Stage::Durable { asked_at: at };
+            Stage::Requested { reservation, at } if reservation == *durable => {
+                self.stage = Stage::Durable { requested_at: at };
                 true
             }
-            Stage::None | Stage::Asked { .. } | Stage::Durable { .. } => false,
+            Stage::None | Stage::Requested { .. } | Stage::Durable { .. } => false,
         }
     }
 
-    /// The lane could send now: the request leaves, or its reservation has become too old.
+    /// The lane is about to send. If its reservation is too old, it requests another one.
     pub(super) fn on_turn(&mut self, now: Now) {
-        if let Stage::Durable { asked_at } = self.stage {
-            let took = now.monotonic.saturating_sub(asked_at);
+        if let Stage::Durable { requested_at } = self.stage {
+            let took = now.monotonic.saturating_sub(requested_at);
             let bounds = (limits::RATE_RESERVATION_LEAD_MIN, limits::RATE_RESERVATION_LEAD_MAX);
             self.lead = (2 * took).clamp(bounds.0, bounds.1);
             self.stage = Stage::None;
         }
     }
 
-    /// The lane waits for something else than a slot: its turn is over.
-    pub(super) fn lose_turn(&mut self) {
+    /// The lane waits for another reason than a slot, so it loses its priority in queues.
+    pub(super) fn forfeit_turn(&mut self) {
         if self.is_durable() {
             self.stage = Stage::None;
         }

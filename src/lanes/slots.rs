@@ -1,18 +1,18 @@
-//! The slots over all lanes: how many requests run at once, and who has to leave some of them to others.
+//! Slots: the limit of concurrent requests over all lanes, with headroom for healthy receivers.
 //!
-//! The last slots are not for lanes whose receiver has just failed, the very last not for those of which nothing is known, and
-//! each lane has to leave more than it holds: however many receivers hang, one that answers finds a slot now, not when
-//! their time is over. Lanes that wait for that stand in line here, so that they cost the turns of the others nothing.
+//! A lane whose receiver fails gets no slot of the headroom, an unknown receiver gets half of it. A
+//! lane must also leave more slots free than it holds. So a healthy receiver finds a free slot at
+//! once, however many receivers hang. Lanes without a slot wait in queues here, outside the ring.
 
 use std::collections::VecDeque;
 
-use super::lane::{Heard, Lane};
+use super::lane::{Lane, ReceiverHealth};
 use crate::domain::EndpointNumber;
 
-/// One part in so many of the slots is kept for receivers that answer.
-const KEPT_PART: usize = 8;
-/// With fewer slots to keep than this none is: an operator who allows few requests at once means the number.
-const KEPT_MIN: usize = 8;
+/// One in this many slots is headroom for receivers that answer.
+const HEADROOM_SHARE: usize = 8;
+/// Minimum headroom. A low limit that would give less has none: operators mean the exact number.
+const HEADROOM_MIN: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -35,11 +35,11 @@ impl Slots {
         self.taken
     }
 
-    pub(super) fn take(&mut self) {
+    pub(super) fn acquire(&mut self) {
         self.taken += 1;
     }
 
-    pub(super) fn give_back(&mut self, count: usize) {
+    pub(super) fn release(&mut self, count: usize) {
         self.taken -= count;
     }
 
@@ -47,55 +47,55 @@ impl Slots {
         self.taken >= self.max
     }
 
-    /// Whether there is one for this lane. Who is in line waits to be called, unless its receiver has answered meanwhile.
+    /// Whether a slot is free for this lane. A queued lane waits for [`Self::dequeue`], unless its
+    /// receiver has answered since.
     pub(super) fn admit(&self, lane: &Lane) -> bool {
-        if lane.in_line && lane.heard != Heard::Answer {
+        if lane.in_slot_queue && lane.receiver != ReceiverHealth::Answering {
             return false;
         }
         let free = self.free();
-        let left = match lane.heard {
-            Heard::Failure => 0,
-            Heard::Nothing => free.saturating_sub(self.kept() / 2),
-            Heard::Answer => free,
+        let usable = match lane.receiver {
+            ReceiverHealth::Failing => 0,
+            ReceiverHealth::Unknown => free.saturating_sub(self.headroom() / 2),
+            ReceiverHealth::Answering => free,
         };
-        free > self.kept() || lane.in_flight() < left
+        free > self.headroom() || lane.in_flight() < usable
     }
 
-    /// Puts a lane in line that was not admitted. Gives whether it may go away until it is called: if it holds slots itself
-    /// it may not, but of such lanes there are only so many.
-    pub(super) fn line_up(&mut self, endpoint: EndpointNumber, lane: &mut Lane) -> bool {
-        let line = match lane.heard {
-            Heard::Failure => &mut self.failing,
-            Heard::Nothing if lane.in_flight() == 0 => &mut self.unknown,
-            Heard::Nothing | Heard::Answer => return false,
+    /// Queues a lane that was not admitted. Returns whether it leaves the ring until it is
+    /// dequeued. Lanes that hold slots and do not fail stay; the limit bounds their number.
+    pub(super) fn enqueue(&mut self, endpoint: EndpointNumber, lane: &mut Lane) -> bool {
+        let queue = match lane.receiver {
+            ReceiverHealth::Failing => &mut self.failing,
+            ReceiverHealth::Unknown if lane.in_flight() == 0 => &mut self.unknown,
+            ReceiverHealth::Unknown | ReceiverHealth::Answering => return false,
         };
-        if !std::mem::replace(&mut lane.in_line, true) {
-            lane.line_end().join(line, endpoint);
+        if !std::mem::replace(&mut lane.in_slot_queue, true) {
+            lane.queue_end().push(queue, endpoint);
         }
         true
     }
 
-    /// The lane is no more.
-    pub(super) fn leave(&mut self, endpoint: EndpointNumber, lane: &Lane) {
-        if lane.in_line {
+    pub(super) fn remove(&mut self, endpoint: EndpointNumber, lane: &Lane) {
+        if lane.in_slot_queue {
             self.failing.retain(|other| *other != endpoint);
             self.unknown.retain(|other| *other != endpoint);
         }
     }
 
-    /// The next one in line for whom there may be a slot again; it has left the line.
-    pub(super) fn call(&mut self) -> Option<EndpointNumber> {
-        let (free, kept) = (self.free(), self.kept());
-        let unknown = if free > kept / 2 { self.unknown.pop_front() } else { None };
-        if unknown.is_none() && free > kept { self.failing.pop_front() } else { unknown }
+    /// Takes the next queued lane for which a slot may be free.
+    pub(super) fn dequeue(&mut self) -> Option<EndpointNumber> {
+        let (free, headroom) = (self.free(), self.headroom());
+        let unknown = if free > headroom / 2 { self.unknown.pop_front() } else { None };
+        if unknown.is_none() && free > headroom { self.failing.pop_front() } else { unknown }
     }
 
     fn free(&self) -> usize {
         self.max.saturating_sub(self.taken)
     }
 
-    fn kept(&self) -> usize {
-        let kept = self.max / KEPT_PART;
-        if kept < KEPT_MIN { 0 } else { kept }
+    fn headroom(&self) -> usize {
+        let headroom = self.max / HEADROOM_SHARE;
+        if headroom < HEADROOM_MIN { 0 } else { headroom }
     }
 }

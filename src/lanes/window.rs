@@ -1,16 +1,16 @@
-//! The part of a lane's backlog that is in memory, and the protocol by which it follows the part on disk.
+//! The part of a lane's backlog in memory, and the protocol that keeps it consistent with the disk.
 //!
-//! The window holds the earliest keys, up to a boundary; what is beyond the boundary is on disk and is read by refills.
-//! What makes it right:
+//! The window holds the earliest keys, up to a boundary. Refills read the keys after it from disk.
 //!
-//! * The state has applied a record before anyone here hears of it, and a refill is asked through the same channel. So a
-//!   refill reflects every notice that came before it was asked for; what comes while it is under way is logged, and what
-//!   is newer than the refill's position is applied on top of it.
-//! * Notices about one key come in order, but may lag behind a refill. A late one is about a key that is here, or was
-//!   sent, or is beyond the boundary: in each case it changes nothing.
-//! * A delivery has one attempt at a time. While one is under way, or over and not yet recorded, its delivery is not taken in
-//!   again under any key: where it stands meanwhile is kept beside the attempt ([`Flight::next`]), and it goes on from there.
-//!   Of such a delivery the notices say everything, so refills and what was logged during them say nothing about it.
+//! Invariants:
+//! * The state applies a record before the lane gets its notice, and refills use the same channel.
+//!   So a refill reflects every notice before its request. Notices during a refill are logged;
+//!   those newer than the refill's position are applied to its result.
+//! * Notices of one key are in order, but may lag behind a refill. The key of a late notice is in
+//!   the window, was sent, or lies after the boundary. In each case the notice changes nothing.
+//! * A delivery has one attempt at a time. Until that is recorded, [`Flight::next`] holds the
+//!   delivery's new key, and the window does not. Notices alone update it: refills and their logged
+//!   notices skip such a delivery.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,36 +19,35 @@ use crate::domain::{DueKey, Position, Progress};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 
-/// A notice that came during a refill.
+/// A notice during a refill.
 #[derive(Clone, Copy, Debug)]
 enum Logged {
     Due(DueKey, Progress, Position),
     Settled(DueKey, Position),
 }
 
-/// An attempt of a delivery, from its start until it is over and its outcome is recorded.
+/// An attempt of a delivery, until it is finished and its outcome is recorded.
 #[derive(Debug)]
 struct Flight {
-    /// Under which it was sent.
     key: DueKey,
-    is_over: bool,
-    place: Place,
-    /// Where the delivery stands, since it left the place that it was sent from.
+    is_finished: bool,
+    state: FlightState,
+    /// The delivery's key since it moved away from `key`.
     next: Option<(DueKey, Progress)>,
 }
 
-/// The place that an attempt was sent from.
+/// State of the key of a sent delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// The delivery stands there, as far as is known.
-    Taken,
-    /// The delivery was moved or ended meanwhile, by something else than this attempt.
-    Left,
+enum FlightState {
+    /// The delivery is still under this key, as far as the lane knows.
+    Unchanged,
+    /// Another cause than this attempt moved or ended the delivery.
+    Superseded,
     /// The attempt's outcome is recorded.
     Recorded,
 }
 
-/// A refill that is under way.
+/// A requested refill.
 #[derive(Debug)]
 struct Refilling {
     after: Option<DueKey>,
@@ -62,21 +61,21 @@ fn window_max() -> usize {
 #[derive(Debug)]
 pub(super) struct Window {
     keys: BTreeMap<DueKey, Progress>,
-    /// At most one for each delivery: those in flight, and those whose outcome waits for its commit.
+    /// Attempts in flight or not recorded, by event; at most one per delivery.
     flights: HashMap<Position, Flight>,
     in_flight: usize,
-    /// `None`: everything is in memory. `Some(boundary)`: what is after it is on disk (all, when it is `None`).
-    beyond: Option<Option<DueKey>>,
+    /// Boundary after which keys are on disk. `None`: no keys; `Some(None)`: all keys.
+    disk_after: Option<Option<DueKey>>,
     refilling: Option<Refilling>,
 }
 
 impl Window {
     pub(super) fn new(backlog: Backlog) -> Self {
-        let beyond = match backlog {
+        let disk_after = match backlog {
             Backlog::None => None,
             Backlog::OnDisk => Some(None),
         };
-        Self { keys: BTreeMap::new(), flights: HashMap::new(), in_flight: 0, beyond, refilling: None }
+        Self { keys: BTreeMap::new(), flights: HashMap::new(), in_flight: 0, disk_after, refilling: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -88,16 +87,16 @@ impl Window {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.beyond.is_none()
+        self.disk_after.is_none()
     }
 
-    /// Attempts that are under way or not recorded.
+    /// Number of attempts that are in flight or not recorded.
     #[cfg(test)]
-    pub(super) fn remembered(&self) -> usize {
+    pub(super) fn tracked_attempts(&self) -> usize {
         self.flights.len()
     }
 
-    /// Nothing is here and nothing is on disk.
+    /// Whether no key is in memory or on disk.
     pub(super) fn is_idle(&self) -> bool {
         self.keys.is_empty() && self.is_complete()
     }
@@ -106,51 +105,53 @@ impl Window {
         self.keys.first_key_value().map(|(key, progress)| (*key, *progress))
     }
 
-    /// The first key is now in flight.
+    /// Takes the first key; it is now in flight.
     pub(super) fn take_first(&mut self) -> Option<(DueKey, Progress)> {
         let (key, progress) = self.keys.pop_first()?;
-        // A refill may know already where it has moved to.
+        // A refill may have read the delivery's new key already.
         let moved = self.keys.keys().find(|other| other.event == key.event).copied();
         let next = moved.and_then(|moved| self.keys.remove_entry(&moved));
-        self.flights.insert(key.event, Flight { key, is_over: false, place: Place::Taken, next });
+        self.flights
+            .insert(key.event, Flight { key, is_finished: false, state: FlightState::Unchanged, next });
         self.in_flight += 1;
         Some((key, progress))
     }
 
-    /// The attempt that was sent under a key, when it is not over yet.
-    fn under_way(&mut self, key: DueKey) -> Option<&mut Flight> {
-        self.flights.get_mut(&key.event).filter(|flight| flight.key == key && !flight.is_over)
+    /// The unfinished attempt under this key.
+    fn active_flight(&mut self, key: DueKey) -> Option<&mut Flight> {
+        self.flights.get_mut(&key.event).filter(|flight| flight.key == key && !flight.is_finished)
     }
 
-    /// An attempt ended. Gives whether the key was in flight.
+    /// An attempt ended. Returns whether the key was in flight.
     pub(super) fn on_finished(&mut self, key: DueKey) -> bool {
-        let Some(flight) = self.under_way(key) else { return false };
-        flight.is_over = true;
+        let Some(flight) = self.active_flight(key) else { return false };
+        flight.is_finished = true;
         if failpoints::is_active(Mutation::ForgetUnrecorded) {
-            flight.place = Place::Recorded;
+            flight.state = FlightState::Recorded;
         }
         self.in_flight -= 1;
-        self.land(key.event);
+        self.release_recorded(key.event);
         true
     }
 
-    /// No attempt was made, so no outcome will be recorded: the delivery stands where it stood. Gives whether it was in
-    /// flight.
+    /// No attempt was made, so no outcome will be recorded. Restores the delivery's current key.
+    /// Returns whether the key was in flight.
     pub(super) fn on_returned(&mut self, key: DueKey, progress: Progress) -> bool {
-        let Some(flight) = self.under_way(key) else { return false };
-        let stands = if flight.place == Place::Taken { Some((key, progress)) } else { flight.next };
+        let Some(flight) = self.active_flight(key) else { return false };
+        let current =
+            if flight.state == FlightState::Unchanged { Some((key, progress)) } else { flight.next };
         self.flights.remove(&key.event);
         self.in_flight -= 1;
-        if let Some((key, progress)) = stands {
+        if let Some((key, progress)) = current {
             self.insert(key, progress);
         }
         true
     }
 
-    /// An attempt that is over and recorded holds its delivery no longer.
-    fn land(&mut self, event: Position) {
-        let landed = |flight: &Flight| flight.is_over && flight.place == Place::Recorded;
-        if self.flights.get(&event).is_some_and(landed)
+    /// Releases the delivery of an attempt that is finished and recorded.
+    fn release_recorded(&mut self, event: Position) {
+        let is_complete = |flight: &Flight| flight.is_finished && flight.state == FlightState::Recorded;
+        if self.flights.get(&event).is_some_and(is_complete)
             && let Some(Flight { next: Some((key, progress)), .. }) = self.flights.remove(&event)
         {
             self.insert(key, progress);
@@ -164,8 +165,8 @@ impl Window {
             refilling.log.push(Logged::Due(key, progress, at));
         }
         match self.flights.get_mut(&key.event) {
-            // It tells late of what was sent.
-            Some(flight) if flight.key == key && flight.place == Place::Taken => {}
+            // A late notice of the key that was sent.
+            Some(flight) if flight.key == key && flight.state == FlightState::Unchanged => {}
             Some(_) if failpoints::is_active(Mutation::SendBesideItself) => self.insert(key, progress),
             Some(flight) => flight.next = Some((key, progress)),
             None => self.insert(key, progress),
@@ -179,34 +180,34 @@ impl Window {
         self.keys.remove(&key);
         if let Some(flight) = self.flights.get_mut(&key.event) {
             flight.next = flight.next.filter(|(next, _)| *next != key);
-            if flight.key == key && flight.place == Place::Taken {
-                flight.place = Place::Left;
+            if flight.key == key && flight.state == FlightState::Unchanged {
+                flight.state = FlightState::Superseded;
             }
         }
     }
 
-    /// The outcome of the attempt that was sent under this key is recorded; what came of it was told before.
+    /// The outcome of the attempt under this key is recorded. Notices of its effects came before.
     pub(super) fn on_recorded(&mut self, key: DueKey) {
         if let Some(flight) = self.flights.get_mut(&key.event).filter(|flight| flight.key == key) {
-            flight.place = Place::Recorded;
-            self.land(key.event);
+            flight.state = FlightState::Recorded;
+            self.release_recorded(key.event);
         }
     }
 
     fn insert(&mut self, key: DueKey, progress: Progress) {
-        if self.beyond.is_some_and(|boundary| boundary.is_none_or(|boundary| key > boundary)) {
+        if self.disk_after.is_some_and(|boundary| boundary.is_none_or(|boundary| key > boundary)) {
             return;
         }
         self.keys.insert(key, progress);
         if self.keys.len() > window_max() {
             self.keys.pop_last();
-            self.beyond = Some(self.keys.last_key_value().map(|(key, _)| *key));
+            self.disk_after = Some(self.keys.last_key_value().map(|(key, _)| *key));
         }
     }
 
-    /// Where to read on, and how much, when it is time to.
-    pub(super) fn wants_refill(&mut self) -> Option<(Option<DueKey>, usize)> {
-        let boundary = self.beyond?;
+    /// Requests a refill if the window is low. Returns its boundary and maximum number of keys.
+    pub(super) fn begin_refill(&mut self) -> Option<(Option<DueKey>, usize)> {
+        let boundary = self.disk_after?;
         if self.refilling.is_some()
             || self.keys.len() >= failpoints::bound(Bound::LaneWindowLow, limits::LANE_WINDOW_LOW)
         {
@@ -218,12 +219,15 @@ impl Window {
 
     pub(super) fn on_refilled(&mut self, entries: Vec<(DueKey, Progress)>, exhausted: bool, as_of: Position) {
         let Some(Refilling { after, log }) = self.refilling.take() else { return };
-        if self.beyond != Some(after) {
-            // The window overflowed meanwhile: what it let go of lies before what was read. It asks again.
+        if self.disk_after != Some(after) {
+            // The window overflowed and dropped keys before these. The next refill reads both.
             return;
         }
-        self.beyond =
-            if exhausted { None } else { entries.last().map_or(self.beyond, |(key, _)| Some(Some(*key))) };
+        self.disk_after = if exhausted {
+            None
+        } else {
+            entries.last().map_or(self.disk_after, |(key, _)| Some(Some(*key)))
+        };
         for (key, progress) in entries {
             if !self.flights.contains_key(&key.event) {
                 self.keys.insert(key, progress);

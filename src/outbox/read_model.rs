@@ -134,7 +134,7 @@ impl ReadModel for State {
     }
 
     fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
-        pending::of_endpoint(self.rows(), endpoint, limit)
+        pending::endpoint_deliveries(self.rows(), endpoint, limit)
     }
 
     fn misplaced(
@@ -170,7 +170,7 @@ impl ReadModel for State {
     }
 
     fn knows(&self, event: Position) -> bool {
-        reads::knows(self.rows(), event)
+        reads::has_event(self.rows(), event)
     }
 
     fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts> {

@@ -1,8 +1,8 @@
-//! Whether kept rows are what the journal says: they stand beside rows that were folded from it anew.
+//! Audit: compares the kept rows with rows that were folded from the journal.
 //!
-//! Owns: what may differ, and why. Rows that were kept may lack what was forgotten without a record ([`Terms`]); rows that
-//! were folded anew may lack what retention has taken from the journal. Everything else is a difference, said in words.
-//! Looks at a bounded number of rows at a time; of requests that expire, at those of an hour (32 bytes each).
+//! Owns the tolerated differences. Kept rows may lack entries that expired without a record
+//! ([`Terms`]). Folded rows may lack records that retention removed from the journal. Memory is
+//! bounded: a batch of rows, and the expiring requests of one hour (32 bytes each).
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -14,40 +14,40 @@ use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::{Rows, counters, idempotency, pending, stats, streams};
 use crate::domain::{DeliveryKey, EndpointNumber, Position, Timestamp};
 
-/// Rows that are read at once.
+/// Rows per batch.
 const ROWS_PER_READ: usize = 512;
 
-/// What may differ.
+/// Tolerated differences.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms {
-    /// Events that were over by these may be forgotten.
+    /// Events that expired by these cutoffs may be missing.
     pub cutoffs: Cutoffs,
-    /// Requests that expired until then may be forgotten.
+    /// Requests that expired until then may be missing.
     pub expired_until: Timestamp,
-    /// Retention has taken records from the journal.
+    /// Retention has removed records from the journal.
     pub gaps: bool,
 }
 
-/// Compares all rows of projections; tells each difference. Gives how many kept rows there are.
+/// Compares all rows of projections and reports each difference. Returns the number of kept rows.
 pub fn audit(
     kept: &dyn Rows,
     folded: &dyn Rows,
     terms: &Terms,
     differs: &mut dyn FnMut(String),
-    looked_at: &mut dyn FnMut(u64),
+    examined: &mut dyn FnMut(u64),
 ) -> u64 {
-    let mut audit = Audit { kept, folded, terms, differs, looked_at, rows: 0 };
-    audit.pending();
-    audit.queues();
-    audit.exact(b'P');
-    audit.exact(b'X');
-    audit.exact(b'R');
-    audit.pages();
-    audit.streams();
-    audit.requests();
-    audit.expiries();
-    audit.counters();
-    audit.statistics();
+    let mut audit = Audit { kept, folded, terms, differs, examined, rows: 0 };
+    audit.compare_pending();
+    audit.compare_queues();
+    audit.compare_exactly(b'P');
+    audit.compare_exactly(b'X');
+    audit.compare_exactly(b'R');
+    audit.compare_pages();
+    audit.compare_streams();
+    audit.compare_requests();
+    audit.compare_expiries();
+    audit.compare_counters();
+    audit.compare_statistics();
     audit.rows
 }
 
@@ -56,130 +56,134 @@ struct Audit<'a> {
     folded: &'a dyn Rows,
     terms: &'a Terms,
     differs: &'a mut dyn FnMut(String),
-    looked_at: &'a mut dyn FnMut(u64),
+    examined: &'a mut dyn FnMut(u64),
     rows: u64,
 }
 
 impl Audit<'_> {
-    fn say(&mut self, what: String) {
-        (self.differs)(what);
+    fn report(&mut self, difference: String) {
+        (self.differs)(difference);
     }
 
-    fn saw(&mut self, rows: u64) {
+    fn count_rows(&mut self, rows: u64) {
         self.rows += rows;
-        (self.looked_at)(self.rows);
+        (self.examined)(self.rows);
     }
 
-    /// Every row of this tag is the same in both.
-    fn exact(&mut self, tag: u8) {
-        self.each(tag, |audit, key, kept, folded| {
+    /// Compares rows without tolerance.
+    fn compare_exactly(&mut self, tag: u8) {
+        self.for_each_row(tag, |audit, key, kept, folded| {
             if kept != folded {
-                audit.say(difference(&describe(key), kept.is_some(), folded.is_some()));
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
         });
     }
 
-    fn each(&mut self, tag: u8, mut look: impl FnMut(&mut Self, &[u8], Option<&[u8]>, Option<&[u8]>)) {
+    fn for_each_row(
+        &mut self,
+        tag: u8,
+        mut compare: impl FnMut(&mut Self, &[u8], Option<&[u8]>, Option<&[u8]>),
+    ) {
         let (kept, folded) = (self.kept, self.folded);
         for (key, one, other) in (Pairs { kept: Side::new(kept, tag), folded: Side::new(folded, tag) }) {
-            self.saw(u64::from(one.is_some()));
+            self.count_rows(u64::from(one.is_some()));
             if key_bytes(tag).is_none_or(|bytes| key.len() == bytes) {
-                look(self, &key, one.as_deref(), other.as_deref());
+                compare(self, &key, one.as_deref(), other.as_deref());
             } else {
-                self.say(format!("a row of kind {} has a key of {} bytes", char::from(tag), key.len()));
+                self.report(format!("a row of kind {} has a key of {} bytes", char::from(tag), key.len()));
             }
         }
     }
 
-    /// What lanes may send. When what stood first in a queue is not in the journal any more, another may be first in the
-    /// rows that were folded anew: then the queues are looked at for themselves.
-    fn pending(&mut self) {
-        self.each(b'D', |audit, key, kept, folded| {
+    /// Compares sendable deliveries. If retention may have removed the first delivery of a queue,
+    /// another one is first in the folded rows. So only the kept queue is checked.
+    fn compare_pending(&mut self) {
+        self.for_each_row(b'D', |audit, key, kept, folded| {
             let is_ordered = |value: &[u8]| pending::is_ordered(value);
             if audit.terms.gaps && kept.or(folded).is_some_and(is_ordered) {
-                if kept.is_some() && !pending::has_queue(audit.kept, key) {
-                    audit.say(format!("{} stands in no queue", describe(key)));
+                if kept.is_some() && !pending::is_in_its_queue(audit.kept, key) {
+                    audit.report(format!("{} is not in its queue", describe(key)));
                 }
             } else if kept != folded {
-                audit.say(difference(&describe(key), kept.is_some(), folded.is_some()));
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
         });
     }
 
-    fn queues(&mut self) {
+    fn compare_queues(&mut self) {
         if !self.terms.gaps {
-            return self.exact(b'W');
+            return self.compare_exactly(b'W');
         }
         let mut queue: Option<(Vec<u8>, u64)> = None;
-        self.each(b'W', |audit, key, kept, folded| {
+        self.for_each_row(b'W', |audit, key, kept, folded| {
             if kept.is_some() != folded.is_some() {
-                audit.say(difference(&describe(key), kept.is_some(), folded.is_some()));
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
             if let Some(value) = kept {
-                let firsts = u64::from(pending::is_first(audit.kept, key, value));
+                let sendable = u64::from(pending::is_sendable(audit.kept, key, value));
                 match &mut queue {
-                    Some((name, count)) if name[..] == key[..13] => *count += firsts,
+                    Some((name, count)) if name[..] == key[..13] => *count += sendable,
                     other => {
-                        let before = other.replace((key[..13].to_vec(), firsts));
-                        audit.one_first(before.as_ref());
+                        let before = other.replace((key[..13].to_vec(), sendable));
+                        audit.check_sendable(before.as_ref());
                     }
                 }
             }
         });
-        self.one_first(queue.as_ref());
+        self.check_sendable(queue.as_ref());
     }
 
-    fn one_first(&mut self, queue: Option<&(Vec<u8>, u64)>) {
-        if let Some((key, firsts)) = queue.filter(|(_, firsts)| *firsts != 1) {
+    fn check_sendable(&mut self, queue: Option<&(Vec<u8>, u64)>) {
+        if let Some((key, sendable)) = queue.filter(|(_, sendable)| *sendable != 1) {
             let endpoint = endpoint_at(key, 1).0;
-            self.say(format!(
-                "a queue of endpoint {endpoint} has {firsts} deliveries that may be sent, not one"
+            self.report(format!(
+                "a queue of endpoint {endpoint} has {sendable} sendable deliveries, expected one"
             ));
         }
     }
 
-    fn pages(&mut self) {
+    fn compare_pages(&mut self) {
         let mut next = Some(0);
         while let Some(from) = next {
             let (kept, folded) =
                 (pages::page_at_or_above(self.kept, from), pages::page_at_or_above(self.folded, from));
             let Some(page) = kept.into_iter().chain(folded).min() else { break };
-            self.page(page);
+            self.compare_page(page);
             next = page.checked_add(1);
         }
     }
 
-    fn page(&mut self, page: u64) {
+    fn compare_page(&mut self, page: u64) {
         let (kept, folded) = (pages::events(self.kept, page), pages::events(self.folded, page));
         let (states, folded_states) = (pages::states(self.kept, page), pages::states(self.folded, page));
-        self.saw((kept.len() + states.len()) as u64);
+        self.count_rows((kept.len() + states.len()) as u64);
         for pair in kept.windows(2).filter(|pair| pair[0].position >= pair[1].position) {
-            self.say(format!("event {} is listed twice, or out of order", pair[1].position));
+            self.report(format!("event {} is duplicated or out of order", pair[1].position));
         }
         let known: HashMap<Position, &EventEntry> =
             kept.iter().map(|event| (event.position, event)).collect();
-        let meant: HashMap<Position, &EventEntry> =
+        let expected: HashMap<Position, &EventEntry> =
             folded.iter().map(|event| (event.position, event)).collect();
         for event in &kept {
-            match meant.get(&event.position) {
-                Some(other) if *other == event => self.deliveries(event, &states, &folded_states),
-                Some(_) => self.say(format!("event {} is listed as something else", event.position)),
-                None => self.say(format!("event {} is not in the journal", event.position)),
+            match expected.get(&event.position) {
+                Some(other) if *other == event => self.compare_deliveries(event, &states, &folded_states),
+                Some(_) => self.report(format!("event {} differs from the journal", event.position)),
+                None => self.report(format!("event {} is not in the journal", event.position)),
             }
         }
         for event in folded.iter().filter(|event| !known.contains_key(&event.position)) {
-            if !retention::is_over(event, &folded_states, self.terms.cutoffs) {
-                self.say(format!("event {} is missing", event.position));
+            if !retention::is_expired(event, &folded_states, self.terms.cutoffs) {
+                self.report(format!("event {} is missing", event.position));
             }
         }
-        let strays: BTreeSet<_> =
+        let orphans: BTreeSet<_> =
             states.keys().map(|key| key.event).filter(|event| !known.contains_key(event)).collect();
-        for event in strays {
-            self.say(format!("event {event} is missing, and deliveries of it are there"));
+        for event in orphans {
+            self.report(format!("event {event} is missing, but has deliveries"));
         }
     }
 
-    fn deliveries(
+    fn compare_deliveries(
         &mut self,
         event: &EventEntry,
         kept: &HashMap<DeliveryKey, StateEntry>,
@@ -194,67 +198,67 @@ impl Audit<'_> {
             if one != other {
                 let state =
                     |entry: Option<&StateEntry>| entry.map_or("pending", |entry| entry.state.as_str());
-                self.say(format!(
-                    "the delivery of event {} for endpoint {} is {}, and the journal says {}{}",
+                self.report(format!(
+                    "the delivery of event {} for endpoint {} is {}, the journal gives {}{}",
                     event.position,
                     endpoint.0,
                     state(one),
                     state(other),
-                    if state(one) == state(other) { ", of other attempts or at another time" } else { "" },
+                    if state(one) == state(other) { ", with other attempts or at another time" } else { "" },
                 ));
             }
         }
     }
 
-    fn streams(&mut self) {
+    fn compare_streams(&mut self) {
         let gaps = self.terms.gaps;
-        self.each(b'S', |audit, key, kept, folded| {
+        self.for_each_row(b'S', |audit, key, kept, folded| {
             let heads = (kept.and_then(streams::decode), folded.and_then(streams::decode));
-            let is_meant = match heads {
-                // Its first event may have been taken.
+            let is_equal = match heads {
+                // Retention may have removed the first event.
                 (Some(kept), Some(folded)) if gaps => {
                     kept.first_at <= folded.first_at
                         && streams::Head { first_at: folded.first_at, ..kept } == folded
                 }
                 (kept, folded) => kept.is_some() && kept == folded,
             };
-            if !is_meant {
-                audit.say(difference(&describe(key), kept.is_some(), folded.is_some()));
+            if !is_equal {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
         });
     }
 
-    fn requests(&mut self) {
-        self.each(b'I', |audit, key, kept, folded| {
+    fn compare_requests(&mut self) {
+        self.for_each_row(b'I', |audit, key, kept, folded| {
             let known = (kept.and_then(idempotency::decode), folded.and_then(idempotency::decode));
-            let is_meant = match known {
+            let is_equal = match known {
                 (Some(kept), Some(folded)) => kept == folded,
-                // Expired, or a chosen id that went with its event.
+                // Expired, or a chosen id that was deleted with its event.
                 (None, Some(folded)) if kept.is_none() => match folded.expires_at {
                     Some(at) => at <= audit.terms.expired_until,
                     None => pages::event(audit.kept, folded.position).is_none(),
                 },
                 _ => false,
             };
-            if !is_meant {
+            if !is_equal {
                 let position = known.0.or(known.1).map_or(Position(0), |known| known.position);
-                let what = format!("a request that was answered with record {position}");
-                audit.say(difference(&what, kept.is_some(), folded.is_some()));
+                let row = format!("the answered request of record {position}");
+                audit.report(difference(&row, kept.is_some(), folded.is_some()));
             }
-            // Of later ones it is seen below.
+            // `compare_expiries` checks the later ones.
             let expires_at = known.0.and_then(|known| known.expires_at);
             let overdue = expires_at
                 .filter(|at| idempotency::hour_of(*at) < idempotency::hour_of(audit.terms.expired_until));
-            if overdue.is_some_and(|at| !idempotency::is_to_expire(audit.kept, &key[1..], at)) {
-                audit.say("a request that was answered would be remembered for ever".to_owned());
+            if overdue.is_some_and(|at| !idempotency::has_expiry(audit.kept, &key[1..], at)) {
+                audit.report("an answered request has no expiry row".to_owned());
             }
         });
     }
 
-    /// When requests will be forgotten, by the hour.
-    fn expiries(&mut self) {
+    /// Compares the expiries of requests, hour by hour.
+    fn compare_expiries(&mut self) {
         let mut hours = Hours { kept: Vec::new(), folded: Vec::new(), hour: 0 };
-        self.each(b'J', |audit, key, kept, folded| {
+        self.for_each_row(b'J', |audit, key, kept, folded| {
             let hour = u64_at(key, 1);
             if hour != hours.hour {
                 hours.compare(audit);
@@ -266,37 +270,39 @@ impl Audit<'_> {
         hours.compare(self);
     }
 
-    fn counters(&mut self) {
+    fn compare_counters(&mut self) {
         let gaps = self.terms.gaps;
-        self.each(b'L', |audit, key, kept, folded| {
+        self.for_each_row(b'L', |audit, key, kept, folded| {
             let lane = |value: Option<&[u8]>| value.map(counters::decode).unwrap_or_default();
             let (kept, mut folded) = (lane(kept), lane(folded));
-            // Failures that retention took are failures no more.
-            if gaps && is_less_of(folded.failing, kept.failing) {
+            // Retention may have removed failures.
+            if gaps && is_part_of(folded.failing, kept.failing) {
                 folded.failing = kept.failing;
             }
             if kept != folded {
                 let endpoint = endpoint_at(key, 1).0;
-                audit.say(format!("endpoint {endpoint} counts {kept:?}, and the journal says {folded:?}"));
+                audit.report(format!(
+                    "counters of endpoint {endpoint} are {kept:?}, the journal gives {folded:?}"
+                ));
             }
         });
     }
 
-    fn statistics(&mut self) {
+    fn compare_statistics(&mut self) {
         let Terms { gaps, cutoffs, .. } = *self.terms;
-        self.each(b'T', |audit, key, kept, folded| {
+        self.for_each_row(b'T', |audit, key, kept, folded| {
             let hour = |value: Option<&[u8]>| value.map(stats::Hour::decode).unwrap_or_default();
             let forgotten = kept.is_none()
                 && cutoffs.events.is_some_and(|cutoff| u64_at(key, 5) < stats::hour_of(cutoff));
             let (one, other) = (hour(kept), hour(folded));
             if !forgotten && one != other && !(gaps && one.covers(&other)) {
-                audit.say(difference(&describe(key), kept.is_some(), folded.is_some()));
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
         });
     }
 }
 
-/// The requests that expire within an hour, as far as they were read.
+/// Requests of one expiry hour that were read so far.
 struct Hours {
     kept: Vec<[u8; 16]>,
     folded: Vec<[u8; 16]>,
@@ -324,19 +330,19 @@ impl Hours {
         let (missing, more) = (!has_all(&self.folded, &self.kept), !has_all(&self.kept, &self.folded));
         if (missing && !may_be_gone) || (more && !may_be_more) {
             let hour = self.hour;
-            audit.say(format!("what expires in hour {hour} since 1970 is not what the journal says"));
+            audit.report(format!("the expiries of hour {hour} since 1970 differ from the journal"));
         }
         self.kept.clear();
         self.folded.clear();
     }
 }
 
-/// Whether one may be the other without some of its attempts.
-fn is_less_of(one: Option<Failing>, other: Option<Failing>) -> bool {
-    one.is_none_or(|one| other.is_some_and(|other| one.since >= other.since))
+/// Whether `part` may be `whole` without some of its attempts.
+fn is_part_of(part: Option<Failing>, whole: Option<Failing>) -> bool {
+    part.is_none_or(|part| whole.is_some_and(|whole| part.since >= whole.since))
 }
 
-/// Lengths of the keys that have one.
+/// Key length of a tag, if it is fixed.
 fn key_bytes(tag: u8) -> Option<usize> {
     match tag {
         b'D' | b'W' | b'X' => Some(21),
@@ -347,35 +353,35 @@ fn key_bytes(tag: u8) -> Option<usize> {
     }
 }
 
-fn difference(what: &str, is_kept: bool, is_meant: bool) -> String {
-    match (is_kept, is_meant) {
-        (true, false) => format!("{what} is there, and not in the journal"),
-        (false, true) => format!("{what} is missing"),
-        _ => format!("{what} is not what the journal says"),
+fn difference(row: &str, is_kept: bool, is_folded: bool) -> String {
+    match (is_kept, is_folded) {
+        (true, false) => format!("{row} is not in the journal"),
+        (false, true) => format!("{row} is missing"),
+        _ => format!("{row} differs from the journal"),
     }
 }
 
-/// A row in words.
+/// Description of a row.
 fn describe(key: &[u8]) -> String {
     let event = |offset| Position(u64_at(key, offset));
     match key[0] {
         b'D' => format!(
-            "the place of event {} in the lane of endpoint {} (due {})",
+            "the due entry of event {} in the lane of endpoint {} (due {})",
             event(13),
             endpoint_at(key, 1).0,
             u64_at(key, 5)
         ),
-        b'W' => format!("the place of event {} in a queue of endpoint {}", event(13), endpoint_at(key, 1).0),
-        b'P' => format!("what is behind event {} for endpoint {}", event(1), endpoint_at(key, 9).0),
+        b'W' => format!("the entry of event {} in a queue of endpoint {}", event(13), endpoint_at(key, 1).0),
+        b'P' => format!("the history of event {} for endpoint {}", event(1), endpoint_at(key, 9).0),
         b'X' => format!("the dead letter of event {} for endpoint {}", event(9), endpoint_at(key, 17).0),
         b'S' => format!("the head of stream {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
-        b'T' => format!("what endpoint {} did in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
-        b'R' => format!("what endpoint {} has reserved of its rate", endpoint_at(key, 1).0),
+        b'T' => format!("the statistics of endpoint {} in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
+        b'R' => format!("the reserved rate of endpoint {}", endpoint_at(key, 1).0),
         tag => format!("a row of kind {}", char::from(tag)),
     }
 }
 
-/// Rows of one tag from one side, read some at a time.
+/// Rows of one tag on one side, read in batches.
 struct Side<'a> {
     rows: &'a dyn Rows,
     from: Vec<u8>,
@@ -411,7 +417,7 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Rows of two sides in key order, with the value of each.
+/// Rows of both sides in key order, with the value of each.
 struct Pairs<'a> {
     kept: Side<'a>,
     folded: Side<'a>,

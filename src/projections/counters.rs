@@ -1,5 +1,4 @@
-//! What is counted and known of each endpoint's lane (`L`): how many deliveries wait, whether its
-//! receiver fails, and until when it asked to be left alone.
+//! Counters of each endpoint's lane (`L`), with failures of its receiver and the `Retry-After`.
 
 use std::ops::ControlFlow;
 
@@ -11,17 +10,17 @@ use crate::domain::{EndpointNumber, Position, Timestamp};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lane {
     pub pending: u64,
-    /// Of `pending`: behind another delivery of the same ordering key.
+    /// Pending deliveries behind another one of the same ordering key.
     pub waiting: u64,
     pub dead: u64,
     /// Failed attempts since the last success, or since an operator changed or opened the endpoint.
     pub failing: Option<Failing>,
-    /// Position of that success, or zero: its record has to stay, or a rebuild would not know of it.
+    /// Position of that success, or zero. Retention keeps its record for a rebuild.
     pub last_success: Position,
-    /// Until when the receiver asked to be left alone, and the record that says so, which has to stay.
+    /// End of the receiver's `Retry-After`, and its record, which retention keeps for a rebuild.
     pub hold: Option<(Timestamp, Position)>,
-    /// Position of the record that last opened the endpoint, or moved it to another host: holds of
-    /// earlier revisions are over.
+    /// Position of the record that last opened the endpoint or moved it to another host. Holds of
+    /// earlier revisions have ended.
     pub opened: Position,
 }
 
@@ -61,8 +60,8 @@ pub(super) fn put(rows: &mut dyn Rows, endpoint: EndpointNumber, counters: &Lane
     rows.put(&Key::new(b'L').endpoint(endpoint).0, value);
 }
 
-/// Endpoints that have counters, from a number on, in order.
-pub fn from(rows: &dyn Rows, first: EndpointNumber, limit: usize) -> Vec<EndpointNumber> {
+/// Endpoints with counters, from `first` on, in order.
+pub fn endpoints_from(rows: &dyn Rows, first: EndpointNumber, limit: usize) -> Vec<EndpointNumber> {
     let mut list = Vec::new();
     rows.scan(&Key::new(b'L').endpoint(first).0, b"M", &mut |key, _| {
         list.push(endpoint_at(key, 1));

@@ -10,7 +10,7 @@ use crate::domain::{DeadReason, DeliveryKey, Position, Timestamp};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     pub delivery: DeliveryKey,
-    /// Position of the record that gave it up.
+    /// Position of the record that ended the delivery.
     pub death: Position,
     pub died_at: Timestamp,
     pub reason: DeadReason,
@@ -47,7 +47,7 @@ fn decode(key: &[u8], value: &[u8]) -> Result<Letter, Malformed> {
     })
 }
 
-/// Visits letters that died before `before` (all when `None`), newest first.
+/// Visits dead letters older than `before` (all if `None`), newest first.
 pub fn newest_first(
     rows: &dyn Rows,
     before: Option<(Position, DeliveryKey)>,

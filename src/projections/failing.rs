@@ -1,17 +1,17 @@
-//! Evidence that a receiver fails: its failed attempts since the last success, as the gaps between them.
+//! Evidence of a failing receiver: the gaps between its failed attempts since the last success.
 //!
-//! Whether that is enough to disable the endpoint depends on the configuration, which no record
-//! holds. So the gaps are kept by their length, and the rule decides how much of each one counts.
+//! The threshold for disabling the endpoint is configuration, which is not in the journal. So gaps
+//! are stored by length, and the rule decides how much of each one counts.
 
 use std::time::Duration;
 
 use crate::codec::{Malformed, Reader, put_varint};
 use crate::domain::{Attempt, Endpoint, EndpointStatus, Timestamp};
 
-/// Classes of gaps: up to 8 ms, up to 64 ms, and so on. The last one is open from 99 days.
+/// Classes of gaps: below 8 ms, below 64 ms, and so on. The last one starts at 99 days.
 const CLASSES: usize = 12;
 
-/// Gaps of about the same length.
+/// Gaps of one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Gaps {
     count: u64,
@@ -21,14 +21,14 @@ struct Gaps {
 /// Failed attempts without a success between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failing {
-    /// Start of the first one.
+    /// Start of the first attempt.
     pub since: Timestamp,
-    /// Start of the latest one.
+    /// Start of the latest attempt.
     last: Timestamp,
     gaps: [Gaps; CLASSES],
 }
 
-/// Identifies a change of an endpoint by an operator: when it was made, and to what status.
+/// Identifies an operator's change of an endpoint by its time and the new status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperatorChange {
     updated_at: Timestamp,
@@ -42,14 +42,14 @@ impl From<&Endpoint> for OperatorChange {
 }
 
 impl Failing {
-    /// One failed attempt after those that are known.
+    /// Adds a failed attempt to the known ones.
     #[must_use]
     pub fn after(known: Option<Self>, attempt: &Attempt) -> Self {
         let at = attempt.started_at;
         let Some(mut failing) = known else {
             return Self { since: at, last: at, gaps: [Gaps::default(); CLASSES] };
         };
-        // Nothing could be tried before the daemon was started.
+        // The time before the start of the daemon does not count.
         let gap = at.since(failing.last).min(attempt.uptime.unwrap_or(Duration::MAX));
         let millis = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
         let gaps = &mut failing.gaps[class(millis)];
@@ -59,10 +59,10 @@ impl Failing {
         failing
     }
 
-    /// Whether a record of an endpoint ends the evidence against it: an operator changed or opened it.
-    /// Sealing its secrets again is the same change once more.
+    /// Whether a record of an endpoint ends the evidence: an operator changed or opened it.
+    /// Resealing its secrets repeats the previous change.
     #[must_use]
-    pub fn ends_with(endpoint: &Endpoint, before: Option<OperatorChange>) -> bool {
+    pub fn is_ended_by(endpoint: &Endpoint, before: Option<OperatorChange>) -> bool {
         endpoint.status == EndpointStatus::Active && before != Some(endpoint.into())
     }
 
@@ -71,8 +71,8 @@ impl Failing {
         self.gaps.iter().map(|gaps| gaps.count).sum::<u64>() + 1
     }
 
-    /// The time between the failed attempts. Of each gap about `gap_max` counts at most: the limit
-    /// applies to the sum of each class, so within a class a long gap may make up for short ones.
+    /// Sum of the gaps, each counted up to about `gap_max`. The limit applies per class, so a long
+    /// gap may use the unused part of short ones.
     #[must_use]
     pub fn time(&self, gap_max: Duration) -> Duration {
         let most = u64::try_from(gap_max.as_millis()).unwrap_or(u64::MAX);
@@ -90,7 +90,7 @@ impl Failing {
         }
     }
 
-    /// Reads to the end.
+    /// Reads all remaining bytes.
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let mut time = || reader.get_varint().map(Timestamp::from_millis);
         let mut failing = Self { since: time()?, last: time()?, gaps: [Gaps::default(); CLASSES] };

@@ -1,4 +1,4 @@
-//! The fold: what one journal record does to the rows, and what lanes have to hear about it.
+//! The fold: applies journal records to the rows and reports the changes of lanes.
 
 use std::collections::HashMap;
 
@@ -19,14 +19,14 @@ use crate::domain::{
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 
-/// What changed for a lane. `at` is the position of the record that says so.
+/// A change of a lane. `at` is the position of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneChange {
     /// The delivery may be sent from `key.due` on.
     Due { endpoint: EndpointNumber, key: DueKey, progress: Progress, at: Position },
-    /// This place in the lane is empty: the delivery ended, moved or was cancelled.
+    /// The lane no longer has this key: the delivery ended, moved or was cancelled.
     Settled { endpoint: EndpointNumber, key: DueKey, at: Position },
-    /// The outcome of the attempt that was sent under this key is recorded; what changed by it was told before.
+    /// The outcome of the attempt with this key is recorded. Its other changes precede this one.
     Recorded { endpoint: EndpointNumber, key: DueKey },
 }
 
@@ -39,20 +39,20 @@ pub struct Totals {
     pub events: u64,
 }
 
-/// The fold's own memory beside the rows: derived from records as well, bounded by the number of endpoints.
+/// Memory of the fold, derived from records like the rows. The number of endpoints bounds it.
 #[derive(Debug, Default)]
 pub struct Fold {
-    known: HashMap<EndpointNumber, Known>,
+    endpoints: HashMap<EndpointNumber, LiveEndpoint>,
     blocks: Blocks,
     tallies: Tallies,
-    /// How many checkpoints there have been; names the blocks that are written until the next.
+    /// Number of checkpoints so far: part of the keys of new blocks.
     checkpoint: u64,
     pub totals: Totals,
 }
 
-/// What the fold has to know of a live endpoint.
+/// Properties of a live endpoint.
 #[derive(Debug)]
-struct Known {
+struct LiveEndpoint {
     ordering: Ordering,
     is_open: bool,
     /// See [`Endpoint::destination`].
@@ -60,7 +60,7 @@ struct Known {
     change: OperatorChange,
 }
 
-impl From<&Endpoint> for Known {
+impl From<&Endpoint> for LiveEndpoint {
     fn from(endpoint: &Endpoint) -> Self {
         Self {
             ordering: endpoint.ordering,
@@ -71,7 +71,7 @@ impl From<&Endpoint> for Known {
     }
 }
 
-/// FNV-1a: stable for ever, because it is stored.
+/// FNV-1a. It must never change, because rows store it.
 #[must_use]
 pub fn order_hash(key: &str) -> OrderHash {
     key.bytes()
@@ -79,24 +79,24 @@ pub fn order_hash(key: &str) -> OrderHash {
 }
 
 impl Fold {
-    /// A fold that goes on after so many checkpoints.
+    /// A fold that continues after this number of checkpoints.
     #[must_use]
     pub fn resume(checkpoints: u64, totals: Totals) -> Self {
         Self { checkpoint: checkpoints, totals, ..Self::default() }
     }
 
-    /// Tells of an endpoint that is known from before the checkpoint.
-    pub fn know_endpoint(&mut self, endpoint: &Endpoint) {
-        self.known.insert(endpoint.number, endpoint.into());
+    /// Restores an endpoint that was recorded before the checkpoint.
+    pub fn restore_endpoint(&mut self, endpoint: &Endpoint) {
+        self.endpoints.insert(endpoint.number, endpoint.into());
     }
 
-    /// To be called when everything so far has been checkpointed.
+    /// Call this after a checkpoint of all rows.
     pub fn on_checkpoint(&mut self) {
         self.checkpoint += 1;
         self.blocks.close();
     }
 
-    /// To be called after a group of records, before anybody reads counters.
+    /// Writes the counters. Call this after a group of records, before counters are read.
     pub fn write_tallies(&mut self, rows: &mut dyn Rows) {
         self.tallies.write(rows);
     }
@@ -111,7 +111,7 @@ impl Fold {
         self.checkpoint
     }
 
-    /// Forgets events whose time is over; see [`retention::forget`].
+    /// Deletes expired events; see [`retention::forget`].
     pub fn forget(
         &mut self,
         rows: &mut dyn Rows,
@@ -122,8 +122,8 @@ impl Fold {
         retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max)
     }
 
-    /// Applies one record; [`Self::write_tallies`] has to follow, at once or after further records. Lane changes are appended to `changes`; those of a freshly accepted event for endpoints
-    /// without an order are left out when `announced` says that the lanes have heard of them already.
+    /// Applies one record and appends its lane changes. Call [`Self::write_tallies`] after a group
+    /// of records. `announced` omits unordered deliveries of a new event, which the lanes have.
     pub fn apply(
         &mut self,
         rows: &mut dyn Rows,
@@ -172,10 +172,10 @@ impl Fold {
     }
 }
 
-/// Where a delivery with a place in its lane comes from.
+/// State of a delivery that has a place in its lane.
 const PENDING: Option<DeliveryState> = Some(DeliveryState::Pending);
 
-/// One record being applied.
+/// Application of one record.
 struct Step<'a> {
     fold: &'a mut Fold,
     rows: &'a mut dyn Rows,
@@ -183,7 +183,7 @@ struct Step<'a> {
     changes: &'a mut Vec<LaneChange>,
 }
 
-/// What is known of a pending delivery's place.
+/// Place of a pending delivery.
 struct Place {
     due: Timestamp,
     /// Whether a lane may send it (it has a `D` row).
@@ -201,28 +201,28 @@ impl Step<'_> {
     }
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) {
-        let before = self.fold.known.insert(endpoint.number, endpoint.into());
+        let before = self.fold.endpoints.insert(endpoint.number, endpoint.into());
         let position = self.position;
-        if Failing::ends_with(endpoint, before.as_ref().map(|before| before.change)) {
+        if Failing::is_ended_by(endpoint, before.as_ref().map(|before| before.change)) {
             self.lane(endpoint.number).failing = None;
         }
-        let moves = |before: Known| before.destination != endpoint.destination();
-        if endpoint.is_open() && before.is_none_or(|before| !before.is_open || moves(before)) {
+        let is_moved = |before: LiveEndpoint| before.destination != endpoint.destination();
+        if endpoint.is_open() && before.is_none_or(|before| !before.is_open || is_moved(before)) {
             let lane = self.lane(endpoint.number);
             (lane.opened, lane.hold) = (position, None);
         }
     }
 
     fn delete_endpoint(&mut self, endpoint: EndpointNumber) {
-        self.fold.known.remove(&endpoint);
+        self.fold.endpoints.remove(&endpoint);
         reserved::forget(self.rows, endpoint);
     }
 
-    /// A reservation may be recorded after its endpoint was deleted: nothing would remove its row.
+    /// Ignores reservations of a deleted endpoint: their row would never be removed.
     fn reserve(&mut self, endpoint: EndpointNumber, reservation: &Reservation) {
-        if self.fold.known.contains_key(&endpoint) {
+        if self.fold.endpoints.contains_key(&endpoint) {
             let reserved = Reserved { reservation: *reservation, position: self.position };
-            reserved::keep(self.rows, &reserved, endpoint);
+            reserved::keep_latest(self.rows, &reserved, endpoint);
         }
     }
 
@@ -248,28 +248,28 @@ impl Step<'_> {
         let progress = Progress::begin(0, entry.first_due, Trigger::Publish);
         for endpoint in &event.targets {
             let delivery = DeliveryKey { event: self.position, endpoint: *endpoint };
-            let order = self.order(*endpoint, entry.order);
-            self.add(delivery, entry.first_due, Row { progress, order }, announced && order.is_none());
+            let order = self.queue_for(*endpoint, entry.order);
+            let row = Row { progress, order };
+            self.add_pending(delivery, entry.first_due, row, announced && order.is_none());
         }
     }
 
-    fn order(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
-        match self.fold.known.get(&endpoint)?.ordering {
+    fn queue_for(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
+        match self.fold.endpoints.get(&endpoint)?.ordering {
             Ordering::None => None,
             Ordering::Key => Some(key),
             Ordering::Endpoint => Some(WHOLE_ENDPOINT),
         }
     }
 
-    /// A delivery becomes pending.
-    fn add(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
+    fn add_pending(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
         self.fold.totals.pending += 1;
         self.lane(delivery.endpoint).pending += 1;
-        self.take_place(delivery, due, &row, announced);
+        self.enter_place(delivery, due, &row, announced);
     }
 
-    /// A pending delivery is put into its lane, or into its queue behind what stands there.
-    fn take_place(&mut self, delivery: DeliveryKey, due: Timestamp, row: &Row, announced: bool) {
+    /// Puts a pending delivery into its lane, or into its queue behind other deliveries.
+    fn enter_place(&mut self, delivery: DeliveryKey, due: Timestamp, row: &Row, announced: bool) {
         let sendable = match row.order {
             None => true,
             Some(order) => {
@@ -278,34 +278,33 @@ impl Step<'_> {
             }
         };
         if sendable {
-            self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, row, announced);
+            self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, row, announced);
         } else {
             self.lane(delivery.endpoint).waiting += 1;
         }
     }
 
-    fn make_due(&mut self, endpoint: EndpointNumber, key: DueKey, row: &Row, announced: bool) {
+    fn add_due_key(&mut self, endpoint: EndpointNumber, key: DueKey, row: &Row, announced: bool) {
         pending::put_due(self.rows, endpoint, key, row);
         if !announced {
             self.changes.push(LaneChange::Due { endpoint, key, progress: row.progress, at: self.position });
         }
     }
 
-    /// A delivery is pending no more.
-    fn remove(&mut self, delivery: DeliveryKey, place: &Place) {
+    fn remove_pending(&mut self, delivery: DeliveryKey, place: &Place) {
         self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
         let lane = self.lane(delivery.endpoint);
         lane.pending = lane.pending.saturating_sub(1);
         pending::remove_detail(self.rows, delivery);
         self.leave_place(delivery, place);
-        self.let_next_through(delivery.endpoint, place);
+        self.release_next(delivery.endpoint, place);
     }
 
-    /// Takes a pending delivery out of its lane and its queue.
+    /// Removes a pending delivery from its lane and its queue.
     fn leave_place(&mut self, delivery: DeliveryKey, place: &Place) {
         let key = DueKey { due: place.due, event: delivery.event };
         if place.sendable && !failpoints::is_active(Mutation::SettleTwice) {
-            self.unmake_due(delivery.endpoint, key);
+            self.remove_due_key(delivery.endpoint, key);
         }
         let lane = self.lane(delivery.endpoint);
         lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
@@ -314,24 +313,24 @@ impl Step<'_> {
         }
     }
 
-    fn unmake_due(&mut self, endpoint: EndpointNumber, key: DueKey) {
+    fn remove_due_key(&mut self, endpoint: EndpointNumber, key: DueKey) {
         pending::remove_due(self.rows, endpoint, key);
         self.changes.push(LaneChange::Settled { endpoint, key, at: self.position });
     }
 
-    /// Where a delivery was that could be sent, the next of its queue can be.
-    fn let_next_through(&mut self, endpoint: EndpointNumber, left: &Place) {
+    /// Makes the next delivery of a queue sendable after a sendable one has left.
+    fn release_next(&mut self, endpoint: EndpointNumber, left: &Place) {
         let Some(order) = left.row.order.filter(|_| left.sendable) else { return };
         if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
             row.order = Some(order);
             let lane = self.lane(endpoint);
             lane.waiting = lane.waiting.saturating_sub(1);
-            self.make_due(endpoint, key, &row, false);
+            self.add_due_key(endpoint, key, &row, false);
         }
     }
 
-    /// Where a delivery is pending; `None` when it is not.
-    fn place(&self, delivery: DeliveryKey) -> Option<Place> {
+    /// The place of a delivery; `None` if it is not pending.
+    fn find_place(&self, delivery: DeliveryKey) -> Option<Place> {
         let state = pages::state_of(self.rows, delivery);
         if state.as_ref().is_some_and(|entry| entry.state != DeliveryState::Pending) {
             return None;
@@ -353,19 +352,18 @@ impl Step<'_> {
         Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
     }
 
-    /// Every request that was made is in the record of its delivery. When the delivery was moved or ended while this one was
-    /// under way, whoever did that has decided what becomes of it, with one exception: a success makes it delivered, for
-    /// the receiver has it. Whether it was its turn in its queue does not matter: a journal from which retention has taken
-    /// what stood before it says otherwise than the whole one.
+    /// Adds an attempt to its delivery. If the delivery moved or ended during the attempt, only a
+    /// success changes it, because the receiver has the event. The queue order is not checked:
+    /// retention may have removed earlier deliveries of the queue from the journal.
     fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
         let key = DueKey { due, event: delivery.event };
         let hour = self.hour(delivery.endpoint, attempt.started_at);
         hour.count_attempt(attempt.duration);
         hour.delivered += u64::from(attempt.next == Next::Delivered);
-        self.note_health(delivery.endpoint, attempt);
+        self.update_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
             Some(row) => Some(Place { due, sendable: true, row }),
-            None => self.place(delivery),
+            None => self.find_place(delivery),
         };
         match place {
             Some(place) => self.finish_pending(delivery, due, attempt, &place),
@@ -378,42 +376,42 @@ impl Step<'_> {
         let mut detail = self.detail(delivery, &place.row, place.due);
         detail.last_status = attempt.status;
         detail.progress.attempts += 1;
-        keep_attempt(&mut detail.attempts, self.position);
+        push_attempt(&mut detail.attempts, self.position);
         let finished_at = attempt.started_at.plus(attempt.duration);
         let is_moved = place.due != due;
         let change = DeliveryChange::Attempted(attempt.next);
         match attempt.next {
             Next::Delivered => {
-                self.remove(delivery, place);
+                self.remove_pending(delivery, place);
                 self.settle(delivery, PENDING, change, finished_at, &detail);
             }
-            // It counts in no series: the one that it was made in is over.
+            // The attempt counts in no series, because its series has ended.
             Next::RetryAt(_) | Next::Dead(_) if is_moved => {
-                self.move_to(delivery, place, place.due, &mut detail);
+                self.reschedule(delivery, place, place.due, &mut detail);
             }
             Next::RetryAt(at) => {
                 detail.progress = detail.progress.after(attempt.delay);
                 detail.progress.attempts_in_series += 1;
                 detail.progress.first_attempt.get_or_insert(attempt.started_at);
                 detail.progress.trigger = Trigger::Retry;
-                self.move_to(delivery, place, at, &mut detail);
+                self.reschedule(delivery, place, at, &mut detail);
             }
             Next::Dead(reason) => {
-                self.remove(delivery, place);
-                self.die(delivery, reason, change, finished_at, &detail);
+                self.remove_pending(delivery, place);
+                self.add_dead_letter(delivery, reason, change, finished_at, &detail);
             }
         }
     }
 
-    /// The delivery ended while the attempt was under way.
+    /// The delivery ended during the attempt.
     fn finish_ended(&mut self, delivery: DeliveryKey, attempt: &Attempt) {
         let ended = pages::state_of(self.rows, delivery);
         let Some(mut entry) = ended.filter(|entry| entry.state != DeliveryState::Pending) else { return };
         entry.last_status = attempt.status;
         entry.attempts_made += 1;
-        keep_attempt(&mut entry.attempts, self.position);
+        push_attempt(&mut entry.attempts, self.position);
         if let Some(state) = transition(Some(entry.state), DeliveryChange::Attempted(attempt.next)) {
-            self.forget_death(&entry);
+            self.remove_dead_letter(&entry);
             entry.state = state;
             entry.at = attempt.started_at.plus(attempt.duration);
             entry.death = Position(0);
@@ -421,7 +419,7 @@ impl Step<'_> {
         self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
     }
 
-    fn note_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
+    fn update_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
         let position = self.position;
         let lane = self.lane(endpoint);
         if attempt.error.is_none() {
@@ -442,14 +440,13 @@ impl Step<'_> {
         known.unwrap_or(Detail { due, last_status: None, progress: row.progress, attempts: Vec::new() })
     }
 
-    /// A pending delivery gets another due time.
-    fn move_to(&mut self, delivery: DeliveryKey, place: &Place, due: Timestamp, detail: &mut Detail) {
+    fn reschedule(&mut self, delivery: DeliveryKey, place: &Place, due: Timestamp, detail: &mut Detail) {
         detail.due = due;
         pending::put_detail(self.rows, delivery, detail);
         let row = Row { progress: detail.progress, order: place.row.order };
         if place.sendable {
-            self.unmake_due(delivery.endpoint, DueKey { due: place.due, event: delivery.event });
-            self.make_due(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
+            self.remove_due_key(delivery.endpoint, DueKey { due: place.due, event: delivery.event });
+            self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
         } else if let Some(order) = row.order {
             pending::requeue(self.rows, delivery, order, due, &row);
         }
@@ -463,7 +460,7 @@ impl Step<'_> {
         at: Timestamp,
         detail: &Detail,
     ) {
-        let state = transition(from, change).expect("the change was judged before");
+        let state = transition(from, change).expect("the caller checked the transition");
         let death = if matches!(state, DeliveryState::Dead(_)) { self.position } else { Position(0) };
         let entry = StateEntry {
             delivery,
@@ -477,7 +474,7 @@ impl Step<'_> {
         self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
     }
 
-    fn die(
+    fn add_dead_letter(
         &mut self,
         delivery: DeliveryKey,
         reason: DeadReason,
@@ -504,49 +501,49 @@ impl Step<'_> {
 
     /// Ends a pending delivery without an attempt.
     fn give_up(&mut self, delivery: DeliveryKey, change: DeliveryChange, at: Timestamp) {
-        let Some(place) = self.place(delivery) else { return };
+        let Some(place) = self.find_place(delivery) else { return };
         let detail = self.detail(delivery, &place.row, place.due);
-        self.remove(delivery, &place);
+        self.remove_pending(delivery, &place);
         if let DeliveryChange::Died(reason) = change {
-            self.die(delivery, reason, change, at, &detail);
+            self.add_dead_letter(delivery, reason, change, at, &detail);
         } else {
             self.settle(delivery, PENDING, change, at, &detail);
             self.hour(delivery.endpoint, at).cancelled += 1;
         }
     }
 
-    /// Puts a pending delivery where its endpoint's ordering of now wants it. Its due time and its attempts stay.
+    /// Moves a pending delivery to its place in the current ordering. Keeps due time and attempts.
     fn reorder(&mut self, delivery: DeliveryKey) {
-        let Some(place) = self.place(delivery) else { return };
+        let Some(place) = self.find_place(delivery) else { return };
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
-        let order = self.order(delivery.endpoint, event.order);
+        let order = self.queue_for(delivery.endpoint, event.order);
         if order != place.row.order {
             self.leave_place(delivery, &place);
             if !failpoints::is_active(Mutation::StrandQueue) {
-                self.let_next_through(delivery.endpoint, &place);
+                self.release_next(delivery.endpoint, &place);
             }
-            self.take_place(delivery, place.due, &Row { order, ..place.row }, false);
+            self.enter_place(delivery, place.due, &Row { order, ..place.row }, false);
         }
     }
 
     fn revive(&mut self, delivery: DeliveryKey, trigger: Trigger, at: Timestamp) {
-        if let Some(place) = self.place(delivery) {
+        if let Some(place) = self.find_place(delivery) {
             if transition(PENDING, DeliveryChange::Revived(trigger)).is_none() {
                 return;
             }
             let mut detail = self.detail(delivery, &place.row, place.due);
             detail.progress = Progress::begin(detail.progress.attempts, at, trigger);
-            return self.move_to(delivery, &place, at, &mut detail);
+            return self.reschedule(delivery, &place, at, &mut detail);
         }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
         let before = pages::state_of(self.rows, delivery);
-        // Whoever wanted it has looked before, and others may have acted in between.
+        // The state may have changed since the request was checked.
         let (from, change) = (before.as_ref().map(|entry| entry.state), DeliveryChange::Revived(trigger));
         if transition(from, change).is_none() {
             return;
         }
         if let Some(entry) = &before {
-            self.forget_death(entry);
+            self.remove_dead_letter(entry);
         }
         let kept = before.as_ref().filter(|_| !failpoints::is_active(Mutation::ForgetAttempts));
         let attempts_made = kept.map_or(0, |entry| entry.attempts_made);
@@ -560,11 +557,11 @@ impl Step<'_> {
         let empty = Detail { attempts: Vec::new(), ..detail };
         self.settle(delivery, from, change, at, &empty);
         pending::put_detail(self.rows, delivery, &detail);
-        let order = self.order(delivery.endpoint, event.order);
-        self.add(delivery, at, Row { progress, order }, false);
+        let order = self.queue_for(delivery.endpoint, event.order);
+        self.add_pending(delivery, at, Row { progress, order }, false);
     }
 
-    fn forget_death(&mut self, entry: &StateEntry) {
+    fn remove_dead_letter(&mut self, entry: &StateEntry) {
         if matches!(entry.state, DeliveryState::Dead(_)) {
             dead::remove(self.rows, entry.death, entry.delivery);
             self.fold.totals.dead = self.fold.totals.dead.saturating_sub(1);
@@ -576,21 +573,21 @@ impl Step<'_> {
     fn purge(&mut self, delivery: DeliveryKey, at: Timestamp) {
         let Some(entry) = pages::state_of(self.rows, delivery) else { return };
         let Some(state) = transition(Some(entry.state), DeliveryChange::Purged) else { return };
-        self.forget_death(&entry);
+        self.remove_dead_letter(&entry);
         let purged = StateEntry { state, at, death: Position(0), ..entry };
         self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &purged);
     }
 }
 
-/// Notes where one more attempt is recorded; the oldest gives way.
-fn keep_attempt(attempts: &mut Vec<Position>, position: Position) {
+/// Adds the position of an attempt. At the limit, drops the oldest.
+fn push_attempt(attempts: &mut Vec<Position>, position: Position) {
     if attempts.len() == limits::ATTEMPTS_KEPT_MAX {
         attempts.remove(0);
     }
     attempts.push(position);
 }
 
-/// Events without an ordering key are ordered by their id: each for itself.
+/// Ordering key of an event: its own, else its stream, else its unique id.
 fn ordering_key(event: &Event) -> &str {
     match (&event.ordering_key, &event.stream) {
         (Some(key), _) => key.as_str(),

@@ -1,4 +1,4 @@
-//! Requests that were answered (`I`), and when that may be forgotten (`J`).
+//! Answered requests (`I`) and their expiry times (`J`).
 
 use std::ops::ControlFlow;
 
@@ -8,7 +8,7 @@ use crate::domain::{Idempotency, Position, Timestamp};
 
 const HOUR_MILLIS: u64 = 3_600_000;
 
-/// An earlier request: where its answer is, and what it asked.
+/// An answered request: the position of its answer and the hash of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     pub position: Position,
@@ -16,13 +16,13 @@ pub struct Known {
     pub expires_at: Option<Timestamp>,
 }
 
-/// Under which the requests are kept that expire at this time.
+/// Hour of an expiry time, from the Unix epoch: part of the `J` key.
 pub(super) fn hour_of(at: Timestamp) -> u64 {
     at.millis() / HOUR_MILLIS
 }
 
-/// Whether it is noted that a request expires at this time.
-pub(super) fn is_to_expire(rows: &dyn Rows, scope: &[u8], at: Timestamp) -> bool {
+/// Whether a `J` row has the expiry of this request.
+pub(super) fn has_expiry(rows: &dyn Rows, scope: &[u8], at: Timestamp) -> bool {
     let prefix = Key::new(b'J').u64(hour_of(at)).0;
     let mut found = false;
     rows.scan(&prefix, &after_prefix(&prefix), &mut |_, scopes| {
@@ -63,14 +63,14 @@ pub fn remember(rows: &mut dyn Rows, checkpoint: u64, idempotency: &Idempotency,
     }
 }
 
-/// Forgets a request, when it is still the one at that position.
+/// Deletes a request if its answer is at this position.
 pub fn forget(rows: &mut dyn Rows, scope: &[u8; 16], position: Position) {
     if known(rows, scope).is_some_and(|known| known.position == position) {
         rows.remove(&key(scope));
     }
 }
 
-/// Forgets one block of requests that expired before `now`. Gives whether there was one.
+/// Deletes one block of requests that expired before `now`. Returns whether there was one.
 pub fn forget_expired(rows: &mut dyn Rows, now: Timestamp) -> bool {
     let mut block = None;
     let to = Key::new(b'J').u64(hour_of(now)).0;
@@ -82,7 +82,7 @@ pub fn forget_expired(rows: &mut dyn Rows, now: Timestamp) -> bool {
     let Some((block_key, scopes)) = block else { return false };
     for scope in scopes.chunks_exact(16) {
         let scope: [u8; 16] = scope.try_into().expect("chunks of 16");
-        // The same scope may have been used again after it expired.
+        // A later request may use the scope again.
         if known(rows, &scope).is_some_and(|known| known.expires_at.is_some_and(|at| at <= now)) {
             rows.remove(&key(&scope));
         }

@@ -1,8 +1,8 @@
-//! The index of events (`E`) and of delivery states (`O`), written as blocks per checkpoint instead of a row per event.
+//! Indexes of events (`E`) and delivery states (`O`), in blocks instead of a row per event.
 //!
-//! A page covers [`PAGE_POSITIONS`] journal positions. What a checkpoint adds to a page is one block (or several, when
-//! a block grows past its bound). Reading a page merges its blocks in order; of several entries for one delivery the
-//! last counts.
+//! A page covers [`PAGE_POSITIONS`] journal positions. A checkpoint adds one block to a page, or
+//! several if a block reaches its bound. Readers merge the blocks of a page in order. Of several
+//! entries for one delivery, the last is valid.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -17,12 +17,12 @@ use crate::limits;
 /// Journal positions per page.
 pub const PAGE_POSITIONS: u64 = 256;
 
-/// The same; a simulation has smaller pages.
+/// [`PAGE_POSITIONS`]; a simulation uses smaller pages.
 fn page_positions() -> u64 {
     failpoints::bound(Bound::PagePositions, PAGE_POSITIONS as usize) as u64
 }
 
-/// The page that a position lies on.
+/// The page of a position.
 #[must_use]
 pub fn page_of(position: Position) -> u64 {
     position.0 / page_positions()
@@ -30,17 +30,17 @@ pub fn page_of(position: Position) -> u64 {
 
 /// The first position of a page.
 #[must_use]
-pub fn first_of(page: u64) -> u64 {
+pub fn first_position(page: u64) -> u64 {
     page * page_positions()
 }
 
-/// A block is closed when it has reached this many bytes.
+/// Size in bytes at which a block is closed.
 const BLOCK_BYTES_TARGET: usize = 8 * 1024;
 /// The largest entry: an event with a thousand targets and the longest names.
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
 const _: () = assert!(BLOCK_BYTES_TARGET + ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
 
-/// What lists need to know of an event without reading it.
+/// Index entry of an event, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventEntry {
     pub position: Position,
@@ -87,17 +87,17 @@ impl EventEntry {
     }
 }
 
-/// A change of a delivery's state: how it ended, or that it is pending again.
+/// A change of a delivery's state: its end, or its revival.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateEntry {
     pub delivery: DeliveryKey,
     pub state: DeliveryState,
     pub at: Timestamp,
-    /// For dead ones: position of the record that says so.
+    /// Position of the record of the death, for dead deliveries.
     pub death: Position,
     pub last_status: Option<u16>,
     pub attempts_made: u32,
-    /// Positions of its attempts, oldest first; empty when pending again (then `P` has them).
+    /// Positions of the attempts, oldest first. Empty after a revival: then `P` has them.
     pub attempts: Vec<Position>,
 }
 
@@ -151,28 +151,28 @@ fn state(code: u8) -> Result<DeliveryState, Malformed> {
     }
 }
 
-/// What rows hold of a reason: its code less one.
+/// Encodes a reason in rows: its code minus one.
 #[must_use]
 pub fn reason_code(reason: DeadReason) -> u8 {
     reason.code() - 1
 }
 
-/// Reads what [`reason_code`] wrote.
+/// Decodes the result of [`reason_code`].
 ///
 /// # Errors
-/// For a code that no reason has.
+/// For an unknown code.
 pub fn reason(code: u8) -> Result<DeadReason, Malformed> {
     code.checked_add(1).and_then(DeadReason::from_code).ok_or(Malformed::Number)
 }
 
-/// Where the next entry of a page goes, since the last checkpoint.
+/// The open block of each page since the last checkpoint.
 #[derive(Debug, Default)]
 pub struct Blocks {
     chunks: HashMap<(u8, u64), u16>,
 }
 
 impl Blocks {
-    /// To be called at each checkpoint: later entries go to new blocks.
+    /// Closes all blocks. Call this at each checkpoint.
     pub fn close(&mut self) {
         self.chunks.clear();
     }
@@ -221,7 +221,7 @@ pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
     entries(rows, b'E', page, EventEntry::decode)
 }
 
-/// The last state entry of each of the page's deliveries; one without an entry is pending since acceptance.
+/// The last state entry of each delivery. A delivery without one is pending since its acceptance.
 pub fn states(rows: &dyn Rows, page: u64) -> HashMap<DeliveryKey, StateEntry> {
     entries(rows, b'O', page, StateEntry::decode).into_iter().map(|entry| (entry.delivery, entry)).collect()
 }
@@ -258,7 +258,7 @@ pub fn page_at_or_above(rows: &dyn Rows, page: u64) -> Option<u64> {
     found
 }
 
-/// Forgets the index of a page, and the states of its deliveries.
+/// Deletes the events of a page and the states of their deliveries.
 pub fn remove_page(rows: &mut dyn Rows, page: u64) {
     for tag in [b'E', b'O'] {
         let prefix = Key::new(tag).u64(page).0;

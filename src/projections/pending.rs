@@ -1,8 +1,8 @@
-//! Pending deliveries: the due index (`D`), their detail (`P`) and the queues behind an ordering key (`W`).
+//! Pending deliveries: due index (`D`), details (`P`) and queues of ordering keys (`W`).
 //!
-//! Invariant: a pending delivery has exactly one row that says when it is due: in `D` when a lane may send it, only in
-//! `W` when it waits behind another delivery of its ordering key. The fold puts it into the queue that its endpoint's
-//! ordering of then wants; when the ordering changes, [`misplaced`] finds what has to be put elsewhere.
+//! Invariant: a pending delivery has one valid due time: in `D` if a lane may send it, else in `W`,
+//! where it waits behind another delivery of its ordering key. The fold applies the endpoint's
+//! current ordering. After a change of ordering, [`misplaced`] finds the deliveries to move.
 
 use std::ops::ControlFlow;
 
@@ -13,21 +13,20 @@ use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Pro
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
-/// Hash of an ordering key; endpoints with strict order have one for all. Two keys with the same hash only wait for
-/// each other needlessly.
+/// Hash of an ordering key. A collision only makes deliveries of two keys wait for each other.
 pub type OrderHash = u64;
 
-/// The queue of all deliveries of an endpoint with strict order.
+/// The only queue of an endpoint with strict order.
 pub const WHOLE_ENDPOINT: OrderHash = 0;
 
-/// Deliveries of one queue that are looked at for one that waits and is due.
-const QUEUE_LOOKED_AT_MAX: usize = 64;
+/// Deliveries per queue that [`due_behind`] examines.
+const QUEUE_SCAN_MAX: usize = 64;
 
-/// Value of a `D` row; a `W` row has the due time before it.
+/// Value of a `D` row. In a `W` row the due time precedes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     pub progress: Progress,
-    /// Set when the delivery stands in a queue of `W`.
+    /// The queue in `W`, if the delivery is in one.
     pub order: Option<OrderHash>,
 }
 
@@ -58,7 +57,7 @@ impl Row {
     }
 }
 
-/// What rows hold of a trigger: its code less one.
+/// Encodes a trigger in rows: its code minus one.
 fn trigger_code(trigger: Trigger) -> u8 {
     trigger.code() - 1
 }
@@ -67,13 +66,13 @@ fn trigger(code: u8) -> Result<Trigger, Malformed> {
     code.checked_add(1).and_then(Trigger::from_code).ok_or(Malformed::Number)
 }
 
-/// Value of a `P` row: only deliveries that were tried, or revived, have one.
+/// Value of a `P` row. Only tried or revived deliveries have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detail {
     pub due: Timestamp,
     pub last_status: Option<u16>,
     pub progress: Progress,
-    /// Positions of its attempts, oldest first.
+    /// Positions of the attempts, oldest first.
     pub attempts: Vec<Position>,
 }
 
@@ -97,7 +96,7 @@ impl Detail {
     }
 }
 
-/// Positions as their differences.
+/// Encodes positions as differences.
 pub fn put_positions(out: &mut Vec<u8>, positions: &[Position]) {
     put_varint(out, positions.len() as u64);
     let mut before = 0;
@@ -107,10 +106,10 @@ pub fn put_positions(out: &mut Vec<u8>, positions: &[Position]) {
     }
 }
 
-/// Reads what [`put_positions`] wrote.
+/// Decodes the result of [`put_positions`].
 ///
 /// # Errors
-/// When the bytes end early.
+/// When the bytes end early or a position overflows.
 pub fn positions(reader: &mut Reader<'_>) -> Result<Vec<Position>, Malformed> {
     let count = reader.get_varint()?;
     let mut list = Vec::new();
@@ -138,12 +137,12 @@ fn queue_key(delivery: DeliveryKey, order: OrderHash) -> Vec<u8> {
     Key::new(b'W').endpoint(delivery.endpoint).u64(order).position(delivery.event).0
 }
 
-/// The due row, when the delivery is sendable at this due time.
+/// The due row, if the delivery is sendable at this due time.
 pub fn due_row(rows: &dyn Rows, endpoint: EndpointNumber, key: DueKey) -> Option<Row> {
     rows.get(&due_key(endpoint, key)).and_then(|value| Row::decode(&mut Reader::new(&value)).ok())
 }
 
-/// Makes a delivery sendable. It must not be.
+/// Makes a delivery sendable. It must not be sendable already.
 pub fn put_due(rows: &mut dyn Rows, endpoint: EndpointNumber, key: DueKey, row: &Row) {
     let mut value = Vec::with_capacity(24);
     row.encode(&mut value);
@@ -166,7 +165,7 @@ pub fn remove_detail(rows: &mut dyn Rows, delivery: DeliveryKey) {
     rows.remove(&detail_key(delivery));
 }
 
-/// Puts a delivery at its place in its queue. Gives whether nothing else stands there, so that it may be sent.
+/// Inserts a delivery into its queue. Returns whether the queue was empty: then it may be sent.
 pub fn enqueue(
     rows: &mut dyn Rows,
     delivery: DeliveryKey,
@@ -174,12 +173,12 @@ pub fn enqueue(
     due: Timestamp,
     row: &Row,
 ) -> bool {
-    let alone = super::rows::first_with(rows, &queue_prefix(delivery.endpoint, order)).is_none();
+    let alone = super::rows::first_with_prefix(rows, &queue_prefix(delivery.endpoint, order)).is_none();
     rows.put_new(&queue_key(delivery, order), queue_value(due, row));
     alone
 }
 
-/// Changes what a delivery that waits in its queue will be due by.
+/// Changes the due time of a waiting delivery.
 pub fn requeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash, due: Timestamp, row: &Row) {
     rows.put(&queue_key(delivery, order), queue_value(due, row));
 }
@@ -195,7 +194,7 @@ pub fn dequeue(rows: &mut dyn Rows, delivery: DeliveryKey, order: OrderHash) {
     rows.remove(&queue_key(delivery, order));
 }
 
-/// A delivery's place in a queue: its due time and row.
+/// The due time and row of a delivery in a queue.
 pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Option<(Timestamp, Row)> {
     let value = rows.get(&queue_key(delivery, order))?;
     let mut reader = Reader::new(&value);
@@ -205,14 +204,14 @@ pub fn queued(rows: &dyn Rows, delivery: DeliveryKey, order: OrderHash) -> Optio
 
 /// The first delivery of a queue, with its due time.
 pub fn queue_head(rows: &dyn Rows, endpoint: EndpointNumber, order: OrderHash) -> Option<(DueKey, Row)> {
-    let (key, value) = super::rows::first_with(rows, &queue_prefix(endpoint, order))?;
+    let (key, value) = super::rows::first_with_prefix(rows, &queue_prefix(endpoint, order))?;
     let mut reader = Reader::new(&value);
     let due = Timestamp::from_millis(reader.get_varint().ok()?);
     let row = Row::decode(&mut reader).ok()?;
     Some((DueKey { due, event: Position(u64_at(&key, 13)) }, row))
 }
 
-/// One read of a lane's backlog: sendable deliveries after `after`, in lane order, and whether that is all.
+/// Reads sendable deliveries after `after` in lane order. Returns them and whether they are all.
 pub fn refill(
     rows: &dyn Rows,
     endpoint: EndpointNumber,
@@ -244,8 +243,8 @@ pub fn refill(
     (entries, exhausted)
 }
 
-/// Up to `limit` pending deliveries of an endpoint: sendable ones first, then those that wait in queues.
-pub fn of_endpoint(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
+/// Up to `limit` pending deliveries of an endpoint. Prefers sendable ones to waiting ones.
+pub fn endpoint_deliveries(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
     let mut found = std::collections::BTreeSet::new();
     for (tag, offset) in [(b'D', 13), (b'W', 13)] {
         let prefix = Key::new(tag).endpoint(endpoint).0;
@@ -260,21 +259,21 @@ pub fn of_endpoint(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> V
     found.into_iter().collect()
 }
 
-/// Where a look at all places of an endpoint goes on.
+/// Row key at which the next step of [`misplaced`] starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spot(Vec<u8>);
 
-/// A step through the places of an endpoint.
+/// Result of a step of [`misplaced`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Misplaced {
-    /// By acceptance.
+    /// In order of acceptance.
     pub deliveries: Vec<DeliveryKey>,
-    /// Where the next step begins; `None` at the end.
+    /// Start of the next step; `None` at the end.
     pub next: Option<Spot>,
 }
 
-/// Up to `limit` pending deliveries of an endpoint that stand elsewhere than this ordering wants them. Rows that stand where
-/// they should are passed over where that can be told from their keys, else at most [`limits::SCAN_ENTRIES_MAX`] in a step.
+/// Up to `limit` pending deliveries of an endpoint that are misplaced for this ordering. Skips key
+/// ranges without such rows. Examines at most [`limits::SCAN_ENTRIES_MAX`] other rows per step.
 pub fn misplaced(
     rows: &dyn Rows,
     endpoint: EndpointNumber,
@@ -284,7 +283,7 @@ pub fn misplaced(
 ) -> Misplaced {
     let (lane, queues) = (Key::new(b'D').endpoint(endpoint).0, Key::new(b'W').endpoint(endpoint).0);
     let strict = queue_prefix(endpoint, WHOLE_ENDPOINT);
-    // Of a delivery that stands in a queue the row of the queue is found.
+    // A delivery in a queue is found by its queue row.
     let ranges = match ordering {
         Ordering::None => vec![(queues.clone(), after_prefix(&queues))],
         Ordering::Key => vec![(lane.clone(), after_prefix(&lane)), (strict.clone(), after_prefix(&strict))],
@@ -294,7 +293,7 @@ pub fn misplaced(
     };
     let is_misplaced = |key: &[u8], value: &[u8]| match (key[0], ordering) {
         (b'D', _) => Row::decode(&mut Reader::new(value)).is_ok_and(|row| row.order.is_none()),
-        // There are keys with that hash.
+        // Some ordering keys have this hash.
         (_, Ordering::Key) => {
             pages::event(rows, Position(u64_at(key, 13))).is_some_and(|event| event.order != WHOLE_ENDPOINT)
         }
@@ -325,20 +324,19 @@ pub fn misplaced(
     misplaced
 }
 
-/// A step through the queues of an endpoint.
+/// Result of a step of [`due_behind`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DueBehind {
-    /// Due time of the oldest one that was found.
+    /// Earliest due time that was found.
     pub oldest: Option<Timestamp>,
-    /// How many rows it took.
+    /// Number of examined rows.
     pub looked_at: usize,
-    /// The queue that the next step begins with; `None` at the end.
+    /// First queue of the next step; `None` at the end.
     pub next: Option<OrderHash>,
 }
 
-/// Looks behind the deliveries of an endpoint that may be sent, from a queue on: in each queue for the first one that waits
-/// there and is due, among its first [`QUEUE_LOOKED_AT_MAX`]. A step ends before the next queue once it has looked at `limit`
-/// rows.
+/// Finds the first due delivery that waits in each queue from `from` on, among the first
+/// [`QUEUE_SCAN_MAX`] of the queue. A step ends between queues, after `limit` examined rows.
 pub fn due_behind(
     rows: &dyn Rows,
     endpoint: EndpointNumber,
@@ -350,7 +348,7 @@ pub fn due_behind(
     let mut from = queue_prefix(endpoint, from);
     let mut behind = DueBehind::default();
     loop {
-        // Nothing stands behind another where there is only one.
+        // Skips queues with a single delivery.
         let (mut last, mut shared) = (None, None);
         rows.scan(&from, &end, &mut |key, _| {
             let order = u64_at(key, 5);
@@ -375,12 +373,12 @@ pub fn due_behind(
             let due = Reader::new(value).get_varint().map(Timestamp::from_millis);
             if let Ok(due) = due
                 && due <= now
-                && !is_first(rows, key, value)
+                && !is_sendable(rows, key, value)
             {
                 behind.oldest = Some(behind.oldest.map_or(due, |oldest| oldest.min(due)));
                 return ControlFlow::Break(());
             }
-            if looked_at == QUEUE_LOOKED_AT_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if looked_at == QUEUE_SCAN_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         behind.looked_at += looked_at;
         if end_of_queue >= end {
@@ -390,13 +388,13 @@ pub fn due_behind(
     }
 }
 
-/// Whether the value of a `D` row says that the delivery stands in a queue.
+/// Whether the value of a `D` row names a queue.
 pub(super) fn is_ordered(value: &[u8]) -> bool {
     Row::decode(&mut Reader::new(value)).is_ok_and(|row| row.order.is_some())
 }
 
-/// Whether the delivery of a `D` row stands in the queue that the row names.
-pub(super) fn has_queue(rows: &dyn Rows, due_key: &[u8]) -> bool {
+/// Whether the delivery of a `D` row is in the queue that the row names.
+pub(super) fn is_in_its_queue(rows: &dyn Rows, due_key: &[u8]) -> bool {
     let delivery = DeliveryKey { endpoint: endpoint_at(due_key, 1), event: Position(u64_at(due_key, 13)) };
     let row = rows.get(due_key).and_then(|value| Row::decode(&mut Reader::new(&value)).ok());
     let order = row.and_then(|row| row.order);
@@ -404,7 +402,7 @@ pub(super) fn has_queue(rows: &dyn Rows, due_key: &[u8]) -> bool {
 }
 
 /// Whether the delivery of a `W` row may be sent.
-pub(super) fn is_first(rows: &dyn Rows, queue_key: &[u8], value: &[u8]) -> bool {
+pub(super) fn is_sendable(rows: &dyn Rows, queue_key: &[u8], value: &[u8]) -> bool {
     let (endpoint, event) = (endpoint_at(queue_key, 1), Position(u64_at(queue_key, 13)));
     let queued_due = Reader::new(value).get_varint().ok().map(Timestamp::from_millis);
     let moved_to = detail(rows, DeliveryKey { event, endpoint }).map(|detail| detail.due);

@@ -1,12 +1,12 @@
-//! Read models: what lists and single views need, from the rows alone.
+//! Read models of lists and single views, from the rows alone.
 //!
-//! Each list step looks at a bounded number of entries and says where to go on, so that no reader holds the state.
+//! A list step examines a bounded number of entries, so that no reader occupies the state for long.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::dead::Letter;
-use super::pages::{EventEntry, StateEntry, first_of, page_of};
+use super::pages::{EventEntry, StateEntry, first_position, page_of};
 use super::{Rows, dead, pages, pending};
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, Position, StreamName, Tenant,
@@ -15,8 +15,8 @@ use crate::domain::{
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
-/// Filters of every list; each list documents which of them it reads. Times bound the acceptance of the event (for
-/// dead letters: the death), `since` inclusive, `until` exclusive.
+/// Filters of lists; each list documents those that it uses. `since` (inclusive) and `until`
+/// (exclusive) bound the acceptance of the event, or the death of a dead letter.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub tenant: Option<Tenant>,
@@ -55,32 +55,32 @@ impl Filter {
     }
 }
 
-/// Where a page starts: everything listed is strictly older than this. Opaque to clients.
+/// Start of a page: all listed items are strictly older. Opaque to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub position: Position,
-    /// Second part for lists of deliveries: endpoints below this one, of the event at `position`, are still to come.
+    /// For lists of deliveries: endpoints below this one follow, of the event at `position`.
     pub endpoint: EndpointNumber,
-    /// Third part, for dead letters: `position` is the death, this the event.
+    /// For dead letters: the event; `position` is the death.
     pub event: Position,
 }
 
 impl Cursor {
-    /// For lists that need the position alone.
+    /// A cursor for lists that use only the position.
     #[must_use]
     pub fn at(position: Position) -> Self {
         Self { position, endpoint: EndpointNumber(0), event: Position(0) }
     }
 }
 
-/// One step of a list: what it found, and where to go on when there may be more.
+/// One step of a list: its items, and the start of the next step if there may be more.
 #[derive(Clone, Debug)]
 pub struct Found<T> {
     pub items: Vec<T>,
     pub next: Option<Cursor>,
 }
 
-/// What is known of one delivery.
+/// Current facts about a delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeliveryFacts {
     pub key: DeliveryKey,
@@ -91,14 +91,19 @@ pub struct DeliveryFacts {
     pub attempts_made: u32,
     /// Oldest first.
     pub attempts: Vec<Position>,
-    /// When pending.
+    /// Set if pending.
     pub due: Option<Timestamp>,
-    /// When not.
+    /// Set unless pending.
     pub settled_at: Option<Timestamp>,
     pub last_status: Option<u16>,
 }
 
-fn facts(rows: &dyn Rows, event: &EventEntry, key: DeliveryKey, state: Option<&StateEntry>) -> DeliveryFacts {
+fn delivery_facts(
+    rows: &dyn Rows,
+    event: &EventEntry,
+    key: DeliveryKey,
+    state: Option<&StateEntry>,
+) -> DeliveryFacts {
     let mut facts = DeliveryFacts {
         key,
         state: DeliveryState::Pending,
@@ -132,23 +137,23 @@ fn facts(rows: &dyn Rows, event: &EventEntry, key: DeliveryKey, state: Option<&S
     facts
 }
 
-/// One delivery; `None` when there is none of that key.
+/// The delivery with this key, if it exists.
 pub fn delivery(rows: &dyn Rows, key: DeliveryKey) -> Option<DeliveryFacts> {
     let event = pages::event(rows, key.event)?;
     let state = pages::state_of(rows, key);
     if state.is_none() && !event.targets.contains(&key.endpoint) {
         return None;
     }
-    Some(facts(rows, &event, key, state.as_ref()))
+    Some(delivery_facts(rows, &event, key, state.as_ref()))
 }
 
 /// Whether there is an event at this position.
-pub fn knows(rows: &dyn Rows, position: Position) -> bool {
+pub fn has_event(rows: &dyn Rows, position: Position) -> bool {
     pages::event(rows, position).is_some()
 }
 
-/// All endpoints that an event goes to: its targets and those that it was replayed to, ascending.
-pub(super) fn endpoints(
+/// All endpoints of an event: its targets and those of replays, ascending.
+pub(super) fn event_endpoints(
     event: &EventEntry,
     states: &HashMap<DeliveryKey, StateEntry>,
 ) -> Vec<EndpointNumber> {
@@ -164,9 +169,9 @@ pub fn deliveries_of(rows: &dyn Rows, position: Position) -> Vec<DeliveryFacts> 
     let Some(event) = pages::event(rows, position) else { return Vec::new() };
     let states = pages::states(rows, page_of(position));
     let key = |endpoint| DeliveryKey { event: position, endpoint };
-    endpoints(&event, &states)
+    event_endpoints(&event, &states)
         .into_iter()
-        .map(|endpoint| facts(rows, &event, key(endpoint), states.get(&key(endpoint))))
+        .map(|endpoint| delivery_facts(rows, &event, key(endpoint), states.get(&key(endpoint))))
         .collect()
 }
 
@@ -174,34 +179,33 @@ fn scan_entries() -> usize {
     failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX)
 }
 
-/// Visits pages from the newest below `after` on, until `visit` breaks or the budget of entries is spent; gives the
-/// first position that was not visited.
-fn walk(
+/// Visits events below `below`, newest first, until `visit` breaks or the entry budget is spent.
+/// Returns the last visited position, or the first one of its page; `None` at the end.
+fn walk_events(
     rows: &dyn Rows,
     below: u64,
     mut visit: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> ControlFlow<()>,
 ) -> Option<u64> {
-    let mut looked_at = 0;
+    let mut examined = 0;
     let mut page = pages::page_at_or_below(rows, page_of(Position(below.checked_sub(1)?)));
     while let Some(current) = page {
         let states = pages::states(rows, current);
         for event in pages::events(rows, current).iter().rev().filter(|event| event.position.0 < below) {
-            looked_at += 1 + event.targets.len();
+            examined += 1 + event.targets.len();
             if visit(event, &states).is_break() {
                 return Some(event.position.0);
             }
         }
-        if looked_at >= scan_entries() {
-            return Some(first_of(current));
+        if examined >= scan_entries() {
+            return Some(first_position(current));
         }
         page = current.checked_sub(1).and_then(|below| pages::page_at_or_below(rows, below));
     }
     None
 }
 
-/// Where a walk may begin and still see everything that was accepted before `until`: acceptance times follow positions, so
-/// whatever is newer need not be looked at.
-fn start(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
+/// Lowers `below` to skip events accepted from `until` on. Acceptance times follow positions.
+fn start_below(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
     let Some(until) = until else { return below };
     // Pages below `low` begin before `until`, those from `high` on do not.
     let (mut low, mut high) = (0, page_of(Position(below)).saturating_add(1));
@@ -214,11 +218,11 @@ fn start(rows: &dyn Rows, below: u64, until: Option<Timestamp>) -> u64 {
             _ => high = middle,
         }
     }
-    below.min(first_of(low))
+    below.min(first_position(low))
 }
 
-/// What `take` makes of events, newest first. Filters: tenant, event_type, stream, since, until.
-fn listed<T>(
+/// Maps events with `take`, newest first. Filters: tenant, event_type, stream, since, until.
+fn list_events<T>(
     rows: &dyn Rows,
     filter: &Filter,
     after: Option<Cursor>,
@@ -226,10 +230,10 @@ fn listed<T>(
     mut take: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> Option<T>,
 ) -> Found<T> {
     let mut items = Vec::new();
-    let below = start(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
-    let stopped = walk(rows, below, |event, states| {
+    let below = start_below(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
+    let stopped = walk_events(rows, below, |event, states| {
         if filter.since.is_some_and(|since| event.accepted_at < since) {
-            // Acceptance times follow positions: everything older is too old as well.
+            // Acceptance times follow positions: all further events are too old as well.
             return ControlFlow::Break(());
         }
         if filter.wants_event(event) {
@@ -240,12 +244,12 @@ fn listed<T>(
     let full = items.len() > limit;
     items.truncate(limit);
     let next =
-        if full { items.last().map(|(position, _)| *position) } else { resume_below(rows, filter, stopped) };
+        if full { items.last().map(|(position, _)| *position) } else { next_start(rows, filter, stopped) };
     Found { items: items.into_iter().map(|(_, item)| item).collect(), next: next.map(Cursor::at) }
 }
 
-/// Positions of events, newest first. Filters: tenant, event_type, stream, event_status, since, until. `status` says
-/// an event's status word from the states of its deliveries.
+/// Positions of events, newest first. `status` computes the status word from the delivery states.
+/// Filters: tenant, event_type, stream, event_status, since, until.
 pub fn events(
     rows: &dyn Rows,
     filter: &Filter,
@@ -253,9 +257,9 @@ pub fn events(
     limit: usize,
     status: fn(&mut dyn Iterator<Item = DeliveryState>) -> &'static str,
 ) -> Found<Position> {
-    listed(rows, filter, after, limit, |event, states| {
+    list_events(rows, filter, after, limit, |event, states| {
         let word = || {
-            let keys = endpoints(event, states).into_iter();
+            let keys = event_endpoints(event, states).into_iter();
             let key = |endpoint| DeliveryKey { event: event.position, endpoint };
             status(&mut keys.map(|endpoint| {
                 states.get(&key(endpoint)).map_or(DeliveryState::Pending, |entry| entry.state)
@@ -265,16 +269,17 @@ pub fn events(
     })
 }
 
-/// An event of the past, and what has become of it at one endpoint.
+/// A past event, with its delivery state at one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Past {
     pub position: Position,
     pub event_type: Box<str>,
-    /// `None` when it was never to go there.
+    /// `None` if the event has no delivery for the endpoint.
     pub state: Option<DeliveryState>,
 }
 
-/// Events as one endpoint sees them, newest first. Filters: tenant, event_type, stream, since, until.
+/// Events with their state at one endpoint, newest first. Filters: tenant, event_type, stream,
+/// since, until.
 pub fn past(
     rows: &dyn Rows,
     filter: &Filter,
@@ -282,23 +287,23 @@ pub fn past(
     after: Option<Cursor>,
     limit: usize,
 ) -> Found<Past> {
-    listed(rows, filter, after, limit, |event, states| {
+    list_events(rows, filter, after, limit, |event, states| {
         let known = states.get(&DeliveryKey { event: event.position, endpoint }).map(|entry| entry.state);
         let fresh = event.targets.contains(&endpoint).then_some(DeliveryState::Pending);
         Some(Past { position: event.position, event_type: event.event_type.clone(), state: known.or(fresh) })
     })
 }
 
-/// Where a list that stopped without being full goes on: nowhere, when it stopped because the rest is too old.
-fn resume_below(rows: &dyn Rows, filter: &Filter, stopped: Option<u64>) -> Option<Position> {
+/// Start of the next step after a step that did not fill its page; `None` if the rest is too old.
+fn next_start(rows: &dyn Rows, filter: &Filter, stopped: Option<u64>) -> Option<Position> {
     let below = Position(stopped?);
     let too_old = pages::event(rows, below)
         .is_some_and(|event| filter.since.is_some_and(|since| event.accepted_at < since));
     if too_old { None } else { Some(below) }
 }
 
-/// Deliveries, newest event first, and of one event the highest endpoint first. Filters: tenant, endpoint, event,
-/// event_type, delivery_state, since, until.
+/// Deliveries by descending event and endpoint. Filters: tenant, endpoint, event, event_type,
+/// delivery_state, since, until.
 pub fn deliveries(
     rows: &dyn Rows,
     filter: &Filter,
@@ -310,8 +315,8 @@ pub fn deliveries(
     if let Some(event) = filter.event {
         below = below.min(event.0 + 1);
     }
-    let below = start(rows, below, filter.until);
-    let stopped = walk(rows, below, |event, states| {
+    let below = start_below(rows, below, filter.until);
+    let stopped = walk_events(rows, below, |event, states| {
         let too_old = filter.since.is_some_and(|since| event.accepted_at < since)
             || filter.event.is_some_and(|wanted| event.position < wanted);
         if too_old {
@@ -320,7 +325,7 @@ pub fn deliveries(
         if !filter.wants_event(event) {
             return ControlFlow::Continue(());
         }
-        for endpoint in endpoints(event, states).into_iter().rev() {
+        for endpoint in event_endpoints(event, states).into_iter().rev() {
             let passed = after.is_some_and(|at| at.position == event.position && endpoint >= at.endpoint);
             if passed || filter.endpoint.is_some_and(|wanted| wanted != endpoint) {
                 continue;
@@ -329,7 +334,7 @@ pub fn deliveries(
             let state = states.get(&key);
             let word = state.map_or(DeliveryState::Pending, |entry| entry.state).as_str();
             if filter.delivery_state.is_none_or(|wanted| wanted == word) {
-                items.push(facts(rows, event, key, state));
+                items.push(delivery_facts(rows, event, key, state));
             }
             if items.len() > limit {
                 return ControlFlow::Break(());
@@ -343,28 +348,28 @@ pub fn deliveries(
         items.last().map(|facts| Cursor { endpoint: facts.key.endpoint, ..Cursor::at(facts.key.event) })
     } else {
         let done = filter.event.is_some_and(|wanted| stopped.is_none_or(|at| at <= wanted.0));
-        let rest = if done { None } else { resume_below(rows, filter, stopped) };
-        // Everything of the event at the cursor is still to come: no endpoint has this number.
+        let rest = if done { None } else { next_start(rows, filter, stopped) };
+        // All deliveries of the event at the cursor follow: no endpoint has this number.
         rest.and_then(|at| at.0.checked_sub(1))
             .map(|at| Cursor { endpoint: EndpointNumber(u32::MAX), ..Cursor::at(Position(at)) })
     };
     Found { items, next }
 }
 
-/// Dead letters, newest death first. Filters: tenant, endpoint, event_type, reason, since, until (of the death).
+/// Dead letters, newest death first. Filters: tenant, endpoint, event_type, reason, since, until.
 pub fn dead_letters(rows: &dyn Rows, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
     let mut items = Vec::new();
-    let mut looked_at = 0;
+    let mut examined = 0;
     let mut next = None;
     let before =
         after.map(|cursor| (cursor.position, DeliveryKey { event: cursor.event, endpoint: cursor.endpoint }));
     let mut complete = true;
     dead::newest_first(rows, before, &mut |letter| {
-        if items.len() == limit || looked_at == scan_entries() {
+        if items.len() == limit || examined == scan_entries() {
             complete = false;
             return ControlFlow::Break(());
         }
-        looked_at += 1;
+        examined += 1;
         let DeliveryKey { event, endpoint } = letter.delivery;
         next = Some(Cursor { position: letter.death, endpoint, event });
         if filter.wants_letter(&letter) {
@@ -390,7 +395,7 @@ pub fn dead_letter(rows: &dyn Rows, key: DeliveryKey) -> Option<(DeliveryFacts, 
     }
 }
 
-/// The oldest pending delivery of an endpoint that a lane may send, by due time.
+/// Acceptance time of the endpoint's first sendable delivery in lane order.
 pub fn oldest_pending(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Timestamp> {
     let (first, _) = pending::refill(rows, endpoint, None, 1);
     let (key, progress) = first.first()?;
@@ -407,7 +412,7 @@ mod tests {
 
     type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
-    /// Rows, and beside them what a list should find.
+    /// Rows, with the events that lists should find.
     struct World {
         rows: Map,
         blocks: Blocks,
@@ -479,12 +484,12 @@ mod tests {
             self.events.iter().rev().filter(wanted).map(|(event, _)| event.position.0).collect()
         }
 
-        /// Follows a list to its end; `meanwhile` happens after each page.
+        /// Follows a list to its end. Calls `between_pages` after each page.
         fn follow(
             &mut self,
             filter: &Filter,
             limit: usize,
-            mut meanwhile: impl FnMut(&mut Self),
+            mut between_pages: impl FnMut(&mut Self),
         ) -> Vec<u64> {
             let (mut listed, mut cursor) = (Vec::new(), None);
             let status = |states: &mut dyn Iterator<Item = DeliveryState>| match states.next() {
@@ -499,13 +504,13 @@ mod tests {
                 if cursor.is_none() {
                     return listed;
                 }
-                meanwhile(self);
+                between_pages(self);
             }
         }
     }
 
     #[test]
-    fn a_list_has_what_was_there_once_each_while_events_come_and_old_ones_go() {
+    fn list_has_each_event_once_during_inserts_and_deletes() {
         let seed =
             std::env::var("BALTO_TEST_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
         for seed in seed..seed.saturating_add(40) {
@@ -514,7 +519,7 @@ mod tests {
             let expected = world.expected(&filter);
             let listed = world.follow(&filter, limit, World::accept);
             let story = format!("BALTO_TEST_SEED={seed}: {filter:?}, {limit} a page");
-            assert_eq!(listed, expected, "{story}, events come meanwhile");
+            assert_eq!(listed, expected, "{story}, with inserts");
 
             let mut gone = 0;
             let expected = world.expected(&filter);
@@ -523,9 +528,9 @@ mod tests {
                 gone += 1;
             });
             let kept = |list: &[u64]| -> Vec<u64> {
-                list.iter().copied().filter(|at| *at >= first_of(gone)).collect()
+                list.iter().copied().filter(|at| *at >= first_position(gone)).collect()
             };
-            assert_eq!(kept(&listed), kept(&expected), "{story}, old events go meanwhile");
+            assert_eq!(kept(&listed), kept(&expected), "{story}, with deletes");
             assert!(listed.windows(2).all(|two| two[0] > two[1]), "{story}: {listed:?}");
         }
     }

@@ -1,7 +1,7 @@
-//! What endpoints with a rate have reserved of it (`R`): the latest reservation of each live endpoint.
+//! Reserved rates (`R`): the latest reservation of each live endpoint that has a rate.
 //!
-//! A request may be on its way when a crash loses its outcome. Since its part of the rate was
-//! reserved before, the next life of the daemon knows of it and counts it.
+//! A crash can lose the outcome of a request in flight. Its part of the rate was reserved before,
+//! so the restarted daemon counts it.
 
 use super::rows::{Key, Rows};
 use crate::codec::{Malformed, Reader, put_varint};
@@ -10,7 +10,7 @@ use crate::domain::{EndpointNumber, Position, RateLimit, Reservation, Timestamp}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved {
     pub reservation: Reservation,
-    /// Where it is recorded.
+    /// Position of its record.
     pub position: Position,
 }
 
@@ -23,8 +23,8 @@ pub fn latest(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Reserved> {
     rows.get(&key(endpoint)).and_then(|value| decode(&value).ok())
 }
 
-/// Keeps a reservation, unless a later one is known: two may be recorded in either order.
-pub(super) fn keep(rows: &mut dyn Rows, reserved: &Reserved, endpoint: EndpointNumber) {
+/// Stores a reservation unless a later one is stored: records may come in either order.
+pub(super) fn keep_latest(rows: &mut dyn Rows, reserved: &Reserved, endpoint: EndpointNumber) {
     if latest(rows, endpoint).is_none_or(|known| reserved.reservation.is_after(&known.reservation)) {
         let Reservation { revision, rate, full_at } = reserved.reservation;
         let per = u64::try_from(rate.per.as_nanos()).unwrap_or(u64::MAX);
@@ -43,7 +43,7 @@ pub(super) fn keep(rows: &mut dyn Rows, reserved: &Reserved, endpoint: EndpointN
     }
 }
 
-/// Removes the reservation of an endpoint that was deleted.
+/// Removes the reservation of a deleted endpoint.
 pub(super) fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber) {
     rows.remove(&key(endpoint));
 }

@@ -1,8 +1,8 @@
-//! Forgetting events whose time is over.
+//! Retention: deletes expired events from the rows.
 //!
-//! Owns: when an event may go. It goes whole, with the states of its deliveries, and only when all of them have ended
-//! and none is a dead letter; what is pending or dead is kept for as long as it is that. So that nothing is pending for
-//! ever, what has been due for longer than its event is kept is found here, too ([`overdue`]).
+//! Owns the rule. An event expires with its deliveries, when all of them ended before the cutoff.
+//! Pending deliveries and dead letters never expire. [`overdue`] finds deliveries to end that have
+//! been due for longer than the retention period, so no delivery stays pending forever.
 
 use std::collections::HashMap;
 
@@ -12,28 +12,28 @@ use crate::domain::{DeliveryKey, DeliveryState, Position, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
-/// Pages in one step of looking for what is overdue.
+/// Pages per step of [`overdue`].
 const OVERDUE_PAGES_MAX: usize = 16;
 
-/// What ended before these may go; `None` keeps it for ever.
+/// Retention cutoffs: events that ended earlier expire. `None` keeps them forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cutoffs {
     pub events: Option<Timestamp>,
-    /// The same for events of a stream.
+    /// The cutoff of events of a stream.
     pub stream_events: Option<Timestamp>,
 }
 
-/// A step through the pages.
+/// Result of a step of [`forget`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Positions of the events and of their attempts.
     pub positions: Vec<Position>,
     pub events: u64,
-    /// Where the next step begins; `None` when what follows is too young, or nothing follows.
+    /// First page of the next step; `None` if later events are too young, or there are none.
     pub next: Option<u64>,
 }
 
-/// A step through the pages.
+/// Result of a step of [`overdue`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overdue {
     pub deliveries: Vec<DeliveryKey>,
@@ -42,27 +42,27 @@ pub struct Overdue {
 }
 
 impl Cutoffs {
-    /// That of an event that is older than it.
-    fn of(self, event: &EventEntry) -> Option<Timestamp> {
+    /// The cutoff of an event that was accepted before it.
+    fn expiry_cutoff(self, event: &EventEntry) -> Option<Timestamp> {
         let cutoff = if event.stream.is_some() { self.stream_events } else { self.events };
         cutoff.filter(|cutoff| event.accepted_at < *cutoff)
     }
 
-    /// Whether these events, and with them all that follow, are too young for any. Acceptance times follow positions.
+    /// Whether these and all later events are too young. Acceptance times follow positions.
     fn are_before(self, events: &[EventEntry]) -> bool {
         let latest = self.events.max(self.stream_events);
         events.first().is_none_or(|first| latest.is_none_or(|latest| first.accepted_at >= latest))
     }
 }
 
-/// Whether all that became of an event is older than its cutoff.
-pub(super) fn is_over(
+/// Whether all deliveries of an event ended before its cutoff.
+pub(super) fn is_expired(
     event: &EventEntry,
     states: &HashMap<DeliveryKey, StateEntry>,
     cutoffs: Cutoffs,
 ) -> bool {
-    let Some(cutoff) = cutoffs.of(event) else { return false };
-    reads::endpoints(event, states).into_iter().all(|endpoint| {
+    let Some(cutoff) = cutoffs.expiry_cutoff(event) else { return false };
+    reads::event_endpoints(event, states).into_iter().all(|endpoint| {
         states.get(&DeliveryKey { event: event.position, endpoint }).is_some_and(|entry| match entry.state {
             DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => entry.at < cutoff,
             DeliveryState::Pending | DeliveryState::Dead(_) => false,
@@ -70,7 +70,7 @@ pub(super) fn is_over(
     })
 }
 
-/// Forgets what is over on up to `pages_max` pages from `page` on.
+/// Deletes expired events on up to `pages_max` pages from `page` on.
 pub fn forget(
     rows: &mut dyn Rows,
     blocks: &mut Blocks,
@@ -104,9 +104,9 @@ fn forget_page(
     forgotten: &mut Forgotten,
 ) {
     let states = pages::states(rows, page);
-    let (over, kept): (Vec<_>, Vec<_>) =
-        events.into_iter().partition(|event| is_over(event, &states, cutoffs));
-    if over.is_empty() {
+    let (expired, kept): (Vec<_>, Vec<_>) =
+        events.into_iter().partition(|event| is_expired(event, &states, cutoffs));
+    if expired.is_empty() {
         return;
     }
     pages::remove_page(rows, page);
@@ -122,12 +122,11 @@ fn forget_page(
             forgotten.positions.extend(&entry.attempts);
         }
     }
-    forgotten.events += over.len() as u64;
-    forgotten.positions.extend(over.iter().map(|event| event.position));
+    forgotten.events += expired.len() as u64;
+    forgotten.positions.extend(expired.iter().map(|event| event.position));
 }
 
-/// Deliveries that are pending although they were due before the cutoff of their event, on some pages from `page` on. What
-/// will be tried again later is not due.
+/// Pending deliveries that were due before their event's cutoff, on some pages from `page` on.
 pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
     let mut overdue = Overdue::default();
     let mut next = pages::page_at_or_above(rows, page);
@@ -141,8 +140,8 @@ pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
         }
         let states = pages::states(rows, page);
         for event in &events {
-            let Some(cutoff) = cutoffs.of(event) else { continue };
-            let keys = reads::endpoints(event, &states).into_iter();
+            let Some(cutoff) = cutoffs.expiry_cutoff(event) else { continue };
+            let keys = reads::event_endpoints(event, &states).into_iter();
             overdue.deliveries.extend(
                 keys.map(|endpoint| DeliveryKey { event: event.position, endpoint })
                     .filter(|key| states.get(key).is_none_or(|entry| entry.state == DeliveryState::Pending))
@@ -157,7 +156,7 @@ pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
     overdue
 }
 
-/// The positions of a page's events.
+/// Positions of a page's events.
 #[must_use]
 pub fn positions(rows: &dyn Rows, page: u64) -> Vec<Position> {
     pages::events(rows, page).into_iter().map(|event| event.position).collect()

@@ -1,22 +1,22 @@
-//! The ordered map that projections are kept in, and how their keys are written.
+//! The ordered map of the projections, and the encoding of its keys.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use crate::domain::{EndpointNumber, Position, Timestamp};
 
-/// What a visit of one row says about going on.
+/// Visitor of a row's key and value. Its result continues or ends the scan.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
-/// Rows in key order. An implementation that can fail remembers the failure and answers as if the row were missing;
-/// its owner looks at the failure before it trusts anything.
+/// Rows in key order. A fallible implementation stores a failure and returns no row. Its owner
+/// checks for a failure before it uses a result.
 pub trait Rows {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
     fn put(&mut self, key: &[u8], value: Vec<u8>);
-    /// As `put`, for a key that is known to be absent: if it is removed before the next checkpoint, nothing of it is
-    /// ever written.
+    /// Like `put`, for a key that is known to be absent. A row that is removed before the next
+    /// checkpoint is never written.
     fn put_new(&mut self, key: &[u8], value: Vec<u8>);
-    /// Appends to the row's value (or starts it) and gives the new length.
+    /// Appends to the row's value, or creates it. Returns the new length.
     fn append(&mut self, key: &[u8], bytes: &[u8]) -> usize;
     fn remove(&mut self, key: &[u8]);
     /// Visits `from..to` in ascending order.
@@ -26,7 +26,7 @@ pub trait Rows {
 }
 
 /// The first row with this prefix.
-pub fn first_with(rows: &dyn Rows, prefix: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+pub fn first_with_prefix(rows: &dyn Rows, prefix: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut found = None;
     rows.scan(prefix, &after_prefix(prefix), &mut |key, value| {
         found = Some((key.to_vec(), value.to_vec()));
@@ -35,7 +35,7 @@ pub fn first_with(rows: &dyn Rows, prefix: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> 
     found
 }
 
-/// The smallest key that is above every key with this prefix.
+/// The smallest key above all keys with this prefix.
 #[must_use]
 pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
@@ -48,7 +48,7 @@ pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     unreachable!("every key starts with a tag below 255")
 }
 
-/// Builds keys: a tag, then big-endian numbers, so that byte order is number order.
+/// Key builder: a tag, then big-endian numbers, so that byte order is number order.
 #[derive(Clone, Debug)]
 pub struct Key(pub Vec<u8>);
 
@@ -98,16 +98,16 @@ impl Key {
 /// The number at `offset` of a key that [`Key`] built.
 ///
 /// # Panics
-/// When the key is shorter: keys are ours.
+/// When the key is too short. Only this crate writes keys.
 #[must_use]
 pub fn u64_at(key: &[u8], offset: usize) -> u64 {
     u64::from_be_bytes(key[offset..offset + 8].try_into().expect("eight bytes"))
 }
 
-/// See [`u64_at`].
+/// The endpoint number at `offset` of a key that [`Key`] built.
 ///
 /// # Panics
-/// When the key is shorter: keys are ours.
+/// When the key is too short. Only this crate writes keys.
 #[must_use]
 pub fn endpoint_at(key: &[u8], offset: usize) -> EndpointNumber {
     EndpointNumber(u32::from_be_bytes(key[offset..offset + 4].try_into().expect("four bytes")))

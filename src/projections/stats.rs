@@ -1,4 +1,4 @@
-//! What happened at an endpoint, by the hour (`T`).
+//! Hourly statistics of an endpoint (`T`).
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use crate::domain::{EndpointNumber, Timestamp};
 
 const HOUR_MILLIS: u64 = 3_600_000;
 
-/// Upper ends of the latency classes, in milliseconds; the last class is open.
+/// Upper ends of the latency classes in milliseconds. The last class is open.
 pub const LATENCY_CLASSES: [u64; 24] = [
     1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1_000, 1_500, 2_000, 5_000, 10_000,
     20_000, 60_000,
 ];
 
-/// Attempts and their successes are counted in the hour in which they began, other ends of deliveries in that of the end.
+/// Counts of one hour. An attempt and its success count at its start, other ends at their time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hour {
     pub attempts: u64,
     pub delivered: u64,
-    /// By an attempt or without one.
+    /// With or without a final attempt.
     pub dead: u64,
     pub cancelled: u64,
     /// Attempts by latency class.
@@ -47,7 +47,7 @@ impl Hour {
         out
     }
 
-    /// Whether everything that another counts is counted here.
+    /// Whether no count is below that of `other`.
     pub(super) fn covers(&self, other: &Self) -> bool {
         self.attempts >= other.attempts
             && self.delivered >= other.delivered
@@ -56,7 +56,7 @@ impl Hour {
             && self.latency.iter().zip(other.latency).all(|(own, other)| *own >= other)
     }
 
-    /// One attempt that took this long.
+    /// Counts an attempt with this duration.
     pub fn count_attempt(&mut self, duration: Duration) {
         self.attempts += 1;
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -73,7 +73,7 @@ impl Hour {
         }
     }
 
-    /// The upper end, in milliseconds, of the class in which this part (0.0 to 1.0) of the attempts ends.
+    /// Upper end in milliseconds of the latency class at this quantile (0.0 to 1.0).
     #[must_use]
     pub fn percentile(&self, part: f64) -> Option<u64> {
         let total: u64 = self.latency.iter().sum();
@@ -98,7 +98,7 @@ impl Hour {
     }
 }
 
-/// The hour that a time belongs to.
+/// Number of the hour, from the Unix epoch.
 pub(super) fn hour_of(at: Timestamp) -> u64 {
     at.millis() / HOUR_MILLIS
 }
@@ -115,7 +115,7 @@ pub(super) fn put(rows: &mut dyn Rows, endpoint: EndpointNumber, hour: u64, coun
     rows.put(&key(endpoint, hour), counts.encode());
 }
 
-/// Forgets the hours before. Gives whether there were any.
+/// Deletes the hours before `before`. Returns whether there were any.
 pub fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber, before: Timestamp) -> bool {
     let mut keys = Vec::new();
     rows.scan(&key(endpoint, 0), &key(endpoint, hour_of(before)), &mut |key, _| {
@@ -128,7 +128,7 @@ pub fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber, before: Timestamp) 
     !keys.is_empty()
 }
 
-/// The sum over the hours that the window touches.
+/// Sum of the hours that overlap the window.
 pub fn window(rows: &dyn Rows, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
     let mut sum = Hour::default();
     let from = key(endpoint, hour_of(since));

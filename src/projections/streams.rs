@@ -13,7 +13,7 @@ pub struct Head {
     pub last: Position,
 }
 
-/// Tenant and stream are separated by a byte that neither can contain.
+/// The separator of tenant and stream is a byte that neither can contain.
 fn key(tenant: &Tenant, stream: &StreamName) -> Vec<u8> {
     Key::new(b'S').bytes(tenant.as_str().as_bytes()).bytes(&[0]).bytes(stream.as_str().as_bytes()).0
 }
@@ -35,7 +35,7 @@ pub(super) fn decode(value: &[u8]) -> Option<Head> {
     read().ok()
 }
 
-/// The stream's next event was accepted.
+/// Updates the head for the stream's next event.
 pub fn advance(
     rows: &mut dyn Rows,
     tenant: &Tenant,

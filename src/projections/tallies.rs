@@ -1,7 +1,6 @@
-//! Counters of endpoints while records are applied: each is read once for a group of records, changed in memory, and
-//! written once. Under load a group has dozens of records of one endpoint.
+//! Counter cache of a group of records, which under load has dozens of records of one endpoint.
 //!
-//! Invariant: whoever reads counters from the rows does so after [`Tallies::write`].
+//! Invariant: counters are read from the rows only after [`Tallies::write`].
 
 use std::collections::HashMap;
 
@@ -10,7 +9,7 @@ use super::stats::{self, Hour};
 use super::{Rows, stats::hour_of};
 use crate::domain::{EndpointNumber, Timestamp};
 
-/// At most one of each for every record since they were written.
+/// Counters changed since the last write.
 #[derive(Debug, Default)]
 pub(super) struct Tallies {
     lanes: HashMap<EndpointNumber, Lane>,

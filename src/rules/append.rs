@@ -4,10 +4,10 @@ use crate::domain::{Expected, Position, Rejection, Timestamp};
 use crate::failpoints::{self, Mutation};
 use crate::projections::idempotency::Known;
 
-/// The version of the next event of a stream that is at `actual`; versions are dense from 1.
+/// Version of the next event of a stream whose version is `actual`. Versions are dense from 1.
 ///
 /// # Errors
-/// When the publisher expected another version.
+/// When `actual` differs from the expected version.
 pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, Rejection> {
     let agrees = match expected {
         Expected::Any => true,
@@ -18,17 +18,17 @@ pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, Rej
     if agrees { Ok(actual.unwrap_or(0) + step) } else { Err(Rejection::VersionConflict { expected, actual }) }
 }
 
-/// What an idempotency key or a chosen id says about a request.
+/// Result of checking an idempotency key or a publisher-chosen id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judged {
     Fresh,
-    /// The same request was answered with the record at this position.
+    /// The record at this position is the result of the same request.
     Duplicate(Position),
-    /// Another request was.
+    /// The record at this position is the result of another request.
     Mismatch(Position),
 }
 
-/// An expired record counts for nothing.
+/// Checks a request against the record of its key. An expired record counts as none.
 #[must_use]
 pub fn judge_idempotency(found: Option<&Known>, fingerprint: &[u8; 16], now: Timestamp) -> Judged {
     match found.filter(|known| known.expires_at.is_none_or(|at| at > now)) {
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_answers_for_its_own_request_until_it_expires() {
+    fn idempotency_key_applies_until_it_expires() {
         let at = Timestamp::from_millis;
         let known = Known { position: Position(5), fingerprint: [1; 16], expires_at: Some(at(100)) };
         assert_eq!(judge_idempotency(None, &[1; 16], at(0)), Judged::Fresh);

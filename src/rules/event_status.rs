@@ -1,14 +1,13 @@
-//! What an event's deliveries amount to: who has it, of those that it was meant for.
+//! The status of an event, from the states of its deliveries.
 //!
-//! A delivery that was cancelled is one that its endpoint did not get, like one that was given up. So an event of which all
-//! are cancelled is `failed`: of the five words it is the one that is true, since no endpoint has it and none will get it.
-//! Refused: to leave cancelled ones out. Then an event that nobody got would be `unmatched`, which says that nobody wanted
-//! it, and one that half of its endpoints got would be `delivered`.
+//! A cancelled delivery counts as a failed one, so an event whose deliveries are all cancelled is
+//! `failed`: no endpoint has it or will get it. Ignoring cancelled deliveries would make that event
+//! `unmatched`, and a partly delivered one `delivered`.
 
 use crate::domain::{DeliveryState, EventStatus};
 
-/// `pending` while any is pending; `unmatched` without any; `delivered` when all are; `failed` when none is; else
-/// `partial`.
+/// `pending` if any delivery is pending, `unmatched` if there is none, `delivered` if all are
+/// delivered, `failed` if none is, otherwise `partial`.
 pub fn event_status(states: impl Iterator<Item = DeliveryState>) -> EventStatus {
     let (mut all, mut delivered) = (0, 0);
     for state in states {
@@ -33,7 +32,7 @@ mod tests {
     use crate::domain::DeadReason;
 
     #[test]
-    fn the_status_sums_up_the_deliveries() {
+    fn status_summarizes_the_deliveries() {
         use DeliveryState::{Cancelled, Delivered, Pending, Purged};
         let dead = DeliveryState::Dead(DeadReason::Gone);
         let cases: [(&[DeliveryState], &str); 12] = [

@@ -1,7 +1,7 @@
-//! Whether a receiver wants to be sent to, by CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery", section 4.
+//! Consent of receivers, by CloudEvents' "HTTP 1.1 Web Hooks for Event Delivery", section 4.
 //!
-//! Consent is what says so in so many words. Everything else is none: not the status, not an answer that can be read in
-//! two ways, and above all not silence.
+//! Only an explicit `WebHook-Allowed-Origin` is consent. A status, an ambiguous answer or a missing
+//! answer is not.
 
 use std::time::Duration;
 
@@ -12,54 +12,53 @@ use crate::domain::{
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 
-/// The time of the rates that a handshake speaks of.
+/// Period of the rates in a handshake.
 const MINUTE: Duration = Duration::from_secs(60);
-/// The text that is kept of an answer by which the receiver agreed.
+/// Stored text of an answer with consent.
 pub const AGREED: &str = "agreed";
-/// Factor from one wait between requests to the next.
-const MULTIPLIER: f64 = 2.0;
+const INTERVAL_MULTIPLIER: f64 = 2.0;
 
-/// What is known of the answer to a request for consent.
+/// Facts of the answer to a request for consent.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerFacts<'a> {
     pub outcome: Result<u16, (ErrorClass, &'a str)>,
-    /// `WebHook-Allowed-Origin`, all of them.
+    /// All values of `WebHook-Allowed-Origin`.
     pub allowed_origin: Option<&'a str>,
-    /// `WebHook-Allowed-Rate`, all of them.
+    /// All values of `WebHook-Allowed-Rate`.
     pub allowed_rate: Option<&'a str>,
 }
 
-/// When a receiver that has not agreed is asked again.
+/// Intervals between requests to a receiver without consent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AskingPolicy {
     pub initial: Duration,
     pub max_interval: Duration,
 }
 
-/// The rate that the receiver agrees to (`None`: any), or in what way it does not agree.
+/// Judges an answer. Returns the granted rate; `None`: any.
 ///
 /// # Errors
-/// In words for whoever runs the receiver.
+/// The reason without consent, as a text for the receiver's operator.
 pub fn judge(handshake: &Handshake, facts: &AnswerFacts<'_>) -> Result<Option<u32>, String> {
-    let status = facts.outcome.map_err(|(class, words)| format!("{}: {words}", class.as_str()))?;
-    let refused = |words: &str| format!("status {status}: {words}");
+    let status = facts.outcome.map_err(|(class, detail)| format!("{}: {detail}", class.as_str()))?;
+    let refused = |reason: &str| format!("status {status}: {reason}");
     if (300..400).contains(&status) {
-        // A receiver must not redirect, and who stands at the other end has not been asked.
+        // The target of a redirect did not get the request.
         return Err(refused("a redirect is not followed"));
     }
     let origin = facts.allowed_origin.ok_or_else(|| refused("no WebHook-Allowed-Origin"))?;
-    // It is a DNS name, and those are equal in every case (RFC 4343).
+    // A DNS name, which is case-insensitive (RFC 4343).
     if origin != "*" && !origin.eq_ignore_ascii_case(handshake.origin.as_str()) {
         return Err(refused("WebHook-Allowed-Origin is neither our origin nor `*`"));
     }
     allowed_rate(facts.allowed_rate, handshake.rate).map_err(refused)
 }
 
-/// What `WebHook-Allowed-Rate` allows when `requested` was asked for, which is what holds where the header is missing.
+/// The rate that `WebHook-Allowed-Rate` grants, or the `requested` one if the header is missing.
 /// `None`: any rate.
 ///
 /// # Errors
-/// For what is neither a positive number nor `*`: whoever named a bound is not sent to without one.
+/// When the value is neither a positive number nor `*`: a malformed limit must not become no limit.
 pub fn allowed_rate(header: Option<&str>, requested: Option<u32>) -> Result<Option<u32>, &'static str> {
     match header {
         None => Ok(requested),
@@ -74,10 +73,10 @@ pub fn allowed_rate(header: Option<&str>, requested: Option<u32>) -> Result<Opti
     }
 }
 
-/// What is known after an answer: `judged` says what it was, `network` where it came from, `wait` how long the receiver wants
-/// to be left alone.
+/// Records an answer: its judgement, the network that it came from, and its `Retry-After` as
+/// `wait`.
 #[must_use]
-pub fn answered(
+pub fn record_answer(
     handshake: &Handshake,
     judged: Result<Option<u32>, String>,
     network: Network,
@@ -89,43 +88,43 @@ pub fn answered(
         Some(asked) => (asked.since, asked.count.saturating_add(1)),
         None => (at, 1),
     };
-    let interval = retry::interval(policy.initial, MULTIPLIER, policy.max_interval, count);
+    let interval = retry::interval(policy.initial, INTERVAL_MULTIPLIER, policy.max_interval, count);
     let wait = wait.unwrap_or_default().min(limits::RETRY_AFTER_MAX);
     let next_at = at.plus(interval.max(wait));
     let (answer, agreed) = match judged {
         Ok(rate) => (AGREED.to_owned(), Some(rate)),
-        Err(words) => (words, None),
+        Err(reason) => (reason, None),
     };
     let asked = Some(Asked { since, count, at, answer: answer.into(), network, next_at });
     let asked = Handshake { asked, ..handshake.clone() };
     match agreed {
-        Some(rate) => agreed_to(asked, rate, at),
+        Some(rate) => grant_consent(asked, rate, at),
         None => asked,
     }
 }
 
-/// For how long a receiver was asked: by plan, so that time in which nobody could ask (the daemon was
-/// down, the endpoint was paused) does not count.
+/// Total time of asking, by planned intervals. Time without requests does not count: the daemon was
+/// down, or the endpoint was paused.
 #[must_use]
-pub fn asked_for(asked: &Asked, policy: &AskingPolicy) -> Duration {
-    let interval = |count| retry::interval(policy.initial, MULTIPLIER, policy.max_interval, count);
+pub fn asking_time(asked: &Asked, policy: &AskingPolicy) -> Duration {
+    let interval = |count| retry::interval(policy.initial, INTERVAL_MULTIPLIER, policy.max_interval, count);
     let waits = asked.count.saturating_sub(1);
-    // From here on intervals grow no more.
+    // The intervals grow up to here.
     let growing = waits.min(limits::ATTEMPTS_MAX);
     let planned: Duration = (1..=growing).map(interval).sum();
     let rest = interval(growing).saturating_mul(waits - growing);
     planned.saturating_add(rest).min(asked.at.since(asked.since))
 }
 
-/// The receiver has agreed. No callback is good any more: who finds one later must not change what was agreed to.
+/// Records consent. Invalidates all callbacks: a leaked one must not change the granted rate.
 #[must_use]
-pub fn agreed_to(handshake: Handshake, rate: Option<u32>, at: Timestamp) -> Handshake {
+pub fn grant_consent(handshake: Handshake, rate: Option<u32>, at: Timestamp) -> Handshake {
     Handshake { consent: Some(Consent { at, rate }), callbacks: Vec::new(), ..handshake }
 }
 
-/// One more callback is good; the oldest goes when there are too many.
+/// Adds a callback. Removes the oldest above [`limits::CALLBACKS_MAX`].
 #[must_use]
-pub fn with_callback(handshake: &Handshake, hash: [u8; 32]) -> Handshake {
+pub fn add_callback(handshake: &Handshake, hash: [u8; 32]) -> Handshake {
     let mut handshake = handshake.clone();
     handshake.callbacks.push(hash);
     let over = handshake.callbacks.len().saturating_sub(limits::CALLBACKS_MAX);
@@ -133,31 +132,35 @@ pub fn with_callback(handshake: &Handshake, hash: [u8; 32]) -> Handshake {
     handshake
 }
 
-/// The receiver is to be asked anew, as if it never had been. Callbacks that are on their way stay good.
+/// Revokes consent and restarts the handshake. Callbacks remain valid.
 #[must_use]
-pub fn asked_anew(handshake: &Handshake) -> Handshake {
+pub fn restart_handshake(handshake: &Handshake) -> Handshake {
     Handshake { consent: None, asked: None, ..handshake.clone() }
 }
 
-/// What a change of the endpoint makes of its handshake: an answer counts for the URL, the origin and the rate that it
-/// was given for, and for nothing else.
+/// The handshake after a change of the endpoint. An answer holds only for its URL, origin and
+/// requested rate.
 #[must_use]
-pub fn changed(present: Option<&Handshake>, wanted: Option<Handshake>, same_url: bool) -> Option<Handshake> {
+pub fn apply_change(
+    present: Option<&Handshake>,
+    wanted: Option<Handshake>,
+    same_url: bool,
+) -> Option<Handshake> {
     let wanted = wanted?;
-    match present.filter(|present| same_url && present.asks_as(&wanted)) {
+    match present.filter(|present| same_url && present.has_same_terms(&wanted)) {
         Some(present) if wanted.callback => Some(Handshake { callback: true, ..present.clone() }),
         Some(present) => Some(Handshake { callback: false, callbacks: Vec::new(), ..present.clone() }),
         None => Some(wanted),
     }
 }
 
-/// Whether anything may be sent to the endpoint, as far as its handshake goes.
+/// Whether the handshake permits deliveries to the endpoint.
 #[must_use]
 pub fn allows(endpoint: &Endpoint) -> bool {
     endpoint.has_consent() || failpoints::is_active(Mutation::SendUnasked)
 }
 
-/// When the receiver is asked next; `None` when it is not: it has agreed, or nothing is to be sent anyway.
+/// Time of the next request for consent. `None`: consent was given, or the endpoint is not active.
 #[must_use]
 pub fn next_request(endpoint: &Endpoint) -> Option<Timestamp> {
     let handshake = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none())?;
@@ -165,12 +168,12 @@ pub fn next_request(endpoint: &Endpoint) -> Option<Timestamp> {
     (endpoint.status == EndpointStatus::Active).then_some(next)
 }
 
-/// The endpoint's rate: never faster than what it is set to, nor than what its receiver has agreed to.
+/// The endpoint's effective rate: the lower one of the configured and the consented rate.
 #[must_use]
 pub fn rate(endpoint: &Endpoint) -> Option<RateLimit> {
     let consent = endpoint.handshake.as_ref().and_then(|handshake| handshake.consent);
     let Some(allowed) = consent.and_then(|consent| consent.rate) else { return endpoint.rate_limit };
-    // One at a time, evenly: with a burst, more than was agreed to would fall into one minute.
+    // Without a burst, which would exceed the consented rate within a minute.
     let allowed = RateLimit { limit: allowed, per: MINUTE, burst: 1 };
     match endpoint.rate_limit {
         Some(own) if !is_faster(&own, &allowed) => {
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn consent_is_our_origin_or_any_and_nothing_else_whatever_the_status() {
+    fn only_our_origin_or_any_is_consent_at_any_status() {
         for status in [200, 204, 400, 401, 404, 405, 410, 429, 500, 503] {
             for origin in ["events.example.com", "Events.Example.COM", "*"] {
                 assert_eq!(answer(status, Some(origin), Some("*")), Ok(None), "WH-9 {status} {origin}");
@@ -224,16 +227,16 @@ mod tests {
                 "null",
                 "true",
             ] {
-                let words = answer(status, Some(origin), Some("*")).unwrap_err();
-                assert!(words.contains("neither our origin"), "WH-9 {status} {origin}: {words}");
+                let reason = answer(status, Some(origin), Some("*")).unwrap_err();
+                assert!(reason.contains("neither our origin"), "WH-9 {status} {origin}: {reason}");
             }
-            let words = answer(status, None, Some("120")).unwrap_err();
-            assert_eq!(words, format!("status {status}: no WebHook-Allowed-Origin"), "WH-9");
+            let reason = answer(status, None, Some("120")).unwrap_err();
+            assert_eq!(reason, format!("status {status}: no WebHook-Allowed-Origin"), "WH-9");
         }
     }
 
     #[test]
-    fn a_redirect_and_an_answer_that_never_came_are_no_consent() {
+    fn redirect_or_missing_answer_is_not_consent() {
         for status in [300, 301, 302, 303, 307, 308] {
             assert!(answer(status, Some("*"), Some("*")).is_err(), "WH-3 {status}");
         }
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_a_positive_number_or_any() {
+    fn allowed_rate_is_a_positive_number_or_any() {
         for (header, allowed) in [
             (Some("1"), Ok(Some(1))),
             (Some("007"), Ok(Some(7))),
@@ -260,16 +263,16 @@ mod tests {
         for header in ["0", "00", "-1", "+1", "abc", "", "1.5", "1e3", "60, 120", "60;", "**", "٣"] {
             assert!(answer(200, Some("*"), Some(header)).is_err(), "WH-10 {header:?}");
         }
-        // Nobody asked for a rate, and none was given: there is no bound.
+        // No rate was requested and none was given: any rate is allowed.
         assert_eq!(allowed_rate(None, None), Ok(None), "WH-10");
     }
 
     #[test]
-    fn requests_come_ever_less_often_and_never_while_the_receiver_wants_to_be_left_alone() {
+    fn requests_back_off_and_respect_retry_after() {
         let no = || Err("no".to_owned());
         let (mut handshake, mut now, mut waits) = (handshake(None), at(1_000), Vec::new());
         for _ in 0..12 {
-            handshake = answered(&handshake, no(), Network::Public, &POLICY, None, now);
+            handshake = record_answer(&handshake, no(), Network::Public, &POLICY, None, now);
             let asked = handshake.asked.as_ref().unwrap();
             waits.push(asked.next_at.since(now).as_secs() / 60);
             now = asked.next_at;
@@ -279,85 +282,91 @@ mod tests {
         assert_eq!((asked.since, asked.count), (at(1_000), 12));
         let wait = |seconds| Some(Duration::from_secs(seconds));
         let next = |wait| {
-            let asked = answered(&self::handshake(None), no(), Network::Public, &POLICY, wait, at(0)).asked;
+            let asked =
+                record_answer(&self::handshake(None), no(), Network::Public, &POLICY, wait, at(0)).asked;
             asked.unwrap().next_at
         };
         assert_eq!(next(wait(30)), at(60), "WH-5");
         assert_eq!(next(wait(3_600)), at(3_600), "WH-5");
-        assert_eq!(next(wait(u64::MAX)), at(24 * 3_600), "WH-5, but nobody can keep us waiting for ever");
+        assert_eq!(next(wait(u64::MAX)), at(24 * 3_600), "WH-5, bounded");
     }
 
     #[test]
-    fn time_without_requests_is_no_time_of_asking() {
+    fn time_without_requests_does_not_count_as_asking() {
         let no = || Err("no".to_owned());
-        let mut handshake = answered(&handshake(None), no(), Network::Public, &POLICY, None, at(0));
-        let asked_for = |handshake: &Handshake| super::asked_for(handshake.asked.as_ref().unwrap(), &POLICY);
-        assert_eq!(asked_for(&handshake), Duration::ZERO);
+        let mut handshake = record_answer(&handshake(None), no(), Network::Public, &POLICY, None, at(0));
+        let asking_time =
+            |handshake: &Handshake| super::asking_time(handshake.asked.as_ref().unwrap(), &POLICY);
+        assert_eq!(asking_time(&handshake), Duration::ZERO);
         // The daemon was down for days.
-        handshake = answered(&handshake, no(), Network::Public, &POLICY, None, at(900_000));
-        assert_eq!(asked_for(&handshake), Duration::from_secs(60));
+        handshake = record_answer(&handshake, no(), Network::Public, &POLICY, None, at(900_000));
+        assert_eq!(asking_time(&handshake), Duration::from_secs(60));
         for _ in 0..200 {
             let next = handshake.asked.as_ref().unwrap().next_at;
-            handshake = answered(&handshake, no(), Network::Public, &POLICY, None, next);
+            handshake = record_answer(&handshake, no(), Network::Public, &POLICY, None, next);
         }
         let minutes = (1 + 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256) + 360 * (201 - 9);
-        assert_eq!(asked_for(&handshake), Duration::from_secs(60 * minutes));
+        assert_eq!(asking_time(&handshake), Duration::from_secs(60 * minutes));
     }
 
     #[test]
-    fn after_consent_no_callback_is_good_and_before_it_only_the_last_ones_are() {
+    fn consent_invalidates_callbacks_and_their_number_is_bounded() {
         let mut handshake = handshake(Some(5));
         for number in 0..40 {
-            handshake = with_callback(&handshake, [number; 32]);
+            handshake = add_callback(&handshake, [number; 32]);
         }
         let good: Vec<_> = handshake.callbacks.iter().map(|hash| hash[0]).collect();
         assert_eq!(good, (24..40).collect::<Vec<_>>());
-        let agreed = answered(&handshake, Ok(Some(3)), Network::Public, &POLICY, None, at(9));
+        let agreed = record_answer(&handshake, Ok(Some(3)), Network::Public, &POLICY, None, at(9));
         assert_eq!(agreed.consent, Some(Consent { at: at(9), rate: Some(3) }));
         assert_eq!((agreed.callbacks.len(), &*agreed.asked.unwrap().answer), (0, "agreed"));
-        assert_eq!(asked_anew(&handshake).callbacks, handshake.callbacks);
+        assert_eq!(restart_handshake(&handshake).callbacks, handshake.callbacks);
     }
 
     #[test]
-    fn an_answer_counts_for_what_was_asked_and_where() {
-        let agreed = agreed_to(handshake(Some(5)), Some(5), at(1));
+    fn consent_holds_for_the_same_url_origin_and_rate() {
+        let agreed = grant_consent(handshake(Some(5)), Some(5), at(1));
         let with = |origin: &str, rate| Some(Handshake::new(origin.parse().unwrap(), rate, false));
-        let same = changed(Some(&agreed), with("events.example.com", Some(5)), true).unwrap();
-        assert_eq!((same.consent, same.callback), (agreed.consent, false), "a callback can be done without");
-        for (wanted, same_url, story) in [
+        let same = apply_change(Some(&agreed), with("events.example.com", Some(5)), true).unwrap();
+        assert_eq!(
+            (same.consent, same.callback),
+            (agreed.consent, false),
+            "removing the callback keeps consent"
+        );
+        for (wanted, same_url, change) in [
             (with("events.example.com", Some(5)), false, "another URL"),
             (with("other.example.com", Some(5)), true, "another origin"),
             (with("events.example.com", Some(6)), true, "another rate"),
             (with("events.example.com", None), true, "no rate"),
         ] {
-            assert_eq!(changed(Some(&agreed), wanted.clone(), same_url), wanted, "{story}");
+            assert_eq!(apply_change(Some(&agreed), wanted.clone(), same_url), wanted, "{change}");
         }
-        let pending = with_callback(&handshake(None), [1; 32]);
-        let moved = changed(Some(&pending), Some(handshake(None)), false).unwrap();
-        assert_eq!(moved.callbacks.len(), 0, "who was asked before cannot agree for another");
-        assert_eq!(changed(Some(&agreed), None, true), None);
-        assert_eq!(changed(None, with("a", None), true), with("a", None));
+        let pending = add_callback(&handshake(None), [1; 32]);
+        let moved = apply_change(Some(&pending), Some(handshake(None)), false).unwrap();
+        assert_eq!(moved.callbacks.len(), 0, "a callback of the old URL is invalid for the new one");
+        assert_eq!(apply_change(Some(&agreed), None, true), None);
+        assert_eq!(apply_change(None, with("a", None), true), with("a", None));
     }
 
     #[test]
-    fn only_an_active_endpoint_without_consent_is_asked() {
+    fn only_active_endpoints_without_consent_get_requests() {
         let mut one = endpoint(1, "default", &[]);
         assert_eq!((next_request(&one), allows(&one)), (None, true), "no handshake");
         one.handshake = Some(handshake(None));
         assert_eq!((next_request(&one), allows(&one)), (Some(Timestamp::ZERO), false));
         let no = Err("no".to_owned());
-        let refused = answered(&handshake(None), no, Network::Public, &POLICY, None, at(60));
+        let refused = record_answer(&handshake(None), no, Network::Public, &POLICY, None, at(60));
         one.handshake = Some(refused);
         assert_eq!(next_request(&one), Some(at(120)));
         one.status = EndpointStatus::Paused;
         assert_eq!((next_request(&one), allows(&one)), (None, false));
         one.status = EndpointStatus::Active;
-        one.handshake = Some(agreed_to(handshake(None), None, at(1)));
+        one.handshake = Some(grant_consent(handshake(None), None, at(1)));
         assert_eq!((next_request(&one), allows(&one)), (None, true));
     }
 
     #[test]
-    fn the_stricter_of_two_rates_holds_in_its_mean_and_in_its_burst() {
+    fn stricter_rate_and_burst_apply() {
         let second = Duration::from_secs(1);
         let own = |limit, per, burst| Some(RateLimit { limit, per, burst });
         let rows = [
@@ -371,7 +380,7 @@ mod tests {
             (own(u32::MAX, Duration::from_nanos(1), u32::MAX), Some(u32::MAX), own(u32::MAX, MINUTE, 1)),
         ];
         for (rate_limit, allowed, effective) in rows {
-            let handshake = Some(agreed_to(handshake(None), allowed, at(1)));
+            let handshake = Some(grant_consent(handshake(None), allowed, at(1)));
             let one = Endpoint { rate_limit, handshake, ..endpoint(1, "default", &[]) };
             assert_eq!(rate(&one), effective, "{rate_limit:?} and {allowed:?}");
         }

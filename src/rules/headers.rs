@@ -1,13 +1,13 @@
-//! Which of an endpoint's own headers carry credentials, by their names.
+//! Recognizes headers of an endpoint that carry credentials, by name.
 //!
-//! Their values are kept as sensitive headers, in whichever member they were given: a reader of endpoints must not
-//! become able to send in their owner's name. When in doubt a header is sensitive: its owner loses the view of a value,
-//! not a secret.
+//! Their values are kept as sensitive headers, in whichever member they were given, so that a
+//! reader of endpoints cannot use them. When in doubt a header is sensitive: its owner then cannot
+//! read the value back, but no secret leaks.
 
-use crate::domain::normal_header_name;
+use crate::domain::normalize_header_name;
 
-/// Texts that make a name that of a credential wherever they are in it. Separators are left out on both sides, so that
-/// `X-Api-Key`, `X-ApiKey` and `X.Api.Key` are the same.
+/// Texts of credential names, at any place. Separators are ignored: `X-Api-Key`, `X-ApiKey` and
+/// `X.Api.Key` are equal.
 const SECRET_TEXTS: [&str; 20] = [
     "accesskey",
     "apikey",
@@ -31,13 +31,13 @@ const SECRET_TEXTS: [&str; 20] = [
     "xsrf",
 ];
 
-/// Words that make a name that of a credential at its end: `X-Auth`, `X-Functions-Key`.
+/// Last words of credential names, as in `X-Auth` and `X-Functions-Key`.
 const SECRET_LAST_WORDS: [&str; 4] = ["auth", "key", "pass", "pwd"];
 
 /// Whether a header of this name carries a credential.
 #[must_use]
 pub fn is_secret(name: &str) -> bool {
-    let name = normal_header_name(name);
+    let name = normalize_header_name(name);
     let joined = name.replace('-', "");
     let last_word = name.rsplit('-').next().unwrap_or_default();
     SECRET_LAST_WORDS.contains(&last_word) || SECRET_TEXTS.iter().any(|text| joined.contains(text))
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_known_by_name_in_any_case() {
+    fn credentials_are_recognized_by_name_in_any_case() {
         for name in [
             "Authorization",
             "authorization",

@@ -1,15 +1,15 @@
-//! When an endpoint that only fails is given up.
+//! When a failing endpoint is disabled.
 
 use std::time::Duration;
 
 use crate::projections::failing::Failing;
 
-/// Failed attempts without which no endpoint is disabled.
+/// Minimum failed attempts before an endpoint is disabled.
 pub const FAILURES_MIN: u32 = 5;
 
-/// Whether an endpoint with these failures, and without a success since the first of them, is
-/// disabled: when it failed over the whole of `after`. One gap between two failures counts for about
-/// its part of that time at most, so that the failures lie in different parts of it.
+/// Whether to disable an endpoint with these failures and no success since the first of them: if it
+/// failed for the whole of `after`. A gap between two failures counts for about `after` divided by
+/// `FAILURES_MIN - 1` at most, so at least `FAILURES_MIN` failures are spread over that time.
 #[must_use]
 pub fn should_disable(failing: &Failing, after: Duration) -> bool {
     failing.time(after / (FAILURES_MIN - 1)) >= after
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
     use crate::domain::{Attempt, Timestamp};
 
-    /// After attempts that failed at these seconds, each in a daemon that runs for so many seconds.
+    /// Attempts: time of the failure and uptime of the daemon, in seconds.
     fn is_disabled(attempts: &[(u64, u64)]) -> bool {
         let mut failing = None;
         for (at, uptime) in attempts {
@@ -33,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_is_given_up_at_the_limit_and_not_before() {
+    fn endpoint_is_disabled_at_the_limit_and_not_before() {
         let every_second = |seconds| (0..=seconds).map(|at| (at, 1_000)).collect::<Vec<_>>();
         assert!(!is_disabled(&every_second(99)));
         assert!(is_disabled(&every_second(100)));
@@ -41,21 +41,21 @@ mod tests {
     }
 
     #[test]
-    fn old_failures_alone_are_no_evidence() {
-        assert!(!is_disabled(&[(0, 0), (1, 1), (9_000, 9_000)]), "two events, far apart");
+    fn few_or_old_failures_do_not_disable() {
+        assert!(!is_disabled(&[(0, 0), (1, 1), (9_000, 9_000)]), "two failures far apart");
         assert!(!is_disabled(&[(0, 0), (1, 1), (2, 2), (3, 3), (9_000, 9_000), (9_001, 9_001)]));
-        assert!(!is_disabled(&[(0, 0), (9_000, 9_000), (18_000, 18_000), (27_000, 27_000)]), "four");
+        assert!(!is_disabled(&[(0, 0), (9_000, 9_000), (18_000, 18_000), (27_000, 27_000)]), "four failures");
         assert!(is_disabled(&[(0, 0), (900, 900), (1_800, 1_800), (2_700, 2_700), (3_600, 3_600)]));
     }
 
     #[test]
-    fn time_in_which_the_daemon_was_down_does_not_count() {
+    fn downtime_does_not_count() {
         let mut attempts: Vec<_> = (0..=50).map(|at| (at, at)).collect();
         attempts.extend((0..=49).map(|at| (1_000 + at, at)));
-        assert!(!is_disabled(&attempts), "it failed for 99 s");
+        assert!(!is_disabled(&attempts), "99 s of failures");
         attempts.push((1_050, 50));
         assert!(is_disabled(&attempts));
-        // A daemon that is started again and again.
+        // A daemon that restarts repeatedly.
         let restarts: Vec<_> = (0..90).map(|life| (life * 1_000, 1)).collect();
         assert!(!is_disabled(&restarts));
     }

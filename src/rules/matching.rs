@@ -1,14 +1,14 @@
-//! Which endpoints an event goes to: topic patterns with RabbitMQ's semantics.
+//! The endpoints of an event, by topic patterns with RabbitMQ's semantics.
 //!
-//! Exact patterns are looked up; patterns with wildcards stand in a trie of words per tenant, so that matching costs what
-//! the event's words and the answers cost, not what all endpoints would.
+//! Exact patterns are in a map, patterns with wildcards in a trie of words, per tenant. The cost of
+//! matching depends on the event's words and the matches, not on the number of endpoints.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::domain::{Endpoint, EndpointNumber, EventType, Pattern, Tenant};
 
-/// Whether an endpoint with these patterns wants events of this type; without any it wants all. The plain definition;
-/// [`Matcher`] must agree with it.
+/// Whether an endpoint with these patterns wants events of this type. Without patterns it wants
+/// all. [`Matcher`] must agree with this definition.
 #[must_use]
 pub fn want(patterns: &[Pattern], event_type: &EventType) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern_matches(pattern, event_type))
@@ -18,7 +18,7 @@ pub fn want(patterns: &[Pattern], event_type: &EventType) -> bool {
 #[must_use]
 pub fn pattern_matches(pattern: &Pattern, event_type: &EventType) -> bool {
     let words: Vec<&str> = event_type.as_str().split('.').collect();
-    // One bit per prefix of the words: which prefixes the pattern's beginning matches.
+    // For each number of leading words: whether the parts of the pattern so far match them.
     let mut reachable = vec![false; words.len() + 1];
     reachable[0] = true;
     for part in pattern.as_str().split('.') {
@@ -42,26 +42,26 @@ pub fn pattern_matches(pattern: &Pattern, event_type: &EventType) -> bool {
 struct Node {
     words: HashMap<Box<str>, usize>,
     /// `*`
-    one: Option<usize>,
+    any_word: Option<usize>,
     /// `#`
-    many: Option<usize>,
+    any_words: Option<usize>,
     /// Endpoints whose pattern ends here.
     endpoints: BTreeSet<EndpointNumber>,
 }
 
 #[derive(Debug)]
 struct TenantIndex {
-    everything: BTreeSet<EndpointNumber>,
+    unfiltered: BTreeSet<EndpointNumber>,
     exact: HashMap<Box<str>, BTreeSet<EndpointNumber>>,
     nodes: Vec<Node>,
-    /// What each endpoint stands for, so that it can be taken out.
+    /// Patterns of each endpoint, for its removal.
     patterns: HashMap<EndpointNumber, Vec<Pattern>>,
 }
 
 impl Default for TenantIndex {
     fn default() -> Self {
         Self {
-            everything: BTreeSet::new(),
+            unfiltered: BTreeSet::new(),
             exact: HashMap::new(),
             nodes: vec![Node::default()],
             patterns: HashMap::new(),
@@ -69,37 +69,37 @@ impl Default for TenantIndex {
     }
 }
 
-/// The endpoints of all tenants, by what they want. Owned by the writer, changed with each endpoint.
+/// Index of the endpoints of all tenants by patterns. The commit thread owns and updates it.
 #[derive(Debug, Default)]
 pub struct Matcher {
     tenants: HashMap<Tenant, TenantIndex>,
 }
 
 impl Matcher {
-    /// The endpoint must not be in the index.
+    /// Adds an endpoint that is not in the index.
     pub fn insert(&mut self, endpoint: &Endpoint) {
         let index = self.tenants.entry(endpoint.tenant.clone()).or_default();
         index.patterns.insert(endpoint.number, endpoint.event_types.clone());
         if endpoint.event_types.is_empty() {
-            index.everything.insert(endpoint.number);
+            index.unfiltered.insert(endpoint.number);
         }
         for pattern in &endpoint.event_types {
             if is_exact(pattern) {
                 index.exact.entry(pattern.as_str().into()).or_default().insert(endpoint.number);
             } else {
-                let node = index.path(pattern);
+                let node = index.find_or_insert(pattern);
                 index.nodes[node].endpoints.insert(endpoint.number);
             }
         }
     }
 
-    /// Nothing happens when it is not in the index.
+    /// Removes an endpoint if it is in the index.
     pub fn remove(&mut self, endpoint: EndpointNumber, tenant: &Tenant) {
         let Some(index) = self.tenants.get_mut(tenant) else { return };
-        index.everything.remove(&endpoint);
+        index.unfiltered.remove(&endpoint);
         for pattern in index.patterns.remove(&endpoint).unwrap_or_default() {
             if !is_exact(&pattern) {
-                let node = index.path(&pattern);
+                let node = index.find_or_insert(&pattern);
                 index.nodes[node].endpoints.remove(&endpoint);
             } else if let Some(endpoints) = index.exact.get_mut(pattern.as_str()) {
                 endpoints.remove(&endpoint);
@@ -109,20 +109,20 @@ impl Matcher {
             }
         }
         if index.patterns.is_empty() {
-            // Empty nodes of the trie go with the tenant's last endpoint.
+            // Empty trie nodes are removed with the tenant's last endpoint.
             self.tenants.remove(tenant);
         }
     }
 
-    /// Ascending, each once.
+    /// Matching endpoints, ascending, without duplicates.
     #[must_use]
     pub fn targets(&self, tenant: &Tenant, event_type: &EventType) -> Vec<EndpointNumber> {
         let Some(index) = self.tenants.get(tenant) else { return Vec::new() };
-        let mut found: Vec<EndpointNumber> = index.everything.iter().copied().collect();
+        let mut found: Vec<EndpointNumber> = index.unfiltered.iter().copied().collect();
         found.extend(index.exact.get(event_type.as_str()).into_iter().flatten());
         if index.nodes.len() > 1 {
             let words: Vec<&str> = event_type.as_str().split('.').collect();
-            index.walk(&words, &mut found);
+            index.collect_matches(&words, &mut found);
         }
         found.sort_unstable();
         found.dedup();
@@ -131,15 +131,15 @@ impl Matcher {
 }
 
 impl TenantIndex {
-    /// The node of a pattern, made when it is not there.
-    fn path(&mut self, pattern: &Pattern) -> usize {
+    /// Node of a pattern; inserted if missing.
+    fn find_or_insert(&mut self, pattern: &Pattern) -> usize {
         let mut at = 0;
         for part in pattern.as_str().split('.') {
             let next = self.nodes.len();
             let node = &mut self.nodes[at];
             at = match part {
-                "*" => *node.one.get_or_insert(next),
-                "#" => *node.many.get_or_insert(next),
+                "*" => *node.any_word.get_or_insert(next),
+                "#" => *node.any_words.get_or_insert(next),
                 word => *node.words.entry(word.into()).or_insert(next),
             };
             if at == next {
@@ -149,8 +149,8 @@ impl TenantIndex {
         at
     }
 
-    /// Visits each pair of node and word at most once, so that many `#` cannot multiply.
-    fn walk(&self, words: &[&str], found: &mut Vec<EndpointNumber>) {
+    /// Visits each pair of node and word at most once, so that many `#` stay cheap.
+    fn collect_matches(&self, words: &[&str], found: &mut Vec<EndpointNumber>) {
         let mut seen = HashSet::new();
         let mut open = vec![(0, 0, false)];
         while let Some((at, word, in_many)) = open.pop() {
@@ -161,10 +161,10 @@ impl TenantIndex {
             if word == words.len() {
                 found.extend(&node.endpoints);
             }
-            open.extend(node.many.map(|next| (next, word, true)));
+            open.extend(node.any_words.map(|next| (next, word, true)));
             if let Some(text) = words.get(word) {
                 open.extend(node.words.get(*text).map(|next| (*next, word + 1, false)));
-                open.extend(node.one.map(|next| (next, word + 1, false)));
+                open.extend(node.any_word.map(|next| (next, word + 1, false)));
                 if in_many {
                     open.push((at, word + 1, true));
                 }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_agrees_with_the_definition() {
+    fn index_agrees_with_the_definition() {
         for seed in 1..300_u64 {
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let mut random = move |below: usize| {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn many_hashes_do_not_multiply() {
+    fn many_hashes_match_in_linear_time() {
         let mut matcher = Matcher::default();
         let pattern = vec!["#"; 100].join(".") + ".end";
         matcher.insert(&endpoint(1, "a", &[pattern]));

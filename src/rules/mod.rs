@@ -1,8 +1,9 @@
-//! Every decision that a person could argue about, as pure functions.
+//! Policy decisions, as pure functions. Must never know async, I/O, serde, clocks or randomness.
 //!
-//! Owns: what may be appended ([`append`]), who gets an event ([`matching`]), what a reply means ([`verdict`]), when the
-//! next attempt is ([`retry`]), when an endpoint is given up ([`health`]), whether a receiver wants to be sent to ([`handshake`]), how a request is signed ([`signature`]),
-//! which headers carry credentials ([`headers`]), how it goes on with a trace ([`trace`]) and what an event's deliveries amount to ([`event_status`]). Must never know async, I/O, serde, clocks or randomness.
+//! Owns: whether an event may be appended ([`append`]), its endpoints ([`matching`]), status
+//! ([`event_status`]) and trace ([`trace`]); the meaning of a reply ([`verdict`]), the next attempt
+//! ([`retry`]), failing endpoints ([`health`]), consent of receivers ([`handshake`]), signatures
+//! ([`signature`]), guessable secrets ([`weakness`]) and headers with credentials ([`headers`]).
 
 pub mod append;
 pub mod event_status;
@@ -27,7 +28,7 @@ pub(crate) mod tests {
         SignaturePreset, Tenant, Timestamp,
     };
 
-    /// An event to one endpoint, with nothing that it need not have.
+    /// An event for one endpoint, without optional fields.
     pub(crate) fn event() -> Event {
         Event {
             id: "evt_1".parse().unwrap(),
@@ -47,7 +48,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// An endpoint that differs from others in what matching looks at.
+    /// An endpoint with these event type patterns.
     pub(crate) fn endpoint(number: u32, tenant: &str, patterns: &[String]) -> Endpoint {
         Endpoint {
             number: EndpointNumber(number),

@@ -1,4 +1,4 @@
-//! When the next attempt of a delivery is, if any.
+//! The time of a delivery's next attempt, if any.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::domain::{DeadReason, DeliveryKey, Next, Progress, RetryPolicy, Timest
 use crate::failpoints::{self, Mutation};
 use crate::limits;
 
-/// What happens after an attempt that was made from `started_at` to `finished_at`. `progress` is what
-/// was before the attempt, [after its delay](Progress::after).
+/// Decides the next step after an attempt. `progress` is from before the attempt,
+/// [after its delay](Progress::after).
 #[must_use]
 pub fn next(
     policy: &RetryPolicy,
@@ -20,7 +20,7 @@ pub fn next(
     started_at: Timestamp,
     finished_at: Timestamp,
 ) -> Next {
-    // Never in the same millisecond: a delivery's place in its lane must change when it moves.
+    // At least 1 ms later: a moved delivery needs a new key in its lane.
     let held = match verdict {
         Verdict::Delivered => return Next::Delivered,
         Verdict::Refused(reason) => return Next::Dead(reason),
@@ -39,9 +39,9 @@ pub fn next(
                 return Next::Dead(DeadReason::AttemptsExhausted);
             }
             let interval = interval(*initial, *multiplier, *max_interval, failed);
-            let spread = spread(interval, *jitter, delivery, progress.attempts + 1);
-            let at = finished_at.plus(spread.max(held));
-            // What came before the first attempt was waiting, not failing.
+            let jittered = apply_jitter(interval, *jitter, delivery, progress.attempts + 1);
+            let at = finished_at.plus(jittered.max(held));
+            // Time before the first attempt does not count.
             if at > progress.first_attempt.unwrap_or(started_at).plus(*max_age) {
                 return Next::Dead(DeadReason::MaxAge);
             }
@@ -50,9 +50,9 @@ pub fn next(
     }
 }
 
-/// The part of an attempt's wait that is not the receiver's: all of the time from its due time to its start
-/// but that in which the receiver kept its lane shut, since `shut_since`. A pause, a rate, a limit, an
-/// ordering and a stopped daemon are ours.
+/// Delay of an attempt that the receiver did not cause: from its due time to its start, or to
+/// `shut_since`, when the receiver shut the lane. A pause, a rate, a limit, an ordering and a
+/// stopped daemon count.
 #[must_use]
 pub fn delay(due: Timestamp, started_at: Timestamp, shut_since: Option<Timestamp>) -> Duration {
     if failpoints::is_active(Mutation::CountDelays) {
@@ -61,7 +61,7 @@ pub fn delay(due: Timestamp, started_at: Timestamp, shut_since: Option<Timestamp
     shut_since.map_or(started_at, |since| since.min(started_at)).since(due)
 }
 
-/// The interval after the `failed`-th failure, by the `backoff` crate's policy without its randomness.
+/// The interval after the `failed`-th failure, by the `backoff` crate without its randomness.
 pub(super) fn interval(initial: Duration, multiplier: f64, max_interval: Duration, failed: u32) -> Duration {
     let mut policy = ExponentialBackoffBuilder::new()
         .with_initial_interval(initial.min(max_interval))
@@ -77,17 +77,17 @@ pub(super) fn interval(initial: Duration, multiplier: f64, max_interval: Duratio
     })
 }
 
-/// The interval, longer or shorter by up to the part that `jitter` says. The same attempt always gets the same.
-fn spread(interval: Duration, jitter: f64, delivery: DeliveryKey, attempt: u32) -> Duration {
+/// Changes the interval by up to the share `jitter`, deterministically for each attempt.
+fn apply_jitter(interval: Duration, jitter: f64, delivery: DeliveryKey, attempt: u32) -> Duration {
     let mut hash =
         delivery.event.0 ^ (u64::from(delivery.endpoint.0) << 32) ^ u64::from(attempt).rotate_left(17);
-    // SplitMix64's finisher.
+    // SplitMix64's finalizer.
     hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^= hash >> 31;
-    let part = f64::from((hash >> 32) as u32) / f64::from(u32::MAX);
-    interval.mul_f64((1.0 + jitter.clamp(0.0, 1.0) * (2.0 * part - 1.0)).max(0.0))
+    let fraction = f64::from((hash >> 32) as u32) / f64::from(u32::MAX);
+    interval.mul_f64((1.0 + jitter.clamp(0.0, 1.0) * (2.0 * fraction - 1.0)).max(0.0))
 }
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_grow_up_to_their_bound_and_attempts_end() {
+    fn intervals_grow_to_their_maximum_and_attempts_end() {
         let now = Timestamp::from_millis(1_000_000);
         let mut seconds = Vec::new();
         for failed in 0..11 {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_is_reproducible_and_stays_within_its_part() {
+    fn jitter_is_deterministic_and_within_its_share() {
         let now = Timestamp::from_millis(0);
         let mut seen = std::collections::BTreeSet::new();
         for event in 0..1_000 {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_never_undercut_and_age_ends_the_series() {
+    fn retry_after_is_a_minimum_and_age_ends_the_series() {
         let now = Timestamp::from_millis(0);
         let wait = Verdict::RetryAfter(Duration::from_secs(600));
         let Next::RetryAt(at) = next(&policy(1.0), KEY, &after(0, 0), wait, now, now) else { panic!() };
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_ends_after_its_last_entry() {
+    fn schedule_ends_after_its_last_entry() {
         let policy = RetryPolicy::Schedule(vec![Duration::from_secs(1), Duration::from_secs(9)]);
         let now = Timestamp::from_millis(0);
         let at = |millis| Next::RetryAt(Timestamp::from_millis(millis));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn redriven_delivery_waits_as_after_its_first_failure() {
+    fn redriven_delivery_starts_at_the_first_interval() {
         let now = Timestamp::from_millis(1_000_000);
         let redriven = Progress::begin(11, now, Trigger::Redrive);
         for (failed, seconds) in [(0, 5), (1, 15), (2, 45)] {
@@ -203,14 +203,14 @@ mod tests {
         let fresh = Progress::begin(0, accepted, Trigger::Publish);
         let judge = |progress: &Progress, at| next(&policy(0.0), KEY, progress, Verdict::Retry, at, at);
         let retry = |at: Timestamp, seconds| Next::RetryAt(at.plus(Duration::from_secs(seconds)));
-        assert_eq!(judge(&fresh, paused_until), retry(paused_until, 5), "waiting is no failure");
+        assert_eq!(judge(&fresh, paused_until), retry(paused_until, 5), "waiting does not count");
         let tried =
             Progress { attempts: 1, attempts_in_series: 1, first_attempt: Some(paused_until), ..fresh };
         let last = paused_until.plus(72 * HOUR).minus(Duration::from_secs(15));
         assert_eq!(judge(&tried, last), retry(last, 15));
         let late = last.plus(Duration::from_millis(1));
         assert_eq!(judge(&tried, late), Next::Dead(DeadReason::MaxAge));
-        // What was late because of us moves the beginning.
+        // A delay of the daemon shifts the start of the series.
         let hour_late = judge(&tried.after(HOUR), late.plus(HOUR).minus(Duration::from_millis(1)));
         assert_eq!(hour_late, retry(last.plus(HOUR), 15));
         assert_eq!(judge(&tried.after(HOUR), late.plus(HOUR)), Next::Dead(DeadReason::MaxAge));
@@ -220,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn delay_ends_where_the_receiver_shuts_the_lane() {
+    fn delay_ends_when_the_receiver_shuts_the_lane() {
         let at = Timestamp::from_millis;
         let delay = |shut_since: Option<u64>| delay(at(1_000), at(90_000), shut_since.map(at)).as_millis();
         assert_eq!(delay(None), 89_000, "a pause, a rate or a stopped daemon");
-        assert_eq!(delay(Some(400)), 0, "all of it is the receiver's");
+        assert_eq!(delay(Some(400)), 0, "the receiver caused all of it");
         assert_eq!(delay(Some(61_000)), 60_000);
-        assert_eq!(delay(Some(95_000)), 89_000, "no more than all of it");
+        assert_eq!(delay(Some(95_000)), 89_000, "at most all of it");
     }
 }

@@ -1,9 +1,9 @@
-//! How requests are signed: Standard Webhooks 1.0.0 (`v1` HMAC-SHA256, `v1a` ed25519), and the presets of senders that
-//! people migrate from.
+//! Signatures of requests: Standard Webhooks 1.0.0 (`v1` HMAC-SHA256, `v1a` ed25519), and presets
+//! for migrations from other senders.
 //!
-//! Must sign exactly the bytes that are sent, with the time of the attempt. The header's form is narrower than the
-//! specification asks for, because verifiers in use are: elements `v1,<padded base64>`, one space between, none at the
-//! ends, one header line. The current key stands first.
+//! Must sign exactly the bytes that are sent, with the time of the attempt. Some verifiers require
+//! more than the specification: elements `v1,<padded base64>`, separated by single spaces, in one
+//! header line. The current key comes first.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -24,31 +24,31 @@ const SECRET_KEY_PREFIX: &str = "whsk_";
 const PUBLIC_KEY_PREFIX: &str = "whpk_";
 const SEED_BYTES: usize = ed25519_dalek::SECRET_KEY_LENGTH;
 
-/// How far a receiver's clock and the sender's may differ, as all reference libraries have it.
+/// Tolerance between the clocks of sender and receiver, as in all reference libraries.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
 
-/// Why a secret is refused. Never says what the text was.
+/// Why a secret is rejected. Never contains the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
-    #[error("a secret begins with whsec_ (HMAC) or whsk_ (ed25519)")]
+    #[error("a secret must begin with whsec_ (HMAC) or whsk_ (ed25519)")]
     Prefix,
-    #[error("what follows whsec_ or whsk_ must be standard, padded base64")]
+    #[error("the text after whsec_ or whsk_ must be standard, padded base64")]
     Base64,
-    #[error("a secret has {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes, not {0}", SECRET_BYTES_MIN = limits::SECRET_BYTES_MIN, SECRET_BYTES_MAX = limits::SECRET_BYTES_MAX)]
+    #[error("a secret must have {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes, not {0}", SECRET_BYTES_MIN = limits::SECRET_BYTES_MIN, SECRET_BYTES_MAX = limits::SECRET_BYTES_MAX)]
     Length(usize),
-    #[error("an ed25519 key has 32 bytes (the seed) or 64 (seed and public key), not {0}")]
+    #[error("an ed25519 key must have 32 bytes (the seed) or 64 (seed and public key), not {0}")]
     KeyLength(usize),
     #[error("the second half of the ed25519 key is not its public key")]
     KeyHalves,
     #[error("whpk_ is a public key; the secret key begins with whsk_")]
     PublicKey,
     #[error(
-        "a secret of this signature preset is {SECRET_TEXT_BYTES_MIN} to {SECRET_TEXT_BYTES_MAX} printable ASCII characters without spaces around them",
+        "a secret of this signature preset must be {SECRET_TEXT_BYTES_MIN} to {SECRET_TEXT_BYTES_MAX} printable ASCII characters without spaces around them",
         SECRET_TEXT_BYTES_MIN = limits::SECRET_TEXT_BYTES_MIN, SECRET_TEXT_BYTES_MAX = limits::SECRET_TEXT_BYTES_MAX
     )]
     Text,
     #[error(
-        "the secret can be guessed: it is a published example, constant, repeated, a sequence or made of common words; leave it out for a generated one, or give random bytes (`openssl rand -base64 32` behind `whsec_`)"
+        "the secret can be guessed: it is a published example, constant, repeated, a sequence or made of common words; omit it to have one generated, or use random bytes (`whsec_` and the output of `openssl rand -base64 32`)"
     )]
     Guessable,
     #[error("this signature preset cannot use an ed25519 key")]
@@ -57,11 +57,11 @@ pub enum SecretError {
     TooMany,
 }
 
-/// A key, opened. Deliberately without a `Debug` that shows it.
+/// An unsealed key. Its `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningKey {
     pub kind: SecretKind,
-    /// HMAC: the key's bytes. Ed25519: the seed. Text: the characters themselves.
+    /// HMAC: the key's bytes. Ed25519: the seed. Text: the characters.
     pub bytes: Vec<u8>,
 }
 
@@ -72,10 +72,10 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Reads a new secret as people hold it. Texts that are no Standard Webhooks key are legal for other presets only.
+    /// Parses the text form of a new secret. The `Standard` preset rejects arbitrary text.
     ///
     /// # Errors
-    /// What the preset expects.
+    /// When the preset does not accept the secret, or it is guessable.
     pub fn parse(text: &str, preset: SignaturePreset) -> Result<Self, SecretError> {
         let key = match Self::parse_standard(text) {
             Ok(key) => key,
@@ -102,7 +102,7 @@ impl SigningKey {
         }
     }
 
-    /// The standard does not define the bytes behind `whsk_`: seed and public key in use, the seed alone accepted.
+    /// The bytes of `whsk_`, undefined by the standard: the seed, optionally with its public key.
     fn ed25519(bytes: &[u8]) -> Result<Self, SecretError> {
         if bytes.len() != SEED_BYTES && bytes.len() != 2 * SEED_BYTES {
             return Err(SecretError::KeyLength(bytes.len()));
@@ -125,7 +125,7 @@ impl SigningKey {
     /// Whether the preset can sign with this key.
     ///
     /// # Errors
-    /// Why not.
+    /// When it cannot.
     pub fn check(&self, preset: SignaturePreset) -> Result<(), SecretError> {
         match (preset, self.kind) {
             (SignaturePreset::Standard, SecretKind::Text) => Err(SecretError::Prefix),
@@ -136,7 +136,7 @@ impl SigningKey {
         }
     }
 
-    /// The secret as people hold it; the inverse of [`Self::parse`].
+    /// Text form of the secret; the inverse of [`Self::parse`].
     #[must_use]
     pub fn text(&self) -> String {
         match self.kind {
@@ -149,7 +149,7 @@ impl SigningKey {
         }
     }
 
-    /// `whpk_` and base64, for an ed25519 key: what receivers verify with.
+    /// Public key for receivers, as `whpk_` and base64. `None` unless ed25519.
     #[must_use]
     pub fn public_text(&self) -> Option<String> {
         self.public_bytes().map(|bytes| format!("{PUBLIC_KEY_PREFIX}{}", STANDARD.encode(bytes)))
@@ -166,7 +166,7 @@ impl SigningKey {
         Some(ed25519_dalek::SigningKey::from_bytes(self.bytes.get(..SEED_BYTES)?.try_into().ok()?))
     }
 
-    /// One element of `webhook-signature`: `v1,` or `v1a,` and the base64 of the signature of `id.timestamp.body`.
+    /// One element of `webhook-signature`: `v1,` or `v1a,` and base64, over `id.timestamp.body`.
     #[must_use]
     pub fn sign(&self, id: &str, timestamp_seconds: u64, body: &[u8]) -> String {
         let Some(pair) = self.pair() else { return sign_v1(&self.bytes, id, timestamp_seconds, body) };
@@ -195,8 +195,8 @@ pub fn sign_v1(secret: &[u8], id: &str, timestamp_seconds: u64, body: &[u8]) -> 
     format!("v1,{}", STANDARD.encode(hmac(secret, &[head.as_bytes(), body])))
 }
 
-/// The header that carries the signature, and its value: one element for each key, in their order. `keys` are the live
-/// ones; GitHub's header has room for one signature only, which is that of the first.
+/// Name and value of the signature header: one element per live key, in order. GitHub's header
+/// holds only the signature of the first key.
 #[must_use]
 pub fn signature_header(
     preset: SignaturePreset,
@@ -234,11 +234,11 @@ pub fn is_live(secret: &Secret, now: Timestamp) -> bool {
     secret.expires_at.is_none_or(|at| at > now)
 }
 
-/// The secrets after a rotation: the new one, then those that still sign until the overlap ends, which never grows.
-/// `is_new` tells old ones that are the new one; they give way to it.
+/// Rotates to a new secret, followed by the old ones. Those expire after the overlap, or earlier if
+/// their expiry is earlier. `is_new` recognizes old copies of the new secret, which are dropped.
 ///
 /// # Errors
-/// When too many would be live.
+/// When more than [`limits::SECRETS_MAX`] secrets would be live.
 pub fn rotate(
     secrets: &[Secret],
     new: Secret,

@@ -1,4 +1,4 @@
-//! How a delivery goes on with the trace of its event.
+//! Continues the trace of an event in its deliveries.
 
 use std::num::NonZeroU64;
 
@@ -6,18 +6,17 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{DeliveryKey, Event, TraceParent, attribute};
 
-/// The `traceparent` of one attempt: the event's trace, and a span that no other attempt has. The same attempt always
-/// gets the same one, so what was sent can be found again without having been written down. `None` when the event
-/// belongs to no trace, or to one that cannot be read.
+/// The `traceparent` of one attempt: the event's trace and a unique, deterministic span. So the
+/// span of an attempt is known without storing it. `None` if the event has no valid `traceparent`.
 #[must_use]
 pub fn traceparent(event: &Event, delivery: DeliveryKey, attempt: u32) -> Option<TraceParent> {
     let parent = TraceParent::parse(event.attribute(attribute::TRACE_PARENT)?)?;
-    Some(parent.child(span(event, delivery, attempt)))
+    Some(parent.child(span_id(event, delivery, attempt)))
 }
 
-/// The event's id is in it because positions and numbers are the same in each data directory, and a trace may pass
-/// through several daemons.
-fn span(event: &Event, delivery: DeliveryKey, attempt: u32) -> NonZeroU64 {
+/// Hashes the event id too: a trace may pass through several daemons with equal positions and
+/// numbers.
+fn span_id(event: &Event, delivery: DeliveryKey, attempt: u32) -> NonZeroU64 {
     let mut hasher = Sha256::new();
     hasher.update(event.id.as_str());
     hasher.update(delivery.event.0.to_be_bytes());
@@ -58,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn every_attempt_is_a_span_of_its_own_and_always_the_same() {
+    fn each_attempt_has_a_unique_deterministic_span() {
         let mut seen = BTreeSet::from([PARENT.to_owned()]);
         for id in ["evt_1", "evt_2"] {
             for position in 1..20 {
@@ -76,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_that_cannot_be_read_is_no_parent() {
+    fn missing_or_malformed_parent_gives_no_traceparent() {
         let key = DeliveryKey { event: Position(1), endpoint: EndpointNumber(1) };
         assert_eq!(traceparent(&event("e", "00-nonsense"), key, 1), None);
         assert_eq!(traceparent(&Event { attributes: Vec::new(), ..event("e", PARENT) }, key, 1), None);

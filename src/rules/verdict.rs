@@ -1,4 +1,4 @@
-//! What an attempt's result means.
+//! The verdict on the result of an attempt.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,24 +6,24 @@ use crate::domain::{DeadReason, DisabledReason, ErrorClass, Timestamp, Verdict};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
-/// Statuses after which a delivery is given up at once, by configuration.
+/// Configured statuses that dead-letter a delivery at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusedStatuses(pub Vec<u16>);
 
-/// What is known of a reply.
+/// Facts of a reply that its verdict depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyFacts<'a> {
     pub outcome: Result<u16, ErrorClass>,
-    /// Policy forbids the URL itself. A name with a forbidden address is not meant: names change.
+    /// The address policy forbids the URL itself. `false` for a name with a forbidden address: that
+    /// may change.
     pub url_is_forbidden: bool,
-    /// The header, when there is one.
     pub retry_after: Option<&'a str>,
-    /// The header `webhook-delivery`, by which a receiver can end a delivery or its subscription.
+    /// The header `webhook-delivery`, which can end the delivery or the endpoint's subscription.
     pub webhook_delivery: Option<&'a str>,
     pub received_at: Timestamp,
 }
 
-/// 2xx is success and nothing else is.
+/// Judges a reply. Only 2xx is a success.
 #[must_use]
 pub fn verdict(reply: &ReplyFacts<'_>, refused: &RefusedStatuses) -> Verdict {
     if reply.url_is_forbidden {

@@ -1,7 +1,7 @@
-//! Whether a secret or an admin key that somebody chose can be guessed.
+//! Detects guessable secrets and admin keys.
 //!
-//! A check at the door: secrets that are stored go on signing. It finds what people type, paste from examples or leave
-//! empty. Of published secrets it knows those that documentation of webhooks shows.
+//! Applies to new secrets only; stored ones remain valid. Detects typed, constant and published
+//! secrets. The published ones are examples of webhook documentation.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +11,7 @@ use crate::limits;
 /// Keys of published examples, in base64: Standard Webhooks, Svix.
 const PUBLISHED_KEYS: [&str; 3] =
     ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "plJ3nmyCDGBKInavdOK15jsl"];
-/// Published examples that are text: GitHub's documentation, a comic strip, documentation of AWS.
+/// Published example texts: GitHub's documentation, a comic strip, AWS documentation.
 const PUBLISHED_TEXTS: [&str; 4] = [
     "It's a Secret to Everybody",
     "correct horse battery staple",
@@ -19,7 +19,7 @@ const PUBLISHED_TEXTS: [&str; 4] = [
     "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 ];
 
-/// Words that people make secrets of, in lower case; what contains another comes first.
+/// Common words of typed secrets, in lower case; a word precedes the words that it contains.
 const COMMON_WORDS: [&str; 67] = [
     "abcdefghijklmnopqrstuvwxyz",
     "administrator",
@@ -90,18 +90,18 @@ const COMMON_WORDS: [&str; 67] = [
     "api",
 ];
 
-/// Whether the bytes are constant, a repeated piece, a sequence, of few values, a published example, or text of common
-/// words.
+/// Whether the bytes are constant, repeated, a sequence, of few distinct values, a published
+/// example or common words.
 #[must_use]
 pub fn is_guessable(secret: &[u8]) -> bool {
-    distinct(secret) < limits::SECRET_DISTINCT_BYTES_MIN
+    count_distinct(secret) < limits::SECRET_DISTINCT_BYTES_MIN
         || is_published(secret)
         || is_repeated(secret)
         || is_sequence(secret)
-        || is_common(secret)
+        || consists_of_common_words(secret)
 }
 
-/// A published key counts as bytes, in base64, and with a prefix.
+/// Finds a published key as bytes, in base64, and with a prefix.
 fn is_published(secret: &[u8]) -> bool {
     let is_in_text = |sample: &str| secret.windows(sample.len()).any(|part| part == sample.as_bytes());
     let is_decoded = |sample: &str| STANDARD.decode(sample).is_ok_and(|bytes| bytes == secret);
@@ -109,31 +109,31 @@ fn is_published(secret: &[u8]) -> bool {
         || PUBLISHED_KEYS.into_iter().any(|sample| is_in_text(sample) || is_decoded(sample))
 }
 
-fn distinct(secret: &[u8]) -> usize {
+fn count_distinct(secret: &[u8]) -> usize {
     let mut sorted = secret.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
     sorted.len()
 }
 
-/// A piece of at most half the length, over and over.
+/// Whether a piece of at most half the length repeats to the end.
 fn is_repeated(secret: &[u8]) -> bool {
     (1..=secret.len() / 2).any(|piece| secret.iter().zip(&secret[piece..]).all(|(one, other)| one == other))
 }
 
-/// At least half of the steps from byte to byte are as the step before, as in `0123456789abcdef`.
+/// Whether at least half of the steps between bytes equal the previous step: `0123456789abcdef`.
 fn is_sequence(secret: &[u8]) -> bool {
     let steps: Vec<u8> = secret.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
     let same = steps.windows(2).filter(|pair| pair[0] == pair[1]).count();
     2 * same >= steps.len()
 }
 
-/// Text of which little is left without the common words.
-fn is_common(secret: &[u8]) -> bool {
+/// Whether text without its common words is too short.
+fn consists_of_common_words(secret: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(secret) else { return false };
     let mut rest = text.to_ascii_lowercase();
     for word in COMMON_WORDS {
-        // A space keeps what stood on either side from becoming a word.
+        // A space, so that the parts on both sides do not form a word.
         rest = rest.replace(word, " ");
     }
     rest.chars().filter(|c| c.is_alphanumeric()).count() < limits::SECRET_UNCOMMON_BYTES_MIN
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_type_is_guessable() {
+    fn typed_and_published_secrets_are_guessable() {
         for text in [
             "aaaaaaaaaaaaaaaa",
             "abababababababab",
@@ -201,14 +201,14 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn random_bytes_pass(secret: [u8; 32]) {
-            // One in 2^100 would not.
-            proptest::prop_assume!(distinct(&secret) >= 16);
+            // Fails for about one in 2^100.
+            proptest::prop_assume!(count_distinct(&secret) >= 16);
             proptest::prop_assert!(!is_guessable(&secret), "{secret:?}");
         }
 
         #[test]
         fn random_hexadecimal_passes(secret: [u8; 16]) {
-            proptest::prop_assume!(distinct(&secret) >= 8);
+            proptest::prop_assume!(count_distinct(&secret) >= 8);
             let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
             proptest::prop_assert!(!is_guessable(text.as_bytes()), "{text}");
         }

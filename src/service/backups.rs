@@ -1,4 +1,4 @@
-//! Backups through the API, part by part.
+//! Backups through the API, in parts.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::maintenance::backup;
 use crate::maintenance::backup::{BackupId, BackupKey, BackupPart, BackupSigning};
 use crate::outbox::draft::Unavailable;
 
-/// Bytes of a part of a backup, about.
+/// Approximate bytes of a backup part.
 const BACKUP_PART_BYTES: usize = 4 * 1024 * 1024;
 
-/// How long retention waits after a part of a backup was asked for.
+/// How long retention waits after a request for a backup part.
 const BACKUP_HOLD: Duration = Duration::from_secs(120);
 
 /// Operations on backups.
@@ -27,11 +27,11 @@ impl Backups<'_> {
         self.0.vault().sealing_key().is_some()
     }
 
-    /// The part of a backup after a position, and the backup's id when it is authenticated: all parts are asked for with the
-    /// id of the first. See [`backup::part`]. Retention waits while parts are asked for.
+    /// Returns the backup part after a position, the backup's last position, and its id if it is
+    /// authenticated. Requests for later parts carry the id of the first. See [`backup::part`].
     ///
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn part(
         self,
         after: Position,
@@ -50,7 +50,7 @@ impl Backups<'_> {
         let part = self
             .0
             .blocking(move || {
-                // A rewrite that is under way is waited for.
+                // Waits for a rewrite in progress.
                 reader.hold_rewrites(Instant::now() + BACKUP_HOLD);
                 backup::part(&reader, after, until, bytes, signing.as_ref())
             })

@@ -17,7 +17,7 @@ pub struct DeadLetters<'a>(pub &'a Context);
 
 impl DeadLetters<'_> {
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeadLetterDetail>, Unavailable> {
         let found = self.0.outbox().read(move |state| state.dead_letter(key)).await?;
         let found = found.filter(|(facts, ..)| scope.covers_name(&facts.tenant));
@@ -28,10 +28,10 @@ impl DeadLetters<'_> {
         Ok(Some(DeadLetterDetail { letter, event, attempts: Deliveries(self.0).attempts(&facts).await }))
     }
 
-    /// Filters: tenant, endpoint, event_type, reason, since, until (of the death).
+    /// Filters: tenant, endpoint, event_type, reason, since and until (by time of death).
     ///
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn list(
         self,
         scope: &Scope,
@@ -61,7 +61,7 @@ impl DeadLetters<'_> {
     }
 
     /// # Errors
-    /// When there is no such dead letter in the scope, its endpoint is gone, or nothing could be written.
+    /// When the scope lacks the dead letter, its endpoint was deleted, or the commit failed.
     pub async fn redrive(
         self,
         scope: &Scope,
@@ -72,7 +72,7 @@ impl DeadLetters<'_> {
     }
 
     /// # Errors
-    /// When there is no such dead letter in the scope, or nothing could be written.
+    /// When the scope lacks the dead letter, or the commit failed.
     pub async fn purge(self, scope: &Scope, key: DeliveryKey) -> Result<(), ChangeError> {
         let _alone = self.0.exclusive().await;
         self.get(scope, key).await?.ok_or(ChangeError::NotFound)?;
@@ -80,12 +80,12 @@ impl DeadLetters<'_> {
         Ok(())
     }
 
-    /// Every dead letter that matches when its turn comes, in bounded steps, each one commit, the answer in the last one.
-    /// Those whose endpoint is gone stay, and do not count. Who repeats a request that broke off goes on with the letters that
-    /// are left, and hears their number.
+    /// Redrives all matching dead letters and returns their number. Works in bounded steps of one
+    /// commit each; the last commit stores the response. Skips dead letters of deleted endpoints.
+    /// Repeating an interrupted request redrives and counts only the remaining dead letters.
     ///
     /// # Errors
-    /// When nothing more could be read or written; what was redriven before stays so.
+    /// When a read or commit failed. Completed steps stay.
     pub async fn redrive_matching(
         self,
         scope: &Scope,
@@ -93,13 +93,13 @@ impl DeadLetters<'_> {
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
         let record = |deliveries, at| Record::DeliveriesRevived { deliveries, trigger: Trigger::Redrive, at };
-        self.for_matching(scope, filter, true, record, keyed).await
+        self.record_matching(scope, filter, true, record, keyed).await
     }
 
-    /// As [`Self::redrive_matching`], but for good, and whether their endpoints are there or not.
+    /// Purges like [`Self::redrive_matching`], but includes dead letters of deleted endpoints.
     ///
     /// # Errors
-    /// When nothing more could be read or written; what was purged before stays so.
+    /// When a read or commit failed. Completed steps stay.
     pub async fn purge_matching(
         self,
         scope: &Scope,
@@ -107,14 +107,14 @@ impl DeadLetters<'_> {
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
         let record = |deliveries, at| Record::DeadLettersPurged { deliveries, at };
-        self.for_matching(scope, filter, false, record, keyed).await
+        self.record_matching(scope, filter, false, record, keyed).await
     }
 
-    async fn for_matching(
+    async fn record_matching(
         self,
         scope: &Scope,
         filter: Filter,
-        living_endpoints_only: bool,
+        skip_deleted_endpoints: bool,
         record: fn(Vec<DeliveryKey>, Timestamp) -> Record,
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
@@ -130,19 +130,21 @@ impl DeadLetters<'_> {
                 .read(move |state| state.dead_letters(&filter, cursor, deliveries_per_step()))
                 .await?;
             let mut deliveries: Vec<_> = found.items.into_iter().map(|letter| letter.delivery).collect();
-            if living_endpoints_only {
+            if skip_deleted_endpoints {
                 self.0.outbox().registry(|registry| {
                     deliveries.retain(|key| registry.endpoint(key.endpoint).is_some());
                 });
             }
             count += deliveries.len() as u64;
-            // Newest first was how they were found; in order of acceptance is how they go out.
+            // Found newest first, sent in order of acceptance.
             deliveries.sort_unstable();
             cursor = found.next;
             let command =
                 (!deliveries.is_empty()).then(|| Command::Record(record(deliveries, self.0.now().wall)));
             let last = keyed.clone().filter(|_| cursor.is_none());
-            self.0.commit(command.into_iter().collect(), last.map(|keyed| keyed.answered(&count))).await?;
+            self.0
+                .commit(command.into_iter().collect(), last.map(|keyed| keyed.response_for(&count)))
+                .await?;
             if cursor.is_none() {
                 return Ok(count);
             }

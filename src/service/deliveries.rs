@@ -1,6 +1,6 @@
 //! Deliveries: reading, listing, retrying, cancelling, and giving up.
 //!
-//! Work on many deliveries goes in bounded steps of one commit each, so that no other request waits for all of it.
+//! Bulk work runs in bounded steps of one commit each, so that it does not block other requests.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::pending::Misplaced;
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
-use crate::service::bulk::{DELETED, deliveries_per_step, revived};
+use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::pages::{Pages, scoped};
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{DeliveryDetail, DeliveryView, Page, Scope};
 
 const PURGED: ChangeError =
-    ChangeError::NotAllowed("its dead letter was purged; a replay of the event sends it again");
+    ChangeError::NotAllowed("the dead letter was purged; replay the event to send it again");
 
 /// Operations on deliveries.
 #[derive(Clone, Copy)]
@@ -27,10 +27,10 @@ pub struct Deliveries<'a>(pub &'a Context);
 
 impl Deliveries<'_> {
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeliveryDetail>, Unavailable> {
         let facts = self.0.outbox().read(move |state| state.delivery(key)).await?;
-        // Another tenant's is unknown before the journal is read: how long the answer takes tells nothing.
+        // Another tenant's delivery is unknown before a journal read: no timing side channel.
         let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
         let delivery = self.view(&event, &facts).await;
@@ -40,7 +40,7 @@ impl Deliveries<'_> {
     /// Filters: tenant, endpoint, event, event_type, delivery_state, since, until.
     ///
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn list(
         self,
         scope: &Scope,
@@ -90,10 +90,10 @@ impl Deliveries<'_> {
         attempts
     }
 
-    /// Due now, in a new retry series; for pending, dead, delivered and cancelled ones.
+    /// Makes a pending, dead, delivered or cancelled delivery due now, in a new retry series.
     ///
     /// # Errors
-    /// When it is unknown in the scope, was purged, its endpoint is gone, or nothing could be written.
+    /// When the delivery is unknown or purged, its endpoint was deleted, or the commit failed.
     pub async fn retry(
         self,
         scope: &Scope,
@@ -122,8 +122,8 @@ impl Deliveries<'_> {
         if self.0.outbox().endpoint(key.endpoint).is_none() {
             return Err(DELETED);
         }
-        // What it is once this is committed: so the answer is known before, and can be committed with it. A redrive alone may
-        // find that an attempt under way has just delivered it, which is what it was for.
+        // The view after the commit, so that the same commit can store the response. Only a
+        // redrive can race with an attempt that delivers, which also achieves its purpose.
         let at = self.0.now().wall;
         let view = DeliveryView {
             state: DeliveryState::Pending,
@@ -132,18 +132,21 @@ impl Deliveries<'_> {
             ..found.delivery
         };
         self.0
-            .commit(vec![revived(vec![key], trigger, at)], keyed.map(|keyed| keyed.answered(&view)))
+            .commit(
+                vec![revive_command(vec![key], trigger, at)],
+                keyed.map(|keyed| keyed.response_for(&view)),
+            )
             .await?;
         Ok(view)
     }
 
-    /// Pending ones only. An attempt that is under way goes on; when it succeeds, the delivery is delivered after all.
+    /// Cancels a pending delivery. A running attempt continues, and may still deliver it.
     ///
-    /// The answer is remembered in a commit of its own, once it is known: an attempt may have ended the delivery in between,
-    /// and what has ended is not cancelled. Whoever repeats the request after a crash in between finds it cancelled.
+    /// A second commit stores the response, because an attempt may end the delivery before the
+    /// first. After a crash between the two, a repeated request finds the delivery cancelled.
     ///
     /// # Errors
-    /// When it is unknown in the scope, not pending, or nothing could be written.
+    /// When the scope lacks the delivery, it is not pending, or the commit failed.
     pub async fn cancel(
         self,
         scope: &Scope,
@@ -158,7 +161,7 @@ impl Deliveries<'_> {
                 let at = self.0.now().wall;
                 self.0.write(Record::DeliveriesCancelled { deliveries: vec![key], at }).await?;
             }
-            // Maybe by an earlier try of this request, which was not answered.
+            // Possibly by an earlier, interrupted try of this request.
             DeliveryState::Cancelled if keyed.is_some() => {}
             _ => return Err(TOO_LATE),
         }
@@ -169,12 +172,12 @@ impl Deliveries<'_> {
         if before == DeliveryState::Pending {
             self.0.metrics().cancelled(1);
         }
-        self.0.commit(Vec::new(), keyed.map(|keyed| keyed.answered(&view))).await?;
+        self.0.commit(Vec::new(), keyed.map(|keyed| keyed.response_for(&view))).await?;
         Ok(view)
     }
 
-    /// Makes dead letters of the pending deliveries that are found, a bounded number; gives what was found beside them.
-    /// Nobody acts on them between the look and the commit. The operator is told of each, in one further commit.
+    /// Turns the deliveries that `find` returns, a bounded number, into dead letters. Holds the
+    /// exclusive lock from `find` to the commit. A further commit publishes operator events.
     pub(crate) async fn give_up<R: Send + 'static>(
         self,
         reason: DeadReason,
@@ -183,7 +186,7 @@ impl Deliveries<'_> {
         self.give_up_if(reason, find, || true).await
     }
 
-    /// As [`Self::give_up`], unless the reason has gone when the deliveries are found: the look may take long.
+    /// Like [`Self::give_up`], but checks the reason again after `find`, which may take long.
     pub(crate) async fn give_up_if<R: Send + 'static>(
         self,
         reason: DeadReason,
@@ -205,7 +208,7 @@ impl Deliveries<'_> {
         if deliveries.is_empty() {
             return Ok(found);
         }
-        // An attempt may have ended one just before.
+        // A concurrent attempt may have ended some of them first.
         let dead = move |state: &dyn ReadModel| -> Vec<_> {
             let is_dead = |key: &DeliveryKey| {
                 state.delivery(*key).is_some_and(|facts| facts.state == DeliveryState::Dead(reason))
@@ -215,19 +218,23 @@ impl Deliveries<'_> {
         let dead = self.0.outbox().read(dead).await?;
         self.0.metrics().dead_lettered(reason, dead.len() as u64);
         if SystemEvents(self.0).has_operator() {
-            let mut words = Vec::new();
+            let mut deaths = Vec::new();
             for delivery in dead {
                 let event = self.0.event_at(delivery.event).await.unwrap_or_default();
-                words.extend(SystemEvents(self.0).death(delivery, event.as_deref(), reason));
+                deaths.extend(SystemEvents(self.0).dead_delivery_data(delivery, event.as_deref(), reason));
             }
-            SystemEvents(self.0).tell_dead(&words).await;
+            SystemEvents(self.0).publish_dead(&deaths).await;
         }
         Ok(found)
     }
 
-    /// Whether a delivery has died of this reason, or will in a moment, by the outcome of the attempt that was sent under
-    /// this due time.
-    pub(crate) async fn ends_by(self, delivery: DeliveryKey, due: Timestamp, reason: DeadReason) -> bool {
+    /// Whether a delivery died for this reason, or its attempt with this due time will record it.
+    pub(crate) async fn is_dead_or_dying(
+        self,
+        delivery: DeliveryKey,
+        due: Timestamp,
+        reason: DeadReason,
+    ) -> bool {
         let facts = self.0.outbox().read(move |state| state.delivery(delivery)).await;
         facts.ok().flatten().is_some_and(|facts| match facts.state {
             DeliveryState::Pending => facts.due == Some(due),
@@ -236,7 +243,7 @@ impl Deliveries<'_> {
         })
     }
 
-    /// Gives up what is pending for a deleted endpoint, in bounded steps. Repeating it changes nothing.
+    /// Gives up the pending deliveries of a deleted endpoint, in bounded steps. Idempotent.
     pub(crate) async fn sweep_deleted(self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
         let pending = move |state: &dyn ReadModel| {
             let deliveries = state.pending(endpoint, deliveries_per_step());
@@ -247,17 +254,17 @@ impl Deliveries<'_> {
         Ok(())
     }
 
-    /// Puts what is pending for an endpoint where its ordering of now wants it: pass after pass, in bounded steps, each one
-    /// commit, until one finds nothing. Repeating it changes nothing.
-    pub(crate) async fn put_in_order(self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
+    /// Requeues the pending deliveries of an endpoint by its current ordering. Works in bounded
+    /// steps of one commit each, until a complete pass finds no misplaced delivery. Idempotent.
+    pub(crate) async fn reorder_pending(self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
         let limit = deliveries_per_step();
         let (mut after, mut is_in_order) = (None, true);
         loop {
             let known =
                 self.0.outbox().registry(|registry| registry.endpoint(endpoint).map(|known| known.ordering));
             let Some(ordering) = known else { return Ok(()) };
-            let look = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
-            let Misplaced { deliveries, next } = self.0.outbox().read(look).await?;
+            let misplaced = move |state: &dyn ReadModel| state.misplaced(endpoint, ordering, after, limit);
+            let Misplaced { deliveries, next } = self.0.outbox().read(misplaced).await?;
             if !deliveries.is_empty() {
                 is_in_order = false;
                 let at = self.0.now().wall;

@@ -1,11 +1,11 @@
-//! Endpoints: changing, reading, listing, statistics, lane reports, replays.
+//! Endpoints: changing, reading, listing, statistics, lane reports.
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::context::Context;
-use crate::context::records::UNJUDGED;
+use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::context::responses::Remember;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::courier::guard::RefusedUrl;
@@ -30,7 +30,7 @@ impl Endpoints<'_> {
         found.filter(|endpoint| scope.covers(&endpoint.tenant))
     }
 
-    /// What deliveries know an endpoint by, also a deleted one: a filter by it finds what was left behind.
+    /// The number in delivery keys. Deleted endpoints keep theirs, so that filters find deliveries.
     #[must_use]
     pub fn number(self, scope: &Scope, id: &EndpointId) -> Option<EndpointNumber> {
         self.0.outbox().registry(|registry| {
@@ -52,7 +52,7 @@ impl Endpoints<'_> {
         let wanted = |endpoint: &&Arc<Endpoint>| {
             scope.covers(&endpoint.tenant)
                 && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
-                && status.is_none_or(|status| status == status_word(&endpoint.status))
+                && status.is_none_or(|status| status == status_name(&endpoint.status))
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)
         };
         let mut items: Vec<_> = self.0.outbox().registry(|registry| {
@@ -65,10 +65,10 @@ impl Endpoints<'_> {
         Page { items, next, as_of: self.0.outbox().journal().last_position() }
     }
 
-    /// `endpoint.number` and `.revision` are set by the writer, which seals its values, too. The answer is remembered in the same commit.
+    /// The writer sets number and revision, and seals secrets. The commit stores the response.
     ///
     /// # Errors
-    /// When it could not be written.
+    /// When the commit failed.
     pub async fn create(
         self,
         mut endpoint: Endpoint,
@@ -78,10 +78,10 @@ impl Endpoints<'_> {
         self.put(endpoint, remember).await
     }
 
-    /// Replaces it when its revision is still `endpoint.revision`. The answer is remembered in the same commit.
+    /// Replaces the endpoint. The same commit stores the response.
     ///
     /// # Errors
-    /// [`ChangeError::Conflict`] when it is not.
+    /// [`ChangeError::Conflict`] when the current revision is not `endpoint.revision`.
     pub async fn update(
         self,
         mut endpoint: Endpoint,
@@ -96,18 +96,18 @@ impl Endpoints<'_> {
         mut endpoint: Endpoint,
         remember: Option<Remember>,
     ) -> Result<Arc<Endpoint>, ChangeError> {
-        Secrets(self.0).open_carried(&mut endpoint)?;
+        Secrets(self.0).open_sealed_values(&mut endpoint)?;
         let commands = vec![Command::PutEndpoint(Box::new(endpoint))];
         match self.0.commit(commands, remember).await?.into_iter().next() {
             Some(Outcome::Endpoint(endpoint)) => Ok(endpoint),
-            _ => unreachable!("{UNJUDGED}"),
+            _ => unreachable!("{UNEXPECTED_OUTCOME}"),
         }
     }
 
-    /// Its pending deliveries become dead letters, in the background.
+    /// Deletes an endpoint. A background job turns its pending deliveries into dead letters.
     ///
     /// # Errors
-    /// When it is unknown in the scope, or the deletion could not be written.
+    /// When the scope lacks the endpoint, or the commit failed.
     pub async fn delete(self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
         let _alone = self.0.exclusive().await;
         let endpoint = self.get(scope, id).ok_or(ChangeError::NotFound)?.number;
@@ -118,8 +118,7 @@ impl Endpoints<'_> {
         }
     }
 
-    /// Disables an active endpoint and tells the operator, for as long as the reason holds for what it is now: someone
-    /// else's change in between is read again.
+    /// Disables an endpoint with an operator event. Retries conflicts while the reason holds.
     pub(crate) async fn disable(
         self,
         number: EndpointNumber,
@@ -138,12 +137,12 @@ impl Endpoints<'_> {
             match self.update(changed, None).await {
                 Ok(endpoint) => {
                     tracing::warn!(endpoint = %endpoint.id, reason = reason.as_str(), "endpoint disabled");
-                    SystemEvents(self.0).tell_disabled(&endpoint, reason).await;
+                    SystemEvents(self.0).publish_disabled(&endpoint, reason).await;
                     return;
                 }
                 Err(ChangeError::Conflict) => {}
                 Err(error) => {
-                    tracing::error!(endpoint = %current.id, %error, "an endpoint could not be disabled");
+                    tracing::error!(endpoint = %current.id, %error, "disabling endpoint failed");
                     return;
                 }
             }
@@ -151,7 +150,7 @@ impl Endpoints<'_> {
     }
 
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn stats(
         self,
         endpoint: EndpointNumber,
@@ -182,7 +181,7 @@ impl Endpoints<'_> {
     }
 
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn lane(self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
         let counted = self.0.outbox().read(move |state| state.lane(endpoint)).await?;
         let report = self.explain(endpoint).await?;
@@ -206,31 +205,31 @@ impl Endpoints<'_> {
         report.await.map_err(|_| Unavailable::Stopping)
     }
 
-    /// Judges a URL as it will be judged when it is connected to; gives its canonical form, or why it is forbidden.
+    /// Checks a URL by the rules for outbound connections, and returns its canonical form.
     ///
     /// # Errors
-    /// The reason, in words for the client.
+    /// The reason, as a message for the client.
     pub async fn check_url(self, url: &str) -> Result<Box<str>, RefusedUrl> {
         self.0.transport().check_url(url).await
     }
 
-    /// Judges a custom header.
+    /// Checks a custom header.
     ///
     /// # Errors
-    /// The reason, in words for the client.
+    /// The reason, as a message for the client.
     pub fn check_header(self, name: &str, value: &str) -> Result<(), String> {
         crate::courier::body::validate_header(name, value)
     }
 
     #[must_use]
     pub fn new_id(self) -> EndpointId {
-        self.0.new_id("ep_").parse().expect("a ULID is made of letters and digits")
+        self.0.new_id("ep_").parse().expect("a ULID contains only letters and digits")
     }
 }
 
-/// The API's word for an endpoint's status.
+/// The API's name of an endpoint's status.
 #[must_use]
-fn status_word(status: &EndpointStatus) -> &'static str {
+fn status_name(status: &EndpointStatus) -> &'static str {
     match status {
         EndpointStatus::Active => "active",
         EndpointStatus::Paused => "paused",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::context::records::UNJUDGED;
+use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{Event, EventId, Idempotency, Position, Record, Tenant, Timestamp};
 use crate::failpoints::Bound;
 use crate::outbox::draft::{
@@ -20,7 +20,7 @@ use crate::service::types::{EventView, Page, Published, Scope};
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::{failpoints, limits};
 
-/// An event and where it is.
+/// An event and its position.
 type FoundEvent = (Position, Arc<Event>);
 
 /// Operations on events.
@@ -28,19 +28,19 @@ type FoundEvent = (Position, Arc<Event>);
 pub struct Events<'a>(pub &'a Context);
 
 impl Events<'_> {
-    /// Accepts one event: when this returns, it and its deliveries are on disk.
+    /// Accepts one event. On return, the event and its deliveries are on disk.
     ///
     /// # Errors
-    /// When nothing was accepted.
+    /// When the event was not accepted.
     pub async fn publish(self, draft: EventDraft) -> Result<Accepted, PublishError> {
         let mut published = self.publish_batch(vec![draft], None).await?;
         published.results.pop().expect("one result per draft")
     }
 
-    /// Each event stands alone. `request` is the key that they came with; each has its own beside it.
+    /// Judges each event by itself. `request` is the key of the batch; events may have their own.
     ///
     /// # Errors
-    /// When nothing could be judged, or the key was another request's.
+    /// When the commit failed, or another request used the key.
     pub async fn publish_batch(
         self,
         mut drafts: Vec<EventDraft>,
@@ -48,11 +48,11 @@ impl Events<'_> {
     ) -> Result<Published, PublishError> {
         let has_key = request.is_some();
         self.resolve_generated_ids(&mut drafts).await?;
-        let mut kept = Vec::new();
+        let mut retry_drafts = Vec::new();
         if drafts.iter().any(EventDraft::may_be_duplicate) {
-            kept.clone_from(&drafts);
+            retry_drafts.clone_from(&drafts);
         }
-        let mut kept = kept.into_iter();
+        let mut retry_drafts = retry_drafts.into_iter();
         let publish = drafts.into_iter().map(|draft| Command::Publish(Box::new(draft)));
         let commands = request.map(Command::Claim).into_iter().chain(publish).collect();
         let mut outcomes = self.0.submit(commands).await?.into_iter();
@@ -64,11 +64,11 @@ impl Events<'_> {
             };
         }
         for outcome in outcomes {
-            let result = self.published(outcome, kept.next()).await;
+            let result = self.publish_result(outcome, retry_drafts.next()).await;
             match &result {
                 Ok(accepted) if accepted.duplicate => self.0.metrics().duplicate(),
                 Ok(_) => self.0.metrics().accepted(),
-                // Counted at the door, with what is refused before it comes here.
+                // The API counts all rejected events.
                 Err(_) => {}
             }
             published.results.push(result);
@@ -76,17 +76,17 @@ impl Events<'_> {
         Ok(published)
     }
 
-    /// A chosen id may be one that the daemon has given to another event of the tenant. Nobody knows such an id before
-    /// its event is in the journal, so that what the journal says here is the last word; also of an event that retention
-    /// has let go, because a state that is made anew would know both.
+    /// Finds publisher ids that were generated for other events of the tenant. This journal read is
+    /// final, because generated ids are unknown before their event is in the journal. It includes
+    /// events that retention removed from the state, because a rebuild would restore them.
     async fn resolve_generated_ids(self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
-        let shaped = |draft: &&mut EventDraft| draft.id.as_ref().and_then(generated_at).is_some();
-        let shaped: Vec<_> = drafts.iter_mut().filter(shaped).collect();
-        if shaped.is_empty() {
+        let looks_generated = |draft: &&mut EventDraft| draft.id.as_ref().and_then(generated_at).is_some();
+        let candidates: Vec<_> = drafts.iter_mut().filter(looks_generated).collect();
+        if candidates.is_empty() {
             return Ok(());
         }
-        let ids = shaped.iter().filter_map(|draft| draft.id.clone()).collect();
-        for (draft, found) in shaped.into_iter().zip(self.generated_events(ids).await?) {
+        let ids = candidates.iter().filter_map(|draft| draft.id.clone()).collect();
+        for (draft, found) in candidates.into_iter().zip(self.find_generated_events(ids).await?) {
             if let Some((position, event)) = found.filter(|(_, event)| event.tenant == draft.tenant) {
                 draft.id_conflict = draft.judge_id_conflict(position, &event);
             }
@@ -94,12 +94,12 @@ impl Events<'_> {
         Ok(())
     }
 
-    /// What to say of an outcome. The event that it repeats may be forgotten before it is read: then there is none that
-    /// `kept`, the draft, would repeat, and it is judged once more.
-    async fn published(
+    /// The result for the publisher. If retention removes the original of a duplicate before it is
+    /// read, submits `retry_draft` once more.
+    async fn publish_result(
         self,
         mut outcome: Outcome,
-        mut kept: Option<EventDraft>,
+        mut retry_draft: Option<EventDraft>,
     ) -> Result<Accepted, PublishError> {
         loop {
             let position = match outcome {
@@ -111,7 +111,7 @@ impl Events<'_> {
                 }
                 Outcome::TooManyTargets => return Err(PublishError::TooManyTargets),
                 Outcome::Endpoint(_) | Outcome::Written(_) | Outcome::Conflict => {
-                    unreachable!("{UNJUDGED}")
+                    unreachable!("{UNEXPECTED_OUTCOME}")
                 }
             };
             outcome = match self.0.record_at(position).await? {
@@ -122,17 +122,19 @@ impl Events<'_> {
                     return Err(PublishError::Rejected { rejection, repeated: true });
                 }
                 _ => {
-                    let Some(draft) = kept.take() else { return Err(PublishError::IdempotencyMismatch) };
+                    let Some(draft) = retry_draft.take() else {
+                        return Err(PublishError::IdempotencyMismatch);
+                    };
                     self.0.submit(vec![Command::Publish(Box::new(draft))]).await?.pop().expect("one command")
                 }
             };
         }
     }
 
-    /// A chosen id is looked up in `tenant`, one that the daemon gave everywhere in the scope.
+    /// Looks up a publisher's id in `tenant`, and a generated id in the whole scope.
     ///
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn get(
         self,
         scope: &Scope,
@@ -140,16 +142,16 @@ impl Events<'_> {
         id: &EventId,
     ) -> Result<Option<EventView>, Unavailable> {
         let Some((position, event)) = self.find(scope, tenant, id).await? else { return Ok(None) };
-        // Retention may have let it go since it was found.
+        // Retention may have removed it since `find`.
         let known =
             self.0.outbox().read(move |state| state.knows(position).then(|| state.deliveries_of(position)));
         let Some(facts) = known.await? else { return Ok(None) };
         Ok(Some(self.view(position, event, facts).await))
     }
 
-    /// The event that was posted with the id in `tenant`, or the one to which the daemon gave it. Where no tenant was named,
-    /// the daemon's own comes first: a publisher that chooses an id of that form must not put its event in the place of
-    /// another tenant's. (In one tenant no two events have the same id.)
+    /// The event with this publisher's id in `tenant`, or with this generated id. In a scope of all
+    /// tenants, the generated id comes first: a publisher that chooses an id of that form must not
+    /// hide another tenant's event. An id is unique within a tenant.
     pub(crate) async fn find(
         self,
         scope: &Scope,
@@ -157,7 +159,7 @@ impl Events<'_> {
         id: &EventId,
     ) -> Result<Option<FoundEvent>, Unavailable> {
         if scope.0.is_none()
-            && let Some(found) = self.generated_event(scope, id).await?
+            && let Some(found) = self.find_generated_event(scope, id).await?
         {
             return Ok(Some(found));
         }
@@ -174,21 +176,24 @@ impl Events<'_> {
                     .map(|event| (known.position, event))
                     .filter(|(_, event)| scope.covers(&event.tenant)))
             }
-            None if scope.0.is_some() => self.generated_event(scope, id).await,
+            None if scope.0.is_some() => self.find_generated_event(scope, id).await,
             None => Ok(None),
         }
     }
 
-    /// The event to which the daemon gave the id. One that retention has let go is unknown, although the journal may still
-    /// have it.
-    async fn generated_event(self, scope: &Scope, id: &EventId) -> Result<Option<FoundEvent>, Unavailable> {
+    /// The event with this generated id, unless retention removed it from the state.
+    async fn find_generated_event(
+        self,
+        scope: &Scope,
+        id: &EventId,
+    ) -> Result<Option<FoundEvent>, Unavailable> {
         let Some(at) = generated_at(id) else { return Ok(None) };
         if let Some(own) = &scope.0
             && !self.may_have_accepted(own, at).await?
         {
             return Ok(None);
         }
-        let found = self.generated_events(vec![id.clone()]).await?.pop().flatten();
+        let found = self.find_generated_events(vec![id.clone()]).await?.pop().flatten();
         let Some((position, event)) = found.filter(|(_, event)| scope.covers(&event.tenant)) else {
             return Ok(None);
         };
@@ -196,8 +201,7 @@ impl Events<'_> {
         Ok(known.then_some((position, event)))
     }
 
-    /// Whether the state has an event of the tenant from this millisecond. Without one the journal is not read: how long
-    /// the answer takes must not tell whether another tenant has the event.
+    /// Whether the tenant has an event from this millisecond. If not, a journal read would leak.
     async fn may_have_accepted(self, tenant: &Tenant, at: Timestamp) -> Result<bool, Unavailable> {
         let until = Some(at.plus(Duration::from_millis(1)));
         let filter = Filter { tenant: Some(tenant.clone()), since: Some(at), until, ..Filter::default() };
@@ -207,13 +211,13 @@ impl Events<'_> {
         Ok(!page.items.is_empty() || page.next.is_some())
     }
 
-    /// For each id the event to which the daemon gave it, for as long as the journal has it.
-    pub(crate) async fn generated_events(
+    /// For each generated id its event, if the journal still has it.
+    pub(crate) async fn find_generated_events(
         self,
         ids: Vec<EventId>,
     ) -> Result<Vec<Option<FoundEvent>>, Unavailable> {
         let reader = self.0.outbox().journal().clone();
-        let found = self.0.blocking(move || find_generated(&reader, &ids)).await?;
+        let found = self.0.blocking(move || scan_for_generated_ids(&reader, &ids)).await?;
         found.map_err(|error| Unavailable::Failed(error.to_string().into()))
     }
 
@@ -234,7 +238,7 @@ impl Events<'_> {
     /// Filters: tenant, event_type, stream, event_status, since, until.
     ///
     /// # Errors
-    /// When the outbox cannot answer.
+    /// When the outbox is unavailable.
     pub async fn list(
         self,
         scope: &Scope,
@@ -267,16 +271,16 @@ impl Events<'_> {
     }
 }
 
-/// What an event brings to a page, about: itself, and a word on each of its deliveries.
+/// Approximate bytes of an event in a page, with its deliveries.
 fn event_bytes(event: &Event) -> usize {
     event.weight() + 256 * event.targets.len()
 }
 
-/// An id says when it was made, which leads to its frame. Each moment is looked at once, however many ids are of it.
-///
-/// # Errors
-/// When the disk cannot be read. What is damaged is not there.
-fn find_generated(reader: &JournalReader, ids: &[EventId]) -> std::io::Result<Vec<Option<FoundEvent>>> {
+/// Finds events by generated ids, whose times lead to their frames. Skips damaged records.
+fn scan_for_generated_ids(
+    reader: &JournalReader,
+    ids: &[EventId],
+) -> std::io::Result<Vec<Option<FoundEvent>>> {
     let mut wanted: BTreeMap<Timestamp, HashMap<&EventId, Vec<usize>>> = BTreeMap::new();
     for (number, id) in ids.iter().enumerate() {
         if let Some(at) = generated_at(id) {
@@ -310,7 +314,7 @@ mod tests {
     use crate::storage::journal::{Journal, JournalOptions};
 
     #[test]
-    fn generated_ids_find_their_events_and_read_errors_are_errors() {
+    fn generated_ids_lead_to_events_and_read_errors_are_returned() {
         let disk = MemoryDisk::new();
         let (mut journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
         let millis = 1_700_000_000_000;
@@ -323,15 +327,15 @@ mod tests {
         let records: Vec<_> = (1..=3).map(event).collect();
         journal.append(Timestamp::from_millis(millis), &[&records]).unwrap();
         let reader = journal.reader();
-        let chosen: EventId = "chosen".parse().unwrap();
-        let ids = [id(3), id(9), chosen, id(1), id(3)];
-        let found = find_generated(&reader, &ids).unwrap();
+        let publisher_id: EventId = "chosen".parse().unwrap();
+        let ids = [id(3), id(9), publisher_id, id(1), id(3)];
+        let found = scan_for_generated_ids(&reader, &ids).unwrap();
         let positions: Vec<_> = found.iter().map(|found| found.as_ref().map(|(at, _)| at.0)).collect();
         assert_eq!(positions, [Some(3), None, None, Some(1), Some(3)]);
         drop(journal);
-        // Nothing of it is in memory yet.
+        // A freshly opened journal has no records in memory.
         let (journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
         disk.inject(Fault { operation: Operation::Read, errno: Fault::EIO, skip: 0, count: u64::MAX });
-        assert!(find_generated(&journal.reader(), &ids).is_err());
+        assert!(scan_for_generated_ids(&journal.reader(), &ids).is_err());
     }
 }

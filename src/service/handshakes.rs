@@ -1,7 +1,7 @@
-//! The handshake: asks receivers that have to agree before anything is sent to them, and takes their answers.
+//! Handshakes: asks receivers for consent before the first delivery, and commits their replies.
 //!
-//! An answer is committed before the lane opens; a callback's token is committed, as a hash, before the request that
-//! shows it leaves. A request that a crash cuts off is made again.
+//! Commits consent before the lane opens. Commits the hash of a callback token before the request
+//! that carries the token. After a crash, repeats an interrupted request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,16 +23,17 @@ use crate::rules::verdict::parse_retry_after;
 use crate::service::endpoints::Endpoints;
 use crate::service::secrets::Secrets;
 
-/// Of a token, which is shown in hexadecimal.
+/// Bytes of a callback token. Its text form is hexadecimal.
 const TOKEN_BYTES: usize = 32;
 
-/// Requests for the consent of receivers, and their answers.
+/// Requests for the consent of receivers, and their replies.
 #[derive(Clone, Copy)]
 pub struct Handshakes<'a>(pub &'a Context);
 
 impl Handshakes<'_> {
-    pub(crate) async fn ask(self, number: EndpointNumber) -> Result<(), ChangeError> {
-        let Some((endpoint, callback)) = self.ready_to_ask(number).await? else { return Ok(()) };
+    /// Sends one handshake request, if one is due, and commits the reply.
+    pub(crate) async fn request_consent(self, number: EndpointNumber) -> Result<(), ChangeError> {
+        let Some((endpoint, callback)) = self.prepare_request(number).await? else { return Ok(()) };
         let Some(asked) = &endpoint.handshake else { return Ok(()) };
         let outbound_request = || {
             let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref())?;
@@ -42,19 +43,19 @@ impl Handshakes<'_> {
         };
         let reply = loop {
             if !self.is_unchanged(&endpoint) {
-                return Ok(()); // if it is due still, it is asked for as it is now
+                return Ok(()); // the next tick sends a request that is still due
             }
             match outbound_request() {
                 Ok(outbound_request) => match self.0.transport().send(outbound_request).await {
                     Ok(reply) => break reply,
-                    // The same request again, with the same callback: one that nobody was shown must push out none that
-                    // somebody was.
+                    // Repeats the request with the same callback. An unsent token must not replace
+                    // a sent one.
                     Err(DescriptorsExhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                 },
                 Err(reason) => break Reply::failed(ErrorClass::Request, reason),
             }
         };
-        self.take_answer(&endpoint, asked, &reply).await
+        self.commit_reply(&endpoint, asked, &reply).await
     }
 
     fn is_unchanged(self, endpoint: &Endpoint) -> bool {
@@ -63,8 +64,9 @@ impl Handshakes<'_> {
         })
     }
 
-    /// The endpoint as it is to be asked, and the callback's URL, whose token is durable from now on.
-    async fn ready_to_ask(
+    /// If a request is due, commits the hash of a callback token and returns endpoint and callback
+    /// URL.
+    async fn prepare_request(
         self,
         number: EndpointNumber,
     ) -> Result<Option<(Arc<Endpoint>, Option<String>)>, ChangeError> {
@@ -82,16 +84,16 @@ impl Handshakes<'_> {
         let token: String =
             self.0.random_bytes::<TOKEN_BYTES>().iter().map(|byte| format!("{byte:02x}")).collect();
         let url = format!("{base}{}.{token}", endpoint.id);
-        let changed = self.change(number, |current| {
+        let changed = self.update_handshake(number, |current| {
             let pending = current.handshake.as_ref().filter(|_| is_due(current))?;
-            Some(handshake::with_callback(pending, hash(&token)))
+            Some(handshake::add_callback(pending, hash(&token)))
         });
         Ok(changed.await?.map(|endpoint| (endpoint, Some(url))))
     }
 
-    /// Commits what came of a request. It counts for what was asked; when that has changed meanwhile, or the receiver
-    /// has agreed by callback, it is nobody's answer any more.
-    async fn take_answer(
+    /// Commits the outcome of a request. Ignores it if the URL or the handshake's terms have
+    /// changed since, or the receiver has consented by callback.
+    async fn commit_reply(
         self,
         endpoint: &Endpoint,
         asked: &Handshake,
@@ -99,7 +101,7 @@ impl Handshakes<'_> {
     ) -> Result<(), ChangeError> {
         let outcome = match &reply.outcome {
             Ok(status) => Ok(*status),
-            Err((class, words)) => Err((*class, words.as_str())),
+            Err((class, text)) => Err((*class, text.as_str())),
         };
         let facts = AnswerFacts {
             outcome,
@@ -112,34 +114,35 @@ impl Handshakes<'_> {
         let settings = self.0.settings();
         let wait = reply.retry_after.as_deref().filter(|_| matches!(outcome, Ok(429 | 503)));
         let wait = wait.and_then(|text| parse_retry_after(text, date));
-        let changed = self.change(endpoint.number, |current| {
+        let changed = self.update_handshake(endpoint.number, |current| {
             let present = current.handshake.as_ref()?;
-            let same = current.url == endpoint.url && present.asks_as(asked) && present.consent.is_none();
+            let same =
+                current.url == endpoint.url && present.has_same_terms(asked) && present.consent.is_none();
             same.then(|| {
-                handshake::answered(present, judged.clone(), reply.network, &settings.asking, wait, now)
+                handshake::record_answer(present, judged.clone(), reply.network, &settings.asking, wait, now)
             })
         });
         let Some(changed) = changed.await? else { return Ok(()) };
         tracing::info!(endpoint = %changed.id, answer = judged.as_ref().map_or_else(String::as_str, |_| "agreed"), "handshake");
         if judged.is_err() && changed.status == EndpointStatus::Active {
             let asked = changed.handshake.as_ref().and_then(|handshake| handshake.asked.as_ref());
-            let asked_for =
-                asked.map_or(Duration::ZERO, |asked| handshake::asked_for(asked, &settings.asking));
-            let is_the_same = |known: &Endpoint| known.revision == changed.revision;
+            let asking_time =
+                asked.map_or(Duration::ZERO, |asked| handshake::asking_time(asked, &settings.asking));
+            let is_unchanged = |known: &Endpoint| known.revision == changed.revision;
             if outcome == Ok(410) {
-                Endpoints(self.0).disable(changed.number, DisabledReason::Gone, is_the_same).await;
-            } else if asked_for >= settings.disable_after {
-                Endpoints(self.0).disable(changed.number, DisabledReason::Failing, is_the_same).await;
+                Endpoints(self.0).disable(changed.number, DisabledReason::Gone, is_unchanged).await;
+            } else if asking_time >= settings.disable_after {
+                Endpoints(self.0).disable(changed.number, DisabledReason::Failing, is_unchanged).await;
             }
         }
         Ok(())
     }
 
-    /// A receiver agrees by callback. `allowed_rate` is the header of that name.
+    /// Records a receiver's consent by callback. `allowed_rate` is the header of that name.
     ///
     /// # Errors
-    /// [`ChangeError::NotFound`] for a token that is none, or is good no more: which of the two is not said.
-    /// [`ChangeError::NotAllowed`] for a rate that is none; the token stays good.
+    /// [`ChangeError::NotFound`] for an unknown or expired token.
+    /// [`ChangeError::NotAllowed`] for a malformed rate; the token stays valid.
     pub async fn grant(
         self,
         id: &EndpointId,
@@ -151,25 +154,25 @@ impl Handshakes<'_> {
         let shown = hash(token);
         let find = |current: &Endpoint| {
             let handshake = current.handshake.as_ref()?;
-            let good = handshake.callbacks.iter().any(|known| bool::from(known.ct_eq(&shown)));
-            good.then(|| handshake.clone())
+            let is_valid = handshake.callbacks.iter().any(|known| bool::from(known.ct_eq(&shown)));
+            is_valid.then(|| handshake.clone())
         };
         let requested = find(&endpoint).ok_or(ChangeError::NotFound)?.rate;
         let rate = handshake::allowed_rate(allowed_rate, requested).map_err(ChangeError::NotAllowed)?;
         let now = self.0.now().wall;
-        let changed = self.change(endpoint.number, |current| {
-            // Who is asked for another rate has new callbacks.
-            find(current).map(|present| handshake::agreed_to(present, rate, now))
+        let changed = self.update_handshake(endpoint.number, |current| {
+            // A change of the requested rate replaces the callbacks.
+            find(current).map(|present| handshake::grant_consent(present, rate, now))
         });
         let changed = changed.await?.ok_or(ChangeError::NotFound)?;
         self.0.metrics().handshake("agreed");
-        tracing::info!(endpoint = %changed.id, "a receiver agreed by callback");
+        tracing::info!(endpoint = %changed.id, "handshake granted by callback");
         Ok(())
     }
 
-    /// Changes an endpoint's handshake, as often as somebody else changes the endpoint in between; `None` when there is
-    /// nothing to change. The time of the operator's last change stays.
-    async fn change(
+    /// Changes an endpoint's handshake, and retries after a conflict. Returns `None` if the
+    /// endpoint was deleted or `change` returns `None`. Keeps `updated_at`.
+    async fn update_handshake(
         self,
         number: EndpointNumber,
         change: impl Fn(&Endpoint) -> Option<Handshake>,

@@ -13,7 +13,7 @@ use crate::outbox::unit::Command;
 pub struct Keys<'a>(pub &'a Context);
 
 impl Keys<'_> {
-    /// The key whose secret has this SHA-256: looking up a hash gives nothing away about secrets.
+    /// The key whose secret has this SHA-256. A lookup by hash leaks no secret by its timing.
     #[must_use]
     pub fn find_by_hash(self, hash: &[u8; 32]) -> Option<Arc<ApiKey>> {
         self.0.outbox().registry(|registry| registry.key_by_hash(hash).cloned())
@@ -24,20 +24,20 @@ impl Keys<'_> {
         self.0.outbox().registry(|registry| registry.key(id).cloned())
     }
 
-    /// By id, which is the order of creation.
+    /// All keys by id, which is the order of creation.
     #[must_use]
     pub fn list(self) -> Vec<Arc<ApiKey>> {
         self.0.outbox().keys()
     }
 
     /// # Errors
-    /// When it could not be written.
+    /// When the commit failed.
     pub async fn create(self, key: ApiKey, remember: Option<Remember>) -> Result<(), ChangeError> {
         self.0.commit(vec![Command::Record(Record::KeyPut(Arc::new(key)))], remember).await.map(drop)
     }
 
     /// # Errors
-    /// When it is unknown, or the deletion could not be written.
+    /// When the key is unknown, or the commit failed.
     pub async fn delete(self, id: &KeyId) -> Result<(), ChangeError> {
         if self.0.outbox().registry(|registry| registry.key(id).is_none()) {
             return Err(ChangeError::NotFound);
@@ -48,6 +48,6 @@ impl Keys<'_> {
 
     #[must_use]
     pub fn new_id(self) -> KeyId {
-        self.0.new_id("key_").parse().expect("a ULID is made of letters and digits")
+        self.0.new_id("key_").parse().expect("a ULID contains only letters and digits")
     }
 }

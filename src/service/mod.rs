@@ -1,4 +1,4 @@
-//! Operations of the API and of the delivery loop, one small type for each resource: decide, commit, then act.
+//! Operations of the API and the delivery loop, one type per resource: decide, commit, then act.
 //!
 //! A service borrows the [`Context`](crate::context::Context): `Events(&context).publish(draft)`.
 //! Must never know wire formats.

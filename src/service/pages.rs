@@ -1,4 +1,4 @@
-//! Lists: pages of bounded size, filled in bounded steps through the state.
+//! Lists: pages of bounded size, filled from the state in bounded steps.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::{failpoints, limits};
 pub(crate) struct Pages<'a>(pub &'a Context);
 
 impl Pages<'_> {
-    /// Takes bounded steps through the state until the page is full. What it has found is answered after a number of them;
-    /// an empty page that is not the last comes only when looking for the first item took too long.
+    /// Fills a page in bounded steps. Returns a partial page after [`limits::LIST_STEPS_MAX`]
+    /// steps, and an empty one only at the end or after [`limits::LIST_SEARCH_MAX`].
     pub(crate) async fn collect<T: Send + 'static>(
         self,
         after: Option<Cursor>,
@@ -45,14 +45,14 @@ impl Pages<'_> {
     }
 }
 
-/// Whether a list is answered with what it has found, after so many steps and so long.
-pub(crate) fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, looked: Duration) -> bool {
-    let short =
+/// Whether to return the page after this number of steps and this search time.
+pub(crate) fn is_done<T>(page: &Page<T>, limit: usize, steps: usize, searched: Duration) -> bool {
+    let is_partial =
         !page.items.is_empty() && steps >= failpoints::bound(Bound::ListSteps, limits::LIST_STEPS_MAX);
-    page.next.is_none() || page.items.len() >= limit || short || looked >= limits::LIST_SEARCH_MAX
+    page.next.is_none() || page.items.len() >= limit || is_partial || searched >= limits::LIST_SEARCH_MAX
 }
 
-/// The filter within the scope; `None` when they exclude each other.
+/// The filter within the scope; `None` if the filter's tenant is outside the scope.
 pub(crate) fn scoped(scope: &Scope, mut filter: Filter) -> Option<Filter> {
     if let Some(own) = &scope.0 {
         if filter.tenant.as_ref().is_some_and(|tenant| tenant != own) {
@@ -68,15 +68,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn empty_page_is_answered_only_at_the_end_or_the_time_limit() {
+    fn empty_page_is_returned_only_at_the_end_or_the_time_limit() {
         let more = Some(Cursor::at(Position(9)));
         let soon = Duration::from_millis(1);
         let page = |items: usize, next| Page { items: vec![(); items], next, as_of: Position(0) };
-        assert!(!is_done(&page(0, more), 50, limits::LIST_STEPS_MAX * 100, soon), "nothing is found yet");
-        assert!(!is_done(&page(1, more), 50, limits::LIST_STEPS_MAX - 1, soon), "the page can be filled");
-        assert!(is_done(&page(1, more), 50, limits::LIST_STEPS_MAX, soon), "something is found");
-        assert!(is_done(&page(50, more), 50, 1, soon), "it is full");
-        assert!(is_done(&page(0, None), 50, 1, soon), "that was all");
-        assert!(is_done(&page(0, more), 50, 1, limits::LIST_SEARCH_MAX), "it took too long");
+        assert!(
+            !is_done(&page(0, more), 50, limits::LIST_STEPS_MAX * 100, soon),
+            "empty page before the end"
+        );
+        assert!(!is_done(&page(1, more), 50, limits::LIST_STEPS_MAX - 1, soon), "steps are left");
+        assert!(is_done(&page(1, more), 50, limits::LIST_STEPS_MAX, soon), "no steps are left");
+        assert!(is_done(&page(50, more), 50, 1, soon), "the page is full");
+        assert!(is_done(&page(0, None), 50, 1, soon), "the list is complete");
+        assert!(is_done(&page(0, more), 50, 1, limits::LIST_SEARCH_MAX), "the time limit has passed");
     }
 }

@@ -10,7 +10,7 @@ use crate::outbox::draft::ChangeError;
 use crate::projections::reads;
 use crate::projections::reads::{Cursor, Filter};
 use crate::rules::matching::want;
-use crate::service::bulk::{DELETED, deliveries_per_step, revived};
+use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::endpoints::Endpoints;
 use crate::service::events::Events;
 use crate::service::types::Scope;
@@ -20,10 +20,11 @@ use crate::service::types::Scope;
 pub struct Replays<'a>(pub &'a Context);
 
 impl Replays<'_> {
-    /// To these endpoints, or (when `None`) to those that it matches now, all in one commit. Gives the number of deliveries.
+    /// Replays an event to these endpoints, or to all that match it now, in one commit. Returns the
+    /// number of deliveries.
     ///
     /// # Errors
-    /// When the event is unknown in the scope, an endpoint is not one of its tenant, or nothing could be written.
+    /// When the scope lacks the event, an endpoint belongs to another tenant, or the commit failed.
     pub async fn of_event(
         self,
         scope: &Scope,
@@ -42,7 +43,7 @@ impl Replays<'_> {
                     |id| Endpoints(self.0).get(scope, id).filter(|endpoint| endpoint.tenant == event.tenant);
                 let found: Option<Vec<_>> =
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
-                found.ok_or(ChangeError::NotAllowed("an endpoint is not one of the event's tenant"))?
+                found.ok_or(ChangeError::NotAllowed("an endpoint does not belong to the event's tenant"))?
             }
             None => self.0.outbox().registry(|registry| {
                 let matching = registry.endpoints().filter(|endpoint| {
@@ -56,17 +57,18 @@ impl Replays<'_> {
         let count = deliveries.len() as u64;
         let at = self.0.now().wall;
         let steps = deliveries.chunks(deliveries_per_step());
-        let commands = steps.map(|some| revived(some.to_vec(), Trigger::Replay, at)).collect();
-        self.0.commit(commands, keyed.map(|keyed| keyed.answered(&count))).await?;
+        let commands = steps.map(|some| revive_command(some.to_vec(), Trigger::Replay, at)).collect();
+        self.0.commit(commands, keyed.map(|keyed| keyed.response_for(&count))).await?;
         Ok(count)
     }
 
-    /// Replays what the log holds of the endpoint's tenant between the times; gives the number of deliveries. Bounded
-    /// steps, each one commit, the answer in the last one: who repeats a request that broke off begins anew, and may
-    /// replay what was replayed and delivered before that. What still waits is left alone.
+    /// Replays the logged events of the endpoint's tenant between the times, and returns the number
+    /// of deliveries. Skips pending deliveries. Works in bounded steps of one commit each; the last
+    /// commit stores the response. Repeating an interrupted request starts over, and may replay
+    /// deliveries that were delivered since.
     ///
     /// # Errors
-    /// When nothing could be read or written; what was replayed before stays so.
+    /// When a read or commit failed. Completed steps stay.
     pub async fn to_endpoint(
         self,
         endpoint: &Endpoint,
@@ -95,13 +97,13 @@ impl Replays<'_> {
                 .read(move |state| state.past(&filter, number, cursor, deliveries_per_step()))
                 .await?;
             let wanted = |past: &reads::Past| {
-                let open = match past.state {
+                let is_eligible = match past.state {
                     Some(DeliveryState::Pending) => false,
-                    // Nobody wants what was purged; all there is, is all there is.
+                    // A purged dead letter is unwanted, but a full replay includes it.
                     Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
                     Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
                 };
-                open && past.event_type.parse().is_ok_and(|event_type| want(patterns, &event_type))
+                is_eligible && past.event_type.parse().is_ok_and(|event_type| want(patterns, &event_type))
             };
             let mut deliveries: Vec<_> = found
                 .items
@@ -109,14 +111,16 @@ impl Replays<'_> {
                 .filter(|past| wanted(past))
                 .map(|past| DeliveryKey { event: past.position, endpoint: number })
                 .collect();
-            // Newest first was how they were found; in order of acceptance is how they go out.
+            // Found newest first, sent in order of acceptance.
             deliveries.sort_unstable();
             count += deliveries.len() as u64;
             cursor = found.next;
-            let command =
-                (!deliveries.is_empty()).then(|| revived(deliveries, Trigger::Replay, self.0.now().wall));
+            let command = (!deliveries.is_empty())
+                .then(|| revive_command(deliveries, Trigger::Replay, self.0.now().wall));
             let last = keyed.clone().filter(|_| cursor.is_none());
-            self.0.commit(command.into_iter().collect(), last.map(|keyed| keyed.answered(&count))).await?;
+            self.0
+                .commit(command.into_iter().collect(), last.map(|keyed| keyed.response_for(&count)))
+                .await?;
             if cursor.is_none() {
                 return Ok(count);
             }

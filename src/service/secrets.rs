@@ -1,4 +1,5 @@
-//! Secrets of endpoints: signing keys, own headers and client certificates, opened only where they are used.
+//! Secrets of endpoints: signing keys, custom headers and client certificates. Decrypted only on
+//! use.
 
 use crate::context::Context;
 use crate::courier::tls::{CheckedCertificate, ClientIdentity, IdentityError};
@@ -8,10 +9,10 @@ use crate::rules::signature::{SigningKey, is_live};
 use crate::vault;
 use crate::vault::{SealContext, SealedField, VaultError};
 
-/// Name and value.
+/// Header name and value.
 type Header = (Box<str>, Box<str>);
 
-/// Bytes of a generated key.
+/// Bytes of a generated signing key.
 const KEY_BYTES: usize = 32;
 
 /// Operations on the secrets of endpoints.
@@ -19,23 +20,23 @@ const KEY_BYTES: usize = 32;
 pub struct Secrets<'a>(pub &'a Context);
 
 impl Secrets<'_> {
-    /// A fresh key of this kind, in the form that the preset's receivers know.
+    /// Generates a signing key of this kind.
     #[must_use]
     pub fn new_key(self, kind: SecretKind) -> SigningKey {
         SigningKey { kind, bytes: self.0.random_bytes::<KEY_BYTES>().to_vec() }
     }
 
     /// # Errors
-    /// When it was sealed under a key that is not configured.
+    /// When the key was sealed under a vault key that is not configured.
     pub fn open_key(self, endpoint: &Endpoint, secret: &Secret) -> Result<SigningKey, VaultError> {
         let seal_context = SealContext::Endpoint(endpoint, SealedField::Secret(secret));
         Ok(SigningKey { kind: secret.kind, bytes: self.0.vault().open(&secret.key, seal_context)? })
     }
 
-    /// The keys that sign at `now` with their ends, the current one first.
+    /// The keys that sign at `now` with their expiry times, the current one first.
     ///
     /// # Errors
-    /// When one was sealed under a key that is not configured.
+    /// When a key was sealed under a vault key that is not configured.
     pub fn live_keys(
         self,
         endpoint: &Endpoint,
@@ -45,18 +46,18 @@ impl Secrets<'_> {
         live.map(|secret| Ok((self.open_key(endpoint, secret)?, secret.expires_at))).collect()
     }
 
-    /// The endpoint with its values plain, to make a changed one from.
+    /// A copy of the endpoint with all secrets decrypted.
     ///
     /// # Errors
-    /// When one was sealed under a key that is not configured.
+    /// When a secret was sealed under a vault key that is not configured.
     pub fn opened(self, endpoint: &Endpoint) -> Result<Endpoint, VaultError> {
         let mut opened = endpoint.clone();
         self.0.vault().open_endpoint(&mut opened, endpoint)?;
         Ok(opened)
     }
 
-    /// Opens what a changed endpoint carries from the current one.
-    pub(crate) fn open_carried(self, changed: &mut Endpoint) -> Result<(), ChangeError> {
+    /// Decrypts the sealed values that a changed endpoint copies from the current one.
+    pub(crate) fn open_sealed_values(self, changed: &mut Endpoint) -> Result<(), ChangeError> {
         if vault::values(changed).all(|(_, value)| matches!(value, Sealed::Plain(_))) {
             return Ok(());
         }
@@ -70,7 +71,7 @@ impl Secrets<'_> {
         })
     }
 
-    /// The endpoint's own headers with the sensitive ones opened.
+    /// The endpoint's custom headers with the sensitive ones decrypted.
     pub(crate) fn open_headers(self, endpoint: &Endpoint) -> Result<Vec<Header>, VaultError> {
         let mut headers = endpoint.headers.clone();
         for (name, value) in &endpoint.sensitive_headers {
@@ -81,10 +82,10 @@ impl Secrets<'_> {
         Ok(headers)
     }
 
-    /// A client certificate from PEM, checked.
+    /// Parses and checks a client certificate and its key, both PEM.
     ///
     /// # Errors
-    /// Which of the two is wrong, and how.
+    /// Which of the two is invalid, and why.
     pub fn client_certificate(
         self,
         certificate: &str,
@@ -99,7 +100,7 @@ impl Secrets<'_> {
         })
     }
 
-    /// Who the endpoint's connections say that they are.
+    /// The client certificate of the endpoint's connections.
     pub(crate) fn identity(self, endpoint: &Endpoint) -> Result<Option<ClientIdentity>, VaultError> {
         let Some(certificate) = &endpoint.client_certificate else { return Ok(None) };
         let seal_context = SealContext::Endpoint(endpoint, SealedField::ClientKey);
@@ -107,10 +108,11 @@ impl Secrets<'_> {
         Ok(Some(ClientIdentity::new(endpoint.number, &certificate.chain, key)))
     }
 
-    /// Whether every endpoint's secrets can be opened: better to refuse the start than to send nothing later.
+    /// Checks that all secrets can be decrypted. A failed start is better than failed attempts
+    /// later.
     ///
     /// # Errors
-    /// Which endpoint's cannot, and why.
+    /// The endpoint whose secret cannot be decrypted, and why.
     pub fn check(self) -> Result<(), String> {
         let endpoints: Vec<_> = self.0.outbox().endpoints();
         for endpoint in endpoints {
@@ -126,8 +128,8 @@ impl Secrets<'_> {
         self.0.vault().sealing_key()
     }
 
-    /// Endpoints with a value that is not sealed as a new one would be.
-    pub(crate) fn outdated(self) -> Vec<EndpointNumber> {
+    /// Endpoints with a value that is not sealed under the first key in the current layout.
+    pub(crate) fn outdated_endpoints(self) -> Vec<EndpointNumber> {
         let vault = self.0.vault();
         let is_outdated =
             |endpoint: &Endpoint| vault::values(endpoint).any(|(_, value)| !vault.is_current(value));

@@ -1,13 +1,13 @@
-//! Operator events: what the daemon itself has to tell, as events of the reserved tenant.
+//! Operator events: reports of the daemon, published as events of the reserved tenant.
 //!
-//! | type | says |
+//! | type | meaning |
 //! |---|---|
-//! | `balto.endpoint.failing` | an endpoint has failed so often in a row that it only gets probes |
-//! | `balto.endpoint.disabled` | nothing is sent to an endpoint any more, and why |
-//! | `balto.endpoint.recovered` | an endpoint that failed, or was disabled, has taken a delivery again |
-//! | `balto.delivery.dead` | a delivery was given up, and why |
+//! | `balto.endpoint.failing` | consecutive failures limit the endpoint to probes |
+//! | `balto.endpoint.disabled` | deliveries to the endpoint have stopped, with the reason |
+//! | `balto.endpoint.recovered` | a failing or disabled endpoint accepted a delivery |
+//! | `balto.delivery.dead` | a delivery was given up, with the reason |
 //!
-//! Nothing is told of the reserved tenant's own deliveries and their failures: what is told would be the next to fail.
+//! The reserved tenant's own failures cause no events: such an event would be the next to fail.
 
 use serde_json::{Value, json};
 
@@ -24,28 +24,27 @@ use crate::service::events::Events;
 pub struct SystemEvents<'a>(pub &'a Context);
 
 impl SystemEvents<'_> {
-    /// A receiver's lane turned.
-    pub(crate) async fn tell_turn(self, number: EndpointNumber, turn: Turn) {
+    /// Publishes a health transition of an endpoint.
+    pub(crate) async fn publish_turn(self, number: EndpointNumber, turn: Turn) {
         let endpoint = self.0.outbox().endpoint(number);
-        let Some(endpoint) = endpoint.filter(|endpoint| !is_operators(&endpoint.tenant)) else { return };
+        let Some(endpoint) = endpoint.filter(|endpoint| !is_reserved(&endpoint.tenant)) else { return };
         let event_type = match turn {
             Turn::Failing => "balto.endpoint.failing",
             Turn::Recovered => "balto.endpoint.recovered",
         };
         let data = json!({"endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str()});
-        self.tell_operator(event_type, &[data]).await;
+        self.publish(event_type, &[data]).await;
     }
 
-    pub(crate) async fn tell_disabled(self, endpoint: &Endpoint, reason: DisabledReason) {
+    pub(crate) async fn publish_disabled(self, endpoint: &Endpoint, reason: DisabledReason) {
         let data = json!({
             "endpointId": endpoint.id.as_str(), "tenant": endpoint.tenant.as_str(), "reason": reason.as_str(),
         });
-        self.tell_operator("balto.endpoint.disabled", &[data]).await;
+        self.publish("balto.endpoint.disabled", &[data]).await;
     }
 
-    /// What is said of a delivery that was given up, or `None` when nothing is. `event` is `None` when it cannot be read any
-    /// more.
-    pub(crate) fn death(
+    /// Event data of a dead delivery; `None` for the reserved tenant. `event`: if still readable.
+    pub(crate) fn dead_delivery_data(
         self,
         delivery: DeliveryKey,
         event: Option<&Event>,
@@ -56,9 +55,9 @@ impl SystemEvents<'_> {
             .0
             .outbox()
             .registry(|registry| (registry.id_of(number).cloned(), registry.tenant_of(number).cloned()));
-        // Of an endpoint that is long gone the event says whose it was.
+        // The registry may no longer know the tenant of a deleted endpoint. The event does.
         let tenant = tenant.or_else(|| event.map(|event| event.tenant.clone()))?;
-        (!is_operators(&tenant)).then(|| {
+        (!is_reserved(&tenant)).then(|| {
             json!({
                 "deliveryId": DeliveryId(delivery).to_string(), "endpointId": id.as_ref().map(EndpointId::as_str),
                 "eventId": event.map(|event| event.id.as_str()),
@@ -68,26 +67,26 @@ impl SystemEvents<'_> {
         })
     }
 
-    /// One event for each, all in one commit: whoever gives up many does it in bounded steps.
-    pub(crate) async fn tell_dead(self, deaths: &[Value]) {
-        self.tell_operator("balto.delivery.dead", deaths).await;
+    /// Publishes one event per dead delivery in one commit. The caller bounds their number.
+    pub(crate) async fn publish_dead(self, deaths: &[Value]) {
+        self.publish("balto.delivery.dead", deaths).await;
     }
 
-    /// Whether anybody could want operator events.
+    /// Whether an endpoint could receive operator events.
     pub(crate) fn has_operator(self) -> bool {
         self.0
             .outbox()
-            .registry(|registry| registry.endpoints().any(|endpoint| is_operators(&endpoint.tenant)))
+            .registry(|registry| registry.endpoints().any(|endpoint| is_reserved(&endpoint.tenant)))
     }
 
-    async fn tell_operator(self, event_type: &str, all: &[Value]) {
+    async fn publish(self, event_type: &str, all: &[Value]) {
         if all.is_empty() || !self.has_operator() {
             return;
         }
         let draft = |data: &Value| {
             EventDraft::new(
-                Tenant::OPERATOR.parse().expect("a legal tenant"),
-                event_type.parse().expect("operator event types are ours"),
+                Tenant::OPERATOR.parse().expect("the reserved tenant is a valid name"),
+                event_type.parse().expect("operator event types are valid"),
                 data.to_string().into(),
             )
         };
@@ -97,11 +96,11 @@ impl SystemEvents<'_> {
             |published| published.results.into_iter().filter_map(Result::err).collect(),
         );
         for error in errors {
-            tracing::warn!(%error, "operator events could not be published");
+            tracing::warn!(%error, "publishing operator event failed");
         }
     }
 }
 
-fn is_operators(tenant: &Tenant) -> bool {
+fn is_reserved(tenant: &Tenant) -> bool {
     tenant.as_str() == Tenant::OPERATOR
 }

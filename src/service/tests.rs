@@ -1,4 +1,4 @@
-//! A context for tests, and the promise that other tenants' identifiers read nothing.
+//! A context for tests, and a test that other tenants' identifiers cause no file reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -35,12 +35,12 @@ impl FileReads for CountedReads {
     }
 }
 
-/// A context over an empty directory, which is removed when the third value is dropped.
+/// A context over an empty directory. Dropping the third value removes the directory.
 pub(crate) fn context() -> (Context, Dispatcher, tempfile::TempDir) {
-    with_reads(Arc::new(BlockingPool))
+    context_with_reads(Arc::new(BlockingPool))
 }
 
-fn with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfile::TempDir) {
+fn context_with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let admission = AdmissionLimits { bytes: 1 << 26, commands: 10_000 };
     let opened =
@@ -72,7 +72,7 @@ fn with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfile::Temp
 #[tokio::test]
 async fn other_tenants_ids_are_unknown_without_a_read() {
     let counted = Arc::new(CountedReads::default());
-    let (context, _dispatcher, _directory) = with_reads(counted.clone());
+    let (context, _dispatcher, _directory) = context_with_reads(counted.clone());
     let endpoint = crate::rules::tests::endpoint(1, "acme", &[]);
     let number = Endpoints(&context).create(endpoint, None).await.unwrap().number;
     let draft = EventDraft::new("acme".parse().unwrap(), "a".parse().unwrap(), Bytes::from_static(b"1"));
@@ -102,10 +102,10 @@ async fn other_tenants_ids_are_unknown_without_a_read() {
         assert_eq!(deliveries.list(&scope, filter.clone(), None, 5).await.unwrap().items.len(), 0);
         assert_eq!(letters.list(&scope, filter, None, 5).await.unwrap().items.len(), 0);
     }
-    assert_eq!(reads(), before, "the journal was read for another tenant's id");
+    assert_eq!(reads(), before, "file read for another tenant's id");
 
     let scope = Scope(Some(own.clone()));
     assert!(matches!(deliveries.get(&scope, delivery).await, Ok(Some(_))));
     assert!(matches!(Events(&context).get(&scope, &own, &event).await, Ok(Some(_))));
-    assert!(reads() > before, "the reads are not counted");
+    assert!(reads() > before, "file reads are not counted");
 }

@@ -1,4 +1,4 @@
-//! What services take and return. Plain values; the HTTP shape is the business of the API.
+//! Parameter and return types of services. Plain values; the API owns the HTTP representation.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::domain::{
     Timestamp,
 };
 
-/// Which tenants a caller may see: `None` is all of them. Everything outside a scope does not exist for its caller.
+/// The tenant that a caller may see; `None` is all tenants. Hides other tenants' items.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope(pub Option<Tenant>);
 
@@ -27,25 +27,25 @@ impl Scope {
         self.covers_name(tenant.as_str())
     }
 
-    /// As [`Self::covers`], for a tenant's name.
+    /// Like [`Self::covers`], for a tenant's name.
     #[must_use]
     pub fn covers_name(&self, tenant: &str) -> bool {
         self.0.as_ref().is_none_or(|own| own.as_str() == tenant)
     }
 }
 
-/// What became of the events of one request, in order.
+/// Results for the events of one request, in order.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// The key that they came with was bound to this request before.
+    /// The request's idempotency key was already used for the same request.
     pub repeated: bool,
     pub results: Vec<Result<Accepted, PublishError>>,
 }
 
 impl Published {
-    /// Whether everything in it was said before.
+    /// Whether all results repeat an earlier request's results.
     #[must_use]
-    pub fn is_old(&self) -> bool {
+    pub fn is_all_repeated(&self) -> bool {
         self.results.iter().all(|result| match result {
             Ok(accepted) => accepted.duplicate,
             Err(PublishError::Rejected { repeated, .. }) => *repeated,
@@ -61,17 +61,17 @@ pub struct DeliveryView {
     pub event_id: EventId,
     pub event_type: EventType,
     pub tenant: Tenant,
-    /// `None` when the endpoint was deleted so long ago that nothing is known of it.
+    /// `None` if the endpoint was deleted and has left the registry.
     pub endpoint_id: Option<EndpointId>,
     pub state: DeliveryState,
     pub created_at: Timestamp,
     pub attempts: u32,
-    /// For pending ones: when the next attempt is due. It may wait longer; the lane says why.
+    /// Due time of a pending delivery's next attempt. It may wait longer; the lane report says why.
     pub next_attempt_at: Option<Timestamp>,
-    /// For the others: since when.
+    /// When a delivery that is not pending ended.
     pub settled_at: Option<Timestamp>,
     pub last_status: Option<u16>,
-    /// The last attempt, unless the delivery is delivered. How much of it a caller sees is the API's decision.
+    /// The last attempt, unless the delivery is delivered. The API decides how much of it to show.
     pub last_attempt: Option<Arc<Attempt>>,
 }
 
@@ -105,12 +105,12 @@ pub struct DeadLetterDetail {
     pub attempts: Vec<Arc<Attempt>>,
 }
 
-/// One page, newest first. A page may hold fewer than asked for although `next` says that there is more.
+/// One page, newest first. May have fewer items than the limit even if `next` is set.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
     pub items: Vec<T>,
     pub next: Option<Cursor>,
-    /// The journal position that this answer reflects.
+    /// The journal position that this page reflects.
     pub as_of: Position,
 }
 
@@ -124,26 +124,26 @@ pub struct EndpointStats {
     pub failed_attempts: u64,
     pub dead: u64,
     pub cancelled: u64,
-    /// Milliseconds; `None` without an attempt.
+    /// Percentiles in milliseconds; `None` without an attempt.
     pub latency_p50: Option<u64>,
     pub latency_p95: Option<u64>,
     pub latency_p99: Option<u64>,
-    /// Pending deliveries now.
+    /// Current number of pending deliveries.
     pub backlog: u64,
     pub oldest_pending: Option<Timestamp>,
 }
 
-/// Why an endpoint's backlog is not moving, and what it is.
+/// The backlog of an endpoint, and why it waits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaneView {
-    /// `None`: nothing waits.
+    /// `None` if no delivery waits.
     pub reason: Option<&'static str>,
     pub pending: u64,
-    /// Of `pending`: behind another delivery of the same ordering key.
+    /// Pending deliveries behind another one of the same ordering key.
     pub waiting_for_order: u64,
     pub in_flight: u64,
     pub next_due: Option<Timestamp>,
-    /// When the reason ends by itself.
+    /// When the reason ends without intervention.
     pub until: Option<Timestamp>,
     pub circuit: &'static str,
     pub consecutive_failures: u32,

@@ -1,7 +1,7 @@
-//! One life of the daemon: from opening the directory to its end, by whatever end.
+//! One life of the daemon: from opening the data directory to a stop, a kill or a power failure.
 //!
-//! Owns the turns of the writer and of the state, which chance takes in the place of threads; everything else runs as it
-//! does in production, on a runtime of one thread whose time is told.
+//! Owns the steps of writer and state, which the seed schedules in place of threads. Everything
+//! else runs as in production, on a single-threaded runtime with paused time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::chance::Chance;
 use super::operations;
-use super::receivers::{CALLBACK_BASE, Manner, Receivers};
+use super::receivers::{Behavior, CALLBACK_BASE, Receivers};
 use super::world::{self, World, wall};
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
@@ -32,21 +32,21 @@ use crate::storage::state::State;
 use crate::storage::state::row_store::RowStore;
 use crate::vault::Vault;
 
-/// Simulated time within which everything has to be over once the receivers are well.
+/// Simulated time in which all deliveries must end once the receivers are healthy.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
 
-/// Simulated time within which a disk that was full has to be written again.
+/// Simulated time in which writes must resume after a full disk.
 const RECOVERY_MAX: Duration = Duration::from_secs(5);
 
 /// How a life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// Everything was delivered, dead or cancelled, and the daemon was told to stop.
+    /// All deliveries ended, then the daemon stopped.
     Done,
     Stopped,
-    /// The process ended at once; the disk knows what it was told.
+    /// The process ended at once; the disk keeps unsynced writes.
     Killed,
-    /// The power failed, or the disk did.
+    /// The power or the disk failed.
     PowerCut,
 }
 
@@ -68,25 +68,25 @@ pub(super) struct Life {
     writer: CommitThread,
     state: ApplyThread,
     reader: JournalReader,
-    /// Where both of them tell.
-    told: mpsc::Receiver<Notice>,
-    /// Where the dispatcher hears.
-    heard: mpsc::Sender<Notice>,
-    /// Told by the writer, not heard yet.
+    /// Notices of writer and state.
+    outbox_notices: mpsc::Receiver<Notice>,
+    /// Notices to the dispatcher.
+    dispatcher_notices: mpsc::Sender<Notice>,
+    /// Delayed notices of the writer.
     held: VecDeque<Notice>,
-    /// Told by the state, not heard yet.
+    /// Delayed notices of the state.
     held_by_state: VecDeque<Notice>,
     dispatcher: JoinHandle<Result<(), Unavailable>>,
     stop: watch::Sender<Run>,
     clients: JoinSet<()>,
     writer_ended: bool,
-    /// Deliveries were put elsewhere by a change of ordering, and the state was not looked at since.
+    /// A reorder record was committed since the last comparison of the state.
     reordered: bool,
 }
 
 impl Life {
     /// # Errors
-    /// When what the last life left cannot be opened, or is not what it was.
+    /// When the data cannot be opened, or differs from the model.
     pub(super) fn begin(world: &World) -> Result<Self, String> {
         world::begin_life();
         let (chance, plan) = world.with(|inner| {
@@ -127,8 +127,8 @@ impl Life {
     }
 
     fn start(world: &World, assembled: UnstartedOutbox, reader: JournalReader, last_time: Timestamp) -> Self {
-        let UnstartedOutbox { outbox, notices: told, writer, state } = assembled;
-        let (heard, notices) = mpsc::channel(1_024);
+        let UnstartedOutbox { outbox, notices: outbox_notices, writer, state } = assembled;
+        let (dispatcher_notices, notices) = mpsc::channel(1_024);
         let journal = crate::storage::journal::OpenReport::default();
         let opened = OpenedOutbox { outbox, notices, journal, rebuilt: None, replayed: 0, last_time };
         let settings = Settings {
@@ -156,8 +156,8 @@ impl Life {
             writer: writer.without_pauses(),
             state,
             reader,
-            told,
-            heard,
+            outbox_notices,
+            dispatcher_notices,
             held: VecDeque::new(),
             held_by_state: VecDeque::new(),
             dispatcher: tokio::spawn(dispatcher.run(stopped, drain)),
@@ -168,21 +168,21 @@ impl Life {
         }
     }
 
-    /// Lives until something ends it.
+    /// Runs random actions until the life ends.
     pub(super) async fn live(mut self) -> End {
         loop {
             if self.is_over() {
                 return End::PowerCut;
             }
-            if self.world.is_broken() {
+            if self.world.has_violation() {
                 return End::Killed;
             }
-            self.settle_down().await;
+            self.yield_to_tasks().await;
             let dice = self.world.chance(|chance| chance.within(0, 99));
             match dice {
-                0..24 => self.take_writers_turn(),
+                0..24 => self.step_writer(),
                 24..48 => {
-                    self.take_states_turns();
+                    self.step_state();
                 }
                 48..50 => self.state.checkpoint_by_hand(),
                 50..72 => {
@@ -200,8 +200,8 @@ impl Life {
                     let millis = self.world.chance(|chance| chance.within(100, 6_000));
                     self.run_for(Duration::from_millis(millis)).await;
                 }
-                91..95 => self.change_manners(),
-                95 | 96 => self.meddle(),
+                91..95 => self.change_behaviors(),
+                95 | 96 => self.inject_fault(),
                 _ => {
                     if let Some(end) = self.maybe_end().await {
                         return end;
@@ -215,8 +215,8 @@ impl Life {
         self.writer_ended || !self.world.is_alive() || self.dispatcher.is_finished()
     }
 
-    /// Lets the tasks run that can, a few times.
-    async fn settle_down(&self) {
+    /// Yields to ready tasks a few times.
+    async fn yield_to_tasks(&self) {
         for _ in 0..self.world.chance(|chance| chance.within(0, 3)) {
             tokio::task::yield_now().await;
         }
@@ -232,35 +232,35 @@ impl Life {
         }
     }
 
-    fn take_writers_turn(&mut self) {
-        // The writer has told of its last group before it begins the next.
-        self.hear_held();
+    fn step_writer(&mut self) {
+        // The writer sends the notices of a group before it begins the next.
+        self.deliver_held_notices();
         if self.writer_ended {
             return;
         }
         self.writer_ended = !self.writer.turn_by_hand();
         let late = self.world.with(|inner| inner.plan.late_notices && inner.chance.percent(50));
-        while let Ok(notice) = self.told.try_recv() {
+        while let Ok(notice) = self.outbox_notices.try_recv() {
             if let Notice::Committed(committed) = &notice {
                 self.note_committed(committed);
                 let is_reorder =
                     |(_, record): &(_, Record)| matches!(record, Record::DeliveriesReordered { .. });
                 self.reordered |= committed.records.iter().any(is_reorder);
             }
-            if late { self.held.push_back(notice) } else { self.hear(notice) }
+            if late { self.held.push_back(notice) } else { self.deliver_notice(notice) }
         }
     }
 
     fn note_committed(&self, committed: &crate::outbox::decide::CommittedGroup) {
         for (position, record) in &committed.records {
-            self.world.note(format_args!("committed {position} {}", crate::simulation::brief(record)));
-            if let Err(broken) = self.world.with(|inner| inner.model.apply(*position, record, wall())) {
-                self.world.breaks(broken);
+            self.world.note(format_args!("committed {position} {}", crate::simulation::summarize(record)));
+            if let Err(violation) = self.world.with(|inner| inner.model.apply(*position, record, wall())) {
+                self.world.record_violation(violation);
             }
             if let Record::EventAccepted(event) = record
                 && event.tenant.as_str() == Tenant::OPERATOR
             {
-                self.world.count("told");
+                self.world.count("operatorEvents");
             }
             if let Record::DeliveriesDied { reason: DeadReason::Expired, .. } = record {
                 self.world.count("expired");
@@ -271,78 +271,78 @@ impl Life {
         }
     }
 
-    /// The writer, or the state, gets no turn for a while: its disk does not answer.
+    /// Stops stepping the writer or the state for a while, as if its disk did not respond.
     async fn stall(&mut self) {
         let (writer, millis) = self.world.chance(|chance| (chance.percent(50), chance.within(100, 2_000)));
         self.world.note(format_args!("{} stalls", if writer { "the writer" } else { "the state" }));
         self.world.count("stalls");
         let end = tokio::time::Instant::now() + Duration::from_millis(millis);
-        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.is_broken() {
+        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.has_violation() {
             if writer {
-                self.take_states_turns();
+                self.step_state();
             } else {
-                self.take_writers_turn();
+                self.step_writer();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// The state has told of its last turn before it begins the next.
-    fn hear_held_by_state(&mut self) {
+    /// The state sends the notices of a step before it begins the next.
+    fn deliver_held_state_notices(&mut self) {
         while let Some(notice) = self.held_by_state.pop_front() {
-            self.hear(notice);
+            self.deliver_notice(notice);
         }
     }
 
-    fn take_states_turns(&mut self) -> bool {
+    fn step_state(&mut self) -> bool {
         let count = self.world.chance(|chance| chance.within(1, 8));
-        let mut any = false;
+        let mut progressed = false;
         for _ in 0..count {
-            self.hear_held_by_state();
+            self.deliver_held_state_notices();
             if !self.state.turn_by_hand() {
                 break;
             }
-            any = true;
+            progressed = true;
             let late = self.world.with(|inner| inner.plan.late_notices && inner.chance.percent(25));
-            while let Ok(notice) = self.told.try_recv() {
-                if late { self.held_by_state.push_back(notice) } else { self.hear(notice) }
+            while let Ok(notice) = self.outbox_notices.try_recv() {
+                if late { self.held_by_state.push_back(notice) } else { self.deliver_notice(notice) }
             }
-            self.look_at_order();
+            self.check_ordering();
         }
-        any
+        progressed
     }
 
-    /// Between two steps of a change of ordering its lanes are what they should be, too.
-    fn look_at_order(&mut self) {
+    /// Compares the state between two steps of a reorder job, too.
+    fn check_ordering(&mut self) {
         let state = self.state.state();
         if self.reordered && self.world.with(|inner| inner.model.last()) == state.applied() {
             self.reordered = false;
-            if let Err(broken) = self.world.with(|inner| inner.model.compare(state, wall())) {
-                self.world.breaks(broken);
+            if let Err(violation) = self.world.with(|inner| inner.model.compare(state, wall())) {
+                self.world.record_violation(violation);
             }
         }
     }
 
-    fn hear_held(&mut self) {
+    fn deliver_held_notices(&mut self) {
         while let Some(notice) = self.held.pop_front() {
-            self.hear(notice);
+            self.deliver_notice(notice);
         }
     }
 
-    fn hear(&self, notice: Notice) {
-        match self.heard.try_send(notice) {
+    fn deliver_notice(&self, notice: Notice) {
+        match self.dispatcher_notices.try_send(notice) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
-                self.world.breaks("the dispatcher has stopped listening".to_owned());
+                self.world.record_violation("the dispatcher does not receive notices".to_owned());
             }
         }
     }
 
-    /// Time passes; everybody works as soon as there is something to do.
+    /// Lets time pass, and steps writer and state as soon as they have work.
     async fn run_for(&mut self, time: Duration) {
         let end = tokio::time::Instant::now() + time;
         let mut pause = Duration::from_millis(1);
-        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.is_broken() {
+        while tokio::time::Instant::now() < end && !self.is_over() && !self.world.has_violation() {
             let busy = self.work().await;
             pause = if busy { Duration::from_millis(1) } else { (pause * 2).min(Duration::from_millis(400)) };
             tokio::time::sleep_until((tokio::time::Instant::now() + pause).min(end)).await;
@@ -351,10 +351,10 @@ impl Life {
 
     async fn work(&mut self) -> bool {
         let before = self.reader.last_position();
-        self.take_writers_turn();
+        self.step_writer();
         tokio::task::yield_now().await;
-        self.hear_held();
-        let busy = self.take_states_turns();
+        self.deliver_held_notices();
+        let busy = self.step_state();
         if self.world.chance(|chance| chance.percent(4)) {
             self.state.checkpoint_by_hand();
         }
@@ -362,7 +362,7 @@ impl Life {
         busy || before != self.reader.last_position()
     }
 
-    fn change_manners(&self) {
+    fn change_behaviors(&self) {
         self.world.with(|inner| {
             if inner.healed {
                 return;
@@ -370,29 +370,29 @@ impl Life {
             let numbers: Vec<_> = inner.model.endpoints.keys().copied().collect();
             for number in numbers {
                 if inner.chance.percent(60) {
-                    let manner = *inner.chance.pick(&Manner::ALL);
-                    inner.receivers.entry(number).or_default().manner = manner;
-                    inner.note(format_args!("receiver {} is now {manner:?}", number.0));
+                    let behavior = *inner.chance.pick(&Behavior::ALL);
+                    inner.receivers.entry(number).or_default().behavior = behavior;
+                    inner.note(format_args!("receiver {} is now {behavior:?}", number.0));
                 }
             }
         });
     }
 
-    /// The disk falls ill, file descriptors run out, or the clock is set.
-    fn meddle(&self) {
+    /// Injects a disk fault, a shortage of file descriptors or a clock jump.
+    fn inject_fault(&self) {
         let plan = self.world.plan();
         let disk = self.world.disk();
         if plan.disk_faults {
             match self.world.chance(|chance| chance.within(0, 6)) {
                 0..3 => {
-                    let sick = self.world.with(|inner| {
-                        let sick = inner.sick_until != Timestamp::MAX;
-                        inner.sick_until = if sick { Timestamp::MAX } else { wall().plus(RECOVERY_MAX) };
-                        sick
+                    let is_full = self.world.with(|inner| {
+                        let is_full = inner.sick_until != Timestamp::MAX;
+                        inner.sick_until = if is_full { Timestamp::MAX } else { wall().plus(RECOVERY_MAX) };
+                        is_full
                     });
-                    let room = self.world.chance(|chance| chance.within(0, 400));
-                    disk.set_bytes_max(sick.then(|| disk.bytes_used() + room));
-                    self.world.note(format_args!("disk full: {sick}"));
+                    let bytes_left = self.world.chance(|chance| chance.within(0, 400));
+                    disk.set_bytes_max(is_full.then(|| disk.bytes_used() + bytes_left));
+                    self.world.note(format_args!("disk full: {is_full}"));
                     self.world.count("fullDisks");
                 }
                 3 => self.break_disk(&disk, Operation::SyncData),
@@ -405,7 +405,7 @@ impl Life {
                 inner.exhausted = !inner.exhausted && !inner.healed;
                 inner.exhausted
             });
-            self.world.note(format_args!("no file descriptor is left: {exhausted}"));
+            self.world.note(format_args!("file descriptors exhausted: {exhausted}"));
             self.world.count("shortages");
         }
         if plan.clock_jumps {
@@ -420,7 +420,7 @@ impl Life {
         }
     }
 
-    /// Some reads of the journal fail: what needs them waits, and clients are told.
+    /// Makes some journal reads fail. Deliveries that need them wait; clients get an error.
     fn break_reads(&self, disk: &MemoryDisk) {
         let count = self.world.chance(|chance| chance.within(1, 6));
         self.world.with(|inner| inner.unreadable = true);
@@ -455,39 +455,39 @@ impl Life {
 
     /// SIGTERM.
     async fn stop(&mut self) -> End {
-        self.world.note(format_args!("told to stop"));
+        self.world.note(format_args!("stop requested"));
         self.world.with(|inner| inner.stopping = true);
         self.stop.send_replace(Run::Draining);
         while !self.dispatcher.is_finished() && !self.writer_ended && self.world.is_alive() {
             self.work().await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // As the outbox does it: what waits is written, then the state is.
+        // Like the outbox: write pending units, then a checkpoint.
         for _ in 0..50 {
-            self.take_writers_turn();
+            self.step_writer();
         }
-        self.hear_held();
-        while self.take_states_turns() {}
-        self.hear_held_by_state();
+        self.deliver_held_notices();
+        while self.step_state() {}
+        self.deliver_held_state_notices();
         self.state.checkpoint_by_hand();
         if self.is_over() && (self.writer_ended || !self.world.is_alive()) {
             return End::PowerCut;
         }
-        if let Err(broken) = self.world.with(|inner| inner.model.compare(self.state.state(), wall())) {
-            self.world.breaks(broken);
+        if let Err(violation) = self.world.with(|inner| inner.model.compare(self.state.state(), wall())) {
+            self.world.record_violation(violation);
         }
         self.world.count("stops");
         End::Stopped
     }
 
-    /// Everybody is well again: everything accepted has to come to its end.
+    /// Heals receivers and disk, then waits until all deliveries have ended.
     async fn drain(&mut self) -> End {
         self.world.with(|inner| {
             inner.healed = true;
             inner.exhausted = false;
             inner.sick_until = inner.sick_until.min(wall().plus(RECOVERY_MAX));
-            inner.receivers.values_mut().for_each(|receiver| receiver.manner = Manner::Healthy);
-            inner.note(format_args!("all receivers are well"));
+            inner.receivers.values_mut().for_each(|receiver| receiver.behavior = Behavior::Healthy);
+            inner.note(format_args!("all receivers are healthy"));
         });
         self.world.disk().set_bytes_max(None);
         let deadline = tokio::time::Instant::now() + DRAIN_MAX;
@@ -499,7 +499,7 @@ impl Life {
             if self.is_over() {
                 return End::PowerCut;
             }
-            if self.world.is_broken() {
+            if self.world.has_violation() {
                 return End::Killed;
             }
             let left = self.world.with(|inner| inner.model.pending().count());
@@ -507,8 +507,8 @@ impl Life {
                 break;
             }
             if tokio::time::Instant::now() > deadline {
-                let held = self.what_is_held().await;
-                self.world.breaks(held);
+                let backlog = self.describe_backlog().await;
+                self.world.record_violation(backlog);
                 return End::Killed;
             }
         }
@@ -518,30 +518,30 @@ impl Life {
         }
     }
 
-    async fn what_is_held(&self) -> String {
-        let held = self.world.with(|inner| {
+    async fn describe_backlog(&self) -> String {
+        let pending = self.world.with(|inner| {
             inner.model.pending().take(5).map(|(key, known)| format!("{key:?} {known:?}")).collect::<Vec<_>>()
         });
         let mut lanes = Vec::new();
         let endpoints: Vec<_> = self.world.with(|inner| inner.model.endpoints.keys().copied().collect());
         for endpoint in endpoints {
-            let asked =
+            let report =
                 tokio::time::timeout(Duration::from_secs(1), Endpoints(&self.context).explain(endpoint))
                     .await;
-            lanes.push((endpoint.0, asked));
+            lanes.push((endpoint.0, report));
         }
         let requests = self.clients.len();
-        format!("held for ever: {requests} requests unanswered, lanes {lanes:?}, pending {held:?}")
+        format!("deliveries never ended: {requests} open requests, lanes {lanes:?}, pending {pending:?}")
     }
 }
 
-/// Nothing of the journal's files is damaged.
+/// Checks that the journal's files are undamaged.
 pub(super) fn check_files(disk: &MemoryDisk) -> Result<(), String> {
     let found = verify(disk, &mut |_| ()).map_err(|error| error.to_string())?;
     if found.damage.is_empty() { Ok(()) } else { Err(format!("the journal is damaged: {:?}", found.damage)) }
 }
 
-/// What was durable is there, byte for byte, and what nobody was told of may be.
+/// Checks that all durable records are present and equal. Unacknowledged records may be present.
 fn check_journal(world: &World, reader: &JournalReader) -> Result<(), String> {
     let mut found = Vec::new();
     for frame in reader.frames_from(Position(1)) {
@@ -549,24 +549,24 @@ fn check_journal(world: &World, reader: &JournalReader) -> Result<(), String> {
     }
     world.with(|inner| {
         let last = inner.model.last();
-        let mut there = found.iter().filter(|(position, _)| *position <= last).peekable();
+        let mut known = found.iter().filter(|(position, _)| *position <= last).peekable();
         for (position, record) in &inner.model.records {
-            match there.next_if(|(found, _)| found == position) {
+            match known.next_if(|(found, _)| found == position) {
                 Some((_, found)) if found == record => {}
-                Some(_) => return Err(format!("the record at {position} is not what it was")),
-                None if inner.model.may_have_left(*position, record) => {
+                Some(_) => return Err(format!("the record at {position} has changed")),
+                None if inner.model.may_have_left_journal(*position, record) => {
                     *inner.happened.entry("recordsRemoved").or_default() += 1;
                 }
-                None => return Err(format!("the record at {position} was durable and is not there")),
+                None => return Err(format!("the durable record at {position} is missing")),
             }
         }
-        if let Some((position, _)) = there.next() {
-            return Err(format!("the record at {position} came from nowhere"));
+        if let Some((position, _)) = known.next() {
+            return Err(format!("the record at {position} was never committed"));
         }
         for (position, record) in found.iter().filter(|(position, _)| *position > last) {
-            inner.note(format_args!("unheard {position} {}", super::brief(record)));
+            inner.note(format_args!("unacknowledged {position} {}", super::summarize(record)));
             inner.model.apply(*position, record, wall())?;
-            inner.count("unheardRecords");
+            inner.count("unacknowledgedRecords");
         }
         Ok(())
     })

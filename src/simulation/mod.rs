@@ -1,9 +1,9 @@
-//! The whole engine in a simulated world, on one thread, by a seed.
+//! Deterministic simulation of the whole engine on one thread, from a seed.
 //!
-//! Real: the services, the delivery loop and its tasks, the lanes, the rules, the writer, the journal, the fold and
-//! the state's checkpoints. Simulated: clocks, chance, the disk (written and durable images), the rows' store (a map,
-//! written all or none), the threads of writer and state (their turns are taken when chance says so) and receivers.
-//! The same seed always gives the same trace, byte for byte. A failure prints its seed and the command that replays it.
+//! Real: services, delivery loop, tasks, lanes, rules, writer, journal, fold, checkpoints.
+//! Simulated: clocks, randomness, disk (written and durable image), row store (a map with atomic
+//! writes), the scheduling of writer and state, receivers. A seed always gives the same trace, byte
+//! for byte. A failure prints its seed and the command that replays it.
 
 mod receivers;
 
@@ -26,89 +26,89 @@ use world::World;
 use crate::domain::{DeliveryState, Record};
 use crate::failpoints::{Mutation, TestOverrides};
 
-/// Lives of one seed: more are a sign that it does not end.
+/// Maximum number of lives of one seed. A seed with more is considered endless.
 const LIVES_MAX: u32 = 60;
 
-/// What a seed came to.
+/// Result of a seed.
 #[derive(Debug)]
 struct Report {
     trace: String,
-    broken: Option<String>,
+    violation: Option<String>,
     happened: BTreeMap<&'static str, u64>,
 }
 
 thread_local! {
-    /// What has panicked on this thread while it simulates.
+    /// Panics on this thread during a simulation.
     static PANICS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// A panic within a task is caught by its runtime: it is written down here.
-fn listen_for_panics() {
+/// Records panics in [`PANICS`], because the runtime catches a task's panic.
+fn capture_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let usual = std::panic::take_hook();
+        let default_hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let kept = PANICS.with_borrow_mut(|panics| match panics {
+            let recorded = PANICS.with_borrow_mut(|panics| match panics {
                 Some(panics) => {
                     panics.push(info.to_string());
                     true
                 }
                 None => false,
             });
-            if !kept {
-                usual(info);
+            if !recorded {
+                default_hook(info);
             }
         }));
     });
 }
 
 fn run(seed: u64, bug: Option<Mutation>) -> Report {
-    listen_for_panics();
+    capture_panics();
     PANICS.set(Some(Vec::new()));
-    world::begin_time();
+    world::reset_time();
     let world = World::new(seed);
     TestOverrides { bounds: world.plan().bounds.into_iter().collect(), mutation: bug }.activate();
-    let ended = catch_unwind(AssertUnwindSafe(|| live_through(&world)));
+    let ended = catch_unwind(AssertUnwindSafe(|| run_lives(&world)));
     TestOverrides::default().activate();
     let panics = PANICS.take().unwrap_or_default();
-    let broken = match ended {
+    let violation = match ended {
         Ok(Ok(())) => None,
-        Ok(Err(broken)) => Some(broken),
-        Err(_) => Some("a panic".to_owned()),
+        Ok(Err(violation)) => Some(violation),
+        Err(_) => Some("panicked".to_owned()),
     };
     world.with(|inner| Report {
-        broken: panics
+        violation: panics
             .into_iter()
             .next()
             .map(|panic| format!("panicked: {panic}"))
-            .or_else(|| inner.broken.take())
-            .or(broken),
+            .or_else(|| inner.violation.take())
+            .or(violation),
         trace: std::mem::take(&mut inner.trace),
         happened: std::mem::take(&mut inner.happened),
     })
 }
 
-/// Life after life, until all is done.
-fn live_through(world: &World) -> Result<(), String> {
+/// Runs lives until all deliveries have ended.
+fn run_lives(world: &World) -> Result<(), String> {
     for life in 1..=LIVES_MAX {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.map_err(|error| error.to_string())?;
         let end = runtime.block_on(async {
             let end = match Life::begin(world) {
                 Ok(life) => Ok(life.live().await),
-                Err(broken) => Err(broken),
+                Err(violation) => Err(violation),
             };
             world::end_life();
             end
         });
         drop(runtime);
         let end = match end {
-            // The power failed while it was opening.
+            // The power failed during the opening.
             Err(_) if !world.is_alive() => End::PowerCut,
             other => other?,
         };
-        if world.is_broken() {
-            return Err("see above".to_owned());
+        if world.has_violation() {
+            return Err("invariant violated, see above".to_owned());
         }
         let disk = world.disk();
         let after = match (disk.disk_after_power_cut(), end) {
@@ -130,17 +130,17 @@ fn live_through(world: &World) -> Result<(), String> {
             return check_end(world);
         }
     }
-    Err(format!("it did not end within {LIVES_MAX} lives"))
+    Err(format!("the seed did not end within {LIVES_MAX} lives"))
 }
 
-/// The books of the model and of the receivers agree.
+/// Compares the model's final states with what receivers took.
 fn check_end(world: &World) -> Result<(), String> {
     world.with(|inner| {
         for (key, known) in &inner.model.oracle.deliveries {
             match known.state {
                 DeliveryState::Pending => return Err(format!("{key:?} is still pending")),
                 DeliveryState::Delivered if !inner.received.contains(key) => {
-                    return Err(format!("{key:?} counts as delivered, and no receiver has it"));
+                    return Err(format!("{key:?} is recorded as delivered, but no receiver took it"));
                 }
                 DeliveryState::Delivered => *inner.happened.entry("delivered").or_default() += 1,
                 DeliveryState::Dead(_) => *inner.happened.entry("dead").or_default() += 1,
@@ -151,8 +151,8 @@ fn check_end(world: &World) -> Result<(), String> {
     })
 }
 
-/// A record in a few words.
-fn brief(record: &Record) -> String {
+/// A short description of a record for the trace.
+fn summarize(record: &Record) -> String {
     match record {
         Record::EventAccepted(event) => format!("event {} to {:?}", event.id, event.targets),
         Record::AttemptFinished { delivery, due, attempt } => format!(

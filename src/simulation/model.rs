@@ -1,7 +1,7 @@
-//! What an onlooker makes of every commit: whether it could have been, and what lanes may do after it.
+//! The observer's model: checks every commit, and knows what lanes may do after it.
 //!
-//! Owns the promises about single records (positions, ids, keys, versions, targets) and what is known of subscribers. What
-//! deliveries have come to is the oracle's, with which each state is compared.
+//! Owns the invariants of single records (positions, ids, keys, versions, targets) and the
+//! knowledge of endpoints. The oracle owns the delivery states; each state is compared with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::storage::state::State;
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) endpoint: Arc<Endpoint>,
-    /// What it was before its last changes, when one came right after the other.
+    /// Earlier versions, if the changes followed each other within [`LAG_MAX`].
     pub(super) before: Vec<Arc<Endpoint>>,
     pub(super) changed_at: Timestamp,
-    /// When something could be sent to it again after it could not.
+    /// When the endpoint last became open.
     opened_at: Timestamp,
-    /// The shortest that its retry policy ever had.
+    /// The shortest maximum age of its retry policies so far.
     max_age: Option<Duration>,
     pub(super) deleted: bool,
 }
@@ -37,46 +37,46 @@ fn max_age(endpoint: &Endpoint) -> Option<Duration> {
     }
 }
 
-/// How long a lane may lag behind a change of its endpoint.
+/// Maximum lag of a lane behind a change of its endpoint.
 pub(super) const LAG_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) records: Vec<(Position, Record)>,
     pub(super) oracle: Oracle,
-    /// When an operator or a deletion last had a hand in these: lanes may lag behind that.
+    /// Last change of a delivery by an operator or a deletion. Lanes may lag behind it.
     touched: BTreeMap<DeliveryKey, Timestamp>,
-    /// When they were last put elsewhere because of their endpoint's ordering: maybe beside others, while they were under way.
+    /// Last change of a delivery's queue. It may have been in flight, and now run beside others.
     reordered: BTreeMap<DeliveryKey, Timestamp>,
     pub(super) endpoints: BTreeMap<EndpointNumber, Subscriber>,
-    /// Receivers that were ready to agree, and the URLs at which they were asked.
+    /// Receivers that have decided to consent, with the URL of the request.
     pub(super) agreed: BTreeSet<(EndpointNumber, Box<str>)>,
     ids: BTreeMap<(Tenant, EventId), Position>,
     scopes: BTreeMap<[u8; 16], (Position, Option<Timestamp>)>,
     pub(super) streams: BTreeMap<(String, String), u64>,
-    /// How long events are kept; the latest time that retention may have seen.
+    /// Retention period of events.
     pub(super) keep: Option<Duration>,
-    /// The wall clock is set now and then.
     pub(super) clock_jumps: bool,
+    /// Latest time that retention may have used.
     pub(super) latest: Timestamp,
 }
 
 impl Model {
-    /// Whether retention may have taken an event by now.
-    pub(super) fn may_be_gone(&self, position: Position) -> bool {
+    /// Whether retention may have removed an event.
+    pub(super) fn may_be_removed(&self, position: Position) -> bool {
         let (Some(keep), Some(event)) = (self.keep, self.oracle.events.get(&position)) else { return false };
-        let over = |state| !matches!(state, DeliveryState::Pending | DeliveryState::Dead(_));
+        let has_ended = |state| !matches!(state, DeliveryState::Pending | DeliveryState::Dead(_));
         event.accepted_at.plus(keep) <= self.latest
-            && self.oracle.of_event(position).all(|(_, known)| over(known.state))
+            && self.oracle.of_event(position).all(|(_, known)| has_ended(known.state))
     }
 
     /// Whether a record may have left the journal.
-    pub(super) fn may_have_left(&self, position: Position, record: &Record) -> bool {
-        let all = |deliveries: &[DeliveryKey]| deliveries.iter().all(|key| self.may_be_gone(key.event));
+    pub(super) fn may_have_left_journal(&self, position: Position, record: &Record) -> bool {
+        let all = |deliveries: &[DeliveryKey]| deliveries.iter().all(|key| self.may_be_removed(key.event));
         match record {
-            Record::EventAccepted(_) => self.may_be_gone(position),
+            Record::EventAccepted(_) => self.may_be_removed(position),
             Record::AttemptFinished { delivery, .. } => {
-                self.may_be_gone(delivery.event) && !self.oracle.is_rested_on(delivery.endpoint, position)
+                self.may_be_removed(delivery.event) && !self.oracle.is_rested_on(delivery.endpoint, position)
             }
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
@@ -99,7 +99,7 @@ impl Model {
     }
 
     /// # Errors
-    /// When the record breaks a promise.
+    /// When the record violates an invariant.
     pub(super) fn apply(
         &mut self,
         position: Position,
@@ -116,7 +116,7 @@ impl Model {
             Record::EndpointPut(endpoint) => self.put_endpoint(endpoint, now)?,
             Record::EndpointDeleted { endpoint, .. } => {
                 let known = self.endpoints.get_mut(endpoint).filter(|known| !known.deleted);
-                let known = known.ok_or_else(|| format!("{endpoint:?} was deleted and is not there"))?;
+                let known = known.ok_or_else(|| format!("unknown endpoint {endpoint:?} was deleted"))?;
                 known.deleted = true;
                 known.changed_at = now;
             }
@@ -130,19 +130,23 @@ impl Model {
             Record::DeliveriesReordered { deliveries, .. } => {
                 self.reordered.extend(deliveries.iter().map(|key| (*key, now)));
             }
-            Record::AttemptFinished { delivery, due, attempt } => self.finish(*delivery, *due, attempt)?,
+            Record::AttemptFinished { delivery, due, attempt } => {
+                self.check_delay(*delivery, *due, attempt)?;
+            }
             Record::RateReserved { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}
-            // The writer's clock does not go back.
-            Record::EventRejected { idempotency, .. } => self.answer(position, idempotency, self.latest)?,
+            // The writer's clock never goes back.
+            Record::EventRejected { idempotency, .. } => {
+                self.check_key(position, idempotency, self.latest)?;
+            }
         }
         self.oracle.apply(position, record);
         Ok(())
     }
 
-    /// Those that there are (or, when there are none yet, will be) and that the record changes.
+    /// Marks the deliveries that the record changes or creates.
     fn touch(&mut self, deliveries: &[DeliveryKey], now: Timestamp, changes: fn(DeliveryState) -> bool) {
         let changed = deliveries
             .iter()
@@ -151,21 +155,21 @@ impl Model {
     }
 
     fn accept(&mut self, position: Position, event: &Arc<Event>) -> Result<(), String> {
-        if tells_of_itself(event) {
-            return Err(format!("{} tells the operator what came of telling the operator", event.id));
+        if reports_own_failure(event) {
+            return Err(format!("operator event {} is about an operator event's delivery", event.id));
         }
         let name = (event.tenant.clone(), event.id.clone());
         if let Some(before) = self.ids.insert(name, position)
-            && !self.may_be_gone(before)
+            && !self.may_be_removed(before)
         {
-            return Err(format!("{} is at {before} and at {position}", event.id));
+            return Err(format!("two events have the id {}: {before} and {position}", event.id));
         }
         let last = self.oracle.events.last_key_value();
         if last.is_some_and(|(_, last)| last.accepted_at > event.accepted_at) {
-            return Err(format!("{} was accepted before the event before it", event.id));
+            return Err(format!("{} has an earlier time than the previous event", event.id));
         }
-        for remembered in &event.idempotency {
-            self.answer(position, remembered, event.accepted_at)?;
+        for key in &event.idempotency {
+            self.check_key(position, key, event.accepted_at)?;
         }
         if let Some((stream, version)) = &event.stream {
             let head = self.streams.entry((event.tenant.to_string(), stream.to_string())).or_insert(0);
@@ -182,50 +186,48 @@ impl Model {
         let wanted: Vec<_> =
             self.endpoints.values().filter(wants).map(|known| known.endpoint.number).collect();
         if wanted != event.targets {
-            return Err(format!("{} goes to {:?}, not to {wanted:?}", event.id, event.targets));
+            return Err(format!("{} has the targets {:?}, expected {wanted:?}", event.id, event.targets));
         }
         Ok(())
     }
 
-    /// A key is answered by one record until it expires.
-    fn answer(&mut self, position: Position, key: &Idempotency, now: Timestamp) -> Result<(), String> {
+    /// Checks that a key belongs to one record until it expires.
+    fn check_key(&mut self, position: Position, key: &Idempotency, now: Timestamp) -> Result<(), String> {
         match self.scopes.insert(key.scope, (position, key.expires_at)) {
             Some((before, expires_at))
                 if expires_at.is_none_or(|at| at > now)
-                    && !(expires_at.is_none() && self.may_be_gone(before)) =>
+                    && !(expires_at.is_none() && self.may_be_removed(before)) =>
             {
-                Err(format!("one idempotency key was answered by the records {before} and {position}"))
+                Err(format!("two records have the same idempotency key: {before} and {position}"))
             }
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Time in which nothing was tried because of us does not count as age.
-    fn finish(&self, key: DeliveryKey, due: Timestamp, attempt: &Attempt) -> Result<(), String> {
+    /// Checks that Balto's own delays do not count as age.
+    fn check_delay(&self, key: DeliveryKey, due: Timestamp, attempt: &Attempt) -> Result<(), String> {
         let Some(known) = self.endpoints.get(&key.endpoint).filter(|_| !self.clock_jumps) else {
             return Ok(());
         };
         let (started_at, delay) = (attempt.started_at, attempt.delay);
         if delay > started_at.since(due) {
-            return Err(format!("{key:?} was due at {due:?} and began at {started_at:?}, {delay:?} late"));
+            return Err(format!("{key:?}: due {due:?}, started {started_at:?}, but delay {delay:?}"));
         }
         let life_began = started_at.minus(attempt.uptime.unwrap_or_default());
-        // By then its lane has heard that it is open.
+        // The lane knows by then that the endpoint is open.
         let opened_at = Some(known.opened_at).filter(|at| at.plus(LAG_MAX) <= started_at);
-        let not_before = life_began.max(opened_at.unwrap_or_default());
-        if not_before.since(due) > delay + LAG_MAX {
-            return Err(format!(
-                "{key:?} was due at {due:?}, could go at {not_before:?}: not {delay:?} late"
-            ));
+        let sendable_at = life_began.max(opened_at.unwrap_or_default());
+        if sendable_at.since(due) > delay + LAG_MAX {
+            return Err(format!("{key:?}: due {due:?}, sendable {sendable_at:?}, but delay {delay:?}"));
         }
         let delivery = self.oracle.deliveries.get(&key).filter(|delivery| delivery.due == due);
         let first = delivery.and_then(|delivery| delivery.progress.after(delay).first_attempt);
         let (Some(first), Some(max_age)) = (first, known.max_age) else { return Ok(()) };
         let ended_at = started_at.plus(attempt.duration);
-        // Its next attempt would not have been later than this.
+        // Latest time of the next attempt.
         let next_at = ended_at.plus(Duration::from_secs(RETRY_AFTER_SECONDS));
         if attempt.next == Next::Dead(DeadReason::MaxAge) && next_at <= first.plus(max_age) {
-            return Err(format!("{key:?} failed from {first:?} to {ended_at:?}, and died of its age"));
+            return Err(format!("{key:?} died of its age too early: failed {first:?} to {ended_at:?}"));
         }
         Ok(())
     }
@@ -234,12 +236,12 @@ impl Model {
         let consents = endpoint.handshake.as_ref().is_some_and(|handshake| handshake.consent.is_some());
         if consents && !self.agreed.contains(&(endpoint.number, endpoint.url.clone())) {
             return Err(format!(
-                "{} counts as having agreed, and nobody at {} has",
+                "{} has a recorded consent, but no receiver at {} consented",
                 endpoint.id, endpoint.url
             ));
         }
         match self.endpoints.get_mut(&endpoint.number) {
-            Some(known) if known.deleted => return Err(format!("{} came back", endpoint.id)),
+            Some(known) if known.deleted => return Err(format!("{} was changed when deleted", endpoint.id)),
             Some(known) => {
                 if now.since(known.changed_at) > LAG_MAX {
                     known.before.clear();
@@ -266,7 +268,7 @@ impl Model {
         self.oracle.deliveries.iter().filter(|(_, known)| known.state == DeliveryState::Pending)
     }
 
-    /// When an operator last had a hand in it.
+    /// Last change by an operator or a deletion.
     pub(super) fn touched(&self, key: DeliveryKey) -> Option<Timestamp> {
         self.touched.get(&key).copied()
     }
@@ -291,26 +293,26 @@ impl Model {
         self.ids.get(&(tenant.clone(), id.clone())).copied()
     }
 
-    /// Everything that a state can be asked.
+    /// Compares all queries of a state with the oracle.
     ///
     /// # Errors
-    /// What differs.
+    /// The difference.
     pub(super) fn compare(&self, state: &State, now: Timestamp) -> Result<(), String> {
         let mut oracle = self.oracle.clone();
         let all = self.oracle.events.keys().copied();
-        oracle.forgotten = all.filter(|position| self.may_be_gone(*position)).collect();
-        // A clock that was set back has made nothing unexpired.
+        oracle.forgotten = all.filter(|position| self.may_be_removed(*position)).collect();
+        // A clock that was set back does not revive expired keys.
         let now = now.max(self.latest);
         compare(&oracle, state, Moment { now, rebuilt: self.keep.is_some(), limit: 7 })
     }
 
-    /// Whether nothing may be sent to the endpoint.
+    /// Whether the endpoint is deleted, paused or disabled.
     pub(super) fn is_closed(&self, endpoint: EndpointNumber) -> bool {
         let known = self.endpoints.get(&endpoint);
         known.is_none_or(|known| known.deleted || known.endpoint.status != EndpointStatus::Active)
     }
 
-    /// Deliveries that a record after this position names.
+    /// Deliveries that the records after this position change.
     pub(super) fn changed_since(&self, position: Position) -> BTreeSet<DeliveryKey> {
         let after = self.records.partition_point(|(at, _)| *at <= position);
         let deliveries = self.records[after..].iter().flat_map(|(at, record)| match record {
@@ -336,9 +338,9 @@ impl Model {
     }
 }
 
-/// Whether an event for the operator is about the operator's own deliveries: it would be the next to fail. That one of the
-/// operator's endpoints is disabled is said, once.
-fn tells_of_itself(event: &Event) -> bool {
+/// Whether an operator event is about the operator's own deliveries, so that it would be the next
+/// to fail. The one event for a disabled operator endpoint is allowed.
+fn reports_own_failure(event: &Event) -> bool {
     let own = format!("\"tenant\":\"{}\"", Tenant::OPERATOR);
     event.tenant.as_str() == Tenant::OPERATOR
         && event.event_type.as_str() != "balto.endpoint.disabled"

@@ -1,4 +1,4 @@
-//! What publishers and operators do, drawn by chance, through the services; and what they check of the answers.
+//! Random operations of publishers and operators through the services, with checks of the results.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Handshakes, Rep
 
 use crate::outbox::ReadModel;
 use crate::projections::retention::Cutoffs;
-use crate::rules::handshake::asked_anew;
+use crate::rules::handshake::restart_handshake;
 
-/// Longer than an attempt takes: what is due for so much longer than it is kept has expired.
+/// Upper bound of an attempt's duration. Retention expires deliveries after it.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(ATTEMPT_SECONDS_MAX);
 
-pub(super) static EVERYBODY: Scope = Scope(None);
+pub(super) static ALL_TENANTS: Scope = Scope(None);
 
-/// Does one thing; returns when it was answered.
+/// Performs one operation and waits for its result.
 pub(super) async fn operate(context: Context, world: World) {
     let dice = world.chance(|chance| chance.within(0, 99));
     match dice {
@@ -35,16 +35,16 @@ pub(super) async fn operate(context: Context, world: World) {
         53..56 => create_endpoint(&context, &world).await,
         56..60 => change_ordering(&context, &world).await,
         60..68 => {
-            // Often once more at once.
+            // Often several changes in a row.
             change_endpoint(&context, &world).await;
             while world.chance(|chance| chance.percent(30)) {
                 change_endpoint(&context, &world).await;
             }
         }
-        68..71 => call_back(&context, &world).await,
+        68..71 => use_callback(&context, &world).await,
         71..73 => delete_endpoint(&context, &world).await,
         73..82 => operate_on_delivery(&context, &world).await,
-        82..90 if world.plan().keep.is_some() => retain(&context, &world).await,
+        82..90 if world.plan().keep.is_some() => run_retention_pass(&context, &world).await,
         82..94 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }
@@ -59,7 +59,7 @@ fn seconds(low: u64, high: u64, chance: &mut Chance) -> Duration {
     Duration::from_millis(chance.within(low * 1_000, high * 1_000))
 }
 
-/// What some endpoints leave to it.
+/// Defaults for endpoints without their own policy.
 pub(super) fn policy_defaults() -> PolicyDefaults {
     PolicyDefaults {
         max_in_flight: 2,
@@ -95,7 +95,7 @@ fn retry(chance: &mut Chance) -> Option<RetryPolicy> {
 fn rate(chance: &mut Chance) -> Option<RateLimit> {
     let limit = RateLimit {
         limit: chance.within(1, 5) as u32,
-        // A restart is shorter than the slow ones.
+        // 20 s is longer than a restart.
         per: Duration::from_secs(*chance.pick(&[1, 1, 20])),
         burst: chance.within(1, 3) as u32,
     };
@@ -157,25 +157,25 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     }
 }
 
-/// Whether an error is one that the world of now explains.
-fn explains(world: &World, error: &Unavailable) -> bool {
+/// Whether the current faults of the world explain an error.
+fn is_explained(world: &World, error: &Unavailable) -> bool {
     world.with(|inner| inner.stopping || inner.failing || inner.unreadable || inner.sick_until > wall())
         && !matches!(error, Unavailable::Overloaded { .. })
 }
 
-pub(super) fn refused(world: &World, what: &str, error: &Unavailable) {
-    if explains(world, error) {
+pub(super) fn check_refusal(world: &World, what: &str, error: &Unavailable) {
+    if is_explained(world, error) {
         world.note(format_args!("{what}: refused: {error}"));
         world.count("refused");
     } else {
-        world.breaks(format!("{what} was refused without need: {error}"));
+        world.record_violation(format!("{what}: unexplained error: {error}"));
     }
 }
 
-pub(super) fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeError>) {
+pub(super) fn check_change<T>(world: &World, what: &str, result: &Result<T, ChangeError>) {
     match result {
         Ok(_) => world.note(format_args!("{what}: done")),
-        Err(ChangeError::Store(error)) => refused(world, what, error),
+        Err(ChangeError::Store(error)) => check_refusal(world, what, error),
         Err(error) => world.note(format_args!("{what}: {error}")),
     }
 }
@@ -183,14 +183,14 @@ pub(super) fn changed<T>(world: &World, what: &str, result: &Result<T, ChangeErr
 pub(super) async fn create_endpoint(context: &Context, world: &World) {
     let endpoint = world.with(new_endpoint);
     let created = Endpoints(context).create(endpoint, None).await;
-    changed(world, "create endpoint", &created);
+    check_change(world, "create endpoint", &created);
     let Ok(created) = created else { return };
     if !world.is_alive() {
         return;
     }
-    let there = world.with(|inner| inner.model.endpoints.contains_key(&created.number));
-    if !there {
-        world.breaks(format!("{} was answered before it was durable", created.id));
+    let is_durable = world.with(|inner| inner.model.endpoints.contains_key(&created.number));
+    if !is_durable {
+        world.record_violation(format!("{}: response before the commit was durable", created.id));
     }
 }
 
@@ -202,7 +202,7 @@ pub(super) fn any_endpoint(context: &Context, world: &World) -> Option<Endpoint>
     Some(Endpoint::clone(world.chance(|chance| chance.pick(&all).clone()).as_ref()))
 }
 
-/// Sometimes one with which something is under way now, if there is any.
+/// Sometimes picks an endpoint with a running request.
 fn busy_endpoint(context: &Context, world: &World) -> Option<Endpoint> {
     let busy = world.with(|inner| {
         let sent = inner.in_flight.keys().map(|key| key.endpoint);
@@ -238,16 +238,16 @@ async fn change_endpoint(context: &Context, world: &World) {
                 "rotate"
             }
             6 => {
-                // Somewhere else, or only once more.
+                // A new URL, or only a new handshake.
                 let moves = chance.percent(60);
                 if moves {
                     endpoint.url = format!("http://receiver.test/{}?{}", endpoint.id, chance.next()).into();
                 }
-                let fresh =
+                let pending =
                     |known: &Handshake| Handshake::new(known.origin.clone(), known.rate, known.callback);
                 endpoint.handshake = match endpoint.handshake.as_ref() {
-                    Some(known) if moves => Some(fresh(known)),
-                    Some(known) => Some(asked_anew(known)),
+                    Some(known) if moves => Some(pending(known)),
+                    Some(known) => Some(restart_handshake(known)),
                     None => None,
                 };
                 "move"
@@ -270,10 +270,10 @@ async fn change_endpoint(context: &Context, world: &World) {
     });
     let number = endpoint.number.0;
     let result = Endpoints(context).update(endpoint, None).await;
-    changed(world, &format!("{what} {number}"), &result);
+    check_change(world, &format!("{what} {number}"), &result);
 }
 
-/// Of an endpoint that something is pending for; sometimes whoever does it thinks again at once.
+/// Changes the ordering of endpoints with pending deliveries, sometimes several times in a row.
 async fn change_ordering(context: &Context, world: &World) {
     loop {
         let drawn = world.with(|inner| {
@@ -285,15 +285,15 @@ async fn change_ordering(context: &Context, world: &World) {
         let known = context.outbox().endpoint(number);
         let Some(known) = known else { return };
         let result = Endpoints(context).update(Endpoint { ordering, ..Endpoint::clone(&known) }, None).await;
-        changed(world, &format!("order {} by {ordering:?}", number.0), &result);
+        check_change(world, &format!("order {} by {ordering:?}", number.0), &result);
         if world.chance(|chance| chance.percent(70)) {
             return;
         }
     }
 }
 
-/// A receiver agrees by a callback, or somebody tries one that is not good.
-async fn call_back(context: &Context, world: &World) {
+/// Grants consent by callback, sometimes with an invalid token.
+async fn use_callback(context: &Context, world: &World) {
     let drawn = world.with(|inner| {
         let forged = inner.chance.percent(20);
         let at = inner.chance.next() as usize % inner.callbacks.len().max(1);
@@ -311,12 +311,12 @@ async fn call_back(context: &Context, world: &World) {
         });
     }
     let result = Handshakes(context).grant(&callback.endpoint, &callback.token, Some("600")).await;
-    changed(world, "call back", &result);
+    check_change(world, "call back", &result);
     if result.is_err() || !world.is_alive() {
         return;
     }
-    world.count("calledBack");
-    let broken = world.with(|inner| {
+    world.count("callbacksUsed");
+    let violation = world.with(|inner| {
         let known = inner.model.number_of(callback.endpoint.as_str());
         let known = known.and_then(|number| inner.model.subscriber(number));
         let agreed =
@@ -325,26 +325,26 @@ async fn call_back(context: &Context, world: &World) {
             known.is_some_and(|known| agreed(&known.endpoint) || known.before.iter().any(|one| agreed(one)));
         let used = std::mem::replace(&mut inner.callbacks[at].used, true);
         if forged || used {
-            Some(format!("a callback was good that was forged ({forged}) or used ({used})"))
+            Some(format!("an invalid callback was accepted: forged {forged}, used {used}"))
         } else {
-            (!durable).then(|| "a receiver was told that it had agreed before that was durable".to_owned())
+            (!durable).then(|| "callback response before the consent was durable".to_owned())
         }
     });
-    if let Some(broken) = broken {
-        world.breaks(broken);
+    if let Some(violation) = violation {
+        world.record_violation(violation);
     }
 }
 
 async fn delete_endpoint(context: &Context, world: &World) {
     let Some(endpoint) = any_endpoint(context, world) else { return };
-    let result = Endpoints(context).delete(&EVERYBODY, &endpoint.id).await;
-    changed(world, &format!("delete {}", endpoint.number.0), &result);
+    let result = Endpoints(context).delete(&ALL_TENANTS, &endpoint.id).await;
+    check_change(world, &format!("delete {}", endpoint.number.0), &result);
     if result.is_ok() {
         world.count("endpointsDeleted");
     }
 }
 
-/// Opens every endpoint that is closed, as an operator does when the trouble is over.
+/// Resumes every closed endpoint, like an operator after an outage.
 pub(super) async fn reopen(context: &Context, world: &World) {
     let all: Vec<_> = context.outbox().endpoints();
     for endpoint in all {
@@ -353,10 +353,14 @@ pub(super) async fn reopen(context: &Context, world: &World) {
             endpoint.status = EndpointStatus::Active;
             endpoint.handshake = endpoint.handshake.map(|known| match known.consent {
                 Some(_) => known,
-                None => asked_anew(&known),
+                None => restart_handshake(&known),
             });
             let number = endpoint.number.0;
-            changed(world, &format!("reopen {number}"), &Endpoints(context).update(endpoint, None).await);
+            check_change(
+                world,
+                &format!("reopen {number}"),
+                &Endpoints(context).update(endpoint, None).await,
+            );
         }
     }
 }
@@ -367,10 +371,11 @@ fn hash(text: &str) -> [u8; 16] {
     (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
 }
 
-/// A draft, the number of its idempotency key, and where its stream stood.
 pub(super) struct Post {
     pub(super) draft: EventDraft,
+    /// Number of the idempotency key.
     key: Option<u64>,
+    /// Stream version when the post was drawn.
     head: u64,
 }
 
@@ -379,7 +384,7 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
     let chance = &mut inner.chance;
     let key = chance.percent(40).then(|| chance.within(1, 8));
     let chosen = chance.percent(15).then(|| chance.within(1, 6));
-    // Most repetitions have the same body.
+    // Most repeated requests have the same body.
     let body = match (key, chosen) {
         (Some(number), _) | (None, Some(number)) if chance.percent(85) => number,
         _ => chance.within(100, 10_000),
@@ -395,7 +400,7 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
     };
     let chance = &mut inner.chance;
     let deliver_at = chance.percent(15).then(|| wall().plus(seconds(0, 20, chance)));
-    // Retention never takes an event before its key.
+    // A key never outlives its event.
     let lifetime = seconds(4, inner.plan.keep.map_or(120, |keep| keep.as_secs()), chance);
     let fingerprint = hash(&format!("body {body}"));
     let idempotency = key.map(|key| Idempotency {
@@ -424,19 +429,19 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
 
 async fn publish(context: &Context, world: &World) {
     let post = world.with(draw_post);
-    remember(world, &post);
+    register_request(world, &post);
     let result = Events(context).publish(post.draft.clone()).await;
     check_post(world, &post, &result);
-    // An answer is true at once.
+    // An accepted event is readable at once.
     if let Ok(accepted) = result
         && world.is_alive()
         && world.chance(|chance| chance.percent(20))
     {
-        match Events(context).get(&EVERYBODY, &accepted.event.tenant, &accepted.event.id).await {
+        match Events(context).get(&ALL_TENANTS, &accepted.event.tenant, &accepted.event.id).await {
             Ok(Some(_)) => world.count("eventsRead"),
-            Ok(None) if world.with(|inner| inner.model.may_be_gone(accepted.position)) => {}
-            Ok(None) => world.breaks(format!("{} was accepted and is not found", accepted.event.id)),
-            Err(error) => refused(world, "read", &error),
+            Ok(None) if world.with(|inner| inner.model.may_be_removed(accepted.position)) => {}
+            Ok(None) => world.record_violation(format!("accepted event {} is not found", accepted.event.id)),
+            Err(error) => check_refusal(world, "read", &error),
         }
     }
 }
@@ -445,10 +450,10 @@ async fn publish_batch(context: &Context, world: &World) {
     let count = world.chance(|chance| chance.within(1, 6));
     let posts: Vec<_> = (0..count).map(|_| world.with(draw_post)).collect();
     for post in &posts {
-        remember(world, post);
+        register_request(world, post);
     }
     let drafts = posts.iter().map(|post| post.draft.clone()).collect();
-    // The same bodies in the same order are the same request.
+    // Equal bodies in the same order make equal requests.
     let bodies: String = posts.iter().map(|post| format!("{:?} ", post.draft.fingerprint)).collect();
     let request = world.chance(|chance| chance.percent(50)).then(|| Idempotency {
         scope: hash(&format!("batch {}", posts.len())),
@@ -470,12 +475,12 @@ async fn publish_batch(context: &Context, world: &World) {
     }
 }
 
-fn book(post: &Post) -> Option<u64> {
+fn request_key(post: &Post) -> Option<u64> {
     post.key.map(|key| key * 2 + u64::from(post.draft.tenant.as_str() == Tenant::DEFAULT))
 }
 
-fn remember(world: &World, post: &Post) {
-    if let Some(key) = book(post) {
+fn register_request(world: &World, post: &Post) {
+    if let Some(key) = request_key(post) {
         world.with(|inner| {
             let fresh = Posted { answered: None, expires_at: None };
             inner.posted.entry(key).or_insert(fresh);
@@ -487,7 +492,7 @@ fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError
     if !world.is_alive() {
         return;
     }
-    let broken = match result {
+    let violation = match result {
         Ok(accepted) => world.with(|inner| {
             let what = if accepted.duplicate { "duplicate" } else { "accepted" };
             inner.count(what);
@@ -502,15 +507,13 @@ fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError
         Err(PublishError::IdempotencyMismatch) => {
             world.count("mismatches");
             world.note(format_args!("publish: mismatch of {:?}", post.key));
-            post.key.is_none().then(|| "an event without a key was a repetition of another".to_owned())
+            post.key.is_none().then(|| "idempotency mismatch of an event without a key".to_owned())
         }
-        Err(PublishError::TooManyTargets) => {
-            Some("a single event was said to match too many endpoints".to_owned())
-        }
-        Err(PublishError::Store(error)) => return refused(world, "publish", error),
+        Err(PublishError::TooManyTargets) => Some("too many targets for a single event".to_owned()),
+        Err(PublishError::Store(error)) => return check_refusal(world, "publish", error),
     };
-    if let Some(broken) = broken {
-        world.breaks(broken);
+    if let Some(violation) = violation {
+        world.record_violation(violation);
     }
 }
 
@@ -518,44 +521,44 @@ fn check_accepted(inner: &mut Inner, post: &Post, accepted: &Accepted) -> Option
     let id: EventId = accepted.event.id.clone();
     let durable = inner.model.oracle.events.get(&accepted.position);
     let Some(durable) = durable.filter(|event| event.id == id).cloned() else {
-        return Some(format!("{id} was answered before it was durable"));
+        return Some(format!("{id}: response before the commit was durable"));
     };
     if !accepted.duplicate && durable.data != post.draft.data {
         return Some(format!("{id} was stored with other data"));
     }
     let now = if accepted.duplicate { wall() } else { durable.accepted_at };
     let scope = post.draft.idempotency.as_ref().map(|idempotency| idempotency.scope);
-    // A repetition that was known by its chosen id alone, or whose key has expired, says nothing about the key.
+    // A duplicate that was found by its id alone, or whose key has expired, proves nothing.
     let is_own =
         |known: &&Idempotency| Some(known.scope) == scope && known.expires_at.is_some_and(|at| at > now);
     let own = durable.idempotency.iter().find(is_own)?.clone();
-    keep_answer(inner, post, id.to_string(), own.expires_at, now)
+    check_response(inner, post, id.to_string(), own.expires_at, now)
 }
 
-/// A key that has not expired is answered as it was before.
-fn keep_answer(
+/// Checks that a key that has not expired gets its original response.
+fn check_response(
     inner: &mut Inner,
     post: &Post,
     answer: String,
     expires_at: Option<Timestamp>,
     now: Timestamp,
 ) -> Option<String> {
-    let posted = book(post).and_then(|key| inner.posted.get_mut(&key))?;
+    let posted = request_key(post).and_then(|key| inner.posted.get_mut(&key))?;
     let valid = posted.expires_at.is_some_and(|at| at > now);
     if let Some(before) = posted.answered.clone().filter(|before| valid && *before != answer) {
-        return Some(format!("one idempotency key was answered with {before} and with {answer}"));
+        return Some(format!("two responses for one idempotency key: {before} and {answer}"));
     }
     *posted = Posted { answered: Some(answer), expires_at };
     None
 }
 
-/// What came with a key is rejected by a durable record; what did not, as the stream and the ids were just now.
+/// Checks a rejection against its durable record, or without a key against stream and ids.
 fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated: bool) -> Option<String> {
     if !repeated {
         let wrong = match rejection {
             Rejection::VersionConflict { actual, .. } => check_conflict(inner, post, actual.unwrap_or(0)),
             Rejection::IdTaken => {
-                post.draft.id.is_none().then(|| "the id of an event that chose none is taken".to_owned())
+                post.draft.id.is_none().then(|| "id conflict of an event without a chosen id".to_owned())
             }
         };
         if wrong.is_some() {
@@ -563,7 +566,7 @@ fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated
         }
     }
     let Some(key) = &post.draft.idempotency else {
-        return repeated.then(|| "an event without a key was rejected again".to_owned());
+        return repeated.then(|| "repeated rejection of an event without a key".to_owned());
     };
     let own = inner.model.records.iter().rev().find_map(|(_, record)| match record {
         Record::EventRejected { idempotency, rejection } if idempotency.scope == key.scope => {
@@ -572,16 +575,16 @@ fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated
         _ => None,
     });
     match own {
-        // A key that expired while its request waited says nothing.
+        // A key that expired while its request waited proves nothing.
         Some((expires_at, _)) if expires_at.is_some_and(|at| at <= wall()) => None,
         Some((expires_at, durable)) if durable == rejection => {
-            keep_answer(inner, post, format!("{rejection:?}"), expires_at, wall())
+            check_response(inner, post, format!("{rejection:?}"), expires_at, wall())
         }
-        _ => Some(format!("{rejection:?} was answered before it was durable")),
+        _ => Some(format!("{rejection:?}: response before the commit was durable")),
     }
 }
 
-/// The stream must have been at that version at some moment between question and answer.
+/// Checks that the stream had this version at some time between request and response.
 fn check_conflict(inner: &Inner, post: &Post, actual: u64) -> Option<String> {
     let stream = post.draft.stream.as_ref()?;
     let name = (post.draft.tenant.to_string(), stream.to_string());
@@ -593,7 +596,7 @@ fn check_conflict(inner: &Inner, post: &Post, actual: u64) -> Option<String> {
         Expected::Version(version) => actual != version,
     };
     (!possible || !conflicts)
-        .then(|| format!("conflict at {actual} while {stream} went from {} to {head}", post.head))
+        .then(|| format!("conflict at version {actual}, but {stream} went from {} to {head}", post.head))
 }
 
 fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<DeliveryKey> {
@@ -604,8 +607,8 @@ fn any_delivery(world: &World, wanted: fn(DeliveryState) -> bool) -> Option<Deli
     })
 }
 
-/// Often one that is with its receiver now, if there is any.
-fn under_way(world: &World) -> Option<DeliveryKey> {
+/// Often picks a delivery that is in flight.
+fn in_flight_delivery(world: &World) -> Option<DeliveryKey> {
     world.with(|inner| {
         let sent: Vec<_> = inner.in_flight.keys().copied().collect();
         let chosen = !sent.is_empty() && inner.chance.percent(60);
@@ -619,40 +622,44 @@ async fn operate_on_delivery(context: &Context, world: &World) {
     let dice = world.chance(|chance| chance.within(0, 9));
     let key = match dice {
         0..3 => any_delivery(world, dead),
-        3..6 => under_way(world).or_else(|| any_delivery(world, pending)),
+        3..6 => in_flight_delivery(world).or_else(|| any_delivery(world, pending)),
         _ => any_delivery(world, |_| true),
     };
     let Some(key) = key else { return };
     let name = format!("{}/{}", key.event, key.endpoint.0);
     if world.with(|inner| inner.in_flight.contains_key(&key)) {
-        world.count("actedUponUnderWay");
+        world.count("changedInFlight");
     }
     match dice {
         0 | 1 => {
-            let result = DeadLetters(context).redrive(&EVERYBODY, key, None).await;
-            changed(world, &format!("redrive {name}"), &result);
+            let result = DeadLetters(context).redrive(&ALL_TENANTS, key, None).await;
+            check_change(world, &format!("redrive {name}"), &result);
             world.count("redriven");
         }
-        2 => changed(world, &format!("purge {name}"), &DeadLetters(context).purge(&EVERYBODY, key).await),
+        2 => check_change(
+            world,
+            &format!("purge {name}"),
+            &DeadLetters(context).purge(&ALL_TENANTS, key).await,
+        ),
         3 | 4 => {
-            let result = Deliveries(context).cancel(&EVERYBODY, key, None).await;
-            changed(world, &format!("cancel {name}"), &result);
+            let result = Deliveries(context).cancel(&ALL_TENANTS, key, None).await;
+            check_change(world, &format!("cancel {name}"), &result);
             world.count("cancelled");
         }
         5 | 6 => {
-            let result = Deliveries(context).retry(&EVERYBODY, key, None).await;
-            changed(world, &format!("retry {name}"), &result);
+            let result = Deliveries(context).retry(&ALL_TENANTS, key, None).await;
+            check_change(world, &format!("retry {name}"), &result);
         }
         7 => match Endpoints(context).lane(key.endpoint).await {
             Ok(lane) => world.note(format_args!("lane {}: {:?}", key.endpoint.0, lane.reason)),
-            Err(error) => refused(world, "lane", &error),
+            Err(error) => check_refusal(world, "lane", &error),
         },
         8 => replay(context, world, key).await,
-        _ => match Deliveries(context).get(&EVERYBODY, key).await {
+        _ => match Deliveries(context).get(&ALL_TENANTS, key).await {
             Ok(Some(found)) => world.note(format_args!("delivery {name}: {:?}", found.delivery.state)),
-            Ok(None) if world.with(|inner| inner.model.may_be_gone(key.event)) => world.count("forgotten"),
-            Ok(None) => world.breaks(format!("delivery {name} is not found")),
-            Err(error) => refused(world, "delivery", &error),
+            Ok(None) if world.with(|inner| inner.model.may_be_removed(key.event)) => world.count("forgotten"),
+            Ok(None) => world.record_violation(format!("delivery {name} is not found")),
+            Err(error) => check_refusal(world, "delivery", &error),
         },
     }
 }
@@ -661,12 +668,12 @@ async fn replay(context: &Context, world: &World, key: DeliveryKey) {
     let Some(event) = world.with(|inner| inner.model.oracle.events.get(&key.event).cloned()) else { return };
     let id = context.outbox().registry(|registry| registry.id_of(key.endpoint).cloned());
     let chosen = id.filter(|_| world.chance(|chance| chance.percent(50))).map(|id| vec![id]);
-    let result = Replays(context).of_event(&EVERYBODY, &event.tenant, &event.id, chosen, None).await;
-    changed(world, &format!("replay {}", key.event), &result);
+    let result = Replays(context).of_event(&ALL_TENANTS, &event.tenant, &event.id, chosen, None).await;
+    check_change(world, &format!("replay {}", key.event), &result);
     world.count("replayed");
 }
 
-async fn retain(context: &Context, world: &World) {
+async fn run_retention_pass(context: &Context, world: &World) {
     let Some(keep_for) = world.plan().keep else { return };
     let keep =
         Keep { events: Some(keep_for), stream_events: Some(keep_for), dead_letters: Some(keep_for * 2) };
@@ -679,14 +686,14 @@ async fn retain(context: &Context, world: &World) {
         (inner.model.last(), inner.model.oracle.overdue(cutoffs, 0).deliveries)
     });
     let result = retention::pass(context, keep, &mut retention).await;
-    changed(world, "retention", &result);
+    check_change(world, "retention", &result);
     let Ok(pass) = result else { return };
     world.note(format_args!("retention: {pass:?}"));
     walks::check_reached(world, "retention", began, overdue.into_iter().collect(), |_, _| true);
-    // As a power cut would leave them now.
+    // The files after a power failure now.
     let left = world.disk().crash(world.chance(Chance::next));
-    if let Err(broken) = check_files(&left) {
-        world.breaks(broken);
+    if let Err(violation) = check_files(&left) {
+        world.record_violation(violation);
     }
     if pass.events > 0 {
         world.count("retained");

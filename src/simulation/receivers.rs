@@ -1,4 +1,4 @@
-//! Scripted receivers: what a outbound_request meets instead of the network, and what they check of each request.
+//! Scripted receivers: replace the network, and check each request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,24 +21,24 @@ use crate::domain::{
 };
 use crate::rules::signature::is_live;
 
-/// How a receiver behaves for a while.
+/// Current behavior of a receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum Behavior {
     Healthy,
     Slow,
     Hangs,
     Fails,
     Gone,
     Throttles,
-    /// It asks to be left alone for four seconds, and that only when a test says so.
+    /// Replies with a `Retry-After` of four seconds. Only on request of a test.
     Asks,
     Resets,
-    /// It takes the request, and its answer is lost.
-    Unheard,
+    /// Takes the request, but the reply is lost.
+    LosesReply,
     Any,
 }
 
-impl Manner {
+impl Behavior {
     pub(super) const ALL: [Self; 9] = [
         Self::Healthy,
         Self::Slow,
@@ -47,42 +47,42 @@ impl Manner {
         Self::Gone,
         Self::Throttles,
         Self::Resets,
-        Self::Unheard,
+        Self::LosesReply,
         Self::Any,
     ];
 }
 
-/// What the URLs of callbacks begin with.
+/// Prefix of callback URLs.
 pub(super) const CALLBACK_BASE: &str = "http://balto.test/v1/handshakes/";
 
-/// A receiver's books.
+/// State of a receiver.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    pub(super) manner: Manner,
-    /// For the endpoint's own rate, and for the one that the receiver has agreed to.
+    pub(super) behavior: Behavior,
+    /// For the endpoint's rate, and for the rate that the receiver granted.
     buckets: [Bucket; 2],
-    /// It has asked to be left alone.
-    asked: Option<Asked>,
+    /// The last `Retry-After`.
+    pause: Option<RequestedPause>,
 }
 
-/// That a receiver asked to be left alone, in this life: when, and until when.
+/// A receiver's `Retry-After`, sent in this life at this time.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct RequestedPause {
     life: u32,
     at: Now,
     until: Duration,
 }
 
-/// Between a lane's decision and its request there may be a read of the journal.
-const DECIDED_BEFORE: Duration = Duration::from_millis(20);
+/// Maximum time between a lane's decision and its request, without a slow journal read.
+const DECISION_AGE_MAX: Duration = Duration::from_millis(20);
 
 impl Default for Receiver {
     fn default() -> Self {
-        Self { manner: Manner::Healthy, buckets: Default::default(), asked: None }
+        Self { behavior: Behavior::Healthy, buckets: Default::default(), pause: None }
     }
 }
 
-/// What was taken of a rate. Neither a restart nor a change of the endpoint gives it back.
+/// Spent tokens of a rate. Neither a restart nor a change of the endpoint refunds them.
 #[derive(Debug, Default)]
 struct Bucket {
     spent: f64,
@@ -95,10 +95,10 @@ pub(crate) struct Receivers {
     pub(super) world: World,
 }
 
-/// What comes of one request.
+/// Outcome of one request.
 struct Script {
     wait: Duration,
-    /// The receiver has taken it.
+    /// Whether the receiver takes the delivery.
     takes: bool,
     outcome: Result<u16, ErrorClass>,
     retry_after: Option<&'static str>,
@@ -129,7 +129,7 @@ impl Entropy for Receivers {
 #[async_trait]
 impl FileReads for Receivers {
     async fn run(&self, read: Box<dyn FnOnce() + Send>) {
-        self.wait_for_the_disk().await;
+        self.delay_read().await;
         read();
     }
 }
@@ -140,13 +140,13 @@ impl Receivers {
         let called = url.path().trim_start_matches('/').to_owned();
         let endpoint = self.world.with(|inner| inner.model.number_of(&called));
         let Some(endpoint) = endpoint else {
-            self.world.breaks(format!("an endpoint {called} was sent to and is not durable"));
-            return Reply::failed(ErrorClass::Connect, "a promise is broken".to_owned());
+            self.world.record_violation(format!("request to the endpoint {called}, which is not durable"));
+            return Reply::failed(ErrorClass::Connect, "invariant violated".to_owned());
         };
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if outbound_request.is_options() {
-            let asked = (header("webhook-request-origin"), header("webhook-request-callback"));
-            let reply = self.be_asked(endpoint, url.as_str(), asked, timeout).await;
+            let terms = (header("webhook-request-origin"), header("webhook-request-callback"));
+            let reply = self.answer_handshake(endpoint, url.as_str(), terms, timeout).await;
             self.world.with(|inner| inner.asking.remove(&endpoint));
             return reply;
         }
@@ -169,19 +169,19 @@ impl Receivers {
         let checked = self.world.with(|inner| request.check(inner));
         let key = match checked {
             Ok(key) => key,
-            Err(broken) => {
-                self.world.breaks(format!(
-                    "attempt {} of {} for {endpoint:?}: {broken}",
+            Err(violation) => {
+                self.world.record_violation(format!(
+                    "attempt {} of {} for {endpoint:?}: {violation}",
                     request.attempt, request.id
                 ));
-                return Reply::failed(ErrorClass::Connect, "a promise is broken".to_owned());
+                return Reply::failed(ErrorClass::Connect, "invariant violated".to_owned());
             }
         };
         let script = self.world.with(|inner| {
             inner.note(format_args!("sent {} to {} attempt {}", key.event, endpoint.0, request.attempt));
             inner.count("sent");
-            let manner = inner.receivers.entry(endpoint).or_default().manner;
-            draw(&mut inner.chance, manner, timeout)
+            let behavior = inner.receivers.entry(endpoint).or_default().behavior;
+            draw_script(&mut inner.chance, behavior, timeout)
         });
         let _flight = Flight::start(&self.world, key);
         let started = now().monotonic;
@@ -193,7 +193,7 @@ impl Receivers {
             });
         }
         if matches!(script.outcome, Ok(429 | 503)) {
-            self.world.with(|inner| note_request_to_wait(inner, endpoint, script.retry_after));
+            self.world.with(|inner| record_retry_after(inner, endpoint, script.retry_after));
         }
         Reply {
             retry_after: script.retry_after.map(ToOwned::to_owned),
@@ -206,8 +206,8 @@ impl Receivers {
         }
     }
 
-    /// Answers a request for consent, or checks that it should never have been made.
-    async fn be_asked(
+    /// Checks and answers a handshake request.
+    async fn answer_handshake(
         &self,
         endpoint: EndpointNumber,
         url: &str,
@@ -218,16 +218,18 @@ impl Receivers {
         if !self.world.is_alive() {
             return failed(ErrorClass::Connect);
         }
-        if let Err(broken) = self.world.with(|inner| check_asked(inner, endpoint, url, origin, callback)) {
-            self.world.breaks(format!("{endpoint:?} was asked for consent: {broken}"));
+        if let Err(violation) =
+            self.world.with(|inner| check_handshake(inner, endpoint, url, origin, callback))
+        {
+            self.world.record_violation(format!("handshake request to {endpoint:?}: {violation}"));
             return failed(ErrorClass::Connect);
         }
         let (wait, reply) = self.world.with(|inner| {
-            inner.count("asked");
-            inner.note(format_args!("asked {} at {url}", endpoint.0));
+            inner.count("handshakeRequests");
+            inner.note(format_args!("handshake request to {} at {url}", endpoint.0));
             inner.asking.insert(endpoint);
-            let manner = inner.receivers.entry(endpoint).or_default().manner;
-            let (wait, reply, agrees) = draw_answer(&mut inner.chance, manner, origin, timeout);
+            let behavior = inner.receivers.entry(endpoint).or_default().behavior;
+            let (wait, reply, agrees) = draw_handshake_reply(&mut inner.chance, behavior, origin, timeout);
             if agrees {
                 inner.model.agreed.insert((endpoint, url.into()));
             }
@@ -237,9 +239,8 @@ impl Receivers {
         reply
     }
 
-    /// From the seed, as everything else.
-    /// How long a read of the journal takes.
-    async fn wait_for_the_disk(&self) {
+    /// Delays a journal read by a random time.
+    async fn delay_read(&self) {
         let (dice, millis) = self.world.with(|inner| {
             let dice = inner.chance.within(0, 39);
             (dice, if inner.plan.slow_reads { inner.chance.within(50, 2_000) } else { 7 })
@@ -259,7 +260,7 @@ impl Receivers {
     }
 }
 
-/// A request that is under way; also one whose task is dropped ends.
+/// A running request. Dropping it ends the request.
 struct Flight {
     world: World,
     key: DeliveryKey,
@@ -288,7 +289,7 @@ impl Drop for Flight {
 
 struct Request<'a> {
     endpoint: EndpointNumber,
-    /// How long its event was read after its lane had decided to send it.
+    /// Duration of the journal read between the lane's decision and the request.
     held: Duration,
     id: &'a str,
     attempt: u32,
@@ -300,27 +301,27 @@ struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Whether it may have been sent. Gives which delivery it is.
+    /// Checks whether the request is allowed, and returns its delivery.
     fn check(&self, inner: &mut Inner) -> Result<DeliveryKey, String> {
         let now = now();
-        let known = inner.model.subscriber(self.endpoint).ok_or("nobody has such an endpoint")?;
+        let known = inner.model.subscriber(self.endpoint).ok_or("unknown endpoint")?;
         let (endpoint, before) = (known.endpoint.clone(), known.before.clone());
         let just_changed = now.wall.since(known.changed_at) <= LAG_MAX;
-        let id = self.id.parse().map_err(|_| "no id")?;
+        let id = self.id.parse().map_err(|_| "invalid webhook-id")?;
         let event =
-            inner.model.event_by_id(&endpoint.tenant, &id).ok_or("it was sent before it was durable")?;
+            inner.model.event_by_id(&endpoint.tenant, &id).ok_or("sent before the event was durable")?;
         let key = DeliveryKey { event, endpoint: self.endpoint };
-        let accepted = inner.model.oracle.events.get(&event).ok_or("it should never have been accepted")?;
-        // As the endpoint is now, however long the event was read.
+        let accepted = inner.model.oracle.events.get(&event).ok_or("the event was not accepted")?;
+        // Against the current endpoint, regardless of the duration of the read.
         self.check_contents(&endpoint, accepted)?;
         self.check_consent(&endpoint)?;
         if inner.model.is_closed(self.endpoint) {
             return Err("the endpoint is closed".to_owned());
         }
         self.check_state(inner, key, now.wall)?;
-        self.check_wish(inner, now)?;
+        self.check_retry_after(inner, now)?;
         self.check_limits(inner, &endpoint, if just_changed { &before } else { &[] })?;
-        if self.held <= DECIDED_BEFORE {
+        if self.held <= DECISION_AGE_MAX {
             check_rates(inner, &endpoint, if just_changed { &before } else { &[] })?;
         }
         Ok(key)
@@ -329,54 +330,55 @@ impl Request<'_> {
     fn check_contents(&self, endpoint: &Endpoint, event: &Event) -> Result<(), String> {
         let tail = [&event.data[..], b"}"].concat();
         if !self.body.ends_with(&tail) {
-            return Err("its data are not those that were accepted".to_owned());
+            return Err("the data differ from the accepted data".to_owned());
         }
-        let timestamp = self.timestamp.parse().map_err(|_| "no timestamp")?;
+        let timestamp = self.timestamp.parse().map_err(|_| "invalid webhook-timestamp")?;
         let live = endpoint.secrets.iter().filter(|secret| is_live(secret, civil()));
         let signed = live.map(|secret| {
             let Sealed::Plain(key) = &secret.key else { return None };
             let key = Webhook::from_bytes(key.to_vec()).ok()?;
             key.sign(self.id, timestamp, self.body).ok()
         });
-        // One for each key that is live, the current one first.
+        // One signature per live key, the current key first.
         let signed: Option<Vec<_>> = signed.collect();
         if signed.is_none_or(|signed| signed.join(" ") != self.signature) {
-            return Err(format!("its signatures are not those of its live secrets: {}", self.signature));
+            return Err(format!("the signatures do not match the live secrets: {}", self.signature));
         }
         Ok(())
     }
 
     fn check_state(&self, inner: &mut Inner, key: DeliveryKey, now: Timestamp) -> Result<(), String> {
-        let known = inner.model.oracle.deliveries.get(&key).ok_or("it was never meant for this endpoint")?;
+        let known =
+            inner.model.oracle.deliveries.get(&key).ok_or("the event does not target this endpoint")?;
         if inner.in_flight.contains_key(&key) {
-            return Err("it is in flight already".to_owned());
+            return Err("the delivery is already in flight".to_owned());
         }
         if self.attempt != known.progress.attempts + 1 {
             return Err(format!("{} attempts are recorded", known.progress.attempts));
         }
         if !inner.attempts.insert((inner.life, key, self.attempt)) {
-            return Err("this attempt was made before".to_owned());
+            return Err("repeated attempt number".to_owned());
         }
         let jumps = inner.plan.clock_jumps;
         let since_sent =
             |at: Option<Timestamp>, sent: Timestamp| at.is_some_and(|at| jumps || sent.since(at) <= LAG_MAX);
-        // On its way when somebody changed it, maybe.
+        // The request may have left before the change.
         let decided = now.minus(self.held);
         if since_sent(inner.model.touched(key), decided) {
             return Ok(());
         }
         if known.state != DeliveryState::Pending {
-            return Err(format!("it was sent although it is {known:?}"));
+            return Err(format!("the delivery is not pending: {known:?}"));
         }
         if known.due > now && !inner.plan.clock_jumps {
-            return Err(format!("it is due at {:?}", known.due));
+            return Err(format!("sent before its due time {:?}", known.due));
         }
-        // On its way when its place changed, maybe: where it was, it was free to go.
+        // The request may have left from the former queue.
         if since_sent(inner.model.reordered(key), decided) {
             return Ok(());
         }
         if !known.sendable {
-            return Err("another delivery of its ordering key is before it".to_owned());
+            return Err("an earlier delivery of its ordering key is pending".to_owned());
         }
         let beside = |(other, sent): &(&DeliveryKey, &Timestamp)| {
             let changed = since_sent(inner.model.touched(**other), **sent)
@@ -393,7 +395,7 @@ impl Request<'_> {
         }
     }
 
-    /// Whoever stands at this URL has agreed, where it has to.
+    /// Checks that the receiver at this URL has consented, if the endpoint has a handshake.
     fn check_consent(&self, endpoint: &Endpoint) -> Result<(), String> {
         let agrees = *endpoint.url == *self.url
             && match &endpoint.handshake {
@@ -403,28 +405,28 @@ impl Request<'_> {
         if agrees {
             return Ok(());
         }
-        Err(format!("{} has not agreed to {:?}: {:?}", self.url, self.origin, endpoint.handshake))
+        Err(format!("no consent of {} to {:?}: {:?}", self.url, self.origin, endpoint.handshake))
     }
 
-    /// A receiver that asked to be left alone is, also by the next life of the daemon.
-    fn check_wish(&self, inner: &Inner, now: Now) -> Result<(), String> {
+    /// Checks that the receiver's `Retry-After` is respected, also after a restart.
+    fn check_retry_after(&self, inner: &Inner, now: Now) -> Result<(), String> {
         let held = inner.model.oracle.held_since(self.endpoint);
         if let Some((until, since)) = held
             && now.wall > since.plus(LAG_MAX + self.held)
             && now.wall.plus(Duration::from_millis(1)) < until
             && !inner.plan.clock_jumps
         {
-            return Err(format!("it had asked at {since:?} to be left alone until {until:?}"));
+            return Err(format!("sent during the hold from {since:?} to {until:?}"));
         }
-        let asked = inner.receivers.get(&self.endpoint).and_then(|receiver| receiver.asked);
-        let Some(asked) = asked.filter(|asked| asked.life == inner.life) else { return Ok(()) };
+        let pause = inner.receivers.get(&self.endpoint).and_then(|receiver| receiver.pause);
+        let Some(pause) = pause.filter(|pause| pause.life == inner.life) else { return Ok(()) };
         let known = inner.model.subscriber(self.endpoint);
-        // Who opens an endpoint again ends the wait.
-        let changed = known.is_none_or(|known| known.changed_at >= asked.at.wall);
-        let within = now.monotonic > asked.at.monotonic + DECIDED_BEFORE + self.held
-            && now.monotonic + Duration::from_millis(1) < asked.until;
+        // Resuming an endpoint ends the pause.
+        let changed = known.is_none_or(|known| known.changed_at >= pause.at.wall);
+        let within = now.monotonic > pause.at.monotonic + DECISION_AGE_MAX + self.held
+            && now.monotonic + Duration::from_millis(1) < pause.until;
         if within && !changed && !inner.plan.clock_jumps {
-            return Err(format!("it had asked to be left alone until {:?}", asked.until));
+            return Err(format!("sent during a Retry-After until {:?}", pause.until));
         }
         Ok(())
     }
@@ -438,18 +440,17 @@ impl Request<'_> {
         let defaults = policy_defaults();
         let limits = before.iter().map(|before| before.max_in_flight(&defaults));
         let limit = limits.fold(endpoint.max_in_flight(&defaults), u32::max) as usize;
-        let own = inner.in_flight.keys().filter(|key| key.endpoint == self.endpoint).count();
-        // What was sent before a limit was lowered may still be there.
-        if own >= limit && before.is_empty() {
-            return Err(format!("{own} are in flight already, and the limit is {limit}"));
+        let count = inner.in_flight.keys().filter(|key| key.endpoint == self.endpoint).count();
+        // Requests from before a lowered limit may still run.
+        if count >= limit && before.is_empty() {
+            return Err(format!("{count} requests are in flight, the limit is {limit}"));
         }
-        // Those of deleted endpoints, also one that is just being sent, are nobody's any more.
-        let is_living = |endpoint| inner.model.subscriber(endpoint).is_some_and(|known| !known.deleted);
-        let living = |key: &&DeliveryKey| is_living(key.endpoint);
-        if !is_living(self.endpoint) {
+        // Requests to deleted endpoints do not count.
+        let exists = |endpoint| inner.model.subscriber(endpoint).is_some_and(|known| !known.deleted);
+        if !exists(self.endpoint) {
             return Ok(());
         }
-        let all = inner.in_flight.keys().filter(living).count();
+        let all = inner.in_flight.keys().filter(|key| exists(key.endpoint)).count();
         match (inner.plan.max_in_flight, inner.plan.host_max_in_flight) {
             (limit, _) if all >= limit => Err("the global limit is reached".to_owned()),
             (_, limit) if limit > 0 && all >= limit => Err("the host's limit is reached".to_owned()),
@@ -458,7 +459,7 @@ impl Request<'_> {
     }
 }
 
-/// `before` is what the lane may still go by.
+/// `before`: former versions of the endpoint that the lane may still use.
 fn check_rates(inner: &mut Inner, endpoint: &Endpoint, before: &[Arc<Endpoint>]) -> Result<(), String> {
     let allowed = |endpoint: &Endpoint| {
         let rate = endpoint.handshake.as_ref().and_then(|handshake| handshake.consent?.rate);
@@ -477,21 +478,21 @@ fn check_rates(inner: &mut Inner, endpoint: &Endpoint, before: &[Arc<Endpoint>])
     Ok(())
 }
 
-/// What the rules make of `Retry-After`: whole seconds, up to a bound; the dates that are scripted lie in the past.
-fn note_request_to_wait(inner: &mut Inner, endpoint: EndpointNumber, retry_after: Option<&str>) {
+/// Records a `Retry-After` like the rules: whole seconds, bounded. Scripted dates are past.
+fn record_retry_after(inner: &mut Inner, endpoint: EndpointNumber, retry_after: Option<&str>) {
     let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let Some(text) = retry_after.filter(is_number) else { return };
     let seconds = text.parse::<u64>().unwrap_or(u64::MAX).min(RETRY_AFTER_SECONDS);
     let (life, at) = (inner.life, now());
     let until = at.monotonic + Duration::from_secs(seconds);
     let receiver = inner.receivers.entry(endpoint).or_default();
-    let before = receiver.asked.filter(|asked| asked.life == life && asked.until > until);
-    receiver.asked = before.or(Some(Asked { life, at, until }));
+    let before = receiver.pause.filter(|pause| pause.life == life && pause.until > until);
+    receiver.pause = before.or(Some(RequestedPause { life, at, until }));
 }
 
-/// A token bucket, as the rate is documented; one request of grace, because a read of the journal, or
-/// the commit of a reservation, may stand between the lane's decision and the request. Of several
-/// rates any may be the one that the lane goes by; one without a limit counts nothing.
+/// Checks the documented token bucket. Allows one more request, because a journal read or the
+/// commit of a reservation may lie between decision and request. The lane may use any of `rates`;
+/// if one is unlimited, nothing is checked.
 fn check_rate(rates: &[Option<RateLimit>], bucket: &mut Bucket) -> Result<(), String> {
     let now = wall();
     let Some(rates) = rates.iter().copied().collect::<Option<Vec<_>>>() else { return Ok(()) };
@@ -505,32 +506,32 @@ fn check_rate(rates: &[Option<RateLimit>], bucket: &mut Bucket) -> Result<(), St
     if bucket.spent > burst + 1.01 { Err(format!("the rate {rates:?} is exceeded")) } else { Ok(()) }
 }
 
-/// Only who wants to be asked is asked, where it stands, and a callback that is shown is good.
-fn check_asked(
+/// Checks that the endpoint needs consent at this URL, and that the callback is valid.
+fn check_handshake(
     inner: &mut Inner,
     endpoint: EndpointNumber,
     url: &str,
     origin: &str,
     callback: &str,
 ) -> Result<(), String> {
-    let known = inner.model.subscriber(endpoint).ok_or("nobody has such an endpoint")?;
+    let known = inner.model.subscriber(endpoint).ok_or("unknown endpoint")?;
     let (id, token) = match callback.strip_prefix(CALLBACK_BASE).and_then(|end| end.rsplit_once('.')) {
         Some((id, token)) => (id, token),
         None if callback.is_empty() => ("", ""),
-        None => return Err(format!("{callback} leads nowhere")),
+        None => return Err(format!("malformed callback URL {callback}")),
     };
     let hash: [u8; 32] = Sha256::digest(token).into();
     let pending = known.endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
-    let fits = pending.is_some_and(|handshake| {
+    let is_expected = pending.is_some_and(|handshake| {
         *known.endpoint.url == *url
             && handshake.origin.as_str() == origin
             && (token.is_empty() || handshake.callbacks.contains(&hash))
     });
-    if !fits {
-        return Err(format!("not as it is: {:?} {callback}", known.endpoint));
+    if !is_expected {
+        return Err(format!("unexpected for {:?}, callback {callback}", known.endpoint));
     }
     if !token.is_empty() {
-        let endpoint = id.parse().map_err(|_| "no id")?;
+        let endpoint = id.parse().map_err(|_| "invalid endpoint id")?;
         inner.callbacks.push(Callback {
             endpoint,
             token: token.to_owned(),
@@ -541,14 +542,14 @@ fn check_asked(
     Ok(())
 }
 
-/// After how long the answer comes, the answer, and whether it is consent.
-fn draw_answer(
+/// The delay of the reply, the reply, and whether it grants consent.
+fn draw_handshake_reply(
     chance: &mut Chance,
-    manner: Manner,
+    behavior: Behavior,
     origin: &str,
     timeout: Duration,
 ) -> (Duration, Reply, bool) {
-    let script = draw(chance, manner, timeout);
+    let script = draw_script(chance, behavior, timeout);
     let mut reply = Reply::failed(ErrorClass::Reset, "as scripted".to_owned());
     reply.outcome = script.outcome.map_err(|class| (class, "as scripted".to_owned()));
     reply.retry_after = script.retry_after.map(ToOwned::to_owned);
@@ -564,38 +565,38 @@ fn draw_answer(
     (script.wait, reply, agrees)
 }
 
-fn draw(chance: &mut Chance, manner: Manner, timeout: Duration) -> Script {
+fn draw_script(chance: &mut Chance, behavior: Behavior, timeout: Duration) -> Script {
     let millis = |chance: &mut Chance, high: u64| Duration::from_millis(chance.within(0, high));
     let wait = millis(chance, 30);
     let mut script =
         Script { wait, takes: false, outcome: Ok(500), retry_after: None, webhook_delivery: None };
-    let manner = if manner == Manner::Any { *chance.pick(&Manner::ALL) } else { manner };
-    match manner {
-        Manner::Healthy | Manner::Any => {
+    let behavior = if behavior == Behavior::Any { *chance.pick(&Behavior::ALL) } else { behavior };
+    match behavior {
+        Behavior::Healthy | Behavior::Any => {
             script.takes = true;
             script.outcome = Ok(*chance.pick(&[200, 201, 204]));
         }
-        Manner::Slow => {
+        Behavior::Slow => {
             script.takes = true;
             script.wait = millis(chance, timeout.as_millis() as u64 - 1);
             script.outcome = Ok(200);
         }
-        Manner::Hangs => (script.wait, script.outcome) = (timeout, Err(ErrorClass::Timeout)),
-        Manner::Fails => {
+        Behavior::Hangs => (script.wait, script.outcome) = (timeout, Err(ErrorClass::Timeout)),
+        Behavior::Fails => {
             script.outcome = Ok(*chance.pick(&[500, 502, 503, 404, 400, 301, 408, 422]));
             let header = *chance.pick(&[0, 0, 0, 0, 0, 1, 2]);
             script.webhook_delivery = [None, Some("abort-message"), Some("disable")][header];
         }
-        Manner::Gone => script.outcome = Ok(*chance.pick(&[410, 500, 500])),
-        Manner::Throttles => {
+        Behavior::Gone => script.outcome = Ok(*chance.pick(&[410, 500, 500])),
+        Behavior::Throttles => {
             script.outcome = Ok(*chance.pick(&[429, 503]));
-            let lies =
+            let values =
                 ["0", "1", "4", "99999999999999", "-1", "soon", "Sun, 06 Nov 1994 08:49:37 GMT", "1e9"];
-            script.retry_after = Some(*chance.pick(&lies));
+            script.retry_after = Some(*chance.pick(&values));
         }
-        Manner::Asks => (script.outcome, script.retry_after) = (Ok(429), Some("4")),
-        Manner::Resets => script.outcome = Err(ErrorClass::Reset),
-        Manner::Unheard => {
+        Behavior::Asks => (script.outcome, script.retry_after) = (Ok(429), Some("4")),
+        Behavior::Resets => script.outcome = Err(ErrorClass::Reset),
+        Behavior::LosesReply => {
             script.takes = true;
             let hangs = chance.percent(50);
             script.outcome = Err(if hangs { ErrorClass::Timeout } else { ErrorClass::Reset });

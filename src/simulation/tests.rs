@@ -1,7 +1,7 @@
-//! Seeds in numbers, one seed twice, and seeds over broken code.
+//! Runs of many seeds, of one seed twice, and of seeds over mutated code.
 
 #![cfg(test)]
-#![expect(clippy::print_stdout, reason = "a run tells what it met")]
+#![expect(clippy::print_stdout, reason = "a run prints its counters")]
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -10,30 +10,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Report, run};
 use crate::failpoints::Mutation;
 
-/// Seeds of a run that does not say how many.
+/// Default number of seeds of a run.
 const SEEDS: u64 = 300;
-/// Seeds within which a bug has to show itself,
+/// Maximum number of seeds in which a mutation must be detected.
 const SEEDS_PER_BUG: u64 = 400;
-/// in so many of them.
+/// Number of seeds that must detect it.
 const SEEDS_THAT_SHOW: usize = 5;
-/// Lines of the trace that a failure shows.
+/// Number of trace lines in a failure report.
 const LINES_SHOWN: usize = 60;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, got {text:?}")))
 }
 
-fn story(seed: u64, report: &Report) -> String {
+fn failure_report(seed: u64, report: &Report) -> String {
     let lines: Vec<_> = report.trace.lines().collect();
     let tail = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
-    let broken = report.broken.as_deref().unwrap_or_default();
+    let violation = report.violation.as_deref().unwrap_or_default();
     format!(
-        "seed {seed}: {broken}\n{tail}\nseed {seed}: {broken}\nreplay: BALTO_TEST_SEED={seed} cargo test --lib simulation::tests::nothing"
+        "seed {seed}: {violation}\n{tail}\nseed {seed}: {violation}\nreplay: BALTO_TEST_SEED={seed} cargo test --lib simulation::tests::nothing"
     )
 }
 
-/// Runs the seeds on as many threads as there are processors; gives what happened, or the story of a failure.
+/// Runs the seeds on one thread per processor. Returns the counters, or a failure report.
 fn run_all(seeds: std::ops::Range<u64>) -> Result<BTreeMap<&'static str, u64>, String> {
     let next = AtomicU64::new(seeds.start);
     let happened = Mutex::new(BTreeMap::new());
@@ -45,8 +45,8 @@ fn run_all(seeds: std::ops::Range<u64>) -> Result<BTreeMap<&'static str, u64>, S
                 return;
             }
             let report = run(seed, None);
-            if report.broken.is_some() {
-                failure.lock().unwrap().get_or_insert_with(|| story(seed, &report));
+            if report.violation.is_some() {
+                failure.lock().unwrap().get_or_insert_with(|| failure_report(seed, &report));
             }
             let mut happened = happened.lock().unwrap();
             for (what, count) in report.happened {
@@ -71,18 +71,18 @@ fn nothing_is_lost_in_any_seed() {
     if let Some(seed) = number("BALTO_TEST_SEED") {
         let report = run(seed, None);
         println!("{}", report.trace);
-        assert!(report.broken.is_none(), "{}", story(seed, &report));
+        assert!(report.violation.is_none(), "{}", failure_report(seed, &report));
         return;
     }
     let first = number("BALTO_TEST_SEED_FIRST").unwrap_or(1);
     let seeds = first..first + number("BALTO_TEST_SEEDS").unwrap_or(SEEDS);
     let happened = run_all(seeds.clone()).unwrap_or_else(|story| panic!("{story}"));
     println!("seeds {seeds:?}: {happened:?}");
-    // A run that never met a fault shows nothing.
+    // A run proves nothing about faults that never occurred.
     let wanted = [
         "sent",
         "accepted",
-        "told",
+        "operatorEvents",
         "duplicate",
         "rejected",
         "rejectedAgain",
@@ -93,7 +93,7 @@ fn nothing_is_lost_in_any_seed() {
         "redriven",
         "replayed",
         "cancelled",
-        "actedUponUnderWay",
+        "changedInFlight",
         "endpointsDeleted",
         "eventsRead",
         "powerCuts",
@@ -101,13 +101,13 @@ fn nothing_is_lost_in_any_seed() {
         "stops",
         "tornTails",
         "statesLost",
-        "unheardRecords",
+        "unacknowledgedRecords",
         "fullDisks",
         "diskErrors",
         "clockJumps",
         "refused",
-        "asked",
-        "calledBack",
+        "handshakeRequests",
+        "callbacksUsed",
         "retained",
         "expired",
         "reordered",
@@ -123,148 +123,149 @@ fn nothing_is_lost_in_any_seed() {
     for what in wanted {
         assert!(
             happened.contains_key(what) || seeds.end - seeds.start < SEEDS,
-            "no seed met {what}: {happened:?}"
+            "{what} never occurred: {happened:?}"
         );
     }
 }
 
 #[test]
-fn a_seed_gives_the_same_trace_each_time() {
+fn seed_always_gives_the_same_trace() {
     for seed in [3, 17, 170, 1_234] {
         let (first, second) = (run(seed, None), run(seed, None));
-        assert!(first.trace.len() > 1_000, "seed {seed} does next to nothing");
+        assert!(first.trace.len() > 1_000, "the trace of seed {seed} is too short");
         assert_eq!(first.trace, second.trace, "seed {seed}");
     }
     assert_ne!(run(3, None).trace, run(4, None).trace);
 }
 
-/// Shown by several seeds, so that a change elsewhere, which moves every seed, does not hide it.
-fn caught(bug: Mutation) {
+/// Asserts that several seeds detect a mutation. One is not enough, because any code change alters
+/// the course of every seed.
+fn assert_caught(bug: Mutation) {
     let (mut shown, mut first) = (Vec::new(), None);
     for seed in 1..=SEEDS_PER_BUG {
-        if let Some(broken) = run(seed, Some(bug)).broken {
+        if let Some(violation) = run(seed, Some(bug)).violation {
             shown.push(seed);
-            first.get_or_insert(broken);
+            first.get_or_insert(violation);
         }
         if shown.len() == SEEDS_THAT_SHOW {
-            println!("{bug:?} shows itself in seeds {shown:?}, first: {}", first.unwrap_or_default());
+            println!("{bug:?} detected by seeds {shown:?}, first: {}", first.unwrap_or_default());
             return;
         }
     }
-    panic!("{bug:?} was in the code for {SEEDS_PER_BUG} seeds, and only {shown:?} show it");
+    panic!("{bug:?} was detected only by {shown:?} of {SEEDS_PER_BUG} seeds");
 }
 
 #[test]
-fn an_answer_before_the_flush_is_caught() {
-    caught(Mutation::AnswerBeforeFlush);
+fn early_response_is_caught() {
+    assert_caught(Mutation::AnswerBeforeFlush);
 }
 
 #[test]
-fn a_key_forgotten_during_a_refill_is_caught() {
-    caught(Mutation::ForgetDuringRefill);
+fn key_lost_during_a_refill_is_caught() {
+    assert_caught(Mutation::ForgetDuringRefill);
 }
 
 #[test]
-fn a_checkpoint_apart_from_its_position_is_caught() {
-    caught(Mutation::CursorApart);
+fn checkpoint_without_its_position_is_caught() {
+    assert_caught(Mutation::CursorApart);
 }
 
 #[test]
-fn forgotten_keys_of_the_last_commits_are_caught() {
-    caught(Mutation::ForgetRecentKeys);
+fn lost_keys_of_recent_commits_are_caught() {
+    assert_caught(Mutation::ForgetRecentKeys);
 }
 
 #[test]
-fn a_delivery_without_consent_is_caught() {
-    caught(Mutation::SendUnasked);
+fn delivery_without_consent_is_caught() {
+    assert_caught(Mutation::SendUnasked);
 }
 
 #[test]
-fn two_deliveries_of_one_ordering_key_at_once_are_caught() {
-    caught(Mutation::LetTwoThrough);
+fn concurrent_deliveries_of_one_ordering_key_are_caught() {
+    assert_caught(Mutation::LetTwoThrough);
 }
 
 #[test]
-fn a_queue_that_is_stranded_by_a_change_of_ordering_is_caught() {
-    caught(Mutation::StrandQueue);
+fn stranded_queue_after_an_ordering_change_is_caught() {
+    assert_caught(Mutation::StrandQueue);
 }
 
 #[test]
-fn a_torn_tail_that_stays_is_caught() {
-    caught(Mutation::KeepTornTail);
+fn kept_torn_tail_is_caught() {
+    assert_caught(Mutation::KeepTornTail);
 }
 
 #[test]
-fn checksums_that_do_not_count_are_caught() {
-    caught(Mutation::IgnoreChecksums);
+fn ignored_checksums_are_caught() {
+    assert_caught(Mutation::IgnoreChecksums);
 }
 
 #[test]
-fn a_position_that_is_given_twice_is_caught() {
-    caught(Mutation::GivePositionTwice);
+fn reused_position_is_caught() {
+    assert_caught(Mutation::GivePositionTwice);
 }
 
 #[test]
-fn a_needed_record_that_retention_takes_is_caught() {
-    caught(Mutation::DropNeeded);
+fn needed_record_removed_by_retention_is_caught() {
+    assert_caught(Mutation::DropNeeded);
 }
 
 #[test]
-fn an_emptied_segment_that_leaves_nothing_behind_is_caught() {
-    caught(Mutation::LeaveNoNote);
+fn emptied_segment_without_a_marker_is_caught() {
+    assert_caught(Mutation::LeaveNoNote);
 }
 
 #[test]
-fn a_clock_that_goes_back_is_caught() {
-    caught(Mutation::TrustWallClock);
+fn backward_clock_is_caught() {
+    assert_caught(Mutation::TrustWallClock);
 }
 
 #[test]
-fn a_receiver_that_is_not_left_alone_is_caught() {
-    caught(Mutation::IgnoreRetryAfter);
+fn ignored_retry_after_is_caught() {
+    assert_caught(Mutation::IgnoreRetryAfter);
 }
 
 #[test]
-fn twice_the_burst_is_caught() {
-    caught(Mutation::DoubleBurst);
+fn doubled_burst_is_caught() {
+    assert_caught(Mutation::DoubleBurst);
 }
 
 #[test]
-fn restart_that_forgets_holds_is_caught() {
-    caught(Mutation::ForgetHolds);
+fn holds_lost_on_restart_are_caught() {
+    assert_caught(Mutation::ForgetHolds);
 }
 
 #[test]
-fn restart_that_forgets_rates_is_caught() {
-    caught(Mutation::ForgetRates);
+fn rates_lost_on_restart_are_caught() {
+    assert_caught(Mutation::ForgetRates);
 }
 
 #[test]
-fn delays_that_count_as_age_are_caught() {
-    caught(Mutation::CountDelays);
+fn delays_counted_as_age_are_caught() {
+    assert_caught(Mutation::CountDelays);
 }
 
 #[test]
-fn a_delivery_that_is_tried_beside_itself_is_caught() {
-    caught(Mutation::SendBesideItself);
+fn concurrent_attempts_of_one_delivery_are_caught() {
+    assert_caught(Mutation::SendBesideItself);
 }
 
 #[test]
-fn attempts_that_a_redrive_forgets_are_caught() {
-    caught(Mutation::ForgetAttempts);
+fn attempts_lost_by_a_redrive_are_caught() {
+    assert_caught(Mutation::ForgetAttempts);
 }
 
 #[test]
-fn a_delivery_that_ends_twice_is_caught() {
-    caught(Mutation::SettleTwice);
+fn delivery_that_ends_twice_is_caught() {
+    assert_caught(Mutation::SettleTwice);
 }
 
 #[test]
 fn versions_with_gaps_are_caught() {
-    caught(Mutation::SkipVersion);
+    assert_caught(Mutation::SkipVersion);
 }
 
 #[test]
-fn keys_that_are_forgotten_too_early_are_caught() {
-    caught(Mutation::ForgetTooEarly);
+fn keys_expired_too_early_are_caught() {
+    assert_caught(Mutation::ForgetTooEarly);
 }

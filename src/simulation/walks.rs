@@ -1,12 +1,11 @@
-//! What takes several pages or steps while the world goes on: lists, backups, bulk operations.
+//! Operations of several pages or steps during concurrent changes: lists, backups, bulk operations.
 //!
-//! What was there all the time, and nobody changed, has to be met once: each item of a list, each record of a backup,
-//! each delivery that a bulk operation is for.
+//! Each unchanged item must appear exactly once in a list, in a backup or in a bulk operation.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use super::operations::{EVERYBODY, any_endpoint, changed, refused};
+use super::operations::{ALL_TENANTS, any_endpoint, check_change, check_refusal};
 use super::world::{Inner, World};
 use crate::context::Context;
 use crate::domain::{
@@ -29,7 +28,7 @@ pub(super) async fn walk(context: &Context, world: &World) {
     }
 }
 
-/// Half of them want everything.
+/// Draws a filter. Half of them match everything.
 fn draw_filter(inner: &mut Inner) -> Filter {
     let endpoints: Vec<_> = inner.model.endpoints.keys().copied().collect();
     let chance = &mut inner.chance;
@@ -54,7 +53,7 @@ fn draw_filter(inner: &mut Inner) -> Filter {
     filter
 }
 
-/// All pages of a list, checked against what the model has of it before and after.
+/// Reads all pages of a list, and compares them with the model before and after.
 async fn walk_list<T, K: Ord + Copy + Debug, F: Future<Output = Result<Page<T>, Unavailable>>>(
     world: &World,
     name: &str,
@@ -69,43 +68,44 @@ async fn walk_list<T, K: Ord + Copy + Debug, F: Future<Output = Result<Page<T>, 
     loop {
         let found = match page(cursor, limit).await {
             Ok(found) => found,
-            Err(error) => return refused(world, name, &error),
+            Err(error) => return check_refusal(world, name, &error),
         };
         pages += 1;
         if found.items.len() > limit {
-            return world.breaks(format!("{name}: {} items on a page of {limit}", found.items.len()));
+            return world
+                .record_violation(format!("{name}: {} items on a page of {limit}", found.items.len()));
         }
         for item in found.items.iter().map(&key) {
             if !seen.insert(item) {
-                return world.breaks(format!("{name}: {item:?} is listed twice"));
+                return world.record_violation(format!("{name}: {item:?} is listed twice"));
             }
         }
         if found.next.is_none() {
             break;
         }
         if found.next == cursor {
-            return world.breaks(format!("{name}: {cursor:?} leads to itself"));
+            return world.record_violation(format!("{name}: {cursor:?} leads to itself"));
         }
         cursor = found.next;
     }
-    let broken = world.with(|inner| {
+    let violation = world.with(|inner| {
         let changed: BTreeSet<_> =
             inner.model.changed_since(began).into_iter().map(|delivery| delivery.event).collect();
-        let is_calm = |item: &K| {
+        let is_unchanged = |item: &K| {
             let event = event_of(*item);
-            !changed.contains(&event) && !inner.model.may_be_gone(event)
+            !changed.contains(&event) && !inner.model.may_be_removed(event)
         };
         let after = of_model(inner);
-        let missing = before.intersection(&after).find(|item| is_calm(item) && !seen.contains(*item));
-        let invented = seen.iter().find(|item| is_calm(item) && !before.contains(*item));
-        match (missing, invented) {
+        let missing = before.intersection(&after).find(|item| is_unchanged(item) && !seen.contains(*item));
+        let unexpected = seen.iter().find(|item| is_unchanged(item) && !before.contains(*item));
+        match (missing, unexpected) {
             (Some(missing), _) => Some(format!("{name}: {missing:?} is not listed on {pages} pages")),
-            (None, Some(invented)) => Some(format!("{name}: {invented:?} should not be listed")),
+            (None, Some(unexpected)) => Some(format!("{name}: {unexpected:?} should not be listed")),
             (None, None) => None,
         }
     });
-    match broken {
-        Some(broken) => world.breaks(broken),
+    match violation {
+        Some(violation) => world.record_violation(violation),
         None => world.count(if pages > 1 { "walkedPages" } else { "walked" }),
     }
 }
@@ -115,7 +115,7 @@ async fn walk_events(context: &Context, world: &World) {
     let wanted = filter.clone();
     let of_model =
         move |inner: &Inner| inner.model.oracle.events(&wanted, None, usize::MAX).items.into_iter().collect();
-    let page = |cursor, limit| Events(context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    let page = |cursor, limit| Events(context).list(&ALL_TENANTS, filter.clone(), cursor, limit);
     walk_list(world, "events", page, |view| view.position, of_model, |position| position).await;
 }
 
@@ -126,7 +126,7 @@ async fn walk_deliveries(context: &Context, world: &World) {
         let found = inner.model.oracle.deliveries(&wanted, None, usize::MAX);
         found.items.into_iter().map(|facts| facts.key).collect()
     };
-    let page = |cursor, limit| Deliveries(context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    let page = |cursor, limit| Deliveries(context).list(&ALL_TENANTS, filter.clone(), cursor, limit);
     walk_list(world, "deliveries", page, |view| view.key, of_model, |key| key.event).await;
 }
 
@@ -137,7 +137,7 @@ async fn walk_dead_letters(context: &Context, world: &World) {
         let found = inner.model.oracle.dead_letters(&wanted, None, usize::MAX);
         found.items.into_iter().map(|letter| letter.delivery).collect()
     };
-    let page = |cursor, limit| DeadLetters(context).list(&EVERYBODY, filter.clone(), cursor, limit);
+    let page = |cursor, limit| DeadLetters(context).list(&ALL_TENANTS, filter.clone(), cursor, limit);
     walk_list(world, "dead letters", page, |view| view.delivery.key, of_model, |key| key.event).await;
 }
 
@@ -147,10 +147,10 @@ async fn walk_backup(context: &Context, world: &World) {
     loop {
         let (part, end, _) = match Backups(context).part(after, until, None).await {
             Ok(found) => found,
-            Err(error) => return refused(world, "backup", &error),
+            Err(error) => return check_refusal(world, "backup", &error),
         };
         if !part.damaged.is_empty() {
-            return world.breaks(format!("a backup misses {:?}", part.damaged));
+            return world.record_violation(format!("a backup reports damage: {:?}", part.damaged));
         }
         text.push_str(&part.text);
         let Some(next) = part.next else { break };
@@ -163,37 +163,37 @@ async fn walk_backup(context: &Context, world: &World) {
     let missing = world.with(|inner| {
         let all = inner.model.records.iter().take_while(|(position, _)| *position <= last);
         let mut lost = all.filter(|(position, record)| {
-            !saved.contains(position) && !inner.model.may_have_left(*position, record)
+            !saved.contains(position) && !inner.model.may_have_left_journal(*position, record)
         });
         lost.next().map(|(position, _)| *position)
     });
     match missing {
-        Some(position) => world.breaks(format!("a backup misses the record at {position}")),
+        Some(position) => world.record_violation(format!("a backup misses the record at {position}")),
         None => world.count("backups"),
     }
 }
 
-/// Changes many deliveries, and sees that each of them was reached.
+/// Runs a bulk operation, and checks that it reached each delivery.
 pub(super) async fn operate_in_bulk(context: &Context, world: &World) {
     match world.chance(|chance| chance.within(0, 5)) {
         dice @ 0..4 => {
-            let redrives = dice < 3;
+            let is_redrive = dice < 3;
             let mut filter = world.with(draw_filter);
             (filter.delivery_state, filter.event_status, filter.stream) = (None, None, None);
             let (began, before) = world.with(|inner| (inner.model.last(), letters(inner, &filter)));
-            let result = if redrives {
-                DeadLetters(context).redrive_matching(&EVERYBODY, filter.clone(), None).await
+            let result = if is_redrive {
+                DeadLetters(context).redrive_matching(&ALL_TENANTS, filter.clone(), None).await
             } else {
-                DeadLetters(context).purge_matching(&EVERYBODY, filter.clone(), None).await
+                DeadLetters(context).purge_matching(&ALL_TENANTS, filter.clone(), None).await
             };
-            let what = if redrives { "redrive all" } else { "purge all" };
-            changed(world, what, &result);
+            let what = if is_redrive { "redrive all" } else { "purge all" };
+            check_change(world, what, &result);
             if result.is_ok() {
-                let is_left = |inner: &Inner, key: DeliveryKey| {
-                    let lives = inner.model.subscriber(key.endpoint).is_some_and(|known| !known.deleted);
-                    lives || !redrives
+                let is_included = |inner: &Inner, key: DeliveryKey| {
+                    let exists = inner.model.subscriber(key.endpoint).is_some_and(|known| !known.deleted);
+                    exists || !is_redrive
                 };
-                check_reached(world, what, began, before, is_left);
+                check_reached(world, what, began, before, is_included);
             }
         }
         _ => replay_to_endpoint(context, world).await,
@@ -213,13 +213,13 @@ async fn replay_to_endpoint(context: &Context, world: &World) {
     let result =
         Replays(context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], only_undelivered, None).await;
     let what = format!("replay to {}", endpoint.number.0);
-    changed(world, &what, &result);
+    check_change(world, &what, &result);
     if result.is_ok() {
         check_reached(world, &what, began, before, |_, _| true);
     }
 }
 
-/// Deliveries that a replay to the endpoint has to begin, or begin again.
+/// Deliveries that a replay to the endpoint must create or revive.
 fn replayable(inner: &Inner, endpoint: &Endpoint, only_undelivered: bool) -> BTreeSet<DeliveryKey> {
     let number: EndpointNumber = endpoint.number;
     let events = inner.model.oracle.events.iter();
@@ -240,17 +240,16 @@ pub(super) fn check_reached(
     what: &str,
     began: Position,
     before: BTreeSet<DeliveryKey>,
-    counts: impl Fn(&Inner, DeliveryKey) -> bool,
+    is_included: impl Fn(&Inner, DeliveryKey) -> bool,
 ) {
     let missed = world.with(|inner| {
         let changed = inner.model.changed_since(began);
-        before
-            .iter()
-            .copied()
-            .find(|key| !changed.contains(key) && counts(inner, *key) && !inner.model.may_be_gone(key.event))
+        before.iter().copied().find(|key| {
+            !changed.contains(key) && is_included(inner, *key) && !inner.model.may_be_removed(key.event)
+        })
     });
     match missed {
-        Some(key) => world.breaks(format!("{what}: {key:?} was left out")),
+        Some(key) => world.record_violation(format!("{what}: {key:?} was skipped")),
         None if before.len() > 1 => world.count("reachedInBulk"),
         None => {}
     }

@@ -1,7 +1,7 @@
-//! The simulated world: what outlives a process, and what an onlooker who sees everything knows.
+//! The simulated world: everything that outlives a process, and the observer's knowledge.
 //!
-//! Owns the disk, the rows, the clock, the receivers' books, the model and the trace. The first broken promise is kept;
-//! what happens after the power has failed is not seen by anybody.
+//! Owns the disk, the rows, the clock, the receivers' state, the model and the trace. Keeps the
+//! first violation. Ignores everything after a power failure.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +17,11 @@ use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
 use crate::storage::disk::MemoryDisk;
 use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
-/// Longest wait that a receiver's `Retry-After` can ask for.
+/// Maximum wait that `Retry-After` can cause.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 20;
-/// Longest time that an attempt takes.
+/// Maximum duration of an attempt.
 pub(super) const ATTEMPT_SECONDS_MAX: u64 = 6;
-/// When every simulation begins: 2033-05-18T03:33:20Z.
+/// Start time of every simulation: 2033-05-18T03:33:20Z.
 const BEGINNING: u64 = 2_000_000_000_000;
 
 thread_local! {
@@ -31,7 +31,7 @@ thread_local! {
     static CLOCK: RefCell<Clock> = RefCell::new(Clock::new(read));
 }
 
-/// Both clocks of the simulation that runs on this thread, as its system shows them.
+/// The raw clocks of this thread's simulation.
 fn read() -> Now {
     let began = LIFE_BEGAN.get();
     let monotonic = began.map_or(Duration::ZERO, |began| tokio::time::Instant::now() - began);
@@ -42,12 +42,12 @@ pub(super) fn clock() -> Clock {
     CLOCK.with_borrow(Clock::clone)
 }
 
-/// As the engine sees it.
+/// The engine's clocks.
 pub(super) fn now() -> Now {
     CLOCK.with_borrow(Clock::now)
 }
 
-/// As the machine's clock shows it, set back or not.
+/// The raw wall clock.
 pub(super) fn civil() -> Timestamp {
     read().wall
 }
@@ -56,7 +56,7 @@ pub(super) fn wall() -> Timestamp {
     now().wall
 }
 
-pub(super) fn begin_time() {
+pub(super) fn reset_time() {
     WALL.set(BEGINNING);
     LIFE_BEGAN.set(None);
     CLOCK.set(Clock::new(read));
@@ -67,19 +67,19 @@ pub(super) fn begin_life() {
     CLOCK.set(Clock::new(read));
 }
 
-/// To be called while the life's runtime is still there.
+/// Must be called before the life's runtime is dropped.
 pub(super) fn end_life() {
     WALL.set(read().wall.millis());
     CLOCK.set(Clock::new(read));
     LIFE_BEGAN.set(None);
 }
 
-/// Moves the wall clock, as an operator or a time server would.
+/// Moves the wall clock, like an operator or a time server.
 pub(super) fn jump(millis: i64) {
     WALL.set(WALL.get().saturating_add_signed(millis));
 }
 
-/// What a seed decides beforehand.
+/// Parameters of a seed.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) operations: u64,
@@ -87,17 +87,17 @@ pub(super) struct Plan {
     pub(super) crashes: bool,
     pub(super) disk_faults: bool,
     pub(super) clock_jumps: bool,
-    /// Notices of the writer may come after those of the state.
+    /// The writer's notices may arrive after those of the state.
     pub(super) late_notices: bool,
     pub(super) orders: bool,
-    /// Now and then no connection can be opened, because no file descriptor is left.
+    /// File descriptors are sometimes exhausted, so that no connection can be opened.
     pub(super) shortages: bool,
-    /// Now and then the journal is read slowly.
+    /// Journal reads are sometimes slow.
     pub(super) slow_reads: bool,
-    /// The operator wants to be told what happens.
+    /// An endpoint subscribes to operator events.
     pub(super) operator: bool,
     pub(super) max_in_flight: usize,
-    /// All endpoints are at one host.
+    /// All endpoints share one host.
     pub(super) host_max_in_flight: usize,
     pub(super) segment_bytes: u64,
     pub(super) preallocation_bytes: usize,
@@ -151,22 +151,21 @@ impl Plan {
     }
 }
 
-/// A request that a publisher may repeat.
+/// A keyed request that a publisher may repeat.
 #[derive(Clone, Debug)]
 pub(super) struct Posted {
-    /// The event's id, or why there is none.
+    /// The event's id, or the rejection.
     pub(super) answered: Option<String>,
     pub(super) expires_at: Option<Timestamp>,
 }
 
-/// The end of a callback's URL.
+/// A callback that a receiver got.
 #[derive(Clone, Debug)]
 pub(super) struct Callback {
     pub(super) endpoint: EndpointId,
     pub(super) token: String,
-    /// Where the endpoint was when it was shown.
+    /// The endpoint's URL at that time.
     pub(super) url: String,
-    /// Somebody has agreed by it.
     pub(super) used: bool,
 }
 
@@ -176,39 +175,39 @@ pub(super) struct Inner {
     pub(super) plan: Plan,
     pub(super) model: Model,
     pub(super) receivers: BTreeMap<EndpointNumber, Receiver>,
-    /// Deliveries to which a receiver has answered 2xx.
+    /// Deliveries that a receiver took.
     pub(super) received: BTreeSet<DeliveryKey>,
-    /// What is with receivers now, and since when.
+    /// Running requests, and when they started.
     pub(super) in_flight: BTreeMap<DeliveryKey, Timestamp>,
-    /// Endpoints that are being asked for consent now.
+    /// Endpoints with a running handshake request.
     pub(super) asking: BTreeSet<EndpointNumber>,
-    /// Reads of the journal wait for as long as a test says so.
+    /// A test holds journal reads.
     pub(super) reads_wait: bool,
-    /// The task whose read of the journal ended last, and how long it took.
+    /// The task of the last journal read, and the read's duration.
     pub(super) held: Option<(tokio::task::Id, Duration)>,
-    /// Attempts that receivers have seen, by the life in which they were made.
+    /// Attempts that receivers have seen: life, delivery, number.
     pub(super) attempts: BTreeSet<(u32, DeliveryKey, u32)>,
     pub(super) posted: BTreeMap<u64, Posted>,
-    /// Callbacks that receivers were shown, used or not.
     pub(super) callbacks: Vec<Callback>,
     pub(super) life: u32,
     pub(super) stopping: bool,
-    /// Requests may be refused until then: the disk is full, or was just now.
+    /// The outbox may refuse requests until then, because of a full disk.
     pub(super) sick_until: Timestamp,
-    /// The disk fails for good in this life.
+    /// The disk has a permanent failure in this life.
     pub(super) failing: bool,
     pub(super) healed: bool,
-    /// No connection can be opened.
+    /// No file descriptor is free.
     pub(super) exhausted: bool,
-    /// Some reads of the journal fail in this life.
+    /// Some journal reads fail in this life.
     pub(super) unreadable: bool,
+    /// Counters of events in the simulation.
     pub(super) happened: BTreeMap<&'static str, u64>,
     pub(super) trace: String,
-    pub(super) broken: Option<String>,
+    pub(super) violation: Option<String>,
     operations: u64,
 }
 
-/// See the module. Cheap to clone.
+/// The simulated world. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct World {
     inner: Arc<Mutex<Inner>>,
@@ -250,11 +249,11 @@ impl World {
             unreadable: false,
             happened: BTreeMap::new(),
             trace: String::new(),
-            broken: None,
+            violation: None,
             operations: 0,
         };
         let disk = Arc::new(Mutex::new(MemoryDisk::new()));
-        let rows = MemoryRows::new(supply(disk.clone()));
+        let rows = MemoryRows::new(power_supply(disk.clone()));
         Self { inner: Arc::new(Mutex::new(inner)), disk, rows }
     }
 
@@ -278,7 +277,7 @@ impl World {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
     }
 
-    /// Whether the power holds: without it nothing is heard or seen.
+    /// Whether the power is on. Without power, the world records nothing.
     pub(super) fn is_alive(&self) -> bool {
         self.disk().disk_after_power_cut().is_none()
     }
@@ -293,18 +292,18 @@ impl World {
         self.with(|inner| *inner.happened.entry(what).or_default() += 1);
     }
 
-    /// A promise is broken.
-    pub(super) fn breaks(&self, what: String) {
+    /// Records a violated invariant.
+    pub(super) fn record_violation(&self, what: String) {
         if self.is_alive() {
-            self.with(|inner| inner.breaks(what));
+            self.with(|inner| inner.record_violation(what));
         }
     }
 
-    pub(super) fn is_broken(&self) -> bool {
-        self.with(|inner| inner.broken.is_some())
+    pub(super) fn has_violation(&self) -> bool {
+        self.with(|inner| inner.violation.is_some())
     }
 
-    /// One more operation, unless the plan is at its end.
+    /// Counts one more operation; `false` if the plan has no more.
     pub(super) fn next_operation(&self) -> bool {
         self.with(|inner| {
             inner.operations += 1;
@@ -319,10 +318,10 @@ impl Inner {
         writeln!(self.trace, "{at:>8} {what}").expect("writing to a string cannot fail");
     }
 
-    pub(super) fn breaks(&mut self, what: String) {
-        if self.broken.is_none() {
-            self.note(format_args!("BROKEN: {what}"));
-            self.broken = Some(what);
+    pub(super) fn record_violation(&mut self, what: String) {
+        if self.violation.is_none() {
+            self.note(format_args!("VIOLATION: {what}"));
+            self.violation = Some(what);
         }
     }
 
@@ -331,15 +330,15 @@ impl Inner {
     }
 }
 
-/// The rows hang on the same power supply as the disk.
-fn supply(disk: Arc<Mutex<MemoryDisk>>) -> Arc<dyn Fn() -> PowerState + Send + Sync> {
+/// The rows share the disk's power supply.
+fn power_supply(disk: Arc<Mutex<MemoryDisk>>) -> Arc<dyn Fn() -> PowerState + Send + Sync> {
     Arc::new(move || {
         let disk = disk.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let before = disk.disk_after_power_cut().is_some();
         match disk.external_operation() {
             Ok(()) => PowerState::On,
             Err(_) if before => PowerState::FailsBeforeWrite,
-            // Either may happen; the bytes on the disk are as good a coin as any.
+            // Both outcomes are possible. The parity of the disk's bytes decides.
             Err(_) if disk.bytes_used().is_multiple_of(2) => PowerState::FailsAfterWrite,
             Err(_) => PowerState::FailsBeforeWrite,
         }

@@ -167,7 +167,7 @@ async fn failure_exits_with_1_and_wrong_usage_with_2() {
         ("nonsense", "", &list, 2, "not a URL"),
         (url, ADMIN, &["events", "list", "--status", "x"], 1, "status: must be one of pending"),
         (url, ADMIN, &["events", "show", "evt_nope"], 1, "404 not_found"),
-        (url, ADMIN, &["events", "show", "chosen"], 1, "is looked up with `--tenant`"),
+        (url, ADMIN, &["events", "show", "chosen"], 1, "name the tenant with `--tenant`"),
         (url, ADMIN, &["send", "--type", "a b"], 1, "/type: event type must be"),
         (url, ADMIN, &["send", "--type", "a", "--data", "{"], 2, "--data is not JSON"),
         (url, ADMIN, &["send"], 2, "--type"),

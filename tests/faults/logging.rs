@@ -321,7 +321,7 @@ async fn panicked_background_job_is_counted_and_begins_again() {
     assert!(daemon.is_ready().await);
     assert_eq!(daemon.terminate(), Some(0));
     let text = std::fs::read_to_string(&log).unwrap();
-    assert!(text.contains("background job panicked, starting it again"), "{text}");
+    assert!(text.contains("background job panicked, restarting"), "{text}");
 }
 
 #[tokio::test]

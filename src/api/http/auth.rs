@@ -1,9 +1,9 @@
-//! Who calls, and what that caller may do.
+//! Authentication by API key, and authorization by role and tenant.
 //!
-//! Keys are compared by their SHA-256: the configured admin key in constant time, the others by looking up their hash.
-//! Generated keys cannot be guessed, and neither can an admin key of [`limits::UNGUESSABLE_KEY_BYTES_MIN`] or more: they are
-//! judged always, so that nobody can lock them out. A shorter admin key is not judged from an address that has sent too
-//! many wrong ones.
+//! Keys are compared by SHA-256: the configured admin key in constant time, stored keys by hash
+//! lookup. Stored keys, and admin keys of at least [`limits::UNGUESSABLE_KEY_BYTES_MIN`] bytes,
+//! cannot be guessed. They are always checked, so an attacker cannot lock them out. A shorter admin
+//! key is not checked for an address that has sent too many wrong keys.
 
 use std::net::IpAddr;
 
@@ -18,25 +18,25 @@ use crate::limits;
 use crate::service::Keys;
 use crate::service::types::Scope;
 
-/// What an operation needs.
+/// The authorization that an operation requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// No key.
     Public,
-    /// Posting events: `admin` and `publisher`.
+    /// Publish events: `admin` and `publisher`.
     Publish,
-    /// Reading events and deliveries: every role.
+    /// Read events and deliveries: every role.
     ReadEvents,
-    /// Reading what else there is, without secrets: `admin` and `viewer`.
+    /// Read everything else but secrets: `admin` and `viewer`.
     Read,
-    /// Changing things and reading secrets.
+    /// Change resources and read secrets: `admin`.
     Admin,
-    /// What concerns every tenant, such as keys: an `admin` that is not bound to one.
+    /// Operations across tenants, such as keys: an `admin` without a tenant.
     Operator,
 }
 
 impl Access {
-    /// For the API document.
+    /// For the OpenAPI document.
     #[must_use]
     pub fn roles(self) -> &'static [&'static str] {
         match self {
@@ -49,10 +49,10 @@ impl Access {
     }
 }
 
-/// Who reads an answer: what comes from inside the operator's network is not for tenants.
+/// The reader of a response. Tenants must not see replies from the operator's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// A key that is bound to no tenant.
+    /// A key without a tenant.
     Operator,
     Tenant,
 }
@@ -65,20 +65,19 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// An `admin` that sees every tenant.
+    /// An `admin` without a tenant.
     #[must_use]
     pub fn operator() -> Self {
         Self { role: Role::Admin, scope: Scope(None) }
     }
 
-    /// Which side the caller is on, whatever its role.
     #[must_use]
     pub fn audience(&self) -> Audience {
         if self.scope.0.is_none() { Audience::Operator } else { Audience::Tenant }
     }
 
     /// # Errors
-    /// [`Problem::Forbidden`] when the role is not enough.
+    /// [`Problem::Forbidden`] when the role is not sufficient.
     pub fn check(&self, access: Access) -> Result<(), Problem> {
         let allowed = match access {
             Access::Public | Access::ReadEvents => true,
@@ -98,22 +97,22 @@ impl Principal {
         Err(Problem::Forbidden(format!("the role `{}` cannot do this", self.role.as_str())))
     }
 
-    /// The tenant of a request that may name one: what it names, else the key's own, else the default.
+    /// The tenant of a request: the `named` one, or the key's, or the default.
     ///
     /// # Errors
-    /// [`Problem::Forbidden`] when the key is bound to another one.
+    /// [`Problem::Forbidden`] when the key is bound to another tenant.
     pub fn tenant(&self, named: Option<Tenant>) -> Result<Tenant, Problem> {
-        match self.filter(named)? {
+        match self.tenant_filter(named)? {
             Some(tenant) => Ok(tenant),
             None => Tenant::DEFAULT.parse().map_err(|_| Problem::NotFound("no tenant".to_owned())),
         }
     }
 
-    /// The tenant that a list is narrowed to: what it names, else the key's own, else none.
+    /// The tenant filter of a list: the `named` tenant, or the key's, or none.
     ///
     /// # Errors
-    /// [`Problem::Forbidden`] when the key is bound to another one.
-    pub fn filter(&self, named: Option<Tenant>) -> Result<Option<Tenant>, Problem> {
+    /// [`Problem::Forbidden`] when the key is bound to another tenant.
+    pub fn tenant_filter(&self, named: Option<Tenant>) -> Result<Option<Tenant>, Problem> {
         match (&self.scope.0, named) {
             (Some(own), Some(named)) if *own != named => {
                 Err(Problem::Forbidden(format!("this key is bound to the tenant `{own}`")))
@@ -124,7 +123,7 @@ impl Principal {
     }
 
     /// # Errors
-    /// [`Problem::Forbidden`] for the reserved tenant, unless this is an `admin` that is bound to no tenant.
+    /// [`Problem::Forbidden`] for the reserved tenant, except to an `admin` without a tenant.
     pub fn check_reserved(&self, tenant: &Tenant) -> Result<(), Problem> {
         if tenant.as_str() != Tenant::OPERATOR || *self == Self::operator() {
             return Ok(());
@@ -132,30 +131,30 @@ impl Principal {
         Err(Problem::Forbidden("the tenant `balto` is reserved for the operator".to_owned()))
     }
 
-    /// A text that keeps one caller's idempotency keys apart from another tenant's.
+    /// The scope of the caller's idempotency keys.
     #[must_use]
     pub fn scope_text(&self) -> &str {
         self.scope.0.as_ref().map_or("", Tenant::as_str)
     }
 }
 
-/// The configured admin key, as far as it is kept.
+/// The configured admin key. Only its hash is in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminKey {
     hash: [u8; 32],
-    can_be_guessed: bool,
+    is_guessable: bool,
 }
 
 impl AdminKey {
     #[must_use]
     pub fn new(secret: &str) -> Self {
-        Self { hash: hash_secret(secret), can_be_guessed: secret.len() < limits::UNGUESSABLE_KEY_BYTES_MIN }
+        Self { hash: hash_secret(secret), is_guessable: secret.len() < limits::UNGUESSABLE_KEY_BYTES_MIN }
     }
 }
 
 /// # Errors
-/// [`Problem::Unauthorized`] without a key that exists; [`Problem::TooManyWrongKeys`] when there were too many before;
-/// [`Problem::UntrustedOrigin`] where no key is needed, for requests that a foreign page may have sent.
+/// [`Problem::Unauthorized`] or [`Problem::TooManyWrongKeys`] without a valid key; with `--dev`,
+/// [`Problem::UntrustedOrigin`] for a request that a foreign page may have sent.
 pub fn authenticate(
     api: &Api,
     config: &ApiConfig,
@@ -167,46 +166,46 @@ pub fn authenticate(
         let Err(reason) = site.check_request(&parts.uri, &parts.headers) else {
             return Ok(Principal::operator());
         };
-        return secret.and_then(|secret| stored(api, &hash_secret(secret))).ok_or_else(|| {
-            api.observer.authentication_refused("untrustedOrigin");
+        return secret.and_then(|secret| find_stored_key(api, &hash_secret(secret))).ok_or_else(|| {
+            api.observer.on_authentication_failed("untrustedOrigin");
             Problem::UntrustedOrigin(reason)
         });
     }
     let Some(secret) = secret else {
-        api.observer.authentication_refused("missing");
+        api.observer.on_authentication_failed("missing");
         return Err(Problem::Unauthorized);
     };
     let now = api.context.now().monotonic;
     let hash = hash_secret(secret);
-    if let Some(principal) = stored(api, &hash) {
+    if let Some(principal) = find_stored_key(api, &hash) {
         return Ok(principal);
     }
-    let judged = config
+    let checked = config
         .admin_key
         .as_ref()
-        .filter(|key| !key.can_be_guessed || api.auth_throttle.wait(from, now).is_none());
-    if judged.is_some_and(|key| bool::from(key.hash.ct_eq(&hash))) {
+        .filter(|key| !key.is_guessable || api.auth_throttle.wait(from, now).is_none());
+    if checked.is_some_and(|key| bool::from(key.hash.ct_eq(&hash))) {
         return Ok(Principal::operator());
     }
-    match api.auth_throttle.note(from, now) {
+    match api.auth_throttle.record_wrong_key(from, now) {
         None => {
-            api.observer.authentication_refused("wrong");
+            api.observer.on_authentication_failed("wrong");
             Err(Problem::Unauthorized)
         }
         Some(retry_after) => {
-            api.observer.authentication_refused("tooMany");
+            api.observer.on_authentication_failed("tooMany");
             Err(Problem::TooManyWrongKeys { retry_after })
         }
     }
 }
 
-/// The caller with a key that was made by `POST /v1/keys`.
-fn stored(api: &Api, hash: &[u8; 32]) -> Option<Principal> {
+/// Finds a key created by `POST /v1/keys`.
+fn find_stored_key(api: &Api, hash: &[u8; 32]) -> Option<Principal> {
     let key = Keys(&api.context).find_by_hash(hash)?;
     Some(Principal { role: key.role, scope: Scope(key.tenant.clone()) })
 }
 
-/// SHA-256 of a key's secret, as it is stored.
+/// The stored form of a key's secret: its SHA-256.
 #[must_use]
 pub fn hash_secret(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
@@ -229,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    fn with(values: &[&str]) -> HeaderMap {
+    fn authorization(values: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
@@ -238,16 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_key_is_found_and_nothing_else() {
-        assert_eq!(bearer(&with(&["Bearer abc"])), Some("abc"));
-        assert_eq!(bearer(&with(&["bearer abc"])), Some("abc"));
+    fn only_a_single_bearer_key_is_accepted() {
+        assert_eq!(bearer(&authorization(&["Bearer abc"])), Some("abc"));
+        assert_eq!(bearer(&authorization(&["bearer abc"])), Some("abc"));
         for values in [&[][..], &["Basic abc"], &["Bearer"], &["Bearer "], &["Bearer a", "Bearer b"]] {
-            assert_eq!(bearer(&with(values)), None, "{values:?}");
+            assert_eq!(bearer(&authorization(values)), None, "{values:?}");
         }
     }
 
     #[test]
-    fn a_bound_key_cannot_name_another_tenant() {
+    fn bound_key_cannot_name_another_tenant() {
         let own: Tenant = "acme".parse().unwrap();
         let bound = Principal { role: Role::Admin, scope: Scope(Some(own.clone())) };
         assert_eq!(bound.tenant(None), Ok(own.clone()));
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn each_role_may_do_what_its_operations_say() {
+    fn check_agrees_with_the_documented_roles() {
         for access in [Access::Publish, Access::ReadEvents, Access::Read, Access::Admin, Access::Operator] {
             for role in [Role::Admin, Role::Publisher, Role::Viewer] {
                 let principal = Principal { role, scope: Scope(None) };

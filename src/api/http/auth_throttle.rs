@@ -1,8 +1,7 @@
-//! Limits wrong keys per client address.
+//! Limits wrong keys per client address, so that a short key cannot be guessed by trying.
 //!
-//! A short key must not be guessable by trying, and an attacker must not lock out a valid client. So an address with too
-//! many wrong keys is throttled, but a long key is checked all the same (see [`super::auth`]). Behind a proxy all clients
-//! share its address; forwarding headers are ignored.
+//! Long keys are always checked, so an attacker cannot lock out a valid client ([`super::auth`]).
+//! Behind a proxy all clients share its address: forwarding headers are ignored.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -32,7 +31,7 @@ impl From<IpAddr> for Source {
     }
 }
 
-/// Allowances spent per source: each wrong key costs [`limits::AUTH_FAILURES_INTERVAL`].
+/// Token bucket per source: each wrong key costs [`limits::AUTH_FAILURES_INTERVAL`].
 #[derive(Debug, Default)]
 pub(in crate::api) struct AuthThrottle {
     /// When the allowance of each source is full again, in monotonic time.
@@ -42,8 +41,8 @@ pub(in crate::api) struct AuthThrottle {
 const ALLOWANCE: Duration = limits::AUTH_FAILURES_INTERVAL.saturating_mul(limits::AUTH_FAILURES_BURST);
 
 impl AuthThrottle {
-    /// Records a wrong key. Returns how long the source has to wait if it exceeded its allowance.
-    pub(in crate::api) fn note(&self, address: IpAddr, now: Duration) -> Option<Duration> {
+    /// Records a wrong key. Returns the wait time of a source that exceeded its allowance.
+    pub(in crate::api) fn record_wrong_key(&self, address: IpAddr, now: Duration) -> Option<Duration> {
         let mut sources = self.refilled_at.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = Source::from(address);
         if !sources.contains_key(&source) && sources.len() >= limits::AUTH_FAILURE_COUNTERS_MAX {
@@ -60,7 +59,7 @@ impl AuthThrottle {
         wait
     }
 
-    /// How long the source has to wait before its next try.
+    /// The time until the source's next try.
     pub(in crate::api) fn wait(&self, address: IpAddr, now: Duration) -> Option<Duration> {
         let sources = self.refilled_at.lock().unwrap_or_else(PoisonError::into_inner);
         let full = sources.len() >= limits::AUTH_FAILURE_COUNTERS_MAX;
@@ -70,7 +69,7 @@ impl AuthThrottle {
     }
 }
 
-/// Until one more try fits into the allowance.
+/// The time until the allowance covers one more try.
 fn wait(refilled_at: Duration, now: Duration) -> Option<Duration> {
     let spent = refilled_at.saturating_sub(now) + limits::AUTH_FAILURES_INTERVAL;
     spent.checked_sub(ALLOWANCE).filter(|wait| !wait.is_zero())
@@ -86,65 +85,65 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn exhausted(throttle: &AuthThrottle, who: &str, now: Duration) -> u32 {
-        (0..1_000).take_while(|_| throttle.note(address(who), now).is_none()).count() as u32
+    fn exhaust(throttle: &AuthThrottle, source: &str, now: Duration) -> u32 {
+        (0..1_000).take_while(|_| throttle.record_wrong_key(address(source), now).is_none()).count() as u32
     }
 
     #[test]
     fn throttle_is_per_address() {
         let throttle = AuthThrottle::default();
         let now = Duration::from_secs(1_000);
-        assert_eq!(exhausted(&throttle, ATTACKER, now), limits::AUTH_FAILURES_BURST);
+        assert_eq!(exhaust(&throttle, ATTACKER, now), limits::AUTH_FAILURES_BURST);
         assert_eq!(throttle.wait(address(ATTACKER), now), Some(limits::AUTH_FAILURES_INTERVAL));
         assert_eq!(
             throttle.wait(address("::ffff:192.0.2.1"), now),
             Some(limits::AUTH_FAILURES_INTERVAL),
-            "the same one"
+            "an IPv4-mapped address is the same source"
         );
         assert_eq!(throttle.wait(address("192.0.2.2"), now), None);
     }
 
     #[test]
-    fn next_try_is_soon_after_any_number_of_tries() {
+    fn many_tries_do_not_delay_the_next_one() {
         let throttle = AuthThrottle::default();
         let mut now = Duration::from_secs(1_000);
-        let mut judged = 0;
+        let mut accepted = 0;
         for _ in 0..100_000 {
-            judged += u32::from(throttle.note(address(ATTACKER), now).is_none());
+            accepted += u32::from(throttle.record_wrong_key(address(ATTACKER), now).is_none());
             now += Duration::from_millis(1);
         }
         assert!(
-            (limits::AUTH_FAILURES_BURST + 99..=limits::AUTH_FAILURES_BURST + 101).contains(&judged),
-            "{judged} in 100 s"
+            (limits::AUTH_FAILURES_BURST + 99..=limits::AUTH_FAILURES_BURST + 101).contains(&accepted),
+            "{accepted} in 100 s"
         );
         now += limits::AUTH_FAILURES_INTERVAL;
-        assert_eq!(throttle.note(address(ATTACKER), now), None);
-        assert_eq!(exhausted(&throttle, ATTACKER, now + 2 * ALLOWANCE), limits::AUTH_FAILURES_BURST);
+        assert_eq!(throttle.record_wrong_key(address(ATTACKER), now), None);
+        assert_eq!(exhaust(&throttle, ATTACKER, now + 2 * ALLOWANCE), limits::AUTH_FAILURES_BURST);
     }
 
     #[test]
     fn ipv6_network_counts_as_one_address() {
         let throttle = AuthThrottle::default();
         let now = Duration::from_secs(1);
-        assert_eq!(exhausted(&throttle, "2001:db8::1", now), limits::AUTH_FAILURES_BURST);
+        assert_eq!(exhaust(&throttle, "2001:db8::1", now), limits::AUTH_FAILURES_BURST);
         assert!(throttle.wait(address("2001:db8::ffff"), now).is_some());
         assert!(throttle.wait(address("2001:db8:0:1::1"), now).is_none());
     }
 
     #[test]
-    fn addresses_beyond_the_bound_are_counted_together() {
+    fn addresses_beyond_the_limit_share_one_counter() {
         let throttle = AuthThrottle::default();
         let now = Duration::from_secs(1);
         let many = |number: u32| IpAddr::from(number.to_be_bytes());
         for number in 0..100_000 {
-            throttle.note(many(number), now);
+            throttle.record_wrong_key(many(number), now);
         }
         let known = throttle.refilled_at.lock().unwrap().len();
         assert!(known <= limits::AUTH_FAILURE_COUNTERS_MAX + 1, "{known} are kept");
-        assert!(throttle.wait(many(4_000_000), now).is_some(), "newcomers share what is left");
-        assert!(throttle.wait(many(1), now).is_none(), "known ones have their own");
+        assert!(throttle.wait(many(4_000_000), now).is_some(), "new addresses share one counter");
+        assert!(throttle.wait(many(1), now).is_none(), "known addresses have their own");
         let later = now + 2 * ALLOWANCE;
-        assert_eq!(throttle.note(many(4_000_000), later), None);
+        assert_eq!(throttle.record_wrong_key(many(4_000_000), later), None);
         assert_eq!(
             throttle.refilled_at.lock().unwrap().len(),
             1,

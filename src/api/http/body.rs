@@ -1,6 +1,6 @@
-//! Reading request bodies: bounded, in time, of the right media type, and into types that name what is wrong.
+//! Reads request bodies: size limit, deadline, media type and JSON.
 //!
-//! What is not JSON is malformed (400). What is JSON but not what the operation takes is invalid (422), with a pointer.
+//! Malformed JSON is a 400. JSON of the wrong form is a 422 with a pointer for each error.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,10 +21,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::api::http::problem::{FieldError, Problem, pointer};
 use crate::limits;
 
-/// A request that exceeds the budget may try again after this long.
+/// Retry hint for a request that exceeds the budget.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// BodyBudget for the bodies of all requests that are under way.
+/// Budget for the bodies of all requests in progress, in bytes.
 pub struct BodyBudget(Arc<Semaphore>);
 
 impl BodyBudget {
@@ -33,7 +33,7 @@ impl BodyBudget {
         Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
     }
 
-    /// Bytes that have arrived take budget, not bytes that are announced: those cost a client nothing.
+    /// Charges received bytes, not announced ones: announcing costs a client nothing.
     fn take(&self, bytes: usize, taken: &mut Option<OwnedSemaphorePermit>) -> Result<(), Problem> {
         let overloaded = Problem::Overloaded { retry_after: RETRY_AFTER };
         let count = u32::try_from(bytes).map_err(|_| overloaded.clone())?;
@@ -46,13 +46,13 @@ impl BodyBudget {
     }
 }
 
-/// A body, and the budget that it takes for as long as it is held.
+/// A body, and its share of the budget until dropped.
 pub type HeldBody = (Bytes, Option<OwnedSemaphorePermit>);
 
 /// Reads at most `limit` bytes.
 ///
 /// # Errors
-/// 413 above `limit`, 408 after `timeout`, 400 when the connection ends first, 415 for an encoded body, 429 without budget.
+/// 413 above `limit`, 408 after `timeout`, 400 if truncated, 415 if encoded, 429 without budget.
 pub async fn read(
     body: Body,
     headers: &HeaderMap,
@@ -79,7 +79,7 @@ async fn collect(mut body: Body, limit: usize, budget: &BodyBudget) -> Result<He
     let mut rest = BytesMut::new();
     let mut taken = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::Malformed("the body ended too early".to_owned()))?;
+        let frame = frame.map_err(|_| Problem::Malformed("the body is truncated".to_owned()))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + rest.len() + data.len() > limit {
             return Err(Problem::PayloadTooLarge { limit });
@@ -95,32 +95,31 @@ async fn collect(mut body: Body, limit: usize, budget: &BodyBudget) -> Result<He
     Ok((if rest.is_empty() { first } else { rest.freeze() }, taken))
 }
 
-/// Which of the `accepted` media types the request has. A charset other than UTF-8 is another type; other parameters say
-/// nothing about JSON (RFC 8259, section 11).
+/// The request's media type. Ignores parameters other than `charset` (RFC 8259, section 11).
 ///
 /// # Errors
-/// 415 for any other type, and without one.
+/// 415 for a type that is not `accepted`, a charset other than UTF-8, or without a type.
 pub fn media_type(headers: &HeaderMap, accepted: &'static [&'static str]) -> Result<&'static str, Problem> {
-    let refused = || Problem::UnsupportedMediaType { accepted };
-    let value = headers.get(header::CONTENT_TYPE).ok_or_else(refused)?.to_str().map_err(|_| refused())?;
+    let problem = || Problem::UnsupportedMediaType { accepted };
+    let value = headers.get(header::CONTENT_TYPE).ok_or_else(problem)?.to_str().map_err(|_| problem())?;
     let mut parts = value.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
-    let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(refused)?;
+    let found = accepted.iter().find(|one| one.eq_ignore_ascii_case(media)).ok_or_else(problem)?;
     let other_charset = parts.filter_map(|part| part.split_once('=')).any(|(name, value)| {
         name.trim().eq_ignore_ascii_case("charset")
             && !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
     });
-    if other_charset { Err(refused()) } else { Ok(found) }
+    if other_charset { Err(problem()) } else { Ok(found) }
 }
 
 /// # Errors
-/// 400 for what is not UTF-8.
+/// 400 unless the body is UTF-8.
 pub fn text(body: &[u8]) -> Result<&str, Problem> {
     std::str::from_utf8(body)
-        .map_err(|error| Problem::Malformed(format!("not UTF-8 from byte {} on", error.valid_up_to())))
+        .map_err(|error| Problem::Malformed(format!("invalid UTF-8 at byte {}", error.valid_up_to())))
 }
 
-/// What is read from a JSON object alone: serde's own structs would take an array of their members, too.
+/// Accepts only a JSON object. A derived struct would also accept an array of its members.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -141,20 +140,20 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// For a member that is an object, absent or null.
+/// Deserializes a member that is an object, absent or null.
 ///
 /// # Errors
-/// For anything else.
+/// For any other value.
 pub fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     Option::<Object<T>>::deserialize(deserializer).map(|object| object.map(|Object(value)| value))
 }
 
-/// Any JSON value.
+/// Parses any JSON value.
 ///
 /// # Errors
-/// 400 for what is not JSON, 422 for JSON that is not a `T`, with a pointer to what is wrong.
+/// 400 for malformed JSON; 422 with a pointer for JSON that is not a `T`.
 pub fn parse_any<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     let text = text(body)?;
     match serde_json::from_str(text) {
@@ -163,7 +162,7 @@ pub fn parse_any<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     }
 }
 
-/// A JSON object.
+/// Parses a JSON object.
 ///
 /// # Errors
 /// As [`parse_any`].
@@ -171,7 +170,7 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     parse_any(body).map(|Object(value)| value)
 }
 
-/// A body that may be absent; absent is `T`'s default.
+/// Parses an optional body; an absent one is `T`'s default.
 ///
 /// # Errors
 /// As [`parse`].
@@ -179,29 +178,29 @@ pub fn parse_or_default<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Res
     if body.is_empty() { Ok(T::default()) } else { parse(body) }
 }
 
-/// The body of an operation that takes no arguments: none, or an object without members.
+/// The body of an operation without arguments: absent, or `{}`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
-/// The slow path, only for refusals: parses again while keeping track of where it is.
+/// Parses an invalid body again, to find the location of the error.
 fn explain<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> Problem {
     if text.trim().is_empty() {
-        return Problem::Malformed("the body is empty; JSON was expected".to_owned());
+        return Problem::Malformed("the body is empty; expected JSON".to_owned());
     }
     match error.classify() {
         Category::Syntax | Category::Eof | Category::Io => Problem::Malformed(format!(
             "not JSON: {} at line {} column {}",
-            words(error),
+            error_text(error),
             error.line(),
             error.column()
         )),
         Category::Data => {
-            // What comes after the wrong member may not even be JSON; then that is what is said.
+            // A syntax error after the wrong member takes precedence.
             if let Err(syntax) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
                 return Problem::Malformed(format!(
                     "not JSON: {} at line {} column {}",
-                    words(&syntax),
+                    error_text(&syntax),
                     syntax.line(),
                     syntax.column()
                 ));
@@ -209,33 +208,33 @@ fn explain<'a, T: Deserialize<'a>>(text: &'a str, error: &serde_json::Error) -> 
             let mut deserializer = serde_json::Deserializer::from_str(text);
             let traced: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
             match traced {
-                Ok(_) => Problem::Validation(vec![FieldError::at("", words(error))]),
+                Ok(_) => Problem::Validation(vec![FieldError::at("", error_text(error))]),
                 Err(traced) => {
-                    let place = path_pointer(traced.path());
-                    Problem::Validation(vec![located(place, words(traced.inner()))])
+                    let location = path_pointer(traced.path());
+                    Problem::Validation(vec![field_error(location, error_text(traced.inner()))])
                 }
             }
         }
     }
 }
 
-/// As [`parse`], for a value that was put together from JSON.
+/// As [`parse`], for a parsed JSON value.
 ///
 /// # Errors
 /// 422 with a pointer.
 pub fn parse_value<T: for<'de> Deserialize<'de>>(value: serde_json::Value) -> Result<T, Problem> {
     serde_path_to_error::deserialize(value).map_err(|traced| {
-        let place = path_pointer(traced.path());
-        Problem::Validation(vec![located(place, words(traced.inner()))])
+        let location = path_pointer(traced.path());
+        Problem::Validation(vec![field_error(location, error_text(traced.inner()))])
     })
 }
 
-/// Checks how deeply JSON is nested. `json` is JSON already.
+/// Checks the nesting depth. `json` must be valid JSON.
 ///
 /// # Errors
-/// In words, above [`limits::JSON_DEPTH_MAX`].
+/// A description, above [`limits::JSON_DEPTH_MAX`].
 pub fn check_depth(json: &str) -> Result<(), String> {
-    // So few brackets cannot be too deep, wherever they stand; of most events this is all that is asked.
+    // Fast path for most events: too few brackets to exceed the limit.
     if json.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() <= limits::JSON_DEPTH_MAX {
         return Ok(());
     }
@@ -259,39 +258,39 @@ pub fn check_depth(json: &str) -> Result<(), String> {
     Err(format!("nested {deepest} levels deep; at most {}", limits::JSON_DEPTH_MAX))
 }
 
-/// serde's words without the place, which is said separately, and without names of Rust's types.
-fn words(error: &serde_json::Error) -> String {
+/// serde's message without line and column, and without names of Rust types.
+fn error_text(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
-    text.replace("expected u64", "expected a whole number from 0 on")
+    text.replace("expected u64", "expected a non-negative integer")
         .replace("expected f64", "expected a number")
 }
 
 fn path_pointer(path: &serde_path_to_error::Path) -> String {
     use serde_path_to_error::Segment;
-    let mut place = String::new();
+    let mut location = String::new();
     for segment in path {
         match segment {
-            Segment::Seq { index } => place = pointer(&place, &index.to_string()),
-            Segment::Map { key } => place = pointer(&place, key),
-            Segment::Enum { variant } => place = pointer(&place, variant),
+            Segment::Seq { index } => location = pointer(&location, &index.to_string()),
+            Segment::Map { key } => location = pointer(&location, key),
+            Segment::Enum { variant } => location = pointer(&location, variant),
             Segment::Unknown => {}
         }
     }
-    place
+    location
 }
 
-/// Members that are missing, unknown or there twice are pointed at themselves, not at the object around them.
-fn located(place: String, detail: String) -> FieldError {
+/// The pointer of a missing, unknown or duplicate member names the member, not its parent.
+fn field_error(location: String, detail: String) -> FieldError {
     let named = ["missing field `", "unknown field `", "duplicate field `"]
         .iter()
         .find_map(|start| detail.strip_prefix(start))
         .and_then(|rest| rest.split('`').next());
     match named {
-        Some(member) if place.rsplit('/').next() != pointer("", member).strip_prefix('/') => {
-            FieldError::at(pointer(&place, member), detail)
+        Some(member) if location.rsplit('/').next() != pointer("", member).strip_prefix('/') => {
+            FieldError::at(pointer(&location, member), detail)
         }
-        _ => FieldError::at(place, detail),
+        _ => FieldError::at(location, detail),
     }
 }
 
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_malformed() {
+    fn body_that_is_not_json_is_malformed() {
         for body in [
             &b""[..],
             b"  ",
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_pointed_at() {
+    fn errors_have_a_pointer_to_the_member() {
         for (body, expected) in [
             (r#"{}"#, "/name"),
             (r#"{"name": 1}"#, "/name"),
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_accepted_media_types_pass() {
+    fn only_accepted_media_types_pass() {
         let headers = |value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
@@ -388,8 +387,8 @@ mod tests {
     }
 
     #[test]
-    fn an_array_of_members_is_no_object() {
-        for (body, place) in [
+    fn array_of_members_is_not_an_object() {
+        for (body, location) in [
             (r#"["a", null, null]"#, ""),
             (r#"{"name": "a", "inner": [1]}"#, "/inner"),
             (r#"{"name": "a", "inner": "x"}"#, "/inner"),
@@ -397,14 +396,14 @@ mod tests {
             let Problem::Validation(errors) = parse::<Outer>(body.as_bytes()).unwrap_err() else {
                 panic!("{body} was not invalid")
             };
-            assert_eq!(errors[0].location, ErrorLocation::Pointer(place.to_owned()), "{body}: {errors:?}");
+            assert_eq!(errors[0].location, ErrorLocation::Pointer(location.to_owned()), "{body}: {errors:?}");
             assert!(errors[0].detail.ends_with("expected an object"), "{errors:?}");
         }
         assert!(parse::<Outer>(br#"{"name": "a", "inner": null}"#).is_ok());
     }
 
     #[test]
-    fn depth_counts_what_is_nested_and_not_what_is_written() {
+    fn depth_counts_nesting_and_ignores_brackets_in_strings() {
         let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
         assert_eq!(check_depth(&nested(limits::JSON_DEPTH_MAX)), Ok(()));
         assert!(check_depth(&nested(limits::JSON_DEPTH_MAX + 1)).is_err());
@@ -420,7 +419,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(5);
 
     #[tokio::test]
-    async fn a_body_above_its_bound_is_refused() {
+    async fn body_above_its_limit_is_rejected() {
         let budget = BodyBudget::new(1_000);
         let read = |body, headers| read(body, headers, 10, SOON, &budget);
         let none = HeaderMap::new();
@@ -433,7 +432,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_beside_the_other_bodies_is_refused_until_they_are_gone() {
+    async fn body_above_the_budget_is_rejected_until_others_end() {
         let budget = BodyBudget::new(15);
         let none = HeaderMap::new();
         let first = read(Body::from("0123456789"), &none, 10, SOON, &budget).await.unwrap();
@@ -444,12 +443,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_encoded_body_is_refused_unread() {
-        for (encoding, refused) in [("gzip", true), ("identity, br", true), ("Identity", false)] {
+    async fn encoded_body_is_rejected() {
+        for (encoding, rejected) in [("gzip", true), ("identity, br", true), ("Identity", false)] {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
             let result = read(Body::from("{}"), &headers, 10, SOON, &BodyBudget::new(10)).await;
-            assert_eq!(result.err(), refused.then_some(Problem::UnsupportedContentEncoding), "{encoding}");
+            assert_eq!(result.err(), rejected.then_some(Problem::UnsupportedContentEncoding), "{encoding}");
         }
     }
 }

@@ -1,23 +1,23 @@
-//! Which requests without a key may be the operator's: those that no foreign web page can have sent.
+//! Rejects keyless requests that a foreign web page may have sent.
 //!
-//! Owns the rules for `Host`, `Origin` and `Sec-Fetch-Site`. A browser sends requests for any page, also to loopback
-//! addresses, and a page can make its own host name resolve to one (DNS rebinding). Two facts help: a page cannot forge
-//! these headers, and an address in `Host` needs no name server. A bearer key is no ambient authority, so the rules do
-//! not apply to requests with a valid key. Programs send neither `Origin` nor `Sec-Fetch-Site`, and pass.
+//! A page can send requests to loopback addresses, and can make its host name resolve to one (DNS
+//! rebinding). But it cannot forge `Host`, `Origin` and `Sec-Fetch-Site`, and an address in `Host`
+//! involves no DNS. A bearer key is not ambient authority, so requests with a valid key are exempt.
+//! Clients other than browsers send neither `Origin` nor `Sec-Fetch-Site`, and pass.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use axum::http::{HeaderMap, HeaderName, Uri, header};
 use url::Url;
 
-/// Bound of a refused value in the error text, in characters.
+/// Maximum length of a rejected value in an error text, in characters.
 const SHOWN_CHARACTERS_MAX: usize = 80;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What a request says about the page that it comes from.
+/// The headers that identify the page that sent a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Source<'a> {
-    /// Of the request target or of `Host`; `None` in HTTP/1.0 alone.
+    /// From the request target or `Host`. `None` only in HTTP/1.0.
     pub host: Option<&'a str>,
     pub origin: Option<&'a str>,
     pub fetch_site: Option<&'a str>,
@@ -25,15 +25,15 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// # Errors
-    /// When a header is there twice or is not ASCII, or when the request names two hosts.
+    /// When a header is duplicated or not ASCII, or target and `Host` differ.
     pub fn read(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Self, String> {
         let host = single(headers, &header::HOST)?;
         let target = uri.authority().map(axum::http::uri::Authority::as_str);
         if let (Some(target), Some(host)) = (target, host)
             && !target.eq_ignore_ascii_case(host)
         {
-            let (target, host) = (shown(target), shown(host));
-            return Err(format!("the request target names the host {target} and `Host` names {host}"));
+            let (target, host) = (quote(target), quote(host));
+            return Err(format!("request target {target} and `Host` {host} differ"));
         }
         Ok(Self {
             host: target.or(host),
@@ -47,19 +47,19 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(format!("the header `{name}` is there twice"));
+        return Err(format!("duplicate header `{name}`"));
     }
     value.to_str().map(Some).map_err(|_| format!("the header `{name}` is not ASCII"))
 }
 
-/// Where the operator reaches the API without a key.
+/// Origins from which the operator uses the API without a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustedSite {
-    /// `https` when the listener speaks TLS.
+    /// `https` if the listener uses TLS.
     scheme: &'static str,
     /// `server.public_url`.
     public: Option<Origin>,
-    /// The listener is meant for other machines: any address is good in `Host`, names are not.
+    /// The listener serves other machines: `Host` may be any address, but no other name.
     allows_any_address: bool,
 }
 
@@ -74,49 +74,49 @@ impl TrustedSite {
     }
 
     /// # Errors
-    /// Why a foreign page may have sent the request, and what to do.
+    /// The reason for the rejection, and the remedy.
     pub fn check_request(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), String> {
         self.check(&Source::read(uri, headers)?)
     }
 
     /// # Errors
-    /// Why a foreign page may have sent the request, and what to do.
+    /// The reason for the rejection, and the remedy.
     pub fn check(&self, source: &Source<'_>) -> Result<(), String> {
         if let Some(host) = source.host
             && !self.is_own_host(host)
         {
             return Err(format!(
-                "the host {} is not known: without an API key use localhost, a loopback address or the host of server.public_url",
-                shown(host)
+                "unknown host {}: without an API key, use localhost, a loopback address or the host of server.public_url",
+                quote(host)
             ));
         }
         if let Some(origin) = source.origin
             && !self.is_own_origin(origin, source.host)
         {
             return Err(format!(
-                "the page {} is foreign: without an API key only pages of localhost, a loopback address or server.public_url have access",
-                shown(origin)
+                "foreign page {}: without an API key, only pages of localhost, a loopback address or server.public_url have access",
+                quote(origin)
             ));
         }
         match source.fetch_site {
-            // Another port of the same host is `same-site`. `Origin` has been checked.
+            // Another port of the same host is `same-site`. `Origin` is checked above.
             None | Some("none" | "same-origin" | "same-site") => Ok(()),
             Some(site) => Err(format!(
-                "a foreign page sent this request (`Sec-Fetch-Site` is {}): without an API key enter the URL in the address bar",
-                shown(site)
+                "a foreign page sent this request (`Sec-Fetch-Site` is {}): without an API key, enter the URL in the address bar",
+                quote(site)
             )),
         }
     }
 
     fn is_own_host(&self, text: &str) -> bool {
         let Some(authority) = Authority::parse(text) else { return false };
-        // A tunnel or a container may publish the listener at another port.
+        // Any port: a tunnel or a container may publish another one.
         authority.host.is_loopback()
             || self.public.as_ref().is_some_and(|public| public.host == authority.host)
             || self.allows_any_address && matches!(authority.host, Host::Address(_))
     }
 
-    /// `host` has been checked.
+    /// `host` must be the site's own.
     fn is_own_origin(&self, text: &str, host: Option<&str>) -> bool {
         let Some(origin) = Origin::parse(text) else { return false };
         let own = host.and_then(|host| Origin::parse(&format!("{}://{host}", self.scheme)));
@@ -140,7 +140,7 @@ impl Host {
     }
 }
 
-/// Host and port, as browsers write them: other notations of an address are names here.
+/// Host and port, as browsers write them. Other notations of an address parse as names.
 #[derive(Debug, PartialEq, Eq)]
 struct Authority {
     host: Host,
@@ -194,7 +194,7 @@ impl Origin {
     }
 }
 
-fn shown(text: &str) -> String {
+fn quote(text: &str) -> String {
     format!("`{}`", text.chars().take(SHOWN_CHARACTERS_MAX).flat_map(char::escape_debug).collect::<String>())
 }
 

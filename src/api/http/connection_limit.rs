@@ -1,9 +1,9 @@
-//! Limit of a listener's connections, and which connection is evicted at the limit.
+//! Limit of a listener's connections, and the eviction order at the limit.
 //!
-//! Owns the eviction order. At the limit a new connection evicts the one that has been idle longest: waiting for a
-//! request, or for its client to read a response. So a client that opens many idle connections, or reads slowly, does not
-//! lock others out. Authenticated connections are evicted last, and only between two requests. A connection whose request
-//! is in progress is never evicted.
+//! At the limit a new connection evicts the one that has been idle longest: waiting for a request,
+//! or for its client to read a response. So a client with many idle or slow connections cannot lock
+//! others out. Authenticated connections are evicted last, and only between two requests. A
+//! connection whose request is in progress is never evicted.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,18 +29,18 @@ struct Slots {
     idle: BTreeMap<Rank, Arc<Notify>>,
 }
 
-/// The new connection that waits for a slot. There is at most one: connections are accepted in turn.
+/// The new connection that waits for a slot. At most one waits: accepting is sequential.
 #[derive(Default, PartialEq, Eq)]
 enum Newcomer {
     #[default]
     None,
-    /// No connection can be evicted yet. The next idle one is.
+    /// No connection can be evicted yet. The next idle one will be.
     Waits,
-    /// A connection was told to close, and takes a moment to do so.
+    /// A connection was evicted and is closing.
     IsNext,
 }
 
-/// Whether the connection is authenticated, and a rising ticket: of two, the lower has been idle longer.
+/// Whether the connection is authenticated, and a rising ticket: lower means idle longer.
 type Rank = (bool, u64);
 
 /// The slot of a connection, released on drop.
@@ -49,10 +49,10 @@ pub(super) struct ConnectionSlot {
     evict: Arc<Notify>,
     /// 0 while the connection cannot be evicted.
     ticket: AtomicU64,
-    /// A request is in progress, and its client does not read what is written.
+    /// A request is in progress, and its client does not read the response.
     stalled: AtomicBool,
-    /// The response is made, and may not have been written yet.
-    answered: AtomicBool,
+    /// The response is ready, but may be unwritten.
+    response_ready: AtomicBool,
     authenticated: AtomicBool,
 }
 
@@ -84,7 +84,7 @@ impl ConnectionLimit {
                     evict: Arc::default(),
                     ticket: AtomicU64::new(0),
                     stalled: AtomicBool::new(false),
-                    answered: AtomicBool::new(false),
+                    response_ready: AtomicBool::new(false),
                     authenticated: AtomicBool::new(false),
                 };
                 slot.become_idle();
@@ -94,7 +94,7 @@ impl ConnectionLimit {
         }
     }
 
-    /// Without a free slot, evicts one connection now or as soon as one is idle.
+    /// If no slot is free, evicts one connection now or as soon as one is idle.
     fn try_take(&self) -> bool {
         let mut slots = self.lock();
         if slots.taken < self.limit {
@@ -109,14 +109,14 @@ impl ConnectionLimit {
         false
     }
 
-    /// Evicts the connection that has been idle longest when a new one waits for a slot.
+    /// If a new connection waits for a slot, evicts the one that has been idle longest.
     fn evict_for_newcomer(&self, slots: &mut Slots) {
         if slots.newcomer == Newcomer::Waits && self.evict(slots.idle.pop_first()) {
             slots.newcomer = Newcomer::IsNext;
         }
     }
 
-    /// Evicts the unauthenticated connection that has been idle longest. Returns whether there was one.
+    /// Evicts the unauthenticated connection that has been idle longest. Returns false without one.
     pub(super) fn evict_unauthenticated(&self) -> bool {
         let mut slots = self.lock();
         let is_unauthenticated =
@@ -139,14 +139,14 @@ impl ConnectionLimit {
 }
 
 impl ConnectionSlot {
-    /// The connection is idle from now on.
+    /// Marks the connection as idle.
     pub(super) fn become_idle(&self) {
         let mut slots = self.connections.lock();
         slots.last_ticket += 1;
         let ticket = slots.last_ticket;
         slots.idle.remove(&self.rank(self.ticket.swap(ticket, Ordering::Relaxed)));
         slots.idle.insert(self.rank(ticket), self.evict.clone());
-        // Before its next request, which may be here already, can begin.
+        // Evict now: the next request may have arrived already.
         self.connections.evict_for_newcomer(&mut slots);
         drop(slots);
         self.connections.changed.notify_waiters();
@@ -156,9 +156,9 @@ impl ConnectionSlot {
         (self.authenticated.load(Ordering::Relaxed), ticket)
     }
 
-    /// A request has begun. Returns whether it may be answered: the connection may just have been evicted.
+    /// Marks the start of a request. Returns false if the connection was just evicted.
     pub(super) fn begin(&self) -> bool {
-        self.answered.store(false, Ordering::Relaxed);
+        self.response_ready.store(false, Ordering::Relaxed);
         self.protect()
     }
 
@@ -169,7 +169,7 @@ impl ConnectionSlot {
         ticket == 0 || self.connections.lock().idle.remove(&self.rank(ticket)).is_some()
     }
 
-    /// The client does not read what is written to it. An unauthenticated connection may be evicted.
+    /// The client does not read the response. An unauthenticated connection becomes idle.
     pub(super) fn on_stalled(&self) {
         let idle = self.ticket.load(Ordering::Relaxed) != 0;
         if !idle && !self.authenticated.load(Ordering::Relaxed) {
@@ -178,19 +178,19 @@ impl ConnectionSlot {
         }
     }
 
-    /// The response is made; once everything is written the connection is idle again.
-    pub(super) fn on_answered(&self, is_authenticated: bool) {
+    /// The response is ready. Once it is written, the connection is idle again.
+    pub(super) fn on_response_ready(&self, is_authenticated: bool) {
         if is_authenticated {
-            // Its rank changes. An eviction that was decided stays.
+            // Its rank changes. A decided eviction remains.
             self.protect();
             self.authenticated.store(true, Ordering::Relaxed);
         }
-        self.answered.store(true, Ordering::Relaxed);
+        self.response_ready.store(true, Ordering::Relaxed);
     }
 
     /// Everything is written.
     pub(super) fn on_written(&self) {
-        if self.answered.swap(false, Ordering::Relaxed) {
+        if self.response_ready.swap(false, Ordering::Relaxed) {
             self.stalled.store(false, Ordering::Relaxed);
             self.become_idle();
         } else if self.stalled.load(Ordering::Relaxed) {
@@ -225,45 +225,45 @@ mod tests {
 
     use super::*;
 
-    /// Evicts the first in order. Returns whether there was one.
+    /// Evicts the first connection in order. Returns false without one.
     fn evict_first(connections: &ConnectionLimit) -> bool {
         let chosen = connections.lock().idle.pop_first();
         connections.evict(chosen)
     }
 
     #[tokio::test]
-    async fn longest_idle_connection_is_evicted_busy_one_stays() {
+    async fn longest_idle_connection_is_evicted_and_busy_ones_stay() {
         let connections = ConnectionLimit::new(3);
         let first = connections.take().await;
         let second = connections.take().await;
         let third = connections.take().await;
-        assert!(first.begin(), "a request came on the first");
+        assert!(first.begin(), "the first gets a request");
         let mut fourth = std::pin::pin!(connections.take());
-        assert!(fourth.as_mut().now_or_never().is_none(), "there was a fourth place");
+        assert!(fourth.as_mut().now_or_never().is_none(), "there was a fourth slot");
         assert!(
             second.evicted().now_or_never().is_some(),
-            "the second has waited longest and was not asked to leave"
+            "the second has been idle longest and was not evicted"
         );
         assert!(first.evicted().now_or_never().is_none() && third.evicted().now_or_never().is_none());
-        assert!(!second.begin(), "a request that comes now is not answered");
-        assert!(fourth.as_mut().now_or_never().is_none(), "it took a place that nobody has left");
-        assert!(third.evicted().now_or_never().is_none(), "two were asked to leave for one");
+        assert!(!second.begin(), "a request after the eviction was accepted");
+        assert!(fourth.as_mut().now_or_never().is_none(), "it took a slot that is not free");
+        assert!(third.evicted().now_or_never().is_none(), "two were evicted for one");
         drop(second);
         assert!(fourth.now_or_never().is_some());
         assert_eq!((connections.taken(), connections.take_evicted(), connections.take_evicted()), (2, 1, 0));
     }
 
     #[tokio::test]
-    async fn whoever_has_shown_a_good_key_is_idle_last() {
+    async fn authenticated_connection_is_evicted_last() {
         let connections = ConnectionLimit::new(2);
         let known = connections.take().await;
         assert!(known.begin());
-        known.on_answered(true);
+        known.on_response_ready(true);
         known.on_written();
         let silent = connections.take().await;
         assert!(connections.evict_unauthenticated());
         assert!(silent.evicted().now_or_never().is_some() && known.evicted().now_or_never().is_none());
-        assert!(!connections.evict_unauthenticated(), "nobody is a stranger any more");
+        assert!(!connections.evict_unauthenticated(), "an authenticated connection was evicted");
         assert!(evict_first(&connections));
         assert!(known.evicted().now_or_never().is_some());
         drop(known);
@@ -278,12 +278,12 @@ mod tests {
         assert!(only.begin());
         let mut next = std::pin::pin!(connections.take());
         assert!(next.as_mut().now_or_never().is_none());
-        only.on_answered(false);
-        assert!(next.as_mut().now_or_never().is_none(), "the answer is not written yet");
+        only.on_response_ready(false);
+        assert!(next.as_mut().now_or_never().is_none(), "the response is not written yet");
         only.on_written();
-        assert!(!only.begin(), "its next request was here already, and kept the new connection out");
+        assert!(!only.begin(), "its next request kept the new connection out");
         assert!(next.as_mut().now_or_never().is_none());
-        assert!(only.evicted().now_or_never().is_some(), "it waits again, and gives way");
+        assert!(only.evicted().now_or_never().is_some(), "it is idle again and was not evicted");
         drop(only);
         assert!(next.now_or_never().is_some());
     }
@@ -293,41 +293,45 @@ mod tests {
         let connections = ConnectionLimit::new(1);
         let slow = connections.take().await;
         assert!(slow.begin());
-        slow.on_answered(false);
+        slow.on_response_ready(false);
         slow.on_stalled();
         slow.on_stalled();
-        assert!(!slow.is_idle(), "its answer is not written: a shutdown lets it end");
+        assert!(!slow.is_idle(), "its response is not written: a shutdown waits for it");
         let mut next = std::pin::pin!(connections.take());
         assert!(next.as_mut().now_or_never().is_none());
-        assert!(slow.evicted().now_or_never().is_some(), "it keeps the place");
+        assert!(slow.evicted().now_or_never().is_some(), "it keeps the slot");
         drop(slow);
-        let next = next.now_or_never().expect("the place is free");
+        let next = next.now_or_never().expect("the slot is free");
 
         assert!(next.begin());
-        next.on_answered(false);
+        next.on_response_ready(false);
         next.on_stalled();
         next.on_written();
-        assert!(next.is_idle(), "the answer was taken after all");
-        assert!(next.begin() && !evict_first(&connections), "the next request keeps its place");
+        assert!(next.is_idle(), "the response was read after all");
+        assert!(next.begin() && !evict_first(&connections), "the next request protects it");
         next.on_stalled();
-        next.on_answered(true);
-        assert!(!evict_first(&connections), "a good key was shown meanwhile");
+        next.on_response_ready(true);
+        assert!(!evict_first(&connections), "an authenticated connection was evicted");
         next.on_stalled();
-        assert!(!evict_first(&connections), "a slow reader with a good key gave way");
+        assert!(!evict_first(&connections), "a slow authenticated reader was evicted");
         next.on_written();
         assert!(evict_first(&connections));
         drop(next);
-        assert_eq!((connections.taken(), evict_first(&connections)), (0, false), "a phantom is left");
+        assert_eq!(
+            (connections.taken(), evict_first(&connections)),
+            (0, false),
+            "a released connection is left"
+        );
     }
 
     #[tokio::test]
-    async fn interim_response_that_stalls_is_over_when_written() {
+    async fn written_interim_response_ends_the_stall() {
         let connections = ConnectionLimit::new(1);
         let only = connections.take().await;
         assert!(only.begin());
         only.on_stalled();
         only.on_written();
-        assert!(!only.is_idle() && !evict_first(&connections), "its request is being answered");
+        assert!(!only.is_idle() && !evict_first(&connections), "its request is in progress");
     }
 
     #[tokio::test]
@@ -335,8 +339,8 @@ mod tests {
         let connections = ConnectionLimit::new(1);
         let only = connections.take().await;
         assert!(only.begin());
-        only.on_answered(false);
-        assert!(only.begin(), "the second came before the first answer was written");
+        only.on_response_ready(false);
+        assert!(only.begin(), "the second request arrives before the first response is written");
         only.on_written();
         assert!(!only.is_idle() && !evict_first(&connections));
     }

@@ -1,7 +1,6 @@
-//! Adds a problem+json body to the 400, 414 and 431 responses that hyper generates for malformed requests.
+//! Adds a problem+json body to the 400, 414 and 431 responses that hyper generates.
 //!
-//! hyper sends these without a body; every other error of the API is problem details. Status and date of hyper's response
-//! are kept. A response of another form passes unchanged.
+//! Keeps hyper's status line and headers. A response of another form passes unchanged.
 
 use std::io;
 use std::pin::Pin;
@@ -11,12 +10,12 @@ use tokio::io::AsyncWrite;
 
 use crate::api::http::problem::Problem;
 
-/// Replaces a response of hyper.
+/// The replacement of an error response of hyper.
 pub(super) struct EarlyError {
     bytes: Vec<u8>,
     written: usize,
-    /// Bytes of the response that it replaces.
-    length: usize,
+    /// Length of the replaced response, in bytes.
+    original_length: usize,
 }
 
 impl EarlyError {
@@ -25,7 +24,7 @@ impl EarlyError {
         let original: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let text = std::str::from_utf8(&original).ok().filter(|text| text.ends_with("\r\n\r\n"))?;
         let problem = match text.strip_prefix("HTTP/1.1 ")?.get(..3)? {
-            "400" => Problem::Malformed("the request's line or one of its headers cannot be read".to_owned()),
+            "400" => Problem::Malformed("malformed request line or header".to_owned()),
             "414" => Problem::UriTooLong,
             "431" => Problem::HeadersTooLarge,
             _ => return None,
@@ -43,10 +42,10 @@ impl EarlyError {
         }
         head.push_str(after);
         let bytes = [head.as_bytes(), &reply.body].concat();
-        Some(Self { bytes, written: 0, length: original.len() })
+        Some(Self { bytes, written: 0, original_length: original.len() })
     }
 
-    /// Ready when everything is written, with the number of bytes that hyper expects.
+    /// Ready when all bytes are written. Returns the number that hyper expects.
     pub(super) fn poll_write(
         &mut self,
         mut stream: Pin<&mut impl AsyncWrite>,
@@ -58,7 +57,7 @@ impl EarlyError {
                 count => self.written += count,
             }
         }
-        Poll::Ready(Ok(self.length))
+        Poll::Ready(Ok(self.original_length))
     }
 }
 
@@ -66,17 +65,17 @@ impl EarlyError {
 mod tests {
     use super::*;
 
-    fn instead_of(head: &str) -> Option<String> {
+    fn replacement(head: &str) -> Option<String> {
         let (one, other) = head.as_bytes().split_at(head.len() / 2);
         let early_error = EarlyError::replacing(&[io::IoSlice::new(one), io::IoSlice::new(other)])?;
-        assert_eq!(early_error.length, head.len());
+        assert_eq!(early_error.original_length, head.len());
         Some(String::from_utf8(early_error.bytes).unwrap())
     }
 
     #[test]
-    fn error_of_hyper_gets_a_body_and_keeps_its_date() {
+    fn hyper_error_gets_a_body_and_keeps_its_headers() {
         let head = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
-        let replaced = instead_of(head).unwrap();
+        let replaced = replacement(head).unwrap();
         let (head, body) = replaced.split_once("\r\n\r\n").unwrap();
         assert!(
             head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"),
@@ -98,7 +97,7 @@ mod tests {
             "HTTP/1.1 400 Bad Request\r\n\r\n",
             "HTTP/1.1 4",
         ] {
-            assert_eq!(instead_of(other), None, "{other:?}");
+            assert_eq!(replacement(other), None, "{other:?}");
         }
     }
 }

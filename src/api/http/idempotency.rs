@@ -1,11 +1,10 @@
-//! `Idempotency-Key`: the first answer again for the same request, a refusal for another one.
+//! `Idempotency-Key`: repeating a request returns the original response.
 //!
-//! A key lives in its tenant and route. While the first request is being answered, a second one is refused (409) and
-//! not made to wait. The services store answers across restarts, each in the commit of what the request did (a
-//! cancellation, which can be repeated, right behind it). The events of a batch have keys of their own, made of the
-//! batch's and their place in it. The same
-//! request is the same bytes: to compare what JSON says would need a canonical form, in which numbers that no machine has
-//! and members that are there twice would have to be the same or not.
+//! A key is scoped to its tenant and route. A second request while the first is in progress gets a
+//! 409. The response is committed with its effect; only that of a cancellation, which can be
+//! repeated, is committed afterwards. An event of a batch derives its key from the batch's key and
+//! its index. Bodies are compared byte for byte: comparing JSON would need a canonical form for
+//! numbers of any size and for duplicate members.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +23,7 @@ use crate::limits;
 const HEADER: &str = "idempotency-key";
 const SHARDS: usize = 16;
 
-/// The scopes of requests that are being answered now.
+/// The scopes of requests in progress.
 #[derive(Default)]
 pub struct InFlight {
     shards: [Mutex<HashSet<[u8; 16]>>; SHARDS],
@@ -43,7 +42,7 @@ impl InFlight {
     }
 }
 
-/// Holds a scope until it is dropped.
+/// Releases its scope on drop.
 pub struct InFlightGuard<'a> {
     set: &'a InFlight,
     scope: [u8; 16],
@@ -55,30 +54,31 @@ impl Drop for InFlightGuard<'_> {
     }
 }
 
-/// The request's key, when it has one: a structured-field string, or bare.
+/// Parses the request's key: a structured-field string, or bare.
 ///
 /// # Errors
-/// 400 for a key that is not 1 to [`limits::IDEMPOTENCY_KEY_BYTES_MAX`] visible ASCII characters, or is there twice.
-pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let refused = |why: &str| Problem::Malformed(format!("Idempotency-Key: {why}"));
+/// 400 for a duplicate header, or unless the key has 1 to [`limits::IDEMPOTENCY_KEY_BYTES_MAX`]
+/// visible ASCII characters.
+pub fn parse_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let malformed = |why: &str| Problem::Malformed(format!("Idempotency-Key: {why}"));
     let mut values = headers.get_all(HEADER).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(refused("the header is there twice"));
+        return Err(malformed("duplicate header"));
     }
-    let value = value.to_str().map_err(|_| refused("not visible ASCII"))?.trim();
+    let value = value.to_str().map_err(|_| malformed("not visible ASCII"))?.trim();
     let key = match value.strip_prefix('"') {
         None => value.to_owned(),
-        Some(rest) => unquote(rest).ok_or_else(|| refused("not a quoted string"))?,
+        Some(rest) => unquote(rest).ok_or_else(|| malformed("malformed quoted string"))?,
     };
     let visible = key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if key.is_empty() || key.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX || !visible {
-        return Err(refused("must be 1 to 255 visible ASCII characters"));
+        return Err(malformed("must be 1 to 255 visible ASCII characters"));
     }
     Ok(Some(key))
 }
 
-/// What follows the opening quote of a structured-field string (RFC 8941 section 3.3.3).
+/// Parses a structured-field string after its opening quote (RFC 8941, section 3.3.3).
 fn unquote(rest: &str) -> Option<String> {
     let mut key = String::new();
     let mut chars = rest.chars();
@@ -91,7 +91,7 @@ fn unquote(rest: &str) -> Option<String> {
     }
 }
 
-/// First 16 bytes of SHA-256 over the parts, each with its length before it.
+/// First 16 bytes of SHA-256 over the length-prefixed parts.
 #[must_use]
 pub fn scope(tenant: &str, route: &str, key: &str, index: Option<usize>) -> [u8; 16] {
     let mut hasher = Sha256::new();
@@ -118,42 +118,41 @@ fn truncate(hash: &[u8]) -> [u8; 16] {
 }
 
 impl Call {
-    /// The request's idempotency in `tenant`, and its place among those in flight.
+    /// The request's idempotency key in `tenant`, and the guard of its scope.
     ///
     /// # Errors
-    /// 400 for a bad key, 409 while the first request is in flight.
+    /// 400 for a malformed key, 409 while the first request is in progress.
     pub fn idempotency(
         &self,
         tenant: &str,
     ) -> Result<(Option<Idempotency>, Option<InFlightGuard<'_>>), Problem> {
-        let Some(key) = key(&self.headers)? else { return Ok((None, None)) };
+        let Some(key) = parse_key(&self.headers)? else { return Ok((None, None)) };
         let route = format!("POST {}", self.path);
         let scope = scope(tenant, &route, &key, None);
         let guard = self.api.in_flight.enter(scope)?;
         let expires_at = Some(self.api.context.now().wall.plus(self.config.idempotency_ttl));
         let fingerprint = match self.media {
-            cloudevents::BINARY => fingerprint(&cloudevents::said(&self.headers, &self.body)),
+            cloudevents::BINARY => fingerprint(&cloudevents::canonical_bytes(&self.headers, &self.body)),
             _ => fingerprint(&self.body),
         };
         let idempotency = Idempotency { scope, fingerprint, expires_at };
         Ok((Some(idempotency), Some(guard)))
     }
 
-    /// Does what a request asks, unless it was answered before: then it is answered so again. `act` commits the answer
-    /// together with what it does, or behind what may be done twice.
+    /// Replays the stored response of the key, or runs `act`, which commits its response.
     ///
     /// # Errors
     /// As [`Self::idempotency`], 422 when the key was used with another body, and those of `act`.
-    pub async fn once(
+    pub async fn run_once(
         &self,
         tenant: &str,
         act: impl AsyncFnOnce(Option<Idempotency>) -> Result<Reply, Problem>,
     ) -> Result<Reply, Problem> {
         let (idempotency, _guard) = self.idempotency(tenant)?;
         if let Some(idempotency) = &idempotency {
-            match self.api.context.remembered(idempotency).await? {
+            match self.api.context.stored_response(idempotency).await? {
                 Remembered::Nothing => {}
-                Remembered::Same(answer) => return Ok(Reply::again(&answer, &self.path)),
+                Remembered::Same(answer) => return Ok(Reply::replay(&answer, &self.path)),
                 Remembered::Mismatch => return Err(Problem::IdempotencyMismatch),
             }
         }
@@ -167,40 +166,40 @@ mod tests {
 
     use super::*;
 
-    fn with(value: &str) -> HeaderMap {
+    fn key_header(value: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(HEADER, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         headers
     }
 
     #[test]
-    fn a_key_reads_the_same_quoted_and_bare() {
-        assert_eq!(key(&with("abc-1")).unwrap().as_deref(), Some("abc-1"));
-        assert_eq!(key(&with("\"abc-1\"")).unwrap().as_deref(), Some("abc-1"));
-        assert_eq!(key(&with(r#""a\"b\\c""#)).unwrap().as_deref(), Some(r#"a"b\c"#));
-        assert_eq!(key(&HeaderMap::new()).unwrap(), None);
-        assert!(key(&with(&"k".repeat(255))).is_ok());
+    fn quoted_and_bare_keys_are_equal() {
+        assert_eq!(parse_key(&key_header("abc-1")).unwrap().as_deref(), Some("abc-1"));
+        assert_eq!(parse_key(&key_header("\"abc-1\"")).unwrap().as_deref(), Some("abc-1"));
+        assert_eq!(parse_key(&key_header(r#""a\"b\\c""#)).unwrap().as_deref(), Some(r#"a"b\c"#));
+        assert_eq!(parse_key(&HeaderMap::new()).unwrap(), None);
+        assert!(parse_key(&key_header(&"k".repeat(255))).is_ok());
     }
 
     #[test]
-    fn bad_keys_are_refused() {
+    fn bad_keys_are_rejected() {
         for bad in ["", "\"\"", "\"abc", "\"abc\"x", "\"a\\nb\"", "kö", &"k".repeat(256)] {
-            assert_eq!(key(&with(bad)).unwrap_err().status(), 400, "{bad:?}");
+            assert_eq!(parse_key(&key_header(bad)).unwrap_err().status(), 400, "{bad:?}");
         }
-        let mut twice = with("a");
-        twice.append(HEADER, HeaderValue::from_static("b"));
-        assert!(key(&twice).is_err());
+        let mut duplicate = key_header("a");
+        duplicate.append(HEADER, HeaderValue::from_static("b"));
+        assert!(parse_key(&duplicate).is_err());
     }
 
     #[test]
-    fn scopes_do_not_run_into_each_other() {
+    fn scopes_of_different_parts_differ() {
         assert_ne!(scope("a", "bc", "d", None), scope("ab", "c", "d", None));
         assert_ne!(scope("a", "b", "c", None), scope("a", "b", "c", Some(0)));
         assert_eq!(scope("a", "b", "c", Some(1)), scope("a", "b", "c", Some(1)));
     }
 
     #[test]
-    fn a_second_request_is_refused_while_the_first_is_in_flight() {
+    fn second_request_is_rejected_while_the_first_is_in_flight() {
         let set = InFlight::default();
         let guard = set.enter([7; 16]).ok();
         assert_eq!(set.enter([7; 16]).err(), Some(Problem::RequestInFlight));

@@ -1,6 +1,6 @@
-//! HTTP without resources: connections, bodies, errors, authentication, idempotency keys.
+//! HTTP for all operations: connections, bodies, errors, authentication, idempotency keys.
 //!
-//! Owns everything that is the same for every operation. Must never know a resource.
+//! Must never know a resource.
 
 pub mod auth;
 pub(super) mod auth_throttle;

@@ -1,7 +1,7 @@
-//! Every way in which a request is refused, as RFC 9457 problem details with a stable `code`.
+//! The errors of the API: RFC 9457 problem details with a stable `code`.
 //!
-//! Owns: status, code, title and extension members of every problem, and the mapping from the services' errors. A new
-//! error of a service does not compile until it is mapped here.
+//! Owns status, code, title and extension members of every problem, and the exhaustive mapping from
+//! the errors of the services.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,8 +13,7 @@ use crate::domain::{Expected, Rejection};
 use crate::limits;
 use crate::service::types::{ChangeError, PublishError, Unavailable};
 
-/// Location of an error in the request. Every error has a `pointer`; for a query parameter or a header another member
-/// names it.
+/// Location of an error. A parameter or header has a `pointer` and a member with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ErrorLocation {
     /// A JSON pointer (RFC 6901) into the body.
@@ -25,7 +24,7 @@ pub enum ErrorLocation {
     Header(Cow<'static, str>),
 }
 
-/// One thing that is wrong with a request that is well-formed.
+/// One validation error of a well-formed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     pub location: ErrorLocation,
@@ -65,39 +64,38 @@ impl Serialize for FieldError {
     }
 }
 
-/// Why a request was refused.
+/// The reason why a request was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The body is not JSON, or not readable.
+    /// The body is not JSON, or the request is not valid HTTP.
     Malformed(String),
-    /// Plain HTTP, where TLS is spoken.
+    /// Plain HTTP on a TLS listener.
     MissesTls,
     Unauthorized,
-    /// From this address, lately.
+    /// Counted per client address.
     TooManyWrongKeys {
         retry_after: Duration,
     },
     Forbidden(String),
-    /// No key is needed, but a foreign page may have sent it.
+    /// With `--dev`: a foreign page may have sent the request.
     UntrustedOrigin(String),
     NotFound(String),
     MethodNotAllowed,
     RequestTimeout,
-    /// `repeated`: an earlier request with the same key was told so.
+    /// `repeated`: this is the stored response of an earlier request with the same key.
     Rejected {
         rejection: Rejection,
         repeated: bool,
     },
     Conflict(String),
-    /// The first request with this `Idempotency-Key` has not been answered yet.
+    /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
     PayloadTooLarge {
         limit: usize,
     },
-    /// The request's line is longer than it may be.
     UriTooLong,
-    /// Its headers are more, or larger, than they may be.
+    /// Too many headers, or too large.
     HeadersTooLarge,
     UnsupportedMediaType {
         accepted: &'static [&'static str],
@@ -109,12 +107,11 @@ pub enum Problem {
     Validation(Vec<FieldError>),
     IdempotencyMismatch,
     ForbiddenUrl(String),
-    /// The event came through more engines than anybody lines up.
+    /// The event passed more than `limit` Balto instances.
     LoopDetected {
         limit: u32,
     },
-    /// The request's events match too many endpoints together; `limit` in deliveries. What is refused is to be sent in
-    /// another request.
+    /// The request's events together create more than `limit` deliveries.
     TooManyDeliveries {
         limit: usize,
     },
@@ -136,7 +133,7 @@ impl Problem {
         Self::Validation(vec![FieldError::parameter(name, detail)])
     }
 
-    /// A problem with each code, in the order of their statuses, for the reference page.
+    /// One problem per code, ordered by status, for the reference page.
     #[must_use]
     pub fn examples() -> Vec<Self> {
         let text = String::new;
@@ -200,7 +197,7 @@ impl Problem {
         }
     }
 
-    /// Stable; clients and metrics tell problems apart by it.
+    /// A stable identifier for clients and metrics.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -238,7 +235,7 @@ impl Problem {
     fn title(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "The request is malformed",
-            Self::MissesTls => "The listener speaks TLS",
+            Self::MissesTls => "The listener requires TLS",
             Self::Unauthorized => "No valid API key",
             Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
             Self::Forbidden(_) => "The API key does not allow this",
@@ -246,12 +243,10 @@ impl Problem {
             Self::NotFound(_) => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request's body did not arrive in time",
-            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => {
-                "The stream has another version"
-            }
+            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "Stream version conflict",
             Self::Rejected { rejection: Rejection::IdTaken, .. } => "The event id was used with another body",
-            Self::Conflict(_) => "The request conflicts with the present state",
-            Self::RequestInFlight => "The first request with this key is still being answered",
+            Self::Conflict(_) => "The request conflicts with the current state",
+            Self::RequestInFlight => "The first request with this key is still in progress",
             Self::PayloadTooLarge { .. } => "The body is too large",
             Self::UriTooLong => "The URI is too long",
             Self::HeadersTooLarge => "The headers are too large",
@@ -261,10 +256,10 @@ impl Problem {
             Self::Validation(_) => "The request is not valid",
             Self::IdempotencyMismatch => "The key was used with another body",
             Self::ForbiddenUrl(_) => "The URL is not allowed",
-            Self::LoopDetected { .. } => "The event goes in a circle",
-            Self::TooManyDeliveries { .. } => "The request's events go to too many endpoints",
+            Self::LoopDetected { .. } => "Delivery loop detected",
+            Self::TooManyDeliveries { .. } => "The request creates too many deliveries",
             Self::Overloaded { .. } => "Too many requests",
-            Self::Unavailable(_) => "The service cannot answer now",
+            Self::Unavailable(_) => "The service is unavailable",
             Self::DiskFull => "The disk is full",
         }
     }
@@ -279,62 +274,61 @@ impl Problem {
             | Self::ForbiddenUrl(detail)
             | Self::Unavailable(detail) => detail.clone(),
             Self::MissesTls => {
-                "send the request with `https://`; a key that was sent in it could be read on its way".to_owned()
+                "use `https://`; replace an API key that was sent over plain HTTP".to_owned()
             }
-            Self::Unauthorized => "send `Authorization: Bearer <key>` with a key that exists".to_owned(),
+            Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
-                "too many requests with wrong keys came from this address; try again in {} s",
+                "too many wrong keys from this address; try again in {} s",
                 retry_seconds(*retry_after)
             ),
-            Self::MethodNotAllowed => "the `Allow` header names the methods of this resource".to_owned(),
-            Self::RequestTimeout => "send the whole body in time".to_owned(),
+            Self::MethodNotAllowed => "the `Allow` header lists the methods of this resource".to_owned(),
+            Self::RequestTimeout => "send the whole body before the timeout".to_owned(),
             Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
                 format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
             }
-            Self::RequestInFlight => "repeat the request when the first one has been answered".to_owned(),
+            Self::RequestInFlight => "repeat the request after the first one has completed".to_owned(),
             Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
             Self::UriTooLong => "send a shorter path and query".to_owned(),
             Self::HeadersTooLarge => format!(
-                "send fewer or shorter headers: at most {} bytes are accepted, with the request's line",
+                "send fewer or shorter headers: at most {} bytes are accepted, including the request line",
                 limits::HEADER_BYTES_MAX
             ),
             Self::UnsupportedMediaType { accepted } => {
                 format!("send `Content-Type: {}`", accepted.join("` or `"))
             }
-            Self::UnsupportedContentEncoding => "send the body as it is, without Content-Encoding".to_owned(),
+            Self::UnsupportedContentEncoding => "send an unencoded body, without Content-Encoding".to_owned(),
             Self::ExpectationFailed => "send `Expect: 100-continue`, or no `Expect`".to_owned(),
             Self::Validation(errors) => match errors.as_slice() {
                 [one] => one.detail.clone(),
-                many => format!("{} things are wrong; `errors` lists them", many.len()),
+                many => format!("{} validation errors; `errors` lists them", many.len()),
             },
             Self::Rejected { rejection: Rejection::IdTaken, .. } => {
-                "another event with the same id was posted before; whoever repeats one has to send exactly what was sent then"
+                "an event with this id was published with another body; to repeat it, send exactly the same body"
                     .to_owned()
             }
             Self::IdempotencyMismatch => {
-                "the same Idempotency-Key was used with another body; bodies are compared byte for byte, so repeat exactly what was sent"
-                    .to_owned()
+                "this Idempotency-Key was used with another body; bodies are compared byte for byte, so send the same bytes".to_owned()
             }
             Self::LoopDetected { limit } => {
-                format!("it came through more than {limit} engines, by its header `balto-hops`")
+                format!("`balto-hops` says that the event passed more than {limit} Balto instances")
             }
             Self::TooManyDeliveries { limit } => format!(
-                "the events of one request begin at most {limit} deliveries; send this one again in another request"
+                "one request creates at most {limit} deliveries; send this event in another request"
             ),
             Self::Overloaded { retry_after } => {
-                format!("too much waits already; try again in {} s", retry_seconds(*retry_after))
+                format!("too much work is pending; try again in {} s", retry_seconds(*retry_after))
             }
             Self::DiskFull => "nothing was stored; free space on the data directory's disk".to_owned(),
         }
     }
 
-    /// What beside the status says when to come back, in seconds.
+    /// The value of `Retry-After`, in seconds.
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Overloaded { retry_after } | Self::TooManyWrongKeys { retry_after } => {
                 Some(retry_seconds(*retry_after))
             }
-            // Another request can bring it at once, and the first one is answered as soon as the disk has it.
+            // Another request can send the event at once; the first request ends with its commit.
             Self::TooManyDeliveries { .. } | Self::RequestInFlight => Some(1),
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
@@ -351,11 +345,10 @@ impl Problem {
         match self {
             Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
             Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
-            // Whoever goes on has to connect again.
             Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
-            // RFC 9110, section 15.5.16: what would have been accepted.
+            // The accepted coding (RFC 9110, section 15.5.16).
             Self::UnsupportedContentEncoding => reply.with_header("accept-encoding", "identity"),
-            // An engine that delivers here gives the delivery up at once.
+            // Tells a sending Balto to give up the delivery at once.
             Self::LoopDetected { .. } => reply.with_header("webhook-delivery", "abort-message"),
             _ => reply,
         }
@@ -415,8 +408,8 @@ impl From<Unavailable> for Problem {
             Unavailable::DiskFull => Self::DiskFull,
             Unavailable::Stopping => Self::Unavailable("the daemon is shutting down".to_owned()),
             Unavailable::Failed(reason) => {
-                tracing::error!(%reason, "the store failed a request");
-                Self::Unavailable("the store failed; the daemon's log says why".to_owned())
+                tracing::error!(%reason, "store request failed");
+                Self::Unavailable("the store failed; see the daemon's log".to_owned())
             }
         }
     }
@@ -436,9 +429,9 @@ impl From<PublishError> for Problem {
 impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         match error {
-            ChangeError::NotFound => Self::NotFound("it is not there any more".to_owned()),
+            ChangeError::NotFound => Self::NotFound("the resource no longer exists".to_owned()),
             ChangeError::Conflict => {
-                Self::Conflict("it was changed by someone else meanwhile; try again".to_owned())
+                Self::Conflict("the resource was changed by another request; try again".to_owned())
             }
             ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
             ChangeError::Repeated => Self::RequestInFlight,
@@ -447,7 +440,7 @@ impl From<ChangeError> for Problem {
     }
 }
 
-/// Collects everything that is wrong with a body before it is refused.
+/// Collects all validation errors of a request.
 #[derive(Debug, Default)]
 pub struct Errors(pub Vec<FieldError>);
 
@@ -456,7 +449,7 @@ impl Errors {
         self.0.push(FieldError::at(pointer, detail));
     }
 
-    /// The value, or `None` with the error noted.
+    /// Returns the value, or records the error and returns `None`.
     pub fn check<T, E: std::fmt::Display>(&mut self, pointer: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.push(pointer, error.to_string())).ok()
     }
@@ -477,7 +470,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_conflict_says_both_versions() {
+    fn version_conflict_contains_both_versions() {
         let rejection = Rejection::VersionConflict { expected: Expected::Version(6), actual: Some(7) };
         let problem = Problem::Rejected { rejection, repeated: false };
         let value = serde_json::to_value(&problem).unwrap();
@@ -489,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn overload_says_when_to_come_back() {
+    fn overload_has_a_retry_after() {
         let reply =
             Problem::from(Unavailable::Overloaded { retry_after: Duration::from_millis(1200) }).into_reply();
         assert_eq!(reply.status, 429);
@@ -502,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_escapes_its_members() {
+    fn pointer_escapes_its_members() {
         assert_eq!(pointer("/a", "b/c~d"), "/a/b~1c~0d");
     }
 }

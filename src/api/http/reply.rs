@@ -1,4 +1,4 @@
-//! An answer as plain data: status, headers and bytes, so that it can be remembered and given again.
+//! A response as plain data, so that it can be stored and replayed.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::context::responses::{Answer, Remember};
 use crate::domain::Idempotency;
 
-/// What a handler answers.
+/// The response of a handler.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: u16,
@@ -19,18 +19,18 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// A JSON body. Our own types always serialise; should one not, the client gets a 500 and the log says why.
+    /// A response with a JSON body; a 500 if the serialisation fails, which is a bug.
     pub fn json<T: Serialize + ?Sized>(status: u16, value: &T) -> Self {
         match serde_json::to_vec(value) {
             Ok(body) => Self::bytes(status, body.into()),
             Err(error) => {
-                tracing::error!(%error, "an answer could not be serialised");
+                tracing::error!(%error, "response serialisation failed");
                 Self::bytes(500, Bytes::from_static(b"{\"status\":500,\"code\":\"internal\"}"))
             }
         }
     }
 
-    /// A body that is JSON already.
+    /// A response whose body is serialised JSON.
     #[must_use]
     pub fn bytes(status: u16, body: Bytes) -> Self {
         Self { status, body, headers: Vec::new() }.with_content_type("application/json")
@@ -49,7 +49,7 @@ impl Reply {
         self
     }
 
-    /// A value that cannot be a header (it never happens with values of our own) is left out.
+    /// Ignores a value that is not a legal header value.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -58,17 +58,17 @@ impl Reply {
         self
     }
 
-    /// The first header of this name, for tests and for answers that are remembered.
+    /// The first header of this name.
     #[must_use]
     pub fn header(&self, wanted: &str) -> Option<&str> {
         self.headers.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.to_str().ok())
     }
 
-    /// Keeps something for as long as the body has not been written.
+    /// Keeps the permit until the body is written.
     #[must_use]
-    pub fn holding(mut self, turn: impl Send + 'static) -> Self {
+    pub fn hold_until_written(mut self, permit: impl Send + 'static) -> Self {
         if !self.body.is_empty() {
-            self.body = Bytes::from_owner(Holding { body: self.body, _turn: turn });
+            self.body = Bytes::from_owner(PermitBody { body: self.body, _permit: permit });
         }
         self
     }
@@ -78,15 +78,15 @@ impl Reply {
         Answer { status: self.status, body: Arc::from(self.body.as_ref()) }
     }
 
-    /// This answer, to be given again to whoever comes with the key.
+    /// The stored response for this key; `None` without a key.
     #[must_use]
-    pub fn remembered(&self, idempotency: Option<Idempotency>) -> Option<Remember> {
+    pub fn to_stored(&self, idempotency: Option<Idempotency>) -> Option<Remember> {
         Some(Remember { idempotency: idempotency?, answer: self.answer() })
     }
 
-    /// An earlier answer, given again. `path` is where the request went: a created thing lives below it.
+    /// Replays a stored response. `path` is the request's path, below which `Location` is.
     #[must_use]
-    pub fn again(answer: &Answer, path: &str) -> Self {
+    pub fn replay(answer: &Answer, path: &str) -> Self {
         let body = Bytes::copy_from_slice(&answer.body);
         let mut reply = if body.is_empty() { Self::empty() } else { Self::bytes(answer.status, body) };
         reply.status = answer.status;
@@ -102,9 +102,9 @@ impl Reply {
         let mut response = Response::new(Body::from(self.body));
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // What receivers replied stands in some answers, and a browser may be what reads them.
+        // Some responses contain replies of receivers, and the client may be a browser.
         response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        // Answers show secrets and payloads, and change at any time: no cache may keep one.
+        // Responses contain secrets and payloads, and change at any time.
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         for (name, value) in self.headers {
             response.headers_mut().append(name, value);
@@ -113,12 +113,12 @@ impl Reply {
     }
 }
 
-struct Holding<T> {
+struct PermitBody<T> {
     body: Bytes,
-    _turn: T,
+    _permit: T,
 }
 
-impl<T> AsRef<[u8]> for Holding<T> {
+impl<T> AsRef<[u8]> for PermitBody<T> {
     fn as_ref(&self) -> &[u8] {
         &self.body
     }

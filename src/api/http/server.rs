@@ -1,8 +1,8 @@
-//! The accept loop: HTTP/1.1 connections, plain or in TLS, with bounds on their number, their handshakes, their headers,
-//! their answers and their end.
+//! The accept loop for HTTP/1.1 connections, with or without TLS.
 //!
-//! Owns every connection's task; when it returns, none is left. What hyper lets pass and two readers of one request
-//! could understand differently is refused here.
+//! Owns the task of every connection: when [`serve`] returns, none is left. Limits the number of
+//! connections, and the time of handshakes, headers, responses and shutdown. Rejects requests that
+//! hyper accepts and a proxy could interpret differently.
 
 use std::future::{Future, pending};
 use std::io;
@@ -34,36 +34,34 @@ use crate::api::http::problem::Problem;
 use crate::api::http::socket::Socket;
 use crate::{limits, panics};
 
-/// Requests that are being answered at shutdown get this long.
+/// Time for requests in progress to complete at shutdown.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after an accept error that will not go away by itself (no more file descriptors).
+/// Pause after an accept error that persists, such as no free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a listener allows.
+/// Limits of a listener.
 #[derive(Clone)]
 pub struct Bounds {
-    /// Places for connections.
     pub connections: Arc<ConnectionLimit>,
-    /// Time of a TLS handshake, of a request's line and headers, and of a connection without a request.
+    /// Timeout of a TLS handshake, of a request's line and headers, and of an idle connection.
     pub header_timeout: Duration,
-    /// Time in which an answer that does not go out at once has to be taken.
+    /// Timeout of a blocked response write.
     pub answer_timeout: Duration,
-    /// Is called when there is no file descriptor left, again and again until there is one.
+    /// Called repeatedly while no file descriptor is free.
     pub on_shortage: Arc<dyn Fn() + Send + Sync>,
     /// `None`: plain HTTP.
     pub tls: Option<TlsAcceptor>,
 }
 
-/// Who sent a request, as far as the connection says.
+/// The peer address of the connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Marks an answer to somebody whose key is good.
+/// Marks the response to a request with a valid key.
 #[derive(Clone, Copy, Debug)]
 pub struct GoodKey;
 
-/// Serves until `shutdown` is ready, then finishes the requests that are being answered, at most for
-/// [`DRAIN_TIMEOUT`].
+/// Serves until `shutdown` is ready. Then waits at most [`DRAIN_TIMEOUT`] for requests in progress.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -89,15 +87,14 @@ pub async fn serve(
                     slot = bounds.connections.take() => Arc::new(slot),
                 };
                 let router = router.clone();
-                let connection = Connection { router, slot, peer: Peer(peer), misses_tls: false };
-                // A defect that one client brings about costs that client its connection.
+                let connection = Connection { router, slot, peer: Peer(peer), needs_tls: false };
+                // A panic ends only this connection.
                 connections.spawn(panics::contained(connection.run(stream, bounds.clone(), stopped.clone())));
             }
-            // It broke before it was accepted, which says nothing of the next one.
-            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) if is_connection_error(&error) => {}
             Err(error) => {
                 if !is_short {
-                    tracing::warn!(%error, "connections cannot be accepted");
+                    tracing::warn!(%error, "accept failed");
                 }
                 is_short = true;
                 (bounds.on_shortage)();
@@ -111,7 +108,8 @@ pub async fn serve(
     drain(connections).await;
 }
 
-fn is_of_one_connection(error: &io::Error) -> bool {
+/// Whether only one connection failed before it was accepted.
+fn is_connection_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
@@ -121,7 +119,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 async fn drain(mut connections: JoinSet<()>) {
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN_TIMEOUT, all).await.is_err() {
-        tracing::warn!(connections = connections.len(), "connections were cut at shutdown");
+        tracing::warn!(connections = connections.len(), "shutdown timed out, aborting connections");
         connections.shutdown().await;
     }
 }
@@ -130,12 +128,12 @@ struct Connection {
     router: Router,
     slot: Arc<ConnectionSlot>,
     peer: Peer,
-    /// Plain HTTP came where TLS is spoken.
-    misses_tls: bool,
+    /// The client sent plain HTTP to a TLS listener.
+    needs_tls: bool,
 }
 
-/// How a connection to a listener with TLS begins.
-enum Opening {
+/// A connection to a TLS listener. `Plain`: the client sent plain HTTP.
+enum AcceptedStream {
     Tls(Box<TlsStream<TcpStream>>),
     Plain(TcpStream),
 }
@@ -144,18 +142,18 @@ impl Connection {
     async fn run(mut self, stream: TcpStream, bounds: Bounds, mut stopped: watch::Receiver<bool>) {
         panics::test_point("connection");
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
+            tracing::debug!(%error, "setting TCP_NODELAY failed");
         }
         let Some(acceptor) = &bounds.tls else { return self.serve(stream, &bounds, stopped).await };
-        let opened = tokio::select! {
-            opened = tokio::time::timeout(bounds.header_timeout, open(acceptor, stream)) => opened,
+        let accepted = tokio::select! {
+            accepted = tokio::time::timeout(bounds.header_timeout, accept_tls(acceptor, stream)) => accepted,
             () = self.slot.evicted() => return,
-            () = has_stopped(&mut stopped) => return,
+            () = wait_until_stopped(&mut stopped) => return,
         };
-        match opened {
-            Ok(Ok(Opening::Tls(stream))) => self.serve(stream, &bounds, stopped).await,
-            Ok(Ok(Opening::Plain(stream))) => {
-                self.misses_tls = true;
+        match accepted {
+            Ok(Ok(AcceptedStream::Tls(stream))) => self.serve(stream, &bounds, stopped).await,
+            Ok(Ok(AcceptedStream::Plain(stream))) => {
+                self.needs_tls = true;
                 self.serve(stream, &bounds, stopped).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, peer = %self.peer.0, "TLS handshake failed"),
@@ -171,19 +169,19 @@ impl Connection {
     ) {
         let slot = self.slot.clone();
         let socket = Socket::new(stream, slot.clone(), bounds.answer_timeout);
-        let service = service_fn(|request| self.answer(request));
+        let service = service_fn(|request| self.respond(request));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(bounds.header_timeout)
             .max_buf_size(limits::HEADER_BYTES_MAX)
-            // Whoever has said everything and listens gets an answer; and what is being done is done to its end.
+            // A client that has shut down its sending side still gets the response in progress.
             .half_close(true)
             .serve_connection(TokioIo::new(socket), service);
         let mut connection = std::pin::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
             () = slot.evicted() => return,
-            () = has_stopped(&mut stopped) => {
+            () = wait_until_stopped(&mut stopped) => {
                 if slot.is_idle() {
                     return;
                 }
@@ -192,56 +190,56 @@ impl Connection {
             }
         };
         if let Err(error) = result {
-            tracing::debug!(%error, "a connection ended early");
+            tracing::debug!(%error, "connection failed");
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, std::convert::Infallible> {
+    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, std::convert::Infallible> {
         if !self.slot.begin() {
             return pending().await; // this connection is being dropped
         }
         let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
-        let checked = if self.misses_tls { Err(Problem::MissesTls) } else { check(&request) };
-        let is_refused = checked.is_err();
-        let mut answer = match checked {
+        let checked = if self.needs_tls { Err(Problem::MissesTls) } else { check_request(&request) };
+        let is_rejected = checked.is_err();
+        let mut response = match checked {
             Ok(()) => {
                 let read = read.clone();
-                let mut request = request.map(|body| Body::new(Reading { body, read }));
+                let mut request = request.map(|body| Body::new(TrackedBody { body, read }));
                 request.extensions_mut().insert(self.peer);
                 self.router.clone().call(request).await?
             }
             Err(problem) => problem.into_reply().into_response(),
         };
-        if is_refused || !read.load(Ordering::Relaxed) {
-            // What is left of the body is not read, so nothing can follow it.
-            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if is_rejected || !read.load(Ordering::Relaxed) {
+            // The rest of the body stays unread, so the connection cannot be reused.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        self.slot.on_answered(answer.extensions().get::<GoodKey>().is_some());
-        Ok(answer)
+        self.slot.on_response_ready(response.extensions().get::<GoodKey>().is_some());
+        Ok(response)
     }
 }
 
-/// Speaks TLS, unless what comes is a request of plain HTTP: that begins with a letter, which no TLS record does.
-async fn open(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<Opening> {
+/// Detects plain HTTP by its first byte: a letter, with which a TLS record never begins.
+async fn accept_tls(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<AcceptedStream> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0].is_ascii_alphabetic() {
-        return Ok(Opening::Plain(stream));
+        return Ok(AcceptedStream::Plain(stream));
     }
-    Ok(Opening::Tls(Box::new(acceptor.accept(stream).await?)))
+    Ok(AcceptedStream::Tls(Box::new(acceptor.accept(stream).await?)))
 }
 
-/// The watched value's guard must not live across an await, and a sender that is gone means the same as a stop.
-async fn has_stopped(stopped: &mut watch::Receiver<bool>) {
+/// Also returns when the sender is dropped. The watch guard must not live across an await.
+async fn wait_until_stopped(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
-/// A request's body that says whether it was read to its end.
-struct Reading {
+/// A request body that records whether it was read to its end.
+struct TrackedBody {
     body: Incoming,
     read: Arc<AtomicBool>,
 }
 
-impl HttpBody for Reading {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -263,8 +261,8 @@ impl HttpBody for Reading {
     }
 }
 
-/// Bytes of a request's line and headers as they are written without spare spaces. hyper's own bound is that of a buffer,
-/// which takes more when much arrives at once.
+/// Size of a request's line and headers without optional spaces. hyper only limits its buffer,
+/// which can hold more than that.
 fn head_bytes<T>(request: &Request<T>) -> usize {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(0, |target| target.as_str().len())
@@ -276,14 +274,14 @@ fn head_bytes<T>(request: &Request<T>) -> usize {
     line + request.headers().iter().map(field).sum::<usize>() + "\r\n".len()
 }
 
-/// What is too large, not supported, or what a proxy in front might have understood in another way (RFC 9112 sections 3.2
-/// and 6.1).
-fn check<T>(request: &Request<T>) -> Result<(), Problem> {
+/// Rejects headers that are too large, unsupported, or that a proxy could interpret differently
+/// (RFC 9112, sections 3.2 and 6.1).
+fn check_request<T>(request: &Request<T>) -> Result<(), Problem> {
     let (version, headers) = (request.version(), request.headers());
     if head_bytes(request) > limits::HEADER_BYTES_MAX {
         return Err(Problem::HeadersTooLarge);
     }
-    // RFC 9110, section 10.1.1: one of HTTP/1.0 has no meaning.
+    // RFC 9110, section 10.1.1: ignored in HTTP/1.0.
     let mut expectations = headers.get_all(header::EXPECT).iter();
     if version == Version::HTTP_11
         && expectations.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
@@ -295,11 +293,11 @@ fn check<T>(request: &Request<T>) -> Result<(), Problem> {
     if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"))
         || encodings.next().is_some()
     {
-        return Err(Problem::Malformed("the only transfer coding is `chunked`, once".to_owned()));
+        return Err(Problem::Malformed("the only supported transfer coding is `chunked`, once".to_owned()));
     }
     let hosts = headers.get_all(header::HOST).iter().count();
     if hosts > 1 || (hosts == 0 && version == Version::HTTP_11) {
-        return Err(Problem::Malformed("exactly one `Host` is needed".to_owned()));
+        return Err(Problem::Malformed("exactly one `Host` header is required".to_owned()));
     }
     Ok(())
 }
@@ -313,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     fn bounds(connections: usize, timeout: Duration) -> Bounds {
         Bounds {
@@ -326,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_in_flight_is_answered_before_the_server_ends() {
+    async fn request_in_progress_completes_before_the_server_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (entered, arrived) = oneshot::channel();
@@ -358,20 +356,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slow_readers_do_not_keep_probes_out() {
-        const SEATS: usize = 8;
+    async fn slow_readers_do_not_block_probes() {
+        const CONNECTIONS: usize = 8;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let large: Arc<str> = "x".repeat(8 << 20).into();
         let router = Router::new()
             .route("/metrics", get(move || std::future::ready(large.to_string())))
             .route("/readyz", get(|| std::future::ready("ready")));
-        // No deadline helps within the patience of this test.
-        let bounds = bounds(SEATS, 60 * PATIENCE);
+        // No deadline expires during the test.
+        let bounds = bounds(CONNECTIONS, 60 * TEST_TIMEOUT);
         let connections = bounds.connections.clone();
         let server = tokio::spawn(serve(listener, router, bounds, pending()));
         let mut readers = Vec::new();
-        for _ in 0..2 * SEATS {
+        for _ in 0..2 * CONNECTIONS {
             let socket = TcpSocket::new_v4().unwrap();
             socket.set_recv_buffer_size(4_096).unwrap();
             let mut reader = socket.connect(address).await.unwrap();
@@ -386,8 +384,8 @@ mod tests {
             probe.read_to_string(&mut answer).await.unwrap();
             assert!(answer.ends_with("ready"), "{answer}");
         };
-        tokio::time::timeout(PATIENCE, probe).await.expect("the probe has no place");
-        assert!(connections.taken() <= SEATS && connections.take_evicted() > 0);
+        tokio::time::timeout(TEST_TIMEOUT, probe).await.expect("the probe gets no slot");
+        assert!(connections.taken() <= CONNECTIONS && connections.take_evicted() > 0);
         server.abort();
     }
 }

@@ -1,8 +1,8 @@
-//! A connection's bytes: an answer has to be taken in time, and the end is one that the client can read.
+//! The byte stream of a connection: write deadline and lingering close.
 //!
-//! Owns the deadline of what is being written, which hyper does not have, and the lingering close: a client that is
-//! refused while it is still sending would lose the early_error, if what it sends met a closed socket. What hyper answers by
-//! itself says more here than it would say ([`super::early_errors`]).
+//! hyper has no write deadline. Without the lingering close, a client that is still sending when it
+//! is rejected would get a connection reset and lose the response. Also replaces the error
+//! responses of hyper ([`super::early_errors`]).
 
 use std::io;
 use std::pin::Pin;
@@ -25,7 +25,7 @@ pub(super) struct Socket<S> {
     stream: S,
     slot: Arc<ConnectionSlot>,
     answer_timeout: Duration,
-    /// Set while it replaces an error of hyper.
+    /// Set while an error response of hyper is being replaced.
     early_error: Option<EarlyError>,
     /// Deadline of a blocked write; unset once everything is written.
     blocked: Option<Pin<Box<Sleep>>>,
@@ -48,8 +48,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// A blocked write has a deadline. Partial progress does not extend it.
-    fn in_time<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Fails a blocked write at its deadline. Partial progress does not extend it.
+    fn limit_time<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             return written;
         }
@@ -91,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Self { stream, slot, early_error, .. } = &mut *self;
-        // No request is in progress: these bytes are an error of hyper.
+        // No request is in progress: these bytes are an error response of hyper.
         if early_error.is_none() && slot.is_idle() {
             *early_error = EarlyError::replacing(parts);
         }
@@ -103,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         if written.is_ready() {
             self.early_error = None;
         }
-        self.in_time(context, written)
+        self.limit_time(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -114,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS buffers records until they are flushed.
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        ready!(self.in_time(context, flushed))?;
+        ready!(self.limit_time(context, flushed))?;
         self.blocked = None;
         self.slot.on_written();
         Poll::Ready(Ok(()))
@@ -135,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
             self.shut_down = true;
         }
         let mut bytes = [0; LINGER_BYTES];
-        // As often as hyper reads before it yields.
+        // hyper also reads 16 times before it yields.
         for _ in 0..16 {
             let mut buffer = ReadBuf::new(&mut bytes);
             match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
@@ -145,7 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        // The deadline also ends a client that never stops sending.
+        // Also checked while bytes arrive: a client may send forever.
         if self.has_lingered(context) {
             return Poll::Ready(Ok(()));
         }

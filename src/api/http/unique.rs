@@ -1,8 +1,7 @@
-//! JSON in which no object has a member twice.
+//! Deserialization of JSON maps and values that rejects duplicate members.
 //!
-//! serde refuses a repeated member of our own structures, but keeps the last one in maps and in free JSON. Whoever checks a
-//! request before us may read the first: bodies are read by these types wherever a map or a free value holds members of
-//! ours.
+//! serde rejects duplicate members of structs, but keeps the last one in maps and values. A proxy
+//! that inspects requests may use the first one instead.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,19 +11,18 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Number, Value};
 
-/// Any JSON value. No object in it, at any depth, has a member twice.
+/// Any JSON value without duplicate members at any depth.
 struct Unique(Value);
 
-/// A merge patch of an endpoint. Its `metadata` is the client's own, and is taken as it comes.
+/// A merge patch of an endpoint. Its `metadata` is free JSON and may have duplicate members.
 pub(in crate::api) struct Patch(pub(in crate::api) Value);
 
-/// The client's own member.
 const METADATA: &str = "metadata";
 
-/// For a member that is an object of values of one type, absent or null.
+/// Deserializes a member that is an object of values of one type, absent or null.
 ///
 /// # Errors
-/// For anything else, and for a name that is there twice.
+/// For any other value, and for a duplicate name.
 pub(in crate::api) fn members<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<BTreeMap<String, T>>, D::Error> {
@@ -47,7 +45,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Members<T> {
                 let mut members = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if members.contains_key(&name) {
-                        return Err(repeated(&name));
+                        return Err(duplicate_field(&name));
                     }
                     members.insert(name, map.next_value()?);
                 }
@@ -58,29 +56,29 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Members<T> {
     }
 }
 
-/// In serde's words, which are answered with a pointer to the member.
-fn repeated<E: Error>(name: &str) -> E {
+/// Uses serde's message, from which [`super::body`] derives the pointer.
+fn duplicate_field<E: Error>(name: &str) -> E {
     E::custom(format_args!("duplicate field `{name}`"))
 }
 
 impl<'de> Deserialize<'de> for Unique {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Free { exempt: None }).map(Self)
+        deserializer.deserialize_any(UniqueVisitor { exempt: None }).map(Self)
     }
 }
 
 impl<'de> Deserialize<'de> for Patch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Free { exempt: Some(METADATA) }).map(Self)
+        deserializer.deserialize_any(UniqueVisitor { exempt: Some(METADATA) }).map(Self)
     }
 }
 
-/// Reads a value. What is in the member `exempt` is read as serde reads it.
-struct Free {
+/// Reads a value. The member `exempt` of the outer object may have duplicate members.
+struct UniqueVisitor {
     exempt: Option<&'static str>,
 }
 
-impl<'de> Visitor<'de> for Free {
+impl<'de> Visitor<'de> for UniqueVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +125,7 @@ impl<'de> Visitor<'de> for Free {
         let mut members = Map::new();
         while let Some(name) = map.next_key::<String>()? {
             if members.contains_key(&name) {
-                return Err(repeated(&name));
+                return Err(duplicate_field(&name));
             }
             let value = if self.exempt == Some(name.as_str()) {
                 map.next_value()?
@@ -147,7 +145,7 @@ mod tests {
     use crate::api::http::body::parse_any;
     use crate::api::http::problem::{FieldError, Problem};
 
-    fn place(body: &str) -> String {
+    fn duplicate_pointer(body: &str) -> String {
         match parse_any::<Patch>(body.as_bytes()) {
             Err(Problem::Validation(errors)) => {
                 let [error] = &errors[..] else { panic!("{errors:?}") };
@@ -166,18 +164,18 @@ mod tests {
     }
 
     #[test]
-    fn repeated_member_is_pointed_at() {
-        assert_eq!(place(r#"{"url":1,"url":2}"#), "/url");
-        assert_eq!(place(r#"{"url":1,"\u0075rl":1}"#), "/url");
-        assert_eq!(place(r#"{"headers":{"X-A":"1","b":"2","X-A":"1"}}"#), "/headers/X-A");
-        assert_eq!(place(r#"{"retry":{"schedule":["1s"],"schedule":null}}"#), "/retry/schedule");
-        assert_eq!(place(r#"{"a":[0,{"b":{"c":1,"c":1}}]}"#), "/a/1/b/c");
-        assert_eq!(place(r#"{"metadata":{"a":1,"a":2},"metadata":{}}"#), "/metadata");
-        assert_eq!(place(r#"{"retry":{"metadata":{"a":1,"a":2}}}"#), "/retry/metadata/a");
+    fn duplicate_member_is_an_error_with_its_pointer() {
+        assert_eq!(duplicate_pointer(r#"{"url":1,"url":2}"#), "/url");
+        assert_eq!(duplicate_pointer(r#"{"url":1,"\u0075rl":1}"#), "/url");
+        assert_eq!(duplicate_pointer(r#"{"headers":{"X-A":"1","b":"2","X-A":"1"}}"#), "/headers/X-A");
+        assert_eq!(duplicate_pointer(r#"{"retry":{"schedule":["1s"],"schedule":null}}"#), "/retry/schedule");
+        assert_eq!(duplicate_pointer(r#"{"a":[0,{"b":{"c":1,"c":1}}]}"#), "/a/1/b/c");
+        assert_eq!(duplicate_pointer(r#"{"metadata":{"a":1,"a":2},"metadata":{}}"#), "/metadata");
+        assert_eq!(duplicate_pointer(r#"{"retry":{"metadata":{"a":1,"a":2}}}"#), "/retry/metadata/a");
     }
 
     #[test]
-    fn patch_is_read_as_serde_reads_it() {
+    fn patch_without_duplicates_equals_serde_value() {
         for body in [
             r#"{"url":"x","a":[1,-1,1.5,null,true,{"b":{}}],"metadata":{"deep":[{"x":1,"x":2}]}}"#,
             "[]",

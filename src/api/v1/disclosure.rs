@@ -1,10 +1,10 @@
-//! What a caller is shown of a receiver's reply and of a failed attempt.
+//! Disclosure of receivers' replies and attempt failures to callers.
 //!
-//! Owns: the one decision on it. A receiver inside the operator's network (at an address that only `egress.allow_networks`
-//! opens) answers with what a tenant must not read: pages, the place that a redirect leads to, the errors of services that
-//! speak no HTTP. The record of an attempt keeps all of it, with the network in which the receiver was at the time; callers
-//! that are bound to a tenant see the status and nothing else. A failure without a status has one class and one text for
-//! them, so that it does not tell closed, open and TLS ports apart.
+//! An internal receiver is one at an address that only `egress.allow_networks` permits. Its replies
+//! may contain internal pages, redirect targets, or errors of services without HTTP, which a tenant
+//! must not read. The record of an attempt keeps all details, and the receiver's network at the
+//! time. Callers bound to a tenant only see the status of an internal receiver. Failures without a
+//! status have one class and text, which does not distinguish closed, open and TLS ports.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use crate::api::http::auth::Audience;
 use crate::domain::{Asked, Attempt, ClosedList, ErrorClass, Network};
 use crate::rules::handshake::AGREED;
 
-/// The class of a failure without a reply, where the cause is for operators only.
+/// The class that tenants see for an internal failure without a reply.
 const NO_REPLY_CLASS: &str = "noReply";
 
-/// The class of a failure as a caller may see it.
+/// The error classes that responses contain.
 #[derive(Clone, Copy)]
 pub struct ShownClass;
 
@@ -32,20 +32,20 @@ impl ClosedList for ShownClass {
 }
 
 const NO_REPLY: &str =
-    "no HTTP reply from inside the operator's network; the reason is shown to keys without a tenant";
+    "no HTTP reply from inside the operator's network; only keys without a tenant see the reason";
 const NO_CONSENT: &str =
-    "no consent from inside the operator's network; the reason is shown to keys without a tenant";
-/// One text for every answer of the name servers: they answer differently for names that exist inside.
+    "no consent from inside the operator's network; only keys without a tenant see the reason";
+/// One text for all DNS failures: their details depend on whether an internal name exists.
 const UNRESOLVED: &str = "the host name could not be resolved";
 
-/// A failure as it is shown.
+/// A failure as shown to a caller.
 pub struct Failure<'a> {
     pub class: &'static str,
     pub text: Cow<'a, str>,
 }
 
 impl Failure<'_> {
-    /// Class and text in one line. A status says what it is by itself.
+    /// Class and text in one line; a status needs no class.
     #[must_use]
     pub fn line(&self) -> String {
         if self.class == ErrorClass::Status.as_str() {
@@ -55,17 +55,17 @@ impl Failure<'_> {
     }
 }
 
-/// Why an attempt failed; `None` for a success.
+/// The failure of an attempt; `None` for a success.
 #[must_use]
 pub fn failure(attempt: &Attempt, audience: Audience) -> Option<Failure<'_>> {
     let (class, text) = attempt.error.as_ref()?;
-    let whole = Failure { class: class.as_str(), text: Cow::Borrowed(text) };
+    let full = Failure { class: class.as_str(), text: Cow::Borrowed(text) };
     Some(match (audience, class, attempt.network, attempt.status) {
-        (Audience::Operator, ..) => whole,
-        (Audience::Tenant, ErrorClass::Dns, ..) => Failure { text: UNRESOLVED.into(), ..whole },
-        (Audience::Tenant, _, Network::Public, _) => whole,
+        (Audience::Operator, ..) => full,
+        (Audience::Tenant, ErrorClass::Dns, ..) => Failure { text: UNRESOLVED.into(), ..full },
+        (Audience::Tenant, _, Network::Public, _) => full,
         (Audience::Tenant, _, Network::Internal, Some(status)) => {
-            Failure { text: format!("status {status}").into(), ..whole }
+            Failure { text: format!("status {status}").into(), ..full }
         }
         (Audience::Tenant, _, Network::Internal, None) => {
             Failure { class: NO_REPLY_CLASS, text: NO_REPLY.into() }
@@ -80,7 +80,7 @@ pub fn body(attempt: &Attempt, audience: Audience) -> Option<String> {
     is_shown.then(|| String::from_utf8_lossy(&attempt.reply).into_owned())
 }
 
-/// What came of a receiver's last request for consent.
+/// The result of the last handshake request.
 #[must_use]
 pub fn handshake_answer(asked: &Asked, audience: Audience) -> String {
     let is_shown = audience == Audience::Operator || asked.network == Network::Public;
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn tenant_reads_bodies_of_the_public_network_only() {
+    fn tenant_reads_only_replies_from_the_public_network() {
         for (network, audience, shown) in [
             (Network::Public, Audience::Tenant, true),
             (Network::Internal, Audience::Tenant, false),
@@ -139,30 +139,30 @@ mod tests {
     }
 
     #[test]
-    fn redirect_from_inside_is_its_status_to_a_tenant() {
+    fn tenant_sees_only_the_status_of_an_internal_redirect() {
         let text = "status 302: redirects are not followed (to http://10.9.8.7/?token=T)";
-        let inside = attempt(ErrorClass::Status, text, Some(302), Network::Internal);
-        assert_eq!(line(&inside, Audience::Tenant), "status 302");
-        assert_eq!(line(&inside, Audience::Operator), text);
+        let internal = attempt(ErrorClass::Status, text, Some(302), Network::Internal);
+        assert_eq!(line(&internal, Audience::Tenant), "status 302");
+        assert_eq!(line(&internal, Audience::Operator), text);
         let public = attempt(ErrorClass::Status, text, Some(302), Network::Public);
         assert_eq!(line(&public, Audience::Tenant), text);
     }
 
     #[test]
-    fn failures_inside_are_all_the_same_to_a_tenant() {
+    fn tenant_cannot_distinguish_internal_failures() {
         let mut lines = std::collections::BTreeSet::new();
         for class in ErrorClass::ALL {
-            let inside = attempt(class, class.as_str(), None, Network::Internal);
-            assert!(line(&inside, Audience::Operator).contains(class.as_str()), "{class:?}");
+            let internal = attempt(class, class.as_str(), None, Network::Internal);
+            assert!(line(&internal, Audience::Operator).contains(class.as_str()), "{class:?}");
             if class != ErrorClass::Dns {
-                lines.insert(line(&inside, Audience::Tenant));
+                lines.insert(line(&internal, Audience::Tenant));
             }
         }
         assert_eq!(Vec::from_iter(lines), [format!("{NO_REPLY_CLASS}: {NO_REPLY}")]);
     }
 
     #[test]
-    fn failed_resolution_has_one_text_for_tenants() {
+    fn tenant_sees_one_text_for_dns_failures() {
         for text in ["the host name has no address", "the name servers did not answer in time"] {
             let failed = attempt(ErrorClass::Dns, text, None, Network::Public);
             assert_eq!(line(&failed, Audience::Tenant), format!("dns: {UNRESOLVED}"));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn handshake_answer_from_inside_is_for_operators() {
+    fn only_operators_see_an_internal_handshake_answer() {
         let asked = |answer: &str, network| Asked {
             since: Timestamp::ZERO,
             count: 1,
@@ -181,9 +181,9 @@ mod tests {
             next_at: Timestamp::ZERO,
         };
         let detail = "tls: the certificate is for `db.corp`";
-        let inside = asked(detail, Network::Internal);
-        assert_eq!(handshake_answer(&inside, Audience::Tenant), NO_CONSENT);
-        assert_eq!(handshake_answer(&inside, Audience::Operator), detail);
+        let internal = asked(detail, Network::Internal);
+        assert_eq!(handshake_answer(&internal, Audience::Tenant), NO_CONSENT);
+        assert_eq!(handshake_answer(&internal, Audience::Operator), detail);
         assert_eq!(handshake_answer(&asked(detail, Network::Public), Audience::Tenant), detail);
         assert_eq!(handshake_answer(&asked(AGREED, Network::Internal), Audience::Tenant), AGREED);
         let dns = asked("dns: the host name has no address", Network::Public);

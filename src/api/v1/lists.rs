@@ -1,6 +1,6 @@
 //! Query parameters, pages and cursors.
 //!
-//! A cursor is opaque to clients: base64url of a version byte, a byte for the list that it belongs to, and a place.
+//! A cursor is opaque to clients: base64url of a version byte, a list byte and a sort key.
 
 use std::borrow::Cow;
 
@@ -19,10 +19,10 @@ use crate::domain::{
 use crate::limits;
 use crate::service::types::{Cursor, Page};
 
-/// Layout of a cursor. A new layout gets a new number, so an old cursor is refused and not misread.
+/// Layout version of a cursor. With another version a cursor is rejected, not misread.
 const CURSOR_VERSION: u8 = 1;
 
-/// Which list a cursor belongs to.
+/// The list of a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List {
     Events = 1,
@@ -40,10 +40,10 @@ pub struct Param {
     pub kind: Kind,
 }
 
-/// What a query parameter holds.
+/// The type of a query parameter.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    /// A regular expression, and the longest text in bytes.
+    /// Pattern and maximum length in bytes.
     Text(&'static str, usize),
     Time,
     Position,
@@ -51,7 +51,7 @@ pub enum Kind {
     Word(&'static [&'static str]),
 }
 
-/// The query of one request: known parameters, each at most once.
+/// The query parameters of one request.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
     pairs: Vec<(&'static str, String)>,
@@ -59,7 +59,7 @@ pub struct Query {
 
 impl Query {
     /// # Errors
-    /// 422 that names every parameter that is unknown or there twice.
+    /// 422 that names each unknown or duplicate parameter.
     pub fn parse(raw: Option<&str>, allowed: &'static [Param]) -> Result<Self, Problem> {
         let mut query = Self::default();
         let mut errors = Vec::new();
@@ -69,7 +69,7 @@ impl Query {
                     errors.push(FieldError::parameter(name.clone(), format!("unknown parameter `{name}`")))
                 }
                 Some(param) if query.text(param.name).is_some() => {
-                    errors.push(FieldError::parameter(param.name, "the parameter is there twice"));
+                    errors.push(FieldError::parameter(param.name, "duplicate parameter"));
                 }
                 Some(param) => query.pairs.push((param.name, value.into_owned())),
             }
@@ -82,7 +82,7 @@ impl Query {
         self.pairs.iter().find(|(one, _)| *one == name).map(|(_, value)| value.as_str())
     }
 
-    /// Any name that parses from text.
+    /// A parameter that parses from text.
     ///
     /// # Errors
     /// 422 that names the parameter.
@@ -98,7 +98,7 @@ impl Query {
     /// 422 that names the parameter.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
         let Some(value) = self.text(name) else { return Ok(None) };
-        text::parse_bound(&with_plus(value)).map(Some).map_err(|error| Problem::parameter(name, error))
+        text::parse_bound(&restore_plus(value)).map(Some).map_err(|error| Problem::parameter(name, error))
     }
 
     /// One of these words.
@@ -126,7 +126,7 @@ impl Query {
     /// Items per page: 1 to [`limits::PAGE_ITEMS_MAX`].
     ///
     /// # Errors
-    /// 422 outside of that.
+    /// 422 for any other value.
     pub fn limit(&self) -> Result<usize, Problem> {
         let Some(value) = self.text("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
         match value.parse::<usize>() {
@@ -139,19 +139,19 @@ impl Query {
     }
 
     /// # Errors
-    /// 422 for a cursor that this list did not give.
+    /// 422 for a cursor that is not of this list.
     pub fn cursor(&self, list: List) -> Result<Option<Cursor>, Problem> {
         let Some(value) = self.text("cursor") else { return Ok(None) };
-        let place = decode(list, value)?;
-        match <[u8; 20]>::try_from(place.as_slice()) {
-            Ok(place) => Ok(Some(cursor_at(place))),
+        let key = decode(list, value)?;
+        match <[u8; 20]>::try_from(key.as_slice()) {
+            Ok(key) => Ok(Some(cursor_from_key(key))),
             Err(_) => Err(bad_cursor()),
         }
     }
 
-    /// The address of the next page.
+    /// The `Link` header of the next page, with the filters of this one.
     #[must_use]
-    pub fn link(&self, path: &str, next: &str) -> String {
+    pub fn next_link(&self, path: &str, next: &str) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         for (name, value) in self.pairs.iter().filter(|(name, _)| *name != "cursor") {
             query.append_pair(name, value);
@@ -161,8 +161,8 @@ impl Query {
     }
 }
 
-/// In a query an unencoded `+` reads as a space. Before an offset a space can be nothing else.
-fn with_plus(time: &str) -> Cow<'_, str> {
+/// Restores the unencoded `+` of an offset, which decodes as a space.
+fn restore_plus(time: &str) -> Cow<'_, str> {
     match time.rsplit_once(' ') {
         Some((moment, offset)) if offset.len() == "00:00".len() => Cow::Owned(format!("{moment}+{offset}")),
         _ => Cow::Borrowed(time),
@@ -173,50 +173,50 @@ fn bad_cursor() -> Problem {
     Problem::parameter("cursor", "not a cursor of this list; start without one")
 }
 
-fn cursor_at(place: [u8; 20]) -> Cursor {
+fn cursor_from_key(key: [u8; 20]) -> Cursor {
     let number =
-        |from: usize| place[from..from + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-    let endpoint = place[8..12].iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
+        |from: usize| key[from..from + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    let endpoint = key[8..12].iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
     Cursor { position: Position(number(0)), endpoint: EndpointNumber(endpoint), event: Position(number(12)) }
 }
 
-/// The text of a cursor with a place of its own.
+/// Encodes a cursor with this sort key.
 #[must_use]
-pub fn encode(list: List, place: &[u8]) -> String {
+pub fn encode(list: List, key: &[u8]) -> String {
     let mut bytes = vec![CURSOR_VERSION, list as u8];
-    bytes.extend_from_slice(place);
+    bytes.extend_from_slice(key);
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// # Errors
-/// 422 for a cursor that this list did not give.
+/// 422 for a cursor that is not of this list.
 pub fn decode(list: List, text: &str) -> Result<Vec<u8>, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad_cursor())?;
     match bytes.as_slice() {
-        [CURSOR_VERSION, tag, place @ ..] if *tag == list as u8 => Ok(place.to_vec()),
+        [CURSOR_VERSION, tag, key @ ..] if *tag == list as u8 => Ok(key.to_vec()),
         _ => Err(bad_cursor()),
     }
 }
 
 #[must_use]
 pub fn cursor_text(list: List, cursor: Cursor) -> String {
-    let mut place = cursor.position.0.to_be_bytes().to_vec();
-    place.extend_from_slice(&cursor.endpoint.0.to_be_bytes());
-    place.extend_from_slice(&cursor.event.0.to_be_bytes());
-    encode(list, &place)
+    let mut key = cursor.position.0.to_be_bytes().to_vec();
+    key.extend_from_slice(&cursor.endpoint.0.to_be_bytes());
+    key.extend_from_slice(&cursor.event.0.to_be_bytes());
+    encode(list, &key)
 }
 
-/// The body of every list.
+/// The body of a list.
 #[derive(Serialize, schemars::JsonSchema)]
 pub struct ListBody<T> {
     /// Newest first.
     pub data: Vec<T>,
-    /// The `cursor` of the next page; null on the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next: Option<String>,
 }
 
-/// Answers a page. Its items were turned into what the API shows.
-pub fn answer<T: Serialize>(
+/// The response with a page; `data` are the bodies of its items.
+pub fn page_reply<T: Serialize>(
     path: &str,
     query: &Query,
     list: List,
@@ -224,12 +224,12 @@ pub fn answer<T: Serialize>(
     data: Vec<T>,
 ) -> Reply {
     let next = page.next.map(|cursor| cursor_text(list, cursor));
-    let reply = answer_with(path, query, data, next);
+    let reply = list_reply(path, query, data, next);
     reply.with_header("balto-position", &page.as_of.to_string())
 }
 
-pub fn answer_with<T: Serialize>(path: &str, query: &Query, data: Vec<T>, next: Option<String>) -> Reply {
-    let link = next.as_deref().map(|next| query.link(path, next));
+pub fn list_reply<T: Serialize>(path: &str, query: &Query, data: Vec<T>, next: Option<String>) -> Reply {
+    let link = next.as_deref().map(|next| query.next_link(path, next));
     let reply = Reply::json(200, &ListBody { data, next });
     match link {
         Some(link) => reply.with_header("link", &link),
@@ -237,9 +237,9 @@ pub fn answer_with<T: Serialize>(path: &str, query: &Query, data: Vec<T>, next: 
     }
 }
 
-/// A list that is filtered by something that does not exist.
+/// The response to a filter by a resource that does not exist.
 #[must_use]
-pub fn nothing() -> Reply {
+pub fn empty_reply() -> Reply {
     Reply::json(200, &ListBody::<()> { data: Vec::new(), next: None })
 }
 
@@ -247,7 +247,6 @@ const fn param(name: &'static str, about: &'static str, kind: Kind) -> Param {
     Param { name, about, kind }
 }
 
-/// Why a window is refused.
 pub const UNTIL_BEFORE_SINCE: &str = "must not be before `since`";
 
 /// Dot-separated words.
@@ -257,11 +256,11 @@ pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
 
 pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
 pub const TYPE: Param = param("type", "Only this event type", NAME);
-const SINCE: Param = param("since", "Of events accepted at or after this time", Kind::Time);
-const UNTIL: Param = param("until", "Of events accepted before this time", Kind::Time);
-pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; 50 without it", Kind::Limit);
-pub const CURSOR: Param = param("cursor", "`next` of the page before", Kind::Text("^[A-Za-z0-9_-]+$", 128));
-pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also when it was deleted", ID);
+const SINCE: Param = param("since", "Only events accepted at or after this time", Kind::Time);
+const UNTIL: Param = param("until", "Only events accepted before this time", Kind::Time);
+pub const LIMIT: Param = param("limit", "Items per page, 1 to 250; default 50", Kind::Limit);
+pub const CURSOR: Param = param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 128));
+pub const ENDPOINT: Param = param("endpointId", "Only this endpoint, also if it is deleted", ID);
 pub const EVENT_STATUSES: &[&str] = EventStatus::WORDS;
 pub const ENDPOINT_STATUSES: &[&str] = EndpointStatusName::WORDS;
 pub const DELIVERY_STATUSES: &[&str] = DeliveryStatus::WORDS;
@@ -271,19 +270,23 @@ pub const EVENTS: &[Param] = &[
     TENANT,
     TYPE,
     param("stream", "Only this stream", Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX)),
-    param("status", "Only events in this state", Kind::Word(EVENT_STATUSES)),
+    param("status", "Only events with this status", Kind::Word(EVENT_STATUSES)),
     SINCE,
     UNTIL,
     LIMIT,
     CURSOR,
 ];
-pub const ENDPOINTS: &[Param] =
-    &[TENANT, param("status", "Only endpoints in this state", Kind::Word(ENDPOINT_STATUSES)), LIMIT, CURSOR];
+pub const ENDPOINTS: &[Param] = &[
+    TENANT,
+    param("status", "Only endpoints with this status", Kind::Word(ENDPOINT_STATUSES)),
+    LIMIT,
+    CURSOR,
+];
 pub const DELIVERIES: &[Param] = &[
     ENDPOINT,
     param("eventId", "Only this event", ID),
     TENANT,
-    param("status", "Only deliveries in this state", Kind::Word(DELIVERY_STATUSES)),
+    param("status", "Only deliveries with this status", Kind::Word(DELIVERY_STATUSES)),
     TYPE,
     SINCE,
     UNTIL,
@@ -294,34 +297,37 @@ pub const DEAD_LETTERS: &[Param] = &[
     ENDPOINT,
     TENANT,
     TYPE,
-    param("reason", "Only letters that died of this", Kind::Word(REASONS)),
-    param("since", "Died at or after this time", Kind::Time),
-    param("until", "Died before this time", Kind::Time),
+    param("reason", "Only dead letters with this reason", Kind::Word(REASONS)),
+    param("since", "Only deliveries that died at or after this time", Kind::Time),
+    param("until", "Only deliveries that died before this time", Kind::Time),
     LIMIT,
     CURSOR,
 ];
 pub const KEYS: &[Param] = &[LIMIT, CURSOR];
-pub const ONE_EVENT: &[Param] =
-    &[param("tenant", "Where a chosen id is looked up; `default` without it", NAME)];
-pub const PUBLISH: &[Param] = &[param("tenant", "Of CloudEvents; others name it in the body", NAME)];
+pub const ONE_EVENT: &[Param] = &[param(
+    "tenant",
+    "The tenant of an id that the publisher chose; default: the key's, or `default`",
+    NAME,
+)];
+pub const PUBLISH: &[Param] =
+    &[param("tenant", "The tenant of CloudEvents; other events name it in the body", NAME)];
 pub const WINDOW: &[Param] = &[
-    param("since", "Attempts of this hour and those after it; the last 24 hours without it", Kind::Time),
-    param("until", "Attempts before this time, or in its hour; now without it", Kind::Time),
+    param("since", "Attempts from this hour on; default: the last 24 hours", Kind::Time),
+    param("until", "Attempts up to the hour of this time; default: now", Kind::Time),
 ];
 pub const BACKUP: &[Param] = &[
-    param("after", "The position that this part comes after: `next` of the one before", Kind::Position),
-    param("until", "The backup's last position: `until` of its first part", Kind::Position),
-    param("id", "The backup's id: `id` of its first part, when it has one", Kind::Text("^[0-9a-f]{32}$", 32)),
+    param("after", "The position before this part: `next` of the previous part", Kind::Position),
+    param("until", "The backup's last position: `until` of the first part", Kind::Position),
+    param("id", "The backup's id: `id` of the first part, if present", Kind::Text("^[0-9a-f]{32}$", 32)),
 ];
 pub const NONE: &[Param] = &[];
 
-/// The dead letter's reason of this name.
 #[must_use]
-pub fn reason(word: &str) -> Option<DeadReason> {
+pub fn parse_reason(word: &str) -> Option<DeadReason> {
     DeadReason::from_word(word)
 }
 
-/// The filters that every list of events, deliveries or dead letters has.
+/// The common filters of events, deliveries and dead letters.
 pub struct Common {
     pub tenant: Option<Tenant>,
     pub event_type: Option<EventType>,
@@ -332,15 +338,15 @@ pub struct Common {
 impl Query {
     /// # Errors
     /// 422 that names the parameter.
-    pub fn common(&self) -> Result<Common, Problem> {
+    pub fn common_filters(&self) -> Result<Common, Problem> {
         let (since, until) = self.window()?;
         Ok(Common { tenant: self.get("tenant")?, event_type: self.get("type")?, since, until })
     }
 
-    /// `since` and `until`. An empty window lists nothing; one that ends before it begins is a mistake.
+    /// Parses `since` and `until`. The window may be empty.
     ///
     /// # Errors
-    /// 422 that names the parameter.
+    /// 422 for a malformed time, or if `until` is before `since`.
     pub fn window(&self) -> Result<(Option<Timestamp>, Option<Timestamp>), Problem> {
         let (since, until) = (self.time("since")?, self.time("until")?);
         if until.is_some() && since > until {
@@ -354,7 +360,7 @@ impl Query {
 mod tests {
     use super::*;
 
-    const PLACE: Cursor =
+    const EXAMPLE: Cursor =
         Cursor { position: Position(0x0102_0304_0506), endpoint: EndpointNumber(7), event: Position(9) };
 
     fn with_cursor(text: &str) -> Query {
@@ -362,14 +368,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_leads_back_to_its_place() {
-        let text = cursor_text(List::Deliveries, PLACE);
-        assert_eq!(with_cursor(&text).cursor(List::Deliveries), Ok(Some(PLACE)));
+    fn cursor_round_trips() {
+        let text = cursor_text(List::Deliveries, EXAMPLE);
+        assert_eq!(with_cursor(&text).cursor(List::Deliveries), Ok(Some(EXAMPLE)));
     }
 
     #[test]
-    fn a_cursor_that_was_tampered_with_is_refused() {
-        let text = cursor_text(List::Deliveries, PLACE);
+    fn modified_cursor_is_rejected() {
+        let text = cursor_text(List::Deliveries, EXAMPLE);
         assert_eq!(with_cursor(&text).cursor(List::Events).unwrap_err().status(), 422);
         for bad in
             ["", "x", "!!!", &text[..text.len() - 2], &format!("{text}AA"), &format!("{text}="), &text[4..]]
@@ -381,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_repeated_parameters_are_named() {
+    fn unknown_and_duplicate_parameters_are_named() {
         let problem = Query::parse(Some("limit=5&limti=1&limit=6"), EVENTS).unwrap_err();
         let Problem::Validation(errors) = problem else { panic!("{problem:?}") };
         assert_eq!(errors.len(), 2);
@@ -389,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_outside_their_bounds_are_refused() {
+    fn limit_outside_its_bounds_is_rejected() {
         for bad in ["0", "251", "-1", "x", "1.0", ""] {
             let query = Query { pairs: vec![("limit", bad.to_owned())] };
             assert!(query.limit().is_err(), "{bad:?} was accepted");
@@ -423,16 +429,16 @@ mod tests {
             assert!(time(raw).is_err(), "{raw} was accepted");
         }
         let query = Query::parse(Some("since=2026-03-13T10:35:00+02:00"), EVENTS).unwrap();
-        let link = query.link("/v1/events", "x");
+        let link = query.next_link("/v1/events", "x");
         let next = link.split(['?', '>']).nth(1).unwrap();
         assert_eq!(Query::parse(Some(next), EVENTS).unwrap().time("since"), Ok(encoded), "{link}");
     }
 
     #[test]
-    fn the_next_page_keeps_the_filters() {
+    fn next_page_keeps_the_filters() {
         let query = Query::parse(Some("stream=a%26b&cursor=old&limit=2"), EVENTS).unwrap();
         assert_eq!(
-            query.link("/v1/events", "new"),
+            query.next_link("/v1/events", "new"),
             "</v1/events?stream=a%26b&limit=2&cursor=new>; rel=\"next\""
         );
     }

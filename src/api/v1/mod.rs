@@ -18,7 +18,7 @@ use crate::api::http::reply::Reply;
 use crate::context::responses::Keyed;
 use crate::domain::Idempotency;
 
-/// How many deliveries an operation set going or removed.
+/// The number of deliveries that an operation created, redrove or purged.
 #[derive(Serialize, JsonSchema)]
 pub struct CountBody {
     pub count: u64,
@@ -31,7 +31,7 @@ impl CountBody {
         Reply::json(202, &Self { count })
     }
 
-    /// What is to be answered so, again for whoever comes with the same key.
+    /// The key of a request that is answered with a count; `None` without a key.
     #[must_use]
     pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<u64>> {
         Some(Keyed { idempotency: idempotency?, answer: |count| Self::reply(*count).answer() })

@@ -1,67 +1,74 @@
-//! What a lane promises after a second change, and after a restart.
+//! Tests of lanes after repeated changes and after restarts.
 
 use super::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn rated(limit: u32, per: Duration, burst: u32, revision: u64) -> LanePolicy {
+fn policy_with_rate(limit: u32, per: Duration, burst: u32, revision: u64) -> LanePolicy {
     let rate = Some(RateLimit { limit, per, burst });
     LanePolicy { rate, max_in_flight: 1_000, revision: Position(revision), ..policy() }
 }
 
-/// How many go now, of as many as could.
-fn go(lanes: &mut Lanes, now: Now) -> usize {
+/// Number of deliveries that the lanes send now.
+fn count_sends(lanes: &mut Lanes, now: Now) -> usize {
     sends(lanes, now).len()
 }
 
 #[test]
-fn changed_endpoint_keeps_what_was_spent_of_its_rate() {
+fn changed_endpoint_keeps_its_spent_rate() {
     let mut lanes = lanes(1_000);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 1), Backlog::None, at(0));
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 5, 1), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..100);
-    assert_eq!(go(&mut lanes, at(0)), 5);
+    assert_eq!(count_sends(&mut lanes, at(0)), 5);
     for revision in 2..6 {
-        lanes.on_endpoint(ONE, rated(1, MINUTE, 5, revision), Backlog::None, at(1_000));
-        assert_eq!(go(&mut lanes, at(1_000)), 0, "revision {revision}");
+        lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 5, revision), Backlog::None, at(1_000));
+        assert_eq!(count_sends(&mut lanes, at(1_000)), 0, "revision {revision}");
     }
     // Paused and resumed, twice.
     for revision in [6, 8] {
-        let paused = LanePolicy { gate: Gate::Paused, ..rated(1, MINUTE, 5, revision) };
+        let paused = LanePolicy { gate: Gate::Paused, ..policy_with_rate(1, MINUTE, 5, revision) };
         lanes.on_endpoint(ONE, paused, Backlog::None, at(2_000));
-        lanes.on_endpoint(ONE, rated(1, MINUTE, 5, revision + 1), Backlog::None, at(2_000));
-        assert_eq!(go(&mut lanes, at(2_000)), 0);
+        lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 5, revision + 1), Backlog::None, at(2_000));
+        assert_eq!(count_sends(&mut lanes, at(2_000)), 0);
     }
-    // Without a rate everything goes; with it again, what was spent of it before counts.
-    assert_eq!(go(&mut lanes, at(60_000)), 1);
+    // Without a rate nothing is limited. A restored rate still counts earlier requests.
+    assert_eq!(count_sends(&mut lanes, at(60_000)), 1);
     lanes.on_endpoint(ONE, LanePolicy { revision: Position(10), ..policy() }, Backlog::None, at(60_001));
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 11), Backlog::None, at(60_002));
-    assert_eq!(go(&mut lanes, at(60_002)), 0);
-    assert_eq!(go(&mut lanes, at(120_000)), 1);
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 5, 11), Backlog::None, at(60_002));
+    assert_eq!(count_sends(&mut lanes, at(60_002)), 0);
+    assert_eq!(count_sends(&mut lanes, at(120_000)), 1);
 }
 
 #[test]
 fn changed_rate_gives_no_fresh_burst() {
     let mut lanes = lanes(1_000);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 1), Backlog::None, at(0));
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 5, 1), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..100);
-    assert_eq!(go(&mut lanes, at(0)), 5);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 8, 2), Backlog::None, at(0));
-    assert_eq!(go(&mut lanes, at(0)), 3, "five of eight are spent");
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 2, 3), Backlog::None, at(0));
-    assert_eq!((go(&mut lanes, at(59_999)), go(&mut lanes, at(60_000))), (0, 1), "no more than all is spent");
-    lanes.on_endpoint(ONE, rated(10, MINUTE, 2, 4), Backlog::None, at(60_000));
-    assert_eq!((go(&mut lanes, at(65_999)), go(&mut lanes, at(66_000))), (0, 1), "ten times as fast");
-    // To and fro.
+    assert_eq!(count_sends(&mut lanes, at(0)), 5);
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 8, 2), Backlog::None, at(0));
+    assert_eq!(count_sends(&mut lanes, at(0)), 3, "five of the burst of eight are spent");
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 2, 3), Backlog::None, at(0));
+    assert_eq!(
+        (count_sends(&mut lanes, at(59_999)), count_sends(&mut lanes, at(60_000))),
+        (0, 1),
+        "the spent part is at most the whole burst"
+    );
+    lanes.on_endpoint(ONE, policy_with_rate(10, MINUTE, 2, 4), Backlog::None, at(60_000));
+    assert_eq!(
+        (count_sends(&mut lanes, at(65_999)), count_sends(&mut lanes, at(66_000))),
+        (0, 1),
+        "ten times as fast"
+    );
     for revision in (5..25).step_by(2) {
-        lanes.on_endpoint(ONE, rated(1, MINUTE, 3, revision), Backlog::None, at(66_000));
-        lanes.on_endpoint(ONE, rated(10, MINUTE, 2, revision + 1), Backlog::None, at(66_000));
+        lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 3, revision), Backlog::None, at(66_000));
+        lanes.on_endpoint(ONE, policy_with_rate(10, MINUTE, 2, revision + 1), Backlog::None, at(66_000));
     }
-    assert_eq!(go(&mut lanes, at(66_000)), 0);
-    assert_eq!(go(&mut lanes, at(72_000)), 1);
+    assert_eq!(count_sends(&mut lanes, at(66_000)), 0);
+    assert_eq!(count_sends(&mut lanes, at(72_000)), 1);
 }
 
-/// The reservation that the lanes want now, and nothing else.
-fn asked(lanes: &mut Lanes, millis: u64) -> Reservation {
+/// The next action, which must be a reservation.
+fn next_reservation(lanes: &mut Lanes, millis: u64) -> Reservation {
     match lanes.next_action(at(millis)) {
         Some(Action::Reserve { endpoint: ONE, reservation }) => reservation,
         other => panic!("{other:?}"),
@@ -69,19 +76,19 @@ fn asked(lanes: &mut Lanes, millis: u64) -> Reservation {
 }
 
 #[test]
-fn reserving_lane_sends_nothing_and_says_rate() {
+fn reserving_lane_sends_nothing_and_reports_rate() {
     let mut lanes = lanes(1_000);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 3, 1), Backlog::None, at(0));
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 3, 1), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..10);
-    let reservation = asked(&mut lanes, 0);
-    // Whatever happens, there is one at a time.
+    let reservation = next_reservation(&mut lanes, 0);
+    // One reservation is pending at a time.
     lanes.on_due(ONE, key(0, 10), FRESH, Position(10), at(10));
     assert_eq!(lanes.next_action(at(10)), None);
     let report = lanes.explain(ONE, at(10)).unwrap();
     assert_eq!((report.reason, report.in_flight, report.retry_at), (Some(WaitReason::Rate), 0, None));
     let summary = lanes.summary(&HashMap::new(), at(10));
     assert_eq!((summary.waiting[WaitReason::Rate.index()], summary.in_flight), (1, 0));
-    // Another one is not what it waits for.
+    // Another reservation does not end the wait.
     let other = Reservation { full_at: at(0).wall, ..reservation };
     lanes.on_reserved(ONE, &other, at(20));
     assert_eq!(lanes.next_action(at(20)), None);
@@ -90,10 +97,10 @@ fn reserving_lane_sends_nothing_and_says_rate() {
         lanes.next_action(at(20)),
         Some(Action::Send { endpoint: ONE, key: key(0, 1), progress: FRESH, shut_since: None })
     );
-    // Without a rate nothing has to be reserved.
-    asked(&mut lanes, 20);
+    // A lane without a rate needs no reservation.
+    next_reservation(&mut lanes, 20);
     lanes.on_endpoint(ONE, LanePolicy { revision: Position(2), ..policy() }, Backlog::None, at(30));
-    assert_eq!(go(&mut lanes, at(30)), 9);
+    assert_eq!(count_sends(&mut lanes, at(30)), 9);
 }
 
 #[test]
@@ -101,26 +108,26 @@ fn reserving_lane_leaves_its_slots_to_others() {
     for host_max_in_flight in [0, 1] {
         let mut lanes = lanes(if host_max_in_flight == 0 { 1 } else { 1_000 });
         lanes.reconfigure(LanesConfig { host_max_in_flight, ..lanes.config });
-        lanes.on_endpoint(ONE, rated(1, MINUTE, 3, 1), Backlog::None, at(0));
+        lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 3, 1), Backlog::None, at(0));
         lanes.on_endpoint(TWO, policy(), Backlog::None, at(0));
         for endpoint in [ONE, TWO] {
             fill(&mut lanes, endpoint, 1..10);
         }
-        let reservation = asked(&mut lanes, 0);
-        // The disk is full for two minutes; the other lane has the only slot meanwhile.
+        let reservation = next_reservation(&mut lanes, 0);
+        // The disk is full for two minutes. The other lane uses the only slot.
         let first = sends(&mut lanes, at(1));
         assert_eq!(first, [(TWO, key(0, 1))]);
         lanes.on_finished(TWO, key(0, 1), Outcome::Healthy, at(120_000));
         assert_eq!(sends(&mut lanes, at(120_000)), [(TWO, key(0, 2))]);
         lanes.on_reserved(ONE, &reservation, at(120_001));
         assert_eq!(sends(&mut lanes, at(120_001)), []);
-        // That was long ago: the lane asks again, and its slot goes to the other one.
+        // The reservation is too old: the lane requests another; its slot goes to the other lane.
         lanes.on_finished(TWO, key(0, 2), Outcome::Healthy, at(120_002));
-        let reservation = asked(&mut lanes, 120_002);
+        let reservation = next_reservation(&mut lanes, 120_002);
         assert_eq!(sends(&mut lanes, at(120_002)), [(TWO, key(0, 3))]);
         lanes.on_reserved(ONE, &reservation, at(120_003));
         assert_eq!(sends(&mut lanes, at(120_003)), []);
-        // It has had its turn, so it comes first as soon as there is a slot.
+        // The lane spent its turn on the reservation, so it gets the next slot.
         lanes.on_finished(TWO, key(0, 3), Outcome::Healthy, at(180_000));
         assert_eq!(sends(&mut lanes, at(180_000)), [(ONE, key(0, 1))], "{host_max_in_flight}");
     }
@@ -129,45 +136,45 @@ fn reserving_lane_leaves_its_slots_to_others() {
 #[test]
 fn old_reservation_is_renewed_so_that_the_rate_holds() {
     let mut lanes = lanes(1_000);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 1, 1), Backlog::None, at(0));
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 1, 1), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..10);
-    let first = asked(&mut lanes, 0);
-    // A commit of usual length is no reason to ask again; a minute is.
+    let first = next_reservation(&mut lanes, 0);
+    // After a slow commit of a minute the reservation is too old.
     lanes.on_reserved(ONE, &first, at(60_000));
-    let second = asked(&mut lanes, 60_000);
+    let second = next_reservation(&mut lanes, 60_000);
     assert!(second.is_after(&first));
-    // The next one would be as slow: it is good for twice as long.
+    // The next lead is twice that delay.
     lanes.on_reserved(ONE, &second, at(120_000));
     assert_eq!(sends(&mut lanes, at(120_000)).len(), 1);
     let durable = second.full_at.millis() - at(0).wall.millis();
-    assert!(durable >= 180_000, "the next life would send at {durable} ms");
-    assert_eq!(go(&mut lanes, at(179_999)), 0, "no crowd after the wait");
-    // Fast commits again: the time that is reserved in vain shrinks.
+    assert!(durable >= 180_000, "after a restart the lane would send at {durable} ms");
+    assert_eq!(count_sends(&mut lanes, at(179_999)), 0, "no burst after the wait");
+    // Commits are fast again: the lead shrinks.
     for minute in 3..=6 {
-        assert_eq!(go(&mut lanes, at(minute * 60_000)), 1, "minute {minute}");
+        assert_eq!(count_sends(&mut lanes, at(minute * 60_000)), 1, "minute {minute}");
     }
-    let last = asked(&mut lanes, 420_000);
+    let last = next_reservation(&mut lanes, 420_000);
     let ahead = last.full_at.since(at(420_000).wall);
     assert!(ahead < MINUTE + Duration::from_millis(200), "{ahead:?}");
 }
 
 #[test]
-fn reserved_lane_waits_when_its_receiver_asks_for_rest() {
+fn reserved_lane_waits_for_a_hold_or_an_open_circuit() {
     // Five failures open the circuit.
     for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
         let mut lanes = lanes(1_000);
-        lanes.on_endpoint(ONE, rated(1, MINUTE, 10, 1), Backlog::None, at(0));
+        lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 10, 1), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..10);
         let mut sent = Vec::new();
         for _ in 0..5 {
-            let reservation = asked(&mut lanes, 0);
+            let reservation = next_reservation(&mut lanes, 0);
             lanes.on_reserved(ONE, &reservation, at(0));
             match lanes.next_action(at(0)) {
                 Some(Action::Send { key, .. }) => sent.push(key),
                 other => panic!("{other:?}"),
             }
         }
-        let reservation = asked(&mut lanes, 0);
+        let reservation = next_reservation(&mut lanes, 0);
         for key in sent {
             lanes.on_finished(ONE, key, outcome, at(1));
         }
@@ -180,7 +187,7 @@ fn reserved_lane_waits_when_its_receiver_asks_for_rest() {
 #[test]
 fn fast_rate_reserves_for_many_requests_at_once() {
     let mut lanes = lanes(1_000);
-    lanes.on_endpoint(ONE, rated(100, Duration::from_secs(1), 10, 1), Backlog::None, at(0));
+    lanes.on_endpoint(ONE, policy_with_rate(100, Duration::from_secs(1), 10, 1), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..120);
     let (mut sent, mut reserved) = (0, 0);
     for millis in 0..2_000 {
@@ -203,7 +210,7 @@ fn fast_rate_reserves_for_many_requests_at_once() {
 }
 
 #[test]
-fn returned_probe_lets_another_one_go() {
+fn returned_probe_permits_another_one() {
     let mut lanes = lanes(100);
     lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..50);
@@ -218,15 +225,15 @@ fn returned_probe_lets_another_one_go() {
         lanes.on_returned(ONE, probe[0].1, FRESH, now);
         assert_eq!(lanes.explain(ONE, now).unwrap().circuit, CircuitState::Open);
     }
-    // One that fails after all, and another one that is returned, do not confuse the wait.
+    // A failed probe and a returned one keep the probe interval.
     let probe = sends(&mut lanes, at(7_000));
     lanes.on_finished(ONE, probe[0].1, Outcome::Failing, at(7_000));
-    assert_eq!(go(&mut lanes, at(16_999)), 0);
+    assert_eq!(count_sends(&mut lanes, at(16_999)), 0);
     let probe = sends(&mut lanes, at(17_000));
     lanes.on_returned(ONE, probe[0].1, FRESH, at(17_000));
     let probe = sends(&mut lanes, at(17_001));
     lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(17_001));
-    assert_eq!(go(&mut lanes, at(17_001)), 5);
+    assert_eq!(count_sends(&mut lanes, at(17_001)), 5);
 }
 
 #[test]
@@ -239,7 +246,7 @@ fn second_outage_is_probed_like_the_first() {
         for (_, key) in sends(&mut lanes, at(now)) {
             lanes.on_finished(ONE, key, Outcome::Failing, at(now));
         }
-        assert_eq!(go(&mut lanes, at(now + 4_999)), 0, "outage {outage}");
+        assert_eq!(count_sends(&mut lanes, at(now + 4_999)), 0, "outage {outage}");
         now += 5_000;
         let probe = sends(&mut lanes, at(now));
         assert_eq!(probe.len(), 1, "outage {outage}");
@@ -248,7 +255,7 @@ fn second_outage_is_probed_like_the_first() {
 }
 
 #[test]
-fn second_hold_is_ended_by_a_second_opening() {
+fn second_opening_ends_a_second_hold() {
     let gate =
         |gate, revision| LanePolicy { gate, revision: Position(revision), max_in_flight: 1, ..policy() };
     let mut lanes = lanes(100);
@@ -259,16 +266,16 @@ fn second_hold_is_ended_by_a_second_opening() {
         let sent = sends(&mut lanes, at(1));
         let hold = Hold { until: at(86_400_000).wall, revision: Position(revision) };
         lanes.on_finished(ONE, sent[0].1, Outcome::Throttled(hold), at(1));
-        assert_eq!(go(&mut lanes, at(80_000_000)), 0, "round {round}");
+        assert_eq!(count_sends(&mut lanes, at(80_000_000)), 0, "round {round}");
         lanes.on_endpoint(ONE, gate(Gate::Paused, revision + 1), Backlog::None, at(2));
-        assert_eq!(go(&mut lanes, at(80_000_000)), 0, "round {round}");
+        assert_eq!(count_sends(&mut lanes, at(80_000_000)), 0, "round {round}");
         lanes.on_endpoint(ONE, gate(Gate::Open, revision + 2), Backlog::None, at(3));
     }
-    assert_eq!(go(&mut lanes, at(4)), 1);
+    assert_eq!(count_sends(&mut lanes, at(4)), 1);
 }
 
 #[test]
-fn hold_and_circuit_end_when_the_endpoint_moves() {
+fn hold_and_circuit_end_when_the_host_changes() {
     for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
         let mut lanes = lanes(100);
         let at_host = |host: &str, revision| LanePolicy {
@@ -283,20 +290,22 @@ fn hold_and_circuit_end_when_the_endpoint_moves() {
             lanes.on_finished(ONE, key, outcome, at(1));
         }
         lanes.on_endpoint(ONE, at_host("a.example:443", 2), Backlog::None, at(2));
-        assert_eq!(go(&mut lanes, at(2)), 0, "{outcome:?}: it is the same receiver");
+        assert_eq!(count_sends(&mut lanes, at(2)), 0, "{outcome:?}: the receiver is the same");
         lanes.on_endpoint(ONE, at_host("b.example:443", 3), Backlog::None, at(3));
-        assert_eq!(go(&mut lanes, at(3)), 5, "{outcome:?}");
+        assert_eq!(count_sends(&mut lanes, at(3)), 5, "{outcome:?}");
     }
 }
 
-/// Since when the lane was shut when it sent its next request.
+/// `shut_since` of the next request, in milliseconds after the start.
 fn shut_since(lanes: &mut Lanes, now: Now) -> Option<u64> {
-    let Some(Action::Send { shut_since, .. }) = lanes.next_action(now) else { panic!("nothing is sent") };
+    let Some(Action::Send { shut_since, .. }) = lanes.next_action(now) else {
+        panic!("the lane sends nothing")
+    };
     shut_since.map(|since| since.millis() - at(0).wall.millis())
 }
 
 #[test]
-fn lane_says_since_when_its_receiver_keeps_it_shut() {
+fn lane_reports_when_its_receiver_shut_it() {
     let gate =
         |gate, revision| LanePolicy { gate, revision: Position(revision), max_in_flight: 5, ..policy() };
     let mut lanes = lanes(100);
@@ -317,12 +326,12 @@ fn lane_says_since_when_its_receiver_keeps_it_shut() {
     assert_eq!(shut_since(&mut lanes, at(20_000)), Some(100));
     end(&mut lanes, 7, Outcome::Healthy, 20_100);
     assert_eq!(shut_since(&mut lanes, at(20_100)), None);
-    // The first request after a hold; the next one finds the lane open.
+    // Only the first request after a hold has it.
     end(&mut lanes, 8, throttled(at(60_000).wall), 20_200);
     assert_eq!(shut_since(&mut lanes, at(60_000)), Some(20_200));
     end(&mut lanes, 9, Outcome::Healthy, 60_100);
     assert_eq!(shut_since(&mut lanes, at(60_100)), None);
-    // An operator opens it.
+    // An operator opens the endpoint.
     end(&mut lanes, 10, throttled(at(90_000).wall), 60_200);
     lanes.on_endpoint(ONE, gate(Gate::Paused, 2), Backlog::None, at(61_000));
     lanes.on_endpoint(ONE, gate(Gate::Open, 3), Backlog::None, at(62_000));
@@ -330,7 +339,7 @@ fn lane_says_since_when_its_receiver_keeps_it_shut() {
 }
 
 #[test]
-fn hold_shuts_the_lane_from_the_restart_on() {
+fn restored_hold_shuts_the_lane_from_the_restart() {
     let mut lanes = lanes(100);
     lanes.on_endpoint(ONE, policy(), Backlog::None, at(7_000));
     let promises = Promises { held_until: Some(at(30_000).wall), reservation: None };
@@ -340,49 +349,49 @@ fn hold_shuts_the_lane_from_the_restart_on() {
 }
 
 #[test]
-fn hold_survives_a_restart_and_ends_by_an_opening() {
+fn hold_survives_a_restart_and_ends_with_an_opening() {
     for opens in [false, true] {
         let mut lanes = lanes(100);
         lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
         let promises = Promises { held_until: Some(at(30_000).wall), reservation: None };
         lanes.restore(ONE, promises, at(0));
         fill(&mut lanes, ONE, 1..4);
-        assert_eq!(go(&mut lanes, at(1)), 0);
+        assert_eq!(count_sends(&mut lanes, at(1)), 0);
         assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, Some(WaitReason::RetryAfter));
         for (gate, revision) in [(Gate::Paused, 2), (Gate::Open, 3)].into_iter().filter(|_| opens) {
             let policy = LanePolicy { gate, revision: Position(revision), ..policy() };
             lanes.on_endpoint(ONE, policy, Backlog::None, at(2));
         }
-        assert_eq!(go(&mut lanes, at(29_999)), if opens { 3 } else { 0 });
-        assert_eq!(go(&mut lanes, at(30_000)), if opens { 0 } else { 3 });
+        assert_eq!(count_sends(&mut lanes, at(29_999)), if opens { 3 } else { 0 });
+        assert_eq!(count_sends(&mut lanes, at(30_000)), if opens { 0 } else { 3 });
     }
 }
 
 #[test]
 fn idle_endpoint_has_its_whole_burst_after_a_restart() {
     let mut lanes = lanes(100);
-    lanes.on_endpoint(ONE, rated(1, MINUTE, 5, 1), Backlog::None, at(0));
+    lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 5, 1), Backlog::None, at(0));
     let rate = RateLimit { limit: 1, per: MINUTE, burst: 5 };
     let reservation = Reservation { revision: Position(1), rate, full_at: at(0).wall };
     lanes.restore(ONE, Promises { held_until: None, reservation: Some(reservation) }, at(1));
     fill(&mut lanes, ONE, 1..10);
-    assert_eq!(go(&mut lanes, at(1)), 5);
+    assert_eq!(count_sends(&mut lanes, at(1)), 5);
 }
 
-/// One endpoint with a rate, in lives of the daemon that crash at any moment.
-struct Lives {
+/// One lane with a rate, in a process that crashes at any moment and restarts.
+struct RestartedLane {
     random: fastrand::Rng,
     wall: Timestamp,
     policy: LanePolicy,
     durable: Option<Reservation>,
-    /// When requests were sent.
+    /// Wall-clock times of sent requests, in milliseconds.
     sent: Vec<u64>,
-    /// How long it could send, as far as its rate allowed.
+    /// Total time with an open gate.
     open: Duration,
 }
 
-impl Lives {
-    fn life(&mut self, interval: Duration, lasts: Duration) {
+impl RestartedLane {
+    fn run_until_crash(&mut self, interval: Duration, lasts: Duration) {
         let mut now = Now { wall: self.wall, monotonic: Duration::ZERO };
         let mut lanes = lanes(1_000);
         lanes.on_endpoint(ONE, self.policy.clone(), Backlog::None, now);
@@ -398,12 +407,12 @@ impl Lives {
             while let Some(action) = lanes.next_action(now) {
                 match action {
                     Action::Reserve { reservation, .. } => {
-                        // The crash comes before the commit, between it and the request, or later.
+                        // Crash before the commit, between commit and request, or later.
                         crashed = self.random.u8(0..100) == 0;
                         if crashed && self.random.bool() {
                             break;
                         }
-                        // Few commits are slow.
+                        // One in ten commits is slow.
                         let most = if self.random.u8(0..10) == 0 { 3_000 } else { 20 };
                         now = now.plus(Duration::from_millis(self.random.u64(0..most)));
                         let known = self.durable;
@@ -417,7 +426,7 @@ impl Lives {
                     }
                     Action::Send { key, .. } => {
                         self.sent.push(now.wall.millis());
-                        // Its outcome is recorded, or is lost with the crash.
+                        // The outcome is recorded, or lost by the crash.
                         if self.random.u8(0..3) > 0 {
                             lanes.on_finished(ONE, key, Outcome::Healthy, now);
                             lanes.on_settled(ONE, key, Position(event), now);
@@ -448,25 +457,26 @@ impl Lives {
 }
 
 #[test]
-fn rate_holds_however_often_the_daemon_crashes() {
+fn rate_holds_across_random_crashes() {
     let first = crate::failpoints::seed();
     for seed in (0..crate::failpoints::rounds(60)).map(|round| first.wrapping_add(round)) {
         let mut random = fastrand::Rng::with_seed(seed);
         let interval = Duration::from_millis(random.u64(20..20_000));
         let burst = random.u32(1..5);
-        let policy = rated(1, interval, burst, 1);
+        let policy = policy_with_rate(1, interval, burst, 1);
         let wall = Timestamp::from_millis(1_000_000_000);
-        let mut lives = Lives { random, wall, policy, durable: None, sent: Vec::new(), open: Duration::ZERO };
+        let mut lane =
+            RestartedLane { random, wall, policy, durable: None, sent: Vec::new(), open: Duration::ZERO };
         for _ in 0..80 {
-            let lasts = interval.mul_f64(lives.random.f64() * 3.0);
-            lives.life(interval, lasts);
+            let lasts = interval.mul_f64(lane.random.f64() * 3.0);
+            lane.run_until_crash(interval, lasts);
             let down =
-                interval.mul_f64(lives.random.f64() * if lives.random.u8(0..20) == 0 { 9.0 } else { 0.5 });
-            lives.wall = lives.wall.plus(down);
+                interval.mul_f64(lane.random.f64() * if lane.random.u8(0..20) == 0 { 9.0 } else { 0.5 });
+            lane.wall = lane.wall.plus(down);
         }
         let interval = u64::try_from(interval.as_millis()).unwrap();
-        for (from, start) in lives.sent.iter().enumerate() {
-            for (to, end) in lives.sent.iter().enumerate().skip(from) {
+        for (from, start) in lane.sent.iter().enumerate() {
+            for (to, end) in lane.sent.iter().enumerate().skip(from) {
                 let allowed = u64::from(burst) + (end - start) / interval;
                 let seen = (to - from + 1) as u64;
                 assert!(
@@ -476,28 +486,28 @@ fn rate_holds_however_often_the_daemon_crashes() {
                 );
             }
         }
-        // Also lives that are shorter than an interval starve nobody, unless they are shorter than what
-        // is reserved ahead.
+        // Runs shorter than an interval do not starve the lane, unless the interval is shorter than
+        // the reservation ahead.
         if interval > 1_000 {
-            let expected = lives.open.as_millis() / u128::from(interval);
-            let sent = lives.sent.len() as u128;
+            let expected = lane.open.as_millis() / u128::from(interval);
+            let sent = lane.sent.len() as u128;
             assert!(sent * 3 >= expected, "seed {seed}: {sent} of {expected}");
         }
     }
 }
 
-/// One lane whose receiver, endpoint and store give every kind of trouble, again and again.
-struct Trouble {
+/// One lane with repeated faults of its receiver, endpoint and store.
+struct FaultyLane {
     random: fastrand::Rng,
     lanes: Lanes,
     revision: u64,
-    flying: Vec<DueKey>,
+    in_flight: Vec<DueKey>,
     reserving: Option<Reservation>,
-    waiting: BTreeSet<Position>,
+    pending: BTreeSet<Position>,
 }
 
-impl Trouble {
-    fn change(&mut self, gate: Gate, now: Now) {
+impl FaultyLane {
+    fn set_policy(&mut self, gate: Gate, now: Now) {
         self.revision += 1;
         let rate = RateLimit { limit: 10, per: Duration::from_secs(1), burst: self.random.u32(1..4) };
         let rate = Some(rate).filter(|_| self.random.bool());
@@ -508,19 +518,19 @@ impl Trouble {
     fn send(&mut self, now: Now) {
         while let Some(action) = self.lanes.next_action(now) {
             match action {
-                Action::Send { key, .. } => self.flying.push(key),
+                Action::Send { key, .. } => self.in_flight.push(key),
                 Action::Reserve { reservation, .. } => {
-                    assert_eq!(self.reserving.replace(reservation), None, "one at a time");
+                    assert_eq!(self.reserving.replace(reservation), None, "one reservation at a time");
                 }
                 Action::Refill { .. } => {}
             }
         }
     }
 
-    /// Something comes of one request. A delivery that was answered is over.
+    /// Ends a random request. An answered delivery is settled.
     fn end(&mut self, now: Now) {
-        let nth = self.random.usize(0..self.flying.len());
-        let key = self.flying.swap_remove(nth);
+        let nth = self.random.usize(0..self.in_flight.len());
+        let key = self.in_flight.swap_remove(nth);
         let hold =
             Hold { until: now.plus(Duration::from_millis(300)).wall, revision: Position(self.revision) };
         let outcome = match self.random.u8(0..9) {
@@ -530,64 +540,64 @@ impl Trouble {
             7 => Outcome::Throttled(hold),
             _ => Outcome::Healthy,
         };
-        self.over(key, outcome, now);
+        self.finish(key, outcome, now);
     }
 
-    /// What was to be reserved is durable.
-    fn reserve(&mut self, now: Now) {
+    /// Makes the pending reservation durable.
+    fn confirm_reservation(&mut self, now: Now) {
         if let Some(reservation) = self.reserving.take() {
             self.lanes.on_reserved(ONE, &reservation, now);
         }
     }
 
-    fn over(&mut self, key: DueKey, outcome: Outcome, now: Now) {
+    fn finish(&mut self, key: DueKey, outcome: Outcome, now: Now) {
         self.lanes.on_finished(ONE, key, outcome, now);
         self.lanes.on_settled(ONE, key, Position(u64::MAX), now);
         self.lanes.on_recorded(ONE, key, now);
-        self.waiting.remove(&key.event);
+        self.pending.remove(&key.event);
     }
 }
 
 #[test]
-fn lane_goes_on_after_every_trouble_and_its_repetition() {
+fn lane_recovers_from_repeated_random_faults() {
     let first = crate::failpoints::seed();
     for seed in (0..crate::failpoints::rounds(60)).map(|round| first.wrapping_add(round)) {
         let (random, lanes) = (fastrand::Rng::with_seed(seed), lanes(4));
-        let (flying, waiting) = (Vec::new(), BTreeSet::new());
-        let mut trouble = Trouble { random, lanes, revision: 0, flying, reserving: None, waiting };
-        trouble.change(Gate::Open, at(0));
+        let (in_flight, pending) = (Vec::new(), BTreeSet::new());
+        let mut faulty = FaultyLane { random, lanes, revision: 0, in_flight, reserving: None, pending };
+        faulty.set_policy(Gate::Open, at(0));
         let mut millis = 0;
         for event in 1..600 {
-            millis += trouble.random.u64(0..200);
+            millis += faulty.random.u64(0..200);
             let now = at(millis);
-            match trouble.random.u8(0..10) {
-                0 => trouble.change(Gate::Paused, now),
-                1 | 2 => trouble.change(Gate::Open, now),
+            match faulty.random.u8(0..10) {
+                0 => faulty.set_policy(Gate::Paused, now),
+                1 | 2 => faulty.set_policy(Gate::Open, now),
                 3..6 => {
-                    trouble.lanes.on_due(ONE, key(millis, event), FRESH, Position(event), now);
-                    trouble.waiting.insert(Position(event));
+                    faulty.lanes.on_due(ONE, key(millis, event), FRESH, Position(event), now);
+                    faulty.pending.insert(Position(event));
                 }
-                6 => trouble.reserve(now),
-                _ if !trouble.flying.is_empty() => trouble.end(now),
+                6 => faulty.confirm_reservation(now),
+                _ if !faulty.in_flight.is_empty() => faulty.end(now),
                 _ => {}
             }
-            trouble.send(now);
+            faulty.send(now);
         }
-        // All is well from now on.
-        trouble.change(Gate::Open, at(millis));
-        for _ in 0..trouble.waiting.len() * 4 + 1_000 {
+        // No faults from now on.
+        faulty.set_policy(Gate::Open, at(millis));
+        for _ in 0..faulty.pending.len() * 4 + 1_000 {
             millis += 100;
-            trouble.reserve(at(millis));
-            for key in std::mem::take(&mut trouble.flying) {
-                trouble.over(key, Outcome::Healthy, at(millis));
+            faulty.confirm_reservation(at(millis));
+            for key in std::mem::take(&mut faulty.in_flight) {
+                faulty.finish(key, Outcome::Healthy, at(millis));
             }
-            trouble.send(at(millis));
+            faulty.send(at(millis));
         }
-        let report = trouble.lanes.explain(ONE, at(millis));
+        let report = faulty.lanes.explain(ONE, at(millis));
         assert!(
-            trouble.waiting.is_empty(),
-            "seed {seed}: {} wait for ever: {report:?}",
-            trouble.waiting.len()
+            faulty.pending.is_empty(),
+            "seed {seed}: {} deliveries are stuck: {report:?}",
+            faulty.pending.len()
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What a change of an endpoint does to what is known of its receiver, and what counts as the age of a series.
+//! Effects of endpoint changes on the receiver's health, and the age of a retry series.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ struct Journal {
 }
 
 impl Journal {
-    /// With an endpoint.
+    /// A journal with an endpoint.
     fn new() -> Self {
         let mut journal = Self::default();
         journal.put(|endpoint| endpoint);
@@ -72,14 +72,14 @@ fn deleted_endpoint_keeps_no_reservation() {
     assert_eq!(journal.reserved(), Some(at(1_000)));
     journal.apply(&Record::EndpointDeleted { endpoint: ONE, at: at(2_000) });
     assert_eq!(journal.reserved(), None);
-    // One that was on its way to the writer.
+    // A reservation that was committed late.
     journal.reserve(3_000);
     assert_eq!(journal.reserved(), None);
     assert!(!journal.rows.keys().any(|key| key[0] == b'R'));
 }
 
 #[test]
-fn sealing_secrets_again_keeps_the_evidence() {
+fn resealing_secrets_keeps_the_evidence() {
     let mut journal = Journal::new();
     let delivery = journal.event();
     let attempt = Attempt { next: Next::RetryAt(at(500)), ..Attempt::for_tests() };
@@ -88,44 +88,44 @@ fn sealing_secrets_again_keeps_the_evidence() {
     assert!(evidence.is_some());
     journal.put(|endpoint| Endpoint { description: "sealed again".into(), ..endpoint });
     assert_eq!(journal.lane().failing, evidence);
-    // As is told after a restart.
+    // After a restart.
     journal.fold = Fold::default();
-    journal.fold.know_endpoint(&crate::rules::tests::endpoint(ONE.0, Tenant::DEFAULT, &[]));
+    journal.fold.restore_endpoint(&crate::rules::tests::endpoint(ONE.0, Tenant::DEFAULT, &[]));
     journal.put(|endpoint| endpoint);
     assert_eq!(journal.lane().failing, evidence);
     journal.put(|endpoint| Endpoint { updated_at: at(600), ..endpoint });
-    assert_eq!(journal.lane().failing, None, "an operator has changed it");
+    assert_eq!(journal.lane().failing, None, "an operator changed the endpoint");
 }
 
 #[test]
 fn hold_ends_when_the_endpoint_moves_to_another_host() {
     let mut journal = Journal::new();
     let delivery = journal.event();
-    let asks = |due, revision| Attempt {
+    let attempt_with_hold = |due, revision| Attempt {
         started_at: at(due),
         next: Next::RetryAt(at(due + 1)),
         hold: Some(Hold { until: at(90_000), revision }),
         ..Attempt::for_tests()
     };
-    journal.fail(delivery, 0, asks(0, Position(1)));
+    journal.fail(delivery, 0, attempt_with_hold(0, Position(1)));
     let move_to = |url: &'static str| {
         move |endpoint: Endpoint| Endpoint { url: url.into(), updated_at: at(9), ..endpoint }
     };
     journal.put(move_to("https://example.com/elsewhere"));
-    assert_eq!(journal.lane().hold.map(|(until, _)| until), Some(at(90_000)), "it is the same receiver");
+    assert_eq!(journal.lane().hold.map(|(until, _)| until), Some(at(90_000)), "the receiver is the same");
     let moved = journal.put(move_to("https://other.example/elsewhere"));
     assert_eq!((journal.lane().hold, journal.lane().opened), (None, moved));
-    // Recorded late.
-    journal.fail(delivery, 1, asks(1, Position(1)));
+    // An attempt that is recorded late.
+    journal.fail(delivery, 1, attempt_with_hold(1, Position(1)));
     assert_eq!(journal.lane().hold, None);
-    journal.fail(delivery, 2, asks(2, moved));
+    journal.fail(delivery, 2, attempt_with_hold(2, moved));
     assert!(journal.lane().hold.is_some());
     journal.put(move_to("https://other.example:8443/"));
     assert_eq!(journal.lane().hold, None, "another port is another receiver");
 }
 
 #[test]
-fn delay_of_an_attempt_is_no_age() {
+fn delay_of_an_attempt_does_not_count_as_age() {
     let mut journal = Journal::new();
     let delivery = journal.event();
     let mut due = 0;
@@ -139,7 +139,7 @@ fn delay_of_an_attempt_is_no_age() {
         due = next;
         pending::detail(&journal.rows, delivery).unwrap().progress.first_attempt
     };
-    assert_eq!(first(5_000, 5_000, 6_000), Some(at(5_000)), "before the first attempt there is no age");
+    assert_eq!(first(5_000, 5_000, 6_000), Some(at(5_000)), "age begins with the first attempt");
     assert_eq!(first(6_000, 0, 7_000), Some(at(5_000)));
     assert_eq!(first(99_000, 92_000, 100_000), Some(at(97_000)));
     assert_eq!(first(100_500, 200, 200_000), Some(at(97_200)));

@@ -1,4 +1,4 @@
-//! Where pending deliveries stand when the ordering of their endpoint changes, and what is due behind others.
+//! Places of pending deliveries after a change of ordering, and due deliveries that wait.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ struct World {
 }
 
 impl World {
-    /// With an endpoint of this ordering.
+    /// A world with an endpoint of this ordering.
     fn new(ordering: Ordering) -> Self {
         let mut world = Self::default();
         world.order(ordering);
@@ -42,7 +42,7 @@ impl World {
         self.apply(&Record::EndpointPut(Arc::new(Endpoint { ordering, ..known })));
     }
 
-    /// An event for the endpoint. Gives its position.
+    /// Accepts an event for the endpoint. Returns its position.
     fn event(&mut self, time: u64, key: Option<&str>, deliver_at: Option<u64>) -> u64 {
         let event = Event {
             id: format!("evt_{}", self.last + 1).parse().unwrap(),
@@ -78,13 +78,13 @@ impl World {
         (lane.pending, lane.waiting)
     }
 
-    /// All steps of a look, and how many it took.
+    /// All misplaced deliveries, and the number of steps.
     fn misplaced(&self, ordering: Ordering, limit: usize) -> (Vec<u64>, usize) {
         let (mut all, mut after, mut steps) = (Vec::new(), None, 0);
         loop {
             let step = misplaced(&self.rows, ONE, ordering, after, limit);
             assert!(step.deliveries.len() <= limit);
-            assert!(step.deliveries.is_sorted(), "not by acceptance: {:?}", step.deliveries);
+            assert!(step.deliveries.is_sorted(), "not in order of acceptance: {:?}", step.deliveries);
             all.extend(step.deliveries.into_iter().map(|delivery| delivery.event.0));
             steps += 1;
             after = step.next;
@@ -109,37 +109,37 @@ fn settled(due: u64, event: u64, position: u64) -> LaneChange {
 }
 
 #[test]
-fn a_queue_that_is_given_up_goes_to_its_lane() {
+fn removed_ordering_moves_the_queue_to_the_lane() {
     let mut world = World::new(Ordering::Endpoint);
     let events: Vec<_> = (10..14).map(|time| world.event(time, None, None)).collect();
     assert_eq!((world.sendable(), world.waiting()), (events[..1].to_vec(), (4, 3)));
     assert!(world.misplaced(Ordering::Endpoint, 10).0.is_empty());
     world.order(Ordering::None);
     assert_eq!(world.misplaced(Ordering::None, 10), (events.clone(), 1));
-    assert_eq!(world.misplaced(Ordering::None, 1), (events.clone(), 4), "a step for each");
+    assert_eq!(world.misplaced(Ordering::None, 1), (events.clone(), 4), "one step per delivery");
     world.reorder(&events[..1]);
-    assert_eq!(world.sendable(), events[..2], "the next of the queue goes instead of it");
+    assert_eq!(world.sendable(), events[..2], "the queue releases its next delivery");
     world.reorder(&events[2..]);
     assert_eq!(world.misplaced(Ordering::None, 10).0, events[1..2]);
     world.reorder(&events);
     assert_eq!((world.sendable(), world.waiting()), (events.clone(), (4, 0)));
     assert!(world.misplaced(Ordering::None, 10).0.is_empty());
-    assert_eq!(world.reorder(&events), [], "once more changes nothing");
+    assert_eq!(world.reorder(&events), [], "a second time changes nothing");
 }
 
 #[test]
-fn a_lane_that_gets_an_order_lets_one_go_after_the_other() {
+fn added_ordering_moves_the_lane_to_the_queue() {
     let mut world = World::new(Ordering::None);
     let events: Vec<_> = (10..13).map(|time| world.event(time, Some("k"), None)).collect();
     world.order(Ordering::Endpoint);
     let new = world.event(13, Some("k"), None);
-    assert_eq!(world.misplaced(Ordering::Endpoint, 2), (events.clone(), 2), "the new one stands well");
+    assert_eq!(world.misplaced(Ordering::Endpoint, 2), (events.clone(), 2), "the new one is in place");
     let changes = world.reorder(&events);
     let position = world.last;
     let expected: Vec<_> = (10..).zip(&events).map(|(due, event)| settled(due, *event, position)).collect();
-    assert_eq!(changes, expected, "they wait behind the one that can be sent, though they are older");
+    assert_eq!(changes, expected, "older deliveries wait behind the sendable one");
     assert_eq!((world.sendable(), world.waiting()), (vec![new], (4, 3)));
-    // Then in order of acceptance.
+    // The others follow in order of acceptance.
     for next in events {
         let deliveries = vec![delivery(world.sendable()[0])];
         world.apply(&Record::DeliveriesCancelled { deliveries, at: at(20) });
@@ -148,12 +148,12 @@ fn a_lane_that_gets_an_order_lets_one_go_after_the_other() {
 }
 
 #[test]
-fn one_order_becomes_another_and_keeps_due_times() {
+fn changed_ordering_keeps_due_times() {
     let mut world = World::new(Ordering::Endpoint);
     let first = world.event(10, Some("a"), None);
     let second = world.event(11, Some("b"), Some(50));
     let third = world.event(12, Some("a"), None);
-    // Moved where it could be sent, and where it waited.
+    // A manual retry of a sendable delivery, and of a waiting one.
     for (event, time) in [(first, 30), (third, 31)] {
         let deliveries = vec![delivery(event)];
         world.apply(&Record::DeliveriesRevived { deliveries, trigger: Trigger::Manual, at: at(time) });
@@ -174,7 +174,7 @@ fn one_order_becomes_another_and_keeps_due_times() {
 }
 
 #[test]
-fn what_has_ended_or_never_was_stays_as_it_is() {
+fn reorder_ignores_ended_and_unknown_deliveries() {
     let mut world = World::new(Ordering::Endpoint);
     let (ended, left) = (world.event(10, None, None), world.event(11, None, None));
     world.apply(&Record::DeliveriesCancelled { deliveries: vec![delivery(ended)], at: at(20) });
@@ -183,9 +183,9 @@ fn what_has_ended_or_never_was_stays_as_it_is() {
     assert_eq!(world.misplaced(Ordering::None, 10).0, [left]);
 }
 
-/// There are such keys, and a look that found them misplaced would never end.
+/// Such keys exist. If they were misplaced, the search would never end.
 #[test]
-fn a_key_with_the_hash_of_the_whole_endpoint_stands_well_by_key() {
+fn key_with_the_hash_of_the_whole_endpoint_is_in_place() {
     let key = "77kepQFQ8Kl";
     assert_eq!(order_hash(key), WHOLE_ENDPOINT);
     let mut world = World::new(Ordering::Key);
@@ -194,33 +194,33 @@ fn a_key_with_the_hash_of_the_whole_endpoint_stands_well_by_key() {
 }
 
 #[test]
-fn a_look_through_a_long_lane_takes_many_steps() {
+fn misplaced_takes_several_steps_in_a_long_lane() {
     let mut world = World::new(Ordering::Key);
     let count = limits::SCAN_ENTRIES_MAX as u64 + 1;
     for time in 0..count {
         world.event(time, None, None);
     }
-    assert_eq!(world.misplaced(Ordering::Key, 10), (vec![], 2), "each has a queue of its own");
+    assert_eq!(world.misplaced(Ordering::Key, 10), (vec![], 2), "each delivery has its own queue");
 }
 
 #[test]
-fn what_is_due_behind_another_is_found_and_what_is_to_come_later_is_not() {
+fn due_behind_finds_waiting_deliveries_that_are_due() {
     let mut world = World::new(Ordering::Endpoint);
     let head = world.event(10, None, None);
-    assert_eq!(world.due_behind(99), None, "nothing is behind it");
+    assert_eq!(world.due_behind(99), None, "no delivery waits");
     world.event(11, None, Some(60));
     world.event(12, None, None);
     world.event(13, None, None);
-    assert_eq!(world.due_behind(11), None, "nothing is due yet");
+    assert_eq!(world.due_behind(11), None, "no waiting delivery is due");
     assert_eq!(world.due_behind(59), Some(12));
-    assert_eq!(world.due_behind(60), Some(60), "the first that is due, whatever is behind it");
+    assert_eq!(world.due_behind(60), Some(60), "the first due one of the queue");
     world.apply(&Record::DeliveriesRevived {
         deliveries: vec![delivery(head)],
         trigger: Trigger::Manual,
         at: at(70),
     });
-    assert_eq!(world.due_behind(59), Some(12), "where the head stands does not matter");
-    // The first of its queue need not be the one that can be sent.
+    assert_eq!(world.due_behind(59), Some(12), "the due time of the head is irrelevant");
+    // The first delivery of a queue is not always the sendable one.
     let mut world = World::new(Ordering::None);
     world.event(10, None, None);
     world.order(Ordering::Endpoint);
@@ -230,7 +230,7 @@ fn what_is_due_behind_another_is_found_and_what_is_to_come_later_is_not() {
 }
 
 #[test]
-fn a_look_behind_is_bounded_and_goes_on_at_the_next_queue() {
+fn due_behind_step_is_bounded_and_names_the_next_queue() {
     let mut world = World::new(Ordering::Key);
     let shared = ["a", "b", "c", "d"];
     for (time, key) in (10..).zip(shared.iter().chain(&shared)) {
@@ -245,9 +245,9 @@ fn a_look_behind_is_bounded_and_goes_on_at_the_next_queue() {
         (next, steps) = (step.next, steps + 1);
     }
     assert_eq!((found.iter().min(), steps > 4), (Some(&14), true), "{found:?} in {steps}");
-    // Far behind what is to come later nobody looks.
+    // The search does not reach deliveries far behind in a queue.
     let mut world = World::new(Ordering::Endpoint);
-    for time in 0..=QUEUE_LOOKED_AT_MAX as u64 {
+    for time in 0..=QUEUE_SCAN_MAX as u64 {
         world.event(time, None, Some(1_000));
     }
     world.event(99, None, None);

@@ -1,4 +1,4 @@
-//! What goes, what stays, and what is said of it.
+//! Expired events, kept events, and the results of a step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,30 +65,30 @@ impl World {
         self.fold.forget(&mut self.rows, cutoffs, 0, usize::MAX)
     }
 
-    fn knows(&self, position: Position) -> bool {
-        reads::knows(&self.rows, position)
+    fn has_event(&self, position: Position) -> bool {
+        reads::has_event(&self.rows, position)
     }
 }
 
 #[test]
-fn an_event_goes_when_its_deliveries_ended_before_the_cutoff() {
+fn event_expires_if_its_deliveries_ended_before_the_cutoff() {
     let mut world = World::new();
     let unmatched = world.event(10, &[], false);
     let event = world.event(10, &[1, 2], false);
     let first = world.attempt(event, 1, 10, 20, Next::Delivered);
     assert_eq!(world.forget(Some(100), None).positions, [unmatched], "one delivery is pending");
     let second = world.attempt(event, 2, 10, 50, Next::Delivered);
-    assert_eq!(world.forget(Some(50), None).events, 0, "it ended at the cutoff, not before");
+    assert_eq!(world.forget(Some(50), None).events, 0, "ended at the cutoff, not before");
     let forgotten = world.forget(Some(51), None);
     assert_eq!((forgotten.events, forgotten.positions.len()), (1, 3));
     assert!([event, first, second].iter().all(|position| forgotten.positions.contains(position)));
-    assert!(!world.knows(event));
+    assert!(!world.has_event(event));
     let key = DeliveryKey { event, endpoint: crate::domain::EndpointNumber(1) };
     assert!(reads::delivery(&world.rows, key).is_none());
 }
 
 #[test]
-fn what_is_pending_or_dead_stays_whatever_its_age() {
+fn pending_and_dead_deliveries_never_expire() {
     let mut world = World::new();
     let pending = world.event(10, &[1], false);
     let dead = world.event(10, &[1], false);
@@ -96,16 +96,16 @@ fn what_is_pending_or_dead_stays_whatever_its_age() {
     world.attempt(dead, 1, 10, 20, Next::Dead(DeadReason::Gone));
     world.attempt(retried, 1, 10, 20, Next::RetryAt(at(30)));
     assert_eq!(world.forget(Some(u64::MAX / 2), None).events, 0);
-    assert!([pending, dead, retried].into_iter().all(|position| world.knows(position)));
+    assert!([pending, dead, retried].into_iter().all(|position| world.has_event(position)));
     let delivery = DeliveryKey { event: dead, endpoint: crate::domain::EndpointNumber(1) };
     world.apply(&Record::DeadLettersPurged { deliveries: vec![delivery], at: at(60) });
     assert_eq!(world.forget(Some(60), None).events, 0, "purged at the cutoff, not before");
     assert_eq!(world.forget(Some(61), None).events, 1);
-    assert!(!world.knows(dead) && world.knows(pending));
+    assert!(!world.has_event(dead) && world.has_event(pending));
 }
 
 #[test]
-fn a_replayed_delivery_counts_too() {
+fn pending_replay_keeps_the_event() {
     let mut world = World::new();
     let event = world.event(10, &[], false);
     let delivery = DeliveryKey { event, endpoint: crate::domain::EndpointNumber(7) };
@@ -120,7 +120,7 @@ fn a_replayed_delivery_counts_too() {
 }
 
 #[test]
-fn streams_have_a_cutoff_of_their_own_and_neighbours_stay_as_they_are() {
+fn stream_events_have_a_separate_cutoff() {
     let mut world = World::new();
     let (mut plain, mut streamed) = (Vec::new(), Vec::new());
     for number in 0..2_000 {
@@ -131,15 +131,15 @@ fn streams_have_a_cutoff_of_their_own_and_neighbours_stay_as_they_are() {
     let before: Vec<_> = streamed.iter().map(|event| reads::deliveries_of(&world.rows, *event)).collect();
     world.fold.on_checkpoint();
     assert_eq!(world.forget(Some(5_000), None).events, 1_000);
-    assert!(plain.iter().all(|event| !world.knows(*event)));
+    assert!(plain.iter().all(|event| !world.has_event(*event)));
     let after: Vec<_> = streamed.iter().map(|event| reads::deliveries_of(&world.rows, *event)).collect();
     assert_eq!(before, after);
-    assert_eq!(world.forget(None, Some(1_010)).events, 500, "those accepted before it");
+    assert_eq!(world.forget(None, Some(1_010)).events, 500, "events accepted before the cutoff");
     assert_eq!(world.forget(None, None), Forgotten::default());
 }
 
 #[test]
-fn overdue_is_what_is_pending_and_was_due_before_the_cutoff() {
+fn overdue_deliveries_are_pending_and_due_before_the_cutoff() {
     let mut world = World::new();
     let key = |event, endpoint| DeliveryKey { event, endpoint: crate::domain::EndpointNumber(endpoint) };
     let overdue = |world: &World, events: Option<u64>, streams: Option<u64>| {
@@ -158,12 +158,12 @@ fn overdue_is_what_is_pending_and_was_due_before_the_cutoff() {
     assert_eq!(overdue(&world, Some(60), Some(50)), [key(first, 4), key(streamed, 1)]);
     let deliveries = vec![key(first, 2), key(first, 4)];
     world.apply(&Record::DeliveriesRevived { deliveries, trigger: Trigger::Replay, at: at(70) });
-    assert_eq!(overdue(&world, Some(60), None), [], "they have been due since 70");
+    assert_eq!(overdue(&world, Some(60), None), [], "due since 70");
     assert_eq!(overdue(&world, Some(71), None), [key(first, 2), key(first, 4)]);
 }
 
 #[test]
-fn looking_for_what_is_overdue_is_bounded_and_says_where_it_goes_on() {
+fn overdue_step_is_bounded_and_names_the_next_page() {
     let mut world = World::new();
     for _ in 0..6_000 {
         world.event(10, &[1], false);
@@ -180,7 +180,7 @@ fn looking_for_what_is_overdue_is_bounded_and_says_where_it_goes_on() {
 }
 
 #[test]
-fn a_step_is_bounded_and_says_where_the_next_begins() {
+fn forget_step_is_bounded_and_names_the_next_page() {
     let mut world = World::new();
     for number in 0..2_000 {
         world.event(10 + number, &[], false);
@@ -196,7 +196,7 @@ fn a_step_is_bounded_and_says_where_the_next_begins() {
 }
 
 #[test]
-fn what_happens_after_a_page_was_written_anew_is_the_last_word_on_it() {
+fn state_change_after_a_page_rewrite_wins() {
     let mut world = World::new();
     let targets: Vec<_> = (1..=250).collect();
     world.event(10, &[], false);
@@ -207,7 +207,7 @@ fn what_happens_after_a_page_was_written_anew_is_the_last_word_on_it() {
         }
     }
     world.fold.on_checkpoint();
-    // More than one block, then a checkpoint at the position of the one before.
+    // Rewrites the page as more than one block, then makes a checkpoint at the same position.
     assert_eq!(world.forget(Some(100), None).events, 1);
     world.fold.on_checkpoint();
     let last = DeliveryKey { event: events[11], endpoint: crate::domain::EndpointNumber(250) };

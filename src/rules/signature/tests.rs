@@ -1,4 +1,4 @@
-//! Promises of signatures: the published vectors, the traps of the verifiers in use, what is refused.
+//! Tests of signatures: published vectors, strict verifiers, rejected secrets.
 
 use super::*;
 use crate::domain::Sealed;
@@ -14,7 +14,7 @@ const TV3_KEY: &str =
 const TV3_PUBLIC: &str = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=";
 const OTHER: &str = "Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc=";
 
-/// Without the check for published secrets, which the vectors have.
+/// Skips the check for published secrets: the vectors use some.
 fn key(text: &str) -> SigningKey {
     SigningKey::parse_standard(text).unwrap()
 }
@@ -36,7 +36,7 @@ fn verifies(header: &str) -> bool {
 }
 
 #[test]
-fn tv1_and_tv2_come_out() {
+fn test_vectors_1_and_2_match() {
     assert_eq!(key(TV1_SECRET).sign(TV1_ID, TV1_SECONDS, TV1_BODY), TV1);
     let tv2 = key("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").sign(
         "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
@@ -47,7 +47,7 @@ fn tv1_and_tv2_come_out() {
 }
 
 #[test]
-fn tv3_comes_out_from_seed_and_from_pair() {
+fn test_vector_3_matches_from_seed_and_from_pair() {
     let expected =
         "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg==";
     let pair = key(TV3_KEY);
@@ -55,12 +55,12 @@ fn tv3_comes_out_from_seed_and_from_pair() {
     for key in [&pair, &seed] {
         assert_eq!(key.sign(TV1_ID, TV1_SECONDS, TV1_BODY), expected);
         assert_eq!(key.public_text().as_deref(), Some(TV3_PUBLIC));
-        assert_eq!(key.text(), TV3_KEY, "both halves are written");
+        assert_eq!(key.text(), TV3_KEY, "seed and public key are written");
     }
 }
 
 #[test]
-fn tv4_comes_out() {
+fn test_vector_4_matches() {
     let body = br#"{"type":"contact.created","timestamp":"2022-11-03T20:26:10.344522Z","data":{"id":"1f81eb52-5198-4599-803e-771906343485"}}"#;
     let signature = key(TV3_KEY).sign("msg_2KWPBgLlAfxdpx2AI54pPJ85f4W", 1_674_087_231, body);
     let expected =
@@ -69,13 +69,13 @@ fn tv4_comes_out() {
 }
 
 #[test]
-fn tv5_any_good_signature_among_others_is_enough() {
+fn one_valid_signature_among_others_verifies() {
     assert!(verifies(&format!("v1,{OTHER} v2,{OTHER} {TV1} v1,{OTHER}")));
     assert!(verifies(&format!("v1a,{OTHER} {TV1}")));
 }
 
 #[test]
-fn a_part_of_a_signature_is_none() {
+fn partial_signature_does_not_verify() {
     let folded = format!("v1,Ceo5,{TV1}");
     let other_version = TV1.replace("v1,", "v2,");
     for header in ["", "v1,", "v1", &TV1[..8], &TV1[3..], &other_version, &folded, &format!("v1,{OTHER}")] {
@@ -84,7 +84,7 @@ fn a_part_of_a_signature_is_none() {
 }
 
 #[test]
-fn the_clocks_may_differ_by_five_minutes_and_timestamps_are_plain_seconds() {
+fn timestamps_are_plain_seconds_within_five_minutes() {
     let check = |text: &str, now| verify(&key(TV1_SECRET).bytes, TV1_ID, text, TV1_BODY, TV1, at(now));
     for (now, good) in [(300, true), (301, false)] {
         assert_eq!(check("1614265330", TV1_SECONDS + now), good, "{now} s late");
@@ -99,9 +99,10 @@ fn the_clocks_may_differ_by_five_minutes_and_timestamps_are_plain_seconds() {
     assert!(!verify(&key(TV1_SECRET).bytes, "other", "1614265330", TV1_BODY, TV1, at(TV1_SECONDS)));
 }
 
-/// Python answers 500 to two spaces, C# refuses all for one bare element, several read the first header line only.
+/// With two spaces Python answers 500. C# rejects a header with a bare element. Several verifiers
+/// read only the first header line.
 #[test]
-fn trap_the_header_has_single_spaces_whole_elements_and_nothing_else() {
+fn header_has_single_spaces_and_whole_elements() {
     for count in 1..=limits::SECRETS_MAX {
         let mut keys: Vec<_> = (0..count).map(|n| hmac_key(n as u8)).collect();
         keys.push(key(TV3_KEY));
@@ -119,9 +120,9 @@ fn trap_the_header_has_single_spaces_whole_elements_and_nothing_else() {
     }
 }
 
-/// JavaScript, Go, Java and Rust need the standard alphabet with padding.
+/// JavaScript, Go, Java and Rust require the standard alphabet with padding.
 #[test]
-fn trap_secrets_are_padded_base64_of_the_standard_alphabet() {
+fn secrets_are_padded_base64_of_the_standard_alphabet() {
     for length in limits::SECRET_BYTES_MIN..=limits::SECRET_BYTES_MAX {
         let bytes = (0..length).map(|at| 0xfb ^ (at * at) as u8).collect();
         let made = SigningKey { kind: SecretKind::Hmac, bytes };
@@ -133,7 +134,7 @@ fn trap_secrets_are_padded_base64_of_the_standard_alphabet() {
 }
 
 #[test]
-fn trap_the_time_signed_is_whole_seconds_of_the_attempt() {
+fn signed_time_is_whole_seconds_of_the_attempt() {
     for millis in [0, 1, 999] {
         let now = Timestamp::from_millis(TV1_SECONDS * 1_000 + millis);
         let (_, header) =
@@ -143,7 +144,7 @@ fn trap_the_time_signed_is_whole_seconds_of_the_attempt() {
 }
 
 #[test]
-fn what_is_no_secret_is_refused_without_being_repeated() {
+fn malformed_secret_is_rejected_without_echoing_it() {
     let of = |length: usize| SigningKey { kind: SecretKind::Hmac, bytes: vec![0xfb; length] }.text();
     let zero_key = ed25519_dalek::SigningKey::from_bytes(&[0; 32]).verifying_key();
     let pair = STANDARD.decode(&TV3_KEY[5..]).unwrap();
@@ -180,7 +181,7 @@ fn what_is_no_secret_is_refused_without_being_repeated() {
 }
 
 #[test]
-fn other_presets_take_the_secrets_that_their_receivers_have() {
+fn other_presets_accept_text_secrets() {
     for preset in [SignaturePreset::Stripe, SignaturePreset::Github] {
         let long: String =
             (0..255_usize).map(|at| char::from(b'!' + ((at * at + at / 89 * 7) % 89) as u8)).collect();
@@ -214,7 +215,7 @@ fn other_presets_take_the_secrets_that_their_receivers_have() {
 
 /// The example of GitHub's documentation ("Testing the webhook payload validation").
 #[test]
-fn the_github_vector_comes_out() {
+fn github_test_vector_matches() {
     let published = SigningKey::parse_text("It's a Secret to Everybody").unwrap();
     let header = signature_header(SignaturePreset::Github, &[published], at(1), "x", b"Hello, World!");
     let expected = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
@@ -222,7 +223,7 @@ fn the_github_vector_comes_out() {
 }
 
 #[test]
-fn the_stripe_header_has_the_time_and_a_signature_for_each_key() {
+fn stripe_header_has_the_time_and_one_signature_per_key() {
     let keys = ["whsec_9f86d081884c", "whsec_another_7d659a2f"]
         .map(|text| SigningKey::parse(text, SignaturePreset::Stripe).unwrap());
     let (name, value) = signature_header(SignaturePreset::Stripe, &keys, at(1_700_000_000), "x", b"{}");
@@ -232,9 +233,9 @@ fn the_stripe_header_has_the_time_and_a_signature_for_each_key() {
     assert_eq!(parts[1], format!("v1={expected}"));
 }
 
-/// The current key comes first; GitHub's header has room for its signature alone.
+/// The current key is first. GitHub's header holds only its signature.
 #[test]
-fn each_preset_signs_with_several_live_keys_in_order() {
+fn each_preset_signs_with_live_keys_in_order() {
     let keys = [hmac_key(1), hmac_key(2), hmac_key(3)];
     let header =
         |preset, keys: &[SigningKey]| signature_header(preset, keys, at(TV1_SECONDS), TV1_ID, TV1_BODY);
@@ -247,7 +248,7 @@ fn each_preset_signs_with_several_live_keys_in_order() {
     let start = format!("t={TV1_SECONDS}");
     let signatures = stripe.each_ref().map(|header| header.strip_prefix(&*start).unwrap());
     assert_eq!(header(SignaturePreset::Stripe, &keys).1, format!("{start}{}", signatures.concat()));
-    // What a receiver computes by itself, with the text of the secret as it was shown.
+    // The receiver's own computation, with the text of the secret.
     let mac = |key: &SigningKey, signed: &[u8]| hex(hmac(key.text().as_bytes(), &[signed]).as_ref());
     assert_eq!(header(SignaturePreset::Github, &keys).1, format!("sha256={}", mac(&keys[0], TV1_BODY)));
     let signed = [format!("{TV1_SECONDS}.").as_bytes(), TV1_BODY].concat();
@@ -256,7 +257,6 @@ fn each_preset_signs_with_several_live_keys_in_order() {
     }
 }
 
-/// Second and third rotations: each newest first, and no key twice.
 #[test]
 fn rotations_put_the_newest_secret_first() {
     let (now, hour) = (at(1_000), Duration::from_secs(3_600));
@@ -265,33 +265,33 @@ fn rotations_put_the_newest_secret_first() {
         secrets = rotate(&secrets, secret(byte, None), |_| false, hour, now).unwrap();
         assert_eq!(secrets.len(), byte as usize);
         assert_eq!((&secrets[0].key, secrets[0].expires_at), (&secret(byte, None).key, None));
-        assert_eq!(secrets[1].key, secret(byte - 1, None).key, "then the one before it");
+        assert_eq!(secrets[1].key, secret(byte - 1, None).key, "then the previous one");
         assert!(secrets[1..].iter().all(|old| old.expires_at == Some(now.plus(hour))));
     }
-    // Back to one that still signs: it is the current one, without an end, and there once.
+    // Rotating back to a live secret makes it the current one, without expiry or duplicate.
     let is_first = |old: &Secret| old.key == secret(1, None).key;
     let back = rotate(&secrets, secret(1, None), is_first, hour, now).unwrap();
     assert_eq!(back.len(), 4);
     assert_eq!(back.iter().filter(|secret| is_first(secret)).count(), 1);
     assert_eq!(back[0].expires_at, None);
-    // Without an overlap the new one is alone.
+    // Without an overlap only the new secret is live.
     assert_eq!(rotate(&back, secret(9, None), |_| false, Duration::ZERO, now).unwrap().len(), 1);
 }
 
 #[test]
-fn an_overlap_ends_never_grows_and_holds_so_many() {
+fn overlap_ends_never_grows_and_is_bounded() {
     let now = at(1_000);
     let second = Duration::from_secs(1);
     let old = [secret(1, None), secret(2, Some(now.plus(5 * second))), secret(3, Some(now))];
     let rotated = rotate(&old, secret(4, None), |_| false, 10 * second, now).unwrap();
     let expected =
         [secret(4, None), secret(1, Some(now.plus(10 * second))), secret(2, Some(now.plus(5 * second)))];
-    assert_eq!(rotated, expected, "an expired one is forgotten");
+    assert_eq!(rotated, expected, "an expired secret is dropped");
     assert!(is_live(&rotated[1], now.plus(9 * second)) && !is_live(&rotated[1], now.plus(10 * second)));
     let at_once = rotate(&rotated, secret(5, None), |_| false, Duration::ZERO, now).unwrap();
     assert_eq!(at_once, [secret(5, None)]);
     let back = rotate(&rotated, secret(1, None), |old| old.key == secret(1, None).key, second, now).unwrap();
-    assert_eq!(back.len(), 3, "the same secret does not stand there twice");
+    assert_eq!(back.len(), 3, "no secret is duplicated");
     let mut many = vec![secret(0, None)];
     for byte in 1..limits::SECRETS_MAX {
         many = rotate(&many, secret(byte as u8, None), |_| false, second, now).unwrap();
@@ -300,7 +300,7 @@ fn an_overlap_ends_never_grows_and_holds_so_many() {
 }
 
 #[test]
-fn the_reference_library_and_we_agree() {
+fn signatures_agree_with_the_reference_library() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let keys = [hmac_key(9), key(TV1_SECRET), key(TV3_KEY)];
     let body = br#"{"type":"order.paid","data":{"orderId":42}}"#;

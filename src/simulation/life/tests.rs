@@ -1,4 +1,4 @@
-//! A life that does what a test says.
+//! Scripted lives.
 
 #![cfg(test)]
 
@@ -18,7 +18,7 @@ use crate::projections::reads::Filter;
 use crate::service::types::Scope;
 use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Keys, Replays};
 
-/// An endpoint of this tenant that wants all, and of which the first attempt is the last.
+/// Creates an endpoint of this tenant for all event types, without retries.
 async fn subscribe(life: &mut Life, tenant: &str) -> EndpointNumber {
     subscribe_with(life, tenant, |endpoint| endpoint).await
 }
@@ -45,7 +45,7 @@ async fn subscribe_with(
     created.await.unwrap().unwrap().number
 }
 
-/// An event for everybody who wants all.
+/// An event of the default tenant without id, key, stream or due time.
 fn draft(world: &World) -> EventDraft {
     EventDraft {
         tenant: Tenant::DEFAULT.parse().unwrap(),
@@ -57,51 +57,48 @@ fn draft(world: &World) -> EventDraft {
     }
 }
 
-/// Runs until the task is over.
-async fn see_through<T: Send + 'static>(
-    life: &mut Life,
-    task: impl Future<Output = T> + Send + 'static,
-) -> T {
+/// Runs the life until the task has ended.
+async fn run_task<T: Send + 'static>(life: &mut Life, task: impl Future<Output = T> + Send + 'static) -> T {
     let task = tokio::spawn(task);
     life.run_for(Duration::from_millis(500)).await;
-    assert!(task.is_finished(), "it is not done");
+    assert!(task.is_finished(), "the task has not ended");
     task.await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_receiver_that_asks_at_a_last_attempt_is_left_alone_before_the_operator_is_told() {
-    world::begin_time();
+async fn retry_after_of_a_last_attempt_holds_before_its_commit() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
     subscribe(&mut life, Tenant::OPERATOR).await;
     let number = subscribe(&mut life, Tenant::DEFAULT).await;
-    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Asks);
+    world.with(|inner| inner.receivers.entry(number).or_default().behavior = Behavior::Asks);
     let draft = draft(&world);
     let context = life.context.clone();
     let published =
         tokio::spawn(async move { Events(&context).publish_batch(vec![draft.clone(), draft], None).await });
     tokio::task::yield_now().await;
-    life.take_writers_turn();
-    life.hear_held();
+    life.step_writer();
+    life.deliver_held_notices();
     assert!(published.await.unwrap().unwrap().results.iter().all(Result::is_ok));
-    // Nothing is durable from here on, so nobody can be told that the first delivery is dead.
+    // Nothing is committed from here on, so the first delivery is not yet dead.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lane = Endpoints(&life.context).explain(number).await.unwrap();
     assert_eq!((lane.reason, lane.in_flight), (Some(WaitReason::RetryAfter), 0));
     assert_eq!(world.with(|inner| inner.happened["sent"]), 1, "the second delivery was sent");
-    assert!(!world.is_broken());
+    assert!(!world.has_violation());
 }
 
-/// As long as it lasts, what was read of the endpoint before is not what counts after.
+/// An attempt must read the endpoint again after a shortage of file descriptors.
 #[tokio::test(start_paused = true)]
-async fn who_is_paused_while_no_file_descriptor_is_left_is_not_sent_to() {
-    world::begin_time();
+async fn endpoint_paused_during_descriptor_shortage_gets_nothing() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
     let number = subscribe(&mut life, Tenant::DEFAULT).await;
     world.with(|inner| inner.exhausted = true);
     let (context, draft) = (life.context.clone(), draft(&world));
-    see_through(&mut life, async move { Events(&context).publish(draft).await }).await.unwrap();
+    run_task(&mut life, async move { Events(&context).publish(draft).await }).await.unwrap();
     assert_eq!(Endpoints(&life.context).explain(number).await.unwrap().in_flight, 1);
     let context = life.context.clone();
     let paused = async move {
@@ -109,23 +106,19 @@ async fn who_is_paused_while_no_file_descriptor_is_left_is_not_sent_to() {
         let status = EndpointStatus::Paused;
         Endpoints(&context).update(Endpoint { status, ..Endpoint::clone(&known) }, None).await
     };
-    see_through(&mut life, paused).await.unwrap();
+    run_task(&mut life, paused).await.unwrap();
     life.run_for(Duration::from_secs(2)).await;
     let lane = Endpoints(&life.context).explain(number).await.unwrap();
-    assert_eq!((lane.reason, lane.in_flight), (Some(WaitReason::Paused), 0), "it keeps its slot");
+    assert_eq!((lane.reason, lane.in_flight), (Some(WaitReason::Paused), 0), "the slot is not free");
     world.with(|inner| inner.exhausted = false);
     life.run_for(Duration::from_secs(5)).await;
-    assert_eq!(
-        world.with(|inner| inner.happened.get("sent").copied()),
-        None,
-        "a paused endpoint was sent to"
-    );
-    assert!(!world.is_broken());
+    assert_eq!(world.with(|inner| inner.happened.get("sent").copied()), None, "request to a paused endpoint");
+    assert!(!world.has_violation());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_want_of_file_descriptors_pushes_out_no_callback_and_ends_by_itself() {
-    world::begin_time();
+async fn descriptor_shortage_keeps_the_callback_of_a_handshake() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
     world.with(|inner| inner.exhausted = true);
@@ -136,15 +129,15 @@ async fn a_want_of_file_descriptors_pushes_out_no_callback_and_ends_by_itself() 
     let tries = world.with(|inner| inner.happened["exhausted"]);
     assert!((30..=61).contains(&tries), "{tries} tries in a minute");
     let known = life.context.outbox().endpoint(number).unwrap();
-    assert_eq!(known.handshake.as_ref().unwrap().callbacks.len(), 1, "callbacks that nobody was shown");
+    assert_eq!(known.handshake.as_ref().unwrap().callbacks.len(), 1, "unsent callbacks were committed");
     world.with(|inner| inner.exhausted = false);
     life.run_for(Duration::from_secs(2)).await;
-    assert!(world.with(|inner| inner.happened["asked"]) >= 1, "it is asked no more");
-    assert!(!world.is_broken());
+    assert!(world.with(|inner| inner.happened["handshakeRequests"]) >= 1, "no request after the shortage");
+    assert!(!world.has_violation());
 }
 
-/// A disabled endpoint at which something is soon too old.
-async fn one_that_waits_in_vain(life: &mut Life) {
+/// Creates a disabled endpoint with a delivery that is about to expire.
+async fn expiring_delivery(life: &mut Life) {
     let retry = RetryPolicy::Exponential {
         initial: Duration::from_secs(1),
         multiplier: 1.0,
@@ -157,53 +150,50 @@ async fn one_that_waits_in_vain(life: &mut Life) {
         subscribe_with(life, Tenant::DEFAULT, |endpoint| Endpoint { retry: Some(retry), ..endpoint }).await;
     life.world.with(|inner| inner.exhausted = true);
     let (context, draft) = (life.context.clone(), draft(&life.world));
-    see_through(life, async move { Events(&context).publish(draft).await }).await.unwrap();
+    run_task(life, async move { Events(&context).publish(draft).await }).await.unwrap();
     let context = life.context.clone();
-    see_through(
-        life,
-        async move { Endpoints(&context).disable(number, DisabledReason::Gone, |_| true).await },
-    )
-    .await;
+    run_task(life, async move { Endpoints(&context).disable(number, DisabledReason::Gone, |_| true).await })
+        .await;
     life.run_for(Duration::from_secs(2)).await;
 }
 
-/// How often the journal says that deliveries died.
-fn died(world: &World) -> usize {
+/// Number of `DeliveriesDied` records.
+fn death_records(world: &World) -> usize {
     world.with(|inner| inner.trace.lines().filter(|line| line.contains("DeliveriesDied")).count())
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waited_too_long_dies_once_however_long_the_journal_hangs() {
-    world::begin_time();
+async fn expired_delivery_dies_once_while_the_journal_hangs() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
-    one_that_waits_in_vain(&mut life).await;
+    expiring_delivery(&mut life).await;
     for _ in 0..60 {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        life.take_states_turns();
+        life.step_state();
     }
-    assert_eq!(died(&world), 0, "nothing was to be durable yet");
+    assert_eq!(death_records(&world), 0, "committed while the writer hangs");
     life.run_for(Duration::from_secs(5)).await;
-    assert_eq!(died(&world), 1);
-    assert!(!world.is_broken());
+    assert_eq!(death_records(&world), 1);
+    assert!(!world.has_violation());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_that_hangs_gathers_no_tasks() {
-    world::begin_time();
+async fn hanging_state_accumulates_no_tasks() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
-    one_that_waits_in_vain(&mut life).await;
+    expiring_delivery(&mut life).await;
     let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let before = alive();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(alive() <= before + 2, "{before} tasks before, {} now", alive());
     life.run_for(Duration::from_secs(5)).await;
-    assert_eq!(died(&world), 1, "it goes on when the state does");
-    assert!(!world.is_broken());
+    assert_eq!(death_records(&world), 1, "the delivery must die after the state resumes");
+    assert!(!world.has_violation());
 }
 
-/// What a request with a key may ask for.
+/// Requests that take an idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Act {
     CreateEndpoint,
@@ -238,25 +228,24 @@ fn keyed<T>() -> Keyed<T> {
     Keyed { idempotency, answer: |_| Answer { status: 202, body: Arc::from(&b"{}"[..]) } }
 }
 
-/// A paused endpoint, and a delivery to it: pending, or dead.
+/// Creates a paused endpoint with a pending or dead delivery.
 async fn with_delivery(life: &mut Life, is_dead: bool) -> DeliveryKey {
     let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
     let endpoint = subscribe_with(life, Tenant::DEFAULT, paused).await;
     let (context, draft) = (life.context.clone(), draft(&life.world));
-    let event =
-        see_through(life, async move { Events(&context).publish(draft).await }).await.unwrap().position;
+    let event = run_task(life, async move { Events(&context).publish(draft).await }).await.unwrap().position;
     let delivery = DeliveryKey { event, endpoint };
     if is_dead {
         let context = life.context.clone();
         let died = async move {
             Deliveries(&context).give_up(DeadReason::AttemptsExhausted, move |_| (vec![delivery], ())).await
         };
-        see_through(life, died).await.unwrap();
+        run_task(life, died).await.unwrap();
     }
     delivery
 }
 
-/// As a handler does it: unless it was answered before.
+/// Performs a request like a handler, unless its response is stored.
 async fn request(
     context: Context,
     act: Act,
@@ -264,11 +253,11 @@ async fn request(
     delivery: DeliveryKey,
 ) -> Result<(), ChangeError> {
     let all = Scope(None);
-    let remember: Remember = keyed().answered(&());
-    match context.remembered(&remember.idempotency).await? {
+    let remember: Remember = keyed().response_for(&());
+    match context.stored_response(&remember.idempotency).await? {
         Remembered::Nothing => {}
         Remembered::Same(answer) if answer == remember.answer => return Ok(()),
-        other => panic!("{act:?} is remembered as {other:?}"),
+        other => panic!("{act:?}: unexpected stored response {other:?}"),
     }
     let known = context.outbox().endpoint(delivery.endpoint).unwrap();
     match act {
@@ -304,12 +293,12 @@ async fn request(
     }
 }
 
-/// Runs a life on a runtime of its own, and puts what is left of the disk there for the next one.
-fn live<T>(world: &World, seed: u64, life: impl AsyncFnOnce(&mut Life) -> T) -> T {
+/// Runs a life on a separate runtime, and leaves the surviving disk for the next one.
+fn run_life<T>(world: &World, seed: u64, life: impl AsyncFnOnce(&mut Life) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let done = runtime.unwrap().block_on(async {
-        let mut begun = Life::begin(world).unwrap();
-        let done = life(&mut begun).await;
+        let mut started = Life::begin(world).unwrap();
+        let done = life(&mut started).await;
         world::end_life();
         done
     });
@@ -318,118 +307,114 @@ fn live<T>(world: &World, seed: u64, life: impl AsyncFnOnce(&mut Life) -> T) -> 
     done
 }
 
-/// The power fails at each operation of the disk in turn, until it is only after the answer that it does.
+/// The power fails at each disk operation in turn, until the response comes first.
 #[test]
-fn whenever_the_power_fails_a_request_that_is_repeated_with_its_key_is_done_once() {
+fn request_repeated_after_power_failure_is_done_once() {
     for act in Act::ALL {
         let mut cuts = 0;
         for operations in 0.. {
-            world::begin_time();
+            world::reset_time();
             let world = World::new(1);
             let new = Endpoint { handshake: None, ..world.with(operations::new_endpoint) };
             let is_dead = !matches!(act, Act::Retry | Act::Cancel);
-            let (delivery, before, answered) = live(&world, operations, async |life| {
+            let (delivery, before, answered) = run_life(&world, operations, async |life| {
                 let delivery = with_delivery(life, is_dead).await;
                 let before = world.with(|inner| inner.model.last());
                 world.disk().cut_power_after(operations, operations);
-                let asked = tokio::spawn(request(life.context.clone(), act, new.clone(), delivery));
+                let first = tokio::spawn(request(life.context.clone(), act, new.clone(), delivery));
                 life.run_for(Duration::from_millis(500)).await;
-                (delivery, before, asked.is_finished() && asked.await.unwrap().is_ok())
+                (delivery, before, first.is_finished() && first.await.unwrap().is_ok())
             });
-            let again = live(&world, operations, async |life| {
+            let again = run_life(&world, operations, async |life| {
                 let again = request(life.context.clone(), act, new.clone(), delivery);
-                see_through(life, again).await
+                run_task(life, again).await
             });
-            again.unwrap_or_else(|error| panic!("{act:?} after {operations} operations, again: {error}"));
+            again.unwrap_or_else(|error| panic!("{act:?} repeated after {operations} operations: {error}"));
             let done = world.with(|inner| {
                 let since = inner.model.records.iter().filter(|(position, _)| *position > before);
                 since.map(|(_, record)| record.clone()).collect::<Vec<_>>()
             });
             let is_once = matches!(&done[..], [_, Record::RequestAnswered { .. }]);
-            assert!(is_once, "{act:?} after {operations} operations of the disk: {done:#?}");
-            assert!(!world.is_broken());
+            assert!(is_once, "{act:?} after {operations} disk operations: {done:#?}");
+            assert!(!world.has_violation());
             if answered {
                 break;
             }
             cuts += 1;
         }
-        assert!(cuts > 0, "the power never failed before {act:?} was answered");
+        assert!(cuts > 0, "the power never failed before the response to {act:?}");
     }
 }
 
-/// Everything goes on but the writer.
-async fn without_the_writer(life: &mut Life, time: Duration) {
+/// Runs everything but the writer.
+async fn run_without_writer(life: &mut Life, time: Duration) {
     let end = tokio::time::Instant::now() + time;
     while tokio::time::Instant::now() < end {
-        life.take_states_turns();
+        life.step_state();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancellation_that_came_too_late_is_not_remembered_as_done() {
-    world::begin_time();
+async fn late_cancellation_stores_no_response() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
     let endpoint = subscribe(&mut life, Tenant::DEFAULT).await;
-    world.with(|inner| inner.receivers.entry(endpoint).or_default().manner = Manner::Healthy);
+    world.with(|inner| inner.receivers.entry(endpoint).or_default().behavior = Behavior::Healthy);
     let (context, draft) = (life.context.clone(), draft(&world));
     let published = tokio::spawn(async move { Events(&context).publish(draft).await });
     tokio::task::yield_now().await;
-    life.take_writers_turn();
-    life.hear_held();
-    // The receiver answers, and what came of the attempt waits for its commit.
-    without_the_writer(&mut life, Duration::from_secs(2)).await;
+    life.step_writer();
+    life.deliver_held_notices();
+    // The receiver replies, and the outcome waits for its commit.
+    run_without_writer(&mut life, Duration::from_secs(2)).await;
     let delivery = DeliveryKey { event: published.await.unwrap().unwrap().position, endpoint };
     assert_eq!(world.with(|inner| inner.happened["sent"]), 1);
     assert_eq!(life.context.outbox().pending_commits().0, 1, "the outcome waits");
     let context = life.context.clone();
     let cancelled =
         tokio::spawn(async move { Deliveries(&context).cancel(&Scope(None), delivery, Some(keyed())).await });
-    without_the_writer(&mut life, Duration::from_millis(100)).await;
+    run_without_writer(&mut life, Duration::from_millis(100)).await;
     life.run_for(Duration::from_millis(500)).await;
     assert!(matches!(cancelled.await.unwrap(), Err(ChangeError::NotAllowed(_))));
     let context = life.context.clone();
     let seen = async move {
-        let now =
-            Deliveries(&context).get(&Scope(None), delivery).await?.expect("it is there").delivery.state;
-        Ok::<_, Unavailable>((now, context.remembered(&keyed::<()>().idempotency).await?))
+        let now = Deliveries(&context).get(&Scope(None), delivery).await?.expect("it exists").delivery.state;
+        Ok::<_, Unavailable>((now, context.stored_response(&keyed::<()>().idempotency).await?))
     };
-    let (now, remembered) = see_through(&mut life, seen).await.unwrap();
+    let (now, stored) = run_task(&mut life, seen).await.unwrap();
     assert_eq!(now, DeliveryState::Delivered);
-    assert!(
-        matches!(remembered, Remembered::Nothing),
-        "it is said to be cancelled from now on: {remembered:?}"
-    );
-    assert!(!world.is_broken());
+    assert!(matches!(stored, Remembered::Nothing), "a response was stored: {stored:?}");
+    assert!(!world.has_violation());
 }
 
-/// How often the journal says that deliveries were put elsewhere.
-fn reorders(world: &World) -> u64 {
+/// Number of `DeliveriesReordered` records.
+fn reorder_records(world: &World) -> u64 {
     world.with(|inner| inner.happened.get("reordered").copied().unwrap_or(0))
 }
 
-/// How much is pending at an endpoint, and how much of it behind others.
-async fn counted(life: &mut Life, endpoint: EndpointNumber) -> (u64, u64) {
+/// Numbers of pending deliveries and of those behind others.
+async fn pending_and_waiting(life: &mut Life, endpoint: EndpointNumber) -> (u64, u64) {
     let context = life.context.clone();
-    let lane = see_through(life, async move { Endpoints(&context).lane(endpoint).await }).await.unwrap();
+    let lane = run_task(life, async move { Endpoints(&context).lane(endpoint).await }).await.unwrap();
     (lane.pending, lane.waiting_for_order)
 }
 
-/// Begins to free five deliveries that wait behind one another, and ends within that; gives their endpoint.
-async fn free_some(life: &mut Life, is_killed: bool) -> EndpointNumber {
-    let strict =
+/// Ends the life while a job removes the ordering of five deliveries. Returns their endpoint.
+async fn start_reordering(life: &mut Life, is_killed: bool) -> EndpointNumber {
+    let ordered =
         |endpoint| Endpoint { ordering: Ordering::Endpoint, status: EndpointStatus::Paused, ..endpoint };
-    let number = subscribe_with(life, Tenant::DEFAULT, strict).await;
+    let number = subscribe_with(life, Tenant::DEFAULT, ordered).await;
     let (context, drafts) = (life.context.clone(), vec![draft(&life.world); 5]);
-    see_through(life, async move { Events(&context).publish_batch(drafts, None).await }).await.unwrap();
-    assert_eq!(counted(life, number).await, (5, 4));
+    run_task(life, async move { Events(&context).publish_batch(drafts, None).await }).await.unwrap();
+    assert_eq!(pending_and_waiting(life, number).await, (5, 4));
     let known = life.context.outbox().endpoint(number).unwrap();
     let changed = Endpoint { ordering: Ordering::None, ..Endpoint::clone(&known) };
     let context = life.context.clone();
     let changing = tokio::spawn(async move { Endpoints(&context).update(changed, None).await });
     for _ in 0..1_000 {
-        if reorders(&life.world) > 0 {
+        if reorder_records(&life.world) > 0 {
             break;
         }
         life.work().await;
@@ -443,35 +428,36 @@ async fn free_some(life: &mut Life, is_killed: bool) -> EndpointNumber {
 }
 
 #[test]
-fn a_change_of_ordering_keeps_no_stop_waiting_and_is_gone_on_with_at_the_next_start() {
+fn interrupted_reorder_job_continues_at_the_next_start() {
     TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
     for is_killed in [true, false] {
-        world::begin_time();
+        world::reset_time();
         let world = World::new(1);
-        let endpoint = live(&world, 1, async |life| free_some(life, is_killed).await);
-        assert!((1..5).contains(&reorders(&world)), "{} of 5 were waited for", reorders(&world));
-        live(&world, 1, async |life| {
+        let endpoint = run_life(&world, 1, async |life| start_reordering(life, is_killed).await);
+        let records = reorder_records(&world);
+        assert!((1..5).contains(&records), "{records} of 5 records before the stop");
+        run_life(&world, 1, async |life| {
             life.run_for(Duration::from_secs(1)).await;
-            assert_eq!(counted(life, endpoint).await, (5, 0));
+            assert_eq!(pending_and_waiting(life, endpoint).await, (5, 0));
         });
-        assert_eq!(reorders(&world), 5);
-        assert!(!world.is_broken());
+        assert_eq!(reorder_records(&world), 5);
+        assert!(!world.has_violation());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_retried_while_retention_looks_does_not_expire() {
-    world::begin_time();
+async fn delivery_retried_during_a_retention_pass_does_not_expire() {
+    world::reset_time();
     let world = World::new(1);
     let mut life = Life::begin(&world).unwrap();
     let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
     let endpoint = subscribe_with(&mut life, Tenant::DEFAULT, paused).await;
-    // More than one step of retention has.
+    // More events than one step of retention examines.
     let mut events = Vec::new();
     for _ in 0..3 {
         let (context, drafts) = (life.context.clone(), vec![draft(&world); 500]);
         let published =
-            see_through(&mut life, async move { Events(&context).publish_batch(drafts, None).await }).await;
+            run_task(&mut life, async move { Events(&context).publish_batch(drafts, None).await }).await;
         events.extend(published.unwrap().results.into_iter().map(|accepted| accepted.unwrap().position));
     }
     life.run_for(Duration::from_secs(2_000)).await;
@@ -480,21 +466,21 @@ async fn what_is_retried_while_retention_looks_does_not_expire() {
         let keep = retention::Keep { events: Some(Duration::from_secs(60)), ..Default::default() };
         retention::pass(&context, keep, &mut retention::retention(&context, keep)).await
     });
-    // It has looked, and the first deaths wait for their commit.
+    // The pass has read the deliveries, and the first deaths wait for their commit.
     while life.context.outbox().pending_commits().0 == 0 {
         tokio::task::yield_now().await;
-        life.take_states_turns();
+        life.step_state();
     }
     let delivery = DeliveryKey { event: events[1_005], endpoint };
     let context = life.context.clone();
     let retrying =
         tokio::spawn(async move { Deliveries(&context).retry(&Scope(None), delivery, None).await });
-    without_the_writer(&mut life, Duration::from_millis(100)).await;
+    run_without_writer(&mut life, Duration::from_millis(100)).await;
     life.run_for(Duration::from_secs(5)).await;
     assert!(retrying.await.unwrap().is_ok() && passing.await.unwrap().is_ok());
     let context = life.context.clone();
     let seen = async move { Deliveries(&context).get(&Scope(None), delivery).await };
-    let now = see_through(&mut life, seen).await.unwrap().unwrap().delivery.state;
-    assert_eq!(now, DeliveryState::Pending, "its retry was accepted");
-    assert!(!world.is_broken());
+    let now = run_task(&mut life, seen).await.unwrap().unwrap().delivery.state;
+    assert_eq!(now, DeliveryState::Pending, "a retried delivery has expired");
+    assert!(!world.has_violation());
 }

@@ -144,7 +144,7 @@ impl State {
     /// [`Self::apply`].
     pub fn restore_ordering(&mut self, record: &Record) {
         if let Record::EndpointPut(endpoint) = record {
-            self.fold.know_endpoint(endpoint);
+            self.fold.restore_endpoint(endpoint);
         }
     }
 
@@ -244,7 +244,7 @@ impl State {
         from: EndpointNumber,
         endpoints_max: usize,
     ) -> Option<EndpointNumber> {
-        let mut endpoints = counters::from(&self.rows, from, endpoints_max + 1);
+        let mut endpoints = counters::endpoints_from(&self.rows, from, endpoints_max + 1);
         let next = if endpoints.len() > endpoints_max { endpoints.pop() } else { None };
         for endpoint in endpoints {
             self.dirty_without_record |= stats::forget(&mut self.rows, endpoint, before);
@@ -372,7 +372,7 @@ impl State {
             }
         }
         for tag in (0..u8::MAX).filter(|tag| !TAGS.contains(tag)) {
-            if let Some((key, _)) = crate::projections::rows::first_with(&self.rows, &[tag]) {
+            if let Some((key, _)) = crate::projections::rows::first_with_prefix(&self.rows, &[tag]) {
                 differs(format!("rows of unknown kind {tag}, for example {key:?}"));
             }
         }

@@ -1,4 +1,4 @@
-//! `GET /v1/backup`: the journal as text, part by part.
+//! `GET /v1/backup`: a part of the journal as text.
 
 use super::model::{BackupBody, Range};
 use crate::api::Call;
@@ -12,10 +12,10 @@ use crate::service::types::BackupId;
 pub async fn part(call: &Call) -> Result<Reply, Problem> {
     let position = |name| call.query.number(name).map(|number| number.map(Position));
     let (after, until) = (position("after")?.unwrap_or_default(), position("until")?);
-    let unreadable = || Problem::parameter("id", "must be 32 hexadecimal digits");
-    let id = call.query.text("id").map(|text| BackupId::parse(text).ok_or_else(unreadable)).transpose()?;
+    let malformed = || Problem::parameter("id", "must be 32 hexadecimal digits");
+    let id = call.query.text("id").map(|text| BackupId::parse(text).ok_or_else(malformed)).transpose()?;
     if id.is_none() && after > Position(0) && Backups(&call.api.context).are_authenticated() {
-        // Parts with several ids make no backup that can be restored.
+        // A backup whose parts have different ids cannot be restored.
         return Err(Problem::parameter(
             "id",
             "is missing: use the `id` of the first part, as the current `balto backup` does",

@@ -1,4 +1,4 @@
-//! Backups, part by part.
+//! Backups, read in parts.
 
 pub mod handlers;
 pub mod model;

@@ -6,20 +6,20 @@ use serde::Serialize;
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupBody {
-    /// What `id` is for the other parts, of a backup that is authenticated.
+    /// The `id` parameter of the other parts. Only for authenticated backups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Lines to append to the file.
+    /// Lines to append to the backup file.
     pub text: String,
-    /// What the next part comes after; none when the backup is whole.
+    /// The `after` parameter of the next part; null if this is the last part.
     pub next: Option<u64>,
-    /// The backup's last position: to be given as `until` for the other parts.
+    /// The backup's last position: the `until` parameter of the other parts.
     pub until: u64,
-    /// Positions that cannot be read any more.
+    /// Positions of unreadable records.
     pub damaged: Vec<Range>,
 }
 
-/// Positions, both included.
+/// A range of positions, both inclusive.
 #[derive(Serialize, JsonSchema)]
 pub struct Range {
     pub first: u64,

@@ -1,8 +1,8 @@
-//! CloudEvents 1.0 at ingest: structured, binary and batched mode, told apart by the headers (HTTP binding, section 3).
+//! CloudEvents 1.0 in structured, binary and batched mode (HTTP binding, section 3).
 //!
-//! Owns: how a CloudEvent becomes an event. Its id and source are kept as attributes beside ours, for theirs may hold
-//! anything; the same id and source posted again are answered with the first event. Extensions are kept with their
-//! names, values and types. Nothing is made up: what lacks a required attribute is refused.
+//! Owns the mapping of a CloudEvent to an event. Its id and source may have any characters, so they
+//! are stored as attributes. Repeating an id and source returns the original event. Extensions keep
+//! their names, values and types. A CloudEvent without a required attribute is rejected.
 
 use std::fmt;
 
@@ -26,36 +26,36 @@ use crate::service::types::EventDraft;
 
 pub const STRUCTURED: &str = "application/cloudevents+json";
 pub const BATCHED: &str = "application/cloudevents-batch+json";
-/// What a call in binary mode has for its media type: there, `Content-Type` is the data's.
+/// The media type of a call in binary mode, where `Content-Type` is that of the data.
 pub const BINARY: &str = "";
 
 const PREFIX: &str = "ce-";
 const PARTITION_KEY: &str = "partitionkey";
-/// The headers that no CloudEvent in binary mode can be without: one of them is enough to tell that it is meant as one.
-const TELLING: [&str; 4] = ["ce-specversion", "ce-id", "ce-source", "ce-type"];
+/// The required headers of binary mode. Any one of them selects it.
+const REQUIRED_HEADERS: [&str; 4] = ["ce-specversion", "ce-id", "ce-source", "ce-type"];
 
 /// Whether a request with these headers is a CloudEvent in binary mode.
 #[must_use]
 pub fn is_binary(headers: &HeaderMap) -> bool {
     let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let own = media.to_ascii_lowercase().starts_with("application/cloudevents");
-    !own && TELLING.iter().any(|name| headers.contains_key(*name))
+    let has_cloudevents_type = media.to_ascii_lowercase().starts_with("application/cloudevents");
+    !has_cloudevents_type && REQUIRED_HEADERS.iter().any(|name| headers.contains_key(*name))
 }
 
-/// Everything that a request in binary mode says of its event: its `ce-` headers, in order, and its data with their type.
-pub fn said(headers: &HeaderMap, body: &[u8]) -> Vec<u8> {
-    let is_said = |name: &HeaderName| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE;
-    let mut lines: Vec<_> = headers.iter().filter(|(name, _)| is_said(name)).collect();
+/// The bytes that identify a request in binary mode: sorted `ce-` headers, `Content-Type` and body.
+pub fn canonical_bytes(headers: &HeaderMap, body: &[u8]) -> Vec<u8> {
+    let is_included = |name: &HeaderName| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE;
+    let mut lines: Vec<_> = headers.iter().filter(|(name, _)| is_included(name)).collect();
     lines.sort_unstable_by_key(|(name, _)| name.as_str());
-    let mut said = Vec::new();
+    let mut bytes = Vec::new();
     for (name, value) in lines {
-        said.extend([name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat());
+        bytes.extend([name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat());
     }
-    said.extend(body);
-    said
+    bytes.extend(body);
+    bytes
 }
 
-/// An attribute's value as JSON has it, or a header.
+/// The value of an attribute. In binary mode every value is text.
 #[derive(Clone, Debug, PartialEq)]
 enum Scalar {
     Text(String),
@@ -63,7 +63,7 @@ enum Scalar {
     Other(String),
 }
 
-/// As an event keeps them: name and value.
+/// Names and values.
 type Attributes = Vec<(Box<str>, Box<str>)>;
 
 fn scalar(json: &str) -> Option<Scalar> {
@@ -78,19 +78,19 @@ fn scalar(json: &str) -> Option<Scalar> {
     }
 }
 
-/// A CloudEvent taken apart: context attributes by name, and its data.
+/// The context attributes and data of a CloudEvent.
 struct Parts {
     attributes: Vec<(String, Scalar)>,
-    /// A JSON value; empty when there is none.
+    /// A JSON value; empty without data.
     data: Bytes,
-    /// The data is a JSON string of base64.
+    /// The data is a JSON string with base64.
     binary: bool,
-    /// Whether attributes stand in headers.
+    /// Binary mode: the attributes are headers.
     in_headers: bool,
 }
 
 impl Parts {
-    fn place(&self, name: &str) -> ErrorLocation {
+    fn location(&self, name: &str) -> ErrorLocation {
         if self.in_headers {
             ErrorLocation::Header(format!("{PREFIX}{name}").into())
         } else {
@@ -98,45 +98,45 @@ impl Parts {
         }
     }
 
-    /// Says the first thing that is wrong with an attribute.
-    fn wrong(&self, errors: &mut Errors, name: &str, detail: impl Into<String>) {
-        let place = self.place(name);
-        if !errors.0.iter().any(|known| known.location == place) {
-            errors.0.push(FieldError { location: place, detail: detail.into() });
+    /// Records the first error of an attribute.
+    fn add_error(&self, errors: &mut Errors, name: &str, detail: impl Into<String>) {
+        let location = self.location(name);
+        if !errors.0.iter().any(|known| known.location == location) {
+            errors.0.push(FieldError { location, detail: detail.into() });
         }
     }
 
-    /// Takes a text attribute out; it is never empty.
-    fn take(&mut self, errors: &mut Errors, name: &str, required: bool) -> Option<String> {
+    /// Removes and returns a text attribute, which must not be empty.
+    fn take_text(&mut self, errors: &mut Errors, name: &str, required: bool) -> Option<String> {
         let Some(at) = self.attributes.iter().position(|(other, _)| other == name) else {
             if required {
-                self.wrong(errors, name, "a CloudEvent needs this attribute");
+                self.add_error(errors, name, "this attribute is required");
             }
             return None;
         };
         match self.attributes.remove(at).1 {
             Scalar::Text(text) if !text.is_empty() => Some(text),
             _ => {
-                self.wrong(errors, name, "must be text, and not empty");
+                self.add_error(errors, name, "must be non-empty text");
                 None
             }
         }
     }
 
-    /// As [`Self::take`], and what is read of it.
-    fn read<T, E: fmt::Display>(
+    /// As [`Self::take_text`], and parses the text.
+    fn take_parsed<T, E: fmt::Display>(
         &mut self,
         errors: &mut Errors,
         name: &str,
         required: bool,
-        read: impl FnOnce(&str) -> Result<T, E>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
-        let text = self.take(errors, name, required)?;
-        read(&text).map_err(|error| self.wrong(errors, name, error.to_string())).ok()
+        let text = self.take_text(errors, name, required)?;
+        parse(&text).map_err(|error| self.add_error(errors, name, error.to_string())).ok()
     }
 }
 
-/// Members by name, `data` left as it is written.
+/// Members by name, with unparsed values.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
@@ -170,17 +170,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// `POST /v1/events` in structured mode, or one of a batch.
-pub fn structured(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
+/// Parses a CloudEvent in structured mode, or one of a batch.
+pub fn parse_structured(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
     let Members(members) = body::parse(raw)?;
     let mut errors = Errors::default();
     let mut parts = Parts { attributes: Vec::new(), data: Bytes::new(), binary: false, in_headers: false };
     for (name, value) in members {
         match (name.as_str(), value.get()) {
-            // An attribute that is null is absent (JSON format, section 2.2).
+            // A null attribute counts as absent (JSON format, section 2.2).
             (other, "null") if other != "data" => {}
             ("data" | "data_base64", _) if !parts.data.is_empty() => {
-                errors.push(pointer("", &name), "`data` and `data_base64` exclude each other");
+                errors.push(pointer("", &name), "`data` and `data_base64` are mutually exclusive");
             }
             ("data", data) => parts.data = Bytes::copy_from_slice(data.as_bytes()),
             ("data_base64", data) => {
@@ -198,27 +198,26 @@ pub fn structured(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
             },
         }
     }
-    draft(call, parts, errors)
+    build_draft(call, parts, errors)
 }
 
-/// `POST /v1/events` in binary mode.
-pub fn binary(call: &Call) -> Result<EventDraft, Problem> {
+/// Parses a CloudEvent in binary mode.
+pub fn parse_binary(call: &Call) -> Result<EventDraft, Problem> {
     let mut errors = Errors::default();
     let mut attributes: Vec<(String, Scalar)> = Vec::new();
     for (name, value) in &call.headers {
         let Some(attribute) = name.as_str().strip_prefix(PREFIX) else { continue };
-        let mut wrong = |detail: &str| {
-            let place = ErrorLocation::Header(name.as_str().to_owned().into());
-            errors.0.push(FieldError { location: place, detail: detail.to_owned() });
+        let mut add_error = |detail: &str| {
+            errors.0.push(FieldError::header(name.as_str().to_owned(), detail));
         };
         if attribute == attribute::CONTENT_TYPE {
-            wrong("in binary mode the data's type stands in Content-Type");
+            add_error("in binary mode, send the media type of the data in Content-Type");
         } else if attributes.iter().any(|(other, _)| other == attribute) {
-            wrong("the header is there twice");
+            add_error("duplicate header");
         } else {
             match value.to_str().ok().and_then(decode_header) {
                 Some(text) => attributes.push((attribute.to_owned(), Scalar::Text(text))),
-                None => wrong("must be visible ASCII with percent-encoded UTF-8"),
+                None => add_error("must be visible ASCII with percent-encoded UTF-8"),
             }
         }
     }
@@ -226,19 +225,19 @@ pub fn binary(call: &Call) -> Result<EventDraft, Problem> {
         errors.0.push(FieldError::header("ce-id", format!("at most {} attributes", limits::ATTRIBUTES_MAX)));
     }
     let media = call.headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
-    let (data, binary) = data_of(media, &call.body)?;
+    let (data, binary) = to_json_data(media, &call.body)?;
     let limit = call.config.max_event_bytes;
     if data.len() > limit {
-        return Err(Problem::PayloadTooLarge { limit }); // what is no JSON grows when it is written as such
+        return Err(Problem::PayloadTooLarge { limit }); // data that is not JSON grows in the conversion
     }
     if let Some(media) = media {
         attributes.push((attribute::CONTENT_TYPE.to_owned(), Scalar::Text(media.to_owned())));
     }
-    draft(call, Parts { attributes, data, binary, in_headers: true }, errors)
+    build_draft(call, Parts { attributes, data, binary, in_headers: true }, errors)
 }
 
-/// The data as a JSON value: JSON as it is, text as a string, anything else as base64.
-fn data_of(media: Option<&str>, raw: &Bytes) -> Result<(Bytes, bool), Problem> {
+/// Converts the data to a JSON value: JSON unchanged, text as a string, other data as base64.
+fn to_json_data(media: Option<&str>, raw: &Bytes) -> Result<(Bytes, bool), Problem> {
     let media = media.unwrap_or("application/json").split(';').next().unwrap_or_default();
     let media = media.trim().to_ascii_lowercase();
     if raw.is_empty() {
@@ -259,7 +258,7 @@ fn json_text(text: &str) -> Bytes {
     Value::from(text).to_string().into()
 }
 
-/// One level of quotes and one round of percent-encoding taken off (HTTP binding, section 3.1.3.2).
+/// Removes one level of quotes and of percent-encoding (HTTP binding, section 3.1.3.2).
 fn decode_header(value: &str) -> Option<String> {
     let mut unquoted = Vec::with_capacity(value.len());
     match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
@@ -285,7 +284,7 @@ fn decode_header(value: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// A URI or a relative reference (RFC 3986), by its characters.
+/// Checks the characters of a URI reference (RFC 3986).
 fn check_reference(text: &str) -> Result<(), &'static str> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
     let mut escapes = text.split('%').skip(1);
@@ -319,49 +318,50 @@ fn check_version(text: &str) -> Result<(), &'static str> {
     if text == "1.0" { Ok(()) } else { Err("must be 1.0") }
 }
 
-/// Names of extensions: lower-case letters and digits, of a length that every binding takes.
+/// Whether this is a valid name of an extension.
 fn is_extension(name: &str) -> bool {
     name != "data"
         && (1..=limits::ATTRIBUTE_NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
-/// The attributes that an event of ours has no place for, `own` among them.
-fn kept(
+/// The attributes to store: `parsed` and all others that have no field in an event.
+fn stored_attributes(
     call: &Call,
     parts: &mut Parts,
-    own: [(&'static str, Option<String>); 3],
+    parsed: [(&'static str, Option<String>); 3],
     errors: &mut Errors,
 ) -> Attributes {
-    let schema =
-        parts.read(errors, attribute::DATA_SCHEMA, false, |text| check_uri(text).map(|()| text.to_owned()));
-    let media = parts
-        .read(errors, attribute::CONTENT_TYPE, false, |text| check_media(text).map(|()| text.to_owned()));
-    let subject = parts.take(errors, attribute::SUBJECT, false);
-    let mut kept: Attributes = Vec::new();
+    let schema = parts
+        .take_parsed(errors, attribute::DATA_SCHEMA, false, |text| check_uri(text).map(|()| text.to_owned()));
+    let media = parts.take_parsed(errors, attribute::CONTENT_TYPE, false, |text| {
+        check_media(text).map(|()| text.to_owned())
+    });
+    let subject = parts.take_text(errors, attribute::SUBJECT, false);
+    let mut stored: Attributes = Vec::new();
     let optional = [
         (attribute::DATA_SCHEMA, schema),
         (attribute::SUBJECT, subject),
         (attribute::CONTENT_TYPE, media),
         (attribute::BINARY, parts.binary.then(|| "true".to_owned())),
     ];
-    for (name, value) in own.into_iter().chain(optional) {
-        kept.extend(value.map(|value| (name.into(), value.into())));
+    for (name, value) in parsed.into_iter().chain(optional) {
+        stored.extend(value.map(|value| (name.into(), value.into())));
     }
-    for (name, value) in &kept {
+    for (name, value) in &stored {
         check_value(parts, name, value, errors);
     }
     for (name, value) in std::mem::take(&mut parts.attributes) {
         if !is_extension(&name) {
-            let most = limits::ATTRIBUTE_NAME_BYTES_MAX;
-            parts.wrong(
+            let max = limits::ATTRIBUTE_NAME_BYTES_MAX;
+            parts.add_error(
                 errors,
                 &name,
-                format!("an extension's name is 1 to {most} lower-case letters and digits"),
+                format!("the name of an extension must be 1 to {max} lower-case letters and digits"),
             );
             continue;
         }
-        kept.push(match value {
+        stored.push(match value {
             Scalar::Text(text) => {
                 check_value(parts, &name, &text, errors);
                 (name.into(), text.into())
@@ -369,89 +369,91 @@ fn kept(
             Scalar::Other(json) => (format!("{name}{}", attribute::NOT_TEXT).into(), json.into()),
         });
     }
-    if !kept.iter().any(|(name, _)| &**name == attribute::TRACE_PARENT) {
-        kept.extend(handlers::trace_attribute(&call.headers));
+    if !stored.iter().any(|(name, _)| &**name == attribute::TRACE_PARENT) {
+        stored.extend(handlers::trace_attribute(&call.headers));
     }
-    kept.sort();
-    kept
+    stored.sort();
+    stored
 }
 
-/// Control characters and non-characters are no part of a CloudEvent's text (section 2.2).
+/// Text must not contain control characters or non-characters (CloudEvents, section 2.2).
 fn check_value(parts: &Parts, name: &str, value: &str, errors: &mut Errors) {
     let illegal = |c: char| {
         let code = u32::from(c);
         c.is_control() || code & 0xfffe == 0xfffe || (0xfdd0..=0xfdef).contains(&code)
     };
     if value.len() > limits::ATTRIBUTE_BYTES_MAX {
-        parts.wrong(errors, name, format!("at most {} bytes", limits::ATTRIBUTE_BYTES_MAX));
+        parts.add_error(errors, name, format!("at most {} bytes", limits::ATTRIBUTE_BYTES_MAX));
     } else if value.chars().any(illegal) {
-        parts.wrong(errors, name, "must have no control characters and no non-characters");
+        parts.add_error(errors, name, "must not contain control characters or non-characters");
     }
 }
 
-/// The time as an event has it, in milliseconds; and as it was written, when that says more.
-fn time(parts: &mut Parts, errors: &mut Errors) -> (Option<Timestamp>, Option<String>) {
-    let read = |written: &str| text::parse_time(written).map(|at| (at, written.to_owned()));
-    let Some((at, written)) = parts.read(errors, attribute::TIME, false, read) else { return (None, None) };
-    (Some(at), Some(written).filter(|written| written != at.rfc3339().as_str()))
+/// The time in milliseconds, and the original text if it is more precise or has another form.
+fn take_time(parts: &mut Parts, errors: &mut Errors) -> (Option<Timestamp>, Option<String>) {
+    let parse = |original: &str| text::parse_time(original).map(|at| (at, original.to_owned()));
+    let parsed = parts.take_parsed(errors, attribute::TIME, false, parse);
+    let Some((at, original)) = parsed else { return (None, None) };
+    (Some(at), Some(original).filter(|original| original != at.rfc3339().as_str()))
 }
 
-/// `partitionkey` (a documented extension) is what we call an ordering key. It stays an extension too.
+/// The ordering key from the extension `partitionkey`, which is also stored as an attribute.
 fn ordering_key(parts: &Parts, errors: &mut Errors) -> Option<OrderingKey> {
     let (name, value) = parts.attributes.iter().find(|(name, _)| name == PARTITION_KEY)?;
     match value {
         Scalar::Text(key) => key.parse().map_err(|error: crate::domain::InvalidName| {
-            parts.wrong(errors, name, error.to_string());
+            parts.add_error(errors, name, error.to_string());
         }),
         Scalar::Other(_) => {
-            parts.wrong(errors, name, "must be text");
+            parts.add_error(errors, name, "must be text");
             Err(())
         }
     }
     .ok()
 }
 
-fn draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft, Problem> {
-    parts.read(&mut errors, "specversion", true, check_version);
-    let id = parts.take(&mut errors, attribute::ID, true);
-    let source = parts
-        .read(&mut errors, attribute::SOURCE, true, |text| check_reference(text).map(|()| text.to_owned()));
-    let event_type = parts.read(&mut errors, "type", true, handlers::posted_type);
-    let (timestamp, written) = time(&mut parts, &mut errors);
+fn build_draft(call: &Call, mut parts: Parts, mut errors: Errors) -> Result<EventDraft, Problem> {
+    parts.take_parsed(&mut errors, "specversion", true, check_version);
+    let id = parts.take_text(&mut errors, attribute::ID, true);
+    let source = parts.take_parsed(&mut errors, attribute::SOURCE, true, |text| {
+        check_reference(text).map(|()| text.to_owned())
+    });
+    let event_type = parts.take_parsed(&mut errors, "type", true, handlers::parse_event_type);
+    let (timestamp, original_time) = take_time(&mut parts, &mut errors);
     let ordering_key = ordering_key(&parts, &mut errors);
     let depth = std::str::from_utf8(&parts.data).map_or(Ok(()), body::check_depth);
     errors.check(if parts.in_headers { "" } else { "/data" }, depth);
-    let own = [(attribute::ID, id), (attribute::SOURCE, source), (attribute::TIME, written)];
-    let attributes = kept(call, &mut parts, own, &mut errors);
+    let parsed = [(attribute::ID, id), (attribute::SOURCE, source), (attribute::TIME, original_time)];
+    let attributes = stored_attributes(call, &mut parts, parsed, &mut errors);
     let named: Option<Tenant> = call.query.get("tenant")?;
-    // For a key of one tenant it is another's, like any that is not its own.
-    let is_free = call.principal.scope.0.is_none();
-    if is_free && named.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+    // A key bound to a tenant gets the 403 of any other tenant.
+    let is_unbound = call.principal.scope.0.is_none();
+    if is_unbound && named.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
         errors.0.push(FieldError::parameter("tenant", "the tenant `balto` is reserved"));
     }
     errors.finish()?;
     let Some(event_type) = event_type else {
-        return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
+        return Err(Problem::Validation(Vec::new())); // not reached: `finish` has returned the error
     };
     let tenant = call.principal.tenant(named)?;
     if tenant.as_str() == Tenant::OPERATOR {
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
     }
-    let said: &[u8] = if parts.data.is_empty() { b"null" } else { &parts.data };
+    let data: &[u8] = if parts.data.is_empty() { b"null" } else { &parts.data };
     Ok(EventDraft {
         timestamp,
         ordering_key,
         attributes,
-        // Which of two events with one id and source is meant is said by what they say.
-        fingerprint: idempotency::fingerprint(&[event_type.as_str().as_bytes(), b" ", said].concat()),
+        // Type and data distinguish a repetition from another event with the same id and source.
+        fingerprint: idempotency::fingerprint(&[event_type.as_str().as_bytes(), b" ", data].concat()),
         ..EventDraft::new(tenant, event_type, parts.data)
     })
 }
 
-/// The items of a batch, which may be empty.
+/// Splits a batch, which may be empty.
 ///
 /// # Errors
-/// When it is no array, or has too many.
+/// For any value but an array, or too many items.
 pub fn batch_items(raw: &[u8]) -> Result<Vec<&[u8]>, Problem> {
     let items: Bounded<'_> = body::parse_any(raw)?;
     if items.count > limits::BATCH_EVENTS_MAX {
@@ -460,13 +462,13 @@ pub fn batch_items(raw: &[u8]) -> Result<Vec<&[u8]>, Problem> {
     Ok(items.items.into_iter().map(|item| item.get().as_bytes()).collect())
 }
 
-/// For the API document: structured mode.
+/// The schema of structured mode, for the OpenAPI document.
 #[must_use]
 pub fn schema() -> Value {
     let text = json!({"type": "string", "minLength": 1});
     json!({
         "type": "object",
-        "description": "A CloudEvent 1.0 in JSON. Members beside these are its extensions.",
+        "description": "A CloudEvent 1.0 in JSON. Other members are extensions.",
         "required": ["specversion", "id", "source", "type"],
         "properties": {
             "specversion": {"const": "1.0"},
@@ -501,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn references_and_media_types_are_checked_by_their_characters() {
+    fn malformed_references_and_media_types_are_rejected() {
         for good in ["/", "urn:uuid:1-2", "https://a.example/b?c#d", "a%20b", "1-555-123-4567"] {
             assert_eq!(check_reference(good), Ok(()), "{good}");
         }
@@ -516,16 +518,16 @@ mod tests {
 
     #[test]
     fn data_becomes_a_json_value() {
-        let of = |media, raw: &'static [u8]| {
-            data_of(media, &Bytes::from_static(raw))
+        let convert = |media, raw: &'static [u8]| {
+            to_json_data(media, &Bytes::from_static(raw))
                 .map(|(data, binary)| (String::from_utf8(data.to_vec()).unwrap(), binary))
         };
-        assert_eq!(of(None, b" {\"a\": 1e2} "), Ok(("{\"a\": 1e2}".to_owned(), false)));
-        assert_eq!(of(Some("application/x+JSON; v=1"), b"1"), Ok(("1".to_owned(), false)));
-        assert_eq!(of(Some("text/xml"), b"<a/>"), Ok(("\"<a/>\"".to_owned(), false)));
-        assert_eq!(of(Some("text/plain"), b"\xff"), Ok(("\"/w==\"".to_owned(), true)));
-        assert_eq!(of(Some("image/png"), b"abc"), Ok(("\"YWJj\"".to_owned(), true)));
-        assert_eq!(of(Some("image/png"), b""), Ok((String::new(), false)));
-        assert_eq!(of(Some("application/json"), b"{").unwrap_err().status(), 400);
+        assert_eq!(convert(None, b" {\"a\": 1e2} "), Ok(("{\"a\": 1e2}".to_owned(), false)));
+        assert_eq!(convert(Some("application/x+JSON; v=1"), b"1"), Ok(("1".to_owned(), false)));
+        assert_eq!(convert(Some("text/xml"), b"<a/>"), Ok(("\"<a/>\"".to_owned(), false)));
+        assert_eq!(convert(Some("text/plain"), b"\xff"), Ok(("\"/w==\"".to_owned(), true)));
+        assert_eq!(convert(Some("image/png"), b"abc"), Ok(("\"YWJj\"".to_owned(), true)));
+        assert_eq!(convert(Some("image/png"), b""), Ok((String::new(), false)));
+        assert_eq!(convert(Some("application/json"), b"{").unwrap_err().status(), 400);
     }
 }

@@ -1,11 +1,11 @@
-//! The dead-letter queue: reading, redriving and purging, one by one or by filter.
+//! Dead letters: list, get, redrive and purge, individually or by filter.
 
 use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::v1::CountBody;
-use crate::api::v1::deliveries::handlers::endpoint_filter;
+use crate::api::v1::deliveries::handlers::filter_by_endpoint;
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::lists::{self, List};
 use crate::api::{Call, not_found, text};
@@ -15,28 +15,28 @@ use crate::service::{DeadLetters, Endpoints};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
-    let common = call.query.common()?;
+    let common = call.query.common_filters()?;
     let (after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
     let mut filter = Filter {
-        tenant: call.principal.filter(common.tenant)?,
+        tenant: call.principal.tenant_filter(common.tenant)?,
         event_type: common.event_type,
-        reason: call.query.word("reason", lists::REASONS)?.and_then(lists::reason),
+        reason: call.query.word("reason", lists::REASONS)?.and_then(lists::parse_reason),
         since: common.since,
         until: common.until,
         ..Filter::default()
     };
-    if !endpoint_filter(call, &mut filter)? {
-        return Ok(lists::nothing());
+    if !filter_by_endpoint(call, &mut filter)? {
+        return Ok(lists::empty_reply());
     }
     let audience = call.principal.audience();
     let page = DeadLetters(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let data = page.items.iter().map(|view| DeadLetterBody::new(view, audience)).collect();
-    Ok(lists::answer(&call.path, &call.query, List::DeadLetters, &page, data))
+    Ok(lists::page_reply(&call.path, &call.query, List::DeadLetters, &page, data))
 }
 
 /// `GET /v1/dead-letters/{deliveryId}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    let DeliveryId(key) = call.named("dead letter")?;
+    let DeliveryId(key) = call.parse_id("dead letter")?;
     match DeadLetters(&call.api.context).get(&call.principal.scope, key).await? {
         Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("dead letter", &call.id)),
@@ -45,11 +45,11 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 
 /// `POST /v1/dead-letters/{deliveryId}/redrive`
 pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
-    let DeliveryId(key) = call.named("dead letter")?;
-    call.once(call.principal.scope_text(), async |idempotency| {
+    let DeliveryId(key) = call.parse_id("dead letter")?;
+    call.run_once(call.principal.scope_text(), async |idempotency| {
         let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
         let redriven = DeadLetters(&call.api.context).redrive(&call.principal.scope, key, keyed).await;
-        let view = redriven.map_err(|error| call.refused(error, "dead letter"))?;
+        let view = redriven.map_err(|error| call.change_problem(error, "dead letter"))?;
         Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
     .await
@@ -57,24 +57,24 @@ pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
 
 /// `DELETE /v1/dead-letters/{deliveryId}`
 pub async fn purge(call: &Call) -> Result<Reply, Problem> {
-    let DeliveryId(key) = call.named("dead letter")?;
+    let DeliveryId(key) = call.parse_id("dead letter")?;
     let purged = DeadLetters(&call.api.context).purge(&call.principal.scope, key).await;
-    purged.map_err(|error| call.refused(error, "dead letter"))?;
+    purged.map_err(|error| call.change_problem(error, "dead letter"))?;
     Ok(Reply::empty())
 }
 
-/// The filter of a bulk operation. What it names must exist: a mistyped id must not become "all of them".
-fn filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
+/// The filter of a bulk operation. Its endpoint must exist: a typo must not select all letters.
+fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     let mut errors = Errors::default();
     let endpoint = input.endpoint_id.and_then(|id| {
         let found = id.parse::<EndpointId>().ok();
         let found = found.and_then(|id| Endpoints(&call.api.context).number(&call.principal.scope, &id));
-        errors.check("/endpointId", found.ok_or_else(|| format!("there is no endpoint `{id}`")))
+        errors.check("/endpointId", found.ok_or_else(|| format!("endpoint `{id}` not found")))
     });
     let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
     let event_type = input.event_type.and_then(|name| errors.check("/type", name.parse()));
     let reason = input.reason.and_then(|word| {
-        let reason = lists::reason(&word);
+        let reason = lists::parse_reason(&word);
         errors.check("/reason", reason.ok_or_else(|| format!("must be one of {}", lists::REASONS.join(", "))))
     });
     let since = input.since.and_then(|time| errors.check("/since", text::parse_bound(&time)));
@@ -84,7 +84,7 @@ fn filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     }
     errors.finish()?;
     Ok(Filter {
-        tenant: call.principal.filter(tenant)?,
+        tenant: call.principal.tenant_filter(tenant)?,
         endpoint,
         event_type,
         reason,
@@ -96,18 +96,18 @@ fn filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
 
 /// `POST /v1/dead-letters/redrive`
 pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
-    let filter = filter(call, body::parse_or_default(&call.body)?)?;
-    call.once(call.principal.scope_text(), async |key| {
+    let filter = parse_filter(call, body::parse_or_default(&call.body)?)?;
+    call.run_once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
         Ok(CountBody::reply(DeadLetters(&call.api.context).redrive_matching(scope, filter, keyed).await?))
     })
     .await
 }
 
-/// `POST /v1/dead-letters/purge`. There is no undoing it, so "all" has to be written: the route takes no empty body.
+/// `POST /v1/dead-letters/purge`. Purging is irreversible, so the route requires a body.
 pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
-    let filter = filter(call, body::parse(&call.body)?)?;
-    call.once(call.principal.scope_text(), async |key| {
+    let filter = parse_filter(call, body::parse(&call.body)?)?;
+    call.run_once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
         Ok(CountBody::reply(DeadLetters(&call.api.context).purge_matching(scope, filter, keyed).await?))
     })

@@ -1,4 +1,4 @@
-//! Dead letters: reading, redriving, purging.
+//! Dead letters.
 
 pub mod handlers;
 pub mod model;

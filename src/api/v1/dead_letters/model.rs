@@ -1,4 +1,4 @@
-//! Dead letters as requests and responses show them.
+//! Requests and responses of dead letters.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -64,11 +64,11 @@ impl<'a> DeadLetterDetailBody<'a> {
     }
 }
 
-/// The list's filters; without any, all dead letters that the key sees, of every tenant when it is bound to none.
+/// The filters of the list. Without any, all dead letters that the key can see match.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LettersInput {
-    /// Also of a deleted endpoint.
+    /// Only this endpoint, also if it is deleted.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))]
     pub(super) endpoint_id: Option<String>,
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
@@ -80,10 +80,10 @@ pub struct LettersInput {
         "attemptsExhausted", "maxAge", "gone", "refused", "endpointDeleted", "endpointDisabled", "blockedAddress", "expired", null
     ]))]
     pub(super) reason: Option<String>,
-    /// Died at or after this time.
+    /// Only deliveries that died at or after this time.
     #[schemars(extend("format" = "date-time"))]
     pub(super) since: Option<String>,
-    /// Died before this time.
+    /// Only deliveries that died before this time.
     #[schemars(extend("format" = "date-time"))]
     pub(super) until: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Reading, retrying and cancelling deliveries.
+//! Deliveries: list, get, retry and cancel.
 
 use super::model::{DeliveryBody, DeliveryDetailBody};
 use crate::api::http::problem::Problem;
@@ -11,40 +11,39 @@ use crate::service::{Deliveries, Endpoints, Events};
 
 /// `GET /v1/deliveries`
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
-    let common = call.query.common()?;
+    let common = call.query.common_filters()?;
     let (after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
     let delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
     let event_id: Option<EventId> = call.query.get("eventId")?;
     let (scope, lookup) = call.event_scope()?;
     let mut filter = Filter {
-        tenant: call.principal.filter(common.tenant)?,
+        tenant: call.principal.tenant_filter(common.tenant)?,
         event_type: common.event_type,
         delivery_state,
         since: common.since,
         until: common.until,
         ..Filter::default()
     };
-    if !endpoint_filter(call, &mut filter)? {
-        return Ok(lists::nothing());
+    if !filter_by_endpoint(call, &mut filter)? {
+        return Ok(lists::empty_reply());
     }
     if let Some(id) = event_id {
         match Events(&call.api.context).get(&scope, &lookup, &id).await? {
             Some(view) => filter.event = Some(view.position),
-            None => return Ok(lists::nothing()),
+            None => return Ok(lists::empty_reply()),
         }
     }
     let audience = call.principal.audience();
     let page = Deliveries(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let data = page.items.iter().map(|view| DeliveryBody::new(view, audience)).collect();
-    Ok(lists::answer(&call.path, &call.query, List::Deliveries, &page, data))
+    Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// Narrows a list to what `endpointId` names, also when it was deleted. Gives whether there was ever such an endpoint: else
-/// nothing is listed.
+/// Filters by `endpointId`, also of a deleted endpoint. Returns false if it never existed.
 ///
 /// # Errors
-/// 422 when it cannot be an id.
-pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem> {
+/// 422 for a malformed id.
+pub fn filter_by_endpoint(call: &Call, filter: &mut Filter) -> Result<bool, Problem> {
     let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(true) };
     filter.endpoint = Endpoints(&call.api.context).number(&call.principal.scope, &id);
     Ok(filter.endpoint.is_some())
@@ -52,7 +51,7 @@ pub fn endpoint_filter(call: &Call, filter: &mut Filter) -> Result<bool, Problem
 
 /// `GET /v1/deliveries/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    let DeliveryId(key) = call.named("delivery")?;
+    let DeliveryId(key) = call.parse_id("delivery")?;
     match Deliveries(&call.api.context).get(&call.principal.scope, key).await? {
         Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("delivery", &call.id)),
@@ -61,11 +60,11 @@ pub async fn get(call: &Call) -> Result<Reply, Problem> {
 
 /// `POST /v1/deliveries/{id}/retry`
 pub async fn retry(call: &Call) -> Result<Reply, Problem> {
-    let DeliveryId(key) = call.named("delivery")?;
-    call.once(call.principal.scope_text(), async |idempotency| {
+    let DeliveryId(key) = call.parse_id("delivery")?;
+    call.run_once(call.principal.scope_text(), async |idempotency| {
         let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
         let retried = Deliveries(&call.api.context).retry(&call.principal.scope, key, keyed).await;
-        let view = retried.map_err(|error| call.refused(error, "delivery"))?;
+        let view = retried.map_err(|error| call.change_problem(error, "delivery"))?;
         Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
     .await
@@ -73,11 +72,11 @@ pub async fn retry(call: &Call) -> Result<Reply, Problem> {
 
 /// `POST /v1/deliveries/{id}/cancel`
 pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
-    let DeliveryId(key) = call.named("delivery")?;
-    call.once(call.principal.scope_text(), async |idempotency| {
+    let DeliveryId(key) = call.parse_id("delivery")?;
+    call.run_once(call.principal.scope_text(), async |idempotency| {
         let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
         let cancelled = Deliveries(&call.api.context).cancel(&call.principal.scope, key, keyed).await;
-        let view = cancelled.map_err(|error| call.refused(error, "delivery"))?;
+        let view = cancelled.map_err(|error| call.change_problem(error, "delivery"))?;
         Ok(DeliveryBody::reply(&view, call.principal.audience()))
     })
     .await

@@ -1,4 +1,4 @@
-//! Deliveries and attempts as responses show them.
+//! Responses of deliveries and attempts.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::service::types::{DeliveryDetail, DeliveryView};
 pub struct DeliveryBody {
     #[serde(flatten)]
     pub common: DeliveryCommon,
-    /// Attempts ever made.
+    /// Number of attempts so far.
     pub attempts: u32,
 }
 
@@ -32,23 +32,23 @@ pub struct DeliveryCommon {
     #[serde(rename = "type")]
     pub event_type: String,
     pub tenant: String,
-    /// Null when the endpoint was deleted long ago.
+    /// Null if the endpoint was deleted long ago.
     pub endpoint_id: Option<String>,
-    /// `pending`, `delivered`, `dead` or `cancelled`, which a purged dead letter is, too. An attempt that is under way when a delivery is cancelled or given up
-    /// goes on; when it succeeds, the delivery is `delivered` after all.
+    /// `pending`, `delivered`, `dead` or `cancelled` (also of a purged dead letter). If an attempt
+    /// in flight succeeds after a cancellation or death, the delivery becomes `delivered`.
     #[schemars(with = "Word<DeliveryStatus>")]
     pub status: &'static str,
-    /// Why it is dead.
+    /// The reason for the status `dead`.
     #[schemars(with = "Option<Word<DeadReason>>")]
     pub reason: Option<&'static str>,
     pub created_at: Time,
-    /// Attempts ever made.
+    /// Number of attempts so far.
     pub attempt_count: u32,
     pub next_attempt_at: Option<Time>,
-    /// Since when it has not been pending.
+    /// When the delivery left the status `pending`.
     pub settled_at: Option<Time>,
     pub last_status_code: Option<u16>,
-    /// Class and text of the last attempt's failure, as in the attempt's `errorClass` and `error`.
+    /// `errorClass` and `error` of the last attempt.
     pub last_error: Option<String>,
 }
 
@@ -86,7 +86,7 @@ impl DeliveryBody {
         Self { common: DeliveryCommon::new(view, audience), attempts: view.attempts }
     }
 
-    /// 202 for what is pending again, 200 for what has ended.
+    /// 202 for a pending delivery, else 200.
     #[must_use]
     pub fn reply(view: &DeliveryView, audience: Audience) -> Reply {
         let status = if view.state == DeliveryState::Pending { 202 } else { 200 };
@@ -104,7 +104,7 @@ impl DeliveryBody {
     }
 }
 
-/// One HTTP try.
+/// One HTTP request of a delivery. An internal receiver is in the operator's network.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AttemptBody {
@@ -116,14 +116,13 @@ pub struct AttemptBody {
     pub started_at: Time,
     pub duration: Span,
     pub status_code: Option<u16>,
-    /// Without a reply from inside the operator's network, a key that is bound to a tenant sees `noReply` alone.
+    /// Keys bound to a tenant only see `noReply` if an internal receiver did not reply.
     #[schemars(with = "Option<Word<ShownClass>>")]
     pub error_class: Option<&'static str>,
-    /// What went wrong. Of a receiver inside the operator's network a key that is bound to a tenant sees no more than the
-    /// status.
+    /// The error text. For an internal receiver, keys bound to a tenant only see the status.
     pub error: Option<String>,
-    /// The first bytes of the receiver's reply, as text. Null where they came from inside the operator's network and the
-    /// key is bound to a tenant.
+    /// The first bytes of the reply, as text. For an internal receiver, keys bound to a tenant see
+    /// null.
     pub response_body: Option<String>,
     pub next_attempt_at: Option<Time>,
 }
@@ -157,7 +156,7 @@ pub(in crate::api) fn attempts(list: &[Arc<Attempt>], audience: Audience) -> Vec
 pub struct DeliveryDetailBody {
     #[serde(flatten)]
     pub common: DeliveryCommon,
-    /// Oldest first; the last 128 of them.
+    /// The last 128 attempts, oldest first.
     pub attempts: Vec<AttemptBody>,
 }
 

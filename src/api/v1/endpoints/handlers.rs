@@ -1,4 +1,4 @@
-//! Registering, changing and looking at endpoints.
+//! Endpoints: create, list, get, change, delete, pause, resume and test.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::model::{EndpointBody, EndpointInput};
-use super::secrets::{Wanted, live_keys, secret_of, wanted};
+use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
 use super::settings::{self, Settings};
 use crate::api::http::auth::Audience;
 use crate::api::http::problem::{Errors, Problem, pointer};
@@ -27,11 +27,11 @@ use crate::rules::headers::is_secret;
 use crate::service::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, is_same_origin};
 use crate::service::{Endpoints, Events, Secrets};
 
-/// How often a change is tried again when someone else changed the endpoint in between.
+/// Tries of a change that conflicts with concurrent changes.
 pub(super) const CHANGE_TRIES_MAX: usize = 5;
 
-/// Headers that are `kept` as they are were legal when they were saved.
-fn checked_settings(
+/// Does not check unchanged headers in `kept`: they were legal when they were stored.
+fn check_settings(
     call: &Call,
     input: &EndpointInput,
     kept: &[(Box<str>, Box<str>)],
@@ -45,14 +45,14 @@ fn checked_settings(
 }
 
 /// # Errors
-/// `validation_failed` for what is no URL, `forbidden_url` for what policy refuses.
+/// `validation_failed` for a malformed URL, `forbidden_url` for one that policy rejects.
 async fn check_url(call: &Call, url: &str) -> Result<Box<str>, Problem> {
-    Endpoints(&call.api.context).check_url(url).await.map_err(|refused| match refused {
+    Endpoints(&call.api.context).check_url(url).await.map_err(|error| match error {
         RefusedUrl::Malformed(detail) => Problem::invalid("/url", detail),
         RefusedUrl::Forbidden(detail) => Problem::ForbiddenUrl(detail.to_owned()),
         RefusedUrl::Blocked(blocked) => Problem::ForbiddenUrl(match call.principal.audience() {
             Audience::Operator => blocked.operator_message(),
-            // Tenants are not told which addresses this machine has.
+            // Tenants must not learn the addresses of this machine.
             Audience::Tenant => blocked.to_string(),
         }),
     })
@@ -69,15 +69,15 @@ fn url_text<'a>(input: &'a EndpointInput, errors: &mut Errors) -> &'a str {
     input.url.as_deref().unwrap_or_default()
 }
 
-/// Plain, as an endpoint has its values until the writer seals them.
+/// The headers with unsealed values. The commit thread seals them.
 fn sensitive_headers(settings: &Settings) -> Vec<(Box<str>, Sealed)> {
     let plain =
         |(name, value): (&String, &String)| (name.as_str().into(), Sealed::Plain(value.as_bytes().into()));
     settings.sensitive_headers.iter().map(plain).collect()
 }
 
-/// The endpoint as it would be saved today: an earlier version kept credentials among the plain headers.
-fn with_secrets_sealed(endpoint: &Endpoint) -> Endpoint {
+/// Moves credentials to the sensitive headers: earlier versions stored them as plain headers.
+fn move_secret_headers(endpoint: &Endpoint) -> Endpoint {
     let mut endpoint = endpoint.clone();
     let headers = std::mem::take(&mut endpoint.headers);
     let (secret, plain): (Vec<_>, _) = headers.into_iter().partition(|(name, _)| is_secret(name));
@@ -90,9 +90,8 @@ fn with_secrets_sealed(endpoint: &Endpoint) -> Endpoint {
     endpoint
 }
 
-/// The sensitive headers after a change. Of those that are `kept` it leaves the ones that it neither sets nor nulls, in
-/// either member.
-fn merged_headers(
+/// The sensitive headers after a change: those of the patch, and those in `kept` that it omits.
+fn merge_sensitive_headers(
     kept: &[(Box<str>, Sealed)],
     patch: &Value,
     settings: &Settings,
@@ -105,12 +104,12 @@ fn merged_headers(
     };
     let named =
         |name: &str| names_in(change, name) || (is_secret(name) && names_in(patch.get("headers"), name));
-    let all_gone = change.is_some_and(Value::is_null);
+    let removes_all = change.is_some_and(Value::is_null);
     let mut headers = kept.to_vec();
-    headers.retain(|(name, _)| !all_gone && !named(name));
+    headers.retain(|(name, _)| !removes_all && !named(name));
     for (name, _) in &settings.headers {
         if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
-            errors.push(pointer("/headers", name), "the header is in `sensitiveHeaders` too");
+            errors.push(pointer("/headers", name), "the header is also in `sensitiveHeaders`");
         }
     }
     headers.extend(sensitive_headers(settings));
@@ -121,8 +120,11 @@ fn merged_headers(
     headers
 }
 
-/// The client certificate that a request gives, checked.
-fn client_certificate(call: &Call, input: &EndpointInput, errors: &mut Errors) -> Option<ClientCertificate> {
+fn parse_client_certificate(
+    call: &Call,
+    input: &EndpointInput,
+    errors: &mut Errors,
+) -> Option<ClientCertificate> {
     let input = input.client_certificate.as_ref()?;
     let checked = Secrets(&call.api.context).client_certificate(&input.certificate, &input.key);
     checked
@@ -133,11 +135,10 @@ fn client_certificate(call: &Call, input: &EndpointInput, errors: &mut Errors) -
         .ok()
 }
 
-/// A certificate that would never be presented is a mistake.
-fn check_secure(certificate: Option<&ClientCertificate>, url: &str, errors: &mut Errors) {
-    let secure = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
-    if certificate.is_some() && !secure {
-        errors.push("/clientCertificate", "is presented in TLS only: the URL must be https");
+fn check_certificate_url(certificate: Option<&ClientCertificate>, url: &str, errors: &mut Errors) {
+    let is_https = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    if certificate.is_some() && !is_https {
+        errors.push("/clientCertificate", "requires an https URL");
     }
 }
 
@@ -147,12 +148,12 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
     let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
-    let settings = checked_settings(call, &input, &[], &mut errors);
-    let wanted =
-        wanted(input.secret.as_deref(), input.secret_type.as_deref(), settings.signature, &mut errors);
+    let settings = check_settings(call, &input, &[], &mut errors);
+    let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
+    let secret = requested_secret(secret, kind, settings.signature, &mut errors);
     let id = Endpoints(&call.api.context).new_id();
-    let client_certificate = client_certificate(call, &input, &mut errors);
-    check_secure(client_certificate.as_ref(), url, &mut errors);
+    let client_certificate = parse_client_certificate(call, &input, &mut errors);
+    check_certificate_url(client_certificate.as_ref(), url, &mut errors);
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
     }
@@ -161,34 +162,36 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     call.principal.check_reserved(&tenant)?;
     let url = url.to_owned();
     let scope = tenant.to_string();
-    call.once(&scope, async |key| {
-        register(call, New { id, tenant, url, settings, wanted, client_certificate }, key).await
+    call.run_once(&scope, async |key| {
+        register(call, NewEndpoint { id, tenant, url, settings, secret, client_certificate }, key).await
     })
     .await
 }
 
-/// What an endpoint is made of once its request has been checked.
-struct New {
+/// A validated request to create an endpoint.
+struct NewEndpoint {
     id: EndpointId,
     tenant: Tenant,
     url: String,
     settings: Settings,
-    wanted: Wanted,
+    secret: RequestedSecret,
     client_certificate: Option<ClientCertificate>,
 }
 
-async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Result<Reply, Problem> {
-    let New { id, tenant, url, settings, wanted, client_certificate } = new;
+async fn register(call: &Call, new: NewEndpoint, idempotency: Option<Idempotency>) -> Result<Reply, Problem> {
+    let NewEndpoint { id, tenant, url, settings, secret, client_certificate } = new;
     let url = check_url(call, &url).await?;
     let now = call.api.context.now().wall;
-    let key = match wanted {
-        Wanted::Given(key) => key,
-        Wanted::Fresh(kind) => Secrets(&call.api.context).new_key(kind.unwrap_or(SecretKind::Hmac)),
+    let key = match secret {
+        RequestedSecret::Given(key) => key,
+        RequestedSecret::Generated(kind) => {
+            Secrets(&call.api.context).new_key(kind.unwrap_or(SecretKind::Hmac))
+        }
     };
     let endpoint = Endpoint {
         number: EndpointNumber(0),
         sensitive_headers: sensitive_headers(&settings),
-        secrets: vec![secret_of(&key)],
+        secrets: vec![to_secret(&key)],
         id,
         tenant,
         url,
@@ -211,26 +214,27 @@ async fn register(call: &Call, new: New, idempotency: Option<Idempotency>) -> Re
         updated_at: now,
         revision: Position(0),
     };
-    let mut body = shown(call, &endpoint);
+    let mut body = endpoint_body(call, &endpoint);
     body.secret = Some(key.text());
     body.public_key = key.public_text();
     let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
-    Endpoints(&call.api.context).create(endpoint, reply.remembered(idempotency)).await?;
+    Endpoints(&call.api.context).create(endpoint, reply.to_stored(idempotency)).await?;
     Ok(reply)
 }
 
-/// With what is in force now.
-pub fn shown(call: &Call, endpoint: &Endpoint) -> EndpointBody {
+/// The endpoint with the defaults in effect.
+pub fn endpoint_body(call: &Call, endpoint: &Endpoint) -> EndpointBody {
     EndpointBody::new(endpoint, &call.config.defaults, call.principal.audience())
 }
 
 pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
-    let id: EndpointId = call.named("endpoint")?;
+    let id: EndpointId = call.parse_id("endpoint")?;
     let found = Endpoints(&call.api.context).get(&call.principal.scope, &id);
     found.ok_or_else(|| not_found("endpoint", id.as_str()))
 }
 
-pub(super) fn find_own(call: &Call) -> Result<Arc<Endpoint>, Problem> {
+/// Finds an endpoint to change: not one of the reserved tenant, except for the operator.
+pub(super) fn find_writable(call: &Call) -> Result<Arc<Endpoint>, Problem> {
     let endpoint = find(call)?;
     call.principal.check_reserved(&endpoint.tenant)?;
     Ok(endpoint)
@@ -238,41 +242,41 @@ pub(super) fn find_own(call: &Call) -> Result<Arc<Endpoint>, Problem> {
 
 /// `GET /v1/endpoints`
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
-    let tenant = call.principal.filter(call.query.get("tenant")?)?;
+    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
     let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
     let page =
         Endpoints(&call.api.context).list(&call.principal.scope, tenant.as_ref(), status, after, limit);
-    let data = page.items.iter().map(|endpoint| shown(call, endpoint)).collect();
-    Ok(lists::answer(&call.path, &call.query, List::Endpoints, &page, data))
+    let data = page.items.iter().map(|endpoint| endpoint_body(call, endpoint)).collect();
+    Ok(lists::page_reply(&call.path, &call.query, List::Endpoints, &page, data))
 }
 
 /// `GET /v1/endpoints/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    Ok(Reply::json(200, &shown(call, &*find(call)?)))
+    Ok(Reply::json(200, &endpoint_body(call, &*find(call)?)))
 }
 
 /// `PATCH /v1/endpoints/{id}`
 pub async fn patch(call: &Call) -> Result<Reply, Problem> {
     let Patch(patch) = body::parse_any(&call.body)?;
     if !patch.is_object() {
-        return Err(Problem::invalid("", "a merge patch of an endpoint is an object"));
+        return Err(Problem::invalid("", "must be an object: a merge patch of an endpoint"));
     }
     for _ in 0..CHANGE_TRIES_MAX {
-        let endpoint = find_own(call)?;
-        let changed = apply(call, &endpoint, &patch).await?;
+        let endpoint = find_writable(call)?;
+        let changed = apply_patch(call, &endpoint, &patch).await?;
         if let Some(written) = write(call, endpoint, changed, None).await? {
-            return Ok(Reply::json(200, &shown(call, &written)));
+            return Ok(Reply::json(200, &endpoint_body(call, &written)));
         }
     }
     Err(ChangeError::Conflict.into())
 }
 
-async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
-    let endpoint = &with_secrets_sealed(endpoint);
-    let present = shown(call, endpoint).into_input(endpoint);
-    let mut value = serde_json::to_value(present)
-        .map_err(|_| Problem::Unavailable("the endpoint cannot be shown".to_owned()))?;
+async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoint, Problem> {
+    let endpoint = &move_secret_headers(endpoint);
+    let current = endpoint_body(call, endpoint).into_input(endpoint);
+    let mut value = serde_json::to_value(current)
+        .map_err(|_| Problem::Unavailable("the endpoint could not be serialised".to_owned()))?;
     settings::merge(&mut value, patch);
     let input: EndpointInput = body::parse_value(value)?;
     let mut errors = Errors::default();
@@ -282,25 +286,25 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
     }
     for member in ["secret", "secretType"] {
         if patch.get(member).is_some() {
-            errors.push(pointer("", member), "is changed by POST secret/rotate");
+            errors.push(pointer("", member), "cannot be changed here; use POST secret/rotate");
         }
     }
-    let settings = checked_settings(call, &input, &endpoint.headers, &mut errors);
-    // Write-only values are for the receiver that they were given for: who may change the URL may not read them elsewhere.
+    let settings = check_settings(call, &input, &endpoint.headers, &mut errors);
+    // A changed origin drops write-only values: they must not be disclosed to another receiver.
     let (kept_headers, kept_certificate) = if is_same_origin(url, &endpoint.url) {
         (endpoint.sensitive_headers.as_slice(), endpoint.client_certificate.clone())
     } else {
         (&[][..], None)
     };
-    let sensitive_headers = merged_headers(kept_headers, patch, &settings, &mut errors);
+    let sensitive_headers = merge_sensitive_headers(kept_headers, patch, &settings, &mut errors);
     let client_certificate = match patch.get("clientCertificate") {
         None => kept_certificate,
-        Some(_) => client_certificate(call, &input, &mut errors),
+        Some(_) => parse_client_certificate(call, &input, &mut errors),
     };
-    check_secure(client_certificate.as_ref(), url, &mut errors);
+    check_certificate_url(client_certificate.as_ref(), url, &mut errors);
     for (key, _) in live_keys(call, endpoint)? {
         if let Err(error) = key.check(settings.signature) {
-            errors.push("/signature", format!("does not fit the present secret, rotate that first: {error}"));
+            errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
         }
     }
     errors.finish()?;
@@ -308,7 +312,7 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
     let same_url = url == endpoint.url;
     Ok(Endpoint {
         url,
-        handshake: handshake::changed(endpoint.handshake.as_ref(), settings.handshake, same_url),
+        handshake: handshake::apply_change(endpoint.handshake.as_ref(), settings.handshake, same_url),
         description: settings.description,
         event_types: settings.event_types,
         headers: settings.headers,
@@ -327,13 +331,13 @@ async fn apply(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<Endpoi
     })
 }
 
-/// Reads, decides and writes; again when someone else wrote in between.
+/// Reads the endpoint, decides and writes. Retries after concurrent changes.
 pub async fn change(
     call: &Call,
     decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send,
 ) -> Result<Arc<Endpoint>, Problem> {
     for _ in 0..CHANGE_TRIES_MAX {
-        let endpoint = find_own(call)?;
+        let endpoint = find_writable(call)?;
         let changed = decide(&endpoint)?;
         if let Some(written) = write(call, endpoint, changed, None).await? {
             return Ok(written);
@@ -342,7 +346,7 @@ pub async fn change(
     Err(ChangeError::Conflict.into())
 }
 
-/// Writes a change; `None` when the endpoint is no longer what was read.
+/// Writes a change; `None` if the endpoint was changed concurrently.
 pub(super) async fn write(
     call: &Call,
     endpoint: Arc<Endpoint>,
@@ -361,13 +365,13 @@ pub(super) async fn write(
 
 /// `DELETE /v1/endpoints/{id}`
 pub async fn delete(call: &Call) -> Result<Reply, Problem> {
-    let endpoint = find_own(call)?;
+    let endpoint = find_writable(call)?;
     Endpoints(&call.api.context).delete(&call.principal.scope, &endpoint.id).await?;
     Ok(Reply::empty())
 }
 
 /// # Errors
-/// 409 for an endpoint that has to be resumed first.
+/// 409 for a paused or disabled endpoint.
 pub fn conflict_unless_active(endpoint: &Endpoint) -> Result<(), Problem> {
     let status = match endpoint.status {
         EndpointStatus::Active => return Ok(()),
@@ -385,25 +389,26 @@ pub async fn pause(call: &Call) -> Result<Reply, Problem> {
         }
         Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
     });
-    Ok(Reply::json(200, &shown(call, &*changed.await?)))
+    Ok(Reply::json(200, &endpoint_body(call, &*changed.await?)))
 }
 
-/// `POST /v1/endpoints/{id}/resume`. A receiver that has not agreed is asked at once.
+/// `POST /v1/endpoints/{id}/resume`. Without consent, also restarts the handshake.
 pub async fn resume(call: &Call) -> Result<Reply, Problem> {
     let changed = change(call, |endpoint| {
         let pending = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
-        let anew = pending.filter(|_| endpoint.status != EndpointStatus::Active).map(handshake::asked_anew);
-        let handshake = anew.or_else(|| endpoint.handshake.clone());
+        let restarted =
+            pending.filter(|_| endpoint.status != EndpointStatus::Active).map(handshake::restart_handshake);
+        let handshake = restarted.or_else(|| endpoint.handshake.clone());
         Ok(Endpoint { status: EndpointStatus::Active, handshake, ..endpoint.clone() })
     });
-    Ok(Reply::json(200, &shown(call, &*changed.await?)))
+    Ok(Reply::json(200, &endpoint_body(call, &*changed.await?)))
 }
 
 /// `POST /v1/endpoints/{id}/test`
 pub async fn test(call: &Call) -> Result<Reply, Problem> {
-    let endpoint = find_own(call)?;
+    let endpoint = find_writable(call)?;
     let (idempotency, _guard) = call.idempotency(endpoint.tenant.as_str())?;
-    let unreachable = || Problem::Unavailable("the test event's names do not parse".to_owned());
+    let unreachable = || Problem::Unavailable("the type of the test event is malformed".to_owned());
     let data = format!("{{\"endpointId\":\"{}\",\"message\":\"This is a test event.\"}}", endpoint.id);
     let event_type = EventType::TEST.parse().map_err(|_| unreachable())?;
     let draft = EventDraft {

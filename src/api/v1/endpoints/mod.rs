@@ -1,4 +1,4 @@
-//! Endpoints: registration, changes, secrets, statistics, lanes and replays.
+//! Endpoints: configuration, secrets, statistics, lanes and replays.
 
 pub mod handlers;
 pub mod model;

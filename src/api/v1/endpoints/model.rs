@@ -1,6 +1,4 @@
-//! An endpoint's members: as a request writes them, as they are checked, and as an answer shows them.
-//!
-//! One type reads a creation and a change: a change is the present members with the merge patch applied.
+//! Requests and responses of endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,113 +23,115 @@ use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
 use crate::service::types::{CircuitState, WaitReason};
 
-/// What a request says of an endpoint. Members that are absent or null have their defaults.
+/// The members of a new or patched endpoint. Absent and null members have their defaults.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointInput {
-    /// Where deliveries are posted to; at most 2,048 bytes.
+    /// The target of deliveries; at most 2,048 bytes.
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,
-    /// `default` without it. Cannot be changed.
+    /// Default: `default`. Cannot be changed.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub tenant: Option<String>,
     /// At most 1,024 bytes.
     #[schemars(length(max = 1024))]
     pub description: Option<String>,
-    /// Topic patterns: `*` is one word, `#` any number of them. All types without it.
+    /// Topic patterns: `*` is one word, `#` is any number of words. Default: all types.
     #[schemars(
         length(min = 1, max = 256),
         inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))
     )]
     pub event_types: Option<Vec<String>>,
-    /// At most 50; those that carry the delivery itself are refused. Sent with each part of a name capitalized. A header that
-    /// carries a credential by its name (`Authorization`, `Cookie`, names with `token`, `secret`, `password`, `api-key`,
-    /// `access-key`, `session`, `jwt` or `csrf` in them, names that end in `-Key`) is kept as one of `sensitiveHeaders`;
-    /// null removes it from there.
+    /// At most 50 headers of deliveries; headers that Balto sets itself are rejected. Each part of
+    /// a name is sent capitalized. Headers with the name of a credential are stored as
+    /// `sensitiveHeaders`, where null removes them: for example `Authorization`, `Cookie`, names
+    /// that contain `token`, `secret`, `password` or `api-key`, and names that end in `-Key`.
     #[serde(default, deserialize_with = "members")]
     pub headers: Option<BTreeMap<String, String>>,
-    /// As `headers`, and counted with them; the values are never shown again, and encrypted at rest under
-    /// `secrets.key`. In a change, null removes one and the others stay; a `url` with another scheme, host or port removes
-    /// those that are not given with it.
+    /// Like `headers`, with the same limit for both. The values are write-only, and encrypted at
+    /// rest with `secrets.key`. In a change, null removes a header and the others remain. A `url`
+    /// with another scheme, host or port removes all headers that the change does not set.
     #[serde(default, deserialize_with = "members")]
     pub sensitive_headers: Option<BTreeMap<String, String>>,
     #[serde(default, deserialize_with = "object")]
     pub rate_limit: Option<RateLimitInput>,
-    /// Requests at once. Without it, or with null, what the configuration says at the time; so with `timeout` and `retry`.
+    /// Maximum number of concurrent requests. Defaults to the current configuration.
     #[schemars(range(min = 1, max = 1000))]
     pub max_in_flight: Option<u64>,
-    /// Of one attempt, 100ms to 60s.
+    /// Timeout of one attempt, 100ms to 60s. Defaults to the current configuration.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub timeout: Option<String>,
-    /// `none`, `key` or `endpoint`. A change reaches what is pending, too, soon after it was answered: what has no order any
-    /// more goes at once, and what gets one goes one by one in order of acceptance, behind what may be sent there already.
-    /// An event that is to be delivered later (`deliverAt`) holds up those behind it in its order.
+    /// `none`, `key` or `endpoint`. A change also applies to pending deliveries, soon after the
+    /// response. Deliveries that lose their order become due at once. Deliveries that gain an order
+    /// are sent one by one in order of acceptance, after those already released for sending. In an
+    /// order, an event with a later `deliverAt` blocks the events behind it.
     #[schemars(extend("enum" = ["none", "key", "endpoint", null]))]
     pub ordering: Option<String>,
+    /// Defaults to the current configuration.
     #[serde(default, deserialize_with = "object")]
     pub retry: Option<RetryInput>,
     /// `standard`, or `cloudevents` (1.0, structured mode).
     #[schemars(extend("enum" = ["standard", "cloudevents", null]))]
     pub format: Option<String>,
-    /// `standard`: Standard Webhooks. `stripe`: `Stripe-Signature`. `github`: `X-Hub-Signature-256`.
+    /// `standard` (Standard Webhooks), `stripe`, or `github` (`X-Hub-Signature-256`).
     #[schemars(extend("enum" = ["standard", "stripe", "github", null]))]
     pub signature: Option<String>,
-    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; for other signatures also 16 to
-    /// 255 printable ASCII characters. One that can be guessed (constant, a sequence, common words) is refused. Generated
-    /// without it. Changed by `secret/rotate` only.
+    /// `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an ed25519 key; for `stripe`
+    /// and `github` also 16 to 255 printable ASCII characters. Guessable secrets (constant, a
+    /// sequence, common words) are rejected. Default: generated. Only `secret/rotate` changes it.
     pub secret: Option<String>,
-    /// What is generated: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
+    /// Type of the generated secret: `hmac` (signs `v1`) or `ed25519` (signs `v1a`).
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub secret_type: Option<String>,
-    /// What connections of this endpoint present in TLS (https only); never shown again. Null removes it, and so does a
-    /// `url` with another scheme, host or port, unless it is given with it.
+    /// The TLS client certificate for this endpoint (https only); the key is write-only. Null
+    /// removes it. A `url` with another scheme, host or port removes it, unless the change sets it.
     #[serde(default, deserialize_with = "object")]
     pub client_certificate: Option<ClientCertificateInput>,
-    /// Asks the receiver, by CloudEvents' "HTTP 1.1 Web Hooks", before anything is sent to it. Nobody is asked without it.
+    /// Requires the receiver's consent before deliveries (CloudEvents, "HTTP 1.1 Web Hooks").
     #[serde(default, deserialize_with = "object")]
     pub handshake: Option<HandshakeInput>,
-    /// Whether deliveries continue the event's `traceparent`, each attempt as a span of its own.
+    /// Whether deliveries carry the event's `traceparent`, with a new span per attempt.
     pub trace: Option<bool>,
     /// Any object, at most 16 KiB.
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// What a receiver is asked for. Changing the URL, `origin` or `rate` asks again.
+/// The handshake request. A change of the URL, `origin` or `rate` repeats the handshake.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HandshakeInput {
-    /// The DNS name that we go by, sent as `WebHook-Request-Origin` with the request and with each delivery;
-    /// `handshake.origin` of the configuration without it.
+    /// The DNS name of this Balto, sent as `WebHook-Request-Origin` with the request and each
+    /// delivery. Default: `handshake.origin` of the configuration.
     #[schemars(length(min = 1, max = 253))]
     pub(super) origin: Option<String>,
-    /// Requests per minute that are asked for (`WebHook-Request-Rate`). None without it.
+    /// The requested rate in requests per minute (`WebHook-Request-Rate`). Default: no rate.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) rate: Option<u64>,
-    /// Whether the receiver may agree later, at a URL that it is shown (`WebHook-Request-Callback`); needs
+    /// Whether the receiver may consent later, through `WebHook-Request-Callback`. Requires
     /// `server.public_url` in the configuration.
     pub(super) callback: Option<bool>,
 }
 
-/// What an endpoint's receiver was asked for, and what it said.
+/// The handshake request of an endpoint, and its result.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HandshakeBody {
     pub origin: String,
     pub rate: Option<u32>,
     pub callback: bool,
-    /// `pending`: nothing is sent. `consented`.
+    /// `pending` (no deliveries are sent) or `consented`.
     #[schemars(extend("enum" = ["pending", "consented"]))]
     pub status: &'static str,
     pub consented_at: Option<Time>,
-    /// Requests per minute that the receiver agreed to; null for any.
+    /// The rate that the receiver allows, in requests per minute; null for any.
     pub allowed_rate: Option<u32>,
-    /// How often it has been asked, since it was last asked anew.
+    /// Number of handshake requests since the last restart.
     pub requests: u32,
     pub last_request_at: Option<Time>,
-    /// What came of the last request. Of a receiver inside the operator's network a key that is bound to a tenant sees
-    /// only whether it agreed.
+    /// The result of the last request. For a receiver in the operator's network, keys bound to a
+    /// tenant only see whether it consented.
     pub last_answer: Option<String>,
-    /// Null when no request is to come: it has agreed, or the endpoint is not active.
+    /// Null if no request is scheduled: the receiver has consented, or the endpoint is not active.
     pub next_request_at: Option<Time>,
 }
 
@@ -141,10 +141,10 @@ pub struct RateLimitInput {
     /// Requests per `per`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) limit: u64,
-    /// 1ms to 24h; `1s` without it.
+    /// 1ms to 24h; default `1s`.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub(super) per: Option<String>,
-    /// What may go out at once after a quiet spell; `limit` without it.
+    /// Maximum number of requests at once after an idle period; default `limit`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) burst: Option<u64>,
 }
@@ -152,10 +152,10 @@ pub struct RateLimitInput {
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientCertificateInput {
-    /// PEM: the certificate, then those that lead to its authority.
+    /// PEM: the certificate and its intermediate certificates.
     #[schemars(length(min = 1, max = 32_768))]
     pub certificate: String,
-    /// PEM: its private key, without a passphrase.
+    /// PEM: the private key, without a passphrase.
     #[schemars(length(min = 1, max = 16_384))]
     pub key: String,
 }
@@ -166,40 +166,40 @@ impl fmt::Debug for ClientCertificateInput {
     }
 }
 
-/// Either `schedule` alone, or the others.
+/// A retry policy: either `schedule` alone, or the other members.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryInput {
-    /// Before the first retry, 1ms to 30d.
+    /// Delay before the first retry, 1ms to 30d.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub(super) initial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub(super) multiplier: Option<f64>,
-    /// `initial` to 30d.
+    /// Maximum delay, `initial` to 30d.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub(super) max_interval: Option<String>,
-    /// With the first one.
+    /// Including the first attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub(super) max_attempts: Option<u64>,
-    /// 1s to 365d.
+    /// Maximum age of a delivery, 1s to 365d.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub(super) max_age: Option<String>,
-    /// Part of the interval by which it varies.
+    /// Random variation of a delay, as a fraction of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub(super) jitter: Option<f64>,
-    /// The waits before each retry, 1 to 100 of 0s to 30d.
+    /// The delay before each retry: 1 to 100 durations of 0s to 30d.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 100), inner(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$")))]
     pub(super) schedule: Option<Vec<String>>,
 }
 
-/// An endpoint as answers show it: every member with the value in force.
+/// An endpoint. Every member has its value in effect.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointBody {
@@ -209,7 +209,7 @@ pub struct EndpointBody {
     pub description: String,
     pub event_types: Vec<String>,
     pub headers: BTreeMap<String, String>,
-    /// The values are not shown.
+    /// Names of `sensitiveHeaders`; the values are write-only.
     pub sensitive_header_names: Vec<String>,
     pub rate_limit: Option<RateLimitInput>,
     pub max_in_flight: u32,
@@ -233,15 +233,15 @@ pub struct EndpointBody {
     pub disabled_at: Option<Time>,
     pub created_at: Time,
     pub updated_at: Time,
-    /// Only when the endpoint is created.
+    /// Only in the response to the creation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
-    /// Of an ed25519 secret, only when the endpoint is created; later under `public-keys`.
+    /// Of an ed25519 secret. Only in the response to the creation; later use `public-keys`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
 }
 
-/// What may be known of a client certificate.
+/// The public data of a client certificate.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientCertificateBody {
@@ -309,8 +309,7 @@ impl EndpointBody {
         }
     }
 
-    /// The members that a request may write, for a merge patch to be applied to. What the endpoint does not say itself is
-    /// not among them.
+    /// The members to which a merge patch is applied. Omits defaults from the configuration.
     #[must_use]
     pub fn into_input(self, endpoint: &Endpoint) -> EndpointInput {
         EndpointInput {
@@ -337,7 +336,7 @@ impl EndpointBody {
     }
 }
 
-/// With those of an earlier version's plain headers that carry credentials.
+/// Includes credentials that an earlier version stored as plain headers.
 fn sensitive_header_names(endpoint: &Endpoint) -> Vec<String> {
     let secret = endpoint.headers.iter().map(|(name, _)| name).filter(|name| is_secret(name));
     let all = endpoint.sensitive_headers.iter().map(|(name, _)| name).chain(secret);
@@ -381,7 +380,7 @@ impl HandshakeBody {
             requests: asked.map_or(0, |asked| asked.count),
             last_request_at: asked.map(|asked| Time(asked.at)),
             last_answer: asked.map(|asked| disclosure::handshake_answer(asked, audience)),
-            // One that was never made is due since the endpoint has been there.
+            // The first request is due from the creation on.
             next_request_at: next_request(endpoint).map(|at| Time(at.max(endpoint.created_at))),
         }
     }
@@ -399,7 +398,7 @@ impl HandshakeBody {
 #[serde(rename_all = "camelCase")]
 pub struct SecretBody {
     pub secret: String,
-    /// Of an ed25519 secret.
+    /// The public key of an ed25519 secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
     /// Rotated secrets that still sign.
@@ -416,7 +415,7 @@ pub struct PreviousSecret {
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PublicKeysBody {
-    /// The current one first; empty when no ed25519 key signs.
+    /// The current key first; empty without an active ed25519 key.
     pub public_keys: Vec<PublicKeyBody>,
 }
 
@@ -425,19 +424,19 @@ pub struct PublicKeysBody {
 pub struct PublicKeyBody {
     /// `whpk_` and base64.
     pub public_key: String,
-    /// Of a rotated key: until when it signs too.
+    /// When a rotated key stops signing; null for the current key.
     pub expires_at: Option<Time>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RotateInput {
-    /// As when an endpoint is created, with the same rules; generated without it.
+    /// The same rules as for a new endpoint. Default: generated.
     pub(super) secret: Option<String>,
-    /// What is generated: `hmac` or `ed25519`; as the current one without it.
+    /// Type of the generated secret: `hmac` or `ed25519`. Default: the type of the current secret.
     #[schemars(extend("enum" = ["hmac", "ed25519", null]))]
     pub(super) secret_type: Option<String>,
-    /// How long the old one signs too, 0s to 30d; 24h without it.
+    /// How long the old secret also signs, 0s to 30d; default 24h.
     #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h|d)$"))]
     pub(super) overlap: Option<String>,
 }
@@ -451,11 +450,11 @@ pub struct StatsBody {
     pub attempts: u64,
     pub delivered: u64,
     pub failed_attempts: u64,
-    /// Given up, by an attempt or without one; what was redriven since counts, too.
+    /// Deliveries that died. Includes those that were redriven since.
     pub dead: u64,
-    /// Cancelled while pending.
+    /// Pending deliveries that were cancelled.
     pub cancelled: u64,
-    /// Successful part of the attempts, 0 to 1; null without one.
+    /// Share of successful attempts, 0 to 1; null without attempts.
     pub success_rate: Option<f64>,
     pub latency: LatencyBody,
     /// Pending deliveries now.
@@ -463,7 +462,7 @@ pub struct StatsBody {
     pub oldest_pending_at: Option<Time>,
 }
 
-/// Of attempts; null without one.
+/// Latency percentiles of attempts; null without attempts.
 #[derive(Serialize, JsonSchema)]
 pub struct LatencyBody {
     pub p50: Option<Span>,
@@ -475,15 +474,15 @@ pub struct LatencyBody {
 #[serde(rename_all = "camelCase")]
 pub struct LaneBody {
     pub endpoint_id: String,
-    /// Why nothing moves; null when nothing waits.
+    /// Why the lane waits; null if it does not.
     #[schemars(with = "Option<Word<WaitReason>>")]
     pub reason: Option<&'static str>,
     pub pending: u64,
-    /// Of `pending`: behind another delivery of the same ordering key.
+    /// Pending deliveries behind another one of the same ordering key.
     pub waiting_for_order: u64,
     pub in_flight: u64,
     pub next_due_at: Option<Time>,
-    /// When the reason ends by itself.
+    /// When the reason ends without intervention.
     pub until: Option<Time>,
     #[schemars(with = "Word<CircuitState>")]
     pub circuit: &'static str,
@@ -495,10 +494,10 @@ pub struct LaneBody {
 pub struct ReplayInput {
     #[schemars(extend("format" = "date-time"))]
     pub(super) since: String,
-    /// Now without it.
+    /// Default: now.
     #[schemars(extend("format" = "date-time"))]
     pub(super) until: Option<String>,
-    /// Topic patterns; those of the endpoint without it.
+    /// Topic patterns; default: those of the endpoint.
     #[schemars(
         length(min = 1, max = 256),
         inner(regex(pattern = r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*$"))

@@ -1,8 +1,8 @@
-//! Statistics and lane of an endpoint, and replays of past events.
+//! Statistics, lane and replays of an endpoint.
 
 use std::time::Duration;
 
-use super::handlers::{find, find_own};
+use super::handlers::{find, find_writable};
 use super::model::{LaneBody, LatencyBody, ReplayInput, StatsBody};
 use super::settings;
 use crate::api::Call;
@@ -27,7 +27,7 @@ pub async fn stats(call: &Call) -> Result<Reply, Problem> {
         Timestamp::from_millis(until.since(Timestamp::default().plus(STATS_WINDOW)).as_millis() as u64);
     let since = since.unwrap_or(window_start);
     if since > until {
-        return Err(Problem::parameter("since", "must not be after `until`, which is now without it"));
+        return Err(Problem::parameter("since", "must not be after `until`, which is now by default"));
     }
     let stats = Endpoints(&call.api.context).stats(endpoint.number, since, until).await?;
     let span = |millis: Option<u64>| millis.map(|millis| text::Span(Duration::from_millis(millis)));
@@ -74,7 +74,7 @@ pub async fn lane(call: &Call) -> Result<Reply, Problem> {
 /// `POST /v1/endpoints/{id}/replay`
 pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let input: ReplayInput = body::parse(&call.body)?;
-    let endpoint = find_own(call)?;
+    let endpoint = find_writable(call)?;
     let mut errors = Errors::default();
     let since = errors.check("/since", text::parse_bound(&input.since));
     let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
@@ -83,11 +83,11 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     {
         errors.push("/until", lists::UNTIL_BEFORE_SINCE);
     }
-    let patterns = settings::patterns(input.event_types.as_deref(), "/eventTypes", &mut errors);
+    let patterns = settings::parse_patterns(input.event_types.as_deref(), "/eventTypes", &mut errors);
     errors.finish()?;
     let since = since.unwrap_or_default();
     let only_undelivered = input.only_undelivered.unwrap_or(false);
-    call.once(call.principal.scope_text(), async |key| {
+    call.run_once(call.principal.scope_text(), async |key| {
         let (context, keyed) = (&call.api.context, CountBody::keyed(key));
         let replay =
             Replays(context).to_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);

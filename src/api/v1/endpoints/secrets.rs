@@ -1,8 +1,8 @@
-//! Signing secrets of an endpoint: reading, rotation, public keys.
+//! Signing secrets and public keys of an endpoint, and the rotation of secrets.
 
 use std::time::Duration;
 
-use super::handlers::{CHANGE_TRIES_MAX, find, find_own, write};
+use super::handlers::{CHANGE_TRIES_MAX, find, find_writable, write};
 use super::model::{PreviousSecret, PublicKeyBody, PublicKeysBody, RotateInput, SecretBody};
 use super::settings;
 use crate::api::Call;
@@ -18,42 +18,42 @@ use crate::service::types::ChangeError;
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The given secret, or one that is to be generated.
-pub(super) enum Wanted {
+/// The secret in a request, or the kind of secret to generate.
+pub(super) enum RequestedSecret {
     Given(SigningKey),
-    /// `None`: as the current one.
-    Fresh(Option<SecretKind>),
+    /// `None`: the kind of the current secret, or `hmac`.
+    Generated(Option<SecretKind>),
 }
 
-pub(super) fn wanted(
+pub(super) fn requested_secret(
     secret: Option<&str>,
     kind: Option<&str>,
     preset: SignaturePreset,
     errors: &mut Errors,
-) -> Wanted {
-    let kind = settings::secret_type(kind, errors);
+) -> RequestedSecret {
+    let kind = settings::parse_secret_type(kind, errors);
     if kind == Some(SecretKind::Ed25519) && preset != SignaturePreset::Standard {
         errors.push("/secretType", SecretError::NotSymmetric.to_string());
     }
     match (secret, kind) {
-        (Some(_), Some(_)) => errors.push("/secretType", "is for a secret that is generated"),
+        (Some(_), Some(_)) => errors.push("/secretType", "applies only to a generated secret"),
         (Some(text), None) => {
             let parsed = SigningKey::parse(text, preset).map_err(|error| error.to_string());
             if let Some(key) = errors.check("/secret", parsed) {
-                return Wanted::Given(key);
+                return RequestedSecret::Given(key);
             }
         }
         (None, _) => {}
     }
-    Wanted::Fresh(kind)
+    RequestedSecret::Generated(kind)
 }
 
-/// Plain, until the writer seals it.
-pub(super) fn secret_of(key: &SigningKey) -> Secret {
+/// An unsealed secret. The commit thread seals it.
+pub(super) fn to_secret(key: &SigningKey) -> Secret {
     Secret { kind: key.kind, key: Sealed::Plain(key.bytes[..].into()), expires_at: None }
 }
 
-pub(super) fn cannot_open(error: &impl std::fmt::Display) -> Problem {
+pub(super) fn unreadable_secret(error: &impl std::fmt::Display) -> Problem {
     Problem::Unavailable(format!("the endpoint's secret: {error}"))
 }
 
@@ -61,7 +61,7 @@ pub(super) type LiveKeys = Vec<(SigningKey, Option<Timestamp>)>;
 
 pub(super) fn live_keys(call: &Call, endpoint: &Endpoint) -> Result<LiveKeys, Problem> {
     let now = call.api.context.now().wall;
-    Secrets(&call.api.context).live_keys(endpoint, now).map_err(|error| cannot_open(&error))
+    Secrets(&call.api.context).live_keys(endpoint, now).map_err(|error| unreadable_secret(&error))
 }
 
 fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
@@ -79,7 +79,7 @@ fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
 
 /// `GET /v1/endpoints/{id}/secret`
 pub async fn secret(call: &Call) -> Result<Reply, Problem> {
-    secret_reply(call, &*find_own(call)?)
+    secret_reply(call, &*find_writable(call)?)
 }
 
 /// `GET /v1/endpoints/{id}/public-keys`
@@ -98,12 +98,12 @@ pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
 pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
     let input: RotateInput = body::parse_or_default(&call.body)?;
     let now = call.api.context.now().wall;
-    call.once(call.principal.scope_text(), async |key| {
+    call.run_once(call.principal.scope_text(), async |key| {
         for _ in 0..CHANGE_TRIES_MAX {
-            let endpoint = find_own(call)?;
-            let changed = rotated(call, &endpoint, &input, now)?;
+            let endpoint = find_writable(call)?;
+            let changed = rotate_secret(call, &endpoint, &input, now)?;
             let reply = secret_reply(call, &changed)?;
-            if write(call, endpoint, changed, reply.remembered(key.clone())).await?.is_some() {
+            if write(call, endpoint, changed, reply.to_stored(key.clone())).await?.is_some() {
                 return Ok(reply);
             }
         }
@@ -112,7 +112,7 @@ pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
     .await
 }
 
-fn rotated(
+fn rotate_secret(
     call: &Call,
     endpoint: &Endpoint,
     input: &RotateInput,
@@ -121,26 +121,31 @@ fn rotated(
     let context = &call.api.context;
     let mut errors = Errors::default();
     let (secret, kind) = (input.secret.as_deref(), input.secret_type.as_deref());
-    let wanted = wanted(secret, kind, endpoint.signature, &mut errors);
+    let requested = requested_secret(secret, kind, endpoint.signature, &mut errors);
     let bounds = (Duration::ZERO, OVERLAP_MAX);
-    let overlap =
-        settings::bounded(&mut errors, "/overlap", input.overlap.as_deref(), OVERLAP_DEFAULT, bounds);
+    let overlap = settings::parse_duration_within(
+        &mut errors,
+        "/overlap",
+        input.overlap.as_deref(),
+        OVERLAP_DEFAULT,
+        bounds,
+    );
     errors.finish()?;
-    let key = match wanted {
-        Wanted::Given(key) => key,
-        Wanted::Fresh(kind) => {
-            let present = endpoint.secrets.first().map(|secret| secret.kind);
-            let present = present.filter(|kind| *kind != SecretKind::Text);
-            Secrets(context).new_key(kind.or(present).unwrap_or(SecretKind::Hmac))
+    let key = match requested {
+        RequestedSecret::Given(key) => key,
+        RequestedSecret::Generated(kind) => {
+            let current = endpoint.secrets.first().map(|secret| secret.kind);
+            let current = current.filter(|kind| *kind != SecretKind::Text);
+            Secrets(context).new_key(kind.or(current).unwrap_or(SecretKind::Hmac))
         }
     };
-    // Plain, because the ends of its secrets change.
-    let endpoint = &Secrets(context).opened(endpoint).map_err(|error| cannot_open(&error))?;
-    let is_new = |old: &Secret| Secrets(context).open_key(endpoint, old).is_ok_and(|old| old == key);
-    if endpoint.secrets.first().is_some_and(is_new) {
+    // Unsealed, because the expiry times of its secrets change.
+    let endpoint = &Secrets(context).opened(endpoint).map_err(|error| unreadable_secret(&error))?;
+    let equals_new = |old: &Secret| Secrets(context).open_key(endpoint, old).is_ok_and(|old| old == key);
+    if endpoint.secrets.first().is_some_and(equals_new) {
         return Err(Problem::invalid("/secret", "this is the current secret"));
     }
-    let secrets = signature::rotate(&endpoint.secrets, secret_of(&key), is_new, overlap, now);
+    let secrets = signature::rotate(&endpoint.secrets, to_secret(&key), equals_new, overlap, now);
     let secrets = secrets.map_err(|error| Problem::Conflict(error.to_string()))?;
     Ok(Endpoint { secrets, ..endpoint.clone() })
 }

@@ -6,7 +6,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::handlers::{NDJSON, default_tenant, draft, hops, mark};
+use super::handlers::{NDJSON, build_draft, default_tenant, parse_hops, set_hops};
 use super::model::AcceptedBody;
 use crate::api::Call;
 use crate::api::http::problem::Problem;
@@ -20,8 +20,8 @@ use crate::service::types::{EventDraft, Published};
 
 /// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
 pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
-    let hops = hops(&call.headers)?;
-    let key = idempotency::key(&call.headers)?;
+    let hops = parse_hops(&call.headers)?;
+    let key = idempotency::parse_key(&call.headers)?;
     let caller = call.principal.scope_text();
     let (base, _guard) = call.idempotency(caller)?;
     let items = match call.media {
@@ -31,20 +31,20 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
     };
     let route = format!("POST {}", call.path);
     let mut drafts = Vec::with_capacity(items.len());
-    let mut places = Vec::with_capacity(items.len());
+    let mut checks = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
-        let mut place = batch_draft(call, item);
-        if let Ok(draft) = &mut place {
-            mark(draft, hops);
+        let mut draft = batch_draft(call, item);
+        if let Ok(draft) = &mut draft {
+            set_hops(draft, hops);
         }
-        if let (Ok(draft), Some(key), Some(base)) = (&mut place, &key, &base) {
+        if let (Ok(draft), Some(key), Some(base)) = (&mut draft, &key, &base) {
             let scope = idempotency::scope(caller, &route, key, Some(index));
             draft.idempotency = Some(Idempotency { scope, ..base.clone() });
         }
-        places.push(place.map(|draft| drafts.push(draft)));
+        checks.push(draft.map(|draft| drafts.push(draft)));
     }
     let published = Events(&call.api.context).publish_batch(drafts, base).await?;
-    Ok(batch_reply(call, places, published))
+    Ok(batch_reply(call, checks, published))
 }
 
 fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
@@ -53,27 +53,28 @@ fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
         return Err(Problem::PayloadTooLarge { limit });
     }
     if call.media == cloudevents::BATCHED {
-        return cloudevents::structured(call, raw);
+        return cloudevents::parse_structured(call, raw);
     }
-    draft(call, body::parse(raw)?, raw)
+    build_draft(call, body::parse(raw)?, raw)
 }
 
-fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Published) -> Reply {
-    // What is wrong with an item in itself is said again to every repetition.
-    let are_good = !places.is_empty() && places.iter().all(Result::is_ok);
-    let replayed = published.is_old() && (published.repeated || are_good);
+/// `checks` has one entry per item; `published` has the results of the valid ones, in order.
+fn batch_reply(call: &Call, checks: Vec<Result<(), Problem>>, published: Published) -> Reply {
+    // An invalid item is checked again on every repetition.
+    let are_valid = !checks.is_empty() && checks.iter().all(Result::is_ok);
+    let replayed = published.is_all_repeated() && (published.repeated || are_valid);
     let mut results = published.results.into_iter();
-    let mut out = Vec::with_capacity(64 + places.len() * 320);
+    let mut out = Vec::with_capacity(64 + checks.len() * 320);
     out.extend_from_slice(b"{\"results\":[");
-    for (index, place) in places.into_iter().enumerate() {
+    for (index, check) in checks.into_iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        let result = match place {
+        let result = match check {
             Err(problem) => Err(problem),
             Ok(()) => match results.next() {
                 Some(result) => result.map_err(Problem::from),
-                None => Err(Problem::Unavailable("the event was not answered".to_owned())),
+                None => Err(Problem::Unavailable("the event has no result".to_owned())),
             },
         };
         match result {
@@ -83,7 +84,7 @@ fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Publish
                 write_item(&mut out, &body);
             }
             Err(problem) => {
-                call.api.refused(&problem);
+                call.api.on_rejected(&problem);
                 write_item(&mut out, &problem);
             }
         }
@@ -93,11 +94,11 @@ fn batch_reply(call: &Call, places: Vec<Result<(), Problem>>, published: Publish
     if replayed { reply.with_header("idempotent-replayed", "true") } else { reply }
 }
 
-/// Our own types always serialise into memory; should one not, its place is null and the log says why.
+/// A failed serialisation, which is a bug, is logged and writes `null`.
 fn write_item(out: &mut Vec<u8>, item: &impl Serialize) {
     let start = out.len();
     if let Err(error) = serde_json::to_writer(&mut *out, item) {
-        tracing::error!(%error, "a batch result could not be serialised");
+        tracing::error!(%error, "batch result serialisation failed");
         out.truncate(start);
         out.extend_from_slice(b"null");
     }
@@ -119,7 +120,7 @@ fn ndjson_items(raw: &[u8]) -> Result<Items<'_>, Problem> {
 
 fn check_count(count: usize) -> Result<(), Problem> {
     if count == 0 {
-        return Err(Problem::invalid("/events", "at least one event is needed"));
+        return Err(Problem::invalid("/events", "at least one event is required"));
     }
     if count > limits::BATCH_EVENTS_MAX {
         return Err(Problem::invalid("/events", format!("at most {} events", limits::BATCH_EVENTS_MAX)));
@@ -127,7 +128,7 @@ fn check_count(count: usize) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Each event stands alone, so none is looked into while the batch is taken apart.
+/// The events are parsed later, so that an invalid one does not fail the batch.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BatchInput<'a> {
@@ -135,7 +136,7 @@ struct BatchInput<'a> {
     events: Bounded<'a>,
 }
 
-/// Counts all, and keeps no more than the limit: a body of millions of tiny items costs no memory.
+/// Counts all items, but keeps at most the limit: millions of tiny items must not use memory.
 pub(in crate::api) struct Bounded<'a> {
     pub(in crate::api) items: Vec<&'a RawValue>,
     pub(in crate::api) count: usize,
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_taken_apart_without_looking_into_its_events() {
+    fn batch_is_split_without_parsing_its_events() {
         let items = json_items(br#"{"events": [{"type": 1}, 7, "x"]}"#).unwrap();
         assert_eq!(items, vec![&br#"{"type": 1}"#[..], &b"7"[..], &br#""x""#[..]]);
         let lines = ndjson_items(b"{\"a\":1}\r\n\n  \nnot json\n").unwrap();
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_without_events_or_with_too_many_is_refused_whole() {
+    fn empty_or_oversized_batch_is_rejected() {
         let many = |count: usize| format!("{{\"events\":[{}]}}", vec!["1"; count].join(","));
         assert_eq!(json_items(many(0).as_bytes()).unwrap_err().status(), 422);
         assert_eq!(json_items(many(1001).as_bytes()).unwrap_err().status(), 422);

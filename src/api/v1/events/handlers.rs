@@ -1,8 +1,7 @@
-//! Posting and reading events.
+//! Events: publish, list, get and replay.
 //!
-//! `data` and `metadata` are passed on byte for byte, whatever JSON they hold: members that are there twice, numbers that
-//! no machine has, halves of surrogate pairs. They are never parsed into a tree; only their depth is bounded. The path of
-//! an accepted event is kept short: one parse, one answer written into one buffer.
+//! `data` and `metadata` are any JSON, passed on byte for byte: duplicate members, numbers of any
+//! size, lone surrogates. They are never parsed into a tree; only their depth is limited.
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -24,25 +23,25 @@ use crate::service::{Endpoints, Events, Replays};
 
 pub const NDJSON: &str = "application/x-ndjson";
 
-/// The type of a posted event.
+/// Parses the type of a published event.
 ///
 /// # Errors
-/// For what is no type, and for those of operator events.
-pub(in crate::api) fn posted_type(text: &str) -> Result<EventType, String> {
+/// For a malformed type, and for the types of operator events.
+pub(in crate::api) fn parse_event_type(text: &str) -> Result<EventType, String> {
     let event_type: EventType = text.parse().map_err(|error: InvalidName| error.to_string())?;
     if event_type.is_reserved() {
-        return Err("types that begin with `balto.` are reserved for operator events".to_owned());
+        return Err("types with the prefix `balto.` are reserved for operator events".to_owned());
     }
     Ok(event_type)
 }
 
-/// Checks an event and makes it ready for the service. `raw` is the event as it was posted.
-pub(super) fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
+/// Validates an event. `raw` is its text, for the fingerprint.
+pub(super) fn build_draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
     let mut errors = Errors::default();
-    let event_type = errors.check("/type", posted_type(&input.event_type));
+    let event_type = errors.check("/type", parse_event_type(&input.event_type));
     let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
-    if let Some(id) = id.as_ref().map(EventId::as_str).filter(|id| routes::hides_event(id)) {
-        errors.push("/id", format!("`{id}` is not possible, since /v1/events/{id} is another operation"));
+    if let Some(id) = id.as_ref().map(EventId::as_str).filter(|id| routes::is_reserved_event_id(id)) {
+        errors.push("/id", format!("`{id}` is reserved: /v1/events/{id} is another operation"));
     }
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
     let version = match input.version {
@@ -55,7 +54,7 @@ pub(super) fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<Ev
     let stream = input.stream.and_then(|stream| errors.check("/stream", stream.parse()));
     let ordering_key = input.ordering_key.and_then(|key| errors.check("/orderingKey", key.parse()));
     if input.expected_version.is_some() && !has_stream {
-        errors.push("/expectedVersion", "needs `stream`");
+        errors.push("/expectedVersion", "requires `stream`");
     }
     errors.check("/data", body::check_depth(input.data.get()));
     if let Some(metadata) = input.metadata {
@@ -66,21 +65,21 @@ pub(super) fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<Ev
             errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
         }
     }
-    // For a key of one tenant it is another's, like any that is not its own.
-    let is_free = call.principal.scope.0.is_none();
-    if is_free && tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
+    // A key bound to a tenant gets the 403 of any other tenant.
+    let is_unbound = call.principal.scope.0.is_none();
+    if is_unbound && tenant.as_ref().is_some_and(|tenant| tenant.as_str() == Tenant::OPERATOR) {
         errors.push("/tenant", "the tenant `balto` is reserved");
     }
     errors.finish()?;
     let (Some(event_type), Some(version)) = (event_type, version) else {
-        return Err(Problem::Validation(Vec::new())); // not reached: what is missing was an error above
+        return Err(Problem::Validation(Vec::new())); // not reached: `finish` has returned the error
     };
     let tenant = call.principal.tenant(tenant)?;
     if tenant.as_str() == Tenant::OPERATOR {
         return Err(Problem::Forbidden("the tenant `balto` is reserved".to_owned()));
     }
     let fingerprint = if id.is_some() { idempotency::fingerprint(raw) } else { [0; 16] };
-    // Copied: a slice would keep the whole request in memory for as long as the event waits.
+    // Copied: a slice would keep the whole request in memory.
     let data = Bytes::copy_from_slice(input.data.get().as_bytes());
     Ok(EventDraft {
         id,
@@ -97,19 +96,19 @@ pub(super) fn draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<Ev
     })
 }
 
-/// How many engines the request's events came through (`balto-hops`, which deliveries carry).
+/// Parses `balto-hops`: the number of Balto instances that the request's events have passed.
 ///
 /// # Errors
-/// 422 for what is no count, and for a count that only a loop explains.
-pub(super) fn hops(headers: &HeaderMap) -> Result<u32, Problem> {
+/// 422 for a malformed number, or one above [`limits::HOPS_MAX`].
+pub(super) fn parse_hops(headers: &HeaderMap) -> Result<u32, Problem> {
     let mut values = headers.get_all(attribute::HOPS).iter();
     let (first, second) = (values.next(), values.next());
     let Some(value) = first else { return Ok(0) };
     let digits = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let count = value.to_str().ok().filter(digits).filter(|_| second.is_none());
     let Some(count) = count else {
-        let wrong = FieldError::header(attribute::HOPS, "must be one whole number");
-        return Err(Problem::Validation(vec![wrong]));
+        let error = FieldError::header(attribute::HOPS, "must be one whole number");
+        return Err(Problem::Validation(vec![error]));
     };
     match count.parse() {
         Ok(hops) if hops <= limits::HOPS_MAX => Ok(hops),
@@ -117,15 +116,15 @@ pub(super) fn hops(headers: &HeaderMap) -> Result<u32, Problem> {
     }
 }
 
-/// Keeps the count with the event, so that its deliveries carry it on.
-pub(super) fn mark(draft: &mut EventDraft, hops: u32) {
+/// Stores the number of hops with the event, for its deliveries.
+pub(super) fn set_hops(draft: &mut EventDraft, hops: u32) {
     if hops > 0 {
         draft.attributes.push((attribute::HOPS.into(), hops.to_string().into()));
         draft.attributes.sort();
     }
 }
 
-/// The request's `traceparent`, when there is one and it can be read.
+/// The request's `traceparent`, if it is valid.
 pub(in crate::api) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box<str>)> {
     let mut values = headers.get_all(attribute::TRACE_PARENT).iter();
     let (Some(value), None) = (values.next().and_then(|value| value.to_str().ok()), values.next()) else {
@@ -135,12 +134,12 @@ pub(in crate::api) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box
     known.then(|| (attribute::TRACE_PARENT.into(), value.into())).into_iter().collect()
 }
 
-/// The tenant in which the caller's ids are looked up when a request does not name one.
+/// The tenant for id lookups of requests that do not name one.
 pub(super) fn default_tenant(call: &Call) -> &str {
     call.principal.scope.0.as_ref().map_or(Tenant::DEFAULT, Tenant::as_str)
 }
 
-/// Answers one accepted event.
+/// The response for one accepted event.
 pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
     let body = AcceptedBody::new(accepted, default_tenant(call));
     let reply = Reply::json(202, &body).with_header("location", &body.status_url);
@@ -149,17 +148,17 @@ pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
 
 /// `POST /v1/events`
 pub async fn post(call: &Call) -> Result<Reply, Problem> {
-    let hops = hops(&call.headers)?;
+    let hops = parse_hops(&call.headers)?;
     let mut draft = match call.media {
         cloudevents::BATCHED => return post_batch(call).await,
-        cloudevents::STRUCTURED => cloudevents::structured(call, &call.body)?,
-        cloudevents::BINARY => cloudevents::binary(call)?,
+        cloudevents::STRUCTURED => cloudevents::parse_structured(call, &call.body)?,
+        cloudevents::BINARY => cloudevents::parse_binary(call)?,
         _ if call.query.text("tenant").is_some() => {
-            return Err(Problem::parameter("tenant", "is for CloudEvents; others name it in the body"));
+            return Err(Problem::parameter("tenant", "is for CloudEvents; name the tenant in the body"));
         }
-        _ => draft(call, body::parse(&call.body)?, &call.body)?,
+        _ => build_draft(call, body::parse(&call.body)?, &call.body)?,
     };
-    mark(&mut draft, hops);
+    set_hops(&mut draft, hops);
     let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
     draft.idempotency = idempotency;
     let accepted = Events(&call.api.context).publish(draft).await?;
@@ -168,19 +167,19 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
 
 /// `GET /v1/events/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    let id: EventId = call.named("event")?;
+    let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
     match Events(&call.api.context).get(&scope, &tenant, &id).await? {
         Some(view) => Ok(Reply::json(200, &EventBody::new(&view, call.principal.audience()))),
-        None => Err(call.no_such_event(&tenant)),
+        None => Err(call.event_not_found(&tenant)),
     }
 }
 
 /// `GET /v1/events`
 pub async fn list(call: &Call) -> Result<Reply, Problem> {
-    let common = call.query.common()?;
+    let common = call.query.common_filters()?;
     let filter = Filter {
-        tenant: call.principal.filter(common.tenant)?,
+        tenant: call.principal.tenant_filter(common.tenant)?,
         event_type: common.event_type,
         stream: call.query.get("stream")?,
         event_status: call.query.word("status", lists::EVENT_STATUSES)?,
@@ -192,21 +191,21 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let page = Events(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let audience = call.principal.audience();
     let data = page.items.iter().map(|view| EventBody::new(view, audience)).collect();
-    Ok(lists::answer(&call.path, &call.query, List::Events, &page, data))
+    Ok(lists::page_reply(&call.path, &call.query, List::Events, &page, data))
 }
 
 /// `POST /v1/events/{id}/replay`
 pub async fn replay(call: &Call) -> Result<Reply, Problem> {
-    let id: EventId = call.named("event")?;
+    let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
     let input: ReplayInput = body::parse_or_default(&call.body)?;
     let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
-    call.once(tenant.as_str(), async |key| {
+    call.run_once(tenant.as_str(), async |key| {
         let keyed = CountBody::keyed(key);
         match Replays(&call.api.context).of_event(&scope, &tenant, &id, endpoints, keyed).await {
             Ok(count) => Ok(CountBody::reply(count)),
-            Err(ChangeError::NotFound) => Err(call.no_such_event(&tenant)),
-            // Known before, so they are of another tenant than the event, or were deleted just now.
+            Err(ChangeError::NotFound) => Err(call.event_not_found(&tenant)),
+            // Checked above: they belong to another tenant than the event, or were just deleted.
             Err(ChangeError::NotAllowed(why)) => Err(Problem::invalid("/endpointIds", why)),
             Err(error) => Err(error.into()),
         }
@@ -217,7 +216,7 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
 fn replay_targets(call: &Call, ids: &[String]) -> Result<Vec<EndpointId>, Problem> {
     let mut errors = Errors::default();
     if ids.is_empty() || ids.len() > limits::BULK_DELIVERIES_MAX {
-        errors.push("/endpointIds", "1 to 1000 ids, or leave it out for those that the event matches now");
+        errors.push("/endpointIds", "1 to 1000 ids; omit it for the endpoints that the event matches now");
     }
     let mut targets = Vec::new();
     for (index, text) in ids.iter().take(limits::BULK_DELIVERIES_MAX).enumerate() {
@@ -225,7 +224,7 @@ fn replay_targets(call: &Call, ids: &[String]) -> Result<Vec<EndpointId>, Proble
             Ok(id) if Endpoints(&call.api.context).get(&call.principal.scope, &id).is_some() => {
                 targets.push(id)
             }
-            _ => errors.push(format!("/endpointIds/{index}"), format!("there is no endpoint `{text}`")),
+            _ => errors.push(format!("/endpointIds/{index}"), format!("endpoint `{text}` not found")),
         }
     }
     errors.finish()?;
@@ -255,13 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn hops_are_one_number_and_more_than_the_limit_is_a_loop() {
+    fn hops_above_the_limit_are_a_loop() {
         let read = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
                 headers.append(attribute::HOPS, value.parse().unwrap());
             }
-            hops(&headers).map_err(|problem| problem.code())
+            parse_hops(&headers).map_err(|problem| problem.code())
         };
         assert_eq!(read(&[]), Ok(0));
         assert_eq!(read(&["1"]), Ok(1));
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_taken_byte_for_byte() {
+    fn data_is_kept_byte_for_byte() {
         let body = br#"{"type":"a.b","data": {"z" :1.0,"a": "\u00e9", "z":2e400} ,"expectedVersion":"none","stream":"s"}"#;
         let input: EventInput<'_> = body::parse(body).unwrap();
         assert_eq!(input.data.get(), r#"{"z" :1.0,"a": "\u00e9", "z":2e400}"#);
@@ -286,8 +285,8 @@ mod tests {
     }
 
     #[test]
-    fn wrong_members_of_an_event_are_pointed_at() {
-        for (body, place) in [
+    fn invalid_event_members_have_a_pointer() {
+        for (body, pointer) in [
             (r#"{"data":1}"#, "/type"),
             (r#"{"type":"a"}"#, "/data"),
             (r#"{"type":1,"data":1}"#, "/type"),
@@ -302,7 +301,7 @@ mod tests {
             };
             assert_eq!(
                 errors[0].location,
-                crate::api::http::problem::ErrorLocation::Pointer(place.to_owned()),
+                crate::api::http::problem::ErrorLocation::Pointer(pointer.to_owned()),
                 "{body} {errors:?}"
             );
         }

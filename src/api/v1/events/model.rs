@@ -1,4 +1,4 @@
-//! Events as requests and responses show them.
+//! Requests and responses of events.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::domain::{Event, EventStatus, Expected, attribute};
 use crate::service::types::{Accepted, EventView, generated_at, has_publisher_id};
 
-/// An event to be published.
+/// An event to publish.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EventInput<'a> {
@@ -24,33 +24,33 @@ pub struct EventInput<'a> {
     #[serde(rename = "type", borrow)]
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) event_type: Cow<'a, str>,
-    /// Any JSON value; subscribers get it byte for byte.
+    /// Any JSON value; delivered byte for byte.
     #[serde(borrow)]
     #[schemars(with = "serde_json::Value")]
     pub(super) data: &'a RawValue,
-    /// Unique per tenant; a repetition is answered with the first event.
+    /// Unique per tenant. Repeating an id returns the original event. Default: generated.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]
     pub(super) id: Option<String>,
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) tenant: Option<String>,
-    /// When it happened; without it, when it was accepted.
+    /// When the event happened; default: the time of acceptance.
     #[schemars(extend("format" = "date-time"))]
     pub(super) timestamp: Option<String>,
-    /// Version of the data's schema; `1.0` without it.
+    /// Version of the data's schema; default: `1.0`.
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) version: Option<String>,
-    /// The subject whose events are numbered from 1.
+    /// The stream to append to. Its events have dense versions from 1.
     #[schemars(length(min = 1, max = 255))]
     pub(super) stream: Option<String>,
-    /// The version that the stream must have; needs `stream`.
+    /// The expected version of the stream; requires `stream`.
     pub(super) expected_version: Option<ExpectedVersion>,
-    /// The stream without it.
+    /// Default: the stream.
     #[schemars(length(min = 1, max = 255))]
     pub(super) ordering_key: Option<String>,
-    /// Not before this time.
+    /// The earliest time of delivery.
     #[schemars(extend("format" = "date-time"))]
     pub(super) deliver_at: Option<String>,
-    /// Kept with the event, and not sent.
+    /// Stored with the event, but not delivered.
     #[serde(borrow)]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub(super) metadata: Option<&'a RawValue>,
@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for ExpectedVersion {
             type Value = Expected;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a version from 1 on, \"none\" or \"any\"")
+                f.write_str("a positive version, \"none\" or \"any\"")
             }
 
             fn visit_u64<E: de::Error>(self, version: u64) -> Result<Expected, E> {
@@ -101,27 +101,27 @@ impl JsonSchema for ExpectedVersion {
     }
 }
 
-/// For the API document.
+/// For the OpenAPI document.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "its schema is read, never its value")]
 pub struct BatchSchema<'a> {
-    /// 1 to 1,000; each stands alone.
+    /// 1 to 1,000 independent events.
     #[schemars(length(min = 1, max = 1000))]
     events: Vec<EventInput<'a>>,
 }
 
-/// For the API document.
+/// For the OpenAPI document.
 #[derive(Serialize, JsonSchema)]
 pub struct BatchAnswer {
-    /// In the order of the request: what `POST /v1/events` answers, with `status` 202, or a problem.
+    /// One per event, in order: as of `POST /v1/events` with `status` 202, or a problem.
     pub results: Vec<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReplayInput {
-    /// Without it: the endpoints that the event matches now.
+    /// Default: the endpoints that the event matches now.
     #[schemars(
         length(min = 1, max = 1000),
         inner(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))
@@ -129,11 +129,11 @@ pub struct ReplayInput {
     pub(super) endpoint_ids: Option<Vec<String>>,
 }
 
-/// The answer to a posted event.
+/// The response for a published event.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AcceptedBody<'a> {
-    /// Only in a batch's results: 202.
+    /// 202; only in the results of a batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     pub id: &'a str,
@@ -147,17 +147,17 @@ pub struct AcceptedBody<'a> {
     /// The event's version in its stream, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream_version: Option<u64>,
-    /// The event's place in the log.
+    /// The event's position in the journal.
     pub position: u64,
-    /// How many endpoints it goes to.
+    /// The number of deliveries.
     pub deliveries: usize,
-    /// An earlier request with the same key or id was answered with this event.
+    /// Whether an earlier request with the same key or id published this event.
     pub duplicate: bool,
     pub status_url: String,
 }
 
 impl<'a> AcceptedBody<'a> {
-    /// `default_tenant` is where an id is looked up when the request does not say.
+    /// `default_tenant`: the tenant for id lookups without `?tenant=`.
     pub fn new(accepted: &'a Accepted, default_tenant: &str) -> Self {
         let event = &*accepted.event;
         Self {
@@ -177,12 +177,12 @@ impl<'a> AcceptedBody<'a> {
     }
 }
 
-/// Where the event can be read. A chosen id is unique in its tenant only, so the address may have to name it; one that
-/// looks like a generated id is looked up as such first, so that its address always does.
+/// The URL of the event. It names the tenant of a publisher id if that is not the default, or if
+/// the id has the form of a generated one, which is looked up first.
 #[must_use]
 pub fn event_url(event: &Event, default_tenant: &str) -> String {
-    let is_elsewhere = event.tenant.as_str() != default_tenant || generated_at(&event.id).is_some();
-    if is_elsewhere && has_publisher_id(event) {
+    let is_ambiguous = event.tenant.as_str() != default_tenant || generated_at(&event.id).is_some();
+    if is_ambiguous && has_publisher_id(event) {
         format!("/v1/events/{}?tenant={}", event.id, event.tenant)
     } else {
         format!("/v1/events/{}", event.id)
@@ -210,17 +210,17 @@ pub struct EventBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub metadata: Option<&'a RawValue>,
-    /// `traceparent`, `balto-hops` (how many engines it came through), and what a CloudEvent has beside the members here.
-    /// `data_base64` is true when `data` is base64.
+    /// `traceparent`, `balto-hops` (the number of Balto instances that the event has passed), and
+    /// attributes of a CloudEvent without a member here. `data_base64` is true if `data` is base64.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<&'a str, Value>,
-    /// As it was posted.
+    /// As published.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
     pub position: u64,
-    /// `pending` while any delivery is; then `delivered` when every endpoint that it was meant for has it, `partial` when
-    /// some have, `failed` when none has, whether its delivery was given up or cancelled; `unmatched` when it was meant for
-    /// none.
+    /// `pending` while any delivery is pending. Then `delivered` if all deliveries succeeded,
+    /// `partial` if some did, `failed` if none did, or `unmatched` if there are none. Dead and
+    /// cancelled deliveries did not succeed.
     #[schemars(with = "Word<EventStatus>")]
     pub status: &'static str,
     pub deliveries: Vec<DeliveryBody>,
@@ -251,7 +251,7 @@ impl<'a> EventBody<'a> {
     }
 }
 
-/// An event as a dead letter shows it.
+/// The event of a dead letter.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LetterEventBody<'a> {
@@ -274,18 +274,18 @@ pub struct LetterEventBody<'a> {
     pub data: Option<&'a RawValue>,
 }
 
-/// Each as the JSON value that it was.
+/// The event's attributes with their original JSON types.
 pub(in crate::api) fn attributes(event: &Event) -> BTreeMap<&str, Value> {
-    let shown = |(name, value): &'_ (Box<str>, Box<str>)| match name.strip_suffix(attribute::NOT_TEXT) {
+    let json = |(name, value): &'_ (Box<str>, Box<str>)| match name.strip_suffix(attribute::NOT_TEXT) {
         Some(_) => serde_json::from_str(value).unwrap_or_default(),
         None if **name == *attribute::BINARY => Value::Bool(true),
         None => Value::from(&**value),
     };
     let names = event.attributes.iter().map(|(name, _)| name.trim_end_matches(attribute::NOT_TEXT));
-    names.zip(event.attributes.iter().map(shown)).collect()
+    names.zip(event.attributes.iter().map(json)).collect()
 }
 
-/// Stored JSON, shown without being read.
+/// Stored JSON, as it is.
 pub(in crate::api) fn raw(bytes: &[u8]) -> Option<&RawValue> {
     serde_json::from_slice(bytes).ok()
 }

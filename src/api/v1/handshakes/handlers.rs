@@ -1,40 +1,40 @@
-//! The handshake of web hooks as the API has it: asking again, and the callbacks by which receivers agree.
+//! Handshakes: repeating the request, and the callbacks by which receivers grant consent.
 
 use super::model::Granted;
 use crate::api::Call;
 use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::reply::Reply;
-use crate::api::v1::endpoints::handlers::{change, conflict_unless_active, shown};
+use crate::api::v1::endpoints::handlers::{change, conflict_unless_active, endpoint_body};
 use crate::domain::{Endpoint, EndpointId};
 use crate::rules::handshake;
 use crate::service::Handshakes;
 use crate::service::types::ChangeError;
 
-/// Where callbacks go; the endpoint's id, a dot and a token follow.
+/// The path of callbacks; endpoint id, a dot and a token follow.
 const CALLBACKS: &str = "/v1/handshakes/";
 const ALLOWED_RATE: &str = "webhook-allowed-rate";
 
-/// What the URLs of callbacks begin with, for a daemon that is reached at `public_url`.
+/// The prefix of callback URLs below `public_url`.
 #[must_use]
 pub fn callback_base(public_url: &str) -> String {
     format!("{}{CALLBACKS}", public_url.trim_end_matches('/'))
 }
 
 /// `POST /v1/endpoints/{id}/handshake`
-pub async fn ask(call: &Call) -> Result<Reply, Problem> {
+pub async fn repeat(call: &Call) -> Result<Reply, Problem> {
     let changed = change(call, |endpoint| {
-        let Some(present) = &endpoint.handshake else {
+        let Some(current) = &endpoint.handshake else {
             return Err(Problem::Conflict("the endpoint has no handshake".to_owned()));
         };
         conflict_unless_active(endpoint)?;
-        Ok(Endpoint { handshake: Some(handshake::asked_anew(present)), ..endpoint.clone() })
+        Ok(Endpoint { handshake: Some(handshake::restart_handshake(current)), ..endpoint.clone() })
     });
-    Ok(Reply::json(202, &shown(call, &*changed.await?)))
+    Ok(Reply::json(202, &endpoint_body(call, &*changed.await?)))
 }
 
-/// `GET` and `POST /v1/handshakes/{token}`. What was never good is answered as what is no longer.
+/// `GET` and `POST /v1/handshakes/{token}`. Used and unknown tokens get the same response.
 pub async fn grant(call: &Call) -> Result<Reply, Problem> {
-    let unknown = || Problem::NotFound("this callback is not known, or has been used".to_owned());
+    let unknown = || Problem::NotFound("unknown or used callback".to_owned());
     let (id, token) = call.id.rsplit_once('.').ok_or_else(unknown)?;
     let id: EndpointId = id.parse().map_err(|_| unknown())?;
     let lines = call.headers.get_all(ALLOWED_RATE).iter();

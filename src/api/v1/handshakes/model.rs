@@ -1,6 +1,6 @@
 //! The response to a callback.
 
-/// The answer to a callback that was good.
+/// The response to a valid callback.
 #[derive(serde::Serialize, schemars::JsonSchema)]
 pub struct Granted {
     /// `consented`

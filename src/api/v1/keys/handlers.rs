@@ -1,4 +1,4 @@
-//! API keys. A secret is shown once, when its key is made; only its hash is kept.
+//! API keys. The response to the creation contains the secret; only its hash is stored.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,7 +15,7 @@ use crate::service::Keys;
 const SECRET_BYTES: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 1_024;
 
-fn role(word: &str) -> Result<Role, &'static str> {
+fn parse_role(word: &str) -> Result<Role, &'static str> {
     match word {
         "admin" => Ok(Role::Admin),
         "publisher" => Ok(Role::Publisher),
@@ -28,7 +28,7 @@ fn role(word: &str) -> Result<Role, &'static str> {
 pub async fn create(call: &Call) -> Result<Reply, Problem> {
     let input: KeyInput = body::parse(&call.body)?;
     let mut errors = Errors::default();
-    let role = errors.check("/role", role(&input.role));
+    let role = errors.check("/role", parse_role(&input.role));
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
     let description = input.description.unwrap_or_default();
     if description.len() > DESCRIPTION_BYTES_MAX {
@@ -40,10 +40,13 @@ pub async fn create(call: &Call) -> Result<Reply, Problem> {
     }
     errors.finish()?;
     let (role, description) = (role.unwrap_or(Role::Viewer), description.into());
-    call.once(call.principal.scope_text(), async |key| make(call, role, tenant, description, key).await).await
+    call.run_once(call.principal.scope_text(), async |key| {
+        create_key(call, role, tenant, description, key).await
+    })
+    .await
 }
 
-async fn make(
+async fn create_key(
     call: &Call,
     role: Role,
     tenant: Option<Tenant>,
@@ -61,8 +64,8 @@ async fn make(
         created_at: context.now().wall,
     };
     let mut body = KeyBody::new(&key);
-    // The remembered answer is on disk, where no key's secret may be.
-    let remember = Reply::json(201, &body).remembered(idempotency);
+    // The stored response must not contain the secret.
+    let remember = Reply::json(201, &body).to_stored(idempotency);
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
     Keys(context).create(key, remember).await?;
@@ -74,32 +77,32 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let limit = call.query.limit()?;
     let after = call.query.text("cursor").map(|cursor| lists::decode(List::Keys, cursor)).transpose()?;
     let mut keys = Keys(&call.api.context).list();
-    keys.retain(|key| after.as_ref().is_none_or(|after| place(key) < *after));
-    keys.sort_by_cached_key(|key| std::cmp::Reverse(place(key)));
+    keys.retain(|key| after.as_ref().is_none_or(|after| sort_key(key) < *after));
+    keys.sort_by_cached_key(|key| std::cmp::Reverse(sort_key(key)));
     let more = keys.len() > limit;
     keys.truncate(limit);
-    let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &place(key)));
+    let next = keys.last().filter(|_| more).map(|key| lists::encode(List::Keys, &sort_key(key)));
     let data = keys.iter().map(|key| KeyBody::new(key)).collect();
-    Ok(lists::answer_with(&call.path, &call.query, data, next))
+    Ok(lists::list_reply(&call.path, &call.query, data, next))
 }
 
-/// Where a key is in the list: by creation, then by id.
-fn place(key: &ApiKey) -> Vec<u8> {
-    let mut place = key.created_at.millis().to_be_bytes().to_vec();
-    place.extend_from_slice(key.id.as_str().as_bytes());
-    place
+/// Sorts by time of creation, then by id.
+fn sort_key(key: &ApiKey) -> Vec<u8> {
+    let mut bytes = key.created_at.millis().to_be_bytes().to_vec();
+    bytes.extend_from_slice(key.id.as_str().as_bytes());
+    bytes
 }
 
 /// `GET /v1/keys/{id}`
 pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    let id: KeyId = call.named("key")?;
+    let id: KeyId = call.parse_id("key")?;
     let key = Keys(&call.api.context).get(&id).ok_or_else(|| not_found("key", &call.id))?;
     Ok(Reply::json(200, &KeyBody::new(&key)))
 }
 
 /// `DELETE /v1/keys/{id}`
 pub async fn delete(call: &Call) -> Result<Reply, Problem> {
-    let id: KeyId = call.named("key")?;
-    Keys(&call.api.context).delete(&id).await.map_err(|error| call.refused(error, "key"))?;
+    let id: KeyId = call.parse_id("key")?;
+    Keys(&call.api.context).delete(&id).await.map_err(|error| call.change_problem(error, "key"))?;
     Ok(Reply::empty())
 }

@@ -1,4 +1,4 @@
-//! API keys as requests and responses show them.
+//! Requests and responses of API keys.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,10 +9,11 @@ use crate::domain::{ApiKey, Role};
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyInput {
-    /// `admin`: everything. `publisher`: posts events, and reads events and deliveries. `viewer`: reads all but secrets.
+    /// `admin`: everything. `publisher`: publishes events, and reads events and deliveries.
+    /// `viewer`: reads everything but secrets.
     #[schemars(extend("enum" = ["admin", "publisher", "viewer"]))]
     pub(super) role: String,
-    /// The key sees this tenant alone, and posts to no other; without it, all of them.
+    /// The only tenant that the key can access; default: all tenants.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) tenant: Option<String>,
     /// At most 1,024 bytes.
@@ -29,7 +30,7 @@ pub struct KeyBody {
     pub tenant: Option<String>,
     pub description: String,
     pub created_at: Time,
-    /// Only in the answer that makes the key. It is not kept, so a repeated request is answered without it.
+    /// Only in the response to the creation. It is not stored, so a replayed response lacks it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
 }

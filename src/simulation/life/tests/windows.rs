@@ -1,17 +1,17 @@
-//! Changes between an await and what follows it, and the same thing done twice.
+//! Race windows: changes during an await, and repeated operations.
 
 use super::*;
 use crate::domain::Consent;
-use crate::rules::handshake::asked_anew;
+use crate::rules::handshake::restart_handshake;
 use crate::service::{Deliveries, Endpoints, Events, Replays};
 
-/// Reads every event from the journal: none stays in memory.
-fn without_payloads() {
+/// Disables the payload cache, so that every event is read from the journal.
+fn disable_payload_cache() {
     TestOverrides { bounds: [(Bound::PayloadBytes, 0)].into(), mutation: None }.activate();
 }
 
-fn fresh() -> World {
-    world::begin_time();
+fn new_world() -> World {
+    world::reset_time();
     World::new(1)
 }
 
@@ -19,16 +19,16 @@ fn known(life: &Life, number: EndpointNumber) -> Option<Endpoint> {
     life.context.outbox().registry(|registry| registry.endpoint(number).map(|known| Endpoint::clone(known)))
 }
 
-/// Changes an endpoint and sees that this is answered.
+/// Changes an endpoint and waits for the result.
 async fn change(life: &mut Life, number: EndpointNumber, change: impl FnOnce(Endpoint) -> Endpoint) {
     let changed = change(known(life, number).unwrap());
     let context = life.context.clone();
-    see_through(life, async move { Endpoints(&context).update(changed, None).await }).await.unwrap();
+    run_task(life, async move { Endpoints(&context).update(changed, None).await }).await.unwrap();
 }
 
 async fn publish(life: &mut Life) -> crate::domain::Position {
     let (context, draft) = (life.context.clone(), draft(&life.world));
-    see_through(life, async move { Events(&context).publish(draft).await }).await.unwrap().position
+    run_task(life, async move { Events(&context).publish(draft).await }).await.unwrap().position
 }
 
 fn sent(world: &World) -> u64 {
@@ -46,14 +46,14 @@ enum Change {
     Delete,
 }
 
-/// While an event is read, an endpoint changes, and that is acknowledged: what is sent then is sent as it is now, or not
-/// at all. The receivers check URL, signature and consent of each request.
+/// An endpoint changes during the read of an event. The request must follow the change, or not be
+/// sent. The receivers check URL, signature and consent of each request.
 #[tokio::test(start_paused = true)]
 async fn change_during_a_read_holds_for_the_request() {
     use Change::{Delete, Disable, Pause, Secret, Url, WantConsent, WithdrawConsent};
-    without_payloads();
+    disable_payload_cache();
     for made in [Url, Secret, Pause, Disable, WithdrawConsent, WantConsent, Delete] {
-        let world = fresh();
+        let world = new_world();
         let mut life = Life::begin(&world).unwrap();
         let consent = Some(Consent { at: world::wall(), rate: None });
         let handshake = Handshake::new("balto.test".parse().unwrap(), None, false);
@@ -65,21 +65,25 @@ async fn change_during_a_read_holds_for_the_request() {
         })
         .await;
         assert_eq!(number, EndpointNumber(1));
-        // Nobody agrees again.
+        // No receiver consents again.
         world.with(|inner| {
-            inner.receivers.entry(number).or_default().manner =
-                if made == WithdrawConsent || made == WantConsent { Manner::Resets } else { Manner::Healthy };
+            inner.receivers.entry(number).or_default().behavior =
+                if made == WithdrawConsent || made == WantConsent {
+                    Behavior::Resets
+                } else {
+                    Behavior::Healthy
+                };
             inner.reads_wait = true;
         });
         publish(&mut life).await;
         assert_eq!(
             Endpoints(&life.context).explain(number).await.unwrap().in_flight,
             1,
-            "{made:?}: nothing is read"
+            "{made:?}: the read has not begun"
         );
         if made == Delete {
             let (context, id) = (life.context.clone(), known(&life, number).unwrap().id);
-            see_through(&mut life, async move { Endpoints(&context).delete(&Scope(None), &id).await })
+            run_task(&mut life, async move { Endpoints(&context).delete(&Scope(None), &id).await })
                 .await
                 .unwrap();
         } else {
@@ -95,18 +99,18 @@ async fn change_during_a_read_holds_for_the_request() {
                     Endpoint { status: EndpointStatus::Disabled { reason, at }, ..endpoint }
                 }
                 WithdrawConsent => {
-                    Endpoint { handshake: endpoint.handshake.as_ref().map(asked_anew), ..endpoint }
+                    Endpoint { handshake: endpoint.handshake.as_ref().map(restart_handshake), ..endpoint }
                 }
                 WantConsent => Endpoint { handshake: Some(handshake), ..endpoint },
                 Delete => unreachable!("deleted above"),
             })
             .await;
         }
-        assert_eq!(sent(&world), 0, "{made:?}: the read has not ended");
+        assert_eq!(sent(&world), 0, "{made:?}: request before the end of the read");
         world.with(|inner| inner.reads_wait = false);
         life.run_for(Duration::from_secs(5)).await;
-        let broken = world.with(|inner| inner.broken.clone());
-        assert_eq!(broken, None, "{made:?}");
+        let violation = world.with(|inner| inner.violation.clone());
+        assert_eq!(violation, None, "{made:?}");
         assert_eq!(sent(&world), u64::from(made == Url || made == Secret), "{made:?}");
     }
     TestOverrides::default().activate();
@@ -116,48 +120,48 @@ fn life_secrets(world: &World) -> Vec<crate::domain::Secret> {
     world.with(operations::new_endpoint).secrets
 }
 
-/// The receiver of the former URL agrees after the endpoint has moved. The model knows who agreed where.
+/// The receiver of the former URL consents after the endpoint has moved. The model checks consents.
 #[tokio::test(start_paused = true)]
 async fn consent_of_a_former_url_is_dropped() {
-    let world = fresh();
+    let world = new_world();
     let mut life = Life::begin(&world).unwrap();
     let handshake = Some(Handshake::new("balto.test".parse().unwrap(), None, false));
-    world.with(|inner| inner.receivers.entry(EndpointNumber(1)).or_default().manner = Manner::Slow);
+    world.with(|inner| inner.receivers.entry(EndpointNumber(1)).or_default().behavior = Behavior::Slow);
     let number =
         subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| Endpoint { handshake, ..endpoint }).await;
-    assert!(world.with(|inner| inner.asking.contains(&number)), "it was not asked");
-    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+    assert!(world.with(|inner| inner.asking.contains(&number)), "no handshake request");
+    world.with(|inner| inner.receivers.entry(number).or_default().behavior = Behavior::Resets);
     change(&mut life, number, |endpoint| Endpoint {
         url: format!("{}?moved", endpoint.url).into(),
-        handshake: endpoint.handshake.as_ref().map(asked_anew),
+        handshake: endpoint.handshake.as_ref().map(restart_handshake),
         ..endpoint
     })
     .await;
     publish(&mut life).await;
     life.run_for(Duration::from_secs(20)).await;
     assert!(known(&life, number).unwrap().handshake.unwrap().consent.is_none());
-    assert_eq!((sent(&world), world.with(|inner| inner.broken.clone())), (0, None));
+    assert_eq!((sent(&world), world.with(|inner| inner.violation.clone())), (0, None));
 }
 
-/// Runs a task to its end while the state does not answer.
-async fn without_the_state<T: Send + 'static>(
+/// Runs a task to its end while the state does not respond.
+async fn run_without_state<T: Send + 'static>(
     life: &mut Life,
     task: impl Future<Output = T> + Send + 'static,
 ) -> T {
     let task = tokio::spawn(task);
     while !task.is_finished() {
-        life.take_writers_turn();
-        life.hear_held();
+        life.step_writer();
+        life.deliver_held_notices();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     task.await.unwrap()
 }
 
-/// The look for what is too old hangs; meanwhile the operator opens the endpoint, so that it is delivered after all.
+/// The operator resumes the endpoint while the read of expired deliveries hangs.
 #[tokio::test(start_paused = true)]
-async fn endpoint_that_is_reopened_during_the_look_loses_nothing() {
+async fn endpoint_resumed_during_the_expiry_read_loses_nothing() {
     for reopens in [true, false] {
-        let world = fresh();
+        let world = new_world();
         let mut life = Life::begin(&world).unwrap();
         let retry = RetryPolicy::Exponential {
             initial: Duration::from_secs(1),
@@ -178,23 +182,23 @@ async fn endpoint_that_is_reopened_during_the_look_loses_nothing() {
         let context = life.context.clone();
         let disabling =
             async move { Endpoints(&context).disable(number, DisabledReason::Gone, |_| true).await };
-        without_the_state(&mut life, disabling).await;
-        // At a disabled endpoint the age counts from its disabling.
+        run_without_state(&mut life, disabling).await;
+        // At a disabled endpoint, the age counts from the time of disabling.
         life.run_for(Duration::from_millis(9_900)).await;
-        // The state is asked for what is too old, and does not answer.
+        // The expiry job reads the state, which does not respond.
         tokio::time::sleep(Duration::from_secs(5)).await;
         if reopens {
             let opened = Endpoint { status: EndpointStatus::Active, ..known(&life, number).unwrap() };
             let context = life.context.clone();
             let opening = async move { Endpoints(&context).update(opened, None).await };
-            without_the_state(&mut life, opening).await.unwrap();
+            run_without_state(&mut life, opening).await.unwrap();
         }
         world.with(|inner| inner.exhausted = false);
         life.run_for(Duration::from_secs(5)).await;
-        // The control: what stays closed is given up.
+        // The control: deliveries of a closed endpoint are given up.
         let expected = if reopens { (0, 1) } else { (1, 0) };
-        assert_eq!((died(&world), sent(&world)), expected);
-        assert!(!world.is_broken());
+        assert_eq!((death_records(&world), sent(&world)), expected);
+        assert!(!world.has_violation());
     }
 }
 
@@ -202,7 +206,7 @@ async fn endpoint_that_is_reopened_during_the_look_loses_nothing() {
 #[tokio::test(start_paused = true)]
 async fn deletion_between_two_steps_ends_the_replay() {
     TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
-    let world = fresh();
+    let world = new_world();
     let mut life = Life::begin(&world).unwrap();
     let paused = |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint };
     for _ in 0..5 {
@@ -214,12 +218,12 @@ async fn deletion_between_two_steps_ends_the_replay() {
     let replaying = tokio::spawn(async move {
         Replays(&context).to_endpoint(&endpoint, Timestamp::ZERO, None, &[], false, None).await
     });
-    // Two of five are durable.
-    while revived(&world) < 2 {
+    // Two of five steps are durable.
+    while revival_records(&world) < 2 {
         tokio::task::yield_now().await;
-        life.take_states_turns();
-        life.take_writers_turn();
-        life.hear_held();
+        life.step_state();
+        life.step_writer();
+        life.deliver_held_notices();
     }
     let context = life.context.clone();
     let deleting = tokio::spawn(async move { Endpoints(&context).delete(&Scope(None), &id).await });
@@ -227,29 +231,29 @@ async fn deletion_between_two_steps_ends_the_replay() {
     assert!(deleting.await.unwrap().is_ok());
     let ended = replaying.await.unwrap();
     assert!(matches!(ended, Err(ChangeError::NotAllowed("the endpoint was deleted"))), "{ended:?}");
-    // What was begun until then ends as everything of a deleted endpoint does.
+    // Already replayed deliveries end like all deliveries of a deleted endpoint.
     let left = world.with(|inner| inner.model.pending().count());
     assert_eq!(left, 0);
-    assert!(!world.is_broken());
+    assert!(!world.has_violation());
     TestOverrides::default().activate();
 }
 
-fn revived(world: &World) -> usize {
+fn revival_records(world: &World) -> usize {
     world.with(|inner| {
         let revived = |(_, record): &&(Position, Record)| matches!(record, Record::DeliveriesRevived { .. });
         inner.model.records.iter().filter(revived).count()
     })
 }
 
-/// The power fails after each step of a bulk operation in turn; repeated, it reaches all.
+/// The power fails after each step of a bulk operation in turn.
 #[test]
 fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
     for act in [Act::ReplayEndpoint, Act::RedriveAll, Act::PurgeAll] {
         for steps in 1..=4 {
             TestOverrides { bounds: [(Bound::BulkDeliveries, 1)].into(), mutation: None }.activate();
-            let world = fresh();
+            let world = new_world();
             let new = Endpoint { handshake: None, ..world.with(operations::new_endpoint) };
-            let (first, before) = live(&world, steps, async |life| {
+            let (first, before) = run_life(&world, steps, async |life| {
                 let first = with_delivery(life, act != Act::ReplayEndpoint).await;
                 for _ in 0..3 {
                     let event = publish(life).await;
@@ -261,19 +265,19 @@ fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
                                 .give_up(DeadReason::AttemptsExhausted, move |_| (vec![delivery], ()))
                                 .await
                         };
-                        see_through(life, died).await.unwrap();
+                        run_task(life, died).await.unwrap();
                     } else {
                         let (context, delivery) = (life.context.clone(), DeliveryKey { event, ..first });
                         let cancelled =
                             async move { Deliveries(&context).cancel(&Scope(None), delivery, None).await };
-                        see_through(life, cancelled).await.unwrap();
+                        run_task(life, cancelled).await.unwrap();
                     }
                 }
                 if act == Act::ReplayEndpoint {
                     let context = life.context.clone();
                     let cancelled =
                         async move { Deliveries(&context).cancel(&Scope(None), first, None).await };
-                    see_through(life, cancelled).await.unwrap();
+                    run_task(life, cancelled).await.unwrap();
                 }
                 let before = world.with(|inner| inner.model.last());
                 let asked = tokio::spawn(request(life.context.clone(), act, new.clone(), first));
@@ -285,9 +289,9 @@ fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
             });
             let changed = world.with(|inner| inner.model.changed_since(before).len() as u64);
             assert!(changed >= steps.min(4), "{act:?}: {changed} after {steps} steps");
-            live(&world, steps, async |life| {
+            run_life(&world, steps, async |life| {
                 let again = request(life.context.clone(), act, new.clone(), first);
-                see_through(life, again).await.unwrap();
+                run_task(life, again).await.unwrap();
             });
             let left = world.with(|inner| {
                 let all = inner.model.oracle.deliveries.values();
@@ -298,17 +302,17 @@ fn bulk_operation_cut_between_steps_reaches_all_on_repeat() {
                 all.filter(|known| is_left(known.state)).count()
             });
             assert_eq!(left, 0, "{act:?} after {steps} steps");
-            assert!(!world.is_broken());
+            assert!(!world.has_violation());
         }
     }
     TestOverrides::default().activate();
 }
 
-/// What a pass has taken, the next one does not find again; and it takes what has become old since, also out of segments
-/// that an earlier pass has looked at and left alone.
+/// A pass removes each event once. It also removes newly expired events from segments that an
+/// earlier pass examined.
 #[tokio::test(start_paused = true)]
-async fn later_retention_passes_take_what_has_become_old() {
-    let world = fresh();
+async fn later_retention_passes_remove_newly_expired_events() {
+    let world = new_world();
     world.with(|inner| {
         inner.plan.keep = Some(Duration::from_secs(60));
         inner.model.keep = Some(Duration::from_secs(60));
@@ -316,14 +320,14 @@ async fn later_retention_passes_take_what_has_become_old() {
     });
     let mut life = Life::begin(&world).unwrap();
     let number = subscribe(&mut life, Tenant::DEFAULT).await;
-    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Healthy);
+    world.with(|inner| inner.receivers.entry(number).or_default().behavior = Behavior::Healthy);
     let keep = retention::Keep { events: Some(Duration::from_secs(60)), ..Default::default() };
     let mut retention = retention::retention(&life.context, keep);
     for _ in 0..2 {
         for _ in 0..8 {
             publish(&mut life).await;
         }
-        // At once, when all is old, and once more.
+        // At once, after all events have expired, and once more.
         for (wait, events) in [(0, 0), (100, 8), (0, 0)] {
             life.run_for(Duration::from_secs(wait)).await;
             let context = life.context.clone();
@@ -331,17 +335,17 @@ async fn later_retention_passes_take_what_has_become_old() {
                 let pass = retention::pass(&context, keep, &mut retention).await;
                 (pass, retention)
             };
-            let (pass, again) = see_through(&mut life, passing).await;
+            let (pass, again) = run_task(&mut life, passing).await;
             retention = again;
             let pass = pass.unwrap();
             assert_eq!(pass.events, events);
-            assert!(events == 0 || pass.records >= 4, "what was forgotten stays in the journal: {pass:?}");
+            assert!(events == 0 || pass.records >= 4, "expired records stay in the journal: {pass:?}");
         }
     }
-    assert!(!world.is_broken());
+    assert!(!world.has_violation());
 }
 
-/// Retries every five seconds, for up to eighteen: four attempts.
+/// Retries every five seconds for up to eighteen seconds: four attempts.
 fn short_lived() -> RetryPolicy {
     RetryPolicy::Exponential {
         initial: Duration::from_secs(5),
@@ -353,7 +357,7 @@ fn short_lived() -> RetryPolicy {
     }
 }
 
-/// Deliveries that have ended, and those that were given up because of their age.
+/// Numbers of ended deliveries and of those that reached their maximum age.
 fn ended(world: &World) -> (usize, usize) {
     world.with(|inner| {
         let all = || inner.model.oracle.deliveries.values().map(|known| known.state);
@@ -363,15 +367,15 @@ fn ended(world: &World) -> (usize, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_paused_between_attempts_is_no_age() {
-    let world = fresh();
+async fn paused_time_does_not_count_as_age() {
+    let world = new_world();
     let mut life = Life::begin(&world).unwrap();
     let number = subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| Endpoint {
         retry: Some(short_lived()),
         ..endpoint
     })
     .await;
-    world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+    world.with(|inner| inner.receivers.entry(number).or_default().behavior = Behavior::Resets);
     publish(&mut life).await;
     for _ in 0..2 {
         change(&mut life, number, |endpoint| Endpoint { status: EndpointStatus::Paused, ..endpoint }).await;
@@ -379,58 +383,58 @@ async fn time_paused_between_attempts_is_no_age() {
         change(&mut life, number, |endpoint| Endpoint { status: EndpointStatus::Active, ..endpoint }).await;
     }
     assert_eq!((sent(&world), ended(&world)), (3, (0, 0)));
-    // The receiver has failed for ten seconds by now, and fails on.
+    // The receiver has failed for ten seconds, and continues to fail.
     life.run_for(Duration::from_secs(30)).await;
     assert_eq!((sent(&world), ended(&world)), (4, (1, 1)));
-    assert_eq!(world.with(|inner| inner.broken.clone()), None);
+    assert_eq!(world.with(|inner| inner.violation.clone()), None);
 }
 
 #[test]
-fn time_the_daemon_is_down_between_attempts_is_no_age() {
-    let world = fresh();
-    live(&world, 1, async |life| {
+fn downtime_of_the_daemon_does_not_count_as_age() {
+    let world = new_world();
+    run_life(&world, 1, async |life| {
         let number = subscribe_with(life, Tenant::DEFAULT, |endpoint| Endpoint {
             retry: Some(short_lived()),
             ..endpoint
         })
         .await;
-        world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+        world.with(|inner| inner.receivers.entry(number).or_default().behavior = Behavior::Resets);
         publish(life).await;
         assert_eq!(life.stop().await, End::Stopped);
     });
     world::jump(600_000);
-    live(&world, 1, async |life| {
+    run_life(&world, 1, async |life| {
         life.run_for(Duration::from_secs(2)).await;
         assert_eq!((sent(&world), ended(&world)), (2, (0, 0)));
         life.run_for(Duration::from_secs(30)).await;
     });
-    assert_eq!((sent(&world), ended(&world)), (4, (1, 1)), "it fails on");
-    assert_eq!(world.with(|inner| inner.broken.clone()), None);
+    assert_eq!((sent(&world), ended(&world)), (4, (1, 1)), "after further failures");
+    assert_eq!(world.with(|inner| inner.violation.clone()), None);
 }
 
-/// As after a rotation of the key that secrets are sealed under.
+/// Resealing happens after a rotation of the vault key.
 #[tokio::test(start_paused = true)]
-async fn sealing_secrets_again_does_not_delay_the_disabling() {
-    for seals in [false, true] {
-        let world = fresh();
+async fn resealing_secrets_does_not_delay_the_disabling() {
+    for reseals in [false, true] {
+        let world = new_world();
         let mut life = Life::begin(&world).unwrap();
         let retry = Some(RetryPolicy::Schedule(vec![Duration::from_secs(2); 100]));
         let number =
             subscribe_with(&mut life, Tenant::DEFAULT, |endpoint| Endpoint { retry, ..endpoint }).await;
-        world.with(|inner| inner.receivers.entry(number).or_default().manner = Manner::Resets);
+        world.with(|inner| inner.receivers.entry(number).or_default().behavior = Behavior::Resets);
         publish(&mut life).await;
         life.run_for(Duration::from_secs(30)).await;
-        if seals {
+        if reseals {
             let (context, sealed) = (life.context.clone(), known(&life, number).unwrap());
-            see_through(&mut life, async move { Endpoints(&context).put(sealed, None).await }).await.unwrap();
+            run_task(&mut life, async move { Endpoints(&context).put(sealed, None).await }).await.unwrap();
         }
         life.run_for(Duration::from_secs(20)).await;
         let status = known(&life, number).unwrap().status;
         let failing = DisabledReason::Failing;
         assert!(
             matches!(status, EndpointStatus::Disabled { reason, .. } if reason == failing),
-            "sealed again: {seals}"
+            "resealed: {reseals}"
         );
-        assert_eq!(world.with(|inner| inner.broken.clone()), None);
+        assert_eq!(world.with(|inner| inner.violation.clone()), None);
     }
 }

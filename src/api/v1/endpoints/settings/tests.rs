@@ -1,4 +1,4 @@
-//! What a request may say of an endpoint, and what its answer shows.
+//! Validation of an endpoint's members, and merge patches.
 
 use serde_json::json;
 
@@ -26,7 +26,7 @@ pub(crate) fn defaults() -> EndpointDefaults {
     }
 }
 
-fn places(input: Value) -> Vec<String> {
+fn error_pointers(input: Value) -> Vec<String> {
     let input: EndpointInput = match parse(input.to_string().as_bytes()) {
         Ok(input) => input,
         Err(problem) => panic!("{problem:?}"),
@@ -41,8 +41,8 @@ fn places(input: Value) -> Vec<String> {
 }
 
 #[test]
-fn every_bad_member_is_pointed_at() {
-    for (input, place) in [
+fn every_invalid_member_has_a_pointer() {
+    for (input, pointer) in [
         (json!({"eventTypes": []}), "/eventTypes"),
         (json!({"eventTypes": ["a.*", "a b"]}), "/eventTypes/1"),
         (json!({"eventTypes": ["a..b"]}), "/eventTypes/0"),
@@ -84,17 +84,17 @@ fn every_bad_member_is_pointed_at() {
         (json!({"metadata": {"x": "y".repeat(17_000)}}), "/metadata"),
         (json!({"description": "y".repeat(1_025)}), "/description"),
     ] {
-        assert_eq!(places(input.clone()), [place], "{input}");
+        assert_eq!(error_pointers(input.clone()), [pointer], "{input}");
     }
 }
 
 #[test]
-fn all_errors_come_at_once() {
-    assert_eq!(places(json!({"timeout": "x", "maxInFlight": 0, "eventTypes": ["?"]})).len(), 3);
+fn all_errors_are_reported_at_once() {
+    assert_eq!(error_pointers(json!({"timeout": "x", "maxInFlight": 0, "eventTypes": ["?"]})).len(), 3);
 }
 
 #[test]
-fn what_is_left_out_has_its_default() {
+fn omitted_members_have_their_defaults() {
     let input: EndpointInput = parse_value(json!({"url": "x", "retry": {"maxAttempts": 3}})).unwrap();
     let mut errors = Errors::default();
     let settings = input.settings(&defaults(), |_, _| Ok(()), &mut errors);
@@ -106,7 +106,7 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
-fn a_merge_patch_changes_what_it_names_and_resets_what_it_nulls() {
+fn merge_patch_sets_named_members_and_resets_null_members() {
     let mut target =
         json!({"timeout": "3s", "headers": {"a": "1", "b": "2"}, "retry": {"initial": "5s", "jitter": 0.5}});
     merge(
