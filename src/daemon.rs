@@ -328,6 +328,9 @@ fn open(
         })
     };
     let keys = config.secrets_keys()?;
+    for warning in config.weak_keys()? {
+        tracing::warn!(%warning, "configured key is weak");
+    }
     let vault = Arc::new(Vault::new(keys.iter().map(SecretsKey::expose)));
     let source = Box::new(SealingSource(vault.clone()));
     let mut meter = Meter::of_the_daemon("reading the journal", log);

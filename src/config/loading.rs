@@ -159,17 +159,22 @@ impl Loading {
             key: Some("egress.ca_file".to_owned()),
             reason,
         });
-        let (shown, warning) = match certificate(&config.server) {
-            Ok(warning) => (None, warning),
-            Err(error) => (Some(error), None),
-        };
+        let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+        match certificate(&config.server) {
+            Ok(warning) => warnings.extend(warning),
+            Err(error) => errors.push(error),
+        }
+        match config.weak_keys() {
+            Ok(weak) => warnings.extend(weak),
+            Err(_) => errors.extend([config.admin_key().err(), config.secrets_keys().err()].into_iter().flatten()),
+        }
+        errors.extend(authority);
         let placed = |error: ConfigError| {
             let origin = self.origins.get(error.key.as_deref()?)?.clone();
             Some(ConfigError { origin, ..error })
         };
-        let warnings = warning.into_iter().filter_map(placed).collect();
-        let errors = [shown, config.admin_key().err(), config.secrets_keys().err(), authority];
-        let errors: Vec<_> = errors.into_iter().flatten().filter_map(placed).collect();
+        let warnings = warnings.into_iter().filter_map(placed).collect();
+        let errors: Vec<_> = errors.into_iter().filter_map(placed).collect();
         self.errors.extend(errors);
         warnings
     }

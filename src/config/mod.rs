@@ -110,6 +110,27 @@ impl Config {
         from_file(path, "secrets.key_file", SecretsKey::parse_lines)
     }
 
+    /// Warnings about keys that can be guessed: the admin key, and the key that encrypts at rest.
+    ///
+    /// # Errors
+    /// As [`Self::admin_key`] and [`Self::secrets_keys`].
+    pub fn weak_keys(&self) -> Result<Vec<ConfigError>, ConfigError> {
+        let admin_key = self.admin_key()?.and_then(|key| key.warning());
+        let secrets_key = self.secrets_keys()?.first().and_then(SecretsKey::warning);
+        let name = |file: &Option<PathBuf>, name: &str| {
+            if file.is_some() { format!("{name}_file") } else { name.to_owned() }
+        };
+        let warnings = [
+            (admin_key, name(&self.auth.admin_key_file, "auth.admin_key")),
+            (secrets_key, name(&self.secrets.key_file, "secrets.key")),
+        ];
+        let shown = |(reason, key): (Option<&str>, String)| {
+            let reason = reason?.to_owned();
+            Some(ConfigError { origin: Origin::Default, key: Some(key), reason })
+        };
+        Ok(warnings.into_iter().filter_map(shown).collect())
+    }
+
     /// The keys that a reload to `new` changes.
     ///
     /// # Errors

@@ -52,15 +52,20 @@ impl AdminKey {
     const GUESSABLE: &str = "can be guessed: it is a published example, repeated, a sequence or made of common words; use the output of `openssl rand -hex 32` (the value is not shown)";
 
     /// # Errors
-    /// The rule that the text breaks: it is too short, is no bearer token, or can be guessed.
+    /// The rule that the text breaks: its length or its characters.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let is_legal = (Self::CHARACTERS_MIN..=256).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_graphic());
-        match is_legal {
-            false => Err(Self::RULE),
-            true if weakness::is_guessable(text.as_bytes()) => Err(Self::GUESSABLE),
-            true => Ok(Self(text.to_owned())),
-        }
+        if is_legal { Ok(Self(text.to_owned())) } else { Err(Self::RULE) }
+    }
+
+    /// Why the key should be replaced, when it can be guessed.
+    ///
+    /// A guessable key is accepted with this warning: a daemon that ran with it must still start
+    /// after an upgrade.
+    #[must_use]
+    pub fn warning(&self) -> Option<&'static str> {
+        weakness::is_guessable(self.0.as_bytes()).then_some(Self::GUESSABLE)
     }
 
     #[must_use]
@@ -85,6 +90,7 @@ pub struct SecretsKey([u8; SECRETS_KEY_BYTES]);
 impl SecretsKey {
     pub(super) const RULE: &str =
         "must be 1 to 16 keys, each as `openssl rand -base64 32` prints it (the value is not shown)";
+    const GUESSABLE: &str = "can be guessed, so it does not protect the stored secrets; rotate it to the output of `openssl rand -base64 32` (the value is not shown)";
 
     /// The keys in a file, one on each line; an empty line is ignored.
     pub(super) fn parse_lines(text: &str) -> Result<Vec<Self>, &'static str> {
@@ -101,6 +107,15 @@ impl SecretsKey {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         STANDARD.decode(text).ok()?.try_into().ok().map(Self)
+    }
+
+    /// Why the key should be replaced, when it can be guessed.
+    ///
+    /// A guessable key is accepted with this warning: a data directory that was written under it
+    /// must still open.
+    #[must_use]
+    pub fn warning(&self) -> Option<&'static str> {
+        weakness::is_guessable(&self.0).then_some(Self::GUESSABLE)
     }
 
     #[must_use]

@@ -387,8 +387,14 @@ fn admin_key_is_never_shown() {
     );
 }
 
+/// The warnings about weak keys of a configuration.
+fn weak_keys(text: &str) -> Vec<String> {
+    let config = load(text, &[]).expect("legal");
+    config.weak_keys().expect("no file is read").iter().map(ToString::to_string).collect()
+}
+
 #[test]
-fn guessable_admin_key_is_refused_with_a_remedy() {
+fn guessable_admin_key_is_accepted_with_a_warning() {
     for weak in [
         "change-me-change-me",
         "change-me-to-32-random-characters",
@@ -398,16 +404,39 @@ fn guessable_admin_key_is_refused_with_a_remedy() {
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     ] {
-        let told = refusal(&format!("[auth]\nadmin_key = {weak:?}"));
-        assert!(told.starts_with("balto.toml:2: auth.admin_key: can be guessed"), "{told}");
-        assert!(told.contains("`openssl rand -hex 32`") && !told.contains(weak), "{told}");
+        let warnings = weak_keys(&format!("[auth]\nadmin_key = {weak:?}"));
+        assert_eq!(warnings.len(), 1, "{weak}");
+        assert!(warnings[0].starts_with("auth.admin_key: can be guessed"), "{warnings:?}");
+        assert!(warnings[0].contains("`openssl rand -hex 32`") && !warnings[0].contains(weak), "{warnings:?}");
     }
-    // What `openssl rand -hex 32` and the first start make.
+    // Outputs of `openssl rand -hex 32` and of the first start.
     for good in
         ["5f2ac3b6f0b94d71c7d5f94b4c4e3c8f0a7f9b14c7a30f2be6f58f4fd2b0c91d", "balto_x3qCk0bT8bZr7c3Ww1Sx0aVd"]
     {
-        assert!(load(&format!("[auth]\nadmin_key = {good:?}"), &[]).is_ok(), "{good}");
+        assert!(weak_keys(&format!("[auth]\nadmin_key = {good:?}")).is_empty(), "{good}");
     }
+}
+
+#[test]
+fn guessable_secrets_key_is_accepted_with_a_warning() {
+    let warnings = |keys: &str| weak_keys(&format!("[secrets]\nkey = {keys}"));
+    let zeros = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let random = "rOH+zwxMxMBXWYhfhv1LBVyNeT7aEsGVs1kbyz0jXN4=";
+    let told = warnings(&format!("{zeros:?}"));
+    assert!(told[0].starts_with("secrets.key: can be guessed") && !told[0].contains("AAAA"), "{told:?}");
+    // Only the first key encrypts.
+    assert_eq!(warnings(&format!("[{zeros:?}, {random:?}]")).len(), 1);
+    assert!(warnings(&format!("[{random:?}, {zeros:?}]")).is_empty());
+    assert!(warnings(&format!("{random:?}")).is_empty());
+}
+
+#[test]
+fn check_reports_weak_keys_with_their_lines() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("balto.toml");
+    std::fs::write(&path, "[auth]\n\nadmin_key = \"aaaaaaaaaaaaaaaaaaaaaaaa\"\n").expect("written");
+    let warnings = check(&path, &|_| Ok(()), &|_| Ok(None)).expect("good");
+    assert!(warnings[0].to_string().contains("balto.toml:3: auth.admin_key: can be guessed"), "{warnings:?}");
 }
 
 #[test]
