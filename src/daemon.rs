@@ -59,7 +59,7 @@ pub use verify::verify;
 
 /// Options of `balto serve`.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct ServeOptions {
     pub config: Option<PathBuf>,
     pub data_dir: Option<PathBuf>,
     pub dev: bool,
@@ -80,7 +80,7 @@ pub struct Findings {
 
 /// The settings and resources of a start.
 struct Setup {
-    options: Options,
+    options: ServeOptions,
     config: Config,
     /// Limit of file descriptors at the start.
     descriptors: usize,
@@ -102,7 +102,7 @@ const INTERNAL_ERROR: u8 = 70;
 /// # Errors
 /// When the configuration is invalid, or the log cannot be started. Later failures are logged, and
 /// reported by the exit code.
-pub fn serve(options: &Options) -> anyhow::Result<ExitCode> {
+pub fn serve(options: &ServeOptions) -> anyhow::Result<ExitCode> {
     make_files_private();
     // In development a debugger may read the memory.
     if !options.dev {

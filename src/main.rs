@@ -9,7 +9,7 @@ use balto::{config, daemon};
 fn main() -> ExitCode {
     let backend = Backend {
         serve: |args| {
-            daemon::serve(&daemon::Options {
+            daemon::serve(&daemon::ServeOptions {
                 config: args.config,
                 data_dir: args.data_dir,
                 dev: args.dev,

@@ -61,7 +61,7 @@ closed_list! {
         Expiry => "expiry",
         /// A failing endpoint is disabled.
         Disabling => "disabling",
-        /// Operators are told how an endpoint does.
+        /// Operator events about endpoints.
         OperatorEvent => "operatorEvent",
         Gauges => "gauges",
     }

@@ -3,7 +3,8 @@
 //! By default a thread or task is essential, and its panic ends the process at once. Otherwise a
 //! daemon without one of its parts would look alive and do nothing. Work for one request or one
 //! attempt runs in [`contained`] or [`contain`]; its panic fails only that request or attempt. A
-//! background job runs in [`caught`] and begins again after its panic. Any layer may contain its work. Only the daemon installs the hook.
+//! background job runs in [`caught`] and begins again after its panic. Any layer may contain its
+//! work. Only the daemon installs the hook.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
@@ -69,7 +70,8 @@ pub(crate) async fn caught<F: Future>(task: F) -> Result<F::Output, Panicked> {
     AssertUnwindSafe(contained(task)).catch_unwind().await.map_err(|_| Panicked)
 }
 
-/// Continues the panic of work on another thread in the task that waits for it. The hook has reported it.
+/// Continues the panic of work on another thread in the task that waits for it. The hook has
+/// reported it.
 pub(crate) fn pass_on(panicked: Panicked) -> ! {
     resume_unwind(Box::new(panicked))
 }

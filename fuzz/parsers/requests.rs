@@ -72,7 +72,7 @@ impl Server {
             settings,
         )
         .0;
-        let options = daemon::Options { dev: true, ..daemon::Options::default() };
+        let options = daemon::ServeOptions { dev: true, ..daemon::ServeOptions::default() };
         let config = daemon::api_config(&options, &config).expect("the document needs no key");
         let router = api::router(Api::new(context.clone(), config, metrics));
         Self { runtime, context, router, directory, served: 0 }

@@ -30,7 +30,7 @@ use crate::context::Context;
 use crate::domain::{PolicyDefaults, SenderName, Tenant};
 use crate::limits;
 use crate::service::types::{ChangeError, Scope};
-use http::auth::{self, Access, AdminKey, Principal};
+use http::auth::{self, Access, AdminKeyHash, Principal};
 use http::auth_throttle::AuthThrottle;
 use http::body::{self, BodyBudget, HeldBody};
 use http::browser::TrustedSite;
@@ -64,7 +64,7 @@ pub struct ApiConfig {
     pub body_timeout: Duration,
     /// Maximum size of all request bodies in memory together, in bytes.
     pub max_body_bytes: usize,
-    pub admin_key: Option<AdminKey>,
+    pub admin_key: Option<AdminKeyHash>,
     /// With `--dev`: the site whose requests need no key. `None`: every request needs one.
     pub keyless: Option<TrustedSite>,
 }

@@ -22,7 +22,7 @@ use crate::api::http::reply::Reply;
 use crate::panics;
 
 /// Returns the content type and text of the metrics.
-pub type Metrics = Arc<dyn Fn() -> (&'static str, Vec<u8>) + Send + Sync>;
+pub type RenderMetrics = Arc<dyn Fn() -> (&'static str, Vec<u8>) + Send + Sync>;
 /// Whether the daemon is ready; the error is the reason.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -37,7 +37,7 @@ struct Status {
 }
 
 /// `/metrics`, `/healthz` and `/readyz`.
-pub fn router(metrics: Metrics, ready: Ready, site: Site) -> Router {
+pub fn router(metrics: RenderMetrics, ready: Ready, site: Site) -> Router {
     let permits = Arc::new(Semaphore::new(1));
     Router::new()
         .route("/metrics", get(move || metrics_response(metrics.clone(), permits.clone())))
@@ -59,7 +59,7 @@ async fn reject_foreign_pages(site: Site, request: Request, next: Next) -> Respo
 }
 
 /// Renders one text at a time, in the blocking pool, so that frequent scrapes do not delay probes.
-async fn metrics_response(metrics: Metrics, permits: Arc<Semaphore>) -> Response<Body> {
+async fn metrics_response(metrics: RenderMetrics, permits: Arc<Semaphore>) -> Response<Body> {
     let permit = permits.acquire_owned().await;
     let rendered = tokio::task::spawn_blocking(move || {
         let text = panics::contain(|| metrics());

@@ -15,11 +15,11 @@ use crate::api::v1::CountBody;
 use crate::api::v1::dead_letters::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
 use crate::api::v1::deliveries::model::{DeliveryBody, DeliveryDetailBody};
 use crate::api::v1::endpoints::model::{
-    EndpointBody, EndpointInput, LaneBody, PublicKeysBody, ReplayInput as EndpointReplayInput, RotateInput,
-    SecretBody, StatsBody,
+    EndpointBody, EndpointInput, EndpointReplayInput, LaneBody, PublicKeysBody, RotateInput, SecretBody,
+    StatsBody,
 };
 use crate::api::v1::events::model::{
-    AcceptedBody, BatchAnswer, BatchSchema, EventBody, EventInput, ReplayInput as EventReplayInput,
+    AcceptedBody, BatchAnswer, BatchSchema, EventBody, EventInput, EventReplayInput,
 };
 use crate::api::v1::handshakes::model::Granted;
 use crate::api::v1::keys::model::{KeyBody, KeyInput};

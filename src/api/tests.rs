@@ -19,7 +19,7 @@ fn api_and_context() -> (Router, Context, tempfile::TempDir) {
         defaults: v1::endpoints::settings::tests::defaults(),
         body_timeout: Duration::from_secs(5),
         max_body_bytes: 1 << 20,
-        admin_key: Some(AdminKey::new("secret")),
+        admin_key: Some(AdminKeyHash::new("secret")),
         keyless: None,
     };
     let (context, _, directory) = crate::service::tests::context();

@@ -49,12 +49,12 @@ pub(crate) fn id(text: &str) -> Result<String, String> {
 
 /// A point in time: absolute, or relative to the current time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Moment {
+pub(crate) enum TimeArg {
     Absolute(String),
     Relative(Duration),
 }
 
-impl Moment {
+impl TimeArg {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(duration) = duration(text) {
             return Ok(Self::Relative(duration));
@@ -86,9 +86,9 @@ impl Moment {
 
 /// Names and values of the query of a list, or of a filter in a body.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Query(pub(crate) Vec<(&'static str, String)>);
+pub(crate) struct QueryArgs(pub(crate) Vec<(&'static str, String)>);
 
-impl Query {
+impl QueryArgs {
     pub(crate) fn with(mut self, name: &'static str, value: Option<impl Into<String>>) -> Self {
         self.0.extend(value.map(|value| (name, value.into())));
         self
@@ -103,15 +103,15 @@ impl Query {
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Window {
     /// Only from this time on: RFC 3339, or a duration before now (2h).
-    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
-    since: Option<Moment>,
+    #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
+    since: Option<TimeArg>,
     /// Only before this time: RFC 3339, or a duration before now (15m).
-    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
-    until: Option<Moment>,
+    #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
+    until: Option<TimeArg>,
 }
 
 impl Window {
-    pub(crate) fn add_to(&self, query: Query, now: Timestamp) -> Query {
+    pub(crate) fn add_to(&self, query: QueryArgs, now: Timestamp) -> QueryArgs {
         query
             .with("since", self.since.as_ref().map(|moment| moment.before(now)))
             .with("until", self.until.as_ref().map(|moment| moment.before(now)))
@@ -146,11 +146,11 @@ mod tests {
         let now = Timestamp::from_millis(1_773_398_100_000);
         assert_eq!(now.rfc3339().as_str(), "2026-03-13T10:35:00.000Z");
         assert_eq!(time_of_day(now), "10:35:00.000");
-        let relative = Moment::parse("5m").unwrap();
+        let relative = TimeArg::parse("5m").unwrap();
         assert_eq!(relative.before(now), "2026-03-13T10:30:00.000Z");
         assert_eq!(relative.after(now), "2026-03-13T10:40:00.000Z");
-        let absolute = Moment::parse("2026-01-01T00:00:00Z").unwrap();
+        let absolute = TimeArg::parse("2026-01-01T00:00:00Z").unwrap();
         assert_eq!(absolute.before(now), "2026-01-01T00:00:00Z");
-        assert!(Moment::parse("yesterday").is_err());
+        assert!(TimeArg::parse("yesterday").is_err());
     }
 }

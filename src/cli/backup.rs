@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::output::{Progress, Session, harmless, line_async, note_async};
+use super::output::{ProgressLine, Session, harmless, line_async, note_async};
 use super::stop::Stop;
 use target::{Sink, Target};
 
@@ -95,11 +95,11 @@ impl BackupArgs {
 async fn fetch(session: &Session, target: Target) -> anyhow::Result<Fetched> {
     let mut sink: Sink = target.open().await?;
     let (mut query, mut fetched) = (Vec::new(), Fetched::default());
-    let progress = Progress::start();
+    let progress = ProgressLine::start();
     loop {
         let answer = session.client.get(&["v1", "backup"], &query).await?;
         let part: Part = serde_json::from_str(&answer)
-            .context("the answer is no part of a backup: is this URL a Balto daemon?")?;
+            .context("the response is not a part of a backup: does the URL name a Balto daemon?")?;
         sink.write(&part.text).await?;
         fetched.bytes += part.text.len() as u64;
         fetched.position = part.until;

@@ -42,7 +42,7 @@ pub(crate) enum Error {
     #[error("{url} does not speak TLS; write http:// in the URL")]
     Plain { url: String },
     #[error("{0}")]
-    Refused(Problem),
+    Refused(ProblemBody),
     #[error("{url} answered with more than {ANSWER_BYTES_MAX} bytes")]
     TooLarge { url: String },
 }
@@ -50,13 +50,13 @@ pub(crate) enum Error {
 /// RFC 9457 problem details: the members that the command line shows.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Problem {
+pub(crate) struct ProblemBody {
     #[serde(skip)]
     pub(crate) status: u16,
     pub(crate) title: String,
     pub(crate) detail: String,
     pub(crate) code: String,
-    pub(crate) errors: Vec<Fault>,
+    pub(crate) errors: Vec<ProblemEntry>,
     #[serde(skip)]
     retry_after: Option<String>,
 }
@@ -64,14 +64,14 @@ pub(crate) struct Problem {
 /// One invalid member of the request.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Fault {
+pub(crate) struct ProblemEntry {
     pub(crate) pointer: String,
     /// A parameter of the query, in place of a pointer into the body.
     pub(crate) parameter: Option<String>,
     pub(crate) detail: String,
 }
 
-impl Problem {
+impl ProblemBody {
     fn from_answer(status: StatusCode, retry_after: Option<String>, body: &[u8]) -> Self {
         let mut problem: Self = serde_json::from_slice(body).unwrap_or_else(|_| Self {
             // Not the API: a proxy, or another service at this address. Its text is the best hint.
@@ -89,7 +89,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ProblemBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clean = super::output::clean;
         write!(f, "{}", clean(&self.title))?;
@@ -242,7 +242,7 @@ impl Client {
             bytes.extend_from_slice(&chunk);
         }
         if !status.is_success() {
-            return Err(Error::Refused(Problem::from_answer(status, retry_after, &bytes)));
+            return Err(Error::Refused(ProblemBody::from_answer(status, retry_after, &bytes)));
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }

@@ -1,12 +1,12 @@
 //! `balto dead-letters`: lists, shows, redrives and purges dead letters.
 //!
-//! Owns: the selection. Without an id, a filter or `--all` no request is made, so nobody redrives
+//! Owns: the selection. Without an id, a filter or `--all` no request is made, so none redrives
 //! or purges all of them by accident.
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::args::{self, Paging, Query, Window};
+use super::args::{self, Paging, QueryArgs, Window};
 use super::deliveries::ATTEMPTS;
 use super::output::{Column, Session, busy};
 use crate::domain::time::Timestamp;
@@ -34,7 +34,7 @@ pub(crate) enum DeadLettersCommand {
     /// List dead letters, newest first.
     List {
         #[command(flatten)]
-        filter: Box<Filter>,
+        filter: Box<FilterArgs>,
         #[command(flatten)]
         paging: Paging,
     },
@@ -50,7 +50,7 @@ pub(crate) enum DeadLettersCommand {
 }
 
 #[derive(Debug, Default, Args)]
-pub(crate) struct Filter {
+pub(crate) struct FilterArgs {
     /// Only for this endpoint.
     #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
     endpoint: Option<String>,
@@ -67,9 +67,9 @@ pub(crate) struct Filter {
     window: Window,
 }
 
-impl Filter {
-    fn query(&self, now: Timestamp) -> Query {
-        let query = Query::default()
+impl FilterArgs {
+    fn query(&self, now: Timestamp) -> QueryArgs {
+        let query = QueryArgs::default()
             .with("endpointId", self.endpoint.clone())
             .with("tenant", self.tenant.clone())
             .with("type", self.event_type.clone())
@@ -85,7 +85,7 @@ pub(crate) struct Selection {
     #[arg(value_name = "DELIVERY_ID", value_parser = args::id)]
     id: Option<String>,
     #[command(flatten)]
-    filter: Filter,
+    filter: FilterArgs,
     /// All dead letters.
     #[arg(long)]
     all: bool,

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::args::{self, Paging, Query, Window};
+use super::args::{self, Paging, QueryArgs, Window};
 use super::output::{Column, Session};
 
 const COLUMNS: &[Column] = &[
@@ -33,7 +33,7 @@ pub(super) const ATTEMPTS: &[Column] = &[
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeliveriesCommand {
     /// List deliveries, newest first.
-    List(Box<ListArgs>),
+    List(Box<DeliveryListArgs>),
     /// Show a delivery and its attempts.
     Show {
         #[arg(value_parser = args::id)]
@@ -52,7 +52,7 @@ pub(crate) enum DeliveriesCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ListArgs {
+pub(crate) struct DeliveryListArgs {
     /// Only to this endpoint.
     #[arg(long, value_name = "ENDPOINT_ID", value_parser = args::id)]
     endpoint: Option<String>,
@@ -77,7 +77,7 @@ impl DeliveriesCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
             Self::List(list) => {
-                let query = Query::default()
+                let query = QueryArgs::default()
                     .with("endpointId", list.endpoint.clone())
                     .with("eventId", list.event.clone())
                     .with("tenant", list.tenant.clone())

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
-use super::listen::{Options, Receiver, Report, Signed};
+use super::listen::{ListenOptions, Receiver, Report, Signed};
 use super::output::{clean, colour, line_async};
 use super::stop::Stop;
 
@@ -218,10 +218,14 @@ impl Tour {
             .say(&format!("API on http://{}, metrics and health on http://{}", daemon.api, daemon.ops))
             .await?;
         let (shop_secret, ledger_secret) = (new_secret()?, new_secret()?);
-        let options =
-            Options { secret: Some(shop_secret.clone()), fail_first: SHOP_FAILURES, ..Options::default() };
+        let options = ListenOptions {
+            secret: Some(shop_secret.clone()),
+            fail_first: SHOP_FAILURES,
+            ..ListenOptions::default()
+        };
         let shop = Receiver::start(options).await?;
-        let options = Options { secret: Some(ledger_secret.clone()), status: 500, ..Options::default() };
+        let options =
+            ListenOptions { secret: Some(ledger_secret.clone()), status: 500, ..ListenOptions::default() };
         let ledger = Receiver::start(options).await?;
         Ok(Self {
             narrator,

@@ -6,7 +6,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::args::{self, Paging, Query};
+use super::args::{self, Paging, QueryArgs};
 use super::output::{Column, Session, note};
 
 const COLUMNS: &[Column] = &[
@@ -34,7 +34,7 @@ pub(crate) enum EndpointsCommand {
         #[arg(long)]
         tenant: Option<String>,
         #[command(flatten)]
-        options: Box<Options>,
+        options: Box<EndpointOptions>,
         /// The signing secret, whsec_... or whsk_... [default: a generated one].
         #[arg(long, value_name = "SECRET")]
         secret: Option<String>,
@@ -62,7 +62,7 @@ pub(crate) enum EndpointsCommand {
         #[arg(long)]
         url: Option<String>,
         #[command(flatten)]
-        options: Box<Options>,
+        options: Box<EndpointOptions>,
     },
     /// Pause delivery. Deliveries wait.
     Pause(Id),
@@ -132,7 +132,7 @@ pub(crate) enum SecretType {
 
 /// Options of an endpoint, for a creation and a change.
 #[derive(Debug, Default, Args)]
-pub(crate) struct Options {
+pub(crate) struct EndpointOptions {
     #[arg(long)]
     description: Option<String>,
     /// Topic patterns: * is one word, # any number of them.
@@ -229,7 +229,7 @@ impl Rate {
         if text == "none" {
             return Ok(Self::Unlimited);
         }
-        let expected = || format!("`{text}` is no rate: write a rate such as 100/1s, or none");
+        let expected = || format!("`{text}` is not a rate: write a rate such as 100/1s, or none");
         let (limit, per) = text.split_once('/').ok_or_else(expected)?;
         let limit = limit.parse().map_err(|_| expected())?;
         // Many people write `100/s`.
@@ -245,7 +245,7 @@ fn header(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.trim().is_empty() => {
             Ok((name.trim().to_owned(), value.trim().to_owned()))
         }
-        _ => Err(format!("`{text}` is no header: write a header such as `X-Env: prod`")),
+        _ => Err(format!("`{text}` is not a header: write a header such as `X-Env: prod`")),
     }
 }
 
@@ -291,7 +291,7 @@ impl Retry {
     }
 }
 
-impl Options {
+impl EndpointOptions {
     fn members(&self) -> Map<String, Value> {
         let mut members = Map::new();
         set(&mut members, "description", self.description.clone());
@@ -387,7 +387,8 @@ impl EndpointsCommand {
                 Ok(())
             }
             Self::List { tenant, status, paging } => {
-                let query = Query::default().with("tenant", tenant.clone()).with("status", status.clone());
+                let query =
+                    QueryArgs::default().with("tenant", tenant.clone()).with("status", status.clone());
                 session.list(&["v1", "endpoints"], query, paging, COLUMNS).await
             }
             Self::Update { id, url, options } => {

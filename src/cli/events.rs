@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::args::{self, Moment, Paging, Query, Window};
+use super::args::{self, Paging, QueryArgs, TimeArg, Window};
 use super::output::{Column, Session};
 use crate::limits::EVENT_BYTES_MAX;
 
@@ -65,8 +65,8 @@ pub(crate) struct SendArgs {
     #[arg(long, value_parser = args::id)]
     id: Option<String>,
     /// Deliver no earlier than this time: RFC 3339, or a duration from now (10m).
-    #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
-    deliver_at: Option<Moment>,
+    #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
+    deliver_at: Option<TimeArg>,
     /// The required version of the stream: a number, none or any.
     #[arg(long, value_name = "N|none|any", requires = "stream", value_parser = ExpectedVersion::parse)]
     expected_version: Option<ExpectedVersion>,
@@ -165,7 +165,7 @@ fn read_data(argument: &str) -> anyhow::Result<String> {
 #[derive(Debug, Subcommand)]
 pub(crate) enum EventsCommand {
     /// List events, newest first.
-    List(Box<ListArgs>),
+    List(Box<EventListArgs>),
     /// Show an event with its status and deliveries.
     Show {
         #[arg(value_parser = args::id)]
@@ -188,7 +188,7 @@ pub(crate) enum EventsCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ListArgs {
+pub(crate) struct EventListArgs {
     #[arg(long)]
     tenant: Option<String>,
     /// Only events of this type.
@@ -210,7 +210,7 @@ impl EventsCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
             Self::List(list) => {
-                let query = Query::default()
+                let query = QueryArgs::default()
                     .with("tenant", list.tenant.clone())
                     .with("type", list.event_type.clone())
                     .with("stream", list.stream.clone())
@@ -219,12 +219,12 @@ impl EventsCommand {
                 session.list(&["v1", "events"], query, &list.paging, COLUMNS).await
             }
             Self::Show { id, tenant } => {
-                let query = Query::default().with("tenant", tenant.clone());
+                let query = QueryArgs::default().with("tenant", tenant.clone());
                 let answer = session.client.get(&["v1", "events", id], &query.0).await?;
                 session.show_with(&answer, ("deliveries", DELIVERIES))
             }
             Self::Replay { id, tenant, endpoints } => {
-                let query = Query::default().with("tenant", tenant.clone());
+                let query = QueryArgs::default().with("tenant", tenant.clone());
                 let path = ["v1", "events", id, "replay"];
                 let answer = session.client.post_to(&path, &query.0, replay_body(endpoints)).await?;
                 session.done(&answer, &format!("{id} is replayed."))

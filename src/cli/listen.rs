@@ -2,7 +2,7 @@
 //! fails on request.
 //!
 //! Owns: its listener and the tasks of its connections, which end with it. Bodies, connections and
-//! queued reports are bounded; when nobody reads the reports, senders wait. It must never be
+//! queued reports are bounded; while the reports are not read, senders wait. It must never be
 //! reachable from another machine.
 
 use std::convert::Infallible;
@@ -78,7 +78,7 @@ pub(super) struct ListenArgs {
 
 /// Options of a receiver.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ListenOptions {
     /// Port on 127.0.0.1; 0 selects a free one.
     pub port: u16,
     /// `whsec_` and base64; `None` leaves signatures unchecked.
@@ -91,7 +91,7 @@ pub struct Options {
     pub latency: Duration,
 }
 
-impl Default for Options {
+impl Default for ListenOptions {
     fn default() -> Self {
         Self { port: 0, secret: None, fail_first: 0, status: 200, latency: Duration::ZERO }
     }
@@ -179,7 +179,7 @@ impl Receiver {
     ///
     /// # Errors
     /// When the secret is invalid or the port cannot be bound.
-    pub async fn start(options: Options) -> Result<Self, StartError> {
+    pub async fn start(options: ListenOptions) -> Result<Self, StartError> {
         let key = match &options.secret {
             Some(secret) => Some(secret_bytes(secret).ok_or(StartError::Secret)?),
             None => None,
@@ -395,7 +395,7 @@ fn record(report: &Report) -> String {
 }
 
 pub(super) async fn run(args: ListenArgs, as_json: bool) -> anyhow::Result<()> {
-    let options = Options {
+    let options = ListenOptions {
         port: args.port,
         secret: args.secret,
         fail_first: args.fail_first,
@@ -510,8 +510,12 @@ mod tests {
 
     #[tokio::test]
     async fn receiver_fails_first_and_reports_each_webhook() {
-        let options =
-            Options { secret: Some(SECRET.to_owned()), fail_first: 1, status: 204, ..Options::default() };
+        let options = ListenOptions {
+            secret: Some(SECRET.to_owned()),
+            fail_first: 1,
+            status: 204,
+            ..ListenOptions::default()
+        };
         let mut receiver = Receiver::start(options).await.unwrap();
         let url = format!("http://{}/hooks", receiver.address());
         let client = client();
@@ -535,7 +539,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_methods_and_large_bodies_are_refused() {
-        let mut receiver = Receiver::start(Options::default()).await.unwrap();
+        let mut receiver = Receiver::start(ListenOptions::default()).await.unwrap();
         let url = format!("http://{}/", receiver.address());
         let client = client();
         assert_eq!(client.get(&url).send().await.unwrap().status(), 405);

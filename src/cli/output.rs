@@ -17,7 +17,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::args::{Paging, Query};
+use super::args::{Paging, QueryArgs};
 use super::client::Client;
 
 /// Bound of a cell of a table, in characters. JSON output is never cut.
@@ -31,7 +31,7 @@ const STALLED_STDERR_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct OutputError(#[from] io::Error);
 
 impl OutputError {
-    /// The reader of the output went away, as `head` does, which is no failure.
+    /// The reader of the output went away, as `head` does, which is not a failure.
     pub(crate) fn is_closed(&self) -> bool {
         self.0.kind() == io::ErrorKind::BrokenPipe
     }
@@ -45,7 +45,7 @@ pub(crate) fn line(text: &str) -> Result<(), OutputError> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 
-/// As [`line`], on another thread: while nobody reads the output, a signal still ends the command.
+/// As [`line`], on another thread: while the output is not read, a signal still ends the command.
 ///
 /// # Errors
 /// As [`line`].
@@ -303,7 +303,7 @@ impl Session {
     pub(crate) async fn list(
         &self,
         segments: &[&str],
-        query: Query,
+        query: QueryArgs,
         paging: &Paging,
         columns: &[Column],
     ) -> anyhow::Result<()> {
@@ -371,7 +371,7 @@ impl Session {
 /// nothing elsewhere.
 ///
 /// A thread writes it, so that a stopped terminal delays neither the work nor a signal.
-pub(crate) struct Progress(Option<ProgressThread>);
+pub(crate) struct ProgressLine(Option<ProgressThread>);
 
 struct ProgressThread {
     texts: SyncSender<String>,
@@ -379,7 +379,7 @@ struct ProgressThread {
     ended: Receiver<()>,
 }
 
-impl Progress {
+impl ProgressLine {
     pub(crate) fn start() -> Self {
         if !io::stderr().is_terminal() {
             return Self(None);
@@ -401,7 +401,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         if let Some(ProgressThread { texts, ended }) = self.0.take() {
             drop(texts);
@@ -424,7 +424,7 @@ fn write_progress(texts: &Receiver<String>, mut terminal: impl Write) {
 /// Waits for an answer and shows the elapsed time.
 pub(crate) async fn busy<T>(words: &str, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
-    let progress = Progress::start();
+    let progress = ProgressLine::start();
     for seconds in 1_u64.. {
         match tokio::time::timeout(Duration::from_secs(1), &mut work).await {
             Ok(answer) => return answer,
@@ -439,7 +439,7 @@ pub(crate) fn note(text: &str) {
     writeln!(io::stderr(), "{text}").ok();
 }
 
-/// As [`note`], on another thread: while nobody reads it, a signal still ends the command.
+/// As [`note`], on another thread: while it is not read, a signal still ends the command.
 pub(crate) async fn note_async(text: String) {
     tokio::task::spawn_blocking(move || note(&text)).await.ok();
 }
@@ -463,7 +463,7 @@ fn write_within_limit(write: impl Fn() + Send + Sync + 'static) {
     });
     match spawned {
         Ok(_) => drop(ended.recv_timeout(STALLED_STDERR_MAX)),
-        // The reason for the note may be that there are no threads.
+        // The reason for the note may be a lack of threads.
         Err(_) => write(),
     }
 }
@@ -550,7 +550,7 @@ mod tests {
         ];
         let (url, task) = fake::serve(answers).await;
         let session = Session { client: Client::new(&url, None).unwrap(), json: false };
-        let query = Query::default().with("tenant", Some("acme"));
+        let query = QueryArgs::default().with("tenant", Some("acme"));
         let paging = Paging { limit: None, all: true };
         session.list(&["v1", "events"], query, &paging, &[Column("ID", &["/id"])]).await.unwrap();
         let requests = task.await.unwrap();

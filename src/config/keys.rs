@@ -24,7 +24,7 @@ pub enum Change {
 }
 
 /// One key of the configuration.
-pub struct Key {
+pub struct ConfigKey {
     /// `section.key`.
     pub name: &'static str,
     pub change: Change,
@@ -32,7 +32,7 @@ pub struct Key {
     pub(super) same: fn(&Config, &Config) -> bool,
 }
 
-impl Key {
+impl ConfigKey {
     /// The environment variable that overrides the file: `BALTO__SECTION__KEY`.
     #[must_use]
     pub fn variable(&self) -> String {
@@ -42,7 +42,7 @@ impl Key {
 
 macro_rules! key {
     ($section:ident . $field:ident, $change:ident, $read:expr) => {
-        Key {
+        ConfigKey {
             name: concat!(stringify!($section), ".", stringify!($field)),
             change: Change::$change,
             set: |config, value| {
@@ -56,7 +56,7 @@ macro_rules! key {
 }
 
 /// All keys, in the order of `config/balto.toml`.
-pub const KEYS: &[Key] = &[
+pub const KEYS: &[ConfigKey] = &[
     key!(server.api_listen, Restart, Value::address),
     key!(server.ops_listen, Restart, Value::address),
     key!(server.public_url, Reload, |value| value.base_url().map(Some)),
@@ -112,6 +112,6 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// The key with this name.
-pub(super) fn find(name: &str) -> Option<&'static Key> {
+pub(super) fn find(name: &str) -> Option<&'static ConfigKey> {
     KEYS.iter().find(|key| key.name == name)
 }

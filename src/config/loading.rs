@@ -166,7 +166,9 @@ impl Loading {
         }
         match config.weak_keys() {
             Ok(weak) => warnings.extend(weak),
-            Err(_) => errors.extend([config.admin_key().err(), config.secrets_keys().err()].into_iter().flatten()),
+            Err(_) => {
+                errors.extend([config.admin_key().err(), config.secrets_keys().err()].into_iter().flatten())
+            }
         }
         errors.extend(authority);
         let placed = |error: ConfigError| {

@@ -20,12 +20,12 @@ use std::path::{Path, PathBuf};
 
 pub use errors::{ConfigError, ConfigErrors, Origin};
 pub use files::{read_bounded, read_secret};
-pub use keys::{Change, KEYS, Key};
+pub use keys::{Change, ConfigKey, KEYS};
 pub use loading::{CheckAuthorities, CheckCertificate, check};
 pub use secrets::{AdminKey, ProxyUrl, SECRETS_KEY_BYTES, SecretsKey};
 pub use sections::{
-    Auth, Delivery, Egress, Handshake, Ingest, Keep, Log, LogFormat, PortRange, Retention, Retry, Secrets,
-    Server, Store, StoreKind,
+    Auth, DeliverySection, Egress, HandshakeSection, Ingest, KeepFor, Log, LogFormat, PortRange,
+    RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection,
 };
 
 use files::{from_file, read_file};
@@ -38,14 +38,14 @@ pub const ENVIRONMENT_PREFIX: &str = "BALTO__";
 pub struct Config {
     pub server: Server,
     pub auth: Auth,
-    pub secrets: Secrets,
-    pub store: Store,
+    pub secrets: SecretsSection,
+    pub store: StoreSection,
     pub ingest: Ingest,
-    pub delivery: Delivery,
+    pub delivery: DeliverySection,
     pub retry: Retry,
     pub egress: Egress,
-    pub handshake: Handshake,
-    pub retention: Retention,
+    pub handshake: HandshakeSection,
+    pub retention: RetentionSection,
     pub log: Log,
     /// The `--dev` flag: no key is needed, and the settings that it implies are made. Not a key.
     pub dev: bool,
@@ -138,7 +138,7 @@ impl Config {
     pub fn reloadable_diff(&self, new: &Self) -> Result<Vec<&'static str>, Vec<&'static str>> {
         let changed = KEYS.iter().filter(|key| !(key.same)(self, new));
         let (reload, restart): (Vec<_>, Vec<_>) = changed.partition(|key| key.change == Change::Reload);
-        let names = |keys: Vec<&'static Key>| keys.into_iter().map(|key| key.name).collect();
+        let names = |keys: Vec<&'static ConfigKey>| keys.into_iter().map(|key| key.name).collect();
         if restart.is_empty() { Ok(names(reload)) } else { Err(names(restart)) }
     }
 }

@@ -97,7 +97,7 @@ impl SecretsKey {
         Self::all(text.lines().filter(|line| !line.is_empty()).map(Self::parse)).ok_or(Self::RULE)
     }
 
-    /// `None` when a key is invalid, or when there is no key or too many.
+    /// `None` when a key is invalid, or without a key, or with too many.
     pub(super) fn all(keys: impl Iterator<Item = Option<Self>>) -> Option<Vec<Self>> {
         let keys = keys.collect::<Option<Vec<_>>>()?;
         (1..=limits::SECRETS_KEYS_MAX).contains(&keys.len()).then_some(keys)

@@ -41,7 +41,7 @@ pub struct Auth {
 /// The keys that secrets and sensitive headers are encrypted under: the first encrypts, all
 /// decrypt.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Secrets {
+pub struct SecretsSection {
     pub key: Vec<SecretsKey>,
     pub key_file: Option<PathBuf>,
 }
@@ -52,7 +52,7 @@ pub enum StoreKind {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Store {
+pub struct StoreSection {
     pub kind: StoreKind,
     pub path: PathBuf,
 }
@@ -66,7 +66,7 @@ pub struct Ingest {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Delivery {
+pub struct DeliverySection {
     /// Time limit of an attempt, for endpoints without their own.
     pub timeout: Duration,
     pub connect_timeout: Duration,
@@ -101,7 +101,7 @@ pub struct Egress {
     pub deny_networks: Vec<IpNet>,
     /// Empty: 80, 443, and all from 1024 on except the well-known ports of other protocols.
     pub allow_ports: Vec<PortRange>,
-    /// Limit of requests at once to one host and port, over all endpoints; 0 is no limit.
+    /// Limit of requests at once to one host and port, over all endpoints; 0 means no limit.
     pub host_max_in_flight: usize,
     /// Certificate authorities that are trusted in addition to those of the machine.
     pub ca_file: Option<PathBuf>,
@@ -112,7 +112,7 @@ pub struct Egress {
 
 /// How receivers are asked for consent.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Handshake {
+pub struct HandshakeSection {
     /// The name that requests for consent give as their sender, for endpoints without their own.
     pub origin: Option<SenderName>,
     pub retry_initial: Duration,
@@ -120,10 +120,10 @@ pub struct Handshake {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Retention {
-    pub events: Keep,
-    pub stream_events: Keep,
-    pub dead_letters: Keep,
+pub struct RetentionSection {
+    pub events: KeepFor,
+    pub stream_events: KeepFor,
+    pub dead_letters: KeepFor,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -135,17 +135,17 @@ pub struct Log {
 
 /// A retention time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    For(Duration),
+pub enum KeepFor {
+    Time(Duration),
     Forever,
 }
 
-impl Keep {
+impl KeepFor {
     /// `None`: forever.
     #[must_use]
     pub fn duration(self) -> Option<Duration> {
         match self {
-            Self::For(duration) => Some(duration),
+            Self::Time(duration) => Some(duration),
             Self::Forever => None,
         }
     }
@@ -199,7 +199,7 @@ impl Default for Server {
     }
 }
 
-impl Default for Store {
+impl Default for StoreSection {
     fn default() -> Self {
         Self { kind: StoreKind::Embedded, path: PathBuf::from("/var/lib/balto") }
     }
@@ -216,7 +216,7 @@ impl Default for Ingest {
     }
 }
 
-impl Default for Delivery {
+impl Default for DeliverySection {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(15),
@@ -260,7 +260,7 @@ impl Retry {
     }
 }
 
-impl Default for Handshake {
+impl Default for HandshakeSection {
     fn default() -> Self {
         Self { origin: None, retry_initial: Duration::from_secs(60), retry_max_interval: 6 * HOUR }
     }
@@ -281,9 +281,13 @@ impl Default for Egress {
     }
 }
 
-impl Default for Retention {
+impl Default for RetentionSection {
     fn default() -> Self {
-        Self { events: Keep::For(30 * 24 * HOUR), stream_events: Keep::Forever, dead_letters: Keep::Forever }
+        Self {
+            events: KeepFor::Time(30 * 24 * HOUR),
+            stream_events: KeepFor::Forever,
+            dead_letters: KeepFor::Forever,
+        }
     }
 }
 

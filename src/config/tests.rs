@@ -407,7 +407,10 @@ fn guessable_admin_key_is_accepted_with_a_warning() {
         let warnings = weak_keys(&format!("[auth]\nadmin_key = {weak:?}"));
         assert_eq!(warnings.len(), 1, "{weak}");
         assert!(warnings[0].starts_with("auth.admin_key: can be guessed"), "{warnings:?}");
-        assert!(warnings[0].contains("`openssl rand -hex 32`") && !warnings[0].contains(weak), "{warnings:?}");
+        assert!(
+            warnings[0].contains("`openssl rand -hex 32`") && !warnings[0].contains(weak),
+            "{warnings:?}"
+        );
     }
     // Outputs of `openssl rand -hex 32` and of the first start.
     for good in

@@ -14,12 +14,12 @@ use toml::de::DeValue;
 use url::Url;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
-use super::{AdminKey, Keep, LogFormat, PortRange, ProxyUrl, SecretsKey, StoreKind};
+use super::{AdminKey, KeepFor, LogFormat, PortRange, ProxyUrl, SecretsKey, StoreKind};
 use crate::domain::SenderName;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
-    /// From the environment: text that may stand for any type; lists are separated by commas.
+    /// From the environment: text, which may hold any type; lists are separated by commas.
     Environment(String),
     Text(String),
     Integer(String),
@@ -129,11 +129,11 @@ impl Value {
         })
     }
 
-    pub(super) fn keep(&self, min: Duration, max: Duration) -> Result<Keep, String> {
+    pub(super) fn keep(&self, min: Duration, max: Duration) -> Result<KeepFor, String> {
         if self.text().is_ok_and(|text| text == "forever") {
-            return Ok(Keep::Forever);
+            return Ok(KeepFor::Forever);
         }
-        self.duration(min, max).map(Keep::For).map_err(|reason| format!("{reason}; or \"forever\""))
+        self.duration(min, max).map(KeepFor::Time).map_err(|reason| format!("{reason}; or \"forever\""))
     }
 
     pub(super) fn address(&self) -> Result<SocketAddr, String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{Courier, DescriptorsExhausted, OutboundRequest, Reply};
+use crate::courier::{Courier, DescriptorsExhausted, OutboundRequest, ReceiverReply};
 use crate::{context::clock, panics};
 
 /// Pause between [`DescriptorsExhausted`] and the next try of a request.
@@ -21,7 +21,7 @@ pub trait Transport: Send + Sync {
     ///
     /// # Errors
     /// When the process has no free file descriptor. The request was not sent.
-    async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted>;
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted>;
 
     /// Checks a URL by the rules of [`Self::send`], and returns its canonical form.
     ///
@@ -59,7 +59,7 @@ impl Environment {
 
 #[async_trait]
 impl Transport for Courier {
-    async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted> {
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted> {
         Courier::send(self, outbound_request).await
     }
 

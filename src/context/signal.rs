@@ -13,7 +13,7 @@ pub(crate) enum Signal {
     Finished {
         endpoint: EndpointNumber,
         key: DueKey,
-        outcome: lanes::Outcome,
+        outcome: lanes::AttemptOutcome,
     },
     Refilled {
         endpoint: EndpointNumber,

@@ -52,7 +52,7 @@ use failure::{RequestFailure, classify};
 use generation::Generation;
 use guard::{EgressPolicy, Guard, RefusedUrl};
 use pool::{Pool, PooledConnection};
-pub use reply::Reply;
+pub use reply::ReceiverReply;
 use reply::read_reply;
 pub use request::{OutboundRequest, is_same_origin};
 pub use resolver::{Resolver, SystemResolver};
@@ -167,7 +167,7 @@ impl Courier {
     ///
     /// # Errors
     /// When no connection could be opened for lack of file descriptors. No attempt was made.
-    pub async fn send(&self, request: OutboundRequest) -> Result<Reply, DescriptorsExhausted> {
+    pub async fn send(&self, request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted> {
         let started = Instant::now();
         // `maybe_done`: the deadline may be polled again after its end.
         let deadline = pin!(maybe_done(running_timer(request.timeout)));
@@ -175,12 +175,14 @@ impl Courier {
         match self.exchange(request, started, deadline, &mut network).await {
             Ok(reply) => Ok(reply),
             Err(RequestFailure::Forbidden(refused)) => {
-                let failed = Reply::failed(ErrorClass::BlockedAddress, refused.to_string());
-                Ok(Reply { duration: started.elapsed(), url_is_forbidden: true, ..failed })
+                let failed = ReceiverReply::failed(ErrorClass::BlockedAddress, refused.to_string());
+                Ok(ReceiverReply { duration: started.elapsed(), url_is_forbidden: true, ..failed })
             }
-            Err(RequestFailure::Attempt(class, message)) => {
-                Ok(Reply { network, duration: started.elapsed(), ..Reply::failed(class, message) })
-            }
+            Err(RequestFailure::Attempt(class, message)) => Ok(ReceiverReply {
+                network,
+                duration: started.elapsed(),
+                ..ReceiverReply::failed(class, message)
+            }),
             Err(RequestFailure::DescriptorsExhausted) => {
                 self.on_shortage();
                 Err(DescriptorsExhausted)
@@ -196,7 +198,7 @@ impl Courier {
         started: Instant,
         mut deadline: Pin<&mut impl Future<Output = ()>>,
         network: &mut Network,
-    ) -> Result<Reply, RequestFailure> {
+    ) -> Result<ReceiverReply, RequestFailure> {
         // A pooled connection would skip the check that connecting makes.
         self.shared.guard.check_url(&outbound.url)?;
         let target = Target::new(&outbound.url).ok_or(RefusedUrl::Malformed("the URL needs a host"))?;
@@ -238,8 +240,8 @@ impl Courier {
             let unsent = failed.take_message();
             if let Some(status) = connection.status().filter(|_| unsent.is_none()) {
                 // The head is valid, but the library rejects its body length.
-                let reply = Reply::with_headers(status, &connection.headers(), connection.network);
-                return Ok(Reply { duration: started.elapsed(), ..reply });
+                let reply = ReceiverReply::with_headers(status, &connection.headers(), connection.network);
+                return Ok(ReceiverReply { duration: started.elapsed(), ..reply });
             }
             let failure = connection.tls_alert().map_or_else(|| classify(&failed.into_error()), Into::into);
             let is_unanswered = unsent.is_some() || (failure.is_close() && !connection.has_reply());

@@ -22,7 +22,7 @@ use crate::limits;
 
 /// The result of a request.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct ReceiverReply {
     /// The status, or the error without a valid status.
     pub outcome: Result<u16, (ErrorClass, String)>,
     pub retry_after: Option<String>,
@@ -41,7 +41,7 @@ pub struct Reply {
     pub url_is_forbidden: bool,
 }
 
-impl Reply {
+impl ReceiverReply {
     /// A failed request.
     #[must_use]
     pub fn failed(class: ErrorClass, message: String) -> Self {
@@ -87,9 +87,9 @@ pub(super) async fn read_reply(
     connection: &mut PooledConnection,
     started: Instant,
     mut deadline: Pin<&mut impl Future<Output = ()>>,
-) -> (Reply, bool) {
+) -> (ReceiverReply, bool) {
     let status = response.status().as_u16();
-    let mut reply = Reply::with_headers(status, response.headers(), connection.network);
+    let mut reply = ReceiverReply::with_headers(status, response.headers(), connection.network);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let message = "the receiver switched protocols".to_owned();
         reply.outcome = Err((ErrorClass::Protocol, message));

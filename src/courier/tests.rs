@@ -168,11 +168,11 @@ async fn endless_read_does_not_starve_the_deadline() {
 #[test]
 fn error_message_is_truncated_at_a_character_boundary() {
     let long = "é".repeat(limits::ERROR_BYTES_MAX);
-    let message = Reply::failed(ErrorClass::Tls, long.clone()).outcome.unwrap_err().1;
+    let message = ReceiverReply::failed(ErrorClass::Tls, long.clone()).outcome.unwrap_err().1;
     assert_eq!(message, long[..limits::ERROR_BYTES_MAX]);
-    let message = Reply::failed(ErrorClass::Tls, format!("x{long}")).outcome.unwrap_err().1;
+    let message = ReceiverReply::failed(ErrorClass::Tls, format!("x{long}")).outcome.unwrap_err().1;
     assert_eq!(message.len(), limits::ERROR_BYTES_MAX - 1);
-    assert_eq!(Reply::failed(ErrorClass::Tls, "short".to_owned()).outcome.unwrap_err().1, "short");
+    assert_eq!(ReceiverReply::failed(ErrorClass::Tls, "short".to_owned()).outcome.unwrap_err().1, "short");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The log: lines for standard error, written by a thread of their own.
+//! The log: lines for standard error, written by a separate thread.
 //!
 //! Owns the buffer between the threads that log and standard error. Logging never blocks, fails or
 //! panics. Lines that find the buffer full, and lines that standard error refuses, are dropped and
@@ -209,7 +209,7 @@ struct WholeLineWriter<W> {
 }
 
 impl<W: Write> WholeLineWriter<W> {
-    /// A line after a torn one begins on a line of its own.
+    /// The line after a torn line begins on a new line.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         if self.is_torn { self.write_bytes(&[b"\n", line].concat()) } else { self.write_bytes(line) }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Time limit of a send to a socket that nobody reads.
+/// Time limit of a send to a socket that is not read.
 const SEND_MAX: Duration = Duration::from_secs(1);
 
 /// One line of a message.
@@ -42,7 +42,7 @@ impl Notification {
 /// Sends a message to the socket with this name.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] when nobody reads the socket in time.
+/// [`io::ErrorKind::WouldBlock`] when the socket is not read in time.
 pub(super) fn send(name: &OsStr, notifications: &[Notification]) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(SEND_MAX))?;

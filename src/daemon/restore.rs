@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::progress::Meter;
 use super::settings::load;
-use super::{Findings, Options, make_files_private};
+use super::{Findings, ServeOptions, make_files_private};
 use crate::config::SecretsKey;
 use crate::context::clock;
 use crate::maintenance::backup::{self, BackupKey, BackupTrust, RestoreReport};
@@ -65,8 +65,11 @@ fn open(from: &Path) -> anyhow::Result<(Box<dyn Read>, u64)> {
 /// or written.
 pub fn restore(from: &Path, directory: &Path, wanted: &RestoreKeys) -> anyhow::Result<Findings> {
     make_files_private();
-    let options =
-        Options { config: wanted.config.clone(), data_dir: Some(directory.to_owned()), ..Options::default() };
+    let options = ServeOptions {
+        config: wanted.config.clone(),
+        data_dir: Some(directory.to_owned()),
+        ..ServeOptions::default()
+    };
     let keys = load(&options)?.secrets_keys()?;
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let keys: Vec<_> =

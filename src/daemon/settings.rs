@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::admin_key::admin_key;
-use super::{Options, descriptors};
-use crate::api::http::auth::AdminKey;
+use super::{ServeOptions, descriptors};
+use crate::api::http::auth::AdminKeyHash;
 use crate::api::http::browser::TrustedSite;
 use crate::api::{self, ApiConfig, EndpointDefaults};
 use crate::config::{Config, Overrides};
@@ -23,7 +23,7 @@ use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 
 /// The configuration of file, environment and flags.
-pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
+pub(super) fn load(options: &ServeOptions) -> anyhow::Result<Config> {
     // All variables of the configuration are UTF-8.
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -37,13 +37,16 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Config> {
 
 /// The configuration, with limits lowered to the available file descriptors. Returns a warning
 /// about lowered limits.
-pub(super) fn load_to_fit(options: &Options, descriptors: usize) -> anyhow::Result<(Config, Option<String>)> {
+pub(super) fn load_to_fit(
+    options: &ServeOptions,
+    descriptors: usize,
+) -> anyhow::Result<(Config, Option<String>)> {
     let mut config = load(options)?;
     let lowered = descriptors::fit(&mut config, descriptors).map_err(anyhow::Error::msg)?;
     Ok((config, lowered))
 }
 
-fn policy(options: &Options, config: &Config) -> EgressPolicy {
+fn policy(options: &ServeOptions, config: &Config) -> EgressPolicy {
     let policy = EgressPolicy {
         allow_http: config.egress.allow_http,
         allow_networks: config.egress.allow_networks.clone(),
@@ -54,7 +57,7 @@ fn policy(options: &Options, config: &Config) -> EgressPolicy {
 }
 
 /// The courier's settings. Reads the files of trusted authorities and name servers.
-pub(super) fn courier_settings(options: &Options, config: &Config) -> anyhow::Result<CourierSettings> {
+pub(super) fn courier_settings(options: &ServeOptions, config: &Config) -> anyhow::Result<CourierSettings> {
     let egress = &config.egress;
     let roots =
         tls::roots(egress.ca_file.as_deref()).map_err(|error| anyhow::anyhow!("egress.ca_file: {error}"))?;
@@ -113,8 +116,8 @@ fn policy_defaults(config: &Config) -> PolicyDefaults {
 ///
 /// # Errors
 /// When the admin key cannot be read or written.
-pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfig> {
-    let admin_key = if options.dev { None } else { Some(AdminKey::new(admin_key(config)?.expose())) };
+pub fn api_config(options: &ServeOptions, config: &Config) -> anyhow::Result<ApiConfig> {
+    let admin_key = if options.dev { None } else { Some(AdminKeyHash::new(admin_key(config)?.expose())) };
     Ok(ApiConfig {
         max_event_bytes: config.ingest.max_event_bytes,
         idempotency_ttl: config.ingest.idempotency_ttl,
@@ -131,12 +134,12 @@ pub fn api_config(options: &Options, config: &Config) -> anyhow::Result<ApiConfi
 }
 
 /// The browser rules of the ops listener, which never speaks TLS.
-pub(super) fn ops_site(options: &Options, config: &Config) -> Option<Arc<TrustedSite>> {
+pub(super) fn ops_site(options: &ServeOptions, config: &Config) -> Option<Arc<TrustedSite>> {
     trusted_site(options, config, false).map(Arc::new)
 }
 
 /// `None` without `--dev`.
-fn trusted_site(options: &Options, config: &Config, speaks_tls: bool) -> Option<TrustedSite> {
+fn trusted_site(options: &ServeOptions, config: &Config, speaks_tls: bool) -> Option<TrustedSite> {
     let public_url = config.server.public_url.as_deref();
     options.dev.then(|| TrustedSite::new(speaks_tls, public_url, options.dev_listen_anywhere))
 }

@@ -86,7 +86,7 @@ fn send_all(states: &Receiver<DaemonState>, is_alive_queued: &AtomicBool) {
         if matches!(state, DaemonState::Alive) {
             is_alive_queued.store(false, Ordering::Relaxed);
         }
-        // Without the variable there is no supervisor.
+        // Without the variable the daemon has no supervisor.
         if let Some(socket) = &mut socket {
             socket.send(&state.notifications());
         }
@@ -120,7 +120,7 @@ impl NotifySocket {
         Self { name, is_reached: true }
     }
 
-    /// Repeats the send while nobody reads the socket, because a busy supervisor still needs the
+    /// Repeats the send while the socket is not read, because a busy supervisor still needs the
     /// start's notification.
     fn send(&mut self, notifications: &[Notification]) {
         loop {

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::progress::Meter;
 use super::settings::load;
-use super::{Findings, Options, make_files_private};
+use super::{Findings, ServeOptions, make_files_private};
 use crate::config::SecretsKey;
 use crate::domain::{Endpoint, Sealed};
 use crate::maintenance::verify::{
-    Problem, Problems, StateCheck, VerificationReport, VerifyError, VerifyStage, verify as check,
+    Problems, StateCheck, VerificationReport, VerifyError, VerifyProblem, VerifyStage, verify as check,
 };
 use crate::vault::{self, Vault, VaultKeyId};
 
@@ -24,7 +24,7 @@ use crate::vault::{self, Vault, VaultKeyId};
 /// When the directory cannot be checked.
 pub fn verify(config: Option<PathBuf>, directory: &Path) -> anyhow::Result<Findings> {
     make_files_private();
-    let options = Options { config, data_dir: Some(directory.to_owned()), ..Options::default() };
+    let options = ServeOptions { config, data_dir: Some(directory.to_owned()), ..ServeOptions::default() };
     let keys = load(&options)?.secrets_keys()?;
     let vault = Vault::new(keys.iter().map(SecretsKey::expose));
     let scratch = tempfile::tempdir().context("cannot make a scratch directory")?;
@@ -114,7 +114,7 @@ fn state_as_json(state: StateCheck) -> Value {
 }
 
 fn problems_as_json(problems: &Problems) -> Vec<Value> {
-    let one = |problem: &Problem| {
+    let one = |problem: &VerifyProblem| {
         let (first, last) = problem.positions.map(|(first, last)| (first.0, last.0)).unzip();
         json!({"reason": problem.text, "firstPosition": first, "lastPosition": last})
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
 use crate::context::signal::Signal;
-use crate::courier::{DescriptorsExhausted, OutboundRequest, Reply, body};
+use crate::courier::{DescriptorsExhausted, OutboundRequest, ReceiverReply, body};
 use crate::delivery::lane_policy::gate;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
@@ -54,7 +54,7 @@ pub(crate) struct AttemptGuard<'a> {
 impl Drop for AttemptGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            signal_finished(self.context, self.assignment, lanes::Outcome::Failing);
+            signal_finished(self.context, self.assignment, lanes::AttemptOutcome::Failing);
         }
     }
 }
@@ -101,7 +101,7 @@ async fn return_delivery(context: &Context, assignment: &Assignment, pause: Dura
     context.signal(Signal::Returned { endpoint, key, progress });
 }
 
-fn signal_finished(context: &Context, assignment: &Assignment, outcome: lanes::Outcome) {
+fn signal_finished(context: &Context, assignment: &Assignment, outcome: lanes::AttemptOutcome) {
     context.signal(Signal::Finished { endpoint: assignment.endpoint, key: assignment.key, outcome });
 }
 
@@ -121,7 +121,7 @@ async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
     let (started, civil) = context.now_and_civil();
     let signed_at = Now { wall: civil, ..started };
     let reply = match outbound_request(context, endpoint, event, delivery, number, signed_at) {
-        Err(reason) => Reply::failed(ErrorClass::Request, reason),
+        Err(reason) => ReceiverReply::failed(ErrorClass::Request, reason),
         Ok(outbound_request) => match context.transport().send(outbound_request).await {
             Ok(reply) => reply,
             // The endpoint may change during the pause, so the lane decides again.
@@ -160,7 +160,7 @@ async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
         // Before the slot is free, so that no further request goes to the endpoint.
         Endpoints(context).disable(endpoint.number, reason, |known| known.url == endpoint.url).await;
     }
-    let outcome = known.map_or(lanes::Outcome::Neutral, |_| lane_outcome(verdict, &attempt));
+    let outcome = known.map_or(lanes::AttemptOutcome::Neutral, |_| lane_outcome(verdict, &attempt));
     signal_finished(context, assignment, outcome);
     if let Next::Dead(reason) = next
         // After the signal: the lane's view of the receiver does not wait for a commit.
@@ -198,7 +198,13 @@ fn outbound_request(
     Ok(OutboundRequest::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
 }
 
-fn attempt_of(progress: &Progress, started: Now, reply: Reply, next: Next, hold: Option<Hold>) -> Attempt {
+fn attempt_of(
+    progress: &Progress,
+    started: Now,
+    reply: ReceiverReply,
+    next: Next,
+    hold: Option<Hold>,
+) -> Attempt {
     let status = reply.outcome.as_ref().ok().copied();
     let error = match reply.outcome {
         Ok(200..300) => None,
@@ -277,18 +283,18 @@ fn report(
     );
 }
 
-fn lane_outcome(verdict: Verdict, attempt: &Attempt) -> lanes::Outcome {
+fn lane_outcome(verdict: Verdict, attempt: &Attempt) -> lanes::AttemptOutcome {
     if let Some(hold) = attempt.hold {
-        return lanes::Outcome::Throttled(hold);
+        return lanes::AttemptOutcome::Throttled(hold);
     }
     match verdict {
-        Verdict::Delivered => lanes::Outcome::Healthy,
+        Verdict::Delivered => lanes::AttemptOutcome::Healthy,
         Verdict::Retry | Verdict::RetryAfter(_) => match attempt.status {
             // The receiver is up and rejects this delivery.
-            Some(400..500) => lanes::Outcome::Neutral,
-            Some(_) | None => lanes::Outcome::Failing,
+            Some(400..500) => lanes::AttemptOutcome::Neutral,
+            Some(_) | None => lanes::AttemptOutcome::Failing,
         },
         // A refusal concerns only the delivery. An endpoint that is gone is disabled anyway.
-        Verdict::Refused(_) | Verdict::Gone(_) => lanes::Outcome::Neutral,
+        Verdict::Refused(_) | Verdict::Gone(_) => lanes::AttemptOutcome::Neutral,
     }
 }

@@ -9,7 +9,7 @@ use super::rate::{Rate, RateDecision};
 use super::report::{LaneReport, WaitReason};
 use super::reserving::Reserving;
 use super::window::Window;
-use super::{Backlog, Gate, LanePolicy, Outcome, Promises, Turn};
+use super::{AttemptOutcome, Backlog, Gate, LanePolicy, Promises, Turn};
 use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
 use crate::failpoints::{self, Mutation};
 
@@ -271,7 +271,7 @@ impl Lane {
     pub(super) fn on_outcome(
         &mut self,
         key: DueKey,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
@@ -283,35 +283,35 @@ impl Lane {
     fn apply_outcome(
         &mut self,
         key: DueKey,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         breaker: &BreakerConfig,
         now: Now,
     ) -> Option<Turn> {
         self.receiver = match outcome {
-            Outcome::Healthy | Outcome::Throttled(_) => ReceiverHealth::Answering,
-            Outcome::Failing => ReceiverHealth::Failing,
-            Outcome::Neutral if self.receiver == ReceiverHealth::Failing => ReceiverHealth::Failing,
-            Outcome::Neutral => ReceiverHealth::Answering,
+            AttemptOutcome::Healthy | AttemptOutcome::Throttled(_) => ReceiverHealth::Answering,
+            AttemptOutcome::Failing => ReceiverHealth::Failing,
+            AttemptOutcome::Neutral if self.receiver == ReceiverHealth::Failing => ReceiverHealth::Failing,
+            AttemptOutcome::Neutral => ReceiverHealth::Answering,
         };
         match outcome {
-            Outcome::Healthy => {
+            AttemptOutcome::Healthy => {
                 self.circuit.on_success();
                 return std::mem::take(&mut self.recovery_pending).then_some(Turn::Recovered);
             }
-            Outcome::Failing => {
+            AttemptOutcome::Failing => {
                 self.circuit.on_failure(key, breaker, now.monotonic);
                 if self.circuit.state() != CircuitState::Closed && !self.recovery_pending {
                     self.recovery_pending = true;
                     return Some(Turn::Failing);
                 }
             }
-            Outcome::Throttled(hold) => {
+            AttemptOutcome::Throttled(hold) => {
                 self.circuit.on_success();
                 if !failpoints::is_active(Mutation::IgnoreRetryAfter) {
                     self.holds.add(hold, self.policy.revision);
                 }
             }
-            Outcome::Neutral => self.circuit.on_neutral(key),
+            AttemptOutcome::Neutral => self.circuit.on_neutral(key),
         }
         None
     }

@@ -74,7 +74,7 @@ pub struct Promises {
 
 /// Result of an attempt, as evidence about the receiver's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     Healthy,
     /// The receiver is down or broken; counts towards opening the circuit.
     Failing,
@@ -273,7 +273,7 @@ impl Lanes {
         &mut self,
         endpoint: EndpointNumber,
         key: DueKey,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         now: Now,
     ) -> Option<Turn> {
         let breaker = self.config.breaker;

@@ -42,8 +42,8 @@ fn policy() -> LanePolicy {
     }
 }
 
-fn throttled(until: Timestamp) -> Outcome {
-    Outcome::Throttled(Hold { until, revision: policy().revision })
+fn throttled(until: Timestamp) -> AttemptOutcome {
+    AttemptOutcome::Throttled(Hold { until, revision: policy().revision })
 }
 
 fn at(millis: u64) -> Now {
@@ -120,7 +120,7 @@ fn rate_holds_over_a_minute_without_slowing_other_lanes() {
             } else {
                 other += 1
             }
-            lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+            lanes.on_finished(endpoint, key, AttemptOutcome::Healthy, now);
             lanes.on_settled(endpoint, key, Position(10_000), now);
             lanes.on_recorded(endpoint, key, now);
         }
@@ -151,7 +151,7 @@ fn sends_and_answers(lanes: &mut Lanes, endpoint: EndpointNumber, event: u64, no
     let sent = sends(lanes, now);
     let only = count_by_lane(&sent) == BTreeMap::from([(endpoint, 1)]);
     for (endpoint, key) in sent.into_iter().filter(|(sender, _)| *sender == endpoint) {
-        lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+        lanes.on_finished(endpoint, key, AttemptOutcome::Healthy, now);
     }
     only
 }
@@ -192,7 +192,7 @@ fn healthy_receiver_gets_a_slot_beside_hanging_ones() {
         }
         // The first attempts time out. Failing and unknown receivers leave half of the headroom.
         for (endpoint, key) in hung {
-            lanes.on_finished(endpoint, key, Outcome::Failing, at(15_000));
+            lanes.on_finished(endpoint, key, AttemptOutcome::Failing, at(15_000));
         }
         let again = sends(&mut lanes, at(15_000));
         assert!(again.len() <= 1_024 - 64, "{} of {hanging}", again.len());
@@ -207,7 +207,7 @@ fn lanes_without_a_slot_queue_outside_the_ring() {
         lanes.on_endpoint(endpoint, policy(), Backlog::None, at(0));
         lanes.on_due(endpoint, key(0, u64::from(endpoint.0)), FRESH, Position(1), at(0));
         for (endpoint, key) in sends(&mut lanes, at(0)) {
-            lanes.on_finished(endpoint, key, Outcome::Failing, at(0));
+            lanes.on_finished(endpoint, key, AttemptOutcome::Failing, at(0));
         }
         assert_eq!(sends(&mut lanes, at(0)), []);
     }
@@ -225,7 +225,7 @@ fn lanes_without_a_slot_queue_outside_the_ring() {
     while let Some((endpoint, key)) = running.pop_front() {
         order.push(endpoint);
         lanes.on_settled(EndpointNumber(count), self::key(7, 7), Position(1), at(1));
-        lanes.on_finished(endpoint, key, Outcome::Failing, at(1));
+        lanes.on_finished(endpoint, key, AttemptOutcome::Failing, at(1));
         let next = sends(&mut lanes, at(1));
         assert!(next.len() == 1 || order.len() + running.len() == count as usize, "{next:?}");
         running.extend(next);
@@ -247,7 +247,9 @@ fn lane_without_a_slot_passes_on_its_host_offer() {
         lanes.on_finished(endpoint, key, outcome, at(0));
         lanes.on_recorded(endpoint, key, at(0));
     };
-    for (endpoint, event, outcome) in [(failing, 1, Outcome::Failing), (healthy, 2, Outcome::Healthy)] {
+    for (endpoint, event, outcome) in
+        [(failing, 1, AttemptOutcome::Failing), (healthy, 2, AttemptOutcome::Healthy)]
+    {
         fill(&mut lanes, endpoint, event..event + 1);
         let sent = sends(&mut lanes, at(0));
         assert_eq!(sent, [(endpoint, key(0, event))]);
@@ -264,7 +266,7 @@ fn lane_without_a_slot_passes_on_its_host_offer() {
     }
     let hanging = sends(&mut lanes, at(1)).len();
     assert!(hanging > 50, "{hanging}");
-    finish(&mut lanes, healthy, key(0, 3), Outcome::Healthy);
+    finish(&mut lanes, healthy, key(0, 3), AttemptOutcome::Healthy);
     assert_eq!(
         sends(&mut lanes, at(1)),
         [(healthy, key(0, 5))],
@@ -305,7 +307,7 @@ fn turns_are_fair_and_limits_hold() {
     assert_eq!(sent.len(), 20);
     assert_eq!(lanes.explain(ONE, at(1)).unwrap().reason, Some(WaitReason::GlobalLimit));
     for (endpoint, key) in sent {
-        lanes.on_finished(endpoint, key, Outcome::Healthy, at(2));
+        lanes.on_finished(endpoint, key, AttemptOutcome::Healthy, at(2));
     }
     lanes.reconfigure(LanesConfig { max_in_flight: 1_000, ..lanes.config });
     assert_eq!(sends(&mut lanes, at(2)).len(), 32);
@@ -319,7 +321,7 @@ fn next_turn(
     now: Now,
 ) -> Vec<EndpointNumber> {
     let (endpoint, key) = in_flight.pop_front().unwrap();
-    lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+    lanes.on_finished(endpoint, key, AttemptOutcome::Healthy, now);
     lanes.on_settled(endpoint, key, Position(1_000_000), now);
     lanes.on_recorded(endpoint, key, now);
     let sent = sends(lanes, now);
@@ -393,7 +395,7 @@ fn host_slot_is_never_lost() {
     assert_eq!(endpoint, ONE);
     // The next queued lane is paused, so the one behind it gets the slot.
     lanes.on_endpoint(TWO, LanePolicy { gate: Gate::Paused, ..policy() }, Backlog::None, at(1));
-    lanes.on_finished(ONE, first, Outcome::Healthy, at(2));
+    lanes.on_finished(ONE, first, AttemptOutcome::Healthy, at(2));
     let [(endpoint, second)] = sends(&mut lanes, at(2))[..] else { panic!("one slot") };
     assert_eq!(endpoint, three);
     // A lane is removed while its request is in flight. The next one has moved to another host.
@@ -404,7 +406,7 @@ fn host_slot_is_never_lost() {
     lanes.on_endpoint_removed(three);
     let [(endpoint, _)] = sends(&mut lanes, at(3))[..] else { panic!("one slot") };
     assert_eq!(endpoint, TWO);
-    lanes.on_finished(three, second, Outcome::Healthy, at(3));
+    lanes.on_finished(three, second, AttemptOutcome::Healthy, at(3));
     assert_eq!(sends(&mut lanes, at(3)), [], "a request of a removed lane frees no slot twice");
     // Without a limit all due deliveries are sent.
     lanes.reconfigure(LanesConfig { host_max_in_flight: 0, ..lanes.config });
@@ -435,19 +437,19 @@ fn failed_receiver_is_probed_and_drained_after_recovery() {
     lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..50);
     for (_, key) in sends(&mut lanes, at(1)) {
-        lanes.on_finished(ONE, key, Outcome::Failing, at(1));
+        lanes.on_finished(ONE, key, AttemptOutcome::Failing, at(1));
     }
     let report = lanes.explain(ONE, at(1)).unwrap();
     assert_eq!((report.reason, report.circuit), (Some(WaitReason::CircuitOpen), CircuitState::Open));
     assert_eq!(sends(&mut lanes, at(5_000)), []);
     let probe = sends(&mut lanes, at(5_001));
     assert_eq!(probe, [(ONE, key(0, 6))], "one probe, with the earliest delivery");
-    lanes.on_finished(ONE, probe[0].1, Outcome::Failing, at(5_002));
+    lanes.on_finished(ONE, probe[0].1, AttemptOutcome::Failing, at(5_002));
     assert_eq!(sends(&mut lanes, at(15_001)), [], "the wait has doubled");
     let probe = sends(&mut lanes, at(15_002));
     assert_eq!(probe.len(), 1);
     assert_eq!(lanes.explain(ONE, at(15_002)).unwrap().circuit, CircuitState::HalfOpen);
-    lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(15_003));
+    lanes.on_finished(ONE, probe[0].1, AttemptOutcome::Healthy, at(15_003));
     let drained: Vec<_> = sends(&mut lanes, at(15_003)).into_iter().map(|(_, key)| key.event.0).collect();
     assert_eq!(drained, [8, 9, 10, 11, 12]);
 }
@@ -463,7 +465,7 @@ fn backlog_drains_in_order_of_due_time_after_an_outage() {
     }
     for (_, tried) in sends(&mut lanes, at(2_000)) {
         let event = tried.event.0;
-        lanes.on_finished(ONE, tried, Outcome::Failing, at(2_000));
+        lanes.on_finished(ONE, tried, AttemptOutcome::Failing, at(2_000));
         lanes.on_settled(ONE, tried, Position(100 + event), at(2_000));
         let again = Progress { attempts: 1, attempts_in_series: 1, trigger: Trigger::Retry, ..FRESH };
         // As with jitter, the last of them is due first, amid untried ones.
@@ -474,7 +476,7 @@ fn backlog_drains_in_order_of_due_time_after_an_outage() {
     for step in 0..20 {
         for (_, sent) in sends(&mut lanes, at(7_001 + step)) {
             drained.push(sent.event.0);
-            lanes.on_finished(ONE, sent, Outcome::Healthy, at(7_001 + step));
+            lanes.on_finished(ONE, sent, AttemptOutcome::Healthy, at(7_001 + step));
         }
     }
     assert_eq!(drained, [6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 5, 4, 3, 2, 1, 16, 17, 18, 19, 20]);
@@ -487,25 +489,25 @@ fn failing_and_recovered_are_reported_once_each() {
     lanes.on_endpoint(ONE, open.clone(), Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..50);
     let mut millis = 0;
-    let mut finish_next = |lanes: &mut Lanes, outcome: Outcome| {
+    let mut finish_next = |lanes: &mut Lanes, outcome: AttemptOutcome| {
         millis += 100_000; // longer than any probe interval
         let sent = sends(lanes, at(millis));
         lanes.on_finished(ONE, sent[0].1, outcome, at(millis))
     };
-    let reported: Vec<_> = (0..7).map(|_| finish_next(&mut lanes, Outcome::Failing)).collect();
+    let reported: Vec<_> = (0..7).map(|_| finish_next(&mut lanes, AttemptOutcome::Failing)).collect();
     assert_eq!(reported, [None, None, None, None, Some(Turn::Failing), None, None]);
     assert_eq!(
         finish_next(&mut lanes, throttled(Timestamp::ZERO)),
         None,
         "a `Retry-After` is not a recovery"
     );
-    assert_eq!(finish_next(&mut lanes, Outcome::Healthy), Some(Turn::Recovered));
-    assert_eq!(finish_next(&mut lanes, Outcome::Healthy), None);
+    assert_eq!(finish_next(&mut lanes, AttemptOutcome::Healthy), Some(Turn::Recovered));
+    assert_eq!(finish_next(&mut lanes, AttemptOutcome::Healthy), None);
     lanes.on_endpoint(ONE, LanePolicy { gate: Gate::Disabled, ..open.clone() }, Backlog::None, at(0));
     lanes.on_endpoint(ONE, open, Backlog::None, at(0));
-    assert_eq!(finish_next(&mut lanes, Outcome::Neutral), None);
+    assert_eq!(finish_next(&mut lanes, AttemptOutcome::Neutral), None);
     assert_eq!(
-        finish_next(&mut lanes, Outcome::Healthy),
+        finish_next(&mut lanes, AttemptOutcome::Healthy),
         Some(Turn::Recovered),
         "the endpoint was disabled before"
     );
@@ -523,7 +525,7 @@ fn retry_after_pause_and_disabling_report_their_reason() {
     assert_eq!(reason(&lanes, 29_999), Some(WaitReason::RetryAfter));
     assert_eq!(lanes.next_wakeup(at(29_999)), Some(Duration::from_millis(1)));
     let second = sends(&mut lanes, at(30_000))[0].1;
-    lanes.on_finished(ONE, second, Outcome::Healthy, at(30_000));
+    lanes.on_finished(ONE, second, AttemptOutcome::Healthy, at(30_000));
     for (gate, expected) in [(Gate::Paused, WaitReason::Paused), (Gate::Disabled, WaitReason::Disabled)] {
         lanes.on_endpoint(ONE, LanePolicy { gate, ..policy() }, Backlog::None, at(30_001));
         assert_eq!(sends(&mut lanes, at(30_001)), []);
@@ -571,10 +573,10 @@ fn opening_ends_earlier_holds_but_not_later_ones() {
         lanes.on_endpoint(ONE, policy(), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..3);
         let sent = sends(&mut lanes, at(1));
-        let outcome = Outcome::Throttled(Hold { until: at(30_000).wall, revision: Position(held_at) });
+        let outcome = AttemptOutcome::Throttled(Hold { until: at(30_000).wall, revision: Position(held_at) });
         lanes.on_finished(ONE, sent[0].1, outcome, at(2));
         // A shorter hold does not shorten it.
-        let shorter = Outcome::Throttled(Hold { until: at(10).wall, revision: Position(1) });
+        let shorter = AttemptOutcome::Throttled(Hold { until: at(10).wall, revision: Position(1) });
         lanes.on_finished(ONE, sent[1].1, shorter, at(2));
         fill(&mut lanes, ONE, 3..4);
         lanes.on_endpoint(ONE, changed(Gate::Paused, 2), Backlog::None, at(3));
@@ -594,8 +596,8 @@ fn ended_hold_does_not_extend_a_later_one() {
         lanes.on_endpoint(ONE, changed(Gate::Open, 5), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..3);
         let sent = sends(&mut lanes, at(1));
-        let long = Outcome::Throttled(Hold { until: at(86_400_000).wall, revision: Position(5) });
-        let short = Outcome::Throttled(Hold { until: at(1_000).wall, revision: Position(7) });
+        let long = AttemptOutcome::Throttled(Hold { until: at(86_400_000).wall, revision: Position(5) });
+        let short = AttemptOutcome::Throttled(Hold { until: at(1_000).wall, revision: Position(7) });
         let outcomes = if long_first { [long, short] } else { [short, long] };
         lanes.on_finished(ONE, sent[0].1, outcomes[0], at(2));
         lanes.on_finished(ONE, sent[1].1, outcomes[1], at(2));
@@ -691,7 +693,7 @@ fn moving_an_in_flight_delivery_waits_for_its_attempt() {
     lanes.on_settled(ONE, first, Position(9), at(2));
     lanes.on_due(ONE, moved, FRESH, Position(9), at(2));
     assert_eq!(sends(&mut lanes, at(3)), [], "its attempt is in flight");
-    lanes.on_finished(ONE, first, Outcome::Healthy, at(4));
+    lanes.on_finished(ONE, first, AttemptOutcome::Healthy, at(4));
     assert_eq!(sends(&mut lanes, at(5)), [], "its attempt is not recorded");
     let tried = Progress { attempts: 1, ..FRESH };
     lanes.on_settled(ONE, moved, Position(10), at(6));
@@ -703,7 +705,7 @@ fn moving_an_in_flight_delivery_waits_for_its_attempt() {
     // It is cancelled in flight, and the attempt succeeds: no delivery is left.
     lanes.on_settled(ONE, moved, Position(11), at(8));
     lanes.on_recorded(ONE, moved, at(9));
-    lanes.on_finished(ONE, moved, Outcome::Healthy, at(9));
+    lanes.on_finished(ONE, moved, AttemptOutcome::Healthy, at(9));
     assert_eq!((sends(&mut lanes, at(9)), lanes.lanes[&ONE].window.tracked_attempts()), (Vec::new(), 0));
 }
 

@@ -41,7 +41,7 @@ pub enum VerifyError {
 
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct VerifyProblem {
     pub text: String,
     /// First and last affected position, if any.
     pub positions: Option<(Position, Position)>,
@@ -50,7 +50,7 @@ pub struct Problem {
 /// All problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
-    pub listed: Vec<Problem>,
+    pub listed: Vec<VerifyProblem>,
     /// Includes the problems that are not in the list.
     pub count: u64,
 }
@@ -63,7 +63,7 @@ impl Problems {
     fn add_at(&mut self, positions: Option<(Position, Position)>, text: String) {
         self.count += 1;
         if self.listed.len() < PROBLEMS_LISTED_MAX {
-            self.listed.push(Problem { text, positions });
+            self.listed.push(VerifyProblem { text, positions });
         }
     }
 }

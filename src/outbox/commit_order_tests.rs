@@ -17,7 +17,7 @@ use crate::outbox::commit_thread::STATE_LAG_MAX;
 use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::recent_keys::Prepared;
-use crate::outbox::unit::{Answer, Command, UnitReply};
+use crate::outbox::unit::{Command, UnitAnswer, UnitReply};
 use crate::outbox::{Health, Outbox};
 use crate::storage::disk::{Fault, MemoryDisk, Operation};
 use crate::storage::journal::{Journal, JournalOptions};
@@ -76,7 +76,7 @@ fn watch_notices(notices: &mut async_mpsc::Receiver<Notice>, waker: &Waker) {
     assert!(notices.poll_recv(&mut Context::from_waker(waker)).is_pending());
 }
 
-fn watch_answer(answer: &mut oneshot::Receiver<Answer>, waker: &Waker) {
+fn watch_answer(answer: &mut oneshot::Receiver<UnitAnswer>, waker: &Waker) {
     assert!(std::pin::Pin::new(answer).poll(&mut Context::from_waker(waker)).is_pending());
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc as async_mpsc;
 use super::commit_queue::CommitQueue;
 use super::decide::{Committer, GroupResult};
 use super::health::{DiskThread, DiskWaits, HealthCell};
-use super::unit::{Answer, Unit, UnitReply};
+use super::unit::{Unit, UnitAnswer, UnitReply};
 use super::{DiskWrite, Notice, StateMessage, WriteObserver};
 use crate::storage::journal::AppendError;
 use crate::{limits, panics};
@@ -161,7 +161,7 @@ impl CommitThread {
 
     /// Answers the callers from a task of their runtime: this costs one wake-up of the runtime
     /// instead of one per caller.
-    fn answer(&self, replies: Vec<(UnitReply, Answer)>) {
+    fn answer(&self, replies: Vec<(UnitReply, UnitAnswer)>) {
         if replies.is_empty() {
             return;
         }

@@ -21,7 +21,7 @@ use crate::limits;
 use crate::outbox::draft::{Accepted, EventDraft};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
-use crate::outbox::unit::{Answer, Command, Outcome, Refusal, Unit, UnitReply};
+use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
 use crate::projections::LaneChange;
 use crate::projections::idempotency::Known;
 use crate::rules::append::{Judged, judge_idempotency, judge_version};
@@ -146,7 +146,7 @@ impl StagedGroup {
 pub struct GroupResult {
     /// `None` when there was nothing to write.
     pub committed: Option<Arc<CommittedGroup>>,
-    pub replies: Vec<(UnitReply, Answer)>,
+    pub replies: Vec<(UnitReply, UnitAnswer)>,
     /// Units for the next group: those that did not fit and, after a failed write, those without a
     /// waiting caller.
     pub unwritten: Vec<Unit>,

@@ -102,8 +102,8 @@ pub enum Refusal {
 }
 
 /// The outcomes of a unit, in the order of its commands.
-pub type Answer = Result<Vec<Outcome>, Refusal>;
-pub type UnitReply = oneshot::Sender<Answer>;
+pub type UnitAnswer = Result<Vec<Outcome>, Refusal>;
+pub type UnitReply = oneshot::Sender<UnitAnswer>;
 
 /// Commands that are judged in order, without other commands in between.
 #[derive(Debug)]

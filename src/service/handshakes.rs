@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
-use crate::courier::{DescriptorsExhausted, OutboundRequest, Reply, body};
+use crate::courier::{DescriptorsExhausted, OutboundRequest, ReceiverReply, body};
 use crate::domain::{
     DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake, Now,
 };
@@ -52,7 +52,7 @@ impl Handshakes<'_> {
                     // a sent one.
                     Err(DescriptorsExhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                 },
-                Err(reason) => break Reply::failed(ErrorClass::Request, reason),
+                Err(reason) => break ReceiverReply::failed(ErrorClass::Request, reason),
             }
         };
         self.commit_reply(&endpoint, asked, &reply).await
@@ -97,7 +97,7 @@ impl Handshakes<'_> {
         self,
         endpoint: &Endpoint,
         asked: &Handshake,
-        reply: &Reply,
+        reply: &ReceiverReply,
     ) -> Result<(), ChangeError> {
         let outcome = match &reply.outcome {
             Ok(status) => Ok(*status),

@@ -14,7 +14,7 @@ use super::operations::policy_defaults;
 use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now, wall};
 use crate::context::environment::{Entropy, FileReads, Transport};
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{DescriptorsExhausted, OutboundRequest, Reply};
+use crate::courier::{DescriptorsExhausted, OutboundRequest, ReceiverReply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
     Timestamp,
@@ -107,7 +107,7 @@ struct Script {
 
 #[async_trait]
 impl Transport for Receivers {
-    async fn send(&self, outbound_request: OutboundRequest) -> Result<Reply, DescriptorsExhausted> {
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted> {
         if self.world.with(|inner| inner.exhausted) {
             self.world.count("exhausted");
             return Err(DescriptorsExhausted);
@@ -135,13 +135,13 @@ impl FileReads for Receivers {
 }
 
 impl Receivers {
-    async fn answer(&self, outbound_request: &OutboundRequest) -> Reply {
+    async fn answer(&self, outbound_request: &OutboundRequest) -> ReceiverReply {
         let (url, headers, body, timeout) = outbound_request.contents();
         let called = url.path().trim_start_matches('/').to_owned();
         let endpoint = self.world.with(|inner| inner.model.number_of(&called));
         let Some(endpoint) = endpoint else {
             self.world.record_violation(format!("request to the endpoint {called}, which is not durable"));
-            return Reply::failed(ErrorClass::Connect, "invariant violated".to_owned());
+            return ReceiverReply::failed(ErrorClass::Connect, "invariant violated".to_owned());
         };
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if outbound_request.is_options() {
@@ -164,7 +164,7 @@ impl Receivers {
             body,
         };
         if !self.world.is_alive() {
-            return Reply::failed(ErrorClass::Connect, "the power has failed".to_owned());
+            return ReceiverReply::failed(ErrorClass::Connect, "the power has failed".to_owned());
         }
         let checked = self.world.with(|inner| request.check(inner));
         let key = match checked {
@@ -174,7 +174,7 @@ impl Receivers {
                     "attempt {} of {} for {endpoint:?}: {violation}",
                     request.attempt, request.id
                 ));
-                return Reply::failed(ErrorClass::Connect, "invariant violated".to_owned());
+                return ReceiverReply::failed(ErrorClass::Connect, "invariant violated".to_owned());
             }
         };
         let script = self.world.with(|inner| {
@@ -195,14 +195,14 @@ impl Receivers {
         if matches!(script.outcome, Ok(429 | 503)) {
             self.world.with(|inner| record_retry_after(inner, endpoint, script.retry_after));
         }
-        Reply {
+        ReceiverReply {
             retry_after: script.retry_after.map(ToOwned::to_owned),
             webhook_delivery: script.webhook_delivery.map(ToOwned::to_owned),
             allowed_origin: None,
             allowed_rate: None,
             body: Bytes::from_static(b"as scripted"),
             duration: now().monotonic - started,
-            ..Reply::new(script.outcome.map_err(|class| (class, "as scripted".to_owned())))
+            ..ReceiverReply::new(script.outcome.map_err(|class| (class, "as scripted".to_owned())))
         }
     }
 
@@ -213,8 +213,8 @@ impl Receivers {
         url: &str,
         (origin, callback): (&str, &str),
         timeout: Duration,
-    ) -> Reply {
-        let failed = |class| Reply::failed(class, "as scripted".to_owned());
+    ) -> ReceiverReply {
+        let failed = |class| ReceiverReply::failed(class, "as scripted".to_owned());
         if !self.world.is_alive() {
             return failed(ErrorClass::Connect);
         }
@@ -548,9 +548,9 @@ fn draw_handshake_reply(
     behavior: Behavior,
     origin: &str,
     timeout: Duration,
-) -> (Duration, Reply, bool) {
+) -> (Duration, ReceiverReply, bool) {
     let script = draw_script(chance, behavior, timeout);
-    let mut reply = Reply::failed(ErrorClass::Reset, "as scripted".to_owned());
+    let mut reply = ReceiverReply::failed(ErrorClass::Reset, "as scripted".to_owned());
     reply.outcome = script.outcome.map_err(|class| (class, "as scripted".to_owned()));
     reply.retry_after = script.retry_after.map(ToOwned::to_owned);
     let agrees = script.takes && reply.outcome.is_ok();

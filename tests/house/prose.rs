@@ -1,4 +1,4 @@
-//! Plain language and sizes, in the directories that follow the rules already ([`CLEAN`]).
+//! Plain language and sizes of all Rust sources.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,8 +6,24 @@ use std::path::{Path, PathBuf};
 
 use crate::tidy::{root, sources};
 
-/// Directories that follow the rules. A directory of `src` joins when it is clean.
-const CLEAN: [&str; 4] = ["tests", "benches", "examples", "fuzz"];
+/// Directories with Rust sources.
+const DIRECTORIES: [&str; 5] = ["src", "tests", "benches", "examples", "fuzz"];
+
+/// Files that are still longer than [`FILE_LINES_MAX`]. The list must only become shorter.
+const LONG_FILES: [&str; 5] = [
+    "src/lanes/tests.rs",
+    "src/lanes/tests/promises.rs",
+    "src/outbox/conformance/oracle.rs",
+    "src/simulation/operations.rs",
+    "src/simulation/receivers.rs",
+];
+
+/// Functions that are still longer than [`FUNCTION_LINES_MAX`]. The list must only become shorter.
+const LONG_FUNCTIONS: [&str; 3] = [
+    "src/lanes/tests/lives.rs: random_lanes_never_wait_while_slots_are_free",
+    "src/lanes/tests/lives.rs: random_lane_sends_each_delivery_once_at_a_time",
+    "src/metrics.rs: new",
+];
 
 /// Words and phrases of convoluted prose.
 const BANNED: [&str; 26] = [
@@ -51,23 +67,23 @@ const NAME_MAX: usize = 60;
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 80;
 
-/// Each Rust file below [`CLEAN`], with its lines.
-fn clean_files() -> Vec<(String, Vec<String>)> {
+/// Each Rust file below [`DIRECTORIES`], with its lines.
+fn rust_files() -> Vec<(String, Vec<String>)> {
     let mut paths = Vec::new();
-    for directory in CLEAN {
+    for directory in DIRECTORIES {
         let path = root().join(directory);
         if path.is_dir() { sources(&path, &mut paths) } else { paths.push(path) }
     }
-    assert!(paths.len() > 60, "the sources are elsewhere");
+    assert!(paths.len() > 300, "the sources are elsewhere");
     let name = |path: &Path| path.strip_prefix(root()).unwrap().display().to_string();
     let lines = |path: &PathBuf| fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect();
     paths.iter().map(|path| (name(path), lines(path))).collect()
 }
 
-/// Fails with a line for each offence that `check` finds in a line of a clean file.
+/// Fails with a line for each offence that `check` finds in a line.
 fn check_lines(check: impl Fn(&str) -> Option<String>) {
     let mut offences = Vec::new();
-    for (name, lines) in clean_files() {
+    for (name, lines) in rust_files() {
         for (number, line) in lines.iter().enumerate() {
             offences.extend(check(line).map(|offence| format!("{name}:{}: {offence}", number + 1)));
         }
@@ -147,11 +163,11 @@ fn function_names_are_short_and_name_their_subject() {
     });
 }
 
-/// Only types of `src`: each test binary is a crate.
+/// Only types of `src`: each test binary is a crate. The lanes and the outbox both have outcomes.
 #[test]
 fn public_type_names_are_unique_in_the_crate() {
     let mut places = BTreeMap::<String, Vec<String>>::new();
-    for (file, lines) in clean_files().iter().filter(|(file, _)| file.starts_with("src/")) {
+    for (file, lines) in rust_files().iter().filter(|(file, _)| file.starts_with("src/")) {
         for name in lines.iter().filter_map(|line| public_type(line)) {
             places.entry(name.to_owned()).or_default().push(file.clone());
         }
@@ -162,26 +178,26 @@ fn public_type_names_are_unique_in_the_crate() {
 
 #[test]
 fn files_have_at_most_600_lines() {
-    let files = clean_files().into_iter().map(|(name, lines)| (name, lines.len()));
-    let long: Vec<_> = files.filter(|(_, lines)| *lines > FILE_LINES_MAX).collect();
-    assert!(long.is_empty(), "{long:?}");
+    let files = rust_files().into_iter().map(|(name, lines)| (name, lines.len()));
+    let long: Vec<_> = files.filter(|(_, lines)| *lines > FILE_LINES_MAX).map(|(name, _)| name).collect();
+    assert_eq!(long, LONG_FILES);
 }
 
 #[test]
 fn functions_have_at_most_80_lines() {
     let mut long = Vec::new();
-    for (file, lines) in clean_files() {
+    for (file, lines) in rust_files() {
         for (start, line) in lines.iter().enumerate() {
             let Some(name) = function(line).filter(|_| !line.ends_with('}')) else { continue };
             let indent: String = line.chars().take_while(|c| *c == ' ').collect();
             let ends = |line: &String| *line == format!("{indent}}}") || *line == format!("{indent}}};");
             let length = lines[start..].iter().take_while(|line| !ends(line)).count() + 1;
             if length > FUNCTION_LINES_MAX {
-                long.push(format!("{file}:{}: {name} has {length} lines", start + 1));
+                long.push(format!("{file}: {name}"));
             }
         }
     }
-    assert!(long.is_empty(), "{}", long.join("\n"));
+    assert_eq!(long, LONG_FUNCTIONS);
 }
 
 #[test]

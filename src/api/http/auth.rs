@@ -140,12 +140,12 @@ impl Principal {
 
 /// The configured admin key. Only its hash is in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdminKey {
+pub struct AdminKeyHash {
     hash: [u8; 32],
     is_guessable: bool,
 }
 
-impl AdminKey {
+impl AdminKeyHash {
     #[must_use]
     pub fn new(secret: &str) -> Self {
         Self { hash: hash_secret(secret), is_guessable: secret.len() < limits::UNGUESSABLE_KEY_BYTES_MIN }

@@ -24,7 +24,7 @@ pub(super) enum Target {
     StandardOutput,
     /// Written to in place.
     Fifo(PathBuf),
-    /// Replaced when the backup is complete. The last segment of the path is no link.
+    /// Replaced when the backup is complete. The last segment of the path is not a link.
     File(PathBuf),
 }
 

@@ -71,8 +71,12 @@ fn random_lanes_never_wait_while_slots_are_free() {
                     );
                     for _ in 0..random.usize(0..4).min(in_flight.len()) {
                         let (endpoint, key) = in_flight.swap_remove(random.usize(..in_flight.len()));
-                        let outcomes =
-                            [Outcome::Healthy, Outcome::Neutral, Outcome::Failing, Outcome::Failing];
+                        let outcomes = [
+                            AttemptOutcome::Healthy,
+                            AttemptOutcome::Neutral,
+                            AttemptOutcome::Failing,
+                            AttemptOutcome::Failing,
+                        ];
                         let outcome = outcomes[(endpoint.0 as usize + random.usize(0..6)) % 4];
                         end(&mut lanes, endpoint, key, outcome, now);
                         pending.remove(&key.event);
@@ -87,7 +91,7 @@ fn random_lanes_never_wait_while_slots_are_free() {
         loop {
             in_flight.extend(sends(&mut lanes, last));
             let Some((endpoint, key)) = in_flight.pop() else { break };
-            end(&mut lanes, endpoint, key, Outcome::Failing, last);
+            end(&mut lanes, endpoint, key, AttemptOutcome::Failing, last);
             pending.remove(&key.event);
         }
         assert!(pending.is_empty(), "seed {seed}: {} deliveries are lost", pending.len());
@@ -95,7 +99,7 @@ fn random_lanes_never_wait_while_slots_are_free() {
 }
 
 /// Ends and records the last attempt of a delivery.
-fn end(lanes: &mut Lanes, endpoint: EndpointNumber, key: DueKey, outcome: Outcome, now: Now) {
+fn end(lanes: &mut Lanes, endpoint: EndpointNumber, key: DueKey, outcome: AttemptOutcome, now: Now) {
     lanes.on_finished(endpoint, key, outcome, now);
     lanes.on_settled(endpoint, key, Position(u64::MAX), now);
     lanes.on_recorded(endpoint, key, now);
@@ -134,7 +138,7 @@ fn random_lanes_keep_host_counts_exact() {
                 4..=7 => lanes.on_due(endpoint, key(step, step + 1), FRESH, Position(step + 1), now),
                 _ if !in_flight.is_empty() => {
                     let (endpoint, key) = in_flight.swap_remove(random(in_flight.len() as u64) as usize);
-                    lanes.on_finished(endpoint, key, Outcome::Healthy, now);
+                    lanes.on_finished(endpoint, key, AttemptOutcome::Healthy, now);
                     lanes.on_settled(endpoint, key, Position(step + 1), now);
                     lanes.on_recorded(endpoint, key, now);
                 }
@@ -307,10 +311,10 @@ pub(super) fn random_lane_sends_each_delivery_once_at_a_time() {
                             // The outcome is recorded before the lane learns of the end.
                             let again = self::key(millis + random(60), key.event.0);
                             model.record(key, (!last && random(2) == 0).then_some(again));
-                            lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                            lanes.on_finished(ONE, key, AttemptOutcome::Healthy, now);
                             continue;
                         }
-                        lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                        lanes.on_finished(ONE, key, AttemptOutcome::Healthy, now);
                         model.outcomes.push_back(key);
                     }
                 }
@@ -372,7 +376,7 @@ pub(super) fn random_lane_sends_each_delivery_once_at_a_time() {
                 }
             }
             while let Some((key, _)) = model.in_flight.pop_first() {
-                lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                lanes.on_finished(ONE, key, AttemptOutcome::Healthy, now);
                 model.record(key, None);
             }
             while let Some(key) = model.outcomes.pop_front() {

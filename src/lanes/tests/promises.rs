@@ -117,18 +117,18 @@ fn reserving_lane_leaves_its_slots_to_others() {
         // The disk is full for two minutes. The other lane uses the only slot.
         let first = sends(&mut lanes, at(1));
         assert_eq!(first, [(TWO, key(0, 1))]);
-        lanes.on_finished(TWO, key(0, 1), Outcome::Healthy, at(120_000));
+        lanes.on_finished(TWO, key(0, 1), AttemptOutcome::Healthy, at(120_000));
         assert_eq!(sends(&mut lanes, at(120_000)), [(TWO, key(0, 2))]);
         lanes.on_reserved(ONE, &reservation, at(120_001));
         assert_eq!(sends(&mut lanes, at(120_001)), []);
         // The reservation is too old: the lane requests another; its slot goes to the other lane.
-        lanes.on_finished(TWO, key(0, 2), Outcome::Healthy, at(120_002));
+        lanes.on_finished(TWO, key(0, 2), AttemptOutcome::Healthy, at(120_002));
         let reservation = next_reservation(&mut lanes, 120_002);
         assert_eq!(sends(&mut lanes, at(120_002)), [(TWO, key(0, 3))]);
         lanes.on_reserved(ONE, &reservation, at(120_003));
         assert_eq!(sends(&mut lanes, at(120_003)), []);
         // The lane spent its turn on the reservation, so it gets the next slot.
-        lanes.on_finished(TWO, key(0, 3), Outcome::Healthy, at(180_000));
+        lanes.on_finished(TWO, key(0, 3), AttemptOutcome::Healthy, at(180_000));
         assert_eq!(sends(&mut lanes, at(180_000)), [(ONE, key(0, 1))], "{host_max_in_flight}");
     }
 }
@@ -161,7 +161,7 @@ fn old_reservation_is_renewed_so_that_the_rate_holds() {
 #[test]
 fn reserved_lane_waits_for_a_hold_or_an_open_circuit() {
     // Five failures open the circuit.
-    for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
+    for outcome in [throttled(at(60_000).wall), AttemptOutcome::Failing] {
         let mut lanes = lanes(1_000);
         lanes.on_endpoint(ONE, policy_with_rate(1, MINUTE, 10, 1), Backlog::None, at(0));
         fill(&mut lanes, ONE, 1..10);
@@ -195,7 +195,7 @@ fn fast_rate_reserves_for_many_requests_at_once() {
             match action {
                 Action::Send { key, .. } => {
                     sent += 1;
-                    lanes.on_finished(ONE, key, Outcome::Healthy, at(millis));
+                    lanes.on_finished(ONE, key, AttemptOutcome::Healthy, at(millis));
                 }
                 Action::Reserve { reservation, .. } => {
                     reserved += 1;
@@ -215,7 +215,7 @@ fn returned_probe_permits_another_one() {
     lanes.on_endpoint(ONE, LanePolicy { max_in_flight: 5, ..policy() }, Backlog::None, at(0));
     fill(&mut lanes, ONE, 1..50);
     for (_, key) in sends(&mut lanes, at(1)) {
-        lanes.on_finished(ONE, key, Outcome::Failing, at(1));
+        lanes.on_finished(ONE, key, AttemptOutcome::Failing, at(1));
     }
     for round in 0..3 {
         let now = at(6_000 + round);
@@ -227,12 +227,12 @@ fn returned_probe_permits_another_one() {
     }
     // A failed probe and a returned one keep the probe interval.
     let probe = sends(&mut lanes, at(7_000));
-    lanes.on_finished(ONE, probe[0].1, Outcome::Failing, at(7_000));
+    lanes.on_finished(ONE, probe[0].1, AttemptOutcome::Failing, at(7_000));
     assert_eq!(count_sends(&mut lanes, at(16_999)), 0);
     let probe = sends(&mut lanes, at(17_000));
     lanes.on_returned(ONE, probe[0].1, FRESH, at(17_000));
     let probe = sends(&mut lanes, at(17_001));
-    lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(17_001));
+    lanes.on_finished(ONE, probe[0].1, AttemptOutcome::Healthy, at(17_001));
     assert_eq!(count_sends(&mut lanes, at(17_001)), 5);
 }
 
@@ -244,13 +244,13 @@ fn second_outage_is_probed_like_the_first() {
     let mut now = 0;
     for outage in 0..3 {
         for (_, key) in sends(&mut lanes, at(now)) {
-            lanes.on_finished(ONE, key, Outcome::Failing, at(now));
+            lanes.on_finished(ONE, key, AttemptOutcome::Failing, at(now));
         }
         assert_eq!(count_sends(&mut lanes, at(now + 4_999)), 0, "outage {outage}");
         now += 5_000;
         let probe = sends(&mut lanes, at(now));
         assert_eq!(probe.len(), 1, "outage {outage}");
-        lanes.on_finished(ONE, probe[0].1, Outcome::Healthy, at(now));
+        lanes.on_finished(ONE, probe[0].1, AttemptOutcome::Healthy, at(now));
     }
 }
 
@@ -265,7 +265,7 @@ fn second_opening_ends_a_second_hold() {
         let revision = 1 + 2 * round;
         let sent = sends(&mut lanes, at(1));
         let hold = Hold { until: at(86_400_000).wall, revision: Position(revision) };
-        lanes.on_finished(ONE, sent[0].1, Outcome::Throttled(hold), at(1));
+        lanes.on_finished(ONE, sent[0].1, AttemptOutcome::Throttled(hold), at(1));
         assert_eq!(count_sends(&mut lanes, at(80_000_000)), 0, "round {round}");
         lanes.on_endpoint(ONE, gate(Gate::Paused, revision + 1), Backlog::None, at(2));
         assert_eq!(count_sends(&mut lanes, at(80_000_000)), 0, "round {round}");
@@ -276,7 +276,7 @@ fn second_opening_ends_a_second_hold() {
 
 #[test]
 fn hold_and_circuit_end_when_the_host_changes() {
-    for outcome in [throttled(at(60_000).wall), Outcome::Failing] {
+    for outcome in [throttled(at(60_000).wall), AttemptOutcome::Failing] {
         let mut lanes = lanes(100);
         let at_host = |host: &str, revision| LanePolicy {
             host: host.into(),
@@ -319,17 +319,17 @@ fn lane_reports_when_its_receiver_shut_it() {
     for _ in 1..=5 {
         assert_eq!(shut_since(&mut lanes, at(0)), None);
     }
-    (1..=5).for_each(|event| end(&mut lanes, event, Outcome::Failing, 100));
+    (1..=5).for_each(|event| end(&mut lanes, event, AttemptOutcome::Failing, 100));
     // Two probes; the first one fails.
     assert_eq!(shut_since(&mut lanes, at(5_100)), Some(100));
-    end(&mut lanes, 6, Outcome::Failing, 5_200);
+    end(&mut lanes, 6, AttemptOutcome::Failing, 5_200);
     assert_eq!(shut_since(&mut lanes, at(20_000)), Some(100));
-    end(&mut lanes, 7, Outcome::Healthy, 20_100);
+    end(&mut lanes, 7, AttemptOutcome::Healthy, 20_100);
     assert_eq!(shut_since(&mut lanes, at(20_100)), None);
     // Only the first request after a hold has it.
     end(&mut lanes, 8, throttled(at(60_000).wall), 20_200);
     assert_eq!(shut_since(&mut lanes, at(60_000)), Some(20_200));
-    end(&mut lanes, 9, Outcome::Healthy, 60_100);
+    end(&mut lanes, 9, AttemptOutcome::Healthy, 60_100);
     assert_eq!(shut_since(&mut lanes, at(60_100)), None);
     // An operator opens the endpoint.
     end(&mut lanes, 10, throttled(at(90_000).wall), 60_200);
@@ -428,7 +428,7 @@ impl RestartedLane {
                         self.sent.push(now.wall.millis());
                         // The outcome is recorded, or lost by the crash.
                         if self.random.u8(0..3) > 0 {
-                            lanes.on_finished(ONE, key, Outcome::Healthy, now);
+                            lanes.on_finished(ONE, key, AttemptOutcome::Healthy, now);
                             lanes.on_settled(ONE, key, Position(event), now);
                             lanes.on_recorded(ONE, key, now);
                         }
@@ -535,10 +535,10 @@ impl FaultyLane {
             Hold { until: now.plus(Duration::from_millis(300)).wall, revision: Position(self.revision) };
         let outcome = match self.random.u8(0..9) {
             0 | 1 => return self.lanes.on_returned(ONE, key, FRESH, now),
-            2..6 => Outcome::Failing,
-            6 => Outcome::Neutral,
-            7 => Outcome::Throttled(hold),
-            _ => Outcome::Healthy,
+            2..6 => AttemptOutcome::Failing,
+            6 => AttemptOutcome::Neutral,
+            7 => AttemptOutcome::Throttled(hold),
+            _ => AttemptOutcome::Healthy,
         };
         self.finish(key, outcome, now);
     }
@@ -550,7 +550,7 @@ impl FaultyLane {
         }
     }
 
-    fn finish(&mut self, key: DueKey, outcome: Outcome, now: Now) {
+    fn finish(&mut self, key: DueKey, outcome: AttemptOutcome, now: Now) {
         self.lanes.on_finished(ONE, key, outcome, now);
         self.lanes.on_settled(ONE, key, Position(u64::MAX), now);
         self.lanes.on_recorded(ONE, key, now);
@@ -589,7 +589,7 @@ fn lane_recovers_from_repeated_random_faults() {
             millis += 100;
             faulty.confirm_reservation(at(millis));
             for key in std::mem::take(&mut faulty.in_flight) {
-                faulty.finish(key, Outcome::Healthy, at(millis));
+                faulty.finish(key, AttemptOutcome::Healthy, at(millis));
             }
             faulty.send(at(millis));
         }

@@ -62,7 +62,8 @@ struct Health {
     failures: Vec<Arc<Attempt>>,
     last_success: Position,
     is_open: bool,
-    /// Position of the record that last activated the endpoint, or moved it to another host while it was active.
+    /// Position of the record that last activated the endpoint, or moved it to another host
+    /// while it was active.
     opened: Position,
     /// Host of the receiver.
     host: Option<String>,
@@ -110,7 +111,7 @@ impl Oracle {
                 let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
                 let host = host_of(&endpoint.url);
                 let is_active = endpoint.status == EndpointStatus::Active;
-                // Sealing secrets again is no change.
+                // Sealing secrets again is not a change.
                 let changed = Some((endpoint.updated_at, endpoint.status));
                 if std::mem::replace(&mut health.changed, changed) != changed && is_active {
                     health.failures.clear();

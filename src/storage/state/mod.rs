@@ -81,7 +81,7 @@ const TAGS: &[u8] = b"ACcKDPWEOXSIJLRT0";
 
 /// Position that the rows reflect, and what was deleted without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub struct StateCursor {
     pub applied: Position,
     pub totals: Totals,
     /// Number of checkpoints so far.
@@ -117,14 +117,14 @@ impl State {
     /// As [`Self::open`], with open rows.
     pub(crate) fn with_rows(base: RowStore, journal_end: Position) -> Result<Self, StateError> {
         let cursor = match base.get(CURSOR) {
-            None if base.is_empty() => Cursor::default(),
+            None if base.is_empty() => StateCursor::default(),
             None => return Err(StateError::Damaged("the cursor row is missing")),
-            Some(value) => match Cursor::read(&value) {
+            Some(value) => match StateCursor::read(&value) {
                 Some(cursor) => cursor,
                 None => return Err(layout_error(&value, journal_end)),
             },
         };
-        let Cursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
+        let StateCursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
         if applied > journal_end {
             return Err(StateError::Ahead { applied, journal_end });
         }
@@ -358,7 +358,7 @@ impl State {
         differs: &mut dyn FnMut(String),
         looked_at: &mut dyn FnMut(u64),
     ) -> u64 {
-        let Cursor { totals, expired_until, cutoffs, .. } = self.cursor();
+        let StateCursor { totals, expired_until, cutoffs, .. } = self.cursor();
         let meant = folded.cursor().totals;
         let events_differ = totals.events != meant.events && !(gaps && totals.events > meant.events);
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
@@ -382,8 +382,8 @@ impl State {
 
     /// The cursor that a checkpoint would write now.
     #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        Cursor {
+    pub fn cursor(&self) -> StateCursor {
+        StateCursor {
             applied: self.applied,
             totals: self.fold.totals,
             checkpoints: self.fold.checkpoints(),
@@ -434,7 +434,8 @@ impl State {
     /// When the rows cannot be opened, or reflect neither the last checkpoint nor the failed one.
     pub fn reopen(&mut self) -> Result<(), StateError> {
         self.rows.base_mut().reopen()?;
-        let found = self.rows.base().get(CURSOR).and_then(|value| Cursor::read(&value)).unwrap_or_default();
+        let found =
+            self.rows.base().get(CURSOR).and_then(|value| StateCursor::read(&value)).unwrap_or_default();
         if [self.checkpointed, self.applied].contains(&found.applied) {
             Ok(())
         } else {
@@ -480,7 +481,7 @@ fn layout_error(cursor: &[u8], journal_end: Position) -> StateError {
     }
 }
 
-impl Cursor {
+impl StateCursor {
     fn write(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(48);
         let Totals { pending, dead, events } = self.totals;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, CourierSettings, OutboundRequest, Proxy, Reply, Resolver};
+use balto::courier::{Courier, CourierSettings, OutboundRequest, Proxy, ReceiverReply, Resolver};
 use balto::domain::ErrorClass;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -76,11 +76,11 @@ pub(crate) fn outbound_request(url: &str, timeout: Duration) -> OutboundRequest 
     OutboundRequest::new(url, hyper::HeaderMap::new(), Bytes::from_static(b"{}"), timeout).unwrap()
 }
 
-pub(crate) async fn send(courier: &Courier, url: &str) -> Reply {
+pub(crate) async fn send(courier: &Courier, url: &str) -> ReceiverReply {
     courier.send(outbound_request(url, WAIT_MAX)).await.unwrap()
 }
 
-pub(crate) fn failure(reply: &Reply) -> (ErrorClass, &str) {
+pub(crate) fn failure(reply: &ReceiverReply) -> (ErrorClass, &str) {
     match &reply.outcome {
         Err((class, words)) => (*class, words),
         Ok(status) => panic!("status {status} instead of a failure"),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balto::courier::guard::EgressPolicy;
-use balto::courier::{Courier, CourierSettings, OutboundRequest, Reply, SystemResolver};
+use balto::courier::{Courier, CourierSettings, OutboundRequest, ReceiverReply, SystemResolver};
 use hyper::header::HeaderMap;
 
 /// The courier of a daemon with `--dev`.
@@ -36,11 +36,11 @@ fn settings() -> CourierSettings {
 }
 
 /// One attempt; `id` distinguishes it from the others.
-async fn send(courier: &Courier, url: &str, id: &str, timeout: Duration) -> Reply {
+async fn send(courier: &Courier, url: &str, id: &str, timeout: Duration) -> ReceiverReply {
     send_body(courier, url, id, b"{}", timeout).await
 }
 
-async fn send_body(courier: &Courier, url: &str, id: &str, body: &[u8], timeout: Duration) -> Reply {
+async fn send_body(courier: &Courier, url: &str, id: &str, body: &[u8], timeout: Duration) -> ReceiverReply {
     let mut headers = HeaderMap::new();
     headers.insert("webhook-id", id.parse().unwrap());
     let outbound_request = OutboundRequest::new(url, headers, body.to_vec().into(), timeout).unwrap();

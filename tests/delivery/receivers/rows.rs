@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use balto::courier::Reply;
+use balto::courier::ReceiverReply;
 use balto::domain::ErrorClass;
 use balto::limits;
 use tokio::io::AsyncReadExt as _;
@@ -20,7 +20,7 @@ const BUFFERS_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const _: () = assert!(BUFFERS_BYTES_MAX < FLOOD_BYTES_MAX); // a flood exceeds the socket buffers
 
 /// Runs the courier against each case of a row; returns the results for further checks.
-async fn run_cases(row: &str) -> Vec<(Case, Reply, Chaos)> {
+async fn run_cases(row: &str) -> Vec<(Case, ReceiverReply, Chaos)> {
     let mut met = Vec::new();
     for case in table_f::all().into_iter().filter(|case| case.row == row) {
         let receiver = Chaos::start(&case.script);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::model::{EndpointBody, EndpointInput};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
-use super::settings::{self, Settings};
+use super::settings::{self, EndpointSettings};
 use crate::api::http::auth::Audience;
 use crate::api::http::problem::{Errors, Problem, pointer};
 use crate::api::http::reply::Reply;
@@ -36,7 +36,7 @@ fn check_settings(
     input: &EndpointInput,
     kept: &[(Box<str>, Box<str>)],
     errors: &mut Errors,
-) -> Settings {
+) -> EndpointSettings {
     let check = |name: &str, value: &str| {
         let is_kept = kept.iter().any(|(one, other)| (&**one, &**other) == (name, value));
         if is_kept { Ok(()) } else { Endpoints(&call.api.context).check_header(name, value) }
@@ -70,7 +70,7 @@ fn url_text<'a>(input: &'a EndpointInput, errors: &mut Errors) -> &'a str {
 }
 
 /// The headers with unsealed values. The commit thread seals them.
-fn sensitive_headers(settings: &Settings) -> Vec<(Box<str>, Sealed)> {
+fn sensitive_headers(settings: &EndpointSettings) -> Vec<(Box<str>, Sealed)> {
     let plain =
         |(name, value): (&String, &String)| (name.as_str().into(), Sealed::Plain(value.as_bytes().into()));
     settings.sensitive_headers.iter().map(plain).collect()
@@ -94,7 +94,7 @@ fn move_secret_headers(endpoint: &Endpoint) -> Endpoint {
 fn merge_sensitive_headers(
     kept: &[(Box<str>, Sealed)],
     patch: &Value,
-    settings: &Settings,
+    settings: &EndpointSettings,
     errors: &mut Errors,
 ) -> Vec<(Box<str>, Sealed)> {
     let change = patch.get("sensitiveHeaders");
@@ -173,7 +173,7 @@ struct NewEndpoint {
     id: EndpointId,
     tenant: Tenant,
     url: String,
-    settings: Settings,
+    settings: EndpointSettings,
     secret: RequestedSecret,
     client_certificate: Option<ClientCertificate>,
 }

@@ -491,7 +491,7 @@ pub struct LaneBody {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ReplayInput {
+pub struct EndpointReplayInput {
     #[schemars(extend("format" = "date-time"))]
     pub(super) since: String,
     /// Default: now.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::handlers::{find, find_writable};
-use super::model::{LaneBody, LatencyBody, ReplayInput, StatsBody};
+use super::model::{EndpointReplayInput, LaneBody, LatencyBody, StatsBody};
 use super::settings;
 use crate::api::Call;
 use crate::api::http::body;
@@ -73,7 +73,7 @@ pub async fn lane(call: &Call) -> Result<Reply, Problem> {
 
 /// `POST /v1/endpoints/{id}/replay`
 pub async fn replay(call: &Call) -> Result<Reply, Problem> {
-    let input: ReplayInput = body::parse(&call.body)?;
+    let input: EndpointReplayInput = body::parse(&call.body)?;
     let endpoint = find_writable(call)?;
     let mut errors = Errors::default();
     let since = errors.check("/since", text::parse_bound(&input.since));

@@ -29,7 +29,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// The validated members, except `url`, `tenant`, `secret` and `clientCertificate`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct EndpointSettings {
     pub description: Box<str>,
     pub event_types: Vec<Pattern>,
     pub headers: Vec<(Box<str>, Box<str>)>,
@@ -56,7 +56,7 @@ impl EndpointInput {
         defaults: &EndpointDefaults,
         check_header: impl Fn(&str, &str) -> Result<(), String>,
         errors: &mut Errors,
-    ) -> Settings {
+    ) -> EndpointSettings {
         let description = self.description.as_deref().unwrap_or_default();
         if description.len() > DESCRIPTION_BYTES_MAX {
             errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
@@ -64,7 +64,7 @@ impl EndpointInput {
         let in_flight_max = u64::from(limits::IN_FLIGHT_PER_ENDPOINT_MAX);
         let given = headers("/headers", self.headers.as_ref(), &check_header, errors);
         let (secret, plain) = given.into_iter().partition(|(name, _)| is_secret(name));
-        Settings {
+        EndpointSettings {
             description: description.into(),
             event_types: self.event_types(errors),
             headers: plain,

@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 
 use super::batch::post_batch;
-use super::model::{AcceptedBody, EventBody, EventInput, ReplayInput};
+use super::model::{AcceptedBody, EventBody, EventInput, EventReplayInput};
 use crate::api::http::problem::{Errors, FieldError, Problem};
 use crate::api::http::reply::Reply;
 use crate::api::http::{body, idempotency};
@@ -198,7 +198,7 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 pub async fn replay(call: &Call) -> Result<Reply, Problem> {
     let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
-    let input: ReplayInput = body::parse_or_default(&call.body)?;
+    let input: EventReplayInput = body::parse_or_default(&call.body)?;
     let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
     call.run_once(tenant.as_str(), async |key| {
         let keyed = CountBody::keyed(key);

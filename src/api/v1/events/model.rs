@@ -120,7 +120,7 @@ pub struct BatchAnswer {
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ReplayInput {
+pub struct EventReplayInput {
     /// Default: the endpoints that the event matches now.
     #[schemars(
         length(min = 1, max = 1000),
