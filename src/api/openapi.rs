@@ -11,16 +11,17 @@ use crate::api::Call;
 use crate::api::http::auth::Access;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
+use crate::api::http::response::Json;
 use crate::api::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
 use crate::api::v1::lists::{self, Kind, Param};
 use crate::api::v1::{cloudevents, events};
 use crate::limits;
 
 /// `GET /v1/openapi.json`
-pub async fn get(_call: &Call) -> Result<Reply, Problem> {
+pub async fn get(_call: &Call) -> Result<Json<Map<String, Value>>, Problem> {
     static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
     let bytes = DOCUMENT.get_or_init(|| Bytes::from(document().to_string()));
-    Ok(Reply::bytes(200, bytes.clone()))
+    Ok(Json::from_reply(Reply::bytes(200, bytes.clone())))
 }
 
 /// The whole document.

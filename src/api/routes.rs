@@ -5,25 +5,14 @@ use std::pin::Pin;
 
 use axum::routing::MethodFilter;
 use schemars::{JsonSchema, SchemaGenerator};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::api::http::auth::Access;
-use crate::api::http::body;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
-use crate::api::v1::CountBody;
-use crate::api::v1::dead_letters::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
-use crate::api::v1::deliveries::model::{DeliveryBody, DeliveryDetailBody};
-use crate::api::v1::endpoints::model::{
-    EndpointBody, EndpointInput, EndpointReplayInput, LaneBody, PublicKeysBody, RotateInput, SecretBody,
-    StatsBody,
-};
-use crate::api::v1::events::model::{
-    AcceptedBody, BatchAnswer, BatchSchema, EventBody, EventInput, EventReplayInput,
-};
-use crate::api::v1::handshakes::model::Granted;
-use crate::api::v1::keys::model::{KeyBody, KeyInput};
-use crate::api::v1::lists::{self, ListBody, Param};
+use crate::api::http::request::RequestBody;
+use crate::api::http::response::OperationResponse;
+use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{backup, cloudevents, dead_letters, deliveries, endpoints, events, handshakes, keys};
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
@@ -69,7 +58,7 @@ pub enum Repeat {
     /// The header is ignored.
     Plain,
     /// The original response is returned. The handler commits the response with its effect.
-    Answered,
+    Stored,
     /// The first request invalidates the resource in its path.
     Once,
 }
@@ -145,48 +134,48 @@ pub fn is_reserved_event_id(id: &str) -> bool {
     ROUTES.iter().any(|route| route.path.strip_prefix("/v1/events/") == Some(id))
 }
 
-const JSON: &[&str] = &["application/json"];
-const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
-const JSON_OR_LINES: &[&str] = &["application/json", events::handlers::NDJSON];
-const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
-
-fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
+pub fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
     generator.subschema_for::<T>().to_value()
 }
 
-/// Unlike a change, a creation requires `url`.
-fn new_endpoint(generator: &mut SchemaGenerator) -> Value {
-    let input = schema::<EndpointInput>(generator);
-    json!({"allOf": [input, {"type": "object", "required": ["url"], "properties": {"url": {"type": "string"}}}]})
+/// The response declaration of a handler without a body.
+const fn response<'a, H, F, R>(_: &H) -> (u16, Option<SchemaOf>)
+where
+    H: Fn(&'a Call) -> F,
+    F: Future<Output = Result<R, Problem>>,
+    R: OperationResponse,
+{
+    (R::STATUS, R::SCHEMA)
 }
 
-/// The response to a single event, or to a batch.
-fn publish_response(generator: &mut SchemaGenerator) -> Value {
-    json!({"anyOf": [schema::<AcceptedBody<'static>>(generator), schema::<BatchAnswer>(generator)]})
+/// The declarations of a handler with a body.
+const fn request_and_response<'a, H, B, F, R>(_: &H) -> (BodySpec, (u16, Option<SchemaOf>))
+where
+    H: Fn(&'a Call, B) -> F,
+    B: RequestBody,
+    F: Future<Output = Result<R, Problem>>,
+    R: OperationResponse,
+{
+    (B::SPEC, (R::STATUS, R::SCHEMA))
 }
 
-fn any_object(_: &mut SchemaGenerator) -> Value {
-    json!({"type": "object"})
-}
-
-const fn json_body(schema: SchemaOf) -> Option<BodySpec> {
-    Some(BodySpec { need: Need::Required, limit: Limit::Request, media: JSON, schema })
-}
-
-const fn optional_body(schema: SchemaOf) -> Option<BodySpec> {
-    Some(BodySpec { need: Need::Optional, limit: Limit::Request, media: JSON, schema })
-}
-
-const NO_ARGUMENTS: Option<BodySpec> = Some(BodySpec {
-    need: Need::Nothing,
-    limit: Limit::Request,
-    media: JSON,
-    schema: schema::<body::Nothing>,
-});
-
+/// One row of the table. `body HANDLER` is a handler that takes a body. Body, status and response
+/// are those of the handler's types.
 macro_rules! route {
-    ($verb:ident $path:literal, $operation:literal, $summary:literal, $access:ident, $query:expr, $body:expr,
-     $repeat:ident, $status:literal, $answer:expr, $run:path) => {
+    ($verb:ident $path:literal, $operation:literal, $summary:literal, $access:ident, $query:expr,
+     $repeat:ident, body $run:path) => {
+        route!(@row $verb $path, $operation, $summary, $access, $query, $repeat,
+            Some(const { request_and_response(&$run).0 }), const { request_and_response(&$run).1 },
+            |call| Box::pin(async { Ok($run(call, RequestBody::read(call)?).await?.into_reply()) }))
+    };
+    ($verb:ident $path:literal, $operation:literal, $summary:literal, $access:ident, $query:expr,
+     $repeat:ident, $run:path) => {
+        route!(@row $verb $path, $operation, $summary, $access, $query, $repeat,
+            None, const { response(&$run) },
+            |call| Box::pin(async { Ok($run(call).await?.into_reply()) }))
+    };
+    (@row $verb:ident $path:literal, $operation:literal, $summary:literal, $access:ident,
+     $query:expr, $repeat:ident, $body:expr, $response:expr, $run:expr) => {
         Route {
             verb: Verb::$verb,
             path: $path,
@@ -196,14 +185,9 @@ macro_rules! route {
             query: $query,
             body: $body,
             repeat: Repeat::$repeat,
-            status: $status,
-            answer: $answer,
-            run: {
-                fn run(call: &Call) -> Answering<'_> {
-                    Box::pin($run(call))
-                }
-                run
-            },
+            status: $response.0,
+            answer: $response.1,
+            run: $run,
         }
     };
 }
@@ -226,82 +210,79 @@ pub fn methods(path: &str) -> String {
 /// Every operation of the API listener.
 pub static ROUTES: &[Route] = &[
     route!(Post "/v1/events", "publishEvent", "Publish an event: Balto's own format, or a CloudEvent in structured, batched or binary mode",
-        Publish, lists::PUBLISH,
-        Some(BodySpec { need: Need::Required, limit: Limit::Event, media: JSON_OR_CLOUDEVENTS, schema: schema::<EventInput<'static>> }),
-        Answered, 202, Some(publish_response), events::handlers::post),
-    route!(Get "/v1/events", "listEvents", "List events, newest first", ReadEvents, lists::EVENTS, None,
-        Plain, 200, Some(schema::<ListBody<EventBody<'static>>>), events::handlers::list),
-    route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 independent events", Publish, NONE,
-        Some(BodySpec { need: Need::Required, limit: Limit::Batch, media: JSON_OR_LINES, schema: schema::<BatchSchema<'static>> }),
-        Answered, 202, Some(schema::<BatchAnswer>), events::batch::post_batch),
-    route!(Get "/v1/events/{id}", "getEvent", "Get an event and its deliveries", ReadEvents, lists::ONE_EVENT, None,
-        Plain, 200, Some(schema::<EventBody<'static>>), events::handlers::get),
-    route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again", Admin, lists::ONE_EVENT,
-        optional_body(schema::<EventReplayInput>), Answered, 202, Some(schema::<CountBody>), events::handlers::replay),
-    route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint", Admin, NONE, json_body(new_endpoint),
-        Answered, 201, Some(schema::<EndpointBody>), endpoints::handlers::create),
-    route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first", Read, lists::ENDPOINTS, None,
-        Plain, 200, Some(schema::<ListBody<EndpointBody>>), endpoints::handlers::list),
-    route!(Get "/v1/endpoints/{id}", "getEndpoint", "Get an endpoint", Read, NONE, None,
-        Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::get),
-    route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null restores a default", Admin, NONE,
-        Some(BodySpec { need: Need::Required, limit: Limit::Request, media: MERGE_PATCH, schema: schema::<EndpointInput> }),
-        Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::patch),
-    route!(Delete "/v1/endpoints/{id}", "deleteEndpoint", "Delete an endpoint", Admin, NONE, None,
-        Plain, 204, None, endpoints::handlers::delete),
-    route!(Post "/v1/endpoints/{id}/pause", "pauseEndpoint", "Hold an endpoint's deliveries", Admin, NONE,
-        NO_ARGUMENTS, Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::pause),
-    route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Resume a paused or disabled endpoint", Admin, NONE,
-        NO_ARGUMENTS, Plain, 200, Some(schema::<EndpointBody>), endpoints::handlers::resume),
-    route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Revoke consent and repeat the handshake at once", Admin, NONE,
-        NO_ARGUMENTS, Plain, 202, Some(schema::<EndpointBody>), handshakes::handlers::repeat),
-    route!(Get "/v1/handshakes/{token}", "openHandshake", "Grant a receiver's consent by opening its callback URL", Public, NONE, None,
-        Once, 200, Some(schema::<Granted>), handshakes::handlers::grant),
-    route!(Post "/v1/handshakes/{token}", "grantHandshake", "Grant a receiver's consent, optionally with `WebHook-Allowed-Rate`", Public, NONE, None,
-        Plain, 200, Some(schema::<Granted>), handshakes::handlers::grant),
-    route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone", Admin, NONE,
-        NO_ARGUMENTS, Answered, 202, Some(schema::<AcceptedBody<'static>>), endpoints::handlers::test),
-    route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "Get the signing secrets", Admin, NONE, None,
-        Plain, 200, Some(schema::<SecretBody>), endpoints::secrets::secret),
-    route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "Get the public keys that verify `v1a` signatures", Read, NONE, None,
-        Plain, 200, Some(schema::<PublicKeysBody>), endpoints::secrets::public_keys),
-    route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Rotate the signing secret", Admin, NONE,
-        optional_body(schema::<RotateInput>), Answered, 200, Some(schema::<SecretBody>), endpoints::secrets::rotate),
-    route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Get counts and latencies of a time window", Read, lists::WINDOW, None,
-        Plain, 200, Some(schema::<StatsBody>), endpoints::reports::stats),
-    route!(Get "/v1/endpoints/{id}/lane", "getEndpointLane", "Get the state of an endpoint's lane: pending deliveries and the wait reason", Read, NONE, None,
-        Plain, 200, Some(schema::<LaneBody>), endpoints::reports::lane),
-    route!(Post "/v1/endpoints/{id}/replay", "replayEndpoint", "Deliver past events to an endpoint", Admin, NONE,
-        json_body(schema::<EndpointReplayInput>), Answered, 202, Some(schema::<CountBody>), endpoints::reports::replay),
-    route!(Get "/v1/deliveries", "listDeliveries", "List deliveries, newest first", ReadEvents, lists::DELIVERIES, None,
-        Plain, 200, Some(schema::<ListBody<DeliveryBody>>), deliveries::handlers::list),
-    route!(Get "/v1/deliveries/{id}", "getDelivery", "Get a delivery and its attempts", ReadEvents, NONE, None,
-        Plain, 200, Some(schema::<DeliveryDetailBody>), deliveries::handlers::get),
-    route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Make a delivery due now", Admin, NONE,
-        NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), deliveries::handlers::retry),
-    route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Cancel a pending delivery", Admin, NONE,
-        NO_ARGUMENTS, Answered, 200, Some(schema::<DeliveryBody>), deliveries::handlers::cancel),
-    route!(Get "/v1/dead-letters", "listDeadLetters", "List dead letters, newest first", Read, lists::DEAD_LETTERS, None,
-        Plain, 200, Some(schema::<ListBody<DeadLetterBody>>), dead_letters::handlers::list),
-    route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters that match a filter; without a filter, all that the key can see", Admin, NONE,
-        optional_body(schema::<LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::handlers::redrive_matching),
-    route!(Post "/v1/dead-letters/purge", "purgeDeadLetters", "Purge all dead letters that match a filter; `{}` matches all that the key can see", Admin, NONE,
-        json_body(schema::<LettersInput>), Answered, 202, Some(schema::<CountBody>), dead_letters::handlers::purge_matching),
-    route!(Get "/v1/dead-letters/{deliveryId}", "getDeadLetter", "Get a dead letter with its event and attempts", Read, NONE, None,
-        Plain, 200, Some(schema::<DeadLetterDetailBody<'static>>), dead_letters::handlers::get),
-    route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Purge a dead letter", Admin, NONE, None,
-        Plain, 204, None, dead_letters::handlers::purge),
-    route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Redrive a dead letter: start a new retry series", Admin, NONE,
-        NO_ARGUMENTS, Answered, 202, Some(schema::<DeliveryBody>), dead_letters::handlers::redrive),
-    route!(Get "/v1/backup", "getBackup", "Get a part of a full backup, for `balto restore`", Operator, lists::BACKUP, None,
-        Plain, 200, Some(schema::<backup::model::BackupBody>), backup::handlers::part),
-    route!(Post "/v1/keys", "createKey", "Create an API key", Operator, NONE, json_body(schema::<KeyInput>),
-        Answered, 201, Some(schema::<KeyBody>), keys::handlers::create),
-    route!(Get "/v1/keys", "listKeys", "List API keys, newest first", Operator, lists::KEYS, None,
-        Plain, 200, Some(schema::<ListBody<KeyBody>>), keys::handlers::list),
-    route!(Get "/v1/keys/{id}", "getKey", "Get an API key, without its secret", Operator, NONE, None,
-        Plain, 200, Some(schema::<KeyBody>), keys::handlers::get),
-    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key", Operator, NONE, None, Plain, 204, None, keys::handlers::delete),
-    route!(Get "/v1/openapi.json", "getOpenapi", "Get this document", Public, NONE, None,
-        Plain, 200, Some(any_object), openapi::get),
+        Publish, lists::PUBLISH, Stored, body events::handlers::post),
+    route!(Get "/v1/events", "listEvents", "List events, newest first",
+        ReadEvents, lists::EVENTS, Plain, events::handlers::list),
+    route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 independent events",
+        Publish, NONE, Stored, body events::batch::post_batch),
+    route!(Get "/v1/events/{id}", "getEvent", "Get an event and its deliveries",
+        ReadEvents, lists::ONE_EVENT, Plain, events::handlers::get),
+    route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again",
+        Admin, lists::ONE_EVENT, Stored, body events::handlers::replay),
+    route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint",
+        Admin, NONE, Stored, body endpoints::handlers::create),
+    route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first",
+        Read, lists::ENDPOINTS, Plain, endpoints::handlers::list),
+    route!(Get "/v1/endpoints/{id}", "getEndpoint", "Get an endpoint",
+        Read, NONE, Plain, endpoints::handlers::get),
+    route!(Patch "/v1/endpoints/{id}", "updateEndpoint", "Change an endpoint by merge patch; null restores a default",
+        Admin, NONE, Plain, body endpoints::handlers::patch),
+    route!(Delete "/v1/endpoints/{id}", "deleteEndpoint", "Delete an endpoint",
+        Admin, NONE, Plain, endpoints::handlers::delete),
+    route!(Post "/v1/endpoints/{id}/pause", "pauseEndpoint", "Hold an endpoint's deliveries",
+        Admin, NONE, Plain, body endpoints::handlers::pause),
+    route!(Post "/v1/endpoints/{id}/resume", "resumeEndpoint", "Resume a paused or disabled endpoint",
+        Admin, NONE, Plain, body endpoints::handlers::resume),
+    route!(Post "/v1/endpoints/{id}/handshake", "requestHandshake", "Revoke consent and repeat the handshake at once",
+        Admin, NONE, Plain, body handshakes::handlers::repeat),
+    route!(Get "/v1/handshakes/{token}", "openHandshake", "Grant a receiver's consent by opening its callback URL",
+        Public, NONE, Once, handshakes::handlers::grant),
+    route!(Post "/v1/handshakes/{token}", "grantHandshake", "Grant a receiver's consent, optionally with `WebHook-Allowed-Rate`",
+        Public, NONE, Plain, handshakes::handlers::grant),
+    route!(Post "/v1/endpoints/{id}/test", "testEndpoint", "Send a test event to this endpoint alone",
+        Admin, NONE, Stored, body endpoints::handlers::test),
+    route!(Get "/v1/endpoints/{id}/secret", "getEndpointSecret", "Get the signing secrets",
+        Admin, NONE, Plain, endpoints::secrets::secret),
+    route!(Get "/v1/endpoints/{id}/public-keys", "getEndpointPublicKeys", "Get the public keys that verify `v1a` signatures",
+        Read, NONE, Plain, endpoints::secrets::public_keys),
+    route!(Post "/v1/endpoints/{id}/secret/rotate", "rotateEndpointSecret", "Rotate the signing secret",
+        Admin, NONE, Stored, body endpoints::secrets::rotate),
+    route!(Get "/v1/endpoints/{id}/stats", "getEndpointStats", "Get counts and latencies of a time window",
+        Read, lists::WINDOW, Plain, endpoints::reports::stats),
+    route!(Get "/v1/endpoints/{id}/lane", "getEndpointLane", "Get the state of an endpoint's lane: pending deliveries and the wait reason",
+        Read, NONE, Plain, endpoints::reports::lane),
+    route!(Post "/v1/endpoints/{id}/replay", "replayEndpoint", "Deliver past events to an endpoint",
+        Admin, NONE, Stored, body endpoints::reports::replay),
+    route!(Get "/v1/deliveries", "listDeliveries", "List deliveries, newest first",
+        ReadEvents, lists::DELIVERIES, Plain, deliveries::handlers::list),
+    route!(Get "/v1/deliveries/{id}", "getDelivery", "Get a delivery and its attempts",
+        ReadEvents, NONE, Plain, deliveries::handlers::get),
+    route!(Post "/v1/deliveries/{id}/retry", "retryDelivery", "Make a delivery due now",
+        Admin, NONE, Stored, body deliveries::handlers::retry),
+    route!(Post "/v1/deliveries/{id}/cancel", "cancelDelivery", "Cancel a pending delivery",
+        Admin, NONE, Stored, body deliveries::handlers::cancel),
+    route!(Get "/v1/dead-letters", "listDeadLetters", "List dead letters, newest first",
+        Read, lists::DEAD_LETTERS, Plain, dead_letters::handlers::list),
+    route!(Post "/v1/dead-letters/redrive", "redriveDeadLetters", "Redrive all dead letters that match a filter; without a filter, all that the key can see",
+        Admin, NONE, Stored, body dead_letters::handlers::redrive_matching),
+    route!(Post "/v1/dead-letters/purge", "purgeDeadLetters", "Purge all dead letters that match a filter; `{}` matches all that the key can see",
+        Admin, NONE, Stored, body dead_letters::handlers::purge_matching),
+    route!(Get "/v1/dead-letters/{deliveryId}", "getDeadLetter", "Get a dead letter with its event and attempts",
+        Read, NONE, Plain, dead_letters::handlers::get),
+    route!(Delete "/v1/dead-letters/{deliveryId}", "purgeDeadLetter", "Purge a dead letter",
+        Admin, NONE, Plain, dead_letters::handlers::purge),
+    route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Redrive a dead letter: start a new retry series",
+        Admin, NONE, Stored, body dead_letters::handlers::redrive),
+    route!(Get "/v1/backup", "getBackup", "Get a part of a full backup, for `balto restore`",
+        Operator, lists::BACKUP, Plain, backup::handlers::part),
+    route!(Post "/v1/keys", "createKey", "Create an API key",
+        Operator, NONE, Stored, body keys::handlers::create),
+    route!(Get "/v1/keys", "listKeys", "List API keys, newest first",
+        Operator, lists::KEYS, Plain, keys::handlers::list),
+    route!(Get "/v1/keys/{id}", "getKey", "Get an API key, without its secret",
+        Operator, NONE, Plain, keys::handlers::get),
+    route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key",
+        Operator, NONE, Plain, keys::handlers::delete),
+    route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",
+        Public, NONE, Plain, openapi::get),
 ];

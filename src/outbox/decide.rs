@@ -18,7 +18,7 @@ use crate::domain::{
 };
 use crate::failpoints::{self, Bound};
 use crate::limits;
-use crate::outbox::draft::{Accepted, EventDraft};
+use crate::outbox::draft::{AcceptedEvent, EventDraft};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
@@ -365,7 +365,7 @@ impl Committer {
             staged.streams.insert((event.tenant.clone(), stream.clone()), (*version, position));
         }
         self.announce(&event, position, &mut staged.announced);
-        Outcome::Accepted(Accepted { event, position, duplicate: false })
+        Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
     }
 
     fn next_version(

@@ -150,7 +150,7 @@ fn scope(parts: &[&str]) -> [u8; 16] {
 
 /// A durable event.
 #[derive(Clone, Debug)]
-pub struct Accepted {
+pub struct AcceptedEvent {
     pub event: Arc<Event>,
     pub position: Position,
     /// An earlier request with the same key or id created this event.

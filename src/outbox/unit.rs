@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::draft::{Accepted, EventDraft};
+use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
 use crate::domain::{Endpoint, EndpointNumber, Idempotency, Position, Record, Rejection, Timestamp};
 use crate::limits;
@@ -76,7 +76,7 @@ impl Command {
 /// The result of a command.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    Accepted(Accepted),
+    Accepted(AcceptedEvent),
     /// The position of an earlier event with the same key or id, or of an earlier request's result.
     Duplicate(Position),
     /// The key belongs to another request.

@@ -9,7 +9,7 @@ use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{Event, EventId, Idempotency, Position, Record, Tenant, Timestamp};
 use crate::failpoints::Bound;
 use crate::outbox::draft::{
-    Accepted, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id, publisher_id_scope,
+    AcceptedEvent, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id, publisher_id_scope,
 };
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found};
@@ -32,7 +32,7 @@ impl Events<'_> {
     ///
     /// # Errors
     /// When the event was not accepted.
-    pub async fn publish(self, draft: EventDraft) -> Result<Accepted, PublishError> {
+    pub async fn publish(self, draft: EventDraft) -> Result<AcceptedEvent, PublishError> {
         let mut published = self.publish_batch(vec![draft], None).await?;
         published.results.pop().expect("one result per draft")
     }
@@ -100,7 +100,7 @@ impl Events<'_> {
         self,
         mut outcome: Outcome,
         mut retry_draft: Option<EventDraft>,
-    ) -> Result<Accepted, PublishError> {
+    ) -> Result<AcceptedEvent, PublishError> {
         loop {
             let position = match outcome {
                 Outcome::Accepted(accepted) => return Ok(accepted),
@@ -116,7 +116,7 @@ impl Events<'_> {
             };
             outcome = match self.0.record_at(position).await? {
                 Some(Record::EventAccepted(event)) => {
-                    return Ok(Accepted { event, position, duplicate: true });
+                    return Ok(AcceptedEvent { event, position, duplicate: true });
                 }
                 Some(Record::EventRejected { rejection, .. }) => {
                     return Err(PublishError::Rejected { rejection, repeated: true });

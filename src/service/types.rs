@@ -8,7 +8,7 @@ pub use crate::courier::tls::IdentityError;
 pub use crate::lanes::{CircuitState, WaitReason};
 pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{
-    Accepted, ChangeError, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id,
+    AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id,
 };
 pub use crate::projections::reads::{Cursor, Filter};
 
@@ -39,7 +39,7 @@ impl Scope {
 pub struct Published {
     /// The request's idempotency key was already used for the same request.
     pub repeated: bool,
-    pub results: Vec<Result<Accepted, PublishError>>,
+    pub results: Vec<Result<AcceptedEvent, PublishError>>,
 }
 
 impl Published {

@@ -13,7 +13,7 @@ use crate::domain::{
     Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record, Rejection, RetryPolicy,
     Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
-use crate::outbox::draft::{Accepted, ChangeError, EventDraft, PublishError, Unavailable};
+use crate::outbox::draft::{AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable};
 use crate::service::types::Scope;
 use crate::service::{DeadLetters, Deliveries, Endpoints, Events, Handshakes, Replays};
 
@@ -488,7 +488,7 @@ fn register_request(world: &World, post: &Post) {
     }
 }
 
-fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError>) {
+fn check_post(world: &World, post: &Post, result: &Result<AcceptedEvent, PublishError>) {
     if !world.is_alive() {
         return;
     }
@@ -517,7 +517,7 @@ fn check_post(world: &World, post: &Post, result: &Result<Accepted, PublishError
     }
 }
 
-fn check_accepted(inner: &mut Inner, post: &Post, accepted: &Accepted) -> Option<String> {
+fn check_accepted(inner: &mut Inner, post: &Post, accepted: &AcceptedEvent) -> Option<String> {
     let id: EventId = accepted.event.id.clone();
     let durable = inner.model.oracle.events.get(&accepted.position);
     let Some(durable) = durable.filter(|event| event.id == id).cloned() else {

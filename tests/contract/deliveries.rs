@@ -125,7 +125,7 @@ async fn action_returns_the_delivery_as_it_is_after_the_action() {
         let (got, answer, _) = daemon.call("POST", path, &key, "").await;
         assert_eq!((got, &answer["status"]), (*status, &json!(word)), "{path}: {answer}");
         let mut shown = daemon.get(&delivery).await;
-        shown["attempts"] = json!(2);
+        shown.as_object_mut().unwrap().remove("attempts");
         assert_eq!(answer, shown, "{path}");
         answers.push(answer);
     }

@@ -29,10 +29,10 @@ async fn accepted_event_response_has_all_documented_members() {
     assert_eq!((&shown["data"], &shown["metadata"]), (&json!({"orderId": 42}), &json!({"trace": "x"})));
     settled(&daemon, &answer).await;
     let delivery = daemon.get(&format!("/events/{id}")).await["deliveries"][0].clone();
-    for member in ["id", "endpointId", "status", "attempts", "nextAttemptAt", "lastStatusCode", "lastError"] {
+    for member in ["id", "endpointId", "status", "nextAttemptAt", "lastStatusCode", "lastError"] {
         assert!(delivery.get(member).is_some(), "no `{member}` in {delivery}");
     }
-    assert_eq!((&delivery["attempts"], &delivery["lastStatusCode"]), (&json!(1), &json!(200)));
+    assert_eq!((&delivery["attemptCount"], &delivery["lastStatusCode"]), (&json!(1), &json!(200)));
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ async fn failures_are_retried_then_dead_until_redriven() {
     assert_eq!(redriven["count"], 1);
     let event =
         daemon.until(&format!("/events/{}", id(&accepted)), |event| event["status"] == "delivered").await;
-    assert_eq!(event["deliveries"][0]["attempts"], 4);
+    assert_eq!(event["deliveries"][0]["attemptCount"], 4);
     let delivery = daemon.get(&format!("/deliveries/{}", id(&event["deliveries"][0]))).await;
     let numbers: Vec<_> =
         delivery["attempts"].as_array().unwrap().iter().map(|attempt| attempt["number"].clone()).collect();

@@ -140,7 +140,7 @@ async fn retry_after_holds_the_lane_in_both_forms_and_is_capped() {
         let receiver = Receiver::start(move |_, _| reply.clone()).await;
         let kind = format!("row.{number}");
         let (endpoint, event) = post_to_new_endpoint(&daemon, &receiver.url, &kind).await;
-        let delivery = daemon.until(&event, |event| event["deliveries"][0]["attempts"] == 1).await;
+        let delivery = daemon.until(&event, |event| event["deliveries"][0]["attemptCount"] == 1).await;
         // Later deliveries wait too: the lane is held, not the delivery.
         daemon.post("/events", &json!({"type": kind, "data": 2}).to_string()).await;
         let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "retryAfter").await;
@@ -166,7 +166,7 @@ async fn lane_continues_after_retry_after_and_others_never_wait() {
     });
     let (busy, other) = (busy.await, Receiver::status(200).await);
     let (endpoint, first) = post_to_new_endpoint(&daemon, &busy.url, "busy").await;
-    daemon.until(&first, |event| event["deliveries"][0]["attempts"] == 1).await;
+    daemon.until(&first, |event| event["deliveries"][0]["attemptCount"] == 1).await;
     let second = daemon.post("/events", r#"{"type":"busy","data":2}"#).await;
     let lane = daemon.until(&format!("{endpoint}/lane"), |lane| lane["reason"] == "retryAfter").await;
     assert_eq!(lane["pending"], 2, "{lane}");

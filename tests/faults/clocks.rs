@@ -103,7 +103,7 @@ async fn clock_jumps_neither_delay_nor_reorder_deliveries() {
         clock.set(offset);
         let event = daemon.post("/events", EVENT).await;
         let shown = delivered(&daemon, &event).await;
-        assert_eq!(shown["deliveries"][0]["attempts"], 1, "at {offset}: {shown}");
+        assert_eq!(shown["deliveries"][0]["attemptCount"], 1, "at {offset}: {shown}");
         let accepted = seconds(&shown["acceptedAt"]);
         assert!(accepted >= last, "at {offset}: accepted at {accepted}, the previous event at {last}");
         last = accepted;
@@ -141,7 +141,7 @@ async fn schedules_follow_the_clock_and_fire_once() {
         daemon.post("/events", &json!({"type": "later", "data": 1, "deliverAt": at}).to_string()).await;
     failing.until(1).await;
     let path = format!("/events/{}", retried["id"].as_str().unwrap());
-    let waiting = daemon.until(&path, |event| event["deliveries"][0]["attempts"] == 1).await;
+    let waiting = daemon.until(&path, |event| event["deliveries"][0]["attemptCount"] == 1).await;
     let due = seconds(&waiting["deliveries"][0]["nextAttemptAt"]);
     assert!(near(due, now() + HOUR), "{waiting}");
     // Back five hours: the schedule neither fires early nor (see below) hours late.
@@ -343,7 +343,7 @@ async fn suspended_process_continues_where_it_was() {
     loop {
         let page = daemon.get(&format!("/deliveries?limit=250{cursor}")).await;
         for delivery in page["data"].as_array().unwrap() {
-            assert_eq!(delivery["attempts"], 1, "its own standstill was charged: {delivery}");
+            assert_eq!(delivery["attemptCount"], 1, "its own standstill was charged: {delivery}");
         }
         match page["next"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

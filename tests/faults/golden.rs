@@ -84,15 +84,31 @@ fn contains_all(actual: &Value, golden: &Value) -> bool {
     }
 }
 
+/// Removes the number `attempts` of deliveries in lists: earlier versions repeated `attemptCount`
+/// in it.
+fn remove_attempt_numbers(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            if members.contains_key("attemptCount") && members.get("attempts").is_some_and(Value::is_number) {
+                members.remove("attempts");
+            }
+            members.values_mut().for_each(remove_attempt_numbers);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_attempt_numbers),
+        _ => {}
+    }
+}
+
 async fn check_answers(data: &Path, golden: &Path, story: &str) {
     let answers: Map<String, Value> =
         serde_json::from_str(&fs::read_to_string(golden.join("answers.json")).unwrap()).unwrap();
     assert!(answers.len() > 40, "{}", answers.len());
     let mut daemon = Daemon::start_in(data, &["--dev"], &ENVIRONMENT).await;
     let actual = stored_responses(&daemon).await;
-    for (path, golden) in &answers {
-        let actual = actual.get(path).unwrap_or(&Value::Null);
-        assert!(contains_all(actual, golden), "{story}: {path} is {actual}, and was {golden}");
+    for (path, mut golden) in answers {
+        remove_attempt_numbers(&mut golden);
+        let actual = actual.get(&path).unwrap_or(&Value::Null);
+        assert!(contains_all(actual, &golden), "{story}: {path} is {actual}, and was {golden}");
     }
     // A chosen id from then counts as a duplicate now, and a stream continues at its version.
     let again = json!({"type": "order.paid", "id": "chosen-once", "data": {"n": "chosen"}}).to_string();

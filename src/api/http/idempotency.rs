@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
+use crate::api::http::response::Success;
+use crate::api::routes::Repeat;
 use crate::api::v1::cloudevents;
 use crate::context::responses::Remembered;
 use crate::domain::Idempotency;
@@ -126,6 +128,7 @@ impl Call {
         &self,
         tenant: &str,
     ) -> Result<(Option<Idempotency>, Option<InFlightGuard<'_>>), Problem> {
+        debug_assert_eq!(self.route.repeat, Repeat::Stored, "{} stores responses", self.route.operation);
         let Some(key) = parse_key(&self.headers)? else { return Ok((None, None)) };
         let route = format!("POST {}", self.path);
         let scope = scope(tenant, &route, &key, None);
@@ -143,16 +146,18 @@ impl Call {
     ///
     /// # Errors
     /// As [`Self::idempotency`], 422 when the key was used with another body, and those of `act`.
-    pub async fn run_once(
+    pub async fn run_once<const STATUS: u16, T>(
         &self,
         tenant: &str,
-        act: impl AsyncFnOnce(Option<Idempotency>) -> Result<Reply, Problem>,
-    ) -> Result<Reply, Problem> {
+        act: impl AsyncFnOnce(Option<Idempotency>) -> Result<Success<STATUS, T>, Problem>,
+    ) -> Result<Success<STATUS, T>, Problem> {
         let (idempotency, _guard) = self.idempotency(tenant)?;
         if let Some(idempotency) = &idempotency {
             match self.api.context.stored_response(idempotency).await? {
                 Remembered::Nothing => {}
-                Remembered::Same(answer) => return Ok(Reply::replay(&answer, &self.path)),
+                Remembered::Same(answer) => {
+                    return Ok(Success::from_reply(Reply::replay(&answer, &self.path)));
+                }
                 Remembered::Mismatch => return Err(Problem::IdempotencyMismatch),
             }
         }

@@ -11,6 +11,8 @@ mod early_errors;
 pub mod idempotency;
 pub mod problem;
 pub mod reply;
+pub mod request;
+pub mod response;
 pub mod server;
 mod socket;
 pub mod unique;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use url::form_urlencoded;
 
 use crate::api::http::problem::{FieldError, Problem};
-use crate::api::http::reply::Reply;
+use crate::api::http::response::Json;
 use crate::api::text;
 use crate::domain::{
     ClosedList as _, DeadReason, DeliveryStatus, EndpointNumber, EndpointStatusName, EventStatus, EventType,
@@ -222,15 +222,20 @@ pub fn page_reply<T: Serialize>(
     list: List,
     page: &Page<impl Sized>,
     data: Vec<T>,
-) -> Reply {
+) -> Json<ListBody<T>> {
     let next = page.next.map(|cursor| cursor_text(list, cursor));
     let reply = list_reply(path, query, data, next);
     reply.with_header("balto-position", &page.as_of.to_string())
 }
 
-pub fn list_reply<T: Serialize>(path: &str, query: &Query, data: Vec<T>, next: Option<String>) -> Reply {
+pub fn list_reply<T: Serialize>(
+    path: &str,
+    query: &Query,
+    data: Vec<T>,
+    next: Option<String>,
+) -> Json<ListBody<T>> {
     let link = next.as_deref().map(|next| query.next_link(path, next));
-    let reply = Reply::json(200, &ListBody { data, next });
+    let reply = Json::new(&ListBody { data, next });
     match link {
         Some(link) => reply.with_header("link", &link),
         None => reply,
@@ -239,8 +244,8 @@ pub fn list_reply<T: Serialize>(path: &str, query: &Query, data: Vec<T>, next: O
 
 /// The response to a filter by a resource that does not exist.
 #[must_use]
-pub fn empty_reply() -> Reply {
-    Reply::json(200, &ListBody::<()> { data: Vec::new(), next: None })
+pub fn empty_reply<T: Serialize>() -> Json<ListBody<T>> {
+    Json::new(&ListBody { data: Vec::new(), next: None })
 }
 
 const fn param(name: &'static str, about: &'static str, kind: Kind) -> Param {

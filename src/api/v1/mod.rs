@@ -14,7 +14,7 @@ pub mod lists;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::api::http::reply::Reply;
+use crate::api::http::response::Accepted;
 use crate::context::responses::Keyed;
 use crate::domain::Idempotency;
 
@@ -25,15 +25,14 @@ pub struct CountBody {
 }
 
 impl CountBody {
-    /// 202.
     #[must_use]
-    pub fn reply(count: u64) -> Reply {
-        Reply::json(202, &Self { count })
+    pub fn accepted(count: u64) -> Accepted<Self> {
+        Accepted::new(&Self { count })
     }
 
     /// The key of a request that is answered with a count; `None` without a key.
     #[must_use]
     pub fn keyed(idempotency: Option<Idempotency>) -> Option<Keyed<u64>> {
-        Some(Keyed { idempotency: idempotency?, answer: |count| Self::reply(*count).answer() })
+        Some(Keyed { idempotency: idempotency?, answer: |count| Self::accepted(*count).answer() })
     }
 }

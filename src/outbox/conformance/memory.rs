@@ -11,7 +11,7 @@ use crate::domain::{
 };
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
-use crate::outbox::draft::{Accepted, EventDraft};
+use crate::outbox::draft::{AcceptedEvent, EventDraft};
 use crate::outbox::unit::{Command, Outcome};
 use crate::rules::matching::want;
 
@@ -172,7 +172,7 @@ impl MemoryStore {
             idempotency: requests,
         });
         self.write(Record::EventAccepted(event.clone()));
-        Outcome::Accepted(Accepted { event, position, duplicate: false })
+        Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
     }
 
     fn next_id(&mut self, position: Position) -> EventId {

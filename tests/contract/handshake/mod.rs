@@ -228,7 +228,7 @@ async fn only_an_explicit_grant_is_consent() {
                 let lane = lane_waits(&daemon, &endpoint, "handshake").await;
                 assert_eq!((&lane["pending"], &lane["until"]), (&json!(1), &Value::Null), "{story}: {lane}");
                 assert_eq!(
-                    daemon.get(&event).await["deliveries"][0]["attempts"],
+                    daemon.get(&event).await["deliveries"][0]["attemptCount"],
                     0,
                     "{story}: a handshake is not an attempt"
                 );
@@ -490,7 +490,7 @@ async fn wait_for_consent_ends_by_disabling_the_endpoint() {
     daemon.until(&event, |event| event["status"] == "failed").await;
     let letters = daemon.get("/dead-letters").await;
     assert_eq!(
-        (&letters["data"][0]["reason"], &letters["data"][0]["attempts"]),
+        (&letters["data"][0]["reason"], &letters["data"][0]["attemptCount"]),
         (&json!("endpointDisabled"), &json!(0))
     );
     assert_eq!(delivered(&target).len(), 0);

@@ -57,7 +57,7 @@ async fn exhausted_descriptors_pause_the_daemon_without_busy_loop() {
         page["data"].as_array().unwrap().len() == EVENTS
     });
     for delivery in all.await["data"].as_array().unwrap() {
-        assert_eq!(delivery["attempts"], 1, "our own want of descriptors was charged: {delivery}");
+        assert_eq!(delivery["attemptCount"], 1, "our own want of descriptors was charged: {delivery}");
     }
     assert_eq!(receiver.got().len(), EVENTS);
     assert_eq!(daemon.terminate(), Some(0));

@@ -159,7 +159,7 @@ async fn changes_of_resolv_conf_and_hosts_take_effect() {
             "retry": {"schedule": vec!["1s"; 90]}});
         daemon.post("/endpoints", &body.to_string()).await;
         let failing = async {
-            let failed = |page: &serde_json::Value| page["data"][0]["attempts"].as_u64() > Some(0);
+            let failed = |page: &serde_json::Value| page["data"][0]["attemptCount"].as_u64() > Some(0);
             daemon.until("/deliveries?limit=1", failed).await;
             std::fs::write(&file, change).unwrap();
         };

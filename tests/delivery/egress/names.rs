@@ -327,7 +327,11 @@ async fn c8_lookup_without_a_file_descriptor_is_repeated_uncharged() {
     daemon.limit_descriptors(1_000);
     let ended = |page: &serde_json::Value| page["data"][0]["status"] != "pending";
     let delivery = daemon.until("/deliveries?limit=1", ended).await["data"][0].clone();
-    assert_eq!((&delivery["status"], &delivery["attempts"]), (&json!("delivered"), &json!(1)), "{delivery}");
+    assert_eq!(
+        (&delivery["status"], &delivery["attemptCount"]),
+        (&json!("delivered"), &json!(1)),
+        "{delivery}"
+    );
 }
 
 /// A hundred hanging lookups hold no resource that another lookup needs.

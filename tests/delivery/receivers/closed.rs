@@ -286,6 +286,6 @@ async fn closed_connection_is_retried_without_charge() {
         all.len() == 250 && all.iter().all(|delivery| delivery["status"] == "delivered")
     };
     let list = daemon.until(&path, all_delivered).await;
-    let first_try = list["data"].as_array().unwrap().iter().all(|delivery| delivery["attempts"] == 1);
+    let first_try = list["data"].as_array().unwrap().iter().all(|delivery| delivery["attemptCount"] == 1);
     assert!(first_try, "{list}");
 }

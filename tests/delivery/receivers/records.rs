@@ -26,7 +26,7 @@ async fn attempt_once(daemon: &Daemon, url: &str, kind: &str) -> (String, String
     let made = daemon.post("/endpoints", &endpoint.to_string()).await;
     let event = daemon.post("/events", &json!({"type": kind, "data": 1}).to_string()).await;
     let path = format!("/events/{}", id(&event));
-    let shown = daemon.until(&path, |event| event["deliveries"][0]["attempts"] == 1).await;
+    let shown = daemon.until(&path, |event| event["deliveries"][0]["attemptCount"] == 1).await;
     (format!("/endpoints/{}", id(&made)), format!("/deliveries/{}", id(&shown["deliveries"][0])))
 }
 

@@ -3,13 +3,13 @@
 use super::model::{BackupBody, Range};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
-use crate::api::http::reply::Reply;
+use crate::api::http::response::Json;
 use crate::domain::Position;
 use crate::service::Backups;
 use crate::service::types::BackupId;
 
 /// `GET /v1/backup`
-pub async fn part(call: &Call) -> Result<Reply, Problem> {
+pub async fn part(call: &Call) -> Result<Json<BackupBody>, Problem> {
     let position = |name| call.query.number(name).map(|number| number.map(Position));
     let (after, until) = (position("after")?.unwrap_or_default(), position("until")?);
     let malformed = || Problem::parameter("id", "must be 32 hexadecimal digits");
@@ -26,5 +26,5 @@ pub async fn part(call: &Call) -> Result<Reply, Problem> {
     let id = id.map(|id| id.to_string());
     let body =
         BackupBody { id, text: part.text, next: part.next.map(|next| next.0), until: until.0, damaged };
-    Ok(Reply::json(200, &body))
+    Ok(Json::new(&body))
 }

@@ -1,20 +1,20 @@
 //! Dead letters: list, get, redrive and purge, individually or by filter.
 
 use super::model::{DeadLetterBody, DeadLetterDetailBody, LettersInput};
-use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
-use crate::api::http::reply::Reply;
+use crate::api::http::request::{Nothing, Optional, Required};
+use crate::api::http::response::{Accepted, Json, NoContent};
 use crate::api::v1::CountBody;
 use crate::api::v1::deliveries::handlers::filter_by_endpoint;
 use crate::api::v1::deliveries::model::DeliveryBody;
-use crate::api::v1::lists::{self, List};
+use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
 use crate::domain::{DeliveryId, EndpointId};
 use crate::service::types::Filter;
 use crate::service::{DeadLetters, Endpoints};
 
 /// `GET /v1/dead-letters`
-pub async fn list(call: &Call) -> Result<Reply, Problem> {
+pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
     let common = call.query.common_filters()?;
     let (after, limit) = (call.query.cursor(List::DeadLetters)?, call.query.limit()?);
     let mut filter = Filter {
@@ -35,32 +35,35 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 }
 
 /// `GET /v1/dead-letters/{deliveryId}`
-pub async fn get(call: &Call) -> Result<Reply, Problem> {
+pub async fn get(call: &Call) -> Result<Json<DeadLetterDetailBody<'static>>, Problem> {
     let DeliveryId(key) = call.parse_id("dead letter")?;
     match DeadLetters(&call.api.context).get(&call.principal.scope, key).await? {
-        Some(detail) => Ok(Reply::json(200, &DeadLetterDetailBody::new(&detail, call.principal.audience()))),
+        Some(detail) => {
+            let body = DeadLetterDetailBody::new(&detail, call.principal.audience());
+            Ok(Json::new(&body).without_lifetime())
+        }
         None => Err(not_found("dead letter", &call.id)),
     }
 }
 
 /// `POST /v1/dead-letters/{deliveryId}/redrive`
-pub async fn redrive(call: &Call) -> Result<Reply, Problem> {
+pub async fn redrive(call: &Call, _: Nothing) -> Result<Accepted<DeliveryBody>, Problem> {
     let DeliveryId(key) = call.parse_id("dead letter")?;
     call.run_once(call.principal.scope_text(), async |idempotency| {
-        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
+        let keyed = DeliveryBody::keyed::<202>(idempotency, call.principal.audience());
         let redriven = DeadLetters(&call.api.context).redrive(&call.principal.scope, key, keyed).await;
         let view = redriven.map_err(|error| call.change_problem(error, "dead letter"))?;
-        Ok(DeliveryBody::reply(&view, call.principal.audience()))
+        Ok(DeliveryBody::response(&view, call.principal.audience()))
     })
     .await
 }
 
 /// `DELETE /v1/dead-letters/{deliveryId}`
-pub async fn purge(call: &Call) -> Result<Reply, Problem> {
+pub async fn purge(call: &Call) -> Result<NoContent, Problem> {
     let DeliveryId(key) = call.parse_id("dead letter")?;
     let purged = DeadLetters(&call.api.context).purge(&call.principal.scope, key).await;
     purged.map_err(|error| call.change_problem(error, "dead letter"))?;
-    Ok(Reply::empty())
+    Ok(NoContent::empty())
 }
 
 /// The filter of a bulk operation. Its endpoint must exist: a typo must not select all letters.
@@ -95,21 +98,27 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
 }
 
 /// `POST /v1/dead-letters/redrive`
-pub async fn redrive_matching(call: &Call) -> Result<Reply, Problem> {
-    let filter = parse_filter(call, body::parse_or_default(&call.body)?)?;
+pub async fn redrive_matching(
+    call: &Call,
+    Optional(input): Optional<LettersInput>,
+) -> Result<Accepted<CountBody>, Problem> {
+    let filter = parse_filter(call, input)?;
     call.run_once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
-        Ok(CountBody::reply(DeadLetters(&call.api.context).redrive_matching(scope, filter, keyed).await?))
+        Ok(CountBody::accepted(DeadLetters(&call.api.context).redrive_matching(scope, filter, keyed).await?))
     })
     .await
 }
 
 /// `POST /v1/dead-letters/purge`. Purging is irreversible, so the route requires a body.
-pub async fn purge_matching(call: &Call) -> Result<Reply, Problem> {
-    let filter = parse_filter(call, body::parse(&call.body)?)?;
+pub async fn purge_matching(
+    call: &Call,
+    Required(input): Required<LettersInput>,
+) -> Result<Accepted<CountBody>, Problem> {
+    let filter = parse_filter(call, input)?;
     call.run_once(call.principal.scope_text(), async |key| {
         let (scope, keyed) = (&call.principal.scope, CountBody::keyed(key));
-        Ok(CountBody::reply(DeadLetters(&call.api.context).purge_matching(scope, filter, keyed).await?))
+        Ok(CountBody::accepted(DeadLetters(&call.api.context).purge_matching(scope, filter, keyed).await?))
     })
     .await
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::http::auth::Audience;
 use crate::api::text::Time;
-use crate::api::v1::deliveries::model::{AttemptBody, DeliveryBody, DeliveryCommon, attempts};
+use crate::api::v1::deliveries::model::{AttemptBody, DeliveryBody, attempts};
 use crate::api::v1::events::model::{LetterEventBody, attributes, raw};
 use crate::service::types::{DeadLetterDetail, DeadLetterView};
 
@@ -22,8 +22,8 @@ impl DeadLetterBody {
     #[must_use]
     pub fn new(view: &DeadLetterView, audience: Audience) -> Self {
         let mut delivery = DeliveryBody::new(&view.delivery, audience);
-        delivery.common.reason = Some(view.reason.as_str());
-        Self { delivery_id: delivery.common.id.clone(), died_at: Time(view.died_at), delivery }
+        delivery.reason = Some(view.reason.as_str());
+        Self { delivery_id: delivery.id.clone(), died_at: Time(view.died_at), delivery }
     }
 }
 
@@ -33,7 +33,7 @@ pub struct DeadLetterDetailBody<'a> {
     pub delivery_id: String,
     pub died_at: Time,
     #[serde(flatten)]
-    pub common: DeliveryCommon,
+    pub delivery: DeliveryBody,
     pub event: LetterEventBody<'a>,
     pub attempts: Vec<AttemptBody>,
 }
@@ -46,7 +46,7 @@ impl<'a> DeadLetterDetailBody<'a> {
         Self {
             delivery_id: letter.delivery_id,
             died_at: letter.died_at,
-            common: letter.delivery.common,
+            delivery: letter.delivery,
             attempts: attempts(&detail.attempts, audience),
             event: LetterEventBody {
                 id: event.id.as_str(),

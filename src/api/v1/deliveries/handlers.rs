@@ -2,15 +2,16 @@
 
 use super::model::{DeliveryBody, DeliveryDetailBody};
 use crate::api::http::problem::Problem;
-use crate::api::http::reply::Reply;
-use crate::api::v1::lists::{self, List};
+use crate::api::http::request::Nothing;
+use crate::api::http::response::{Accepted, Json};
+use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{DeliveryId, EndpointId, EventId};
 use crate::service::types::Filter;
 use crate::service::{Deliveries, Endpoints, Events};
 
 /// `GET /v1/deliveries`
-pub async fn list(call: &Call) -> Result<Reply, Problem> {
+pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> {
     let common = call.query.common_filters()?;
     let (after, limit) = (call.query.cursor(List::Deliveries)?, call.query.limit()?);
     let delivery_state = call.query.word("status", lists::DELIVERY_STATUSES)?;
@@ -50,34 +51,34 @@ pub fn filter_by_endpoint(call: &Call, filter: &mut Filter) -> Result<bool, Prob
 }
 
 /// `GET /v1/deliveries/{id}`
-pub async fn get(call: &Call) -> Result<Reply, Problem> {
+pub async fn get(call: &Call) -> Result<Json<DeliveryDetailBody>, Problem> {
     let DeliveryId(key) = call.parse_id("delivery")?;
     match Deliveries(&call.api.context).get(&call.principal.scope, key).await? {
-        Some(detail) => Ok(Reply::json(200, &DeliveryDetailBody::new(&detail, call.principal.audience()))),
+        Some(detail) => Ok(Json::new(&DeliveryDetailBody::new(&detail, call.principal.audience()))),
         None => Err(not_found("delivery", &call.id)),
     }
 }
 
 /// `POST /v1/deliveries/{id}/retry`
-pub async fn retry(call: &Call) -> Result<Reply, Problem> {
+pub async fn retry(call: &Call, _: Nothing) -> Result<Accepted<DeliveryBody>, Problem> {
     let DeliveryId(key) = call.parse_id("delivery")?;
     call.run_once(call.principal.scope_text(), async |idempotency| {
-        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
+        let keyed = DeliveryBody::keyed::<202>(idempotency, call.principal.audience());
         let retried = Deliveries(&call.api.context).retry(&call.principal.scope, key, keyed).await;
         let view = retried.map_err(|error| call.change_problem(error, "delivery"))?;
-        Ok(DeliveryBody::reply(&view, call.principal.audience()))
+        Ok(DeliveryBody::response(&view, call.principal.audience()))
     })
     .await
 }
 
 /// `POST /v1/deliveries/{id}/cancel`
-pub async fn cancel(call: &Call) -> Result<Reply, Problem> {
+pub async fn cancel(call: &Call, _: Nothing) -> Result<Json<DeliveryBody>, Problem> {
     let DeliveryId(key) = call.parse_id("delivery")?;
     call.run_once(call.principal.scope_text(), async |idempotency| {
-        let keyed = DeliveryBody::keyed(idempotency, call.principal.audience());
+        let keyed = DeliveryBody::keyed::<200>(idempotency, call.principal.audience());
         let cancelled = Deliveries(&call.api.context).cancel(&call.principal.scope, key, keyed).await;
         let view = cancelled.map_err(|error| call.change_problem(error, "delivery"))?;
-        Ok(DeliveryBody::reply(&view, call.principal.audience()))
+        Ok(DeliveryBody::response(&view, call.principal.audience()))
     })
     .await
 }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::api::http::auth::Audience;
-use crate::api::http::reply::Reply;
+use crate::api::http::response::Success;
 use crate::api::text::{Span, Time, Word};
 use crate::api::v1::disclosure::{self, ShownClass};
 use crate::context::responses::{Answer, Keyed};
@@ -18,15 +18,6 @@ use crate::service::types::{DeliveryDetail, DeliveryView};
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryBody {
-    #[serde(flatten)]
-    pub common: DeliveryCommon,
-    /// Number of attempts so far.
-    pub attempts: u32,
-}
-
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DeliveryCommon {
     pub id: String,
     pub event_id: String,
     #[serde(rename = "type")]
@@ -52,8 +43,9 @@ pub struct DeliveryCommon {
     pub last_error: Option<String>,
 }
 
-impl DeliveryCommon {
-    fn new(view: &DeliveryView, audience: Audience) -> Self {
+impl DeliveryBody {
+    #[must_use]
+    pub fn new(view: &DeliveryView, audience: Audience) -> Self {
         let failure = view.last_attempt.as_deref().and_then(|last| disclosure::failure(last, audience));
         let reason = match view.state {
             DeliveryState::Dead(reason) => Some(reason.as_str()),
@@ -78,27 +70,21 @@ impl DeliveryCommon {
             last_error: failure.map(|failure| failure.line()),
         }
     }
-}
 
-impl DeliveryBody {
     #[must_use]
-    pub fn new(view: &DeliveryView, audience: Audience) -> Self {
-        Self { common: DeliveryCommon::new(view, audience), attempts: view.attempts }
+    pub fn response<const STATUS: u16>(view: &DeliveryView, audience: Audience) -> Success<STATUS, Self> {
+        Success::new(&Self::new(view, audience))
     }
 
-    /// 202 for a pending delivery, else 200.
+    /// The key of a request whose response is a delivery; `None` without a key.
     #[must_use]
-    pub fn reply(view: &DeliveryView, audience: Audience) -> Reply {
-        let status = if view.state == DeliveryState::Pending { 202 } else { 200 };
-        Reply::json(status, &Self::new(view, audience))
-    }
-
-    /// As [`CountBody::keyed`].
-    #[must_use]
-    pub fn keyed(idempotency: Option<Idempotency>, audience: Audience) -> Option<Keyed<DeliveryView>> {
+    pub fn keyed<const STATUS: u16>(
+        idempotency: Option<Idempotency>,
+        audience: Audience,
+    ) -> Option<Keyed<DeliveryView>> {
         let answer: fn(&DeliveryView) -> Answer = match audience {
-            Audience::Operator => |view| Self::reply(view, Audience::Operator).answer(),
-            Audience::Tenant => |view| Self::reply(view, Audience::Tenant).answer(),
+            Audience::Operator => |view| Self::response::<STATUS>(view, Audience::Operator).answer(),
+            Audience::Tenant => |view| Self::response::<STATUS>(view, Audience::Tenant).answer(),
         };
         Some(Keyed { idempotency: idempotency?, answer })
     }
@@ -155,7 +141,7 @@ pub(in crate::api) fn attempts(list: &[Arc<Attempt>], audience: Audience) -> Vec
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryDetailBody {
     #[serde(flatten)]
-    pub common: DeliveryCommon,
+    pub delivery: DeliveryBody,
     /// The last 128 attempts, oldest first.
     pub attempts: Vec<AttemptBody>,
 }
@@ -163,7 +149,7 @@ pub struct DeliveryDetailBody {
 impl DeliveryDetailBody {
     #[must_use]
     pub fn new(detail: &DeliveryDetail, audience: Audience) -> Self {
-        let common = DeliveryCommon::new(&detail.delivery, audience);
-        Self { common, attempts: attempts(&detail.attempts, audience) }
+        let delivery = DeliveryBody::new(&detail.delivery, audience);
+        Self { delivery, attempts: attempts(&detail.attempts, audience) }
     }
 }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::model::{EndpointBody, EndpointInput};
+use super::model::{EndpointBody, EndpointInput, NewEndpointInput};
 use super::secrets::{RequestedSecret, live_keys, requested_secret, to_secret};
 use super::settings::{self, EndpointSettings};
 use crate::api::http::auth::Audience;
 use crate::api::http::problem::{Errors, Problem, pointer};
-use crate::api::http::reply::Reply;
-use crate::api::http::unique::Patch;
+use crate::api::http::request::{MergePatch, Nothing, Required};
+use crate::api::http::response::{Accepted, Created, Json, NoContent};
 use crate::api::http::{body, idempotency};
-use crate::api::v1::events;
-use crate::api::v1::lists::{self, List};
+use crate::api::v1::events::{self, model::AcceptedBody};
+use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
@@ -143,8 +143,10 @@ fn check_certificate_url(certificate: Option<&ClientCertificate>, url: &str, err
 }
 
 /// `POST /v1/endpoints`
-pub async fn create(call: &Call) -> Result<Reply, Problem> {
-    let input: EndpointInput = body::parse(&call.body)?;
+pub async fn create(
+    call: &Call,
+    Required(NewEndpointInput(input)): Required<NewEndpointInput>,
+) -> Result<Created<EndpointBody>, Problem> {
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
     let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
@@ -178,7 +180,11 @@ struct NewEndpoint {
     client_certificate: Option<ClientCertificate>,
 }
 
-async fn register(call: &Call, new: NewEndpoint, idempotency: Option<Idempotency>) -> Result<Reply, Problem> {
+async fn register(
+    call: &Call,
+    new: NewEndpoint,
+    idempotency: Option<Idempotency>,
+) -> Result<Created<EndpointBody>, Problem> {
     let NewEndpoint { id, tenant, url, settings, secret, client_certificate } = new;
     let url = check_url(call, &url).await?;
     let now = call.api.context.now().wall;
@@ -217,9 +223,9 @@ async fn register(call: &Call, new: NewEndpoint, idempotency: Option<Idempotency
     let mut body = endpoint_body(call, &endpoint);
     body.secret = Some(key.text());
     body.public_key = key.public_text();
-    let reply = Reply::json(201, &body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
-    Endpoints(&call.api.context).create(endpoint, reply.to_stored(idempotency)).await?;
-    Ok(reply)
+    let response = Created::new(&body).with_header("location", &format!("/v1/endpoints/{}", endpoint.id));
+    Endpoints(&call.api.context).create(endpoint, response.to_stored(idempotency)).await?;
+    Ok(response)
 }
 
 /// The endpoint with the defaults in effect.
@@ -241,7 +247,7 @@ pub(super) fn find_writable(call: &Call) -> Result<Arc<Endpoint>, Problem> {
 }
 
 /// `GET /v1/endpoints`
-pub async fn list(call: &Call) -> Result<Reply, Problem> {
+pub async fn list(call: &Call) -> Result<Json<ListBody<EndpointBody>>, Problem> {
     let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
     let status = call.query.word("status", lists::ENDPOINT_STATUSES)?;
     let (after, limit) = (call.query.cursor(List::Endpoints)?, call.query.limit()?);
@@ -252,21 +258,20 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
 }
 
 /// `GET /v1/endpoints/{id}`
-pub async fn get(call: &Call) -> Result<Reply, Problem> {
-    Ok(Reply::json(200, &endpoint_body(call, &*find(call)?)))
+pub async fn get(call: &Call) -> Result<Json<EndpointBody>, Problem> {
+    Ok(Json::new(&endpoint_body(call, &*find(call)?)))
 }
 
 /// `PATCH /v1/endpoints/{id}`
-pub async fn patch(call: &Call) -> Result<Reply, Problem> {
-    let Patch(patch) = body::parse_any(&call.body)?;
-    if !patch.is_object() {
-        return Err(Problem::invalid("", "must be an object: a merge patch of an endpoint"));
-    }
+pub async fn patch(
+    call: &Call,
+    MergePatch { patch, .. }: MergePatch<EndpointInput>,
+) -> Result<Json<EndpointBody>, Problem> {
     for _ in 0..CHANGE_TRIES_MAX {
         let endpoint = find_writable(call)?;
         let changed = apply_patch(call, &endpoint, &patch).await?;
         if let Some(written) = write(call, endpoint, changed, None).await? {
-            return Ok(Reply::json(200, &endpoint_body(call, &written)));
+            return Ok(Json::new(&endpoint_body(call, &written)));
         }
     }
     Err(ChangeError::Conflict.into())
@@ -364,10 +369,10 @@ pub(super) async fn write(
 }
 
 /// `DELETE /v1/endpoints/{id}`
-pub async fn delete(call: &Call) -> Result<Reply, Problem> {
+pub async fn delete(call: &Call) -> Result<NoContent, Problem> {
     let endpoint = find_writable(call)?;
     Endpoints(&call.api.context).delete(&call.principal.scope, &endpoint.id).await?;
-    Ok(Reply::empty())
+    Ok(NoContent::empty())
 }
 
 /// # Errors
@@ -382,18 +387,18 @@ pub fn conflict_unless_active(endpoint: &Endpoint) -> Result<(), Problem> {
 }
 
 /// `POST /v1/endpoints/{id}/pause`
-pub async fn pause(call: &Call) -> Result<Reply, Problem> {
+pub async fn pause(call: &Call, _: Nothing) -> Result<Json<EndpointBody>, Problem> {
     let changed = change(call, |endpoint| {
         if endpoint.status != EndpointStatus::Paused {
             conflict_unless_active(endpoint)?;
         }
         Ok(Endpoint { status: EndpointStatus::Paused, ..endpoint.clone() })
     });
-    Ok(Reply::json(200, &endpoint_body(call, &*changed.await?)))
+    Ok(Json::new(&endpoint_body(call, &*changed.await?)))
 }
 
 /// `POST /v1/endpoints/{id}/resume`. Without consent, also restarts the handshake.
-pub async fn resume(call: &Call) -> Result<Reply, Problem> {
+pub async fn resume(call: &Call, _: Nothing) -> Result<Json<EndpointBody>, Problem> {
     let changed = change(call, |endpoint| {
         let pending = endpoint.handshake.as_ref().filter(|handshake| handshake.consent.is_none());
         let restarted =
@@ -401,11 +406,11 @@ pub async fn resume(call: &Call) -> Result<Reply, Problem> {
         let handshake = restarted.or_else(|| endpoint.handshake.clone());
         Ok(Endpoint { status: EndpointStatus::Active, handshake, ..endpoint.clone() })
     });
-    Ok(Reply::json(200, &endpoint_body(call, &*changed.await?)))
+    Ok(Json::new(&endpoint_body(call, &*changed.await?)))
 }
 
 /// `POST /v1/endpoints/{id}/test`
-pub async fn test(call: &Call) -> Result<Reply, Problem> {
+pub async fn test(call: &Call, _: Nothing) -> Result<Accepted<AcceptedBody<'static>>, Problem> {
     let endpoint = find_writable(call)?;
     let (idempotency, _guard) = call.idempotency(endpoint.tenant.as_str())?;
     let unreachable = || Problem::Unavailable("the type of the test event is malformed".to_owned());
@@ -418,5 +423,5 @@ pub async fn test(call: &Call) -> Result<Reply, Problem> {
         ..EventDraft::new(endpoint.tenant.clone(), event_type, Bytes::from(data))
     };
     let accepted = Events(&call.api.context).publish(draft).await?;
-    Ok(events::handlers::accepted_reply(call, &accepted))
+    Ok(events::handlers::accepted_response(call, &accepted))
 }

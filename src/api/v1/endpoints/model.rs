@@ -1,9 +1,10 @@
 //! Requests and responses of endpoints.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -22,6 +23,27 @@ use crate::domain::{
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
 use crate::service::types::{CircuitState, WaitReason};
+
+/// The input of a creation. Unlike a change, it requires `url`.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub struct NewEndpointInput(pub EndpointInput);
+
+impl JsonSchema for NewEndpointInput {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "NewEndpointInput".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let url =
+            json_schema!({"type": "object", "required": ["url"], "properties": {"url": {"type": "string"}}});
+        json_schema!({"allOf": [generator.subschema_for::<EndpointInput>(), url]})
+    }
+}
 
 /// The members of a new or patched endpoint. Absent and null members have their defaults.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]

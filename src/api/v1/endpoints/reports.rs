@@ -6,9 +6,9 @@ use super::handlers::{find, find_writable};
 use super::model::{EndpointReplayInput, LaneBody, LatencyBody, StatsBody};
 use super::settings;
 use crate::api::Call;
-use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
-use crate::api::http::reply::Reply;
+use crate::api::http::request::Required;
+use crate::api::http::response::{Accepted, Json};
 use crate::api::text::{self, Time};
 use crate::api::v1::{CountBody, lists};
 use crate::domain::Timestamp;
@@ -18,7 +18,7 @@ use crate::service::{Endpoints, Replays};
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// `GET /v1/endpoints/{id}/stats`
-pub async fn stats(call: &Call) -> Result<Reply, Problem> {
+pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
     let endpoint = find(call)?;
     let now = call.api.context.now().wall;
     let (since, until) = call.query.window()?;
@@ -50,11 +50,11 @@ pub async fn stats(call: &Call) -> Result<Reply, Problem> {
         backlog: stats.backlog,
         oldest_pending_at: stats.oldest_pending.map(Time),
     };
-    Ok(Reply::json(200, &body))
+    Ok(Json::new(&body))
 }
 
 /// `GET /v1/endpoints/{id}/lane`
-pub async fn lane(call: &Call) -> Result<Reply, Problem> {
+pub async fn lane(call: &Call) -> Result<Json<LaneBody>, Problem> {
     let endpoint = find(call)?;
     let lane: LaneView = Endpoints(&call.api.context).lane(endpoint.number).await?;
     let body = LaneBody {
@@ -68,12 +68,14 @@ pub async fn lane(call: &Call) -> Result<Reply, Problem> {
         circuit: lane.circuit,
         consecutive_failures: lane.consecutive_failures,
     };
-    Ok(Reply::json(200, &body))
+    Ok(Json::new(&body))
 }
 
 /// `POST /v1/endpoints/{id}/replay`
-pub async fn replay(call: &Call) -> Result<Reply, Problem> {
-    let input: EndpointReplayInput = body::parse(&call.body)?;
+pub async fn replay(
+    call: &Call,
+    Required(input): Required<EndpointReplayInput>,
+) -> Result<Accepted<CountBody>, Problem> {
     let endpoint = find_writable(call)?;
     let mut errors = Errors::default();
     let since = errors.check("/since", text::parse_bound(&input.since));
@@ -91,7 +93,7 @@ pub async fn replay(call: &Call) -> Result<Reply, Problem> {
         let (context, keyed) = (&call.api.context, CountBody::keyed(key));
         let replay =
             Replays(context).to_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
-        Ok(CountBody::reply(replay.await?))
+        Ok(CountBody::accepted(replay.await?))
     })
     .await
 }

@@ -6,9 +6,9 @@ use super::handlers::{CHANGE_TRIES_MAX, find, find_writable, write};
 use super::model::{PreviousSecret, PublicKeyBody, PublicKeysBody, RotateInput, SecretBody};
 use super::settings;
 use crate::api::Call;
-use crate::api::http::body;
 use crate::api::http::problem::{Errors, Problem};
-use crate::api::http::reply::Reply;
+use crate::api::http::request::Optional;
+use crate::api::http::response::Json;
 use crate::api::text::Time;
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind, SignaturePreset, Timestamp};
 use crate::rules::signature::{self, SecretError, SigningKey};
@@ -64,7 +64,7 @@ pub(super) fn live_keys(call: &Call, endpoint: &Endpoint) -> Result<LiveKeys, Pr
     Secrets(&call.api.context).live_keys(endpoint, now).map_err(|error| unreadable_secret(&error))
 }
 
-fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
+fn secret_response(call: &Call, endpoint: &Endpoint) -> Result<Json<SecretBody>, Problem> {
     let mut live = live_keys(call, endpoint)?.into_iter();
     let current = live.next().map(|(key, _)| key);
     let body = SecretBody {
@@ -74,16 +74,16 @@ fn secret_reply(call: &Call, endpoint: &Endpoint) -> Result<Reply, Problem> {
             .map(|(key, expires_at)| PreviousSecret { secret: key.text(), expires_at: expires_at.map(Time) })
             .collect(),
     };
-    Ok(Reply::json(200, &body))
+    Ok(Json::new(&body))
 }
 
 /// `GET /v1/endpoints/{id}/secret`
-pub async fn secret(call: &Call) -> Result<Reply, Problem> {
-    secret_reply(call, &*find_writable(call)?)
+pub async fn secret(call: &Call) -> Result<Json<SecretBody>, Problem> {
+    secret_response(call, &*find_writable(call)?)
 }
 
 /// `GET /v1/endpoints/{id}/public-keys`
-pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
+pub async fn public_keys(call: &Call) -> Result<Json<PublicKeysBody>, Problem> {
     let endpoint = find(call)?;
     let keys = live_keys(call, &endpoint)?.into_iter();
     let public_keys = keys
@@ -91,20 +91,22 @@ pub async fn public_keys(call: &Call) -> Result<Reply, Problem> {
             Some(PublicKeyBody { public_key: key.public_text()?, expires_at: expires_at.map(Time) })
         })
         .collect();
-    Ok(Reply::json(200, &PublicKeysBody { public_keys }))
+    Ok(Json::new(&PublicKeysBody { public_keys }))
 }
 
 /// `POST /v1/endpoints/{id}/secret/rotate`
-pub async fn rotate(call: &Call) -> Result<Reply, Problem> {
-    let input: RotateInput = body::parse_or_default(&call.body)?;
+pub async fn rotate(
+    call: &Call,
+    Optional(input): Optional<RotateInput>,
+) -> Result<Json<SecretBody>, Problem> {
     let now = call.api.context.now().wall;
     call.run_once(call.principal.scope_text(), async |key| {
         for _ in 0..CHANGE_TRIES_MAX {
             let endpoint = find_writable(call)?;
             let changed = rotate_secret(call, &endpoint, &input, now)?;
-            let reply = secret_reply(call, &changed)?;
-            if write(call, endpoint, changed, reply.to_stored(key.clone())).await?.is_some() {
-                return Ok(reply);
+            let response = secret_response(call, &changed)?;
+            if write(call, endpoint, changed, response.to_stored(key.clone())).await?.is_some() {
+                return Ok(response);
             }
         }
         Err(ChangeError::Conflict.into())

@@ -7,19 +7,40 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::handlers::{NDJSON, build_draft, default_tenant, parse_hops, set_hops};
-use super::model::AcceptedBody;
+use super::model::{AcceptedBody, BatchAnswer, BatchSchema};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
+use crate::api::http::request::RequestBody;
+use crate::api::http::response::Accepted;
 use crate::api::http::{body, idempotency};
+use crate::api::routes::{BodySpec, Limit, Need, schema};
 use crate::api::v1::cloudevents;
 use crate::domain::Idempotency;
 use crate::limits;
 use crate::service::Events;
 use crate::service::types::{EventDraft, Published};
 
+const JSON_OR_LINES: &[&str] = &["application/json", NDJSON];
+
+/// The body of a batch, which [`post_batch`] parses by its media type.
+pub struct BatchRequest;
+
+impl RequestBody for BatchRequest {
+    const SPEC: BodySpec = BodySpec {
+        need: Need::Required,
+        limit: Limit::Batch,
+        media: JSON_OR_LINES,
+        schema: schema::<BatchSchema<'static>>,
+    };
+
+    fn read(_: &Call) -> Result<Self, Problem> {
+        Ok(Self)
+    }
+}
+
 /// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
-pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
+pub async fn post_batch(call: &Call, _: BatchRequest) -> Result<Accepted<BatchAnswer>, Problem> {
     let hops = parse_hops(&call.headers)?;
     let key = idempotency::parse_key(&call.headers)?;
     let caller = call.principal.scope_text();
@@ -44,7 +65,7 @@ pub async fn post_batch(call: &Call) -> Result<Reply, Problem> {
         checks.push(draft.map(|draft| drafts.push(draft)));
     }
     let published = Events(&call.api.context).publish_batch(drafts, base).await?;
-    Ok(batch_reply(call, checks, published))
+    Ok(batch_response(call, checks, published))
 }
 
 fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
@@ -59,7 +80,11 @@ fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
 }
 
 /// `checks` has one entry per item; `published` has the results of the valid ones, in order.
-fn batch_reply(call: &Call, checks: Vec<Result<(), Problem>>, published: Published) -> Reply {
+fn batch_response(
+    call: &Call,
+    checks: Vec<Result<(), Problem>>,
+    published: Published,
+) -> Accepted<BatchAnswer> {
     // An invalid item is checked again on every repetition.
     let are_valid = !checks.is_empty() && checks.iter().all(Result::is_ok);
     let replayed = published.is_all_repeated() && (published.repeated || are_valid);
@@ -90,8 +115,8 @@ fn batch_reply(call: &Call, checks: Vec<Result<(), Problem>>, published: Publish
         }
     }
     out.extend_from_slice(b"]}");
-    let reply = Reply::bytes(202, out.into());
-    if replayed { reply.with_header("idempotent-replayed", "true") } else { reply }
+    let response = Accepted::from_reply(Reply::bytes(202, out.into()));
+    if replayed { response.with_header("idempotent-replayed", "true") } else { response }
 }
 
 /// A failed serialisation, which is a bug, is logged and writes `null`.

@@ -6,20 +6,40 @@
 use axum::http::HeaderMap;
 use bytes::Bytes;
 
-use super::batch::post_batch;
-use super::model::{AcceptedBody, EventBody, EventInput, EventReplayInput};
+use super::batch::{BatchRequest, post_batch};
+use super::model::{AcceptedBody, EventBody, EventInput, EventReplayInput, PublishBody};
 use crate::api::http::problem::{Errors, FieldError, Problem};
-use crate::api::http::reply::Reply;
+use crate::api::http::request::{Optional, RequestBody};
+use crate::api::http::response::{Accepted, Json};
 use crate::api::http::{body, idempotency};
-use crate::api::v1::lists::{self, List};
+use crate::api::routes::{BodySpec, Limit, Need, schema};
+use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::v1::{CountBody, cloudevents};
 use crate::api::{Call, routes, text};
 use crate::domain::{
     EndpointId, EventId, EventType, EventVersion, Expected, InvalidName, Tenant, TraceParent, attribute,
 };
 use crate::limits;
-use crate::service::types::{Accepted, ChangeError, EventDraft, Filter};
+use crate::service::types::{AcceptedEvent, ChangeError, EventDraft, Filter};
 use crate::service::{Endpoints, Events, Replays};
+
+const JSON_OR_CLOUDEVENTS: &[&str] = &["application/json", cloudevents::STRUCTURED, cloudevents::BATCHED];
+
+/// The body of a posted event, which [`post`] parses by its media type.
+pub struct EventRequest;
+
+impl RequestBody for EventRequest {
+    const SPEC: BodySpec = BodySpec {
+        need: Need::Required,
+        limit: Limit::Event,
+        media: JSON_OR_CLOUDEVENTS,
+        schema: schema::<EventInput<'static>>,
+    };
+
+    fn read(_: &Call) -> Result<Self, Problem> {
+        Ok(Self)
+    }
+}
 
 pub const NDJSON: &str = "application/x-ndjson";
 
@@ -140,17 +160,19 @@ pub(super) fn default_tenant(call: &Call) -> &str {
 }
 
 /// The response for one accepted event.
-pub fn accepted_reply(call: &Call, accepted: &Accepted) -> Reply {
+pub fn accepted_response(call: &Call, accepted: &AcceptedEvent) -> Accepted<AcceptedBody<'static>> {
     let body = AcceptedBody::new(accepted, default_tenant(call));
-    let reply = Reply::json(202, &body).with_header("location", &body.status_url);
-    if accepted.duplicate { reply.with_header("idempotent-replayed", "true") } else { reply }
+    let response = Accepted::new(&body).with_header("location", &body.status_url).without_lifetime();
+    if accepted.duplicate { response.with_header("idempotent-replayed", "true") } else { response }
 }
 
 /// `POST /v1/events`
-pub async fn post(call: &Call) -> Result<Reply, Problem> {
+pub async fn post(call: &Call, _: EventRequest) -> Result<Accepted<PublishBody>, Problem> {
     let hops = parse_hops(&call.headers)?;
     let mut draft = match call.media {
-        cloudevents::BATCHED => return post_batch(call).await,
+        cloudevents::BATCHED => {
+            return Ok(post_batch(call, BatchRequest).await?.without_lifetime());
+        }
         cloudevents::STRUCTURED => cloudevents::parse_structured(call, &call.body)?,
         cloudevents::BINARY => cloudevents::parse_binary(call)?,
         _ if call.query.text("tenant").is_some() => {
@@ -162,21 +184,24 @@ pub async fn post(call: &Call) -> Result<Reply, Problem> {
     let (idempotency, _guard) = call.idempotency(draft.tenant.as_str())?;
     draft.idempotency = idempotency;
     let accepted = Events(&call.api.context).publish(draft).await?;
-    Ok(accepted_reply(call, &accepted))
+    Ok(accepted_response(call, &accepted).without_lifetime())
 }
 
 /// `GET /v1/events/{id}`
-pub async fn get(call: &Call) -> Result<Reply, Problem> {
+pub async fn get(call: &Call) -> Result<Json<EventBody<'static>>, Problem> {
     let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
     match Events(&call.api.context).get(&scope, &tenant, &id).await? {
-        Some(view) => Ok(Reply::json(200, &EventBody::new(&view, call.principal.audience()))),
+        Some(view) => {
+            let body = EventBody::new(&view, call.principal.audience());
+            Ok(Json::new(&body).without_lifetime())
+        }
         None => Err(call.event_not_found(&tenant)),
     }
 }
 
 /// `GET /v1/events`
-pub async fn list(call: &Call) -> Result<Reply, Problem> {
+pub async fn list(call: &Call) -> Result<Json<ListBody<EventBody<'static>>>, Problem> {
     let common = call.query.common_filters()?;
     let filter = Filter {
         tenant: call.principal.tenant_filter(common.tenant)?,
@@ -191,19 +216,21 @@ pub async fn list(call: &Call) -> Result<Reply, Problem> {
     let page = Events(&call.api.context).list(&call.principal.scope, filter, after, limit).await?;
     let audience = call.principal.audience();
     let data = page.items.iter().map(|view| EventBody::new(view, audience)).collect();
-    Ok(lists::page_reply(&call.path, &call.query, List::Events, &page, data))
+    Ok(lists::page_reply(&call.path, &call.query, List::Events, &page, data).without_lifetime())
 }
 
 /// `POST /v1/events/{id}/replay`
-pub async fn replay(call: &Call) -> Result<Reply, Problem> {
+pub async fn replay(
+    call: &Call,
+    Optional(input): Optional<EventReplayInput>,
+) -> Result<Accepted<CountBody>, Problem> {
     let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
-    let input: EventReplayInput = body::parse_or_default(&call.body)?;
     let endpoints = input.endpoint_ids.map(|ids| replay_targets(call, &ids)).transpose()?;
     call.run_once(tenant.as_str(), async |key| {
         let keyed = CountBody::keyed(key);
         match Replays(&call.api.context).of_event(&scope, &tenant, &id, endpoints, keyed).await {
-            Ok(count) => Ok(CountBody::reply(count)),
+            Ok(count) => Ok(CountBody::accepted(count)),
             Err(ChangeError::NotFound) => Err(call.event_not_found(&tenant)),
             // Checked above: they belong to another tenant than the event, or were just deleted.
             Err(ChangeError::NotAllowed(why)) => Err(Problem::invalid("/endpointIds", why)),

@@ -14,7 +14,7 @@ use crate::api::http::auth::Audience;
 use crate::api::text::{Time, Word};
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::domain::{Event, EventStatus, Expected, attribute};
-use crate::service::types::{Accepted, EventView, generated_at, has_publisher_id};
+use crate::service::types::{AcceptedEvent, EventView, generated_at, has_publisher_id};
 
 /// An event to publish.
 #[derive(Deserialize, JsonSchema)]
@@ -118,6 +118,14 @@ pub struct BatchAnswer {
     pub results: Vec<serde_json::Map<String, serde_json::Value>>,
 }
 
+/// The response to an event, or to a batch of CloudEvents.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+pub enum PublishBody {
+    Event(AcceptedBody<'static>),
+    Batch(BatchAnswer),
+}
+
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EventReplayInput {
@@ -158,7 +166,7 @@ pub struct AcceptedBody<'a> {
 
 impl<'a> AcceptedBody<'a> {
     /// `default_tenant`: the tenant for id lookups without `?tenant=`.
-    pub fn new(accepted: &'a Accepted, default_tenant: &str) -> Self {
+    pub fn new(accepted: &'a AcceptedEvent, default_tenant: &str) -> Self {
         let event = &*accepted.event;
         Self {
             status: None,

@@ -3,8 +3,10 @@
 use super::model::Granted;
 use crate::api::Call;
 use crate::api::http::problem::{FieldError, Problem};
-use crate::api::http::reply::Reply;
+use crate::api::http::request::Nothing;
+use crate::api::http::response::{Accepted, Json};
 use crate::api::v1::endpoints::handlers::{change, conflict_unless_active, endpoint_body};
+use crate::api::v1::endpoints::model::EndpointBody;
 use crate::domain::{Endpoint, EndpointId};
 use crate::rules::handshake;
 use crate::service::Handshakes;
@@ -21,7 +23,7 @@ pub fn callback_base(public_url: &str) -> String {
 }
 
 /// `POST /v1/endpoints/{id}/handshake`
-pub async fn repeat(call: &Call) -> Result<Reply, Problem> {
+pub async fn repeat(call: &Call, _: Nothing) -> Result<Accepted<EndpointBody>, Problem> {
     let changed = change(call, |endpoint| {
         let Some(current) = &endpoint.handshake else {
             return Err(Problem::Conflict("the endpoint has no handshake".to_owned()));
@@ -29,11 +31,11 @@ pub async fn repeat(call: &Call) -> Result<Reply, Problem> {
         conflict_unless_active(endpoint)?;
         Ok(Endpoint { handshake: Some(handshake::restart_handshake(current)), ..endpoint.clone() })
     });
-    Ok(Reply::json(202, &endpoint_body(call, &*changed.await?)))
+    Ok(Accepted::new(&endpoint_body(call, &*changed.await?)))
 }
 
 /// `GET` and `POST /v1/handshakes/{token}`. Used and unknown tokens get the same response.
-pub async fn grant(call: &Call) -> Result<Reply, Problem> {
+pub async fn grant(call: &Call) -> Result<Json<Granted>, Problem> {
     let unknown = || Problem::NotFound("unknown or used callback".to_owned());
     let (id, token) = call.id.rsplit_once('.').ok_or_else(unknown)?;
     let id: EndpointId = id.parse().map_err(|_| unknown())?;
@@ -41,7 +43,7 @@ pub async fn grant(call: &Call) -> Result<Reply, Problem> {
     let lines: Vec<_> = lines.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     let rate = (!lines.is_empty()).then(|| lines.join(", "));
     match Handshakes(&call.api.context).grant(&id, token, rate.as_deref()).await {
-        Ok(()) => Ok(Reply::json(200, &Granted { status: "consented" })),
+        Ok(()) => Ok(Json::new(&Granted { status: "consented" })),
         Err(ChangeError::NotFound) => Err(unknown()),
         Err(ChangeError::NotAllowed(detail)) => {
             Err(Problem::Validation(vec![FieldError::header(ALLOWED_RATE, detail)]))

@@ -4,10 +4,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::model::{KeyBody, KeyInput};
+use crate::api::http::auth;
 use crate::api::http::problem::{Errors, Problem};
-use crate::api::http::reply::Reply;
-use crate::api::http::{auth, body};
-use crate::api::v1::lists::{self, List};
+use crate::api::http::request::Required;
+use crate::api::http::response::{Created, Json, NoContent};
+use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::domain::{ApiKey, Idempotency, KeyId, Role, Tenant};
 use crate::service::Keys;
@@ -25,8 +26,7 @@ fn parse_role(word: &str) -> Result<Role, &'static str> {
 }
 
 /// `POST /v1/keys`
-pub async fn create(call: &Call) -> Result<Reply, Problem> {
-    let input: KeyInput = body::parse(&call.body)?;
+pub async fn create(call: &Call, Required(input): Required<KeyInput>) -> Result<Created<KeyBody>, Problem> {
     let mut errors = Errors::default();
     let role = errors.check("/role", parse_role(&input.role));
     let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
@@ -52,7 +52,7 @@ async fn create_key(
     tenant: Option<Tenant>,
     description: Box<str>,
     idempotency: Option<Idempotency>,
-) -> Result<Reply, Problem> {
+) -> Result<Created<KeyBody>, Problem> {
     let context = &call.api.context;
     let secret = format!("balto_{}", URL_SAFE_NO_PAD.encode(context.random_bytes::<SECRET_BYTES>()));
     let key = ApiKey {
@@ -65,15 +65,15 @@ async fn create_key(
     };
     let mut body = KeyBody::new(&key);
     // The stored response must not contain the secret.
-    let remember = Reply::json(201, &body).to_stored(idempotency);
+    let remember = Created::new(&body).to_stored(idempotency);
     body.secret = Some(secret);
     let location = format!("/v1/keys/{}", key.id);
     Keys(context).create(key, remember).await?;
-    Ok(Reply::json(201, &body).with_header("location", &location))
+    Ok(Created::new(&body).with_header("location", &location))
 }
 
 /// `GET /v1/keys`
-pub async fn list(call: &Call) -> Result<Reply, Problem> {
+pub async fn list(call: &Call) -> Result<Json<ListBody<KeyBody>>, Problem> {
     let limit = call.query.limit()?;
     let after = call.query.text("cursor").map(|cursor| lists::decode(List::Keys, cursor)).transpose()?;
     let mut keys = Keys(&call.api.context).list();
@@ -94,15 +94,15 @@ fn sort_key(key: &ApiKey) -> Vec<u8> {
 }
 
 /// `GET /v1/keys/{id}`
-pub async fn get(call: &Call) -> Result<Reply, Problem> {
+pub async fn get(call: &Call) -> Result<Json<KeyBody>, Problem> {
     let id: KeyId = call.parse_id("key")?;
     let key = Keys(&call.api.context).get(&id).ok_or_else(|| not_found("key", &call.id))?;
-    Ok(Reply::json(200, &KeyBody::new(&key)))
+    Ok(Json::new(&KeyBody::new(&key)))
 }
 
 /// `DELETE /v1/keys/{id}`
-pub async fn delete(call: &Call) -> Result<Reply, Problem> {
+pub async fn delete(call: &Call) -> Result<NoContent, Problem> {
     let id: KeyId = call.parse_id("key")?;
     Keys(&call.api.context).delete(&id).await.map_err(|error| call.change_problem(error, "key"))?;
-    Ok(Reply::empty())
+    Ok(NoContent::empty())
 }

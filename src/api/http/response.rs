@@ -1,0 +1,86 @@
+//! Typed responses: the result type of a handler is its declaration in the table of operations.
+
+use std::marker::PhantomData;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::reply::Reply;
+use crate::api::routes::{SchemaOf, schema};
+use crate::context::responses::{Answer, Remember};
+use crate::domain::Idempotency;
+
+/// A response with the status `STATUS` and a JSON body of type `T`. It is serialised when it is
+/// made, so a stored response is of the same type.
+pub struct Success<const STATUS: u16, T> {
+    reply: Reply,
+    body: PhantomData<fn() -> T>,
+}
+
+pub type Json<T> = Success<200, T>;
+pub type Created<T> = Success<201, T>;
+pub type Accepted<T> = Success<202, T>;
+/// Has no body.
+pub type NoContent = Success<204, ()>;
+
+impl<const STATUS: u16, T: Serialize> Success<STATUS, T> {
+    pub fn new(body: &T) -> Self {
+        Self::from_reply(Reply::json(STATUS, body))
+    }
+}
+
+impl NoContent {
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::from_reply(Reply::empty())
+    }
+}
+
+impl<const STATUS: u16, T> Success<STATUS, T> {
+    /// The same response, for a body type that borrows: `U` is `T` with the lifetime `'static`,
+    /// which a handler can name in its signature.
+    #[must_use]
+    pub fn without_lifetime<U>(self) -> Success<STATUS, U> {
+        Success::from_reply(self.reply)
+    }
+
+    /// A stored response, or one that is JSON already.
+    #[must_use]
+    pub fn from_reply(reply: Reply) -> Self {
+        Self { reply, body: PhantomData }
+    }
+
+    #[must_use]
+    pub fn with_header(self, name: &'static str, value: &str) -> Self {
+        Self::from_reply(self.reply.with_header(name, value))
+    }
+
+    #[must_use]
+    pub fn answer(&self) -> Answer {
+        self.reply.answer()
+    }
+
+    /// The response to store under the key of the request; `None` without a key.
+    #[must_use]
+    pub fn to_stored(&self, idempotency: Option<Idempotency>) -> Option<Remember> {
+        Some(Remember { idempotency: idempotency?, answer: self.answer() })
+    }
+}
+
+/// The response of an operation.
+pub trait OperationResponse {
+    const STATUS: u16;
+    /// `None` for a response without a body.
+    const SCHEMA: Option<SchemaOf>;
+
+    fn into_reply(self) -> Reply;
+}
+
+impl<const STATUS: u16, T: JsonSchema> OperationResponse for Success<STATUS, T> {
+    const STATUS: u16 = STATUS;
+    const SCHEMA: Option<SchemaOf> = if STATUS == 204 { None } else { Some(schema::<T>) };
+
+    fn into_reply(self) -> Reply {
+        self.reply
+    }
+}
