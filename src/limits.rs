@@ -54,6 +54,10 @@ pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 pub const BODY_BYTES_DEFAULT: usize = 128 * 1024 * 1024;
 /// Limit of concurrent read requests; further ones queue.
 pub const READS_MAX: usize = 32;
+/// Limit of requests that wait for something.
+pub const WAITERS_MAX: usize = 2_000;
+/// Maximum of the query parameter `wait`.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// File descriptors reserved for storage, the listeners and the resolver.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Addresses with their own counter of failed authentications; further ones share a counter.

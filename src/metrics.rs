@@ -112,6 +112,7 @@ struct ApiMetrics {
     authentications_refused: IntCounterVec,
     connections: IntGauge,
     connections_displaced: IntCounter,
+    waiting: IntGauge,
 }
 
 impl ApiMetrics {
@@ -125,7 +126,12 @@ impl ApiMetrics {
             "balto_api_connections_displaced_total",
             "API connections, idle or slow to read, that were closed at the limit in favour of new ones.",
         );
+        let waiting = IntGauge::new(
+            "balto_api_waiting_requests",
+            "Requests that wait for the end of an event's deliveries.",
+        );
         Self {
+            waiting: register(registry, waiting),
             authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
             connections: register(registry, connections),
             connections_displaced: register(registry, displaced),
@@ -357,6 +363,10 @@ impl Metrics {
     pub fn connections(&self, open: usize, evicted: u64) {
         self.api.connections.set(signed(open as u64));
         self.api.connections_displaced.inc_by(evicted);
+    }
+
+    pub fn waiting(&self, requests: usize) {
+        self.api.waiting.set(signed(requests as u64));
     }
 
     pub fn committed(&self, records: usize, duration: Duration) {

@@ -137,6 +137,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether the request waits for something. It must not hold a read permit then.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.query.text("wait").is_some()
+    }
+
     /// Parses the path parameter as a name or id.
     ///
     /// # Errors
@@ -222,7 +228,11 @@ async fn dispatch(
     let reply = match read_call(Arc::clone(&api), route, params, request).await {
         Ok(call) => {
             has_good_key = route.access != Access::Public;
-            if route.is_read() { run_read(route, &call).await } else { (route.run)(&call).await }
+            if route.is_read() && !call.waits() {
+                run_read(route, &call).await
+            } else {
+                (route.run)(&call).await
+            }
         }
         Err(problem) => Err(problem),
     };

@@ -142,6 +142,9 @@ fn schema_of(kind: Kind) -> Value {
         }
         Kind::Time => json!({"type": "string", "format": "date-time"}),
         Kind::Position => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
+        Kind::Wait => {
+            json!({"type": "string", "pattern": "^([0-9]{1,4}ms|[1-5]?[0-9]s|1m)$", "examples": ["10s"]})
+        }
         Kind::Limit => json!({
             "type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT,
         }),

@@ -216,7 +216,7 @@ pub static ROUTES: &[Route] = &[
     route!(Post "/v1/events/batch", "publishEvents", "Publish up to 1,000 independent events",
         Publish, NONE, Stored, body events::batch::post_batch),
     route!(Get "/v1/events/{id}", "getEvent", "Get an event and its deliveries",
-        ReadEvents, lists::ONE_EVENT, Plain, events::handlers::get),
+        ReadEvents, lists::EVENT_AND_WAIT, Plain, events::handlers::get),
     route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again",
         Admin, lists::ONE_EVENT, Stored, body events::handlers::replay),
     route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint",

@@ -14,11 +14,13 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::courier::tls;
+use crate::limits;
 
 /// Time limit of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit of a whole answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+const _: () = assert!(limits::WAIT_MAX.as_secs() < ANSWER_TIMEOUT.as_secs());
 /// Time limit of an operation on all matches of a filter.
 const BULK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Bound of an answer, in bytes: 250 events of the largest size fit.

@@ -173,6 +173,9 @@ pub(crate) enum EventsCommand {
         /// The tenant of an id that the publisher chose [default: default].
         #[arg(long)]
         tenant: Option<String>,
+        /// Wait until no delivery is pending, for at most this time (60s).
+        #[arg(long, value_name = "DURATION")]
+        wait: Option<String>,
     },
     /// Deliver an event again, to the given endpoints or to all that match now.
     Replay {
@@ -218,8 +221,8 @@ impl EventsCommand {
                 let query = list.window.add_to(query, args::now());
                 session.list(&["v1", "events"], query, &list.paging, COLUMNS).await
             }
-            Self::Show { id, tenant } => {
-                let query = QueryArgs::default().with("tenant", tenant.clone());
+            Self::Show { id, tenant, wait } => {
+                let query = QueryArgs::default().with("tenant", tenant.clone()).with("wait", wait.clone());
                 let answer = session.client.get(&["v1", "events", id], &query.0).await?;
                 session.show_with(&answer, ("deliveries", DELIVERIES))
             }

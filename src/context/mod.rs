@@ -9,6 +9,7 @@ pub(crate) mod records;
 pub mod responses;
 pub(crate) mod signal;
 pub mod source;
+pub(crate) mod waits;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::vault::Vault;
 use clock::Clock;
 use environment::{Environment, Transport};
 use signal::Signal;
+use waits::EventWaits;
 
 /// Settings that an operator can change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -61,6 +63,7 @@ struct Shared {
     signals: mpsc::UnboundedSender<Signal>,
     /// Held from a read of deliveries to the commit of a change that depends on the read.
     exclusive: Mutex<()>,
+    waits: EventWaits,
 }
 
 impl Context {
@@ -77,7 +80,9 @@ impl Context {
         let (signals, inbox) = mpsc::unbounded_channel();
         let settings = ArcSwap::from_pointee(settings);
         let exclusive = Mutex::default();
-        let shared = Shared { outbox, environment, vault, clock, metrics, settings, signals, exclusive };
+        let waits = EventWaits::default();
+        let shared =
+            Shared { outbox, environment, vault, clock, metrics, settings, signals, exclusive, waits };
         (Self { shared: Arc::new(shared) }, inbox)
     }
 
@@ -88,6 +93,11 @@ impl Context {
 
     pub(crate) fn outbox(&self) -> &Outbox {
         &self.shared.outbox
+    }
+
+    /// Callers that wait for the end of an event's deliveries.
+    pub(crate) fn waits(&self) -> &EventWaits {
+        &self.shared.waits
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -170,6 +170,7 @@ impl Dispatcher {
             }
             self.lanes.hold(self.is_held());
         }
+        self.context.waits().end();
         self.drain(drain, run).await;
         Ok(())
     }
@@ -265,6 +266,11 @@ impl Dispatcher {
                 }
                 Record::AttemptFinished { delivery, attempt, .. } => {
                     self.on_health(delivery.endpoint, attempt);
+                    self.context.waits().wake([delivery.event]);
+                }
+                Record::DeliveriesCancelled { deliveries, .. }
+                | Record::DeliveriesDied { deliveries, .. } => {
+                    self.context.waits().wake(deliveries.iter().map(|delivery| delivery.event));
                 }
                 Record::RateReserved { endpoint, reservation } => {
                     self.lanes.on_reserved(*endpoint, reservation, now);
@@ -272,8 +278,6 @@ impl Dispatcher {
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
                 | Record::DeliveriesRevived { .. }
-                | Record::DeliveriesCancelled { .. }
-                | Record::DeliveriesDied { .. }
                 | Record::DeadLettersPurged { .. }
                 | Record::DeliveriesReordered { .. }
                 | Record::RequestAnswered { .. }

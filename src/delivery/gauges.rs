@@ -8,6 +8,7 @@ use crate::domain::Ordering;
 /// Updates the gauges, and sends the overdue deliveries behind others to the delivery loop.
 pub(crate) async fn update_gauges(context: Context, mut behind: Behind) {
     let outbox = context.outbox();
+    context.metrics().waiting(context.waits().callers());
     // The scan visits every endpoint. Skip it when none has an ordering.
     let ordered =
         outbox.registry(|registry| registry.endpoints().any(|endpoint| endpoint.ordering != Ordering::None));

@@ -1,12 +1,13 @@
 //! Events: publishing, reading, listing, replaying.
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::records::UNEXPECTED_OUTCOME;
-use crate::domain::{Event, EventId, Idempotency, Position, Record, Tenant, Timestamp};
+use crate::domain::{Event, EventId, EventStatus, Idempotency, Position, Record, Tenant, Timestamp};
 use crate::failpoints::Bound;
 use crate::outbox::draft::{
     AcceptedEvent, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id, publisher_id_scope,
@@ -16,7 +17,7 @@ use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found};
 use crate::rules::event_status::event_status;
 use crate::service::deliveries::Deliveries;
 use crate::service::pages::{Pages, scoped};
-use crate::service::types::{EventView, Page, Published, Scope};
+use crate::service::types::{EventView, Page, Published, Scope, WaitError};
 use crate::storage::journal::{JournalReader, ReadError};
 use crate::{failpoints, limits};
 
@@ -147,6 +148,44 @@ impl Events<'_> {
             self.0.outbox().read(move |state| state.knows(position).then(|| state.deliveries_of(position)));
         let Some(facts) = known.await? else { return Ok(None) };
         Ok(Some(self.view(position, event, facts).await))
+    }
+
+    /// As [`Self::get`], but waits until the event's status is final, for at most `wait`.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable, or too many callers wait.
+    pub async fn get_final(
+        self,
+        scope: &Scope,
+        tenant: &Tenant,
+        id: &EventId,
+        wait: Duration,
+    ) -> Result<Option<EventView>, WaitError> {
+        let is_final = |view: &Option<EventView>| {
+            view.as_ref().is_none_or(|view| view.status != EventStatus::Pending.as_str())
+        };
+        let view = self.get(scope, tenant, id).await?;
+        let Some(position) = view.as_ref().filter(|_| !wait.is_zero()).map(|view| view.position) else {
+            return Ok(view);
+        };
+        if is_final(&view) {
+            return Ok(view);
+        }
+        let registered = self.0.waits().register(position).map_err(|_| WaitError::TooManyWaiters)?;
+        let mut timeout = pin!(tokio::time::sleep(wait));
+        loop {
+            let mut changed = pin!(registered.changed());
+            // Before the read: a commit after it wakes this caller.
+            changed.as_mut().enable();
+            let view = self.get(scope, tenant, id).await?;
+            if is_final(&view) || registered.has_ended() {
+                return Ok(view);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = &mut timeout => return Ok(view),
+            }
+        }
     }
 
     /// The event with this publisher's id in `tenant`, or with this generated id. In a scope of all

@@ -82,6 +82,16 @@ pub struct DeliveryDetail {
     pub attempts: Vec<Arc<Attempt>>,
 }
 
+/// Why a caller cannot wait.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// More than [`crate::limits::WAITERS_MAX`] callers.
+    #[error("too many callers wait")]
+    TooManyWaiters,
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
 #[derive(Clone, Debug)]
 pub struct EventView {
     pub event: Arc<Event>,

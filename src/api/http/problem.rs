@@ -11,7 +11,7 @@ use serde::{Serialize, ser::SerializeMap};
 use crate::api::http::reply::Reply;
 use crate::domain::{Expected, Rejection};
 use crate::limits;
-use crate::service::types::{ChangeError, PublishError, Unavailable};
+use crate::service::types::{ChangeError, PublishError, Unavailable, WaitError};
 
 /// Location of an error. A parameter or header has a `pointer` and a member with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +118,8 @@ pub enum Problem {
     Overloaded {
         retry_after: Duration,
     },
+    /// Too many requests wait for something.
+    TooManyWaiters,
     Unavailable(String),
     DiskFull,
 }
@@ -161,6 +163,7 @@ impl Problem {
             Self::ForbiddenUrl(text()),
             Self::LoopDetected { limit: 0 },
             Self::Overloaded { retry_after },
+            Self::TooManyWaiters,
             Self::TooManyDeliveries { limit: 0 },
             Self::TooManyWrongKeys { retry_after },
             Self::HeadersTooLarge,
@@ -190,7 +193,10 @@ impl Problem {
             | Self::IdempotencyMismatch
             | Self::ForbiddenUrl(_)
             | Self::LoopDetected { .. } => 422,
-            Self::Overloaded { .. } | Self::TooManyDeliveries { .. } | Self::TooManyWrongKeys { .. } => 429,
+            Self::Overloaded { .. }
+            | Self::TooManyDeliveries { .. }
+            | Self::TooManyWaiters
+            | Self::TooManyWrongKeys { .. } => 429,
             Self::HeadersTooLarge => 431,
             Self::Unavailable(_) => 503,
             Self::DiskFull => 507,
@@ -227,6 +233,7 @@ impl Problem {
             Self::LoopDetected { .. } => "loop_detected",
             Self::TooManyDeliveries { .. } => "too_many_deliveries",
             Self::Overloaded { .. } => "overloaded",
+            Self::TooManyWaiters => "too_many_waiters",
             Self::Unavailable(_) => "unavailable",
             Self::DiskFull => "disk_full",
         }
@@ -259,6 +266,7 @@ impl Problem {
             Self::LoopDetected { .. } => "Delivery loop detected",
             Self::TooManyDeliveries { .. } => "The request creates too many deliveries",
             Self::Overloaded { .. } => "Too many requests",
+            Self::TooManyWaiters => "Too many waiting requests",
             Self::Unavailable(_) => "The service is unavailable",
             Self::DiskFull => "The disk is full",
         }
@@ -315,6 +323,10 @@ impl Problem {
             Self::TooManyDeliveries { limit } => format!(
                 "one request creates at most {limit} deliveries; send this event in another request"
             ),
+            Self::TooManyWaiters => format!(
+                "{} requests wait already; ask again without `wait`, or later",
+                limits::WAITERS_MAX
+            ),
             Self::Overloaded { retry_after } => {
                 format!("too much work is pending; try again in {} s", retry_seconds(*retry_after))
             }
@@ -329,7 +341,7 @@ impl Problem {
                 Some(retry_seconds(*retry_after))
             }
             // Another request can send the event at once; the first request ends with its commit.
-            Self::TooManyDeliveries { .. } | Self::RequestInFlight => Some(1),
+            Self::TooManyDeliveries { .. } | Self::TooManyWaiters | Self::RequestInFlight => Some(1),
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
             _ => None,
@@ -398,6 +410,15 @@ impl Serialize for Problem {
             _ => {}
         }
         map.end()
+    }
+}
+
+impl From<WaitError> for Problem {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TooManyWaiters => Self::TooManyWaiters,
+            WaitError::Unavailable(error) => error.into(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A cursor is opaque to clients: base64url of a version byte, a list byte and a sort key.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -48,6 +49,8 @@ pub enum Kind {
     Time,
     Position,
     Limit,
+    /// A duration of at most [`limits::WAIT_MAX`].
+    Wait,
     Word(&'static [&'static str]),
 }
 
@@ -121,6 +124,22 @@ impl Query {
         let Some(value) = self.text(name) else { return Ok(None) };
         let number = value.parse::<u64>().ok().filter(|number| *number < 1 << 63);
         number.map(Some).ok_or_else(|| Problem::parameter(name, "must be a whole number".to_owned()))
+    }
+
+    /// How long to wait; zero without the parameter.
+    ///
+    /// # Errors
+    /// 422 for a value that is not a duration of at most [`limits::WAIT_MAX`].
+    pub fn wait(&self) -> Result<Duration, Problem> {
+        let Some(value) = self.text("wait") else { return Ok(Duration::ZERO) };
+        match text::parse_duration(value) {
+            Ok(wait) if wait <= limits::WAIT_MAX => Ok(wait),
+            Ok(_) => Err(Problem::parameter(
+                "wait",
+                format!("at most {}", text::format_duration(limits::WAIT_MAX)),
+            )),
+            Err(reason) => Err(Problem::parameter("wait", reason)),
+        }
     }
 
     /// Items per page: 1 to [`limits::PAGE_ITEMS_MAX`].
@@ -314,6 +333,10 @@ pub const ONE_EVENT: &[Param] = &[param(
     "The tenant of an id that the publisher chose; default: the key's, or `default`",
     NAME,
 )];
+pub const EVENT_AND_WAIT: &[Param] = &[
+    ONE_EVENT[0],
+    param("wait", "Wait until no delivery of the event is pending, for at most this time (60s)", Kind::Wait),
+];
 pub const PUBLISH: &[Param] =
     &[param("tenant", "The tenant of CloudEvents; other events name it in the body", NAME)];
 pub const WINDOW: &[Param] = &[

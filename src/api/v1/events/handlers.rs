@@ -191,7 +191,8 @@ pub async fn post(call: &Call, _: EventRequest) -> Result<Accepted<PublishBody>,
 pub async fn get(call: &Call) -> Result<Json<EventBody<'static>>, Problem> {
     let id: EventId = call.parse_id("event")?;
     let (scope, tenant) = call.event_scope()?;
-    match Events(&call.api.context).get(&scope, &tenant, &id).await? {
+    let wait = call.query.wait()?;
+    match Events(&call.api.context).get_final(&scope, &tenant, &id, wait).await? {
         Some(view) => {
             let body = EventBody::new(&view, call.principal.audience());
             Ok(Json::new(&body).without_lifetime())
