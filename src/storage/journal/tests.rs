@@ -524,7 +524,7 @@ fn file_bytes_match_format_1() {
 }
 
 #[test]
-fn bugs_that_are_put_in_are_caught() {
+fn mutations_are_caught() {
     fails_with(Mutation::LeaveNoNote, adjacent_emptied_segments_merge_into_one_gap_marker);
     fails_with(Mutation::IgnoreChecksums, flipped_bit_costs_only_its_frame_and_is_reported);
     fails_with(Mutation::KeepTornTail, torn_tail_is_truncated_at_every_byte_of_last_frame);

@@ -306,6 +306,6 @@ fn store_works_after_reopen() {
 }
 
 #[test]
-fn bugs_that_are_put_in_are_caught() {
+fn mutations_are_caught() {
     fails_with(Mutation::TrustRows, store_with_missing_or_wrong_checksum_is_rejected);
 }
