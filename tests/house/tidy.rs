@@ -263,6 +263,54 @@ fn tests_named_in_the_proof_exist() {
     assert!(seen > 20, "{EVIDENCE:?} name only {seen} tests");
 }
 
+/// The paths of all tests of the library, as `module::test`. A test in the `mod tests` of a file
+/// has `tests` in its path.
+fn library_tests() -> Vec<String> {
+    let (below, mut files) = (root().join("src"), Vec::new());
+    sources(&below, &mut files);
+    let mut paths = Vec::new();
+    for file in files {
+        let module = file.strip_prefix(&below).unwrap().with_extension("").display().to_string();
+        let module = module.trim_end_matches("/mod").replace('/', "::");
+        let text = fs::read_to_string(&file).unwrap();
+        let (mut inner, mut is_test) = ("", false);
+        for line in text.lines() {
+            if line.starts_with("mod tests {") {
+                inner = "::tests";
+            }
+            is_test |= ["#[test]", "#[tokio::test"].iter().any(|start| line.trim_start().starts_with(start));
+            let name = line.trim_start().trim_start_matches("async ").strip_prefix("fn ");
+            if let Some(name) = name.filter(|_| is_test) {
+                paths.push(format!("{module}{inner}::{}", name.split('(').next().unwrap()));
+                is_test = false;
+            }
+        }
+    }
+    paths
+}
+
+#[test]
+fn filters_of_library_tests_in_the_docs_match_a_test() {
+    let mut pages = vec![root().join("CONTRIBUTING.md")];
+    for directory in ["docs", "docs/internals"] {
+        pages.extend(fs::read_dir(root().join(directory)).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    let tests = library_tests();
+    let mut seen = 0;
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(page).unwrap();
+        for command in text.split("cargo test --lib").skip(1) {
+            let words = command.split(['`', '\n', '|']).next().unwrap().split(' ');
+            for filter in words.filter(|word| !word.is_empty() && !word.starts_with('-')) {
+                seen += 1;
+                let found = tests.iter().any(|test| test.contains(filter));
+                assert!(found, "{}: no library test matches {filter}", page.display());
+            }
+        }
+    }
+    assert!(seen > 30, "the docs name only {seen} filters");
+}
+
 /// Each binary links the whole crate: a minute and a hundred megabytes.
 #[test]
 fn integration_tests_are_few_binaries() {
