@@ -74,6 +74,20 @@ pub const UNGUESSABLE_KEY_BYTES_MIN: usize = 32;
 
 /// Most topic patterns of one endpoint.
 pub const PATTERNS_MAX: usize = 256;
+/// Most `*` and `#` of one topic pattern in canonical form.
+pub const PATTERN_WILDCARDS_MAX: usize = 8;
+/// Most `*` and `#` of all topic patterns of one endpoint.
+pub const ENDPOINT_WILDCARDS_MAX: usize = 512;
+/// Bound of all topic patterns of one endpoint, in bytes.
+pub const ENDPOINT_PATTERN_BYTES_MAX: usize = 16 * 1024;
+/// Most states (parts plus one) of a tenant's different patterns with wildcards that begin with the
+/// same word, or with a wildcard. An event is compared with two such groups: an event type of 128
+/// words takes 2 x 128 x 65,536 / 64 steps of a few nanoseconds.
+pub const PATTERN_STATES_MAX: usize = 65_536;
+const _: () = assert!(ENDPOINT_WILDCARDS_MAX >= PATTERNS_MAX); // each pattern may have one
+const _: () = assert!(ENDPOINT_PATTERN_BYTES_MAX >= EVENT_TYPE_BYTES_MAX);
+// The patterns of several endpoints fit: a pattern of n bytes has at most n / 2 + 2 states.
+const _: () = assert!(PATTERN_STATES_MAX >= 4 * (ENDPOINT_PATTERN_BYTES_MAX / 2 + 2 * PATTERNS_MAX));
 /// Most custom headers of one endpoint.
 pub const HEADERS_MAX: usize = 50;
 /// Longest custom header value, in bytes.
@@ -196,6 +210,21 @@ pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const REQUEST_TARGETS_MAX: usize = 1_000_000;
 /// A group commit is closed when its events create at least this many deliveries.
 pub const COMMIT_TARGETS: usize = 250_000;
+/// Most deliveries of one tenant that are queued or not applied by the state yet. A single request
+/// may begin as many at once.
+pub const UNAPPLIED_TARGETS_MAX: usize = REQUEST_TARGETS_MAX;
+/// Deliveries of an event that the state applies before it looks for questions of others and for
+/// its next checkpoint: a few milliseconds.
+pub const APPLY_STEP_TARGETS: usize = 250;
+/// Rows that may change before a checkpoint is written while an event is partly applied. Questions
+/// wait for a checkpoint, so it is smaller than usual.
+pub const PART_CHECKPOINT_ROWS_MAX: usize = 1_000;
+const _: () = assert!(PART_CHECKPOINT_ROWS_MAX >= 2 * APPLY_STEP_TARGETS); // two rows per delivery
+const _: () = assert!(PART_CHECKPOINT_ROWS_MAX <= CHECKPOINT_ROWS_MAX);
+/// Steps of work that a request's events may take to be matched before other requests get a turn.
+pub const MATCH_STEPS_MAX: usize = 100_000;
+/// Lane changes that the delivery loop takes in before it looks after running attempts.
+pub const INTAKE_TARGETS_MAX: usize = 4_096;
 /// Overhead of an event's record beside the posted bytes and the targets, in bytes.
 pub const EVENT_RECORD_BYTES_MAX: usize = 2_048;
 /// Most bytes of one target in an event's record: a varint of 32 bits.

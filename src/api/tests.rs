@@ -149,3 +149,53 @@ async fn credentials_of_earlier_versions_are_hidden() {
     patch(r#"{"headers":{"X_Env":null},"sensitiveHeaders":{"Authorization":null}}"#).await;
     assert_eq!((plain(&context), sealed(&context)), (Vec::new(), Vec::new()));
 }
+
+async fn patch(router: &Router, id: &crate::domain::EndpointId, body: &str) -> (u16, String) {
+    let path = format!("/v1/endpoints/{id}");
+    let (status, text, _) =
+        send(router, Method::PATCH, &path, Some("application/merge-patch+json"), body).await;
+    (status, text)
+}
+
+/// An earlier version stored it: with patterns that are neither canonical nor within the bounds.
+#[tokio::test]
+async fn patch_keeps_patterns_beyond_the_bounds() {
+    let (router, context, _directory) = api_and_context();
+    let patterns: Vec<_> =
+        (0..limits::PATTERNS_MAX).map(|n| format!("{}x{n}", "#.*.a.".repeat(20))).collect();
+    let endpoint = crate::rules::tests::endpoint(0, Tenant::DEFAULT, &patterns);
+    let endpoint = crate::domain::Endpoint { retry: None, ..endpoint };
+    let stored = Endpoints(&context).create(endpoint, None).await.unwrap();
+    let (status, body) = patch(&router, &stored.id, r#"{"description":"x"}"#).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(context.outbox().endpoint(stored.number).unwrap().event_types, stored.event_types);
+    let again = serde_json::json!({"eventTypes": patterns}).to_string();
+    let (status, body) = patch(&router, &stored.id, &again).await;
+    assert_eq!(status, 422, "{body}");
+    assert!(body.contains("/eventTypes/0"), "{body}");
+    let (status, body) = patch(&router, &stored.id, r##"{"eventTypes":["a.#.*.#","a.*.#.#"]}"##).await;
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains(r##""eventTypes":["a.*.#"]"##), "{body}");
+}
+
+/// The patterns of all endpoints of a tenant share a bound.
+#[tokio::test]
+async fn tenant_with_too_many_patterns_is_refused() {
+    let (router, context, _directory) = api_and_context();
+    let body = |n: usize| {
+        let patterns: Vec<_> = (0..64).map(|m| format!("{}p{n}.{m}.#", "a.*.".repeat(7))).collect();
+        serde_json::json!({"url": "https://example.com/", "eventTypes": patterns}).to_string()
+    };
+    let fit = limits::PATTERN_STATES_MAX / (64 * 18);
+    for n in 0..fit {
+        let patterns: Vec<_> = (0..64).map(|m| format!("{}p{n}.{m}.#", "a.*.".repeat(7))).collect();
+        let endpoint = crate::rules::tests::endpoint(0, Tenant::DEFAULT, &patterns);
+        Endpoints(&context).create(endpoint, None).await.unwrap();
+    }
+    let json = Some("application/json");
+    let (status, text, _) = send(&router, Method::POST, "/v1/endpoints", json, &body(fit)).await;
+    assert_eq!(status, 422, "{text}");
+    assert!(text.contains("/eventTypes") && text.contains("65536"), "{text}");
+    let (status, text, _) = send(&router, Method::POST, "/v1/endpoints", json, &body(0)).await;
+    assert_eq!(status, 201, "shared patterns need no room: {text}");
+}

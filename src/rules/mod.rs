@@ -1,7 +1,7 @@
 //! Policy decisions, as pure functions. Must never know async, I/O, serde, clocks or randomness.
 //!
-//! Owns: whether an event may be appended ([`append`]), its endpoints ([`matching`]), status
-//! ([`event_status`]) and trace ([`trace`]); the meaning of a reply ([`verdict`]), the next attempt
+//! Owns: whether an event may be appended ([`append`]), its endpoints ([`matching`], [`patterns`]),
+//! status ([`event_status`]) and trace ([`trace`]); the meaning of a reply ([`verdict`]), the next attempt
 //! ([`retry`]), failing endpoints ([`health`]), consent of receivers ([`handshake`]), signatures
 //! ([`signature`]), guessable secrets ([`weakness`]) and headers with credentials ([`headers`]).
 
@@ -11,6 +11,7 @@ pub mod handshake;
 pub mod headers;
 pub mod health;
 pub mod matching;
+pub mod patterns;
 pub mod retry;
 pub mod signature;
 pub mod trace;

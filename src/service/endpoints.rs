@@ -10,12 +10,14 @@ use crate::context::responses::Remember;
 use crate::context::signal::{LaneAnswer, Signal};
 use crate::courier::guard::RefusedUrl;
 use crate::domain::{
-    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Position, Tenant, Timestamp,
+    DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, Pattern, Position, Tenant,
+    Timestamp,
 };
 use crate::lanes::{WaitReason, with_order};
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::{Command, Outcome};
 use crate::projections::reads::Cursor;
+use crate::rules::matching::NoRoomForPatterns;
 use crate::service::secrets::Secrets;
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{EndpointStats, LaneView, Page, Scope};
@@ -211,6 +213,19 @@ impl Endpoints<'_> {
     /// The reason, as a message for the client.
     pub async fn check_url(self, url: &str) -> Result<Box<str>, RefusedUrl> {
         self.0.transport().check_url(url).await
+    }
+
+    /// Checks whether the tenant may have these topic patterns, in place of those of `replaced`.
+    ///
+    /// # Errors
+    /// When the tenant's patterns together exceed their bound.
+    pub fn check_patterns(
+        self,
+        tenant: &Tenant,
+        patterns: &[Pattern],
+        replaced: Option<EndpointNumber>,
+    ) -> Result<(), NoRoomForPatterns> {
+        self.0.outbox().matcher(|matcher| matcher.check_room(tenant, patterns, replaced))
     }
 
     /// Checks a custom header.

@@ -359,3 +359,31 @@ async fn reload_reaches_endpoints_without_a_policy() {
     let (status, changed, _) = daemon.call("PATCH", &path(&own), &[], back).await;
     assert_eq!((status, policy(&changed)), (200, new));
 }
+
+#[tokio::test]
+async fn patterns_are_canonical_and_bounded() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let create = async |types: Value| {
+        let body = json!({"url": "https://example.com/", "eventTypes": types}).to_string();
+        let (status, answer, _) = daemon.call("POST", "/endpoints", &[], &body).await;
+        (status, answer)
+    };
+    let (status, made) = create(json!(["a.#.*.#", "a.*.#.#", "b"])).await;
+    assert_eq!((status, &made["eventTypes"]), (201, &json!(["a.*.#", "b"])));
+    assert_eq!(create(json!(["a", "*.#"])).await.1["eventTypes"], json!(["#"]));
+    let many: Vec<_> = (0..65).map(|n| format!("{}x{n}", "*.a.".repeat(8))).collect();
+    let long: Vec<_> = (0..66).map(|n| format!("{}{n}", "x".repeat(250))).collect();
+    let cases = [
+        (json!(["b", "*.a.".repeat(9) + "x"]), "/eventTypes/1", "has 9 wildcards, at most 8"),
+        (json!(many), "/eventTypes", "520 wildcards in total, at most 512"),
+        (json!(long), "/eventTypes", "in total, at most 16384"),
+    ];
+    for (types, pointer, detail) in cases {
+        let refused = create(types).await;
+        is_problem(&refused, 422, "validation_failed", detail);
+        let error = &refused.1["errors"][0];
+        assert_eq!(error["pointer"], pointer);
+        assert!(error["detail"].as_str().unwrap().contains(detail), "{error}");
+    }
+}

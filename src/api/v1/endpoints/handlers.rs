@@ -18,7 +18,7 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EventType, Idempotency,
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EventType, Idempotency, Pattern,
     Position, Sealed, SecretKind, Tenant,
 };
 use crate::limits;
@@ -42,6 +42,17 @@ fn check_settings(
         if is_kept { Ok(()) } else { Endpoints(&call.api.context).check_header(name, value) }
     };
     input.settings(&call.config.defaults, check, errors)
+}
+
+/// Checks that the tenant's patterns together stay within their bound.
+fn check_room(
+    call: &Call,
+    tenant: &Tenant,
+    patterns: &[Pattern],
+    replaced: Option<EndpointNumber>,
+    errors: &mut Errors,
+) {
+    errors.check("/eventTypes", Endpoints(&call.api.context).check_patterns(tenant, patterns, replaced));
 }
 
 /// # Errors
@@ -186,6 +197,9 @@ async fn register(
     idempotency: Option<Idempotency>,
 ) -> Result<Created<EndpointBody>, Problem> {
     let NewEndpoint { id, tenant, url, settings, secret, client_certificate } = new;
+    let mut errors = Errors::default();
+    check_room(call, &tenant, &settings.event_types, None, &mut errors);
+    errors.finish()?;
     let url = check_url(call, &url).await?;
     let now = call.api.context.now().wall;
     let key = match secret {
@@ -283,7 +297,10 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
     let mut value = serde_json::to_value(current)
         .map_err(|_| Problem::Unavailable("the endpoint could not be serialised".to_owned()))?;
     settings::merge(&mut value, patch);
-    let input: EndpointInput = body::parse_value(value)?;
+    let mut input: EndpointInput = body::parse_value(value)?;
+    // Unchanged patterns may exceed the bounds: an earlier version stored them.
+    let keeps_patterns = patch.get("eventTypes").is_none();
+    input.event_types = input.event_types.filter(|_| !keeps_patterns);
     let mut errors = Errors::default();
     let url = url_text(&input, &mut errors);
     if input.tenant.as_deref() != Some(endpoint.tenant.as_str()) {
@@ -302,6 +319,12 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         (&[][..], None)
     };
     let sensitive_headers = merge_sensitive_headers(kept_headers, patch, &settings, &mut errors);
+    let event_types = if keeps_patterns {
+        endpoint.event_types.clone()
+    } else {
+        check_room(call, &endpoint.tenant, &settings.event_types, Some(endpoint.number), &mut errors);
+        settings.event_types
+    };
     let client_certificate = match patch.get("clientCertificate") {
         None => kept_certificate,
         Some(_) => parse_client_certificate(call, &input, &mut errors),
@@ -319,7 +342,7 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
         url,
         handshake: handshake::apply_change(endpoint.handshake.as_ref(), settings.handshake, same_url),
         description: settings.description,
-        event_types: settings.event_types,
+        event_types,
         headers: settings.headers,
         sensitive_headers,
         rate_limit: settings.rate_limit,

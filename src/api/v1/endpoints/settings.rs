@@ -14,6 +14,7 @@ use crate::domain::{
 };
 use crate::limits;
 use crate::rules::headers::is_secret;
+use crate::rules::patterns::{canonical, canonical_list, check_list, check_pattern};
 
 /// Maximum `limit` and `burst` of a rate.
 const RATE_MAX: u64 = 1_000_000;
@@ -91,10 +92,9 @@ impl EndpointInput {
         }
     }
 
-    /// The single pattern `#` is stored as an empty list: all types.
+    /// A list with the pattern `#` is stored as an empty list: all types.
     fn event_types(&self, errors: &mut Errors) -> Vec<Pattern> {
-        let patterns = parse_patterns(self.event_types.as_deref(), "/eventTypes", errors);
-        if matches!(patterns.as_slice(), [all] if all.as_str() == "#") { Vec::new() } else { patterns }
+        canonical_list(&parse_patterns(self.event_types.as_deref(), "/eventTypes", errors))
     }
 
     pub fn signature(&self, errors: &mut Errors) -> SignaturePreset {
@@ -265,17 +265,23 @@ impl RetryInput {
     }
 }
 
-/// Parses topic patterns; empty for all types.
+/// Parses topic patterns into their canonical form, and checks their bounds. Empty when there are
+/// none.
 pub fn parse_patterns(texts: Option<&[String]>, location: &str, errors: &mut Errors) -> Vec<Pattern> {
     let Some(texts) = texts else { return Vec::new() };
     if texts.is_empty() || texts.len() > limits::PATTERNS_MAX {
         errors.push(location, format!("1 to {} patterns; omit it for all types", limits::PATTERNS_MAX));
     }
-    let mut patterns = Vec::new();
+    let mut parsed = Vec::new();
     for (index, text) in texts.iter().take(limits::PATTERNS_MAX).enumerate() {
-        patterns.extend(errors.check(&format!("{location}/{index}"), text.parse()));
+        let location = format!("{location}/{index}");
+        if let Some(pattern) = errors.check(&location, text.parse().map(|pattern| canonical(&pattern))) {
+            errors.check(&location, check_pattern(&pattern));
+            parsed.push(pattern);
+        }
     }
-    patterns
+    errors.check(location, check_list(&parsed));
+    parsed
 }
 
 /// Parses a duration within inclusive bounds; `default` without a text.
