@@ -10,6 +10,8 @@ pub(crate) enum Bound {
     LaneWindowMax,
     LaneWindowLow,
     CheckpointRows,
+    ApplyStepTargets,
+    IntakeTargets,
     RecentEntries,
     RetryAfterSeconds,
     AttemptSecondsMax,
@@ -79,6 +81,8 @@ pub(crate) enum Mutation {
     SettleTwice,
     /// Stream versions have gaps.
     SkipVersion,
+    /// After a restart, a partly applied event is applied from its beginning.
+    ForgetPart,
     /// Opening the state does not verify the sum of its rows.
     TrustRows,
     /// Idempotency keys are removed before they expire.

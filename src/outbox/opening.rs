@@ -9,7 +9,7 @@ use crate::outbox::registry::Registry;
 use crate::storage::data_directory::{ClaimError, STATE, failed};
 use crate::storage::journal::{AppendError, Journal, JournalError, JournalReader, OpenReport, ReadError};
 use crate::storage::progress::{OnProgress, WorkProgress};
-use crate::storage::state::{State, StateError};
+use crate::storage::state::{AppliedPart, State, StateError};
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,8 @@ pub(crate) fn open_state(
 ) -> Result<(State, Option<String>, u64), OpenError> {
     let directory = path.join(STATE);
     let end = journal.reader().last_position();
-    let (mut state, rebuilt) = match State::open(&directory, end) {
+    let opened = State::open(&directory, end).and_then(|state| check_part(state, journal));
+    let (mut state, rebuilt) = match opened {
         Ok(state) if state.applied() == Position(0) && end > Position(0) => {
             (state, Some("the state is missing".to_owned()))
         }
@@ -68,6 +69,15 @@ pub(crate) fn open_state(
     };
     let replayed = catch_up(&mut state, journal, progress)?;
     Ok((state, rebuilt, replayed))
+}
+
+/// The rest of a partly applied record must be readable.
+fn check_part(state: State, journal: &Journal) -> Result<State, StateError> {
+    let lost = |part: AppliedPart| !matches!(journal.reader().read(part.position), Ok(Some(_)));
+    if state.part().is_some_and(lost) {
+        return Err(StateError::Damaged("the rest of a partly applied record is lost"));
+    }
+    Ok(state)
 }
 
 /// Applies the records that the state has not applied. Returns their number.
@@ -134,12 +144,15 @@ fn replay(
             Err(error @ ReadError::Io(_)) => return Err(OpenError::Read(error)),
         };
         for (position, record) in frame {
-            state.apply(position, &record, false, &mut changes);
-            changes.clear();
-            replayed += 1;
-            if state.needs_checkpoint() {
-                state.checkpoint(Timestamp::default())?;
+            let mut is_complete = false;
+            while !is_complete {
+                is_complete = state.apply_step(position, &record, false, &mut changes).is_complete;
+                changes.clear();
+                if state.needs_checkpoint() {
+                    state.checkpoint(Timestamp::default())?;
+                }
             }
+            replayed += 1;
         }
         progress(WorkProgress { done: state.applied().0, total: end.0 });
     }

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use super::counters::Lane;
 use super::dead::Letter;
 use super::failing::{Failing, OperatorChange};
-use super::pages::{Blocks, EventEntry, StateEntry};
+use super::pages::{Blocks, StateEntry};
 use super::pending::{Detail, OrderHash, Row, WHOLE_ENDPOINT};
 use super::reserved::Reserved;
 use super::stats::Hour;
 use super::tallies::Tallies;
-use super::{Rows, dead, idempotency, pages, pending, reserved, retention, streams};
+use super::{Rows, dead, idempotency, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
     Attempt, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
@@ -18,6 +18,10 @@ use crate::domain::{
 };
 use crate::failpoints::{self, Mutation};
 use crate::limits;
+
+mod accept;
+
+pub use accept::order_hash;
 
 /// A change of a lane. `at` is the position of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +75,6 @@ impl From<&Endpoint> for LiveEndpoint {
     }
 }
 
-/// FNV-1a. It must never change, because rows store it.
-#[must_use]
-pub fn order_hash(key: &str) -> OrderHash {
-    key.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 impl Fold {
     /// A fold that continues after this number of checkpoints.
     #[must_use]
@@ -122,6 +119,20 @@ impl Fold {
         retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max)
     }
 
+    /// Applies a part of one record: of an event's targets those of this range, of which the first
+    /// part begins at 0. See [`Self::apply`].
+    pub fn apply_part(
+        &mut self,
+        rows: &mut dyn Rows,
+        position: Position,
+        event: &Event,
+        targets: std::ops::Range<usize>,
+        announced: bool,
+        changes: &mut Vec<LaneChange>,
+    ) {
+        Step { fold: self, rows, position, changes }.accept(event, targets, announced);
+    }
+
     /// Applies one record and appends its lane changes. Call [`Self::write_tallies`] after a group
     /// of records. `announced` omits unordered deliveries of a new event, which the lanes have.
     pub fn apply(
@@ -134,7 +145,7 @@ impl Fold {
     ) {
         let mut step = Step { fold: self, rows, position, changes };
         match record {
-            Record::EventAccepted(event) => step.accept(event, announced),
+            Record::EventAccepted(event) => step.accept(event, 0..event.targets.len(), announced),
             Record::AttemptFinished { delivery, due, attempt } => step.finish(*delivery, *due, attempt),
             Record::EndpointPut(endpoint) => step.put_endpoint(endpoint),
             Record::RateReserved { endpoint, reservation } => step.reserve(*endpoint, reservation),
@@ -223,34 +234,6 @@ impl Step<'_> {
         if self.fold.endpoints.contains_key(&endpoint) {
             let reserved = Reserved { reservation: *reservation, position: self.position };
             reserved::keep_latest(self.rows, &reserved, endpoint);
-        }
-    }
-
-    fn accept(&mut self, event: &Event, announced: bool) {
-        self.fold.totals.events += 1;
-        let entry = EventEntry {
-            position: self.position,
-            accepted_at: event.accepted_at,
-            first_due: event.first_due(),
-            tenant: event.tenant.as_str().into(),
-            event_type: event.event_type.as_str().into(),
-            stream: event.stream.as_ref().map(|(name, _)| name.as_str().into()),
-            order: order_hash(ordering_key(event)),
-            targets: event.targets.clone(),
-        };
-        self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
-        if let Some((stream, version)) = &event.stream {
-            streams::advance(self.rows, &event.tenant, stream, *version, event.accepted_at, self.position);
-        }
-        for idempotency in &event.idempotency {
-            idempotency::remember(self.rows, self.fold.checkpoint, idempotency, self.position);
-        }
-        let progress = Progress::begin(0, entry.first_due, Trigger::Publish);
-        for endpoint in &event.targets {
-            let delivery = DeliveryKey { event: self.position, endpoint: *endpoint };
-            let order = self.queue_for(*endpoint, entry.order);
-            let row = Row { progress, order };
-            self.add_pending(delivery, entry.first_due, row, announced && order.is_none());
         }
     }
 
@@ -585,15 +568,6 @@ fn push_attempt(attempts: &mut Vec<Position>, position: Position) {
         attempts.remove(0);
     }
     attempts.push(position);
-}
-
-/// Ordering key of an event: its own, else its stream, else its unique id.
-fn ordering_key(event: &Event) -> &str {
-    match (&event.ordering_key, &event.stream) {
-        (Some(key), _) => key.as_str(),
-        (None, Some((stream, _))) => stream.as_str(),
-        (None, None) => event.id.as_str(),
-    }
 }
 
 #[cfg(test)]

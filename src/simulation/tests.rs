@@ -269,3 +269,8 @@ fn versions_with_gaps_are_caught() {
 fn keys_expired_too_early_are_caught() {
     assert_caught(Mutation::ForgetTooEarly);
 }
+
+#[test]
+fn forgotten_part_of_an_event_is_caught() {
+    assert_caught(Mutation::ForgetPart);
+}

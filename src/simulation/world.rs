@@ -130,6 +130,8 @@ impl Plan {
                 (Bound::LaneWindowMax, window),
                 (Bound::LaneWindowLow, chance.within(1, window as u64 - 1) as usize),
                 (Bound::CheckpointRows, *chance.pick(&[1, 5, 40, 4_000])),
+                (Bound::ApplyStepTargets, *chance.pick(&[1, 2, 1_000])),
+                (Bound::IntakeTargets, *chance.pick(&[1, 4_096])),
                 (Bound::RecentEntries, *chance.pick(&[2, 12, 65_536])),
                 (Bound::RetryAfterSeconds, RETRY_AFTER_SECONDS as usize),
                 (Bound::AttemptSecondsMax, ATTEMPT_SECONDS_MAX as usize),

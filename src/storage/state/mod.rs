@@ -4,6 +4,7 @@
 //! time: it is rebuilt from the journal. Invariant: applying every record after [`State::applied`]
 //! in order gives the state of the journal's end.
 
+mod cursor;
 mod overlay;
 pub(crate) mod row_store;
 
@@ -11,15 +12,16 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+pub use cursor::{AppliedPart, StateCursor};
+
+use cursor::layout_error;
 use overlay::Overlay;
 use row_store::RowStore;
 
-use crate::codec::{Reader, put_varint};
 use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
-use crate::projections::fold::Totals;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, reserved, stats, streams};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
@@ -68,8 +70,6 @@ impl StateError {
 
 /// Key of the cursor row: the position that all rows reflect. No row of a projection has this tag.
 const CURSOR: &[u8] = b"A";
-/// Version of the row layouts and of the fold. A state of another version is rebuilt.
-const LAYOUT: u64 = 5;
 /// Rows of endpoints (`C`, number; `c` after deletion) and keys (`K`, id). The value is the
 /// position of the record with their current content.
 const ENDPOINTS: u8 = b'C';
@@ -79,17 +79,13 @@ const KEYS: u8 = b'K';
 /// checksum row of [`row_store`].
 const TAGS: &[u8] = b"ACcKDPWEOXSIJLRT0";
 
-/// Position that the rows reflect, and what was deleted without a record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StateCursor {
-    pub applied: Position,
-    pub totals: Totals,
-    /// Number of checkpoints so far.
-    checkpoints: u64,
-    /// Requests that expired before this time may be deleted.
-    pub expired_until: Timestamp,
-    /// Events that ended before these times may be deleted.
-    pub cutoffs: Cutoffs,
+/// Result of [`State::apply_step`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedStep {
+    /// Number of deliveries that the step changed.
+    pub deliveries: usize,
+    /// Whether the record is applied as a whole.
+    pub is_complete: bool,
 }
 
 #[derive(Debug)]
@@ -97,6 +93,8 @@ pub struct State {
     rows: Overlay,
     fold: Fold,
     applied: Position,
+    part: Option<AppliedPart>,
+    checkpointed_part: Option<AppliedPart>,
     checkpointed: Position,
     /// Retention deleted rows since the last checkpoint, without a record.
     dirty_without_record: bool,
@@ -124,8 +122,10 @@ impl State {
                 None => return Err(layout_error(&value, journal_end)),
             },
         };
-        let StateCursor { applied, totals, checkpoints, expired_until, cutoffs } = cursor;
-        if applied > journal_end {
+        let StateCursor { applied, part, totals, checkpoints, expired_until, cutoffs } = cursor;
+        let applied_in_part = part.map_or(applied, |part| part.position);
+        if applied_in_part > journal_end {
+            let applied = applied_in_part;
             return Err(StateError::Ahead { applied, journal_end });
         }
         let (rows, fold) = (Overlay::new(base), Fold::resume(checkpoints, totals));
@@ -133,6 +133,8 @@ impl State {
             rows,
             fold,
             applied,
+            part: part.filter(|_| !failpoints::is_active(Mutation::ForgetPart)),
+            checkpointed_part: part,
             checkpointed: applied,
             dirty_without_record: false,
             expired_until,
@@ -151,6 +153,12 @@ impl State {
     #[must_use]
     pub fn applied(&self) -> Position {
         self.applied
+    }
+
+    /// The record that is applied in part; its rest must follow.
+    #[must_use]
+    pub fn part(&self) -> Option<AppliedPart> {
+        self.part
     }
 
     #[must_use]
@@ -190,10 +198,53 @@ impl State {
         announced: bool,
         changes: &mut Vec<LaneChange>,
     ) {
+        while !self.apply_step(position, record, announced, changes).is_complete {}
+    }
+
+    /// Applies the next part of a record: of an event with many deliveries a bounded number of
+    /// them. A checkpoint between two steps is allowed. See [`Self::apply`].
+    pub fn apply_step(
+        &mut self,
+        position: Position,
+        record: &Record,
+        announced: bool,
+        changes: &mut Vec<LaneChange>,
+    ) -> AppliedStep {
+        let most = failpoints::bound(Bound::ApplyStepTargets, limits::APPLY_STEP_TARGETS);
+        self.apply_up_to(most, position, record, announced, changes)
+    }
+
+    fn apply_up_to(
+        &mut self,
+        most: usize,
+        position: Position,
+        record: &Record,
+        announced: bool,
+        changes: &mut Vec<LaneChange>,
+    ) -> AppliedStep {
         assert!(position > self.applied, "record {position} does not follow {}", self.applied);
-        self.fold.apply(&mut self.rows, position, record, announced, changes);
-        self.update_registry_rows(position, record);
-        self.applied = position;
+        let part = self.part.unwrap_or(AppliedPart { position, deliveries: 0 });
+        assert!(part.position == position, "record {position} precedes the rest of {}", part.position);
+        let mut step = AppliedStep { deliveries: deliveries_of(record), is_complete: true };
+        if let Record::EventAccepted(event) = record {
+            let first = part.deliveries.min(step.deliveries);
+            let end = first.saturating_add(most).min(step.deliveries);
+            step = AppliedStep { deliveries: end - first, is_complete: end == step.deliveries };
+            self.fold.apply_part(&mut self.rows, position, event, first..end, announced, changes);
+            self.part = Some(AppliedPart { position, deliveries: end });
+        } else {
+            self.fold.apply(&mut self.rows, position, record, announced, changes);
+            self.update_registry_rows(position, record);
+        }
+        if step.is_complete {
+            (self.applied, self.part) = (position, None);
+        }
+        step
+    }
+
+    /// Applies a record up to the same part as another state.
+    pub fn apply_same_part(&mut self, part: AppliedPart, record: &Record) {
+        self.apply_up_to(part.deliveries, part.position, record, false, &mut Vec::new());
     }
 
     pub fn end_group(&mut self) {
@@ -339,13 +390,19 @@ impl State {
 
     /// Advances the applied position past records that are lost to damage.
     pub fn skip_to(&mut self, end: Position) {
-        self.applied = self.applied.max(end);
+        if self.part.is_none() {
+            self.applied = self.applied.max(end);
+        }
     }
 
     /// Whether enough rows changed for a checkpoint before its regular time.
     #[must_use]
     pub fn needs_checkpoint(&self) -> bool {
-        self.rows.changed_rows() >= failpoints::bound(Bound::CheckpointRows, limits::CHECKPOINT_ROWS_MAX)
+        let usual = match self.part {
+            None => limits::CHECKPOINT_ROWS_MAX,
+            Some(_) => limits::PART_CHECKPOINT_ROWS_MAX,
+        };
+        self.rows.changed_rows() >= failpoints::bound(Bound::CheckpointRows, usual)
     }
 
     /// Compares this state with one that was folded from the journal, and reports each difference
@@ -385,6 +442,7 @@ impl State {
     pub fn cursor(&self) -> StateCursor {
         StateCursor {
             applied: self.applied,
+            part: self.part,
             totals: self.fold.totals,
             checkpoints: self.fold.checkpoints(),
             expired_until: self.expired_until,
@@ -395,7 +453,7 @@ impl State {
     /// Whether a record was applied or a row was deleted since the last checkpoint.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.applied > self.checkpointed || self.dirty_without_record
+        self.applied > self.checkpointed || self.part != self.checkpointed_part || self.dirty_without_record
     }
 
     /// Writes the changed rows and the cursor as one atomic batch. Compacts the store if its file
@@ -421,7 +479,7 @@ impl State {
         }
         self.rows.put(CURSOR, self.cursor().write());
         self.rows.checkpoint()?;
-        self.checkpointed = self.applied;
+        (self.checkpointed, self.checkpointed_part) = (self.applied, self.part);
         self.dirty_without_record = false;
         self.rows.base_mut().compact_if_oversized()?;
         Ok(())
@@ -436,7 +494,8 @@ impl State {
         self.rows.base_mut().reopen()?;
         let found =
             self.rows.base().get(CURSOR).and_then(|value| StateCursor::read(&value)).unwrap_or_default();
-        if [self.checkpointed, self.applied].contains(&found.applied) {
+        let is_last = (found.applied, found.part) == (self.checkpointed, self.checkpointed_part);
+        if is_last || (found.applied, found.part) == (self.applied, self.part) {
             Ok(())
         } else {
             Err(StateError::Damaged("the reopened state is older than the last checkpoint"))
@@ -458,6 +517,26 @@ impl EventLookup {
     }
 }
 
+/// Number of deliveries that a record changes.
+fn deliveries_of(record: &Record) -> usize {
+    match record {
+        Record::EventAccepted(event) => event.targets.len(),
+        Record::AttemptFinished { .. } => 1,
+        Record::DeliveriesRevived { deliveries, .. }
+        | Record::DeliveriesCancelled { deliveries, .. }
+        | Record::DeliveriesDied { deliveries, .. }
+        | Record::DeadLettersPurged { deliveries, .. }
+        | Record::DeliveriesReordered { deliveries, .. } => deliveries.len(),
+        Record::EndpointPut(_)
+        | Record::EndpointDeleted { .. }
+        | Record::KeyPut(_)
+        | Record::KeyDeleted { .. }
+        | Record::RequestAnswered { .. }
+        | Record::RateReserved { .. }
+        | Record::EventRejected { .. } => 0,
+    }
+}
+
 fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
     [&[ENDPOINTS][..], &number.0.to_be_bytes()].concat()
 }
@@ -468,77 +547,4 @@ fn deleted_key(number: EndpointNumber) -> Vec<u8> {
 
 fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
-}
-
-/// Why a cursor of another layout cannot be used. Every layout begins with its version and the
-/// position.
-fn layout_error(cursor: &[u8], journal_end: Position) -> StateError {
-    let mut reader = Reader::new(cursor);
-    match (reader.get_varint(), reader.get_varint().map(Position)) {
-        (Ok(1..LAYOUT), Ok(applied)) if applied > journal_end => StateError::Ahead { applied, journal_end },
-        (Ok(layout @ 1..LAYOUT), Ok(_)) => StateError::EarlierLayout(layout),
-        _ => StateError::Damaged("unknown layout"),
-    }
-}
-
-impl StateCursor {
-    fn write(&self) -> Vec<u8> {
-        let mut value = Vec::with_capacity(48);
-        let Totals { pending, dead, events } = self.totals;
-        // Zero means no cutoff: no event ended before time zero.
-        let millis = |cutoff: Option<Timestamp>| cutoff.map_or(0, Timestamp::millis);
-        let numbers = [
-            LAYOUT,
-            self.applied.0,
-            pending,
-            dead,
-            events,
-            self.checkpoints,
-            self.expired_until.millis(),
-            millis(self.cutoffs.events),
-            millis(self.cutoffs.stream_events),
-        ];
-        for number in numbers {
-            put_varint(&mut value, number);
-        }
-        value
-    }
-
-    /// Returns `None` for another layout.
-    fn read(value: &[u8]) -> Option<Self> {
-        let mut reader = Reader::new(value);
-        let mut number = || reader.get_varint().ok();
-        if number()? != LAYOUT {
-            return None;
-        }
-        let applied = Position(number()?);
-        let totals = Totals { pending: number()?, dead: number()?, events: number()? };
-        let checkpoints = number()?;
-        let mut time = || number().map(Timestamp::from_millis);
-        let expired_until = time()?;
-        let cutoffs = Cutoffs {
-            events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
-            stream_events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
-        };
-        Some(Self { applied, totals, checkpoints, expired_until, cutoffs })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::codec::put_varint;
-
-    #[test]
-    fn earlier_layout_still_detects_a_lost_journal_end() {
-        let cursor = |layout, applied| {
-            let mut bytes = Vec::new();
-            put_varint(&mut bytes, layout);
-            put_varint(&mut bytes, applied);
-            layout_error(&bytes, Position(9))
-        };
-        assert!(matches!(cursor(LAYOUT - 1, 9), StateError::EarlierLayout(layout) if layout == LAYOUT - 1));
-        assert!(matches!(cursor(LAYOUT - 1, 10), StateError::Ahead { applied: Position(10), .. }));
-        assert!(matches!(cursor(LAYOUT + 1, 9), StateError::Damaged(_)));
-    }
 }

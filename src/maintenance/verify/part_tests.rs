@@ -1,0 +1,99 @@
+//! A state that ends within an event: it is intact, and the next start applies the rest.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::domain::{EndpointNumber, Event};
+use crate::failpoints::{Mutation, fails_with};
+use crate::outbox::open_state;
+use crate::storage::data_directory::stamp;
+use crate::storage::journal::OpenReport;
+
+const ENDPOINTS: u32 = 5;
+
+fn journal(path: &Path) -> Journal {
+    let disk = RealDisk::new(path.join(JOURNAL)).unwrap();
+    Journal::open(Arc::new(disk), JournalOptions::new(1)).unwrap().0
+}
+
+/// A directory whose state has applied two of an event's five deliveries.
+fn directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    stamp(path).unwrap();
+    let mut journal = journal(path);
+    let mut records: Vec<_> = (1..=ENDPOINTS)
+        .map(|number| {
+            let endpoint = crate::rules::tests::endpoint(number, Tenant::DEFAULT, &[]);
+            let revision = Position(u64::from(number));
+            Record::EndpointPut(Arc::new(Endpoint { revision, ..endpoint }))
+        })
+        .collect();
+    let targets = (1..=ENDPOINTS).map(EndpointNumber).collect();
+    records.push(Record::EventAccepted(Arc::new(Event { targets, ..crate::rules::tests::event() })));
+    journal.append(Timestamp::from_millis(1), &[&records]).unwrap();
+    let mut state = State::open(&path.join("state"), journal.reader().last_position()).unwrap();
+    let (event, endpoints) = records.split_last().unwrap();
+    for (position, record) in (1..).map(Position).zip(endpoints) {
+        state.apply(position, record, false, &mut Vec::new());
+    }
+    state.apply_same_part(AppliedPart { position: Position(6), deliveries: 2 }, event);
+    state.checkpoint(Timestamp::from_millis(1)).unwrap();
+    directory
+}
+
+fn check(path: &Path) -> VerificationReport {
+    let scratch = tempfile::tempdir().unwrap();
+    verify(path, scratch.path(), &mut |_, _| ()).unwrap()
+}
+
+/// Opens the state, which applies the rest. Returns why it was rebuilt, if it was.
+fn reopen(path: &Path) -> (Option<String>, Vec<u64>) {
+    let (mut journal, mut report) = (journal(path), OpenReport::default());
+    let (state, rebuilt, _) = open_state(path, &mut journal, &mut report, &mut |_| ()).unwrap();
+    assert_eq!((state.part(), state.applied()), (None, Position(u64::from(ENDPOINTS) + 1)));
+    let pending = (1..=ENDPOINTS).map(|number| ReadModel::lane(&state, EndpointNumber(number)).pending);
+    (rebuilt, pending.chain([ReadModel::totals(&state).pending]).collect())
+}
+
+#[test]
+fn state_with_a_partly_applied_event_is_intact() {
+    let directory = directory();
+    let report = check(directory.path());
+    assert_eq!(report.problems, Problems::default());
+    let expected = Position(u64::from(ENDPOINTS));
+    assert!(
+        matches!(report.state, StateCheck::Compared { applied, .. } if applied == expected),
+        "{report:?}"
+    );
+}
+
+fn restart_applies_the_rest() {
+    let directory = directory();
+    let (rebuilt, pending) = reopen(directory.path());
+    assert_eq!(rebuilt, None);
+    assert_eq!(pending, [1, 1, 1, 1, 1, 5]);
+    assert_eq!(check(directory.path()).problems, Problems::default());
+}
+
+#[test]
+fn restart_applies_the_rest_of_an_event_once() {
+    restart_applies_the_rest();
+    fails_with(Mutation::ForgetPart, restart_applies_the_rest);
+}
+
+#[test]
+fn state_beyond_a_lost_event_is_rebuilt() {
+    let directory = directory();
+    let path = directory.path();
+    // The journal lost its last frame.
+    std::fs::remove_dir_all(path.join(JOURNAL)).unwrap();
+    let mut shorter = journal(path);
+    let endpoint = crate::rules::tests::endpoint(1, Tenant::DEFAULT, &[]);
+    let endpoint = Endpoint { revision: Position(1), ..endpoint };
+    shorter.append(Timestamp::from_millis(1), &[&[Record::EndpointPut(Arc::new(endpoint))]]).unwrap();
+    drop(shorter);
+    let error = State::open(&path.join("state"), Position(1)).unwrap_err();
+    assert!(matches!(error, StateError::Ahead { applied: Position(6), journal_end: Position(1) }), "{error}");
+}

@@ -1,0 +1,63 @@
+//! Application of new events, in parts of their deliveries.
+
+use std::ops::Range;
+
+use super::Step;
+use crate::domain::{DeliveryKey, Event, Progress, Trigger};
+use crate::projections::pages::EventEntry;
+use crate::projections::pending::{OrderHash, Row};
+use crate::projections::{idempotency, streams};
+
+impl Step<'_> {
+    /// Adds the deliveries to `targets`, a range of the event's endpoints. The part that begins at
+    /// 0 also adds the event.
+    pub(super) fn accept(&mut self, event: &Event, targets: Range<usize>, announced: bool) {
+        if targets.start == 0 {
+            self.add_event(event);
+        }
+        let (due, key) = (event.first_due(), order_hash(ordering_key(event)));
+        let progress = Progress::begin(0, due, Trigger::Publish);
+        for endpoint in &event.targets[targets] {
+            let delivery = DeliveryKey { event: self.position, endpoint: *endpoint };
+            let order = self.queue_for(*endpoint, key);
+            self.add_pending(delivery, due, Row { progress, order }, announced && order.is_none());
+        }
+    }
+
+    fn add_event(&mut self, event: &Event) {
+        self.fold.totals.events += 1;
+        let entry = EventEntry {
+            position: self.position,
+            accepted_at: event.accepted_at,
+            first_due: event.first_due(),
+            tenant: event.tenant.as_str().into(),
+            event_type: event.event_type.as_str().into(),
+            stream: event.stream.as_ref().map(|(name, _)| name.as_str().into()),
+            order: order_hash(ordering_key(event)),
+            targets: event.targets.clone(),
+        };
+        self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
+        if let Some((stream, version)) = &event.stream {
+            streams::advance(self.rows, &event.tenant, stream, *version, event.accepted_at, self.position);
+        }
+        for idempotency in &event.idempotency {
+            idempotency::remember(self.rows, self.fold.checkpoint, idempotency, self.position);
+        }
+    }
+}
+
+/// FNV-1a. It must never change, because rows store it.
+#[must_use]
+pub fn order_hash(key: &str) -> OrderHash {
+    key.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Ordering key of an event: its own, else its stream, else its unique id.
+fn ordering_key(event: &Event) -> &str {
+    match (&event.ordering_key, &event.stream) {
+        (Some(key), _) => key.as_str(),
+        (None, Some((stream, _))) => stream.as_str(),
+        (None, None) => event.id.as_str(),
+    }
+}

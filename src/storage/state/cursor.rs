@@ -1,0 +1,115 @@
+//! The cursor row: the position that all rows reflect, in a versioned layout.
+
+use super::StateError;
+use crate::codec::{Reader, put_varint};
+use crate::domain::{Position, Timestamp};
+use crate::projections::fold::Totals;
+use crate::projections::retention::Cutoffs;
+
+/// Version of the row layouts and of the fold. A state of another version is rebuilt.
+const LAYOUT: u64 = 5;
+/// As [`LAYOUT`], with a partly applied record at the end of the cursor.
+const LAYOUT_WITH_PART: u64 = 6;
+/// Position that the rows reflect, and what was deleted without a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateCursor {
+    pub applied: Position,
+    /// The record after it, if only a part of it is applied.
+    pub part: Option<AppliedPart>,
+    pub totals: Totals,
+    /// Number of checkpoints so far.
+    pub(super) checkpoints: u64,
+    /// Requests that expired before this time may be deleted.
+    pub expired_until: Timestamp,
+    /// Events that ended before these times may be deleted.
+    pub cutoffs: Cutoffs,
+}
+
+/// A record of which only the first deliveries are applied. Their rows are part of the state. No
+/// later record is applied before the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedPart {
+    pub position: Position,
+    pub deliveries: usize,
+}
+
+/// Why a cursor of another layout cannot be used. Every layout begins with its version and the
+/// position.
+pub(super) fn layout_error(cursor: &[u8], journal_end: Position) -> StateError {
+    let mut reader = Reader::new(cursor);
+    match (reader.get_varint(), reader.get_varint().map(Position)) {
+        (Ok(1..LAYOUT), Ok(applied)) if applied > journal_end => StateError::Ahead { applied, journal_end },
+        (Ok(layout @ 1..LAYOUT), Ok(_)) => StateError::EarlierLayout(layout),
+        _ => StateError::Damaged("unknown layout"),
+    }
+}
+
+impl StateCursor {
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(48);
+        let Totals { pending, dead, events } = self.totals;
+        // Zero means no cutoff: no event ended before time zero.
+        let millis = |cutoff: Option<Timestamp>| cutoff.map_or(0, Timestamp::millis);
+        let layout = if self.part.is_some() { LAYOUT_WITH_PART } else { LAYOUT };
+        let numbers = [
+            layout,
+            self.applied.0,
+            pending,
+            dead,
+            events,
+            self.checkpoints,
+            self.expired_until.millis(),
+            millis(self.cutoffs.events),
+            millis(self.cutoffs.stream_events),
+        ];
+        let part = self.part.map(|part| [part.position.0, part.deliveries as u64]);
+        for number in numbers.into_iter().chain(part.into_iter().flatten()) {
+            put_varint(&mut value, number);
+        }
+        value
+    }
+
+    /// Returns `None` for another layout.
+    pub(super) fn read(value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(value);
+        let mut number = || reader.get_varint().ok();
+        let layout = number()?;
+        if layout != LAYOUT && layout != LAYOUT_WITH_PART {
+            return None;
+        }
+        let applied = Position(number()?);
+        let totals = Totals { pending: number()?, dead: number()?, events: number()? };
+        let checkpoints = number()?;
+        let mut time = || number().map(Timestamp::from_millis);
+        let expired_until = time()?;
+        let cutoffs = Cutoffs {
+            events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
+            stream_events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
+        };
+        let mut part = None;
+        if layout == LAYOUT_WITH_PART {
+            let position = Position(number()?);
+            part = Some(AppliedPart { position, deliveries: usize::try_from(number()?).ok()? });
+        }
+        Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::put_varint;
+
+    #[test]
+    fn earlier_layout_still_detects_a_lost_journal_end() {
+        let cursor = |layout, applied| {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, layout);
+            put_varint(&mut bytes, applied);
+            layout_error(&bytes, Position(9))
+        };
+        assert!(matches!(cursor(LAYOUT - 1, 9), StateError::EarlierLayout(layout) if layout == LAYOUT - 1));
+        assert!(matches!(cursor(LAYOUT - 1, 10), StateError::Ahead { applied: Position(10), .. }));
+        assert!(matches!(cursor(LAYOUT + 1, 9), StateError::Damaged(_)));
+    }
+}
