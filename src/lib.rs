@@ -73,6 +73,8 @@
 //! * An endpoint's holds, rates ([`domain::Reservation`]), pauses and handshakes survive a restart
 //!   or crash. Its circuit breaker starts closed, because what it learned may be out of date.
 //! * Every collection that outlives a request has a bound.
+//! * The state applies an event with many deliveries in steps. Between two steps it may write a
+//!   checkpoint and answer questions that do not concern the event's tenant.
 //! * Attempts are charged only for the receiver's failures. A shutdown, a suspended process or
 //!   missing file descriptors are not charged.
 //! * Scheduling and expiry use a clock that never goes back ([`context::clock`]). Rows expire by

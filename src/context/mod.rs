@@ -18,8 +18,9 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 
 use crate::domain::{Now, PolicyDefaults, Timestamp};
+use crate::limits;
 use crate::metrics::Metrics;
-use crate::outbox::{Health, Outbox};
+use crate::outbox::{Health, Outbox, Stall};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
@@ -140,10 +141,10 @@ impl Context {
         self.outbox().health()
     }
 
-    /// How long the disk has been unresponsive; zero if it responds.
+    /// The activity that keeps the outbox for too long; `None` if it makes progress.
     #[must_use]
-    pub fn disk_wait(&self) -> Duration {
-        self.outbox().disk_wait()
+    pub fn stall(&self) -> Option<Stall> {
+        self.outbox().stall().filter(|stall| stall.duration > limits::DISK_SILENCE_MAX)
     }
 
     /// Both clocks.

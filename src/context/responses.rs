@@ -54,8 +54,7 @@ impl Context {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn stored_response(&self, wanted: &Idempotency) -> Result<Remembered, Unavailable> {
-        let scope = wanted.scope;
-        let known = self.outbox().read(move |state| state.request(&scope)).await?;
+        let known = self.outbox().stored_request(wanted.scope).await?;
         let position = match judge_idempotency(known.as_ref(), &wanted.fingerprint, self.now().wall) {
             Judged::Fresh => return Ok(Remembered::Nothing),
             Judged::Mismatch(_) => return Ok(Remembered::Mismatch),

@@ -73,12 +73,9 @@ fn router(
 
 /// Whether the store can make anything durable; the error is the reason why not.
 fn check_store(context: &Context) -> Result<(), String> {
-    let silence = context.disk_wait();
+    let stall = context.stall();
     match &*context.health().borrow() {
-        Health::Good if silence > limits::DISK_SILENCE_MAX => {
-            Err(format!("the disk has not answered for {} s", silence.as_secs()))
-        }
-        Health::Good => Ok(()),
+        Health::Good => stall.map_or(Ok(()), |stall| Err(stall.to_string())),
         Health::DiskFull => Err("the disk is full".to_owned()),
         Health::Failed(reason) => Err(reason.to_string()),
     }

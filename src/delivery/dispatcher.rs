@@ -18,11 +18,13 @@ use crate::context::signal::{LaneAnswer, Signal};
 use crate::delivery::attempt::{Assignment, attempt};
 use crate::delivery::background::run_job;
 use crate::delivery::gauges::update_gauges;
+use crate::delivery::intake::Intake;
 use crate::delivery::jobs::{
     PendingJob, disabled_at, expire_all, is_finished, next_to_check, refill, reorder_all, run_until_done,
 };
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
+use crate::delivery::stalls::StallLog;
 use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Ordering, Record};
 use crate::failpoints::Bound;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
@@ -72,6 +74,9 @@ pub struct Dispatcher {
     lanes: Lanes,
     payloads: Payloads,
     notices: mpsc::Receiver<Notice>,
+    /// The group that the lanes are taking in. Later notices wait for its end.
+    intake: Option<Intake>,
+    stalls: StallLog,
     signals: mpsc::UnboundedReceiver<Signal>,
     tasks: JoinSet<()>,
     health: watch::Receiver<Health>,
@@ -107,6 +112,8 @@ impl Dispatcher {
             lanes,
             payloads: Payloads::default(),
             notices,
+            intake: None,
+            stalls: StallLog::default(),
             signals,
             tasks: JoinSet::new(),
             health,
@@ -156,13 +163,18 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 () = &mut stopped => break,
-                Some(notice) = self.notices.recv() => self.on_notice(notice, self.context.now()),
+                Some(notice) = self.notices.recv(), if self.intake.is_none() => {
+                    self.on_notice(notice, self.context.now());
+                }
                 Some(signal) = self.signals.recv() => self.on_signal(signal, self.context.now()),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => log_panic(&ended),
                 _ = tick.tick() => self.on_tick(),
                 () = &mut alarm, if !alarm.is_elapsed() => {}
                 health = &mut health_changed => health_changed.set(changed(health)),
+                // Other tasks of the runtime get a turn between two steps.
+                () = tokio::task::yield_now(), if self.intake.is_some() => {}
             }
+            self.take_in(self.context.now());
             self.receive_queued();
             let health = self.health.borrow().clone();
             if let Health::Failed(reason) = health {
@@ -229,7 +241,9 @@ impl Dispatcher {
     fn receive_queued(&mut self) {
         let now = self.context.now();
         for _ in 0..INTAKE_MAX {
-            if let Ok(notice) = self.notices.try_recv() {
+            if self.intake.is_none()
+                && let Ok(notice) = self.notices.try_recv()
+            {
                 self.on_notice(notice, now);
             } else if let Ok(signal) = self.signals.try_recv() {
                 self.on_signal(signal, now);
@@ -244,7 +258,11 @@ impl Dispatcher {
 
     fn on_notice(&mut self, notice: Notice, now: Now) {
         match notice {
-            Notice::Committed(committed) => self.on_committed(&committed, now),
+            Notice::Committed(committed) => {
+                self.on_committed(&committed, now);
+                self.intake = Some(Intake::new(committed));
+                self.take_in(now);
+            }
             Notice::Lanes(changes) => {
                 for change in changes {
                     self.on_change(change, now);
@@ -284,8 +302,13 @@ impl Dispatcher {
                 | Record::EventRejected { .. } => {}
             }
         }
-        for change in &committed.announced {
-            self.on_change(*change, now);
+    }
+
+    /// Takes in a bounded part of a group's new deliveries.
+    fn take_in(&mut self, now: Now) {
+        let Some(mut intake) = self.intake.take() else { return };
+        if intake.step(|change| self.on_change(change, now)) {
+            self.intake = Some(intake);
         }
     }
 
@@ -433,6 +456,7 @@ impl Dispatcher {
     fn on_tick(&mut self) {
         panics::test_point("dispatcher");
         self.heartbeat.send_replace(());
+        self.stalls.on_tick(&self.context);
         let now = self.context.now();
         let summary = self.lanes.summary(&self.behind.oldest_due, now);
         self.context.metrics().lanes(&summary);
@@ -477,7 +501,11 @@ impl Dispatcher {
                 () = wait_for_cut(&mut run) => self.abort_tasks().await,
                 () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
                 Some(ended) = self.tasks.join_next() => log_panic(&ended),
-                Some(notice) = self.notices.recv() => self.on_notice(notice, self.context.now()),
+                // The lanes send nothing more, so they need no further deliveries.
+                Some(notice) = self.notices.recv() => {
+                    self.on_notice(notice, self.context.now());
+                    self.intake = None;
+                }
                 Some(_) = self.signals.recv() => {}
                 _ = tick.tick() => {
                     self.heartbeat.send_replace(());

@@ -8,11 +8,13 @@ mod background;
 mod dispatcher;
 mod gauges;
 mod handshake;
+mod intake;
 mod jobs;
 mod lane_policy;
 mod payload_cache;
 pub mod resealing;
 pub mod retention;
+mod stalls;
 
 use std::sync::Arc;
 

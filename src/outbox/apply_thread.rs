@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use super::commit_thread::{FULL_DISK_PAUSE, ThreadLinks};
 use super::decide::CommittedGroup;
-use super::health::DiskThread;
+use super::freshness::apply_step_targets;
+use super::health::{Activity, DiskThread};
 use super::{DiskWrite, Notice, StateMessage};
 use crate::domain::Timestamp;
+use crate::projections::LaneChange;
 use crate::storage::state::{State, StateError};
 use crate::{limits, panics};
 
@@ -18,7 +20,7 @@ pub(crate) struct ApplyThread {
     state: State,
     pub(super) messages: mpsc::Receiver<StateMessage>,
     links: ThreadLinks,
-    /// Commits that arrived while the disk was full.
+    /// Messages that arrived while the disk was full or a large group was applied, in order.
     held: VecDeque<StateMessage>,
     last_checkpoint: Instant,
     /// Time of the last applied commit. Rows expire by it, not by the clock: a clock that ran ahead
@@ -54,7 +56,7 @@ impl ApplyThread {
                 Some(message) => Ok(message),
                 None => self.messages.recv_timeout(wait),
             };
-            self.links.disk_waits.begin(DiskThread::State);
+            self.links.disk_waits.begin(DiskThread::State, activity_of(&message));
             let goes_on = match message {
                 Ok(message) => self.turn(message),
                 Err(mpsc::RecvTimeoutError::Disconnected) => self.turn(StateMessage::Stop),
@@ -72,7 +74,7 @@ impl ApplyThread {
     fn turn(&mut self, message: StateMessage) -> bool {
         let goes_on = match message {
             StateMessage::Committed(committed) => self.apply(&committed),
-            StateMessage::Read(question) => {
+            StateMessage::Read { question, .. } => {
                 question(&self.state);
                 true
             }
@@ -103,31 +105,76 @@ impl ApplyThread {
         false
     }
 
-    /// Returns whether to continue.
+    /// Applies a group in steps. Returns whether to continue.
     fn apply(&mut self, committed: &CommittedGroup) -> bool {
         let mut changes = Vec::new();
+        let mut work = 0;
         self.time = committed.at;
         for (position, record) in &committed.records {
-            self.state.apply(*position, record, true, &mut changes);
-            // Within a large group too: bounds the size of one checkpoint.
-            if self.state.needs_checkpoint() && !self.checkpoint() {
-                return false;
+            loop {
+                let step = self.state.apply_step(*position, record, true, &mut changes);
+                // Within a large group too: bounds the size of one checkpoint.
+                if self.state.needs_checkpoint() && !self.checkpoint() {
+                    return false;
+                }
+                work += step.deliveries;
+                if work >= apply_step_targets() {
+                    work = 0;
+                    if !self.after_step(&mut changes) {
+                        return false;
+                    }
+                }
+                if step.is_complete {
+                    break;
+                }
             }
         }
         self.state.end_group();
         self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
         self.links.disk_waits.end(DiskThread::State);
-        if !changes.is_empty() && !self.links.tell(Notice::Lanes(changes)) {
+        self.send_changes(&mut changes);
+        true
+    }
+
+    /// Between two steps of a group: publishes what was applied, and answers the questions that do
+    /// not need the rest of the group. A stop does not wait for the rest either: the next start
+    /// applies it. Returns whether to continue.
+    fn after_step(&mut self, changes: &mut Vec<LaneChange>) -> bool {
+        self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
+        self.send_changes(changes);
+        self.held.extend(self.messages.try_iter());
+        let applied = self.state.applied();
+        let is_ready =
+            |message: &StateMessage| matches!(message, StateMessage::Read { needs, .. } if *needs <= applied);
+        if self.held.iter().any(is_ready) {
+            self.state.end_group();
+            for message in std::mem::take(&mut self.held) {
+                match message {
+                    StateMessage::Read { needs, question } if needs <= applied => {
+                        self.links.disk_waits.begin(DiskThread::State, Activity::Answering);
+                        question(&self.state);
+                    }
+                    later => self.held.push_back(later),
+                }
+            }
+        }
+        self.links.disk_waits.begin(DiskThread::State, Activity::Applying);
+        let is_stopping = self.held.iter().any(|message| matches!(message, StateMessage::Stop));
+        !is_stopping || self.turn(StateMessage::Stop)
+    }
+
+    fn send_changes(&self, changes: &mut Vec<LaneChange>) {
+        if !changes.is_empty() && !self.links.tell(Notice::Lanes(std::mem::take(changes))) {
             tracing::debug!("lane changes dropped: no receiver");
         }
-        true
     }
 
     /// Returns whether to continue.
     fn checkpoint(&mut self) -> bool {
         let started = Instant::now();
-        self.links.disk_waits.begin(DiskThread::State);
+        self.links.disk_waits.begin(DiskThread::State, Activity::Disk);
         let written = self.state.checkpoint(self.time);
+        self.links.disk_waits.begin(DiskThread::State, Activity::Applying);
         self.last_checkpoint = started;
         match written {
             Ok(()) => {
@@ -158,7 +205,7 @@ impl ApplyThread {
             match self.messages.recv_timeout(FULL_DISK_PAUSE.saturating_sub(tried.elapsed())) {
                 Ok(message @ StateMessage::Committed(_)) => self.held.push_back(message),
                 // Dropping the question tells the caller.
-                Ok(StateMessage::Read(_) | StateMessage::Maintain(_))
+                Ok(StateMessage::Read { .. } | StateMessage::Maintain(_))
                 | Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Ok(StateMessage::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
             }
@@ -166,7 +213,7 @@ impl ApplyThread {
                 continue;
             }
             tried = Instant::now();
-            self.links.disk_waits.begin(DiskThread::State);
+            self.links.disk_waits.begin(DiskThread::State, Activity::Disk);
             match self.state.reopen().and_then(|()| self.state.checkpoint(self.time)) {
                 Ok(()) => break,
                 Err(error) if error.is_disk_full() => {}
@@ -179,14 +226,23 @@ impl ApplyThread {
     }
 }
 
+fn activity_of(message: &Result<StateMessage, mpsc::RecvTimeoutError>) -> Activity {
+    match message {
+        Ok(StateMessage::Read { .. }) => Activity::Answering,
+        Ok(StateMessage::Committed(_) | StateMessage::Maintain(_)) => Activity::Applying,
+        // Both end with a checkpoint.
+        Ok(StateMessage::Stop) | Err(_) => Activity::Disk,
+    }
+}
+
 /// Single steps, for the simulation.
 #[cfg(test)]
 impl ApplyThread {
     /// Handles the next message, if there is one. Returns whether there was one.
     pub(crate) fn turn_by_hand(&mut self) -> bool {
-        match self.messages.try_recv() {
-            Ok(message) => self.turn(message),
-            Err(_) => false,
+        match self.held.pop_front().or_else(|| self.messages.try_recv().ok()) {
+            Some(message) => self.turn(message),
+            None => false,
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::*;
 use crate::domain::{DeliveryKey, EndpointNumber, KeyId, Position, Record, Tenant, Trigger};
+use crate::failpoints::{Bound, TestOverrides};
 use crate::outbox::UnstartedOutbox;
 use crate::outbox::commit_queue::AdmissionLimits;
 use crate::outbox::commit_thread::STATE_LAG_MAX;
@@ -192,4 +193,75 @@ fn state_applies_a_group_before_it_notifies_lanes() {
     }
     let story = story.lock().unwrap();
     assert!(story.len() >= 2 && story.iter().all(|lag| *lag == 0), "lag at notification: {story:?}");
+}
+
+/// A small bound on the deliveries of a step, so that an event with three endpoints is large.
+fn one_delivery_per_step() {
+    let bounds = [(Bound::ApplyStepTargets, 1), (Bound::CheckpointRows, 1)].into();
+    TestOverrides { bounds, mutation: None }.activate();
+}
+
+fn publish(tenant: &str, event_type: &str) -> Command {
+    let tenant = tenant.parse().unwrap();
+    Command::Publish(Box::new(EventDraft::new(tenant, event_type.parse().unwrap(), "{}".into())))
+}
+
+#[test]
+fn questions_of_others_are_answered_between_steps() {
+    one_delivery_per_step();
+    let UnstartedOutbox { outbox, mut writer, mut state, mut notices } = assembled(&MemoryDisk::new(), 0);
+    let mut commit = |command| {
+        writer.queue.push(unit(command, None)).unwrap();
+        assert!(writer.turn_by_hand());
+    };
+    for tenant in ["evil", "evil", "evil", "good"] {
+        commit(Command::PutEndpoint(Box::new(crate::rules::tests::endpoint(0, tenant, &[]))));
+        assert!(state.turn_by_hand());
+    }
+    commit(publish("evil", "a.b"));
+    let story = Arc::new(Mutex::new(Vec::new()));
+    let ask = |who: &'static str, needs: Position| {
+        let story = story.clone();
+        let question = move |state: &State| story.lock().unwrap().push((who, state.applied().0));
+        outbox.inner.state.send(StateMessage::Read { needs, question: Box::new(question) }).unwrap();
+    };
+    let needed = |tenant: &str| outbox.inner.freshness.needed(&tenant.parse().unwrap());
+    ask("evil", needed("evil"));
+    ask("all", IN_ORDER);
+    ask("writer", AT_ONCE);
+    ask("good", needed("good"));
+    while state.turn_by_hand() {}
+    assert_eq!(*story.lock().unwrap(), [("writer", 4), ("good", 4), ("evil", 5), ("all", 5)]);
+    assert_eq!(needed("good"), IN_ORDER, "nothing is left to apply");
+    while notices.try_recv().is_ok() {}
+    // A tenant's question also waits for its own record behind the large group.
+    commit(publish("evil", "a.b"));
+    commit(publish("good", "a.b"));
+    ask("good", needed("good"));
+    while state.turn_by_hand() {}
+    assert_eq!(story.lock().unwrap().last(), Some(&("good", 7)));
+    TestOverrides::default().activate();
+}
+
+#[tokio::test]
+async fn writer_matches_again_if_an_endpoint_changed() {
+    let UnstartedOutbox { outbox, mut writer, mut state, .. } = assembled(&MemoryDisk::new(), 0);
+    let endpoint = || crate::rules::tests::endpoint(0, Tenant::DEFAULT, &["a.#".to_owned()]);
+    writer.queue.push(unit(Command::PutEndpoint(Box::new(endpoint())), None)).unwrap();
+    assert!(writer.turn_by_hand() && state.turn_by_hand());
+    let mut commands = vec![publish(Tenant::DEFAULT, "a.b"), publish(Tenant::DEFAULT, "a.b"), record(1)];
+    let permit = outbox.match_and_admit(&mut commands).await.unwrap();
+    assert!(permit.is_some());
+    let matched = |command: &Command| command.draft().unwrap().matched.clone().unwrap().targets.len();
+    assert_eq!((matched(&commands[0]), matched(&commands[1])), (1, 1));
+    // Another endpoint is created in between.
+    writer.queue.push(unit(Command::PutEndpoint(Box::new(endpoint())), None)).unwrap();
+    assert!(writer.turn_by_hand());
+    let (reply, mut answer) = oneshot::channel();
+    let prepared = Prepared { permit, ..Prepared::default() };
+    writer.queue.push(Unit { commands, prepared, reply: Some(reply) }).unwrap();
+    assert!(writer.turn_by_hand());
+    let outcomes = answer.try_recv().unwrap().unwrap();
+    let Outcome::Accepted(accepted) = &outcomes[0] else { panic!("{outcomes:?}") };
+    assert_eq!(accepted.event.targets, [EndpointNumber(1), EndpointNumber(2)]);
 }

@@ -11,7 +11,8 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::commit_queue::CommitQueue;
 use super::decide::{Committer, GroupResult};
-use super::health::{DiskThread, DiskWaits, HealthCell};
+use super::freshness::Freshness;
+use super::health::{Activity, DiskThread, DiskWaits, HealthCell};
 use super::unit::{Unit, UnitAnswer, UnitReply};
 use super::{DiskWrite, Notice, StateMessage, WriteObserver};
 use crate::storage::journal::AppendError;
@@ -48,6 +49,7 @@ pub(crate) struct CommitThread {
     pub(super) queue: Arc<CommitQueue>,
     state: mpsc::Sender<StateMessage>,
     pub(super) links: ThreadLinks,
+    freshness: Arc<Freshness>,
     /// Runtime of the callers; `None` in a simulation.
     runtime: Option<Handle>,
     /// Pause between two attempts to write to a full disk.
@@ -56,12 +58,14 @@ pub(crate) struct CommitThread {
 
 impl CommitThread {
     pub(super) fn new(
-        committer: Committer,
+        mut committer: Committer,
         queue: Arc<CommitQueue>,
         state: mpsc::Sender<StateMessage>,
         links: ThreadLinks,
+        freshness: Arc<Freshness>,
     ) -> Self {
-        Self { committer, queue, state, links, runtime: None, full_disk_pause: FULL_DISK_PAUSE }
+        committer.report_waits(links.disk_waits.clone());
+        Self { committer, queue, state, links, freshness, runtime: None, full_disk_pause: FULL_DISK_PAUSE }
     }
 
     pub(super) fn reply_on(&mut self, runtime: Option<Handle>) {
@@ -80,7 +84,7 @@ impl CommitThread {
     fn take_turns(&mut self) {
         loop {
             panics::test_point("writer");
-            self.links.disk_waits.begin(DiskThread::Journal);
+            self.links.disk_waits.begin(DiskThread::Journal, Activity::WaitingForState);
             self.wait_for_apply();
             self.links.disk_waits.end(DiskThread::Journal);
             if !self.turn() {
@@ -100,7 +104,7 @@ impl CommitThread {
     /// Returns whether to continue.
     fn commit(&mut self, group: Vec<Unit>) -> bool {
         let started = Instant::now();
-        self.links.disk_waits.begin(DiskThread::Journal);
+        self.links.disk_waits.begin(DiskThread::Journal, Activity::Judging);
         let result = self.committer.commit(group);
         self.links.disk_waits.end(DiskThread::Journal);
         if let Some(committed) = &result.committed {
@@ -130,6 +134,7 @@ impl CommitThread {
     fn publish(&self, result: GroupResult) -> bool {
         if let Some(committed) = result.committed {
             self.links.health.set_full(DiskThread::Journal, false);
+            self.freshness.on_commit(&committed.records);
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
                 self.links.health.fail("the apply thread has ended");
             }

@@ -5,7 +5,7 @@
 //! notification precedes the `fdatasync` of the frame that it depends on; position order is commit
 //! order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -13,12 +13,14 @@ use std::time::Duration;
 use ulid::Ulid;
 
 use crate::domain::{
-    DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Idempotency, Ordering, Position, Progress,
-    Record, Rejection, StreamName, Tenant, Timestamp, Trigger,
+    DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Idempotency, Position, Progress, Record,
+    Rejection, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::draft::{AcceptedEvent, EventDraft};
+use crate::outbox::fan_out::FanOutPermit;
+use crate::outbox::health::{Activity, DiskThread, DiskWaits};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
@@ -35,10 +37,28 @@ pub struct CommittedGroup {
     /// Commit time. Commit times never decrease.
     pub at: Timestamp,
     pub records: Vec<(Position, Record)>,
-    /// Due deliveries of new events, for the lanes of endpoints without ordering.
-    pub announced: Vec<LaneChange>,
+    /// Endpoints with an ordering at the time of the commit.
+    ordered: Arc<HashSet<EndpointNumber>>,
+    /// Admitted deliveries, until the last holder drops the group.
+    _permits: Vec<Arc<FanOutPermit>>,
     /// Counts the group's bytes until the last holder drops it.
     _held: UnappliedGuard,
+}
+
+impl CommittedGroup {
+    /// Due deliveries of an event of the group, for the lanes of endpoints without ordering. The
+    /// state announces the others.
+    pub fn announced<'a>(
+        &'a self,
+        position: Position,
+        event: &Event,
+        targets: &'a [EndpointNumber],
+    ) -> impl Iterator<Item = LaneChange> + use<'a> {
+        let due = event.first_due();
+        let (progress, key) = (Progress::begin(0, due, Trigger::Publish), DueKey { due, event: position });
+        let unordered = targets.iter().filter(|target| !self.ordered.contains(target));
+        unordered.map(move |target| LaneChange::Due { endpoint: *target, key, progress, at: position })
+    }
 }
 
 /// Bytes of the groups that the state or the dispatcher still holds.
@@ -80,7 +100,8 @@ pub trait CommitEnvironment: Send {
 pub struct Committer {
     journal: Journal,
     registry: Arc<RwLock<Registry>>,
-    matcher: Matcher,
+    matcher: Arc<RwLock<Matcher>>,
+    disk_waits: DiskWaits,
     recent: RecentKeys,
     environment: Box<dyn CommitEnvironment>,
     last_time: Timestamp,
@@ -96,7 +117,6 @@ struct StagedGroup {
     next: Position,
     scopes: HashMap<[u8; 16], Known>,
     streams: HashMap<(Tenant, StreamName), (u64, Position)>,
-    announced: Vec<LaneChange>,
     /// Number of deliveries that the group starts.
     targets: usize,
     /// Number of deliveries that the current unit starts.
@@ -171,7 +191,8 @@ impl Committer {
         Self {
             journal,
             registry,
-            matcher,
+            matcher: Arc::new(RwLock::new(matcher)),
+            disk_waits: DiskWaits::default(),
             recent,
             environment,
             last_time,
@@ -207,7 +228,10 @@ impl Committer {
             return GroupResult { committed: None, replies, unwritten: Vec::new(), failure: None };
         }
         let written: Vec<_> = bounds.into_iter().map(|bound| &staged.records[bound]).collect();
-        match self.journal.append(self.last_time, &written) {
+        self.disk_waits.begin(DiskThread::Journal, Activity::Disk);
+        let appended = self.journal.append(self.last_time, &written);
+        self.disk_waits.begin(DiskThread::Journal, Activity::Judging);
+        match appended {
             Ok(_) => GroupResult { unwritten: units.collect(), ..self.finish(staged, judged) },
             Err(error) => fail(error, judged.into_iter().map(|(unit, _)| unit).chain(units)),
         }
@@ -364,7 +388,6 @@ impl Committer {
         if let Some((stream, version)) = &event.stream {
             staged.streams.insert((event.tenant.clone(), stream.clone()), (*version, position));
         }
-        self.announce(&event, position, &mut staged.announced);
         Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
     }
 
@@ -394,7 +417,7 @@ impl Committer {
         let targets = match draft.only {
             Some(endpoint) if read(&self.registry).endpoint(endpoint).is_some() => vec![endpoint],
             Some(_) => Vec::new(),
-            None => self.matcher.targets(&draft.tenant, &draft.event_type),
+            None => self.targets(draft),
         };
         Event {
             id: draft.id.clone().unwrap_or_else(|| self.next_id()),
@@ -414,6 +437,16 @@ impl Committer {
         }
     }
 
+    /// The matching endpoints. An earlier match is valid while no endpoint has changed. A unit that
+    /// changes one is alone in its group, so all events of a group see the same endpoints.
+    fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
+        let matcher = self.matcher.read().expect("no holder of this lock panics");
+        match draft.matched.as_ref().filter(|matched| matched.revision == matcher.revision()) {
+            Some(matched) => matched.targets.to_vec(),
+            None => matcher.targets(&draft.tenant, &draft.event_type),
+        }
+    }
+
     /// Generates ascending ULIDs: a new random part per millisecond, incremented within it.
     fn next_id(&mut self) -> EventId {
         let millis = self.last_time.millis();
@@ -426,25 +459,13 @@ impl Committer {
         format!("evt_{}", self.last_ulid).parse().expect("a ULID has only letters and digits")
     }
 
-    fn announce(&self, event: &Event, position: Position, announced: &mut Vec<LaneChange>) {
-        let registry = read(&self.registry);
-        let due = event.first_due();
-        for target in &event.targets {
-            let ordered =
-                registry.endpoint(*target).is_some_and(|endpoint| endpoint.ordering != Ordering::None);
-            if !ordered {
-                let progress = Progress::begin(0, due, Trigger::Publish);
-                let key = DueKey { due, event: position };
-                announced.push(LaneChange::Due { endpoint: *target, key, progress, at: position });
-            }
-        }
-    }
-
     fn finish(
         &mut self,
         staged: StagedGroup,
-        judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>,
+        mut judged: Vec<(Unit, Result<Vec<Outcome>, Refusal>)>,
     ) -> GroupResult {
+        let ordered = read(&self.registry).ordered_endpoints();
+        let permits = judged.iter_mut().filter_map(|(unit, _)| unit.prepared.permit.take()).collect();
         // Oldest first, which is the order of eviction.
         let mut scopes: Vec<_> = staged.scopes.into_iter().collect();
         scopes.sort_unstable_by_key(|(_, known)| known.position);
@@ -461,12 +482,12 @@ impl Committer {
         for (_, record) in &records {
             self.update_registry(record);
         }
-        let bytes = records.iter().map(|(_, record)| format::size_hint(record)).sum::<usize>()
-            + staged.targets * size_of::<LaneChange>();
+        let bytes = records.iter().map(|(_, record)| format::size_hint(record)).sum::<usize>();
         let committed = Arc::new(CommittedGroup {
             at: self.last_time,
             records,
-            announced: staged.announced,
+            ordered,
+            _permits: permits,
             _held: self.unapplied.hold(bytes),
         });
         let replies = judged.into_iter().filter_map(|(unit, verdict)| Some((unit.reply?, verdict))).collect();
@@ -480,11 +501,15 @@ impl Committer {
             Record::KeyPut(_) | Record::KeyDeleted { .. } => EndpointNumber(0),
             _ => return,
         };
-        if let Some(old) = read(&self.registry).endpoint(number) {
-            self.matcher.remove(old.number, &old.tenant);
-        }
-        if let Record::EndpointPut(endpoint) = record {
-            self.matcher.insert(endpoint);
+        let is_endpoint = number != EndpointNumber(0);
+        if is_endpoint {
+            let mut matcher = self.matcher.write().expect("no holder of this lock panics");
+            if let Some(old) = read(&self.registry).endpoint(number) {
+                matcher.remove(old.number, &old.tenant);
+            }
+            if let Record::EndpointPut(endpoint) = record {
+                matcher.insert(endpoint);
+            }
         }
         self.registry.write().expect("no holder of this lock panics").apply(record);
     }
@@ -492,6 +517,16 @@ impl Committer {
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// The index of endpoints by patterns. Only this writer changes it.
+    pub(super) fn matcher(&self) -> &Arc<RwLock<Matcher>> {
+        &self.matcher
+    }
+
+    /// Reports the waits for the disk there.
+    pub(super) fn report_waits(&mut self, waits: DiskWaits) {
+        self.disk_waits = waits;
     }
 
     pub(crate) fn unapplied(&self) -> &UnappliedBytes {

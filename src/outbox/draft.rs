@@ -12,6 +12,14 @@ use crate::domain::{
 };
 use crate::rules::append::Judged;
 
+/// The endpoints of an event, as of a revision of the endpoints' patterns. The writer matches again
+/// if an endpoint has changed since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matched {
+    pub revision: u64,
+    pub targets: Arc<[EndpointNumber]>,
+}
+
 /// A validated event as posted by its publisher.
 #[derive(Clone, Debug)]
 pub struct EventDraft {
@@ -37,6 +45,8 @@ pub struct EventDraft {
     pub fingerprint: [u8; 16],
     /// Deliver to this endpoint only, regardless of its patterns (test events).
     pub only: Option<EndpointNumber>,
+    /// The endpoints that match it, if that was determined before the unit was queued.
+    pub matched: Option<Matched>,
     /// Conflict with an earlier event whose id the daemon generated. `Fresh` until the journal is
     /// read.
     pub id_conflict: Judged,
@@ -62,6 +72,7 @@ impl EventDraft {
             idempotency: None,
             fingerprint: [0; 16],
             only: None,
+            matched: None,
             id_conflict: Judged::Fresh,
         }
     }

@@ -11,6 +11,8 @@ mod commit_thread;
 pub(crate) mod conformance;
 pub mod decide;
 pub mod draft;
+pub mod fan_out;
+mod freshness;
 mod health;
 mod opening;
 pub mod read_model;
@@ -18,6 +20,7 @@ pub mod recent_keys;
 pub mod registry;
 pub mod unit;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,13 +31,16 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
-use crate::domain::{ApiKey, Endpoint, EndpointNumber, StreamName, Tenant, Timestamp};
+use crate::domain::{ApiKey, Endpoint, EndpointNumber, Position, StreamName, Tenant, Timestamp};
+use crate::limits;
 use crate::outbox::decide::{CommitEnvironment, CommittedGroup, Committer};
 use crate::outbox::draft::Unavailable;
 use crate::outbox::recent_keys::Prepared;
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit};
 use crate::projections::LaneChange;
+use crate::projections::idempotency::Known;
+use crate::rules::matching::Matcher;
 use crate::storage::data_directory::{JOURNAL, claim, failed};
 use crate::storage::disk::RealDisk;
 use crate::storage::journal::{Journal, JournalOptions, JournalReader, OpenReport};
@@ -42,12 +48,14 @@ use crate::storage::progress::OnProgress;
 use crate::storage::state::State;
 use commit_queue::CommitQueue;
 use commit_thread::ThreadLinks;
+use fan_out::{FanOut, FanOutPermit};
+use freshness::{AT_ONCE, Freshness, IN_ORDER};
 use health::{DiskWaits, HealthCell};
 
 pub(crate) use apply_thread::ApplyThread;
 pub use commit_queue::AdmissionLimits;
 pub(crate) use commit_thread::CommitThread;
-pub use health::Health;
+pub use health::{Activity, Health, Stall};
 pub use opening::OpenError;
 #[cfg(test)]
 pub(crate) use opening::catch_up;
@@ -90,7 +98,12 @@ pub type WriteObserver = Arc<dyn Fn(DiskWrite, Duration) + Send + Sync>;
 
 enum StateMessage {
     Committed(Arc<CommittedGroup>),
-    Read(Box<dyn FnOnce(&State) + Send>),
+    /// A question, and the position that the state must have applied. During a large group it is
+    /// answered as soon as that is the case; else in order.
+    Read {
+        needs: Position,
+        question: Box<dyn FnOnce(&State) + Send>,
+    },
     /// A retention step. It changes nothing that a record defines.
     Maintain(Box<dyn FnOnce(&mut State) + Send>),
     Stop,
@@ -113,6 +126,9 @@ struct OutboxInner {
     state: mpsc::Sender<StateMessage>,
     reader: JournalReader,
     registry: Arc<RwLock<Registry>>,
+    matcher: Arc<RwLock<Matcher>>,
+    fan_out: Arc<FanOut>,
+    freshness: Arc<Freshness>,
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     disk_waits: DiskWaits,
@@ -176,14 +192,25 @@ impl Outbox {
             observer,
             disk_waits: disk_waits.clone(),
         };
+        let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
         let committer = Committer::new(journal, registry.clone(), environment);
-        let writer = CommitThread::new(committer, queue.clone(), state_sender.clone(), links.clone());
+        let matcher = committer.matcher().clone();
+        let writer = CommitThread::new(
+            committer,
+            queue.clone(),
+            state_sender.clone(),
+            links.clone(),
+            freshness.clone(),
+        );
         let state = ApplyThread::new(state, messages, links);
         let inner = OutboxInner {
             queue,
             state: state_sender,
             reader,
             registry,
+            matcher,
+            fan_out: Arc::default(),
+            freshness,
             applied,
             health,
             disk_waits,
@@ -199,12 +226,38 @@ impl Outbox {
     ///
     /// # Errors
     /// When nothing was committed.
-    pub async fn commit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
+    pub async fn commit(&self, mut commands: Vec<Command>) -> Result<Vec<Outcome>, Unavailable> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let prepared = self.prepare(&commands).await?;
+        let permit = self.match_and_admit(&mut commands).await?;
+        let prepared = Prepared { permit, ..self.prepare(&commands).await? };
         self.submit(Unit { commands, prepared, reply: None }).await
+    }
+
+    /// Matches the events of a unit to endpoints, so that the writer need not, and admits their
+    /// deliveries. The writer matches again if an endpoint changes in between.
+    async fn match_and_admit(
+        &self,
+        commands: &mut [Command],
+    ) -> Result<Option<Arc<FanOutPermit>>, Unavailable> {
+        let (mut next, mut steps, mut tenants) = (0, 0, HashMap::new());
+        loop {
+            let matched = {
+                let matcher = self.inner.matcher.read().expect("no holder of this lock panics");
+                fan_out::match_next(&matcher, commands, &mut next, &mut tenants)
+            };
+            let Some(more) = matched else { break };
+            steps += more;
+            if steps > limits::MATCH_STEPS_MAX {
+                steps = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        if tenants.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(self.inner.fan_out.admit(tenants)?)))
     }
 
     /// Commits a prepared unit. Prepares it again if it became stale in the queue.
@@ -214,6 +267,7 @@ impl Outbox {
             Health::DiskFull => return Err(Unavailable::DiskFull),
             Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
         }
+        let permit = unit.prepared.permit.clone();
         loop {
             let (reply, answer) = oneshot::channel();
             unit.reply = Some(reply);
@@ -223,7 +277,7 @@ impl Outbox {
                 Ok(Err(Refusal::DiskFull)) => return Err(Unavailable::DiskFull),
                 Ok(Err(Refusal::Failed(reason))) => return Err(Unavailable::Failed(reason)),
                 Ok(Err(Refusal::Stale(commands))) => {
-                    let prepared = self.prepare(&commands).await?;
+                    let prepared = Prepared { permit: permit.clone(), ..self.prepare(&commands).await? };
                     unit = Unit { commands, prepared, reply: None };
                 }
                 Err(_) => return Err(Unavailable::Stopping),
@@ -252,7 +306,8 @@ impl Outbox {
         if scopes.is_empty() && names.is_empty() {
             return Ok(Prepared::default());
         }
-        self.read(move |state| {
+        // The writer knows what was committed after the position of the answer.
+        self.ask(AT_ONCE, move |state| {
             let scopes = scopes.into_iter().filter_map(|scope| Some((scope, state.request(&scope)?)));
             let scopes = scopes.collect();
             let streams = names
@@ -262,7 +317,7 @@ impl Outbox {
                     Some(((tenant, name), head.version))
                 })
                 .collect();
-            Prepared { as_of: state.applied(), scopes, streams }
+            Prepared { as_of: state.applied(), scopes, streams, permit: None }
         })
         .await
     }
@@ -275,15 +330,46 @@ impl Outbox {
         &self,
         question: impl FnOnce(&dyn ReadModel) -> R + Send + 'static,
     ) -> Result<R, Unavailable> {
+        self.ask(IN_ORDER, question).await
+    }
+
+    /// As [`Self::read`], for a question that concerns one tenant (`None`: all). The state has
+    /// applied every commit of that tenant that was answered before, and maybe not those of others.
+    ///
+    /// # Errors
+    /// When the outbox has stopped.
+    pub async fn read_of<R: Send + 'static>(
+        &self,
+        tenant: Option<&Tenant>,
+        question: impl FnOnce(&dyn ReadModel) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
+        let needs = tenant.map_or(IN_ORDER, |tenant| self.inner.freshness.needed(tenant));
+        self.ask(needs, question).await
+    }
+
+    /// The stored request with this scope. It may have expired.
+    ///
+    /// # Errors
+    /// When the outbox has stopped.
+    pub async fn stored_request(&self, scope: [u8; 16]) -> Result<Option<Known>, Unavailable> {
+        let needs = self.inner.freshness.needed_for_request(&scope);
+        self.ask(needs, move |state| state.request(&scope)).await
+    }
+
+    async fn ask<R: Send + 'static>(
+        &self,
+        needs: Position,
+        question: impl FnOnce(&dyn ReadModel) -> R + Send + 'static,
+    ) -> Result<R, Unavailable> {
         let (sender, answer) = oneshot::channel();
-        let ask = Box::new(move |state: &State| {
+        let question = Box::new(move |state: &State| {
             let answer = question(state);
             // A result that depends on unreadable rows is dropped. The caller may have gone away.
             if state.failure().is_none() {
                 let _gone = sender.send(answer).is_err();
             }
         });
-        self.inner.state.send(StateMessage::Read(ask)).map_err(|_| self.unavailable())?;
+        self.inner.state.send(StateMessage::Read { needs, question }).map_err(|_| self.unavailable())?;
         answer.await.map_err(|_| self.unavailable())
     }
 
@@ -354,11 +440,15 @@ impl Outbox {
         self.inner.health.clone()
     }
 
-    /// Longest time that the commit or the apply thread has been blocked on the disk; zero when
-    /// neither is.
+    /// The longest current activity of the commit and the apply thread; `None` when both are idle.
     #[must_use]
-    pub fn disk_wait(&self) -> Duration {
-        self.inner.disk_waits.longest()
+    pub fn stall(&self) -> Option<Stall> {
+        self.inner.disk_waits.longest(limits::DISK_SILENCE_MAX)
+    }
+
+    /// Reads the index of endpoints by patterns, under its read lock: the closure must not block.
+    pub fn matcher<R>(&self, look: impl FnOnce(&Matcher) -> R) -> R {
+        look(&self.inner.matcher.read().expect("no holder of this lock panics"))
     }
 
     /// Whether too many outcomes are pending, so that no new attempt should begin.

@@ -5,9 +5,11 @@
 //! floor, and a request prepared below the floor must be prepared again.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use crate::domain::{Position, StreamName, Tenant};
 use crate::failpoints::{self, Bound, Mutation};
+use crate::outbox::fan_out::FanOutPermit;
 use crate::projections::idempotency::Known;
 
 /// Maximum number of entries.
@@ -20,6 +22,8 @@ pub struct Prepared {
     pub as_of: Position,
     pub scopes: HashMap<[u8; 16], Known>,
     pub streams: HashMap<(Tenant, StreamName), u64>,
+    /// The deliveries of the events, admitted.
+    pub permit: Option<Arc<FanOutPermit>>,
 }
 
 #[derive(Debug)]

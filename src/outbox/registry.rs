@@ -2,14 +2,16 @@
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Record, Tenant};
+use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, Record, Tenant};
 
 #[derive(Debug, Default)]
 pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
+    /// Endpoints with an ordering.
+    ordered: Arc<HashSet<EndpointNumber>>,
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
     /// Ids and tenants of deleted endpoints, which old deliveries still name.
@@ -26,9 +28,11 @@ impl Registry {
             Record::EndpointPut(endpoint) => {
                 self.last_number = self.last_number.max(endpoint.number.0);
                 self.by_id.insert(endpoint.id.clone(), endpoint.number);
+                self.set_ordered(endpoint.number, endpoint.ordering != Ordering::None);
                 self.endpoints.insert(endpoint.number, endpoint.clone());
             }
             Record::EndpointDeleted { endpoint, .. } => {
+                self.set_ordered(*endpoint, false);
                 if let Some(gone) = self.endpoints.remove(endpoint) {
                     self.deleted.insert(*endpoint, (gone.id.clone(), gone.tenant.clone()));
                 }
@@ -53,6 +57,23 @@ impl Registry {
             | Record::RateReserved { .. }
             | Record::EventRejected { .. } => {}
         }
+    }
+
+    fn set_ordered(&mut self, endpoint: EndpointNumber, is_ordered: bool) {
+        if self.ordered.contains(&endpoint) != is_ordered {
+            let ordered = Arc::make_mut(&mut self.ordered);
+            if is_ordered {
+                ordered.insert(endpoint)
+            } else {
+                ordered.remove(&endpoint)
+            };
+        }
+    }
+
+    /// Endpoints whose deliveries wait for each other, at this moment.
+    #[must_use]
+    pub fn ordered_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
+        self.ordered.clone()
     }
 
     /// Applies the last record of a deleted endpoint.

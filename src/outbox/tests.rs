@@ -172,8 +172,9 @@ async fn blocked_state_is_detected_while_nothing_is_written() {
     outbox.read(|_| ()).await.unwrap();
     let until = async |is_right: fn(Duration) -> bool| {
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while !is_right(outbox.disk_wait()) {
-            assert!(std::time::Instant::now() < deadline, "busy for {:?}", outbox.disk_wait());
+        let busy = || outbox.stall().map_or(Duration::ZERO, |stall| stall.duration);
+        while !is_right(busy()) {
+            assert!(std::time::Instant::now() < deadline, "busy for {:?}", outbox.stall());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -184,6 +185,7 @@ async fn blocked_state_is_detected_while_nothing_is_written() {
         async move { outbox.read(move |_| wait.recv().is_ok()).await }
     });
     until(|busy| busy > Duration::from_millis(50)).await;
+    assert_eq!(outbox.stall().map(|stall| stall.activity), Some(Activity::Answering));
     answer.send(()).unwrap();
     assert!(asking.await.unwrap().unwrap());
     until(|busy| busy.is_zero()).await;

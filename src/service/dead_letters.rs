@@ -3,6 +3,7 @@
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{DeliveryKey, Record, Timestamp, Trigger};
+use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::Command;
 use crate::projections::reads::{Cursor, Filter, Found};
@@ -19,7 +20,8 @@ impl DeadLetters<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeadLetterDetail>, Unavailable> {
-        let found = self.0.outbox().read(move |state| state.dead_letter(key)).await?;
+        let letter = move |state: &dyn ReadModel| state.dead_letter(key);
+        let found = self.0.outbox().read_of(scope.0.as_ref(), letter).await?;
         let found = found.filter(|(facts, ..)| scope.covers_name(&facts.tenant));
         let Some((facts, reason, died_at)) = found else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
@@ -40,8 +42,9 @@ impl DeadLetters<'_> {
         limit: usize,
     ) -> Result<Page<DeadLetterView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let tenant = filter.tenant.clone();
         let page = Pages(self.0)
-            .collect(after, limit, move |state, after, limit| {
+            .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 let found = state.dead_letters(&filter, after, limit);
                 let facts = |letter: crate::projections::dead::Letter| state.dead_letter(letter.delivery);
                 Found { items: found.items.into_iter().filter_map(facts).collect(), next: found.next }

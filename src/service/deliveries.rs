@@ -29,7 +29,7 @@ impl Deliveries<'_> {
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn get(self, scope: &Scope, key: DeliveryKey) -> Result<Option<DeliveryDetail>, Unavailable> {
-        let facts = self.0.outbox().read(move |state| state.delivery(key)).await?;
+        let facts = self.0.outbox().read_of(scope.0.as_ref(), move |state| state.delivery(key)).await?;
         // Another tenant's delivery is unknown before a journal read: no timing side channel.
         let Some(facts) = facts.filter(|facts| scope.covers_name(&facts.tenant)) else { return Ok(None) };
         let Some(event) = self.0.event_at(key.event).await? else { return Ok(None) };
@@ -49,8 +49,11 @@ impl Deliveries<'_> {
         limit: usize,
     ) -> Result<Page<DeliveryView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let tenant = filter.tenant.clone();
         let page = Pages(self.0)
-            .collect(after, limit, move |state, after, limit| state.deliveries(&filter, after, limit))
+            .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
+                state.deliveries(&filter, after, limit)
+            })
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
         for facts in page.items {

@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::context::records::UNEXPECTED_OUTCOME;
 use crate::domain::{Event, EventId, EventStatus, Idempotency, Position, Record, Tenant, Timestamp};
 use crate::failpoints::Bound;
+use crate::outbox::ReadModel;
 use crate::outbox::draft::{
     AcceptedEvent, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id, publisher_id_scope,
 };
@@ -144,9 +145,8 @@ impl Events<'_> {
     ) -> Result<Option<EventView>, Unavailable> {
         let Some((position, event)) = self.find(scope, tenant, id).await? else { return Ok(None) };
         // Retention may have removed it since `find`.
-        let known =
-            self.0.outbox().read(move |state| state.knows(position).then(|| state.deliveries_of(position)));
-        let Some(facts) = known.await? else { return Ok(None) };
+        let known = move |state: &dyn ReadModel| state.knows(position).then(|| state.deliveries_of(position));
+        let Some(facts) = self.0.outbox().read_of(Some(&event.tenant), known).await? else { return Ok(None) };
         Ok(Some(self.view(position, event, facts).await))
     }
 
@@ -206,7 +206,9 @@ impl Events<'_> {
         let known = self
             .0
             .outbox()
-            .read(move |state| state.request(&chosen).filter(|known| state.knows(known.position)))
+            .read_of(Some(tenant), move |state| {
+                state.request(&chosen).filter(|known| state.knows(known.position))
+            })
             .await?;
         match known {
             Some(known) => {
@@ -236,7 +238,8 @@ impl Events<'_> {
         let Some((position, event)) = found.filter(|(_, event)| scope.covers(&event.tenant)) else {
             return Ok(None);
         };
-        let known = self.0.outbox().read(move |state| state.knows(position)).await?;
+        let tenant = Some(&event.tenant);
+        let known = self.0.outbox().read_of(tenant, move |state| state.knows(position)).await?;
         Ok(known.then_some((position, event)))
     }
 
@@ -245,7 +248,7 @@ impl Events<'_> {
         let until = Some(at.plus(Duration::from_millis(1)));
         let filter = Filter { tenant: Some(tenant.clone()), since: Some(at), until, ..Filter::default() };
         let page = Pages(self.0)
-            .collect(None, 1, move |state, after, limit| state.events(&filter, after, limit))
+            .collect(Some(tenant), None, 1, move |state, after, limit| state.events(&filter, after, limit))
             .await?;
         Ok(!page.items.is_empty() || page.next.is_some())
     }
@@ -286,8 +289,9 @@ impl Events<'_> {
         limit: usize,
     ) -> Result<Page<EventView>, Unavailable> {
         let Some(filter) = scoped(scope, filter) else { return Ok(Pages(self.0).empty()) };
+        let tenant = filter.tenant.clone();
         let page = Pages(self.0)
-            .collect(after, limit, move |state, after, limit| {
+            .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 let found = state.events(&filter, after, limit);
                 let items = found.items.into_iter().map(|at| (at, state.deliveries_of(at))).collect();
                 Found { items, next: found.next }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::domain::Position;
+use crate::domain::{Position, Tenant};
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
@@ -16,10 +16,11 @@ use crate::{failpoints, limits};
 pub(crate) struct Pages<'a>(pub &'a Context);
 
 impl Pages<'_> {
-    /// Fills a page in bounded steps. Returns a partial page after [`limits::LIST_STEPS_MAX`]
+    /// Fills a page in bounded steps. The items concern `tenant`, or all tenants. Returns a partial page after [`limits::LIST_STEPS_MAX`]
     /// steps, and an empty one only at the end or after [`limits::LIST_SEARCH_MAX`].
     pub(crate) async fn collect<T: Send + 'static>(
         self,
+        tenant: Option<&Tenant>,
         after: Option<Cursor>,
         limit: usize,
         step: impl Fn(&dyn ReadModel, Option<Cursor>, usize) -> Found<T> + Clone + Send + 'static,
@@ -28,8 +29,8 @@ impl Pages<'_> {
         let started = self.0.now().monotonic;
         for steps in 1.. {
             let (step, after, wanted) = (step.clone(), page.next, limit - page.items.len());
-            let (found, as_of) =
-                self.0.outbox().read(move |state| (step(state, after, wanted), state.applied())).await?;
+            let question = move |state: &dyn ReadModel| (step(state, after, wanted), state.applied());
+            let (found, as_of) = self.0.outbox().read_of(tenant, question).await?;
             page.as_of = as_of;
             page.items.extend(found.items);
             page.next = found.next;

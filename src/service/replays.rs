@@ -1,15 +1,18 @@
 //! Replays: delivering past events again.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Tenant, Timestamp,
-    Trigger,
+    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Position, Tenant,
+    Timestamp, Trigger,
 };
-use crate::outbox::draft::ChangeError;
-use crate::projections::reads;
-use crate::projections::reads::{Cursor, Filter};
-use crate::rules::matching::want;
+use crate::outbox::ReadModel;
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::projections::reads::{Cursor, Filter, Found, Past};
+use crate::rules::matching::PatternSelection;
 use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
 use crate::service::endpoints::Endpoints;
 use crate::service::events::Events;
@@ -45,12 +48,7 @@ impl Replays<'_> {
                     ids.iter().map(|id| find(id).map(|endpoint| endpoint.number)).collect();
                 found.ok_or(ChangeError::NotAllowed("an endpoint does not belong to the event's tenant"))?
             }
-            None => self.0.outbox().registry(|registry| {
-                let matching = registry.endpoints().filter(|endpoint| {
-                    endpoint.tenant == event.tenant && want(&endpoint.event_types, &event.event_type)
-                });
-                matching.map(|endpoint| endpoint.number).collect()
-            }),
+            None => self.0.outbox().matcher(|matcher| matcher.targets(&event.tenant, &event.event_type)),
         };
         let deliveries: Vec<_> =
             numbers.into_iter().map(|endpoint| DeliveryKey { event: position, endpoint }).collect();
@@ -81,40 +79,35 @@ impl Replays<'_> {
         let filter =
             Filter { tenant: Some(endpoint.tenant.clone()), since: Some(since), until, ..Filter::default() };
         let patterns = if event_types.is_empty() { &endpoint.event_types } else { event_types };
+        let selection = Arc::new(PatternSelection::new(patterns));
         let number = endpoint.number;
-        let mut cursor: Option<Cursor> = None;
+        // Later events are not past ones. So each step finds the same events twice.
+        let end = self.0.outbox().journal().last_position().next();
+        let mut cursor = Some(Cursor::at(end));
         let mut count = 0;
         loop {
+            let range = PastRange { filter: filter.clone(), endpoint: number, after: cursor };
+            let found = self.past(&range).await?;
+            let after_this = found.next;
+            let wanted = self.select(found, only_undelivered, selection.clone()).await?;
+            // The scan and the selection take long; the lock covers the decision only. Events that
+            // retention deleted in between are not found again.
             let _alone = self.0.exclusive().await;
+            let _held = self.0.outbox().hold_events().await;
             if self.0.outbox().endpoint(number).is_none() {
                 return Err(DELETED);
             }
-            let _held = self.0.outbox().hold_events().await;
-            let filter = filter.clone();
-            let found = self
-                .0
-                .outbox()
-                .read(move |state| state.past(&filter, number, cursor, deliveries_per_step()))
-                .await?;
-            let wanted = |past: &reads::Past| {
-                let is_eligible = match past.state {
-                    Some(DeliveryState::Pending) => false,
-                    // A purged dead letter is unwanted, but a full replay includes it.
-                    Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
-                    Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
-                };
-                is_eligible && past.event_type.parse().is_ok_and(|event_type| want(patterns, &event_type))
-            };
-            let mut deliveries: Vec<_> = found
-                .items
-                .iter()
-                .filter(|past| wanted(past))
-                .map(|past| DeliveryKey { event: past.position, endpoint: number })
-                .collect();
+            let mut deliveries = Vec::new();
+            if !wanted.is_empty() {
+                let current = self.past(&range).await?.items.into_iter();
+                let eligible = current.filter(|past| is_eligible(past.state, only_undelivered));
+                let keys = eligible.map(|past| DeliveryKey { event: past.position, endpoint: number });
+                deliveries.extend(keys.filter(|key| wanted.contains(&key.event)));
+            }
             // Found newest first, sent in order of acceptance.
             deliveries.sort_unstable();
             count += deliveries.len() as u64;
-            cursor = found.next;
+            cursor = after_this;
             let command = (!deliveries.is_empty())
                 .then(|| revive_command(deliveries, Trigger::Replay, self.0.now().wall));
             let last = keyed.clone().filter(|_| cursor.is_none());
@@ -125,5 +118,44 @@ impl Replays<'_> {
                 return Ok(count);
             }
         }
+    }
+
+    async fn past(self, range: &PastRange) -> Result<Found<Past>, Unavailable> {
+        let PastRange { filter, endpoint, after } = range.clone();
+        let read = move |state: &dyn ReadModel| state.past(&filter, endpoint, after, deliveries_per_step());
+        self.0.outbox().read(read).await
+    }
+
+    /// Positions of the eligible events with a selected type. Works on a blocking thread.
+    async fn select(
+        self,
+        found: Found<Past>,
+        only_undelivered: bool,
+        selection: Arc<PatternSelection>,
+    ) -> Result<HashSet<Position>, Unavailable> {
+        let is_wanted = move |past: &Past| {
+            is_eligible(past.state, only_undelivered)
+                && past.event_type.parse().is_ok_and(|event_type| selection.wants(&event_type))
+        };
+        let select =
+            move || found.items.iter().filter(|past| is_wanted(past)).map(|past| past.position).collect();
+        self.0.blocking(select).await
+    }
+}
+
+/// The past events of a step.
+#[derive(Clone)]
+struct PastRange {
+    filter: Filter,
+    endpoint: EndpointNumber,
+    after: Option<Cursor>,
+}
+
+fn is_eligible(state: Option<DeliveryState>, only_undelivered: bool) -> bool {
+    match state {
+        Some(DeliveryState::Pending) => false,
+        // A purged dead letter is unwanted, but a full replay includes it.
+        Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,
+        Some(DeliveryState::Dead(_) | DeliveryState::Cancelled) | None => true,
     }
 }

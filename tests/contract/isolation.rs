@@ -261,3 +261,40 @@ async fn types_of_operator_events_are_reserved() {
         }
     }
 }
+
+/// Endpoints and events of one tenant: together 50,000 deliveries.
+const CROWD: (usize, usize) = (500, 100);
+
+/// While the state applies one tenant's deliveries, others are answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_fan_out_delays_no_other_tenant() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = std::sync::Arc::new(keyed(data.path()).await);
+    let (evil, good) = (key(&daemon, "admin", Some("evil")).await, key(&daemon, "admin", Some("good")).await);
+    let endpoint = json!({"url": "http://127.0.0.1:9/", "eventTypes": ["big"]}).to_string();
+    for _ in 0..CROWD.0 {
+        assert_eq!(call_as(&daemon, &evil, "POST", "/endpoints", &endpoint).await.0, 201);
+    }
+    let event = json!({"type": "big", "data": 1, "deliverAt": "9999-01-01T00:00:00Z"});
+    let batch = json!({"events": vec![event; CROWD.1]}).to_string();
+    assert_eq!(call_as(&daemon, &evil, "POST", "/events/batch", &batch).await.0, 202);
+    // The tenant's own list waits for its deliveries.
+    let own = tokio::spawn({
+        let (daemon, evil) = (daemon.clone(), evil.clone());
+        async move { call_as(&daemon, &evil, "GET", "/deliveries?limit=1", "").await }
+    });
+    let (status, listed) = call_as(&daemon, &good, "GET", "/events", "").await;
+    assert_eq!((status, list(&listed).len()), (200, 0));
+    let bearer = format!("Bearer {good}");
+    for number in 0..3 {
+        let idempotency_key = format!("key-{number}");
+        let headers = [("authorization", bearer.as_str()), ("idempotency-key", &idempotency_key)];
+        let (status, answer, _) = daemon.call("POST", "/events", &headers, r#"{"type":"a","data":1}"#).await;
+        assert_eq!(status, 202, "{answer}");
+    }
+    assert!(!own.is_finished(), "the other tenant waited for all deliveries");
+    let (status, deliveries) = own.await.unwrap();
+    assert_eq!((status, list(&deliveries).len()), (200, 1));
+    let (_, listed) = call_as(&daemon, &good, "GET", "/events", "").await;
+    assert_eq!(list(&listed).len(), 3, "{listed}");
+}

@@ -1,0 +1,182 @@
+//! How fresh the state must be for a tenant's question while a large group is applied.
+//!
+//! A question that follows a response must see the effects of that response. Usually the order of
+//! the apply thread's messages ensures this. While a large group is applied, that order would make
+//! the questions of all tenants wait for one tenant's deliveries. So from a large group on, this
+//! module remembers the last record of each tenant. A tenant's question needs that record only, and
+//! the apply thread answers it between two steps if the record is applied.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use super::registry::Registry;
+use crate::domain::{DeliveryKey, EndpointNumber, Position, Record, Tenant};
+use crate::failpoints::{self, Bound};
+use crate::limits;
+
+/// A question that is answered after everything that was sent to the apply thread before it.
+pub(super) const IN_ORDER: Position = Position(u64::MAX);
+/// A question whose answer the writer judges by position: it is answered as soon as possible.
+pub(super) const AT_ONCE: Position = Position(0);
+
+#[derive(Debug, Default)]
+struct Tracked {
+    /// Positions of the tracked groups: of the first record, and of the last one.
+    first: Position,
+    last: Position,
+    tenants: HashMap<Tenant, Position>,
+    /// Stored requests, by scope.
+    requests: HashMap<[u8; 16], Position>,
+}
+
+pub(super) struct Freshness {
+    registry: Arc<RwLock<Registry>>,
+    applied: Arc<AtomicU64>,
+    tracked: Mutex<Tracked>,
+}
+
+impl Freshness {
+    pub(super) fn new(registry: Arc<RwLock<Registry>>, applied: Arc<AtomicU64>) -> Self {
+        Self { registry, applied, tracked: Mutex::default() }
+    }
+
+    /// Tracks a group that is large, or that follows one which is not applied yet. Call this before
+    /// the apply thread gets the group and before any caller gets an answer.
+    pub(super) fn on_commit(&self, records: &[(Position, Record)]) {
+        let mut tracked = self.tracked.lock().expect("no holder of this lock panics");
+        let is_active = tracked.last.0 > self.applied.load(Ordering::Relaxed);
+        if !is_active && targets(records) <= apply_step_targets() {
+            return;
+        }
+        let (Some((first, _)), Some((last, _))) = (records.first(), records.last()) else { return };
+        if !is_active {
+            *tracked = Tracked { first: *first, ..Tracked::default() };
+        }
+        tracked.last = *last;
+        let requests = records
+            .iter()
+            .flat_map(|(position, record)| scopes(record).into_iter().map(|scope| (scope, *position)));
+        tracked.requests.extend(requests);
+        let registry = self.registry.read().expect("no holder of this lock panics");
+        let mut track = |tenant: &Tenant, position| match tracked.tenants.get_mut(tenant) {
+            Some(known) => *known = position,
+            None => drop(tracked.tenants.insert(tenant.clone(), position)),
+        };
+        for (position, record) in records {
+            if let Record::EventAccepted(event) = record {
+                track(&event.tenant, *position);
+            }
+            for endpoint in changed_endpoints(record) {
+                if let Some(tenant) = registry.tenant_of(endpoint) {
+                    track(tenant, *position);
+                }
+            }
+        }
+    }
+
+    /// The position that the state must have applied for a question of the tenant.
+    pub(super) fn needed(&self, tenant: &Tenant) -> Position {
+        self.needed_by(|tracked| tracked.tenants.get(tenant).copied())
+    }
+
+    /// The same for the question whether the request with this scope is stored.
+    pub(super) fn needed_for_request(&self, scope: &[u8; 16]) -> Position {
+        self.needed_by(|tracked| tracked.requests.get(scope).copied())
+    }
+
+    fn needed_by(&self, find: impl Fn(&Tracked) -> Option<Position>) -> Position {
+        let tracked = self.tracked.lock().expect("no holder of this lock panics");
+        if tracked.last.0 <= self.applied.load(Ordering::Relaxed) {
+            return IN_ORDER;
+        }
+        find(&tracked).unwrap_or(Position(tracked.first.0.saturating_sub(1)))
+    }
+}
+
+/// Deliveries per step of the apply thread.
+pub(super) fn apply_step_targets() -> usize {
+    failpoints::bound(Bound::ApplyStepTargets, limits::APPLY_STEP_TARGETS)
+}
+
+/// Number of deliveries that the records begin.
+fn targets(records: &[(Position, Record)]) -> usize {
+    let of_record = |(_, record): &(Position, Record)| match record {
+        Record::EventAccepted(event) => event.targets.len(),
+        _ => 0,
+    };
+    records.iter().map(of_record).sum()
+}
+
+/// Scopes of the requests that a record stores.
+fn scopes(record: &Record) -> Vec<[u8; 16]> {
+    match record {
+        Record::EventAccepted(event) => event.idempotency.iter().map(|stored| stored.scope).collect(),
+        Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
+            vec![idempotency.scope]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Endpoints whose deliveries or lane a record changes, except by a new event.
+fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
+    let of_all = |deliveries: &[DeliveryKey]| {
+        let mut endpoints: Vec<_> = deliveries.iter().map(|delivery| delivery.endpoint).collect();
+        endpoints.dedup();
+        endpoints
+    };
+    match record {
+        Record::AttemptFinished { delivery, .. } => vec![delivery.endpoint],
+        Record::EndpointPut(endpoint) => vec![endpoint.number],
+        Record::EndpointDeleted { endpoint, .. } | Record::RateReserved { endpoint, .. } => vec![*endpoint],
+        Record::DeliveriesRevived { deliveries, .. }
+        | Record::DeliveriesCancelled { deliveries, .. }
+        | Record::DeliveriesDied { deliveries, .. }
+        | Record::DeadLettersPurged { deliveries, .. }
+        | Record::DeliveriesReordered { deliveries, .. } => of_all(deliveries),
+        // Stored requests are tracked by their scopes.
+        Record::EventAccepted(_)
+        | Record::KeyPut(_)
+        | Record::KeyDeleted { .. }
+        | Record::RequestAnswered { .. }
+        | Record::EventRejected { .. } => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Event;
+
+    fn event(tenant: &str, targets: u32) -> Record {
+        let targets = (1..=targets).map(EndpointNumber).collect();
+        let event = crate::rules::tests::event();
+        Record::EventAccepted(Arc::new(Event { tenant: tenant.parse().unwrap(), targets, ..event }))
+    }
+
+    #[test]
+    fn question_waits_for_its_own_tenant_only() {
+        let applied = Arc::<AtomicU64>::default();
+        let freshness = Freshness::new(Arc::default(), applied.clone());
+        let needed = |tenant: &str| freshness.needed(&tenant.parse().unwrap());
+        freshness.on_commit(&[(Position(1), event("evil", 1))]);
+        assert_eq!(needed("good"), IN_ORDER, "small groups need no tracking");
+        let large = u32::try_from(limits::APPLY_STEP_TARGETS).unwrap() + 1;
+        freshness.on_commit(&[(Position(2), event("evil", 1)), (Position(3), event("evil", large))]);
+        assert_eq!((needed("good"), needed("evil")), (Position(1), Position(3)));
+        freshness.on_commit(&[(Position(4), event("good", 1))]);
+        assert_eq!(
+            (needed("good"), needed("evil"), needed("other")),
+            (Position(4), Position(3), Position(1))
+        );
+        applied.store(4, Ordering::Relaxed);
+        assert_eq!(needed("evil"), IN_ORDER, "everything is applied");
+        freshness.on_commit(&[(Position(5), event("good", large))]);
+        assert_eq!(
+            (needed("good"), needed("evil")),
+            (Position(5), Position(4)),
+            "earlier groups are forgotten"
+        );
+    }
+}
