@@ -87,6 +87,12 @@ pub(crate) enum Mutation {
     TrustRows,
     /// Idempotency keys are removed before they expire.
     ForgetTooEarly,
+    /// Lanes take turns for delivery slots without regard to their tenant.
+    TurnsByLane,
+    /// A tenant above its share gets slots of the reserve.
+    GiveAboveShare,
+    /// A tenant that has sent keeps its turn.
+    KeepTurn,
 }
 
 #[cfg(not(test))]

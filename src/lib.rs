@@ -68,8 +68,8 @@
 //! * The state applies a record before any lane requests a refill that follows it. [`lanes`]
 //!   explains why this makes windows correct.
 //! * The dispatcher never waits for the outbox, because the outbox may wait for the dispatcher.
-//! * Endpoints delay each other only through two shared limits: concurrent requests in total, and
-//!   concurrent requests to one host. Both are shared fairly.
+//! * Endpoints delay each other only through shared limits of concurrent requests: in total, to one
+//!   host, and to one address. Tenants share them by [`domain::share`].
 //! * An endpoint's holds, rates ([`domain::Reservation`]), pauses and handshakes survive a restart
 //!   or crash. Its circuit breaker starts closed, because what it learned may be out of date.
 //! * Every collection that outlives a request has a bound.

@@ -116,8 +116,17 @@ const _: () = assert!(SECRET_UNCOMMON_BYTES_MIN < SECRET_TEXT_BYTES_MIN);
 pub const DNS_NAME_BYTES_MAX: usize = 253;
 /// Maximum valid callback URLs of one endpoint's handshake; the most recent ones are kept.
 pub const CALLBACKS_MAX: usize = 16;
-/// Limit of concurrent handshakes over all endpoints. They do not count as deliveries.
+/// Limit of concurrent handshakes over all endpoints. They use no delivery slots.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Limit of concurrent handshakes at one host and port.
+pub const HANDSHAKES_PER_HOST_MAX: usize = 32;
+const _: () = assert!(8 * HANDSHAKES_PER_HOST_MAX <= HANDSHAKES_MAX);
+/// Default timeout of a handshake request (`handshake.timeout`).
+pub const HANDSHAKE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// Test events of one endpoint in [`TEST_SENDS_PERIOD`].
+pub const TEST_SENDS_MAX: usize = 10;
+/// See [`TEST_SENDS_MAX`].
+pub const TEST_SENDS_PERIOD: Duration = Duration::from_secs(60);
 /// Bound of an endpoint's client certificate with its chain, in bytes of PEM.
 pub const CLIENT_CERTIFICATE_BYTES_MAX: usize = 32 * 1024;
 /// Most certificates in a client certificate's chain.
@@ -137,6 +146,10 @@ pub const ATTEMPTS_KEPT_MAX: usize = 128;
 pub const IN_FLIGHT_DEFAULT: usize = 1_024;
 /// Default limit of concurrent requests to one host and port (`egress.host_max_in_flight`).
 pub const HOST_IN_FLIGHT_DEFAULT: usize = 512;
+/// Default limit of concurrent requests to one address (`egress.address_max_in_flight`).
+pub const ADDRESS_IN_FLIGHT_DEFAULT: usize = 640;
+/// Pause of an endpoint whose address was at its limit.
+pub const ADDRESS_LIMIT_PAUSE: Duration = Duration::from_millis(500);
 /// Timeout of a host name lookup for an attempt.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a host name lookup while an endpoint is saved. It is shorter because an API client
@@ -292,6 +305,8 @@ const _: () = assert!(COMMIT_BYTES_MAX >= 4 * EVENT_BYTES_MAX); // a commit alwa
 const _: () = assert!(COMMIT_RECORDS_MAX >= BATCH_EVENTS_MAX);
 const _: () = assert!(SEGMENT_PREALLOCATED_BYTES as u64 <= SEGMENT_BYTES_TARGET / 8);
 const _: () = assert!(2 * HOST_IN_FLIGHT_DEFAULT <= IN_FLIGHT_DEFAULT); // one host never takes more than half
+// One tenant, without the reserve of an eighth, can use a host with one address up to its limit.
+const _: () = assert!(ADDRESS_IN_FLIGHT_DEFAULT - ADDRESS_IN_FLIGHT_DEFAULT / 8 >= HOST_IN_FLIGHT_DEFAULT);
 const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait

@@ -91,6 +91,7 @@ pub struct Metrics {
     delivered: Histogram,
     retry_wait: Histogram,
     rate_wait: Counter,
+    address_limit_hits: IntCounter,
     handshakes: IntCounterVec,
     removed_events: IntCounter,
     removed_bytes: IntCounter,
@@ -237,6 +238,10 @@ impl Metrics {
                     "balto_rate_wait_seconds_total",
                     "Time that lanes waited for their endpoint's rate.",
                 ),
+            ),
+            address_limit_hits: counter(
+                "balto_address_limit_total",
+                "Requests postponed because their address was at its limit.",
             ),
             handshakes: counters("balto_handshakes_total", "Endpoint handshakes, by outcome.", &["outcome"]),
             background_panics: counters(
@@ -428,6 +433,11 @@ impl Metrics {
 
     pub fn rate_waited(&self, time: Duration) {
         self.rate_wait.inc_by(time.as_secs_f64());
+    }
+
+    /// A request was postponed, because its address was at its limit.
+    pub fn address_limit_reached(&self) {
+        self.address_limit_hits.inc();
     }
 
     /// Counts a handshake; `outcome` is `agreed` or `refused`.

@@ -53,6 +53,7 @@ impl Server {
         let courier = Courier::new(CourierSettings {
             policy: EgressPolicy::default(),
             connect_timeout: Duration::from_secs(1),
+            address_max_in_flight: 0,
             roots: Arc::new(rustls::RootCertStore::empty()),
             proxy: None,
             resolver: Arc::new(OneAddress),

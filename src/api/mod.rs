@@ -38,6 +38,7 @@ use http::idempotency::InFlight;
 use http::problem::Problem;
 use http::reply::Reply;
 use http::server::{GoodKey, Peer};
+use http::test_limit::TestLimit;
 use routes::{BodySpec, Need, ROUTES, Route};
 use v1::cloudevents;
 use v1::lists::Query;
@@ -48,6 +49,8 @@ pub struct EndpointDefaults {
     pub policy: PolicyDefaults,
     /// The default `WebHook-Request-Origin` of handshakes.
     pub origin: Option<SenderName>,
+    /// Whether new endpoints, and endpoints with a new URL, need a handshake.
+    pub handshake_required: bool,
     /// Whether receivers can call back.
     pub callbacks: bool,
 }
@@ -83,6 +86,7 @@ pub struct Api {
     config: ArcSwap<ApiConfig>,
     in_flight: InFlight,
     auth_throttle: AuthThrottle,
+    test_limit: TestLimit,
     body_budget: BodyBudget,
     reads: Arc<Semaphore>,
     observer: Arc<dyn Observer>,
@@ -97,6 +101,7 @@ impl Api {
             config: ArcSwap::from_pointee(config),
             in_flight: InFlight::default(),
             auth_throttle: AuthThrottle::default(),
+            test_limit: TestLimit::default(),
             reads: Arc::new(Semaphore::new(limits::READS_MAX)),
             observer,
         })

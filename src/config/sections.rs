@@ -103,6 +103,8 @@ pub struct Egress {
     pub allow_ports: Vec<PortRange>,
     /// Limit of requests at once to one host and port, over all endpoints; 0 means no limit.
     pub host_max_in_flight: usize,
+    /// Limit of requests at once to one address, over all endpoints; 0: unlimited.
+    pub address_max_in_flight: usize,
     /// Certificate authorities that are trusted in addition to those of the machine.
     pub ca_file: Option<PathBuf>,
     pub proxy: Option<ProxyUrl>,
@@ -115,6 +117,10 @@ pub struct Egress {
 pub struct HandshakeSection {
     /// The name that requests for consent give as their sender, for endpoints without their own.
     pub origin: Option<SenderName>,
+    /// Every new endpoint needs a handshake.
+    pub required: bool,
+    /// Timeout of one request for consent.
+    pub timeout: Duration,
     pub retry_initial: Duration,
     pub retry_max_interval: Duration,
 }
@@ -262,7 +268,13 @@ impl Retry {
 
 impl Default for HandshakeSection {
     fn default() -> Self {
-        Self { origin: None, retry_initial: Duration::from_secs(60), retry_max_interval: 6 * HOUR }
+        Self {
+            origin: None,
+            required: false,
+            timeout: limits::HANDSHAKE_TIMEOUT_DEFAULT,
+            retry_initial: Duration::from_secs(60),
+            retry_max_interval: 6 * HOUR,
+        }
     }
 }
 
@@ -274,6 +286,7 @@ impl Default for Egress {
             deny_networks: Vec::new(),
             allow_ports: Vec::new(),
             host_max_in_flight: limits::HOST_IN_FLIGHT_DEFAULT,
+            address_max_in_flight: limits::ADDRESS_IN_FLIGHT_DEFAULT,
             ca_file: None,
             proxy: None,
             nameservers: Vec::new(),

@@ -66,6 +66,8 @@ fn every_key_changes_its_field_and_has_a_variable() {
         ("deny_networks", "10.0.0.1"),
         ("allow_ports", "443,8000-8999"),
         ("host_max_in_flight", "0"),
+        ("address_max_in_flight", "7"),
+        ("required", "true"),
         ("ca_file", "/x"),
         ("proxy", "http://u:p@proxy.example:3128"),
         ("nameservers", "10.0.0.53, [fd00::53]:5353"),

@@ -8,10 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{Courier, DescriptorsExhausted, OutboundRequest, ReceiverReply};
+use crate::courier::{Courier, NotSent, OutboundRequest, ReceiverReply};
 use crate::{context::clock, panics};
 
-/// Pause between [`DescriptorsExhausted`] and the next try of a request.
+/// Pause between [`NotSent`] and the next try of a request.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends requests to receivers.
@@ -20,8 +20,8 @@ pub trait Transport: Send + Sync {
     /// Sends one request and returns the receiver's reply, or the reason why it is missing.
     ///
     /// # Errors
-    /// When the process has no free file descriptor. The request was not sent.
-    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted>;
+    /// When the request was not sent for a local reason.
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, NotSent>;
 
     /// Checks a URL by the rules of [`Self::send`], and returns its canonical form.
     ///
@@ -59,7 +59,7 @@ impl Environment {
 
 #[async_trait]
 impl Transport for Courier {
-    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted> {
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, NotSent> {
         Courier::send(self, outbound_request).await
     }
 

@@ -43,6 +43,8 @@ pub struct Settings {
     pub breaker_probe_initial: Duration,
     pub breaker_probe_max: Duration,
     pub asking: AskingPolicy,
+    /// Timeout of a handshake request.
+    pub handshake_timeout: Duration,
     pub defaults: PolicyDefaults,
     /// Prefix of the callback URL of a handshake; endpoint and token follow. `None`: no callbacks.
     pub callback_base: Option<Arc<str>>,

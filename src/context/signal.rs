@@ -27,6 +27,12 @@ pub(crate) enum Signal {
         key: DueKey,
         progress: Progress,
     },
+    /// The attempt was not made, because the receiver's address is at its limit.
+    Postponed {
+        endpoint: EndpointNumber,
+        key: DueKey,
+        progress: Progress,
+    },
     /// A handshake request has ended.
     Asked {
         endpoint: EndpointNumber,

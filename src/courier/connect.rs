@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::{Host, Url};
 
+use super::address_limit::{AddressLimit, AddressPermit};
 use super::addresses;
 use super::deadline::{running_timer, with_deadline};
 use super::failure::{find_cause, is_exhausted};
@@ -53,6 +54,9 @@ pub(super) enum ConnectError {
     Dns(&'static str),
     #[error("no connection could be made")]
     Unreachable,
+    /// Every address that could be tried is at its limit of requests in flight.
+    #[error("the address is at its limit of concurrent requests")]
+    AddressLimit,
     /// The process has no file descriptor left. The receiver is not to blame.
     #[error("this process can open no further connection")]
     DescriptorsExhausted,
@@ -70,6 +74,7 @@ impl ConnectError {
             Self::Forbidden(_) | Self::Blocked(_) => ErrorClass::BlockedAddress,
             Self::Dns(_) => ErrorClass::Dns,
             Self::Unreachable
+            | Self::AddressLimit
             | Self::DescriptorsExhausted
             | Self::ProxyUnreachable
             | Self::ProxyRefused(_) => ErrorClass::Connect,
@@ -98,6 +103,14 @@ struct ProgressState {
     phase: AtomicU8,
     /// An address could not be tried for lack of file descriptors.
     exhausted: AtomicBool,
+    /// An address could not be tried because it is at its limit.
+    is_address_full: AtomicBool,
+    /// The limit that the request counts in, and its tenant.
+    account: Option<(Arc<AddressLimit>, Arc<str>)>,
+    /// The address of the connection, unless it leads to a proxy.
+    address: OnceLock<IpAddr>,
+    /// Counts the current request.
+    permit: Mutex<Option<AddressPermit>>,
     /// One of the receiver's addresses is allowed only by the operator's allow list.
     is_internal: AtomicBool,
     /// Client certificate use, known once the local side has completed the handshake.
@@ -114,9 +127,57 @@ impl ConnectProgress {
         self.0.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// `error`, or [`ConnectError::DescriptorsExhausted`] if descriptors ran out for an address.
+    /// Progress of a connection whose requests count at its address.
+    pub(super) fn counted(limit: Arc<AddressLimit>, tenant: Arc<str>) -> Self {
+        Self(Arc::new(ProgressState { account: Some((limit, tenant)), ..ProgressState::default() }))
+    }
+
+    /// `error`, or the local reason why an address could not be tried.
     fn unless_exhausted(&self, error: ConnectError) -> ConnectError {
-        if self.0.exhausted.load(Ordering::Relaxed) { ConnectError::DescriptorsExhausted } else { error }
+        if self.0.exhausted.load(Ordering::Relaxed) {
+            ConnectError::DescriptorsExhausted
+        } else if self.0.is_address_full.load(Ordering::Relaxed) {
+            ConnectError::AddressLimit
+        } else {
+            error
+        }
+    }
+
+    /// Counts a connection attempt to an address. Fails at the address's limit.
+    fn acquire(&self, address: IpAddr) -> io::Result<Option<AddressPermit>> {
+        let Some((limit, tenant)) = &self.0.account else { return Ok(None) };
+        match limit.acquire(address, tenant) {
+            Some(permit) => Ok(Some(permit)),
+            None => {
+                self.0.is_address_full.store(true, Ordering::Relaxed);
+                Err(io::Error::other("the address is at its limit"))
+            }
+        }
+    }
+
+    fn on_connected(&self, address: Option<IpAddr>, permit: Option<AddressPermit>) {
+        if let Some(address) = address {
+            self.0.address.get_or_init(|| address);
+        }
+        *self.permit() = permit;
+    }
+
+    /// Counts the next request on an idle connection. Returns whether its address allows it.
+    pub(super) fn count_request(&self, limit: &Arc<AddressLimit>, tenant: &Arc<str>) -> bool {
+        let Some(address) = self.0.address.get() else { return true };
+        let permit = limit.acquire(*address, tenant);
+        let is_counted = permit.is_some();
+        *self.permit() = permit;
+        is_counted
+    }
+
+    /// The request on the connection has ended.
+    pub(super) fn end_request(&self) {
+        *self.permit() = None;
+    }
+
+    fn permit(&self) -> MutexGuard<'_, Option<AddressPermit>> {
+        self.0.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records the network of the addresses to connect to.
@@ -321,11 +382,11 @@ impl Connector {
         let stream = match &self.proxy {
             None => {
                 progress.enter(ConnectPhase::Connecting);
-                connect_tcp(addresses, ConnectError::Unreachable, progress).await?
+                connect_tcp(addresses, ConnectError::Unreachable, progress, true).await?
             }
             Some(proxy) => {
                 progress.enter(ConnectPhase::Tunnelling);
-                let stream = connect_tcp(addresses, ConnectError::ProxyUnreachable, progress).await?;
+                let stream = connect_tcp(addresses, ConnectError::ProxyUnreachable, progress, false).await?;
                 open_tunnel(stream, proxy, target).await?
             }
         };
@@ -371,8 +432,17 @@ async fn connect_tcp(
     addresses: Vec<AllowedAddress>,
     unreachable: ConnectError,
     progress: &ConnectProgress,
+    is_receiver: bool,
 ) -> Result<TcpStream, ConnectError> {
-    let stream = first_to_connect(addresses, unreachable, progress, TcpStream::connect::<SocketAddr>).await?;
+    let connect = |address: SocketAddr| {
+        let permit = if is_receiver { progress.acquire(address.ip()) } else { Ok(None) };
+        async move {
+            let permit = permit?;
+            Ok((TcpStream::connect(address).await?, permit, address.ip()))
+        }
+    };
+    let (stream, permit, address) = first_to_connect(addresses, unreachable, progress, connect).await?;
+    progress.on_connected(is_receiver.then_some(address), permit);
     // If this fails, the connection is slower but works.
     let _slower = stream.set_nodelay(true).is_err();
     Ok(stream)

@@ -18,6 +18,8 @@ use crate::domain::ErrorClass;
 pub(super) enum RequestFailure {
     /// The process has no file descriptor or socket memory left. No attempt was made.
     DescriptorsExhausted,
+    /// The receiver's address is at its limit. No attempt was made.
+    AddressLimit,
     /// Policy forbids the URL.
     Forbidden(RefusedUrl),
     /// The attempt failed.
@@ -35,6 +37,7 @@ impl From<ConnectError> for RequestFailure {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::DescriptorsExhausted => Self::DescriptorsExhausted,
+            ConnectError::AddressLimit => Self::AddressLimit,
             ConnectError::Forbidden(refused) => Self::Forbidden(refused),
             error => Self::Attempt(error.class(), error.to_string()),
         }

@@ -18,6 +18,7 @@
 //! The body must arrive within [`limits::REPLY_BODY_TIMEOUT`] and does not affect the outcome. An
 //! irregular reply closes its connection.
 
+mod address_limit;
 mod addresses;
 pub mod body;
 mod connect;
@@ -45,6 +46,7 @@ use hyper::StatusCode;
 use rustls::RootCertStore;
 
 use crate::domain::{ErrorClass, Network};
+use address_limit::AddressLimit;
 pub use connect::Proxy;
 use connect::{ConnectError, ConnectProgress, Target};
 use deadline::{running_timer, with_deadline};
@@ -60,10 +62,14 @@ pub use resolver::{Resolver, SystemResolver};
 /// Minimum time between two reactions to a shortage of file descriptors.
 const SHORTAGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The process can open no further connection. The request was not sent, and the receiver is not to
-/// blame.
+/// Why a request was not sent. The receiver is not to blame, and no attempt was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DescriptorsExhausted;
+pub enum NotSent {
+    /// The process can open no further connection.
+    DescriptorsExhausted,
+    /// The receiver's address is at its limit of concurrent requests.
+    AddressLimit,
+}
 
 /// Settings of a courier.
 #[derive(Clone)]
@@ -71,6 +77,8 @@ pub struct CourierSettings {
     pub policy: EgressPolicy,
     /// Timeout from the first packet to the end of the TLS handshake.
     pub connect_timeout: Duration,
+    /// Limit of concurrent requests to one address; 0: no limit.
+    pub address_max_in_flight: usize,
     pub roots: Arc<RootCertStore>,
     /// Proxy for all connections.
     pub proxy: Option<Proxy>,
@@ -84,6 +92,7 @@ impl CourierSettings {
         Self {
             policy: EgressPolicy::default(),
             connect_timeout: Duration::from_secs(1),
+            address_max_in_flight: 0,
             roots: Arc::new(RootCertStore::empty()),
             proxy: None,
             resolver: Arc::new(SystemResolver::new(&[]).expect("a resolver can be built")),
@@ -99,6 +108,7 @@ pub struct Courier {
 
 struct Shared {
     guard: Arc<Guard>,
+    address_limit: Arc<AddressLimit>,
     generation: ArcSwap<Generation>,
     /// Time of the last reaction to a shortage of file descriptors.
     shortage: Mutex<Option<Instant>>,
@@ -111,9 +121,11 @@ impl Courier {
         let guard = Guard::new(settings.policy.clone());
         let guard =
             Arc::new(guard.map_err(|error| format!("this machine's addresses cannot be read: {error}"))?);
+        let address_limit = AddressLimit::new(settings.address_max_in_flight);
         let generation = Generation::new(settings, guard.clone())?;
         let generation = ArcSwap::from_pointee(generation);
-        Ok(Self { shared: Arc::new(Shared { guard, generation, shortage: Mutex::default() }) })
+        let shortage = Mutex::default();
+        Ok(Self { shared: Arc::new(Shared { guard, address_limit, generation, shortage }) })
     }
 
     /// Replaces the settings and closes the connections made under the previous ones.
@@ -121,9 +133,10 @@ impl Courier {
     /// # Errors
     /// When the settings are invalid. The previous ones stay in force.
     pub fn reconfigure(&self, settings: CourierSettings) -> Result<(), String> {
-        let policy = settings.policy.clone();
+        let (policy, address_limit) = (settings.policy.clone(), settings.address_max_in_flight);
         let generation = Generation::new(settings, self.shared.guard.clone())?;
         self.shared.guard.set_policy(policy);
+        self.shared.address_limit.set(address_limit);
         self.shared.generation.store(Arc::new(generation));
         Ok(())
     }
@@ -166,8 +179,8 @@ impl Courier {
     /// process was suspended.
     ///
     /// # Errors
-    /// When no connection could be opened for lack of file descriptors. No attempt was made.
-    pub async fn send(&self, request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted> {
+    /// When the request was not sent for a local reason. No attempt was made.
+    pub async fn send(&self, request: OutboundRequest) -> Result<ReceiverReply, NotSent> {
         let started = Instant::now();
         // `maybe_done`: the deadline may be polled again after its end.
         let deadline = pin!(maybe_done(running_timer(request.timeout)));
@@ -185,8 +198,9 @@ impl Courier {
             }),
             Err(RequestFailure::DescriptorsExhausted) => {
                 self.on_shortage();
-                Err(DescriptorsExhausted)
+                Err(NotSent::DescriptorsExhausted)
             }
+            Err(RequestFailure::AddressLimit) => Err(NotSent::AddressLimit),
         }
     }
 
@@ -204,10 +218,11 @@ impl Courier {
         let target = Target::new(&outbound.url).ok_or(RefusedUrl::Malformed("the URL needs a host"))?;
         let pool = self.shared.generation.load().pool(outbound.identity.as_ref());
         let pool = pool.map_err(|reason| RequestFailure::Attempt(ErrorClass::Request, reason))?;
+        let tenant = outbound.tenant.clone();
         let mut request = outbound.into_http()?;
-        let mut connection = match pool.take(&target) {
+        let mut connection = match self.take(&pool, &target, tenant.as_ref())? {
             Some(connection) => connection,
-            None => open(&pool, &target, deadline.as_mut(), network).await?,
+            None => self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), network).await?,
         };
         loop {
             *network = connection.network;
@@ -222,7 +237,8 @@ impl Courier {
                     if let Some(copy) = copy.filter(|_| is_idle_timeout) {
                         drop(response);
                         request = copy;
-                        connection = open(&pool, &target, deadline.as_mut(), network).await?;
+                        connection =
+                            self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), network).await?;
                         continue;
                     }
                     let (reply, is_reusable) = read_reply(response, &mut connection, started, deadline).await;
@@ -249,24 +265,46 @@ impl Courier {
             tracing::debug!("connection closed by the receiver, sending the request on a new one");
             request = copy;
             drop(connection);
-            connection = open(&pool, &target, deadline.as_mut(), network).await?;
+            connection = self.open(&pool, &target, tenant.as_ref(), deadline.as_mut(), network).await?;
         }
     }
-}
 
-/// Opens a new connection before the deadline.
-async fn open(
-    pool: &Pool,
-    target: &Target,
-    deadline: Pin<&mut impl Future<Output = ()>>,
-    network: &mut Network,
-) -> Result<Box<PooledConnection>, RequestFailure> {
-    let progress = ConnectProgress::default();
-    // Boxed, because it is large and rare; every attempt would reserve its size otherwise.
-    let mut opening = Box::pin(pool.open(target, progress.clone()));
-    let opened = with_deadline(deadline, opening.as_mut()).await;
-    *network = progress.network();
-    Ok(opened.unwrap_or_else(|| Err(progress.timeout_error()))?)
+    /// Takes an idle connection, and counts the request at its address.
+    fn take(
+        &self,
+        pool: &Arc<Pool>,
+        target: &Target,
+        tenant: Option<&Arc<str>>,
+    ) -> Result<Option<Box<PooledConnection>>, RequestFailure> {
+        let Some(connection) = pool.take(target) else { return Ok(None) };
+        match tenant {
+            Some(tenant) if !connection.count_request(&self.shared.address_limit, tenant) => {
+                pool.put(target.clone(), connection);
+                Err(RequestFailure::AddressLimit)
+            }
+            Some(_) | None => Ok(Some(connection)),
+        }
+    }
+
+    /// Opens a new connection before the deadline.
+    async fn open(
+        &self,
+        pool: &Pool,
+        target: &Target,
+        tenant: Option<&Arc<str>>,
+        deadline: Pin<&mut impl Future<Output = ()>>,
+        network: &mut Network,
+    ) -> Result<Box<PooledConnection>, RequestFailure> {
+        let progress = match tenant {
+            Some(tenant) => ConnectProgress::counted(self.shared.address_limit.clone(), tenant.clone()),
+            None => ConnectProgress::default(),
+        };
+        // Boxed, because it is large and rare; every attempt would reserve its size otherwise.
+        let mut opening = Box::pin(pool.open(target, progress.clone()));
+        let opened = with_deadline(deadline, opening.as_mut()).await;
+        *network = progress.network();
+        Ok(opened.unwrap_or_else(|| Err(progress.timeout_error()))?)
+    }
 }
 
 #[cfg(test)]

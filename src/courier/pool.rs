@@ -23,6 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 
+use super::address_limit::AddressLimit;
 use super::connect::{ConnectError, ConnectProgress, Connector, Target};
 use super::reply_head::ReplyHead;
 use super::stream::Stream;
@@ -91,6 +92,7 @@ impl Pool {
             return;
         }
         connection.is_reused = true;
+        connection.progress.end_request();
         let mut idle = self.lock();
         if idle.is_retired {
             return;
@@ -188,6 +190,11 @@ impl PooledConnection {
     /// The receiver's TLS alert after the handshake, if any.
     pub(super) fn tls_alert(&self) -> Option<ConnectError> {
         self.progress.tls_alert()
+    }
+
+    /// Counts the next request at the connection's address. Returns whether the address allows it.
+    pub(super) fn count_request(&self, limit: &Arc<AddressLimit>, tenant: &Arc<str>) -> bool {
+        self.progress.count_request(limit, tenant)
     }
 
     /// Whether a byte of the reply to the last request has arrived.

@@ -2,6 +2,7 @@
 //!
 //! Owns the conversion of a URL, headers and body into an HTTP/1.1 request.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,8 @@ pub struct OutboundRequest {
     body: Bytes,
     pub(super) timeout: Duration,
     pub(super) identity: Option<ClientIdentity>,
+    /// The request counts at its address for this tenant. `None`: it does not count.
+    pub(super) tenant: Option<Arc<str>>,
 }
 
 impl OutboundRequest {
@@ -32,7 +35,7 @@ impl OutboundRequest {
     /// When the stored URL does not parse.
     pub fn new(url: &str, headers: HeaderMap, body: Bytes, timeout: Duration) -> Result<Self, String> {
         let url = Url::parse(url).map_err(|error| error.to_string())?;
-        Ok(Self { method: Method::POST, url, headers, body, timeout, identity: None })
+        Ok(Self { method: Method::POST, url, headers, body, timeout, identity: None, tenant: None })
     }
 
     /// An `OPTIONS` request of a handshake, without a body.
@@ -47,6 +50,12 @@ impl OutboundRequest {
     #[must_use]
     pub fn with_identity(self, identity: Option<ClientIdentity>) -> Self {
         Self { identity, ..self }
+    }
+
+    /// Counts the request in the limit of its address, for this tenant.
+    #[must_use]
+    pub fn for_tenant(self, tenant: &str) -> Self {
+        Self { tenant: Some(tenant.into()), ..self }
     }
 
     /// # Errors

@@ -64,6 +64,7 @@ pub(super) fn courier_settings(options: &ServeOptions, config: &Config) -> anyho
     Ok(CourierSettings {
         policy: policy(options, config),
         connect_timeout: config.delivery.connect_timeout,
+        address_max_in_flight: config.egress.address_max_in_flight,
         roots: Arc::new(roots),
         proxy: egress.proxy.as_ref().and_then(|proxy| Proxy::new(proxy.expose())),
         resolver: Arc::new(SystemResolver::new(&egress.nameservers).context("DNS cannot be set up")?),
@@ -91,6 +92,7 @@ pub fn settings(config: &Config) -> Settings {
         breaker_failures: config.delivery.breaker_failures,
         breaker_probe_initial: config.delivery.breaker_probe_initial,
         breaker_probe_max: config.delivery.breaker_probe_max,
+        handshake_timeout: config.handshake.timeout,
         asking: AskingPolicy {
             initial: config.handshake.retry_initial,
             max_interval: config.handshake.retry_max_interval,
@@ -124,6 +126,7 @@ pub fn api_config(options: &ServeOptions, config: &Config) -> anyhow::Result<Api
         defaults: EndpointDefaults {
             policy: policy_defaults(config),
             origin: config.handshake.origin.clone(),
+            handshake_required: config.handshake.required,
             callbacks: config.server.public_url.is_some(),
         },
         body_timeout: config.server.body_timeout,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
 use crate::context::signal::Signal;
-use crate::courier::{DescriptorsExhausted, OutboundRequest, ReceiverReply, body};
+use crate::courier::{NotSent, OutboundRequest, ReceiverReply, body};
 use crate::delivery::lane_policy::gate;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DueKey, Endpoint, EndpointNumber, ErrorClass, Event, Hold, Next, Now,
@@ -125,7 +125,14 @@ async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
         Ok(outbound_request) => match context.transport().send(outbound_request).await {
             Ok(reply) => reply,
             // The endpoint may change during the pause, so the lane decides again.
-            Err(DescriptorsExhausted) => return return_delivery(context, assignment, EXHAUSTED_PAUSE).await,
+            Err(NotSent::DescriptorsExhausted) => {
+                return return_delivery(context, assignment, EXHAUSTED_PAUSE).await;
+            }
+            Err(NotSent::AddressLimit) => {
+                context.metrics().address_limit_reached();
+                let Assignment { endpoint, key, progress, .. } = *assignment;
+                return context.signal(Signal::Postponed { endpoint, key, progress });
+            }
         },
     };
     if assignment.progress.attempts == 0 && is_first_series(&assignment.progress, event) {
@@ -167,7 +174,7 @@ async fn send(context: &Context, assignment: &Assignment, endpoint: &Arc<Endpoin
         && Deliveries(context).is_dead_or_dying(delivery, assignment.key.due, reason).await
     {
         context.metrics().dead_lettered(reason, 1);
-        let death = SystemEvents(context).dead_delivery_data(delivery, Some(event), reason);
+        let death = SystemEvents(context).deaths_data(delivery, 1, Some(event), reason);
         SystemEvents(context).publish_dead(death.as_slice()).await;
     }
 }
@@ -195,7 +202,8 @@ fn outbound_request(
     let headers = body::headers(&custom, media, event, number, now.wall, generated)?;
     let identity = Secrets(context).identity(endpoint).map_err(|error| error.to_string())?;
     let timeout = endpoint.timeout(&context.settings().defaults);
-    Ok(OutboundRequest::new(&endpoint.url, headers, body, timeout)?.with_identity(identity))
+    let request = OutboundRequest::new(&endpoint.url, headers, body, timeout)?;
+    Ok(request.with_identity(identity).for_tenant(endpoint.tenant.as_str()))
 }
 
 fn attempt_of(

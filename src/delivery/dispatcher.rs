@@ -3,9 +3,8 @@
 //! Owns the lanes, the payload cache and every running attempt. It alone accesses the lanes, so
 //! they need no lock. It never waits for the outbox, because the outbox may wait for it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -26,19 +25,18 @@ use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
 use crate::delivery::stalls::StallLog;
 use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Ordering, Record};
-use crate::failpoints::Bound;
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
 use crate::metrics::BackgroundJob;
 use crate::outbox::decide::CommittedGroup;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};
+use crate::panics;
 use crate::projections::failing::{Failing, OperatorChange};
 use crate::projections::{LaneChange, counters};
 use crate::rules::{handshake, health};
 use crate::service::endpoints::Endpoints;
 use crate::service::system_events::SystemEvents;
-use crate::{failpoints, limits, panics};
 
 /// Interval of timed work: expiry at closed endpoints, due handshakes, gauges.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
@@ -88,8 +86,8 @@ pub struct Dispatcher {
     /// Reorder jobs of endpoints with a changed ordering, and the one that runs after the start.
     reorder_jobs: HashMap<EndpointNumber, AbortHandle>,
     reorder_all_job: Option<AbortHandle>,
-    /// Endpoints with a running handshake request; at most [`limits::HANDSHAKES_MAX`].
-    handshakes: HashSet<EndpointNumber>,
+    /// Endpoints whose handshake request is due and has not started, the longest due first.
+    due_handshakes: Vec<EndpointNumber>,
     /// At most one job of each kind runs, so that an unresponsive outbox gets no duplicates.
     gauges_job: Option<AbortHandle>,
     expiry_job: Option<AbortHandle>,
@@ -122,7 +120,7 @@ impl Dispatcher {
             known: HashMap::new(),
             reorder_jobs: HashMap::new(),
             reorder_all_job: None,
-            handshakes: HashSet::new(),
+            due_handshakes: Vec::new(),
             gauges_job: None,
             expiry_job: None,
             last_checked: EndpointNumber(0),
@@ -323,7 +321,10 @@ impl Dispatcher {
             self.reorder(endpoint.number);
         }
         if handshake::next_request(endpoint).is_some_and(|at| at <= now.wall) {
-            self.start_handshake(endpoint.number);
+            if !self.due_handshakes.contains(&endpoint.number) {
+                self.due_handshakes.push(endpoint.number);
+            }
+            self.start_handshakes();
         }
     }
 
@@ -331,9 +332,11 @@ impl Dispatcher {
         policy(endpoint, &self.context.settings().defaults)
     }
 
-    fn start_handshake(&mut self, endpoint: EndpointNumber) {
-        let is_full = self.handshakes.len() >= failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);
-        if !is_full && !self.is_held() && self.handshakes.insert(endpoint) {
+    fn start_handshakes(&mut self) {
+        if self.due_handshakes.is_empty() || self.is_held() {
+            return;
+        }
+        for endpoint in self.lanes.start_handshakes(&mut self.due_handshakes) {
             let request = super::handshake::request_consent(self.context.clone(), endpoint);
             self.tasks.spawn(panics::contained(request));
         }
@@ -380,8 +383,12 @@ impl Dispatcher {
             Signal::Returned { endpoint, key, progress } => {
                 self.lanes.on_returned(endpoint, key, progress, now)
             }
+            Signal::Postponed { endpoint, key, progress } => {
+                self.lanes.on_postponed(endpoint, key, progress, now);
+            }
             Signal::Asked { endpoint } => {
-                self.handshakes.remove(&endpoint);
+                self.lanes.on_handshake_finished(endpoint);
+                self.start_handshakes();
             }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
@@ -469,11 +476,11 @@ impl Dispatcher {
         }
         let (closed, due) = self.context.outbox().registry(|registry| {
             let closed = registry.endpoints().filter(|endpoint| disabled_at(endpoint).is_some());
-            let is_due = |endpoint: &&Arc<Endpoint>| {
-                handshake::next_request(endpoint).is_some_and(|at| at <= now.wall)
-            };
-            let due = registry.endpoints().filter(is_due).map(|endpoint| endpoint.number);
-            (closed.cloned().collect::<Vec<_>>(), due.collect::<Vec<_>>())
+            let due = registry.endpoints().filter_map(|endpoint| {
+                let at = handshake::next_request(endpoint).filter(|at| *at <= now.wall)?;
+                Some((at, endpoint.number))
+            });
+            (closed.cloned().collect::<Vec<_>>(), due.collect::<BTreeSet<_>>())
         });
         if !self.is_held() && is_finished(self.expiry_job.as_ref()) {
             let closed = next_to_check(closed, self.last_checked);
@@ -483,9 +490,8 @@ impl Dispatcher {
                 self.expiry_job = Some(self.spawn_job(BackgroundJob::Expiry, expire));
             }
         }
-        for endpoint in due {
-            self.start_handshake(endpoint);
-        }
+        self.due_handshakes = due.into_iter().map(|(_, endpoint)| endpoint).collect();
+        self.start_handshakes();
     }
 
     async fn drain(&mut self, limit: Duration, mut run: watch::Receiver<Run>) {
@@ -543,10 +549,13 @@ fn log_panic(ended: &Result<(), tokio::task::JoinError>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::delivery::attempt::AttemptGuard;
     use crate::domain::{DueKey, Position, Progress, Timestamp};
     use crate::domain::{Tenant, Trigger};
+    use crate::limits;
 
     #[test]
     fn closed_endpoints_are_checked_round_robin() {

@@ -14,7 +14,7 @@ use crate::domain::{
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::Unavailable;
-use crate::service::bulk::deliveries_per_step;
+use crate::service::bulk::{Deaths, deliveries_per_step};
 use crate::service::deliveries::Deliveries;
 use crate::{failpoints, limits};
 
@@ -108,16 +108,25 @@ pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestam
         let (entries, _) = state.sendable(number, None, deliveries_per_step());
         let since = |progress: &Progress| progress.series_started.max(disabled_at);
         let old = entries.into_iter().filter(|(_, progress)| now.since(since(progress)) > max_age);
-        (old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect(), ())
+        let old: Vec<_> = old.map(|(key, _)| DeliveryKey { event: key.event, endpoint: number }).collect();
+        let is_last = old.is_empty();
+        (old, is_last)
     };
     // After a concurrent resume, the deliveries must not expire.
     let still_closed = || {
         let known = context.outbox().endpoint(number);
         known.is_some_and(|known| self::disabled_at(&known) == Some(disabled_at))
     };
-    if let Err(error) =
-        Deliveries(context).give_up_if(DeadReason::EndpointDisabled, expired, still_closed).await
-    {
+    let mut deaths = Deaths::new(DeadReason::EndpointDisabled);
+    let given_up = loop {
+        match Deliveries(context).give_up_if(&mut deaths, expired, still_closed).await {
+            Ok(is_last) if is_last || !still_closed() => break Ok(()),
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+    };
+    Deliveries(context).report(deaths).await;
+    if let Err(error) = given_up {
         tracing::warn!(%error, "giving up expired deliveries failed, retrying at the next check");
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePoli
         rate: handshake::rate(endpoint),
         max_in_flight: endpoint.max_in_flight(defaults),
         gate: gate(endpoint),
+        tenant: endpoint.tenant.as_str().into(),
         host: endpoint.destination().into(),
         revision: endpoint.revision,
     }

@@ -16,6 +16,7 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::reads::Filter;
 use crate::projections::retention::Cutoffs;
+use crate::service::bulk::Deaths;
 use crate::service::dead_letters::DeadLetters;
 use crate::service::deliveries::Deliveries;
 use crate::service::types::Scope;
@@ -92,12 +93,21 @@ async fn expire(context: &Context, keep: Keep, now: Timestamp) -> Result<(), Una
     let before = |keep: Option<Duration>| keep.map(|keep| now.minus(keep + grace));
     let cutoffs = Cutoffs { events: before(keep.events), stream_events: before(keep.stream_events) };
     let mut page = Some(0);
+    let mut deaths = Deaths::new(DeadReason::Expired);
+    let mut expired = Ok(());
     while let Some(from) = page {
         let overdue = move |state: &dyn ReadModel| {
             let overdue = state.overdue(cutoffs, from);
             (overdue.deliveries, overdue.next)
         };
-        page = Deliveries(context).give_up(DeadReason::Expired, overdue).await?;
+        page = match Deliveries(context).give_up_if(&mut deaths, overdue, || true).await {
+            Ok(next) => next,
+            Err(error) => {
+                expired = Err(error);
+                None
+            }
+        };
     }
-    Ok(())
+    Deliveries(context).report(deaths).await;
+    expired
 }

@@ -11,6 +11,7 @@ pub mod ids;
 pub mod key;
 pub mod names;
 pub mod record;
+pub mod share;
 pub mod time;
 pub mod trace;
 
@@ -32,5 +33,6 @@ pub use names::{
     normalize_header_name,
 };
 pub use record::{Idempotency, Record};
+pub use share::SharedSlots;
 pub use time::{Now, Timestamp};
 pub use trace::TraceParent;

@@ -1,11 +1,12 @@
 //! Hosts: the limit of concurrent requests to one host, over all its lanes.
 //!
-//! Lanes of a full host wait in the host's queue. A free slot is offered to the first of them and
-//! is kept for it. So lanes of one host take turns, and waiting lanes are not polled.
+//! Lanes of a full host wait in the host's queue, where tenants take turns. A free slot is offered
+//! to the next of them and is kept for it. So waiting lanes are not polled.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::tenants::TenantNumber;
 use crate::domain::EndpointNumber;
 
 /// State of a lane in its host's queue.
@@ -34,12 +35,47 @@ impl QueueEnd {
     }
 }
 
+/// Lanes in [`HostQueueState::Waiting`]: the queues of tenants, in turn. No queue is empty.
+#[derive(Debug, Default)]
+struct WaitingLanes {
+    tenants: VecDeque<(TenantNumber, VecDeque<EndpointNumber>)>,
+}
+
+impl WaitingLanes {
+    fn is_empty(&self) -> bool {
+        self.tenants.is_empty()
+    }
+
+    fn push(&mut self, end: QueueEnd, tenant: TenantNumber, endpoint: EndpointNumber) {
+        match self.tenants.iter_mut().find(|(other, _)| *other == tenant) {
+            Some((_, queue)) => end.push(queue, endpoint),
+            None => self.tenants.push_back((tenant, VecDeque::from([endpoint]))),
+        }
+    }
+
+    fn pop(&mut self) -> Option<EndpointNumber> {
+        let (tenant, mut queue) = self.tenants.pop_front()?;
+        let next = queue.pop_front();
+        if !queue.is_empty() {
+            self.tenants.push_back((tenant, queue));
+        }
+        next
+    }
+
+    fn remove(&mut self, endpoint: EndpointNumber) {
+        for (_, queue) in &mut self.tenants {
+            queue.retain(|other| *other != endpoint);
+        }
+        self.tenants.retain(|(_, queue)| !queue.is_empty());
+    }
+}
+
 #[derive(Debug, Default)]
 struct Host {
     in_flight: usize,
     offered: usize,
-    /// Lanes in [`HostQueueState::Waiting`]. Empty while the host has free slots.
-    waiting: VecDeque<EndpointNumber>,
+    /// Empty while the host has free slots.
+    waiting: WaitingLanes,
 }
 
 impl Host {
@@ -75,7 +111,7 @@ impl Hosts {
     pub(super) fn admit(
         &mut self,
         host: &Arc<str>,
-        endpoint: EndpointNumber,
+        (tenant, endpoint): (TenantNumber, EndpointNumber),
         state: &mut HostQueueState,
         end: QueueEnd,
     ) -> bool {
@@ -83,7 +119,7 @@ impl Hosts {
             return true;
         }
         if *state == HostQueueState::None {
-            end.push(&mut self.hosts.entry(host.clone()).or_default().waiting, endpoint);
+            self.hosts.entry(host.clone()).or_default().waiting.push(end, tenant, endpoint);
             *state = HostQueueState::Waiting;
         }
         false
@@ -119,7 +155,7 @@ impl Hosts {
         if let Some(known) = self.hosts.get_mut(host) {
             match state {
                 HostQueueState::None => {}
-                HostQueueState::Waiting => known.waiting.retain(|other| *other != endpoint),
+                HostQueueState::Waiting => known.waiting.remove(endpoint),
                 HostQueueState::Offered => known.offered -= 1,
             }
         }
@@ -143,7 +179,7 @@ impl Hosts {
     pub(super) fn offer_slot(&mut self, host: &Arc<str>) -> Option<EndpointNumber> {
         let limit = self.limit;
         let known = self.hosts.get_mut(host).filter(|host| host.taken() < limit)?;
-        let next = known.waiting.pop_front()?;
+        let next = known.waiting.pop()?;
         known.offered += 1;
         Some(next)
     }

@@ -8,10 +8,12 @@ use super::host::{HostQueueState, QueueEnd};
 use super::rate::{Rate, RateDecision};
 use super::report::{LaneReport, WaitReason};
 use super::reserving::Reserving;
+use super::tenants::TenantNumber;
 use super::window::Window;
 use super::{AttemptOutcome, Backlog, Gate, LanePolicy, Promises, Turn};
 use crate::domain::{DueKey, Hold, Now, Position, Progress, Reservation, Timestamp};
 use crate::failpoints::{self, Mutation};
+use crate::limits;
 
 /// Whether a lane is ready to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,7 @@ impl Holds {
 #[derive(Debug)]
 pub(super) struct Lane {
     policy: LanePolicy,
+    pub(super) tenant: TenantNumber,
     pub(super) window: Window,
     /// Kept while the policy has no rate, so that a restored rate still counts earlier requests.
     rate: Option<Rate>,
@@ -90,30 +93,37 @@ pub(super) struct Lane {
     circuit: Circuit,
     pub(super) receiver: ReceiverHealth,
     pub(super) in_slot_queue: bool,
+    /// Its request uses the headroom in turn; see [`super::line`].
+    pub(super) in_turn: bool,
     holds: Holds,
     /// When the circuit opened or a hold began. An outcome resets it once both are over.
     pub(super) shut_since: Option<Timestamp>,
     /// The circuit opened or the endpoint was disabled, without a success since then.
     recovery_pending: bool,
+    /// End of the pause after the receiver's address was at its limit. Monotonic time.
+    postponed_until: Option<Duration>,
     pub(super) asleep_until: Option<Duration>,
     pub(super) host_queue: HostQueueState,
 }
 
 impl Lane {
-    pub(super) fn new(policy: LanePolicy, backlog: Backlog) -> Self {
+    pub(super) fn new(policy: LanePolicy, tenant: TenantNumber, backlog: Backlog) -> Self {
         let rate = policy.rate.map(Rate::new);
         let recovery_pending = policy.gate == Gate::Disabled;
         Self {
             policy,
+            tenant,
             window: Window::new(backlog),
             rate,
             reserving: Reserving::default(),
             circuit: Circuit::default(),
             receiver: ReceiverHealth::Unknown,
             in_slot_queue: false,
+            in_turn: false,
             holds: Holds::default(),
             shut_since: None,
             recovery_pending,
+            postponed_until: None,
             asleep_until: None,
             host_queue: HostQueueState::None,
         }
@@ -197,6 +207,10 @@ impl Lane {
         self.rate.as_ref().filter(|_| self.policy.rate.is_some())
     }
 
+    pub(super) fn tenant_name(&self) -> &Arc<str> {
+        &self.policy.tenant
+    }
+
     pub(super) fn host(&self) -> &Arc<str> {
         &self.policy.host
     }
@@ -234,6 +248,9 @@ impl Lane {
         }
         if let Some(until) = self.circuit.blocked_until(now.monotonic) {
             return waits(WaitReason::CircuitOpen, until);
+        }
+        if let Some(until) = self.postponed_until.filter(|until| *until > now.monotonic) {
+            return waits(WaitReason::AddressLimit, Some(until));
         }
         if self.in_flight() >= self.policy.max_in_flight as usize {
             return waits(WaitReason::InFlightLimit, None);
@@ -323,6 +340,10 @@ impl Lane {
             self.circuit.on_neutral(key);
         }
         returned
+    }
+
+    pub(super) fn on_postponed(&mut self, now: Now) {
+        self.postponed_until = Some(now.monotonic + limits::ADDRESS_LIMIT_PAUSE);
     }
 
     pub(super) fn explain(&self, now: Now) -> LaneReport {

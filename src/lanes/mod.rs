@@ -7,21 +7,27 @@
 //! one attempt in flight. A lane is polled only after a change or at its wake-up time, so idle
 //! lanes cost nothing.
 //!
-//! Fairness: ready lanes take turns in a ring, one send per turn. A lane waits in its host's queue
-//! while the host's limit is reached, and in a slot queue while the last slots are kept for other
-//! lanes. A rate is reserved on disk before it is used. The lane holds no slot during that wait and
-//! then joins the front of its queues.
+//! Fairness: tenants take turns for slots (module `tenants`), and the ready lanes of a tenant take
+//! turns in its ring, one send per turn. A lane waits in its host's queue while the host's limit is
+//! reached, and in a slot queue while the last slots are kept for other lanes. A rate is reserved
+//! on disk before it is used. The lane holds no slot during that wait and then joins the front of
+//! its queues.
 
+#[cfg(test)]
+mod audit;
 mod circuit;
+mod handshakes;
 mod host;
 mod lane;
+mod line;
 mod rate;
 mod report;
 mod reserving;
-mod slots;
+mod tenants;
+mod turns;
 mod window;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,10 +35,11 @@ use crate::domain::{
     DueKey, EndpointNumber, Hold, Now, Position, Progress, RateLimit, Reservation, Timestamp,
 };
 pub use circuit::{BreakerConfig, CircuitState};
-use host::{HostQueueState, Hosts};
-use lane::{Lane, Readiness, SendDecision};
+use host::{HostQueueState, Hosts, QueueEnd};
+use lane::Lane;
+use line::TenantLine;
 pub use report::{LaneReport, LanesSummary, WaitReason, with_order};
-use slots::Slots;
+use tenants::{TenantNumber, Tenants};
 
 /// The part of an endpoint's policy that its lane needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub struct LanePolicy {
     pub rate: Option<RateLimit>,
     pub max_in_flight: u32,
     pub gate: Gate,
+    /// The tenant whose slots the lane uses. Only the first policy of a lane counts.
+    pub tenant: Arc<str>,
     /// Host and port; its lanes share [`LanesConfig::host_max_in_flight`].
     pub host: Arc<str>,
     /// Revision of the endpoint with this policy.
@@ -134,15 +143,21 @@ pub struct Lanes {
     config: LanesConfig,
     lanes: HashMap<EndpointNumber, Lane>,
     hosts: Hosts,
-    slots: Slots,
-    /// Lanes that may be ready, in order of turns.
-    ring: VecDeque<EndpointNumber>,
+    handshakes: handshakes::HandshakeSlots,
+    tenants: Tenants,
+    /// Lanes that wait, by [`TenantNumber`].
+    lines: Vec<TenantLine>,
+    /// Lanes in the rings of all lines.
     in_ring: BTreeSet<EndpointNumber>,
+    /// Lanes that may have a host's offer, while there are several tenants.
+    offered: Vec<EndpointNumber>,
     /// Lanes with a wake-up time, by monotonic time.
     asleep: BTreeSet<(Duration, EndpointNumber)>,
     /// Wall-clock time at monotonic zero, at the last check.
     origin: Timestamp,
     held: bool,
+    #[cfg(test)]
+    audit: audit::TurnAudit,
     /// Total time that lanes waited for their rate, since [`Lanes::take_rate_waited`].
     rate_waited: Duration,
 }
@@ -157,12 +172,16 @@ impl Lanes {
             config,
             lanes: HashMap::new(),
             hosts: Hosts::new(config.host_max_in_flight),
-            slots: Slots::new(config.max_in_flight),
-            ring: VecDeque::new(),
+            handshakes: handshakes::HandshakeSlots::default(),
+            tenants: Tenants::new(config.max_in_flight),
+            lines: Vec::new(),
             in_ring: BTreeSet::new(),
+            offered: Vec::new(),
             asleep: BTreeSet::new(),
             origin: Timestamp::ZERO,
             held: false,
+            #[cfg(test)]
+            audit: audit::TurnAudit::default(),
             rate_waited: Duration::ZERO,
         }
     }
@@ -170,7 +189,7 @@ impl Lanes {
     pub fn reconfigure(&mut self, config: LanesConfig) {
         self.config = config;
         self.hosts.set_limit(config.host_max_in_flight);
-        self.slots.set_max(config.max_in_flight);
+        self.tenants.set_limit(config.max_in_flight);
         for host in self.hosts.with_waiting_lanes() {
             self.offer_slots(&host);
         }
@@ -196,7 +215,11 @@ impl Lanes {
             }
             Some(lane) => lane.set_policy(policy, now),
             None => {
-                self.lanes.insert(endpoint, Lane::new(policy, backlog));
+                #[cfg(test)]
+                self.audit.on_lane(&policy.tenant);
+                let tenant = self.tenants.add_lane(&policy.tenant);
+                self.lines.resize_with(self.tenants.numbers_end(), TenantLine::default);
+                self.lanes.insert(endpoint, Lane::new(policy, tenant, backlog));
             }
         }
         self.wake(endpoint);
@@ -214,9 +237,9 @@ impl Lanes {
     pub fn on_reserved(&mut self, endpoint: EndpointNumber, reservation: &Reservation, now: Now) {
         if let Some(lane) = self.lanes.get_mut(&endpoint)
             && lane.on_reserved(reservation, now)
-            && self.in_ring.insert(endpoint)
         {
-            self.ring.push_front(endpoint);
+            let tenant = lane.tenant;
+            self.join_ring(endpoint, tenant, QueueEnd::Front);
         }
     }
 
@@ -227,9 +250,17 @@ impl Lanes {
     }
 
     pub fn on_endpoint_removed(&mut self, endpoint: EndpointNumber) {
-        if let Some(lane) = self.lanes.remove(&endpoint) {
-            self.slots.release(lane.in_flight());
-            self.slots.remove(endpoint, &lane);
+        if let Some(mut lane) = self.lanes.remove(&endpoint) {
+            let line = &mut self.lines[lane.tenant.0];
+            line.on_finished(&mut lane);
+            line.remove(endpoint, &lane);
+            self.tenants.release(lane.tenant, lane.in_flight());
+            if self.tenants.remove_lane(lane.tenant) {
+                let line = std::mem::take(&mut self.lines[lane.tenant.0]);
+                for endpoint in &line.ring {
+                    self.in_ring.remove(endpoint);
+                }
+            }
             self.cancel_sleep(endpoint, lane.asleep_until);
             self.hosts.remove_lane(lane.host(), endpoint, lane.in_flight(), lane.host_queue);
             self.offer_slots(lane.host());
@@ -282,15 +313,17 @@ impl Lanes {
             return None;
         }
         let turn = lane.on_outcome(key, outcome, &breaker, now);
-        let host = lane.host().clone();
-        self.free_slot(endpoint, &host);
+        self.free_slot(endpoint);
         turn
     }
 
-    fn free_slot(&mut self, endpoint: EndpointNumber, host: &Arc<str>) {
-        self.slots.release(1);
-        self.hosts.remove_requests(host, 1);
-        self.offer_slots(host);
+    fn free_slot(&mut self, endpoint: EndpointNumber) {
+        let Some(lane) = self.lanes.get_mut(&endpoint) else { return };
+        let host = lane.host().clone();
+        self.lines[lane.tenant.0].on_finished(lane);
+        self.tenants.release(lane.tenant, 1);
+        self.hosts.remove_requests(&host, 1);
+        self.offer_slots(&host);
         self.wake(endpoint);
     }
 
@@ -299,9 +332,17 @@ impl Lanes {
         if let Some(lane) = self.lanes.get_mut(&endpoint)
             && lane.on_returned(key, progress)
         {
-            let host = lane.host().clone();
-            self.free_slot(endpoint, &host);
+            self.free_slot(endpoint);
         }
+    }
+
+    /// The attempt was not made, because the receiver's address is at its limit. Restores the key,
+    /// and pauses the lane.
+    pub fn on_postponed(&mut self, endpoint: EndpointNumber, key: DueKey, progress: Progress, now: Now) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.on_postponed(now);
+        }
+        self.on_returned(endpoint, key, progress, now);
     }
 
     /// Result of [`Action::Refill`]. `as_of` is the position that it reflects.
@@ -319,118 +360,6 @@ impl Lanes {
         }
     }
 
-    /// Returns the next action. The caller repeats the call until it returns `None`.
-    #[must_use]
-    pub fn next_action(&mut self, now: Now) -> Option<Action> {
-        self.wake_due_lanes(now);
-        if self.held {
-            return None;
-        }
-        // Lanes of the slot queue join the ring one by one while slots are free for them.
-        loop {
-            let dequeued = self.slots.dequeue();
-            if let Some(endpoint) = dequeued {
-                self.leave_slot_queue(endpoint);
-            }
-            if self.slots.is_full() {
-                return None;
-            }
-            let action = self.poll_lanes(now);
-            if action.is_some() || dequeued.is_none() {
-                return action;
-            }
-        }
-    }
-
-    /// Polls each lane of the ring at most once. A lane that sends moves to the back.
-    fn poll_lanes(&mut self, now: Now) -> Option<Action> {
-        let mut polls_left = self.ring.len();
-        while polls_left > 0 {
-            polls_left -= 1;
-            let endpoint = self.ring.pop_front()?;
-            match self.poll_lane(endpoint, now) {
-                Polled::Act(action) => return Some(action),
-                Polled::Nothing => {}
-                // The lane with the offer is at the back of the ring.
-                Polled::SlotOffered => polls_left = self.ring.len(),
-            }
-        }
-        None
-    }
-
-    /// Polls a lane that was taken from the ring.
-    fn poll_lane(&mut self, endpoint: EndpointNumber, now: Now) -> Polled {
-        let Some(lane) = self.lanes.get_mut(&endpoint) else {
-            self.in_ring.remove(&endpoint);
-            return Polled::Nothing;
-        };
-        if let Some((after, limit)) = lane.window.begin_refill() {
-            self.ring.push_back(endpoint);
-            return Polled::Act(Action::Refill { endpoint, after, limit });
-        }
-        let until = match lane.readiness(now) {
-            Readiness::Waits { until, .. } => until,
-            Readiness::Ready if !self.slots.admit(lane) => {
-                if self.slots.enqueue(endpoint, lane) {
-                    self.in_ring.remove(&endpoint);
-                } else {
-                    self.ring.push_back(endpoint);
-                }
-                return self.pass_on_offer(endpoint);
-            }
-            Readiness::Ready => {
-                let host = lane.host().clone();
-                let end = lane.queue_end();
-                if !self.hosts.admit(&host, endpoint, &mut lane.host_queue, end) {
-                    self.in_ring.remove(&endpoint);
-                    return Polled::Nothing;
-                }
-                let shut_since = lane.shut_since;
-                match lane.decide_send(now) {
-                    SendDecision::Send(key, progress) => {
-                        self.hosts.on_sent(&host, &mut lane.host_queue);
-                        self.slots.acquire();
-                        self.ring.push_back(endpoint);
-                        return Polled::Act(Action::Send { endpoint, key, progress, shut_since });
-                    }
-                    SendDecision::Reserve(reservation) => {
-                        self.in_ring.remove(&endpoint);
-                        // The next call of `next_action` polls the lanes that this wakes.
-                        self.pass_on_offer(endpoint);
-                        return Polled::Act(Action::Reserve { endpoint, reservation });
-                    }
-                    SendDecision::Wait => match lane.readiness(now) {
-                        Readiness::Waits { reason, until } => {
-                            if let (Some(WaitReason::Rate), Some(until)) = (reason, until) {
-                                self.rate_waited += until.saturating_sub(now.monotonic);
-                            }
-                            until
-                        }
-                        Readiness::Ready => {
-                            self.ring.push_back(endpoint);
-                            return Polled::Nothing;
-                        }
-                    },
-                }
-            }
-        };
-        lane.forfeit_turn();
-        self.in_ring.remove(&endpoint);
-        self.sleep(endpoint, until);
-        self.pass_on_offer(endpoint)
-    }
-
-    /// Passes an unused slot offer to the next lane in the host's queue.
-    fn pass_on_offer(&mut self, endpoint: EndpointNumber) -> Polled {
-        let Some(lane) = self.lanes.get_mut(&endpoint) else { return Polled::Nothing };
-        let host = lane.host().clone();
-        if !self.hosts.decline_offer(&host, &mut lane.host_queue) {
-            return Polled::Nothing;
-        }
-        self.offer_slots(&host);
-        Polled::SlotOffered
-    }
-
     /// Time until [`Self::next_action`] may return an action without a further call. `None`: never.
     #[must_use]
     pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
@@ -442,7 +371,8 @@ impl Lanes {
     pub fn explain(&self, endpoint: EndpointNumber, now: Now) -> Option<LaneReport> {
         let lane = self.lanes.get(&endpoint)?;
         let mut report = lane.explain(now);
-        let full = !self.slots.admit(lane) || self.hosts.is_full(lane.host());
+        let is_admitted = self.lines[lane.tenant.0].admit(lane, self.room(lane.tenant));
+        let full = !is_admitted || self.hosts.is_full(lane.host());
         if report.reason.is_none() && lane.has_due(now) && full {
             report.reason = Some(WaitReason::GlobalLimit);
         }
@@ -458,7 +388,7 @@ impl Lanes {
     /// their ordering to the due time of the oldest overdue one.
     #[must_use]
     pub fn summary(&self, behind: &HashMap<EndpointNumber, Option<Timestamp>>, now: Now) -> LanesSummary {
-        let mut summary = LanesSummary { in_flight: self.slots.taken(), ..LanesSummary::default() };
+        let mut summary = LanesSummary { in_flight: self.tenants.taken(), ..LanesSummary::default() };
         for endpoint in self.lanes.keys() {
             let Some(report) = self.explain(*endpoint, now) else { continue };
             if let Some(reason) = with_order(report.reason, behind.contains_key(endpoint)) {
@@ -472,21 +402,23 @@ impl Lanes {
     }
 
     fn wake(&mut self, endpoint: EndpointNumber) {
-        // A lane that waits for its reservation joins the ring when that is durable.
-        let is_reserving = self.lanes.get(&endpoint).is_some_and(Lane::awaits_reservation);
-        if !is_reserving && self.in_ring.insert(endpoint) {
-            self.ring.push_back(endpoint);
-        }
-        if let Some(lane) = self.lanes.get_mut(&endpoint) {
-            let until = lane.asleep_until.take();
-            self.cancel_sleep(endpoint, until);
-        }
+        self.wake_at(endpoint, QueueEnd::Back);
     }
 
-    fn leave_slot_queue(&mut self, endpoint: EndpointNumber) {
-        if let Some(lane) = self.lanes.get_mut(&endpoint) {
-            lane.in_slot_queue = false;
-            self.wake(endpoint);
+    fn wake_at(&mut self, endpoint: EndpointNumber, end: QueueEnd) {
+        // A lane that waits for its reservation joins the ring when that is durable.
+        let Some(lane) = self.lanes.get_mut(&endpoint) else { return };
+        let (tenant, until) = (lane.tenant, lane.asleep_until.take());
+        if !lane.awaits_reservation() {
+            self.join_ring(endpoint, tenant, end);
+        }
+        self.cancel_sleep(endpoint, until);
+    }
+
+    fn join_ring(&mut self, endpoint: EndpointNumber, tenant: TenantNumber, end: QueueEnd) {
+        if self.in_ring.insert(endpoint) {
+            end.push(&mut self.lines[tenant.0].ring, endpoint);
+            self.tenants.on_waiting(tenant);
         }
     }
 
@@ -495,6 +427,9 @@ impl Lanes {
         while let Some(next) = self.hosts.offer_slot(host) {
             if let Some(lane) = self.lanes.get_mut(&next) {
                 lane.host_queue = HostQueueState::Offered;
+                if self.tenants.are_several() {
+                    self.offered.push(next);
+                }
             }
             self.wake(next);
         }

@@ -17,6 +17,7 @@ closed_list! {
         Ordering => "ordering",
         GlobalLimit => "globalLimit",
         Handshake => "handshake",
+        AddressLimit => "addressLimit",
     }
 }
 

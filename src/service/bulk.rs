@@ -1,6 +1,8 @@
 //! Shared parts of bulk operations: the size of a step, the command that revives deliveries.
 
-use crate::domain::{DeliveryKey, Record, Timestamp, Trigger};
+use std::collections::BTreeMap;
+
+use crate::domain::{DeadReason, DeliveryKey, EndpointNumber, Record, Timestamp, Trigger};
 use crate::failpoints::Bound;
 use crate::outbox::draft::ChangeError;
 use crate::outbox::unit::Command;
@@ -15,4 +17,30 @@ pub(crate) const DELETED: ChangeError = ChangeError::NotAllowed("the endpoint wa
 /// Maximum number of deliveries in one step. A step is one record.
 pub(crate) fn deliveries_per_step() -> usize {
     failpoints::bound(Bound::BulkDeliveries, limits::BULK_DELIVERIES_MAX)
+}
+
+/// Deliveries that died together for one reason. Operator events report each endpoint once.
+#[derive(Debug)]
+pub(crate) struct Deaths {
+    reason: DeadReason,
+    /// The first dead delivery of each endpoint, and their number.
+    by_endpoint: BTreeMap<EndpointNumber, (DeliveryKey, u64)>,
+}
+
+impl Deaths {
+    pub(crate) fn new(reason: DeadReason) -> Self {
+        Self { reason, by_endpoint: BTreeMap::new() }
+    }
+
+    pub(crate) fn reason(&self) -> DeadReason {
+        self.reason
+    }
+
+    pub(crate) fn add(&mut self, delivery: DeliveryKey) {
+        self.by_endpoint.entry(delivery.endpoint).or_insert((delivery, 0)).1 += 1;
+    }
+
+    pub(crate) fn by_endpoint(&self) -> impl Iterator<Item = (DeliveryKey, u64)> {
+        self.by_endpoint.values().copied()
+    }
 }

@@ -13,7 +13,7 @@ use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::pending::Misplaced;
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
-use crate::service::bulk::{DELETED, deliveries_per_step, revive_command};
+use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command};
 use crate::service::pages::{Pages, scoped};
 use crate::service::system_events::SystemEvents;
 use crate::service::types::{DeliveryDetail, DeliveryView, Page, Scope};
@@ -186,16 +186,21 @@ impl Deliveries<'_> {
         reason: DeadReason,
         find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
     ) -> Result<R, Unavailable> {
-        self.give_up_if(reason, find, || true).await
+        let mut deaths = Deaths::new(reason);
+        let found = self.give_up_if(&mut deaths, find, || true).await;
+        self.report(deaths).await;
+        found
     }
 
-    /// Like [`Self::give_up`], but checks the reason again after `find`, which may take long.
+    /// Like [`Self::give_up`], but checks the reason again after `find`, which may take long. Adds
+    /// the dead deliveries to `deaths`, for one report about several calls.
     pub(crate) async fn give_up_if<R: Send + 'static>(
         self,
-        reason: DeadReason,
+        deaths: &mut Deaths,
         find: impl FnOnce(&dyn ReadModel) -> (Vec<DeliveryKey>, R) + Send + 'static,
         holds: impl Fn() -> bool,
     ) -> Result<R, Unavailable> {
+        let reason = deaths.reason();
         let (deliveries, found) = {
             let _alone = self.0.exclusive().await;
             let (mut deliveries, found) = self.0.outbox().read(find).await?;
@@ -220,15 +225,22 @@ impl Deliveries<'_> {
         };
         let dead = self.0.outbox().read(dead).await?;
         self.0.metrics().dead_lettered(reason, dead.len() as u64);
-        if SystemEvents(self.0).has_operator() {
-            let mut deaths = Vec::new();
-            for delivery in dead {
-                let event = self.0.event_at(delivery.event).await.unwrap_or_default();
-                deaths.extend(SystemEvents(self.0).dead_delivery_data(delivery, event.as_deref(), reason));
-            }
-            SystemEvents(self.0).publish_dead(&deaths).await;
-        }
+        dead.into_iter().for_each(|delivery| deaths.add(delivery));
         Ok(found)
+    }
+
+    /// Publishes one operator event per endpoint with deaths.
+    pub(crate) async fn report(self, deaths: Deaths) {
+        if !SystemEvents(self.0).has_operator() {
+            return;
+        }
+        let reason = deaths.reason();
+        let mut data = Vec::new();
+        for (first, count) in deaths.by_endpoint() {
+            let event = self.0.event_at(first.event).await.unwrap_or_default();
+            data.extend(SystemEvents(self.0).deaths_data(first, count, event.as_deref(), reason));
+        }
+        SystemEvents(self.0).publish_dead(&data).await;
     }
 
     /// Whether a delivery died for this reason, or its attempt with this due time will record it.
@@ -253,8 +265,16 @@ impl Deliveries<'_> {
             let is_swept = deliveries.is_empty();
             (deliveries, is_swept)
         };
-        while !self.give_up(DeadReason::EndpointDeleted, pending).await? {}
-        Ok(())
+        let mut deaths = Deaths::new(DeadReason::EndpointDeleted);
+        let swept = loop {
+            match self.give_up_if(&mut deaths, pending, || true).await {
+                Ok(true) => break Ok(()),
+                Ok(false) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        self.report(deaths).await;
+        swept
     }
 
     /// Requeues the pending deliveries of an endpoint by its current ordering. Works in bounded

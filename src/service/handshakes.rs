@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use crate::context::Context;
 use crate::context::environment::EXHAUSTED_PAUSE;
-use crate::courier::{DescriptorsExhausted, OutboundRequest, ReceiverReply, body};
+use crate::courier::{NotSent, OutboundRequest, ReceiverReply, body};
 use crate::domain::{
     DisabledReason, Endpoint, EndpointId, EndpointNumber, EndpointStatus, ErrorClass, Handshake, Now,
 };
@@ -38,8 +38,9 @@ impl Handshakes<'_> {
         let outbound_request = || {
             let headers = body::handshake_headers(&asked.origin, asked.rate, callback.as_deref())?;
             let identity = Secrets(self.0).identity(&endpoint).map_err(|error| error.to_string())?;
-            let timeout = endpoint.timeout(&self.0.settings().defaults);
-            Ok(OutboundRequest::options(&endpoint.url, headers, timeout)?.with_identity(identity))
+            let timeout = self.0.settings().handshake_timeout;
+            let request = OutboundRequest::options(&endpoint.url, headers, timeout)?;
+            Ok(request.with_identity(identity).for_tenant(endpoint.tenant.as_str()))
         };
         let reply = loop {
             if !self.is_unchanged(&endpoint) {
@@ -50,7 +51,9 @@ impl Handshakes<'_> {
                     Ok(reply) => break reply,
                     // Repeats the request with the same callback. An unsent token must not replace
                     // a sent one.
-                    Err(DescriptorsExhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+                    Err(NotSent::DescriptorsExhausted | NotSent::AddressLimit) => {
+                        tokio::time::sleep(EXHAUSTED_PAUSE).await
+                    }
                 },
                 Err(reason) => break ReceiverReply::failed(ErrorClass::Request, reason),
             }

@@ -5,7 +5,7 @@
 //! | `balto.endpoint.failing` | consecutive failures limit the endpoint to probes |
 //! | `balto.endpoint.disabled` | deliveries to the endpoint have stopped, with the reason |
 //! | `balto.endpoint.recovered` | a failing or disabled endpoint accepted a delivery |
-//! | `balto.delivery.dead` | a delivery was given up, with the reason |
+//! | `balto.delivery.dead` | deliveries of an endpoint were given up, with their number and the reason |
 //!
 //! The reserved tenant's own failures cause no events: such an event would be the next to fail.
 
@@ -16,6 +16,7 @@ use crate::domain::{
     DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber, Event, Tenant,
 };
 use crate::lanes::Turn;
+use crate::limits;
 use crate::outbox::draft::EventDraft;
 use crate::service::events::Events;
 
@@ -43,10 +44,12 @@ impl SystemEvents<'_> {
         self.publish("balto.endpoint.disabled", &[data]).await;
     }
 
-    /// Event data of a dead delivery; `None` for the reserved tenant. `event`: if still readable.
-    pub(crate) fn dead_delivery_data(
+    /// Event data of deliveries of one endpoint that died together; `None` for the reserved tenant.
+    /// Names the `delivery` and its `event`, if still readable, unless there are several.
+    pub(crate) fn deaths_data(
         self,
         delivery: DeliveryKey,
+        count: u64,
         event: Option<&Event>,
         reason: DeadReason,
     ) -> Option<Value> {
@@ -57,17 +60,18 @@ impl SystemEvents<'_> {
             .registry(|registry| (registry.id_of(number).cloned(), registry.tenant_of(number).cloned()));
         // The registry may no longer know the tenant of a deleted endpoint. The event does.
         let tenant = tenant.or_else(|| event.map(|event| event.tenant.clone()))?;
+        let event = event.filter(|_| count == 1);
         (!is_reserved(&tenant)).then(|| {
             json!({
-                "deliveryId": DeliveryId(delivery).to_string(), "endpointId": id.as_ref().map(EndpointId::as_str),
+                "deliveryId": (count == 1).then(|| DeliveryId(delivery).to_string()),
+                "endpointId": id.as_ref().map(EndpointId::as_str),
                 "eventId": event.map(|event| event.id.as_str()),
                 "eventType": event.map(|event| event.event_type.as_str()),
-                "tenant": tenant.as_str(), "reason": reason.as_str(),
+                "tenant": tenant.as_str(), "reason": reason.as_str(), "count": count,
             })
         })
     }
 
-    /// Publishes one event per dead delivery in one commit. The caller bounds their number.
     pub(crate) async fn publish_dead(self, deaths: &[Value]) {
         self.publish("balto.delivery.dead", deaths).await;
     }
@@ -90,13 +94,15 @@ impl SystemEvents<'_> {
                 data.to_string().into(),
             )
         };
-        let published = Events(self.0).publish_batch(all.iter().map(draft).collect(), None).await;
-        let errors = published.map_or_else(
-            |error| vec![error],
-            |published| published.results.into_iter().filter_map(Result::err).collect(),
-        );
-        for error in errors {
-            tracing::warn!(%error, "publishing operator event failed");
+        for some in all.chunks(limits::BATCH_EVENTS_MAX) {
+            let published = Events(self.0).publish_batch(some.iter().map(draft).collect(), None).await;
+            let errors = published.map_or_else(
+                |error| vec![error],
+                |published| published.results.into_iter().filter_map(Result::err).collect(),
+            );
+            for error in errors {
+                tracing::warn!(%error, "publishing operator event failed");
+            }
         }
     }
 }

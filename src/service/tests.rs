@@ -55,6 +55,7 @@ fn context_with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfi
         breaker_failures: 5,
         breaker_probe_initial: Duration::from_secs(1),
         breaker_probe_max: Duration::from_secs(1),
+        handshake_timeout: Duration::from_secs(5),
         asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(1) },
         defaults: PolicyDefaults {
             max_in_flight: 1,

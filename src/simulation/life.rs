@@ -139,6 +139,7 @@ impl Life {
             breaker_failures: 3,
             breaker_probe_initial: Duration::from_secs(1),
             breaker_probe_max: Duration::from_secs(6),
+            handshake_timeout: Duration::from_secs(2),
             asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(8) },
             defaults: operations::policy_defaults(),
             callback_base: Some(CALLBACK_BASE.into()),
@@ -370,7 +371,10 @@ impl Life {
             let numbers: Vec<_> = inner.model.endpoints.keys().copied().collect();
             for number in numbers {
                 if inner.chance.percent(60) {
-                    let behavior = *inner.chance.pick(&Behavior::ALL);
+                    let tenant = &inner.model.endpoints[&number].endpoint.tenant;
+                    let is_slow = inner.plan.crowded && tenant.as_str() == Tenant::DEFAULT;
+                    let any = *inner.chance.pick(&Behavior::ALL);
+                    let behavior = if is_slow { Behavior::Slow } else { any };
                     inner.receivers.entry(number).or_default().behavior = behavior;
                     inner.note(format_args!("receiver {} is now {behavior:?}", number.0));
                 }

@@ -50,8 +50,13 @@ pub(super) async fn operate(context: Context, world: World) {
     }
 }
 
-fn tenant(chance: &mut Chance) -> Tenant {
-    let name = if chance.percent(85) { Tenant::DEFAULT } else { "other" };
+fn tenant(inner: &mut Inner) -> Tenant {
+    let (crowded, chance) = (inner.plan.crowded, &mut inner.chance);
+    let name = match (crowded, chance.percent(if crowded { 60 } else { 85 })) {
+        (_, true) => Tenant::DEFAULT,
+        (true, false) if chance.percent(40) => "third",
+        (_, false) => "other",
+    };
     name.parse().expect("a legal tenant")
 }
 
@@ -127,11 +132,13 @@ fn patterns(chance: &mut Chance) -> Vec<crate::domain::Pattern> {
 pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     let number = inner.model.endpoints.len() + 1;
     let (orders, operators) = (inner.plan.orders, inner.plan.operator && number == 2);
+    let tenant = tenant(inner);
+    let crowded = inner.plan.crowded;
     let chance = &mut inner.chance;
     let id = format!("ep_{number}_{:x}", chance.next());
     Endpoint {
         number: EndpointNumber(0),
-        tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant(chance) },
+        tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant },
         url: format!("http://receiver.test/{id}").into(),
         id: id.parse().expect("a legal id"),
         description: "".into(),
@@ -139,7 +146,7 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
         headers: Vec::new(),
         sensitive_headers: Vec::new(),
         rate_limit: rate(chance),
-        max_in_flight: in_flight(chance),
+        max_in_flight: if crowded { Some(8) } else { in_flight(chance) },
         timeout: timeout(chance),
         ordering: if orders { ordering(chance) } else { Ordering::None },
         retry: retry(chance),
@@ -381,6 +388,7 @@ pub(super) struct Post {
 
 pub(super) fn draw_post(inner: &mut Inner) -> Post {
     let stream_name = format!("order-{}", inner.chance.within(1, 2));
+    let tenant = tenant(inner);
     let chance = &mut inner.chance;
     let key = chance.percent(40).then(|| chance.within(1, 8));
     let chosen = chance.percent(15).then(|| chance.within(1, 6));
@@ -391,7 +399,6 @@ pub(super) fn draw_post(inner: &mut Inner) -> Post {
     };
     let stream = chance.percent(35).then(|| stream_name.clone());
     let event_type = *chance.pick(&["order.paid", "order.sent", "user.new"]);
-    let tenant: Tenant = tenant(chance);
     let head = inner.model.streams.get(&(tenant.to_string(), stream_name)).copied().unwrap_or(0);
     let expected = match inner.chance.within(0, 5) {
         0 => Expected::NoStream,
@@ -447,7 +454,8 @@ async fn publish(context: &Context, world: &World) {
 }
 
 async fn publish_batch(context: &Context, world: &World) {
-    let count = world.chance(|chance| chance.within(1, 6));
+    let most = if world.plan().crowded { 16 } else { 6 };
+    let count = world.chance(|chance| chance.within(1, most));
     let posts: Vec<_> = (0..count).map(|_| world.with(draw_post)).collect();
     for post in &posts {
         register_request(world, post);
@@ -476,7 +484,12 @@ async fn publish_batch(context: &Context, world: &World) {
 }
 
 fn request_key(post: &Post) -> Option<u64> {
-    post.key.map(|key| key * 2 + u64::from(post.draft.tenant.as_str() == Tenant::DEFAULT))
+    let tenant = match post.draft.tenant.as_str() {
+        Tenant::DEFAULT => 0,
+        "other" => 1,
+        _ => 2,
+    };
+    post.key.map(|key| key * 3 + tenant)
 }
 
 fn register_request(world: &World, post: &Post) {

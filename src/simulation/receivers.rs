@@ -14,7 +14,7 @@ use super::operations::policy_defaults;
 use super::world::{Callback, Inner, RETRY_AFTER_SECONDS, World, civil, now, wall};
 use crate::context::environment::{Entropy, FileReads, Transport};
 use crate::courier::guard::RefusedUrl;
-use crate::courier::{DescriptorsExhausted, OutboundRequest, ReceiverReply};
+use crate::courier::{NotSent, OutboundRequest, ReceiverReply};
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointNumber, ErrorClass, Event, Now, RateLimit, Sealed,
     Timestamp,
@@ -107,10 +107,10 @@ struct Script {
 
 #[async_trait]
 impl Transport for Receivers {
-    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, DescriptorsExhausted> {
+    async fn send(&self, outbound_request: OutboundRequest) -> Result<ReceiverReply, NotSent> {
         if self.world.with(|inner| inner.exhausted) {
             self.world.count("exhausted");
-            return Err(DescriptorsExhausted);
+            return Err(NotSent::DescriptorsExhausted);
         }
         Ok(self.answer(&outbound_request).await)
     }
@@ -180,6 +180,7 @@ impl Receivers {
         let script = self.world.with(|inner| {
             inner.note(format_args!("sent {} to {} attempt {}", key.event, endpoint.0, request.attempt));
             inner.count("sent");
+            count_contention(inner, endpoint);
             let behavior = inner.receivers.entry(endpoint).or_default().behavior;
             draw_script(&mut inner.chance, behavior, timeout)
         });
@@ -257,6 +258,16 @@ impl Receivers {
         }
         let held = tokio::task::try_id().map(|task| (task, now().monotonic.saturating_sub(started)));
         self.world.with(|inner| inner.held = held);
+    }
+}
+
+/// Counts requests of several tenants at once that use all slots but the reserve.
+fn count_contention(inner: &mut Inner, endpoint: EndpointNumber) {
+    let is_contended = inner.in_flight.len() + 1 >= inner.plan.max_in_flight * 7 / 8;
+    let tenant = |number: &EndpointNumber| Some(&inner.model.endpoints.get(number)?.endpoint.tenant);
+    let own = tenant(&endpoint);
+    if is_contended && inner.in_flight.keys().any(|key| tenant(&key.endpoint) != own) {
+        inner.count("tenantsAtLimit");
     }
 }
 

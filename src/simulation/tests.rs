@@ -118,6 +118,7 @@ fn nothing_is_lost_in_any_seed() {
         "exhausted",
         "walkedPages",
         "backups",
+        "tenantsAtLimit",
         "reachedInBulk",
     ];
     for what in wanted {
@@ -263,6 +264,21 @@ fn delivery_that_ends_twice_is_caught() {
 #[test]
 fn versions_with_gaps_are_caught() {
     assert_caught(Mutation::SkipVersion);
+}
+
+#[test]
+fn turns_by_lane_are_caught() {
+    assert_caught(Mutation::TurnsByLane);
+}
+
+#[test]
+fn slot_above_the_share_is_caught() {
+    assert_caught(Mutation::GiveAboveShare);
+}
+
+#[test]
+fn kept_turn_is_caught() {
+    assert_caught(Mutation::KeepTurn);
 }
 
 #[test]

@@ -84,6 +84,9 @@ pub(super) fn jump(millis: i64) {
 pub(super) struct Plan {
     pub(super) operations: u64,
     pub(super) endpoints: u64,
+    /// Three tenants with very different loads share few slots. The receivers of the busiest are
+    /// slow.
+    pub(super) crowded: bool,
     pub(super) crashes: bool,
     pub(super) disk_faults: bool,
     pub(super) clock_jumps: bool,
@@ -110,9 +113,11 @@ impl Plan {
         use crate::failpoints::Bound;
         let window = chance.within(2, 6) as usize;
         let operations = chance.within(15, 60);
+        let crowded = chance.percent(25);
         Self {
             operations,
-            endpoints: chance.within(1, 4),
+            endpoints: if crowded { chance.within(6, 9) } else { chance.within(1, 4) },
+            crowded,
             crashes: chance.percent(80),
             disk_faults: chance.percent(25),
             clock_jumps: chance.percent(15),
@@ -121,7 +126,7 @@ impl Plan {
             shortages: chance.percent(30),
             slow_reads: chance.percent(50),
             operator: operations.is_multiple_of(3),
-            max_in_flight: *chance.pick(&[1, 3, 20]),
+            max_in_flight: *chance.pick(if crowded { &[3, 8, 10] } else { &[1, 3, 20] }),
             host_max_in_flight: [0, 1, 2, 20][operations as usize % 4],
             segment_bytes: *chance.pick(&[600, 3_000, 1 << 20]),
             preallocation_bytes: *chance.pick(&[0, 500, 4_000]),

@@ -17,4 +17,5 @@ mod rate;
 mod receivers;
 mod redrive;
 mod statuses;
+mod tenants;
 mod traces;

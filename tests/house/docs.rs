@@ -296,6 +296,7 @@ fn waiting(reason: WaitReason) -> &'static str {
         WaitReason::Ordering => "an earlier delivery of the same order has not ended",
         WaitReason::GlobalLimit => "the limit over all endpoints, or of the host, is reached",
         WaitReason::Handshake => "the receiver has not consented",
+        WaitReason::AddressLimit => "the receiver's address has as many requests as it may",
     }
 }
 

@@ -15,4 +15,5 @@ pub mod request;
 pub mod response;
 pub mod server;
 mod socket;
+pub(in crate::api) mod test_limit;
 pub mod unique;

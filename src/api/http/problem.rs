@@ -76,6 +76,10 @@ pub enum Problem {
     TooManyWrongKeys {
         retry_after: Duration,
     },
+    /// Counted per endpoint.
+    TooManyTests {
+        retry_after: Duration,
+    },
     Forbidden(String),
     /// With `--dev`: a foreign page may have sent the request.
     UntrustedOrigin(String),
@@ -166,6 +170,7 @@ impl Problem {
             Self::TooManyWaiters,
             Self::TooManyDeliveries { limit: 0 },
             Self::TooManyWrongKeys { retry_after },
+            Self::TooManyTests { retry_after },
             Self::HeadersTooLarge,
             Self::Unavailable(text()),
             Self::DiskFull,
@@ -196,6 +201,7 @@ impl Problem {
             Self::Overloaded { .. }
             | Self::TooManyDeliveries { .. }
             | Self::TooManyWaiters
+            | Self::TooManyTests { .. }
             | Self::TooManyWrongKeys { .. } => 429,
             Self::HeadersTooLarge => 431,
             Self::Unavailable(_) => 503,
@@ -211,6 +217,7 @@ impl Problem {
             Self::MissesTls => "tls_required",
             Self::Unauthorized => "unauthorized",
             Self::TooManyWrongKeys { .. } => "too_many_wrong_keys",
+            Self::TooManyTests { .. } => "too_many_tests",
             Self::Forbidden(_) => "forbidden",
             Self::UntrustedOrigin(_) => "untrusted_origin",
             Self::NotFound(_) => "not_found",
@@ -245,6 +252,7 @@ impl Problem {
             Self::MissesTls => "The listener requires TLS",
             Self::Unauthorized => "No valid API key",
             Self::TooManyWrongKeys { .. } => "Too many wrong API keys",
+            Self::TooManyTests { .. } => "Too many test events for the endpoint",
             Self::Forbidden(_) => "The API key does not allow this",
             Self::UntrustedOrigin(_) => "A foreign web page may have sent the request",
             Self::NotFound(_) => "Not found",
@@ -287,6 +295,11 @@ impl Problem {
             Self::Unauthorized => "send `Authorization: Bearer <key>` with a valid key".to_owned(),
             Self::TooManyWrongKeys { retry_after } => format!(
                 "too many wrong keys from this address; try again in {} s",
+                retry_seconds(*retry_after)
+            ),
+            Self::TooManyTests { retry_after } => format!(
+                "an endpoint gets at most {} test events per minute; try again in {} s",
+                limits::TEST_SENDS_MAX,
                 retry_seconds(*retry_after)
             ),
             Self::MethodNotAllowed => "the `Allow` header lists the methods of this resource".to_owned(),
@@ -337,9 +350,9 @@ impl Problem {
     /// The value of `Retry-After`, in seconds.
     fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::Overloaded { retry_after } | Self::TooManyWrongKeys { retry_after } => {
-                Some(retry_seconds(*retry_after))
-            }
+            Self::Overloaded { retry_after }
+            | Self::TooManyTests { retry_after }
+            | Self::TooManyWrongKeys { retry_after } => Some(retry_seconds(*retry_after)),
             // Another request can send the event at once; the first request ends with its commit.
             Self::TooManyDeliveries { .. } | Self::TooManyWaiters | Self::RequestInFlight => Some(1),
             Self::Unavailable(_) => Some(5),

@@ -1,6 +1,7 @@
 //! Random tests: lanes under long sequences of random changes, checked by a model.
 
 use super::*;
+use crate::lanes::lane::Readiness;
 
 /// Lanes are added, removed, paused and moved to other hosts; limits change; receivers fail.
 #[test]
@@ -59,7 +60,7 @@ fn random_lanes_never_wait_while_slots_are_free() {
                 6 if random.u32(0..50) == 0 => lanes.reconfigure(limit(hosts, 64 + random.usize(0..3) * 40)),
                 _ => {
                     in_flight.extend(sends(&mut lanes, now));
-                    assert_eq!(in_flight.len(), lanes.slots.taken(), "seed {seed}");
+                    assert_eq!(in_flight.len(), lanes.tenants.taken(), "seed {seed}");
                     let free = lanes.config.max_in_flight.saturating_sub(in_flight.len());
                     let waits = |lane: &&Lane| {
                         lane.readiness(now) == Readiness::Ready && !lanes.hosts.is_full(lane.host())

@@ -56,6 +56,7 @@ pub(crate) fn settings(policy: EgressPolicy, resolver: Arc<dyn Resolver>) -> Cou
     CourierSettings {
         policy,
         connect_timeout: Duration::from_secs(5),
+        address_max_in_flight: 0,
         roots: Arc::new(rustls::RootCertStore::empty()),
         proxy: None,
         resolver,

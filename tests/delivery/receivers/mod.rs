@@ -29,6 +29,7 @@ fn settings() -> CourierSettings {
     CourierSettings {
         policy: EgressPolicy::default().dev(),
         connect_timeout: Duration::from_secs(10),
+        address_max_in_flight: 0,
         roots: Arc::new(rustls::RootCertStore::empty()),
         proxy: None,
         resolver: Arc::new(SystemResolver::new(&[]).unwrap()),

@@ -153,6 +153,16 @@ fn check_certificate_url(certificate: Option<&ClientCertificate>, url: &str, err
     }
 }
 
+/// Reports a missing handshake, if the configuration requires one.
+fn check_required_handshake(call: &Call, errors: &mut Errors) {
+    if call.config.defaults.handshake_required {
+        errors.push(
+            "/handshake",
+            "is required, because `handshake.required` is configured; `{}` asks the receiver for consent",
+        );
+    }
+}
+
 /// `POST /v1/endpoints`
 pub async fn create(
     call: &Call,
@@ -169,6 +179,9 @@ pub async fn create(
     check_certificate_url(client_certificate.as_ref(), url, &mut errors);
     if settings.headers.len() + settings.sensitive_headers.len() > limits::HEADERS_MAX {
         errors.push("/sensitiveHeaders", format!("at most {} headers together", limits::HEADERS_MAX));
+    }
+    if settings.handshake.is_none() {
+        check_required_handshake(call, &mut errors);
     }
     errors.finish()?;
     let tenant = call.principal.tenant(tenant)?;
@@ -335,6 +348,10 @@ async fn apply_patch(call: &Call, endpoint: &Endpoint, patch: &Value) -> Result<
             errors.push("/signature", format!("does not match the current secret; rotate it first: {error}"));
         }
     }
+    // An endpoint without a handshake stays as it is, but not at another URL.
+    if settings.handshake.is_none() && (endpoint.handshake.is_some() || url != &*endpoint.url) {
+        check_required_handshake(call, &mut errors);
+    }
     errors.finish()?;
     let url = if url == &*endpoint.url { endpoint.url.clone() } else { check_url(call, url).await? };
     let same_url = url == endpoint.url;
@@ -445,6 +462,13 @@ pub async fn test(call: &Call, _: Nothing) -> Result<Accepted<AcceptedBody<'stat
         only: Some(endpoint.number),
         ..EventDraft::new(endpoint.tenant.clone(), event_type, Bytes::from(data))
     };
-    let accepted = Events(&call.api.context).publish(draft).await?;
+    let limit = &call.api.test_limit;
+    let now = call.api.context.now().monotonic;
+    limit.record(endpoint.number, now).map_err(|retry_after| Problem::TooManyTests { retry_after })?;
+    let published = Events(&call.api.context).publish(draft).await;
+    if published.as_ref().map_or(true, |accepted| accepted.duplicate) {
+        limit.withdraw(endpoint.number);
+    }
+    let accepted = published?;
     Ok(events::handlers::accepted_response(call, &accepted))
 }

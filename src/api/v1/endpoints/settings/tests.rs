@@ -9,6 +9,7 @@ use crate::domain::PolicyDefaults;
 
 pub(crate) fn defaults() -> EndpointDefaults {
     EndpointDefaults {
+        handshake_required: false,
         policy: PolicyDefaults {
             timeout: Duration::from_secs(15),
             retry: RetryPolicy::Exponential {

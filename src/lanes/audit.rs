@@ -1,0 +1,96 @@
+//! A check of every turn, in tests only: recomputes from all lanes who waits, without the order of
+//! turns.
+//!
+//! Invariants, while there are several tenants:
+//!
+//! * A tenant at or above its share gets no slot of the reserve, and no slot while a tenant below
+//!   its share waits for one that it may take.
+//! * A tenant below its share that waits for a slot that it may take is passed over at most once by
+//!   each other tenant.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::lane::{Lane, Readiness, ReceiverHealth};
+use super::{Action, Lanes};
+use crate::domain::{Now, SharedSlots};
+
+/// From this limit on, lanes leave headroom to other lanes of their tenant.
+const LIMIT_WITH_HEADROOM: usize = 64;
+
+#[derive(Debug, Default)]
+pub(super) struct TurnAudit {
+    /// How often each waiting tenant was passed over since its last turn.
+    passed_over: HashMap<Arc<str>, usize>,
+    /// All tenants that ever had a lane.
+    names: BTreeSet<Arc<str>>,
+}
+
+impl TurnAudit {
+    pub(super) fn on_lane(&mut self, tenant: &Arc<str>) {
+        self.names.insert(tenant.clone());
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct TenantFacts {
+    held: usize,
+    waits: bool,
+}
+
+impl Lanes {
+    /// Checks the state after an action.
+    pub(super) fn check_turns(&mut self, action: Option<&Action>, now: Now) {
+        let Some(Action::Send { endpoint, .. }) = action else { return };
+        if self.audit.names.len() < 2 {
+            return;
+        }
+        let sender = self.lanes[endpoint].tenant_name().clone();
+        let tenants = self.facts(now);
+        if tenants.len() < 2 {
+            self.audit.passed_over.clear();
+            return;
+        }
+        let held_before = tenants[&sender].held - 1;
+        let taken = tenants.values().map(|tenant| tenant.held).sum::<usize>() - 1;
+        let active = tenants.values().filter(|tenant| tenant.held > 0 || tenant.waits).count();
+        let slots = SharedSlots { limit: self.config.max_in_flight, taken, active };
+        // A lane that was woken without work counts as waiting for a moment. So the share may be
+        // lower than that of the tenants that really wait, but not lower than this.
+        let lowest_share = SharedSlots { active: tenants.len(), ..slots }.share();
+        let may_send = |tenant: &TenantFacts| {
+            let may_take = slots.beyond_reserve() > 0 || tenant.held < slots.free();
+            tenant.waits && tenant.held < lowest_share && may_take
+        };
+        let waiting: Vec<_> =
+            tenants.iter().filter(|(name, tenant)| **name != sender && may_send(tenant)).collect();
+        if held_before >= slots.share() {
+            assert!(slots.beyond_reserve() > 0, "{sender} has {held_before}, and gets one of {slots:?}");
+            assert!(waiting.is_empty(), "{sender} has {held_before} of {slots:?} before {waiting:?}");
+        }
+        let mut passed_over = std::mem::take(&mut self.audit.passed_over);
+        passed_over.retain(|name, _| waiting.iter().any(|(other, _)| *other == name));
+        for (name, _) in waiting {
+            let count = passed_over.entry(name.clone()).or_default();
+            *count += 1;
+            assert!(*count < tenants.len(), "{name} was passed over {count} times, now by {sender}");
+        }
+        self.audit.passed_over = passed_over;
+    }
+
+    fn facts(&self, now: Now) -> HashMap<Arc<str>, TenantFacts> {
+        let mut tenants: HashMap<Arc<str>, TenantFacts> = HashMap::new();
+        for lane in self.lanes.values() {
+            let facts = tenants.entry(lane.tenant_name().clone()).or_default();
+            facts.held += lane.in_flight();
+            facts.waits |= self.waits_for_slot(lane, now);
+        }
+        tenants
+    }
+
+    fn waits_for_slot(&self, lane: &Lane, now: Now) -> bool {
+        let leaves_no_headroom = self.config.max_in_flight < LIMIT_WITH_HEADROOM
+            || (lane.receiver == ReceiverHealth::Answering && lane.in_flight() == 0);
+        leaves_no_headroom && !self.hosts.is_full(lane.host()) && lane.readiness(now) == Readiness::Ready
+    }
+}

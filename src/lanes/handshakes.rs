@@ -1,0 +1,92 @@
+//! Handshake requests: which receivers are asked for consent next.
+//!
+//! Owns the running requests and their limits: over all endpoints, per host, and per tenant by
+//! [`SharedSlots`]. A request also counts in its host's limit. Endpoints of the tenant with the
+//! fewest running requests come first.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::Lanes;
+use crate::domain::{EndpointNumber, SharedSlots};
+use crate::failpoints::{self, Bound};
+use crate::limits;
+
+#[derive(Debug)]
+struct RunningHandshake {
+    tenant: Arc<str>,
+    host: Arc<str>,
+}
+
+/// Running handshake requests; at most [`limits::HANDSHAKES_MAX`].
+#[derive(Debug, Default)]
+pub(super) struct HandshakeSlots {
+    running: HashMap<EndpointNumber, RunningHandshake>,
+}
+
+impl HandshakeSlots {
+    fn at_host(&self, host: &str) -> usize {
+        self.running.values().filter(|running| &*running.host == host).count()
+    }
+}
+
+impl Lanes {
+    /// Starts as many of the due handshake requests as the limits allow, and removes those and
+    /// unknown endpoints from `due`, which has the longest due first. Call it again when a request
+    /// has ended.
+    pub fn start_handshakes(&mut self, due: &mut Vec<EndpointNumber>) -> Vec<EndpointNumber> {
+        due.retain(|endpoint| {
+            self.lanes.contains_key(endpoint) && !self.handshakes.running.contains_key(endpoint)
+        });
+        let mut tenants: BTreeMap<Arc<str>, (usize, VecDeque<EndpointNumber>)> = BTreeMap::new();
+        for running in self.handshakes.running.values() {
+            tenants.entry(running.tenant.clone()).or_default().0 += 1;
+        }
+        for endpoint in due.iter() {
+            let tenant = self.lanes[endpoint].tenant_name().clone();
+            tenants.entry(tenant).or_default().1.push_back(*endpoint);
+        }
+        let mut started = Vec::new();
+        while let Some(endpoint) = self.next_handshake(&mut tenants) {
+            let lane = &self.lanes[&endpoint];
+            let (tenant, host) = (lane.tenant_name().clone(), lane.host().clone());
+            self.hosts.add_requests(&host, 1);
+            self.handshakes.running.insert(endpoint, RunningHandshake { tenant, host });
+            started.push(endpoint);
+        }
+        due.retain(|endpoint| !self.handshakes.running.contains_key(endpoint));
+        started
+    }
+
+    /// The next endpoint of the tenant with the fewest running requests. Skips endpoints of a host
+    /// that is at its limit.
+    fn next_handshake(
+        &self,
+        tenants: &mut BTreeMap<Arc<str>, (usize, VecDeque<EndpointNumber>)>,
+    ) -> Option<EndpointNumber> {
+        loop {
+            let limit = failpoints::bound(Bound::Handshakes, limits::HANDSHAKES_MAX);
+            let active = tenants.values().filter(|(held, waiting)| *held > 0 || !waiting.is_empty()).count();
+            let slots = SharedSlots { limit, taken: self.handshakes.running.len(), active };
+            let allowance =
+                |held| if self.tenants.are_several() { slots.allowance(held) } else { slots.free() };
+            let waiting =
+                tenants.values_mut().filter(|(held, waiting)| !waiting.is_empty() && allowance(*held) > 0);
+            let (held, waiting) = waiting.min_by_key(|(held, _)| *held)?;
+            let endpoint = waiting.pop_front()?;
+            let host = self.lanes[&endpoint].host();
+            if !self.hosts.is_full(host) && self.handshakes.at_host(host) < limits::HANDSHAKES_PER_HOST_MAX {
+                *held += 1;
+                return Some(endpoint);
+            }
+        }
+    }
+
+    /// A handshake request has ended.
+    pub fn on_handshake_finished(&mut self, endpoint: EndpointNumber) {
+        if let Some(ended) = self.handshakes.running.remove(&endpoint) {
+            self.hosts.remove_requests(&ended.host, 1);
+            self.offer_slots(&ended.host);
+        }
+    }
+}
