@@ -11,6 +11,7 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::commit_queue::CommitQueue;
 use super::decide::{Committer, GroupResult};
+use super::disk_reserve::{DiskReserve, DiskShortage};
 use super::health::{DiskThread, DiskWaits, HealthCell};
 use super::unit::{Unit, UnitAnswer, UnitReply};
 use super::{DiskWrite, Notice, StateMessage, WriteObserver};
@@ -52,6 +53,9 @@ pub(crate) struct CommitThread {
     runtime: Option<Handle>,
     /// Pause between two attempts to write to a full disk.
     full_disk_pause: Duration,
+    reserve: DiskReserve,
+    /// The last group had units that did not fit beside the disk reserve.
+    is_disk_low: bool,
 }
 
 impl CommitThread {
@@ -61,7 +65,21 @@ impl CommitThread {
         state: mpsc::Sender<StateMessage>,
         links: ThreadLinks,
     ) -> Self {
-        Self { committer, queue, state, links, runtime: None, full_disk_pause: FULL_DISK_PAUSE }
+        let reserve = DiskReserve::new(committer.journal().disk());
+        Self {
+            committer,
+            queue,
+            state,
+            links,
+            runtime: None,
+            full_disk_pause: FULL_DISK_PAUSE,
+            reserve,
+            is_disk_low: false,
+        }
+    }
+
+    pub(super) fn reserve(&self) -> DiskReserve {
+        self.reserve.clone()
     }
 
     pub(super) fn reply_on(&mut self, runtime: Option<Handle>) {
@@ -98,7 +116,11 @@ impl CommitThread {
     }
 
     /// Returns whether to continue.
-    fn commit(&mut self, group: Vec<Unit>) -> bool {
+    fn commit(&mut self, mut group: Vec<Unit>) -> bool {
+        self.reject_growth(&mut group);
+        if group.is_empty() {
+            return true;
+        }
         let started = Instant::now();
         self.links.disk_waits.begin(DiskThread::Journal);
         let result = self.committer.commit(group);
@@ -107,6 +129,25 @@ impl CommitThread {
             (self.links.observer)(DiskWrite::Commit { records: committed.records.len() }, started.elapsed());
         }
         self.publish(result)
+    }
+
+    /// Rejects new data that does not fit beside the disk reserve.
+    fn reject_growth(&mut self, group: &mut Vec<Unit>) {
+        let rejected = self.reserve.reject_growth(group);
+        if self.is_disk_low == rejected.is_empty() {
+            match self.reserve.lasting_shortage() {
+                Some(DiskShortage { free, reserve }) if !self.is_disk_low => {
+                    tracing::warn!(free, reserve, "disk reserve reached, new events rejected");
+                    self.is_disk_low = true;
+                }
+                None if self.is_disk_low => {
+                    tracing::warn!("disk has space beside the reserve, new events accepted");
+                    self.is_disk_low = false;
+                }
+                _ => {}
+            }
+        }
+        self.answer(rejected);
     }
 
     fn is_disk_full(&self) -> bool {

@@ -10,7 +10,9 @@ mod commit_thread;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod decide;
+mod disk_reserve;
 pub mod draft;
+mod fair_queue;
 mod health;
 mod opening;
 pub mod read_model;
@@ -42,11 +44,13 @@ use crate::storage::progress::OnProgress;
 use crate::storage::state::State;
 use commit_queue::CommitQueue;
 use commit_thread::ThreadLinks;
+use disk_reserve::DiskReserve;
 use health::{DiskWaits, HealthCell};
 
 pub(crate) use apply_thread::ApplyThread;
 pub use commit_queue::AdmissionLimits;
 pub(crate) use commit_thread::CommitThread;
+pub use disk_reserve::DiskShortage;
 pub use health::Health;
 pub use opening::OpenError;
 #[cfg(test)]
@@ -116,6 +120,7 @@ struct OutboxInner {
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     disk_waits: DiskWaits,
+    reserve: DiskReserve,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     /// Held shared while deliveries become pending again, and exclusively while events are deleted.
     forgetting: tokio::sync::RwLock<()>,
@@ -187,6 +192,7 @@ impl Outbox {
             applied,
             health,
             disk_waits,
+            reserve: writer.reserve(),
             threads: Mutex::new(None),
             forgetting: tokio::sync::RwLock::new(()),
             _lock: lock,
@@ -211,6 +217,8 @@ impl Outbox {
     async fn submit(&self, mut unit: Unit) -> Result<Vec<Outcome>, Unavailable> {
         match &*self.inner.health.borrow() {
             Health::Good => {}
+            // A small change may fit in preallocated space.
+            Health::DiskFull if !unit.is_growth() => {}
             Health::DiskFull => return Err(Unavailable::DiskFull),
             Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
         }
@@ -359,6 +367,17 @@ impl Outbox {
     #[must_use]
     pub fn disk_wait(&self) -> Duration {
         self.inner.disk_waits.longest()
+    }
+
+    /// Sets the free space that new events leave, in bytes; 0: none.
+    pub fn set_disk_reserve(&self, bytes: u64) {
+        self.inner.reserve.set_bytes(bytes);
+    }
+
+    /// Whether less than the disk reserve is free, so that new events are rejected.
+    #[must_use]
+    pub fn disk_shortage(&self) -> Option<DiskShortage> {
+        self.inner.reserve.shortage()
     }
 
     /// Whether too many outcomes are pending, so that no new attempt should begin.
