@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod environment;
+pub mod fair_semaphore;
 pub(crate) mod overdue;
 pub(crate) mod records;
 pub mod responses;
@@ -15,16 +16,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
-use crate::domain::{Now, PolicyDefaults, Timestamp};
+use crate::domain::{Now, Party, PolicyDefaults, Timestamp};
 use crate::metrics::Metrics;
-use crate::outbox::{Health, Outbox};
+use crate::outbox::{DiskShortage, Health, Outbox};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
 use clock::Clock;
 use environment::{Environment, Transport};
+use fair_semaphore::{FairSemaphore, FairTurn};
 use signal::Signal;
 use waits::EventWaits;
 
@@ -62,7 +64,7 @@ struct Shared {
     settings: ArcSwap<Settings>,
     signals: mpsc::UnboundedSender<Signal>,
     /// Held from a read of deliveries to the commit of a change that depends on the read.
-    exclusive: Mutex<()>,
+    exclusive: FairSemaphore<Party>,
     waits: EventWaits,
 }
 
@@ -79,7 +81,7 @@ impl Context {
     ) -> (Self, mpsc::UnboundedReceiver<Signal>) {
         let (signals, inbox) = mpsc::unbounded_channel();
         let settings = ArcSwap::from_pointee(settings);
-        let exclusive = Mutex::default();
+        let exclusive = FairSemaphore::new(1);
         let waits = EventWaits::default();
         let shared =
             Shared { outbox, environment, vault, clock, metrics, settings, signals, exclusive, waits };
@@ -129,9 +131,10 @@ impl Context {
         }
     }
 
-    /// Locks out other callers that change deliveries, until the guard is dropped.
-    pub(crate) async fn exclusive(&self) -> MutexGuard<'_, ()> {
-        self.shared.exclusive.lock().await
+    /// Locks out other callers that change deliveries, until the turn is dropped. Parties take
+    /// turns.
+    pub(crate) async fn exclusive(&self, party: &Party) -> FairTurn<Party> {
+        self.shared.exclusive.turn(party).await
     }
 
     /// Whether the outbox can commit.
@@ -144,6 +147,12 @@ impl Context {
     #[must_use]
     pub fn disk_wait(&self) -> Duration {
         self.outbox().disk_wait()
+    }
+
+    /// Free space below the disk reserve, if it is.
+    #[must_use]
+    pub fn disk_shortage(&self) -> Option<DiskShortage> {
+        self.outbox().disk_shortage()
     }
 
     /// Both clocks.

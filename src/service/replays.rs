@@ -3,8 +3,8 @@
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Tenant, Timestamp,
-    Trigger,
+    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Party, Pattern, Tenant,
+    Timestamp, Trigger,
 };
 use crate::outbox::draft::ChangeError;
 use crate::projections::reads;
@@ -33,7 +33,7 @@ impl Replays<'_> {
         endpoints: Option<Vec<EndpointId>>,
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
-        let _alone = self.0.exclusive().await;
+        let _alone = self.0.exclusive(&scope.party()).await;
         let _held = self.0.outbox().hold_events().await;
         let found = Events(self.0).find(scope, tenant, id).await?;
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
@@ -85,7 +85,7 @@ impl Replays<'_> {
         let mut cursor: Option<Cursor> = None;
         let mut count = 0;
         loop {
-            let _alone = self.0.exclusive().await;
+            let _alone = self.0.exclusive(&Party::of(Some(&endpoint.tenant))).await;
             if self.0.outbox().endpoint(number).is_none() {
                 return Err(DELETED);
             }
