@@ -18,7 +18,7 @@ use crate::courier::Courier;
 use crate::delivery::Run;
 use crate::limits;
 use crate::metrics::CONTENT_TYPE;
-use crate::outbox::Health;
+use crate::outbox::{DiskShortage, Health};
 
 /// Time limit of a request's headers, and of an answer.
 const OPS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,7 +78,12 @@ fn check_store(context: &Context) -> Result<(), String> {
         Health::Good if silence > limits::DISK_SILENCE_MAX => {
             Err(format!("the disk has not answered for {} s", silence.as_secs()))
         }
-        Health::Good => Ok(()),
+        Health::Good => match context.disk_shortage() {
+            Some(DiskShortage { free, reserve }) => Err(format!(
+                "the disk has {free} free bytes, too few for events beside the {reserve} of store.reserve_bytes: free space, or lower it"
+            )),
+            None => Ok(()),
+        },
         Health::DiskFull => Err("the disk is full".to_owned()),
         Health::Failed(reason) => Err(reason.to_string()),
     }
