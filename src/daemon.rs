@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::api::http::connection_limit::ConnectionLimit;
+use crate::api::http::connection_limit::{AddressLimit, ConnectionLimit};
 use crate::api::http::server::Bounds;
 use crate::api::{self, Api};
 use crate::config::{Config, ConfigError, Origin, SecretsKey, Server};
@@ -166,7 +166,11 @@ async fn run(setup: Setup, supervisor: Supervisor) -> anyhow::Result<ExitCode> {
     let hangup = Hangup::new()?;
     supervisor.tell(DaemonState::Recovering);
     let run = watch::Sender::new(Run::On);
-    let connections = ConnectionLimit::new(config.server.max_connections);
+    let per_address = AddressLimit {
+        connections: config.server.max_connections_per_address,
+        unlimited: config.server.unlimited_networks.clone(),
+    };
+    let connections = ConnectionLimit::with_address_limit(config.server.max_connections, per_address);
     let (mut ops, ops_address) = ops::serve(&setup, &courier, &started, &run, &connections).await?;
 
     let (context, dispatcher) = open(&courier, config, metrics, log)?;
@@ -336,6 +340,7 @@ fn open(
     let mut meter = Meter::of_the_daemon("reading the journal", log);
     let opened = Outbox::open(&config.store.path, admission, source, observer, &mut |at| meter.on(at))?;
     drop(meter);
+    opened.outbox.set_disk_reserve(config.store.reserve_bytes as u64);
     if opened.journal.torn_bytes > 0 {
         tracing::warn!(
             bytes = opened.journal.torn_bytes,

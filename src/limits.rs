@@ -46,18 +46,39 @@ pub const JSON_DEPTH_MAX: usize = 100;
 
 /// Default limit of connections to the API at once (`server.max_connections`).
 pub const CONNECTIONS_DEFAULT: usize = 4_096;
+/// Default limit of connections without a key from one address
+/// (`server.max_connections_per_address`).
+pub const CONNECTIONS_PER_ADDRESS_DEFAULT: usize = 256;
 /// Limit of connections to the ops listener at once.
 pub const OPS_CONNECTIONS_MAX: usize = 64;
 /// Bound of a request's line and headers, and of a connection's read-ahead, in bytes.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Default bound of all request bodies in memory (`server.max_body_bytes`), in bytes.
 pub const BODY_BYTES_DEFAULT: usize = 128 * 1024 * 1024;
+/// A body of at most this many bytes is never rejected for lack of room.
+pub const SMALL_BODY_BYTES: usize = 16 * 1024;
+/// Default minimum rate at which a body arrives (`server.min_body_rate`), in bytes per second.
+pub const BODY_RATE_DEFAULT: usize = 1_024;
+/// Time over which the rate of a body is measured; the first such time is its grace.
+pub const BODY_RATE_WINDOW: Duration = Duration::from_secs(10);
+/// A computation about this many bytes leaves the thread that serves other requests: about a
+/// millisecond.
+pub const HEAVY_WORK_BYTES: usize = 64 * 1024;
+/// Items of a page that is serialised likewise.
+pub const HEAVY_PAGE_ITEMS: usize = 8;
 /// Limit of concurrent read requests; further ones queue.
 pub const READS_MAX: usize = 32;
 /// Limit of requests that wait for something.
 pub const WAITERS_MAX: usize = 2_000;
 /// Maximum of the query parameter `wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Bound of response bytes that the clients of one key, or one address without a key, have not
+/// read.
+pub const UNREAD_BYTES_PER_CALLER_MAX: usize = 16 * 1024 * 1024;
+/// Bound of response bytes that all clients together have not read.
+pub const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that an unread response counts as at least: the cost of its connection.
+pub const UNREAD_RESPONSE_BYTES_MIN: usize = 16 * 1024;
 /// File descriptors reserved for storage, the listeners and the resolver.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Addresses with their own counter of failed authentications; further ones share a counter.
@@ -219,6 +240,10 @@ pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const COMMIT_RECORDS_MAX: usize = 8_192;
 /// Bound of one group commit, in bytes.
 pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most records in one group commit while parties compete: one full batch.
+pub const SHARED_COMMIT_RECORDS: usize = 1_024;
+/// Bound of one group commit while parties compete, in bytes.
+pub const SHARED_COMMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Most deliveries that the events of one request may create. Larger requests are rejected.
 pub const REQUEST_TARGETS_MAX: usize = 1_000_000;
 /// A group commit is closed when its events create at least this many deliveries.
@@ -248,6 +273,10 @@ pub const FRAME_BYTES_TARGET: usize = 64 * 1024;
 pub const OUTCOMES_MAX: usize = 50_000;
 /// Bound of uncommitted attempt outcomes with their replies, in bytes.
 pub const OUTCOME_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Default of the free space that new events leave (`store.reserve_bytes`), in bytes.
+pub const DISK_RESERVE_DEFAULT: u64 = 64 * 1024 * 1024;
+/// The reserve is at most the disk's size divided by this.
+pub const DISK_RESERVE_SHARE: u64 = 8;
 /// A disk operation that takes longer than this makes the daemon unready.
 pub const DISK_SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Bound of committed events not yet applied by the state and the delivery loop, in bytes.
@@ -303,12 +332,19 @@ const _: () = assert!(
 );
 const _: () = assert!(COMMIT_BYTES_MAX >= 4 * EVENT_BYTES_MAX); // a commit always holds several events
 const _: () = assert!(COMMIT_RECORDS_MAX >= BATCH_EVENTS_MAX);
+const _: () = assert!(DISK_RESERVE_DEFAULT >= 4 * COMMIT_BYTES_MAX as u64); // and a checkpoint
+const _: () = assert!(SHARED_COMMIT_RECORDS > BATCH_EVENTS_MAX); // a batch and the units of others
+const _: () = assert!(SHARED_COMMIT_RECORDS <= COMMIT_RECORDS_MAX);
+const _: () = assert!(SHARED_COMMIT_BYTES <= COMMIT_BYTES_MAX);
 const _: () = assert!(SEGMENT_PREALLOCATED_BYTES as u64 <= SEGMENT_BYTES_TARGET / 8);
 const _: () = assert!(2 * HOST_IN_FLIGHT_DEFAULT <= IN_FLIGHT_DEFAULT); // one host never takes more than half
 // One tenant, without the reserve of an eighth, can use a host with one address up to its limit.
 const _: () = assert!(ADDRESS_IN_FLIGHT_DEFAULT - ADDRESS_IN_FLIGHT_DEFAULT / 8 >= HOST_IN_FLIGHT_DEFAULT);
 const _: () = assert!(REPLY_HEAD_BYTES_MAX >= 8 * 1024); // hyper takes no less
 const _: () = assert!(LANE_WINDOW_LOW < LANE_WINDOW_MAX);
+const _: () = assert!(CONNECTIONS_PER_ADDRESS_DEFAULT <= CONNECTIONS_DEFAULT / 8);
+const _: () = assert!(UNREAD_BYTES_PER_CALLER_MAX >= 4 * PAGE_BYTES_TARGET);
+const _: () = assert!(UNREAD_BYTES_MAX >= 4 * UNREAD_BYTES_PER_CALLER_MAX);
 const _: () = assert!(ADMISSION_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can wait
 // The read limit covers the largest head and a body of one-byte chunks, which take six bytes each
 // on the wire. If each chunk is also a separate TLS record, about half of the body is read, which

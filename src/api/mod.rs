@@ -21,23 +21,27 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
-use axum::http::{HeaderMap, Method, Response};
+use axum::http::{Extensions, HeaderMap, Method, Response};
 use axum::routing::on;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::context::Context;
-use crate::domain::{PolicyDefaults, SenderName, Tenant};
+use crate::context::fair_semaphore::FairSemaphore;
+use crate::domain::{Party, PolicyDefaults, SenderName, Tenant};
 use crate::limits;
 use crate::service::types::{ChangeError, Scope};
+use http::arriving_body::{self, BodyBudget, BodyLimits, HeldBody};
 use http::auth::{self, Access, AdminKeyHash, Principal};
 use http::auth_throttle::AuthThrottle;
-use http::body::{self, BodyBudget, HeldBody};
+use http::body;
 use http::browser::TrustedSite;
+use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
 use http::problem::Problem;
 use http::reply::Reply;
 use http::server::{GoodKey, Peer};
+use http::shared_room::RoomGuard;
+use http::unread::{Caller, ConnectionCloser, UnreadResponses};
 use http::test_limit::TestLimit;
 use routes::{BodySpec, Need, ROUTES, Route};
 use v1::cloudevents;
@@ -65,6 +69,8 @@ pub struct ApiConfig {
     pub defaults: EndpointDefaults,
     /// Deadline for receiving a request body.
     pub body_timeout: Duration,
+    /// Minimum rate at which a request body arrives, in bytes per second; 0: none.
+    pub body_rate_min: usize,
     /// Maximum size of all request bodies in memory together, in bytes.
     pub max_body_bytes: usize,
     pub admin_key: Option<AdminKeyHash>,
@@ -88,7 +94,10 @@ pub struct Api {
     auth_throttle: AuthThrottle,
     test_limit: TestLimit,
     body_budget: BodyBudget,
-    reads: Arc<Semaphore>,
+    /// Turns of reads. Parties with waiting reads get equal shares.
+    reads: FairSemaphore<Party>,
+    unread: UnreadResponses,
+    heavy_work: HeavyWork,
     observer: Arc<dyn Observer>,
 }
 
@@ -102,7 +111,9 @@ impl Api {
             in_flight: InFlight::default(),
             auth_throttle: AuthThrottle::default(),
             test_limit: TestLimit::default(),
-            reads: Arc::new(Semaphore::new(limits::READS_MAX)),
+            reads: FairSemaphore::new(limits::READS_MAX),
+            unread: UnreadResponses::default(),
+            heavy_work: HeavyWork::default(),
             observer,
         })
     }
@@ -117,6 +128,12 @@ impl Api {
         self.config.load_full()
     }
 
+    /// Response bytes that clients have not read yet.
+    #[must_use]
+    pub fn unread_bytes(&self) -> usize {
+        self.unread.bytes()
+    }
+
     pub(crate) fn on_rejected(&self, problem: &Problem) {
         self.observer.on_rejected(problem.code());
     }
@@ -128,6 +145,8 @@ pub struct Call {
     pub route: &'static Route,
     pub config: Arc<ApiConfig>,
     pub principal: Principal,
+    /// The request uses the share of this party.
+    pub party: Party,
     /// The path, as sent.
     pub path: String,
     /// The path parameter; empty for routes without one.
@@ -138,7 +157,7 @@ pub struct Call {
     pub media: &'static str,
     pub body: Bytes,
     /// The body's share of the body budget.
-    _budget: Option<OwnedSemaphorePermit>,
+    _budget: Option<RoomGuard<Party>>,
 }
 
 impl Call {
@@ -146,6 +165,11 @@ impl Call {
     #[must_use]
     pub fn waits(&self) -> bool {
         self.query.text("wait").is_some()
+    }
+
+    /// Runs a computation about this many bytes beside other requests.
+    pub async fn heavy_work<R>(&self, bytes: usize, work: impl FnOnce() -> R) -> R {
+        self.api.heavy_work.run(&self.party, bytes, work).await
     }
 
     /// Parses the path parameter as a name or id.
@@ -230,14 +254,18 @@ async fn dispatch(
         return method_not_allowed(route.path);
     }
     let mut has_good_key = false;
+    let peer = peer_address(request.extensions());
+    let closer = request.extensions().get::<ConnectionCloser>().cloned().unwrap_or_default();
     let reply = match read_call(Arc::clone(&api), route, params, request).await {
         Ok(call) => {
             has_good_key = route.access != Access::Public;
-            if route.is_read() && !call.waits() {
+            let reply = if route.is_read() && !call.waits() {
                 run_read(route, &call).await
             } else {
                 (route.run)(&call).await
-            }
+            };
+            let caller = caller(route, &call.principal, peer);
+            reply.and_then(|reply| api.unread.hold(reply, route.is_read(), caller, closer))
         }
         Err(problem) => Err(problem),
     };
@@ -256,10 +284,24 @@ async fn dispatch(
     response
 }
 
-/// Limits concurrent reads until the response is written: it may be large, and its reader slow.
+/// Limits concurrent reads until the response is made. Its reader may be slow, and then counts
+/// against [`UnreadResponses`].
 async fn run_read(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
-    let permit = call.api.reads.clone().acquire_owned().await.ok();
-    Ok((route.run)(call).await?.hold_until_written(permit))
+    let _turn = call.api.reads.turn(&call.party).await;
+    (route.run)(call).await
+}
+
+fn peer_address(extensions: &Extensions) -> IpAddr {
+    extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip())
+}
+
+/// The caller that the unread response counts for.
+fn caller(route: &Route, principal: &Principal, peer: IpAddr) -> Caller {
+    match (&principal.key, route.access) {
+        (_, Access::Public) => Caller::Address(peer),
+        (Some(key), _) => Caller::Key(key.clone()),
+        (None, _) => Caller::Administrator,
+    }
 }
 
 async fn read_call(
@@ -273,45 +315,40 @@ async fn read_call(
     let principal = match route.access {
         Access::Public => Principal::operator(),
         access => {
-            let from =
-                parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+            let from = peer_address(&parts.extensions);
             let principal = auth::authenticate(&api, &config, &parts, from)?;
             principal.check(access)?;
             principal
         }
+    };
+    let party = match route.access {
+        Access::Public => Party::NoKey,
+        _ => principal.scope.party(),
     };
     let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
     let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
     let query = Query::parse(parts.uri.query(), route.query)?;
     let (media, (body, budget)) = match &route.body {
         None => ("", (Bytes::new(), None)),
-        Some(spec) => read_body(&api, &config, spec, &parts.headers, stream).await?,
+        Some(spec) => read_body(&api, &config, spec, &party, &parts.headers, stream).await?,
     };
     let path = parts.uri.path().to_owned();
-    Ok(Call {
-        api,
-        route,
-        config,
-        principal,
-        path,
-        id,
-        query,
-        headers: parts.headers,
-        media,
-        body,
-        _budget: budget,
-    })
+    let headers = parts.headers;
+    Ok(Call { api, route, config, principal, party, path, id, query, headers, media, body, _budget: budget })
 }
 
 async fn read_body(
     api: &Api,
     config: &ApiConfig,
     spec: &BodySpec,
+    party: &Party,
     headers: &HeaderMap,
     stream: Body,
 ) -> Result<(&'static str, HeldBody), Problem> {
     let read = |media| {
-        body::read(stream, headers, spec.limit.bytes(config, media), config.body_timeout, &api.body_budget)
+        let bytes = spec.limit.bytes(config, media);
+        let limits = BodyLimits { bytes, timeout: config.body_timeout, rate_min: config.body_rate_min };
+        arriving_body::read(stream, headers, limits, &api.body_budget, party)
     };
     if spec.need == Need::Required {
         let media = media_type(headers, spec)?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::api::Call;
 use crate::api::http::auth::Access;
 use crate::api::http::problem::Problem;
-use crate::api::http::reply::Reply;
+use crate::api::http::public_document::PublicDocument;
 use crate::api::http::response::Json;
 use crate::api::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
 use crate::api::v1::lists::{self, Kind, Param};
@@ -18,10 +18,10 @@ use crate::api::v1::{cloudevents, events};
 use crate::limits;
 
 /// `GET /v1/openapi.json`
-pub async fn get(_call: &Call) -> Result<Json<Map<String, Value>>, Problem> {
-    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
-    let bytes = DOCUMENT.get_or_init(|| Bytes::from(document().to_string()));
-    Ok(Json::from_reply(Reply::bytes(200, bytes.clone())))
+pub async fn get(call: &Call) -> Result<Json<Map<String, Value>>, Problem> {
+    static DOCUMENT: OnceLock<PublicDocument> = OnceLock::new();
+    let document = DOCUMENT.get_or_init(|| PublicDocument::new(Bytes::from(document().to_string())));
+    Ok(Json::from_reply(document.reply(&call.headers)))
 }
 
 /// The whole document.
@@ -181,8 +181,10 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
     }
     // Every operation rejects unknown query parameters.
     list.push((422, "The request is well-formed but not valid"));
-    if secured || commits {
+    if secured || commits || route.is_read() {
         list.push((429, "Too many requests"));
+    }
+    if secured || commits {
         list.push((503, "The service is unavailable"));
     }
     if commits {

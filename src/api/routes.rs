@@ -117,7 +117,7 @@ impl Route {
     /// Whether the limit of concurrent reads applies. It must not apply to operations that wait.
     #[must_use]
     pub fn is_read(&self) -> bool {
-        self.verb == Verb::Get && self.access != Access::Public
+        self.verb == Verb::Get && self.repeat != Repeat::Once
     }
 
     /// Whether `HEAD` is answered like `GET`, without the body. Links with an effect reject `HEAD`,

@@ -18,6 +18,7 @@ fn api_and_context() -> (Router, Context, tempfile::TempDir) {
         idempotency_ttl: Duration::from_secs(60),
         defaults: v1::endpoints::settings::tests::defaults(),
         body_timeout: Duration::from_secs(5),
+        body_rate_min: 0,
         max_body_bytes: 1 << 20,
         admin_key: Some(AdminKeyHash::new("secret")),
         keyless: None,

@@ -3,7 +3,7 @@
 //! Owns: the fields and their default values. Names, bounds and notation of the keys are in
 //! [`super::keys`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,8 +26,14 @@ pub struct Server {
     pub tls_certificate_file: Option<PathBuf>,
     pub tls_key_file: Option<PathBuf>,
     pub max_connections: usize,
+    /// Limit of connections without a key from one address.
+    pub max_connections_per_address: usize,
+    /// Networks without that limit: trusted proxies.
+    pub unlimited_networks: Vec<IpNet>,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    /// Minimum rate at which a body arrives, in bytes per second; 0: none.
+    pub min_body_rate: usize,
     pub answer_timeout: Duration,
     pub max_body_bytes: usize,
 }
@@ -55,6 +61,8 @@ pub enum StoreKind {
 pub struct StoreSection {
     pub kind: StoreKind,
     pub path: PathBuf,
+    /// Free bytes of the disk that new events leave; 0: none.
+    pub reserve_bytes: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -197,8 +205,14 @@ impl Default for Server {
             tls_certificate_file: None,
             tls_key_file: None,
             max_connections: limits::CONNECTIONS_DEFAULT,
+            max_connections_per_address: limits::CONNECTIONS_PER_ADDRESS_DEFAULT,
+            unlimited_networks: vec![
+                IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+                IpNet::new_assert(IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+            ],
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
+            min_body_rate: limits::BODY_RATE_DEFAULT,
             answer_timeout: Duration::from_secs(30),
             max_body_bytes: limits::BODY_BYTES_DEFAULT,
         }
@@ -207,7 +221,11 @@ impl Default for Server {
 
 impl Default for StoreSection {
     fn default() -> Self {
-        Self { kind: StoreKind::Embedded, path: PathBuf::from("/var/lib/balto") }
+        Self {
+            kind: StoreKind::Embedded,
+            path: PathBuf::from("/var/lib/balto"),
+            reserve_bytes: limits::DISK_RESERVE_DEFAULT as usize,
+        }
     }
 }
 

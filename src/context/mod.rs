@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod environment;
+pub mod fair_semaphore;
 pub(crate) mod overdue;
 pub(crate) mod records;
 pub mod responses;
@@ -15,17 +16,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
-use crate::domain::{Now, PolicyDefaults, Timestamp};
+use crate::domain::{Now, Party, PolicyDefaults, Timestamp};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::outbox::{Health, Outbox, Stall};
+use crate::outbox::{DiskShortage, Health, Outbox, Stall};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
 use clock::Clock;
 use environment::{Environment, Transport};
+use fair_semaphore::{FairSemaphore, FairTurn};
 use signal::Signal;
 use waits::EventWaits;
 
@@ -65,7 +67,7 @@ struct Shared {
     settings: ArcSwap<Settings>,
     signals: mpsc::UnboundedSender<Signal>,
     /// Held from a read of deliveries to the commit of a change that depends on the read.
-    exclusive: Mutex<()>,
+    exclusive: FairSemaphore<Party>,
     waits: EventWaits,
 }
 
@@ -82,7 +84,7 @@ impl Context {
     ) -> (Self, mpsc::UnboundedReceiver<Signal>) {
         let (signals, inbox) = mpsc::unbounded_channel();
         let settings = ArcSwap::from_pointee(settings);
-        let exclusive = Mutex::default();
+        let exclusive = FairSemaphore::new(1);
         let waits = EventWaits::default();
         let shared =
             Shared { outbox, environment, vault, clock, metrics, settings, signals, exclusive, waits };
@@ -132,9 +134,10 @@ impl Context {
         }
     }
 
-    /// Locks out other callers that change deliveries, until the guard is dropped.
-    pub(crate) async fn exclusive(&self) -> MutexGuard<'_, ()> {
-        self.shared.exclusive.lock().await
+    /// Locks out other callers that change deliveries, until the turn is dropped. Parties take
+    /// turns.
+    pub(crate) async fn exclusive(&self, party: &Party) -> FairTurn<Party> {
+        self.shared.exclusive.turn(party).await
     }
 
     /// Whether the outbox can commit.
@@ -147,6 +150,12 @@ impl Context {
     #[must_use]
     pub fn stall(&self) -> Option<Stall> {
         self.outbox().stall().filter(|stall| stall.duration > limits::DISK_SILENCE_MAX)
+    }
+
+    /// Free space below the disk reserve, if it is.
+    #[must_use]
+    pub fn disk_shortage(&self) -> Option<DiskShortage> {
+        self.outbox().disk_shortage()
     }
 
     /// Both clocks.

@@ -51,6 +51,8 @@ pub(crate) enum Signal {
 pub(crate) struct LaneAnswer {
     pub reason: Option<lanes::WaitReason>,
     pub in_flight: usize,
+    /// Pending deliveries in memory, without those in flight.
+    pub window: usize,
     pub next_due: Option<Timestamp>,
     pub until: Option<Timestamp>,
     pub circuit: &'static str,
@@ -62,6 +64,7 @@ impl From<LaneReport> for LaneAnswer {
         Self {
             reason: report.reason,
             in_flight: report.in_flight,
+            window: report.window,
             next_due: report.next_due,
             until: report.retry_at,
             circuit: report.circuit.as_str(),

@@ -18,7 +18,7 @@ use crate::courier::Courier;
 use crate::delivery::Run;
 use crate::limits;
 use crate::metrics::CONTENT_TYPE;
-use crate::outbox::Health;
+use crate::outbox::{DiskShortage, Health};
 
 /// Time limit of a request's headers, and of an answer.
 const OPS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,7 +75,13 @@ fn router(
 fn check_store(context: &Context) -> Result<(), String> {
     let stall = context.stall();
     match &*context.health().borrow() {
-        Health::Good => stall.map_or(Ok(()), |stall| Err(stall.to_string())),
+        Health::Good => match (stall, context.disk_shortage()) {
+            (Some(stall), _) => Err(stall.to_string()),
+            (None, Some(DiskShortage { free, reserve })) => Err(format!(
+                "the disk has {free} free bytes, too few for events beside the {reserve} of store.reserve_bytes: free space, or lower it"
+            )),
+            (None, None) => Ok(()),
+        },
         Health::DiskFull => Err("the disk is full".to_owned()),
         Health::Failed(reason) => Err(reason.to_string()),
     }

@@ -130,6 +130,7 @@ pub fn api_config(options: &ServeOptions, config: &Config) -> anyhow::Result<Api
             callbacks: config.server.public_url.is_some(),
         },
         body_timeout: config.server.body_timeout,
+        body_rate_min: config.server.min_body_rate,
         max_body_bytes: config.server.max_body_bytes,
         admin_key,
         keyless: trusted_site(options, config, config.server.tls_certificate_file.is_some()),

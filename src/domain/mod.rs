@@ -10,6 +10,7 @@ pub mod event;
 pub mod ids;
 pub mod key;
 pub mod names;
+pub mod party;
 pub mod record;
 pub mod share;
 pub mod time;
@@ -32,6 +33,7 @@ pub use names::{
     EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
     normalize_header_name,
 };
+pub use party::Party;
 pub use record::{Idempotency, Record};
 pub use share::SharedSlots;
 pub use time::{Now, Timestamp};

@@ -376,6 +376,10 @@ impl Lanes {
         if report.reason.is_none() && lane.has_due(now) && full {
             report.reason = Some(WaitReason::GlobalLimit);
         }
+        // No reservation can be written while sending is on hold.
+        if report.reason.is_none() && self.held && lane.has_due(now) && lane.lacks_reservation(now) {
+            report.reason = Some(WaitReason::Rate);
+        }
         Some(report)
     }
 

@@ -5,14 +5,22 @@
 //! publishers are there, so that the others prepare their units while the disk works. A group that
 //! only has outcomes waits for more units. The queue wakes the commit thread when its group is
 //! complete, not once per unit.
+//!
+//! Parties take turns ([`FairQueue`]): the units of one tenant keep their order, and a tenant with
+//! many units does not delay a tenant with one. While parties compete, groups are small, so that a
+//! unit waits for one short commit at most.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::domain::Party;
 use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::draft::Unavailable;
+use crate::outbox::fair_queue::FairQueue;
+#[cfg(test)]
+use crate::outbox::unit::Command;
 use crate::outbox::unit::Unit;
 
 /// Group-commit delay of a group that only has outcomes.
@@ -25,10 +33,19 @@ const GROUP_PUBLISHERS_ENOUGH: usize = 16;
 /// Minimum number of publishers in a busy group.
 const BUSY_PUBLISHERS_MIN: usize = 8;
 
+/// Number of small groups after the last group in which parties competed. It bridges the pauses
+/// of a party that waits for each answer.
+const SMALL_GROUPS_AFTER_CONTENTION: u32 = 256;
+/// Cost of a record, or of a KiB, in the turns of the parties.
+const RECORD_COST: u64 = 8;
+/// The same for the records of deliveries, which must keep up with all tenants together.
+const OUTCOME_RECORD_COST: u64 = 1;
+
 /// Retry hint for a rejected publisher.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Limits of the pending commands of publishers.
+/// Limits of the pending commands of one party of publishers. Parties that compete get equal parts
+/// of half as much again ([`has_share`]).
 #[derive(Clone, Copy, Debug)]
 pub struct AdmissionLimits {
     pub bytes: usize,
@@ -47,7 +64,9 @@ pub(super) struct CommitQueue {
 
 #[derive(Debug, Default)]
 struct PendingUnits {
-    units: VecDeque<Unit>,
+    units: FairQueue<Party, Unit>,
+    /// Commands and bytes of each party with a waiting caller.
+    shares: HashMap<Party, (usize, usize)>,
     /// Number of units with a waiting caller.
     awaited: usize,
     commands: usize,
@@ -58,7 +77,25 @@ struct PendingUnits {
     wanted: Option<usize>,
     /// Number of awaited units in the previous group.
     previous_publishers: usize,
+    /// Number of further groups that are small, because parties compete.
+    small_groups: u32,
     closed: bool,
+}
+
+/// Whether a party with `own` pending of `pending` may add `more`. `limit` is that of one party
+/// alone; all together may hold half as much again. A party may hold up to twice what it leaves
+/// free. So `n` busy parties get `3 / (2n + 1)` of the limit each, and there is always room for the
+/// next.
+fn has_share(limit: usize, pending: usize, own: usize, more: usize) -> bool {
+    let free = (limit + limit / 2).saturating_sub(pending);
+    own + more <= limit && more <= free && own + more <= 2 * free
+}
+
+/// Cost of a unit in the turns of the parties.
+fn cost(unit: &Unit) -> u64 {
+    let (commands, bytes) = unit.weight();
+    let records = commands.max(bytes / 1_024).max(1) as u64;
+    records * if unit.reply.is_some() { RECORD_COST } else { OUTCOME_RECORD_COST }
 }
 
 fn commit_records() -> usize {
@@ -66,16 +103,47 @@ fn commit_records() -> usize {
 }
 
 impl PendingUnits {
-    fn add(&mut self, unit: &Unit) {
+    fn add(&mut self, unit: &Unit, party: &Party) {
         let (commands, bytes) = unit.weight();
         self.commands += commands;
         self.bytes += bytes;
         if unit.reply.is_some() {
             self.awaited += 1;
+            let own = self.share_mut(party);
+            *own = (own.0 + commands, own.1 + bytes);
         } else {
             self.outcomes.0 += 1;
             self.outcomes.1 += bytes;
         }
+    }
+
+    fn share_mut(&mut self, party: &Party) -> &mut (usize, usize) {
+        if !self.shares.contains_key(party) {
+            self.shares.insert(party.clone(), (0, 0));
+        }
+        self.shares.get_mut(party).expect("it was inserted")
+    }
+
+    fn remove_from_share(&mut self, party: &Party, commands: usize, bytes: usize) {
+        if let Some(own) = self.shares.get_mut(party) {
+            *own = (own.0 - commands, own.1 - bytes);
+            if *own == (0, 0) {
+                self.shares.remove(party);
+            }
+        }
+    }
+
+    /// Records and bytes of the next group. A unit that exceeds them is alone in its group.
+    fn group_bounds(&mut self) -> (usize, usize) {
+        let competing = self.shares.len();
+        if competing > 1 {
+            self.small_groups = SMALL_GROUPS_AFTER_CONTENTION;
+        } else if self.small_groups == 0 {
+            return (commit_records(), limits::COMMIT_BYTES_MAX);
+        } else {
+            self.small_groups -= 1;
+        }
+        (commit_records().min(limits::SHARED_COMMIT_RECORDS), limits::SHARED_COMMIT_BYTES)
     }
 
     fn is_full(&self) -> bool {
@@ -86,12 +154,12 @@ impl PendingUnits {
     /// is alone in its group.
     fn take(&mut self) -> Vec<Unit> {
         let mut group = Vec::with_capacity(self.units.len());
+        let (records_max, bytes_max) = self.group_bounds();
         let (mut commands, mut bytes, mut awaited, mut outcomes) = (0, 0, 0, (0, 0));
-        while let Some(unit) = self.units.front() {
+        while let Some(unit) = self.units.first() {
             let alone = unit.is_barrier();
             let (more_commands, more_bytes) = unit.weight();
-            let full =
-                commands + more_commands > commit_records() || bytes + more_bytes > limits::COMMIT_BYTES_MAX;
+            let full = commands + more_commands > records_max || bytes + more_bytes > bytes_max;
             if !group.is_empty() && (alone || full) {
                 break;
             }
@@ -99,10 +167,12 @@ impl PendingUnits {
             bytes += more_bytes;
             if unit.reply.is_some() {
                 awaited += 1;
+                let party = unit.party();
+                self.remove_from_share(&party, more_commands, more_bytes);
             } else {
                 outcomes = (outcomes.0 + 1, outcomes.1 + more_bytes);
             }
-            group.extend(self.units.pop_front());
+            group.extend(self.units.take_first());
             if alone {
                 break;
             }
@@ -136,13 +206,19 @@ impl CommitQueue {
             return Err(Unavailable::Stopping);
         }
         let (commands, bytes) = unit.weight();
-        let full = waiting.commands + commands > self.admission.commands
-            || waiting.bytes + bytes > self.admission.bytes;
-        if full && unit.reply.is_some() {
-            return Err(Unavailable::Overloaded { retry_after: RETRY_AFTER });
+        let party = unit.party();
+        if unit.reply.is_some() {
+            let own = waiting.shares.get(&party).copied().unwrap_or_default();
+            let AdmissionLimits { commands: commands_max, bytes: bytes_max } = self.admission;
+            if !has_share(commands_max, waiting.commands, own.0, commands)
+                || !has_share(bytes_max, waiting.bytes, own.1, bytes)
+            {
+                return Err(Unavailable::Overloaded { retry_after: RETRY_AFTER });
+            }
         }
-        waiting.add(&unit);
-        waiting.units.push_back(unit);
+        waiting.add(&unit, &party);
+        let cost = cost(&unit);
+        waiting.units.push(&party, unit, cost);
         let enough = waiting.wanted.is_some_and(|wanted| waiting.awaited >= wanted || waiting.is_full());
         if enough {
             waiting.wanted = None;
@@ -156,8 +232,9 @@ impl CommitQueue {
     pub(super) fn put_back(&self, units: Vec<Unit>) {
         let mut waiting = self.lock();
         for unit in units.into_iter().rev() {
-            waiting.add(&unit);
-            waiting.units.push_front(unit);
+            let (party, cost) = (unit.party(), cost(&unit));
+            waiting.add(&unit, &party);
+            waiting.units.put_back(&party, unit, cost);
         }
     }
 
@@ -196,7 +273,7 @@ impl CommitQueue {
         drop(units);
     }
 
-    /// Returns the next group in order of arrival, or `None` when the queue is closed and empty.
+    /// Returns the next group, or `None` when the queue is closed and empty.
     pub(super) fn next_group(&self) -> Option<Vec<Unit>> {
         let mut waiting = self.lock();
         while waiting.units.is_empty() {
@@ -245,6 +322,19 @@ impl CommitQueue {
     fn lock(&self) -> MutexGuard<'_, PendingUnits> {
         self.waiting.lock().expect("no holder of this lock panics")
     }
+}
+
+/// The units in the order in which a queue that has all of them commits them.
+#[cfg(test)]
+pub(crate) fn in_turn_order(units: Vec<Vec<Command>>) -> Vec<Vec<Command>> {
+    let mut queue = FairQueue::default();
+    for commands in units {
+        let (reply, _) = tokio::sync::oneshot::channel();
+        let unit = Unit { commands, prepared: Default::default(), reply: Some(reply) };
+        let (party, cost) = (unit.party(), cost(&unit));
+        queue.push(&party, unit, cost);
+    }
+    std::iter::from_fn(|| queue.take_first()).map(|unit: Unit| unit.commands).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::commit_queue::CommitQueue;
 use super::decide::{Committer, GroupResult};
+use super::disk_reserve::{DiskReserve, DiskShortage};
 use super::freshness::Freshness;
 use super::health::{Activity, DiskThread, DiskWaits, HealthCell};
 use super::unit::{Unit, UnitAnswer, UnitReply};
@@ -54,6 +55,9 @@ pub(crate) struct CommitThread {
     runtime: Option<Handle>,
     /// Pause between two attempts to write to a full disk.
     full_disk_pause: Duration,
+    reserve: DiskReserve,
+    /// The last group had units that did not fit beside the disk reserve.
+    is_disk_low: bool,
 }
 
 impl CommitThread {
@@ -65,7 +69,22 @@ impl CommitThread {
         freshness: Arc<Freshness>,
     ) -> Self {
         committer.report_waits(links.disk_waits.clone());
-        Self { committer, queue, state, links, freshness, runtime: None, full_disk_pause: FULL_DISK_PAUSE }
+        let reserve = DiskReserve::new(committer.journal().disk());
+        Self {
+            committer,
+            queue,
+            state,
+            links,
+            freshness,
+            runtime: None,
+            full_disk_pause: FULL_DISK_PAUSE,
+            reserve,
+            is_disk_low: false,
+        }
+    }
+
+    pub(super) fn reserve(&self) -> DiskReserve {
+        self.reserve.clone()
     }
 
     pub(super) fn reply_on(&mut self, runtime: Option<Handle>) {
@@ -102,7 +121,11 @@ impl CommitThread {
     }
 
     /// Returns whether to continue.
-    fn commit(&mut self, group: Vec<Unit>) -> bool {
+    fn commit(&mut self, mut group: Vec<Unit>) -> bool {
+        self.reject_growth(&mut group);
+        if group.is_empty() {
+            return true;
+        }
         let started = Instant::now();
         self.links.disk_waits.begin(DiskThread::Journal, Activity::Judging);
         let result = self.committer.commit(group);
@@ -111,6 +134,25 @@ impl CommitThread {
             (self.links.observer)(DiskWrite::Commit { records: committed.records.len() }, started.elapsed());
         }
         self.publish(result)
+    }
+
+    /// Rejects new data that does not fit beside the disk reserve.
+    fn reject_growth(&mut self, group: &mut Vec<Unit>) {
+        let rejected = self.reserve.reject_growth(group);
+        if self.is_disk_low == rejected.is_empty() {
+            match self.reserve.lasting_shortage() {
+                Some(DiskShortage { free, reserve }) if !self.is_disk_low => {
+                    tracing::warn!(free, reserve, "disk reserve reached, new events rejected");
+                    self.is_disk_low = true;
+                }
+                None if self.is_disk_low => {
+                    tracing::warn!("disk has space beside the reserve, new events accepted");
+                    self.is_disk_low = false;
+                }
+                _ => {}
+            }
+        }
+        self.answer(rejected);
     }
 
     fn is_disk_full(&self) -> bool {

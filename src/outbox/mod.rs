@@ -10,7 +10,9 @@ mod commit_thread;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod decide;
+mod disk_reserve;
 pub mod draft;
+mod fair_queue;
 pub mod fan_out;
 mod freshness;
 mod health;
@@ -48,6 +50,7 @@ use crate::storage::progress::OnProgress;
 use crate::storage::state::State;
 use commit_queue::CommitQueue;
 use commit_thread::ThreadLinks;
+use disk_reserve::DiskReserve;
 use fan_out::{FanOut, FanOutPermit};
 use freshness::{AT_ONCE, Freshness, IN_ORDER};
 use health::{DiskWaits, HealthCell};
@@ -55,6 +58,7 @@ use health::{DiskWaits, HealthCell};
 pub(crate) use apply_thread::ApplyThread;
 pub use commit_queue::AdmissionLimits;
 pub(crate) use commit_thread::CommitThread;
+pub use disk_reserve::DiskShortage;
 pub use health::{Activity, Health, Stall};
 pub use opening::OpenError;
 #[cfg(test)]
@@ -132,6 +136,7 @@ struct OutboxInner {
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     disk_waits: DiskWaits,
+    reserve: DiskReserve,
     threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
     /// Held shared while deliveries become pending again, and exclusively while events are deleted.
     forgetting: tokio::sync::RwLock<()>,
@@ -214,6 +219,7 @@ impl Outbox {
             applied,
             health,
             disk_waits,
+            reserve: writer.reserve(),
             threads: Mutex::new(None),
             forgetting: tokio::sync::RwLock::new(()),
             _lock: lock,
@@ -264,6 +270,8 @@ impl Outbox {
     async fn submit(&self, mut unit: Unit) -> Result<Vec<Outcome>, Unavailable> {
         match &*self.inner.health.borrow() {
             Health::Good => {}
+            // A small change may fit in preallocated space.
+            Health::DiskFull if !unit.is_growth() => {}
             Health::DiskFull => return Err(Unavailable::DiskFull),
             Health::Failed(reason) => return Err(Unavailable::Failed(reason.clone())),
         }
@@ -449,6 +457,17 @@ impl Outbox {
     /// Reads the index of endpoints by patterns, under its read lock: the closure must not block.
     pub fn matcher<R>(&self, look: impl FnOnce(&Matcher) -> R) -> R {
         look(&self.inner.matcher.read().expect("no holder of this lock panics"))
+    }
+
+    /// Sets the free space that new events leave, in bytes; 0: none.
+    pub fn set_disk_reserve(&self, bytes: u64) {
+        self.inner.reserve.set_bytes(bytes);
+    }
+
+    /// Whether less than the disk reserve is free, so that new events are rejected.
+    #[must_use]
+    pub fn disk_shortage(&self) -> Option<DiskShortage> {
+        self.inner.reserve.shortage()
     }
 
     /// Whether too many outcomes are pending, so that no new attempt should begin.

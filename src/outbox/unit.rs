@@ -6,7 +6,9 @@ use tokio::sync::oneshot;
 
 use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
-use crate::domain::{Endpoint, EndpointNumber, Idempotency, Position, Record, Rejection, Timestamp};
+use crate::domain::{
+    Endpoint, EndpointNumber, Idempotency, Party, Position, Record, Rejection, Tenant, Timestamp,
+};
 use crate::limits;
 
 /// One requested change.
@@ -59,6 +61,28 @@ impl Command {
             | Self::DeleteEndpoint { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
             Self::Publish(_) | Self::Claim(_) | Self::Record(_) => false,
+        }
+    }
+
+    /// The tenant that it names.
+    fn tenant(&self) -> Option<&Tenant> {
+        match self {
+            Self::Publish(draft) => Some(&draft.tenant),
+            Self::PutEndpoint(endpoint) => Some(&endpoint.tenant),
+            Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => None,
+        }
+    }
+
+    /// Whether it stores something new, so that it needs space outside the disk reserve.
+    #[must_use]
+    pub fn is_growth(&self) -> bool {
+        match self {
+            Self::Publish(_) => true,
+            Self::PutEndpoint(endpoint) => endpoint.number == EndpointNumber(0),
+            Self::Record(record) => {
+                matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
+            }
+            Self::DeleteEndpoint { .. } | Self::Claim(_) => false,
         }
     }
 
@@ -131,6 +155,22 @@ impl Unit {
     #[must_use]
     pub fn is_barrier(&self) -> bool {
         self.commands.iter().any(Command::changes_registry)
+    }
+
+    /// The party whose share of the commit queue it uses. A unit of several tenants uses that of
+    /// the first.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        match &self.reply {
+            None => Party::Delivery,
+            Some(_) => Party::of(self.commands.iter().find_map(Command::tenant)),
+        }
+    }
+
+    /// See [`Command::is_growth`].
+    #[must_use]
+    pub fn is_growth(&self) -> bool {
+        self.commands.iter().any(Command::is_growth)
     }
 
     /// Number of commands and approximate bytes in a group. A claim counts with the commands that

@@ -77,7 +77,7 @@ impl DeadLetters<'_> {
     /// # Errors
     /// When the scope lacks the dead letter, or the commit failed.
     pub async fn purge(self, scope: &Scope, key: DeliveryKey) -> Result<(), ChangeError> {
-        let _alone = self.0.exclusive().await;
+        let _alone = self.0.exclusive(&scope.party()).await;
         self.get(scope, key).await?.ok_or(ChangeError::NotFound)?;
         self.0.write(Record::DeadLettersPurged { deliveries: vec![key], at: self.0.now().wall }).await?;
         Ok(())
@@ -125,7 +125,7 @@ impl DeadLetters<'_> {
         let mut cursor = None;
         let mut count = 0;
         loop {
-            let _alone = self.0.exclusive().await;
+            let _alone = self.0.exclusive(&scope.party()).await;
             let filter = filter.clone();
             let found = self
                 .0

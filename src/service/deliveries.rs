@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Event, Record, Timestamp, Trigger,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Event, Party, Record, Timestamp, Trigger,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
@@ -113,7 +113,7 @@ impl Deliveries<'_> {
         trigger: Trigger,
         keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
-        let _alone = self.0.exclusive().await;
+        let _alone = self.0.exclusive(&scope.party()).await;
         let _held = self.0.outbox().hold_events().await;
         let found = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?;
         match found.delivery.state {
@@ -157,7 +157,7 @@ impl Deliveries<'_> {
         keyed: Option<Keyed<DeliveryView>>,
     ) -> Result<DeliveryView, ChangeError> {
         const TOO_LATE: ChangeError = ChangeError::NotAllowed("only a pending delivery can be cancelled");
-        let _alone = self.0.exclusive().await;
+        let _alone = self.0.exclusive(&scope.party()).await;
         let before = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?.delivery.state;
         match before {
             DeliveryState::Pending => {
@@ -202,7 +202,7 @@ impl Deliveries<'_> {
     ) -> Result<R, Unavailable> {
         let reason = deaths.reason();
         let (deliveries, found) = {
-            let _alone = self.0.exclusive().await;
+            let _alone = self.0.exclusive(&Party::Delivery).await;
             let (mut deliveries, found) = self.0.outbox().read(find).await?;
             if !holds() {
                 deliveries.clear();

@@ -16,6 +16,7 @@ use crate::domain::{
 use crate::lanes::{WaitReason, with_order};
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::outbox::unit::{Command, Outcome};
+use crate::projections::counters;
 use crate::projections::reads::Cursor;
 use crate::rules::matching::NoRoomForPatterns;
 use crate::service::secrets::Secrets;
@@ -111,7 +112,7 @@ impl Endpoints<'_> {
     /// # Errors
     /// When the scope lacks the endpoint, or the commit failed.
     pub async fn delete(self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
-        let _alone = self.0.exclusive().await;
+        let _alone = self.0.exclusive(&scope.party()).await;
         let endpoint = self.get(scope, id).ok_or(ChangeError::NotFound)?.number;
         let command = Command::DeleteEndpoint { endpoint, at: self.0.now().wall };
         match self.0.submit(vec![command]).await?.first() {
@@ -182,12 +183,23 @@ impl Endpoints<'_> {
             .await
     }
 
+    /// While the disk is full, the state may not answer. The lane then counts the deliveries that
+    /// it has in memory.
+    ///
     /// # Errors
     /// When the outbox is unavailable.
     pub async fn lane(self, endpoint: EndpointNumber) -> Result<LaneView, Unavailable> {
-        let counted = self.0.outbox().read(move |state| state.lane(endpoint)).await?;
+        let counted = match self.0.outbox().read(move |state| state.lane(endpoint)).await {
+            Ok(counted) => Some(counted),
+            Err(Unavailable::DiskFull) => None,
+            Err(error) => return Err(error),
+        };
         let report = self.explain(endpoint).await?;
         let in_flight = report.in_flight as u64;
+        let counted = counted.unwrap_or_else(|| counters::Lane {
+            pending: report.window as u64 + in_flight,
+            ..counters::Lane::default()
+        });
         let reason = with_order(report.reason, counted.waiting > 0);
         Ok(LaneView {
             reason: reason.map(WaitReason::as_str),

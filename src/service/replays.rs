@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Pattern, Position, Tenant,
+    DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Party, Pattern, Position,
+    Tenant,
     Timestamp, Trigger,
 };
 use crate::outbox::ReadModel;
@@ -36,7 +37,7 @@ impl Replays<'_> {
         endpoints: Option<Vec<EndpointId>>,
         keyed: Option<Keyed<u64>>,
     ) -> Result<u64, ChangeError> {
-        let _alone = self.0.exclusive().await;
+        let _alone = self.0.exclusive(&scope.party()).await;
         let _held = self.0.outbox().hold_events().await;
         let found = Events(self.0).find(scope, tenant, id).await?;
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
@@ -92,7 +93,7 @@ impl Replays<'_> {
             let wanted = self.select(found, only_undelivered, selection.clone()).await?;
             // The scan and the selection take long; the lock covers the decision only. Events that
             // retention deleted in between are not found again.
-            let _alone = self.0.exclusive().await;
+            let _alone = self.0.exclusive(&Party::of(Some(&endpoint.tenant))).await;
             let _held = self.0.outbox().hold_events().await;
             if self.0.outbox().endpoint(number).is_none() {
                 return Err(DELETED);

@@ -13,8 +13,8 @@ pub use crate::outbox::draft::{
 pub use crate::projections::reads::{Cursor, Filter};
 
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Position, Tenant,
-    Timestamp,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Party, Position,
+    Tenant, Timestamp,
 };
 
 /// The tenant that a caller may see; `None` is all tenants. Hides other tenants' items.
@@ -22,6 +22,12 @@ use crate::domain::{
 pub struct Scope(pub Option<Tenant>);
 
 impl Scope {
+    /// The party of the caller's key.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        Party::of(self.0.as_ref())
+    }
+
     #[must_use]
     pub fn covers(&self, tenant: &Tenant) -> bool {
         self.covers_name(tenant.as_str())

@@ -50,6 +50,17 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// Size of the file system and its free bytes; `None` if unknown.
+    fn space(&self) -> Option<DiskSpace> {
+        None
+    }
+}
+
+/// Size of a file system, and free bytes for an unprivileged process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    pub total: u64,
+    pub free: u64,
 }
 
 /// File mode: only the owner can read and write.
@@ -166,6 +177,12 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         self.directory.sync_all()
+    }
+
+    fn space(&self) -> Option<DiskSpace> {
+        let disk = rustix::fs::fstatvfs(&self.directory).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Some(DiskSpace { total: bytes(disk.f_blocks), free: bytes(disk.f_bavail) })
     }
 }
 

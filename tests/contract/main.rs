@@ -26,6 +26,7 @@ mod refusals;
 mod repetition;
 mod requests;
 mod secrets;
+mod sharing;
 mod subscriber;
 mod waits;
 

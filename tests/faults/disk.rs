@@ -188,14 +188,18 @@ async fn foreign_or_newer_directory_is_refused_untouched() {
 }
 
 /// A small file system in memory; `None` where it cannot be mounted.
-struct SmallVolume(PathBuf);
+pub(crate) struct SmallVolume(pub(crate) PathBuf);
 
 impl SmallVolume {
-    fn mount(at: PathBuf) -> Option<Self> {
+    pub(crate) fn mount(at: PathBuf) -> Option<Self> {
+        Self::mount_of_size(at, "16m")
+    }
+
+    pub(crate) fn mount_of_size(at: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir(&at).unwrap();
         let mut mount = Command::new("mount");
         mount
-            .args(["-t", "tmpfs", "-o", "size=16m", "balto-test"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "balto-test"])
             .arg(&at)
             .stderr(std::process::Stdio::null());
         mount.status().is_ok_and(|status| status.success()).then_some(Self(at))
@@ -217,7 +221,7 @@ struct FillPlan {
 }
 
 /// Fills the disk except for this number of bytes.
-fn fill_up(below: &Path, free: u64) -> PathBuf {
+pub(crate) fn fill_up(below: &Path, free: u64) -> PathBuf {
     let ballast = below.join("ballast");
     let mut file = fs::File::create(&ballast).unwrap();
     while file.write_all(&[1; 4_096]).is_ok() {}

@@ -10,6 +10,7 @@ mod backup;
 mod clocks;
 mod crashes;
 mod disk;
+mod disk_reserve;
 mod files;
 mod fuzz;
 mod golden;

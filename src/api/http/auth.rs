@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::api::http::problem::Problem;
 use crate::api::{Api, ApiConfig};
-use crate::domain::{Role, Tenant};
+use crate::domain::{KeyId, Role, Tenant};
 use crate::limits;
 use crate::service::Keys;
 use crate::service::types::Scope;
@@ -62,13 +62,15 @@ pub enum Audience {
 pub struct Principal {
     pub role: Role,
     pub scope: Scope,
+    /// The key, if it is one of `/v1/keys`.
+    pub key: Option<KeyId>,
 }
 
 impl Principal {
     /// An `admin` without a tenant.
     #[must_use]
     pub fn operator() -> Self {
-        Self { role: Role::Admin, scope: Scope(None) }
+        Self { role: Role::Admin, scope: Scope(None), key: None }
     }
 
     #[must_use]
@@ -202,7 +204,7 @@ pub fn authenticate(
 /// Finds a key created by `POST /v1/keys`.
 fn find_stored_key(api: &Api, hash: &[u8; 32]) -> Option<Principal> {
     let key = Keys(&api.context).find_by_hash(hash)?;
-    Some(Principal { role: key.role, scope: Scope(key.tenant.clone()) })
+    Some(Principal { role: key.role, scope: Scope(key.tenant.clone()), key: Some(key.id.clone()) })
 }
 
 /// The stored form of a key's secret: its SHA-256.
@@ -248,7 +250,7 @@ mod tests {
     #[test]
     fn bound_key_cannot_name_another_tenant() {
         let own: Tenant = "acme".parse().unwrap();
-        let bound = Principal { role: Role::Admin, scope: Scope(Some(own.clone())) };
+        let bound = Principal { role: Role::Admin, scope: Scope(Some(own.clone())), key: None };
         assert_eq!(bound.tenant(None), Ok(own.clone()));
         assert_eq!(bound.tenant(Some(own)), Ok("acme".parse().unwrap()));
         assert_eq!(bound.tenant(Some("other".parse().unwrap())).unwrap_err().status(), 403);
@@ -261,7 +263,7 @@ mod tests {
     fn check_agrees_with_the_documented_roles() {
         for access in [Access::Publish, Access::ReadEvents, Access::Read, Access::Admin, Access::Operator] {
             for role in [Role::Admin, Role::Publisher, Role::Viewer] {
-                let principal = Principal { role, scope: Scope(None) };
+                let principal = Principal { role, scope: Scope(None), key: None };
                 assert_eq!(
                     principal.check(access).is_ok(),
                     access.roles().contains(&role.as_str()),

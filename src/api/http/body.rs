@@ -1,98 +1,18 @@
-//! Reads request bodies: size limit, deadline, media type and JSON.
+//! Parses request bodies: media type and JSON. [`super::arriving_body`] reads them.
 //!
 //! Malformed JSON is a 400. JSON of the wrong form is a 422 with a pointer for each error.
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, header};
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use axum::http::{HeaderMap, header};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::http::problem::{FieldError, Problem, pointer};
 use crate::limits;
-
-/// Retry hint for a request that exceeds the budget.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Budget for the bodies of all requests in progress, in bytes.
-pub struct BodyBudget(Arc<Semaphore>);
-
-impl BodyBudget {
-    #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
-    }
-
-    /// Charges received bytes, not announced ones: announcing costs a client nothing.
-    fn take(&self, bytes: usize, taken: &mut Option<OwnedSemaphorePermit>) -> Result<(), Problem> {
-        let overloaded = Problem::Overloaded { retry_after: RETRY_AFTER };
-        let count = u32::try_from(bytes).map_err(|_| overloaded.clone())?;
-        let more = self.0.clone().try_acquire_many_owned(count).map_err(|_| overloaded)?;
-        match taken {
-            Some(taken) => taken.merge(more),
-            None => *taken = Some(more),
-        }
-        Ok(())
-    }
-}
-
-/// A body, and its share of the budget until dropped.
-pub type HeldBody = (Bytes, Option<OwnedSemaphorePermit>);
-
-/// Reads at most `limit` bytes.
-///
-/// # Errors
-/// 413 above `limit`, 408 after `timeout`, 400 if truncated, 415 if encoded, 429 without budget.
-pub async fn read(
-    body: Body,
-    headers: &HeaderMap,
-    limit: usize,
-    timeout: Duration,
-    budget: &BodyBudget,
-) -> Result<HeldBody, Problem> {
-    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-    if !headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
-        return Err(Problem::UnsupportedContentEncoding);
-    }
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
-        return Err(Problem::PayloadTooLarge { limit });
-    }
-    match tokio::time::timeout(timeout, collect(body, limit, budget)).await {
-        Ok(result) => result,
-        Err(_) => Err(Problem::RequestTimeout),
-    }
-}
-
-async fn collect(mut body: Body, limit: usize, budget: &BodyBudget) -> Result<HeldBody, Problem> {
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    let mut taken = None;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::Malformed("the body is truncated".to_owned()))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if first.len() + rest.len() + data.len() > limit {
-            return Err(Problem::PayloadTooLarge { limit });
-        }
-        budget.take(data.len(), &mut taken)?;
-        if first.is_empty() && rest.is_empty() {
-            first = data;
-        } else {
-            rest.extend_from_slice(&std::mem::take(&mut first));
-            rest.extend_from_slice(&data);
-        }
-    }
-    Ok((if rest.is_empty() { first } else { rest.freeze() }, taken))
-}
 
 /// The request's media type. Ignores parameters other than `charset` (RFC 8259, section 11).
 ///
@@ -290,6 +210,8 @@ fn field_error(location: String, detail: String) -> FieldError {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
     use crate::api::http::problem::ErrorLocation;
 
@@ -407,42 +329,6 @@ mod tests {
         serde_json::from_str::<serde_json::Value>(&text).expect("it is JSON");
         for shallow in ["null", "\"\"", &wide, &text] {
             assert_eq!(check_depth(shallow), Ok(()), "{shallow}");
-        }
-    }
-
-    const SOON: Duration = Duration::from_secs(5);
-
-    #[tokio::test]
-    async fn body_above_its_limit_is_rejected() {
-        let budget = BodyBudget::new(1_000);
-        let read = |body, headers| read(body, headers, 10, SOON, &budget);
-        let none = HeaderMap::new();
-        let problem = read(Body::from(vec![b'x'; 11]), &none).await.unwrap_err();
-        assert_eq!(problem, Problem::PayloadTooLarge { limit: 10 });
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("99999999999999"));
-        assert_eq!(read(Body::empty(), &headers).await.unwrap_err().status(), 413);
-        assert_eq!(read(Body::from("0123456789"), &none).await.unwrap().0, "0123456789");
-    }
-
-    #[tokio::test]
-    async fn body_above_the_budget_is_rejected_until_others_end() {
-        let budget = BodyBudget::new(15);
-        let none = HeaderMap::new();
-        let first = read(Body::from("0123456789"), &none, 10, SOON, &budget).await.unwrap();
-        let problem = read(Body::from("0123456789"), &none, 10, SOON, &budget).await.unwrap_err();
-        assert_eq!(problem, Problem::Overloaded { retry_after: RETRY_AFTER });
-        drop(first);
-        assert!(read(Body::from("0123456789"), &none, 10, SOON, &budget).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn encoded_body_is_rejected() {
-        for (encoding, rejected) in [("gzip", true), ("identity, br", true), ("Identity", false)] {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
-            let result = read(Body::from("{}"), &headers, 10, SOON, &BodyBudget::new(10)).await;
-            assert_eq!(result.err(), rejected.then_some(Problem::UnsupportedContentEncoding), "{encoding}");
         }
     }
 }

@@ -1,23 +1,60 @@
 //! Limit of a listener's connections, and the eviction order at the limit.
 //!
-//! At the limit a new connection evicts the one that has been idle longest: waiting for a request,
-//! or for its client to read a response. So a client with many idle or slow connections cannot lock
-//! others out. Authenticated connections are evicted last, and only between two requests. A
-//! connection whose request is in progress is never evicted.
+//! At the limit a new connection evicts an idle one. First those without a key whose client does
+//! not read a response, then those without a key that wait for a request, each by age.
+//! Authenticated connections are evicted last, and only between two requests. A connection whose
+//! request is in progress is never evicted. So a client with many idle or slow connections cannot
+//! lock others out.
+//!
+//! Connections without a key are also limited per remote address. At that limit a new connection
+//! evicts an idle one of the same address, or is closed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use tokio::sync::Notify;
+
+use crate::api::http::unread::ConnectionCloser;
 
 /// The connection limit of one listener.
 pub struct ConnectionLimit {
     limit: usize,
+    per_address: AddressLimit,
     slots: Mutex<Slots>,
     /// A slot was released, or one more connection became idle.
     changed: Notify,
     evicted: AtomicU64,
+}
+
+/// Limit of connections without a key from one address.
+#[derive(Clone, Debug)]
+pub struct AddressLimit {
+    pub connections: usize,
+    /// Networks without a limit.
+    pub unlimited: Vec<IpNet>,
+}
+
+impl AddressLimit {
+    /// No limit.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { connections: usize::MAX, unlimited: Vec::new() }
+    }
+
+    /// The counted address: for IPv6 the network of 64 bits. `None`: not limited.
+    fn counted(&self, address: IpAddr) -> Option<IpAddr> {
+        let address = address.to_canonical();
+        if self.connections == usize::MAX || self.unlimited.iter().any(|network| network.contains(&address)) {
+            return None;
+        }
+        Some(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -26,7 +63,26 @@ struct Slots {
     last_ticket: u64,
     newcomer: Newcomer,
     /// Idle connections in eviction order.
-    idle: BTreeMap<Rank, Arc<Notify>>,
+    idle: BTreeMap<Rank, Evictable>,
+    /// Connections without a key, by limited address.
+    addresses: HashMap<IpAddr, usize>,
+}
+
+impl Slots {
+    /// Ends the count of a connection for its address.
+    fn uncount(&mut self, address: IpAddr) {
+        if let Some(count) = self.addresses.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+    }
+}
+
+struct Evictable {
+    evict: Arc<Notify>,
+    address: Option<IpAddr>,
 }
 
 /// The new connection that waits for a slot. At most one waits: accepting is sequential.
@@ -40,8 +96,18 @@ enum Newcomer {
     IsNext,
 }
 
-/// Whether the connection is authenticated, and a rising ticket: lower means idle longer.
-type Rank = (bool, u64);
+/// Class of an idle connection, and a rising ticket: lower means idle longer.
+type Rank = (IdleClass, u64);
+
+/// In eviction order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum IdleClass {
+    /// Without a key; its client does not read a response.
+    Stalled,
+    /// Without a key.
+    Unauthenticated,
+    Authenticated,
+}
 
 /// The slot of a connection, released on drop.
 pub(super) struct ConnectionSlot {
@@ -54,12 +120,27 @@ pub(super) struct ConnectionSlot {
     /// The response is ready, but may be unwritten.
     response_ready: AtomicBool,
     authenticated: AtomicBool,
+    /// The class at [`Self::ticket`].
+    idle_stalled: AtomicBool,
+    /// The limited address, while the connection counts for it.
+    address: Mutex<Option<IpAddr>>,
 }
 
 impl ConnectionLimit {
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, slots: Mutex::default(), changed: Notify::new(), evicted: AtomicU64::new(0) })
+        Self::with_address_limit(limit, AddressLimit::none())
+    }
+
+    #[must_use]
+    pub fn with_address_limit(limit: usize, per_address: AddressLimit) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            per_address,
+            slots: Mutex::default(),
+            changed: Notify::new(),
+            evicted: AtomicU64::new(0),
+        })
     }
 
     /// Open connections.
@@ -71,6 +152,42 @@ impl ConnectionLimit {
     /// Connections evicted since the last call.
     pub fn take_evicted(&self) -> u64 {
         self.evicted.swap(0, Ordering::Relaxed)
+    }
+
+    /// Waits for a slot for a connection from this address. `None`: the address has too many
+    /// connections, all with a request in progress.
+    pub(super) async fn take_for(self: &Arc<Self>, peer: IpAddr) -> Option<ConnectionSlot> {
+        let address = self.per_address.counted(peer);
+        if let Some(address) = address
+            && !self.count(address)
+        {
+            return None;
+        }
+        // Ends the count if this future is dropped.
+        let counted = CountedAddress { connections: self, address };
+        let slot = self.take().await;
+        *lock_address(&slot.address) = counted.into_address();
+        slot.rejoin_idle();
+        Some(slot)
+    }
+
+    /// Counts a connection for its address. At the limit evicts another one of the address.
+    fn count(&self, address: IpAddr) -> bool {
+        let mut slots = self.lock();
+        let count = slots.addresses.get(&address).copied().unwrap_or(0);
+        if count >= self.per_address.connections {
+            let own = slots.idle.iter().find(|((class, _), idle)| {
+                *class != IdleClass::Authenticated && idle.address == Some(address)
+            });
+            let Some(rank) = own.map(|(rank, _)| *rank) else {
+                self.evicted.fetch_add(1, Ordering::Relaxed);
+                return false;
+            };
+            let chosen = slots.idle.remove_entry(&rank);
+            self.evict(chosen);
+        }
+        *slots.addresses.entry(address).or_default() += 1;
+        true
     }
 
     /// Waits for a slot.
@@ -86,6 +203,8 @@ impl ConnectionLimit {
                     stalled: AtomicBool::new(false),
                     response_ready: AtomicBool::new(false),
                     authenticated: AtomicBool::new(false),
+                    idle_stalled: AtomicBool::new(false),
+                    address: Mutex::new(None),
                 };
                 slot.become_idle();
                 return slot;
@@ -120,14 +239,14 @@ impl ConnectionLimit {
     pub(super) fn evict_unauthenticated(&self) -> bool {
         let mut slots = self.lock();
         let is_unauthenticated =
-            slots.idle.first_key_value().is_some_and(|((authenticated, _), _)| !authenticated);
+            slots.idle.first_key_value().is_some_and(|((class, _), _)| *class != IdleClass::Authenticated);
         let chosen = if is_unauthenticated { slots.idle.pop_first() } else { None };
         drop(slots);
         self.evict(chosen)
     }
 
-    fn evict(&self, chosen: Option<(Rank, Arc<Notify>)>) -> bool {
-        let Some((_, evict)) = chosen else { return false };
+    fn evict(&self, chosen: Option<(Rank, Evictable)>) -> bool {
+        let Some((_, Evictable { evict, .. })) = chosen else { return false };
         self.evicted.fetch_add(1, Ordering::Relaxed);
         evict.notify_one();
         true
@@ -141,19 +260,42 @@ impl ConnectionLimit {
 impl ConnectionSlot {
     /// Marks the connection as idle.
     pub(super) fn become_idle(&self) {
+        let address = *lock_address(&self.address);
         let mut slots = self.connections.lock();
         slots.last_ticket += 1;
         let ticket = slots.last_ticket;
         slots.idle.remove(&self.rank(self.ticket.swap(ticket, Ordering::Relaxed)));
-        slots.idle.insert(self.rank(ticket), self.evict.clone());
+        self.idle_stalled.store(self.stalled.load(Ordering::Relaxed), Ordering::Relaxed);
+        slots.idle.insert(self.rank(ticket), Evictable { evict: self.evict.clone(), address });
         // Evict now: the next request may have arrived already.
         self.connections.evict_for_newcomer(&mut slots);
         drop(slots);
         self.connections.changed.notify_waiters();
     }
 
+    /// Updates the address of an idle connection.
+    fn rejoin_idle(&self) {
+        let address = *lock_address(&self.address);
+        let rank = self.rank(self.ticket.load(Ordering::Relaxed));
+        if let Some(idle) = self.connections.lock().idle.get_mut(&rank) {
+            idle.address = address;
+        }
+    }
+
+    /// Closes the connection at any time.
+    pub(super) fn closer(&self) -> ConnectionCloser {
+        ConnectionCloser(Arc::clone(&self.evict))
+    }
+
     fn rank(&self, ticket: u64) -> Rank {
-        (self.authenticated.load(Ordering::Relaxed), ticket)
+        let class = if self.authenticated.load(Ordering::Relaxed) {
+            IdleClass::Authenticated
+        } else if self.idle_stalled.load(Ordering::Relaxed) {
+            IdleClass::Stalled
+        } else {
+            IdleClass::Unauthenticated
+        };
+        (class, ticket)
     }
 
     /// Marks the start of a request. Returns false if the connection was just evicted.
@@ -184,6 +326,7 @@ impl ConnectionSlot {
             // Its rank changes. A decided eviction remains.
             self.protect();
             self.authenticated.store(true, Ordering::Relaxed);
+            self.uncount_address();
         }
         self.response_ready.store(true, Ordering::Relaxed);
     }
@@ -203,14 +346,47 @@ impl ConnectionSlot {
         self.ticket.load(Ordering::Relaxed) != 0 && !self.stalled.load(Ordering::Relaxed)
     }
 
+    /// The connection has a key, or ends: it no longer counts for its address.
+    fn uncount_address(&self) {
+        let counted = lock_address(&self.address).take();
+        if let Some(address) = counted {
+            self.connections.lock().uncount(address);
+        }
+    }
+
     /// Returns when the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evict.notified().await;
     }
 }
 
+/// A counted address, until a slot has it.
+struct CountedAddress<'a> {
+    connections: &'a ConnectionLimit,
+    address: Option<IpAddr>,
+}
+
+impl CountedAddress<'_> {
+    fn into_address(mut self) -> Option<IpAddr> {
+        self.address.take()
+    }
+}
+
+impl Drop for CountedAddress<'_> {
+    fn drop(&mut self) {
+        if let Some(address) = self.address.take() {
+            self.connections.lock().uncount(address);
+        }
+    }
+}
+
+fn lock_address(address: &Mutex<Option<IpAddr>>) -> MutexGuard<'_, Option<IpAddr>> {
+    address.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
+        self.uncount_address();
         let mut slots = self.connections.lock();
         slots.idle.remove(&self.rank(self.ticket.load(Ordering::Relaxed)));
         slots.taken -= 1;
@@ -343,5 +519,70 @@ mod tests {
         assert!(only.begin(), "the second request arrives before the first response is written");
         only.on_written();
         assert!(!only.is_idle() && !evict_first(&connections));
+    }
+
+    const ATTACKER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn limited(connections: usize) -> Arc<ConnectionLimit> {
+        let unlimited = vec!["10.0.0.0/8".parse().unwrap()];
+        ConnectionLimit::with_address_limit(100, AddressLimit { connections, unlimited })
+    }
+
+    #[tokio::test]
+    async fn stalled_reader_is_evicted_before_older_idle_connections() {
+        let connections = ConnectionLimit::new(2);
+        let idle = connections.take().await;
+        let slow = connections.take().await;
+        assert!(slow.begin());
+        slow.on_response_ready(false);
+        slow.on_stalled();
+        let mut next = std::pin::pin!(connections.take());
+        assert!(next.as_mut().now_or_never().is_none());
+        assert!(slow.evicted().now_or_never().is_some() && idle.evicted().now_or_never().is_none());
+        drop(slow);
+        assert!(next.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn address_at_its_limit_loses_its_own_idle_connection() {
+        let connections = limited(2);
+        let other = connections.take_for("192.0.2.2".parse().unwrap()).await.unwrap();
+        let first = connections.take_for(ATTACKER).await.unwrap();
+        let second = connections.take_for(ATTACKER).await.unwrap();
+        assert!(first.begin());
+        let third = connections.take_for(ATTACKER).await.unwrap();
+        assert!(second.evicted().now_or_never().is_some() && first.evicted().now_or_never().is_none());
+        assert!(other.evicted().now_or_never().is_none(), "another address pays");
+        drop(second);
+        assert!(third.begin());
+        assert!(connections.take_for(ATTACKER).await.is_none(), "both are busy");
+        drop((first, third));
+        assert!(connections.take_for(ATTACKER).await.is_some());
+        assert_eq!(connections.lock().addresses.len(), 1, "the other address alone is counted");
+    }
+
+    #[tokio::test]
+    async fn authenticated_and_exempt_connections_do_not_count() {
+        let connections = limited(1);
+        let known = connections.take_for(ATTACKER).await.unwrap();
+        assert!(known.begin());
+        known.on_response_ready(true);
+        known.on_written();
+        let next = connections.take_for(ATTACKER).await.unwrap();
+        assert!(known.evicted().now_or_never().is_none(), "a connection with a key gave way");
+        drop((known, next));
+        let proxy: IpAddr = "10.1.2.3".parse().unwrap();
+        let first = connections.take_for(proxy).await.unwrap();
+        assert!(first.begin() && connections.take_for(proxy).await.is_some());
+        assert!(connections.lock().addresses.is_empty());
+    }
+
+    #[test]
+    fn ipv6_network_counts_as_one_address() {
+        let limit = AddressLimit { connections: 1, unlimited: Vec::new() };
+        let counted = |text: &str| limit.counted(text.parse().unwrap());
+        assert_eq!(counted("2001:db8:0:1::1"), counted("2001:db8:0:1:ffff::2"));
+        assert_ne!(counted("2001:db8:0:1::1"), counted("2001:db8:0:2::1"));
+        assert_eq!(counted("::ffff:192.0.2.1"), Some(ATTACKER));
     }
 }

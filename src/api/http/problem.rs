@@ -86,6 +86,14 @@ pub enum Problem {
     NotFound(String),
     MethodNotAllowed,
     RequestTimeout,
+    /// The body arrives at less than `rate` bytes per second.
+    BodyTooSlow {
+        rate: usize,
+    },
+    /// The clients of the key have not read `limit` bytes of responses.
+    UnreadResponses {
+        limit: usize,
+    },
     /// `repeated`: this is the stored response of an earlier request with the same key.
     Rejected {
         rejection: Rejection,
@@ -154,6 +162,7 @@ impl Problem {
             Self::NotFound(text()),
             Self::MethodNotAllowed,
             Self::RequestTimeout,
+            Self::BodyTooSlow { rate: 0 },
             Self::Conflict(text()),
             Self::Rejected { rejection: conflict, repeated: false },
             Self::RequestInFlight,
@@ -169,6 +178,7 @@ impl Problem {
             Self::Overloaded { retry_after },
             Self::TooManyWaiters,
             Self::TooManyDeliveries { limit: 0 },
+            Self::UnreadResponses { limit: 0 },
             Self::TooManyWrongKeys { retry_after },
             Self::TooManyTests { retry_after },
             Self::HeadersTooLarge,
@@ -185,7 +195,7 @@ impl Problem {
             Self::Forbidden(_) | Self::UntrustedOrigin(_) => 403,
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed => 405,
-            Self::RequestTimeout => 408,
+            Self::RequestTimeout | Self::BodyTooSlow { .. } => 408,
             Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. }
             | Self::Conflict(_)
             | Self::RequestInFlight => 409,
@@ -202,6 +212,7 @@ impl Problem {
             | Self::TooManyDeliveries { .. }
             | Self::TooManyWaiters
             | Self::TooManyTests { .. }
+            | Self::UnreadResponses { .. }
             | Self::TooManyWrongKeys { .. } => 429,
             Self::HeadersTooLarge => 431,
             Self::Unavailable(_) => 503,
@@ -223,6 +234,8 @@ impl Problem {
             Self::NotFound(_) => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
+            Self::BodyTooSlow { .. } => "body_too_slow",
+            Self::UnreadResponses { .. } => "unread_responses",
             Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "version_conflict",
             Self::Conflict(_) => "conflict",
             Self::RequestInFlight => "request_in_flight",
@@ -258,6 +271,8 @@ impl Problem {
             Self::NotFound(_) => "Not found",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request's body did not arrive in time",
+            Self::BodyTooSlow { .. } => "The request's body arrives too slowly",
+            Self::UnreadResponses { .. } => "Too many unread responses",
             Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "Stream version conflict",
             Self::Rejected { rejection: Rejection::IdTaken, .. } => "The event id was used with another body",
             Self::Conflict(_) => "The request conflicts with the current state",
@@ -304,6 +319,13 @@ impl Problem {
             ),
             Self::MethodNotAllowed => "the `Allow` header lists the methods of this resource".to_owned(),
             Self::RequestTimeout => "send the whole body before the timeout".to_owned(),
+            Self::BodyTooSlow { rate } => format!(
+                "less than {rate} bytes per second arrived for {} s (`server.min_body_rate`); send the body without pauses",
+                limits::BODY_RATE_WINDOW.as_secs()
+            ),
+            Self::UnreadResponses { limit } => format!(
+                "clients with this key have not read {limit} bytes of responses; read them, or close their connections"
+            ),
             Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
                 format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
             }
@@ -354,7 +376,10 @@ impl Problem {
             | Self::TooManyTests { retry_after }
             | Self::TooManyWrongKeys { retry_after } => Some(retry_seconds(*retry_after)),
             // Another request can send the event at once; the first request ends with its commit.
-            Self::TooManyDeliveries { .. } | Self::TooManyWaiters | Self::RequestInFlight => Some(1),
+            Self::TooManyDeliveries { .. }
+            | Self::TooManyWaiters
+            | Self::RequestInFlight
+            | Self::UnreadResponses { .. } => Some(1),
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
             _ => None,
@@ -414,7 +439,9 @@ impl Serialize for Problem {
             }
             Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
             Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
-            Self::TooManyDeliveries { limit } => map.serialize_entry("limit", limit)?,
+            Self::TooManyDeliveries { limit } | Self::UnreadResponses { limit } => {
+                map.serialize_entry("limit", limit)?;
+            }
             Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
             Self::Validation(errors) => map.serialize_entry("errors", errors)?,
             Self::ForbiddenUrl(detail) => {

@@ -84,8 +84,10 @@ pub async fn serve(
                 is_short = false;
                 let slot = tokio::select! {
                     () = &mut shutdown => break,
-                    slot = bounds.connections.take() => Arc::new(slot),
+                    slot = bounds.connections.take_for(peer.ip()) => slot.map(Arc::new),
                 };
+                // Closes the stream.
+                let Some(slot) = slot else { continue };
                 let router = router.clone();
                 let connection = Connection { router, slot, peer: Peer(peer), needs_tls: false };
                 // A panic ends only this connection.
@@ -206,6 +208,7 @@ impl Connection {
                 let read = read.clone();
                 let mut request = request.map(|body| Body::new(TrackedBody { body, read }));
                 request.extensions_mut().insert(self.peer);
+                request.extensions_mut().insert(self.slot.closer());
                 self.router.clone().call(request).await?
             }
             Err(problem) => problem.into_reply().into_response(),

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use url::form_urlencoded;
 
+use crate::api::http::heavy_work::off_thread;
 use crate::api::http::problem::{FieldError, Problem};
 use crate::api::http::response::Json;
 use crate::api::text;
@@ -254,7 +255,9 @@ pub fn list_reply<T: Serialize>(
     next: Option<String>,
 ) -> Json<ListBody<T>> {
     let link = next.as_deref().map(|next| query.next_link(path, next));
-    let reply = Json::new(&ListBody { data, next });
+    let is_long = data.len() >= limits::HEAVY_PAGE_ITEMS;
+    let body = ListBody { data, next };
+    let reply = if is_long { off_thread(|| Json::new(&body)) } else { Json::new(&body) };
     match link {
         Some(link) => reply.with_header("link", &link),
         None => reply,

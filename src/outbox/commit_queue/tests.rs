@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::domain::{EndpointNumber, Record, Timestamp};
+use crate::outbox::draft::EventDraft;
 use crate::outbox::recent_keys::Prepared;
 use crate::outbox::unit::{Command, Outcome, Refusal, UnitReply};
 
@@ -70,7 +71,7 @@ fn publishers_are_rejected_at_the_limit_and_outcomes_never() {
     queue.push(second).unwrap();
     assert!(matches!(queue.push(third), Err(Unavailable::Overloaded { .. })));
     queue.push(outcome(4)).unwrap();
-    assert_eq!(numbers(queue.next_group()), [1, 2, 4]);
+    assert_eq!(numbers(queue.next_group()), [1, 4, 2], "the outcome takes its turn");
     let (again, _again) = awaited(5);
     queue.push(again).unwrap();
 }
@@ -203,4 +204,106 @@ fn outcome_backlog_is_reported_until_taken() {
     assert_eq!(queue.lock().outcomes, (2, 128));
     queue.take();
     assert_eq!(queue.lock().outcomes, (0, 0));
+}
+
+/// `count` events of a tenant in one unit.
+fn batch(tenant: &str, count: usize) -> (Unit, Answer) {
+    let event = || EventDraft::new(tenant.parse().unwrap(), "a".parse().unwrap(), "{}".into());
+    let commands = (0..count).map(|_| Command::Publish(Box::new(event()))).collect();
+    let (reply, answer) = oneshot::channel();
+    (Unit { commands, prepared: Prepared::default(), reply: Some(reply) }, answer)
+}
+
+fn large_queue() -> CommitQueue {
+    CommitQueue::new(AdmissionLimits { bytes: 1 << 30, commands: 1_000_000 })
+}
+
+/// Tenant and size of the next group's units.
+fn sizes(queue: &CommitQueue) -> Vec<(String, usize)> {
+    let size = |unit: &Unit| (unit.commands[0].draft().unwrap().tenant.to_string(), unit.commands.len());
+    queue.next_group().unwrap_or_default().iter().map(size).collect()
+}
+
+fn sized(tenant: &str, count: usize) -> (String, usize) {
+    (tenant.to_owned(), count)
+}
+
+#[test]
+fn single_event_waits_for_one_batch_of_another_tenant_at_most() {
+    let queue = large_queue();
+    let push = |tenant, count| {
+        let (unit, answer) = batch(tenant, count);
+        queue.push(unit).unwrap();
+        answer
+    };
+    let _batches: Vec<_> = (0..20).map(|_| push("many", 1_000)).collect();
+    assert_eq!(sizes(&queue).len(), 8, "a tenant alone gets large groups");
+    let _single = push("single", 1);
+    assert_eq!(sizes(&queue), [sized("single", 1), sized("many", 1_000)]);
+    assert_eq!(sizes(&queue), [sized("many", 1_000)], "groups stay small for a while");
+    for _ in 0..10 {
+        let _single = push("single", 1);
+        assert!(sizes(&queue).contains(&sized("single", 1)));
+    }
+}
+
+#[test]
+fn groups_grow_again_after_the_contention() {
+    let queue = large_queue();
+    let fill = || {
+        let _answers: Vec<_> = (0..10)
+            .map(|_| {
+                let (unit, answer) = batch("many", 1_000);
+                queue.push(unit).unwrap();
+                answer
+            })
+            .collect();
+    };
+    let (single, _answer) = batch("single", 1);
+    queue.push(single).unwrap();
+    fill();
+    let mut groups = 0;
+    while sizes(&queue).len() < 8 {
+        groups += 1;
+        fill();
+        assert!(groups <= 2 * SMALL_GROUPS_AFTER_CONTENTION, "groups stay small");
+        while queue.pending_weight().0 > 20_000 {
+            queue.take();
+        }
+    }
+    assert!(groups > 0);
+}
+
+#[test]
+fn backlog_of_one_tenant_rejects_only_that_tenant() {
+    let queue = queue(900);
+    let push = |tenant: &str| {
+        let (unit, answer) = batch(tenant, 1);
+        queue.push(unit).map(|()| answer)
+    };
+    let backlog: Vec<_> = std::iter::from_fn(|| push("many").ok()).collect();
+    assert_eq!(backlog.len(), 900, "a tenant alone has the whole limit");
+    let other: Vec<_> = std::iter::from_fn(|| push("other").ok()).collect();
+    assert!((250..=450).contains(&other.len()), "{} of the other tenant", other.len());
+    assert!(push("many").is_err() && push("third").is_ok());
+    while !queue.is_empty() {
+        queue.take();
+    }
+    assert!(queue.lock().shares.is_empty());
+    assert!(push("many").is_ok());
+}
+
+#[test]
+fn outcomes_pass_a_backlog_of_events() {
+    let queue = large_queue();
+    let _answers: Vec<_> = (0..30)
+        .map(|_| {
+            let (unit, answer) = batch("many", 1_000);
+            queue.push(unit).unwrap();
+            answer
+        })
+        .collect();
+    (0..1_000).for_each(|number| queue.push(outcome(number)).unwrap());
+    let outcomes = queue.next_group().unwrap().iter().filter(|unit| unit.reply.is_none()).count();
+    assert!(outcomes > 900, "{outcomes} outcomes in the first group");
 }

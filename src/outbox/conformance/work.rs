@@ -167,6 +167,7 @@ impl<S: Store> Work<S> {
 
     /// Submits the units to the outbox and the oracle, and compares the outcomes.
     fn submit(&mut self, units: Vec<Vec<Command>>) -> Result<(), String> {
+        let units = crate::outbox::commit_queue::in_turn_order(units);
         for command in units.iter().flatten() {
             self.note(&brief(command));
         }

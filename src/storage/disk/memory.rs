@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, DiskSpace};
 
 /// Unit of a torn write.
 const SECTOR_BYTES: usize = 512;
@@ -171,6 +171,7 @@ struct MemoryDirectory {
     changes: Vec<NameChange>,
     faults: Vec<Fault>,
     bytes_max: Option<u64>,
+    space: Option<DiskSpace>,
     syncs: u64,
     faults_hit: u64,
     /// Operations until the power cut, and the seed of the surviving bytes.
@@ -267,6 +268,11 @@ impl MemoryDisk {
         lock(&self.directory).after_power_cut.clone()
     }
 
+    /// Sets what [`Disk::space`] returns.
+    pub fn set_space(&self, space: DiskSpace) {
+        lock(&self.directory).space = Some(space);
+    }
+
     /// Counts an operation outside this disk.
     ///
     /// # Errors
@@ -326,6 +332,10 @@ impl MemoryDisk {
 }
 
 impl Disk for MemoryDisk {
+    fn space(&self) -> Option<DiskSpace> {
+        lock(&self.directory).space
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
         let mut directory = lock(&self.directory);
         directory.check(Operation::List)?;

@@ -38,7 +38,7 @@ pub use rewrite::{RewriteError, RewriteReport};
 use crate::codec::varint_len;
 use crate::domain::{Position, Record, Timestamp};
 use crate::limits;
-use crate::storage::disk::{DiskFile, is_disk_full, is_out_of_descriptors};
+use crate::storage::disk::{Disk, DiskFile, is_disk_full, is_out_of_descriptors};
 use crate::storage::format;
 use frame::{FILE_HEADER_BYTES, FileHeader, FrameBuilder, FrameHeader};
 use reader::{SegmentEntry, SegmentStore, write};
@@ -189,6 +189,12 @@ impl Journal {
     #[must_use]
     pub fn reader(&self) -> JournalReader {
         JournalReader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The disk of the journal's files.
+    #[must_use]
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        Arc::clone(&self.shared.disk)
     }
 
     /// Position of the next record.

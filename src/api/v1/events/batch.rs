@@ -21,6 +21,9 @@ use crate::limits;
 use crate::service::Events;
 use crate::service::types::{EventDraft, Published};
 
+/// Typical size of an event's result, in bytes of JSON.
+const RESULT_BYTES: usize = 320;
+
 const JSON_OR_LINES: &[&str] = &["application/json", NDJSON];
 
 /// The body of a batch, which [`post_batch`] parses by its media type.
@@ -41,10 +44,24 @@ impl RequestBody for BatchRequest {
 
 /// `POST /v1/events/batch`, and a batch of CloudEvents at `POST /v1/events`.
 pub async fn post_batch(call: &Call, _: BatchRequest) -> Result<Accepted<BatchAnswer>, Problem> {
+    let (base, _guard) = call.idempotency(call.principal.scope_text())?;
+    let parsed = call.heavy_work(call.body.len(), || parse_drafts(call, base.as_ref())).await?;
+    let ParsedBatch { drafts, checks } = parsed;
+    let published = Events(&call.api.context).publish_batch(drafts, base).await?;
+    let reply_bytes = checks.len() * RESULT_BYTES;
+    Ok(call.heavy_work(reply_bytes, || batch_response(call, checks, published)).await)
+}
+
+/// The valid events of a batch, and a result for each event.
+struct ParsedBatch {
+    drafts: Vec<EventDraft>,
+    checks: Vec<Result<(), Problem>>,
+}
+
+fn parse_drafts(call: &Call, base: Option<&Idempotency>) -> Result<ParsedBatch, Problem> {
     let hops = parse_hops(&call.headers)?;
     let key = idempotency::parse_key(&call.headers)?;
     let caller = call.principal.scope_text();
-    let (base, _guard) = call.idempotency(caller)?;
     let items = match call.media {
         NDJSON => ndjson_items(&call.body)?,
         cloudevents::BATCHED => cloudevents::batch_items(&call.body)?,
@@ -58,14 +75,13 @@ pub async fn post_batch(call: &Call, _: BatchRequest) -> Result<Accepted<BatchAn
         if let Ok(draft) = &mut draft {
             set_hops(draft, hops);
         }
-        if let (Ok(draft), Some(key), Some(base)) = (&mut draft, &key, &base) {
+        if let (Ok(draft), Some(key), Some(base)) = (&mut draft, &key, base) {
             let scope = idempotency::scope(caller, &route, key, Some(index));
             draft.idempotency = Some(Idempotency { scope, ..base.clone() });
         }
         checks.push(draft.map(|draft| drafts.push(draft)));
     }
-    let published = Events(&call.api.context).publish_batch(drafts, base).await?;
-    Ok(batch_response(call, checks, published))
+    Ok(ParsedBatch { drafts, checks })
 }
 
 fn batch_draft(call: &Call, raw: &[u8]) -> Result<EventDraft, Problem> {
@@ -89,7 +105,7 @@ fn batch_response(
     let are_valid = !checks.is_empty() && checks.iter().all(Result::is_ok);
     let replayed = published.is_all_repeated() && (published.repeated || are_valid);
     let mut results = published.results.into_iter();
-    let mut out = Vec::with_capacity(64 + checks.len() * 320);
+    let mut out = Vec::with_capacity(64 + checks.len() * RESULT_BYTES);
     out.extend_from_slice(b"{\"results\":[");
     for (index, check) in checks.into_iter().enumerate() {
         if index > 0 {

@@ -1,0 +1,80 @@
+//! Responses that their clients have not read yet.
+//!
+//! Owns their bound in bytes: per caller and in all. A read gives its turn back when its response
+//! is made; from then on the response counts here, until it is written to the socket. At a
+//! caller's bound its slowest client is disconnected; without a slow one, the next read is
+//! rejected. At the bound of all, the caller with the most unread bytes gives way.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::http::shared_room::{RoomFull, RoomLimits, SharedRoom};
+use crate::domain::KeyId;
+use crate::limits;
+
+/// A response that is unread for this time has a slow reader.
+const SLOW_READER_AGE: Duration = Duration::from_secs(1);
+
+/// A client with its own bound of unread responses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Caller {
+    Key(KeyId),
+    /// The administrator's key, and requests without a key with `--dev`.
+    Administrator,
+    /// A request without a key.
+    Address(IpAddr),
+}
+
+/// Closes the connection of a request.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionCloser(pub Arc<Notify>);
+
+/// The ledger of unread responses.
+pub struct UnreadResponses(SharedRoom<Caller>);
+
+impl Default for UnreadResponses {
+    fn default() -> Self {
+        Self(SharedRoom::new(RoomLimits {
+            bytes: limits::UNREAD_BYTES_MAX,
+            party_bytes: limits::UNREAD_BYTES_PER_CALLER_MAX,
+            own_give_way_after: Some(SLOW_READER_AGE),
+        }))
+    }
+}
+
+impl UnreadResponses {
+    /// Counts a response until it is written.
+    ///
+    /// # Errors
+    /// 429 for a read above the caller's bound. The response of a change is never rejected.
+    pub fn hold(
+        &self,
+        reply: Reply,
+        is_read: bool,
+        caller: Caller,
+        closer: ConnectionCloser,
+    ) -> Result<Reply, Problem> {
+        if reply.body.is_empty() {
+            return Ok(reply);
+        }
+        let guard = self.0.enter(caller, closer.0);
+        let bytes = reply.body.len().max(limits::UNREAD_RESPONSE_BYTES_MIN);
+        if !is_read {
+            self.0.take_regardless(&guard, bytes);
+        } else if self.0.take(&guard, bytes) == Err(RoomFull) {
+            return Err(Problem::UnreadResponses { limit: limits::UNREAD_BYTES_PER_CALLER_MAX });
+        }
+        Ok(reply.hold_until_written(guard))
+    }
+
+    /// Unread bytes of all callers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.used()
+    }
+}

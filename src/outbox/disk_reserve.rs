@@ -1,0 +1,152 @@
+//! The disk reserve: free space that new events must leave.
+//!
+//! Publishers can fill a disk. Below the reserve the commit thread rejects what stores something
+//! new, so that outcomes of attempts, deletions, pauses and purges still fit. The commit thread
+//! reads the free space before each group with new data: one system call, about a microsecond.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::unit::{Refusal, Unit, UnitAnswer, UnitReply};
+use crate::limits;
+use crate::storage::disk::Disk;
+
+/// The reserve of the journal's disk; cheap to clone.
+#[derive(Clone)]
+pub(super) struct DiskReserve {
+    disk: Arc<dyn Disk>,
+    bytes: Arc<AtomicU64>,
+}
+
+/// Free bytes that leave no room for events beside the reserve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskShortage {
+    pub free: u64,
+    pub reserve: u64,
+}
+
+impl DiskReserve {
+    pub(super) fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, bytes: Arc::new(AtomicU64::new(limits::DISK_RESERVE_DEFAULT)) }
+    }
+
+    pub(super) fn set_bytes(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the reserve in force, and free bytes. `None` if the disk does not tell.
+    fn reserve_and_free(&self) -> Option<(u64, u64)> {
+        let space = self.disk.space()?;
+        let reserve = self.bytes.load(Ordering::Relaxed).min(space.total / limits::DISK_RESERVE_SHARE);
+        Some((reserve, space.free))
+    }
+
+    /// `None`: an event of any size fits beside the reserve, or the disk does not tell.
+    pub(super) fn shortage(&self) -> Option<DiskShortage> {
+        let (reserve, free) = self.reserve_and_free()?;
+        let is_short = reserve > 0 && free < reserve + limits::EVENT_BYTES_MAX as u64;
+        is_short.then_some(DiskShortage { free, reserve })
+    }
+
+    /// The shortage that ends only when there is room for two full batches, or for twice the
+    /// reserve of a small disk. It keeps the log from repeating itself.
+    pub(super) fn lasting_shortage(&self) -> Option<DiskShortage> {
+        let (reserve, free) = self.reserve_and_free()?;
+        let margin = reserve.min(2 * limits::BATCH_BYTES_MAX as u64);
+        (free < reserve + margin).then_some(DiskShortage { free, reserve })
+    }
+
+    /// Takes the units out of a group that would use the reserve. Returns the answers for them.
+    pub(super) fn reject_growth(&self, group: &mut Vec<Unit>) -> Vec<(UnitReply, UnitAnswer)> {
+        if !group.iter().any(Unit::is_growth) {
+            return Vec::new();
+        }
+        let Some((reserve, free)) = self.reserve_and_free() else { return Vec::new() };
+        let mut room = free.saturating_sub(reserve);
+        let mut rejected = Vec::new();
+        for unit in std::mem::take(group) {
+            let bytes = unit.weight().1 as u64;
+            if !unit.is_growth() || bytes < room {
+                room = room.saturating_sub(bytes);
+                group.push(unit);
+            } else if let Some(reply) = unit.reply {
+                rejected.push((reply, Err(Refusal::DiskFull)));
+            }
+        }
+        rejected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::domain::{Record, Timestamp};
+    use crate::outbox::draft::EventDraft;
+    use crate::outbox::recent_keys::Prepared;
+    use crate::outbox::unit::Command;
+    use crate::storage::disk::{DiskSpace, MemoryDisk};
+
+    const KIB: u64 = 1_024;
+
+    fn reserve(total: u64, free: u64) -> DiskReserve {
+        let disk = MemoryDisk::new();
+        disk.set_space(DiskSpace { total, free });
+        DiskReserve::new(Arc::new(disk))
+    }
+
+    fn unit(command: Command) -> Unit {
+        let (reply, _answer) = oneshot::channel();
+        Unit { commands: vec![command], prepared: Prepared::default(), reply: Some(reply) }
+    }
+
+    fn event(bytes: usize) -> Unit {
+        let data = vec![b'x'; bytes].into();
+        let draft = EventDraft::new("acme".parse().unwrap(), "a".parse().unwrap(), data);
+        unit(Command::Publish(Box::new(draft)))
+    }
+
+    fn key_deletion() -> Unit {
+        let id = "key_01AAAAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
+        unit(Command::Record(Record::KeyDeleted { id, at: Timestamp::default() }))
+    }
+
+    #[test]
+    fn only_growth_that_needs_the_reserve_is_rejected() {
+        let reserve = reserve(1 << 40, limits::DISK_RESERVE_DEFAULT + 100 * KIB);
+        let mut group = vec![event(60_000), key_deletion(), event(60_000), event(10)];
+        let rejected = reserve.reject_growth(&mut group);
+        assert_eq!((group.len(), rejected.len()), (3, 1), "the small event still fits");
+        assert!(matches!(rejected[0].1, Err(Refusal::DiskFull)));
+        let free = limits::DISK_RESERVE_DEFAULT + 100 * KIB;
+        let expected = DiskShortage { free, reserve: limits::DISK_RESERVE_DEFAULT };
+        assert_eq!(reserve.shortage(), Some(expected), "no room for every event");
+    }
+
+    #[test]
+    fn deletions_pass_on_a_full_disk() {
+        let reserve = reserve(1 << 40, 0);
+        let mut group = vec![event(1), key_deletion()];
+        assert_eq!(reserve.reject_growth(&mut group).len(), 1);
+        assert_eq!(group.len(), 1);
+        let expected = DiskShortage { free: 0, reserve: limits::DISK_RESERVE_DEFAULT };
+        assert_eq!(reserve.shortage(), Some(expected));
+    }
+
+    #[test]
+    fn small_disk_has_a_small_reserve_and_zero_turns_it_off() {
+        let reserve = reserve(16 << 20, 4 << 20);
+        assert_eq!(reserve.shortage(), None, "an eighth is 2 MiB");
+        reserve.set_bytes(0);
+        let mut group = vec![event(1_000)];
+        assert!(reserve.reject_growth(&mut group).is_empty());
+    }
+
+    #[test]
+    fn disk_of_unknown_size_has_no_reserve() {
+        let reserve = DiskReserve::new(Arc::new(MemoryDisk::new()));
+        let mut group = vec![event(1_000)];
+        assert!(reserve.reject_growth(&mut group).is_empty() && reserve.shortage().is_none());
+    }
+}

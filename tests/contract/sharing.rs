@@ -1,0 +1,214 @@
+//! Tenants share one daemon: what one tenant holds or queues does not delay another.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::net::TcpSocket;
+
+use crate::support::raw::Raw;
+use crate::support::{Daemon, WAIT_MAX};
+use crate::{ADMIN, call_as, is_problem, key};
+
+/// The longest time that a request of another tenant may take. A busy test machine runs an
+/// unoptimized daemon; without shares these requests take 10 s and more.
+const SOON: Duration = Duration::from_secs(5);
+
+async fn daemon(data: &Path, environment: &[(&str, &str)]) -> Daemon {
+    let mut all = vec![("BALTO__AUTH__ADMIN_KEY", ADMIN)];
+    all.extend(environment);
+    Daemon::start_in(data, &[], &all).await
+}
+
+/// A client that sends requests and does not read the responses.
+async fn slow_reader(daemon: &Daemon, path: &str, key: Option<&str>) -> Raw {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let mut raw = Raw::over(socket.connect(daemon.address()).await.unwrap());
+    let authorization = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{authorization}\r\n");
+    assert!(raw.send(request.repeat(4).as_bytes()).await);
+    raw
+}
+
+/// Sends a request and asserts its status and its time.
+async fn answers_soon(daemon: &Daemon, key: &str, method: &str, path: &str, body: &str, expected: u16) {
+    let started = Instant::now();
+    let (status, answer) = call_as(daemon, key, method, path, body).await;
+    assert_eq!(status, expected, "{method} {path}: {answer}");
+    assert!(started.elapsed() < SOON, "{method} {path} took {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_of_one_tenant_do_not_delay_reads_of_others() {
+    let data = tempfile::tempdir().unwrap();
+    // No timeout helps during the test.
+    let daemon = daemon(data.path(), &[("BALTO__SERVER__ANSWER_TIMEOUT", "1h")]).await;
+    let publisher = key(&daemon, "publisher", Some("evil")).await;
+    let evil = key(&daemon, "viewer", Some("evil")).await;
+    let good = key(&daemon, "viewer", Some("good")).await;
+    let large = json!({"type": "a", "data": "x".repeat(250_000)}).to_string();
+    for _ in 0..10 {
+        assert_eq!(call_as(&daemon, &publisher, "POST", "/events", &large).await.0, 202);
+    }
+    let mut readers = Vec::new();
+    for _ in 0..80 {
+        readers.push(slow_reader(&daemon, "/v1/events?limit=250", Some(&evil)).await);
+    }
+    for _ in 0..5 {
+        answers_soon(&daemon, &good, "GET", "/events?limit=1", "", 200).await;
+        answers_soon(&daemon, ADMIN, "GET", "/keys", "", 200).await;
+    }
+    // The key's unread responses are bounded: its slowest readers are disconnected.
+    let deadline = Instant::now() + WAIT_MAX;
+    while daemon.metric("balto_api_connections", "").await > 20.0 {
+        assert!(Instant::now() < deadline, "80 slow readers with 2.5 MB each stay connected");
+        let (status, answer) = call_as(&daemon, &evil, "GET", "/events?limit=250", "").await;
+        if status != 200 {
+            is_problem(&(status, answer), 429, "unread_responses", "the key's next read");
+        }
+    }
+    assert!(daemon.kibibytes("VmHWM") < 400 * 1024);
+}
+
+#[tokio::test]
+async fn public_document_is_small_for_clients_that_accept_gzip() {
+    use std::io::Read as _;
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon(data.path(), &[]).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |encoding: &str| {
+        let url = format!("{}/openapi.json", daemon.api);
+        let reply = client.get(url).header("accept-encoding", encoding).send().await.unwrap();
+        let coding =
+            reply.headers().get("content-encoding").map(|coding| coding.to_str().unwrap().to_owned());
+        assert_eq!(reply.headers()["vary"], "accept-encoding");
+        (coding, reply.bytes().await.unwrap())
+    };
+    let (coding, plain) = get("identity").await;
+    assert_eq!(coding, None);
+    let (coding, gzip) = get("br, gzip").await;
+    assert_eq!(coding.as_deref(), Some("gzip"));
+    assert!(gzip.len() < plain.len() / 4, "{} of {} bytes", gzip.len(), plain.len());
+    let mut read = Vec::new();
+    flate2::read::GzDecoder::new(&gzip[..]).read_to_end(&mut read).unwrap();
+    assert_eq!(read, plain);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn address_without_key_has_a_connection_limit() {
+    let data = tempfile::tempdir().unwrap();
+    let limits =
+        [("BALTO__SERVER__MAX_CONNECTIONS_PER_ADDRESS", "8"), ("BALTO__SERVER__UNLIMITED_NETWORKS", "")];
+    let daemon = daemon(data.path(), &limits).await;
+    let mut readers = Vec::new();
+    for _ in 0..40 {
+        readers.push(slow_reader(&daemon, "/v1/openapi.json", None).await);
+    }
+    let started = Instant::now();
+    while daemon.metric("balto_api_connections", "").await > 8.0 {
+        assert!(started.elapsed() < WAIT_MAX, "40 connections of one address stay open");
+    }
+    answers_soon(&daemon, ADMIN, "GET", "/events?limit=1", "", 200).await;
+    drop(readers);
+    // Connections with a key do not count.
+    let mut with_key = Vec::new();
+    for _ in 0..20 {
+        let mut raw = Raw::connect(daemon.address()).await;
+        let request =
+            format!("GET /v1/keys HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {ADMIN}\r\n\r\n");
+        raw.send(request.as_bytes()).await;
+        assert_eq!(raw.answer().await.unwrap().status, 200);
+        with_key.push(raw);
+    }
+    for raw in &mut with_key {
+        raw.send(b"GET /v1/openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        assert_eq!(raw.answer().await.unwrap().status, 200, "a connection with a key was closed");
+    }
+}
+
+/// A body of this tenant that never ends.
+async fn unfinished_body(daemon: &Daemon, key: &str, path: &str, length: usize) -> Raw {
+    let mut raw = Raw::connect(daemon.address()).await;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    raw.send(head.as_bytes()).await;
+    // The daemon may close the connection before all is sent.
+    let _all_sent = raw.send(&vec![b' '; length - 100]).await;
+    raw
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_bodies_of_one_tenant_leave_room_for_others() {
+    let data = tempfile::tempdir().unwrap();
+    let limits = [("BALTO__SERVER__MAX_BODY_BYTES", "32MiB"), ("BALTO__SERVER__BODY_TIMEOUT", "1h")];
+    let daemon = daemon(data.path(), &limits).await;
+    let evil = key(&daemon, "publisher", Some("evil")).await;
+    let good = key(&daemon, "publisher", Some("good")).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(unfinished_body(&daemon, &evil, "/v1/events/batch", 16 << 20).await);
+    }
+    for _ in 0..32 {
+        held.push(unfinished_body(&daemon, &evil, "/v1/events", 200_000).await);
+    }
+    for bytes in [10, 2_000, 200_000] {
+        let event = json!({"type": "a", "data": "x".repeat(bytes)}).to_string();
+        answers_soon(&daemon, &good, "POST", "/events", &event, 202).await;
+    }
+    let events = vec![json!({"type": "a", "data": "x".repeat(9_000)}); 1_000];
+    let batch = json!({"events": events}).to_string();
+    let (status, _) = call_as(&daemon, &good, "POST", "/events/batch", &batch).await;
+    assert_eq!(status, 202, "a batch of 9 MB is within the tenant's share");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_body_is_rejected_before_its_timeout() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon(data.path(), &[("BALTO__SERVER__BODY_TIMEOUT", "1h")]).await;
+    let mut raw = unfinished_body(&daemon, ADMIN, "/v1/events", 20_000).await;
+    let answer = raw.answer().await.unwrap();
+    assert_eq!(answer.status, 408);
+    assert!(
+        answer.body.contains("body_too_slow") && answer.body.contains("min_body_rate"),
+        "{}",
+        answer.body
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_of_one_tenant_do_not_hold_up_events_of_another() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon(data.path(), &[]).await;
+    let evil = key(&daemon, "publisher", Some("evil")).await;
+    let good = key(&daemon, "publisher", Some("good")).await;
+    let events = vec![json!({"type": "a", "data": "x".repeat(200)}); 1_000];
+    let batch = json!({"events": events}).to_string();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let publishers: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, key, batch, stopped) =
+                (client.clone(), evil.clone(), batch.clone(), stopped.clone());
+            let url = format!("{}/events/batch", daemon.api);
+            tokio::spawn(async move {
+                let mut accepted = 0;
+                while !*stopped.borrow() {
+                    let request = client.post(&url).bearer_auth(&key);
+                    let request = request.header("content-type", "application/json").body(batch.clone());
+                    accepted += u32::from(request.send().await.unwrap().status() == 202);
+                }
+                accepted
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        answers_soon(&daemon, &good, "POST", "/events", r#"{"type":"a","data":1}"#, 202).await;
+    }
+    stop.send_replace(true);
+    for publisher in publishers {
+        assert!(publisher.await.unwrap() > 0, "a publisher of batches got nothing through");
+    }
+}
