@@ -83,6 +83,10 @@ pub(crate) enum Mutation {
     TrustRows,
     /// Idempotency keys are removed before they expire.
     ForgetTooEarly,
+    /// A tenant's usage keeps counting deliveries that have ended.
+    ForgetUsage,
+    /// The writer counts pending deliveries only after the state has applied them.
+    CountAppliedOnly,
 }
 
 #[cfg(not(test))]

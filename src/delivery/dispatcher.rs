@@ -277,6 +277,8 @@ impl Dispatcher {
                 }
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
+                | Record::TenantPut(_)
+                | Record::TenantDeleted { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeadLettersPurged { .. }
                 | Record::DeliveriesReordered { .. }

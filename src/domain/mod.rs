@@ -10,7 +10,9 @@ pub mod event;
 pub mod ids;
 pub mod key;
 pub mod names;
+pub mod quota;
 pub mod record;
+pub mod tenant;
 pub mod time;
 pub mod trace;
 
@@ -31,6 +33,8 @@ pub use names::{
     EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
     normalize_header_name,
 };
+pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};
 pub use record::{Idempotency, Record};
+pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};
 pub use trace::TraceParent;

@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use super::commit_thread::{FULL_DISK_PAUSE, ThreadLinks};
 use super::decide::CommittedGroup;
 use super::health::DiskThread;
+use super::usage_board::UsageBoard;
 use super::{DiskWrite, Notice, StateMessage};
 use crate::domain::Timestamp;
 use crate::storage::state::{State, StateError};
@@ -18,6 +19,7 @@ pub(crate) struct ApplyThread {
     state: State,
     pub(super) messages: mpsc::Receiver<StateMessage>,
     links: ThreadLinks,
+    board: Arc<UsageBoard>,
     /// Commits that arrived while the disk was full.
     held: VecDeque<StateMessage>,
     last_checkpoint: Instant,
@@ -27,11 +29,17 @@ pub(crate) struct ApplyThread {
 }
 
 impl ApplyThread {
-    pub(super) fn new(state: State, messages: mpsc::Receiver<StateMessage>, links: ThreadLinks) -> Self {
+    pub(super) fn new(
+        state: State,
+        messages: mpsc::Receiver<StateMessage>,
+        links: ThreadLinks,
+        board: Arc<UsageBoard>,
+    ) -> Self {
         Self {
             state,
             messages,
             links,
+            board,
             held: VecDeque::new(),
             last_checkpoint: Instant::now(),
             time: Timestamp::default(),
@@ -78,6 +86,7 @@ impl ApplyThread {
             }
             StateMessage::Maintain(task) => {
                 task(&mut self.state);
+                self.publish_usage();
                 true
             }
             StateMessage::Stop => {
@@ -115,12 +124,18 @@ impl ApplyThread {
             }
         }
         self.state.end_group();
+        self.publish_usage();
         self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
         self.links.disk_waits.end(DiskThread::State);
         if !changes.is_empty() && !self.links.tell(Notice::Lanes(changes)) {
             tracing::debug!("lane changes dropped: no receiver");
         }
         true
+    }
+
+    fn publish_usage(&mut self) {
+        let changed = self.state.take_changed_usage();
+        self.board.update(self.state.applied(), changed);
     }
 
     /// Returns whether to continue.

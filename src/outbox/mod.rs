@@ -13,10 +13,12 @@ pub mod decide;
 pub mod draft;
 mod health;
 mod opening;
+mod quotas;
 pub mod read_model;
 pub mod recent_keys;
 pub mod registry;
 pub mod unit;
+pub(crate) mod usage_board;
 
 use std::fs::File;
 use std::path::Path;
@@ -28,7 +30,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
-use crate::domain::{ApiKey, Endpoint, EndpointNumber, StreamName, Tenant, Timestamp};
+use crate::domain::{ApiKey, Endpoint, EndpointNumber, Quotas, StreamName, Tenant, Timestamp};
 use crate::outbox::decide::{CommitEnvironment, CommittedGroup, Committer};
 use crate::outbox::draft::Unavailable;
 use crate::outbox::recent_keys::Prepared;
@@ -43,6 +45,7 @@ use crate::storage::state::State;
 use commit_queue::CommitQueue;
 use commit_thread::ThreadLinks;
 use health::{DiskWaits, HealthCell};
+use usage_board::UsageBoard;
 
 pub(crate) use apply_thread::ApplyThread;
 pub use commit_queue::AdmissionLimits;
@@ -155,7 +158,7 @@ impl Outbox {
     /// Builds the outbox without threads. A simulation then runs each thread step by step.
     pub(crate) fn assemble(
         journal: Journal,
-        state: State,
+        mut state: State,
         admission: AdmissionLimits,
         environment: Box<dyn CommitEnvironment>,
         observer: WriteObserver,
@@ -176,9 +179,11 @@ impl Outbox {
             observer,
             disk_waits: disk_waits.clone(),
         };
-        let committer = Committer::new(journal, registry.clone(), environment);
+        let board = Arc::new(UsageBoard::default());
+        board.update(state.applied(), state.watch_usage());
+        let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
         let writer = CommitThread::new(committer, queue.clone(), state_sender.clone(), links.clone());
-        let state = ApplyThread::new(state, messages, links);
+        let state = ApplyThread::new(state, messages, links, board);
         let inner = OutboxInner {
             queue,
             state: state_sender,
@@ -341,6 +346,12 @@ impl Outbox {
     #[must_use]
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.registry(|registry| registry.endpoints().cloned().collect())
+    }
+
+    /// Replaces the quotas of tenants without their own.
+    pub fn set_default_quotas(&self, quotas: Quotas) {
+        let mut registry = self.inner.registry.write().expect("no holder of this lock panics");
+        registry.set_default_quotas(quotas);
     }
 
     /// All API keys.

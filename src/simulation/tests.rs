@@ -119,6 +119,9 @@ fn nothing_is_lost_in_any_seed() {
         "walkedPages",
         "backups",
         "reachedInBulk",
+        "quotaRefused",
+        "tenantsChanged",
+        "tenantsDeleted",
     ];
     for what in wanted {
         assert!(
@@ -263,6 +266,16 @@ fn delivery_that_ends_twice_is_caught() {
 #[test]
 fn versions_with_gaps_are_caught() {
     assert_caught(Mutation::SkipVersion);
+}
+
+#[test]
+fn usage_of_ended_deliveries_is_caught() {
+    assert_caught(Mutation::ForgetUsage);
+}
+
+#[test]
+fn quota_over_a_lagging_state_is_caught() {
+    assert_caught(Mutation::CountAppliedOnly);
 }
 
 #[test]
