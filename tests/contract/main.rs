@@ -27,6 +27,7 @@ mod repetition;
 mod requests;
 mod secrets;
 mod subscriber;
+mod tenants;
 mod waits;
 
 use serde_json::{Value, json};
