@@ -93,6 +93,10 @@ pub(crate) enum Mutation {
     GiveAboveShare,
     /// A tenant that has sent keeps its turn.
     KeepTurn,
+    /// A tenant's usage keeps counting deliveries that have ended.
+    ForgetUsage,
+    /// The writer counts pending deliveries only after the state has applied them.
+    CountAppliedOnly,
 }
 
 #[cfg(not(test))]

@@ -26,7 +26,7 @@ pub const EVENT_ID_BYTES_MAX: usize = 64;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Bound of an event's or endpoint's `metadata`, in bytes of JSON.
+/// Bound of the `metadata` of an event, endpoint or tenant, in bytes of JSON.
 pub const METADATA_BYTES_MAX: usize = 16 * 1024;
 /// Most attributes of a CloudEvent.
 pub const ATTRIBUTES_MAX: usize = 64;
@@ -299,6 +299,40 @@ pub const STATE_COPY_BYTES_MIN: u64 = 256 * 1024 * 1024;
 /// sled's page cache, in bytes of pages on disk. The same pages take three to five times as much
 /// memory.
 pub const STATE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+// ---- tenants ----
+
+/// Longest display name of a tenant, in bytes.
+pub const TENANT_NAME_BYTES_MAX: usize = 255;
+/// Most tenants with settings.
+pub const TENANT_SETTINGS_MAX: usize = 100_000;
+/// Defaults of the quotas of a tenant (`quotas.*`): far above what one healthy tenant needs.
+pub const QUOTA_ENDPOINTS_DEFAULT: u64 = 10_000;
+pub const QUOTA_PATTERN_BYTES_DEFAULT: u64 = 4 * 1024 * 1024;
+pub const QUOTA_HEADER_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
+pub const QUOTA_KEYS_DEFAULT: u64 = 1_000;
+pub const QUOTA_PENDING_DELIVERIES_DEFAULT: u64 = 10_000_000;
+/// Largest limit of a quota. Exact as a JSON number.
+pub const QUOTA_MAX: u64 = 1 << 53;
+/// Smallest limit of `bytesPerSecond`. A second's worth admits the largest event.
+pub const QUOTA_BYTES_PER_SECOND_MIN: u64 = EVENT_BYTES_MAX as u64;
+/// Largest limit of `eventsPerSecond` and of `bytesPerSecond`. GCRA's interval stays exact.
+pub const QUOTA_EVENTS_PER_SECOND_MAX: u64 = 1_000_000;
+pub const QUOTA_BYTES_PER_SECOND_MAX: u64 = 10 * 1024 * 1024 * 1024;
+/// Tenants whose rate is tracked before idle ones are removed.
+pub const TENANT_RATES_SWEEP: usize = 1_024;
+/// Endpoints of one step of a tenant's deletion. A step is one commit.
+pub const TENANT_DELETION_STEP: usize = 256;
+/// Endpoints whose statistics one query step reads before other queries get their turn.
+pub const STATS_ENDPOINTS_PER_STEP: usize = 64;
+/// Most hours in one overview.
+pub const STATS_HOURS_MAX: u64 = 31 * 24;
+/// Lanes that are explained at the same time for a list of lanes.
+pub const LANES_EXPLAINED_AT_ONCE: usize = 256;
+
+const _: () = assert!(TENANT_DELETION_STEP <= COMMIT_RECORDS_MAX); // a step fits one commit
+const _: () = assert!(REQUEST_TARGETS_MAX as u64 <= QUOTA_PENDING_DELIVERIES_DEFAULT); // one request fits
+const _: () = assert!(QUOTA_BYTES_PER_SECOND_MIN <= QUOTA_BYTES_PER_SECOND_MAX);
 
 // ---- log ----
 

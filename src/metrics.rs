@@ -11,7 +11,7 @@ use prometheus::{
 };
 
 use crate::domain::closed_list::closed_list;
-use crate::domain::{DeadReason, ErrorClass};
+use crate::domain::{DeadReason, ErrorClass, Quota};
 use crate::lanes::{LanesSummary, WaitReason};
 
 /// The exposition format that Prometheus 3 accepts.
@@ -24,7 +24,7 @@ const WAIT_BUCKETS: [f64; 10] = [0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_20
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 8192.0];
 
 /// Problem codes that an event post can return.
-const REFUSALS: [&str; 18] = [
+const REFUSALS: [&str; 19] = [
     "disk_full",
     "forbidden",
     "idempotency_mismatch",
@@ -32,6 +32,7 @@ const REFUSALS: [&str; 18] = [
     "malformed",
     "overloaded",
     "payload_too_large",
+    "quota_exceeded",
     "request_in_flight",
     "request_timeout",
     "too_many_deliveries",
@@ -74,6 +75,7 @@ pub struct Metrics {
     accepted: IntCounter,
     duplicates: IntCounter,
     refused: IntCounterVec,
+    quota_refusals: IntCounterVec,
     api: ApiMetrics,
     commit_duration: Histogram,
     commit_records: Histogram,
@@ -191,6 +193,11 @@ impl Metrics {
                 "Rejected event posts, and rejected events within batches, by problem code.",
                 &["reason"],
             ),
+            quota_refusals: counters(
+                "balto_quota_refusals_total",
+                "Refused requests, and refused events within batches, that exceed a quota of their tenant.",
+                &["quota"],
+            ),
             api: ApiMetrics::new(&registry),
             commit_duration: histogram(
                 "balto_commit_duration_seconds",
@@ -300,6 +307,9 @@ impl Metrics {
         for reason in REFUSALS {
             self.refused.with_label_values(&[reason]);
         }
+        for quota in Quota::ALL {
+            self.quota_refusals.with_label_values(&[quota.as_str()]);
+        }
         for reason in ["missing", "wrong", "tooMany", "untrustedOrigin"] {
             self.api.authentications_refused.with_label_values(&[reason]);
         }
@@ -357,6 +367,10 @@ impl Metrics {
 
     pub fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
+    }
+
+    pub fn quota_refused(&self, quota: Quota) {
+        self.quota_refusals.with_label_values(&[quota.as_str()]).inc();
     }
 
     /// `reason` is `missing`, `wrong` or `tooMany` for a key, or `untrustedOrigin`.

@@ -26,6 +26,7 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
+use crate::domain::endpoint::SEALED_OVERHEAD_BYTES;
 use crate::domain::{Endpoint, Sealed, Secret, SecretKind};
 
 /// Length of an operator's key.
@@ -42,6 +43,7 @@ const HEAD_BYTES: usize = 1 + ID_BYTES + NONCE_BYTES;
 const BACKUP_LABEL: &[u8] = b"balto backup authentication";
 /// Length of the Poly1305 tag at the end of the ciphertext.
 const TAG_BYTES: usize = 16;
+const _: () = assert!(HEAD_BYTES + TAG_BYTES == SEALED_OVERHEAD_BYTES);
 
 /// Identifies an operator's key without revealing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

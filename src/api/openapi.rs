@@ -15,6 +15,7 @@ use crate::api::http::response::Json;
 use crate::api::routes::{BodySpec, Need, ROUTES, Repeat, Route, Verb};
 use crate::api::v1::lists::{self, Kind, Param};
 use crate::api::v1::{cloudevents, events};
+use crate::domain::{ClosedList as _, Quota};
 use crate::limits;
 
 /// `GET /v1/openapi.json`
@@ -110,7 +111,7 @@ fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
 fn parameters(route: &Route) -> Vec<Value> {
     let mut parameters = Vec::new();
     for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-        let schema = schema_of(lists::ID);
+        let schema = schema_of(if name == "tenant" { lists::TENANT_NAME } else { lists::ID });
         parameters.push(json!({"name": name, "in": "path", "required": true, "schema": schema}));
     }
     parameters.extend(route.query.iter().map(query_parameter));
@@ -119,8 +120,8 @@ fn parameters(route: &Route) -> Vec<Value> {
             "name": "Idempotency-Key",
             "in": "header",
             "description": "Repeating a request with the same key and the same body, byte for byte, returns the original response with \
-                `Idempotent-Replayed: true`. In the response for an event, `duplicate` is then true. Responses 429, 503 and 507 \
-                are not stored; retry them with the same key.",
+                `Idempotent-Replayed: true`. In the response for an event, `duplicate` is then true. Responses 429, 503 and 507, \
+                and `quota_exceeded`, are not stored; retry them with the same key.",
             "schema": {
                 "type": "string", "minLength": 1, "maxLength": limits::IDEMPOTENCY_KEY_BYTES_MAX,
                 "pattern": "^[!#-~]+$",
@@ -205,6 +206,10 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
     if let Some(links) = links(route) {
         success["links"] = links;
     }
+    // `PUT` creates, or replaces.
+    if route.verb == Verb::Put {
+        responses.insert("201".to_owned(), success.clone());
+    }
     responses.insert(route.status.to_string(), success);
     for (status, description) in error_statuses(route) {
         let mut response = json!({
@@ -279,6 +284,8 @@ fn problem_schema() -> Value {
             "expected": {"type": ["integer", "string"]},
             "actual": {"type": ["integer", "null"]},
             "limit": {"type": "integer"},
+            "quota": {"type": "string", "enum": Quota::WORDS},
+            "value": {"type": "integer", "description": "The value that the request would reach."},
             "accepted": {"type": "array", "items": {"type": "string"}},
         },
     })

@@ -13,7 +13,9 @@ use crate::api::http::reply::Reply;
 use crate::api::http::request::RequestBody;
 use crate::api::http::response::OperationResponse;
 use crate::api::v1::lists::{self, Param};
-use crate::api::v1::{backup, cloudevents, dead_letters, deliveries, endpoints, events, handshakes, keys};
+use crate::api::v1::{
+    backup, cloudevents, dead_letters, deliveries, endpoints, events, handshakes, keys, overview, tenants,
+};
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
 
@@ -26,6 +28,7 @@ pub type SchemaOf = fn(&mut SchemaGenerator) -> Value;
 pub enum Verb {
     Get,
     Post,
+    Put,
     Patch,
     Delete,
 }
@@ -36,6 +39,7 @@ impl Verb {
         match self {
             Self::Get => MethodFilter::GET,
             Self::Post => MethodFilter::POST,
+            Self::Put => MethodFilter::PUT,
             Self::Patch => MethodFilter::PATCH,
             Self::Delete => MethodFilter::DELETE,
         }
@@ -46,6 +50,7 @@ impl Verb {
         match self {
             Self::Get => "get",
             Self::Post => "post",
+            Self::Put => "put",
             Self::Patch => "patch",
             Self::Delete => "delete",
         }
@@ -283,6 +288,20 @@ pub static ROUTES: &[Route] = &[
         Operator, NONE, Plain, keys::handlers::get),
     route!(Delete "/v1/keys/{id}", "deleteKey", "Delete an API key",
         Operator, NONE, Plain, keys::handlers::delete),
+    route!(Get "/v1/tenants", "listTenants", "List tenants with their usage, by name",
+        Operator, lists::TENANTS, Plain, tenants::handlers::list),
+    route!(Get "/v1/tenants/{tenant}", "getTenant", "Get a tenant with its quotas and usage; a key that is bound to a tenant gets its own",
+        Admin, NONE, Plain, tenants::handlers::get),
+    route!(Put "/v1/tenants/{tenant}", "putTenant", "Create or replace the settings of a tenant",
+        Operator, NONE, Plain, body tenants::handlers::put),
+    route!(Patch "/v1/tenants/{tenant}", "updateTenant", "Change the settings of a tenant by merge patch; null restores a default",
+        Operator, NONE, Plain, body tenants::handlers::patch),
+    route!(Delete "/v1/tenants/{tenant}", "deleteTenant", "Delete a tenant's keys, endpoints and settings; its events stay until retention removes them",
+        Operator, NONE, Plain, body tenants::handlers::delete),
+    route!(Get "/v1/stats", "getStats", "Get counts and latencies over all endpoints, or those of a tenant",
+        Read, lists::OVERVIEW, Plain, overview::handlers::stats),
+    route!(Get "/v1/lanes", "listLanes", "List lanes with pending deliveries, with their wait reasons",
+        Read, lists::LANES, Plain, overview::handlers::lanes),
     route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",
         Public, NONE, Plain, openapi::get),
 ];

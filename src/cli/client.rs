@@ -224,6 +224,16 @@ impl Client {
         self.request(self.http.delete(self.url(segments, &[]))).await
     }
 
+    /// `body` is JSON text.
+    pub(crate) async fn delete_with(&self, segments: &[&str], body: String) -> Result<String, Error> {
+        self.request(with_json(self.http.delete(self.url(segments, &[])), Some(body))).await
+    }
+
+    /// `body` is JSON text.
+    pub(crate) async fn put(&self, segments: &[&str], body: String) -> Result<String, Error> {
+        self.request(with_json(self.http.put(self.url(segments, &[])), Some(body))).await
+    }
+
     async fn request(&self, request: RequestBuilder) -> Result<String, Error> {
         let request = match &self.key {
             Some(key) => request.bearer_auth(key),

@@ -16,7 +16,9 @@ mod events;
 mod files;
 pub mod listen;
 mod output;
+mod overview;
 mod stop;
+mod tenants;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -100,6 +102,13 @@ enum Command {
     /// List, show, redrive and purge dead letters.
     #[command(subcommand, name = "dead-letters")]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// List, show, change and remove tenants.
+    #[command(subcommand)]
+    Tenants(tenants::TenantsCommand),
+    /// Show counts and latencies over all endpoints, or those of a tenant.
+    Stats(overview::StatsArgs),
+    /// List lanes with pending deliveries, and why they wait.
+    Lanes(overview::LanesArgs),
     /// Validate a configuration file; exit code 2 reports errors.
     CheckConfig {
         /// The TOML file.
@@ -236,6 +245,9 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(command) => block_on(command.run(&session()?))?,
         Command::Deliveries(command) => block_on(command.run(&session()?))?,
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
+        Command::Tenants(command) => block_on(command.run(&session()?))?,
+        Command::Stats(args) => block_on(args.run(&session()?))?,
+        Command::Lanes(args) => block_on(args.run(&session()?))?,
     }
     Ok(ExitCode::SUCCESS)
 }

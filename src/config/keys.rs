@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::value::Value;
+use crate::domain::Quota;
 use crate::limits;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -114,6 +115,14 @@ pub const KEYS: &[ConfigKey] = &[
     key!(retention.events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(retention.stream_events, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
     key!(retention.dead_letters, Restart, |value| value.keep(MINUTE, 100 * YEAR)),
+    key!(quotas.endpoints, Reload, |value| value.quota(Quota::Endpoints)),
+    key!(quotas.pattern_bytes, Reload, |value| value.quota_bytes(Quota::PatternBytes)),
+    key!(quotas.header_bytes, Reload, |value| value.quota_bytes(Quota::HeaderBytes)),
+    key!(quotas.keys, Reload, |value| value.quota(Quota::Keys)),
+    key!(quotas.pending_deliveries, Reload, |value| value.quota(Quota::PendingDeliveries)),
+    key!(quotas.stored_bytes, Reload, |value| value.quota_bytes(Quota::StoredBytes)),
+    key!(quotas.events_per_second, Reload, |value| value.quota(Quota::EventsPerSecond)),
+    key!(quotas.bytes_per_second, Reload, |value| value.quota_bytes(Quota::BytesPerSecond)),
     key!(log.format, Restart, Value::log_format),
     key!(log.level, Restart, Value::log_level),
 ];

@@ -25,7 +25,7 @@ pub use loading::{CheckAuthorities, CheckCertificate, check};
 pub use secrets::{AdminKey, ProxyUrl, SECRETS_KEY_BYTES, SecretsKey};
 pub use sections::{
     Auth, DeliverySection, Egress, HandshakeSection, Ingest, KeepFor, Log, LogFormat, PortRange,
-    RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection,
+    QuotasSection, RetentionSection, Retry, SecretsSection, Server, StoreKind, StoreSection,
 };
 
 use files::{from_file, read_file};
@@ -46,6 +46,7 @@ pub struct Config {
     pub egress: Egress,
     pub handshake: HandshakeSection,
     pub retention: RetentionSection,
+    pub quotas: QuotasSection,
     pub log: Log,
     /// The `--dev` flag: no key is needed, and the settings that it implies are made. Not a key.
     pub dev: bool,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::secrets::{AdminKey, ProxyUrl, SecretsKey};
-use crate::domain::{RetryPolicy, SenderName};
+use crate::domain::{Quota, RetryPolicy, SenderName};
 use crate::limits;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -138,6 +138,36 @@ pub struct RetentionSection {
     pub events: KeepFor,
     pub stream_events: KeepFor,
     pub dead_letters: KeepFor,
+}
+
+/// Limits of each tenant; `None` is off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuotasSection {
+    pub endpoints: Option<u64>,
+    pub pattern_bytes: Option<u64>,
+    pub header_bytes: Option<u64>,
+    pub keys: Option<u64>,
+    pub pending_deliveries: Option<u64>,
+    pub stored_bytes: Option<u64>,
+    pub events_per_second: Option<u64>,
+    pub bytes_per_second: Option<u64>,
+}
+
+impl QuotasSection {
+    /// The limit of a quota.
+    #[must_use]
+    pub fn limit(&self, quota: Quota) -> Option<u64> {
+        match quota {
+            Quota::Endpoints => self.endpoints,
+            Quota::PatternBytes => self.pattern_bytes,
+            Quota::HeaderBytes => self.header_bytes,
+            Quota::Keys => self.keys,
+            Quota::PendingDeliveries => self.pending_deliveries,
+            Quota::StoredBytes => self.stored_bytes,
+            Quota::EventsPerSecond => self.events_per_second,
+            Quota::BytesPerSecond => self.bytes_per_second,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -318,6 +348,21 @@ impl Default for RetentionSection {
             events: KeepFor::Time(30 * 24 * HOUR),
             stream_events: KeepFor::Forever,
             dead_letters: KeepFor::Forever,
+        }
+    }
+}
+
+impl Default for QuotasSection {
+    fn default() -> Self {
+        Self {
+            endpoints: Some(limits::QUOTA_ENDPOINTS_DEFAULT),
+            pattern_bytes: Some(limits::QUOTA_PATTERN_BYTES_DEFAULT),
+            header_bytes: Some(limits::QUOTA_HEADER_BYTES_DEFAULT),
+            keys: Some(limits::QUOTA_KEYS_DEFAULT),
+            pending_deliveries: Some(limits::QUOTA_PENDING_DELIVERIES_DEFAULT),
+            stored_bytes: None,
+            events_per_second: None,
+            bytes_per_second: None,
         }
     }
 }

@@ -15,7 +15,7 @@ use url::Url;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
 use super::{AdminKey, KeepFor, LogFormat, PortRange, ProxyUrl, SecretsKey, StoreKind};
-use crate::domain::SenderName;
+use crate::domain::{Quota, SenderName};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
@@ -127,6 +127,30 @@ impl Value {
         usize::try_from(bytes).ok().filter(|bytes| (min..=max).contains(bytes)).ok_or_else(|| {
             format!("must be between {} and {}, got {self}", format_size(min as u64), format_size(max as u64))
         })
+    }
+
+    fn is_off(&self) -> bool {
+        self.text().is_ok_and(|text| text == "off")
+    }
+
+    /// A limit of a quota; `None` is "off".
+    pub(super) fn quota(&self, quota: Quota) -> Result<Option<u64>, String> {
+        if self.is_off() {
+            return Ok(None);
+        }
+        let (min, max) = quota.bounds();
+        self.integer(min, max).map(Some).map_err(|reason| format!("{reason}; or \"off\""))
+    }
+
+    /// As [`Self::quota`], in bytes.
+    pub(super) fn quota_bytes(&self, quota: Quota) -> Result<Option<u64>, String> {
+        if self.is_off() {
+            return Ok(None);
+        }
+        let (min, max) = quota.bounds();
+        let bound = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let size = self.size(bound(min), bound(max)).map_err(|reason| format!("{reason}; or \"off\""))?;
+        Ok(Some(size as u64))
     }
 
     pub(super) fn keep(&self, min: Duration, max: Duration) -> Result<KeepFor, String> {

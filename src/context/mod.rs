@@ -10,6 +10,7 @@ pub(crate) mod records;
 pub mod responses;
 pub(crate) mod signal;
 pub mod source;
+mod tenant_rates;
 pub(crate) mod waits;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::domain::{Now, Party, PolicyDefaults, Timestamp};
+use crate::domain::{Now, Party, PolicyDefaults, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::outbox::{DiskShortage, Health, Outbox, Stall};
@@ -29,6 +30,7 @@ use clock::Clock;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
 use signal::Signal;
+use tenant_rates::TenantRates;
 use waits::EventWaits;
 
 /// Settings that an operator can change while the daemon runs.
@@ -50,6 +52,8 @@ pub struct Settings {
     pub defaults: PolicyDefaults,
     /// Prefix of the callback URL of a handshake; endpoint and token follow. `None`: no callbacks.
     pub callback_base: Option<Arc<str>>,
+    /// Quotas of tenants without their own.
+    pub quotas: Quotas,
 }
 
 /// Cheap handle to the shared dependencies.
@@ -66,6 +70,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     settings: ArcSwap<Settings>,
     signals: mpsc::UnboundedSender<Signal>,
+    tenant_rates: TenantRates,
     /// Held from a read of deliveries to the commit of a change that depends on the read.
     exclusive: FairSemaphore<Party>,
     waits: EventWaits,
@@ -83,11 +88,22 @@ impl Context {
         settings: Settings,
     ) -> (Self, mpsc::UnboundedReceiver<Signal>) {
         let (signals, inbox) = mpsc::unbounded_channel();
+        outbox.set_default_quotas(settings.quotas);
         let settings = ArcSwap::from_pointee(settings);
-        let exclusive = FairSemaphore::new(1);
+        let (tenant_rates, exclusive) = (TenantRates::default(), FairSemaphore::new(1));
         let waits = EventWaits::default();
-        let shared =
-            Shared { outbox, environment, vault, clock, metrics, settings, signals, exclusive, waits };
+        let shared = Shared {
+            outbox,
+            environment,
+            vault,
+            clock,
+            metrics,
+            settings,
+            signals,
+            tenant_rates,
+            exclusive,
+            waits,
+        };
         (Self { shared: Arc::new(shared) }, inbox)
     }
 
@@ -123,8 +139,22 @@ impl Context {
 
     /// Replaces the settings. Lanes adopt them when the delivery loop receives the signal.
     pub fn reconfigure(&self, settings: Settings) {
+        self.outbox().set_default_quotas(settings.quotas);
         self.shared.settings.store(Arc::new(settings));
         self.signal(Signal::Reconfigured);
+    }
+
+    /// Takes an event of this size from its tenant's rate. The reserved tenant has no rate.
+    ///
+    /// # Errors
+    /// When the rate has no room for it.
+    pub(crate) fn take_rate(&self, tenant: &Tenant, bytes: u64) -> Result<(), QuotaExceeded> {
+        if tenant.as_str() == Tenant::OPERATOR {
+            return Ok(());
+        }
+        let quotas = self.outbox().registry(|registry| registry.quotas(tenant));
+        let taken = self.shared.tenant_rates.take(tenant, &quotas, bytes, self.now().monotonic);
+        taken.inspect_err(|exceeded| self.metrics().quota_refused(exceeded.quota))
     }
 
     /// Sends a signal to the delivery loop. After the loop has ended, drops the signal.

@@ -79,6 +79,10 @@ impl Context {
         match outcomes.first() {
             Some(Outcome::Conflict) => Err(ChangeError::Conflict),
             Some(Outcome::Duplicate(_) | Outcome::Mismatch) => Err(ChangeError::Repeated),
+            Some(Outcome::QuotaExceeded(exceeded)) => {
+                self.metrics().quota_refused(exceeded.quota);
+                Err(ChangeError::QuotaExceeded(*exceeded))
+            }
             _ => Ok(outcomes),
         }
     }

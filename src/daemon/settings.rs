@@ -18,7 +18,7 @@ use crate::context::Settings;
 use crate::courier::guard::EgressPolicy;
 use crate::courier::{CourierSettings, Proxy, SystemResolver, tls};
 use crate::delivery::retention::Keep;
-use crate::domain::PolicyDefaults;
+use crate::domain::{PolicyDefaults, Quota, Quotas};
 use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 
@@ -98,12 +98,18 @@ pub fn settings(config: &Config) -> Settings {
             max_interval: config.handshake.retry_max_interval,
         },
         defaults: policy_defaults(config),
+        quotas: quotas(config),
         callback_base: config
             .server
             .public_url
             .as_deref()
             .map(|url| api::v1::handshakes::handlers::callback_base(url).into()),
     }
+}
+
+fn quotas(config: &Config) -> Quotas {
+    let limit = |quotas: Quotas, quota| quotas.with(quota, config.quotas.limit(quota));
+    Quota::ALL.into_iter().fold(Quotas::default(), limit)
 }
 
 fn policy_defaults(config: &Config) -> PolicyDefaults {

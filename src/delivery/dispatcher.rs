@@ -293,6 +293,8 @@ impl Dispatcher {
                 }
                 Record::KeyPut(_)
                 | Record::KeyDeleted { .. }
+                | Record::TenantPut(_)
+                | Record::TenantDeleted { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeadLettersPurged { .. }
                 | Record::DeliveriesReordered { .. }

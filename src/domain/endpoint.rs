@@ -114,6 +114,20 @@ pub enum Sealed {
     Encrypted(Box<[u8]>),
 }
 
+/// Bytes that sealing adds to a value.
+pub const SEALED_OVERHEAD_BYTES: usize = 45;
+
+impl Sealed {
+    /// Bytes of the plain value.
+    #[must_use]
+    pub fn plain_bytes(&self) -> usize {
+        match self {
+            Self::Plain(bytes) => bytes.len(),
+            Self::Encrypted(bytes) => bytes.len().saturating_sub(SEALED_OVERHEAD_BYTES),
+        }
+    }
+}
+
 impl fmt::Debug for Sealed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sealed(..)")
@@ -321,6 +335,20 @@ impl Endpoint {
         });
         // Not reached: a stored URL was parsed before.
         destination.unwrap_or_else(|| self.url.to_string())
+    }
+
+    /// Bytes of the topic patterns.
+    #[must_use]
+    pub fn pattern_bytes(&self) -> u64 {
+        self.event_types.iter().map(|pattern| pattern.as_str().len() as u64).sum()
+    }
+
+    /// Bytes of the custom headers: names and plain values.
+    #[must_use]
+    pub fn header_bytes(&self) -> u64 {
+        let plain = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        let sensitive = self.sensitive_headers.iter().map(|(name, value)| name.len() + value.plain_bytes());
+        plain.chain(sensitive).map(|bytes| bytes as u64).sum()
     }
 
     #[must_use]

@@ -73,6 +73,10 @@ pub struct Event {
 /// Bytes of an event besides its variable-length fields: the struct and its bookkeeping.
 const OVERHEAD_BYTES: usize = 512;
 
+/// Bytes of an event's record besides its variable-length fields, and of each target.
+const STORED_OVERHEAD_BYTES: usize = 64;
+const STORED_TARGET_BYTES: usize = 4;
+
 const _: () = assert!(OVERHEAD_BYTES >= size_of::<Event>() + 2 * size_of::<Idempotency>());
 
 /// Approximate bytes in memory of an event with these parts, without its targets. The size bounds
@@ -131,6 +135,21 @@ impl Event {
         let names = [id, tenant, event_type, self.version.as_str(), stream, ordering_key];
         weigh(&names, self.metadata.as_ref(), &self.attributes, &self.data)
             + size_of_val(self.targets.as_slice())
+    }
+
+    /// Approximate bytes on disk: the record, without its frame. Never changes, because state rows
+    /// contain it.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        let stream = self.stream.as_ref().map_or("", |(stream, _)| stream.as_str());
+        let ordering_key = self.ordering_key.as_ref().map_or("", OrderingKey::as_str);
+        let (id, tenant, event_type) = (self.id.as_str(), self.tenant.as_str(), self.event_type.as_str());
+        let names = [id, tenant, event_type, self.version.as_str(), stream, ordering_key];
+        let names: usize = names.iter().map(|name| name.len()).sum();
+        let attributes: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let metadata = self.metadata.as_ref().map_or(0, Bytes::len);
+        let targets = self.targets.len() * STORED_TARGET_BYTES;
+        (STORED_OVERHEAD_BYTES + names + metadata + attributes + self.data.len() + targets) as u64
     }
 
     /// Number of engines that the event came through before this one.

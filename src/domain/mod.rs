@@ -11,8 +11,10 @@ pub mod ids;
 pub mod key;
 pub mod names;
 pub mod party;
+pub mod quota;
 pub mod record;
 pub mod share;
+pub mod tenant;
 pub mod time;
 pub mod trace;
 
@@ -34,7 +36,9 @@ pub use names::{
     normalize_header_name,
 };
 pub use party::Party;
+pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};
 pub use record::{Idempotency, Record};
 pub use share::SharedSlots;
+pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};
 pub use trace::TraceParent;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, KeyId, Rejection, Reservation,
-    Timestamp, Trigger,
+    Tenant, TenantSettings, Timestamp, Trigger,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -83,5 +83,12 @@ pub enum Record {
     EventRejected {
         idempotency: Idempotency,
         rejection: Rejection,
+    },
+    /// Settings of a tenant were created or changed.
+    TenantPut(Arc<TenantSettings>),
+    /// A tenant was deleted, after its endpoints and keys.
+    TenantDeleted {
+        tenant: Tenant,
+        at: Timestamp,
     },
 }

@@ -109,7 +109,7 @@ impl Retention {
         while let Some(from) = page {
             let pages = failpoints::bound(Bound::RetentionPages, PAGES_PER_STEP);
             let held = self.outbox.hold_forgetting().await;
-            let Forgotten { positions, events: count, next } =
+            let Forgotten { positions, events: count, next, .. } =
                 self.outbox.with_state_mut(move |state| state.forget(cutoffs, from, pages)).await?;
             drop(held);
             events += count;

@@ -3,13 +3,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use super::commit_thread::{FULL_DISK_PAUSE, ThreadLinks};
 use super::decide::CommittedGroup;
 use super::freshness::apply_step_targets;
 use super::health::{Activity, DiskThread};
+use super::usage_board::UsageBoard;
 use super::{DiskWrite, Notice, StateMessage};
 use crate::domain::Timestamp;
 use crate::projections::LaneChange;
@@ -20,6 +21,7 @@ pub(crate) struct ApplyThread {
     state: State,
     pub(super) messages: mpsc::Receiver<StateMessage>,
     links: ThreadLinks,
+    board: Arc<UsageBoard>,
     /// Messages that arrived while the disk was full or a large group was applied, in order.
     held: VecDeque<StateMessage>,
     last_checkpoint: Instant,
@@ -29,11 +31,17 @@ pub(crate) struct ApplyThread {
 }
 
 impl ApplyThread {
-    pub(super) fn new(state: State, messages: mpsc::Receiver<StateMessage>, links: ThreadLinks) -> Self {
+    pub(super) fn new(
+        state: State,
+        messages: mpsc::Receiver<StateMessage>,
+        links: ThreadLinks,
+        board: Arc<UsageBoard>,
+    ) -> Self {
         Self {
             state,
             messages,
             links,
+            board,
             held: VecDeque::new(),
             last_checkpoint: Instant::now(),
             time: Timestamp::default(),
@@ -80,6 +88,7 @@ impl ApplyThread {
             }
             StateMessage::Maintain(task) => {
                 task(&mut self.state);
+                self.publish_usage();
                 true
             }
             StateMessage::Stop => {
@@ -130,6 +139,7 @@ impl ApplyThread {
             }
         }
         self.state.end_group();
+        self.publish_usage();
         self.links.applied.store(self.state.applied().0, Ordering::Relaxed);
         self.links.disk_waits.end(DiskThread::State);
         self.send_changes(&mut changes);
@@ -167,6 +177,11 @@ impl ApplyThread {
         if !changes.is_empty() && !self.links.tell(Notice::Lanes(std::mem::take(changes))) {
             tracing::debug!("lane changes dropped: no receiver");
         }
+    }
+
+    fn publish_usage(&mut self) {
+        let changed = self.state.take_changed_usage();
+        self.board.update(self.state.applied(), changed);
     }
 
     /// Returns whether to continue.

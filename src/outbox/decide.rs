@@ -21,9 +21,11 @@ use crate::limits;
 use crate::outbox::draft::{AcceptedEvent, EventDraft};
 use crate::outbox::fan_out::FanOutPermit;
 use crate::outbox::health::{Activity, DiskThread, DiskWaits};
+use crate::outbox::quotas::{self, GroupLoads, UnappliedLoad};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
+use crate::outbox::usage_board::UsageBoard;
 use crate::projections::LaneChange;
 use crate::projections::idempotency::Known;
 use crate::rules::append::{Judged, judge_idempotency, judge_version};
@@ -107,6 +109,7 @@ pub struct Committer {
     last_time: Timestamp,
     last_ulid: Ulid,
     unapplied: UnappliedBytes,
+    unapplied_load: UnappliedLoad,
 }
 
 /// Decisions of a group that is not committed yet.
@@ -117,6 +120,8 @@ struct StagedGroup {
     next: Position,
     scopes: HashMap<[u8; 16], Known>,
     streams: HashMap<(Tenant, StreamName), (u64, Position)>,
+    /// Pending deliveries and bytes that the group adds, by tenant.
+    loads: GroupLoads,
     /// Number of deliveries that the group starts.
     targets: usize,
     /// Number of deliveries that the current unit starts.
@@ -175,9 +180,10 @@ pub struct GroupResult {
 
 impl Committer {
     /// Expects a state and a registry that have applied the whole journal.
-    pub fn new(
+    pub(super) fn new(
         journal: Journal,
         registry: Arc<RwLock<Registry>>,
+        board: Arc<UsageBoard>,
         environment: Box<dyn CommitEnvironment>,
     ) -> Self {
         let mut matcher = Matcher::default();
@@ -198,6 +204,7 @@ impl Committer {
             last_time,
             last_ulid: Ulid::nil(),
             unapplied: UnappliedBytes::default(),
+            unapplied_load: UnappliedLoad::new(board),
         }
     }
 
@@ -245,12 +252,18 @@ impl Committer {
         if let Some(repeated) = self.judge_request(unit, staged) {
             return Ok(vec![repeated; unit.commands.len()]);
         }
+        if let Err(exceeded) = self.check_revivals(unit, staged) {
+            return Ok(vec![Outcome::QuotaExceeded(exceeded); unit.commands.len()]);
+        }
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(unit.commands.len());
         for command in &unit.commands {
             // After a conflict, the rest of the unit is skipped. No response may be stored for a
-            // rejected change.
+            // rejected change. Each event is judged alone.
             let outcome = match outcomes.last() {
                 Some(Outcome::Conflict) => Outcome::Conflict,
+                Some(Outcome::QuotaExceeded(exceeded)) if command.draft().is_none() => {
+                    Outcome::QuotaExceeded(*exceeded)
+                }
                 _ => self.judge(command, &unit.prepared, staged),
             };
             outcomes.push(outcome);
@@ -284,6 +297,9 @@ impl Committer {
         match command {
             Command::Publish(draft) => self.publish(draft, prepared, staged),
             Command::PutEndpoint(endpoint) => self.put_endpoint(endpoint, staged),
+            Command::PutTenant(settings) => self.put_tenant(settings, staged),
+            Command::DeleteTenant { tenant, at } => self.delete_tenant(tenant, *at, staged),
+            Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
             Command::DeleteEndpoint { endpoint, at } => {
                 if read(&self.registry).endpoint(*endpoint).is_none() {
                     return Outcome::Conflict;
@@ -294,6 +310,7 @@ impl Committer {
             // end.
             Command::Record(Record::DeliveriesRevived { deliveries, trigger, at }) => {
                 let (deliveries, trigger, at) = (self.retain_existing_endpoints(deliveries), *trigger, *at);
+                staged.loads.add_revived(&deliveries, &self.registry, &mut self.unapplied_load);
                 Outcome::Written(staged.push(Record::DeliveriesRevived { deliveries, trigger, at }))
             }
             // As above: the ordering of a deleted endpoint is unknown.
@@ -332,6 +349,9 @@ impl Committer {
             != Some(endpoint.revision)
         {
             return Outcome::Conflict;
+        }
+        if let Err(exceeded) = quotas::check_endpoint(&registry, &endpoint) {
+            return Outcome::QuotaExceeded(exceeded);
         }
         endpoint.revision = staged.next;
         drop(registry);
@@ -378,7 +398,11 @@ impl Committer {
         };
         let idempotency = draft.idempotency.iter().cloned().chain(chosen).collect();
         let event = Arc::new(self.event(draft, stream, idempotency));
+        if let Err(exceeded) = staged.loads.add_event(&event, &self.registry, &mut self.unapplied_load) {
+            return Outcome::QuotaExceeded(exceeded);
+        }
         if !staged.reserve_targets(event.targets.len()) {
+            staged.loads.remove_event(&event);
             return Outcome::TooManyTargets;
         }
         let position = staged.push(Record::EventAccepted(event.clone()));
@@ -477,6 +501,8 @@ impl Committer {
         for (name, (version, position)) in streams {
             self.recent.put_stream(name, version, position);
         }
+        let last = Position(staged.next.0 - 1);
+        self.unapplied_load.add(last, staged.loads);
         let first = staged.next.0 - staged.records.len() as u64;
         let records: Vec<_> = (first..).map(Position).zip(staged.records).collect();
         for (_, record) in &records {
@@ -498,7 +524,10 @@ impl Committer {
         let number = match record {
             Record::EndpointPut(endpoint) => endpoint.number,
             Record::EndpointDeleted { endpoint, .. } => *endpoint,
-            Record::KeyPut(_) | Record::KeyDeleted { .. } => EndpointNumber(0),
+            Record::KeyPut(_)
+            | Record::KeyDeleted { .. }
+            | Record::TenantPut(_)
+            | Record::TenantDeleted { .. } => EndpointNumber(0),
             _ => return,
         };
         let is_endpoint = number != EndpointNumber(0);
@@ -527,6 +556,11 @@ impl Committer {
     /// Reports the waits for the disk there.
     pub(super) fn report_waits(&mut self, waits: DiskWaits) {
         self.disk_waits = waits;
+    }
+
+    #[cfg(test)]
+    pub(super) fn unapplied_load_is_empty(&mut self, tenant: &str) -> bool {
+        self.unapplied_load.is_empty(tenant)
     }
 
     pub(crate) fn unapplied(&self) -> &UnappliedBytes {
@@ -566,5 +600,6 @@ fn fail(error: AppendError, units: impl Iterator<Item = Unit>) -> GroupResult {
     GroupResult { committed: None, replies, unwritten, failure: Some(error) }
 }
 
+mod tenants;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::{
     EndpointNumber, Event, EventId, EventType, EventVersion, Expected, Idempotency, OrderingKey, Position,
-    Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
+    QuotaExceeded, Rejection, StreamName, Tenant, Timestamp, attribute, weigh,
 };
 use crate::rules::append::Judged;
 
@@ -179,6 +179,8 @@ pub enum PublishError {
     #[error("the events of the request match too many endpoints in total")]
     TooManyTargets,
     #[error(transparent)]
+    QuotaExceeded(#[from] QuotaExceeded),
+    #[error(transparent)]
     Store(#[from] Unavailable),
 }
 
@@ -206,6 +208,8 @@ pub enum ChangeError {
     Conflict,
     #[error("{0}")]
     NotAllowed(&'static str),
+    #[error(transparent)]
+    QuotaExceeded(#[from] QuotaExceeded),
     /// A request with the same key was committed in between, and its response is stored now.
     #[error("a request with the same key was answered in between")]
     Repeated,

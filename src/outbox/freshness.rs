@@ -139,6 +139,8 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         Record::EventAccepted(_)
         | Record::KeyPut(_)
         | Record::KeyDeleted { .. }
+        | Record::TenantPut(_)
+        | Record::TenantDeleted { .. }
         | Record::RequestAnswered { .. }
         | Record::EventRejected { .. } => Vec::new(),
     }

@@ -17,10 +17,12 @@ pub mod fan_out;
 mod freshness;
 mod health;
 mod opening;
+mod quotas;
 pub mod read_model;
 pub mod recent_keys;
 pub mod registry;
 pub mod unit;
+pub(crate) mod usage_board;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,7 +35,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
-use crate::domain::{ApiKey, Endpoint, EndpointNumber, Position, StreamName, Tenant, Timestamp};
+use crate::domain::{ApiKey, Endpoint, EndpointNumber, Position, Quotas, StreamName, Tenant, Timestamp};
 use crate::limits;
 use crate::outbox::decide::{CommitEnvironment, CommittedGroup, Committer};
 use crate::outbox::draft::Unavailable;
@@ -54,6 +56,7 @@ use disk_reserve::DiskReserve;
 use fan_out::{FanOut, FanOutPermit};
 use freshness::{AT_ONCE, Freshness, IN_ORDER};
 use health::{DiskWaits, HealthCell};
+use usage_board::UsageBoard;
 
 pub(crate) use apply_thread::ApplyThread;
 pub use commit_queue::AdmissionLimits;
@@ -176,7 +179,7 @@ impl Outbox {
     /// Builds the outbox without threads. A simulation then runs each thread step by step.
     pub(crate) fn assemble(
         journal: Journal,
-        state: State,
+        mut state: State,
         admission: AdmissionLimits,
         environment: Box<dyn CommitEnvironment>,
         observer: WriteObserver,
@@ -197,8 +200,10 @@ impl Outbox {
             observer,
             disk_waits: disk_waits.clone(),
         };
+        let board = Arc::new(UsageBoard::default());
+        board.update(state.applied(), state.watch_usage());
         let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
-        let committer = Committer::new(journal, registry.clone(), environment);
+        let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
         let matcher = committer.matcher().clone();
         let writer = CommitThread::new(
             committer,
@@ -207,7 +212,7 @@ impl Outbox {
             links.clone(),
             freshness.clone(),
         );
-        let state = ApplyThread::new(state, messages, links);
+        let state = ApplyThread::new(state, messages, links, board);
         let inner = OutboxInner {
             queue,
             state: state_sender,
@@ -435,6 +440,12 @@ impl Outbox {
     #[must_use]
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.registry(|registry| registry.endpoints().cloned().collect())
+    }
+
+    /// Replaces the quotas of tenants without their own.
+    pub fn set_default_quotas(&self, quotas: Quotas) {
+        let mut registry = self.inner.registry.write().expect("no holder of this lock panics");
+        registry.set_default_quotas(quotas);
     }
 
     /// All API keys.

@@ -87,7 +87,10 @@ pub(crate) fn catch_up(
     progress: OnProgress<'_>,
 ) -> Result<u64, OpenError> {
     for (_, record) in read_records(&journal.reader(), state.registry_positions()) {
-        state.restore_ordering(&record);
+        state.restore(&record);
+    }
+    for (_, record) in read_records(&journal.reader(), state.deleted_endpoint_positions()) {
+        state.restore_deleted(&record);
     }
     let replayed = replay(state, &journal.reader(), journal.reader().last_position(), progress)?;
     check_revisions(state, &journal.reader())?;
@@ -182,7 +185,7 @@ fn read_records(
     positions.into_iter().filter_map(|position| match reader.read(position) {
         Ok(record) => Some((position, record?)),
         Err(error) => {
-            tracing::error!(%error, %position, "endpoint or key lost");
+            tracing::error!(%error, %position, "endpoint, key or tenant lost");
             None
         }
     })

@@ -19,6 +19,7 @@ use crate::projections::reserved;
 use crate::projections::retention::{self, Cutoffs, Overdue};
 use crate::projections::stats::{self, Hour};
 use crate::projections::streams::{self, Head};
+use crate::projections::usage::{self, Usage};
 use crate::rules::event_status::event_status;
 
 use crate::storage::state::State;
@@ -69,6 +70,11 @@ pub trait ReadModel {
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp>;
     /// Sum over all hours that the window overlaps.
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour;
+    /// Each hour of the window with any statistics, by its number since the Unix epoch.
+    fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)>;
+    fn usage(&self, tenant: &Tenant) -> Usage;
+    /// Tenants with usage after a name, by name.
+    fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)>;
 
     /// See [`retention::overdue`].
     fn overdue(&self, cutoffs: Cutoffs, page: u64) -> Overdue;
@@ -163,6 +169,18 @@ impl ReadModel for State {
 
     fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
         stats::window(self.rows(), endpoint, since, until)
+    }
+
+    fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)> {
+        stats::hours(self.rows(), endpoint, since, until)
+    }
+
+    fn usage(&self, tenant: &Tenant) -> Usage {
+        usage::usage(self.rows(), tenant)
+    }
+
+    fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)> {
+        usage::after(self.rows(), after.map(Tenant::as_str), limit)
     }
 
     fn overdue(&self, cutoffs: Cutoffs, page: u64) -> Overdue {

@@ -1,11 +1,25 @@
-//! The in-memory registry of endpoints and API keys, read by every request and every commit.
+//! The in-memory registry of endpoints, API keys and settings of tenants, read by every request and
+//! every commit.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, Record, Tenant};
+use crate::domain::{
+    ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, Quotas, Record, Tenant, TenantSettings,
+};
+
+/// Usage of a tenant's endpoints and keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    pub endpoints: u64,
+    pub pattern_bytes: u64,
+    pub header_bytes: u64,
+    /// Keys that are bound to the tenant.
+    pub keys: u64,
+}
 
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -18,6 +32,11 @@ pub struct Registry {
     deleted: BTreeMap<EndpointNumber, (EndpointId, Tenant)>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
+    tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
+    /// Tenants with endpoints or keys.
+    used: HashMap<Tenant, Used>,
+    /// Limits of tenants without their own. Configuration, not a projection.
+    default_quotas: Quotas,
     last_number: u32,
 }
 
@@ -29,23 +48,31 @@ impl Registry {
                 self.last_number = self.last_number.max(endpoint.number.0);
                 self.by_id.insert(endpoint.id.clone(), endpoint.number);
                 self.set_ordered(endpoint.number, endpoint.ordering != Ordering::None);
-                self.endpoints.insert(endpoint.number, endpoint.clone());
+                let before = self.endpoints.insert(endpoint.number, endpoint.clone());
+                self.count_endpoint(before.as_deref(), Some(endpoint));
             }
             Record::EndpointDeleted { endpoint, .. } => {
                 self.set_ordered(*endpoint, false);
                 if let Some(gone) = self.endpoints.remove(endpoint) {
+                    self.count_endpoint(Some(&gone), None);
                     self.deleted.insert(*endpoint, (gone.id.clone(), gone.tenant.clone()));
                 }
             }
             Record::KeyPut(key) => {
                 self.keys_by_hash.insert(key.hash, key.id.clone());
-                self.keys.insert(key.id.clone(), key.clone());
+                let before = self.keys.insert(key.id.clone(), key.clone());
+                self.count_key(before.as_deref(), Some(key));
             }
             Record::KeyDeleted { id, .. } => {
                 if let Some(gone) = self.keys.remove(id) {
                     self.keys_by_hash.remove(&gone.hash);
+                    self.count_key(Some(&gone), None);
                 }
             }
+            Record::TenantPut(settings) => {
+                self.tenants.insert(settings.tenant.clone(), settings.clone());
+            }
+            Record::TenantDeleted { tenant, .. } => drop(self.tenants.remove(tenant)),
             Record::EventAccepted(_)
             | Record::AttemptFinished { .. }
             | Record::DeliveriesRevived { .. }
@@ -74,6 +101,40 @@ impl Registry {
     #[must_use]
     pub fn ordered_endpoints(&self) -> Arc<HashSet<EndpointNumber>> {
         self.ordered.clone()
+    }
+
+    fn count_endpoint(&mut self, before: Option<&Endpoint>, after: Option<&Endpoint>) {
+        if let Some(endpoint) = before {
+            self.change_used(&endpoint.tenant, |used| {
+                used.endpoints -= 1;
+                used.pattern_bytes -= endpoint.pattern_bytes();
+                used.header_bytes -= endpoint.header_bytes();
+            });
+        }
+        if let Some(endpoint) = after {
+            self.change_used(&endpoint.tenant, |used| {
+                used.endpoints += 1;
+                used.pattern_bytes += endpoint.pattern_bytes();
+                used.header_bytes += endpoint.header_bytes();
+            });
+        }
+    }
+
+    fn count_key(&mut self, before: Option<&ApiKey>, after: Option<&ApiKey>) {
+        if let Some(tenant) = before.and_then(|key| key.tenant.as_ref()) {
+            self.change_used(tenant, |used| used.keys -= 1);
+        }
+        if let Some(tenant) = after.and_then(|key| key.tenant.as_ref()) {
+            self.change_used(tenant, |used| used.keys += 1);
+        }
+    }
+
+    fn change_used(&mut self, tenant: &Tenant, change: impl FnOnce(&mut Used)) {
+        let used = self.used.entry(tenant.clone()).or_default();
+        change(used);
+        if *used == Used::default() {
+            self.used.remove(tenant);
+        }
     }
 
     /// Applies the last record of a deleted endpoint.
@@ -144,5 +205,42 @@ impl Registry {
 
     pub fn keys(&self) -> impl DoubleEndedIterator<Item = &Arc<ApiKey>> {
         self.keys.values()
+    }
+
+    #[must_use]
+    pub fn tenant(&self, tenant: &Tenant) -> Option<&Arc<TenantSettings>> {
+        self.tenants.get(tenant)
+    }
+
+    /// Tenants with settings, by name.
+    pub fn tenants(&self) -> impl ExactSizeIterator<Item = &Arc<TenantSettings>> {
+        self.tenants.values()
+    }
+
+    /// Tenants with settings after a name, by name.
+    pub fn tenants_after(&self, name: Option<&Tenant>) -> impl Iterator<Item = &Arc<TenantSettings>> {
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.tenants.range::<Tenant, _>((from, Bound::Unbounded)).map(|(_, settings)| settings)
+    }
+
+    #[must_use]
+    pub fn used(&self, tenant: &Tenant) -> Used {
+        self.used.get(tenant).copied().unwrap_or_default()
+    }
+
+    pub fn set_default_quotas(&mut self, quotas: Quotas) {
+        self.default_quotas = quotas;
+    }
+
+    #[must_use]
+    pub fn default_quotas(&self) -> Quotas {
+        self.default_quotas
+    }
+
+    /// The limits of a tenant.
+    #[must_use]
+    pub fn quotas(&self, tenant: &Tenant) -> Quotas {
+        let settings = self.tenants.get(tenant);
+        settings.map_or(self.default_quotas, |settings| settings.quotas.apply_to(&self.default_quotas))
     }
 }

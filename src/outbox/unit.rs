@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
 use crate::domain::{
-    Endpoint, EndpointNumber, Idempotency, Party, Position, Record, Rejection, Tenant, Timestamp,
+    Endpoint, EndpointNumber, Idempotency, Party, Position, QuotaExceeded, Record, Rejection, Tenant,
+    TenantSettings, Timestamp,
 };
 use crate::limits;
 
@@ -19,6 +20,13 @@ pub enum Command {
     PutEndpoint(Box<Endpoint>),
     DeleteEndpoint {
         endpoint: EndpointNumber,
+        at: Timestamp,
+    },
+    /// New settings have revision 0; changed ones have the revision that the change rests on.
+    PutTenant(Box<TenantSettings>),
+    /// Ends a tenant without endpoints and keys.
+    DeleteTenant {
+        tenant: Tenant,
         at: Timestamp,
     },
     /// First in its unit: binds an idempotency key to the request whose events follow. None of them
@@ -34,7 +42,12 @@ impl Command {
     pub fn draft(&self) -> Option<&EventDraft> {
         match self {
             Self::Publish(draft) => Some(draft),
-            Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => None,
+            Self::PutEndpoint(_)
+            | Self::DeleteEndpoint { .. }
+            | Self::PutTenant(_)
+            | Self::DeleteTenant { .. }
+            | Self::Claim(_)
+            | Self::Record(_) => None,
         }
     }
 
@@ -45,7 +58,12 @@ impl Command {
             Self::Claim(idempotency) | Self::Record(Record::RequestAnswered { idempotency, .. }) => {
                 Some(idempotency)
             }
-            Self::Publish(_) | Self::PutEndpoint(_) | Self::DeleteEndpoint { .. } | Self::Record(_) => None,
+            Self::Publish(_)
+            | Self::PutEndpoint(_)
+            | Self::DeleteEndpoint { .. }
+            | Self::PutTenant(_)
+            | Self::DeleteTenant { .. }
+            | Self::Record(_) => None,
         }
     }
 
@@ -54,11 +72,13 @@ impl Command {
         self.draft().is_some_and(EventDraft::needs_preparation) || self.request().is_some()
     }
 
-    /// Whether it changes an endpoint or a key.
+    /// Whether it changes an endpoint, a key or a tenant.
     fn changes_registry(&self) -> bool {
         match self {
             Self::PutEndpoint(_)
             | Self::DeleteEndpoint { .. }
+            | Self::PutTenant(_)
+            | Self::DeleteTenant { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
             Self::Publish(_) | Self::Claim(_) | Self::Record(_) => false,
         }
@@ -69,6 +89,8 @@ impl Command {
         match self {
             Self::Publish(draft) => Some(&draft.tenant),
             Self::PutEndpoint(endpoint) => Some(&endpoint.tenant),
+            Self::PutTenant(settings) => Some(&settings.tenant),
+            Self::DeleteTenant { tenant, .. } => Some(tenant),
             Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => None,
         }
     }
@@ -79,6 +101,8 @@ impl Command {
         match self {
             Self::Publish(_) => true,
             Self::PutEndpoint(endpoint) => endpoint.number == EndpointNumber(0),
+            // A quota must be lowered on a full disk.
+            Self::PutTenant(_) | Self::DeleteTenant { .. } => false,
             Self::Record(record) => {
                 matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
             }
@@ -90,9 +114,9 @@ impl Command {
     fn weight(&self) -> usize {
         match self {
             Self::Publish(draft) => draft.weight(),
-            Self::PutEndpoint(_) => 4096,
+            Self::PutEndpoint(_) | Self::PutTenant(_) => 4096,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
-            Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => 64,
+            Self::DeleteEndpoint { .. } | Self::DeleteTenant { .. } | Self::Claim(_) | Self::Record(_) => 64,
         }
     }
 }
@@ -109,10 +133,13 @@ pub enum Outcome {
     Rejected(Rejection),
     /// The unit would begin more than [`limits::REQUEST_TARGETS_MAX`] deliveries.
     TooManyTargets,
+    /// The command would exceed a quota of its tenant. Never stored for an idempotency key.
+    QuotaExceeded(QuotaExceeded),
     Endpoint(Arc<Endpoint>),
+    Tenant(Arc<TenantSettings>),
     Written(Position),
-    /// The endpoint was changed or deleted in between, or an earlier command of the unit had a
-    /// conflict.
+    /// The endpoint or tenant was changed or deleted in between, or an earlier command of the unit
+    /// had a conflict.
     Conflict,
 }
 

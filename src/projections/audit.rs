@@ -2,16 +2,17 @@
 //!
 //! Owns the tolerated differences. Kept rows may lack entries that expired without a record
 //! ([`Terms`]). Folded rows may lack records that retention removed from the journal. Memory is
-//! bounded: a batch of rows, and the expiring requests of one hour (32 bytes each).
+//! bounded: a batch of rows, the expiring requests of one hour (32 bytes each), and two sums per
+//! tenant.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 
 use super::failing::Failing;
 use super::pages::{self, EventEntry, StateEntry};
 use super::retention::{self, Cutoffs};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
-use super::{Rows, counters, idempotency, pending, stats, streams};
+use super::{Rows, counters, idempotency, pending, stats, streams, usage};
 use crate::domain::{DeliveryKey, EndpointNumber, Position, Timestamp};
 
 /// Rows per batch.
@@ -36,7 +37,7 @@ pub fn audit(
     differs: &mut dyn FnMut(String),
     examined: &mut dyn FnMut(u64),
 ) -> u64 {
-    let mut audit = Audit { kept, folded, terms, differs, examined, rows: 0 };
+    let mut audit = Audit { kept, folded, terms, differs, examined, rows: 0, stored: BTreeMap::new() };
     audit.compare_pending();
     audit.compare_queues();
     audit.compare_exactly(b'P');
@@ -48,6 +49,7 @@ pub fn audit(
     audit.compare_expiries();
     audit.compare_counters();
     audit.compare_statistics();
+    audit.compare_usage();
     audit.rows
 }
 
@@ -58,6 +60,8 @@ struct Audit<'a> {
     differs: &'a mut dyn FnMut(String),
     examined: &'a mut dyn FnMut(u64),
     rows: u64,
+    /// Number and bytes of the kept events, by tenant.
+    stored: BTreeMap<Box<str>, (u64, u64)>,
 }
 
 impl Audit<'_> {
@@ -165,6 +169,9 @@ impl Audit<'_> {
         let expected: HashMap<Position, &EventEntry> =
             folded.iter().map(|event| (event.position, event)).collect();
         for event in &kept {
+            let (events, bytes) = self.stored.entry(event.tenant.clone()).or_default();
+            *events += 1;
+            *bytes += event.bytes;
             match expected.get(&event.position) {
                 Some(other) if *other == event => self.compare_deliveries(event, &states, &folded_states),
                 Some(_) => self.report(format!("event {} differs from the journal", event.position)),
@@ -299,6 +306,26 @@ impl Audit<'_> {
                 audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
         });
+    }
+
+    /// Compares usage. Events expire without a record, so their counts are compared with the kept
+    /// events, which [`Self::compare_pages`] has compared with the journal.
+    fn compare_usage(&mut self) {
+        self.for_each_row(b'U', |audit, key, kept, folded| {
+            let decode = |value: Option<&[u8]>| value.map(usage::decode).unwrap_or_default();
+            let (kept, folded) = (decode(kept), decode(folded));
+            let name = String::from_utf8_lossy(&key[1..]);
+            let (events, bytes) = audit.stored.remove(&*name).unwrap_or_default();
+            let expected = usage::Usage { events, bytes, ..folded };
+            if kept != expected {
+                audit.report(format!(
+                    "usage of tenant {name} is {kept:?}, the journal and the stored events give {expected:?}"
+                ));
+            }
+        });
+        for tenant in std::mem::take(&mut self.stored).into_keys() {
+            self.report(format!("usage of tenant {tenant} is missing"));
+        }
     }
 }
 

@@ -10,11 +10,13 @@ use super::pending::{Detail, OrderHash, Row, WHOLE_ENDPOINT};
 use super::reserved::Reserved;
 use super::stats::Hour;
 use super::tallies::Tallies;
+use super::usage::Usage;
 use super::{Rows, dead, idempotency, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
-    Next, Ordering, Position, Progress, Record, Reservation, Timestamp, Trigger,
+    ApiKey, Attempt, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
+    EndpointNumber, Event, KeyId, Next, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp,
+    Trigger,
 };
 use crate::failpoints::{self, Mutation};
 use crate::limits;
@@ -47,6 +49,10 @@ pub struct Totals {
 #[derive(Debug, Default)]
 pub struct Fold {
     endpoints: HashMap<EndpointNumber, LiveEndpoint>,
+    /// Tenants of all endpoints, also of deleted ones, whose deliveries may be pending.
+    tenants: HashMap<EndpointNumber, Tenant>,
+    /// Tenants of the live keys that are bound to one.
+    keys: HashMap<KeyId, Tenant>,
     blocks: Blocks,
     tallies: Tallies,
     /// Number of checkpoints so far: part of the keys of new blocks.
@@ -85,6 +91,27 @@ impl Fold {
     /// Restores an endpoint that was recorded before the checkpoint.
     pub fn restore_endpoint(&mut self, endpoint: &Endpoint) {
         self.endpoints.insert(endpoint.number, endpoint.into());
+        self.restore_deleted_endpoint(endpoint);
+    }
+
+    /// Restores an endpoint that was deleted before the checkpoint.
+    pub fn restore_deleted_endpoint(&mut self, endpoint: &Endpoint) {
+        self.tenants.insert(endpoint.number, endpoint.tenant.clone());
+    }
+
+    /// Restores a key that was recorded before the checkpoint.
+    pub fn restore_key(&mut self, key: &ApiKey) {
+        self.keys.extend(key.tenant.clone().map(|tenant| (key.id.clone(), tenant)));
+    }
+
+    /// Collects changed usage for [`Self::take_changed_usage`].
+    pub fn watch_usage(&mut self) {
+        self.tallies.watch_usage();
+    }
+
+    /// Usage that was written since the last call.
+    pub fn take_changed_usage(&mut self) -> HashMap<Tenant, Usage> {
+        self.tallies.take_changed_usage()
     }
 
     /// Call this after a checkpoint of all rows.
@@ -116,7 +143,16 @@ impl Fold {
         page: u64,
         pages_max: usize,
     ) -> retention::Forgotten {
-        retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max)
+        let forgotten = retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max);
+        for (tenant, (events, bytes)) in &forgotten.by_tenant {
+            if let Ok(tenant) = tenant.parse() {
+                let usage = self.tallies.usage(rows, &tenant);
+                usage.events = usage.events.saturating_sub(*events);
+                usage.bytes = usage.bytes.saturating_sub(*bytes);
+            }
+        }
+        self.tallies.write(rows);
+        forgotten
     }
 
     /// Applies a part of one record: of an event's targets those of this range, of which the first
@@ -150,7 +186,9 @@ impl Fold {
             Record::EndpointPut(endpoint) => step.put_endpoint(endpoint),
             Record::RateReserved { endpoint, reservation } => step.reserve(*endpoint, reservation),
             Record::EndpointDeleted { endpoint, .. } => step.delete_endpoint(*endpoint),
-            Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::KeyPut(key) => step.put_key(key),
+            Record::KeyDeleted { id, .. } => step.delete_key(id),
+            Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);
@@ -213,6 +251,10 @@ impl Step<'_> {
 
     fn put_endpoint(&mut self, endpoint: &Endpoint) {
         let before = self.fold.endpoints.insert(endpoint.number, endpoint.into());
+        if before.is_none() {
+            self.fold.tenants.insert(endpoint.number, endpoint.tenant.clone());
+            self.usage(&endpoint.tenant).endpoints += 1;
+        }
         let position = self.position;
         if Failing::is_ended_by(endpoint, before.as_ref().map(|before| before.change)) {
             self.lane(endpoint.number).failing = None;
@@ -225,7 +267,11 @@ impl Step<'_> {
     }
 
     fn delete_endpoint(&mut self, endpoint: EndpointNumber) {
-        self.fold.endpoints.remove(&endpoint);
+        if self.fold.endpoints.remove(&endpoint).is_some()
+            && let Some(usage) = self.usage_of(endpoint)
+        {
+            usage.endpoints = usage.endpoints.saturating_sub(1);
+        }
         reserved::forget(self.rows, endpoint);
     }
 
@@ -248,6 +294,9 @@ impl Step<'_> {
     fn add_pending(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
         self.fold.totals.pending += 1;
         self.lane(delivery.endpoint).pending += 1;
+        if let Some(usage) = self.usage_of(delivery.endpoint) {
+            usage.pending += 1;
+        }
         self.enter_place(delivery, due, &row, announced);
     }
 
@@ -278,6 +327,11 @@ impl Step<'_> {
         self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
         let lane = self.lane(delivery.endpoint);
         lane.pending = lane.pending.saturating_sub(1);
+        if let Some(usage) =
+            self.usage_of(delivery.endpoint).filter(|_| !failpoints::is_active(Mutation::ForgetUsage))
+        {
+            usage.pending = usage.pending.saturating_sub(1);
+        }
         pending::remove_detail(self.rows, delivery);
         self.leave_place(delivery, place);
         self.release_next(delivery.endpoint, place);
@@ -468,6 +522,9 @@ impl Step<'_> {
         self.settle(delivery, PENDING, change, at, detail);
         self.fold.totals.dead += 1;
         self.lane(delivery.endpoint).dead += 1;
+        if let Some(usage) = self.usage_of(delivery.endpoint) {
+            usage.dead += 1;
+        }
         self.hour(delivery.endpoint, at).dead += 1;
         if let Some(event) = pages::event(self.rows, delivery.event) {
             let letter = Letter {
@@ -494,72 +551,6 @@ impl Step<'_> {
             self.hour(delivery.endpoint, at).cancelled += 1;
         }
     }
-
-    /// Moves a pending delivery to its place in the current ordering. Keeps due time and attempts.
-    fn reorder(&mut self, delivery: DeliveryKey) {
-        let Some(place) = self.find_place(delivery) else { return };
-        let Some(event) = pages::event(self.rows, delivery.event) else { return };
-        let order = self.queue_for(delivery.endpoint, event.order);
-        if order != place.row.order {
-            self.leave_place(delivery, &place);
-            if !failpoints::is_active(Mutation::StrandQueue) {
-                self.release_next(delivery.endpoint, &place);
-            }
-            self.enter_place(delivery, place.due, &Row { order, ..place.row }, false);
-        }
-    }
-
-    fn revive(&mut self, delivery: DeliveryKey, trigger: Trigger, at: Timestamp) {
-        if let Some(place) = self.find_place(delivery) {
-            if transition(PENDING, DeliveryChange::Revived(trigger)).is_none() {
-                return;
-            }
-            let mut detail = self.detail(delivery, &place.row, place.due);
-            detail.progress = Progress::begin(detail.progress.attempts, at, trigger);
-            return self.reschedule(delivery, &place, at, &mut detail);
-        }
-        let Some(event) = pages::event(self.rows, delivery.event) else { return };
-        let before = pages::state_of(self.rows, delivery);
-        // The state may have changed since the request was checked.
-        let (from, change) = (before.as_ref().map(|entry| entry.state), DeliveryChange::Revived(trigger));
-        if transition(from, change).is_none() {
-            return;
-        }
-        if let Some(entry) = &before {
-            self.remove_dead_letter(entry);
-        }
-        let kept = before.as_ref().filter(|_| !failpoints::is_active(Mutation::ForgetAttempts));
-        let attempts_made = kept.map_or(0, |entry| entry.attempts_made);
-        let progress = Progress::begin(attempts_made, at, trigger);
-        let detail = Detail {
-            due: at,
-            last_status: before.as_ref().and_then(|entry| entry.last_status),
-            progress,
-            attempts: before.map(|entry| entry.attempts).unwrap_or_default(),
-        };
-        let empty = Detail { attempts: Vec::new(), ..detail };
-        self.settle(delivery, from, change, at, &empty);
-        pending::put_detail(self.rows, delivery, &detail);
-        let order = self.queue_for(delivery.endpoint, event.order);
-        self.add_pending(delivery, at, Row { progress, order }, false);
-    }
-
-    fn remove_dead_letter(&mut self, entry: &StateEntry) {
-        if matches!(entry.state, DeliveryState::Dead(_)) {
-            dead::remove(self.rows, entry.death, entry.delivery);
-            self.fold.totals.dead = self.fold.totals.dead.saturating_sub(1);
-            let lane = self.lane(entry.delivery.endpoint);
-            lane.dead = lane.dead.saturating_sub(1);
-        }
-    }
-
-    fn purge(&mut self, delivery: DeliveryKey, at: Timestamp) {
-        let Some(entry) = pages::state_of(self.rows, delivery) else { return };
-        let Some(state) = transition(Some(entry.state), DeliveryChange::Purged) else { return };
-        self.remove_dead_letter(&entry);
-        let purged = StateEntry { state, at, death: Position(0), ..entry };
-        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &purged);
-    }
 }
 
 /// Adds the position of an attempt. At the limit, drops the oldest.
@@ -570,5 +561,7 @@ fn push_attempt(attempts: &mut Vec<Position>, position: Position) {
     attempts.push(position);
 }
 
+mod changes;
 #[cfg(test)]
 mod tests;
+mod usage;

@@ -17,6 +17,7 @@
 //! | `L` | endpoint | [`counters::Lane`] | numbers of deliveries, the receiver's failures, its `Retry-After` |
 //! | `R` | endpoint | [`reserved::Reserved`] | reserved part of its rate |
 //! | `T` | endpoint, hour | [`stats::Hour`] | statistics of that hour |
+//! | `U` | tenant | [`usage::Usage`] | numbers of endpoints, keys, deliveries and events |
 
 pub mod audit;
 pub mod counters;
@@ -33,6 +34,7 @@ pub mod rows;
 pub mod stats;
 pub mod streams;
 mod tallies;
+pub mod usage;
 
 pub use fold::{Fold, LaneChange};
 pub use rows::Rows;

@@ -50,6 +50,8 @@ pub struct EventEntry {
     pub event_type: Box<str>,
     pub stream: Option<Box<str>>,
     pub order: OrderHash,
+    /// See [`Event::stored_bytes`](crate::domain::Event::stored_bytes).
+    pub bytes: u64,
     pub targets: Vec<EndpointNumber>,
 }
 
@@ -63,6 +65,7 @@ impl EventEntry {
         put_bytes(&mut out, self.event_type.as_bytes());
         put_bytes(&mut out, self.stream.as_deref().unwrap_or("").as_bytes());
         put_u64(&mut out, self.order);
+        put_varint(&mut out, self.bytes);
         put_varint(&mut out, self.targets.len() as u64);
         for target in &self.targets {
             put_varint(&mut out, u64::from(target.0));
@@ -78,12 +81,13 @@ impl EventEntry {
         let event_type = reader.get_str()?.into();
         let stream = Some(reader.get_str()?).filter(|name| !name.is_empty()).map(Into::into);
         let order = reader.get_u64()?;
+        let bytes = reader.get_varint()?;
         let count = reader.get_varint()?;
         let mut targets = Vec::new();
         for _ in 0..count {
             targets.push(EndpointNumber(reader.get_varint_u32()?));
         }
-        Ok(Self { position, accepted_at, first_due, tenant, event_type, stream, order, targets })
+        Ok(Self { position, accepted_at, first_due, tenant, event_type, stream, order, bytes, targets })
     }
 }
 

@@ -444,6 +444,7 @@ mod tests {
                 event_type: if random.u8(..) < 64 { "rare".into() } else { "common".into() },
                 stream: None,
                 order: 0,
+                bytes: 10,
                 targets: vec![EndpointNumber(1)],
             };
             self.blocks.add_event(&mut self.rows, 0, &entry);

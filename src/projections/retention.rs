@@ -4,7 +4,7 @@
 //! Pending deliveries and dead letters never expire. [`overdue`] finds deliveries to end that have
 //! been due for longer than the retention period, so no delivery stays pending forever.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::pages::{self, Blocks, EventEntry, StateEntry};
 use super::{Rows, pending, reads};
@@ -29,6 +29,8 @@ pub struct Forgotten {
     /// Positions of the events and of their attempts.
     pub positions: Vec<Position>,
     pub events: u64,
+    /// Number and bytes of the events, by tenant.
+    pub by_tenant: BTreeMap<Box<str>, (u64, u64)>,
     /// First page of the next step; `None` if later events are too young, or there are none.
     pub next: Option<u64>,
 }
@@ -123,6 +125,11 @@ fn forget_page(
         }
     }
     forgotten.events += expired.len() as u64;
+    for event in &expired {
+        let (events, bytes) = forgotten.by_tenant.entry(event.tenant.clone()).or_default();
+        *events += 1;
+        *bytes += event.bytes;
+    }
     forgotten.positions.extend(expired.iter().map(|event| event.position));
 }
 

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::rows::{Key, Rows};
+use super::rows::{Key, Rows, u64_at};
 use crate::codec::{Reader, put_varint};
 use crate::domain::{EndpointNumber, Timestamp};
 
@@ -63,7 +63,7 @@ impl Hour {
         self.latency[LATENCY_CLASSES.partition_point(|end| *end < millis)] += 1;
     }
 
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.attempts += other.attempts;
         self.delivered += other.delivered;
         self.dead += other.dead;
@@ -99,7 +99,8 @@ impl Hour {
 }
 
 /// Number of the hour, from the Unix epoch.
-pub(super) fn hour_of(at: Timestamp) -> u64 {
+#[must_use]
+pub fn hour_of(at: Timestamp) -> u64 {
     at.millis() / HOUR_MILLIS
 }
 
@@ -126,6 +127,22 @@ pub fn forget(rows: &mut dyn Rows, endpoint: EndpointNumber, before: Timestamp) 
         rows.remove(key);
     }
     !keys.is_empty()
+}
+
+/// The hours that overlap the window, by number.
+pub fn hours(
+    rows: &dyn Rows,
+    endpoint: EndpointNumber,
+    since: Timestamp,
+    until: Timestamp,
+) -> Vec<(u64, Hour)> {
+    let mut list = Vec::new();
+    let (from, to) = (key(endpoint, hour_of(since)), key(endpoint, hour_of(until) + 1));
+    rows.scan(&from, &to, &mut |key, value| {
+        list.push((u64_at(key, 5), Hour::decode(value)));
+        ControlFlow::Continue(())
+    });
+    list
 }
 
 /// Sum of the hours that overlap the window.

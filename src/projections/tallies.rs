@@ -6,14 +6,18 @@ use std::collections::HashMap;
 
 use super::counters::{self, Lane};
 use super::stats::{self, Hour};
+use super::usage::{self, Usage};
 use super::{Rows, stats::hour_of};
-use crate::domain::{EndpointNumber, Timestamp};
+use crate::domain::{EndpointNumber, Tenant, Timestamp};
 
 /// Counters changed since the last write.
 #[derive(Debug, Default)]
 pub(super) struct Tallies {
     lanes: HashMap<EndpointNumber, Lane>,
     hours: HashMap<(EndpointNumber, u64), Hour>,
+    usage: HashMap<Tenant, Usage>,
+    /// Usage written since it was last taken; `None` without a reader.
+    changed: Option<HashMap<Tenant, Usage>>,
 }
 
 impl Tallies {
@@ -26,6 +30,22 @@ impl Tallies {
         self.hours.entry((endpoint, hour)).or_insert_with(|| stats::hour(rows, endpoint, hour))
     }
 
+    pub(super) fn usage(&mut self, rows: &dyn Rows, tenant: &Tenant) -> &mut Usage {
+        // A tenant has many records in a group: its name is copied once.
+        if !self.usage.contains_key(tenant) {
+            self.usage.insert(tenant.clone(), usage::usage(rows, tenant));
+        }
+        self.usage.get_mut(tenant).expect("it was inserted")
+    }
+
+    pub(super) fn watch_usage(&mut self) {
+        self.changed = Some(HashMap::new());
+    }
+
+    pub(super) fn take_changed_usage(&mut self) -> HashMap<Tenant, Usage> {
+        self.changed.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     pub(super) fn write(&mut self, rows: &mut dyn Rows) {
         for (endpoint, lane) in self.lanes.drain() {
             counters::put(rows, endpoint, &lane);
@@ -33,9 +53,15 @@ impl Tallies {
         for ((endpoint, hour), counts) in self.hours.drain() {
             stats::put(rows, endpoint, hour, &counts);
         }
+        for (tenant, counts) in self.usage.drain() {
+            usage::put(rows, &tenant, &counts);
+            if let Some(changed) = &mut self.changed {
+                changed.insert(tenant, counts);
+            }
+        }
     }
 
     pub(super) fn are_written(&self) -> bool {
-        self.lanes.is_empty() && self.hours.is_empty()
+        self.lanes.is_empty() && self.hours.is_empty() && self.usage.is_empty()
     }
 }

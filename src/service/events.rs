@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::records::UNEXPECTED_OUTCOME;
-use crate::domain::{Event, EventId, EventStatus, Idempotency, Position, Record, Tenant, Timestamp};
+use crate::domain::{
+    Event, EventId, EventStatus, Idempotency, Position, QuotaExceeded, Record, Tenant, Timestamp,
+};
 use crate::failpoints::Bound;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{
@@ -49,6 +51,7 @@ impl Events<'_> {
         request: Option<Idempotency>,
     ) -> Result<Published, PublishError> {
         let has_key = request.is_some();
+        let refused = self.take_rates(&mut drafts);
         self.resolve_generated_ids(&mut drafts).await?;
         let mut retry_drafts = Vec::new();
         if drafts.iter().any(EventDraft::may_be_duplicate) {
@@ -75,7 +78,23 @@ impl Events<'_> {
             }
             published.results.push(result);
         }
+        for (index, exceeded) in refused {
+            published.results.insert(index, Err(PublishError::QuotaExceeded(exceeded)));
+        }
         Ok(published)
+    }
+
+    /// Removes the drafts that exceed their tenant's rate. Returns their indexes, in order.
+    fn take_rates(self, drafts: &mut Vec<EventDraft>) -> Vec<(usize, QuotaExceeded)> {
+        let mut refused = Vec::new();
+        let mut index = 0;
+        drafts.retain(|draft| {
+            let taken = self.0.take_rate(&draft.tenant, draft.data.len() as u64);
+            refused.extend(taken.err().map(|exceeded| (index, exceeded)));
+            index += 1;
+            refused.last().is_none_or(|(last, _)| last + 1 != index)
+        });
+        refused
     }
 
     /// Finds publisher ids that were generated for other events of the tenant. This journal read is
@@ -112,7 +131,11 @@ impl Events<'_> {
                     return Err(PublishError::Rejected { rejection, repeated: false });
                 }
                 Outcome::TooManyTargets => return Err(PublishError::TooManyTargets),
-                Outcome::Endpoint(_) | Outcome::Written(_) | Outcome::Conflict => {
+                Outcome::QuotaExceeded(exceeded) => {
+                    self.0.metrics().quota_refused(exceeded.quota);
+                    return Err(PublishError::QuotaExceeded(exceeded));
+                }
+                Outcome::Endpoint(_) | Outcome::Tenant(_) | Outcome::Written(_) | Outcome::Conflict => {
                     unreachable!("{UNEXPECTED_OUTCOME}")
                 }
             };

@@ -7,8 +7,7 @@ use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
     DeliveryKey, DeliveryState, Endpoint, EndpointId, EndpointNumber, EventId, Party, Pattern, Position,
-    Tenant,
-    Timestamp, Trigger,
+    Tenant, Timestamp, Trigger,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};

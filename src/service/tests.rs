@@ -14,7 +14,7 @@ use crate::context::environment::{BlockingPool, Environment, FileReads};
 use crate::context::{Context, Settings};
 use crate::courier::{Courier, CourierSettings};
 use crate::delivery::{Dispatcher, assemble};
-use crate::domain::{DeadReason, DeliveryKey, PolicyDefaults, Record, RetryPolicy, Tenant};
+use crate::domain::{DeadReason, DeliveryKey, PolicyDefaults, Quotas, Record, RetryPolicy, Tenant};
 use crate::metrics::Metrics;
 use crate::outbox::draft::{ChangeError, EventDraft};
 use crate::outbox::{AdmissionLimits, Outbox};
@@ -63,6 +63,7 @@ fn context_with_reads(reads: Arc<dyn FileReads>) -> (Context, Dispatcher, tempfi
             retry: RetryPolicy::Schedule(Vec::new()),
         },
         callback_base: None,
+        quotas: Quotas::default(),
     };
     let environment = Environment { reads, ..Environment::system(courier) };
     let (vault, metrics) = (Arc::new(Vault::new([])), Arc::new(Metrics::new()));

@@ -17,7 +17,7 @@ use super::world::{self, World, wall};
 use crate::context::environment::Environment;
 use crate::context::{Context, Settings};
 use crate::delivery::{Run, assemble};
-use crate::domain::{DeadReason, Position, Record, Tenant, Timestamp};
+use crate::domain::{DeadReason, Position, Quotas, Record, Tenant, Timestamp};
 use crate::metrics::Metrics;
 use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::draft::Unavailable;
@@ -143,6 +143,7 @@ impl Life {
             asking: AskingPolicy { initial: Duration::from_secs(1), max_interval: Duration::from_secs(8) },
             defaults: operations::policy_defaults(),
             callback_base: Some(CALLBACK_BASE.into()),
+            quotas: Quotas::default(),
         };
         let receivers = Arc::new(Receivers { world: world.clone() });
         let environment =

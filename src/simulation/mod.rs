@@ -11,6 +11,7 @@ mod chance;
 mod life;
 mod model;
 mod operations;
+mod tenants;
 mod tests;
 mod walks;
 mod world;

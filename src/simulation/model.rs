@@ -10,8 +10,9 @@ use std::time::Duration;
 use super::world::RETRY_AFTER_SECONDS;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event,
-    EventId, Idempotency, Next, Position, Record, RetryPolicy, Tenant, Timestamp,
+    EventId, Idempotency, Next, Position, Quota, QuotaOverride, Record, RetryPolicy, Tenant, Timestamp,
 };
+use crate::outbox::ReadModel as _;
 use crate::outbox::conformance::compare::{Moment, compare};
 use crate::outbox::conformance::oracle::{Delivery, Oracle};
 use crate::rules::matching::want;
@@ -53,6 +54,8 @@ pub(super) struct Model {
     pub(super) agreed: BTreeSet<(EndpointNumber, Box<str>)>,
     ids: BTreeMap<(Tenant, EventId), Position>,
     scopes: BTreeMap<[u8; 16], (Position, Option<Timestamp>)>,
+    /// Quotas of pending deliveries.
+    pending_limits: BTreeMap<Tenant, QuotaOverride>,
     pub(super) streams: BTreeMap<(String, String), u64>,
     /// Retention period of events.
     pub(super) keep: Option<Duration>,
@@ -90,7 +93,9 @@ impl Model {
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
-            | Record::KeyDeleted { .. } => false,
+            | Record::KeyDeleted { .. }
+            | Record::TenantPut(_)
+            | Record::TenantDeleted { .. } => false,
         }
     }
 
@@ -133,6 +138,11 @@ impl Model {
             Record::AttemptFinished { delivery, due, attempt } => {
                 self.check_delay(*delivery, *due, attempt)?;
             }
+            Record::TenantPut(settings) => {
+                let limit = settings.quotas.get(Quota::PendingDeliveries);
+                self.pending_limits.insert(settings.tenant.clone(), limit);
+            }
+            Record::TenantDeleted { tenant, .. } => drop(self.pending_limits.remove(tenant)),
             Record::RateReserved { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
@@ -143,7 +153,22 @@ impl Model {
             }
         }
         self.oracle.apply(position, record);
-        Ok(())
+        self.check_quota(record)
+    }
+
+    /// Checks that an accepted event leaves its tenant within its quota.
+    fn check_quota(&self, record: &Record) -> Result<(), String> {
+        let Record::EventAccepted(event) = record else { return Ok(()) };
+        match self.pending_limits.get(&event.tenant) {
+            Some(QuotaOverride::Limit(limit)) if !event.targets.is_empty() => {
+                let pending = self.oracle.usage(&event.tenant).pending;
+                if pending <= *limit {
+                    return Ok(());
+                }
+                Err(format!("{} makes {pending} pending deliveries, the quota is {limit}", event.id))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Marks the deliveries that the record changes or creates.
@@ -330,6 +355,8 @@ impl Model {
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
+            | Record::TenantPut(_)
+            | Record::TenantDeleted { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. } => Vec::new(),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::chance::Chance;
 use super::life::check_files;
-use super::walks;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
+use super::{tenants, walks};
 use crate::context::Context;
 use crate::delivery::retention::{self, Keep};
 use crate::domain::{
@@ -45,12 +45,13 @@ pub(super) async fn operate(context: Context, world: World) {
         71..73 => delete_endpoint(&context, &world).await,
         73..82 => operate_on_delivery(&context, &world).await,
         82..90 if world.plan().keep.is_some() => run_retention_pass(&context, &world).await,
-        82..94 => walks::operate_in_bulk(&context, &world).await,
+        92..94 => tenants::change_tenant(&context, &world).await,
+        82..92 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }
 }
 
-fn tenant(inner: &mut Inner) -> Tenant {
+pub(super) fn tenant(inner: &mut Inner) -> Tenant {
     let (crowded, chance) = (inner.plan.crowded, &mut inner.chance);
     let name = match (crowded, chance.percent(if crowded { 60 } else { 85 })) {
         (_, true) => Tenant::DEFAULT,
@@ -521,6 +522,11 @@ fn check_post(world: &World, post: &Post, result: &Result<AcceptedEvent, Publish
             world.count("mismatches");
             world.note(format_args!("publish: mismatch of {:?}", post.key));
             post.key.is_none().then(|| "idempotency mismatch of an event without a key".to_owned())
+        }
+        Err(PublishError::QuotaExceeded(exceeded)) => {
+            world.count("quotaRefused");
+            world.note(format_args!("publish: {exceeded}"));
+            None
         }
         Err(PublishError::TooManyTargets) => Some("too many targets for a single event".to_owned()),
         Err(PublishError::Store(error)) => return check_refusal(world, "publish", error),

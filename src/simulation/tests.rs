@@ -120,6 +120,9 @@ fn nothing_is_lost_in_any_seed() {
         "backups",
         "tenantsAtLimit",
         "reachedInBulk",
+        "quotaRefused",
+        "tenantsChanged",
+        "tenantsDeleted",
     ];
     for what in wanted {
         assert!(
@@ -279,6 +282,16 @@ fn slot_above_the_share_is_caught() {
 #[test]
 fn kept_turn_is_caught() {
     assert_caught(Mutation::KeepTurn);
+}
+
+#[test]
+fn usage_of_ended_deliveries_is_caught() {
+    assert_caught(Mutation::ForgetUsage);
+}
+
+#[test]
+fn quota_over_a_lagging_state_is_caught() {
+    assert_caught(Mutation::CountAppliedOnly);
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod requests;
 mod secrets;
 mod sharing;
 mod subscriber;
+mod tenants;
 mod waits;
 
 use serde_json::{Value, json};

@@ -99,12 +99,14 @@ impl Operation {
         self.media.iter().any(|media| media == "application/json")
     }
 
+    /// Whether the path has an id that the daemon chose. Clients choose the names of tenants.
     pub(super) fn has_id(&self) -> bool {
-        self.path.contains('{')
+        self.path.contains('{') && !self.path.contains("{tenant}")
     }
 
-    /// The path with the parameter replaced.
+    /// The path with the parameter replaced. A tenant is the default one.
     pub(super) fn at(&self, id: &str) -> String {
+        let id = if self.path.contains("{tenant}") { "default" } else { id };
         match (self.path.find('{'), self.path.find('}')) {
             (Some(start), Some(end)) => format!("{}{id}{}", &self.path[..start], &self.path[end + 1..]),
             _ => self.path.clone(),
@@ -118,6 +120,7 @@ impl Operation {
             "url" => json!("https://example.com/"),
             "since" => json!("2026-01-01T00:00:00Z"),
             "role" => json!("viewer"),
+            "confirm" => json!("x"),
             "events" => json!([{"type": "a.b", "data": 1}]),
             _ => json!(1),
         };
@@ -277,7 +280,7 @@ async fn unknown_member_is_named() {
 
 /// Objects within bodies: each member with a value that is valid, or that is checked after the
 /// names.
-const INNER: [(&str, &[(&str, &str)]); 6] = [
+const INNER: [(&str, &[(&str, &str)]); 8] = [
     ("headers", &[("X-A", "\"1\"")]),
     ("sensitiveHeaders", &[("X-A", "\"1\"")]),
     ("rateLimit", &[("limit", "1"), ("per", "\"1s\""), ("burst", "1")]),
@@ -295,6 +298,8 @@ const INNER: [(&str, &[(&str, &str)]); 6] = [
     ),
     ("clientCertificate", &[("certificate", "\"x\""), ("key", "\"x\"")]),
     ("handshake", &[("origin", "\"a.example\""), ("rate", "1"), ("callback", "false")]),
+    ("quotas", &[("endpoints", "1"), ("storedBytes", "\"off\""), ("eventsPerSecond", "1")]),
+    ("delivery", &[("maxInFlight", "1"), ("timeout", "\"1s\"")]),
 ];
 
 #[tokio::test]

@@ -52,7 +52,9 @@ async fn populated(data: &Path) -> Daemon {
     }
     daemon.until("/dead-letters", |list| list["data"].as_array().unwrap().len() == 2).await;
     daemon.post("/events", r#"{"type": "good.later", "data": 1, "deliverAt": "2100-01-01T00:00:00Z"}"#).await;
-    daemon.post("/keys", r#"{"role": "viewer"}"#).await;
+    daemon.post("/keys", r#"{"role": "viewer", "tenant": "acme"}"#).await;
+    let quotas = r#"{"quotas": {"endpoints": 100}}"#;
+    assert_eq!(daemon.call("PUT", "/tenants/default", &[], quotas).await.0, 201);
     assert_eq!(daemon.terminate(), Some(0));
     Daemon::start_in(data, &[], &[("BALTO__AUTH__ADMIN_KEY", KEY)]).await
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Serialize, ser::SerializeMap};
 
 use crate::api::http::reply::Reply;
-use crate::domain::{Expected, Rejection};
+use crate::domain::{Expected, Quota, QuotaExceeded, Rejection};
 use crate::limits;
 use crate::service::types::{ChangeError, PublishError, Unavailable, WaitError};
 
@@ -127,6 +127,8 @@ pub enum Problem {
     TooManyDeliveries {
         limit: usize,
     },
+    /// A quota of the tenant.
+    QuotaExceeded(QuotaExceeded),
     Overloaded {
         retry_after: Duration,
     },
@@ -152,6 +154,7 @@ impl Problem {
     pub fn examples() -> Vec<Self> {
         let text = String::new;
         let retry_after = Duration::from_secs(1);
+        let exceeded = QuotaExceeded { quota: Quota::Endpoints, limit: 0, value: 1, retry_after: None };
         let conflict = Rejection::VersionConflict { expected: Expected::NoStream, actual: None };
         vec![
             Self::Malformed(text()),
@@ -159,6 +162,7 @@ impl Problem {
             Self::Unauthorized,
             Self::Forbidden(text()),
             Self::UntrustedOrigin(text()),
+            Self::QuotaExceeded(exceeded),
             Self::NotFound(text()),
             Self::MethodNotAllowed,
             Self::RequestTimeout,
@@ -214,6 +218,15 @@ impl Problem {
             | Self::TooManyTests { .. }
             | Self::UnreadResponses { .. }
             | Self::TooManyWrongKeys { .. } => 429,
+            Self::QuotaExceeded(exceeded) => match exceeded.quota {
+                Quota::EventsPerSecond | Quota::BytesPerSecond => 429,
+                Quota::StoredBytes => 507,
+                Quota::Endpoints
+                | Quota::PatternBytes
+                | Quota::HeaderBytes
+                | Quota::Keys
+                | Quota::PendingDeliveries => 403,
+            },
             Self::HeadersTooLarge => 431,
             Self::Unavailable(_) => 503,
             Self::DiskFull => 507,
@@ -252,6 +265,7 @@ impl Problem {
             Self::ForbiddenUrl(_) => "forbidden_url",
             Self::LoopDetected { .. } => "loop_detected",
             Self::TooManyDeliveries { .. } => "too_many_deliveries",
+            Self::QuotaExceeded(_) => "quota_exceeded",
             Self::Overloaded { .. } => "overloaded",
             Self::TooManyWaiters => "too_many_waiters",
             Self::Unavailable(_) => "unavailable",
@@ -288,6 +302,7 @@ impl Problem {
             Self::ForbiddenUrl(_) => "The URL is not allowed",
             Self::LoopDetected { .. } => "Delivery loop detected",
             Self::TooManyDeliveries { .. } => "The request creates too many deliveries",
+            Self::QuotaExceeded(_) => "The request exceeds a quota of the tenant",
             Self::Overloaded { .. } => "Too many requests",
             Self::TooManyWaiters => "Too many waiting requests",
             Self::Unavailable(_) => "The service is unavailable",
@@ -362,6 +377,7 @@ impl Problem {
                 "{} requests wait already; ask again without `wait`, or later",
                 limits::WAITERS_MAX
             ),
+            Self::QuotaExceeded(exceeded) => quota_detail(exceeded),
             Self::Overloaded { retry_after } => {
                 format!("too much work is pending; try again in {} s", retry_seconds(*retry_after))
             }
@@ -375,6 +391,9 @@ impl Problem {
             Self::Overloaded { retry_after }
             | Self::TooManyTests { retry_after }
             | Self::TooManyWrongKeys { retry_after } => Some(retry_seconds(*retry_after)),
+            Self::QuotaExceeded(QuotaExceeded { retry_after: Some(wait), .. }) => Some(retry_seconds(*wait)),
+            // Retention has to remove events first.
+            Self::QuotaExceeded(QuotaExceeded { quota: Quota::StoredBytes, .. }) => Some(60),
             // Another request can send the event at once; the first request ends with its commit.
             Self::TooManyDeliveries { .. }
             | Self::TooManyWaiters
@@ -403,6 +422,22 @@ impl Problem {
             _ => reply,
         }
     }
+}
+
+/// The exceeded quota and advice.
+fn quota_detail(exceeded: &QuotaExceeded) -> String {
+    let advice = match exceeded.quota {
+        Quota::Endpoints => "delete endpoints that are not in use",
+        Quota::PatternBytes => "use fewer or shorter patterns",
+        Quota::HeaderBytes => "use fewer or shorter headers",
+        Quota::Keys => "delete keys that are not in use",
+        Quota::PendingDeliveries => {
+            "wait until deliveries end, cancel some, or delete endpoints that do not accept them"
+        }
+        Quota::StoredBytes => "wait until retention removes events",
+        Quota::EventsPerSecond | Quota::BytesPerSecond => "publish more slowly",
+    };
+    format!("{exceeded}; {advice}, or ask the operator for a higher quota")
 }
 
 fn retry_seconds(duration: Duration) -> u64 {
@@ -441,6 +476,11 @@ impl Serialize for Problem {
             Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
             Self::TooManyDeliveries { limit } | Self::UnreadResponses { limit } => {
                 map.serialize_entry("limit", limit)?;
+            }
+            Self::QuotaExceeded(exceeded) => {
+                map.serialize_entry("quota", exceeded.quota.as_str())?;
+                map.serialize_entry("limit", &exceeded.limit)?;
+                map.serialize_entry("value", &exceeded.value)?;
             }
             Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
             Self::Validation(errors) => map.serialize_entry("errors", errors)?,
@@ -482,6 +522,7 @@ impl From<PublishError> for Problem {
             PublishError::Rejected { rejection, repeated } => Self::Rejected { rejection, repeated },
             PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
             PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
+            PublishError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
             PublishError::Store(unavailable) => unavailable.into(),
         }
     }
@@ -495,6 +536,7 @@ impl From<ChangeError> for Problem {
                 Self::Conflict("the resource was changed by another request; try again".to_owned())
             }
             ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
+            ChangeError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
             ChangeError::Repeated => Self::RequestInFlight,
             ChangeError::Store(unavailable) => unavailable.into(),
         }

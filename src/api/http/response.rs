@@ -84,3 +84,21 @@ impl<const STATUS: u16, T: JsonSchema> OperationResponse for Success<STATUS, T> 
         self.reply
     }
 }
+
+/// The response of a `PUT`: 201 for a new resource, 200 for a replaced one. Declares 200.
+pub enum CreatedOrReplaced<T> {
+    Created(Created<T>),
+    Replaced(Json<T>),
+}
+
+impl<T: JsonSchema> OperationResponse for CreatedOrReplaced<T> {
+    const STATUS: u16 = 200;
+    const SCHEMA: Option<SchemaOf> = Some(schema::<T>);
+
+    fn into_reply(self) -> Reply {
+        match self {
+            Self::Created(response) => response.into_reply(),
+            Self::Replaced(response) => response.into_reply(),
+        }
+    }
+}

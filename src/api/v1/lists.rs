@@ -19,7 +19,7 @@ use crate::domain::{
     Position, Tenant, Timestamp,
 };
 use crate::limits;
-use crate::service::types::{Cursor, Page};
+use crate::service::types::{Cursor, Page, WaitReason};
 
 /// Layout version of a cursor. With another version a cursor is rejected, not misread.
 const CURSOR_VERSION: u8 = 1;
@@ -32,6 +32,7 @@ pub enum List {
     Deliveries = 3,
     DeadLetters = 4,
     Keys = 5,
+    Tenants = 6,
 }
 
 /// A query parameter as the route table declares it.
@@ -208,6 +209,15 @@ pub fn encode(list: List, key: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
+/// A cursor whose sort key is a name.
+///
+/// # Errors
+/// 422 for a cursor that is not of this list.
+pub fn decode_name(list: List, text: &str) -> Result<Tenant, Problem> {
+    let name = String::from_utf8(decode(list, text)?).map_err(|_| bad_cursor())?;
+    name.parse().map_err(|_| bad_cursor())
+}
+
 /// # Errors
 /// 422 for a cursor that is not of this list.
 pub fn decode(list: List, text: &str) -> Result<Vec<u8>, Problem> {
@@ -331,6 +341,34 @@ pub const DEAD_LETTERS: &[Param] = &[
     CURSOR,
 ];
 pub const KEYS: &[Param] = &[LIMIT, CURSOR];
+/// The cursor has a tenant's name in base64.
+pub const TENANTS: &[Param] =
+    &[LIMIT, param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 352))];
+/// The path parameter with a tenant's name.
+pub const TENANT_NAME: Kind = NAME;
+pub const BUCKETS: &[&str] = &["1h"];
+pub const LANE_ORDERS: &[&str] = &["oldestDue"];
+pub const WAIT_REASONS: &[&str] = WaitReason::WORDS;
+pub const OVERVIEW: &[Param] = &[
+    TENANT,
+    param("since", "Attempts from this hour on; default: 24 hours before `until`", Kind::Time),
+    param(
+        "until",
+        "Attempts up to the hour of this time, at most 31 days after `since`; default: now",
+        Kind::Time,
+    ),
+    param("bucket", "Also return the counts of each hour", Kind::Word(BUCKETS)),
+];
+pub const LANES: &[Param] = &[
+    TENANT,
+    param("reason", "Only lanes that wait for this reason", Kind::Word(WAIT_REASONS)),
+    param(
+        "sort",
+        "`oldestDue`: the lane whose next delivery was due first comes first; default: newest endpoint first",
+        Kind::Word(LANE_ORDERS),
+    ),
+    param("limit", "Lanes in the answer, 1 to 250; default 50", Kind::Limit),
+];
 pub const ONE_EVENT: &[Param] = &[param(
     "tenant",
     "The tenant of an id that the publisher chose; default: the key's, or `default`",

@@ -10,6 +10,8 @@ pub mod events;
 pub mod handshakes;
 pub mod keys;
 pub mod lists;
+pub mod overview;
+pub mod tenants;
 
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -15,6 +15,7 @@ use crate::projections::counters::Lane;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
+use crate::projections::usage::Usage;
 
 /// Maximum number of pages of one list. More pages indicate an endless list.
 const PAGES_MAX: usize = 10_000;
@@ -57,6 +58,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
         let small = number == 0 || number as u64 % 8 == moment.now.millis() % 8;
         lists(oracle, found, &filter, if small { moment.limit } else { PAGE_ITEMS_MAX })?;
     }
+    usage(oracle, found)?;
     requests(oracle, found, moment)?;
     streams(oracle, found, moment)
 }
@@ -239,7 +241,35 @@ fn statistics(
         let counted = found.statistics(endpoint, since, until);
         if !(moment.rebuilt && is_part(&counted, &expected)) {
             same(&format!("what {endpoint:?} did {back} hours ago"), &expected, &counted)?;
+            let hours = oracle.hours(endpoint, since, until);
+            same("the hours of a window", &hours, &found.hours(endpoint, since, until))?;
         }
+        let mut sum = Hour::default();
+        found.hours(endpoint, since, until).iter().for_each(|(_, hour)| sum.add(hour));
+        same("the sum of the hours", &counted, &sum)?;
+    }
+    Ok(())
+}
+
+/// Compares the usage of each tenant, alone and in a list.
+fn usage(oracle: &Oracle, found: &dyn ReadModel) -> Result<(), String> {
+    let expected = oracle.tenants(None, usize::MAX);
+    for (tenant, usage) in &expected {
+        same(&format!("the usage of {tenant}"), usage, &found.usage(tenant))?;
+    }
+    let never: Tenant = "never".parse().expect("legal");
+    same("the usage of an unknown tenant", &Usage::default(), &found.usage(&never))?;
+    for limit in [1, usize::MAX] {
+        let mut all: Vec<(Tenant, Usage)> = Vec::new();
+        loop {
+            let after = all.last().map(|(tenant, _)| tenant.clone());
+            let page = found.tenants(after.as_ref(), limit);
+            if page.is_empty() {
+                break;
+            }
+            all.extend(page);
+        }
+        same(&format!("the tenants in steps of {limit}"), &expected, &all)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use super::{End, Store};
-use crate::domain::{ApiKey, Endpoint, Position, Record, Timestamp};
+use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp};
 use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
 use crate::outbox::decide::CommitEnvironment;
@@ -235,6 +235,10 @@ impl Store for DiskStore {
 
     fn keys(&mut self) -> Vec<Arc<ApiKey>> {
         self.parts().outbox.keys()
+    }
+
+    fn tenants(&mut self) -> Vec<Arc<TenantSettings>> {
+        self.parts().outbox.registry(|registry| registry.tenants().cloned().collect())
     }
 
     fn tell_time(&mut self, now: Timestamp) {

@@ -7,7 +7,7 @@ use super::oracle::Oracle;
 use super::{End, Store};
 use crate::domain::{
     ApiKey, DeliveryKey, Endpoint, EndpointNumber, Event, EventId, Expected, Idempotency, KeyId, Position,
-    Record, Rejection, Timestamp,
+    Quota, QuotaExceeded, QuotaOverride, Record, Rejection, Tenant, TenantSettings, Timestamp,
 };
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
@@ -23,6 +23,7 @@ pub(super) struct MemoryStore {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
     endpoints_ever: u32,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
+    pub(super) tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
     pub(super) now: Timestamp,
     /// Publisher-chosen ids that were deleted with their events.
     pub(super) free_again: BTreeSet<[u8; 16]>,
@@ -41,6 +42,10 @@ impl MemoryStore {
             Record::EndpointDeleted { endpoint, .. } => drop(self.endpoints.remove(endpoint)),
             Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.clone())),
             Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
+            Record::TenantPut(settings) => {
+                drop(self.tenants.insert(settings.tenant.clone(), settings.clone()))
+            }
+            Record::TenantDeleted { tenant, .. } => drop(self.tenants.remove(tenant)),
             _ => {}
         }
         self.records.insert(position, (self.now, record));
@@ -56,10 +61,12 @@ impl MemoryStore {
             Some(repeated) => return vec![repeated; unit.len()],
             None => {}
         }
-        let mut conflict = false;
-        let judge = |command| {
-            let outcome = if conflict { Outcome::Conflict } else { self.judge(command) };
-            conflict |= matches!(outcome, Outcome::Conflict);
+        let mut refused = None;
+        let judge = |command: Command| {
+            let outcome = refused.clone().unwrap_or_else(|| self.judge(command));
+            if matches!(outcome, Outcome::Conflict | Outcome::QuotaExceeded(_)) {
+                refused = Some(outcome.clone());
+            }
             outcome
         };
         unit.into_iter().map(judge).collect()
@@ -99,18 +106,80 @@ impl MemoryStore {
                     body,
                 }))
             }),
+            Command::PutTenant(settings) => {
+                let current = self.tenants.get(&settings.tenant).map(|known| known.revision);
+                if current.unwrap_or_default() != settings.revision {
+                    return Outcome::Conflict;
+                }
+                let revision = self.oracle.last.next();
+                let settings = Arc::new(TenantSettings { revision, ..*settings });
+                self.write(Record::TenantPut(settings.clone()));
+                Outcome::Tenant(settings)
+            }
+            Command::DeleteTenant { tenant, at } => {
+                let usage = self.oracle.usage(&tenant);
+                if usage.endpoints + usage.keys > 0 {
+                    return Outcome::Conflict;
+                }
+                Outcome::Written(self.write(Record::TenantDeleted { tenant, at }))
+            }
+            Command::Record(Record::KeyPut(key)) => match self.exceeded_by_key(&key) {
+                Some(exceeded) => Outcome::QuotaExceeded(exceeded),
+                None => Outcome::Written(self.write(Record::KeyPut(key))),
+            },
             Command::Record(record) => Outcome::Written(self.write(record)),
         }
     }
 
+    fn exceeded(&self, tenant: &Tenant, quota: Quota, value: u64) -> Option<QuotaExceeded> {
+        match self.tenants.get(tenant)?.quotas.get(quota) {
+            QuotaOverride::Limit(limit) if value > limit => {
+                Some(QuotaExceeded { quota, limit, value, retry_after: None })
+            }
+            _ => None,
+        }
+    }
+
+    fn exceeded_by_key(&self, key: &ApiKey) -> Option<QuotaExceeded> {
+        let tenant = key.tenant.as_ref()?;
+        if self.keys.get(&key.id).is_some_and(|known| known.tenant.as_ref() == Some(tenant)) {
+            return None;
+        }
+        self.exceeded(tenant, Quota::Keys, self.oracle.usage(tenant).keys + 1)
+    }
+
+    fn exceeded_by_endpoint(&self, endpoint: &Endpoint) -> Option<QuotaExceeded> {
+        let tenant = &endpoint.tenant;
+        let own = self.endpoints.values().filter(|known| known.tenant == *tenant);
+        let bytes = |endpoint: &Endpoint| {
+            endpoint.event_types.iter().map(|pattern| pattern.as_str().len() as u64).sum::<u64>()
+        };
+        let known = self.endpoints.get(&endpoint.number);
+        let before = known.map_or(0, |known| bytes(known));
+        let others = own.clone().map(|known| bytes(known)).sum::<u64>() - before;
+        let count = known.is_none().then(|| own.count() as u64 + 1);
+        count.and_then(|count| self.exceeded(tenant, Quota::Endpoints, count)).or_else(|| {
+            let after = bytes(endpoint);
+            (after > before).then(|| self.exceeded(tenant, Quota::PatternBytes, others + after)).flatten()
+        })
+    }
+
     fn put_endpoint(&mut self, mut endpoint: Endpoint) -> Outcome {
-        if endpoint.number == EndpointNumber(0) {
-            self.endpoints_ever += 1;
-            endpoint.number = EndpointNumber(self.endpoints_ever);
+        let before = endpoint.number;
+        if before == EndpointNumber(0) {
+            endpoint.number = EndpointNumber(self.endpoints_ever + 1);
         } else if self.endpoints.get(&endpoint.number).map(|known| known.revision) != Some(endpoint.revision)
         {
             return Outcome::Conflict;
         }
+        let number = std::mem::replace(&mut endpoint.number, before);
+        if let Some(exceeded) = self.exceeded_by_endpoint(&endpoint) {
+            return Outcome::QuotaExceeded(exceeded);
+        }
+        if before == EndpointNumber(0) {
+            self.endpoints_ever += 1;
+        }
+        endpoint.number = number;
         endpoint.revision = self.oracle.last.next();
         let endpoint = Arc::new(endpoint);
         self.write(Record::EndpointPut(endpoint.clone()));
@@ -216,6 +285,10 @@ impl Store for MemoryStore {
 
     fn keys(&mut self) -> Vec<Arc<ApiKey>> {
         self.keys.values().cloned().collect()
+    }
+
+    fn tenants(&mut self) -> Vec<Arc<TenantSettings>> {
+        self.tenants.values().cloned().collect()
     }
 
     fn tell_time(&mut self, now: Timestamp) {

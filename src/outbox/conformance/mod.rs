@@ -9,11 +9,12 @@ pub(crate) mod compare;
 mod disk;
 mod memory;
 pub(crate) mod oracle;
+mod tenants;
 mod work;
 
 use std::sync::Arc;
 
-use crate::domain::{ApiKey, Endpoint, Position, Record, Timestamp};
+use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp};
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
 use crate::outbox::unit::{Command, Outcome};
@@ -43,6 +44,7 @@ pub(crate) trait Store {
     fn records_at(&mut self, time: Timestamp) -> Vec<(Position, Record)>;
     fn endpoints(&mut self) -> Vec<Arc<Endpoint>>;
     fn keys(&mut self) -> Vec<Arc<ApiKey>>;
+    fn tenants(&mut self) -> Vec<Arc<TenantSettings>>;
     /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);
@@ -95,6 +97,8 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "VersionConflict",
         "IdTaken",
         "Endpoint",
+        "Tenant",
+        "QuotaExceeded",
         "Conflict",
         "Written",
         "Stopped",

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Next, Ordering,
-    Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, KeyId, Next,
+    Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::outbox::read_model::{DeadLetter, ReadModel};
@@ -24,6 +24,7 @@ use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::retention::{Cutoffs, Overdue};
 use crate::projections::stats::{Hour, LATENCY_CLASSES};
 use crate::projections::streams::Head;
+use crate::projections::usage::Usage;
 use crate::rules::event_status::event_status;
 
 /// The first of the longest holds.
@@ -88,6 +89,10 @@ pub(crate) struct Oracle {
     /// Deliveries that ended without success.
     ends: Vec<(EndpointNumber, Timestamp, DeliveryState)>,
     reservations: BTreeMap<EndpointNumber, Vec<(Reservation, Position)>>,
+    /// Of all endpoints, also of deleted ones.
+    tenants: BTreeMap<EndpointNumber, Tenant>,
+    /// Live keys.
+    keys: BTreeMap<KeyId, Option<Tenant>>,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Deleted events.
@@ -107,6 +112,7 @@ impl Oracle {
             }
             Record::EndpointPut(endpoint) => {
                 self.orderings.insert(endpoint.number, endpoint.ordering);
+                self.tenants.insert(endpoint.number, endpoint.tenant.clone());
                 let health = self.health.entry(endpoint.number).or_default();
                 let agreed = endpoint.handshake.as_ref().is_none_or(|known| known.consent.is_some());
                 let host = host_of(&endpoint.url);
@@ -126,7 +132,9 @@ impl Oracle {
                 self.orderings.remove(endpoint);
                 self.reservations.remove(endpoint);
             }
-            Record::KeyPut(_) | Record::KeyDeleted { .. } => {}
+            Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.tenant.clone())),
+            Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
+            Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }
@@ -581,6 +589,46 @@ impl ReadModel for Oracle {
             sum.cancelled += u64::from(*state == DeliveryState::Cancelled);
         }
         sum
+    }
+
+    fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)> {
+        let length = u64::try_from(HOUR.as_millis()).expect("an hour");
+        let start = |hour: u64| Timestamp::from_millis(hour * length);
+        let attempts = self.attempts.iter().map(|(_, attempt)| attempt.started_at);
+        let times = attempts.chain(self.ends.iter().map(|(_, at, _)| *at));
+        let hours: BTreeSet<u64> = times.map(|at| at.millis() / length).collect();
+        let within = (since.millis() / length)..=(until.millis() / length);
+        let counted = hours.into_iter().filter(|hour| within.contains(hour));
+        counted
+            .map(|hour| (hour, self.statistics(endpoint, start(hour), start(hour))))
+            .filter(|(_, counts)| *counts != Hour::default())
+            .collect()
+    }
+
+    fn usage(&self, tenant: &Tenant) -> Usage {
+        let own = |number: &EndpointNumber| self.tenants.get(number) == Some(tenant);
+        let count = |wanted: fn(DeliveryState) -> bool| {
+            let all = self.deliveries.iter().filter(|(key, _)| own(&key.endpoint));
+            all.filter(|(_, known)| wanted(known.state)).count() as u64
+        };
+        let stored: Vec<_> = self.shown().filter(|(_, event)| event.tenant == *tenant).collect();
+        Usage {
+            endpoints: self.orderings.keys().filter(|number| own(number)).count() as u64,
+            keys: self.keys.values().filter(|bound| bound.as_ref() == Some(tenant)).count() as u64,
+            pending: count(|state| state == DeliveryState::Pending),
+            dead: count(|state| matches!(state, DeliveryState::Dead(_))),
+            events: stored.len() as u64,
+            bytes: stored.iter().map(|(_, event)| event.stored_bytes()).sum(),
+        }
+    }
+
+    fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)> {
+        let events = self.shown().map(|(_, event)| &event.tenant);
+        let named = self.tenants.values().chain(self.keys.values().flatten()).chain(events);
+        let named: BTreeSet<&Tenant> =
+            named.filter(|tenant| after.is_none_or(|after| *tenant > after)).collect();
+        let used = named.into_iter().map(|tenant| (tenant.clone(), self.usage(tenant)));
+        used.filter(|(_, usage)| *usage != Usage::default()).take(limit).collect()
     }
 
     fn overdue(&self, cutoffs: Cutoffs, _: u64) -> Overdue {

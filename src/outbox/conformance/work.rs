@@ -11,9 +11,9 @@ use super::compare::{Moment, compare};
 use super::memory::MemoryStore;
 use super::{End, Store};
 use crate::domain::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
     EndpointStatus, ErrorClass, EventId, Expected, Format, Hold, Idempotency, Next, Ordering, Position,
-    RateLimit, Record, Rejection, Reservation, RetryPolicy, Role, SignaturePreset, Timestamp, Trigger,
+    RateLimit, Record, Rejection, Reservation, RetryPolicy, SignaturePreset, Timestamp, Trigger,
 };
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::draft::EventDraft;
@@ -25,12 +25,12 @@ const BEGINNING: u64 = 2_000_000_000_000;
 const STEPS_PER_CHECK: u32 = 10;
 
 pub(super) struct Work<S> {
-    random: fastrand::Rng,
+    pub(super) random: fastrand::Rng,
     pub(super) store: S,
     /// Whether retention runs.
     pub(super) retains: bool,
-    oracle: MemoryStore,
-    now: Timestamp,
+    pub(super) oracle: MemoryStore,
+    pub(super) now: Timestamp,
     /// Retention has removed records.
     retained: bool,
     /// The state was rebuilt without the removed records.
@@ -73,7 +73,7 @@ impl<S: Store> Work<S> {
         *self.happened.entry(what).or_default() += 1;
     }
 
-    fn percent(&mut self, percent: u32) -> bool {
+    pub(super) fn percent(&mut self, percent: u32) -> bool {
         self.random.u32(0..100) < percent
     }
 
@@ -116,11 +116,15 @@ impl<S: Store> Work<S> {
                 let endpoint = self.endpoint();
                 self.submit(vec![vec![Command::DeleteEndpoint { endpoint, at: self.now }]])
             }
-            44..48 => {
+            44..47 => {
                 let unit = vec![Command::Record(self.key())];
                 self.submit(vec![unit])
             }
-            48..54 => {
+            47..50 => {
+                let unit = vec![self.tenant()];
+                self.submit(vec![unit])
+            }
+            50..54 => {
                 let units = (0..self.random.u32(1..3)).map(|_| self.request()).collect();
                 self.submit(units)
             }
@@ -313,21 +317,6 @@ impl<S: Store> Work<S> {
         }))
     }
 
-    fn key(&mut self) -> Record {
-        let id = format!("key_{}", self.random.u32(0..4)).parse().expect("a legal id");
-        if self.percent(40) {
-            return Record::KeyDeleted { id, at: self.now };
-        }
-        Record::KeyPut(Arc::new(ApiKey {
-            id,
-            role: Role::Viewer,
-            tenant: None,
-            description: "".into(),
-            hash: [self.random.u8(..); 32],
-            created_at: self.now,
-        }))
-    }
-
     /// A request with an idempotency key, and its response. Most repetitions are of the same
     /// request.
     fn request(&mut self) -> Vec<Command> {
@@ -477,6 +466,9 @@ impl<S: Store> Work<S> {
         if self.store.keys() != self.oracle.keys() {
             return Err("the keys differ".to_owned());
         }
+        if self.store.tenants() != self.oracle.tenants() {
+            return Err("the tenants differ".to_owned());
+        }
         self.check_records()
     }
 
@@ -533,7 +525,9 @@ impl<S: Store> Work<S> {
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
-            | Record::KeyDeleted { .. } => false,
+            | Record::KeyDeleted { .. }
+            | Record::TenantPut(_)
+            | Record::TenantDeleted { .. } => false,
         }
     }
 }
@@ -551,6 +545,8 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Rejected(Rejection::IdTaken) => "IdTaken",
         Outcome::TooManyTargets => "TooManyTargets",
         Outcome::Endpoint(_) => "Endpoint",
+        Outcome::Tenant(_) => "Tenant",
+        Outcome::QuotaExceeded(_) => "QuotaExceeded",
         Outcome::Written(_) => "Written",
         Outcome::Conflict => "Conflict",
     }
@@ -565,6 +561,8 @@ fn is_same(one: &Outcome, other: &Outcome) -> bool {
         | (Outcome::Written(one), Outcome::Written(other)) => one == other,
         (Outcome::Endpoint(one), Outcome::Endpoint(other)) => one == other,
         (Outcome::Rejected(one), Outcome::Rejected(other)) => one == other,
+        (Outcome::Tenant(one), Outcome::Tenant(other)) => one == other,
+        (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
         (Outcome::Mismatch, Outcome::Mismatch) | (Outcome::Conflict, Outcome::Conflict) => true,
         _ => false,
     }
@@ -585,6 +583,8 @@ fn brief(command: &Command) -> String {
             endpoint.number.0, endpoint.ordering, endpoint.status, endpoint.revision
         ),
         Command::DeleteEndpoint { endpoint, .. } => format!("delete {}", endpoint.0),
+        Command::PutTenant(settings) => format!("tenant {} {:?}", settings.tenant, settings.quotas),
+        Command::DeleteTenant { tenant, .. } => format!("delete tenant {tenant}"),
         Command::Record(Record::AttemptFinished { delivery, due, attempt }) => {
             format!(
                 "attempt of {}/{} due {} -> {:?}",

@@ -30,7 +30,7 @@ fn committer(disk: &MemoryDisk) -> Committer {
         let endpoint = examples::endpoint(number.try_into().unwrap(), Tenant::DEFAULT, &[]);
         registry.apply(&Record::EndpointPut(Arc::new(endpoint)));
     }
-    Committer::new(journal, Arc::new(RwLock::new(registry)), Box::new(Clock))
+    Committer::new(journal, Arc::new(RwLock::new(registry)), Arc::default(), Box::new(Clock))
 }
 
 fn draft(only: Option<EndpointNumber>) -> Command {

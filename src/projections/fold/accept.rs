@@ -34,8 +34,12 @@ impl Step<'_> {
             event_type: event.event_type.as_str().into(),
             stream: event.stream.as_ref().map(|(name, _)| name.as_str().into()),
             order: order_hash(ordering_key(event)),
+            bytes: event.stored_bytes(),
             targets: event.targets.clone(),
         };
+        let usage = self.usage(&event.tenant);
+        usage.events += 1;
+        usage.bytes += entry.bytes;
         self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
         if let Some((stream, version)) = &event.stream {
             streams::advance(self.rows, &event.tenant, stream, *version, event.accepted_at, self.position);

@@ -273,7 +273,7 @@ fn get_client_certificate(r: &mut Reader<'_>) -> Result<ClientCertificate, Codec
 
 /// 1 exponential (initial, multiplier, longest interval, attempts, age, jitter), 2 schedule
 /// (durations).
-fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
+pub(super) fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
     match retry {
         RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {
             put_u8(out, 1);
@@ -291,7 +291,7 @@ fn put_retry(out: &mut Vec<u8>, retry: &RetryPolicy) {
     }
 }
 
-fn get_retry(r: &mut Reader<'_>) -> Result<RetryPolicy, CodecError> {
+pub(super) fn get_retry(r: &mut Reader<'_>) -> Result<RetryPolicy, CodecError> {
     match r.get_u8()? {
         1 => Ok(RetryPolicy::Exponential {
             initial: get_duration(r)?,

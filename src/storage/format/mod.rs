@@ -9,6 +9,7 @@
 //! | names, format stamp and lock of the data directory | [`data_directory`](crate::storage::data_directory) |
 //! | a record of the journal | [`record`] |
 //! | the fields of an endpoint, and its options | [`endpoint`] |
+//! | the fields of a tenant's settings | [`tenant`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
 //! | rows of the state: keys and values | [`projections`](crate::projections) |
 //! | rows of the state: cursor and layout version | [`state`](crate::storage::state) |
@@ -20,6 +21,7 @@
 mod endpoint;
 mod fields;
 mod record;
+mod tenant;
 
 pub use fields::CodecError;
 pub use record::{decode, encode, size_hint};

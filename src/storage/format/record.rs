@@ -24,6 +24,8 @@
 //! | 12 | `DeliveriesReordered` | deliveries, at |
 //! | 13 | `EventRejected` | idempotency, rejection (expected and actual version) |
 //! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
+//! | 15 | `TenantPut` | tenant, name, metadata?, quotas (code, kind, limit), in flight?, timeout?, retry?, created at, updated at, revision |
+//! | 16 | `TenantDeleted` | tenant, at |
 //!
 //! Encoding of the fields:
 //!
@@ -46,6 +48,7 @@ use super::fields::{
     CodecError, get_coded, get_duration, get_list, get_millis, get_name, get_number, get_option, get_pair,
     get_text, get_time, millis, put_duration, put_list, put_option, put_pair, put_text, put_time,
 };
+use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
     ApiKey, Attempt, DeadReason, DeliveryKey, ErrorClass, Event, Expected, Hold, Idempotency, Network, Next,
@@ -75,6 +78,8 @@ const REQUEST_ANSWERED: u8 = 11;
 const DELIVERIES_REORDERED: u8 = 12;
 const EVENT_REJECTED: u8 = 13;
 const RATE_RESERVED: u8 = 14;
+const TENANT_PUT: u8 = 15;
+const TENANT_DELETED: u8 = 16;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -139,6 +144,11 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_rate_limit(out, &reservation.rate);
             put_time(out, reservation.full_at);
         }
+        Record::TenantPut(settings) => put_tenant(out, settings),
+        Record::TenantDeleted { tenant, at } => {
+            put_text(out, tenant.as_str());
+            put_time(out, *at);
+        }
     }
 }
 
@@ -147,7 +157,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
     let r = &mut reader;
     let tag = r.get_u8()?;
-    if !(EVENT_ACCEPTED..=RATE_RESERVED).contains(&tag) {
+    if !(EVENT_ACCEPTED..=TENANT_DELETED).contains(&tag) {
         return Err(CodecError::UnknownTag(tag));
     }
     let found = r.get_u8()?;
@@ -198,6 +208,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
                 full_at: get_time(r)?,
             },
         },
+        TENANT_PUT => Record::TenantPut(Arc::new(get_tenant(r)?)),
+        TENANT_DELETED => Record::TenantDeleted { tenant: get_name(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -228,6 +240,8 @@ fn record_tag(record: &Record) -> u8 {
         Record::DeliveriesReordered { .. } => DELIVERIES_REORDERED,
         Record::EventRejected { .. } => EVENT_REJECTED,
         Record::RateReserved { .. } => RATE_RESERVED,
+        Record::TenantPut(_) => TENANT_PUT,
+        Record::TenantDeleted { .. } => TENANT_DELETED,
     }
 }
 

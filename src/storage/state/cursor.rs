@@ -7,9 +7,10 @@ use crate::projections::fold::Totals;
 use crate::projections::retention::Cutoffs;
 
 /// Version of the row layouts and of the fold. A state of another version is rebuilt.
-const LAYOUT: u64 = 5;
+const LAYOUT: u64 = 6;
 /// As [`LAYOUT`], with a partly applied record at the end of the cursor.
-const LAYOUT_WITH_PART: u64 = 6;
+const LAYOUT_WITH_PART: u64 = 7;
+
 /// Position that the rows reflect, and what was deleted without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateCursor {

@@ -18,11 +18,12 @@ use cursor::layout_error;
 use overlay::Overlay;
 use row_store::RowStore;
 
-use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Timestamp};
+use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Tenant, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
 use crate::projections::retention::{self, Cutoffs, Forgotten};
+use crate::projections::usage::{self, Usage};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, reserved, stats, streams};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
@@ -70,14 +71,15 @@ impl StateError {
 
 /// Key of the cursor row: the position that all rows reflect. No row of a projection has this tag.
 const CURSOR: &[u8] = b"A";
-/// Rows of endpoints (`C`, number; `c` after deletion) and keys (`K`, id). The value is the
-/// position of the record with their current content.
+/// Rows of endpoints (`C`, number; `c` after deletion), keys (`K`, id) and settings of tenants
+/// (`N`, tenant). The value is the position of the record with their current content.
 const ENDPOINTS: u8 = b'C';
 const DELETED: u8 = b'c';
 const KEYS: u8 = b'K';
+const TENANTS: u8 = b'N';
 /// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
 /// checksum row of [`row_store`].
-const TAGS: &[u8] = b"ACcKDPWEOXSIJLRT0";
+const TAGS: &[u8] = b"ACcKNDPWEOXSIJLRTU0";
 
 /// Result of [`State::apply_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,12 +144,31 @@ impl State {
         })
     }
 
-    /// Restores the ordering mode of an existing endpoint in the fold. Call before the first
-    /// [`Self::apply`].
-    pub fn restore_ordering(&mut self, record: &Record) {
-        if let Record::EndpointPut(endpoint) = record {
-            self.fold.restore_endpoint(endpoint);
+    /// Restores an existing endpoint or key in the fold. Call before the first [`Self::apply`].
+    pub fn restore(&mut self, record: &Record) {
+        match record {
+            Record::EndpointPut(endpoint) => self.fold.restore_endpoint(endpoint),
+            Record::KeyPut(key) => self.fold.restore_key(key),
+            _ => {}
         }
+    }
+
+    /// Restores a deleted endpoint in the fold. Call before the first [`Self::apply`].
+    pub fn restore_deleted(&mut self, record: &Record) {
+        if let Record::EndpointPut(endpoint) = record {
+            self.fold.restore_deleted_endpoint(endpoint);
+        }
+    }
+
+    /// Collects changed usage for [`Self::take_changed_usage`]. Returns the usage so far.
+    pub(crate) fn watch_usage(&mut self) -> Vec<(Tenant, Usage)> {
+        self.fold.watch_usage();
+        usage::after(self.rows(), None, usize::MAX)
+    }
+
+    /// Usage that was written since the last call.
+    pub(crate) fn take_changed_usage(&mut self) -> HashMap<Tenant, Usage> {
+        self.fold.take_changed_usage()
     }
 
     #[must_use]
@@ -265,6 +286,8 @@ impl State {
             }
             Record::KeyPut(key) => self.rows.put(&key_key(&key.id), at()),
             Record::KeyDeleted { id, .. } => self.rows.remove(&key_key(id)),
+            Record::TenantPut(settings) => self.rows.put(&tenant_key(&settings.tenant), at()),
+            Record::TenantDeleted { tenant, .. } => self.rows.remove(&tenant_key(tenant)),
             Record::EventAccepted(_)
             | Record::AttemptFinished { .. }
             | Record::DeliveriesRevived { .. }
@@ -338,7 +361,9 @@ impl State {
             Record::EndpointPut(_)
             | Record::EndpointDeleted { .. }
             | Record::KeyPut(_)
-            | Record::KeyDeleted { .. } => true,
+            | Record::KeyDeleted { .. }
+            | Record::TenantPut(_)
+            | Record::TenantDeleted { .. } => true,
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
@@ -366,10 +391,10 @@ impl State {
         head.is_some() || remembered()
     }
 
-    /// Positions of the records with the current content of the live endpoints and keys.
+    /// Positions of the records with the current content of the live endpoints, keys and tenants.
     #[must_use]
     pub fn registry_positions(&self) -> Vec<Position> {
-        self.positions(&[ENDPOINTS]).into_iter().chain(self.positions(&[KEYS])).collect()
+        [ENDPOINTS, KEYS, TENANTS].into_iter().flat_map(|tag| self.positions(&[tag])).collect()
     }
 
     /// Positions of the last records of deleted endpoints.
@@ -421,10 +446,14 @@ impl State {
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
             differs(format!("counts are {totals:?}, the journal gives {meant:?}"));
         }
-        for prefix in [[ENDPOINTS], [DELETED], [KEYS]] {
+        for prefix in [[ENDPOINTS], [DELETED], [KEYS], [TENANTS]] {
             let (kept, meant) = (self.positions(&prefix), folded.positions(&prefix));
             if kept != meant {
-                let what = if prefix == [KEYS] { "keys" } else { "endpoints" };
+                let what = match prefix {
+                    [KEYS] => "keys",
+                    [TENANTS] => "tenants",
+                    _ => "endpoints",
+                };
                 differs(format!("{what} refer to records {kept:?}, the journal gives {meant:?}"));
             }
         }
@@ -531,6 +560,8 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::EndpointDeleted { .. }
         | Record::KeyPut(_)
         | Record::KeyDeleted { .. }
+        | Record::TenantPut(_)
+        | Record::TenantDeleted { .. }
         | Record::RequestAnswered { .. }
         | Record::RateReserved { .. }
         | Record::EventRejected { .. } => 0,
@@ -547,4 +578,8 @@ fn deleted_key(number: EndpointNumber) -> Vec<u8> {
 
 fn key_key(id: &KeyId) -> Vec<u8> {
     [&[KEYS][..], id.as_str().as_bytes()].concat()
+}
+
+fn tenant_key(tenant: &Tenant) -> Vec<u8> {
+    [&[TENANTS][..], tenant.as_str().as_bytes()].concat()
 }

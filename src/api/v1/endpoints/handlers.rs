@@ -25,7 +25,7 @@ use crate::limits;
 use crate::rules::handshake;
 use crate::rules::headers::is_secret;
 use crate::service::types::{ChangeError, EventDraft, IdentityError, RefusedUrl, is_same_origin};
-use crate::service::{Endpoints, Events, Secrets};
+use crate::service::{Endpoints, Events, Secrets, Tenants};
 
 /// Tries of a change that conflicts with concurrent changes.
 pub(super) const CHANGE_TRIES_MAX: usize = 5;
@@ -221,6 +221,8 @@ async fn register(
             Secrets(&call.api.context).new_key(kind.unwrap_or(SecretKind::Hmac))
         }
     };
+    let tenant_settings = Tenants(&call.api.context).settings(&tenant);
+    let delivery = tenant_settings.map(|settings| settings.delivery.clone()).unwrap_or_default();
     let endpoint = Endpoint {
         number: EndpointNumber(0),
         sensitive_headers: sensitive_headers(&settings),
@@ -232,10 +234,10 @@ async fn register(
         event_types: settings.event_types,
         headers: settings.headers,
         rate_limit: settings.rate_limit,
-        max_in_flight: settings.max_in_flight,
-        timeout: settings.timeout,
+        max_in_flight: settings.max_in_flight.or(delivery.max_in_flight),
+        timeout: settings.timeout.or(delivery.timeout),
         ordering: settings.ordering,
-        retry: settings.retry,
+        retry: settings.retry.or(delivery.retry),
         format: settings.format,
         signature: settings.signature,
         handshake: settings.handshake,

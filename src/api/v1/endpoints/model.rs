@@ -369,7 +369,7 @@ fn metadata_body(endpoint: &Endpoint) -> Map<String, Value> {
     endpoint.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
-fn retry_body(policy: &RetryPolicy) -> RetryInput {
+pub(in crate::api::v1) fn retry_body(policy: &RetryPolicy) -> RetryInput {
     match policy {
         RetryPolicy::Exponential { initial, multiplier, max_interval, max_attempts, max_age, jitter } => {
             RetryInput {

@@ -350,13 +350,18 @@ pub fn parse_secret_type(given: Option<&str>, errors: &mut Errors) -> Option<Sec
 /// Applies a merge patch (RFC 7396). In addition, a patch with `schedule` replaces an exponential
 /// retry policy, and the reverse: the two cannot be combined.
 pub fn merge(target: &mut Value, patch: &Value) {
+    reset_retry(target, patch);
+    merge_rfc7396(target, patch);
+}
+
+/// Empties `retry` if the patch changes its kind.
+pub fn reset_retry(target: &mut Value, patch: &Value) {
     if let Some(change) = patch.get("retry").and_then(Value::as_object)
         && let Some(current) = target.get_mut("retry")
         && change.contains_key("schedule") != current.get("schedule").is_some()
     {
         *current = Value::Object(Map::new());
     }
-    merge_rfc7396(target, patch);
 }
 
 fn merge_rfc7396(target: &mut Value, patch: &Value) {

@@ -48,8 +48,11 @@ pub async fn grant(call: &Call) -> Result<Json<Granted>, Problem> {
         Err(ChangeError::NotAllowed(detail)) => {
             Err(Problem::Validation(vec![FieldError::header(ALLOWED_RATE, detail)]))
         }
-        Err(error @ (ChangeError::Conflict | ChangeError::Repeated | ChangeError::Store(_))) => {
-            Err(error.into())
-        }
+        Err(
+            error @ (ChangeError::Conflict
+            | ChangeError::Repeated
+            | ChangeError::QuotaExceeded(_)
+            | ChangeError::Store(_)),
+        ) => Err(error.into()),
     }
 }

@@ -1,0 +1,96 @@
+//! `GET /v1/stats` and `GET /v1/lanes`.
+
+use std::time::Duration;
+
+use super::model::{BucketBody, LanesBody, ListedLaneBody, OverviewBody};
+use crate::api::Call;
+use crate::api::http::problem::Problem;
+use crate::api::http::response::Json;
+use crate::api::text::{Span, Time};
+use crate::api::v1::endpoints::model::LatencyBody;
+use crate::api::v1::lists;
+use crate::domain::{Tenant, Timestamp};
+use crate::limits;
+use crate::service::Overview;
+use crate::service::overview::{HourCounts, LaneOrder};
+use crate::service::types::{Scope, WaitReason};
+
+const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The tenant of the request, within the key's scope.
+fn scope(call: &Call) -> Result<Scope, Problem> {
+    Ok(Scope(call.principal.tenant_filter(call.query.get("tenant")?)?))
+}
+
+/// `GET /v1/stats`
+pub async fn stats(call: &Call) -> Result<Json<OverviewBody>, Problem> {
+    let scope = scope(call)?;
+    let (since, until) = call.query.window()?;
+    let until = until.unwrap_or_else(|| call.api.context.now().wall);
+    let since = since.unwrap_or_else(|| until.minus(STATS_WINDOW));
+    if since > until {
+        return Err(Problem::parameter("since", "must not be after `until`, which is now by default"));
+    }
+    if until.since(since).as_secs() > limits::STATS_HOURS_MAX * HOUR.as_secs() {
+        let days = limits::STATS_HOURS_MAX / 24;
+        return Err(Problem::parameter("since", format!("must be at most {days} days before `until`")));
+    }
+    let with_buckets = call.query.word("bucket", lists::BUCKETS)?.is_some();
+    let stats = Overview(&call.api.context).stats(&scope, since, until).await?;
+    let span = |part| stats.sum.percentile(part).map(|millis| Span(Duration::from_millis(millis)));
+    let sum = &stats.sum;
+    let body = OverviewBody {
+        tenant: scope.0.as_ref().map(Tenant::to_string),
+        since: Time(since),
+        until: Time(until),
+        attempts: sum.attempts,
+        delivered: sum.delivered,
+        failed_attempts: sum.attempts.saturating_sub(sum.delivered),
+        dead: sum.dead,
+        cancelled: sum.cancelled,
+        success_rate: (sum.attempts > 0).then(|| sum.delivered as f64 / sum.attempts as f64),
+        latency: LatencyBody { p50: span(0.50), p95: span(0.95), p99: span(0.99) },
+        backlog: stats.pending,
+        dead_letters: stats.dead_letters,
+        buckets: with_buckets.then(|| stats.hours.iter().map(bucket).collect()),
+    };
+    Ok(Json::new(&body))
+}
+
+fn bucket((hour, counts): &(u64, HourCounts)) -> BucketBody {
+    let hour_millis = u64::try_from(HOUR.as_millis()).unwrap_or(u64::MAX);
+    BucketBody {
+        start: Time(Timestamp::from_millis(hour.saturating_mul(hour_millis))),
+        attempts: counts.attempts,
+        delivered: counts.delivered,
+        failed_attempts: counts.attempts.saturating_sub(counts.delivered),
+        dead: counts.dead,
+        cancelled: counts.cancelled,
+    }
+}
+
+/// `GET /v1/lanes`
+pub async fn lanes(call: &Call) -> Result<Json<LanesBody>, Problem> {
+    let scope = scope(call)?;
+    let reason = call.query.word("reason", lists::WAIT_REASONS)?.and_then(WaitReason::from_word);
+    let order = match call.query.word("sort", lists::LANE_ORDERS)? {
+        Some(_) => LaneOrder::OldestDue,
+        None => LaneOrder::Endpoint,
+    };
+    let limit = call.query.limit()?;
+    let (lanes, more) = Overview(&call.api.context).lanes(&scope, reason, order, limit).await?;
+    let data = lanes.into_iter().map(|listed| ListedLaneBody {
+        endpoint_id: listed.endpoint_id.to_string(),
+        tenant: listed.tenant.to_string(),
+        reason: listed.lane.reason,
+        pending: listed.lane.pending,
+        waiting_for_order: listed.lane.waiting_for_order,
+        in_flight: listed.lane.in_flight,
+        next_due_at: listed.lane.next_due.map(Time),
+        until: listed.lane.until.map(Time),
+        circuit: listed.lane.circuit,
+        consecutive_failures: listed.lane.consecutive_failures,
+    });
+    Ok(Json::new(&LanesBody { data: data.collect(), more }))
+}

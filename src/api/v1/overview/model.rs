@@ -1,0 +1,76 @@
+//! Responses of the overview.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::api::text::{Time, Word};
+use crate::api::v1::endpoints::model::LatencyBody;
+use crate::service::types::{CircuitState, WaitReason};
+
+/// Statistics over all endpoints of a tenant, or of all tenants.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OverviewBody {
+    /// Null: all tenants.
+    pub tenant: Option<String>,
+    pub since: Time,
+    pub until: Time,
+    pub attempts: u64,
+    pub delivered: u64,
+    pub failed_attempts: u64,
+    /// Deliveries that died. Includes those that were redriven since.
+    pub dead: u64,
+    /// Pending deliveries that were cancelled.
+    pub cancelled: u64,
+    /// Share of successful attempts, 0 to 1; null without attempts.
+    pub success_rate: Option<f64>,
+    pub latency: LatencyBody,
+    /// Pending deliveries now.
+    pub backlog: u64,
+    /// Dead letters now.
+    pub dead_letters: u64,
+    /// Each hour with a count, oldest first; null without `bucket`.
+    pub buckets: Option<Vec<BucketBody>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketBody {
+    /// Start of the hour.
+    pub start: Time,
+    pub attempts: u64,
+    pub delivered: u64,
+    pub failed_attempts: u64,
+    pub dead: u64,
+    pub cancelled: u64,
+}
+
+/// A lane with pending deliveries.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedLaneBody {
+    pub endpoint_id: String,
+    pub tenant: String,
+    /// Why the lane waits; null if it does not.
+    #[schemars(with = "Option<Word<WaitReason>>")]
+    pub reason: Option<&'static str>,
+    pub pending: u64,
+    /// Pending deliveries behind another one of the same ordering key.
+    pub waiting_for_order: u64,
+    pub in_flight: u64,
+    /// Due time of the delivery that the lane sends next.
+    pub next_due_at: Option<Time>,
+    /// When the reason ends without intervention.
+    pub until: Option<Time>,
+    #[schemars(with = "Word<CircuitState>")]
+    pub circuit: &'static str,
+    pub consecutive_failures: u32,
+}
+
+/// The lanes that match. A list of the current moment, without further pages.
+#[derive(Serialize, JsonSchema)]
+pub struct LanesBody {
+    pub data: Vec<ListedLaneBody>,
+    /// Whether more lanes match than `limit`.
+    pub more: bool,
+}

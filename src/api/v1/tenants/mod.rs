@@ -1,0 +1,4 @@
+//! Tenants: settings, quotas, usage, deletion.
+
+pub mod handlers;
+pub mod model;

@@ -1,0 +1,91 @@
+//! `balto stats` and `balto lanes`: an overview of all tenants, or of one.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::args::{self, QueryArgs, Window};
+use super::output::{Column, Session};
+
+const BUCKETS: &[Column] = &[
+    Column("HOUR", &["/start"]),
+    Column("ATTEMPTS", &["/attempts"]),
+    Column("DELIVERED", &["/delivered"]),
+    Column("FAILED", &["/failedAttempts"]),
+    Column("DEAD", &["/dead"]),
+    Column("CANCELLED", &["/cancelled"]),
+];
+
+const LANES: &[Column] = &[
+    Column("ENDPOINT", &["/endpointId"]),
+    Column("TENANT", &["/tenant"]),
+    Column("REASON", &["/reason"]),
+    Column("PENDING", &["/pending"]),
+    Column("IN FLIGHT", &["/inFlight"]),
+    Column("NEXT DUE", &["/nextDueAt"]),
+    Column("UNTIL", &["/until"]),
+    Column("CIRCUIT", &["/circuit"]),
+];
+
+/// Counts and latencies over all endpoints, or those of a tenant.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  balto stats\n  balto stats --tenant acme --since 6h --hourly")]
+pub(crate) struct StatsArgs {
+    #[arg(long)]
+    tenant: Option<String>,
+    #[command(flatten)]
+    window: Window,
+    /// Also show each hour.
+    #[arg(long)]
+    hourly: bool,
+}
+
+impl StatsArgs {
+    pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
+        let query = QueryArgs::default()
+            .with("tenant", self.tenant.clone())
+            .with("bucket", self.hourly.then(|| "1h".to_owned()));
+        let query = self.window.add_to(query, args::now());
+        let answer = session.client.get(&["v1", "stats"], &query.0).await?;
+        session.show_with(&answer, ("buckets", BUCKETS))
+    }
+}
+
+/// Lanes with pending deliveries, and why they wait.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  balto lanes --oldest-due\n  balto lanes --reason circuitOpen --tenant acme"
+)]
+pub(crate) struct LanesArgs {
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only lanes that wait for this reason: notDue, rate, inFlightLimit, circuitOpen, retryAfter,
+    /// paused, disabled, ordering, globalLimit or handshake.
+    #[arg(long)]
+    reason: Option<String>,
+    /// The lane whose next delivery was due first comes first.
+    #[arg(long)]
+    oldest_due: bool,
+    /// Number of lanes.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=250))]
+    limit: Option<u16>,
+}
+
+impl LanesArgs {
+    pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
+        let query = QueryArgs::default()
+            .with("tenant", self.tenant.clone())
+            .with("reason", self.reason.clone())
+            .with("sort", self.oldest_due.then(|| "oldestDue".to_owned()))
+            .with("limit", self.limit.map(|limit| limit.to_string()));
+        let answer = session.client.get(&["v1", "lanes"], &query.0).await?;
+        let is_cut = || {
+            let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+            answer["more"] == true
+        };
+        session.show_rows(&answer, LANES)?;
+        if !session.json && is_cut() {
+            super::output::note("There are more: --limit shows up to 250.");
+        }
+        Ok(())
+    }
+}

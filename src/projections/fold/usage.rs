@@ -1,0 +1,32 @@
+//! Usage of tenants: endpoints, keys and their deliveries.
+
+use super::Step;
+use crate::domain::{ApiKey, EndpointNumber, KeyId, Tenant};
+use crate::projections::usage::Usage;
+
+impl Step<'_> {
+    /// Usage of the tenant of an endpoint. `None` if the record of the endpoint is lost.
+    pub(super) fn usage_of(&mut self, endpoint: EndpointNumber) -> Option<&mut Usage> {
+        let tenant = self.fold.tenants.get(&endpoint)?;
+        Some(self.fold.tallies.usage(self.rows, tenant))
+    }
+
+    pub(super) fn usage(&mut self, tenant: &Tenant) -> &mut Usage {
+        self.fold.tallies.usage(self.rows, tenant)
+    }
+
+    pub(super) fn put_key(&mut self, key: &ApiKey) {
+        self.delete_key(&key.id);
+        if let Some(tenant) = &key.tenant {
+            self.fold.keys.insert(key.id.clone(), tenant.clone());
+            self.usage(tenant).keys += 1;
+        }
+    }
+
+    pub(super) fn delete_key(&mut self, id: &KeyId) {
+        if let Some(tenant) = self.fold.keys.remove(id) {
+            let usage = self.usage(&tenant);
+            usage.keys = usage.keys.saturating_sub(1);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Overview over endpoints: statistics by hour, and lanes.
+//!
+//! Reads in bounded steps, so that other queries get their turn.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::context::Context;
+use crate::domain::{EndpointId, EndpointNumber, Tenant, Timestamp};
+use crate::lanes::{WaitReason, with_order};
+use crate::limits;
+use crate::outbox::draft::Unavailable;
+use crate::projections::stats::Hour;
+use crate::service::endpoints::Endpoints;
+use crate::service::types::{LaneView, Scope};
+
+/// Counts of one hour.
+pub type HourCounts = Hour;
+
+/// Statistics over the endpoints of a scope.
+#[derive(Clone, Debug, Default)]
+pub struct OverviewStats {
+    pub sum: HourCounts,
+    /// Hours with a count, by number since the Unix epoch, oldest first.
+    pub hours: Vec<(u64, HourCounts)>,
+    /// Pending deliveries and dead letters now.
+    pub pending: u64,
+    pub dead_letters: u64,
+}
+
+/// Order of a list of lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneOrder {
+    /// Newest endpoint first.
+    Endpoint,
+    /// The lane whose next delivery has the earliest due time first.
+    OldestDue,
+}
+
+/// A lane with its endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListedLane {
+    pub endpoint_id: EndpointId,
+    pub tenant: Tenant,
+    pub lane: LaneView,
+}
+
+/// A lane with pending deliveries, before its report.
+struct Candidate {
+    endpoint: EndpointNumber,
+    id: EndpointId,
+    tenant: Tenant,
+    pending: u64,
+    waiting: u64,
+    due: Option<Timestamp>,
+}
+
+/// Operations on all endpoints of a scope.
+#[derive(Clone, Copy)]
+pub struct Overview<'a>(pub &'a Context);
+
+impl Overview<'_> {
+    /// Sums the hours that overlap the window, over live and deleted endpoints.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn stats(
+        self,
+        scope: &Scope,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<OverviewStats, Unavailable> {
+        let endpoints: Vec<EndpointNumber> = self.0.outbox().registry(|registry| {
+            let live = registry.endpoints().map(|endpoint| endpoint.number);
+            let all = live.chain(registry.deleted_endpoints());
+            all.filter(|number| registry.tenant_of(*number).is_some_and(|tenant| scope.covers(tenant)))
+                .collect()
+        });
+        let mut hours: BTreeMap<u64, Hour> = BTreeMap::new();
+        for step in endpoints.chunks(limits::STATS_ENDPOINTS_PER_STEP) {
+            let step = step.to_vec();
+            let found = self.0.outbox().read(move |state| {
+                step.into_iter().flat_map(|number| state.hours(number, since, until)).collect::<Vec<_>>()
+            });
+            for (hour, counts) in found.await? {
+                hours.entry(hour).or_default().add(&counts);
+            }
+        }
+        let tenant = scope.0.clone();
+        let (pending, dead_letters) = self
+            .0
+            .outbox()
+            .read(move |state| match tenant {
+                Some(tenant) => {
+                    let usage = state.usage(&tenant);
+                    (usage.pending, usage.dead)
+                }
+                None => (state.totals().pending, state.totals().dead),
+            })
+            .await?;
+        let mut sum = Hour::default();
+        hours.values().for_each(|counts| sum.add(counts));
+        Ok(OverviewStats { sum, hours: hours.into_iter().collect(), pending, dead_letters })
+    }
+
+    /// Lanes with pending deliveries that wait for this reason (any if `None`), and whether there
+    /// are more.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn lanes(
+        self,
+        scope: &Scope,
+        reason: Option<WaitReason>,
+        order: LaneOrder,
+        limit: usize,
+    ) -> Result<(Vec<ListedLane>, bool), Unavailable> {
+        let mut candidates = self.candidates(scope).await?;
+        match order {
+            LaneOrder::Endpoint => candidates.reverse(),
+            LaneOrder::OldestDue => {
+                self.find_due_times(&mut candidates).await?;
+                candidates
+                    .sort_by_key(|candidate| (candidate.due.unwrap_or(Timestamp::MAX), candidate.endpoint));
+            }
+        }
+        let mut lanes = Vec::new();
+        let mut candidates = candidates.into_iter().peekable();
+        while candidates.peek().is_some() && lanes.len() <= limit {
+            // Reports cost the delivery loop time: no more than the list may need.
+            let wanted = if reason.is_some() { limits::LANES_EXPLAINED_AT_ONCE } else { limit + 1 };
+            let some: Vec<_> =
+                candidates.by_ref().take(wanted.min(limits::LANES_EXPLAINED_AT_ONCE)).collect();
+            lanes.extend(self.explain(some, reason).await?);
+        }
+        let more = lanes.len() > limit;
+        lanes.truncate(limit);
+        Ok((lanes, more))
+    }
+
+    /// Live endpoints of the scope with pending deliveries, by number.
+    async fn candidates(self, scope: &Scope) -> Result<Vec<Candidate>, Unavailable> {
+        let counted = self.0.outbox().read(|state| {
+            let lanes = state.lanes().into_iter();
+            lanes.filter(|(_, lane)| lane.pending > 0).collect::<Vec<_>>()
+        });
+        let counted = counted.await?;
+        Ok(self.0.outbox().registry(|registry| {
+            let candidates = counted.into_iter().filter_map(|(number, lane)| {
+                let endpoint = registry.endpoint(number).filter(|known| scope.covers(&known.tenant))?;
+                Some(Candidate {
+                    endpoint: number,
+                    id: endpoint.id.clone(),
+                    tenant: endpoint.tenant.clone(),
+                    pending: lane.pending,
+                    waiting: lane.waiting,
+                    due: None,
+                })
+            });
+            candidates.collect()
+        }))
+    }
+
+    async fn find_due_times(self, candidates: &mut [Candidate]) -> Result<(), Unavailable> {
+        for step in candidates.chunks_mut(limits::STATS_ENDPOINTS_PER_STEP) {
+            let numbers: Vec<_> = step.iter().map(|candidate| candidate.endpoint).collect();
+            let due = self.0.outbox().read(move |state| {
+                let first = |number| state.sendable(number, None, 1).0.first().map(|(key, _)| key.due);
+                numbers.into_iter().map(|number| (number, first(number))).collect::<HashMap<_, _>>()
+            });
+            let due = due.await?;
+            for candidate in step {
+                candidate.due = due.get(&candidate.endpoint).copied().flatten();
+            }
+        }
+        Ok(())
+    }
+
+    /// The reports of some lanes, in order, that wait for this reason.
+    async fn explain(
+        self,
+        candidates: Vec<Candidate>,
+        reason: Option<WaitReason>,
+    ) -> Result<Vec<ListedLane>, Unavailable> {
+        let asked = candidates.iter().map(|candidate| Endpoints(self.0).explain(candidate.endpoint));
+        let reports = futures_util::future::try_join_all(asked).await?;
+        let lanes = candidates.into_iter().zip(reports).filter_map(|(candidate, report)| {
+            let found = with_order(report.reason, candidate.waiting > 0);
+            if reason.is_some() && found != reason {
+                return None;
+            }
+            let lane = LaneView {
+                reason: found.map(WaitReason::as_str),
+                pending: candidate.pending,
+                waiting_for_order: candidate.waiting,
+                in_flight: report.in_flight as u64,
+                next_due: report.next_due.or(candidate.due),
+                until: report.until,
+                circuit: report.circuit,
+                consecutive_failures: report.consecutive_failures,
+            };
+            Some(ListedLane { endpoint_id: candidate.id, tenant: candidate.tenant, lane })
+        });
+        Ok(lanes.collect())
+    }
+}

@@ -1,0 +1,170 @@
+//! Tenants: settings, quotas, usage, deletion.
+
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::context::records::UNEXPECTED_OUTCOME;
+use crate::domain::{Party, Quotas, Record, Tenant, TenantSettings};
+use crate::limits;
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::registry::Used;
+use crate::outbox::unit::{Command, Outcome};
+use crate::projections::usage::Usage;
+
+/// Tries of a deletion that conflicts with new endpoints or keys of the tenant.
+const DELETION_TRIES_MAX: usize = 5;
+
+/// A tenant with its limits and usage.
+#[derive(Clone, Debug)]
+pub struct TenantView {
+    pub tenant: Tenant,
+    /// `None`: the tenant exists by use only.
+    pub settings: Option<Arc<TenantSettings>>,
+    /// The limits in effect.
+    pub quotas: Quotas,
+    /// Usage of its endpoints and keys.
+    pub used: Used,
+    /// Usage of its deliveries and events.
+    pub usage: Usage,
+}
+
+impl TenantView {
+    fn exists(&self) -> bool {
+        self.settings.is_some() || self.usage != Usage::default() || self.used != Used::default()
+    }
+}
+
+/// The result of a deletion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantDeletion {
+    pub endpoints: u64,
+    pub keys: u64,
+    /// Deliveries that were pending. They become dead letters in the background.
+    pub pending_deliveries: u64,
+}
+
+/// Operations on tenants.
+#[derive(Clone, Copy)]
+pub struct Tenants<'a>(pub &'a Context);
+
+impl Tenants<'_> {
+    fn view(self, tenant: Tenant, usage: Usage) -> TenantView {
+        self.0.outbox().registry(|registry| TenantView {
+            settings: registry.tenant(&tenant).cloned(),
+            quotas: registry.quotas(&tenant),
+            used: registry.used(&tenant),
+            usage,
+            tenant,
+        })
+    }
+
+    /// The settings of a tenant.
+    #[must_use]
+    pub fn settings(self, tenant: &Tenant) -> Option<Arc<TenantSettings>> {
+        self.0.outbox().registry(|registry| registry.tenant(tenant).cloned())
+    }
+
+    /// The tenant; `None` if nothing names it.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn get(self, tenant: &Tenant) -> Result<Option<TenantView>, Unavailable> {
+        let name = tenant.clone();
+        let usage = self.0.outbox().read(move |state| state.usage(&name)).await?;
+        Ok(Some(self.view(tenant.clone(), usage)).filter(TenantView::exists))
+    }
+
+    /// Tenants after a name, by name, and whether there are more.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn list(
+        self,
+        after: Option<Tenant>,
+        limit: usize,
+    ) -> Result<(Vec<TenantView>, bool), Unavailable> {
+        let name = after.clone();
+        let used = self.0.outbox().read(move |state| state.tenants(name.as_ref(), limit + 1)).await?;
+        let settings: Vec<_> = self.0.outbox().registry(|registry| {
+            let tenants = registry.tenants_after(after.as_ref());
+            tenants.take(limit + 1).map(|settings| settings.tenant.clone()).collect()
+        });
+        let mut all: Vec<(Tenant, Usage)> = used;
+        for tenant in settings {
+            if let Err(place) = all.binary_search_by(|(other, _)| other.cmp(&tenant)) {
+                all.insert(place, (tenant, Usage::default()));
+            }
+        }
+        let more = all.len() > limit;
+        all.truncate(limit);
+        Ok((all.into_iter().map(|(tenant, usage)| self.view(tenant, usage)).collect(), more))
+    }
+
+    /// Creates or replaces settings.
+    ///
+    /// # Errors
+    /// [`ChangeError::Conflict`] when the current revision is not `settings.revision`.
+    pub async fn put(self, mut settings: TenantSettings) -> Result<Arc<TenantSettings>, ChangeError> {
+        let is_new = settings.revision.0 == 0;
+        let is_full =
+            || self.0.outbox().registry(|registry| registry.tenants().len() >= limits::TENANT_SETTINGS_MAX);
+        if is_new && is_full() {
+            return Err(ChangeError::NotAllowed("100,000 tenants have settings; delete one first"));
+        }
+        settings.updated_at = self.0.now().wall;
+        let commands = vec![Command::PutTenant(Box::new(settings))];
+        match self.0.commit(commands, None).await?.into_iter().next() {
+            Some(Outcome::Tenant(settings)) => Ok(settings),
+            _ => unreachable!("{UNEXPECTED_OUTCOME}"),
+        }
+    }
+
+    /// Deletes the keys, endpoints and settings of a tenant, in bounded steps of one commit each. A
+    /// background job turns its pending deliveries into dead letters. Events stay until retention
+    /// removes them. Repeating an interrupted deletion continues it.
+    ///
+    /// # Errors
+    /// When the tenant is unknown, new endpoints or keys of it keep appearing, or a commit failed.
+    pub async fn delete(self, tenant: &Tenant) -> Result<TenantDeletion, ChangeError> {
+        let found = self.get(tenant).await?.ok_or(ChangeError::NotFound)?;
+        let mut deleted =
+            TenantDeletion { pending_deliveries: found.usage.pending, ..TenantDeletion::default() };
+        let mut tries = 0;
+        loop {
+            let _alone = self.0.exclusive(&Party::of(Some(tenant))).await;
+            let commands = self.deletion_step(tenant);
+            if !commands.is_empty() {
+                for (command, outcome) in commands.iter().zip(self.0.submit(commands.clone()).await?) {
+                    match (command, outcome) {
+                        (Command::DeleteEndpoint { .. }, Outcome::Written(_)) => deleted.endpoints += 1,
+                        (Command::Record(_), Outcome::Written(_)) => deleted.keys += 1,
+                        _ => {}
+                    }
+                }
+                continue;
+            }
+            if self.settings(tenant).is_none() {
+                return Ok(deleted);
+            }
+            let command = Command::DeleteTenant { tenant: tenant.clone(), at: self.0.now().wall };
+            match self.0.submit(vec![command]).await?.first() {
+                Some(Outcome::Conflict) if tries < DELETION_TRIES_MAX => tries += 1,
+                Some(Outcome::Conflict) => return Err(ChangeError::Conflict),
+                _ => return Ok(deleted),
+            }
+        }
+    }
+
+    /// The next keys and endpoints to delete. Keys first: they can no longer publish.
+    fn deletion_step(self, tenant: &Tenant) -> Vec<Command> {
+        let at = self.0.now().wall;
+        self.0.outbox().registry(|registry| {
+            let keys = registry.keys().filter(|key| key.tenant.as_ref() == Some(tenant));
+            let keys = keys.map(|key| Command::Record(Record::KeyDeleted { id: key.id.clone(), at }));
+            let endpoints = registry.endpoints().filter(|endpoint| endpoint.tenant == *tenant);
+            let endpoints =
+                endpoints.map(|endpoint| Command::DeleteEndpoint { endpoint: endpoint.number, at });
+            keys.chain(endpoints).take(limits::TENANT_DELETION_STEP).collect()
+        })
+    }
+}
