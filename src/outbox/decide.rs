@@ -558,11 +558,6 @@ impl Committer {
         self.disk_waits = waits;
     }
 
-    #[cfg(test)]
-    pub(super) fn unapplied_load_is_empty(&mut self, tenant: &str) -> bool {
-        self.unapplied_load.is_empty(tenant)
-    }
-
     pub(crate) fn unapplied(&self) -> &UnappliedBytes {
         &self.unapplied
     }

@@ -1,8 +1,8 @@
 //! Policy decisions, as pure functions. Must never know async, I/O, serde, clocks or randomness.
 //!
 //! Owns: whether an event may be appended ([`append`]), its endpoints ([`matching`], [`patterns`]),
-//! status ([`event_status`]) and trace ([`trace`]); the meaning of a reply ([`verdict`]), the next attempt
-//! ([`retry`]), failing endpoints ([`health`]), consent of receivers ([`handshake`]), signatures
+//! status ([`event_status`]) and trace ([`trace`]); the meaning of a reply ([`verdict`]), the next
+//! attempt ([`retry`]), failing endpoints ([`health`]), consent of receivers ([`handshake`]), signatures
 //! ([`signature`]), guessable secrets ([`weakness`]) and headers with credentials ([`headers`]).
 
 pub mod append;

@@ -2,7 +2,8 @@
 //!
 //! Of the patterns that match the same event types, one is canonical: in each run of adjacent
 //! wildcards all `*` come first, and one `#` follows if the run has any. So `a.#.#` is `a.#`, and
-//! `a.#.*.#` is `a.*.#`. All patterns that match every type, like `*.#`, are `#`. Endpoints are saved with canonical patterns, each once.
+//! `a.#.*.#` is `a.*.#`. All patterns that match every type, like `*.#`, are `#`. Endpoints are
+//! saved with canonical patterns, each once.
 
 use std::collections::HashSet;
 

@@ -16,8 +16,9 @@ use crate::{failpoints, limits};
 pub(crate) struct Pages<'a>(pub &'a Context);
 
 impl Pages<'_> {
-    /// Fills a page in bounded steps. The items concern `tenant`, or all tenants. Returns a partial page after [`limits::LIST_STEPS_MAX`]
-    /// steps, and an empty one only at the end or after [`limits::LIST_SEARCH_MAX`].
+    /// Fills a page in bounded steps. The items concern `tenant`, or all tenants. Returns a partial
+    /// page after [`limits::LIST_STEPS_MAX`] steps, and an empty one only at the end or after
+    /// [`limits::LIST_SEARCH_MAX`].
     pub(crate) async fn collect<T: Send + 'static>(
         self,
         tenant: Option<&Tenant>,

@@ -298,8 +298,3 @@ fn quota_over_a_lagging_state_is_caught() {
 fn keys_expired_too_early_are_caught() {
     assert_caught(Mutation::ForgetTooEarly);
 }
-
-#[test]
-fn forgotten_part_of_an_event_is_caught() {
-    assert_caught(Mutation::ForgetPart);
-}

@@ -569,36 +569,4 @@ pub fn pointer(parent: &str, member: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn version_conflict_contains_both_versions() {
-        let rejection = Rejection::VersionConflict { expected: Expected::Version(6), actual: Some(7) };
-        let problem = Problem::Rejected { rejection, repeated: false };
-        let value = serde_json::to_value(&problem).unwrap();
-        assert_eq!(value["expected"], 6);
-        assert_eq!(value["actual"], 7);
-        assert_eq!(value["code"], "version_conflict");
-        assert_eq!(value["status"], 409);
-        assert_eq!(value["type"], "urn:balto:problem:version_conflict");
-    }
-
-    #[test]
-    fn overload_has_a_retry_after() {
-        let reply =
-            Problem::from(Unavailable::Overloaded { retry_after: Duration::from_millis(1200) }).into_reply();
-        assert_eq!(reply.status, 429);
-        assert_eq!(reply.header("retry-after"), Some("2"));
-        assert_eq!(Problem::from(Unavailable::Stopping).into_reply().header("retry-after"), Some("5"));
-        let wide = Problem::from(PublishError::TooManyTargets);
-        assert!(wide.detail().contains("at most 1000000 deliveries"), "{}", wide.detail());
-        let reply = wide.into_reply();
-        assert_eq!((reply.status, reply.header("retry-after")), (429, Some("1")));
-    }
-
-    #[test]
-    fn pointer_escapes_its_members() {
-        assert_eq!(pointer("/a", "b/c~d"), "/a/b~1c~0d");
-    }
-}
+mod tests;

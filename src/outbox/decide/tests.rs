@@ -8,6 +8,12 @@ use crate::rules::tests as examples;
 use crate::storage::disk::MemoryDisk;
 use crate::storage::journal::JournalOptions;
 
+impl Committer {
+    pub(in crate::outbox) fn unapplied_load_is_empty(&mut self, tenant: &str) -> bool {
+        self.unapplied_load.is_empty(tenant)
+    }
+}
+
 /// Targets of each event.
 const ENDPOINTS: usize = 2_000;
 
