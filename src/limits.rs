@@ -246,6 +246,8 @@ pub const SHARED_COMMIT_RECORDS: usize = 1_024;
 pub const SHARED_COMMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Most deliveries that the events of one request may create. Larger requests are rejected.
 pub const REQUEST_TARGETS_MAX: usize = 1_000_000;
+/// Most deliveries that one event may create. A row of the state holds all its targets.
+pub const EVENT_TARGETS_MAX: usize = 12_000;
 /// A group commit is closed when its events create at least this many deliveries.
 pub const COMMIT_TARGETS: usize = 250_000;
 /// Most deliveries of one tenant that are queued or not applied by the state yet. A single request

@@ -140,7 +140,7 @@ impl StagedGroup {
     /// Reserves an event's targets in its unit. Returns whether they fit.
     fn reserve_targets(&mut self, targets: usize) -> bool {
         self.unit_is_full |= self.unit_targets + targets > limits::REQUEST_TARGETS_MAX;
-        if self.unit_is_full {
+        if self.unit_is_full || targets > limits::EVENT_TARGETS_MAX {
             return false;
         }
         self.unit_targets += targets;

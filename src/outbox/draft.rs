@@ -176,7 +176,7 @@ pub enum PublishError {
     Rejected { rejection: Rejection, repeated: bool },
     #[error("the idempotency key was already used with another body")]
     IdempotencyMismatch,
-    #[error("the events of the request match too many endpoints in total")]
+    #[error("the event, or all events of the request together, match too many endpoints")]
     TooManyTargets,
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),

@@ -131,7 +131,8 @@ pub enum Outcome {
     Mismatch,
     /// The event breaks a rule. With an idempotency key, the rejection is stored.
     Rejected(Rejection),
-    /// The unit would begin more than [`limits::REQUEST_TARGETS_MAX`] deliveries.
+    /// The event would begin more than [`limits::EVENT_TARGETS_MAX`] deliveries, or its unit more
+    /// than [`limits::REQUEST_TARGETS_MAX`].
     TooManyTargets,
     /// The command would exceed a quota of its tenant. Never stored for an idempotency key.
     QuotaExceeded(QuotaExceeded),

@@ -36,8 +36,9 @@ pub fn first_position(page: u64) -> u64 {
 
 /// Size in bytes at which a block is closed.
 const BLOCK_BYTES_TARGET: usize = 8 * 1024;
-/// The largest entry: an event with a thousand targets and the longest names.
+/// The largest entry: an event with the most targets (five bytes each) and the longest names.
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
+const _: () = assert!(5 * limits::EVENT_TARGETS_MAX + 4 * limits::NAME_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES_TARGET + ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
 
 /// Index entry of an event, for lists.

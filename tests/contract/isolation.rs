@@ -271,9 +271,10 @@ async fn large_fan_out_delays_no_other_tenant() {
     let data = tempfile::tempdir().unwrap();
     let daemon = std::sync::Arc::new(keyed(data.path()).await);
     let (evil, good) = (key(&daemon, "admin", Some("evil")).await, key(&daemon, "admin", Some("good")).await);
-    let endpoint = json!({"url": "http://127.0.0.1:9/", "eventTypes": ["big"]}).to_string();
+    let endpoint = json!({"url": "http://127.0.0.1:9999/", "eventTypes": ["big"]}).to_string();
     for _ in 0..CROWD.0 {
-        assert_eq!(call_as(&daemon, &evil, "POST", "/endpoints", &endpoint).await.0, 201);
+        let (status, answer) = call_as(&daemon, &evil, "POST", "/endpoints", &endpoint).await;
+        assert_eq!(status, 201, "{answer}");
     }
     let event = json!({"type": "big", "data": 1, "deliverAt": "9999-01-01T00:00:00Z"});
     let batch = json!({"events": vec![event; CROWD.1]}).to_string();

@@ -9,15 +9,6 @@ use crate::tidy::{root, sources};
 /// Directories with Rust sources.
 const DIRECTORIES: [&str; 5] = ["src", "tests", "benches", "examples", "fuzz"];
 
-/// Files that are still longer than [`FILE_LINES_MAX`]. The list must only become shorter.
-const LONG_FILES: [&str; 5] = [
-    "src/lanes/tests.rs",
-    "src/lanes/tests/promises.rs",
-    "src/outbox/conformance/oracle.rs",
-    "src/simulation/operations.rs",
-    "src/simulation/receivers.rs",
-];
-
 /// Functions that are still longer than [`FUNCTION_LINES_MAX`]. The list must only become shorter.
 const LONG_FUNCTIONS: [&str; 3] = [
     "src/lanes/tests/lives.rs: random_lanes_never_wait_while_slots_are_free",
@@ -179,8 +170,8 @@ fn public_type_names_are_unique_in_the_crate() {
 #[test]
 fn files_have_at_most_600_lines() {
     let files = rust_files().into_iter().map(|(name, lines)| (name, lines.len()));
-    let long: Vec<_> = files.filter(|(_, lines)| *lines > FILE_LINES_MAX).map(|(name, _)| name).collect();
-    assert_eq!(long, LONG_FILES);
+    let long: Vec<_> = files.filter(|(_, lines)| *lines > FILE_LINES_MAX).collect();
+    assert!(long.is_empty(), "{long:?}");
 }
 
 #[test]

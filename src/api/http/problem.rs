@@ -371,7 +371,8 @@ impl Problem {
                 format!("`balto-hops` says that the event passed more than {limit} Balto instances")
             }
             Self::TooManyDeliveries { limit } => format!(
-                "one request creates at most {limit} deliveries; send this event in another request"
+                "one request creates at most {limit} deliveries and one event at most {}; send this event in another request, or split its endpoints by event type",
+                limits::EVENT_TARGETS_MAX
             ),
             Self::TooManyWaiters => format!(
                 "{} requests wait already; ask again without `wait`, or later",

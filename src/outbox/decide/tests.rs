@@ -30,9 +30,14 @@ impl CommitEnvironment for Clock {
 }
 
 fn committer(disk: &MemoryDisk) -> Committer {
+    committer_with(disk, ENDPOINTS)
+}
+
+/// A committer with this many endpoints that match every event.
+fn committer_with(disk: &MemoryDisk, endpoints: usize) -> Committer {
     let (journal, _) = Journal::open(Arc::new(disk.clone()), JournalOptions::new(1)).unwrap();
     let mut registry = Registry::default();
-    for number in 1..=ENDPOINTS {
+    for number in 1..=endpoints {
         let endpoint = examples::endpoint(number.try_into().unwrap(), Tenant::DEFAULT, &[]);
         registry.apply(&Record::EndpointPut(Arc::new(endpoint)));
     }
@@ -86,6 +91,16 @@ fn announced(committed: &CommittedGroup) -> usize {
         _ => 0,
     };
     committed.records.iter().map(of_record).sum()
+}
+
+#[test]
+fn event_with_too_many_targets_is_rejected_alone() {
+    let mut committer = committer_with(&MemoryDisk::new(), limits::EVENT_TARGETS_MAX + 1);
+    let (reply, _answer) = oneshot::channel();
+    let commands = vec![draft(None), draft(Some(EndpointNumber(1)))];
+    let mut result = committer.commit(vec![unit(commands, Some(reply))]);
+    let outcomes = result.replies.pop().unwrap().1.unwrap();
+    assert!(matches!(outcomes[..], [Outcome::TooManyTargets, Outcome::Accepted(_)]), "{outcomes:?}");
 }
 
 #[test]

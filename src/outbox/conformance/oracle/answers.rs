@@ -1,0 +1,274 @@
+//! The oracle's answers to the questions of the read model.
+
+use super::*;
+
+impl ReadModel for Oracle {
+    fn applied(&self) -> Position {
+        self.last
+    }
+
+    fn totals(&self) -> Totals {
+        let count = |wanted: fn(DeliveryState) -> bool| {
+            self.deliveries.values().filter(|known| wanted(known.state)).count() as u64
+        };
+        Totals {
+            pending: count(|state| state == DeliveryState::Pending),
+            dead: count(|state| matches!(state, DeliveryState::Dead(_))),
+            events: self.events.len() as u64,
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn lane(&self, endpoint: EndpointNumber) -> Lane {
+        let count = |wanted: fn(&Delivery) -> bool| {
+            let own = self.deliveries.iter().filter(|(key, _)| key.endpoint == endpoint);
+            own.filter(|(_, known)| wanted(known)).count() as u64
+        };
+        let health = self.health.get(&endpoint).cloned().unwrap_or_default();
+        Lane {
+            pending: count(|known| known.state == DeliveryState::Pending),
+            waiting: count(|known| known.state == DeliveryState::Pending && !known.sendable),
+            dead: count(|known| matches!(known.state, DeliveryState::Dead(_))),
+            failing: health.failures.iter().fold(None, |known, attempt| Some(Failing::after(known, attempt))),
+            last_success: health.last_success,
+            hold: longest(&health.holds),
+            opened: health.opened,
+        }
+    }
+
+    fn reservation(&self, endpoint: EndpointNumber) -> Option<Reservation> {
+        self.latest_reservation(endpoint).map(|(reservation, _)| reservation)
+    }
+
+    fn lanes(&self) -> Vec<(EndpointNumber, Lane)> {
+        let of_deliveries = self.deliveries.keys().map(|key| key.endpoint);
+        let all: BTreeSet<_> = of_deliveries.chain(self.health.keys().copied()).collect();
+        all.into_iter().map(|endpoint| (endpoint, self.lane(endpoint))).collect()
+    }
+
+    fn sendable(
+        &self,
+        endpoint: EndpointNumber,
+        after: Option<DueKey>,
+        limit: usize,
+    ) -> (Vec<(DueKey, Progress)>, bool) {
+        let own = self.deliveries.iter().filter(|(key, known)| key.endpoint == endpoint && known.sendable);
+        let mut all: Vec<_> = own
+            .map(|(key, known)| (DueKey { due: known.due, event: key.event }, known.progress))
+            .filter(|(key, _)| after.is_none_or(|after| *key > after))
+            .collect();
+        all.sort_by_key(|(key, _)| *key);
+        let is_all = all.len() <= limit;
+        all.truncate(limit);
+        (all, is_all)
+    }
+
+    fn pending(&self, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
+        let own = self
+            .deliveries
+            .iter()
+            .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
+        own.map(|(key, _)| *key).take(limit).collect()
+    }
+
+    fn misplaced(
+        &self,
+        endpoint: EndpointNumber,
+        ordering: Ordering,
+        _: Option<Spot>,
+        _: usize,
+    ) -> Misplaced {
+        let own = self
+            .deliveries
+            .iter()
+            .filter(|(key, known)| key.endpoint == endpoint && known.state == DeliveryState::Pending);
+        let misplaced = own.filter(|(key, known)| known.queue != self.queue_by(ordering, **key));
+        Misplaced { deliveries: misplaced.map(|(key, _)| *key).collect(), next: None }
+    }
+
+    fn due_behind(&self, endpoint: EndpointNumber, _: OrderHash, now: Timestamp, _: usize) -> DueBehind {
+        let mut first = BTreeMap::new();
+        for (key, known) in &self.deliveries {
+            let waits = known.state == DeliveryState::Pending && !known.sendable && known.due <= now;
+            if key.endpoint == endpoint && waits {
+                first.entry(&known.queue).or_insert(known.due);
+            }
+        }
+        DueBehind { oldest: first.into_values().min(), ..DueBehind::default() }
+    }
+
+    fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {
+        let first = self.sendable(endpoint, None, 1).0.first().map(|(key, _)| key.event)?;
+        Some(self.events[&first].accepted_at)
+    }
+
+    fn statistics(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Hour {
+        let hour = |at: Timestamp| at.millis() / u64::try_from(HOUR.as_millis()).expect("an hour");
+        let within = |at: Timestamp| {
+            (hour(since)..=hour(until)).contains(&hour(at)) && hour(at) >= hour(self.hours_from)
+        };
+        let mut sum = Hour::default();
+        for (other, attempt) in &self.attempts {
+            if *other == endpoint && within(attempt.started_at) {
+                sum.attempts += 1;
+                sum.delivered += u64::from(attempt.next == Next::Delivered);
+                let millis = attempt.duration.as_millis();
+                let class = LATENCY_CLASSES.iter().position(|end| u128::from(*end) >= millis);
+                sum.latency[class.unwrap_or(LATENCY_CLASSES.len())] += 1;
+            }
+        }
+        for (_, _, state) in self.ends.iter().filter(|(other, at, _)| *other == endpoint && within(*at)) {
+            sum.dead += u64::from(matches!(state, DeliveryState::Dead(_)));
+            sum.cancelled += u64::from(*state == DeliveryState::Cancelled);
+        }
+        sum
+    }
+
+    fn hours(&self, endpoint: EndpointNumber, since: Timestamp, until: Timestamp) -> Vec<(u64, Hour)> {
+        let length = u64::try_from(HOUR.as_millis()).expect("an hour");
+        let start = |hour: u64| Timestamp::from_millis(hour * length);
+        let attempts = self.attempts.iter().map(|(_, attempt)| attempt.started_at);
+        let times = attempts.chain(self.ends.iter().map(|(_, at, _)| *at));
+        let hours: BTreeSet<u64> = times.map(|at| at.millis() / length).collect();
+        let within = (since.millis() / length)..=(until.millis() / length);
+        let counted = hours.into_iter().filter(|hour| within.contains(hour));
+        counted
+            .map(|hour| (hour, self.statistics(endpoint, start(hour), start(hour))))
+            .filter(|(_, counts)| *counts != Hour::default())
+            .collect()
+    }
+
+    fn usage(&self, tenant: &Tenant) -> Usage {
+        let own = |number: &EndpointNumber| self.tenants.get(number) == Some(tenant);
+        let count = |wanted: fn(DeliveryState) -> bool| {
+            let all = self.deliveries.iter().filter(|(key, _)| own(&key.endpoint));
+            all.filter(|(_, known)| wanted(known.state)).count() as u64
+        };
+        let stored: Vec<_> = self.shown().filter(|(_, event)| event.tenant == *tenant).collect();
+        Usage {
+            endpoints: self.orderings.keys().filter(|number| own(number)).count() as u64,
+            keys: self.keys.values().filter(|bound| bound.as_ref() == Some(tenant)).count() as u64,
+            pending: count(|state| state == DeliveryState::Pending),
+            dead: count(|state| matches!(state, DeliveryState::Dead(_))),
+            events: stored.len() as u64,
+            bytes: stored.iter().map(|(_, event)| event.stored_bytes()).sum(),
+        }
+    }
+
+    fn tenants(&self, after: Option<&Tenant>, limit: usize) -> Vec<(Tenant, Usage)> {
+        let events = self.shown().map(|(_, event)| &event.tenant);
+        let named = self.tenants.values().chain(self.keys.values().flatten()).chain(events);
+        let named: BTreeSet<&Tenant> =
+            named.filter(|tenant| after.is_none_or(|after| *tenant > after)).collect();
+        let used = named.into_iter().map(|tenant| (tenant.clone(), self.usage(tenant)));
+        used.filter(|(_, usage)| *usage != Usage::default()).take(limit).collect()
+    }
+
+    fn overdue(&self, cutoffs: Cutoffs, _: u64) -> Overdue {
+        let is_overdue = |(key, known): &(&DeliveryKey, &Delivery)| {
+            let event = &self.events[&key.event];
+            let cutoff = if event.stream.is_some() { cutoffs.stream_events } else { cutoffs.events };
+            let pending = known.state == DeliveryState::Pending;
+            pending && cutoff.is_some_and(|cutoff| event.accepted_at < cutoff && known.due < cutoff)
+        };
+        let deliveries = self.deliveries.iter().filter(is_overdue).map(|(key, _)| *key).collect();
+        Overdue { deliveries, next: None }
+    }
+
+    fn knows(&self, event: Position) -> bool {
+        self.events.contains_key(&event) && !self.forgotten.contains(&event)
+    }
+
+    fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts> {
+        let known = self.deliveries.get(&key).filter(|_| self.knows(key.event))?;
+        Some(self.facts(key, known))
+    }
+
+    fn deliveries_of(&self, event: Position) -> Vec<DeliveryFacts> {
+        let all = self.of_event(event).filter(|_| self.knows(event));
+        all.map(|(key, known)| self.facts(*key, known)).collect()
+    }
+
+    fn dead_letter(&self, key: DeliveryKey) -> Option<DeadLetter> {
+        let facts = self.delivery(key)?;
+        let DeliveryState::Dead(reason) = facts.state else { return None };
+        let at = facts.settled_at?;
+        Some((facts, reason, at))
+    }
+
+    fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
+        let status = |position| event_status(self.of_event(position).map(|(_, known)| known.state)).as_str();
+        let wanted = self.shown().rev().filter(|(position, event)| {
+            Self::wants_event(filter, *position, event)
+                && filter.event_status.is_none_or(|wanted| wanted == status(*position))
+        });
+        let all = wanted.map(|(position, _)| position).collect();
+        page(all, after, limit, |position| Cursor::at(*position))
+    }
+
+    fn past(
+        &self,
+        filter: &Filter,
+        endpoint: EndpointNumber,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Found<Past> {
+        let wanted =
+            self.shown().rev().filter(|(position, event)| Self::wants_event(filter, *position, event));
+        let past = |(position, event): (Position, &Arc<Event>)| Past {
+            position,
+            event_type: event.event_type.as_str().into(),
+            state: self.deliveries.get(&DeliveryKey { event: position, endpoint }).map(|known| known.state),
+        };
+        page(wanted.map(past).collect(), after, limit, |past| Cursor::at(past.position))
+    }
+
+    fn deliveries(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<DeliveryFacts> {
+        let mut all = Vec::new();
+        for (position, event) in self.shown().rev() {
+            if !Self::wants_event(filter, position, event) {
+                continue;
+            }
+            let of_event: Vec<_> = self.of_event(position).collect();
+            for (key, known) in of_event.into_iter().rev() {
+                if filter.endpoint.is_none_or(|wanted| wanted == key.endpoint)
+                    && filter.delivery_state.is_none_or(|wanted| wanted == known.state.as_str())
+                {
+                    all.push(self.facts(*key, known));
+                }
+            }
+        }
+        page(all, after, limit, |facts| Cursor {
+            endpoint: facts.key.endpoint,
+            ..Cursor::at(facts.key.event)
+        })
+    }
+
+    fn dead_letters(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Letter> {
+        let wanted = |letter: &Letter| {
+            filter.tenant.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.tenant)
+                && filter.event_type.as_ref().is_none_or(|wanted| wanted.as_str() == &*letter.event_type)
+                && filter.endpoint.is_none_or(|wanted| wanted == letter.delivery.endpoint)
+                && filter.reason.is_none_or(|wanted| wanted == letter.reason)
+                && filter.since.is_none_or(|since| letter.died_at >= since)
+                && filter.until.is_none_or(|until| letter.died_at < until)
+        };
+        let all = self.letters().into_iter().filter(wanted).collect();
+        page(all, after, limit, |letter| Cursor {
+            position: letter.death,
+            endpoint: letter.delivery.endpoint,
+            event: letter.delivery.event,
+        })
+    }
+
+    fn request(&self, scope: &[u8; 16]) -> Option<Known> {
+        self.requests.get(scope).copied()
+    }
+
+    fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
+        self.streams.get(&(tenant.clone(), stream.clone())).copied()
+    }
+}
