@@ -259,13 +259,7 @@ async fn dispatch(
     let reply = match read_call(Arc::clone(&api), route, params, request).await {
         Ok(call) => {
             has_good_key = route.access != Access::Public;
-            let reply = if route.is_read() && !call.waits() {
-                run_read(route, &call).await
-            } else {
-                (route.run)(&call).await
-            };
-            let caller = caller(route, &call.principal, peer);
-            reply.and_then(|reply| api.unread.hold(reply, route.is_read(), caller, closer))
+            respond(route, &call, caller(route, &call.principal, peer), closer).await
         }
         Err(problem) => Err(problem),
     };
@@ -284,11 +278,18 @@ async fn dispatch(
     response
 }
 
-/// Limits concurrent reads until the response is made. Its reader may be slow, and then counts
-/// against [`UnreadResponses`].
-async fn run_read(route: &'static Route, call: &Call) -> Result<Reply, Problem> {
-    let _turn = call.api.reads.turn(&call.party).await;
-    (route.run)(call).await
+/// Runs the handler. A read holds its turn until its response is made and counts against
+/// [`UnreadResponses`], because its reader may be slow.
+async fn respond(
+    route: &'static Route,
+    call: &Call,
+    caller: Caller,
+    closer: ConnectionCloser,
+) -> Result<Reply, Problem> {
+    let takes_turn = route.is_read() && !call.waits();
+    let _turn = if takes_turn { Some(call.api.reads.turn(&call.party).await) } else { None };
+    let reply = (route.run)(call).await?;
+    call.api.unread.hold(reply, route.is_read(), caller, closer).await
 }
 
 fn peer_address(extensions: &Extensions) -> IpAddr {

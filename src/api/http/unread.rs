@@ -1,15 +1,16 @@
 //! Responses that their clients have not read yet.
 //!
 //! Owns their bound in bytes: per caller and in all. A read gives its turn back when its response
-//! is made; from then on the response counts here, until it is written to the socket. At a
-//! caller's bound its slowest client is disconnected; without a slow one, the next read is
-//! rejected. At the bound of all, the caller with the most unread bytes gives way.
+//! has room here; from then on the response counts, until it is written to the socket. At a
+//! caller's bound its slowest client is disconnected; without a slow one, the next read waits for
+//! it. At the bound of all, the caller with the most unread bytes gives way.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
@@ -19,6 +20,9 @@ use crate::limits;
 
 /// A response that is unread for this time has a slow reader.
 const SLOW_READER_AGE: Duration = Duration::from_secs(1);
+
+/// Interval in which a read looks for room.
+const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A client with its own bound of unread responses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,11 +52,13 @@ impl Default for UnreadResponses {
 }
 
 impl UnreadResponses {
-    /// Counts a response until it is written.
+    /// Counts a response until it is written. A read waits for room, because a slow client of the
+    /// caller gives way after [`SLOW_READER_AGE`].
     ///
     /// # Errors
-    /// 429 for a read above the caller's bound. The response of a change is never rejected.
-    pub fn hold(
+    /// 429 for a read that found no room within [`limits::UNREAD_WAIT_MAX`]. The response of a
+    /// change is never rejected.
+    pub async fn hold(
         &self,
         reply: Reply,
         is_read: bool,
@@ -66,8 +72,14 @@ impl UnreadResponses {
         let bytes = reply.body.len().max(limits::UNREAD_RESPONSE_BYTES_MIN);
         if !is_read {
             self.0.take_regardless(&guard, bytes);
-        } else if self.0.take(&guard, bytes) == Err(RoomFull) {
-            return Err(Problem::UnreadResponses { limit: limits::UNREAD_BYTES_PER_CALLER_MAX });
+            return Ok(reply.hold_until_written(guard));
+        }
+        let deadline = Instant::now() + limits::UNREAD_WAIT_MAX;
+        while self.0.take(&guard, bytes) == Err(RoomFull) {
+            if Instant::now() >= deadline {
+                return Err(Problem::UnreadResponses { limit: limits::UNREAD_BYTES_PER_CALLER_MAX });
+            }
+            tokio::time::sleep(ROOM_CHECK_INTERVAL).await;
         }
         Ok(reply.hold_until_written(guard))
     }
