@@ -90,7 +90,7 @@ impl Freshness {
         if tracked.last.0 <= self.applied.load(Ordering::Relaxed) {
             return IN_ORDER;
         }
-        find(&tracked).unwrap_or(Position(tracked.first.0.saturating_sub(1)))
+        find(&tracked).unwrap_or_else(|| Position(tracked.first.0.saturating_sub(1)))
     }
 }
 

@@ -92,10 +92,13 @@ impl std::fmt::Display for Stall {
     }
 }
 
+/// The current activity of a thread and its start.
+type ActivityCell = Mutex<Option<(Instant, Activity)>>;
+
 /// Current activity of each thread, since when. The commit thread's wait for the apply thread
 /// counts as well.
 #[derive(Clone, Default)]
-pub(super) struct DiskWaits(Arc<[Mutex<Option<(Instant, Activity)>>; 2]>);
+pub(super) struct DiskWaits(Arc<[ActivityCell; 2]>);
 
 impl DiskWaits {
     /// Starts an activity now, even if an earlier one is recorded.

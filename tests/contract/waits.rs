@@ -18,7 +18,7 @@ async fn closed_receiver() -> (Receiver, Arc<AtomicBool>) {
 }
 
 async fn publish(daemon: &Daemon, event: &Value) -> String {
-    text(&daemon.post("/events", &event.to_string()).await, "id").to_owned()
+    text(&daemon.post("/events", &event.to_string()).await, "id")
 }
 
 /// Starts a request that waits.
