@@ -2,8 +2,9 @@
 //!
 //! Owns: whether an event may be appended ([`append`]), its endpoints ([`matching`], [`patterns`]),
 //! status ([`event_status`]) and trace ([`trace`]); the meaning of a reply ([`verdict`]), the next
-//! attempt ([`retry`]), failing endpoints ([`health`]), consent of receivers ([`handshake`]), signatures
-//! ([`signature`]), guessable secrets ([`weakness`]) and headers with credentials ([`headers`]).
+//! attempt ([`retry`]), failing endpoints ([`health`]), consent of receivers ([`handshake`]),
+//! signatures ([`signature`]), guessable secrets ([`weakness`]) and headers with credentials
+//! ([`headers`]).
 
 pub mod append;
 pub mod event_status;

@@ -3,8 +3,9 @@
 //! A pattern of n parts has n + 1 states: how many parts the words so far have matched. All states
 //! of a shard are bits of one array, so one word of the event type advances 64 states at once.
 //!
-//! Cost: an event type of w words visits at most w times the blocks of the patterns. Memory: a removed pattern is erased at once, and a shard with more erased than
-//! live states is built again. So shards never have more than twice the blocks of their patterns.
+//! Cost: an event type of w words visits at most w times the blocks of the patterns. Memory: a
+//! removed pattern is erased at once, and a shard with more erased than live states is built again.
+//! So shards never have more than twice the blocks of their patterns.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

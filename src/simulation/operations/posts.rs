@@ -1,4 +1,4 @@
-//! Posts of events: what publishers send, and what their responses must say.
+//! Posts of events, and checks of their responses.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What a receiver checks and replies.
+//! Checks and replies of a receiver.
 
 use super::*;
 
