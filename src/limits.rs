@@ -80,7 +80,7 @@ pub const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes that an unread response counts as at least: the cost of its connection.
 pub const UNREAD_RESPONSE_BYTES_MIN: usize = 16 * 1024;
 /// Time in which a read waits for slow clients of its caller to give way.
-pub const UNREAD_WAIT_MAX: Duration = Duration::from_secs(10);
+pub const UNREAD_WAIT_MAX: Duration = Duration::from_secs(20);
 /// File descriptors reserved for storage, the listeners and the resolver.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Addresses with their own counter of failed authentications; further ones share a counter.

@@ -1,14 +1,28 @@
 //! A response as plain data, so that it can be stored and replayed.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use serde::Serialize;
 
 use crate::context::responses::{Answer, Remember};
 use crate::domain::Idempotency;
+
+/// Bytes of a body that are handed to the connection at once.
+const PART_BYTES: usize = 64 * 1024;
+
+/// Held until a body is written, and informed of its progress.
+pub trait WritePermit: fmt::Debug + Send + Sync + 'static {
+    /// The connection takes another part: its client has read earlier ones.
+    fn on_progress(&self);
+}
 
 /// The response of a handler.
 #[derive(Clone, Debug)]
@@ -16,6 +30,7 @@ pub struct Reply {
     pub status: u16,
     pub body: Bytes,
     headers: Vec<(HeaderName, HeaderValue)>,
+    permit: Option<Arc<dyn WritePermit>>,
 }
 
 impl Reply {
@@ -33,13 +48,13 @@ impl Reply {
     /// A response whose body is serialised JSON.
     #[must_use]
     pub fn bytes(status: u16, body: Bytes) -> Self {
-        Self { status, body, headers: Vec::new() }.with_content_type("application/json")
+        Self { status, body, headers: Vec::new(), permit: None }.with_content_type("application/json")
     }
 
     /// 204.
     #[must_use]
     pub fn empty() -> Self {
-        Self { status: 204, body: Bytes::new(), headers: Vec::new() }
+        Self { status: 204, body: Bytes::new(), headers: Vec::new(), permit: None }
     }
 
     #[must_use]
@@ -66,9 +81,11 @@ impl Reply {
 
     /// Keeps the permit until the body is written.
     #[must_use]
-    pub fn hold_until_written(mut self, permit: impl Send + 'static) -> Self {
+    pub fn hold_until_written(mut self, permit: impl WritePermit) -> Self {
         if !self.body.is_empty() {
-            self.body = Bytes::from_owner(PermitBody { body: self.body, _permit: permit });
+            let permit = Arc::new(permit);
+            self.body = Bytes::from_owner(HeldBytes { bytes: self.body, _permit: permit.clone() });
+            self.permit = Some(permit);
         }
         self
     }
@@ -99,7 +116,10 @@ impl Reply {
     }
 
     pub fn into_response(self) -> Response<Body> {
-        let mut response = Response::new(Body::from(self.body));
+        let mut response = Response::new(match self.permit {
+            Some(permit) => Body::new(HeldBody { rest: self.body, permit }),
+            None => Body::from(self.body),
+        });
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // Some responses contain replies of receivers, and the client may be a browser.
@@ -113,18 +133,87 @@ impl Reply {
     }
 }
 
-struct PermitBody<T> {
-    body: Bytes,
-    _permit: T,
+/// Bytes with the permit that they hold until the last of them is written.
+struct HeldBytes {
+    bytes: Bytes,
+    _permit: Arc<dyn WritePermit>,
 }
 
-impl<T> AsRef<[u8]> for PermitBody<T> {
+impl AsRef<[u8]> for HeldBytes {
     fn as_ref(&self) -> &[u8] {
-        &self.body
+        &self.bytes
+    }
+}
+
+/// A body in parts, so that the permit learns of the client's progress.
+struct HeldBody {
+    rest: Bytes,
+    permit: Arc<dyn WritePermit>,
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.permit.on_progress();
+        let length = self.rest.len().min(PART_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
     }
 }
 
 #[derive(serde::Deserialize)]
 struct Created {
     id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct CountedPermit(Arc<[AtomicUsize; 2]>);
+
+    impl WritePermit for CountedPermit {
+        fn on_progress(&self) {
+            self.0[0].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Drop for CountedPermit {
+        fn drop(&mut self) {
+            self.0[1].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn held_body_is_whole_and_reports_its_progress() {
+        let bytes: Bytes = (0..5 * PART_BYTES / 2).map(|at| at as u8).collect::<Vec<_>>().into();
+        let counts = Arc::<[AtomicUsize; 2]>::default();
+        let reply = Reply::bytes(200, bytes.clone()).hold_until_written(CountedPermit(counts.clone()));
+        let body = reply.into_response().into_body();
+        assert_eq!(HttpBody::size_hint(&body).exact(), Some(bytes.len() as u64));
+        let read = body.collect().await.unwrap().to_bytes();
+        assert!(read == bytes);
+        let [progress, dropped] = [0, 1].map(|at| counts[at].load(Ordering::Relaxed));
+        assert_eq!((progress, dropped), (3, 1));
+    }
 }

@@ -7,6 +7,7 @@
 //! soon as it runs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -218,6 +219,25 @@ impl PartyRoom {
     fn first_with_bytes(&self) -> Option<(Instant, u64)> {
         let has_bytes = |id: &u64| self.holders.get(id).is_some_and(|holder| holder.bytes > 0);
         self.evictable.keys().find(|(_, id)| has_bytes(id)).copied()
+    }
+}
+
+impl<K: Eq + Hash> RoomGuard<K> {
+    /// The holder is not slow: it has just moved on.
+    pub fn progress(&self) {
+        let (mut ledger, now) = (lock(&self.ledger), Instant::now());
+        let Some(room) = ledger.parties.get_mut(&self.party) else { return };
+        let Some(holder) = room.holders.get_mut(&self.id) else { return };
+        let before = std::mem::replace(&mut holder.progress, now);
+        if let Some(evict) = room.evictable.remove(&(before, self.id)) {
+            room.evictable.insert((now, self.id), evict);
+        }
+    }
+}
+
+impl<K: Eq + Hash> fmt::Debug for RoomGuard<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RoomGuard")
     }
 }
 

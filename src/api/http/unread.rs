@@ -13,13 +13,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::http::problem::Problem;
-use crate::api::http::reply::Reply;
-use crate::api::http::shared_room::{RoomFull, RoomLimits, SharedRoom};
+use crate::api::http::reply::{Reply, WritePermit};
+use crate::api::http::shared_room::{RoomFull, RoomGuard, RoomLimits, SharedRoom};
 use crate::domain::KeyId;
 use crate::limits;
 
-/// A response that is unread for this time has a slow reader.
-const SLOW_READER_AGE: Duration = Duration::from_secs(1);
+/// A response without progress for this time has a slow reader.
+const SLOW_READER_AGE: Duration = Duration::from_secs(2);
 
 /// Interval in which a read looks for room.
 const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,6 +37,12 @@ pub enum Caller {
 /// Closes the connection of a request.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionCloser(pub Arc<Notify>);
+
+impl WritePermit for RoomGuard<Caller> {
+    fn on_progress(&self) {
+        self.progress();
+    }
+}
 
 /// The ledger of unread responses.
 pub struct UnreadResponses(SharedRoom<Caller>);

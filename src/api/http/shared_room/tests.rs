@@ -122,3 +122,15 @@ async fn room_agrees_with_its_promises() {
         assert!(sum <= BYTES, "seed {seed}: {sum} bytes");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn holder_with_progress_does_not_give_way() {
+    let room = room(100, Some(Duration::from_secs(1)));
+    let (active, stalled) = (enter(&room, 1, 50).unwrap(), enter(&room, 1, 50).unwrap());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    active.0.progress();
+    let _next = enter(&room, 1, 50).unwrap();
+    assert!(is_evicted(&stalled) && !is_evicted(&active));
+    stalled.0.progress(); // without effect
+    assert!(enter(&room, 1, 50).is_err(), "no holder is slow");
+}
