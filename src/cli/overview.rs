@@ -46,7 +46,8 @@ impl StatsArgs {
             .with("bucket", self.hourly.then(|| "1h".to_owned()));
         let query = self.window.add_to(query, args::now());
         let answer = session.client.get(&["v1", "stats"], &query.0).await?;
-        session.show_with(&answer, ("buckets", BUCKETS))
+        // Without hours the member is null.
+        if self.hourly { session.show_with(&answer, ("buckets", BUCKETS)) } else { session.show(&answer) }
     }
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct LanesArgs {
     #[arg(long)]
     tenant: Option<String>,
     /// Only lanes that wait for this reason: notDue, rate, inFlightLimit, circuitOpen, retryAfter,
-    /// paused, disabled, ordering, globalLimit or handshake.
+    /// paused, disabled, ordering, globalLimit, addressLimit or handshake.
     #[arg(long)]
     reason: Option<String>,
     /// The lane whose next delivery was due first comes first.

@@ -13,10 +13,10 @@ use super::{ADMIN, endpoint, keyed, list, text};
 
 const BALTO: &str = env!("CARGO_BIN_EXE_balto");
 
-struct CommandOutput {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct CommandOutput {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl CommandOutput {
@@ -42,12 +42,12 @@ fn balto_with(url: &str, key: &str, arguments: &[&str], input: &str) -> CommandO
     CommandOutput { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn balto(daemon: &Daemon, arguments: &[&str]) -> CommandOutput {
+pub(crate) fn balto(daemon: &Daemon, arguments: &[&str]) -> CommandOutput {
     balto_with(daemon.api.strip_suffix("/v1").unwrap(), "", arguments, "")
 }
 
 /// The JSON output of a command that succeeds.
-fn answer_of(daemon: &Daemon, arguments: &[&str]) -> Value {
+pub(crate) fn answer_of(daemon: &Daemon, arguments: &[&str]) -> Value {
     let message = balto(daemon, &[arguments, &["--json"]].concat());
     assert_eq!(message.code, 0, "{arguments:?}: {}", message.err);
     message.json()

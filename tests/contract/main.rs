@@ -21,6 +21,7 @@ mod isolation;
 mod listener;
 mod operation;
 mod outcomes;
+mod overview;
 mod pagination;
 mod refusals;
 mod repetition;
