@@ -70,6 +70,9 @@ pub const HEAVY_PAGE_ITEMS: usize = 8;
 pub const READS_MAX: usize = 32;
 /// Limit of requests that wait for something.
 pub const WAITERS_MAX: usize = 2_000;
+/// Limit of waiting requests of one party; the others are for further parties.
+pub const PARTY_WAITERS_MAX: usize = 1_500;
+const _: () = assert!(PARTY_WAITERS_MAX < WAITERS_MAX);
 /// Maximum of the query parameter `wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bound of response bytes that the clients of one key, or one address without a key, have not

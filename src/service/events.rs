@@ -194,7 +194,8 @@ impl Events<'_> {
         if is_final(&view) {
             return Ok(view);
         }
-        let registered = self.0.waits().register(position).map_err(|_| WaitError::TooManyWaiters)?;
+        let registered =
+            self.0.waits().register(position, scope.party()).map_err(|_| WaitError::TooManyWaiters)?;
         let mut timeout = pin!(tokio::time::sleep(wait));
         loop {
             let mut changed = pin!(registered.changed());

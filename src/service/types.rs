@@ -91,7 +91,7 @@ pub struct DeliveryDetail {
 /// Why a caller cannot wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
-    /// More than [`crate::limits::WAITERS_MAX`] callers.
+    /// More than [`crate::limits::WAITERS_MAX`] callers, or too many of the caller's party.
     #[error("too many callers wait")]
     TooManyWaiters,
     #[error(transparent)]

@@ -375,8 +375,9 @@ impl Problem {
                 limits::EVENT_TARGETS_MAX
             ),
             Self::TooManyWaiters => format!(
-                "{} requests wait already; ask again without `wait`, or later",
-                limits::WAITERS_MAX
+                "{} requests, or {} of this tenant, wait already; ask again without `wait`, or later",
+                limits::WAITERS_MAX,
+                limits::PARTY_WAITERS_MAX
             ),
             Self::QuotaExceeded(exceeded) => quota_detail(exceeded),
             Self::Overloaded { retry_after } => {
