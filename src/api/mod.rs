@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use crate::context::Context;
 use crate::context::fair_semaphore::FairSemaphore;
-use crate::domain::{Party, PolicyDefaults, SenderName, Tenant};
+use crate::domain::{Party, PolicyDefaults, SenderName, Tenant, address_block};
 use crate::limits;
 use crate::service::types::{ChangeError, Scope};
 use http::arriving_body::{self, BodyBudget, BodyLimits, HeldBody};
@@ -299,7 +299,7 @@ fn peer_address(extensions: &Extensions) -> IpAddr {
 /// The caller that the unread response counts for.
 fn caller(route: &Route, principal: &Principal, peer: IpAddr) -> Caller {
     match (&principal.key, route.access) {
-        (_, Access::Public) => Caller::Address(peer),
+        (_, Access::Public) => Caller::Address(address_block(peer)),
         (Some(key), _) => Caller::Key(key.clone()),
         (None, _) => Caller::Administrator,
     }

@@ -10,35 +10,17 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::domain::SharedSlots;
+use crate::domain::{SharedSlots, address_block};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum AddressNetwork {
-    V4([u8; 4]),
-    V6([u8; 8]),
-}
-
-impl From<IpAddr> for AddressNetwork {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address.octets()),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                Self::V6([a, b, c, d, e, f, g, h])
-            }
-        }
-    }
-}
-
-/// TenantRequests in flight at one network, by tenant. No count is zero.
+/// Requests in flight at one network, by tenant. No count is zero.
 type TenantRequests = HashMap<Arc<str>, usize>;
 
-/// TenantRequests in flight. The limit on requests over all endpoints bounds the number of entries.
+/// Requests in flight. The limit on requests over all endpoints bounds the number of entries.
 #[derive(Debug)]
 pub(super) struct AddressLimit {
     /// 0: no limit.
     limit: AtomicUsize,
-    networks: Mutex<HashMap<AddressNetwork, TenantRequests>>,
+    networks: Mutex<HashMap<IpAddr, TenantRequests>>,
 }
 
 impl AddressLimit {
@@ -52,7 +34,7 @@ impl AddressLimit {
 
     /// Counts a request. `None`: the tenant gets no further request to this address now.
     pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, tenant: &Arc<str>) -> Option<AddressPermit> {
-        let network = AddressNetwork::from(address);
+        let network = address_block(address);
         let limit = self.limit.load(Ordering::Relaxed);
         let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         let requests = networks.entry(network).or_default();
@@ -73,7 +55,7 @@ impl AddressLimit {
 #[derive(Debug)]
 pub(super) struct AddressPermit {
     limit: Arc<AddressLimit>,
-    network: AddressNetwork,
+    network: IpAddr,
     tenant: Arc<str>,
 }
 

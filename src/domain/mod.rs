@@ -3,6 +3,7 @@
 //! Owns plain values and their legal transitions. Must never use async, I/O, serde, clocks or
 //! randomness. An illegal value cannot be constructed: parsing rejects it.
 
+pub mod address;
 pub mod closed_list;
 pub mod delivery;
 pub mod endpoint;
@@ -18,6 +19,7 @@ pub mod tenant;
 pub mod time;
 pub mod trace;
 
+pub use address::address_block;
 pub use closed_list::ClosedList;
 pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,

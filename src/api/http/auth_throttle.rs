@@ -8,26 +8,20 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::domain::address_block;
 use crate::limits;
 
-/// An IPv6 client owns its whole /64 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Source {
-    V4([u8; 4]),
-    V6([u8; 8]),
+    /// See [`address_block`]: an IPv6 client owns its whole network.
+    Block(IpAddr),
     /// Addresses beyond the bound, counted together.
     Others,
 }
 
 impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address.octets()),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                Self::V6([a, b, c, d, e, f, g, h])
-            }
-        }
+        Self::Block(address_block(address))
     }
 }
 

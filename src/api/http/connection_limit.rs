@@ -10,7 +10,7 @@
 //! evicts an idle one of the same address, or is closed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use crate::api::http::unread::ConnectionCloser;
+use crate::domain::address_block;
 
 /// The connection limit of one listener.
 pub struct ConnectionLimit {
@@ -50,10 +51,7 @@ impl AddressLimit {
         if self.connections == usize::MAX || self.unlimited.iter().any(|network| network.contains(&address)) {
             return None;
         }
-        Some(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
-        })
+        Some(address_block(address))
     }
 }
 

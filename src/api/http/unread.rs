@@ -30,7 +30,7 @@ pub enum Caller {
     Key(KeyId),
     /// The administrator's key, and requests without a key with `--dev`.
     Administrator,
-    /// A request without a key.
+    /// A request without a key, by its [`address_block`](crate::domain::address_block).
     Address(IpAddr),
 }
 
