@@ -17,12 +17,12 @@ use crate::api::http::unique::members;
 use crate::api::text::{Span, Time, Word, format_duration};
 use crate::api::v1::disclosure;
 use crate::domain::{
-    ClientCertificate, DisabledReason, Endpoint, EndpointStatus, EndpointStatusName, Format, Handshake,
-    Ordering, RetryPolicy, SignaturePreset,
+    ClientCertificate, DisabledReason, Endpoint, EndpointId, EndpointStatus, EndpointStatusName, Format,
+    Handshake, Ordering, RetryPolicy, SignaturePreset, Tenant,
 };
 use crate::rules::handshake::next_request;
 use crate::rules::headers::is_secret;
-use crate::service::types::{CircuitState, WaitReason};
+use crate::service::types::{CircuitState, LaneView, WaitReason};
 
 /// The input of a creation. Unlike a change, it requires `url`.
 #[derive(Deserialize)]
@@ -496,6 +496,7 @@ pub struct LatencyBody {
 #[serde(rename_all = "camelCase")]
 pub struct LaneBody {
     pub endpoint_id: String,
+    pub tenant: String,
     /// Why the lane waits; null if it does not.
     #[schemars(with = "Option<Word<WaitReason>>")]
     pub reason: Option<&'static str>,
@@ -503,12 +504,31 @@ pub struct LaneBody {
     /// Pending deliveries behind another one of the same ordering key.
     pub waiting_for_order: u64,
     pub in_flight: u64,
+    /// Due time of the delivery that the lane sends next.
     pub next_due_at: Option<Time>,
     /// When the reason ends without intervention.
     pub until: Option<Time>,
     #[schemars(with = "Word<CircuitState>")]
     pub circuit: &'static str,
     pub consecutive_failures: u32,
+}
+
+impl LaneBody {
+    #[must_use]
+    pub fn new(endpoint_id: &EndpointId, tenant: &Tenant, lane: &LaneView) -> Self {
+        Self {
+            endpoint_id: endpoint_id.to_string(),
+            tenant: tenant.to_string(),
+            reason: lane.reason,
+            pending: lane.pending,
+            waiting_for_order: lane.waiting_for_order,
+            in_flight: lane.in_flight,
+            next_due_at: lane.next_due.map(Time),
+            until: lane.until.map(Time),
+            circuit: lane.circuit,
+            consecutive_failures: lane.consecutive_failures,
+        }
+    }
 }
 
 #[derive(Deserialize, JsonSchema)]

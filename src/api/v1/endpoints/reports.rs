@@ -57,18 +57,7 @@ pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
 pub async fn lane(call: &Call) -> Result<Json<LaneBody>, Problem> {
     let endpoint = find(call)?;
     let lane: LaneView = Endpoints(&call.api.context).lane(endpoint.number).await?;
-    let body = LaneBody {
-        endpoint_id: endpoint.id.to_string(),
-        reason: lane.reason,
-        pending: lane.pending,
-        waiting_for_order: lane.waiting_for_order,
-        in_flight: lane.in_flight,
-        next_due_at: lane.next_due.map(Time),
-        until: lane.until.map(Time),
-        circuit: lane.circuit,
-        consecutive_failures: lane.consecutive_failures,
-    };
-    Ok(Json::new(&body))
+    Ok(Json::new(&LaneBody::new(&endpoint.id, &endpoint.tenant, &lane)))
 }
 
 /// `POST /v1/endpoints/{id}/replay`

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::model::{BucketBody, LanesBody, ListedLaneBody, OverviewBody};
+use super::model::{BucketBody, LanesBody, OverviewBody};
 use crate::api::Call;
 use crate::api::http::problem::Problem;
 use crate::api::http::response::Json;
 use crate::api::text::{Span, Time};
+use crate::api::v1::endpoints::model::LaneBody;
 use crate::api::v1::endpoints::model::LatencyBody;
 use crate::api::v1::lists;
 use crate::domain::{Tenant, Timestamp};
@@ -80,17 +81,6 @@ pub async fn lanes(call: &Call) -> Result<Json<LanesBody>, Problem> {
     };
     let limit = call.query.limit()?;
     let (lanes, more) = Overview(&call.api.context).lanes(&scope, reason, order, limit).await?;
-    let data = lanes.into_iter().map(|listed| ListedLaneBody {
-        endpoint_id: listed.endpoint_id.to_string(),
-        tenant: listed.tenant.to_string(),
-        reason: listed.lane.reason,
-        pending: listed.lane.pending,
-        waiting_for_order: listed.lane.waiting_for_order,
-        in_flight: listed.lane.in_flight,
-        next_due_at: listed.lane.next_due.map(Time),
-        until: listed.lane.until.map(Time),
-        circuit: listed.lane.circuit,
-        consecutive_failures: listed.lane.consecutive_failures,
-    });
+    let data = lanes.iter().map(|listed| LaneBody::new(&listed.endpoint_id, &listed.tenant, &listed.lane));
     Ok(Json::new(&LanesBody { data: data.collect(), more }))
 }

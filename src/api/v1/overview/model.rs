@@ -3,9 +3,8 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::api::text::{Time, Word};
-use crate::api::v1::endpoints::model::LatencyBody;
-use crate::service::types::{CircuitState, WaitReason};
+use crate::api::text::Time;
+use crate::api::v1::endpoints::model::{LaneBody, LatencyBody};
 
 /// Statistics over all endpoints of a tenant, or of all tenants.
 #[derive(Serialize, JsonSchema)]
@@ -45,32 +44,10 @@ pub struct BucketBody {
     pub cancelled: u64,
 }
 
-/// A lane with pending deliveries.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ListedLaneBody {
-    pub endpoint_id: String,
-    pub tenant: String,
-    /// Why the lane waits; null if it does not.
-    #[schemars(with = "Option<Word<WaitReason>>")]
-    pub reason: Option<&'static str>,
-    pub pending: u64,
-    /// Pending deliveries behind another one of the same ordering key.
-    pub waiting_for_order: u64,
-    pub in_flight: u64,
-    /// Due time of the delivery that the lane sends next.
-    pub next_due_at: Option<Time>,
-    /// When the reason ends without intervention.
-    pub until: Option<Time>,
-    #[schemars(with = "Word<CircuitState>")]
-    pub circuit: &'static str,
-    pub consecutive_failures: u32,
-}
-
 /// The lanes that match. A list of the current moment, without further pages.
 #[derive(Serialize, JsonSchema)]
 pub struct LanesBody {
-    pub data: Vec<ListedLaneBody>,
+    pub data: Vec<LaneBody>,
     /// Whether more lanes match than `limit`.
     pub more: bool,
 }
