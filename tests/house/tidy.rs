@@ -213,15 +213,21 @@ fn every_injected_bug_has_a_test_and_a_row() {
     assert_eq!(rows, bugs.len(), "docs/proof.md lists another number of bugs");
 }
 
+/// The modules below a directory: path and text.
+fn modules(directory: &str) -> Vec<(String, String)> {
+    let (below, mut files) = (root().join(directory), Vec::new());
+    sources(&below, &mut files);
+    let module = |file: PathBuf| {
+        let path = file.strip_prefix(&below).unwrap().with_extension("").display().to_string();
+        (path.trim_end_matches("/mod").replace('/', "::"), fs::read_to_string(&file).unwrap())
+    };
+    files.into_iter().map(module).collect()
+}
+
 /// The paths of all functions below `tests/`, as `binary::module::function`.
 fn paths_of_tests() -> Vec<String> {
-    let (below, mut files) = (root().join("tests"), Vec::new());
-    sources(&below, &mut files);
     let mut paths = Vec::new();
-    for file in files {
-        let module = file.strip_prefix(&below).unwrap().with_extension("").display().to_string();
-        let module = module.trim_end_matches("/mod").replace('/', "::");
-        let text = fs::read_to_string(&file).unwrap();
+    for (module, text) in modules("tests") {
         let functions = text.split("\nfn ").chain(text.split("\nasync fn ")).skip(1);
         paths.extend(functions.filter_map(|rest| Some(format!("{module}::{}", rest.split_once('(')?.0))));
     }
@@ -266,13 +272,8 @@ fn tests_named_in_the_proof_exist() {
 /// The paths of all tests of the library, as `module::test`. A test in the `mod tests` of a file
 /// has `tests` in its path.
 fn library_tests() -> Vec<String> {
-    let (below, mut files) = (root().join("src"), Vec::new());
-    sources(&below, &mut files);
     let mut paths = Vec::new();
-    for file in files {
-        let module = file.strip_prefix(&below).unwrap().with_extension("").display().to_string();
-        let module = module.trim_end_matches("/mod").replace('/', "::");
-        let text = fs::read_to_string(&file).unwrap();
+    for (module, text) in modules("src") {
         let (mut inner, mut is_test) = ("", false);
         for line in text.lines() {
             if line.starts_with("mod tests {") {

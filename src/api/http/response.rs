@@ -63,7 +63,7 @@ impl<const STATUS: u16, T> Success<STATUS, T> {
     /// The response to store under the key of the request; `None` without a key.
     #[must_use]
     pub fn to_stored(&self, idempotency: Option<Idempotency>) -> Option<Remember> {
-        Some(Remember { idempotency: idempotency?, answer: self.answer() })
+        self.reply.to_stored(idempotency)
     }
 }
 

@@ -109,10 +109,7 @@ impl<K: Clone + Eq + Hash> SharedRoom<K> {
         {
             own.used += bytes;
             holder.bytes += bytes;
-            let before = std::mem::replace(&mut holder.progress, now);
-            if let Some(evict) = own.evictable.remove(&(before, guard.id)) {
-                own.evictable.insert((now, guard.id), evict);
-            }
+            own.note_progress(guard.id, now);
         }
         Ok(())
     }
@@ -215,6 +212,14 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
 }
 
 impl PartyRoom {
+    fn note_progress(&mut self, id: u64, now: Instant) {
+        let Some(holder) = self.holders.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut holder.progress, now);
+        if let Some(evict) = self.evictable.remove(&(before, id)) {
+            self.evictable.insert((now, id), evict);
+        }
+    }
+
     /// The slowest holder that can be evicted and has bytes.
     fn first_with_bytes(&self) -> Option<(Instant, u64)> {
         let has_bytes = |id: &u64| self.holders.get(id).is_some_and(|holder| holder.bytes > 0);
@@ -226,11 +231,8 @@ impl<K: Eq + Hash> RoomGuard<K> {
     /// The holder is not slow: it has just moved on.
     pub fn progress(&self) {
         let (mut ledger, now) = (lock(&self.ledger), Instant::now());
-        let Some(room) = ledger.parties.get_mut(&self.party) else { return };
-        let Some(holder) = room.holders.get_mut(&self.id) else { return };
-        let before = std::mem::replace(&mut holder.progress, now);
-        if let Some(evict) = room.evictable.remove(&(before, self.id)) {
-            room.evictable.insert((now, self.id), evict);
+        if let Some(room) = ledger.parties.get_mut(&self.party) {
+            room.note_progress(self.id, now);
         }
     }
 }
