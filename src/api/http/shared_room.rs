@@ -147,12 +147,12 @@ impl<K: Clone + Eq + Hash> SharedRoom<K> {
     fn evict_own(&self, ledger: &mut Ledger<K>, guard: &RoomGuard<K>, now: Instant) -> Result<(), RoomFull> {
         let age_min = self.limits.own_give_way_after.ok_or(RoomFull)?;
         let own = ledger.parties.get(&guard.party).ok_or(RoomFull)?;
-        let ((progress, id), _) =
-            own.evictable.iter().find(|((_, id), _)| *id != guard.id).ok_or(RoomFull)?;
-        if now.saturating_duration_since(*progress) < age_min {
+        // A holder that waits for its first bytes has none to give.
+        let (progress, id) = own.first_with_bytes(Some(guard.id)).ok_or(RoomFull)?;
+        if now.saturating_duration_since(progress) < age_min {
             return Err(RoomFull);
         }
-        let (party, progress, id) = (guard.party.clone(), *progress, *id);
+        let party = guard.party.clone();
         ledger.evict(&party, progress, id);
         Ok(())
     }
@@ -194,7 +194,8 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     /// `wanted`. Returns whether it did.
     fn evict_from_largest(&mut self, except: &K, wanted: usize) -> bool {
         let others = self.parties.iter().filter(|(party, room)| *party != except && room.used > wanted);
-        let largest = others.filter_map(|(party, room)| Some((room.used, party, room.first_with_bytes()?)));
+        let largest =
+            others.filter_map(|(party, room)| Some((room.used, party, room.first_with_bytes(None)?)));
         let Some((_, party, (progress, id))) = largest.max_by_key(|(used, _, _)| *used) else { return false };
         let party = party.clone();
         self.evict(&party, progress, id);
@@ -221,9 +222,9 @@ impl PartyRoom {
     }
 
     /// The slowest holder that can be evicted and has bytes.
-    fn first_with_bytes(&self) -> Option<(Instant, u64)> {
+    fn first_with_bytes(&self, except: Option<u64>) -> Option<(Instant, u64)> {
         let has_bytes = |id: &u64| self.holders.get(id).is_some_and(|holder| holder.bytes > 0);
-        self.evictable.keys().find(|(_, id)| has_bytes(id)).copied()
+        self.evictable.keys().find(|(_, id)| Some(*id) != except && has_bytes(id)).copied()
     }
 }
 

@@ -134,3 +134,14 @@ async fn holder_with_progress_does_not_give_way() {
     stalled.0.progress(); // without effect
     assert!(enter(&room, 1, 50).is_err(), "no holder is slow");
 }
+
+#[tokio::test(start_paused = true)]
+async fn holder_that_waits_for_its_first_bytes_is_not_evicted() {
+    let room = room(100, Some(Duration::from_secs(1)));
+    let evict = Arc::<Notify>::default();
+    let waiting: Held = (room.enter(1, evict.clone()), evict);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let _young = enter(&room, 1, 100).unwrap();
+    assert!(enter(&room, 1, 50).is_err(), "no holder with bytes is slow");
+    assert!(!is_evicted(&waiting));
+}
