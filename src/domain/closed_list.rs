@@ -95,7 +95,7 @@ pub(crate) use closed_list;
 #[cfg(test)]
 mod tests {
     use super::ClosedList;
-    use crate::domain::{DeadReason, EndpointStatusName, ErrorClass, Trigger};
+    use crate::domain::{DeadReason, EndpointStatusName, ErrorClass, Role, Trigger};
 
     #[test]
     fn words_and_indexes_match_the_declaration() {
@@ -126,6 +126,7 @@ mod tests {
         assert_eq!(DeadReason::ALL.map(DeadReason::code), [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(ErrorClass::ALL.map(ErrorClass::code), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(Trigger::ALL.map(Trigger::code), [1, 2, 3, 4, 5]);
+        assert_eq!(Role::ALL.map(Role::code), [1, 2, 3, 4]);
         for code in 0..=u8::MAX {
             let read = DeadReason::from_code(code);
             assert_eq!(read.is_some(), (1..=8).contains(&code), "{code}");

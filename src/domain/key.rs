@@ -10,6 +10,8 @@ closed_list! {
         Publisher = 2 => "publisher",
         /// Reads.
         Viewer = 3 => "viewer",
+        /// Receives messages, commits consumers, and reads events.
+        Worker = 4 => "worker",
     }
 }
 

@@ -137,7 +137,7 @@ async fn foreign_deleted_and_unknown_ids_get_the_same_response() {
     ] {
         assert_eq!(call_as(&daemon, key, "DELETE", &path, "").await.0, 204, "{path}");
     }
-    for role in ["admin", "publisher", "viewer"] {
+    for role in ["admin", "publisher", "viewer", "worker"] {
         let other = key(&daemon, role, Some("other")).await;
         let unknown = requests_with_ids(&TenantIds::unknown(), &own.event);
         for (story, ids) in [("live", &live), ("deleted", &deleted), ("purged", &purged)] {

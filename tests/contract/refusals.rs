@@ -171,7 +171,7 @@ async fn missing_or_wrong_key_gets_401_except_for_the_document() {
 async fn roles_have_exactly_the_documented_permissions() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
-    for role in ["admin", "publisher", "viewer"] {
+    for role in ["admin", "publisher", "viewer", "worker"] {
         let secret = key(&daemon, role, None).await;
         for operation in operations().iter().filter(|operation| !operation.is_public()) {
             let answer =

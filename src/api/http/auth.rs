@@ -27,6 +27,8 @@ pub enum Access {
     Publish,
     /// Read events and deliveries: every role.
     ReadEvents,
+    /// Receive messages, end leases, commit consumers: `admin` and `worker`.
+    Work,
     /// Read everything else but secrets: `admin` and `viewer`.
     Read,
     /// Change resources and read secrets: `admin`.
@@ -42,7 +44,8 @@ impl Access {
         match self {
             Self::Public => &[],
             Self::Publish => &["admin", "publisher"],
-            Self::ReadEvents => &["admin", "publisher", "viewer"],
+            Self::ReadEvents => &["admin", "publisher", "viewer", "worker"],
+            Self::Work => &["admin", "worker"],
             Self::Read => &["admin", "viewer"],
             Self::Admin | Self::Operator => &["admin"],
         }
@@ -84,6 +87,7 @@ impl Principal {
         let allowed = match access {
             Access::Public | Access::ReadEvents => true,
             Access::Publish => matches!(self.role, Role::Admin | Role::Publisher),
+            Access::Work => matches!(self.role, Role::Admin | Role::Worker),
             Access::Read => matches!(self.role, Role::Admin | Role::Viewer),
             Access::Admin => self.role == Role::Admin,
             Access::Operator => {
@@ -261,8 +265,11 @@ mod tests {
 
     #[test]
     fn check_agrees_with_the_documented_roles() {
-        for access in [Access::Publish, Access::ReadEvents, Access::Read, Access::Admin, Access::Operator] {
-            for role in [Role::Admin, Role::Publisher, Role::Viewer] {
+        let reads = [Access::ReadEvents, Access::Read];
+        for access in
+            [Access::Publish, Access::Work, Access::Admin, Access::Operator].into_iter().chain(reads)
+        {
+            for role in Role::ALL {
                 let principal = Principal { role, scope: Scope(None), key: None };
                 assert_eq!(
                     principal.check(access).is_ok(),

@@ -194,6 +194,7 @@ fn samples() -> Vec<Record> {
         Record::KeyPut(Arc::new(key())),
         Record::KeyPut(Arc::new(ApiKey { tenant: None, role: Role::Admin, ..key() })),
         Record::KeyPut(Arc::new(ApiKey { role: Role::Viewer, ..key() })),
+        Record::KeyPut(Arc::new(ApiKey { role: Role::Worker, ..key() })),
         Record::KeyDeleted { id: "key_1".parse().unwrap(), at },
         Record::TenantPut(Arc::new(tenant())),
         Record::TenantPut(Arc::new(bare_tenant())),

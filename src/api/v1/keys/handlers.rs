@@ -16,13 +16,8 @@ use crate::service::Keys;
 const SECRET_BYTES: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 1_024;
 
-fn parse_role(word: &str) -> Result<Role, &'static str> {
-    match word {
-        "admin" => Ok(Role::Admin),
-        "publisher" => Ok(Role::Publisher),
-        "viewer" => Ok(Role::Viewer),
-        _ => Err("must be one of admin, publisher, viewer"),
-    }
+fn parse_role(word: &str) -> Result<Role, String> {
+    Role::from_word(word).ok_or_else(|| format!("must be one of {}", Role::ALL.map(Role::as_str).join(", ")))
 }
 
 /// `POST /v1/keys`

@@ -10,8 +10,9 @@ use crate::domain::{ApiKey, Role};
 #[serde(deny_unknown_fields)]
 pub struct KeyInput {
     /// `admin`: everything. `publisher`: publishes events, and reads events and deliveries.
-    /// `viewer`: reads everything but secrets.
-    #[schemars(extend("enum" = ["admin", "publisher", "viewer"]))]
+    /// `viewer`: reads everything but secrets. `worker`: receives and ends messages of queues,
+    /// commits consumers, and reads events and deliveries.
+    #[schemars(extend("enum" = Role::ALL.map(Role::as_str)))]
     pub(super) role: String,
     /// The only tenant that the key can access; default: all tenants.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
