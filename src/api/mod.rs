@@ -35,6 +35,7 @@ use http::auth::{self, Access, AdminKeyHash, Principal};
 use http::auth_throttle::AuthThrottle;
 use http::body;
 use http::browser::TrustedSite;
+use http::client_watch::ClientWatch;
 use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
 use http::problem::Problem;
@@ -156,6 +157,8 @@ pub struct Call {
     /// The body's media type: one of the route's.
     pub media: &'static str,
     pub body: Bytes,
+    /// For requests that wait: a wait ends when its client has gone.
+    pub client: ClientWatch,
     /// The body's share of the body budget.
     _budget: Option<RoomGuard<Party>>,
 }
@@ -334,8 +337,23 @@ async fn read_call(
         Some(spec) => read_body(&api, &config, spec, &party, &parts.headers, stream).await?,
     };
     let path = parts.uri.path().to_owned();
+    let client = parts.extensions.get::<ClientWatch>().cloned().unwrap_or_default();
     let headers = parts.headers;
-    Ok(Call { api, route, config, principal, party, path, id, query, headers, media, body, _budget: budget })
+    Ok(Call {
+        api,
+        route,
+        config,
+        principal,
+        party,
+        path,
+        id,
+        query,
+        headers,
+        media,
+        body,
+        client,
+        _budget: budget,
+    })
 }
 
 async fn read_body(

@@ -173,7 +173,8 @@ impl Events<'_> {
         Ok(Some(self.view(position, event, facts).await))
     }
 
-    /// As [`Self::get`], but waits until the event's status is final, for at most `wait`.
+    /// As [`Self::get`], but waits until the event's status is final, for at most `wait`, and not
+    /// for a caller that has gone.
     ///
     /// # Errors
     /// When the outbox is unavailable, or too many callers wait.
@@ -183,6 +184,7 @@ impl Events<'_> {
         tenant: &Tenant,
         id: &EventId,
         wait: Duration,
+        gone: impl Future<Output = ()> + Send,
     ) -> Result<Option<EventView>, WaitError> {
         let is_final = |view: &Option<EventView>| {
             view.as_ref().is_none_or(|view| view.status != EventStatus::Pending.as_str())
@@ -196,7 +198,7 @@ impl Events<'_> {
         }
         let registered =
             self.0.waits().register(position, scope.party()).map_err(|_| WaitError::TooManyWaiters)?;
-        let mut timeout = pin!(tokio::time::sleep(wait));
+        let (mut timeout, mut gone) = (pin!(tokio::time::sleep(wait)), pin!(gone));
         loop {
             let mut changed = pin!(registered.changed());
             // Before the read: a commit after it wakes this caller.
@@ -208,6 +210,7 @@ impl Events<'_> {
             tokio::select! {
                 () = changed => {}
                 () = &mut timeout => return Ok(view),
+                () = &mut gone => return Ok(view),
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use crate::support::raw::Raw;
 use crate::support::{Daemon, Receiver, answer};
 use serde_json::{Value, json};
 
@@ -110,4 +112,71 @@ async fn shutdown_answers_waiting_requests() {
     daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 1.0).await;
     daemon.signal("TERM");
     assert_eq!(answer.await.unwrap()["status"], "pending");
+}
+
+/// An event whose delivery stays pending for an hour.
+async fn pending_event(daemon: &Daemon) -> String {
+    let (receiver, _) = closed_receiver().await;
+    let endpoint = json!({"url": receiver.url, "retry": {"schedule": ["1h"]}});
+    daemon.post("/endpoints", &endpoint.to_string()).await;
+    publish(daemon, &json!({"type": "a", "data": 1})).await
+}
+
+fn waiting_request(id: &str) -> String {
+    format!("GET /v1/events/{id}?wait=60s HTTP/1.1\r\nhost: localhost\r\n\r\n")
+}
+
+/// A half-closed client still reads its response. The wait ends early.
+#[tokio::test]
+async fn half_closed_client_is_answered_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let id = pending_event(&daemon).await;
+    let started = std::time::Instant::now();
+    for early in [true, false] {
+        let mut client = Raw::connect(daemon.address()).await;
+        client.send(waiting_request(&id).as_bytes()).await;
+        if !early {
+            daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 1.0).await;
+        }
+        client.half_close().await;
+        let response = client.answer().await.expect("no response");
+        assert!(response.status == 200 && response.body.contains(r#""status":"pending""#), "{response:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(50), "the waits ran until their time");
+}
+
+#[tokio::test]
+async fn wait_of_a_client_that_has_gone_ends() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let id = pending_event(&daemon).await;
+    let started = std::time::Instant::now();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = Raw::connect(daemon.address()).await;
+        // The next request of the connection is on its way as well.
+        client.send(waiting_request(&id).repeat(2).as_bytes()).await;
+        clients.push(client);
+    }
+    daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 20.0).await;
+    drop(clients);
+    daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 0.0).await;
+    assert!(started.elapsed() < Duration::from_secs(50), "the waits ran until their time");
+}
+
+/// Bytes of a next request do not end the wait of the present one.
+#[tokio::test]
+async fn pipelined_request_does_not_end_a_wait() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let id = pending_event(&daemon).await;
+    let mut client = Raw::connect(daemon.address()).await;
+    client.send(waiting_request(&id).replace("60s", "2s").as_bytes()).await;
+    daemon.until_metric("balto_api_waiting_requests", "", |waiting| waiting == 1.0).await;
+    let started = std::time::Instant::now();
+    client.send(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(client.answer().await.unwrap().status, 200);
+    assert!(started.elapsed() > Duration::from_secs(1), "the wait ended early");
+    assert_eq!(client.answer().await.unwrap().status, 200, "the second request");
 }

@@ -7,6 +7,7 @@ pub mod auth;
 pub(super) mod auth_throttle;
 pub mod body;
 pub mod browser;
+pub mod client_watch;
 pub mod connection_limit;
 mod early_errors;
 pub mod heavy_work;

@@ -29,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::Service as _;
 
+use crate::api::http::client_watch::{ClientWatch, SharedStream};
 use crate::api::http::connection_limit::{ConnectionLimit, ConnectionSlot};
 use crate::api::http::problem::Problem;
 use crate::api::http::socket::Socket;
@@ -89,7 +90,8 @@ pub async fn serve(
                 // Closes the stream.
                 let Some(slot) = slot else { continue };
                 let router = router.clone();
-                let connection = Connection { router, slot, peer: Peer(peer), needs_tls: false };
+                let watch = ClientWatch::default();
+                let connection = Connection { router, slot, peer: Peer(peer), watch, needs_tls: false };
                 // A panic ends only this connection.
                 connections.spawn(panics::contained(connection.run(stream, bounds.clone(), stopped.clone())));
             }
@@ -130,14 +132,15 @@ struct Connection {
     router: Router,
     slot: Arc<ConnectionSlot>,
     peer: Peer,
+    watch: ClientWatch,
     /// The client sent plain HTTP to a TLS listener.
     needs_tls: bool,
 }
 
 /// A connection to a TLS listener. `Plain`: the client sent plain HTTP.
 enum AcceptedStream {
-    Tls(Box<TlsStream<TcpStream>>),
-    Plain(TcpStream),
+    Tls(Box<TlsStream<SharedStream>>),
+    Plain(SharedStream),
 }
 
 impl Connection {
@@ -146,6 +149,8 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "setting TCP_NODELAY failed");
         }
+        let stream = SharedStream::new(stream);
+        self.watch = stream.watch();
         let Some(acceptor) = &bounds.tls else { return self.serve(stream, &bounds, stopped).await };
         let accepted = tokio::select! {
             accepted = tokio::time::timeout(bounds.header_timeout, accept_tls(acceptor, stream)) => accepted,
@@ -209,6 +214,7 @@ impl Connection {
                 let mut request = request.map(|body| Body::new(TrackedBody { body, read }));
                 request.extensions_mut().insert(self.peer);
                 request.extensions_mut().insert(self.slot.closer());
+                request.extensions_mut().insert(self.watch.clone());
                 self.router.clone().call(request).await?
             }
             Err(problem) => problem.into_reply().into_response(),
@@ -223,7 +229,7 @@ impl Connection {
 }
 
 /// Detects plain HTTP by its first byte: a letter, with which a TLS record never begins.
-async fn accept_tls(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<AcceptedStream> {
+async fn accept_tls(acceptor: &TlsAcceptor, stream: SharedStream) -> io::Result<AcceptedStream> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0].is_ascii_alphabetic() {
         return Ok(AcceptedStream::Plain(stream));
