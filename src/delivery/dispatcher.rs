@@ -24,18 +24,16 @@ use crate::delivery::jobs::{
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
 use crate::delivery::stalls::StallLog;
-use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Ordering, Record};
+use crate::domain::{Endpoint, EndpointNumber, Now, Ordering, Record};
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
 use crate::metrics::BackgroundJob;
-use crate::outbox::decide::CommittedGroup;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};
 use crate::panics;
+use crate::projections::counters;
 use crate::projections::failing::{Failing, OperatorChange};
-use crate::projections::{LaneChange, counters};
-use crate::rules::{handshake, health};
-use crate::service::endpoints::Endpoints;
+use crate::rules::handshake;
 use crate::service::system_events::SystemEvents;
 
 /// Interval of timed work: expiry at closed endpoints, due handshakes, gauges.
@@ -254,82 +252,6 @@ impl Dispatcher {
         }
     }
 
-    fn on_notice(&mut self, notice: Notice, now: Now) {
-        match notice {
-            Notice::Committed(committed) => {
-                self.on_committed(&committed, now);
-                self.intake = Some(Intake::new(committed));
-                self.take_in(now);
-            }
-            Notice::Lanes(changes) => {
-                for change in changes {
-                    self.on_change(change, now);
-                }
-            }
-        }
-    }
-
-    fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
-        for (position, record) in &committed.records {
-            match record {
-                Record::EventAccepted(event) => self.payloads.insert(*position, event),
-                Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
-                Record::EndpointDeleted { endpoint, .. } => {
-                    self.lanes.on_endpoint_removed(*endpoint);
-                    self.failing.remove(endpoint);
-                    self.known.remove(endpoint);
-                    self.sweep(*endpoint);
-                }
-                Record::AttemptFinished { delivery, attempt, .. } => {
-                    self.on_health(delivery.endpoint, attempt);
-                    self.context.waits().wake([delivery.event]);
-                }
-                Record::DeliveriesCancelled { deliveries, .. }
-                | Record::DeliveriesDied { deliveries, .. } => {
-                    self.context.waits().wake(deliveries.iter().map(|delivery| delivery.event));
-                }
-                Record::RateReserved { endpoint, reservation } => {
-                    self.lanes.on_reserved(*endpoint, reservation, now);
-                }
-                Record::KeyPut(_)
-                | Record::KeyDeleted { .. }
-                | Record::TenantPut(_)
-                | Record::TenantDeleted { .. }
-                | Record::DeliveriesRevived { .. }
-                | Record::DeadLettersPurged { .. }
-                | Record::DeliveriesReordered { .. }
-                | Record::RequestAnswered { .. }
-                | Record::EventRejected { .. } => {}
-            }
-        }
-    }
-
-    /// Takes in a bounded part of a group's new deliveries.
-    fn take_in(&mut self, now: Now) {
-        let Some(mut intake) = self.intake.take() else { return };
-        if intake.step(|change| self.on_change(change, now)) {
-            self.intake = Some(intake);
-        }
-    }
-
-    fn on_endpoint(&mut self, endpoint: &Endpoint, now: Now) {
-        let before = self.known.insert(endpoint.number, endpoint.into());
-        if Failing::is_ended_by(endpoint, before.map(|before| before.change)) {
-            self.failing.remove(&endpoint.number);
-        }
-        let policy = self.policy(endpoint);
-        self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
-        if before.is_some_and(|before| before.ordering != endpoint.ordering) {
-            self.reorder(endpoint.number);
-        }
-        if handshake::next_request(endpoint).is_some_and(|at| at <= now.wall) {
-            if !self.due_handshakes.contains(&endpoint.number) {
-                self.due_handshakes.push(endpoint.number);
-            }
-            self.start_handshakes();
-        }
-    }
-
     fn policy(&self, endpoint: &Endpoint) -> LanePolicy {
         policy(endpoint, &self.context.settings().defaults)
     }
@@ -341,35 +263,6 @@ impl Dispatcher {
         for endpoint in self.lanes.start_handshakes(&mut self.due_handshakes) {
             let request = super::handshake::request_consent(self.context.clone(), endpoint);
             self.tasks.spawn(panics::contained(request));
-        }
-    }
-
-    fn on_change(&mut self, change: LaneChange, now: Now) {
-        match change {
-            LaneChange::Due { endpoint, key, progress, at } => {
-                self.lanes.on_due(endpoint, key, progress, at, now)
-            }
-            LaneChange::Settled { endpoint, key, at } => self.lanes.on_settled(endpoint, key, at, now),
-            LaneChange::Recorded { endpoint, key } => self.lanes.on_recorded(endpoint, key, now),
-        }
-    }
-
-    /// Tracks failures, and disables an endpoint that has failed for too long without a success.
-    fn on_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
-        let known = self.failing.remove(&endpoint);
-        // The lane's revision is the one that this loop has processed. The registry may be ahead.
-        let Some(revision) = self.lanes.revision(endpoint).filter(|_| attempt.error.is_some()) else {
-            return;
-        };
-        let failing = Failing::after(known, attempt);
-        self.failing.insert(endpoint, failing);
-        if health::should_disable(&failing, self.context.settings().disable_after) {
-            self.spawn_job(BackgroundJob::Disabling, move |context: Context| async move {
-                // A change of the endpoint, such as a resume, restarts its failing time.
-                Endpoints(&context)
-                    .disable(endpoint, DisabledReason::Failing, |now| now.revision == revision)
-                    .await;
-            });
         }
     }
 
@@ -495,42 +388,6 @@ impl Dispatcher {
         self.due_handshakes = due.into_iter().map(|(_, endpoint)| endpoint).collect();
         self.start_handshakes();
     }
-
-    async fn drain(&mut self, limit: Duration, mut run: watch::Receiver<Run>) {
-        self.draining = true;
-        self.lanes.hold(true);
-        // The next start repeats these jobs.
-        self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);
-        let deadline = Instant::now() + limit;
-        let mut tick = tokio::time::interval(TICK_INTERVAL);
-        while !self.tasks.is_empty() {
-            tokio::select! {
-                biased;
-                () = wait_for_cut(&mut run) => self.abort_tasks().await,
-                () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
-                Some(ended) = self.tasks.join_next() => log_panic(&ended),
-                // The lanes send nothing more, so they need no further deliveries.
-                Some(notice) = self.notices.recv() => {
-                    self.on_notice(notice, self.context.now());
-                    self.intake = None;
-                }
-                Some(_) = self.signals.recv() => {}
-                _ = tick.tick() => {
-                    self.heartbeat.send_replace(());
-                }
-            }
-        }
-    }
-
-    async fn abort_tasks(&mut self) {
-        tracing::warn!(attempts = self.tasks.len(), "aborting attempts, repeating them at the next start");
-        self.tasks.shutdown().await;
-    }
-}
-
-/// Waits for [`Run::Cut`], or until the sender is dropped.
-async fn wait_for_cut(run: &mut watch::Receiver<Run>) {
-    drop(run.wait_for(|run| *run == Run::Cut).await);
 }
 
 /// Waits for a change and returns the receiver. Waits forever after the sender is dropped.
@@ -548,6 +405,9 @@ fn log_panic(ended: &Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "task panicked, its delivery waits for the next start");
     }
 }
+
+mod commits;
+mod shutdown;
 
 #[cfg(test)]
 mod tests {

@@ -5,90 +5,26 @@
 //! notification precedes the `fdatasync` of the frame that it depends on; position order is commit
 //! order.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use ulid::Ulid;
 
-use crate::domain::{
-    DeliveryKey, DueKey, Endpoint, EndpointNumber, Event, EventId, Idempotency, Position, Progress, Record,
-    Rejection, StreamName, Tenant, Timestamp, Trigger,
-};
-use crate::failpoints::{self, Bound};
-use crate::limits;
-use crate::outbox::draft::{AcceptedEvent, EventDraft};
-use crate::outbox::fan_out::FanOutPermit;
+pub use committed::CommittedGroup;
+pub(crate) use committed::UnappliedBytes;
+use staged::StagedGroup;
+
+use crate::domain::{DeliveryKey, Endpoint, EndpointNumber, Idempotency, Position, Record, Timestamp};
 use crate::outbox::health::{Activity, DiskThread, DiskWaits};
-use crate::outbox::quotas::{self, GroupLoads, UnappliedLoad};
+use crate::outbox::quotas::{self, UnappliedLoad};
 use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
 use crate::outbox::usage_board::UsageBoard;
-use crate::projections::LaneChange;
-use crate::projections::idempotency::Known;
-use crate::rules::append::{Judged, judge_idempotency, judge_version};
+use crate::rules::append::{Judged, judge_idempotency};
 use crate::rules::matching::Matcher;
 use crate::storage::format;
 use crate::storage::journal::{AppendError, Journal};
-
-/// A durable group.
-#[derive(Debug)]
-pub struct CommittedGroup {
-    /// Commit time. Commit times never decrease.
-    pub at: Timestamp,
-    pub records: Vec<(Position, Record)>,
-    /// Endpoints with an ordering at the time of the commit.
-    ordered: Arc<HashSet<EndpointNumber>>,
-    /// Admitted deliveries, until the last holder drops the group.
-    _permits: Vec<Arc<FanOutPermit>>,
-    /// Counts the group's bytes until the last holder drops it.
-    _held: UnappliedGuard,
-}
-
-impl CommittedGroup {
-    /// Due deliveries of an event of the group, for the lanes of endpoints without ordering. The
-    /// state announces the others.
-    pub fn announced<'a>(
-        &'a self,
-        position: Position,
-        event: &Event,
-        targets: &'a [EndpointNumber],
-    ) -> impl Iterator<Item = LaneChange> + use<'a> {
-        let due = event.first_due();
-        let (progress, key) = (Progress::begin(0, due, Trigger::Publish), DueKey { due, event: position });
-        let unordered = targets.iter().filter(|target| !self.ordered.contains(target));
-        unordered.map(move |target| LaneChange::Due { endpoint: *target, key, progress, at: position })
-    }
-}
-
-/// Bytes of the groups that the state or the dispatcher still holds.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct UnappliedBytes(Arc<AtomicUsize>);
-
-impl UnappliedBytes {
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.load(AtomicOrdering::Relaxed)
-    }
-
-    fn hold(&self, bytes: usize) -> UnappliedGuard {
-        self.0.fetch_add(bytes, AtomicOrdering::Relaxed);
-        UnappliedGuard { all: self.clone(), bytes }
-    }
-}
-
-#[derive(Debug)]
-struct UnappliedGuard {
-    all: UnappliedBytes,
-    bytes: usize,
-}
-
-impl Drop for UnappliedGuard {
-    fn drop(&mut self) {
-        self.all.0.fetch_sub(self.bytes, AtomicOrdering::Relaxed);
-    }
-}
 
 /// Clock, randomness and encryption of the writer.
 pub trait CommitEnvironment: Send {
@@ -110,61 +46,6 @@ pub struct Committer {
     last_ulid: Ulid,
     unapplied: UnappliedBytes,
     unapplied_load: UnappliedLoad,
-}
-
-/// Decisions of a group that is not committed yet.
-#[derive(Default)]
-struct StagedGroup {
-    records: Vec<Record>,
-    /// Position of the next record.
-    next: Position,
-    scopes: HashMap<[u8; 16], Known>,
-    streams: HashMap<(Tenant, StreamName), (u64, Position)>,
-    /// Pending deliveries and bytes that the group adds, by tenant.
-    loads: GroupLoads,
-    /// Number of deliveries that the group starts.
-    targets: usize,
-    /// Number of deliveries that the current unit starts.
-    unit_targets: usize,
-    /// The current unit reached its target limit. Its later events must not overtake the rejected
-    /// one.
-    unit_is_full: bool,
-}
-
-impl StagedGroup {
-    fn begin_unit(&mut self) {
-        self.unit_targets = 0;
-        self.unit_is_full = false;
-    }
-
-    /// Reserves an event's targets in its unit. Returns whether they fit.
-    fn reserve_targets(&mut self, targets: usize) -> bool {
-        self.unit_is_full |= self.unit_targets + targets > limits::REQUEST_TARGETS_MAX;
-        if self.unit_is_full || targets > limits::EVENT_TARGETS_MAX {
-            return false;
-        }
-        self.unit_targets += targets;
-        self.targets += targets;
-        true
-    }
-
-    fn is_full(&self) -> bool {
-        self.targets >= failpoints::bound(Bound::CommitTargets, limits::COMMIT_TARGETS)
-    }
-
-    fn push(&mut self, record: Record) -> Position {
-        let position = self.next;
-        self.records.push(record);
-        self.next = position.next();
-        position
-    }
-
-    /// As [`Self::push`]; the record holds the result of a request with an idempotency key.
-    fn push_with_key(&mut self, idempotency: &Idempotency, record: Record) -> Position {
-        let position = self.push(record);
-        self.scopes.insert(idempotency.scope, known(idempotency, position));
-        position
-    }
 }
 
 /// Result of a group.
@@ -361,128 +242,6 @@ impl Committer {
         Outcome::Endpoint(endpoint)
     }
 
-    fn publish(&mut self, draft: &EventDraft, prepared: &Prepared, staged: &mut StagedGroup) -> Outcome {
-        let key = draft.idempotency.as_ref();
-        if let Some(repeated) = key.and_then(|key| self.repeated(key, prepared, staged)) {
-            return repeated;
-        }
-        let outcome = self.publish_fresh(draft, prepared, staged);
-        if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, key) {
-            let rejected = Record::EventRejected { idempotency: key.clone(), rejection: *rejection };
-            staged.push_with_key(key, rejected);
-        }
-        outcome
-    }
-
-    /// Publishes an event whose key, if any, is new.
-    fn publish_fresh(
-        &mut self,
-        draft: &EventDraft,
-        prepared: &Prepared,
-        staged: &mut StagedGroup,
-    ) -> Outcome {
-        let chosen = draft.publisher_id_key();
-        let by_id = chosen.as_ref().and_then(|chosen| self.repeated(chosen, prepared, staged));
-        match by_id.or_else(|| duplicate_outcome(draft.id_conflict)) {
-            None => {}
-            Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
-            Some(duplicate) => return duplicate,
-        }
-        // The stream version is undecided until the rejected events before this one are accepted.
-        if staged.unit_is_full {
-            return Outcome::TooManyTargets;
-        }
-        let stream = match self.next_version(draft, prepared, staged) {
-            Ok(stream) => stream,
-            Err(rejection) => return Outcome::Rejected(rejection),
-        };
-        let idempotency = draft.idempotency.iter().cloned().chain(chosen).collect();
-        let event = Arc::new(self.event(draft, stream, idempotency));
-        if let Err(exceeded) = staged.loads.add_event(&event, &self.registry, &mut self.unapplied_load) {
-            return Outcome::QuotaExceeded(exceeded);
-        }
-        if !staged.reserve_targets(event.targets.len()) {
-            staged.loads.remove_event(&event);
-            return Outcome::TooManyTargets;
-        }
-        let position = staged.push(Record::EventAccepted(event.clone()));
-        for answered in &event.idempotency {
-            staged.scopes.insert(answered.scope, known(answered, position));
-        }
-        if let Some((stream, version)) = &event.stream {
-            staged.streams.insert((event.tenant.clone(), stream.clone()), (*version, position));
-        }
-        Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
-    }
-
-    fn next_version(
-        &self,
-        draft: &EventDraft,
-        prepared: &Prepared,
-        staged: &StagedGroup,
-    ) -> Result<Option<(StreamName, u64)>, Rejection> {
-        let Some(stream) = &draft.stream else { return Ok(None) };
-        let name = (draft.tenant.clone(), stream.clone());
-        let actual = staged
-            .streams
-            .get(&name)
-            .map(|(version, _)| *version)
-            .or_else(|| self.recent.stream(&name, prepared.as_of))
-            .or_else(|| prepared.streams.get(&name).copied());
-        judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version)))
-    }
-
-    fn event(
-        &mut self,
-        draft: &EventDraft,
-        stream: Option<(StreamName, u64)>,
-        idempotency: Vec<Idempotency>,
-    ) -> Event {
-        let targets = match draft.only {
-            Some(endpoint) if read(&self.registry).endpoint(endpoint).is_some() => vec![endpoint],
-            Some(_) => Vec::new(),
-            None => self.targets(draft),
-        };
-        Event {
-            id: draft.id.clone().unwrap_or_else(|| self.next_id()),
-            tenant: draft.tenant.clone(),
-            event_type: draft.event_type.clone(),
-            version: draft.version.clone(),
-            timestamp: draft.timestamp.unwrap_or(self.last_time),
-            accepted_at: self.last_time,
-            stream,
-            ordering_key: draft.ordering_key.clone(),
-            deliver_at: draft.deliver_at,
-            metadata: draft.metadata.clone(),
-            attributes: draft.attributes.clone(),
-            data: draft.data.clone(),
-            targets,
-            idempotency,
-        }
-    }
-
-    /// The matching endpoints. An earlier match is valid while no endpoint has changed. A unit that
-    /// changes one is alone in its group, so all events of a group see the same endpoints.
-    fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
-        let matcher = self.matcher.read().expect("no holder of this lock panics");
-        match draft.matched.as_ref().filter(|matched| matched.revision == matcher.revision()) {
-            Some(matched) => matched.targets.to_vec(),
-            None => matcher.targets(&draft.tenant, &draft.event_type),
-        }
-    }
-
-    /// Generates ascending ULIDs: a new random part per millisecond, incremented within it.
-    fn next_id(&mut self) -> EventId {
-        let millis = self.last_time.millis();
-        self.last_ulid = match self.last_ulid.increment() {
-            Some(next) if self.last_ulid.timestamp_ms() == millis => next,
-            // Half of the random range stays free, so that increments within the millisecond cannot
-            // overflow.
-            _ => Ulid::from_parts(millis, self.environment.random() >> 49),
-        };
-        format!("evt_{}", self.last_ulid).parse().expect("a ULID has only letters and digits")
-    }
-
     fn finish(
         &mut self,
         staged: StagedGroup,
@@ -567,10 +326,6 @@ fn read(registry: &RwLock<Registry>) -> std::sync::RwLockReadGuard<'_, Registry>
     registry.read().expect("no holder of this lock panics")
 }
 
-fn known(idempotency: &Idempotency, position: Position) -> Known {
-    Known { position, fingerprint: idempotency.fingerprint, expires_at: idempotency.expires_at }
-}
-
 fn duplicate_outcome(judged: Judged) -> Option<Outcome> {
     match judged {
         Judged::Fresh => None,
@@ -595,6 +350,9 @@ fn fail(error: AppendError, units: impl Iterator<Item = Unit>) -> GroupResult {
     GroupResult { committed: None, replies, unwritten, failure: Some(error) }
 }
 
+mod committed;
+mod publish;
+mod staged;
 mod tenants;
 #[cfg(test)]
 mod tests;

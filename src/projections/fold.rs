@@ -6,7 +6,7 @@ use super::counters::Lane;
 use super::dead::Letter;
 use super::failing::{Failing, OperatorChange};
 use super::pages::{Blocks, StateEntry};
-use super::pending::{Detail, OrderHash, Row, WHOLE_ENDPOINT};
+use super::pending::{Detail, Row};
 use super::reserved::Reserved;
 use super::stats::Hour;
 use super::tallies::Tallies;
@@ -14,16 +14,16 @@ use super::usage::Usage;
 use super::{Rows, dead, idempotency, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
-    ApiKey, Attempt, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
-    EndpointNumber, Event, KeyId, Next, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp,
-    Trigger,
+    ApiKey, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
+    KeyId, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp, Trigger,
 };
-use crate::failpoints::{self, Mutation};
-use crate::limits;
 
 mod accept;
+mod attempts;
+mod places;
 
 pub use accept::order_hash;
+use places::Place;
 
 /// A change of a lane. `at` is the position of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,14 +232,6 @@ struct Step<'a> {
     changes: &'a mut Vec<LaneChange>,
 }
 
-/// Place of a pending delivery.
-struct Place {
-    due: Timestamp,
-    /// Whether a lane may send it (it has a `D` row).
-    sendable: bool,
-    row: Row,
-}
-
 impl Step<'_> {
     fn lane(&mut self, endpoint: EndpointNumber) -> &mut Lane {
         self.fold.tallies.lane(self.rows, endpoint)
@@ -280,194 +272,6 @@ impl Step<'_> {
         if self.fold.endpoints.contains_key(&endpoint) {
             let reserved = Reserved { reservation: *reservation, position: self.position };
             reserved::keep_latest(self.rows, &reserved, endpoint);
-        }
-    }
-
-    fn queue_for(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
-        match self.fold.endpoints.get(&endpoint)?.ordering {
-            Ordering::None => None,
-            Ordering::Key => Some(key),
-            Ordering::Endpoint => Some(WHOLE_ENDPOINT),
-        }
-    }
-
-    fn add_pending(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
-        self.fold.totals.pending += 1;
-        self.lane(delivery.endpoint).pending += 1;
-        if let Some(usage) = self.usage_of(delivery.endpoint) {
-            usage.pending += 1;
-        }
-        self.enter_place(delivery, due, &row, announced);
-    }
-
-    /// Puts a pending delivery into its lane, or into its queue behind other deliveries.
-    fn enter_place(&mut self, delivery: DeliveryKey, due: Timestamp, row: &Row, announced: bool) {
-        let sendable = match row.order {
-            None => true,
-            Some(order) => {
-                let alone = pending::enqueue(self.rows, delivery, order, due, row);
-                alone || failpoints::is_active(Mutation::LetTwoThrough)
-            }
-        };
-        if sendable {
-            self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, row, announced);
-        } else {
-            self.lane(delivery.endpoint).waiting += 1;
-        }
-    }
-
-    fn add_due_key(&mut self, endpoint: EndpointNumber, key: DueKey, row: &Row, announced: bool) {
-        pending::put_due(self.rows, endpoint, key, row);
-        if !announced {
-            self.changes.push(LaneChange::Due { endpoint, key, progress: row.progress, at: self.position });
-        }
-    }
-
-    fn remove_pending(&mut self, delivery: DeliveryKey, place: &Place) {
-        self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
-        let lane = self.lane(delivery.endpoint);
-        lane.pending = lane.pending.saturating_sub(1);
-        if let Some(usage) =
-            self.usage_of(delivery.endpoint).filter(|_| !failpoints::is_active(Mutation::ForgetUsage))
-        {
-            usage.pending = usage.pending.saturating_sub(1);
-        }
-        pending::remove_detail(self.rows, delivery);
-        self.leave_place(delivery, place);
-        self.release_next(delivery.endpoint, place);
-    }
-
-    /// Removes a pending delivery from its lane and its queue.
-    fn leave_place(&mut self, delivery: DeliveryKey, place: &Place) {
-        let key = DueKey { due: place.due, event: delivery.event };
-        if place.sendable && !failpoints::is_active(Mutation::SettleTwice) {
-            self.remove_due_key(delivery.endpoint, key);
-        }
-        let lane = self.lane(delivery.endpoint);
-        lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
-        if let Some(order) = place.row.order {
-            pending::dequeue(self.rows, delivery, order);
-        }
-    }
-
-    fn remove_due_key(&mut self, endpoint: EndpointNumber, key: DueKey) {
-        pending::remove_due(self.rows, endpoint, key);
-        self.changes.push(LaneChange::Settled { endpoint, key, at: self.position });
-    }
-
-    /// Makes the next delivery of a queue sendable after a sendable one has left.
-    fn release_next(&mut self, endpoint: EndpointNumber, left: &Place) {
-        let Some(order) = left.row.order.filter(|_| left.sendable) else { return };
-        if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
-            row.order = Some(order);
-            let lane = self.lane(endpoint);
-            lane.waiting = lane.waiting.saturating_sub(1);
-            self.add_due_key(endpoint, key, &row, false);
-        }
-    }
-
-    /// The place of a delivery; `None` if it is not pending.
-    fn find_place(&self, delivery: DeliveryKey) -> Option<Place> {
-        let state = pages::state_of(self.rows, delivery);
-        if state.as_ref().is_some_and(|entry| entry.state != DeliveryState::Pending) {
-            return None;
-        }
-        let event = pages::event(self.rows, delivery.event)?;
-        if state.is_none() && !event.targets.contains(&delivery.endpoint) {
-            return None;
-        }
-        let due = pending::detail(self.rows, delivery).map_or(event.first_due, |detail| detail.due);
-        if let Some(row) =
-            pending::due_row(self.rows, delivery.endpoint, DueKey { due, event: delivery.event })
-        {
-            return Some(Place { due, sendable: true, row });
-        }
-        let waiting = [event.order, WHOLE_ENDPOINT].into_iter().find_map(|order| {
-            pending::queued(self.rows, delivery, order).map(|(due, row)| (due, row, order))
-        });
-        let (due, row, order) = waiting?;
-        Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
-    }
-
-    /// Adds an attempt to its delivery. If the delivery moved or ended during the attempt, only a
-    /// success changes it, because the receiver has the event. The queue order is not checked:
-    /// retention may have removed earlier deliveries of the queue from the journal.
-    fn finish(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt) {
-        let key = DueKey { due, event: delivery.event };
-        let hour = self.hour(delivery.endpoint, attempt.started_at);
-        hour.count_attempt(attempt.duration);
-        hour.delivered += u64::from(attempt.next == Next::Delivered);
-        self.update_health(delivery.endpoint, attempt);
-        let place = match pending::due_row(self.rows, delivery.endpoint, key) {
-            Some(row) => Some(Place { due, sendable: true, row }),
-            None => self.find_place(delivery),
-        };
-        match place {
-            Some(place) => self.finish_pending(delivery, due, attempt, &place),
-            None => self.finish_ended(delivery, attempt),
-        }
-        self.changes.push(LaneChange::Recorded { endpoint: delivery.endpoint, key });
-    }
-
-    fn finish_pending(&mut self, delivery: DeliveryKey, due: Timestamp, attempt: &Attempt, place: &Place) {
-        let mut detail = self.detail(delivery, &place.row, place.due);
-        detail.last_status = attempt.status;
-        detail.progress.attempts += 1;
-        push_attempt(&mut detail.attempts, self.position);
-        let finished_at = attempt.started_at.plus(attempt.duration);
-        let is_moved = place.due != due;
-        let change = DeliveryChange::Attempted(attempt.next);
-        match attempt.next {
-            Next::Delivered => {
-                self.remove_pending(delivery, place);
-                self.settle(delivery, PENDING, change, finished_at, &detail);
-            }
-            // The attempt counts in no series, because its series has ended.
-            Next::RetryAt(_) | Next::Dead(_) if is_moved => {
-                self.reschedule(delivery, place, place.due, &mut detail);
-            }
-            Next::RetryAt(at) => {
-                detail.progress = detail.progress.after(attempt.delay);
-                detail.progress.attempts_in_series += 1;
-                detail.progress.first_attempt.get_or_insert(attempt.started_at);
-                detail.progress.trigger = Trigger::Retry;
-                self.reschedule(delivery, place, at, &mut detail);
-            }
-            Next::Dead(reason) => {
-                self.remove_pending(delivery, place);
-                self.add_dead_letter(delivery, reason, change, finished_at, &detail);
-            }
-        }
-    }
-
-    /// The delivery ended during the attempt.
-    fn finish_ended(&mut self, delivery: DeliveryKey, attempt: &Attempt) {
-        let ended = pages::state_of(self.rows, delivery);
-        let Some(mut entry) = ended.filter(|entry| entry.state != DeliveryState::Pending) else { return };
-        entry.last_status = attempt.status;
-        entry.attempts_made += 1;
-        push_attempt(&mut entry.attempts, self.position);
-        if let Some(state) = transition(Some(entry.state), DeliveryChange::Attempted(attempt.next)) {
-            self.remove_dead_letter(&entry);
-            entry.state = state;
-            entry.at = attempt.started_at.plus(attempt.duration);
-            entry.death = Position(0);
-        }
-        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
-    }
-
-    fn update_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
-        let position = self.position;
-        let lane = self.lane(endpoint);
-        if attempt.error.is_none() {
-            (lane.failing, lane.last_success) = (None, position);
-        } else {
-            lane.failing = Some(Failing::after(lane.failing, attempt));
-        }
-        if let Some(hold) = attempt.hold.filter(|hold| hold.revision >= lane.opened)
-            && lane.hold.is_none_or(|(until, _)| until < hold.until)
-        {
-            lane.hold = Some((hold.until, position));
         }
     }
 
@@ -551,14 +355,6 @@ impl Step<'_> {
             self.hour(delivery.endpoint, at).cancelled += 1;
         }
     }
-}
-
-/// Adds the position of an attempt. At the limit, drops the oldest.
-fn push_attempt(attempts: &mut Vec<Position>, position: Position) {
-    if attempts.len() == limits::ATTEMPTS_KEPT_MAX {
-        attempts.remove(0);
-    }
-    attempts.push(position);
 }
 
 mod changes;

@@ -3,66 +3,15 @@
 //! Owns status, code, title and extension members of every problem, and the exhaustive mapping from
 //! the errors of the services.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Serialize, ser::SerializeMap};
 
+pub use fields::{ErrorLocation, Errors, FieldError, pointer};
+
 use crate::api::http::reply::Reply;
 use crate::domain::{Expected, Quota, QuotaExceeded, Rejection};
 use crate::limits;
-use crate::service::types::{ChangeError, PublishError, Unavailable, WaitError};
-
-/// Location of an error. A parameter or header has a `pointer` and a member with its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ErrorLocation {
-    /// A JSON pointer (RFC 6901) into the body.
-    Pointer(String),
-    /// A query parameter.
-    Parameter(String),
-    /// A request header.
-    Header(Cow<'static, str>),
-}
-
-/// One validation error of a well-formed request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FieldError {
-    pub location: ErrorLocation,
-    pub detail: String,
-}
-
-impl FieldError {
-    pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { location: ErrorLocation::Pointer(pointer.into()), detail: detail.into() }
-    }
-
-    pub fn parameter(name: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { location: ErrorLocation::Parameter(name.into()), detail: detail.into() }
-    }
-
-    pub fn header(name: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
-        Self { location: ErrorLocation::Header(name.into()), detail: detail.into() }
-    }
-}
-
-impl Serialize for FieldError {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        match &self.location {
-            ErrorLocation::Pointer(pointer) => map.serialize_entry("pointer", pointer)?,
-            ErrorLocation::Parameter(name) => {
-                map.serialize_entry("pointer", &pointer("", name))?;
-                map.serialize_entry("parameter", name)?;
-            }
-            ErrorLocation::Header(name) => {
-                map.serialize_entry("pointer", &pointer("", name))?;
-                map.serialize_entry("header", name)?;
-            }
-        }
-        map.serialize_entry("detail", &self.detail)?;
-        map.end()
-    }
-}
 
 /// The reason why a request was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -495,80 +444,7 @@ impl Serialize for Problem {
     }
 }
 
-impl From<WaitError> for Problem {
-    fn from(error: WaitError) -> Self {
-        match error {
-            WaitError::TooManyWaiters => Self::TooManyWaiters,
-            WaitError::Unavailable(error) => error.into(),
-        }
-    }
-}
-
-impl From<Unavailable> for Problem {
-    fn from(error: Unavailable) -> Self {
-        match error {
-            Unavailable::Overloaded { retry_after } => Self::Overloaded { retry_after },
-            Unavailable::DiskFull => Self::DiskFull,
-            Unavailable::Stopping => Self::Unavailable("the daemon is shutting down".to_owned()),
-            Unavailable::Failed(reason) => {
-                tracing::error!(%reason, "store request failed");
-                Self::Unavailable("the store failed; see the daemon's log".to_owned())
-            }
-        }
-    }
-}
-
-impl From<PublishError> for Problem {
-    fn from(error: PublishError) -> Self {
-        match error {
-            PublishError::Rejected { rejection, repeated } => Self::Rejected { rejection, repeated },
-            PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
-            PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
-            PublishError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
-            PublishError::Store(unavailable) => unavailable.into(),
-        }
-    }
-}
-
-impl From<ChangeError> for Problem {
-    fn from(error: ChangeError) -> Self {
-        match error {
-            ChangeError::NotFound => Self::NotFound("the resource no longer exists".to_owned()),
-            ChangeError::Conflict => {
-                Self::Conflict("the resource was changed by another request; try again".to_owned())
-            }
-            ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
-            ChangeError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
-            ChangeError::Repeated => Self::RequestInFlight,
-            ChangeError::Store(unavailable) => unavailable.into(),
-        }
-    }
-}
-
-/// Collects all validation errors of a request.
-#[derive(Debug, Default)]
-pub struct Errors(pub Vec<FieldError>);
-
-impl Errors {
-    pub fn push(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
-        self.0.push(FieldError::at(pointer, detail));
-    }
-
-    /// Returns the value, or records the error and returns `None`.
-    pub fn check<T, E: std::fmt::Display>(&mut self, pointer: &str, result: Result<T, E>) -> Option<T> {
-        result.map_err(|error| self.push(pointer, error.to_string())).ok()
-    }
-
-    pub fn finish(self) -> Result<(), Problem> {
-        if self.0.is_empty() { Ok(()) } else { Err(Problem::Validation(self.0)) }
-    }
-}
-
-/// Appends a member name to a JSON pointer.
-#[must_use]
-pub fn pointer(parent: &str, member: &str) -> String {
-    format!("{parent}/{}", member.replace('~', "~0").replace('/', "~1"))
-}
-
+mod conversions;
+mod fields;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,9 @@
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::domain::{Expected, KeyId};
+use crate::domain::{Expected, KeyId, Rejection, Tenant};
+use crate::limits;
+use crate::outbox::draft::EventDraft;
 use crate::rules::tests as examples;
 use crate::storage::disk::MemoryDisk;
 use crate::storage::journal::JournalOptions;

@@ -8,6 +8,8 @@
 //! |---|---|
 //! | names, format stamp and lock of the data directory | [`data_directory`](crate::storage::data_directory) |
 //! | a record of the journal | [`record`] |
+//! | the fields of an event | [`event`] |
+//! | the fields of an attempt | [`attempt`] |
 //! | the fields of an endpoint, and its options | [`endpoint`] |
 //! | the fields of a tenant's settings | [`tenant`] |
 //! | a journal file: file header, frames, checksums | [`journal::frame`](crate::storage::journal) |
@@ -18,7 +20,9 @@
 //!
 //! `docs/internals/storage-format.md` describes all of them for readers without the source.
 
+mod attempt;
 mod endpoint;
+mod event;
 mod fields;
 mod record;
 mod tenant;

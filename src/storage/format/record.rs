@@ -39,20 +39,18 @@
 //! * An enumeration is one byte: the code in its declaration in [`domain`](crate::domain).
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-
+use super::attempt::{get_attempt, get_dead_reason, get_trigger, put_attempt};
 use super::endpoint::{get_endpoint, get_rate_limit, put_endpoint, put_rate_limit};
+use super::event::{get_event, put_event};
 use super::fields::{
-    CodecError, get_coded, get_duration, get_list, get_millis, get_name, get_number, get_option, get_pair,
-    get_text, get_time, millis, put_duration, put_list, put_option, put_pair, put_text, put_time,
+    CodecError, get_coded, get_list, get_name, get_number, get_option, get_text, get_time, put_list,
+    put_option, put_text, put_time,
 };
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, ErrorClass, Event, Expected, Hold, Idempotency, Network, Next,
-    Position, Record, Rejection, Reservation, Role, Trigger,
+    ApiKey, DeliveryKey, Expected, Idempotency, Position, Record, Rejection, Reservation, Role,
 };
 
 /// Layout version of the records that have had a single layout.
@@ -95,7 +93,7 @@ pub fn size_hint(record: &Record) -> usize {
 pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let tag = record_tag(record);
     put_u8(out, tag);
-    put_u8(out, layout_of(tag));
+    put_u8(out, layout_of(tag).expect("every record has a layout"));
     match record {
         Record::EventAccepted(event) => put_event(out, event),
         Record::AttemptFinished { delivery, due, attempt } => {
@@ -157,12 +155,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
     let r = &mut reader;
     let tag = r.get_u8()?;
-    if !(EVENT_ACCEPTED..=TENANT_DELETED).contains(&tag) {
-        return Err(CodecError::UnknownTag(tag));
-    }
+    let known = layout_of(tag).ok_or(CodecError::UnknownTag(tag))?;
     let found = r.get_u8()?;
-    if !(LAYOUT..=layout_of(tag)).contains(&found) {
-        return Err(CodecError::UnknownLayout { tag, found, known: layout_of(tag) });
+    if !(LAYOUT..=known).contains(&found) {
+        return Err(CodecError::UnknownLayout { tag, found, known });
     }
     let record = match tag {
         EVENT_ACCEPTED => Record::EventAccepted(Arc::new(get_event(r)?)),
@@ -216,11 +212,13 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     Ok(record)
 }
 
-fn layout_of(tag: u8) -> u8 {
+/// The latest layout version of a record; `None` for an unknown tag.
+fn layout_of(tag: u8) -> Option<u8> {
     match tag {
-        ATTEMPT_FINISHED => ATTEMPT_LAYOUT,
-        ENDPOINT_PUT => ENDPOINT_LAYOUT,
-        _ => LAYOUT,
+        ATTEMPT_FINISHED => Some(ATTEMPT_LAYOUT),
+        ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
+        EVENT_ACCEPTED..=TENANT_DELETED => Some(LAYOUT),
+        _ => None,
     }
 }
 
@@ -260,13 +258,13 @@ fn get_deliveries(r: &mut Reader<'_>) -> Result<Vec<DeliveryKey>, CodecError> {
     get_list(r, 2, get_delivery)
 }
 
-fn put_idempotency(out: &mut Vec<u8>, idempotency: &Idempotency) {
+pub(super) fn put_idempotency(out: &mut Vec<u8>, idempotency: &Idempotency) {
     out.extend_from_slice(&idempotency.scope);
     out.extend_from_slice(&idempotency.fingerprint);
     put_option(out, idempotency.expires_at.as_ref(), |out, at| put_time(out, *at));
 }
 
-fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecError> {
+pub(super) fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecError> {
     Ok(Idempotency {
         scope: r.get_array()?,
         fingerprint: r.get_array()?,
@@ -313,131 +311,6 @@ fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
         2 => Ok(Rejection::IdTaken),
         found => Err(CodecError::UnknownValue { what: "rejection", found: u64::from(found) }),
     }
-}
-
-// ---- events --------------------------------------------------------------------------------
-
-fn put_event(out: &mut Vec<u8>, event: &Event) {
-    put_text(out, event.id.as_str());
-    put_text(out, event.tenant.as_str());
-    put_text(out, event.event_type.as_str());
-    put_text(out, event.version.as_str());
-    put_time(out, event.timestamp);
-    put_time(out, event.accepted_at);
-    put_option(out, event.stream.as_ref(), |out, (name, version)| {
-        put_text(out, name.as_str());
-        put_varint(out, *version);
-    });
-    put_option(out, event.ordering_key.as_ref(), |out, key| put_text(out, key.as_str()));
-    put_option(out, event.deliver_at.as_ref(), |out, at| put_time(out, *at));
-    put_option(out, event.metadata.as_ref(), |out, metadata| put_bytes(out, metadata));
-    put_list(out, &event.attributes, put_pair);
-    put_bytes(out, &event.data);
-    put_list(out, &event.targets, |out, number| put_varint(out, u64::from(number.0)));
-    put_list(out, &event.idempotency, put_idempotency);
-}
-
-fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
-    Ok(Event {
-        id: get_name(r)?,
-        tenant: get_name(r)?,
-        event_type: get_name(r)?,
-        version: get_name(r)?,
-        timestamp: get_time(r)?,
-        accepted_at: get_time(r)?,
-        stream: get_option(r, |r| Ok((get_name(r)?, r.get_varint()?)))?,
-        ordering_key: get_option(r, get_name)?,
-        deliver_at: get_option(r, get_time)?,
-        metadata: get_option(r, |r| Ok(Bytes::copy_from_slice(r.get_bytes()?)))?,
-        attributes: get_list(r, 2, get_pair)?,
-        data: Bytes::copy_from_slice(r.get_bytes()?),
-        targets: get_list(r, 1, get_number)?,
-        idempotency: get_list(r, 33, get_idempotency)?,
-    })
-}
-
-// ---- attempts ------------------------------------------------------------------------------
-
-fn put_attempt(out: &mut Vec<u8>, attempt: &Attempt) {
-    put_varint(out, u64::from(attempt.number));
-    put_u8(out, attempt.trigger.code());
-    put_time(out, attempt.started_at);
-    put_duration(out, attempt.duration);
-    put_option(out, attempt.status.as_ref(), |out, status| put_u16(out, *status));
-    put_option(out, attempt.error.as_ref(), |out, (class, text)| {
-        put_u8(out, class.code());
-        put_text(out, text);
-    });
-    put_bytes(out, &attempt.reply);
-    put_u8(out, attempt.network.code());
-    put_next(out, attempt.next);
-    put_option(out, attempt.hold.as_ref(), |out, hold| {
-        put_time(out, hold.until);
-        put_varint(out, hold.revision.0);
-    });
-    put_option(out, attempt.uptime.as_ref(), |out, uptime| put_varint(out, millis(*uptime)));
-    put_varint(out, millis(attempt.delay));
-}
-
-fn get_attempt(r: &mut Reader<'_>, layout: u8) -> Result<Attempt, CodecError> {
-    Ok(Attempt {
-        number: r.get_varint_u32()?,
-        trigger: get_trigger(r)?,
-        started_at: get_time(r)?,
-        duration: get_duration(r)?,
-        status: get_option(r, |r| Ok(r.get_u16()?))?,
-        error: get_option(r, |r| Ok((get_error_class(r)?, get_text(r)?)))?,
-        reply: Bytes::copy_from_slice(r.get_bytes()?),
-        network: if layout < 2 { Network::Public } else { get_network(r)? },
-        next: get_next(r)?,
-        hold: if layout < 3 { None } else { get_option(r, get_hold)? },
-        uptime: if layout < 3 { None } else { get_option(r, get_millis)? },
-        delay: if layout < 4 { Duration::ZERO } else { get_millis(r)? },
-    })
-}
-
-fn get_hold(r: &mut Reader<'_>) -> Result<Hold, CodecError> {
-    Ok(Hold { until: get_time(r)?, revision: Position(r.get_varint()?) })
-}
-
-/// 1 delivered, 2 retry at (time), 3 dead (reason).
-fn put_next(out: &mut Vec<u8>, next: Next) {
-    match next {
-        Next::Delivered => put_u8(out, 1),
-        Next::RetryAt(at) => {
-            put_u8(out, 2);
-            put_time(out, at);
-        }
-        Next::Dead(reason) => {
-            put_u8(out, 3);
-            put_u8(out, reason.code());
-        }
-    }
-}
-
-fn get_next(r: &mut Reader<'_>) -> Result<Next, CodecError> {
-    match r.get_u8()? {
-        1 => Ok(Next::Delivered),
-        2 => Ok(Next::RetryAt(get_time(r)?)),
-        3 => Ok(Next::Dead(get_dead_reason(r)?)),
-        found => Err(CodecError::UnknownValue { what: "next step", found: u64::from(found) }),
-    }
-}
-
-fn get_trigger(r: &mut Reader<'_>) -> Result<Trigger, CodecError> {
-    get_coded(r, "trigger", Trigger::from_code)
-}
-
-fn get_network(r: &mut Reader<'_>) -> Result<Network, CodecError> {
-    get_coded(r, "network", Network::from_code)
-}
-
-fn get_dead_reason(r: &mut Reader<'_>) -> Result<DeadReason, CodecError> {
-    get_coded(r, "dead-letter reason", DeadReason::from_code)
-}
-
-fn get_error_class(r: &mut Reader<'_>) -> Result<ErrorClass, CodecError> {
-    get_coded(r, "error class", ErrorClass::from_code)
 }
 
 // ---- keys ----------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
 //! Tests of the record codec: round trips, golden bytes, hostile bytes.
 
-use crate::storage::format::endpoint::{get_handshake, put_handshake};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::*;
 use crate::codec::Malformed;
 use crate::domain::{
-    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, Format,
-    Handshake, Ordering, Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret,
-    SecretKind, SignaturePreset, TenantDelivery, TenantSettings, Timestamp,
+    Asked, Attempt, ClientCertificate, Consent, DeadReason, DisabledReason, Endpoint, EndpointNumber,
+    EndpointStatus, ErrorClass, Event, Format, Handshake, Hold, Network, Next, Ordering, Quota,
+    QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    TenantDelivery, TenantSettings, Timestamp, Trigger,
 };
+use crate::storage::format::endpoint::{get_handshake, put_handshake};
 
 fn time(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)

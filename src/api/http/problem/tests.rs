@@ -1,6 +1,7 @@
 //! Tests of problems: members, headers, codes.
 
 use super::*;
+use crate::service::types::{PublishError, Unavailable};
 
 #[test]
 fn version_conflict_contains_both_versions() {

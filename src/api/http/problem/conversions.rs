@@ -1,0 +1,55 @@
+//! The exhaustive mapping from the errors of the services.
+
+use super::Problem;
+use crate::limits;
+use crate::service::types::{ChangeError, PublishError, Unavailable, WaitError};
+
+impl From<WaitError> for Problem {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TooManyWaiters => Self::TooManyWaiters,
+            WaitError::Unavailable(error) => error.into(),
+        }
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(error: Unavailable) -> Self {
+        match error {
+            Unavailable::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            Unavailable::DiskFull => Self::DiskFull,
+            Unavailable::Stopping => Self::Unavailable("the daemon is shutting down".to_owned()),
+            Unavailable::Failed(reason) => {
+                tracing::error!(%reason, "store request failed");
+                Self::Unavailable("the store failed; see the daemon's log".to_owned())
+            }
+        }
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Rejected { rejection, repeated } => Self::Rejected { rejection, repeated },
+            PublishError::IdempotencyMismatch => Self::IdempotencyMismatch,
+            PublishError::TooManyTargets => Self::TooManyDeliveries { limit: limits::REQUEST_TARGETS_MAX },
+            PublishError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
+            PublishError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotFound => Self::NotFound("the resource no longer exists".to_owned()),
+            ChangeError::Conflict => {
+                Self::Conflict("the resource was changed by another request; try again".to_owned())
+            }
+            ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
+            ChangeError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
+            ChangeError::Repeated => Self::RequestInFlight,
+            ChangeError::Store(unavailable) => unavailable.into(),
+        }
+    }
+}

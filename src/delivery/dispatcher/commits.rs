@@ -1,0 +1,121 @@
+//! Effects of commits on the lanes, the caches and the waiting callers.
+
+use super::Dispatcher;
+use crate::context::Context;
+use crate::delivery::intake::Intake;
+use crate::domain::{Attempt, DisabledReason, Endpoint, EndpointNumber, Now, Record};
+use crate::lanes::Backlog;
+use crate::metrics::BackgroundJob;
+use crate::outbox::Notice;
+use crate::outbox::decide::CommittedGroup;
+use crate::projections::LaneChange;
+use crate::projections::failing::Failing;
+use crate::rules::{handshake, health};
+use crate::service::endpoints::Endpoints;
+
+impl Dispatcher {
+    pub(super) fn on_notice(&mut self, notice: Notice, now: Now) {
+        match notice {
+            Notice::Committed(committed) => {
+                self.on_committed(&committed, now);
+                self.intake = Some(Intake::new(committed));
+                self.take_in(now);
+            }
+            Notice::Lanes(changes) => {
+                for change in changes {
+                    self.on_change(change, now);
+                }
+            }
+        }
+    }
+
+    fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
+        for (position, record) in &committed.records {
+            match record {
+                Record::EventAccepted(event) => self.payloads.insert(*position, event),
+                Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
+                Record::EndpointDeleted { endpoint, .. } => {
+                    self.lanes.on_endpoint_removed(*endpoint);
+                    self.failing.remove(endpoint);
+                    self.known.remove(endpoint);
+                    self.sweep(*endpoint);
+                }
+                Record::AttemptFinished { delivery, attempt, .. } => {
+                    self.on_health(delivery.endpoint, attempt);
+                    self.context.waits().wake([delivery.event]);
+                }
+                Record::DeliveriesCancelled { deliveries, .. }
+                | Record::DeliveriesDied { deliveries, .. } => {
+                    self.context.waits().wake(deliveries.iter().map(|delivery| delivery.event));
+                }
+                Record::RateReserved { endpoint, reservation } => {
+                    self.lanes.on_reserved(*endpoint, reservation, now);
+                }
+                Record::KeyPut(_)
+                | Record::KeyDeleted { .. }
+                | Record::TenantPut(_)
+                | Record::TenantDeleted { .. }
+                | Record::DeliveriesRevived { .. }
+                | Record::DeadLettersPurged { .. }
+                | Record::DeliveriesReordered { .. }
+                | Record::RequestAnswered { .. }
+                | Record::EventRejected { .. } => {}
+            }
+        }
+    }
+
+    /// Takes in a bounded part of a group's new deliveries.
+    pub(super) fn take_in(&mut self, now: Now) {
+        let Some(mut intake) = self.intake.take() else { return };
+        if intake.step(|change| self.on_change(change, now)) {
+            self.intake = Some(intake);
+        }
+    }
+
+    fn on_endpoint(&mut self, endpoint: &Endpoint, now: Now) {
+        let before = self.known.insert(endpoint.number, endpoint.into());
+        if Failing::is_ended_by(endpoint, before.map(|before| before.change)) {
+            self.failing.remove(&endpoint.number);
+        }
+        let policy = self.policy(endpoint);
+        self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
+        if before.is_some_and(|before| before.ordering != endpoint.ordering) {
+            self.reorder(endpoint.number);
+        }
+        if handshake::next_request(endpoint).is_some_and(|at| at <= now.wall) {
+            if !self.due_handshakes.contains(&endpoint.number) {
+                self.due_handshakes.push(endpoint.number);
+            }
+            self.start_handshakes();
+        }
+    }
+
+    fn on_change(&mut self, change: LaneChange, now: Now) {
+        match change {
+            LaneChange::Due { endpoint, key, progress, at } => {
+                self.lanes.on_due(endpoint, key, progress, at, now)
+            }
+            LaneChange::Settled { endpoint, key, at } => self.lanes.on_settled(endpoint, key, at, now),
+            LaneChange::Recorded { endpoint, key } => self.lanes.on_recorded(endpoint, key, now),
+        }
+    }
+
+    /// Tracks failures, and disables an endpoint that has failed for too long without a success.
+    fn on_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {
+        let known = self.failing.remove(&endpoint);
+        // The lane's revision is the one that this loop has processed. The registry may be ahead.
+        let Some(revision) = self.lanes.revision(endpoint).filter(|_| attempt.error.is_some()) else {
+            return;
+        };
+        let failing = Failing::after(known, attempt);
+        self.failing.insert(endpoint, failing);
+        if health::should_disable(&failing, self.context.settings().disable_after) {
+            self.spawn_job(BackgroundJob::Disabling, move |context: Context| async move {
+                // A change of the endpoint, such as a resume, restarts its failing time.
+                Endpoints(&context)
+                    .disable(endpoint, DisabledReason::Failing, |now| now.revision == revision)
+                    .await;
+            });
+        }
+    }
+}

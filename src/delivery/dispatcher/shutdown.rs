@@ -1,0 +1,47 @@
+//! The end of the delivery loop: running attempts finish within a limit, or are aborted.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::{Dispatcher, Run, TICK_INTERVAL, log_panic};
+
+impl Dispatcher {
+    pub(super) async fn drain(&mut self, limit: Duration, mut run: watch::Receiver<Run>) {
+        self.draining = true;
+        self.lanes.hold(true);
+        // The next start repeats these jobs.
+        self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);
+        let deadline = Instant::now() + limit;
+        let mut tick = tokio::time::interval(TICK_INTERVAL);
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                biased;
+                () = wait_for_cut(&mut run) => self.abort_tasks().await,
+                () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
+                Some(ended) = self.tasks.join_next() => log_panic(&ended),
+                // The lanes send nothing more, so they need no further deliveries.
+                Some(notice) = self.notices.recv() => {
+                    self.on_notice(notice, self.context.now());
+                    self.intake = None;
+                }
+                Some(_) = self.signals.recv() => {}
+                _ = tick.tick() => {
+                    self.heartbeat.send_replace(());
+                }
+            }
+        }
+    }
+
+    async fn abort_tasks(&mut self) {
+        tracing::warn!(attempts = self.tasks.len(), "aborting attempts, repeating them at the next start");
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Waits for [`Run::Cut`], or until the sender is dropped.
+async fn wait_for_cut(run: &mut watch::Receiver<Run>) {
+    drop(run.wait_for(|run| *run == Run::Cut).await);
+}

@@ -1,0 +1,142 @@
+//! Decisions about new events: repetitions, stream versions, targets and ids.
+
+use std::sync::Arc;
+
+use ulid::Ulid;
+
+use super::staged::{StagedGroup, known};
+use super::{Committer, duplicate_outcome, read};
+use crate::domain::{EndpointNumber, Event, EventId, Idempotency, Record, Rejection, StreamName};
+use crate::outbox::draft::{AcceptedEvent, EventDraft};
+use crate::outbox::recent_keys::Prepared;
+use crate::outbox::unit::Outcome;
+use crate::rules::append::judge_version;
+
+impl Committer {
+    pub(super) fn publish(
+        &mut self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &mut StagedGroup,
+    ) -> Outcome {
+        let key = draft.idempotency.as_ref();
+        if let Some(repeated) = key.and_then(|key| self.repeated(key, prepared, staged)) {
+            return repeated;
+        }
+        let outcome = self.publish_fresh(draft, prepared, staged);
+        if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, key) {
+            let rejected = Record::EventRejected { idempotency: key.clone(), rejection: *rejection };
+            staged.push_with_key(key, rejected);
+        }
+        outcome
+    }
+
+    /// Publishes an event whose key, if any, is new.
+    fn publish_fresh(
+        &mut self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &mut StagedGroup,
+    ) -> Outcome {
+        let chosen = draft.publisher_id_key();
+        let by_id = chosen.as_ref().and_then(|chosen| self.repeated(chosen, prepared, staged));
+        match by_id.or_else(|| duplicate_outcome(draft.id_conflict)) {
+            None => {}
+            Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
+            Some(duplicate) => return duplicate,
+        }
+        // The stream version is undecided until the rejected events before this one are accepted.
+        if staged.unit_is_full {
+            return Outcome::TooManyTargets;
+        }
+        let stream = match self.next_version(draft, prepared, staged) {
+            Ok(stream) => stream,
+            Err(rejection) => return Outcome::Rejected(rejection),
+        };
+        let idempotency = draft.idempotency.iter().cloned().chain(chosen).collect();
+        let event = Arc::new(self.event(draft, stream, idempotency));
+        if let Err(exceeded) = staged.loads.add_event(&event, &self.registry, &mut self.unapplied_load) {
+            return Outcome::QuotaExceeded(exceeded);
+        }
+        if !staged.reserve_targets(event.targets.len()) {
+            staged.loads.remove_event(&event);
+            return Outcome::TooManyTargets;
+        }
+        let position = staged.push(Record::EventAccepted(event.clone()));
+        for answered in &event.idempotency {
+            staged.scopes.insert(answered.scope, known(answered, position));
+        }
+        if let Some((stream, version)) = &event.stream {
+            staged.streams.insert((event.tenant.clone(), stream.clone()), (*version, position));
+        }
+        Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
+    }
+
+    fn next_version(
+        &self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &StagedGroup,
+    ) -> Result<Option<(StreamName, u64)>, Rejection> {
+        let Some(stream) = &draft.stream else { return Ok(None) };
+        let name = (draft.tenant.clone(), stream.clone());
+        let actual = staged
+            .streams
+            .get(&name)
+            .map(|(version, _)| *version)
+            .or_else(|| self.recent.stream(&name, prepared.as_of))
+            .or_else(|| prepared.streams.get(&name).copied());
+        judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version)))
+    }
+
+    fn event(
+        &mut self,
+        draft: &EventDraft,
+        stream: Option<(StreamName, u64)>,
+        idempotency: Vec<Idempotency>,
+    ) -> Event {
+        let targets = match draft.only {
+            Some(endpoint) if read(&self.registry).endpoint(endpoint).is_some() => vec![endpoint],
+            Some(_) => Vec::new(),
+            None => self.targets(draft),
+        };
+        Event {
+            id: draft.id.clone().unwrap_or_else(|| self.next_id()),
+            tenant: draft.tenant.clone(),
+            event_type: draft.event_type.clone(),
+            version: draft.version.clone(),
+            timestamp: draft.timestamp.unwrap_or(self.last_time),
+            accepted_at: self.last_time,
+            stream,
+            ordering_key: draft.ordering_key.clone(),
+            deliver_at: draft.deliver_at,
+            metadata: draft.metadata.clone(),
+            attributes: draft.attributes.clone(),
+            data: draft.data.clone(),
+            targets,
+            idempotency,
+        }
+    }
+
+    /// The matching endpoints. An earlier match is valid while no endpoint has changed. A unit that
+    /// changes one is alone in its group, so all events of a group see the same endpoints.
+    fn targets(&self, draft: &EventDraft) -> Vec<EndpointNumber> {
+        let matcher = self.matcher.read().expect("no holder of this lock panics");
+        match draft.matched.as_ref().filter(|matched| matched.revision == matcher.revision()) {
+            Some(matched) => matched.targets.to_vec(),
+            None => matcher.targets(&draft.tenant, &draft.event_type),
+        }
+    }
+
+    /// Generates ascending ULIDs: a new random part per millisecond, incremented within it.
+    fn next_id(&mut self) -> EventId {
+        let millis = self.last_time.millis();
+        self.last_ulid = match self.last_ulid.increment() {
+            Some(next) if self.last_ulid.timestamp_ms() == millis => next,
+            // Half of the random range stays free, so that increments within the millisecond cannot
+            // overflow.
+            _ => Ulid::from_parts(millis, self.environment.random() >> 49),
+        };
+        format!("evt_{}", self.last_ulid).parse().expect("a ULID has only letters and digits")
+    }
+}

@@ -1,0 +1,124 @@
+//! Places of pending deliveries: sendable in their lane, or queued behind others.
+
+use super::Step;
+use crate::domain::{DeliveryKey, DeliveryState, DueKey, EndpointNumber, Ordering, Timestamp};
+use crate::failpoints::{self, Mutation};
+use crate::projections::fold::LaneChange;
+use crate::projections::pending::{OrderHash, Row, WHOLE_ENDPOINT};
+use crate::projections::{pages, pending};
+
+/// Place of a pending delivery.
+pub(super) struct Place {
+    pub(super) due: Timestamp,
+    /// Whether a lane may send it (it has a `D` row).
+    pub(super) sendable: bool,
+    pub(super) row: Row,
+}
+
+impl Step<'_> {
+    pub(super) fn queue_for(&self, endpoint: EndpointNumber, key: OrderHash) -> Option<OrderHash> {
+        match self.fold.endpoints.get(&endpoint)?.ordering {
+            Ordering::None => None,
+            Ordering::Key => Some(key),
+            Ordering::Endpoint => Some(WHOLE_ENDPOINT),
+        }
+    }
+
+    pub(super) fn add_pending(&mut self, delivery: DeliveryKey, due: Timestamp, row: Row, announced: bool) {
+        self.fold.totals.pending += 1;
+        self.lane(delivery.endpoint).pending += 1;
+        if let Some(usage) = self.usage_of(delivery.endpoint) {
+            usage.pending += 1;
+        }
+        self.enter_place(delivery, due, &row, announced);
+    }
+
+    /// Puts a pending delivery into its lane, or into its queue behind other deliveries.
+    pub(super) fn enter_place(&mut self, delivery: DeliveryKey, due: Timestamp, row: &Row, announced: bool) {
+        let sendable = match row.order {
+            None => true,
+            Some(order) => {
+                let alone = pending::enqueue(self.rows, delivery, order, due, row);
+                alone || failpoints::is_active(Mutation::LetTwoThrough)
+            }
+        };
+        if sendable {
+            self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, row, announced);
+        } else {
+            self.lane(delivery.endpoint).waiting += 1;
+        }
+    }
+
+    pub(super) fn add_due_key(&mut self, endpoint: EndpointNumber, key: DueKey, row: &Row, announced: bool) {
+        pending::put_due(self.rows, endpoint, key, row);
+        if !announced {
+            self.changes.push(LaneChange::Due { endpoint, key, progress: row.progress, at: self.position });
+        }
+    }
+
+    pub(super) fn remove_pending(&mut self, delivery: DeliveryKey, place: &Place) {
+        self.fold.totals.pending = self.fold.totals.pending.saturating_sub(1);
+        let lane = self.lane(delivery.endpoint);
+        lane.pending = lane.pending.saturating_sub(1);
+        if let Some(usage) =
+            self.usage_of(delivery.endpoint).filter(|_| !failpoints::is_active(Mutation::ForgetUsage))
+        {
+            usage.pending = usage.pending.saturating_sub(1);
+        }
+        pending::remove_detail(self.rows, delivery);
+        self.leave_place(delivery, place);
+        self.release_next(delivery.endpoint, place);
+    }
+
+    /// Removes a pending delivery from its lane and its queue.
+    pub(super) fn leave_place(&mut self, delivery: DeliveryKey, place: &Place) {
+        let key = DueKey { due: place.due, event: delivery.event };
+        if place.sendable && !failpoints::is_active(Mutation::SettleTwice) {
+            self.remove_due_key(delivery.endpoint, key);
+        }
+        let lane = self.lane(delivery.endpoint);
+        lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
+        if let Some(order) = place.row.order {
+            pending::dequeue(self.rows, delivery, order);
+        }
+    }
+
+    pub(super) fn remove_due_key(&mut self, endpoint: EndpointNumber, key: DueKey) {
+        pending::remove_due(self.rows, endpoint, key);
+        self.changes.push(LaneChange::Settled { endpoint, key, at: self.position });
+    }
+
+    /// Makes the next delivery of a queue sendable after a sendable one has left.
+    pub(super) fn release_next(&mut self, endpoint: EndpointNumber, left: &Place) {
+        let Some(order) = left.row.order.filter(|_| left.sendable) else { return };
+        if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
+            row.order = Some(order);
+            let lane = self.lane(endpoint);
+            lane.waiting = lane.waiting.saturating_sub(1);
+            self.add_due_key(endpoint, key, &row, false);
+        }
+    }
+
+    /// The place of a delivery; `None` if it is not pending.
+    pub(super) fn find_place(&self, delivery: DeliveryKey) -> Option<Place> {
+        let state = pages::state_of(self.rows, delivery);
+        if state.as_ref().is_some_and(|entry| entry.state != DeliveryState::Pending) {
+            return None;
+        }
+        let event = pages::event(self.rows, delivery.event)?;
+        if state.is_none() && !event.targets.contains(&delivery.endpoint) {
+            return None;
+        }
+        let due = pending::detail(self.rows, delivery).map_or(event.first_due, |detail| detail.due);
+        if let Some(row) =
+            pending::due_row(self.rows, delivery.endpoint, DueKey { due, event: delivery.event })
+        {
+            return Some(Place { due, sendable: true, row });
+        }
+        let waiting = [event.order, WHOLE_ENDPOINT].into_iter().find_map(|order| {
+            pending::queued(self.rows, delivery, order).map(|(due, row)| (due, row, order))
+        });
+        let (due, row, order) = waiting?;
+        Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
+    }
+}
