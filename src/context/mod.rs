@@ -31,7 +31,7 @@ use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
 use signal::Signal;
 use tenant_rates::TenantRates;
-use waits::EventWaits;
+use waits::Waits;
 
 /// Settings that an operator can change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ struct Shared {
     tenant_rates: TenantRates,
     /// Held from a read of deliveries to the commit of a change that depends on the read.
     exclusive: FairSemaphore<Party>,
-    waits: EventWaits,
+    waits: Waits,
 }
 
 impl Context {
@@ -91,7 +91,7 @@ impl Context {
         outbox.set_default_quotas(settings.quotas);
         let settings = ArcSwap::from_pointee(settings);
         let (tenant_rates, exclusive) = (TenantRates::default(), FairSemaphore::new(1));
-        let waits = EventWaits::default();
+        let waits = Waits::default();
         let shared = Shared {
             outbox,
             environment,
@@ -116,8 +116,8 @@ impl Context {
         &self.shared.outbox
     }
 
-    /// Callers that wait for the end of an event's deliveries.
-    pub(crate) fn waits(&self) -> &EventWaits {
+    /// Callers that wait for a change.
+    pub(crate) fn waits(&self) -> &Waits {
         &self.shared.waits
     }
 

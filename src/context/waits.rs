@@ -1,8 +1,8 @@
-//! Callers that wait until the deliveries of an event have ended.
+//! Callers that wait for a change: the end of an event's deliveries, or a stream's next event.
 //!
-//! Owns one [`Notify`] per event with callers. The delivery loop wakes them after each commit that
-//! can end a delivery; they read the state again. Must never hold anything for an event without a
-//! caller.
+//! Owns one [`Notify`] per subject with callers. The delivery loop wakes them after each commit
+//! that can end their wait; they read the state again. Must never hold anything for a subject
+//! without a caller. All kinds of waits share the limits of callers.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,12 +12,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::domain::{Party, Position};
+use crate::domain::{Party, Position, Record, StreamName, Tenant};
 use crate::limits;
+
+/// The change that a caller waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WaitSubject {
+    /// The end of the deliveries of the event at this position.
+    Deliveries(Position),
+    /// An event of this stream.
+    Stream(Tenant, StreamName),
+}
 
 /// All waiting callers.
 #[derive(Debug, Default)]
-pub(crate) struct EventWaits {
+pub(crate) struct Waits {
     waiting: Mutex<Waiting>,
     callers: AtomicUsize,
     /// The delivery loop has ended: nothing would wake a caller.
@@ -26,7 +35,7 @@ pub(crate) struct EventWaits {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    events: HashMap<Position, (Arc<Notify>, usize)>,
+    subjects: HashMap<WaitSubject, (Arc<Notify>, usize)>,
     /// Callers of each party.
     parties: HashMap<Party, usize>,
 }
@@ -35,12 +44,12 @@ struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyWaiters;
 
-impl EventWaits {
+impl Waits {
     /// Registers a caller, until the wait is dropped.
     ///
     /// # Errors
     /// Above [`limits::WAITERS_MAX`] callers, or [`limits::PARTY_WAITERS_MAX`] of the party.
-    pub(crate) fn register(&self, event: Position, party: Party) -> Result<EventWait<'_>, TooManyWaiters> {
+    pub(crate) fn register(&self, subject: WaitSubject, party: Party) -> Result<Wait<'_>, TooManyWaiters> {
         // Counted before the caller reads: a commit after that read sees the caller.
         if self.callers.fetch_add(1, Ordering::SeqCst) >= limits::WAITERS_MAX {
             self.callers.fetch_sub(1, Ordering::SeqCst);
@@ -53,9 +62,9 @@ impl EventWaits {
             return Err(TooManyWaiters);
         }
         *own += 1;
-        let (notify, callers) = waiting.events.entry(event).or_default();
+        let (notify, callers) = waiting.subjects.entry(subject.clone()).or_default();
         *callers += 1;
-        Ok(EventWait { waits: self, event, party, notify: Arc::clone(notify) })
+        Ok(Wait { waits: self, subject, party, notify: Arc::clone(notify) })
     }
 
     /// Number of waiting callers.
@@ -63,13 +72,16 @@ impl EventWaits {
         self.callers.load(Ordering::Relaxed)
     }
 
-    /// Wakes the callers of these events. Costs one load without callers.
-    pub(crate) fn wake(&self, events: impl IntoIterator<Item = Position>) {
-        if self.callers.load(Ordering::SeqCst) == 0 {
-            return;
+    /// Wakes the callers whose subject these records change. Costs one load without callers.
+    pub(crate) fn on_committed<'a>(&self, records: impl Iterator<Item = &'a Record>) {
+        if self.callers.load(Ordering::SeqCst) > 0 {
+            self.wake(records.flat_map(changed_subjects));
         }
+    }
+
+    fn wake(&self, subjects: impl IntoIterator<Item = WaitSubject>) {
         let waiting = self.lock();
-        for (notify, _) in events.into_iter().filter_map(|event| waiting.events.get(&event)) {
+        for (notify, _) in subjects.into_iter().filter_map(|subject| waiting.subjects.get(&subject)) {
             notify.notify_waiters();
         }
     }
@@ -77,7 +89,7 @@ impl EventWaits {
     /// Wakes all callers for good, because the daemon stops.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        for (notify, _) in self.lock().events.values() {
+        for (notify, _) in self.lock().subjects.values() {
             notify.notify_waiters();
         }
     }
@@ -87,15 +99,30 @@ impl EventWaits {
     }
 }
 
-/// A caller that waits for an event.
-pub(crate) struct EventWait<'a> {
-    waits: &'a EventWaits,
-    event: Position,
+/// Subjects whose callers read the state again after this record.
+fn changed_subjects(record: &Record) -> Vec<WaitSubject> {
+    match record {
+        Record::AttemptFinished { delivery, .. } => vec![WaitSubject::Deliveries(delivery.event)],
+        Record::DeliveriesCancelled { deliveries, .. } | Record::DeliveriesDied { deliveries, .. } => {
+            deliveries.iter().map(|delivery| WaitSubject::Deliveries(delivery.event)).collect()
+        }
+        Record::EventAccepted(event) => {
+            let stream = event.stream.iter();
+            stream.map(|(stream, _)| WaitSubject::Stream(event.tenant.clone(), stream.clone())).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A caller that waits for its subject.
+pub(crate) struct Wait<'a> {
+    waits: &'a Waits,
+    subject: WaitSubject,
     party: Party,
     notify: Arc<Notify>,
 }
 
-impl EventWait<'_> {
+impl Wait<'_> {
     /// Completes at the next wake-up. Enable it before reading the state.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.notify.notified()
@@ -107,10 +134,10 @@ impl EventWait<'_> {
     }
 }
 
-impl Drop for EventWait<'_> {
+impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let mut waiting = self.waits.lock();
-        if let Entry::Occupied(mut entry) = waiting.events.entry(self.event) {
+        if let Entry::Occupied(mut entry) = waiting.subjects.entry(self.subject.clone()) {
             entry.get_mut().1 -= 1;
             if entry.get().1 == 0 {
                 entry.remove();
@@ -133,44 +160,64 @@ mod tests {
 
     use super::*;
 
-    const EVENT: Position = Position(7);
+    const EVENT: WaitSubject = WaitSubject::Deliveries(Position(7));
+
+    fn event(position: u64) -> WaitSubject {
+        WaitSubject::Deliveries(Position(position))
+    }
+
+    fn stream(tenant: &str) -> WaitSubject {
+        WaitSubject::Stream(tenant.parse().unwrap(), "order-1".parse().unwrap())
+    }
 
     #[tokio::test]
     async fn commit_between_read_and_wait_wakes_the_caller() {
-        let waits = EventWaits::default();
+        let waits = Waits::default();
         let wait = waits.register(EVENT, Party::Operator).unwrap();
         let mut changed = pin!(wait.changed());
         changed.as_mut().enable();
-        waits.wake([Position(6), EVENT]);
+        waits.wake([event(6), EVENT]);
         changed.await;
     }
 
     #[tokio::test]
     async fn other_events_wake_nothing() {
-        let waits = EventWaits::default();
+        let waits = Waits::default();
         let wait = waits.register(EVENT, Party::Operator).unwrap();
         let mut changed = pin!(wait.changed());
         assert!(!changed.as_mut().enable());
-        waits.wake([Position(6), Position(8)]);
+        waits.wake([event(6), event(8), stream("default")]);
         assert!(!changed.as_mut().enable());
     }
 
     #[tokio::test]
+    async fn stream_of_another_tenant_wakes_nothing() {
+        let waits = Waits::default();
+        let wait = waits.register(stream("acme"), Party::Operator).unwrap();
+        let mut changed = pin!(wait.changed());
+        assert!(!changed.as_mut().enable());
+        waits.wake([stream("other")]);
+        assert!(!changed.as_mut().enable());
+        waits.wake([stream("acme")]);
+        changed.await;
+    }
+
+    #[tokio::test]
     async fn end_wakes_present_and_later_callers() {
-        let waits = EventWaits::default();
+        let waits = Waits::default();
         let wait = waits.register(EVENT, Party::Operator).unwrap();
         let mut changed = pin!(wait.changed());
         assert!(!changed.as_mut().enable() && !wait.has_ended());
         waits.end();
         changed.await;
-        assert!(wait.has_ended() && waits.register(Position(8), Party::Operator).unwrap().has_ended());
+        assert!(wait.has_ended() && waits.register(event(8), Party::Operator).unwrap().has_ended());
     }
 
     #[test]
     fn callers_are_bounded_and_leave_nothing() {
-        let waits = EventWaits::default();
+        let waits = Waits::default();
         let tenant = |name: &str| Party::Tenant(name.into());
-        let register = |number: usize, name: &str| waits.register(Position(number as u64 % 3), tenant(name));
+        let register = |number: usize, name: &str| waits.register(event(number as u64 % 3), tenant(name));
         let busy: Vec<_> = (0..limits::PARTY_WAITERS_MAX).map(|at| register(at, "busy").unwrap()).collect();
         assert!(register(0, "busy").is_err(), "one party has all places");
         let rest = limits::WAITERS_MAX - limits::PARTY_WAITERS_MAX;
@@ -178,11 +225,11 @@ mod tests {
         assert!(register(0, "third").is_err());
         let (events, parties) = {
             let waiting = waits.lock();
-            (waiting.events.len(), waiting.parties.len())
+            (waiting.subjects.len(), waiting.parties.len())
         };
         assert_eq!((events, parties), (3, 2));
         drop((busy, others));
-        assert!(waits.lock().events.is_empty());
+        assert!(waits.lock().subjects.is_empty());
         assert!(waits.lock().parties.is_empty());
         assert!(register(0, "busy").is_ok());
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::context::records::UNEXPECTED_OUTCOME;
+use crate::context::waits::WaitSubject;
 use crate::domain::{
     Event, EventId, EventStatus, Idempotency, Position, QuotaExceeded, Record, Tenant, Timestamp,
 };
@@ -196,8 +197,9 @@ impl Events<'_> {
         if is_final(&view) {
             return Ok(view);
         }
+        let subject = WaitSubject::Deliveries(position);
         let registered =
-            self.0.waits().register(position, scope.party()).map_err(|_| WaitError::TooManyWaiters)?;
+            self.0.waits().register(subject, scope.party()).map_err(|_| WaitError::TooManyWaiters)?;
         let (mut timeout, mut gone) = (pin!(tokio::time::sleep(wait)), pin!(gone));
         loop {
             let mut changed = pin!(registered.changed());

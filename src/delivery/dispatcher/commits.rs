@@ -30,6 +30,7 @@ impl Dispatcher {
     }
 
     fn on_committed(&mut self, committed: &CommittedGroup, now: Now) {
+        self.context.waits().on_committed(committed.records.iter().map(|(_, record)| record));
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),
@@ -42,11 +43,6 @@ impl Dispatcher {
                 }
                 Record::AttemptFinished { delivery, attempt, .. } => {
                     self.on_health(delivery.endpoint, attempt);
-                    self.context.waits().wake([delivery.event]);
-                }
-                Record::DeliveriesCancelled { deliveries, .. }
-                | Record::DeliveriesDied { deliveries, .. } => {
-                    self.context.waits().wake(deliveries.iter().map(|delivery| delivery.event));
                 }
                 Record::RateReserved { endpoint, reservation } => {
                     self.lanes.on_reserved(*endpoint, reservation, now);
@@ -56,6 +52,8 @@ impl Dispatcher {
                 | Record::TenantPut(_)
                 | Record::TenantDeleted { .. }
                 | Record::DeliveriesRevived { .. }
+                | Record::DeliveriesCancelled { .. }
+                | Record::DeliveriesDied { .. }
                 | Record::DeadLettersPurged { .. }
                 | Record::DeliveriesReordered { .. }
                 | Record::RequestAnswered { .. }
