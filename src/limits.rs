@@ -71,8 +71,16 @@ pub const READS_MAX: usize = 32;
 /// Limit of requests that wait for something.
 pub const WAITERS_MAX: usize = 2_000;
 /// Limit of waiting requests of one party; the others are for further parties.
-pub const PARTY_WAITERS_MAX: usize = 1_500;
+pub const PARTY_WAITERS_MAX: usize = party_waiters_max(WAITERS_MAX);
 const _: () = assert!(PARTY_WAITERS_MAX < WAITERS_MAX);
+/// Default limit of streams of events at once (`server.max_streams`). A party has three quarters.
+pub const STREAMS_DEFAULT: usize = 1_000;
+
+/// The part of a limit of waiting requests, or of streams, that one party may use.
+#[must_use]
+pub const fn party_waiters_max(most: usize) -> usize {
+    if most == 1 { 1 } else { most * 3 / 4 }
+}
 /// Maximum of the query parameter `wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bound of response bytes that the clients of one key, or one address without a key, have not
@@ -356,6 +364,19 @@ pub const PAGE_BYTES_TARGET: usize = 2 * 1024 * 1024;
 pub const PAGE_ITEMS_DEFAULT: usize = 50;
 /// Index entries that one query step may scan before other queries get their turn.
 pub const SCAN_ENTRIES_MAX: usize = 10_000;
+/// Steps of one page of the feed. A page without a match then has a later `next`.
+pub const FEED_STEPS_MAX: usize = 20;
+/// Time after which a page of the feed ends, with a later `next`.
+pub const FEED_SEARCH_MAX: Duration = Duration::from_secs(1);
+/// Most events in one page of the feed.
+pub const FEED_PAGE_ITEMS_MAX: usize = 1_000;
+/// Default number of events in one page of the feed.
+pub const FEED_PAGE_ITEMS_DEFAULT: usize = 100;
+/// Most topic patterns of a feed.
+pub const FEED_PATTERNS_MAX: usize = 32;
+/// Bound of the last committed events in memory, with their encodings, in bytes.
+pub const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+const _: () = assert!(TAIL_BYTES_MAX >= 4 * 3 * EVENT_BYTES_MAX); // several of the largest events
 /// Steps after which a list request returns a partial page, if it has found any item.
 pub const LIST_STEPS_MAX: usize = 20;
 /// Time after which a list request that has found no item returns an empty page with a cursor.

@@ -40,6 +40,7 @@ use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
 use http::problem::Problem;
 use http::reply::Reply;
+use http::response::ReadTurn;
 use http::server::{GoodKey, Peer};
 use http::shared_room::RoomGuard;
 use http::test_limit::TestLimit;
@@ -289,7 +290,7 @@ async fn respond(
     caller: Caller,
     closer: ConnectionCloser,
 ) -> Result<Reply, Problem> {
-    let takes_turn = route.is_read() && !call.waits();
+    let takes_turn = route.is_read() && route.turn == ReadTurn::Request && !call.waits();
     let _turn = if takes_turn { Some(call.api.reads.turn(&call.party).await) } else { None };
     let reply = (route.run)(call).await?;
     call.api.unread.hold(reply, route.is_read(), caller, closer).await

@@ -149,6 +149,10 @@ fn schema_of(kind: Kind) -> Value {
         Kind::Limit => json!({
             "type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT,
         }),
+        Kind::Count(most, usual) => {
+            json!({"type": "integer", "minimum": 1, "maximum": most, "default": usual})
+        }
+        Kind::Any(bytes) => json!({"type": "string", "maxLength": bytes}),
         Kind::Word(words) => json!({"type": "string", "enum": words}),
     }
 }

@@ -11,10 +11,11 @@ use crate::api::http::auth::Access;
 use crate::api::http::problem::Problem;
 use crate::api::http::reply::Reply;
 use crate::api::http::request::RequestBody;
-use crate::api::http::response::OperationResponse;
+use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
-    backup, cloudevents, dead_letters, deliveries, endpoints, events, handshakes, keys, overview, tenants,
+    backup, cloudevents, dead_letters, deliveries, endpoints, events, feed, handshakes, keys, overview,
+    tenants,
 };
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
@@ -115,6 +116,7 @@ pub struct Route {
     pub repeat: Repeat,
     pub status: u16,
     pub answer: Option<SchemaOf>,
+    pub turn: ReadTurn,
     pub run: for<'a> fn(&'a Call) -> Answering<'a>,
 }
 
@@ -143,25 +145,28 @@ pub fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
     generator.subschema_for::<T>().to_value()
 }
 
+/// Status, schema and turn of a response.
+type Declared = (u16, Option<SchemaOf>, ReadTurn);
+
 /// The response declaration of a handler without a body.
-const fn response<'a, H, F, R>(_: &H) -> (u16, Option<SchemaOf>)
+const fn response<'a, H, F, R>(_: &H) -> Declared
 where
     H: Fn(&'a Call) -> F,
     F: Future<Output = Result<R, Problem>>,
     R: OperationResponse,
 {
-    (R::STATUS, R::SCHEMA)
+    (R::STATUS, R::SCHEMA, R::TURN)
 }
 
 /// The declarations of a handler with a body.
-const fn request_and_response<'a, H, B, F, R>(_: &H) -> (BodySpec, (u16, Option<SchemaOf>))
+const fn request_and_response<'a, H, B, F, R>(_: &H) -> (BodySpec, Declared)
 where
     H: Fn(&'a Call, B) -> F,
     B: RequestBody,
     F: Future<Output = Result<R, Problem>>,
     R: OperationResponse,
 {
-    (B::SPEC, (R::STATUS, R::SCHEMA))
+    (B::SPEC, (R::STATUS, R::SCHEMA, R::TURN))
 }
 
 /// One row of the table. `body HANDLER` is a handler that takes a body. Body, status and response
@@ -192,6 +197,7 @@ macro_rules! route {
             repeat: Repeat::$repeat,
             status: $response.0,
             answer: $response.1,
+            turn: $response.2,
             run: $run,
         }
     };
@@ -302,6 +308,8 @@ pub static ROUTES: &[Route] = &[
         Read, lists::OVERVIEW, Plain, overview::handlers::stats),
     route!(Get "/v1/lanes", "listLanes", "List lanes with pending deliveries, with their wait reasons",
         Read, lists::LANES, Plain, overview::handlers::lanes),
+    route!(Get "/v1/feed", "readFeed", "Read all events in order, from a cursor on",
+        ReadEvents, lists::FEED, Plain, feed::handlers::get),
     route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",
         Public, NONE, Plain, openapi::get),
 ];

@@ -11,6 +11,7 @@ pub mod responses;
 pub(crate) mod signal;
 pub mod source;
 mod tenant_rates;
+pub mod waiter_limit;
 pub(crate) mod waits;
 
 use std::sync::Arc;

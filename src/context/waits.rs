@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 
+use crate::context::waiter_limit::{TooManyWaiters, WaiterLimit, WaiterPlace};
 use crate::domain::{Party, Position, Record, StreamName, Tenant};
 use crate::limits;
 
@@ -27,75 +27,78 @@ pub(crate) enum WaitSubject {
 /// All waiting callers.
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
-    waiting: Mutex<Waiting>,
-    callers: AtomicUsize,
+    limit: Arc<WaiterLimit>,
+    /// Streams of events: a separate limit.
+    streams: Arc<WaiterLimit>,
+    /// Subjects with callers, and the number of those.
+    subjects: Mutex<Subjects>,
     /// The delivery loop has ended: nothing would wake a caller.
-    ended: AtomicBool,
+    ended: watch::Sender<bool>,
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
-    subjects: HashMap<WaitSubject, (Arc<Notify>, usize)>,
-    /// Callers of each party.
-    parties: HashMap<Party, usize>,
-}
-
-/// Too many callers wait; see [`limits::WAITERS_MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooManyWaiters;
+type Subjects = HashMap<WaitSubject, (Arc<Notify>, usize)>;
 
 impl Waits {
-    /// Registers a caller, until the wait is dropped.
+    /// A place for a caller that waits.
     ///
     /// # Errors
     /// Above [`limits::WAITERS_MAX`] callers, or [`limits::PARTY_WAITERS_MAX`] of the party.
+    pub(crate) fn enter(&self, party: Party) -> Result<WaiterPlace, TooManyWaiters> {
+        self.limit.enter(party, limits::WAITERS_MAX)
+    }
+
+    /// Streams of events.
+    #[expect(dead_code, reason = "streams of events follow")]
+    pub(crate) fn streams(&self) -> &Arc<WaiterLimit> {
+        &self.streams
+    }
+
+    /// Registers a caller, until the wait is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
     pub(crate) fn register(&self, subject: WaitSubject, party: Party) -> Result<Wait<'_>, TooManyWaiters> {
-        // Counted before the caller reads: a commit after that read sees the caller.
-        if self.callers.fetch_add(1, Ordering::SeqCst) >= limits::WAITERS_MAX {
-            self.callers.fetch_sub(1, Ordering::SeqCst);
-            return Err(TooManyWaiters);
-        }
-        let mut waiting = self.lock();
-        let own = waiting.parties.entry(party.clone()).or_default();
-        if *own >= limits::PARTY_WAITERS_MAX {
-            self.callers.fetch_sub(1, Ordering::SeqCst);
-            return Err(TooManyWaiters);
-        }
-        *own += 1;
-        let (notify, callers) = waiting.subjects.entry(subject.clone()).or_default();
+        let place = self.enter(party)?;
+        let mut subjects = self.lock();
+        let (notify, callers) = subjects.entry(subject.clone()).or_default();
         *callers += 1;
-        Ok(Wait { waits: self, subject, party, notify: Arc::clone(notify) })
+        Ok(Wait { waits: self, subject, notify: Arc::clone(notify), _place: place })
     }
 
     /// Number of waiting callers.
     pub(crate) fn callers(&self) -> usize {
-        self.callers.load(Ordering::Relaxed)
+        self.limit.callers()
     }
 
     /// Wakes the callers whose subject these records change. Costs one load without callers.
     pub(crate) fn on_committed<'a>(&self, records: impl Iterator<Item = &'a Record>) {
-        if self.callers.load(Ordering::SeqCst) > 0 {
+        if self.limit.callers() > 0 {
             self.wake(records.flat_map(changed_subjects));
         }
     }
 
     fn wake(&self, subjects: impl IntoIterator<Item = WaitSubject>) {
         let waiting = self.lock();
-        for (notify, _) in subjects.into_iter().filter_map(|subject| waiting.subjects.get(&subject)) {
+        for (notify, _) in subjects.into_iter().filter_map(|subject| waiting.get(&subject)) {
             notify.notify_waiters();
         }
     }
 
     /// Wakes all callers for good, because the daemon stops.
     pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-        for (notify, _) in self.lock().subjects.values() {
+        self.ended.send_replace(true);
+        for (notify, _) in self.lock().values() {
             notify.notify_waiters();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Becomes true when the daemon stops.
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Subjects> {
+        self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,8 +121,8 @@ fn changed_subjects(record: &Record) -> Vec<WaitSubject> {
 pub(crate) struct Wait<'a> {
     waits: &'a Waits,
     subject: WaitSubject,
-    party: Party,
     notify: Arc<Notify>,
+    _place: WaiterPlace,
 }
 
 impl Wait<'_> {
@@ -130,27 +133,19 @@ impl Wait<'_> {
 
     /// Whether waiting is useless, because the daemon stops.
     pub(crate) fn has_ended(&self) -> bool {
-        self.waits.ended.load(Ordering::SeqCst)
+        *self.waits.ended.borrow()
     }
 }
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.waits.lock();
-        if let Entry::Occupied(mut entry) = waiting.subjects.entry(self.subject.clone()) {
+        let mut subjects = self.waits.lock();
+        if let Entry::Occupied(mut entry) = subjects.entry(self.subject.clone()) {
             entry.get_mut().1 -= 1;
             if entry.get().1 == 0 {
                 entry.remove();
             }
         }
-        if let Entry::Occupied(mut entry) = waiting.parties.entry(self.party.clone()) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
-        drop(waiting);
-        self.waits.callers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -223,14 +218,9 @@ mod tests {
         let rest = limits::WAITERS_MAX - limits::PARTY_WAITERS_MAX;
         let others: Vec<_> = (0..rest).map(|at| register(at, "other").unwrap()).collect();
         assert!(register(0, "third").is_err());
-        let (events, parties) = {
-            let waiting = waits.lock();
-            (waiting.subjects.len(), waiting.parties.len())
-        };
-        assert_eq!((events, parties), (3, 2));
+        assert_eq!(waits.lock().len(), 3);
         drop((busy, others));
-        assert!(waits.lock().subjects.is_empty());
-        assert!(waits.lock().parties.is_empty());
+        assert!(waits.lock().is_empty() && waits.callers() == 0);
         assert!(register(0, "busy").is_ok());
     }
 }

@@ -14,6 +14,7 @@ use super::decide::{Committer, GroupResult};
 use super::disk_reserve::{DiskReserve, DiskShortage};
 use super::freshness::Freshness;
 use super::health::{Activity, DiskThread, DiskWaits, HealthCell};
+use super::tail::Tail;
 use super::unit::{Unit, UnitAnswer, UnitReply};
 use super::{DiskWrite, Notice, StateMessage, WriteObserver};
 use crate::storage::journal::AppendError;
@@ -51,6 +52,7 @@ pub(crate) struct CommitThread {
     state: mpsc::Sender<StateMessage>,
     pub(super) links: ThreadLinks,
     freshness: Arc<Freshness>,
+    tail: Arc<Tail>,
     /// Runtime of the callers; `None` in a simulation.
     runtime: Option<Handle>,
     /// Pause between two attempts to write to a full disk.
@@ -67,6 +69,7 @@ impl CommitThread {
         state: mpsc::Sender<StateMessage>,
         links: ThreadLinks,
         freshness: Arc<Freshness>,
+        tail: Arc<Tail>,
     ) -> Self {
         committer.report_waits(links.disk_waits.clone());
         let reserve = DiskReserve::new(committer.journal().disk());
@@ -76,6 +79,7 @@ impl CommitThread {
             state,
             links,
             freshness,
+            tail,
             runtime: None,
             full_disk_pause: FULL_DISK_PAUSE,
             reserve,
@@ -177,6 +181,7 @@ impl CommitThread {
         if let Some(committed) = result.committed {
             self.links.health.set_full(DiskThread::Journal, false);
             self.freshness.on_commit(&committed.records);
+            self.tail.on_commit(&committed.records);
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
                 self.links.health.fail("the apply thread has ended");
             }
@@ -206,13 +211,15 @@ impl CommitThread {
         }
     }
 
-    /// Answers the callers from a task of their runtime: this costs one wake-up of the runtime
-    /// instead of one per caller.
+    /// Wakes the readers of the feed and answers the callers, from a task of their runtime: this
+    /// costs one wake-up of the runtime instead of one per caller. Events always have a caller.
     fn answer(&self, replies: Vec<(UnitReply, UnitAnswer)>) {
         if replies.is_empty() {
             return;
         }
+        let tail = Arc::clone(&self.tail);
         let answer = move || {
+            tail.wake();
             for (reply, outcome) in replies {
                 // The caller may have gone away.
                 let _gone = reply.send(outcome).is_err();

@@ -21,6 +21,7 @@ mod quotas;
 pub mod read_model;
 pub mod recent_keys;
 pub mod registry;
+pub mod tail;
 pub mod unit;
 pub(crate) mod usage_board;
 
@@ -28,7 +29,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ use crate::outbox::unit::{Command, Outcome, Refusal, Unit};
 use crate::projections::LaneChange;
 use crate::projections::idempotency::Known;
 use crate::rules::matching::Matcher;
-use crate::storage::data_directory::{JOURNAL, claim, failed};
+use crate::storage::data_directory::{JOURNAL, claim, failed, log_id};
 use crate::storage::disk::RealDisk;
 use crate::storage::journal::{Journal, JournalOptions, JournalReader, OpenReport};
 use crate::storage::progress::OnProgress;
@@ -56,6 +57,7 @@ use disk_reserve::DiskReserve;
 use fan_out::{FanOut, FanOutPermit};
 use freshness::{AT_ONCE, Freshness, IN_ORDER};
 use health::{DiskWaits, HealthCell};
+use tail::Tail;
 use usage_board::UsageBoard;
 
 pub(crate) use apply_thread::ApplyThread;
@@ -136,6 +138,9 @@ struct OutboxInner {
     matcher: Arc<RwLock<Matcher>>,
     fan_out: Arc<FanOut>,
     freshness: Arc<Freshness>,
+    tail: Arc<Tail>,
+    /// Unset without a data directory.
+    log_id: OnceLock<String>,
     applied: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     disk_waits: DiskWaits,
@@ -162,6 +167,7 @@ impl Outbox {
         progress: OnProgress<'_>,
     ) -> Result<OpenedOutbox, OpenError> {
         let lock = claim(path)?;
+        let log_id = log_id(path, environment.random()).map_err(failed(path))?;
         let salt = u32::try_from(environment.random() & 0xffff_ffff).expect("32 bits");
         let disk = RealDisk::new(path.join(JOURNAL)).map_err(failed(path))?;
         let (mut journal, mut report) = Journal::open(Arc::new(disk), JournalOptions::new(salt))?;
@@ -173,6 +179,7 @@ impl Outbox {
         let threads =
             (spawn("balto-commit", move || writer.run())?, spawn("balto-apply", move || state.run())?);
         *outbox.inner.threads.lock().expect("no holder panics") = Some(threads);
+        outbox.inner.log_id.get_or_init(|| log_id);
         Ok(OpenedOutbox { outbox, notices, journal: report, rebuilt, replayed, last_time })
     }
 
@@ -203,6 +210,7 @@ impl Outbox {
         let board = Arc::new(UsageBoard::default());
         board.update(state.applied(), state.watch_usage());
         let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
+        let tail = Arc::new(Tail::new(reader.last_position()));
         let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
         let matcher = committer.matcher().clone();
         let writer = CommitThread::new(
@@ -211,6 +219,7 @@ impl Outbox {
             state_sender.clone(),
             links.clone(),
             freshness.clone(),
+            tail.clone(),
         );
         let state = ApplyThread::new(state, messages, links, board);
         let inner = OutboxInner {
@@ -221,6 +230,8 @@ impl Outbox {
             matcher,
             fan_out: Arc::default(),
             freshness,
+            tail,
+            log_id: OnceLock::new(),
             applied,
             health,
             disk_waits,
@@ -423,6 +434,18 @@ impl Outbox {
     #[must_use]
     pub fn journal(&self) -> &JournalReader {
         &self.inner.reader
+    }
+
+    /// The durable name of the log: another one after a restore.
+    #[must_use]
+    pub fn log_id(&self) -> &str {
+        self.inner.log_id.get().map_or("", String::as_str)
+    }
+
+    /// The last committed events.
+    #[must_use]
+    pub fn tail(&self) -> &Tail {
+        &self.inner.tail
     }
 
     /// Reads the registry of endpoints and keys, under its read lock: the closure must not block.

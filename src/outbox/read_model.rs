@@ -11,6 +11,7 @@ use crate::domain::{
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
+use crate::projections::feed::{self, FeedStep};
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
 use crate::projections::pending::{self, DueBehind, Misplaced, OrderHash, Spot};
@@ -21,6 +22,7 @@ use crate::projections::stats::{self, Hour};
 use crate::projections::streams::{self, Head};
 use crate::projections::usage::{self, Usage};
 use crate::rules::event_status::event_status;
+use crate::rules::feed::FeedFilter;
 
 use crate::storage::state::State;
 
@@ -87,6 +89,8 @@ pub trait ReadModel {
     fn dead_letter(&self, key: DeliveryKey) -> Option<DeadLetter>;
     /// See [`reads::events`].
     fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position>;
+    /// See [`feed::look`].
+    fn feed(&self, filter: &FeedFilter, after: Position, until: Position, limit: usize) -> FeedStep;
     /// See [`reads::past`].
     fn past(
         &self,
@@ -205,6 +209,14 @@ impl ReadModel for State {
 
     fn events(&self, filter: &Filter, after: Option<Cursor>, limit: usize) -> Found<Position> {
         reads::events(self.rows(), filter, after, limit, |states| event_status(states).as_str())
+    }
+
+    fn feed(&self, filter: &FeedFilter, after: Position, until: Position, limit: usize) -> FeedStep {
+        let mut sieve = filter.sieve();
+        feed::look(self.rows(), after, until.min(self.applied()), limit, |event| {
+            let is_wanted = sieve.wants_named(&event.tenant, &event.event_type, event.stream.as_deref());
+            (is_wanted, sieve.work)
+        })
     }
 
     fn past(

@@ -23,6 +23,7 @@ pub mod audit;
 pub mod counters;
 pub mod dead;
 pub mod failing;
+pub mod feed;
 pub mod fold;
 pub mod idempotency;
 pub mod pages;

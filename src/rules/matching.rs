@@ -24,7 +24,13 @@ pub fn want(patterns: &[Pattern], event_type: &EventType) -> bool {
 /// `*` is exactly one word, `#` zero or more.
 #[must_use]
 pub fn pattern_matches(pattern: &Pattern, event_type: &EventType) -> bool {
-    let words: Vec<&str> = event_type.as_str().split('.').collect();
+    pattern_matches_text(pattern, event_type.as_str())
+}
+
+/// As [`pattern_matches`], for the text of an event type.
+#[must_use]
+pub fn pattern_matches_text(pattern: &Pattern, event_type: &str) -> bool {
+    let words: Vec<&str> = event_type.split('.').collect();
     // For each number of leading words: whether the parts of the pattern so far match them.
     let mut reachable = vec![false; words.len() + 1];
     reachable[0] = true;

@@ -8,6 +8,7 @@
 
 pub mod append;
 pub mod event_status;
+pub mod feed;
 pub mod handshake;
 pub mod headers;
 pub mod health;

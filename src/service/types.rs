@@ -10,6 +10,7 @@ pub use crate::maintenance::backup::BackupId;
 pub use crate::outbox::draft::{
     AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable, generated_at, has_publisher_id,
 };
+pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::reads::{Cursor, Filter};
 
 use crate::domain::{
@@ -128,6 +129,51 @@ pub struct Page<T> {
     pub next: Option<Cursor>,
     /// The journal position that this page reflects.
     pub as_of: Position,
+}
+
+/// Where a reader of the feed begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedStart {
+    /// With the oldest event after which none is forgotten.
+    Oldest,
+    /// With the next event.
+    Now,
+    After(Position),
+}
+
+/// A page of the feed, oldest first.
+#[derive(Clone, Debug)]
+pub struct FeedPage {
+    pub events: Vec<Arc<FeedEvent>>,
+    /// Every event up to here is on this page or an earlier one, or was not wanted.
+    pub next: Position,
+    /// The last position at that time.
+    pub head: Position,
+}
+
+impl FeedPage {
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.next >= self.head
+    }
+}
+
+/// Why a reader cannot go on at its position.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FeedError {
+    #[error("events after the position are forgotten; {oldest} is the oldest one")]
+    Gone { oldest: Position },
+    /// The position is of another log.
+    #[error("the log ends at {head}")]
+    Ahead { head: Position },
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+}
+
+impl From<Unavailable> for FeedError {
+    fn from(error: Unavailable) -> Self {
+        Self::Wait(error.into())
+    }
 }
 
 /// Statistics of one endpoint over a window of whole hours.

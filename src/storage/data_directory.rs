@@ -22,6 +22,10 @@ pub(crate) const FORMAT_FILE: &str = "FORMAT";
 pub(crate) const FORMAT: &str = "balto data directory, format 1\n";
 /// Name of the stamp until the directory is complete.
 pub(crate) const STAMP_BEGUN_FILE: &str = "FORMAT.new";
+/// File with the durable id of the log.
+const LOG_ID_FILE: &str = "LOG";
+/// Bytes of a log's id, in hexadecimal.
+const LOG_ID_BYTES: usize = 32;
 /// File with the exclusive lock.
 pub(crate) const LOCK_FILE: &str = "LOCK";
 
@@ -63,6 +67,30 @@ pub(crate) fn claim(path: &Path) -> Result<File, ClaimError> {
         Err(error) => return Err(failed(&stamp_file)(error)),
     }
     Ok(lock)
+}
+
+/// The id of the directory's log. `fresh` becomes the id of a directory without one, such as a
+/// restored one, whose log may continue differently than that of the backup.
+pub(crate) fn log_id(path: &Path, fresh: u128) -> io::Result<String> {
+    let file = path.join(LOG_ID_FILE);
+    match std::fs::read_to_string(&file) {
+        Ok(id) if id.len() == LOG_ID_BYTES && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            return Ok(id);
+        }
+        // A damaged id is replaced: readers then check their positions.
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+        Err(error) => return Err(error),
+    }
+    let (id, begun) = (format!("{fresh:032x}"), path.join(LOG_ID_FILE).with_extension("new"));
+    let mut options = File::options();
+    let mut out = options.create(true).truncate(true).write(true).mode(PRIVATE_FILE_MODE).open(&begun)?;
+    out.write_all(id.as_bytes())?;
+    out.sync_all()?;
+    std::fs::rename(begun, file)?;
+    File::open(path)?.sync_all()?;
+    Ok(id)
 }
 
 /// Locks the directory for as long as the file is open; `None` when another process holds the lock.

@@ -15,6 +15,7 @@ mod conventions;
 mod deliveries;
 mod endpoints;
 mod events;
+mod feed;
 mod formats;
 mod handshake;
 mod isolation;

@@ -10,7 +10,7 @@ use serde::{Serialize, ser::SerializeMap};
 pub use fields::{ErrorLocation, Errors, FieldError, pointer};
 
 use crate::api::http::reply::Reply;
-use crate::domain::{Expected, Quota, QuotaExceeded, Rejection};
+use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection};
 use crate::limits;
 
 /// The reason why a request was rejected.
@@ -83,6 +83,14 @@ pub enum Problem {
     },
     /// Too many requests wait for something.
     TooManyWaiters,
+    /// Events after the position of the feed are forgotten. `oldest` is the oldest position.
+    PositionGone {
+        oldest: Position,
+    },
+    /// The position is beyond the end of the log.
+    PositionAhead {
+        head: Position,
+    },
     Unavailable(String),
     DiskFull,
 }
@@ -119,6 +127,8 @@ impl Problem {
             Self::Conflict(text()),
             Self::Rejected { rejection: conflict, repeated: false },
             Self::RequestInFlight,
+            Self::PositionAhead { head: Position(0) },
+            Self::PositionGone { oldest: Position(0) },
             Self::PayloadTooLarge { limit: 0 },
             Self::UriTooLong,
             Self::UnsupportedMediaType { accepted: &[] },
@@ -151,7 +161,9 @@ impl Problem {
             Self::RequestTimeout | Self::BodyTooSlow { .. } => 408,
             Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. }
             | Self::Conflict(_)
+            | Self::PositionAhead { .. }
             | Self::RequestInFlight => 409,
+            Self::PositionGone { .. } => 410,
             Self::PayloadTooLarge { .. } => 413,
             Self::UriTooLong => 414,
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
@@ -217,6 +229,8 @@ impl Problem {
             Self::QuotaExceeded(_) => "quota_exceeded",
             Self::Overloaded { .. } => "overloaded",
             Self::TooManyWaiters => "too_many_waiters",
+            Self::PositionGone { .. } => "position_gone",
+            Self::PositionAhead { .. } => "position_ahead",
             Self::Unavailable(_) => "unavailable",
             Self::DiskFull => "disk_full",
         }
@@ -254,6 +268,8 @@ impl Problem {
             Self::QuotaExceeded(_) => "The request exceeds a quota of the tenant",
             Self::Overloaded { .. } => "Too many requests",
             Self::TooManyWaiters => "Too many waiting requests",
+            Self::PositionGone { .. } => "Events after the position are forgotten",
+            Self::PositionAhead { .. } => "The position is beyond the end of the log",
             Self::Unavailable(_) => "The service is unavailable",
             Self::DiskFull => "The disk is full",
         }
@@ -328,6 +344,8 @@ impl Problem {
                 limits::WAITERS_MAX,
                 limits::PARTY_WAITERS_MAX
             ),
+            Self::PositionGone { oldest } => gone_detail(*oldest),
+            Self::PositionAhead { head } => ahead_detail(*head),
             Self::QuotaExceeded(exceeded) => quota_detail(exceeded),
             Self::Overloaded { retry_after } => {
                 format!("too much work is pending; try again in {} s", retry_seconds(*retry_after))
@@ -373,6 +391,18 @@ impl Problem {
             _ => reply,
         }
     }
+}
+
+fn gone_detail(oldest: Position) -> String {
+    format!(
+        "retention has removed events after this position; begin again with `after={oldest}` or `after=oldest`"
+    )
+}
+
+fn ahead_detail(head: Position) -> String {
+    format!(
+        "the log ends at {head}: the position is of another log, or the log was restored from a backup; compare `Balto-Log`"
+    )
 }
 
 /// The exceeded quota and advice.
@@ -433,6 +463,8 @@ impl Serialize for Problem {
                 map.serialize_entry("limit", &exceeded.limit)?;
                 map.serialize_entry("value", &exceeded.value)?;
             }
+            Self::PositionGone { oldest } => map.serialize_entry("oldest", &oldest.to_string())?,
+            Self::PositionAhead { head } => map.serialize_entry("head", &head.to_string())?,
             Self::UnsupportedMediaType { accepted } => map.serialize_entry("accepted", accepted)?,
             Self::Validation(errors) => map.serialize_entry("errors", errors)?,
             Self::ForbiddenUrl(detail) => {

@@ -67,11 +67,21 @@ impl<const STATUS: u16, T> Success<STATUS, T> {
     }
 }
 
+/// The holder of the turn of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadTurn {
+    /// The request, for its whole time.
+    Request,
+    /// The handler, while it reads: it also waits.
+    Handler,
+}
+
 /// The response of an operation.
 pub trait OperationResponse {
     const STATUS: u16;
     /// `None` for a response without a body.
     const SCHEMA: Option<SchemaOf>;
+    const TURN: ReadTurn = ReadTurn::Request;
 
     fn into_reply(self) -> Reply;
 }

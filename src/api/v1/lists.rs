@@ -51,6 +51,10 @@ pub enum Kind {
     Time,
     Position,
     Limit,
+    /// A whole number from 1 to a maximum, and its default.
+    Count(usize, usize),
+    /// Text that may be empty, of a maximum length in bytes.
+    Any(usize),
     /// A duration of at most [`limits::WAIT_MAX`].
     Wait,
     Word(&'static [&'static str]),
@@ -149,13 +153,22 @@ impl Query {
     /// # Errors
     /// 422 for any other value.
     pub fn limit(&self) -> Result<usize, Problem> {
-        let Some(value) = self.text("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
+        self.count("limit", limits::PAGE_ITEMS_MAX, limits::PAGE_ITEMS_DEFAULT)
+    }
+
+    /// Events per page of the feed: 1 to [`limits::FEED_PAGE_ITEMS_MAX`].
+    ///
+    /// # Errors
+    /// 422 for any other value.
+    pub fn feed_limit(&self) -> Result<usize, Problem> {
+        self.count("limit", limits::FEED_PAGE_ITEMS_MAX, limits::FEED_PAGE_ITEMS_DEFAULT)
+    }
+
+    fn count(&self, name: &str, most: usize, usual: usize) -> Result<usize, Problem> {
+        let Some(value) = self.text(name) else { return Ok(usual) };
         match value.parse::<usize>() {
-            Ok(limit) if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
-            _ => Err(Problem::parameter(
-                "limit",
-                format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX),
-            )),
+            Ok(count) if (1..=most).contains(&count) => Ok(count),
+            _ => Err(Problem::parameter(name, format!("must be a whole number from 1 to {most}"))),
         }
     }
 
@@ -306,7 +319,7 @@ pub const REASONS: &[&str] = DeadReason::WORDS;
 pub const EVENTS: &[Param] = &[
     TENANT,
     TYPE,
-    param("stream", "Only this stream", Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX)),
+    param("stream", "Only this stream", STREAM),
     param("status", "Only events with this status", Kind::Word(EVENT_STATUSES)),
     SINCE,
     UNTIL,
@@ -368,6 +381,36 @@ pub const LANES: &[Param] = &[
         Kind::Word(LANE_ORDERS),
     ),
     param("limit", "Lanes in the answer, 1 to 250; default 50", Kind::Limit),
+];
+/// Topic patterns, joined by commas.
+const PATTERNS: &str =
+    r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*(,([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*)*$";
+pub const CURSORS: &str = "^(oldest|now|0|[1-9][0-9]*)$";
+const STREAM: Kind = Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX);
+pub const FEED: &[Param] = &[
+    param(
+        "after",
+        "`next` of the previous page, `oldest` or `now`; default: `oldest`",
+        Kind::Text(CURSORS, 19),
+    ),
+    param(
+        "types",
+        "Only events whose type matches one of these topic patterns, joined by commas",
+        Kind::Text(PATTERNS, limits::FEED_PATTERNS_MAX * (limits::EVENT_TYPE_BYTES_MAX + 1)),
+    ),
+    param("stream", "Only events of this stream", STREAM),
+    param(
+        "streamPrefix",
+        "Only events of streams whose name begins with this text; empty: of any stream",
+        Kind::Any(limits::NAME_BYTES_MAX),
+    ),
+    TENANT,
+    param(
+        "limit",
+        "Events per page, 1 to 1000; default 100",
+        Kind::Count(limits::FEED_PAGE_ITEMS_MAX, limits::FEED_PAGE_ITEMS_DEFAULT),
+    ),
+    param("wait", "At the end of the log, wait for an event for at most this time (60s)", Kind::Wait),
 ];
 pub const ONE_EVENT: &[Param] = &[param(
     "tenant",

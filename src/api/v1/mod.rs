@@ -7,6 +7,7 @@ pub mod deliveries;
 pub mod disclosure;
 pub mod endpoints;
 pub mod events;
+pub mod feed;
 pub mod handshakes;
 pub mod keys;
 pub mod lists;

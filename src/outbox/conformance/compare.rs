@@ -16,6 +16,7 @@ use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
 use crate::projections::usage::Usage;
+use crate::rules::feed::{FeedFilter, FeedStreams};
 
 /// Maximum number of pages of one list. More pages indicate an endless list.
 const PAGES_MAX: usize = 10_000;
@@ -57,6 +58,9 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
         // slow.
         let small = number == 0 || number as u64 % 8 == moment.now.millis() % 8;
         lists(oracle, found, &filter, if small { moment.limit } else { PAGE_ITEMS_MAX })?;
+    }
+    for filter in feed_filters(oracle) {
+        feed(oracle, found, &filter, moment.limit)?;
     }
     usage(oracle, found)?;
     requests(oracle, found, moment)?;
@@ -378,6 +382,40 @@ fn lists(oracle: &Oracle, found: &dyn ReadModel, filter: &Filter, limit: usize) 
         && filter.event.is_none();
     if read_by_letters {
         same(&what("dead letters"), &letters(oracle, usize::MAX)?, &letters(found, limit)?)?;
+    }
+    Ok(())
+}
+
+/// One filter of the feed of each kind, and a combination.
+fn feed_filters(oracle: &Oracle) -> Vec<FeedFilter> {
+    let mut all = vec![FeedFilter::default()];
+    let stream = oracle.streams.keys().next().map(|(_, stream)| stream.clone());
+    let event = oracle.events.values().next();
+    let tenant = event.map(|event| event.tenant.clone());
+    let exact = event.map(|event| event.event_type.as_str().parse().expect("a type is a pattern"));
+    all.push(FeedFilter { tenant: tenant.clone(), ..FeedFilter::default() });
+    all.push(FeedFilter { types: exact.into_iter().collect(), ..FeedFilter::default() });
+    let streams = FeedStreams::Prefix("".into());
+    all.push(FeedFilter { types: vec!["*".parse().expect("a pattern")], tenant, streams });
+    all.extend(stream.map(|name| FeedFilter { streams: FeedStreams::One(name), ..FeedFilter::default() }));
+    all
+}
+
+/// Compares the events of a feed, read in steps.
+fn feed(oracle: &Oracle, found: &dyn ReadModel, filter: &FeedFilter, limit: usize) -> Result<(), String> {
+    for until in [oracle.last, Position(oracle.last.0 / 2)] {
+        let expected = oracle.feed(filter, Position(0), until, usize::MAX).events;
+        let (mut read, mut after) = (Vec::new(), Position(0));
+        while after < until {
+            let step = found.feed(filter, after, until, limit);
+            let ends_at = step.events.last().is_none_or(|last| *last <= step.looked_at);
+            if step.looked_at <= after || step.events.len() > limit || !ends_at {
+                return Err(format!("a look after {after} up to {until} found {step:?}"));
+            }
+            read.extend(step.events);
+            after = step.looked_at;
+        }
+        same(&format!("the feed {filter:?} up to {until}"), &expected, &read)?;
     }
     Ok(())
 }

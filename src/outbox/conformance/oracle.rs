@@ -19,6 +19,7 @@ use crate::outbox::read_model::{DeadLetter, ReadModel};
 use crate::projections::counters::Lane;
 use crate::projections::dead::Letter;
 use crate::projections::failing::Failing;
+use crate::projections::feed::FeedStep;
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::Known;
 use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
@@ -28,6 +29,8 @@ use crate::projections::stats::{Hour, LATENCY_CLASSES};
 use crate::projections::streams::Head;
 use crate::projections::usage::Usage;
 use crate::rules::event_status::event_status;
+use crate::rules::feed::{FeedFilter, FeedStreams};
+use crate::rules::matching::want;
 
 /// The first of the longest holds.
 fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {

@@ -2,13 +2,23 @@
 
 use super::Problem;
 use crate::limits;
-use crate::service::types::{ChangeError, PublishError, Unavailable, WaitError};
+use crate::service::types::{ChangeError, FeedError, PublishError, Unavailable, WaitError};
 
 impl From<WaitError> for Problem {
     fn from(error: WaitError) -> Self {
         match error {
             WaitError::TooManyWaiters => Self::TooManyWaiters,
             WaitError::Unavailable(error) => error.into(),
+        }
+    }
+}
+
+impl From<FeedError> for Problem {
+    fn from(error: FeedError) -> Self {
+        match error {
+            FeedError::Gone { oldest } => Self::PositionGone { oldest },
+            FeedError::Ahead { head } => Self::PositionAhead { head },
+            FeedError::Wait(error) => error.into(),
         }
     }
 }

@@ -209,6 +209,25 @@ impl ReadModel for Oracle {
         page(all, after, limit, |position| Cursor::at(*position))
     }
 
+    fn feed(&self, filter: &FeedFilter, after: Position, until: Position, limit: usize) -> FeedStep {
+        let wanted = |event: &Event| {
+            let stream = event.stream.as_ref().map(|(name, _)| name.as_str());
+            let of_stream = match &filter.streams {
+                FeedStreams::All => true,
+                FeedStreams::One(name) => stream == Some(name.as_str()),
+                FeedStreams::Prefix(prefix) => stream.is_some_and(|stream| stream.starts_with(&**prefix)),
+            };
+            let reserved = filter.tenant.is_none() && event.tenant.as_str() == Tenant::OPERATOR;
+            let of_tenant = filter.tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant);
+            of_stream && of_tenant && !reserved && want(&filter.types, &event.event_type)
+        };
+        let until = until.min(self.last);
+        let events = self.shown().filter(|(at, event)| *at > after && *at <= until && wanted(event));
+        let events: Vec<_> = events.map(|(at, _)| at).take(limit).collect();
+        let looked_at = if events.len() == limit { events[limit - 1] } else { until.max(after) };
+        FeedStep { events, looked_at }
+    }
+
     fn past(
         &self,
         filter: &Filter,

@@ -1,0 +1,130 @@
+//! The query parameters of a feed.
+
+use crate::api::Call;
+use crate::api::http::problem::Problem;
+use crate::api::v1::lists::Query;
+use crate::domain::{Pattern, Position, StreamName, Tenant};
+use crate::limits;
+use crate::rules::feed::{FeedFilter, FeedStreams};
+use crate::rules::patterns::{canonical_list, check_list, check_pattern};
+use crate::service::types::FeedStart;
+
+/// Parses a cursor: an opaque text for clients.
+///
+/// # Errors
+/// For any other text.
+pub fn parse_cursor(text: &str) -> Result<Position, &'static str> {
+    let is_canonical = text == "0" || !text.starts_with('0');
+    let number = text.parse::<u64>().ok().filter(|number| *number < 1 << 63);
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match number.filter(|_| digits && is_canonical) {
+        Some(number) => Ok(Position(number)),
+        None => Err("not a cursor; send `next` of an earlier page, `oldest` or `now`"),
+    }
+}
+
+/// Parses `oldest`, `now` or a cursor.
+///
+/// # Errors
+/// As [`parse_cursor`].
+pub fn parse_start(text: &str) -> Result<FeedStart, &'static str> {
+    match text {
+        "oldest" => Ok(FeedStart::Oldest),
+        "now" => Ok(FeedStart::Now),
+        cursor => parse_cursor(cursor).map(FeedStart::After),
+    }
+}
+
+/// Checks the topic patterns of a feed. Returns them in canonical form.
+///
+/// # Errors
+/// For too many patterns, or patterns that are too large.
+pub fn check_types(types: Vec<Pattern>) -> Result<Vec<Pattern>, String> {
+    if types.len() > limits::FEED_PATTERNS_MAX {
+        return Err(format!("at most {} patterns", limits::FEED_PATTERNS_MAX));
+    }
+    let types = canonical_list(&types);
+    types.iter().try_for_each(check_pattern).and_then(|()| check_list(&types)).map_err(|e| e.to_string())?;
+    Ok(types)
+}
+
+/// The streams of a feed: those of one of these members.
+///
+/// # Errors
+/// The wrong member, and what is wrong.
+pub fn parse_streams(
+    stream: Option<&str>,
+    prefix: Option<&str>,
+) -> Result<FeedStreams, (&'static str, String)> {
+    match (stream, prefix) {
+        (Some(_), Some(_)) => Err(("streamPrefix", "cannot be combined with `stream`".to_owned())),
+        (Some(name), None) => {
+            name.parse().map(FeedStreams::One).map_err(|error| ("stream", format!("{error}")))
+        }
+        (None, Some("")) => Ok(FeedStreams::Prefix("".into())),
+        (None, Some(prefix)) => {
+            // A prefix of a name is a name.
+            let legal: Result<StreamName, _> = prefix.parse();
+            legal.map_err(|error| ("streamPrefix", error.to_string()))?;
+            Ok(FeedStreams::Prefix(prefix.into()))
+        }
+        (None, None) => Ok(FeedStreams::All),
+    }
+}
+
+/// The filter of `GET /v1/feed`.
+///
+/// # Errors
+/// 422 that names the parameter, 403 for another tenant than the key's.
+pub fn filter(call: &Call) -> Result<FeedFilter, Problem> {
+    let query = &call.query;
+    let named: Option<Tenant> = query.get("tenant")?;
+    let tenant = call.principal.tenant_filter(named)?;
+    let streams = parse_streams(query.text("stream"), query.text("streamPrefix"))
+        .map_err(|(name, detail)| Problem::parameter(name, detail))?;
+    Ok(FeedFilter { tenant, types: types(query)?, streams })
+}
+
+fn types(query: &Query) -> Result<Vec<Pattern>, Problem> {
+    let Some(text) = query.text("types") else { return Ok(Vec::new()) };
+    let types: Result<Vec<Pattern>, _> = text.split(',').map(str::parse).collect();
+    let types = types.map_err(|error| Problem::parameter("types", error.to_string()))?;
+    check_types(types).map_err(|detail| Problem::parameter("types", detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_canonical_cursors_are_accepted() {
+        for (text, position) in [("0", 0), ("1", 1), ("1240", 1240), ("9223372036854775807", i64::MAX as u64)]
+        {
+            assert_eq!(parse_cursor(text), Ok(Position(position)), "{text}");
+        }
+        for text in ["", "00", "01", "-1", "+1", "1.0", "1e3", " 1", "x", "9223372036854775808", "Oldest"] {
+            assert!(parse_cursor(text).is_err(), "{text:?}");
+            assert!(parse_start(text).is_err(), "{text:?}");
+        }
+        assert_eq!(parse_start("oldest"), Ok(FeedStart::Oldest));
+        assert_eq!(parse_start("now"), Ok(FeedStart::Now));
+    }
+
+    #[test]
+    fn stream_and_prefix_exclude_each_other() {
+        assert_eq!(parse_streams(None, None), Ok(FeedStreams::All));
+        assert_eq!(parse_streams(None, Some("")), Ok(FeedStreams::Prefix("".into())));
+        assert_eq!(parse_streams(None, Some("a")), Ok(FeedStreams::Prefix("a".into())));
+        assert_eq!(parse_streams(Some("a"), None), Ok(FeedStreams::One("a".parse().unwrap())));
+        let long = "x".repeat(256);
+        for (stream, prefix, name) in [
+            (Some("a"), Some("b"), "streamPrefix"),
+            (Some(""), None, "stream"),
+            (Some("a\n"), None, "stream"),
+            (None, Some("a\u{7f}"), "streamPrefix"),
+            (None, Some(long.as_str()), "streamPrefix"),
+        ] {
+            assert_eq!(parse_streams(stream, prefix).unwrap_err().0, name);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A reader of the feed: its filter, its position, and its share of the reads.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::api::Api;
+use crate::domain::{Party, Position};
+use crate::rules::feed::FeedFilter;
+use crate::service::Feed;
+use crate::service::feed::FeedBounds;
+use crate::service::types::{FeedError, FeedPage};
+
+pub struct FeedReader {
+    pub api: Arc<Api>,
+    pub party: Party,
+    pub filter: FeedFilter,
+    /// Every event up to here has been read, or was not wanted.
+    pub position: Position,
+    pub bounds: FeedBounds,
+}
+
+impl FeedReader {
+    /// The next page. Takes a turn of the reads for everything that is not in memory.
+    ///
+    /// # Errors
+    /// When events are forgotten, or the outbox is unavailable.
+    pub async fn next_page(&mut self) -> Result<FeedPage, FeedError> {
+        let feed = Feed(&self.api.context);
+        let page = match feed.read_tail(&self.filter, self.position, self.bounds) {
+            Some(page) => page?,
+            None => {
+                let _turn = self.api.reads.turn(&self.party).await;
+                feed.read(&self.filter, self.position, self.bounds).await?
+            }
+        };
+        self.position = page.next;
+        Ok(page)
+    }
+
+    /// As [`Self::next_page`], but waits for the first event at the end of the log, for at most
+    /// `wait`, and not for a client that has gone.
+    ///
+    /// # Errors
+    /// As [`Self::next_page`], and when too many callers wait.
+    pub async fn wait_for_page(
+        &mut self,
+        wait: Duration,
+        gone: impl Future<Output = ()> + Send,
+    ) -> Result<FeedPage, FeedError> {
+        let mut page = self.next_page().await?;
+        if wait.is_zero() || !page.events.is_empty() {
+            return Ok(page);
+        }
+        let api = Arc::clone(&self.api);
+        let feed = Feed(&api.context);
+        let _place = feed.enter(self.party.clone())?;
+        let (mut timeout, mut gone) = (pin!(tokio::time::sleep(wait)), pin!(gone));
+        while page.events.is_empty() && page.is_caught_up() && !feed.has_ended() {
+            tokio::select! {
+                _ = feed.changed(page.head) => {}
+                () = &mut timeout => break,
+                () = &mut gone => break,
+            }
+            page = self.next_page().await?;
+        }
+        Ok(page)
+    }
+}
