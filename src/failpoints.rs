@@ -17,6 +17,7 @@ pub(crate) enum Bound {
     AttemptSecondsMax,
     BulkDeliveries,
     PagePositions,
+    StreamBlock,
     PageBytes,
     ListSteps,
     ScanEntries,
@@ -81,6 +82,10 @@ pub(crate) enum Mutation {
     SettleTwice,
     /// Stream versions have gaps.
     SkipVersion,
+    /// A rejected atomic request leaves the events before the rejected one.
+    HalfAppend,
+    /// A full block of a stream's positions is not written.
+    ForgetStreamBlock,
     /// After a restart, a partly applied event is applied from its beginning.
     ForgetPart,
     /// Opening the state does not verify the sum of its rows.

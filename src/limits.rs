@@ -34,6 +34,8 @@ pub const ATTRIBUTES_MAX: usize = 64;
 pub const ATTRIBUTE_NAME_BYTES_MAX: usize = 64;
 /// Longest value of a CloudEvent's attribute, in bytes.
 pub const ATTRIBUTE_BYTES_MAX: usize = 2_048;
+/// Most checks of streams in one atomic request.
+pub const CHECKS_MAX: usize = 1_000;
 /// Default bound of uncommitted event bytes (admission).
 pub const ADMISSION_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 /// Default limit of uncommitted events (admission).
@@ -253,6 +255,8 @@ pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const COMMIT_RECORDS_MAX: usize = 8_192;
 /// Bound of one group commit, in bytes.
 pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// An atomic request above this many bytes is alone in its group commit.
+pub const ATOMIC_SHARED_BYTES_MAX: usize = 1024 * 1024;
 /// Most records in one group commit while parties compete: one full batch.
 pub const SHARED_COMMIT_RECORDS: usize = 1_024;
 /// Bound of one group commit while parties compete, in bytes.
@@ -360,6 +364,12 @@ pub const LOG_BYTES_MAX: usize = 1024 * 1024;
 pub const PAGE_ITEMS_MAX: usize = 250;
 /// A page ends early when its events reach this many bytes.
 pub const PAGE_BYTES_TARGET: usize = 2 * 1024 * 1024;
+/// Most events on one page of a stream.
+pub const STREAM_PAGE_EVENTS_MAX: usize = 1_000;
+/// Default number of events on one page of a stream.
+pub const STREAM_PAGE_EVENTS_DEFAULT: usize = 100;
+/// Events of a stream that one request examines at most, if it filters them.
+pub const STREAM_SCAN_EVENTS_MAX: usize = 20_000;
 /// Default number of items on one page of a list.
 pub const PAGE_ITEMS_DEFAULT: usize = 50;
 /// Index entries that one query step may scan before other queries get their turn.
@@ -416,3 +426,7 @@ const _: () = assert!(LOCATION_BYTES_MAX < ERROR_BYTES_MAX); // the error messag
 const _: () = assert!(BODY_BYTES_DEFAULT >= 2 * BATCH_BYTES_MAX); // two full batches can be read
 const _: () = assert!(UNAPPLIED_BYTES_MAX >= 2 * COMMIT_BYTES_MAX); // one is applied while one is written
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);
+const _: () = assert!(STREAM_PAGE_EVENTS_DEFAULT <= STREAM_PAGE_EVENTS_MAX);
+const _: () = assert!(STREAM_PAGE_EVENTS_MAX >= BATCH_EVENTS_MAX); // an append can be read back at once
+const _: () = assert!(STREAM_SCAN_EVENTS_MAX >= STREAM_PAGE_EVENTS_MAX);
+const _: () = assert!(ATOMIC_SHARED_BYTES_MAX <= SHARED_COMMIT_BYTES);

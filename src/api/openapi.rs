@@ -111,7 +111,11 @@ fn request_body(spec: &BodySpec, generator: &mut SchemaGenerator) -> Value {
 fn parameters(route: &Route) -> Vec<Value> {
     let mut parameters = Vec::new();
     for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-        let schema = schema_of(if name == "tenant" { lists::TENANT_NAME } else { lists::ID });
+        let schema = schema_of(match name {
+            "tenant" => lists::TENANT_NAME,
+            "stream" => lists::STREAM,
+            _ => lists::ID,
+        });
         parameters.push(json!({"name": name, "in": "path", "required": true, "schema": schema}));
     }
     parameters.extend(route.query.iter().map(query_parameter));
@@ -146,9 +150,7 @@ fn schema_of(kind: Kind) -> Value {
         Kind::Wait => {
             json!({"type": "string", "pattern": "^([0-9]{1,4}ms|[1-5]?[0-9]s|1m)$", "examples": ["10s"]})
         }
-        Kind::Limit => json!({
-            "type": "integer", "minimum": 1, "maximum": limits::PAGE_ITEMS_MAX, "default": limits::PAGE_ITEMS_DEFAULT,
-        }),
+        Kind::Limit => schema_of(Kind::Count(limits::PAGE_ITEMS_MAX, limits::PAGE_ITEMS_DEFAULT)),
         Kind::Count(most, usual) => {
             json!({"type": "integer", "minimum": 1, "maximum": most, "default": usual})
         }
@@ -176,6 +178,9 @@ fn error_statuses(route: &Route) -> Vec<(u16, &'static str)> {
         list.push((404, "Not found"));
     }
     list.push((405, "The method is not allowed"));
+    if route.operation == "readStream" {
+        list.push((410, "Retention has removed the version"));
+    }
     if writes {
         list.push((409, "Conflict"));
     }
@@ -215,6 +220,13 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
         responses.insert("201".to_owned(), success.clone());
     }
     responses.insert(route.status.to_string(), success);
+    if route.operation == "getStream" {
+        let text = json!({"schema": {"type": "string"}});
+        responses.insert(
+            "304".to_owned(),
+            json!({"description": "The version is that of `If-None-Match`", "headers": {"ETag": text}}),
+        );
+    }
     for (status, description) in error_statuses(route) {
         let mut response = json!({
             "description": description,
@@ -286,6 +298,9 @@ fn problem_schema() -> Value {
                 },
             },
             "expected": {"type": ["integer", "string"]},
+            "index": {"type": "integer", "description": "Of the event in an atomic request."},
+            "stream": {"type": "string"},
+            "firstVersion": {"type": "integer", "description": "The first version that can be read."},
             "actual": {"type": ["integer", "null"]},
             "limit": {"type": "integer"},
             "quota": {"type": "string", "enum": Quota::WORDS},

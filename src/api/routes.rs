@@ -15,7 +15,7 @@ use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
     backup, cloudevents, dead_letters, deliveries, endpoints, events, feed, handshakes, keys, overview,
-    tenants,
+    streams, tenants,
 };
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
@@ -230,6 +230,14 @@ pub static ROUTES: &[Route] = &[
         ReadEvents, lists::EVENT_AND_WAIT, Plain, events::handlers::get),
     route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again",
         Admin, lists::ONE_EVENT, Stored, body events::handlers::replay),
+    route!(Get "/v1/streams", "listStreams", "List the streams of a tenant, by name",
+        ReadEvents, streams::query::STREAMS, Plain, streams::handlers::list),
+    route!(Get "/v1/streams/{stream}", "getStream", "Get the version of a stream, or wait for its next event",
+        ReadEvents, streams::query::STREAM_AND_WAIT, Plain, streams::handlers::get),
+    route!(Post "/v1/streams/{stream}/events", "appendToStream", "Append events to a stream: all of them, or none",
+        Publish, streams::query::ONE_STREAM, Stored, body streams::append::append),
+    route!(Get "/v1/streams/{stream}/events", "readStream", "Read the events of a stream by version",
+        ReadEvents, streams::query::STREAM_EVENTS, Plain, streams::handlers::read),
     route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint",
         Admin, NONE, Stored, body endpoints::handlers::create),
     route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first",

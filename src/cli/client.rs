@@ -208,7 +208,18 @@ impl Client {
         body: String,
         idempotency_key: Option<&str>,
     ) -> Result<String, Error> {
-        let mut request = self.http.post(self.url(segments, &[]));
+        self.create_with(segments, &[], body, idempotency_key).await
+    }
+
+    /// As [`Self::create`], with a query.
+    pub(crate) async fn create_with(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+        body: String,
+        idempotency_key: Option<&str>,
+    ) -> Result<String, Error> {
+        let mut request = self.http.post(self.url(segments, query));
         if let Some(key) = idempotency_key {
             request = request.header("idempotency-key", key);
         }

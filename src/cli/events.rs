@@ -67,8 +67,8 @@ pub(crate) struct SendArgs {
     /// Deliver no earlier than this time: RFC 3339, or a duration from now (10m).
     #[arg(long, value_name = "TIME", value_parser = TimeArg::parse)]
     deliver_at: Option<TimeArg>,
-    /// The required version of the stream: a number, none or any.
-    #[arg(long, value_name = "N|none|any", requires = "stream", value_parser = ExpectedVersion::parse)]
+    /// The required version of the stream: a number, none, exists or any.
+    #[arg(long, value_name = "N|none|exists|any", requires = "stream", value_parser = ExpectedVersion::parse)]
     expected_version: Option<ExpectedVersion>,
     /// Endpoints with an ordering deliver events with the same key in order [default: the stream].
     #[arg(long, value_name = "KEY")]
@@ -81,17 +81,20 @@ pub(crate) struct SendArgs {
 /// The stream version that an append requires.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-enum ExpectedVersion {
+pub(super) enum ExpectedVersion {
     Number(u64),
     Word(&'static str),
 }
 
 impl ExpectedVersion {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "none" => Ok(Self::Word("none")),
+            "exists" => Ok(Self::Word("exists")),
             "any" => Ok(Self::Word("any")),
-            _ => text.parse().map(Self::Number).map_err(|_| "must be a number, none or any".to_owned()),
+            _ => {
+                text.parse().map(Self::Number).map_err(|_| "must be a number, none, exists or any".to_owned())
+            }
         }
     }
 }
@@ -137,26 +140,23 @@ impl SendArgs {
     }
 
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
-        let body = self.body(&read_data(&self.data)?, args::now())?;
+        let body = self.body(&read_data(&self.data, EVENT_BYTES_MAX)?, args::now())?;
         let answer = session.client.create(&["v1", "events"], body, self.idempotency_key.as_deref()).await?;
         session.show(&answer)
     }
 }
 
-/// Reads the text of `JSON`, `@FILE` or `-`, up to the bound of an event.
-fn read_data(argument: &str) -> anyhow::Result<String> {
+/// Reads the text of `JSON`, `@FILE` or `-`, up to a bound.
+pub(super) fn read_data(argument: &str, bytes_max: usize) -> anyhow::Result<String> {
     let source: Box<dyn std::io::Read> = match argument.strip_prefix('@') {
         Some(path) => Box::new(std::fs::File::open(path).with_context(|| format!("cannot open {path}"))?),
         None if argument == "-" => Box::new(std::io::stdin()),
         None => return Ok(argument.to_owned()),
     };
     let mut text = String::new();
-    let bound = EVENT_BYTES_MAX as u64;
-    source.take(bound + 1).read_to_string(&mut text).context("cannot read the event's data")?;
-    if text.len() > EVENT_BYTES_MAX {
-        return Err(super::usage(format!(
-            "the data is longer than {EVENT_BYTES_MAX} bytes, the bound of an event"
-        )));
+    source.take(bytes_max as u64 + 1).read_to_string(&mut text).context("cannot read the event's data")?;
+    if text.len() > bytes_max {
+        return Err(super::usage(format!("the data is longer than {bytes_max} bytes")));
     }
     Ok(text)
 }
@@ -289,8 +289,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("data.json");
         std::fs::write(&path, "[1]\n").unwrap();
-        assert_eq!(read_data(&format!("@{}", path.display())).unwrap(), "[1]\n");
-        assert!(read_data("@/no/such/file").is_err());
+        assert_eq!(read_data(&format!("@{}", path.display()), 9).unwrap(), "[1]\n");
+        assert!(read_data(&format!("@{}", path.display()), 3).is_err(), "longer than the bound");
+        assert!(read_data("@/no/such/file", 9).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod listen;
 mod output;
 mod overview;
 mod stop;
+mod streams;
 mod tenants;
 
 use std::ffi::OsString;
@@ -96,6 +97,9 @@ enum Command {
     /// List, show and replay events.
     #[command(subcommand)]
     Events(events::EventsCommand),
+    /// List streams, show their events, append.
+    #[command(subcommand)]
+    Streams(streams::StreamsCommand),
     /// List, show, retry and cancel deliveries.
     #[command(subcommand)]
     Deliveries(deliveries::DeliveriesCommand),
@@ -243,6 +247,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Send(args) => block_on(args.run(&session()?))?,
         Command::Endpoints(command) => block_on(command.run(&session()?))?,
         Command::Events(command) => block_on(command.run(&session()?))?,
+        Command::Streams(command) => block_on(command.run(&session()?))?,
         Command::Deliveries(command) => block_on(command.run(&session()?))?,
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,

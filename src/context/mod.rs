@@ -145,16 +145,17 @@ impl Context {
         self.signal(Signal::Reconfigured);
     }
 
-    /// Takes an event of this size from its tenant's rate. The reserved tenant has no rate.
+    /// Takes events of this size together from their tenant's rate. The reserved tenant has no
+    /// rate.
     ///
     /// # Errors
     /// When the rate has no room for it.
-    pub(crate) fn take_rate(&self, tenant: &Tenant, bytes: u64) -> Result<(), QuotaExceeded> {
+    pub(crate) fn take_rate(&self, tenant: &Tenant, events: u64, bytes: u64) -> Result<(), QuotaExceeded> {
         if tenant.as_str() == Tenant::OPERATOR {
             return Ok(());
         }
         let quotas = self.outbox().registry(|registry| registry.quotas(tenant));
-        let taken = self.shared.tenant_rates.take(tenant, &quotas, bytes, self.now().monotonic);
+        let taken = self.shared.tenant_rates.take(tenant, &quotas, (events, bytes), self.now().monotonic);
         taken.inspect_err(|exceeded| self.metrics().quota_refused(exceeded.quota))
     }
 

@@ -55,14 +55,14 @@ impl Rate {
         }
         self.window.1 = self.window.1.saturating_add(amount);
         let cells = u32::try_from(cells).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
-        let wait = match self.limiter.check_n(cells) {
+        let retry_after = match self.limiter.check_n(cells) {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(denied)) => denied.wait_time_from(clock.now()),
-            // Not reached: the smallest limit admits the largest event.
-            Err(_) => SECOND,
+            Ok(Err(denied)) => Some(denied.wait_time_from(clock.now())),
+            // More than the limit at once, by an atomic request: waiting does not help.
+            Err(_) => None,
         };
         let value = self.window.1.max(self.limit + 1);
-        Err(QuotaExceeded { quota, limit: self.limit, value, retry_after: Some(wait) })
+        Err(QuotaExceeded { quota, limit: self.limit, value, retry_after })
     }
 }
 
@@ -101,23 +101,22 @@ impl TenantRates {
         self.0.lock().expect("no holder of this lock panics")
     }
 
-    /// Takes one event of this size. `now` is monotonic.
+    /// Takes events together: their number and bytes. `now` is monotonic.
     ///
     /// # Errors
-    /// When the tenant's rate has no room for it.
+    /// When the tenant's rate has no room for them.
     pub(crate) fn take(
         &self,
         tenant: &Tenant,
         quotas: &Quotas,
-        bytes: u64,
+        amounts: (u64, u64),
         now: Duration,
     ) -> Result<(), QuotaExceeded> {
-        let (events, bytes_per_second) =
-            (quotas.limit(Quota::EventsPerSecond), quotas.limit(Quota::BytesPerSecond));
-        if events.is_none() && bytes_per_second.is_none() {
+        let limits = (quotas.limit(Quota::EventsPerSecond), quotas.limit(Quota::BytesPerSecond));
+        if limits == (None, None) {
             return Ok(());
         }
-        self.lock().take(tenant, events, bytes_per_second, bytes, now)
+        self.lock().take(tenant, limits, amounts, now)
     }
 }
 
@@ -125,9 +124,8 @@ impl Inner {
     fn take(
         &mut self,
         tenant: &Tenant,
-        events_max: Option<u64>,
-        bytes_max: Option<u64>,
-        bytes: u64,
+        (events_max, bytes_max): (Option<u64>, Option<u64>),
+        (events, bytes): (u64, u64),
         now: Duration,
     ) -> Result<(), QuotaExceeded> {
         // Several threads read the clock, so times may arrive out of order.
@@ -146,7 +144,7 @@ impl Inner {
             rate.take(Quota::BytesPerSecond, bytes, bytes.div_ceil(CELL_BYTES), &clock, now)?;
         }
         if let Some(rate) = &mut rate.events {
-            rate.take(Quota::EventsPerSecond, 1, 1, &clock, now)?;
+            rate.take(Quota::EventsPerSecond, events, events, &clock, now)?;
         }
         Ok(())
     }
@@ -185,7 +183,7 @@ mod tests {
     #[test]
     fn rate_admits_one_second_at_once_then_its_rate() {
         let (rates, acme, limit) = (TenantRates::default(), tenant("acme"), quotas(Some(5), None));
-        let take = |millis| rates.take(&acme, &limit, 10, Duration::from_millis(millis));
+        let take = |millis| rates.take(&acme, &limit, (1, 10), Duration::from_millis(millis));
         assert!((0..5).all(|_| take(1_000).is_ok()));
         let refused = take(1_000).unwrap_err();
         assert_eq!((refused.quota, refused.limit, refused.value), (Quota::EventsPerSecond, 5, 6));
@@ -193,8 +191,17 @@ mod tests {
         assert!(take(1_200).is_ok());
         assert!(take(1_300).is_err());
         // Another tenant has its own rate, and one without a limit has none.
-        assert!(rates.take(&tenant("other"), &limit, 10, Duration::from_millis(1_300)).is_ok());
-        assert!((0..99).all(|_| rates.take(&acme, &quotas(None, None), 10, Duration::ZERO).is_ok()));
+        assert!(rates.take(&tenant("other"), &limit, (1, 10), Duration::from_millis(1_300)).is_ok());
+        assert!((0..99).all(|_| rates.take(&acme, &quotas(None, None), (1, 10), Duration::ZERO).is_ok()));
+    }
+
+    #[test]
+    fn atomic_request_above_a_rate_is_refused_for_good() {
+        let (rates, acme, limit) = (TenantRates::default(), tenant("acme"), quotas(Some(5), None));
+        let refused = rates.take(&acme, &limit, (6, 60), SECOND).unwrap_err();
+        assert_eq!((refused.value, refused.limit, refused.retry_after), (6, 5, None));
+        assert!(rates.take(&acme, &limit, (5, 50), SECOND).is_ok());
+        assert!(rates.take(&acme, &limit, (1, 10), SECOND).unwrap_err().retry_after.is_some());
     }
 
     #[test]
@@ -202,7 +209,7 @@ mod tests {
         let largest = limits::EVENT_BYTES_MAX as u64;
         let (rates, acme) = (TenantRates::default(), tenant("acme"));
         let limit = quotas(None, Some(limits::QUOTA_BYTES_PER_SECOND_MIN));
-        let take = |millis| rates.take(&acme, &limit, largest, Duration::from_millis(millis));
+        let take = |millis| rates.take(&acme, &limit, (1, largest), Duration::from_millis(millis));
         assert!(take(1).is_ok());
         let refused = take(1).unwrap_err();
         assert_eq!((refused.quota, refused.value), (Quota::BytesPerSecond, 2 * largest));
@@ -212,7 +219,7 @@ mod tests {
     #[test]
     fn changed_limit_takes_effect_at_once() {
         let (rates, acme) = (TenantRates::default(), tenant("acme"));
-        let take = |limit| rates.take(&acme, &quotas(Some(limit), None), 1, SECOND);
+        let take = |limit| rates.take(&acme, &quotas(Some(limit), None), (1, 1), SECOND);
         assert!(take(1).is_ok() && take(1).is_err());
         assert!(take(2).is_ok());
     }
@@ -221,9 +228,9 @@ mod tests {
     fn idle_tenants_are_removed() {
         let (rates, limit) = (TenantRates::default(), quotas(Some(5), None));
         for number in 0..limits::TENANT_RATES_SWEEP {
-            rates.take(&tenant(&format!("t{number}")), &limit, 1, SECOND).unwrap();
+            rates.take(&tenant(&format!("t{number}")), &limit, (1, 1), SECOND).unwrap();
         }
-        rates.take(&tenant("late"), &limit, 1, SECOND + IDLE).unwrap();
+        rates.take(&tenant("late"), &limit, (1, 1), SECOND + IDLE).unwrap();
         assert_eq!(rates.lock().tenants.len(), 1);
     }
 }

@@ -14,6 +14,8 @@ pub enum Expected {
     Any,
     /// The stream must not exist.
     NoStream,
+    /// The stream must exist, at any version.
+    Exists,
     /// The stream's last event must have this version (from 1).
     Version(u64),
 }
@@ -26,6 +28,9 @@ pub enum Rejection {
     VersionConflict { expected: Expected, actual: Option<u64> },
     #[error("another event of the tenant has this id")]
     IdTaken,
+    /// Of the events of an atomic request, some exist already.
+    #[error("some events of the request exist, others do not")]
+    PartialDuplicate,
 }
 
 closed_list! {

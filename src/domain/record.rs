@@ -79,10 +79,13 @@ pub enum Record {
         endpoint: EndpointNumber,
         reservation: Reservation,
     },
-    /// An event with a key was rejected. Repeating it returns the same rejection.
+    /// An event or an atomic request with a key was rejected. Repeating it returns the same
+    /// rejection.
     EventRejected {
         idempotency: Idempotency,
         rejection: Rejection,
+        /// Index of the rejected command of an atomic request.
+        command: Option<u32>,
     },
     /// Settings of a tenant were created or changed.
     TenantPut(Arc<TenantSettings>),

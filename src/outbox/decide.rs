@@ -21,7 +21,7 @@ use crate::outbox::recent_keys::{Prepared, RecentKeys};
 use crate::outbox::registry::Registry;
 use crate::outbox::unit::{Command, Outcome, Refusal, Unit, UnitAnswer, UnitReply};
 use crate::outbox::usage_board::UsageBoard;
-use crate::rules::append::{Judged, judge_idempotency};
+use crate::rules::append::{Judged, judge_idempotency, judge_version};
 use crate::rules::matching::Matcher;
 use crate::storage::format;
 use crate::storage::journal::{AppendError, Journal};
@@ -130,6 +130,9 @@ impl Committer {
             return Err(Refusal::Stale(std::mem::take(&mut unit.commands)));
         }
         staged.begin_unit();
+        if let Some(key) = unit.atomic() {
+            return Ok(self.judge_atomic(unit, key, staged));
+        }
         if let Some(repeated) = self.judge_request(unit, staged) {
             return Ok(vec![repeated; unit.commands.len()]);
         }
@@ -198,6 +201,11 @@ impl Committer {
             Command::Record(Record::DeliveriesReordered { deliveries, at }) => {
                 let (deliveries, at) = (self.retain_existing_endpoints(deliveries), *at);
                 Outcome::Written(staged.push(Record::DeliveriesReordered { deliveries, at }))
+            }
+            Command::Atomic(_) => Outcome::Passed,
+            Command::Check { tenant, stream, expected } => {
+                let actual = self.version(&(tenant.clone(), stream.clone()), prepared, staged);
+                judge_version(*expected, actual).map_or_else(Outcome::Rejected, |_| Outcome::Passed)
             }
             Command::Claim(idempotency) => {
                 self.repeated(idempotency, prepared, staged).unwrap_or_else(|| {
@@ -350,6 +358,7 @@ fn fail(error: AppendError, units: impl Iterator<Item = Unit>) -> GroupResult {
     GroupResult { committed: None, replies, unwritten, failure: Some(error) }
 }
 
+mod atomic;
 mod committed;
 mod publish;
 mod staged;

@@ -323,7 +323,12 @@ impl Outbox {
         for draft in commands.iter().filter_map(Command::draft) {
             scopes.extend(draft.idempotency.iter().map(|idempotency| idempotency.scope));
             scopes.extend(draft.publisher_id_key().map(|idempotency| idempotency.scope));
-            names.extend(draft.stream.iter().map(|stream| (draft.tenant.clone(), stream.clone())));
+        }
+        for (tenant, stream) in commands.iter().filter_map(Command::stream) {
+            // The events of a batch often have one stream.
+            if names.last().is_none_or(|(last_tenant, last)| (last_tenant, last) != (tenant, stream)) {
+                names.push((tenant.clone(), stream.clone()));
+            }
         }
         let requests = commands.iter().filter_map(Command::request);
         scopes.extend(requests.map(|idempotency| idempotency.scope));

@@ -5,6 +5,8 @@
 //! from its rows, and the oracle of the tests from plain maps. One test suite compares both
 //! (`conformance`).
 
+use std::ops::RangeInclusive;
+
 use crate::domain::{
     DeadReason, DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Reservation, StreamName,
     Tenant, Timestamp,
@@ -107,6 +109,23 @@ pub trait ReadModel {
     /// The stored request with this scope. It may have expired.
     fn request(&self, scope: &[u8; 16]) -> Option<Known>;
     fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head>;
+    /// See [`streams::positions`].
+    fn stream_positions(
+        &self,
+        tenant: &Tenant,
+        stream: &StreamName,
+        versions: RangeInclusive<u64>,
+    ) -> Vec<(u64, Position)>;
+    /// See [`streams::version_before`].
+    fn stream_version_before(&self, tenant: &Tenant, stream: &StreamName, until: Timestamp) -> u64;
+    /// See [`streams::list`].
+    fn streams(
+        &self,
+        tenant: &Tenant,
+        prefix: &str,
+        after: Option<&StreamName>,
+        limit: usize,
+    ) -> Vec<(StreamName, Head)>;
 }
 
 impl ReadModel for State {
@@ -214,7 +233,8 @@ impl ReadModel for State {
     fn feed(&self, filter: &FeedFilter, after: Position, until: Position, limit: usize) -> FeedStep {
         let mut sieve = filter.sieve();
         feed::look(self.rows(), after, until.min(self.applied()), limit, |event| {
-            let is_wanted = sieve.wants_named(&event.tenant, &event.event_type, event.stream.as_deref());
+            let stream = event.stream.as_ref().map(|(stream, _)| &**stream);
+            let is_wanted = sieve.wants_named(&event.tenant, &event.event_type, stream);
             (is_wanted, sieve.work)
         })
     }
@@ -243,5 +263,28 @@ impl ReadModel for State {
 
     fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
         streams::head(self.rows(), tenant, stream)
+    }
+
+    fn stream_positions(
+        &self,
+        tenant: &Tenant,
+        stream: &StreamName,
+        versions: RangeInclusive<u64>,
+    ) -> Vec<(u64, Position)> {
+        streams::positions(self.rows(), tenant, stream, versions)
+    }
+
+    fn stream_version_before(&self, tenant: &Tenant, stream: &StreamName, until: Timestamp) -> u64 {
+        streams::version_before(self.rows(), tenant, stream, until)
+    }
+
+    fn streams(
+        &self,
+        tenant: &Tenant,
+        prefix: &str,
+        after: Option<&StreamName>,
+        limit: usize,
+    ) -> Vec<(StreamName, Head)> {
+        streams::list(self.rows(), tenant, prefix, after, limit)
     }
 }

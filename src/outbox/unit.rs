@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
 use crate::domain::{
-    Endpoint, EndpointNumber, Idempotency, Party, Position, QuotaExceeded, Record, Rejection, Tenant,
-    TenantSettings, Timestamp,
+    Endpoint, EndpointNumber, Expected, Idempotency, Party, Position, QuotaExceeded, Record, Rejection,
+    StreamName, Tenant, TenantSettings, Timestamp,
 };
 use crate::limits;
 
@@ -29,6 +29,15 @@ pub enum Command {
         tenant: Tenant,
         at: Timestamp,
     },
+    /// First in its unit: all commands are committed, or none. The others are checks and events.
+    /// With the request's key, which the first event has too.
+    Atomic(Option<Idempotency>),
+    /// A condition on a stream. Writes nothing.
+    Check {
+        tenant: Tenant,
+        stream: StreamName,
+        expected: Expected,
+    },
     /// First in its unit: binds an idempotency key to the request whose events follow. None of them
     /// is published when the key belongs to another request.
     Claim(Idempotency),
@@ -46,8 +55,20 @@ impl Command {
             | Self::DeleteEndpoint { .. }
             | Self::PutTenant(_)
             | Self::DeleteTenant { .. }
+            | Self::Atomic(_)
+            | Self::Check { .. }
             | Self::Claim(_)
             | Self::Record(_) => None,
+        }
+    }
+
+    /// The stream whose version decides about it.
+    #[must_use]
+    pub fn stream(&self) -> Option<(&Tenant, &StreamName)> {
+        match self {
+            Self::Publish(draft) => draft.stream.as_ref().map(|stream| (&draft.tenant, stream)),
+            Self::Check { tenant, stream, .. } => Some((tenant, stream)),
+            _ => None,
         }
     }
 
@@ -63,13 +84,17 @@ impl Command {
             | Self::DeleteEndpoint { .. }
             | Self::PutTenant(_)
             | Self::DeleteTenant { .. }
+            | Self::Atomic(_)
+            | Self::Check { .. }
             | Self::Record(_) => None,
         }
     }
 
     /// Whether the decision depends on idempotency keys or streams that the state knows.
     fn needs_preparation(&self) -> bool {
-        self.draft().is_some_and(EventDraft::needs_preparation) || self.request().is_some()
+        self.draft().is_some_and(EventDraft::needs_preparation)
+            || self.request().is_some()
+            || matches!(self, Self::Check { .. })
     }
 
     /// Whether it changes an endpoint, a key or a tenant.
@@ -80,7 +105,9 @@ impl Command {
             | Self::PutTenant(_)
             | Self::DeleteTenant { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
-            Self::Publish(_) | Self::Claim(_) | Self::Record(_) => false,
+            Self::Publish(_) | Self::Atomic(_) | Self::Check { .. } | Self::Claim(_) | Self::Record(_) => {
+                false
+            }
         }
     }
 
@@ -90,8 +117,8 @@ impl Command {
             Self::Publish(draft) => Some(&draft.tenant),
             Self::PutEndpoint(endpoint) => Some(&endpoint.tenant),
             Self::PutTenant(settings) => Some(&settings.tenant),
-            Self::DeleteTenant { tenant, .. } => Some(tenant),
-            Self::DeleteEndpoint { .. } | Self::Claim(_) | Self::Record(_) => None,
+            Self::DeleteTenant { tenant, .. } | Self::Check { tenant, .. } => Some(tenant),
+            Self::DeleteEndpoint { .. } | Self::Atomic(_) | Self::Claim(_) | Self::Record(_) => None,
         }
     }
 
@@ -106,7 +133,7 @@ impl Command {
             Self::Record(record) => {
                 matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
             }
-            Self::DeleteEndpoint { .. } | Self::Claim(_) => false,
+            Self::DeleteEndpoint { .. } | Self::Atomic(_) | Self::Check { .. } | Self::Claim(_) => false,
         }
     }
 
@@ -116,7 +143,12 @@ impl Command {
             Self::Publish(draft) => draft.weight(),
             Self::PutEndpoint(_) | Self::PutTenant(_) => 4096,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
-            Self::DeleteEndpoint { .. } | Self::DeleteTenant { .. } | Self::Claim(_) | Self::Record(_) => 64,
+            Self::DeleteEndpoint { .. }
+            | Self::DeleteTenant { .. }
+            | Self::Atomic(_)
+            | Self::Check { .. }
+            | Self::Claim(_)
+            | Self::Record(_) => 64,
         }
     }
 }
@@ -139,6 +171,10 @@ pub enum Outcome {
     Endpoint(Arc<Endpoint>),
     Tenant(Arc<TenantSettings>),
     Written(Position),
+    /// A check that holds, or the mark of an accepted atomic unit.
+    Passed,
+    /// Another command of the atomic unit failed it.
+    Withdrawn,
     /// The endpoint or tenant was changed or deleted in between, or an earlier command of the unit
     /// had a conflict.
     Conflict,
@@ -178,11 +214,21 @@ impl Unit {
         self.commands.iter().any(Command::needs_preparation)
     }
 
+    /// The request's key of an atomic unit; `None` for another unit.
+    #[must_use]
+    pub fn atomic(&self) -> Option<Option<&Idempotency>> {
+        match self.commands.first() {
+            Some(Command::Atomic(key)) => Some(key.as_ref()),
+            _ => None,
+        }
+    }
+
     /// Whether the unit is alone in its group: it changes the registry that later units are judged
-    /// against.
+    /// against, or others should not wait for its bytes.
     #[must_use]
     pub fn is_barrier(&self) -> bool {
-        self.commands.iter().any(Command::changes_registry)
+        let is_large = || self.weight().1 > limits::ATOMIC_SHARED_BYTES_MAX;
+        self.commands.iter().any(Command::changes_registry) || (self.atomic().is_some() && is_large())
     }
 
     /// The party whose share of the commit queue it uses. A unit of several tenants uses that of
@@ -201,11 +247,12 @@ impl Unit {
         self.commands.iter().any(Command::is_growth)
     }
 
-    /// Number of commands and approximate bytes in a group. A claim counts with the commands that
-    /// follow it.
+    /// Number of commands and approximate bytes in a group. A claim or a mark counts with the
+    /// commands that follow it.
     #[must_use]
     pub fn weight(&self) -> (usize, usize) {
-        let commands = self.commands.iter().filter(|command| !matches!(command, Command::Claim(_))).count();
+        let is_mark = |command: &&Command| matches!(command, Command::Claim(_) | Command::Atomic(_));
+        let commands = self.commands.iter().filter(|command| !is_mark(command)).count();
         let bytes = self.commands.iter().map(Command::weight).sum::<usize>();
         (commands, bytes.min(limits::FRAME_BYTES_MAX))
     }

@@ -220,16 +220,14 @@ impl Audit<'_> {
     fn compare_streams(&mut self) {
         let gaps = self.terms.gaps;
         self.for_each_row(b'S', |audit, key, kept, folded| {
-            let heads = (kept.and_then(streams::decode), folded.and_then(streams::decode));
-            let is_equal = match heads {
-                // Retention may have removed the first event.
-                (Some(kept), Some(folded)) if gaps => {
-                    kept.first_at <= folded.first_at
-                        && streams::Head { first_at: folded.first_at, ..kept } == folded
-                }
-                (kept, folded) => kept.is_some() && kept == folded,
-            };
-            if !is_equal {
+            let rows = (audit.kept, audit.folded);
+            let agree = kept.zip(folded).is_some_and(|pair| streams::heads_agree(rows, key, pair, gaps));
+            if !agree {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
+        self.for_each_row(b'V', |audit, key, kept, folded| {
+            if !streams::blocks_agree(audit.kept, key, kept, folded) {
                 audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
             }
         });
@@ -402,6 +400,10 @@ fn describe(key: &[u8]) -> String {
         b'P' => format!("the history of event {} for endpoint {}", event(1), endpoint_at(key, 9).0),
         b'X' => format!("the dead letter of event {} for endpoint {}", event(9), endpoint_at(key, 17).0),
         b'S' => format!("the head of stream {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
+        b'V' => {
+            let name = String::from_utf8_lossy(&key[1..key.len().saturating_sub(9).max(1)]);
+            format!("a block of positions of stream {}", name.replace('\0', " "))
+        }
         b'T' => format!("the statistics of endpoint {} in hour {}", endpoint_at(key, 1).0, u64_at(key, 5)),
         b'R' => format!("the reserved rate of endpoint {}", endpoint_at(key, 1).0),
         tag => format!("a row of kind {}", char::from(tag)),

@@ -11,7 +11,8 @@
 //! | `E` | page, checkpoint, chunk | entries | index of events, in blocks |
 //! | `O` | page, checkpoint, chunk | entries | changes of delivery state, in blocks; the last one is valid |
 //! | `X` | death, event, endpoint | [`dead::Letter`] | dead letters, in order of death |
-//! | `S` | tenant, stream | [`streams::Head`] | version and times of a stream |
+//! | `S` | tenant, stream | [`streams::Head`], open block | versions and times of a stream, positions of its last events |
+//! | `V` | tenant, stream, block | positions | positions of a stream's earlier events, in blocks |
 //! | `I` | scope | [`idempotency::Known`] | answered requests |
 //! | `J` | hour, checkpoint | scopes | expiry times of `I` rows |
 //! | `L` | endpoint | [`counters::Lane`] | numbers of deliveries, the receiver's failures, its `Retry-After` |

@@ -49,7 +49,8 @@ pub struct EventEntry {
     pub first_due: Timestamp,
     pub tenant: Box<str>,
     pub event_type: Box<str>,
-    pub stream: Option<Box<str>>,
+    /// Stream, and the event's version in it.
+    pub stream: Option<(Box<str>, u64)>,
     pub order: OrderHash,
     /// See [`Event::stored_bytes`](crate::domain::Event::stored_bytes).
     pub bytes: u64,
@@ -64,7 +65,9 @@ impl EventEntry {
         put_varint(&mut out, self.first_due.millis());
         put_bytes(&mut out, self.tenant.as_bytes());
         put_bytes(&mut out, self.event_type.as_bytes());
-        put_bytes(&mut out, self.stream.as_deref().unwrap_or("").as_bytes());
+        let (stream, version) = self.stream.as_ref().map_or(("", 0), |(stream, version)| (stream, *version));
+        put_bytes(&mut out, stream.as_bytes());
+        put_varint(&mut out, version);
         put_u64(&mut out, self.order);
         put_varint(&mut out, self.bytes);
         put_varint(&mut out, self.targets.len() as u64);
@@ -80,7 +83,8 @@ impl EventEntry {
         let first_due = Timestamp::from_millis(reader.get_varint()?);
         let tenant = reader.get_str()?.into();
         let event_type = reader.get_str()?.into();
-        let stream = Some(reader.get_str()?).filter(|name| !name.is_empty()).map(Into::into);
+        let (stream, version) = (reader.get_str()?, reader.get_varint()?);
+        let stream = Some((stream.into(), version)).filter(|_| !stream.is_empty());
         let order = reader.get_u64()?;
         let bytes = reader.get_varint()?;
         let count = reader.get_varint()?;

@@ -37,7 +37,9 @@ impl Filter {
     fn wants_event(&self, event: &EventEntry) -> bool {
         self.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == &*event.tenant)
             && self.event_type.as_ref().is_none_or(|kind| kind.as_str() == &*event.event_type)
-            && self.stream.as_ref().is_none_or(|stream| Some(stream.as_str()) == event.stream.as_deref())
+            && self.stream.as_ref().is_none_or(|wanted| {
+                event.stream.as_ref().is_some_and(|(stream, _)| **stream == *wanted.as_str())
+            })
             && self.event.is_none_or(|position| position == event.position)
             && self.wants_time(event.accepted_at)
     }

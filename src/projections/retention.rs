@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::pages::{self, Blocks, EventEntry, StateEntry};
-use super::{Rows, pending, reads};
+use super::{Rows, pending, reads, streams};
 use crate::domain::{DeliveryKey, DeliveryState, Position, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -129,6 +129,9 @@ fn forget_page(
         let (events, bytes) = forgotten.by_tenant.entry(event.tenant.clone()).or_default();
         *events += 1;
         *bytes += event.bytes;
+        if let Some((stream, version)) = &event.stream {
+            streams::forget(rows, &event.tenant, stream, *version);
+        }
     }
     forgotten.positions.extend(expired.iter().map(|event| event.position));
 }

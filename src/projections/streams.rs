@@ -1,42 +1,126 @@
-//! Heads of streams (`S`): version and times.
+//! Index of streams: the head of each stream (`S`), and the positions of its events in blocks
+//! (`V`).
+//!
+//! A block covers [`BLOCK_VERSIONS`] versions. The last, open block is part of the head row, so a
+//! short stream costs one row. Versions are dense, in commit order. Retention moves the first
+//! version that can be read. Invariant: the positions from that version on are complete. After a
+//! rebuild from a journal with a gap, they begin behind the gap.
 
-use super::rows::{Key, Rows};
+use std::ops::{ControlFlow, RangeInclusive};
+
+use super::pages;
+use super::rows::{Key, Rows, after_prefix, u64_at};
 use crate::codec::{Malformed, Reader, put_varint};
 use crate::domain::{Position, StreamName, Tenant, Timestamp};
+use crate::failpoints::{self, Bound, Mutation};
+use crate::limits;
 
+/// Versions per block.
+pub const BLOCK_VERSIONS: u64 = 64;
+
+/// A head: six numbers and an open block, whose positions are varints.
+const HEAD_BYTES_MAX: usize = 10 * (6 + BLOCK_VERSIONS as usize);
+const _: () = assert!(HEAD_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
+
+/// [`BLOCK_VERSIONS`]; a simulation uses smaller blocks.
+fn block_versions() -> u64 {
+    failpoints::bound(Bound::StreamBlock, BLOCK_VERSIONS as usize) as u64
+}
+
+fn block_of(version: u64) -> u64 {
+    (version - 1) / block_versions()
+}
+
+/// The last version of a block.
+fn last_of(block: u64) -> u64 {
+    (block + 1) * block_versions()
+}
+
+/// Facts about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Version of the last event; versions are dense from 1.
     pub version: u64,
+    /// The first version that can be read. Above `version` if retention removed all events.
+    pub first_version: u64,
     pub first_at: Timestamp,
     pub last_at: Timestamp,
     pub last: Position,
 }
 
-/// The separator of tenant and stream is a byte that neither can contain.
-fn key(tenant: &Tenant, stream: &StreamName) -> Vec<u8> {
-    Key::new(b'S').bytes(tenant.as_str().as_bytes()).bytes(&[0]).bytes(stream.as_str().as_bytes()).0
+/// Positions of consecutive versions: the first version, and the encoded positions. The first
+/// position is absolute, each further one is the difference to the previous one.
+struct Block<'a> {
+    first: u64,
+    positions: &'a [u8],
+}
+
+impl Block<'_> {
+    fn decode(bytes: &[u8]) -> Result<Block<'_>, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let first = reader.get_varint()?;
+        Ok(Block { first, positions: &bytes[bytes.len() - reader.left()..] })
+    }
+
+    fn versions(&self) -> impl Iterator<Item = (u64, Position)> {
+        let (mut reader, mut at) = (Reader::new(self.positions), 0);
+        (self.first..).map_while(move |version| {
+            at += reader.get_varint().ok()?;
+            Some((version, Position(at)))
+        })
+    }
+}
+
+/// The separator of tenant, stream and block is a byte that no name contains.
+fn key(tag: u8, tenant: &str, stream: &str) -> Key {
+    Key::new(tag).bytes(tenant.as_bytes()).bytes(&[0]).bytes(stream.as_bytes())
+}
+
+fn head_key(tenant: &str, stream: &str) -> Vec<u8> {
+    key(b'S', tenant, stream).0
+}
+
+fn block_key(tenant: &str, stream: &str, block: u64) -> Vec<u8> {
+    key(b'V', tenant, stream).bytes(&[0]).u64(block).0
+}
+
+/// Tenant and stream of a head's key.
+fn names(head_key: &[u8]) -> Option<(&str, &str)> {
+    std::str::from_utf8(head_key.get(1..)?).ok()?.split_once('\0')
 }
 
 pub fn head(rows: &dyn Rows, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
-    decode(&rows.get(&key(tenant, stream))?)
+    decode(&rows.get(&head_key(tenant.as_str(), stream.as_str()))?).map(|(head, _)| head)
 }
 
-pub(super) fn decode(value: &[u8]) -> Option<Head> {
-    let read = || -> Result<Head, Malformed> {
-        let mut reader = Reader::new(value);
-        Ok(Head {
+fn decode(row: &[u8]) -> Option<(Head, Block<'_>)> {
+    let read = || -> Result<_, Malformed> {
+        let mut reader = Reader::new(row);
+        let head = Head {
             version: reader.get_varint()?,
+            first_version: reader.get_varint()?,
             first_at: Timestamp::from_millis(reader.get_varint()?),
             last_at: Timestamp::from_millis(reader.get_varint()?),
             last: Position(reader.get_varint()?),
-        })
+        };
+        Ok((head, Block::decode(&row[row.len() - reader.left()..])?))
     };
     read().ok()
 }
 
-/// Updates the head for the stream's next event.
-pub fn advance(
+fn encode(head: &Head, open: &Block<'_>) -> Vec<u8> {
+    let mut row = Vec::with_capacity(open.positions.len() + 48);
+    let (first_at, last_at) = (head.first_at.millis(), head.last_at.millis());
+    for number in [head.version, head.first_version, first_at, last_at, head.last.0, open.first] {
+        put_varint(&mut row, number);
+    }
+    row.extend_from_slice(open.positions);
+    row
+}
+
+/// Appends the stream's next event. A version that does not follow the head's shows that the
+/// journal lost the events in between: the stream then begins at this version.
+pub fn append(
     rows: &mut dyn Rows,
     tenant: &Tenant,
     stream: &StreamName,
@@ -44,10 +128,179 @@ pub fn advance(
     at: Timestamp,
     position: Position,
 ) {
-    let first_at = head(rows, tenant, stream).map_or(at, |head| head.first_at);
-    let mut value = Vec::with_capacity(32);
-    for number in [version, first_at.millis(), at.millis(), position.0] {
-        put_varint(&mut value, number);
+    let (tenant, stream) = (tenant.as_str(), stream.as_str());
+    let key = head_key(tenant, stream);
+    let row = rows.get(&key);
+    let known = row.as_deref().and_then(decode);
+    let mut head = Head { version, first_version: version, first_at: at, last_at: at, last: position };
+    let (mut first, mut positions, mut previous) = (version, Vec::with_capacity(8), 0);
+    if let Some((before, open)) = known {
+        head.first_at = before.first_at;
+        if version == before.version + 1 {
+            head.first_version = before.first_version;
+            if !open.positions.is_empty() {
+                (first, previous) = (open.first, before.last.0);
+                positions.extend_from_slice(open.positions);
+            }
+        } else {
+            remove_blocks(rows, tenant, stream, before.first_version, version);
+        }
     }
-    rows.put(&key(tenant, stream), value);
+    put_varint(&mut positions, position.0 - previous);
+    if version == last_of(block_of(version)) {
+        if !failpoints::is_active(Mutation::ForgetStreamBlock) {
+            let mut block = Vec::with_capacity(positions.len() + 10);
+            put_varint(&mut block, first);
+            block.extend_from_slice(&positions);
+            rows.put(&block_key(tenant, stream, block_of(version)), block);
+        }
+        (first, positions) = (version + 1, Vec::new());
+    }
+    rows.put(&key, encode(&head, &Block { first, positions: &positions }));
 }
+
+/// Removes the blocks between two first versions.
+fn remove_blocks(rows: &mut dyn Rows, tenant: &str, stream: &str, before: u64, first_version: u64) {
+    for block in block_of(before)..block_of(first_version) {
+        rows.remove(&block_key(tenant, stream, block));
+    }
+}
+
+/// Moves the first version of a stream behind a deleted event.
+pub(super) fn forget(rows: &mut dyn Rows, tenant: &str, stream: &str, version: u64) {
+    let key = head_key(tenant, stream);
+    let Some(row) = rows.get(&key) else { return };
+    let Some((mut head, open)) = decode(&row).filter(|(head, _)| head.first_version <= version) else {
+        return;
+    };
+    remove_blocks(rows, tenant, stream, head.first_version, version + 1);
+    head.first_version = version + 1;
+    rows.put(&key, encode(&head, &open));
+}
+
+/// Versions and positions of a range of a stream's versions, ascending, without those below the
+/// first version.
+pub fn positions(
+    rows: &dyn Rows,
+    tenant: &Tenant,
+    stream: &StreamName,
+    versions: RangeInclusive<u64>,
+) -> Vec<(u64, Position)> {
+    let (tenant, stream) = (tenant.as_str(), stream.as_str());
+    let Some(row) = rows.get(&head_key(tenant, stream)) else { return Vec::new() };
+    let Some((head, open)) = decode(&row) else { return Vec::new() };
+    let (first, last) = (head.first_version.max(*versions.start()), head.version.min(*versions.end()));
+    if first > last {
+        return Vec::new();
+    }
+    let is_wanted = |(version, _): &(u64, Position)| (first..=last).contains(version);
+    let mut found = Vec::new();
+    let (from, to) =
+        (block_key(tenant, stream, block_of(first)), block_key(tenant, stream, block_of(last) + 1));
+    rows.scan(&from, &to, &mut |_, value| {
+        if let Ok(block) = Block::decode(value) {
+            found.extend(block.versions().filter(is_wanted));
+        }
+        ControlFlow::Continue(())
+    });
+    found.extend(open.versions().filter(is_wanted));
+    found
+}
+
+/// The last version that was accepted before a time, or the one before the first version.
+/// Acceptance times follow versions.
+pub fn version_before(rows: &dyn Rows, tenant: &Tenant, stream: &StreamName, until: Timestamp) -> u64 {
+    let Some(head) = head(rows, tenant, stream) else { return 0 };
+    if head.last_at < until {
+        return head.version;
+    }
+    let is_before = |version| {
+        let position = positions(rows, tenant, stream, version..=version).first().map(|(_, at)| *at);
+        position.and_then(|at| pages::event(rows, at)).is_some_and(|event| event.accepted_at < until)
+    };
+    // Versions below `low` were accepted before the time, those from `high` on were not.
+    let (mut low, mut high) = (head.first_version, head.version);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if is_before(middle) { low = middle + 1 } else { high = middle }
+    }
+    low - 1
+}
+
+/// Streams of a tenant whose names begin with a prefix, by name, after another name.
+pub fn list(
+    rows: &dyn Rows,
+    tenant: &Tenant,
+    prefix: &str,
+    after: Option<&StreamName>,
+    limit: usize,
+) -> Vec<(StreamName, Head)> {
+    let start = head_key(tenant.as_str(), prefix);
+    let next = after.map(|stream| [&head_key(tenant.as_str(), stream.as_str())[..], &[0]].concat());
+    let (from, to) = (start.clone().max(next.unwrap_or_default()), after_prefix(&start));
+    let mut found = Vec::new();
+    if from >= to || limit == 0 {
+        return found;
+    }
+    rows.scan(&from, &to, &mut |key, value| {
+        let stream = names(key).and_then(|(_, stream)| stream.parse().ok());
+        found.extend(stream.zip(decode(value).map(|(head, _)| head)));
+        if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    found
+}
+
+/// Whether the head of a kept stream agrees with the one that the journal gives. Retention may have
+/// moved the kept first version, if it deleted the event before it. Where `gaps` are, the journal
+/// may have lost the first events.
+pub(super) fn heads_agree(
+    (kept_rows, folded_rows): (&dyn Rows, &dyn Rows),
+    key: &[u8],
+    (kept, folded): (&[u8], &[u8]),
+    gaps: bool,
+) -> bool {
+    let (Some((kept, kept_open)), Some((folded, folded_open))) = (decode(kept), decode(folded)) else {
+        return false;
+    };
+    let ends = |head: &Head| (head.version, head.last_at, head.last);
+    let begins = kept.first_at == folded.first_at || (gaps && kept.first_at < folded.first_at);
+    let is_deleted = |version| {
+        let (tenant, stream) = names(key)?;
+        let (tenant, stream) = (tenant.parse().ok()?, stream.parse().ok()?);
+        let at = positions(folded_rows, &tenant, &stream, version..=version).first()?.1;
+        Some(pages::event(kept_rows, at).is_none())
+    };
+    let first = kept.first_version;
+    let is_moved = || first > folded.first_version && is_deleted(first - 1) == Some(true);
+    let readable = |open: &Block<'_>| open.versions().filter(|(at, _)| *at >= first).collect::<Vec<_>>();
+    ends(&kept) == ends(&folded)
+        && begins
+        && (first == folded.first_version || is_moved())
+        && readable(&kept_open) == readable(&folded_open)
+}
+
+/// Whether a kept block of positions agrees with the one that the journal gives, from the stream's
+/// first version on.
+pub(super) fn blocks_agree(
+    kept_rows: &dyn Rows,
+    key: &[u8],
+    kept: Option<&[u8]>,
+    folded: Option<&[u8]>,
+) -> bool {
+    let Some(name) = key.len().checked_sub(9).and_then(|end| key.get(1..end)) else { return false };
+    let head = kept_rows.get(&[&b"S"[..], name].concat());
+    let Some(first) = head.as_deref().and_then(decode).map(|(head, _)| head.first_version) else {
+        return false;
+    };
+    let versions = |row: &[u8]| -> Option<Vec<(u64, Position)>> {
+        Some(Block::decode(row).ok()?.versions().filter(|(version, _)| *version >= first).collect())
+    };
+    match (kept, folded) {
+        (Some(kept), Some(folded)) => versions(kept).is_some() && versions(kept) == versions(folded),
+        (None, Some(_)) => last_of(u64_at(key, key.len() - 8)) < first,
+        (_, None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ pub fn judge_version(expected: Expected, actual: Option<u64>) -> Result<u64, Rej
     let agrees = match expected {
         Expected::Any => true,
         Expected::NoStream => actual.is_none(),
+        Expected::Exists => actual.is_some(),
         Expected::Version(version) => actual == Some(version),
     };
     let step = if failpoints::is_active(Mutation::SkipVersion) { 2 } else { 1 };
@@ -48,9 +49,13 @@ mod tests {
         assert_eq!(judge_version(Expected::Any, Some(6)), Ok(7));
         assert_eq!(judge_version(Expected::NoStream, None), Ok(1));
         assert_eq!(judge_version(Expected::Version(6), Some(6)), Ok(7));
-        for (expected, actual) in
-            [(Expected::NoStream, Some(1)), (Expected::Version(6), None), (Expected::Version(6), Some(7))]
-        {
+        assert_eq!(judge_version(Expected::Exists, Some(6)), Ok(7));
+        for (expected, actual) in [
+            (Expected::NoStream, Some(1)),
+            (Expected::Exists, None),
+            (Expected::Version(6), None),
+            (Expected::Version(6), Some(7)),
+        ] {
             assert_eq!(judge_version(expected, actual), Err(Rejection::VersionConflict { expected, actual }));
         }
     }

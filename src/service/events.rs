@@ -90,7 +90,7 @@ impl Events<'_> {
         let mut refused = Vec::new();
         let mut index = 0;
         drafts.retain(|draft| {
-            let taken = self.0.take_rate(&draft.tenant, draft.data.len() as u64);
+            let taken = self.0.take_rate(&draft.tenant, 1, draft.data.len() as u64);
             refused.extend(taken.err().map(|exceeded| (index, exceeded)));
             index += 1;
             refused.last().is_none_or(|(last, _)| last + 1 != index)
@@ -101,7 +101,7 @@ impl Events<'_> {
     /// Finds publisher ids that were generated for other events of the tenant. This journal read is
     /// final, because generated ids are unknown before their event is in the journal. It includes
     /// events that retention removed from the state, because a rebuild would restore them.
-    async fn resolve_generated_ids(self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
+    pub(super) async fn resolve_generated_ids(self, drafts: &mut [EventDraft]) -> Result<(), Unavailable> {
         let looks_generated = |draft: &&mut EventDraft| draft.id.as_ref().and_then(generated_at).is_some();
         let candidates: Vec<_> = drafts.iter_mut().filter(looks_generated).collect();
         if candidates.is_empty() {
@@ -136,9 +136,12 @@ impl Events<'_> {
                     self.0.metrics().quota_refused(exceeded.quota);
                     return Err(PublishError::QuotaExceeded(exceeded));
                 }
-                Outcome::Endpoint(_) | Outcome::Tenant(_) | Outcome::Written(_) | Outcome::Conflict => {
-                    unreachable!("{UNEXPECTED_OUTCOME}")
-                }
+                Outcome::Endpoint(_)
+                | Outcome::Tenant(_)
+                | Outcome::Written(_)
+                | Outcome::Passed
+                | Outcome::Withdrawn
+                | Outcome::Conflict => unreachable!("{UNEXPECTED_OUTCOME}"),
             };
             outcome = match self.0.record_at(position).await? {
                 Some(Record::EventAccepted(event)) => {

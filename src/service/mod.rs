@@ -3,6 +3,7 @@
 //! A service borrows the [`Context`](crate::context::Context): `Events(&context).publish(draft)`.
 //! Must never know wire formats.
 
+pub mod atomic;
 pub mod backups;
 pub(crate) mod bulk;
 pub mod dead_letters;
@@ -16,6 +17,7 @@ pub mod overview;
 pub(crate) mod pages;
 pub mod replays;
 pub mod secrets;
+pub mod streams;
 pub mod system_events;
 pub mod tenants;
 #[cfg(test)]
@@ -33,4 +35,5 @@ pub use keys::Keys;
 pub use overview::Overview;
 pub use replays::Replays;
 pub use secrets::Secrets;
+pub use streams::Streams;
 pub use tenants::Tenants;

@@ -12,6 +12,7 @@ pub use crate::outbox::draft::{
 };
 pub use crate::outbox::tail::FeedEvent;
 pub use crate::projections::reads::{Cursor, Filter};
+pub use crate::projections::streams::Head;
 
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Party, Position,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::operations::part_of;
 use super::world::RETRY_AFTER_SECONDS;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event,
@@ -57,6 +58,8 @@ pub(super) struct Model {
     /// Quotas of pending deliveries.
     pending_limits: BTreeMap<Tenant, QuotaOverride>,
     pub(super) streams: BTreeMap<(String, String), u64>,
+    /// The events of an atomic request that must follow: its number, the next index, the count.
+    unfinished: Option<(u64, u64, u64)>,
     /// Retention period of events.
     pub(super) keep: Option<Duration>,
     pub(super) clock_jumps: bool,
@@ -115,6 +118,7 @@ impl Model {
             return Err(format!("position {position} was committed after {}", self.last()));
         }
         self.latest = self.latest.max(now);
+        self.check_atomicity(record)?;
         self.records.push((position, record.clone()));
         match record {
             Record::EventAccepted(event) => self.accept(position, event)?,
@@ -154,6 +158,27 @@ impl Model {
         }
         self.oracle.apply(position, record);
         self.check_quota(record)
+    }
+
+    /// Checks that the events of an atomic request follow each other and are complete.
+    fn check_atomicity(&mut self, record: &Record) -> Result<(), String> {
+        let part = match record {
+            Record::EventAccepted(event) => part_of(&event.data),
+            _ => None,
+        };
+        let wanted = self.unfinished.take();
+        match (wanted, part) {
+            (Some(wanted), part) if part != Some(wanted) => {
+                return Err(format!("event {} of {} of append {} is missing", wanted.1, wanted.2, wanted.0));
+            }
+            (None, Some((number, index, _))) if index > 0 => {
+                return Err(format!("append {number} begins at event {index}"));
+            }
+            _ => {}
+        }
+        self.unfinished = part.map(|(number, index, count)| (number, index + 1, count));
+        self.unfinished = self.unfinished.filter(|(_, next, count)| next < count);
+        Ok(())
     }
 
     /// Checks that an accepted event leaves its tenant within its quota.

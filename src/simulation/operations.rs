@@ -1,5 +1,6 @@
 //! Random operations of publishers and operators through the services, with checks of the results.
 
+mod appends;
 mod posts;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::rules::handshake::restart_handshake;
 /// Upper bound of an attempt's duration. Retention expires deliveries after it.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(ATTEMPT_SECONDS_MAX);
 
+pub(super) use appends::{Append, part_of};
 pub(super) use posts::draw_post;
 use posts::{publish, publish_batch};
 
@@ -35,7 +37,8 @@ pub(super) static ALL_TENANTS: Scope = Scope(None);
 pub(super) async fn operate(context: Context, world: World) {
     let dice = world.chance(|chance| chance.within(0, 99));
     match dice {
-        0..48 => publish(&context, &world).await,
+        0..38 => publish(&context, &world).await,
+        38..48 => appends::append(&context, &world).await,
         48..53 => publish_batch(&context, &world).await,
         53..56 => create_endpoint(&context, &world).await,
         56..60 => change_ordering(&context, &world).await,

@@ -86,6 +86,10 @@ fn nothing_is_lost_in_any_seed() {
         "duplicate",
         "rejected",
         "rejectedAgain",
+        "appends",
+        "appendsRejected",
+        "appendsRepeated",
+        "streamsRead",
         "otherBatches",
         "mismatches",
         "delivered",
@@ -267,6 +271,16 @@ fn delivery_that_ends_twice_is_caught() {
 #[test]
 fn versions_with_gaps_are_caught() {
     assert_caught(Mutation::SkipVersion);
+}
+
+#[test]
+fn half_of_an_append_is_caught() {
+    assert_caught(Mutation::HalfAppend);
+}
+
+#[test]
+fn lost_block_of_a_stream_is_caught() {
+    assert_caught(Mutation::ForgetStreamBlock);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::chance::Chance;
 use super::model::Model;
+use super::operations::Append;
 use super::receivers::Receiver;
 use crate::context::clock::Clock;
 use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
@@ -142,6 +143,7 @@ impl Plan {
                 (Bound::AttemptSecondsMax, ATTEMPT_SECONDS_MAX as usize),
                 (Bound::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
                 (Bound::PagePositions, *chance.pick(&[2, 16, 256])),
+                (Bound::StreamBlock, *chance.pick(&[1, 3, 64])),
                 (Bound::PageBytes, *chance.pick(&[300, 1 << 21])),
                 (Bound::ListSteps, *chance.pick(&[1, 20])),
                 (Bound::ScanEntries, *chance.pick(&[2, 10_000])),
@@ -195,6 +197,7 @@ pub(super) struct Inner {
     /// Attempts that receivers have seen: life, delivery, number.
     pub(super) attempts: BTreeSet<(u32, DeliveryKey, u32)>,
     pub(super) posted: BTreeMap<u64, Posted>,
+    pub(super) appends: Vec<Append>,
     pub(super) callbacks: Vec<Callback>,
     pub(super) life: u32,
     pub(super) stopping: bool,
@@ -246,6 +249,7 @@ impl World {
             held: None,
             attempts: BTreeSet::new(),
             posted: BTreeMap::new(),
+            appends: Vec::new(),
             callbacks: Vec::new(),
             life: 0,
             stopping: false,

@@ -29,6 +29,7 @@ mod repetition;
 mod requests;
 mod secrets;
 mod sharing;
+mod streams;
 mod subscriber;
 mod tenants;
 mod waits;

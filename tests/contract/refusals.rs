@@ -99,9 +99,10 @@ impl Operation {
         self.media.iter().any(|media| media == "application/json")
     }
 
-    /// Whether the path has an id that the daemon chose. Clients choose the names of tenants.
+    /// Whether the path has an id that the daemon chose. Clients choose the names of tenants and
+    /// streams.
     pub(super) fn has_id(&self) -> bool {
-        self.path.contains('{') && !self.path.contains("{tenant}")
+        self.path.contains('{') && !self.path.contains("{tenant}") && !self.path.contains("{stream}")
     }
 
     /// The path with the parameter replaced. A tenant is the default one.
@@ -325,8 +326,8 @@ async fn repeated_member_is_named() {
             }
             let schema = operation.members[name].to_string();
             let has_members = schema.contains("Input\"") || schema.contains("additionalProperties");
-            let is_known =
-                INNER.iter().any(|(outer, _)| outer == name) || ["metadata", "events"].contains(&&**name);
+            let is_known = INNER.iter().any(|(outer, _)| outer == name)
+                || ["metadata", "events", "checks"].contains(&&**name);
             assert!(!has_members || is_known, "{}: no sample member for `{name}`: {schema}", operation.id);
         }
         for (body, pointer) in bodies {
@@ -400,7 +401,8 @@ async fn oversized_body_gets_413_with_the_bound() {
     let data = tempfile::tempdir().unwrap();
     let daemon = keyed(data.path()).await;
     for operation in operations().iter().filter(|operation| !operation.media.is_empty()) {
-        let bound = if operation.id == "publishEvents" { 16 * 1024 * 1024 } else { 256 * 1024 };
+        let is_batch = ["publishEvents", "appendToStream"].contains(&&*operation.id);
+        let bound = if is_batch { 16 * 1024 * 1024 } else { 256 * 1024 };
         let body = format!("\"{}\"", "x".repeat(bound - 1));
         let answer = operation.ask(&daemon, &[("content-type", "application/json")], &body).await;
         is_problem(&answer, 413, "payload_too_large", &operation.id);

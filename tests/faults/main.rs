@@ -18,4 +18,5 @@ mod logging;
 mod power;
 mod restarts;
 mod shutdown;
+mod streams;
 mod syscalls;

@@ -172,10 +172,13 @@ pub fn check_depth(json: &str) -> Result<(), String> {
     Err(format!("nested {deepest} levels deep; at most {}", limits::JSON_DEPTH_MAX))
 }
 
-/// serde's message without line and column, and without names of Rust types.
+/// serde's message without line and column, and without names of Rust types. It can quote a value
+/// of the body, so its length is bounded.
 fn error_text(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    let end = text.char_indices().map(|(at, _)| at).nth(limits::ERROR_BYTES_MAX);
+    let text = end.map_or_else(|| text.to_owned(), |end| format!("{}..", &text[..end]));
     text.replace("expected u64", "expected a non-negative integer")
         .replace("expected f64", "expected a number")
 }

@@ -13,6 +13,27 @@ use crate::api::http::reply::Reply;
 use crate::domain::{Expected, Position, Quota, QuotaExceeded, Rejection};
 use crate::limits;
 
+/// The part of an atomic request that a problem is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProblemPart {
+    /// Index of the event.
+    pub index: Option<usize>,
+    /// Its stream.
+    pub stream: Option<String>,
+}
+
+impl ProblemPart {
+    fn serialize_into<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        if let Some(index) = self.index {
+            map.serialize_entry("index", &index)?;
+        }
+        if let Some(stream) = &self.stream {
+            map.serialize_entry("stream", stream)?;
+        }
+        Ok(())
+    }
+}
+
 /// The reason why a request was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
@@ -49,6 +70,15 @@ pub enum Problem {
         repeated: bool,
     },
     Conflict(String),
+    /// Retention has removed the version where a read begins.
+    VersionGone {
+        first_version: u64,
+    },
+    /// The problem of a part of an atomic request.
+    OfPart {
+        part: ProblemPart,
+        cause: Box<Self>,
+    },
     /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
@@ -106,6 +136,12 @@ impl Problem {
         Self::Validation(vec![FieldError::parameter(name, detail)])
     }
 
+    /// The same problem, about a part of the request.
+    #[must_use]
+    pub fn of_part(self, part: ProblemPart) -> Self {
+        if part == ProblemPart::default() { self } else { Self::OfPart { part, cause: Box::new(self) } }
+    }
+
     /// One problem per code, ordered by status, for the reference page.
     #[must_use]
     pub fn examples() -> Vec<Self> {
@@ -126,9 +162,11 @@ impl Problem {
             Self::BodyTooSlow { rate: 0 },
             Self::Conflict(text()),
             Self::Rejected { rejection: conflict, repeated: false },
+            Self::Rejected { rejection: Rejection::PartialDuplicate, repeated: false },
             Self::RequestInFlight,
             Self::PositionAhead { head: Position(0) },
             Self::PositionGone { oldest: Position(0) },
+            Self::VersionGone { first_version: 1 },
             Self::PayloadTooLarge { limit: 0 },
             Self::UriTooLong,
             Self::UnsupportedMediaType { accepted: &[] },
@@ -159,11 +197,15 @@ impl Problem {
             Self::NotFound(_) => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout | Self::BodyTooSlow { .. } => 408,
-            Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. }
+            Self::Rejected {
+                rejection: Rejection::VersionConflict { .. } | Rejection::PartialDuplicate,
+                ..
+            }
             | Self::Conflict(_)
             | Self::PositionAhead { .. }
             | Self::RequestInFlight => 409,
-            Self::PositionGone { .. } => 410,
+            Self::PositionGone { .. } | Self::VersionGone { .. } => 410,
+            Self::OfPart { cause, .. } => cause.status(),
             Self::PayloadTooLarge { .. } => 413,
             Self::UriTooLong => 414,
             Self::UnsupportedMediaType { .. } | Self::UnsupportedContentEncoding => 415,
@@ -211,7 +253,10 @@ impl Problem {
             Self::BodyTooSlow { .. } => "body_too_slow",
             Self::UnreadResponses { .. } => "unread_responses",
             Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "version_conflict",
+            Self::Rejected { rejection: Rejection::PartialDuplicate, .. } => "partial_duplicate",
             Self::Conflict(_) => "conflict",
+            Self::VersionGone { .. } => "version_gone",
+            Self::OfPart { cause, .. } => cause.code(),
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
@@ -252,7 +297,12 @@ impl Problem {
             Self::UnreadResponses { .. } => "Too many unread responses",
             Self::Rejected { rejection: Rejection::VersionConflict { .. }, .. } => "Stream version conflict",
             Self::Rejected { rejection: Rejection::IdTaken, .. } => "The event id was used with another body",
+            Self::Rejected { rejection: Rejection::PartialDuplicate, .. } => {
+                "Some events of the request exist already"
+            }
             Self::Conflict(_) => "The request conflicts with the current state",
+            Self::VersionGone { .. } => "The version has been removed",
+            Self::OfPart { cause, .. } => cause.title(),
             Self::RequestInFlight => "The first request with this key is still in progress",
             Self::PayloadTooLarge { .. } => "The body is too large",
             Self::UriTooLong => "The URI is too long",
@@ -306,9 +356,11 @@ impl Problem {
             Self::UnreadResponses { limit } => format!(
                 "clients with this key have not read {limit} bytes of responses; read them, or close their connections"
             ),
-            Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
-                format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
-            }
+            Self::Rejected { rejection, .. } => rejection_detail(rejection),
+            Self::VersionGone { first_version } => format!(
+                "retention has removed the versions below {first_version}; read from there with `fromVersion=oldest`"
+            ),
+            Self::OfPart { cause, .. } => cause.detail(),
             Self::RequestInFlight => "repeat the request after the first one has completed".to_owned(),
             Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
             Self::UriTooLong => "send a shorter path and query".to_owned(),
@@ -325,10 +377,6 @@ impl Problem {
                 [one] => one.detail.clone(),
                 many => format!("{} validation errors; `errors` lists them", many.len()),
             },
-            Self::Rejected { rejection: Rejection::IdTaken, .. } => {
-                "an event with this id was published with another body; to repeat it, send exactly the same body"
-                    .to_owned()
-            }
             Self::IdempotencyMismatch => {
                 "this Idempotency-Key was used with another body; bodies are compared byte for byte, so send the same bytes".to_owned()
             }
@@ -370,6 +418,7 @@ impl Problem {
             | Self::UnreadResponses { .. } => Some(1),
             Self::Unavailable(_) => Some(5),
             Self::DiskFull => Some(60),
+            Self::OfPart { cause, .. } => cause.retry_after(),
             _ => None,
         }
     }
@@ -380,7 +429,11 @@ impl Problem {
         if let Some(seconds) = self.retry_after() {
             reply = reply.with_header("retry-after", &seconds.to_string());
         }
-        match self {
+        let cause = match self {
+            Self::OfPart { cause, .. } => *cause,
+            other => other,
+        };
+        match cause {
             Self::Rejected { repeated: true, .. } => reply.with_header("idempotent-replayed", "true"),
             Self::Unauthorized => reply.with_header("www-authenticate", "Bearer"),
             Self::TooManyWrongKeys { .. } => reply.with_header("connection", "close"),
@@ -403,6 +456,21 @@ fn ahead_detail(head: Position) -> String {
     format!(
         "the log ends at {head}: the position is of another log, or the log was restored from a backup; compare `Balto-Log`"
     )
+}
+
+fn rejection_detail(rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::VersionConflict { expected, actual } => {
+            format!("expected version {}, found {}", expected_text(*expected), actual_text(*actual))
+        }
+        Rejection::IdTaken => {
+            "an event with this id was published with another body; to repeat it, send exactly the same body"
+                .to_owned()
+        }
+        Rejection::PartialDuplicate => {
+            "some of the ids were published before, others were not; nothing was appended".to_owned()
+        }
+    }
 }
 
 /// The exceeded quota and advice.
@@ -429,6 +497,7 @@ fn expected_text(expected: Expected) -> String {
     match expected {
         Expected::Any => "any".to_owned(),
         Expected::NoStream => "none".to_owned(),
+        Expected::Exists => "exists".to_owned(),
         Expected::Version(version) => version.to_string(),
     }
 }
@@ -445,7 +514,14 @@ impl Serialize for Problem {
         map.serialize_entry("status", &self.status())?;
         map.serialize_entry("detail", &self.detail())?;
         map.serialize_entry("code", self.code())?;
-        match self {
+        let cause = match self {
+            Self::OfPart { part, cause } => {
+                part.serialize_into(&mut map)?;
+                cause
+            }
+            other => other,
+        };
+        match cause {
             Self::Rejected { rejection: Rejection::VersionConflict { expected, actual }, .. } => {
                 match expected {
                     Expected::Version(version) => map.serialize_entry("expected", version)?,
@@ -453,6 +529,7 @@ impl Serialize for Problem {
                 }
                 map.serialize_entry("actual", actual)?;
             }
+            Self::VersionGone { first_version } => map.serialize_entry("firstVersion", first_version)?,
             Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
             Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
             Self::TooManyDeliveries { limit } | Self::UnreadResponses { limit } => {

@@ -51,6 +51,12 @@ impl Reply {
         Self { status, body, headers: Vec::new(), permit: None }.with_content_type("application/json")
     }
 
+    /// 304: the client has the current representation.
+    #[must_use]
+    pub fn not_modified() -> Self {
+        Self { status: 304, ..Self::empty() }
+    }
+
     /// 204.
     #[must_use]
     pub fn empty() -> Self {

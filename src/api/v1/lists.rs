@@ -33,6 +33,7 @@ pub enum List {
     DeadLetters = 4,
     Keys = 5,
     Tenants = 6,
+    Streams = 7,
 }
 
 /// A query parameter as the route table declares it.
@@ -164,7 +165,7 @@ impl Query {
         self.count("limit", limits::FEED_PAGE_ITEMS_MAX, limits::FEED_PAGE_ITEMS_DEFAULT)
     }
 
-    fn count(&self, name: &str, most: usize, usual: usize) -> Result<usize, Problem> {
+    pub(in crate::api) fn count(&self, name: &str, most: usize, usual: usize) -> Result<usize, Problem> {
         let Some(value) = self.text(name) else { return Ok(usual) };
         match value.parse::<usize>() {
             Ok(count) if (1..=most).contains(&count) => Ok(count),
@@ -226,7 +227,7 @@ pub fn encode(list: List, key: &[u8]) -> String {
 ///
 /// # Errors
 /// 422 for a cursor that is not of this list.
-pub fn decode_name(list: List, text: &str) -> Result<Tenant, Problem> {
+pub fn decode_name<T: std::str::FromStr>(list: List, text: &str) -> Result<T, Problem> {
     let name = String::from_utf8(decode(list, text)?).map_err(|_| bad_cursor())?;
     name.parse().map_err(|_| bad_cursor())
 }
@@ -293,7 +294,7 @@ pub fn empty_reply<T: Serialize>() -> Json<ListBody<T>> {
     Json::new(&ListBody { data: Vec::new(), next: None })
 }
 
-const fn param(name: &'static str, about: &'static str, kind: Kind) -> Param {
+pub(in crate::api) const fn param(name: &'static str, about: &'static str, kind: Kind) -> Param {
     Param { name, about, kind }
 }
 
@@ -301,7 +302,7 @@ pub const UNTIL_BEFORE_SINCE: &str = "must not be before `since`";
 
 /// Dot-separated words.
 pub const WORDS: &str = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$";
-const NAME: Kind = Kind::Text(WORDS, limits::NAME_BYTES_MAX);
+pub(in crate::api) const NAME: Kind = Kind::Text(WORDS, limits::NAME_BYTES_MAX);
 pub const ID: Kind = Kind::Text("^[A-Za-z0-9_-]+$", limits::EVENT_ID_BYTES_MAX);
 
 pub const TENANT: Param = param("tenant", "Only this tenant", NAME);
@@ -383,10 +384,11 @@ pub const LANES: &[Param] = &[
     param("limit", "Lanes in the answer, 1 to 250; default 50", Kind::Limit),
 ];
 /// Topic patterns, joined by commas.
-const PATTERNS: &str =
+pub(in crate::api) const PATTERNS: &str =
     r"^([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*(,([A-Za-z0-9_-]+|[*#])(\.([A-Za-z0-9_-]+|[*#]))*)*$";
 pub const CURSORS: &str = "^(oldest|now|0|[1-9][0-9]*)$";
-const STREAM: Kind = Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX);
+/// A stream's name, also as the path parameter.
+pub const STREAM: Kind = Kind::Text(r"^[^\x00-\x1f\x7f-\x9f]+$", limits::NAME_BYTES_MAX);
 pub const FEED: &[Param] = &[
     param(
         "after",

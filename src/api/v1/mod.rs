@@ -12,6 +12,7 @@ pub mod handshakes;
 pub mod keys;
 pub mod lists;
 pub mod overview;
+pub mod streams;
 pub mod tenants;
 
 use schemars::JsonSchema;

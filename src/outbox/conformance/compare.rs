@@ -15,6 +15,7 @@ use crate::projections::counters::Lane;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
 use crate::projections::stats::Hour;
+use crate::projections::streams::Head;
 use crate::projections::usage::Usage;
 use crate::rules::feed::{FeedFilter, FeedStreams};
 
@@ -463,15 +464,53 @@ fn requests(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<()
 }
 
 fn streams(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {
-    for ((tenant, stream), expected) in &oracle.streams {
-        let mut head = found.stream(tenant, stream);
-        // Retention may remove a stream's first event, never its last.
-        if let Some(head) = head.as_mut().filter(|head| moment.rebuilt && head.first_at >= expected.first_at)
-        {
-            head.first_at = expected.first_at;
+    // Retention may remove a stream's first event, never its last.
+    let same_head = |what: &str, expected: Option<Head>, head: Option<Head>| {
+        let is_later = |head: &Head, expected: &Head| moment.rebuilt && head.first_at >= expected.first_at;
+        let head = head.map(|head| match expected {
+            Some(expected) if is_later(&head, &expected) => Head { first_at: expected.first_at, ..head },
+            _ => head,
+        });
+        same(what, &expected, &head)
+    };
+    for (tenant, stream) in oracle.streams.keys() {
+        let what = format!("stream {stream} of {tenant}");
+        same_head(&what, oracle.stream(tenant, stream), found.stream(tenant, stream))?;
+        let last = oracle.streams[&(tenant.clone(), stream.clone())].version;
+        for versions in [1..=u64::MAX, 1..=1, 2..=7, last / 2..=last, last..=last + 9, last + 1..=last + 2] {
+            let expected = oracle.stream_positions(tenant, stream, versions.clone());
+            let positions = found.stream_positions(tenant, stream, versions.clone());
+            same(&format!("versions {versions:?} of {what}"), &expected, &positions)?;
         }
-        same(&format!("stream {stream} of {tenant}"), &Some(*expected), &head)?;
+        let times = oracle.events.values().step_by(5).map(|event| event.accepted_at);
+        for until in times.chain([moment.now.plus(Duration::from_secs(1)), Timestamp::ZERO]) {
+            let expected = oracle.stream_version_before(tenant, stream, until);
+            let version = found.stream_version_before(tenant, stream, until);
+            same(&format!("the version of {what} before {until:?}"), &expected, &version)?;
+        }
+    }
+    let tenants: BTreeSet<&Tenant> = oracle.streams.keys().map(|(tenant, _)| tenant).collect();
+    for tenant in tenants {
+        for prefix in ["", "s", "stream-1", "order-", "zz"] {
+            let expected = oracle.streams(tenant, prefix, None, usize::MAX);
+            let mut all: Vec<(StreamName, Head)> = Vec::new();
+            loop {
+                let after = all.last().map(|(stream, _)| stream.clone());
+                let page = found.streams(tenant, prefix, after.as_ref(), moment.limit);
+                if page.is_empty() {
+                    break;
+                }
+                all.extend(page);
+            }
+            same("the number of streams", &expected.len(), &all.len())?;
+            for ((name, expected), (found_name, head)) in expected.into_iter().zip(all) {
+                same("a name of a stream", &name, &found_name)?;
+                same_head(&format!("stream {name} of {tenant} in a list"), Some(expected), Some(head))?;
+            }
+        }
     }
     let never = "never".parse::<StreamName>().expect("a legal name");
-    same("a stream that never was", &None, &found.stream(&Tenant::DEFAULT.parse().expect("legal"), &never))
+    let default: Tenant = Tenant::DEFAULT.parse().expect("legal");
+    same("a stream that never was", &None, &found.stream(&default, &never))?;
+    same("its positions", &Vec::new(), &found.stream_positions(&default, &never, 1..=9))
 }

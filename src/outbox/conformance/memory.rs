@@ -16,7 +16,7 @@ use crate::outbox::unit::{Command, Outcome};
 use crate::rules::matching::want;
 
 /// Every commit is durable at once, and no fault affects it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct MemoryStore {
     pub(super) oracle: Oracle,
     pub(super) records: BTreeMap<Position, (Timestamp, Record)>,
@@ -54,6 +54,10 @@ impl MemoryStore {
 
     /// Skips a request that was answered before, and every command after a conflict.
     fn judge_unit(&mut self, unit: Vec<Command>) -> Vec<Outcome> {
+        if let Some(Command::Atomic(key)) = unit.first() {
+            let key = key.clone();
+            return self.judge_atomic(unit, key);
+        }
         let request = unit.iter().find_map(Command::request).cloned();
         let is_claim = matches!(unit[..], [Command::Claim(_), ..]);
         match request.and_then(|request| self.repeated(&request)) {
@@ -70,6 +74,76 @@ impl MemoryStore {
             outcome
         };
         unit.into_iter().map(judge).collect()
+    }
+
+    /// Judges a copy, and keeps it when every command is accepted.
+    fn judge_atomic(&mut self, unit: Vec<Command>, key: Option<Idempotency>) -> Vec<Outcome> {
+        match key.as_ref().and_then(|key| self.repeated(key)) {
+            Some(Outcome::Duplicate(at)) => {
+                let before = |index: usize| unit[..index].iter().filter_map(Command::draft).count() as u64;
+                let position = |(index, command): (usize, &Command)| {
+                    let offset = if command.draft().is_some() { before(index) } else { 0 };
+                    Outcome::Duplicate(Position(at.0 + offset))
+                };
+                return unit.iter().enumerate().map(position).collect();
+            }
+            Some(other) => return vec![other; unit.len()],
+            None => {}
+        }
+        let ids: Vec<_> = unit
+            .iter()
+            .map(|command| command.draft()?.publisher_id_key().and_then(|id| self.repeated(&id)))
+            .collect();
+        let taken = ids.iter().position(|id| matches!(id, Some(Outcome::Mismatch)));
+        let known = ids.iter().position(Option::is_some);
+        let is_whole = unit.iter().zip(&ids).all(|(command, id)| command.draft().is_none() || id.is_some());
+        let failure = match (taken, known) {
+            (Some(index), _) => (index, Outcome::Rejected(Rejection::IdTaken)),
+            (None, Some(_)) if is_whole => {
+                return ids.into_iter().map(|id| id.unwrap_or(Outcome::Passed)).collect();
+            }
+            (None, Some(index)) => (index, Outcome::Rejected(Rejection::PartialDuplicate)),
+            (None, None) => {
+                let mut copy = self.clone();
+                let outcomes: Vec<_> = unit.iter().map(|command| copy.judge_alone(command)).collect();
+                let failed = outcomes
+                    .iter()
+                    .position(|outcome| !matches!(outcome, Outcome::Accepted(_) | Outcome::Passed));
+                let Some(index) = failed else {
+                    *self = copy;
+                    return outcomes;
+                };
+                (index, outcomes[index].clone())
+            }
+        };
+        let (index, outcome) = failure;
+        if let (Some(idempotency), Outcome::Rejected(rejection)) = (key, &outcome) {
+            let (rejection, command) = (*rejection, u32::try_from(index).ok());
+            self.write(Record::EventRejected { idempotency, rejection, command });
+        }
+        let mut outcomes = vec![Outcome::Withdrawn; unit.len()];
+        outcomes[index] = outcome;
+        outcomes
+    }
+
+    /// Judges a command of an atomic unit, whose key and ids are new.
+    fn judge_alone(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::Atomic(_) => Outcome::Passed,
+            Command::Check { tenant, stream, expected } => {
+                let head = self.oracle.streams.get(&(tenant.clone(), stream.clone()));
+                let actual = head.map(|head| head.version);
+                if agrees(*expected, actual) {
+                    return Outcome::Passed;
+                }
+                Outcome::Rejected(Rejection::VersionConflict { expected: *expected, actual })
+            }
+            Command::Publish(draft) => match draft.publisher_id_key().and_then(|id| self.repeated(&id)) {
+                Some(_) => Outcome::Rejected(Rejection::IdTaken),
+                None => self.append(draft),
+            },
+            other => panic!("{other:?} is not of an atomic unit"),
+        }
     }
 
     fn repeated(&self, request: &Idempotency) -> Option<Outcome> {
@@ -98,6 +172,7 @@ impl MemoryStore {
                 deliveries.retain(|key: &DeliveryKey| self.endpoints.contains_key(&key.endpoint));
                 Outcome::Written(self.write(Record::DeliveriesReordered { deliveries, at }))
             }
+            Command::Atomic(_) | Command::Check { .. } => self.judge_alone(&command),
             Command::Claim(request) => self.repeated(&request).unwrap_or_else(|| {
                 let body = Arc::from(&[][..]);
                 Outcome::Written(self.write(Record::RequestAnswered {
@@ -192,7 +267,11 @@ impl MemoryStore {
         }
         let outcome = self.publish_fresh(draft);
         if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, &draft.idempotency) {
-            self.write(Record::EventRejected { idempotency: key.clone(), rejection: *rejection });
+            self.write(Record::EventRejected {
+                idempotency: key.clone(),
+                rejection: *rejection,
+                command: None,
+            });
         }
         outcome
     }
@@ -203,22 +282,21 @@ impl MemoryStore {
             Some(duplicate) => return duplicate,
             None => {}
         }
+        self.append(draft)
+    }
+
+    fn append(&mut self, draft: &EventDraft) -> Outcome {
         let requests: Vec<Idempotency> =
             draft.idempotency.iter().cloned().chain(draft.publisher_id_key()).collect();
         let stream = draft.stream.clone().map(|stream| {
             let head = self.oracle.streams.get(&(draft.tenant.clone(), stream.clone()));
             (stream, head.map(|head| head.version))
         });
-        if let Some((_, actual)) = &stream {
-            let agrees = match draft.expected {
-                Expected::Any => true,
-                Expected::NoStream => actual.is_none(),
-                Expected::Version(version) => *actual == Some(version),
-            };
-            if !agrees {
-                let (expected, actual) = (draft.expected, *actual);
-                return Outcome::Rejected(Rejection::VersionConflict { expected, actual });
-            }
+        if let Some((_, actual)) = &stream
+            && !agrees(draft.expected, *actual)
+        {
+            let (expected, actual) = (draft.expected, *actual);
+            return Outcome::Rejected(Rejection::VersionConflict { expected, actual });
         }
         let position = self.oracle.last.next();
         for request in &requests {
@@ -258,6 +336,15 @@ impl MemoryStore {
             None => endpoint.tenant == draft.tenant && want(&endpoint.event_types, &draft.event_type),
         };
         self.endpoints.values().filter(wants).map(|endpoint| endpoint.number).collect()
+    }
+}
+
+fn agrees(expected: Expected, actual: Option<u64>) -> bool {
+    match expected {
+        Expected::Any => true,
+        Expected::NoStream => actual.is_none(),
+        Expected::Exists => actual.is_some(),
+        Expected::Version(version) => actual == Some(version),
     }
 }
 

@@ -183,7 +183,8 @@ impl Oracle {
         }
         if let Some((stream, version)) = &event.stream {
             let at = event.accepted_at;
-            let first = Head { version: *version, first_at: at, last_at: at, last: position };
+            let first =
+                Head { version: *version, first_version: 1, first_at: at, last_at: at, last: position };
             let head = self.streams.entry((event.tenant.clone(), stream.clone())).or_insert(first);
             (head.version, head.last_at, head.last) = (*version, at, position);
         }
@@ -442,6 +443,23 @@ impl Oracle {
         let mut letters: Vec<_> = self.deliveries.iter().filter_map(letter).collect();
         letters.sort_by_key(|letter| std::cmp::Reverse((letter.death, letter.delivery)));
         letters
+    }
+
+    /// Readable events of a stream by version, and its first version: the one behind the last
+    /// deleted event.
+    fn readable(
+        &self,
+        tenant: &Tenant,
+        stream: &StreamName,
+    ) -> (u64, BTreeMap<u64, (Position, &Arc<Event>)>) {
+        let version = |event: &Event| match &event.stream {
+            Some((name, version)) if event.tenant == *tenant && name == stream => Some(*version),
+            _ => None,
+        };
+        let deleted = self.forgotten.iter().filter_map(|position| version(&self.events[position])).max();
+        let first = deleted.unwrap_or(0) + 1;
+        let all = self.events.iter().filter_map(|(at, event)| Some((version(event)?, (*at, event))));
+        (first, all.filter(|(version, _)| *version >= first).collect())
     }
 
     fn wants_event(filter: &Filter, position: Position, event: &Event) -> bool {

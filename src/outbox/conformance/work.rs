@@ -9,18 +9,19 @@ use bytes::Bytes;
 
 use super::compare::{Moment, compare};
 use super::memory::MemoryStore;
+use super::outcomes::{brief, chooses_no_id, is_same, kind};
 use super::{End, Store};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
     EndpointStatus, ErrorClass, EventId, Expected, Format, Hold, Idempotency, Next, Ordering, Position,
-    RateLimit, Record, Rejection, Reservation, RetryPolicy, SignaturePreset, Timestamp, Trigger,
+    RateLimit, Record, Reservation, RetryPolicy, SignaturePreset, Timestamp, Trigger,
 };
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::unit::{Command, Outcome};
 
 /// Start time: 2033-05-18T03:33:20Z.
-const BEGINNING: u64 = 2_000_000_000_000;
+pub(super) const BEGINNING: u64 = 2_000_000_000_000;
 /// Steps between two full comparisons.
 const STEPS_PER_CHECK: u32 = 10;
 
@@ -213,12 +214,15 @@ impl<S: Store> Work<S> {
     }
 
     fn posts(&mut self) -> Vec<Command> {
+        if self.percent(25) {
+            return self.atomic();
+        }
         let claim = self.percent(20).then(|| Command::Claim(self.request_key()));
         let count = self.random.u32(1..4);
         claim.into_iter().chain((0..count).map(|_| Command::Publish(Box::new(self.post())))).collect()
     }
 
-    fn request_key(&mut self) -> Idempotency {
+    pub(super) fn request_key(&mut self) -> Idempotency {
         Idempotency {
             scope: [self.random.u8(20..26); 16],
             fingerprint: [u8::from(self.percent(20)); 16],
@@ -226,7 +230,7 @@ impl<S: Store> Work<S> {
         }
     }
 
-    fn post(&mut self) -> EventDraft {
+    pub(super) fn post(&mut self) -> EventDraft {
         let chosen = self.percent(15).then(|| self.random.u32(0..6));
         let key = self.percent(25).then(|| self.random.u8(0..6));
         // Most repetitions have the same body.
@@ -529,72 +533,5 @@ impl<S: Store> Work<S> {
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. } => false,
         }
-    }
-}
-
-fn chooses_no_id(command: &Command) -> bool {
-    command.draft().is_some_and(|draft| draft.id.is_none())
-}
-
-fn kind(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Accepted(_) => "Accepted",
-        Outcome::Duplicate(_) => "Duplicate",
-        Outcome::Mismatch => "Mismatch",
-        Outcome::Rejected(Rejection::VersionConflict { .. }) => "VersionConflict",
-        Outcome::Rejected(Rejection::IdTaken) => "IdTaken",
-        Outcome::TooManyTargets => "TooManyTargets",
-        Outcome::Endpoint(_) => "Endpoint",
-        Outcome::Tenant(_) => "Tenant",
-        Outcome::QuotaExceeded(_) => "QuotaExceeded",
-        Outcome::Written(_) => "Written",
-        Outcome::Conflict => "Conflict",
-    }
-}
-
-fn is_same(one: &Outcome, other: &Outcome) -> bool {
-    match (one, other) {
-        (Outcome::Accepted(one), Outcome::Accepted(other)) => {
-            one.event == other.event && one.position == other.position && one.duplicate == other.duplicate
-        }
-        (Outcome::Duplicate(one), Outcome::Duplicate(other))
-        | (Outcome::Written(one), Outcome::Written(other)) => one == other,
-        (Outcome::Endpoint(one), Outcome::Endpoint(other)) => one == other,
-        (Outcome::Rejected(one), Outcome::Rejected(other)) => one == other,
-        (Outcome::Tenant(one), Outcome::Tenant(other)) => one == other,
-        (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
-        (Outcome::Mismatch, Outcome::Mismatch) | (Outcome::Conflict, Outcome::Conflict) => true,
-        _ => false,
-    }
-}
-
-fn brief(command: &Command) -> String {
-    match command {
-        Command::Publish(draft) => format!(
-            "publish {} id {:?} key {:?} stream {:?} {:?}",
-            draft.event_type,
-            draft.id.as_ref().map(EventId::as_str),
-            draft.idempotency.as_ref().map(|request| request.scope[0]),
-            draft.stream.as_ref().map(ToString::to_string),
-            draft.expected,
-        ),
-        Command::PutEndpoint(endpoint) => format!(
-            "endpoint {} {:?} {:?} of revision {}",
-            endpoint.number.0, endpoint.ordering, endpoint.status, endpoint.revision
-        ),
-        Command::DeleteEndpoint { endpoint, .. } => format!("delete {}", endpoint.0),
-        Command::PutTenant(settings) => format!("tenant {} {:?}", settings.tenant, settings.quotas),
-        Command::DeleteTenant { tenant, .. } => format!("delete tenant {tenant}"),
-        Command::Record(Record::AttemptFinished { delivery, due, attempt }) => {
-            format!(
-                "attempt of {}/{} due {} -> {:?}",
-                delivery.event,
-                delivery.endpoint.0,
-                due.millis() - BEGINNING,
-                attempt.next
-            )
-        }
-        Command::Claim(request) => format!("claim {}", request.scope[0]),
-        Command::Record(record) => format!("{record:?}"),
     }
 }

@@ -6,7 +6,7 @@ use ulid::Ulid;
 
 use super::staged::{StagedGroup, known};
 use super::{Committer, duplicate_outcome, read};
-use crate::domain::{EndpointNumber, Event, EventId, Idempotency, Record, Rejection, StreamName};
+use crate::domain::{EndpointNumber, Event, EventId, Idempotency, Record, Rejection, StreamName, Tenant};
 use crate::outbox::draft::{AcceptedEvent, EventDraft};
 use crate::outbox::recent_keys::Prepared;
 use crate::outbox::unit::Outcome;
@@ -25,7 +25,8 @@ impl Committer {
         }
         let outcome = self.publish_fresh(draft, prepared, staged);
         if let (Outcome::Rejected(rejection), Some(key)) = (&outcome, key) {
-            let rejected = Record::EventRejected { idempotency: key.clone(), rejection: *rejection };
+            let (idempotency, rejection) = (key.clone(), *rejection);
+            let rejected = Record::EventRejected { idempotency, rejection, command: None };
             staged.push_with_key(key, rejected);
         }
         outcome
@@ -38,13 +39,33 @@ impl Committer {
         prepared: &Prepared,
         staged: &mut StagedGroup,
     ) -> Outcome {
-        let chosen = draft.publisher_id_key();
-        let by_id = chosen.as_ref().and_then(|chosen| self.repeated(chosen, prepared, staged));
-        match by_id.or_else(|| duplicate_outcome(draft.id_conflict)) {
+        match self.by_id(draft, prepared, staged) {
             None => {}
             Some(Outcome::Mismatch) => return Outcome::Rejected(Rejection::IdTaken),
             Some(duplicate) => return duplicate,
         }
+        self.append(draft, prepared, staged)
+    }
+
+    /// Outcome of an earlier event with the same id, if there was one.
+    pub(super) fn by_id(
+        &self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &StagedGroup,
+    ) -> Option<Outcome> {
+        let chosen = draft.publisher_id_key();
+        let known = chosen.and_then(|chosen| self.repeated(&chosen, prepared, staged));
+        known.or_else(|| duplicate_outcome(draft.id_conflict))
+    }
+
+    /// Stages an event whose key and id, if any, are new.
+    pub(super) fn append(
+        &mut self,
+        draft: &EventDraft,
+        prepared: &Prepared,
+        staged: &mut StagedGroup,
+    ) -> Outcome {
         // The stream version is undecided until the rejected events before this one are accepted.
         if staged.unit_is_full {
             return Outcome::TooManyTargets;
@@ -53,7 +74,7 @@ impl Committer {
             Ok(stream) => stream,
             Err(rejection) => return Outcome::Rejected(rejection),
         };
-        let idempotency = draft.idempotency.iter().cloned().chain(chosen).collect();
+        let idempotency = draft.idempotency.iter().cloned().chain(draft.publisher_id_key()).collect();
         let event = Arc::new(self.event(draft, stream, idempotency));
         if let Err(exceeded) = staged.loads.add_event(&event, &self.registry, &mut self.unapplied_load) {
             return Outcome::QuotaExceeded(exceeded);
@@ -64,10 +85,10 @@ impl Committer {
         }
         let position = staged.push(Record::EventAccepted(event.clone()));
         for answered in &event.idempotency {
-            staged.scopes.insert(answered.scope, known(answered, position));
+            staged.put_scope(answered.scope, known(answered, position));
         }
         if let Some((stream, version)) = &event.stream {
-            staged.streams.insert((event.tenant.clone(), stream.clone()), (*version, position));
+            staged.put_stream((event.tenant.clone(), stream.clone()), *version, position);
         }
         Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
     }
@@ -79,14 +100,21 @@ impl Committer {
         staged: &StagedGroup,
     ) -> Result<Option<(StreamName, u64)>, Rejection> {
         let Some(stream) = &draft.stream else { return Ok(None) };
-        let name = (draft.tenant.clone(), stream.clone());
-        let actual = staged
-            .streams
-            .get(&name)
-            .map(|(version, _)| *version)
-            .or_else(|| self.recent.stream(&name, prepared.as_of))
-            .or_else(|| prepared.streams.get(&name).copied());
+        let actual = self.version(&(draft.tenant.clone(), stream.clone()), prepared, staged);
         judge_version(draft.expected, actual).map(|version| Some((stream.clone(), version)))
+    }
+
+    /// Version of a stream, with the events of the group so far.
+    pub(super) fn version(
+        &self,
+        name: &(Tenant, StreamName),
+        prepared: &Prepared,
+        staged: &StagedGroup,
+    ) -> Option<u64> {
+        let staged = staged.streams.get(name).map(|(version, _)| *version);
+        staged
+            .or_else(|| self.recent.stream(name, prepared.as_of))
+            .or_else(|| prepared.streams.get(name).copied())
     }
 
     fn event(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::atomic::Savepoint;
 use crate::domain::{Idempotency, Position, Record, StreamName, Tenant};
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -25,6 +26,8 @@ pub(super) struct StagedGroup {
     /// The current unit reached its target limit. Its later events must not overtake the rejected
     /// one.
     pub(super) unit_is_full: bool,
+    /// Of the atomic unit that is judged.
+    pub(super) savepoint: Option<Savepoint>,
 }
 
 impl StagedGroup {
@@ -58,7 +61,7 @@ impl StagedGroup {
     /// As [`Self::push`]; the record holds the result of a request with an idempotency key.
     pub(super) fn push_with_key(&mut self, idempotency: &Idempotency, record: Record) -> Position {
         let position = self.push(record);
-        self.scopes.insert(idempotency.scope, known(idempotency, position));
+        self.put_scope(idempotency.scope, known(idempotency, position));
         position
     }
 }

@@ -32,7 +32,7 @@ impl Step<'_> {
             first_due: event.first_due(),
             tenant: event.tenant.as_str().into(),
             event_type: event.event_type.as_str().into(),
-            stream: event.stream.as_ref().map(|(name, _)| name.as_str().into()),
+            stream: event.stream.as_ref().map(|(name, version)| (name.as_str().into(), *version)),
             order: order_hash(ordering_key(event)),
             bytes: event.stored_bytes(),
             targets: event.targets.clone(),
@@ -42,7 +42,7 @@ impl Step<'_> {
         usage.bytes += entry.bytes;
         self.fold.blocks.add_event(self.rows, self.fold.checkpoint, &entry);
         if let Some((stream, version)) = &event.stream {
-            streams::advance(self.rows, &event.tenant, stream, *version, event.accepted_at, self.position);
+            streams::append(self.rows, &event.tenant, stream, *version, event.accepted_at, self.position);
         }
         for idempotency in &event.idempotency {
             idempotency::remember(self.rows, self.fold.checkpoint, idempotency, self.position);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn hash(text: &str) -> [u8; 16] {
+pub(super) fn hash(text: &str) -> [u8; 16] {
     let mut chance = Chance::new(crate::projections::fold::order_hash(text));
     let (high, low) = (chance.next(), chance.next());
     (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
@@ -33,6 +33,7 @@ pub(in crate::simulation) fn draw_post(inner: &mut Inner) -> Post {
     let expected = match inner.chance.within(0, 5) {
         0 => Expected::NoStream,
         1 | 2 => Expected::Version(head.max(1)),
+        3 => Expected::Exists,
         _ => Expected::Any,
     };
     let chance = &mut inner.chance;
@@ -205,6 +206,7 @@ fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated
     if !repeated {
         let wrong = match rejection {
             Rejection::VersionConflict { actual, .. } => check_conflict(inner, post, actual.unwrap_or(0)),
+            Rejection::PartialDuplicate => Some("partial duplicate of a single event".to_owned()),
             Rejection::IdTaken => {
                 post.draft.id.is_none().then(|| "id conflict of an event without a chosen id".to_owned())
             }
@@ -217,7 +219,7 @@ fn check_rejected(inner: &mut Inner, post: &Post, rejection: Rejection, repeated
         return repeated.then(|| "repeated rejection of an event without a key".to_owned());
     };
     let own = inner.model.records.iter().rev().find_map(|(_, record)| match record {
-        Record::EventRejected { idempotency, rejection } if idempotency.scope == key.scope => {
+        Record::EventRejected { idempotency, rejection, .. } if idempotency.scope == key.scope => {
             Some((idempotency.expires_at, *rejection))
         }
         _ => None,
@@ -241,6 +243,7 @@ fn check_conflict(inner: &Inner, post: &Post, actual: u64) -> Option<String> {
     let conflicts = match post.draft.expected {
         Expected::Any => false,
         Expected::NoStream => actual != 0,
+        Expected::Exists => actual == 0,
         Expected::Version(version) => actual != version,
     };
     (!possible || !conflicts)

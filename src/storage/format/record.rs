@@ -6,7 +6,8 @@
 //! input only.
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
-//! version is 4 for `AttemptFinished`, 2 for `EndpointPut` and 1 for all others.
+//! version is 4 for `AttemptFinished`, 2 for `EndpointPut` and `EventRejected`, and 1 for all
+//! others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
@@ -22,7 +23,7 @@
 //! | 10 | `DeadLettersPurged` | deliveries, at |
 //! | 11 | `RequestAnswered` | idempotency, status, body |
 //! | 12 | `DeliveriesReordered` | deliveries, at |
-//! | 13 | `EventRejected` | idempotency, rejection (expected and actual version) |
+//! | 13 | `EventRejected` | idempotency, rejection (expected and actual version), command? |
 //! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
 //! | 15 | `TenantPut` | tenant, name, metadata?, quotas (code, kind, limit), in flight?, timeout?, retry?, created at, updated at, revision |
 //! | 16 | `TenantDeleted` | tenant, at |
@@ -61,6 +62,8 @@ const ATTEMPT_LAYOUT: u8 = 4;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
+/// Layout version of rejections. Layout 1 stays readable: it has no command.
+const REJECTION_LAYOUT: u8 = 2;
 
 const EVENT_ACCEPTED: u8 = 1;
 const ATTEMPT_FINISHED: u8 = 2;
@@ -132,9 +135,10 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_u16(out, *status);
             put_bytes(out, body);
         }
-        Record::EventRejected { idempotency, rejection } => {
+        Record::EventRejected { idempotency, rejection, command } => {
             put_idempotency(out, idempotency);
             put_rejection(out, *rejection);
+            put_option(out, command.as_ref(), |out, command| put_varint(out, u64::from(*command)));
         }
         Record::RateReserved { endpoint, reservation } => {
             put_varint(out, u64::from(endpoint.0));
@@ -193,9 +197,11 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         DELIVERIES_REORDERED => {
             Record::DeliveriesReordered { deliveries: get_deliveries(r)?, at: get_time(r)? }
         }
-        EVENT_REJECTED => {
-            Record::EventRejected { idempotency: get_idempotency(r)?, rejection: get_rejection(r)? }
-        }
+        EVENT_REJECTED => Record::EventRejected {
+            idempotency: get_idempotency(r)?,
+            rejection: get_rejection(r)?,
+            command: if found < 2 { None } else { get_option(r, |r| Ok(r.get_varint_u32()?))? },
+        },
         RATE_RESERVED => Record::RateReserved {
             endpoint: get_number(r)?,
             reservation: Reservation {
@@ -217,6 +223,7 @@ fn layout_of(tag: u8) -> Option<u8> {
     match tag {
         ATTEMPT_FINISHED => Some(ATTEMPT_LAYOUT),
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
+        EVENT_REJECTED => Some(REJECTION_LAYOUT),
         EVENT_ACCEPTED..=TENANT_DELETED => Some(LAYOUT),
         _ => None,
     }
@@ -272,7 +279,8 @@ pub(super) fn get_idempotency(r: &mut Reader<'_>) -> Result<Idempotency, CodecEr
     })
 }
 
-/// 1 version conflict (expected: 0 any, 1 no stream, 2 a version; actual version?), 2 id taken.
+/// 1 version conflict (expected: 0 any, 1 no stream, 2 a version, 3 exists; actual version?), 2 id
+/// taken, 3 partial duplicate.
 fn put_rejection(out: &mut Vec<u8>, rejection: Rejection) {
     match rejection {
         Rejection::VersionConflict { expected, actual } => {
@@ -284,10 +292,12 @@ fn put_rejection(out: &mut Vec<u8>, rejection: Rejection) {
                     put_u8(out, 2);
                     put_varint(out, version);
                 }
+                Expected::Exists => put_u8(out, 3),
             }
             put_option(out, actual.as_ref(), |out, version| put_varint(out, *version));
         }
         Rejection::IdTaken => put_u8(out, 2),
+        Rejection::PartialDuplicate => put_u8(out, 3),
     }
 }
 
@@ -298,6 +308,7 @@ fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
                 0 => Expected::Any,
                 1 => Expected::NoStream,
                 2 => Expected::Version(r.get_varint()?),
+                3 => Expected::Exists,
                 found => {
                     return Err(CodecError::UnknownValue {
                         what: "expected version",
@@ -309,6 +320,7 @@ fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
             Ok(Rejection::VersionConflict { expected, actual })
         }
         2 => Ok(Rejection::IdTaken),
+        3 => Ok(Rejection::PartialDuplicate),
         found => Err(CodecError::UnknownValue { what: "rejection", found: u64::from(found) }),
     }
 }

@@ -166,14 +166,27 @@ fn bare_tenant() -> TenantSettings {
     }
 }
 
+fn rejections() -> impl Iterator<Item = Record> {
+    let conflict = |expected, actual| Rejection::VersionConflict { expected, actual };
+    let all = [
+        (conflict(Expected::Version(6), Some(300)), None),
+        (conflict(Expected::NoStream, Some(1)), None),
+        (conflict(Expected::Any, None), None),
+        (Rejection::IdTaken, None),
+        (conflict(Expected::Exists, None), Some(0)),
+        (Rejection::PartialDuplicate, Some(2_000)),
+    ];
+    let expires_at = Some(time(1_000));
+    all.into_iter().map(move |(rejection, command)| {
+        let idempotency = Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at };
+        Record::EventRejected { idempotency, rejection, command }
+    })
+}
+
 /// Samples with every variant of every type in a record.
 fn samples() -> Vec<Record> {
     let at = time(1_000);
     let delivery = DeliveryKey { event: Position(300), endpoint: EndpointNumber(2) };
-    let rejected = |rejection| {
-        let idempotency = Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at: Some(at) };
-        Record::EventRejected { idempotency, rejection }
-    };
     let finished = |attempt| Record::AttemptFinished { delivery, due: time(400), attempt: Arc::new(attempt) };
     let mut all = vec![
         Record::EventAccepted(Arc::new(full_event())),
@@ -210,11 +223,8 @@ fn samples() -> Vec<Record> {
             status: 201,
             body: Arc::from(&b"{}"[..]),
         },
-        rejected(Rejection::VersionConflict { expected: Expected::Version(6), actual: Some(300) }),
-        rejected(Rejection::VersionConflict { expected: Expected::NoStream, actual: Some(1) }),
-        rejected(Rejection::VersionConflict { expected: Expected::Any, actual: None }),
-        rejected(Rejection::IdTaken),
     ];
+    all.extend(rejections());
     for reason in DeadReason::ALL {
         all.push(finished(attempt(Next::Dead(reason))));
         all.push(Record::DeliveriesDied { deliveries: keys(), reason, at });

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
@@ -201,6 +202,45 @@ pub struct JournalReader {
 impl JournalReader {
     /// Returns the record at a position. Returns `None` if it does not exist yet, or was removed.
     pub fn read(&self, position: Position) -> Result<Option<Record>, ReadError> {
+        match self.locate(position)? {
+            Some((block, at)) => decode(&block, &block.records[at]).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the records at these positions, in their order, until `visit` ends it. Positions that
+    /// follow each other in one block cost one look at the caches.
+    pub fn read_each(
+        &self,
+        positions: impl Iterator<Item = Position>,
+        visit: &mut dyn FnMut(Position, Result<Option<Record>, ReadError>) -> ControlFlow<()>,
+    ) {
+        let mut last: Option<Arc<Block>> = None;
+        for position in positions {
+            let in_last = last.take().and_then(|block| {
+                let at = block.records.binary_search_by_key(&position, |record| record.position).ok()?;
+                Some((block, at))
+            });
+            let located = match in_last {
+                Some(found) => Ok(Some(found)),
+                None => self.locate(position),
+            };
+            let record = located.and_then(|found| match found {
+                Some((block, at)) => {
+                    let record = decode(&block, &block.records[at]);
+                    last = Some(block);
+                    record.map(Some)
+                }
+                None => Ok(None),
+            });
+            if visit(position, record).is_break() {
+                return;
+            }
+        }
+    }
+
+    /// The block with the record at a position, and the record's index in it.
+    fn locate(&self, position: Position) -> Result<Option<(Arc<Block>, usize)>, ReadError> {
         if position > self.last_position() || position == Position(0) {
             return Ok(None);
         }
@@ -212,7 +252,7 @@ impl JournalReader {
         if let Some(location) = segment.locate_block(position) {
             let block = self.shared.block(&segment, &location, true)?;
             if let Ok(at) = block.records.binary_search_by_key(&position, |record| record.position) {
-                return decode(&block, &block.records[at]).map(Some);
+                return Ok(Some((block, at)));
             }
             damage.extend(block.damage.iter().cloned());
         }

@@ -7,9 +7,7 @@ use crate::projections::fold::Totals;
 use crate::projections::retention::Cutoffs;
 
 /// Version of the row layouts and of the fold. A state of another version is rebuilt.
-const LAYOUT: u64 = 6;
-/// As [`LAYOUT`], with a partly applied record at the end of the cursor.
-const LAYOUT_WITH_PART: u64 = 7;
+const LAYOUT: u64 = 8;
 
 /// Position that the rows reflect, and what was deleted without a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,9 +49,10 @@ impl StateCursor {
         let Totals { pending, dead, events } = self.totals;
         // Zero means no cutoff: no event ended before time zero.
         let millis = |cutoff: Option<Timestamp>| cutoff.map_or(0, Timestamp::millis);
-        let layout = if self.part.is_some() { LAYOUT_WITH_PART } else { LAYOUT };
+        // No record has position 0.
+        let part = self.part.unwrap_or(AppliedPart { position: Position(0), deliveries: 0 });
         let numbers = [
-            layout,
+            LAYOUT,
             self.applied.0,
             pending,
             dead,
@@ -62,9 +61,10 @@ impl StateCursor {
             self.expired_until.millis(),
             millis(self.cutoffs.events),
             millis(self.cutoffs.stream_events),
+            part.position.0,
+            part.deliveries as u64,
         ];
-        let part = self.part.map(|part| [part.position.0, part.deliveries as u64]);
-        for number in numbers.into_iter().chain(part.into_iter().flatten()) {
+        for number in numbers {
             put_varint(&mut value, number);
         }
         value
@@ -74,8 +74,7 @@ impl StateCursor {
     pub(super) fn read(value: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(value);
         let mut number = || reader.get_varint().ok();
-        let layout = number()?;
-        if layout != LAYOUT && layout != LAYOUT_WITH_PART {
+        if number()? != LAYOUT {
             return None;
         }
         let applied = Position(number()?);
@@ -87,11 +86,8 @@ impl StateCursor {
             events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
             stream_events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
         };
-        let mut part = None;
-        if layout == LAYOUT_WITH_PART {
-            let position = Position(number()?);
-            part = Some(AppliedPart { position, deliveries: usize::try_from(number()?).ok()? });
-        }
+        let part = AppliedPart { position: Position(number()?), deliveries: number()?.try_into().ok()? };
+        let part = Some(part).filter(|part| part.position != Position(0));
         Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs })
     }
 }

@@ -71,6 +71,14 @@ impl Errors {
         result.map_err(|error| self.push(pointer, error.to_string())).ok()
     }
 
+    /// Adds the errors of a part of the body, whose pointer is `parent`.
+    pub fn extend_below(&mut self, parent: &str, errors: Vec<FieldError>) {
+        self.0.extend(errors.into_iter().map(|error| match error.location {
+            ErrorLocation::Pointer(below) => FieldError::at(format!("{parent}{below}"), error.detail),
+            _ => error,
+        }));
+    }
+
     pub fn finish(self) -> Result<(), Problem> {
         if self.0.is_empty() { Ok(()) } else { Err(Problem::Validation(self.0)) }
     }

@@ -56,7 +56,11 @@ pub(in crate::api) fn parse_event_type(text: &str) -> Result<EventType, String> 
 }
 
 /// Validates an event. `raw` is its text, for the fingerprint.
-pub(super) fn build_draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Result<EventDraft, Problem> {
+pub(in crate::api::v1) fn build_draft(
+    call: &Call,
+    input: EventInput<'_>,
+    raw: &[u8],
+) -> Result<EventDraft, Problem> {
     let mut errors = Errors::default();
     let event_type = errors.check("/type", parse_event_type(&input.event_type));
     let id: Option<EventId> = input.id.and_then(|id| errors.check("/id", id.parse()));
@@ -120,7 +124,7 @@ pub(super) fn build_draft(call: &Call, input: EventInput<'_>, raw: &[u8]) -> Res
 ///
 /// # Errors
 /// 422 for a malformed number, or one above [`limits::HOPS_MAX`].
-pub(super) fn parse_hops(headers: &HeaderMap) -> Result<u32, Problem> {
+pub(in crate::api::v1) fn parse_hops(headers: &HeaderMap) -> Result<u32, Problem> {
     let mut values = headers.get_all(attribute::HOPS).iter();
     let (first, second) = (values.next(), values.next());
     let Some(value) = first else { return Ok(0) };
@@ -137,7 +141,7 @@ pub(super) fn parse_hops(headers: &HeaderMap) -> Result<u32, Problem> {
 }
 
 /// Stores the number of hops with the event, for its deliveries.
-pub(super) fn set_hops(draft: &mut EventDraft, hops: u32) {
+pub(in crate::api::v1) fn set_hops(draft: &mut EventDraft, hops: u32) {
     if hops > 0 {
         draft.attributes.push((attribute::HOPS.into(), hops.to_string().into()));
         draft.attributes.sort();
@@ -155,7 +159,7 @@ pub(in crate::api) fn trace_attribute(headers: &HeaderMap) -> Vec<(Box<str>, Box
 }
 
 /// The tenant for id lookups of requests that do not name one.
-pub(super) fn default_tenant(call: &Call) -> &str {
+pub(in crate::api::v1) fn default_tenant(call: &Call) -> &str {
     call.principal.scope.0.as_ref().map_or(Tenant::DEFAULT, Tenant::as_str)
 }
 

@@ -23,42 +23,42 @@ pub struct EventInput<'a> {
     /// Dot-separated words, at most 255 bytes.
     #[serde(rename = "type", borrow)]
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
-    pub(super) event_type: Cow<'a, str>,
+    pub(in crate::api::v1) event_type: Cow<'a, str>,
     /// Any JSON value; delivered byte for byte.
     #[serde(borrow)]
     #[schemars(with = "serde_json::Value")]
-    pub(super) data: &'a RawValue,
+    pub(in crate::api::v1) data: &'a RawValue,
     /// Unique per tenant. Repeating an id returns the original event. Default: generated.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]
-    pub(super) id: Option<String>,
+    pub(in crate::api::v1) id: Option<String>,
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
-    pub(super) tenant: Option<String>,
+    pub(in crate::api::v1) tenant: Option<String>,
     /// When the event happened; default: the time of acceptance.
     #[schemars(extend("format" = "date-time"))]
-    pub(super) timestamp: Option<String>,
+    pub(in crate::api::v1) timestamp: Option<String>,
     /// Version of the data's schema; default: `1.0`.
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
-    pub(super) version: Option<String>,
+    pub(in crate::api::v1) version: Option<String>,
     /// The stream to append to. Its events have dense versions from 1.
     #[schemars(length(min = 1, max = 255))]
-    pub(super) stream: Option<String>,
+    pub(in crate::api::v1) stream: Option<String>,
     /// The expected version of the stream; requires `stream`.
-    pub(super) expected_version: Option<ExpectedVersion>,
+    pub(in crate::api::v1) expected_version: Option<ExpectedVersion>,
     /// Default: the stream.
     #[schemars(length(min = 1, max = 255))]
-    pub(super) ordering_key: Option<String>,
+    pub(in crate::api::v1) ordering_key: Option<String>,
     /// The earliest time of delivery.
     #[schemars(extend("format" = "date-time"))]
-    pub(super) deliver_at: Option<String>,
+    pub(in crate::api::v1) deliver_at: Option<String>,
     /// Stored with the event, but not delivered.
     #[serde(borrow)]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
-    pub(super) metadata: Option<&'a RawValue>,
+    pub(in crate::api::v1) metadata: Option<&'a RawValue>,
 }
 
-/// A number, `"none"` or `"any"`.
+/// A number, `"none"`, `"exists"` or `"any"`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ExpectedVersion(pub(super) Expected);
+pub struct ExpectedVersion(pub(in crate::api::v1) Expected);
 
 impl<'de> Deserialize<'de> for ExpectedVersion {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for ExpectedVersion {
             type Value = Expected;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a positive version, \"none\" or \"any\"")
+                f.write_str("a positive version, \"none\", \"exists\" or \"any\"")
             }
 
             fn visit_u64<E: de::Error>(self, version: u64) -> Result<Expected, E> {
@@ -82,6 +82,7 @@ impl<'de> Deserialize<'de> for ExpectedVersion {
             fn visit_str<E: de::Error>(self, word: &str) -> Result<Expected, E> {
                 match word {
                     "none" => Ok(Expected::NoStream),
+                    "exists" => Ok(Expected::Exists),
                     "any" => Ok(Expected::Any),
                     _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
                 }
@@ -97,7 +98,7 @@ impl JsonSchema for ExpectedVersion {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": ["none", "any"]}]})
+        json_schema!({"oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": ["none", "exists", "any"]}]})
     }
 }
 
@@ -106,9 +107,26 @@ impl JsonSchema for ExpectedVersion {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "its schema is read, never its value")]
 pub struct BatchSchema<'a> {
-    /// 1 to 1,000 independent events.
+    /// 1 to 1,000 events.
     #[schemars(length(min = 1, max = 1000))]
     events: Vec<EventInput<'a>>,
+    /// Accept all events, or none. Default: each event is independent.
+    atomic: Option<bool>,
+    /// Conditions on streams; require `atomic`.
+    #[schemars(length(max = 1000))]
+    checks: Option<Vec<BatchCheckInput>>,
+}
+
+/// A condition on a stream.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BatchCheckInput {
+    #[schemars(length(min = 1, max = 255))]
+    pub(super) stream: String,
+    pub(super) expected_version: ExpectedVersion,
+    /// Default: the tenant of events without one.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
+    pub(super) tenant: Option<String>,
 }
 
 /// For the OpenAPI document.

@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 
 use crate::api::text::Time;
 use crate::api::v1::events::model::{attributes, raw};
+use crate::domain::{Event, Position};
 use crate::service::types::{FeedEvent, FeedPage};
 
-/// An event of the feed.
+/// An event of the feed, or of a stream: without its deliveries.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeedEventBody<'a> {
@@ -47,7 +48,11 @@ pub struct FeedEventBody<'a> {
 impl<'a> FeedEventBody<'a> {
     #[must_use]
     pub fn new(entry: &'a FeedEvent) -> Self {
-        let event = &*entry.event;
+        Self::of(entry.position, &entry.event)
+    }
+
+    #[must_use]
+    pub fn of(position: Position, event: &'a Event) -> Self {
         Self {
             id: event.id.as_str(),
             event_type: event.event_type.as_str(),
@@ -62,7 +67,7 @@ impl<'a> FeedEventBody<'a> {
             metadata: event.metadata.as_deref().and_then(raw),
             attributes: attributes(event),
             data: raw(&event.data),
-            position: entry.position.0,
+            position: position.0,
         }
     }
 }

@@ -85,7 +85,11 @@ pub fn filter(call: &Call) -> Result<FeedFilter, Problem> {
     Ok(FeedFilter { tenant, types: types(query)?, streams })
 }
 
-fn types(query: &Query) -> Result<Vec<Pattern>, Problem> {
+/// The topic patterns of `types`, separated by commas.
+///
+/// # Errors
+/// 422 for a malformed pattern, or too many.
+pub fn types(query: &Query) -> Result<Vec<Pattern>, Problem> {
     let Some(text) = query.text("types") else { return Ok(Vec::new()) };
     let types: Result<Vec<Pattern>, _> = text.split(',').map(str::parse).collect();
     let types = types.map_err(|error| Problem::parameter("types", error.to_string()))?;

@@ -1,5 +1,7 @@
 //! The oracle's answers to the questions of the read model.
 
+use std::ops::RangeInclusive;
+
 use super::*;
 
 impl ReadModel for Oracle {
@@ -288,6 +290,42 @@ impl ReadModel for Oracle {
     }
 
     fn stream(&self, tenant: &Tenant, stream: &StreamName) -> Option<Head> {
-        self.streams.get(&(tenant.clone(), stream.clone())).copied()
+        let head = self.streams.get(&(tenant.clone(), stream.clone()))?;
+        Some(Head { first_version: self.readable(tenant, stream).0, ..*head })
+    }
+
+    fn stream_positions(
+        &self,
+        tenant: &Tenant,
+        stream: &StreamName,
+        versions: RangeInclusive<u64>,
+    ) -> Vec<(u64, Position)> {
+        let (_, all) = self.readable(tenant, stream);
+        let wanted = all.into_iter().filter(|(version, _)| versions.contains(version));
+        wanted.map(|(version, (position, _))| (version, position)).collect()
+    }
+
+    fn stream_version_before(&self, tenant: &Tenant, stream: &StreamName, until: Timestamp) -> u64 {
+        let (first, all) = self.readable(tenant, stream);
+        let Some(head) = self.streams.get(&(tenant.clone(), stream.clone())) else { return 0 };
+        if head.last_at < until {
+            return head.version;
+        }
+        let before = all.iter().filter(|(_, (_, event))| event.accepted_at < until);
+        before.map(|(version, _)| *version).max().unwrap_or(first - 1)
+    }
+
+    fn streams(
+        &self,
+        tenant: &Tenant,
+        prefix: &str,
+        after: Option<&StreamName>,
+        limit: usize,
+    ) -> Vec<(StreamName, Head)> {
+        let names = self.streams.keys().filter(|(owner, stream)| {
+            owner == tenant && stream.as_str().starts_with(prefix) && after.is_none_or(|after| stream > after)
+        });
+        let heads = names.filter_map(|(_, stream)| Some((stream.clone(), self.stream(tenant, stream)?)));
+        heads.take(limit).collect()
     }
 }

@@ -1,0 +1,94 @@
+//! Streams: head, events, list.
+
+use axum::http::header;
+
+use super::model::{StreamBody, StreamPageBody};
+use super::query::wanted_events;
+use crate::api::http::problem::Problem;
+use crate::api::http::reply::Reply;
+use crate::api::http::response::Json;
+use crate::api::v1::lists::{self, List, ListBody};
+use crate::api::{Call, not_found};
+use crate::domain::{StreamName, Tenant};
+use crate::service::Streams;
+use crate::service::streams::StreamReadError;
+
+const TENANT_HINT: &str = "; name the tenant with `?tenant=`";
+
+impl Call {
+    /// The tenant of the stream in the path: of `?tenant=`, or of the key, or `default`.
+    ///
+    /// # Errors
+    /// 422 for a malformed tenant, 403 when the key is bound to another tenant.
+    pub(super) fn stream_tenant(&self) -> Result<Tenant, Problem> {
+        self.principal.tenant(self.query.get("tenant")?)
+    }
+
+    fn stream_not_found(&self) -> Problem {
+        match not_found("stream", &self.id) {
+            Problem::NotFound(detail)
+                if self.principal.scope.0.is_none() && self.query.text("tenant").is_none() =>
+            {
+                Problem::NotFound(format!("{detail} in tenant `{}`{TENANT_HINT}", Tenant::DEFAULT))
+            }
+            problem => problem,
+        }
+    }
+}
+
+/// `GET /v1/streams/{stream}`
+pub async fn get(call: &Call) -> Result<Json<StreamBody<'static>>, Problem> {
+    let stream: StreamName = call.parse_id("stream")?;
+    let tenant = call.stream_tenant()?;
+    let (after, wait) = (call.query.number("afterVersion")?, call.query.wait()?);
+    if call.waits() && after.is_none() {
+        return Err(Problem::parameter("wait", "requires `afterVersion`"));
+    }
+    let wanted = (after.unwrap_or(0), wait);
+    let scope = &call.principal.scope;
+    let gone = call.client.gone();
+    let head = Streams(&call.api.context).head_after(scope, &tenant, &stream, wanted, gone).await?;
+    let head = head.ok_or_else(|| call.stream_not_found())?;
+    let tag = format!("\"{}\"", head.version);
+    if has_tag(call, &tag) {
+        return Ok(Json::from_reply(Reply::not_modified()).with_header("etag", &tag));
+    }
+    Ok(Json::new(&StreamBody::new(&tenant, &stream, &head)).with_header("etag", &tag).without_lifetime())
+}
+
+/// Whether `If-None-Match` has the tag (RFC 9110, section 13.1.2), by weak comparison.
+fn has_tag(call: &Call, tag: &str) -> bool {
+    let values = call.headers.get_all(header::IF_NONE_MATCH).iter();
+    let tags = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    tags.map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
+}
+
+/// `GET /v1/streams/{stream}/events`
+pub async fn read(call: &Call) -> Result<Json<StreamPageBody<'static>>, Problem> {
+    let stream: StreamName = call.parse_id("stream")?;
+    let tenant = call.stream_tenant()?;
+    let wanted = wanted_events(&call.query)?;
+    let page = match Streams(&call.api.context).read(&tenant, &stream, wanted).await {
+        Ok(page) => page,
+        Err(StreamReadError::NotFound) => return Err(call.stream_not_found()),
+        Err(StreamReadError::Gone { first_version }) => return Err(Problem::VersionGone { first_version }),
+        Err(StreamReadError::Unavailable(error)) => return Err(error.into()),
+    };
+    let bytes = page.events.iter().map(|(_, event)| event.weight()).sum();
+    let respond = || Json::new(&StreamPageBody::new(&stream, &page)).without_lifetime();
+    Ok(call.heavy_work(bytes, respond).await)
+}
+
+/// `GET /v1/streams`
+pub async fn list(call: &Call) -> Result<Json<ListBody<StreamBody<'static>>>, Problem> {
+    let tenant = call.stream_tenant()?;
+    let limit = call.query.limit()?;
+    let prefix = call.query.text("prefix").unwrap_or_default().to_owned();
+    let after = call.query.text("cursor").map(|cursor| lists::decode_name(List::Streams, cursor));
+    let (found, has_more) =
+        Streams(&call.api.context).list(&tenant, prefix, after.transpose()?, limit).await?;
+    let last = found.last().filter(|_| has_more);
+    let next = last.map(|(stream, _)| lists::encode(List::Streams, stream.as_str().as_bytes()));
+    let data = found.iter().map(|(stream, head)| StreamBody::new(&tenant, stream, head)).collect();
+    Ok(lists::list_reply(&call.path, &call.query, data, next).without_lifetime())
+}

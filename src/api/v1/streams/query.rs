@@ -1,0 +1,73 @@
+//! The query parameters of streams.
+
+use crate::api::http::problem::Problem;
+use crate::api::v1::feed::query::types;
+use crate::api::v1::lists::{Kind, LIMIT, NAME, PATTERNS, Param, Query, STREAM, param};
+use crate::limits;
+use crate::service::streams::{Direction, ReadStart, StreamRead};
+
+const STREAM_TENANT: Param =
+    param("tenant", "The tenant of the stream; default: the key's, or `default`", NAME);
+pub const ONE_STREAM: &[Param] = &[STREAM_TENANT];
+pub const STREAM_AND_WAIT: &[Param] = &[
+    STREAM_TENANT,
+    param("afterVersion", "With `wait`: wait until the version is above this one", Kind::Position),
+    param("wait", "Wait for an event after `afterVersion`, for at most this time (60s)", Kind::Wait),
+];
+pub const DIRECTIONS: &[&str] = &["forwards", "backwards"];
+pub const STREAM_EVENTS: &[Param] = &[
+    STREAM_TENANT,
+    param(
+        "fromVersion",
+        "The first version, or `oldest`; default: 1, or the last one when reading backwards",
+        Kind::Text("^(oldest|[1-9][0-9]{0,17})$", 18),
+    ),
+    param("direction", "Order of the events; default: `forwards`", Kind::Word(DIRECTIONS)),
+    param("untilVersion", "Only events up to this version", Kind::Position),
+    param("until", "Only events accepted before this time", Kind::Time),
+    param(
+        "types",
+        "Only types that match one of these topic patterns, separated by commas",
+        Kind::Text(PATTERNS, limits::FEED_PATTERNS_MAX * (limits::EVENT_TYPE_BYTES_MAX + 1)),
+    ),
+    param(
+        "limit",
+        "Events per page, 1 to 1,000; default 100",
+        Kind::Count(limits::STREAM_PAGE_EVENTS_MAX, limits::STREAM_PAGE_EVENTS_DEFAULT),
+    ),
+];
+/// The cursor has a stream's name in base64.
+pub const STREAMS: &[Param] = &[
+    STREAM_TENANT,
+    param("prefix", "Only streams whose names begin with this text", STREAM),
+    LIMIT,
+    param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 352)),
+];
+/// The wanted events of `GET /v1/streams/{stream}/events`.
+///
+/// # Errors
+/// 422 that names the parameter.
+pub(super) fn wanted_events(query: &Query) -> Result<StreamRead, Problem> {
+    let start = match query.text("fromVersion") {
+        None => ReadStart::End,
+        Some("oldest") => ReadStart::Oldest,
+        Some(_) => match query.number("fromVersion") {
+            Ok(Some(version)) if version > 0 => ReadStart::Version(version),
+            _ => return Err(Problem::parameter("fromVersion", "must be `oldest` or a version, from 1")),
+        },
+    };
+    let direction = match query.word("direction", DIRECTIONS)? {
+        Some("backwards") => Direction::Backwards,
+        _ => Direction::Forwards,
+    };
+    let (most, usual) = (limits::STREAM_PAGE_EVENTS_MAX, limits::STREAM_PAGE_EVENTS_DEFAULT);
+    let limit = query.count("limit", most, usual)?;
+    Ok(StreamRead {
+        start,
+        direction,
+        until_version: query.number("untilVersion")?,
+        until: query.time("until")?,
+        types: types(query)?,
+        limit,
+    })
+}

@@ -1,0 +1,80 @@
+//! Outcomes and commands of the work: names, comparison, short descriptions.
+
+use super::work::BEGINNING;
+use crate::domain::{EventId, Record, Rejection};
+use crate::outbox::unit::{Command, Outcome};
+
+pub(super) fn chooses_no_id(command: &Command) -> bool {
+    command.draft().is_some_and(|draft| draft.id.is_none())
+}
+
+pub(super) fn kind(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Accepted(_) => "Accepted",
+        Outcome::Duplicate(_) => "Duplicate",
+        Outcome::Mismatch => "Mismatch",
+        Outcome::Rejected(Rejection::VersionConflict { .. }) => "VersionConflict",
+        Outcome::Rejected(Rejection::IdTaken) => "IdTaken",
+        Outcome::Rejected(Rejection::PartialDuplicate) => "PartialDuplicate",
+        Outcome::Passed => "Passed",
+        Outcome::Withdrawn => "Withdrawn",
+        Outcome::TooManyTargets => "TooManyTargets",
+        Outcome::Endpoint(_) => "Endpoint",
+        Outcome::Tenant(_) => "Tenant",
+        Outcome::QuotaExceeded(_) => "QuotaExceeded",
+        Outcome::Written(_) => "Written",
+        Outcome::Conflict => "Conflict",
+    }
+}
+
+pub(super) fn is_same(one: &Outcome, other: &Outcome) -> bool {
+    match (one, other) {
+        (Outcome::Accepted(one), Outcome::Accepted(other)) => {
+            one.event == other.event && one.position == other.position && one.duplicate == other.duplicate
+        }
+        (Outcome::Duplicate(one), Outcome::Duplicate(other))
+        | (Outcome::Written(one), Outcome::Written(other)) => one == other,
+        (Outcome::Endpoint(one), Outcome::Endpoint(other)) => one == other,
+        (Outcome::Rejected(one), Outcome::Rejected(other)) => one == other,
+        (Outcome::Tenant(one), Outcome::Tenant(other)) => one == other,
+        (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
+        (Outcome::Mismatch, Outcome::Mismatch)
+        | (Outcome::Conflict, Outcome::Conflict)
+        | (Outcome::Passed, Outcome::Passed)
+        | (Outcome::Withdrawn, Outcome::Withdrawn) => true,
+        _ => false,
+    }
+}
+
+pub(super) fn brief(command: &Command) -> String {
+    match command {
+        Command::Publish(draft) => format!(
+            "publish {} id {:?} key {:?} stream {:?} {:?}",
+            draft.event_type,
+            draft.id.as_ref().map(EventId::as_str),
+            draft.idempotency.as_ref().map(|request| request.scope[0]),
+            draft.stream.as_ref().map(ToString::to_string),
+            draft.expected,
+        ),
+        Command::PutEndpoint(endpoint) => format!(
+            "endpoint {} {:?} {:?} of revision {}",
+            endpoint.number.0, endpoint.ordering, endpoint.status, endpoint.revision
+        ),
+        Command::DeleteEndpoint { endpoint, .. } => format!("delete {}", endpoint.0),
+        Command::PutTenant(settings) => format!("tenant {} {:?}", settings.tenant, settings.quotas),
+        Command::DeleteTenant { tenant, .. } => format!("delete tenant {tenant}"),
+        Command::Record(Record::AttemptFinished { delivery, due, attempt }) => {
+            format!(
+                "attempt of {}/{} due {} -> {:?}",
+                delivery.event,
+                delivery.endpoint.0,
+                due.millis() - BEGINNING,
+                attempt.next
+            )
+        }
+        Command::Atomic(key) => format!("atomic {:?}", key.as_ref().map(|key| key.scope[0])),
+        Command::Check { tenant, stream, expected } => format!("check {stream} of {tenant} {expected:?}"),
+        Command::Claim(request) => format!("claim {}", request.scope[0]),
+        Command::Record(record) => format!("{record:?}"),
+    }
+}
