@@ -18,6 +18,7 @@ pub(crate) enum Bound {
     BulkDeliveries,
     PagePositions,
     StreamBlock,
+    TargetsListed,
     PageBytes,
     ListSteps,
     ScanEntries,

@@ -4,6 +4,7 @@ use super::consume;
 use super::files::{SAMPLE, delivery};
 use balto::domain::{EndpointNumber, Position, Timestamp};
 use balto::projections::reads::Filter;
+use balto::projections::states::{StatePlace, state_of};
 use balto::projections::{Rows, counters, idempotency, pages, pending, reads, retention, stats, streams};
 
 pub(super) fn row_seeds() -> Vec<Vec<u8>> {
@@ -46,7 +47,10 @@ fn read_everything(rows: &dyn Rows) {
     for event in (0..40).step_by(7).map(Position) {
         consume((reads::delivery(rows, delivery(event.0)), reads::deliveries_of(rows, event)));
         consume((reads::dead_letter(rows, delivery(event.0)), reads::has_event(rows, event)));
-        consume((pending::detail(rows, delivery(event.0)), pages::state_of(rows, delivery(event.0))));
+        consume(pending::detail(rows, delivery(event.0)));
+        for place in [StatePlace::Page, StatePlace::Part(0), StatePlace::Part(1 << 31)] {
+            consume(state_of(rows, delivery(event.0), place));
+        }
     }
     consume((reads::events(rows, &filter, None, 100, status), reads::deliveries(rows, &filter, None, 100)));
     consume((reads::dead_letters(rows, &filter, None, 100), counters::all(rows)));

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 
 use super::failing::Failing;
-use super::pages::{self, EventEntry, StateEntry};
+use super::pages::{self, EventEntry};
 use super::retention::{self, Cutoffs};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
+use super::states::{PageStates, StateEntry};
 use super::{Rows, counters, idempotency, pending, stats, streams, usage};
-use crate::domain::{DeliveryKey, EndpointNumber, Position, Timestamp};
+use crate::domain::{Position, Timestamp};
 
 /// Rows per batch.
 const ROWS_PER_READ: usize = 512;
@@ -44,6 +45,8 @@ pub fn audit(
     audit.compare_exactly(b'X');
     audit.compare_exactly(b'R');
     audit.compare_pages();
+    audit.compare_rows_of_events(b'F');
+    audit.compare_rows_of_events(b'M');
     audit.compare_streams();
     audit.compare_requests();
     audit.compare_expiries();
@@ -159,8 +162,9 @@ impl Audit<'_> {
 
     fn compare_page(&mut self, page: u64) {
         let (kept, folded) = (pages::events(self.kept, page), pages::events(self.folded, page));
-        let (states, folded_states) = (pages::states(self.kept, page), pages::states(self.folded, page));
-        self.count_rows((kept.len() + states.len()) as u64);
+        let states = PageStates::new(self.kept, page);
+        let folded_states = PageStates::new(self.folded, page);
+        self.count_rows((kept.len() + states.listed().len()) as u64);
         for pair in kept.windows(2).filter(|pair| pair[0].position >= pair[1].position) {
             self.report(format!("event {} is duplicated or out of order", pair[1].position));
         }
@@ -184,37 +188,46 @@ impl Audit<'_> {
             }
         }
         let orphans: BTreeSet<_> =
-            states.keys().map(|key| key.event).filter(|event| !known.contains_key(event)).collect();
+            states.listed().keys().map(|key| key.event).filter(|event| !known.contains_key(event)).collect();
         for event in orphans {
             self.report(format!("event {event} is missing, but has deliveries"));
         }
     }
 
-    fn compare_deliveries(
-        &mut self,
-        event: &EventEntry,
-        kept: &HashMap<DeliveryKey, StateEntry>,
-        folded: &HashMap<DeliveryKey, StateEntry>,
-    ) {
-        let of_event = |states: &HashMap<DeliveryKey, StateEntry>| -> BTreeSet<EndpointNumber> {
-            states.keys().filter(|key| key.event == event.position).map(|key| key.endpoint).collect()
-        };
-        for endpoint in of_event(kept).union(&of_event(folded)) {
-            let key = DeliveryKey { event: event.position, endpoint: *endpoint };
-            let (one, other) = (kept.get(&key), folded.get(&key));
+    fn compare_deliveries(&mut self, event: &EventEntry, kept: &PageStates<'_>, folded: &PageStates<'_>) {
+        let (kept, folded) = (kept.deliveries(event), folded.deliveries(event));
+        let endpoints: BTreeSet<_> = kept.keys().chain(folded.keys()).collect();
+        for endpoint in endpoints {
+            let of = |side: &BTreeMap<_, Option<StateEntry>>| side.get(endpoint).cloned().flatten();
+            let (one, other) = (of(&kept), of(&folded));
             if one != other {
-                let state =
-                    |entry: Option<&StateEntry>| entry.map_or("pending", |entry| entry.state.as_str());
+                let state = |entry: &Option<StateEntry>| {
+                    entry.as_ref().map_or("pending", |entry| entry.state.as_str())
+                };
+                let (state, meant) = (state(&one), state(&other));
                 self.report(format!(
-                    "the delivery of event {} for endpoint {} is {}, the journal gives {}{}",
+                    "the delivery of event {} for endpoint {} is {state}, the journal gives {meant}{}",
                     event.position,
                     endpoint.0,
-                    state(one),
-                    state(other),
-                    if state(one) == state(other) { ", with other attempts or at another time" } else { "" },
+                    if state == meant { ", with other attempts or at another time" } else { "" },
                 ));
             }
         }
+    }
+
+    /// Compares the rows of wide events, but not those that retention deleted with their events.
+    fn compare_rows_of_events(&mut self, tag: u8) {
+        let mut known: Option<(Position, bool)> = None;
+        self.for_each_row(tag, |audit, key, kept, folded| {
+            let event = Position(u64_at(key, 1));
+            if known.is_none_or(|(of, _)| of != event) {
+                known = Some((event, pages::event(audit.kept, event).is_some()));
+            }
+            let is_kept = known.is_some_and(|(_, is_kept)| is_kept);
+            if kept != folded && (kept.is_some() || is_kept) {
+                audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
     }
 
     fn compare_streams(&mut self) {
@@ -371,7 +384,8 @@ fn is_part_of(part: Option<Failing>, whole: Option<Failing>) -> bool {
 fn key_bytes(tag: u8) -> Option<usize> {
     match tag {
         b'D' | b'W' | b'X' => Some(21),
-        b'P' | b'T' => Some(13),
+        b'P' | b'T' | b'M' => Some(13),
+        b'F' => Some(9),
         b'I' | b'J' => Some(17),
         b'L' | b'R' => Some(5),
         _ => None,
@@ -399,6 +413,8 @@ fn describe(key: &[u8]) -> String {
         b'W' => format!("the entry of event {} in a queue of endpoint {}", event(13), endpoint_at(key, 1).0),
         b'P' => format!("the history of event {} for endpoint {}", event(1), endpoint_at(key, 9).0),
         b'X' => format!("the dead letter of event {} for endpoint {}", event(9), endpoint_at(key, 17).0),
+        b'F' => format!("the targets of event {}", event(1)),
+        b'M' => format!("the states of event {} in part {}", event(1), endpoint_at(key, 9).0),
         b'S' => format!("the head of stream {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
         b'V' => {
             let name = String::from_utf8_lossy(&key[1..key.len().saturating_sub(9).max(1)]);

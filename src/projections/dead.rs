@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use super::pages::{reason, reason_code};
 use super::rows::{Key, Rows, endpoint_at, u64_at};
+use super::states::{reason, reason_code};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::domain::{DeadReason, DeliveryKey, Position, Timestamp};
 

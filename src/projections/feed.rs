@@ -71,7 +71,7 @@ mod tests {
                 stream: None,
                 order: 0,
                 bytes: 1,
-                targets: Vec::new(),
+                targets: pages::TargetList::Listed(Vec::new()),
             };
             blocks.add_event(&mut rows, 1, &entry);
         }

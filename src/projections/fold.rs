@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use super::counters::Lane;
 use super::dead::Letter;
 use super::failing::{Failing, OperatorChange};
-use super::pages::{Blocks, StateEntry};
+use super::pages::Blocks;
 use super::pending::{Detail, Row};
 use super::reserved::Reserved;
+use super::states::{self, StateEntry, StatePlace};
 use super::stats::Hour;
 use super::tallies::Tallies;
 use super::usage::Usage;
@@ -275,6 +276,18 @@ impl Step<'_> {
         }
     }
 
+    /// The last state of a delivery, and where its next one belongs. `None` without an event.
+    fn last_state(&self, delivery: DeliveryKey) -> Option<(StatePlace, Option<StateEntry>)> {
+        let event = pages::event(self.rows, delivery.event)?;
+        let (place, _) = StatePlace::find(self.rows, &event, delivery.endpoint);
+        Some((place, states::state_of(self.rows, delivery, place)))
+    }
+
+    fn put_state(&mut self, place: StatePlace, entry: &StateEntry) {
+        let Fold { blocks, checkpoint, .. } = &mut *self.fold;
+        states::put(self.rows, blocks, *checkpoint, place, entry);
+    }
+
     fn detail(&self, delivery: DeliveryKey, row: &Row, due: Timestamp) -> Detail {
         let fresh = row.progress.attempts == 0 && row.progress.trigger == Trigger::Publish;
         let known = if fresh { None } else { pending::detail(self.rows, delivery) };
@@ -284,7 +297,7 @@ impl Step<'_> {
     fn reschedule(&mut self, delivery: DeliveryKey, place: &Place, due: Timestamp, detail: &mut Detail) {
         detail.due = due;
         pending::put_detail(self.rows, delivery, detail);
-        let row = Row { progress: detail.progress, order: place.row.order };
+        let row = Row { progress: detail.progress, ..place.row };
         if place.sendable {
             self.remove_due_key(delivery.endpoint, DueKey { due: place.due, event: delivery.event });
             self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
@@ -296,6 +309,7 @@ impl Step<'_> {
     fn settle(
         &mut self,
         delivery: DeliveryKey,
+        place: StatePlace,
         from: Option<DeliveryState>,
         change: DeliveryChange,
         at: Timestamp,
@@ -312,18 +326,19 @@ impl Step<'_> {
             attempts_made: detail.progress.attempts,
             attempts: detail.attempts.clone(),
         };
-        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
+        self.put_state(place, &entry);
     }
 
     fn add_dead_letter(
         &mut self,
         delivery: DeliveryKey,
+        place: StatePlace,
         reason: DeadReason,
         change: DeliveryChange,
         at: Timestamp,
         detail: &Detail,
     ) {
-        self.settle(delivery, PENDING, change, at, detail);
+        self.settle(delivery, place, PENDING, change, at, detail);
         self.fold.totals.dead += 1;
         self.lane(delivery.endpoint).dead += 1;
         if let Some(usage) = self.usage_of(delivery.endpoint) {
@@ -349,15 +364,17 @@ impl Step<'_> {
         let detail = self.detail(delivery, &place.row, place.due);
         self.remove_pending(delivery, &place);
         if let DeliveryChange::Died(reason) = change {
-            self.add_dead_letter(delivery, reason, change, at, &detail);
+            self.add_dead_letter(delivery, place.row.place, reason, change, at, &detail);
         } else {
-            self.settle(delivery, PENDING, change, at, &detail);
+            self.settle(delivery, place.row.place, PENDING, change, at, &detail);
             self.hour(delivery.endpoint, at).cancelled += 1;
         }
     }
 }
 
 mod changes;
+#[cfg(test)]
+mod cost_tests;
 #[cfg(test)]
 mod tests;
 mod usage;

@@ -9,7 +9,9 @@
 //! | `P` | event, endpoint | [`pending::Detail`] | attempt history of a pending delivery, once tried or revived |
 //! | `W` | endpoint, order hash, event | [`pending::Row`] and due | all pending deliveries of a queue, including its first |
 //! | `E` | page, checkpoint, chunk | entries | index of events, in blocks |
+//! | `F` | event | endpoint numbers | targets of a wide event |
 //! | `O` | page, checkpoint, chunk | entries | changes of delivery state, in blocks; the last one is valid |
+//! | `M` | event, part | entries | delivery states of a wide event, and of replays to other endpoints |
 //! | `X` | death, event, endpoint | [`dead::Letter`] | dead letters, in order of death |
 //! | `S` | tenant, stream | [`streams::Head`], open block | versions and times of a stream, positions of its last events |
 //! | `V` | tenant, stream, block | positions | positions of a stream's earlier events, in blocks |
@@ -33,6 +35,7 @@ pub mod reads;
 pub mod reserved;
 pub mod retention;
 pub mod rows;
+pub mod states;
 pub mod stats;
 pub mod streams;
 mod tallies;

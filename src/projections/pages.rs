@@ -1,16 +1,17 @@
-//! Indexes of events (`E`) and delivery states (`O`), in blocks instead of a row per event.
+//! Index of events (`E`), in blocks instead of a row per event, and targets of wide events (`F`).
 //!
 //! A page covers [`PAGE_POSITIONS`] journal positions. A checkpoint adds one block to a page, or
-//! several if a block reaches its bound. Readers merge the blocks of a page in order. Of several
-//! entries for one delivery, the last is valid.
+//! several if a block reaches its bound. Readers merge the blocks of a page in order. Invariant: an
+//! entry is small, so that finding one costs the same for events with one and with many targets.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::pending::{OrderHash, positions, put_positions};
+use super::pending::OrderHash;
 use super::rows::{Key, Rows, after_prefix};
-use crate::codec::{Malformed, Reader, put_bytes, put_u16, put_u64, put_varint};
-use crate::domain::{DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
+use crate::codec::{Malformed, Reader, put_bytes, put_u32, put_u64, put_varint};
+use crate::domain::{EndpointNumber, Position, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -36,10 +37,15 @@ pub fn first_position(page: u64) -> u64 {
 
 /// Size in bytes at which a block is closed.
 const BLOCK_BYTES_TARGET: usize = 8 * 1024;
-/// The largest entry: an event with the most targets (five bytes each) and the longest names.
+/// The largest entry.
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
-const _: () = assert!(5 * limits::EVENT_TARGETS_MAX + 4 * limits::NAME_BYTES_MAX < ENTRY_BYTES_MAX);
+const _: () = assert!(5 * TARGETS_LISTED_MAX + 4 * limits::NAME_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES_TARGET + ENTRY_BYTES_MAX <= limits::STATE_VALUE_BYTES_MAX);
+/// Most targets that an entry lists. An event with more is wide: it has a row of targets.
+const TARGETS_LISTED_MAX: usize = 16;
+/// Bytes of a target in a row of targets.
+const TARGET_BYTES: usize = 4;
+const _: () = assert!(TARGET_BYTES * limits::EVENT_TARGETS_MAX <= limits::STATE_VALUE_BYTES_MAX);
 
 /// Index entry of an event, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +60,69 @@ pub struct EventEntry {
     pub order: OrderHash,
     /// See [`Event::stored_bytes`](crate::domain::Event::stored_bytes).
     pub bytes: u64,
-    pub targets: Vec<EndpointNumber>,
+    pub targets: TargetList,
+}
+
+/// Endpoints of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetList {
+    Listed(Vec<EndpointNumber>),
+    /// The event is wide: the targets are in a row.
+    Row,
+}
+
+/// Whether an event has few targets, or so many that they and their states have their own rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    Narrow,
+    Wide,
+}
+
+impl Width {
+    #[must_use]
+    pub fn of(targets: &[EndpointNumber]) -> Self {
+        let most = failpoints::bound(Bound::TargetsListed, TARGETS_LISTED_MAX);
+        if targets.len() <= most { Self::Narrow } else { Self::Wide }
+    }
+}
+
+impl TargetList {
+    /// Lists the targets, or writes their row.
+    pub fn write(rows: &mut dyn Rows, position: Position, targets: &[EndpointNumber]) -> Self {
+        if Width::of(targets) == Width::Narrow {
+            return Self::Listed(targets.to_vec());
+        }
+        let mut value = Vec::with_capacity(TARGET_BYTES * targets.len());
+        for target in targets {
+            put_u32(&mut value, target.0);
+        }
+        rows.put_new(&targets_key(position), value);
+        Self::Row
+    }
+
+    #[must_use]
+    pub fn width(&self) -> Width {
+        match self {
+            Self::Listed(_) => Width::Narrow,
+            Self::Row => Width::Wide,
+        }
+    }
+}
+
+fn targets_key(event: Position) -> Vec<u8> {
+    Key::new(b'F').position(event).0
+}
+
+/// All targets of an event.
+pub fn targets<'a>(rows: &dyn Rows, event: &'a EventEntry) -> Cow<'a, [EndpointNumber]> {
+    match &event.targets {
+        TargetList::Listed(list) => Cow::Borrowed(list),
+        TargetList::Row => {
+            let value = rows.get(&targets_key(event.position)).unwrap_or_default();
+            let number = |bytes: &[u8; TARGET_BYTES]| EndpointNumber(u32::from_le_bytes(*bytes));
+            Cow::Owned(value.as_chunks().0.iter().map(number).collect())
+        }
+    }
 }
 
 impl EventEntry {
@@ -70,9 +138,14 @@ impl EventEntry {
         put_varint(&mut out, version);
         put_u64(&mut out, self.order);
         put_varint(&mut out, self.bytes);
-        put_varint(&mut out, self.targets.len() as u64);
-        for target in &self.targets {
-            put_varint(&mut out, u64::from(target.0));
+        match &self.targets {
+            TargetList::Row => out.push(0),
+            TargetList::Listed(list) => {
+                put_varint(&mut out, 1 + list.len() as u64);
+                for target in list {
+                    put_varint(&mut out, u64::from(target.0));
+                }
+            }
         }
         out
     }
@@ -87,91 +160,15 @@ impl EventEntry {
         let stream = Some((stream.into(), version)).filter(|_| !stream.is_empty());
         let order = reader.get_u64()?;
         let bytes = reader.get_varint()?;
-        let count = reader.get_varint()?;
-        let mut targets = Vec::new();
-        for _ in 0..count {
-            targets.push(EndpointNumber(reader.get_varint_u32()?));
-        }
+        let targets = match reader.get_varint()? {
+            0 => TargetList::Row,
+            count => {
+                let number = |_| reader.get_varint_u32().map(EndpointNumber);
+                TargetList::Listed((1..count).map(number).collect::<Result<_, _>>()?)
+            }
+        };
         Ok(Self { position, accepted_at, first_due, tenant, event_type, stream, order, bytes, targets })
     }
-}
-
-/// A change of a delivery's state: its end, or its revival.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StateEntry {
-    pub delivery: DeliveryKey,
-    pub state: DeliveryState,
-    pub at: Timestamp,
-    /// Position of the record of the death, for dead deliveries.
-    pub death: Position,
-    pub last_status: Option<u16>,
-    pub attempts_made: u32,
-    /// Positions of the attempts, oldest first. Empty after a revival: then `P` has them.
-    pub attempts: Vec<Position>,
-}
-
-impl StateEntry {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(40);
-        put_varint(&mut out, self.delivery.event.0);
-        put_varint(&mut out, u64::from(self.delivery.endpoint.0));
-        out.push(state_code(self.state));
-        put_varint(&mut out, self.at.millis());
-        put_varint(&mut out, self.death.0);
-        put_u16(&mut out, self.last_status.unwrap_or(0));
-        put_varint(&mut out, u64::from(self.attempts_made));
-        put_positions(&mut out, &self.attempts);
-        out
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let event = Position(reader.get_varint()?);
-        let endpoint = EndpointNumber(reader.get_varint_u32()?);
-        Ok(Self {
-            delivery: DeliveryKey { event, endpoint },
-            state: state(reader.get_u8()?)?,
-            at: Timestamp::from_millis(reader.get_varint()?),
-            death: Position(reader.get_varint()?),
-            last_status: Some(reader.get_u16()?).filter(|status| *status != 0),
-            attempts_made: reader.get_varint_u32()?,
-            attempts: positions(reader)?,
-        })
-    }
-}
-
-fn state_code(state: DeliveryState) -> u8 {
-    match state {
-        DeliveryState::Pending => 0,
-        DeliveryState::Delivered => 1,
-        DeliveryState::Cancelled => 2,
-        DeliveryState::Purged => 3,
-        DeliveryState::Dead(reason) => 16 + reason_code(reason),
-    }
-}
-
-fn state(code: u8) -> Result<DeliveryState, Malformed> {
-    match code {
-        0 => Ok(DeliveryState::Pending),
-        1 => Ok(DeliveryState::Delivered),
-        2 => Ok(DeliveryState::Cancelled),
-        3 => Ok(DeliveryState::Purged),
-        16.. => reason(code - 16).map(DeliveryState::Dead),
-        _ => Err(Malformed::Number),
-    }
-}
-
-/// Encodes a reason in rows: its code minus one.
-#[must_use]
-pub fn reason_code(reason: DeadReason) -> u8 {
-    reason.code() - 1
-}
-
-/// Decodes the result of [`reason_code`].
-///
-/// # Errors
-/// For an unknown code.
-pub fn reason(code: u8) -> Result<DeadReason, Malformed> {
-    code.checked_add(1).and_then(DeadReason::from_code).ok_or(Malformed::Number)
 }
 
 /// The open block of each page since the last checkpoint.
@@ -186,7 +183,14 @@ impl Blocks {
         self.chunks.clear();
     }
 
-    fn append(&mut self, rows: &mut dyn Rows, tag: u8, checkpoint: u64, position: Position, entry: &[u8]) {
+    pub(super) fn append(
+        &mut self,
+        rows: &mut dyn Rows,
+        tag: u8,
+        checkpoint: u64,
+        position: Position,
+        entry: &[u8],
+    ) {
         let page = page_of(position);
         let chunk = self.chunks.entry((tag, page)).or_insert(0);
         let key = Key::new(tag).u64(page).u64(checkpoint).u16(*chunk).0;
@@ -198,52 +202,51 @@ impl Blocks {
     pub fn add_event(&mut self, rows: &mut dyn Rows, checkpoint: u64, entry: &EventEntry) {
         self.append(rows, b'E', checkpoint, entry.position, &entry.encode());
     }
-
-    pub fn add_state(&mut self, rows: &mut dyn Rows, checkpoint: u64, entry: &StateEntry) {
-        self.append(rows, b'O', checkpoint, entry.delivery.event, &entry.encode());
-    }
 }
 
-fn entries<T>(
+/// Visits the entries of a page's blocks, in order. `read` takes one entry from the reader.
+pub(super) fn scan_entries(
     rows: &dyn Rows,
     tag: u8,
     page: u64,
-    decode: fn(&mut Reader<'_>) -> Result<T, Malformed>,
-) -> Vec<T> {
+    read: &mut dyn FnMut(&mut Reader<'_>) -> Result<ControlFlow<()>, Malformed>,
+) {
     let prefix = Key::new(tag).u64(page).0;
-    let mut list = Vec::new();
     rows.scan(&prefix, &after_prefix(&prefix), &mut |_, value| {
         let mut reader = Reader::new(value);
         while !reader.is_empty() {
-            match decode(&mut reader) {
-                Ok(entry) => list.push(entry),
+            match read(&mut reader) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return ControlFlow::Break(()),
                 Err(_) => break,
             }
         }
         ControlFlow::Continue(())
     });
-    list
 }
 
 /// The page's events, in order.
 pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
-    entries(rows, b'E', page, EventEntry::decode)
-}
-
-/// The last state entry of each delivery. A delivery without one is pending since its acceptance.
-pub fn states(rows: &dyn Rows, page: u64) -> HashMap<DeliveryKey, StateEntry> {
-    entries(rows, b'O', page, StateEntry::decode).into_iter().map(|entry| (entry.delivery, entry)).collect()
+    let mut list = Vec::new();
+    scan_entries(rows, b'E', page, &mut |reader| {
+        list.push(EventEntry::decode(reader)?);
+        Ok(ControlFlow::Continue(()))
+    });
+    list
 }
 
 /// The entry of one event.
 pub fn event(rows: &dyn Rows, position: Position) -> Option<EventEntry> {
-    events(rows, page_of(position)).into_iter().find(|entry| entry.position == position)
-}
-
-/// The last state entry of one delivery.
-pub fn state_of(rows: &dyn Rows, delivery: DeliveryKey) -> Option<StateEntry> {
-    let page = entries(rows, b'O', page_of(delivery.event), StateEntry::decode);
-    page.into_iter().rfind(|entry| entry.delivery == delivery)
+    let mut found = None;
+    scan_entries(rows, b'E', page_of(position), &mut |reader| {
+        let entry = EventEntry::decode(reader)?;
+        if entry.position != position {
+            return Ok(ControlFlow::Continue(()));
+        }
+        found = Some(entry);
+        Ok(ControlFlow::Break(()))
+    });
+    found
 }
 
 /// The last page at or below `page` that has events.
@@ -267,17 +270,28 @@ pub fn page_at_or_above(rows: &dyn Rows, page: u64) -> Option<u64> {
     found
 }
 
-/// Deletes the events of a page and the states of their deliveries.
+/// Deletes the events and states of a page, without the rows of wide events.
 pub fn remove_page(rows: &mut dyn Rows, page: u64) {
     for tag in [b'E', b'O'] {
-        let prefix = Key::new(tag).u64(page).0;
-        let mut keys = Vec::new();
-        rows.scan(&prefix, &after_prefix(&prefix), &mut |key, _| {
-            keys.push(key.to_vec());
-            ControlFlow::Continue(())
-        });
-        for key in keys {
-            rows.remove(&key);
-        }
+        remove_with_prefix(rows, &Key::new(tag).u64(page).0);
+    }
+}
+
+/// Deletes the rows of one event that are not on its page.
+pub fn remove_event_rows(rows: &mut dyn Rows, event: &EventEntry) {
+    if event.targets == TargetList::Row {
+        rows.remove(&targets_key(event.position));
+    }
+    remove_with_prefix(rows, &super::states::parts_prefix(event.position));
+}
+
+fn remove_with_prefix(rows: &mut dyn Rows, prefix: &[u8]) {
+    let mut keys = Vec::new();
+    rows.scan(prefix, &after_prefix(prefix), &mut |key, _| {
+        keys.push(key.to_vec());
+        ControlFlow::Continue(())
+    });
+    for key in keys {
+        rows.remove(&key);
     }
 }

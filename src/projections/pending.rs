@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use super::pages;
 use super::rows::{Key, Rows, after_prefix, endpoint_at, u64_at};
+use super::states::StatePlace;
 use crate::codec::{Malformed, Reader, put_u16, put_u64, put_varint};
 use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Timestamp, Trigger};
 use crate::failpoints::{self, Bound};
@@ -28,7 +29,12 @@ pub struct Row {
     pub progress: Progress,
     /// The queue in `W`, if the delivery is in one.
     pub order: Option<OrderHash>,
+    /// Where the state of the delivery is written when it ends.
+    pub place: StatePlace,
 }
+
+/// Set in the byte of the trigger if a part of the event's states follows.
+const HAS_PART: u8 = 0x80;
 
 impl Row {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -36,24 +42,32 @@ impl Row {
         put_varint(out, u64::from(self.progress.attempts_in_series));
         put_varint(out, self.progress.series_started.millis());
         put_varint(out, self.progress.first_attempt.map_or(0, Timestamp::millis));
-        out.push(trigger_code(self.progress.trigger));
+        match self.place {
+            StatePlace::Page => out.push(trigger_code(self.progress.trigger)),
+            StatePlace::Part(part) => {
+                out.push(trigger_code(self.progress.trigger) | HAS_PART);
+                put_varint(out, u64::from(part));
+            }
+        }
         if let Some(order) = self.order {
             put_u64(out, order);
         }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let progress = Progress {
-            attempts: reader.get_varint_u32()?,
-            attempts_in_series: reader.get_varint_u32()?,
-            series_started: Timestamp::from_millis(reader.get_varint()?),
-            first_attempt: Some(reader.get_varint()?)
-                .filter(|millis| *millis != 0)
-                .map(Timestamp::from_millis),
-            trigger: trigger(reader.get_u8()?)?,
+        let (attempts, attempts_in_series) = (reader.get_varint_u32()?, reader.get_varint_u32()?);
+        let series_started = Timestamp::from_millis(reader.get_varint()?);
+        let first_attempt =
+            Some(reader.get_varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
+        let code = reader.get_u8()?;
+        let trigger = trigger(code & !HAS_PART)?;
+        let place = match code & HAS_PART {
+            0 => StatePlace::Page,
+            _ => StatePlace::Part(reader.get_varint_u32()?),
         };
         let order = if reader.is_empty() { None } else { Some(reader.get_u64()?) };
-        Ok(Self { progress, order })
+        let progress = Progress { attempts, attempts_in_series, series_started, first_attempt, trigger };
+        Ok(Self { progress, order, place })
     }
 }
 
@@ -82,7 +96,7 @@ impl Detail {
         put_varint(&mut out, self.due.millis());
         put_u16(&mut out, self.last_status.unwrap_or(0));
         put_positions(&mut out, &self.attempts);
-        Row { progress: self.progress, order: None }.encode(&mut out);
+        Row { progress: self.progress, order: None, place: StatePlace::Page }.encode(&mut out);
         out
     }
 

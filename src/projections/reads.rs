@@ -2,11 +2,11 @@
 //!
 //! A list step examines a bounded number of entries, so that no reader occupies the state for long.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::dead::Letter;
-use super::pages::{EventEntry, StateEntry, first_position, page_of};
+use super::pages::{EventEntry, first_position, page_of};
+use super::states::{PageStates, StateEntry, StatePlace, state_of};
 use super::{Rows, dead, pages, pending};
 use crate::domain::{
     DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, Position, StreamName, Tenant,
@@ -142,8 +142,9 @@ fn delivery_facts(
 /// The delivery with this key, if it exists.
 pub fn delivery(rows: &dyn Rows, key: DeliveryKey) -> Option<DeliveryFacts> {
     let event = pages::event(rows, key.event)?;
-    let state = pages::state_of(rows, key);
-    if state.is_none() && !event.targets.contains(&key.endpoint) {
+    let (place, is_target) = StatePlace::find(rows, &event, key.endpoint);
+    let state = state_of(rows, key, place);
+    if state.is_none() && !is_target {
         return None;
     }
     Some(delivery_facts(rows, &event, key, state.as_ref()))
@@ -154,26 +155,15 @@ pub fn has_event(rows: &dyn Rows, position: Position) -> bool {
     pages::event(rows, position).is_some()
 }
 
-/// All endpoints of an event: its targets and those of replays, ascending.
-pub(super) fn event_endpoints(
-    event: &EventEntry,
-    states: &HashMap<DeliveryKey, StateEntry>,
-) -> Vec<EndpointNumber> {
-    let mut list = event.targets.clone();
-    list.extend(states.keys().filter(|key| key.event == event.position).map(|key| key.endpoint));
-    list.sort_unstable();
-    list.dedup();
-    list
-}
-
 /// All deliveries of one event, by endpoint.
 pub fn deliveries_of(rows: &dyn Rows, position: Position) -> Vec<DeliveryFacts> {
     let Some(event) = pages::event(rows, position) else { return Vec::new() };
-    let states = pages::states(rows, page_of(position));
-    let key = |endpoint| DeliveryKey { event: position, endpoint };
-    event_endpoints(&event, &states)
+    PageStates::new(rows, page_of(position))
+        .deliveries(&event)
         .into_iter()
-        .map(|endpoint| delivery_facts(rows, &event, key(endpoint), states.get(&key(endpoint))))
+        .map(|(endpoint, state)| {
+            delivery_facts(rows, &event, DeliveryKey { event: position, endpoint }, state.as_ref())
+        })
         .collect()
 }
 
@@ -182,22 +172,25 @@ fn scan_entries() -> usize {
 }
 
 /// Visits events below `below`, newest first, until `visit` breaks or the entry budget is spent.
-/// Returns the last visited position, or the first one of its page; `None` at the end.
+/// Events and the deliveries that `visit` examines use the budget. Returns the last visited
+/// position, or the first one of its page; `None` at the end.
 fn walk_events(
     rows: &dyn Rows,
     below: u64,
-    mut visit: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> ControlFlow<()>,
+    mut visit: impl FnMut(&EventEntry, &PageStates<'_>) -> ControlFlow<()>,
 ) -> Option<u64> {
     let mut examined = 0;
     let mut page = pages::page_at_or_below(rows, page_of(Position(below.checked_sub(1)?)));
     while let Some(current) = page {
-        let states = pages::states(rows, current);
+        let states = PageStates::new(rows, current);
         for event in pages::events(rows, current).iter().rev().filter(|event| event.position.0 < below) {
-            examined += 1 + event.targets.len();
-            if visit(event, &states).is_break() {
+            examined += 1;
+            let spent = examined + states.examined() >= scan_entries() && states.examined() > 0;
+            if visit(event, &states).is_break() || spent {
                 return Some(event.position.0);
             }
         }
+        examined += states.examined();
         if examined >= scan_entries() {
             return Some(first_position(current));
         }
@@ -229,7 +222,7 @@ fn list_events<T>(
     filter: &Filter,
     after: Option<Cursor>,
     limit: usize,
-    mut take: impl FnMut(&EventEntry, &HashMap<DeliveryKey, StateEntry>) -> Option<T>,
+    mut take: impl FnMut(&EventEntry, &PageStates<'_>) -> Option<T>,
 ) -> Found<T> {
     let mut items = Vec::new();
     let below = start_below(rows, after.map_or(u64::MAX, |cursor| cursor.position.0), filter.until);
@@ -261,11 +254,11 @@ pub fn events(
 ) -> Found<Position> {
     list_events(rows, filter, after, limit, |event, states| {
         let word = || {
-            let keys = event_endpoints(event, states).into_iter();
-            let key = |endpoint| DeliveryKey { event: event.position, endpoint };
-            status(&mut keys.map(|endpoint| {
-                states.get(&key(endpoint)).map_or(DeliveryState::Pending, |entry| entry.state)
-            }))
+            let deliveries = states.deliveries(event);
+            let state = |entry: &Option<StateEntry>| {
+                entry.as_ref().map_or(DeliveryState::Pending, |entry| entry.state)
+            };
+            status(&mut deliveries.values().map(state))
         };
         filter.event_status.is_none_or(|wanted| wanted == word()).then_some(event.position)
     })
@@ -290,9 +283,10 @@ pub fn past(
     limit: usize,
 ) -> Found<Past> {
     list_events(rows, filter, after, limit, |event, states| {
-        let known = states.get(&DeliveryKey { event: event.position, endpoint }).map(|entry| entry.state);
-        let fresh = event.targets.contains(&endpoint).then_some(DeliveryState::Pending);
-        Some(Past { position: event.position, event_type: event.event_type.clone(), state: known.or(fresh) })
+        let state = states
+            .delivery(event, endpoint)
+            .map(|entry| entry.map_or(DeliveryState::Pending, |entry| entry.state));
+        Some(Past { position: event.position, event_type: event.event_type.clone(), state })
     })
 }
 
@@ -327,16 +321,18 @@ pub fn deliveries(
         if !filter.wants_event(event) {
             return ControlFlow::Continue(());
         }
-        for endpoint in event_endpoints(event, states).into_iter().rev() {
-            let passed = after.is_some_and(|at| at.position == event.position && endpoint >= at.endpoint);
-            if passed || filter.endpoint.is_some_and(|wanted| wanted != endpoint) {
+        let deliveries = match filter.endpoint {
+            Some(wanted) => states.delivery(event, wanted).map(|state| (wanted, state)).into_iter().collect(),
+            None => states.deliveries(event),
+        };
+        for (endpoint, state) in deliveries.into_iter().rev() {
+            if after.is_some_and(|at| at.position == event.position && endpoint >= at.endpoint) {
                 continue;
             }
             let key = DeliveryKey { event: event.position, endpoint };
-            let state = states.get(&key);
-            let word = state.map_or(DeliveryState::Pending, |entry| entry.state).as_str();
+            let word = state.as_ref().map_or(DeliveryState::Pending, |entry| entry.state).as_str();
             if filter.delivery_state.is_none_or(|wanted| wanted == word) {
-                items.push(delivery_facts(rows, event, key, state));
+                items.push(delivery_facts(rows, event, key, state.as_ref()));
             }
             if items.len() > limit {
                 return ControlFlow::Break(());
@@ -409,7 +405,8 @@ pub fn oldest_pending(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Times
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::pages::Blocks;
+    use super::super::pages::{Blocks, TargetList};
+    use super::super::states;
     use super::*;
 
     type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -447,7 +444,7 @@ mod tests {
                 stream: None,
                 order: 0,
                 bytes: 10,
-                targets: vec![EndpointNumber(1)],
+                targets: TargetList::Listed(vec![EndpointNumber(1)]),
             };
             self.blocks.add_event(&mut self.rows, 0, &entry);
             let pending = random.u8(..) < 6;
@@ -461,7 +458,7 @@ mod tests {
                     attempts_made: 1,
                     attempts: Vec::new(),
                 };
-                self.blocks.add_state(&mut self.rows, 0, &state);
+                states::put(&mut self.rows, &mut self.blocks, 0, StatePlace::Page, &state);
             }
             self.events.push((entry, if pending { "pending" } else { "delivered" }));
         }

@@ -4,11 +4,12 @@
 //! Pending deliveries and dead letters never expire. [`overdue`] finds deliveries to end that have
 //! been due for longer than the retention period, so no delivery stays pending forever.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use super::pages::{self, Blocks, EventEntry, StateEntry};
-use super::{Rows, pending, reads, streams};
-use crate::domain::{DeliveryKey, DeliveryState, Position, Timestamp};
+use super::pages::{self, Blocks, EventEntry};
+use super::states::{self, PageStates, StateEntry, StatePlace};
+use super::{Rows, pending, streams};
+use crate::domain::{DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 
@@ -57,22 +58,26 @@ impl Cutoffs {
     }
 }
 
+/// Last states of an event's deliveries.
+type States = BTreeMap<EndpointNumber, Option<StateEntry>>;
+
 /// Whether all deliveries of an event ended before its cutoff.
-pub(super) fn is_expired(
-    event: &EventEntry,
-    states: &HashMap<DeliveryKey, StateEntry>,
-    cutoffs: Cutoffs,
-) -> bool {
-    let Some(cutoff) = cutoffs.expiry_cutoff(event) else { return false };
-    reads::event_endpoints(event, states).into_iter().all(|endpoint| {
-        states.get(&DeliveryKey { event: event.position, endpoint }).is_some_and(|entry| match entry.state {
-            DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => entry.at < cutoff,
-            DeliveryState::Pending | DeliveryState::Dead(_) => false,
-        })
-    })
+pub(super) fn is_expired(event: &EventEntry, states: &PageStates<'_>, cutoffs: Cutoffs) -> bool {
+    expired_states(event, states, cutoffs).is_some()
 }
 
-/// Deletes expired events on up to `pages_max` pages from `page` on.
+fn expired_states(event: &EventEntry, states: &PageStates<'_>, cutoffs: Cutoffs) -> Option<States> {
+    let cutoff = cutoffs.expiry_cutoff(event)?;
+    let has_ended = |entry: &StateEntry| match entry.state {
+        DeliveryState::Delivered | DeliveryState::Cancelled | DeliveryState::Purged => entry.at < cutoff,
+        DeliveryState::Pending | DeliveryState::Dead(_) => false,
+    };
+    Some(states.deliveries(event))
+        .filter(|all| all.values().all(|state| state.as_ref().is_some_and(has_ended)))
+}
+
+/// Deletes expired events on up to `pages_max` pages from `page` on. A step ends after a page with
+/// which it has examined [`limits::SCAN_ENTRIES_MAX`] deliveries.
 pub fn forget(
     rows: &mut dyn Rows,
     blocks: &mut Blocks,
@@ -83,19 +88,21 @@ pub fn forget(
 ) -> Forgotten {
     let mut forgotten = Forgotten::default();
     let mut next = pages::page_at_or_above(rows, page);
+    let mut examined = 0;
     for _ in 0..pages_max {
-        let Some(page) = next else { return forgotten };
+        let Some(page) = next.filter(|_| examined < limits::SCAN_ENTRIES_MAX) else { break };
         let events = pages::events(rows, page);
         if cutoffs.are_before(&events) {
             return forgotten;
         }
-        forget_page(rows, blocks, checkpoint, cutoffs, page, events, &mut forgotten);
+        examined += forget_page(rows, blocks, checkpoint, cutoffs, page, events, &mut forgotten);
         next = pages::page_at_or_above(rows, page + 1);
     }
     forgotten.next = next;
     forgotten
 }
 
+/// Returns the number of examined deliveries.
 fn forget_page(
     rows: &mut dyn Rows,
     blocks: &mut Blocks,
@@ -104,24 +111,34 @@ fn forget_page(
     page: u64,
     events: Vec<EventEntry>,
     forgotten: &mut Forgotten,
-) {
-    let states = pages::states(rows, page);
-    let (expired, kept): (Vec<_>, Vec<_>) =
-        events.into_iter().partition(|event| is_expired(event, &states, cutoffs));
-    if expired.is_empty() {
-        return;
+) -> usize {
+    let states = PageStates::new(rows, page);
+    let (mut expired, mut kept) = (Vec::new(), Vec::new());
+    for event in events {
+        match expired_states(&event, &states, cutoffs) {
+            Some(deliveries) => {
+                let attempts = deliveries.into_values().flatten().flat_map(|entry| entry.attempts);
+                forgotten.positions.extend(attempts);
+                expired.push(event);
+            }
+            None => kept.push(event),
+        }
     }
+    let examined = states.examined();
+    if expired.is_empty() {
+        return examined;
+    }
+    let listed = states.into_listed();
     pages::remove_page(rows, page);
+    for event in &expired {
+        pages::remove_event_rows(rows, event);
+    }
     for event in &kept {
         blocks.add_event(rows, checkpoint, event);
     }
-    let mut states: Vec<_> = states.into_values().collect();
-    states.sort_unstable_by_key(|entry| (entry.delivery.event, entry.delivery.endpoint));
-    for entry in states {
+    for entry in listed.values() {
         if kept.binary_search_by_key(&entry.delivery.event, |event| event.position).is_ok() {
-            blocks.add_state(rows, checkpoint, &entry);
-        } else {
-            forgotten.positions.extend(&entry.attempts);
+            states::put(rows, blocks, checkpoint, StatePlace::Page, entry);
         }
     }
     forgotten.events += expired.len() as u64;
@@ -134,6 +151,7 @@ fn forget_page(
         }
     }
     forgotten.positions.extend(expired.iter().map(|event| event.position));
+    examined
 }
 
 /// Pending deliveries that were due before their event's cutoff, on some pages from `page` on.
@@ -148,16 +166,17 @@ pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
         if cutoffs.are_before(&events) {
             return overdue;
         }
-        let states = pages::states(rows, page);
+        let states = PageStates::new(rows, page);
         for event in &events {
             let Some(cutoff) = cutoffs.expiry_cutoff(event) else { continue };
-            let keys = reads::event_endpoints(event, &states).into_iter();
+            let is_pending = |entry: &Option<StateEntry>| {
+                entry.as_ref().is_none_or(|entry| entry.state == DeliveryState::Pending)
+            };
+            let pending = states.deliveries(event).into_iter().filter(|(_, entry)| is_pending(entry));
             overdue.deliveries.extend(
-                keys.map(|endpoint| DeliveryKey { event: event.position, endpoint })
-                    .filter(|key| states.get(key).is_none_or(|entry| entry.state == DeliveryState::Pending))
-                    .filter(|key| {
-                        pending::detail(rows, *key).map_or(event.first_due, |detail| detail.due) < cutoff
-                    }),
+                pending.map(|(endpoint, _)| DeliveryKey { event: event.position, endpoint }).filter(|key| {
+                    pending::detail(rows, *key).map_or(event.first_due, |detail| detail.due) < cutoff
+                }),
             );
         }
         next = pages::page_at_or_above(rows, page + 1);

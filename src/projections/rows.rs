@@ -67,15 +67,20 @@ impl Key {
     }
 
     #[must_use]
+    pub fn u32(mut self, value: u32) -> Self {
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+
+    #[must_use]
     pub fn u64(mut self, value: u64) -> Self {
         self.0.extend_from_slice(&value.to_be_bytes());
         self
     }
 
     #[must_use]
-    pub fn endpoint(mut self, endpoint: EndpointNumber) -> Self {
-        self.0.extend_from_slice(&endpoint.0.to_be_bytes());
-        self
+    pub fn endpoint(self, endpoint: EndpointNumber) -> Self {
+        self.u32(endpoint.0)
     }
 
     #[must_use]

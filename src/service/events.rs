@@ -325,8 +325,7 @@ impl Events<'_> {
         let page = Pages(self.0)
             .collect(tenant.as_ref(), after, limit, move |state, after, limit| {
                 let found = state.events(&filter, after, limit);
-                let items = found.items.into_iter().map(|at| (at, state.deliveries_of(at))).collect();
-                Found { items, next: found.next }
+                with_deliveries(state, found)
             })
             .await?;
         let mut items = Vec::with_capacity(page.items.len());
@@ -347,6 +346,21 @@ impl Events<'_> {
 }
 
 /// Approximate bytes of an event in a page, with its deliveries.
+/// Adds the deliveries of each event. A step ends after the event with which it has read
+/// [`limits::SCAN_ENTRIES_MAX`] deliveries.
+fn with_deliveries(state: &dyn ReadModel, found: Found<Position>) -> Found<(Position, Vec<DeliveryFacts>)> {
+    let (mut items, mut read, last) = (Vec::new(), 0, found.items.last().copied());
+    for position in found.items {
+        let facts = state.deliveries_of(position);
+        read += facts.len();
+        items.push((position, facts));
+        if read >= failpoints::bound(Bound::ScanEntries, limits::SCAN_ENTRIES_MAX) && Some(position) != last {
+            return Found { items, next: Some(Cursor::at(position)) };
+        }
+    }
+    Found { items, next: found.next }
+}
+
 fn event_bytes(event: &Event) -> usize {
     event.weight() + 256 * event.targets.len()
 }

@@ -144,6 +144,7 @@ impl Plan {
                 (Bound::BulkDeliveries, *chance.pick(&[1, 2, 1_000])),
                 (Bound::PagePositions, *chance.pick(&[2, 16, 256])),
                 (Bound::StreamBlock, *chance.pick(&[1, 3, 64])),
+                (Bound::TargetsListed, *chance.pick(&[0, 1, 16])),
                 (Bound::PageBytes, *chance.pick(&[300, 1 << 21])),
                 (Bound::ListSteps, *chance.pick(&[1, 20])),
                 (Bound::ScanEntries, *chance.pick(&[2, 10_000])),

@@ -66,6 +66,9 @@ pub(crate) trait Store {
 
 /// Creates a data directory with a long random history. `retains`: retention has removed records.
 pub(crate) fn data_directory(seed: u64, retains: bool) -> (tempfile::TempDir, std::path::PathBuf) {
+    // Events with two targets are wide.
+    let bounds = [(Bound::TargetsListed, 1)].into();
+    TestOverrides { bounds, ..TestOverrides::default() }.activate();
     let mut work = work::Work::new(seed, disk::DiskStore::in_files(seed));
     work.retains = retains;
     if let Err(broken) = work.run() {

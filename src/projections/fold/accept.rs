@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::Step;
 use crate::domain::{DeliveryKey, Event, Progress, Trigger};
-use crate::projections::pages::EventEntry;
+use crate::projections::pages::{EventEntry, TargetList, Width};
 use crate::projections::pending::{OrderHash, Row};
+use crate::projections::states::StatePlace;
 use crate::projections::{idempotency, streams};
 
 impl Step<'_> {
@@ -15,12 +16,15 @@ impl Step<'_> {
         if targets.start == 0 {
             self.add_event(event);
         }
+        let width = Width::of(&event.targets);
         let (due, key) = (event.first_due(), order_hash(ordering_key(event)));
         let progress = Progress::begin(0, due, Trigger::Publish);
-        for endpoint in &event.targets[targets] {
-            let delivery = DeliveryKey { event: self.position, endpoint: *endpoint };
-            let order = self.queue_for(*endpoint, key);
-            self.add_pending(delivery, due, Row { progress, order }, announced && order.is_none());
+        for index in targets {
+            let endpoint = event.targets[index];
+            let delivery = DeliveryKey { event: self.position, endpoint };
+            let order = self.queue_for(endpoint, key);
+            let place = StatePlace::of_target(width, index);
+            self.add_pending(delivery, due, Row { progress, order, place }, announced && order.is_none());
         }
     }
 
@@ -35,7 +39,7 @@ impl Step<'_> {
             stream: event.stream.as_ref().map(|(name, version)| (name.as_str().into(), *version)),
             order: order_hash(ordering_key(event)),
             bytes: event.stored_bytes(),
-            targets: event.targets.clone(),
+            targets: TargetList::write(self.rows, self.position, &event.targets),
         };
         let usage = self.usage(&event.tenant);
         usage.events += 1;

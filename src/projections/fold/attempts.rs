@@ -9,7 +9,7 @@ use crate::domain::{
 };
 use crate::limits;
 use crate::projections::failing::Failing;
-use crate::projections::{pages, pending};
+use crate::projections::pending;
 
 impl Step<'_> {
     /// Adds an attempt to its delivery. If the delivery moved or ended during the attempt, only a
@@ -43,7 +43,7 @@ impl Step<'_> {
         match attempt.next {
             Next::Delivered => {
                 self.remove_pending(delivery, place);
-                self.settle(delivery, PENDING, change, finished_at, &detail);
+                self.settle(delivery, place.row.place, PENDING, change, finished_at, &detail);
             }
             // The attempt counts in no series, because its series has ended.
             Next::RetryAt(_) | Next::Dead(_) if is_moved => {
@@ -58,15 +58,17 @@ impl Step<'_> {
             }
             Next::Dead(reason) => {
                 self.remove_pending(delivery, place);
-                self.add_dead_letter(delivery, reason, change, finished_at, &detail);
+                self.add_dead_letter(delivery, place.row.place, reason, change, finished_at, &detail);
             }
         }
     }
 
     /// The delivery ended during the attempt.
     fn finish_ended(&mut self, delivery: DeliveryKey, attempt: &Attempt) {
-        let ended = pages::state_of(self.rows, delivery);
-        let Some(mut entry) = ended.filter(|entry| entry.state != DeliveryState::Pending) else { return };
+        let Some((place, Some(mut entry))) = self.last_state(delivery) else { return };
+        if entry.state == DeliveryState::Pending {
+            return;
+        }
         entry.last_status = attempt.status;
         entry.attempts_made += 1;
         push_attempt(&mut entry.attempts, self.position);
@@ -76,7 +78,7 @@ impl Step<'_> {
             entry.at = attempt.started_at.plus(attempt.duration);
             entry.death = Position(0);
         }
-        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &entry);
+        self.put_state(place, &entry);
     }
 
     fn update_health(&mut self, endpoint: EndpointNumber, attempt: &Attempt) {

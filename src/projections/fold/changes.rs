@@ -4,9 +4,9 @@ use super::{PENDING, Step};
 use crate::domain::delivery::transition;
 use crate::domain::{DeliveryChange, DeliveryKey, DeliveryState, Position, Progress, Timestamp, Trigger};
 use crate::failpoints::{self, Mutation};
-use crate::projections::dead;
-use crate::projections::pages::{self, StateEntry};
 use crate::projections::pending::{self, Detail, Row};
+use crate::projections::states::StateEntry;
+use crate::projections::{dead, pages};
 
 impl Step<'_> {
     /// Moves a pending delivery to its place in the current ordering. Keeps due time and attempts.
@@ -33,7 +33,7 @@ impl Step<'_> {
             return self.reschedule(delivery, &place, at, &mut detail);
         }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
-        let before = pages::state_of(self.rows, delivery);
+        let Some((place, before)) = self.last_state(delivery) else { return };
         // The state may have changed since the request was checked.
         let (from, change) = (before.as_ref().map(|entry| entry.state), DeliveryChange::Revived(trigger));
         if transition(from, change).is_none() {
@@ -52,10 +52,10 @@ impl Step<'_> {
             attempts: before.map(|entry| entry.attempts).unwrap_or_default(),
         };
         let empty = Detail { attempts: Vec::new(), ..detail };
-        self.settle(delivery, from, change, at, &empty);
+        self.settle(delivery, place, from, change, at, &empty);
         pending::put_detail(self.rows, delivery, &detail);
         let order = self.queue_for(delivery.endpoint, event.order);
-        self.add_pending(delivery, at, Row { progress, order }, false);
+        self.add_pending(delivery, at, Row { progress, order, place }, false);
     }
 
     pub(super) fn remove_dead_letter(&mut self, entry: &StateEntry) {
@@ -71,10 +71,10 @@ impl Step<'_> {
     }
 
     pub(super) fn purge(&mut self, delivery: DeliveryKey, at: Timestamp) {
-        let Some(entry) = pages::state_of(self.rows, delivery) else { return };
+        let Some((place, Some(entry))) = self.last_state(delivery) else { return };
         let Some(state) = transition(Some(entry.state), DeliveryChange::Purged) else { return };
         self.remove_dead_letter(&entry);
         let purged = StateEntry { state, at, death: Position(0), ..entry };
-        self.fold.blocks.add_state(self.rows, self.fold.checkpoint, &purged);
+        self.put_state(place, &purged);
     }
 }

@@ -1,7 +1,7 @@
 //! Places of pending deliveries: sendable in their lane, or queued behind others.
 
 use super::Step;
-use crate::domain::{DeliveryKey, DeliveryState, DueKey, EndpointNumber, Ordering, Timestamp};
+use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Timestamp};
 use crate::failpoints::{self, Mutation};
 use crate::projections::fold::LaneChange;
 use crate::projections::pending::{OrderHash, Row, WHOLE_ENDPOINT};
@@ -99,16 +99,10 @@ impl Step<'_> {
         }
     }
 
-    /// The place of a delivery; `None` if it is not pending.
+    /// The place of a delivery; `None` if it is not pending. A pending delivery has a `D` or a `W`
+    /// row, so this reads neither the targets of its event nor any state.
     pub(super) fn find_place(&self, delivery: DeliveryKey) -> Option<Place> {
-        let state = pages::state_of(self.rows, delivery);
-        if state.as_ref().is_some_and(|entry| entry.state != DeliveryState::Pending) {
-            return None;
-        }
         let event = pages::event(self.rows, delivery.event)?;
-        if state.is_none() && !event.targets.contains(&delivery.endpoint) {
-            return None;
-        }
         let due = pending::detail(self.rows, delivery).map_or(event.first_due, |detail| detail.due);
         if let Some(row) =
             pending::due_row(self.rows, delivery.endpoint, DueKey { due, event: delivery.event })

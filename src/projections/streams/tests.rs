@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::projections::audit::{Terms, audit};
-use crate::projections::pages::{Blocks, EventEntry};
+use crate::projections::pages::{Blocks, EventEntry, TargetList};
 use crate::projections::retention::Cutoffs;
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -116,7 +116,7 @@ fn indexed(versions: impl Iterator<Item = u64> + Clone) -> Map {
             stream: Some(("s".into(), version)),
             order: 0,
             bytes: 0,
-            targets: Vec::new(),
+            targets: TargetList::Listed(Vec::new()),
         };
         blocks.add_event(&mut rows, 0, &entry);
     }

@@ -79,7 +79,7 @@ const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
 /// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
 /// checksum row of [`row_store`].
-const TAGS: &[u8] = b"ACcKNDPWEOXSVIJLRTU0";
+const TAGS: &[u8] = b"ACcKNDPWEFOMXSVIJLRTU0";
 
 /// Result of [`State::apply_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
