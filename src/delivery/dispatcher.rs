@@ -74,7 +74,10 @@ pub struct Dispatcher {
     intake: Option<Intake>,
     stalls: StallLog,
     signals: mpsc::UnboundedReceiver<Signal>,
+    /// Attempts and handshake requests.
     tasks: JoinSet<()>,
+    /// Background jobs.
+    jobs: JoinSet<()>,
     health: watch::Receiver<Health>,
     /// Failures since the last success, per failing endpoint.
     failing: HashMap<EndpointNumber, Failing>,
@@ -112,6 +115,7 @@ impl Dispatcher {
             stalls: StallLog::default(),
             signals,
             tasks: JoinSet::new(),
+            jobs: JoinSet::new(),
             health,
             failing: HashMap::new(),
             behind: Behind::default(),
@@ -164,6 +168,7 @@ impl Dispatcher {
                 }
                 Some(signal) = self.signals.recv() => self.on_signal(signal, self.context.now()),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => log_panic(&ended),
+                Some(ended) = self.jobs.join_next(), if !self.jobs.is_empty() => log_panic(&ended),
                 _ = tick.tick() => self.on_tick(),
                 () = &mut alarm, if !alarm.is_elapsed() => {}
                 health = &mut health_changed => health_changed.set(changed(health)),
@@ -337,7 +342,7 @@ impl Dispatcher {
         work: impl Fn(Context) -> F + Send + Sync + 'static,
     ) -> AbortHandle {
         let context = self.context.clone();
-        self.tasks.spawn(async move { run_job(&context, job, work).await })
+        self.jobs.spawn(async move { run_job(&context, job, work).await })
     }
 
     fn sweep(&mut self, endpoint: EndpointNumber) {

@@ -45,6 +45,7 @@ pub(super) async fn run_until_done(context: Context, endpoint: EndpointNumber, j
         };
         match done {
             Ok(()) => return,
+            Err(_) if context.waits().have_ended() => return,
             Err(Unavailable::DiskFull | Unavailable::Overloaded { .. }) => {
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
@@ -120,7 +121,7 @@ pub(super) async fn expire(context: &Context, endpoint: &Endpoint, now: Timestam
     let mut deaths = Deaths::new(DeadReason::EndpointDisabled);
     let given_up = loop {
         match Deliveries(context).give_up_if(&mut deaths, expired, still_closed).await {
-            Ok(is_last) if is_last || !still_closed() => break Ok(()),
+            Ok(is_last) if is_last || !still_closed() || context.waits().have_ended() => break Ok(()),
             Ok(_) => {}
             Err(error) => break Err(error),
         }

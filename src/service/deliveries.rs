@@ -259,6 +259,7 @@ impl Deliveries<'_> {
     }
 
     /// Gives up the pending deliveries of a deleted endpoint, in bounded steps. Idempotent.
+    /// A stop of the daemon ends it after a step; the next start continues.
     pub(crate) async fn sweep_deleted(self, endpoint: EndpointNumber) -> Result<(), Unavailable> {
         let pending = move |state: &dyn ReadModel| {
             let deliveries = state.pending(endpoint, deliveries_per_step());
@@ -268,8 +269,8 @@ impl Deliveries<'_> {
         let mut deaths = Deaths::new(DeadReason::EndpointDeleted);
         let swept = loop {
             match self.give_up_if(&mut deaths, pending, || true).await {
-                Ok(true) => break Ok(()),
-                Ok(false) => {}
+                Ok(is_swept) if is_swept || self.0.waits().have_ended() => break Ok(()),
+                Ok(_) => {}
                 Err(error) => break Err(error),
             }
         };

@@ -1,4 +1,5 @@
 //! The end of the delivery loop: running attempts finish within a limit, or are aborted.
+//! Background jobs end after their current step, and continue at the next start.
 
 use std::time::Duration;
 
@@ -16,12 +17,14 @@ impl Dispatcher {
         self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);
         let deadline = Instant::now() + limit;
         let mut tick = tokio::time::interval(TICK_INTERVAL);
-        while !self.tasks.is_empty() {
+        tracing::debug!(attempts = self.tasks.len(), jobs = self.jobs.len(), "waiting for attempts and jobs");
+        while !(self.tasks.is_empty() && self.jobs.is_empty()) {
             tokio::select! {
                 biased;
                 () = wait_for_cut(&mut run) => self.abort_tasks().await,
                 () = tokio::time::sleep_until(deadline) => self.abort_tasks().await,
                 Some(ended) = self.tasks.join_next() => log_panic(&ended),
+                Some(ended) = self.jobs.join_next() => log_panic(&ended),
                 // The lanes send nothing more, so they need no further deliveries.
                 Some(notice) = self.notices.recv() => {
                     self.on_notice(notice, self.context.now());
@@ -36,8 +39,14 @@ impl Dispatcher {
     }
 
     async fn abort_tasks(&mut self) {
-        tracing::warn!(attempts = self.tasks.len(), "aborting attempts, repeating them at the next start");
+        let (attempts, jobs) = (self.tasks.len(), self.jobs.len());
+        tracing::warn!(
+            attempts,
+            jobs,
+            "aborting attempts and background jobs, repeating them at the next start"
+        );
         self.tasks.shutdown().await;
+        self.jobs.shutdown().await;
     }
 }
 
