@@ -72,17 +72,15 @@ pub const HEAVY_PAGE_ITEMS: usize = 8;
 pub const READS_MAX: usize = 32;
 /// Limit of requests that wait for something.
 pub const WAITERS_MAX: usize = 2_000;
-/// Limit of waiting requests of one party; the others are for further parties.
-pub const PARTY_WAITERS_MAX: usize = party_waiters_max(WAITERS_MAX);
-const _: () = assert!(PARTY_WAITERS_MAX < WAITERS_MAX);
-/// Default limit of streams of events at once (`server.max_streams`). A party has three quarters.
+/// Default limit of streams of events at once (`server.max_streams`). A lone party has three
+/// quarters.
 pub const STREAMS_DEFAULT: usize = 1_000;
-
-/// The part of a limit of waiting requests, or of streams, that one party may use.
-#[must_use]
-pub const fn party_waiters_max(most: usize) -> usize {
-    if most == 1 { 1 } else { most * 3 / 4 }
-}
+/// Time in which a client must take the response to a request that was ended for the connection of
+/// another party.
+pub const ENDED_REQUEST_GRACE: Duration = Duration::from_secs(1);
+/// Waiting requests, or streams, of a party for each place that is free. With `n` busy parties each
+/// gets `3 / (3n + 1)` of the places.
+pub const WAITERS_SHARE: usize = 3;
 /// Maximum of the query parameter `wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bound of response bytes that the clients of one key, or one address without a key, have not
@@ -270,6 +268,14 @@ pub const COMMIT_TARGETS: usize = 250_000;
 /// Most deliveries of one tenant that are queued or not applied by the state yet. A single request
 /// may begin as many at once.
 pub const UNAPPLIED_TARGETS_MAX: usize = REQUEST_TARGETS_MAX;
+/// Most unapplied deliveries of units that begin many. Each delays the commits and reads of all
+/// tenants by some microseconds. A larger unit is alone.
+pub const FAN_OUT_TARGETS_MAX: usize = 4_000;
+/// Deliveries at which a request with independent events is split into several commits.
+pub const UNIT_TARGETS: usize = 2_000;
+const _: () = assert!(2 * UNIT_TARGETS <= FAN_OUT_TARGETS_MAX); // one is applied while one is written
+/// How long a unit waits for its turn before it is rejected as overloaded.
+pub const FAN_OUT_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Deliveries of an event that the state applies before it looks for questions of others and for
 /// its next checkpoint: a few milliseconds.
 pub const APPLY_STEP_TARGETS: usize = 250;

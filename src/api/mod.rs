@@ -36,6 +36,7 @@ use http::auth_throttle::AuthThrottle;
 use http::body;
 use http::browser::TrustedSite;
 use http::client_watch::ClientWatch;
+use http::connection_limit::RequestSeat;
 use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
 use http::problem::Problem;
@@ -260,10 +261,11 @@ async fn dispatch(
     let mut has_good_key = false;
     let peer = peer_address(request.extensions());
     let closer = request.extensions().get::<ConnectionCloser>().cloned().unwrap_or_default();
-    let reply = match read_call(Arc::clone(&api), route, params, request).await {
+    let seat = request.extensions().get::<RequestSeat>().cloned().unwrap_or_default();
+    let reply = match read_call(Arc::clone(&api), route, params, request, &seat).await {
         Ok(call) => {
             has_good_key = route.access != Access::Public;
-            respond(route, &call, caller(route, &call.principal, peer), closer).await
+            respond(route, &call, &seat, caller(route, &call.principal, peer), closer).await
         }
         Err(problem) => Err(problem),
     };
@@ -283,16 +285,21 @@ async fn dispatch(
 }
 
 /// Runs the handler. A read holds its turn until its response is made and counts against
-/// [`UnreadResponses`], because its reader may be slow.
+/// [`UnreadResponses`], because its reader may be slow. A wait may be ended for another party.
 async fn respond(
     route: &'static Route,
     call: &Call,
+    seat: &RequestSeat,
     caller: Caller,
     closer: ConnectionCloser,
 ) -> Result<Reply, Problem> {
     let takes_turn = route.is_read() && route.turn == ReadTurn::Request && !call.waits();
     let _turn = if takes_turn { Some(call.api.reads.turn(&call.party).await) } else { None };
-    let reply = (route.run)(call).await?;
+    let reply = if call.waits() {
+        seat.endable(&call.party, (route.run)(call)).await?
+    } else {
+        (route.run)(call).await?
+    };
     call.api.unread.hold(reply, route.is_read(), caller, closer).await
 }
 
@@ -314,6 +321,7 @@ async fn read_call(
     route: &'static Route,
     params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
+    seat: &RequestSeat,
 ) -> Result<Call, Problem> {
     let config = api.config();
     let (parts, stream) = request.into_parts();
@@ -330,12 +338,18 @@ async fn read_call(
         Access::Public => Party::NoKey,
         _ => principal.scope.party(),
     };
+    if route.access != Access::Public {
+        seat.enter(&party);
+    }
     let params = params.map_err(|_| Problem::NotFound("the path is not UTF-8".to_owned()))?;
     let id = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
     let query = Query::parse(parts.uri.query(), route.query)?;
     let (media, (body, budget)) = match &route.body {
         None => ("", (Bytes::new(), None)),
-        Some(spec) => read_body(&api, &config, spec, &party, &parts.headers, stream).await?,
+        Some(spec) => {
+            let read = read_body(&api, &config, spec, &party, &parts.headers, stream);
+            seat.endable(&party, read).await?
+        }
     };
     let path = parts.uri.path().to_owned();
     let client = parts.extensions.get::<ClientWatch>().cloned().unwrap_or_default();

@@ -28,20 +28,19 @@ pub struct TooManyWaiters;
 
 impl WaiterLimit {
     /// # Errors
-    /// Above `most` callers, or [`limits::party_waiters_max`] of the party.
+    /// Above `most` callers, or above the party's share: [`limits::WAITERS_SHARE`] times what it
+    /// leaves free, and at least one.
     pub fn enter(self: &Arc<Self>, party: Party, most: usize) -> Result<WaiterPlace, TooManyWaiters> {
-        // Counted before the caller reads: a commit after that read sees the caller.
-        if self.total.fetch_add(1, Ordering::SeqCst) >= most {
-            self.total.fetch_sub(1, Ordering::SeqCst);
-            return Err(TooManyWaiters);
-        }
         let mut parties = self.lock();
-        let own = parties.entry(party.clone()).or_default();
-        if *own >= limits::party_waiters_max(most) {
+        // Counted before the caller reads: a commit after that read sees the caller.
+        let total = self.total.fetch_add(1, Ordering::SeqCst) + 1;
+        let own = parties.get(&party).copied().unwrap_or(0);
+        let is_above_share = own > 0 && own + 1 > limits::WAITERS_SHARE * most.saturating_sub(total);
+        if total > most || is_above_share {
             self.total.fetch_sub(1, Ordering::SeqCst);
             return Err(TooManyWaiters);
         }
-        *own += 1;
+        parties.insert(party.clone(), own + 1);
         drop(parties);
         Ok(WaiterPlace { limit: Arc::clone(self), party })
     }
@@ -79,13 +78,15 @@ mod tests {
         let limit = Arc::new(WaiterLimit::default());
         let most = 100;
         let enter = |name: &str| limit.enter(Party::Tenant(name.into()), most);
-        let own = limits::party_waiters_max(most);
-        let busy: Vec<_> = (0..own).map(|_| enter("busy").unwrap()).collect();
-        assert!(enter("busy").is_err(), "one party has all places");
-        let others: Vec<_> = (own..most).map(|_| enter("other").unwrap()).collect();
-        assert!(enter("third").is_err());
-        assert_eq!((limit.callers(), limit.lock().len()), (most, 2));
-        drop((busy, others));
+        let all = |name: &str| std::iter::from_fn(|| enter(name).ok()).collect::<Vec<_>>();
+        let busy = all("busy");
+        assert_eq!(busy.len(), 75, "a lone party has three quarters of the places");
+        let others = all("other");
+        assert_eq!(others.len(), 18);
+        let third = all("third");
+        assert!(!third.is_empty(), "the next party has no place");
+        assert_eq!((limit.callers(), limit.lock().len()), (75 + 18 + third.len(), 3));
+        drop((busy, others, third));
         assert_eq!((limit.callers(), limit.lock().len()), (0, 0));
         assert!(enter("busy").is_ok());
     }

@@ -42,7 +42,7 @@ impl Waits {
     /// A place for a caller that waits.
     ///
     /// # Errors
-    /// Above [`limits::WAITERS_MAX`] callers, or [`limits::PARTY_WAITERS_MAX`] of the party.
+    /// Above [`limits::WAITERS_MAX`] callers, or above the party's share of them.
     pub(crate) fn enter(&self, party: Party) -> Result<WaiterPlace, TooManyWaiters> {
         self.limit.enter(party, limits::WAITERS_MAX)
     }
@@ -82,6 +82,11 @@ impl Waits {
         for (notify, _) in subjects.into_iter().filter_map(|subject| waiting.get(&subject)) {
             notify.notify_waiters();
         }
+    }
+
+    /// Whether the daemon stops: nothing wakes a caller any more.
+    pub(crate) fn have_ended(&self) -> bool {
+        *self.ended.borrow()
     }
 
     /// Wakes all callers for good, because the daemon stops.
@@ -133,7 +138,7 @@ impl Wait<'_> {
 
     /// Whether waiting is useless, because the daemon stops.
     pub(crate) fn has_ended(&self) -> bool {
-        *self.waits.ended.borrow()
+        self.waits.have_ended()
     }
 }
 
@@ -213,12 +218,9 @@ mod tests {
         let waits = Waits::default();
         let tenant = |name: &str| Party::Tenant(name.into());
         let register = |number: usize, name: &str| waits.register(event(number as u64 % 3), tenant(name));
-        let busy: Vec<_> = (0..limits::PARTY_WAITERS_MAX).map(|at| register(at, "busy").unwrap()).collect();
-        assert!(register(0, "busy").is_err(), "one party has all places");
-        let rest = limits::WAITERS_MAX - limits::PARTY_WAITERS_MAX;
-        let others: Vec<_> = (0..rest).map(|at| register(at, "other").unwrap()).collect();
-        assert!(register(0, "third").is_err());
-        assert_eq!(waits.lock().len(), 3);
+        let all = |name: &str| (0..).map_while(|at| register(at, name).ok()).collect::<Vec<_>>();
+        let (busy, others) = (all("busy"), all("other"));
+        assert_eq!((busy.len(), others.len(), waits.lock().len()), (1_500, 375, 3));
         drop((busy, others));
         assert!(waits.lock().is_empty() && waits.callers() == 0);
         assert!(register(0, "busy").is_ok());

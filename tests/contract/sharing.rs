@@ -8,7 +8,7 @@ use tokio::net::TcpSocket;
 
 use crate::support::raw::Raw;
 use crate::support::{Daemon, WAIT_MAX};
-use crate::{ADMIN, call_as, key};
+use crate::{ADMIN, call_as, key, text};
 
 /// The longest time that a request of another tenant may take. A busy test machine runs an
 /// unoptimized daemon; without shares these requests take 10 s and more.
@@ -205,4 +205,58 @@ async fn batches_of_one_tenant_do_not_hold_up_events_of_another() {
     for publisher in publishers {
         assert!(publisher.await.unwrap() > 0, "a publisher of batches got nothing through");
     }
+}
+
+/// Takes all connections for one tenant, and asserts that another one is answered soon.
+async fn others_are_answered_beside(daemon: &Daemon, request: &str) {
+    let good = key(daemon, "viewer", Some("good")).await;
+    answers_soon(daemon, &good, "GET", "/events?limit=1", "", 200).await;
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        let mut raw = Raw::connect(daemon.address()).await;
+        assert!(raw.send(request.as_bytes()).await);
+        held.push(raw);
+    }
+    for _ in 0..20 {
+        // A new connection each time.
+        answers_soon(daemon, &good, "GET", "/events?limit=1", "", 200).await;
+    }
+    let mut ended = 0;
+    for raw in &mut held {
+        let answer = tokio::time::timeout(Duration::from_millis(20), raw.answer()).await;
+        if let Ok(Some(answer)) = answer {
+            assert!(answer.body.contains("overloaded"), "{answer:?}");
+            ended += 1;
+        }
+    }
+    assert!((1..50).contains(&ended), "{ended} requests of the tenant were ended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waits_of_one_tenant_leave_connections_for_others() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = daemon(data.path(), &[("BALTO__SERVER__MAX_CONNECTIONS", "40")]).await;
+    let evil = key(&daemon, "admin", Some("evil")).await;
+    let endpoint = json!({"url": "https://example.com/"}).to_string();
+    let (_, endpoint) = call_as(&daemon, &evil, "POST", "/endpoints", &endpoint).await;
+    call_as(&daemon, &evil, "POST", &format!("/endpoints/{}/pause", text(&endpoint, "id")), "").await;
+    let (_, event) = call_as(&daemon, &evil, "POST", "/events", r#"{"type": "a", "data": 1}"#).await;
+    let path = format!("/v1/events/{}?wait=60s", text(&event, "id"));
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {evil}\r\n\r\n");
+    others_are_answered_beside(&daemon, &request).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_bodies_of_one_tenant_leave_connections_for_others() {
+    let data = tempfile::tempdir().unwrap();
+    let environment = [
+        ("BALTO__SERVER__MAX_CONNECTIONS", "40"),
+        ("BALTO__SERVER__BODY_TIMEOUT", "1h"),
+        ("BALTO__SERVER__MIN_BODY_RATE", "0"),
+    ];
+    let daemon = daemon(data.path(), &environment).await;
+    let evil = key(&daemon, "publisher", Some("evil")).await;
+    let headers = format!("authorization: Bearer {evil}\r\n");
+    let whole = crate::support::raw::post("/v1/events", &headers, r#"{"type": "a", "data": 1}"#);
+    others_are_answered_beside(&daemon, &whole[..whole.len() - 5]).await;
 }

@@ -2,9 +2,12 @@
 //!
 //! At the limit a new connection evicts an idle one. First those without a key whose client does
 //! not read a response, then those without a key that wait for a request, each by age.
-//! Authenticated connections are evicted last, and only between two requests. A connection whose
-//! request is in progress is never evicted. So a client with many idle or slow connections cannot
-//! lock others out.
+//! Authenticated connections are evicted last, and only between two requests. So a client with many
+//! idle or slow connections cannot lock others out.
+//!
+//! An authenticated connection counts for its party. If a party has more than its share of the
+//! connections when a new one needs room, it gives way: first its idle connections, then its newest
+//! request that waits or whose body arrives, which gets 429. A party alone may use all connections.
 //!
 //! Connections without a key are also limited per remote address. At that limit a new connection
 //! evicts an idle one of the same address, or is closed.
@@ -17,8 +20,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 use tokio::sync::Notify;
 
+use self::parties::Parties;
 use crate::api::http::unread::ConnectionCloser;
-use crate::domain::address_block;
+use crate::domain::{Party, address_block};
+use crate::limits;
+
+mod parties;
+mod seat;
+
+pub(crate) use seat::RequestSeat;
 
 /// The connection limit of one listener.
 pub struct ConnectionLimit {
@@ -64,6 +74,9 @@ struct Slots {
     idle: BTreeMap<Rank, Evictable>,
     /// Connections without a key, by limited address.
     addresses: HashMap<IpAddr, usize>,
+    parties: Parties,
+    /// The connection whose request was ended for the newcomer.
+    ending: Option<Arc<Notify>>,
 }
 
 impl Slots {
@@ -81,6 +94,7 @@ impl Slots {
 struct Evictable {
     evict: Arc<Notify>,
     address: Option<IpAddr>,
+    party: Option<Party>,
 }
 
 /// The new connection that waits for a slot. At most one waits: accepting is sequential.
@@ -90,6 +104,8 @@ enum Newcomer {
     None,
     /// No connection can be evicted yet. The next idle one will be.
     Waits,
+    /// A request was ended for it. The next idle connection will be evicted.
+    WaitsForEnd,
     /// A connection was evicted and is closing.
     IsNext,
 }
@@ -122,6 +138,8 @@ pub(super) struct ConnectionSlot {
     idle_stalled: AtomicBool,
     /// The limited address, while the connection counts for it.
     address: Mutex<Option<IpAddr>>,
+    /// The party of its last request with a key.
+    party: Mutex<Option<Party>>,
 }
 
 impl ConnectionLimit {
@@ -164,7 +182,7 @@ impl ConnectionLimit {
         // Ends the count if this future is dropped.
         let counted = CountedAddress { connections: self, address };
         let slot = self.take().await;
-        *lock_address(&slot.address) = counted.into_address();
+        *lock(&slot.address) = counted.into_address();
         slot.rejoin_idle();
         Some(slot)
     }
@@ -203,11 +221,26 @@ impl ConnectionLimit {
                     authenticated: AtomicBool::new(false),
                     idle_stalled: AtomicBool::new(false),
                     address: Mutex::new(None),
+                    party: Mutex::new(None),
                 };
                 slot.become_idle();
                 return slot;
             }
-            changed.await;
+            if tokio::time::timeout(limits::ENDED_REQUEST_GRACE, changed).await.is_err() {
+                self.close_ending();
+            }
+        }
+    }
+
+    /// Closes the connection of the ended request: its client does not take the response.
+    fn close_ending(&self) {
+        let mut slots = self.lock();
+        if slots.newcomer == Newcomer::WaitsForEnd
+            && let Some(connection) = slots.ending.take()
+        {
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+            connection.notify_one();
+            slots.newcomer = Newcomer::IsNext;
         }
     }
 
@@ -226,9 +259,31 @@ impl ConnectionLimit {
         false
     }
 
-    /// If a new connection waits for a slot, evicts the one that has been idle longest.
+    /// If a new connection waits for a slot, evicts an idle one, or ends a request.
     fn evict_for_newcomer(&self, slots: &mut Slots) {
-        if slots.newcomer == Newcomer::Waits && self.evict(slots.idle.pop_first()) {
+        if !matches!(slots.newcomer, Newcomer::Waits | Newcomer::WaitsForEnd) {
+            return;
+        }
+        let above_share = slots.parties.above_share(self.limit);
+        let first = slots.idle.first_key_value().map(|(rank, _)| *rank);
+        let chosen = match (first, &above_share) {
+            (Some(first), Some(party)) if first.0 == IdleClass::Authenticated => {
+                let own = slots.idle.iter().find(|(_, idle)| idle.party.as_ref() == Some(party));
+                own.map(|(rank, _)| *rank)
+            }
+            (first, _) => first,
+        };
+        if let Some(rank) = chosen {
+            let chosen = slots.idle.remove_entry(&rank);
+            self.evict(chosen);
+            slots.newcomer = Newcomer::IsNext;
+        } else if let Some(party) = above_share
+            && slots.newcomer == Newcomer::Waits
+            && let Some(connection) = slots.parties.end_newest_request(&party)
+        {
+            slots.newcomer = Newcomer::WaitsForEnd;
+            slots.ending = Some(connection);
+        } else if slots.newcomer == Newcomer::Waits && self.evict(slots.idle.pop_first()) {
             slots.newcomer = Newcomer::IsNext;
         }
     }
@@ -258,13 +313,14 @@ impl ConnectionLimit {
 impl ConnectionSlot {
     /// Marks the connection as idle.
     pub(super) fn become_idle(&self) {
-        let address = *lock_address(&self.address);
+        let address = *lock(&self.address);
         let mut slots = self.connections.lock();
         slots.last_ticket += 1;
         let ticket = slots.last_ticket;
         slots.idle.remove(&self.rank(self.ticket.swap(ticket, Ordering::Relaxed)));
         self.idle_stalled.store(self.stalled.load(Ordering::Relaxed), Ordering::Relaxed);
-        slots.idle.insert(self.rank(ticket), Evictable { evict: self.evict.clone(), address });
+        let party = lock(&self.party).clone();
+        slots.idle.insert(self.rank(ticket), Evictable { evict: self.evict.clone(), address, party });
         // Evict now: the next request may have arrived already.
         self.connections.evict_for_newcomer(&mut slots);
         drop(slots);
@@ -273,7 +329,7 @@ impl ConnectionSlot {
 
     /// Updates the address of an idle connection.
     fn rejoin_idle(&self) {
-        let address = *lock_address(&self.address);
+        let address = *lock(&self.address);
         let rank = self.rank(self.ticket.load(Ordering::Relaxed));
         if let Some(idle) = self.connections.lock().idle.get_mut(&rank) {
             idle.address = address;
@@ -346,7 +402,7 @@ impl ConnectionSlot {
 
     /// The connection has a key, or ends: it no longer counts for its address.
     fn uncount_address(&self) {
-        let counted = lock_address(&self.address).take();
+        let counted = lock(&self.address).take();
         if let Some(address) = counted {
             self.connections.lock().uncount(address);
         }
@@ -378,8 +434,8 @@ impl Drop for CountedAddress<'_> {
     }
 }
 
-fn lock_address(address: &Mutex<Option<IpAddr>>) -> MutexGuard<'_, Option<IpAddr>> {
-    address.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for ConnectionSlot {
@@ -387,6 +443,9 @@ impl Drop for ConnectionSlot {
         self.uncount_address();
         let mut slots = self.connections.lock();
         slots.idle.remove(&self.rank(self.ticket.load(Ordering::Relaxed)));
+        if let Some(party) = lock(&self.party).take() {
+            slots.parties.leave(&party);
+        }
         slots.taken -= 1;
         drop(slots);
         self.connections.changed.notify_waiters();
@@ -394,193 +453,4 @@ impl Drop for ConnectionSlot {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    /// Evicts the first connection in order. Returns false without one.
-    fn evict_first(connections: &ConnectionLimit) -> bool {
-        let chosen = connections.lock().idle.pop_first();
-        connections.evict(chosen)
-    }
-
-    #[tokio::test]
-    async fn longest_idle_connection_is_evicted_and_busy_ones_stay() {
-        let connections = ConnectionLimit::new(3);
-        let first = connections.take().await;
-        let second = connections.take().await;
-        let third = connections.take().await;
-        assert!(first.begin(), "the first gets a request");
-        let mut fourth = std::pin::pin!(connections.take());
-        assert!(fourth.as_mut().now_or_never().is_none(), "there was a fourth slot");
-        assert!(
-            second.evicted().now_or_never().is_some(),
-            "the second has been idle longest and was not evicted"
-        );
-        assert!(first.evicted().now_or_never().is_none() && third.evicted().now_or_never().is_none());
-        assert!(!second.begin(), "a request after the eviction was accepted");
-        assert!(fourth.as_mut().now_or_never().is_none(), "it took a slot that is not free");
-        assert!(third.evicted().now_or_never().is_none(), "two were evicted for one");
-        drop(second);
-        assert!(fourth.now_or_never().is_some());
-        assert_eq!((connections.taken(), connections.take_evicted(), connections.take_evicted()), (2, 1, 0));
-    }
-
-    #[tokio::test]
-    async fn authenticated_connection_is_evicted_last() {
-        let connections = ConnectionLimit::new(2);
-        let known = connections.take().await;
-        assert!(known.begin());
-        known.on_response_ready(true);
-        known.on_written();
-        let silent = connections.take().await;
-        assert!(connections.evict_unauthenticated());
-        assert!(silent.evicted().now_or_never().is_some() && known.evicted().now_or_never().is_none());
-        assert!(!connections.evict_unauthenticated(), "an authenticated connection was evicted");
-        assert!(evict_first(&connections));
-        assert!(known.evicted().now_or_never().is_some());
-        drop(known);
-        drop(silent);
-        assert_eq!((connections.taken(), evict_first(&connections)), (0, false));
-    }
-
-    #[tokio::test]
-    async fn new_connection_waits_while_all_are_busy() {
-        let connections = ConnectionLimit::new(1);
-        let only = connections.take().await;
-        assert!(only.begin());
-        let mut next = std::pin::pin!(connections.take());
-        assert!(next.as_mut().now_or_never().is_none());
-        only.on_response_ready(false);
-        assert!(next.as_mut().now_or_never().is_none(), "the response is not written yet");
-        only.on_written();
-        assert!(!only.begin(), "its next request kept the new connection out");
-        assert!(next.as_mut().now_or_never().is_none());
-        assert!(only.evicted().now_or_never().is_some(), "it is idle again and was not evicted");
-        drop(only);
-        assert!(next.now_or_never().is_some());
-    }
-
-    #[tokio::test]
-    async fn slow_reader_without_a_key_is_idle() {
-        let connections = ConnectionLimit::new(1);
-        let slow = connections.take().await;
-        assert!(slow.begin());
-        slow.on_response_ready(false);
-        slow.on_stalled();
-        slow.on_stalled();
-        assert!(!slow.is_idle(), "its response is not written: a shutdown waits for it");
-        let mut next = std::pin::pin!(connections.take());
-        assert!(next.as_mut().now_or_never().is_none());
-        assert!(slow.evicted().now_or_never().is_some(), "it keeps the slot");
-        drop(slow);
-        let next = next.now_or_never().expect("the slot is free");
-
-        assert!(next.begin());
-        next.on_response_ready(false);
-        next.on_stalled();
-        next.on_written();
-        assert!(next.is_idle(), "the response was read after all");
-        assert!(next.begin() && !evict_first(&connections), "the next request protects it");
-        next.on_stalled();
-        next.on_response_ready(true);
-        assert!(!evict_first(&connections), "an authenticated connection was evicted");
-        next.on_stalled();
-        assert!(!evict_first(&connections), "a slow authenticated reader was evicted");
-        next.on_written();
-        assert!(evict_first(&connections));
-        drop(next);
-        assert_eq!(
-            (connections.taken(), evict_first(&connections)),
-            (0, false),
-            "a released connection is left"
-        );
-    }
-
-    #[tokio::test]
-    async fn written_interim_response_ends_the_stall() {
-        let connections = ConnectionLimit::new(1);
-        let only = connections.take().await;
-        assert!(only.begin());
-        only.on_stalled();
-        only.on_written();
-        assert!(!only.is_idle() && !evict_first(&connections), "its request is in progress");
-    }
-
-    #[tokio::test]
-    async fn pipelined_request_protects_its_connection() {
-        let connections = ConnectionLimit::new(1);
-        let only = connections.take().await;
-        assert!(only.begin());
-        only.on_response_ready(false);
-        assert!(only.begin(), "the second request arrives before the first response is written");
-        only.on_written();
-        assert!(!only.is_idle() && !evict_first(&connections));
-    }
-
-    const ATTACKER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-
-    fn limited(connections: usize) -> Arc<ConnectionLimit> {
-        let unlimited = vec!["10.0.0.0/8".parse().unwrap()];
-        ConnectionLimit::with_address_limit(100, AddressLimit { connections, unlimited })
-    }
-
-    #[tokio::test]
-    async fn stalled_reader_is_evicted_before_older_idle_connections() {
-        let connections = ConnectionLimit::new(2);
-        let idle = connections.take().await;
-        let slow = connections.take().await;
-        assert!(slow.begin());
-        slow.on_response_ready(false);
-        slow.on_stalled();
-        let mut next = std::pin::pin!(connections.take());
-        assert!(next.as_mut().now_or_never().is_none());
-        assert!(slow.evicted().now_or_never().is_some() && idle.evicted().now_or_never().is_none());
-        drop(slow);
-        assert!(next.now_or_never().is_some());
-    }
-
-    #[tokio::test]
-    async fn address_at_its_limit_loses_its_own_idle_connection() {
-        let connections = limited(2);
-        let other = connections.take_for("192.0.2.2".parse().unwrap()).await.unwrap();
-        let first = connections.take_for(ATTACKER).await.unwrap();
-        let second = connections.take_for(ATTACKER).await.unwrap();
-        assert!(first.begin());
-        let third = connections.take_for(ATTACKER).await.unwrap();
-        assert!(second.evicted().now_or_never().is_some() && first.evicted().now_or_never().is_none());
-        assert!(other.evicted().now_or_never().is_none(), "another address pays");
-        drop(second);
-        assert!(third.begin());
-        assert!(connections.take_for(ATTACKER).await.is_none(), "both are busy");
-        drop((first, third));
-        assert!(connections.take_for(ATTACKER).await.is_some());
-        assert_eq!(connections.lock().addresses.len(), 1, "the other address alone is counted");
-    }
-
-    #[tokio::test]
-    async fn authenticated_and_exempt_connections_do_not_count() {
-        let connections = limited(1);
-        let known = connections.take_for(ATTACKER).await.unwrap();
-        assert!(known.begin());
-        known.on_response_ready(true);
-        known.on_written();
-        let next = connections.take_for(ATTACKER).await.unwrap();
-        assert!(known.evicted().now_or_never().is_none(), "a connection with a key gave way");
-        drop((known, next));
-        let proxy: IpAddr = "10.1.2.3".parse().unwrap();
-        let first = connections.take_for(proxy).await.unwrap();
-        assert!(first.begin() && connections.take_for(proxy).await.is_some());
-        assert!(connections.lock().addresses.is_empty());
-    }
-
-    #[test]
-    fn ipv6_network_counts_as_one_address() {
-        let limit = AddressLimit { connections: 1, unlimited: Vec::new() };
-        let counted = |text: &str| limit.counted(text.parse().unwrap());
-        assert_eq!(counted("2001:db8:0:1::1"), counted("2001:db8:0:1:ffff::2"));
-        assert_ne!(counted("2001:db8:0:1::1"), counted("2001:db8:0:2::1"));
-        assert_eq!(counted("::ffff:192.0.2.1"), Some(ATTACKER));
-    }
-}
+mod tests;

@@ -388,9 +388,8 @@ impl Problem {
                 limits::EVENT_TARGETS_MAX
             ),
             Self::TooManyWaiters => format!(
-                "{} requests, or {} of this tenant, wait already; ask again without `wait`, or later",
-                limits::WAITERS_MAX,
-                limits::PARTY_WAITERS_MAX
+                "{} requests, or the share of this tenant, wait already; ask again without `wait`, or later",
+                limits::WAITERS_MAX
             ),
             Self::PositionGone { oldest } => gone_detail(*oldest),
             Self::PositionAhead { head } => ahead_detail(*head),

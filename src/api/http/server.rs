@@ -30,7 +30,7 @@ use tokio_rustls::server::TlsStream;
 use tower::Service as _;
 
 use crate::api::http::client_watch::{ClientWatch, SharedStream};
-use crate::api::http::connection_limit::{ConnectionLimit, ConnectionSlot};
+use crate::api::http::connection_limit::{ConnectionLimit, ConnectionSlot, RequestSeat};
 use crate::api::http::problem::Problem;
 use crate::api::http::socket::Socket;
 use crate::{limits, panics};
@@ -214,6 +214,7 @@ impl Connection {
                 let mut request = request.map(|body| Body::new(TrackedBody { body, read }));
                 request.extensions_mut().insert(self.peer);
                 request.extensions_mut().insert(self.slot.closer());
+                request.extensions_mut().insert(RequestSeat::new(&self.slot));
                 request.extensions_mut().insert(self.watch.clone());
                 self.router.clone().call(request).await?
             }

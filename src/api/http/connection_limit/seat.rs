@@ -1,0 +1,82 @@
+//! The seat of a request: it counts for its party, and can be ended while it waits for its client
+//! or for an event.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::parties::Endable;
+use super::{ConnectionSlot, lock};
+use crate::api::http::problem::Problem;
+use crate::domain::Party;
+
+/// For a request that was ended.
+const ENDED: Problem = Problem::Overloaded { retry_after: Duration::from_secs(1) };
+
+/// The connection of a request. Without a connection, as in tests, nothing is counted or ended.
+#[derive(Clone, Default)]
+pub(crate) struct RequestSeat(Option<Arc<ConnectionSlot>>);
+
+impl RequestSeat {
+    pub(in crate::api::http) fn new(slot: &Arc<ConnectionSlot>) -> Self {
+        Self(Some(Arc::clone(slot)))
+    }
+
+    /// Counts the connection for the party of its request.
+    pub(crate) fn enter(&self, party: &Party) {
+        let Some(slot) = &self.0 else { return };
+        let mut own = lock(&slot.party);
+        if own.as_ref() != Some(party) {
+            let mut slots = slot.connections.lock();
+            if let Some(before) = own.replace(party.clone()) {
+                slots.parties.leave(&before);
+            }
+            slots.parties.enter(party);
+        }
+    }
+
+    /// Runs a part of a request that its client can prolong: the arrival of its body, or a wait.
+    ///
+    /// # Errors
+    /// 429 if the party has more than its share of the connections and another one needs room.
+    pub(crate) async fn endable<T>(
+        &self,
+        party: &Party,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let Some(slot) = &self.0 else { return work.await };
+        let request = EndableRequest::begin(slot, party);
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = request.end.notified() => Err(ENDED),
+        }
+    }
+}
+
+/// A request that can be ended, until it is dropped.
+struct EndableRequest<'a> {
+    slot: &'a ConnectionSlot,
+    party: &'a Party,
+    number: u64,
+    end: Arc<Notify>,
+}
+
+impl<'a> EndableRequest<'a> {
+    fn begin(slot: &'a ConnectionSlot, party: &'a Party) -> Self {
+        let mut slots = slot.connections.lock();
+        let end = Arc::<Notify>::default();
+        let endable = Endable { end: Arc::clone(&end), close: Arc::clone(&slot.evict) };
+        let number = slots.parties.begin(party, endable);
+        slot.connections.evict_for_newcomer(&mut slots);
+        drop(slots);
+        Self { slot, party, number, end }
+    }
+}
+
+impl Drop for EndableRequest<'_> {
+    fn drop(&mut self) {
+        self.slot.connections.lock().parties.finish(self.party, self.number);
+    }
+}
