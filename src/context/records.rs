@@ -60,6 +60,14 @@ impl Context {
         self.outbox().commit(commands).await
     }
 
+    /// See [`Outbox::commit_independent`](crate::outbox::Outbox::commit_independent).
+    pub(crate) async fn submit_independent(
+        &self,
+        commands: Vec<Command>,
+    ) -> Result<(Vec<Outcome>, Option<Unavailable>), Unavailable> {
+        self.outbox().commit_independent(commands).await
+    }
+
     pub(crate) async fn write(&self, record: Record) -> Result<Position, Unavailable> {
         match self.submit(vec![Command::Record(record)]).await?.first() {
             Some(Outcome::Written(position)) => Ok(*position),

@@ -9,24 +9,58 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use self::turns::{Turn, Turns};
 use super::draft::Unavailable;
-use super::unit::Command;
-use crate::domain::Tenant;
+use super::unit::{Command, Outcome};
+use crate::domain::{Party, Tenant};
 use crate::limits;
 use crate::rules::matching::Matcher;
+
+mod turns;
 
 /// Approximate number of deliveries that the state applies per second, for the retry hint.
 const APPLIED_PER_SECOND: usize = 25_000;
 
 /// Unapplied deliveries of each tenant that has any.
 #[derive(Debug, Default)]
-pub(super) struct FanOut(Mutex<HashMap<Tenant, usize>>);
+pub(super) struct FanOut {
+    unapplied: Mutex<HashMap<Tenant, usize>>,
+    turns: Arc<Turns>,
+}
 
 /// Admitted deliveries of a unit. They count until the last clone is dropped.
 #[derive(Debug)]
 pub struct FanOutPermit {
     fan_out: Arc<FanOut>,
     tenants: HashMap<Tenant, usize>,
+    /// The unit needs a turn.
+    needs_turn: bool,
+    turn: Option<Turn>,
+}
+
+impl FanOutPermit {
+    fn targets(&self) -> usize {
+        self.tenants.values().sum()
+    }
+
+    /// Waits for the unit's turn, if it needs one. Its party is that of the tenant with the most
+    /// deliveries.
+    ///
+    /// # Errors
+    /// After [`limits::FAN_OUT_WAIT_MAX`].
+    pub(super) async fn in_turn(mut self) -> Result<Self, Unavailable> {
+        let largest = self.tenants.iter().max_by_key(|(_, targets)| **targets);
+        let Some((tenant, _)) = largest.filter(|_| self.needs_turn) else { return Ok(self) };
+        let turn = self.fan_out.turns.request(&Party::of(Some(tenant)), self.targets());
+        match tokio::time::timeout(limits::FAN_OUT_WAIT_MAX, turn).await {
+            Ok(Ok(turn)) => {
+                self.turn = Some(turn);
+                Ok(self)
+            }
+            Ok(Err(_)) => Err(Unavailable::Stopping),
+            Err(_) => Err(Unavailable::Overloaded { retry_after: limits::FAN_OUT_WAIT_MAX }),
+        }
+    }
 }
 
 impl FanOut {
@@ -39,7 +73,8 @@ impl FanOut {
         self: &Arc<Self>,
         tenants: HashMap<Tenant, usize>,
     ) -> Result<FanOutPermit, Unavailable> {
-        let mut unapplied = self.0.lock().expect("no holder of this lock panics");
+        let mut unapplied = self.unapplied.lock().expect("no holder of this lock panics");
+        let mut needs_turn = tenants.values().sum::<usize>() > limits::APPLY_STEP_TARGETS;
         for (tenant, targets) in &tenants {
             let present = unapplied.get(tenant).copied().unwrap_or(0);
             if present > 0 && present + targets > limits::UNAPPLIED_TARGETS_MAX {
@@ -49,23 +84,24 @@ impl FanOut {
                 tracing::debug!(%tenant, present, targets, "deliveries not admitted");
                 return Err(Unavailable::Overloaded { retry_after });
             }
+            needs_turn |= present > limits::FAN_OUT_TARGETS_MAX;
         }
         for (tenant, targets) in &tenants {
             *unapplied.entry(tenant.clone()).or_default() += targets;
         }
         drop(unapplied);
-        Ok(FanOutPermit { fan_out: self.clone(), tenants })
+        Ok(FanOutPermit { fan_out: self.clone(), tenants, needs_turn, turn: None })
     }
 
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        self.0.lock().unwrap().is_empty()
+        self.unapplied.lock().unwrap().is_empty()
     }
 }
 
 impl Drop for FanOutPermit {
     fn drop(&mut self) {
-        let mut unapplied = self.fan_out.0.lock().expect("no holder of this lock panics");
+        let mut unapplied = self.fan_out.unapplied.lock().expect("no holder of this lock panics");
         for (tenant, targets) in &self.tenants {
             if let Some(present) = unapplied.get_mut(tenant) {
                 *present -= targets;
@@ -99,6 +135,7 @@ pub(super) fn match_next(
         previous.tenant == draft.tenant && previous.event_type == draft.event_type && previous.only.is_none()
     });
     let known = same.and_then(|previous| previous.matched.clone());
+    let known = draft.matched.take().or(known);
     let known = known.filter(|matched| matched.revision == matcher.revision());
     let mut steps = 1;
     let matched = known.unwrap_or_else(|| {
@@ -114,12 +151,70 @@ pub(super) fn match_next(
     Some(steps)
 }
 
+/// Parts of a request whose events are independent.
+pub(super) struct Parts {
+    /// Each part is a unit.
+    pub(super) units: Vec<Vec<Command>>,
+    /// Outcomes of the events after those that one request may begin.
+    pub(super) rejected: Vec<Outcome>,
+}
+
+/// Splits matched commands, so that no part has more than [`limits::UNIT_TARGETS`] deliveries
+/// besides those of its last event.
+pub(super) fn split(commands: Vec<Command>) -> Parts {
+    let mut parts = Parts { units: Vec::new(), rejected: Vec::new() };
+    let (mut unit, mut in_unit, mut total) = (Vec::new(), 0, 0);
+    for command in commands {
+        let matched = command.draft().and_then(|draft| draft.matched.as_ref());
+        let targets = matched.map_or(0, |matched| matched.targets.len());
+        total += targets;
+        if total > limits::REQUEST_TARGETS_MAX {
+            // Later events must not overtake this one.
+            parts.rejected.push(Outcome::TooManyTargets);
+            continue;
+        }
+        in_unit += targets;
+        unit.push(command);
+        if in_unit >= limits::UNIT_TARGETS {
+            parts.units.push(std::mem::take(&mut unit));
+            in_unit = 0;
+        }
+    }
+    if !unit.is_empty() {
+        parts.units.push(unit);
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn tenants(of: &[(&str, usize)]) -> HashMap<Tenant, usize> {
         of.iter().map(|(tenant, targets)| (tenant.parse().unwrap(), *targets)).collect()
+    }
+
+    #[test]
+    fn request_with_many_deliveries_is_split_at_its_events() {
+        let draft = |targets: usize| {
+            let (tenant, event_type) = ("acme".parse().unwrap(), "a.b".parse().unwrap());
+            let mut draft = crate::outbox::draft::EventDraft::new(tenant, event_type, "1".into());
+            let targets = vec![crate::domain::EndpointNumber(1); targets].into();
+            draft.matched = Some(crate::outbox::draft::Matched { revision: 0, targets });
+            Command::Publish(Box::new(draft))
+        };
+        let sizes = |counts: &[usize]| {
+            let parts = split(counts.iter().map(|count| draft(*count)).collect());
+            (parts.units.iter().map(Vec::len).collect::<Vec<_>>(), parts.rejected.len())
+        };
+        let most = limits::UNIT_TARGETS;
+        assert_eq!(sizes(&[1; 1_000]), (vec![1_000], 0), "one commit");
+        assert_eq!(sizes(&[most, most, 1, 1]), (vec![1, 1, 2], 0));
+        assert_eq!(sizes(&[most - 1, 5, 3]), (vec![2, 1], 0));
+        let large = limits::EVENT_TARGETS_MAX;
+        let fit = limits::REQUEST_TARGETS_MAX / large;
+        let (units, rejected) = sizes(&vec![large; fit + 3]);
+        assert_eq!((units.len(), rejected), (fit, 3));
     }
 
     #[test]

@@ -257,12 +257,49 @@ impl Outbox {
         self.submit(Unit { commands, prepared, reply: None }).await
     }
 
-    /// Matches the events of a unit to endpoints, so that the writer need not, and admits their
-    /// deliveries. The writer matches again if an endpoint changes in between.
+    /// Commits independent commands in several units, one after another, if their events begin many
+    /// deliveries. Returns the outcomes in order, and why the rest was not committed. A claim is
+    /// first; if it is a mismatch, the rest has no outcome.
+    ///
+    /// # Errors
+    /// When nothing was committed.
+    pub async fn commit_independent(
+        &self,
+        mut commands: Vec<Command>,
+    ) -> Result<(Vec<Outcome>, Option<Unavailable>), Unavailable> {
+        self.match_events(&mut commands).await;
+        let fan_out::Parts { units, rejected } = fan_out::split(commands);
+        let mut outcomes = Vec::new();
+        for unit in units {
+            match self.commit(unit).await {
+                Ok(more) => outcomes.extend(more),
+                Err(error) if outcomes.is_empty() => return Err(error),
+                Err(error) => return Ok((outcomes, Some(error))),
+            }
+            if matches!(outcomes.first(), Some(Outcome::Mismatch)) {
+                return Ok((outcomes, None));
+            }
+        }
+        outcomes.extend(rejected);
+        Ok((outcomes, None))
+    }
+
+    /// Matches the events of a unit and admits their deliveries, in the turn of their tenant.
     async fn match_and_admit(
         &self,
         commands: &mut [Command],
     ) -> Result<Option<Arc<FanOutPermit>>, Unavailable> {
+        let tenants = self.match_events(commands).await;
+        if tenants.is_empty() {
+            return Ok(None);
+        }
+        let permit = self.inner.fan_out.admit(tenants)?;
+        Ok(Some(Arc::new(permit.in_turn().await?)))
+    }
+
+    /// Matches events to endpoints, so that the writer need not. The writer matches again if an
+    /// endpoint changes in between. Returns the number of deliveries by tenant.
+    async fn match_events(&self, commands: &mut [Command]) -> HashMap<Tenant, usize> {
         let (mut next, mut steps, mut tenants) = (0, 0, HashMap::new());
         loop {
             let matched = {
@@ -276,10 +313,7 @@ impl Outbox {
                 tokio::task::yield_now().await;
             }
         }
-        if tenants.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(Arc::new(self.inner.fan_out.admit(tenants)?)))
+        tenants
     }
 
     /// Commits a prepared unit. Prepares it again if it became stale in the queue.

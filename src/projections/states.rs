@@ -2,9 +2,9 @@
 //!
 //! An event with few targets has its states with those of other events, in the order of their
 //! changes; of several entries for one delivery, the last is valid. This takes the fewest rows. A
-//! wide event has a row per [`PART_DELIVERIES`] targets, with one entry per delivery. Deliveries to
-//! endpoints that are no targets, which replays add, are in parts too. Invariant: the place of a
-//! delivery's state never changes, and reading one state costs the same for any number of targets.
+//! wide event has a row per [`PART_DELIVERIES`] targets, with one entry per delivery. Replays to
+//! endpoints beside the targets are in parts too. Invariant: the place of a delivery's state never
+//! changes, and reading one state costs the same for any number of targets.
 
 use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::limits;
 
 /// Deliveries per part of an event's states.
 const PART_DELIVERIES: u32 = 32;
-/// The first part of endpoints that are no targets.
+/// The first part of endpoints beside the targets.
 const PART_OF_OTHERS: u32 = 1 << 31;
 /// Largest entry: its numbers, and the differences of the positions of its attempts.
 const ENTRY_BYTES_MAX: usize = 64 + 10 * limits::ATTEMPTS_KEPT_MAX;

@@ -59,9 +59,11 @@ impl Events<'_> {
             retry_drafts.clone_from(&drafts);
         }
         let mut retry_drafts = retry_drafts.into_iter();
+        let wanted = drafts.len();
         let publish = drafts.into_iter().map(|draft| Command::Publish(Box::new(draft)));
         let commands = request.map(Command::Claim).into_iter().chain(publish).collect();
-        let mut outcomes = self.0.submit(commands).await?.into_iter();
+        let (outcomes, unavailable) = self.0.submit_independent(commands).await?;
+        let mut outcomes = outcomes.into_iter();
         let mut published = Published::default();
         if has_key {
             published.repeated = match outcomes.next() {
@@ -78,6 +80,9 @@ impl Events<'_> {
                 Err(_) => {}
             }
             published.results.push(result);
+        }
+        if let Some(error) = unavailable {
+            published.results.resize_with(wanted, || Err(PublishError::Store(error.clone())));
         }
         for (index, exceeded) in refused {
             published.results.insert(index, Err(PublishError::QuotaExceeded(exceeded)));
