@@ -30,6 +30,7 @@ pub(crate) enum Bound {
     Handshakes,
     ClosedEndpointsChecked,
     BackupBytes,
+    TailBytes,
 }
 
 /// A deliberate bug.
@@ -103,6 +104,8 @@ pub(crate) enum Mutation {
     ForgetUsage,
     /// The writer counts pending deliveries only after the state has applied them.
     CountAppliedOnly,
+    /// Retention forgets events beyond the recorded horizon.
+    SkipHorizon,
 }
 
 #[cfg(not(test))]

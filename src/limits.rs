@@ -81,6 +81,25 @@ pub const ENDED_REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// Waiting requests, or streams, of a party for each place that is free. With `n` busy parties each
 /// gets `3 / (3n + 1)` of the places.
 pub const WAITERS_SHARE: usize = 3;
+
+/// A stream of events ends after this time, and its client connects again.
+pub const STREAM_LIFETIME: Duration = Duration::from_secs(3_600);
+/// Longest time without a byte on a stream of events. Proxies close idle connections after 60 s.
+pub const STREAM_HEARTBEAT: Duration = Duration::from_secs(15);
+/// Where no event matches, a stream tells its position after this time.
+pub const STREAM_ID_INTERVAL: Duration = Duration::from_secs(5);
+/// The same after this many positions.
+pub const STREAM_ID_POSITIONS: u64 = 10_000;
+/// Shortest time between two writes at the end of the log: several commits share one write.
+pub const STREAM_PAUSE: Duration = Duration::from_millis(5);
+/// Bound of a page that a stream of events holds, in bytes, if it has more than one event.
+pub const STREAM_PAGE_BYTES: usize = 64 * 1024;
+/// Bounds of the pause that a stream asks of its client before it connects again.
+pub const STREAM_RETRY_MIN: Duration = Duration::from_secs(2);
+/// See [`STREAM_RETRY_MIN`].
+pub const STREAM_RETRY_MAX: Duration = Duration::from_secs(4);
+const _: () = assert!(STREAM_RETRY_MIN.as_millis() < STREAM_RETRY_MAX.as_millis());
+
 /// Maximum of the query parameter `wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bound of response bytes that the clients of one key, or one address without a key, have not

@@ -116,6 +116,7 @@ struct ApiMetrics {
     connections: IntGauge,
     connections_displaced: IntCounter,
     waiting: IntGauge,
+    streams: IntGauge,
 }
 
 impl ApiMetrics {
@@ -131,10 +132,15 @@ impl ApiMetrics {
         );
         let waiting = IntGauge::new(
             "balto_api_waiting_requests",
-            "Requests that wait for the end of an event's deliveries.",
+            "Requests that wait for a change, such as the next event.",
+        );
+        let streams = IntGauge::new(
+            "balto_api_streams",
+            "Streams of events that clients read (GET /v1/feed as text/event-stream).",
         );
         Self {
             waiting: register(registry, waiting),
+            streams: register(registry, streams),
             authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
             connections: register(registry, connections),
             connections_displaced: register(registry, displaced),
@@ -386,6 +392,10 @@ impl Metrics {
 
     pub fn waiting(&self, requests: usize) {
         self.api.waiting.set(signed(requests as u64));
+    }
+
+    pub fn streams(&self, streams: usize) {
+        self.api.streams.set(signed(streams as u64));
     }
 
     pub fn committed(&self, records: usize, duration: Duration) {

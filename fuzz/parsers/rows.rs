@@ -29,14 +29,10 @@ pub(super) fn rows(bytes: &[u8]) {
     }
     read_everything(&rows);
     let mut again = rows.clone();
-    retention::forget(
-        &mut again,
-        &mut pages::Blocks::default(),
-        1,
-        retention::Cutoffs { events: Some(Timestamp::MAX), stream_events: Some(Timestamp::MAX) },
-        0,
-        100,
-    );
+    let cutoffs = retention::Cutoffs { events: Some(Timestamp::MAX), stream_events: Some(Timestamp::MAX) };
+    let horizon = retention::horizon(&again, cutoffs, 0, 100);
+    let expiry = retention::Expiry { cutoffs, horizon };
+    retention::forget(&mut again, (&mut pages::Blocks::default(), 1), expiry, 0, 100);
     idempotency::forget_expired(&mut again, Timestamp::MAX);
 }
 

@@ -76,6 +76,8 @@ pub struct ApiConfig {
     pub body_rate_min: usize,
     /// Maximum size of all request bodies in memory together, in bytes.
     pub max_body_bytes: usize,
+    /// Maximum number of streams of events at once.
+    pub max_streams: usize,
     pub admin_key: Option<AdminKeyHash>,
     /// With `--dev`: the site whose requests need no key. `None`: every request needs one.
     pub keyless: Option<TrustedSite>,

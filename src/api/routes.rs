@@ -117,6 +117,7 @@ pub struct Route {
     pub status: u16,
     pub answer: Option<SchemaOf>,
     pub turn: ReadTurn,
+    pub other_media: &'static [&'static str],
     pub run: for<'a> fn(&'a Call) -> Answering<'a>,
 }
 
@@ -145,8 +146,8 @@ pub fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
     generator.subschema_for::<T>().to_value()
 }
 
-/// Status, schema and turn of a response.
-type Declared = (u16, Option<SchemaOf>, ReadTurn);
+/// Status, schema, turn and further media types of a response.
+type Declared = (u16, Option<SchemaOf>, ReadTurn, &'static [&'static str]);
 
 /// The response declaration of a handler without a body.
 const fn response<'a, H, F, R>(_: &H) -> Declared
@@ -155,7 +156,7 @@ where
     F: Future<Output = Result<R, Problem>>,
     R: OperationResponse,
 {
-    (R::STATUS, R::SCHEMA, R::TURN)
+    (R::STATUS, R::SCHEMA, R::TURN, R::OTHER_MEDIA)
 }
 
 /// The declarations of a handler with a body.
@@ -166,7 +167,7 @@ where
     F: Future<Output = Result<R, Problem>>,
     R: OperationResponse,
 {
-    (B::SPEC, (R::STATUS, R::SCHEMA, R::TURN))
+    (B::SPEC, (R::STATUS, R::SCHEMA, R::TURN, R::OTHER_MEDIA))
 }
 
 /// One row of the table. `body HANDLER` is a handler that takes a body. Body, status and response
@@ -198,6 +199,7 @@ macro_rules! route {
             status: $response.0,
             answer: $response.1,
             turn: $response.2,
+            other_media: $response.3,
             run: $run,
         }
     };

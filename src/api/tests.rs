@@ -20,6 +20,7 @@ fn api_and_context() -> (Router, Context, tempfile::TempDir) {
         body_timeout: Duration::from_secs(5),
         body_rate_min: 0,
         max_body_bytes: 1 << 20,
+        max_streams: 10,
         admin_key: Some(AdminKeyHash::new("secret")),
         keyless: None,
     };

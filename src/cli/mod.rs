@@ -13,6 +13,7 @@ mod deliveries;
 mod demo;
 mod endpoints;
 mod events;
+mod feed;
 mod files;
 pub mod listen;
 mod output;
@@ -100,6 +101,8 @@ enum Command {
     /// List streams, show their events, append.
     #[command(subcommand)]
     Streams(streams::StreamsCommand),
+    /// Print all events in order, and follow the log.
+    Feed(feed::FeedArgs),
     /// List, show, retry and cancel deliveries.
     #[command(subcommand)]
     Deliveries(deliveries::DeliveriesCommand),
@@ -248,6 +251,7 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Endpoints(command) => block_on(command.run(&session()?))?,
         Command::Events(command) => block_on(command.run(&session()?))?,
         Command::Streams(command) => block_on(command.run(&session()?))?,
+        Command::Feed(args) => block_on(args.run(&session()?))?,
         Command::Deliveries(command) => block_on(command.run(&session()?))?,
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,

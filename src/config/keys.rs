@@ -70,6 +70,7 @@ pub const KEYS: &[ConfigKey] = &[
     key!(server.body_timeout, Restart, |value| value.duration(SECOND, HOUR)),
     key!(server.min_body_rate, Restart, |value| value.size(0, 1 << 30)),
     key!(server.answer_timeout, Restart, |value| value.duration(SECOND, HOUR)),
+    key!(server.max_streams, Reload, |value| value.count(1, 1_000_000)),
     key!(server.max_body_bytes, Restart, |value| value.size(2 * limits::BATCH_BYTES_MAX, 64 << 30)),
     key!(auth.admin_key, Restart, |value| value.admin_key().map(Some)),
     key!(auth.admin_key_file, Restart, |value| value.path().map(Some)),

@@ -35,6 +35,8 @@ pub struct Server {
     /// Minimum rate at which a body arrives, in bytes per second; 0: none.
     pub min_body_rate: usize,
     pub answer_timeout: Duration,
+    /// Limit of streams of events at once.
+    pub max_streams: usize,
     pub max_body_bytes: usize,
 }
 
@@ -244,6 +246,7 @@ impl Default for Server {
             body_timeout: Duration::from_secs(30),
             min_body_rate: limits::BODY_RATE_DEFAULT,
             answer_timeout: Duration::from_secs(30),
+            max_streams: limits::STREAMS_DEFAULT,
             max_body_bytes: limits::BODY_BYTES_DEFAULT,
         }
     }

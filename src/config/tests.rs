@@ -54,6 +54,7 @@ fn every_key_changes_its_field_and_has_a_variable() {
         ("origin", "Webhooks.example.com"),
         ("retry_max_interval", "7h"),
         ("max_connections", "17"),
+        ("max_streams", "17"),
         ("max_body_bytes", "1GiB"),
         ("max_connections_per_address", "17"),
         ("unlimited_networks", "10.0.0.0/8"),

@@ -48,7 +48,6 @@ impl Waits {
     }
 
     /// Streams of events.
-    #[expect(dead_code, reason = "streams of events follow")]
     pub(crate) fn streams(&self) -> &Arc<WaiterLimit> {
         &self.streams
     }

@@ -138,6 +138,7 @@ pub fn api_config(options: &ServeOptions, config: &Config) -> anyhow::Result<Api
         body_timeout: config.server.body_timeout,
         body_rate_min: config.server.min_body_rate,
         max_body_bytes: config.server.max_body_bytes,
+        max_streams: config.server.max_streams.min(config.server.max_connections * 3 / 4),
         admin_key,
         keyless: trusted_site(options, config, config.server.tls_certificate_file.is_some()),
     })

@@ -9,6 +9,7 @@ use crate::domain::Ordering;
 pub(crate) async fn update_gauges(context: Context, mut behind: Behind) {
     let outbox = context.outbox();
     context.metrics().waiting(context.waits().callers());
+    context.metrics().streams(context.waits().streams().callers());
     // The scan visits every endpoint. Skip it when none has an ordering.
     let ordered =
         outbox.registry(|registry| registry.endpoints().any(|endpoint| endpoint.ordering != Ordering::None));

@@ -8,6 +8,7 @@ pub mod closed_list;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;
+pub mod horizon;
 pub mod ids;
 pub mod key;
 pub mod names;
@@ -31,6 +32,7 @@ pub use endpoint::{
     SignaturePreset,
 };
 pub use event::{Event, EventStatus, Expected, Rejection, attribute, weigh};
+pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, KeyId, Rejection, Reservation,
-    Tenant, TenantSettings, Timestamp, Trigger,
+    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Horizon, KeyId, Rejection,
+    Reservation, Tenant, TenantSettings, Timestamp, Trigger,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -92,6 +92,11 @@ pub enum Record {
     /// A tenant was deleted, after its endpoints and keys.
     TenantDeleted {
         tenant: Tenant,
+        at: Timestamp,
+    },
+    /// Retention may forget events up to this horizon. Precedes their removal.
+    HorizonMoved {
+        horizon: Horizon,
         at: Timestamp,
     },
 }

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use crate::domain::{EndpointNumber, Position, Record, Timestamp};
-use crate::failpoints::{self, Bound};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::outbox::Outbox;
 use crate::outbox::draft::Unavailable;
+use crate::outbox::unit::Command;
 use crate::panics;
 use crate::projections::retention::{Cutoffs, Forgotten};
 use crate::storage::journal::{JournalReader, ReadError, RewriteError};
@@ -81,7 +82,7 @@ impl Retention {
         }
         self.refresh_segments();
         let cutoffs = self.policy.cutoffs(now);
-        pass.events = self.forget(cutoffs).await?;
+        pass.events = self.forget(cutoffs, now).await?;
         if let Some(before) = cutoffs.events {
             self.forget_hours(before).await?;
         }
@@ -104,11 +105,19 @@ impl Retention {
         Ok(pass)
     }
 
-    async fn forget(&mut self, cutoffs: Cutoffs) -> Result<u64, Unavailable> {
+    /// Forgets expired events, step by step. Before a step, the horizon of its events is durable, so
+    /// that no reader of the feed misses them unnoticed.
+    async fn forget(&mut self, cutoffs: Cutoffs, now: Timestamp) -> Result<u64, Unavailable> {
         let (mut events, mut page) = (0, Some(0));
         while let Some(from) = page {
             let pages = failpoints::bound(Bound::RetentionPages, PAGES_PER_STEP);
             let held = self.outbox.hold_forgetting().await;
+            let horizon =
+                self.outbox.with_state_mut(move |state| state.next_horizon(cutoffs, from, pages)).await?;
+            if let Some(horizon) = horizon.filter(|_| !failpoints::is_active(Mutation::SkipHorizon)) {
+                let record = Record::HorizonMoved { horizon, at: now };
+                self.outbox.commit(vec![Command::Record(record)]).await?;
+            }
             let Forgotten { positions, events: count, next, .. } =
                 self.outbox.with_state_mut(move |state| state.forget(cutoffs, from, pages)).await?;
             drop(held);

@@ -141,6 +141,7 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::KeyDeleted { .. }
         | Record::TenantPut(_)
         | Record::TenantDeleted { .. }
+        | Record::HorizonMoved { .. }
         | Record::RequestAnswered { .. }
         | Record::EventRejected { .. } => Vec::new(),
     }

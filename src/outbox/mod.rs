@@ -210,7 +210,7 @@ impl Outbox {
         let board = Arc::new(UsageBoard::default());
         board.update(state.applied(), state.watch_usage());
         let freshness = Arc::new(Freshness::new(registry.clone(), applied.clone()));
-        let tail = Arc::new(Tail::new(reader.last_position()));
+        let tail = Arc::new(Tail::new(reader.last_position(), state.horizon().horizon));
         let committer = Committer::new(journal, registry.clone(), board.clone(), environment);
         let matcher = committer.matcher().clone();
         let writer = CommitThread::new(

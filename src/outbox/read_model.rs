@@ -8,8 +8,8 @@
 use std::ops::RangeInclusive;
 
 use crate::domain::{
-    DeadReason, DeliveryKey, DueKey, EndpointNumber, Ordering, Position, Progress, Reservation, StreamName,
-    Tenant, Timestamp,
+    DeadReason, DeliveryKey, DueKey, EndpointNumber, Horizon, Ordering, Position, Progress, Reservation,
+    StreamName, Tenant, Timestamp,
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
@@ -37,6 +37,8 @@ pub trait ReadModel {
     fn applied(&self) -> Position;
     /// Totals over all endpoints.
     fn totals(&self) -> Totals;
+    /// How far retention has forgotten events.
+    fn horizon(&self) -> Horizon;
     /// Bytes on disk.
     fn size_bytes(&self) -> u64;
 
@@ -135,6 +137,10 @@ impl ReadModel for State {
 
     fn totals(&self) -> Totals {
         self.cursor().totals
+    }
+
+    fn horizon(&self) -> Horizon {
+        self.horizon().horizon
     }
 
     fn size_bytes(&self) -> u64 {

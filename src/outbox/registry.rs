@@ -74,6 +74,7 @@ impl Registry {
             }
             Record::TenantDeleted { tenant, .. } => drop(self.tenants.remove(tenant)),
             Record::EventAccepted(_)
+            | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
             | Record::DeliveriesRevived { .. }
             | Record::DeliveriesCancelled { .. }

@@ -11,7 +11,8 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::domain::{Event, Position, Record};
+use crate::domain::{Event, Horizon, Position, Record};
+use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::rules::feed::FeedFilter;
 
@@ -61,13 +62,14 @@ struct Ring {
     bytes: usize,
     complete_after: Position,
     head: Position,
+    horizon: Horizon,
 }
 
 impl Tail {
     /// An empty tail of a journal that ends at `head`.
     #[must_use]
-    pub fn new(head: Position) -> Self {
-        let ring = Ring { events: VecDeque::new(), bytes: 0, complete_after: head, head };
+    pub fn new(head: Position, horizon: Horizon) -> Self {
+        let ring = Ring { events: VecDeque::new(), bytes: 0, complete_after: head, head, horizon };
         Self { ring: RwLock::new(ring), last_event: watch::Sender::new(head) }
     }
 
@@ -77,8 +79,12 @@ impl Tail {
         let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
         ring.head = *head;
         for (position, record) in records {
-            if let Record::EventAccepted(event) = record {
-                ring.push(Arc::new(FeedEvent::new(*position, Arc::clone(event))));
+            match record {
+                Record::EventAccepted(event) => {
+                    ring.push(Arc::new(FeedEvent::new(*position, Arc::clone(event))));
+                }
+                Record::HorizonMoved { horizon, .. } => ring.horizon = *horizon,
+                _ => {}
             }
         }
     }
@@ -101,6 +107,12 @@ impl Tail {
     #[must_use]
     pub fn head(&self) -> Position {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).head
+    }
+
+    /// How far retention may have forgotten events. Never behind the state.
+    #[must_use]
+    pub fn horizon(&self) -> Horizon {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner).horizon
     }
 
     /// Positions up to here may be missing.
@@ -144,7 +156,7 @@ impl Ring {
     fn push(&mut self, event: Arc<FeedEvent>) {
         self.bytes += event.weight();
         self.events.push_back(event);
-        while self.bytes > limits::TAIL_BYTES_MAX
+        while self.bytes > failpoints::bound(Bound::TailBytes, limits::TAIL_BYTES_MAX)
             && let Some(oldest) = self.events.pop_front()
         {
             self.bytes -= oldest.weight();
@@ -168,7 +180,7 @@ mod tests {
 
     #[test]
     fn readers_before_the_ring_get_nothing() {
-        let tail = Tail::new(Position(10));
+        let tail = Tail::new(Position(10), Horizon::default());
         let filter = FeedFilter::default();
         assert!(tail.after(&filter, Position(9), 10).is_none());
         let page = tail.after(&filter, Position(10), 10).unwrap();
@@ -182,7 +194,7 @@ mod tests {
 
     #[test]
     fn ring_is_bounded_in_bytes() {
-        let tail = Tail::new(Position(0));
+        let tail = Tail::new(Position(0), Horizon::default());
         let large = limits::EVENT_BYTES_MAX;
         for at in 1..=40 {
             tail.on_commit(&[(Position(at), event(large))]);
@@ -194,7 +206,7 @@ mod tests {
 
     #[test]
     fn only_events_wake_readers() {
-        let tail = Tail::new(Position(0));
+        let tail = Tail::new(Position(0), Horizon::default());
         let mut watch = tail.watch();
         let at = crate::domain::Timestamp::ZERO;
         let endpoint = crate::domain::EndpointNumber(1);

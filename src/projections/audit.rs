@@ -10,11 +10,11 @@ use std::ops::ControlFlow;
 
 use super::failing::Failing;
 use super::pages::{self, EventEntry};
-use super::retention::{self, Cutoffs};
+use super::retention::{Cutoffs, Expiry};
 use super::rows::{Key, after_prefix, endpoint_at, u64_at};
 use super::states::{PageStates, StateEntry};
 use super::{Rows, counters, idempotency, pending, stats, streams, usage};
-use crate::domain::{Position, Timestamp};
+use crate::domain::{Horizon, Position, Timestamp};
 
 /// Rows per batch.
 const ROWS_PER_READ: usize = 512;
@@ -24,6 +24,8 @@ const ROWS_PER_READ: usize = 512;
 pub struct Terms {
     /// Events that expired by these cutoffs may be missing.
     pub cutoffs: Cutoffs,
+    /// No event beyond it may be missing.
+    pub horizon: Horizon,
     /// Requests that expired until then may be missing.
     pub expired_until: Timestamp,
     /// Retention has removed records from the journal.
@@ -183,7 +185,8 @@ impl Audit<'_> {
             }
         }
         for event in folded.iter().filter(|event| !known.contains_key(&event.position)) {
-            if !retention::is_expired(event, &folded_states, self.terms.cutoffs) {
+            let expiry = Expiry { cutoffs: self.terms.cutoffs, horizon: self.terms.horizon };
+            if !expiry.includes(event, &folded_states) {
                 self.report(format!("event {} is missing", event.position));
             }
         }

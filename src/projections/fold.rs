@@ -16,7 +16,7 @@ use super::{Rows, dead, idempotency, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
     ApiKey, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
-    KeyId, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp, Trigger,
+    Horizon, KeyId, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp, Trigger,
 };
 
 mod accept;
@@ -46,6 +46,15 @@ pub struct Totals {
     pub events: u64,
 }
 
+/// The horizon, and the record that says so. Retention records it before it removes anything, so a
+/// gap without such a record is damage, or of an earlier version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordedHorizon {
+    pub horizon: Horizon,
+    /// 0 if there is none.
+    pub record: Position,
+}
+
 /// Memory of the fold, derived from records like the rows. The number of endpoints bounds it.
 #[derive(Debug, Default)]
 pub struct Fold {
@@ -59,6 +68,7 @@ pub struct Fold {
     /// Number of checkpoints so far: part of the keys of new blocks.
     checkpoint: u64,
     pub totals: Totals,
+    pub horizon: RecordedHorizon,
 }
 
 /// Properties of a live endpoint.
@@ -85,8 +95,15 @@ impl From<&Endpoint> for LiveEndpoint {
 impl Fold {
     /// A fold that continues after this number of checkpoints.
     #[must_use]
-    pub fn resume(checkpoints: u64, totals: Totals) -> Self {
-        Self { checkpoint: checkpoints, totals, ..Self::default() }
+    pub fn resume(checkpoints: u64, totals: Totals, horizon: RecordedHorizon) -> Self {
+        Self { checkpoint: checkpoints, totals, horizon, ..Self::default() }
+    }
+
+    /// Records up to this position are missing. A later record of the horizon knows better.
+    pub fn on_gap(&mut self, last: Position) {
+        if self.horizon.record == Position(0) {
+            self.horizon.horizon = self.horizon.horizon.max(Horizon::up_to(last));
+        }
     }
 
     /// Restores an endpoint that was recorded before the checkpoint.
@@ -144,7 +161,13 @@ impl Fold {
         page: u64,
         pages_max: usize,
     ) -> retention::Forgotten {
-        let forgotten = retention::forget(rows, &mut self.blocks, self.checkpoint, cutoffs, page, pages_max);
+        let forgotten = retention::forget(
+            rows,
+            (&mut self.blocks, self.checkpoint),
+            retention::Expiry { cutoffs, horizon: self.horizon.horizon },
+            page,
+            pages_max,
+        );
         for (tenant, (events, bytes)) in &forgotten.by_tenant {
             if let Ok(tenant) = tenant.parse() {
                 let usage = self.tallies.usage(rows, &tenant);
@@ -190,6 +213,9 @@ impl Fold {
             Record::KeyPut(key) => step.put_key(key),
             Record::KeyDeleted { id, .. } => step.delete_key(id),
             Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
+            Record::HorizonMoved { horizon, .. } => {
+                step.fold.horizon = RecordedHorizon { horizon: *horizon, record: position };
+            }
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);

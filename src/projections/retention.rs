@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use super::pages::{self, Blocks, EventEntry};
 use super::states::{self, PageStates, StateEntry, StatePlace};
 use super::{Rows, pending, streams};
-use crate::domain::{DeliveryKey, DeliveryState, EndpointNumber, Position, Timestamp};
-use crate::failpoints::{self, Bound};
+use crate::domain::{DeliveryKey, DeliveryState, EndpointNumber, Horizon, Position, Timestamp};
+use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 
 /// Pages per step of [`overdue`].
@@ -22,6 +22,26 @@ pub struct Cutoffs {
     pub events: Option<Timestamp>,
     /// The cutoff of events of a stream.
     pub stream_events: Option<Timestamp>,
+}
+
+/// Which events expire: by the cutoffs, and none beyond the horizon that is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expiry {
+    pub cutoffs: Cutoffs,
+    pub horizon: Horizon,
+}
+
+impl Expiry {
+    pub(super) fn includes(self, event: &EventEntry, states: &PageStates<'_>) -> bool {
+        self.expired_states(event, states).is_some()
+    }
+
+    /// The last states of an event that expires.
+    fn expired_states(self, event: &EventEntry, states: &PageStates<'_>) -> Option<States> {
+        let last = if event.stream.is_some() { self.horizon.stream_events } else { self.horizon.events };
+        let is_within = event.position <= last || failpoints::is_active(Mutation::SkipHorizon);
+        if is_within { expired_states(event, states, self.cutoffs) } else { None }
+    }
 }
 
 /// Result of a step of [`forget`].
@@ -76,13 +96,36 @@ fn expired_states(event: &EventEntry, states: &PageStates<'_>, cutoffs: Cutoffs)
         .filter(|all| all.values().all(|state| state.as_ref().is_some_and(has_ended)))
 }
 
-/// Deletes expired events on up to `pages_max` pages from `page` on. A step ends after a page with
-/// which it has examined [`limits::SCAN_ENTRIES_MAX`] deliveries.
+/// The horizon that precedes a step of [`forget`] with the same cutoffs and pages.
+#[must_use]
+pub fn horizon(rows: &dyn Rows, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Horizon {
+    let mut horizon = Horizon::default();
+    let mut next = pages::page_at_or_above(rows, page);
+    let mut examined = 0;
+    for _ in 0..pages_max {
+        let Some(page) = next.filter(|_| examined < limits::SCAN_ENTRIES_MAX) else { break };
+        let events = pages::events(rows, page);
+        if cutoffs.are_before(&events) {
+            break;
+        }
+        let states = PageStates::new(rows, page);
+        for event in events.iter().filter(|event| is_expired(event, &states, cutoffs)) {
+            let last = if event.stream.is_some() { &mut horizon.stream_events } else { &mut horizon.events };
+            *last = event.position;
+        }
+        examined += states.examined();
+        next = pages::page_at_or_above(rows, page + 1);
+    }
+    horizon
+}
+
+/// Deletes expired events on up to `pages_max` pages from `page` on. Adds the events that stay to
+/// these blocks of the checkpoint with this number. A step ends after a page with which it has
+/// examined [`limits::SCAN_ENTRIES_MAX`] deliveries.
 pub fn forget(
     rows: &mut dyn Rows,
-    blocks: &mut Blocks,
-    checkpoint: u64,
-    cutoffs: Cutoffs,
+    (blocks, checkpoint): (&mut Blocks, u64),
+    expiry: Expiry,
     page: u64,
     pages_max: usize,
 ) -> Forgotten {
@@ -92,10 +135,10 @@ pub fn forget(
     for _ in 0..pages_max {
         let Some(page) = next.filter(|_| examined < limits::SCAN_ENTRIES_MAX) else { break };
         let events = pages::events(rows, page);
-        if cutoffs.are_before(&events) {
+        if expiry.cutoffs.are_before(&events) {
             return forgotten;
         }
-        examined += forget_page(rows, blocks, checkpoint, cutoffs, page, events, &mut forgotten);
+        examined += forget_page(rows, (&mut *blocks, checkpoint), expiry, page, events, &mut forgotten);
         next = pages::page_at_or_above(rows, page + 1);
     }
     forgotten.next = next;
@@ -105,9 +148,8 @@ pub fn forget(
 /// Returns the number of examined deliveries.
 fn forget_page(
     rows: &mut dyn Rows,
-    blocks: &mut Blocks,
-    checkpoint: u64,
-    cutoffs: Cutoffs,
+    (blocks, checkpoint): (&mut Blocks, u64),
+    expiry: Expiry,
     page: u64,
     events: Vec<EventEntry>,
     forgotten: &mut Forgotten,
@@ -115,7 +157,7 @@ fn forget_page(
     let states = PageStates::new(rows, page);
     let (mut expired, mut kept) = (Vec::new(), Vec::new());
     for event in events {
-        match expired_states(&event, &states, cutoffs) {
+        match expiry.expired_states(&event, &states) {
             Some(deliveries) => {
                 let attempts = deliveries.into_values().flatten().flat_map(|entry| entry.attempts);
                 forgotten.positions.extend(attempts);

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::context::Context;
 use crate::context::waiter_limit::WaiterPlace;
 use crate::domain::{Event, Party, Position, Record};
@@ -62,8 +64,9 @@ impl Feed<'_> {
     }
 
     /// The first position after which no event is forgotten.
-    fn oldest(self, _: &FeedFilter) -> Position {
-        Position(0)
+    fn oldest(self, filter: &FeedFilter) -> Position {
+        let horizon = self.0.outbox().tail().horizon();
+        if filter.has_only_streams() { horizon.stream_events } else { horizon.of_all() }
     }
 
     fn check(self, filter: &FeedFilter, after: Position) -> Result<(), FeedError> {
@@ -109,7 +112,9 @@ impl Feed<'_> {
                 break;
             }
             let mut step = self.look(filter, next, page.room()).await?;
-            let events = self.events_at(filter, next, &mut step, bounds.bytes).await?;
+            let events = self.events_at(&mut step, bounds.bytes).await?;
+            // Retention may have forgotten some of them meanwhile.
+            self.check(filter, next)?;
             page.add(events, step.looked_at);
             if page.is_full || self.0.now().monotonic - started >= limits::FEED_SEARCH_MAX {
                 break;
@@ -133,13 +138,7 @@ impl Feed<'_> {
 
     /// Reads the events of a look from the journal, up to this many bytes: the look then ends with
     /// the last event that was read. Skips damaged events, which are reported.
-    async fn events_at(
-        self,
-        filter: &FeedFilter,
-        after: Position,
-        step: &mut FeedStep,
-        bytes: usize,
-    ) -> Result<Vec<Arc<FeedEvent>>, FeedError> {
+    async fn events_at(self, step: &mut FeedStep, bytes: usize) -> Result<Vec<Arc<FeedEvent>>, FeedError> {
         let positions = std::mem::take(&mut step.events);
         let (Some(last), reader) = (positions.last().copied(), self.0.outbox().journal().clone()) else {
             return Ok(Vec::new());
@@ -148,10 +147,6 @@ impl Feed<'_> {
         let found = found.map_err(|error| Unavailable::Failed(error.to_string().into()))?;
         if let Some((read, _)) = found.last().filter(|(read, _)| *read < last) {
             step.looked_at = *read;
-        }
-        if found.iter().any(|(_, event)| event.is_none()) {
-            // Retention may have removed it since the look.
-            self.check(filter, after)?;
         }
         let event = |(at, event): Found| Some(Arc::new(FeedEvent::new(at, event?)));
         Ok(found.into_iter().filter_map(event).collect())
@@ -173,6 +168,20 @@ impl Feed<'_> {
             changed = tail.wait_for(|last| *last > head) => changed.is_ok(),
             _ = ended.wait_for(|ended| *ended) => false,
         }
+    }
+
+    /// A place for a stream of events, of `most` at once.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn enter_stream(self, party: Party, most: usize) -> Result<WaiterPlace, WaitError> {
+        self.0.waits().streams().enter(party, most).map_err(|_| WaitError::TooManyWaiters)
+    }
+
+    /// Becomes true when the daemon stops.
+    #[must_use]
+    pub fn ended(self) -> watch::Receiver<bool> {
+        self.0.waits().ended()
     }
 
     /// Whether the daemon stops.

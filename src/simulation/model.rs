@@ -99,6 +99,7 @@ impl Model {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. } => false,
+            Record::HorizonMoved { .. } => self.oracle.horizon.record != position,
         }
     }
 
@@ -148,6 +149,7 @@ impl Model {
             }
             Record::TenantDeleted { tenant, .. } => drop(self.pending_limits.remove(tenant)),
             Record::RateReserved { .. }
+            | Record::HorizonMoved { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}
@@ -382,6 +384,7 @@ impl Model {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::HorizonMoved { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. } => Vec::new(),

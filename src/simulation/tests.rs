@@ -113,6 +113,8 @@ fn nothing_is_lost_in_any_seed() {
         "handshakeRequests",
         "callbacksUsed",
         "retained",
+        "feedPages",
+        "feedGone",
         "expired",
         "reordered",
         "recordsRemoved",
@@ -211,6 +213,11 @@ fn ignored_checksums_are_caught() {
 #[test]
 fn reused_position_is_caught() {
     assert_caught(Mutation::GivePositionTwice);
+}
+
+#[test]
+fn events_forgotten_beyond_the_horizon_are_caught() {
+    assert_caught(Mutation::SkipHorizon);
 }
 
 #[test]

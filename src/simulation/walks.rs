@@ -20,11 +20,12 @@ use crate::service::{Backups, DeadLetters, Deliveries, Events, Replays};
 
 /// Walks through one list or a backup.
 pub(super) async fn walk(context: &Context, world: &World) {
-    match world.chance(|chance| chance.within(0, 9)) {
+    match world.chance(|chance| chance.within(0, 12)) {
         0..3 => walk_events(context, world).await,
         3..6 => walk_deliveries(context, world).await,
         6..9 => walk_dead_letters(context, world).await,
-        _ => walk_backup(context, world).await,
+        9 => walk_backup(context, world).await,
+        _ => super::feed::read_on(context, world).await,
     }
 }
 

@@ -14,7 +14,7 @@ use super::model::Model;
 use super::operations::Append;
 use super::receivers::Receiver;
 use crate::context::clock::Clock;
-use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Timestamp};
+use crate::domain::{DeliveryKey, EndpointId, EndpointNumber, Now, Position, Timestamp};
 use crate::storage::disk::MemoryDisk;
 use crate::storage::state::row_store::memory::{MemoryRows, PowerState};
 
@@ -156,6 +156,7 @@ impl Plan {
                 (Bound::Handshakes, *chance.pick(&[1, 256])),
                 (Bound::ClosedEndpointsChecked, *chance.pick(&[1, 16])),
                 (Bound::BackupBytes, *chance.pick(&[1, 1 << 22])),
+                (Bound::TailBytes, *chance.pick(&[1, 5_000, 1 << 25])),
             ],
         }
     }
@@ -211,6 +212,8 @@ pub(super) struct Inner {
     pub(super) exhausted: bool,
     /// Some journal reads fail in this life.
     pub(super) unreadable: bool,
+    /// The cursor of a reader of the feed.
+    pub(super) feed_cursor: Position,
     /// Counters of events in the simulation.
     pub(super) happened: BTreeMap<&'static str, u64>,
     pub(super) trace: String,
@@ -251,6 +254,7 @@ impl World {
             attempts: BTreeSet::new(),
             posted: BTreeMap::new(),
             appends: Vec::new(),
+            feed_cursor: Position(0),
             callbacks: Vec::new(),
             life: 0,
             stopping: false,

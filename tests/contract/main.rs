@@ -16,6 +16,8 @@ mod deliveries;
 mod endpoints;
 mod events;
 mod feed;
+mod feed_projection;
+mod feed_stream;
 mod formats;
 mod handshake;
 mod isolation;

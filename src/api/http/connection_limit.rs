@@ -134,6 +134,8 @@ pub(super) struct ConnectionSlot {
     /// The response is ready, but may be unwritten.
     response_ready: AtomicBool,
     authenticated: AtomicBool,
+    /// The response is a stream that has not ended.
+    streaming: AtomicBool,
     /// The class at [`Self::ticket`].
     idle_stalled: AtomicBool,
     /// The limited address, while the connection counts for it.
@@ -219,6 +221,7 @@ impl ConnectionLimit {
                     stalled: AtomicBool::new(false),
                     response_ready: AtomicBool::new(false),
                     authenticated: AtomicBool::new(false),
+                    streaming: AtomicBool::new(false),
                     idle_stalled: AtomicBool::new(false),
                     address: Mutex::new(None),
                     party: Mutex::new(None),
@@ -354,6 +357,7 @@ impl ConnectionSlot {
 
     /// Marks the start of a request. Returns false if the connection was just evicted.
     pub(super) fn begin(&self) -> bool {
+        self.streaming.store(false, Ordering::Relaxed);
         self.response_ready.store(false, Ordering::Relaxed);
         self.protect()
     }
@@ -383,6 +387,24 @@ impl ConnectionSlot {
             self.uncount_address();
         }
         self.response_ready.store(true, Ordering::Relaxed);
+    }
+
+    /// As [`Self::on_response_ready`], for a stream: it is ready once it has ended.
+    pub(super) fn on_stream_begun(&self, is_authenticated: bool) {
+        self.on_response_ready(is_authenticated);
+        self.response_ready.store(false, Ordering::Relaxed);
+        self.streaming.store(true, Ordering::Relaxed);
+    }
+
+    /// The stream has ended. Once the rest is written, the connection is idle again.
+    pub(super) fn on_stream_ended(&self) {
+        self.streaming.store(false, Ordering::Relaxed);
+        self.response_ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a stream is written, so that its progress renews the client's deadline.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.streaming.load(Ordering::Relaxed)
     }
 
     /// Everything is written.

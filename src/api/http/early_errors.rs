@@ -36,12 +36,12 @@ impl EarlyError {
             ("content-type", "application/problem+json"),
             ("x-content-type-options", "nosniff"),
             ("cache-control", "no-store"),
-            ("content-length", &reply.body.len().to_string()),
+            ("content-length", &reply.body().len().to_string()),
         ] {
             head.extend([name, ": ", value, "\r\n"]);
         }
         head.push_str(after);
-        let bytes = [head.as_bytes(), &reply.body].concat();
+        let bytes = [head.as_bytes(), reply.body()].concat();
         Some(Self { bytes, written: 0, original_length: original.len() })
     }
 

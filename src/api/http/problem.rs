@@ -387,10 +387,9 @@ impl Problem {
                 "one request creates at most {limit} deliveries and one event at most {}; send this event in another request, or split its endpoints by event type",
                 limits::EVENT_TARGETS_MAX
             ),
-            Self::TooManyWaiters => format!(
-                "{} requests, or the share of this tenant, wait already; ask again without `wait`, or later",
-                limits::WAITERS_MAX
-            ),
+            Self::TooManyWaiters => {
+                "too many requests, or too many of this tenant, wait or read a stream of events; ask again without `wait`, or later".to_owned()
+            }
             Self::PositionGone { oldest } => gone_detail(*oldest),
             Self::PositionAhead { head } => ahead_detail(*head),
             Self::QuotaExceeded(exceeded) => quota_detail(exceeded),

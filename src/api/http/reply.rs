@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use serde::Serialize;
 
@@ -18,6 +19,29 @@ use crate::domain::Idempotency;
 /// Bytes of a body that are handed to the connection at once.
 const PART_BYTES: usize = 64 * 1024;
 
+/// Bytes that are made while the client reads them.
+pub type BodyStream = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+
+/// The body of a response.
+enum ReplyBody {
+    Bytes(Bytes),
+    Stream(BodyStream),
+}
+
+impl fmt::Debug for ReplyBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => bytes.fmt(f),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// Marks a response whose body is a stream: the connection stays busy until it ends, and every
+/// written byte renews the deadline of its client.
+#[derive(Clone, Copy, Debug)]
+pub struct Streaming;
+
 /// Held until a body is written, and informed of its progress.
 pub trait WritePermit: fmt::Debug + Send + Sync + 'static {
     /// The connection takes another part: its client has read earlier ones.
@@ -25,10 +49,10 @@ pub trait WritePermit: fmt::Debug + Send + Sync + 'static {
 }
 
 /// The response of a handler.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Reply {
     pub status: u16,
-    pub body: Bytes,
+    body: ReplyBody,
     headers: Vec<(HeaderName, HeaderValue)>,
     permit: Option<Arc<dyn WritePermit>>,
 }
@@ -48,6 +72,7 @@ impl Reply {
     /// A response whose body is serialised JSON.
     #[must_use]
     pub fn bytes(status: u16, body: Bytes) -> Self {
+        let body = ReplyBody::Bytes(body);
         Self { status, body, headers: Vec::new(), permit: None }.with_content_type("application/json")
     }
 
@@ -57,10 +82,26 @@ impl Reply {
         Self { status: 304, ..Self::empty() }
     }
 
+    /// 200 with a body that is made while the client reads it. It cannot be stored.
+    #[must_use]
+    pub fn stream(body: BodyStream) -> Self {
+        Self { status: 200, body: ReplyBody::Stream(body), headers: Vec::new(), permit: None }
+    }
+
     /// 204.
     #[must_use]
     pub fn empty() -> Self {
-        Self { status: 204, body: Bytes::new(), headers: Vec::new(), permit: None }
+        Self { status: 204, body: ReplyBody::Bytes(Bytes::new()), headers: Vec::new(), permit: None }
+    }
+
+    /// The bytes of the body; none for a stream.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        static NONE: Bytes = Bytes::new();
+        match &self.body {
+            ReplyBody::Bytes(bytes) => bytes,
+            ReplyBody::Stream(_) => &NONE,
+        }
     }
 
     #[must_use]
@@ -88,17 +129,21 @@ impl Reply {
     /// Keeps the permit until the body is written.
     #[must_use]
     pub fn hold_until_written(mut self, permit: impl WritePermit) -> Self {
-        if !self.body.is_empty() {
-            let permit = Arc::new(permit);
-            self.body = Bytes::from_owner(HeldBytes { bytes: self.body, _permit: permit.clone() });
-            self.permit = Some(permit);
+        match self.body {
+            ReplyBody::Bytes(bytes) if !bytes.is_empty() => {
+                let permit = Arc::new(permit);
+                let held = HeldBytes { bytes, _permit: permit.clone() };
+                self.body = ReplyBody::Bytes(Bytes::from_owner(held));
+                self.permit = Some(permit);
+            }
+            other => self.body = other,
         }
         self
     }
 
     #[must_use]
     pub fn answer(&self) -> Answer {
-        Answer { status: self.status, body: Arc::from(self.body.as_ref()) }
+        Answer { status: self.status, body: Arc::from(self.body().as_ref()) }
     }
 
     /// The stored response for this key; `None` without a key.
@@ -122,10 +167,15 @@ impl Reply {
     }
 
     pub fn into_response(self) -> Response<Body> {
-        let mut response = Response::new(match self.permit {
-            Some(permit) => Body::new(HeldBody { rest: self.body, permit }),
-            None => Body::from(self.body),
+        let is_stream = matches!(self.body, ReplyBody::Stream(_));
+        let mut response = Response::new(match (self.body, self.permit) {
+            (ReplyBody::Bytes(rest), Some(permit)) => Body::new(HeldBody { rest, permit }),
+            (ReplyBody::Bytes(bytes), None) => Body::from(bytes),
+            (ReplyBody::Stream(stream), _) => Body::from_stream(stream.map(Ok::<_, Infallible>)),
         });
+        if is_stream {
+            response.extensions_mut().insert(Streaming);
+        }
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // Some responses contain replies of receivers, and the client may be a browser.

@@ -82,6 +82,8 @@ pub trait OperationResponse {
     /// `None` for a response without a body.
     const SCHEMA: Option<SchemaOf>;
     const TURN: ReadTurn = ReadTurn::Request;
+    /// Media types beside JSON, by the request's `Accept`.
+    const OTHER_MEDIA: &'static [&'static str] = &[];
 
     fn into_reply(self) -> Reply;
 }

@@ -32,6 +32,7 @@ use tower::Service as _;
 use crate::api::http::client_watch::{ClientWatch, SharedStream};
 use crate::api::http::connection_limit::{ConnectionLimit, ConnectionSlot, RequestSeat};
 use crate::api::http::problem::Problem;
+use crate::api::http::reply::Streaming;
 use crate::api::http::socket::Socket;
 use crate::{limits, panics};
 
@@ -224,7 +225,13 @@ impl Connection {
             // The rest of the body stays unread, so the connection cannot be reused.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        self.slot.on_response_ready(response.extensions().get::<GoodKey>().is_some());
+        let has_good_key = response.extensions().get::<GoodKey>().is_some();
+        if response.extensions().get::<Streaming>().is_some() {
+            self.slot.on_stream_begun(has_good_key);
+            let slot = self.slot.clone();
+            return Ok(response.map(|body| Body::new(TrackedStream { body, slot })));
+        }
+        self.slot.on_response_ready(has_good_key);
         Ok(response)
     }
 }
@@ -241,6 +248,30 @@ async fn accept_tls(acceptor: &TlsAcceptor, stream: SharedStream) -> io::Result<
 /// Also returns when the sender is dropped. The watch guard must not live across an await.
 async fn wait_until_stopped(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
+}
+
+/// A stream that tells the connection when it ends.
+struct TrackedStream {
+    body: Body,
+    slot: Arc<ConnectionSlot>,
+}
+
+impl HttpBody for TrackedStream {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+}
+
+impl Drop for TrackedStream {
+    fn drop(&mut self) {
+        self.slot.on_stream_ended();
+    }
 }
 
 /// A request body that records whether it was read to its end.

@@ -48,7 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Fails a blocked write at its deadline. Partial progress does not extend it.
+    /// Fails a blocked write at its deadline. Partial progress extends only that of a stream.
     fn limit_time<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -106,6 +106,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         };
         if written.is_ready() {
             self.early_error = None;
+            // A stream always has more to write: without this, its fastest client would be cut off.
+            if self.slot.is_streaming() {
+                self.blocked = None;
+            }
         }
         self.limit_time(context, written)
     }

@@ -71,11 +71,11 @@ impl UnreadResponses {
         caller: Caller,
         closer: ConnectionCloser,
     ) -> Result<Reply, Problem> {
-        if reply.body.is_empty() {
+        if reply.body().is_empty() {
             return Ok(reply);
         }
         let guard = self.0.enter(caller, closer.0);
-        let bytes = reply.body.len().max(limits::UNREAD_RESPONSE_BYTES_MIN);
+        let bytes = reply.body().len().max(limits::UNREAD_RESPONSE_BYTES_MIN);
         if !is_read {
             self.0.take_regardless(&guard, bytes);
             return Ok(reply.hold_until_written(guard));

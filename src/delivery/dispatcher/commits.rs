@@ -51,6 +51,7 @@ impl Dispatcher {
                 | Record::KeyDeleted { .. }
                 | Record::TenantPut(_)
                 | Record::TenantDeleted { .. }
+                | Record::HorizonMoved { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }

@@ -44,6 +44,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     }
     let oracle = &oracle;
     same("the position", &oracle.applied(), &found.applied())?;
+    same("the horizon", &oracle.horizon(), &found.horizon())?;
     for position in (0..=oracle.last.0 + 1).map(Position) {
         event(oracle, found, position, moment)?;
     }

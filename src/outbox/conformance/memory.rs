@@ -146,6 +146,22 @@ impl MemoryStore {
         }
     }
 
+    /// Records the horizon before these events are forgotten, and before the first removal.
+    fn move_horizon(&mut self, over: &[Position]) {
+        let known = self.oracle.horizon;
+        let mut horizon = known.horizon;
+        for position in over {
+            let kind = match self.oracle.events[position].stream {
+                Some(_) => &mut horizon.stream_events,
+                None => &mut horizon.events,
+            };
+            *kind = (*kind).max(*position);
+        }
+        if known.record == Position(0) || horizon != known.horizon {
+            self.write(Record::HorizonMoved { horizon, at: self.now });
+        }
+    }
+
     fn repeated(&self, request: &Idempotency) -> Option<Outcome> {
         let is_free = self.free_again.contains(&request.scope);
         let known = self.oracle.requests.get(&request.scope).filter(|_| !is_free);
@@ -390,6 +406,9 @@ impl Store for MemoryStore {
         let all: Vec<_> = self.oracle.events.keys().copied().collect();
         let over = all.into_iter().filter(|event| self.oracle.is_over(*event, events, stream_events));
         let over: Vec<_> = over.collect();
+        if policy != RetentionPolicy::default() {
+            self.move_horizon(&over);
+        }
         self.oracle.forgotten.extend(over);
         let hours_from = self.oracle.hours_from;
         self.oracle.hours_from = events.map_or(hours_from, |cutoff| hours_from.max(cutoff));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, KeyId, Next,
+    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Horizon, KeyId, Next,
     Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
@@ -20,7 +20,7 @@ use crate::projections::counters::Lane;
 use crate::projections::dead::Letter;
 use crate::projections::failing::Failing;
 use crate::projections::feed::FeedStep;
-use crate::projections::fold::Totals;
+use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::idempotency::Known;
 use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
@@ -102,6 +102,7 @@ pub(crate) struct Oracle {
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Deleted events.
     pub(crate) forgotten: BTreeSet<Position>,
+    pub(crate) horizon: RecordedHorizon,
     /// Start of the retained statistics.
     pub(crate) hours_from: Timestamp,
 }
@@ -140,6 +141,9 @@ impl Oracle {
             Record::KeyPut(key) => drop(self.keys.insert(key.id.clone(), key.tenant.clone())),
             Record::KeyDeleted { id, .. } => drop(self.keys.remove(id)),
             Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
+            Record::HorizonMoved { horizon, .. } => {
+                self.horizon = RecordedHorizon { horizon: *horizon, record: position };
+            }
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }

@@ -532,6 +532,7 @@ impl<S: Store> Work<S> {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. } => false,
+            Record::HorizonMoved { .. } => oracle.horizon.record != position,
         }
     }
 }

@@ -32,6 +32,12 @@ impl World {
         position
     }
 
+    /// As the retention job does before it forgets.
+    fn move_horizon(&mut self, cutoffs: Cutoffs) {
+        let wanted = horizon(&self.rows, cutoffs, 0, usize::MAX);
+        self.fold.horizon.horizon = self.fold.horizon.horizon.max(wanted);
+    }
+
     fn event(&mut self, time: u64, targets: &[u32], stream: bool) -> Position {
         let stream = stream.then(|| ("s".parse::<StreamName>().unwrap(), self.next));
         let event = Event {
@@ -62,6 +68,7 @@ impl World {
 
     fn forget(&mut self, events: Option<u64>, stream_events: Option<u64>) -> Forgotten {
         let cutoffs = Cutoffs { events: events.map(at), stream_events: stream_events.map(at) };
+        self.move_horizon(cutoffs);
         self.fold.forget(&mut self.rows, cutoffs, 0, usize::MAX)
     }
 
@@ -188,6 +195,7 @@ fn forget_step_is_bounded_and_names_the_next_page() {
     let cutoffs = Cutoffs { events: Some(at(5_000)), stream_events: None };
     let (mut page, mut steps, mut events) = (Some(0), 0, 0);
     while let Some(from) = page {
+        world.move_horizon(cutoffs);
         let step = world.fold.forget(&mut world.rows, cutoffs, from, 2);
         assert!(step.events <= 512);
         (page, steps, events) = (step.next, steps + 1, events + step.events);
@@ -214,4 +222,21 @@ fn state_change_after_a_page_rewrite_wins() {
     world.apply(&Record::DeadLettersPurged { deliveries: vec![last], at: at(60) });
     let known = reads::delivery(&world.rows, last).unwrap();
     assert_eq!(known.state, DeliveryState::Purged);
+}
+
+#[test]
+fn nothing_is_forgotten_beyond_the_recorded_horizon() {
+    let mut world = World::new();
+    let plain = world.event(10, &[], false);
+    let of_stream = world.event(11, &[], true);
+    let later = world.event(12, &[], false);
+    let cutoffs = Cutoffs { events: Some(at(100)), stream_events: Some(at(100)) };
+    let wanted = horizon(&world.rows, cutoffs, 0, usize::MAX);
+    assert_eq!(wanted, Horizon { events: later, stream_events: of_stream });
+    let forget = |world: &mut World| world.fold.forget(&mut world.rows, cutoffs, 0, usize::MAX).positions;
+    assert_eq!(forget(&mut world), []);
+    world.fold.horizon.horizon = Horizon { events: plain, ..wanted };
+    assert_eq!(forget(&mut world), [plain, of_stream]);
+    world.fold.horizon.horizon = wanted;
+    assert_eq!(forget(&mut world), [later]);
 }

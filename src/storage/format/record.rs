@@ -27,6 +27,7 @@
 //! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
 //! | 15 | `TenantPut` | tenant, name, metadata?, quotas (code, kind, limit), in flight?, timeout?, retry?, created at, updated at, revision |
 //! | 16 | `TenantDeleted` | tenant, at |
+//! | 18 | `HorizonMoved` | events, stream events, at |
 //!
 //! Encoding of the fields:
 //!
@@ -51,7 +52,7 @@ use super::fields::{
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ApiKey, DeliveryKey, Expected, Idempotency, Position, Record, Rejection, Reservation, Role,
+    ApiKey, DeliveryKey, Expected, Horizon, Idempotency, Position, Record, Rejection, Reservation, Role,
 };
 
 /// Layout version of the records that have had a single layout.
@@ -81,6 +82,7 @@ const EVENT_REJECTED: u8 = 13;
 const RATE_RESERVED: u8 = 14;
 const TENANT_PUT: u8 = 15;
 const TENANT_DELETED: u8 = 16;
+const HORIZON_MOVED: u8 = 18;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -151,6 +153,11 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_text(out, tenant.as_str());
             put_time(out, *at);
         }
+        Record::HorizonMoved { horizon, at } => {
+            put_varint(out, horizon.events.0);
+            put_varint(out, horizon.stream_events.0);
+            put_time(out, *at);
+        }
     }
 }
 
@@ -212,6 +219,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         },
         TENANT_PUT => Record::TenantPut(Arc::new(get_tenant(r)?)),
         TENANT_DELETED => Record::TenantDeleted { tenant: get_name(r)?, at: get_time(r)? },
+        HORIZON_MOVED => Record::HorizonMoved {
+            horizon: Horizon { events: Position(r.get_varint()?), stream_events: Position(r.get_varint()?) },
+            at: get_time(r)?,
+        },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -224,7 +235,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         ATTEMPT_FINISHED => Some(ATTEMPT_LAYOUT),
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
-        EVENT_ACCEPTED..=TENANT_DELETED => Some(LAYOUT),
+        EVENT_ACCEPTED..=TENANT_DELETED | HORIZON_MOVED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -247,6 +258,7 @@ fn record_tag(record: &Record) -> u8 {
         Record::RateReserved { .. } => RATE_RESERVED,
         Record::TenantPut(_) => TENANT_PUT,
         Record::TenantDeleted { .. } => TENANT_DELETED,
+        Record::HorizonMoved { .. } => HORIZON_MOVED,
     }
 }
 

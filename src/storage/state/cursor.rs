@@ -2,8 +2,8 @@
 
 use super::StateError;
 use crate::codec::{Reader, put_varint};
-use crate::domain::{Position, Timestamp};
-use crate::projections::fold::Totals;
+use crate::domain::{Horizon, Position, Timestamp};
+use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::retention::Cutoffs;
 
 /// Version of the row layouts and of the fold. A state of another version is rebuilt.
@@ -22,11 +22,13 @@ pub struct StateCursor {
     pub expired_until: Timestamp,
     /// Events that ended before these times may be deleted.
     pub cutoffs: Cutoffs,
+    /// Events up to it may be deleted.
+    pub horizon: RecordedHorizon,
 }
 
 /// A record of which only the first deliveries are applied. Their rows are part of the state. No
 /// later record is applied before the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppliedPart {
     pub position: Position,
     pub deliveries: usize,
@@ -49,8 +51,9 @@ impl StateCursor {
         let Totals { pending, dead, events } = self.totals;
         // Zero means no cutoff: no event ended before time zero.
         let millis = |cutoff: Option<Timestamp>| cutoff.map_or(0, Timestamp::millis);
-        // No record has position 0.
-        let part = self.part.unwrap_or(AppliedPart { position: Position(0), deliveries: 0 });
+        let RecordedHorizon { horizon, record } = self.horizon;
+        // Zero means no part: no record has this position.
+        let part = self.part.unwrap_or_default();
         let numbers = [
             LAYOUT,
             self.applied.0,
@@ -63,6 +66,9 @@ impl StateCursor {
             millis(self.cutoffs.stream_events),
             part.position.0,
             part.deliveries as u64,
+            horizon.events.0,
+            horizon.stream_events.0,
+            record.0,
         ];
         for number in numbers {
             put_varint(&mut value, number);
@@ -86,9 +92,12 @@ impl StateCursor {
             events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
             stream_events: Some(time()?).filter(|cutoff| *cutoff != Timestamp::ZERO),
         };
-        let part = AppliedPart { position: Position(number()?), deliveries: number()?.try_into().ok()? };
+        let position = Position(number()?);
+        let part = AppliedPart { position, deliveries: usize::try_from(number()?).ok()? };
         let part = Some(part).filter(|part| part.position != Position(0));
-        Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs })
+        let horizon = Horizon { events: Position(number()?), stream_events: Position(number()?) };
+        let horizon = RecordedHorizon { horizon, record: Position(number()?) };
+        Some(Self { applied, part, totals, checkpoints, expired_until, cutoffs, horizon })
     }
 }
 

@@ -18,10 +18,13 @@ use cursor::layout_error;
 use overlay::Overlay;
 use row_store::RowStore;
 
-use crate::domain::{DeliveryKey, EndpointNumber, Event, KeyId, Position, Record, Tenant, Timestamp};
+use crate::domain::{
+    DeliveryKey, EndpointNumber, Event, Horizon, KeyId, Position, Record, Tenant, Timestamp,
+};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
+use crate::projections::fold::RecordedHorizon;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::usage::{self, Usage};
 use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, reserved, stats, streams};
@@ -124,13 +127,13 @@ impl State {
                 None => return Err(layout_error(&value, journal_end)),
             },
         };
-        let StateCursor { applied, part, totals, checkpoints, expired_until, cutoffs } = cursor;
+        let StateCursor { applied, part, totals, checkpoints, expired_until, cutoffs, horizon } = cursor;
         let applied_in_part = part.map_or(applied, |part| part.position);
         if applied_in_part > journal_end {
             let applied = applied_in_part;
             return Err(StateError::Ahead { applied, journal_end });
         }
-        let (rows, fold) = (Overlay::new(base), Fold::resume(checkpoints, totals));
+        let (rows, fold) = (Overlay::new(base), Fold::resume(checkpoints, totals, horizon));
         Ok(Self {
             rows,
             fold,
@@ -246,6 +249,9 @@ impl State {
         assert!(position > self.applied, "record {position} does not follow {}", self.applied);
         let part = self.part.unwrap_or(AppliedPart { position, deliveries: 0 });
         assert!(part.position == position, "record {position} precedes the rest of {}", part.position);
+        if self.part.is_none() && position > self.applied.next() {
+            self.fold.on_gap(Position(position.0 - 1));
+        }
         let mut step = AppliedStep { deliveries: deliveries_of(record), is_complete: true };
         if let Record::EventAccepted(event) = record {
             let first = part.deliveries.min(step.deliveries);
@@ -289,6 +295,7 @@ impl State {
             Record::TenantPut(settings) => self.rows.put(&tenant_key(&settings.tenant), at()),
             Record::TenantDeleted { tenant, .. } => self.rows.remove(&tenant_key(tenant)),
             Record::EventAccepted(_)
+            | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
             | Record::DeliveriesRevived { .. }
             | Record::DeliveriesCancelled { .. }
@@ -301,7 +308,21 @@ impl State {
         }
     }
 
-    /// Deletes expired events; see [`retention::forget`](crate::projections::retention::forget).
+    /// The recorded horizon.
+    #[must_use]
+    pub fn horizon(&self) -> RecordedHorizon {
+        self.fold.horizon
+    }
+
+    /// The horizon to record before a step of [`Self::forget`], if it is not recorded yet.
+    #[must_use]
+    pub fn next_horizon(&self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Option<Horizon> {
+        let known = self.fold.horizon;
+        let wanted = known.horizon.max(retention::horizon(self.rows(), cutoffs, page, pages_max));
+        (known.record == Position(0) || wanted != known.horizon).then_some(wanted)
+    }
+
+    /// Deletes expired events up to the recorded horizon; see [`retention::forget`](crate::projections::retention::forget).
     pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
         let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
         self.dirty_without_record |= forgotten.events > 0;
@@ -364,6 +385,7 @@ impl State {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. } => true,
+            Record::HorizonMoved { .. } => position == self.fold.horizon.record,
             Record::DeliveriesRevived { deliveries, .. }
             | Record::DeliveriesCancelled { deliveries, .. }
             | Record::DeliveriesDied { deliveries, .. }
@@ -415,8 +437,9 @@ impl State {
 
     /// Advances the applied position past records that are lost to damage.
     pub fn skip_to(&mut self, end: Position) {
-        if self.part.is_none() {
-            self.applied = self.applied.max(end);
+        if self.part.is_none() && end > self.applied {
+            self.fold.on_gap(end);
+            self.applied = end;
         }
     }
 
@@ -440,8 +463,11 @@ impl State {
         differs: &mut dyn FnMut(String),
         looked_at: &mut dyn FnMut(u64),
     ) -> u64 {
-        let StateCursor { totals, expired_until, cutoffs, .. } = self.cursor();
+        let StateCursor { totals, expired_until, cutoffs, horizon, .. } = self.cursor();
         let meant = folded.cursor().totals;
+        if horizon != folded.horizon() {
+            differs(format!("the horizon is {horizon:?}, the journal gives {:?}", folded.horizon()));
+        }
         let events_differ = totals.events != meant.events && !(gaps && totals.events > meant.events);
         if (totals.pending, totals.dead) != (meant.pending, meant.dead) || events_differ {
             differs(format!("counts are {totals:?}, the journal gives {meant:?}"));
@@ -462,7 +488,7 @@ impl State {
                 differs(format!("rows of unknown kind {tag}, for example {key:?}"));
             }
         }
-        let terms = Terms { cutoffs, expired_until, gaps };
+        let terms = Terms { cutoffs, expired_until, horizon: horizon.horizon, gaps };
         audit::audit(&self.rows, &folded.rows, &terms, differs, looked_at)
     }
 
@@ -476,6 +502,7 @@ impl State {
             checkpoints: self.fold.checkpoints(),
             expired_until: self.expired_until,
             cutoffs: self.cutoffs,
+            horizon: self.fold.horizon,
         }
     }
 
@@ -562,6 +589,7 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::KeyDeleted { .. }
         | Record::TenantPut(_)
         | Record::TenantDeleted { .. }
+        | Record::HorizonMoved { .. }
         | Record::RequestAnswered { .. }
         | Record::RateReserved { .. }
         | Record::EventRejected { .. } => 0,

@@ -20,6 +20,10 @@ impl ReadModel for Oracle {
         }
     }
 
+    fn horizon(&self) -> Horizon {
+        self.horizon.horizon
+    }
+
     fn size_bytes(&self) -> u64 {
         0
     }

@@ -1,0 +1,317 @@
+//! `GET /v1/feed` as a stream of events, and the horizon of the log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::raw::Raw;
+use crate::support::{Daemon, WAIT_MAX};
+use crate::{ADMIN, call_as, is_problem, key, keyed, list, text};
+
+/// One block of a stream.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Block {
+    id: Option<String>,
+    event: Option<String>,
+    data: Option<String>,
+    retry: Option<String>,
+    is_comment: bool,
+}
+
+/// A reader of one stream.
+struct Stream {
+    response: reqwest::Response,
+    unread: String,
+}
+
+impl Stream {
+    async fn open(daemon: &Daemon, query: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let mut request =
+            client.get(format!("{}/feed{query}", daemon.api)).header("accept", "text/event-stream");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap()
+    }
+
+    async fn begin(daemon: &Daemon, query: &str, headers: &[(&str, &str)]) -> Self {
+        let response = Self::open(daemon, query, headers).await;
+        assert_eq!(response.status(), 200);
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("content-type"), "text/event-stream");
+        assert_eq!((header("cache-control"), header("x-accel-buffering")), ("no-store".into(), "no".into()));
+        assert_eq!(header("balto-log").len(), 32);
+        let mut stream = Self { response, unread: String::new() };
+        let retry = stream.next().await.unwrap().retry.unwrap().parse::<u64>().unwrap();
+        assert!((2_000..=4_000).contains(&retry), "{retry}");
+        stream
+    }
+
+    /// The next block; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<Block> {
+        loop {
+            if let Some((block, rest)) = self.unread.split_once("\n\n") {
+                let (block, rest) = (parse(block), rest.to_owned());
+                self.unread = rest;
+                return Some(block);
+            }
+            let chunk = tokio::time::timeout(WAIT_MAX, self.response.chunk()).await.expect("no bytes");
+            self.unread.push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
+        }
+    }
+
+    /// The data of the next events, until there are as many.
+    async fn events(&mut self, count: usize) -> Vec<u64> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            let block = self.next().await.expect("the stream ended");
+            if let Some(data) = block.data.filter(|_| block.event.is_none()) {
+                let event: Value = serde_json::from_str(&data).unwrap();
+                assert_eq!(Some(event["position"].to_string()), block.id);
+                events.push(event["data"].as_u64().unwrap());
+            }
+        }
+        events
+    }
+
+    /// The next block with this type.
+    async fn control(&mut self, name: &str) -> Block {
+        loop {
+            let block = self.next().await.expect("the stream ended");
+            if block.event.as_deref() == Some(name) {
+                return block;
+            }
+        }
+    }
+}
+
+fn parse(text: &str) -> Block {
+    let mut block = Block::default();
+    for line in text.lines() {
+        match line.split_once(": ").unwrap_or((line, "")) {
+            ("id", id) => block.id = Some(id.to_owned()),
+            ("event", event) => block.event = Some(event.to_owned()),
+            ("retry", retry) => block.retry = Some(retry.to_owned()),
+            ("data", data) => {
+                let before = block.data.take().map(|before| before + "\n").unwrap_or_default();
+                block.data = Some(before + data);
+            }
+            (":", _) => block.is_comment = true,
+            other => panic!("a line {other:?} in {text:?}"),
+        }
+    }
+    block
+}
+
+async fn publish(daemon: &Daemon, numbers: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    let event =
+        |number: u64| json!({"type": if number.is_multiple_of(2) { "a.b" } else { "c" }, "data": number});
+    let events: Vec<_> = numbers.into_iter().map(event).collect();
+    let answer = daemon.post("/events/batch", &json!({ "events": events }).to_string()).await;
+    answer["results"].as_array().unwrap().iter().map(|one| one["position"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn stream_has_every_event_and_goes_on_after_its_last_one() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let positions = publish(&daemon, 0..5).await;
+    let mut stream = Stream::begin(&daemon, "?after=oldest", &[]).await;
+    assert_eq!(stream.events(5).await, [0, 1, 2, 3, 4]);
+    let caught_up = stream.control("balto.caughtup").await;
+    assert_eq!(caught_up.id, Some(positions[4].to_string()));
+    publish(&daemon, 5..8).await;
+    assert_eq!(stream.events(3).await, [5, 6, 7]);
+    // The header of a client that connects again replaces the start in its URL.
+    let last = positions[2].to_string();
+    let headers = [("last-event-id", last.as_str())];
+    let mut again = Stream::begin(&daemon, "?after=oldest&types=a.*", &headers).await;
+    assert_eq!(again.events(2).await, [4, 6]);
+    let mut now = Stream::begin(&daemon, "?after=now&types=c", &[]).await;
+    now.control("balto.caughtup").await;
+    publish(&daemon, 8..10).await;
+    assert_eq!(now.events(1).await, [9]);
+    // Where nothing matches, the cursor moves on.
+    let none = Stream::begin(&daemon, "?after=now&types=nothing", &[]).await;
+    let mut none = none;
+    none.control("balto.caughtup").await;
+    let moved = publish(&daemon, 10..11).await;
+    let told = none.next().await.unwrap();
+    assert_eq!(told, Block { id: Some(moved[0].to_string()), ..Block::default() });
+}
+
+#[tokio::test]
+async fn pretty_printed_data_is_the_same_json() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    let body = "{\"type\": \"a\", \"data\": {\r\n  \"a\": [1,\n 2],\r \"b\": \"x\\ny\"\n}}";
+    daemon.post("/events", body).await;
+    let mut stream = Stream::begin(&daemon, "", &[]).await;
+    let block = stream.next().await.unwrap();
+    let event: Value = serde_json::from_str(&block.data.unwrap()).unwrap();
+    assert_eq!(event["data"], json!({"a": [1, 2], "b": "x\ny"}));
+    assert_eq!(daemon.get("/feed").await["data"][0], event);
+}
+
+#[tokio::test]
+async fn wrong_last_event_id_is_rejected() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path()).await;
+    for (id, status, code) in [
+        ("x", 422, "validation_failed"),
+        ("oldest", 422, "validation_failed"),
+        ("999", 409, "position_ahead"),
+    ] {
+        let response = Stream::open(&daemon, "", &[("last-event-id", id)]).await;
+        let got = response.status().as_u16();
+        let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        is_problem(&(got, problem), status, code, id);
+    }
+}
+
+#[tokio::test]
+async fn shutdown_ends_streams_with_a_block() {
+    let data = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(data.path()).await;
+    let mut stream = Stream::begin(&daemon, "?after=now", &[]).await;
+    stream.control("balto.caughtup").await;
+    let started = Instant::now();
+    let end = tokio::spawn(async move {
+        let end = stream.control("balto.end").await;
+        (end, stream.next().await)
+    });
+    assert_eq!(daemon.terminate(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(8), "the shutdown waited for the stream");
+    let (end, after) = end.await.unwrap();
+    assert_eq!((end.data.as_deref(), after), (Some(r#"{"reason":"shutdown"}"#), None));
+}
+
+#[tokio::test]
+async fn streams_have_a_limit_and_end_with_their_clients() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_in(data.path(), &["--dev"], &[("BALTO__SERVER__MAX_STREAMS", "4")]).await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(Stream::begin(&daemon, "?after=now", &[]).await);
+    }
+    let refused = Stream::open(&daemon, "?after=now", &[]).await;
+    let (status, retry) = (refused.status().as_u16(), refused.headers().contains_key("retry-after"));
+    let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+    is_problem(&(status, problem), 429, "too_many_waiters", "a fourth stream of one party");
+    assert!(retry);
+    // Streams take no turns of the reads, and pages need no stream.
+    assert_eq!(daemon.get("/feed?after=now").await["caughtUp"], true);
+    daemon.until_metric("balto_api_streams", "", |streams| streams == 3.0).await;
+    drop(streams);
+    daemon.until_metric("balto_api_streams", "", |streams| streams == 0.0).await;
+    Stream::begin(&daemon, "?after=now", &[]).await;
+}
+
+/// Publishes events of 100 KB until the stop.
+fn publish_much(daemon: &Arc<Daemon>) -> tokio::task::JoinHandle<()> {
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        let event = json!({"type": "large", "data": "x".repeat(100_000)});
+        let batch = json!({"events": vec![event; 20]}).to_string();
+        loop {
+            daemon.post("/events/batch", &batch).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn reader_that_takes_nothing_is_cut_and_a_slow_one_stays() {
+    let data = tempfile::tempdir().unwrap();
+    let environment = [("BALTO__SERVER__ANSWER_TIMEOUT", "2s"), ("BALTO__RETENTION__EVENTS", "1m")];
+    let daemon = Arc::new(Daemon::start_in(data.path(), &["--dev"], &environment).await);
+    let request = "GET /v1/feed?after=now HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
+    let mut idle = Raw::connect(daemon.address()).await;
+    idle.send(request.as_bytes()).await;
+    let mut slow = Raw::connect(daemon.address()).await;
+    slow.send(request.as_bytes()).await;
+    daemon.until_metric("balto_api_streams", "", |streams| streams == 2.0).await;
+    let publishing = publish_much(&daemon);
+    let began = Instant::now();
+    let mut read = 0;
+    // Reads less than is published, for longer than the timeout.
+    while began.elapsed() < Duration::from_secs(9) {
+        let mut bytes = vec![0; 200_000];
+        let count = tokio::io::AsyncReadExt::read(&mut slow.stream, &mut bytes).await.unwrap();
+        assert!(count > 0, "a reader with progress was cut after {read} bytes");
+        read += count;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    publishing.abort();
+    daemon.until_metric("balto_api_streams", "", |streams| streams == 1.0).await;
+    assert!(idle.is_closed_within(WAIT_MAX).await);
+}
+
+/// Retention forgets events. Readers before the horizon learn it, also after the loss of the state.
+#[tokio::test]
+async fn forgotten_events_are_gone_and_never_missed() {
+    let data = tempfile::tempdir().unwrap();
+    let environment = [("BALTO__RETENTION__EVENTS", "1m"), ("BALTO__INGEST__IDEMPOTENCY_TTL", "1m")];
+    let start = || Daemon::start_in(data.path(), &["--dev"], &environment);
+    let mut daemon = start().await;
+    let stream = json!({"type": "a", "data": 100, "stream": "pet-1"});
+    let of_stream = daemon.post("/events", &stream.to_string()).await["position"].as_u64().unwrap();
+    let positions = publish(&daemon, 0..10).await;
+    let mut waiting = Stream::begin(&daemon, "?after=now", &[]).await;
+    let (last, before) = (positions[9].to_string(), positions[4].to_string());
+    let deadline = Instant::now() + 3 * WAIT_MAX;
+    let oldest = loop {
+        let (status, answer, _) = daemon.call("GET", &format!("/feed?after={before}"), &[], "").await;
+        if status != 200 {
+            let oldest = text(&answer, "oldest");
+            is_problem(&(status, answer), 410, "position_gone", "an old position");
+            break oldest;
+        }
+        assert!(Instant::now() < deadline, "nothing was forgotten");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(oldest, last, "all events without a stream are forgotten");
+    for restart in ["none", "kill", "rebuild"] {
+        if restart != "none" {
+            daemon.kill();
+            if restart == "rebuild" {
+                std::fs::remove_dir_all(data.path().join("state")).unwrap();
+            }
+            daemon = start().await;
+        }
+        let gone = daemon.call("GET", "/feed?after=0", &[], "").await;
+        assert_eq!((gone.0, &gone.1["oldest"]), (410, &json!(oldest)), "{restart}");
+        let response = Stream::open(&daemon, "?after=oldest", &[("last-event-id", &before)]).await;
+        assert_eq!(response.status(), 410, "{restart}: before the first byte");
+        assert_eq!(list(&daemon.get(&format!("/feed?after={oldest}")).await).len(), 0, "{restart}");
+        assert_eq!(list(&daemon.get("/feed?after=oldest").await).len(), 0, "{restart}");
+        // Events of streams are kept, so a feed of streams is complete from the beginning.
+        let kept = daemon.get("/feed?after=0&streamPrefix=").await;
+        assert_eq!(kept["data"][0]["position"], of_stream, "{restart}: {kept}");
+        assert_eq!(list(&daemon.get("/feed?stream=pet-1").await).len(), 1, "{restart}");
+    }
+    // The reader at the end of the log missed nothing.
+    waiting.control("balto.caughtup").await;
+    let (status, fresh) =
+        (daemon.post("/events", r#"{"type":"a","data":7}"#).await, daemon.get("/feed").await);
+    assert_eq!(fresh["data"][0]["position"], status["position"]);
+}
+
+#[tokio::test]
+async fn streams_of_tenants_have_only_their_own_events() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = keyed(data.path()).await;
+    let acme = key(&daemon, "worker", Some("acme")).await;
+    let bearer = format!("Bearer {acme}");
+    let headers = [("authorization", bearer.as_str())];
+    let mut stream = Stream::begin(&daemon, "", &headers).await;
+    for (tenant, number) in [("other", 1), ("acme", 2), ("other", 3), ("acme", 4)] {
+        let event = json!({"type": "a", "data": number, "tenant": tenant}).to_string();
+        assert_eq!(call_as(&daemon, ADMIN, "POST", "/events", &event).await.0, 202);
+    }
+    assert_eq!(stream.events(2).await, [2, 4]);
+    assert_eq!(Stream::open(&daemon, "?tenant=other", &headers).await.status(), 403);
+    assert_eq!(Stream::open(&daemon, "", &[("authorization", "Bearer wrong")]).await.status(), 401);
+}
