@@ -102,6 +102,10 @@ pub(crate) enum Mutation {
     KeepTurn,
     /// A tenant's usage keeps counting deliveries that have ended.
     ForgetUsage,
+    /// The state ignores the moves of consumers.
+    ForgetCommits,
+    /// A consumer moves from any position.
+    IgnoreFence,
     /// The writer counts pending deliveries only after the state has applied them.
     CountAppliedOnly,
     /// Retention forgets events beyond the recorded horizon.

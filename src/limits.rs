@@ -355,6 +355,7 @@ pub const QUOTA_ENDPOINTS_DEFAULT: u64 = 10_000;
 pub const QUOTA_PATTERN_BYTES_DEFAULT: u64 = 4 * 1024 * 1024;
 pub const QUOTA_HEADER_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
 pub const QUOTA_KEYS_DEFAULT: u64 = 1_000;
+pub const QUOTA_CONSUMERS_DEFAULT: u64 = 100;
 pub const QUOTA_PENDING_DELIVERIES_DEFAULT: u64 = 10_000_000;
 /// Largest limit of a quota. Exact as a JSON number.
 pub const QUOTA_MAX: u64 = 1 << 53;
@@ -377,6 +378,26 @@ pub const LANES_EXPLAINED_AT_ONCE: usize = 256;
 const _: () = assert!(TENANT_DELETION_STEP <= COMMIT_RECORDS_MAX); // a step fits one commit
 const _: () = assert!(REQUEST_TARGETS_MAX as u64 <= QUOTA_PENDING_DELIVERIES_DEFAULT); // one request fits
 const _: () = assert!(QUOTA_BYTES_PER_SECOND_MIN <= QUOTA_BYTES_PER_SECOND_MAX);
+
+// ---- consumers ----
+
+/// Longest name of a consumer, in bytes.
+pub const CONSUMER_NAME_BYTES_MAX: usize = 64;
+/// Longest description of a consumer, in bytes.
+pub const CONSUMER_DESCRIPTION_BYTES_MAX: usize = 1_024;
+/// Most consumers of all tenants together.
+pub const CONSUMERS_MAX: usize = 1_000;
+/// Index entries that are examined to count a consumer's events. Beyond it, a count is a lower
+/// bound.
+pub const LAG_ENTRIES_MAX: usize = 2_000;
+/// How long a request waits for a position by default.
+pub const POSITION_WAIT_DEFAULT: Duration = Duration::from_secs(5);
+/// How long a request waits for a position at most.
+pub const POSITION_WAIT_MAX: Duration = Duration::from_secs(30);
+
+const _: () = assert!(QUOTA_CONSUMERS_DEFAULT < CONSUMERS_MAX as u64); // one tenant cannot take all
+const _: () = assert!(POSITION_WAIT_DEFAULT.as_secs() <= POSITION_WAIT_MAX.as_secs());
+const _: () = assert!(POSITION_WAIT_MAX.as_secs() <= WAIT_MAX.as_secs());
 
 // ---- log ----
 

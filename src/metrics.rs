@@ -117,6 +117,7 @@ struct ApiMetrics {
     connections_displaced: IntCounter,
     waiting: IntGauge,
     streams: IntGauge,
+    consumers_gone: IntCounter,
 }
 
 impl ApiMetrics {
@@ -130,6 +131,10 @@ impl ApiMetrics {
             "balto_api_connections_displaced_total",
             "API connections, idle or slow to read, that were closed at the limit in favour of new ones.",
         );
+        let consumers_gone = IntCounter::new(
+            "balto_consumers_gone_total",
+            "Consumers whose next events were removed by retention.",
+        );
         let waiting = IntGauge::new(
             "balto_api_waiting_requests",
             "Requests that wait for a change, such as the next event.",
@@ -141,6 +146,7 @@ impl ApiMetrics {
         Self {
             waiting: register(registry, waiting),
             streams: register(registry, streams),
+            consumers_gone: register(registry, consumers_gone),
             authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
             connections: register(registry, connections),
             connections_displaced: register(registry, displaced),
@@ -388,6 +394,11 @@ impl Metrics {
     pub fn connections(&self, open: usize, evicted: u64) {
         self.api.connections.set(signed(open as u64));
         self.api.connections_displaced.inc_by(evicted);
+    }
+
+    /// A consumer lost events to retention.
+    pub fn consumer_gone(&self) {
+        self.api.consumers_gone.inc();
     }
 
     pub fn waiting(&self, requests: usize) {

@@ -27,8 +27,10 @@ use bytes::Bytes;
 
 use crate::context::Context;
 use crate::context::fair_semaphore::FairSemaphore;
-use crate::domain::{Party, PolicyDefaults, SenderName, Tenant, address_block};
+use crate::domain::{Party, PolicyDefaults, Position, SenderName, Tenant, address_block};
 use crate::limits;
+use crate::service::Positions;
+use crate::service::positions::Reached;
 use crate::service::types::{ChangeError, Scope};
 use http::arriving_body::{self, BodyBudget, BodyLimits, HeldBody};
 use http::auth::{self, Access, AdminKeyHash, Principal};
@@ -39,7 +41,7 @@ use http::client_watch::ClientWatch;
 use http::connection_limit::RequestSeat;
 use http::heavy_work::HeavyWork;
 use http::idempotency::InFlight;
-use http::problem::Problem;
+use http::problem::{FieldError, Problem};
 use http::reply::Reply;
 use http::response::ReadTurn;
 use http::server::{GoodKey, Peer};
@@ -48,7 +50,14 @@ use http::test_limit::TestLimit;
 use http::unread::{Caller, ConnectionCloser, UnreadResponses};
 use routes::{BodySpec, Need, ROUTES, Route};
 use v1::cloudevents;
+use v1::feed::query::parse_cursor;
 use v1::lists::Query;
+
+/// The position that an answer reflects.
+const POSITION: &str = "balto-position";
+/// The position that an answer must reflect, and how long the request waits for it.
+const WAIT_POSITION: &str = "balto-wait-position";
+const WAIT: &str = "balto-wait";
 
 /// Defaults for the members that an endpoint request omits.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,7 +180,7 @@ impl Call {
     /// Whether the request waits for something. It must not hold a read permit then.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.query.text("wait").is_some()
+        self.query.text("wait").or_else(|| self.query.text("waitPosition")).is_some()
     }
 
     /// Runs a computation about this many bytes beside other requests.
@@ -295,14 +304,57 @@ async fn respond(
     caller: Caller,
     closer: ConnectionCloser,
 ) -> Result<Reply, Problem> {
+    wait_for_position(call).await?;
+    // Read before the handler runs: its answer reflects at least this.
+    let reflected = Positions(&call.api.context).readable();
     let takes_turn = route.is_read() && route.turn == ReadTurn::Request && !call.waits();
     let _turn = if takes_turn { Some(call.api.reads.turn(&call.party).await) } else { None };
-    let reply = if call.waits() {
+    let mut reply = if call.waits() {
         seat.endable(&call.party, (route.run)(call)).await?
     } else {
         (route.run)(call).await?
     };
+    if route.is_read() && route.access != Access::Public && reply.header(POSITION).is_none() {
+        reply = reply.with_header(POSITION, &reflected.to_string());
+    }
     call.api.unread.hold(reply, route.is_read(), caller, closer).await
+}
+
+/// Waits until answers reflect the position that the request names.
+async fn wait_for_position(call: &Call) -> Result<(), Problem> {
+    let Some((position, wait)) = position_wait(&call.headers)? else { return Ok(()) };
+    let waited = Positions(&call.api.context).wait(call.party.clone(), position, wait, call.client.gone());
+    match waited.await? {
+        Reached::Yes => Ok(()),
+        Reached::No => Err(Problem::NotCaughtUp { position }),
+    }
+}
+
+/// The position that a request waits for, and for how long.
+fn position_wait(headers: &HeaderMap) -> Result<Option<(Position, Duration)>, Problem> {
+    let text = |name: &'static str| match headers.get_all(name).iter().collect::<Vec<_>>()[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one.to_str().unwrap_or_default())),
+        _ => Err(Problem::Validation(vec![FieldError::header(name, "duplicate header")])),
+    };
+    let invalid = |name, detail| Problem::Validation(vec![FieldError::header(name, detail)]);
+    let (position, wait) = (text(WAIT_POSITION)?, text(WAIT)?);
+    let wait = match wait.map(text::parse_duration) {
+        None => limits::POSITION_WAIT_DEFAULT,
+        Some(Ok(wait)) if wait <= limits::POSITION_WAIT_MAX => wait,
+        Some(Ok(_)) => {
+            return Err(invalid(
+                WAIT,
+                format!("at most {}", text::format_duration(limits::POSITION_WAIT_MAX)),
+            ));
+        }
+        Some(Err(reason)) => return Err(invalid(WAIT, reason)),
+    };
+    let Some(position) = position else { return Ok(None) };
+    match parse_cursor(position) {
+        Ok(position) => Ok(Some((position, wait))),
+        Err(_) => Err(invalid(WAIT_POSITION, "must be a position, such as 1240".to_owned())),
+    }
 }
 
 fn peer_address(extensions: &Extensions) -> IpAddr {

@@ -114,6 +114,7 @@ fn parameters(route: &Route) -> Vec<Value> {
         let schema = schema_of(match name {
             "tenant" => lists::TENANT_NAME,
             "stream" => lists::STREAM,
+            "name" => lists::RESOURCE_NAME,
             _ => lists::ID,
         });
         parameters.push(json!({"name": name, "in": "path", "required": true, "schema": schema}));

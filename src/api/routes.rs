@@ -14,8 +14,8 @@ use crate::api::http::request::RequestBody;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
-    backup, cloudevents, dead_letters, deliveries, endpoints, events, feed, handshakes, keys, overview,
-    streams, tenants,
+    backup, cloudevents, consumers, dead_letters, deliveries, endpoints, events, feed, handshakes, keys,
+    overview, projections, streams, tenants,
 };
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
@@ -294,6 +294,20 @@ pub static ROUTES: &[Route] = &[
         Admin, NONE, Plain, dead_letters::handlers::purge),
     route!(Post "/v1/dead-letters/{deliveryId}/redrive", "redriveDeadLetter", "Redrive a dead letter: start a new retry series",
         Admin, NONE, Stored, body dead_letters::handlers::redrive),
+    route!(Get "/v1/consumers", "listConsumers", "List consumers with their lag, by tenant and name",
+        ReadEvents, lists::CONSUMERS, Plain, consumers::handlers::list),
+    route!(Put "/v1/consumers/{name}", "putConsumer", "Create a consumer, or change what it reads; an existing one keeps its position",
+        Admin, NONE, Plain, body consumers::handlers::put),
+    route!(Get "/v1/consumers/{name}", "getConsumer", "Get a consumer with its lag; with `waitPosition`, when it has committed that position",
+        ReadEvents, lists::CONSUMER_AND_WAIT, Plain, consumers::handlers::get),
+    route!(Delete "/v1/consumers/{name}", "deleteConsumer", "Delete a consumer",
+        Admin, lists::CONSUMER, Plain, consumers::handlers::delete),
+    route!(Get "/v1/consumers/{name}/events", "readConsumer", "Read the events after a consumer's position, in order",
+        ReadEvents, lists::CONSUMER_FEED, Plain, consumers::handlers::events),
+    route!(Post "/v1/consumers/{name}/commit", "commitConsumer", "Move a consumer forward; `from` rejects the commit of a second instance",
+        Work, lists::CONSUMER, Plain, body consumers::handlers::commit),
+    route!(Post "/v1/consumers/{name}/reset", "resetConsumer", "Move a consumer forward or back",
+        Admin, lists::CONSUMER, Plain, body consumers::handlers::reset),
     route!(Get "/v1/backup", "getBackup", "Get a part of a full backup, for `balto restore`",
         Operator, lists::BACKUP, Plain, backup::handlers::part),
     route!(Post "/v1/keys", "createKey", "Create an API key",
@@ -320,6 +334,8 @@ pub static ROUTES: &[Route] = &[
         Read, lists::LANES, Plain, overview::handlers::lanes),
     route!(Get "/v1/feed", "readFeed", "Read all events in order, from a cursor on",
         ReadEvents, lists::FEED, Plain, feed::handlers::get),
+    route!(Get "/v1/projections", "listProjections", "List the state and the consumers with their positions and lags",
+        Read, NONE, Plain, projections::handlers::list),
     route!(Get "/v1/openapi.json", "getOpenapi", "Get this document",
         Public, NONE, Plain, openapi::get),
 ];

@@ -235,6 +235,15 @@ impl Client {
         self.request(self.http.delete(self.url(segments, &[]))).await
     }
 
+    /// As [`Self::delete`], with a query.
+    pub(crate) async fn delete_at(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+    ) -> Result<String, Error> {
+        self.request(self.http.delete(self.url(segments, query))).await
+    }
+
     /// `body` is JSON text.
     pub(crate) async fn delete_with(&self, segments: &[&str], body: String) -> Result<String, Error> {
         self.request(with_json(self.http.delete(self.url(segments, &[])), Some(body))).await

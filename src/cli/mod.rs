@@ -8,6 +8,7 @@
 mod args;
 mod backup;
 mod client;
+mod consumers;
 mod dead_letters;
 mod deliveries;
 mod demo;
@@ -109,6 +110,11 @@ enum Command {
     /// List, show, redrive and purge dead letters.
     #[command(subcommand, name = "dead-letters")]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Manage consumers, named positions in the log of events.
+    #[command(subcommand)]
+    Consumers(consumers::ConsumersCommand),
+    /// Show how far the state and the consumers have come.
+    Projections,
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
@@ -254,6 +260,8 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Feed(args) => block_on(args.run(&session()?))?,
         Command::Deliveries(command) => block_on(command.run(&session()?))?,
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
+        Command::Consumers(command) => block_on(command.run(&session()?))?,
+        Command::Projections => block_on(consumers::projections(&session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,
         Command::Lanes(args) => block_on(args.run(&session()?))?,

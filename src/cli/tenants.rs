@@ -75,8 +75,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "JSON", value_parser = metadata)]
     metadata: Option<Value>,
     /// A limit: NAME=NUMBER, NAME=off or NAME=default. Repeatable. Names: endpoints, patternBytes,
-    /// headerBytes, keys, pendingDeliveries, storedBytes, eventsPerSecond, bytesPerSecond. Numbers
-    /// may have a unit: 10GiB.
+    /// headerBytes, keys, consumers, pendingDeliveries, storedBytes, eventsPerSecond,
+    /// bytesPerSecond. Numbers may have a unit: 10GiB.
     #[arg(long = "quota", value_name = "NAME=LIMIT", value_parser = quota)]
     quotas: Vec<(String, Value)>,
     /// Requests at once to each new endpoint.

@@ -120,6 +120,7 @@ pub const KEYS: &[ConfigKey] = &[
     key!(quotas.pattern_bytes, Reload, |value| value.quota_bytes(Quota::PatternBytes)),
     key!(quotas.header_bytes, Reload, |value| value.quota_bytes(Quota::HeaderBytes)),
     key!(quotas.keys, Reload, |value| value.quota(Quota::Keys)),
+    key!(quotas.consumers, Reload, |value| value.quota(Quota::Consumers)),
     key!(quotas.pending_deliveries, Reload, |value| value.quota(Quota::PendingDeliveries)),
     key!(quotas.stored_bytes, Reload, |value| value.quota_bytes(Quota::StoredBytes)),
     key!(quotas.events_per_second, Reload, |value| value.quota(Quota::EventsPerSecond)),

@@ -85,6 +85,7 @@ fn every_key_changes_its_field_and_has_a_variable() {
         ("pattern_bytes", "off"),
         ("header_bytes", "1KiB"),
         ("keys", "0"),
+        ("consumers", "0"),
         ("pending_deliveries", "off"),
         ("stored_bytes", "1GiB"),
         ("events_per_second", "7"),

@@ -3,6 +3,7 @@
 //! Owns one cheap handle, [`Context`]. Must never know wire formats or its users.
 
 pub mod clock;
+pub mod consumer_watch;
 pub mod environment;
 pub mod fair_semaphore;
 pub(crate) mod overdue;
@@ -28,6 +29,7 @@ use crate::rules::handshake::AskingPolicy;
 use crate::rules::verdict::RefusedStatuses;
 use crate::vault::Vault;
 use clock::Clock;
+use consumer_watch::ConsumerWatch;
 use environment::{Environment, Transport};
 use fair_semaphore::{FairSemaphore, FairTurn};
 use signal::Signal;
@@ -75,6 +77,7 @@ struct Shared {
     /// Held from a read of deliveries to the commit of a change that depends on the read.
     exclusive: FairSemaphore<Party>,
     waits: Waits,
+    consumers: Arc<ConsumerWatch>,
 }
 
 impl Context {
@@ -104,6 +107,7 @@ impl Context {
             tenant_rates,
             exclusive,
             waits,
+            consumers: Arc::default(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -120,6 +124,10 @@ impl Context {
     /// Callers that wait for a change.
     pub(crate) fn waits(&self) -> &Waits {
         &self.shared.waits
+    }
+
+    pub(crate) fn consumers(&self) -> &Arc<ConsumerWatch> {
+        &self.shared.consumers
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

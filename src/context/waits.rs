@@ -12,7 +12,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use crate::context::waiter_limit::{TooManyWaiters, WaiterLimit, WaiterPlace};
-use crate::domain::{Party, Position, Record, StreamName, Tenant};
+use crate::domain::{ConsumerKey, Party, Position, Record, StreamName, Tenant};
 use crate::limits;
 
 /// The change that a caller waits for.
@@ -22,6 +22,10 @@ pub(crate) enum WaitSubject {
     Deliveries(Position),
     /// An event of this stream.
     Stream(Tenant, StreamName),
+    /// Any record.
+    Log,
+    /// A move of this consumer, or its end.
+    Consumer(ConsumerKey),
 }
 
 /// All waiting callers.
@@ -72,7 +76,7 @@ impl Waits {
     /// Wakes the callers whose subject these records change. Costs one load without callers.
     pub(crate) fn on_committed<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         if self.limit.callers() > 0 {
-            self.wake(records.flat_map(changed_subjects));
+            self.wake(records.flat_map(changed_subjects).chain([WaitSubject::Log]));
         }
     }
 
@@ -116,6 +120,9 @@ fn changed_subjects(record: &Record) -> Vec<WaitSubject> {
         Record::EventAccepted(event) => {
             let stream = event.stream.iter();
             stream.map(|(stream, _)| WaitSubject::Stream(event.tenant.clone(), stream.clone())).collect()
+        }
+        Record::ConsumerMoved { key, .. } | Record::ConsumerDeleted { key, .. } => {
+            vec![WaitSubject::Consumer(key.clone())]
         }
         _ => Vec::new(),
     }

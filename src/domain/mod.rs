@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod closed_list;
+pub mod consumer;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;
@@ -22,6 +23,9 @@ pub mod trace;
 
 pub use address::address_block;
 pub use closed_list::ClosedList;
+pub use consumer::{
+    Consumer, ConsumerFilter, ConsumerKey, ConsumerMove, ConsumerPlace, MoveKind, StreamChoice,
+};
 pub use delivery::{
     Attempt, AttemptRef, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DeliveryStatus, DueKey,
     ErrorClass, Hold, Network, Next, Progress, Trigger, Verdict,
@@ -36,7 +40,7 @@ pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{
-    EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
+    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
     normalize_header_name,
 };
 pub use party::Party;

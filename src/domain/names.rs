@@ -66,6 +66,13 @@ fn is_tenant(text: &str) -> bool {
     text.len() <= limits::NAME_BYTES_MAX && !text.is_empty() && text.split('.').all(is_word)
 }
 
+fn is_consumer(text: &str) -> bool {
+    // `.` and `..` cannot be segments of a path.
+    (1..=limits::CONSUMER_NAME_BYTES_MAX).contains(&text.len())
+        && ![".", ".."].contains(&text)
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+}
+
 fn is_printable(text: &str) -> bool {
     !text.is_empty() && text.len() <= limits::NAME_BYTES_MAX && !text.chars().any(char::is_control)
 }
@@ -103,6 +110,10 @@ name!(
 name!(
     /// An endpoint with `ordering: key` receives events with the same key one at a time, in order.
     OrderingKey, "ordering key", "1 to 255 bytes without control characters", is_printable
+);
+name!(
+    /// A named position in the log of events, for example `pet-search`.
+    ConsumerName, "consumer", "1 to 64 characters of [A-Za-z0-9_.-]", is_consumer
 );
 name!(
     /// The version of an event's schema, for example `1.0`.

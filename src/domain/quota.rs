@@ -22,6 +22,8 @@ closed_list! {
         EventsPerSecond = 7 => "eventsPerSecond",
         /// Bytes of published events per second.
         BytesPerSecond = 8 => "bytesPerSecond",
+        /// Consumers of the tenant.
+        Consumers = 9 => "consumers",
     }
 }
 
@@ -36,6 +38,7 @@ impl Quota {
             | Self::PatternBytes
             | Self::HeaderBytes
             | Self::Keys
+            | Self::Consumers
             | Self::PendingDeliveries
             | Self::StoredBytes => (0, limits::QUOTA_MAX),
         }
@@ -152,6 +155,6 @@ mod tests {
 
     #[test]
     fn stored_codes_of_quotas_never_change() {
-        assert_eq!(Quota::ALL.map(Quota::code), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(Quota::ALL.map(Quota::code), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     }
 }

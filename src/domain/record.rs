@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    ApiKey, Attempt, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Horizon, KeyId, Rejection,
-    Reservation, Tenant, TenantSettings, Timestamp, Trigger,
+    ApiKey, Attempt, Consumer, ConsumerKey, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Horizon, KeyId, Position, Rejection, Reservation, Tenant, TenantSettings, Timestamp, Trigger,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -97,6 +96,18 @@ pub enum Record {
     /// Retention may forget events up to this horizon. Precedes their removal.
     HorizonMoved {
         horizon: Horizon,
+        at: Timestamp,
+    },
+    /// A consumer was created or changed.
+    ConsumerPut(Arc<Consumer>),
+    /// A consumer was committed or reset to this position.
+    ConsumerMoved {
+        key: ConsumerKey,
+        position: Position,
+        at: Timestamp,
+    },
+    ConsumerDeleted {
+        key: ConsumerKey,
         at: Timestamp,
     },
 }

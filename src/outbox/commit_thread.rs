@@ -30,6 +30,8 @@ pub(super) const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct ThreadLinks {
     pub(super) notices: async_mpsc::Sender<Notice>,
     pub(super) applied: Arc<AtomicU64>,
+    /// Last position that the apply thread got.
+    pub(super) readable: Arc<AtomicU64>,
     pub(super) health: Arc<HealthCell>,
     pub(super) observer: WriteObserver,
     pub(super) disk_waits: DiskWaits,
@@ -185,6 +187,8 @@ impl CommitThread {
             if self.state.send(StateMessage::Committed(committed.clone())).is_err() {
                 self.links.health.fail("the apply thread has ended");
             }
+            let last = self.committer.journal().next_position().0 - 1;
+            self.links.readable.store(last, Ordering::Release);
             if !self.links.tell(Notice::Committed(committed)) {
                 tracing::debug!("commit notice dropped: no receiver");
             }

@@ -183,6 +183,9 @@ impl Committer {
             Command::PutEndpoint(endpoint) => self.put_endpoint(endpoint, staged),
             Command::PutTenant(settings) => self.put_tenant(settings, staged),
             Command::DeleteTenant { tenant, at } => self.delete_tenant(tenant, *at, staged),
+            Command::PutConsumer(consumer) => self.put_consumer(consumer, staged),
+            Command::MoveConsumer(wanted) => self.move_consumer(wanted, staged),
+            Command::DeleteConsumer { key, at } => self.delete_consumer(key, *at, staged),
             Command::Record(Record::KeyPut(key)) => self.put_key(key, staged),
             Command::DeleteEndpoint { endpoint, at } => {
                 if read(&self.registry).endpoint(*endpoint).is_none() {
@@ -294,7 +297,10 @@ impl Committer {
             Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
-            | Record::TenantDeleted { .. } => EndpointNumber(0),
+            | Record::TenantDeleted { .. }
+            | Record::ConsumerPut(_)
+            | Record::ConsumerMoved { .. }
+            | Record::ConsumerDeleted { .. } => EndpointNumber(0),
             _ => return,
         };
         let is_endpoint = number != EndpointNumber(0);
@@ -360,6 +366,7 @@ fn fail(error: AppendError, units: impl Iterator<Item = Unit>) -> GroupResult {
 
 mod atomic;
 mod committed;
+mod consumers;
 mod publish;
 mod staged;
 mod tenants;

@@ -143,7 +143,10 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::TenantDeleted { .. }
         | Record::HorizonMoved { .. }
         | Record::RequestAnswered { .. }
-        | Record::EventRejected { .. } => Vec::new(),
+        | Record::EventRejected { .. }
+        | Record::ConsumerPut(_)
+        | Record::ConsumerMoved { .. }
+        | Record::ConsumerDeleted { .. } => Vec::new(),
     }
 }
 

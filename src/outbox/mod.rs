@@ -69,7 +69,7 @@ pub use opening::OpenError;
 #[cfg(test)]
 pub(crate) use opening::catch_up;
 pub(crate) use opening::{open_state, registry_of};
-pub use read_model::ReadModel;
+pub use read_model::{ConsumerReads, ReadModel};
 
 /// Notification from the outbox to the delivery loop.
 #[derive(Debug)]
@@ -142,6 +142,7 @@ struct OutboxInner {
     /// Unset without a data directory.
     log_id: OnceLock<String>,
     applied: Arc<AtomicU64>,
+    readable: Arc<AtomicU64>,
     health: watch::Receiver<Health>,
     disk_waits: DiskWaits,
     reserve: DiskReserve,
@@ -195,6 +196,7 @@ impl Outbox {
         let registry = Arc::new(RwLock::new(registry_of(&state, &journal.reader())));
         let reader = journal.reader();
         let applied = Arc::new(AtomicU64::new(state.applied().0));
+        let readable = Arc::new(AtomicU64::new(reader.last_position().0));
         let queue = Arc::new(CommitQueue::new(admission));
         let (health_sender, health) = watch::channel(Health::Good);
         let disk_waits = DiskWaits::default();
@@ -203,6 +205,7 @@ impl Outbox {
         let links = ThreadLinks {
             notices: notice_sender,
             applied: applied.clone(),
+            readable: readable.clone(),
             health: Arc::new(HealthCell::new(health_sender)),
             observer,
             disk_waits: disk_waits.clone(),
@@ -233,6 +236,7 @@ impl Outbox {
             tail,
             log_id: OnceLock::new(),
             applied,
+            readable,
             health,
             disk_waits,
             reserve: writer.reserve(),
@@ -553,6 +557,12 @@ impl Outbox {
     #[must_use]
     pub fn pending_commits(&self) -> (usize, usize) {
         self.inner.queue.pending_weight()
+    }
+
+    /// The last position whose group the apply thread has got. Every later question reflects it.
+    #[must_use]
+    pub fn readable(&self) -> Position {
+        Position(self.inner.readable.load(Ordering::Acquire))
     }
 
     /// Number of records that the state has not applied yet.

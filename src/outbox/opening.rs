@@ -172,6 +172,7 @@ pub(crate) fn registry_of(state: &State, reader: &JournalReader) -> Registry {
     for (_, record) in read_records(reader, state.registry_positions()) {
         registry.apply(&record);
     }
+    registry.restore_places(state.consumer_places());
     registry
 }
 
@@ -185,7 +186,7 @@ fn read_records(
     positions.into_iter().filter_map(|position| match reader.read(position) {
         Ok(record) => Some((position, record?)),
         Err(error) => {
-            tracing::error!(%error, %position, "endpoint, key or tenant lost");
+            tracing::error!(%error, %position, "endpoint, key, tenant or consumer lost");
             None
         }
     })

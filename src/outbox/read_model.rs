@@ -5,6 +5,10 @@
 //! from its rows, and the oracle of the tests from plain maps. One test suite compares both
 //! (`conformance`).
 
+mod consumers;
+
+pub use consumers::ConsumerReads;
+
 use std::ops::RangeInclusive;
 
 use crate::domain::{
@@ -32,7 +36,7 @@ use crate::storage::state::State;
 pub type DeadLetter = (DeliveryFacts, DeadReason, Timestamp);
 
 /// A consistent view at one position.
-pub trait ReadModel {
+pub trait ReadModel: ConsumerReads {
     /// Position that all answers reflect.
     fn applied(&self) -> Position;
     /// Totals over all endpoints.

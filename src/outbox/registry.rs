@@ -1,5 +1,5 @@
-//! The in-memory registry of endpoints, API keys and settings of tenants, read by every request and
-//! every commit.
+//! The in-memory registry of endpoints, API keys, settings of tenants and consumers, read by every
+//! request and every commit.
 //!
 //! A projection of the journal. The commit thread updates it after each commit.
 
@@ -7,11 +7,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+mod consumers;
+
+pub use consumers::{ConsumerDirectory, ConsumerStatus};
+
 use crate::domain::{
-    ApiKey, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, Quotas, Record, Tenant, TenantSettings,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, Quotas,
+    Record, Tenant, TenantSettings,
 };
 
-/// Usage of a tenant's endpoints and keys.
+/// Usage of a tenant's endpoints, keys and consumers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
     pub endpoints: u64,
@@ -19,6 +24,7 @@ pub struct Used {
     pub header_bytes: u64,
     /// Keys that are bound to the tenant.
     pub keys: u64,
+    pub consumers: u64,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +39,8 @@ pub struct Registry {
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     keys_by_hash: HashMap<[u8; 32], KeyId>,
     tenants: BTreeMap<Tenant, Arc<TenantSettings>>,
-    /// Tenants with endpoints or keys.
+    consumers: ConsumerDirectory,
+    /// Tenants with endpoints, keys or consumers.
     used: HashMap<Tenant, Used>,
     /// Limits of tenants without their own. Configuration, not a projection.
     default_quotas: Quotas,
@@ -73,6 +80,10 @@ impl Registry {
                 self.tenants.insert(settings.tenant.clone(), settings.clone());
             }
             Record::TenantDeleted { tenant, .. } => drop(self.tenants.remove(tenant)),
+            Record::ConsumerPut(consumer) => self.change_consumers(&consumer.key, record),
+            Record::ConsumerMoved { key, .. } | Record::ConsumerDeleted { key, .. } => {
+                self.change_consumers(key, record);
+            }
             Record::EventAccepted(_)
             | Record::HorizonMoved { .. }
             | Record::AttemptFinished { .. }
@@ -127,6 +138,15 @@ impl Registry {
         }
         if let Some(tenant) = after.and_then(|key| key.tenant.as_ref()) {
             self.change_used(tenant, |used| used.keys += 1);
+        }
+    }
+
+    fn change_consumers(&mut self, key: &ConsumerKey, record: &Record) {
+        let before = self.consumers.get(key).is_some();
+        self.consumers.apply(record);
+        let after = self.consumers.get(key).is_some();
+        if let Some(tenant) = key.tenant.as_ref().filter(|_| before != after) {
+            self.change_used(tenant, |used| if after { used.consumers += 1 } else { used.consumers -= 1 });
         }
     }
 
@@ -222,6 +242,18 @@ impl Registry {
     pub fn tenants_after(&self, name: Option<&Tenant>) -> impl Iterator<Item = &Arc<TenantSettings>> {
         let from = name.map_or(Bound::Unbounded, Bound::Excluded);
         self.tenants.range::<Tenant, _>((from, Bound::Unbounded)).map(|(_, settings)| settings)
+    }
+
+    #[must_use]
+    pub fn consumers(&self) -> &ConsumerDirectory {
+        &self.consumers
+    }
+
+    /// Restores the places of consumers that were moved after their definition.
+    pub fn restore_places(&mut self, places: impl IntoIterator<Item = (ConsumerKey, ConsumerPlace)>) {
+        for (key, place) in places {
+            self.consumers.set_place(&key, place);
+        }
     }
 
     #[must_use]

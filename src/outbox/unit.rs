@@ -6,9 +6,10 @@ use tokio::sync::oneshot;
 
 use super::draft::{AcceptedEvent, EventDraft};
 use super::recent_keys::Prepared;
+use super::registry::ConsumerStatus;
 use crate::domain::{
-    Endpoint, EndpointNumber, Expected, Idempotency, Party, Position, QuotaExceeded, Record, Rejection,
-    StreamName, Tenant, TenantSettings, Timestamp,
+    Consumer, ConsumerKey, ConsumerMove, Endpoint, EndpointNumber, Expected, Idempotency, Party, Position,
+    QuotaExceeded, Record, Rejection, StreamName, Tenant, TenantSettings, Timestamp,
 };
 use crate::limits;
 
@@ -38,6 +39,13 @@ pub enum Command {
         stream: StreamName,
         expected: Expected,
     },
+    /// Creates a consumer, or changes its definition.
+    PutConsumer(Box<Consumer>),
+    MoveConsumer(Box<ConsumerMove>),
+    DeleteConsumer {
+        key: ConsumerKey,
+        at: Timestamp,
+    },
     /// First in its unit: binds an idempotency key to the request whose events follow. None of them
     /// is published when the key belongs to another request.
     Claim(Idempotency),
@@ -57,6 +65,9 @@ impl Command {
             | Self::DeleteTenant { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
+            | Self::PutConsumer(_)
+            | Self::MoveConsumer(_)
+            | Self::DeleteConsumer { .. }
             | Self::Claim(_)
             | Self::Record(_) => None,
         }
@@ -86,6 +97,9 @@ impl Command {
             | Self::DeleteTenant { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
+            | Self::PutConsumer(_)
+            | Self::MoveConsumer(_)
+            | Self::DeleteConsumer { .. }
             | Self::Record(_) => None,
         }
     }
@@ -97,17 +111,22 @@ impl Command {
             || matches!(self, Self::Check { .. })
     }
 
-    /// Whether it changes an endpoint, a key or a tenant.
+    /// Whether it changes an endpoint, a key, a tenant or the set of consumers.
     fn changes_registry(&self) -> bool {
         match self {
             Self::PutEndpoint(_)
             | Self::DeleteEndpoint { .. }
             | Self::PutTenant(_)
             | Self::DeleteTenant { .. }
+            | Self::PutConsumer(_)
+            | Self::DeleteConsumer { .. }
             | Self::Record(Record::KeyPut(_) | Record::KeyDeleted { .. }) => true,
-            Self::Publish(_) | Self::Atomic(_) | Self::Check { .. } | Self::Claim(_) | Self::Record(_) => {
-                false
-            }
+            Self::Publish(_)
+            | Self::Atomic(_)
+            | Self::Check { .. }
+            | Self::MoveConsumer(_)
+            | Self::Claim(_)
+            | Self::Record(_) => false,
         }
     }
 
@@ -118,6 +137,9 @@ impl Command {
             Self::PutEndpoint(endpoint) => Some(&endpoint.tenant),
             Self::PutTenant(settings) => Some(&settings.tenant),
             Self::DeleteTenant { tenant, .. } | Self::Check { tenant, .. } => Some(tenant),
+            Self::PutConsumer(consumer) => consumer.key.tenant.as_ref(),
+            Self::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
+            Self::DeleteConsumer { key, .. } => key.tenant.as_ref(),
             Self::DeleteEndpoint { .. } | Self::Atomic(_) | Self::Claim(_) | Self::Record(_) => None,
         }
     }
@@ -133,7 +155,13 @@ impl Command {
             Self::Record(record) => {
                 matches!(record, Record::KeyPut(_) | Record::DeliveriesRevived { .. })
             }
-            Self::DeleteEndpoint { .. } | Self::Atomic(_) | Self::Check { .. } | Self::Claim(_) => false,
+            Self::PutConsumer(_) => true,
+            Self::MoveConsumer(_)
+            | Self::DeleteConsumer { .. }
+            | Self::DeleteEndpoint { .. }
+            | Self::Atomic(_)
+            | Self::Check { .. }
+            | Self::Claim(_) => false,
         }
     }
 
@@ -141,12 +169,14 @@ impl Command {
     fn weight(&self) -> usize {
         match self {
             Self::Publish(draft) => draft.weight(),
-            Self::PutEndpoint(_) | Self::PutTenant(_) => 4096,
+            Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) => 4096,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
             Self::DeleteEndpoint { .. }
             | Self::DeleteTenant { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
+            | Self::MoveConsumer(_)
+            | Self::DeleteConsumer { .. }
             | Self::Claim(_)
             | Self::Record(_) => 64,
         }
@@ -170,13 +200,21 @@ pub enum Outcome {
     QuotaExceeded(QuotaExceeded),
     Endpoint(Arc<Endpoint>),
     Tenant(Arc<TenantSettings>),
+    /// The consumer after the command.
+    Consumer(ConsumerStatus),
+    /// The consumer is not at the position that the move expects.
+    ConsumerMoved {
+        actual: Position,
+    },
+    /// [`limits::CONSUMERS_MAX`] is reached.
+    TooManyConsumers,
     Written(Position),
     /// A check that holds, or the mark of an accepted atomic unit.
     Passed,
     /// Another command of the atomic unit failed it.
     Withdrawn,
-    /// The endpoint or tenant was changed or deleted in between, or an earlier command of the unit
-    /// had a conflict.
+    /// The endpoint, tenant or consumer was changed or deleted in between, or an earlier command
+    /// of the unit had a conflict.
     Conflict,
 }
 

@@ -46,6 +46,7 @@ pub fn audit(
     audit.compare_exactly(b'P');
     audit.compare_exactly(b'X');
     audit.compare_exactly(b'R');
+    audit.compare_exactly(b'Q');
     audit.compare_pages();
     audit.compare_rows_of_events(b'F');
     audit.compare_rows_of_events(b'M');

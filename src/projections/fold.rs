@@ -12,11 +12,10 @@ use super::states::{self, StateEntry, StatePlace};
 use super::stats::Hour;
 use super::tallies::Tallies;
 use super::usage::Usage;
-use super::{Rows, dead, idempotency, pages, pending, reserved, retention};
+use super::{Rows, consumers, dead, idempotency, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
-    ApiKey, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event,
-    Horizon, KeyId, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp, Trigger,
+    ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event, Horizon, KeyId, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp, Trigger,
 };
 
 mod accept;
@@ -216,6 +215,12 @@ impl Fold {
             Record::HorizonMoved { horizon, .. } => {
                 step.fold.horizon = RecordedHorizon { horizon: *horizon, record: position };
             }
+            Record::ConsumerPut(consumer) => consumers::define(step.rows, position, consumer),
+            Record::ConsumerMoved { key, position: to, at } => {
+                let place = ConsumerPlace { position: *to, moved_at: Some(*at) };
+                consumers::advance(step.rows, position, key, place);
+            }
+            Record::ConsumerDeleted { key, .. } => consumers::remove(step.rows, key),
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);

@@ -20,15 +20,18 @@
 //! | `L` | endpoint | [`counters::Lane`] | numbers of deliveries, the receiver's failures, its `Retry-After` |
 //! | `R` | endpoint | [`reserved::Reserved`] | reserved part of its rate |
 //! | `T` | endpoint, hour | [`stats::Hour`] | statistics of that hour |
+//! | `Q` | tenant, name | [`consumers::ConsumerRow`] | places of consumers |
 //! | `U` | tenant | [`usage::Usage`] | numbers of endpoints, keys, deliveries and events |
 
 pub mod audit;
+pub mod consumers;
 pub mod counters;
 pub mod dead;
 pub mod failing;
 pub mod feed;
 pub mod fold;
 pub mod idempotency;
+pub mod lag;
 pub mod pages;
 pub mod pending;
 pub mod reads;

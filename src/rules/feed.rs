@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::domain::{Event, Pattern, StreamName, Tenant};
+use crate::domain::{Consumer, Event, Pattern, StreamChoice, StreamName, Tenant};
 use crate::rules::matching::pattern_matches_text;
 
 /// The streams of a feed.
@@ -34,6 +34,19 @@ pub struct FeedSieve<'a> {
     types: HashMap<Box<str>, bool>,
     /// Work so far: one for each event, and one for each comparison with a pattern.
     pub work: usize,
+}
+
+/// The events that a consumer reads.
+impl From<&Consumer> for FeedFilter {
+    fn from(consumer: &Consumer) -> Self {
+        let streams = match &consumer.filter.streams {
+            StreamChoice::Any => FeedStreams::All,
+            StreamChoice::One(stream) => FeedStreams::One(stream.clone()),
+            StreamChoice::Prefix(prefix) => FeedStreams::Prefix(prefix.clone()),
+        };
+        let types = consumer.filter.types.clone();
+        Self { tenant: consumer.key.tenant.clone(), types, streams }
+    }
 }
 
 impl FeedFilter {

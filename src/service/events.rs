@@ -143,6 +143,9 @@ impl Events<'_> {
                 }
                 Outcome::Endpoint(_)
                 | Outcome::Tenant(_)
+                | Outcome::Consumer(_)
+                | Outcome::ConsumerMoved { .. }
+                | Outcome::TooManyConsumers
                 | Outcome::Written(_)
                 | Outcome::Passed
                 | Outcome::Withdrawn

@@ -6,6 +6,7 @@
 //! | `balto.endpoint.disabled` | deliveries to the endpoint have stopped, with the reason |
 //! | `balto.endpoint.recovered` | a failing or disabled endpoint accepted a delivery |
 //! | `balto.delivery.dead` | deliveries of an endpoint were given up, with their number and the reason |
+//! | `balto.consumer.gone` | retention removed events that a consumer has not processed |
 //!
 //! The reserved tenant's own failures cause no events: such an event would be the next to fail.
 
@@ -13,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::domain::{
-    DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber, Event, Tenant,
+    ConsumerKey, DeadReason, DeliveryId, DeliveryKey, DisabledReason, Endpoint, EndpointId, EndpointNumber,
+    Event, Position, Tenant,
 };
 use crate::lanes::Turn;
 use crate::limits;
@@ -74,6 +76,14 @@ impl SystemEvents<'_> {
 
     pub(crate) async fn publish_dead(self, deaths: &[Value]) {
         self.publish("balto.delivery.dead", deaths).await;
+    }
+
+    pub(crate) async fn publish_consumer_gone(self, key: &ConsumerKey, position: Position, oldest: Position) {
+        let data = json!({
+            "consumer": key.name.as_str(), "tenant": key.tenant.as_ref().map(Tenant::as_str),
+            "position": position.to_string(), "oldest": oldest.to_string(),
+        });
+        self.publish("balto.consumer.gone", &[data]).await;
     }
 
     /// Whether an endpoint could receive operator events.

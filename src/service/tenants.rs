@@ -39,6 +39,7 @@ impl TenantView {
 pub struct TenantDeletion {
     pub endpoints: u64,
     pub keys: u64,
+    pub consumers: u64,
     /// Deliveries that were pending. They become dead letters in the background.
     pub pending_deliveries: u64,
 }
@@ -119,9 +120,9 @@ impl Tenants<'_> {
         }
     }
 
-    /// Deletes the keys, endpoints and settings of a tenant, in bounded steps of one commit each. A
-    /// background job turns its pending deliveries into dead letters. Events stay until retention
-    /// removes them. Repeating an interrupted deletion continues it.
+    /// Deletes the keys, consumers, endpoints and settings of a tenant, in bounded steps of one
+    /// commit each. A background job turns its pending deliveries into dead letters. Events stay
+    /// until retention removes them. Repeating an interrupted deletion continues it.
     ///
     /// # Errors
     /// When the tenant is unknown, new endpoints or keys of it keep appearing, or a commit failed.
@@ -138,6 +139,7 @@ impl Tenants<'_> {
                     match (command, outcome) {
                         (Command::DeleteEndpoint { .. }, Outcome::Written(_)) => deleted.endpoints += 1,
                         (Command::Record(_), Outcome::Written(_)) => deleted.keys += 1,
+                        (Command::DeleteConsumer { .. }, Outcome::Written(_)) => deleted.consumers += 1,
                         _ => {}
                     }
                 }
@@ -155,7 +157,7 @@ impl Tenants<'_> {
         }
     }
 
-    /// The next keys and endpoints to delete. Keys first: they can no longer publish.
+    /// The next keys, consumers and endpoints to delete. Keys first: they can no longer publish.
     fn deletion_step(self, tenant: &Tenant) -> Vec<Command> {
         let at = self.0.now().wall;
         self.0.outbox().registry(|registry| {
@@ -164,7 +166,10 @@ impl Tenants<'_> {
             let endpoints = registry.endpoints().filter(|endpoint| endpoint.tenant == *tenant);
             let endpoints =
                 endpoints.map(|endpoint| Command::DeleteEndpoint { endpoint: endpoint.number, at });
-            keys.chain(endpoints).take(limits::TENANT_DELETION_STEP).collect()
+            let consumers = registry.consumers().of_tenant(tenant);
+            let consumers =
+                consumers.map(|known| Command::DeleteConsumer { key: known.consumer.key.clone(), at });
+            keys.chain(consumers).chain(endpoints).take(limits::TENANT_DELETION_STEP).collect()
         })
     }
 }

@@ -8,6 +8,7 @@
 mod receivers;
 
 mod chance;
+mod consumers;
 mod feed;
 mod life;
 mod model;

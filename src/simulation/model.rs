@@ -10,8 +10,9 @@ use std::time::Duration;
 use super::operations::part_of;
 use super::world::RETRY_AFTER_SECONDS;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, Event,
-    EventId, Idempotency, Next, Position, Quota, QuotaOverride, Record, RetryPolicy, Tenant, Timestamp,
+    Attempt, ConsumerKey, DeadReason, DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus,
+    Event, EventId, Idempotency, Next, Position, Quota, QuotaOverride, Record, RetryPolicy, Tenant,
+    Timestamp,
 };
 use crate::outbox::ReadModel as _;
 use crate::outbox::conformance::compare::{Moment, compare};
@@ -46,6 +47,8 @@ pub(super) const LAG_MAX: Duration = Duration::from_secs(3);
 pub(super) struct Model {
     pub(super) records: Vec<(Position, Record)>,
     pub(super) oracle: Oracle,
+    /// Durable moves of consumers: from and to.
+    pub(super) consumer_moves: BTreeSet<(ConsumerKey, Position, Position)>,
     /// Last change of a delivery by an operator or a deletion. Lanes may lag behind it.
     touched: BTreeMap<DeliveryKey, Timestamp>,
     /// Last change of a delivery's queue. It may have been in flight, and now run beside others.
@@ -98,7 +101,10 @@ impl Model {
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
-            | Record::TenantDeleted { .. } => false,
+            | Record::TenantDeleted { .. }
+            | Record::ConsumerPut(_)
+            | Record::ConsumerDeleted { .. } => false,
+            Record::ConsumerMoved { key, .. } => !self.oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => self.oracle.horizon.record != position,
         }
     }
@@ -148,8 +154,15 @@ impl Model {
                 self.pending_limits.insert(settings.tenant.clone(), limit);
             }
             Record::TenantDeleted { tenant, .. } => drop(self.pending_limits.remove(tenant)),
+            Record::ConsumerMoved { key, position: to, .. } => {
+                let from =
+                    self.oracle.consumers.all.get(key).map_or(Position(0), |(_, place)| place.position);
+                self.consumer_moves.insert((key.clone(), from, *to));
+            }
             Record::RateReserved { .. }
             | Record::HorizonMoved { .. }
+            | Record::ConsumerPut(_)
+            | Record::ConsumerDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. } => {}
@@ -385,6 +398,9 @@ impl Model {
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
             | Record::HorizonMoved { .. }
+            | Record::ConsumerPut(_)
+            | Record::ConsumerMoved { .. }
+            | Record::ConsumerDeleted { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. } => Vec::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::chance::Chance;
 use super::life::check_files;
 use super::world::{ATTEMPT_SECONDS_MAX, Inner, Posted, World, wall};
-use super::{tenants, walks};
+use super::{consumers, tenants, walks};
 use crate::context::Context;
 use crate::delivery::retention::{self, Keep};
 use crate::domain::{
@@ -54,6 +54,11 @@ pub(super) async fn operate(context: Context, world: World) {
         73..82 => operate_on_delivery(&context, &world).await,
         82..90 if world.plan().keep.is_some() => run_retention_pass(&context, &world).await,
         92..94 => tenants::change_tenant(&context, &world).await,
+        94..96 => {
+            while world.chance(|chance| chance.percent(80)) {
+                consumers::change_consumer(&context, &world).await;
+            }
+        }
         82..92 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }

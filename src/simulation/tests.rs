@@ -129,6 +129,9 @@ fn nothing_is_lost_in_any_seed() {
         "quotaRefused",
         "tenantsChanged",
         "tenantsDeleted",
+        "consumersDefined",
+        "consumersCommitted",
+        "consumersFenced",
     ];
     for what in wanted {
         assert!(
@@ -313,6 +316,16 @@ fn usage_of_ended_deliveries_is_caught() {
 #[test]
 fn quota_over_a_lagging_state_is_caught() {
     assert_caught(Mutation::CountAppliedOnly);
+}
+
+#[test]
+fn forgotten_commits_of_consumers_are_caught() {
+    assert_caught(Mutation::ForgetCommits);
+}
+
+#[test]
+fn ignored_fence_of_a_consumer_is_caught() {
+    assert_caught(Mutation::IgnoreFence);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod support;
 mod changes;
 mod cloudevents;
 mod command_line;
+mod consumers;
 mod conventions;
 mod deliveries;
 mod endpoints;

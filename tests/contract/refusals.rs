@@ -100,9 +100,10 @@ impl Operation {
     }
 
     /// Whether the path has an id that the daemon chose. Clients choose the names of tenants and
-    /// streams.
+    /// streams, and the names of consumers.
     pub(super) fn has_id(&self) -> bool {
-        self.path.contains('{') && !self.path.contains("{tenant}") && !self.path.contains("{stream}")
+        let chosen = ["{tenant}", "{stream}", "{name}"];
+        self.path.contains('{') && !chosen.iter().any(|name| self.path.contains(name))
     }
 
     /// The path with the parameter replaced. A tenant is the default one.

@@ -79,6 +79,14 @@ pub enum Problem {
         part: ProblemPart,
         cause: Box<Self>,
     },
+    /// The consumer is at another position than the commit expects.
+    ConsumerMoved {
+        actual: Position,
+    },
+    /// The state has not reached the position that the request waits for.
+    NotCaughtUp {
+        position: Position,
+    },
     /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
@@ -161,6 +169,7 @@ impl Problem {
             Self::RequestTimeout,
             Self::BodyTooSlow { rate: 0 },
             Self::Conflict(text()),
+            Self::ConsumerMoved { actual: Position(0) },
             Self::Rejected { rejection: conflict, repeated: false },
             Self::Rejected { rejection: Rejection::PartialDuplicate, repeated: false },
             Self::RequestInFlight,
@@ -184,6 +193,7 @@ impl Problem {
             Self::TooManyTests { retry_after },
             Self::HeadersTooLarge,
             Self::Unavailable(text()),
+            Self::NotCaughtUp { position: Position(0) },
             Self::DiskFull,
         ]
     }
@@ -203,6 +213,7 @@ impl Problem {
             }
             | Self::Conflict(_)
             | Self::PositionAhead { .. }
+            | Self::ConsumerMoved { .. }
             | Self::RequestInFlight => 409,
             Self::PositionGone { .. } | Self::VersionGone { .. } => 410,
             Self::OfPart { cause, .. } => cause.status(),
@@ -228,10 +239,11 @@ impl Problem {
                 | Quota::PatternBytes
                 | Quota::HeaderBytes
                 | Quota::Keys
+                | Quota::Consumers
                 | Quota::PendingDeliveries => 403,
             },
             Self::HeadersTooLarge => 431,
-            Self::Unavailable(_) => 503,
+            Self::Unavailable(_) | Self::NotCaughtUp { .. } => 503,
             Self::DiskFull => 507,
         }
     }
@@ -257,6 +269,8 @@ impl Problem {
             Self::Conflict(_) => "conflict",
             Self::VersionGone { .. } => "version_gone",
             Self::OfPart { cause, .. } => cause.code(),
+            Self::ConsumerMoved { .. } => "consumer_moved",
+            Self::NotCaughtUp { .. } => "not_caught_up",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
@@ -303,6 +317,8 @@ impl Problem {
             Self::Conflict(_) => "The request conflicts with the current state",
             Self::VersionGone { .. } => "The version has been removed",
             Self::OfPart { cause, .. } => cause.title(),
+            Self::ConsumerMoved { .. } => "The consumer has moved",
+            Self::NotCaughtUp { .. } => "The state has not reached the position",
             Self::RequestInFlight => "The first request with this key is still in progress",
             Self::PayloadTooLarge { .. } => "The body is too large",
             Self::UriTooLong => "The URI is too long",
@@ -361,6 +377,8 @@ impl Problem {
                 "retention has removed the versions below {first_version}; read from there with `fromVersion=oldest`"
             ),
             Self::OfPart { cause, .. } => cause.detail(),
+            Self::ConsumerMoved { actual } => moved_detail(*actual),
+            Self::NotCaughtUp { position } => late_detail(*position),
             Self::RequestInFlight => "repeat the request after the first one has completed".to_owned(),
             Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
             Self::UriTooLong => "send a shorter path and query".to_owned(),
@@ -412,6 +430,7 @@ impl Problem {
             // Another request can send the event at once; the first request ends with its commit.
             Self::TooManyDeliveries { .. }
             | Self::TooManyWaiters
+            | Self::NotCaughtUp { .. }
             | Self::RequestInFlight
             | Self::UnreadResponses { .. } => Some(1),
             Self::Unavailable(_) => Some(5),
@@ -471,6 +490,14 @@ fn rejection_detail(rejection: &Rejection) -> String {
     }
 }
 
+fn moved_detail(actual: Position) -> String {
+    format!("the consumer is at {actual}; another instance may have committed, so read from there")
+}
+
+fn late_detail(position: Position) -> String {
+    format!("position {position} was not reached in time; ask again, or without `Balto-Wait-Position`")
+}
+
 /// The exceeded quota and advice.
 fn quota_detail(exceeded: &QuotaExceeded) -> String {
     let advice = match exceeded.quota {
@@ -478,6 +505,7 @@ fn quota_detail(exceeded: &QuotaExceeded) -> String {
         Quota::PatternBytes => "use fewer or shorter patterns",
         Quota::HeaderBytes => "use fewer or shorter headers",
         Quota::Keys => "delete keys that are not in use",
+        Quota::Consumers => "delete consumers that are not in use",
         Quota::PendingDeliveries => {
             "wait until deliveries end, cancel some, or delete endpoints that do not accept them"
         }
@@ -528,6 +556,7 @@ impl Serialize for Problem {
                 map.serialize_entry("actual", actual)?;
             }
             Self::VersionGone { first_version } => map.serialize_entry("firstVersion", first_version)?,
+            Self::ConsumerMoved { actual } => map.serialize_entry("actual", &actual.to_string())?,
             Self::PayloadTooLarge { limit } => map.serialize_entry("limit", limit)?,
             Self::LoopDetected { limit } => map.serialize_entry("limit", limit)?,
             Self::TooManyDeliveries { limit } | Self::UnreadResponses { limit } => {

@@ -34,6 +34,7 @@ pub enum List {
     Keys = 5,
     Tenants = 6,
     Streams = 7,
+    Consumers = 8,
 }
 
 /// A query parameter as the route table declares it.
@@ -204,7 +205,9 @@ fn restore_plus(time: &str) -> Cow<'_, str> {
     }
 }
 
-fn bad_cursor() -> Problem {
+/// 422 for a cursor that is not of the list.
+#[must_use]
+pub fn bad_cursor() -> Problem {
     Problem::parameter("cursor", "not a cursor of this list; start without one")
 }
 
@@ -228,8 +231,15 @@ pub fn encode(list: List, key: &[u8]) -> String {
 /// # Errors
 /// 422 for a cursor that is not of this list.
 pub fn decode_name<T: std::str::FromStr>(list: List, text: &str) -> Result<T, Problem> {
-    let name = String::from_utf8(decode(list, text)?).map_err(|_| bad_cursor())?;
-    name.parse().map_err(|_| bad_cursor())
+    decode_text(list, text)?.parse().map_err(|_| bad_cursor())
+}
+
+/// A cursor whose sort key is text.
+///
+/// # Errors
+/// 422 for a cursor that is not of this list.
+pub fn decode_text(list: List, text: &str) -> Result<String, Problem> {
+    String::from_utf8(decode(list, text)?).map_err(|_| bad_cursor())
 }
 
 /// # Errors
@@ -358,6 +368,24 @@ pub const KEYS: &[Param] = &[LIMIT, CURSOR];
 /// The cursor has a tenant's name in base64.
 pub const TENANTS: &[Param] =
     &[LIMIT, param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 352))];
+/// The cursor has a tenant and a name in base64.
+pub const CONSUMERS: &[Param] = &[
+    param("tenant", "Only consumers of this tenant", NAME),
+    LIMIT,
+    param("cursor", "`next` of the previous page", Kind::Text("^[A-Za-z0-9_-]+$", 440)),
+];
+pub const CONSUMER: &[Param] = &[param(
+    "tenant",
+    "The tenant of the consumer; default: the key's, or the only tenant that has this name",
+    NAME,
+)];
+pub const CONSUMER_AND_WAIT: &[Param] = &[
+    CONSUMER[0],
+    param("waitPosition", "Wait until the consumer has committed this position", Kind::Position),
+    param("wait", "Wait for at most this time (60s); default: 5s", Kind::Wait),
+];
+/// The path parameter with the name of a consumer.
+pub const RESOURCE_NAME: Kind = Kind::Text("^[A-Za-z0-9_.-]+$", limits::CONSUMER_NAME_BYTES_MAX);
 /// The path parameter with a tenant's name.
 pub const TENANT_NAME: Kind = NAME;
 pub const BUCKETS: &[&str] = &["1h"];
@@ -407,13 +435,17 @@ pub const FEED: &[Param] = &[
         Kind::Any(limits::NAME_BYTES_MAX),
     ),
     TENANT,
-    param(
-        "limit",
-        "Events per page, 1 to 1000; default 100",
-        Kind::Count(limits::FEED_PAGE_ITEMS_MAX, limits::FEED_PAGE_ITEMS_DEFAULT),
-    ),
-    param("wait", "At the end of the log, wait for an event for at most this time (60s)", Kind::Wait),
+    FEED_LIMIT,
+    FEED_WAIT,
 ];
+const FEED_LIMIT: Param = param(
+    "limit",
+    "Events per page, 1 to 1000; default 100",
+    Kind::Count(limits::FEED_PAGE_ITEMS_MAX, limits::FEED_PAGE_ITEMS_DEFAULT),
+);
+const FEED_WAIT: Param =
+    param("wait", "At the end of the log, wait for an event for at most this time (60s)", Kind::Wait);
+pub const CONSUMER_FEED: &[Param] = &[CONSUMER[0], FEED_LIMIT, FEED_WAIT];
 pub const ONE_EVENT: &[Param] = &[param(
     "tenant",
     "The tenant of an id that the publisher chose; default: the key's, or `default`",

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod cloudevents;
+pub mod consumers;
 pub mod dead_letters;
 pub mod deliveries;
 pub mod disclosure;
@@ -12,6 +13,7 @@ pub mod handshakes;
 pub mod keys;
 pub mod lists;
 pub mod overview;
+pub mod projections;
 pub mod streams;
 pub mod tenants;
 

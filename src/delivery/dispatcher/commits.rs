@@ -52,6 +52,9 @@ impl Dispatcher {
                 | Record::TenantPut(_)
                 | Record::TenantDeleted { .. }
                 | Record::HorizonMoved { .. }
+                | Record::ConsumerPut(_)
+                | Record::ConsumerMoved { .. }
+                | Record::ConsumerDeleted { .. }
                 | Record::DeliveriesRevived { .. }
                 | Record::DeliveriesCancelled { .. }
                 | Record::DeliveriesDied { .. }

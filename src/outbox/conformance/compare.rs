@@ -10,7 +10,7 @@ use crate::domain::{
     Ordering, Position, Progress, StreamName, Tenant, Timestamp,
 };
 use crate::limits::PAGE_ITEMS_MAX;
-use crate::outbox::ReadModel;
+use crate::outbox::{ConsumerReads as _, ReadModel};
 use crate::projections::counters::Lane;
 use crate::projections::reads::{Cursor, Filter, Found};
 use crate::projections::retention::Cutoffs;
@@ -66,6 +66,7 @@ pub(crate) fn compare(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) ->
     }
     usage(oracle, found)?;
     requests(oracle, found, moment)?;
+    consumers(oracle, found)?;
     streams(oracle, found, moment)
 }
 
@@ -462,6 +463,23 @@ fn requests(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<()
         }
     }
     same("a request that never was", &None, &found.request(&[0xee; 16]))
+}
+
+/// Compares the places of consumers, and their lags at several positions.
+fn consumers(oracle: &Oracle, found: &dyn ReadModel) -> Result<(), String> {
+    for (key, (consumer, place)) in &oracle.consumers.all {
+        same(&format!("the place of {key:?}"), &Some(*place), &found.consumer(key))?;
+        for after in [Position(0), place.position, Position(oracle.last.0 / 2), oracle.last] {
+            let expected = oracle.lag(consumer, after, usize::MAX);
+            let what = format!("the lag of {key:?} after {after}");
+            same(&what, &expected, &found.lag(consumer, after, usize::MAX))?;
+            let cut = found.lag(consumer, after, 1);
+            if cut.events > expected.events || (!cut.is_cut && cut != expected) {
+                return Err(format!("{what}: {cut:?} of {expected:?}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn streams(oracle: &Oracle, found: &dyn ReadModel, moment: Moment) -> Result<(), String> {

@@ -14,6 +14,7 @@ use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
 use crate::outbox::decide::CommitEnvironment;
 use crate::outbox::recent_keys::Prepared;
+use crate::outbox::registry::ConsumerStatus;
 use crate::outbox::unit::{Command, Outcome, Unit};
 use crate::outbox::{AdmissionLimits, Notice, Outbox, ReadModel};
 use crate::outbox::{ApplyThread, CommitThread, UnstartedOutbox, catch_up, open_state};
@@ -239,6 +240,10 @@ impl Store for DiskStore {
 
     fn tenants(&mut self) -> Vec<Arc<TenantSettings>> {
         self.parts().outbox.registry(|registry| registry.tenants().cloned().collect())
+    }
+
+    fn consumers(&mut self) -> Vec<ConsumerStatus> {
+        self.parts().outbox.registry(|registry| registry.consumers().after(None).cloned().collect())
     }
 
     fn tell_time(&mut self, now: Timestamp) {

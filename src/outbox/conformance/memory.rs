@@ -12,6 +12,7 @@ use crate::domain::{
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{AcceptedEvent, EventDraft};
+use crate::outbox::registry::ConsumerStatus;
 use crate::outbox::unit::{Command, Outcome};
 use crate::rules::matching::want;
 
@@ -209,7 +210,8 @@ impl MemoryStore {
             }
             Command::DeleteTenant { tenant, at } => {
                 let usage = self.oracle.usage(&tenant);
-                if usage.endpoints + usage.keys > 0 {
+                let consumers = self.oracle.consumers.count_of(&tenant);
+                if usage.endpoints + usage.keys > 0 || consumers > 0 {
                     return Outcome::Conflict;
                 }
                 Outcome::Written(self.write(Record::TenantDeleted { tenant, at }))
@@ -218,8 +220,36 @@ impl MemoryStore {
                 Some(exceeded) => Outcome::QuotaExceeded(exceeded),
                 None => Outcome::Written(self.write(Record::KeyPut(key))),
             },
+            Command::PutConsumer(_) | Command::MoveConsumer(_) | Command::DeleteConsumer { .. } => {
+                self.judge_consumer(&command)
+            }
             Command::Record(record) => Outcome::Written(self.write(record)),
         }
+    }
+
+    fn judge_consumer(&mut self, command: &Command) -> Outcome {
+        let record = match self.oracle.consumers.judge(command) {
+            Ok(record) => record,
+            Err(outcome) => return outcome,
+        };
+        let key = match &record {
+            Record::ConsumerPut(consumer) => {
+                let is_new = !self.oracle.consumers.all.contains_key(&consumer.key);
+                if let Some(tenant) = consumer.key.tenant.as_ref().filter(|_| is_new) {
+                    let count = self.oracle.consumers.count_of(tenant) as u64 + 1;
+                    if let Some(exceeded) = self.exceeded(tenant, Quota::Consumers, count) {
+                        return Outcome::QuotaExceeded(exceeded);
+                    }
+                }
+                consumer.key.clone()
+            }
+            Record::ConsumerMoved { key, .. } => key.clone(),
+            _ => return Outcome::Written(self.write(record)),
+        };
+        self.write(record);
+        let statuses = self.oracle.consumers.statuses();
+        let status = statuses.into_iter().find(|status| status.consumer.key == key);
+        status.map_or(Outcome::Conflict, Outcome::Consumer)
     }
 
     fn exceeded(&self, tenant: &Tenant, quota: Quota, value: u64) -> Option<QuotaExceeded> {
@@ -392,6 +422,10 @@ impl Store for MemoryStore {
 
     fn tenants(&mut self) -> Vec<Arc<TenantSettings>> {
         self.tenants.values().cloned().collect()
+    }
+
+    fn consumers(&mut self) -> Vec<ConsumerStatus> {
+        self.oracle.consumers.statuses()
     }
 
     fn tell_time(&mut self, now: Timestamp) {

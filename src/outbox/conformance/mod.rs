@@ -7,6 +7,7 @@
 
 mod atomic;
 pub(crate) mod compare;
+pub(crate) mod consumers;
 mod disk;
 mod memory;
 pub(crate) mod oracle;
@@ -20,6 +21,7 @@ use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestam
 use crate::failpoints::{Bound, TestOverrides};
 use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::ReadModel;
+use crate::outbox::registry::ConsumerStatus;
 use crate::outbox::unit::{Command, Outcome};
 
 /// How a process ends before the outbox is reopened.
@@ -48,6 +50,8 @@ pub(crate) trait Store {
     fn endpoints(&mut self) -> Vec<Arc<Endpoint>>;
     fn keys(&mut self) -> Vec<Arc<ApiKey>>;
     fn tenants(&mut self) -> Vec<Arc<TenantSettings>>;
+    /// By tenant and name.
+    fn consumers(&mut self) -> Vec<ConsumerStatus>;
     /// Sets the clock.
     fn tell_time(&mut self, now: Timestamp);
     fn checkpoint(&mut self);
@@ -110,6 +114,7 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "Withdrawn",
         "Endpoint",
         "Tenant",
+        "Consumer",
         "QuotaExceeded",
         "Conflict",
         "Written",
@@ -132,7 +137,7 @@ fn oracle_conforms() {
 
 #[test]
 fn in_memory_outbox_conforms() {
-    passes("in_memory_outbox_conforms", 24, &["removed"], disk::DiskStore::in_memory);
+    passes("in_memory_outbox_conforms", 24, &["removed", "ConsumerMoved"], disk::DiskStore::in_memory);
 }
 
 #[test]

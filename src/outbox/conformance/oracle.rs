@@ -11,17 +11,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Horizon, KeyId, Next,
-    Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Horizon, KeyId, Next, Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
-use crate::outbox::read_model::{DeadLetter, ReadModel};
+use crate::outbox::conformance::consumers::{self, ConsumerModel};
+use crate::outbox::read_model::{ConsumerReads, DeadLetter, ReadModel};
 use crate::projections::counters::Lane;
 use crate::projections::dead::Letter;
 use crate::projections::failing::Failing;
 use crate::projections::feed::FeedStep;
 use crate::projections::fold::{RecordedHorizon, Totals};
 use crate::projections::idempotency::Known;
+use crate::projections::lag::Lag;
 use crate::projections::pending::{DueBehind, Misplaced, OrderHash, Spot};
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::retention::{Cutoffs, Overdue};
@@ -98,6 +99,7 @@ pub(crate) struct Oracle {
     tenants: BTreeMap<EndpointNumber, Tenant>,
     /// Live keys.
     keys: BTreeMap<KeyId, Option<Tenant>>,
+    pub(crate) consumers: ConsumerModel,
     pub(crate) requests: BTreeMap<[u8; 16], Known>,
     pub(crate) streams: BTreeMap<(Tenant, StreamName), Head>,
     /// Deleted events.
@@ -143,6 +145,9 @@ impl Oracle {
             Record::TenantPut(_) | Record::TenantDeleted { .. } => {}
             Record::HorizonMoved { horizon, .. } => {
                 self.horizon = RecordedHorizon { horizon: *horizon, record: position };
+            }
+            Record::ConsumerPut(_) | Record::ConsumerMoved { .. } | Record::ConsumerDeleted { .. } => {
+                self.consumers.apply(position, record);
             }
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));

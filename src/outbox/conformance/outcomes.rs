@@ -22,6 +22,9 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Endpoint(_) => "Endpoint",
         Outcome::Tenant(_) => "Tenant",
         Outcome::QuotaExceeded(_) => "QuotaExceeded",
+        Outcome::Consumer(_) => "Consumer",
+        Outcome::ConsumerMoved { .. } => "ConsumerMoved",
+        Outcome::TooManyConsumers => "TooManyConsumers",
         Outcome::Written(_) => "Written",
         Outcome::Conflict => "Conflict",
     }
@@ -37,6 +40,8 @@ pub(super) fn is_same(one: &Outcome, other: &Outcome) -> bool {
         (Outcome::Endpoint(one), Outcome::Endpoint(other)) => one == other,
         (Outcome::Rejected(one), Outcome::Rejected(other)) => one == other,
         (Outcome::Tenant(one), Outcome::Tenant(other)) => one == other,
+        (Outcome::Consumer(one), Outcome::Consumer(other)) => one == other,
+        (Outcome::ConsumerMoved { actual: one }, Outcome::ConsumerMoved { actual: other }) => one == other,
         (Outcome::QuotaExceeded(one), Outcome::QuotaExceeded(other)) => one == other,
         (Outcome::Mismatch, Outcome::Mismatch)
         | (Outcome::Conflict, Outcome::Conflict)
@@ -74,6 +79,9 @@ pub(super) fn brief(command: &Command) -> String {
         }
         Command::Atomic(key) => format!("atomic {:?}", key.as_ref().map(|key| key.scope[0])),
         Command::Check { tenant, stream, expected } => format!("check {stream} of {tenant} {expected:?}"),
+        Command::PutConsumer(consumer) => format!("consumer {:?} {:?}", consumer.key, consumer.filter),
+        Command::MoveConsumer(wanted) => format!("move {:?} to {} {:?}", wanted.key, wanted.to, wanted.kind),
+        Command::DeleteConsumer { key, .. } => format!("delete {key:?}"),
         Command::Claim(request) => format!("claim {}", request.scope[0]),
         Command::Record(record) => format!("{record:?}"),
     }

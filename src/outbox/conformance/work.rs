@@ -129,7 +129,11 @@ impl<S: Store> Work<S> {
                 let units = (0..self.random.u32(1..3)).map(|_| self.request()).collect();
                 self.submit(units)
             }
-            54..76 => {
+            54..60 => {
+                let units = (0..self.random.u32(1..4)).map(|_| vec![self.consumer()]).collect();
+                self.submit(units)
+            }
+            60..76 => {
                 let units = (0..self.random.u32(1..6)).filter_map(|_| self.attempt()).collect();
                 self.submit(units)
             }
@@ -473,6 +477,9 @@ impl<S: Store> Work<S> {
         if self.store.tenants() != self.oracle.tenants() {
             return Err("the tenants differ".to_owned());
         }
+        if self.store.consumers() != self.oracle.consumers() {
+            return Err("the consumers differ".to_owned());
+        }
         self.check_records()
     }
 
@@ -531,7 +538,10 @@ impl<S: Store> Work<S> {
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
-            | Record::TenantDeleted { .. } => false,
+            | Record::TenantDeleted { .. }
+            | Record::ConsumerPut(_)
+            | Record::ConsumerDeleted { .. } => false,
+            Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),
             Record::HorizonMoved { .. } => oracle.horizon.record != position,
         }
     }

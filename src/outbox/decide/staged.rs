@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::atomic::Savepoint;
-use crate::domain::{Idempotency, Position, Record, StreamName, Tenant};
+use crate::domain::{ConsumerKey, ConsumerPlace, Idempotency, Position, Record, StreamName, Tenant};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::outbox::quotas::GroupLoads;
@@ -17,6 +17,8 @@ pub(super) struct StagedGroup {
     pub(super) next: Position,
     pub(super) scopes: HashMap<[u8; 16], Known>,
     pub(super) streams: HashMap<(Tenant, StreamName), (u64, Position)>,
+    /// Places of the consumers that the group moves; `None`: deleted.
+    pub(super) consumers: HashMap<ConsumerKey, Option<ConsumerPlace>>,
     /// Pending deliveries and bytes that the group adds, by tenant.
     pub(super) loads: GroupLoads,
     /// Number of deliveries that the group starts.

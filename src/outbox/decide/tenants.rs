@@ -28,7 +28,7 @@ impl Committer {
 
     pub(super) fn delete_tenant(&self, tenant: &Tenant, at: Timestamp, staged: &mut StagedGroup) -> Outcome {
         let used = read(&self.registry).used(tenant);
-        if used.endpoints > 0 || used.keys > 0 {
+        if used.endpoints > 0 || used.keys > 0 || used.consumers > 0 {
             return Outcome::Conflict;
         }
         Outcome::Written(staged.push(Record::TenantDeleted { tenant: tenant.clone(), at }))

@@ -21,6 +21,7 @@
 //! `docs/internals/storage-format.md` describes all of them for readers without the source.
 
 mod attempt;
+mod consumer;
 mod endpoint;
 mod event;
 mod fields;

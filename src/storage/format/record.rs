@@ -28,6 +28,9 @@
 //! | 15 | `TenantPut` | tenant, name, metadata?, quotas (code, kind, limit), in flight?, timeout?, retry?, created at, updated at, revision |
 //! | 16 | `TenantDeleted` | tenant, at |
 //! | 18 | `HorizonMoved` | events, stream events, at |
+//! | 19 | `ConsumerPut` | tenant?, name, types, streams (kind, text), description, created at, updated at, position, moved at? |
+//! | 20 | `ConsumerMoved` | tenant?, name, position, at |
+//! | 21 | `ConsumerDeleted` | tenant?, name, at |
 //!
 //! Encoding of the fields:
 //!
@@ -43,6 +46,7 @@
 use std::sync::Arc;
 
 use super::attempt::{get_attempt, get_dead_reason, get_trigger, put_attempt};
+use super::consumer::{get_consumer, get_consumer_key, put_consumer, put_consumer_key};
 use super::endpoint::{get_endpoint, get_rate_limit, put_endpoint, put_rate_limit};
 use super::event::{get_event, put_event};
 use super::fields::{
@@ -83,6 +87,9 @@ const RATE_RESERVED: u8 = 14;
 const TENANT_PUT: u8 = 15;
 const TENANT_DELETED: u8 = 16;
 const HORIZON_MOVED: u8 = 18;
+const CONSUMER_PUT: u8 = 19;
+const CONSUMER_MOVED: u8 = 20;
+const CONSUMER_DELETED: u8 = 21;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -158,6 +165,16 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_varint(out, horizon.stream_events.0);
             put_time(out, *at);
         }
+        Record::ConsumerPut(consumer) => put_consumer(out, consumer),
+        Record::ConsumerMoved { key, position, at } => {
+            put_consumer_key(out, key);
+            put_varint(out, position.0);
+            put_time(out, *at);
+        }
+        Record::ConsumerDeleted { key, at } => {
+            put_consumer_key(out, key);
+            put_time(out, *at);
+        }
     }
 }
 
@@ -223,6 +240,13 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             horizon: Horizon { events: Position(r.get_varint()?), stream_events: Position(r.get_varint()?) },
             at: get_time(r)?,
         },
+        CONSUMER_PUT => Record::ConsumerPut(Arc::new(get_consumer(r)?)),
+        CONSUMER_MOVED => Record::ConsumerMoved {
+            key: get_consumer_key(r)?,
+            position: Position(r.get_varint()?),
+            at: get_time(r)?,
+        },
+        CONSUMER_DELETED => Record::ConsumerDeleted { key: get_consumer_key(r)?, at: get_time(r)? },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -235,7 +259,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         ATTEMPT_FINISHED => Some(ATTEMPT_LAYOUT),
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
-        EVENT_ACCEPTED..=TENANT_DELETED | HORIZON_MOVED => Some(LAYOUT),
+        EVENT_ACCEPTED..=TENANT_DELETED | HORIZON_MOVED | CONSUMER_PUT..=CONSUMER_DELETED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -259,6 +283,9 @@ fn record_tag(record: &Record) -> u8 {
         Record::TenantPut(_) => TENANT_PUT,
         Record::TenantDeleted { .. } => TENANT_DELETED,
         Record::HorizonMoved { .. } => HORIZON_MOVED,
+        Record::ConsumerPut(_) => CONSUMER_PUT,
+        Record::ConsumerMoved { .. } => CONSUMER_MOVED,
+        Record::ConsumerDeleted { .. } => CONSUMER_DELETED,
     }
 }
 

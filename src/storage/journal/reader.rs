@@ -292,6 +292,23 @@ impl JournalReader {
         RecordsAt { reader: self.clone(), time, next: start, ready: VecDeque::new(), ended: false }
     }
 
+    /// The position before the first record that was committed at or after this time.
+    ///
+    /// # Errors
+    /// When the disk cannot be read. Damaged records are skipped.
+    pub fn last_before(&self, time: Timestamp) -> Result<Position, ReadError> {
+        let mut next = self.positions_at(time).next;
+        while let Some(step) = self.step(next, false)? {
+            let records = step.block.iter().flat_map(|block| block.records.iter());
+            if let Some(found) = records.clone().find(|record| record.position >= next && record.time >= time)
+            {
+                return Ok(before(found.position));
+            }
+            next = step.next;
+        }
+        Ok(self.last_position())
+    }
+
     /// Reads the next encoded records from a position on, about 64 KB, and the damage among them.
     /// Returns `None` at the end.
     ///

@@ -5,6 +5,7 @@
 //! in order gives the state of the journal's end.
 
 mod cursor;
+mod needs;
 mod overlay;
 pub(crate) mod row_store;
 
@@ -13,13 +14,14 @@ use std::io;
 use std::path::Path;
 
 pub use cursor::{AppliedPart, StateCursor};
+pub use needs::EventLookup;
 
 use cursor::layout_error;
 use overlay::Overlay;
 use row_store::RowStore;
 
 use crate::domain::{
-    DeliveryKey, EndpointNumber, Event, Horizon, KeyId, Position, Record, Tenant, Timestamp,
+    ConsumerKey, ConsumerPlace, EndpointNumber, KeyId, Position, Record, Tenant, Timestamp,
 };
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
@@ -27,7 +29,7 @@ use crate::projections::audit::{self, Terms};
 use crate::projections::fold::RecordedHorizon;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::usage::{self, Usage};
-use crate::projections::{Fold, LaneChange, Rows, counters, idempotency, pages, reserved, stats, streams};
+use crate::projections::{Fold, LaneChange, Rows, consumers, counters, idempotency, stats};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
 /// Why the state cannot be used. A rebuild from the journal repairs all of it.
@@ -82,7 +84,7 @@ const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
 /// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
 /// checksum row of [`row_store`].
-const TAGS: &[u8] = b"ACcKNDPWEFOMXSVIJLRTU0";
+const TAGS: &[u8] = b"ACcKNDPWEFOMXSVIJLRTUQ0";
 
 /// Result of [`State::apply_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +306,10 @@ impl State {
             | Record::DeliveriesReordered { .. }
             | Record::RequestAnswered { .. }
             | Record::RateReserved { .. }
-            | Record::EventRejected { .. } => {}
+            | Record::EventRejected { .. }
+            | Record::ConsumerPut(_)
+            | Record::ConsumerMoved { .. }
+            | Record::ConsumerDeleted { .. } => {}
         }
     }
 
@@ -355,68 +360,22 @@ impl State {
         }
     }
 
-    /// Whether the state still needs a record. An unneeded record is never needed again.
-    pub fn needs_record(&self, events: &mut EventLookup, position: Position, record: &Record) -> bool {
-        if position > self.applied {
-            return true;
-        }
-        let of_any = |deliveries: &[DeliveryKey], events: &mut EventLookup| {
-            deliveries.iter().any(|delivery| events.contains(&self.rows, delivery.event))
-        };
-        match record {
-            Record::EventAccepted(_) if failpoints::is_active(Mutation::DropNeeded) => false,
-            Record::EventAccepted(event) => {
-                events.contains(&self.rows, position) || self.holds_stream_or_request(event, position)
-            }
-            Record::AttemptFinished { delivery, .. } => {
-                let lane = counters::lane(&self.rows, delivery.endpoint);
-                events.contains(&self.rows, delivery.event)
-                    || lane.last_success == position
-                    || lane.hold.is_some_and(|(_, held_by)| held_by == position)
-            }
-            Record::RateReserved { endpoint, .. } => {
-                reserved::latest(&self.rows, *endpoint).is_some_and(|latest| latest.position == position)
-            }
-            // These records are few and small, and a rebuild needs them: each later record is
-            // judged with the registry of its time.
-            Record::EndpointPut(_)
-            | Record::EndpointDeleted { .. }
-            | Record::KeyPut(_)
-            | Record::KeyDeleted { .. }
-            | Record::TenantPut(_)
-            | Record::TenantDeleted { .. } => true,
-            Record::HorizonMoved { .. } => position == self.fold.horizon.record,
-            Record::DeliveriesRevived { deliveries, .. }
-            | Record::DeliveriesCancelled { deliveries, .. }
-            | Record::DeliveriesDied { deliveries, .. }
-            | Record::DeadLettersPurged { deliveries, .. }
-            | Record::DeliveriesReordered { deliveries, .. } => of_any(deliveries, events),
-            Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
-                idempotency::known(&self.rows, &idempotency.scope)
-                    .is_some_and(|known| known.position == position)
-            }
-        }
-    }
-
-    /// Whether a deleted event still defines a stream's version or the response of a stored
-    /// request.
-    fn holds_stream_or_request(&self, event: &Event, position: Position) -> bool {
-        let head = event.stream.as_ref().and_then(|(stream, _)| {
-            streams::head(&self.rows, &event.tenant, stream).filter(|head| head.last == position)
-        });
-        let remembered = || {
-            let expiring = event.idempotency.iter().filter(|idempotency| idempotency.expires_at.is_some());
-            let mut known =
-                expiring.filter_map(|idempotency| idempotency::known(&self.rows, &idempotency.scope));
-            known.any(|known| known.position == position)
-        };
-        head.is_some() || remembered()
-    }
-
-    /// Positions of the records with the current content of the live endpoints, keys and tenants.
+    /// Positions of the records with the current content of the live endpoints, keys, tenants and
+    /// consumers.
     #[must_use]
     pub fn registry_positions(&self) -> Vec<Position> {
-        [ENDPOINTS, KEYS, TENANTS].into_iter().flat_map(|tag| self.positions(&[tag])).collect()
+        let consumers = consumers::all(&self.rows).into_iter().map(|(_, row)| row.defined);
+        [ENDPOINTS, KEYS, TENANTS]
+            .into_iter()
+            .flat_map(|tag| self.positions(&[tag]))
+            .chain(consumers)
+            .collect()
+    }
+
+    /// The places of all consumers.
+    #[must_use]
+    pub fn consumer_places(&self) -> Vec<(ConsumerKey, ConsumerPlace)> {
+        consumers::all(&self.rows).into_iter().map(|(key, row)| (key, row.place)).collect()
     }
 
     /// Positions of the last records of deleted endpoints.
@@ -559,20 +518,6 @@ impl State {
     }
 }
 
-/// Cached lookups of the events in the state, by page.
-#[derive(Debug, Default)]
-pub struct EventLookup {
-    pages: HashMap<u64, Vec<Position>>,
-}
-
-impl EventLookup {
-    fn contains(&mut self, rows: &Overlay, position: Position) -> bool {
-        let page = pages::page_of(position);
-        let known = self.pages.entry(page).or_insert_with(|| retention::positions(rows, page));
-        known.binary_search(&position).is_ok()
-    }
-}
-
 /// Number of deliveries that a record changes.
 fn deliveries_of(record: &Record) -> usize {
     match record {
@@ -592,7 +537,10 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::HorizonMoved { .. }
         | Record::RequestAnswered { .. }
         | Record::RateReserved { .. }
-        | Record::EventRejected { .. } => 0,
+        | Record::EventRejected { .. }
+        | Record::ConsumerPut(_)
+        | Record::ConsumerMoved { .. }
+        | Record::ConsumerDeleted { .. } => 0,
     }
 }
 

@@ -68,6 +68,8 @@ pub struct QuotasInput {
     pub header_bytes: Option<QuotaInput>,
     /// API keys that are bound to the tenant.
     pub keys: Option<QuotaInput>,
+    /// Consumers of the tenant.
+    pub consumers: Option<QuotaInput>,
     pub pending_deliveries: Option<QuotaInput>,
     /// Bytes of stored events.
     pub stored_bytes: Option<QuotaInput>,
@@ -95,6 +97,7 @@ impl QuotasInput {
             Quota::PatternBytes => &mut self.pattern_bytes,
             Quota::HeaderBytes => &mut self.header_bytes,
             Quota::Keys => &mut self.keys,
+            Quota::Consumers => &mut self.consumers,
             Quota::PendingDeliveries => &mut self.pending_deliveries,
             Quota::StoredBytes => &mut self.stored_bytes,
             Quota::EventsPerSecond => &mut self.events_per_second,
@@ -249,6 +252,7 @@ pub struct LimitsBody {
     pub pattern_bytes: Option<u64>,
     pub header_bytes: Option<u64>,
     pub keys: Option<u64>,
+    pub consumers: Option<u64>,
     pub pending_deliveries: Option<u64>,
     pub stored_bytes: Option<u64>,
     pub events_per_second: Option<u64>,
@@ -262,6 +266,7 @@ pub struct UsageBody {
     pub pattern_bytes: u64,
     pub header_bytes: u64,
     pub keys: u64,
+    pub consumers: u64,
     pub pending_deliveries: u64,
     pub dead_letters: u64,
     pub stored_events: u64,
@@ -286,6 +291,7 @@ impl TenantBody {
                 pattern_bytes: limit(Quota::PatternBytes),
                 header_bytes: limit(Quota::HeaderBytes),
                 keys: limit(Quota::Keys),
+                consumers: limit(Quota::Consumers),
                 pending_deliveries: limit(Quota::PendingDeliveries),
                 stored_bytes: limit(Quota::StoredBytes),
                 events_per_second: limit(Quota::EventsPerSecond),
@@ -297,6 +303,7 @@ impl TenantBody {
                 pattern_bytes: view.used.pattern_bytes,
                 header_bytes: view.used.header_bytes,
                 keys: view.used.keys,
+                consumers: view.used.consumers,
                 pending_deliveries: view.usage.pending,
                 dead_letters: view.usage.dead,
                 stored_events: view.usage.events,
@@ -322,13 +329,14 @@ pub struct DeletionInput {
 pub struct DeletionBody {
     pub endpoints: u64,
     pub keys: u64,
+    pub consumers: u64,
     /// Deliveries that were pending. They become dead letters soon.
     pub pending_deliveries: u64,
 }
 
 impl From<TenantDeletion> for DeletionBody {
     fn from(deleted: TenantDeletion) -> Self {
-        let TenantDeletion { endpoints, keys, pending_deliveries } = deleted;
-        Self { endpoints, keys, pending_deliveries }
+        let TenantDeletion { endpoints, keys, consumers, pending_deliveries } = deleted;
+        Self { endpoints, keys, consumers, pending_deliveries }
     }
 }

@@ -333,3 +333,17 @@ impl ReadModel for Oracle {
         heads.take(limit).collect()
     }
 }
+
+impl ConsumerReads for Oracle {
+    fn consumer(&self, key: &ConsumerKey) -> Option<ConsumerPlace> {
+        self.consumers.all.get(key).map(|(_, place)| *place)
+    }
+
+    /// Counts all events. Ignores the limit.
+    fn lag(&self, consumer: &Consumer, after: Position, _: usize) -> Lag {
+        let ahead =
+            self.shown().filter(|(position, event)| *position > after && consumers::reads(consumer, event));
+        let times: Vec<_> = ahead.map(|(_, event)| event.accepted_at).collect();
+        Lag { events: times.len() as u64, since: times.first().copied(), is_cut: false }
+    }
+}

@@ -1,0 +1,186 @@
+//! Consumers: put, get, list, delete, commit, reset.
+
+use std::time::Duration;
+
+use super::model::{CommitInput, ConsumerBody, ConsumerInput, PlaceBody, ResetInput};
+use crate::api::http::problem::{Errors, Problem};
+use crate::api::http::request::{Optional, Required};
+use crate::api::http::response::{CreatedOrReplaced, Json, NoContent, Success};
+use crate::api::v1::feed;
+use crate::api::v1::feed::handlers::FeedResponse;
+use crate::api::v1::feed::query::parse_cursor;
+use crate::api::v1::lists::{self, List, ListBody};
+use crate::api::{Call, not_found};
+use crate::domain::{ConsumerKey, ConsumerName, Tenant};
+use crate::limits;
+use crate::rules::feed::FeedFilter;
+use crate::service::Consumers;
+use crate::service::consumers::{ConsumerError, ConsumerView, Creation, FoundConsumer};
+use crate::service::types::{ConsumerStatus, FeedStart};
+
+const CONSUMER: &str = "consumer";
+
+fn named(call: &Call) -> Result<ConsumerName, Problem> {
+    call.parse_id(CONSUMER)
+}
+
+/// The consumer in the path.
+///
+/// # Errors
+/// 404 for an unknown one.
+fn find(call: &Call) -> Result<ConsumerStatus, Problem> {
+    let name = named(call)?;
+    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    match Consumers(&call.api.context).find(tenant, &name) {
+        FoundConsumer::One(status) => Ok(status),
+        FoundConsumer::None => Err(not_found(CONSUMER, name.as_str())),
+        FoundConsumer::Several => Err(Problem::NotFound(format!(
+            "several tenants have a consumer `{name}`; name the tenant with `?tenant=`"
+        ))),
+    }
+}
+
+/// The problem for a failed change. `pointer` is the member with the position.
+fn problem(call: &Call, error: ConsumerError, pointer: &str) -> Problem {
+    match error {
+        ConsumerError::NotFound => not_found(CONSUMER, &call.id),
+        ConsumerError::Moved { actual } => Problem::ConsumerMoved { actual },
+        ConsumerError::BeyondHead { head } => {
+            Problem::invalid(pointer, format!("is beyond the end of the log, {head}"))
+        }
+        ConsumerError::TooMany => Problem::Conflict(error.to_string()),
+        ConsumerError::QuotaExceeded(exceeded) => Problem::QuotaExceeded(exceeded),
+        ConsumerError::Store(unavailable) => unavailable.into(),
+    }
+}
+
+async fn body<const STATUS: u16>(
+    call: &Call,
+    status: ConsumerStatus,
+) -> Result<Success<STATUS, ConsumerBody>, Problem> {
+    let view = Consumers(&call.api.context).view(status).await?;
+    Ok(Success::new(&shown(call, &view)))
+}
+
+fn shown(call: &Call, view: &ConsumerView) -> ConsumerBody {
+    ConsumerBody::new(view, call.api.context.now().wall)
+}
+
+/// `PUT /v1/consumers/{name}`
+pub async fn put(
+    call: &Call,
+    Optional(mut input): Optional<ConsumerInput>,
+) -> Result<CreatedOrReplaced<ConsumerBody>, Problem> {
+    // A malformed name is a 422 here: no consumer with it can be created.
+    let name: ConsumerName =
+        call.id.parse().map_err(|error| Problem::invalid("/name", format!("{error}, in the path")))?;
+    let mut errors = Errors::default();
+    let tenant = input.tenant.take().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
+    let tenant = call.principal.tenant_filter(tenant)?;
+    if let Some(tenant) = &tenant {
+        call.principal.check_reserved(tenant)?;
+    }
+    let now = call.api.context.now().wall;
+    let (consumer, start) = input.check(ConsumerKey { tenant, name }, now, &mut errors);
+    errors.finish()?;
+    let put = Consumers(&call.api.context).put(consumer, start).await;
+    let (status, creation) = put.map_err(|error| problem(call, error, "/start"))?;
+    Ok(match creation {
+        Creation::Created => {
+            CreatedOrReplaced::Created(body(call, status).await?.with_header("location", &call.path))
+        }
+        Creation::Existed => CreatedOrReplaced::Replaced(body(call, status).await?),
+    })
+}
+
+/// `GET /v1/consumers/{name}`. Waits until the consumer has reached a position.
+pub async fn get(call: &Call) -> Result<Json<ConsumerBody>, Problem> {
+    let mut status = find(call)?;
+    if let Some(wanted) = call.query.text("waitPosition") {
+        let position = parse_cursor(wanted)
+            .map_err(|_| Problem::parameter("waitPosition", "must be a position, such as 1240"))?;
+        let wait = match call.query.text("wait") {
+            Some(_) => call.query.wait()?,
+            None => limits::POSITION_WAIT_DEFAULT,
+        };
+        let key = status.consumer.key.clone();
+        let gone = call.client.gone();
+        let found = Consumers(&call.api.context).wait(call.party.clone(), &key, position, wait, gone).await?;
+        status = found.ok_or_else(|| not_found(CONSUMER, key.name.as_str()))?;
+    } else if call.query.wait()? > Duration::ZERO {
+        return Err(Problem::parameter("wait", "needs `waitPosition`"));
+    }
+    body(call, status).await
+}
+
+/// `GET /v1/consumers`
+pub async fn list(call: &Call) -> Result<Json<ListBody<ConsumerBody>>, Problem> {
+    let limit = call.query.limit()?;
+    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let after = call.query.text("cursor").map(decode_key).transpose()?;
+    let found = Consumers(&call.api.context).list(tenant.as_ref(), after.as_ref(), limit).await?;
+    let (views, more) = found;
+    let last = views.last().filter(|_| more);
+    let next = last.map(|view| lists::encode(List::Consumers, &encode_key(&view.status.consumer.key)));
+    let data = views.iter().map(|view| shown(call, view)).collect();
+    Ok(lists::list_reply(&call.path, &call.query, data, next))
+}
+
+fn encode_key(key: &ConsumerKey) -> Vec<u8> {
+    format!("{}\0{}", key.tenant_text(), key.name).into_bytes()
+}
+
+fn decode_key(cursor: &str) -> Result<ConsumerKey, Problem> {
+    let text = lists::decode_text(List::Consumers, cursor)?;
+    let key = text.split_once('\0').and_then(|(tenant, name)| {
+        let tenant = if tenant.is_empty() { None } else { Some(tenant.parse().ok()?) };
+        Some(ConsumerKey { tenant, name: name.parse().ok()? })
+    });
+    key.ok_or_else(lists::bad_cursor)
+}
+
+/// `GET /v1/consumers/{name}/events`: the feed from the consumer's position on.
+pub async fn events(call: &Call) -> Result<FeedResponse, Problem> {
+    let status = find(call)?;
+    let consumers = Consumers(&call.api.context);
+    let _connection = consumers.connect(&status.consumer.key);
+    let (filter, start) = (FeedFilter::from(&*status.consumer), FeedStart::After(status.place.position));
+    let answered = feed::handlers::answer(call, filter, start).await;
+    if let Err(Problem::PositionGone { oldest }) = &answered {
+        consumers.on_gone(&status, *oldest).await;
+    }
+    answered
+}
+
+/// `DELETE /v1/consumers/{name}`
+pub async fn delete(call: &Call) -> Result<NoContent, Problem> {
+    let key = find(call)?.consumer.key.clone();
+    Consumers(&call.api.context).delete(key).await.map_err(|error| problem(call, error, ""))?;
+    Ok(NoContent::empty())
+}
+
+/// `POST /v1/consumers/{name}/commit`
+pub async fn commit(call: &Call, Required(input): Required<CommitInput>) -> Result<Json<PlaceBody>, Problem> {
+    let mut errors = Errors::default();
+    let to = input.position.check("/position", &mut errors);
+    let from = input.from.map(|from| from.check("/from", &mut errors));
+    errors.finish()?;
+    let key = find(call)?.consumer.key.clone();
+    let committed = Consumers(&call.api.context).commit(key, to, from).await;
+    let status = committed.map_err(|error| problem(call, error, "/position"))?;
+    Ok(Json::new(&PlaceBody::new(&status)))
+}
+
+/// `POST /v1/consumers/{name}/reset`
+pub async fn reset(
+    call: &Call,
+    Required(input): Required<ResetInput>,
+) -> Result<Json<ConsumerBody>, Problem> {
+    let mut errors = Errors::default();
+    let to = input.to.check("/to", &mut errors);
+    errors.finish()?;
+    let key = find(call)?.consumer.key.clone();
+    let reset = Consumers(&call.api.context).reset(key, to).await;
+    let status = reset.map_err(|error| problem(call, error, "/to"))?;
+    body(call, status).await
+}

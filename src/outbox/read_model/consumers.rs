@@ -1,0 +1,30 @@
+//! Queries about consumers.
+
+use crate::domain::{Consumer, ConsumerKey, ConsumerPlace, Position};
+use crate::projections::consumers;
+use crate::projections::lag::{self, Lag};
+use crate::rules::feed::FeedFilter;
+use crate::storage::state::State;
+
+/// The part of [`ReadModel`](super::ReadModel) about consumers.
+pub trait ConsumerReads {
+    /// The consumer's place; `None` if it does not exist.
+    fn consumer(&self, key: &ConsumerKey) -> Option<ConsumerPlace>;
+    /// The consumer's events after a position; see [`lag::count`].
+    fn lag(&self, consumer: &Consumer, after: Position, entries_max: usize) -> Lag;
+}
+
+impl ConsumerReads for State {
+    fn consumer(&self, key: &ConsumerKey) -> Option<ConsumerPlace> {
+        consumers::row(self.rows(), key).map(|row| row.place)
+    }
+
+    fn lag(&self, consumer: &Consumer, after: Position, entries_max: usize) -> Lag {
+        let filter = FeedFilter::from(consumer);
+        let mut sieve = filter.sieve();
+        lag::count(self.rows(), after, entries_max, &mut |event| {
+            let stream = event.stream.as_ref().map(|(name, _)| &**name);
+            sieve.wants_named(&event.tenant, &event.event_type, stream)
+        })
+    }
+}

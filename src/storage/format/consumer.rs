@@ -1,0 +1,67 @@
+//! The fields of a consumer.
+
+use super::fields::{
+    CodecError, get_list, get_name, get_option, get_text, get_time, put_list, put_option, put_text, put_time,
+};
+use crate::codec::{Reader, put_u8, put_varint};
+use crate::domain::{Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace, Position, StreamChoice};
+
+/// Kinds of the choice of streams.
+const ANY_STREAM: u8 = 0;
+const ONE_STREAM: u8 = 1;
+const STREAM_PREFIX: u8 = 2;
+
+pub(super) fn put_consumer_key(out: &mut Vec<u8>, key: &ConsumerKey) {
+    put_option(out, key.tenant.as_ref(), |out, tenant| put_text(out, tenant.as_str()));
+    put_text(out, key.name.as_str());
+}
+
+pub(super) fn get_consumer_key(r: &mut Reader<'_>) -> Result<ConsumerKey, CodecError> {
+    Ok(ConsumerKey { tenant: get_option(r, get_name)?, name: get_name(r)? })
+}
+
+pub(super) fn put_consumer(out: &mut Vec<u8>, consumer: &Consumer) {
+    let Consumer { key, filter, description, created_at, updated_at, place } = consumer;
+    put_consumer_key(out, key);
+    put_list(out, &filter.types, |out, pattern| put_text(out, pattern.as_str()));
+    match &filter.streams {
+        StreamChoice::Any => put_u8(out, ANY_STREAM),
+        StreamChoice::One(stream) => {
+            put_u8(out, ONE_STREAM);
+            put_text(out, stream.as_str());
+        }
+        StreamChoice::Prefix(prefix) => {
+            put_u8(out, STREAM_PREFIX);
+            put_text(out, prefix);
+        }
+    }
+    put_text(out, description);
+    put_time(out, *created_at);
+    put_time(out, *updated_at);
+    put_varint(out, place.position.0);
+    put_option(out, place.moved_at.as_ref(), |out, at| put_time(out, *at));
+}
+
+pub(super) fn get_consumer(r: &mut Reader<'_>) -> Result<Consumer, CodecError> {
+    Ok(Consumer {
+        key: get_consumer_key(r)?,
+        filter: ConsumerFilter {
+            types: get_list(r, 2, get_name)?,
+            streams: match r.get_u8()? {
+                ANY_STREAM => StreamChoice::Any,
+                ONE_STREAM => StreamChoice::One(get_name(r)?),
+                STREAM_PREFIX => StreamChoice::Prefix(get_text(r)?),
+                found => {
+                    return Err(CodecError::UnknownValue {
+                        what: "choice of streams",
+                        found: u64::from(found),
+                    });
+                }
+            },
+        },
+        description: get_text(r)?,
+        created_at: get_time(r)?,
+        updated_at: get_time(r)?,
+        place: ConsumerPlace { position: Position(r.get_varint()?), moved_at: get_option(r, get_time)? },
+    })
+}
