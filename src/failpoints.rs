@@ -110,6 +110,10 @@ pub(crate) enum Mutation {
     CountAppliedOnly,
     /// Retention forgets events beyond the recorded horizon.
     SkipHorizon,
+    /// Reads give the content of an erased event until it has left the files.
+    EraseForgets,
+    /// An erasure is complete before the content has left the files.
+    KeepErasedBytes,
 }
 
 #[cfg(not(test))]

@@ -16,7 +16,7 @@
 //! | [`projections`] | folds of the journal into ordered rows | the same |
 //! | [`storage`] | bytes on disk: journal, state rows, every layout ([`storage::format`]) | decisions |
 //! | [`outbox`] | accepting or rejecting writes, and the read model | HTTP |
-//! | [`maintenance`] | retention, backup, restore, verification | HTTP |
+//! | [`maintenance`] | retention, erasure, backup, restore, verification | HTTP |
 //! | [`courier`] | outbound requests, behind the address guard | the outbox |
 //! | [`context`] | clock, randomness, settings and handles shared by the next two | wire formats |
 //! | [`service`] | one small type for each API resource: decide, commit, then act | wire formats |
@@ -63,6 +63,8 @@
 //! * The state holds the rows of exactly one position: a checkpoint is one atomic batch with its
 //!   cursor. The state can be lost: folding the journal rebuilds it, and `balto verify`
 //!   ([`maintenance::verify`]) proves that both are equal.
+//! * No reader gets the content of an erased event ([`storage::journal`]), and no file keeps it
+//!   ([`maintenance::erasure`]).
 //! * Retention removes only records without dependents. Each removal leaves a marker, so that
 //!   any other gap is detected.
 //! * The state applies a record before any lane requests a refill that follows it. [`lanes`]

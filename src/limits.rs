@@ -440,6 +440,9 @@ pub const LIST_SEARCH_MAX: Duration = Duration::from_secs(5);
 /// Most deliveries in one redrive, purge, cancel or replay record.
 pub const BULK_DELIVERIES_MAX: usize = 1_000;
 
+/// Characters of the reason of an erasure.
+pub const ERASURE_REASON_CHARS_MAX: usize = 500;
+
 const _: () = assert!(EVENT_BYTES_MAX >= EVENT_BYTES_DEFAULT);
 // An atomic batch fits one frame even if its events match the maximum number of endpoints.
 const _: () = assert!(

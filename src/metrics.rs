@@ -50,6 +50,8 @@ closed_list! {
     /// Work in the background that begins again when it panics.
     pub enum BackgroundJob {
         Retention => "retention",
+        /// The content of erased events leaves the disk.
+        Erasure => "erasure",
         /// Endpoint secrets are sealed again, under the first key.
         Resealing => "resealing",
         /// A lane's next deliveries are read.
@@ -96,6 +98,8 @@ pub struct Metrics {
     address_limit_hits: IntCounter,
     handshakes: IntCounterVec,
     removed_events: IntCounter,
+    erased_events: IntCounter,
+    pending_erasures: IntGauge,
     removed_bytes: IntCounter,
     pending: IntGauge,
     in_flight: IntGauge,
@@ -268,6 +272,11 @@ impl Metrics {
                 "Panics of background jobs, each of which began again.",
                 &["job"],
             ),
+            erased_events: counter("balto_events_erased_total", "Events whose content was erased."),
+            pending_erasures: gauge(
+                "balto_erasures_pending",
+                "Erased events whose content is still on the disk.",
+            ),
             removed_events: counter("balto_retention_events_total", "Events removed by retention."),
             removed_bytes: counter("balto_retention_bytes_total", "Journal bytes removed by retention."),
             pending: gauge("balto_deliveries_pending", "Pending deliveries, including those in flight."),
@@ -361,6 +370,17 @@ impl Metrics {
     pub fn retention_removed(&self, events: u64, bytes: u64) {
         self.removed_events.inc_by(events);
         self.removed_bytes.inc_by(bytes);
+    }
+
+    /// Counts events whose content was erased.
+    pub fn erased(&self, events: u64) {
+        self.erased_events.inc_by(events);
+        self.pending_erasures.add(signed(events));
+    }
+
+    /// Sets the number of erased events whose content is still on the disk.
+    pub fn set_pending_erasures(&self, events: u64) {
+        self.pending_erasures.set(signed(events));
     }
 
     /// Sets the gauges that are read at scrape time only.

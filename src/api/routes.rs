@@ -14,8 +14,7 @@ use crate::api::http::request::RequestBody;
 use crate::api::http::response::{OperationResponse, ReadTurn};
 use crate::api::v1::lists::{self, Param};
 use crate::api::v1::{
-    backup, cloudevents, consumers, dead_letters, deliveries, endpoints, events, feed, handshakes, keys,
-    overview, projections, streams, tenants,
+    backup, cloudevents, consumers, dead_letters, deliveries, endpoints, erasure, events, feed, handshakes, keys, overview, projections, streams, tenants,
 };
 use crate::api::{ApiConfig, Call, openapi};
 use crate::limits;
@@ -232,6 +231,8 @@ pub static ROUTES: &[Route] = &[
         ReadEvents, lists::EVENT_AND_WAIT, Plain, events::handlers::get),
     route!(Post "/v1/events/{id}/replay", "replayEvent", "Deliver an event again",
         Admin, lists::ONE_EVENT, Stored, body events::handlers::replay),
+    route!(Post "/v1/events/{id}/erase", "eraseEvent", "Erase an event's content from all reads at once, and from the disk soon after",
+        Admin, lists::ONE_EVENT, Plain, body erasure::handlers::event),
     route!(Get "/v1/streams", "listStreams", "List the streams of a tenant, by name",
         ReadEvents, streams::query::STREAMS, Plain, streams::handlers::list),
     route!(Get "/v1/streams/{stream}", "getStream", "Get the version of a stream, or wait for its next event",
@@ -240,6 +241,8 @@ pub static ROUTES: &[Route] = &[
         Publish, streams::query::ONE_STREAM, Stored, body streams::append::append),
     route!(Get "/v1/streams/{stream}/events", "readStream", "Read the events of a stream by version",
         ReadEvents, streams::query::STREAM_EVENTS, Plain, streams::handlers::read),
+    route!(Post "/v1/streams/{stream}/erase", "eraseStream", "Erase the content of all events of a stream from all reads, and from the disk soon after",
+        Admin, streams::query::ONE_STREAM, Plain, body erasure::handlers::stream),
     route!(Post "/v1/endpoints", "createEndpoint", "Register an endpoint",
         Admin, NONE, Stored, body endpoints::handlers::create),
     route!(Get "/v1/endpoints", "listEndpoints", "List endpoints, newest first",

@@ -1,4 +1,4 @@
-//! `balto send` and `balto events`: posts, lists, shows and replays events.
+//! `balto send` and `balto events`: posts, lists, shows, replays and erases events.
 //!
 //! Owns: the request bodies of events. `data` is sent byte for byte as given, after a check that it
 //! is JSON.
@@ -161,7 +161,7 @@ pub(super) fn read_data(argument: &str, bytes_max: usize) -> anyhow::Result<Stri
     Ok(text)
 }
 
-/// List, show and replay events.
+/// List, show, replay and erase events.
 #[derive(Debug, Subcommand)]
 pub(crate) enum EventsCommand {
     /// List events, newest first.
@@ -187,6 +187,18 @@ pub(crate) enum EventsCommand {
         /// Only to this endpoint; may be given several times.
         #[arg(long = "endpoint", value_name = "ENDPOINT_ID", value_parser = args::id)]
         endpoints: Vec<String>,
+    },
+    /// Erase an event's content: from all reads at once, and from the disk soon after. Repeat it to
+    /// see whether the content has left the disk.
+    Erase {
+        #[arg(value_parser = args::id)]
+        id: String,
+        /// The tenant of an id that the publisher chose [default: default].
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Why, for the record. It must not repeat the erased content.
+        #[arg(long)]
+        reason: String,
     },
 }
 
@@ -231,6 +243,13 @@ impl EventsCommand {
                 let path = ["v1", "events", id, "replay"];
                 let answer = session.client.post_to(&path, &query.0, replay_body(endpoints)).await?;
                 session.done(&answer, &format!("{id} is replayed."))
+            }
+            Self::Erase { id, tenant, reason } => {
+                let query = QueryArgs::default().with("tenant", tenant.clone());
+                let path = ["v1", "events", id, "erase"];
+                let body = json!({"reason": reason}).to_string();
+                let answer = session.client.post_to(&path, &query.0, body).await?;
+                session.show(&answer)
             }
         }
     }

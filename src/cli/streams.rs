@@ -55,6 +55,18 @@ pub(crate) enum StreamsCommand {
     Show(Box<StreamShowArgs>),
     /// Append events: all of them, or none.
     Append(Box<AppendArgs>),
+    /// Erase the content of all events that a stream has now: from all reads at once, and from the
+    /// disk soon after. Repeat it to see whether the content has left the disk.
+    Erase {
+        #[arg(value_parser = stream)]
+        stream: String,
+        /// The tenant [default: that of the key, or default].
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Why, for the record. It must not repeat the erased content.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 fn stream(text: &str) -> Result<String, String> {
@@ -197,6 +209,13 @@ fn random_key() -> anyhow::Result<String> {
 impl StreamsCommand {
     pub(crate) async fn run(&self, session: &Session) -> anyhow::Result<()> {
         match self {
+            Self::Erase { stream, tenant, reason } => {
+                let query = QueryArgs::default().with("tenant", tenant.clone());
+                let body = serde_json::json!({"reason": reason}).to_string();
+                let path = ["v1", "streams", stream, "erase"];
+                let answer = session.client.post_to(&path, &query.0, body).await?;
+                session.show(&answer)
+            }
             Self::List { tenant, prefix, paging } => {
                 let query =
                     QueryArgs::default().with("tenant", tenant.clone()).with("prefix", prefix.clone());

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::domain::{Now, Party, PolicyDefaults, QuotaExceeded, Quotas, Tenant, Timestamp};
 use crate::limits;
@@ -78,6 +78,7 @@ struct Shared {
     exclusive: FairSemaphore<Party>,
     waits: Waits,
     consumers: Arc<ConsumerWatch>,
+    erasure_requested: Notify,
 }
 
 impl Context {
@@ -108,6 +109,7 @@ impl Context {
             exclusive,
             waits,
             consumers: Arc::default(),
+            erasure_requested: Notify::new(),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -128,6 +130,16 @@ impl Context {
 
     pub(crate) fn consumers(&self) -> &Arc<ConsumerWatch> {
         &self.shared.consumers
+    }
+
+    /// Asks the background job to remove erased content from the disk.
+    pub(crate) fn request_erasure_pass(&self) {
+        self.shared.erasure_requested.notify_one();
+    }
+
+    /// Waits for [`Self::request_erasure_pass`].
+    pub(crate) async fn erasure_requested(&self) {
+        self.shared.erasure_requested.notified().await;
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

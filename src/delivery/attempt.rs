@@ -63,9 +63,11 @@ impl Drop for AttemptGuard<'_> {
 pub(crate) async fn attempt(context: Context, assignment: Assignment) {
     let _guard = AttemptGuard { context: &context, assignment: &assignment };
     panics::test_point("attempt");
+    let position = assignment.key.event;
     let event = match &assignment.event {
-        Some(event) => Some(event.clone()),
-        None => read_event(&context, assignment.key.event).await,
+        // The event may have been erased after the lane selected its delivery.
+        Some(event) if !context.outbox().journal().hides(position) => Some(event.clone()),
+        _ => read_event(&context, position).await,
     };
     // Read last, so that the attempt uses the current endpoint.
     let endpoint = context.outbox().endpoint(assignment.endpoint);
@@ -74,14 +76,21 @@ pub(crate) async fn attempt(context: Context, assignment: Assignment) {
         return return_delivery(&context, &assignment, DISALLOWED_PAUSE).await;
     }
     match (endpoint, event) {
+        (Some(_), Some(event)) if event.erased_at.is_some() => {
+            // Repeats the cancellation by the erasure, if the lane does not know it yet.
+            let delivery = DeliveryKey { event: position, endpoint: assignment.endpoint };
+            let cancelled =
+                Record::DeliveriesCancelled { deliveries: vec![delivery], at: context.now().wall };
+            context.outbox().record(Unit::of_record(cancelled));
+        }
         (Some(endpoint), Some(event)) => return send(&context, &assignment, &endpoint, &event).await,
         (Some(_), None) => {
             // The frame is damaged or removed, so the delivery can never be sent.
             tracing::error!(
-                position = assignment.key.event.0,
+                position = position.0,
                 "event of a pending delivery is missing or damaged, giving up the delivery"
             );
-            let delivery = DeliveryKey { event: assignment.key.event, endpoint: assignment.endpoint };
+            let delivery = DeliveryKey { event: position, endpoint: assignment.endpoint };
             let given_up =
                 Deliveries(&context).give_up(DeadReason::Expired, move |_| (vec![delivery], ())).await;
             if let Err(error) = given_up {

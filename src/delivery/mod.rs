@@ -6,6 +6,7 @@
 mod attempt;
 mod background;
 mod dispatcher;
+pub mod erasure;
 mod gauges;
 mod handshake;
 mod intake;

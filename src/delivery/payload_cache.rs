@@ -44,6 +44,11 @@ impl Payloads {
         Some(event)
     }
 
+    /// Drops an erased event.
+    pub(crate) fn forget(&mut self, position: Position) {
+        self.remove(position);
+    }
+
     fn remove(&mut self, position: Position) {
         if let Some((event, _)) = self.events.remove(&position) {
             self.bytes -= event.weight();

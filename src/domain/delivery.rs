@@ -251,6 +251,20 @@ pub struct Attempt {
     pub delay: Duration,
 }
 
+impl Attempt {
+    /// The attempt without text from the receiver, which may repeat the event's content. Keeps the
+    /// class of a failure.
+    #[must_use]
+    pub fn erased(&self) -> Self {
+        let class = self.error.as_ref().map(|(class, _)| *class);
+        let text = match self.status {
+            Some(status) => format!("status {status}"),
+            None => "erased".to_owned(),
+        };
+        Self { error: class.map(|class| (class, text.into())), reply: Bytes::new(), ..self.clone() }
+    }
+}
+
 #[cfg(test)]
 impl Attempt {
     /// A failed first attempt.

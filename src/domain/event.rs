@@ -49,6 +49,15 @@ closed_list! {
     }
 }
 
+closed_list! {
+    /// Whether the content of an erased event has left the files of the journal.
+    pub enum OnDisk {
+        /// A background job removes it.
+        Pending => "pending",
+        Done => "done",
+    }
+}
+
 /// An accepted event with its target endpoints. Its position is that of its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -73,6 +82,8 @@ pub struct Event {
     pub targets: Vec<EndpointNumber>,
     /// Idempotency records of the request's key and of the chosen id.
     pub idempotency: Vec<Idempotency>,
+    /// When the content was erased: data, metadata and attributes except the trace.
+    pub erased_at: Option<Timestamp>,
 }
 
 /// Bytes of an event besides its variable-length fields: the struct and its bookkeeping.
@@ -146,6 +157,9 @@ impl Event {
     /// contain it.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
+        if self.erased_at.is_some() {
+            return Self::erased_bytes(self.targets.len());
+        }
         let stream = self.stream.as_ref().map_or("", |(stream, _)| stream.as_str());
         let ordering_key = self.ordering_key.as_ref().map_or("", OrderingKey::as_str);
         let (id, tenant, event_type) = (self.id.as_str(), self.tenant.as_str(), self.event_type.as_str());
@@ -155,6 +169,36 @@ impl Event {
         let metadata = self.metadata.as_ref().map_or(0, Bytes::len);
         let targets = self.targets.len() * STORED_TARGET_BYTES;
         (STORED_OVERHEAD_BYTES + names + metadata + attributes + self.data.len() + targets) as u64
+    }
+
+    /// [`Self::stored_bytes`] of an erased event with this many targets.
+    #[must_use]
+    pub fn erased_bytes(targets: usize) -> u64 {
+        (STORED_OVERHEAD_BYTES + targets * STORED_TARGET_BYTES) as u64
+    }
+
+    /// The event without its content. Keeps its names, times and targets, its trace, and its
+    /// idempotency records, so that a repeated publish is still a duplicate.
+    #[must_use]
+    pub fn erased(&self, at: Timestamp) -> Self {
+        let is_kept = |(name, _): &&(Box<str>, Box<str>)| **name == *attribute::TRACE_PARENT;
+        Self {
+            id: self.id.clone(),
+            tenant: self.tenant.clone(),
+            event_type: self.event_type.clone(),
+            version: self.version.clone(),
+            timestamp: self.timestamp,
+            accepted_at: self.accepted_at,
+            stream: self.stream.clone(),
+            ordering_key: self.ordering_key.clone(),
+            deliver_at: self.deliver_at,
+            metadata: None,
+            attributes: self.attributes.iter().filter(is_kept).cloned().collect(),
+            data: Bytes::new(),
+            targets: self.targets.clone(),
+            idempotency: self.idempotency.clone(),
+            erased_at: Some(self.erased_at.unwrap_or(at)),
+        }
     }
 
     /// Number of engines that the event came through before this one.

@@ -35,7 +35,7 @@ pub use endpoint::{
     Handshake, Ordering, PolicyDefaults, RateLimit, Reservation, RetryPolicy, Sealed, Secret, SecretKind,
     SignaturePreset,
 };
-pub use event::{Event, EventStatus, Expected, Rejection, attribute, weigh};
+pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weigh};
 pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};

@@ -93,6 +93,13 @@ pub enum Record {
         tenant: Tenant,
         at: Timestamp,
     },
+    /// The content of an event was erased, with the replies to its attempts.
+    EventErased {
+        event: Position,
+        tenant: Tenant,
+        at: Timestamp,
+        reason: Box<str>,
+    },
     /// Retention may forget events up to this horizon. Precedes their removal.
     HorizonMoved {
         horizon: Horizon,
@@ -110,4 +117,46 @@ pub enum Record {
         key: ConsumerKey,
         at: Timestamp,
     },
+}
+
+impl Record {
+    /// The event whose content the record at `position` has, or had before the event was erased.
+    #[must_use]
+    pub fn content_of(&self, position: Position) -> Option<Position> {
+        match self {
+            Self::EventAccepted(_) => Some(position),
+            Self::AttemptFinished { delivery, .. } => Some(delivery.event),
+            Self::EndpointPut(_)
+            | Self::EndpointDeleted { .. }
+            | Self::KeyPut(_)
+            | Self::KeyDeleted { .. }
+            | Self::DeliveriesRevived { .. }
+            | Self::DeliveriesCancelled { .. }
+            | Self::DeliveriesDied { .. }
+            | Self::DeadLettersPurged { .. }
+            | Self::DeliveriesReordered { .. }
+            | Self::RequestAnswered { .. }
+            | Self::RateReserved { .. }
+            | Self::EventRejected { .. }
+            | Self::TenantPut(_)
+            | Self::TenantDeleted { .. }
+            | Self::EventErased { .. }
+            | Self::HorizonMoved { .. }
+            | Self::ConsumerPut(_)
+            | Self::ConsumerMoved { .. }
+            | Self::ConsumerDeleted { .. } => None,
+        }
+    }
+
+    /// The record without the content of its event, which was erased at this time.
+    #[must_use]
+    pub fn erased(&self, at: Timestamp) -> Self {
+        match self {
+            Self::EventAccepted(event) => Self::EventAccepted(Arc::new(event.erased(at))),
+            Self::AttemptFinished { delivery, due, attempt } => {
+                Self::AttemptFinished { delivery: *delivery, due: *due, attempt: Arc::new(attempt.erased()) }
+            }
+            other => other.clone(),
+        }
+    }
 }

@@ -1,5 +1,6 @@
-//! Maintenance of a whole data directory: retention, backup, restore and verification.
+//! Maintenance of a whole data directory: retention, erasure, backup, restore and verification.
 
 pub mod backup;
+pub mod erasure;
 pub mod retention;
 pub mod verify;

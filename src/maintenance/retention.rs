@@ -15,7 +15,7 @@ use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Command;
 use crate::panics;
 use crate::projections::retention::{Cutoffs, Forgotten};
-use crate::storage::journal::{JournalReader, ReadError, RewriteError};
+use crate::storage::journal::{Fate, JournalReader, ReadError, RewriteError};
 use crate::storage::state::{EventLookup, State, StateError};
 
 /// Pages that the apply thread examines per step.
@@ -181,7 +181,7 @@ impl Retention {
         }
         let reader = self.outbox.journal().clone();
         let rewritten = run_blocking(move || {
-            reader.rewrite_segment(first, &mut |position, _| !unneeded.contains(&position))
+            reader.rewrite_segment(first, &mut |position, _| Fate::keep_if(!unneeded.contains(&position)))
         });
         match rewritten.await? {
             Ok(report) => Ok(Some((report.removed, report.bytes_before.saturating_sub(report.bytes_after)))),
@@ -263,8 +263,12 @@ fn has_event_in_journal(
         | Record::DeliveriesReordered { deliveries, .. } => deliveries,
         _ => &[],
     };
-    for delivery in deliveries {
-        if !unneeded.contains(&delivery.event) && reader.read(delivery.event)?.is_some() {
+    let erased = match record {
+        Record::EventErased { event, .. } => Some(*event),
+        _ => None,
+    };
+    for event in deliveries.iter().map(|delivery| delivery.event).chain(erased) {
+        if !unneeded.contains(&event) && reader.read(event)?.is_some() {
             return Ok(true);
         }
     }
@@ -273,7 +277,7 @@ fn has_event_in_journal(
 
 /// Runs file work outside the runtime's threads. A simulation has a single thread and runs it
 /// inline.
-async fn run_blocking<R: Send + 'static>(
+pub(super) async fn run_blocking<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, Unavailable> {
     if cfg!(test) {
@@ -309,7 +313,7 @@ impl From<ReadError> for RewriteFailure {
     }
 }
 
-fn failed(error: StateError) -> Unavailable {
+pub(super) fn failed(error: StateError) -> Unavailable {
     Unavailable::Failed(error.to_string().into())
 }
 

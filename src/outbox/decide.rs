@@ -96,6 +96,11 @@ impl Committer {
         // A random step makes the next ids unpredictable, so that no publisher can claim one of
         // them first.
         self.last_ulid = Ulid(self.last_ulid.0 + (self.environment.random() >> 64));
+        if units.iter().any(Unit::seals_segment)
+            && let Err(error) = self.journal.seal()
+        {
+            return fail(error, units.into_iter());
+        }
         let mut staged = StagedGroup { next: self.journal.next_position(), ..StagedGroup::default() };
         let mut judged = Vec::with_capacity(units.len());
         let mut bounds = Vec::with_capacity(units.len());
@@ -218,9 +223,14 @@ impl Committer {
                     Outcome::Written(staged.push_with_key(idempotency, claimed))
                 })
             }
+            // Sealed before the group was judged.
+            Command::SealSegment => Outcome::Sealed,
             Command::Record(record) => Outcome::Written(match command.request() {
                 Some(idempotency) => staged.push_with_key(idempotency, record.clone()),
-                None => staged.push(record.clone()),
+                // An attempt of an erased event may end after the erasure.
+                None => {
+                    staged.push(self.journal.without_erased_content(record).unwrap_or_else(|| record.clone()))
+                }
             }),
         }
     }

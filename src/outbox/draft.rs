@@ -102,7 +102,8 @@ impl EventDraft {
     pub fn judge_id_conflict(&self, position: Position, event: &Event) -> Judged {
         let is_the_same = self.event_type == event.event_type
             && self.version == event.version
-            && self.data == event.data
+            // The content of an erased event is unknown.
+            && (event.erased_at.is_some() || self.data == event.data)
             && self.stream.as_ref() == event.stream.as_ref().map(|(stream, _)| stream);
         if is_the_same { Judged::Duplicate(position) } else { Judged::Mismatch(position) }
     }
@@ -208,6 +209,9 @@ pub enum ChangeError {
     Conflict,
     #[error("{0}")]
     NotAllowed(&'static str),
+    /// The event has no content that could be delivered.
+    #[error("the event was erased")]
+    Erased,
     #[error(transparent)]
     QuotaExceeded(#[from] QuotaExceeded),
     /// A request with the same key was committed in between, and its response is stored now.

@@ -64,8 +64,10 @@ impl Freshness {
             None => drop(tracked.tenants.insert(tenant.clone(), position)),
         };
         for (position, record) in records {
-            if let Record::EventAccepted(event) = record {
-                track(&event.tenant, *position);
+            match record {
+                Record::EventAccepted(event) => track(&event.tenant, *position),
+                Record::EventErased { tenant, .. } => track(tenant, *position),
+                _ => {}
             }
             for endpoint in changed_endpoints(record) {
                 if let Some(tenant) = registry.tenant_of(endpoint) {
@@ -146,7 +148,8 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::EventRejected { .. }
         | Record::ConsumerPut(_)
         | Record::ConsumerMoved { .. }
-        | Record::ConsumerDeleted { .. } => Vec::new(),
+        | Record::ConsumerDeleted { .. }
+        | Record::EventErased { .. } => Vec::new(),
     }
 }
 

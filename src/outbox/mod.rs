@@ -195,6 +195,7 @@ impl Outbox {
     ) -> UnstartedOutbox {
         let registry = Arc::new(RwLock::new(registry_of(&state, &journal.reader())));
         let reader = journal.reader();
+        reader.hide_erased(state.pending_erasures(Position(0), usize::MAX));
         let applied = Arc::new(AtomicU64::new(state.applied().0));
         let readable = Arc::new(AtomicU64::new(reader.last_position().0));
         let queue = Arc::new(CommitQueue::new(admission));
@@ -259,6 +260,11 @@ impl Outbox {
         let permit = self.match_and_admit(&mut commands).await?;
         let prepared = Prepared { permit, ..self.prepare(&commands).await? };
         self.submit(Unit { commands, prepared, reply: None }).await
+    }
+
+    /// Seals the active segment of the journal: every record so far is then in a sealed segment.
+    pub(super) async fn seal_segment(&self) -> Result<(), Unavailable> {
+        self.commit(vec![Command::SealSegment]).await.map(drop)
     }
 
     /// Commits independent commands in several units, one after another, if their events begin many

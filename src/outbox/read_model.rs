@@ -17,6 +17,7 @@ use crate::domain::{
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
+use crate::projections::erasures::{self, ErasureFacts};
 use crate::projections::feed::{self, FeedStep};
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
@@ -91,6 +92,8 @@ pub trait ReadModel: ConsumerReads {
 
     /// Whether the state has an event at this position.
     fn knows(&self, event: Position) -> bool;
+    /// See [`erasures::erasure`].
+    fn erasure(&self, event: Position) -> Option<ErasureFacts>;
     fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts>;
     /// Deliveries of an event, by endpoint.
     fn deliveries_of(&self, event: Position) -> Vec<DeliveryFacts>;
@@ -222,6 +225,10 @@ impl ReadModel for State {
 
     fn knows(&self, event: Position) -> bool {
         reads::has_event(self.rows(), event)
+    }
+
+    fn erasure(&self, event: Position) -> Option<ErasureFacts> {
+        erasures::erasure(self.rows(), event)
     }
 
     fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts> {

@@ -94,7 +94,8 @@ impl Registry {
             | Record::DeliveriesReordered { .. }
             | Record::RequestAnswered { .. }
             | Record::RateReserved { .. }
-            | Record::EventRejected { .. } => {}
+            | Record::EventRejected { .. }
+            | Record::EventErased { .. } => {}
         }
     }
 

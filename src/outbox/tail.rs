@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::domain::{Event, Horizon, Position, Record};
+use crate::domain::{Event, Horizon, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound};
 use crate::limits;
 use crate::rules::feed::FeedFilter;
@@ -84,6 +84,7 @@ impl Tail {
                     ring.push(Arc::new(FeedEvent::new(*position, Arc::clone(event))));
                 }
                 Record::HorizonMoved { horizon, .. } => ring.horizon = *horizon,
+                Record::EventErased { event, at, .. } => ring.erase(*event, *at),
                 _ => {}
             }
         }
@@ -153,6 +154,16 @@ impl Tail {
 }
 
 impl Ring {
+    /// Replaces an event, and drops its encodings.
+    fn erase(&mut self, position: Position, at: Timestamp) {
+        if let Ok(number) = self.events.binary_search_by_key(&position, |event| event.position) {
+            let before = &mut self.events[number];
+            self.bytes -= before.weight();
+            *before = Arc::new(FeedEvent::new(position, Arc::new(before.event.erased(at))));
+            self.bytes += before.weight();
+        }
+    }
+
     fn push(&mut self, event: Arc<FeedEvent>) {
         self.bytes += event.weight();
         self.events.push_back(event);
@@ -202,6 +213,22 @@ mod tests {
         let ring = tail.ring.read().unwrap();
         assert!(ring.bytes <= limits::TAIL_BYTES_MAX && ring.events.len() > 5);
         assert_eq!(ring.complete_after.next(), ring.events[0].position);
+    }
+
+    #[test]
+    fn erased_event_has_no_content_in_the_ring() {
+        let tail = Tail::new(Position(0));
+        tail.on_commit(&[(Position(1), event(1_000)), (Position(2), event(1_000))]);
+        let read = || tail.after(&FeedFilter::default(), Position(0), 9).unwrap().events;
+        read()[0].json.set(Bytes::from_static(b"content")).unwrap();
+        let (tenant, at) = ("default".parse().unwrap(), Timestamp::from_millis(7));
+        let erased = Record::EventErased { event: Position(1), tenant, at, reason: "a".into() };
+        tail.on_commit(&[(Position(3), erased)]);
+        let events = read();
+        assert_eq!((events[0].event.erased_at, events[0].event.data.len()), (Some(at), 0));
+        assert_eq!((events[0].json.get(), events[1].event.data.len()), (None, 1_000));
+        let bytes: usize = events.iter().map(|event| event.weight()).sum();
+        assert_eq!(tail.ring.read().unwrap().bytes, bytes);
     }
 
     #[test]

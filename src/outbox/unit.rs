@@ -51,6 +51,8 @@ pub enum Command {
     Claim(Idempotency),
     /// A record that needs no judgement.
     Record(Record),
+    /// Seals the active segment of the journal. Records of the same group follow it.
+    SealSegment,
 }
 
 impl Command {
@@ -69,7 +71,8 @@ impl Command {
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
             | Self::Claim(_)
-            | Self::Record(_) => None,
+            | Self::Record(_)
+            | Self::SealSegment => None,
         }
     }
 
@@ -100,7 +103,8 @@ impl Command {
             | Self::PutConsumer(_)
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
-            | Self::Record(_) => None,
+            | Self::Record(_)
+            | Self::SealSegment => None,
         }
     }
 
@@ -126,7 +130,8 @@ impl Command {
             | Self::Check { .. }
             | Self::MoveConsumer(_)
             | Self::Claim(_)
-            | Self::Record(_) => false,
+            | Self::Record(_)
+            | Self::SealSegment => false,
         }
     }
 
@@ -140,7 +145,11 @@ impl Command {
             Self::PutConsumer(consumer) => consumer.key.tenant.as_ref(),
             Self::MoveConsumer(wanted) => wanted.key.tenant.as_ref(),
             Self::DeleteConsumer { key, .. } => key.tenant.as_ref(),
-            Self::DeleteEndpoint { .. } | Self::Atomic(_) | Self::Claim(_) | Self::Record(_) => None,
+            Self::DeleteEndpoint { .. }
+            | Self::Atomic(_)
+            | Self::Claim(_)
+            | Self::Record(_)
+            | Self::SealSegment => None,
         }
     }
 
@@ -161,7 +170,8 @@ impl Command {
             | Self::DeleteEndpoint { .. }
             | Self::Atomic(_)
             | Self::Check { .. }
-            | Self::Claim(_) => false,
+            | Self::Claim(_)
+            | Self::SealSegment => false,
         }
     }
 
@@ -178,7 +188,8 @@ impl Command {
             | Self::MoveConsumer(_)
             | Self::DeleteConsumer { .. }
             | Self::Claim(_)
-            | Self::Record(_) => 64,
+            | Self::Record(_)
+            | Self::SealSegment => 64,
         }
     }
 }
@@ -213,6 +224,8 @@ pub enum Outcome {
     Passed,
     /// Another command of the atomic unit failed it.
     Withdrawn,
+    /// The active segment is sealed.
+    Sealed,
     /// The endpoint, tenant or consumer was changed or deleted in between, or an earlier command
     /// of the unit had a conflict.
     Conflict,
@@ -246,6 +259,10 @@ impl Unit {
     #[must_use]
     pub fn of_record(record: Record) -> Self {
         Self { commands: vec![Command::Record(record)], prepared: Prepared::default(), reply: None }
+    }
+
+    pub(super) fn seals_segment(&self) -> bool {
+        self.commands.iter().any(|command| matches!(command, Command::SealSegment))
     }
 
     pub(super) fn needs_preparation(&self) -> bool {

@@ -72,6 +72,7 @@ mod tests {
                 order: 0,
                 bytes: 1,
                 targets: pages::TargetList::Listed(Vec::new()),
+                erased_at: None,
             };
             blocks.add_event(&mut rows, 1, &entry);
         }

@@ -249,6 +249,7 @@ impl Fold {
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 idempotency::remember(step.rows, step.fold.checkpoint, idempotency, position);
             }
+            Record::EventErased { event, at, .. } => step.erase(*event, *at),
         }
     }
 }
@@ -404,6 +405,7 @@ impl Step<'_> {
 }
 
 mod changes;
+mod erase;
 #[cfg(test)]
 mod cost_tests;
 #[cfg(test)]

@@ -8,8 +8,9 @@
 //! | `D` | endpoint, due, event | [`pending::Row`] | deliveries that a lane may send, in lane order |
 //! | `P` | event, endpoint | [`pending::Detail`] | attempt history of a pending delivery, once tried or revived |
 //! | `W` | endpoint, order hash, event | [`pending::Row`] and due | all pending deliveries of a queue, including its first |
-//! | `E` | page, checkpoint, chunk | entries | index of events, in blocks |
+//! | `E` | page, checkpoint, chunk | entries | index of events, in blocks; the last entry of an event is valid |
 //! | `F` | event | endpoint numbers | targets of a wide event |
+//! | `H` | event | time | erased events whose content is still in the files |
 //! | `O` | page, checkpoint, chunk | entries | changes of delivery state, in blocks; the last one is valid |
 //! | `M` | event, part | entries | delivery states of a wide event, and of replays to other endpoints |
 //! | `X` | death, event, endpoint | [`dead::Letter`] | dead letters, in order of death |
@@ -27,6 +28,7 @@ pub mod audit;
 pub mod consumers;
 pub mod counters;
 pub mod dead;
+pub mod erasures;
 pub mod failing;
 pub mod feed;
 pub mod fold;

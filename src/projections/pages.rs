@@ -1,7 +1,8 @@
 //! Index of events (`E`), in blocks instead of a row per event, and targets of wide events (`F`).
 //!
 //! A page covers [`PAGE_POSITIONS`] journal positions. A checkpoint adds one block to a page, or
-//! several if a block reaches its bound. Readers merge the blocks of a page in order. Invariant: an
+//! several if a block reaches its bound. Readers merge the blocks of a page in order. Of
+//! several entries for one event, the last is valid. Invariant: an
 //! entry is small, so that finding one costs the same for events with one and with many targets.
 
 use std::borrow::Cow;
@@ -61,6 +62,8 @@ pub struct EventEntry {
     /// See [`Event::stored_bytes`](crate::domain::Event::stored_bytes).
     pub bytes: u64,
     pub targets: TargetList,
+    /// When the event's content was erased.
+    pub erased_at: Option<Timestamp>,
 }
 
 /// Endpoints of an event.
@@ -147,6 +150,8 @@ impl EventEntry {
                 }
             }
         }
+        // Zero means not erased: no event was erased at time zero.
+        put_varint(&mut out, self.erased_at.map_or(0, Timestamp::millis));
         out
     }
 
@@ -167,7 +172,19 @@ impl EventEntry {
                 TargetList::Listed((1..count).map(number).collect::<Result<_, _>>()?)
             }
         };
-        Ok(Self { position, accepted_at, first_due, tenant, event_type, stream, order, bytes, targets })
+        let erased_at = Some(reader.get_varint()?).filter(|millis| *millis != 0).map(Timestamp::from_millis);
+        Ok(Self {
+            position,
+            accepted_at,
+            first_due,
+            tenant,
+            event_type,
+            stream,
+            order,
+            bytes,
+            targets,
+            erased_at,
+        })
     }
 }
 
@@ -225,14 +242,18 @@ pub(super) fn scan_entries(
     });
 }
 
-/// The page's events, in order.
+/// The page's events, in order. A later entry of an event replaces its first one.
 pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
-    let mut list = Vec::new();
+    let mut events: Vec<EventEntry> = Vec::new();
     scan_entries(rows, b'E', page, &mut |reader| {
-        list.push(EventEntry::decode(reader)?);
+        let entry = EventEntry::decode(reader)?;
+        match events.binary_search_by_key(&entry.position, |event| event.position) {
+            Ok(at) => events[at] = entry,
+            Err(at) => events.insert(at, entry),
+        }
         Ok(ControlFlow::Continue(()))
     });
-    list
+    events
 }
 
 /// The entry of one event.

@@ -271,6 +271,8 @@ pub struct Past {
     pub event_type: Box<str>,
     /// `None` if the event has no delivery for the endpoint.
     pub state: Option<DeliveryState>,
+    /// Its content was erased.
+    pub is_erased: bool,
 }
 
 /// Events with their state at one endpoint, newest first. Filters: tenant, event_type, stream,
@@ -286,7 +288,12 @@ pub fn past(
         let state = states
             .delivery(event, endpoint)
             .map(|entry| entry.map_or(DeliveryState::Pending, |entry| entry.state));
-        Some(Past { position: event.position, event_type: event.event_type.clone(), state })
+        Some(Past {
+            position: event.position,
+            event_type: event.event_type.clone(),
+            state,
+            is_erased: event.erased_at.is_some(),
+        })
     })
 }
 
@@ -445,6 +452,7 @@ mod tests {
                 order: 0,
                 bytes: 10,
                 targets: TargetList::Listed(vec![EndpointNumber(1)]),
+                erased_at: None,
             };
             self.blocks.add_event(&mut self.rows, 0, &entry);
             let pending = random.u8(..) < 6;

@@ -48,6 +48,7 @@ pub(crate) mod tests {
             data: Bytes::from_static(b"{}"),
             targets: vec![EndpointNumber(1)],
             idempotency: Vec::new(),
+            erased_at: None,
         }
     }
 

@@ -53,6 +53,7 @@ mod tests {
             data: bytes::Bytes::from_static(b"1"),
             targets: Vec::new(),
             idempotency: Vec::new(),
+            erased_at: None,
         }
     }
 

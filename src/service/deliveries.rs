@@ -82,6 +82,7 @@ impl Deliveries<'_> {
             settled_at: facts.settled_at,
             last_status: facts.last_status,
             last_attempt,
+            is_erased: event.erased_at.is_some(),
         }
     }
 
@@ -117,6 +118,7 @@ impl Deliveries<'_> {
         let _held = self.0.outbox().hold_events().await;
         let found = self.get(scope, key).await?.ok_or(ChangeError::NotFound)?;
         match found.delivery.state {
+            _ if found.delivery.is_erased => return Err(ChangeError::Erased),
             DeliveryState::Dead(_) => {}
             _ if trigger == Trigger::Redrive => return Err(ChangeError::NotFound),
             DeliveryState::Purged => return Err(PURGED),

@@ -149,6 +149,7 @@ impl Events<'_> {
                 | Outcome::Written(_)
                 | Outcome::Passed
                 | Outcome::Withdrawn
+                | Outcome::Sealed
                 | Outcome::Conflict => unreachable!("{UNEXPECTED_OUTCOME}"),
             };
             outcome = match self.0.record_at(position).await? {

@@ -40,6 +40,9 @@ impl Replays<'_> {
         let _held = self.0.outbox().hold_events().await;
         let found = Events(self.0).find(scope, tenant, id).await?;
         let (position, event) = found.ok_or(ChangeError::NotFound)?;
+        if event.erased_at.is_some() {
+            return Err(ChangeError::Erased);
+        }
         let numbers: Vec<EndpointNumber> = match endpoints {
             Some(ids) => {
                 let find =
@@ -100,7 +103,7 @@ impl Replays<'_> {
             let mut deliveries = Vec::new();
             if !wanted.is_empty() {
                 let current = self.past(&range).await?.items.into_iter();
-                let eligible = current.filter(|past| is_eligible(past.state, only_undelivered));
+                let eligible = current.filter(|past| is_eligible(past, only_undelivered));
                 let keys = eligible.map(|past| DeliveryKey { event: past.position, endpoint: number });
                 deliveries.extend(keys.filter(|key| wanted.contains(&key.event)));
             }
@@ -134,7 +137,7 @@ impl Replays<'_> {
         selection: Arc<PatternSelection>,
     ) -> Result<HashSet<Position>, Unavailable> {
         let is_wanted = move |past: &Past| {
-            is_eligible(past.state, only_undelivered)
+            is_eligible(past, only_undelivered)
                 && past.event_type.parse().is_ok_and(|event_type| selection.wants(&event_type))
         };
         let select =
@@ -151,8 +154,9 @@ struct PastRange {
     after: Option<Cursor>,
 }
 
-fn is_eligible(state: Option<DeliveryState>, only_undelivered: bool) -> bool {
-    match state {
+fn is_eligible(past: &Past, only_undelivered: bool) -> bool {
+    match past.state {
+        _ if past.is_erased => false,
         Some(DeliveryState::Pending) => false,
         // A purged dead letter is unwanted, but a full replay includes it.
         Some(DeliveryState::Delivered | DeliveryState::Purged) => !only_undelivered,

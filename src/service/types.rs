@@ -17,8 +17,8 @@ pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::projections::streams::Head;
 
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, Party, Position,
-    Tenant, Timestamp,
+    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, OnDisk, Party,
+    Position, Tenant, Timestamp,
 };
 
 /// The tenant that a caller may see; `None` is all tenants. Hides other tenants' items.
@@ -83,6 +83,8 @@ pub struct DeliveryView {
     pub last_status: Option<u16>,
     /// The last attempt, unless the delivery is delivered. The API decides how much of it to show.
     pub last_attempt: Option<Arc<Attempt>>,
+    /// The event's content was erased: the delivery cannot be retried.
+    pub is_erased: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +92,32 @@ pub struct DeliveryDetail {
     pub delivery: DeliveryView,
     /// Oldest first; at most [`crate::limits::ATTEMPTS_KEPT_MAX`].
     pub attempts: Vec<Arc<Attempt>>,
+}
+
+/// The erased events of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErasureView {
+    pub count: u64,
+    /// The last erasure.
+    pub erased_at: Option<Timestamp>,
+    /// `Done` if it is for all events.
+    pub on_disk: OnDisk,
+}
+
+impl Default for ErasureView {
+    fn default() -> Self {
+        Self { count: 0, erased_at: None, on_disk: OnDisk::Done }
+    }
+}
+
+impl ErasureView {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.erased_at = self.erased_at.max(other.erased_at);
+        if other.on_disk == OnDisk::Pending {
+            self.on_disk = OnDisk::Pending;
+        }
+    }
 }
 
 /// Why a caller cannot wait.

@@ -45,7 +45,10 @@ pub(super) const LAG_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
+    /// Without the content of erased events.
     pub(super) records: Vec<(Position, Record)>,
+    /// Records whose content was erased, but may still be in the files.
+    contents: BTreeMap<Position, Record>,
     pub(super) oracle: Oracle,
     /// Durable moves of consumers: from and to.
     pub(super) consumer_moves: BTreeSet<(ConsumerKey, Position, Position)>,
@@ -92,6 +95,7 @@ impl Model {
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => all(deliveries),
+            Record::EventErased { event, .. } => self.may_be_removed(*event),
             Record::RequestAnswered { .. } | Record::EventRejected { .. } => self.keep.is_some(),
             Record::RateReserved { endpoint, .. } => {
                 self.keep.is_some() && !self.oracle.is_rested_on(*endpoint, position)
@@ -126,7 +130,7 @@ impl Model {
         }
         self.latest = self.latest.max(now);
         self.check_atomicity(record)?;
-        self.records.push((position, record.clone()));
+        self.remember(position, record);
         match record {
             Record::EventAccepted(event) => self.accept(position, event)?,
             Record::EndpointPut(endpoint) => self.put_endpoint(endpoint, now)?,
@@ -165,13 +169,17 @@ impl Model {
             | Record::ConsumerDeleted { .. }
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
-            | Record::RequestAnswered { .. } => {}
+            | Record::RequestAnswered { .. }
+            | Record::EventErased { .. } => {}
             // The writer's clock never goes back.
             Record::EventRejected { idempotency, .. } => {
                 self.check_key(position, idempotency, self.latest)?;
             }
         }
         self.oracle.apply(position, record);
+        if let Record::EventErased { event, .. } = record {
+            self.erase(*event);
+        }
         self.check_quota(record)
     }
 
@@ -194,6 +202,41 @@ impl Model {
         self.unfinished = part.map(|(number, index, count)| (number, index + 1, count));
         self.unfinished = self.unfinished.filter(|(_, next, count)| next < count);
         Ok(())
+    }
+
+    /// Keeps a record as reads show it. The files may have the content of an erased event.
+    fn remember(&mut self, position: Position, record: &Record) {
+        let shown = self.oracle.without_content(position, record);
+        if shown != *record {
+            self.contents.insert(position, record.clone());
+        }
+        self.records.push((position, shown));
+    }
+
+    /// Removes the content of an erased event from the records as reads show them.
+    fn erase(&mut self, event: Position) {
+        let first = self.records.partition_point(|(at, _)| *at < event);
+        for (position, record) in &mut self.records[first..] {
+            let shown = self.oracle.without_content(*position, record);
+            if shown != *record {
+                self.contents.insert(*position, std::mem::replace(record, shown));
+            }
+        }
+    }
+
+    /// Records of erased events whose content may still be in the files.
+    pub(super) fn contents(&self) -> Vec<Position> {
+        self.contents.keys().copied().collect()
+    }
+
+    /// The files have lost the content of these records.
+    pub(super) fn lose_contents(&mut self, records: &[Position]) {
+        self.contents.retain(|position, _| !records.contains(position));
+    }
+
+    /// Whether a record of the files is this record of the model.
+    pub(super) fn is_same(&self, position: Position, known: &Record, found: &Record) -> bool {
+        found == known || self.contents.get(&position) == Some(found)
     }
 
     /// Checks that an accepted event leaves its tenant within its quota.
@@ -403,7 +446,8 @@ impl Model {
             | Record::ConsumerDeleted { .. }
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
-            | Record::EventRejected { .. } => Vec::new(),
+            | Record::EventRejected { .. }
+            | Record::EventErased { .. } => Vec::new(),
         });
         deliveries.collect()
     }

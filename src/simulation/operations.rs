@@ -1,6 +1,7 @@
 //! Random operations of publishers and operators through the services, with checks of the results.
 
 mod appends;
+mod erasing;
 mod posts;
 
 use std::time::Duration;
@@ -59,6 +60,8 @@ pub(super) async fn operate(context: Context, world: World) {
                 consumers::change_consumer(&context, &world).await;
             }
         }
+        96 | 97 => erasing::erase(&context, &world).await,
+        98 => erasing::remove_from_disk(&context, &world).await,
         82..92 => walks::operate_in_bulk(&context, &world).await,
         _ => walks::walk(&context, &world).await,
     }

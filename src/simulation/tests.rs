@@ -132,6 +132,9 @@ fn nothing_is_lost_in_any_seed() {
         "consumersDefined",
         "consumersCommitted",
         "consumersFenced",
+        "erased",
+        "streamsErased",
+        "erasedOnDisk",
     ];
     for what in wanted {
         assert!(
@@ -326,6 +329,16 @@ fn forgotten_commits_of_consumers_are_caught() {
 #[test]
 fn ignored_fence_of_a_consumer_is_caught() {
     assert_caught(Mutation::IgnoreFence);
+}
+
+#[test]
+fn readable_content_after_an_erasure_is_caught() {
+    assert_caught(Mutation::EraseForgets);
+}
+
+#[test]
+fn content_that_stays_on_disk_is_caught() {
+    assert_caught(Mutation::KeepErasedBytes);
 }
 
 #[test]

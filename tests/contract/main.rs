@@ -15,6 +15,7 @@ mod consumers;
 mod conventions;
 mod deliveries;
 mod endpoints;
+mod erasure;
 mod events;
 mod feed;
 mod feed_projection;

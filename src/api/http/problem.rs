@@ -87,6 +87,8 @@ pub enum Problem {
     NotCaughtUp {
         position: Position,
     },
+    /// The event has no content that could be delivered.
+    EventErased,
     /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
@@ -170,6 +172,7 @@ impl Problem {
             Self::BodyTooSlow { rate: 0 },
             Self::Conflict(text()),
             Self::ConsumerMoved { actual: Position(0) },
+            Self::EventErased,
             Self::Rejected { rejection: conflict, repeated: false },
             Self::Rejected { rejection: Rejection::PartialDuplicate, repeated: false },
             Self::RequestInFlight,
@@ -214,6 +217,7 @@ impl Problem {
             | Self::Conflict(_)
             | Self::PositionAhead { .. }
             | Self::ConsumerMoved { .. }
+            | Self::EventErased
             | Self::RequestInFlight => 409,
             Self::PositionGone { .. } | Self::VersionGone { .. } => 410,
             Self::OfPart { cause, .. } => cause.status(),
@@ -271,6 +275,7 @@ impl Problem {
             Self::OfPart { cause, .. } => cause.code(),
             Self::ConsumerMoved { .. } => "consumer_moved",
             Self::NotCaughtUp { .. } => "not_caught_up",
+            Self::EventErased => "event_erased",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
@@ -319,6 +324,7 @@ impl Problem {
             Self::OfPart { cause, .. } => cause.title(),
             Self::ConsumerMoved { .. } => "The consumer has moved",
             Self::NotCaughtUp { .. } => "The state has not reached the position",
+            Self::EventErased => "The event was erased",
             Self::RequestInFlight => "The first request with this key is still in progress",
             Self::PayloadTooLarge { .. } => "The body is too large",
             Self::UriTooLong => "The URI is too long",
@@ -379,6 +385,7 @@ impl Problem {
             Self::OfPart { cause, .. } => cause.detail(),
             Self::ConsumerMoved { actual } => moved_detail(*actual),
             Self::NotCaughtUp { position } => late_detail(*position),
+            Self::EventErased => "its content was erased, so it cannot be delivered again".to_owned(),
             Self::RequestInFlight => "repeat the request after the first one has completed".to_owned(),
             Self::PayloadTooLarge { limit } => format!("at most {limit} bytes are accepted"),
             Self::UriTooLong => "send a shorter path and query".to_owned(),

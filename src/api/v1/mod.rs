@@ -7,6 +7,7 @@ pub mod dead_letters;
 pub mod deliveries;
 pub mod disclosure;
 pub mod endpoints;
+pub mod erasure;
 pub mod events;
 pub mod feed;
 pub mod handshakes;

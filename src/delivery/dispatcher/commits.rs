@@ -34,6 +34,7 @@ impl Dispatcher {
         for (position, record) in &committed.records {
             match record {
                 Record::EventAccepted(event) => self.payloads.insert(*position, event),
+                Record::EventErased { event, .. } => self.payloads.forget(*event),
                 Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);

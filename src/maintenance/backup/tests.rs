@@ -3,7 +3,7 @@
 use super::*;
 use crate::domain::Record;
 use crate::storage::disk::MemoryDisk;
-use crate::storage::journal::{Journal, JournalOptions};
+use crate::storage::journal::{Fate, Journal, JournalOptions};
 
 fn record(number: u64) -> Record {
     Record::KeyDeleted { id: format!("key_{number}").parse().unwrap(), at: Timestamp::from_millis(number) }
@@ -19,7 +19,7 @@ fn journal(gaps: bool) -> Journal {
         journal.append(Timestamp::from_millis(1_000 + number / 3), &[unit]).unwrap();
     }
     for (first, _) in if gaps { journal.reader().sealed_segments() } else { Vec::new() } {
-        journal.rewrite_segment(first, &mut |position, _| position.0 % 7 != 0).unwrap();
+        journal.rewrite_segment(first, &mut |position, _| Fate::keep_if(position.0 % 7 != 0)).unwrap();
     }
     journal
 }

@@ -311,6 +311,8 @@ fn is_part(part: &Hour, of: &Hour) -> bool {
 
 fn event(oracle: &Oracle, found: &dyn ReadModel, position: Position, moment: Moment) -> Result<(), String> {
     same(&format!("whether {position} is known"), &oracle.knows(position), &found.knows(position))?;
+    let erased_at = |model: &dyn ReadModel| model.erasure(position).map(|erasure| erasure.at);
+    same(&format!("the erasure of {position}"), &erased_at(oracle), &erased_at(found))?;
     let all = found.deliveries_of(position);
     same(&format!("the deliveries of {position}"), &oracle.deliveries_of(position), &all)?;
     // Single lookups for a sample of the events.

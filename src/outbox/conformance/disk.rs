@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{End, Store};
 use crate::domain::{ApiKey, Endpoint, Position, Record, TenantSettings, Timestamp};
+use crate::maintenance::erasure::Erasures;
 use crate::maintenance::retention::{Retention, RetentionPolicy};
 use crate::maintenance::verify::verify;
 use crate::outbox::decide::CommitEnvironment;
@@ -189,6 +190,18 @@ impl DiskStore {
     }
 }
 
+/// Whether a file below the directory has these bytes.
+fn has_bytes(directory: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(directory).expect("a directory can be read").any(|entry| {
+        let path = entry.expect("a directory can be read").path();
+        if path.is_dir() {
+            return has_bytes(&path, bytes);
+        }
+        let content = std::fs::read(path).expect("a file can be read");
+        content.windows(bytes.len()).any(|part| part == bytes)
+    })
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory can be made");
     for entry in std::fs::read_dir(from).expect("a directory can be read") {
@@ -259,6 +272,22 @@ impl Store for DiskStore {
         let now = *self.environment.now.lock().unwrap_or_else(PoisonError::into_inner);
         let pass = self.drive(async move |outbox| Retention::new(outbox, policy).pass(now).await);
         pass.expect("retention takes its pass");
+    }
+
+    fn erase_on_disk(&mut self) {
+        let now = *self.environment.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let pass = self.drive(async move |outbox| Erasures::new(outbox).pass(now).await);
+        assert_eq!(pass.expect("the pass completes").left, 0);
+    }
+
+    fn is_in_files(&self, bytes: &[u8]) -> bool {
+        match &self.medium {
+            Medium::Memory { disk, .. } => disk.list().expect("the files are listed").iter().any(|name| {
+                let content = disk.contents(name).unwrap_or_default();
+                content.windows(bytes.len()).any(|part| part == bytes)
+            }),
+            Medium::Files { .. } => has_bytes(&self.medium.directory(), bytes),
+        }
     }
 
     fn end(&mut self, end: End) {

@@ -49,6 +49,12 @@ impl MemoryStore {
             Record::TenantDeleted { tenant, .. } => drop(self.tenants.remove(tenant)),
             _ => {}
         }
+        let record = self.oracle.without_content(position, &record);
+        if let Record::EventErased { event, .. } = &record {
+            for (position, (_, earlier)) in self.records.range_mut(*event..) {
+                *earlier = self.oracle.without_content(*position, earlier);
+            }
+        }
         self.records.insert(position, (self.now, record));
         position
     }
@@ -223,6 +229,7 @@ impl MemoryStore {
             Command::PutConsumer(_) | Command::MoveConsumer(_) | Command::DeleteConsumer { .. } => {
                 self.judge_consumer(&command)
             }
+            Command::SealSegment => Outcome::Sealed,
             Command::Record(record) => Outcome::Written(self.write(record)),
         }
     }
@@ -363,6 +370,7 @@ impl MemoryStore {
             data: draft.data.clone(),
             targets: self.targets(draft),
             idempotency: requests,
+            erased_at: None,
         });
         self.write(Record::EventAccepted(event.clone()));
         Outcome::Accepted(AcceptedEvent { event, position, duplicate: false })
@@ -446,6 +454,12 @@ impl Store for MemoryStore {
         self.oracle.forgotten.extend(over);
         let hours_from = self.oracle.hours_from;
         self.oracle.hours_from = events.map_or(hours_from, |cutoff| hours_from.max(cutoff));
+    }
+
+    fn erase_on_disk(&mut self) {
+        let erased = self.oracle.events.iter().filter(|(_, event)| event.erased_at.is_some());
+        let erased: Vec<_> = erased.map(|(position, _)| *position).collect();
+        self.oracle.left_disk.extend(erased);
     }
 
     fn end(&mut self, _: End) {}

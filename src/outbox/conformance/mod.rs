@@ -13,6 +13,7 @@ mod memory;
 pub(crate) mod oracle;
 mod outcomes;
 mod tenants;
+mod upkeep;
 mod work;
 
 use std::sync::Arc;
@@ -57,6 +58,12 @@ pub(crate) trait Store {
     fn checkpoint(&mut self);
     /// Runs one retention pass.
     fn retain(&mut self, policy: RetentionPolicy);
+    /// Runs one erasure pass. Succeeds at once for an outbox without files.
+    fn erase_on_disk(&mut self) {}
+    /// Whether a file has these bytes.
+    fn is_in_files(&self, _: &[u8]) -> bool {
+        false
+    }
     /// Ends the process and reopens the outbox.
     fn end(&mut self, end: End);
     /// Verifies the data directory. Succeeds for an outbox without one.
@@ -124,6 +131,8 @@ fn passes<S: Store>(name: &str, seeds: u64, also: &[&str], make: fn(u64) -> S) {
         "StateLost",
         "checkpoints",
         "retained",
+        "erased",
+        "erasure passes",
     ];
     for what in wanted.iter().chain(also) {
         assert!(first.is_some() || happened.contains_key(what), "no seed met {what}: {happened:?}");

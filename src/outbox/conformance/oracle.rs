@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::domain::{
     Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Horizon, KeyId, Next, Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
 };
@@ -37,6 +39,15 @@ use crate::rules::matching::want;
 fn longest(holds: &[(Timestamp, Position)]) -> Option<(Timestamp, Position)> {
     let until = holds.iter().map(|(until, _)| *until).max()?;
     holds.iter().find(|hold| hold.0 == until).copied()
+}
+
+/// The event without its content.
+fn erase(event: &Event, at: Timestamp) -> Event {
+    let mut event = event.clone();
+    event.metadata = None;
+    event.attributes.retain(|(name, _)| **name == *"traceparent");
+    (event.data, event.erased_at) = (Bytes::new(), Some(at));
+    event
 }
 
 /// The host of a URL as tests write them, without a port.
@@ -105,6 +116,8 @@ pub(crate) struct Oracle {
     /// Deleted events.
     pub(crate) forgotten: BTreeSet<Position>,
     pub(crate) horizon: RecordedHorizon,
+    /// Erased events whose content has left the files.
+    pub(crate) left_disk: BTreeSet<Position>,
     /// Start of the retained statistics.
     pub(crate) hours_from: Timestamp,
 }
@@ -183,6 +196,31 @@ impl Oracle {
             }
             // The endpoint was deleted, or never was.
             Record::RateReserved { .. } => {}
+            Record::EventErased { event, at, .. } => {
+                if let Some(known) = self.events.get_mut(event).filter(|known| known.erased_at.is_none()) {
+                    *known = Arc::new(erase(known, *at));
+                }
+            }
+        }
+    }
+
+    /// The record as reads show it.
+    pub(crate) fn without_content(&self, position: Position, record: &Record) -> Record {
+        let erased = |event: &Position| self.events.get(event).filter(|known| known.erased_at.is_some());
+        match record {
+            Record::EventAccepted(event) => Record::EventAccepted(erased(&position).unwrap_or(event).clone()),
+            Record::AttemptFinished { delivery, due, attempt } if erased(&delivery.event).is_some() => {
+                let mut attempt = Attempt::clone(attempt);
+                attempt.reply = Bytes::new();
+                if let Some((_, text)) = &mut attempt.error {
+                    *text = attempt
+                        .status
+                        .map_or_else(|| "erased".into(), |status| format!("status {status}").into());
+                }
+                let (delivery, due, attempt) = (*delivery, *due, Arc::new(attempt));
+                Record::AttemptFinished { delivery, due, attempt }
+            }
+            other => other.clone(),
         }
     }
 
@@ -343,7 +381,7 @@ impl Oracle {
     }
 
     fn revive(&mut self, key: DeliveryKey, trigger: Trigger, at: Timestamp) {
-        if !self.events.contains_key(&key.event) {
+        if self.events.get(&key.event).is_none_or(|event| event.erased_at.is_some()) {
             return;
         }
         let known = self.deliveries.get(&key).cloned();

@@ -26,6 +26,7 @@ pub(super) fn kind(outcome: &Outcome) -> &'static str {
         Outcome::ConsumerMoved { .. } => "ConsumerMoved",
         Outcome::TooManyConsumers => "TooManyConsumers",
         Outcome::Written(_) => "Written",
+        Outcome::Sealed => "Sealed",
         Outcome::Conflict => "Conflict",
     }
 }
@@ -83,6 +84,7 @@ pub(super) fn brief(command: &Command) -> String {
         Command::MoveConsumer(wanted) => format!("move {:?} to {} {:?}", wanted.key, wanted.to, wanted.kind),
         Command::DeleteConsumer { key, .. } => format!("delete {key:?}"),
         Command::Claim(request) => format!("claim {}", request.scope[0]),
+        Command::SealSegment => "seal".to_owned(),
         Command::Record(record) => format!("{record:?}"),
     }
 }

@@ -16,7 +16,6 @@ use crate::domain::{
     EndpointStatus, ErrorClass, EventId, Expected, Format, Hold, Idempotency, Next, Ordering, Position,
     RateLimit, Record, Reservation, RetryPolicy, SignaturePreset, Timestamp, Trigger,
 };
-use crate::maintenance::retention::RetentionPolicy;
 use crate::outbox::draft::EventDraft;
 use crate::outbox::unit::{Command, Outcome};
 
@@ -33,10 +32,14 @@ pub(super) struct Work<S> {
     pub(super) oracle: MemoryStore,
     pub(super) now: Timestamp,
     /// Retention has removed records.
-    retained: bool,
+    pub(super) retained: bool,
     /// The state was rebuilt without the removed records.
     rebuilt: bool,
     last_id: Option<EventId>,
+    /// Erased events, with their data.
+    pub(super) erased: Vec<(Position, Bytes)>,
+    /// Number of posts so far. It makes the data of each event unique.
+    posts: u64,
     done: String,
     happened: BTreeMap<&'static str, u64>,
 }
@@ -52,6 +55,8 @@ impl<S: Store> Work<S> {
             retained: false,
             rebuilt: false,
             last_id: None,
+            erased: Vec::new(),
+            posts: 0,
             done: String::new(),
             happened: BTreeMap::new(),
         }
@@ -66,11 +71,11 @@ impl<S: Store> Work<S> {
         self.happened.iter().map(|(what, count)| (*what, *count))
     }
 
-    fn note(&mut self, what: &str) {
+    pub(super) fn note(&mut self, what: &str) {
         writeln!(self.done, "{:>10} {what}", self.now.millis() - BEGINNING).expect("a string takes it");
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub(super) fn count(&mut self, what: &'static str) {
         *self.happened.entry(what).or_default() += 1;
     }
 
@@ -137,10 +142,12 @@ impl<S: Store> Work<S> {
                 let units = (0..self.random.u32(1..6)).filter_map(|_| self.attempt()).collect();
                 self.submit(units)
             }
-            76..86 => {
+            76..84 => {
                 let unit = vec![Command::Record(self.in_bulk())];
                 self.submit(vec![unit])
             }
+            84 => self.erase(),
+            85 => self.erase_on_disk(),
             86..90 => {
                 self.note("checkpoint");
                 self.count("checkpoints");
@@ -175,7 +182,7 @@ impl<S: Store> Work<S> {
     }
 
     /// Submits the units to the outbox and the oracle, and compares the outcomes.
-    fn submit(&mut self, units: Vec<Vec<Command>>) -> Result<(), String> {
+    pub(super) fn submit(&mut self, units: Vec<Vec<Command>>) -> Result<(), String> {
         let units = crate::outbox::commit_queue::in_turn_order(units);
         for command in units.iter().flatten() {
             self.note(&brief(command));
@@ -251,7 +258,9 @@ impl<S: Store> Work<S> {
         let kind = kind.parse().expect("a legal type");
         let tenant = self.random.choice(["default", "default", "other"]).expect("three");
         let tenant = tenant.parse().expect("a legal tenant");
-        let data = format!("{{\"body\":{body},\"more\":\"{}\"}}", "x".repeat(self.random.usize(0..120)));
+        self.posts += 1;
+        let more = "x".repeat(self.random.usize(0..120));
+        let data = format!("{{\"body\":{body},\"post\":{},\"more\":\"{more}\"}}", self.posts);
         EventDraft {
             id: chosen.map(|number| format!("chosen-{number}").parse().expect("a legal id")),
             expected: if stream.is_some() { expected } else { Expected::Any },
@@ -429,18 +438,6 @@ impl<S: Store> Work<S> {
         }
     }
 
-    fn retain(&mut self) {
-        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
-        let events = self.random.choice([None, Some(hours(1)), Some(hours(6))]).expect("three");
-        let stream_events = self.random.choice([None, Some(hours(2))]).expect("two");
-        let policy = RetentionPolicy { events, stream_events };
-        self.note(&format!("{policy:?}"));
-        self.oracle.retain(policy);
-        self.store.retain(policy);
-        self.retained |= policy != RetentionPolicy::default();
-        self.count("retained");
-    }
-
     fn end(&mut self) -> Result<(), String> {
         let cut = End::PowerCut(self.random.u64(..));
         let end = self.random.choice([End::Stopped, End::Killed, cut, End::StateLost]).expect("four");
@@ -530,6 +527,7 @@ impl<S: Store> Work<S> {
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => deliveries.iter().all(|key| gone(&key.event)),
+            Record::EventErased { event, .. } => gone(event),
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 !remembered(&idempotency.scope)
             }

@@ -143,6 +143,7 @@ impl Committer {
             data: draft.data.clone(),
             targets,
             idempotency,
+            erased_at: None,
         }
     }
 

@@ -40,6 +40,7 @@ impl Step<'_> {
             order: order_hash(ordering_key(event)),
             bytes: event.stored_bytes(),
             targets: TargetList::write(self.rows, self.position, &event.targets),
+            erased_at: event.erased_at,
         };
         let usage = self.usage(&event.tenant);
         usage.events += 1;

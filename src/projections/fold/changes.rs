@@ -32,7 +32,9 @@ impl Step<'_> {
             detail.progress = Progress::begin(detail.progress.attempts, at, trigger);
             return self.reschedule(delivery, &place, at, &mut detail);
         }
-        let Some(event) = pages::event(self.rows, delivery.event) else { return };
+        // An erased event cannot be delivered.
+        let event = pages::event(self.rows, delivery.event).filter(|event| event.erased_at.is_none());
+        let Some(event) = event else { return };
         let Some((place, before)) = self.last_state(delivery) else { return };
         // The state may have changed since the request was checked.
         let (from, change) = (before.as_ref().map(|entry| entry.state), DeliveryChange::Revived(trigger));

@@ -59,6 +59,7 @@ impl World {
             data: "1".into(),
             targets: vec![ONE],
             idempotency: Vec::new(),
+            erased_at: None,
         };
         self.apply(&Record::EventAccepted(Arc::new(event)));
         self.last

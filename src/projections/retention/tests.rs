@@ -55,6 +55,7 @@ impl World {
             data: "1".into(),
             targets: targets.iter().map(|number| crate::domain::EndpointNumber(*number)).collect(),
             idempotency: Vec::new(),
+            erased_at: None,
         };
         self.apply(&Record::EventAccepted(Arc::new(event)))
     }

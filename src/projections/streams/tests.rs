@@ -117,6 +117,7 @@ fn indexed(versions: impl Iterator<Item = u64> + Clone) -> Map {
             order: 0,
             bytes: 0,
             targets: TargetList::Listed(Vec::new()),
+            erased_at: None,
         };
         blocks.add_event(&mut rows, 0, &entry);
     }

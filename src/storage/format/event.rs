@@ -6,7 +6,7 @@ use super::fields::{
     CodecError, get_list, get_name, get_number, get_option, get_pair, get_time, put_list, put_option,
     put_pair, put_text, put_time,
 };
-use super::record::{get_idempotency, put_idempotency};
+use super::record::{ERASED_EVENT_LAYOUT, get_idempotency, put_idempotency};
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::domain::Event;
 
@@ -28,9 +28,12 @@ pub(super) fn put_event(out: &mut Vec<u8>, event: &Event) {
     put_bytes(out, &event.data);
     put_list(out, &event.targets, |out, number| put_varint(out, u64::from(number.0)));
     put_list(out, &event.idempotency, put_idempotency);
+    if let Some(at) = event.erased_at {
+        put_time(out, at);
+    }
 }
 
-pub(super) fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
+pub(super) fn get_event(r: &mut Reader<'_>, layout: u8) -> Result<Event, CodecError> {
     Ok(Event {
         id: get_name(r)?,
         tenant: get_name(r)?,
@@ -46,5 +49,6 @@ pub(super) fn get_event(r: &mut Reader<'_>) -> Result<Event, CodecError> {
         data: Bytes::copy_from_slice(r.get_bytes()?),
         targets: get_list(r, 1, get_number)?,
         idempotency: get_list(r, 33, get_idempotency)?,
+        erased_at: if layout < ERASED_EVENT_LAYOUT { None } else { Some(get_time(r)?) },
     })
 }

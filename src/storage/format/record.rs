@@ -6,12 +6,12 @@
 //! input only.
 //!
 //! A record is a tag byte, a layout version byte and the fields below, in this order. The layout
-//! version is 4 for `AttemptFinished`, 2 for `EndpointPut` and `EventRejected`, and 1 for all
-//! others.
+//! version is 4 for `AttemptFinished`, 2 for `EndpointPut`, `EventRejected` and the `EventAccepted`
+//! of an erased event, and 1 for all others.
 //!
 //! | tag | record | fields |
 //! |---|---|---|
-//! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency |
+//! | 1 | `EventAccepted` | id, tenant, type, version, timestamp, accepted at, stream? (name, version), ordering key?, deliver at?, metadata?, attributes (name, value), data, targets, idempotency, erased at (layout 2 only) |
 //! | 2 | `AttemptFinished` | delivery, due, number, trigger, started at, duration, status?, error? (class, text), reply, network, next, hold? (until, revision), uptime? (milliseconds), delay (milliseconds) |
 //! | 3 | `EndpointPut` | number, id, tenant, url, description, types, headers, rate limit?, in flight, timeout, ordering, retry, format, signature, secrets, trace, metadata?, status, created at, updated at, revision, options (tag, bytes) |
 //! | 4 | `EndpointDeleted` | endpoint, at |
@@ -27,6 +27,7 @@
 //! | 14 | `RateReserved` | endpoint, revision, rate (limit, per, burst), full at |
 //! | 15 | `TenantPut` | tenant, name, metadata?, quotas (code, kind, limit), in flight?, timeout?, retry?, created at, updated at, revision |
 //! | 16 | `TenantDeleted` | tenant, at |
+//! | 17 | `EventErased` | event, tenant, at, reason |
 //! | 18 | `HorizonMoved` | events, stream events, at |
 //! | 19 | `ConsumerPut` | tenant?, name, types, streams (kind, text), description, created at, updated at, position, moved at? |
 //! | 20 | `ConsumerMoved` | tenant?, name, position, at |
@@ -64,6 +65,8 @@ pub(super) const LAYOUT: u8 = 1;
 /// Layout version of attempts. Earlier layouts stay readable: layout 1 has no network, layout 2 has
 /// no hold and no uptime, layout 3 has no delay.
 const ATTEMPT_LAYOUT: u8 = 4;
+/// Layout version of erased events. Layout 1, of all other events, has no time of erasure.
+pub(super) const ERASED_EVENT_LAYOUT: u8 = 2;
 /// Layout version of endpoints. Layout 1 stays readable: its secrets have a single kind and plain
 /// bytes, and it has no options.
 const ENDPOINT_LAYOUT: u8 = 2;
@@ -86,6 +89,7 @@ const EVENT_REJECTED: u8 = 13;
 const RATE_RESERVED: u8 = 14;
 const TENANT_PUT: u8 = 15;
 const TENANT_DELETED: u8 = 16;
+const EVENT_ERASED: u8 = 17;
 const HORIZON_MOVED: u8 = 18;
 const CONSUMER_PUT: u8 = 19;
 const CONSUMER_MOVED: u8 = 20;
@@ -105,7 +109,7 @@ pub fn size_hint(record: &Record) -> usize {
 pub fn encode(record: &Record, out: &mut Vec<u8>) {
     let tag = record_tag(record);
     put_u8(out, tag);
-    put_u8(out, layout_of(tag).expect("every record has a layout"));
+    put_u8(out, written_layout(record));
     match record {
         Record::EventAccepted(event) => put_event(out, event),
         Record::AttemptFinished { delivery, due, attempt } => {
@@ -160,6 +164,12 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_text(out, tenant.as_str());
             put_time(out, *at);
         }
+        Record::EventErased { event, tenant, at, reason } => {
+            put_varint(out, event.0);
+            put_text(out, tenant.as_str());
+            put_time(out, *at);
+            put_text(out, reason);
+        }
         Record::HorizonMoved { horizon, at } => {
             put_varint(out, horizon.events.0);
             put_varint(out, horizon.stream_events.0);
@@ -189,7 +199,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         return Err(CodecError::UnknownLayout { tag, found, known });
     }
     let record = match tag {
-        EVENT_ACCEPTED => Record::EventAccepted(Arc::new(get_event(r)?)),
+        EVENT_ACCEPTED => Record::EventAccepted(Arc::new(get_event(r, found)?)),
         ATTEMPT_FINISHED => Record::AttemptFinished {
             delivery: get_delivery(r)?,
             due: get_time(r)?,
@@ -236,6 +246,12 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
         },
         TENANT_PUT => Record::TenantPut(Arc::new(get_tenant(r)?)),
         TENANT_DELETED => Record::TenantDeleted { tenant: get_name(r)?, at: get_time(r)? },
+        EVENT_ERASED => Record::EventErased {
+            event: Position(r.get_varint()?),
+            tenant: get_name(r)?,
+            at: get_time(r)?,
+            reason: get_text(r)?,
+        },
         HORIZON_MOVED => Record::HorizonMoved {
             horizon: Horizon { events: Position(r.get_varint()?), stream_events: Position(r.get_varint()?) },
             at: get_time(r)?,
@@ -259,8 +275,18 @@ fn layout_of(tag: u8) -> Option<u8> {
         ATTEMPT_FINISHED => Some(ATTEMPT_LAYOUT),
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
-        EVENT_ACCEPTED..=TENANT_DELETED | HORIZON_MOVED | CONSUMER_PUT..=CONSUMER_DELETED => Some(LAYOUT),
+        EVENT_ACCEPTED => Some(ERASED_EVENT_LAYOUT),
+        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=CONSUMER_DELETED => Some(LAYOUT),
         _ => None,
+    }
+}
+
+/// The layout version that a record is written in: the latest, but the first for an event that is
+/// not erased.
+fn written_layout(record: &Record) -> u8 {
+    match record {
+        Record::EventAccepted(event) if event.erased_at.is_none() => LAYOUT,
+        _ => layout_of(record_tag(record)).expect("every record has a layout"),
     }
 }
 
@@ -282,6 +308,7 @@ fn record_tag(record: &Record) -> u8 {
         Record::RateReserved { .. } => RATE_RESERVED,
         Record::TenantPut(_) => TENANT_PUT,
         Record::TenantDeleted { .. } => TENANT_DELETED,
+        Record::EventErased { .. } => EVENT_ERASED,
         Record::HorizonMoved { .. } => HORIZON_MOVED,
         Record::ConsumerPut(_) => CONSUMER_PUT,
         Record::ConsumerMoved { .. } => CONSUMER_MOVED,

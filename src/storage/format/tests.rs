@@ -38,6 +38,7 @@ fn full_event() -> Event {
             Idempotency { scope: [1; 16], fingerprint: [2; 16], expires_at: Some(Timestamp::MAX) },
             Idempotency { scope: [3; 16], fingerprint: [4; 16], expires_at: None },
         ],
+        erased_at: None,
     }
 }
 
@@ -225,6 +226,14 @@ fn consumer_samples(at: Timestamp) -> Vec<Record> {
 }
 
 /// Samples with every variant of every type in a record.
+fn erasures() -> [Record; 2] {
+    let (event, tenant, at) = (Position(300), "acme".parse().unwrap(), time(1_000));
+    [
+        Record::EventAccepted(Arc::new(full_event().erased(at))),
+        Record::EventErased { event, tenant, at, reason: "request 7".into() },
+    ]
+}
+
 fn samples() -> Vec<Record> {
     let at = time(1_000);
     let delivery = DeliveryKey { event: Position(300), endpoint: EndpointNumber(2) };
@@ -268,6 +277,7 @@ fn samples() -> Vec<Record> {
     ];
     all.extend(rejections());
     all.extend(consumer_samples(at));
+    all.extend(erasures());
     for reason in DeadReason::ALL {
         all.push(finished(attempt(Next::Dead(reason))));
         all.push(Record::DeliveriesDied { deliveries: keys(), reason, at });
@@ -402,8 +412,8 @@ fn changed_byte_never_panics_and_decoding_is_canonical() {
 
 proptest::proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(tag in 0..18_u8, rest: Vec<u8>) {
-        let mut bytes = vec![tag, LAYOUT];
+    fn arbitrary_bytes_never_panic(tag in 0..19_u8, layout in LAYOUT..4, rest: Vec<u8>) {
+        let mut bytes = vec![tag, layout];
         bytes.extend(rest);
         drop(decode(&bytes));
     }
@@ -412,7 +422,8 @@ proptest::proptest! {
 #[test]
 fn unknown_tags_and_layouts_are_reported() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
-    assert_eq!(decode(&[17, 1]), Err(CodecError::UnknownTag(17)));
+    assert_eq!(decode(&[18, 1]), Err(CodecError::UnknownTag(18)));
+    assert_eq!(decode(&[1, 3]), Err(CodecError::UnknownLayout { tag: 1, found: 3, known: 2 }));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
     assert_eq!(decode(&[2, 5]), Err(CodecError::UnknownLayout { tag: 2, found: 5, known: 4 }));
     assert_eq!(decode(&[3, 3]), Err(CodecError::UnknownLayout { tag: 3, found: 3, known: 2 }));
@@ -474,6 +485,18 @@ fn golden_bytes_of_a_hold() {
     // Retried at 99, held until 7000 by revision 12, after 86400123 ms, 300 ms late.
     let golden = "026301d8360c01fbb89929ac02";
     assert!(hex(&bytes).ends_with(golden), "{}", hex(&bytes));
+}
+
+/// As in `golden.txt`: these bytes never change.
+#[test]
+fn golden_bytes_of_an_erased_event() {
+    let golden = "0102056576745f310764656661756c740a6f726465722e7061696403312e3080d095ffbc3181d095ffbc310108\
+        6f726465722d343207010a637573746f6d6572203901ac0200010b7472616365706172656e740530302d616200\
+        0201ffffffff0f02010101010101010101010101010101010202020202020202020202020202020201ffb7ff90\
+        fdce39030303030303030303030303030303030404040404040404040404040404040400e807";
+    let erased = Record::EventAccepted(Arc::new(full_event().erased(time(1_000))));
+    assert_eq!(hex(&encoded(&erased)), golden);
+    assert_eq!(decode(&unhex(golden)), Ok(erased));
 }
 
 /// These bytes are on users' disks. If this test fails, add a layout version and a line at the end

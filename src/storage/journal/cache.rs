@@ -42,6 +42,14 @@ impl<K: Hash + Eq + Copy, V: Clone> LruCache<K, V> {
         }
     }
 
+    /// Drops the values whose keys match.
+    pub(super) fn remove_where(&mut self, matches: impl Fn(&K) -> bool) {
+        let keys: Vec<K> = self.entries.keys().filter(|key| matches(key)).copied().collect();
+        for key in keys {
+            self.remove(key);
+        }
+    }
+
     fn remove(&mut self, key: K) {
         if let Some((age, weight, _)) = self.entries.remove(&key) {
             self.by_age.remove(&age);

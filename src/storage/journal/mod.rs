@@ -15,6 +15,7 @@
 //! * Damage anywhere else costs only the damaged frame, and is reported.
 
 mod cache;
+mod erased;
 mod frame;
 mod open;
 mod reader;
@@ -33,7 +34,7 @@ use std::sync::atomic::Ordering;
 pub use open::{JournalError, OpenReport, VerifyReport, verify};
 pub use reader::{Frames, JournalReader, RawBatch, RawRecord, ReadError, RecordsAt};
 pub use restore::Restorer;
-pub use rewrite::{RewriteError, RewriteReport};
+pub use rewrite::{Fate, RewriteError, RewriteReport};
 
 use crate::codec::varint_len;
 use crate::domain::{Position, Record, Timestamp};
@@ -262,6 +263,11 @@ impl Journal {
         self.write_and_preallocate(&segment)?;
         self.sync(&segment)?;
         self.end += self.buffer.len() as u64;
+        for record in units.iter().flat_map(AsRef::as_ref) {
+            if let Record::EventErased { event, at, .. } = record {
+                self.shared.erased.insert(*event, *at);
+            }
+        }
         segment.publish(&frames, self.end);
         if let Some(entry) = write(&self.shared.list).last_mut() {
             entry.bytes = self.end;
@@ -375,6 +381,23 @@ impl Journal {
             Err(error) if is_out_of_descriptors(&error) => Ok(active),
             made => self.activate_segment(header, made),
         }
+    }
+
+    /// Seals the active segment, so that it can be rewritten. The last segment cannot.
+    pub(crate) fn seal(&mut self) -> Result<(), AppendError> {
+        if self.poisoned {
+            return Err(AppendError::Poisoned);
+        }
+        if self.active.is_some() && self.end > FILE_HEADER_BYTES as u64 {
+            self.start_next_segment(self.time)?;
+        }
+        Ok(())
+    }
+
+    /// The record without the content of an erased event: an attempt may end after the erasure.
+    #[must_use]
+    pub(crate) fn without_erased_content(&self, record: &Record) -> Option<Record> {
+        self.shared.erased.without_content(self.next, record)
     }
 
     /// Seals the active segment and starts a new one.

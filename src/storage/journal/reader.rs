@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::Instant;
 
 use super::cache::LruCache;
+use super::erased::ErasedEvents;
 use super::frame::FoundHeader;
 use super::segment::{Block, BlockLocation, BlockRecord, Segment, before, file_name, read_file_header};
 use super::{Damage, DamageCause};
@@ -54,6 +55,7 @@ pub(super) struct SegmentStore {
     pub(super) last: AtomicU64,
     ids: AtomicU64,
     pub(super) rewrite_hold: Mutex<Option<Instant>>,
+    pub(super) erased: ErasedEvents,
 }
 
 // Each change under these locks is a single step, so a panic of another thread leaves them
@@ -86,6 +88,7 @@ impl SegmentStore {
             last: AtomicU64::new(last.0),
             ids: AtomicU64::new(0),
             rewrite_hold: Mutex::new(None),
+            erased: ErasedEvents::default(),
         }
     }
 
@@ -95,6 +98,40 @@ impl SegmentStore {
 
     pub(super) fn keep_sealed(&self, entry: SegmentEntry, segment: Arc<Segment>) {
         lock(&self.sealed).insert((entry.first, entry.version), 1, segment);
+    }
+
+    /// Drops the cached content of a file that was replaced.
+    pub(super) fn forget_file(&self, replaced: SegmentEntry) {
+        let key = (replaced.first, replaced.version);
+        let mut sealed = lock(&self.sealed);
+        let id = sealed.get(key).map(|segment| segment.id);
+        sealed.remove_where(|other| *other == key);
+        drop(sealed);
+        if let Some(id) = id {
+            lock(&self.blocks).remove_where(|(segment, _)| *segment == id);
+        }
+    }
+
+    /// Decodes a record, without the content of an erased event.
+    fn decode(&self, block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
+        let found = format::decode(block.record_bytes(record))
+            .map_err(|source| ReadError::Undecodable { position: record.position, source })?;
+        Ok(self.erased.without_content(record.position, &found).unwrap_or(found))
+    }
+
+    /// The bytes of a record, without the content of an erased event. A record that cannot be
+    /// decoded stays as it is.
+    fn encoded(&self, block: &Block, record: &BlockRecord) -> Vec<u8> {
+        let bytes = block.record_bytes(record);
+        let found = if self.erased.is_empty() { None } else { format::decode(bytes).ok() };
+        match found.and_then(|found| self.erased.without_content(record.position, &found)) {
+            Some(erased) => {
+                let mut encoded = Vec::new();
+                format::encode(&erased, &mut encoded);
+                encoded
+            }
+            None => bytes.to_vec(),
+        }
     }
 
     /// Returns the entry for the position (or the first entry), and the first position of the next
@@ -203,7 +240,7 @@ impl JournalReader {
     /// Returns the record at a position. Returns `None` if it does not exist yet, or was removed.
     pub fn read(&self, position: Position) -> Result<Option<Record>, ReadError> {
         match self.locate(position)? {
-            Some((block, at)) => decode(&block, &block.records[at]).map(Some),
+            Some((block, at)) => self.shared.decode(&block, &block.records[at]).map(Some),
             None => Ok(None),
         }
     }
@@ -227,7 +264,7 @@ impl JournalReader {
             };
             let record = located.and_then(|found| match found {
                 Some((block, at)) => {
-                    let record = decode(&block, &block.records[at]);
+                    let record = self.shared.decode(&block, &block.records[at]);
                     last = Some(block);
                     record.map(Some)
                 }
@@ -319,12 +356,32 @@ impl JournalReader {
         let mut records = Vec::new();
         if let Some(block) = &step.block {
             for record in block.records.iter().filter(|record| record.position >= position) {
-                let bytes = block.record_bytes(record).to_vec();
+                let bytes = self.shared.encoded(block, record);
                 records.push(RawRecord { position: record.position, time: record.time, bytes });
             }
         }
         let damaged = step.damage.iter().filter_map(|damage| damage.positions).collect();
         Ok(Some(RawBatch { records, damaged, next: step.next }))
+    }
+
+    /// Removes the content of these events from all records that are read, from now on. Erasures
+    /// that are appended do this themselves.
+    pub fn hide_erased(&self, events: impl IntoIterator<Item = (Position, Timestamp)>) {
+        for (event, at) in events {
+            self.shared.erased.insert(event, at);
+        }
+    }
+
+    /// Whether the content of an event is removed from the records that are read. If not, the event
+    /// was not erased, or its files have lost the content.
+    #[must_use]
+    pub fn hides(&self, event: Position) -> bool {
+        self.shared.erased.contains(event)
+    }
+
+    /// Ends [`Self::hide_erased`] for events whose content has left the files.
+    pub fn end_hiding(&self, events: &[Position]) {
+        self.shared.erased.remove(events);
     }
 
     /// Last position; zero when the journal is empty.
@@ -396,11 +453,6 @@ impl JournalReader {
     }
 }
 
-fn decode(block: &Block, record: &BlockRecord) -> Result<Record, ReadError> {
-    format::decode(block.record_bytes(record))
-        .map_err(|source| ReadError::Undecodable { position: record.position, source })
-}
-
 /// Returns the missing range when a segment begins after the expected position.
 pub(super) fn missing_between(first: Position, from: Position) -> Option<Damage> {
     let positions = Some((from, before(first)));
@@ -444,7 +496,7 @@ impl Iterator for Frames {
             let Some(block) = step.block else { continue };
             let mut batch = Vec::with_capacity(block.records.len());
             for record in block.records.iter().filter(|record| record.position >= from) {
-                match decode(&block, record) {
+                match self.reader.shared.decode(&block, record) {
                     Ok(decoded) => batch.push((record.position, decoded)),
                     Err(error) => self.damage.push_back(error),
                 }
@@ -490,7 +542,8 @@ impl Iterator for RecordsAt {
                 self.ended = block.records.last().is_some_and(|record| record.time > self.time);
                 let matching = |record: &&BlockRecord| record.time == self.time && record.position >= from;
                 for record in block.records.iter().filter(matching) {
-                    self.ready.push_back(decode(&block, record).map(|decoded| (record.position, decoded)));
+                    let decoded = self.reader.shared.decode(&block, record);
+                    self.ready.push_back(decoded.map(|decoded| (record.position, decoded)));
                 }
             }
             self.ready.extend(damage_errors(&step.damage).map(Err));

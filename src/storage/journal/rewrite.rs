@@ -1,6 +1,6 @@
-//! Rewriting of a sealed segment without its unneeded records.
+//! Rewriting of a sealed segment without its unneeded records, and without erased content.
 //!
-//! Owns the only way by which records leave the journal. Never touches the active segment and never
+//! Owns the only way by which bytes leave the journal. Never touches the active segment and never
 //! changes a position. Rejects a damaged segment, so that its damage stays visible. An emptied
 //! segment becomes a gap marker, because a missing file counts as damage. Adjacent gap markers are
 //! merged.
@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader};
 use super::open::TEMPORARY_SUFFIX;
 use super::reader::{SegmentEntry, SegmentStore, lock, read, write};
-use super::segment::{Segment, file_name};
+use super::segment::{BlockRecord, Segment, file_name};
 use super::sparse::SparseSegmentWriter;
 use super::{Journal, JournalReader, ReadError};
 use crate::domain::{Position, Record};
@@ -34,9 +34,27 @@ pub enum RewriteError {
     Io(#[from] io::Error),
 }
 
+/// The fate of a record in a rewrite.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fate {
+    Keep,
+    Remove,
+    /// This record takes its position. It must have the same meaning for every later record.
+    Replace(Record),
+}
+
+impl Fate {
+    #[must_use]
+    pub fn keep_if(is_needed: bool) -> Self {
+        if is_needed { Self::Keep } else { Self::Remove }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RewriteReport {
+    /// Includes the replaced records.
     pub kept: u64,
+    pub replaced: u64,
     pub removed: u64,
     pub bytes_before: u64,
     /// Zero when the file was removed.
@@ -51,9 +69,9 @@ impl Journal {
     pub fn rewrite_segment(
         &self,
         first: Position,
-        keep: &mut dyn FnMut(Position, &Record) -> bool,
+        judge: &mut dyn FnMut(Position, &Record) -> Fate,
     ) -> Result<RewriteReport, RewriteError> {
-        self.reader().rewrite_segment(first, keep)
+        self.reader().rewrite_segment(first, judge)
     }
 }
 
@@ -64,12 +82,12 @@ impl JournalReader {
         *lock(&self.shared.rewrite_hold) = Some(until);
     }
 
-    /// Rewrites the sealed segment that begins at `first`, without the records that `keep` rejects.
-    /// Rewrites run one at a time, concurrently with appends and reads.
+    /// Rewrites the sealed segment that begins at `first`. `judge` decides about each record, as it
+    /// is in the file. Rewrites run one at a time, concurrently with appends and reads.
     pub fn rewrite_segment(
         &self,
         first: Position,
-        keep: &mut dyn FnMut(Position, &Record) -> bool,
+        judge: &mut dyn FnMut(Position, &Record) -> Fate,
     ) -> Result<RewriteReport, RewriteError> {
         let shared = &*self.shared;
         let held_until = lock(&shared.rewrite_hold);
@@ -84,16 +102,17 @@ impl JournalReader {
                 file: SparseSegmentWriter::new(file, header)?,
                 report: RewriteReport::default(),
             };
-            copy.run(&segment, upper, keep)?;
+            copy.run(&segment, upper, judge)?;
             Ok(copy.report)
         })?;
         report.bytes_before = entry.bytes;
-        if report.removed == 0 {
+        if report.removed + report.replaced == 0 {
             shared.disk.remove(&temporary_name(first))?;
             report.bytes_after = entry.bytes;
             return Ok(report);
         }
         install(shared, first, report.bytes_after)?;
+        shared.forget_file(entry);
         if report.kept == 0 && merge_gap_markers(shared, first, upper)? {
             report.bytes_after = 0;
         }
@@ -181,7 +200,7 @@ impl SegmentCopy<'_> {
         &mut self,
         segment: &Arc<Segment>,
         upper: Position,
-        keep: &mut dyn FnMut(Position, &Record) -> bool,
+        judge: &mut dyn FnMut(Position, &Record) -> Fate,
     ) -> Result<(), RewriteError> {
         check_undamaged(&segment.damage)?;
         let mut position = segment.header.first;
@@ -193,12 +212,7 @@ impl SegmentCopy<'_> {
                 let bytes = block.record_bytes(record);
                 let decoded = format::decode(bytes)
                     .map_err(|source| ReadError::Undecodable { position: record.position, source })?;
-                if keep(record.position, &decoded) {
-                    self.file.push(record.position, record.time, bytes)?;
-                    self.report.kept += 1;
-                } else {
-                    self.report.removed += 1;
-                }
+                self.copy(record, bytes, judge(record.position, &decoded))?;
             }
             match location.upper {
                 Some(next) if !location.is_last => position = next,
@@ -206,6 +220,24 @@ impl SegmentCopy<'_> {
             }
         }
         self.report.bytes_after = self.file.finish(upper)?;
+        Ok(())
+    }
+
+    fn copy(&mut self, record: &BlockRecord, bytes: &[u8], fate: Fate) -> io::Result<()> {
+        match fate {
+            Fate::Remove => {
+                self.report.removed += 1;
+                return Ok(());
+            }
+            Fate::Keep => self.file.push(record.position, record.time, bytes)?,
+            Fate::Replace(replacement) => {
+                let mut encoded = Vec::with_capacity(format::size_hint(&replacement));
+                format::encode(&replacement, &mut encoded);
+                self.report.replaced += u64::from(encoded != bytes);
+                self.file.push(record.position, record.time, &encoded)?;
+            }
+        }
+        self.report.kept += 1;
         Ok(())
     }
 }

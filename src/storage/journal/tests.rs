@@ -338,7 +338,8 @@ fn rewrite_keeps_positions_and_open_readers() {
     let sealed = reader.sealed_segments();
     let (first, second) = (sealed[0].0, sealed[1].0);
     let size = reader.size_bytes();
-    let report = journal.rewrite_segment(first, &mut |position, _| position.0 % 3 == 0).unwrap();
+    let report =
+        journal.rewrite_segment(first, &mut |position, _| Fate::keep_if(position.0 % 3 == 0)).unwrap();
     assert!(report.kept > 0 && report.removed > report.kept);
     assert_eq!(size - reader.size_bytes(), report.bytes_before - report.bytes_after);
     let expected: Vec<_> = (1..=100).filter(|position| *position >= second.0 || position % 3 == 0).collect();
@@ -351,12 +352,12 @@ fn rewrite_keeps_positions_and_open_readers() {
     }
     assert_eq!(verify(&disk, &mut |_| ()).unwrap().damage, []);
     let (journal, _) = open(&disk);
-    let report = journal.rewrite_segment(first, &mut |_, _| false).unwrap();
+    let report = journal.rewrite_segment(first, &mut |_, _| Fate::Remove).unwrap();
     assert_eq!((report.kept, report.bytes_after), (0, 128), "a gap marker remains");
     assert_eq!(all(&journal), (second.0..=100).collect::<Vec<_>>());
     let active = disk.list().unwrap().into_iter().max().unwrap();
     let active = segment::parse_file_name(&active).unwrap();
-    let refused = journal.rewrite_segment(active, &mut |_, _| false);
+    let refused = journal.rewrite_segment(active, &mut |_, _| Fate::Remove);
     assert!(matches!(refused, Err(RewriteError::NotSealed(_))));
 }
 
@@ -388,7 +389,9 @@ fn readers_see_a_growing_prefix_during_appends_and_rewrites() {
             fill(&mut journal, 20);
             let sealed = journal.reader().sealed_segments();
             if let Some((first, _)) = sealed.get(round / 3) {
-                journal.rewrite_segment(*first, &mut |position, _| position.0 % 2 == 0).unwrap();
+                journal
+                    .rewrite_segment(*first, &mut |position, _| Fate::keep_if(position.0 % 2 == 0))
+                    .unwrap();
             }
         }
         done.store(true, Ordering::Relaxed);
@@ -404,7 +407,7 @@ fn adjacent_emptied_segments_merge_into_one_gap_marker() {
     assert!(sealed.len() > 7);
     // In this order, a gap marker meets one before it and one after it.
     for dropped in [2, 5, 3, 4, 0] {
-        journal.rewrite_segment(sealed[dropped], &mut |_, _| false).unwrap();
+        journal.rewrite_segment(sealed[dropped], &mut |_, _| Fate::Remove).unwrap();
         let gone = |position: &u64| {
             let files = journal.reader().sealed_segments();
             let at = sealed.partition_point(|first| first.0 <= *position) - 1;
@@ -430,10 +433,12 @@ fn journal_with_all_file_kinds() -> (MemoryDisk, Vec<u64>) {
     fill(&mut journal, 300);
     let sealed: Vec<_> = journal.reader().sealed_segments().into_iter().map(|(first, _)| first).collect();
     for dropped in [0, 3] {
-        journal.rewrite_segment(sealed[dropped], &mut |_, _| false).unwrap();
+        journal.rewrite_segment(sealed[dropped], &mut |_, _| Fate::Remove).unwrap();
     }
     for thinned in [2, 4] {
-        journal.rewrite_segment(sealed[thinned], &mut |position, _| position.0 % 3 == 0).unwrap();
+        journal
+            .rewrite_segment(sealed[thinned], &mut |position, _| Fate::keep_if(position.0 % 3 == 0))
+            .unwrap();
     }
     let there = all(&journal);
     (disk, there)
@@ -513,8 +518,8 @@ fn file_bytes_match_format_1() {
     let appended = disk.contents(&file_name(Position(1))).unwrap();
     fill(&mut journal, 200);
     let sealed = journal.reader().sealed_segments();
-    journal.rewrite_segment(sealed[0].0, &mut |position, _| position.0 < 3).unwrap();
-    journal.rewrite_segment(sealed[1].0, &mut |_, _| false).unwrap();
+    journal.rewrite_segment(sealed[0].0, &mut |position, _| Fate::keep_if(position.0 < 3)).unwrap();
+    journal.rewrite_segment(sealed[1].0, &mut |_, _| Fate::Remove).unwrap();
     let rewritten = [sealed[0], sealed[1]].map(|(first, _)| disk.contents(&file_name(first)).unwrap());
     let [thinned, noted] = rewritten;
     let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();

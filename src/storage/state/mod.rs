@@ -7,6 +7,7 @@
 mod cursor;
 mod needs;
 mod overlay;
+mod registry_keys;
 pub(crate) mod row_store;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ pub use needs::EventLookup;
 
 use cursor::layout_error;
 use overlay::Overlay;
+use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key};
 use row_store::RowStore;
 
 use crate::domain::{
@@ -29,7 +31,7 @@ use crate::projections::audit::{self, Terms};
 use crate::projections::fold::RecordedHorizon;
 use crate::projections::retention::{self, Cutoffs, Forgotten};
 use crate::projections::usage::{self, Usage};
-use crate::projections::{Fold, LaneChange, Rows, consumers, counters, idempotency, stats};
+use crate::projections::{Fold, LaneChange, Rows, consumers, counters, erasures, idempotency, stats};
 use crate::storage::disk::{is_disk_full, is_out_of_descriptors};
 
 /// Why the state cannot be used. A rebuild from the journal repairs all of it.
@@ -84,7 +86,7 @@ const KEYS: u8 = b'K';
 const TENANTS: u8 = b'N';
 /// Tags of all rows: the cursor, the registry, [`projections`](crate::projections), and the
 /// checksum row of [`row_store`].
-const TAGS: &[u8] = b"ACcKNDPWEFOMXSVIJLRTUQ0";
+const TAGS: &[u8] = b"ACcKNDPWEFOMXSVIJLRTUQH0";
 
 /// Result of [`State::apply_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,8 +311,22 @@ impl State {
             | Record::EventRejected { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
-            | Record::ConsumerDeleted { .. } => {}
+            | Record::ConsumerDeleted { .. }
+            | Record::EventErased { .. } => {}
         }
+    }
+
+    /// Erased events after a position whose content is still in the journal's files, up to a number
+    /// of them.
+    #[must_use]
+    pub fn pending_erasures(&self, after: Position, limit: usize) -> Vec<(Position, Timestamp)> {
+        erasures::pending(&self.rows, after, limit)
+    }
+
+    /// Notes that no file of the journal has the content of these events.
+    pub fn complete_erasures(&mut self, events: &[Position]) {
+        erasures::complete(&mut self.rows, events);
+        self.dirty_without_record |= !events.is_empty();
     }
 
     /// The recorded horizon.
@@ -540,22 +556,7 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::EventRejected { .. }
         | Record::ConsumerPut(_)
         | Record::ConsumerMoved { .. }
-        | Record::ConsumerDeleted { .. } => 0,
+        | Record::ConsumerDeleted { .. }
+        | Record::EventErased { .. } => 0,
     }
-}
-
-fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
-    [&[ENDPOINTS][..], &number.0.to_be_bytes()].concat()
-}
-
-fn deleted_key(number: EndpointNumber) -> Vec<u8> {
-    [&[DELETED][..], &number.0.to_be_bytes()].concat()
-}
-
-fn key_key(id: &KeyId) -> Vec<u8> {
-    [&[KEYS][..], id.as_str().as_bytes()].concat()
-}
-
-fn tenant_key(tenant: &Tenant) -> Vec<u8> {
-    [&[TENANTS][..], tenant.as_str().as_bytes()].concat()
 }

@@ -6,7 +6,7 @@ use super::State;
 use super::overlay::Overlay;
 use crate::domain::{DeliveryKey, Event, Position, Record};
 use crate::failpoints::{self, Mutation};
-use crate::projections::{consumers, counters, idempotency, pages, reserved, retention, streams};
+use crate::projections::{consumers, counters, erasures, idempotency, pages, reserved, retention, streams};
 
 impl State {
     /// Whether the state still needs a record. An unneeded record is never needed again.
@@ -50,6 +50,9 @@ impl State {
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => of_any(deliveries, events),
+            Record::EventErased { event, .. } => {
+                events.contains(&self.rows, *event) || erasures::is_pending(&self.rows, *event)
+            }
             Record::RequestAnswered { idempotency, .. } | Record::EventRejected { idempotency, .. } => {
                 idempotency::known(&self.rows, &idempotency.scope)
                     .is_some_and(|known| known.position == position)

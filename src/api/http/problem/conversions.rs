@@ -57,6 +57,7 @@ impl From<ChangeError> for Problem {
                 Self::Conflict("the resource was changed by another request; try again".to_owned())
             }
             ChangeError::NotAllowed(why) => Self::Conflict(why.to_owned()),
+            ChangeError::Erased => Self::EventErased,
             ChangeError::QuotaExceeded(exceeded) => Self::QuotaExceeded(exceeded),
             ChangeError::Repeated => Self::RequestInFlight,
             ChangeError::Store(unavailable) => unavailable.into(),

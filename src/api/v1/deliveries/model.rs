@@ -11,7 +11,7 @@ use crate::api::text::{Span, Time, Word};
 use crate::api::v1::disclosure::{self, ShownClass};
 use crate::context::responses::{Answer, Keyed};
 use crate::domain::{
-    Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, Idempotency, Next, Trigger,
+    Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, ErrorClass, Idempotency, Next, Trigger,
 };
 use crate::service::types::{DeliveryDetail, DeliveryView};
 
@@ -71,9 +71,17 @@ impl DeliveryBody {
         }
     }
 
+    /// The response to a change. It is stored for repeated requests, so it has no text from a
+    /// receiver, which may repeat the content of an erased event: the target of a redirect.
     #[must_use]
     pub fn response<const STATUS: u16>(view: &DeliveryView, audience: Audience) -> Success<STATUS, Self> {
-        Success::new(&Self::new(view, audience))
+        let mut body = Self::new(view, audience);
+        if let Some(last) = &view.last_attempt
+            && let (Some((ErrorClass::Status, _)), Some(status)) = (&last.error, last.status)
+        {
+            body.last_error = Some(format!("status {status}"));
+        }
+        Success::new(&body)
     }
 
     /// The key of a request whose response is a delivery; `None` without a key.

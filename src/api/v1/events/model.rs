@@ -240,9 +240,12 @@ pub struct EventBody<'a> {
     /// attributes of a CloudEvent without a member here. `data_base64` is true if `data` is base64.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<&'a str, Value>,
-    /// As published.
+    /// As published; null if the event was erased.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
+    /// When the event was erased: `data` is null, and `metadata` and most `attributes` are absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Time>,
     pub position: u64,
     /// `pending` while any delivery is pending. Then `delivered` if all deliveries succeeded,
     /// `partial` if some did, `failed` if none did, or `unmatched` if there are none. Dead and
@@ -273,6 +276,7 @@ impl<'a> EventBody<'a> {
             metadata: event.metadata.as_deref().and_then(raw),
             attributes: attributes(event),
             data: raw(&event.data),
+            erased_at: event.erased_at.map(Time),
         }
     }
 }

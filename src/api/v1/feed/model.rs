@@ -38,9 +38,12 @@ pub struct FeedEventBody<'a> {
     /// As those of `GET /v1/events/{id}`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<&'a str, Value>,
-    /// As published.
+    /// As published; null if the event was erased.
     #[schemars(with = "serde_json::Value")]
     pub data: Option<&'a RawValue>,
+    /// When the event was erased: `data` is null, and `metadata` and most `attributes` are absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Time>,
     /// The event's position in the log.
     pub position: u64,
 }
@@ -67,6 +70,7 @@ impl<'a> FeedEventBody<'a> {
             metadata: event.metadata.as_deref().and_then(raw),
             attributes: attributes(event),
             data: raw(&event.data),
+            erased_at: event.erased_at.map(Time),
             position: position.0,
         }
     }

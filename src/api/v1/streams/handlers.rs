@@ -20,11 +20,12 @@ impl Call {
     ///
     /// # Errors
     /// 422 for a malformed tenant, 403 when the key is bound to another tenant.
-    pub(super) fn stream_tenant(&self) -> Result<Tenant, Problem> {
+    pub(in crate::api::v1) fn stream_tenant(&self) -> Result<Tenant, Problem> {
         self.principal.tenant(self.query.get("tenant")?)
     }
 
-    fn stream_not_found(&self) -> Problem {
+    /// 404 for the stream in the path.
+    pub(in crate::api::v1) fn stream_not_found(&self) -> Problem {
         match not_found("stream", &self.id) {
             Problem::NotFound(detail)
                 if self.principal.scope.0.is_none() && self.query.text("tenant").is_none() =>

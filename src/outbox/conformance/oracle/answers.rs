@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 
 use super::*;
+use crate::domain::OnDisk;
+use crate::projections::erasures::ErasureFacts;
 
 impl ReadModel for Oracle {
     fn applied(&self) -> Position {
@@ -188,6 +190,12 @@ impl ReadModel for Oracle {
         self.events.contains_key(&event) && !self.forgotten.contains(&event)
     }
 
+    fn erasure(&self, event: Position) -> Option<ErasureFacts> {
+        let at = self.events.get(&event).filter(|_| self.knows(event))?.erased_at?;
+        let on_disk = if self.left_disk.contains(&event) { OnDisk::Done } else { OnDisk::Pending };
+        Some(ErasureFacts { at, on_disk })
+    }
+
     fn delivery(&self, key: DeliveryKey) -> Option<DeliveryFacts> {
         let known = self.deliveries.get(&key).filter(|_| self.knows(key.event))?;
         Some(self.facts(key, known))
@@ -247,6 +255,7 @@ impl ReadModel for Oracle {
             position,
             event_type: event.event_type.as_str().into(),
             state: self.deliveries.get(&DeliveryKey { event: position, endpoint }).map(|known| known.state),
+            is_erased: event.erased_at.is_some(),
         };
         page(wanted.map(past).collect(), after, limit, |past| Cursor::at(past.position))
     }

@@ -45,7 +45,7 @@ fn run_workload(disk: &MemoryDisk, number: u64) -> u64 {
         for (number, (first, _)) in sealed.into_iter().take(3).enumerate() {
             // Empties two segments, so that their gap markers merge, and thins out a third.
             let keep = |position: u64| number == 2 && (position > 30 || position.is_multiple_of(2));
-            drop(journal.rewrite_segment(first, &mut |position, _| keep(position.0)));
+            drop(journal.rewrite_segment(first, &mut |position, _| Fate::keep_if(keep(position.0))));
         }
         for frame in journal.reader().frames_from(Position(1)).filter_map(Result::ok) {
             assert!(frame.iter().all(|(position, found)| *found == record(position.0)));

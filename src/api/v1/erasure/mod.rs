@@ -1,0 +1,4 @@
+//! Erasure of events.
+
+pub mod handlers;
+pub mod model;

@@ -1,0 +1,61 @@
+//! Erasures, and checks that the content is gone.
+
+use super::*;
+use crate::maintenance::erasure::Erasures;
+use crate::service::Erasure;
+
+/// Erases an event or a stream, and reads the event.
+pub(super) async fn erase(context: &Context, world: &World) {
+    let drawn = world.with(|inner| {
+        let events: Vec<_> = inner.model.oracle.events.iter().collect();
+        let is_empty = events.is_empty();
+        (!is_empty).then(|| {
+            let (position, event) = *inner.chance.pick(&events);
+            (*position, event.clone())
+        })
+    });
+    let Some((position, event)) = drawn else { return };
+    let stream = event.stream.as_ref().filter(|_| world.chance(|chance| chance.percent(40)));
+    let result = match stream {
+        Some((stream, _)) => {
+            Erasure(context).of_stream(&ALL_TENANTS, &event.tenant, stream, "asked for").await
+        }
+        None => Erasure(context).of_event(&ALL_TENANTS, &event.tenant, &event.id, "asked for").await,
+    };
+    check_change(world, &format!("erase {position}"), &result);
+    if !world.is_alive() {
+        return;
+    }
+    let Ok(view) = result else { return };
+    world.count(if stream.is_some() { "streamsErased" } else { "erased" });
+    if view.count == 0 {
+        return;
+    }
+    match Events(context).find(&ALL_TENANTS, &event.tenant, &event.id).await {
+        // Its id may have been used again.
+        _ if world.with(|inner| inner.model.may_be_removed(position)) => {}
+        Ok(Some((_, found))) if found.erased_at.is_none() || !found.data.is_empty() => {
+            world.record_violation(format!("erased event {position} still has {:?}", found.data));
+        }
+        Ok(_) => {}
+        Err(error) => check_refusal(world, "read of an erased event", &error),
+    }
+}
+
+/// Removes erased content from the disk. The start of the next life compares the files.
+pub(super) async fn remove_from_disk(context: &Context, world: &World) {
+    let contents = world.with(|inner| inner.model.contents());
+    let result = Erasures::new(context.outbox().clone()).pass(context.now().wall).await;
+    match result {
+        Ok(pass) => {
+            world.note(format_args!("erasure pass: {pass:?}"));
+            if pass.left == 0 {
+                world.with(|inner| inner.model.lose_contents(&contents));
+            }
+            if pass.events > 0 {
+                world.count("erasedOnDisk");
+            }
+        }
+        Err(error) => check_refusal(world, "erasure pass", &error),
+    }
+}

@@ -1,0 +1,20 @@
+//! Keys of the rows of endpoints, API keys and tenants. Must never decide when a row exists.
+
+use super::{DELETED, ENDPOINTS, KEYS, TENANTS};
+use crate::domain::{EndpointNumber, KeyId, Tenant};
+
+pub(super) fn endpoint_key(number: EndpointNumber) -> Vec<u8> {
+    [&[ENDPOINTS][..], &number.0.to_be_bytes()].concat()
+}
+
+pub(super) fn deleted_key(number: EndpointNumber) -> Vec<u8> {
+    [&[DELETED][..], &number.0.to_be_bytes()].concat()
+}
+
+pub(super) fn key_key(id: &KeyId) -> Vec<u8> {
+    [&[KEYS][..], id.as_str().as_bytes()].concat()
+}
+
+pub(super) fn tenant_key(tenant: &Tenant) -> Vec<u8> {
+    [&[TENANTS][..], tenant.as_str().as_bytes()].concat()
+}
