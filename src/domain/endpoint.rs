@@ -1,4 +1,4 @@
-//! An endpoint: a registered subscriber URL with its policy.
+//! An endpoint: a registered subscriber with its policy. A queue is one whose workers pull.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use url::Url;
 
 use super::closed_list::closed_list;
 use super::{
-    DeadReason, EndpointId, EndpointNumber, Network, Pattern, Position, SenderName, Tenant, Timestamp,
+    DeadReason, EndpointId, EndpointNumber, EndpointTransport, Network, Pattern, Position, QueueTarget,
+    SenderName, Tenant, Timestamp,
 };
 
 /// Requests per time, with a burst.
@@ -281,7 +282,8 @@ pub struct Endpoint {
     pub number: EndpointNumber,
     pub id: EndpointId,
     pub tenant: Tenant,
-    /// Canonical form of the parsed URL.
+    pub transport: EndpointTransport,
+    /// Canonical form of the parsed URL; empty for a queue.
     pub url: Box<str>,
     pub description: Box<str>,
     /// Empty: every type.
@@ -325,6 +327,15 @@ impl Endpoint {
         self.status == EndpointStatus::Active && self.has_consent()
     }
 
+    /// The queue's own settings; `None` for an endpoint with a URL.
+    #[must_use]
+    pub fn queue(&self) -> Option<&QueueTarget> {
+        match &self.transport {
+            EndpointTransport::Http => None,
+            EndpointTransport::Queue(target) => Some(target),
+        }
+    }
+
     /// Host and port of the URL: the identity of the receiver. Ignores a trailing dot of the host.
     #[must_use]
     pub fn destination(&self) -> String {
@@ -333,7 +344,7 @@ impl Endpoint {
             let host = url.host_str()?;
             Some(format!("{}:{}", host.strip_suffix('.').unwrap_or(host), url.port_or_known_default()?))
         });
-        // Not reached: a stored URL was parsed before.
+        // A queue has no URL. A stored URL was parsed before.
         destination.unwrap_or_else(|| self.url.to_string())
     }
 

@@ -20,6 +20,7 @@ pub mod share;
 pub mod tenant;
 pub mod time;
 pub mod trace;
+pub mod transport;
 
 pub use address::address_block;
 pub use closed_list::ClosedList;
@@ -40,7 +41,7 @@ pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
 pub use names::{
-    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, SenderName, StreamName, Tenant,
+    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName, StreamName, Tenant,
     normalize_header_name,
 };
 pub use party::Party;
@@ -50,3 +51,4 @@ pub use share::SharedSlots;
 pub use tenant::{TenantDelivery, TenantSettings};
 pub use time::{Now, Timestamp};
 pub use trace::TraceParent;
+pub use transport::{EndpointTransport, QueueTarget};

@@ -87,6 +87,11 @@ fn is_sender_name(text: &str) -> bool {
     text.len() <= limits::DNS_NAME_BYTES_MAX && text.split('.').all(label)
 }
 
+fn is_queue_name(text: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    (1..=64).contains(&text.len()) && text.bytes().all(legal)
+}
+
 fn is_version(text: &str) -> bool {
     text.len() <= 32 && text.split('.').all(is_word)
 }
@@ -120,6 +125,10 @@ name!(
     EventVersion, "version", "dot-separated words of [A-Za-z0-9_-], at most 32 bytes", is_version
 );
 
+name!(
+    /// Name of a queue, unique per tenant.
+    QueueName, "queue name", "1 to 64 characters of [A-Za-z0-9_.-]", is_queue_name
+);
 name!(
     /// The sender's DNS name in the web hook handshake. In lower case, because DNS ignores case.
     SenderName, "origin", "a DNS name in lower case, at most 253 bytes", is_sender_name

@@ -12,8 +12,7 @@ mod consumers;
 pub use consumers::{ConsumerDirectory, ConsumerStatus};
 
 use crate::domain::{
-    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, Quotas,
-    Record, Tenant, TenantSettings,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, QueueName, Quotas, Record, Tenant, TenantSettings,
 };
 
 /// Usage of a tenant's endpoints, keys and consumers.
@@ -27,6 +26,10 @@ pub struct Used {
     pub consumers: u64,
 }
 
+fn queue_key(endpoint: &Endpoint) -> Option<(Tenant, QueueName)> {
+    Some((endpoint.tenant.clone(), endpoint.queue()?.name.clone()))
+}
+
 #[derive(Debug, Default)]
 pub struct Registry {
     endpoints: BTreeMap<EndpointNumber, Arc<Endpoint>>,
@@ -34,6 +37,7 @@ pub struct Registry {
     ordered: Arc<HashSet<EndpointNumber>>,
     /// Includes deleted endpoints, because queries still ask for their deliveries.
     by_id: HashMap<EndpointId, EndpointNumber>,
+    queues: HashMap<(Tenant, QueueName), EndpointNumber>,
     /// Ids and tenants of deleted endpoints, which old deliveries still name.
     deleted: BTreeMap<EndpointNumber, (EndpointId, Tenant)>,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
@@ -55,12 +59,16 @@ impl Registry {
                 self.last_number = self.last_number.max(endpoint.number.0);
                 self.by_id.insert(endpoint.id.clone(), endpoint.number);
                 self.set_ordered(endpoint.number, endpoint.ordering != Ordering::None);
+                self.queues.extend(queue_key(endpoint).map(|key| (key, endpoint.number)));
                 let before = self.endpoints.insert(endpoint.number, endpoint.clone());
                 self.count_endpoint(before.as_deref(), Some(endpoint));
             }
             Record::EndpointDeleted { endpoint, .. } => {
                 self.set_ordered(*endpoint, false);
                 if let Some(gone) = self.endpoints.remove(endpoint) {
+                    if let Some(key) = queue_key(&gone) {
+                        self.queues.remove(&key);
+                    }
                     self.count_endpoint(Some(&gone), None);
                     self.deleted.insert(*endpoint, (gone.id.clone(), gone.tenant.clone()));
                 }
@@ -181,6 +189,13 @@ impl Registry {
     #[must_use]
     pub fn endpoint_by_id(&self, id: &EndpointId) -> Option<&Arc<Endpoint>> {
         self.by_id.get(id).and_then(|number| self.endpoints.get(number))
+    }
+
+    /// The live queue with this name.
+    #[must_use]
+    pub fn queue(&self, tenant: &Tenant, name: &QueueName) -> Option<&Arc<Endpoint>> {
+        let number = self.queues.get(&(tenant.clone(), name.clone()))?;
+        self.endpoints.get(number)
     }
 
     /// The number of an endpoint, including deleted ones.

@@ -27,8 +27,8 @@ pub(crate) mod tests {
     use bytes::Bytes;
 
     use crate::domain::{
-        Endpoint, EndpointNumber, EndpointStatus, Event, Format, Ordering, Position, RetryPolicy,
-        SignaturePreset, Tenant, Timestamp,
+        Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, Event, Format, Ordering, Position,
+        RetryPolicy, SignaturePreset, Tenant, Timestamp,
     };
 
     /// An event for one endpoint, without optional fields.
@@ -58,6 +58,7 @@ pub(crate) mod tests {
             number: EndpointNumber(number),
             id: format!("ep_{number}").parse().unwrap(),
             tenant: tenant.parse().unwrap(),
+            transport: EndpointTransport::Http,
             url: "https://example.com/".into(),
             description: "".into(),
             event_types: patterns.iter().map(|pattern| pattern.parse().unwrap()).collect(),

@@ -30,7 +30,7 @@ pub struct Endpoints<'a>(pub &'a Context);
 impl Endpoints<'_> {
     pub fn get(self, scope: &Scope, id: &EndpointId) -> Option<Arc<Endpoint>> {
         let found = self.0.outbox().registry(|registry| registry.endpoint_by_id(id).cloned());
-        found.filter(|endpoint| scope.covers(&endpoint.tenant))
+        found.filter(|endpoint| endpoint.queue().is_none() && scope.covers(&endpoint.tenant))
     }
 
     /// The number in delivery keys. Deleted endpoints keep theirs, so that filters find deliveries.
@@ -53,7 +53,8 @@ impl Endpoints<'_> {
         limit: usize,
     ) -> Page<Arc<Endpoint>> {
         let wanted = |endpoint: &&Arc<Endpoint>| {
-            scope.covers(&endpoint.tenant)
+            endpoint.queue().is_none()
+                && scope.covers(&endpoint.tenant)
                 && tenant.is_none_or(|tenant| *tenant == endpoint.tenant)
                 && status.is_none_or(|status| status == status_name(&endpoint.status))
                 && after.is_none_or(|cursor| endpoint.number < cursor.endpoint)

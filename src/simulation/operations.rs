@@ -13,9 +13,9 @@ use super::{consumers, tenants, walks};
 use crate::context::Context;
 use crate::delivery::retention::{self, Keep};
 use crate::domain::{
-    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EventId, Expected, Format,
-    Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record, Rejection, RetryPolicy,
-    Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
+    DeliveryKey, DeliveryState, Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, EventId,
+    Expected, Format, Handshake, Idempotency, Ordering, PolicyDefaults, Position, RateLimit, Record,
+    Rejection, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, Tenant, Timestamp,
 };
 use crate::outbox::draft::{AcceptedEvent, ChangeError, EventDraft, PublishError, Unavailable};
 use crate::service::types::Scope;
@@ -156,6 +156,7 @@ pub(super) fn new_endpoint(inner: &mut Inner) -> Endpoint {
     Endpoint {
         number: EndpointNumber(0),
         tenant: if operators { Tenant::OPERATOR.parse().expect("a legal tenant") } else { tenant },
+        transport: EndpointTransport::Http,
         url: format!("http://receiver.test/{id}").into(),
         id: id.parse().expect("a legal id"),
         description: "".into(),

@@ -13,11 +13,12 @@ use super::outcomes::{brief, chooses_no_id, is_same, kind};
 use super::{End, Store};
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, DisabledReason, Endpoint, EndpointNumber,
-    EndpointStatus, ErrorClass, EventId, Expected, Format, Hold, Idempotency, Next, Ordering, Position,
-    RateLimit, Record, Reservation, RetryPolicy, SignaturePreset, Timestamp, Trigger,
+    EndpointStatus, ErrorClass, EventId, Expected, Hold, Idempotency, Next, Ordering, Position, RateLimit,
+    Record, Reservation, Timestamp, Trigger,
 };
 use crate::outbox::draft::EventDraft;
 use crate::outbox::unit::{Command, Outcome};
+use crate::rules;
 
 /// Start time: 2033-05-18T03:33:20Z.
 pub(super) const BEGINNING: u64 = 2_000_000_000_000;
@@ -311,26 +312,15 @@ impl<S: Store> Work<S> {
             id: id.unwrap_or_else(|| format!("ep_{}", self.random.u64(..)).parse().expect("a legal id")),
             tenant: old.map_or_else(|| tenant.parse().expect("a legal tenant"), |old| old.tenant.clone()),
             url: url.into(),
-            description: "".into(),
             event_types: types.iter().map(|pattern| pattern.parse().expect("a legal pattern")).collect(),
-            headers: Vec::new(),
-            sensitive_headers: Vec::new(),
-            rate_limit: None,
             max_in_flight: Some(1),
             timeout: Some(Duration::from_secs(1)),
             ordering: ordering.expect("three"),
-            retry: Some(RetryPolicy::Schedule(Vec::new())),
-            format: Format::Standard,
-            signature: SignaturePreset::Standard,
-            handshake: None,
-            client_certificate: None,
-            secrets: Vec::new(),
-            trace: false,
-            metadata: None,
             status,
             created_at: self.now,
             updated_at: updated_at.unwrap_or(self.now),
             revision,
+            ..rules::tests::endpoint(0, tenant, &[])
         }))
     }
 

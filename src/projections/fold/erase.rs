@@ -16,7 +16,7 @@ impl Step<'_> {
         // Also without an entry: the journal may still have the replies to the event's attempts.
         erasures::put(self.rows, event, at);
         let Some(entry) = entry else { return };
-        let bytes = Event::erased_bytes(entry.targets.len());
+        let bytes = Event::erased_bytes(pages::targets(self.rows, &entry).len());
         if let Ok(tenant) = entry.tenant.parse() {
             let usage = self.usage(&tenant);
             usage.bytes = usage.bytes.saturating_sub(entry.bytes.saturating_sub(bytes));

@@ -10,8 +10,9 @@ use super::fields::{
 use super::record::LAYOUT;
 use crate::codec::{Reader, put_bytes, put_u8, put_u64, put_varint};
 use crate::domain::{
-    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, Format, Handshake, Network,
-    Ordering, Position, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset,
+    Asked, ClientCertificate, Consent, DisabledReason, Endpoint, EndpointStatus, EndpointTransport, Format,
+    Handshake, Network, Ordering, Position, QueueTarget, RateLimit, RetryPolicy, Sealed, Secret, SecretKind,
+    SignaturePreset,
 };
 
 pub(super) fn put_endpoint(out: &mut Vec<u8>, endpoint: &Endpoint) {
@@ -58,6 +59,7 @@ pub(super) fn get_endpoint(r: &mut Reader<'_>, layout: u8) -> Result<Endpoint, C
         number: get_number(r)?,
         id: get_name(r)?,
         tenant: get_name(r)?,
+        transport: EndpointTransport::Http,
         url: get_text(r)?,
         description: get_text(r)?,
         event_types: get_list(r, 1, get_name)?,
@@ -126,6 +128,9 @@ const OPTION_INHERITED: u8 = 4;
 /// The handshake's last answer came from the operator's internal network. No bytes.
 const OPTION_INTERNAL_ANSWER: u8 = 5;
 
+/// The endpoint is a queue: its name, and the longest time of a lease.
+const OPTION_QUEUE: u8 = 16;
+
 /// Placeholder of an inherited retry policy.
 const NO_RETRY: RetryPolicy = RetryPolicy::Schedule(Vec::new());
 
@@ -161,6 +166,12 @@ fn put_endpoint_options(out: &mut Vec<u8>, endpoint: &Endpoint) {
     if asked.is_some_and(|asked| asked.network == Network::Internal) {
         options.push((OPTION_INTERNAL_ANSWER, Vec::new()));
     }
+    if let EndpointTransport::Queue(queue) = &endpoint.transport {
+        let mut bytes = Vec::new();
+        put_text(&mut bytes, queue.name.as_str());
+        put_duration(&mut bytes, queue.lease_max);
+        options.push((OPTION_QUEUE, bytes));
+    }
     put_list(out, &options, |out, (tag, bytes)| {
         put_u8(out, *tag);
         put_bytes(out, bytes);
@@ -193,6 +204,10 @@ fn get_endpoint_options(r: &mut Reader<'_>, endpoint: &mut Endpoint) -> Result<(
             OPTION_INTERNAL_ANSWER => {
                 let asked = endpoint.handshake.as_mut().and_then(|handshake| handshake.asked.as_mut());
                 asked.ok_or(unknown)?.network = Network::Internal;
+            }
+            OPTION_QUEUE => {
+                let (name, lease_max) = (get_name(&mut reader)?, get_duration(&mut reader)?);
+                endpoint.transport = EndpointTransport::Queue(QueueTarget { name, lease_max });
             }
             _ => return Err(unknown),
         }

@@ -7,11 +7,7 @@ use bytes::Bytes;
 use super::*;
 use crate::codec::Malformed;
 use crate::domain::{
-    Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace,
-    DeadReason, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, ErrorClass, Event, Format,
-    Handshake, Hold, Network, Next, Ordering, Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy,
-    Sealed, Secret, SecretKind, SignaturePreset, StreamChoice, TenantDelivery, TenantSettings, Timestamp,
-    Trigger,
+    Asked, Attempt, ClientCertificate, Consent, Consumer, ConsumerFilter, ConsumerKey, ConsumerPlace, DeadReason, DisabledReason, Endpoint, EndpointNumber, EndpointStatus, EndpointTransport, ErrorClass, Event, Format, Handshake, Hold, Network, Next, Ordering, QueueTarget, Quota, QuotaOverride, QuotaOverrides, RateLimit, RetryPolicy, Sealed, Secret, SecretKind, SignaturePreset, StreamChoice, TenantDelivery, TenantSettings, Timestamp, Trigger,
 };
 use crate::storage::format::endpoint::{get_handshake, put_handshake};
 
@@ -87,6 +83,7 @@ fn endpoint() -> Endpoint {
         number: EndpointNumber(4),
         id: "ep_a".parse().unwrap(),
         tenant: "acme".parse().unwrap(),
+        transport: EndpointTransport::Http,
         url: "https://example.com/".into(),
         description: "d".into(),
         event_types: vec!["order.*".parse().unwrap()],
@@ -337,7 +334,9 @@ fn endpoints_with_options() -> Vec<Record> {
     let alone = Endpoint { client_certificate: Some(certificate), ..endpoint() };
     let open = Endpoint { max_in_flight: None, timeout: None, retry: None, ..endpoint() };
     let partly = Endpoint { retry: None, ..certified.clone() };
-    [full, github, pending, certified, partly, open, inside, alone]
+    let queue = QueueTarget { name: "notify.sms".parse().unwrap(), lease_max: Duration::from_secs(43_200) };
+    let queue = Endpoint { transport: EndpointTransport::Queue(queue), url: "".into(), ..endpoint() };
+    [full, github, pending, certified, partly, open, inside, alone, queue]
         .map(|endpoint| Record::EndpointPut(Arc::new(endpoint)))
         .into()
 }
@@ -522,7 +521,7 @@ fn golden_bytes_of_each_tag() {
 #[test]
 fn golden_bytes_of_options() {
     let plain = encoded(&Record::EndpointPut(Arc::new(endpoint())));
-    let alone = encoded(endpoints_with_options().last().unwrap());
+    let alone = encoded(&endpoints_with_options()[7]);
     // The bytes before the options differ only in the option count.
     assert_eq!(alone[..plain.len() - 1], plain[..plain.len() - 1]);
     let certificate = format!("01033a0202010201030228{}08434e3d62616c746f09", "05".repeat(40));
@@ -531,6 +530,8 @@ fn golden_bytes_of_options() {
     assert_eq!(hex(&open[open.len() - 4..]), "01040107");
     let inside = encoded(&endpoints_with_options()[6]);
     assert_eq!(hex(&inside[inside.len() - 2..]), "0500");
+    let queue = encoded(&endpoints_with_options()[8]);
+    assert_eq!(hex(&queue[queue.len() - 17..]), "01100f0a6e6f746966792e736d73c0d10200");
 }
 
 fn unhex(line: &str) -> Vec<u8> {

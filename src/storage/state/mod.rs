@@ -23,7 +23,7 @@ use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key};
 use row_store::RowStore;
 
 use crate::domain::{
-    ConsumerKey, ConsumerPlace, EndpointNumber, KeyId, Position, Record, Tenant, Timestamp,
+    ConsumerKey, ConsumerPlace, EndpointNumber, Horizon, Position, Record, Tenant, Timestamp,
 };
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;

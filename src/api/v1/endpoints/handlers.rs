@@ -18,8 +18,8 @@ use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
 use crate::context::responses::Remember;
 use crate::domain::{
-    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EventType, Idempotency, Pattern,
-    Position, Sealed, SecretKind, Tenant,
+    ClientCertificate, Endpoint, EndpointId, EndpointNumber, EndpointStatus, EndpointTransport, EventType,
+    Idempotency, Pattern, Position, Sealed, SecretKind, Tenant,
 };
 use crate::limits;
 use crate::rules::handshake;
@@ -229,6 +229,7 @@ async fn register(
         secrets: vec![to_secret(&key)],
         id,
         tenant,
+        transport: EndpointTransport::Http,
         url,
         description: settings.description,
         event_types: settings.event_types,
