@@ -106,6 +106,18 @@ pub(crate) enum Mutation {
     ForgetCommits,
     /// A consumer moves from any position.
     IgnoreFence,
+    /// A message under a lease is leased again.
+    LeaseTwice,
+    /// A receipt ends a lease that is not its own.
+    AckStale,
+    /// A restart loses the leases.
+    ForgetLease,
+    /// A released lease counts as a delivery.
+    CountRelease,
+    /// A lease runs out before its time.
+    ExpireEarly,
+    /// Fresh messages go out before returned ones.
+    FreshFirst,
     /// The writer counts pending deliveries only after the state has applied them.
     CountAppliedOnly,
     /// Retention forgets events beyond the recorded horizon.

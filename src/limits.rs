@@ -266,6 +266,32 @@ const _: () = assert!(RATE_RESERVATION_LEAD_MIN.as_millis() < RATE_RESERVED_AHEA
 /// Bytes of events held in memory between acceptance and first send.
 pub const PAYLOAD_CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+// ---- queues ----
+
+/// Limit of messages under lease over all queues. The memory of their leases depends on it.
+pub const LEASES_MAX: usize = 500_000;
+/// Most messages that one queue may have under lease (`maxLeased`).
+pub const LEASED_PER_QUEUE_MAX: usize = 100_000;
+/// Default of `maxLeased`.
+pub const LEASED_DEFAULT: u64 = 10_000;
+/// Longest lease that a queue may allow (`maxLease`).
+pub const LEASE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Most deliveries that a queue may allow per message (`maxDeliveries`), and the default.
+pub const DELIVERIES_MAX: u32 = 1_000;
+pub const DELIVERIES_DEFAULT: u64 = 20;
+/// Most messages of one receive.
+pub const RECEIVE_MESSAGES_MAX: usize = 100;
+/// Default bound of a receive's events, in bytes, and the largest.
+pub const RECEIVE_BYTES_DEFAULT: usize = 2 * 1024 * 1024;
+pub const RECEIVE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most receipts of one request.
+pub const RECEIPTS_MAX: usize = 1_000;
+/// Longest delay of a returned message.
+pub const NACK_DELAY_MAX: Duration = Duration::from_secs(12 * 3600);
+const _: () = assert!(LEASED_PER_QUEUE_MAX < LEASES_MAX); // one queue leaves leases for others
+const _: () = assert!(RECEIVE_BYTES_DEFAULT >= EVENT_BYTES_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX >= RECEIPTS_MAX * 64); // a full request of receipts fits
+
 // ---- storage ----
 
 /// Most records in one group commit.

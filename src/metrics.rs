@@ -11,11 +11,15 @@ use prometheus::{
 };
 
 use crate::domain::closed_list::closed_list;
-use crate::domain::{DeadReason, ErrorClass, Quota};
+use crate::domain::{DeadReason, ErrorClass, Quota, Timestamp};
+use crate::lanes::queue::QueueReport;
 use crate::lanes::{LanesSummary, WaitReason};
 
 /// The exposition format that Prometheus 3 accepts.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const LEASE_BUCKETS: [f64; 12] =
+    [0.001, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0];
 
 const LATENCY_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -111,6 +115,45 @@ pub struct Metrics {
     disk_free: IntGauge,
     endpoints_to_reseal: IntGauge,
     log_lines_dropped: IntCounter,
+    queues: QueueMetrics,
+}
+
+/// Metrics of queues.
+#[derive(Clone)]
+struct QueueMetrics {
+    messages: IntGaugeVec,
+    leases: IntCounterVec,
+    lease_time: Histogram,
+    waiters: IntGauge,
+    oldest_due: IntGauge,
+}
+
+impl QueueMetrics {
+    fn new(registry: &Registry) -> Self {
+        let messages = Opts::new("balto_queue_messages", "Messages of queues: waiting in memory or leased.");
+        let leases = Opts::new("balto_queue_leases_total", "Leases by their end.");
+        let lease_time = HistogramOpts::new("balto_queue_lease_seconds", "Time from a lease to its end.");
+        let waiters = IntGauge::new("balto_queue_waiters", "Receives that wait for messages.");
+        let oldest_due = IntGauge::new(
+            "balto_queue_oldest_due_timestamp_seconds",
+            "Due time of the oldest message that is due and not leased; 0 without one.",
+        );
+        let messages = register(registry, IntGaugeVec::new(messages, &["state"]));
+        let leases = register(registry, IntCounterVec::new(leases, &["outcome"]));
+        for state in ["waiting", "leased"] {
+            messages.with_label_values(&[state]).set(0);
+        }
+        for outcome in ["acked", "requeued", "dead", "released"] {
+            leases.with_label_values(&[outcome]).inc_by(0);
+        }
+        Self {
+            messages,
+            leases,
+            lease_time: register(registry, Histogram::with_opts(lease_time.buckets(LEASE_BUCKETS.to_vec()))),
+            waiters: register(registry, waiters),
+            oldest_due: register(registry, oldest_due),
+        }
+    }
 }
 
 /// Metrics of the API listener.
@@ -215,6 +258,7 @@ impl Metrics {
                 &["quota"],
             ),
             api: ApiMetrics::new(&registry),
+            queues: QueueMetrics::new(&registry),
             commit_duration: histogram(
                 "balto_commit_duration_seconds",
                 "Duration of a group commit, including fdatasync.",
@@ -472,6 +516,33 @@ impl Metrics {
     pub fn dead_lettered(&self, reason: DeadReason, count: u64) {
         self.deliveries.with_label_values(&["dead"]).inc_by(count);
         self.dead.with_label_values(&[reason.as_str()]).inc_by(count);
+    }
+
+    /// Counts leases that ended.
+    pub fn leases_ended(&self, outcome: &'static str, count: u64) {
+        self.queues.leases.with_label_values(&[outcome]).inc_by(count);
+    }
+
+    pub fn lease_time(&self, time: Duration) {
+        self.queues.lease_time.observe(time.as_secs_f64());
+    }
+
+    /// Sets the gauges of queues from the reports of their lanes.
+    pub fn queues(&self, reports: impl Iterator<Item = QueueReport>, now: Timestamp) {
+        let mut sum = QueueReport::default();
+        for report in reports {
+            sum.leased += report.leased;
+            sum.returned += report.returned;
+            sum.window += report.window;
+            sum.waiters += report.waiters;
+            let due = report.next_due.filter(|due| *due <= now);
+            sum.next_due = sum.next_due.into_iter().chain(due).min();
+        }
+        self.queues.messages.with_label_values(&["leased"]).set(signed(sum.leased as u64));
+        let waiting = (sum.window + sum.returned) as u64;
+        self.queues.messages.with_label_values(&["waiting"]).set(signed(waiting));
+        self.queues.waiters.set(signed(sum.waiters as u64));
+        self.queues.oldest_due.set(sum.next_due.map_or(0, |due| signed(due.seconds())));
     }
 
     pub fn cancelled(&self, count: u64) {

@@ -7,6 +7,7 @@ pub mod consumer_watch;
 pub mod environment;
 pub mod fair_semaphore;
 pub(crate) mod overdue;
+pub(crate) mod queue_signal;
 pub(crate) mod records;
 pub mod responses;
 pub(crate) mod signal;
@@ -16,12 +17,14 @@ pub mod waiter_limit;
 pub(crate) mod waits;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::domain::{Now, Party, PolicyDefaults, QuotaExceeded, Quotas, Tenant, Timestamp};
+use crate::domain::{Now, Party, PolicyDefaults, Position, QuotaExceeded, Quotas, Tenant, Timestamp};
+use crate::lanes::queue::WaiterNumber;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::outbox::{DiskShortage, Health, Outbox, Stall};
@@ -79,6 +82,8 @@ struct Shared {
     waits: Waits,
     consumers: Arc<ConsumerWatch>,
     erasure_requested: Notify,
+    /// Number of the last receive.
+    waiters: AtomicU64,
 }
 
 impl Context {
@@ -110,6 +115,7 @@ impl Context {
             waits,
             consumers: Arc::default(),
             erasure_requested: Notify::new(),
+            waiters: AtomicU64::new(0),
         };
         (Self { shared: Arc::new(shared) }, inbox)
     }
@@ -140,6 +146,17 @@ impl Context {
     /// Waits for [`Self::request_erasure_pass`].
     pub(crate) async fn erasure_requested(&self) {
         self.shared.erasure_requested.notified().await;
+    }
+
+    /// A number for a receive.
+    pub(crate) fn next_waiter(&self) -> WaiterNumber {
+        WaiterNumber(self.shared.waiters.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Position of the last commit.
+    #[must_use]
+    pub fn last_position(&self) -> Position {
+        self.outbox().journal().last_position()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use crate::context::overdue::Behind;
+use crate::context::queue_signal::QueueSignal;
 use crate::domain::{DueKey, EndpointNumber, Position, Progress, Timestamp};
 use crate::lanes;
 use crate::lanes::LaneReport;
@@ -44,6 +45,8 @@ pub(crate) enum Signal {
     /// Result of the last scan for overdue deliveries behind others.
     Behind(Behind),
     Reconfigured,
+    /// About queues.
+    Queue(QueueSignal),
 }
 
 /// A lane's report for the API.

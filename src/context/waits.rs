@@ -117,6 +117,9 @@ fn changed_subjects(record: &Record) -> Vec<WaitSubject> {
         Record::DeliveriesCancelled { deliveries, .. } | Record::DeliveriesDied { deliveries, .. } => {
             deliveries.iter().map(|delivery| WaitSubject::Deliveries(delivery.event)).collect()
         }
+        Record::LeasesEnded { ends, .. } => {
+            ends.iter().map(|ended| WaitSubject::Deliveries(ended.key.event)).collect()
+        }
         Record::EventAccepted(event) => {
             let stream = event.stream.iter();
             stream.map(|(stream, _)| WaitSubject::Stream(event.tenant.clone(), stream.clone())).collect()

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use crate::domain::{
-    Endpoint, Event, Format, SenderName, Timestamp, TraceParent, attribute, normalize_header_name,
+    Endpoint, Event, Format, Position, SenderName, Timestamp, TraceParent, attribute, normalize_header_name,
 };
 use crate::limits;
 
@@ -17,7 +17,7 @@ const AGENT: &str = concat!("balto/", env!("CARGO_PKG_VERSION"));
 /// The body of format `standard`. `data` is copied byte for byte from the post. It is always
 /// present, because receivers read it without checking.
 #[must_use]
-fn standard_body(event: &Event) -> Bytes {
+fn standard_body(event: &Event) -> Vec<u8> {
     let mut body = String::with_capacity(event.data.len() + 256);
     // Ids, types, tenants and versions have only characters that JSON does not escape.
     let head = write!(
@@ -39,6 +39,28 @@ fn standard_body(event: &Event) -> Bytes {
     let mut body = body.into_bytes();
     body.extend_from_slice(if event.data.is_empty() { b"null" } else { &event.data });
     body.push(b'}');
+    body
+}
+
+/// The event of a message, in the queue's format. Adds the position, and the ordering key and the
+/// trace if there are any.
+#[must_use]
+pub fn message_body(queue: &Endpoint, event: &Event, position: Position) -> Bytes {
+    let mut body = match queue.format {
+        Format::Standard => standard_body(event),
+        Format::CloudEvents => cloudevent_body(queue, event),
+    };
+    body.pop();
+    let text = |text: &str| serde_json::to_string(text).expect("a string is JSON");
+    body.extend_from_slice(format!(r#","position":{position}"#).as_bytes());
+    if let Some(key) = &event.ordering_key {
+        body.extend_from_slice(format!(r#","orderingKey":{}"#, text(key.as_str())).as_bytes());
+    }
+    let trace = event.attribute(attribute::TRACE_PARENT).filter(|trace| TraceParent::parse(trace).is_some());
+    if let Some(trace) = trace.filter(|_| queue.format == Format::Standard) {
+        body.extend_from_slice(format!(r#","attributes":{{"traceparent":{}}}"#, text(trace)).as_bytes());
+    }
+    body.push(b'}');
     body.into()
 }
 
@@ -46,10 +68,10 @@ fn standard_body(event: &Event) -> Bytes {
 #[must_use]
 pub fn body(endpoint: &Endpoint, event: &Event) -> (Bytes, &'static str) {
     match endpoint.format {
-        Format::Standard => (standard_body(event), "application/json"),
+        Format::Standard => (standard_body(event).into(), "application/json"),
         // Some receivers compare this media type byte for byte.
         Format::CloudEvents => {
-            (cloudevent_body(endpoint, event), "application/cloudevents+json; charset=utf-8")
+            (cloudevent_body(endpoint, event).into(), "application/cloudevents+json; charset=utf-8")
         }
     }
 }
@@ -57,7 +79,7 @@ pub fn body(endpoint: &Endpoint, event: &Event) -> (Bytes, &'static str) {
 /// CloudEvents 1.0 in structured mode. An event posted as a CloudEvent keeps its id, source and
 /// extensions. Other events get Balto's id and the source `/<tenant>`. An event without data has no
 /// `data` member, because null is a value (section 3.1).
-fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
+fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Vec<u8> {
     let mut body = Vec::with_capacity(event.data.len() + 512);
     let id = event.attribute(attribute::ID).unwrap_or(event.id.as_str());
     let source =
@@ -98,7 +120,7 @@ fn cloudevent_body(endpoint: &Endpoint, event: &Event) -> Bytes {
         body.extend_from_slice(&event.data);
     }
     body.push(b'}');
-    body.into()
+    body
 }
 
 /// Whether an attribute is sent as an extension. Attributes with a member or header of their kind

@@ -24,17 +24,18 @@ use crate::delivery::jobs::{
 use crate::delivery::lane_policy::{config, policy};
 use crate::delivery::payload_cache::Payloads;
 use crate::delivery::stalls::StallLog;
-use crate::domain::{Endpoint, EndpointNumber, Now, Ordering, Record};
+use crate::domain::{Endpoint, EndpointNumber, Now, Ordering, Position, Record};
 use crate::lanes::{Action, Backlog, LanePolicy, Lanes, Promises};
 use crate::metrics::BackgroundJob;
 use crate::outbox::draft::Unavailable;
 use crate::outbox::unit::Unit;
 use crate::outbox::{Health, Notice, ReadModel};
-use crate::panics;
 use crate::projections::counters;
 use crate::projections::failing::{Failing, OperatorChange};
 use crate::rules::handshake;
 use crate::service::system_events::SystemEvents;
+use crate::{limits, panics};
+use queues::QueueDesk;
 
 /// Interval of timed work: expiry at closed endpoints, due handshakes, gauges.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
@@ -95,6 +96,7 @@ pub struct Dispatcher {
     /// The closed endpoint that was checked last.
     last_checked: EndpointNumber,
     draining: bool,
+    desk: QueueDesk,
     heartbeat: watch::Sender<()>,
 }
 
@@ -127,6 +129,7 @@ impl Dispatcher {
             expiry_job: None,
             last_checked: EndpointNumber(0),
             draining: false,
+            desk: QueueDesk::default(),
             heartbeat: watch::Sender::new(()),
         }
     }
@@ -153,7 +156,10 @@ impl Dispatcher {
         let mut alarm = pin!(tokio::time::sleep(TICK_INTERVAL));
         loop {
             self.perform_actions();
-            if let Some(wakeup) = self.lanes.next_wakeup(self.context.now()) {
+            self.perform_queue_actions();
+            let now = self.context.now();
+            let wakeups = self.lanes.next_wakeup(now).into_iter().chain(self.desk.lanes.next_wakeup(now));
+            if let Some(wakeup) = wakeups.min() {
                 let wakeup = Instant::now() + wakeup;
                 // An early wakeup is harmless.
                 if alarm.is_elapsed() || wakeup < alarm.deadline() {
@@ -182,6 +188,7 @@ impl Dispatcher {
                 return Err(Unavailable::Failed(reason));
             }
             self.lanes.hold(self.is_held());
+            self.desk.lanes.hold(self.is_held());
         }
         self.context.waits().end();
         self.drain(drain, run).await;
@@ -199,6 +206,13 @@ impl Dispatcher {
     async fn start(&mut self) -> Result<(), Unavailable> {
         let endpoints: Vec<_> = self.context.outbox().endpoints();
         let numbers: Vec<_> = endpoints.iter().map(|endpoint| endpoint.number).collect();
+        let queues: Vec<_> =
+            endpoints.iter().filter(|one| one.queue().is_some()).map(|one| one.number).collect();
+        let held = move |state: &dyn ReadModel| {
+            let of_queue = |queue| (queue, state.leases(queue, Position(0), limits::LEASES_MAX));
+            queues.into_iter().map(of_queue).collect()
+        };
+        let mut leases: HashMap<_, Vec<_>> = self.context.outbox().read(held).await?;
         let known = move |state: &dyn ReadModel| {
             let reserved =
                 numbers.into_iter().filter_map(|number| Some((number, state.reservation(number)?)));
@@ -211,6 +225,14 @@ impl Dispatcher {
         for endpoint in endpoints {
             let counted = counted.get(&endpoint.number).copied().unwrap_or_default();
             let backlog = if counted.pending > 0 { Backlog::OnDisk } else { Backlog::None };
+            if backlog == Backlog::OnDisk {
+                backlogs.push(endpoint.number);
+            }
+            if endpoint.queue().is_some() {
+                let leases = leases.remove(&endpoint.number).unwrap_or_default();
+                self.restore_queue(&endpoint, backlog, leases, now);
+                continue;
+            }
             self.lanes.on_endpoint(endpoint.number, self.policy(&endpoint), backlog, now);
             let promises = Promises {
                 held_until: counted.hold.map(|(until, _)| until),
@@ -218,9 +240,6 @@ impl Dispatcher {
             };
             self.lanes.restore(endpoint.number, promises, now);
             self.known.insert(endpoint.number, endpoint.as_ref().into());
-            if backlog == Backlog::OnDisk {
-                backlogs.push(endpoint.number);
-            }
             if let Some(failing) = counted.failing {
                 self.failing.insert(endpoint.number, failing);
             }
@@ -290,6 +309,9 @@ impl Dispatcher {
                 self.lanes.on_handshake_finished(endpoint);
                 self.start_handshakes();
             }
+            Signal::Refilled { endpoint, entries, exhausted, as_of } if self.desk.lanes.has(endpoint) => {
+                self.desk.lanes.with(endpoint, |lane| lane.on_refilled(entries, exhausted, as_of));
+            }
             Signal::Refilled { endpoint, entries, exhausted, as_of } => {
                 self.lanes.on_refilled(endpoint, entries, exhausted, as_of, now);
             }
@@ -301,6 +323,7 @@ impl Dispatcher {
             }
             Signal::Behind(behind) => self.behind = behind,
             Signal::Reconfigured => self.reconfigure(now),
+            Signal::Queue(signal) => self.on_queue_signal(signal, now),
         }
     }
 
@@ -308,6 +331,9 @@ impl Dispatcher {
         self.lanes.reconfigure(config(&self.context));
         let endpoints: Vec<_> = self.context.outbox().endpoints();
         for endpoint in endpoints {
+            if endpoint.queue().is_some() {
+                continue;
+            }
             let policy = self.policy(&endpoint);
             self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
         }
@@ -367,6 +393,7 @@ impl Dispatcher {
         let now = self.context.now();
         let summary = self.lanes.summary(&self.behind.oldest_due, now);
         self.context.metrics().lanes(&summary);
+        self.context.metrics().queues(self.desk.lanes.reports(now), now.wall);
         self.context.metrics().rate_waited(self.lanes.take_rate_waited());
         self.reorder_jobs.retain(|_, job| !job.is_finished());
         if is_finished(self.gauges_job.as_ref()) {
@@ -412,6 +439,7 @@ fn log_panic(ended: &Result<(), tokio::task::JoinError>) {
 }
 
 mod commits;
+mod queues;
 mod shutdown;
 
 #[cfg(test)]

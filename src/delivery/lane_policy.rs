@@ -1,8 +1,9 @@
 //! Conversion of settings and endpoints into lane configuration.
 
 use crate::context::Context;
-use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults};
+use crate::domain::{Endpoint, EndpointStatus, PolicyDefaults, RetryPolicy};
 use crate::lanes;
+use crate::lanes::queue::QueuePolicy;
 use crate::lanes::{Gate, LanePolicy};
 use crate::rules::handshake;
 
@@ -27,6 +28,20 @@ pub(super) fn policy(endpoint: &Endpoint, defaults: &PolicyDefaults) -> LanePoli
         tenant: endpoint.tenant.as_str().into(),
         host: endpoint.destination().into(),
         revision: endpoint.revision,
+    }
+}
+
+pub(super) fn queue_policy(queue: &Endpoint, context: &Context) -> QueuePolicy {
+    let defaults = &context.settings().defaults;
+    let (deliveries_max, age_max) = match queue.retry(defaults) {
+        RetryPolicy::Exponential { max_attempts, max_age, .. } => (*max_attempts, Some(*max_age)),
+        RetryPolicy::Schedule(delays) => (u32::try_from(delays.len()).unwrap_or(u32::MAX), None),
+    };
+    QueuePolicy {
+        gate: gate(queue),
+        leased_max: queue.max_in_flight(defaults) as usize,
+        deliveries_max,
+        age_max,
     }
 }
 

@@ -12,6 +12,7 @@ pub mod event;
 pub mod horizon;
 pub mod ids;
 pub mod key;
+pub mod lease;
 pub mod names;
 pub mod party;
 pub mod quota;
@@ -40,9 +41,10 @@ pub use event::{Event, EventStatus, Expected, OnDisk, Rejection, attribute, weig
 pub use horizon::Horizon;
 pub use ids::{DeliveryId, EndpointId, EndpointNumber, EventId, KeyId, Position};
 pub use key::{ApiKey, Role};
+pub use lease::{EndedLease, HeldLease, LeaseEnd, LeaseKey, TakenFrom, TakenMessage};
 pub use names::{
-    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName, StreamName, Tenant,
-    normalize_header_name,
+    ConsumerName, EventType, EventVersion, InvalidName, OrderingKey, Pattern, QueueName, SenderName,
+    StreamName, Tenant, WorkerName, normalize_header_name,
 };
 pub use party::Party;
 pub use quota::{Quota, QuotaExceeded, QuotaOverride, QuotaOverrides, Quotas};

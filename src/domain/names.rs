@@ -92,6 +92,10 @@ fn is_queue_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(legal)
 }
 
+fn is_worker_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 128 && !text.chars().any(char::is_control)
+}
+
 fn is_version(text: &str) -> bool {
     text.len() <= 32 && text.split('.').all(is_word)
 }
@@ -128,6 +132,10 @@ name!(
 name!(
     /// Name of a queue, unique per tenant.
     QueueName, "queue name", "1 to 64 characters of [A-Za-z0-9_.-]", is_queue_name
+);
+name!(
+    /// Name that a worker gives itself, for the history of its messages.
+    WorkerName, "worker name", "1 to 128 bytes without control characters", is_worker_name
 );
 name!(
     /// The sender's DNS name in the web hook handshake. In lower case, because DNS ignores case.

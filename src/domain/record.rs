@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    ApiKey, Attempt, Consumer, ConsumerKey, DeadReason, DeliveryKey, Endpoint, EndpointNumber, Event, Horizon, KeyId, Position, Rejection, Reservation, Tenant, TenantSettings, Timestamp, Trigger,
+    ApiKey, Attempt, Consumer, ConsumerKey, DeadReason, DeliveryKey, EndedLease, Endpoint, EndpointNumber,
+    Event, Horizon, KeyId, LeaseKey, Position, Rejection, Reservation, TakenMessage, Tenant, TenantSettings,
+    Timestamp, Trigger, WorkerName,
 };
 
 /// Identity of an answered request: hashes of its scope and of its body.
@@ -117,6 +119,30 @@ pub enum Record {
         key: ConsumerKey,
         at: Timestamp,
     },
+    /// A worker took these messages of a queue, those that are still in their place. The position
+    /// of this record fences the leases.
+    MessagesLeased {
+        queue: EndpointNumber,
+        messages: Vec<TakenMessage>,
+        until: Timestamp,
+        at: Timestamp,
+        worker: Option<WorkerName>,
+    },
+    /// A worker ended these leases, those that are still the last of their message.
+    LeasesEnded {
+        queue: EndpointNumber,
+        ends: Vec<EndedLease>,
+        at: Timestamp,
+        /// Why the work failed.
+        reason: Option<Box<str>>,
+    },
+    /// A worker keeps these leases until another time.
+    LeasesExtended {
+        queue: EndpointNumber,
+        leases: Vec<LeaseKey>,
+        until: Timestamp,
+        at: Timestamp,
+    },
 }
 
 impl Record {
@@ -144,7 +170,10 @@ impl Record {
             | Self::HorizonMoved { .. }
             | Self::ConsumerPut(_)
             | Self::ConsumerMoved { .. }
-            | Self::ConsumerDeleted { .. } => None,
+            | Self::ConsumerDeleted { .. }
+            | Self::MessagesLeased { .. }
+            | Self::LeasesEnded { .. }
+            | Self::LeasesExtended { .. } => None,
         }
     }
 

@@ -18,6 +18,10 @@ closed_list! {
         GlobalLimit => "globalLimit",
         Handshake => "handshake",
         AddressLimit => "addressLimit",
+        /// No worker asks for messages.
+        NoWorker => "noWorker",
+        /// The queue has its maximum number of messages under lease.
+        LeaseLimit => "leaseLimit",
     }
 }
 

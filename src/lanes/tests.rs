@@ -3,6 +3,7 @@
 mod faults;
 mod lives;
 mod promises;
+mod queues;
 mod reports;
 mod tenants;
 

@@ -30,6 +30,8 @@ enum Logged {
 #[derive(Debug)]
 struct Flight {
     key: DueKey,
+    /// Before the attempt.
+    progress: Progress,
     is_finished: bool,
     state: FlightState,
     /// The delivery's key since it moved away from `key`.
@@ -111,8 +113,10 @@ impl Window {
         // A refill may have read the delivery's new key already.
         let moved = self.keys.keys().find(|other| other.event == key.event).copied();
         let next = moved.and_then(|moved| self.keys.remove_entry(&moved));
-        self.flights
-            .insert(key.event, Flight { key, is_finished: false, state: FlightState::Unchanged, next });
+        self.flights.insert(
+            key.event,
+            Flight { key, progress, is_finished: false, state: FlightState::Unchanged, next },
+        );
         self.in_flight += 1;
         Some((key, progress))
     }
@@ -146,6 +150,13 @@ impl Window {
             self.insert(key, progress);
         }
         true
+    }
+
+    /// As [`Self::on_returned`], with the delivery's progress from before.
+    pub(super) fn give_back(&mut self, key: DueKey) {
+        if let Some(progress) = self.flights.get(&key.event).map(|flight| flight.progress) {
+            self.on_returned(key, progress);
+        }
     }
 
     /// Releases the delivery of an attempt that is finished and recorded.

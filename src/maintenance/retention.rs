@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use crate::domain::{EndpointNumber, Position, Record, Timestamp};
+use crate::domain::{DeliveryKey, EndpointNumber, Position, Record, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::outbox::Outbox;
 use crate::outbox::draft::Unavailable;
@@ -254,20 +254,21 @@ fn has_event_in_journal(
     unneeded: &HashSet<Position>,
     record: &Record,
 ) -> Result<bool, ReadError> {
-    let deliveries = match record {
-        Record::AttemptFinished { delivery, .. } => std::slice::from_ref(delivery),
+    let of_all = |deliveries: &[DeliveryKey]| deliveries.iter().map(|delivery| delivery.event).collect();
+    let events: Vec<Position> = match record {
+        Record::AttemptFinished { delivery, .. } => vec![delivery.event],
+        Record::EventErased { event, .. } => vec![*event],
         Record::DeliveriesRevived { deliveries, .. }
         | Record::DeliveriesCancelled { deliveries, .. }
         | Record::DeliveriesDied { deliveries, .. }
         | Record::DeadLettersPurged { deliveries, .. }
-        | Record::DeliveriesReordered { deliveries, .. } => deliveries,
-        _ => &[],
+        | Record::DeliveriesReordered { deliveries, .. } => of_all(deliveries),
+        Record::MessagesLeased { messages, .. } => messages.iter().map(|taken| taken.event).collect(),
+        Record::LeasesEnded { ends, .. } => ends.iter().map(|ended| ended.key.event).collect(),
+        Record::LeasesExtended { leases, .. } => leases.iter().map(|lease| lease.event).collect(),
+        _ => Vec::new(),
     };
-    let erased = match record {
-        Record::EventErased { event, .. } => Some(*event),
-        _ => None,
-    };
-    for event in deliveries.iter().map(|delivery| delivery.event).chain(erased) {
+    for event in events {
         if !unneeded.contains(&event) && reader.read(event)?.is_some() {
             return Ok(true);
         }

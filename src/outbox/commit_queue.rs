@@ -95,7 +95,8 @@ fn has_share(limit: usize, pending: usize, own: usize, more: usize) -> bool {
 fn cost(unit: &Unit) -> u64 {
     let (commands, bytes) = unit.weight();
     let records = commands.max(bytes / 1_024).max(1) as u64;
-    records * if unit.reply.is_some() { RECORD_COST } else { OUTCOME_RECORD_COST }
+    let is_outcome = unit.reply.is_none() || unit.is_about_leases();
+    records * if is_outcome { OUTCOME_RECORD_COST } else { RECORD_COST }
 }
 
 fn commit_records() -> usize {
@@ -109,8 +110,10 @@ impl PendingUnits {
         self.bytes += bytes;
         if unit.reply.is_some() {
             self.awaited += 1;
-            let own = self.share_mut(party);
-            *own = (own.0 + commands, own.1 + bytes);
+            if !unit.is_about_leases() {
+                let own = self.share_mut(party);
+                *own = (own.0 + commands, own.1 + bytes);
+            }
         } else {
             self.outcomes.0 += 1;
             self.outcomes.1 += bytes;
@@ -167,8 +170,10 @@ impl PendingUnits {
             bytes += more_bytes;
             if unit.reply.is_some() {
                 awaited += 1;
-                let party = unit.party();
-                self.remove_from_share(&party, more_commands, more_bytes);
+                if !unit.is_about_leases() {
+                    let party = unit.party();
+                    self.remove_from_share(&party, more_commands, more_bytes);
+                }
             } else {
                 outcomes = (outcomes.0 + 1, outcomes.1 + more_bytes);
             }
@@ -207,7 +212,7 @@ impl CommitQueue {
         }
         let (commands, bytes) = unit.weight();
         let party = unit.party();
-        if unit.reply.is_some() {
+        if unit.reply.is_some() && !unit.is_about_leases() {
             let own = waiting.shares.get(&party).copied().unwrap_or_default();
             let AdmissionLimits { commands: commands_max, bytes: bytes_max } = self.admission;
             if !has_share(commands_max, waiting.commands, own.0, commands)

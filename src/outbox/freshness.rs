@@ -137,6 +137,9 @@ fn changed_endpoints(record: &Record) -> Vec<EndpointNumber> {
         | Record::DeliveriesDied { deliveries, .. }
         | Record::DeadLettersPurged { deliveries, .. }
         | Record::DeliveriesReordered { deliveries, .. } => of_all(deliveries),
+        Record::MessagesLeased { queue, .. }
+        | Record::LeasesEnded { queue, .. }
+        | Record::LeasesExtended { queue, .. } => vec![*queue],
         // Stored requests are tracked by their scopes.
         Record::EventAccepted(_)
         | Record::KeyPut(_)

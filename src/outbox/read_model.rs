@@ -12,8 +12,8 @@ pub use consumers::ConsumerReads;
 use std::ops::RangeInclusive;
 
 use crate::domain::{
-    DeadReason, DeliveryKey, DueKey, EndpointNumber, Horizon, Ordering, Position, Progress, Reservation,
-    StreamName, Tenant, Timestamp,
+    DeadReason, DeliveryKey, DueKey, EndpointNumber, HeldLease, Horizon, Ordering, Position, Progress,
+    Reservation, StreamName, Tenant, Timestamp,
 };
 use crate::projections::counters::{self, Lane};
 use crate::projections::dead::Letter;
@@ -21,6 +21,7 @@ use crate::projections::erasures::{self, ErasureFacts};
 use crate::projections::feed::{self, FeedStep};
 use crate::projections::fold::Totals;
 use crate::projections::idempotency::{self, Known};
+use crate::projections::leases;
 use crate::projections::pending::{self, DueBehind, Misplaced, OrderHash, Spot};
 use crate::projections::reads::{self, Cursor, DeliveryFacts, Filter, Found, Past};
 use crate::projections::reserved;
@@ -77,6 +78,8 @@ pub trait ReadModel: ConsumerReads {
         now: Timestamp,
         limit: usize,
     ) -> DueBehind;
+    /// Leases of a queue after an event, by event.
+    fn leases(&self, queue: EndpointNumber, after: Position, limit: usize) -> Vec<(Position, HeldLease)>;
     /// Acceptance time of the event that the lane sends next.
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp>;
     /// Sum over all hours that the window overlaps.
@@ -197,6 +200,10 @@ impl ReadModel for State {
         limit: usize,
     ) -> DueBehind {
         pending::due_behind(self.rows(), endpoint, from, now, limit)
+    }
+
+    fn leases(&self, queue: EndpointNumber, after: Position, limit: usize) -> Vec<(Position, HeldLease)> {
+        leases::of_queue(self.rows(), queue, after, limit)
     }
 
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {

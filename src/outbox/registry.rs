@@ -12,7 +12,8 @@ mod consumers;
 pub use consumers::{ConsumerDirectory, ConsumerStatus};
 
 use crate::domain::{
-    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, QueueName, Quotas, Record, Tenant, TenantSettings,
+    ApiKey, ConsumerKey, ConsumerPlace, Endpoint, EndpointId, EndpointNumber, KeyId, Ordering, QueueName,
+    Quotas, Record, Tenant, TenantSettings,
 };
 
 /// Usage of a tenant's endpoints, keys and consumers.
@@ -103,7 +104,10 @@ impl Registry {
             | Record::RequestAnswered { .. }
             | Record::RateReserved { .. }
             | Record::EventRejected { .. }
-            | Record::EventErased { .. } => {}
+            | Record::EventErased { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. } => {}
         }
     }
 

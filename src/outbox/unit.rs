@@ -12,6 +12,7 @@ use crate::domain::{
     QuotaExceeded, Record, Rejection, StreamName, Tenant, TenantSettings, Timestamp,
 };
 use crate::limits;
+use crate::storage::format;
 
 /// One requested change.
 #[derive(Clone, Debug)]
@@ -181,6 +182,7 @@ impl Command {
             Self::Publish(draft) => draft.weight(),
             Self::PutEndpoint(_) | Self::PutTenant(_) | Self::PutConsumer(_) => 4096,
             Self::Record(Record::AttemptFinished { attempt, .. }) => attempt.reply.len() + 64,
+            Self::Record(record) if is_lease(record) => format::size_hint(record),
             Self::DeleteEndpoint { .. }
             | Self::DeleteTenant { .. }
             | Self::Atomic(_)
@@ -192,6 +194,13 @@ impl Command {
             | Self::SealSegment => 64,
         }
     }
+}
+
+fn is_lease(record: &Record) -> bool {
+    matches!(
+        record,
+        Record::MessagesLeased { .. } | Record::LeasesEnded { .. } | Record::LeasesExtended { .. }
+    )
 }
 
 /// The result of a command.
@@ -286,12 +295,20 @@ impl Unit {
         self.commands.iter().any(Command::changes_registry) || (self.atomic().is_some() && is_large())
     }
 
+    /// Whether it only has records about leases. The number of leases bounds it. It is never
+    /// refused for the sake of others: a lease whose end is refused runs out, and doubles the load.
+    #[must_use]
+    pub fn is_about_leases(&self) -> bool {
+        self.commands.iter().all(|command| matches!(command, Command::Record(record) if is_lease(record)))
+    }
+
     /// The party whose share of the commit queue it uses. A unit of several tenants uses that of
     /// the first.
     #[must_use]
     pub fn party(&self) -> Party {
         match &self.reply {
             None => Party::Delivery,
+            Some(_) if self.is_about_leases() => Party::Delivery,
             Some(_) => Party::of(self.commands.iter().find_map(Command::tenant)),
         }
     }

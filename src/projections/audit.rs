@@ -43,6 +43,7 @@ pub fn audit(
     let mut audit = Audit { kept, folded, terms, differs, examined, rows: 0, stored: BTreeMap::new() };
     audit.compare_pending();
     audit.compare_queues();
+    audit.compare_exactly(b'G');
     audit.compare_exactly(b'P');
     audit.compare_exactly(b'X');
     audit.compare_exactly(b'R');
@@ -388,8 +389,8 @@ fn is_part_of(part: Option<Failing>, whole: Option<Failing>) -> bool {
 fn key_bytes(tag: u8) -> Option<usize> {
     match tag {
         b'D' | b'W' | b'X' => Some(21),
-        b'P' | b'T' | b'M' => Some(13),
-        b'F' => Some(9),
+        b'G' | b'P' | b'T' | b'M' => Some(13),
+        b'F' | b'H' => Some(9),
         b'I' | b'J' => Some(17),
         b'L' | b'R' => Some(5),
         _ => None,

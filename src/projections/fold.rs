@@ -15,15 +15,18 @@ use super::usage::Usage;
 use super::{Rows, consumers, dead, idempotency, pages, pending, reserved, retention};
 use crate::domain::delivery::transition;
 use crate::domain::{
-    ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint, EndpointNumber, Event, Horizon, KeyId, Ordering, Position, Progress, Record, Reservation, Tenant, Timestamp, Trigger,
+    ApiKey, ConsumerPlace, DeadReason, DeliveryChange, DeliveryKey, DeliveryState, DueKey, Endpoint,
+    EndpointNumber, Event, HeldLease, Horizon, KeyId, Ordering, Position, Progress, Record, Reservation,
+    TakenMessage, Tenant, Timestamp, Trigger,
 };
 
 mod accept;
 mod attempts;
+mod leases;
 mod places;
 
 pub use accept::order_hash;
-use places::Place;
+use places::{Place, PlaceKind};
 
 /// A change of a lane. `at` is the position of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,12 @@ pub enum LaneChange {
     Settled { endpoint: EndpointNumber, key: DueKey, at: Position },
     /// The outcome of the attempt with this key is recorded. Its other changes precede this one.
     Recorded { endpoint: EndpointNumber, key: DueKey },
+    /// A worker took the message, unless it had left its place.
+    Taken { endpoint: EndpointNumber, taken: TakenMessage, lease: Option<HeldLease> },
+    /// The lease of a message was released or extended, or its counts have changed.
+    LeaseChanged { endpoint: EndpointNumber, event: Position, lease: HeldLease },
+    /// The message has no lease any more.
+    LeaseEnded { endpoint: EndpointNumber, event: Position },
 }
 
 /// Deliveries by state, over all endpoints.
@@ -221,6 +230,21 @@ impl Fold {
                 consumers::advance(step.rows, position, key, place);
             }
             Record::ConsumerDeleted { key, .. } => consumers::remove(step.rows, key),
+            Record::MessagesLeased { queue, messages, until, at, .. } => {
+                for taken in messages {
+                    step.take(*queue, *taken, *until, *at);
+                }
+            }
+            Record::LeasesEnded { queue, ends, at, .. } => {
+                for ended in ends {
+                    step.end_lease(*queue, *ended, *at);
+                }
+            }
+            Record::LeasesExtended { queue, leases, until, .. } => {
+                for lease in leases {
+                    step.extend_lease(*queue, *lease, *until);
+                }
+            }
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 for delivery in deliveries {
                     step.revive(*delivery, *trigger, *at);
@@ -326,15 +350,32 @@ impl Step<'_> {
         known.unwrap_or(Detail { due, last_status: None, progress: row.progress, attempts: Vec::new() })
     }
 
+    /// The detail of a delivery in its place.
+    fn detail_in(&self, delivery: DeliveryKey, place: &Place) -> Detail {
+        match &place.kind {
+            PlaceKind::Leased(lease) => self.leased_detail(delivery, lease),
+            PlaceKind::Sendable | PlaceKind::Waiting => self.detail(delivery, &place.row, place.due),
+        }
+    }
+
     fn reschedule(&mut self, delivery: DeliveryKey, place: &Place, due: Timestamp, detail: &mut Detail) {
         detail.due = due;
         pending::put_detail(self.rows, delivery, detail);
         let row = Row { progress: detail.progress, ..place.row };
-        if place.sendable {
-            self.remove_due_key(delivery.endpoint, DueKey { due: place.due, event: delivery.event });
-            self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
-        } else if let Some(order) = row.order {
-            pending::requeue(self.rows, delivery, order, due, &row);
+        match place.kind {
+            PlaceKind::Sendable => {
+                self.remove_due_key(delivery.endpoint, DueKey { due: place.due, event: delivery.event });
+                self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
+            }
+            PlaceKind::Leased(_) => {
+                self.remove_lease(delivery);
+                self.add_due_key(delivery.endpoint, DueKey { due, event: delivery.event }, &row, false);
+            }
+            PlaceKind::Waiting => {
+                if let Some(order) = row.order {
+                    pending::requeue(self.rows, delivery, order, due, &row);
+                }
+            }
         }
     }
 
@@ -393,7 +434,7 @@ impl Step<'_> {
     /// Ends a pending delivery without an attempt.
     fn give_up(&mut self, delivery: DeliveryKey, change: DeliveryChange, at: Timestamp) {
         let Some(place) = self.find_place(delivery) else { return };
-        let detail = self.detail(delivery, &place.row, place.due);
+        let detail = self.detail_in(delivery, &place);
         self.remove_pending(delivery, &place);
         if let DeliveryChange::Died(reason) = change {
             self.add_dead_letter(delivery, place.row.place, reason, change, at, &detail);
@@ -405,9 +446,9 @@ impl Step<'_> {
 }
 
 mod changes;
-mod erase;
 #[cfg(test)]
 mod cost_tests;
+mod erase;
 #[cfg(test)]
 mod tests;
 mod usage;

@@ -17,6 +17,7 @@
 //! | `S` | tenant, stream | [`streams::Head`], open block | versions and times of a stream, positions of its last events |
 //! | `V` | tenant, stream, block | positions | positions of a stream's earlier events, in blocks |
 //! | `I` | scope | [`idempotency::Known`] | answered requests |
+//! | `G` | queue, event | [`leases::LeaseRow`] | last lease of a pending message |
 //! | `J` | hour, checkpoint | scopes | expiry times of `I` rows |
 //! | `L` | endpoint | [`counters::Lane`] | numbers of deliveries, the receiver's failures, its `Retry-After` |
 //! | `R` | endpoint | [`reserved::Reserved`] | reserved part of its rate |
@@ -34,6 +35,7 @@ pub mod feed;
 pub mod fold;
 pub mod idempotency;
 pub mod lag;
+pub mod leases;
 pub mod pages;
 pub mod pending;
 pub mod reads;

@@ -37,7 +37,7 @@ pub struct Row {
 const HAS_PART: u8 = 0x80;
 
 impl Row {
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, u64::from(self.progress.attempts));
         put_varint(out, u64::from(self.progress.attempts_in_series));
         put_varint(out, self.progress.series_started.millis());
@@ -54,7 +54,7 @@ impl Row {
         }
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let (attempts, attempts_in_series) = (reader.get_varint_u32()?, reader.get_varint_u32()?);
         let series_started = Timestamp::from_millis(reader.get_varint()?);
         let first_attempt =
@@ -257,10 +257,11 @@ pub fn refill(
     (entries, exhausted)
 }
 
-/// Up to `limit` pending deliveries of an endpoint. Prefers sendable ones to waiting ones.
+/// Up to `limit` pending deliveries of an endpoint. Prefers sendable and leased ones to waiting
+/// ones.
 pub fn endpoint_deliveries(rows: &dyn Rows, endpoint: EndpointNumber, limit: usize) -> Vec<DeliveryKey> {
     let mut found = std::collections::BTreeSet::new();
-    for (tag, offset) in [(b'D', 13), (b'W', 13)] {
+    for (tag, offset) in [(b'D', 13), (b'G', 5), (b'W', 13)] {
         let prefix = Key::new(tag).endpoint(endpoint).0;
         rows.scan(&prefix, &after_prefix(&prefix), &mut |key, _| {
             if found.len() == limit {
@@ -306,6 +307,8 @@ pub fn misplaced(
         }
     };
     let is_misplaced = |key: &[u8], value: &[u8]| match (key[0], ordering) {
+        // A leased delivery moves when its lease ends.
+        (b'W', _) if is_leased(rows, key) => false,
         (b'D', _) => Row::decode(&mut Reader::new(value)).is_ok_and(|row| row.order.is_none()),
         // Some ordering keys have this hash.
         (_, Ordering::Key) => {
@@ -415,13 +418,19 @@ pub(super) fn is_in_its_queue(rows: &dyn Rows, due_key: &[u8]) -> bool {
     order.is_some_and(|order| queued(rows, delivery, order).is_some())
 }
 
-/// Whether the delivery of a `W` row may be sent.
+/// Whether a worker has taken the delivery of a `W` row.
+fn is_leased(rows: &dyn Rows, queue_key: &[u8]) -> bool {
+    let (endpoint, event) = (endpoint_at(queue_key, 1), Position(u64_at(queue_key, 13)));
+    super::leases::get(rows, DeliveryKey { event, endpoint }).is_some()
+}
+
+/// Whether the delivery of a `W` row may be sent, or a worker has taken it.
 pub(super) fn is_sendable(rows: &dyn Rows, queue_key: &[u8], value: &[u8]) -> bool {
     let (endpoint, event) = (endpoint_at(queue_key, 1), Position(u64_at(queue_key, 13)));
     let queued_due = Reader::new(value).get_varint().ok().map(Timestamp::from_millis);
     let moved_to = detail(rows, DeliveryKey { event, endpoint }).map(|detail| detail.due);
     let is_due = |due| due_row(rows, endpoint, DueKey { due, event }).is_some();
-    queued_due.is_some_and(is_due) || moved_to.is_some_and(is_due)
+    queued_due.is_some_and(is_due) || moved_to.is_some_and(is_due) || is_leased(rows, queue_key)
 }
 
 #[cfg(test)]

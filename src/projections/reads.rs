@@ -7,10 +7,10 @@ use std::ops::ControlFlow;
 use super::dead::Letter;
 use super::pages::{EventEntry, first_position, page_of};
 use super::states::{PageStates, StateEntry, StatePlace, state_of};
-use super::{Rows, dead, pages, pending};
+use super::{Rows, dead, leases, pages, pending};
 use crate::domain::{
-    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, Position, StreamName, Tenant,
-    Timestamp,
+    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, EventType, HeldLease, Position, Progress,
+    StreamName, Tenant, Timestamp,
 };
 use crate::failpoints::{self, Bound};
 use crate::limits;
@@ -98,6 +98,8 @@ pub struct DeliveryFacts {
     /// Set unless pending.
     pub settled_at: Option<Timestamp>,
     pub last_status: Option<u16>,
+    /// The last lease of a pending message. `due` is then its end.
+    pub lease: Option<HeldLease>,
 }
 
 fn delivery_facts(
@@ -117,6 +119,7 @@ fn delivery_facts(
         due: Some(event.first_due),
         settled_at: None,
         last_status: None,
+        lease: None,
     };
     match state.filter(|entry| entry.state != DeliveryState::Pending) {
         Some(entry) => {
@@ -133,6 +136,12 @@ fn delivery_facts(
                 facts.attempts = detail.attempts;
                 facts.due = Some(detail.due);
                 facts.last_status = detail.last_status;
+            }
+            if let Some(lease) = leases::get(rows, key).map(|lease| lease.held()) {
+                facts.attempts_made = lease.progress.attempts;
+                facts.attempts.extend(Some(lease.position).filter(|_| !lease.is_released));
+                facts.due = Some(lease.until);
+                facts.lease = Some(lease);
             }
         }
     }
@@ -400,12 +409,17 @@ pub fn dead_letter(rows: &dyn Rows, key: DeliveryKey) -> Option<(DeliveryFacts, 
     }
 }
 
-/// Acceptance time of the endpoint's first sendable delivery in lane order.
+/// Acceptance time of the endpoint's first sendable delivery in lane order, or of its first leased
+/// message if that is earlier.
 pub fn oldest_pending(rows: &dyn Rows, endpoint: EndpointNumber) -> Option<Timestamp> {
     let (first, _) = pending::refill(rows, endpoint, None, 1);
-    let (key, progress) = first.first()?;
-    let event = pages::event(rows, key.event);
-    Some(event.map_or(progress.series_started, |event| event.accepted_at))
+    let accepted = |event, progress: &Progress| {
+        pages::event(rows, event).map_or(progress.series_started, |event| event.accepted_at)
+    };
+    let sendable = first.first().map(|(key, progress)| accepted(key.event, progress));
+    let leased = leases::of_queue(rows, endpoint, Position(0), 1);
+    let leased = leased.first().map(|(event, lease)| accepted(*event, &lease.progress));
+    sendable.into_iter().chain(leased).min()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::pages::{self, Blocks, EventEntry};
 use super::states::{self, PageStates, StateEntry, StatePlace};
-use super::{Rows, pending, streams};
+use super::{Rows, leases, pending, streams};
 use crate::domain::{DeliveryKey, DeliveryState, EndpointNumber, Horizon, Position, Timestamp};
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
@@ -217,7 +217,9 @@ pub fn overdue(rows: &dyn Rows, cutoffs: Cutoffs, page: u64) -> Overdue {
             let pending = states.deliveries(event).into_iter().filter(|(_, entry)| is_pending(entry));
             overdue.deliveries.extend(
                 pending.map(|(endpoint, _)| DeliveryKey { event: event.position, endpoint }).filter(|key| {
-                    pending::detail(rows, *key).map_or(event.first_due, |detail| detail.due) < cutoff
+                    let lease = leases::get(rows, *key).map(|lease| lease.until);
+                    let due = || pending::detail(rows, *key).map(|detail| detail.due);
+                    lease.or_else(due).unwrap_or(event.first_due) < cutoff
                 }),
             );
         }

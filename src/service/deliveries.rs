@@ -2,21 +2,23 @@
 //!
 //! Bulk work runs in bounded steps of one commit each, so that it does not block other requests.
 
-use std::sync::Arc;
-
 use crate::context::Context;
 use crate::context::responses::Keyed;
 use crate::domain::{
-    Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Event, Party, Record, Timestamp, Trigger,
+    DeadReason, DeliveryKey, DeliveryState, EndpointNumber, Event, Party, Record, Timestamp, Trigger,
 };
 use crate::outbox::ReadModel;
 use crate::outbox::draft::{ChangeError, Unavailable};
 use crate::projections::pending::Misplaced;
 use crate::projections::reads::{Cursor, DeliveryFacts, Filter};
 use crate::service::bulk::{DELETED, Deaths, deliveries_per_step, revive_command};
+use crate::service::history::History;
 use crate::service::pages::{Pages, scoped};
+use crate::service::queues::QUEUE_ID;
 use crate::service::system_events::SystemEvents;
-use crate::service::types::{DeliveryDetail, DeliveryView, Page, Scope};
+use crate::service::types::{
+    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, Page, Scope,
+};
 
 const PURGED: ChangeError =
     ChangeError::NotAllowed("the dead letter was purged; replay the event to send it again");
@@ -74,7 +76,7 @@ impl Deliveries<'_> {
             event_id: event.id.clone(),
             event_type: event.event_type.clone(),
             tenant: event.tenant.clone(),
-            endpoint_id: self.0.outbox().registry(|registry| registry.id_of(facts.key.endpoint).cloned()),
+            destination: self.destination(facts.key.endpoint),
             state: facts.state,
             created_at: facts.accepted_at,
             attempts: facts.attempts_made,
@@ -86,12 +88,26 @@ impl Deliveries<'_> {
         }
     }
 
-    pub(crate) async fn attempts(self, facts: &DeliveryFacts) -> Vec<Arc<Attempt>> {
-        let mut attempts = Vec::with_capacity(facts.attempts.len());
+    fn destination(self, number: EndpointNumber) -> Destination {
+        self.0.outbox().registry(|registry| {
+            let id = registry.id_of(number).cloned();
+            let live = registry.endpoint(number).and_then(|endpoint| endpoint.queue());
+            // A deleted queue is known by its id.
+            let is_queue = live.is_some() || id.as_ref().is_some_and(|id| id.as_str().starts_with(QUEUE_ID));
+            let kind = if is_queue { DestinationKind::Queue } else { DestinationKind::Endpoint };
+            Destination { kind, id, name: live.map(|target| target.name.clone()) }
+        })
+    }
+
+    /// The attempts and leases of a delivery, oldest first.
+    pub(crate) async fn attempts(self, facts: &DeliveryFacts) -> Vec<HistoryEntry> {
+        let mut history = History::new(facts.key.event);
         for position in &facts.attempts {
-            attempts.extend(self.0.attempt_at(*position).await);
+            if let Ok(Some(record)) = self.0.record_at(*position).await {
+                history.add(*position, record);
+            }
         }
-        attempts
+        history.finish(facts.lease.as_ref(), self.0.now().wall)
     }
 
     /// Makes a pending, dead, delivered or cancelled delivery due now, in a new retry series.

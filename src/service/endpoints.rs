@@ -113,8 +113,16 @@ impl Endpoints<'_> {
     /// # Errors
     /// When the scope lacks the endpoint, or the commit failed.
     pub async fn delete(self, scope: &Scope, id: &EndpointId) -> Result<(), ChangeError> {
-        let _alone = self.0.exclusive(&scope.party()).await;
         let endpoint = self.get(scope, id).ok_or(ChangeError::NotFound)?.number;
+        self.delete_number(scope, endpoint).await
+    }
+
+    pub(crate) async fn delete_number(
+        self,
+        scope: &Scope,
+        endpoint: EndpointNumber,
+    ) -> Result<(), ChangeError> {
+        let _alone = self.0.exclusive(&scope.party()).await;
         let command = Command::DeleteEndpoint { endpoint, at: self.0.now().wall };
         match self.0.submit(vec![command]).await?.first() {
             Some(Outcome::Conflict) => Err(ChangeError::NotFound),
@@ -182,6 +190,14 @@ impl Endpoints<'_> {
                 }
             })
             .await
+    }
+
+    /// Numbers of its deliveries.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn counters(self, endpoint: EndpointNumber) -> Result<counters::Lane, Unavailable> {
+        self.0.outbox().read(move |state| state.lane(endpoint)).await
     }
 
     /// While the disk is full, the state may not answer. The lane then counts the deliveries that

@@ -16,9 +16,10 @@ pub use crate::projections::lag::Lag;
 pub use crate::projections::reads::{Cursor, Filter};
 pub use crate::projections::streams::Head;
 
+use crate::domain::closed_list::closed_list;
 use crate::domain::{
     Attempt, DeadReason, DeliveryKey, DeliveryState, EndpointId, Event, EventId, EventType, OnDisk, Party,
-    Position, Tenant, Timestamp,
+    Position, QueueName, Tenant, Timestamp, WorkerName,
 };
 
 /// The tenant that a caller may see; `None` is all tenants. Hides other tenants' items.
@@ -64,6 +65,63 @@ impl Published {
     }
 }
 
+closed_list! {
+    /// Kind of a delivery's destination.
+    #[derive(Default)]
+    pub enum DestinationKind {
+        #[default]
+        Endpoint => "endpoint",
+        Queue => "queue",
+    }
+}
+
+/// Where a delivery goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    pub kind: DestinationKind,
+    /// `None` if the endpoint was deleted and has left the registry.
+    pub id: Option<EndpointId>,
+    /// Of a live queue.
+    pub name: Option<QueueName>,
+}
+
+/// One part of a delivery's history.
+#[derive(Clone, Debug)]
+pub enum HistoryEntry {
+    Attempt(Arc<Attempt>),
+    Lease(PastLease),
+}
+
+closed_list! {
+    /// How a lease ended.
+    pub enum LeaseOutcome {
+        /// It has not ended.
+        Leased => "leased",
+        Acked => "acked",
+        Requeued => "requeued",
+        Dead => "dead",
+        Released => "released",
+        /// It ran out.
+        Expired => "expired",
+    }
+}
+
+/// A lease in the history of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastLease {
+    /// From 1, among the leases in the history.
+    pub number: u32,
+    pub received_at: Timestamp,
+    pub until: Timestamp,
+    pub worker: Option<WorkerName>,
+    pub outcome: LeaseOutcome,
+    pub ended_at: Option<Timestamp>,
+    /// Why the work failed.
+    pub reason: Option<Box<str>>,
+    /// When the message is due again.
+    pub next_at: Option<Timestamp>,
+}
+
 /// A delivery as the API shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeliveryView {
@@ -71,8 +129,7 @@ pub struct DeliveryView {
     pub event_id: EventId,
     pub event_type: EventType,
     pub tenant: Tenant,
-    /// `None` if the endpoint was deleted and has left the registry.
-    pub endpoint_id: Option<EndpointId>,
+    pub destination: Destination,
     pub state: DeliveryState,
     pub created_at: Timestamp,
     pub attempts: u32,
@@ -91,7 +148,7 @@ pub struct DeliveryView {
 pub struct DeliveryDetail {
     pub delivery: DeliveryView,
     /// Oldest first; at most [`crate::limits::ATTEMPTS_KEPT_MAX`].
-    pub attempts: Vec<Arc<Attempt>>,
+    pub attempts: Vec<HistoryEntry>,
 }
 
 /// The erased events of a request.
@@ -150,7 +207,7 @@ pub struct DeadLetterView {
 pub struct DeadLetterDetail {
     pub letter: DeadLetterView,
     pub event: Arc<Event>,
-    pub attempts: Vec<Arc<Attempt>>,
+    pub attempts: Vec<HistoryEntry>,
 }
 
 /// One page, newest first. May have fewer items than the limit even if `next` is set.

@@ -106,6 +106,9 @@ impl Model {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !self.oracle.consumers.is_last_move(key, position),
@@ -170,7 +173,10 @@ impl Model {
             | Record::KeyPut(_)
             | Record::KeyDeleted { .. }
             | Record::RequestAnswered { .. }
-            | Record::EventErased { .. } => {}
+            | Record::EventErased { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. } => {}
             // The writer's clock never goes back.
             Record::EventRejected { idempotency, .. } => {
                 self.check_key(position, idempotency, self.latest)?;
@@ -447,7 +453,10 @@ impl Model {
             | Record::RateReserved { .. }
             | Record::RequestAnswered { .. }
             | Record::EventRejected { .. }
-            | Record::EventErased { .. } => Vec::new(),
+            | Record::EventErased { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. } => Vec::new(),
         });
         deliveries.collect()
     }

@@ -30,6 +30,8 @@ impl TenantIds {
         let hook =
             json!({"url": receiver.url, "eventTypes": [kind], "retry": {"maxAttempts": 1}}).to_string();
         let endpoint = text(&call_as(daemon, key, "POST", "/endpoints", &hook).await.1, "id");
+        let queue = json!({"name": format!("queue-{}", &endpoint["ep_".len()..]), "eventTypes": ["none"]});
+        assert_eq!(call_as(daemon, key, "POST", "/queues", &queue.to_string()).await.0, 201);
         let event = json!({"type": kind, "data": 1}).to_string();
         let event = text(&call_as(daemon, key, "POST", "/events", &event).await.1, "id");
         let deadline = std::time::Instant::now() + WAIT_MAX;
@@ -55,6 +57,7 @@ impl TenantIds {
             "events" | "eventId" => self.event.clone(),
             "endpoints" | "endpointId" | "endpointIds" => self.endpoint.clone(),
             "deliveries" | "dead-letters" => self.delivery.clone(),
+            "queues" => format!("queue-{}", &self.endpoint["ep_".len()..]),
             "keys" => format!("key_{}", &self.endpoint["ep_".len()..]),
             "handshakes" => format!("{}.{}", self.endpoint, "0".repeat(64)),
             kind => panic!("the test has no id of the kind {kind:?}"),

@@ -275,7 +275,7 @@ fn dead(reason: DeadReason) -> &'static str {
         DeadReason::MaxAge => "the next attempt would be later than `retry.maxAge` allows",
         DeadReason::Gone => "the receiver answered 410",
         DeadReason::Refused => {
-            "a status of `delivery.refused_statuses`, or `Webhook-Delivery: abort-message`"
+            "a status of `delivery.refused_statuses`, or `Webhook-Delivery: abort-message`; or a worker's `nack` with `requeue: false`"
         }
         DeadReason::EndpointDeleted => "an operator deleted the endpoint",
         DeadReason::EndpointDisabled => "the endpoint was disabled at the receiver's request",
@@ -297,6 +297,8 @@ fn waiting(reason: WaitReason) -> &'static str {
         WaitReason::GlobalLimit => "the limit over all endpoints, or of the host, is reached",
         WaitReason::Handshake => "the receiver has not consented",
         WaitReason::AddressLimit => "the receiver's address has as many requests as it may",
+        WaitReason::NoWorker => "no worker asks the queue for messages",
+        WaitReason::LeaseLimit => "the queue has `maxLeased` messages under lease",
     }
 }
 

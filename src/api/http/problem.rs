@@ -89,6 +89,8 @@ pub enum Problem {
     },
     /// The event has no content that could be delivered.
     EventErased,
+    /// Another queue has this name.
+    QueueExists(String),
     /// The first request with this `Idempotency-Key` is still in progress.
     RequestInFlight,
     /// `limit` in bytes.
@@ -173,6 +175,7 @@ impl Problem {
             Self::Conflict(text()),
             Self::ConsumerMoved { actual: Position(0) },
             Self::EventErased,
+            Self::QueueExists(text()),
             Self::Rejected { rejection: conflict, repeated: false },
             Self::Rejected { rejection: Rejection::PartialDuplicate, repeated: false },
             Self::RequestInFlight,
@@ -218,6 +221,7 @@ impl Problem {
             | Self::PositionAhead { .. }
             | Self::ConsumerMoved { .. }
             | Self::EventErased
+            | Self::QueueExists(_)
             | Self::RequestInFlight => 409,
             Self::PositionGone { .. } | Self::VersionGone { .. } => 410,
             Self::OfPart { cause, .. } => cause.status(),
@@ -276,6 +280,7 @@ impl Problem {
             Self::ConsumerMoved { .. } => "consumer_moved",
             Self::NotCaughtUp { .. } => "not_caught_up",
             Self::EventErased => "event_erased",
+            Self::QueueExists(_) => "queue_exists",
             Self::RequestInFlight => "request_in_flight",
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
@@ -319,6 +324,7 @@ impl Problem {
             Self::Rejected { rejection: Rejection::PartialDuplicate, .. } => {
                 "Some events of the request exist already"
             }
+            Self::QueueExists(_) => "Another queue has this name",
             Self::Conflict(_) => "The request conflicts with the current state",
             Self::VersionGone { .. } => "The version has been removed",
             Self::OfPart { cause, .. } => cause.title(),
@@ -354,6 +360,7 @@ impl Problem {
             | Self::UntrustedOrigin(detail)
             | Self::NotFound(detail)
             | Self::Conflict(detail)
+            | Self::QueueExists(detail)
             | Self::ForbiddenUrl(detail)
             | Self::Unavailable(detail) => detail.clone(),
             Self::MissesTls => {

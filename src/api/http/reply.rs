@@ -105,6 +105,11 @@ impl Reply {
     }
 
     #[must_use]
+    pub fn with_status(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
+    #[must_use]
     pub fn with_content_type(mut self, media: &'static str) -> Self {
         self.headers.retain(|(name, _)| name != header::CONTENT_TYPE);
         self.headers.push((header::CONTENT_TYPE, HeaderValue::from_static(media)));

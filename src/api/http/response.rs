@@ -55,6 +55,12 @@ impl<const STATUS: u16, T> Success<STATUS, T> {
         Self::from_reply(self.reply.with_header(name, value))
     }
 
+    /// Another status than the declared one.
+    #[must_use]
+    pub fn with_status(self, status: u16) -> Self {
+        Self::from_reply(self.reply.with_status(status))
+    }
+
     #[must_use]
     pub fn answer(&self) -> Answer {
         self.reply.answer()

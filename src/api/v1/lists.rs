@@ -35,6 +35,8 @@ pub enum List {
     Tenants = 6,
     Streams = 7,
     Consumers = 8,
+    Queues = 20,
+    Leases = 21,
 }
 
 /// A query parameter as the route table declares it.
@@ -343,8 +345,22 @@ pub const ENDPOINTS: &[Param] = &[
     LIMIT,
     CURSOR,
 ];
+/// The tenant of a named resource.
+const OF_TENANT: Param =
+    param("tenant", "The tenant of the queue; default: that of the key, or `default`", NAME);
+pub const QUEUE: Param = param(
+    "queue",
+    "Only this queue, of `tenant`, or of the tenant of the key, or `default`",
+    Kind::Text("^[A-Za-z0-9_.-]+$", 64),
+);
+pub const QUEUES: &[Param] = &[TENANT, LIMIT, CURSOR];
+pub const ONE_QUEUE: &[Param] = &[OF_TENANT];
+pub const LEASES: &[Param] = &[OF_TENANT, LIMIT, CURSOR];
+pub const QUEUE_WINDOW: &[Param] = &[OF_TENANT, WINDOW[0], WINDOW[1]];
+
 pub const DELIVERIES: &[Param] = &[
     ENDPOINT,
+    QUEUE,
     param("eventId", "Only this event", ID),
     TENANT,
     param("status", "Only deliveries with this status", Kind::Word(DELIVERY_STATUSES)),
@@ -356,6 +372,7 @@ pub const DELIVERIES: &[Param] = &[
 ];
 pub const DEAD_LETTERS: &[Param] = &[
     ENDPOINT,
+    QUEUE,
     TENANT,
     TYPE,
     param("reason", "Only dead letters with this reason", Kind::Word(REASONS)),

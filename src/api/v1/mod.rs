@@ -15,6 +15,7 @@ pub mod keys;
 pub mod lists;
 pub mod overview;
 pub mod projections;
+pub mod queues;
 pub mod streams;
 pub mod tenants;
 

@@ -38,6 +38,7 @@ impl Dispatcher {
                 Record::EndpointPut(endpoint) => self.on_endpoint(endpoint, now),
                 Record::EndpointDeleted { endpoint, .. } => {
                     self.lanes.on_endpoint_removed(*endpoint);
+                    self.on_queue_removed(*endpoint);
                     self.failing.remove(endpoint);
                     self.known.remove(endpoint);
                     self.sweep(*endpoint);
@@ -62,7 +63,10 @@ impl Dispatcher {
                 | Record::DeadLettersPurged { .. }
                 | Record::DeliveriesReordered { .. }
                 | Record::RequestAnswered { .. }
-                | Record::EventRejected { .. } => {}
+                | Record::EventRejected { .. }
+                | Record::MessagesLeased { .. }
+                | Record::LeasesEnded { .. }
+                | Record::LeasesExtended { .. } => {}
             }
         }
     }
@@ -80,8 +84,12 @@ impl Dispatcher {
         if Failing::is_ended_by(endpoint, before.map(|before| before.change)) {
             self.failing.remove(&endpoint.number);
         }
-        let policy = self.policy(endpoint);
-        self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
+        if endpoint.queue().is_some() {
+            self.on_queue(endpoint);
+        } else {
+            let policy = self.policy(endpoint);
+            self.lanes.on_endpoint(endpoint.number, policy, Backlog::None, now);
+        }
         if before.is_some_and(|before| before.ordering != endpoint.ordering) {
             self.reorder(endpoint.number);
         }
@@ -95,6 +103,19 @@ impl Dispatcher {
 
     fn on_change(&mut self, change: LaneChange, now: Now) {
         match change {
+            LaneChange::Due { endpoint, key, progress, at } if self.desk.lanes.has(endpoint) => {
+                self.desk.lanes.with(endpoint, |lane| lane.on_due(key, progress, at));
+            }
+            LaneChange::Settled { endpoint, key, at } if self.desk.lanes.has(endpoint) => {
+                self.desk.lanes.with(endpoint, |lane| lane.on_settled(key, at));
+            }
+            LaneChange::Taken { endpoint, taken, lease } => self.on_taken(endpoint, taken, lease, now),
+            LaneChange::LeaseChanged { endpoint, event, lease } => {
+                self.desk.lanes.with(endpoint, |lane| lane.on_lease(event, lease, now));
+            }
+            LaneChange::LeaseEnded { endpoint, event } => {
+                self.desk.lanes.with(endpoint, |lane| lane.on_lease_ended(event));
+            }
             LaneChange::Due { endpoint, key, progress, at } => {
                 self.lanes.on_due(endpoint, key, progress, at, now)
             }

@@ -7,18 +7,22 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::context::signal::Signal;
+
 use super::{Dispatcher, Run, TICK_INTERVAL, log_panic};
 
 impl Dispatcher {
     pub(super) async fn drain(&mut self, limit: Duration, mut run: watch::Receiver<Run>) {
         self.draining = true;
         self.lanes.hold(true);
+        self.desk.lanes.hold(true);
+        self.end_receives();
         // The next start repeats these jobs.
         self.reorder_jobs.values().chain(&self.reorder_all_job).for_each(AbortHandle::abort);
         let deadline = Instant::now() + limit;
         let mut tick = tokio::time::interval(TICK_INTERVAL);
         tracing::debug!(attempts = self.tasks.len(), jobs = self.jobs.len(), "waiting for attempts and jobs");
-        while !(self.tasks.is_empty() && self.jobs.is_empty()) {
+        while !(self.tasks.is_empty() && self.jobs.is_empty()) || self.desk.has_pending_receives() {
             tokio::select! {
                 biased;
                 () = wait_for_cut(&mut run) => self.abort_tasks().await,
@@ -30,7 +34,12 @@ impl Dispatcher {
                     self.on_notice(notice, self.context.now());
                     self.intake = None;
                 }
-                Some(_) = self.signals.recv() => {}
+                // Workers end their leases until the end.
+                Some(signal) = self.signals.recv() => {
+                    if let Signal::Queue(signal) = signal {
+                        self.on_queue_signal(signal, self.context.now());
+                    }
+                }
                 _ = tick.tick() => {
                     self.heartbeat.send_replace(());
                 }

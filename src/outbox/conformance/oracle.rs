@@ -13,7 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::domain::{
-    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber, EndpointStatus, Event, Horizon, KeyId, Next, Ordering, Position, Progress, Record, Reservation, StreamName, Tenant, Timestamp, Trigger,
+    Attempt, Consumer, ConsumerKey, ConsumerPlace, DeliveryKey, DeliveryState, DueKey, EndpointNumber,
+    EndpointStatus, Event, Horizon, KeyId, Next, Ordering, Position, Progress, Record, Reservation,
+    StreamName, Tenant, Timestamp, Trigger,
 };
 use crate::limits;
 use crate::outbox::conformance::consumers::{self, ConsumerModel};
@@ -162,6 +164,7 @@ impl Oracle {
             Record::ConsumerPut(_) | Record::ConsumerMoved { .. } | Record::ConsumerDeleted { .. } => {
                 self.consumers.apply(position, record);
             }
+            Record::MessagesLeased { .. } | Record::LeasesEnded { .. } | Record::LeasesExtended { .. } => {}
             Record::DeliveriesRevived { deliveries, trigger, at } => {
                 deliveries.iter().for_each(|key| self.revive(*key, *trigger, *at));
             }
@@ -471,6 +474,7 @@ impl Oracle {
             due: is_pending.then_some(known.due),
             settled_at: known.settled.map(|(at, _)| at).filter(|_| !is_pending),
             last_status: known.last_status,
+            lease: None,
         }
     }
 

@@ -527,6 +527,9 @@ impl<S: Store> Work<S> {
             | Record::KeyDeleted { .. }
             | Record::TenantPut(_)
             | Record::TenantDeleted { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. }
             | Record::ConsumerPut(_)
             | Record::ConsumerDeleted { .. } => false,
             Record::ConsumerMoved { key, .. } => !oracle.consumers.is_last_move(key, position),

@@ -1,6 +1,6 @@
 //! Application of finished attempts.
 
-use super::places::Place;
+use super::places::{Place, PlaceKind};
 use super::{LaneChange, PENDING, Step};
 use crate::domain::delivery::transition;
 use crate::domain::{
@@ -22,7 +22,7 @@ impl Step<'_> {
         hour.delivered += u64::from(attempt.next == Next::Delivered);
         self.update_health(delivery.endpoint, attempt);
         let place = match pending::due_row(self.rows, delivery.endpoint, key) {
-            Some(row) => Some(Place { due, sendable: true, row }),
+            Some(row) => Some(Place { due, kind: PlaceKind::Sendable, row }),
             None => self.find_place(delivery),
         };
         match place {
@@ -98,7 +98,7 @@ impl Step<'_> {
 }
 
 /// Adds the position of an attempt. At the limit, drops the oldest.
-fn push_attempt(attempts: &mut Vec<Position>, position: Position) {
+pub(super) fn push_attempt(attempts: &mut Vec<Position>, position: Position) {
     if attempts.len() == limits::ATTEMPTS_KEPT_MAX {
         attempts.remove(0);
     }

@@ -1,9 +1,11 @@
 //! Changes by operators: reordered and revived deliveries, purged dead letters.
 
+use super::places::PlaceKind;
 use super::{PENDING, Step};
 use crate::domain::delivery::transition;
 use crate::domain::{DeliveryChange, DeliveryKey, DeliveryState, Position, Progress, Timestamp, Trigger};
 use crate::failpoints::{self, Mutation};
+use crate::projections::leases::LeaseRow;
 use crate::projections::pending::{self, Detail, Row};
 use crate::projections::states::StateEntry;
 use crate::projections::{dead, pages};
@@ -12,6 +14,10 @@ impl Step<'_> {
     /// Moves a pending delivery to its place in the current ordering. Keeps due time and attempts.
     pub(super) fn reorder(&mut self, delivery: DeliveryKey) {
         let Some(place) = self.find_place(delivery) else { return };
+        // A leased message moves when its lease ends.
+        if matches!(place.kind, PlaceKind::Leased(_)) {
+            return;
+        }
         let Some(event) = pages::event(self.rows, delivery.event) else { return };
         let order = self.queue_for(delivery.endpoint, event.order);
         if order != place.row.order {
@@ -28,8 +34,13 @@ impl Step<'_> {
             if transition(PENDING, DeliveryChange::Revived(trigger)).is_none() {
                 return;
             }
-            let mut detail = self.detail(delivery, &place.row, place.due);
+            let mut detail = self.detail_in(delivery, &place);
             detail.progress = Progress::begin(detail.progress.attempts, at, trigger);
+            if let PlaceKind::Leased(lease) = place.kind {
+                // The lease stays; the message begins a new series.
+                let row = Row { progress: detail.progress, ..lease.row };
+                return self.put_lease(delivery, &LeaseRow { row, ..lease });
+            }
             return self.reschedule(delivery, &place, at, &mut detail);
         }
         // An erased event cannot be delivered.

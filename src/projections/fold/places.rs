@@ -1,18 +1,29 @@
-//! Places of pending deliveries: sendable in their lane, or queued behind others.
+//! Places of pending deliveries: sendable in their lane, leased, or queued behind others.
 
 use super::Step;
 use crate::domain::{DeliveryKey, DueKey, EndpointNumber, Ordering, Timestamp};
 use crate::failpoints::{self, Mutation};
 use crate::projections::fold::LaneChange;
+use crate::projections::leases::LeaseRow;
 use crate::projections::pending::{OrderHash, Row, WHOLE_ENDPOINT};
-use crate::projections::{pages, pending};
+use crate::projections::{leases, pages, pending};
 
 /// Place of a pending delivery.
 pub(super) struct Place {
     pub(super) due: Timestamp,
-    /// Whether a lane may send it (it has a `D` row).
-    pub(super) sendable: bool,
+    pub(super) kind: PlaceKind,
     pub(super) row: Row,
+}
+
+/// Kind of a pending delivery's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PlaceKind {
+    /// A lane may send it: it has a `D` row.
+    Sendable,
+    /// A worker has taken it: it has a `G` row.
+    Leased(LeaseRow),
+    /// It is behind others of its order: it has only a `W` row.
+    Waiting,
 }
 
 impl Step<'_> {
@@ -73,11 +84,15 @@ impl Step<'_> {
     /// Removes a pending delivery from its lane and its queue.
     pub(super) fn leave_place(&mut self, delivery: DeliveryKey, place: &Place) {
         let key = DueKey { due: place.due, event: delivery.event };
-        if place.sendable && !failpoints::is_active(Mutation::SettleTwice) {
-            self.remove_due_key(delivery.endpoint, key);
+        match place.kind {
+            PlaceKind::Sendable if failpoints::is_active(Mutation::SettleTwice) => {}
+            PlaceKind::Sendable => self.remove_due_key(delivery.endpoint, key),
+            PlaceKind::Leased(_) => self.remove_lease(delivery),
+            PlaceKind::Waiting => {
+                let lane = self.lane(delivery.endpoint);
+                lane.waiting = lane.waiting.saturating_sub(1);
+            }
         }
-        let lane = self.lane(delivery.endpoint);
-        lane.waiting = lane.waiting.saturating_sub(u64::from(!place.sendable));
         if let Some(order) = place.row.order {
             pending::dequeue(self.rows, delivery, order);
         }
@@ -88,9 +103,9 @@ impl Step<'_> {
         self.changes.push(LaneChange::Settled { endpoint, key, at: self.position });
     }
 
-    /// Makes the next delivery of a queue sendable after a sendable one has left.
+    /// Makes the next delivery of a queue sendable after a sendable or leased one has left.
     pub(super) fn release_next(&mut self, endpoint: EndpointNumber, left: &Place) {
-        let Some(order) = left.row.order.filter(|_| left.sendable) else { return };
+        let Some(order) = left.row.order.filter(|_| left.kind != PlaceKind::Waiting) else { return };
         if let Some((key, mut row)) = pending::queue_head(self.rows, endpoint, order) {
             row.order = Some(order);
             let lane = self.lane(endpoint);
@@ -107,12 +122,15 @@ impl Step<'_> {
         if let Some(row) =
             pending::due_row(self.rows, delivery.endpoint, DueKey { due, event: delivery.event })
         {
-            return Some(Place { due, sendable: true, row });
+            return Some(Place { due, kind: PlaceKind::Sendable, row });
+        }
+        if let Some(lease) = leases::get(self.rows, delivery) {
+            return Some(Place { due: lease.until, kind: PlaceKind::Leased(lease), row: lease.row });
         }
         let waiting = [event.order, WHOLE_ENDPOINT].into_iter().find_map(|order| {
             pending::queued(self.rows, delivery, order).map(|(due, row)| (due, row, order))
         });
         let (due, row, order) = waiting?;
-        Some(Place { due, sendable: false, row: Row { order: Some(order), ..row } })
+        Some(Place { due, kind: PlaceKind::Waiting, row: Row { order: Some(order), ..row } })
     }
 }

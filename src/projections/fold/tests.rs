@@ -1,5 +1,7 @@
 //! Effects of endpoint changes on the receiver's health, and the age of a retry series.
 
+mod leases;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

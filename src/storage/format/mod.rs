@@ -25,6 +25,7 @@ mod consumer;
 mod endpoint;
 mod event;
 mod fields;
+mod lease;
 mod record;
 mod tenant;
 

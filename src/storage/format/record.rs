@@ -32,6 +32,9 @@
 //! | 19 | `ConsumerPut` | tenant?, name, types, streams (kind, text), description, created at, updated at, position, moved at? |
 //! | 20 | `ConsumerMoved` | tenant?, name, position, at |
 //! | 21 | `ConsumerDeleted` | tenant?, name, at |
+//! | 22 | `MessagesLeased` | queue, messages (event, place), until, at, worker? |
+//! | 23 | `LeasesEnded` | queue, ends (event, lease, end), at, reason? |
+//! | 24 | `LeasesExtended` | queue, leases (event, lease), until, at |
 //!
 //! Encoding of the fields:
 //!
@@ -54,6 +57,7 @@ use super::fields::{
     CodecError, get_coded, get_list, get_name, get_number, get_option, get_text, get_time, put_list,
     put_option, put_text, put_time,
 };
+use super::lease::{get_ended, get_lease_key, get_taken, put_ended, put_lease_key, put_taken};
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
@@ -94,6 +98,9 @@ const HORIZON_MOVED: u8 = 18;
 const CONSUMER_PUT: u8 = 19;
 const CONSUMER_MOVED: u8 = 20;
 const CONSUMER_DELETED: u8 = 21;
+const MESSAGES_LEASED: u8 = 22;
+const LEASES_ENDED: u8 = 23;
+const LEASES_EXTENDED: u8 = 24;
 
 /// Estimated encoded size of a record. Most records stay below it.
 #[must_use]
@@ -101,6 +108,9 @@ pub fn size_hint(record: &Record) -> usize {
     match record {
         Record::EventAccepted(event) => event.weight(),
         Record::AttemptFinished { attempt, .. } => 96 + attempt.reply.len(),
+        Record::MessagesLeased { messages, .. } => 192 + 20 * messages.len(),
+        Record::LeasesEnded { ends, .. } => 576 + 28 * ends.len(),
+        Record::LeasesExtended { leases, .. } => 64 + 20 * leases.len(),
         _ => 256,
     }
 }
@@ -185,6 +195,25 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_consumer_key(out, key);
             put_time(out, *at);
         }
+        Record::MessagesLeased { queue, messages, until, at, worker } => {
+            put_varint(out, u64::from(queue.0));
+            put_list(out, messages, put_taken);
+            put_time(out, *until);
+            put_time(out, *at);
+            put_option(out, worker.as_ref(), |out, worker| put_text(out, worker.as_str()));
+        }
+        Record::LeasesEnded { queue, ends, at, reason } => {
+            put_varint(out, u64::from(queue.0));
+            put_list(out, ends, put_ended);
+            put_time(out, *at);
+            put_option(out, reason.as_ref(), |out, reason| put_text(out, reason));
+        }
+        Record::LeasesExtended { queue, leases, until, at } => {
+            put_varint(out, u64::from(queue.0));
+            put_list(out, leases, put_lease_key);
+            put_time(out, *until);
+            put_time(out, *at);
+        }
     }
 }
 
@@ -263,6 +292,25 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             at: get_time(r)?,
         },
         CONSUMER_DELETED => Record::ConsumerDeleted { key: get_consumer_key(r)?, at: get_time(r)? },
+        MESSAGES_LEASED => Record::MessagesLeased {
+            queue: get_number(r)?,
+            messages: get_list(r, 3, get_taken)?,
+            until: get_time(r)?,
+            at: get_time(r)?,
+            worker: get_option(r, get_name)?,
+        },
+        LEASES_ENDED => Record::LeasesEnded {
+            queue: get_number(r)?,
+            ends: get_list(r, 3, get_ended)?,
+            at: get_time(r)?,
+            reason: get_option(r, get_text)?,
+        },
+        LEASES_EXTENDED => Record::LeasesExtended {
+            queue: get_number(r)?,
+            leases: get_list(r, 2, get_lease_key)?,
+            until: get_time(r)?,
+            at: get_time(r)?,
+        },
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -276,7 +324,7 @@ fn layout_of(tag: u8) -> Option<u8> {
         ENDPOINT_PUT => Some(ENDPOINT_LAYOUT),
         EVENT_REJECTED => Some(REJECTION_LAYOUT),
         EVENT_ACCEPTED => Some(ERASED_EVENT_LAYOUT),
-        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=CONSUMER_DELETED => Some(LAYOUT),
+        EVENT_ACCEPTED..=EVENT_ERASED | HORIZON_MOVED | CONSUMER_PUT..=LEASES_EXTENDED => Some(LAYOUT),
         _ => None,
     }
 }
@@ -313,6 +361,9 @@ fn record_tag(record: &Record) -> u8 {
         Record::ConsumerPut(_) => CONSUMER_PUT,
         Record::ConsumerMoved { .. } => CONSUMER_MOVED,
         Record::ConsumerDeleted { .. } => CONSUMER_DELETED,
+        Record::MessagesLeased { .. } => MESSAGES_LEASED,
+        Record::LeasesEnded { .. } => LEASES_ENDED,
+        Record::LeasesExtended { .. } => LEASES_EXTENDED,
     }
 }
 

@@ -312,7 +312,10 @@ impl State {
             | Record::ConsumerPut(_)
             | Record::ConsumerMoved { .. }
             | Record::ConsumerDeleted { .. }
-            | Record::EventErased { .. } => {}
+            | Record::EventErased { .. }
+            | Record::MessagesLeased { .. }
+            | Record::LeasesEnded { .. }
+            | Record::LeasesExtended { .. } => {}
         }
     }
 
@@ -544,6 +547,9 @@ fn deliveries_of(record: &Record) -> usize {
         | Record::DeliveriesDied { deliveries, .. }
         | Record::DeadLettersPurged { deliveries, .. }
         | Record::DeliveriesReordered { deliveries, .. } => deliveries.len(),
+        Record::MessagesLeased { messages, .. } => messages.len(),
+        Record::LeasesEnded { ends, .. } => ends.len(),
+        Record::LeasesExtended { leases, .. } => leases.len(),
         Record::EndpointPut(_)
         | Record::EndpointDeleted { .. }
         | Record::KeyPut(_)

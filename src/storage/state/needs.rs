@@ -50,6 +50,15 @@ impl State {
             | Record::DeliveriesDied { deliveries, .. }
             | Record::DeadLettersPurged { deliveries, .. }
             | Record::DeliveriesReordered { deliveries, .. } => of_any(deliveries, events),
+            Record::MessagesLeased { messages, .. } => {
+                messages.iter().any(|taken| events.contains(&self.rows, taken.event))
+            }
+            Record::LeasesEnded { ends, .. } => {
+                ends.iter().any(|ended| events.contains(&self.rows, ended.key.event))
+            }
+            Record::LeasesExtended { leases, .. } => {
+                leases.iter().any(|lease| events.contains(&self.rows, lease.event))
+            }
             Record::EventErased { event, .. } => {
                 events.contains(&self.rows, *event) || erasures::is_pending(&self.rows, *event)
             }

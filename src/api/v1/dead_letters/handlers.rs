@@ -9,9 +9,9 @@ use crate::api::v1::deliveries::handlers::filter_by_endpoint;
 use crate::api::v1::deliveries::model::DeliveryBody;
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found, text};
-use crate::domain::{DeliveryId, EndpointId};
+use crate::domain::{DeliveryId, EndpointId, QueueName, Tenant};
 use crate::service::types::Filter;
-use crate::service::{DeadLetters, Endpoints};
+use crate::service::{DeadLetters, Endpoints, Queues};
 
 /// `GET /v1/dead-letters`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeadLetterBody>>, Problem> {
@@ -74,7 +74,21 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
         let found = found.and_then(|id| Endpoints(&call.api.context).number(&call.principal.scope, &id));
         errors.check("/endpointId", found.ok_or_else(|| format!("endpoint `{id}` not found")))
     });
-    let tenant = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let tenant: Option<Tenant> = input.tenant.and_then(|tenant| errors.check("/tenant", tenant.parse()));
+    let queue = match input.queue {
+        Some(name) => {
+            let owner = call.principal.tenant(tenant.clone())?;
+            let found = name.parse().ok().and_then(|queue: QueueName| {
+                Queues(&call.api.context).get(&call.principal.scope, &owner, &queue)
+            });
+            let found = found.ok_or_else(|| format!("queue `{name}` not found in tenant `{owner}`"));
+            if endpoint.is_some() {
+                errors.push("/queue", "cannot be combined with `endpointId`");
+            }
+            errors.check("/queue", found).map(|queue| queue.number)
+        }
+        None => None,
+    };
     let event_type = input.event_type.and_then(|name| errors.check("/type", name.parse()));
     let reason = input.reason.and_then(|word| {
         let reason = lists::parse_reason(&word);
@@ -88,7 +102,7 @@ fn parse_filter(call: &Call, input: LettersInput) -> Result<Filter, Problem> {
     errors.finish()?;
     Ok(Filter {
         tenant: call.principal.tenant_filter(tenant)?,
-        endpoint,
+        endpoint: endpoint.or(queue),
         event_type,
         reason,
         since,

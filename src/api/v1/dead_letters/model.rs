@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::http::auth::Audience;
 use crate::api::text::Time;
-use crate::api::v1::deliveries::model::{AttemptBody, DeliveryBody, attempts};
+use crate::api::v1::deliveries::model::{DeliveryBody, HistoryBody, attempts};
 use crate::api::v1::events::model::{LetterEventBody, attributes, raw};
 use crate::service::types::{DeadLetterDetail, DeadLetterView};
 
@@ -35,7 +35,7 @@ pub struct DeadLetterDetailBody<'a> {
     #[serde(flatten)]
     pub delivery: DeliveryBody,
     pub event: LetterEventBody<'a>,
-    pub attempts: Vec<AttemptBody>,
+    pub attempts: Vec<HistoryBody>,
 }
 
 impl<'a> DeadLetterDetailBody<'a> {
@@ -71,6 +71,8 @@ pub struct LettersInput {
     /// Only this endpoint, also if it is deleted.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9_-]+$"))]
     pub(super) endpoint_id: Option<String>,
+    /// Name of a queue, of `tenant`, or of the tenant of the key, or `default`.
+    pub(super) queue: Option<String>,
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"))]
     pub(super) tenant: Option<String>,
     #[serde(rename = "type")]

@@ -6,9 +6,9 @@ use crate::api::http::request::Nothing;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::v1::lists::{self, List, ListBody};
 use crate::api::{Call, not_found};
-use crate::domain::{DeliveryId, EndpointId, EventId};
+use crate::domain::{DeliveryId, EndpointId, EventId, QueueName};
 use crate::service::types::Filter;
-use crate::service::{Deliveries, Endpoints, Events};
+use crate::service::{Deliveries, Endpoints, Events, Queues};
 
 /// `GET /v1/deliveries`
 pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> {
@@ -40,11 +40,21 @@ pub async fn list(call: &Call) -> Result<Json<ListBody<DeliveryBody>>, Problem> 
     Ok(lists::page_reply(&call.path, &call.query, List::Deliveries, &page, data))
 }
 
-/// Filters by `endpointId`, also of a deleted endpoint. Returns false if it never existed.
+/// Filters by `endpointId`, also of a deleted endpoint, or by `queue`. Returns false if it does not
+/// exist.
 ///
 /// # Errors
-/// 422 for a malformed id.
+/// 422 for a malformed id or name, or both parameters.
 pub fn filter_by_endpoint(call: &Call, filter: &mut Filter) -> Result<bool, Problem> {
+    if let Some(name) = call.query.get::<QueueName>("queue")? {
+        if call.query.text("endpointId").is_some() {
+            return Err(Problem::parameter("queue", "cannot be combined with `endpointId`"));
+        }
+        let (_, tenant) = call.event_scope()?;
+        let queue = Queues(&call.api.context).get(&call.principal.scope, &tenant, &name);
+        filter.endpoint = queue.map(|queue| queue.number);
+        return Ok(filter.endpoint.is_some());
+    }
     let Some(id) = call.query.get::<EndpointId>("endpointId")? else { return Ok(true) };
     filter.endpoint = Endpoints(&call.api.context).number(&call.principal.scope, &id);
     Ok(filter.endpoint.is_some())

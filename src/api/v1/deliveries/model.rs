@@ -1,7 +1,5 @@
 //! Responses of deliveries and attempts.
 
-use std::sync::Arc;
-
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -13,7 +11,9 @@ use crate::context::responses::{Answer, Keyed};
 use crate::domain::{
     Attempt, DeadReason, DeliveryId, DeliveryState, DeliveryStatus, ErrorClass, Idempotency, Next, Trigger,
 };
-use crate::service::types::{DeliveryDetail, DeliveryView};
+use crate::service::types::{
+    DeliveryDetail, DeliveryView, Destination, DestinationKind, HistoryEntry, LeaseOutcome, PastLease,
+};
 
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -23,8 +23,9 @@ pub struct DeliveryBody {
     #[serde(rename = "type")]
     pub event_type: String,
     pub tenant: String,
-    /// Null if the endpoint was deleted long ago.
+    /// Null for a queue, or if the endpoint was deleted long ago.
     pub endpoint_id: Option<String>,
+    pub destination: DestinationBody,
     /// `pending`, `delivered`, `dead` or `cancelled` (also of a purged dead letter). If an attempt
     /// in flight succeeds after a cancellation or death, the delivery becomes `delivered`.
     #[schemars(with = "Word<DeliveryStatus>")]
@@ -59,7 +60,11 @@ impl DeliveryBody {
             event_id: view.event_id.to_string(),
             event_type: view.event_type.to_string(),
             tenant: view.tenant.to_string(),
-            endpoint_id: view.endpoint_id.as_ref().map(ToString::to_string),
+            endpoint_id: Some(&view.destination)
+                .filter(|destination| destination.kind == DestinationKind::Endpoint)
+                .and_then(|destination| destination.id.as_ref())
+                .map(ToString::to_string),
+            destination: DestinationBody::new(&view.destination),
             status: view.state.as_str(),
             reason,
             created_at: Time(view.created_at),
@@ -95,6 +100,68 @@ impl DeliveryBody {
             Audience::Tenant => |view| Self::response::<STATUS>(view, Audience::Tenant).answer(),
         };
         Some(Keyed { idempotency: idempotency?, answer })
+    }
+}
+
+/// Where a delivery goes.
+#[derive(Serialize, JsonSchema)]
+pub struct DestinationBody {
+    #[schemars(with = "Word<DestinationKind>")]
+    pub kind: &'static str,
+    /// Null if it was deleted long ago.
+    pub id: Option<String>,
+    /// The name of a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl DestinationBody {
+    fn new(destination: &Destination) -> Self {
+        Self {
+            kind: destination.kind.as_str(),
+            id: destination.id.as_ref().map(ToString::to_string),
+            name: destination.name.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// An attempt of a delivery, or a lease of a queue's message.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum HistoryBody {
+    Attempt(AttemptBody),
+    Lease(PastLeaseBody),
+}
+
+/// A lease of a message.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PastLeaseBody {
+    /// From 1, among the leases that are kept.
+    pub number: u32,
+    pub received_at: Time,
+    pub until: Time,
+    pub worker: Option<String>,
+    #[schemars(with = "Word<LeaseOutcome>")]
+    pub outcome: &'static str,
+    pub ended_at: Option<Time>,
+    /// Why the work failed: the `reason` of the `nack`.
+    pub reason: Option<String>,
+    pub next_attempt_at: Option<Time>,
+}
+
+impl PastLeaseBody {
+    fn new(lease: &PastLease) -> Self {
+        Self {
+            number: lease.number,
+            received_at: Time(lease.received_at),
+            until: Time(lease.until),
+            worker: lease.worker.as_ref().map(ToString::to_string),
+            outcome: lease.outcome.as_str(),
+            ended_at: lease.ended_at.map(Time),
+            reason: lease.reason.as_deref().map(str::to_owned),
+            next_attempt_at: lease.next_at.map(Time),
+        }
     }
 }
 
@@ -141,8 +208,12 @@ impl AttemptBody {
     }
 }
 
-pub(in crate::api) fn attempts(list: &[Arc<Attempt>], audience: Audience) -> Vec<AttemptBody> {
-    list.iter().map(|attempt| AttemptBody::new(attempt, audience)).collect()
+pub(in crate::api) fn attempts(list: &[HistoryEntry], audience: Audience) -> Vec<HistoryBody> {
+    let body = |entry: &HistoryEntry| match entry {
+        HistoryEntry::Attempt(attempt) => HistoryBody::Attempt(AttemptBody::new(attempt, audience)),
+        HistoryEntry::Lease(lease) => HistoryBody::Lease(PastLeaseBody::new(lease)),
+    };
+    list.iter().map(body).collect()
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -151,7 +222,7 @@ pub struct DeliveryDetailBody {
     #[serde(flatten)]
     pub delivery: DeliveryBody,
     /// The last 128 attempts, oldest first.
-    pub attempts: Vec<AttemptBody>,
+    pub attempts: Vec<HistoryBody>,
 }
 
 impl DeliveryDetailBody {

@@ -11,15 +11,14 @@ use crate::api::http::request::Required;
 use crate::api::http::response::{Accepted, Json};
 use crate::api::text::{self, Time};
 use crate::api::v1::{CountBody, lists};
-use crate::domain::Timestamp;
+use crate::domain::{Endpoint, Timestamp};
 use crate::service::types::LaneView;
 use crate::service::{Endpoints, Replays};
 
 const STATS_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// `GET /v1/endpoints/{id}/stats`
-pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
-    let endpoint = find(call)?;
+/// The window of statistics: the last day by default.
+pub(in crate::api::v1) fn stats_window(call: &Call) -> Result<(Timestamp, Timestamp), Problem> {
     let now = call.api.context.now().wall;
     let (since, until) = call.query.window()?;
     let until = until.unwrap_or(now);
@@ -29,6 +28,13 @@ pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
     if since > until {
         return Err(Problem::parameter("since", "must not be after `until`, which is now by default"));
     }
+    Ok((since, until))
+}
+
+/// `GET /v1/endpoints/{id}/stats`
+pub async fn stats(call: &Call) -> Result<Json<StatsBody>, Problem> {
+    let endpoint = find(call)?;
+    let (since, until) = stats_window(call)?;
     let stats = Endpoints(&call.api.context).stats(endpoint.number, since, until).await?;
     let span = |millis: Option<u64>| millis.map(|millis| text::Span(Duration::from_millis(millis)));
     let body = StatsBody {
@@ -66,6 +72,15 @@ pub async fn replay(
     Required(input): Required<EndpointReplayInput>,
 ) -> Result<Accepted<CountBody>, Problem> {
     let endpoint = find_writable(call)?;
+    replay_to(call, &endpoint, input).await
+}
+
+/// Delivers past events to an endpoint or a queue.
+pub(in crate::api::v1) async fn replay_to(
+    call: &Call,
+    endpoint: &Endpoint,
+    input: EndpointReplayInput,
+) -> Result<Accepted<CountBody>, Problem> {
     let mut errors = Errors::default();
     let since = errors.check("/since", text::parse_bound(&input.since));
     let until = input.until.and_then(|time| errors.check("/until", text::parse_bound(&time)));
@@ -80,8 +95,7 @@ pub async fn replay(
     let only_undelivered = input.only_undelivered.unwrap_or(false);
     call.run_once(call.principal.scope_text(), async |key| {
         let (context, keyed) = (&call.api.context, CountBody::keyed(key));
-        let replay =
-            Replays(context).to_endpoint(&endpoint, since, until, &patterns, only_undelivered, keyed);
+        let replay = Replays(context).to_endpoint(endpoint, since, until, &patterns, only_undelivered, keyed);
         Ok(CountBody::accepted(replay.await?))
     })
     .await

@@ -58,16 +58,12 @@ impl EndpointInput {
         check_header: impl Fn(&str, &str) -> Result<(), String>,
         errors: &mut Errors,
     ) -> EndpointSettings {
-        let description = self.description.as_deref().unwrap_or_default();
-        if description.len() > DESCRIPTION_BYTES_MAX {
-            errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
-        }
         let in_flight_max = u64::from(limits::IN_FLIGHT_PER_ENDPOINT_MAX);
         let given = headers("/headers", self.headers.as_ref(), &check_header, errors);
         let (secret, plain) = given.into_iter().partition(|(name, _)| is_secret(name));
         EndpointSettings {
-            description: description.into(),
-            event_types: self.event_types(errors),
+            description: check_description(self.description.as_deref(), errors),
+            event_types: canonical_patterns(self.event_types.as_deref(), errors),
             headers: plain,
             sensitive_headers: self.sensitive_headers(secret, &check_header, errors),
             rate_limit: self.rate_limit.as_ref().map(|rate| rate.check(errors)),
@@ -88,13 +84,8 @@ impl EndpointInput {
             signature: self.signature(errors),
             handshake: self.handshake.as_ref().and_then(|handshake| handshake.check(defaults, errors)),
             trace: self.trace.unwrap_or(false),
-            metadata: self.metadata(errors),
+            metadata: check_metadata(self.metadata.as_ref(), errors),
         }
-    }
-
-    /// A list with the pattern `#` is stored as an empty list: all types.
-    fn event_types(&self, errors: &mut Errors) -> Vec<Pattern> {
-        canonical_list(&parse_patterns(self.event_types.as_deref(), "/eventTypes", errors))
     }
 
     pub fn signature(&self, errors: &mut Errors) -> SignaturePreset {
@@ -117,15 +108,31 @@ impl EndpointInput {
         let all = checked.into_iter().chain(secret);
         all.map(|(name, value)| (name.to_ascii_lowercase(), value.into())).collect()
     }
+}
 
-    fn metadata(&self, errors: &mut Errors) -> Option<Box<str>> {
-        let metadata = self.metadata.as_ref().filter(|metadata| !metadata.is_empty())?;
-        let text = errors.check("/metadata", serde_json::to_string(metadata))?;
-        if text.len() > limits::METADATA_BYTES_MAX {
-            errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
-        }
-        Some(text.into())
+pub(in crate::api::v1) fn check_description(description: Option<&str>, errors: &mut Errors) -> Box<str> {
+    let description = description.unwrap_or_default();
+    if description.len() > DESCRIPTION_BYTES_MAX {
+        errors.push("/description", format!("at most {DESCRIPTION_BYTES_MAX} bytes"));
     }
+    description.into()
+}
+
+/// A list with the pattern `#` is stored as an empty list: all types.
+pub(in crate::api::v1) fn canonical_patterns(texts: Option<&[String]>, errors: &mut Errors) -> Vec<Pattern> {
+    canonical_list(&parse_patterns(texts, "/eventTypes", errors))
+}
+
+pub(in crate::api::v1) fn check_metadata(
+    metadata: Option<&Map<String, Value>>,
+    errors: &mut Errors,
+) -> Option<Box<str>> {
+    let metadata = metadata.filter(|metadata| !metadata.is_empty())?;
+    let text = errors.check("/metadata", serde_json::to_string(metadata))?;
+    if text.len() > limits::METADATA_BYTES_MAX {
+        errors.push("/metadata", format!("at most {} bytes", limits::METADATA_BYTES_MAX));
+    }
+    Some(text.into())
 }
 
 fn headers(
@@ -300,14 +307,19 @@ pub fn parse_duration_within(
     duration
 }
 
-fn check_integer(errors: &mut Errors, location: &str, value: u64, max: u64) -> u32 {
+pub(in crate::api::v1) fn check_integer(errors: &mut Errors, location: &str, value: u64, max: u64) -> u32 {
     if value == 0 || value > max {
         errors.push(location, format!("must be 1 to {max}"));
     }
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-fn check_number(errors: &mut Errors, location: &str, value: f64, (min, max): (f64, f64)) -> f64 {
+pub(in crate::api::v1) fn check_number(
+    errors: &mut Errors,
+    location: &str,
+    value: f64,
+    (min, max): (f64, f64),
+) -> f64 {
     if !(min..=max).contains(&value) {
         errors.push(location, format!("must be {min} to {max}"));
     }
@@ -315,10 +327,10 @@ fn check_number(errors: &mut Errors, location: &str, value: f64, (min, max): (f6
 }
 
 /// The values of a member by word. The first is the default.
-pub(super) type Words<T> = &'static [(&'static str, T)];
+pub(in crate::api::v1) type Words<T> = &'static [(&'static str, T)];
 pub(super) const ORDERINGS: Words<Ordering> =
     &[("none", Ordering::None), ("key", Ordering::Key), ("endpoint", Ordering::Endpoint)];
-pub(super) const FORMATS: Words<Format> =
+pub(in crate::api::v1) const FORMATS: Words<Format> =
     &[("standard", Format::Standard), ("cloudevents", Format::CloudEvents)];
 pub(super) const SIGNATURES: Words<SignaturePreset> = &[
     ("standard", SignaturePreset::Standard),
@@ -327,7 +339,12 @@ pub(super) const SIGNATURES: Words<SignaturePreset> = &[
 ];
 const SECRET_TYPES: Words<SecretKind> = &[("hmac", SecretKind::Hmac), ("ed25519", SecretKind::Ed25519)];
 
-fn parse_word<T: Copy>(errors: &mut Errors, location: &str, given: Option<&str>, words: Words<T>) -> T {
+pub(in crate::api::v1) fn parse_word<T: Copy>(
+    errors: &mut Errors,
+    location: &str,
+    given: Option<&str>,
+    words: Words<T>,
+) -> T {
     let default = words[0].1;
     let Some(given) = given else { return default };
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == given) {
@@ -338,7 +355,7 @@ fn parse_word<T: Copy>(errors: &mut Errors, location: &str, given: Option<&str>,
     default
 }
 
-pub(super) fn word_of<T: PartialEq>(value: T, words: Words<T>) -> &'static str {
+pub(in crate::api::v1) fn word_of<T: PartialEq>(value: T, words: Words<T>) -> &'static str {
     words.iter().find(|(_, one)| *one == value).map_or("", |(word, _)| word)
 }
 

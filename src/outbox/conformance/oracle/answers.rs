@@ -108,6 +108,10 @@ impl ReadModel for Oracle {
         DueBehind { oldest: first.into_values().min(), ..DueBehind::default() }
     }
 
+    fn leases(&self, _: EndpointNumber, _: Position, _: usize) -> Vec<(Position, crate::domain::HeldLease)> {
+        Vec::new()
+    }
+
     fn oldest_pending(&self, endpoint: EndpointNumber) -> Option<Timestamp> {
         let first = self.sendable(endpoint, None, 1).0.first().map(|(key, _)| key.event)?;
         Some(self.events[&first].accepted_at)

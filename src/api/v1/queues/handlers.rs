@@ -1,0 +1,212 @@
+//! Queues: create, list, get, change, delete, pause and resume.
+
+use std::sync::Arc;
+
+use super::model::{NewQueueInput, QueueBody, QueueInput};
+use super::settings::QueueSettings;
+use crate::api::http::body;
+use crate::api::http::problem::{Errors, Problem};
+use crate::api::http::request::{MergePatch, Nothing, Required};
+use crate::api::http::response::{Created, Json, NoContent};
+use crate::api::v1::endpoints::settings;
+use crate::api::v1::lists::{self, List, ListBody};
+use crate::api::{Call, not_found};
+use crate::domain::{Endpoint, EndpointStatus, Idempotency, QueueName, Tenant};
+use crate::service::types::ChangeError;
+use crate::service::{Endpoints, Queues};
+
+/// Tries of a change that concurrent changes interrupt.
+const CHANGE_TRIES_MAX: usize = 5;
+
+pub(super) fn queue_body(call: &Call, queue: &Endpoint) -> QueueBody {
+    QueueBody::new(queue, &call.config.defaults.policy)
+}
+
+/// The queue in the path, in the tenant of `?tenant=` or of the key.
+pub(super) fn find(call: &Call) -> Result<Arc<Endpoint>, Problem> {
+    let name: QueueName = call.parse_id("queue")?;
+    let named: Option<Tenant> = call.query.get("tenant")?;
+    let tenant = call.principal.tenant(named)?;
+    let found = Queues(&call.api.context).get(&call.principal.scope, &tenant, &name);
+    found.ok_or_else(|| Problem::NotFound(format!("queue `{name}` not found in tenant `{tenant}`")))
+}
+
+/// Finds a queue to change: not one of the reserved tenant, except for the operator.
+pub(super) fn find_writable(call: &Call) -> Result<Arc<Endpoint>, Problem> {
+    let queue = find(call)?;
+    call.principal.check_reserved(&queue.tenant)?;
+    Ok(queue)
+}
+
+/// `POST /v1/queues`
+pub async fn create(
+    call: &Call,
+    Required(NewQueueInput(input)): Required<NewQueueInput>,
+) -> Result<Created<QueueBody>, Problem> {
+    let mut errors = Errors::default();
+    let name = match input.name.as_deref() {
+        Some(name) => errors.check("/name", name.parse::<QueueName>()),
+        None => {
+            errors.push("/name", "missing field `name`");
+            None
+        }
+    };
+    let tenant = input.tenant.as_deref().and_then(|tenant| errors.check("/tenant", tenant.parse::<Tenant>()));
+    let settings = input.settings(&mut errors);
+    errors.finish()?;
+    let tenant = call.principal.tenant(tenant)?;
+    call.principal.check_reserved(&tenant)?;
+    let Some(name) = name else { return Err(Problem::invalid("/name", "missing field `name`")) };
+    let scope = tenant.to_string();
+    call.run_once(&scope, async |key| register(call, tenant, name, settings, key).await).await
+}
+
+async fn register(
+    call: &Call,
+    tenant: Tenant,
+    name: QueueName,
+    settings: QueueSettings,
+    idempotency: Option<Idempotency>,
+) -> Result<Created<QueueBody>, Problem> {
+    let queues = Queues(&call.api.context);
+    check_room(call, &tenant, &settings, None)?;
+    for _ in 0..CHANGE_TRIES_MAX {
+        if let Some(present) = queues.get(&call.principal.scope, &tenant, &name) {
+            return repeated(call, &present, settings);
+        }
+        let now = call.api.context.now().wall;
+        let queue = settings.clone().into_queue(queues.new_id(), tenant.clone(), name.clone(), now);
+        let response =
+            Created::new(&queue_body(call, &queue)).with_header("location", &format!("/v1/queues/{name}"));
+        match queues.put(queue, response.to_stored(idempotency.clone())).await {
+            Ok(_) => return Ok(response),
+            // Another request was first.
+            Err(ChangeError::Conflict) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ChangeError::Conflict.into())
+}
+
+/// The same queue again is 200; another one with its name is a conflict.
+fn repeated(call: &Call, present: &Endpoint, settings: QueueSettings) -> Result<Created<QueueBody>, Problem> {
+    let Some(target) = present.queue() else { return Err(ChangeError::Conflict.into()) };
+    let wanted = settings.into_queue(
+        present.id.clone(),
+        present.tenant.clone(),
+        target.name.clone(),
+        present.created_at,
+    );
+    if keep_identity(wanted, present) != *present {
+        return Err(Problem::QueueExists(format!(
+            "queue `{}` exists with other members; change it with PATCH, or choose another name",
+            target.name
+        )));
+    }
+    Ok(Created::new(&queue_body(call, present)).with_status(200))
+}
+
+/// A changed queue with number, status and times of the present one.
+fn keep_identity(changed: Endpoint, present: &Endpoint) -> Endpoint {
+    Endpoint {
+        number: present.number,
+        status: present.status,
+        created_at: present.created_at,
+        updated_at: present.updated_at,
+        revision: present.revision,
+        ..changed
+    }
+}
+
+fn check_room(
+    call: &Call,
+    tenant: &Tenant,
+    settings: &QueueSettings,
+    replaced: Option<&Endpoint>,
+) -> Result<(), Problem> {
+    let mut errors = Errors::default();
+    let replaced = replaced.map(|queue| queue.number);
+    let room = Endpoints(&call.api.context).check_patterns(tenant, settings.event_types(), replaced);
+    errors.check("/eventTypes", room);
+    errors.finish()
+}
+
+/// `GET /v1/queues`
+pub async fn list(call: &Call) -> Result<Json<ListBody<QueueBody>>, Problem> {
+    let tenant = call.principal.tenant_filter(call.query.get("tenant")?)?;
+    let (after, limit) = (call.query.cursor(List::Queues)?, call.query.limit()?);
+    let page = Queues(&call.api.context).list(&call.principal.scope, tenant.as_ref(), after, limit);
+    let data = page.items.iter().map(|queue| queue_body(call, queue)).collect();
+    Ok(lists::page_reply(&call.path, &call.query, List::Queues, &page, data))
+}
+
+/// `GET /v1/queues/{name}`
+pub async fn get(call: &Call) -> Result<Json<QueueBody>, Problem> {
+    Ok(Json::new(&queue_body(call, &*find(call)?)))
+}
+
+/// `PATCH /v1/queues/{name}`
+pub async fn patch(
+    call: &Call,
+    MergePatch { patch, .. }: MergePatch<QueueInput>,
+) -> Result<Json<QueueBody>, Problem> {
+    change(call, |queue| {
+        let current = queue_body(call, queue).into_input();
+        let mut value = serde_json::to_value(current)
+            .map_err(|_| Problem::Unavailable("the queue could not be serialised".to_owned()))?;
+        settings::merge(&mut value, &patch);
+        let input: QueueInput = body::parse_value(value)?;
+        let mut errors = Errors::default();
+        let target = queue.queue().map(|target| target.name.clone());
+        if input.name.as_deref() != target.as_ref().map(QueueName::as_str) {
+            errors.push("/name", "cannot be changed");
+        }
+        if input.tenant.as_deref() != Some(queue.tenant.as_str()) {
+            errors.push("/tenant", "cannot be changed");
+        }
+        let settings = input.settings(&mut errors);
+        errors.finish()?;
+        check_room(call, &queue.tenant, &settings, Some(queue))?;
+        let name = target.ok_or_else(|| not_found("queue", &call.id))?;
+        let changed = settings.into_queue(queue.id.clone(), queue.tenant.clone(), name, queue.created_at);
+        Ok(keep_identity(changed, queue))
+    })
+    .await
+}
+
+/// Reads the queue, decides and writes. Retries after concurrent changes.
+async fn change(
+    call: &Call,
+    decide: impl Fn(&Endpoint) -> Result<Endpoint, Problem> + Send,
+) -> Result<Json<QueueBody>, Problem> {
+    for _ in 0..CHANGE_TRIES_MAX {
+        let queue = find_writable(call)?;
+        let changed = decide(&queue)?;
+        if changed == *queue {
+            return Ok(Json::new(&queue_body(call, &queue)));
+        }
+        match Queues(&call.api.context).put(changed, None).await {
+            Err(ChangeError::Conflict) => {}
+            written => return Ok(Json::new(&queue_body(call, &*written?))),
+        }
+    }
+    Err(ChangeError::Conflict.into())
+}
+
+/// `DELETE /v1/queues/{name}`
+pub async fn delete(call: &Call) -> Result<NoContent, Problem> {
+    let queue = find_writable(call)?;
+    let deleted = Queues(&call.api.context).delete(&call.principal.scope, &queue).await;
+    deleted.map_err(|error| call.change_problem(error, "queue"))?;
+    Ok(NoContent::empty())
+}
+
+/// `POST /v1/queues/{name}/pause`
+pub async fn pause(call: &Call, _: Nothing) -> Result<Json<QueueBody>, Problem> {
+    change(call, |queue| Ok(Endpoint { status: EndpointStatus::Paused, ..queue.clone() })).await
+}
+
+/// `POST /v1/queues/{name}/resume`
+pub async fn resume(call: &Call, _: Nothing) -> Result<Json<QueueBody>, Problem> {
+    change(call, |queue| Ok(Endpoint { status: EndpointStatus::Active, ..queue.clone() })).await
+}

@@ -1,0 +1,121 @@
+//! Leases, statistics, lane, purge and replay of a queue.
+
+use super::handlers::{find, find_writable};
+use super::model::{LeaseBody, LeaseTimeBody, QueueLaneBody, QueueStatsBody};
+use crate::api::Call;
+use crate::api::http::problem::Problem;
+use crate::api::http::request::{Nothing, Required};
+use crate::api::http::response::{Accepted, Json};
+use crate::api::text::{Span, Time};
+use crate::api::v1::CountBody;
+use crate::api::v1::endpoints::model::EndpointReplayInput;
+use crate::api::v1::endpoints::reports::{replay_to, stats_window};
+use crate::api::v1::lists::{self, List, ListBody};
+use crate::domain::{DeliveryId, Endpoint, EndpointNumber, Position};
+use crate::service::queues::LeaseView;
+use crate::service::types::{Cursor, Page};
+use crate::service::{Endpoints, Queues};
+
+fn name(queue: &Endpoint) -> String {
+    queue.queue().map(|target| target.name.to_string()).unwrap_or_default()
+}
+
+/// `GET /v1/queues/{name}/leases`
+pub async fn leases(call: &Call) -> Result<Json<ListBody<LeaseBody>>, Problem> {
+    let queue = find(call)?;
+    let (after, limit) = (call.query.cursor(List::Leases)?, call.query.limit()?);
+    let context = &call.api.context;
+    let after = after.map_or(Position(0), |cursor| cursor.position);
+    let mut items = Queues(context).leases(queue.number, after, limit + 1).await?;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let last = items.last().filter(|_| more).map(|lease| lease.delivery.event);
+    let next = last.map(|position| Cursor { endpoint: EndpointNumber(0), ..Cursor::at(position) });
+    let now = context.now().wall;
+    let body = |lease: &LeaseView| LeaseBody {
+        delivery_id: DeliveryId(lease.delivery).to_string(),
+        event_id: lease.event.as_ref().map(|event| event.id.to_string()),
+        event_type: lease.event.as_ref().map(|event| event.event_type.to_string()),
+        worker: lease.worker.as_ref().map(ToString::to_string),
+        delivery_count: lease.delivery_count,
+        received_at: Time(lease.received_at),
+        leased_until: Time(lease.until),
+        state: match (lease.is_released, lease.until <= now) {
+            (true, _) => "released",
+            (false, true) => "expired",
+            (false, false) => "leased",
+        },
+    };
+    let data = items.iter().map(body).collect();
+    let as_of = context.last_position();
+    let page: Page<LeaseView> = Page { items, next, as_of };
+    Ok(lists::page_reply(&call.path, &call.query, List::Leases, &page, data))
+}
+
+/// `GET /v1/queues/{name}/stats`
+pub async fn stats(call: &Call) -> Result<Json<QueueStatsBody>, Problem> {
+    let queue = find(call)?;
+    let (since, until) = stats_window(call)?;
+    let context = &call.api.context;
+    let stats = Endpoints(context).stats(queue.number, since, until).await?;
+    let lane = Queues(context).lane(queue.number).await?;
+    let span = |millis: Option<u64>| millis.map(|millis| Span(std::time::Duration::from_millis(millis)));
+    Ok(Json::new(&QueueStatsBody {
+        queue: name(&queue),
+        tenant: queue.tenant.to_string(),
+        since: Time(stats.since),
+        until: Time(stats.until),
+        deliveries: stats.attempts,
+        acked: stats.delivered,
+        failed: stats.attempts.saturating_sub(stats.delivered),
+        dead: stats.dead,
+        cancelled: stats.cancelled,
+        success_rate: (stats.attempts > 0).then(|| stats.delivered as f64 / stats.attempts as f64),
+        lease_time: LeaseTimeBody {
+            p50: span(stats.latency_p50),
+            p95: span(stats.latency_p95),
+            p99: span(stats.latency_p99),
+        },
+        backlog: stats.backlog,
+        leased: lane.leased,
+        oldest_pending_at: stats.oldest_pending.map(Time),
+    }))
+}
+
+/// `GET /v1/queues/{name}/lane`
+pub async fn lane(call: &Call) -> Result<Json<QueueLaneBody>, Problem> {
+    let queue = find(call)?;
+    let context = &call.api.context;
+    let lane = Queues(context).lane(queue.number).await?;
+    Ok(Json::new(&QueueLaneBody {
+        queue: name(&queue),
+        tenant: queue.tenant.to_string(),
+        reason: lane.reason,
+        pending: lane.pending,
+        waiting_for_order: lane.waiting_for_order,
+        leased: lane.leased,
+        returned: lane.returned,
+        waiters: lane.waiters,
+        last_receive_at: lane.last_receive.map(Time),
+        next_due_at: lane.next_due.map(Time),
+    }))
+}
+
+/// `POST /v1/queues/{name}/purge`
+pub async fn purge(call: &Call, _: Nothing) -> Result<Accepted<CountBody>, Problem> {
+    let queue = find_writable(call)?;
+    call.run_once(call.principal.scope_text(), async |key| {
+        let purged = Queues(&call.api.context).purge(&queue, CountBody::keyed(key)).await?;
+        Ok(CountBody::accepted(purged))
+    })
+    .await
+}
+
+/// `POST /v1/queues/{name}/replay`
+pub async fn replay(
+    call: &Call,
+    Required(input): Required<EndpointReplayInput>,
+) -> Result<Accepted<CountBody>, Problem> {
+    let queue = find_writable(call)?;
+    replay_to(call, &queue, input).await
+}

@@ -1,0 +1,62 @@
+//! Leases: a worker's hold on messages of a queue, and how it ends.
+
+use super::{DeadReason, Position, Progress, Timestamp};
+
+/// A message that a worker takes: its event, and the place that it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenMessage {
+    pub event: Position,
+    pub from: TakenFrom,
+}
+
+/// The place of a message before a lease. A record whose place no longer holds the message leases
+/// nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakenFrom {
+    /// The message was due then.
+    Due(Timestamp),
+    /// An earlier lease, which has run out or was released.
+    Lease(Position),
+}
+
+/// A lease of one message. The position of its record fences it: it is unique, rises, and
+/// survives a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKey {
+    pub event: Position,
+    pub lease: Position,
+}
+
+/// The end of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedLease {
+    pub key: LeaseKey,
+    pub end: LeaseEnd,
+}
+
+/// How a worker ends a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseEnd {
+    /// The work is done.
+    Acked,
+    /// The message returns to the front at once. The lease does not count as a delivery.
+    Released,
+    /// The work failed; the message is due again then.
+    Requeued(Timestamp),
+    /// The work failed for good.
+    Dead(DeadReason),
+}
+
+/// The last lease of a pending message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldLease {
+    /// Position of its record.
+    pub position: Position,
+    pub since: Timestamp,
+    /// From then on the message may be leased again. Until that happens the lease can still end.
+    pub until: Timestamp,
+    /// Its worker has released it.
+    pub is_released: bool,
+    /// Counts this lease, unless it is released.
+    pub progress: Progress,
+}

@@ -1,0 +1,148 @@
+//! The lanes of all queues. A lane is polled only after a change or at its wake-up time.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use super::queue::{QueueAction, QueueLane, QueuePolicy, QueueReport};
+use super::{Backlog, CLOCK_STEP};
+use crate::domain::{EndpointNumber, Now, Timestamp};
+use crate::limits;
+
+#[derive(Debug)]
+struct QueueEntry {
+    lane: QueueLane,
+    is_ready: bool,
+    asleep_until: Option<Duration>,
+}
+
+/// All queues of this process.
+#[derive(Debug, Default)]
+pub struct QueueLanes {
+    queues: HashMap<EndpointNumber, QueueEntry>,
+    /// Queues to poll. They take turns.
+    ready: VecDeque<EndpointNumber>,
+    asleep: BTreeSet<(Duration, EndpointNumber)>,
+    /// Messages of all queues that count against [`limits::LEASES_MAX`].
+    claimed: usize,
+    /// Wall-clock time at monotonic zero, at the last check.
+    origin: Timestamp,
+    is_held: bool,
+}
+
+impl QueueLanes {
+    /// Stops or resumes leasing, for a failed store or a shutdown.
+    pub fn hold(&mut self, is_held: bool) {
+        if self.is_held != is_held {
+            self.is_held = is_held;
+            self.wake_all();
+        }
+    }
+
+    /// Creates the lane of a queue or changes its policy.
+    pub fn on_queue(&mut self, queue: EndpointNumber, policy: QueuePolicy, backlog: Backlog) {
+        match self.queues.get_mut(&queue) {
+            Some(entry) => entry.lane.set_policy(policy),
+            None => {
+                let lane = QueueLane::new(policy, backlog);
+                self.queues.insert(queue, QueueEntry { lane, is_ready: false, asleep_until: None });
+            }
+        }
+        self.wake(queue);
+    }
+
+    /// Removes the lane of a deleted queue.
+    pub fn on_queue_removed(&mut self, queue: EndpointNumber) -> Option<QueueLane> {
+        let entry = self.queues.remove(&queue)?;
+        self.claimed -= entry.lane.claimed();
+        if let Some(until) = entry.asleep_until {
+            self.asleep.remove(&(until, queue));
+        }
+        Some(entry.lane)
+    }
+
+    #[must_use]
+    pub fn has(&self, queue: EndpointNumber) -> bool {
+        self.queues.contains_key(&queue)
+    }
+
+    /// Changes a lane, which is polled next. `None`: no such queue.
+    pub fn with<R>(&mut self, queue: EndpointNumber, change: impl FnOnce(&mut QueueLane) -> R) -> Option<R> {
+        let entry = self.queues.get_mut(&queue)?;
+        let before = entry.lane.claimed();
+        let result = change(&mut entry.lane);
+        self.claimed = self.claimed - before + entry.lane.claimed();
+        self.wake(queue);
+        Some(result)
+    }
+
+    fn wake_all(&mut self) {
+        let all: Vec<_> = self.queues.keys().copied().collect();
+        all.into_iter().for_each(|queue| self.wake(queue));
+    }
+
+    fn wake(&mut self, queue: EndpointNumber) {
+        let Some(entry) = self.queues.get_mut(&queue) else { return };
+        if let Some(until) = entry.asleep_until.take() {
+            self.asleep.remove(&(until, queue));
+        }
+        if !std::mem::replace(&mut entry.is_ready, true) {
+            self.ready.push_back(queue);
+        }
+    }
+
+    /// The next action of any queue.
+    pub fn next_action(&mut self, now: Now) -> Option<(EndpointNumber, QueueAction)> {
+        let origin = now.wall.minus(now.monotonic);
+        // A step of the wall clock changes the time until a due time.
+        if origin.since(self.origin).max(self.origin.since(origin)) > CLOCK_STEP {
+            self.origin = origin;
+            self.wake_all();
+        }
+        while let Some((until, queue)) =
+            self.asleep.first().copied().filter(|(until, _)| *until <= now.monotonic)
+        {
+            self.asleep.remove(&(until, queue));
+            self.wake(queue);
+        }
+        while let Some(queue) = self.ready.pop_front() {
+            let Some(entry) = self.queues.get_mut(&queue).filter(|entry| entry.is_ready) else { continue };
+            entry.is_ready = false;
+            let left = (!self.is_held).then(|| limits::LEASES_MAX.saturating_sub(self.claimed));
+            let before = entry.lane.claimed();
+            let action = entry.lane.next_action(left, now);
+            self.claimed = self.claimed - before + entry.lane.claimed();
+            if let Some(action) = action {
+                self.wake(queue);
+                return Some((queue, action));
+            }
+            if let Some(until) = entry.lane.next_wakeup(now) {
+                entry.asleep_until = Some(until);
+                self.asleep.insert((until, queue));
+            }
+        }
+        None
+    }
+
+    /// Time until [`Self::next_action`] may return an action without a further call.
+    #[must_use]
+    pub fn next_wakeup(&self, now: Now) -> Option<Duration> {
+        self.asleep.first().map(|(until, _)| until.saturating_sub(now.monotonic))
+    }
+
+    /// `None`: no such queue.
+    #[must_use]
+    pub fn report(&self, queue: EndpointNumber, now: Now) -> Option<QueueReport> {
+        self.queues.get(&queue).map(|entry| entry.lane.report(now))
+    }
+
+    /// Reports of all queues.
+    pub fn reports(&self, now: Now) -> impl Iterator<Item = QueueReport> + '_ {
+        self.queues.values().map(move |entry| entry.lane.report(now))
+    }
+
+    /// The queues by number.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<EndpointNumber> {
+        self.queues.keys().copied().collect()
+    }
+}

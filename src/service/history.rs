@@ -1,0 +1,73 @@
+//! The history of a delivery: its attempts, or the leases of its message.
+
+use std::sync::Arc;
+
+use super::types::{HistoryEntry, LeaseOutcome, PastLease};
+use crate::domain::{HeldLease, LeaseEnd, Position, Record, Timestamp};
+
+/// Collects the records of one delivery, oldest first.
+pub(super) struct History {
+    event: Position,
+    entries: Vec<HistoryEntry>,
+    /// The record of the last lease.
+    last: Position,
+    leases: u32,
+}
+
+impl History {
+    pub(super) fn new(event: Position) -> Self {
+        Self { event, entries: Vec::new(), last: Position(0), leases: 0 }
+    }
+
+    pub(super) fn add(&mut self, position: Position, record: Record) {
+        match record {
+            Record::AttemptFinished { attempt, .. } => {
+                self.entries.push(HistoryEntry::Attempt(Arc::clone(&attempt)));
+            }
+            Record::MessagesLeased { until, at, worker, .. } => {
+                self.leases += 1;
+                self.last = position;
+                self.entries.push(HistoryEntry::Lease(PastLease {
+                    number: self.leases,
+                    received_at: at,
+                    until,
+                    worker,
+                    // Unless its end follows.
+                    outcome: LeaseOutcome::Expired,
+                    ended_at: None,
+                    reason: None,
+                    next_at: None,
+                }));
+            }
+            Record::LeasesEnded { ends, at, reason, .. } => {
+                let is_its = |key: crate::domain::LeaseKey| key.event == self.event && key.lease == self.last;
+                let end = ends.iter().find(|ended| is_its(ended.key)).map(|ended| ended.end);
+                if let (Some(HistoryEntry::Lease(lease)), Some(end)) = (self.entries.last_mut(), end) {
+                    lease.ended_at = Some(at);
+                    lease.reason = reason;
+                    (lease.outcome, lease.next_at) = match end {
+                        LeaseEnd::Acked => (LeaseOutcome::Acked, None),
+                        LeaseEnd::Released => (LeaseOutcome::Released, None),
+                        LeaseEnd::Requeued(due) => (LeaseOutcome::Requeued, Some(due)),
+                        LeaseEnd::Dead(_) => (LeaseOutcome::Dead, None),
+                    };
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The entries. `held`: the last lease of a pending message.
+    pub(super) fn finish(mut self, held: Option<&HeldLease>, now: Timestamp) -> Vec<HistoryEntry> {
+        if let (Some(held), Some(HistoryEntry::Lease(lease))) = (held, self.entries.last_mut())
+            && held.position == self.last
+            && !held.is_released
+        {
+            lease.until = held.until;
+            if held.until > now {
+                lease.outcome = LeaseOutcome::Leased;
+            }
+        }
+        self.entries
+    }
+}

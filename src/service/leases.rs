@@ -1,0 +1,359 @@
+//! Ends of leases: acknowledged, returned, given up, released, extended.
+//!
+//! The lane judges each receipt first and keeps the lease from everybody else until the record is
+//! applied. The fold judges again; both agree but for what operators do in between. A receipt that
+//! the lane does not know is judged by the history of its message, so that a repeated request gets
+//! the same answer, also after a restart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::context::Context;
+use crate::context::queue_signal::QueueSignal;
+use crate::context::signal::Signal;
+use crate::domain::closed_list::closed_list;
+use crate::domain::{
+    DeadReason, DeliveryKey, DeliveryState, EndedLease, Endpoint, EndpointNumber, HeldLease, LeaseEnd,
+    LeaseKey, Next, Progress, Record, Timestamp, Verdict,
+};
+use crate::lanes::leases::JudgedLease;
+use crate::outbox::draft::Unavailable;
+use crate::outbox::unit::{Command, Unit};
+use crate::projections::reads::DeliveryFacts;
+use crate::rules::retry;
+use crate::service::bulk::Deaths;
+use crate::service::deliveries::Deliveries;
+use crate::service::receipts::Receipt;
+
+/// How often, and at which interval, a receipt is judged again while another request about it is
+/// in progress.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
+closed_list! {
+    /// Result of one receipt.
+    pub enum ReceiptStatus {
+        Acked => "acked",
+        Requeued => "requeued",
+        Dead => "dead",
+        Released => "released",
+        Extended => "extended",
+        /// The message was taken again, or returned, since the receipt was given. Nothing happened.
+        Stale => "stale",
+        /// The message has ended: it was delivered, cancelled or given up.
+        Gone => "gone",
+    }
+}
+
+/// Action of a worker on its leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseAction {
+    Ack,
+    /// The message is due again after this delay; `None`: as the queue's retry policy says.
+    Requeue(Option<Duration>),
+    /// The message becomes a dead letter.
+    Reject,
+    Release,
+    /// The leases last this long from now, within the queue's longest lease.
+    Extend(Duration),
+}
+
+/// Result of one receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiptResult {
+    pub status: ReceiptStatus,
+    /// Of an extended lease.
+    pub leased_until: Option<Timestamp>,
+}
+
+impl From<ReceiptStatus> for ReceiptResult {
+    fn from(status: ReceiptStatus) -> Self {
+        Self { status, leased_until: None }
+    }
+}
+
+/// A change of a held lease.
+#[derive(Clone, Copy, Debug)]
+enum Planned {
+    End(LeaseEnd, ReceiptStatus),
+    Extend(Timestamp),
+    Nothing(ReceiptStatus),
+}
+
+/// Operations on leases of a queue.
+#[derive(Clone, Copy)]
+pub struct Leases<'a>(pub &'a Context, pub &'a Endpoint);
+
+impl Leases<'_> {
+    fn queue(self) -> EndpointNumber {
+        self.1.number
+    }
+
+    /// Applies the action to the lease of each receipt. Returns the results in order, durable.
+    ///
+    /// # Errors
+    /// When nothing was committed.
+    pub async fn end(
+        self,
+        receipts: &[Receipt],
+        action: &LeaseAction,
+        reason: Option<&str>,
+    ) -> Result<Vec<ReceiptResult>, Unavailable> {
+        let mut known: HashMap<LeaseKey, ReceiptResult> = HashMap::new();
+        let mut open: Vec<LeaseKey> = Vec::new();
+        for receipt in receipts.iter().filter(|receipt| receipt.queue == self.queue()) {
+            if known.insert(receipt.key, ReceiptStatus::Gone.into()).is_none() {
+                open.push(receipt.key);
+            }
+        }
+        let mut tries = 0;
+        while !open.is_empty() {
+            let judged = self.judge(&open).await?;
+            let mut held = Vec::new();
+            let mut unknown = Vec::new();
+            let mut busy = Vec::new();
+            for (key, judged) in open.iter().zip(judged) {
+                match judged {
+                    JudgedLease::Held(lease) => held.push((*key, lease)),
+                    JudgedLease::Busy if tries < BUSY_TRIES => busy.push(*key),
+                    JudgedLease::Unknown => unknown.push(*key),
+                    JudgedLease::Busy | JudgedLease::Stale => {
+                        known.insert(*key, ReceiptStatus::Stale.into());
+                    }
+                }
+            }
+            self.end_held(held, action, reason, &mut known).await?;
+            self.judge_ended(unknown, action, &mut known).await?;
+            open = busy;
+            tries += 1;
+            if !open.is_empty() {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+        }
+        if *action != LeaseAction::Ack {
+            // The next receive finds the messages again.
+            self.0.outbox().read(|state| state.applied()).await?;
+        }
+        let gone = ReceiptResult::from(ReceiptStatus::Gone);
+        Ok(receipts
+            .iter()
+            .map(|receipt| match receipt.queue == self.queue() {
+                true => known.get(&receipt.key).copied().unwrap_or(gone),
+                false => gone,
+            })
+            .collect())
+    }
+
+    async fn judge(self, keys: &[LeaseKey]) -> Result<Vec<JudgedLease>, Unavailable> {
+        let (answer, judged) = oneshot::channel();
+        let signal = QueueSignal::Judge { queue: self.queue(), leases: keys.to_vec(), answer };
+        self.0.signal(Signal::Queue(signal));
+        judged.await.map_err(|_| Unavailable::Stopping)
+    }
+
+    async fn end_held(
+        self,
+        held: Vec<(LeaseKey, HeldLease)>,
+        action: &LeaseAction,
+        reason: Option<&str>,
+        known: &mut HashMap<LeaseKey, ReceiptResult>,
+    ) -> Result<(), Unavailable> {
+        if held.is_empty() {
+            return Ok(());
+        }
+        let at = self.0.now().wall;
+        let mut busy = BusyLeases { context: self.0, queue: self.queue(), leases: Vec::new() };
+        busy.leases.extend(held.iter().map(|(key, _)| *key));
+        let (mut ends, mut unchanged) = (Vec::new(), Vec::new());
+        let mut extended: BTreeMap<Timestamp, Vec<LeaseKey>> = BTreeMap::new();
+        let mut results = Vec::with_capacity(held.len());
+        for (key, lease) in &held {
+            let result = match self.plan(*key, lease, action, at) {
+                Planned::End(end, status) => {
+                    ends.push(EndedLease { key: *key, end });
+                    status.into()
+                }
+                Planned::Extend(until) => {
+                    extended.entry(until).or_default().push(*key);
+                    ReceiptResult { status: ReceiptStatus::Extended, leased_until: Some(until) }
+                }
+                Planned::Nothing(status) => {
+                    unchanged.push(*key);
+                    status.into()
+                }
+            };
+            results.push((*key, result));
+        }
+        let queue = self.queue();
+        let mut commands = Vec::new();
+        if !ends.is_empty() {
+            let reason = reason.map(Into::into);
+            commands.push(Command::Record(Record::LeasesEnded { queue, ends: ends.clone(), at, reason }));
+        }
+        for (until, leases) in extended {
+            commands.push(Command::Record(Record::LeasesExtended { queue, leases, until, at }));
+        }
+        self.0.submit(commands).await?;
+        // The fold tells the lane about the others.
+        busy.leases = unchanged;
+        drop(busy);
+        self.report(&held, &ends, at).await;
+        known.extend(results);
+        Ok(())
+    }
+
+    fn plan(self, key: LeaseKey, lease: &HeldLease, action: &LeaseAction, at: Timestamp) -> Planned {
+        match action {
+            LeaseAction::Ack => Planned::End(LeaseEnd::Acked, ReceiptStatus::Acked),
+            LeaseAction::Release if lease.is_released => Planned::Nothing(ReceiptStatus::Released),
+            LeaseAction::Requeue(_) | LeaseAction::Reject | LeaseAction::Extend(_) if lease.is_released => {
+                Planned::Nothing(ReceiptStatus::Stale)
+            }
+            LeaseAction::Release => Planned::End(LeaseEnd::Released, ReceiptStatus::Released),
+            LeaseAction::Reject => Planned::End(LeaseEnd::Dead(DeadReason::Refused), ReceiptStatus::Dead),
+            LeaseAction::Requeue(delay) => self.requeue(key, lease, *delay, at),
+            LeaseAction::Extend(visibility) => {
+                let lease_max = self.1.queue().map_or(*visibility, |target| target.lease_max);
+                Planned::Extend(at.plus(*visibility).min(lease.since.plus(lease_max)))
+            }
+        }
+    }
+
+    fn requeue(self, key: LeaseKey, lease: &HeldLease, delay: Option<Duration>, at: Timestamp) -> Planned {
+        let delivery = DeliveryKey { event: key.event, endpoint: self.queue() };
+        let progress = lease.progress;
+        // Before this delivery. The age counts from the start of the series.
+        let before = Progress {
+            attempts: progress.attempts.saturating_sub(1),
+            attempts_in_series: progress.attempts_in_series.saturating_sub(1),
+            first_attempt: Some(progress.series_started),
+            ..progress
+        };
+        let policy = self.1.retry(&self.0.settings().defaults).clone();
+        match (retry::next(&policy, delivery, &before, Verdict::Retry, at, at), delay) {
+            (Next::Dead(reason), _) => Planned::End(LeaseEnd::Dead(reason), ReceiptStatus::Dead),
+            (_, Some(delay)) => Planned::End(LeaseEnd::Requeued(at.plus(delay)), ReceiptStatus::Requeued),
+            (Next::RetryAt(due), None) => Planned::End(LeaseEnd::Requeued(due), ReceiptStatus::Requeued),
+            (Next::Delivered, None) => Planned::Nothing(ReceiptStatus::Gone),
+        }
+    }
+
+    /// Counts the ends, and reports dead letters to the operator.
+    async fn report(self, held: &[(LeaseKey, HeldLease)], ends: &[EndedLease], at: Timestamp) {
+        let metrics = self.0.metrics();
+        let since: HashMap<_, _> = held.iter().map(|(key, lease)| (*key, lease.since)).collect();
+        let mut dead: BTreeMap<DeadReason, Deaths> = BTreeMap::new();
+        for EndedLease { key, end } in ends {
+            metrics.leases_ended(outcome(*end), 1);
+            if let Some(since) = since.get(key) {
+                metrics.lease_time(at.since(*since));
+            }
+            if let LeaseEnd::Dead(reason) = end {
+                let delivery = DeliveryKey { event: key.event, endpoint: self.queue() };
+                dead.entry(*reason).or_insert_with(|| Deaths::new(*reason)).add(delivery);
+                metrics.dead_lettered(*reason, 1);
+            }
+        }
+        for (_, deaths) in dead {
+            Deliveries(self.0).report(deaths).await;
+        }
+    }
+
+    /// Judges receipts whose messages the lane does not hold.
+    async fn judge_ended(
+        self,
+        keys: Vec<LeaseKey>,
+        action: &LeaseAction,
+        known: &mut HashMap<LeaseKey, ReceiptResult>,
+    ) -> Result<(), Unavailable> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let (queue, wanted) = (self.queue(), keys.clone());
+        let facts = self.0.outbox().read(move |state| {
+            let delivery = |key: &LeaseKey| state.delivery(DeliveryKey { event: key.event, endpoint: queue });
+            wanted.iter().map(delivery).collect::<Vec<_>>()
+        });
+        let mut late = Vec::new();
+        for (key, facts) in keys.into_iter().zip(facts.await?) {
+            let Some(facts) = facts else { continue };
+            let (end, is_last) = self.history(&facts, key).await?;
+            let is_pending = facts.state == DeliveryState::Pending;
+            let status = match (end, action) {
+                (Some(LeaseEnd::Acked), LeaseAction::Ack) => ReceiptStatus::Acked,
+                (Some(LeaseEnd::Released), LeaseAction::Release) if is_last => ReceiptStatus::Released,
+                (Some(LeaseEnd::Requeued(_)), LeaseAction::Requeue(_)) if is_last => ReceiptStatus::Requeued,
+                (Some(LeaseEnd::Dead(_)), LeaseAction::Requeue(_) | LeaseAction::Reject) => {
+                    ReceiptStatus::Dead
+                }
+                _ if is_pending || !is_last => ReceiptStatus::Stale,
+                // The work is done, although the message was cancelled or given up.
+                (None, LeaseAction::Ack) if facts.state != DeliveryState::Delivered => {
+                    late.push(EndedLease { key, end: LeaseEnd::Acked });
+                    ReceiptStatus::Gone
+                }
+                _ => ReceiptStatus::Gone,
+            };
+            known.insert(key, status.into());
+        }
+        if !late.is_empty() {
+            let record = Record::LeasesEnded { queue, ends: late, at: self.0.now().wall, reason: None };
+            self.0.submit(vec![Command::Record(record)]).await?;
+        }
+        Ok(())
+    }
+
+    /// How the lease ended by its own receipt, and whether it is the last lease of its message.
+    async fn history(
+        self,
+        facts: &DeliveryFacts,
+        key: LeaseKey,
+    ) -> Result<(Option<LeaseEnd>, bool), Unavailable> {
+        let Some(at) = facts.attempts.iter().position(|position| *position == key.lease) else {
+            return Ok((None, false));
+        };
+        let Some(next) = facts.attempts.get(at + 1) else { return Ok((None, true)) };
+        let end = match self.0.record_at(*next).await? {
+            Some(Record::LeasesEnded { ends, .. }) => {
+                ends.iter().find(|ended| ended.key == key).map(|ended| ended.end)
+            }
+            _ => None,
+        };
+        Ok((end, end.is_some() && facts.attempts.len() == at + 2))
+    }
+}
+
+fn outcome(end: LeaseEnd) -> &'static str {
+    match end {
+        LeaseEnd::Acked => "acked",
+        LeaseEnd::Released => "released",
+        LeaseEnd::Requeued(_) => "requeued",
+        LeaseEnd::Dead(_) => "dead",
+    }
+}
+
+/// Returns messages whose answer reached no worker to the front, uncharged. No caller waits.
+pub(crate) fn release_unheard(context: &Context, queue: EndpointNumber, leases: Vec<LeaseKey>) {
+    context.metrics().leases_ended("released", leases.len() as u64);
+    let ends = leases.into_iter().map(|key| EndedLease { key, end: LeaseEnd::Released }).collect();
+    let record = Record::LeasesEnded { queue, ends, at: context.now().wall, reason: None };
+    context.outbox().record(Unit::of_record(record));
+}
+
+/// Leases that no other request may end or take, until the guard is dropped.
+struct BusyLeases<'a> {
+    context: &'a Context,
+    queue: EndpointNumber,
+    leases: Vec<LeaseKey>,
+}
+
+impl Drop for BusyLeases<'_> {
+    fn drop(&mut self) {
+        if !self.leases.is_empty() {
+            let leases = std::mem::take(&mut self.leases);
+            self.context.signal(Signal::Queue(QueueSignal::Free { queue: self.queue, leases }));
+        }
+    }
+}

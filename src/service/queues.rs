@@ -1,0 +1,408 @@
+//! Queues: creating, reading, purging, and receiving messages. `leases` ends leases.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::context::Context;
+use crate::context::queue_signal::{LeasedMessage, QueueSignal, ReceiveEnd, ReceiveRequest};
+use crate::context::responses::{Keyed, Remember};
+use crate::context::signal::Signal;
+use crate::courier::body::message_body;
+use crate::domain::{
+    DeliveryKey, Endpoint, EndpointId, EndpointNumber, Event, LeaseKey, Party, Position, QueueName, Record,
+    Tenant, Timestamp, WorkerName,
+};
+use crate::lanes::queue::{QueueReport, WaiterNumber};
+use crate::lanes::{WaitReason, with_order};
+use crate::limits;
+use crate::outbox::ReadModel;
+use crate::outbox::draft::{ChangeError, Unavailable};
+use crate::outbox::unit::Command;
+use crate::projections::reads::{Cursor, Filter};
+use crate::service::bulk::deliveries_per_step;
+use crate::service::endpoints::Endpoints;
+use crate::service::receipts::Receipt;
+use crate::service::types::{Page, Scope};
+
+/// Prefix of the ids of queues.
+pub(crate) const QUEUE_ID: &str = "que_";
+
+/// Operations on queues.
+#[derive(Clone, Copy)]
+pub struct Queues<'a>(pub &'a Context);
+
+/// A receive's parameters.
+#[derive(Clone, Debug)]
+pub struct ReceiveOptions {
+    /// Number of messages, at least 1.
+    pub most: usize,
+    /// Bound of the events' bytes. The first message may exceed it.
+    pub bytes_max: usize,
+    /// How long to wait for the first message.
+    pub wait: Duration,
+    /// Time of the leases; `None`: the queue's.
+    pub visibility: Option<Duration>,
+    pub worker: Option<WorkerName>,
+}
+
+/// A message with its lease.
+#[derive(Clone, Debug)]
+pub struct ReceivedMessage {
+    pub receipt: Receipt,
+    pub delivery: DeliveryKey,
+    /// Leases in this series that were not released.
+    pub delivery_count: u32,
+    pub leased_until: Timestamp,
+    /// The event in the queue's format.
+    pub event: Bytes,
+}
+
+/// Why a receive failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReceiveError {
+    #[error("too many callers wait")]
+    TooManyWaiters,
+    /// The queue was deleted.
+    #[error("the queue was deleted")]
+    Deleted,
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Messages of a queue, and why they wait.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueLaneView {
+    pub reason: Option<&'static str>,
+    pub pending: u64,
+    pub waiting_for_order: u64,
+    pub leased: u64,
+    pub returned: u64,
+    pub waiters: u64,
+    pub last_receive: Option<Timestamp>,
+    pub next_due: Option<Timestamp>,
+}
+
+/// A message under lease.
+#[derive(Clone, Debug)]
+pub struct LeaseView {
+    pub delivery: DeliveryKey,
+    pub event: Option<Arc<Event>>,
+    pub worker: Option<WorkerName>,
+    pub delivery_count: u32,
+    pub received_at: Timestamp,
+    pub until: Timestamp,
+    pub is_released: bool,
+}
+
+impl Queues<'_> {
+    /// The live queue with this name.
+    #[must_use]
+    pub fn get(self, scope: &Scope, tenant: &Tenant, name: &QueueName) -> Option<Arc<Endpoint>> {
+        let found = self.0.outbox().registry(|registry| registry.queue(tenant, name).cloned());
+        found.filter(|queue| scope.covers(&queue.tenant))
+    }
+
+    /// Newest first.
+    #[must_use]
+    pub fn list(
+        self,
+        scope: &Scope,
+        tenant: Option<&Tenant>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Page<Arc<Endpoint>> {
+        let wanted = |queue: &&Arc<Endpoint>| {
+            queue.queue().is_some()
+                && scope.covers(&queue.tenant)
+                && tenant.is_none_or(|tenant| *tenant == queue.tenant)
+                && after.is_none_or(|cursor| queue.number < cursor.endpoint)
+        };
+        let mut items: Vec<_> = self.0.outbox().registry(|registry| {
+            registry.endpoints().rev().filter(wanted).take(limit + 1).cloned().collect()
+        });
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let last = items.last().filter(|_| more).map(|queue| queue.number);
+        let next = last.map(|endpoint| Cursor { endpoint, ..Cursor::at(Position(0)) });
+        Page { items, next, as_of: self.0.outbox().journal().last_position() }
+    }
+
+    #[must_use]
+    pub fn new_id(self) -> EndpointId {
+        self.0.new_id(QUEUE_ID).parse().expect("a ULID contains only letters and digits")
+    }
+
+    /// Creates a queue, or changes one that is based on its current revision.
+    ///
+    /// # Errors
+    /// [`ChangeError::Conflict`] when the queue has changed, or the name is taken.
+    pub async fn put(
+        self,
+        mut queue: Endpoint,
+        remember: Option<Remember>,
+    ) -> Result<Arc<Endpoint>, ChangeError> {
+        queue.updated_at = self.0.now().wall;
+        Endpoints(self.0).put(queue, remember).await
+    }
+
+    /// Deletes a queue. A background job turns its messages into dead letters.
+    ///
+    /// # Errors
+    /// When the queue was deleted before, or the commit failed.
+    pub async fn delete(self, scope: &Scope, queue: &Endpoint) -> Result<(), ChangeError> {
+        Endpoints(self.0).delete_number(scope, queue.number).await
+    }
+
+    /// Messages of a queue, and why they wait.
+    ///
+    /// # Errors
+    /// When the outbox or the delivery loop is unavailable.
+    pub async fn lane(self, queue: EndpointNumber) -> Result<QueueLaneView, Unavailable> {
+        let counted = Endpoints(self.0).counters(queue).await?;
+        let report = self.report(queue).await?;
+        Ok(QueueLaneView {
+            reason: with_order(report.reason, counted.waiting > 0).map(WaitReason::as_str),
+            pending: counted.pending,
+            waiting_for_order: counted.waiting,
+            leased: report.leased as u64,
+            returned: report.returned as u64,
+            waiters: report.waiters as u64,
+            last_receive: report.last_receive,
+            next_due: report.next_due,
+        })
+    }
+
+    /// State of the lane.
+    ///
+    /// # Errors
+    /// When the delivery loop has ended.
+    async fn report(self, queue: EndpointNumber) -> Result<QueueReport, Unavailable> {
+        let (answer, report) = oneshot::channel();
+        self.0.signal(Signal::Queue(QueueSignal::Report { queue, answer }));
+        report.await.map_err(|_| Unavailable::Stopping)
+    }
+
+    /// Cancels the messages that the queue has now, leased ones included, and returns their
+    /// number. Works in bounded steps of one commit each; the last commit stores the response.
+    ///
+    /// # Errors
+    /// When a read or commit failed. Completed steps stay.
+    pub async fn purge(self, queue: &Endpoint, keyed: Option<Keyed<u64>>) -> Result<u64, ChangeError> {
+        let filter = Filter {
+            tenant: Some(queue.tenant.clone()),
+            endpoint: Some(queue.number),
+            delivery_state: Some("pending"),
+            ..Filter::default()
+        };
+        // Later messages stay.
+        let mut cursor = Some(Cursor {
+            endpoint: EndpointNumber(u32::MAX),
+            ..Cursor::at(self.0.outbox().journal().last_position())
+        });
+        let mut count = 0;
+        loop {
+            let _alone = self.0.exclusive(&Party::of(Some(&queue.tenant))).await;
+            let (filter, after) = (filter.clone(), cursor);
+            let find = move |state: &dyn ReadModel| state.deliveries(&filter, after, deliveries_per_step());
+            let found = self.0.outbox().read(find).await?;
+            cursor = found.next;
+            let deliveries: Vec<_> = found.items.iter().map(|facts| facts.key).collect();
+            let step = deliveries.len() as u64;
+            count += step;
+            let at = self.0.now().wall;
+            let command = (!deliveries.is_empty())
+                .then_some(Command::Record(Record::DeliveriesCancelled { deliveries, at }));
+            let last = keyed.clone().filter(|_| cursor.is_none());
+            self.0
+                .commit(command.into_iter().collect(), last.map(|keyed| keyed.response_for(&count)))
+                .await?;
+            self.0.metrics().cancelled(step);
+            if cursor.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Messages under lease after an event, by event.
+    ///
+    /// # Errors
+    /// When the outbox is unavailable.
+    pub async fn leases(
+        self,
+        queue: EndpointNumber,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<LeaseView>, Unavailable> {
+        let leases = self.0.outbox().read(move |state| state.leases(queue, after, limit)).await?;
+        let mut views = Vec::with_capacity(leases.len());
+        for (event, lease) in leases {
+            let worker = match self.0.record_at(lease.position).await? {
+                Some(Record::MessagesLeased { worker, .. }) => worker,
+                _ => None,
+            };
+            views.push(LeaseView {
+                delivery: DeliveryKey { event, endpoint: queue },
+                event: self.0.event_at(event).await?,
+                worker,
+                delivery_count: lease.progress.attempts_in_series,
+                received_at: lease.since,
+                until: lease.until,
+                is_released: lease.is_released,
+            });
+        }
+        Ok(views)
+    }
+
+    /// Takes messages under lease. Answers as soon as there is one. Messages of a client that has
+    /// gone return to the front, uncharged.
+    ///
+    /// # Errors
+    /// See [`ReceiveError`].
+    pub async fn receive(
+        self,
+        party: Party,
+        queue: &Endpoint,
+        options: ReceiveOptions,
+        gone: impl Future<Output = ()> + Send,
+    ) -> Result<Vec<ReceivedMessage>, ReceiveError> {
+        let number = queue.number;
+        let registered = if options.wait.is_zero() {
+            // The lane then knows everything that was answered before.
+            self.0.outbox().read(|state| state.applied()).await?;
+            None
+        } else {
+            let registered = self.0.waits().enter(party);
+            Some(registered.map_err(|_| ReceiveError::TooManyWaiters)?)
+        };
+        let mut gone = pin!(gone);
+        let leased = self.take(queue, &options, gone.as_mut()).await?;
+        drop(registered);
+        let mut unsent = UnsentMessages::new(self.0, number, &leased);
+        let messages = self.read_messages(queue, leased, options.bytes_max).await?;
+        let is_gone =
+            std::future::poll_fn(|context| std::task::Poll::Ready(gone.as_mut().poll(context).is_ready()));
+        if is_gone.await {
+            return Ok(Vec::new());
+        }
+        unsent.keep(messages.iter().map(|message| message.receipt.key));
+        Ok(messages)
+    }
+
+    async fn take(
+        self,
+        queue: &Endpoint,
+        options: &ReceiveOptions,
+        gone: impl Future<Output = ()>,
+    ) -> Result<Vec<LeasedMessage>, ReceiveError> {
+        let defaults = &self.0.settings().defaults;
+        let lease_max = queue.queue().map_or(Duration::MAX, |target| target.lease_max);
+        let visibility = options.visibility.unwrap_or_else(|| queue.timeout(defaults)).min(lease_max);
+        let request = ReceiveRequest { most: options.most, visibility, worker: options.worker.clone() };
+        let (answer, mut leased) = oneshot::channel();
+        let (waiter, queue) = (self.0.next_waiter(), queue.number);
+        self.0.signal(Signal::Queue(QueueSignal::Receive { queue, waiter, request, answer }));
+        let _parked = ParkedReceive { context: self.0, queue, waiter };
+        let mut gone = pin!(gone);
+        let mut time_up = pin!(tokio::time::sleep(options.wait));
+        let mut is_time_up = false;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut leased => {
+                    return match answer {
+                        Ok(Ok(leased)) => Ok(leased),
+                        Ok(Err(ReceiveEnd::Deleted)) => Err(ReceiveError::Deleted),
+                        Ok(Err(ReceiveEnd::Unavailable(error))) => Err(error.into()),
+                        Err(_) => Err(Unavailable::Stopping.into()),
+                    };
+                }
+                () = &mut gone => return Ok(Vec::new()),
+                () = &mut time_up, if !is_time_up => {
+                    is_time_up = true;
+                    self.0.signal(Signal::Queue(QueueSignal::TimeUp { queue, waiter }));
+                }
+            }
+        }
+    }
+
+    /// Reads the events of leased messages, in order, up to a number of bytes.
+    async fn read_messages(
+        self,
+        queue: &Endpoint,
+        leased: Vec<LeasedMessage>,
+        bytes_max: usize,
+    ) -> Result<Vec<ReceivedMessage>, Unavailable> {
+        let (mut messages, mut bytes) = (Vec::with_capacity(leased.len()), 0);
+        for LeasedMessage { event, lease, payload } in leased {
+            let payload = match payload {
+                Some(payload) => Some(payload),
+                None => self.0.event_at(event).await?,
+            };
+            let Some(payload) = payload else {
+                tracing::error!(%event, "event of a message is unreadable");
+                continue;
+            };
+            let body = message_body(queue, &payload, event);
+            bytes += body.len();
+            if bytes > bytes_max && !messages.is_empty() {
+                break;
+            }
+            messages.push(ReceivedMessage {
+                receipt: Receipt { queue: queue.number, key: LeaseKey { event, lease: lease.position } },
+                delivery: DeliveryKey { event, endpoint: queue.number },
+                delivery_count: lease.progress.attempts_in_series,
+                leased_until: lease.until,
+                event: body,
+            });
+        }
+        Ok(messages)
+    }
+}
+
+/// Tells the delivery loop when a receive ends before its answer.
+struct ParkedReceive<'a> {
+    context: &'a Context,
+    queue: EndpointNumber,
+    waiter: WaiterNumber,
+}
+
+impl Drop for ParkedReceive<'_> {
+    fn drop(&mut self) {
+        let Self { queue, waiter, .. } = *self;
+        self.context.signal(Signal::Queue(QueueSignal::Gone { queue, waiter }));
+    }
+}
+
+/// Messages that go back to the front unless they are sent.
+struct UnsentMessages<'a> {
+    context: &'a Context,
+    queue: EndpointNumber,
+    leases: Vec<LeaseKey>,
+}
+
+impl<'a> UnsentMessages<'a> {
+    fn new(context: &'a Context, queue: EndpointNumber, leased: &[LeasedMessage]) -> Self {
+        let key = |message: &LeasedMessage| LeaseKey { event: message.event, lease: message.lease.position };
+        Self { context, queue, leases: leased.iter().map(key).collect() }
+    }
+
+    /// These are sent.
+    fn keep(&mut self, sent: impl Iterator<Item = LeaseKey>) {
+        let sent: std::collections::HashSet<_> = sent.collect();
+        self.leases.retain(|lease| !sent.contains(lease));
+    }
+}
+
+impl Drop for UnsentMessages<'_> {
+    fn drop(&mut self) {
+        if !self.leases.is_empty() {
+            super::leases::release_unheard(self.context, self.queue, std::mem::take(&mut self.leases));
+        }
+    }
+}
+
+const _: () = assert!(limits::RECEIVE_MESSAGES_MAX <= limits::BULK_DELIVERIES_MAX);
