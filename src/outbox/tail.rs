@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn erased_event_has_no_content_in_the_ring() {
-        let tail = Tail::new(Position(0));
+        let tail = Tail::new(Position(0), Horizon::default());
         tail.on_commit(&[(Position(1), event(1_000)), (Position(2), event(1_000))]);
         let read = || tail.after(&FeedFilter::default(), Position(0), 9).unwrap().events;
         read()[0].json.set(Bytes::from_static(b"content")).unwrap();

@@ -1,12 +1,18 @@
-//! The bytes of leases.
+//! The bytes of the records about leases.
 
 use super::attempt::get_dead_reason;
-use super::fields::{CodecError, get_time, put_time};
+use super::fields::{
+    CodecError, get_list, get_name, get_number, get_option, get_text, get_time, put_list, put_option,
+    put_text, put_time,
+};
 use crate::codec::{Reader, put_u8, put_varint};
-use crate::domain::{EndedLease, LeaseEnd, LeaseKey, Position, TakenFrom, TakenMessage};
+use crate::domain::{
+    EndedLease, EndpointNumber, LeaseEnd, LeaseKey, Position, Record, TakenFrom, TakenMessage, Timestamp,
+    WorkerName,
+};
 
 /// Event; 1 due then (time), 2 an earlier lease (position).
-pub(super) fn put_taken(out: &mut Vec<u8>, taken: &TakenMessage) {
+fn put_taken(out: &mut Vec<u8>, taken: &TakenMessage) {
     put_varint(out, taken.event.0);
     match taken.from {
         TakenFrom::Due(due) => {
@@ -20,7 +26,7 @@ pub(super) fn put_taken(out: &mut Vec<u8>, taken: &TakenMessage) {
     }
 }
 
-pub(super) fn get_taken(r: &mut Reader<'_>) -> Result<TakenMessage, CodecError> {
+fn get_taken(r: &mut Reader<'_>) -> Result<TakenMessage, CodecError> {
     let event = Position(r.get_varint()?);
     let from = match r.get_u8()? {
         1 => TakenFrom::Due(get_time(r)?),
@@ -32,17 +38,17 @@ pub(super) fn get_taken(r: &mut Reader<'_>) -> Result<TakenMessage, CodecError> 
     Ok(TakenMessage { event, from })
 }
 
-pub(super) fn put_lease_key(out: &mut Vec<u8>, key: &LeaseKey) {
+fn put_lease_key(out: &mut Vec<u8>, key: &LeaseKey) {
     put_varint(out, key.event.0);
     put_varint(out, key.lease.0);
 }
 
-pub(super) fn get_lease_key(r: &mut Reader<'_>) -> Result<LeaseKey, CodecError> {
+fn get_lease_key(r: &mut Reader<'_>) -> Result<LeaseKey, CodecError> {
     Ok(LeaseKey { event: Position(r.get_varint()?), lease: Position(r.get_varint()?) })
 }
 
 /// Event and lease; 1 acked, 2 released, 3 requeued (due time), 4 dead (reason).
-pub(super) fn put_ended(out: &mut Vec<u8>, ended: &EndedLease) {
+fn put_ended(out: &mut Vec<u8>, ended: &EndedLease) {
     put_lease_key(out, &ended.key);
     match ended.end {
         LeaseEnd::Acked => put_u8(out, 1),
@@ -58,7 +64,7 @@ pub(super) fn put_ended(out: &mut Vec<u8>, ended: &EndedLease) {
     }
 }
 
-pub(super) fn get_ended(r: &mut Reader<'_>) -> Result<EndedLease, CodecError> {
+fn get_ended(r: &mut Reader<'_>) -> Result<EndedLease, CodecError> {
     let key = get_lease_key(r)?;
     let end = match r.get_u8()? {
         1 => LeaseEnd::Acked,
@@ -68,4 +74,71 @@ pub(super) fn get_ended(r: &mut Reader<'_>) -> Result<EndedLease, CodecError> {
         found => return Err(CodecError::UnknownValue { what: "end of a lease", found: u64::from(found) }),
     };
     Ok(EndedLease { key, end })
+}
+
+pub(super) fn put_messages_leased(
+    out: &mut Vec<u8>,
+    queue: EndpointNumber,
+    messages: &[TakenMessage],
+    (until, at): (Timestamp, Timestamp),
+    worker: Option<&WorkerName>,
+) {
+    put_varint(out, u64::from(queue.0));
+    put_list(out, messages, put_taken);
+    put_time(out, until);
+    put_time(out, at);
+    put_option(out, worker, |out, worker| put_text(out, worker.as_str()));
+}
+
+pub(super) fn get_messages_leased(r: &mut Reader<'_>) -> Result<Record, CodecError> {
+    Ok(Record::MessagesLeased {
+        queue: get_number(r)?,
+        messages: get_list(r, 3, get_taken)?,
+        until: get_time(r)?,
+        at: get_time(r)?,
+        worker: get_option(r, get_name)?,
+    })
+}
+
+pub(super) fn put_leases_ended(
+    out: &mut Vec<u8>,
+    queue: EndpointNumber,
+    ends: &[EndedLease],
+    at: Timestamp,
+    reason: Option<&str>,
+) {
+    put_varint(out, u64::from(queue.0));
+    put_list(out, ends, put_ended);
+    put_time(out, at);
+    put_option(out, reason.as_ref(), |out, reason| put_text(out, reason));
+}
+
+pub(super) fn get_leases_ended(r: &mut Reader<'_>) -> Result<Record, CodecError> {
+    Ok(Record::LeasesEnded {
+        queue: get_number(r)?,
+        ends: get_list(r, 3, get_ended)?,
+        at: get_time(r)?,
+        reason: get_option(r, get_text)?,
+    })
+}
+
+pub(super) fn put_leases_extended(
+    out: &mut Vec<u8>,
+    queue: EndpointNumber,
+    leases: &[LeaseKey],
+    (until, at): (Timestamp, Timestamp),
+) {
+    put_varint(out, u64::from(queue.0));
+    put_list(out, leases, put_lease_key);
+    put_time(out, until);
+    put_time(out, at);
+}
+
+pub(super) fn get_leases_extended(r: &mut Reader<'_>) -> Result<Record, CodecError> {
+    Ok(Record::LeasesExtended {
+        queue: get_number(r)?,
+        leases: get_list(r, 2, get_lease_key)?,
+        until: get_time(r)?,
+        at: get_time(r)?,
+    })
 }

@@ -57,11 +57,15 @@ use super::fields::{
     CodecError, get_coded, get_list, get_name, get_number, get_option, get_text, get_time, put_list,
     put_option, put_text, put_time,
 };
-use super::lease::{get_ended, get_lease_key, get_taken, put_ended, put_lease_key, put_taken};
+use super::lease::{
+    get_leases_ended, get_leases_extended, get_messages_leased, put_leases_ended, put_leases_extended,
+    put_messages_leased,
+};
 use super::tenant::{get_tenant, put_tenant};
 use crate::codec::{Reader, put_bytes, put_u8, put_u16, put_varint};
 use crate::domain::{
-    ApiKey, DeliveryKey, Expected, Horizon, Idempotency, Position, Record, Rejection, Reservation, Role,
+    ApiKey, DeliveryKey, EndpointNumber, Expected, Horizon, Idempotency, Position, Record, Rejection,
+    Reservation, Role, Tenant, Timestamp,
 };
 
 /// Layout version of the records that have had a single layout.
@@ -163,23 +167,13 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_rejection(out, *rejection);
             put_option(out, command.as_ref(), |out, command| put_varint(out, u64::from(*command)));
         }
-        Record::RateReserved { endpoint, reservation } => {
-            put_varint(out, u64::from(endpoint.0));
-            put_varint(out, reservation.revision.0);
-            put_rate_limit(out, &reservation.rate);
-            put_time(out, reservation.full_at);
-        }
+        Record::RateReserved { endpoint, reservation } => put_reservation(out, *endpoint, reservation),
         Record::TenantPut(settings) => put_tenant(out, settings),
         Record::TenantDeleted { tenant, at } => {
             put_text(out, tenant.as_str());
             put_time(out, *at);
         }
-        Record::EventErased { event, tenant, at, reason } => {
-            put_varint(out, event.0);
-            put_text(out, tenant.as_str());
-            put_time(out, *at);
-            put_text(out, reason);
-        }
+        Record::EventErased { event, tenant, at, reason } => put_erasure(out, *event, tenant, *at, reason),
         Record::HorizonMoved { horizon, at } => {
             put_varint(out, horizon.events.0);
             put_varint(out, horizon.stream_events.0);
@@ -196,23 +190,13 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
             put_time(out, *at);
         }
         Record::MessagesLeased { queue, messages, until, at, worker } => {
-            put_varint(out, u64::from(queue.0));
-            put_list(out, messages, put_taken);
-            put_time(out, *until);
-            put_time(out, *at);
-            put_option(out, worker.as_ref(), |out, worker| put_text(out, worker.as_str()));
+            put_messages_leased(out, *queue, messages, (*until, *at), worker.as_ref());
         }
         Record::LeasesEnded { queue, ends, at, reason } => {
-            put_varint(out, u64::from(queue.0));
-            put_list(out, ends, put_ended);
-            put_time(out, *at);
-            put_option(out, reason.as_ref(), |out, reason| put_text(out, reason));
+            put_leases_ended(out, *queue, ends, *at, reason.as_deref());
         }
         Record::LeasesExtended { queue, leases, until, at } => {
-            put_varint(out, u64::from(queue.0));
-            put_list(out, leases, put_lease_key);
-            put_time(out, *until);
-            put_time(out, *at);
+            put_leases_extended(out, *queue, leases, (*until, *at));
         }
     }
 }
@@ -292,25 +276,9 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             at: get_time(r)?,
         },
         CONSUMER_DELETED => Record::ConsumerDeleted { key: get_consumer_key(r)?, at: get_time(r)? },
-        MESSAGES_LEASED => Record::MessagesLeased {
-            queue: get_number(r)?,
-            messages: get_list(r, 3, get_taken)?,
-            until: get_time(r)?,
-            at: get_time(r)?,
-            worker: get_option(r, get_name)?,
-        },
-        LEASES_ENDED => Record::LeasesEnded {
-            queue: get_number(r)?,
-            ends: get_list(r, 3, get_ended)?,
-            at: get_time(r)?,
-            reason: get_option(r, get_text)?,
-        },
-        LEASES_EXTENDED => Record::LeasesExtended {
-            queue: get_number(r)?,
-            leases: get_list(r, 2, get_lease_key)?,
-            until: get_time(r)?,
-            at: get_time(r)?,
-        },
+        MESSAGES_LEASED => get_messages_leased(r)?,
+        LEASES_ENDED => get_leases_ended(r)?,
+        LEASES_EXTENDED => get_leases_extended(r)?,
         other => return Err(CodecError::UnknownTag(other)),
     };
     reader.finish()?;
@@ -440,6 +408,20 @@ fn get_rejection(r: &mut Reader<'_>) -> Result<Rejection, CodecError> {
         3 => Ok(Rejection::PartialDuplicate),
         found => Err(CodecError::UnknownValue { what: "rejection", found: u64::from(found) }),
     }
+}
+
+fn put_erasure(out: &mut Vec<u8>, event: Position, tenant: &Tenant, at: Timestamp, reason: &str) {
+    put_varint(out, event.0);
+    put_text(out, tenant.as_str());
+    put_time(out, at);
+    put_text(out, reason);
+}
+
+fn put_reservation(out: &mut Vec<u8>, endpoint: EndpointNumber, reservation: &Reservation) {
+    put_varint(out, u64::from(endpoint.0));
+    put_varint(out, reservation.revision.0);
+    put_rate_limit(out, &reservation.rate);
+    put_time(out, reservation.full_at);
 }
 
 // ---- keys ----------------------------------------------------------------------------------
