@@ -51,6 +51,7 @@ pub fn audit(
     audit.compare_pages();
     audit.compare_rows_of_events(b'F');
     audit.compare_rows_of_events(b'M');
+    audit.compare_erasures();
     audit.compare_streams();
     audit.compare_requests();
     audit.compare_expiries();
@@ -231,6 +232,15 @@ impl Audit<'_> {
             let is_kept = known.is_some_and(|(_, is_kept)| is_kept);
             if kept != folded && (kept.is_some() || is_kept) {
                 audit.report(difference(&describe(key), kept.is_some(), folded.is_some()));
+            }
+        });
+    }
+
+    /// A kept row may be of an event whose content has just left the files.
+    fn compare_erasures(&mut self) {
+        self.for_each_row(b'H', |audit, key, kept, folded| {
+            if kept != folded && folded.is_some() {
+                audit.report(difference(&describe(key), kept.is_some(), true));
             }
         });
     }
@@ -419,6 +429,7 @@ fn describe(key: &[u8]) -> String {
         b'P' => format!("the history of event {} for endpoint {}", event(1), endpoint_at(key, 9).0),
         b'X' => format!("the dead letter of event {} for endpoint {}", event(9), endpoint_at(key, 17).0),
         b'F' => format!("the targets of event {}", event(1)),
+        b'H' => format!("the pending erasure of event {}", event(1)),
         b'M' => format!("the states of event {} in part {}", event(1), endpoint_at(key, 9).0),
         b'S' => format!("the head of stream {}", String::from_utf8_lossy(&key[1..]).replace('\0', " ")),
         b'V' => {

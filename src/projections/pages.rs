@@ -256,16 +256,15 @@ pub fn events(rows: &dyn Rows, page: u64) -> Vec<EventEntry> {
     events
 }
 
-/// The entry of one event.
+/// The last entry of one event.
 pub fn event(rows: &dyn Rows, position: Position) -> Option<EventEntry> {
     let mut found = None;
     scan_entries(rows, b'E', page_of(position), &mut |reader| {
         let entry = EventEntry::decode(reader)?;
-        if entry.position != position {
-            return Ok(ControlFlow::Continue(()));
+        if entry.position == position {
+            found = Some(entry);
         }
-        found = Some(entry);
-        Ok(ControlFlow::Break(()))
+        Ok(ControlFlow::Continue(()))
     });
     found
 }

@@ -449,7 +449,7 @@ proptest::proptest! {
 #[test]
 fn unknown_tags_and_layouts_are_reported() {
     assert_eq!(decode(&[0, 1]), Err(CodecError::UnknownTag(0)));
-    assert_eq!(decode(&[18, 1]), Err(CodecError::UnknownTag(18)));
+    assert_eq!(decode(&[99, 1]), Err(CodecError::UnknownTag(99)));
     assert_eq!(decode(&[1, 3]), Err(CodecError::UnknownLayout { tag: 1, found: 3, known: 2 }));
     assert_eq!(decode(&[4, 2]), Err(CodecError::UnknownLayout { tag: 4, found: 2, known: 1 }));
     assert_eq!(decode(&[2, 5]), Err(CodecError::UnknownLayout { tag: 2, found: 5, known: 4 }));
