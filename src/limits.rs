@@ -315,10 +315,14 @@ pub const COMMIT_TARGETS: usize = 250_000;
 pub const UNAPPLIED_TARGETS_MAX: usize = REQUEST_TARGETS_MAX;
 /// Most unapplied deliveries of units that begin many. Each delays the commits and reads of all
 /// tenants by some microseconds. A larger unit is alone.
-pub const FAN_OUT_TARGETS_MAX: usize = 4_000;
+pub const FAN_OUT_TARGETS_MAX: usize = 1_000;
 /// Deliveries at which a request with independent events is split into several commits.
-pub const UNIT_TARGETS: usize = 2_000;
+pub const UNIT_TARGETS: usize = 500;
 const _: () = assert!(2 * UNIT_TARGETS <= FAN_OUT_TARGETS_MAX); // one is applied while one is written
+/// Unapplied deliveries of a tenant from which on its units with few deliveries take turns too. Far
+/// above what single posts have under load.
+pub const FAN_OUT_BUSY_TARGETS: usize = 5_000;
+const _: () = assert!(FAN_OUT_BUSY_TARGETS > FAN_OUT_TARGETS_MAX);
 /// How long a unit waits for its turn before it is rejected as overloaded.
 pub const FAN_OUT_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Deliveries of an event that the state applies before it looks for questions of others and for

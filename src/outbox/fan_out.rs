@@ -84,7 +84,7 @@ impl FanOut {
                 tracing::debug!(%tenant, present, targets, "deliveries not admitted");
                 return Err(Unavailable::Overloaded { retry_after });
             }
-            needs_turn |= present > limits::FAN_OUT_TARGETS_MAX;
+            needs_turn |= present > limits::FAN_OUT_BUSY_TARGETS;
         }
         for (tenant, targets) in &tenants {
             *unapplied.entry(tenant.clone()).or_default() += targets;
