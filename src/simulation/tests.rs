@@ -182,6 +182,11 @@ fn key_lost_during_a_refill_is_caught() {
 }
 
 #[test]
+fn partly_applied_event_that_is_applied_again_is_caught() {
+    assert_caught(Mutation::ForgetPart);
+}
+
+#[test]
 fn checkpoint_without_its_position_is_caught() {
     assert_caught(Mutation::CursorApart);
 }
