@@ -43,7 +43,7 @@ async fn send(client: &reqwest::Client, api: &str, append: u64, body: &Value) ->
 /// Appends until the daemon dies. Half of the appends expect the version that the writer saw last.
 async fn writer(appends: Arc<Mutex<Appends>>, api: String, mut random: Rng) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let mut seen = json!("any");
+    let mut seen = json!("none");
     loop {
         let append = {
             let mut appends = appends.lock().unwrap();
@@ -140,7 +140,7 @@ async fn appends_survive_repeated_kills() {
         let writers: Vec<_> = (0..writers)
             .map(|_| tokio::spawn(writer(appends.clone(), daemon.api.clone(), random.fork())))
             .collect();
-        tokio::time::sleep(Duration::from_millis(random.u64(5..500))).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(20..900))).await;
         daemon.kill();
         for writer in writers {
             writer.await.unwrap();

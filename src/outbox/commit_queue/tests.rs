@@ -50,6 +50,26 @@ fn numbers(group: Option<Vec<Unit>>) -> Vec<u64> {
 }
 
 #[test]
+fn large_atomic_unit_is_alone() {
+    let event = |bytes: usize| {
+        let (tenant, event_type) = ("acme".parse().unwrap(), "a".parse().unwrap());
+        Command::Publish(Box::new(EventDraft::new(tenant, event_type, vec![b'1'; bytes].into())))
+    };
+    let atomic = |bytes: usize| Unit {
+        commands: vec![Command::Atomic(None), event(bytes)],
+        prepared: Prepared::default(),
+        reply: None,
+    };
+    let queue = queue(100);
+    let large = limits::ATOMIC_SHARED_BYTES_MAX + 1;
+    for bytes in [10, 10, large, 10] {
+        queue.push(atomic(bytes)).unwrap();
+    }
+    let sizes: Vec<_> = (0..3).map(|_| queue.take().len()).collect();
+    assert_eq!(sizes, [2, 1, 1]);
+}
+
+#[test]
 fn groups_keep_order_and_barriers_are_alone() {
     let queue = queue(100);
     for unit in [outcome(1), outcome(2), barrier(3), barrier(4), outcome(5)] {

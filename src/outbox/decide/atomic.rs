@@ -171,3 +171,6 @@ fn repeat(commands: &[Command], repeated: &Outcome) -> Vec<Outcome> {
     };
     commands.iter().map(outcome).collect()
 }
+
+#[cfg(test)]
+mod tests;
