@@ -304,7 +304,9 @@ async fn respond(
     caller: Caller,
     closer: ConnectionCloser,
 ) -> Result<Reply, Problem> {
-    wait_for_position(call).await?;
+    if let Some((position, wait)) = position_wait(&call.headers)? {
+        seat.endable(&call.party, wait_for_position(call, position, wait)).await?;
+    }
     // Read before the handler runs: its answer reflects at least this.
     let reflected = Positions(&call.api.context).readable();
     let takes_turn = route.is_read() && route.turn == ReadTurn::Request && !call.waits();
@@ -321,8 +323,7 @@ async fn respond(
 }
 
 /// Waits until answers reflect the position that the request names.
-async fn wait_for_position(call: &Call) -> Result<(), Problem> {
-    let Some((position, wait)) = position_wait(&call.headers)? else { return Ok(()) };
+async fn wait_for_position(call: &Call, position: Position, wait: Duration) -> Result<(), Problem> {
     let waited = Positions(&call.api.context).wait(call.party.clone(), position, wait, call.client.gone());
     match waited.await? {
         Reached::Yes => Ok(()),

@@ -77,6 +77,19 @@ impl DiskReserve {
     }
 }
 
+impl super::Outbox {
+    /// Sets the free space that new events leave, in bytes; 0: none.
+    pub fn set_disk_reserve(&self, bytes: u64) {
+        self.inner.reserve.set_bytes(bytes);
+    }
+
+    /// Whether less than the disk reserve is free, so that new events are rejected.
+    #[must_use]
+    pub fn disk_shortage(&self) -> Option<DiskShortage> {
+        self.inner.reserve.shortage()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;

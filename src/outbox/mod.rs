@@ -17,6 +17,7 @@ pub mod fan_out;
 mod freshness;
 mod health;
 mod opening;
+mod positions;
 mod quotas;
 pub mod read_model;
 pub mod recent_keys;
@@ -28,7 +29,7 @@ pub(crate) mod usage_board;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -542,17 +543,6 @@ impl Outbox {
         look(&self.inner.matcher.read().expect("no holder of this lock panics"))
     }
 
-    /// Sets the free space that new events leave, in bytes; 0: none.
-    pub fn set_disk_reserve(&self, bytes: u64) {
-        self.inner.reserve.set_bytes(bytes);
-    }
-
-    /// Whether less than the disk reserve is free, so that new events are rejected.
-    #[must_use]
-    pub fn disk_shortage(&self) -> Option<DiskShortage> {
-        self.inner.reserve.shortage()
-    }
-
     /// Whether too many outcomes are pending, so that no new attempt should begin.
     #[must_use]
     pub fn is_outcome_queue_full(&self) -> bool {
@@ -563,18 +553,6 @@ impl Outbox {
     #[must_use]
     pub fn pending_commits(&self) -> (usize, usize) {
         self.inner.queue.pending_weight()
-    }
-
-    /// The last position whose group the apply thread has got. Every later question reflects it.
-    #[must_use]
-    pub fn readable(&self) -> Position {
-        Position(self.inner.readable.load(Ordering::Acquire))
-    }
-
-    /// Number of records that the state has not applied yet.
-    #[must_use]
-    pub fn lag(&self) -> u64 {
-        self.inner.reader.last_position().0.saturating_sub(self.inner.applied.load(Ordering::Relaxed))
     }
 
     /// Commits all pending units, writes a checkpoint and ends both threads. Blocks.
