@@ -99,7 +99,6 @@ pub const STREAM_RETRY_MIN: Duration = Duration::from_secs(2);
 /// See [`STREAM_RETRY_MIN`].
 pub const STREAM_RETRY_MAX: Duration = Duration::from_secs(4);
 const _: () = assert!(STREAM_RETRY_MIN.as_millis() < STREAM_RETRY_MAX.as_millis());
-
 /// Maximum of the query parameter `wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bound of response bytes that the clients of one key, or one address without a key, have not

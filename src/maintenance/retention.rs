@@ -105,8 +105,8 @@ impl Retention {
         Ok(pass)
     }
 
-    /// Forgets expired events, step by step. Before a step, the horizon of its events is durable, so
-    /// that no reader of the feed misses them unnoticed.
+    /// Forgets expired events, step by step. Before a step, the horizon of its events is durable,
+    /// so that no reader of the feed misses them unnoticed.
     async fn forget(&mut self, cutoffs: Cutoffs, now: Timestamp) -> Result<u64, Unavailable> {
         let (mut events, mut page) = (0, Some(0));
         while let Some(from) = page {

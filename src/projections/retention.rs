@@ -32,15 +32,15 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    pub(super) fn includes(self, event: &EventEntry, states: &PageStates<'_>) -> bool {
-        self.expired_states(event, states).is_some()
-    }
-
-    /// The last states of an event that expires.
-    fn expired_states(self, event: &EventEntry, states: &PageStates<'_>) -> Option<States> {
+    /// The last states of an expired event's deliveries; `None` if the event stays.
+    fn states(self, event: &EventEntry, states: &PageStates<'_>) -> Option<States> {
         let last = if event.stream.is_some() { self.horizon.stream_events } else { self.horizon.events };
         let is_within = event.position <= last || failpoints::is_active(Mutation::SkipHorizon);
-        if is_within { expired_states(event, states, self.cutoffs) } else { None }
+        is_within.then(|| expired_states(event, states, self.cutoffs)).flatten()
+    }
+
+    pub(super) fn includes(self, event: &EventEntry, states: &PageStates<'_>) -> bool {
+        self.states(event, states).is_some()
     }
 }
 
@@ -157,7 +157,7 @@ fn forget_page(
     let states = PageStates::new(rows, page);
     let (mut expired, mut kept) = (Vec::new(), Vec::new());
     for event in events {
-        match expiry.expired_states(&event, &states) {
+        match expiry.states(&event, &states) {
             Some(deliveries) => {
                 let attempts = deliveries.into_values().flatten().flat_map(|entry| entry.attempts);
                 forgotten.positions.extend(attempts);

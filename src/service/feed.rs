@@ -113,7 +113,7 @@ impl Feed<'_> {
             }
             let mut step = self.look(filter, next, page.room()).await?;
             let events = self.events_at(&mut step, bounds.bytes).await?;
-            // Retention may have forgotten some of them meanwhile.
+            // Retention may have forgotten some of them during the look.
             self.check(filter, next)?;
             page.add(events, step.looked_at);
             if page.is_full || self.0.now().monotonic - started >= limits::FEED_SEARCH_MAX {
