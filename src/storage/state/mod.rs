@@ -22,13 +22,9 @@ use overlay::Overlay;
 use registry_keys::{deleted_key, endpoint_key, key_key, tenant_key};
 use row_store::RowStore;
 
-<<<<<<< ours
 use crate::domain::{
     ConsumerKey, ConsumerPlace, EndpointNumber, Horizon, Position, Record, Tenant, Timestamp,
 };
-=======
-use crate::domain::{DeliveryKey, EndpointNumber, Event, Horizon, Position, Record, Tenant, Timestamp};
->>>>>>> theirs
 use crate::failpoints::{self, Bound, Mutation};
 use crate::limits;
 use crate::projections::audit::{self, Terms};
@@ -350,7 +346,7 @@ impl State {
         (known.record == Position(0) || wanted != known.horizon).then_some(wanted)
     }
 
-    /// Deletes expired events up to the recorded horizon.
+    /// Deletes expired events up to the recorded horizon; see [`retention::forget`](crate::projections::retention::forget).
     pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
         let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
         self.dirty_without_record |= forgotten.events > 0;

@@ -1,8 +1,4 @@
-<<<<<<< ours
 //! Keys of the rows of endpoints, API keys and tenants. Must never decide when a row exists.
-=======
-//! Keys of the rows that refer to the records of endpoints, keys and tenants.
->>>>>>> theirs
 
 use super::{DELETED, ENDPOINTS, KEYS, TENANTS};
 use crate::domain::{EndpointNumber, KeyId, Tenant};
