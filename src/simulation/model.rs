@@ -230,6 +230,10 @@ impl Model {
         }
     }
 
+    pub(super) fn is_erased(&self, event: Position) -> bool {
+        self.oracle.events.get(&event).is_some_and(|event| event.erased_at.is_some())
+    }
+
     /// Records of erased events whose content may still be in the files.
     pub(super) fn contents(&self) -> Vec<Position> {
         self.contents.keys().copied().collect()

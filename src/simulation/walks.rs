@@ -246,7 +246,8 @@ pub(super) fn check_reached(
     let missed = world.with(|inner| {
         let changed = inner.model.changed_since(began);
         before.iter().copied().find(|key| {
-            !changed.contains(key) && is_included(inner, *key) && !inner.model.may_be_removed(key.event)
+            let is_gone = inner.model.may_be_removed(key.event) || inner.model.is_erased(key.event);
+            !changed.contains(key) && is_included(inner, *key) && !is_gone
         })
     });
     match missed {

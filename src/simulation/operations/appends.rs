@@ -143,7 +143,10 @@ fn check_accepted(inner: &mut Inner, number: usize, events: &[AcceptedEvent]) ->
     }
     for (index, (accepted, draft)) in events.iter().zip(&append.request.drafts).enumerate() {
         let durable = inner.model.oracle.events.get(&accepted.position);
-        if durable.is_none_or(|event| event.data != draft.data || event.id != accepted.event.id) {
+        let is_same = |event: &std::sync::Arc<crate::domain::Event>| {
+            event.id == accepted.event.id && (event.erased_at.is_some() || event.data == draft.data)
+        };
+        if !durable.is_some_and(is_same) {
             return Some(format!("append {number}: event {index} was answered before it was durable"));
         }
     }
