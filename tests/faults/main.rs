@@ -11,6 +11,7 @@ mod clocks;
 mod crashes;
 mod disk;
 mod disk_reserve;
+mod erasure;
 mod files;
 mod fuzz;
 mod golden;
