@@ -231,6 +231,7 @@ impl Dispatcher {
             if endpoint.queue().is_some() {
                 let leases = leases.remove(&endpoint.number).unwrap_or_default();
                 self.restore_queue(&endpoint, backlog, leases, now);
+                self.known.insert(endpoint.number, endpoint.as_ref().into());
                 continue;
             }
             self.lanes.on_endpoint(endpoint.number, self.policy(&endpoint), backlog, now);

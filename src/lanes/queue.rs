@@ -300,7 +300,14 @@ impl QueueLane {
         let due = due.map(|(key, _)| now.monotonic + key.due.since(now.wall));
         // A due message that no worker gets needs a further call, not a time.
         let due = due.filter(|due| *due > now.monotonic);
-        due.into_iter().chain(self.book.next_end()).min()
+        let old = self.policy.age_max.and_then(|age| {
+            let first = self.window.first().filter(|(key, _)| key.due <= now.wall);
+            let returned = self.book.first_returned().map(|(_, lease)| lease.progress);
+            let progress = returned.or(first.map(|(_, progress)| progress))?;
+            let at = progress.series_started.plus(age).plus(Duration::from_millis(1));
+            Some(now.monotonic + at.since(now.wall)).filter(|at| *at > now.monotonic)
+        });
+        due.into_iter().chain(old).chain(self.book.next_end()).min()
     }
 
     #[must_use]

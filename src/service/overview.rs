@@ -146,7 +146,11 @@ impl Overview<'_> {
         let counted = counted.await?;
         Ok(self.0.outbox().registry(|registry| {
             let candidates = counted.into_iter().filter_map(|(number, lane)| {
-                let endpoint = registry.endpoint(number).filter(|known| scope.covers(&known.tenant))?;
+                // Queues have a report of their lane.
+                let endpoint = registry.endpoint(number).filter(|known| known.queue().is_none())?;
+                if !scope.covers(&endpoint.tenant) {
+                    return None;
+                }
                 Some(Candidate {
                     endpoint: number,
                     id: endpoint.id.clone(),

@@ -281,6 +281,10 @@ impl Queues<'_> {
         let mut gone = pin!(gone);
         let leased = self.take(queue, &options, gone.as_mut()).await?;
         drop(registered);
+        // The wait for the client may have ended: it must not be polled again.
+        if leased.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut unsent = UnsentMessages::new(self.0, number, &leased);
         let messages = self.read_messages(queue, leased, options.bytes_max).await?;
         let is_gone =

@@ -28,6 +28,7 @@ mod operation;
 mod outcomes;
 mod overview;
 mod pagination;
+mod queues;
 mod refusals;
 mod repetition;
 mod requests;

@@ -21,3 +21,4 @@ mod restarts;
 mod shutdown;
 mod streams;
 mod syscalls;
+mod workers;
