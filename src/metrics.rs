@@ -10,6 +10,12 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+mod api;
+mod queues;
+
+use api::ApiMetrics;
+use queues::QueueMetrics;
+
 use crate::domain::closed_list::closed_list;
 use crate::domain::{DeadReason, ErrorClass, Quota, Timestamp};
 use crate::lanes::queue::QueueReport;
@@ -17,9 +23,6 @@ use crate::lanes::{LanesSummary, WaitReason};
 
 /// The exposition format that Prometheus 3 accepts.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-const LEASE_BUCKETS: [f64; 12] =
-    [0.001, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0];
 
 const LATENCY_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -116,89 +119,6 @@ pub struct Metrics {
     endpoints_to_reseal: IntGauge,
     log_lines_dropped: IntCounter,
     queues: QueueMetrics,
-}
-
-/// Metrics of queues.
-#[derive(Clone)]
-struct QueueMetrics {
-    messages: IntGaugeVec,
-    leases: IntCounterVec,
-    lease_time: Histogram,
-    waiters: IntGauge,
-    oldest_due: IntGauge,
-}
-
-impl QueueMetrics {
-    fn new(registry: &Registry) -> Self {
-        let messages = Opts::new("balto_queue_messages", "Messages of queues: waiting in memory or leased.");
-        let leases = Opts::new("balto_queue_leases_total", "Leases by their end.");
-        let lease_time = HistogramOpts::new("balto_queue_lease_seconds", "Time from a lease to its end.");
-        let waiters = IntGauge::new("balto_queue_waiters", "Receives that wait for messages.");
-        let oldest_due = IntGauge::new(
-            "balto_queue_oldest_due_timestamp_seconds",
-            "Due time of the oldest message that is due and not leased; 0 without one.",
-        );
-        let messages = register(registry, IntGaugeVec::new(messages, &["state"]));
-        let leases = register(registry, IntCounterVec::new(leases, &["outcome"]));
-        for state in ["waiting", "leased"] {
-            messages.with_label_values(&[state]).set(0);
-        }
-        for outcome in ["acked", "requeued", "dead", "released"] {
-            leases.with_label_values(&[outcome]).inc_by(0);
-        }
-        Self {
-            messages,
-            leases,
-            lease_time: register(registry, Histogram::with_opts(lease_time.buckets(LEASE_BUCKETS.to_vec()))),
-            waiters: register(registry, waiters),
-            oldest_due: register(registry, oldest_due),
-        }
-    }
-}
-
-/// Metrics of the API listener.
-#[derive(Clone)]
-struct ApiMetrics {
-    authentications_refused: IntCounterVec,
-    connections: IntGauge,
-    connections_displaced: IntCounter,
-    waiting: IntGauge,
-    streams: IntGauge,
-    consumers_gone: IntCounter,
-}
-
-impl ApiMetrics {
-    fn new(registry: &Registry) -> Self {
-        let refused = Opts::new(
-            "balto_authentications_refused_total",
-            "Requests with a rejected key: missing, wrong, or from an address with too many wrong keys.",
-        );
-        let connections = IntGauge::new("balto_api_connections", "Open connections to the API.");
-        let displaced = IntCounter::new(
-            "balto_api_connections_displaced_total",
-            "API connections, idle or slow to read, that were closed at the limit in favour of new ones.",
-        );
-        let consumers_gone = IntCounter::new(
-            "balto_consumers_gone_total",
-            "Consumers whose next events were removed by retention.",
-        );
-        let waiting = IntGauge::new(
-            "balto_api_waiting_requests",
-            "Requests that wait for a change, such as the next event.",
-        );
-        let streams = IntGauge::new(
-            "balto_api_streams",
-            "Streams of events that clients read (GET /v1/feed as text/event-stream).",
-        );
-        Self {
-            waiting: register(registry, waiting),
-            streams: register(registry, streams),
-            consumers_gone: register(registry, consumers_gone),
-            authentications_refused: register(registry, IntCounterVec::new(refused, &["reason"])),
-            connections: register(registry, connections),
-            connections_displaced: register(registry, displaced),
-        }
-    }
 }
 
 impl Default for Metrics {

@@ -90,7 +90,7 @@ async fn receipts_follow_the_fence() {
     }
     let first = receipts(&receive(&daemon, json!({"max": 6, "visibility": "200ms"})).await);
     tokio::time::sleep(Duration::from_millis(250)).await;
-    // Run out, and nobody has taken it since: the work is done.
+    // The lease has run out, and no other worker has the message: the work is done.
     assert_eq!(end(&daemon, "ack", &first[..1], json!({})).await, ["acked"]);
     let second = receive(&daemon, json!({"max": 1})).await;
     assert_eq!((numbers(&second), &second[0]["deliveryCount"]), (vec![2], &json!(2)));

@@ -201,7 +201,8 @@ fn missing_changed_or_added_row_is_detected() {
                 // With an earlier layout in the cursor, the next start rebuilds the state
                 // regardless of its content.
                 let is_earlier = tag == 'A' && report.state == StateCheck::EarlierLayout;
-                let harmless = after == rows || is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
+                let harmless =
+                    after == rows || is_earlier || ("EOIJLA".contains(tag) && meaning.is_same(&rows, &after));
                 assert!(
                     !listed.is_empty() || harmless,
                     "BALTO_TEST_SEED={seed}, directory {directory}, case {number}: undetected change of {tag} {key:?}"

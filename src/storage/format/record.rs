@@ -249,14 +249,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             rejection: get_rejection(r)?,
             command: if found < 2 { None } else { get_option(r, |r| Ok(r.get_varint_u32()?))? },
         },
-        RATE_RESERVED => Record::RateReserved {
-            endpoint: get_number(r)?,
-            reservation: Reservation {
-                revision: Position(r.get_varint()?),
-                rate: get_rate_limit(r)?,
-                full_at: get_time(r)?,
-            },
-        },
+        RATE_RESERVED => Record::RateReserved { endpoint: get_number(r)?, reservation: get_reservation(r)? },
         TENANT_PUT => Record::TenantPut(Arc::new(get_tenant(r)?)),
         TENANT_DELETED => Record::TenantDeleted { tenant: get_name(r)?, at: get_time(r)? },
         EVENT_ERASED => Record::EventErased {
@@ -422,6 +415,10 @@ fn put_reservation(out: &mut Vec<u8>, endpoint: EndpointNumber, reservation: &Re
     put_varint(out, reservation.revision.0);
     put_rate_limit(out, &reservation.rate);
     put_time(out, reservation.full_at);
+}
+
+fn get_reservation(r: &mut Reader<'_>) -> Result<Reservation, CodecError> {
+    Ok(Reservation { revision: Position(r.get_varint()?), rate: get_rate_limit(r)?, full_at: get_time(r)? })
 }
 
 // ---- keys ----------------------------------------------------------------------------------

@@ -346,7 +346,8 @@ impl State {
         (known.record == Position(0) || wanted != known.horizon).then_some(wanted)
     }
 
-    /// Deletes expired events up to the recorded horizon; see [`retention::forget`](crate::projections::retention::forget).
+    /// Deletes expired events up to the recorded horizon; see
+    /// [`retention::forget`](crate::projections::retention::forget).
     pub fn forget(&mut self, cutoffs: Cutoffs, page: u64, pages_max: usize) -> Forgotten {
         let forgotten = self.fold.forget(&mut self.rows, cutoffs, page, pages_max);
         self.dirty_without_record |= forgotten.events > 0;

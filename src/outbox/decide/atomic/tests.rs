@@ -1,4 +1,4 @@
-//! What a rejected atomic unit leaves in its group: nothing.
+//! A rejected atomic unit leaves nothing in its group.
 
 use std::sync::{Arc, RwLock};
 
