@@ -303,7 +303,7 @@ impl QueueLane {
         let old = self.policy.age_max.and_then(|age| {
             let first = self.window.first().filter(|(key, _)| key.due <= now.wall);
             let returned = self.book.first_returned().map(|(_, lease)| lease.progress);
-            let progress = returned.or(first.map(|(_, progress)| progress))?;
+            let progress = returned.or_else(|| first.map(|(_, progress)| progress))?;
             let at = progress.series_started.plus(age).plus(Duration::from_millis(1));
             Some(now.monotonic + at.since(now.wall)).filter(|at| *at > now.monotonic)
         });
