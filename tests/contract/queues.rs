@@ -213,7 +213,8 @@ async fn queue_is_created_changed_paused_purged_and_deleted() {
     assert_eq!((status, &changed["maxDeliveries"], &changed["maxAge"]), (200, &json!(3), &json!("1h")));
     assert_eq!(daemon.get("/endpoints").await["data"], json!([]));
     assert_eq!(daemon.get("/queues").await["data"][0]["name"], "jobs");
-    (job(&daemon, 1).await, job(&daemon, 2).await);
+    job(&daemon, 1).await;
+    job(&daemon, 2).await;
     daemon.post("/queues/jobs/pause", "").await;
     assert_eq!(receive(&daemon, json!({})).await, Vec::<Value>::new());
     assert_eq!(daemon.get("/queues/jobs/lane").await["reason"], "paused");
