@@ -122,6 +122,10 @@ impl Operation {
             "url" => json!("https://example.com/"),
             "since" => json!("2026-01-01T00:00:00Z"),
             "role" => json!("viewer"),
+            "name" => json!("x"),
+            "receipts" => json!(["rcp_AAAAAAAAAAEAAAAAAAAAAQAAAAGYJFsu"]),
+            "visibility" => json!("1s"),
+            "reason" => json!("x"),
             "confirm" => json!("x"),
             "events" => json!([{"type": "a.b", "data": 1}]),
             _ => json!(1),
@@ -266,6 +270,8 @@ async fn unknown_member_is_named() {
     let receiver = Receiver::status(200).await;
     let body = json!({"url": receiver.url}).to_string();
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
+    let queue = json!({"name": made["id"]}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         // A patch needs an existing resource.
         let path = operation.at(&text(&made, "id"));
@@ -311,6 +317,8 @@ async fn repeated_member_is_named() {
     let receiver = Receiver::status(200).await;
     let body = json!({"url": receiver.url}).to_string();
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
+    let queue = json!({"name": made["id"]}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
     let mut asked = 0;
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         let path = operation.at(&text(&made, "id"));
@@ -350,6 +358,8 @@ async fn member_of_wrong_type_is_pointed_to() {
     let receiver = Receiver::status(200).await;
     let body = json!({"url": receiver.url}).to_string();
     let (_, made) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
+    let queue = json!({"name": made["id"]}).to_string();
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", &queue).await.0, 201);
     let mut asked = 0;
     for operation in operations().iter().filter(|operation| operation.takes_json()) {
         let path = operation.at(&text(&made, "id"));
@@ -437,6 +447,9 @@ async fn foreign_id_gets_404() {
     let receiver = Receiver::status(410).await;
     let body = json!({"url": receiver.url, "tenant": "acme"}).to_string();
     let (_, endpoint) = call_as(&daemon, ADMIN, "POST", "/endpoints", &body).await;
+    let queue = r#"{"name":"jobs","tenant":"acme","eventTypes":["none"]}"#;
+    assert_eq!(call_as(&daemon, ADMIN, "POST", "/queues", queue).await.0, 201);
+    let queue = "jobs".to_owned();
     let body = r#"{"type":"a","data":1,"tenant":"acme"}"#;
     let (_, event) = call_as(&daemon, ADMIN, "POST", "/events", body).await;
     let (own, other) =
@@ -455,6 +468,7 @@ async fn foreign_id_gets_404() {
             Some("events") => &event,
             Some("endpoints") => &endpoint,
             Some("deliveries" | "dead-letters") => &letter,
+            Some("queues") => &queue,
             Some("keys") => continue,       // admin only: 403
             Some("handshakes") => continue, // the token is the authorisation
             kind => panic!("the test has no sample of the kind {kind:?}"),
