@@ -231,6 +231,25 @@ impl Client {
         self.request(with_json(self.http.patch(self.url(segments, &[])), Some(body))).await
     }
 
+    /// As [`Self::patch`], with a query.
+    pub(crate) async fn patch_to(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+        body: String,
+    ) -> Result<String, Error> {
+        self.request(with_json(self.http.patch(self.url(segments, query)), Some(body))).await
+    }
+
+    /// As [`Self::delete`], with a query.
+    pub(crate) async fn delete_from(
+        &self,
+        segments: &[&str],
+        query: &[(&'static str, String)],
+    ) -> Result<String, Error> {
+        self.request(self.http.delete(self.url(segments, query))).await
+    }
+
     pub(crate) async fn delete(&self, segments: &[&str]) -> Result<String, Error> {
         self.request(self.http.delete(self.url(segments, &[]))).await
     }

@@ -19,9 +19,11 @@ mod files;
 pub mod listen;
 mod output;
 mod overview;
+mod queues;
 mod stop;
 mod streams;
 mod tenants;
+mod work;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -115,6 +117,11 @@ enum Command {
     Consumers(consumers::ConsumersCommand),
     /// Show how far the state and the consumers have come.
     Projections,
+    /// Manage queues, from which workers receive messages.
+    #[command(subcommand)]
+    Queues(Box<queues::QueuesCommand>),
+    /// Run a command for each message of a queue.
+    Work(Box<work::WorkArgs>),
     /// List, show, change and remove tenants.
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
@@ -153,7 +160,7 @@ impl Command {
     /// Whether SIGTERM no longer ends the process by itself: such a command must not block on its
     /// outputs.
     fn handles_signals(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Demo | Self::Listen(_) | Self::Backup(_))
+        matches!(self, Self::Serve(_) | Self::Demo | Self::Listen(_) | Self::Work(_) | Self::Backup(_))
     }
 }
 
@@ -262,6 +269,8 @@ fn dispatch(backend: &Backend, cli: Cli) -> anyhow::Result<ExitCode> {
         Command::DeadLetters(command) => block_on(command.run(&session()?))?,
         Command::Consumers(command) => block_on(command.run(&session()?))?,
         Command::Projections => block_on(consumers::projections(&session()?))?,
+        Command::Queues(command) => block_on(command.run(&session()?))?,
+        Command::Work(args) => block_on(args.run(session()?))?,
         Command::Tenants(command) => block_on(command.run(&session()?))?,
         Command::Stats(args) => block_on(args.run(&session()?))?,
         Command::Lanes(args) => block_on(args.run(&session()?))?,

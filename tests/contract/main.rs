@@ -38,6 +38,7 @@ mod streams;
 mod subscriber;
 mod tenants;
 mod waits;
+mod workers;
 
 use serde_json::{Value, json};
 use support::{Daemon, Receiver};
