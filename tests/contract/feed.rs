@@ -217,9 +217,15 @@ async fn tenants_read_only_their_own_events() {
     assert_eq!(numbers(&call_as(&daemon, ADMIN, "GET", "/feed", "").await.1), [1, 2, 3]);
     assert_eq!(call_as(&daemon, "wrong", "GET", "/feed", "").await.0, 401);
     // Operator events are in the feed only when their tenant is named.
-    let receiver = Receiver::status(500).await;
-    let hook = json!({"url": receiver.url, "tenant": "acme", "retry": {"maxAttempts": 1}});
-    assert_eq!(call_as(&daemon, ADMIN, "POST", "/endpoints", &hook.to_string()).await.0, 201);
+    let (receiver, operator) = (Receiver::status(500).await, Receiver::status(200).await);
+    let hooks = [
+        json!({"url": receiver.url, "tenant": "acme", "retry": {"maxAttempts": 1}}),
+        // Without an endpoint that wants them, there are no operator events.
+        json!({"url": operator.url, "tenant": "balto"}),
+    ];
+    for hook in hooks {
+        assert_eq!(call_as(&daemon, ADMIN, "POST", "/endpoints", &hook.to_string()).await.0, 201);
+    }
     let event = json!({"type": "dies", "data": 4, "tenant": "acme"}).to_string();
     call_as(&daemon, ADMIN, "POST", "/events", &event).await;
     let path = "/feed?tenant=balto&wait=60s";

@@ -281,12 +281,17 @@ async fn large_fan_out_delays_no_other_tenant() {
     }
     let event = json!({"type": "big", "data": 1, "deliverAt": "9999-01-01T00:00:00Z"});
     let batch = json!({"events": vec![event; CROWD.1]}).to_string();
-    assert_eq!(call_as(&daemon, &evil, "POST", "/events/batch", &batch).await.0, 202);
     // The tenant's own list waits for its deliveries.
     let own = tokio::spawn({
         let (daemon, evil) = (daemon.clone(), evil.clone());
-        async move { call_as(&daemon, &evil, "GET", "/deliveries?limit=1", "").await }
+        async move {
+            assert_eq!(call_as(&daemon, &evil, "POST", "/events/batch", &batch).await.0, 202);
+            call_as(&daemon, &evil, "GET", "/deliveries?limit=1", "").await
+        }
     });
+    while call_as(&daemon, ADMIN, "GET", "/tenants/evil", "").await.1["usage"]["pendingDeliveries"] == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     let (status, listed) = call_as(&daemon, &good, "GET", "/events", "").await;
     assert_eq!((status, list(&listed).len()), (200, 0));
     let bearer = format!("Bearer {good}");

@@ -189,7 +189,7 @@ async fn queue_commands_cover_the_life_of_a_queue() {
     assert_eq!(answer_of(&daemon, &["queues", "purge", "mails", "--confirm", "mails"])["count"], 1);
     until_status(&daemon, &event, "failed").await;
     assert_eq!(answer_of(&daemon, &["queues", "replay", "mails", "--since", "1h"])["count"], 1);
-    assert_eq!(answer_of(&daemon, &["queues", "stats", "mails"])["pending"], 1);
+    assert_eq!(answer_of(&daemon, &["queues", "stats", "mails"])["backlog"], 1);
     assert_eq!(balto(&daemon, &["queues", "rm", "mails"]).code, 0);
     assert_eq!(balto(&daemon, &["queues", "show", "mails"]).code, 1);
 }
