@@ -22,6 +22,7 @@ fn event() -> anyhow::Result<Record> {
         version: "1.0".parse()?,
         timestamp: Timestamp::from_millis(1),
         accepted_at: Timestamp::from_millis(1),
+        erased_at: None,
         stream: None,
         ordering_key: None,
         deliver_at: None,

@@ -144,7 +144,7 @@ impl WorkArgs {
         let mut first_error = None;
         while !handlers.is_empty() {
             tokio::select! {
-                Some(done) = handlers.join_next() => first_error = first_error.or(error_of(done)),
+                Some(done) = handlers.join_next() => first_error = first_error.or_else(|| error_of(done)),
                 () = stop.signal() => {
                     phase.send_modify(|phase| {
                         *phase = if *phase == Phase::Working { Phase::Ending } else { Phase::Killing };

@@ -220,7 +220,7 @@ async fn tenants_read_only_their_own_events() {
     let (receiver, operator) = (Receiver::status(500).await, Receiver::status(200).await);
     let hooks = [
         json!({"url": receiver.url, "tenant": "acme", "retry": {"maxAttempts": 1}}),
-        // Without an endpoint that wants them, there are no operator events.
+        // Operator events are published only to an endpoint.
         json!({"url": operator.url, "tenant": "balto"}),
     ];
     for hook in hooks {

@@ -108,7 +108,7 @@ impl Handler {
         Ok(())
     }
 
-    /// Starts the command in a process group of its own, so that Ctrl-C in a terminal reaches the
+    /// Starts the command in a separate process group, so that Ctrl-C in a terminal reaches the
     /// worker alone.
     fn spawn(&self, head: &EventHead) -> std::io::Result<Child> {
         let Worker { command, queue, .. } = &*self.worker;
@@ -198,7 +198,7 @@ impl Handler {
         let outcome = loop {
             match self.worker.post(action, body.to_string()).await {
                 Ok(answer) => break first_status(&answer).unwrap_or_default(),
-                // A late acknowledgement counts if nobody has the message since.
+                // A late acknowledgement counts while no other worker has the message.
                 Err(error)
                     if is_transient(&error) && self.leased_at.elapsed() < 2 * self.worker.visibility =>
                 {
